@@ -1,0 +1,281 @@
+"""The LayerTable: what each parameter's group, depth, rate and decay are, and whether it trains.
+
+Depth counts from the input: 0 the embeddings, i + 1 block i, n + 1 the final norm and the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxft.config import Group, LayerDecay, Optimizer, Schedule
+from jaxft.errors import UserError
+from jaxft.tree import natural_order, select
+
+REST = "rest"
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """One group: the parameters that share an algorithm, a peak rate and a schedule.
+
+    Attributes:
+        name: as in the config; `rest` owns what no group claimed.
+        trainable: False for a frozen group.
+        peak_rate: the schedule's highest rate, before multipliers; 0 where frozen.
+        algorithm: the optimizer's name.
+        weight_decay: decay per unit of rate, for the group's leaves that decay.
+        schedule: the schedule section that drives it.
+    """
+
+    name: str
+    trainable: bool
+    peak_rate: float
+    algorithm: str
+    weight_decay: float
+    schedule: Schedule
+
+
+@dataclass(frozen=True)
+class LeafRow:
+    """One parameter: `multiplier` is layer decay x `lr_mult`; `decays` if weight decay acts."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    group: str
+    depth: int
+    trainable: bool
+    multiplier: float
+    decays: bool
+
+    @property
+    def parameters(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class LayerTable:
+    """Every parameter in exactly one group, in natural order of names."""
+
+    leaves: tuple[LeafRow, ...]
+    groups: tuple[GroupRow, ...]
+
+    @property
+    def trainable(self) -> tuple[str, ...]:
+        return tuple(leaf.name for leaf in self.leaves if leaf.trainable)
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        return tuple(leaf.name for leaf in self.leaves if not leaf.trainable)
+
+    @property
+    def training_groups(self) -> tuple[GroupRow, ...]:
+        """Groups that train and own a parameter: the columns of the run's rate array."""
+        owning = {leaf.group for leaf in self.leaves if leaf.trainable}
+        return tuple(group for group in self.groups if group.name in owning)
+
+    def multipliers(self) -> np.ndarray:
+        """One multiplier a trainable leaf, in the order of `trainable`: `[leaves]` float32."""
+        return np.array([row.multiplier for row in self.leaves if row.trainable], np.float32)
+
+    def weight_decays(self) -> np.ndarray:
+        """One weight decay a training group: `[groups]` float32."""
+        return np.array([group.weight_decay for group in self.training_groups], np.float32)
+
+    def trunk(self) -> tuple[str, ...]:
+        """The frozen prefix: frozen leaves below the lowest depth at which anything trains."""
+        lowest = min((leaf.depth for leaf in self.leaves if leaf.trainable), default=0)
+        return tuple(leaf.name for leaf in self.leaves if leaf.depth < lowest)
+
+    def summary(self) -> list[dict]:
+        """One row a group, for people and the report."""
+        return [self._summarise(group) for group in self.groups if self._owned(group.name)]
+
+    def _owned(self, group: str) -> list[LeafRow]:
+        return [leaf for leaf in self.leaves if leaf.group == group]
+
+    def _summarise(self, group: GroupRow) -> dict:
+        owned = self._owned(group.name)
+        count = sum(leaf.parameters for leaf in owned)
+        multipliers = [leaf.multiplier for leaf in owned]
+        moments = {"adamw": 2, "sgd": 1}[group.algorithm]
+        return {
+            "name": group.name,
+            "depths": [min(leaf.depth for leaf in owned), max(leaf.depth for leaf in owned)],
+            "leaves": len(owned),
+            "parameters": count,
+            "trainable": group.trainable,
+            "peak_rate": group.peak_rate,
+            "peak_rates": [group.peak_rate * min(multipliers), group.peak_rate * max(multipliers)],
+            "schedule": group.schedule.kind if group.trainable else None,
+            "optimizer": group.algorithm if group.trainable else None,
+            "weight_decay": group.weight_decay if group.trainable else None,
+            "decayed_leaves": sum(leaf.decays for leaf in owned),
+            "optimizer_bytes": count * 4 * moments if group.trainable else 0,
+        }
+
+    def rows(self) -> list[dict]:
+        """One row a parameter, for the report."""
+        groups = {group.name: group for group in self.groups}
+        return [
+            {
+                "name": leaf.name,
+                "shape": list(leaf.shape),
+                "dtype": leaf.dtype,
+                "group": leaf.group,
+                "depth": leaf.depth,
+                "trainable": leaf.trainable,
+                "multiplier": leaf.multiplier,
+                "peak_rate": groups[leaf.group].peak_rate * leaf.multiplier,
+                "weight_decay": groups[leaf.group].weight_decay if leaf.decays else 0.0,
+                "parameters": leaf.parameters,
+            }
+            for leaf in self.leaves
+        ]
+
+
+def depth_multiplier(preset: str, rate: float, depth: int, num_depths: int, name: str) -> float:
+    """The layer-decay multiplier of one parameter, as the preset's original computes it.
+
+    Args:
+        preset: timm, mae, electra or ulmfit.
+        rate: decay a layer; 1 leaves every multiplier at 1.
+        depth: 0 embeddings, i + 1 block i, `num_depths - 1` the final norm and the head.
+        num_depths: number of blocks + 2.
+        name: the parameter's name.
+
+    Source: timm `param_groups_layer_decay` (the final norm counts with the last block); MAE
+        `lr_decay.py` and BEiT (the final norm at 1; what they do not know, such as register
+        tokens, at 1); ELECTRA `optimization.py` (a hole below the head: the last block gets
+        rate ** 2); Howard and Ruder 2018, section 3.1 (each layer 1 / 2.6 of the one above).
+    """
+    top = num_depths - 1
+    if preset == "timm" and depth == top and name.startswith("norm/"):
+        depth = top - 1
+    if preset == "mae" and name.endswith("register_tokens"):
+        depth = top
+    if preset == "electra" and depth < top:
+        return rate ** (top + 1 - depth)
+    return rate ** (top - depth)
+
+
+def build_table(
+    shapes: Mapping[str, object],
+    *,
+    depths: Mapping[str, int],
+    num_depths: int,
+    no_decay: Sequence[str],
+    groups: Sequence[Group],
+    layer_decay: LayerDecay,
+    optimizer: Optimizer,
+    schedule: Schedule,
+) -> LayerTable:
+    """Put every parameter into exactly one group; the first group that matches owns it.
+
+    Args:
+        shapes: name -> anything with `.shape` and `.dtype`.
+        depths: name -> depth, from the family.
+        num_depths: number of blocks + 2.
+        no_decay: the names that weight decay skips unless the config says otherwise.
+        groups, layer_decay, optimizer, schedule: the config's sections.
+
+    Raises:
+        UserError: a pattern or depth range that matches nothing, a group that owns nothing, or
+            nothing left to train.
+    """
+    names = natural_order(shapes)
+    if optimizer.no_decay != "auto":
+        no_decay = [
+            name
+            for pattern in optimizer.no_decay
+            for name in select(pattern, names, "optimizer.no_decay")
+        ]
+    owner = _owners(names, depths, num_depths, groups)
+    skipped = set(no_decay)
+    by_name = {group.name: group for group in groups}
+    leaves = []
+    for name in names:
+        group = by_name.get(owner[name])
+        decay = depth_multiplier(
+            layer_decay.preset, _decay_rate(layer_decay), depths[name], num_depths, name
+        )
+        leaves.append(
+            LeafRow(
+                name=name,
+                shape=tuple(shapes[name].shape),  # type: ignore[attr-defined] # any array-like
+                dtype=str(np.dtype(shapes[name].dtype)),  # type: ignore[attr-defined] # same
+                group=owner[name],
+                depth=depths[name],
+                trainable=not (group and group.freeze),
+                multiplier=0.0
+                if group and group.freeze
+                else decay * (group.lr_mult if group else 1.0),
+                decays=name not in skipped,
+            )
+        )
+    table = LayerTable(tuple(leaves), _group_rows(groups, optimizer, schedule))
+    if not table.trainable:
+        raise UserError("groups: every parameter is frozen, so nothing would be trained.")
+    return table
+
+
+def _decay_rate(layer_decay: LayerDecay) -> float:
+    if layer_decay.preset == "ulmfit" and "rate" not in layer_decay.model_fields_set:
+        return 1 / 2.6
+    return layer_decay.rate
+
+
+def _group_rows(groups: Sequence[Group], optimizer: Optimizer, schedule: Schedule):
+    rows = [
+        GroupRow(
+            name=group.name,
+            trainable=not group.freeze,
+            peak_rate=0.0 if group.freeze else (optimizer.lr if group.lr is None else group.lr),
+            algorithm=group.optimizer or optimizer.name,
+            weight_decay=(
+                optimizer.weight_decay if group.weight_decay is None else group.weight_decay
+            ),
+            schedule=group.schedule or schedule,
+        )
+        for group in groups
+    ]
+    rest = GroupRow(REST, True, optimizer.lr, optimizer.name, optimizer.weight_decay, schedule)
+    return (*rows, rest)
+
+
+def _owners(
+    names: Sequence[str], depths: Mapping[str, int], num_depths: int, groups: Sequence[Group]
+) -> dict[str, str]:
+    owner: dict[str, str] = {}
+    for index, group in enumerate(groups):
+        where = f"groups[{index}] ({group.name})"
+        matched = _matched(group, names, depths, num_depths, where)
+        fresh = [name for name in matched if name not in owner]
+        if not fresh:
+            earlier = owner[matched[0]]
+            raise UserError(
+                f"{where}: group '{earlier}' above it already owns all that it matches.",
+                "The first match owns a parameter: put the narrower group first.",
+            )
+        owner.update((name, group.name) for name in fresh)
+    return {name: owner.get(name, REST) for name in names}
+
+
+def _matched(
+    group: Group, names: Sequence[str], depths: Mapping[str, int], num_depths: int, where: str
+) -> list[str]:
+    if group.match is not None:
+        patterns = [group.match] if isinstance(group.match, str) else group.match
+        found = {name for p in patterns for name in select(p, names, f"{where}.match")}
+        return [name for name in names if name in found]
+    low, high = group.depth
+    found = {name for name in names if low <= depths[name] <= high}
+    if not found or high >= num_depths:
+        raise UserError(
+            f"{where}.depth: [{low}, {high}] is outside this model's depths.",
+            f"They run from 0 (embeddings) to {num_depths - 1} (head).",
+        )
+    return [name for name in names if name in found]
