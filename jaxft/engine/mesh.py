@@ -1,0 +1,130 @@
+"""The device mesh, and where each parameter and batch lies on it.
+
+One mesh serves every run: `data, fsdp, tensor`, data outermost. One device is a 1 x 1 x 1 mesh, not
+a special case. Parameters carry logical axis names; `RULES` says which mesh axis each may take.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxft.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+
+# Mesh axes a logical axis may take, in order of preference. A dimension that an axis does not
+# divide goes on to the next: 30,522 words do not split in 4.
+RULES: Mapping[str, tuple[str, ...]] = {
+    "vocab": ("tensor", "fsdp"),
+    "embed": ("fsdp", "tensor"),
+    "heads": ("tensor", "fsdp"),
+    "mlp": ("tensor", "fsdp"),
+}
+TOLERATED_REPLICATION = 0.02
+
+
+def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence | None = None) -> Mesh:
+    """The mesh of a run; one of the sizes may be -1 and takes what the others leave.
+
+    Raises:
+        UserError: the sizes do not multiply out to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = [data, fsdp, tensor]
+    asked = "x".join(str(size) for size in sizes)
+    fixed = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = max(len(devices) // fixed, 1)
+    if math.prod(sizes) != len(devices):
+        raise UserError(
+            f"mesh: {asked} (data x fsdp x tensor) does not divide {len(devices)} device(s).",
+            "The sizes must multiply out to the devices; -1 takes what the others leave.",
+        )
+    grid = np.asarray(devices).reshape(sizes)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def partition(shape: Sequence[int], axes: Sequence[str | None], mesh: Mesh) -> PartitionSpec:
+    """How one parameter is cut.
+
+    Vectors stay whole over `fsdp`: gathering a few hundred numbers costs more than keeping them.
+
+    Args:
+        shape: the parameter's shape.
+        axes: its logical axis names, one a dimension.
+        mesh: the mesh to lie on.
+    """
+    taken: set[str] = set()
+    spec: list[str | None] = []
+    for size, axis in zip(shape, axes, strict=True):
+        choice = None
+        for candidate in RULES.get(axis or "", ()):
+            ways = mesh.shape[candidate]
+            whole = candidate == "fsdp" and len(shape) < 2
+            if ways > 1 and not whole and candidate not in taken and size % ways == 0:
+                choice = candidate
+                taken.add(candidate)
+                break
+        spec.append(choice)
+    return PartitionSpec(*spec)
+
+
+def param_shardings(
+    shapes: Mapping[str, Sequence[int]], axes: Mapping[str, Sequence[str | None]], mesh: Mesh
+) -> dict[str, NamedSharding]:
+    """Where each parameter lies.
+
+    Args:
+        shapes: name -> shape.
+        axes: name -> logical axis names.
+        mesh: the mesh.
+
+    Raises:
+        UserError: more than 2% of the elements would be kept whole on every device although the
+            mesh cuts parameters.
+    """
+    specs = {name: partition(shape, axes[name], mesh) for name, shape in shapes.items()}
+    if mesh.shape["fsdp"] * mesh.shape["tensor"] > 1:
+        _check_replication(shapes, specs, mesh)
+    return {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
+
+
+def _check_replication(shapes, specs, mesh: Mesh) -> None:
+    size = {name: math.prod(shape) for name, shape in shapes.items()}
+    whole = [name for name, spec in specs.items() if len(shapes[name]) > 1 and not any(spec)]
+    share = sum(size[name] for name in whole) / max(sum(size.values()), 1)
+    if share > TOLERATED_REPLICATION:
+        largest = max(whole, key=lambda name: size[name])
+        raise UserError(
+            f"mesh: {share:.0%} of the parameters would lie whole on every device, the largest "
+            f"{largest} {tuple(shapes[largest])}, since neither fsdp={mesh.shape['fsdp']} nor "
+            f"tensor={mesh.shape['tensor']} divides its dimensions.",
+            "Choose sizes that divide the model's widths.",
+        )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows are cut over `data` and `fsdp`; every device of a tensor group sees the same rows."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def row_divisor(mesh: Mesh, accumulate: int) -> int:
+    """What the rows of a batch must divide by."""
+    return mesh.shape["data"] * mesh.shape["fsdp"] * accumulate
+
+
+def place_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
+    """This process's rows as its part of the global batch on the devices."""
+    return {
+        name: jax.make_array_from_process_local_data(sharding, array)
+        for name, array in batch.items()
+    }

@@ -1,0 +1,170 @@
+"""The train step and the evaluation step: pure, jitted, sharded, donated, accumulating.
+
+Only the trainable dict is differentiated: the optimizer, clipping, accumulation and the average
+never see a frozen leaf, so XLA has no frozen gradient to compute, whatever else reads the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxft.engine.mesh import batch_sharding, replicated
+from jaxft.engine.state import TrainState
+
+Params = dict[str, jax.Array]
+Batch = Mapping[str, jax.Array]
+# (params, batch, dropout key) -> {name: (sum, weight)}, the loss under "loss".
+Objective = Callable[[Params, Batch, jax.Array | None], dict[str, tuple[jax.Array, jax.Array]]]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What the optimizer is told at each step; none of it is compiled in.
+
+    Attributes:
+        rates: `[groups]` learning rates at this step.
+        multipliers: `[leaves]`, in the order of `LayerTable.trainable`.
+        weight_decay: `[groups]`.
+    """
+
+    rates: Any
+    multipliers: Any
+    weight_decay: Any
+
+
+jax.tree_util.register_dataclass(
+    Rates, data_fields=["rates", "multipliers", "weight_decay"], meta_fields=[]
+)
+
+
+def make_train_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformationExtraArgs,
+    *,
+    accumulate: int,
+    ema: float | None,
+    state_shardings: TrainState,
+    frozen_shardings: dict[str, jax.sharding.NamedSharding],
+    mesh: jax.sharding.Mesh,
+) -> Callable:
+    """The jitted step `(state, frozen, batch, rates) -> (state, metrics)`.
+
+    Args:
+        objective: the model's loss and metrics as sums and weights.
+        optimizer: the LayerTable's optimizer.
+        accumulate: micro-batches a step; gradients are summed and divided by the weight once.
+        ema: decay of the running average of the trainable parameters, or None.
+        state_shardings, frozen_shardings: where state and frozen parameters lie.
+        mesh: the mesh.
+
+    Returns:
+        The step. The state is donated. `metrics` holds device scalars: each of the objective's
+        means, `weight`, `grad_norm`, and `bad_steps`, the not-finite steps in a row: such a step
+        keeps the old parameters and moments.
+    """
+    rows = batch_sharding(mesh)
+
+    def step(state: TrainState, frozen: Params, batch: Batch, rates: Rates):
+        key = jax.random.fold_in(state.key, state.step)
+        gradients, sums = _accumulated(objective, accumulate, state, frozen, batch, key, rows)
+        loss_sum, weight = sums["loss"]
+        gradients = jax.tree.map(lambda g: g / weight, gradients)
+        grad_norm = optax.tree.norm(gradients)
+        finite = jnp.isfinite(loss_sum) & jnp.isfinite(grad_norm)
+        updates, opt_state = optimizer.update(
+            gradients,
+            state.opt_state,
+            state.trainable,
+            rates=rates.rates,
+            multipliers=rates.multipliers,
+            weight_decay=rates.weight_decay,
+        )
+        trainable = optax.apply_updates(state.trainable, updates)
+        average = state.average
+        if ema is not None:
+            average = jax.tree.map(lambda a, p: ema * a + (1 - ema) * p, average, trainable)
+        old = (state.trainable, state.opt_state, state.average)
+        trainable, opt_state, average = jax.tree.map(
+            lambda new, kept: jnp.where(finite, new, kept), (trainable, opt_state, average), old
+        )
+        bad_steps = jnp.where(finite, 0, state.bad_steps + 1)
+        metrics = {name: total / share for name, (total, share) in sums.items()}
+        metrics |= {"weight": weight, "grad_norm": grad_norm, "bad_steps": bad_steps}
+        new_state = TrainState(
+            step=state.step + 1,
+            trainable=trainable,
+            opt_state=opt_state,
+            key=state.key,
+            average=average,
+            bad_steps=bad_steps,
+        )
+        return new_state, metrics
+
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(state_shardings, frozen_shardings, rows, replicated(mesh)),
+        out_shardings=(state_shardings, replicated(mesh)),
+    )
+
+
+def _accumulated(objective, accumulate: int, state: TrainState, frozen, batch, key, rows):
+    """Summed gradients of the trainable leaves, and the objective's summed sums and weights."""
+
+    def loss_sum(trainable: Params, part: Batch, part_key: jax.Array):
+        sums = objective({**frozen, **trainable}, part, part_key)
+        return sums["loss"][0], sums
+
+    gradient = jax.grad(loss_sum, has_aux=True)
+    if accumulate == 1:
+        return gradient(state.trainable, batch, key)
+
+    def micro(array: jax.Array) -> jax.Array:
+        # Row i * accumulate + k goes to micro-batch k: every device keeps its own rows.
+        split = array.reshape(array.shape[0] // accumulate, accumulate, *array.shape[1:])
+        spec = jax.sharding.PartitionSpec(None, *rows.spec)
+        moved = jnp.moveaxis(split, 1, 0)
+        return jax.lax.with_sharding_constraint(moved, jax.sharding.NamedSharding(rows.mesh, spec))
+
+    parts = {name: micro(array) for name, array in batch.items()}
+    keys = jax.random.split(key, accumulate)
+    first = jax.tree.map(lambda array: array[0], parts)
+    zeros = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+        jax.eval_shape(gradient, state.trainable, first, keys[0]),
+    )
+
+    def body(total, part_and_key):
+        return jax.tree.map(jnp.add, total, gradient(state.trainable, *part_and_key)), None
+
+    total, _ = jax.lax.scan(body, zeros, (parts, keys))
+    return total
+
+
+def make_eval_step(
+    evaluate: Callable[[Params, Batch], tuple[dict, dict]],
+    *,
+    param_shardings: dict[str, jax.sharding.NamedSharding],
+    mesh: jax.sharding.Mesh,
+) -> Callable:
+    """The jitted evaluation `(params, batch) -> (sums, outcomes)`.
+
+    Args:
+        evaluate: `(params, batch)` to the objective's sums and to each example's outcomes.
+        param_shardings: where the parameters lie.
+        mesh: the mesh.
+
+    Returns:
+        The step. Its outputs lie whole on every device, so any process reads all of them.
+    """
+    return jax.jit(
+        evaluate,
+        in_shardings=(param_shardings, batch_sharding(mesh)),
+        out_shardings=replicated(mesh),
+    )
