@@ -7,7 +7,11 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from pathlib import Path
+
 import pytest
+
+from jaxft import demo
 
 
 def pytest_addoption(parser):
@@ -22,3 +26,21 @@ def pytest_collection_modifyitems(config, items):
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = kept
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """A real checkpoint folder: MiniLM, a `BertModel` of 6 blocks, names without `bert.`."""
+    return demo.minilm()
+
+
+@pytest.fixture(scope="session")
+def tiny_mlm() -> Path:
+    """A real checkpoint folder: a 2-block `BertForMaskedLM` of width 128 (old gamma/beta names)."""
+    return demo.tiny_mlm()
+
+
+@pytest.fixture(scope="session")
+def reviews() -> Path:
+    """A folder with train.csv (7,676 rows) and test.csv (854): columns `text` and `label`."""
+    return demo.reviews()
