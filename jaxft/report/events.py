@@ -1,0 +1,160 @@
+"""What a run writes down while it trains: `metrics.jsonl`, and the same as TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from jaxft.errors import UserError
+
+METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+
+
+class EventLog:
+    """The run's diary: one JSON line an event, flushed, so that a killed run loses nothing.
+
+    `metrics.jsonl` is the truth and TensorBoard a view of it: on resume the lines after
+    `resume_step` are dropped and the view is drawn again from the rest, so that no step of a
+    resumed run is there twice.
+
+    Args:
+        folder: the run folder.
+        tensorboard: also write TensorBoard events under `folder/tensorboard`.
+        resume_step: the step the run goes on from; None starts afresh.
+
+    Raises:
+        UserError: on resume, a line of `metrics.jsonl` is not JSON.
+    """
+
+    def __init__(self, folder: Path, tensorboard: bool = True, resume_step: int | None = None):
+        kept = [] if resume_step is None else _upto(read_events(folder), resume_step)
+        _rewrite(folder / METRICS, kept)
+        self._file = (folder / METRICS).open("a", encoding="utf-8")
+        self._writer = None
+        if tensorboard:
+            shutil.rmtree(folder / TENSORBOARD, ignore_errors=True)
+            self._writer = SummaryWriter(str(folder / TENSORBOARD))
+            for event in kept:
+                _draw(self._writer, event)
+
+    def train(self, step: int, values: Mapping[str, Any]) -> None:
+        """Write one training event.
+
+        Args:
+            step: the number of steps done.
+            values: `loss`, `epoch`, metrics, `grad_norm`, `examples_per_second`, and so on, as
+                numbers; `rates` as a mapping from group to rate.
+        """
+        self._write({"kind": "train", "step": step, "time": time.time(), **_plain(values)})
+
+    def eval(self, step: int, split: str, values: Mapping[str, Any]) -> None:
+        """Write one evaluation of `split`, made after `step` steps."""
+        head = {"kind": "eval", "step": step, "split": split, "time": time.time()}
+        self._write({**head, **_plain(values)})
+        if self._writer:
+            self._writer.flush()
+
+    def note(self, step: int, text: str) -> None:
+        """Write one sentence about what happened at `step`, such as a step that was not finite."""
+        self._write({"kind": "note", "step": step, "time": time.time(), "text": text})
+
+    def close(self) -> None:
+        """Flush and close both files; a second call does nothing."""
+        self._file.close()
+        if self._writer:
+            self._writer.close()
+            self._writer = None
+
+    def __enter__(self) -> EventLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _write(self, event: dict[str, Any]) -> None:
+        self._file.write(json.dumps(event, allow_nan=False) + "\n")
+        self._file.flush()
+        if self._writer:
+            _draw(self._writer, event)
+
+
+def read_events(folder: Path) -> list[dict[str, Any]]:
+    """Every event of a run, in order; empty where there is no `metrics.jsonl`.
+
+    A last line without its end, as a killed run leaves it, is passed over.
+
+    Raises:
+        UserError: another line is not a JSON object with a kind and a step.
+    """
+    path = folder / METRICS
+    if not path.is_file():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    # What follows the last line end is empty, or torn: a whole event ends with one.
+    return [_parse(line, number, path) for number, line in enumerate(lines[:-1], 1) if line.strip()]
+
+
+def _parse(line: bytes, number: int, path: Path) -> dict[str, Any]:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        event = None
+    if not isinstance(event, dict) or "kind" not in event or not isinstance(event.get("step"), int):
+        raise UserError(
+            f"{path}, line {number}: not an event (a JSON object with a kind and a step).",
+            "Take the line out, or restore the file.",
+        )
+    return event
+
+
+def _upto(events: Iterable[dict[str, Any]], step: int) -> list[dict[str, Any]]:
+    return [event for event in events if event["step"] <= step]
+
+
+def _rewrite(path: Path, events: Iterable[dict[str, Any]]) -> None:
+    """Write aside, then rename: a run killed here keeps either the old file or the new one."""
+    aside = path.with_name(path.name + ".part")
+    aside.write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
+    os.replace(aside, path)
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of any array library as JSON numbers; not-finite ones as null, for JSON has none."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _draw(writer: SummaryWriter, event: Mapping[str, Any]) -> None:
+    """One event as TensorBoard scalars, named `train/loss`, `eval/accuracy`, `rates/head`."""
+    step, wall = event["step"], event.get("time")
+    if event["kind"] == "note":
+        writer.add_text("notes", event["text"], step, walltime=wall)
+        return
+    section = event.get("split", event["kind"])
+    for name, value in event.items():
+        if name in ("kind", "step", "time", "split"):
+            continue
+        scalars = value if isinstance(value, Mapping) else {name: value}
+        prefix = name if isinstance(value, Mapping) else section
+        for leaf, number in scalars.items():
+            if isinstance(number, int | float):
+                writer.add_scalar(f"{prefix}/{leaf}", number, step, walltime=wall)

@@ -1,0 +1,45 @@
+"""Numbers as a person reads them, the same in the terminal and on the page."""
+
+from __future__ import annotations
+
+
+def score(value: float) -> str:
+    """A loss or a metric: `0.8312`, `12.41`."""
+    return f"{value:.4f}" if abs(value) < 10 else f"{value:,.2f}"
+
+
+def rate(value: float) -> str:
+    """A learning rate, three digits at most: `5e-5`, `3.05e-4`, `0`."""
+    if value == 0:
+        return "0"
+    digits, exponent = f"{value:.2e}".split("e")
+    return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def count(value: float, unit: str = "") -> str:
+    """A count: `4,992`, `22.7 M`, and with a unit `19.6 GFLOP`."""
+    scaled, prefixes = float(value), ["", "k", "M", "G", "T", "P"]
+    if abs(scaled) >= 10_000:
+        while abs(scaled) >= 999.5 and len(prefixes) > 1:
+            scaled /= 1000
+            prefixes.pop(0)
+    whole = prefixes[0] == "" or abs(scaled) >= 99.95
+    text = f"{scaled:,.0f}" if whole else f"{scaled:.1f}"
+    return f"{text} {prefixes[0]}{unit}".rstrip()
+
+
+def size(value: float) -> str:
+    """Bytes: `512 B`, `85.2 MB`."""
+    return count(value, "B")
+
+
+def share(value: float) -> str:
+    """A share of one: `42.1%`."""
+    return f"{100 * value:.1f}%"
+
+
+def span(seconds: float) -> str:
+    """A time: `0:08`, `4:12`, `1:02:03`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
