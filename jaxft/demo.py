@@ -138,10 +138,16 @@ def _fetch(wheel: Wheel, scratch: Path) -> Path:
     command += ["--no-deps", "--only-binary=:all:", "--require-hashes"]
     command += ["--dest", str(to), "--requirement", str(wanted)]
     done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        said = (done.stderr.strip() or "it said nothing").splitlines()
+    if "DO NOT MATCH THE HASHES" in done.stderr:
         raise UserError(
-            f"pip could not download {wheel.name} {wheel.version}: {said[-1]}",
+            f"The package index gives another file for {wheel.name} {wheel.version} than the one "
+            "that jaxft knows: its sha256 differs.",
+            "Nothing was kept. Check which index pip uses (pip config list).",
+        )
+    if done.returncode:
+        said = (done.stderr.strip() or "pip said nothing").splitlines()[-1]
+        raise UserError(
+            f"pip could not download {wheel.name} {wheel.version}: {said.removeprefix('ERROR: ')}.",
             "Check that the package index is reachable, then run the same command again.",
         )
     (file,) = to.iterdir()

