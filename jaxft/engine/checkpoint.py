@@ -1,0 +1,395 @@
+"""Checkpoints of a run: saved in the background, checked on the way back, onto any mesh."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from jaxft.errors import UserError
+from jaxft.tree import under
+
+State = TypeVar("State")
+Leaves = dict[str, dict[str, Any]]  # name -> {"shape", "dtype", "checksum"}
+
+
+class Restored(NamedTuple, Generic[State]):
+    """A state that came back.
+
+    Attributes:
+        state: as the one asked for, with arrays on the shardings asked for.
+        meta: what was given to `save` as `meta`.
+        notes: one sentence for each newer checkpoint that was damaged and passed over.
+    """
+
+    state: State
+    meta: dict[str, Any]
+    notes: list[str]
+
+
+class DamagedError(Exception):
+    """A checkpoint that cannot be read, or whose arrays are not those that were saved."""
+
+
+class Checkpoints:
+    """The checkpoints in one folder: the last few and the best.
+
+    A state is any frozen dataclass of trees. Each field that holds arrays is stored on its own, so
+    that the parameters can be read without the optimizer's state. A step number is a position.
+
+    Args:
+        folder: local or bucket; made when it is first written to.
+        keep: how many of the latest checkpoints stay (at least 1); the best stays besides.
+        best_metric: the metric, among those given to `save`, that chooses the best; None for none.
+        mode: whether the best is the largest or the smallest.
+        read_only: leaves everything in the folder alone, also a save that another process has
+            begun.
+    """
+
+    def __init__(
+        self,
+        folder: epath.PathLike,
+        keep: int = 3,
+        best_metric: str | None = None,
+        mode: Literal["max", "min"] = "max",
+        read_only: bool = False,
+    ):
+        self.folder = epath.Path(folder)
+        if read_only and not self.folder.exists():
+            raise UserError(f"{self.folder} holds no checkpoint.")
+        logging.getLogger("absl").addFilter(_not_from_orbax)
+        self._best_metric, self._mode = best_metric, mode
+        self._resumed_at: int | None = None
+        policies = ocp.training.preservation_policies
+        kept: list[Any] = [policies.LatestN(keep)]
+        if best_metric is not None:
+            best = policies.BestN(
+                get_metric_fn=lambda metrics: metrics[best_metric],
+                reverse=mode == "min",
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            )
+            kept.append(best)
+        self._orbax = ocp.training.Checkpointer(
+            self.folder.resolve(),
+            preservation_policy=policies.AnyPreservationPolicy(kept),
+            cleanup_tmp_directories=not read_only,
+        )
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def steps(self) -> list[int]:
+        """The steps of the complete checkpoints, oldest first."""
+        return [checkpoint.step for checkpoint in self._orbax.checkpoints]
+
+    def latest(self) -> int | None:
+        """The last complete checkpoint's step, or None."""
+        return self.steps()[-1] if self.steps() else None
+
+    def best(self) -> int | None:
+        """The step with the best metric (the latest among equals), or None if none has one."""
+        scored = [
+            (checkpoint.metrics[self._best_metric], checkpoint.step)
+            for checkpoint in self._orbax.checkpoints
+            if checkpoint.metrics and self._best_metric in checkpoint.metrics
+        ]
+        sign = -1.0 if self._mode == "min" else 1.0
+        return max(scored, key=lambda entry: (sign * entry[0], entry[1]))[1] if scored else None
+
+    def metrics(self, step: int) -> dict[str, float] | None:
+        """The metrics saved with `step`, or None."""
+        found = [entry.metrics for entry in self._orbax.checkpoints if entry.step == step]
+        return dict(found[0]) if found and found[0] else None
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        metrics: Mapping[str, float] | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Saves a state in the background; returns when it has left the devices.
+
+        A step that is saved already is written again only to add metrics. The first save after a
+        restore deletes the checkpoints later than the one restored: that future is abandoned.
+
+        Args:
+            step: the position, in steps.
+            state: a frozen dataclass of trees of arrays.
+            metrics: results of an evaluation; one whose best metric is not finite counts as none.
+            meta: anything JSON holds, given back by `restore`.
+
+        Raises:
+            UserError: this save or the one before it failed; the checkpoints before are intact.
+        """
+        scores = _finite(metrics, self._best_metric)
+        self.wait()
+        with self._failures_named():
+            self._abandon_future()
+            saved = step in self.steps()
+            if saved and (scores is None or self.metrics(step) is not None):
+                return
+            parts = _parts(state)
+            self._orbax.save_checkpointables_async(
+                step,
+                dict(parts),  # Orbax adds to the dict that it is given
+                force=True,
+                overwrite=saved,
+                metrics=scores,
+                custom_metadata={"leaves": _describe(parts), "meta": dict(meta or {})},
+            )
+
+    def restore(self, like: State, step: int | None = None) -> Restored[State]:
+        """The state of a checkpoint, checked leaf by leaf.
+
+        Args:
+            like: the state wanted, with `jax.ShapeDtypeStruct` leaves that carry a sharding.
+            step: which checkpoint; None for the latest that is not damaged.
+
+        Raises:
+            UserError: there is none, all are damaged, or the checkpoint is of another model.
+        """
+        self.wait()
+        candidates = self.steps()[::-1] if step is None else [self.resolve(step)]
+        parts = _parts(like)
+        notes: list[str] = []
+        for candidate in candidates:
+            try:
+                saved, meta = self._record(candidate)
+                _compare(saved, _flat(parts), f"{self.folder}/{candidate}")
+                loaded = self._read(candidate, parts, saved)
+            except DamagedError as damage:
+                notes.append(f"Checkpoint {candidate} in {self.folder} is damaged: {damage}.")
+                continue
+            self._resumed_at = candidate
+            return Restored(_replace(like, loaded), meta, notes)
+        if not candidates:
+            raise UserError(f"{self.folder} holds no checkpoint.")
+        raise UserError(" ".join(notes), "No checkpoint is left to go on from.")
+
+    def load_params(
+        self,
+        which: Literal["best", "last"] | int | str = "best",
+        shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+    ) -> dict[str, jax.Array]:
+        """The trained parameters of a checkpoint: their moving average, where it has one.
+
+        Args:
+            which: `best`, `last`, or a step.
+            shardings: name -> where to put it; None puts all on the first device.
+
+        Raises:
+            UserError: there is no such checkpoint, or it is damaged.
+        """
+        self.wait()
+        step = self.resolve(which)
+        try:
+            leaves, _ = self._record(step)
+            field = "average" if under(leaves, "average") else "trainable"
+            home = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            like = {
+                name: jax.ShapeDtypeStruct(
+                    tuple(leaf["shape"]),
+                    leaf["dtype"],
+                    sharding=home if shardings is None else shardings[name],
+                )
+                for name, leaf in under(leaves, field).items()
+            }
+            return self._read(step, {field: like}, leaves)[field]
+        except DamagedError as damage:
+            others = [str(other) for other in self.steps() if other != step]
+            raise UserError(
+                f"Checkpoint {step} in {self.folder} is damaged: {damage}.",
+                f"Others: {', '.join(others)}." if others else "There is no other.",
+            ) from damage
+
+    def resolve(self, which: Literal["best", "last"] | int | str) -> int:
+        """The step that `best`, `last` or a number names.
+
+        Raises:
+            UserError: there is no such checkpoint.
+        """
+        known = self.steps()
+        if not known:
+            raise UserError(f"{self.folder} holds no checkpoint.")
+        if which == "last":
+            return known[-1]
+        if which == "best":
+            best = self.best()
+            if best is None:
+                raise UserError(
+                    f"No checkpoint in {self.folder} has been evaluated.", "Ask for 'last'."
+                )
+            return best
+        if str(which) not in map(str, known):
+            raise UserError(
+                f"{self.folder} holds no checkpoint {which}.",
+                f"There are: best, last, {', '.join(map(str, known))}.",
+            )
+        return int(which)
+
+    def wait(self) -> None:
+        """Waits until the save in the background is complete.
+
+        Raises:
+            UserError: it failed; the checkpoints before it are intact.
+        """
+        with self._failures_named():
+            self._orbax.wait()
+
+    def close(self) -> None:
+        """Waits for the save in the background, and ends."""
+        with self._failures_named():
+            self._orbax.close()
+
+    def _abandon_future(self) -> None:
+        if self._resumed_at is None:
+            return
+        for later in [step for step in self.steps() if step > self._resumed_at]:
+            self._orbax.delete(later)
+        self._resumed_at = None
+
+    def _record(self, step: int) -> tuple[Leaves, dict[str, Any]]:
+        with _damage_named():
+            record = self._orbax.checkpointables_metadata(step).custom_metadata
+            return record["leaves"], record["meta"]
+
+    def _read(self, step: int, parts: dict[str, Any], saved: Leaves) -> dict[str, Any]:
+        """Some fields of a checkpoint, each leaf verified."""
+        with _damage_named():
+            loaded = self._orbax.load_checkpointables(step, parts)
+            found = checksum(loaded)
+        for name, value in found.items():
+            if value != saved[name]["checksum"]:
+                raise DamagedError(f"'{name}' is not what was saved")
+        return loaded
+
+    @contextlib.contextmanager
+    def _failures_named(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            kept = ", ".join(map(str, self.steps())) or "none"
+            raise UserError(
+                f"A checkpoint could not be saved in {self.folder}: {error}.",
+                f"Complete checkpoints there: {kept}.",
+            ) from error
+
+
+def checksum(tree: Any) -> dict[str, int]:
+    """A number per leaf that changes when any bit of it does, whatever devices hold it.
+
+    Each 32-bit word of the array is mixed with its index and the words are added modulo 2**32, so
+    the sum is the same in any order and on any mesh. The mixing is a bijection of the word: one
+    changed word always changes the sum.
+
+    Args:
+        tree: arrays of 1, 2, 4 or 8 bytes an element, or typed keys; all are read on the devices.
+
+    Returns:
+        The leaf's path joined by `/` -> an unsigned 32-bit number.
+
+    Source: the finaliser of MurmurHash3 (Appleby, 2011).
+    """
+    sums = {name: _leaf_checksum(leaf) for name, leaf in _flat(tree).items()}
+    return {name: int(value) for name, value in jax.device_get(sums).items()}
+
+
+@jax.jit
+def _leaf_checksum(leaf: jax.Array) -> jax.Array:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    if leaf.dtype == jnp.bool_:
+        leaf = leaf.astype(jnp.uint8)
+    width = leaf.dtype.itemsize
+    words = jax.lax.bitcast_convert_type(leaf, {1: jnp.uint8, 2: jnp.uint16}.get(width, jnp.uint32))
+    words = words.astype(jnp.uint32)
+    index = jnp.zeros(words.shape, jnp.uint32)  # the position in row-major order, modulo 2**32
+    for axis, size in enumerate(words.shape):
+        index = index * np.uint32(size % 2**32) + jax.lax.broadcasted_iota(
+            jnp.uint32, words.shape, axis
+        )
+    mixed = words ^ (index * np.uint32(0x9E3779B1) + np.uint32(0x7F4A7C15))
+    mixed = (mixed ^ (mixed >> 16)) * np.uint32(0x85EBCA6B)
+    mixed = (mixed ^ (mixed >> 13)) * np.uint32(0xC2B2AE35)
+    return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    """Every array of a tree by its path, such as `trainable/head/kernel`."""
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _parts(state: Any) -> dict[str, Any]:
+    """The fields of a state that hold arrays; Orbax refuses an empty tree."""
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: tree for name, tree in fields.items() if jax.tree.leaves(tree)}
+
+
+def _replace(like: Any, fields: dict[str, Any]) -> Any:
+    return dataclasses.replace(like, **fields)
+
+
+def _describe(parts: dict[str, Any]) -> Leaves:
+    sums = checksum(parts)
+    return {
+        name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "checksum": sums[name]}
+        for name, leaf in _flat(parts).items()
+    }
+
+
+def _compare(saved: Leaves, wanted: dict[str, Any], where: str) -> None:
+    """Names the first leaf that differs: Orbax names none, and casts a wrong dtype in silence."""
+    hint = "The model, the groups and the optimizer must be those of the run that saved it."
+    for name, leaf in wanted.items():
+        if name not in saved:
+            raise UserError(f"{where} lacks '{name}', which this run needs.", hint)
+        there = f"{tuple(saved[name]['shape'])} {saved[name]['dtype']}"
+        here = f"{tuple(leaf.shape)} {leaf.dtype}"
+        if there != here:
+            raise UserError(f"{where}: '{name}' is {there} there and {here} in this run.", hint)
+    for name in saved:
+        if name not in wanted:
+            raise UserError(f"{where} holds '{name}', which this run does not have.", hint)
+
+
+def _finite(
+    metrics: Mapping[str, float] | None, best_metric: str | None
+) -> dict[str, float] | None:
+    if metrics is None:
+        return None
+    scores = {name: float(value) for name, value in metrics.items()}
+    if best_metric is not None and not math.isfinite(scores[best_metric]):
+        return None
+    return {name: value for name, value in scores.items() if math.isfinite(value)}
+
+
+@contextlib.contextmanager
+def _damage_named() -> Iterator[None]:
+    try:
+        yield
+    except jax.errors.JaxRuntimeError:
+        raise  # out of device memory is not the checkpoint's fault
+    except Exception as error:  # Orbax and TensorStore raise a dozen types for a damaged file
+        raise DamagedError(str(error).splitlines()[0] if str(error) else repr(error)) from error
+
+
+def _not_from_orbax(record: logging.LogRecord) -> bool:
+    """Orbax logs tracebacks of what it then raises; the error is told once, by us."""
+    return "/orbax/checkpoint/" not in record.pathname

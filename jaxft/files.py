@@ -1,0 +1,146 @@
+"""Files in a local folder or a bucket: written whole or not at all, committed, locked, hashed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import pathlib
+import shlex
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+
+import filelock
+from etils import epath
+
+from jaxft.errors import UserError
+
+COMMITTED = "COMMITTED"  # a folder without this file is half-written and never read
+
+
+def is_bucket(path: epath.PathLike) -> bool:
+    """Whether `path` is in a bucket (`gs://...`), where nothing can be renamed or locked."""
+    return "://" in os.fspath(path)
+
+
+@contextlib.contextmanager
+def written_aside(path: epath.PathLike) -> Iterator[pathlib.Path]:
+    """A local path to write to, which becomes `path` when the block ends without an error.
+
+    Beside a local `path` the file is renamed; into a bucket it is copied, since a bucket shows an
+    object only when it is whole. After an error nothing of it is left and `path` is as it was.
+
+    Args:
+        path: where the file shall be; its folder is made.
+
+    Raises:
+        UserError: the disk is full, or may not be written to.
+    """
+    target = epath.Path(path)
+    with contextlib.ExitStack() as cleanup:
+        try:
+            if is_bucket(target):
+                folder = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="jaxft-"))
+                aside = pathlib.Path(folder) / target.name
+                yield aside
+                epath.Path(aside).copy(target, overwrite=True)
+            else:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                aside = pathlib.Path(target.parent / f".{target.name}.{os.getpid()}.tmp")
+                cleanup.callback(aside.unlink, missing_ok=True)
+                yield aside
+                with aside.open("rb") as written:  # the bytes first, then the name
+                    os.fsync(written.fileno())
+                os.replace(aside, target)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UserError(f"{target} could not be written: {reason}.") from error
+
+
+def write_atomic(path: epath.PathLike, content: bytes | str) -> None:
+    """Writes a whole file; a reader sees the old content or the new, never a part.
+
+    Args:
+        path: the file; its folder is made.
+        content: bytes, or text that is written as UTF-8.
+
+    Raises:
+        UserError: the disk is full, or may not be written to.
+    """
+    with written_aside(path) as aside:
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def commit(folder: epath.PathLike) -> None:
+    """Marks a folder as complete; the last thing that is written into it."""
+    write_atomic(epath.Path(folder) / COMMITTED, "")
+
+
+def is_committed(folder: epath.PathLike) -> bool:
+    """Whether everything in `folder` was written to the end."""
+    return (epath.Path(folder) / COMMITTED).exists()
+
+
+def sha256(path: epath.PathLike) -> str:
+    """The hexadecimal SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with epath.Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def lock(path: epath.PathLike, timeout: float = 0.0) -> Iterator[None]:
+    """Holds `path` for this process; the system lets go of it when the process dies, however.
+
+    A bucket has no locks: there it holds nothing, and two runs into one folder are not noticed.
+
+    Args:
+        path: the lock's file; its folder is made. `path.owner` beside it says who holds it.
+        timeout: seconds to wait for another process; negative waits for ever.
+
+    Raises:
+        UserError: another living process holds it; the sentence names that process.
+    """
+    if is_bucket(path):
+        yield
+        return
+    file = pathlib.Path(path)
+    owner = file.with_name(f"{file.name}.owner")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    held = filelock.FileLock(file, timeout=timeout)
+    try:
+        held.acquire()
+    except filelock.Timeout:
+        name = owner.read_text() if owner.exists() else "another process"
+        raise UserError(
+            f"{file.parent} is in use by {name}.", "Wait for it to end, or stop it."
+        ) from None
+    try:
+        write_atomic(owner, describe_process())
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        held.release()
+
+
+def describe_process() -> str:
+    """This process as a person would look for it: number, machine, command."""
+    command = shlex.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]])
+    return f"process {os.getpid()} on {socket.gethostname()} ({command})"
+
+
+def cache_dir() -> pathlib.Path:
+    """The user's cache folder, made with mode 0700 where it is not there yet.
+
+    `$JAXFT_CACHE`, else `$XDG_CACHE_HOME/jaxft`, else `~/.cache/jaxft`. It is always local to this
+    machine: tokens, weights and compiled programs in it can be made again.
+    """
+    chosen = os.environ.get("JAXFT_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = pathlib.Path(chosen if chosen else f"{base}/jaxft").expanduser()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
