@@ -1,0 +1,181 @@
+"""What pydantic finds wrong in a config, said in one sentence."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from jaxft.config_durations import Duration
+from jaxft.config_yaml import Place
+from jaxft.errors import UserError, nearest
+
+_TYPES = {
+    str: "text",
+    int: "whole number",
+    float: "number",
+    bool: "true or false",
+    type(None): "null",
+    Duration: "duration",
+}
+_VALUE = frozenset([str, int, float, bool])
+_WITH_ARTICLE = ("duration", "finite", "list", "mapping", "number", "section", "value", "whole")
+_LIMITS = {
+    "greater_than": ("gt", "more than {:g}"),
+    "greater_than_equal": ("ge", "{:g} or more"),
+    "less_than": ("lt", "less than {:g}"),
+    "less_than_equal": ("le", "{:g} or less"),
+    "string_pattern_mismatch": (
+        "pattern",
+        "letters, digits, '.', '_' and '-', the first a letter or digit",
+    ),
+    "string_too_short": ("min_length", "text of {} characters or more"),
+    "too_short": ("min_length", "list of {} or more"),
+    "finite_number": ("", "finite number"),
+}
+
+
+def type_name(kind: Any) -> str:
+    """A key's type in words: `number or null`, `auto, none or full`, `list of text`."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return type_name(args[0])
+    if origin is Literal:
+        return _either([str(arg) for arg in args])
+    if origin in (Union, types.UnionType):
+        values = _VALUE if set(args) >= _VALUE else frozenset()
+        names = ["value"] if values else []
+        return _either(names + [type_name(arg) for arg in args if arg not in values])
+    if origin is list:
+        items = type_name(args[0])
+        return f"list of {'values' if items == 'value' else items}"
+    if origin is tuple:
+        return f"list of {len(args)} {type_name(args[0])}s"
+    if origin is dict:
+        return f"mapping of {type_name(args[0])} to {type_name(args[1])}"
+    return "section" if section_in(kind) else _TYPES.get(kind, "anything")
+
+
+def _either(names: list[str]) -> str:
+    """`a`, `a or b`, `a, b or c`."""
+    return " or ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
+
+
+def as_user_error(
+    error: ValidationError, model: type[BaseModel], written: Mapping[str, Any], place: Place
+) -> UserError:
+    """The first mistake, unknown keys before all others: they often explain the rest."""
+    found = error.errors(include_url=False)
+    found.sort(key=lambda item: item["type"] != "extra_forbidden")
+    item = found[0]
+    path, kind, section = _walk(model, written, item["loc"])
+    name = ".".join(path)
+    start = place.of(path)
+    if item["type"] == "extra_forbidden":
+        return UserError(f"{start}: unknown key '{name}'.", _suggest(path, section, model))
+    if item["type"] == "missing" and item["loc"][-1] == path[-1]:
+        meaning = section.model_fields[path[-1]].description
+        return UserError(f"{start}: '{name}' is missing.", f"It is {meaning}.")
+    if item["type"] == "value_error":
+        prefix = f"{name}: " if name else ""
+        return UserError(f"{start}: {prefix}{item['ctx']['error']}.")
+    value, wanted = _value_at(written, path), type_name(kind)
+    if item["type"] in _LIMITS:
+        limit, words = _LIMITS[item["type"]]
+        value, wanted = item["input"], words.format(item.get("ctx", {}).get(limit, ""))
+    article = "a " if wanted.startswith(_WITH_ARTICLE) else ""
+    return UserError(
+        f"{start}: '{name}' must be {article}{wanted}, not {_show(value)}.", _choice(value, kind)
+    )
+
+
+def _walk(
+    model: type[BaseModel], written: Any, loc: tuple[int | str, ...]
+) -> tuple[tuple[str, ...], Any, type[BaseModel]]:
+    """The key at `loc` without pydantic's own union tags, its type, and the section it is in."""
+    path: list[str] = []
+    kind: Any = model
+    section = model
+    for part in loc:
+        inner = section_in(kind)
+        if inner is not None:
+            section = inner
+            field = inner.model_fields.get(str(part))
+            kind = field.annotation if field else None
+        elif isinstance(written, list) and item_type(kind) is not None and isinstance(part, int):
+            kind = item_type(kind)
+        elif isinstance(written, dict) and get_origin(kind) is dict and part in written:
+            kind = get_args(kind)[1]
+        else:
+            continue  # pydantic's name for one option of a union, or an index into a pair
+        path.append(str(part))
+        written = _value_at(written, (str(part),))
+    return tuple(path), kind, section
+
+
+def _options(kind: Any) -> tuple[Any, ...]:
+    """The options of a union, or the type itself, without their annotations."""
+    options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    return tuple(
+        get_args(option)[0] if get_origin(option) is Annotated else option for option in options
+    )
+
+
+def item_type(kind: Any) -> Any:
+    """The type of a list's items, or None where the type is no list."""
+    lists = [option for option in _options(kind) if get_origin(option) is list]
+    return get_args(lists[0])[0] if lists else None
+
+
+def section_in(kind: Any) -> type[BaseModel] | None:
+    """The section that a type is, or may be."""
+    for option in _options(kind):
+        if isinstance(option, type) and issubclass(option, BaseModel):
+            return option
+    return None
+
+
+def _value_at(written: Any, path: tuple[str, ...]) -> Any:
+    for part in path:
+        if isinstance(written, Mapping):
+            written = written.get(part)
+        elif isinstance(written, list) and part.isdigit() and int(part) < len(written):
+            written = written[int(part)]
+        else:
+            return None
+    return written
+
+
+def _suggest(path: tuple[str, ...], section: type[BaseModel], model: type[BaseModel]) -> str:
+    """The key that was probably meant: one spelled so in another section, or the nearest here."""
+    for top, field in model.model_fields.items():
+        inner = section_in(field.annotation)
+        if inner is not None and path[-1] in inner.model_fields:
+            return f"Did you mean '{top}.{path[-1]}'?"
+    close = nearest(path[-1], section.model_fields)
+    if close:
+        return f"Did you mean '{'.'.join([*path[:-1], close[0]])}'?"
+    return f"Known: {', '.join(section.model_fields)}."
+
+
+def _choice(value: Any, kind: Any) -> str:
+    """The nearest of the words that a key may hold, where one is near."""
+    literals = [option for option in _options(kind) if get_origin(option) is Literal]
+    words = [str(word) for literal in literals for word in get_args(literal)]
+    close = nearest(value, words) if isinstance(value, str) else []
+    return f"Did you mean '{close[0]}'?" if close else ""
+
+
+def _show(value: Any) -> str:
+    """A value as a config would write it, short, with its type where that may surprise."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f"the text '{value if len(value) <= 60 else value[:57] + '...'}'"
+    if isinstance(value, list):
+        return "a list" if len(str(value)) > 60 else f"the list {value}"
+    if isinstance(value, Mapping):
+        return "a section"
+    return "null" if value is None else str(value)

@@ -1,0 +1,150 @@
+"""The keys that say which parameters move, and how fast: optimizer, schedule, decay, groups."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, model_validator
+
+from jaxft.config_durations import Duration, DurationKey
+from jaxft.config_fields import NAME, Section, key
+
+
+def _as_pair(written: Any) -> Any:
+    """YAML has lists only: a list of two is what a person means by a pair."""
+    return tuple(written) if isinstance(written, list) else written
+
+
+class OptimizerSection(Section):
+    """The update rule."""
+
+    name: Literal["adamw", "sgd"] = key("adamw", "update rule", resume="fixed")
+    lr: float = key(5e-5, "peak learning rate, before multipliers", resume="may change", ge=0)
+    b1: float = key(0.9, "decay of the gradient average (adamw)", resume="fixed", ge=0, lt=1)
+    b2: float = key(0.999, "decay of the squared average (adamw)", resume="fixed", ge=0, lt=1)
+    eps: float = key(1e-8, "added to the divisor (adamw)", resume="fixed", gt=0)
+    momentum: float = key(0.9, "decay of the gradient sum (sgd)", resume="fixed", ge=0, lt=1)
+    weight_decay: float = key(0.01, "decoupled weight decay", resume="may change", ge=0)
+    clip: float | None = key(
+        1.0,
+        "largest norm of the whole gradient, trainable leaves only; null does not clip",
+        resume="fixed",
+        gt=0,
+    )
+    no_decay: Literal["auto"] | list[str] = key(
+        "auto",
+        "patterns of parameters without weight decay; auto is biases, norms, positions, scalars",
+        resume="fixed",
+    )
+
+
+class ScheduleSection(Section):
+    """How the learning rate moves over the steps of training."""
+
+    kind: Literal["constant", "linear", "cosine", "wsd", "slanted_triangular", "inverse_sqrt"] = (
+        key("linear", "shape of the rate after warm-up", resume="may change")
+    )
+    warmup: DurationKey = key(
+        Duration(0, "steps"), "length of the linear rise from zero", resume="may change"
+    )
+    end: float = key(
+        0.0,
+        "rate at the last step (linear, cosine, wsd)",
+        resume="may change",
+        unit="fraction of the peak",
+        ge=0,
+        le=1,
+    )
+    decay: DurationKey = key(
+        Duration(20, "percent"), "length of the fall at the end (wsd only)", resume="may change"
+    )
+    cut_frac: float = key(
+        0.1,
+        "where the peak is (slanted_triangular only)",
+        resume="may change",
+        unit="fraction of all steps",
+        gt=0,
+        lt=1,
+    )
+    ratio: float = key(
+        32.0, "peak over lowest rate (slanted_triangular only)", resume="may change", ge=1
+    )
+
+    @model_validator(mode="after")
+    def _only_what_the_kind_reads(self) -> ScheduleSection:
+        """A key that would silently do nothing is a mistake."""
+        readers = {
+            "warmup": ("constant", "linear", "cosine", "wsd", "inverse_sqrt"),
+            "end": ("linear", "cosine", "wsd"),
+            "decay": ("wsd",),
+            "cut_frac": ("slanted_triangular",),
+            "ratio": ("slanted_triangular",),
+        }
+        for name, kinds in readers.items():
+            given = getattr(self, name) != type(self).model_fields[name].default
+            if given and self.kind not in kinds:
+                raise ValueError(
+                    f"'{name}' is read by {', '.join(kinds)} only, and kind is {self.kind}"
+                )
+        return self
+
+
+class LayerDecaySection(Section):
+    """Lower rates for lower layers."""
+
+    rate: float = key(
+        1.0,
+        "what the rate is multiplied by, a layer down; 1 is off (ulmfit: 1/2.6 unless given)",
+        resume="may change",
+        gt=0,
+        le=1,
+    )
+    preset: Literal["timm", "mae", "electra", "ulmfit"] = key(
+        "mae", "whose way of counting layers and exponents", resume="may change"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rate_of_ulmfit(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("preset") == "ulmfit":
+            return {"rate": 1 / 2.6, **given}
+        return given
+
+
+class Group(Section):
+    """Parameters that are trained alike, or not at all."""
+
+    name: str = key(..., "name of the group in tables and curves", resume="fixed", pattern=NAME)
+    match: str | list[str] | None = key(
+        None, "regular expressions of whole parameter names", resume="fixed"
+    )
+    depth: Annotated[tuple[int, int], BeforeValidator(_as_pair)] | None = key(
+        None,
+        "[lowest, highest] depth, both in: 0 embeddings, i + 1 block i, then final norm and head",
+        resume="fixed",
+    )
+    freeze: bool = key(False, "never differentiated, never changed", resume="fixed")
+    lr_mult: float = key(1.0, "multiplies the rate of the group", resume="may change", ge=0)
+    lr: float | None = key(None, "peak rate in place of optimizer.lr", resume="may change", ge=0)
+    weight_decay: float | None = key(
+        None, "in place of optimizer.weight_decay", resume="may change", ge=0
+    )
+    schedule: ScheduleSection | None = key(
+        None, "a schedule of its own, in place of the run's", resume="may change"
+    )
+    optimizer: Literal["adamw", "sgd"] | None = key(
+        None, "an update rule of its own, in place of optimizer.name", resume="fixed"
+    )
+
+    @model_validator(mode="after")
+    def _chosen_one_way(self) -> Group:
+        if (self.match is None) == (self.depth is None):
+            raise ValueError(f"group '{self.name}' needs exactly one of 'match' and 'depth'")
+        if self.match == []:
+            raise ValueError(f"group '{self.name}' has an empty 'match'")
+        if self.depth is not None and not 0 <= self.depth[0] <= self.depth[1]:
+            low, high = self.depth
+            raise ValueError(f"group '{self.name}': depth [{low}, {high}] is not [lowest, highest]")
+        if self.name == "rest":
+            raise ValueError("'rest' is the group of all parameters no other group owns")
+        return self

@@ -1,0 +1,271 @@
+"""The keys of a run, section by section; those of the recipe are in `config_recipe.py`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from jaxft.config_durations import Duration, LengthKey
+from jaxft.config_fields import NAME, Section, key, section
+from jaxft.config_recipe import Group, LayerDecaySection, OptimizerSection, ScheduleSection
+
+Scalar = str | int | float | bool
+
+
+class SeedSection(Section):
+    """The seeds of a run's three sources of chance."""
+
+    init: int = key(0, "seed of the new parameters, such as a fresh head", resume="fixed", ge=0)
+    data: int = key(0, "seed of row order, slices and batches", resume="fixed", ge=0)
+    dropout: int = key(0, "seed of dropout", resume="fixed", ge=0)
+
+
+class RunSection(Section):
+    """What the run is called and where its folder goes."""
+
+    name: str = key(..., "name of the run, and of its folder", resume="fixed", pattern=NAME)
+    dir: str = key("runs", "folder that holds the run folders", resume="may change", min_length=1)
+    seed: SeedSection = section(SeedSection, "the seeds of a run's three sources of chance")
+
+
+class ModelSection(Section):
+    """The checkpoint to start from."""
+
+    checkpoint: str = key(
+        ...,
+        "a hub id (id@revision), a folder, or package:module/path",
+        resume="fixed",
+        min_length=1,
+    )
+    dropout: float | None = key(
+        None, "dropout rate; null is the checkpoint's own", resume="fixed", ge=0, lt=1
+    )
+    ignore: list[str] = Field(
+        default_factory=list,
+        description="fields of the checkpoint's config.json to leave out of account",
+        json_schema_extra={"resume": "fixed"},
+    )
+    cache: str | None = key(
+        None, "folder for downloaded checkpoints; null is the hub's own", resume="may change"
+    )
+
+
+class TextClassification(Section):
+    """One label for a text, or for a pair of texts."""
+
+    kind: Literal["text_classification"] = key(..., "what is learned", resume="fixed")
+    text: str = key("text", "column that holds the text", resume="fixed")
+    text_pair: str | None = key(None, "column that holds the second text", resume="fixed")
+    label: str = key("label", "column that holds the label", resume="fixed")
+    labels: Annotated[list[str], Field(min_length=2)] | None = key(
+        None, "label names in order of class id; null takes those of the data", resume="fixed"
+    )
+
+
+class DataSection(Section):
+    """The rows to learn from, and how they become batches."""
+
+    train: str = key(
+        ...,
+        "rows to train on: csv:PATH, jsonl:PATH or tfds:NAME:SPLIT, then [a:b] and :ordered",
+        resume="fixed",
+    )
+    eval: str = key(..., "rows that choose the best checkpoint", resume="fixed")
+    test: str | None = key(
+        None, "rows scored once, with the best checkpoint, at the end", resume="may change"
+    )
+    where: dict[str, Scalar | list[Scalar]] = Field(
+        default_factory=dict,
+        description="keep only rows with this value, or one of these values, in a column",
+        json_schema_extra={"resume": "fixed"},
+    )
+    batch_size: int = key(
+        32, "examples in an optimizer step, over all devices", resume="fixed", unit="examples", ge=1
+    )
+    max_length: int | None = key(
+        None,
+        "cut longer examples to this; null is the longest the model takes",
+        resume="fixed",
+        unit="tokens",
+        ge=3,
+    )
+    pack: bool | Literal["auto"] = key(
+        "auto", "put several examples in one row; auto does where the task can", resume="fixed"
+    )
+    row_length: int | None = key(
+        None,
+        "length of a row; null is the shortest multiple of 32 that holds the longest example",
+        resume="fixed",
+        unit="tokens",
+        ge=8,
+    )
+    workers: int = key(0, "processes that prepare batches; 0 is threads", resume="may change", ge=0)
+    prefetch: int = key(2, "batches kept ready", resume="may change", unit="batches", ge=1)
+    cache: str | None = key(
+        None, "folder for tokenised rows; null is the user's cache folder", resume="may change"
+    )
+
+
+def _devices(size: int) -> int:
+    if size == 0:
+        raise ValueError("an axis of the mesh has at least one device (or -1: all left)")
+    return size
+
+
+def _not_of_itself(length: Duration) -> Duration:
+    if length.unit == "percent":
+        raise ValueError(f"it is in steps or epochs, not {length}")
+    return length
+
+
+class MeshSection(Section):
+    """How many devices along each axis of the mesh."""
+
+    data: Annotated[int, AfterValidator(_devices)] = key(
+        -1,
+        "copies, each with its share of the batch; -1 is all that are left",
+        resume="may change",
+        unit="devices",
+        ge=-1,
+    )
+    fsdp: Annotated[int, AfterValidator(_devices)] = key(
+        1,
+        "shares of parameters and optimizer state, and of the batch; or -1",
+        resume="may change",
+        unit="devices",
+        ge=-1,
+    )
+    tensor: Annotated[int, AfterValidator(_devices)] = key(
+        1, "shares of each wide matrix; or -1", resume="may change", unit="devices", ge=-1
+    )
+
+    @model_validator(mode="after")
+    def _sizes(self) -> MeshSection:
+        sizes = [self.data, self.fsdp, self.tensor]
+        if sizes.count(-1) > 1:
+            raise ValueError("only one axis of the mesh can be -1 (all devices left)")
+        return self
+
+
+class TrainSection(Section):
+    """How long, how exactly, and how often the run looks at itself."""
+
+    length: Annotated[LengthKey, AfterValidator(_not_of_itself)] = key(
+        Duration(3, "epochs"), "how long to train: steps or epochs", resume="may change"
+    )
+    precision: Literal["auto", "f32", "bf16", "tf32"] = key(
+        "auto",
+        "type of the computation; auto is bf16 on TPU and GPU, f32 on CPU",
+        resume="may change",
+    )
+    accumulate: int = key(
+        1, "parts an optimizer step is computed in", resume="may change", unit="micro-batches", ge=1
+    )
+    remat: Literal["auto", "none", "full"] = key(
+        "auto", "compute blocks again in the backward pass, to save memory", resume="may change"
+    )
+    scan: bool | Literal["auto"] = key(
+        "auto",
+        "compile equal blocks once; auto is not on CPU up to 12 blocks",
+        resume="may change",
+    )
+    evaluate_every: LengthKey = key(
+        Duration(1, "epochs"), "how often the eval rows are scored", resume="may change"
+    )
+    log_every: int = key(10, "how often a line is logged", resume="may change", unit="steps", ge=1)
+    ema: float | None = key(
+        None,
+        "decay of a running average of the parameters, which is what is scored",
+        resume="fixed",
+        gt=0,
+        lt=1,
+    )
+    max_bad_steps: int = key(
+        3,
+        "steps in a row that may be not finite before the run stops",
+        resume="may change",
+        unit="steps",
+        ge=1,
+    )
+
+
+class CheckpointSection(Section):
+    """What is saved, and when to stop early."""
+
+    every: LengthKey = key(
+        Duration(500, "steps"), "how often the state is saved", resume="may change"
+    )
+    keep: int = key(
+        3, "latest checkpoints kept, beside the best", resume="may change", unit="checkpoints", ge=1
+    )
+    best: str = key(
+        "auto",
+        "metric of the eval rows that names the best; auto is the task's own",
+        resume="fixed",
+        min_length=1,
+    )
+    patience: int | None = key(
+        None,
+        "stop after so many evaluations without a better best; null never stops early",
+        resume="may change",
+        unit="evaluations",
+        ge=1,
+    )
+    base: Literal["copy", "reference"] = key(
+        "copy",
+        "keep the starting parameters in the run folder, or where they are and their hash",
+        resume="fixed",
+    )
+
+
+class ReportSection(Section):
+    """Where curves go beside metrics.jsonl."""
+
+    tensorboard: bool = key(True, "write TensorBoard files too", resume="may change")
+
+
+def _no_phases(written: Any) -> Any:
+    if written:
+        raise ValueError("phases are not there yet; leave the list empty and freeze with 'groups'")
+    return written
+
+
+class Config(Section):
+    """A run of jaxft: what is trained, on what, how, and what is kept."""
+
+    run: RunSection = Field(description="what the run is called and where its folder goes")
+    model: ModelSection = Field(description="the checkpoint to start from")
+    task: TextClassification = Field(description="what is learned from a row")
+    data: DataSection = Field(description="the rows to learn from, and how they become batches")
+    optimizer: OptimizerSection = section(OptimizerSection, "the update rule")
+    schedule: ScheduleSection = section(ScheduleSection, "how the rate moves over training")
+    layer_decay: LayerDecaySection = section(LayerDecaySection, "lower rates for lower layers")
+    groups: list[Group] = Field(
+        default_factory=list,
+        description="ordered: the first match owns a parameter, the rest are the group 'rest'",
+        json_schema_extra={"resume": "fixed"},
+    )
+    phases: Annotated[list[dict[str, Any]], Field(max_length=0), BeforeValidator(_no_phases)] = (
+        Field(
+            default_factory=list,
+            description="unfreezing by stages; must be empty for now",
+            json_schema_extra={"resume": "fixed"},
+        )
+    )
+    mesh: MeshSection = section(MeshSection, "how many devices along each axis of the mesh")
+    train: TrainSection = section(TrainSection, "how long, how exactly, how often looked at")
+    checkpoint: CheckpointSection = section(CheckpointSection, "what is saved, and when to stop")
+    report: ReportSection = section(ReportSection, "where curves go beside metrics.jsonl")
+
+    @model_validator(mode="after")
+    def _group_names_differ(self) -> Config:
+        names = [group.name for group in self.groups]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two groups are named '{name}'")
+        return self
+
+    def dump(self) -> dict[str, Any]:
+        """Every key with its value, as plain data that YAML and JSON can hold."""
+        return self.model_dump(mode="json")

@@ -1,0 +1,146 @@
+"""YAML as people write it today: the 1.2 core schema, no key twice, every key's line known.
+
+PyYAML reads YAML 1.1, where `5e-5` is a text, `no` is false and `1:30` is ninety. The loader here
+is `yaml.SafeLoader` with the scalars of YAML 1.2.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from jaxft.errors import UserError
+
+KeyPath = tuple[str, ...]
+
+_SCALARS = [
+    ("tag:yaml.org,2002:null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("tag:yaml.org,2002:bool", r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
+    ("tag:yaml.org,2002:int", r"^[-+]?[0-9]+$", list("-+0123456789")),
+    (
+        "tag:yaml.org,2002:float",
+        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
+        list("-+0123456789."),
+    ),
+]
+
+
+class _Loader(yaml.SafeLoader):
+    """`yaml.SafeLoader` with the scalars of YAML 1.2."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  PyYAML's own attribute
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        return int(self.construct_scalar(node))  # 010 is ten, not eight
+
+
+class _Dumper(yaml.SafeDumper):
+    """`yaml.SafeDumper` that quotes what `_Loader` would not read back as text."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  PyYAML's own attribute
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        super().increase_indent(flow, False)
+
+
+for _tag, _pattern, _first in _SCALARS:
+    _Loader.add_implicit_resolver(_tag, re.compile(_pattern), _first)
+# A text is quoted where either version of YAML would take it for something else.
+_Dumper.yaml_implicit_resolvers = {
+    first: list(resolvers) for first, resolvers in yaml.SafeDumper.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern, _first in _SCALARS:
+    _Dumper.add_implicit_resolver(_tag, re.compile(_pattern), _first)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
+class Place:
+    """Where each key of a config was written, for error sentences."""
+
+    def __init__(self, file: str, lines: Mapping[KeyPath, int]):
+        self.file = file
+        self._lines = dict(lines)
+        self._overrides: dict[KeyPath, str] = {}
+
+    def override(self, path: KeyPath, source: str) -> None:
+        """Remember that `source` set the key at `path`, and with it all that is below."""
+        for key in [key for key in self._lines if key[: len(path)] == path]:
+            del self._lines[key]
+        self._overrides[path] = source
+
+    def of(self, path: KeyPath) -> str:
+        """The override, or the file and line, that set the key at `path` or its section.
+
+        For a section the overrides inside it are named too: its mistake may be theirs.
+        """
+        for length in range(len(path), 0, -1):
+            if path[:length] in self._overrides:
+                return self._overrides[path[:length]]
+            if path[:length] in self._lines:
+                return f"{self.file}, line {self._lines[path[:length]]}{self._inside(path)}"
+        return self.file + self._inside(path)
+
+    def _inside(self, path: KeyPath) -> str:
+        inside = [source for key, source in self._overrides.items() if key[: len(path)] == path]
+        return f", with {' and '.join(inside)}" if inside else ""
+
+
+def read_yaml(text: str, file: str, whole: bool = True) -> tuple[Any, dict[KeyPath, int]]:
+    """The value of a YAML text, and the line of each of its keys.
+
+    Args:
+        text: one YAML document.
+        file: what to call it in errors.
+        whole: the text must be a mapping, as a whole config is.
+
+    Raises:
+        UserError: not YAML, a key twice, or not a mapping.
+    """
+    loader = _Loader(text)
+    lines: dict[KeyPath, int] = {}
+    try:
+        node = loader.get_single_node()
+        _note_lines(node, (), lines, file)
+        value = None if node is None else loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f", line {mark.line + 1}" if mark and whole else ""
+        raise UserError(f"{file}{line} is not YAML: {error.problem or error.context}.") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} is not YAML: {str(error).splitlines()[0]}.") from None
+    finally:
+        loader.dispose()
+    if whole and not isinstance(value, dict):
+        found = "is empty" if value is None else f"holds {type(value).__name__}, not keys"
+        raise UserError(f"{file} {found}.", "A config has sections such as run, model, task, data.")
+    return value, lines
+
+
+def _note_lines(node: Any, path: KeyPath, lines: dict[KeyPath, int], file: str) -> None:
+    """Write the line of every key below `node` into `lines`; a key written twice is an error."""
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            lines[(*path, str(index))] = item.start_mark.line + 1
+            _note_lines(item, (*path, str(index)), lines, file)
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for name, value in node.value:
+            line = name.start_mark.line + 1
+            here = (*path, str(name.value))
+            if name.value in seen:
+                raise UserError(
+                    f"{file}, line {line}: '{'.'.join(here)}' is written a second time.",
+                    f"The first is on line {seen[name.value]}.",
+                )
+            seen[name.value] = line
+            lines[here] = line
+            _note_lines(value, here, lines, file)
+
+
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """Nested plain values as YAML text that `read_yaml` reads back equal."""
+    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
