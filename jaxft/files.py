@@ -93,6 +93,18 @@ def sha256(path: epath.PathLike) -> str:
 
 
 @contextlib.contextmanager
+def local_copy(path: epath.PathLike) -> Iterator[pathlib.Path]:
+    """A path on this machine to read `path` from: itself, or a copy that goes with the block."""
+    if not is_bucket(path):
+        yield pathlib.Path(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="jaxft-") as folder:
+        copy = pathlib.Path(folder) / epath.Path(path).name
+        epath.Path(path).copy(copy)
+        yield copy
+
+
+@contextlib.contextmanager
 def lock(path: epath.PathLike, timeout: float = 0.0) -> Iterator[None]:
     """Holds `path` for this process; the system lets go of it when the process dies, however.
 

@@ -7,19 +7,30 @@ import dataclasses
 import logging
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from jaxft.engine.checkpoint_leaves import (
+    DamagedError,
+    Leaves,
+    attempt,
+    checksum,
+    compare,
+    describe,
+    flat,
+    parts_of,
+    verify,
+)
 from jaxft.errors import UserError
 from jaxft.tree import under
 
-State = TypeVar("State")
-Leaves = dict[str, dict[str, Any]]  # name -> {"shape", "dtype", "checksum"}
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+State = TypeVar("State", bound="DataclassInstance")
 
 
 class Restored(NamedTuple, Generic[State]):
@@ -34,10 +45,6 @@ class Restored(NamedTuple, Generic[State]):
     state: State
     meta: dict[str, Any]
     notes: list[str]
-
-
-class DamagedError(Exception):
-    """A checkpoint that cannot be read, or whose arrays are not those that were saved."""
 
 
 class Checkpoints:
@@ -142,14 +149,14 @@ class Checkpoints:
             saved = step in self.steps()
             if saved and (scores is None or self.metrics(step) is not None):
                 return
-            parts = _parts(state)
+            parts = parts_of(state)
             self._orbax.save_checkpointables_async(
                 step,
                 dict(parts),  # Orbax adds to the dict that it is given
                 force=True,
                 overwrite=saved,
                 metrics=scores,
-                custom_metadata={"leaves": _describe(parts), "meta": dict(meta or {})},
+                custom_metadata={"leaves": describe(parts), "meta": dict(meta or {})},
             )
 
     def restore(self, like: State, step: int | None = None) -> Restored[State]:
@@ -164,18 +171,18 @@ class Checkpoints:
         """
         self.wait()
         candidates = self.steps()[::-1] if step is None else [self.resolve(step)]
-        parts = _parts(like)
+        parts = parts_of(like)
         notes: list[str] = []
         for candidate in candidates:
             try:
                 saved, meta = self._record(candidate)
-                _compare(saved, _flat(parts), f"{self.folder}/{candidate}")
+                compare(saved, flat(parts), f"{self.folder}/{candidate}")
                 loaded = self._read(candidate, parts, saved)
             except DamagedError as damage:
                 notes.append(f"Checkpoint {candidate} in {self.folder} is damaged: {damage}.")
                 continue
             self._resumed_at = candidate
-            return Restored(_replace(like, loaded), meta, notes)
+            return Restored(dataclasses.replace(like, **loaded), meta, notes)
         if not candidates:
             raise UserError(f"{self.folder} holds no checkpoint.")
         raise UserError(" ".join(notes), "No checkpoint is left to go on from.")
@@ -263,18 +270,21 @@ class Checkpoints:
         self._resumed_at = None
 
     def _record(self, step: int) -> tuple[Leaves, dict[str, Any]]:
-        with _damage_named():
+        def read():
             record = self._orbax.checkpointables_metadata(step).custom_metadata
             return record["leaves"], record["meta"]
 
+        return attempt(read, "its description cannot be read")
+
     def _read(self, step: int, parts: dict[str, Any], saved: Leaves) -> dict[str, Any]:
         """Some fields of a checkpoint, each leaf verified."""
-        with _damage_named():
+
+        def read():
             loaded = self._orbax.load_checkpointables(step, parts)
-            found = checksum(loaded)
-        for name, value in found.items():
-            if value != saved[name]["checksum"]:
-                raise DamagedError(f"'{name}' is not what was saved")
+            return loaded, checksum(loaded)
+
+        loaded, found = attempt(read, "its arrays cannot be read")
+        verify(saved, found)
         return loaded
 
     @contextlib.contextmanager
@@ -291,84 +301,6 @@ class Checkpoints:
             ) from error
 
 
-def checksum(tree: Any) -> dict[str, int]:
-    """A number per leaf that changes when any bit of it does, whatever devices hold it.
-
-    Each 32-bit word of the array is mixed with its index and the words are added modulo 2**32, so
-    the sum is the same in any order and on any mesh. The mixing is a bijection of the word: one
-    changed word always changes the sum.
-
-    Args:
-        tree: arrays of 1, 2, 4 or 8 bytes an element, or typed keys; all are read on the devices.
-
-    Returns:
-        The leaf's path joined by `/` -> an unsigned 32-bit number.
-
-    Source: the finaliser of MurmurHash3 (Appleby, 2011).
-    """
-    sums = {name: _leaf_checksum(leaf) for name, leaf in _flat(tree).items()}
-    return {name: int(value) for name, value in jax.device_get(sums).items()}
-
-
-@jax.jit
-def _leaf_checksum(leaf: jax.Array) -> jax.Array:
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    if leaf.dtype == jnp.bool_:
-        leaf = leaf.astype(jnp.uint8)
-    width = leaf.dtype.itemsize
-    words = jax.lax.bitcast_convert_type(leaf, {1: jnp.uint8, 2: jnp.uint16}.get(width, jnp.uint32))
-    words = words.astype(jnp.uint32)
-    index = jnp.zeros(words.shape, jnp.uint32)  # the position in row-major order, modulo 2**32
-    for axis, size in enumerate(words.shape):
-        index = index * np.uint32(size % 2**32) + jax.lax.broadcasted_iota(
-            jnp.uint32, words.shape, axis
-        )
-    mixed = words ^ (index * np.uint32(0x9E3779B1) + np.uint32(0x7F4A7C15))
-    mixed = (mixed ^ (mixed >> 16)) * np.uint32(0x85EBCA6B)
-    mixed = (mixed ^ (mixed >> 13)) * np.uint32(0xC2B2AE35)
-    return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
-
-
-def _flat(tree: Any) -> dict[str, Any]:
-    """Every array of a tree by its path, such as `trainable/head/kernel`."""
-    leaves, _ = jax.tree.flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def _parts(state: Any) -> dict[str, Any]:
-    """The fields of a state that hold arrays; Orbax refuses an empty tree."""
-    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-    return {name: tree for name, tree in fields.items() if jax.tree.leaves(tree)}
-
-
-def _replace(like: Any, fields: dict[str, Any]) -> Any:
-    return dataclasses.replace(like, **fields)
-
-
-def _describe(parts: dict[str, Any]) -> Leaves:
-    sums = checksum(parts)
-    return {
-        name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "checksum": sums[name]}
-        for name, leaf in _flat(parts).items()
-    }
-
-
-def _compare(saved: Leaves, wanted: dict[str, Any], where: str) -> None:
-    """Names the first leaf that differs: Orbax names none, and casts a wrong dtype in silence."""
-    hint = "The model, the groups and the optimizer must be those of the run that saved it."
-    for name, leaf in wanted.items():
-        if name not in saved:
-            raise UserError(f"{where} lacks '{name}', which this run needs.", hint)
-        there = f"{tuple(saved[name]['shape'])} {saved[name]['dtype']}"
-        here = f"{tuple(leaf.shape)} {leaf.dtype}"
-        if there != here:
-            raise UserError(f"{where}: '{name}' is {there} there and {here} in this run.", hint)
-    for name in saved:
-        if name not in wanted:
-            raise UserError(f"{where} holds '{name}', which this run does not have.", hint)
-
-
 def _finite(
     metrics: Mapping[str, float] | None, best_metric: str | None
 ) -> dict[str, float] | None:
@@ -378,16 +310,6 @@ def _finite(
     if best_metric is not None and not math.isfinite(scores[best_metric]):
         return None
     return {name: value for name, value in scores.items() if math.isfinite(value)}
-
-
-@contextlib.contextmanager
-def _damage_named() -> Iterator[None]:
-    try:
-        yield
-    except jax.errors.JaxRuntimeError:
-        raise  # out of device memory is not the checkpoint's fault
-    except Exception as error:  # Orbax and TensorStore raise a dozen types for a damaged file
-        raise DamagedError(str(error).splitlines()[0] if str(error) else repr(error)) from error
 
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
