@@ -1,0 +1,182 @@
+"""Where examples come from: every kind of data as one random-access `Source`.
+
+A source string is `KIND:PLACE`, then an optional slice, then an optional `:ordered`:
+`csv:reviews.csv[:80%]`, `jsonl:rows.jsonl[1000:]:ordered`, `tfds:my_set:1.0.0:train[90%:]`.
+Rows are kept by `where`, then shuffled by the seed, then sliced; so slices of one file are drawn
+at random and never overlap where their bounds do not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from jaxft.data.sources_files import open_csv, open_jsonl
+from jaxft.data.sources_tfds import open_tfds
+from jaxft.errors import UserError, did_you_mean
+
+Row = dict[str, Any]
+KINDS = ("csv", "jsonl", "tfds")
+SPEC = re.compile(
+    r"(?P<kind>\w+):(?P<place>.+?)(?P<slice>\[(?P<start>[^:\[\]]*):(?P<stop>[^:\[\]]*)\])?"
+    r"(?P<ordered>:ordered)?",
+    re.DOTALL,
+)
+BOUND = re.compile(r"(\d+)|(\d+(?:\.\d+)?)%")
+
+
+class Reader(Protocol):
+    """All rows of a file or a split, in its own order."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names that every row has a value for."""
+
+    @property
+    def identity(self) -> str:
+        """A hash of the content."""
+
+    def __len__(self) -> int: ...
+
+    def rows(self, numbers: Iterable[int], columns: Sequence[str] | None = None) -> list[Row]:
+        """The rows of these numbers, in this order, with `columns` (None: all) of each."""
+
+    def class_names(self, column: str) -> tuple[str, ...] | None:
+        """The classes in order of class id, where the data names them."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The rows that a source string names, with random access.
+
+    Attributes:
+        spec: the source string.
+        fingerprint: sha256 of the content, the slice, `where` and the seed; where the files lie
+            does not count, so that a moved file keeps its caches.
+        order: `[rows]` the reader's row number of each of our rows.
+        reader: reads the rows.
+    """
+
+    spec: str
+    fingerprint: str
+    order: np.ndarray
+    reader: Reader
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names that every row has a value for."""
+        return self.reader.columns
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> Row:
+        return self.rows([index])[0]
+
+    def rows(self, indices: Iterable[int]) -> list[Row]:
+        """The rows at these indices, in this order."""
+        return self.reader.rows(self.order[np.fromiter(indices, np.int64)])
+
+    def class_names(self, column: str) -> tuple[str, ...] | None:
+        """The classes of `column` in order of class id, where the data names them."""
+        return self.reader.class_names(column)
+
+
+def open_source(spec: str, *, where: Mapping[str, Any] | None = None, seed: int = 0) -> Source:
+    """The rows that a source string names.
+
+    Args:
+        spec: `csv:PATH`, `jsonl:PATH`, `tfds:NAME[:VERSION]:SPLIT` or `tfds:FOLDER:SPLIT`, then
+            optionally `[a:b]` (row numbers or percent) and `:ordered` (no shuffle).
+        where: column -> the value, or list of values, that a row must have.
+        seed: of the shuffle.
+
+    Raises:
+        UserError: a string of another form, missing data, malformed rows, a column of `where`
+            that is not there, or a selection without rows.
+    """
+    parts = SPEC.fullmatch(spec)
+    if parts is None or parts["kind"] not in KINDS:
+        kind = spec.partition(":")[0]
+        raise UserError(
+            f"'{spec}' is no data source: it must start with csv:, jsonl: or tfds:.",
+            did_you_mean(kind, KINDS) if ":" in spec else "Such as csv:reviews.csv[:80%].",
+        )
+    reader = _open_reader(parts["kind"], parts["place"])
+    where = dict(where or {})
+    order = _matching(reader, where, spec)
+    if not parts["ordered"]:
+        # Raw Philox output is the same in every numpy, which its `permutation` need not be.
+        keys = np.random.Philox(seed).random_raw(len(order))
+        order = order[np.argsort(keys, kind="stable")]
+    if parts["slice"]:
+        start = _bound(parts["start"] or "0", len(order), spec)
+        stop = _bound(parts["stop"] or "100%", len(order), spec)
+        order = order[start:stop]
+    if not len(order):
+        raise UserError(f"{spec}: the selection holds no rows.", "Check the slice and data.where.")
+    selection = [parts["slice"], parts["ordered"], where, seed]
+    identity = json.dumps([reader.identity, *selection], sort_keys=True, default=str)
+    return Source(spec, hashlib.sha256(identity.encode()).hexdigest(), order, reader)
+
+
+def _open_reader(kind: str, place: str) -> Reader:
+    if kind == "csv":
+        return open_csv(Path(place).expanduser())
+    if kind == "jsonl":
+        return open_jsonl(Path(place).expanduser())
+    return open_tfds(place)
+
+
+def _matching(reader: Reader, where: Mapping[str, Any], spec: str) -> np.ndarray:
+    """The numbers of the rows that have the wanted values: `[rows]`."""
+    for column in where:
+        if column not in reader.columns:
+            raise UserError(
+                f"{spec}: data.where names the column '{column}', which is not there.",
+                f"Its columns: {', '.join(reader.columns)}.",
+            )
+    numbers = np.arange(len(reader))
+    if not where:
+        return numbers
+    rows = reader.rows(numbers, list(where))
+    for column, wanted in where.items():
+        allowed = _allowed(wanted, reader.class_names(column))
+        values = [str(row[column]) for row in rows]
+        kept = np.array([value in allowed for value in values], bool)
+        if not kept.any():
+            raise UserError(
+                f"{spec}: data.where wants {column} = {wanted}, and no row has it.",
+                f"Values there: {', '.join(sorted(set(values))[:10])}.",
+            )
+        numbers, rows = numbers[kept], [row for row, keep in zip(rows, kept, strict=True) if keep]
+    return numbers
+
+
+def _allowed(wanted: Any, classes: Sequence[str] | None) -> set[str]:
+    """The wanted values as text (a CSV holds nothing else), class names as their ids."""
+    values = [str(value) for value in (wanted if isinstance(wanted, list | tuple) else [wanted])]
+    if classes is None:
+        return set(values)
+    return {str(classes.index(value)) if value in classes else value for value in values}
+
+
+def _bound(text: str, rows: int, spec: str) -> int:
+    """A bound of a slice as a row number."""
+    match = BOUND.fullmatch(text.strip())
+    if match is None:
+        raise UserError(
+            f"{spec}: '{text}' is no bound of a slice.", "Use a row number or a percentage."
+        )
+    number, percent = match.groups()
+    bound = int(number) if number else round(rows * float(percent) / 100)
+    if bound > rows:
+        raise UserError(f"{spec}: the slice ends at {text}, and there are {rows} rows.")
+    return bound

@@ -1,0 +1,214 @@
+"""Prepared TensorFlow Datasets as random-access rows, without TensorFlow.
+
+A folder describes its features by the names of Python classes, and TFDS imports whatever is
+named there; so a folder is opened only after every name in it was seen to be TFDS's own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+
+from jaxft.errors import UserError, did_you_mean
+
+Row = dict[str, Any]
+FEATURES = "features.json"
+OWN_CLASSES = "tensorflow_datasets.core.features."
+# How features.json spells "class": protobuf's two spellings and the one before protobuf.
+CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
+HASHED_BYTES = 2**30  # sets up to this size are known by content, larger ones by file sizes
+
+
+@dataclass(frozen=True)
+class TfdsReader:
+    """The rows of one split of a prepared data set.
+
+    Attributes:
+        folder: the version's folder, the one with features.json.
+        split: a whole split's name.
+        columns: the features' names.
+        identity: sha256 of what the folder holds and the split's name.
+        features: column -> TFDS feature.
+        data: TFDS's random-access source.
+    """
+
+    folder: epath.Path
+    split: str
+    columns: tuple[str, ...]
+    identity: str
+    features: Any
+    data: Any
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def rows(self, numbers: Iterable[int], columns: Sequence[str] | None = None) -> list[Row]:
+        """The rows of these numbers, in this order, with `columns` (None: all) of each."""
+        data = self.data
+        if columns is not None and set(columns) != set(self.columns):
+            wanted = {name: self.features[name] for name in columns}
+            data = _builder(self.folder).as_data_source(
+                split=self.split, decoders=tfds.decode.PartialDecoding(wanted)
+            )
+        numbers = [int(number) for number in numbers]
+        records = data.__getitems__(numbers) if numbers else []
+        return [
+            {name: _plain(value, self.features[name]) for name, value in record.items()}
+            for record in records
+        ]
+
+    def class_names(self, column: str) -> tuple[str, ...] | None:
+        """The classes of a ClassLabel column in order of class id; None for another column."""
+        feature = self.features[column]
+        if isinstance(feature, tfds.features.ClassLabel):
+            return tuple(feature.names)
+        return None
+
+
+def open_tfds(body: str) -> TfdsReader:
+    """A prepared data set: `NAME:SPLIT`, `NAME:VERSION:SPLIT` or `FOLDER:SPLIT`.
+
+    Args:
+        body: NAME (`glue/cola` with a config) is looked up in $TFDS_DATA_DIR or
+            ~/tensorflow_datasets, in its latest version unless one is given; FOLDER is the
+            version's folder.
+
+    Raises:
+        UserError: no such set, version or split; a foreign class; files that need TensorFlow.
+    """
+    place, colon, split = body.rpartition(":")
+    if not colon or not place or not split:
+        raise UserError(
+            f"tfds:{body}: a TFDS source names a split.", "Write tfds:NAME:SPLIT, such as :train."
+        )
+    folder = _find(place)
+    _check_classes(folder)
+    builder = _builder(folder)
+    form = builder.info.file_format
+    if form is None or form.value != "array_record":
+        raise UserError(
+            f"{folder}: the files are {form.value if form else 'of an unknown form'}, which only "
+            "TensorFlow reads.",
+            "Prepare the set again with file_format='array_record'.",
+        )
+    if split not in builder.info.splits:
+        raise UserError(
+            f"{folder}: there is no split '{split}'.", did_you_mean(split, builder.info.splits)
+        )
+    features = builder.info.features
+    data = builder.as_data_source(split=split)
+    return TfdsReader(folder, split, tuple(features), _identity(folder, split), features, data)
+
+
+def _find(place: str) -> epath.Path:
+    """The version's folder of a data set given by folder, or by name and perhaps version."""
+    folder = epath.Path(place).expanduser()
+    if (folder / FEATURES).exists():
+        return folder
+    name, _, version = place.partition(":")
+    if place.startswith((".", "~", "/")) or "://" in place or folder.is_dir():
+        raise UserError(
+            f"'{place}' is no folder of a prepared data set: it has no {FEATURES}.",
+            "Give the version's folder, such as my_set/1.0.0.",
+        )
+    home = epath.Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    versions = _versions(home / name)
+    if not versions:
+        raise UserError(
+            f"The TFDS data set '{name}' is not prepared in {home}.",
+            "Prepare it there with file_format='array_record' (or set TFDS_DATA_DIR).",
+        )
+    if version and version not in versions:
+        raise UserError(
+            f"The TFDS data set '{name}' has no version {version} in {home}.",
+            f"Prepared: {', '.join(versions)}.",
+        )
+    return home / name / (version or versions[-1])
+
+
+def _versions(folder: epath.Path) -> list[str]:
+    """The prepared versions below a set's folder, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = [path.name for path in folder.iterdir() if (path / FEATURES).exists()]
+    named = [name for name in found if all(part.isdigit() for part in name.split("."))]
+    return sorted(named, key=lambda name: [int(part) for part in name.split(".")])
+
+
+def _builder(folder: epath.Path) -> Any:
+    return tfds.builder_from_directory(os.fspath(folder))
+
+
+def _check_classes(folder: epath.Path) -> None:
+    """Raise a UserError where features.json names a class that is not TFDS's own."""
+    try:
+        described = json.loads((folder / FEATURES).read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{folder / FEATURES} is not JSON ({error}).") from None
+    for name in _class_names(described):
+        if not name.startswith(OWN_CLASSES):
+            raise UserError(
+                f"{folder / FEATURES} names the class '{name}', which is not TFDS's own; opening "
+                "the folder would import it, so it was not opened.",
+                "Rebuild the set with features of tensorflow_datasets.features only.",
+            )
+
+
+def _class_names(value: Any) -> Iterator[str]:
+    """Every class named anywhere in a description, JSON kept inside strings included."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key in CLASS_KEYS and isinstance(inner, str):  # a column may be called `type`
+                yield inner
+            yield from _class_names(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _class_names(inner)
+    elif isinstance(value, str) and value.lstrip().startswith(("{", "[", '"')):
+        try:
+            inner = json.loads(value)
+        except json.JSONDecodeError:
+            return
+        yield from _class_names(inner)
+
+
+def _identity(folder: epath.Path, split: str) -> str:
+    """sha256 over the split's name, the folder's file names and sizes, and bytes if not many."""
+    files = sorted((path for path in folder.iterdir() if path.is_file()), key=lambda p: p.name)
+    sizes = [path.stat().length for path in files]
+    digest = hashlib.sha256(split.encode())
+    for path, size in zip(files, sizes, strict=True):
+        digest.update(f"{path.name}\0{size}\0".encode())
+        if sum(sizes) <= HASHED_BYTES or path.suffix == ".json":
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _plain(value: Any, feature: Any) -> Any:
+    """A TFDS value as Python and numpy know it: text as str, a scalar as a number."""
+    if isinstance(feature, tfds.features.FeaturesDict):
+        return {name: _plain(inner, feature[name]) for name, inner in value.items()}
+    if isinstance(feature, tfds.features.Sequence):
+        inner_feature = feature.feature
+        if isinstance(inner_feature, tfds.features.FeaturesDict):
+            return {
+                name: [_plain(inner, inner_feature[name]) for inner in values]
+                for name, values in value.items()
+            }
+        if isinstance(inner_feature, tfds.features.Text):
+            return [_plain(inner, inner_feature) for inner in value]
+        return value
+    if isinstance(feature, tfds.features.Text) and isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, np.generic):
+        return value.item()
+    return value

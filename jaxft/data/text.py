@@ -1,0 +1,192 @@
+"""Text to token ids, with a checkpoint's own tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from jaxft.errors import UserError
+
+CHUNK = 1000  # texts encoded at a time; keeps the library's own objects few
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Texts as token ids.
+
+    Attributes:
+        ids: one `[tokens]` int32 array a text, special tokens included.
+        type_ids: likewise: 0 for the first text of a pair, 1 for the second.
+        tokens: tokens kept.
+        unknown: kept tokens that stand for text the vocabulary lacks.
+        truncated: texts that were cut to `max_length`.
+        truncated_tokens: tokens cut away.
+    """
+
+    ids: list[np.ndarray]
+    type_ids: list[np.ndarray]
+    tokens: int
+    unknown: int
+    truncated: int
+    truncated_tokens: int
+
+
+class Tokenizer:
+    """The tokenizer of a checkpoint's folder; pickled by its folder, and built where it is used.
+
+    Attributes:
+        fingerprint: sha256 of the tokenizer.
+        vocab_size: ids run below it.
+        pad_id: the id that fills a row.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self._backend = _load_backend(self.folder)
+        # Some files carry a length to cut and pad to (sentence-transformers' do).
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        described = self._backend.to_str()
+        self._unknown_id = _unknown_id(json.loads(described)["model"], self._backend)
+        self.fingerprint = hashlib.sha256(described.encode()).hexdigest()
+        self.vocab_size = self._backend.get_vocab_size()
+        self.pad_id = _pad_id(self.folder, self._backend)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["folder"])  # type: ignore[misc]  # the folder is all there is to it
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        max_length: int | None = None,
+    ) -> Encoded:
+        """Token ids of each text, or of each pair of texts, with the special tokens of the model.
+
+        Args:
+            texts: the texts.
+            pairs: the second text of each, or None.
+            max_length: the most tokens kept of one, special tokens included; a pair loses tokens
+                of its longer text first. None keeps all.
+
+        Raises:
+            UserError: a value that is no text, or a `max_length` that has no room for text.
+        """
+        _check_texts(texts)
+        _check_texts(pairs or ())
+        special = self._backend.num_special_tokens_to_add(is_pair=pairs is not None)
+        if max_length is not None and max_length <= special:
+            raise UserError(
+                f"data.max_length {max_length} has no room for text: {special} tokens are special."
+            )
+        inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+        ids: list[np.ndarray] = []
+        type_ids: list[np.ndarray] = []
+        truncated = truncated_tokens = 0
+        for start in range(0, len(inputs), CHUNK):
+            chunk = inputs[start : start + CHUNK]
+            encodings = self._backend.encode_batch(chunk)
+            long = _longer_than(encodings, max_length)
+            if long and max_length is not None:
+                truncated += len(long)
+                truncated_tokens += sum(len(encodings[i].ids) - max_length for i in long)
+                cut = self._encode_cut([chunk[i] for i in long], max_length)
+                encodings = list(encodings)
+                for i, encoding in zip(long, cut, strict=True):
+                    encodings[i] = encoding
+            ids += [np.array(encoding.ids, np.int32) for encoding in encodings]
+            type_ids += [np.array(encoding.type_ids, np.int32) for encoding in encodings]
+        return Encoded(
+            ids,
+            type_ids,
+            tokens=sum(map(len, ids)),
+            unknown=sum(int(np.count_nonzero(row == self._unknown_id)) for row in ids),
+            truncated=truncated,
+            truncated_tokens=truncated_tokens,
+        )
+
+    def _encode_cut(self, inputs: list[Any], max_length: int) -> list[tokenizers.Encoding]:
+        self._backend.enable_truncation(max_length)
+        try:
+            return self._backend.encode_batch(inputs)
+        finally:
+            self._backend.no_truncation()
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """The tokenizer of a checkpoint's folder.
+
+    Raises:
+        UserError: the folder holds no tokenizer that `tokenizers` or `transformers` reads.
+    """
+    return Tokenizer(folder)
+
+
+def _load_backend(folder: Path) -> tokenizers.Tokenizer:
+    """From tokenizer.json; from older files (vocab.txt, merges) by way of transformers."""
+    file = folder / "tokenizer.json"
+    if file.is_file():
+        try:
+            return tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises plain Exception for a file it cannot read
+            raise UserError(f"{file} is no tokenizer ({error}).") from None
+    # Importing it takes seconds where torch is installed, and few folders need it.
+    from transformers import AutoTokenizer
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(
+            str(folder), trust_remote_code=False, local_files_only=True
+        )
+    except (OSError, ValueError, ImportError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise UserError(f"'{folder}' holds no tokenizer: no tokenizer.json, and {said}") from None
+    backend = getattr(loaded, "backend_tokenizer", None)
+    if backend is None:
+        raise UserError(
+            f"'{folder}' has a tokenizer in Python only ({type(loaded).__name__}).",
+            "Save it with a tokenizer.json.",
+        )
+    return backend
+
+
+def _unknown_id(model: dict[str, Any], backend: tokenizers.Tokenizer) -> int:
+    """The id of the unknown token; -1 where the vocabulary spells every text."""
+    if model.get("unk_id") is not None:
+        return int(model["unk_id"])
+    token = model.get("unk_token")
+    found = backend.token_to_id(token) if token else None
+    return -1 if found is None else found
+
+
+def _pad_id(folder: Path, backend: tokenizers.Tokenizer) -> int:
+    """The id of the pad token that the folder names; 0 where it names none."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).is_file():
+            token = json.loads((folder / name).read_text()).get("pad_token")
+            token = token.get("content") if isinstance(token, dict) else token
+            found = backend.token_to_id(token) if token else None
+            if found is not None:
+                return found
+    return 0
+
+
+def _longer_than(encodings: Sequence[tokenizers.Encoding], max_length: int | None) -> list[int]:
+    if max_length is None:
+        return []
+    return [i for i, encoding in enumerate(encodings) if len(encoding.ids) > max_length]
+
+
+def _check_texts(texts: Sequence[Any]) -> None:
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UserError(f"Example {number} is no text but {type(text).__name__} ({text!r}).")
