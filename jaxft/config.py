@@ -24,7 +24,6 @@ __all__ = [
     "Key",
     "changed_keys",
     "check_resume",
-    "check_schema",
     "describe_keys",
     "load_config",
     "parse_config",
@@ -32,7 +31,6 @@ __all__ = [
     "resolve_steps",
     "schema_text",
     "to_yaml",
-    "write_schema",
 ]
 
 
@@ -123,19 +121,21 @@ class Key:
     resume: str
 
 
-def describe_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[Key]:
+def describe_keys() -> list[Key]:
     """Every key of a config in order; those of a list's items are named `groups[].name`."""
-    keys: list[Key] = []
+    return list(_keys_of(Config, ""))
+
+
+def _keys_of(model: type[BaseModel], prefix: str) -> Iterator[Key]:
     for name, field in model.model_fields.items():
         inner = section_in(field.annotation)
         item = section_in(item_type(field.annotation))
         if field.annotation is inner and inner is not None:
-            keys += describe_keys(inner, f"{prefix}{name}.")
+            yield from _keys_of(inner, f"{prefix}{name}.")
             continue
-        keys.append(_describe(prefix + name, field))
+        yield _describe(prefix + name, field)
         if item is not None:
-            keys += describe_keys(item, f"{prefix}{name}[].")
-    return keys
+            yield from _keys_of(item, f"{prefix}{name}[].")
 
 
 def _describe(name: str, field: FieldInfo) -> Key:
@@ -214,22 +214,3 @@ def schema_text() -> str:
         **Config.model_json_schema(),
     }
     return json.dumps(schema, indent=2) + "\n"
-
-
-def write_schema(path: str | os.PathLike[str]) -> Path:
-    """Write the JSON schema aside, then rename it to `path`."""
-    target = Path(path)
-    aside = target.with_name(target.name + ".part")
-    try:
-        aside.write_text(schema_text(), encoding="utf-8")
-        aside.replace(target)
-    except OSError as error:
-        raise UserError(f"Cannot write the schema to '{path}': {error.strerror}.") from None
-    return target
-
-
-def check_schema(path: str | os.PathLike[str]) -> None:
-    """Raise UserError where `path` is not the schema of today's keys."""
-    target = Path(path)
-    if not target.is_file() or target.read_text(encoding="utf-8") != schema_text():
-        raise UserError(f"'{path}' is out of date.", f"Run: python -m jaxft schema {path}")

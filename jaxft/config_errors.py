@@ -22,6 +22,7 @@ _TYPES = {
 }
 _VALUE = frozenset([str, int, float, bool])
 _WITH_ARTICLE = ("duration", "finite", "list", "mapping", "number", "section", "value", "whole")
+_PLURALS = {"value": "values", "section": "sections"}
 _LIMITS = {
     "greater_than": ("gt", "more than {:g}"),
     "greater_than_equal": ("ge", "{:g} or more"),
@@ -50,7 +51,9 @@ def type_name(kind: Any) -> str:
         return _either(names + [type_name(arg) for arg in args if arg not in values])
     if origin is list:
         items = type_name(args[0])
-        return f"list of {'values' if items == 'value' else items}"
+        if items == "anything":
+            return "list"
+        return f"list of {_PLURALS.get(items, items)}"
     if origin is tuple:
         return f"list of {len(args)} {type_name(args[0])}s"
     if origin is dict:

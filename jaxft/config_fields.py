@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from jaxft.config_durations import Duration
+
 Resume = Literal["may change", "fixed"]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
@@ -20,6 +22,8 @@ def key(default: Any, meaning: str, *, resume: Resume, unit: str = "", **limits:
     extra: dict[str, Any] = {"resume": resume}
     if unit:
         extra["unit"] = unit
+    if isinstance(default, Duration):
+        extra["default"] = str(default)  # pydantic's schema would show the dataclass
     return Field(default, description=meaning, json_schema_extra=extra, **limits)
 
 

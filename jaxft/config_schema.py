@@ -246,12 +246,10 @@ class Config(Section):
         description="ordered: the first match owns a parameter, the rest are the group 'rest'",
         json_schema_extra={"resume": "fixed"},
     )
-    phases: Annotated[list[dict[str, Any]], Field(max_length=0), BeforeValidator(_no_phases)] = (
-        Field(
-            default_factory=list,
-            description="unfreezing by stages; must be empty for now",
-            json_schema_extra={"resume": "fixed"},
-        )
+    phases: Annotated[list[Any], Field(max_length=0), BeforeValidator(_no_phases)] = Field(
+        default_factory=list,
+        description="unfreezing by stages; must be empty for now",
+        json_schema_extra={"resume": "fixed"},
     )
     mesh: MeshSection = section(MeshSection, "how many devices along each axis of the mesh")
     train: TrainSection = section(TrainSection, "how long, how exactly, how often looked at")

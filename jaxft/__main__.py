@@ -1,0 +1,8 @@
+"""`python -m jaxft` is `jaxft`."""
+
+import sys
+
+from jaxft.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

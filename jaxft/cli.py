@@ -1,0 +1,274 @@
+"""The commands of jaxft: each parses, calls one story, and prints what it gave.
+
+A story is imported when its command runs, so that `jaxft --help` does not wait for jax.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jaxft.config import describe_keys, load_config, schema_text, to_yaml
+from jaxft.errors import UserError
+
+app = typer.Typer(
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    help="Fine-tune Hugging Face checkpoints in JAX, layer by layer, and back to Hugging Face.",
+)
+
+ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="The run, as a YAML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Config keys to set, such as optimizer.lr=3e-5.",
+        show_default=False,
+    ),
+]
+RunName = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")]
+KEYS_HELP = "Every key of a config, with its type, default and meaning: jaxft config"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: what was typed after `jaxft`; the process's own by default. `--debug` may
+            stand anywhere before `--`.
+
+    Returns:
+        The exit code: 0, 2 where what a person gave is wrong, 130 after Ctrl-C.
+    """
+    typed = list(sys.argv[1:] if arguments is None else arguments)
+    end = typed.index("--") if "--" in typed else len(typed)
+    debug = "--debug" in typed[:end]
+    words = [word for word in typed[:end] if word != "--debug"] + typed[end:]
+    try:
+        code = app(args=words, obj=["jaxft", *typed], prog_name="jaxft", standalone_mode=False)
+    except (UserError, typer.TyperException) as error:
+        if debug:
+            traceback.print_exc()
+        said = str(error) if isinstance(error, UserError) else error.format_message()
+        print(f"jaxft: {' '.join(said.split())}", file=sys.stderr)
+        return 2
+    return code if isinstance(code, int) else 0
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"jaxft {importlib.metadata.version('jaxft')}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def jaxft(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show where in jaxft a mistake was noticed.")
+    ] = False,
+) -> None:
+    """What every command has in common; `main` takes `--debug` out, wherever it stands."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command(epilog=KEYS_HELP)
+def train(
+    context: typer.Context,
+    config: ConfigFile,
+    overrides: Overrides = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run of this name.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print the run folder only.")
+    ] = False,
+) -> None:
+    """Fine-tune, evaluate, keep the best, and score the test rows once."""
+    if resume and overwrite:
+        raise UserError("--resume keeps a run and --overwrite replaces it.", "Give one of them.")
+    from jaxft.engine.train import train as story
+
+    run = story(
+        load_config(config, overrides or ()),
+        resume=resume,
+        overwrite=overwrite,
+        quiet=quiet,
+        command=context.obj,
+    )
+    typer.echo(run.folder)
+
+
+@app.command(epilog=KEYS_HELP)
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """Show what would be trained, at what rates and cost; nothing is trained."""
+    checked = load_config(config, overrides or ())
+    from jaxft.engine.plan import plan as story
+
+    made = story(checked)
+    if as_json:
+        typer.echo(made.to_json())
+    else:
+        _console().print(made.render())
+
+
+@app.command("eval")
+def evaluate(
+    run: RunName,
+    split: Annotated[
+        Literal["test", "eval"], typer.Option(help="Which rows of the run's config to score.")
+    ] = "test",
+    data: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Other rows, such as csv:more.csv.")
+    ] = None,
+) -> None:
+    """Score a run's best checkpoint; prints JSON."""
+    from jaxft.engine.evaluate_run import evaluate_run as story
+
+    typer.echo(json.dumps(story(run, split, data), indent=2, ensure_ascii=False))
+
+
+@app.command()
+def predict(
+    run: RunName,
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="TEXT", help="Texts to label.", show_default=False),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="A file with one text a line.")
+    ] = None,
+) -> None:
+    """Label texts: arguments, a file, or standard input a line each; prints JSON lines."""
+    if texts and file:
+        raise UserError("Texts come from arguments or from --file, not both.", "Give one of them.")
+    from jaxft.engine.predict import predict as story
+
+    if file is not None:
+        _print_lines(story(run, _lines_of(file)))
+    elif texts:
+        _print_lines(story(run, texts))
+    else:
+        if sys.stdin.isatty():
+            print("Type a text a line; Ctrl-D ends.", file=sys.stderr)
+        _print_lines(story(run, _decoded(sys.stdin.buffer, "standard input")))
+
+
+@app.command()
+def export(
+    run: RunName,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder to write; RUN/export by default.")
+    ] = None,
+    checkpoint: Annotated[
+        str, typer.Option(metavar="best|last|STEP", help="Which checkpoint.")
+    ] = "best",
+) -> None:
+    """Write a run as a Hugging Face folder that transformers loads; prints the folder."""
+    which = int(checkpoint) if checkpoint.isdecimal() else checkpoint
+    if isinstance(which, str) and which not in ("best", "last"):
+        raise UserError(f"--checkpoint is best, last or a step's number, not '{checkpoint}'.")
+    from jaxft.engine.export import export as story
+
+    typer.echo(story(run, out, which))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="The run folders.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The page to write; RUN/report.html by default.")
+    ] = None,
+) -> None:
+    """Write one page that shows the runs, complete in itself; prints its path."""
+    from jaxft.report.page import write_page as story
+
+    typer.echo(story(runs, out))
+
+
+@app.command()
+def config(
+    config: Annotated[
+        str | None, typer.Argument(metavar="CONFIG", help="Show this config with all its keys.")
+    ] = None,
+    overrides: Overrides = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema of a config, for editors.")
+    ] = False,
+) -> None:
+    """Explain every key of a config, or show a config complete with its defaults."""
+    if schema and config is not None:
+        raise UserError("--schema takes no config.", "It is the same for all.")
+    if schema:
+        typer.echo(schema_text(), nl=False)
+    elif config is not None:
+        typer.echo(to_yaml(load_config(config, overrides or ()).dump()), nl=False)
+    else:
+        _console().print(_key_table())
+
+
+def _key_table() -> Table:
+    """Every key: type, default, unit, meaning, and whether it may change on resume."""
+    table = Table("key", "type", "default", "meaning", "on resume", box=box.SIMPLE_HEAD)
+    section = None
+    for key in describe_keys():
+        top = key.name.split(".")[0].removesuffix("[]")
+        if top != section and section is not None:
+            table.add_section()
+        section = top
+        kind = f"{key.type} ({key.unit})" if key.unit else key.type
+        cells = (key.name, kind, key.default, key.meaning, key.resume)
+        table.add_row(*map(Text, cells))  # plain: a slice such as [a:b] is no markup
+    return table
+
+
+def _console() -> Console:
+    """The terminal; a file or a pipe is 120 columns wide."""
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def _print_lines(values: Iterable[dict]) -> None:
+    """JSON lines, each as soon as it is there."""
+    for value in values:
+        typer.echo(json.dumps(value, ensure_ascii=False))
+
+
+def _lines_of(file: Path) -> Iterator[str]:
+    try:
+        with file.open("rb") as lines:
+            yield from _decoded(lines, str(file))
+    except OSError as error:
+        raise UserError(f"Cannot read '{file}': {error.strerror}.") from None
+
+
+def _decoded(lines: Iterable[bytes], name: str) -> Iterator[str]:
+    """Each line as text, without its end."""
+    for number, line in enumerate(lines, 1):
+        try:
+            yield line.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError:
+            raise UserError(f"{name}, line {number} is not UTF-8 text.") from None
