@@ -107,10 +107,11 @@ def train(
     """Fine-tune, evaluate, keep the best, and score the test rows once."""
     if resume and overwrite:
         raise UserError("--resume keeps a run and --overwrite replaces it.", "Give one of them.")
+    checked = load_config(config, overrides or ())
     from jaxft.engine.train import train as story
 
     run = story(
-        load_config(config, overrides or ()),
+        checked,
         resume=resume,
         overwrite=overwrite,
         quiet=quiet,

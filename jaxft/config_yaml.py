@@ -77,16 +77,14 @@ class Place:
 
         For a section the overrides inside it are named too: its mistake may be theirs.
         """
+        inside = [source for key, source in self._overrides.items() if key[: len(path)] == path]
+        said = f", with {' and '.join(inside)}" if inside else ""
         for length in range(len(path), 0, -1):
             if path[:length] in self._overrides:
                 return self._overrides[path[:length]]
             if path[:length] in self._lines:
-                return f"{self.file}, line {self._lines[path[:length]]}{self._inside(path)}"
-        return self.file + self._inside(path)
-
-    def _inside(self, path: KeyPath) -> str:
-        inside = [source for key, source in self._overrides.items() if key[: len(path)] == path]
-        return f", with {' and '.join(inside)}" if inside else ""
+                return f"{self.file}, line {self._lines[path[:length]]}{said}"
+        return " and ".join(inside) if path and inside else self.file + said
 
 
 def read_yaml(text: str, file: str, whole: bool = True) -> tuple[Any, dict[KeyPath, int]]:
@@ -115,7 +113,7 @@ def read_yaml(text: str, file: str, whole: bool = True) -> tuple[Any, dict[KeyPa
     finally:
         loader.dispose()
     if whole and not isinstance(value, dict):
-        found = "is empty" if value is None else f"holds {type(value).__name__}, not keys"
+        found = "is empty" if value is None else f"holds a {type(value).__name__}, not keys"
         raise UserError(f"{file} {found}.", "A config has sections such as run, model, task, data.")
     return value, lines
 
