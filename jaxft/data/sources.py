@@ -80,9 +80,9 @@ class Source:
     def __getitem__(self, index: int) -> Row:
         return self.rows([index])[0]
 
-    def rows(self, indices: Iterable[int]) -> list[Row]:
-        """The rows at these indices, in this order."""
-        return self.reader.rows(self.order[np.fromiter(indices, np.int64)])
+    def rows(self, indices: Iterable[int], columns: Sequence[str] | None = None) -> list[Row]:
+        """The rows at these indices, in this order, with `columns` (None: all) of each."""
+        return self.reader.rows(self.order[np.fromiter(indices, np.int64)], columns)
 
     def class_names(self, column: str) -> tuple[str, ...] | None:
         """The classes of `column` in order of class id, where the data names them."""

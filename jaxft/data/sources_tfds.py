@@ -52,18 +52,21 @@ class TfdsReader:
 
     def rows(self, numbers: Iterable[int], columns: Sequence[str] | None = None) -> list[Row]:
         """The rows of these numbers, in this order, with `columns` (None: all) of each."""
+        wanted = self.columns if columns is None else columns
+        skipped = [name for name in self.columns if name not in wanted and self._is_image(name)]
         data = self.data
-        if columns is not None and set(columns) != set(self.columns):
-            wanted = {name: self.features[name] for name in columns}
-            data = _builder(self.folder).as_data_source(
-                split=self.split, decoders=tfds.decode.PartialDecoding(wanted)
-            )
+        if skipped:  # a `where` over an image set need not decode the images
+            decoders = {name: tfds.decode.SkipDecoding() for name in skipped}
+            data = _builder(self.folder).as_data_source(split=self.split, decoders=decoders)
         numbers = [int(number) for number in numbers]
         records = data.__getitems__(numbers) if numbers else []
         return [
-            {name: _plain(value, self.features[name]) for name, value in record.items()}
+            {name: _plain(record[name], self.features[name]) for name in wanted}
             for record in records
         ]
+
+    def _is_image(self, column: str) -> bool:
+        return isinstance(self.features[column], tfds.features.Image)
 
     def class_names(self, column: str) -> tuple[str, ...] | None:
         """The classes of a ClassLabel column in order of class id; None for another column."""

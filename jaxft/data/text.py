@@ -14,6 +14,15 @@ import tokenizers
 
 from jaxft.errors import UserError
 
+# What a tokenizer without a tokenizer.json is made of. Without any of them transformers would make
+# one that knows no word.
+VOCABULARIES = (
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+)
 CHUNK = 1000  # texts encoded at a time; keeps the library's own objects few
 
 
@@ -140,6 +149,11 @@ def _load_backend(folder: Path) -> tokenizers.Tokenizer:
             return tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises plain Exception for a file it cannot read
             raise UserError(f"{file} is no tokenizer ({error}).") from None
+    if not any((folder / name).is_file() for name in VOCABULARIES):
+        raise UserError(
+            f"'{folder}' holds no tokenizer: neither tokenizer.json nor an older vocabulary.",
+            f"Older ones: {', '.join(VOCABULARIES)}.",
+        )
     # Importing it takes seconds where torch is installed, and few folders need it.
     from transformers import AutoTokenizer
 
@@ -149,7 +163,7 @@ def _load_backend(folder: Path) -> tokenizers.Tokenizer:
         )
     except (OSError, ValueError, ImportError) as error:
         said = str(error).strip().splitlines()[0]
-        raise UserError(f"'{folder}' holds no tokenizer: no tokenizer.json, and {said}") from None
+        raise UserError(f"'{folder}' holds no tokenizer that can be read: {said}") from None
     backend = getattr(loaded, "backend_tokenizer", None)
     if backend is None:
         raise UserError(
