@@ -51,7 +51,8 @@ class Duration:
         found = re.match(_TEXT, written) if isinstance(written, str) else None
         if not found:
             raise ValueError(f"{written!r} is not a duration; {_FORMS}")
-        number, unit = float(found[1]), found[2] or "steps"
+        unit = found[2] or "steps"
+        number = int(found[1]) if found[1].isdecimal() else float(found[1])
         if unit == "%":
             return cls(number, "percent")
         return cls(number, "epochs" if unit.startswith("epoch") else "steps")

@@ -76,7 +76,7 @@ def as_user_error(
     path, kind, section = _walk(model, written, item["loc"])
     name = ".".join(path)
     start = place.of(path)
-    if item["type"] == "extra_forbidden":
+    if item["type"] in ("extra_forbidden", "invalid_key"):
         return UserError(f"{start}: unknown key '{name}'.", _suggest(path, section, model))
     if item["type"] == "missing" and item["loc"][-1] == path[-1]:
         meaning = section.model_fields[path[-1]].description

@@ -47,6 +47,9 @@ class _Dumper(yaml.SafeDumper):
         super().increase_indent(flow, False)
 
 
+_PLAIN = [f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "float", "str", "seq", "map")]
+# Dates, sets and binary are no values of a config; None is the constructor that refuses a tag.
+_Loader.yaml_constructors = {tag: yaml.SafeLoader.yaml_constructors[tag] for tag in [None, *_PLAIN]}
 for _tag, _pattern, _first in _SCALARS:
     _Loader.add_implicit_resolver(_tag, re.compile(_pattern), _first)
 # A text is quoted where either version of YAML would take it for something else.
@@ -98,45 +101,53 @@ def read_yaml(text: str, file: str, whole: bool = True) -> tuple[Any, dict[KeyPa
     Raises:
         UserError: not YAML, a key twice, or not a mapping.
     """
-    loader = _Loader(text)
     lines: dict[KeyPath, int] = {}
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
-        _note_lines(node, (), lines, file)
+        _note_lines(node, (), lines, file, set())
         value = None if node is None else loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark and whole else ""
         raise UserError(f"{file}{line} is not YAML: {error.problem or error.context}.") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, KeyError, RecursionError) as error:
         raise UserError(f"{file} is not YAML: {str(error).splitlines()[0]}.") from None
-    finally:
-        loader.dispose()
     if whole and not isinstance(value, dict):
         found = "is empty" if value is None else f"holds a {type(value).__name__}, not keys"
         raise UserError(f"{file} {found}.", "A config has sections such as run, model, task, data.")
     return value, lines
 
 
-def _note_lines(node: Any, path: KeyPath, lines: dict[KeyPath, int], file: str) -> None:
-    """Write the line of every key below `node` into `lines`; a key written twice is an error."""
+def _note_lines(
+    node: Any, path: KeyPath, lines: dict[KeyPath, int], file: str, seen: set[int]
+) -> None:
+    """Write the line of every key below `node` into `lines`; a key written twice is an error.
+
+    A node that several aliases share is gone into once.
+    """
+    if id(node) in seen:
+        return
+    seen.add(id(node))
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             lines[(*path, str(index))] = item.start_mark.line + 1
-            _note_lines(item, (*path, str(index)), lines, file)
+            _note_lines(item, (*path, str(index)), lines, file, seen)
     if isinstance(node, yaml.MappingNode):
-        seen: dict[str, int] = {}
+        first: dict[str, int] = {}
         for name, value in node.value:
             line = name.start_mark.line + 1
-            here = (*path, str(name.value))
-            if name.value in seen:
+            if name.tag != "tag:yaml.org,2002:str":
+                shown = f"'{name.value}'" if isinstance(name, yaml.ScalarNode) else "a list or map"
+                raise UserError(f"{file}, line {line}: {shown} is no name of a key.", "Quote it.")
+            here = (*path, name.value)
+            if name.value in first:
                 raise UserError(
                     f"{file}, line {line}: '{'.'.join(here)}' is written a second time.",
-                    f"The first is on line {seen[name.value]}.",
+                    f"The first is on line {first[name.value]}.",
                 )
-            seen[name.value] = line
-            lines[here] = line
-            _note_lines(value, here, lines, file)
+            first[name.value] = lines[here] = line
+            _note_lines(value, here, lines, file, seen)
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:

@@ -148,6 +148,7 @@ def test_the_configs_that_come_with_jaxft_are_right(path):
     ("written", "duration", "text"),
     [
         (500, Duration(500, "steps"), "500 steps"),
+        (10**17 + 1, Duration(10**17 + 1, "steps"), "100000000000000001 steps"),
         ("500", Duration(500, "steps"), "500 steps"),
         ("1 step", Duration(1, "steps"), "1 step"),
         ("3 epochs", Duration(3, "epochs"), "3 epochs"),
@@ -408,8 +409,12 @@ def test_files_that_are_no_config(write, tmp_path):
     assert mistake(str(tmp_path)) == f"Cannot read the config '{tmp_path}': Is a directory."
     assert mistake(write("")).startswith("c.yaml is empty.")
     assert mistake(write("- 1\n")).startswith("c.yaml holds a list, not keys.")
-    assert mistake(write("a: &x [*x]\n")).startswith("c.yaml")
+    assert mistake(write("a: &x [*x]\n")).startswith("c.yaml, line 1: unknown key 'a'.")
+    assert mistake(write("1: a\n")) == "c.yaml, line 1: '1' is no name of a key. Quote it."
+    assert mistake(write("? [a]\n: b\n")).startswith("c.yaml, line 1: a list or map is no name")
     assert mistake(write("!!python/object:os.system {}\n")).startswith("c.yaml, line 1 is not YAML")
+    assert mistake(write("a: !!timestamp x\n")).startswith("c.yaml, line 1 is not YAML")
+    assert mistake(write("a: !!bool x\n")).startswith("c.yaml is not YAML")
     assert mistake(write("a: 1\n---\nb: 2\n")).startswith("c.yaml, line 2 is not YAML")
     Path("latin.yaml").write_bytes("run: é".encode("latin-1"))
     assert mistake("latin.yaml").startswith("latin.yaml is not UTF-8 text.")
