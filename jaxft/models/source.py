@@ -1,0 +1,271 @@
+"""Where a checkpoint is: a hub id at a revision, a folder, or a folder inside a package.
+
+Nothing of a checkpoint is ever run: a package is found, not imported, and of a repository only
+config, tokenizer and weight files are fetched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from jaxft.errors import UserError, did_you_mean
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLED = "pytorch_model.bin"
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab.*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "chat_template.jinja",
+)
+HUB_FILES = ("config.json", "model*.safetensors", INDEX, *TOKENIZER_FILES)
+
+# Fields of any Hugging Face config that leave the forward computation as it is.
+HARMLESS_FIELDS = frozenset(
+    (
+        "_name_or_path",
+        "architectures",
+        "bos_token_id",
+        "chunk_size_feed_forward",
+        "directionality",
+        "dtype",
+        "eos_token_id",
+        "finetuning_task",
+        "gradient_checkpointing",
+        "id2label",
+        "initializer_range",
+        "label2id",
+        "language",
+        "model_type",
+        "num_labels",
+        "output_attentions",
+        "output_hidden_states",
+        "output_past",
+        "pad_token_id",
+        "problem_type",
+        "return_dict",
+        "sep_token_id",
+        "task_specific_params",
+        "tokenizer_class",
+        "torch_dtype",
+        "torchscript",
+        "transformers_version",
+        "use_cache",
+    )
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint on this machine.
+
+    Args:
+        asked: what the person wrote.
+        folder: where its files are.
+        revision: the resolved commit where it came from the hub, else None.
+    """
+
+    asked: str
+    folder: Path
+    revision: str | None = None
+
+    @cached_property
+    def weight_files(self) -> tuple[Path, ...]:
+        """The files that hold the weights: one safetensors, its shards, or one `.bin`.
+
+        Raises:
+            UserError: there are none, or the index names a file outside the folder.
+        """
+        if (self.folder / WEIGHTS).is_file():
+            return (self.folder / WEIGHTS,)
+        if (self.folder / INDEX).is_file():
+            return _shards(self.folder / INDEX)
+        if (self.folder / PICKLED).is_file():
+            return (self.folder / PICKLED,)
+        raise UserError(f"{self.folder} has no {WEIGHTS}, no {INDEX} and no {PICKLED}.")
+
+    @cached_property
+    def sha256(self) -> str:
+        """One hash over the bytes of the weight files, in order."""
+        digest = hashlib.sha256()
+        for path in self.weight_files:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
+    @cached_property
+    def tokenizer_files(self) -> tuple[Path, ...]:
+        """The tokenizer's files in the folder, sorted by name."""
+        return tuple(
+            path
+            for path in sorted(self.folder.iterdir())
+            if path.is_file() and any(fnmatch(path.name, pattern) for pattern in TOKENIZER_FILES)
+        )
+
+
+def resolve(checkpoint: str, cache: str | None = None) -> Source:
+    """The checkpoint's place on this machine, fetched from the hub where need be.
+
+    Args:
+        checkpoint: a folder, `package:module/path`, or a hub id with an optional `@revision`.
+        cache: the hub's cache folder; None for the usual one. HF_HUB_OFFLINE is honoured.
+
+    Raises:
+        UserError: there is no such folder, package or repository, or no way to reach it.
+    """
+    if checkpoint.startswith("package:"):
+        return Source(checkpoint, _package_folder(checkpoint))
+    folder = Path(checkpoint).expanduser()
+    if folder.is_dir():
+        return Source(checkpoint, folder.resolve())
+    repo, _, revision = checkpoint.partition("@")
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", repo) or folder.is_file():
+        raise UserError(
+            f"model.checkpoint: there is no folder '{checkpoint}'.",
+            "Give a folder, a hub id (owner/name@revision) or package:module/path.",
+        )
+    snapshot = Path(_download(repo, revision or None, HUB_FILES, cache))
+    if not any((snapshot / name).is_file() for name in (WEIGHTS, INDEX)):
+        snapshot = Path(_download(repo, revision or None, ("config.json", PICKLED), cache))
+    return Source(checkpoint, snapshot, revision=snapshot.name)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json.
+
+    Raises:
+        UserError: it is missing, is no JSON object, or names no `model_type`.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(
+            f"{folder} has no config.json, so it is not a Hugging Face checkpoint.",
+            "Point model.checkpoint at the folder that holds config.json and the weights.",
+        )
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}).") from None
+    if not isinstance(fields, dict) or not isinstance(fields.get("model_type"), str):
+        raise UserError(f"{path} does not say its model_type.")
+    return fields
+
+
+def check_fields(
+    fields: Mapping[str, Any],
+    *,
+    known: Sequence[str],
+    fixed: Mapping[str, Any],
+    ignore: Sequence[str] = (),
+) -> None:
+    """Refuses a config with a field that may change the computation and is not understood.
+
+    Args:
+        fields: config.json.
+        known: the fields the family reads.
+        fixed: fields the family computes for one value only: name -> that value.
+        ignore: fields the person has judged harmless (`model.ignore`).
+
+    Raises:
+        UserError: naming the field, its value and `model.ignore`.
+    """
+    for name, value in fields.items():
+        if name in ignore or name in known or name in HARMLESS_FIELDS:
+            continue
+        if name in fixed and value not in (fixed[name], None):
+            raise UserError(
+                f"config.json: {name} is {json.dumps(value)}; "
+                f"only {json.dumps(fixed[name])} is supported for {fields['model_type']}."
+            )
+        if name not in fixed and value not in (None, False, [], {}):
+            raise UserError(
+                f"config.json: the field '{name}' ({json.dumps(value)}) is not known for "
+                f"{fields['model_type']} and may change its outputs.",
+                f"If it does not, say so: model.ignore=[{name}].",
+            )
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    """The shard files of an index, each of which must lie beside it."""
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError):
+        raise UserError(f"{index} is not an index of safetensors files.") from None
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise UserError(f"{index} names '{name}', which is not a safetensors file beside it.")
+        if not (index.parent / name).is_file():
+            raise UserError(f"{index} names '{name}', which is missing.")
+    return tuple(index.parent / name for name in names)
+
+
+def _package_folder(checkpoint: str) -> Path:
+    """The folder of `package:module/path`, found without running the package."""
+    top, _, inside = checkpoint.removeprefix("package:").partition("/")
+    if not top.isidentifier() or ".." in Path(inside).parts or Path(inside).is_absolute():
+        raise UserError(
+            f"model.checkpoint: '{checkpoint}' is not a path inside a package.",
+            "Write package:module/path, with a top-level module and no '..'.",
+        )
+    spec = importlib.util.find_spec(top)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            f"model.checkpoint: no package '{top}' is installed.", "Install it with pip."
+        )
+    for location in spec.submodule_search_locations:
+        root = Path(location).resolve()
+        folder = (root / inside).resolve()
+        if folder.is_dir():
+            if not folder.is_relative_to(root):
+                raise UserError(f"model.checkpoint: '{checkpoint}' leads out of the package.")
+            return folder
+    folders = [path.name for path in root.iterdir() if path.is_dir()]
+    raise UserError(
+        f"model.checkpoint: the package '{top}' has no folder '{inside}'.",
+        did_you_mean(inside, folders),
+    )
+
+
+def _download(repo: str, revision: str | None, patterns: Sequence[str], cache: str | None) -> str:
+    """The folder of a hub snapshot that holds the files of `patterns`."""
+    where = f"model.checkpoint: '{repo}'" + (f" at revision '{revision}'" if revision else "")
+    try:
+        return huggingface_hub.snapshot_download(
+            repo, revision=revision, allow_patterns=list(patterns), cache_dir=cache
+        )
+    except GatedRepoError:
+        raise UserError(f"{where} needs a log-in.", "Run `hf auth login`.") from None
+    except RevisionNotFoundError:
+        raise UserError(f"{where} is not on the hub: no such revision.") from None
+    except RepositoryNotFoundError:
+        raise UserError(f"{where} is neither a folder nor a repository on the hub.") from None
+    except LocalEntryNotFoundError:
+        raise UserError(
+            f"{where} is neither a folder nor in the hub's cache, and the hub is out of reach.",
+            "Check the spelling and the network (HF_HUB_OFFLINE is honoured).",
+        ) from None
+    except (HfHubHTTPError, OSError) as error:
+        raise UserError(f"{where} could not be fetched from the hub ({error}).") from None

@@ -1,0 +1,343 @@
+"""A family's name table applied to weight files, both ways: strict, and straight into shards."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from jax.sharding import Sharding
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from jaxft.errors import UserError
+from jaxft.files import written_aside
+from jaxft.models.layers import Leaf
+
+FLOATS = {
+    "F64": np.dtype("float64"),
+    "F32": np.dtype("float32"),
+    "F16": np.dtype("float16"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+Index = tuple[slice, ...]
+
+
+@dataclass(frozen=True)
+class Name:
+    """One line of a family's name table; `{i}` in both names stands for a block's number.
+
+    Args:
+        hf: the tensor's name in a Hugging Face file.
+        ours: the parameter's name.
+        transpose: the tensor is stored (out, in).
+    """
+
+    hf: str
+    ours: str
+    transpose: bool = False
+
+
+def dense(hf: str, ours: str) -> tuple[Name, ...]:
+    """The lines of a `torch.nn.Linear`."""
+    return Name(f"{hf}.weight", f"{ours}/kernel", transpose=True), Name(
+        f"{hf}.bias", f"{ours}/bias"
+    )
+
+
+def norm(hf: str, ours: str) -> tuple[Name, ...]:
+    """The lines of a `torch.nn.LayerNorm`."""
+    return Name(f"{hf}.weight", f"{ours}/scale"), Name(f"{hf}.bias", f"{ours}/bias")
+
+
+def embedding(hf: str, ours: str) -> tuple[Name, ...]:
+    """The line of a `torch.nn.Embedding`."""
+    return (Name(f"{hf}.weight", f"{ours}/embedding"),)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a weight file, not yet read.
+
+    Args:
+        file: the file it is in.
+        shape: its shape there.
+        dtype: its type there, as safetensors spells it (`F32`).
+        read: reads a part: a tuple of slices, one per dimension, -> numpy array.
+    """
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[Index], np.ndarray]
+
+    def whole(self) -> np.ndarray:
+        """All of it."""
+        return self.read((slice(None),) * len(self.shape))
+
+
+def resolve_names(names: Sequence[Name], leaves: Iterable[str]) -> dict[str, Name]:
+    """The table's line for each parameter, its block number filled in: parameter -> line."""
+    patterns = [(re.compile(re.escape(n.ours).replace(r"\{i\}", r"(\d+)")), n) for n in names]
+    found = {}
+    for leaf in leaves:
+        matches = [(m, name) for pattern, name in patterns if (m := pattern.fullmatch(leaf))]
+        if len(matches) != 1:
+            raise ValueError(f"{leaf} is in {len(matches)} lines of the name table, not in one")
+        match, name = matches[0]
+        number = match.group(1) if match.groups() else ""
+        found[leaf] = Name(name.hf.replace("{i}", number), leaf, name.transpose)
+    return found
+
+
+def open_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
+    """Every tensor of the weight files, by the name it has there; only headers are read.
+
+    Raises:
+        UserError: a file is cut short or is not safetensors, a name comes twice, or the file
+            is a `.bin` and torch is not installed.
+    """
+    found: dict[str, Tensor] = {}
+    for path in files:
+        tensors = _open_pickled(path) if path.suffix == ".bin" else _open_safetensors(path)
+        if twice := found.keys() & tensors.keys():
+            raise UserError(f"{path} holds '{min(twice)}', which another weight file holds too.")
+        found |= tensors
+    return found
+
+
+def _open_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        handle = safe_open(path, framework="np")
+        views = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118 no mapping
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read: it is cut short or is not a safetensors file ({error}).",
+            "Fetch it again.",
+        ) from None
+
+    def reader(name: str, view: Any) -> Callable[[Index], np.ndarray]:
+        # A view of a scalar takes no index.
+        return lambda index: view[index] if index else handle.get_tensor(name)
+
+    return {
+        name: Tensor(path, tuple(view.get_shape()), view.get_dtype(), reader(name, view))
+        for name, view in views.items()
+    }
+
+
+def _open_pickled(path: Path) -> dict[str, Tensor]:
+    if importlib.util.find_spec("torch") is None:
+        raise UserError(
+            f"{path} is a pickled checkpoint, which takes torch to read safely.",
+            "Install torch, or save the checkpoint as safetensors.",
+        )
+    import torch  # here, because it takes seconds and only a .bin needs it
+
+    names = {
+        torch.float64: "F64",
+        torch.float32: "F32",
+        torch.float16: "F16",
+        torch.bfloat16: "BF16",
+    }
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever its unpickler met
+        raise UserError(f"{path} cannot be read as weights only ({error}).") from None
+
+    def reader(value: Any) -> Callable[[Index], np.ndarray]:
+        # numpy has no bfloat16 of its own, so torch hands its bits over as integers.
+        if value.dtype == torch.bfloat16:
+            return lambda index: value[index].view(torch.int16).numpy().view(FLOATS["BF16"])
+        return lambda index: value[index].numpy()
+
+    return {
+        name: Tensor(
+            path, tuple(value.shape), names.get(value.dtype, str(value.dtype)), reader(value)
+        )
+        for name, value in state.items()
+    }
+
+
+@dataclass(frozen=True)
+class Matching:
+    """What of a checkpoint goes where.
+
+    Args:
+        loaded: parameter -> the tensor it is read from.
+        new: parameters the checkpoint does not give, in order.
+        unused: tensors of the checkpoint that no parameter takes, in order.
+    """
+
+    loaded: Mapping[str, Tensor]
+    new: tuple[str, ...]
+    unused: tuple[str, ...]
+
+
+def match(
+    tensors: Mapping[str, Tensor],
+    names: Mapping[str, Name],
+    leaves: Mapping[str, Leaf],
+    *,
+    canonical: Callable[[str], str],
+    fresh: Sequence[str],
+    refuse: Sequence[str],
+    unused: Sequence[str],
+) -> Matching:
+    """Pairs every parameter with a tensor, and accounts for every tensor.
+
+    Args:
+        tensors: the checkpoint's.
+        names: parameter -> its line of the name table.
+        leaves: parameter -> its description.
+        canonical: a name as found in a file -> as the table spells it.
+        fresh: name prefixes that may be absent (whole), such as `head/`.
+        refuse: those of them that are to be new even where the checkpoint has them.
+        unused: patterns of tensors that may go unused.
+
+    Raises:
+        UserError: a tensor is missing, unknown, of the wrong shape, or no float.
+    """
+    by_name: dict[str, str] = {}
+    for found in tensors:
+        if (known := canonical(found)) in by_name:
+            raise UserError(f"The checkpoint holds '{known}' twice (as '{found}' too).")
+        by_name[known] = found
+    wanted = {p: by_name[n.hf] for p, n in names.items() if n.hf in by_name}
+    wanted = {p: n for p, n in wanted.items() if not p.startswith(tuple(refuse))}
+    new = tuple(name for name in names if name not in wanted)
+    _check_missing(new, wanted, names, fresh)
+    left = tuple(found for found in tensors if found not in set(wanted.values()))
+    _check_unknown([found for found in left if not _any_match(unused, canonical(found))])
+    loaded = {parameter: tensors[found] for parameter, found in wanted.items()}
+    _check_shapes(loaded, names, leaves)
+    return Matching(loaded, new, left)
+
+
+def _any_match(patterns: Sequence[str], name: str) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
+
+
+def _check_missing(
+    new: Sequence[str],
+    wanted: Mapping[str, str],
+    names: Mapping[str, Name],
+    fresh: Sequence[str],
+) -> None:
+    """A part that may be new is new as a whole; everything else must be there."""
+    for name in new:
+        part = next((prefix for prefix in fresh if name.startswith(prefix)), None)
+        if part is None or any(other.startswith(part) for other in wanted):
+            raise UserError(
+                f"The checkpoint lacks the tensor '{names[name].hf}' ({len(new)} missing in all)."
+            )
+
+
+def _check_unknown(names: Sequence[str]) -> None:
+    if names:
+        raise UserError(
+            f"The checkpoint holds '{names[0]}', which the model has no place for "
+            f"({len(names)} such in all).",
+            "If it may go unused, say so: model.ignore=[NAME].",
+        )
+
+
+def _check_shapes(
+    loaded: Mapping[str, Tensor], names: Mapping[str, Name], leaves: Mapping[str, Leaf]
+) -> None:
+    for parameter, tensor in loaded.items():
+        name, shape = names[parameter], leaves[parameter].shape
+        wanted = shape[::-1] if name.transpose else shape
+        if tensor.shape != wanted:
+            raise UserError(
+                f"{tensor.file}: '{name.hf}' has the shape {list(tensor.shape)}, "
+                f"but config.json makes it {list(wanted)}."
+            )
+        if tensor.dtype not in FLOATS:
+            raise UserError(f"{tensor.file}: '{name.hf}' is of type {tensor.dtype}, not a float.")
+
+
+def load_leaf(
+    tensor: Tensor, name: Name, leaf: Leaf, dtype: str, sharding: Sharding | None
+) -> jax.Array:
+    """The parameter that a tensor holds; each device's shard is read by itself.
+
+    Args:
+        tensor: where to read it.
+        name: its line of the name table.
+        leaf: its description.
+        dtype: the type to hold it in.
+        sharding: where its shards go; None for the default device.
+    """
+    target = jnp.dtype(dtype)
+
+    def read(index: Index | None) -> np.ndarray:
+        index = index or ()
+        part = tensor.read(index[::-1]).T if name.transpose else tensor.read(index)
+        return np.ascontiguousarray(part).astype(target, copy=False).reshape(part.shape)
+
+    if sharding is None:
+        return jnp.asarray(read((slice(None),) * len(leaf.shape)))
+    return jax.make_array_from_callback(leaf.shape, sharding, read)
+
+
+def fresh_leaf(
+    name: str, leaf: Leaf, dtype: str, seed: int, sharding: Sharding | None
+) -> jax.Array:
+    """A new value that depends on the seed and the parameter's own name only."""
+
+    def make() -> jax.Array:
+        key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+        noise = jax.random.normal(key, leaf.shape) if leaf.std else jnp.zeros(leaf.shape)
+        return (leaf.mean + leaf.std * noise).astype(dtype)
+
+    return jax.jit(make, out_shardings=sharding)()
+
+
+def to_tensors(
+    params: Mapping[str, jax.Array], names: Mapping[str, Name], loaded: Mapping[str, Tensor]
+) -> dict[str, np.ndarray]:
+    """Parameters as Hugging Face tensors: the way back of the name table.
+
+    A parameter that still has the value it was loaded with is given as the source has it, in
+    the source's type, so that it is the same byte for byte.
+
+    Args:
+        params: the flat dict.
+        names: parameter -> its line of the name table.
+        loaded: parameter -> the tensor it was read from, where it was.
+
+    Returns:
+        HF name -> array.
+    """
+    out = {}
+    for parameter, name in names.items():
+        value = np.asarray(params[parameter])
+        value = np.ascontiguousarray(value.T if name.transpose else value)
+        if parameter in loaded:
+            original = loaded[parameter].whole()
+            if original.astype(value.dtype).tobytes() == value.tobytes():
+                value = original
+        out[name.hf] = value
+    return out
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes a whole safetensors file, or none.
+
+    Raises:
+        UserError: the disk is full, or may not be written to.
+    """
+    with written_aside(path) as aside:
+        try:
+            save_file(dict(tensors), aside, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise UserError(f"{path} could not be written: {error}.") from None
