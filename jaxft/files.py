@@ -115,22 +115,25 @@ def lock(path: epath.PathLike, timeout: float = 0.0) -> Iterator[None]:
         timeout: seconds to wait for another process; negative waits for ever.
 
     Raises:
-        UserError: another living process holds it; the sentence names that process.
+        UserError: another living process, which is named, holds it; or the folder takes no lock.
     """
     if is_bucket(path):
         yield
         return
     file = pathlib.Path(path)
     owner = file.with_name(f"{file.name}.owner")
-    file.parent.mkdir(parents=True, exist_ok=True)
     held = filelock.FileLock(file, timeout=timeout)
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         held.acquire()
     except filelock.Timeout:
         name = owner.read_text() if owner.exists() else "another process"
         raise UserError(
             f"{file.parent} is in use by {name}.", "Wait for it to end, or stop it."
         ) from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{file.parent} could not be locked: {reason}.") from error
     try:
         write_atomic(owner, describe_process())
         yield

@@ -13,15 +13,17 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from jaxft.engine.checkpoint_errors import DamagedError, attempt, not_from_orbax, reason
 from jaxft.engine.checkpoint_leaves import (
-    DamagedError,
     Leaves,
-    attempt,
     checksum,
     compare,
     describe,
+    finite,
     flat,
     parts_of,
+    sealed,
+    unsealed,
     verify,
 )
 from jaxft.errors import UserError
@@ -58,8 +60,7 @@ class Checkpoints:
         keep: how many of the latest checkpoints stay (at least 1); the best stays besides.
         best_metric: the metric, among those given to `save`, that chooses the best; None for none.
         mode: whether the best is the largest or the smallest.
-        read_only: leaves everything in the folder alone, also a save that another process has
-            begun.
+        read_only: leaves the folder alone, also what another process is saving there.
     """
 
     def __init__(
@@ -73,19 +74,15 @@ class Checkpoints:
         self.folder = epath.Path(folder)
         if read_only and not self.folder.exists():
             raise UserError(f"{self.folder} holds no checkpoint.")
-        logging.getLogger("absl").addFilter(_not_from_orbax)
+        logging.getLogger("absl").addFilter(not_from_orbax)
         self._best_metric, self._mode = best_metric, mode
         self._resumed_at: int | None = None
+        self._saving: int | None = None
         policies = ocp.training.preservation_policies
-        kept: list[Any] = [policies.LatestN(keep)]
-        if best_metric is not None:
-            best = policies.BestN(
-                get_metric_fn=lambda metrics: metrics[best_metric],
-                reverse=mode == "min",
-                n=1,
-                keep_checkpoints_without_metrics=False,
-            )
-            kept.append(best)
+        best = policies.BestN(
+            get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False
+        )
+        kept = [policies.LatestN(keep), *([best] if best_metric is not None else [])]
         self._orbax = ocp.training.Checkpointer(
             self.folder.resolve(),
             preservation_policy=policies.AnyPreservationPolicy(kept),
@@ -100,7 +97,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of the complete checkpoints, oldest first."""
-        return [checkpoint.step for checkpoint in self._orbax.checkpoints]
+        return [checkpoint.step for checkpoint in self._complete()]
 
     def latest(self) -> int | None:
         """The last complete checkpoint's step, or None."""
@@ -108,17 +105,13 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step with the best metric (the latest among equals), or None if none has one."""
-        scored = [
-            (checkpoint.metrics[self._best_metric], checkpoint.step)
-            for checkpoint in self._orbax.checkpoints
-            if checkpoint.metrics and self._best_metric in checkpoint.metrics
-        ]
-        sign = -1.0 if self._mode == "min" else 1.0
-        return max(scored, key=lambda entry: (sign * entry[0], entry[1]))[1] if scored else None
+        scored = [(self._score(entry.metrics), entry.step) for entry in self._complete()]
+        score, step = max(scored, default=(-math.inf, None))
+        return step if score > -math.inf else None
 
     def metrics(self, step: int) -> dict[str, float] | None:
         """The metrics saved with `step`, or None."""
-        found = [entry.metrics for entry in self._orbax.checkpoints if entry.step == step]
+        found = [entry.metrics for entry in self._complete() if entry.step == step]
         return dict(found[0]) if found and found[0] else None
 
     def save(
@@ -142,7 +135,7 @@ class Checkpoints:
         Raises:
             UserError: this save or the one before it failed; the checkpoints before are intact.
         """
-        scores = _finite(metrics, self._best_metric)
+        scores = finite(metrics, self._best_metric)
         self.wait()
         with self._failures_named():
             self._abandon_future()
@@ -150,13 +143,14 @@ class Checkpoints:
             if saved and (scores is None or self.metrics(step) is not None):
                 return
             parts = parts_of(state)
+            self._saving = step
             self._orbax.save_checkpointables_async(
                 step,
                 dict(parts),  # Orbax adds to the dict that it is given
                 force=True,
                 overwrite=saved,
                 metrics=scores,
-                custom_metadata={"leaves": describe(parts), "meta": dict(meta or {})},
+                custom_metadata=sealed(describe(parts), dict(meta or {})),
             )
 
     def restore(self, like: State, step: int | None = None) -> Restored[State]:
@@ -206,14 +200,12 @@ class Checkpoints:
         try:
             leaves, _ = self._record(step)
             field = "average" if under(leaves, "average") else "trainable"
+            saved = under(leaves, field)
             home = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            places = dict.fromkeys(saved, home) if shardings is None else shardings
             like = {
-                name: jax.ShapeDtypeStruct(
-                    tuple(leaf["shape"]),
-                    leaf["dtype"],
-                    sharding=home if shardings is None else shardings[name],
-                )
-                for name, leaf in under(leaves, field).items()
+                name: jax.ShapeDtypeStruct(leaf["shape"], leaf["dtype"], sharding=places[name])
+                for name, leaf in saved.items()
             }
             return self._read(step, {field: like}, leaves)[field]
         except DamagedError as damage:
@@ -237,9 +229,7 @@ class Checkpoints:
         if which == "best":
             best = self.best()
             if best is None:
-                raise UserError(
-                    f"No checkpoint in {self.folder} has been evaluated.", "Ask for 'last'."
-                )
+                raise UserError(f"No checkpoint in {self.folder} is evaluated.", "Ask for 'last'.")
             return best
         if str(which) not in map(str, known):
             raise UserError(
@@ -249,11 +239,7 @@ class Checkpoints:
         return int(which)
 
     def wait(self) -> None:
-        """Waits until the save in the background is complete.
-
-        Raises:
-            UserError: it failed; the checkpoints before it are intact.
-        """
+        """Waits for the save in the background; UserError if it failed (the others are intact)."""
         with self._failures_named():
             self._orbax.wait()
 
@@ -261,6 +247,18 @@ class Checkpoints:
         """Waits for the save in the background, and ends."""
         with self._failures_named():
             self._orbax.close()
+
+    def _complete(self) -> list[Any]:
+        """Orbax lists a save from the moment it begins."""
+        saving = self._saving if self._orbax.is_saving_in_progress() else None
+        return [checkpoint for checkpoint in self._orbax.checkpoints if checkpoint.step != saving]
+
+    def _score(self, metrics: Mapping[str, float] | None) -> float:
+        """Higher is better; a checkpoint without the metric comes last."""
+        value = (metrics or {}).get(self._best_metric or "")
+        if value is None:
+            return -math.inf
+        return -value if self._mode == "min" else value
 
     def _abandon_future(self) -> None:
         if self._resumed_at is None:
@@ -271,8 +269,7 @@ class Checkpoints:
 
     def _record(self, step: int) -> tuple[Leaves, dict[str, Any]]:
         def read():
-            record = self._orbax.checkpointables_metadata(step).custom_metadata
-            return record["leaves"], record["meta"]
+            return unsealed(self._orbax.checkpointables_metadata(step).custom_metadata)
 
         return attempt(read, "its description cannot be read")
 
@@ -293,25 +290,10 @@ class Checkpoints:
             yield
         except UserError:
             raise
-        except Exception as error:
+        except Exception as error:  # whatever the disk, Orbax or TensorStore say
+            self._orbax.reload()
             kept = ", ".join(map(str, self.steps())) or "none"
             raise UserError(
-                f"A checkpoint could not be saved in {self.folder}: {error}.",
+                f"A checkpoint could not be saved in {self.folder}: {reason(error)}.",
                 f"Complete checkpoints there: {kept}.",
             ) from error
-
-
-def _finite(
-    metrics: Mapping[str, float] | None, best_metric: str | None
-) -> dict[str, float] | None:
-    if metrics is None:
-        return None
-    scores = {name: float(value) for name, value in metrics.items()}
-    if best_metric is not None and not math.isfinite(scores[best_metric]):
-        return None
-    return {name: value for name, value in scores.items() if math.isfinite(value)}
-
-
-def _not_from_orbax(record: logging.LogRecord) -> bool:
-    """Orbax logs tracebacks of what it then raises; the error is told once, by us."""
-    return "/orbax/checkpoint/" not in record.pathname

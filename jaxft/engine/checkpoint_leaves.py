@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
-import logging
-import sys
-from collections.abc import Callable
-from typing import Any, TypeVar
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxft.engine.checkpoint_errors import DamagedError
 from jaxft.errors import UserError
 
 Leaves = dict[str, dict[str, Any]]  # name -> {"shape", "dtype", "checksum"}
-Read = TypeVar("Read")
-
-
-class DamagedError(Exception):
-    """A checkpoint that cannot be read, or whose arrays are not those that were saved."""
 
 
 def parts_of(state: Any) -> dict[str, Any]:
@@ -30,11 +26,33 @@ def parts_of(state: Any) -> dict[str, Any]:
 
 
 def describe(parts: dict[str, Any]) -> Leaves:
+    """Shape, dtype and checksum of every leaf, by its name."""
     sums = checksum(parts)
     return {
         name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "checksum": sums[name]}
         for name, leaf in flat(parts).items()
     }
+
+
+def sealed(leaves: Leaves, meta: dict[str, Any]) -> dict[str, Any]:
+    """The description of a checkpoint, with a hash that tells when it was damaged itself."""
+    return {"leaves": leaves, "meta": meta, "sha256": _digest(leaves, meta)}
+
+
+def unsealed(record: dict[str, Any]) -> tuple[Leaves, dict[str, Any]]:
+    """The leaves and the meta of a description.
+
+    Raises:
+        ValueError: it is not what `sealed` gave.
+    """
+    leaves, meta = record["leaves"], record["meta"]
+    if record["sha256"] != _digest(leaves, meta):
+        raise ValueError("the description of the checkpoint is not what was saved")
+    return leaves, meta
+
+
+def _digest(leaves: Leaves, meta: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([leaves, meta], sort_keys=True).encode()).hexdigest()
 
 
 def compare(saved: Leaves, wanted: dict[str, Any], where: str) -> None:
@@ -63,20 +81,14 @@ def verify(saved: Leaves, found: dict[str, int]) -> None:
             raise DamagedError(f"'{name}' is not what was saved")
 
 
-def attempt(read: Callable[[], Read], problem: str) -> Read:
-    """What `read` returns, or one error for the dozen types that Orbax raises for damage."""
-    hook = sys.unraisablehook
-    sys.unraisablehook = lambda _: None  # arrays that Orbax left half-read complain when collected
-    try:
-        return read()
-    except (jax.errors.JaxRuntimeError, MemoryError):
-        raise  # not the checkpoint's fault
-    except Exception:
-        logging.getLogger(__name__).debug(problem, exc_info=True)
-    finally:
-        gc.collect()
-        sys.unraisablehook = hook
-    raise DamagedError(problem)
+def finite(metrics: Mapping[str, float] | None, best_metric: str | None) -> dict[str, float] | None:
+    """Metrics as JSON can hold them; None where the one that chooses the best is not finite."""
+    if metrics is None:
+        return None
+    scores = {name: float(value) for name, value in metrics.items()}
+    if best_metric is not None and not math.isfinite(scores[best_metric]):
+        return None
+    return {name: value for name, value in scores.items() if math.isfinite(value)}
 
 
 def checksum(tree: Any) -> dict[str, int]:

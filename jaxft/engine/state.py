@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 
 @jax.tree_util.register_dataclass
@@ -32,34 +31,3 @@ class TrainState:
     key: jax.Array
     average: dict[str, jax.Array] | None
     bad_steps: jax.Array
-
-
-def new_state(
-    trainable: dict[str, jax.Array],
-    opt_state: Any,
-    key: jax.Array,
-    average: dict[str, jax.Array] | None = None,
-) -> TrainState:
-    """The state before the first step.
-
-    Args:
-        trainable: the parameters to train, name -> array.
-        opt_state: what the optimizer's `init` gave for them.
-        key: a typed key, `jax.random.key(seed)`.
-        average: where the moving average starts, or None for none.
-    """
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        trainable=trainable,
-        opt_state=opt_state,
-        key=key,
-        average=average,
-        bad_steps=jnp.zeros((), jnp.int32),
-    )
-
-
-def abstract(state: TrainState) -> TrainState:
-    """The same state as shapes, types and shardings: what a restore needs to know."""
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
-    )

@@ -1,0 +1,45 @@
+"""What goes wrong with a checkpoint's files, in our words and once."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import re
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+
+Read = TypeVar("Read")
+
+
+class DamagedError(Exception):
+    """A checkpoint that cannot be read, or whose arrays are not those that were saved."""
+
+
+def attempt(read: Callable[[], Read], problem: str) -> Read:
+    """What `read` returns, or one error for the dozen types that Orbax raises for damage."""
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda _: None  # arrays that Orbax left half-read complain when collected
+    try:
+        return read()
+    except (jax.errors.JaxRuntimeError, MemoryError):
+        raise  # not the checkpoint's fault
+    except Exception:
+        logging.getLogger(__name__).debug(problem, exc_info=True)
+    finally:
+        gc.collect()
+        sys.unraisablehook = hook
+    raise DamagedError(problem)
+
+
+def reason(error: Exception) -> str:
+    """TensorStore wraps `No space left on device` in a paragraph of paths."""
+    system = re.search(r"([^:]+) \[os_error_code", str(error))
+    return system[1].strip() if system else str(error).rstrip(".")
+
+
+def not_from_orbax(record: logging.LogRecord) -> bool:
+    """Orbax logs tracebacks of what it then raises; the error is told once, by us."""
+    return "/orbax/checkpoint/" not in record.pathname

@@ -1,0 +1,150 @@
+"""Files are whole or not there; a lock names who holds it."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from jaxft import files
+from jaxft.errors import UserError
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    path = tmp_path / "deep" / "a.json"
+    files.write_atomic(path, "first")
+    files.write_atomic(path, "zweites: ü".encode())
+    assert path.read_text(encoding="utf-8") == "zweites: ü"
+    assert os.listdir(path.parent) == ["a.json"]
+
+
+def write_half(path):
+    with files.written_aside(path) as aside:
+        aside.write_text("half of the n")
+        assert path.read_text() == "old"
+        raise KeyboardInterrupt
+
+
+def test_an_error_while_writing_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a"
+    files.write_atomic(path, "old")
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half(path)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_full_disk_is_one_sentence(tmp_path):
+    path = tmp_path / "a"
+    code = """
+        import resource, sys
+        from jaxft import files
+        from jaxft.errors import UserError
+        files.write_atomic(sys.argv[1], "old")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        try:
+            files.write_atomic(sys.argv[1], "n" * 5000)
+        except UserError as error:
+            print(error)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(path)], capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == (f"{path} could not be written: File too large.\n", "")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_folder_that_is_a_file_is_one_sentence(tmp_path):
+    (tmp_path / "a").write_text("")
+    with pytest.raises(UserError, match=r"could not be written: (Not a directory|File exists)"):
+        files.write_atomic(tmp_path / "a" / "b", "")
+
+
+def test_a_folder_is_committed_by_its_marker(tmp_path):
+    assert not files.is_committed(tmp_path / "new")
+    files.write_atomic(tmp_path / "new" / "data", "1")
+    assert not files.is_committed(tmp_path / "new")
+    files.commit(tmp_path / "new")
+    assert files.is_committed(tmp_path / "new")
+
+
+def test_sha256_is_that_of_the_content(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert files.sha256(tmp_path / "a") == expected
+
+
+HOLDER = """
+import sys, time
+from jaxft import files
+with files.lock(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_names_the_process_that_holds_it_and_dies_with_it(tmp_path):
+    path = tmp_path / "run" / "run.lock"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with (
+            pytest.raises(UserError, match=rf"{path.parent} is in use by process {holder.pid} on "),
+            files.lock(path),
+        ):
+            pytest.fail("two processes hold one lock")
+        holder.kill()
+    with files.lock(path):
+        assert f"process {os.getpid()} on" in (tmp_path / "run" / "run.lock.owner").read_text()
+    assert not (tmp_path / "run" / "run.lock.owner").exists()
+
+
+def test_a_lock_is_waited_for(tmp_path):
+    path = tmp_path / "lock"
+    code = HOLDER.replace("60", "0.5")
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with files.lock(path, timeout=30):
+            assert holder.wait(timeout=30) == 0
+
+
+def test_an_error_under_a_lock_lets_go_of_it(tmp_path):
+    with pytest.raises(ValueError, match="the work failed"), files.lock(tmp_path / "lock"):
+        raise ValueError("the work failed")
+    with files.lock(tmp_path / "lock"):
+        assert (tmp_path / "lock.owner").exists()
+
+
+def test_a_folder_that_may_not_be_made_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(UserError, match=r"file/run could not be locked: Not a directory\."),
+        files.lock(tmp_path / "file" / "run" / "run.lock"),
+    ):
+        pytest.fail("a lock in a file")
+
+
+def test_the_cache_folder_is_the_users_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.delenv("JAXFT_CACHE", raising=False)
+    assert files.cache_dir() == tmp_path / "xdg" / "jaxft"
+    assert files.cache_dir().stat().st_mode & 0o777 == 0o700
+    monkeypatch.setenv("JAXFT_CACHE", str(tmp_path / "chosen"))
+    assert files.cache_dir() == tmp_path / "chosen"
+    monkeypatch.delenv("JAXFT_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert files.cache_dir() == tmp_path / "home" / ".cache" / "jaxft"
+
+
+def test_buckets_are_told_from_folders(tmp_path):
+    assert files.is_bucket("gs://bucket/run")
+    assert not files.is_bucket(tmp_path)
+    with files.local_copy(tmp_path / "a") as local:
+        assert local == tmp_path / "a"
