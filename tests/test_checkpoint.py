@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -244,6 +245,27 @@ def test_the_first_save_after_a_restore_abandons_what_came_later(tmp_path):
     assert_same(restored.state, states[2])
 
 
+def test_damaged_metrics_are_one_sentence(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, make_state(), {"f1": 0.5})
+    damage(tmp_path / "1" / "metrics" / "metrics", "cut")
+    with pytest.raises(UserError, match="has metrics that are not JSON"):
+        Checkpoints(tmp_path)
+
+
+@pytest.mark.parametrize("missing", ["trainable", "_CHECKPOINT_METADATA"])
+def test_a_half_checkpoint_is_passed_over_and_saved_again(tmp_path, missing):
+    states = three_saved(tmp_path)
+    gone = tmp_path / "2" / missing
+    shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore(like(states[0]))
+        assert_same(restored.state, states[1])
+        assert len(restored.notes) == 1
+        checkpoints.save(2, states[2])
+        assert_same(checkpoints.restore(like(states[0])).state, states[2])
+
+
 def changed(state: TrainState, **leaves) -> TrainState:
     return dataclasses.replace(state, trainable={**state.trainable, **leaves})
 
@@ -355,6 +377,7 @@ def test_kill_in_the_middle_of_a_save(tmp_path):
         checkpoints.save(2, large_state(2))
         checkpoints.wait()
         assert_same(checkpoints.restore(like(large_state(2))).state, large_state(2))
+    assert sorted(os.listdir(tmp_path)) == ["1", "2"]
 
 
 def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(tmp_path):

@@ -13,7 +13,7 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from jaxft.engine.checkpoint_errors import DamagedError, attempt, not_from_orbax, reason
+from jaxft.engine.checkpoint_errors import DamagedError, attempt, not_from_orbax, save_failure
 from jaxft.engine.checkpoint_leaves import (
     Leaves,
     checksum,
@@ -76,18 +76,24 @@ class Checkpoints:
             raise UserError(f"{self.folder} holds no checkpoint.")
         logging.getLogger("absl").addFilter(not_from_orbax)
         self._best_metric, self._mode = best_metric, mode
-        self._resumed_at: int | None = None
+        self._resumed_at: float = math.inf
         self._saving: int | None = None
         policies = ocp.training.preservation_policies
         best = policies.BestN(
             get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False
         )
         kept = [policies.LatestN(keep), *([best] if best_metric is not None else [])]
-        self._orbax = ocp.training.Checkpointer(
-            self.folder.resolve(),
-            preservation_policy=policies.AnyPreservationPolicy(kept),
-            cleanup_tmp_directories=not read_only,
-        )
+        try:
+            self._orbax = ocp.training.Checkpointer(
+                self.folder.resolve(),
+                preservation_policy=policies.AnyPreservationPolicy(kept),
+                cleanup_tmp_directories=not read_only,
+            )
+        except ValueError as error:
+            raise UserError(
+                f"A checkpoint in {self.folder} has metrics that are not JSON ({error}).",
+                "Move that checkpoint's folder away.",
+            ) from error
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -136,13 +142,16 @@ class Checkpoints:
             UserError: this save or the one before it failed; the checkpoints before are intact.
         """
         scores = finite(metrics, self._best_metric)
+        parts = parts_of(state)
+        record = sealed(describe(parts), dict(meta or {}))
         self.wait()
         with self._failures_named():
-            self._abandon_future()
+            for later in [saved for saved in self.steps() if saved > self._resumed_at]:
+                self._orbax.delete(later)
+            self._resumed_at = math.inf
             saved = step in self.steps()
             if saved and (scores is None or self.metrics(step) is not None):
                 return
-            parts = parts_of(state)
             self._saving = step
             self._orbax.save_checkpointables_async(
                 step,
@@ -150,7 +159,7 @@ class Checkpoints:
                 force=True,
                 overwrite=saved,
                 metrics=scores,
-                custom_metadata=sealed(describe(parts), dict(meta or {})),
+                custom_metadata=record,
             )
 
     def restore(self, like: State, step: int | None = None) -> Restored[State]:
@@ -164,7 +173,8 @@ class Checkpoints:
             UserError: there is none, all are damaged, or the checkpoint is of another model.
         """
         self.wait()
-        candidates = self.steps()[::-1] if step is None else [self.resolve(step)]
+        newest = self.resolve("last" if step is None else step)
+        candidates = self.steps()[::-1] if step is None else [newest]
         parts = parts_of(like)
         notes: list[str] = []
         for candidate in candidates:
@@ -177,9 +187,9 @@ class Checkpoints:
                 continue
             self._resumed_at = candidate
             return Restored(dataclasses.replace(like, **loaded), meta, notes)
-        if not candidates:
-            raise UserError(f"{self.folder} holds no checkpoint.")
-        raise UserError(" ".join(notes), "No checkpoint is left to go on from.")
+        raise UserError(
+            " ".join(notes), "" if step is not None else "No checkpoint is left to go on from."
+        )
 
     def load_params(
         self,
@@ -260,13 +270,6 @@ class Checkpoints:
             return -math.inf
         return -value if self._mode == "min" else value
 
-    def _abandon_future(self) -> None:
-        if self._resumed_at is None:
-            return
-        for later in [step for step in self.steps() if step > self._resumed_at]:
-            self._orbax.delete(later)
-        self._resumed_at = None
-
     def _record(self, step: int) -> tuple[Leaves, dict[str, Any]]:
         def read():
             return unsealed(self._orbax.checkpointables_metadata(step).custom_metadata)
@@ -292,8 +295,4 @@ class Checkpoints:
             raise
         except Exception as error:  # whatever the disk, Orbax or TensorStore say
             self._orbax.reload()
-            kept = ", ".join(map(str, self.steps())) or "none"
-            raise UserError(
-                f"A checkpoint could not be saved in {self.folder}: {reason(error)}.",
-                f"Complete checkpoints there: {kept}.",
-            ) from error
+            raise save_failure(self.folder, error, self.steps()) from error

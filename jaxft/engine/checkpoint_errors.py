@@ -10,6 +10,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import jax
+from etils import epath
+
+from jaxft.errors import UserError
 
 Read = TypeVar("Read")
 
@@ -34,7 +37,15 @@ def attempt(read: Callable[[], Read], problem: str) -> Read:
     raise DamagedError(problem)
 
 
-def reason(error: Exception) -> str:
+def save_failure(folder: epath.Path, error: Exception, complete: list[int]) -> UserError:
+    """What to tell a person when a save failed: why, and what is still there."""
+    return UserError(
+        f"A checkpoint could not be saved in {folder}: {_reason(error)}.",
+        f"Complete checkpoints there: {', '.join(map(str, complete)) or 'none'}.",
+    )
+
+
+def _reason(error: Exception) -> str:
     """TensorStore wraps `No space left on device` in a paragraph of paths."""
     system = re.search(r"([^:]+) \[os_error_code", str(error))
     return system[1].strip() if system else str(error).rstrip(".")
