@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 from jax.sharding import Sharding
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from jaxft.errors import UserError
-from jaxft.files import written_aside
 from jaxft.models.layers import Leaf
-
-FLOATS = {
-    "F64": np.dtype("float64"),
-    "F32": np.dtype("float32"),
-    "F16": np.dtype("float16"),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-}
-Index = tuple[slice, ...]
+from jaxft.models.weights_files import FLOATS, Index, Tensor
 
 
 @dataclass(frozen=True)
@@ -48,9 +34,8 @@ class Name:
 
 def dense(hf: str, ours: str) -> tuple[Name, ...]:
     """The lines of a `torch.nn.Linear`."""
-    return Name(f"{hf}.weight", f"{ours}/kernel", transpose=True), Name(
-        f"{hf}.bias", f"{ours}/bias"
-    )
+    kernel = Name(f"{hf}.weight", f"{ours}/kernel", transpose=True)
+    return kernel, Name(f"{hf}.bias", f"{ours}/bias")
 
 
 def norm(hf: str, ours: str) -> tuple[Name, ...]:
@@ -61,27 +46,6 @@ def norm(hf: str, ours: str) -> tuple[Name, ...]:
 def embedding(hf: str, ours: str) -> tuple[Name, ...]:
     """The line of a `torch.nn.Embedding`."""
     return (Name(f"{hf}.weight", f"{ours}/embedding"),)
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """One tensor of a weight file, not yet read.
-
-    Args:
-        file: the file it is in.
-        shape: its shape there.
-        dtype: its type there, as safetensors spells it (`F32`).
-        read: reads a part: a tuple of slices, one per dimension, -> numpy array.
-    """
-
-    file: Path
-    shape: tuple[int, ...]
-    dtype: str
-    read: Callable[[Index], np.ndarray]
-
-    def whole(self) -> np.ndarray:
-        """All of it."""
-        return self.read((slice(None),) * len(self.shape))
 
 
 def resolve_names(names: Sequence[Name], leaves: Iterable[str]) -> dict[str, Name]:
@@ -96,75 +60,6 @@ def resolve_names(names: Sequence[Name], leaves: Iterable[str]) -> dict[str, Nam
         number = match.group(1) if match.groups() else ""
         found[leaf] = Name(name.hf.replace("{i}", number), leaf, name.transpose)
     return found
-
-
-def open_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
-    """Every tensor of the weight files, by the name it has there; only headers are read.
-
-    Raises:
-        UserError: a file is cut short or is not safetensors, a name comes twice, or the file
-            is a `.bin` and torch is not installed.
-    """
-    found: dict[str, Tensor] = {}
-    for path in files:
-        tensors = _open_pickled(path) if path.suffix == ".bin" else _open_safetensors(path)
-        if twice := found.keys() & tensors.keys():
-            raise UserError(f"{path} holds '{min(twice)}', which another weight file holds too.")
-        found |= tensors
-    return found
-
-
-def _open_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        handle = safe_open(path, framework="np")
-        views = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118 no mapping
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} cannot be read: it is cut short or is not a safetensors file ({error}).",
-            "Fetch it again.",
-        ) from None
-
-    def reader(name: str, view: Any) -> Callable[[Index], np.ndarray]:
-        # A view of a scalar takes no index.
-        return lambda index: view[index] if index else handle.get_tensor(name)
-
-    return {
-        name: Tensor(path, tuple(view.get_shape()), view.get_dtype(), reader(name, view))
-        for name, view in views.items()
-    }
-
-
-def _open_pickled(path: Path) -> dict[str, Tensor]:
-    if importlib.util.find_spec("torch") is None:
-        raise UserError(
-            f"{path} is a pickled checkpoint, which takes torch to read safely.",
-            "Install torch, or save the checkpoint as safetensors.",
-        )
-    import torch  # here, because it takes seconds and only a .bin needs it
-
-    names = {
-        torch.float64: "F64",
-        torch.float32: "F32",
-        torch.float16: "F16",
-        torch.bfloat16: "BF16",
-    }
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever its unpickler met
-        raise UserError(f"{path} cannot be read as weights only ({error}).") from None
-
-    def reader(value: Any) -> Callable[[Index], np.ndarray]:
-        # numpy has no bfloat16 of its own, so torch hands its bits over as integers.
-        if value.dtype == torch.bfloat16:
-            return lambda index: value[index].view(torch.int16).numpy().view(FLOATS["BF16"])
-        return lambda index: value[index].numpy()
-
-    return {
-        name: Tensor(
-            path, tuple(value.shape), names.get(value.dtype, str(value.dtype)), reader(value)
-        )
-        for name, value in state.items()
-    }
 
 
 @dataclass(frozen=True)
@@ -328,16 +223,3 @@ def to_tensors(
                 value = original
         out[name.hf] = value
     return out
-
-
-def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes a whole safetensors file, or none.
-
-    Raises:
-        UserError: the disk is full, or may not be written to.
-    """
-    with written_aside(path) as aside:
-        try:
-            save_file(dict(tensors), aside, metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise UserError(f"{path} could not be written: {error}.") from None
