@@ -334,6 +334,9 @@ def test_reading_leaves_a_save_in_progress_alone(tmp_path):
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         checkpoints.load_params("last")
     assert unfinished.exists()
+    with Checkpoints(tmp_path):  # the process that trains; nothing else saves into its folder
+        pass
+    assert not unfinished.exists()
 
 
 def run_python(body: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -367,8 +370,14 @@ def large_state(seed: int) -> TrainState:
 
 def test_kill_in_the_middle_of_a_save(tmp_path):
     done = run_python(
-        "checkpoints.save(2, state(2)); os.kill(os.getpid(), signal.SIGKILL)", str(tmp_path)
+        """
+        checkpoints.save(2, state(2))
+        print(checkpoints.steps(), checkpoints.latest(), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+        """,
+        str(tmp_path),
     )
+    assert done.stdout == "[1] 1\n"  # a save counts when it is complete, not when it begins
     assert done.returncode == -signal.SIGKILL
     assert any("tmp" in name for name in os.listdir(tmp_path)), "the save was over before the kill"
     with Checkpoints(tmp_path) as checkpoints:

@@ -135,13 +135,13 @@ class Checkpoints:
         Args:
             step: the position, in steps.
             state: a frozen dataclass of trees of arrays.
-            metrics: results of an evaluation; one whose best metric is not finite counts as none.
+            metrics: results of an evaluation; those that are not finite are left out.
             meta: anything JSON holds, given back by `restore`.
 
         Raises:
             UserError: this save or the one before it failed; the checkpoints before are intact.
         """
-        scores = finite(metrics, self._best_metric)
+        scores = finite(metrics)
         parts = parts_of(state)
         record = sealed(describe(parts), dict(meta or {}))
         self.wait()
@@ -294,5 +294,4 @@ class Checkpoints:
         except UserError:
             raise
         except Exception as error:  # whatever the disk, Orbax or TensorStore say
-            self._orbax.reload()
             raise save_failure(self.folder, error, self.steps()) from error

@@ -81,13 +81,11 @@ def verify(saved: Leaves, found: dict[str, int]) -> None:
             raise DamagedError(f"'{name}' is not what was saved")
 
 
-def finite(metrics: Mapping[str, float] | None, best_metric: str | None) -> dict[str, float] | None:
-    """Metrics as JSON can hold them; None where the one that chooses the best is not finite."""
+def finite(metrics: Mapping[str, float] | None) -> dict[str, float] | None:
+    """The metrics that JSON can hold."""
     if metrics is None:
         return None
     scores = {name: float(value) for name, value in metrics.items()}
-    if best_metric is not None and not math.isfinite(scores[best_metric]):
-        return None
     return {name: value for name, value in scores.items() if math.isfinite(value)}
 
 
