@@ -334,8 +334,8 @@ def test_reading_leaves_a_save_in_progress_alone(tmp_path):
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         checkpoints.load_params("last")
     assert unfinished.exists()
-    with Checkpoints(tmp_path):  # the process that trains; nothing else saves into its folder
-        pass
+    with Checkpoints(tmp_path) as checkpoints:  # the process that trains, and it alone saves
+        checkpoints.save(4, make_state())
     assert not unfinished.exists()
 
 
