@@ -16,17 +16,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxft.errors import UserError, did_you_mean
-from jaxft.models.layers import (
-    ACTIVATIONS,
-    Embedding,
-    LayerNorm,
-    Leaf,
-    Linear,
-    attention,
-    dropout,
-    parameter,
-    split_key,
-)
+from jaxft.models.layers import Embedding, LayerNorm, Leaf, Linear, parameter, split_key
+from jaxft.models.layers_attention import attention, segment_bias
+from jaxft.models.layers_math import ACTIVATIONS, dropout
 from jaxft.models.source import check_fields
 from jaxft.models.transformer import Compute, Part, Tower, run_tower
 from jaxft.models.weights import Name, dense, embedding, norm
@@ -211,7 +203,7 @@ class Stem(nnx.Module):
         # A mask is one segment and its padding: a padding position then sees padding only,
         # which no true position reads.
         segments = batch.get("segment_ids", batch.get("attention_mask", jnp.ones_like(ids)))
-        return self.embeddings(batch, key), segments.astype(jnp.int32)
+        return self.embeddings(batch, key), segment_bias(segments.astype(jnp.int32))
 
 
 class Attention(nnx.Module):
@@ -228,13 +220,13 @@ class Attention(nnx.Module):
         self.weights_rate = config.attention_probs_dropout_prob
         self.rate = config.hidden_dropout_prob
 
-    def __call__(self, x: jax.Array, segments: jax.Array, key: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, bias: jax.Array, key: jax.Array | None) -> jax.Array:
         weights_key, output_key = split_key(key, 2)
         mixed = attention(
             self.query(x),
             self.key(x),
             self.value(x),
-            segments,
+            bias,
             heads=self.heads,
             rate=self.weights_rate,
             dropout_key=weights_key,
@@ -265,9 +257,9 @@ class Block(nnx.Module):
         self.attention = Attention(config)
         self.mlp = Mlp(config)
 
-    def __call__(self, x: jax.Array, segments: jax.Array, key: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, bias: jax.Array, key: jax.Array | None) -> jax.Array:
         attention_key, mlp_key = split_key(key, 2)
-        return self.mlp(self.attention(x, segments, attention_key), mlp_key)
+        return self.mlp(self.attention(x, bias, attention_key), mlp_key)
 
 
 def read_first(x: jax.Array, batch: Batch) -> jax.Array:

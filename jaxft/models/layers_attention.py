@@ -1,0 +1,109 @@
+"""Attention: B batch, T positions, S source positions, D width, H heads, K width of a head."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from jaxft.models.layers_math import drop, key_words, matmul_precision
+
+
+def segment_bias(segments: jax.Array) -> jax.Array:
+    """What to add to attention scores so that a position sees its own segment only.
+
+    Args:
+        segments: [B, T] int32: positions with the same number see each other.
+
+    Returns:
+        [B, 1, T, S] float32: 0 within a segment, a large negative number (finite, so that no
+        row of scores is ever empty) across.
+    """
+    same = segments[:, None, :, None] == segments[:, None, None, :]
+    return jnp.where(same, 0.0, -1e9).astype(jnp.float32)
+
+
+def attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array,
+    *,
+    heads: int,
+    rate: float,
+    dropout_key: jax.Array | None,
+) -> jax.Array:
+    """Softmax attention with dropout on its weights.
+
+    Args:
+        query: [B, T, D].
+        key, value: [B, S, D].
+        bias: added to the scores, [B or 1, H or 1, T, S]; it gets no gradient.
+        heads: the number of heads H; D = H K.
+        rate: dropout on the attention weights.
+        dropout_key: None turns that dropout off.
+
+    Returns:
+        [B, T, D].
+
+    Source: Vaswani et al. (2017), https://arxiv.org/abs/1706.03762.
+    """
+
+    def split_heads(x: jax.Array) -> jax.Array:
+        # Heads first: in this layout both products are plain batched matmuls.
+        return x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)  # [B, H, T, K]
+
+    width = query.shape[-1]
+    query = query * jnp.asarray(1.0 / math.sqrt(width // heads), query.dtype)
+    words = jnp.zeros(2, jnp.uint32) if dropout_key is None else key_words(dropout_key)
+    mixed = _attention(
+        split_heads(query),
+        split_heads(key),
+        split_heads(value),
+        bias,
+        words,
+        0.0 if dropout_key is None else rate,
+        matmul_precision(),
+    )
+    return mixed.transpose(0, 2, 1, 3).reshape(query.shape)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _attention(query, key, value, bias, words, rate, precision):
+    return _attention_forward(query, key, value, bias, words, rate, precision)[0]
+
+
+def _attention_forward(query, key, value, bias, words, rate, precision):
+    scores = _scores("bhtk,bhsk->bhts", query, key, precision) + bias
+    powers = jnp.exp(scores - scores.max(-1, keepdims=True))
+    weights = (powers * (1.0 / powers.sum(-1, keepdims=True))).astype(query.dtype)
+    dropped = drop(weights, rate, words) if rate else weights
+    out = jnp.einsum("bhts,bhsk->bhtk", dropped, value, precision=precision)
+    return out, (query, key, value, weights, out, words)
+
+
+def _attention_backward(rate, precision, kept, d_out):
+    """Keeps the weights (cheaper than their exponentials again) and not the dropout mask.
+
+    The softmax's sum over weights is d_out . out, a product [B, H, T, K] instead of one over
+    T x S, as in Dao et al. (2022), https://arxiv.org/abs/2205.14135.
+    """
+    query, key, value, weights, out, words = kept
+    dropped = drop(weights, rate, words) if rate else weights
+    d_value = jnp.einsum("bhts,bhtk->bhsk", dropped, d_out, precision=precision)
+    d_weights = _scores("bhtk,bhsk->bhts", d_out, value, precision)
+    d_weights = drop(d_weights, rate, words) if rate else d_weights
+    shared = (d_out.astype(jnp.float32) * out).sum(-1, keepdims=True)
+    d_scores = (weights * (d_weights - shared)).astype(query.dtype)
+    d_query = jnp.einsum("bhts,bhsk->bhtk", d_scores, key, precision=precision)
+    d_key = jnp.einsum("bhts,bhtk->bhsk", d_scores, query, precision=precision)
+    return d_query, d_key, d_value, None, None
+
+
+def _scores(letters: str, left: jax.Array, right: jax.Array, precision: str | None) -> jax.Array:
+    return jnp.einsum(letters, left, right, precision=precision, preferred_element_type=jnp.float32)
+
+
+_attention.defvjp(_attention_forward, _attention_backward)

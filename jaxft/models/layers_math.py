@@ -1,0 +1,217 @@
+"""The arithmetic of layers as plain functions, each with the backward pass that is cheapest.
+
+Where a backward pass is written out, it keeps less than jax would and is quicker on XLA:CPU; it
+is plain jax, so it runs everywhere. What is sensitive (normalisation) is in float32 inside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """x W + b: `[..., I] -> [..., O]`, with `kernel` [I, O].
+
+    Its backward pass is written out for one matmul's sake: XLA:CPU reads the left side of
+    x^T dy badly, and an explicit transpose costs less than it saves.
+    """
+    return _linear(x, kernel, bias, matmul_precision())
+
+
+def matmul_precision() -> str | None:
+    """The precision in force now (`with jax.default_matmul_precision`).
+
+    A backward pass is traced after that block has been left, so a function with a backward pass
+    of its own takes the precision along.
+    """
+    return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined] # made at run time
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _linear(x, kernel, bias, precision):
+    return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), precision) + bias
+
+
+def _linear_forward(x, kernel, bias, precision):
+    # What is kept is what a wanted gradient reads: a frozen kernel costs no matmul of its own.
+    kept = (x.value if kernel.perturbed else None, kernel.value if x.perturbed else None)
+    return _linear(x.value, kernel.value, bias.value, precision), kept
+
+
+def _linear_backward(precision, kept, d_out):
+    x, kernel = kept
+    flat = d_out.reshape(-1, d_out.shape[-1])  # [N, O]
+    d_bias = flat.astype(jnp.float32).sum(0).astype(d_out.dtype)
+    d_x = d_kernel = None
+    if kernel is not None:
+        d_x = lax.dot_general(d_out, kernel, (((d_out.ndim - 1,), (1,)), ((), ())), precision)
+    if x is not None:
+        d_kernel = lax.platform_dependent(
+            x.reshape(-1, x.shape[-1]),
+            flat,
+            cpu=partial(_product_of_transpose, precision=precision),
+            default=partial(_product_over_rows, precision=precision),
+        )
+    return d_x, d_kernel, d_bias
+
+
+def _product_over_rows(x: jax.Array, y: jax.Array, precision: str | None) -> jax.Array:
+    """x^T y: [N, I], [N, O] -> [I, O]."""
+    return lax.dot_general(x, y, (((0,), (0,)), ((), ())), precision)
+
+
+def _product_of_transpose(x: jax.Array, y: jax.Array, precision: str | None) -> jax.Array:
+    """x^T y, the transpose made in memory: the barriers keep XLA from folding it away."""
+    turned = lax.optimization_barrier(lax.optimization_barrier(x).T)
+    return lax.dot_general(turned, y, (((1,), (0,)), ((), ())), precision)
+
+
+_linear.defvjp(_linear_forward, _linear_backward, symbolic_zeros=True)
+
+
+def embed(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """Rows of `table` [V, D] at `ids` [...]: `[..., D]`."""
+    return table[ids]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
+    """Layer normalisation over the last axis, in float32 inside.
+
+    Its backward pass keeps the input and two numbers a position.
+
+    Source: Ba, Kiros, Hinton (2016), https://arxiv.org/abs/1607.06450.
+    """
+    return _layer_norm_forward(x, scale, bias, eps)[0]
+
+
+def _layer_norm_forward(x, scale, bias, eps):
+    wide = x.astype(jnp.float32)
+    mean = wide.mean(-1, keepdims=True)
+    centred = wide - mean
+    inverse = lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)
+    out = centred * inverse * scale.astype(jnp.float32) + bias.astype(jnp.float32)
+    return out.astype(x.dtype), (x, mean, inverse, scale)
+
+
+def _layer_norm_backward(eps, kept, d_out):
+    x, mean, inverse, scale = kept
+    d_out = d_out.astype(jnp.float32)
+    normal = (x.astype(jnp.float32) - mean) * inverse
+    d_normal = d_out * scale.astype(jnp.float32)
+    shared = d_normal.mean(-1, keepdims=True)
+    along = (d_normal * normal).mean(-1, keepdims=True)
+    d_x = inverse * (d_normal - shared - normal * along)
+    rows = tuple(range(x.ndim - 1))
+    d_scale = (d_out * normal).sum(rows).astype(scale.dtype)
+    return d_x.astype(x.dtype), d_scale, d_out.sum(rows).astype(scale.dtype)
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """GELU through the exact error function, as BERT and ViT have it.
+
+    `jax.nn.gelu` goes through erfc, which costs three times erf on XLA:CPU; only x is kept.
+
+    Source: Hendrycks, Gimpel (2016), https://arxiv.org/abs/1606.08415.
+    """
+    wide = x.astype(jnp.float32)
+    return (wide * _normal_cdf(wide)).astype(x.dtype)
+
+
+def _normal_cdf(x: jax.Array) -> jax.Array:
+    return 0.5 + 0.5 * lax.erf(x * math.sqrt(0.5))
+
+
+def _gelu_backward(x, d_out):
+    wide = x.astype(jnp.float32)
+    density = jnp.exp(-0.5 * wide * wide) * (1.0 / math.sqrt(2.0 * math.pi))
+    slope = _normal_cdf(wide) + wide * density
+    return ((d_out.astype(jnp.float32) * slope).astype(x.dtype),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
+def gelu_tanh(x: jax.Array) -> jax.Array:
+    """GELU through its tanh approximation, as GPT-2 has it."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": gelu,
+    "gelu_new": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """`x` with a share `rate` of its elements zeroed and the rest scaled up; no key, no dropout.
+
+    The backward pass draws the mask again: nothing is kept but two words of the key.
+    """
+    if key is None or rate == 0.0:
+        return x
+    return drop(x, rate, key_words(key))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def drop(x: jax.Array, rate: float, words: jax.Array) -> jax.Array:
+    """`dropout` at a rate above 0, from the words of a key."""
+    return jnp.where(keep_mask(words, rate, x.shape), x * (1.0 / (1.0 - rate)), 0.0).astype(x.dtype)
+
+
+drop.defvjp(
+    lambda x, rate, words: (drop(x, rate, words), words),
+    lambda rate, words, d_out: (drop(d_out, rate, words), None),
+)
+
+
+def key_words(key: jax.Array) -> jax.Array:
+    """Two uint32 words [2] out of a key: what `keep_mask` starts from."""
+    return jax.random.bits(key, (2,), jnp.uint32)
+
+
+def keep_mask(words: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
+    """True with probability 1 - `rate`, independently for each element and key.
+
+    A counter hash in place of threefry, which is 12-22% of a step on CPU: the index of a row
+    (all axes but the last) is mixed with the key, the column is added as a Weyl sequence, and
+    the sum is mixed again. Indices are those of the whole array, so the mask does not depend on
+    how the array is sharded.
+
+    Args:
+        words: [2] uint32, from `key_words`.
+        rate: the share of False, exact to 2^-32.
+        shape: the shape of the mask.
+
+    Source: the mixer is lowbias32: Wellons (2018), "Prospecting for Hash Functions".
+    """
+    row = jnp.zeros(shape[:-1], jnp.uint32)
+    stride = 1
+    for axis in reversed(range(len(shape) - 1)):
+        index = lax.broadcasted_iota(jnp.uint32, shape[:-1], axis)
+        row += index * jnp.uint32(stride % 2**32)
+        stride *= shape[axis]
+    row = _mix(_mix(row * jnp.uint32(0x9E3779B1) + words[0]) ^ words[1])
+    column = lax.broadcasted_iota(jnp.uint32, shape, len(shape) - 1) * jnp.uint32(0x85EBCA77)
+    return _mix(column + row[..., None]) >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
+
+
+def _mix(word: jax.Array) -> jax.Array:
+    word = (word ^ (word >> 16)) * jnp.uint32(0x7FEB352D)
+    word = (word ^ (word >> 15)) * jnp.uint32(0x846CA68B)
+    return word ^ (word >> 16)
