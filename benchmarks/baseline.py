@@ -2,11 +2,13 @@
 
 `python -m benchmarks.baseline RUN` uses the run's own training and test rows, prints both test
 accuracies beside the run's, and writes them into RUN/result.json, where the report shows them.
+The same recipe's accuracy in PyTorch stands beside them where `benchmarks.seeds` has measured it.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import warnings
 from collections.abc import Mapping
@@ -18,6 +20,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 import jaxft
+from benchmarks.measure import recorded
 from jaxft.config import Config
 from jaxft.engine.build import build
 from jaxft.engine.inputs import Split
@@ -26,6 +29,7 @@ from jaxft.files import write_atomic
 ROWS = 64
 POOLED = "logistic regression on the frozen pooled output"
 MEAN = "logistic regression on the frozen mean of the tokens"
+TWIN = "the same recipe in PyTorch, mean of 3 seeds (make bench)"
 
 
 def baselines(config: Config) -> dict[str, float]:
@@ -82,7 +86,11 @@ def main() -> None:
     run = parser.parse_args().run
     warnings.simplefilter("error", ConvergenceWarning)
     result = json.loads((run / "result.json").read_text())
-    scores = baselines(run_config(run))
+    config = run_config(run)
+    scores = baselines(config)
+    measured = recorded("seeds")
+    if measured and measured["recipe"] == recipe(config):
+        scores[TWIN] = float(np.mean(measured["torch"]))
     write_atomic(run / "result.json", json.dumps({**result, "baselines": scores}, indent=2) + "\n")
     show({"jaxft, fine-tuned": result["metrics"]["accuracy"], **scores})
 
@@ -90,6 +98,12 @@ def main() -> None:
 def run_config(run: Path) -> Config:
     """The resolved config that a run folder holds."""
     return jaxft.load_config(run / "config.yaml")
+
+
+def recipe(config: Config) -> str:
+    """A digest of all of a config but its name, folder and seeds."""
+    rest = {key: value for key, value in config.dump().items() if key != "run"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def show(scores: Mapping[str, float]) -> None:

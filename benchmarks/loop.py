@@ -94,8 +94,8 @@ def main() -> int:
     bare = bare_step(build(config))
     bare()  # compiles
     ratios = []
+    turns: dict[str, Callable[[], float]] = {"loop": partial(loop_seconds, config), "bare": bare}
     for turn in range(pairs):
-        turns = {"loop": partial(loop_seconds, config), "bare": bare}
         order = list(turns)[:: -1 if turn % 2 else 1]
         spent = {name: turns[name]() for name in order}
         ratios.append(spent["loop"] / spent["bare"])

@@ -53,7 +53,7 @@ def median(values: Sequence[float]) -> Median:
 
 def record(name: str, result: Mapping[str, Any]) -> None:
     """Write a result into `benchmarks/results.json` under `name`, with where it was measured."""
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results = _results()
     results[name] = {
         "command": f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
@@ -64,3 +64,12 @@ def record(name: str, result: Mapping[str, Any]) -> None:
     aside = RESULTS.with_suffix(".tmp")
     aside.write_text(json.dumps(results, indent=2) + "\n")
     aside.replace(RESULTS)
+
+
+def recorded(name: str) -> dict[str, Any] | None:
+    """What `record` wrote last under `name`, or None."""
+    return _results().get(name)
+
+
+def _results() -> dict[str, Any]:
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from statistics import mean
 
-from benchmarks.baseline import baselines, run_config, show
+from benchmarks.baseline import baselines, recipe, run_config, show
 from benchmarks.measure import record
 
 CONFIG = "configs/sentiment.yaml"
@@ -67,9 +67,11 @@ def main() -> int:
             ours.append(jaxft_accuracy(seed, Path(scratch), overrides))
             theirs.append(torch_accuracy(seed, overrides))
             print(f"seed {seed}: jaxft {ours[-1]:.3f}, PyTorch {theirs[-1]:.3f}", flush=True)
-        frozen = baselines(run_config(Path(scratch) / "seed-0"))
+        config = run_config(Path(scratch) / "seed-0")
+        frozen = baselines(config)
     show({"jaxft, mean of 3 seeds": mean(ours), "PyTorch, mean of 3 seeds": mean(theirs), **frozen})
-    record("seeds", {"jaxft": ours, "torch": theirs, "baselines": frozen})
+    accuracies = {"jaxft": ours, "torch": theirs, "baselines": frozen}
+    record("seeds", {"recipe": recipe(config), **accuracies})
     wrong = complaints(ours, theirs)
     for complaint in wrong:
         print(f"does not hold: {complaint}", file=sys.stderr)

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks.measure import median, record
 
@@ -95,7 +96,7 @@ def run_trainer(frozen: bool, rows: str, grouped: bool) -> float:
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
-            **({"train_sampling_strategy": "group_by_length"} if grouped else {}),
+            train_sampling_strategy="group_by_length" if grouped else "random",
         )
         collator = DataCollatorWithPadding(tokenizer)
         Trainer(model, arguments, collator, data, callbacks=[Clock()]).train()
@@ -124,7 +125,7 @@ def one(contestant: str, mode: str, rows: str) -> float:
     return float(done.stdout.splitlines()[-1])
 
 
-def compare(mode: str, pairs: int, rows: str) -> dict[str, object]:
+def compare(mode: str, pairs: int, rows: str) -> dict[str, Any]:
     """Let the contestants of a mode take turns; print and return their speeds and ratios."""
     speeds: dict[str, list[float]] = {name: [] for name in CONTESTANTS[mode]}
     for turn in range(pairs):

@@ -13,7 +13,7 @@ import argparse
 import copy
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_scheduler
 from transformers.utils import logging
 
-from jaxft.config import load_config, resolve_steps
+from jaxft.config import Config, load_config, resolve_steps
 from jaxft.engine.build import Build, build
 from jaxft.engine.inputs import Split
 
@@ -86,10 +86,11 @@ class Twin:
             raise SystemExit(f"the layer table does not know {', '.join(theirs)}")
         return chosen
 
-    def batch(self, rows: Rows, index: Sequence[int]) -> dict[str, torch.Tensor]:
+    def batch(self, rows: Rows, index: Iterable[int]) -> dict[str, torch.Tensor]:
         """The examples `index` of `rows`, padded to the longest of them."""
-        padded = self.tokenizer.pad([rows.tokens[i] for i in index], return_tensors="pt")
-        return {**padded, "labels": rows.labels[list(index)]}
+        chosen = list(index)
+        padded = self.tokenizer.pad([rows.tokens[i] for i in chosen], return_tensors="pt")
+        return {**padded, "labels": rows.labels[chosen]}
 
     def order(self) -> Iterator[np.ndarray]:
         """Training batches without end: a new permutation each epoch."""
@@ -151,7 +152,7 @@ def _dropout(rate: float | None) -> dict[str, float]:
     return {"hidden_dropout_prob": rate, "attention_probs_dropout_prob": rate}
 
 
-def _check(config) -> None:
+def _check(config: Config) -> None:
     """Stop where the config asks for what this twin does not do."""
     known = (
         config.optimizer.name == "adamw"

@@ -1,0 +1,90 @@
+"""The benchmarks' own arithmetic, and that their contestants run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import measure, seeds, trainer
+from benchmarks.measure import median
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_interval_holds_the_true_median_nine_times_in_ten():
+    draw = np.random.default_rng(0)
+    for count in (5, 9, 16):
+        found = [median(list(draw.lognormal(size=count))) for _ in range(2000)]
+        held = np.mean([m.low <= 1.0 <= m.high for m in found])
+        assert held > 0.88  # the exact coverage is 0.92 to 0.96
+
+
+def test_the_median_of_nine_pairs():
+    assert median([9, 1, 8, 2, 7, 3, 6, 4, 5]) == measure.Median(5, 2, 8, 9)
+    assert median([1.0, 3.0, 2.0, 4.0]).median == 2.5
+
+
+def test_results_are_kept_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "RESULTS", tmp_path / "results.json")
+    assert measure.recorded("loop") is None
+    measure.record("loop", {"ratio": 1.01})
+    measure.record("trainer", {"ratio": 1.3})
+    measure.record("loop", {"ratio": 1.02})
+    assert measure.recorded("loop")["ratio"] == 1.02
+    assert measure.recorded("trainer")["ratio"] == 1.3
+    assert measure.recorded("loop")["versions"]["jax"]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "says"),
+    [
+        ([0.83, 0.82, 0.84], [0.83, 0.83, 0.82], []),
+        ([0.81, 0.81, 0.82], [0.81, 0.81, 0.82], ["mean"]),
+        ([0.85, 0.85, 0.79], [0.83, 0.83, 0.83], ["seed"]),
+        ([0.83, 0.83, 0.83], [0.85, 0.85, 0.85], ["PyTorch"]),
+    ],
+)
+def test_what_does_not_hold_is_said(ours, theirs, says):
+    found = seeds.complaints(ours, theirs)
+    assert len(found) == len(says)
+    assert all(word in complaint for word, complaint in zip(says, found, strict=True))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("contestant", trainer.CONTESTANTS["full"])
+@pytest.mark.parametrize("mode", trainer.CONTESTANTS)
+def test_each_contestant_runs(contestant, mode, assets):
+    assert float(run("trainer", "--one", contestant, "--mode", mode, "--rows", "8%", at=assets)) > 0
+
+
+@pytest.mark.full
+def test_the_twin_learns(assets):
+    few = [f"data.{name}=csv:assets/reviews/train.csv[:15%]" for name in ("train", "eval", "test")]
+    said = run("twin", "configs/sentiment.yaml", *few, "train.length=2 epochs", at=assets)
+    assert json.loads(said)["test_accuracy"] > 0.65  # on the rows it was trained on
+
+
+@pytest.fixture
+def assets(tmp_path, minilm, reviews) -> Path:
+    """A folder with `configs/` and `assets/`, as the repository has after `make assets`."""
+    (tmp_path / "assets").symlink_to(minilm.parent)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    return tmp_path
+
+
+def run(name: str, *words: str, at: Path) -> str:
+    """The last line that a benchmark prints, run in the folder `at` on one device."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", *words],
+        cwd=at,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
