@@ -25,8 +25,10 @@ HIDDEN = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
 @pytest.fixture(scope="module")
 def small_assets(tmp_path_factory, minilm, reviews) -> Path:
     """What `assets/` holds, of the same form and much smaller."""
+    import torch
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("assets")
     config = AutoConfig.from_pretrained(minilm, **HIDDEN)
     AutoModel.from_config(config).save_pretrained(folder / "minilm")
