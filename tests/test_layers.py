@@ -167,6 +167,18 @@ def test_dropout_masks_are_unrelated():
     assert 0.95 < spread < 1.05
 
 
+def test_dropout_masks_of_near_keys_are_unrelated():
+    """Each word of the key counts, and no key gives the rows of another one further on."""
+    draw = lambda *words: np.asarray(  # noqa: E731
+        keep_mask(jnp.array(words, jnp.uint32), 0.5, (512, 64))
+    )
+    base = draw(5, 9)
+    for other in (draw(5, 10), draw(6, 9), draw(5, 9 + 2**31)):
+        for shift in range(-3, 4):
+            agreement = (base == np.roll(other, shift, 0)).mean()
+            assert abs(agreement - 0.5) < 5 * 0.5 / math.sqrt(base.size), shift
+
+
 def test_dropout_has_the_gradient_of_its_mask():
     x = normal(0, 4, 9)
     key = jax.random.key(1)

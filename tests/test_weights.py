@@ -197,11 +197,13 @@ def test_new_parameters_depend_on_the_seed_and_their_name_only(folder):
     sharding = NamedSharding(mesh, PartitionSpec())
     many = fresh(sharding=lambda name, shape, axes: sharding)
     np.testing.assert_array_equal(many.params["head/transform/kernel"], kernel)
-    two = registry.load(str(folder), task="text_classification", labels=["x", "y"])
+    labels = list("abcdefgh")  # as many as the width: a head of the pooler's shape
+    two = registry.load(str(folder), task="text_classification", labels=labels)
     edit_tensors(folder, lambda t: {n: v for n, v in t.items() if "pooler" not in n})
-    more = registry.load(str(folder), task="text_classification", labels=["x", "y"])
+    more = registry.load(str(folder), task="text_classification", labels=labels)
     assert set(more.report.new) == {"head/bias", "head/kernel", "pooler/bias", "pooler/kernel"}
     assert np.array_equal(two.params["head/kernel"], more.params["head/kernel"])
+    assert not np.array_equal(more.params["pooler/kernel"], more.params["head/kernel"])
 
 
 def test_each_shard_is_read_by_itself(folder):
@@ -288,6 +290,7 @@ def test_a_half_precision_checkpoint_goes_back_as_it_was(folder, tmp_path):
 
 
 def test_an_export_has_its_labels_and_tokenizer(folder, tmp_path):
+    edit_config(folder, problem_type="regression")
     model = registry.load(str(folder), task="text_classification", labels=["x", "y", "z"])
     out = model.save(tmp_path / "export")
     assert {path.name for path in out.iterdir()} == {
@@ -298,6 +301,7 @@ def test_an_export_has_its_labels_and_tokenizer(folder, tmp_path):
     }
     fields = json.loads((out / "config.json").read_text())
     assert fields["architectures"] == ["BertForSequenceClassification"]
+    assert "problem_type" not in fields
     assert fields["id2label"] == {"0": "x", "1": "y", "2": "z"}
     assert fields["label2id"] == {"x": 0, "y": 1, "z": 2}
     again = registry.load(str(out))

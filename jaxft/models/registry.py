@@ -6,8 +6,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +14,11 @@ from jax.sharding import Sharding
 
 import jaxft.models
 from jaxft.errors import UserError, did_you_mean
-from jaxft.models.registry_model import Model
+from jaxft.models.layers import Leaf
+from jaxft.models.registry_model import Family, Model, leaves_of
 from jaxft.models.source import read_config, resolve
 from jaxft.models.weights import fresh_leaf, load_leaf, match, resolve_names
 from jaxft.models.weights_files import open_tensors
-from jaxft.tree import natural_order
 
 CLASS_HEADS = ("text_classification",)  # those whose width is a number of named classes
 
@@ -104,8 +103,7 @@ def describe(
     head = _head(family, fields, task)
     own, labels = _labels(fields, num_labels, labels)
     towers = family.towers(config, head, len(labels))
-    leaves = {name: leaf for tower in towers.values() for name, leaf in tower.leaves.items()}
-    leaves = {name: leaves[name] for name in natural_order(leaves)}
+    leaves = leaves_of(towers)
     classes = head in CLASS_HEADS
     matching = match(
         open_tensors(source.weight_files),
@@ -116,7 +114,17 @@ def describe(
         refuse=("head/",) if classes and own != labels else (),
         unused=(*family.UNUSED, *ignore),
     )
-    params = {
+    params = _shapes(leaves, dtype, sharding)
+    return Model(
+        family, config, head, labels if classes else None, params, towers, source, fields, matching
+    )
+
+
+def _shapes(
+    leaves: Mapping[str, Leaf], dtype: str, sharding: ShardingOf | None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Every parameter before its value: shape, type and place."""
+    return {
         name: jax.ShapeDtypeStruct(
             leaf.shape,
             jnp.dtype(dtype),
@@ -124,19 +132,16 @@ def describe(
         )
         for name, leaf in leaves.items()
     }
-    return Model(
-        family, config, head, labels if classes else None, params, towers, source, fields, matching
-    )
 
 
-def _family(model_type: str) -> ModuleType:
-    """The module of a model type; a family is a file with a `HEADS` table."""
+def _family(model_type: str) -> Family:
+    """The file of a model type; a file is a family if it has a table `HEADS`."""
     names = [module.name for module in pkgutil.iter_modules(jaxft.models.__path__)]
     name = model_type.replace("-", "_")
     if name in names:
         module = importlib.import_module(f"jaxft.models.{name}")
         if hasattr(module, "HEADS"):
-            return module
+            return cast(Family, module)
     families = [
         name
         for name in names
@@ -148,7 +153,7 @@ def _family(model_type: str) -> ModuleType:
     )
 
 
-def _head(family: ModuleType, fields: Mapping[str, Any], task: str | None) -> str | None:
+def _head(family: Family, fields: Mapping[str, Any], task: str | None) -> str | None:
     """The head that a task asks for, or the checkpoint's own."""
     if task is not None:
         if task not in family.HEADS:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,44 @@ from jaxft.models.transformer import PLAIN, Compute, Tower
 from jaxft.models.weights import Matching, Name, resolve_names, to_tensors
 from jaxft.models.weights_files import write_safetensors
 from jaxft.tree import natural_order
+
+
+class Family(Protocol):
+    """What the file of a family gives: the whole of its contract with the house."""
+
+    Config: Any  # a frozen dataclass: from_hf(fields, ignore), to_hf(), with_dropout(rate)
+    HEADS: Mapping[str | None, str]  # task (None: without a head) -> Hugging Face architecture
+    FRESH: Sequence[str]  # prefixes of parameters that a checkpoint may lack
+    UNUSED: Sequence[str]  # patterns of tensors that may go unused
+    UNREAD: Sequence[str]  # config fields that no code reads
+
+    def names(self, head: str | None) -> Sequence[Name]:
+        """The name table under a head."""
+
+    def canonical(self, name: str) -> str:
+        """A tensor's name as files have it -> as the table spells it."""
+
+    def exported(self, name: str, head: str | None) -> str:
+        """A tensor's name as the table spells it -> as the head's architecture saves it."""
+
+    def towers(self, config: Any, head: str | None, num_labels: int | None) -> Mapping[str, Tower]:
+        """The towers under a head."""
+
+    def apply(
+        self,
+        towers: Mapping[str, Tower],
+        params: Mapping[str, jax.Array],
+        batch: Mapping[str, jax.Array],
+        key: jax.Array | None,
+        compute: Compute,
+    ) -> dict[str, jax.Array]:
+        """The outputs for a batch."""
+
+
+def leaves_of(towers: Mapping[str, Tower]) -> dict[str, Leaf]:
+    """Every parameter's description, in natural order."""
+    found = {name: leaf for tower in towers.values() for name, leaf in tower.leaves.items()}
+    return {name: found[name] for name in natural_order(found)}
 
 
 @dataclass(frozen=True)
@@ -47,7 +84,7 @@ class Model:
         matching: which tensor each parameter was read from.
     """
 
-    family: ModuleType
+    family: Family
     config: Any
     head: str | None
     labels: tuple[str, ...] | None
@@ -186,7 +223,10 @@ class Model:
 
     def _hf_config(self, types: set[str]) -> dict[str, Any]:
         """The source's config.json, brought up to what this model is."""
-        fields = {k: v for k, v in self.fields.items() if k not in ("torch_dtype", "_name_or_path")}
+        stale = {"torch_dtype", "_name_or_path"}
+        if any(name.startswith("head/") for name in self.matching.new):
+            stale.add("problem_type")  # it spoke of the head that was there before
+        fields = {name: value for name, value in self.fields.items() if name not in stale}
         fields |= self.config.to_hf()
         fields["architectures"] = [self.family.HEADS[self.head]]
         # transformers reads every tensor in this type, so it is the widest that was written.
