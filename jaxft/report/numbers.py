@@ -34,8 +34,8 @@ def size(value: float) -> str:
 
 
 def share(value: float) -> str:
-    """A share of one: `42.1%`."""
-    return f"{100 * value:.1f}%"
+    """A share of one: `42.1%`, and `0.02%` where it is small."""
+    return f"{100 * value:.2f}%" if 0 < value < 0.01 else f"{100 * value:.1f}%"
 
 
 def span(seconds: float) -> str:

@@ -1,0 +1,197 @@
+"""What the page needs of a run folder, with a sentence for each file that is missing or broken."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jaxft.engine.run_folder import RunFolder, open_run
+from jaxft.errors import UserError
+from jaxft.report.events import read_events
+
+SPLITS = ("test", "eval")  # the order in which their predictions are shown
+Keys = dict[str, tuple[type, ...]]  # what the page reads of an entry, and the types it may have
+NUMBER = (int, float)
+ROW: Keys = {
+    "name": (str,),
+    "shape": (list,),
+    "group": (str,),
+    "depth": (int,),
+    "trainable": (bool,),
+    "multiplier": NUMBER,
+    "peak_rate": NUMBER,
+    "weight_decay": NUMBER,
+    "parameters": (int,),
+}
+GROUP: Keys = {
+    "name": (str,),
+    "leaves": (int,),
+    "parameters": (int,),
+    "trainable": (bool,),
+    "peak_rate": NUMBER,
+    "schedule": (str, type(None)),
+    "weight_decay": (*NUMBER, type(None)),
+    "optimizer_bytes": NUMBER,
+}
+PREDICTION: Keys = {
+    "text": (str,),
+    "label": (str,),
+    "predicted": (str,),
+    "probabilities": (dict,),
+    "loss": NUMBER,
+}
+RESULT: Keys = {"split": (str,), "step": (int,), "metrics": (dict,), "examples": (int,)}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, read. What could not be read is None or empty, and `problems` says why.
+
+    Attributes:
+        path: the folder.
+        about: the content of `run.json`.
+        config: the content of `config.yaml`.
+        events: the lines of `metrics.jsonl`.
+        table: the content of `table.json`.
+        rates: the content of `rates.json`.
+        result: the content of `result.json`.
+        predictions: split -> the lines of its predictions file.
+        problems: sentences for the person who reads the page.
+    """
+
+    path: Path
+    about: Mapping[str, Any]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    table: Mapping[str, Any] | None = None
+    rates: Mapping[str, Any] | None = None
+    result: Mapping[str, Any] | None = None
+    predictions: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def of_kind(self, kind: str) -> list[dict[str, Any]]:
+        """The events of one kind: `train`, `eval` or `note`."""
+        return [event for event in self.events if event["kind"] == kind]
+
+
+def read_run(path: Path) -> Run:
+    """Read a run folder for the page.
+
+    Raises:
+        UserError: the folder is not a run.
+    """
+    folder = open_run(path)
+    problems: list[str] = []
+
+    def attempt(read: Callable[[], Any], left_out: str) -> Any:
+        try:
+            return read()
+        except UserError as error:
+            problems.append(f"{error.message} The page leaves out {left_out}.")
+            return None
+
+    predictions = {}
+    for split in SPLITS:
+        lines = attempt(partial(_predictions, folder, split), f"the predictions on {split}")
+        if lines:
+            predictions[split] = lines
+    return Run(
+        path=Path(folder.path),
+        about=attempt(lambda: _about(folder), "what the run was made with") or {},
+        config=attempt(lambda: _config(folder), "the config") or {},
+        events=attempt(lambda: _events(folder), "the curves") or [],
+        table=attempt(lambda: _table(folder), "the layer table"),
+        rates=attempt(lambda: _rates(folder), "the rates"),
+        result=attempt(lambda: _result(folder), "the result"),
+        predictions=predictions,
+        problems=problems,
+    )
+
+
+def config_text(run: Run) -> str:
+    """The resolved config as YAML."""
+    return yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True, width=100)
+
+
+def _about(folder: RunFolder) -> Any:
+    about = folder.read_json("run.json")
+    _check([about], {}, folder, "run.json")
+    return about
+
+
+def _config(folder: RunFolder) -> Any:
+    config = folder.config()
+    _check([config], {}, folder, "config.yaml")
+    return config
+
+
+def _events(folder: RunFolder) -> list[dict[str, Any]]:
+    events = read_events(Path(folder.path))
+    if not events:
+        raise UserError(f"{folder.path} has no metrics.jsonl, or an empty one.")
+    return events
+
+
+def _table(folder: RunFolder) -> Any:
+    table = folder.read_json("table.json")
+    _check([table], {"groups": (list,), "rows": (list,)}, folder, "table.json")
+    _check(table["groups"], GROUP, folder, "table.json")
+    _check(table["rows"], ROW, folder, "table.json")
+    return table
+
+
+def _rates(folder: RunFolder) -> Any:
+    rates = folder.read_json("rates.json")
+    keys: Keys = {"groups": (list,), "steps": (list,), "rates": (list,)}
+    _check([rates], keys, folder, "rates.json")
+    rows = [row for row in rates["rates"] if isinstance(row, list)]
+    proper = all(len(row) == len(rates["groups"]) and all(map(_finite, row)) for row in rows)
+    if not proper or len(rows) != len(rates["steps"]) or not all(map(_finite, rates["steps"])):
+        raise UserError(f"{folder.path}/rates.json has not one rate for each group and step.")
+    return rates
+
+
+def _result(folder: RunFolder) -> Any:
+    result = folder.read_json("result.json")
+    _check([result], RESULT, folder, "result.json")
+    return result
+
+
+def _predictions(folder: RunFolder, split: str) -> list[dict[str, Any]]:
+    name = f"predictions-{split}.jsonl"
+    path = folder.path / name
+    if not path.exists():
+        raise UserError(f"{folder.path} has no {name}.")
+    lines = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            raise UserError(f"{path}, line {number}: not JSON.") from None
+    _check(lines, PREDICTION, folder, name)
+    return lines
+
+
+def _check(items: Iterable[Any], keys: Keys, folder: RunFolder, name: str) -> None:
+    """Every item is a mapping that has `keys`, each of one of its types."""
+    for item in items:
+        if not isinstance(item, dict):
+            raise UserError(f"{folder.path}/{name} is not laid out as jaxft writes it.")
+        for key, types in keys.items():
+            if not isinstance(item.get(key), types):
+                raise UserError(f"{folder.path}/{name} has an entry without a proper '{key}'.")
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -1,0 +1,207 @@
+"""What the page's template shows of each run: plain values, computed from what the folder holds."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxft.report import numbers
+from jaxft.report.page_figures import group_colour, metrics_of
+from jaxft.report.page_run import Run, config_text
+from jaxft.report.progress_tables import part_of
+
+WORST = 20
+MOST_CLASSES = 40  # a larger confusion matrix is not drawn
+
+
+def differences(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """The config keys on which the runs differ, dotted, with each run's value as text."""
+    flat = [_flatten(config) for config in configs]
+    keys = list(dict.fromkeys(key for config in flat for key in config))
+    rows = [(key, [config.get(key, "") for config in flat]) for key in keys]
+    return [(key, values) for key, values in rows if len(set(values)) > 1]
+
+
+def confusion(predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Counts of true label x predicted label, or None where there are too many labels.
+
+    Args:
+        predictions: the lines of a predictions file.
+    """
+    pairs = Counter((line["label"], line["predicted"]) for line in predictions)
+    names = list(dict.fromkeys(name for line in predictions for name in line["probabilities"]))
+    names += sorted({name for pair in pairs for name in pair} - set(names))
+    if len(names) > MOST_CLASSES:
+        return None
+    rows = []
+    for label in names:
+        total = sum(pairs[label, name] for name in names)
+        cells = [(pairs[label, name], pairs[label, name] / max(total, 1)) for name in names]
+        rows.append({"label": label, "cells": cells, "total": total})
+    return {"names": names, "rows": rows}
+
+
+def worst_mistakes(predictions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The wrong predictions with the highest loss, the worst first."""
+    wrong = [line for line in predictions if line["predicted"] != line["label"]]
+    worst = sorted(wrong, key=lambda line: -line["loss"])[:WORST]
+    return [
+        {**line, "sure": float(line["probabilities"].get(line["predicted"], 0))} for line in worst
+    ]
+
+
+def view(run: Run, index: int) -> dict[str, Any]:
+    """A run as the template shows it."""
+    return {
+        "index": index,
+        "name": run.name,
+        "state": str(run.about.get("state", "of unknown state")),
+        "command": _command(run.about),
+        "checkpoint": str((run.config.get("model") or {}).get("checkpoint", "")),
+        "task": str((run.config.get("task") or {}).get("kind", "")).replace("_", " "),
+        "started": str(run.about.get("started", "")).replace("T", " ").removesuffix("Z"),
+        "headline": _headline(run),
+        "tiles": _tiles(run),
+        "scores": _scores(run),
+        "depths": _depths(run),
+        "table": run.table,
+        "colours": {entry["name"]: group_colour(run, entry["name"]) for entry in _groups(run)},
+        "splits": [
+            {
+                "name": split,
+                "count": len(lines),
+                "wrong": sum(line["predicted"] != line["label"] for line in lines),
+                "confusion": confusion(lines),
+                "worst": worst_mistakes(lines),
+            }
+            for split, lines in run.predictions.items()
+        ],
+        "notes": [note for note in run.of_kind("note") if isinstance(note.get("text"), str)],
+        "config": config_text(run) if run.config else "",
+        "facts": list(_flatten(run.about).items()),
+        "problems": run.problems,
+    }
+
+
+def _headline(run: Run) -> dict[str, Any] | None:
+    """The primary metric: on `test` where it was scored, else the last evaluation's."""
+    names = metrics_of(run)
+    if run.result is not None:
+        scores = _numbers(run.result["metrics"])
+        name = next((name for name in [*names, *scores] if name in scores and name != "loss"), None)
+        if name is not None:
+            value, examples = scores[name], run.result["examples"]
+            return {
+                "name": name,
+                "where": run.result["split"],
+                "value": value,
+                "margin": _margin(value, examples) if name == "accuracy" else None,
+                "rivals": _rivals(value, _numbers(run.result.get("baselines") or {})),
+            }
+    last = run.of_kind("eval")[-1:]
+    if last and names and names[0] in _numbers(last[0]):
+        value, where = float(last[0][names[0]]), str(last[0].get("split", "eval"))
+        return {"name": names[0], "where": where, "value": value, "margin": None, "rivals": []}
+    return None
+
+
+def _margin(accuracy: float, examples: int) -> float:
+    """Half of the 95% interval of a share that was counted on `examples` draws."""
+    return 1.96 * math.sqrt(max(accuracy * (1 - accuracy), 0) / max(examples, 1))
+
+
+def _rivals(value: float, baselines: Mapping[str, float]) -> list[dict[str, Any]]:
+    """This run and its baselines as bars; none where there is nothing to compare with."""
+    if not baselines:
+        return []
+    most = max(1.0, value, *baselines.values())
+    named = {"this run": value, **baselines}
+    return [
+        {"name": name, "value": score, "width": max(score, 0) / most, "ours": name == "this run"}
+        for name, score in named.items()
+    ]
+
+
+def _tiles(run: Run) -> list[tuple[str, str]]:
+    """A few facts, each as (what, how much)."""
+    tiles = []
+    train = run.of_kind("train")
+    if train:
+        tiles.append(("steps", f"{train[-1]['step']:,}"))
+        epochs = _numbers(train[-1]).get("epoch")
+        tiles += [("epochs", f"{epochs:.2f}".rstrip("0").rstrip("."))] if epochs else []
+    # A resumed run's clock holds the pause too, so its time says nothing.
+    clock = [time for event in run.events if (time := _numbers(event).get("time"))]
+    if len(clock) > 1 and not run.about.get("resumed"):
+        tiles.append(("first log to last", numbers.span(clock[-1] - clock[0])))
+    speeds = sorted(_numbers(event).get("examples_per_second", 0) for event in train)
+    if speeds and speeds[-1]:
+        tiles.append(("examples a second", numbers.count(speeds[len(speeds) // 2])))
+    groups = _groups(run)
+    if groups:
+        total = sum(group["parameters"] for group in groups)
+        trains = sum(group["parameters"] for group in groups if group["trainable"])
+        tiles.append(("parameters", numbers.count(total)))
+        tiles.append(("of them train", numbers.share(trains / max(total, 1))))
+    flops = _numbers((run.table or {}).get("flops") or {})
+    if flops.get("step") and flops.get("full"):
+        tiles.append(("work saved by freezing", numbers.share(1 - flops["step"] / flops["full"])))
+    return tiles
+
+
+def _scores(run: Run) -> dict[str, float]:
+    return _numbers(run.result["metrics"]) if run.result else {}
+
+
+def _groups(run: Run) -> list[Mapping[str, Any]]:
+    return run.table["groups"] if run.table else []
+
+
+def _depths(run: Run) -> list[dict[str, Any]]:
+    """The layer table by depth and group, from the output down to the input."""
+    rows = run.table["rows"] if run.table else []
+    most = max((row["peak_rate"] for row in rows), default=0) or 1
+    lines = []
+    for depth, group in sorted({(row["depth"], row["group"]) for row in rows}, reverse=True):
+        here = [row for row in rows if (row["depth"], row["group"]) == (depth, group)]
+        peak = max(row["peak_rate"] for row in here)
+        lines.append(
+            {
+                "depth": depth,
+                "parts": ", ".join(dict.fromkeys(part_of(row["name"]) for row in here)),
+                "group": group,
+                "parameters": sum(row["parameters"] for row in here),
+                "trains": any(row["trainable"] for row in here),
+                "peak": peak,
+                "width": peak / most,
+            }
+        )
+    return lines
+
+
+def _command(about: Mapping[str, Any]) -> str:
+    command = about.get("command", "")
+    return " ".join(map(str, command)) if isinstance(command, list) else str(command)
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        name: float(value)
+        for name, value in values.items()
+        if isinstance(value, int | float) and math.isfinite(value) and not isinstance(value, bool)
+    }
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested mappings as `a.b` -> text; lists and single values on one line."""
+    flat: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            flat[f"{prefix}{name}"] = text
+    return flat

@@ -1,0 +1,114 @@
+"""metrics.jsonl and TensorBoard: flushed line by line, exact after a kill and a resume."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from jaxft.errors import UserError
+from jaxft.report.events import EventLog, read_events
+
+
+def scalars(folder):
+    """(tag, step) -> every value that the TensorBoard files hold for it."""
+    found = {}
+    for path in (folder / "tensorboard").glob("events.*"):
+        data = path.read_bytes()
+        while data:
+            # A record: length (8 bytes), its checksum (4), the event, its checksum (4).
+            length = int.from_bytes(data[:8], "little")
+            event = Event.FromString(data[12 : 12 + length])
+            data = data[12 + length + 4 :]
+            for value in event.summary.value:
+                if value.HasField("simple_value"):
+                    found.setdefault((value.tag, event.step), []).append(value.simple_value)
+    return found
+
+
+def test_each_event_is_on_disk_at_once(tmp_path):
+    log = EventLog(tmp_path, tensorboard=False)
+    log.train(10, {"epoch": 0.5, "loss": np.float32(0.25), "rates": {"head": 5e-4}})
+    log.eval(10, "eval", {"accuracy": 0.75})
+    log.note(11, "the step was not finite")
+    train, evaluated, note = read_events(tmp_path)  # the log is still open
+    log.close()
+    assert train.pop("time") <= evaluated.pop("time") <= note.pop("time")
+    assert train == {
+        "kind": "train",
+        "step": 10,
+        "epoch": 0.5,
+        "loss": 0.25,
+        "rates": {"head": 5e-4},
+    }
+    assert evaluated == {"kind": "eval", "step": 10, "split": "eval", "accuracy": 0.75}
+    assert note == {"kind": "note", "step": 11, "text": "the step was not finite"}
+
+
+def test_what_is_not_finite_is_null(tmp_path):
+    with EventLog(tmp_path, tensorboard=False) as log:
+        log.train(1, {"loss": math.nan, "grad_norm": np.float32(math.inf)})
+    line = (tmp_path / "metrics.jsonl").read_text()
+    event = json.loads(line, parse_constant=pytest.fail)
+    assert event["loss"] is None
+    assert event["grad_norm"] is None
+
+
+def test_a_resumed_run_has_no_step_twice(tmp_path):
+    with EventLog(tmp_path) as log:
+        for step in (10, 20, 30):
+            log.train(step, {"loss": step / 100})
+        log.eval(20, "eval", {"accuracy": 0.5})
+    with EventLog(tmp_path, resume_step=20) as log:
+        log.train(30, {"loss": 0.5})
+    events = read_events(tmp_path)
+    assert [(event["kind"], event["step"]) for event in events] == [
+        ("train", 10),
+        ("train", 20),
+        ("eval", 20),
+        ("train", 30),
+    ]
+    assert events[-1]["loss"] == 0.5
+    assert scalars(tmp_path) == {
+        ("train/loss", 10): [pytest.approx(0.1)],
+        ("train/loss", 20): [pytest.approx(0.2)],
+        ("eval/accuracy", 20): [0.5],
+        ("train/loss", 30): [0.5],
+    }
+
+
+def test_rates_have_their_own_tensorboard_section(tmp_path):
+    with EventLog(tmp_path) as log:
+        log.train(10, {"rates": {"head": 0.5, "rest": 0.25}})
+    assert scalars(tmp_path) == {("rates/head", 10): [0.5], ("rates/rest", 10): [0.25]}
+
+
+def test_a_fresh_log_starts_empty(tmp_path):
+    with EventLog(tmp_path, tensorboard=False) as log:
+        log.train(10, {"loss": 1.0})
+    EventLog(tmp_path, tensorboard=False).close()
+    assert read_events(tmp_path) == []
+
+
+def test_a_torn_last_line_is_passed_over_and_gone_after_a_resume(tmp_path):
+    with EventLog(tmp_path, tensorboard=False) as log:
+        log.train(10, {"loss": 1.0})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "step": 2')
+    assert [event["step"] for event in read_events(tmp_path)] == [10]
+    with EventLog(tmp_path, tensorboard=False, resume_step=10) as log:
+        log.train(20, {"loss": 0.5})
+    assert [event["step"] for event in read_events(tmp_path)] == [10, 20]
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"kind": "train"}', '{"kind": "note", "step": "1"}'])
+def test_a_broken_line_is_named(tmp_path, line):
+    good = '{"kind": "train", "step": 1}'
+    (tmp_path / "metrics.jsonl").write_text(f"{good}\n{line}\n{good}\n")
+    with pytest.raises(UserError, match="line 2"):
+        read_events(tmp_path)
+
+
+def test_without_a_file_there_are_no_events(tmp_path):
+    assert read_events(tmp_path) == []
