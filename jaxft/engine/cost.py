@@ -6,11 +6,17 @@ they are exact: each `dot_general` in the jaxpr, times the trips of the scans ar
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+
+from jaxft.engine.build import Build
+from jaxft.engine.inputs import collate
+from jaxft.tree import split as split_tree
 
 
 def count_flops(function: Callable, *args, **kwargs) -> int:
@@ -50,7 +56,8 @@ def _sub_jaxprs(equation: JaxprEqn) -> list[Jaxpr]:
 
 
 def _dot_flops(equation: JaxprEqn) -> int:
-    left, right = (variable.aval.shape for variable in equation.invars[:2])
+    shapes: list[Any] = [variable.aval for variable in equation.invars]
+    left, right = shapes[0].shape, shapes[1].shape
     (contract, contract_right), (batch, batch_right) = equation.params["dimension_numbers"]
     contracted = math.prod(left[i] for i in contract)
     batched = math.prod(left[i] for i in batch)
@@ -59,3 +66,36 @@ def _dot_flops(equation: JaxprEqn) -> int:
         size for i, size in enumerate(right) if i not in (*contract_right, *batch_right)
     )
     return 2 * batched * rows * columns * contracted
+
+
+def step_flops(built: Build) -> dict[str, int]:
+    """The matmul FLOPs of one training step, with nothing run or compiled.
+
+    Returns:
+        `forward`: the forward pass; `step`: the step as the LayerTable has it; `full`: the step
+        with nothing frozen.
+    """
+    split = built.splits["train"]
+    first = collate(split.examples, split.labels, built.plan.batch(0), built.layout.row_length)
+    batch = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in first.items()}
+    params = {
+        name: jax.ShapeDtypeStruct(leaf.shape, built.compute.dtype)
+        for name, leaf in built.model.params.items()
+    }
+    key = jax.random.key(0)
+
+    def gradients(names: tuple[str, ...]) -> int:
+        compute = dataclasses.replace(built.compute, trainable=frozenset(names), remat="none")
+        chosen = dataclasses.replace(built, compute=compute)
+        trainable, frozen = split_tree(params, names)
+
+        def loss(trainable, frozen, batch, key):
+            return chosen.objective({**frozen, **trainable}, batch, key)["loss"][0]
+
+        return count_flops(jax.grad(loss), trainable, frozen, batch, key)
+
+    return {
+        "forward": count_flops(built.objective, params, batch, key),
+        "step": gradients(built.table.trainable),
+        "full": gradients(tuple(params)),
+    }

@@ -11,16 +11,18 @@ from collections.abc import Callable, Mapping
 import jax
 import optax
 
-from jaxft.config import Optimizer
+from jaxft.config_recipe import OptimizerSection
 from jaxft.layerwise.table import LayerTable
 
-_ALGORITHMS: Mapping[str, Callable[[Optimizer], optax.GradientTransformation]] = {
+_ALGORITHMS: Mapping[str, Callable[[OptimizerSection], optax.GradientTransformation]] = {
     "adamw": lambda section: optax.scale_by_adam(section.b1, section.b2, section.eps),
     "sgd": lambda section: optax.trace(section.momentum) if section.momentum else optax.identity(),
 }
 
 
-def make_optimizer(table: LayerTable, section: Optimizer) -> optax.GradientTransformationExtraArgs:
+def make_optimizer(
+    table: LayerTable, section: OptimizerSection
+) -> optax.GradientTransformationExtraArgs:
     """The optimizer of a LayerTable's trainable leaves.
 
     Args:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxft.config import Group, LayerDecay, Optimizer, Schedule
+from jaxft.config_recipe import Group, LayerDecaySection, OptimizerSection, ScheduleSection
 from jaxft.errors import UserError
 from jaxft.tree import natural_order, select
 
@@ -35,7 +35,7 @@ class GroupRow:
     peak_rate: float
     algorithm: str
     weight_decay: float
-    schedule: Schedule
+    schedule: ScheduleSection
 
 
 @dataclass(frozen=True)
@@ -169,9 +169,9 @@ def build_table(
     num_depths: int,
     no_decay: Sequence[str],
     groups: Sequence[Group],
-    layer_decay: LayerDecay,
-    optimizer: Optimizer,
-    schedule: Schedule,
+    layer_decay: LayerDecaySection,
+    optimizer: OptimizerSection,
+    schedule: ScheduleSection,
 ) -> LayerTable:
     """Put every parameter into exactly one group; the first group that matches owns it.
 
@@ -200,7 +200,7 @@ def build_table(
     for name in names:
         group = by_name.get(owner[name])
         decay = depth_multiplier(
-            layer_decay.preset, _decay_rate(layer_decay), depths[name], num_depths, name
+            layer_decay.preset, layer_decay.rate, depths[name], num_depths, name
         )
         leaves.append(
             LeafRow(
@@ -222,13 +222,7 @@ def build_table(
     return table
 
 
-def _decay_rate(layer_decay: LayerDecay) -> float:
-    if layer_decay.preset == "ulmfit" and "rate" not in layer_decay.model_fields_set:
-        return 1 / 2.6
-    return layer_decay.rate
-
-
-def _group_rows(groups: Sequence[Group], optimizer: Optimizer, schedule: Schedule):
+def _group_rows(groups: Sequence[Group], optimizer: OptimizerSection, schedule: ScheduleSection):
     rows = [
         GroupRow(
             name=group.name,
@@ -271,7 +265,7 @@ def _matched(
         patterns = [group.match] if isinstance(group.match, str) else group.match
         found = {name for p in patterns for name in select(p, names, f"{where}.match")}
         return [name for name in names if name in found]
-    low, high = group.depth
+    low, high = group.depth or (0, 0)  # the config makes sure of one of the two
     found = {name for name in names if low <= depths[name] <= high}
     if not found or high >= num_depths:
         raise UserError(

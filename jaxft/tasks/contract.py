@@ -19,11 +19,13 @@ class Task(Protocol):
         kind: the file's name in `tasks/`, and the head that the model gets.
         primary: the metric by which the best checkpoint is chosen; higher is better.
         packs: several examples may share a row.
-        columns: the source columns it reads.
+        metric_names: every name that `loss`, `metrics` and `summarise` can score.
+        columns: the source columns it reads, the label last.
     """
 
     kind: str
     primary: str
+    metric_names: tuple[str, ...]
     packs: bool
     columns: tuple[str, ...]
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxft.config import TextClassification as Section
+from jaxft.config_schema import TextClassification as Section
 from jaxft.errors import UserError, did_you_mean
 from jaxft.metrics.classification import classification_scores
 from jaxft.tasks.contract import Batch, Sums
@@ -30,6 +30,7 @@ class TextClassification:
     section: Section
     kind: str = "text_classification"
     primary: str = "accuracy"
+    metric_names: tuple[str, ...] = ("loss", "accuracy", "f1", "mcc", "auroc")
     packs: bool = True
 
     @property

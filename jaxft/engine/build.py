@@ -1,0 +1,222 @@
+"""From a config to everything a story needs, once for all of them.
+
+`build` reads no weights: whatever can be wrong with a config, a data set or a checkpoint's shape
+is found before anything large is read and before anything is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from jaxft.config import Config
+from jaxft.data.plans import Layout, TrainPlan, plan_rows
+from jaxft.data.text import Tokenizer, load_tokenizer
+from jaxft.engine.build_length import Length, resolve_length, resolve_rates
+from jaxft.engine.inputs import Split, encode_split, open_labelled
+from jaxft.engine.mesh import make_mesh, param_shardings, row_divisor
+from jaxft.errors import UserError
+from jaxft.layerwise.optimizer import make_optimizer
+from jaxft.layerwise.table import LayerTable, build_table
+from jaxft.models.registry import Model, describe
+from jaxft.models.transformer import Compute
+from jaxft.tasks.contract import Task
+
+# Up to here an unrolled step is quicker than a scanned one on CPU, to compile and to run.
+UNROLLED_BLOCKS_ON_CPU = 12
+PRECISIONS = {"f32": "highest", "tf32": "tensorfloat32", "bf16": None}
+
+
+@dataclass(frozen=True)
+class Build:
+    """A run that has everything but its weights.
+
+    Attributes:
+        config: the whole config.
+        task: what is learned.
+        model: the model, with shapes for parameters.
+        splits: train, eval and perhaps test, tokenised.
+        label_names: the classes, in order of class id.
+        layout: rows, row length and segments of a batch.
+        plan: which examples make each training batch.
+        mesh, shardings: the devices, and where each parameter lies on them.
+        compute: how the model runs.
+        table: what each parameter's group and rate are.
+        optimizer: the table's optimizer.
+        length: the run's durations in steps.
+        rates: `[steps + 1, groups]`, every training group's rate at every step.
+    """
+
+    config: Config
+    task: Task
+    model: Model
+    splits: Mapping[str, Split]
+    label_names: tuple[str, ...]
+    layout: Layout
+    plan: TrainPlan
+    mesh: jax.sharding.Mesh
+    shardings: Mapping[str, jax.sharding.NamedSharding]
+    compute: Compute
+    table: LayerTable
+    optimizer: optax.GradientTransformationExtraArgs
+    length: Length
+    rates: np.ndarray
+
+    def objective(self, params, batch, key):
+        """The task's loss and metrics of one batch, as sums and weights."""
+        outputs = self.model.apply(params, batch, key, self.compute)
+        return {"loss": self.task.loss(outputs, batch), **self.task.metrics(outputs, batch)}
+
+
+def build(
+    config: Config, *, devices: Sequence | None = None, layout: Layout | None = None
+) -> Build:
+    """Open the data, describe the model, lay out the mesh and resolve durations.
+
+    Args:
+        config: the whole config.
+        devices: the devices to run on; all that jax sees when None.
+        layout: the batches of the run that is resumed; None lays them out anew.
+
+    Raises:
+        UserError: anything that is wrong with the config, the data or the checkpoint.
+    """
+    sizes = config.mesh
+    mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor, devices)
+    task = make_task(config)
+    specs = {"train": config.data.train, "eval": config.data.eval, "test": config.data.test}
+    labelled, names = open_labelled(task, specs, config.data.where, config.run.seed.data)
+    model = describe(config.model.checkpoint, **model_options(config, names))
+    table = make_table(config, model)
+    shapes = {name: leaf.shape for name, leaf in model.params.items()}
+    shardings = param_shardings(shapes, model.axes, mesh)
+
+    tokenizer = load_tokenizer(model.tokenizer_folder)
+    check_vocabulary(tokenizer, model)
+    longest = max_length(config, model)
+    splits = {
+        name: encode_split(name, one, task, tokenizer, longest, config.data.cache)
+        for name, one in labelled.items()
+    }
+    layout = layout or _lay_out(config, task, mesh, splits["train"].lengths)
+    _check_rows(layout, mesh, config.train.accumulate)
+    plan = TrainPlan(
+        splits["train"].lengths,
+        config.run.seed.data,
+        layout.rows,
+        layout.row_length,
+        layout.segments,
+    )
+    length = resolve_length(config, plan)
+    return Build(
+        config=config,
+        task=task,
+        model=model,
+        splits=splits,
+        label_names=names,
+        layout=layout,
+        plan=plan,
+        mesh=mesh,
+        shardings=shardings,
+        compute=make_compute(config, mesh, model.num_depths - 2, table),
+        table=table,
+        optimizer=make_optimizer(table, config.optimizer),
+        length=length,
+        rates=resolve_rates(table, length),
+    )
+
+
+def make_task(config: Config) -> Task:
+    """The task that `task.kind` names: the file of that name in `tasks/`."""
+    return import_module(f"jaxft.tasks.{config.task.kind}").make(config.task)
+
+
+def make_table(config: Config, model: Model) -> LayerTable:
+    """The model's LayerTable under the config's groups, decay, optimizer and schedule."""
+    return build_table(
+        model.params,
+        depths=model.depths,
+        num_depths=model.num_depths,
+        no_decay=sorted(model.no_decay),
+        groups=config.groups,
+        layer_decay=config.layer_decay,
+        optimizer=config.optimizer,
+        schedule=config.schedule,
+    )
+
+
+def model_options(config: Config, names: Sequence[str]) -> dict[str, Any]:
+    """How the config asks for its checkpoint to be described or loaded."""
+    return {
+        "task": config.task.kind,
+        "labels": names,
+        "dropout": config.model.dropout,
+        "ignore": config.model.ignore,
+        "cache": config.model.cache,
+    }
+
+
+def max_length(config: Config, model: Model) -> int:
+    """Tokens an example may have: the config's, else what the model's positions allow."""
+    asked = config.data.max_length
+    if asked is not None and asked > model.max_positions:
+        raise UserError(
+            f"data.max_length: {asked} tokens do not fit the model's {model.max_positions} "
+            "positions.",
+            f"Set it to {model.max_positions} or less; longer texts are cut there.",
+        )
+    return asked or model.max_positions
+
+
+def check_vocabulary(tokenizer: Tokenizer, model: Model) -> None:
+    """Raise a UserError where the tokenizer can give ids that the embeddings do not have."""
+    if tokenizer.vocab_size > model.vocab_size:
+        raise UserError(
+            f"model.checkpoint: the tokenizer knows {tokenizer.vocab_size:,} pieces and the model "
+            f"has embeddings for {model.vocab_size:,}.",
+            "The tokenizer is of another checkpoint.",
+        )
+
+
+def make_compute(config: Config, mesh: jax.sharding.Mesh, blocks: int, table: LayerTable):
+    """How the model runs, with every `auto` decided from the mesh's platform."""
+    platform = mesh.devices.flat[0].platform
+    precision = config.train.precision
+    if precision == "auto":
+        precision = "f32" if platform == "cpu" else "bf16"
+    scan = config.train.scan
+    if scan == "auto":
+        scan = platform != "cpu" or blocks > UNROLLED_BLOCKS_ON_CPU
+    return Compute(
+        dtype="bfloat16" if precision == "bf16" else "float32",
+        precision=PRECISIONS[precision],  # without "highest" a TPU rounds f32 matmuls to bf16
+        scan=scan,
+        remat="none" if config.train.remat == "auto" else config.train.remat,
+        platform=platform,
+        trainable=frozenset(table.trainable),
+    )
+
+
+def _lay_out(config: Config, task: Task, mesh: jax.sharding.Mesh, lengths: np.ndarray) -> Layout:
+    if config.data.pack is True and not task.packs:
+        raise UserError(f"data.pack: the task '{task.kind}' reads one example a row.")
+    packs = task.packs if config.data.pack == "auto" else config.data.pack
+    divisor = row_divisor(mesh, config.train.accumulate)
+    return plan_rows(lengths, config.data.batch_size, config.data.row_length, packs, divisor)
+
+
+def _check_rows(layout: Layout, mesh: jax.sharding.Mesh, accumulate: int) -> None:
+    """A resumed run keeps its batches, so the new mesh has to divide them."""
+    divisor = row_divisor(mesh, accumulate)
+    if layout.rows % divisor:
+        raise UserError(
+            f"mesh: this run's batches have {layout.rows} rows, which data x fsdp x "
+            f"train.accumulate = {divisor} does not divide.",
+            "Resume with sizes that do; another batch would be another run.",
+        )

@@ -1,0 +1,146 @@
+"""One evaluation: a split through the model, as scores and as what it said of each example."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxft.data.cache import Ragged
+from jaxft.data.loader import batches
+from jaxft.data.plans import plan_eval
+from jaxft.engine.build import Build
+from jaxft.engine.inputs import Split, collate
+from jaxft.engine.mesh import batch_sharding, place_batch
+from jaxft.engine.step import make_eval_step
+
+EvalStep = Callable[[Mapping[str, jax.Array], Mapping[str, jax.Array]], tuple[dict, dict]]
+
+
+class Interrupted(Exception):
+    """An evaluation was asked to end before it was through."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of a split, and each example's outcomes: `[examples, ...]` by name."""
+
+    scores: dict[str, float]
+    outcomes: dict[str, np.ndarray]
+
+
+def build_eval_step(built: Build) -> EvalStep:
+    """The jitted `(params, batch) -> (sums, outcomes)` of a run's task.
+
+    Without labels in the batch there are no sums: that is how texts are labelled.
+    """
+
+    def evaluate_batch(params, batch):
+        outputs = built.model.apply(params, batch, None, built.compute)
+        outcomes = built.task.outcomes(outputs, batch)
+        sums = {}
+        if "labels" in batch:
+            sums = {"loss": built.task.loss(outputs, batch), **built.task.metrics(outputs, batch)}
+        return sums, outcomes | {"example_ids": batch["example_ids"]}
+
+    return make_eval_step(evaluate_batch, param_shardings=dict(built.shardings), mesh=built.mesh)
+
+
+def evaluate(
+    built: Build,
+    step: EvalStep,
+    params: Mapping[str, jax.Array],
+    split: Split,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Evaluation:
+    """Score every example of a split once; padding counts nowhere.
+
+    Args:
+        built: the run.
+        step: from `build_eval_step`.
+        params: every parameter.
+        split: what to score.
+        interrupted: asked before each batch.
+
+    Raises:
+        Interrupted: `interrupted` said so.
+    """
+    totals: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
+    kept = []
+    for sums, outcomes in _run(built, step, params, split.examples, split.labels):
+        if interrupted():
+            raise Interrupted
+        for name, (total, weight) in sums.items():
+            totals[name] = (totals[name][0] + float(total), totals[name][1] + float(weight))
+        kept.append(outcomes)
+    outcomes = _in_order(kept, len(split.examples))
+    scores = {name: total / weight for name, (total, weight) in totals.items()}
+    return Evaluation(
+        scores | built.task.summarise(outcomes, split.labels, built.label_names), outcomes
+    )
+
+
+def outcomes_of(
+    built: Build, step: EvalStep, params: Mapping[str, jax.Array], examples: Ragged
+) -> dict[str, np.ndarray]:
+    """What the model says of examples without labels: `[examples, ...]` by name."""
+    kept = [outcomes for _, outcomes in _run(built, step, params, examples, None)]
+    return _in_order(kept, len(examples))
+
+
+def predictions(built: Build, split: Split, found: Evaluation) -> Iterator[dict[str, Any]]:
+    """What a person reads of an evaluation, one mapping an example."""
+    columns = built.task.columns
+    rows = split.source.rows(range(len(split.source)))
+    said = built.task.describe(found.outcomes, built.label_names)
+    for number, (row, one) in enumerate(zip(rows, said, strict=True)):
+        yield {
+            "id": number,
+            "text": " | ".join(str(row[column]) for column in columns[:-1]),
+            "label": built.label_names[int(split.labels[number])],
+            **one,
+            "loss": float(found.outcomes["loss"][number]),
+        }
+
+
+def _run(built: Build, step: EvalStep, params, examples: Ragged, labels: np.ndarray | None):
+    """Each batch's sums and outcomes, on the host; the next batch is under way meanwhile."""
+    layout = built.layout
+    segments = layout.segments if layout.segments > 1 else None
+    plan = plan_eval(examples.lengths, layout.rows, layout.row_length, segments)
+    sharding = batch_sharding(built.mesh)
+    ahead = None
+    for batch in batches(
+        plan,
+        partial(collate, examples, labels),
+        0,
+        len(plan),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    ):
+        running = step(params, place_batch(batch, sharding))
+        if ahead is not None:
+            yield jax.device_get(ahead)
+        ahead = running
+    if ahead is not None:
+        yield jax.device_get(ahead)
+
+
+def _in_order(kept: list[dict[str, np.ndarray]], count: int) -> dict[str, np.ndarray]:
+    """Outcomes of batches `[R, S, ...]` as one array an outcome, in order of examples."""
+    ids = np.concatenate([part["example_ids"].ravel() for part in kept])
+    real = ids >= 0
+    ordered = {}
+    for name in kept[0]:
+        if name == "example_ids":
+            continue
+        parts = [part[name].reshape(-1, *part[name].shape[2:]) for part in kept]
+        values = np.concatenate(parts)[real]
+        ordered[name] = np.empty((count, *values.shape[1:]), values.dtype)
+        ordered[name][ids[real]] = values
+    return ordered

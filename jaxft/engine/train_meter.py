@@ -1,0 +1,99 @@
+"""What the training loop reads off its steps: means between log lines, pace, and patience."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxft.engine.build import Build
+
+
+class Meter:
+    """Gathers the metrics of steps that are over, and gives an event every `log_every` steps.
+
+    Attributes:
+        finite: whether the last step read was finite.
+    """
+
+    def __init__(self, built: Build):
+        self.finite = True
+        self._built = built
+        self._groups = [group.name for group in built.table.training_groups]
+        self._sums: dict[str, float] = {}
+        self._weight = self._examples = self._tokens = 0.0
+        self._seconds, self._since = 0.0, time.monotonic()
+
+    def add(self, step: int, metrics: Mapping[str, float]) -> dict[str, Any] | None:
+        """Take in one step's metrics.
+
+        Args:
+            step: steps done, this one included.
+            metrics: what the train step gave, on the host.
+
+        Returns:
+            The event for `EventLog.train` where a line is due, else None.
+        """
+        self.finite = metrics["bad_steps"] == 0
+        index = self._built.plan.batch(step - 1)
+        real = index[index >= 0]
+        self._examples += len(real)
+        self._tokens += float(self._built.splits["train"].lengths[real].sum())
+        if self.finite:
+            self._weight += metrics["weight"]
+            for name, value in metrics.items():
+                if name not in ("weight", "bad_steps"):
+                    self._sums[name] = self._sums.get(name, 0.0) + value * metrics["weight"]
+        every = self._built.config.train.log_every
+        if step % every and step != self._built.length.total_steps:
+            return None
+        event = self._event(step)
+        self._sums, self._weight, self._examples, self._tokens = {}, 0.0, 0.0, 0.0
+        self._seconds, self._since = 0.0, time.monotonic()
+        return event
+
+    def pause(self) -> None:
+        """Stop the clock: what follows is an evaluation or a save."""
+        self._seconds += time.monotonic() - self._since
+
+    def go_on(self) -> None:
+        """Start the clock again."""
+        self._since = time.monotonic()
+
+    def _event(self, step: int) -> dict[str, Any]:
+        seconds = max(self._seconds + time.monotonic() - self._since, 1e-9)
+        means = {name: total / self._weight for name, total in self._sums.items()}
+        clip, norm = self._built.config.optimizer.clip, means.get("grad_norm")
+        if clip is not None and norm:
+            means["clip"] = min(1.0, clip / norm)
+        rates = self._built.rates[step - 1]
+        return {
+            "epoch": self._built.plan.epoch_of(step),
+            **means,
+            "examples_per_second": self._examples / seconds,
+            "tokens_per_second": self._tokens / seconds,
+            "rates": {name: float(rate) for name, rate in zip(self._groups, rates, strict=True)},
+        }
+
+
+def is_better(metric: str, score: float, before: Sequence[float | None]) -> bool:
+    """Whether a score is better than all before it; a loss is better when it is lower."""
+    known = [value for value in before if value is not None and math.isfinite(value)]
+    if not math.isfinite(score):
+        return False
+    if not known:
+        return True
+    return score < min(known) if metric == "loss" else score > max(known)
+
+
+def patience_is_over(metric: str, scores: Sequence[float | None], patience: int | None) -> bool:
+    """Whether the last `patience` scores are all no better than the best before them."""
+    if patience is None or len(scores) <= patience:
+        return False
+    recent = range(len(scores) - patience, len(scores))
+    return not any(
+        is_better(metric, value, scores[:index])
+        for index in recent
+        if (value := scores[index]) is not None
+    )

@@ -1,0 +1,187 @@
+"""A run that has trained: its best parameters on the model they belong to."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from jaxft import files
+from jaxft.config import Config, parse_config
+from jaxft.engine.build import make_table, make_task, model_options
+from jaxft.engine.checkpoint import Checkpoints
+from jaxft.engine.run_folder import RUN_FILE, RunFolder, open_run
+from jaxft.errors import UserError
+from jaxft.models.registry import Model, describe, load
+from jaxft.models.source import Source, resolve
+from jaxft.tasks.contract import Task
+
+Which = Literal["best", "last"] | int
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder.
+
+    Attributes:
+        folder: where it is.
+    """
+
+    folder: Path
+
+    @cached_property
+    def result(self) -> dict[str, Any]:
+        """The content of `result.json`: split, step, metrics, examples."""
+        return open_run(self.folder).read_json("result.json")
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The scores of the final evaluation."""
+        return self.result["metrics"]
+
+    @property
+    def best(self) -> int:
+        """The step of the best checkpoint."""
+        return self.result["step"]
+
+    def model(self, which: Which = "best") -> Model:
+        """The trained model.
+
+        Args:
+            which: `best`, `last`, or a step.
+        """
+        return open_trained(self.folder, which).model
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What eval, predict and export need of a run.
+
+    Attributes:
+        run: the folder.
+        config: the run's config; its checkpoint is where the untrained parameters lie.
+        task: what was learned.
+        label_names: the classes, in order of class id.
+        model: the model with the trained parameters.
+        step: the checkpoint that they are of.
+    """
+
+    run: RunFolder
+    config: Config
+    task: Task
+    label_names: tuple[str, ...]
+    model: Model
+    step: int
+
+
+def open_trained(folder: Path, which: Which = "best") -> Trained:
+    """Read a run's parameters: those that trained from a checkpoint, the others from its base.
+
+    Args:
+        folder: the run folder.
+        which: `best`, `last`, or a step.
+
+    Raises:
+        UserError: it is no run, has no such checkpoint, or its base has changed.
+    """
+    run = open_run(folder)
+    config = parse_config(run.config(), f"{run.path}/config.yaml")
+    about = run.read_json(RUN_FILE)
+    config = with_checkpoint(config, base_checkpoint(run, config))
+    names = tuple(about["labels"])
+    options = model_options(config, names)
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    described = describe(config.model.checkpoint, **options)
+    _check_base(run, about, described.source)
+    with open_checkpoints(run, config, make_task(config), read_only=True) as checkpoints:
+        step = checkpoints.resolve(which)
+        trained = checkpoints.load_params(step)
+    expected = set(make_table(config, described).trainable)
+    if trained.keys() != expected:
+        odd = sorted(trained.keys() ^ expected)[0]
+        raise UserError(
+            f"{run.path}: checkpoint {step} and config.yaml disagree on whether '{odd}' trained."
+        )
+    model = load(
+        config.model.checkpoint,
+        seed=config.run.seed.init,
+        sharding=lambda *leaf: place,
+        **options,
+    )
+    model = replace(model, params=model.params | trained)
+    return Trained(run, config, make_task(config), names, model, step)
+
+
+def open_checkpoints(
+    run: RunFolder, config: Config, task: Task, *, read_only: bool = False
+) -> Checkpoints:
+    """A run's checkpoints, under its own measure of the best."""
+    metric = best_metric(config, task)
+    return Checkpoints(
+        run.checkpoints,
+        keep=config.checkpoint.keep,
+        best_metric=metric,
+        mode="min" if metric == "loss" else "max",
+        read_only=read_only,
+    )
+
+
+def best_metric(config: Config, task: Task) -> str:
+    """The metric that chooses the best checkpoint.
+
+    Raises:
+        UserError: the task has no metric of that name.
+    """
+    asked = config.checkpoint.best
+    if asked == "auto":
+        return task.primary
+    if asked not in task.metric_names:
+        raise UserError(
+            f"checkpoint.best: '{asked}' is not a metric of {task.kind}.",
+            f"Known: {', '.join(task.metric_names)}.",
+        )
+    return asked
+
+
+def base_checkpoint(run: RunFolder, config: Config) -> str:
+    """Where the parameters that a run started from lie: its own copy, else the source."""
+    copied = (run.base / "config.json").exists()  # `Model.save` writes it last
+    return str(run.base) if copied else config.model.checkpoint
+
+
+def with_checkpoint(config: Config, checkpoint: str) -> Config:
+    """The same config on another checkpoint."""
+    return config.model_copy(
+        update={"model": config.model.model_copy(update={"checkpoint": checkpoint})}
+    )
+
+
+def save_base(run: RunFolder, config: Config, model: Model) -> None:
+    """Keep what a run starts from, before its first step, with its hash in `run.json`.
+
+    A copy is a Hugging Face folder, so that the run needs nothing outside itself any more.
+    """
+    copy = config.checkpoint.base == "copy"
+    source = resolve(str(model.save(str(run.base)))) if copy else model.source
+    run.update(base={"kind": config.checkpoint.base, "sha256": source.sha256})
+
+
+def _check_base(run: RunFolder, about: dict[str, Any], source: Source) -> None:
+    base = about.get("base")
+    if base is None:
+        raise UserError(f"{run.path}: the run ended before its first step.")
+    if source.sha256 != base["sha256"]:
+        raise UserError(
+            f"{source.folder}: the weights are not those that the run started from.",
+            "Its checkpoints hold only what was trained; bring the base back.",
+        )
+
+
+def write_lines(run: RunFolder, name: str, lines: Any) -> None:
+    """Write JSON lines into a run folder, whole or not at all."""
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    files.write_atomic(run.path / name, text)
