@@ -44,7 +44,11 @@ def write_page(runs: Sequence[Path], out: Path | None = None) -> Path:
     for path, times in Counter(resolved).items():
         if times > 1:
             raise UserError(f"The run {path} is named {times} times.", "Name it once.")
-    read = [read_run(path) for path in runs]
+    unique = len({path.name for path in resolved}) == len(resolved)
+    read = [
+        read_run(run, path.name if unique else str(run))
+        for run, path in zip(runs, resolved, strict=True)
+    ]
     first = Path(runs[0])
     path = out or (first if len(runs) == 1 else first.parent) / "report.html"
     files.write_atomic(path, render(read))
@@ -84,7 +88,7 @@ def render(runs: Sequence[Run]) -> str:
 def spans(count: int) -> list[int]:
     """How many of the page's twelve columns each figure takes, so that every row is full."""
     if count < 3:
-        return [12 // count] * count
+        return [12 // max(count, 1)] * count
     rest = count - 2  # the first two, the loss and the primary metric, are the large ones
     last = {0: [], 1: [3, 3, 3, 3], 2: [6, 6]}[rest % 3] if rest != 1 else [12]
     return [6, 6, *[4] * (rest - len(last)), *last]

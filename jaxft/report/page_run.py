@@ -55,6 +55,7 @@ class Run:
     """A run folder, read. What could not be read is None or empty, and `problems` says why.
 
     Attributes:
+        name: what the page calls it.
         path: the folder.
         about: the content of `run.json`.
         config: the content of `config.yaml`.
@@ -66,6 +67,7 @@ class Run:
         problems: sentences for the person who reads the page.
     """
 
+    name: str
     path: Path
     about: Mapping[str, Any]
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -76,17 +78,17 @@ class Run:
     predictions: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
-    @property
-    def name(self) -> str:
-        return self.path.name
-
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
         """The events of one kind: `train`, `eval` or `note`."""
         return [event for event in self.events if event["kind"] == kind]
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path, name: str) -> Run:
     """Read a run folder for the page.
+
+    Args:
+        path: the folder.
+        name: what the page shall call it.
 
     Raises:
         UserError: the folder is not a run.
@@ -107,6 +109,7 @@ def read_run(path: Path) -> Run:
         if lines:
             predictions[split] = lines
     return Run(
+        name=name,
         path=Path(folder.path),
         about=attempt(lambda: _about(folder), "what the run was made with") or {},
         config=attempt(lambda: _config(folder), "the config") or {},
