@@ -84,6 +84,14 @@ def test_the_figures_hold_the_events(run):
     assert max(rates["rest"]["y"]) == pytest.approx(1e-4)
 
 
+def test_the_metric_that_chose_the_best_comes_first(run):
+    about = json.loads((run / "run.json").read_text())
+    write_json(run / "run.json", {**about, "best_metric": "f1"})
+    page = page_of(run)
+    assert list(figures_in(page))[:2] == ["score-loss", "score-f1"]
+    assert "f1 on test" in page
+
+
 def test_several_runs_share_the_figures_and_their_configs_are_compared(tmp_path):
     runs = [write_run(tmp_path, name, lr) for name, lr in (("one", 1e-4), ("two", 3e-4))]
     page = page_of(*runs)
@@ -220,6 +228,10 @@ def test_differences_are_dotted():
         ("e", ["", "null"]),
     ]
     assert differences([one, one]) == []
+    assert differences([{"groups": []}, {"groups": [{"name": "head"}]}]) == [
+        ("groups", ["[]", ""]),
+        ("groups.0.name", ["", "head"]),
+    ]
 
 
 @pytest.mark.parametrize("count", range(1, 15))

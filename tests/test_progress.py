@@ -1,5 +1,6 @@
 """What a person sees while a run trains: live in a terminal, plain lines elsewhere."""
 
+import contextlib
 import io
 
 import numpy as np
@@ -52,7 +53,7 @@ def test_plain_lines_come_every_ten_seconds_and_at_the_end(clock):
             view.update(step, VALUES if step % 5 == 0 else None)
     steps = [line.split()[1] for line in lines(shown)[1:-1]]
     assert steps == [f"{step}/100" for step in (5, 15, 25, 35, 45, 55, 65, 75, 85, 95, 100)]
-    assert lines(shown)[-1] == "stopped at step 100 of 100 after 1:40"
+    assert lines(shown)[-1] == "through 100 steps after 1:40"
 
 
 def test_a_plain_line_says_it_all(clock):
@@ -65,6 +66,15 @@ def test_a_plain_line_says_it_all(clock):
         "step 50/200  epoch 0.50  1:15 left  loss 0.4321  accuracy 0.8120  examples/s 66  "
         "rate head 5e-4, rest 5e-5"
     )
+
+
+def test_a_run_that_is_cut_off_says_where(clock):
+    shown = console()
+    with contextlib.suppress(KeyboardInterrupt), Progress(200, console=shown) as view:
+        view.update(20)
+        clock[0] = 15.0
+        raise KeyboardInterrupt
+    assert lines(shown)[-1] == "stopped at step 20/200 after 0:15"
 
 
 def test_many_rates_are_shown_as_their_span(clock):

@@ -40,8 +40,7 @@ def metrics_of(run: Run) -> list[str]:
         if _is_number(value) and name not in ("step", "time", "loss", "epoch", "examples")
     ]
     names = [name for name in dict.fromkeys(names) if not name.endswith("_per_second")]
-    chosen = (run.config.get("checkpoint") or {}).get("best", "auto")
-    return sorted(names, key=lambda name: name != chosen)
+    return sorted(names, key=lambda name: name != run.about.get("best_metric"))
 
 
 def smooth(values: Sequence[float], span: float) -> list[float]:

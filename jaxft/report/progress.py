@@ -76,8 +76,10 @@ class Progress:
         if self._live:
             self._live.stop()
         else:
-            took = span(monotonic() - self._started)
-            self._line(f"stopped at step {self._step:,} of {self._total:,} after {took}")
+            took, total = span(monotonic() - self._started), f"{self._total:,}"
+            done = self._step >= self._total
+            where = f"through {total} steps" if done else f"stopped at step {self._step:,}/{total}"
+            self._line(f"{where} after {took}")
 
     def update(self, step: int, values: Mapping[str, Any] | None = None) -> None:
         """Show that `step` steps are done.
