@@ -22,14 +22,8 @@ import jaxft
 from benchmarks.measure import median, record
 from jaxft.config import Config
 from jaxft.data.loader import batches
-from jaxft.engine.build import (
-    Build,
-    build,
-    frozen_params,
-    initial_state,
-    load_params,
-    state_shardings,
-)
+from jaxft.engine.build import Build, build
+from jaxft.engine.build_state import frozen_params, initial_state, load_params, state_shardings
 from jaxft.engine.inputs import collate
 from jaxft.engine.mesh import batch_sharding, place_batch
 from jaxft.engine.step import Rates, make_train_step

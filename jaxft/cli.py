@@ -148,7 +148,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score a run's best checkpoint; prints JSON."""
-    from jaxft.engine.evaluate_run import evaluate_run as story
+    from jaxft.engine.score import score as story
 
     typer.echo(json.dumps(story(run, split, data), indent=2, ensure_ascii=False))
 

@@ -17,9 +17,7 @@ Leaf = TypeVar("Leaf")
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     """A sort key under which `blocks/2` comes before `blocks/10`."""
-    return tuple(
-        (0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split("/")
-    )
+    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split("/"))
 
 
 def natural_order(names: Iterable[str]) -> list[str]:
@@ -52,7 +50,9 @@ def select(pattern: str, names: Sequence[str], where: str) -> list[str]:
     return found
 
 
-def split(params: Mapping[str, Leaf], names: Iterable[str]) -> tuple[dict[str, Leaf], dict[str, Leaf]]:
+def split(
+    params: Mapping[str, Leaf], names: Iterable[str]
+) -> tuple[dict[str, Leaf], dict[str, Leaf]]:
     """`params` as two dicts: those in `names`, and the rest."""
     chosen = set(names)
     inside = {name: leaf for name, leaf in params.items() if name in chosen}

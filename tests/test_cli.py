@@ -98,7 +98,7 @@ def test_plan(config, story, capsys):
 
 def test_eval(story, capsys):
     result = {"split": "test", "metrics": {"accuracy": 0.83}}
-    calls = story("jaxft.engine.evaluate_run", "evaluate_run", lambda *_: result)
+    calls = story("jaxft.engine.score", "score", lambda *_: result)
     assert main(["eval", "runs/first"]) == 0
     assert json.loads(capsys.readouterr().out) == result
     assert main(["eval", "runs/first", "--split", "eval", "--data", "csv:more.csv"]) == 0

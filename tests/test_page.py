@@ -65,6 +65,14 @@ def test_a_page_shows_the_whole_run(run):
     assert "What is not here" not in body
 
 
+def test_the_layer_table_goes_from_the_input_up(run):
+    table = json.loads((run / "table.json").read_text())
+    write_json(run / "table.json", {**table, "rows": table["rows"][::-1]})
+    depths = re.findall(r'<td class="n" data-value="(\d)">\1</td>', page_of(run))
+    assert depths == sorted(depths)
+    assert len(depths) == 105
+
+
 def test_a_page_loads_nothing(run):
     body = without_scripts(page_of(run))
     assert not re.search(r"(src|href)=[\"']?(?!#)", body)

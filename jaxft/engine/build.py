@@ -87,15 +87,12 @@ def build(
     Raises:
         UserError: anything that is wrong with the config, the data or the checkpoint.
     """
-    sizes = config.mesh
-    mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor, devices)
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
     task = make_task(config)
     specs = {"train": config.data.train, "eval": config.data.eval, "test": config.data.test}
     labelled, names = open_labelled(task, specs, config.data.where, config.run.seed.data)
     model = describe(config.model.checkpoint, **model_options(config, names))
     table = make_table(config, model)
-    shapes = {name: leaf.shape for name, leaf in model.params.items()}
-    shardings = param_shardings(shapes, model.axes, mesh)
 
     tokenizer = load_tokenizer(model.tokenizer_folder)
     check_vocabulary(tokenizer, model)
@@ -104,15 +101,11 @@ def build(
         name: encode_split(name, one, task, tokenizer, longest, config.data.cache)
         for name, one in labelled.items()
     }
-    layout = layout or _lay_out(config, task, mesh, splits["train"].lengths)
+    lengths = splits["train"].lengths
+    layout = layout or _lay_out(config, task, mesh, lengths)
     _check_rows(layout, mesh, config.train.accumulate)
-    plan = TrainPlan(
-        splits["train"].lengths,
-        config.run.seed.data,
-        layout.rows,
-        layout.row_length,
-        layout.segments,
-    )
+    shape = (layout.rows, layout.row_length, layout.segments)
+    plan = TrainPlan(lengths, config.run.seed.data, *shape)
     length = resolve_length(config, plan)
     return Build(
         config=config,
@@ -123,13 +116,17 @@ def build(
         layout=layout,
         plan=plan,
         mesh=mesh,
-        shardings=shardings,
+        shardings=param_shardings(_shapes(model), model.axes, mesh),
         compute=make_compute(config, mesh, model.num_depths - 2, table),
         table=table,
         optimizer=make_optimizer(table, config.optimizer),
         length=length,
         rates=resolve_rates(table, length),
     )
+
+
+def _shapes(model: Model) -> dict[str, tuple[int, ...]]:
+    return {name: leaf.shape for name, leaf in model.params.items()}
 
 
 def make_task(config: Config) -> Task:

@@ -52,11 +52,11 @@ def table_json(built: Build) -> dict[str, Any]:
 
 
 def rates_json(built: Build) -> dict[str, Any]:
-    """The rate of each training group over the run, thinned to what a curve can show."""
+    """The rate of each training group's fastest leaf, thinned to what a curve can show."""
     total = built.length.total_steps
     steps = np.unique(np.linspace(0, total - 1, min(total, MOST_RATE_POINTS)).astype(int))
     return {
         "groups": [group.name for group in built.table.training_groups],
         "steps": steps.tolist(),
-        "rates": built.rates[steps].astype(float).tolist(),
+        "rates": (built.rates[steps] * built.table.group_multipliers()).astype(float).tolist(),
     }

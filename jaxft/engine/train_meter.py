@@ -21,6 +21,7 @@ class Meter:
         self.finite = True
         self._built = built
         self._groups = [group.name for group in built.table.training_groups]
+        self._multipliers = built.table.group_multipliers()
         self._sums: dict[str, float] = {}
         self._weight = self._examples = self._tokens = 0.0
         self._seconds, self._since = 0.0, time.monotonic()
@@ -67,7 +68,7 @@ class Meter:
         clip, norm = self._built.config.optimizer.clip, means.get("grad_norm")
         if clip is not None and norm:
             means["clip"] = min(1.0, clip / norm)
-        rates = self._built.rates[step - 1]
+        rates = self._built.rates[step - 1] * self._multipliers  # of each group's fastest leaf
         return {
             "epoch": self._built.plan.epoch_of(step),
             **means,

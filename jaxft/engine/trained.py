@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 
@@ -20,7 +20,7 @@ from jaxft.models.registry import Model, describe, load
 from jaxft.models.source import Source, resolve
 from jaxft.tasks.contract import Task
 
-Which = Literal["best", "last"] | int
+Which = int | str  # a step, "best" or "last"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -85,13 +86,23 @@ class LayerTable:
         """One weight decay a training group: `[groups]` float32."""
         return np.array([group.weight_decay for group in self.training_groups], np.float32)
 
+    def group_multipliers(self) -> np.ndarray:
+        """The highest multiplier in each training group: `[groups]` float32."""
+        return np.array(
+            [
+                max(leaf.multiplier for leaf in self.leaves if leaf.group == group.name)
+                for group in self.training_groups
+            ],
+            np.float32,
+        )
+
     def trunk(self) -> tuple[str, ...]:
         """The frozen prefix: frozen leaves below the lowest depth at which anything trains."""
         lowest = min((leaf.depth for leaf in self.leaves if leaf.trainable), default=0)
         return tuple(leaf.name for leaf in self.leaves if leaf.depth < lowest)
 
     def summary(self) -> list[dict]:
-        """One row a group, for people and the report."""
+        """One row a group, for people and the report; a peak rate is that of its fastest leaf."""
         return [self._summarise(group) for group in self.groups if self._owned(group.name)]
 
     def _owned(self, group: str) -> list[LeafRow]:
@@ -100,7 +111,6 @@ class LayerTable:
     def _summarise(self, group: GroupRow) -> dict:
         owned = self._owned(group.name)
         count = sum(leaf.parameters for leaf in owned)
-        multipliers = [leaf.multiplier for leaf in owned]
         moments = {"adamw": 2, "sgd": 1}[group.algorithm]
         return {
             "name": group.name,
@@ -108,8 +118,8 @@ class LayerTable:
             "leaves": len(owned),
             "parameters": count,
             "trainable": group.trainable,
-            "peak_rate": group.peak_rate,
-            "peak_rates": [group.peak_rate * min(multipliers), group.peak_rate * max(multipliers)],
+            "peak_rate": group.peak_rate * max(leaf.multiplier for leaf in owned),
+            "lowest_peak_rate": group.peak_rate * min(leaf.multiplier for leaf in owned),
             "schedule": group.schedule.kind if group.trainable else None,
             "optimizer": group.algorithm if group.trainable else None,
             "weight_decay": group.weight_decay if group.trainable else None,
@@ -163,7 +173,7 @@ def depth_multiplier(preset: str, rate: float, depth: int, num_depths: int, name
 
 
 def build_table(
-    shapes: Mapping[str, object],
+    shapes: Mapping[str, Any],
     *,
     depths: Mapping[str, int],
     num_depths: int,
@@ -188,35 +198,28 @@ def build_table(
     """
     names = natural_order(shapes)
     if optimizer.no_decay != "auto":
-        no_decay = [
-            name
-            for pattern in optimizer.no_decay
-            for name in select(pattern, names, "optimizer.no_decay")
-        ]
+        where = "optimizer.no_decay"
+        no_decay = [n for pattern in optimizer.no_decay for n in select(pattern, names, where)]
     owner = _owners(names, depths, num_depths, groups)
-    skipped = set(no_decay)
     by_name = {group.name: group for group in groups}
-    leaves = []
-    for name in names:
-        group = by_name.get(owner[name])
-        decay = depth_multiplier(
-            layer_decay.preset, layer_decay.rate, depths[name], num_depths, name
+    skipped = set(no_decay)
+
+    def leaf(name: str) -> LeafRow:
+        group, preset, rate = by_name.get(owner[name]), layer_decay.preset, layer_decay.rate
+        frozen = group is not None and group.freeze
+        decay = depth_multiplier(preset, rate, depths[name], num_depths, name)
+        return LeafRow(
+            name=name,
+            shape=tuple(shapes[name].shape),
+            dtype=str(np.dtype(shapes[name].dtype)),
+            group=owner[name],
+            depth=depths[name],
+            trainable=not frozen,
+            multiplier=0.0 if frozen else decay * (group.lr_mult if group else 1.0),
+            decays=name not in skipped,
         )
-        leaves.append(
-            LeafRow(
-                name=name,
-                shape=tuple(shapes[name].shape),  # type: ignore[attr-defined] # any array-like
-                dtype=str(np.dtype(shapes[name].dtype)),  # type: ignore[attr-defined] # same
-                group=owner[name],
-                depth=depths[name],
-                trainable=not (group and group.freeze),
-                multiplier=0.0
-                if group and group.freeze
-                else decay * (group.lr_mult if group else 1.0),
-                decays=name not in skipped,
-            )
-        )
-    table = LayerTable(tuple(leaves), _group_rows(groups, optimizer, schedule))
+
+    table = LayerTable(tuple(map(leaf, names)), _group_rows(groups, optimizer, schedule))
     if not table.trainable:
         raise UserError("groups: every parameter is frozen, so nothing would be trained.")
     return table

@@ -14,6 +14,7 @@ from typing import Any
 from jaxft.report.page_run import Run
 
 MOST_POINTS = 1500  # a series is thinned to so many
+TITLES = {"mcc": "Matthews correlation", "auroc": "AUROC"}
 DASHES = ("solid", "dash", "dot", "dashdot")
 DASH_NAMES = ("solid", "dashed", "dotted", "dashes and dots")
 Series = dict[str, Any]
@@ -77,7 +78,7 @@ def _scores(runs: Sequence[Run], name: str) -> dict[str, Any]:
                 series.append(_series(label, steps, values, "points", colour, dash))
             label = "best" if alone else f"{run.name}, best"
             series += _best(run, split, label, steps, values, colour)
-    title = "Loss" if name == "loss" else name.replace("_", " ").capitalize()
+    title = TITLES.get(name, name.replace("_", " ").capitalize())
     return {"id": f"score-{name}", "title": title, "unit": "", "format": ".4f", "series": series}
 
 

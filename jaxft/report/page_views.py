@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -67,7 +68,8 @@ def view(run: Run, index: int) -> dict[str, Any]:
         "tiles": _tiles(run),
         "scores": _scores(run),
         "depths": _depths(run),
-        "table": run.table,
+        "groups": _groups(run),
+        "rows": sorted(run.table["rows"], key=lambda row: row["depth"]) if run.table else [],
         "colours": {entry["name"]: group_colour(run, entry["name"]) for entry in _groups(run)},
         "splits": [
             {
@@ -184,7 +186,7 @@ def _depths(run: Run) -> list[dict[str, Any]]:
 
 def _command(about: Mapping[str, Any]) -> str:
     command = about.get("command", "")
-    return " ".join(map(str, command)) if isinstance(command, list) else str(command)
+    return shlex.join(map(str, command)) if isinstance(command, list) else str(command)
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:

@@ -1,0 +1,75 @@
+"""The planning story: what a run would train, at what rates and cost. Nothing is trained."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from jaxft.config import Config
+from jaxft.engine.build import build
+from jaxft.engine.train_facts import run_json, table_json
+from jaxft.report.numbers import count, share, size
+from jaxft.report.progress_tables import data_table, depth_table, group_table
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do.
+
+    Attributes:
+        about: `run.json` as the run would write it: data, layout, resolved durations, mesh.
+        table: `table.json`: groups, parameters, and the FLOPs of a step.
+    """
+
+    about: dict[str, Any]
+    table: dict[str, Any]
+
+    @property
+    def flops(self) -> dict[str, int]:
+        """Matmul FLOPs of a step: `forward`, `step`, and `full` with nothing frozen."""
+        return self.table["flops"]
+
+    @property
+    def saved(self) -> float:
+        """The share of a full step's FLOPs that freezing saves."""
+        return 1 - self.flops["step"] / self.flops["full"]
+
+    def to_json(self) -> str:
+        """All of it as JSON."""
+        return json.dumps({**self.about, **self.table, "saved": self.saved}, indent=2)
+
+    def render(self) -> RenderableType:
+        """All of it as tables for a terminal."""
+        layout, resolved = self.about["layout"], self.about["resolved"]
+        moments = sum(group["optimizer_bytes"] for group in self.table["groups"])
+        lines = [
+            f"batch      {layout['rows']} rows of {layout['row_length']} tokens, "
+            f"{layout['examples_per_step']:.1f} examples, {share(layout['padding'])} padding",
+            f"length     {resolved['total_steps']:,} steps, {resolved['steps_per_epoch']:,} an "
+            f"epoch; scored every {resolved['evaluate_every']:,}, "
+            f"saved every {resolved['save_every']:,}",
+            f"a step     {count(self.flops['step'], 'FLOP')}: forward "
+            f"{count(self.flops['forward'], 'FLOP')}, nothing frozen "
+            f"{count(self.flops['full'], 'FLOP')}, {share(self.saved)} saved",
+            f"optimizer  {size(moments)} of moments",
+        ]
+        return Group(
+            data_table(self.about["data"]),
+            group_table(self.table),
+            depth_table(self.table),
+            Text("\n".join(lines)),
+        )
+
+
+def plan(config: Config) -> Plan:
+    """Work out a run without training it: no weight is read, nothing is compiled or written.
+
+    Raises:
+        UserError: whatever would stop the run before its first step.
+    """
+    built = build(config)
+    return Plan(run_json(built, ()), table_json(built))
