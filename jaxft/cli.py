@@ -202,7 +202,10 @@ def export(
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="The run folders.")],
     out: Annotated[
-        Path | None, typer.Option(help="The page to write; RUN/report.html by default.")
+        Path | None,
+        typer.Option(
+            help="The page to write; report.html in the run, or beside the first of several."
+        ),
     ] = None,
 ) -> None:
     """Write one page that shows the runs, complete in itself; prints its path."""

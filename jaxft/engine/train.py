@@ -37,7 +37,7 @@ from jaxft.engine.run_folder import (
 )
 from jaxft.engine.step import Rates, make_train_step
 from jaxft.engine.train_facts import rates_json, run_json, table_json
-from jaxft.engine.train_meter import Meter, is_better, patience_is_over
+from jaxft.engine.train_meter import Meter, is_best, patience_is_over
 from jaxft.engine.trained import (
     Run,
     base_checkpoint,
@@ -171,7 +171,7 @@ def train(
                     found = evaluate(built, eval_step, params, built.splits["eval"], stop.asked)
                 except Interrupted:
                     return None
-                best = is_better(metric, found.scores[metric], scores)
+                best = is_best(metric, found.scores[metric], scores)
                 scores.append(found.scores[metric])
                 log.eval(step, "eval", found.scores)
                 progress.evaluation(step, found.scores, best=best)

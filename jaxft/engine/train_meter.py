@@ -78,23 +78,23 @@ class Meter:
         }
 
 
-def is_better(metric: str, score: float, before: Sequence[float | None]) -> bool:
-    """Whether a score is better than all before it; a loss is better when it is lower."""
-    known = [value for value in before if value is not None and math.isfinite(value)]
-    if not math.isfinite(score):
-        return False
-    if not known:
-        return True
-    return score < min(known) if metric == "loss" else score > max(known)
+def is_best(metric: str, score: float, before: Sequence[float | None]) -> bool:
+    """Whether no score before is better; of equals the later is the best, as in `Checkpoints`."""
+    return math.isfinite(score) and not any(_better(metric, value, score) for value in before)
 
 
 def patience_is_over(metric: str, scores: Sequence[float | None], patience: int | None) -> bool:
-    """Whether the last `patience` scores are all no better than the best before them."""
+    """Whether none of the last `patience` scores is better than all before it."""
     if patience is None or len(scores) <= patience:
         return False
-    recent = range(len(scores) - patience, len(scores))
-    return not any(
-        is_better(metric, value, scores[:index])
-        for index in recent
-        if (value := scores[index]) is not None
-    )
+    early, late = scores[:-patience], scores[-patience:]
+    return not any(all(_better(metric, value, other) for other in early) for value in late)
+
+
+def _better(metric: str, one: float | None, other: float | None) -> bool:
+    """Whether `one` beats `other`; a lower loss does, a higher value of anything else."""
+    if one is None or not math.isfinite(one):
+        return False
+    if other is None or not math.isfinite(other):
+        return True
+    return one < other if metric == "loss" else one > other
