@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import signal
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
@@ -52,6 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 2 where what a person gave is wrong, 130 after Ctrl-C.
     """
+    if arguments is None:
+        # Python's own answer to Ctrl-C is an exception, which an import that is under way may take
+        # for its failure and a callback may swallow: end at once instead, as a signal does.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     typed = list(sys.argv[1:] if arguments is None else arguments)
     end = typed.index("--") if "--" in typed else len(typed)
     debug = "--debug" in typed[:end]
@@ -108,6 +113,10 @@ def train(
     if resume and overwrite:
         raise UserError("--resume keeps a run and --overwrite replaces it.", "Give one of them.")
     checked = load_config(config, overrides or ())
+    if not quiet:  # importing jax takes seconds, and a person should not wait for a first word
+        typer.echo(
+            f"jaxft {importlib.metadata.version('jaxft')}: {checked.run.dir}/{checked.run.name}"
+        )
     from jaxft.engine.train import train as story
 
     run = story(

@@ -247,7 +247,7 @@ def test_a_mistake_of_a_story_is_one_line(config, story, capsys):
         raise UserError("Two\nlines.", "One mend.")
 
     story("jaxft.engine.train", "train", fail)
-    assert refused(capsys, "train", config) == "jaxft: Two lines. One mend."
+    assert refused(capsys, "train", config, "--quiet") == "jaxft: Two lines. One mend."
 
 
 def test_our_own_mistakes_are_not_hidden(config, story):
