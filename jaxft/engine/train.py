@@ -42,8 +42,10 @@ from jaxft.engine.trained import (
     Run,
     base_checkpoint,
     best_metric,
+    check_base,
     open_checkpoints,
     save_base,
+    with_checkpoint,
     write_lines,
 )
 from jaxft.errors import UserError
@@ -84,12 +86,14 @@ def train(
     console = Console(quiet=quiet)
 
     # ------------------------------------- What can be wrong is found before anything is written
-    layout = None
     if check_run(config.run.name, config.run.dir, resume=resume, overwrite=overwrite):
         earlier = open_run(run_path(config.run.name, config.run.dir))
         check_resume(parse_config(earlier.config(), f"{earlier.path}/config.yaml"), config)
         layout = Layout(**earlier.read_json(RUN_FILE)["layout"])
-    built = build(config, layout=layout)
+        built = build(with_checkpoint(config, base_checkpoint(earlier, config)), layout=layout)
+        check_base(earlier, built.model.source)
+    else:
+        built = build(config)
     metric = best_metric(config, built.task)
     about, table = run_json(built, command), table_json(built)
     report = built.model.report
@@ -163,6 +167,16 @@ def train(
                     if values["bad_steps"] >= config.train.max_bad_steps:
                         raise _not_finite(run, checkpoints, done, int(values["bad_steps"]))
 
+            def end_if_asked() -> None:
+                """After a signal: end once the save is complete."""
+                if not stop.asked():
+                    return
+                checkpoints.wait()
+                log.note(step, f"Stopped by a signal after step {step}.")
+                progress.message(f"stopped and saved at step {step:,}; --resume goes on")
+                run.update(state="stopped")
+                raise SystemExit(128 + (stop.signal or 0))
+
             def score() -> Evaluation | None:
                 """Score the eval rows; None where a signal came before they were through."""
                 progress.doing(f"scoring {len(built.splits['eval'].examples):,} eval rows")
@@ -183,7 +197,9 @@ def train(
             # ------------------------------------------------------------------------- The loop
             if first and built.length.evaluates_at(first) and not checkpoints.metrics(first):
                 _save(checkpoints, step, state, score())  # a signal came while it was scored
-            progress.doing("compiling the step")
+                end_if_asked()
+            if first < total:
+                progress.doing("compiling the step")
             save_due = score_due = False
             for batch in batches(
                 built.plan,
@@ -217,12 +233,9 @@ def train(
                 _save(checkpoints, step, state, found)
                 save_due = score_due = False
                 meter.go_on()
-                if stop.asked():
-                    checkpoints.wait()
-                    log.note(step, f"Stopped by a signal after step {step}.")
-                    progress.message(f"stopped and saved at step {step:,}; --resume goes on")
-                    run.update(state="stopped")
-                    raise SystemExit(128 + (stop.signal or 0))
+                end_if_asked()
+                if checkpoints.latest() is not None:
+                    run.discard_old()
             checkpoints.wait()
 
         # ------------------------------------------------ The test rows, once, with the best of all

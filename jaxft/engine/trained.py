@@ -91,12 +91,14 @@ def open_trained(folder: Path, which: Which = "best") -> Trained:
     run = open_run(folder)
     config = parse_config(run.config(), f"{run.path}/config.yaml")
     about = run.read_json(RUN_FILE)
+    if "base" not in about:
+        raise UserError(f"{run.path}: the run ended before its first step.")
     config = with_checkpoint(config, base_checkpoint(run, config))
     names = tuple(about["labels"])
     options = model_options(config, names)
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     described = describe(config.model.checkpoint, **options)
-    _check_base(run, about, described.source)
+    check_base(run, described.source)
     with open_checkpoints(run, config, make_task(config), read_only=True) as checkpoints:
         step = checkpoints.resolve(which)
         trained = checkpoints.load_params(step)
@@ -170,11 +172,10 @@ def save_base(run: RunFolder, config: Config, model: Model) -> None:
     run.update(base={"kind": config.checkpoint.base, "sha256": source.sha256})
 
 
-def _check_base(run: RunFolder, about: dict[str, Any], source: Source) -> None:
-    base = about.get("base")
-    if base is None:
-        raise UserError(f"{run.path}: the run ended before its first step.")
-    if source.sha256 != base["sha256"]:
+def check_base(run: RunFolder, source: Source) -> None:
+    """Raise a UserError where a run's base is not what it started from any more."""
+    base = run.read_json(RUN_FILE).get("base")
+    if base is not None and source.sha256 != base["sha256"]:
         raise UserError(
             f"{source.folder}: the weights are not those that the run started from.",
             "Its checkpoints hold only what was trained; bring the base back.",
