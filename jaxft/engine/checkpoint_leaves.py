@@ -104,8 +104,9 @@ def checksum(tree: Any) -> dict[str, int]:
 
     Source: the finaliser of MurmurHash3 (Appleby, 2011).
     """
-    sums = {name: _leaf_checksum(leaf) for name, leaf in flat(tree).items()}
-    return {name: int(value) for name, value in jax.device_get(sums).items()}
+    # One at a time: programs that do not wait for each other and hold collectives, many at once,
+    # can take all of XLA's CPU threads and then wait for each other for ever.
+    return {name: int(jax.device_get(_leaf_checksum(leaf))) for name, leaf in flat(tree).items()}
 
 
 @jax.jit

@@ -109,7 +109,12 @@ def predictions(built: Build, split: Split, found: Evaluation) -> Iterator[dict[
 
 
 def _run(built: Build, step: EvalStep, params, examples: Ragged, labels: np.ndarray | None):
-    """Each batch's sums and outcomes, on the host; the next batch is under way meanwhile."""
+    """Each batch's sums and outcomes, on the host; the next batch is under way meanwhile.
+
+    Not so on several CPU devices: two programs with collectives, neither of which waits for the
+    other, can take all of XLA's threads there and then wait for each other for ever.
+    """
+    overlap = built.mesh.size == 1 or built.compute.platform != "cpu"
     layout = built.layout
     segments = layout.segments if layout.segments > 1 else None
     plan = plan_eval(examples.lengths, layout.rows, layout.row_length, segments)
@@ -124,6 +129,9 @@ def _run(built: Build, step: EvalStep, params, examples: Ragged, labels: np.ndar
         process_count=jax.process_count(),
     ):
         running = step(params, place_batch(batch, sharding))
+        if not overlap:
+            yield jax.device_get(running)
+            continue
         if ahead is not None:
             yield jax.device_get(ahead)
         ahead = running
