@@ -72,9 +72,8 @@ def make_train_step(
 
     def step(state: TrainState, frozen: Params, batch: Batch, rates: Rates):
         key = jax.random.fold_in(state.key, state.step)
-        gradients, sums = _accumulated(objective, accumulate, state, frozen, batch, key, rows)
+        gradients, sums = _mean_gradients(objective, accumulate, state, frozen, batch, key, rows)
         loss_sum, weight = sums["loss"]
-        gradients = jax.tree.map(lambda g: g / weight, gradients)
         grad_norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss_sum) & jnp.isfinite(grad_norm)
         updates, opt_state = optimizer.update(
@@ -84,15 +83,14 @@ def make_train_step(
             rates=rates.rates,
             multipliers=rates.multipliers,
             weight_decay=rates.weight_decay,
+            finite=finite,
         )
         trainable = optax.apply_updates(state.trainable, updates)
         average = state.average
         if ema is not None:
-            average = jax.tree.map(lambda a, p: ema * a + (1 - ema) * p, average, trainable)
-        old = (state.trainable, state.opt_state, state.average)
-        trainable, opt_state, average = jax.tree.map(
-            lambda new, kept: jnp.where(finite, new, kept), (trainable, opt_state, average), old
-        )
+            average = jax.tree.map(
+                lambda a, p: jnp.where(finite, ema * a + (1 - ema) * p, a), average, trainable
+            )
         bad_steps = jnp.where(finite, 0, state.bad_steps + 1)
         metrics = {name: total / share for name, (total, share) in sums.items()}
         metrics |= {"weight": weight, "grad_norm": grad_norm, "bad_steps": bad_steps}
@@ -114,16 +112,21 @@ def make_train_step(
     )
 
 
-def _accumulated(objective, accumulate: int, state: TrainState, frozen, batch, key, rows):
-    """Summed gradients of the trainable leaves, and the objective's summed sums and weights."""
+def _mean_gradients(objective, accumulate: int, state: TrainState, frozen, batch, key, rows):
+    """Gradients of the batch's mean loss, and the objective's sums and weights over the batch."""
 
     def loss_sum(trainable: Params, part: Batch, part_key: jax.Array):
         sums = objective({**frozen, **trainable}, part, part_key)
         return sums["loss"][0], sums
 
-    gradient = jax.grad(loss_sum, has_aux=True)
+    def loss_mean(trainable: Params, part: Batch, part_key: jax.Array):
+        total, sums = loss_sum(trainable, part, part_key)
+        return total / jax.lax.stop_gradient(sums["loss"][1]), sums
+
     if accumulate == 1:
-        return gradient(state.trainable, batch, key)
+        # The scale goes in at the loss, a scalar: at the gradients it is a pass over all of them.
+        return jax.grad(loss_mean, has_aux=True)(state.trainable, batch, key)
+    gradient = jax.grad(loss_sum, has_aux=True)
 
     def micro(array: jax.Array) -> jax.Array:
         # Row i * accumulate + k goes to micro-batch k: every device keeps its own rows.
@@ -143,8 +146,9 @@ def _accumulated(objective, accumulate: int, state: TrainState, frozen, batch, k
     def body(total, part_and_key):
         return jax.tree.map(jnp.add, total, gradient(state.trainable, *part_and_key)), None
 
-    total, _ = jax.lax.scan(body, zeros, (parts, keys))
-    return total
+    (gradients, sums), _ = jax.lax.scan(body, zeros, (parts, keys))
+    share = 1 / sums["loss"][1]
+    return jax.tree.map(lambda g: g * share, gradients), sums
 
 
 def make_eval_step(

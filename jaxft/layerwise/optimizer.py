@@ -2,22 +2,82 @@
 
 `update` takes the rates as extra arguments (`rates`, `multipliers`, `weight_decay`), so that none
 of them is compiled into the step. Only trainable leaves ever come here.
+
+The arithmetic is optax's; the order is for memory traffic, which is all that an optimizer costs on
+CPU. Gradients are scaled by one number (never written out scaled), the guard against a step that
+is not finite is part of the loop that writes a leaf, and moments are finished before anything reads
+them: else XLA computes them again inside the parameters' loop and copies the old ones to do so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+from jax import lax
 
 from jaxft.config_recipe import OptimizerSection
 from jaxft.layerwise.table import LayerTable
 
-_ALGORITHMS: Mapping[str, Callable[[OptimizerSection], optax.GradientTransformation]] = {
-    "adamw": lambda section: optax.scale_by_adam(section.b1, section.b2, section.eps),
-    "sgd": lambda section: optax.trace(section.momentum) if section.momentum else optax.identity(),
-}
+
+@dataclass(frozen=True)
+class _Algorithm:
+    """An optimizer without its rate.
+
+    Attributes:
+        init: parameters -> state.
+        advance: gradients, state -> the next state.
+        direction: gradients, the next state -> what to descend along.
+    """
+
+    init: Callable[[Any], Any]
+    advance: Callable[[Any, Any], Any]
+    direction: Callable[[Any, Any], Any]
+
+
+def _adam(section: OptimizerSection) -> _Algorithm:
+    """Adam, as `optax.scale_by_adam` has it."""
+    b1, b2, eps = section.b1, section.b2, section.eps
+
+    def advance(gradients, state):
+        return optax.ScaleByAdamState(
+            count=optax.safe_increment(state.count),
+            mu=optax.tree.update_moment(gradients, state.mu, b1, 1),
+            nu=optax.tree.update_moment_per_elem_norm(gradients, state.nu, b2, 2),
+        )
+
+    def direction(gradients, state):
+        del gradients
+        # A scalar's reciprocal, since a division of every element costs a pass of its own.
+        mean, square = 1 / (1 - b1**state.count), 1 / (1 - b2**state.count)
+        return jax.tree.map(
+            lambda mu, nu: (mu * mean) / (jnp.sqrt(nu * square) + eps), state.mu, state.nu
+        )
+
+    return _Algorithm(optax.scale_by_adam(b1, b2, eps).init, advance, direction)
+
+
+def _sgd(section: OptimizerSection) -> _Algorithm:
+    """Gradient descent, with momentum as `optax.trace` has it."""
+    if not section.momentum:
+        return _Algorithm(
+            lambda params: optax.EmptyState(),
+            lambda gradients, state: state,
+            lambda gradients, state: gradients,
+        )
+    trace = optax.trace(section.momentum)
+    return _Algorithm(
+        trace.init,
+        lambda gradients, state: trace.update(gradients, state)[1],
+        lambda gradients, state: state.trace,
+    )
+
+
+_ALGORITHMS: Mapping[str, Callable[[OptimizerSection], _Algorithm]] = {"adamw": _adam, "sgd": _sgd}
 
 
 def make_optimizer(
@@ -30,53 +90,68 @@ def make_optimizer(
         section: the config's `optimizer`.
 
     Returns:
-        A transformation whose `update(grads, state, params, rates=, multipliers=, weight_decay=)`
-        takes `rates` `[groups]`, `multipliers` `[leaves]` (in the order of `table.trainable`) and
-        `weight_decay` `[groups]`; groups are `table.training_groups`. Weight decay is decoupled
-        and scaled by the leaf's rate, as in `torch.optim.AdamW`: p <- p (1 - rate x mult x decay).
+        A transformation whose `update(grads, state, params, rates=, multipliers=, weight_decay=,
+        finite=True)` takes `rates` `[groups]`, `multipliers` `[leaves]` (in the order of
+        `table.trainable`) and `weight_decay` `[groups]`; groups are `table.training_groups`.
+        Where `finite` (a bool, or an array of one) is False, the updates are 0 and the state is
+        kept. Weight decay is decoupled and scaled by the leaf's rate, as in `torch.optim.AdamW`:
+        p <- p (1 - rate x mult x decay).
     """
     label = {leaf.name: leaf.group for leaf in table.leaves if leaf.trainable}
     decays = {leaf.name: leaf.decays for leaf in table.leaves if leaf.trainable}
     position = {name: index for index, name in enumerate(table.trainable)}
     transforms = {
-        group.name: optax.chain(
-            _ALGORITHMS[group.algorithm](section),
-            _descend(index, position, decays),
-        )
+        group.name: _descent(index, _ALGORITHMS[group.algorithm](section), position, decays)
         for index, group in enumerate(table.training_groups)
     }
     # `multi_transform` asks for the labels of whatever tree it is given.
     grouped = optax.multi_transform(
         transforms, lambda params: {name: label[name] for name in params}
     )
-    if section.clip is None:
-        return optax.with_extra_args_support(grouped)
-    return optax.with_extra_args_support(
-        optax.chain(optax.clip_by_global_norm(section.clip), grouped)
-    )
+    clip = optax.identity() if section.clip is None else _clip(section.clip)
+    return optax.with_extra_args_support(optax.chain(clip, grouped))
 
 
-def _descend(
-    group: int, position: Mapping[str, int], decays: Mapping[str, bool]
-) -> optax.GradientTransformationExtraArgs:
-    """Turn a direction into an update: add weight decay, scale by -rate x multiplier."""
+def _clip(most: float) -> optax.GradientTransformation:
+    """`optax.clip_by_global_norm` with one factor for all elements."""
 
-    def init(params):
+    def update(gradients, state, params=None):
         del params
-        return optax.EmptyState()
+        norm = optax.tree.norm(gradients)
+        factor = jnp.where(norm < most, 1.0, most / norm)
+        return jax.tree.map(lambda gradient: gradient * factor, gradients), state
 
-    def update(directions, state, params, *, rates, multipliers, weight_decay, **unused):
-        del unused
+    return optax.GradientTransformation(optax.init_empty_state, update)
+
+
+def _descent(
+    group: int, algorithm: _Algorithm, position: Mapping[str, int], decays: Mapping[str, bool]
+) -> optax.GradientTransformationExtraArgs:
+    """One group's optimizer: its algorithm, weight decay, and -rate x multiplier."""
+
+    def update(gradients, state, params, *, rates, multipliers, weight_decay, finite=True, **rest):
+        del rest
+        state = jax.tree.map(
+            lambda new, old: _finished(jnp.where(finite, new, old)),
+            algorithm.advance(gradients, state),
+            state,
+        )
 
         def descend(name: str, direction: jax.Array) -> jax.Array:
             if decays[name]:
                 direction = direction + weight_decay[group] * params[name]
-            return -(rates[group] * multipliers[position[name]]) * direction
+            rate = rates[group] * multipliers[position[name]]
+            return jnp.where(finite, -rate * direction, 0.0)
 
         # Leaves of other groups come as `MaskedNode`, which has no arrays.
         return {
             name: descend(name, leaf) if isinstance(leaf, jax.Array) else leaf
-            for name, leaf in directions.items()
+            for name, leaf in algorithm.direction(gradients, state).items()
         }, state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(algorithm.init, update)
+
+
+def _finished(moment: jax.Array) -> jax.Array:
+    """The moment, written before it is read; elsewhere than on CPU, XLA writes all in one loop."""
+    return lax.platform_dependent(moment, cpu=lax.optimization_barrier, default=lambda x: x)
