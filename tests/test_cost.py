@@ -197,7 +197,7 @@ def unpack(step_and_arguments):
     return step, *arguments
 
 
-@pytest.mark.parametrize("groups", [FREEZE, []])
+@pytest.mark.parametrize("groups", [FREEZE, pytest.param([], marks=pytest.mark.full)])
 def test_xla_counts_the_same(folder, groups):
     """On the unrolled step without accumulation; XLA counts elementwise work too."""
     built = build_with(folder, groups)
