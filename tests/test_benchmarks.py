@@ -1,9 +1,11 @@
 """The benchmarks' own arithmetic, and that their contestants run."""
 
 import json
+import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,18 @@ def test_the_interval_holds_the_true_median_nine_times_in_ten():
 def test_the_median_of_nine_pairs():
     assert median([9, 1, 8, 2, 7, 3, 6, 4, 5]) == measure.Median(5, 2, 8, 9)
     assert median([1.0, 3.0, 2.0, 4.0]).median == 2.5
+
+
+def test_cpu_seconds_are_those_of_this_process():
+    with measure.CpuClock() as clock:
+        asleep = time.time()
+        time.sleep(0.3)
+        awake, began = time.time(), time.process_time()
+        while time.process_time() < began + 0.3:
+            math.sqrt(2.0)
+        ended = time.time()
+    assert clock.between(asleep, awake) < 0.15
+    assert 0.15 < clock.between(awake, ended) < 0.45
 
 
 def test_results_are_kept_by_name(tmp_path, monkeypatch):
@@ -58,7 +72,8 @@ def test_what_does_not_hold_is_said(ours, theirs, says):
 @pytest.mark.parametrize("contestant", trainer.CONTESTANTS["full"])
 @pytest.mark.parametrize("mode", trainer.CONTESTANTS)
 def test_each_contestant_runs(contestant, mode, assets):
-    assert float(run("trainer", "--one", contestant, "--mode", mode, "--rows", "8%", at=assets)) > 0
+    said = run("trainer", "--one", contestant, "--mode", mode, "--rows", "8%", at=assets)
+    assert all(json.loads(said)[measure] > 0 for measure in trainer.MEASURES)
 
 
 @pytest.mark.full
