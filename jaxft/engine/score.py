@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxft.engine.build import build
-from jaxft.engine.build_state import load_params
 from jaxft.engine.evaluate import build_eval_step, evaluate
 from jaxft.engine.process import prepare_process
 from jaxft.engine.trained import open_trained
@@ -38,7 +39,7 @@ def score(run: Path, split: str = "test", data: str | None = None) -> dict[str, 
             f"{run} has no {split} rows.", "Give rows with --data csv:FILE, or --split eval."
         )
     built = build(trained.config.model_copy(update={"data": given}))
-    params = {**load_params(built).params, **trained.model.params}
+    params = jax.device_put(trained.model.params, dict(built.shardings))
     found = evaluate(built, build_eval_step(built), params, built.splits[split])
     return {
         "run": str(run),
