@@ -5,6 +5,7 @@ A story is imported when its command runs, so that `jaxft --help` does not wait 
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
 import signal
@@ -40,6 +41,8 @@ Overrides = Annotated[
     ),
 ]
 RunName = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")]
+# Wherever it happens, a person mends it, and not the program: a full disk, a folder of another's.
+REFUSED_BY_THE_SYSTEM = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 KEYS_HELP = "Every key of a config, with its type, default and meaning: jaxft config"
 
 
@@ -68,6 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         said = str(error) if isinstance(error, UserError) else error.format_message()
         print(f"jaxft: {' '.join(said.split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in REFUSED_BY_THE_SYSTEM:
+            raise
+        if debug:
+            traceback.print_exc()
+        print(f"jaxft: {error.filename or 'A file'}: {error.strerror}.", file=sys.stderr)
         return 2
     return code if isinstance(code, int) else 0
 

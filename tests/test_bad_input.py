@@ -1,6 +1,7 @@
 """What a person gets wrong is one sentence and code 2: no traceback, and nothing is written."""
 
 import csv
+import errno
 import json
 import os
 import subprocess
@@ -120,6 +121,30 @@ def test_a_label_that_the_train_set_has_not(refused):
     said = refused("train", "c.yaml", "data.eval=csv:eval.csv:ordered", "--quiet")
     assert said.startswith("csv:eval.csv:ordered: row 2 has the label '2', which is not among")
     assert "(0, 1)" in said
+
+
+def test_a_row_without_a_label(refused):
+    write_rows("rows.csv", [("fine", "1"), ("dull", ""), ("grim", "0")])
+    said = refused("train", "c.yaml", "data.train=csv:rows.csv:ordered", "--quiet")
+    assert said == "csv:rows.csv:ordered: row 1 has no label. Fill it in, or leave the row out."
+
+
+def test_many_labels_are_not_all_listed(refused):
+    said = refused("train", "c.yaml", "task.text=label", "task.label=text", "--quiet")
+    assert "is not among the train set's labels (" in said
+    assert said.endswith(", ...).")
+    assert said.count(",") == 11
+
+
+def test_a_metric_that_three_classes_do_not_have(folder, capsys):
+    rows = [(f"a film of the {word}", word) for word in ("plot", "cast", "scene")] * 8
+    write_rows("rows.csv", rows)
+    overrides = [f"data.{split}=csv:rows.csv" for split in ("train", "eval", "test")]
+    words = ["checkpoint.best=auroc", "train.length=1", "--quiet"]
+    assert main(["train", "c.yaml", *overrides, *words]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "jaxft: checkpoint.best: these rows have no auroc. They have accuracy, loss, f1, mcc."
+    )
 
 
 def test_a_tfds_folder_with_a_foreign_class(refused, monkeypatch):
@@ -256,6 +281,16 @@ def test_a_disk_that_fills_while_saving(folder):
     assert "Complete checkpoints there: 2." in done.stderr
     again = subprocess.run([*words, "--resume"], capture_output=True, text=True, env=environment)
     assert (again.returncode, again.stderr) == (0, "")
+
+
+def test_what_the_system_refuses(refused, monkeypatch):
+    """A full disk or a folder of another's, wherever it shows."""
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "/cache/tokens")
+
+    monkeypatch.setattr("jaxft.engine.plan.build", full)
+    assert refused("plan", "c.yaml") == "/cache/tokens: No space left on device."
 
 
 # ------------------------------------------------------------------------------ what is only told

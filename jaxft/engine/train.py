@@ -36,8 +36,8 @@ from jaxft.engine.run_folder import (
     run_path,
 )
 from jaxft.engine.step import Rates, make_train_step
-from jaxft.engine.train_facts import rates_json, run_json, table_json
-from jaxft.engine.train_meter import Meter, is_best, patience_is_over
+from jaxft.engine.train_facts import batch_line, rates_json, run_json, table_json
+from jaxft.engine.train_meter import Meter, is_best, patience_is_over, scores_before
 from jaxft.engine.trained import (
     Run,
     base_checkpoint,
@@ -49,7 +49,7 @@ from jaxft.engine.trained import (
     write_lines,
 )
 from jaxft.errors import UserError
-from jaxft.report.events import EventLog, read_events
+from jaxft.report.events import EventLog
 from jaxft.report.progress import Progress
 from jaxft.report.progress_tables import data_table, group_table, loading_table, result_table
 
@@ -100,7 +100,7 @@ def train(
     console.print(loading_table(report.loaded, report.new, report.unused))
     console.print(data_table(about["data"]))
     console.print(group_table(table))
-    console.print(_batch_line(built), highlight=False)
+    console.print(batch_line(built), highlight=False)
 
     flags = {"resume": resume, "overwrite": overwrite}
     with (
@@ -149,7 +149,7 @@ def train(
             stop_signals() as stop,
         ):
             meter = Meter(built)
-            scores = _scores_before(run, metric)
+            scores = scores_before(Path(run.path), metric)
             pending: deque[tuple[int, dict[str, jax.Array]]] = deque()
 
             def read(most: int) -> None:
@@ -185,6 +185,11 @@ def train(
                     found = evaluate(built, eval_step, params, built.splits["eval"], stop.asked)
                 except Interrupted:
                     return None
+                if metric not in found.scores:
+                    raise UserError(
+                        f"checkpoint.best: these rows have no {metric}.",
+                        f"They have {', '.join(found.scores)}.",
+                    )
                 best = is_best(metric, found.scores[metric], scores)
                 scores.append(found.scores[metric])
                 log.eval(step, "eval", found.scores)
@@ -244,20 +249,6 @@ def train(
         run.update(state="finished")
         console.print(result_table(result))
     return Run(Path(run.path))
-
-
-def _batch_line(built: Build) -> str:
-    layout, length = built.layout, built.length
-    return (
-        f"{layout.rows} rows of {layout.row_length} tokens a step hold "
-        f"{layout.examples_per_step:.1f} examples, {layout.padding:.1%} padding; "
-        f"{length.total_steps:,} steps, {length.steps_per_epoch:,} an epoch"
-    )
-
-
-def _scores_before(run: RunFolder, metric: str) -> list[float | None]:
-    events = read_events(Path(run.path))
-    return [event.get(metric) for event in events if event.get("split") == "eval"]
 
 
 def _save(checkpoints: Checkpoints, step: int, state: Any, found: Evaluation | None) -> None:

@@ -60,3 +60,13 @@ def rates_json(built: Build) -> dict[str, Any]:
         "steps": steps.tolist(),
         "rates": (built.rates[steps] * built.table.group_multipliers()).astype(float).tolist(),
     }
+
+
+def batch_line(built: Build) -> str:
+    """What a step holds and how many there are, in one line."""
+    layout, length = built.layout, built.length
+    return (
+        f"{layout.rows} rows of {layout.row_length} tokens a step hold "
+        f"{layout.examples_per_step:.1f} examples, {layout.padding:.1%} padding; "
+        f"{length.total_steps:,} steps, {length.steps_per_epoch:,} an epoch"
+    )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from jaxft.engine.build import Build
+from jaxft.report.events import read_events
 
 
 class Meter:
@@ -76,6 +78,11 @@ class Meter:
             "tokens_per_second": self._tokens / seconds,
             "rates": {name: float(rate) for name, rate in zip(self._groups, rates, strict=True)},
         }
+
+
+def scores_before(run: Path, metric: str) -> list[float | None]:
+    """The metric at each evaluation that the run's diary holds, in order."""
+    return [event.get(metric) for event in read_events(run) if event.get("split") == "eval"]
 
 
 def is_best(metric: str, score: float, before: Sequence[float | None]) -> bool:

@@ -13,9 +13,11 @@ import numpy as np
 import optax
 
 from jaxft.config_schema import TextClassification as Section
-from jaxft.errors import UserError, did_you_mean
+from jaxft.errors import UserError
 from jaxft.metrics.classification import classification_scores
 from jaxft.tasks.contract import Batch, Sums
+
+MOST_NAMED = 10  # labels in a sentence
 
 
 def make(section: Section) -> TextClassification:
@@ -55,11 +57,16 @@ class TextClassification:
         index |= {str(number): number for number in range(len(names)) if str(number) not in index}
         values = [str(value) for value in self._column(source, self.section.label)]
         for row, value in enumerate(values):
+            if not value.strip():
+                raise UserError(
+                    f"{source.spec}: row {row} has no {self.section.label}.",
+                    "Fill it in, or leave the row out.",
+                )
             if value not in index:
+                more = ", ..." if len(names) > MOST_NAMED else ""
                 raise UserError(
                     f"{source.spec}: row {row} has the label '{value}', which is not among the "
-                    f"train set's labels ({', '.join(names)}).",
-                    did_you_mean(value, names),
+                    f"train set's labels ({', '.join(names[:MOST_NAMED])}{more}).",
                 )
         counts = Counter(values)
         if len(counts) < 2:
