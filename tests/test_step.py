@@ -228,6 +228,19 @@ def test_a_finite_loss_with_a_gradient_that_is_not_changes_nothing():
     assert_bytes_equal(state.trainable, toy.params)
 
 
+def test_a_loss_that_is_not_finite_with_a_finite_gradient_changes_nothing():
+    def lifted(params, batch, key):
+        total, weight = objective(params, batch, key)["loss"]
+        return {"loss": (total + batch["lift"].sum(), weight)}
+
+    toy = Toy(objective=lifted, ema=0.5)
+    batch = make_batch() | {"lift": np.full(8, np.inf, np.float32)}
+    state, metrics = toy(toy.start(), batch)
+    assert np.isfinite(metrics["grad_norm"])
+    assert int(state.bad_steps) == 1
+    assert_bytes_equal((state.trainable, state.average), (toy.params, toy.params))
+
+
 def test_each_step_has_its_own_key_and_a_rerun_the_same():
     toy = Toy()
 
