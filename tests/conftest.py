@@ -21,8 +21,9 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(config, items):
     if config.getoption("--full"):
         return
-    kept = [item for item in items if "full" not in item.keywords]
-    dropped = [item for item in items if "full" in item.keywords]
+    # The mark, and not a keyword: a parameter's name is a keyword too.
+    kept = [item for item in items if not item.get_closest_marker("full")]
+    dropped = [item for item in items if item.get_closest_marker("full")]
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = kept
