@@ -28,6 +28,7 @@ from jaxft.engine.build import Build, build
 from jaxft.engine.build_state import frozen_params, initial_state, load_params, state_shardings
 from jaxft.engine.inputs import collate
 from jaxft.engine.mesh import batch_sharding, place_batch
+from jaxft.engine.process import prepare_process
 from jaxft.engine.step import Rates, make_train_step
 
 CONFIG = "configs/sentiment.yaml"
@@ -96,6 +97,7 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=9, help="turns each takes")
     parser.add_argument("--steps", type=int, default=50, help="timed steps a turn, by tens")
     given = parser.parse_args()
+    prepare_process()  # as `jaxft.train` does first of all, so that both have its memory
     last, length = FIRST + given.steps, FIRST + given.steps + AFTER
     steps = [f"train.length={length}", f"train.evaluate_every={length}", "train.log_every=10"]
     few = ["data.eval=csv:assets/reviews/train.csv[98%:]", "data.test=null"]

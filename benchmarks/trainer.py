@@ -51,7 +51,9 @@ def recipe(frozen: bool, rows: str) -> list[str]:
 def run_jaxft(frozen: bool, rows: str) -> dict[str, float]:
     """The speeds of `jaxft train`, from the times in its metrics.jsonl."""
     import jaxft
+    from jaxft.engine.process import prepare_process
 
+    prepare_process()  # before the clock's thread: glibc gives threads memory of their own
     with tempfile.TemporaryDirectory() as scratch, CpuClock() as clock:
         config = jaxft.load_config(CONFIG, [*recipe(frozen, rows), f"run.dir={scratch}"])
         run = jaxft.train(config, quiet=True)
