@@ -1,9 +1,8 @@
 """Every family against PyTorch `transformers` on small random weights, found by itself."""
 
-import importlib
-import pkgutil
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file
 
-import jaxft.models
+from jaxft.engine.cost import count_flops
 from jaxft.models import registry
 from jaxft.models.transformer import Compute, Part
 
@@ -23,6 +22,7 @@ AUTO = {
     None: transformers.AutoModel,
     "text_classification": transformers.AutoModelForSequenceClassification,
     "masked_lm": transformers.AutoModelForMaskedLM,
+    "causal_lm": transformers.AutoModelForCausalLM,
 }
 
 
@@ -42,22 +42,131 @@ def random_bert(draw: np.random.Generator) -> transformers.PretrainedConfig:
     )
 
 
-# One line a family: `make_config(generator) -> transformers config`, small.
-RANDOM = {"bert": random_bert}
-FAMILIES = [
-    name
-    for name in (module.name for module in pkgutil.iter_modules(jaxft.models.__path__))
-    if hasattr(importlib.import_module(f"jaxft.models.{name}"), "HEADS")
-]
-HEADS = [
-    (family, head)
-    for family in FAMILIES
-    for head in importlib.import_module(f"jaxft.models.{family}").HEADS
-]
+def random_gpt2(draw: np.random.Generator) -> transformers.PretrainedConfig:
+    heads = int(draw.integers(1, 5))
+    return transformers.GPT2Config(
+        vocab_size=int(draw.integers(40, 90)),
+        n_embd=heads * 2 * int(draw.integers(2, 7)),
+        n_layer=int(draw.integers(2, 5)),
+        n_head=heads,
+        n_inner=[None, int(draw.integers(9, 50))][draw.integers(2)],
+        activation_function=str(draw.choice(["gelu_new", "gelu", "relu", "silu"])),
+        layer_norm_epsilon=float(draw.choice([1e-5, 1e-6, 1e-3])),
+        n_positions=int(draw.integers(24, 40)),
+        scale_attn_weights=bool(draw.integers(4)),
+        scale_attn_by_inverse_layer_idx=bool(draw.integers(2)),
+        tie_word_embeddings=bool(draw.integers(4)),
+        num_labels=int(draw.integers(2, 6)),
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+
+
+def random_rope(draw: np.random.Generator, positions: int) -> dict:
+    """A rotary embedding: any kind, its base and numbers."""
+    kind = str(draw.choice(["default", "linear", "dynamic", "llama3", "yarn"]))
+    rope = {"rope_type": kind, "rope_theta": float(draw.choice([100.0, 1e4, 5e5]))}
+    if kind != "default":
+        rope["factor"] = float(draw.choice([2.0, 4.0, 8.0]))
+    if kind in ("llama3", "yarn"):
+        rope["original_max_position_embeddings"] = positions // 2
+    if kind == "llama3":
+        rope |= {"low_freq_factor": 1.0, "high_freq_factor": float(draw.choice([2.0, 4.0]))}
+    if kind == "yarn":
+        rope |= [
+            {},
+            {"beta_fast": 4.0, "beta_slow": 0.5, "truncate": False},
+            {"attention_factor": 1.3},
+            {"mscale": 1.0, "mscale_all_dim": 0.7},
+        ][draw.integers(4)]
+    return rope
+
+
+def random_llama(
+    make: type[transformers.PretrainedConfig], draw: np.random.Generator, **own
+) -> transformers.PretrainedConfig:
+    """What Llama and its kin share; `own` is what one of them has beside it."""
+    groups, queries = int(draw.integers(1, 4)), int(draw.integers(1, 4))
+    heads, positions = groups * queries, int(draw.integers(24, 40))
+    return make(
+        vocab_size=int(draw.integers(40, 90)),
+        hidden_size=heads * 2 * int(draw.integers(2, 6)),
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        intermediate_size=int(draw.integers(9, 50)),
+        hidden_act=str(draw.choice(["silu", "gelu", "gelu_pytorch_tanh", "relu"])),
+        rms_norm_eps=float(draw.choice([1e-6, 1e-5, 1e-3])),
+        max_position_embeddings=positions,
+        rope_parameters=random_rope(draw, positions),
+        tie_word_embeddings=bool(draw.integers(2)),
+        attention_dropout=0.1,
+        num_labels=int(draw.integers(2, 6)),
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        **{"num_hidden_layers": int(draw.integers(2, 5))} | own,
+    )
+
+
+def random_windows(draw: np.random.Generator, kinds=("full", "sliding")) -> dict:
+    """Sliding windows on no block, on all from one on, or on any."""
+    count = int(draw.integers(2, 5))
+    windows = {
+        "num_hidden_layers": count,
+        "use_sliding_window": bool(draw.integers(3)),
+        "sliding_window": int(draw.integers(2, 9)),
+        "max_window_layers": int(draw.integers(0, count + 1)),
+    }
+    if windows["use_sliding_window"] and draw.integers(2):
+        windows["layer_types"] = [f"{draw.choice(kinds)}_attention" for _ in range(count)]
+    return windows
+
+
+def head_dim(draw: np.random.Generator) -> dict:
+    """A width of heads that is not the model's width over heads."""
+    return {"head_dim": 2 * int(draw.integers(2, 7))}
+
+
+def flag(draw: np.random.Generator, *names: str) -> dict:
+    return {name: bool(draw.integers(2)) for name in names}
+
+
+# One line a model type: `make_config(generator) -> transformers config`, small.
+RANDOM = {
+    "bert": random_bert,
+    "gpt2": random_gpt2,
+    "llama": lambda draw: random_llama(
+        transformers.LlamaConfig, draw, **head_dim(draw), **flag(draw, "attention_bias", "mlp_bias")
+    ),
+    "mistral": lambda draw: random_llama(
+        transformers.MistralConfig,
+        draw,
+        sliding_window=[None, 2, 5][draw.integers(3)],
+        **head_dim(draw),
+    ),
+    "qwen2": lambda draw: random_llama(transformers.Qwen2Config, draw, **random_windows(draw)),
+    "qwen3": lambda draw: random_llama(
+        transformers.Qwen3Config,
+        draw,
+        **random_windows(draw),
+        **head_dim(draw),
+        **flag(draw, "attention_bias"),
+    ),
+    "smollm3": lambda draw: random_llama(
+        transformers.SmolLM3Config,
+        draw,
+        **random_windows(draw),
+        **flag(draw, "attention_bias", "mlp_bias"),
+        no_rope_layer_interval=int(draw.integers(2, 4)),
+    ),
+}
+FAMILIES = registry.families()
+HEADS = [(name, head) for name, family in FAMILIES.items() for head in family.MODEL_TYPES[name]]
 SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.full) for seed in range(1, 10))]
 
 
-def test_every_family_is_tested():
+def test_every_model_type_is_tested():
     assert set(FAMILIES) == set(RANDOM)
 
 
@@ -88,31 +197,33 @@ def make_pair(family: str, head: str | None, seed: int, folder) -> Pair:
             parameter.add_(torch.randn_like(parameter) * 0.1)
     model.save_pretrained(folder)
     rows, length = 3, int(draw.integers(12, 24))
-    lengths = np.array([length, length // 2, 3])[:, None]
+    mask = (np.arange(length) < np.array([length, length // 2, 3])[:, None]).astype(np.int64)
     batch = {
-        # Word 0 is the padding word, to which PyTorch gives no gradient.
-        "input_ids": draw.integers(1, config.vocab_size, (rows, length)),
-        "attention_mask": (np.arange(length) < lengths).astype(np.int64),
-        "token_type_ids": draw.integers(0, config.type_vocab_size, (rows, length)),
+        # Word 0 is the padding word: PyTorch gives it no gradient, and takes no class from it.
+        "input_ids": draw.integers(1, config.vocab_size, (rows, length)) * mask,
+        "attention_mask": mask,
     }
+    if hasattr(config, "type_vocab_size"):
+        batch["token_type_ids"] = draw.integers(0, config.type_vocab_size, (rows, length))
     return Pair(registry.load(str(folder)), model, str(folder), batch)
 
 
-@pytest.fixture(params=SEEDS)
+@pytest.fixture(scope="module", params=SEEDS)
 def seed(request) -> int:
     return request.param
 
 
-@pytest.fixture(params=HEADS, ids=lambda pair: "-".join(map(str, pair)))
-def pair(request, seed, tmp_path) -> Pair:
-    """A pair for each head of each family."""
-    return make_pair(*request.param, seed, tmp_path / "source")
+@pytest.fixture(scope="module", params=HEADS, ids=lambda pair: "-".join(map(str, pair)))
+def pair(request, seed, tmp_path_factory) -> Pair:
+    """A pair for each head of each model type."""
+    return make_pair(*request.param, seed, tmp_path_factory.mktemp("source"))
 
 
-@pytest.fixture(params=FAMILIES)
-def classifier(request, tmp_path) -> Pair:
-    """A pair that ends in a sequence classifier, one for each family."""
-    return make_pair(request.param, "text_classification", 0, tmp_path / "source")
+@pytest.fixture(scope="module", params=FAMILIES)
+def classifier(request, tmp_path_factory) -> Pair:
+    """A pair that ends in a sequence classifier, one for each model type."""
+    folder = tmp_path_factory.mktemp("source")
+    return make_pair(request.param, "text_classification", 0, folder)
 
 
 def outputs_of(pair: Pair) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -142,14 +253,20 @@ class Stop(nnx.Module):
 
 
 def test_hidden_states_are_pytorchs_after_every_part(classifier):
-    with torch.no_grad():
-        theirs = classifier.torch(**classifier.torch_batch(), output_hidden_states=True)
     (tower,) = classifier.ours.towers.values()
-    assert len(theirs.hidden_states) == len(tower.blocks) + 1
-    for count, expected in enumerate(theirs.hidden_states):
+    (blocks,) = [m for m in classifier.torch.modules() if isinstance(m, torch.nn.ModuleList)]
+    assert len(blocks) == len(tower.blocks)
+    streams = []
+    hooks = [blocks[0].register_forward_pre_hook(lambda _, given: streams.append(given[0]))]
+    hooks += [b.register_forward_hook(lambda _, given, out: streams.append(out)) for b in blocks]
+    with torch.no_grad():
+        classifier.torch(**classifier.torch_batch())
+    for hook in hooks:
+        hook.remove()
+    for count, expected in enumerate(streams):
         part = replace(tower, blocks=tower.blocks[:count], top=Part(Stop()))
         model = replace(classifier.ours, towers={"text": part})
-        stream = np.asarray(model.apply(model.params, classifier.batch)["stream"])
+        stream = np.asarray(model(**classifier.batch)["stream"])
         keep = classifier.mask[..., None]
         np.testing.assert_allclose(stream * keep, expected.numpy() * keep, atol=2e-5)
 
@@ -159,7 +276,7 @@ def weighted_loss(outputs, mask):
     total = 0.0
     for name in sorted(outputs):
         value = outputs[name]
-        if name == "loss":
+        if name in ("loss", "past_key_values"):
             continue
         size = int(np.prod(value.shape))
         weight = np.cos(np.arange(size, dtype=np.float32)).reshape(value.shape)
@@ -175,21 +292,24 @@ def torch_gradients(pair: Pair) -> dict[str, np.ndarray]:
     pair.torch.zero_grad()
     weighted_loss(pair.torch(**pair.torch_batch()), pair.mask).backward()
     theirs = {n: p.grad.numpy() for n, p in pair.torch.named_parameters() if p.grad is not None}
-    return {
-        ours: theirs[hf].T if ours.endswith("kernel") else theirs[hf]
-        for ours, hf in pair.ours.names.items()
-    }
+    found = {}
+    for ours, hf in pair.ours.names.items():
+        name, value = pair.ours.hf_names[ours], theirs[hf]
+        if name.part is not None:
+            value = np.split(value, name.part[1], axis=-1)[name.part[0]]
+        found[ours] = value.T if name.transpose else value
+    return found
 
 
 def assert_close_gradients(ours, theirs, tolerance):
     """Leaf by leaf, relative to the leaf's own norm.
 
-    The bias of a key moves all scores of a query alike, so its gradient is zero in theory: what
-    is there is rounding, and is only asked to be as small as that.
+    Without positions the bias of a key moves all scores of a query alike, so its gradient is zero
+    in theory: what is there is rounding, and is only asked to be as small as that.
     """
     whole = np.sqrt(sum(np.square(value).sum() for value in theirs.values()))
     for name, value in ours.items():
-        if name.endswith("key/bias"):
+        if name.endswith("key/bias") and np.linalg.norm(theirs[name]) <= 1e-6 * whole:
             assert np.linalg.norm(value) <= 1e-6 * whole, name
             continue
         distance = np.linalg.norm(np.asarray(value) - theirs[name])
@@ -233,7 +353,10 @@ def test_first_block_alone_has_pytorchs_gradient(classifier):
 def test_every_name_is_accounted_for_both_ways(pair):
     stored = load_file(f"{pair.folder}/model.safetensors")
     assert set(pair.ours.names) == set(pair.ours.params)
-    assert sorted(pair.ours.names.values()) == sorted(stored)
+    assert set(pair.ours.names.values()) == set(stored)
+    assert sum(value.size for value in pair.ours.params.values()) == sum(
+        value.size for value in stored.values()
+    )
     assert pair.ours.report.loaded == tuple(pair.ours.params)
     assert pair.ours.report.new == pair.ours.report.unused == ()
 
@@ -271,7 +394,8 @@ def pack(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     for number, (start, length) in enumerate(zip(starts, lengths, strict=True)):
         here = (0, slice(start, start + length))
         packed["input_ids"][here] = batch["input_ids"][number, :length]
-        packed["token_type_ids"][here] = batch["token_type_ids"][number, :length]
+        if "token_type_ids" in batch:
+            packed["token_type_ids"][here] = batch["token_type_ids"][number, :length]
         packed["position_ids"][here] = np.arange(length)
         packed["segment_ids"][here] = number + 1
     return packed | {"read_positions": starts[None].astype(np.int32)}
@@ -323,18 +447,46 @@ def test_scan_compiles_one_body_for_alike_blocks(classifier):
 
 def test_dropout_is_for_what_is_trained(classifier):
     model, batch, key = classifier.ours, classifier.batch, jax.random.key(0)
-    plain = model.apply(model.params, batch)["logits"]
+    plain = model(**batch)["logits"]
 
     def logits(*names, key=key):
         compute = Compute(trainable=frozenset(names))
-        return model.apply(model.params, batch, key, compute)["logits"]
+        run = jax.jit(lambda params, key: model.apply(params, batch, key, compute)["logits"])
+        return run(model.params, key)
 
+    first, second = "blocks/0/mlp/up/kernel", "blocks/1/mlp/up/kernel"
     assert np.array_equal(logits(), plain)
-    assert np.array_equal(logits("head/kernel", key=None), plain)
-    assert not np.array_equal(logits("head/kernel"), plain)
-    assert not np.array_equal(logits("blocks/0/mlp/up/bias"), logits("blocks/1/mlp/up/bias"))
-    assert np.array_equal(logits("head/kernel"), logits("head/kernel"))
-    assert not np.array_equal(logits("head/kernel"), logits("head/kernel", key=jax.random.key(1)))
+    assert np.array_equal(logits(first, key=None), plain)
+    assert not np.array_equal(logits(first), plain)
+    assert not np.array_equal(logits(first), logits(second))
+    assert np.array_equal(logits(first), logits(first))
+    assert not np.array_equal(logits(first), logits(first, key=jax.random.key(1)))
+    # BERT's classifier has a dropout of its own; the others' have none.
+    assert np.array_equal(logits("head/kernel"), plain) is (
+        model.family.__name__ != "jaxft.models.bert"
+    )
+
+
+def test_a_frozen_block_costs_its_forward_pass_only(classifier):
+    """The backward pass of a block is twice its forward pass, and gone when it is frozen."""
+    model, (tower,) = classifier.ours, classifier.ours.towers.values()
+    blocks = len(tower.blocks)
+
+    def forward(count):
+        part = replace(tower, blocks=tower.blocks[:count])
+        cut = replace(model, towers={"text": part})
+        return count_flops(cut.apply, model.params, classifier.batch)
+
+    def step(frozen):
+        names = [name for name, depth in model.depths.items() if depth > frozen]
+        compute = Compute(trainable=frozenset(names))
+        run = partial(gradients, model, classifier.batch, classifier.mask)
+        return count_flops(partial(run, compute=compute, names=names))
+
+    block = forward(blocks) - forward(blocks - 1)
+    assert block > 0
+    for frozen in range(blocks - 1):
+        assert step(frozen) - step(frozen + 1) == 2 * block
 
 
 def test_eight_devices_compute_what_one_does(classifier):
@@ -387,3 +539,11 @@ def test_what_is_known_of_each_parameter(pair):
         n: (v.shape, v.dtype) for n, v in model.params.items()
     }
     assert shapes.report == model.report
+
+
+def test_the_docs_table_names_every_architecture():
+    lines = (Path(__file__).parent.parent / "docs" / "models.md").read_text().splitlines()
+    for name, family in FAMILIES.items():
+        for head, architecture in family.MODEL_TYPES[name].items():
+            start = f"| `{name}` | `{architecture}` | {head or '-'} |"
+            assert any(line.startswith(start) for line in lines), start

@@ -34,6 +34,8 @@ FLOORS = {
     "data.plans": 2,
     "data.loader": 3,
     "models.bert": 3,
+    "models.gpt2": 3,
+    "models.llama": 3,
     "models.registry": 4,
     "tasks.contract": 4,
     "tasks.*": 5,
@@ -57,7 +59,7 @@ FLOORS = {
     "cli": 11,
     "__main__": 12,
 }
-FAMILIES = {"models.bert"}
+FAMILIES = {"models.bert", "models.gpt2", "models.llama"}
 
 # Imports inside a function: (room, what it imports there) and why it may.
 LAZY = {

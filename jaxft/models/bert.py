@@ -15,15 +15,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxft.errors import UserError, did_you_mean
 from jaxft.models.layers import Embedding, LayerNorm, Leaf, Linear, parameter, split_key
 from jaxft.models.layers_attention import attention, segment_bias
+from jaxft.models.layers_batch import Batch, check_length, positions_of, read_first, segments_of
 from jaxft.models.layers_math import ACTIVATIONS, dropout
-from jaxft.models.source import check_fields
+from jaxft.models.source_fields import (
+    check_activation,
+    check_divides,
+    check_fields,
+    check_sizes,
+)
 from jaxft.models.transformer import Compute, Part, Tower, run_tower
 from jaxft.models.weights import Name, dense, embedding, norm
-
-Batch = Mapping[str, jax.Array]
 
 
 @dataclass(frozen=True)
@@ -57,21 +60,11 @@ class Config:
         """
         known = cls.__dataclass_fields__
         check_fields(fields, known=list(known), fixed=FIXED, ignore=ignore)
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
-                     "intermediate_size", "max_position_embeddings"):  # fmt: skip
-            if not isinstance(fields.get(name), int) or fields[name] < 1:
-                raise UserError(f"config.json: {name} must be a whole number above 0.")
+        check_sizes(fields, SIZES)
         config = cls(**{name: fields[name] for name in known if name in fields})
-        if config.hidden_act not in ACTIVATIONS:
-            raise UserError(
-                f"config.json: the activation hidden_act '{config.hidden_act}' is not supported.",
-                did_you_mean(config.hidden_act, ACTIVATIONS),
-            )
-        if config.hidden_size % config.num_attention_heads:
-            raise UserError(
-                f"config.json: hidden_size {config.hidden_size} does not divide into "
-                f"{config.num_attention_heads} heads."
-            )
+        check_activation("hidden_act", config.hidden_act, ACTIVATIONS)
+        heads = config.num_attention_heads
+        check_divides("hidden_size", config.hidden_size, heads, "heads")
         return config
 
     def to_hf(self) -> dict[str, Any]:
@@ -94,6 +87,14 @@ class Config:
         return self.max_position_embeddings
 
 
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+)
 # Fields that change the computation and are computed for one value only.
 FIXED = {
     "position_embedding_type": "absolute",
@@ -111,10 +112,12 @@ UNREAD = (
     "pooler_type",
 )
 
-HEADS = {
-    None: "BertModel",
-    "text_classification": "BertForSequenceClassification",
-    "masked_lm": "BertForMaskedLM",
+MODEL_TYPES = {
+    "bert": {
+        None: "BertModel",
+        "text_classification": "BertForSequenceClassification",
+        "masked_lm": "BertForMaskedLM",
+    }
 }
 
 NAMES = (
@@ -180,9 +183,8 @@ class Embeddings(nnx.Module):
 
     def __call__(self, batch: Batch, key: jax.Array | None) -> jax.Array:
         ids = batch["input_ids"]  # [B, T]
-        places = batch.get("position_ids", jnp.arange(ids.shape[1], dtype=jnp.int32)[None])
         types = batch.get("token_type_ids", jnp.zeros_like(ids))
-        x = self.word(ids) + self.token_type(types) + self.position(places)  # [B, T, D]
+        x = self.word(ids) + self.token_type(types) + self.position(positions_of(batch))
         return dropout(self.norm(x), self.rate, key)
 
 
@@ -194,16 +196,8 @@ class Stem(nnx.Module):
         self.max_positions = config.max_position_embeddings
 
     def __call__(self, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        ids = batch["input_ids"]
-        if "position_ids" not in batch and ids.shape[1] > self.max_positions:
-            raise UserError(
-                f"The text has {ids.shape[1]} tokens; the model takes {self.max_positions}.",
-                "Cut it to that many.",
-            )
-        # A mask is one segment and its padding: a padding position then sees padding only,
-        # which no true position reads.
-        segments = batch.get("segment_ids", batch.get("attention_mask", jnp.ones_like(ids)))
-        return self.embeddings(batch, key), segment_bias(segments.astype(jnp.int32))
+        check_length(batch, self.max_positions)
+        return self.embeddings(batch, key), segment_bias(segments_of(batch))
 
 
 class Attention(nnx.Module):
@@ -262,13 +256,6 @@ class Block(nnx.Module):
         return self.mlp(self.attention(x, bias, attention_key), mlp_key)
 
 
-def read_first(x: jax.Array, batch: Batch) -> jax.Array:
-    """The first position of each example: [B, D], or [R, S, D] where a row holds S segments."""
-    if "read_positions" not in batch:
-        return x[:, 0]
-    return jnp.take_along_axis(x, batch["read_positions"][..., None], axis=1)
-
-
 class Encoder(nnx.Module):
     """The top of a plain BertModel: the stream as it is, and the pooled first position."""
 
@@ -323,7 +310,7 @@ class MaskedLm(nnx.Module):
 
 
 def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
-    """The one tower of a BERT under a head (a key of `HEADS`)."""
+    """The one tower of a BERT under a head (a key of `MODEL_TYPES["bert"]`)."""
     ties = {}
     if head == "text_classification":
         top = Part(Classifier(config, num_labels or 2))

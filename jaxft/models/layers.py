@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from jaxft.models.layers_math import embed, layer_norm, linear
+from jaxft.models.layers_math import embed, layer_norm, linear, rms_norm
 
 
 @dataclass(frozen=True)
@@ -41,20 +41,23 @@ def parameter(leaf: Leaf) -> nnx.Param:
 
 
 class Linear(nnx.Module):
-    """x W + b, with the kernel [I, O].
+    """x W + b, or x W, with the kernel [I, O].
 
     Args:
         inside, outside: I and O.
         axes: the logical names of I and O.
         std: the standard deviation of a fresh kernel.
+        bias: whether there is a b.
     """
 
-    def __init__(self, inside: int, outside: int, axes: tuple[str, str], std: float):
+    def __init__(
+        self, inside: int, outside: int, axes: tuple[str, str], std: float, bias: bool = True
+    ):
         self.kernel = parameter(Leaf((inside, outside), axes, std=std))
-        self.bias = parameter(Leaf((outside,), axes[1:], decay=False))
+        self.bias = parameter(Leaf((outside,), axes[1:], decay=False)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return linear(x, self.kernel[...], self.bias[...])
+        return linear(x, self.kernel[...], None if self.bias is None else self.bias[...])
 
 
 class LayerNorm(nnx.Module):
@@ -67,6 +70,23 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return layer_norm(x, self.scale[...], self.bias[...], self.eps)
+
+
+class RMSNorm(nnx.Module):
+    """Division by the root mean square, with a scale of width D.
+
+    Args:
+        width: D.
+        eps: added to the mean square.
+        axis: the logical name of D.
+    """
+
+    def __init__(self, width: int, eps: float, axis: str = "embed"):
+        self.scale = parameter(Leaf((width,), (axis,), mean=1.0, decay=False))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return rms_norm(x, self.scale[...], self.eps)
 
 
 class Embedding(nnx.Module):

@@ -1,4 +1,7 @@
-"""Attention: B batch, T positions, S source positions, D width, H heads, K width of a head."""
+"""Attention: B batch, T positions, S source positions, D width, H heads, K width of a head.
+
+Where queries are grouped, G heads of keys and values serve H = n G heads of queries.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +13,34 @@ import jax.numpy as jnp
 
 from jaxft.models.layers_math import drop, key_words, matmul_precision
 
+HIDDEN = -1e9  # finite, so that no row of scores is ever empty
 
-def segment_bias(segments: jax.Array) -> jax.Array:
+
+def segment_bias(segments: jax.Array, causal: bool = False) -> jax.Array:
     """What to add to attention scores so that a position sees its own segment only.
 
     Args:
         segments: [B, T] int32: positions with the same number see each other.
+        causal: a position sees itself and those before it only.
 
     Returns:
-        [B, 1, T, S] float32: 0 within a segment, a large negative number (finite, so that no
-        row of scores is ever empty) across.
+        [B, 1, T, S] float32: 0 where a position sees another, else a large negative number.
     """
-    same = segments[:, None, :, None] == segments[:, None, None, :]
-    return jnp.where(same, 0.0, -1e9).astype(jnp.float32)
+    seen = segments[:, None, :, None] == segments[:, None, None, :]
+    if causal:
+        seen &= _distance(segments.shape[1]) >= 0
+    return jnp.where(seen, 0.0, HIDDEN).astype(jnp.float32)
+
+
+def window_bias(bias: jax.Array, window: jax.Array | int) -> jax.Array:
+    """`bias` [..., T, S] with what lies `window` positions back or more hidden too."""
+    return jnp.where(_distance(bias.shape[-1]) < window, bias, HIDDEN)
+
+
+def _distance(length: int) -> jax.Array:
+    """How far before a position another lies: [T, S] int32."""
+    places = jnp.arange(length, dtype=jnp.int32)
+    return places[:, None] - places[None, :]
 
 
 def attention(
@@ -34,29 +52,33 @@ def attention(
     heads: int,
     rate: float,
     dropout_key: jax.Array | None,
+    scale: jax.Array | float = 1.0,
 ) -> jax.Array:
     """Softmax attention with dropout on its weights.
 
     Args:
-        query: [B, T, D].
-        key, value: [B, S, D].
+        query: [B, T, H K].
+        key, value: [B, S, H K], or [B, S, G K] where head g serves H / G heads of queries.
         bias: added to the scores, [B or 1, H or 1, T, S]; it gets no gradient.
-        heads: the number of heads H; D = H K.
+        heads: the number of heads H.
         rate: dropout on the attention weights.
         dropout_key: None turns that dropout off.
+        scale: of the scores, on top of 1 / sqrt(K).
 
     Returns:
-        [B, T, D].
+        [B, T, H K].
 
-    Source: Vaswani et al. (2017), https://arxiv.org/abs/1706.03762.
+    Source: Vaswani et al. (2017), https://arxiv.org/abs/1706.03762; grouped queries: Ainslie
+    et al. (2023), https://arxiv.org/abs/2305.13245.
     """
+    width = query.shape[-1] // heads
 
     def split_heads(x: jax.Array) -> jax.Array:
         # Heads first: in this layout both products are plain batched matmuls.
-        return x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)  # [B, H, T, K]
+        x = x.reshape(*x.shape[:2], -1, width).transpose(0, 2, 1, 3)  # [B, H or G, T, K]
+        return x if x.shape[1] == heads else jnp.repeat(x, heads // x.shape[1], axis=1)
 
-    width = query.shape[-1]
-    query = query * jnp.asarray(1.0 / math.sqrt(width // heads), query.dtype)
+    query = query * jnp.asarray(scale / math.sqrt(width), query.dtype)
     words = jnp.zeros(2, jnp.uint32) if dropout_key is None else key_words(dropout_key)
     mixed = _attention(
         split_heads(query),

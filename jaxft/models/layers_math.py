@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """x W + b: `[..., I] -> [..., O]`, with `kernel` [I, O].
+def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """x W + b, or x W: `[..., I] -> [..., O]`, with `kernel` [I, O].
 
     Its backward pass is written out for one matmul's sake: XLA:CPU reads the left side of
     x^T dy badly, and an explicit transpose costs less than it saves.
@@ -35,20 +35,27 @@ def matmul_precision() -> str | None:
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _linear(x, kernel, bias, precision):
-    return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), precision) + bias
+    out = lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), precision)
+    return out if bias is None else out + bias
 
 
 def _linear_forward(x, kernel, bias, precision):
     # What is kept is what a wanted gradient reads: a frozen kernel costs no matmul of its own.
-    kept = (x.value if kernel.perturbed else None, kernel.value if x.perturbed else None)
-    return _linear(x.value, kernel.value, bias.value, precision), kept
+    # Of the bias only the structure is: an empty tuple says that there is one.
+    kept = (
+        x.value if kernel.perturbed else None,
+        kernel.value if x.perturbed else None,
+        None if bias is None else (),
+    )
+    return _linear(x.value, kernel.value, None if bias is None else bias.value, precision), kept
 
 
 def _linear_backward(precision, kept, d_out):
-    x, kernel = kept
+    x, kernel, biased = kept
     flat = d_out.reshape(-1, d_out.shape[-1])  # [N, O]
-    d_bias = flat.astype(jnp.float32).sum(0).astype(d_out.dtype)
-    d_x = d_kernel = None
+    d_x = d_kernel = d_bias = None
+    if biased is not None:
+        d_bias = flat.astype(jnp.float32).sum(0).astype(d_out.dtype)
     if kernel is not None:
         d_x = lax.dot_general(d_out, kernel, (((d_out.ndim - 1,), (1,)), ((), ())), precision)
     if x is not None:
@@ -114,6 +121,35 @@ def _layer_norm_backward(eps, kept, d_out):
 
 
 layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """`x` over the root of its mean square along the last axis, in float32 inside.
+
+    Source: Zhang, Sennrich (2019), https://arxiv.org/abs/1910.07467.
+    """
+    return _rms_norm_forward(x, scale, eps)[0]
+
+
+def _rms_norm_forward(x, scale, eps):
+    wide = x.astype(jnp.float32)
+    inverse = lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + eps)
+    out = wide * inverse * scale.astype(jnp.float32)
+    return out.astype(x.dtype), (x, inverse, scale)
+
+
+def _rms_norm_backward(eps, kept, d_out):
+    x, inverse, scale = kept
+    d_out = d_out.astype(jnp.float32)
+    normal = x.astype(jnp.float32) * inverse
+    d_normal = d_out * scale.astype(jnp.float32)
+    d_x = inverse * (d_normal - normal * (d_normal * normal).mean(-1, keepdims=True))
+    d_scale = (d_out * normal).sum(tuple(range(x.ndim - 1)))
+    return d_x.astype(x.dtype), d_scale.astype(scale.dtype)
+
+
+rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
 
 
 @jax.custom_vjp

@@ -17,6 +17,7 @@ from jaxft.errors import UserError, did_you_mean
 from jaxft.models.layers import Leaf
 from jaxft.models.registry_model import Family, Model, leaves_of
 from jaxft.models.source import read_config, resolve
+from jaxft.models.source_fields import pad_token_id
 from jaxft.models.weights import fresh_leaf, load_leaf, match, resolve_names
 from jaxft.models.weights_files import open_tensors
 
@@ -97,6 +98,7 @@ def describe(
     source = resolve(checkpoint, cache)
     fields = read_config(source.folder)
     family = _family(fields["model_type"])
+    fields = fields | {"pad_token_id": pad_token_id(fields, source.folder)}
     config = family.Config.from_hf(fields, (*ignore, *family.UNREAD))
     if dropout is not None:
         config = config.with_dropout(dropout)
@@ -134,41 +136,42 @@ def _shapes(
     }
 
 
+def families() -> dict[str, Family]:
+    """Every model type and the file that computes it: those with a table `MODEL_TYPES`."""
+    found: dict[str, Family] = {}
+    for part in pkgutil.iter_modules(jaxft.models.__path__):
+        module = importlib.import_module(f"jaxft.models.{part.name}")
+        found |= dict.fromkeys(getattr(module, "MODEL_TYPES", ()), cast(Family, module))
+    return found
+
+
 def _family(model_type: str) -> Family:
-    """The file of a model type; a file is a family if it has a table `HEADS`."""
-    names = [module.name for module in pkgutil.iter_modules(jaxft.models.__path__)]
-    name = model_type.replace("-", "_")
-    if name in names:
-        module = importlib.import_module(f"jaxft.models.{name}")
-        if hasattr(module, "HEADS"):
-            return cast(Family, module)
-    families = [
-        name
-        for name in names
-        if name != "registry" and hasattr(importlib.import_module(f"jaxft.models.{name}"), "HEADS")
-    ]
-    raise UserError(
-        f"config.json: the model_type '{model_type}' is not supported.",
-        did_you_mean(model_type, families),
-    )
+    """The file of a model type."""
+    known = families()
+    if model_type not in known:
+        raise UserError(
+            f"config.json: the model_type '{model_type}' is not supported.",
+            did_you_mean(model_type, known),
+        )
+    return known[model_type]
 
 
 def _head(family: Family, fields: Mapping[str, Any], task: str | None) -> str | None:
     """The head that a task asks for, or the checkpoint's own."""
+    heads = family.MODEL_TYPES[fields["model_type"]]
+    known = ", ".join(name for name in heads if name)
     if task is not None:
-        if task not in family.HEADS:
-            known = ", ".join(name for name in family.HEADS if name)
+        if task not in heads:
             raise UserError(
                 f"The task '{task}' has no head on {fields['model_type']}.", f"Known: {known}."
             )
         return task
-    own = (fields.get("architectures") or [family.HEADS[None]])[0]
-    for head, architecture in family.HEADS.items():
+    own = (fields.get("architectures") or [heads[None]])[0]
+    for head, architecture in heads.items():
         if architecture == own:
             return head
     raise UserError(
-        f"config.json: the architecture {own} is not supported.",
-        f"Name a task: {', '.join(name for name in family.HEADS if name)}.",
+        f"config.json: the architecture {own} is not supported.", f"Name a task: {known}."
     )
 
 

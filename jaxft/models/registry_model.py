@@ -25,7 +25,8 @@ class Family(Protocol):
     """What the file of a family gives: the whole of its contract with the house."""
 
     Config: Any  # a frozen dataclass: from_hf(fields, ignore), to_hf(), with_dropout(rate)
-    HEADS: Mapping[str | None, str]  # task (None: without a head) -> Hugging Face architecture
+    # model_type -> task (None: without a head) -> Hugging Face architecture
+    MODEL_TYPES: Mapping[str, Mapping[str | None, str]]
     FRESH: Sequence[str]  # prefixes of parameters that a checkpoint may lack
     UNUSED: Sequence[str]  # patterns of tensors that may go unused
     UNREAD: Sequence[str]  # config fields that no code reads
@@ -75,7 +76,7 @@ class Model:
     Args:
         family: the module that computes it.
         config: the family's `Config`.
-        head: the task it ends in (a key of the family's `HEADS`).
+        head: the task it ends in (a key of the family's `MODEL_TYPES[...]`).
         labels: class names in order of id, where the head has classes.
         params: name -> array (ShapeDtypeStruct after `describe`).
         towers: its parts.
@@ -228,7 +229,7 @@ class Model:
             stale.add("problem_type")  # it spoke of the head that was there before
         fields = {name: value for name, value in self.fields.items() if name not in stale}
         fields |= self.config.to_hf()
-        fields["architectures"] = [self.family.HEADS[self.head]]
+        fields["architectures"] = [self.family.MODEL_TYPES[self.fields["model_type"]][self.head]]
         # transformers reads every tensor in this type, so it is the widest that was written.
         fields["dtype"] = str(jnp.result_type(*types))
         if self.labels is not None:

@@ -10,7 +10,7 @@ import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cached_property
@@ -42,40 +42,6 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 HUB_FILES = ("config.json", "model*.safetensors", INDEX, *TOKENIZER_FILES)
-
-# Fields of any Hugging Face config that leave the forward computation as it is.
-HARMLESS_FIELDS = frozenset(
-    (
-        "_name_or_path",
-        "architectures",
-        "bos_token_id",
-        "chunk_size_feed_forward",
-        "directionality",
-        "dtype",
-        "eos_token_id",
-        "finetuning_task",
-        "gradient_checkpointing",
-        "id2label",
-        "initializer_range",
-        "label2id",
-        "language",
-        "model_type",
-        "num_labels",
-        "output_attentions",
-        "output_hidden_states",
-        "output_past",
-        "pad_token_id",
-        "problem_type",
-        "return_dict",
-        "sep_token_id",
-        "task_specific_params",
-        "tokenizer_class",
-        "torch_dtype",
-        "torchscript",
-        "transformers_version",
-        "use_cache",
-    )
-)
 
 
 @dataclass(frozen=True)
@@ -172,40 +138,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(fields, dict) or not isinstance(fields.get("model_type"), str):
         raise UserError(f"{path} does not say its model_type.")
     return fields
-
-
-def check_fields(
-    fields: Mapping[str, Any],
-    *,
-    known: Sequence[str],
-    fixed: Mapping[str, Any],
-    ignore: Sequence[str] = (),
-) -> None:
-    """Refuses a config with a field that may change the computation and is not understood.
-
-    Args:
-        fields: config.json.
-        known: the fields the family reads.
-        fixed: fields the family computes for one value only: name -> that value.
-        ignore: fields the person has judged harmless (`model.ignore`).
-
-    Raises:
-        UserError: naming the field, its value and `model.ignore`.
-    """
-    for name, value in fields.items():
-        if name in ignore or name in known or name in HARMLESS_FIELDS:
-            continue
-        if name in fixed and value not in (fixed[name], None):
-            raise UserError(
-                f"config.json: {name} is {json.dumps(value)}; "
-                f"only {json.dumps(fixed[name])} is supported for {fields['model_type']}."
-            )
-        if name not in fixed and value not in (None, False, [], {}):
-            raise UserError(
-                f"config.json: the field '{name}' ({json.dumps(value)}) is not known for "
-                f"{fields['model_type']} and may change its outputs.",
-                f"If it does not, say so: model.ignore=[{name}].",
-            )
 
 
 def _shards(index: Path) -> tuple[Path, ...]:

@@ -20,7 +20,8 @@ from flax import nnx
 from jaxft.models.layers import Leaf, split_key
 
 Params = Mapping[str, jax.Array]
-Step = Callable[[jax.Array, Params, jax.Array | int], jax.Array]
+Numbers = Mapping[str, Any]
+Step = Callable[[jax.Array, Params, jax.Array | int, Numbers], jax.Array]
 
 
 @dataclass(frozen=True)
@@ -89,16 +90,19 @@ class Tower:
 
     Args:
         stem: called `stem(batch, key) -> (stream [B, T, D], context)`; depth 0.
-        blocks: each called `block(stream, context, key) -> stream`; block i has depth i + 1.
-            Equal neighbours are one object.
+        blocks: each called `block(stream, context, key, **numbers) -> stream`; block i has
+            depth i + 1. Equal neighbours are one object.
         top: called `top(stream, batch, key) -> dict of outputs`; depth n + 1.
         ties: names of the top that are another parameter: the top's path -> that one's name.
+        numbers: what differs between blocks that are one object otherwise (an attention
+            window, a scale): name -> one number a block. A scan reads it as data.
     """
 
     stem: Part
     blocks: tuple[Part, ...]
     top: Part
     ties: Mapping[str, str] = field(default_factory=dict)
+    numbers: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @cached_property
     def leaves(self) -> dict[str, Leaf]:
@@ -143,7 +147,7 @@ def run_tower(
     with jax.default_matmul_precision(compute.precision):
         stem, stem_key = _bind_end(tower.stem, params, {}, stem_key, compute)
         stream, context = stem(batch, stem_key)
-        stream = run_blocks(tower.blocks, params, stream, context, blocks_key, compute)
+        stream = run_blocks(tower, params, stream, context, blocks_key, compute)
         top, top_key = _bind_end(tower.top, params, tower.ties, top_key, compute)
         return top(stream, batch, top_key)
 
@@ -163,21 +167,21 @@ def _bind_end(
 
 
 def run_blocks(
-    blocks: Sequence[Part],
+    tower: Tower,
     params: Params,
     stream: jax.Array,
     context: Any,
     key: jax.Array | None,
     compute: Compute,
 ) -> jax.Array:
-    """The stream after `blocks/0 .. blocks/n-1`, cut into runs of alike blocks.
+    """The stream after a tower's `blocks/0 .. blocks/n-1`, cut into runs of alike blocks.
 
     Blocks are alike when they are the same part and the same of their leaves are trained: then
     their stacked leaves are wholly trained or wholly frozen, and a scan over them computes no
     gradient that nobody asked for.
 
     Args:
-        blocks: the parts, in order.
+        tower: whose blocks.
         params: the flat dict.
         stream: [B, T, D].
         context: what every block reads beside the stream.
@@ -189,12 +193,12 @@ def run_blocks(
     """
 
     def alike(index: int) -> tuple[Part, tuple[str, ...]]:
-        part = blocks[index]
+        part = tower.blocks[index]
         return part, tuple(p for p in part.leaves if compute.trains(f"blocks/{index}/{p}"))
 
-    for (part, trained), run in groupby(range(len(blocks)), alike):
+    for (part, trained), run in groupby(range(len(tower.blocks)), alike):
         step = partial(_run_block, part, context, key if trained else None)
-        stream = _run_alike(part, step, list(run), params, stream, compute)
+        stream = _run_alike(part, step, list(run), tower.numbers, params, stream, compute)
     return stream
 
 
@@ -205,15 +209,17 @@ def _run_block(
     stream: jax.Array,
     values: Params,
     index: jax.Array | int,
+    numbers: Numbers,
 ) -> jax.Array:
     block_key = None if key is None else jax.random.fold_in(key, index)
-    return part.bind(values)(stream, context, block_key)
+    return part.bind(values)(stream, context, block_key, **numbers)
 
 
 def _run_alike(
     part: Part,
     step: Step,
     indices: list[int],
+    numbers: Mapping[str, Sequence[float]],
     params: Params,
     stream: jax.Array,
     compute: Compute,
@@ -229,13 +235,14 @@ def _run_alike(
         step = jax.checkpoint(step, prevent_cse=not scanned)
     if not scanned:
         for index in indices:
-            stream = step(stream, values(index), index)
+            stream = step(stream, values(index), index, {n: of[index] for n, of in numbers.items()})
         return stream
     per_block = [values(index) for index in indices]
     stacked = {p: jnp.stack([block[p] for block in per_block]) for p in part.leaves}
+    chosen = {name: jnp.asarray([of[i] for i in indices]) for name, of in numbers.items()}
     stream, _ = jax.lax.scan(
         lambda x, block: (step(x, *block), None),
         stream,
-        (stacked, jnp.asarray(indices)),
+        (stacked, jnp.asarray(indices), chosen),
     )
     return stream

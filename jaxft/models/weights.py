@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jax.sharding import Sharding
 
 from jaxft.errors import UserError
 from jaxft.models.layers import Leaf
-from jaxft.models.weights_files import FLOATS, Index, Tensor
+from jaxft.models.weights_files import FLOATS, Index, Tensor, part_of
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,13 @@ class Name:
         hf: the tensor's name in a Hugging Face file.
         ours: the parameter's name.
         transpose: the tensor is stored (out, in).
+        part: which equal part, of how many along the tensor's last axis; None for the whole.
     """
 
     hf: str
     ours: str
     transpose: bool = False
+    part: tuple[int, int] | None = None
 
 
 def dense(hf: str, ours: str) -> tuple[Name, ...]:
@@ -58,7 +60,7 @@ def resolve_names(names: Sequence[Name], leaves: Iterable[str]) -> dict[str, Nam
             raise ValueError(f"{leaf} is in {len(matches)} lines of the name table, not in one")
         match, name = matches[0]
         number = match.group(1) if match.groups() else ""
-        found[leaf] = Name(name.hf.replace("{i}", number), leaf, name.transpose)
+        found[leaf] = replace(name, hf=name.hf.replace("{i}", number), ours=leaf)
     return found
 
 
@@ -112,8 +114,9 @@ def match(
     _check_missing(new, wanted, names, fresh)
     left = tuple(found for found in tensors if found not in set(wanted.values()))
     _check_unknown([found for found in left if not _any_match(unused, canonical(found))])
-    loaded = {parameter: tensors[found] for parameter, found in wanted.items()}
-    _check_shapes(loaded, names, leaves)
+    whole = {parameter: tensors[found] for parameter, found in wanted.items()}
+    _check_shapes(whole, names, leaves)
+    loaded = {p: part_of(tensor, names[p].part) for p, tensor in whole.items()}
     return Matching(loaded, new, left)
 
 
@@ -151,6 +154,8 @@ def _check_shapes(
     for parameter, tensor in loaded.items():
         name, shape = names[parameter], leaves[parameter].shape
         wanted = shape[::-1] if name.transpose else shape
+        if name.part is not None:
+            wanted = (*wanted[:-1], wanted[-1] * name.part[1])
         if tensor.shape != wanted:
             raise UserError(
                 f"{tensor.file}: '{name.hf}' has the shape {list(tensor.shape)}, "
@@ -213,13 +218,13 @@ def to_tensors(
     Returns:
         HF name -> array.
     """
-    out = {}
-    for parameter, name in names.items():
+    out: dict[str, list[np.ndarray]] = {}
+    for parameter, name in sorted(names.items(), key=lambda item: item[1].part or ()):
         value = np.asarray(params[parameter])
         value = np.ascontiguousarray(value.T if name.transpose else value)
         if parameter in loaded:
             original = loaded[parameter].whole()
             if original.astype(value.dtype).tobytes() == value.tobytes():
                 value = original
-        out[name.hf] = value
-    return out
+        out.setdefault(name.hf, []).append(value)
+    return {hf: np.concatenate(v, -1) if len(v) > 1 else v[0] for hf, v in out.items()}

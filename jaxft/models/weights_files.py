@@ -46,6 +46,25 @@ class Tensor:
         return self.read((slice(None),) * len(self.shape))
 
 
+def part_of(tensor: Tensor, part: tuple[int, int] | None) -> Tensor:
+    """One of some equal parts along the last axis, as a tensor that is read by itself.
+
+    Args:
+        tensor: the whole.
+        part: which, of how many; None for the whole.
+    """
+    if part is None:
+        return tensor
+    width = tensor.shape[-1] // part[1]
+    first = width * part[0]
+
+    def read(index: Index) -> np.ndarray:
+        start, stop, _ = index[-1].indices(width)
+        return tensor.read((*index[:-1], slice(first + start, first + stop)))
+
+    return Tensor(tensor.file, (*tensor.shape[:-1], width), tensor.dtype, read)
+
+
 def open_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
     """Every tensor of the weight files, by the name it has there; only headers are read.
 

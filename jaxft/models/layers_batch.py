@@ -1,0 +1,68 @@
+"""What a batch says, plain or packed: positions, segments, and where an example is read.
+
+A plain batch has Hugging Face's names: `input_ids` and perhaps `attention_mask` [B, T]. Packed
+rows have `input_ids`, `position_ids`, `segment_ids` [R, T] and `read_positions` [R, S].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from jaxft.errors import UserError
+
+Batch = Mapping[str, jax.Array]
+
+
+def check_length(batch: Batch, most: int) -> None:
+    """Raises a UserError where a plain batch has more positions than the model takes."""
+    length = batch["input_ids"].shape[1]
+    if "position_ids" not in batch and length > most:
+        raise UserError(
+            f"The text has {length} tokens; the model takes {most}.", "Cut it to that many."
+        )
+
+
+def positions_of(batch: Batch) -> jax.Array:
+    """Each token's position in its example: [B or 1, T] int32."""
+    length = batch["input_ids"].shape[1]
+    return batch.get("position_ids", jnp.arange(length, dtype=jnp.int32)[None])
+
+
+def segments_of(batch: Batch) -> jax.Array:
+    """Which tokens are of one example: [B, T] int32.
+
+    A mask is one segment and its padding: a padding position then sees padding only, which no
+    true position reads.
+    """
+    alone = batch.get("attention_mask", jnp.ones_like(batch["input_ids"]))
+    return batch.get("segment_ids", alone).astype(jnp.int32)
+
+
+def read_first(x: jax.Array, batch: Batch) -> jax.Array:
+    """The first position of each example: [B, D], or [R, S, D] where a row holds S segments."""
+    if "read_positions" not in batch:
+        return x[:, 0]
+    return jnp.take_along_axis(x, batch["read_positions"][..., None], axis=1)
+
+
+def read_last(x: jax.Array, batch: Batch, pad_token_id: int | None) -> jax.Array:
+    """The last position of each example: [B, D], or [R, S, D] where a row holds S segments.
+
+    As in transformers, that is the last token that is not `pad_token_id` (the first where all
+    are), so that an export reads what was trained, also where a text ends in that token.
+    """
+    ids = batch["input_ids"]
+    true = ids != (-1 if pad_token_id is None else pad_token_id)  # [B, T]
+    places = jnp.arange(ids.shape[1], dtype=jnp.int32)
+    if "read_positions" not in batch:
+        last = jnp.where(true & (segments_of(batch) > 0), places, 0).max(-1)  # [B]
+        return jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
+    first = batch["read_positions"]  # [R, S]
+    segments = segments_of(batch)
+    own = jnp.take_along_axis(segments, first, axis=1)  # [R, S]
+    inside = (segments[:, None, :] == own[..., None]) & true[:, None, :]  # [R, S, T]
+    last = jnp.where(inside, places, first[..., None]).max(-1)
+    return jnp.take_along_axis(x, last[..., None], axis=1)

@@ -1,0 +1,166 @@
+"""Rotary position embedding, and every scaling of it whose angles do not depend on the length.
+
+B batch, T positions, H heads, K width of a head.
+
+Source: Su et al. (2021), https://arxiv.org/abs/2104.09864.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxft.errors import UserError, did_you_mean
+
+# Kind of scaling -> the numbers it must have.
+NEEDED = {
+    "default": (),
+    # Within max_position_embeddings, and a family takes no more, it is the default.
+    "dynamic": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "yarn": ("factor",),
+}
+OPTIONAL = {
+    "dynamic": ("factor",),
+    "yarn": ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+}
+EVERYWHERE = ("rope_type", "type", "rope_theta", "original_max_position_embeddings")
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """A rotary embedding.
+
+    Args:
+        width: the width K of a head.
+        theta: the base of the wavelengths.
+        kind: how it was stretched to longer texts; a key of `NEEDED`.
+        original: the positions it had before it was stretched.
+        numbers: what the kind is made of, under Hugging Face's names.
+    """
+
+    width: int
+    theta: float
+    kind: str
+    original: int
+    numbers: tuple[tuple[str, Any], ...] = ()
+
+    def frequencies(self) -> tuple[np.ndarray, float]:
+        """Angles per position [K / 2] float32, and a factor on cosine and sine."""
+        given = dict(self.numbers)
+        exponents = np.arange(0, self.width, 2, dtype=np.float32) / np.float32(self.width)
+        plain = np.float32(1) / np.float32(self.theta) ** exponents
+        if self.kind == "linear":
+            return plain / np.float32(given["factor"]), 1.0
+        if self.kind == "llama3":
+            return _llama3(plain, self.original, given), 1.0
+        if self.kind == "yarn":
+            return _yarn(plain, self.theta, self.original, given)
+        return plain, 1.0
+
+
+def read_rotary(fields: Mapping[str, Any], width: int, theta: float) -> Rotary:
+    """The rotary embedding of a config.json, in the spelling of any year.
+
+    Args:
+        fields: `rope_parameters`, or `rope_scaling` and `rope_theta`; `max_position_embeddings`.
+        width: the width of a head.
+        theta: the base where none is given.
+
+    Raises:
+        UserError: a kind that is not supported, a number that is missing, unknown or no number.
+    """
+    given = dict(fields.get("rope_scaling") or fields.get("rope_parameters") or {})
+    kind = given.get("rope_type", given.get("type", "default"))
+    if kind not in NEEDED:
+        raise UserError(
+            f"config.json: the rotary scaling '{kind}' is not supported.",
+            did_you_mean(str(kind), NEEDED),
+        )
+    if width % 2:
+        raise UserError(f"config.json: a rotary embedding needs an even head width, not {width}.")
+    known = (*EVERYWHERE, *NEEDED[kind], *OPTIONAL.get(kind, ()))
+    partial = given.pop("partial_rotary_factor", None)
+    odd = [name for name in given if name not in known]
+    if odd or partial not in (None, 1, 1.0):
+        name = odd[0] if odd else "partial_rotary_factor"
+        raise UserError(
+            f"config.json: the rotary scaling '{kind}' has '{name}', which is not known."
+        )
+    for name in NEEDED[kind]:
+        if not isinstance(given.get(name), int | float):
+            raise UserError(f"config.json: the rotary scaling '{kind}' has no number '{name}'.")
+    base = given.get("rope_theta") or fields.get("rope_theta") or theta
+    original = given.get("original_max_position_embeddings") or fields["max_position_embeddings"]
+    numbers = tuple((name, given[name]) for name in known if name in given and name != "type")
+    return Rotary(width, float(base), kind, int(original), numbers)
+
+
+def _llama3(plain: np.ndarray, original: int, given: Mapping[str, Any]) -> np.ndarray:
+    """Long waves are stretched, short ones kept, and those between are mixed.
+
+    Source: Llama Team (2024), https://arxiv.org/abs/2407.21783; `transformers`.
+    """
+    low, high = given["low_freq_factor"], given["high_freq_factor"]
+    turns = original * plain / np.float32(2 * math.pi)  # over the original length
+    mix = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return ((1 - mix) * plain / given["factor"] + mix * plain).astype(np.float32)
+
+
+def _yarn(
+    plain: np.ndarray, theta: float, original: int, given: Mapping[str, Any]
+) -> tuple[np.ndarray, float]:
+    """As `_llama3`, mixed along the dimension; cosine and sine get a factor.
+
+    Source: Peng et al. (2023), https://arxiv.org/abs/2309.00071; `transformers`.
+    """
+    width, factor = 2 * len(plain), given["factor"]
+
+    def dimension(turns: float) -> float:
+        """The one whose wave turns so often over the original length."""
+        return width * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low = dimension(given.get("beta_fast") or 32)
+    high = dimension(given.get("beta_slow") or 1)
+    if given.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, width - 1)
+    high += 0.001 if low == high else 0.0
+    ramp = np.clip((np.arange(len(plain), dtype=np.float32) - low) / (high - low), 0.0, 1.0)
+    mixed = plain / factor * ramp + plain * (1 - ramp)
+    return mixed.astype(np.float32), _yarn_scale(factor, given)
+
+
+def _yarn_scale(factor: float, given: Mapping[str, Any]) -> float:
+    """The factor on cosine and sine: that given, or as the paper suggests."""
+
+    def suggested(weight: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+    if given.get("attention_factor") is not None:
+        return float(given["attention_factor"])
+    if given.get("mscale") and given.get("mscale_all_dim"):
+        return suggested(given["mscale"]) / suggested(given["mscale_all_dim"])
+    return suggested(1.0)
+
+
+def rotary_waves(rotary: Rotary, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine at `positions` [B or 1, T]: each [B or 1, T, 1, K / 2] float32."""
+    frequencies, scale = rotary.frequencies()
+    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles) * scale, jnp.sin(angles) * scale
+
+
+def rotate(x: jax.Array, waves: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """`x` [B, T, H, K] turned by its positions: element i is paired with i + K / 2."""
+    cosine, sine = waves
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = (first * cosine - second * sine, second * cosine + first * sine)
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)

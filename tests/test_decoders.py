@@ -1,0 +1,137 @@
+"""Decoders as classifiers: trained, handed back, and read where transformers reads them."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+import tokenizers
+import torch
+import transformers
+
+from jaxft.engine.export import export
+from jaxft.engine.train import train
+from jaxft.errors import UserError
+from jaxft.models import registry
+from jaxft.models.layers_batch import read_last
+from jaxft.models.layers_rotary import read_rotary
+from jaxft.models.source_fields import pad_token_id
+
+SIZES = {
+    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64},
+    "llama": {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+    },
+}
+END = "<|endoftext|>"
+
+
+def make_checkpoint(folder, model_type):
+    """A causal LM of random weights with a byte-level BPE that has no pad token."""
+    words = tokenizers.Tokenizer(tokenizers.models.BPE())
+    words.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=[END],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    words.train_from_iterator([" ".join(tiny.VOCABULARY)] * 3, trainer)
+    end = words.token_to_id(END)
+    config = transformers.AutoConfig.for_model(
+        model_type,
+        vocab_size=words.get_vocab_size(),
+        bos_token_id=end,
+        eos_token_id=end,
+        **SIZES[model_type],
+    )
+    torch.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token=END)
+    tokenizer.save_pretrained(folder)
+    return end
+
+
+@pytest.mark.parametrize("model_type", SIZES)
+def test_a_decoder_is_trained_to_classify_and_handed_back(model_type, tmp_path):
+    end = make_checkpoint(tmp_path / "checkpoint", model_type)
+    config = tiny.tiny_config(tmp_path, train={"length": "2 steps"}, mesh={"data": 8})
+    run = train(config, quiet=True)
+    folder = export(run.folder)
+    ours = registry.load(str(folder))
+    assert ours.report.new == ours.report.unused == ()
+    assert json.loads((folder / "config.json").read_text())["pad_token_id"] == end
+
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = tokenizer.eos_token
+    batch = tokenizer(
+        ["a witty plot", "stale", f"the cast is warm {END}"], padding=True, return_tensors="np"
+    )
+    names = ("input_ids", "attention_mask")
+    with torch.no_grad():
+        expected = theirs(**{name: torch.tensor(batch[name]) for name in names}).logits.numpy()
+    got = ours(**{name: batch[name] for name in names})["logits"]
+    np.testing.assert_allclose(got, expected, atol=2e-5)
+    start = registry.load(str(tmp_path / "checkpoint"), task="text_classification")
+    name = "blocks/0/attention/value/kernel"
+    assert not np.array_equal(ours.params[name], start.params[name])
+
+
+def test_the_last_token_is_read_and_the_pad_token_never():
+    ids = jnp.array([[5, 6, 9, 7, 9, 9, 9, 3, 0, 0]])  # 9 fills rows: of the second text, all
+    packed = {
+        "input_ids": ids,
+        "segment_ids": jnp.array([[1, 1, 1, 1, 1, 2, 2, 3, 0, 0]]),
+        "read_positions": jnp.array([[0, 5, 7, 0]]),
+    }
+    places = jnp.arange(10.0)[None, :, None]
+    assert read_last(places, packed, 9)[0, :3, 0].tolist() == [3, 5, 7]
+    assert read_last(places, packed, None)[0, :3, 0].tolist() == [4, 6, 7]
+    plain = {"input_ids": ids, "attention_mask": jnp.array([[1] * 7 + [0] * 3])}
+    assert read_last(places, plain, 9)[0].tolist() == [3]
+    assert read_last(places, plain, None)[0].tolist() == [6]
+
+
+def test_the_pad_token_is_the_configs_the_tokenizers_or_the_end(tmp_path):
+    ends = {"eos_token_id": [7, 8]}
+    assert pad_token_id({"pad_token_id": 3} | ends, tmp_path) == 3
+    assert pad_token_id({"pad_token_id": -1} | ends, tmp_path) == 7
+    assert pad_token_id({}, tmp_path) is None
+    described = {"added_tokens": [{"content": "<pad>", "id": 5}], "model": {"vocab": {"x": 6}}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described))
+    for token, found in (("<pad>", 5), ({"content": "x"}, 6), (None, 7)):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"pad_token": token}))
+        assert pad_token_id(ends, tmp_path) == found
+
+
+@pytest.mark.parametrize(
+    ("rope", "said"),
+    [
+        ({"rope_type": "longrope"}, "rotary scaling 'longrope' is not supported"),
+        ({"rope_type": "lineer", "factor": 2}, "'linear'"),
+        ({"type": "linear"}, "'linear' has no number 'factor'"),
+        ({"rope_type": "linear", "factor": 2.0, "odd": 1}, "has 'odd', which is not known"),
+        ({"rope_type": "default", "partial_rotary_factor": 0.5}, "'partial_rotary_factor'"),
+    ],
+)
+def test_a_rotary_scaling_that_is_not_understood_is_refused(rope, said):
+    with pytest.raises(UserError, match=said):
+        read_rotary({"rope_scaling": rope, "max_position_embeddings": 8}, 4, 1e4)
+
+
+def test_old_and_new_spellings_of_a_rotary_scaling_are_one():
+    new = {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}}
+    old = {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_theta": 5e5}
+    waves = [
+        read_rotary(fields | {"max_position_embeddings": 8}, 4, 1e4).frequencies()[0]
+        for fields in (new, old)
+    ]
+    np.testing.assert_array_equal(*waves)
