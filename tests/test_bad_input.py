@@ -136,6 +136,7 @@ def test_many_labels_are_not_all_listed(refused):
     assert said.count(",") == 11
 
 
+@pytest.mark.full
 def test_a_metric_that_three_classes_do_not_have(folder, capsys):
     rows = [(f"a film of the {word}", word) for word in ("plot", "cast", "scene")] * 8
     write_rows("rows.csv", rows)

@@ -126,6 +126,9 @@ def test_its_numbers_are_in_step(typed):
         assert [line["id"] for line in said] == list(range(rows))
         right = np.mean([line["label"] == line["predicted"] for line in said])
         loss = np.mean([line["loss"] for line in said])
+        for line in said:  # so an example's outcome stands beside its own label
+            chance = line["probabilities"][line["label"]]
+            assert line["loss"] == pytest.approx(-np.log(chance), abs=1e-5)
         if name == "test":
             result = json.loads((run / "result.json").read_text())
             assert (result["split"], result["examples"], result["checkpoint"]) == (
@@ -143,8 +146,12 @@ def test_the_first_losses_are_those_of_before(typed):
     np.testing.assert_allclose(losses, FIRST_LOSSES, atol=1e-4)
 
 
-def test_from_python(tmp_path):
-    run = jaxft.train(tiny_config(tmp_path, train=steps(2)), quiet=True)
+def test_from_python(tmp_path, capfd):
+    """Quietly; `resume` starts a run that is not there."""
+    run = jaxft.train(tiny_config(tmp_path, train=steps(2)), resume=True, quiet=True)
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert [line for line in said.err.splitlines() if "spmd_partitioner" not in line] == []
     assert run.folder == tmp_path / "runs" / "tiny"
     assert run_json(run.folder)["command"] == []
     assert [event["step"] for event in events(run.folder, "train")] == [1, 2]
@@ -152,14 +159,6 @@ def test_from_python(tmp_path):
     best = max(metric(run.folder, "accuracy").items(), key=lambda item: item[::-1])[0]
     assert run.best == best
     assert not (run.folder / "tensorboard").exists()
-
-
-def test_quiet_prints_nothing(tmp_path, capfd):
-    jaxft.train(tiny_config(tmp_path, train=steps(2)), quiet=True)
-    said = capfd.readouterr()
-    assert said.out == ""
-    noise = [line for line in said.err.splitlines() if "spmd_partitioner" not in line]
-    assert noise == []
 
 
 # -------------------------------------------------------------------------- where it stops, and why
@@ -282,11 +281,6 @@ def test_what_a_replaced_run_was_stays_until_the_new_one_is_saved(tmp_path):
     (aside,) = (tmp_path / "runs").glob("tiny.old-*")
     kept = {name: data for name, data in content(aside).items() if name != "run.lock.owner"}
     assert kept == old
-
-
-def test_resume_starts_a_run_that_is_not_there(tmp_path):
-    run = jaxft.train(tiny_config(tmp_path, train=steps(2)), resume=True, quiet=True)
-    assert [event["step"] for event in events(run.folder, "train")] == [1, 2]
 
 
 def test_a_run_without_test_rows_reports_its_eval_rows(tmp_path, monkeypatch):
