@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxft.models.layers_attention import attention, segment_bias
+from jaxft.models.layers_attention import attention, make_mask
 from jaxft.models.layers_math import dropout, gelu, keep_mask, key_words, layer_norm, linear
 
 
@@ -35,8 +35,8 @@ SEGMENTS = jnp.array([[1, 1, 1, 2, 2, 0, 0], [1, 1, 1, 1, 1, 1, 2]])
 
 
 def our_attention(query, key, value):
-    bias = segment_bias(SEGMENTS)
-    return attention(query, key, value, bias, heads=3, rate=0.0, dropout_key=None)
+    mask = make_mask(SEGMENTS)
+    return attention(query, key, value, mask, heads=3, rate=0.0, dropout_key=None)
 
 
 CASES = {
@@ -82,7 +82,7 @@ def test_attention_dropout_has_the_gradient_of_its_mask():
     weight = normal(9, 2, 7, 12)
 
     def ours(*qkv):
-        out = attention(*qkv, segment_bias(SEGMENTS), heads=3, rate=rate, dropout_key=dropout_key)
+        out = attention(*qkv, make_mask(SEGMENTS), heads=3, rate=rate, dropout_key=dropout_key)
         return (out * weight).sum()
 
     def plain(*qkv):

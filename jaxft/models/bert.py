@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxft.models.layers import Embedding, LayerNorm, Leaf, Linear, parameter, split_key
-from jaxft.models.layers_attention import attention, segment_bias
+from jaxft.models.layers_attention import Mask, attention, make_mask
 from jaxft.models.layers_batch import Batch, check_length, positions_of, read_first, segments_of
 from jaxft.models.layers_math import ACTIVATIONS, dropout
 from jaxft.models.source_fields import (
@@ -195,9 +195,11 @@ class Stem(nnx.Module):
         self.embeddings = Embeddings(config)
         self.max_positions = config.max_position_embeddings
 
-    def __call__(self, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, batch: Batch, key: jax.Array | None, compute: Compute
+    ) -> tuple[jax.Array, Mask]:
         check_length(batch, self.max_positions)
-        return self.embeddings(batch, key), segment_bias(segments_of(batch))
+        return self.embeddings(batch, key), make_mask(segments_of(batch))
 
 
 class Attention(nnx.Module):
@@ -214,13 +216,13 @@ class Attention(nnx.Module):
         self.weights_rate = config.attention_probs_dropout_prob
         self.rate = config.hidden_dropout_prob
 
-    def __call__(self, x: jax.Array, bias: jax.Array, key: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: Mask, key: jax.Array | None) -> jax.Array:
         weights_key, output_key = split_key(key, 2)
         mixed = attention(
             self.query(x),
             self.key(x),
             self.value(x),
-            bias,
+            mask,
             heads=self.heads,
             rate=self.weights_rate,
             dropout_key=weights_key,
@@ -251,9 +253,9 @@ class Block(nnx.Module):
         self.attention = Attention(config)
         self.mlp = Mlp(config)
 
-    def __call__(self, x: jax.Array, bias: jax.Array, key: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: Mask, key: jax.Array | None) -> jax.Array:
         attention_key, mlp_key = split_key(key, 2)
-        return self.mlp(self.attention(x, bias, attention_key), mlp_key)
+        return self.mlp(self.attention(x, mask, attention_key), mlp_key)
 
 
 class Encoder(nnx.Module):

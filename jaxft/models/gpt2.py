@@ -15,7 +15,7 @@ import jax
 from flax import nnx
 
 from jaxft.models.layers import Embedding, LayerNorm, Linear, split_key
-from jaxft.models.layers_attention import attention, segment_bias
+from jaxft.models.layers_attention import Mask, attention, make_mask
 from jaxft.models.layers_batch import Batch, check_length, positions_of, segments_of
 from jaxft.models.layers_decoder import Bare, CausalLm, LastToken
 from jaxft.models.layers_math import ACTIVATIONS, dropout
@@ -193,9 +193,11 @@ class Stem(nnx.Module):
         self.embeddings = Embeddings(config)
         self.max_positions = config.n_positions
 
-    def __call__(self, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, batch: Batch, key: jax.Array | None, compute: Compute
+    ) -> tuple[jax.Array, Mask]:
         check_length(batch, self.max_positions)
-        return self.embeddings(batch, key), segment_bias(segments_of(batch), causal=True)
+        return self.embeddings(batch, key), make_mask(segments_of(batch), causal=True)
 
 
 class Attention(nnx.Module):
@@ -214,7 +216,7 @@ class Attention(nnx.Module):
         self.rate = config.resid_pdrop
 
     def __call__(
-        self, x: jax.Array, bias: jax.Array, key: jax.Array | None, scale: jax.Array | float
+        self, x: jax.Array, mask: Mask, key: jax.Array | None, scale: jax.Array | float
     ) -> jax.Array:
         weights_key, output_key = split_key(key, 2)
         normal = self.norm(x)
@@ -222,7 +224,7 @@ class Attention(nnx.Module):
             self.query(normal),
             self.key(normal),
             self.value(normal),
-            bias,
+            mask,
             heads=self.heads,
             rate=self.weights_rate,
             dropout_key=weights_key,
@@ -256,10 +258,10 @@ class Block(nnx.Module):
         self.mlp = Mlp(config)
 
     def __call__(
-        self, x: jax.Array, bias: jax.Array, key: jax.Array | None, scale: jax.Array | float = 1.0
+        self, x: jax.Array, mask: Mask, key: jax.Array | None, scale: jax.Array | float = 1.0
     ) -> jax.Array:
         attention_key, mlp_key = split_key(key, 2)
-        return self.mlp(self.attention(x, bias, attention_key, scale), mlp_key)
+        return self.mlp(self.attention(x, mask, attention_key, scale), mlp_key)
 
 
 def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:

@@ -6,6 +6,7 @@ Where queries are grouped, G heads of keys and values serve H = n G heads of que
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import jax
@@ -16,25 +17,45 @@ from jaxft.models.layers_math import drop, key_words, matmul_precision
 HIDDEN = -1e9  # finite, so that no row of scores is ever empty
 
 
-def segment_bias(segments: jax.Array, causal: bool = False) -> jax.Array:
-    """What to add to attention scores so that a position sees its own segment only.
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Mask:
+    """Which positions see which: made once by a stem, read by every block.
+
+    Args:
+        segments: [B, T] int32: positions with the same number see each other.
+        bias: what to add to the scores, [B, 1, T, S] float32: 0 where a position sees another,
+            else a large negative number.
+        causal: a position sees itself and those before it only.
+        window: it sees that many positions back, itself included; None for all.
+    """
+
+    segments: jax.Array
+    bias: jax.Array
+    causal: bool = field(default=False, metadata={"static": True})
+    window: int | None = field(default=None, metadata={"static": True})
+
+    def within(self, window: jax.Array | int) -> Mask:
+        """The same mask with what lies `window` positions back or more hidden too."""
+        near = _distance(self.bias.shape[-1]) < window
+        return replace(self, bias=jnp.where(near, self.bias, HIDDEN))
+
+
+def make_mask(segments: jax.Array, *, causal: bool = False, window: int | None = None) -> Mask:
+    """The mask under which a position sees its own segment only.
 
     Args:
         segments: [B, T] int32: positions with the same number see each other.
         causal: a position sees itself and those before it only.
-
-    Returns:
-        [B, 1, T, S] float32: 0 where a position sees another, else a large negative number.
+        window: it sees that many positions back, itself included; None for all.
     """
     seen = segments[:, None, :, None] == segments[:, None, None, :]
+    distance = _distance(segments.shape[1])
     if causal:
-        seen &= _distance(segments.shape[1]) >= 0
-    return jnp.where(seen, 0.0, HIDDEN).astype(jnp.float32)
-
-
-def window_bias(bias: jax.Array, window: jax.Array | int) -> jax.Array:
-    """`bias` [..., T, S] with what lies `window` positions back or more hidden too."""
-    return jnp.where(_distance(bias.shape[-1]) < window, bias, HIDDEN)
+        seen &= distance >= 0
+    if window is not None:
+        seen &= distance < window
+    return Mask(segments, jnp.where(seen, 0.0, HIDDEN).astype(jnp.float32), causal, window)
 
 
 def _distance(length: int) -> jax.Array:
@@ -47,7 +68,7 @@ def attention(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    bias: jax.Array,
+    mask: Mask,
     *,
     heads: int,
     rate: float,
@@ -59,7 +80,7 @@ def attention(
     Args:
         query: [B, T, H K].
         key, value: [B, S, H K], or [B, S, G K] where head g serves H / G heads of queries.
-        bias: added to the scores, [B or 1, H or 1, T, S]; it gets no gradient.
+        mask: which positions see which; it gets no gradient.
         heads: the number of heads H.
         rate: dropout on the attention weights.
         dropout_key: None turns that dropout off.
@@ -84,7 +105,7 @@ def attention(
         split_heads(query),
         split_heads(key),
         split_heads(value),
-        bias,
+        mask.bias,
         words,
         0.0 if dropout_key is None else rate,
         matmul_precision(),

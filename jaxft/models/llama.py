@@ -21,7 +21,7 @@ from flax import nnx
 
 from jaxft.errors import UserError
 from jaxft.models.layers import Embedding, Linear, RMSNorm
-from jaxft.models.layers_attention import attention, segment_bias, window_bias
+from jaxft.models.layers_attention import Mask, attention, make_mask
 from jaxft.models.layers_batch import Batch, check_length, positions_of, segments_of
 from jaxft.models.layers_decoder import Bare, CausalLm, LastToken
 from jaxft.models.layers_math import ACTIVATIONS
@@ -265,11 +265,11 @@ class Context:
     """What every block reads beside the stream.
 
     Args:
-        bias: which positions see which: [B, 1, T, S] float32.
+        mask: which positions see which.
         cosine, sine: the rotary waves at each position: [B or 1, T, 1, K / 2] float32.
     """
 
-    bias: jax.Array
+    mask: Mask
     cosine: jax.Array
     sine: jax.Array
 
@@ -293,13 +293,13 @@ class Stem(nnx.Module):
         # One window for all blocks is the stem's; windows that differ are the blocks' own.
         self.window = config.windows[0] if len(set(config.windows)) == 1 else None
 
-    def __call__(self, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Context]:
+    def __call__(
+        self, batch: Batch, key: jax.Array | None, compute: Compute
+    ) -> tuple[jax.Array, Context]:
         check_length(batch, self.max_positions)
-        bias = segment_bias(segments_of(batch), causal=True)
-        if self.window is not None:
-            bias = window_bias(bias, self.window)
+        mask = make_mask(segments_of(batch), causal=True, window=self.window)
         cosine, sine = rotary_waves(self.rotary, positions_of(batch))
-        return self.embeddings.word(batch["input_ids"]), Context(bias, cosine, sine)
+        return self.embeddings.word(batch["input_ids"]), Context(mask, cosine, sine)
 
 
 class Attention(nnx.Module):
@@ -336,7 +336,7 @@ class Attention(nnx.Module):
             placed(self.query, self.query_norm),
             placed(self.key, self.key_norm),
             self.value(normal),
-            context.bias,
+            context.mask,
             heads=self.heads,
             rate=self.rate,
             dropout_key=key,
@@ -386,7 +386,7 @@ class Block(nnx.Module):
         rotated: jax.Array | bool | None = None,
     ) -> jax.Array:
         if window is not None:
-            context = replace(context, bias=window_bias(context.bias, window))
+            context = replace(context, mask=context.mask.within(window))
         if rotated is not None:
             cosine = jnp.where(rotated, context.cosine, 1.0)
             sine = jnp.where(rotated, context.sine, 0.0)

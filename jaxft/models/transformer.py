@@ -89,7 +89,7 @@ class Tower:
     """A stack of blocks with what comes before and after it.
 
     Args:
-        stem: called `stem(batch, key) -> (stream [B, T, D], context)`; depth 0.
+        stem: called `stem(batch, key, compute) -> (stream [B, T, D], context)`; depth 0.
         blocks: each called `block(stream, context, key, **numbers) -> stream`; block i has
             depth i + 1. Equal neighbours are one object.
         top: called `top(stream, batch, key) -> dict of outputs`; depth n + 1.
@@ -146,7 +146,7 @@ def run_tower(
     stem_key, blocks_key, top_key = split_key(key, 3)
     with jax.default_matmul_precision(compute.precision):
         stem, stem_key = _bind_end(tower.stem, params, {}, stem_key, compute)
-        stream, context = stem(batch, stem_key)
+        stream, context = stem(batch, stem_key, compute)
         stream = run_blocks(tower, params, stream, context, blocks_key, compute)
         top, top_key = _bind_end(tower.top, params, tower.ties, top_key, compute)
         return top(stream, batch, top_key)
