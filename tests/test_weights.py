@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 from jaxft.errors import UserError
-from jaxft.models import registry
+from jaxft.models import bert, registry
 from jaxft.models.weights import load_leaf
 
 SMALL = {
@@ -113,6 +113,40 @@ def test_a_wrong_shape_is_named(folder):
     edit_config(folder, vocab_size=21)
     with pytest.raises(UserError, match=r"word_embeddings.*\[20, 8\].*\[21, 8\]"):
         registry.load(str(folder))
+
+
+def test_a_family_may_compute_a_tensor_of_another_shape(folder, tmp_path, monkeypatch):
+    edit_config(folder, max_position_embeddings=20)
+    with pytest.raises(UserError, match=r"position_embeddings.*\[16, 8\].*\[20, 8\]"):
+        registry.load(str(folder))
+
+    def refits(config, fields):
+        assert (config.max_position_embeddings, fields["vocab_size"]) == (20, 20)
+        return {
+            "embeddings/position/embedding": lambda old: np.concatenate([old, old[:4] / 3]),
+            "embeddings/word/embedding": lambda old: old * 0,  # of the right shape as it is
+        }
+
+    monkeypatch.setattr(bert, "refits", refits, raising=False)
+    mesh = Mesh(np.array(jax.devices()[:4]), ("fsdp",))
+    rows = NamedSharding(mesh, PartitionSpec("fsdp"))
+    model = registry.load(
+        str(folder), sharding=lambda name, shape, axes: rows if "position" in name else None
+    )
+    stored = load_file(folder / "model.safetensors")
+    old = stored["bert.embeddings.position_embeddings.weight"]
+    new = model.params["embeddings/position/embedding"]
+    np.testing.assert_array_equal(new, np.concatenate([old, old[:4] / 3]))
+    assert model.report.notes == (
+        "embeddings/position/embedding is computed from the checkpoint's, which is [16, 8] and "
+        "not [20, 8].",
+    )
+    assert "embeddings/position/embedding" in model.report.loaded
+    assert np.any(model.params["embeddings/word/embedding"])
+    model.save(tmp_path / "export")
+    again = registry.load(str(tmp_path / "export"))
+    assert same_params(again.params, model.params)
+    assert again.report.notes == ()
 
 
 def test_a_wrong_type_is_named(folder):

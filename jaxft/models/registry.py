@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Sharding
 
 import jaxft.models
@@ -115,6 +116,7 @@ def describe(
         fresh=family.FRESH,
         refuse=("head/",) if classes and own != labels else (),
         unused=(*family.UNUSED, *ignore),
+        refit=_refits(family, config, fields),
     )
     params = _shapes(leaves, dtype, sharding)
     return Model(
@@ -154,6 +156,18 @@ def _family(model_type: str) -> Family:
             did_you_mean(model_type, known),
         )
     return known[model_type]
+
+
+def _refits(
+    family: Family, config: Any, fields: Mapping[str, Any]
+) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
+    """What makes the checkpoint's tensors fit a config that is not quite its own.
+
+    Few families have any: theirs is `refits(config, fields)`, with the config that is wanted and
+    the checkpoint's own config.json.
+    """
+    refits = getattr(family, "refits", None)
+    return refits(config, fields) if refits else {}
 
 
 def _head(family: Family, fields: Mapping[str, Any], task: str | None) -> str | None:

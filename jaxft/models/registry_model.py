@@ -62,11 +62,12 @@ def leaves_of(towers: Mapping[str, Tower]) -> dict[str, Leaf]:
 
 @dataclass(frozen=True)
 class Report:
-    """What loading did: names of parameters loaded and new, of checkpoint tensors unused."""
+    """What loading did: names of parameters loaded and new, of checkpoint tensors unused, notes."""
 
     loaded: tuple[str, ...]
     new: tuple[str, ...]
     unused: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +140,8 @@ class Model:
     @property
     def report(self) -> Report:
         """What loading did."""
-        return Report(tuple(self.matching.loaded), self.matching.new, self.matching.unused)
+        found = self.matching
+        return Report(tuple(found.loaded), found.new, found.unused, found.notes)
 
     @property
     def tokenizer_folder(self) -> Path:

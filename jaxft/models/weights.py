@@ -72,11 +72,13 @@ class Matching:
         loaded: parameter -> the tensor it is read from.
         new: parameters the checkpoint does not give, in order.
         unused: tensors of the checkpoint that no parameter takes, in order.
+        notes: what of a parameter is not as the checkpoint has it, a sentence each.
     """
 
     loaded: Mapping[str, Tensor]
     new: tuple[str, ...]
     unused: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def match(
@@ -88,6 +90,7 @@ def match(
     fresh: Sequence[str],
     refuse: Sequence[str],
     unused: Sequence[str],
+    refit: Mapping[str, Callable[[np.ndarray], np.ndarray]] | None = None,
 ) -> Matching:
     """Pairs every parameter with a tensor, and accounts for every tensor.
 
@@ -99,6 +102,8 @@ def match(
         fresh: name prefixes that may be absent (whole), such as `head/`.
         refuse: those of them that are to be new even where the checkpoint has them.
         unused: patterns of tensors that may go unused.
+        refit: parameter -> what makes a tensor of another shape fit: called with all of it, as
+            stored and in float32, it returns one of the wanted shape.
 
     Raises:
         UserError: a tensor is missing, unknown, of the wrong shape, or no float.
@@ -115,9 +120,35 @@ def match(
     left = tuple(found for found in tensors if found not in set(wanted.values()))
     _check_unknown([found for found in left if not _any_match(unused, canonical(found))])
     whole = {parameter: tensors[found] for parameter, found in wanted.items()}
-    _check_shapes(whole, names, leaves)
+    shapes = {parameter: _stored_shape(names[parameter], leaves[parameter]) for parameter in whole}
+    notes = []
+    for parameter, compute in (refit or {}).items():
+        if parameter in whole and (stored := whole[parameter]).shape != shapes[parameter]:
+            whole[parameter] = _refitted(stored, shapes[parameter], compute)
+            notes.append(
+                f"{parameter} is computed from the checkpoint's, which is {list(stored.shape)} "
+                f"and not {list(shapes[parameter])}."
+            )
+    _check_shapes(whole, names, shapes)
     loaded = {p: part_of(tensor, names[p].part) for p, tensor in whole.items()}
-    return Matching(loaded, new, left)
+    return Matching(loaded, new, left, tuple(notes))
+
+
+def _stored_shape(name: Name, leaf: Leaf) -> tuple[int, ...]:
+    """The shape that a tensor has in a file."""
+    shape = leaf.shape[::-1] if name.transpose else leaf.shape
+    return shape if name.part is None else (*shape[:-1], shape[-1] * name.part[1])
+
+
+def _refitted(
+    tensor: Tensor, shape: tuple[int, ...], compute: Callable[[np.ndarray], np.ndarray]
+) -> Tensor:
+    """A tensor that is computed from a stored one whenever it is read."""
+
+    def read(index: Index) -> np.ndarray:
+        return compute(tensor.whole().astype(np.float32)).astype(FLOATS[tensor.dtype])[index]
+
+    return replace(tensor, shape=shape, read=read)
 
 
 def _any_match(patterns: Sequence[str], name: str) -> bool:
@@ -149,13 +180,12 @@ def _check_unknown(names: Sequence[str]) -> None:
 
 
 def _check_shapes(
-    loaded: Mapping[str, Tensor], names: Mapping[str, Name], leaves: Mapping[str, Leaf]
+    loaded: Mapping[str, Tensor],
+    names: Mapping[str, Name],
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> None:
     for parameter, tensor in loaded.items():
-        name, shape = names[parameter], leaves[parameter].shape
-        wanted = shape[::-1] if name.transpose else shape
-        if name.part is not None:
-            wanted = (*wanted[:-1], wanted[-1] * name.part[1])
+        name, wanted = names[parameter], shapes[parameter]
         if tensor.shape != wanted:
             raise UserError(
                 f"{tensor.file}: '{name.hf}' has the shape {list(tensor.shape)}, "
