@@ -24,7 +24,8 @@ class Name:
     Args:
         hf: the tensor's name in a Hugging Face file.
         ours: the parameter's name.
-        transpose: the tensor is stored (out, in).
+        transpose: the tensor is stored (out, in), or (out, in, height, width) where it is a
+            convolution's: its first axis is our last one.
         part: which equal part, of how many along the tensor's last axis; None for the whole.
     """
 
@@ -35,7 +36,7 @@ class Name:
 
 
 def dense(hf: str, ours: str) -> tuple[Name, ...]:
-    """The lines of a `torch.nn.Linear`."""
+    """The lines of a `torch.nn.Linear`, or of a convolution."""
     kernel = Name(f"{hf}.weight", f"{ours}/kernel", transpose=True)
     return kernel, Name(f"{hf}.bias", f"{ours}/bias")
 
@@ -136,7 +137,7 @@ def match(
 
 def _stored_shape(name: Name, leaf: Leaf) -> tuple[int, ...]:
     """The shape that a tensor has in a file."""
-    shape = leaf.shape[::-1] if name.transpose else leaf.shape
+    shape = (leaf.shape[-1], *leaf.shape[:-1]) if name.transpose else leaf.shape
     return shape if name.part is None else (*shape[:-1], shape[-1] * name.part[1])
 
 
@@ -211,7 +212,10 @@ def load_leaf(
 
     def read(index: Index | None) -> np.ndarray:
         index = index or ()
-        part = tensor.read(index[::-1]).T if name.transpose else tensor.read(index)
+        if name.transpose:
+            part = np.moveaxis(tensor.read((index[-1], *index[:-1])), 0, -1)
+        else:
+            part = tensor.read(index)
         return np.ascontiguousarray(part).astype(target, copy=False).reshape(part.shape)
 
     if sharding is None:
@@ -251,7 +255,7 @@ def to_tensors(
     out: dict[str, list[np.ndarray]] = {}
     for parameter, name in sorted(names.items(), key=lambda item: item[1].part or ()):
         value = np.asarray(params[parameter])
-        value = np.ascontiguousarray(value.T if name.transpose else value)
+        value = np.ascontiguousarray(np.moveaxis(value, -1, 0) if name.transpose else value)
         if parameter in loaded:
             original = loaded[parameter].whole()
             if original.astype(value.dtype).tobytes() == value.tobytes():
