@@ -8,6 +8,7 @@ from flax import nnx
 
 from jaxft.models.layers import Embedding, Linear
 from jaxft.models.layers_batch import Batch, read_last
+from jaxft.models.layers_loss import token_losses
 
 Outputs = dict[str, jax.Array]
 
@@ -25,6 +26,10 @@ class Bare(nnx.Module):
 class CausalLm(nnx.Module):
     """Scores of the next token: `logits` [B, T, V].
 
+    Where the batch has `targets` [B, T] (the next token, -1 where none is scored), each one's
+    cross-entropy, `losses` [B, T] float32, and whether its score is the highest, `hits` [B, T],
+    in place of the scores.
+
     Args:
         norm: of the stream.
         head: a matrix of its own, or the word embeddings (tied).
@@ -35,8 +40,15 @@ class CausalLm(nnx.Module):
         self.head = head
 
     def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> Outputs:
+        if "targets" in batch:
+            losses, hits = token_losses(self, x, batch["targets"])
+            return {"losses": losses, "hits": hits}
+        return {"logits": self.scores(x)}
+
+    def scores(self, x: jax.Array) -> jax.Array:
+        """The scores at each position: [B, T, D] -> [B, T, V] float32."""
         score = self.head.scores if isinstance(self.head, Embedding) else self.head
-        return {"logits": score(self.norm(x)).astype(jnp.float32)}
+        return score(self.norm(x)).astype(jnp.float32)
 
 
 class LastToken(nnx.Module):

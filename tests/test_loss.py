@@ -1,0 +1,177 @@
+"""The loss of next tokens in pieces: the plain loss, without its scores in full."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.extend.core import jaxprs_in_params
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxft.engine.cost import count_flops
+from jaxft.engine.mesh import make_mesh
+from jaxft.models import layers_loss
+from jaxft.models.layers import Embedding, Linear, RMSNorm
+from jaxft.models.layers_decoder import CausalLm
+from jaxft.models.transformer import Part
+
+ROWS, LENGTH, WIDTH, WORDS = 4, 22, 8, 48
+TIED = {False: "head/kernel", True: "head/embedding"}
+
+
+def make_top(tied: bool) -> Part:
+    head = Embedding(WORDS, WIDTH, "vocab", 0.02) if tied else None
+    head = head or Linear(WIDTH, WORDS, ("embed", "vocab"), 0.02, bias=False)
+    return Part(CausalLm(RMSNorm(WIDTH, 1e-6), head))
+
+
+def draw(tied: bool) -> tuple[dict, jax.Array, jax.Array]:
+    """Parameters, a stream, and targets of which some are not scored."""
+    keys = jax.random.split(jax.random.key(0), 5)
+    params = {
+        "norm/scale": 1.0 + 0.1 * jax.random.normal(keys[0], (WIDTH,)),
+        TIED[tied]: jax.random.normal(keys[1], (WORDS, WIDTH) if tied else (WIDTH, WORDS)),
+    }
+    x = jax.random.normal(keys[2], (ROWS, LENGTH, WIDTH))
+    targets = jax.random.randint(keys[3], (ROWS, LENGTH), 0, WORDS)
+    return params, x, jnp.where(jax.random.bernoulli(keys[4], 0.3, targets.shape), -1, targets)
+
+
+def plain(part: Part, params: dict, x: jax.Array, targets: jax.Array) -> tuple:
+    """The loss from scores in full, as optax has it."""
+    logits = part.bind(params)(x, {}, None)["logits"]
+    right = jnp.maximum(targets, 0)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, right)
+    scored = targets >= 0
+    return jnp.where(scored, losses, 0.0), (logits.argmax(-1) == targets) & scored
+
+
+def ours(part: Part, params: dict, x: jax.Array, targets: jax.Array) -> tuple:
+    found = part.bind(params)(x, {"targets": targets}, None)
+    assert found.keys() == {"losses", "hits"}
+    return found["losses"], found["hits"]
+
+
+def mean_loss(losses, part, targets):
+    """A loss whose gradient differs from position to position."""
+    weights = jnp.linspace(0.5, 1.5, targets.size).reshape(targets.shape)
+    return lambda params, x: (losses(part, params, x, targets)[0] * weights).sum()
+
+
+@pytest.fixture(params=[WORDS * 5, WORDS * 11, WORDS * LENGTH], ids=["odd", "even", "whole"])
+def pieces(request, monkeypatch):
+    """At most 5, 11 or all positions at once: 5 pieces of 5 with 3 to spare, 2 of 11, 1 of 22."""
+    monkeypatch.setattr(layers_loss, "MOST_SCORES", request.param)
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """At most 6 positions at once."""
+    monkeypatch.setattr(layers_loss, "MOST_SCORES", WORDS * 6)
+
+
+@pytest.mark.parametrize("tied", TIED)
+def test_losses_hits_and_gradients_are_the_plain_ones(tied, pieces):
+    part = make_top(tied)
+    params, x, targets = draw(tied)
+    targets = targets.at[0].set(part.bind(params)(x, {}, None)["logits"][0].argmax(-1))
+    for found, wanted in zip(
+        ours(part, params, x, targets), plain(part, params, x, targets), strict=True
+    ):
+        np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
+    gradients = [
+        jax.jit(jax.grad(mean_loss(losses, part, targets), argnums=(0, 1)))(params, x)
+        for losses in (ours, plain)
+    ]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6 * float(abs(b).max())),
+        *gradients,
+    )
+
+
+def largest(jaxpr) -> int:
+    """Elements of the largest array that a jaxpr or one inside it makes."""
+    found = [int(np.prod(made.aval.shape)) for e in jaxpr.eqns for made in e.outvars]
+    inner = [largest(sub) for e in jaxpr.eqns for sub in jaxprs_in_params(e.params)]
+    return max([*found, *inner], default=0)
+
+
+@pytest.mark.parametrize("tied", TIED)
+def test_scores_never_exist_in_full(tied, few):
+    part = make_top(tied)
+    params, x, targets = draw(tied)
+
+    def most(losses):
+        function = jax.grad(mean_loss(losses, part, targets), argnums=(0, 1))
+        return largest(jax.make_jaxpr(function)(params, x).jaxpr)
+
+    assert most(plain) == ROWS * LENGTH * WORDS
+    assert most(ours) == ROWS * 6 * WORDS
+
+
+@pytest.mark.parametrize("tied", TIED)
+def test_what_is_frozen_costs_no_matmul(tied, few):
+    """Four pieces of 6: once forward, once again, and once for each gradient that is asked for."""
+    part = make_top(tied)
+    params, x, targets = draw(tied)
+    once = 2 * ROWS * 24 * WIDTH * WORDS
+
+    def flops(*names):
+        frozen = {name: value for name, value in params.items() if name not in names}
+
+        def loss(trained):
+            stream = trained.get("x", x)
+            own = {name: value for name, value in trained.items() if name != "x"}
+            return mean_loss(ours, part, targets)(frozen | own, stream)
+
+        return count_flops(jax.grad(loss), {n: params.get(n, x) for n in names})
+
+    assert flops("x", "norm/scale", TIED[tied]) == 4 * once
+    assert flops(TIED[tied]) == flops("x") == flops("norm/scale") == 3 * once
+
+
+def test_the_pieces_gradients_are_summed_in_float32(monkeypatch):
+    """In bfloat16 many pieces give the head what one piece does, to its rounding."""
+    part = make_top(tied=True)
+    params, x, targets = draw(tied=True)
+    narrow = jax.tree.map(lambda value: value.astype(jnp.bfloat16), (params, x))
+    found = []
+    for positions in (1, LENGTH):
+        monkeypatch.setattr(layers_loss, "MOST_SCORES", WORDS * positions)
+        gradient = jax.grad(mean_loss(ours, part, targets))(*narrow)["head/embedding"]
+        found.append(np.asarray(gradient, np.float32))
+    assert np.linalg.norm(found[0] - found[1]) < 2**-8 * np.linalg.norm(found[1])
+
+
+def test_a_vocabulary_over_devices_stays_there(few):
+    """Words over `tensor`, rows over `data`: no device gathers scores or the head."""
+    mesh = make_mesh(2, 1, 4)
+    part = make_top(tied=True)
+    params, x, targets = draw(tied=True)
+    placed = {
+        "norm/scale": NamedSharding(mesh, PartitionSpec()),
+        "head/embedding": NamedSharding(mesh, PartitionSpec("tensor")),
+    }
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+
+    def loss(params, x, targets):
+        losses, hits = ours(part, params, x, targets)
+        return losses.sum(), hits
+
+    step = jax.jit(
+        jax.value_and_grad(loss, argnums=(0, 1), has_aux=True),
+        in_shardings=(placed, rows, rows),
+        out_shardings=((None, None), (placed, rows)),
+    )
+    compiled = step.lower(params, x, targets).compile()
+    gathered = re.findall(r"\S+\[([\d,]*)\]\S* all-gather", compiled.as_text())
+    sizes = [int(np.prod([int(n) for n in shape.split(",") if n])) for shape in gathered]
+    assert max(sizes, default=0) <= ROWS * LENGTH * WIDTH < WORDS * WIDTH * 4
+    alone = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, x, targets)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+        compiled(params, x, targets),
+        alone,
+    )
