@@ -34,8 +34,8 @@ def plain_attention(query, key, value, segments, keep=1.0):
 SEGMENTS = jnp.array([[1, 1, 1, 2, 2, 0, 0], [1, 1, 1, 1, 1, 1, 2]])
 
 
-def our_attention(query, key, value):
-    mask = make_mask(SEGMENTS)
+def our_attention(query, key, value, segments=SEGMENTS):
+    mask = None if segments is None else make_mask(segments)
     return attention(query, key, value, mask, heads=3, rate=0.0, dropout_key=None)
 
 
@@ -54,6 +54,11 @@ CASES = {
     "attention": (
         our_attention,
         lambda *qkv: plain_attention(*qkv, SEGMENTS),
+        (normal(0, 2, 7, 12), normal(1, 2, 7, 12), normal(2, 2, 7, 12)),
+    ),
+    "attention without a mask": (
+        lambda *qkv: our_attention(*qkv, segments=None),
+        lambda *qkv: plain_attention(*qkv, jnp.ones_like(SEGMENTS)),
         (normal(0, 2, 7, 12), normal(1, 2, 7, 12), normal(2, 2, 7, 12)),
     ),
 }

@@ -12,6 +12,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from jaxft.models.layers_cache import KeyValues, attend, split_heads
 from jaxft.models.layers_math import drop, key_words, matmul_precision
 
 HIDDEN = -1e9  # finite, so that no row of scores is ever empty
@@ -28,47 +29,63 @@ class Mask:
             else a large negative number.
         causal: a position sees itself and those before it only.
         window: it sees that many positions back, itself included; None for all.
+        slot: where the one new position stands among those kept of before; None at the start.
+        kept: the block's keys and values of before, where they are kept.
     """
 
     segments: jax.Array
     bias: jax.Array
     causal: bool = field(default=False, metadata={"static": True})
     window: int | None = field(default=None, metadata={"static": True})
+    slot: jax.Array | None = None
+    kept: KeyValues | None = None
 
     def within(self, window: jax.Array | int) -> Mask:
         """The same mask with what lies `window` positions back or more hidden too."""
-        near = _distance(self.bias.shape[-1]) < window
+        near = _distance(self.bias.shape[-1], self.slot) < window
         return replace(self, bias=jnp.where(near, self.bias, HIDDEN))
 
 
-def make_mask(segments: jax.Array, *, causal: bool = False, window: int | None = None) -> Mask:
+def make_mask(
+    segments: jax.Array,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    slot: jax.Array | None = None,
+) -> Mask:
     """The mask under which a position sees its own segment only.
 
     Args:
-        segments: [B, T] int32: positions with the same number see each other.
+        segments: [B, T] int32: positions with the same number see each other; [B, S] where there
+            is a slot.
         causal: a position sees itself and those before it only.
         window: it sees that many positions back, itself included; None for all.
+        slot: the one position that is new, among S of which those before are kept; None where
+            all are new.
     """
-    seen = segments[:, None, :, None] == segments[:, None, None, :]
-    distance = _distance(segments.shape[1])
+    own = segments if slot is None else segments[:, slot][:, None]
+    seen = own[:, None, :, None] == segments[:, None, None, :]
+    distance = _distance(segments.shape[1], slot)
     if causal:
         seen &= distance >= 0
     if window is not None:
         seen &= distance < window
-    return Mask(segments, jnp.where(seen, 0.0, HIDDEN).astype(jnp.float32), causal, window)
+    bias = jnp.where(seen, 0.0, HIDDEN).astype(jnp.float32)
+    return Mask(segments, bias, causal, window, slot)
 
 
-def _distance(length: int) -> jax.Array:
-    """How far before a position another lies: [T, S] int32."""
+def _distance(length: int, slot: jax.Array | None) -> jax.Array:
+    """How far before a position another lies: [T, S] int32; of the one position in `slot` [1, S]."""
     places = jnp.arange(length, dtype=jnp.int32)
-    return places[:, None] - places[None, :]
+    own = places if slot is None else slot[None]
+    return own[:, None] - places[None, :]
 
 
 def attention(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    mask: Mask,
+    mask: Mask | None,
     *,
     heads: int,
     rate: float,
@@ -80,7 +97,7 @@ def attention(
     Args:
         query: [B, T, H K].
         key, value: [B, S, H K], or [B, S, G K] where head g serves H / G heads of queries.
-        mask: which positions see which; it gets no gradient.
+        mask: which positions see which, None where all see all; it gets no gradient.
         heads: the number of heads H.
         rate: dropout on the attention weights.
         dropout_key: None turns that dropout off.
@@ -105,7 +122,7 @@ def attention(
         split_heads(query),
         split_heads(key),
         split_heads(value),
-        mask.bias,
+        None if mask is None else mask.bias,
         words,
         0.0 if dropout_key is None else rate,
         matmul_precision(),
@@ -119,7 +136,8 @@ def _attention(query, key, value, bias, words, rate, precision):
 
 
 def _attention_forward(query, key, value, bias, words, rate, precision):
-    scores = _scores("bhtk,bhsk->bhts", query, key, precision) + bias
+    scores = _scores("bhtk,bhsk->bhts", query, key, precision)
+    scores = scores if bias is None else scores + bias
     powers = jnp.exp(scores - scores.max(-1, keepdims=True))
     weights = (powers * (1.0 / powers.sum(-1, keepdims=True))).astype(query.dtype)
     dropped = drop(weights, rate, words) if rate else weights
