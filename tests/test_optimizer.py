@@ -27,7 +27,7 @@ class Run:
         self.table = build_table(
             names,
             depths=depths,
-            num_depths=max(depths.values()) + 1,
+            tops=dict.fromkeys(depths, max(depths.values())),
             no_decay=[name for name in BIASES if name in shapes],
             groups=groups,
             layer_decay=layer_decay or LayerDecaySection(),

@@ -133,7 +133,7 @@ def test_a_config_resolves_into_rates_by_group():
     table = build_table(
         shapes,
         depths={"low/a": 0, "mid/b": 1, "top/c": 2},
-        num_depths=3,
+        tops=dict.fromkeys(shapes, 2),
         no_decay=[],
         groups=[
             Group(name="trunk", depth=(0, 0), freeze=True),

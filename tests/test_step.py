@@ -83,7 +83,7 @@ def table_of(groups=(), layer_decay=None, schedule=None, **optimizer):
     return build_table(
         shapes,
         depths=DEPTHS,
-        num_depths=2,
+        tops=dict.fromkeys(DEPTHS, 1),
         no_decay=["body/bias"],
         groups=groups,
         layer_decay=layer_decay or LayerDecaySection(),

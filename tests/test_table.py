@@ -32,12 +32,12 @@ VIT = {
 }
 
 
-def make_table(depths, groups=(), *, num_depths=None, no_decay=(), layer_decay=None, **optimizer):
+def make_table(depths, groups=(), *, tops=None, no_decay=(), layer_decay=None, **optimizer):
     shapes = {name: jax.ShapeDtypeStruct((4, 2), np.float32) for name in depths}
     return build_table(
         shapes,
         depths=depths,
-        num_depths=num_depths or max(depths.values()) + 1,
+        tops=tops or dict.fromkeys(depths, max(depths.values())),
         no_decay=no_decay,
         groups=groups,
         layer_decay=layer_decay or LayerDecaySection(),
@@ -240,6 +240,50 @@ def test_the_summary_counts_moments_of_trained_leaves_only():
     assert rows["trunk"]["schedule"] is rows["trunk"]["optimizer"] is None
 
 
+# Two towers, of four blocks and of two, and what joins them.
+TWO = {
+    "vision/embeddings/patch/kernel": (0, 5),
+    **{f"vision/blocks/{i}/mlp/up/kernel": (i + 1, 5) for i in range(4)},
+    "vision/norm/scale": (5, 5),
+    "text/embeddings/word/embedding": (0, 3),
+    **{f"text/blocks/{i}/mlp/up/kernel": (i + 1, 3) for i in range(2)},
+    "text/norm/scale": (3, 3),
+    "head/vision/kernel": (5, 5),
+    "head/logit_scale": (5, 5),
+}
+
+
+def two_towers(groups=(), **layer_decay):
+    depths = {name: depth for name, (depth, _) in TWO.items()}
+    tops = {name: top for name, (_, top) in TWO.items()}
+    return make_table(depths, groups, tops=tops, layer_decay=LayerDecaySection(**layer_decay))
+
+
+@pytest.mark.parametrize(("preset", "norm"), [("mae", 1.0), ("timm", 0.5)])
+def test_each_tower_decays_over_its_own_depth(preset, norm):
+    found = {leaf.name: leaf.multiplier for leaf in two_towers(preset=preset, rate=0.5).leaves}
+    assert [found[f"vision/blocks/{i}/mlp/up/kernel"] for i in range(4)] == [
+        1 / 16,
+        1 / 8,
+        0.25,
+        0.5,
+    ]
+    assert [found[f"text/blocks/{i}/mlp/up/kernel"] for i in range(2)] == [0.25, 0.5]
+    assert found["vision/embeddings/patch/kernel"] == 1 / 32
+    assert found["text/embeddings/word/embedding"] == 1 / 8
+    assert found["vision/norm/scale"] == found["text/norm/scale"] == norm
+    assert found["head/vision/kernel"] == found["head/logit_scale"] == 1.0
+
+
+def test_a_range_of_depths_means_each_tower():
+    """And what belongs to no tower lies as deep as the deepest."""
+    frozen = two_towers([Group(name="low", depth=(0, 1), freeze=True)]).frozen
+    assert set(frozen) == {name for name, (depth, _) in TWO.items() if depth < 2}
+    top = two_towers([Group(name="top", depth=(5, 5))])
+    owned = {leaf.name for leaf in top.leaves if leaf.group == "top"}
+    assert owned == {"vision/norm/scale", "head/vision/kernel", "head/logit_scale"}
+
+
 # ------------------------------------------------------------------------------- weight decay
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory):
@@ -251,7 +295,7 @@ def bert_table(bert, no_decay="auto"):
     return build_table(
         bert.params,
         depths=bert.depths,
-        num_depths=bert.num_depths,
+        tops=bert.tops,
         no_decay=sorted(bert.no_decay),
         groups=[],
         layer_decay=LayerDecaySection(),

@@ -139,7 +139,7 @@ def make_table(config: Config, model: Model) -> LayerTable:
     return build_table(
         model.params,
         depths=model.depths,
-        num_depths=model.num_depths,
+        tops=model.tops,
         no_decay=sorted(model.no_decay),
         groups=config.groups,
         layer_decay=config.layer_decay,

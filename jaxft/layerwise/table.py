@@ -1,6 +1,7 @@
 """The LayerTable: what each parameter's group, depth, rate and decay are, and whether it trains.
 
 Depth counts from the input: 0 the embeddings, i + 1 block i, n + 1 the final norm and the head.
+Where a model has several towers, depth is counted and decayed in each by itself.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from jaxft.errors import UserError
 from jaxft.tree import natural_order, select
 
 REST = "rest"
+FINAL_NORMS = ("norm/", "vision/norm/", "text/norm/")
 
 
 @dataclass(frozen=True)
@@ -147,14 +149,14 @@ class LayerTable:
         ]
 
 
-def depth_multiplier(preset: str, rate: float, depth: int, num_depths: int, name: str) -> float:
+def depth_multiplier(preset: str, rate: float, depth: int, top: int, name: str) -> float:
     """The layer-decay multiplier of one parameter, as the preset's original computes it.
 
     Args:
         preset: timm, mae, electra or ulmfit.
         rate: decay a layer; 1 leaves every multiplier at 1.
-        depth: 0 embeddings, i + 1 block i, `num_depths - 1` the final norm and the head.
-        num_depths: number of blocks + 2.
+        depth: 0 embeddings, i + 1 block i, `top` the final norm and the head.
+        top: number of blocks + 1, of the parameter's own tower.
         name: the parameter's name.
 
     Source: timm `param_groups_layer_decay` (the final norm counts with the last block); MAE
@@ -162,8 +164,7 @@ def depth_multiplier(preset: str, rate: float, depth: int, num_depths: int, name
         tokens, at 1); ELECTRA `optimization.py` (a hole below the head: the last block gets
         rate ** 2); Howard and Ruder 2018, section 3.1 (each layer 1 / 2.6 of the one above).
     """
-    top = num_depths - 1
-    if preset == "timm" and depth == top and name.startswith("norm/"):
+    if preset == "timm" and depth == top and name.startswith(FINAL_NORMS):
         depth = top - 1
     if preset == "mae" and name.endswith("register_tokens"):
         depth = top
@@ -176,7 +177,7 @@ def build_table(
     shapes: Mapping[str, Any],
     *,
     depths: Mapping[str, int],
-    num_depths: int,
+    tops: Mapping[str, int],
     no_decay: Sequence[str],
     groups: Sequence[Group],
     layer_decay: LayerDecaySection,
@@ -187,8 +188,8 @@ def build_table(
 
     Args:
         shapes: name -> anything with `.shape` and `.dtype`.
-        depths: name -> depth, from the family.
-        num_depths: number of blocks + 2.
+        depths: name -> depth in its tower, from the family.
+        tops: name -> the depth of its tower's top: number of blocks + 1.
         no_decay: the names that weight decay skips unless the config says otherwise.
         groups, layer_decay, optimizer, schedule: the config's sections.
 
@@ -200,14 +201,14 @@ def build_table(
     if optimizer.no_decay != "auto":
         where = "optimizer.no_decay"
         no_decay = [n for pattern in optimizer.no_decay for n in select(pattern, names, where)]
-    owner = _owners(names, depths, num_depths, groups)
+    owner = _owners(names, depths, groups)
     by_name = {group.name: group for group in groups}
     skipped = set(no_decay)
 
     def leaf(name: str) -> LeafRow:
         group, preset, rate = by_name.get(owner[name]), layer_decay.preset, layer_decay.rate
         frozen = group is not None and group.freeze
-        decay = depth_multiplier(preset, rate, depths[name], num_depths, name)
+        decay = depth_multiplier(preset, rate, depths[name], tops[name], name)
         return LeafRow(
             name=name,
             shape=tuple(shapes[name].shape),
@@ -244,12 +245,12 @@ def _group_rows(groups: Sequence[Group], optimizer: OptimizerSection, schedule: 
 
 
 def _owners(
-    names: Sequence[str], depths: Mapping[str, int], num_depths: int, groups: Sequence[Group]
+    names: Sequence[str], depths: Mapping[str, int], groups: Sequence[Group]
 ) -> dict[str, str]:
     owner: dict[str, str] = {}
     for index, group in enumerate(groups):
         where = f"groups[{index}] ({group.name})"
-        matched = _matched(group, names, depths, num_depths, where)
+        matched = _matched(group, names, depths, where)
         fresh = [name for name in matched if name not in owner]
         if not fresh:
             earlier = owner[matched[0]]
@@ -262,7 +263,7 @@ def _owners(
 
 
 def _matched(
-    group: Group, names: Sequence[str], depths: Mapping[str, int], num_depths: int, where: str
+    group: Group, names: Sequence[str], depths: Mapping[str, int], where: str
 ) -> list[str]:
     if group.match is not None:
         patterns = [group.match] if isinstance(group.match, str) else group.match
@@ -270,9 +271,10 @@ def _matched(
         return [name for name in names if name in found]
     low, high = group.depth or (0, 0)  # the config makes sure of one of the two
     found = {name for name in names if low <= depths[name] <= high}
-    if not found or high >= num_depths:
+    highest = max(depths.values())
+    if not found or high > highest:
         raise UserError(
             f"{where}.depth: [{low}, {high}] is outside this model's depths.",
-            f"They run from 0 (embeddings) to {num_depths - 1} (head).",
+            f"They run from 0 (embeddings) to {highest} (head).",
         )
     return [name for name in names if name in found]

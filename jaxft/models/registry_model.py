@@ -15,10 +15,12 @@ import jax.numpy as jnp
 from jaxft.files import write_atomic
 from jaxft.models.layers import Leaf
 from jaxft.models.source import WEIGHTS, Source
-from jaxft.models.transformer import PLAIN, Compute, Tower
+from jaxft.models.transformer import PLAIN, Compute, Part, Tower
 from jaxft.models.weights import Matching, Name, resolve_names, to_tensors
 from jaxft.models.weights_files import write_safetensors
 from jaxft.tree import natural_order
+
+Towers = Mapping[str, Tower | Part]  # a part of no tower joins what the towers put out
 
 
 class Family(Protocol):
@@ -40,12 +42,12 @@ class Family(Protocol):
     def exported(self, name: str, head: str | None) -> str:
         """A tensor's name as the table spells it -> as the head's architecture saves it."""
 
-    def towers(self, config: Any, head: str | None, num_labels: int | None) -> Mapping[str, Tower]:
+    def towers(self, config: Any, head: str | None, num_labels: int | None) -> Towers:
         """The towers under a head."""
 
     def apply(
         self,
-        towers: Mapping[str, Tower],
+        towers: Towers,
         params: Mapping[str, jax.Array],
         batch: Mapping[str, jax.Array],
         key: jax.Array | None,
@@ -54,9 +56,9 @@ class Family(Protocol):
         """The outputs for a batch."""
 
 
-def leaves_of(towers: Mapping[str, Tower]) -> dict[str, Leaf]:
+def leaves_of(towers: Towers) -> dict[str, Leaf]:
     """Every parameter's description, in natural order."""
-    found = {name: leaf for tower in towers.values() for name, leaf in tower.leaves.items()}
+    found = {name: leaf for part in towers.values() for name, leaf in part.leaves.items()}
     return {name: found[name] for name in natural_order(found)}
 
 
@@ -91,7 +93,7 @@ class Model:
     head: str | None
     labels: tuple[str, ...] | None
     params: dict[str, Any]
-    towers: Mapping[str, Tower]
+    towers: Towers
     source: Source
     fields: Mapping[str, Any]
     matching: Matching
@@ -99,10 +101,7 @@ class Model:
     @cached_property
     def leaves(self) -> dict[str, Leaf]:
         """Every parameter's description, in natural order."""
-        found = {
-            name: leaf for tower in self.towers.values() for name, leaf in tower.leaves.items()
-        }
-        return {name: found[name] for name in natural_order(found)}
+        return leaves_of(self.towers)
 
     @property
     def axes(self) -> dict[str, tuple[str, ...]]:
@@ -111,14 +110,29 @@ class Model:
 
     @cached_property
     def depths(self) -> dict[str, int]:
-        """name -> depth: 0 embeddings, i + 1 block i, n + 1 what is above."""
-        found = {name: d for tower in self.towers.values() for name, d in tower.depths.items()}
+        """name -> depth in its own tower: 0 embeddings, i + 1 block i, n + 1 what is above.
+
+        What belongs to no tower is as deep as the deepest of them.
+        """
+        found: dict[str, int] = {}
+        for part in self.towers.values():
+            alone = dict.fromkeys(part.leaves, self.num_depths - 1)
+            found |= part.depths if isinstance(part, Tower) else alone
+        return {name: found[name] for name in self.leaves}
+
+    @cached_property
+    def tops(self) -> dict[str, int]:
+        """name -> the depth of the top of its own tower: n + 1 for n blocks."""
+        found: dict[str, int] = {}
+        for part in self.towers.values():
+            last = part.last if isinstance(part, Tower) else self.num_depths - 1
+            found |= dict.fromkeys(part.leaves, last)
         return {name: found[name] for name in self.leaves}
 
     @property
     def num_depths(self) -> int:
-        """How many depths there are: n + 2 for n blocks."""
-        return max(len(tower.blocks) for tower in self.towers.values()) + 2
+        """How many depths there are: n + 2 for n blocks, of the deepest tower."""
+        return max(part.last for part in self.towers.values() if isinstance(part, Tower)) + 1
 
     @property
     def no_decay(self) -> frozenset[str]:

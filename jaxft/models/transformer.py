@@ -96,6 +96,8 @@ class Tower:
         ties: names of the top that are another parameter: the top's path -> that one's name.
         numbers: what differs between blocks that are one object otherwise (an attention
             window, a scale): name -> one number a block. A scan reads it as data.
+        prefix: what its parameters' names start with, where a model has several towers
+            (`vision/`); `ties` are told without it.
     """
 
     stem: Part
@@ -103,25 +105,33 @@ class Tower:
     top: Part
     ties: Mapping[str, str] = field(default_factory=dict)
     numbers: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    prefix: str = ""
+
+    @cached_property
+    def _described(self) -> dict[str, tuple[int, Leaf]]:
+        """Every parameter of the tower, once: name -> depth and description."""
+        found = {path: (0, leaf) for path, leaf in self.stem.leaves.items()}
+        for index, block in enumerate(self.blocks):
+            named = {f"blocks/{index}/{path}": leaf for path, leaf in block.leaves.items()}
+            found |= {name: (index + 1, leaf) for name, leaf in named.items()}
+        top = {path: leaf for path, leaf in self.top.leaves.items() if path not in self.ties}
+        found |= {path: (self.last, leaf) for path, leaf in top.items()}
+        return {self.prefix + name: one for name, one in found.items()}
+
+    @property
+    def last(self) -> int:
+        """The depth of the top: n + 1 for n blocks."""
+        return len(self.blocks) + 1
 
     @cached_property
     def leaves(self) -> dict[str, Leaf]:
         """Every parameter of the tower, once: name -> description."""
-        found = dict(self.stem.leaves)
-        for index, block in enumerate(self.blocks):
-            found |= {f"blocks/{index}/{path}": leaf for path, leaf in block.leaves.items()}
-        return found | {
-            path: leaf for path, leaf in self.top.leaves.items() if path not in self.ties
-        }
+        return {name: leaf for name, (_, leaf) in self._described.items()}
 
     @cached_property
     def depths(self) -> dict[str, int]:
         """name -> depth: 0 for the stem, i + 1 for block i, n + 1 for the top."""
-        last = len(self.blocks) + 1
-        found = dict.fromkeys(self.leaves, last) | dict.fromkeys(self.stem.leaves, 0)
-        for index, block in enumerate(self.blocks):
-            found |= {f"blocks/{index}/{path}": index + 1 for path in block.leaves}
-        return found
+        return {name: depth for name, (depth, _) in self._described.items()}
 
 
 def run_tower(
@@ -145,22 +155,37 @@ def run_tower(
     """
     stem_key, blocks_key, top_key = split_key(key, 3)
     with jax.default_matmul_precision(compute.precision):
-        stem, stem_key = _bind_end(tower.stem, params, {}, stem_key, compute)
+        stem, stem_key = _bind_end(tower, tower.stem, {}, params, stem_key, compute)
         stream, context = stem(batch, stem_key, compute)
         stream = run_blocks(tower, params, stream, context, blocks_key, compute)
-        top, top_key = _bind_end(tower.top, params, tower.ties, top_key, compute)
+        top, top_key = _bind_end(tower, tower.top, tower.ties, params, top_key, compute)
         return top(stream, batch, top_key)
 
 
+def run_joint(part: Part, params: Params, compute: Compute, *inputs: Any) -> Any:
+    """What a part of no tower, which reads the outputs of several, makes of `inputs`.
+
+    Args:
+        part: what to run.
+        params: the flat dict, under the part's own paths.
+        compute: how to run.
+        inputs: what the part is called with.
+    """
+    values = {path: params[path].astype(compute.dtype) for path in part.leaves}
+    with jax.default_matmul_precision(compute.precision):
+        return part.bind(values)(*inputs)
+
+
 def _bind_end(
+    tower: Tower,
     part: Part,
-    params: Params,
     ties: Mapping[str, str],
+    params: Params,
     key: jax.Array | None,
     compute: Compute,
 ) -> tuple[Callable[..., Any], jax.Array | None]:
     """A stem or top bound to its leaves, and its dropout key: none where nothing is trained."""
-    names = {path: ties.get(path, path) for path in part.leaves}
+    names = {path: tower.prefix + ties.get(path, path) for path in part.leaves}
     module = part.bind({path: params[name].astype(compute.dtype) for path, name in names.items()})
     own = [name for path, name in names.items() if path not in ties]
     return module, key if any(map(compute.trains, own)) else None
@@ -194,11 +219,12 @@ def run_blocks(
 
     def alike(index: int) -> tuple[Part, tuple[str, ...]]:
         part = tower.blocks[index]
-        return part, tuple(p for p in part.leaves if compute.trains(f"blocks/{index}/{p}"))
+        within = f"{tower.prefix}blocks/{index}/"
+        return part, tuple(path for path in part.leaves if compute.trains(within + path))
 
     for (part, trained), run in groupby(range(len(tower.blocks)), alike):
         step = partial(_run_block, part, context, key if trained else None)
-        stream = _run_alike(part, step, list(run), tower.numbers, params, stream, compute)
+        stream = _run_alike(tower, part, step, list(run), params, stream, compute)
     return stream
 
 
@@ -216,10 +242,10 @@ def _run_block(
 
 
 def _run_alike(
+    tower: Tower,
     part: Part,
     step: Step,
     indices: list[int],
-    numbers: Mapping[str, Sequence[float]],
     params: Params,
     stream: jax.Array,
     compute: Compute,
@@ -227,7 +253,8 @@ def _run_alike(
     """The stream after a run of alike blocks: one scan over their stacked leaves, or unrolled."""
 
     def values(index: int) -> dict[str, jax.Array]:
-        return {p: params[f"blocks/{index}/{p}"].astype(compute.dtype) for p in part.leaves}
+        within = f"{tower.prefix}blocks/{index}/"
+        return {path: params[within + path].astype(compute.dtype) for path in part.leaves}
 
     scanned = compute.scan and len(indices) > 1
     if compute.remat == "full":
@@ -235,11 +262,12 @@ def _run_alike(
         step = jax.checkpoint(step, prevent_cse=not scanned)
     if not scanned:
         for index in indices:
-            stream = step(stream, values(index), index, {n: of[index] for n, of in numbers.items()})
+            numbers = {name: of[index] for name, of in tower.numbers.items()}
+            stream = step(stream, values(index), index, numbers)
         return stream
     per_block = [values(index) for index in indices]
     stacked = {p: jnp.stack([block[p] for block in per_block]) for p in part.leaves}
-    chosen = {name: jnp.asarray([of[i] for i in indices]) for name, of in numbers.items()}
+    chosen = {name: jnp.asarray([of[i] for i in indices]) for name, of in tower.numbers.items()}
     stream, _ = jax.lax.scan(
         lambda x, block: (step(x, *block), None),
         stream,
