@@ -1,0 +1,181 @@
+"""What a checkpoint's `preprocessor_config.json` says, with its processor's defaults filled in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxft.errors import UserError, did_you_mean
+
+FILES = ("processor_config.json", "preprocessor_config.json")  # the first one may hold the second
+HALF = (0.5, 0.5, 0.5)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+BILINEAR, BICUBIC = 2, 3  # Pillow's numbers
+
+ALL = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255}
+CLIP = ALL | {
+    "resample": BICUBIC,
+    "image_mean": CLIP_MEAN,
+    "image_std": CLIP_STD,
+    "size": {"shortest_edge": 224},
+    "default_to_square": False,
+    "crop_size": {"height": 224, "width": 224},
+    "do_center_crop": True,
+    "do_convert_rgb": True,
+}
+# Processor -> what it does where the file says nothing.
+PROCESSORS: dict[str, dict[str, Any]] = {
+    "ViTImageProcessor": ALL
+    | {"resample": BILINEAR, "image_mean": HALF, "image_std": HALF, "size": 224},
+    "DeiTImageProcessor": ALL
+    | {
+        "resample": BICUBIC,
+        "image_mean": HALF,
+        "image_std": HALF,
+        "size": 256,
+        "crop_size": 224,
+        "do_center_crop": True,
+    },
+    "CLIPImageProcessor": CLIP,
+    "BitImageProcessor": CLIP,
+    "SiglipImageProcessor": ALL
+    | {
+        "resample": BICUBIC,
+        "image_mean": HALF,
+        "image_std": HALF,
+        "size": {"height": 224, "width": 224},
+        "default_to_square": False,
+        "do_convert_rgb": True,
+    },
+}
+# Fields that change no pixel.
+WITHOUT_EFFECT = {
+    "image_processor_type",
+    "feature_extractor_type",
+    "processor_class",
+    "auto_map",
+    "_valid_processor_keys",
+    "model_input_names",
+    "device",
+    "disable_grouping",
+    "return_tensors",
+    "input_data_format",
+    "image_seq_length",
+    "pad_size",  # of do_pad, which is refused
+}
+# Fields that change pixels when they hold something else than this.
+ONLY = {"do_pad": False, "data_format": "channels_first", "use_square_size": False}
+# What an older file without the processor's name means: model_type -> processor.
+OF_MODEL = {
+    "vit": "ViTImageProcessor",
+    "deit": "DeiTImageProcessor",
+    "dinov2": "BitImageProcessor",
+    "dinov2_with_registers": "BitImageProcessor",
+    "clip": "CLIPImageProcessor",
+    "siglip": "SiglipImageProcessor",
+}
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The arguments of an `ImageProcessor`, from a checkpoint's folder.
+
+    Raises:
+        UserError: no file, or a processor or a setting that is not known.
+    """
+    file, fields = _read(folder)
+    kind = _kind(file, fields)
+    defaults = PROCESSORS[kind]
+    known = {*defaults, "do_center_crop", "crop_size", "do_convert_rgb", "default_to_square"}
+    for name, value in fields.items():
+        if name in ONLY and value not in (None, ONLY[name]):
+            raise UserError(f"{file}: '{name}' is {value!r}, which jaxft does not do.")
+        if name not in known and name not in ONLY and name not in WITHOUT_EFFECT:
+            raise UserError(
+                f"{file}: '{name}' is not known, and it may change the images.",
+                did_you_mean(name, known),
+            )
+    said = {name: value for name, value in fields.items() if value is not None}
+    return {"kind": kind, **_settings(file, {**defaults, **said})}
+
+
+def _settings(file: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
+    square = fields.get("default_to_square", True)
+    normalise = fields["do_normalize"]
+    return {
+        "blend": bool(fields.get("do_convert_rgb", False)),
+        "resize": _size(file, "size", fields["size"], square) if fields["do_resize"] else None,
+        "resample": _resample(file, fields["resample"]),
+        "crop": _size(file, "crop_size", fields.get("crop_size"), True)
+        if fields.get("do_center_crop")
+        else None,
+        "factor": float(fields["rescale_factor"]) if fields["do_rescale"] else None,
+        "mean": _channels(file, "image_mean", fields["image_mean"]) if normalise else None,
+        "std": _channels(file, "image_std", fields["image_std"]) if normalise else None,
+    }
+
+
+def _read(folder: Path) -> tuple[Path, dict[str, Any]]:
+    for name in FILES:
+        file = folder / name
+        if not file.is_file():
+            continue
+        try:
+            fields = json.loads(file.read_text())
+        except ValueError as error:
+            raise UserError(f"{file} is not JSON ({error}).") from None
+        if name == FILES[0]:
+            fields = fields.get("image_processor") if isinstance(fields, dict) else None
+        if isinstance(fields, dict):
+            return file, fields
+    raise UserError(
+        f"'{folder}' holds no image processor: there is no preprocessor_config.json.",
+        "The checkpoint reads no images, or the file was not copied along.",
+    )
+
+
+def _kind(file: Path, fields: Mapping[str, Any]) -> str:
+    """The processor's name, without what older and newer versions hang on to it."""
+    said = fields.get("image_processor_type") or fields.get("feature_extractor_type")
+    if said is None:
+        config = file.parent / "config.json"
+        model_type = json.loads(config.read_text()).get("model_type") if config.is_file() else None
+        said = OF_MODEL.get(str(model_type), f"none, for a '{model_type}'")
+    name = str(said).removesuffix("Fast").removesuffix("Pil")
+    name = name.replace("FeatureExtractor", "ImageProcessor")
+    if name not in PROCESSORS:
+        raise UserError(
+            f"{file}: jaxft does not know the image processor {said}.",
+            f"Known: {', '.join(PROCESSORS)}.",
+        )
+    return name
+
+
+def _size(file: Path, name: str, value: Any, square: bool) -> tuple[int, int] | int:
+    """Height and width, or the shorter edge alone, however the file spells it."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = {"height": value, "width": value} if square else {"shortest_edge": value}
+    if isinstance(value, list) and len(value) == 2:
+        value = {"height": value[0], "width": value[1]}
+    numbers = value.values() if isinstance(value, dict) else [None]
+    if all(isinstance(number, int) and number > 0 for number in numbers):
+        if set(value) == {"height", "width"}:
+            return value["height"], value["width"]
+        if set(value) == {"shortest_edge"} and name == "size":
+            return value["shortest_edge"]
+    raise UserError(f"{file}: '{name}' is {value!r}, which jaxft does not know.")
+
+
+def _resample(file: Path, value: Any) -> int:
+    if value not in range(6):
+        raise UserError(f"{file}: 'resample' is {value!r}; Pillow's filters are 0 to 5.")
+    return int(value)
+
+
+def _channels(file: Path, name: str, value: Any) -> tuple[float, ...]:
+    values = value if isinstance(value, list | tuple) else [value] * 3
+    if len(values) != 3 or not all(isinstance(one, int | float) for one in values):
+        raise UserError(f"{file}: '{name}' is {value!r}; there are three channels.")
+    return tuple(float(one) for one in values)
