@@ -16,7 +16,7 @@ from flax import nnx
 
 from jaxft.models.layers import Embedding, LayerNorm, Linear, split_key
 from jaxft.models.layers_attention import Mask, attention, make_mask
-from jaxft.models.layers_batch import Batch, check_length, positions_of, segments_of
+from jaxft.models.layers_batch import Batch, check_length, positions_of, segments_of, slot_of
 from jaxft.models.layers_decoder import Bare, CausalLm, LastToken
 from jaxft.models.layers_math import ACTIVATIONS, dropout
 from jaxft.models.source_fields import (
@@ -153,7 +153,7 @@ UNUSED = (
 )
 
 
-def names(head: str | None) -> tuple[Name, ...]:
+def names(head: str | None, model_type: str) -> tuple[Name, ...]:
     """The name table under a head."""
     return NAMES + HEAD_NAMES[head]
 
@@ -163,7 +163,7 @@ def canonical(name: str) -> str:
     return PREFIX + name if re.match(r"(wte|wpe|h|ln_f)\.", name) else name
 
 
-def exported(name: str, head: str | None) -> str:
+def exported(name: str, head: str | None, model_type: str) -> str:
     """A tensor's name as `NAMES` spells it -> as the head's architecture saves it."""
     return name.removeprefix(PREFIX) if head is None else name
 
@@ -197,7 +197,9 @@ class Stem(nnx.Module):
         self, batch: Batch, key: jax.Array | None, compute: Compute
     ) -> tuple[jax.Array, Mask]:
         check_length(batch, self.max_positions)
-        return self.embeddings(batch, key), make_mask(segments_of(batch), causal=True)
+        return self.embeddings(batch, key), make_mask(
+            segments_of(batch), causal=True, slot=slot_of(batch)
+        )
 
 
 class Attention(nnx.Module):

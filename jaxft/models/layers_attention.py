@@ -75,7 +75,7 @@ def make_mask(
 
 
 def _distance(length: int, slot: jax.Array | None) -> jax.Array:
-    """How far before a position another lies: [T, S] int32; of the one position in `slot` [1, S]."""
+    """How far before a position another lies: [T, S] int32, with T = 1 where there is a slot."""
     places = jnp.arange(length, dtype=jnp.int32)
     own = places if slot is None else slot[None]
     return own[:, None] - places[None, :]
@@ -111,23 +111,27 @@ def attention(
     """
     width = query.shape[-1] // heads
 
-    def split_heads(x: jax.Array) -> jax.Array:
-        # Heads first: in this layout both products are plain batched matmuls.
-        x = x.reshape(*x.shape[:2], -1, width).transpose(0, 2, 1, 3)  # [B, H or G, T, K]
+    def repeated(x: jax.Array) -> jax.Array:
         return x if x.shape[1] == heads else jnp.repeat(x, heads // x.shape[1], axis=1)
 
-    query = query * jnp.asarray(scale / math.sqrt(width), query.dtype)
+    shape, query = query.shape, query * jnp.asarray(scale / math.sqrt(width), query.dtype)
+    query, key, value = (split_heads(x, width) for x in (query, key, value))
+    if mask is not None and mask.kept is not None:
+        mask.kept.add(key, value)
+        if mask.slot is not None:
+            mixed = attend(query, mask.kept, mask.bias)
+            return mixed.transpose(0, 2, 1, 3).reshape(shape)
     words = jnp.zeros(2, jnp.uint32) if dropout_key is None else key_words(dropout_key)
     mixed = _attention(
-        split_heads(query),
-        split_heads(key),
-        split_heads(value),
+        query,
+        repeated(key),
+        repeated(value),
         None if mask is None else mask.bias,
         words,
         0.0 if dropout_key is None else rate,
         matmul_precision(),
     )
-    return mixed.transpose(0, 2, 1, 3).reshape(query.shape)
+    return mixed.transpose(0, 2, 1, 3).reshape(shape)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6))

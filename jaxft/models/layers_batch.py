@@ -2,6 +2,8 @@
 
 A plain batch has Hugging Face's names: `input_ids` and perhaps `attention_mask` [B, T]. Packed
 rows have `input_ids`, `position_ids`, `segment_ids` [R, T] and `read_positions` [R, S].
+A text that goes on by one position has `input_ids` and `position_ids` [B, 1], its `slot` (an
+int32) and the `attention_mask` [B, S] of all slots.
 """
 
 from __future__ import annotations
@@ -39,6 +41,11 @@ def segments_of(batch: Batch) -> jax.Array:
     """
     alone = batch.get("attention_mask", jnp.ones_like(batch["input_ids"]))
     return batch.get("segment_ids", alone).astype(jnp.int32)
+
+
+def slot_of(batch: Batch) -> jax.Array | None:
+    """Where the one new position stands, of which those before are kept; None where none are."""
+    return batch.get("slot")
 
 
 def read_first(x: jax.Array, batch: Batch) -> jax.Array:

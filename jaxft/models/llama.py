@@ -22,7 +22,7 @@ from flax import nnx
 from jaxft.errors import UserError
 from jaxft.models.layers import Embedding, Linear, RMSNorm
 from jaxft.models.layers_attention import Mask, attention, make_mask
-from jaxft.models.layers_batch import Batch, check_length, positions_of, segments_of
+from jaxft.models.layers_batch import Batch, check_length, positions_of, segments_of, slot_of
 from jaxft.models.layers_decoder import Bare, CausalLm, LastToken
 from jaxft.models.layers_math import ACTIVATIONS
 from jaxft.models.layers_rotary import Rotary, read_rotary, rotary_waves, rotate
@@ -244,7 +244,7 @@ UNUSED = (
 )
 
 
-def names(head: str | None) -> tuple[Name, ...]:
+def names(head: str | None, model_type: str) -> tuple[Name, ...]:
     """The name table under a head."""
     return NAMES + HEAD_NAMES[head]
 
@@ -254,7 +254,7 @@ def canonical(name: str) -> str:
     return PREFIX + name if re.match(r"(embed_tokens|layers|norm)\.", name) else name
 
 
-def exported(name: str, head: str | None) -> str:
+def exported(name: str, head: str | None, model_type: str) -> str:
     """A tensor's name as `NAMES` spells it -> as the head's architecture saves it."""
     return name.removeprefix(PREFIX) if head is None else name
 
@@ -297,7 +297,7 @@ class Stem(nnx.Module):
         self, batch: Batch, key: jax.Array | None, compute: Compute
     ) -> tuple[jax.Array, Context]:
         check_length(batch, self.max_positions)
-        mask = make_mask(segments_of(batch), causal=True, window=self.window)
+        mask = make_mask(segments_of(batch), causal=True, window=self.window, slot=slot_of(batch))
         cosine, sine = rotary_waves(self.rotary, positions_of(batch))
         return self.embeddings.word(batch["input_ids"]), Context(mask, cosine, sine)
 
