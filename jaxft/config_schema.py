@@ -46,6 +46,11 @@ class ModelSection(Section):
         description="fields of the checkpoint's config.json to leave out of account",
         json_schema_extra={"resume": "fixed"},
     )
+    resize_vocab: bool = key(
+        False,
+        "give the model embeddings for all pieces of its tokenizer, where it has too few",
+        resume="fixed",
+    )
     cache: str | None = key(
         None, "folder for downloaded checkpoints; null is the hub's own", resume="may change"
     )

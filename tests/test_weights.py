@@ -1,5 +1,6 @@
 """A checkpoint is read strictly: everything used or listed, everything wrong said in a sentence."""
 
+import itertools
 import json
 import resource
 import shutil
@@ -10,6 +11,7 @@ from fractions import Fraction
 import jax
 import numpy as np
 import pytest
+import tokenizers
 import torch
 import transformers
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -18,6 +20,8 @@ from safetensors.numpy import load_file, save_file
 from jaxft.errors import UserError
 from jaxft.models import bert, registry
 from jaxft.models.weights import load_leaf
+from jaxft.models.weights_files import Tensor
+from jaxft.models.weights_vocab import grown
 
 SMALL = {
     "vocab_size": 20,
@@ -147,6 +151,50 @@ def test_a_family_may_compute_a_tensor_of_another_shape(folder, tmp_path, monkey
     again = registry.load(str(tmp_path / "export"))
     assert same_params(again.params, model.params)
     assert again.report.notes == ()
+
+
+@pytest.mark.parametrize("task", ["text_classification", "masked_lm"])
+def test_a_vocabulary_grows_to_the_tokenizers(classifier_folder, tmp_path, task):
+    folder = tmp_path / "checkpoint"
+    torch.manual_seed(0)
+    config = transformers.BertConfig(**SMALL)
+    transformers.BertForMaskedLM(config).save_pretrained(folder)
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({f"w{i}": i for i in range(23)}))
+    backend.save(str(folder / "tokenizer.json"))
+    assert registry.load(str(folder), task=task).vocab_size == 20  # only where it is asked for
+    mesh = Mesh(np.array(jax.devices()).reshape(1, 8), ("tensor", "fsdp"))
+    columns = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
+    model = registry.load(
+        str(folder),
+        task=task,
+        resize_vocab=True,
+        sharding=lambda name, shape, axes: columns if "vocab" in axes[:-1] else None,
+    )
+    stored = load_file(folder / "model.safetensors")
+    old = stored["bert.embeddings.word_embeddings.weight"]
+    new = np.asarray(model.params["embeddings/word/embedding"])
+    np.testing.assert_array_equal(new[:20], old)
+    np.testing.assert_allclose(new[20:], np.tile(old.mean(0), (3, 1)), atol=1e-8)
+    assert model.vocab_size == 23
+    said = "embeddings/word/embedding grew from 20 words to 23; each new one is the mean of the old"
+    assert said in model.report.notes[0]
+    assert len(model.report.notes) == (2 if task == "masked_lm" else 1)  # head/bias has words too
+    out = model.save(tmp_path / "export")
+    assert json.loads((out / "config.json").read_text())["vocab_size"] == 23
+    again = registry.load(str(out), task=task, resize_vocab=True)
+    assert same_params(again.params, model.params)
+    assert again.report.notes == ()
+
+
+def test_a_part_of_a_grown_vocabulary_is_that_part(folder):
+    rows = np.arange(12, dtype=np.float32).reshape(4, 3)
+    tensor = grown(Tensor(folder, (4, 3), "F32", lambda index: rows[index]), 7)
+    whole = np.concatenate([rows, np.tile(rows.mean(0), (3, 1))])
+    assert tensor.shape == whole.shape
+    for start, stop in itertools.combinations(range(8), 2):
+        for columns in (slice(None), slice(1, 3)):
+            index = (slice(start, stop), columns)
+            np.testing.assert_array_equal(tensor.read(index), whole[index])
 
 
 def test_a_wrong_type_is_named(folder):

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Sharding
 
 import jaxft.models
+from jaxft.data.text import load_tokenizer
 from jaxft.errors import UserError, did_you_mean
 from jaxft.models.layers import Leaf
 from jaxft.models.registry_model import Family, Model, leaves_of
@@ -21,6 +22,7 @@ from jaxft.models.source import read_config, resolve
 from jaxft.models.source_fields import pad_token_id
 from jaxft.models.weights import fresh_leaf, load_leaf, match, resolve_names
 from jaxft.models.weights_files import open_tensors
+from jaxft.models.weights_vocab import with_vocabulary
 
 CLASS_HEADS = ("text_classification",)  # those whose width is a number of named classes
 
@@ -37,6 +39,7 @@ def load(
     seed: int = 0,
     dropout: float | None = None,
     ignore: Sequence[str] = (),
+    resize_vocab: bool = False,
     sharding: ShardingOf | None = None,
     cache: str | None = None,
 ) -> Model:
@@ -52,6 +55,8 @@ def load(
         seed: from which new parameters are drawn.
         dropout: one rate throughout; None for the checkpoint's own.
         ignore: fields of config.json, and tensors, that may be passed over.
+        resize_vocab: grow the embeddings where the tokenizer has more pieces; a new row is the
+            mean of the old.
         sharding: (name, shape, axes) -> where the parameter's shards go.
         cache: the hub's cache folder.
 
@@ -66,6 +71,7 @@ def load(
         dtype=dtype,
         dropout=dropout,
         ignore=ignore,
+        resize_vocab=resize_vocab,
         sharding=sharding,
         cache=cache,
     )
@@ -89,6 +95,7 @@ def describe(
     dtype: str = "float32",
     dropout: float | None = None,
     ignore: Sequence[str] = (),
+    resize_vocab: bool = False,
     sharding: ShardingOf | None = None,
     cache: str | None = None,
 ) -> Model:
@@ -100,6 +107,8 @@ def describe(
     fields = read_config(source.folder)
     family = _family(fields["model_type"])
     fields = fields | {"pad_token_id": pad_token_id(fields, source.folder)}
+    if resize_vocab:
+        fields = with_vocabulary(fields, load_tokenizer(source.folder).vocab_size)
     config = family.Config.from_hf(fields, (*ignore, *family.UNREAD))
     if dropout is not None:
         config = config.with_dropout(dropout)
@@ -117,6 +126,7 @@ def describe(
         refuse=("head/",) if classes and own != labels else (),
         unused=(*family.UNUSED, *ignore),
         refit=_refits(family, config, fields),
+        grow=resize_vocab,
     )
     params = _shapes(leaves, dtype, sharding)
     return Model(

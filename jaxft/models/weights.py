@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import jax
@@ -15,6 +15,7 @@ from jax.sharding import Sharding
 from jaxft.errors import UserError
 from jaxft.models.layers import Leaf
 from jaxft.models.weights_files import FLOATS, Index, Tensor, part_of
+from jaxft.models.weights_vocab import grown
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ def match(
     refuse: Sequence[str],
     unused: Sequence[str],
     refit: Mapping[str, Callable[[np.ndarray], np.ndarray]] | None = None,
+    grow: bool = False,
 ) -> Matching:
     """Pairs every parameter with a tensor, and accounts for every tensor.
 
@@ -105,6 +107,7 @@ def match(
         unused: patterns of tensors that may go unused.
         refit: parameter -> what makes a tensor of another shape fit: called with all of it, as
             stored and in float32, it returns one of the wanted shape.
+        grow: give parameters that have a row for each word rows for the words they lack.
 
     Raises:
         UserError: a tensor is missing, unknown, of the wrong shape, or no float.
@@ -122,14 +125,8 @@ def match(
     _check_unknown([found for found in left if not _any_match(unused, canonical(found))])
     whole = {parameter: tensors[found] for parameter, found in wanted.items()}
     shapes = {parameter: _stored_shape(names[parameter], leaves[parameter]) for parameter in whole}
-    notes = []
-    for parameter, compute in (refit or {}).items():
-        if parameter in whole and (stored := whole[parameter]).shape != shapes[parameter]:
-            whole[parameter] = _refitted(stored, shapes[parameter], compute)
-            notes.append(
-                f"{parameter} is computed from the checkpoint's, which is {list(stored.shape)} "
-                f"and not {list(shapes[parameter])}."
-            )
+    words = [p for p in whole if "vocab" in leaves[p].axes] if grow else []
+    notes = [*_refit(whole, shapes, refit or {}), *_grow(whole, shapes, words)]
     _check_shapes(whole, names, shapes)
     loaded = {p: part_of(tensor, names[p].part) for p, tensor in whole.items()}
     return Matching(loaded, new, left, tuple(notes))
@@ -139,6 +136,35 @@ def _stored_shape(name: Name, leaf: Leaf) -> tuple[int, ...]:
     """The shape that a tensor has in a file."""
     shape = (leaf.shape[-1], *leaf.shape[:-1]) if name.transpose else leaf.shape
     return shape if name.part is None else (*shape[:-1], shape[-1] * name.part[1])
+
+
+def _refit(
+    whole: dict[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    refit: Mapping[str, Callable[[np.ndarray], np.ndarray]],
+) -> Iterator[str]:
+    """Replaces tensors of another shape by what is computed from them, and says so."""
+    for parameter, compute in refit.items():
+        if parameter in whole and (stored := whole[parameter]).shape != shapes[parameter]:
+            whole[parameter] = _refitted(stored, shapes[parameter], compute)
+            yield (
+                f"{parameter} is computed from the checkpoint's, which is {list(stored.shape)} "
+                f"and not {list(shapes[parameter])}."
+            )
+
+
+def _grow(
+    whole: dict[str, Tensor], shapes: Mapping[str, tuple[int, ...]], words: Sequence[str]
+) -> Iterator[str]:
+    """Replaces tensors with too few rows, and no other difference, by longer ones; says so."""
+    for parameter in words:
+        stored, wanted = whole[parameter], shapes[parameter]
+        if stored.shape[0] < wanted[0] and stored.shape[1:] == wanted[1:]:
+            whole[parameter] = grown(stored, wanted[0])
+            yield (
+                f"{parameter} grew from {stored.shape[0]:,} words to {wanted[0]:,}; each new one "
+                "is the mean of the old."
+            )
 
 
 def _refitted(
