@@ -150,7 +150,7 @@ UNUSED = (
 )
 
 
-def names(head: str | None) -> tuple[Name, ...]:
+def names(head: str | None, model_type: str) -> tuple[Name, ...]:
     """The name table under a head: `head/bias` is the classifier's or the masked LM's."""
     other = "cls." if head != "masked_lm" else "classifier."
     return tuple(name for name in NAMES if not name.hf.startswith(other))
@@ -163,7 +163,7 @@ def canonical(name: str) -> str:
     return PREFIX + name if re.match(r"(embeddings|encoder|pooler)\.", name) else name
 
 
-def exported(name: str, head: str | None) -> str:
+def exported(name: str, head: str | None, model_type: str) -> str:
     """A tensor's name as `NAMES` spells it -> as the head's architecture saves it."""
     return name.removeprefix(PREFIX) if head is None else name
 

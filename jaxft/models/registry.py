@@ -119,7 +119,7 @@ def describe(
     classes = head in CLASS_HEADS
     matching = match(
         open_tensors(source.weight_files),
-        resolve_names(family.names(head), leaves),
+        resolve_names(family.names(head, fields["model_type"]), leaves),
         leaves,
         canonical=family.canonical,
         fresh=family.FRESH,

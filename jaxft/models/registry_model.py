@@ -33,13 +33,13 @@ class Family(Protocol):
     UNUSED: Sequence[str]  # patterns of tensors that may go unused
     UNREAD: Sequence[str]  # config fields that no code reads
 
-    def names(self, head: str | None) -> Sequence[Name]:
-        """The name table under a head."""
+    def names(self, head: str | None, model_type: str) -> Sequence[Name]:
+        """The name table of a model type under a head."""
 
     def canonical(self, name: str) -> str:
         """A tensor's name as files have it -> as the table spells it."""
 
-    def exported(self, name: str, head: str | None) -> str:
+    def exported(self, name: str, head: str | None, model_type: str) -> str:
         """A tensor's name as the table spells it -> as the head's architecture saves it."""
 
     def towers(self, config: Any, head: str | None, num_labels: int | None) -> Towers:
@@ -139,17 +139,23 @@ class Model:
         """Parameters that weight decay is not meant for: biases, norms, positions, scalars."""
         return frozenset(n for n, leaf in self.leaves.items() if not leaf.decay)
 
+    @property
+    def model_type(self) -> str:
+        """The `model_type` of its config.json."""
+        return self.fields["model_type"]
+
     @cached_property
     def names(self) -> dict[str, str]:
         """Our name -> the name in a Hugging Face file of this architecture."""
         return {
-            ours: self.family.exported(name.hf, self.head) for ours, name in self.hf_names.items()
+            ours: self.family.exported(name.hf, self.head, self.model_type)
+            for ours, name in self.hf_names.items()
         }
 
     @cached_property
     def hf_names(self) -> dict[str, Name]:
         """Our name -> its line of the family's name table."""
-        return resolve_names(self.family.names(self.head), self.leaves)
+        return resolve_names(self.family.names(self.head, self.model_type), self.leaves)
 
     @property
     def report(self) -> Report:
@@ -228,7 +234,10 @@ class Model:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = to_tensors(params or self.params, self.hf_names, self.matching.loaded)
-        exported = {self.family.exported(n, self.head): value for n, value in tensors.items()}
+        exported = {
+            self.family.exported(name, self.head, self.model_type): value
+            for name, value in tensors.items()
+        }
         write_safetensors(folder / WEIGHTS, exported)
         for file in self.source.tokenizer_files:
             if file.parent.resolve() != folder.resolve():
@@ -245,7 +254,7 @@ class Model:
             stale.add("problem_type")  # it spoke of the head that was there before
         fields = {name: value for name, value in self.fields.items() if name not in stale}
         fields |= self.config.to_hf()
-        fields["architectures"] = [self.family.MODEL_TYPES[self.fields["model_type"]][self.head]]
+        fields["architectures"] = [self.family.MODEL_TYPES[self.model_type][self.head]]
         # transformers reads every tensor in this type, so it is the widest that was written.
         fields["dtype"] = str(jnp.result_type(*types))
         if self.labels is not None:
