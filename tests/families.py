@@ -1,0 +1,155 @@
+"""A random checkpoint of any model type, ours and PyTorch's, and what is compared of the two."""
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+import torch
+import transformers
+from random_configs import random_config
+
+from jaxft.models import registry
+from jaxft.models.transformer import Compute
+
+AUTO = {
+    None: transformers.AutoModel,
+    "text_classification": transformers.AutoModelForSequenceClassification,
+    "masked_lm": transformers.AutoModelForMaskedLM,
+    "causal_lm": transformers.AutoModelForCausalLM,
+    "image_classification": transformers.AutoModelForImageClassification,
+    "contrastive": transformers.AutoModel,
+}
+FAMILIES = registry.families()
+
+
+@dataclass
+class Pair:
+    """The same random checkpoint twice, and a batch; of text the true tokens are marked."""
+
+    ours: registry.Model
+    torch: torch.nn.Module
+    folder: str
+    batch: dict[str, np.ndarray]
+
+    def torch_batch(self) -> dict[str, torch.Tensor]:
+        return {name: torch.tensor(value) for name, value in self.batch.items()}
+
+    def keep(self, value) -> np.ndarray:
+        """What of an output counts: 0 at its positions that are padding, 1 elsewhere."""
+        mask = self.batch.get("attention_mask")
+        if mask is None or len(value.shape) != 3 or value.shape[:2] != mask.shape:
+            return np.ones((1,) * len(value.shape), np.float32)
+        return mask[..., None].astype(np.float32)
+
+
+def make_pair(model_type: str, head: str | None, seed: int, folder: Path) -> Pair:
+    """A random config with random weights and a random batch, of a model type under a head."""
+    draw = np.random.default_rng([seed, zlib.crc32(model_type.encode())])
+    config = random_config(model_type, draw)
+    torch.manual_seed(seed)
+    model = AUTO[head].from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():  # fresh norms and biases are ones and zeros: nothing would be tested
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(folder)
+    return Pair(registry.load(str(folder)), model, str(folder), random_batch(model, draw))
+
+
+def random_batch(model: torch.nn.Module, draw: np.random.Generator) -> dict[str, np.ndarray]:
+    """Three examples of what a model reads: texts, images, or both."""
+    config, batch = model.config, {}
+    if config.sub_configs or model.main_input_name == "input_ids":
+        batch |= random_texts(getattr(config, "text_config", config), draw)
+    if config.sub_configs or model.main_input_name == "pixel_values":
+        size = getattr(config, "vision_config", config).image_size
+        batch["pixel_values"] = draw.normal(size=(3, 3, size, size)).astype(np.float32)
+    return batch
+
+
+def random_texts(config, draw: np.random.Generator) -> dict[str, np.ndarray]:
+    """Three padded texts, the longest as long as the batch."""
+    length = int(draw.integers(12, 24))
+    mask = (np.arange(length) < np.array([length, length // 2, 3])[:, None]).astype(np.int64)
+    batch = {
+        # Word 0 is the padding word: PyTorch gives it no gradient, and takes no class from it.
+        "input_ids": draw.integers(1, config.vocab_size, mask.shape) * mask,
+        "attention_mask": mask,
+    }
+    if hasattr(config, "type_vocab_size"):
+        batch["token_type_ids"] = draw.integers(0, config.type_vocab_size, mask.shape)
+    return batch
+
+
+def outputs_of(pair: Pair) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Our outputs and PyTorch's, by pairs; positions that are padding are zero in both."""
+    ours = pair.ours(**pair.batch)
+    with torch.no_grad():
+        theirs = pair.torch(**pair.torch_batch())
+    assert set(ours) == {n for n, value in theirs.items() if isinstance(value, torch.Tensor)}
+    found = []
+    for name, value in ours.items():
+        ours_, theirs_ = np.asarray(value), theirs[name].numpy()
+        assert ours_.shape == theirs_.shape
+        found.append((ours_ * pair.keep(ours_), theirs_ * pair.keep(theirs_)))
+    return found
+
+
+def weighted_loss(outputs, pair: Pair):
+    """A scalar that every output enters with a weight of its own; padding enters with none."""
+    total = 0.0
+    for name in sorted(outputs):
+        value = outputs[name]
+        if not hasattr(value, "shape"):  # the cache of keys and values, and parts' own outputs
+            continue
+        size = int(np.prod(value.shape))
+        weight = np.cos(np.arange(size, dtype=np.float32)).reshape(value.shape) * pair.keep(value)
+        weight = torch.tensor(weight) if isinstance(value, torch.Tensor) else weight
+        total = total + (value * weight).sum()
+    return total
+
+
+def torch_gradients(pair: Pair) -> dict[str, np.ndarray]:
+    """PyTorch's gradients under our names and layouts."""
+    pair.torch.zero_grad()
+    weighted_loss(pair.torch(**pair.torch_batch()), pair).backward()
+    theirs = {n: p.grad.numpy() for n, p in pair.torch.named_parameters() if p.grad is not None}
+    found = {}
+    for ours, hf in pair.ours.names.items():
+        name, value = pair.ours.hf_names[ours], theirs[hf]
+        if name.part is not None:
+            value = np.split(value, name.part[1], axis=-1)[name.part[0]]
+        found[ours] = value.T if name.transpose else value
+    return found
+
+
+def assert_close_gradients(ours, theirs, tolerance: float) -> None:
+    """Leaf by leaf, relative to the leaf's own norm.
+
+    Without positions the bias of a key moves all scores of a query alike, so its gradient is zero
+    in theory: what is there is rounding, and is only asked to be as small as that.
+    """
+    whole = np.sqrt(sum(np.square(value).sum() for value in theirs.values()))
+    for name, value in ours.items():
+        if name.endswith("key/bias") and np.linalg.norm(theirs[name]) <= 1e-6 * whole:
+            assert np.linalg.norm(value) <= 1e-6 * whole, name
+            continue
+        distance = np.linalg.norm(np.asarray(value) - theirs[name])
+        assert distance <= tolerance * np.linalg.norm(theirs[name]), name
+
+
+def gradients(
+    pair: Pair, *, model=None, batch=None, key=None, compute=None, names=None, read=lambda out: out
+):
+    """Our gradients with respect to the leaves in `names` (all of them)."""
+    model = model or pair.ours
+    batch = pair.batch if batch is None else batch
+    names = names or list(model.params)
+    frozen = {n: v for n, v in model.params.items() if n not in names}
+    compute = compute or Compute()
+
+    def loss(trained):
+        return weighted_loss(read(model.apply({**frozen, **trained}, batch, key, compute)), pair)
+
+    return jax.jit(jax.grad(loss))({name: model.params[name] for name in names})

@@ -1,0 +1,223 @@
+"""How every family runs: scanned as unrolled, frozen for free, packed, and on eight devices."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from families import (
+    FAMILIES,
+    Pair,
+    assert_close_gradients,
+    gradients,
+    make_pair,
+    torch_gradients,
+)
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxft.engine.cost import count_flops
+from jaxft.models import registry
+from jaxft.models.transformer import Compute, Part
+
+
+def classifiers() -> list:
+    """(model type, head) of each that can classify: the last of a file is always tested."""
+    found = []
+    for name, family in FAMILIES.items():
+        heads = family.MODEL_TYPES[name]
+        last = name == list(family.MODEL_TYPES)[-1]
+        marks = () if last else pytest.mark.full
+        for head in ("text_classification", "image_classification"):
+            if head in heads:
+                found.append(pytest.param((name, head), marks=marks, id=f"{name}-{head}"))
+    return found
+
+
+@pytest.fixture(scope="module", params=classifiers())
+def classifier(request, tmp_path_factory) -> Pair:
+    """A pair that ends in a classifier, one for each model type."""
+    return make_pair(*request.param, 0, tmp_path_factory.mktemp("source"))
+
+
+class Stop(nnx.Module):
+    """A top that gives back the stream."""
+
+    def __call__(self, stream, batch, key):
+        return {"stream": stream}
+
+
+def test_hidden_states_are_pytorchs_after_every_part(classifier):
+    ((name, tower),) = classifier.ours.towers.items()
+    (blocks,) = [m for m in classifier.torch.modules() if isinstance(m, torch.nn.ModuleList)]
+    assert len(blocks) == len(tower.blocks)
+    streams = []
+    hooks = [blocks[0].register_forward_pre_hook(lambda _, given: streams.append(given[0]))]
+    hooks += [b.register_forward_hook(lambda _, given, out: streams.append(out)) for b in blocks]
+    with torch.no_grad():
+        classifier.torch(**classifier.torch_batch())
+    for hook in hooks:
+        hook.remove()
+    for count, expected in enumerate(streams):
+        part = replace(tower, blocks=tower.blocks[:count], top=Part(Stop()))
+        model = replace(classifier.ours, towers={name: part})
+        stream = np.asarray(model(**classifier.batch)["stream"])
+        keep = classifier.keep(stream)
+        np.testing.assert_allclose(stream * keep, expected.numpy() * keep, atol=2e-5)
+
+
+def test_first_block_alone_has_pytorchs_gradient(classifier):
+    names = [name for name in classifier.ours.params if name.startswith("blocks/0/")]
+    compute = Compute(trainable=frozenset(names))
+    theirs = torch_gradients(classifier)
+    for scan, remat in ((False, "none"), (True, "full")):
+        run = replace(compute, scan=scan, remat=remat)
+        ours = gradients(classifier, compute=run, names=names)
+        assert set(ours) == set(names)
+        assert_close_gradients(ours, theirs, 1e-4)
+
+
+def pack(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The padded examples of `batch` one after another in one row, four positions left over."""
+    lengths = batch["attention_mask"].sum(1)
+    total = int(lengths.sum()) + 4
+    packed = {
+        name: np.zeros((1, total), np.int32)
+        for name in ("input_ids", "token_type_ids", "position_ids", "segment_ids")
+    }
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    for number, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+        here = (0, slice(start, start + length))
+        packed["input_ids"][here] = batch["input_ids"][number, :length]
+        if "token_type_ids" in batch:
+            packed["token_type_ids"][here] = batch["token_type_ids"][number, :length]
+        packed["position_ids"][here] = np.arange(length)
+        packed["segment_ids"][here] = number + 1
+    return packed | {"read_positions": starts[None].astype(np.int32)}
+
+
+def test_packed_equals_unpacked(classifier):
+    if classifier.ours.head != "text_classification":
+        return  # only texts are packed
+    packed = pack(classifier.batch)
+    alone = classifier.ours(**classifier.batch)["logits"]  # [B, C]
+    together = classifier.ours(**packed)["logits"]  # [1, B, C]
+    np.testing.assert_allclose(together[0], alone, atol=1e-5)
+    ours = gradients(classifier, batch=packed, read=lambda out: {"logits": out["logits"][0]})
+    assert_close_gradients(ours, jax.tree.map(np.asarray, gradients(classifier)), 1e-5)
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("frozen", [0, 2])
+def test_scan_equals_unrolled(classifier, remat, frozen):
+    """With dropout on: block i draws the same mask wherever it runs."""
+    names = [name for name, depth in classifier.ours.depths.items() if depth >= frozen]
+    results = []
+    for compute in (Compute(), Compute(scan=True, remat=remat)):
+        compute = replace(compute, trainable=frozenset(names))
+        results.append(gradients(classifier, key=jax.random.key(1), compute=compute, names=names))
+    assert_close_gradients(results[1], jax.tree.map(np.asarray, results[0]), 1e-6)
+
+
+def test_scan_compiles_one_body_for_alike_blocks(classifier):
+    model = classifier.ours
+    blocks = model.num_depths - 2
+    trainable = frozenset(name for name, depth in model.depths.items() if depth >= blocks)
+
+    def jaxpr(compute):
+        return jax.make_jaxpr(lambda p: model.apply(p, classifier.batch, None, compute))(
+            model.params
+        )
+
+    def scans(compute):
+        return [e.params["length"] for e in jaxpr(compute).eqns if e.primitive.name == "scan"]
+
+    assert scans(Compute()) == []
+    assert scans(Compute(scan=True)) == [blocks]
+    assert scans(Compute(scan=True, trainable=trainable)) == ([blocks - 1] if blocks > 2 else [])
+
+
+def test_dropout_is_for_what_is_trained(classifier):
+    model, batch, key = classifier.ours, classifier.batch, jax.random.key(0)
+    plain = model(**batch)["logits"]
+
+    def logits(*names, key=key):
+        compute = Compute(trainable=frozenset(names))
+        run = jax.jit(lambda params, key: model.apply(params, batch, key, compute)["logits"])
+        return run(model.params, key)
+
+    first, second = "blocks/0/mlp/up/kernel", "blocks/1/mlp/up/kernel"
+    assert np.array_equal(logits(), plain)
+    assert np.array_equal(logits(first, key=None), plain)
+    assert not np.array_equal(logits(first), plain)
+    assert not np.array_equal(logits(first), logits(second))
+    assert np.array_equal(logits(first), logits(first))
+    assert not np.array_equal(logits(first), logits(first, key=jax.random.key(1)))
+    # BERT's classifier has a dropout of its own; the others' have none.
+    assert np.array_equal(logits("head/kernel"), plain) is (
+        model.family.__name__ != "jaxft.models.bert"
+    )
+
+
+def test_a_frozen_block_costs_its_forward_pass_only(classifier):
+    """The backward pass of a block is twice its forward pass, and gone when it is frozen."""
+    model = classifier.ours
+    ((tower_name, tower),) = model.towers.items()
+    blocks = len(tower.blocks)
+
+    def forward(count):
+        part = replace(tower, blocks=tower.blocks[:count])
+        cut = replace(model, towers={tower_name: part})
+        return count_flops(cut.apply, model.params, classifier.batch)
+
+    def step(frozen):
+        names = [name for name, depth in model.depths.items() if depth > frozen]
+        compute = Compute(trainable=frozenset(names))
+        return count_flops(partial(gradients, classifier, compute=compute, names=names))
+
+    block = forward(blocks) - forward(blocks - 1)
+    assert block > 0
+    for frozen in range(blocks - 1):
+        assert step(frozen) - step(frozen + 1) == 2 * block
+
+
+def test_eight_devices_compute_what_one_does(classifier):
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 2, 2), ("data", "fsdp", "tensor"))
+    rules = {"embed": "fsdp", "heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
+
+    def sharding(name, shape, axes):
+        spec = [
+            rules.get(axis) if size % 2 == 0 else None
+            for axis, size in zip(axes, shape, strict=True)
+        ]
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    one = classifier.ours
+    many = registry.load(classifier.folder, sharding=sharding)
+    kernel = many.params["blocks/0/attention/query/kernel"]
+    assert kernel.addressable_shards[0].data.size * 4 == kernel.size
+    for name, value in one.params.items():
+        np.testing.assert_array_equal(value, many.params[name])
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    batch = {name: np.concatenate([value] * 4) for name, value in classifier.batch.items()}
+    placed = {name: jax.device_put(value, rows) for name, value in batch.items()}
+    key = jax.random.key(0)
+    np.testing.assert_allclose(
+        many.apply(many.params, placed, key)["logits"],
+        one.apply(one.params, batch, key)["logits"],
+        atol=1e-5,
+    )
+    theirs = jax.tree.map(np.asarray, gradients(classifier, batch=batch, key=key))
+    ours = gradients(classifier, model=many, batch=placed, key=key)
+    assert_close_gradients(ours, theirs, 1e-5)
+
+
+def test_bfloat16_stays_near_float32(classifier):
+    model = classifier.ours
+    exact = model.apply(model.params, classifier.batch)["logits"]
+    rough = model.apply(model.params, classifier.batch, None, Compute(dtype="bfloat16"))["logits"]
+    assert rough.dtype == jnp.float32
+    assert 0 < np.abs(rough - exact).max() < 0.02 * np.abs(exact).max() + 0.02
