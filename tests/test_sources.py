@@ -166,7 +166,7 @@ def test_a_bad_jsonl_is_named_by_row(tmp_path, content, said):
     [
         ("csv:{folder}/number.csv", {}, "Did you mean 'numbers.csv'?"),
         ("cvs:{folder}/numbers.csv", {}, "Did you mean 'csv'?"),
-        ("{folder}/numbers.csv", {}, "must start with csv:, jsonl: or tfds:"),
+        ("{folder}/numbers.csv", {}, "must start with csv:, jsonl:, tfds: or images:"),
         ("csv:{folder}/numbers.csv[:9o%]", {}, "'9o%' is no bound of a slice"),
         ("csv:{folder}/numbers.csv[:101]", {}, "the slice ends at 101, and there are 100 rows"),
         ("csv:{folder}/numbers.csv[:120%]", {}, "the slice ends at 120%"),
@@ -249,7 +249,7 @@ def test_a_tfds_row_is_plain_python(tfds_folder):
     assert row["turns"]["who"] == ["é", "b"]
     assert list(row["turns"]["n"]) == [103, 104]
     assert row["score"] == 51.5
-    assert row["picture"].tolist() == np.arange(12).reshape(2, 2, 3).tolist()
+    assert row["picture"] == PICTURE  # an image stays encoded
     assert source.class_names("type") == ("neg", "pos")
     assert source.class_names("text") is None
 
@@ -264,11 +264,12 @@ def test_tfds_by_name_by_version_and_by_folder(tfds_home, tfds_folder, spec, mon
     assert len(by_id) == 5
 
 
-def test_where_does_not_decode_images(tfds_folder):
+def test_a_broken_image_is_nobodys_trouble_until_it_is_decoded(tfds_folder):
     source = open_source(f"tfds:{tfds_folder}:test:ordered", where={"type": "pos"})
-    assert len(source) == 5  # row 107's picture is broken
-    with pytest.raises(Exception, match="truncated"):
-        source.rows([3])
+    assert len(source) == 5
+    assert source[3]["picture"] == BROKEN
+    again = pickle.loads(pickle.dumps(source))
+    assert again[2]["picture"] == PICTURE
 
 
 def test_the_latest_version_counts_numbers_as_numbers(tfds_home, tmp_path, monkeypatch):
@@ -365,3 +366,56 @@ def test_tfds_needs_no_tensorflow(tfds_folder):
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout.decode().strip() == "naïve 0"
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Three classes of three images each, one of them a folder further down."""
+    for name in ("10", "9", "cat"):
+        for number in range(3):
+            below = tmp_path / name / ("more" if number == 2 else "")
+            below.mkdir(parents=True, exist_ok=True)
+            (below / f"{number}.{'PNG' if number else 'png'}").write_bytes(PICTURE + name.encode())
+        (tmp_path / name / "notes.txt").write_text("no image")
+    (tmp_path / ".hidden").mkdir()
+    return tmp_path
+
+
+def test_a_folder_of_images_is_rows_of_path_and_class(photos):
+    source = open_source(f"images:{photos}:ordered")
+    assert source.columns == ("image", "label")
+    assert source.folder == photos
+    assert [row["image"] for row in source.rows(range(4))] == [
+        "10/0.png",
+        "10/1.PNG",
+        "10/more/2.PNG",
+        "9/0.png",
+    ]
+    assert [row["label"] for row in source.rows([0, 2, 8], ["label"])] == ["10", "10", "cat"]
+    halves = [open_source(f"images:{photos}[{part}]") for part in (":50%", "50%:")]
+    found = [{row["image"] for row in half.rows(range(len(half)))} for half in halves]
+    assert not found[0] & found[1]
+    assert len(found[0] | found[1]) == 9
+    assert len(open_source(f"images:{photos}", where={"label": ["9", "cat"]})) == 6
+
+
+def test_a_folder_of_images_is_known_by_its_content_wherever_it_lies(photos, tmp_path):
+    before = open_source(f"images:{photos}").fingerprint
+    moved = photos.rename(photos.with_name("moved"))
+    assert open_source(f"images:{moved}").fingerprint == before
+    (moved / "9" / "0.png").write_bytes(PICTURE + b"8")
+    assert open_source(f"images:{moved}").fingerprint != before
+
+
+def test_a_folder_without_images_is_named(photos):
+    (photos / "empty").mkdir()
+    with pytest.raises(UserError, match=r"class folder '.*empty' holds no images"):
+        open_source(f"images:{photos}")
+    with pytest.raises(UserError, match="has no sub-folders"):
+        open_source(f"images:{photos / 'empty'}")
+    with pytest.raises(UserError, match=r"There is no folder '.*gone'"):
+        open_source(f"images:{photos / 'gone'}")
+
+
+def test_paths_in_a_file_start_from_its_folder(numbers):
+    assert open_source(f"csv:{numbers}").folder == numbers.parent

@@ -1,7 +1,8 @@
 """Where examples come from: every kind of data as one random-access `Source`.
 
 A source string is `KIND:PLACE`, then an optional slice, then an optional `:ordered`:
-`csv:reviews.csv[:80%]`, `jsonl:rows.jsonl[1000:]:ordered`, `tfds:my_set:1.0.0:train[90%:]`.
+`csv:reviews.csv[:80%]`, `jsonl:rows.jsonl[1000:]:ordered`, `tfds:my_set:1.0.0:train[90%:]`,
+`images:photos/train` (a folder with a sub-folder a class).
 Rows are kept by `where`, then shuffled by the seed, then sliced; so slices of one file are drawn
 at random and never overlap where their bounds do not.
 """
@@ -19,11 +20,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from jaxft.data.sources_files import open_csv, open_jsonl
+from jaxft.data.sources_images import open_image_folder
 from jaxft.data.sources_tfds import open_tfds
 from jaxft.errors import UserError, did_you_mean
 
 Row = dict[str, Any]
-KINDS = ("csv", "jsonl", "tfds")
+KINDS = ("csv", "jsonl", "tfds", "images")
 SPEC = re.compile(
     r"(?P<kind>\w+):(?P<place>.+?)(?P<slice>\[(?P<start>[^:\[\]]*):(?P<stop>[^:\[\]]*)\])?"
     r"(?P<ordered>:ordered)?",
@@ -42,6 +44,10 @@ class Reader(Protocol):
     @property
     def identity(self) -> str:
         """A hash of the content."""
+
+    @property
+    def folder(self) -> Path:
+        """Where paths in the rows start from."""
 
     def __len__(self) -> int: ...
 
@@ -84,6 +90,11 @@ class Source:
         """The rows at these indices, in this order, with `columns` (None: all) of each."""
         return self.reader.rows(self.order[np.fromiter(indices, np.int64)], columns)
 
+    @property
+    def folder(self) -> Path:
+        """Where paths in the rows start from."""
+        return Path(self.reader.folder)
+
     def class_names(self, column: str) -> tuple[str, ...] | None:
         """The classes of `column` in order of class id, where the data names them."""
         return self.reader.class_names(column)
@@ -93,8 +104,9 @@ def open_source(spec: str, *, where: Mapping[str, Any] | None = None, seed: int 
     """The rows that a source string names.
 
     Args:
-        spec: `csv:PATH`, `jsonl:PATH`, `tfds:NAME[:VERSION]:SPLIT` or `tfds:FOLDER:SPLIT`, then
-            optionally `[a:b]` (row numbers or percent) and `:ordered` (no shuffle).
+        spec: `csv:PATH`, `jsonl:PATH`, `tfds:NAME[:VERSION]:SPLIT`, `tfds:FOLDER:SPLIT` or
+            `images:FOLDER`, then optionally `[a:b]` (row numbers or percent) and `:ordered` (no
+            shuffle).
         where: column -> the value, or list of values, that a row must have.
         seed: of the shuffle.
 
@@ -106,7 +118,7 @@ def open_source(spec: str, *, where: Mapping[str, Any] | None = None, seed: int 
     if parts is None or parts["kind"] not in KINDS:
         kind = spec.partition(":")[0]
         raise UserError(
-            f"'{spec}' is no data source: it must start with csv:, jsonl: or tfds:.",
+            f"'{spec}' is no data source: it must start with csv:, jsonl:, tfds: or images:.",
             did_you_mean(kind, KINDS) if ":" in spec else "Such as csv:reviews.csv[:80%].",
         )
     reader = _open_reader(parts["kind"], parts["place"])
@@ -127,11 +139,43 @@ def open_source(spec: str, *, where: Mapping[str, Any] | None = None, seed: int 
     return Source(spec, hashlib.sha256(identity.encode()).hexdigest(), order, reader)
 
 
+@dataclass(frozen=True)
+class Given:
+    """Rows that are in memory already, such as what a person typed; see `Reader`."""
+
+    given: Sequence[Row]
+    identity: str = ""
+    folder: Path = Path()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names that every row has a value for."""
+        return tuple(self.given[0]) if self.given else ()
+
+    def __len__(self) -> int:
+        return len(self.given)
+
+    def rows(self, numbers: Iterable[int], columns: Sequence[str] | None = None) -> list[Row]:
+        """The rows of these numbers, in this order, with `columns` (None: all) of each."""
+        chosen = [self.given[number] for number in numbers]
+        return chosen if columns is None else [{c: row[c] for c in columns} for row in chosen]
+
+    def class_names(self, column: str) -> None:
+        """Nobody has named any."""
+
+
+def given_rows(rows: Sequence[Row], spec: str = "input") -> Source:
+    """Rows in memory as a source, in their order."""
+    return Source(spec, "", np.arange(len(rows)), Given(rows))
+
+
 def _open_reader(kind: str, place: str) -> Reader:
     if kind == "csv":
         return open_csv(Path(place).expanduser())
     if kind == "jsonl":
         return open_jsonl(Path(place).expanduser())
+    if kind == "images":
+        return open_image_folder(Path(place).expanduser())
     return open_tfds(place)
 
 

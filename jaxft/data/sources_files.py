@@ -44,6 +44,11 @@ class FileReader:
     spans: np.ndarray
     parse: Callable[[str, Sequence[str]], Row]
 
+    @property
+    def folder(self) -> Path:
+        """Where paths in the rows start from."""
+        return self.path.parent
+
     def __len__(self) -> int:
         return len(self.spans)
 

@@ -37,7 +37,7 @@ class TfdsReader:
         columns: the features' names.
         identity: sha256 of what the folder holds and the split's name.
         features: column -> TFDS feature.
-        data: TFDS's random-access source.
+        data: TFDS's random-access source; images stay encoded.
     """
 
     folder: epath.Path
@@ -53,20 +53,12 @@ class TfdsReader:
     def rows(self, numbers: Iterable[int], columns: Sequence[str] | None = None) -> list[Row]:
         """The rows of these numbers, in this order, with `columns` (None: all) of each."""
         wanted = self.columns if columns is None else columns
-        skipped = [name for name in self.columns if name not in wanted and self._is_image(name)]
-        data = self.data
-        if skipped:  # a `where` over an image set need not decode the images
-            decoders = {name: tfds.decode.SkipDecoding() for name in skipped}
-            data = _builder(self.folder).as_data_source(split=self.split, decoders=decoders)
         numbers = [int(number) for number in numbers]
-        records = data.__getitems__(numbers) if numbers else []
+        records = self.data.__getitems__(numbers) if numbers else []
         return [
             {name: _plain(record[name], self.features[name]) for name in wanted}
             for record in records
         ]
-
-    def _is_image(self, column: str) -> bool:
-        return isinstance(self.features[column], tfds.features.Image)
 
     def class_names(self, column: str) -> tuple[str, ...] | None:
         """The classes of a ClassLabel column in order of class id; None for another column."""
@@ -107,7 +99,13 @@ def open_tfds(body: str) -> TfdsReader:
             f"{folder}: there is no split '{split}'.", did_you_mean(split, builder.info.splits)
         )
     features = builder.info.features
-    data = builder.as_data_source(split=split)
+    # Images are bounded and decoded by `image.decode`, and not at all where no one looks at them.
+    decoders = {
+        name: tfds.decode.SkipDecoding()
+        for name, feature in features.items()
+        if isinstance(feature, tfds.features.Image) and feature.np_dtype == np.uint8
+    }
+    data = builder.as_data_source(split=split, decoders=decoders)
     return TfdsReader(folder, split, tuple(features), _identity(folder, split), features, data)
 
 
