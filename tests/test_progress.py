@@ -212,6 +212,13 @@ def test_loading_table_names_what_is_new():
     assert "loaded 101" in text
     assert "newly initialised 8 head/0, head/1, head/2, head/3, head/4, head/5 and 2 more" in text
     assert "unused" not in text
+    assert "shape" not in text
+
+
+def test_loading_table_says_what_was_fitted():
+    text = printed(loading_table(["a"], [], [], ["a grew from [2, 3] to [4, 3]."]))
+    assert row(text, "in")[:4] == ["in", "another", "shape", "1"]
+    assert "a grew from [2, 3] to [4, 3]." in text
 
 
 def test_data_table():
