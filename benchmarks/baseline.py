@@ -45,7 +45,7 @@ def baselines(config: Config) -> dict[str, float]:
     built = build(config)
     model = jaxft.load(config.model.checkpoint, ignore=config.model.ignore)
     train, test = (_features(model, built.splits[name]) for name in ("train", "test"))
-    labels = {name: built.splits[name].labels for name in ("train", "test")}
+    labels = {name: built.splits[name].examples.labels for name in ("train", "test")}
     scores = {}
     for name in (POOLED, MEAN):
         regression = LogisticRegression(max_iter=2000).fit(train[name], labels["train"])
@@ -63,17 +63,15 @@ def _features(model: jaxft.Model, split: Split) -> dict[str, np.ndarray]:
         mean = (out["last_hidden_state"] * kept).sum(1) / kept.sum(1)
         return {POOLED: out["pooler_output"], MEAN: mean}
 
-    order = np.argsort(split.lengths, kind="stable")
+    examples = split.examples
+    order = np.argsort(examples.lengths, kind="stable")
     found: dict[str, list[np.ndarray]] = {POOLED: [], MEAN: []}
     for first in range(0, len(order), ROWS):
         chosen = order[first : first + ROWS]
-        width = -(-int(split.lengths[chosen].max()) // 32) * 32  # few shapes to compile
-        ids, mask = np.zeros((2, ROWS, width), np.int32)
-        for row, number in enumerate(chosen):
-            tokens = split.examples[int(number)]["input_ids"]
-            ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
-        mask[len(chosen) :, 0] = 1  # rows that hold no example still need one position
-        for name, values in compute(ids, mask).items():
+        index = np.resize(chosen, (ROWS, 1))  # the last batch repeats examples to keep its shape
+        width = -(-int(examples.lengths[chosen].max()) // 32) * 32  # few shapes to compile
+        rows = examples.collate(index, width)
+        for name, values in compute(rows["input_ids"], rows["segment_ids"]).items():
             found[name].append(np.asarray(values)[: len(chosen)])
     back = np.argsort(order)
     return {name: np.concatenate(parts)[back] for name, parts in found.items()}

@@ -26,7 +26,6 @@ from jaxft.config import Config
 from jaxft.data.loader import batches
 from jaxft.engine.build import Build, build
 from jaxft.engine.build_state import frozen_params, initial_state, load_params, state_shardings
-from jaxft.engine.inputs import collate
 from jaxft.engine.mesh import batch_sharding, place_batch
 from jaxft.engine.process import prepare_process
 from jaxft.engine.step import Rates, make_train_step
@@ -68,8 +67,7 @@ def bare_step(built: Build, last: int) -> Callable[[], dict[str, float]]:
         frozen_shardings={name: built.shardings[name] for name in frozen},
         mesh=built.mesh,
     )
-    split = built.splits["train"]
-    make = partial(collate, split.examples, split.labels)
+    make = built.splits["train"].examples.collate
     sharding = batch_sharding(built.mesh)
     ready = [place_batch(batch, sharding) for batch in batches(built.plan, make, 0, last)]
     decay, multipliers = built.table.weight_decays(), built.table.multipliers()

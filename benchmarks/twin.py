@@ -70,7 +70,7 @@ class Twin:
         tokens = [
             dict(zip(encoded, row, strict=True)) for row in zip(*encoded.values(), strict=True)
         ]
-        return Rows(tokens, torch.from_numpy(split.labels).long())
+        return Rows(tokens, torch.from_numpy(split.examples.labels).long())
 
     def _parameters(self, built: Build) -> list[dict]:
         """One parameter group a leaf: the layer table's peak rate and weight decay, by HF name."""

@@ -9,7 +9,6 @@ import pytest
 
 from jaxft.engine.build import Build, build
 from jaxft.engine.build_state import frozen_params, initial_state, load_params, state_shardings
-from jaxft.engine.inputs import collate
 from jaxft.engine.mesh import batch_sharding, place_batch
 from jaxft.engine.step import Rates, make_train_step
 from tests.tiny import tiny_checkpoint, tiny_config
@@ -59,7 +58,7 @@ class Run:
     def batch(self, number):
         split = self.built.splits["train"]
         plan, length = self.built.plan, self.built.layout.row_length
-        return collate(split.examples, split.labels, plan.batch(number), length)
+        return split.examples.collate(plan.batch(number), length)
 
     def rates(self, step):
         table = self.built.table
@@ -243,8 +242,8 @@ def test_packed_rows_are_their_examples_alone(plain):
     examples = index[index >= 0]
     assert layout.segments > 1
     assert len(examples) > layout.rows
-    packed = collate(split.examples, split.labels, index, layout.row_length)
-    alone = collate(split.examples, split.labels, examples[:, None], layout.row_length)
+    packed = split.examples.collate(index, layout.row_length)
+    alone = split.examples.collate(examples[:, None], layout.row_length)
 
     @jax.jit
     def value_and_gradient(params, batch):

@@ -23,7 +23,7 @@ from jaxft.errors import UserError
 Example = Mapping[str, np.ndarray]
 DESCRIPTION = "cache.json"
 LENGTHS = "lengths.npy"
-FORMAT = 1
+FORMAT = 2
 LOCK_SECONDS = 3600.0  # how long to wait while another process builds the same entry
 
 
@@ -65,6 +65,27 @@ class Ragged:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["folder"])  # type: ignore[misc]  # the folder is all there is to it
+
+
+class Held:
+    """Examples in memory, read as those of `Ragged` are.
+
+    Args:
+        examples: field -> `[length, ...]` of each.
+        meta: what the builder said of the whole.
+    """
+
+    def __init__(self, examples: Iterable[Example], meta: Mapping[str, Any]):
+        self.meta = dict(meta)
+        self._examples = list(examples)
+        self.lengths = np.array([len(next(iter(one.values()))) for one in self._examples], np.int64)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> Example:
+        """One example: field -> `[length, ...]`."""
+        return self._examples[index]
 
 
 def cache_key(**parts: Any) -> str:

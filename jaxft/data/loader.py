@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from jaxft.data.cache import Ragged
+from jaxft.data.cache import Held, Ragged
 
 Batch = dict[str, np.ndarray]
 Collate = Callable[[np.ndarray, int], Batch]
@@ -83,7 +83,9 @@ def batches(
         iterator.close()
 
 
-def collate_rows(examples: Ragged, index: np.ndarray, row_length: int, pad_id: int = 0) -> Batch:
+def collate_rows(
+    examples: Ragged | Held, index: np.ndarray, row_length: int, pad_id: int = 0
+) -> Batch:
     """The arrays of some rows, without labels.
 
     Args:

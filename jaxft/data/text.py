@@ -35,16 +35,24 @@ class Encoded:
         type_ids: likewise: 0 for the first text of a pair, 1 for the second.
         tokens: tokens kept.
         unknown: kept tokens that stand for text the vocabulary lacks.
-        truncated: texts that were cut to `max_length`.
-        truncated_tokens: tokens cut away.
+        cut: tokens cut away of each text, where there were any: text number -> tokens.
     """
 
     ids: list[np.ndarray]
     type_ids: list[np.ndarray]
     tokens: int
     unknown: int
-    truncated: int
-    truncated_tokens: int
+    cut: dict[int, int]
+
+    @property
+    def truncated(self) -> int:
+        """Texts that were cut to `max_length`."""
+        return len(self.cut)
+
+    @property
+    def truncated_tokens(self) -> int:
+        """Tokens cut away, of all texts."""
+        return sum(self.cut.values())
 
 
 class Tokenizer:
@@ -101,17 +109,16 @@ class Tokenizer:
         inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
         ids: list[np.ndarray] = []
         type_ids: list[np.ndarray] = []
-        truncated = truncated_tokens = 0
+        cut: dict[int, int] = {}
         for start in range(0, len(inputs), CHUNK):
             chunk = inputs[start : start + CHUNK]
             encodings = self._backend.encode_batch(chunk)
             long = _longer_than(encodings, max_length)
             if long and max_length is not None:
-                truncated += len(long)
-                truncated_tokens += sum(len(encodings[i].ids) - max_length for i in long)
-                cut = self._encode_cut([chunk[i] for i in long], max_length)
+                cut |= {start + i: len(encodings[i].ids) - max_length for i in long}
+                shorter = self._encode_cut([chunk[i] for i in long], max_length)
                 encodings = list(encodings)
-                for i, encoding in zip(long, cut, strict=True):
+                for i, encoding in zip(long, shorter, strict=True):
                     encodings[i] = encoding
             ids += [np.array(encoding.ids, np.int32) for encoding in encodings]
             type_ids += [np.array(encoding.type_ids, np.int32) for encoding in encodings]
@@ -120,8 +127,7 @@ class Tokenizer:
             type_ids,
             tokens=sum(map(len, ids)),
             unknown=sum(int(np.count_nonzero(row == self._unknown_id)) for row in ids),
-            truncated=truncated,
-            truncated_tokens=truncated_tokens,
+            cut=cut,
         )
 
     def _encode_cut(self, inputs: list[Any], max_length: int) -> list[tokenizers.Encoding]:

@@ -17,16 +17,15 @@ import optax
 
 from jaxft.config import Config
 from jaxft.data.plans import Layout, TrainPlan, plan_rows
-from jaxft.data.text import Tokenizer, load_tokenizer
 from jaxft.engine.build_length import Length, resolve_length, resolve_rates
-from jaxft.engine.inputs import Split, encode_split, open_labelled
+from jaxft.engine.inputs import Split, data_cache, open_sources
 from jaxft.engine.mesh import make_mesh, param_shardings, row_divisor
 from jaxft.errors import UserError
 from jaxft.layerwise.optimizer import make_optimizer
 from jaxft.layerwise.table import LayerTable, build_table
 from jaxft.models.registry import Model, describe
 from jaxft.models.transformer import Compute
-from jaxft.tasks.contract import Task
+from jaxft.tasks.contract import Examples, Task, Tools
 
 # Up to here an unrolled step is quicker than a scanned one on CPU, to compile and to run.
 UNROLLED_BLOCKS_ON_CPU = 12
@@ -41,7 +40,7 @@ class Build:
         config: the whole config.
         task: what is learned.
         model: the model, with shapes for parameters.
-        splits: train, eval and perhaps test, tokenised.
+        splits: train, eval and perhaps test, as the task reads them.
         label_names: the classes, in order of class id.
         layout: rows, row length and segments of a batch.
         plan: which examples make each training batch.
@@ -90,22 +89,20 @@ def build(
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
     task = make_task(config)
     specs = {"train": config.data.train, "eval": config.data.eval, "test": config.data.test}
-    labelled, names = open_labelled(task, specs, config.data.where, config.run.seed.data)
+    sources = open_sources(task, specs, config.data.where, config.run.seed.data)
+    names = task.label_names(sources["train"])
     model = describe(config.model.checkpoint, **model_options(config, names))
     table = make_table(config, model)
 
-    tokenizer = load_tokenizer(model.tokenizer_folder)
-    check_vocabulary(tokenizer, model)
-    longest = max_length(config, model)
+    tools = Tools(model, config.data.max_length, data_cache(config.data.cache))
     splits = {
-        name: encode_split(name, one, task, tokenizer, longest, config.data.cache)
-        for name, one in labelled.items()
+        name: Split(name, source, task.examples(source, names, tools))
+        for name, source in sources.items()
     }
-    lengths = splits["train"].lengths
-    layout = layout or _lay_out(config, task, mesh, lengths)
+    layout = layout or _lay_out(config, task, mesh, splits["train"].examples)
     _check_rows(layout, mesh, config.train.accumulate)
     shape = (layout.rows, layout.row_length, layout.segments)
-    plan = TrainPlan(lengths, config.run.seed.data, *shape)
+    plan = TrainPlan(splits["train"].examples.lengths, config.run.seed.data, *shape)
     length = resolve_length(config, plan)
     return Build(
         config=config,
@@ -152,33 +149,12 @@ def model_options(config: Config, names: Sequence[str]) -> dict[str, Any]:
     """How the config asks for its checkpoint to be described or loaded."""
     return {
         "task": config.task.kind,
-        "labels": names,
+        "labels": names or None,
         "dropout": config.model.dropout,
         "ignore": config.model.ignore,
+        "resize_vocab": config.model.resize_vocab,
         "cache": config.model.cache,
     }
-
-
-def max_length(config: Config, model: Model) -> int:
-    """Tokens an example may have: the config's, else what the model's positions allow."""
-    asked = config.data.max_length
-    if asked is not None and asked > model.max_positions:
-        raise UserError(
-            f"data.max_length: {asked} tokens do not fit the model's {model.max_positions} "
-            "positions.",
-            f"Set it to {model.max_positions} or less; longer texts are cut there.",
-        )
-    return asked or model.max_positions
-
-
-def check_vocabulary(tokenizer: Tokenizer, model: Model) -> None:
-    """Raise a UserError where the tokenizer can give ids that the embeddings do not have."""
-    if tokenizer.vocab_size > model.vocab_size:
-        raise UserError(
-            f"model.checkpoint: the tokenizer knows {tokenizer.vocab_size:,} pieces and the model "
-            f"has embeddings for {model.vocab_size:,}.",
-            "The tokenizer is of another checkpoint.",
-        )
 
 
 def make_compute(config: Config, mesh: jax.sharding.Mesh, blocks: int, table: LayerTable):
@@ -200,12 +176,14 @@ def make_compute(config: Config, mesh: jax.sharding.Mesh, blocks: int, table: La
     )
 
 
-def _lay_out(config: Config, task: Task, mesh: jax.sharding.Mesh, lengths: np.ndarray) -> Layout:
+def _lay_out(config: Config, task: Task, mesh: jax.sharding.Mesh, examples: Examples) -> Layout:
     if config.data.pack is True and not task.packs:
         raise UserError(f"data.pack: the task '{task.kind}' reads one example a row.")
     packs = task.packs if config.data.pack == "auto" else config.data.pack
     divisor = row_divisor(mesh, config.train.accumulate)
-    return plan_rows(lengths, config.data.batch_size, config.data.row_length, packs, divisor)
+    # Where an example is a row, whatever its arrays are, a row is one position.
+    row_length = 1 if examples.lengths.max() == 1 else config.data.row_length
+    return plan_rows(examples.lengths, config.data.batch_size, row_length, packs, divisor)
 
 
 def _check_rows(layout: Layout, mesh: jax.sharding.Mesh, accumulate: int) -> None:

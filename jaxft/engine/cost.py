@@ -15,7 +15,6 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from jaxft.engine.build import Build
-from jaxft.engine.inputs import collate
 from jaxft.tree import split as split_tree
 
 
@@ -75,8 +74,8 @@ def step_flops(built: Build) -> dict[str, int]:
         `forward`: the forward pass; `step`: the step as the LayerTable has it; `full`: the step
         with nothing frozen.
     """
-    split = built.splits["train"]
-    first = collate(split.examples, split.labels, built.plan.batch(0), built.layout.row_length)
+    examples = built.splits["train"].examples
+    first = examples.collate(built.plan.batch(0), built.layout.row_length)
     batch = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in first.items()}
     params = {
         name: jax.ShapeDtypeStruct(leaf.shape, built.compute.dtype)

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxft.data.cache import Ragged
 from jaxft.data.loader import batches
 from jaxft.data.plans import plan_eval
 from jaxft.engine.build import Build
-from jaxft.engine.inputs import Split, collate
+from jaxft.engine.inputs import Split
 from jaxft.engine.mesh import batch_sharding, place_batch
 from jaxft.engine.step import make_eval_step
+from jaxft.tasks.contract import Examples
 
 EvalStep = Callable[[Mapping[str, jax.Array], Mapping[str, jax.Array]], tuple[dict, dict]]
 
@@ -35,17 +34,12 @@ class Evaluation:
 
 
 def build_eval_step(built: Build) -> EvalStep:
-    """The jitted `(params, batch) -> (sums, outcomes)` of a run's task.
-
-    Without labels in the batch there are no sums: that is how texts are labelled.
-    """
+    """The jitted `(params, batch) -> (sums, outcomes)` of a run's task."""
 
     def evaluate_batch(params, batch):
         outputs = built.model.apply(params, batch, None, built.compute)
+        sums = {"loss": built.task.loss(outputs, batch), **built.task.metrics(outputs, batch)}
         outcomes = built.task.outcomes(outputs, batch)
-        sums = {}
-        if "labels" in batch:
-            sums = {"loss": built.task.loss(outputs, batch), **built.task.metrics(outputs, batch)}
         return sums, outcomes | {"example_ids": batch["example_ids"]}
 
     return make_eval_step(evaluate_batch, param_shardings=dict(built.shardings), mesh=built.mesh)
@@ -72,7 +66,7 @@ def evaluate(
     """
     totals: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
     kept = []
-    for sums, outcomes in _run(built, step, params, split.examples, split.labels):
+    for sums, outcomes in _run(built, step, params, split.examples):
         if interrupted():
             raise Interrupted
         for name, (total, weight) in sums.items():
@@ -80,35 +74,18 @@ def evaluate(
         kept.append(outcomes)
     outcomes = _in_order(kept, len(split.examples))
     scores = {name: total / weight for name, (total, weight) in totals.items()}
-    return Evaluation(
-        scores | built.task.summarise(outcomes, split.labels, built.label_names), outcomes
-    )
-
-
-def outcomes_of(
-    built: Build, step: EvalStep, params: Mapping[str, jax.Array], examples: Ragged
-) -> dict[str, np.ndarray]:
-    """What the model says of examples without labels: `[examples, ...]` by name."""
-    kept = [outcomes for _, outcomes in _run(built, step, params, examples, None)]
-    return _in_order(kept, len(examples))
+    summary = built.task.summarise(outcomes, split.examples, built.label_names)
+    return Evaluation(scores | summary, outcomes)
 
 
 def predictions(built: Build, split: Split, found: Evaluation) -> Iterator[dict[str, Any]]:
     """What a person reads of an evaluation, one mapping an example."""
-    columns = built.task.columns
-    rows = split.source.rows(range(len(split.source)))
-    said = built.task.describe(found.outcomes, built.label_names)
-    for number, (row, one) in enumerate(zip(rows, said, strict=True)):
-        yield {
-            "id": number,
-            "text": " | ".join(str(row[column]) for column in columns[:-1]),
-            "label": built.label_names[int(split.labels[number])],
-            **one,
-            "loss": float(found.outcomes["loss"][number]),
-        }
+    said = built.task.describe(split.source, found.outcomes, split.examples, built.label_names)
+    for number, one in enumerate(said):
+        yield {"id": number, **one}
 
 
-def _run(built: Build, step: EvalStep, params, examples: Ragged, labels: np.ndarray | None):
+def _run(built: Build, step: EvalStep, params, examples: Examples):
     """Each batch's sums and outcomes, on the host; the next batch is under way meanwhile.
 
     Not so on several CPU devices: two programs with collectives, neither of which waits for the
@@ -122,7 +99,7 @@ def _run(built: Build, step: EvalStep, params, examples: Ragged, labels: np.ndar
     ahead = None
     for batch in batches(
         plan,
-        partial(collate, examples, labels),
+        examples.collate,
         0,
         len(plan),
         process_index=jax.process_index(),

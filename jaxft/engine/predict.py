@@ -1,4 +1,4 @@
-"""The prediction story: texts in, what the run's best checkpoint says of each out."""
+"""The prediction story: inputs in, what the run's best checkpoint says of each out."""
 
 from __future__ import annotations
 
@@ -8,67 +8,49 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxft.data.text import load_tokenizer
-from jaxft.engine.build import check_vocabulary, max_length
+from jaxft.data.packing import round_up
+from jaxft.data.sources import given_rows
 from jaxft.engine.process import prepare_process
-from jaxft.engine.trained import Trained, open_trained
+from jaxft.engine.trained import open_trained
+from jaxft.tasks.contract import Examples, Tools
 
-# Texts a batch, and the multiple that its length is rounded up to: few shapes to compile.
-TEXTS, STRIDE = 32, 32
+# Examples a batch, and the multiple that its length is rounded up to: few shapes to compile.
+ROWS, STRIDE = 32, 32
 
 
-def predict(run: Path, texts: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Say of each text what the run learned to say.
+def predict(run: Path, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Say of each input what the run learned to say.
 
     Args:
         run: the run folder.
-        texts: one text each; a pair is two texts with a tab between them.
+        inputs: as the task reads them: one text each, a pair with a tab between, image files.
 
     Yields:
-        `text`, then what the task says (`label`, `probabilities`), and `cut` with the number of
-        tokens that the model's positions did not hold.
+        The input and what the task says of it (`label`, `probabilities`); for texts `cut` too,
+        the number of tokens that the model's positions did not hold, where there are any.
 
     Raises:
-        UserError: it is no run, or a text is not as it has to be.
+        UserError: it is no run, or an input is not as it has to be.
     """
     prepare_process()
     trained = open_trained(run)
-    tokenizer = load_tokenizer(trained.model.tokenizer_folder)
-    check_vocabulary(tokenizer, trained.model)
-    run_batch = jax.jit(
-        lambda params, batch: trained.task.outcomes(trained.model.apply(params, batch), batch)
-    )
-    waiting = iter(texts)
-    while part := list(islice(waiting, TEXTS)):
-        yield from _label(trained, tokenizer, run_batch, part)
+    task, model, names = trained.task, trained.model, trained.label_names
+    tools = Tools(model, trained.config.data.max_length, None)
+    step = jax.jit(lambda params, batch: task.outcomes(model.apply(params, batch), batch))
+    waiting = task.rows_from_input(inputs)
+    while rows := list(islice(waiting, ROWS)):
+        source = given_rows(rows)
+        examples = task.examples(source, None, tools)
+        outcomes = jax.device_get(step(model.params, _batch(examples, model.max_positions)))
+        kept = {name: values[: len(rows), 0] for name, values in outcomes.items()}
+        for number, said in enumerate(task.describe(source, kept, examples, names)):
+            yield said | examples.remarks.get(number, {})
 
 
-def _label(trained: Trained, tokenizer, run_batch, texts: list[str]) -> Iterator[dict[str, Any]]:
-    rows = trained.task.rows_from_text(texts)
-    columns = trained.task.columns[:-1]  # the last is the label
-    firsts = [row[columns[0]] for row in rows]
-    seconds = [row[columns[1]] for row in rows] if len(columns) > 1 else None
-    longest = max_length(trained.config, trained.model)
-    whole = tokenizer.encode(firsts, seconds, max_length=None)
-    encoded = tokenizer.encode(firsts, seconds, max_length=longest)
-    width = -(-max(len(ids) for ids in encoded.ids) // STRIDE) * STRIDE
-    shape = (TEXTS, min(width, trained.model.max_positions))
-    batch = {
-        name: np.zeros(shape, np.int32)
-        for name in ("input_ids", "attention_mask", "token_type_ids")
-    }
-    batch["attention_mask"][len(rows) :, 0] = 1  # a row without a text still attends somewhere
-    for row, (ids, types) in enumerate(zip(encoded.ids, encoded.type_ids, strict=True)):
-        batch["input_ids"][row, : len(ids)] = ids
-        batch["token_type_ids"][row, : len(ids)] = types
-        batch["attention_mask"][row, : len(ids)] = 1
-    arrays = {name: jnp.asarray(array) for name, array in batch.items()}
-    outcomes = jax.device_get(run_batch(trained.model.params, arrays))
-    kept = {name: values[: len(rows)] for name, values in outcomes.items()}
-    said = trained.task.describe(kept, trained.label_names)
-    for text, one, long, short in zip(texts, said, whole.ids, encoded.ids, strict=True):
-        result = {"text": text, "label": one["predicted"], "probabilities": one["probabilities"]}
-        yield result | ({"cut": len(long) - len(short)} if len(long) > len(short) else {})
+def _batch(examples: Examples, most: int) -> dict[str, np.ndarray]:
+    """At most `ROWS` examples, one a row; the rows that are left over hold none."""
+    index = np.full((ROWS, 1), -1)
+    index[: len(examples), 0] = np.arange(len(examples))
+    return examples.collate(index, min(round_up(int(examples.lengths.max()), STRIDE), most))

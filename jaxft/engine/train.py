@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from jaxft.engine.build_state import (
 )
 from jaxft.engine.checkpoint import Checkpoints
 from jaxft.engine.evaluate import Evaluation, Interrupted, build_eval_step, evaluate, predictions
-from jaxft.engine.inputs import collate
 from jaxft.engine.mesh import batch_sharding, place_batch
 from jaxft.engine.process import prepare_process, stop_signals
 from jaxft.engine.run_folder import (
@@ -97,7 +95,7 @@ def train(
     metric = best_metric(config, built.task)
     about, table = run_json(built, command), table_json(built)
     report = built.model.report
-    console.print(loading_table(report.loaded, report.new, report.unused))
+    console.print(loading_table(report.loaded, report.new, report.unused, report.notes))
     console.print(data_table(about["data"]))
     console.print(group_table(table))
     console.print(batch_line(built), highlight=False)
@@ -140,7 +138,6 @@ def train(
         eval_step = build_eval_step(built)
         multipliers, weight_decay = built.table.multipliers(), built.table.weight_decays()
         rows = batch_sharding(built.mesh)
-        split = built.splits["train"]
         total = built.length.total_steps
 
         with (
@@ -208,7 +205,7 @@ def train(
             save_due = score_due = False
             for batch in batches(
                 built.plan,
-                partial(collate, split.examples, split.labels),
+                built.splits["train"].examples.collate,
                 first,
                 total,
                 process_index=jax.process_index(),

@@ -65,8 +65,10 @@ def rates_json(built: Build) -> dict[str, Any]:
 def batch_line(built: Build) -> str:
     """What a step holds and how many there are, in one line."""
     layout, length = built.layout, built.length
-    return (
-        f"{layout.rows} rows of {layout.row_length} tokens a step hold "
-        f"{layout.examples_per_step:.1f} examples, {layout.padding:.1%} padding; "
-        f"{length.total_steps:,} steps, {length.steps_per_epoch:,} an epoch"
-    )
+    batch = f"{layout.rows} examples a step"
+    if layout.row_length > 1:
+        batch = (
+            f"{layout.rows} rows of {layout.row_length} tokens a step hold "
+            f"{layout.examples_per_step:.1f} examples, {layout.padding:.1%} padding"
+        )
+    return f"{batch}; {length.total_steps:,} steps, {length.steps_per_epoch:,} an epoch"

@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxft.engine.build import Build
 from jaxft.report.events import read_events
+from jaxft.tasks.contract import LOWER_IS_BETTER
 
 
 class Meter:
@@ -42,7 +43,7 @@ class Meter:
         index = self._built.plan.batch(step - 1)
         real = index[index >= 0]
         self._examples += len(real)
-        self._tokens += float(self._built.splits["train"].lengths[real].sum())
+        self._tokens += float(self._built.splits["train"].examples.lengths[real].sum())
         if self.finite:
             self._weight += metrics["weight"]
             for name, value in metrics.items():
@@ -99,9 +100,9 @@ def patience_is_over(metric: str, scores: Sequence[float | None], patience: int 
 
 
 def _better(metric: str, one: float | None, other: float | None) -> bool:
-    """Whether `one` beats `other`; a lower loss does, a higher value of anything else."""
+    """Whether `one` beats `other`; a lower loss does, a higher accuracy."""
     if one is None or not math.isfinite(one):
         return False
     if other is None or not math.isfinite(other):
         return True
-    return one < other if metric == "loss" else one > other
+    return one < other if metric in LOWER_IS_BETTER else one > other

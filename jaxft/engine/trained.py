@@ -18,7 +18,7 @@ from jaxft.engine.run_folder import RUN_FILE, RunFolder, open_run
 from jaxft.errors import UserError
 from jaxft.models.registry import Model, describe, load
 from jaxft.models.source import Source, resolve
-from jaxft.tasks.contract import Task
+from jaxft.tasks.contract import LOWER_IS_BETTER, Task
 
 Which = int | str  # a step, "best" or "last"
 
@@ -127,7 +127,7 @@ def open_checkpoints(
         run.checkpoints,
         keep=config.checkpoint.keep,
         best_metric=metric,
-        mode="min" if metric == "loss" else "max",
+        mode="min" if metric in LOWER_IS_BETTER else "max",
         read_only=read_only,
     )
 

@@ -17,15 +17,22 @@ BAR = 16  # columns of the widest rate bar
 
 
 def loading_table(
-    loaded: Sequence[str], new: Sequence[str], unused: Sequence[str]
+    loaded: Sequence[str], new: Sequence[str], unused: Sequence[str], notes: Sequence[str] = ()
 ) -> RenderableType:
-    """What became of the checkpoint's tensors: how many, and which are new or unused by name."""
+    """What became of the checkpoint's tensors: how many, and which are new or unused by name.
+
+    Args:
+        loaded, new, unused: names.
+        notes: what was loaded in another shape than the checkpoint's, a sentence each.
+    """
     table = _table("checkpoint", [("", "left"), ("tensors", "right"), ("which", "left")])
     table.add_row("loaded", f"{len(loaded):,}", "")
     for title, names in (("newly initialised", new), ("in the file, unused", unused)):
         if names:
             more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
             table.add_row(title, f"{len(names):,}", ", ".join(names[:NAMED]) + more)
+    if notes:
+        table.add_row("in another shape", f"{len(notes):,}", Text("\n".join(notes)))
     return table
 
 
@@ -33,24 +40,30 @@ def data_table(splits: Sequence[Mapping[str, Any]]) -> RenderableType:
     """What the data is: one line a split, before anything trains.
 
     Args:
-        splits: mappings with `split`, `examples`, `tokens`, `truncated` (examples cut),
-            `unknown` (tokens) and `labels` (label -> examples).
+        splits: mappings with `split`, `examples`, `labels` (label -> examples; none where there
+            are no classes), and, of texts, `tokens`, `truncated` (examples cut), `unknown`
+            (tokens).
     """
-    columns = ["split", "examples", "tokens", "each", "cut", "unknown tokens", "labels"]
-    sides = ["left", *["right"] * 5, "left"]
-    table = _table("data", list(zip(columns, sides, strict=True)))
+    columns = [("split", "left"), ("examples", "right")]
+    texts = all("tokens" in split for split in splits)
+    if texts:
+        columns += [(name, "right") for name in ("tokens", "each", "cut", "unknown tokens")]
+    classes = any(split["labels"] for split in splits)
+    table = _table("data", columns + [("labels", "left")] * classes)
     for split in splits:
-        examples, tokens = max(split["examples"], 1), max(split["tokens"], 1)
-        labels = split["labels"].items()
-        table.add_row(
-            split["split"],
-            f"{split['examples']:,}",
-            count(split["tokens"]),
-            f"{split['tokens'] / examples:.1f}",
-            share(split["truncated"] / examples),
-            share(split["unknown"] / tokens),
-            ", ".join(f"{name} {share(number / examples)}" for name, number in labels),
-        )
+        cells = [split["split"], f"{split['examples']:,}"]
+        examples, tokens = max(split["examples"], 1), max(split.get("tokens", 1), 1)
+        if texts:
+            cells += [
+                count(split["tokens"]),
+                f"{split['tokens'] / examples:.1f}",
+                share(split["truncated"] / examples),
+                share(split["unknown"] / tokens),
+            ]
+        if classes:
+            labels = split["labels"].items()
+            cells.append(", ".join(f"{name} {share(many / examples)}" for name, many in labels))
+        table.add_row(*cells)
     return table
 
 

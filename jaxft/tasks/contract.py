@@ -2,14 +2,115 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
+from jaxft.data.cache import Held, Ragged, build_or_open, cache_key
+from jaxft.data.sources import Source
+from jaxft.data.text import Tokenizer, load_tokenizer
+from jaxft.errors import UserError
+from jaxft.models.registry_model import Model
+
 Batch = Mapping[str, Any]
 Sums = dict[str, tuple[jax.Array, jax.Array]]
+LOWER_IS_BETTER = ("loss", "perplexity")  # of metrics; of all others higher is
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a checkpoint brings for reading data; each part is loaded when a task asks for it.
+
+    Args:
+        model: the model that will read the examples.
+        asked_length: the most tokens of an example, where the config says so.
+        cache: the folder of what is computed once per example; None keeps it in memory.
+    """
+
+    model: Model
+    asked_length: int | None
+    cache: Path | None
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens of an example: the config's number, else what the positions allow.
+
+        Raises:
+            UserError: the config asks for more than the model's positions hold.
+        """
+        asked, most = self.asked_length, self.model.max_positions
+        if asked is not None and asked > most:
+            raise UserError(
+                f"data.max_length: {asked} tokens do not fit the model's {most} positions.",
+                f"Set it to {most} or less; longer texts are cut there.",
+            )
+        return asked or most
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer.
+
+        Raises:
+            UserError: it can give ids that the embeddings do not have.
+        """
+        found = load_tokenizer(self.model.tokenizer_folder)
+        if found.vocab_size > self.model.vocab_size:
+            raise UserError(
+                f"model.checkpoint: the tokenizer knows {found.vocab_size:,} pieces and the model "
+                f"has embeddings for {self.model.vocab_size:,}.",
+                "If it is the model's own, model.resize_vocab=true adds the missing embeddings.",
+            )
+        return found
+
+    def once(
+        self,
+        build: Callable[[], tuple[Iterable[Mapping[str, np.ndarray]], Mapping[str, Any]]],
+        **key: Any,
+    ) -> Ragged | Held:
+        """Arrays per example, built unless an earlier run has cached them.
+
+        Args:
+            build: gives the examples, and what to keep of the whole (see `build_or_open`).
+            key: all that the arrays depend on.
+        """
+        if self.cache is None:
+            return Held(*build())
+        return build_or_open(self.cache, cache_key(**key), build)
+
+
+class Examples(Protocol):
+    """A source's rows as a task reads them, ready to be batched; pickled to where batches are made.
+
+    Attributes:
+        lengths: `[examples]` positions that each takes in a row; ones where a row is an example.
+        labels: `[examples]` class ids; None where there are no classes, or no labels.
+        counts: what a person should know of the whole: tokens, truncated, unknown.
+        remarks: what a person should know of one example beside what the model says of it.
+    """
+
+    lengths: np.ndarray
+    labels: np.ndarray | None
+    counts: Mapping[str, int]
+    remarks: Mapping[int, dict[str, Any]]
+
+    def __len__(self) -> int: ...
+
+    def collate(self, index: np.ndarray, row_length: int) -> dict[str, np.ndarray]:
+        """The arrays of one batch.
+
+        Args:
+            index: `[rows, segments]` example numbers, -1 for none.
+            row_length: positions a row.
+
+        Returns:
+            `example_ids` (the index) and `weights` (1 for an example) `[R, S]`, and what the
+            model and the loss read, `[R, ...]` each.
+        """
 
 
 class Task(Protocol):
@@ -17,10 +118,10 @@ class Task(Protocol):
 
     Attributes:
         kind: the file's name in `tasks/`, and the head that the model gets.
-        primary: the metric by which the best checkpoint is chosen; higher is better.
+        primary: the metric by which the best checkpoint is chosen.
         packs: several examples may share a row.
         metric_names: every name that `loss`, `metrics` and `summarise` can score.
-        columns: the source columns it reads, the label last.
+        columns: the source columns it reads.
     """
 
     kind: str
@@ -29,16 +130,20 @@ class Task(Protocol):
     packs: bool
     columns: tuple[str, ...]
 
-    def label_names(self, source: Any) -> tuple[str, ...]:
-        """The classes, in order of class id, from the training source."""
+    def label_names(self, source: Source) -> tuple[str, ...]:
+        """The classes, in order of class id, from the training source; none where it has none."""
 
-    def label_ids(self, source: Any, names: Sequence[str]) -> np.ndarray:
-        """Each example's label: `[examples]`. Raises UserError for a label not in `names`."""
+    def examples(self, source: Source, names: Sequence[str] | None, tools: Tools) -> Examples:
+        """A source's rows as examples.
 
-    def encode(
-        self, source: Any, tokenizer: Any, max_length: int
-    ) -> tuple[list[dict[str, np.ndarray]], dict[str, int]]:
-        """Every example's arrays, and counts: tokens, truncated, unknown."""
+        Args:
+            source: the rows.
+            names: the classes; None for rows without labels.
+            tools: what the checkpoint brings.
+
+        Raises:
+            UserError: a row that is not as it has to be.
+        """
 
     def loss(self, outputs: Mapping[str, jax.Array], batch: Batch) -> tuple[jax.Array, jax.Array]:
         """The summed loss and its weight."""
@@ -50,14 +155,18 @@ class Task(Protocol):
         """What evaluation keeps of each example: arrays `[R, S, ...]`."""
 
     def summarise(
-        self, outcomes: Mapping[str, np.ndarray], labels: np.ndarray, names: Sequence[str]
+        self, outcomes: Mapping[str, np.ndarray], examples: Examples, names: Sequence[str]
     ) -> dict[str, float]:
         """Metrics of a whole evaluation that no sum can give, from `[examples, ...]` arrays."""
 
     def describe(
-        self, outcomes: Mapping[str, np.ndarray], names: Sequence[str]
+        self,
+        source: Source,
+        outcomes: Mapping[str, np.ndarray],
+        examples: Examples,
+        names: Sequence[str],
     ) -> Iterator[dict[str, Any]]:
-        """What a person reads of each example's outcomes."""
+        """What a person reads of each example, in order: what it is, and what the model says."""
 
-    def rows_from_text(self, texts: Iterable[str]) -> list[dict[str, str]]:
-        """Texts typed by a person, as source rows without labels."""
+    def rows_from_input(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
+        """What a person typed, as source rows without labels."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,16 +13,50 @@ import numpy as np
 import optax
 
 from jaxft.config_schema import TextClassification as Section
+from jaxft.data.cache import Held, Ragged
+from jaxft.data.loader import collate_rows
+from jaxft.data.sources import Source
+from jaxft.data.text import Tokenizer
 from jaxft.errors import UserError
 from jaxft.metrics.classification import classification_scores
-from jaxft.tasks.contract import Batch, Sums
-
-MOST_NAMED = 10  # labels in a sentence
+from jaxft.tasks.contract import Batch, Examples, Sums, Tools
+from jaxft.tasks.labels import column_of, label_ids, label_names
 
 
 def make(section: Section) -> TextClassification:
     """The task as the config's `task` section describes it."""
     return TextClassification(section)
+
+
+@dataclass(frozen=True)
+class TextExamples:
+    """Token ids with a class each; see `jaxft.tasks.contract.Examples`."""
+
+    tokens: Ragged | Held
+    labels: np.ndarray | None
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self.tokens.lengths
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return self.tokens.meta["counts"]
+
+    @property
+    def remarks(self) -> dict[int, dict[str, Any]]:
+        """How many tokens were cut away, where any were."""
+        return {int(number): {"cut": cut} for number, cut in self.tokens.meta["cut"].items()}
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def collate(self, index: np.ndarray, row_length: int) -> dict[str, np.ndarray]:
+        batch = collate_rows(self.tokens, index, row_length)
+        if self.labels is not None:
+            chosen = self.labels[np.maximum(index, 0)]
+            batch["labels"] = np.where(index >= 0, chosen, 0).astype(np.int32)  # [R, S]
+        return batch
 
 
 @dataclass(frozen=True)
@@ -44,46 +78,28 @@ class TextClassification:
     def columns(self) -> tuple[str, ...]:
         return (*self.text_columns, self.section.label)
 
-    def label_names(self, source: Any) -> tuple[str, ...]:
-        named = self.section.labels or source.class_names(self.section.label)
-        if named:
-            return tuple(named)
-        values = {str(value) for value in self._column(source, self.section.label)}
-        numeric = all(value.lstrip("-").isdigit() for value in values)
-        return tuple(sorted(values, key=int if numeric else str))
+    def label_names(self, source: Source) -> tuple[str, ...]:
+        return label_names(source, self.section.label, self.section.labels)
 
-    def label_ids(self, source: Any, names: Sequence[str]) -> np.ndarray:
-        index = {name: number for number, name in enumerate(names)}
-        index |= {str(number): number for number in range(len(names)) if str(number) not in index}
-        values = [str(value) for value in self._column(source, self.section.label)]
-        for row, value in enumerate(values):
-            if not value.strip():
-                raise UserError(
-                    f"{source.spec}: row {row} has no {self.section.label}.",
-                    "Fill it in, or leave the row out.",
-                )
-            if value not in index:
-                more = ", ..." if len(names) > MOST_NAMED else ""
-                raise UserError(
-                    f"{source.spec}: row {row} has the label '{value}', which is not among the "
-                    f"train set's labels ({', '.join(names[:MOST_NAMED])}{more}).",
-                )
-        counts = Counter(values)
-        if len(counts) < 2:
-            only = next(iter(counts), None)
-            said = f"has one class only ('{only}')" if values else "has no rows"
-            raise UserError(
-                f"{source.spec}: the split {said}.",
-                "Check data.where and the slice; slices are cut from a seeded shuffle.",
-            )
-        return np.array([index[value] for value in values], np.int32)
+    def examples(self, source: Source, names: Sequence[str] | None, tools: Tools) -> TextExamples:
+        labels = None if names is None else label_ids(source, self.section.label, names)
+        tokens = tools.once(
+            partial(self._encode, source, tools.tokenizer, tools.max_length),
+            kind="tokens",
+            source=source.fingerprint,
+            tokenizer=tools.tokenizer.fingerprint,
+            max_length=tools.max_length,
+            columns=self.text_columns,
+        )
+        return TextExamples(tokens, labels)
 
-    def encode(
-        self, source: Any, tokenizer: Any, max_length: int
-    ) -> tuple[list[dict[str, np.ndarray]], dict[str, int]]:
-        texts = list(self._column(source, self.section.text))
+    def _encode(
+        self, source: Source, tokenizer: Tokenizer, max_length: int
+    ) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
+        """Every row's token ids; of the whole, counts, and how much of which text was cut."""
+        texts = list(column_of(source, self.section.text))
         pair = self.section.text_pair
-        pairs = None if pair is None else list(self._column(source, pair))
+        pairs = None if pair is None else list(column_of(source, pair))
         encoded = tokenizer.encode(texts, pairs, max_length=max_length)
         examples = [
             {"input_ids": ids, "token_type_ids": types}
@@ -95,7 +111,7 @@ class TextClassification:
             "truncated": encoded.truncated,
             "truncated_tokens": encoded.truncated_tokens,
         }
-        return examples, counts
+        return examples, {"counts": counts, "cut": encoded.cut}
 
     def loss(self, outputs: Mapping[str, jax.Array], batch: Batch) -> tuple[jax.Array, jax.Array]:
         losses = _losses(outputs["logits"], batch["labels"])
@@ -114,43 +130,50 @@ class TextClassification:
         return kept
 
     def summarise(
-        self, outcomes: Mapping[str, np.ndarray], labels: np.ndarray, names: Sequence[str]
+        self, outcomes: Mapping[str, np.ndarray], examples: Examples, names: Sequence[str]
     ) -> dict[str, float]:
         del names
-        return classification_scores(outcomes["probabilities"], labels)
+        if examples.labels is None:
+            return {}
+        return classification_scores(outcomes["probabilities"], examples.labels)
 
     def describe(
-        self, outcomes: Mapping[str, np.ndarray], names: Sequence[str]
+        self,
+        source: Source,
+        outcomes: Mapping[str, np.ndarray],
+        examples: Examples,
+        names: Sequence[str],
     ) -> Iterator[dict[str, Any]]:
-        for row in outcomes["probabilities"]:
+        rows = source.rows(range(len(source)), self.text_columns)
+        for number, (row, shares) in enumerate(zip(rows, outcomes["probabilities"], strict=True)):
+            text = " | ".join(str(row[column]) for column in self.text_columns)
+            said = names[int(shares.argmax())]
+            probabilities = {
+                name: round(float(p), 6) for name, p in zip(names, shares, strict=True)
+            }
+            if examples.labels is None:
+                yield {"text": text, "label": said, "probabilities": probabilities}
+                continue
             yield {
-                "predicted": names[int(row.argmax())],
-                "probabilities": {
-                    name: round(float(p), 6) for name, p in zip(names, row, strict=True)
-                },
+                "text": text,
+                "label": names[int(examples.labels[number])],
+                "predicted": said,
+                "probabilities": probabilities,
+                "loss": float(outcomes["loss"][number]),
             }
 
-    def rows_from_text(self, texts: Iterable[str]) -> list[dict[str, str]]:
-        if self.section.text_pair is None:
-            return [{self.section.text: text} for text in texts]
-        rows = []
-        for number, text in enumerate(texts, start=1):
+    def rows_from_input(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
+        for number, text in enumerate(inputs, start=1):
+            if self.section.text_pair is None:
+                yield {self.section.text: text}
+                continue
             first, tab, second = text.partition("\t")
             if not tab:
                 raise UserError(
                     f"line {number}: this run reads pairs of texts, and the line has no tab.",
                     "Put a tab between the two texts.",
                 )
-            rows.append({self.section.text: first, self.section.text_pair: second})
-        return rows
-
-    def _column(self, source: Any, column: str) -> Iterator[Any]:
-        if column not in source.columns:
-            raise UserError(
-                f"{source.spec}: there is no column '{column}'.",
-                f"Its columns: {', '.join(source.columns)}.",
-            )
-        return (row[column] for row in source.rows(range(len(source))))
+            yield {self.section.text: first, self.section.text_pair: second}
 
 
 def _losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
