@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxft import demo
+from jaxft import demo, demo_smollm2
 
 
 def pytest_addoption(parser):
@@ -45,3 +45,9 @@ def tiny_mlm() -> Path:
 def reviews() -> Path:
     """A folder with train.csv (7,676 rows) and test.csv (854): columns `text` and `label`."""
     return demo.reviews()
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """A real checkpoint folder: SmolLM2, a chat `LlamaForCausalLM` of 30 blocks (135M)."""
+    return demo_smollm2.smollm2()
