@@ -1,4 +1,4 @@
-"""Files out of packages: fetched by pip, pinned, checked by hash, written once.
+"""Files out of packages, from PyPI or npm: pinned, checked by hash, written once.
 
 Each asset is a folder in the user's cache. What is there already, whole, is neither fetched nor
 written again; a package's code is never run.
@@ -6,10 +6,13 @@ written again; a package's code is never run.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import shutil
 import subprocess
 import sys
 import tempfile
+import urllib.request
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +21,8 @@ from pathlib import Path
 from jaxft.errors import UserError
 from jaxft.files import cache_dir, lock, sha256
 
+NPM = "https://registry.npmjs.org"
+TIMEOUT = 60.0  # seconds without an answer
 SUMS = "SHA256SUMS"  # of an asset folder's files; written last, so it also says "whole"
 
 
@@ -30,6 +35,15 @@ class Wheel:
     sha256: str
 
 
+@dataclass(frozen=True)
+class Tarball:
+    """A package on npm that is wanted for the files inside it; its code is never run."""
+
+    name: str
+    version: str
+    sha512: str  # in base64, as the registry writes a package's integrity
+
+
 def root() -> Path:
     """The folder that holds every asset's folder."""
     folder = cache_dir() / "assets"
@@ -37,8 +51,8 @@ def root() -> Path:
     return folder
 
 
-def once(name: str, wheel: Wheel, write: Callable[[Path, Path], None]) -> Path:
-    """The asset folder `name`, written aside from `wheel` and renamed if it is not whole yet."""
+def once(name: str, package: Wheel | Tarball, write: Callable[[Path, Path], None]) -> Path:
+    """The asset folder `name`, written aside from `package` and renamed if it is not whole yet."""
     home = root()
     folder = home / name
     with lock(home / f"{name}.lock", timeout=-1):
@@ -47,7 +61,7 @@ def once(name: str, wheel: Wheel, write: Callable[[Path, Path], None]) -> Path:
         with tempfile.TemporaryDirectory(prefix=f"{name}.", dir=home) as scratch:
             aside = Path(scratch, name)
             aside.mkdir()
-            write(_fetch(wheel, Path(scratch)), aside)
+            write(_fetch(package, Path(scratch)), aside)
             sums = [f"{sha256(file)}  {file.relative_to(aside)}\n" for file in _files(aside)]
             (aside / SUMS).write_text("".join(sums))
             shutil.rmtree(folder, ignore_errors=True)
@@ -65,7 +79,46 @@ def _whole(folder: Path) -> bool:
     )
 
 
-def _fetch(wheel: Wheel, scratch: Path) -> Path:
+def _fetch(package: Wheel | Tarball, scratch: Path) -> Path:
+    """The package's file, once it is seen to be the pinned one."""
+    if isinstance(package, Tarball):
+        print(f"fetching {package.name} {package.version} from npm", file=sys.stderr)
+        return _download(package, scratch)
+    print(f"fetching {package.name} {package.version} from the package index", file=sys.stderr)
+    return _pip_download(package, scratch)
+
+
+def _download(tarball: Tarball, scratch: Path) -> Path:
+    """The tarball's file.
+
+    Raises:
+        UserError: npm is out of reach, or the hash is another.
+    """
+    name = f"{tarball.name}-{tarball.version}.tgz"
+    file = scratch / name
+    try:
+        with (
+            urllib.request.urlopen(f"{NPM}/{tarball.name}/-/{name}", timeout=TIMEOUT) as answer,
+            file.open("wb") as target,
+        ):
+            shutil.copyfileobj(answer, target)
+    except OSError as error:  # the library's own errors are OSErrors too
+        raise UserError(
+            f"{tarball.name} {tarball.version} could not be downloaded from {NPM}: {error}.",
+            "Check that npm's registry is reachable, then run the same command again.",
+        ) from None
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha512").digest()
+    if base64.b64encode(digest).decode() != tarball.sha512:
+        raise UserError(
+            f"npm gives another file for {tarball.name} {tarball.version} than the one that jaxft "
+            "knows: its sha512 differs.",
+            "Nothing was kept.",
+        )
+    return file
+
+
+def _pip_download(wheel: Wheel, scratch: Path) -> Path:
     """The wheel's file, downloaded by pip, which refuses it unless its sha256 is the pinned one.
 
     Raises:
@@ -74,7 +127,6 @@ def _fetch(wheel: Wheel, scratch: Path) -> Path:
     wanted = scratch / "requirements.txt"
     wanted.write_text(f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n")
     to = scratch / "wheels"
-    print(f"fetching {wheel.name} {wheel.version} from the package index", file=sys.stderr)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     command += ["--no-deps", "--only-binary=:all:", "--require-hashes"]
     command += ["--dest", str(to), "--requirement", str(wanted)]

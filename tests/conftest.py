@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxft import demo, demo_smollm2
+from jaxft import demo, demo_images, demo_smollm2
 
 
 def pytest_addoption(parser):
@@ -51,3 +51,15 @@ def reviews() -> Path:
 def smollm2() -> Path:
     """A real checkpoint folder: SmolLM2, a chat `LlamaForCausalLM` of 30 blocks (135M)."""
     return demo_smollm2.smollm2()
+
+
+@pytest.fixture(scope="session")
+def digits() -> Path:
+    """A folder with train/ (4,513 PNGs) and test/ (487): a sub-folder for each digit."""
+    return demo_images.digits()
+
+
+@pytest.fixture(scope="session")
+def emoji() -> Path:
+    """A folder with images/, train.csv and test.csv (500 rows): `image`, `text` and `tone`."""
+    return demo_images.emoji()
