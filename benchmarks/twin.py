@@ -22,6 +22,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_
 from transformers.utils import logging
 
 from jaxft.config import Config, load_config, resolve_steps
+from jaxft.config_tasks import TextClassification
 from jaxft.engine.build import Build, build
 from jaxft.engine.inputs import Split
 
@@ -65,6 +66,8 @@ class Twin:
         )
 
     def _tokenised(self, split: Split) -> Rows:
+        if not isinstance(self.config.task, TextClassification):
+            raise SystemExit("the twin knows text_classification only")
         texts = [row[self.config.task.text] for row in split.source.rows(range(len(split.source)))]
         encoded = self.tokenizer(texts, truncation=True, max_length=self.config.data.max_length)
         tokens = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,14 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from jaxft.config_durations import Duration, resolve_steps
-from jaxft.config_errors import as_user_error, item_type, section_in, type_name
+from jaxft.config_errors import (
+    as_user_error,
+    item_type,
+    section_in,
+    sections_in,
+    tag_of,
+    type_name,
+)
 from jaxft.config_schema import Config
 from jaxft.config_yaml import Place, read_yaml, to_yaml
 from jaxft.errors import UserError
@@ -130,12 +137,26 @@ def _keys_of(model: type[BaseModel], prefix: str) -> Iterator[Key]:
     for name, field in model.model_fields.items():
         inner = section_in(field.annotation)
         item = section_in(item_type(field.annotation))
+        kinds = sections_in(field.annotation)
+        if len(kinds) > 1:
+            yield from _keys_of_kinds(kinds, f"{prefix}{name}.")
+            continue
         if field.annotation is inner and inner is not None:
             yield from _keys_of(inner, f"{prefix}{name}.")
             continue
         yield _describe(prefix + name, field)
         if item is not None:
             yield from _keys_of(item, f"{prefix}{name}[].")
+
+
+def _keys_of_kinds(kinds: Sequence[type[BaseModel]], prefix: str) -> Iterator[Key]:
+    """Their `kind` once, then each one's own keys with its kind behind the meaning."""
+    named = [next(_keys_of(kind, prefix)) for kind in kinds]  # the kind is each one's first key
+    yield replace(named[0], type=", ".join(key.type for key in named))
+    for kind in kinds:
+        for key in _keys_of(kind, prefix):
+            if key.name != named[0].name:
+                yield replace(key, meaning=f"{key.meaning} ({tag_of(kind)})")
 
 
 def _describe(name: str, field: FieldInfo) -> Key:

@@ -22,6 +22,7 @@ _TYPES = {
 }
 _VALUE = frozenset([str, int, float, bool])
 _WITH_ARTICLE = ("duration", "finite", "list", "mapping", "number", "section", "value", "whole")
+TAG = "kind"  # the key that tells sections of several kinds apart
 _PLURALS = {"value": "values", "section": "sections"}
 _LIMITS = {
     "greater_than": ("gt", "more than {:g}"),
@@ -76,6 +77,8 @@ def as_user_error(
     path, kind, section = _walk(model, written, item["loc"])
     name = ".".join(path)
     start = place.of(path)
+    if item["type"] in ("union_tag_not_found", "union_tag_invalid"):
+        return _wrong_tag(start, name, kind, _value_at(written, path))
     if item["type"] in ("extra_forbidden", "invalid_key"):
         return UserError(f"{start}: unknown key '{name}'.", _suggest(path, section, model))
     if item["type"] == "missing" and item["loc"][-1] == path[-1]:
@@ -94,6 +97,20 @@ def as_user_error(
     )
 
 
+def _wrong_tag(start: str, name: str, kind: Any, value: Any) -> UserError:
+    """A section of several kinds that does not say which, or says one that is not there."""
+    members = sections_in(kind)
+    tag = f"{name}.{TAG}"
+    if not isinstance(value, Mapping) or TAG not in value:
+        meaning = members[0].model_fields[TAG].description
+        return UserError(f"{start}: '{tag}' is missing.", f"It is {meaning}.")
+    known = [tag_of(member) for member in members]
+    return UserError(
+        f"{start}: '{tag}' must be {_either(known)}, not {_show(value[TAG])}.",
+        _choice(value[TAG], Literal[tuple(known)]),
+    )
+
+
 def _walk(
     model: type[BaseModel], written: Any, loc: tuple[int | str, ...]
 ) -> tuple[tuple[str, ...], Any, type[BaseModel]]:
@@ -102,6 +119,10 @@ def _walk(
     kind: Any = model
     section = model
     for part in loc:
+        members = {tag_of(member): member for member in sections_in(kind)}
+        if len(members) > 1:
+            kind = members.get(str(part), kind)  # pydantic names the kind of section here
+            continue
         inner = section_in(kind)
         if inner is not None:
             section = inner
@@ -134,10 +155,19 @@ def item_type(kind: Any) -> Any:
 
 def section_in(kind: Any) -> type[BaseModel] | None:
     """The section that a type is, or may be."""
-    for option in _options(kind):
-        if isinstance(option, type) and issubclass(option, BaseModel):
-            return option
-    return None
+    return next(iter(sections_in(kind)), None)
+
+
+def sections_in(kind: Any) -> tuple[type[BaseModel], ...]:
+    """The sections that a type may be; where there are several, `kind` tells them apart."""
+    options = _options(kind)
+    return tuple(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+
+
+def tag_of(section: type[BaseModel]) -> str | None:
+    """What a section's `kind` says, where it is one of several."""
+    field = section.model_fields.get(TAG)
+    return None if field is None else get_args(field.annotation)[0]
 
 
 def _value_at(written: Any, path: tuple[str, ...]) -> Any:
@@ -154,8 +184,8 @@ def _value_at(written: Any, path: tuple[str, ...]) -> Any:
 def _suggest(path: tuple[str, ...], section: type[BaseModel], model: type[BaseModel]) -> str:
     """The key that was probably meant: one spelled so in another section, or the nearest here."""
     for top, field in model.model_fields.items():
-        inner = section_in(field.annotation)
-        if inner is not None and path[-1] in inner.model_fields:
+        found = any(path[-1] in inner.model_fields for inner in sections_in(field.annotation))
+        if found and path != (top, path[-1]):
             return f"Did you mean '{top}.{path[-1]}'?"
     close = nearest(path[-1], section.model_fields)
     if close:

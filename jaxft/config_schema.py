@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from jaxft.config_durations import Duration, LengthKey
 from jaxft.config_fields import NAME, Section, key, section
 from jaxft.config_recipe import Group, LayerDecaySection, OptimizerSection, ScheduleSection
+from jaxft.config_tasks import TaskSection
 
 Scalar = str | int | float | bool
 
@@ -53,18 +54,6 @@ class ModelSection(Section):
     )
     cache: str | None = key(
         None, "folder for downloaded checkpoints; null is the hub's own", resume="may change"
-    )
-
-
-class TextClassification(Section):
-    """One label for a text, or for a pair of texts."""
-
-    kind: Literal["text_classification"] = key(..., "what is learned", resume="fixed")
-    text: str = key("text", "column that holds the text", resume="fixed")
-    text_pair: str | None = key(None, "column that holds the second text", resume="fixed")
-    label: str = key("label", "column that holds the label", resume="fixed")
-    labels: Annotated[list[str], Field(min_length=2)] | None = key(
-        None, "label names in order of class id; null takes those of the data", resume="fixed"
     )
 
 
@@ -241,7 +230,7 @@ class Config(Section):
 
     run: RunSection = Field(description="what the run is called and where its folder goes")
     model: ModelSection = Field(description="the checkpoint to start from")
-    task: TextClassification = Field(description="what is learned from a row")
+    task: TaskSection = Field(description="what is learned from a row", discriminator="kind")
     data: DataSection = Field(description="the rows to learn from, and how they become batches")
     optimizer: OptimizerSection = section(OptimizerSection, "the update rule")
     schedule: ScheduleSection = section(ScheduleSection, "how the rate moves over training")

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -21,6 +22,7 @@ from jaxft.config import (
     schema_text,
     to_yaml,
 )
+from jaxft.config_tasks import TaskSection
 from jaxft.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -282,7 +284,8 @@ def test_durations_resolve_to_steps():
         (
             "kind: text_classification",
             "kind: text_clasification",
-            "c.yaml, line 4: 'task.kind' must be text_classification, "
+            "c.yaml, line 4: 'task.kind' must be text_classification, causal_lm, "
+            "image_classification or contrastive, "
             "not the text 'text_clasification'. Did you mean 'text_classification'?",
         ),
         (
@@ -470,6 +473,12 @@ def test_resume_may_change_only_what_the_schema_says(write):
     )
 
 
+def test_a_key_of_another_kind_of_task_is_unknown(write):
+    said = mistake(write(MINIMAL.replace("text_classification", "causal_lm, label: x")))
+    assert said.startswith("c.yaml, line 4: unknown key 'task.label'.")
+    assert "Did you mean 'task.label'" not in said
+
+
 def leaves(values, prefix=""):
     """Dotted names of a dump, a mapping of columns counting as one value."""
     for name, value in values.items():
@@ -481,8 +490,13 @@ def leaves(values, prefix=""):
 
 def test_every_key_is_described(write):
     keys = describe_keys()
-    names = [key.name for key in keys if "[]" not in key.name]
-    assert names == list(leaves(load_config(write(MINIMAL)).dump()))
+    others = [key.name for key in keys if "[]" not in key.name and key.name[:5] != "task."]
+    dumped = list(leaves(load_config(write(MINIMAL)).dump()))
+    assert others == [name for name in dumped if name[:5] != "task."]
+    for kind in get_args(TaskSection):
+        said = get_args(kind.model_fields["kind"].annotation)[0]
+        own = {key.name for key in keys if key.meaning.endswith(f"({said})")}
+        assert own == {f"task.{name}" for name in kind.model_fields} - {"task.kind"}
     assert {key.name for key in keys if "[]" in key.name} == {
         f"groups[].{name}" for name in load_config(write(FULL)).dump()["groups"][0]
     }

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxft.config_schema import TextClassification as Section
+from jaxft.config_tasks import TextClassification as Section
 from jaxft.data.cache import Held, Ragged
 from jaxft.data.loader import collate_rows
 from jaxft.data.sources import Source

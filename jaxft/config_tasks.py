@@ -1,0 +1,62 @@
+"""The `task` section: one kind a task, told apart by `kind`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from jaxft.config_fields import Section, key
+
+
+class TextClassification(Section):
+    """One label for a text, or for a pair of texts."""
+
+    kind: Literal["text_classification"] = key(..., "what is learned", resume="fixed")
+    text: str = key("text", "column that holds the text", resume="fixed")
+    text_pair: str | None = key(None, "column that holds the second text", resume="fixed")
+    label: str = key("label", "column that holds the label", resume="fixed")
+    labels: Annotated[list[str], Field(min_length=2)] | None = key(
+        None, "label names in order of class id; null takes those of the data", resume="fixed"
+    )
+
+
+class CausalLm(Section):
+    """The next token of documents, or of the answers in conversations."""
+
+    kind: Literal["causal_lm"] = key(..., "what is learned", resume="fixed")
+    text: str | None = key(None, "column that holds a document", resume="fixed")
+    messages: str | None = key(
+        None, "column that holds a conversation: a list of {role, content}", resume="fixed"
+    )
+    prompt: str | None = key(None, "column that holds what is asked", resume="fixed")
+    answer: str | None = key(None, "column that holds what is answered", resume="fixed")
+
+
+class ImageClassification(Section):
+    """One label for an image."""
+
+    kind: Literal["image_classification"] = key(..., "what is learned", resume="fixed")
+    image: str = key(
+        "image", "column that holds the image, or the path to its file", resume="fixed"
+    )
+    label: str = key("label", "column that holds the label", resume="fixed")
+    labels: Annotated[list[str], Field(min_length=2)] | None = key(
+        None, "label names in order of class id; null takes those of the data", resume="fixed"
+    )
+
+
+class Contrastive(Section):
+    """Which text belongs to which image, among all of a batch."""
+
+    kind: Literal["contrastive"] = key(..., "what is learned", resume="fixed")
+    image: str = key(
+        "image", "column that holds the image, or the path to its file", resume="fixed"
+    )
+    text: str = key("text", "column that holds the text", resume="fixed")
+    loss: Literal["softmax", "sigmoid"] = key(
+        "softmax", "over each row of scores (CLIP), or of each score alone (SigLIP)", resume="fixed"
+    )
+
+
+TaskSection = TextClassification | CausalLm | ImageClassification | Contrastive
