@@ -37,6 +37,7 @@ FLOORS = {
     "models.bert": 3,
     "models.gpt2": 3,
     "models.llama": 3,
+    "models.vit": 3,
     "models.registry": 4,
     "tasks.contract": 5,
     "tasks.labels": 5,
@@ -61,7 +62,7 @@ FLOORS = {
     "cli": 11,
     "__main__": 12,
 }
-FAMILIES = {"models.bert", "models.gpt2", "models.llama"}
+FAMILIES = {"models.bert", "models.gpt2", "models.llama", "models.vit"}
 
 # Imports inside a function: (room, what it imports there) and why it may.
 LAZY = {

@@ -24,7 +24,8 @@ from jaxft.models.weights import fresh_leaf, load_leaf, match, resolve_names
 from jaxft.models.weights_files import open_tensors
 from jaxft.models.weights_vocab import with_vocabulary
 
-CLASS_HEADS = ("text_classification",)  # those whose width is a number of named classes
+# Those whose width is a number of named classes.
+CLASS_HEADS = ("text_classification", "image_classification")
 
 ShardingOf = Callable[[str, tuple[int, ...], tuple[str, ...]], Sharding | None]
 
