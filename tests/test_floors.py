@@ -37,6 +37,7 @@ FLOORS = {
     "models.bert": 3,
     "models.gpt2": 3,
     "models.llama": 3,
+    "models.generate": 3,
     "models.vit": 3,
     "models.registry": 4,
     "tasks.contract": 5,

@@ -1,0 +1,93 @@
+"""The next token out of scores: the most likely, or drawn. B batch, V words.
+
+Each function is `transformers`' logits processor of that name; `choose` applies them in its
+order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+NEVER = -jnp.inf
+
+
+def choose(
+    scores: jax.Array,
+    used: jax.Array | None,
+    key: jax.Array | None,
+    numbers: Mapping[str, jax.Array | None],
+    top_k: int,
+) -> tuple[jax.Array, jax.Array | None]:
+    """The next token of each text.
+
+    Args:
+        scores: [B, V] float32.
+        used: [B, V] bool, the tokens that are there already; None without a penalty on them.
+        key: from which tokens are drawn; None for the most likely.
+        numbers: `repetition_penalty`, `temperature`, `top_p` and `min_p`; None for without.
+        top_k: draw from so many of the most likely; 0 for all.
+
+    Returns:
+        Tokens [B] int32, and `used` with them.
+    """
+    penalty = numbers["repetition_penalty"]
+    if used is not None and penalty is not None:
+        scores = penalise(scores, used, penalty)
+    if key is None:
+        tokens = scores.argmax(-1)
+    else:
+        tokens = jax.random.categorical(key, warp(scores, numbers, top_k))
+    if used is not None:
+        used = used.at[jnp.arange(len(tokens)), tokens].set(True)
+    return tokens.astype(jnp.int32), used
+
+
+def penalise(scores: jax.Array, used: jax.Array, penalty: jax.Array | float) -> jax.Array:
+    """Scores [..., V] with those of `used` tokens made lower.
+
+    Source: Keskar et al. (2019), https://arxiv.org/abs/1909.05858.
+    """
+    lower = jnp.where(scores < 0, scores * penalty, scores / penalty)
+    return jnp.where(used, lower, scores)
+
+
+def warp(scores: jax.Array, numbers: Mapping[str, jax.Array | None], top_k: int) -> jax.Array:
+    """Scores [B, V] over the temperature, with those that cannot be drawn at minus infinity.
+
+    Args:
+        scores: [B, V] float32.
+        numbers: `temperature`, `top_p` and `min_p`; None for without.
+        top_k: how many of the most likely are kept; 0 for all.
+
+    Source: top-p: Holtzman et al. (2020), https://arxiv.org/abs/1904.09751; min-p: Nguyen et
+    al. (2024), https://arxiv.org/abs/2407.01082.
+    """
+    words = scores.shape[-1]
+    if numbers["temperature"] is not None:
+        scores = scores / numbers["temperature"]
+    kept = min(top_k, words) if top_k else words
+    top_p, min_p = numbers["top_p"], numbers["min_p"]
+    if kept < words or top_p is not None:
+        best = jax.lax.top_k(scores, kept)[0]  # [B, kept], from the highest
+        scores = jnp.where(scores < best[:, -1:], NEVER, scores)
+        if top_p is not None:
+            scores = jnp.where(scores < _least_of_top_p(best, top_p), NEVER, scores)
+    if min_p is not None:
+        probabilities = jax.nn.softmax(scores)
+        least = min_p * probabilities.max(-1, keepdims=True)
+        scores = jnp.where(probabilities < least, NEVER, scores)
+    return scores
+
+
+def _least_of_top_p(best: jax.Array, top_p: jax.Array) -> jax.Array:
+    """The lowest score that is kept: [B, 1], of scores [B, kept] from the highest.
+
+    Added up from the least likely, as transformers does: a token goes where it and all less
+    likely ones have no more than 1 - top_p together.
+    """
+    below = jnp.cumsum(jax.nn.softmax(best)[:, ::-1], axis=-1)[:, ::-1]  # itself and those lower
+    kept = (below > 1 - top_p).sum(-1, keepdims=True)
+    return jnp.take_along_axis(best, jnp.maximum(kept, 1) - 1, axis=-1)

@@ -1,0 +1,179 @@
+"""How a text goes on: what a person asks for, over what the checkpoint's files say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxft.errors import UserError
+
+MOST_NEW_TOKENS = 256  # where nobody says how many
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to go on with a prompt: names, meanings and defaults are `transformers`'.
+
+    Args:
+        max_new_tokens: the most tokens added to a prompt.
+        max_length: the most tokens of prompt and what is added, where `max_new_tokens` is None.
+        do_sample: draw tokens instead of taking the most likely.
+        temperature: scores are divided by it before tokens are drawn.
+        top_k: draw from so many of the most likely; 0 for all.
+        top_p: draw from the most likely that have this probability together.
+        min_p: draw from those that have this share of the most likely one's probability.
+        repetition_penalty: scores of tokens that are there already are divided by it (or
+            multiplied where they are negative).
+        num_beams: how many texts are followed; the best whole one is given.
+        length_penalty: a whole text's log-probability is divided by its length to this power.
+        early_stopping: end as soon as there are `num_beams` whole texts (True), when the running
+            ones are unlikely to become better (False), or cannot ("never").
+        eos_token_id: tokens that end a text.
+        stop_strings: texts that end a text; looked for on the host.
+        seed: of what is drawn.
+
+    Raises:
+        UserError: a value out of range, or two that do not go together.
+    """
+
+    max_new_tokens: int | None = MOST_NEW_TOKENS
+    max_length: int | None = None
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 1.0
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    eos_token_id: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _refuse_unless(_is_count(self.max_new_tokens, 1), "max_new_tokens", "at least 1")
+        _refuse_unless(_is_count(self.max_length, 1), "max_length", "at least 1")
+        _refuse_unless(_is_count(self.top_k, 0), "top_k", "a whole number, 0 for all")
+        _refuse_unless(_is_count(self.num_beams, 1), "num_beams", "at least 1")
+        _refuse_unless(self.temperature > 0, "temperature", "above 0")
+        _refuse_unless(self.repetition_penalty > 0, "repetition_penalty", "above 0")
+        _refuse_unless(0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
+        _refuse_unless(self.min_p is None or 0 <= self.min_p <= 1, "min_p", "between 0 and 1")
+        _refuse_unless(
+            self.early_stopping in (True, False, "never"), "early_stopping", "true, false or never"
+        )
+        if self.num_beams > 1 and self.do_sample:
+            raise UserError("Beam search draws nothing.", "Give num_beams or a temperature.")
+        if self.num_beams > 1 and self.stop_strings:
+            raise UserError("Beam search does not look for stop strings.", "Leave one of them.")
+
+
+def _is_count(value: int | None, least: int) -> bool:
+    return value is None or (isinstance(value, int) and value >= least)
+
+
+def _refuse_unless(holds: bool, name: str, wanted: str) -> None:
+    if not holds:
+        raise UserError(f"{name} must be {wanted}.")
+
+
+KNOWN = tuple(name for name in Settings.__dataclass_fields__ if name != "seed")
+# Fields that leave the tokens as they are; and, of the others, the values that mean nothing.
+HARMLESS = (
+    "_from_model_config",
+    "bos_token_id",
+    "cache_config",
+    "cache_implementation",
+    "compile_config",
+    "decoder_start_token_id",
+    "disable_compile",
+    "is_assistant",
+    "low_memory",
+    "max_cache_len",
+    "output_attentions",
+    "output_hidden_states",
+    "output_logits",
+    "output_scores",
+    "pad_token_id",
+    "prefill_chunk_size",
+    "return_dict_in_generate",
+    "transformers_version",
+    "use_cache",
+)
+NEUTRAL: Mapping[str, Any] = {
+    "diversity_penalty": 0.0,
+    "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "guidance_scale": 1,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "no_repeat_ngram_size": 0,
+    "num_beam_groups": 1,
+    "num_return_sequences": 1,
+    "typical_p": 1.0,
+}
+
+
+def read_settings(
+    folder: Path, fields: Mapping[str, Any], asked: Mapping[str, Any]
+) -> tuple[Settings, tuple[str, ...]]:
+    """What a person asked for, else generation_config.json, else config.json's end of text.
+
+    Args:
+        folder: the checkpoint's.
+        fields: its config.json.
+        asked: fields of `Settings` that the person set.
+
+    Returns:
+        The settings, and a sentence on each field of the file that would change the tokens and
+        is not supported.
+
+    Raises:
+        UserError: the file is no JSON object, or a value is out of range.
+    """
+    path = folder / "generation_config.json"
+    given = _read(path) if path.is_file() else {"eos_token_id": fields.get("eos_token_id")}
+    given = {name: value for name, value in given.items() if value is not None}
+    odd = [n for n in given if n not in KNOWN and n not in HARMLESS and _says(given[n], n)]
+    notes = tuple(
+        f"generation_config.json: {name} ({json.dumps(given[name])}) is not supported, and tokens "
+        "are chosen without it."
+        for name in odd
+    )
+    own = {name: given[name] for name in KNOWN if name in given}
+    own |= {name: _tuple(own[name]) for name in ("eos_token_id", "stop_strings") if name in own}
+    if "max_new_tokens" in asked or "max_new_tokens" in own:
+        own.pop("max_length", None)
+    elif "max_length" in own:
+        own["max_new_tokens"] = None
+    if asked.get("num_beams", 1) > 1:
+        own |= {"do_sample": False}
+    try:
+        return Settings(**(own | dict(asked))), notes
+    except TypeError:
+        raise UserError(f"{path} has a number where there is none.") from None
+
+
+def _says(value: Any, name: str) -> bool:
+    """Whether a field's value means that tokens are chosen otherwise."""
+    return value != NEUTRAL[name] if name in NEUTRAL else value not in (False, [], {})
+
+
+def _tuple(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}).") from None
+    if not isinstance(given, dict):
+        raise UserError(f"{path} is no JSON object.")
+    return given
