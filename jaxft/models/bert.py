@@ -18,6 +18,7 @@ from flax import nnx
 from jaxft.models.layers import Embedding, LayerNorm, Leaf, Linear, parameter, split_key
 from jaxft.models.layers_attention import Mask, attention, make_mask
 from jaxft.models.layers_batch import Batch, check_length, positions_of, read_first, segments_of
+from jaxft.models.layers_kernels import Needs
 from jaxft.models.layers_math import ACTIVATIONS, dropout
 from jaxft.models.source_fields import (
     check_activation,
@@ -194,12 +195,16 @@ class Stem(nnx.Module):
     def __init__(self, config: Config):
         self.embeddings = Embeddings(config)
         self.max_positions = config.max_position_embeddings
+        heads, rate = config.num_attention_heads, config.attention_probs_dropout_prob
+        self.needs = Needs(heads, heads, config.hidden_size // heads, rate)
 
     def __call__(
         self, batch: Batch, key: jax.Array | None, compute: Compute
     ) -> tuple[jax.Array, Mask]:
         check_length(batch, self.max_positions)
-        return self.embeddings(batch, key), make_mask(segments_of(batch))
+        segments = segments_of(batch)
+        kernel = compute.kernel(self.needs, segments.shape)
+        return self.embeddings(batch, key), make_mask(segments, kernel=kernel)
 
 
 class Attention(nnx.Module):

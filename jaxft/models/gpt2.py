@@ -1,112 +1,50 @@
-"""GPT-2: a decoder of pre-norm blocks over word and position embeddings.
+"""GPT-2, OPT and GPT-Neo: decoders of blocks over word and position embeddings.
 
-Source: Radford et al. (2019), "Language Models are Unsupervised Multitask Learners"; the
-computation follows `transformers`' `modeling_gpt2.py`.
+GPT-2 keeps kernels (in, out), three of them side by side; OPT, the open GPT-3, looks positions up
+two rows on and may project its word embeddings; GPT-Neo lets blocks see through a window in turn,
+as GPT-3 does, and does not scale its scores. All else is one computation.
+
+Source: Radford et al. (2019), "Language Models are Unsupervised Multitask Learners"; Zhang et al.
+(2022), https://arxiv.org/abs/2205.01068; Black et al. (2021), "GPT-Neo"; the computation follows
+`transformers`' `modeling_gpt2.py`, `modeling_opt.py` and `modeling_gpt_neo.py`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
+from jaxft.models.gpt2_config import FIXED, UNREAD, Config
 from jaxft.models.layers import Embedding, LayerNorm, Linear, split_key
 from jaxft.models.layers_attention import Mask, attention, make_mask
 from jaxft.models.layers_batch import Batch, check_length, positions_of, segments_of, slot_of
-from jaxft.models.layers_decoder import Bare, CausalLm, LastToken
+from jaxft.models.layers_decoder import decoder_top
+from jaxft.models.layers_kernels import Needs
 from jaxft.models.layers_math import ACTIVATIONS, dropout
-from jaxft.models.source_fields import (
-    check_activation,
-    check_divides,
-    check_fields,
-    check_sizes,
-)
-from jaxft.models.transformer import Compute, Part, Tower, run_tower
-from jaxft.models.weights import Name, embedding, norm
+from jaxft.models.transformer import Compute, Part, Tower, run_text
+from jaxft.models.weights import Name, dense, embedding, norm
 
-
-@dataclass(frozen=True)
-class Config:
-    """The numbers of a GPT-2, under the field names of its config.json."""
-
-    vocab_size: int
-    n_positions: int
-    n_embd: int
-    n_layer: int
-    n_head: int
-    n_inner: int | None = None
-    activation_function: str = "gelu_new"
-    resid_pdrop: float = 0.1
-    embd_pdrop: float = 0.1
-    attn_pdrop: float = 0.1
-    layer_norm_epsilon: float = 1e-5
-    initializer_range: float = 0.02
-    scale_attn_weights: bool = True
-    scale_attn_by_inverse_layer_idx: bool = False
-    tie_word_embeddings: bool = True
-    pad_token_id: int | None = None
-
-    @classmethod
-    def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Config:
-        """The config of a config.json.
-
-        Args:
-            fields: its content.
-            ignore: fields the person has judged harmless (`model.ignore`).
-
-        Raises:
-            UserError: a field is missing, unknown, or has a value that is not supported.
-        """
-        known = cls.__dataclass_fields__
-        check_fields(fields, known=list(known), fixed=FIXED, ignore=ignore)
-        check_sizes(fields, ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"))
-        config = cls(**{name: fields[name] for name in known if name in fields})
-        check_activation("activation_function", config.activation_function, ACTIVATIONS)
-        check_divides("n_embd", config.n_embd, config.n_head, "heads")
-        return config
-
-    def to_hf(self) -> dict[str, Any]:
-        """The fields of config.json that this config owns."""
-        return {"model_type": "gpt2"} | {
-            name: getattr(self, name) for name in self.__dataclass_fields__
-        }
-
-    def with_dropout(self, rate: float) -> Config:
-        """The same config with one dropout rate throughout."""
-        return replace(self, resid_pdrop=rate, embd_pdrop=rate, attn_pdrop=rate)
-
-    @property
-    def max_positions(self) -> int:
-        """The most tokens an example may have."""
-        return self.n_positions
-
-
-# Fields that change the computation and are computed for one value only.
-FIXED = {"add_cross_attention": False, "is_encoder_decoder": False}
-# The order of arithmetic in half precision, the head for multiple choice, and leftovers.
-UNREAD = (
-    "reorder_and_upcast_attn",
-    "summary_activation",
-    "summary_first_dropout",
-    "summary_proj_to_labels",
-    "summary_type",
-    "summary_use_proj",
-    "_num_labels",
-    "n_ctx",
-    "n_special",
-    "predict_special_tokens",
-)
+__all__ = ["FIXED", "UNREAD", "Config"]
 
 MODEL_TYPES = {
     "gpt2": {
         None: "GPT2Model",
         "causal_lm": "GPT2LMHeadModel",
         "text_classification": "GPT2ForSequenceClassification",
-    }
+    },
+    "gpt_neo": {
+        None: "GPTNeoModel",
+        "causal_lm": "GPTNeoForCausalLM",
+        "text_classification": "GPTNeoForSequenceClassification",
+    },
+    "opt": {
+        None: "OPTModel",
+        "causal_lm": "OPTForCausalLM",
+        "text_classification": "OPTForSequenceClassification",
+    },
 }
 
 
@@ -124,29 +62,59 @@ def fused(hf: str, *ours: str) -> tuple[Name, ...]:
     )
 
 
-NAMES = (
-    *embedding("transformer.wte", "embeddings/word"),
-    *embedding("transformer.wpe", "embeddings/position"),
-    *norm("transformer.h.{i}.ln_1", "blocks/{i}/attention/norm"),
-    *fused(
-        "transformer.h.{i}.attn.c_attn",
-        *(f"blocks/{{i}}/attention/{part}" for part in ("query", "key", "value")),
+NAMES = {
+    "gpt2": (
+        *embedding("transformer.wte", "embeddings/word"),
+        *embedding("transformer.wpe", "embeddings/position"),
+        *norm("transformer.h.{i}.ln_1", "blocks/{i}/attention/norm"),
+        *fused(
+            "transformer.h.{i}.attn.c_attn",
+            *(f"blocks/{{i}}/attention/{part}" for part in ("query", "key", "value")),
+        ),
+        *conv("transformer.h.{i}.attn.c_proj", "blocks/{i}/attention/output"),
+        *norm("transformer.h.{i}.ln_2", "blocks/{i}/mlp/norm"),
+        *conv("transformer.h.{i}.mlp.c_fc", "blocks/{i}/mlp/up"),
+        *conv("transformer.h.{i}.mlp.c_proj", "blocks/{i}/mlp/down"),
+        *norm("transformer.ln_f", "norm"),
     ),
-    *conv("transformer.h.{i}.attn.c_proj", "blocks/{i}/attention/output"),
-    *norm("transformer.h.{i}.ln_2", "blocks/{i}/mlp/norm"),
-    *conv("transformer.h.{i}.mlp.c_fc", "blocks/{i}/mlp/up"),
-    *conv("transformer.h.{i}.mlp.c_proj", "blocks/{i}/mlp/down"),
-    *norm("transformer.ln_f", "norm"),
-)
+    "gpt_neo": (
+        *embedding("transformer.wte", "embeddings/word"),
+        *embedding("transformer.wpe", "embeddings/position"),
+        *norm("transformer.h.{i}.ln_1", "blocks/{i}/attention/norm"),
+        *dense("transformer.h.{i}.attn.attention.q_proj", "blocks/{i}/attention/query"),
+        *dense("transformer.h.{i}.attn.attention.k_proj", "blocks/{i}/attention/key"),
+        *dense("transformer.h.{i}.attn.attention.v_proj", "blocks/{i}/attention/value"),
+        *dense("transformer.h.{i}.attn.attention.out_proj", "blocks/{i}/attention/output"),
+        *norm("transformer.h.{i}.ln_2", "blocks/{i}/mlp/norm"),
+        *dense("transformer.h.{i}.mlp.c_fc", "blocks/{i}/mlp/up"),
+        *dense("transformer.h.{i}.mlp.c_proj", "blocks/{i}/mlp/down"),
+        *norm("transformer.ln_f", "norm"),
+    ),
+    "opt": (
+        *embedding("model.decoder.embed_tokens", "embeddings/word"),
+        *dense("model.decoder.project_in", "embeddings/projection"),
+        *embedding("model.decoder.embed_positions", "embeddings/position"),
+        *norm("model.decoder.layers.{i}.self_attn_layer_norm", "blocks/{i}/attention/norm"),
+        *dense("model.decoder.layers.{i}.self_attn.q_proj", "blocks/{i}/attention/query"),
+        *dense("model.decoder.layers.{i}.self_attn.k_proj", "blocks/{i}/attention/key"),
+        *dense("model.decoder.layers.{i}.self_attn.v_proj", "blocks/{i}/attention/value"),
+        *dense("model.decoder.layers.{i}.self_attn.out_proj", "blocks/{i}/attention/output"),
+        *norm("model.decoder.layers.{i}.final_layer_norm", "blocks/{i}/mlp/norm"),
+        *dense("model.decoder.layers.{i}.fc1", "blocks/{i}/mlp/up"),
+        *dense("model.decoder.layers.{i}.fc2", "blocks/{i}/mlp/down"),
+        *norm("model.decoder.final_layer_norm", "norm"),
+        *dense("model.decoder.project_out", "projection"),
+    ),
+}
 HEAD_NAMES = {
     None: (),
     "causal_lm": (Name("lm_head.weight", "head/kernel", transpose=True),),
     "text_classification": (Name("score.weight", "head/kernel", transpose=True),),
 }
-PREFIX = "transformer."
 FRESH = ("head/",)
 UNUSED = (
-    r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",  # the causal mask, as a buffer
+    # The causal mask, as a buffer.
+    r"transformer\.h\.\d+\.attn\.(attention\.)?(bias|masked_bias)",
     r"lm_head\.weight",
     r"score\.weight",
     r"multiple_choice_head\..*",
@@ -154,18 +122,19 @@ UNUSED = (
 
 
 def names(head: str | None, model_type: str) -> tuple[Name, ...]:
-    """The name table under a head."""
-    return NAMES + HEAD_NAMES[head]
+    """The name table of a model type under a head."""
+    return NAMES[model_type] + HEAD_NAMES[head]
 
 
 def canonical(name: str) -> str:
     """A tensor's name as files have it (with or without prefix) -> as `NAMES` spells it."""
-    return PREFIX + name if re.match(r"(wte|wpe|h|ln_f)\.", name) else name
+    name = f"transformer.{name}" if re.match(r"(wte|wpe|h|ln_f)\.", name) else name
+    return f"model.{name}" if name.startswith("decoder.") else name
 
 
 def exported(name: str, head: str | None, model_type: str) -> str:
     """A tensor's name as `NAMES` spells it -> as the head's architecture saves it."""
-    return name.removeprefix(PREFIX) if head is None else name
+    return re.sub(r"^(transformer|model)\.", "", name) if head is None else name
 
 
 class Embeddings(nnx.Module):
@@ -176,14 +145,28 @@ class Embeddings(nnx.Module):
     """
 
     def __init__(self, config: Config):
-        std, width = config.initializer_range, config.n_embd
-        self.word = Embedding(config.vocab_size, width, "vocab", std)
-        self.position = Embedding(config.n_positions, width, "positions", std, decay=False)
-        self.rate = config.embd_pdrop
+        std, width = config.std, config.width
+        self.word = Embedding(config.vocab_size, config.word_width, "vocab", std)
+        projected = config.word_width != width
+        axes = ("words", "embed")
+        self.projection = Linear(config.word_width, width, axes, std, False) if projected else None
+        rows = config.max_positions + config.offset
+        self.position = Embedding(rows, width, "positions", std, decay=False)
+        self.offset = config.offset
+        self.rate = config.embedding_rate
 
     def __call__(self, batch: Batch, key: jax.Array | None) -> jax.Array:
-        x = self.word(batch["input_ids"]) + self.position(positions_of(batch))  # [B, T, D]
+        words = self.word(batch["input_ids"])
+        words = words if self.projection is None else self.projection(words)
+        x = words + self.position(self._rows(batch))  # [B, T, D]
         return dropout(x, self.rate, key)
+
+    def _rows(self, batch: Batch) -> jax.Array:
+        """Each token's row of the position embeddings: OPT counts true tokens only."""
+        if self.offset and "position_ids" not in batch and "attention_mask" in batch:
+            mask = batch["attention_mask"]
+            return jnp.cumsum(mask, axis=1) * mask - 1 + self.offset
+        return positions_of(batch) + self.offset
 
 
 class Stem(nnx.Module):
@@ -191,119 +174,131 @@ class Stem(nnx.Module):
 
     def __init__(self, config: Config):
         self.embeddings = Embeddings(config)
-        self.max_positions = config.n_positions
+        self.max_positions = config.max_positions
+        # One window for all blocks is the stem's; windows that differ are the blocks' own.
+        alike = len(set(config.windows)) == 1
+        self.window = config.windows[0] if alike else None
+        heads = config.heads
+        self.needs = Needs(
+            heads, heads, config.width // heads, config.weights_rate, windows=not alike
+        )
 
     def __call__(
         self, batch: Batch, key: jax.Array | None, compute: Compute
     ) -> tuple[jax.Array, Mask]:
         check_length(batch, self.max_positions)
-        return self.embeddings(batch, key), make_mask(
-            segments_of(batch), causal=True, slot=slot_of(batch)
+        segments = segments_of(batch)
+        mask = make_mask(
+            segments,
+            causal=True,
+            window=self.window,
+            slot=slot_of(batch),
+            kernel=compute.kernel(self.needs, segments.shape),
         )
+        return self.embeddings(batch, key), mask
 
 
 class Attention(nnx.Module):
-    """Self-attention over the normalised input, added to the input."""
+    """Self-attention, added to its input; the norm stands before it or after the sum."""
 
     def __init__(self, config: Config):
-        width, std = config.n_embd, config.initializer_range
-        self.norm = LayerNorm(width, config.layer_norm_epsilon)
-        self.query = Linear(width, width, ("embed", "heads"), std)
-        self.key = Linear(width, width, ("embed", "heads"), std)
-        self.value = Linear(width, width, ("embed", "heads"), std)
-        self.output = Linear(width, width, ("heads", "embed"), std)
-        self.heads = config.n_head
-        self.scale = 1.0 if config.scale_attn_weights else (width // config.n_head) ** 0.5
-        self.weights_rate = config.attn_pdrop
-        self.rate = config.resid_pdrop
+        width, std, inward = config.width, config.std, config.inward_bias
+        self.norm = LayerNorm(width, config.eps, config.affine)
+        self.query = Linear(width, width, ("embed", "heads"), std, inward)
+        self.key = Linear(width, width, ("embed", "heads"), std, inward)
+        self.value = Linear(width, width, ("embed", "heads"), std, inward)
+        self.output = Linear(width, width, ("heads", "embed"), std, config.bias)
+        self.heads = config.heads
+        # One scale for all blocks is here; scales that differ come with each call.
+        self.scale = config.scales[0] if len(set(config.scales)) == 1 else 1.0
+        self.norm_first = config.norm_first
+        self.weights_rate = config.weights_rate
+        self.rate = config.rate
 
     def __call__(
         self, x: jax.Array, mask: Mask, key: jax.Array | None, scale: jax.Array | float
     ) -> jax.Array:
         weights_key, output_key = split_key(key, 2)
-        normal = self.norm(x)
+        read = self.norm(x) if self.norm_first else x
         mixed = attention(
-            self.query(normal),
-            self.key(normal),
-            self.value(normal),
+            self.query(read),
+            self.key(read),
+            self.value(read),
             mask,
             heads=self.heads,
             rate=self.weights_rate,
             dropout_key=weights_key,
             scale=self.scale * scale,
         )
-        return x + dropout(self.output(mixed), self.rate, output_key)
+        x = x + dropout(self.output(mixed), self.rate, output_key)
+        return x if self.norm_first else self.norm(x)
 
 
 class Mlp(nnx.Module):
-    """Two linear maps with an activation between, over the normalised input, added to it."""
+    """Two linear maps with an activation between, added to their input; the norm as above."""
 
     def __init__(self, config: Config):
-        width, std = config.n_embd, config.initializer_range
-        inner = config.n_inner or 4 * width
-        self.norm = LayerNorm(width, config.layer_norm_epsilon)
-        self.up = Linear(width, inner, ("embed", "mlp"), std)
-        self.down = Linear(inner, width, ("mlp", "embed"), std)
-        self.activation = config.activation_function
-        self.rate = config.resid_pdrop
+        width, inner, std = config.width, config.inner, config.std
+        self.norm = LayerNorm(width, config.eps, config.affine)
+        self.up = Linear(width, inner, ("embed", "mlp"), std, config.bias)
+        self.down = Linear(inner, width, ("mlp", "embed"), std, config.bias)
+        self.activation = config.activation
+        self.norm_first = config.norm_first
+        self.rate = config.rate
 
     def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
-        inner = ACTIVATIONS[self.activation](self.up(self.norm(x)))  # [B, T, F]
-        return x + dropout(self.down(inner), self.rate, key)
+        read = self.norm(x) if self.norm_first else x
+        inner = ACTIVATIONS[self.activation](self.up(read))  # [B, T, F]
+        x = x + dropout(self.down(inner), self.rate, key)
+        return x if self.norm_first else self.norm(x)
 
 
 class Block(nnx.Module):
-    """Attention, then MLP: [B, T, D] -> [B, T, D]; `scale` is the block's own of the scores."""
+    """Attention, then MLP: [B, T, D] -> [B, T, D].
+
+    Where blocks differ, `scale` is this one's of its scores, and `window` how many positions back
+    it sees.
+    """
 
     def __init__(self, config: Config):
         self.attention = Attention(config)
         self.mlp = Mlp(config)
 
     def __call__(
-        self, x: jax.Array, mask: Mask, key: jax.Array | None, scale: jax.Array | float = 1.0
+        self,
+        x: jax.Array,
+        mask: Mask,
+        key: jax.Array | None,
+        scale: jax.Array | float = 1.0,
+        window: jax.Array | int | None = None,
     ) -> jax.Array:
         attention_key, mlp_key = split_key(key, 2)
+        mask = mask if window is None else mask.within(window)
         return self.mlp(self.attention(x, mask, attention_key, scale), mlp_key)
 
 
 def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
-    """The one tower of a GPT-2 under a head (a key of `MODEL_TYPES["gpt2"]`)."""
-    width, std, ties = config.n_embd, config.initializer_range, {}
-    final = LayerNorm(width, config.layer_norm_epsilon)
-    top: nnx.Module = Bare(final)
-    if head == "text_classification":
-        classes = Linear(width, num_labels or 2, ("embed", "labels"), std, bias=False)
-        top = LastToken(final, classes, config.pad_token_id)
-    elif head == "causal_lm" and config.tie_word_embeddings:
-        top = CausalLm(final, Embedding(config.vocab_size, width, "vocab", std))
-        ties = {"head/embedding": "embeddings/word/embedding"}
-    elif head == "causal_lm":
-        top = CausalLm(final, Linear(width, config.vocab_size, ("embed", "vocab"), std, bias=False))
-    numbers = {}
-    if config.scale_attn_by_inverse_layer_idx:
-        numbers["scale"] = [1.0 / (index + 1) for index in range(config.n_layer)]
-    blocks = (Part(Block(config)),) * config.n_layer
+    """The one tower of a model under a head (a key of each of `MODEL_TYPES`)."""
+    width, words, std = config.width, config.word_width, config.std
+    axes = ("embed", "words")
+    top, ties = decoder_top(
+        head,
+        LayerNorm(width, config.eps, config.affine) if config.final_norm else None,
+        vocab_size=config.vocab_size,
+        width=words,
+        std=std,
+        tied=config.fields["tie_word_embeddings"],
+        num_labels=num_labels,
+        pad_token_id=config.fields["pad_token_id"],
+        projection=Linear(width, words, axes, std, bias=False) if words != width else None,
+    )
+    numbers: dict[str, list[float]] = {}
+    if len(set(config.scales)) > 1:
+        numbers["scale"] = list(config.scales)
+    if len(set(config.windows)) > 1:
+        numbers["window"] = [window or config.max_positions for window in config.windows]
+    blocks = (Part(Block(config)),) * len(config.windows)
     return {"text": Tower(Part(Stem(config)), blocks, Part(top), ties, numbers)}
 
 
-def apply(
-    towers: Mapping[str, Tower],
-    params: Mapping[str, jax.Array],
-    batch: Batch,
-    key: jax.Array | None,
-    compute: Compute,
-) -> dict[str, jax.Array]:
-    """The outputs for a batch, under Hugging Face's names.
-
-    Args:
-        towers: as `towers` gives them.
-        params: the flat dict.
-        batch: `input_ids` [B, T] with `attention_mask` where wanted; or packed rows:
-            `segment_ids`, `position_ids` [R, T] and `read_positions` [R, S] too.
-        key: turns dropout on.
-        compute: how to run.
-
-    Raises:
-        UserError: the text is longer than the model's positions.
-    """
-    return run_tower(towers["text"], params, batch, key, compute)
+apply = run_text

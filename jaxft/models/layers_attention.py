@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxft.models.layers_cache import KeyValues, attend, split_heads
+from jaxft.models.layers_kernels import Kernel, run_kernel
 from jaxft.models.layers_math import drop, key_words, matmul_precision
 
 HIDDEN = -1e9  # finite, so that no row of scores is ever empty
@@ -26,22 +27,25 @@ class Mask:
     Args:
         segments: [B, T] int32: positions with the same number see each other.
         bias: what to add to the scores, [B, 1, T, S] float32: 0 where a position sees another,
-            else a large negative number.
+            else a large negative number; None where the kernel does not read it.
         causal: a position sees itself and those before it only.
         window: it sees that many positions back, itself included; None for all.
+        kernel: what computes attention under it; None for XLA.
         slot: where the one new position stands among those kept of before; None at the start.
         kept: the block's keys and values of before, where they are kept.
     """
 
     segments: jax.Array
-    bias: jax.Array
+    bias: jax.Array | None
     causal: bool = field(default=False, metadata={"static": True})
     window: int | None = field(default=None, metadata={"static": True})
+    kernel: Kernel | None = field(default=None, metadata={"static": True})
     slot: jax.Array | None = None
     kept: KeyValues | None = None
 
     def within(self, window: jax.Array | int) -> Mask:
         """The same mask with what lies `window` positions back or more hidden too."""
+        assert self.bias is not None  # a kernel that has no use for it is no choice here
         near = _distance(self.bias.shape[-1], self.slot) < window
         return replace(self, bias=jnp.where(near, self.bias, HIDDEN))
 
@@ -52,6 +56,7 @@ def make_mask(
     causal: bool = False,
     window: int | None = None,
     slot: jax.Array | None = None,
+    kernel: Kernel | None = None,
 ) -> Mask:
     """The mask under which a position sees its own segment only.
 
@@ -62,7 +67,12 @@ def make_mask(
         window: it sees that many positions back, itself included; None for all.
         slot: the one position that is new, among S of which those before are kept; None where
             all are new.
+        kernel: what will compute attention, as `Compute.kernel` gives it; None for XLA, which
+            also serves a slot.
     """
+    kernel = kernel if slot is None else None
+    if kernel is not None and not kernel.reads_bias:
+        return Mask(segments, None, causal, window, kernel)
     own = segments if slot is None else segments[:, slot][:, None]
     seen = own[:, None, :, None] == segments[:, None, None, :]
     distance = _distance(segments.shape[1], slot)
@@ -71,7 +81,7 @@ def make_mask(
     if window is not None:
         seen &= distance < window
     bias = jnp.where(seen, 0.0, HIDDEN).astype(jnp.float32)
-    return Mask(segments, bias, causal, window, slot)
+    return Mask(segments, bias, causal, window, kernel, slot)
 
 
 def _distance(length: int, slot: jax.Array | None) -> jax.Array:
@@ -118,9 +128,15 @@ def attention(
     query, key, value = (split_heads(x, width) for x in (query, key, value))
     if mask is not None and mask.kept is not None:
         mask.kept.add(key, value)
-        if mask.slot is not None:
+        if mask.slot is not None and mask.bias is not None:
             mixed = attend(query, mask.kept, mask.bias)
             return mixed.transpose(0, 2, 1, 3).reshape(shape)
+    if mask is not None and mask.kernel is not None:
+        seen = mask.segments if mask.bias is None else mask.bias
+        mixed = run_kernel(
+            mask.kernel, query, key, value, seen, causal=mask.causal, window=mask.window
+        )
+        return mixed.transpose(0, 2, 1, 3).reshape(shape)
     words = jnp.zeros(2, jnp.uint32) if dropout_key is None else key_words(dropout_key)
     mixed = _attention(
         query,

@@ -24,6 +24,7 @@ from jaxft.models.layers import Embedding, Linear, RMSNorm
 from jaxft.models.layers_attention import Mask, attention, make_mask
 from jaxft.models.layers_batch import Batch, check_length, positions_of, segments_of, slot_of
 from jaxft.models.layers_decoder import Bare, CausalLm, LastToken
+from jaxft.models.layers_kernels import Needs
 from jaxft.models.layers_math import ACTIVATIONS
 from jaxft.models.layers_rotary import Rotary, read_rotary, rotary_waves, rotate
 from jaxft.models.source_fields import (
@@ -292,12 +293,26 @@ class Stem(nnx.Module):
         self.rotary = config.rotary
         # One window for all blocks is the stem's; windows that differ are the blocks' own.
         self.window = config.windows[0] if len(set(config.windows)) == 1 else None
+        self.needs = Needs(
+            heads=config.fields["num_attention_heads"],
+            groups=config.fields["num_key_value_heads"],
+            width=config.fields["head_dim"],
+            rate=config.fields["attention_dropout"],
+            windows=len(set(config.windows)) > 1,
+        )
 
     def __call__(
         self, batch: Batch, key: jax.Array | None, compute: Compute
     ) -> tuple[jax.Array, Context]:
         check_length(batch, self.max_positions)
-        mask = make_mask(segments_of(batch), causal=True, window=self.window, slot=slot_of(batch))
+        segments = segments_of(batch)
+        mask = make_mask(
+            segments,
+            causal=True,
+            window=self.window,
+            slot=slot_of(batch),
+            kernel=compute.kernel(self.needs, segments.shape),
+        )
         cosine, sine = rotary_waves(self.rotary, positions_of(batch))
         return self.embeddings.word(batch["input_ids"]), Context(mask, cosine, sine)
 

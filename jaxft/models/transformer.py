@@ -8,7 +8,7 @@ definition, bound inside the step to the leaves it needs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import groupby
 from typing import Any
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxft.models.layers import Leaf, split_key
+from jaxft.models.layers_kernels import Kernel, Needs, Setting, choose
 
 Params = Mapping[str, jax.Array]
 Numbers = Mapping[str, Any]
@@ -34,6 +35,10 @@ class Compute:
         scan: run equal blocks under one `lax.scan` instead of unrolled.
         remat: `full` recomputes each block on the way back instead of keeping its activations.
         platform: what the program is compiled for; nothing in a step asks the default device.
+        mesh: the devices that it is compiled for; None where they are not known.
+        attention: `auto` takes a kernel where one can serve, else XLA; `xla`, `cudnn` or
+            `splash` is that one, or a UserError.
+        dropout: whether a stem is told of dropout: `run_tower` says so.
         trainable: the names that are differentiated; None for all. Blocks with different
             trainable leaves never share a scan, and a part without any has no dropout.
     """
@@ -43,11 +48,23 @@ class Compute:
     scan: bool = False
     remat: str = "none"
     platform: str = "cpu"
+    mesh: jax.sharding.Mesh | None = None
+    attention: str = "auto"
+    dropout: bool = False
     trainable: frozenset[str] | None = None
 
     def trains(self, name: str) -> bool:
         """Whether the parameter `name` is differentiated."""
         return self.trainable is None or name in self.trainable
+
+    def kernel(self, needs: Needs, shape: tuple[int, ...]) -> Kernel | None:
+        """The attention kernel for rows and positions [B, T]; None for XLA's own attention.
+
+        Raises:
+            UserError: the kernel that `attention` names cannot serve.
+        """
+        where = (self.platform, self.dtype, self.dropout, self.mesh)
+        return choose(self.attention, needs, Setting(*where, *shape))
 
 
 PLAIN = Compute()
@@ -156,7 +173,7 @@ def run_tower(
     stem_key, blocks_key, top_key = split_key(key, 3)
     with jax.default_matmul_precision(compute.precision):
         stem, stem_key = _bind_end(tower, tower.stem, {}, params, stem_key, compute)
-        stream, context = stem(batch, stem_key, compute)
+        stream, context = stem(batch, stem_key, replace(compute, dropout=key is not None))
         stream = run_blocks(tower, params, stream, context, blocks_key, compute)
         top, top_key = _bind_end(tower, tower.top, tower.ties, params, top_key, compute)
         return top(stream, batch, top_key)
@@ -174,6 +191,29 @@ def run_joint(part: Part, params: Params, compute: Compute, *inputs: Any) -> Any
     values = {path: params[path].astype(compute.dtype) for path in part.leaves}
     with jax.default_matmul_precision(compute.precision):
         return part.bind(values)(*inputs)
+
+
+def run_text(
+    towers: Mapping[str, Tower],
+    params: Params,
+    batch: Mapping[str, jax.Array],
+    key: jax.Array | None = None,
+    compute: Compute = PLAIN,
+) -> dict[str, jax.Array]:
+    """The outputs of a family of one tower, `text`, under Hugging Face's names.
+
+    Args:
+        towers: as the family's `towers` gives them.
+        params: the flat dict.
+        batch: `input_ids` [B, T] with `attention_mask` and `token_type_ids` where wanted; or
+            packed rows: `segment_ids`, `position_ids` [R, T] and `read_positions` [R, S] too.
+        key: turns dropout on.
+        compute: how to run.
+
+    Raises:
+        UserError: the text is longer than the model's positions.
+    """
+    return run_tower(towers["text"], params, batch, key, compute)
 
 
 def _bind_end(
