@@ -164,6 +164,12 @@ class TrainSection(Section):
         "compile equal blocks once; auto is not on CPU up to 12 blocks",
         resume="may change",
     )
+    attention: Literal["auto", "xla", "cudnn", "splash"] = key(
+        "auto",
+        "what computes attention; auto is a kernel where one can serve: cudnn on GPU, splash on "
+        "TPU",
+        resume="may change",
+    )
     evaluate_every: LengthKey = key(
         Duration(1, "epochs"), "how often the eval rows are scored", resume="may change"
     )

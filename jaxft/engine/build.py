@@ -172,6 +172,8 @@ def make_compute(config: Config, mesh: jax.sharding.Mesh, blocks: int, table: La
         scan=scan,
         remat="none" if config.train.remat == "auto" else config.train.remat,
         platform=platform,
+        mesh=mesh,
+        attention=config.train.attention,
         trainable=frozenset(table.trainable),
     )
 
