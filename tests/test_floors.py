@@ -26,6 +26,7 @@ FLOORS = {
     "models.source": 1,
     "data.sources": 1,
     "data.text": 1,
+    "data.chat": 1,
     "data.image": 1,
     "data.cache": 1,
     "data.packing": 1,

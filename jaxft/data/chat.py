@@ -1,0 +1,127 @@
+"""Conversations to text, with a checkpoint's own chat template."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxft.errors import UserError
+
+Messages = Sequence[Mapping[str, Any]]  # each with `role` and `content`
+
+SANDBOX = Path(__file__).with_name("chat_sandbox.py")
+# How long a template may take: a second to start Python, and plenty for what it says.
+SECONDS, SECONDS_EACH = 5.0, 0.02
+SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
+
+UNUSED = {"tools": None, "documents": None}  # templates ask whether there are any
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """How a checkpoint's conversations are written.
+
+    Args:
+        folder: the checkpoint's.
+        text: the Jinja template.
+        tokens: the special tokens that it may name, such as `bos_token`.
+    """
+
+    folder: Path
+    text: str
+    tokens: Mapping[str, str]
+
+    def render(
+        self, conversations: Sequence[Messages], *, add_generation_prompt: bool = False
+    ) -> list[str]:
+        """The text of each conversation, special tokens included.
+
+        The template runs in a process of its own, which is ended where it takes too long; one
+        process serves all the conversations.
+
+        Args:
+            conversations: the messages of each.
+            add_generation_prompt: end where the assistant is to go on.
+
+        Raises:
+            UserError: the template is wrong, refuses a conversation, or does not come to an end.
+        """
+        asked = {
+            "template": self.text,
+            "conversations": [[dict(message) for message in one] for one in conversations],
+            "variables": {**self.tokens, **UNUSED, "add_generation_prompt": add_generation_prompt},
+        }
+        seconds = SECONDS + SECONDS_EACH * len(conversations)
+        try:
+            # -P: its own folder is no place to import from, for there are names such as `text`.
+            done = subprocess.run(
+                [sys.executable, "-P", str(SANDBOX)],
+                input=json.dumps(asked),
+                capture_output=True,
+                text=True,
+                encoding="utf-8",
+                timeout=seconds,
+            )
+        except subprocess.TimeoutExpired:
+            raise self._refused(f"it did not come to an end in {seconds:.0f} seconds") from None
+        try:
+            said = json.loads(done.stdout)
+        except ValueError:
+            last = (done.stderr.strip() or "no word").splitlines()[-1]
+            raise self._refused(f"the process that ran it ended with {last}") from None
+        if "error" in said:
+            raise self._refused(said["error"])
+        return said["texts"]
+
+    def _refused(self, why: str) -> UserError:
+        return UserError(f"The chat template of '{self.folder}' failed: {why.removesuffix('.')}.")
+
+
+def load_chat_template(folder: str | Path) -> ChatTemplate | None:
+    """The chat template of a checkpoint's folder; None where it has none.
+
+    It is `chat_template.jinja`, else what tokenizer_config.json has under `chat_template`: a
+    text, or a list of named ones, of which `default` is taken.
+
+    Raises:
+        UserError: a file is not what it should be.
+    """
+    folder = Path(folder)
+    config = _read(folder / "tokenizer_config.json")
+    file = folder / "chat_template.jinja"
+    text = file.read_text(encoding="utf-8") if file.is_file() else config.get("chat_template")
+    if isinstance(text, list):
+        named = {one.get("name"): one.get("template") for one in text if isinstance(one, dict)}
+        text = named.get("default")
+    if not text:
+        return None
+    if not isinstance(text, str):
+        raise UserError(f"{folder / 'tokenizer_config.json'}: chat_template is no text.")
+    given = _read(folder / "special_tokens_map.json") | config
+    return ChatTemplate(folder, text, _tokens(given))
+
+
+def _tokens(given: Mapping[str, Any]) -> dict[str, str]:
+    """The special tokens that a tokenizer's files name."""
+    found = {}
+    for name in SPECIAL:
+        token = given.get(name)
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str):
+            found[name] = token
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}).") from None
+    return given if isinstance(given, dict) else {}

@@ -1,0 +1,93 @@
+"""A process of its own that renders chat templates: they come with checkpoints and may do anything.
+
+It imports nothing of jaxft, reads one JSON object from standard input and writes one to standard
+output. Jinja's sandbox keeps a template from files and from Python; this process keeps it from
+running for ever and from filling the memory.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import datetime
+from typing import Any
+
+import jinja2
+from jinja2.ext import Extension, loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+try:
+    import resource
+except ImportError:  # not on Windows: the time is bound by whoever started this process
+    resource = None  # type: ignore[assignment]
+
+MOST_BYTES = 2 << 30
+MOST_CHARACTERS = 4_000_000  # of one conversation
+
+
+class Generation(Extension):
+    """`{% generation %} ... {% endgeneration %}`, which marks what a model wrote: text, here."""
+
+    tags = {"generation"}  # noqa: RUF012 - so jinja2 types it
+
+    def parse(self, parser: Any) -> Any:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def environment() -> ImmutableSandboxedEnvironment:
+    """Jinja as `transformers` sets it up, with the functions that templates may call."""
+
+    def refuse(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    def as_json(value: Any, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+        return json.dumps(
+            value,
+            ensure_ascii=ensure_ascii,
+            indent=indent,
+            separators=separators,
+            sort_keys=sort_keys,
+        )
+
+    made = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    made.filters["tojson"] = as_json
+    made.globals["raise_exception"] = refuse
+    made.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return made
+
+
+def render(asked: dict[str, Any]) -> dict[str, Any]:
+    """The texts of the conversations asked for, or what the template came to grief over."""
+    texts = []
+    try:
+        template = environment().from_string(asked["template"])
+        for messages in asked["conversations"]:
+            pieces, length = [], 0
+            for piece in template.generate(messages=messages, **asked["variables"]):
+                pieces.append(piece)
+                length += len(piece)
+                if length > MOST_CHARACTERS:
+                    return {"error": f"it wrote more than {MOST_CHARACTERS:,} characters"}
+            texts.append("".join(pieces))
+    except MemoryError:
+        return {"error": "it asked for more than 2 GiB of memory"}
+    except Exception as error:  # a template may raise whatever Python raises
+        said = " ".join(str(error).split())
+        return {"error": f"{type(error).__name__}: {said}" if said else type(error).__name__}
+    return {"texts": texts}
+
+
+def main() -> None:
+    """Render what standard input asks for."""
+    asked = json.load(sys.stdin)
+    if resource is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    json.dump(render(asked), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
