@@ -99,8 +99,8 @@ def run_config(run: Path) -> Config:
 
 
 def recipe(config: Config) -> str:
-    """A digest of all of a config but its name, folder and seeds."""
-    rest = {key: value for key, value in config.dump().items() if key != "run"}
+    """A digest of what a config says beside the defaults, but for its name, folder and seeds."""
+    rest = config.model_dump(mode="json", exclude_defaults=True, exclude={"run"})
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:16]
 
 
