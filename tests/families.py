@@ -1,5 +1,6 @@
 """A random checkpoint of any model type, ours and PyTorch's, and what is compared of the two."""
 
+import tempfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 import transformers
 from random_configs import random_config
+from safetensors.numpy import load_file
 
 from jaxft.models import registry
 from jaxft.models.transformer import Compute
@@ -48,6 +50,8 @@ def make_pair(model_type: str, head: str | None, seed: int, folder: Path) -> Pai
     """A random config with random weights and a random batch, of a model type under a head."""
     draw = np.random.default_rng([seed, zlib.crc32(model_type.encode())])
     config = random_config(model_type, draw)
+    # An Auto class that knows several architectures asks for the one that is meant.
+    config.architectures = [FAMILIES[model_type].MODEL_TYPES[model_type][head]]
     torch.manual_seed(seed)
     model = AUTO[head].from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():  # fresh norms and biases are ones and zeros: nothing would be tested
@@ -114,13 +118,19 @@ def torch_gradients(pair: Pair) -> dict[str, np.ndarray]:
     """PyTorch's gradients under our names and layouts."""
     pair.torch.zero_grad()
     weighted_loss(pair.torch(**pair.torch_batch()), pair).backward()
-    theirs = {n: p.grad.numpy() for n, p in pair.torch.named_parameters() if p.grad is not None}
+    grads = {
+        name: torch.zeros_like(value) if value.grad is None else value.grad
+        for name, value in pair.torch.named_parameters()
+    }
+    with tempfile.TemporaryDirectory() as folder:  # a file's names are not always the model's own
+        pair.torch.save_pretrained(folder, state_dict=grads)
+        theirs = load_file(f"{folder}/model.safetensors")
     found = {}
     for ours, hf in pair.ours.names.items():
         name, value = pair.ours.hf_names[ours], theirs[hf]
         if name.part is not None:
             value = np.split(value, name.part[1], axis=-1)[name.part[0]]
-        found[ours] = value.T if name.transpose else value
+        found[ours] = np.moveaxis(value, 0, -1) if name.transpose else value
     return found
 
 

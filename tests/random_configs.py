@@ -175,6 +175,7 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "projection_size": lambda draw: draw.vision,
     "image_size": lambda draw: draw.patch * draw.number(2, 5),
     "patch_size": lambda draw: draw.patch,
+    "pooler_output_size": lambda draw: draw.number(5, 20),
     "num_register_tokens": lambda draw: draw.number(1, 4),
     # Functions and their numbers.
     "hidden_act": activation,
@@ -201,6 +202,7 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "_remove_final_layer_norm": Draw.flag,
     "layer_norm_elementwise_affine": Draw.flag,
     "use_swiglu_ffn": Draw.flag,
+    "use_mask_token": Draw.flag,
     "vision_use_head": Draw.flag,
     # Positions and windows.
     "rope_parameters": rotary,
@@ -225,6 +227,7 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "attention_probs_dropout_prob": rate,
     "attn_pdrop": rate,
     "classifier_dropout": rate,
+    "drop_path_rate": rate,
     "dropout": rate,
     "embd_pdrop": rate,
     "embed_dropout": rate,

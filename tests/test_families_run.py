@@ -149,7 +149,7 @@ def test_dropout_is_for_what_is_trained(classifier):
         run = jax.jit(lambda params, key: model.apply(params, batch, key, compute)["logits"])
         return run(model.params, key)
 
-    first, second = "blocks/0/mlp/up/kernel", "blocks/1/mlp/up/kernel"
+    first, second = (f"blocks/{i}/attention/query/kernel" for i in (0, 1))
     assert np.array_equal(logits(), plain)
     assert np.array_equal(logits(first, key=None), plain)
     assert not np.array_equal(logits(first), plain)

@@ -28,8 +28,10 @@ from jaxft.models.layers_batch import Batch
 from jaxft.models.layers_math import ACTIVATIONS, dropout
 from jaxft.models.layers_vision import PatchEmbedding, grid_of, resize_grid
 from jaxft.models.transformer import Compute, Part, Tower, run_tower
-from jaxft.models.vit_config import Config
+from jaxft.models.vit_config import FIXED, UNREAD, Config
 from jaxft.models.weights import Name, dense, norm
+
+__all__ = ["FIXED", "UNREAD", "Config"]
 
 Outputs = dict[str, jax.Array]
 
@@ -46,15 +48,6 @@ MODEL_TYPES = {
     "dinov2_with_registers": heads_of("Dinov2WithRegisters"),
 }
 
-# Of masked image modelling, and of what reads the stream between the blocks.
-UNREAD = (
-    "encoder_stride",
-    "apply_layernorm",
-    "out_features",
-    "out_indices",
-    "reshape_hidden_states",
-    "stage_names",
-)
 NAMES = (
     Name("embeddings.cls_token", "embeddings/class_token"),
     Name("embeddings.position_embeddings", "embeddings/position"),

@@ -51,6 +51,17 @@ OWN: dict[str, dict[str, Any]] = {
     "dinov2": SCALED | {"patch_size": 14, "use_mask_token": True},
     "dinov2_with_registers": SCALED | {"num_register_tokens": 4},
 }
+# Fields that change the computation and are computed for one value only.
+FIXED = {"is_encoder_decoder": False}
+# Of masked image modelling, and of what reads the stream between the blocks.
+UNREAD = (
+    "encoder_stride",
+    "apply_layernorm",
+    "out_features",
+    "out_indices",
+    "reshape_hidden_states",
+    "stage_names",
+)
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads")
 
 
@@ -79,7 +90,7 @@ class Config:
         """
         model_type = fields["model_type"]
         defaults = COMMON | OWN[model_type]
-        check_fields(fields, known=list(defaults), fixed={}, ignore=ignore)
+        check_fields(fields, known=list(defaults), fixed=FIXED, ignore=ignore)
         check_sizes(fields, SIZES)
         own = {name: fields.get(name, default) for name, default in defaults.items()}
         check_divides("hidden_size", own["hidden_size"], own["num_attention_heads"], "heads")
