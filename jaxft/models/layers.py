@@ -61,14 +61,24 @@ class Linear(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Layer normalisation with a scale and a bias of width D."""
+    """Layer normalisation with a scale and a bias of width D, or with neither.
 
-    def __init__(self, width: int, eps: float):
-        self.scale = parameter(Leaf((width,), ("embed",), mean=1.0, decay=False))
-        self.bias = parameter(Leaf((width,), ("embed",), decay=False))
+    Args:
+        width: D.
+        eps: added to the variance.
+        affine: whether there is a scale and a bias.
+    """
+
+    def __init__(self, width: int, eps: float, affine: bool = True):
+        scale = Leaf((width,), ("embed",), mean=1.0, decay=False)
+        self.scale = parameter(scale) if affine else None
+        self.bias = parameter(Leaf((width,), ("embed",), decay=False)) if affine else None
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        if self.scale is None or self.bias is None:
+            ones = jnp.ones(x.shape[-1], x.dtype)
+            return layer_norm(x, ones, jnp.zeros_like(ones), self.eps)
         return layer_norm(x, self.scale[...], self.bias[...], self.eps)
 
 

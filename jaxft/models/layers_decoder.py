@@ -6,21 +6,29 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxft.models.layers import Embedding, Linear
+from jaxft.models.layers import Embedding, LayerNorm, Linear, RMSNorm
 from jaxft.models.layers_batch import Batch, read_last
 from jaxft.models.layers_loss import token_losses
+from jaxft.models.layers_math import soft_capped
 
 Outputs = dict[str, jax.Array]
+Norm = LayerNorm | RMSNorm
 
 
 class Bare(nnx.Module):
-    """The normalised stream: `last_hidden_state` [B, T, D]."""
+    """The normalised stream: `last_hidden_state` [B, T, D].
 
-    def __init__(self, norm: nnx.Module):
+    Args:
+        norm: of the stream; None where the last block ends in one.
+        projection: to the width of the word embeddings, where that is another.
+    """
+
+    def __init__(self, norm: Norm | None, projection: Linear | None = None):
         self.norm = norm
+        self.projection = projection
 
     def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> Outputs:
-        return {"last_hidden_state": self.norm(x)}
+        return {"last_hidden_state": _finished(x, self.norm, self.projection)}
 
 
 class CausalLm(nnx.Module):
@@ -31,13 +39,22 @@ class CausalLm(nnx.Module):
     in place of the scores.
 
     Args:
-        norm: of the stream.
+        norm, projection: as `Bare` has them.
         head: a matrix of its own, or the word embeddings (tied).
+        soft_cap: bound of the scores; None for none.
     """
 
-    def __init__(self, norm: nnx.Module, head: Linear | Embedding):
+    def __init__(
+        self,
+        norm: Norm | None,
+        head: Linear | Embedding,
+        projection: Linear | None = None,
+        soft_cap: float | None = None,
+    ):
         self.norm = norm
+        self.projection = projection
         self.head = head
+        self.soft_cap = soft_cap
 
     def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> Outputs:
         if "targets" in batch:
@@ -48,23 +65,76 @@ class CausalLm(nnx.Module):
     def scores(self, x: jax.Array) -> jax.Array:
         """The scores at each position: [B, T, D] -> [B, T, V] float32."""
         score = self.head.scores if isinstance(self.head, Embedding) else self.head
-        return score(self.norm(x)).astype(jnp.float32)
+        scores = score(_finished(x, self.norm, self.projection)).astype(jnp.float32)
+        return scores if self.soft_cap is None else soft_capped(scores, self.soft_cap)
 
 
 class LastToken(nnx.Module):
     """Scores of classes, read at the last token: `logits` [B, C], or [R, S, C] when packed.
 
     Args:
-        norm: of the stream.
+        norm, projection: as `Bare` has them.
         head: from the stream to classes.
         pad_token_id: the token that is never read; None for none.
     """
 
-    def __init__(self, norm: nnx.Module, head: Linear, pad_token_id: int | None):
+    def __init__(
+        self,
+        norm: Norm | None,
+        head: Linear,
+        pad_token_id: int | None,
+        projection: Linear | None = None,
+    ):
         self.norm = norm
+        self.projection = projection
         self.head = head
         self.pad_token_id = pad_token_id
 
     def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> Outputs:
-        last = read_last(x, batch, self.pad_token_id)
-        return {"logits": self.head(self.norm(last)).astype(jnp.float32)}
+        last = _finished(read_last(x, batch, self.pad_token_id), self.norm, self.projection)
+        return {"logits": self.head(last).astype(jnp.float32)}
+
+
+def _finished(x: jax.Array, norm: Norm | None, projection: Linear | None) -> jax.Array:
+    """The stream as a head reads it: [..., D] -> [..., E]."""
+    x = x if norm is None else norm(x)
+    return x if projection is None else projection(x)
+
+
+def decoder_top(
+    head: str | None,
+    norm: Norm | None,
+    *,
+    vocab_size: int,
+    width: int,
+    std: float,
+    tied: bool,
+    num_labels: int | None,
+    pad_token_id: int | None,
+    projection: Linear | None = None,
+    soft_cap: float | None = None,
+) -> tuple[nnx.Module, dict[str, str]]:
+    """The top of a decoder under a head, and its ties.
+
+    Args:
+        head: `text_classification`, `causal_lm`, or None for the bare stream.
+        norm, projection: as `Bare` has them.
+        vocab_size: V.
+        width: what the head reads, E.
+        std: the standard deviation of a fresh head.
+        tied: whether words are scored against their own embeddings.
+        num_labels: classes; None for two.
+        pad_token_id: the token that no class is read from.
+        soft_cap: bound of the scores of words.
+    """
+    if head == "text_classification":
+        classes = Linear(width, num_labels or 2, ("embed", "labels"), std, bias=False)
+        return LastToken(norm, classes, pad_token_id, projection), {}
+    if head is None:
+        return Bare(norm, projection), {}
+    if tied:
+        words = Embedding(vocab_size, width, "vocab", std)
+        ties = {"head/embedding": "embeddings/word/embedding"}
+        return CausalLm(norm, words, projection, soft_cap), ties
+    scores = Linear(width, vocab_size, ("embed", "vocab"), std, bias=False)
+    return CausalLm(norm, scores, projection, soft_cap), {}

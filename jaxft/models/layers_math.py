@@ -183,10 +183,24 @@ def gelu_tanh(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=True)
 
 
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """GELU through the logistic function, as OpenAI's CLIP has it."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+def soft_capped(scores: jax.Array, most: float) -> jax.Array:
+    """`scores` bent so that none is further from 0 than `most`, as Gemma has it.
+
+    Source: Gemma Team (2024), https://arxiv.org/abs/2408.00118.
+    """
+    return jnp.tanh(scores / most) * most
+
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": gelu,
     "gelu_new": gelu_tanh,
     "gelu_pytorch_tanh": gelu_tanh,
+    "quick_gelu": quick_gelu,
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
     "swish": jax.nn.silu,
