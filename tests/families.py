@@ -4,6 +4,7 @@ import tempfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -53,7 +54,7 @@ def make_pair(model_type: str, head: str | None, seed: int, folder: Path) -> Pai
     # An Auto class that knows several architectures asks for the one that is meant.
     config.architectures = [FAMILIES[model_type].MODEL_TYPES[model_type][head]]
     torch.manual_seed(seed)
-    model = AUTO[head].from_config(config, attn_implementation="eager").eval()
+    model = auto_class(model_type, head).from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():  # fresh norms and biases are ones and zeros: nothing would be tested
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -61,10 +62,24 @@ def make_pair(model_type: str, head: str | None, seed: int, folder: Path) -> Pai
     return Pair(registry.load(str(folder)), model, str(folder), random_batch(model, draw))
 
 
+def auto_class(model_type: str, head: str | None):
+    """What makes a model of a config and loads it: transformers' Auto class, or the architecture.
+
+    Towers with a projection, and SigLIP's text tower, are in no Auto class.
+    """
+    architecture = getattr(transformers, FAMILIES[model_type].MODEL_TYPES[model_type][head])
+    auto = AUTO.get(head)
+    if auto is not None and architecture.config_class in auto._model_mapping:
+        return auto
+    return SimpleNamespace(
+        from_config=architecture._from_config, from_pretrained=architecture.from_pretrained
+    )
+
+
 def random_batch(model: torch.nn.Module, draw: np.random.Generator) -> dict[str, np.ndarray]:
     """Three examples of what a model reads: texts, images, or both."""
     config, batch = model.config, {}
-    if config.sub_configs or model.main_input_name == "input_ids":
+    if model.main_input_name == "input_ids":
         batch |= random_texts(getattr(config, "text_config", config), draw)
     if config.sub_configs or model.main_input_name == "pixel_values":
         size = getattr(config, "vision_config", config).image_size

@@ -220,7 +220,8 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     # Tokens: a padding word is never among the others (see `make_pair`).
     "pad_token_id": lambda draw: 0,
     "bos_token_id": lambda draw: 1,
-    "eos_token_id": lambda draw: 2,
+    # CLIP takes 2 for the highest word there is.
+    "eos_token_id": lambda draw: draw.number(2, 4),
     # Dropout.
     "activation_dropout": rate,
     "attention_dropout": rate,

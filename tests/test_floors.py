@@ -36,6 +36,7 @@ FLOORS = {
     "data.plans": 2,
     "data.loader": 3,
     "models.bert": 3,
+    "models.clip": 3,
     "models.gpt2": 3,
     "models.llama": 3,
     "models.generate": 3,
@@ -43,6 +44,8 @@ FLOORS = {
     "models.registry": 4,
     "tasks.contract": 5,
     "tasks.labels": 5,
+    "tasks.classes": 5,
+    "tasks.images": 5,
     "tasks.*": 6,
     "engine.mesh": 6,
     "engine.state": 6,
@@ -64,12 +67,21 @@ FLOORS = {
     "cli": 11,
     "__main__": 12,
 }
-FAMILIES = {"models.bert", "models.gpt2", "models.llama", "models.vit"}
+FAMILIES = {
+    "models.bert",
+    "models.clip",
+    "models.clip_vision",
+    "models.gpt2",
+    "models.llama",
+    "models.vit",
+}
 
 # Imports inside a function: (room, what it imports there) and why it may.
 LAZY = {
     # The command line parses without jax, so that `jaxft --help` is quick.
     ("cli", "jaxft"),
+    # gguf is no dependency: it is asked for when SmolLM2 is to be brought.
+    ("demo", "gguf"),
     # PyTorch is no dependency: it is asked for when a `.bin` is to be read.
     ("models.weights", "torch"),
     # transformers takes seconds to import and is needed only without a tokenizer.json.

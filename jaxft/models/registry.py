@@ -16,6 +16,7 @@ from jax.sharding import Sharding
 import jaxft.models
 from jaxft.data.text import load_tokenizer
 from jaxft.errors import UserError, did_you_mean
+from jaxft.models import clip
 from jaxft.models.layers import Leaf
 from jaxft.models.registry_model import Family, Model, leaves_of
 from jaxft.models.source import read_config, resolve
@@ -106,7 +107,7 @@ def describe(
     """
     source = resolve(checkpoint, cache)
     fields = read_config(source.folder)
-    family = _family(fields["model_type"])
+    family = _family(fields)
     fields = fields | {"pad_token_id": pad_token_id(fields, source.folder)}
     if resize_vocab:
         fields = with_vocabulary(fields, load_tokenizer(source.folder).vocab_size)
@@ -158,15 +159,16 @@ def families() -> dict[str, Family]:
     return found
 
 
-def _family(model_type: str) -> Family:
-    """The file of a model type."""
-    known = families()
+def _family(fields: Mapping[str, Any]) -> Family:
+    """The file of a config's model type; of two towers, the families of both put together."""
+    known, model_type = families(), fields["model_type"]
     if model_type not in known:
         raise UserError(
             f"config.json: the model_type '{model_type}' is not supported.",
             did_you_mean(model_type, known),
         )
-    return known[model_type]
+    two = model_type in clip.MODEL_TYPES
+    return cast(Family, clip.compose(fields, known)) if two else known[model_type]
 
 
 def _refits(
@@ -191,7 +193,7 @@ def _head(family: Family, fields: Mapping[str, Any], task: str | None) -> str | 
                 f"The task '{task}' has no head on {fields['model_type']}.", f"Known: {known}."
             )
         return task
-    own = (fields.get("architectures") or [heads[None]])[0]
+    own = (fields.get("architectures") or list(heads.values()))[0]
     for head, architecture in heads.items():
         if architecture == own:
             return head

@@ -249,7 +249,7 @@ class Model:
 
     def _hf_config(self, types: set[str]) -> dict[str, Any]:
         """The source's config.json, brought up to what this model is."""
-        stale = {"torch_dtype", "_name_or_path"}
+        stale = {"torch_dtype", "_name_or_path", "text_config_dict", "vision_config_dict"}
         if any(name.startswith("head/") for name in self.matching.new):
             stale.add("problem_type")  # it spoke of the head that was there before
         fields = {name: value for name, value in self.fields.items() if name not in stale}

@@ -281,7 +281,9 @@ def to_tensors(
     out: dict[str, list[np.ndarray]] = {}
     for parameter, name in sorted(names.items(), key=lambda item: item[1].part or ()):
         value = np.asarray(params[parameter])
-        value = np.ascontiguousarray(np.moveaxis(value, -1, 0) if name.transpose else value)
+        # An array without axes stays one: `ascontiguousarray` alone would give it one.
+        stored = np.moveaxis(value, -1, 0) if name.transpose else value
+        value = np.ascontiguousarray(stored).reshape(stored.shape)
         if parameter in loaded:
             original = loaded[parameter].whole()
             if original.astype(value.dtype).tobytes() == value.tobytes():
