@@ -19,8 +19,9 @@ from safetensors.numpy import load_file, save_file
 
 from jaxft.errors import UserError
 from jaxft.models import bert, registry
-from jaxft.models.weights import load_leaf
-from jaxft.models.weights_files import Tensor
+from jaxft.models.layers import Leaf
+from jaxft.models.weights import Name, load_leaf
+from jaxft.models.weights_files import Tensor, open_tensors
 from jaxft.models.weights_vocab import grown
 
 SMALL = {
@@ -307,27 +308,92 @@ def test_each_shard_is_read_by_itself(folder):
     assert {spy(index).size for index in read[:4]} == {8 * 12 // 4}
 
 
-def test_shards_of_weights_are_one_checkpoint(folder):
-    whole = registry.load(str(folder))
-    hash_of_whole = whole.source.sha256
+def shard(folder):
+    """Rewrites model.safetensors as a.safetensors, b.safetensors and an index; returns that."""
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     names = sorted(tensors)
-    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    parts = {"a.safetensors": names[1::2], "b.safetensors": names[::2]}
     for file, part in parts.items():
         save_file({name: tensors[name] for name in part}, folder / file)
     index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return index
+
+
+def test_shards_of_weights_are_one_checkpoint(folder):
+    whole = registry.load(str(folder))
+    hash_of_whole = whole.source.sha256
+    shard(folder)
     model = registry.load(str(folder))
     assert same_params(model.params, whole.params)
     assert model.source.sha256 != hash_of_whole
-    (folder / "b.safetensors").unlink()
-    with pytest.raises(UserError, match=r"names 'b\.safetensors', which is missing"):
-        registry.load(str(folder))
-    index["weight_map"]["classifier.bias"] = "../b.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("shards", "sentence"),
+    [
+        ({"classifier.bias": "c.safetensors"}, "names 'c.safetensors', which is missing"),
+        ({"classifier.bias": "../a.safetensors"}, "not a safetensors file beside it"),
+        ({"classifier.bias": "/a.safetensors"}, "not a safetensors file beside it"),
+        ({"classifier.bias": "vocab.txt"}, "not a safetensors file beside it"),
+        ({"classifier.bias": 3}, "not a safetensors file beside it"),
+        ({"classifier.kernel": "a.safetensors"}, "a.safetensors lacks the tensor 'classifier.ker"),
+        ({"classifier.bias": "b.safetensors"}, "b.safetensors lacks the tensor 'classifier.bias'"),
+        (None, "index.json is not an index of safetensors files"),
+        ({}, "index.json is not an index of safetensors files"),
+        ([], "index.json is not an index of safetensors files"),
+    ],
+)
+def test_a_wrong_index_is_refused(folder, shards, sentence):
+    index = shard(folder)
+    assert index["weight_map"]["classifier.bias"] == "a.safetensors"
+    index["weight_map"] = index["weight_map"] | shards if shards else shards
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(UserError, match="which is not a safetensors file beside it"):
-        registry.load(str(folder))
+    with pytest.raises(UserError, match=sentence):
+        registry.describe(str(folder))
+
+
+def test_a_shard_that_is_cut_short_or_gone_is_named(folder):
+    shard(folder)
+    path = folder / "b.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"b\.safetensors cannot be read: it is cut short"):
+        registry.describe(str(folder))
+    path.unlink()
+    with pytest.raises(UserError, match=r"names 'b\.safetensors', which is missing"):
+        registry.describe(str(folder))
+
+
+def test_no_parameter_is_a_piece_of_the_file(tmp_path):
+    """jax may keep an array that it is given, and a file may be overwritten in place."""
+    path = tmp_path / "model.safetensors"
+    stored = {"whole": np.ones((64, 64), np.float32), "turned": np.ones((64, 64), np.float32)}
+    for filling in range(64):  # jax keeps what begins at a multiple of 64 bytes
+        save_file(stored, path, metadata={"filling": "x" * filling})
+        if int.from_bytes(path.read_bytes()[:8], "little") % 64 == 56:
+            break
+    mesh = Mesh(np.array(jax.devices()), ("fsdp",))
+    places = [None, *(NamedSharding(mesh, PartitionSpec(*cut)) for cut in [(), ("fsdp",)])]
+    leaf = Leaf((64, 64), ("embed", "mlp"))
+    values = [
+        load_leaf(tensor, Name(name, name, transpose=name == "turned"), leaf, "float32", place)
+        for name, tensor in open_tensors([path]).items()
+        for place in places
+    ]
+    jax.block_until_ready(values)
+    with path.open("r+b") as file:
+        file.write(b"\0" * path.stat().st_size)
+    for value in values:
+        np.testing.assert_array_equal(value, 1.0)
+
+
+def test_a_file_that_is_replaced_is_read_as_it_was(folder):
+    tensor = registry.describe(str(folder)).matching.loaded["pooler/kernel"]
+    before = tensor.whole().copy()
+    (folder / "other").write_bytes(bytes(1000))
+    (folder / "other").replace(folder / "model.safetensors")
+    np.testing.assert_array_equal(tensor.whole(), before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -120,7 +120,7 @@ def describe(
     leaves = leaves_of(towers)
     classes = head in CLASS_HEADS
     matching = match(
-        open_tensors(source.weight_files),
+        open_tensors(source.weight_files, source.weight_map),
         resolve_names(family.names(head, fields["model_type"]), leaves),
         leaves,
         canonical=family.canonical,

@@ -68,10 +68,20 @@ class Source:
         if (self.folder / WEIGHTS).is_file():
             return (self.folder / WEIGHTS,)
         if (self.folder / INDEX).is_file():
-            return _shards(self.folder / INDEX)
+            return tuple(sorted(set(self.weight_map.values())))
         if (self.folder / PICKLED).is_file():
             return (self.folder / PICKLED,)
         raise UserError(f"{self.folder} has no {WEIGHTS}, no {INDEX} and no {PICKLED}.")
+
+    @cached_property
+    def weight_map(self) -> dict[str, Path]:
+        """Tensor -> the shard that holds it; empty where the weights are not sharded.
+
+        Raises:
+            UserError: the index cannot be read, or names a file that is not beside it.
+        """
+        sharded = not (self.folder / WEIGHTS).is_file() and (self.folder / INDEX).is_file()
+        return _read_index(self.folder / INDEX) if sharded else {}
 
     @cached_property
     def sha256(self) -> str:
@@ -140,18 +150,21 @@ def read_config(folder: Path) -> dict[str, Any]:
     return fields
 
 
-def _shards(index: Path) -> tuple[Path, ...]:
-    """The shard files of an index, each of which must lie beside it."""
+def _read_index(index: Path) -> dict[str, Path]:
+    """Tensor -> shard file, each of which must lie beside the index."""
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError):
-        raise UserError(f"{index} is not an index of safetensors files.") from None
-    for name in names:
+        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        found = {tensor: str(shard) for tensor, shard in named.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        found = {}
+    if not found:
+        raise UserError(f"{index} is not an index of safetensors files.")
+    for name in sorted(set(found.values())):
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise UserError(f"{index} names '{name}', which is not a safetensors file beside it.")
         if not (index.parent / name).is_file():
             raise UserError(f"{index} names '{name}', which is missing.")
-    return tuple(index.parent / name for name in names)
+    return {tensor: index.parent / name for tensor, name in found.items()}
 
 
 def _package_folder(checkpoint: str) -> Path:

@@ -242,7 +242,11 @@ def load_leaf(
             part = np.moveaxis(tensor.read((index[-1], *index[:-1])), 0, -1)
         else:
             part = tensor.read(index)
-        return np.ascontiguousarray(part).astype(target, copy=False).reshape(part.shape)
+        if part.dtype != target:
+            return part.astype(target)
+        # jax copies what is not in order, and transposes quicker than numpy. What is in order it
+        # may keep as it is, and then a parameter would be a piece of the file.
+        return part.copy() if part.flags.c_contiguous else part
 
     if sharding is None:
         return jnp.asarray(read((slice(None),) * len(leaf.shape)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,8 @@ class Tensor:
         file: the file it is in.
         shape: its shape there.
         dtype: its type there, as safetensors spells it (`F32`).
-        read: reads a part: a tuple of slices, one per dimension, -> numpy array.
+        read: reads a part: a tuple of slices, one per dimension, -> numpy array, which may be a
+            view of the file.
     """
 
     file: Path
@@ -65,12 +67,18 @@ def part_of(tensor: Tensor, part: tuple[int, int] | None) -> Tensor:
     return Tensor(tensor.file, (*tensor.shape[:-1], width), tensor.dtype, read)
 
 
-def open_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
+def open_tensors(
+    files: Sequence[Path], promised: Mapping[str, Path] | None = None
+) -> dict[str, Tensor]:
     """Every tensor of the weight files, by the name it has there; only headers are read.
 
+    Args:
+        files: the files.
+        promised: tensors that an index names -> the file it says they are in.
+
     Raises:
-        UserError: a file is cut short or is not safetensors, a name comes twice, or the file
-            is a `.bin` and torch is not installed.
+        UserError: a file is cut short or is not safetensors, a name comes twice, a promised
+            tensor is not there, or the file is a `.bin` and torch is not installed.
     """
     found: dict[str, Tensor] = {}
     for path in files:
@@ -78,26 +86,57 @@ def open_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
         if twice := found.keys() & tensors.keys():
             raise UserError(f"{path} holds '{min(twice)}', which another weight file holds too.")
         found |= tensors
+    for name, path in (promised or {}).items():
+        if name not in found or found[name].file != path:
+            raise UserError(f"{path} lacks the tensor '{name}', which the index says it holds.")
     return found
 
 
+class _OpenFile:
+    """A file that stays open, and so as it is, for as long as a tensor of it may be read.
+
+    A part is mapped anew each time: its pages count as this process's only while they are read,
+    and it is not copied before it is on its way to a device.
+    """
+
+    def __init__(self, path: Path):
+        self._file = path.open("rb")
+
+    def __del__(self) -> None:
+        self._file.close()
+
+    def bytes(self, count: int) -> bytes:
+        """The next `count` bytes."""
+        return self._file.read(count)
+
+    def array(self, dtype: np.dtype, offset: int, shape: tuple[int, ...]) -> np.ndarray:
+        """What lies at `offset`, as a view of the file."""
+        return np.memmap(self._file, dtype, mode="r", offset=offset, shape=shape)
+
+
 def _open_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that the library finds whole."""
     try:
-        handle = safe_open(path, framework="np")
-        views = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118 no mapping
+        with safe_open(path, framework="np"):
+            pass  # opening checks the header, and that the file is as long as it says
+        file = _OpenFile(path)
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{path} cannot be read: it is cut short or is not a safetensors file ({error}).",
             "Fetch it again.",
         ) from None
+    length = int.from_bytes(file.bytes(8), "little")
+    header = json.loads(file.bytes(length))
 
-    def reader(name: str, view: Any) -> Callable[[Index], np.ndarray]:
-        # A view of a scalar takes no index.
-        return lambda index: view[index] if index else handle.get_tensor(name)
+    def reader(about: Mapping[str, Any]) -> Callable[[Index], np.ndarray]:
+        shape, offset = tuple(about["shape"]), 8 + length + about["data_offsets"][0]
+        dtype = FLOATS.get(about["dtype"], np.dtype("uint8"))  # what is no float is never read
+        return lambda index: np.asarray(file.array(dtype, offset, shape)[index])
 
     return {
-        name: Tensor(path, tuple(view.get_shape()), view.get_dtype(), reader(name, view))
-        for name, view in views.items()
+        name: Tensor(path, tuple(about["shape"]), about["dtype"], reader(about))
+        for name, about in header.items()
+        if name != "__metadata__"
     }
 
 
