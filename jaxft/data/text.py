@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tokenizers
+from tokenizers.decoders import DecodeStream
 
 from jaxft.errors import UserError
 
@@ -87,6 +89,7 @@ class Tokenizer:
         texts: Sequence[str],
         pairs: Sequence[str] | None = None,
         max_length: int | None = None,
+        spelled: bool = False,
     ) -> Encoded:
         """Token ids of each text, or of each pair of texts, with the special tokens of the model.
 
@@ -95,13 +98,16 @@ class Tokenizer:
             pairs: the second text of each, or None.
             max_length: the most tokens kept of one, special tokens included; a pair loses tokens
                 of its longer text first. None keeps all.
+            spelled: the texts spell out their special tokens, as a chat template's do: none are
+                added.
 
         Raises:
             UserError: a value that is no text, or a `max_length` that has no room for text.
         """
         _check_texts(texts)
         _check_texts(pairs or ())
-        special = self._backend.num_special_tokens_to_add(is_pair=pairs is not None)
+        added = self._backend.num_special_tokens_to_add(is_pair=pairs is not None)
+        special = 0 if spelled else added
         if max_length is not None and max_length <= special:
             raise UserError(
                 f"data.max_length {max_length} has no room for text: {special} tokens are special."
@@ -112,11 +118,11 @@ class Tokenizer:
         cut: dict[int, int] = {}
         for start in range(0, len(inputs), CHUNK):
             chunk = inputs[start : start + CHUNK]
-            encodings = self._backend.encode_batch(chunk)
+            encodings = self._backend.encode_batch(chunk, add_special_tokens=not spelled)
             long = _longer_than(encodings, max_length)
             if long and max_length is not None:
                 cut |= {start + i: len(encodings[i].ids) - max_length for i in long}
-                shorter = self._encode_cut([chunk[i] for i in long], max_length)
+                shorter = self._encode_cut([chunk[i] for i in long], max_length, spelled)
                 encodings = list(encodings)
                 for i, encoding in zip(long, shorter, strict=True):
                     encodings[i] = encoding
@@ -130,10 +136,20 @@ class Tokenizer:
             cut=cut,
         )
 
-    def _encode_cut(self, inputs: list[Any], max_length: int) -> list[tokenizers.Encoding]:
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without special tokens."""
+        return self._backend.decode(list(ids), skip_special_tokens=True)
+
+    def stream(self) -> Callable[[int], str | None]:
+        """A function that takes one token id after the other and gives the text that is whole."""
+        return partial(DecodeStream(skip_special_tokens=True).step, self._backend)
+
+    def _encode_cut(
+        self, inputs: list[Any], max_length: int, spelled: bool
+    ) -> list[tokenizers.Encoding]:
         self._backend.enable_truncation(max_length)
         try:
-            return self._backend.encode_batch(inputs)
+            return self._backend.encode_batch(inputs, add_special_tokens=not spelled)
         finally:
             self._backend.no_truncation()
 
