@@ -174,6 +174,15 @@ def decode(source: bytes | str | Path | np.ndarray, name: str = "") -> Image.Ima
     Raises:
         UserError: no such file, no image, a truncated one, or one of more than 64 million pixels.
     """
+    return _open(source, name, whole=True)
+
+
+def check_header(source: bytes | str | Path | np.ndarray, name: str = "") -> None:
+    """Raise what `decode` would raise of an image's header, without decoding its pixels."""
+    _open(source, name, whole=False)
+
+
+def _open(source: bytes | str | Path | np.ndarray, name: str, whole: bool) -> Image.Image:
     if isinstance(source, np.ndarray):
         return _from_array(source, name)
     file: Any = io.BytesIO(source) if isinstance(source, bytes) else source
@@ -182,7 +191,8 @@ def decode(source: bytes | str | Path | np.ndarray, name: str = "") -> Image.Ima
         with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height}")
-            image.load()
+            if whole:
+                image.load()
             return image
     except FileNotFoundError:
         raise UserError(f"There is no image {name}.") from None

@@ -14,6 +14,7 @@ from jaxft.data.packing import round_up
 from jaxft.data.sources import given_rows
 from jaxft.engine.process import prepare_process
 from jaxft.engine.trained import open_trained
+from jaxft.models.registry import Model
 from jaxft.tasks.contract import Examples, Tools
 
 # Examples a batch, and the multiple that its length is rounded up to: few shapes to compile.
@@ -43,14 +44,17 @@ def predict(run: Path, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
     while rows := list(islice(waiting, ROWS)):
         source = given_rows(rows)
         examples = task.examples(source, None, tools)
-        outcomes = jax.device_get(step(model.params, _batch(examples, model.max_positions)))
+        outcomes = jax.device_get(step(model.params, _batch(examples, model)))
         kept = {name: values[: len(rows), 0] for name, values in outcomes.items()}
         for number, said in enumerate(task.describe(source, kept, examples, names)):
             yield said | examples.remarks.get(number, {})
 
 
-def _batch(examples: Examples, most: int) -> dict[str, np.ndarray]:
+def _batch(examples: Examples, model: Model) -> dict[str, np.ndarray]:
     """At most `ROWS` examples, one a row; the rows that are left over hold none."""
     index = np.full((ROWS, 1), -1)
     index[: len(examples), 0] = np.arange(len(examples))
-    return examples.collate(index, min(round_up(int(examples.lengths.max()), STRIDE), most))
+    longest = int(examples.lengths.max())
+    if longest > 1:  # where an example is a row, whatever its arrays are, a row is one position
+        longest = min(round_up(longest, STRIDE), model.max_positions)
+    return examples.collate(index, longest)

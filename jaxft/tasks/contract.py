@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from jaxft.data.cache import Held, Ragged, build_or_open, cache_key
+from jaxft.data.image import ImageProcessor, load_image_processor
 from jaxft.data.sources import Source
 from jaxft.data.text import Tokenizer, load_tokenizer
 from jaxft.errors import UserError
@@ -66,6 +67,15 @@ class Tools:
                 "If it is the model's own, model.resize_vocab=true adds the missing embeddings.",
             )
         return found
+
+    @cached_property
+    def images(self) -> ImageProcessor:
+        """The checkpoint's image processor.
+
+        Raises:
+            UserError: the checkpoint has none, or one that is not known.
+        """
+        return load_image_processor(self.model.source.folder, self.model.asked_size)
 
     def once(
         self,

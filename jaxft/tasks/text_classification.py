@@ -8,9 +8,7 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxft.config_tasks import TextClassification as Section
 from jaxft.data.cache import Held, Ragged
@@ -18,7 +16,15 @@ from jaxft.data.loader import collate_rows
 from jaxft.data.sources import Source
 from jaxft.data.text import Tokenizer
 from jaxft.errors import UserError
-from jaxft.metrics.classification import classification_scores
+from jaxft.tasks.classes import (
+    METRICS,
+    batch_labels,
+    class_loss,
+    class_metrics,
+    class_outcomes,
+    class_said,
+    class_summary,
+)
 from jaxft.tasks.contract import Batch, Examples, Sums, Tools
 from jaxft.tasks.labels import column_of, label_ids, label_names
 
@@ -54,8 +60,7 @@ class TextExamples:
     def collate(self, index: np.ndarray, row_length: int) -> dict[str, np.ndarray]:
         batch = collate_rows(self.tokens, index, row_length)
         if self.labels is not None:
-            chosen = self.labels[np.maximum(index, 0)]
-            batch["labels"] = np.where(index >= 0, chosen, 0).astype(np.int32)  # [R, S]
+            batch["labels"] = batch_labels(self.labels, index)  # [R, S]
         return batch
 
 
@@ -66,7 +71,7 @@ class TextClassification:
     section: Section
     kind: str = "text_classification"
     primary: str = "accuracy"
-    metric_names: tuple[str, ...] = ("loss", "accuracy", "f1", "mcc", "auroc")
+    metric_names: tuple[str, ...] = METRICS
     packs: bool = True
 
     @property
@@ -114,28 +119,19 @@ class TextClassification:
         return examples, {"counts": counts, "cut": encoded.cut}
 
     def loss(self, outputs: Mapping[str, jax.Array], batch: Batch) -> tuple[jax.Array, jax.Array]:
-        losses = _losses(outputs["logits"], batch["labels"])
-        return jnp.sum(losses * batch["weights"]), jnp.sum(batch["weights"])
+        return class_loss(outputs, batch)
 
     def metrics(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Sums:
-        right = jnp.argmax(outputs["logits"], axis=-1) == batch["labels"]  # [R, S]
-        weight = jnp.sum(batch["weights"])
-        return {"accuracy": (jnp.sum(right * batch["weights"]), weight)}
+        return class_metrics(outputs, batch)
 
     def outcomes(self, outputs: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
-        logits = outputs["logits"].astype(jnp.float32)
-        kept = {"probabilities": jax.nn.softmax(logits, axis=-1)}  # [R, S, C]
-        if "labels" in batch:
-            kept["loss"] = _losses(logits, batch["labels"])  # [R, S]
-        return kept
+        return class_outcomes(outputs, batch)
 
     def summarise(
         self, outcomes: Mapping[str, np.ndarray], examples: Examples, names: Sequence[str]
     ) -> dict[str, float]:
         del names
-        if examples.labels is None:
-            return {}
-        return classification_scores(outcomes["probabilities"], examples.labels)
+        return class_summary(outcomes, examples.labels)
 
     def describe(
         self,
@@ -145,22 +141,9 @@ class TextClassification:
         names: Sequence[str],
     ) -> Iterator[dict[str, Any]]:
         rows = source.rows(range(len(source)), self.text_columns)
-        for number, (row, shares) in enumerate(zip(rows, outcomes["probabilities"], strict=True)):
+        for number, row in enumerate(rows):
             text = " | ".join(str(row[column]) for column in self.text_columns)
-            said = names[int(shares.argmax())]
-            probabilities = {
-                name: round(float(p), 6) for name, p in zip(names, shares, strict=True)
-            }
-            if examples.labels is None:
-                yield {"text": text, "label": said, "probabilities": probabilities}
-                continue
-            yield {
-                "text": text,
-                "label": names[int(examples.labels[number])],
-                "predicted": said,
-                "probabilities": probabilities,
-                "loss": float(outcomes["loss"][number]),
-            }
+            yield {"text": text} | class_said(number, outcomes, examples.labels, names)
 
     def rows_from_input(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
         for number, text in enumerate(inputs, start=1):
@@ -174,8 +157,3 @@ class TextClassification:
                     "Put a tab between the two texts.",
                 )
             yield {self.section.text: first, self.section.text_pair: second}
-
-
-def _losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Cross-entropy of each example, in float32: `[R, S]`."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)

@@ -1,0 +1,121 @@
+"""Images as data sources hold them: files, bytes of files, or arrays of pixels."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jaxft.data.image import ImageProcessor, check_header, decode, to_rgb
+from jaxft.data.sources import Source
+from jaxft.data.sources_images import images_below
+from jaxft.errors import UserError
+
+CHUNK = 256  # rows read at a time
+# Before a run starts every image's header is read, and so many bytes of images are decoded: a few
+# seconds' work. What is broken further on ends the run when it is reached.
+DECODED_BYTES = 64 * 2**20
+PICTURE_SIDE = 96  # pixels of a picture in a report
+
+
+def pixel_values(
+    source: Source, column: str, processor: ImageProcessor, index: np.ndarray
+) -> np.ndarray:
+    """The images of a batch: `[R, 3, H, W]` float32, zeros where a row has no example.
+
+    Args:
+        source: the rows.
+        column: holds the image.
+        processor: the checkpoint's.
+        index: `[R, 1]` example numbers, -1 for none.
+
+    Raises:
+        UserError: an image that does not decode; it names the file or the row.
+    """
+    values = np.zeros((len(index), 3, *processor.size), np.float32)
+    rows = np.flatnonzero(index[:, 0] >= 0)
+    numbers = index[rows, 0]
+    for row, (number, value) in zip(rows, _values(source, column, numbers), strict=True):
+        values[row] = processor(open_image(source, number, value))
+    return values
+
+
+def open_image(source: Source, number: int, value: Any) -> Image.Image:
+    """The image that a row holds: a path from the source's folder on, bytes, or pixels.
+
+    Raises:
+        UserError: there is none, or it does not decode; it names the file or the row.
+    """
+    return decode(*_place(source, number, value))
+
+
+def check_images(source: Source, column: str) -> None:
+    """Look at every image before anything is trained on them: at its header, or all of it.
+
+    Raises:
+        UserError: an image that is missing, is none, or has too many pixels.
+    """
+    left = DECODED_BYTES
+    for number, value in _values(source, column, range(len(source))):
+        image, name = _place(source, number, value)
+        if left > 0:
+            decode(image, name)
+            left -= len(image) if isinstance(image, bytes) else _size(image)
+        else:
+            check_header(image, name)
+
+
+def paths_from_input(inputs: Iterable[str]) -> Iterator[str]:
+    """The image files that a person named, and those below the folders that they named.
+
+    Raises:
+        UserError: a folder without images.
+    """
+    for one in inputs:
+        path = Path(one).expanduser()
+        if not path.is_dir():
+            yield str(path)
+            continue
+        files = images_below(path)
+        if not files:
+            raise UserError(f"The folder '{one}' holds no images.")
+        yield from map(str, files)
+
+
+def picture(image: Image.Image) -> str:
+    """An image as a small `data:` URI for a page."""
+    small = to_rgb(image)
+    small.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+    file = io.BytesIO()
+    small.save(file, "WEBP", quality=80)
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _values(
+    source: Source, column: str, numbers: Sequence[int] | np.ndarray
+) -> Iterator[tuple[int, Any]]:
+    """The column's value in each of these rows, few rows in memory at a time."""
+    for start in range(0, len(numbers), CHUNK):
+        chunk = [int(number) for number in numbers[start : start + CHUNK]]
+        for number, row in zip(chunk, source.rows(chunk, [column]), strict=True):
+            yield number, row[column]
+
+
+def _place(source: Source, number: int, value: Any) -> tuple[Any, str]:
+    """What `decode` reads, and what a message calls it."""
+    if isinstance(value, str) and value.strip():
+        path = source.folder / value
+        return path, f"'{path}'"
+    if isinstance(value, bytes | np.ndarray):
+        return value, f"{source.spec}: the image of row {number}"
+    said = "no image" if value in ("", None) else f"neither a path nor an image but {value!r}"
+    raise UserError(f"{source.spec}: row {number} has {said}.")
+
+
+def _size(image: Path | np.ndarray) -> int:
+    return image.stat().st_size if isinstance(image, Path) else image.nbytes
