@@ -52,6 +52,13 @@ class ModelSection(Section):
         "give the model embeddings for all pieces of its tokenizer, where it has too few",
         resume="fixed",
     )
+    image_size: int | None = key(
+        None,
+        "height and width of the images; null is the checkpoint's own",
+        resume="fixed",
+        unit="pixels",
+        ge=1,
+    )
     cache: str | None = key(
         None, "folder for downloaded checkpoints; null is the hub's own", resume="may change"
     )

@@ -153,6 +153,7 @@ def model_options(config: Config, names: Sequence[str]) -> dict[str, Any]:
         "dropout": config.model.dropout,
         "ignore": config.model.ignore,
         "resize_vocab": config.model.resize_vocab,
+        "image_size": config.model.image_size,
         "cache": config.model.cache,
     }
 

@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import jax
@@ -42,6 +43,7 @@ def load(
     dropout: float | None = None,
     ignore: Sequence[str] = (),
     resize_vocab: bool = False,
+    image_size: int | None = None,
     sharding: ShardingOf | None = None,
     cache: str | None = None,
 ) -> Model:
@@ -59,6 +61,7 @@ def load(
         ignore: fields of config.json, and tensors, that may be passed over.
         resize_vocab: grow the embeddings where the tokenizer has more pieces; a new row is the
             mean of the old.
+        image_size: pixels a side of the images to take; None for the checkpoint's own.
         sharding: (name, shape, axes) -> where the parameter's shards go.
         cache: the hub's cache folder.
 
@@ -74,6 +77,7 @@ def load(
         dropout=dropout,
         ignore=ignore,
         resize_vocab=resize_vocab,
+        image_size=image_size,
         sharding=sharding,
         cache=cache,
     )
@@ -98,6 +102,7 @@ def describe(
     dropout: float | None = None,
     ignore: Sequence[str] = (),
     resize_vocab: bool = False,
+    image_size: int | None = None,
     sharding: ShardingOf | None = None,
     cache: str | None = None,
 ) -> Model:
@@ -106,14 +111,10 @@ def describe(
     The arguments are those of `load`. What is wrong with a checkpoint is found here.
     """
     source = resolve(checkpoint, cache)
-    fields = read_config(source.folder)
+    fields = _fields(source.folder, resize_vocab)
     family = _family(fields)
-    fields = fields | {"pad_token_id": pad_token_id(fields, source.folder)}
-    if resize_vocab:
-        fields = with_vocabulary(fields, load_tokenizer(source.folder).vocab_size)
     config = family.Config.from_hf(fields, (*ignore, *family.UNREAD))
-    if dropout is not None:
-        config = config.with_dropout(dropout)
+    config = _as_asked(config, fields, dropout, image_size)
     head = _head(family, fields, task)
     own, labels = _labels(fields, num_labels, labels)
     towers = family.towers(config, head, len(labels))
@@ -131,9 +132,8 @@ def describe(
         grow=resize_vocab,
     )
     params = _shapes(leaves, dtype, sharding)
-    return Model(
-        family, config, head, labels if classes else None, params, towers, source, fields, matching
-    )
+    named = labels if classes else None
+    return Model(family, config, head, named, params, towers, source, fields, matching, image_size)
 
 
 def _shapes(
@@ -181,6 +181,28 @@ def _refits(
     """
     refits = getattr(family, "refits", None)
     return refits(config, fields) if refits else {}
+
+
+def _fields(folder: Path, resize_vocab: bool) -> dict[str, Any]:
+    """The folder's config.json, with what its tokenizer says beside it."""
+    fields = read_config(folder)
+    fields["pad_token_id"] = pad_token_id(fields, folder)
+    return with_vocabulary(fields, load_tokenizer(folder).vocab_size) if resize_vocab else fields
+
+
+def _as_asked(
+    config: Any, fields: Mapping[str, Any], dropout: float | None, image_size: int | None
+) -> Any:
+    """The checkpoint's config with another dropout rate and image size, where they are asked."""
+    if dropout is not None:
+        config = config.with_dropout(dropout)
+    if image_size is None:
+        return config
+    if not hasattr(config, "with_image_size"):
+        raise UserError(
+            f"model.image_size: a {fields['model_type']} reads no images.", "Leave it out."
+        )
+    return config.with_image_size(image_size)
 
 
 def _head(family: Family, fields: Mapping[str, Any], task: str | None) -> str | None:

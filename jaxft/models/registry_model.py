@@ -12,12 +12,14 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from jaxft.data import image_config
+from jaxft.data.image import load_image_processor
 from jaxft.files import write_atomic
 from jaxft.models.layers import Leaf
-from jaxft.models.source import WEIGHTS, Source
+from jaxft.models.source import Source
 from jaxft.models.transformer import PLAIN, Compute, Part, Tower
-from jaxft.models.weights import Matching, Name, resolve_names, to_tensors
-from jaxft.models.weights_files import write_safetensors
+from jaxft.models.weights import Matching, Name, resolve_names
+from jaxft.models.weights_export import MAX_SHARD, to_tensors, write_weights
 from jaxft.tree import natural_order
 
 Towers = Mapping[str, Tower | Part]  # a part of no tower joins what the towers put out
@@ -86,6 +88,7 @@ class Model:
         source: where it came from.
         fields: the source's config.json.
         matching: which tensor each parameter was read from.
+        asked_size: pixels a side of its images, where it was loaded for others than its own.
     """
 
     family: Family
@@ -97,6 +100,7 @@ class Model:
     source: Source
     fields: Mapping[str, Any]
     matching: Matching
+    asked_size: int | None = None
 
     @cached_property
     def leaves(self) -> dict[str, Leaf]:
@@ -170,13 +174,20 @@ class Model:
 
     @property
     def max_positions(self) -> int:
-        """The most tokens an example may have."""
-        return self.config.max_positions
+        """The most positions an example may have in a row; 1 where it reads no text."""
+        return getattr(self.config, "max_positions", 1)
 
     @property
     def vocab_size(self) -> int:
-        """The number of rows of the word embeddings."""
-        return self.config.vocab_size
+        """The number of rows of the word embeddings; 0 where it reads no text."""
+        return getattr(self.config, "vocab_size", 0)
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width of its images, as asked or else as it was made; None without any."""
+        if self.asked_size is not None:
+            return self.asked_size, self.asked_size
+        return getattr(self.config, "image_size", None)
 
     @property
     def num_labels(self) -> int | None:
@@ -219,14 +230,21 @@ class Model:
             raise ValueError(f"not this model's parameters: {odd[0]} ({len(odd)} differ)")
         return replace(self, params={name: params[name] for name in self.leaves})
 
-    def save(self, folder: str | Path, params: Mapping[str, Any] | None = None) -> Path:
-        """Writes a Hugging Face folder: config, weights, and the source's tokenizer files.
+    def save(
+        self,
+        folder: str | Path,
+        params: Mapping[str, Any] | None = None,
+        max_shard: int = MAX_SHARD,
+    ) -> Path:
+        """Writes a Hugging Face folder: config, weights, and the source's files beside them.
 
         Args:
             folder: where; made where it is not there. Each file is whole or not there, and
                 config.json, which makes the folder a checkpoint, comes last.
             params: the values; None for this model's own. Those that were never changed are
                 written byte for byte as the source has them.
+            max_shard: bytes of a file of weights at most; there are several and an index where
+                they do not fit one.
 
         Returns:
             The folder.
@@ -234,18 +252,28 @@ class Model:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = to_tensors(params or self.params, self.hf_names, self.matching.loaded)
-        exported = {
-            self.family.exported(name, self.head, self.model_type): value
-            for name, value in tensors.items()
-        }
-        write_safetensors(folder / WEIGHTS, exported)
-        for file in self.source.tokenizer_files:
-            if file.parent.resolve() != folder.resolve():
-                write_atomic(folder / file.name, file.read_bytes())
-        types = {str(value.dtype) for value in exported.values()}
+        exported = (
+            (self.family.exported(name, self.head, self.model_type), value)
+            for name, value in tensors
+        )
+        types = write_weights(folder, exported, max_shard)
+        for file in self.source.companions:
+            target = folder / file.relative_to(self.source.folder)
+            if file.resolve() != target.resolve():
+                write_atomic(target, file.read_bytes())
+        self._save_processor(folder)
         text = json.dumps(self._hf_config(types), indent=2, sort_keys=True) + "\n"
         write_atomic(folder / "config.json", text.encode())
         return folder
+
+    def _save_processor(self, folder: Path) -> None:
+        """Writes how images are read, where they are read in another size than the source's."""
+        known = any((self.source.folder / name).is_file() for name in image_config.FILES)
+        if self.asked_size is None or not known:
+            return
+        processor = load_image_processor(self.source.folder, self.asked_size)
+        text = json.dumps(processor.to_hf(), indent=2, sort_keys=True) + "\n"
+        write_atomic(folder / "preprocessor_config.json", text.encode())
 
     def _hf_config(self, types: set[str]) -> dict[str, Any]:
         """The source's config.json, brought up to what this model is."""
