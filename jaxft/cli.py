@@ -11,7 +11,7 @@ import json
 import signal
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jaxft.cli_predict import predict
 from jaxft.config import describe_keys, load_config, schema_text, to_yaml
 from jaxft.errors import UserError
 
@@ -172,30 +173,7 @@ def evaluate(
     typer.echo(json.dumps(story(run, split, data), indent=2, ensure_ascii=False))
 
 
-@app.command()
-def predict(
-    run: RunName,
-    texts: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="TEXT", help="Texts to label.", show_default=False),
-    ] = None,
-    file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="A file with one text a line.")
-    ] = None,
-) -> None:
-    """Label texts: arguments, a file, or standard input a line each; prints JSON lines."""
-    if texts and file:
-        raise UserError("Texts come from arguments or from --file, not both.", "Give one of them.")
-    from jaxft.engine.predict import predict as story
-
-    if file is not None:
-        _print_lines(story(run, _lines_of(file)))
-    elif texts:
-        _print_lines(story(run, texts))
-    else:
-        if sys.stdin.isatty():
-            print("Type a text a line; Ctrl-D ends.", file=sys.stderr)
-        _print_lines(story(run, _decoded(sys.stdin.buffer, "standard input")))
+app.command()(predict)
 
 
 @app.command()
@@ -272,26 +250,3 @@ def _key_table() -> Table:
 def _console() -> Console:
     """The terminal; a file or a pipe is 120 columns wide."""
     return Console(width=None if sys.stdout.isatty() else 120)
-
-
-def _print_lines(values: Iterable[dict]) -> None:
-    """JSON lines, each as soon as it is there."""
-    for value in values:
-        typer.echo(json.dumps(value, ensure_ascii=False))
-
-
-def _lines_of(file: Path) -> Iterator[str]:
-    try:
-        with file.open("rb") as lines:
-            yield from _decoded(lines, str(file))
-    except OSError as error:
-        raise UserError(f"Cannot read '{file}': {error.strerror}.") from None
-
-
-def _decoded(lines: Iterable[bytes], name: str) -> Iterator[str]:
-    """Each line as text, without its end."""
-    for number, line in enumerate(lines, 1):
-        try:
-            yield line.decode("utf-8").rstrip("\r\n")
-        except UnicodeDecodeError:
-            raise UserError(f"{name}, line {number} is not UTF-8 text.") from None

@@ -28,8 +28,13 @@ Stopped = Callable[[int, Sequence[int]], bool]  # which prompt, its new tokens s
 class CausalModel(Protocol):
     """What of a `registry.Model` is read here."""
 
-    head: str | None
-    params: dict[str, Any]
+    @property
+    def head(self) -> str | None:
+        """What it ends in."""
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """The flat dict."""
 
     @property
     def towers(self) -> Mapping[str, Any]:
@@ -81,7 +86,7 @@ class Generator:
         Args:
             prompts: token ids, none empty.
             settings: how to go on.
-            stopped: asked after each token whether the text ends here, whatever the settings say.
+            stopped: asked after each token but one that ends a text whether it ends here.
 
         Raises:
             UserError: a prompt is empty, or longer than the model's positions.
@@ -127,8 +132,8 @@ class Generator:
                     texts[row].append(token)
                     running[row] = not (
                         token in settings.eos_token_id
-                        or len(texts[row]) >= limits[row]
                         or (stopped is not None and stopped(row, texts[row]))
+                        or len(texts[row]) >= limits[row]
                     )
             yield new
             if not any(running):

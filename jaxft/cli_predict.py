@@ -1,0 +1,198 @@
+"""`jaxft predict`: labels as JSON lines, and text as it comes.
+
+A story is imported when it is asked for, as in `cli.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jaxft.errors import UserError
+
+if TYPE_CHECKING:
+    from jaxft.engine.generate import Message, Writer
+
+# What a person may say of how text is written.
+WRITING: Any = {"rich_help_panel": "For models that write text", "show_default": False}
+Chat = Annotated[
+    bool | None,
+    typer.Option("--chat/--no-chat", help="Write through the chat template.", **WRITING),
+]
+Most = Annotated[int | None, typer.Option(help="The most tokens of an answer.", **WRITING)]
+Temperature = Annotated[
+    float | None, typer.Option(help="Draw tokens; 0 takes the most likely.", **WRITING)
+]
+TopK = Annotated[int | None, typer.Option(help="Draw from so many of the most likely.", **WRITING)]
+TopP = Annotated[
+    float | None, typer.Option(help="Draw from the most likely with this probability.", **WRITING)
+]
+MinP = Annotated[
+    float | None, typer.Option(help="Draw from those with this share of the best's.", **WRITING)
+]
+Beams = Annotated[int | None, typer.Option(help="Follow so many, and give the best.", **WRITING)]
+Seed = Annotated[int | None, typer.Option(help="Of what is drawn.", **WRITING)]
+Stop = Annotated[
+    list[str] | None, typer.Option(help="End before this text; may be repeated.", **WRITING)
+]
+Run = Annotated[
+    str, typer.Argument(metavar="RUN", help="The run folder; or a checkpoint that writes text.")
+]
+Texts = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="TEXT", help="Texts to label or answer.", show_default=False),
+]
+OneFile = Annotated[Path | None, typer.Option("--file", "-f", help="A file with one text a line.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="JSON lines, as where the output is no terminal.")
+]
+
+
+def predict(
+    run: Run,
+    texts: Texts = None,
+    file: OneFile = None,
+    as_json: AsJson = False,
+    chat: Chat = None,
+    max_new_tokens: Most = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    beams: Beams = None,
+    seed: Seed = None,
+    stop: Stop = None,
+) -> None:
+    """Label texts, or answer them: arguments, a file, or standard input a line each.
+
+    A model that writes text shows it as it comes; all else is printed as JSON lines.
+    """
+    if texts and file:
+        raise UserError("Texts come from arguments or from --file, not both.", "Give one of them.")
+    inputs = texts or (_lines_of(file) if file else _typed())
+    asked = _drawing(temperature) | {
+        "max_new_tokens": max_new_tokens,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "num_beams": beams,
+        "seed": seed,
+        "stop_strings": tuple(stop) if stop else None,
+    }
+    asked = {name: value for name, value in asked.items() if value is not None}
+    from jaxft.engine.generate import writes
+
+    if writes(run):
+        _print_texts(run, inputs, chat=chat, asked=asked, as_json=as_json)
+    elif asked or chat is not None:
+        raise UserError(f"'{run}' writes no text: it takes texts and --file alone.")
+    else:
+        _print_labels(Path(run), inputs)
+
+
+def _drawing(temperature: float | None) -> dict[str, Any]:
+    """What a temperature says; 0 is no temperature, but the limit where nothing is drawn."""
+    if temperature is None or temperature == 0:
+        return {"do_sample": None if temperature is None else False}
+    return {"do_sample": True, "temperature": temperature}
+
+
+def _typed() -> Iterator[str] | None:
+    """The lines of standard input; None where a person sits there."""
+    return None if sys.stdin.isatty() else _decoded(sys.stdin.buffer, "standard input")
+
+
+def _print_labels(run: Path, inputs: Iterable[str] | None) -> None:
+    """Print what a run says of each input."""
+    from jaxft.engine.predict import predict as story
+
+    if inputs is None:
+        print("Type a text a line; Ctrl-D ends.", file=sys.stderr)
+        inputs = _decoded(sys.stdin.buffer, "standard input")
+    _print_lines(story(run, inputs))
+
+
+def _print_texts(
+    name: str,
+    prompts: Iterable[str] | None,
+    *,
+    chat: bool | None,
+    asked: Mapping[str, Any],
+    as_json: bool,
+) -> None:
+    """Go on with each prompt and print what is written.
+
+    Args:
+        name: the run or the checkpoint.
+        prompts: one text each; None to talk with the person at the terminal.
+        chat, asked: see `open_writer`.
+        as_json: print JSON lines, as is done wherever the output is no terminal.
+
+    Raises:
+        UserError: the model writes no text, or a prompt or a setting is not as it has to be.
+    """
+    from jaxft.engine.generate import complete, open_writer
+
+    writer = open_writer(name, chat, asked)
+    for note in writer.notes:
+        print(f"jaxft: {note}", file=sys.stderr)
+    if prompts is None:
+        _talk(writer)
+    elif as_json or not sys.stdout.isatty():
+        _print_lines(complete(writer, prompts))
+    else:
+        for prompt in prompts:
+            _print(writer, [{"role": "user", "content": prompt}])
+
+
+def _talk(writer: Writer) -> None:
+    """Answer what is typed, a line at a time; with a chat template, all that was said before."""
+    print("Type a text; Ctrl-D ends.", file=sys.stderr)
+    said: list[Message] = []
+    while True:
+        try:
+            said.append({"role": "user", "content": input("> ")})
+        except EOFError:
+            print(file=sys.stderr)
+            return
+        said.append({"role": "assistant", "content": _print(writer, said)})
+
+
+def _print(writer: Writer, conversation: list[Message]) -> str:
+    """Print the text as it comes, and give it back whole."""
+    from jaxft.engine.generate import write
+
+    pieces = []
+    for piece in write(writer, conversation):
+        pieces.append(piece)
+        print(piece, end="", flush=True)
+    print()
+    return "".join(pieces)
+
+
+def _print_lines(values: Iterable[dict]) -> None:
+    """JSON lines, each as soon as it is there."""
+    for value in values:
+        typer.echo(json.dumps(value, ensure_ascii=False))
+
+
+def _lines_of(file: Path) -> Iterator[str]:
+    try:
+        with file.open("rb") as lines:
+            yield from _decoded(lines, str(file))
+    except OSError as error:
+        raise UserError(f"Cannot read '{file}': {error.strerror}.") from None
+
+
+def _decoded(lines: Iterable[bytes], name: str) -> Iterator[str]:
+    """Each line as text, without its end."""
+    for number, line in enumerate(lines, 1):
+        try:
+            yield line.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError:
+            raise UserError(f"{name}, line {number} is not UTF-8 text.") from None

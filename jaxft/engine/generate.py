@@ -1,0 +1,175 @@
+"""The generation story: prompts in, the text that a causal model writes out.
+
+The model is a run's best checkpoint, or any checkpoint that ends in next-token scores.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from jaxft.data.chat import ChatTemplate, load_chat_template
+from jaxft.data.text import Tokenizer
+from jaxft.data.text_stream import TextStream
+from jaxft.engine.process import prepare_process
+from jaxft.engine.run_folder import RUN_FILE, open_run
+from jaxft.engine.trained import open_trained
+from jaxft.errors import UserError
+from jaxft.models.generate import Generator
+from jaxft.models.generate_settings import Settings, read_settings
+from jaxft.models.registry import describe, load
+from jaxft.tasks.contract import Tools
+
+CAUSAL = "causal_lm"
+PROMPTS = 8  # prompts a batch, where there are more than one
+
+Message = Mapping[str, str]  # `role` and `content`
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A causal model ready to write.
+
+    Args:
+        generator: the model.
+        tokenizer: its tokenizer.
+        template: how its conversations are written; None where prompts are plain text.
+        settings: how texts go on.
+        notes: a sentence on each thing that the checkpoint asks for and does not get.
+    """
+
+    generator: Generator
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    settings: Settings
+    notes: tuple[str, ...]
+
+
+def writes(name: str) -> bool:
+    """Whether what a person named writes text: a run of a causal task, or a causal checkpoint.
+
+    A name that is nowhere is taken for a hub id where it looks like one and is in no folder that
+    is here.
+    """
+    path = Path(name)
+    if (path / RUN_FILE).is_file():
+        return open_run(path).config()["task"]["kind"] == CAUSAL
+    if (path / "config.json").is_file() or name.startswith("package:"):
+        return describe(name).head == CAUSAL
+    return not path.parent.is_dir() and name.count("/") == 1
+
+
+def open_writer(name: str, chat: bool | None, asked: Mapping[str, Any]) -> Writer:
+    """The model that a person named, with what it takes to write.
+
+    Args:
+        name: a run folder, or a checkpoint as `model.checkpoint` has it.
+        chat: write through the chat template; None where there is one.
+        asked: fields of `generate_settings.Settings` that the person set.
+
+    Raises:
+        UserError: it is no causal model, has no tokenizer or no chat template where one is
+            wanted, or a setting is out of range.
+    """
+    prepare_process()
+    a_run = (Path(name) / RUN_FILE).is_file()
+    model = open_trained(Path(name)).model if a_run else load(name)
+    generator = Generator(model)
+    template = None if chat is False else load_chat_template(model.tokenizer_folder)
+    if chat and template is None:
+        raise UserError(f"'{name}' has no chat template.", "Leave --chat out.")
+    settings, notes = read_settings(model.source.folder, model.fields, asked)
+    return Writer(generator, Tools(model, None, None).tokenizer, template, settings, notes)
+
+
+def write(writer: Writer, conversation: Sequence[Message]) -> Iterator[str]:
+    """Go on with one conversation, and give the text as it comes.
+
+    Args:
+        writer: what writes.
+        conversation: the messages; a writer without a template reads the last one's text alone.
+
+    Raises:
+        UserError: the prompt is empty or longer than the model's positions.
+    """
+    ids = _encode(writer, [conversation])
+    if writer.settings.num_beams > 1:
+        yield writer.tokenizer.decode(writer.generator.generate(ids, writer.settings)[0])
+        return
+    stream = TextStream(writer.tokenizer, writer.settings.stop_strings)
+    pieces: list[str] = []
+
+    def stopped(row: int, tokens: Sequence[int]) -> bool:
+        pieces.append(stream.add(tokens[-1]))
+        return stream.stopped
+
+    for _ in writer.generator.stream(ids, writer.settings, stopped):
+        yield from filter(None, pieces)
+        pieces.clear()
+    yield stream.end()
+
+
+def complete(writer: Writer, prompts: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Go on with each prompt, some of them at a time.
+
+    Args:
+        writer: what writes.
+        prompts: one text each.
+
+    Yields:
+        `prompt`, `text`, `tokens` (how many are new), `whole` (whether it ended by itself), and
+        `tokens_per_second` (of all that were written together with it).
+
+    Raises:
+        UserError: a prompt is empty or longer than the model's positions.
+    """
+    waiting = iter(prompts)
+    rows = 0
+    while part := list(islice(waiting, PROMPTS)):
+        rows = max(rows, len(part))
+        # The last batch is filled up, so that it compiles nothing; what is too much is left out.
+        filled = part + part[-1:] * (rows - len(part))
+        yield from _complete(writer, filled)[: len(part)]
+
+
+def _complete(writer: Writer, prompts: Sequence[str]) -> list[dict[str, Any]]:
+    """What is written after each prompt of one batch."""
+    settings = writer.settings
+    ids = _encode(writer, [[{"role": "user", "content": prompt}] for prompt in prompts])
+    streams = [TextStream(writer.tokenizer, settings.stop_strings) for _ in ids]
+
+    def stopped(row: int, tokens: Sequence[int]) -> bool:
+        streams[row].add(tokens[-1])
+        return streams[row].stopped
+
+    started = time.perf_counter()
+    written = writer.generator.generate(ids, settings, stopped)
+    speed = sum(map(len, written)) / (time.perf_counter() - started)
+    results = []
+    for prompt, tokens, stream in zip(prompts, written, streams, strict=True):
+        stream.end()
+        ended = tokens[-1] in settings.eos_token_id
+        results.append(
+            {
+                "prompt": prompt,
+                "text": stream.text if settings.num_beams == 1 else writer.tokenizer.decode(tokens),
+                "tokens": len(tokens),
+                "whole": ended or stream.stopped,
+                "tokens_per_second": round(speed, 1),
+            }
+        )
+    return results
+
+
+def _encode(writer: Writer, conversations: Sequence[Sequence[Message]]) -> list[list[int]]:
+    """The token ids of each prompt."""
+    if writer.template is None:
+        encoded = writer.tokenizer.encode([messages[-1]["content"] for messages in conversations])
+    else:
+        texts = writer.template.render(conversations, add_generation_prompt=True)
+        encoded = writer.tokenizer.encode(texts, spelled=True)
+    return [ids.tolist() for ids in encoded.ids]
