@@ -32,6 +32,7 @@ class Draw:
         slides: whether blocks may have sliding windows.
         projection: the width that two towers are projected to.
         vision: the width of the vision tower, where there is one.
+        joined: whether it is a tower whose vector is compared with another's.
     """
 
     generator: np.random.Generator
@@ -45,6 +46,7 @@ class Draw:
     slides: bool
     projection: int
     vision: int | None = None
+    joined: bool = False
 
     @property
     def heads(self) -> int:
@@ -175,7 +177,8 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "projection_size": lambda draw: draw.vision,
     "image_size": lambda draw: draw.patch * draw.number(2, 5),
     "patch_size": lambda draw: draw.patch,
-    "pooler_output_size": lambda draw: draw.number(5, 20),
+    # transformers projects a tower's vector as if it were as wide as the tower.
+    "pooler_output_size": lambda draw: draw.width if draw.joined else draw.number(5, 20),
     "num_register_tokens": lambda draw: draw.number(1, 4),
     # Functions and their numbers.
     "hidden_act": activation,
@@ -262,7 +265,7 @@ def random_config(model_type: str, generator: np.random.Generator) -> Pretrained
     vision = None
     for part in reversed(parts):  # the vision tower first: its width is asked for by the text's
         one = getattr(default, part)
-        shared = {"projection": own.projection, "vision": vision}
+        shared = {"projection": own.projection, "vision": vision, "joined": True}
         of_part = make_draw(generator, one.to_dict(), **shared)
         drawn[part] = {"model_type": one.model_type} | draw_fields(one, of_part)
         vision = of_part.width

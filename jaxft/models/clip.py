@@ -159,7 +159,13 @@ def check_space(config: DualConfig) -> None:
     """Raises a UserError where the towers end in nothing that can be compared."""
     if config.vision.to_hf().get("vision_use_head") is False:
         raise UserError("config.json: vision_use_head is false: nothing to compare texts with.")
+    pooled = config.vision.to_hf().get("pooler_output_size")
     image, text = _width(config.vision), _width(config.text)
+    if pooled not in (None, image):
+        raise UserError(
+            f"config.json: pooler_output_size is {pooled}; beside a text tower only the tower's "
+            f"width, {image}, is supported."
+        )
     if config.projection_dim is None and image != text:
         raise UserError(
             f"config.json: the image tower ends in {image} numbers and the text tower in {text}; "
