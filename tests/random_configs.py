@@ -206,14 +206,13 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "layer_norm_elementwise_affine": Draw.flag,
     "use_swiglu_ffn": Draw.flag,
     "use_mask_token": Draw.flag,
-    "vision_use_head": Draw.flag,
+    "vision_use_head": lambda draw: draw.joined or draw.flag(),
     # Positions and windows.
     "rope_parameters": rotary,
     "use_sliding_window": lambda draw: draw.slides,
     "sliding_window": sliding_window,
     "max_window_layers": lambda draw: draw.number(0, draw.layers + 1),
     "layer_types": layer_types,
-    "_sliding_window_pattern": lambda draw: draw.number(1, 4),
     "no_rope_layer_interval": lambda draw: draw.number(2, 4),
     "no_rope_layers": lambda draw: draw.one_of(
         None, [draw.number(0, 2) for _ in range(draw.layers)]
@@ -242,6 +241,7 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
 # Fields that follow from others, or from which no output follows.
 LEFT = {
     "attention_layers",  # from attention_types
+    "_sliding_window_pattern",  # what layer_types was made from
     "initializer_factor",
     "init_std",
     "num_channels",

@@ -34,6 +34,7 @@ FLOORS = {
     "models.transformer": 2,
     "models.weights": 2,
     "data.plans": 2,
+    "data.dialogue": 2,
     "data.loader": 3,
     "models.bert": 3,
     "models.clip": 3,

@@ -89,14 +89,19 @@ class RMSNorm(nnx.Module):
         width: D.
         eps: added to the mean square.
         axis: the logical name of D.
+        from_one: whether the scale is told as its distance from 1, as Gemma has it.
     """
 
-    def __init__(self, width: int, eps: float, axis: str = "embed"):
-        self.scale = parameter(Leaf((width,), (axis,), mean=1.0, decay=False))
+    def __init__(self, width: int, eps: float, axis: str = "embed", from_one: bool = False):
+        fresh = 0.0 if from_one else 1.0
+        self.scale = parameter(Leaf((width,), (axis,), mean=fresh, decay=False))
         self.eps = eps
+        self.from_one = from_one
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return rms_norm(x, self.scale[...], self.eps)
+        scale = self.scale[...]
+        scale = scale.astype(jnp.float32) + 1.0 if self.from_one else scale
+        return rms_norm(x, scale, self.eps)
 
 
 class Embedding(nnx.Module):

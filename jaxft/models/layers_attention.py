@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxft.models.layers_cache import KeyValues, attend, split_heads
 from jaxft.models.layers_kernels import Kernel, run_kernel
-from jaxft.models.layers_math import drop, key_words, matmul_precision
+from jaxft.models.layers_math import drop, key_words, matmul_precision, soft_capped
 
 HIDDEN = -1e9  # finite, so that no row of scores is ever empty
 
@@ -101,6 +101,7 @@ def attention(
     rate: float,
     dropout_key: jax.Array | None,
     scale: jax.Array | float = 1.0,
+    soft_cap: float | None = None,
 ) -> jax.Array:
     """Softmax attention with dropout on its weights.
 
@@ -112,6 +113,7 @@ def attention(
         rate: dropout on the attention weights.
         dropout_key: None turns that dropout off.
         scale: of the scores, on top of 1 / sqrt(K).
+        soft_cap: what no score goes beyond, either way; None for none.
 
     Returns:
         [B, T, H K].
@@ -129,12 +131,13 @@ def attention(
     if mask is not None and mask.kept is not None:
         mask.kept.add(key, value)
         if mask.slot is not None and mask.bias is not None:
-            mixed = attend(query, mask.kept, mask.bias)
+            mixed = attend(query, mask.kept, mask.bias, soft_cap)
             return mixed.transpose(0, 2, 1, 3).reshape(shape)
     if mask is not None and mask.kernel is not None:
         seen = mask.segments if mask.bias is None else mask.bias
+        causal, window = mask.causal, mask.window
         mixed = run_kernel(
-            mask.kernel, query, key, value, seen, causal=mask.causal, window=mask.window
+            mask.kernel, query, key, value, seen, causal=causal, window=window, soft_cap=soft_cap
         )
         return mixed.transpose(0, 2, 1, 3).reshape(shape)
     words = jnp.zeros(2, jnp.uint32) if dropout_key is None else key_words(dropout_key)
@@ -145,39 +148,47 @@ def attention(
         None if mask is None else mask.bias,
         words,
         0.0 if dropout_key is None else rate,
+        soft_cap,
         matmul_precision(),
     )
     return mixed.transpose(0, 2, 1, 3).reshape(shape)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _attention(query, key, value, bias, words, rate, precision):
-    return _attention_forward(query, key, value, bias, words, rate, precision)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
+def _attention(query, key, value, bias, words, rate, soft_cap, precision):
+    return _attention_forward(query, key, value, bias, words, rate, soft_cap, precision)[0]
 
 
-def _attention_forward(query, key, value, bias, words, rate, precision):
+def _attention_forward(query, key, value, bias, words, rate, soft_cap, precision):
     scores = _scores("bhtk,bhsk->bhts", query, key, precision)
+    capped = None
+    if soft_cap is not None:
+        scores = soft_capped(scores, soft_cap)
+        capped = scores.astype(query.dtype)
     scores = scores if bias is None else scores + bias
     powers = jnp.exp(scores - scores.max(-1, keepdims=True))
     weights = (powers * (1.0 / powers.sum(-1, keepdims=True))).astype(query.dtype)
     dropped = drop(weights, rate, words) if rate else weights
     out = jnp.einsum("bhts,bhsk->bhtk", dropped, value, precision=precision)
-    return out, (query, key, value, weights, out, words)
+    return out, (query, key, value, weights, out, words, capped)
 
 
-def _attention_backward(rate, precision, kept, d_out):
+def _attention_backward(rate, soft_cap, precision, kept, d_out):
     """Keeps the weights (cheaper than their exponentials again) and not the dropout mask.
 
     The softmax's sum over weights is d_out . out, a product [B, H, T, K] instead of one over
     T x S, as in Dao et al. (2022), https://arxiv.org/abs/2205.14135.
     """
-    query, key, value, weights, out, words = kept
+    query, key, value, weights, out, words, capped = kept
     dropped = drop(weights, rate, words) if rate else weights
     d_value = jnp.einsum("bhts,bhtk->bhsk", dropped, d_out, precision=precision)
     d_weights = _scores("bhtk,bhsk->bhts", d_out, value, precision)
     d_weights = drop(d_weights, rate, words) if rate else d_weights
     shared = (d_out.astype(jnp.float32) * out).sum(-1, keepdims=True)
-    d_scores = (weights * (d_weights - shared)).astype(query.dtype)
+    d_scores = weights * (d_weights - shared)
+    if capped is not None:  # the slope of tanh
+        d_scores *= 1.0 - jnp.square(capped.astype(jnp.float32) / soft_cap)
+    d_scores = d_scores.astype(query.dtype)
     d_query = jnp.einsum("bhts,bhsk->bhtk", d_scores, key, precision=precision)
     d_key = jnp.einsum("bhts,bhtk->bhsk", d_scores, query, precision=precision)
     return d_query, d_key, d_value, None, None

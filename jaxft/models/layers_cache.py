@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxft.models.layers_math import soft_capped
+
 
 @dataclass
 class KeyValues:
@@ -51,7 +53,9 @@ def split_heads(x: jax.Array, width: int) -> jax.Array:
     return x.reshape(*x.shape[:2], -1, width).transpose(0, 2, 1, 3)
 
 
-def attend(query: jax.Array, kept: KeyValues, bias: jax.Array) -> jax.Array:
+def attend(
+    query: jax.Array, kept: KeyValues, bias: jax.Array, soft_cap: float | None = None
+) -> jax.Array:
     """Softmax attention of new positions over all that is kept.
 
     The heads that share keys are rows of one product, so the keys are read once and never
@@ -61,6 +65,7 @@ def attend(query: jax.Array, kept: KeyValues, bias: jax.Array) -> jax.Array:
         query: [B, H, T, K], scaled.
         kept: the keys and values, the new positions' own among them.
         bias: what to add to the scores, [B or 1, 1, T, S].
+        soft_cap: what no score goes beyond, either way; None for none.
 
     Returns:
         [B, H, T, K].
@@ -70,7 +75,8 @@ def attend(query: jax.Array, kept: KeyValues, bias: jax.Array) -> jax.Array:
     groups = key.shape[1]
     rows = query.reshape(batch, groups, heads // groups * length, width)
     scores = jnp.einsum("bgrk,bgsk->bgrs", rows, key, preferred_element_type=jnp.float32)
-    scores = scores.reshape(batch, heads, length, -1) + bias
+    scores = scores.reshape(batch, heads, length, -1)
+    scores = scores + bias if soft_cap is None else soft_capped(scores, soft_cap) + bias
     weights = jax.nn.softmax(scores).astype(query.dtype)
     weights = weights.reshape(batch, groups, heads // groups * length, -1)
     return jnp.einsum("bgrs,bgsk->bgrk", weights, value).reshape(query.shape)

@@ -41,7 +41,8 @@ class Rotary:
     Args:
         width: the width K of a head.
         theta: the base of the wavelengths.
-        kind: how it was stretched to longer texts; a key of `NEEDED`.
+        kind: how it was stretched to longer texts, a key of `NEEDED`; or `still`, which turns
+            nothing: a block that has no positions.
         original: the positions it had before it was stretched.
         numbers: what the kind is made of, under Hugging Face's names.
     """
@@ -55,6 +56,8 @@ class Rotary:
     def frequencies(self) -> tuple[np.ndarray, float]:
         """Angles per position [K / 2] float32, and a factor on cosine and sine."""
         given = dict(self.numbers)
+        if self.kind == "still":
+            return np.zeros(self.width // 2, np.float32), 1.0
         exponents = np.arange(0, self.width, 2, dtype=np.float32) / np.float32(self.width)
         plain = np.float32(1) / np.float32(self.theta) ** exponents
         if self.kind == "linear":
