@@ -121,37 +121,42 @@ def attention(
     Source: Vaswani et al. (2017), https://arxiv.org/abs/1706.03762; grouped queries: Ainslie
     et al. (2023), https://arxiv.org/abs/2305.13245.
     """
-    width = query.shape[-1] // heads
-
-    def repeated(x: jax.Array) -> jax.Array:
-        return x if x.shape[1] == heads else jnp.repeat(x, heads // x.shape[1], axis=1)
-
-    shape, query = query.shape, query * jnp.asarray(scale / math.sqrt(width), query.dtype)
+    width, shape = query.shape[-1] // heads, query.shape
+    query = query * jnp.asarray(scale / math.sqrt(width), query.dtype)
     query, key, value = (split_heads(x, width) for x in (query, key, value))
     if mask is not None and mask.kept is not None:
         mask.kept.add(key, value)
-        if mask.slot is not None and mask.bias is not None:
-            mixed = attend(query, mask.kept, mask.bias, soft_cap)
-            return mixed.transpose(0, 2, 1, 3).reshape(shape)
-    if mask is not None and mask.kernel is not None:
-        seen = mask.segments if mask.bias is None else mask.bias
+    if mask is not None and mask.kept is not None and mask.slot is not None:
+        assert mask.bias is not None  # no kernel serves a slot
+        mixed = attend(query, mask.kept, mask.bias, soft_cap)
+    elif mask is not None and mask.kernel is not None:
         causal, window = mask.causal, mask.window
+        seen = mask.segments if mask.bias is None else mask.bias
         mixed = run_kernel(
             mask.kernel, query, key, value, seen, causal=causal, window=window, soft_cap=soft_cap
         )
-        return mixed.transpose(0, 2, 1, 3).reshape(shape)
-    words = jnp.zeros(2, jnp.uint32) if dropout_key is None else key_words(dropout_key)
-    mixed = _attention(
-        query,
-        repeated(key),
-        repeated(value),
-        None if mask is None else mask.bias,
-        words,
-        0.0 if dropout_key is None else rate,
-        soft_cap,
-        matmul_precision(),
-    )
+    else:
+        bias = None if mask is None else mask.bias
+        mixed = _by_xla(query, key, value, bias, rate, dropout_key, soft_cap)
     return mixed.transpose(0, 2, 1, 3).reshape(shape)
+
+
+def _by_xla(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None,
+    rate: float,
+    dropout_key: jax.Array | None,
+    soft_cap: float | None,
+) -> jax.Array:
+    """[B, H, T, K] from queries [B, H, T, K], and keys and values [B, H or G, S, K]."""
+    heads = query.shape[1]
+    if key.shape[1] != heads:
+        key, value = (jnp.repeat(x, heads // x.shape[1], axis=1) for x in (key, value))
+    words = jnp.zeros(2, jnp.uint32) if dropout_key is None else key_words(dropout_key)
+    rate = 0.0 if dropout_key is None else rate
+    return _attention(query, key, value, bias, words, rate, soft_cap, matmul_precision())
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
