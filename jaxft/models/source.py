@@ -12,7 +12,6 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,8 @@ from jaxft.errors import UserError, did_you_mean
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED = "pytorch_model.bin"
-TOKENIZER_FILES = (
+# What a checkpoint has beside its config and weights: tokenizer, image processor, generation.
+COMPANIONS = (
     "tokenizer*",
     "vocab.*",
     "merges.txt",
@@ -39,9 +39,13 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "spiece.model",
     "sentencepiece.bpe.model",
-    "chat_template.jinja",
+    "chat_template.*",
+    "additional_chat_templates/*.jinja",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "generation_config.json",
 )
-HUB_FILES = ("config.json", "model*.safetensors", INDEX, *TOKENIZER_FILES)
+HUB_FILES = ("config.json", "model*.safetensors", INDEX, *COMPANIONS)
 
 
 @dataclass(frozen=True)
@@ -93,13 +97,10 @@ class Source:
         return digest.hexdigest()
 
     @cached_property
-    def tokenizer_files(self) -> tuple[Path, ...]:
-        """The tokenizer's files in the folder, sorted by name."""
-        return tuple(
-            path
-            for path in sorted(self.folder.iterdir())
-            if path.is_file() and any(fnmatch(path.name, pattern) for pattern in TOKENIZER_FILES)
-        )
+    def companions(self) -> tuple[Path, ...]:
+        """The files of tokenizer, image processor and generation in the folder, sorted by name."""
+        found = {path for pattern in COMPANIONS for path in self.folder.glob(pattern)}
+        return tuple(sorted(path for path in found if path.is_file()))
 
 
 def resolve(checkpoint: str, cache: str | None = None) -> Source:

@@ -264,33 +264,3 @@ def fresh_leaf(
         return (leaf.mean + leaf.std * noise).astype(dtype)
 
     return jax.jit(make, out_shardings=sharding)()
-
-
-def to_tensors(
-    params: Mapping[str, jax.Array], names: Mapping[str, Name], loaded: Mapping[str, Tensor]
-) -> dict[str, np.ndarray]:
-    """Parameters as Hugging Face tensors: the way back of the name table.
-
-    A parameter that still has the value it was loaded with is given as the source has it, in
-    the source's type, so that it is the same byte for byte.
-
-    Args:
-        params: the flat dict.
-        names: parameter -> its line of the name table.
-        loaded: parameter -> the tensor it was read from, where it was.
-
-    Returns:
-        HF name -> array.
-    """
-    out: dict[str, list[np.ndarray]] = {}
-    for parameter, name in sorted(names.items(), key=lambda item: item[1].part or ()):
-        value = np.asarray(params[parameter])
-        # An array without axes stays one: `ascontiguousarray` alone would give it one.
-        stored = np.moveaxis(value, -1, 0) if name.transpose else value
-        value = np.ascontiguousarray(stored).reshape(stored.shape)
-        if parameter in loaded:
-            original = loaded[parameter].whole()
-            if original.astype(value.dtype).tobytes() == value.tobytes():
-                value = original
-        out.setdefault(name.hf, []).append(value)
-    return {hf: np.concatenate(v, -1) if len(v) > 1 else v[0] for hf, v in out.items()}

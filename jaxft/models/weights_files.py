@@ -12,10 +12,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from jaxft.errors import UserError
-from jaxft.files import written_aside
 
 FLOATS = {
     "F64": np.dtype("float64"),
@@ -171,16 +169,3 @@ def _open_pickled(path: Path) -> dict[str, Tensor]:
         )
         for name, value in state.items()
     }
-
-
-def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes a whole safetensors file, or none.
-
-    Raises:
-        UserError: the disk is full, or may not be written to.
-    """
-    with written_aside(path) as aside:
-        try:
-            save_file(dict(tensors), aside, metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise UserError(f"{path} could not be written: {error}.") from None
