@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from jaxft.config_fields import Section, key
 
@@ -31,6 +31,14 @@ class CausalLm(Section):
     )
     prompt: str | None = key(None, "column that holds what is asked", resume="fixed")
     answer: str | None = key(None, "column that holds what is answered", resume="fixed")
+
+    @model_validator(mode="after")
+    def _one_kind_of_rows(self) -> CausalLm:
+        pair = (self.prompt is not None, self.answer is not None)
+        kinds = [self.text is not None, self.messages is not None, any(pair)]
+        if sum(kinds) != 1 or (any(pair) and not all(pair)):
+            raise ValueError("it names text, or messages, or prompt and answer")
+        return self
 
 
 class ImageClassification(Section):

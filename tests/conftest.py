@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxft import demo, demo_images, demo_smollm2
+from jaxft import demo, demo_dialogues, demo_images, demo_smollm2, demo_vits
 
 
 def pytest_addoption(parser):
@@ -54,6 +54,12 @@ def smollm2() -> Path:
 
 
 @pytest.fixture(scope="session")
+def dialogues() -> Path:
+    """A folder with train.jsonl (814 rows) and test.jsonl (84): `prompt` and `answer`."""
+    return demo_dialogues.dialogues()
+
+
+@pytest.fixture(scope="session")
 def digits() -> Path:
     """A folder with train/ (4,513 PNGs) and test/ (487): a sub-folder for each digit."""
     return demo_images.digits()
@@ -63,3 +69,15 @@ def digits() -> Path:
 def emoji() -> Path:
     """A folder with images/, train.csv and test.csv (500 rows): `image`, `text` and `tone`."""
     return demo_images.emoji()
+
+
+@pytest.fixture(scope="session")
+def vits() -> Path:
+    """A real checkpoint folder: ViT-S/14, a `ViTModel` of 12 blocks for 224 pixels, no pooler."""
+    return demo_vits.vits()
+
+
+@pytest.fixture(scope="session")
+def dinov2() -> Path:
+    """A real checkpoint folder: the same weights as `vits`, as the `Dinov2Model` that they are."""
+    return demo_vits.dinov2()

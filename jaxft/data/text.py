@@ -64,6 +64,8 @@ class Tokenizer:
         fingerprint: sha256 of the tokenizer.
         vocab_size: ids run below it.
         pad_id: the id that fills a row.
+        end_id: the id that ends a text; None where the folder names none.
+        unknown_id: the id of what the vocabulary lacks; -1 where it spells every text.
     """
 
     def __init__(self, folder: str | Path):
@@ -73,10 +75,11 @@ class Tokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         described = self._backend.to_str()
-        self._unknown_id = _unknown_id(json.loads(described)["model"], self._backend)
+        self.unknown_id = _unknown_id(json.loads(described)["model"], self._backend)
         self.fingerprint = hashlib.sha256(described.encode()).hexdigest()
         self.vocab_size = self._backend.get_vocab_size()
-        self.pad_id = _pad_id(self.folder, self._backend)
+        self.pad_id = _special_id("pad_token", self.folder, self._backend) or 0
+        self.end_id = _special_id("eos_token", self.folder, self._backend)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder}
@@ -132,9 +135,26 @@ class Tokenizer:
             ids,
             type_ids,
             tokens=sum(map(len, ids)),
-            unknown=sum(int(np.count_nonzero(row == self._unknown_id)) for row in ids),
+            unknown=sum(int(np.count_nonzero(row == self.unknown_id)) for row in ids),
             cut=cut,
         )
+
+    def locate(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Token ids of each text, and the characters that each token stands for.
+
+        Args:
+            texts: they spell out their special tokens.
+
+        Returns:
+            For each text ids [tokens] int32, and where each begins and ends, [tokens, 2] int32.
+        """
+        found = []
+        for start in range(0, len(texts), CHUNK):
+            chunk = list(texts[start : start + CHUNK])
+            for one in self._backend.encode_batch(chunk, add_special_tokens=False):
+                spans = np.array(one.offsets, np.int32).reshape(-1, 2)
+                found.append((np.array(one.ids, np.int32), spans))
+        return found
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""
@@ -204,16 +224,16 @@ def _unknown_id(model: dict[str, Any], backend: tokenizers.Tokenizer) -> int:
     return -1 if found is None else found
 
 
-def _pad_id(folder: Path, backend: tokenizers.Tokenizer) -> int:
-    """The id of the pad token that the folder names; 0 where it names none."""
+def _special_id(role: str, folder: Path, backend: tokenizers.Tokenizer) -> int | None:
+    """The id of the token that the folder names as `role`; None where it names none."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).is_file():
-            token = json.loads((folder / name).read_text()).get("pad_token")
+            token = json.loads((folder / name).read_text()).get(role)
             token = token.get("content") if isinstance(token, dict) else token
             found = backend.token_to_id(token) if token else None
             if found is not None:
                 return found
-    return 0
+    return None
 
 
 def _longer_than(encodings: Sequence[tokenizers.Encoding], max_length: int | None) -> list[int]:
