@@ -41,7 +41,10 @@ GROUP: Keys = {
     "optimizer_bytes": NUMBER,
 }
 PREDICTION: Keys = {
-    "text": (str,),
+    # Of a text there is the text; of an image its file and, for the worst mistakes, a picture.
+    "text": (str, type(None)),
+    "file": (str, type(None)),
+    "image": (str, type(None)),
     "label": (str,),
     "predicted": (str,),
     "probabilities": (dict,),

@@ -49,9 +49,20 @@ def worst_mistakes(predictions: Sequence[Mapping[str, Any]]) -> list[dict[str, A
     """The wrong predictions with the highest loss, the worst first."""
     wrong = [line for line in predictions if line["predicted"] != line["label"]]
     worst = sorted(wrong, key=lambda line: -line["loss"])[:WORST]
-    return [
-        {**line, "sure": float(line["probabilities"].get(line["predicted"], 0))} for line in worst
-    ]
+    shown = []
+    for line in worst:
+        picture = line.get("image") or ""
+        shown.append(
+            {
+                **dict.fromkeys(("text", "file")),
+                **line,
+                "image": picture
+                if picture.startswith("data:image/")
+                else None,  # nothing is loaded
+                "sure": float(line["probabilities"].get(line["predicted"], 0)),
+            }
+        )
+    return shown
 
 
 def view(run: Run, index: int) -> dict[str, Any]:

@@ -69,9 +69,9 @@ def class_said(
     """
     shares = outcomes["probabilities"][number]  # [C]
     said = names[int(shares.argmax())]
-    chosen = np.arange(len(names))
+    chosen = list(range(len(names)))
     if len(names) > MOST_SAID:
-        chosen = np.argsort(-shares, kind="stable")[:MOST_SAID]
+        chosen = np.argsort(-shares, kind="stable")[:MOST_SAID].tolist()
     probabilities = {names[one]: round(float(shares[one]), 6) for one in chosen}
     if labels is None:
         return {"label": said, "probabilities": probabilities}
