@@ -13,9 +13,10 @@ import transformers
 from jaxft.engine.export import export
 from jaxft.engine.train import train
 from jaxft.errors import UserError
-from jaxft.models import registry
+from jaxft.models import gpt2_config, registry
 from jaxft.models.layers_batch import read_last
 from jaxft.models.layers_rotary import read_rotary
+from jaxft.models.llama_config import UNREAD, Config
 from jaxft.models.source_fields import pad_token_id
 
 SIZES = {
@@ -125,6 +126,83 @@ def test_the_pad_token_is_the_configs_the_tokenizers_or_the_end(tmp_path):
 def test_a_rotary_scaling_that_is_not_understood_is_refused(rope, said):
     with pytest.raises(UserError, match=said):
         read_rotary({"rope_scaling": rope, "max_position_embeddings": 8}, 4, 1e4)
+
+
+def test_opt_counts_positions_from_the_first_true_token(tmp_path):
+    config = transformers.OPTConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        ffn_dim=24,
+        max_position_embeddings=16,
+        word_embed_proj_dim=12,
+        do_layer_norm_before=False,
+    )
+    torch.manual_seed(0)
+    theirs = transformers.OPTForCausalLM(config).eval()
+    theirs.save_pretrained(tmp_path)
+    mask = np.array([[0, 0, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+    batch = {
+        "input_ids": np.array([[1, 1, 1, 2, 9, 7], [2, 5, 6, 7, 8, 9]]),
+        "attention_mask": mask,
+    }
+    with torch.no_grad():
+        expected = theirs(**{n: torch.tensor(v) for n, v in batch.items()}).logits.numpy()
+    got = np.asarray(registry.load(str(tmp_path))(**batch)["logits"])
+    np.testing.assert_allclose(got * mask[..., None], expected * mask[..., None], atol=2e-5)
+
+
+def gemma(model_type, **own):
+    """A config.json of a Gemma, as transformers makes it of fields in an old spelling."""
+    sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "head_dim": 8}
+    counts = {"num_hidden_layers": 7, "num_attention_heads": 2, "num_key_value_heads": 1}
+    old = {"model_type": model_type, "max_position_embeddings": 16} | sizes | counts | own
+    return old, transformers.AutoConfig.for_model(**old).to_dict()
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text"])
+def test_a_gemma_in_its_old_spelling_is_what_transformers_reads(model_type):
+    rope = {"rope_theta": 5e5}
+    if model_type == "gemma3_text":
+        rope |= {
+            "rope_local_base_freq": 3e3,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        }
+        rope |= {"sliding_window_pattern": 3}
+    old, new = gemma(model_type, sliding_window=5, hidden_activation="gelu_pytorch_tanh", **rope)
+    ours, theirs = (Config.from_hf(fields, UNREAD) for fields in (old, new))
+    assert ours.windows == theirs.windows
+    assert ours.waves == theirs.waves
+    assert len(set(ours.waves)) == (2 if model_type == "gemma3_text" else 1)
+    for one, other in zip(ours.rotaries, theirs.rotaries, strict=True):
+        np.testing.assert_array_equal(one.frequencies()[0], other.frequencies()[0])
+
+
+@pytest.mark.parametrize(
+    ("model_type", "own", "said"),
+    [
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention is true"),
+        ("gemma3_text", {"rope_parameters": {"rope_type": "default"}}, "'rope_type', which is no"),
+        ("gemma2", {"layer_types": ["chunked_attention"] * 7}, "has 'chunked_attention'"),
+        ("gemma2", {"sliding_window": None, "layer_types": ["sliding_attention"] * 7}, "not set"),
+    ],
+)
+def test_what_a_gemma_may_not_ask_for(model_type, own, said):
+    old, _ = gemma(model_type)
+    with pytest.raises(UserError, match=said):
+        Config.from_hf(old | own)
+
+
+@pytest.mark.parametrize(
+    ("types", "said"),
+    [([[["global", "near"], 1]], "has 'near'"), ([[["local"], 3]], "of 2 blocks")],
+)
+def test_a_pattern_of_blocks_that_is_not_understood_is_refused(types, said):
+    fields = {"model_type": "gpt_neo", "vocab_size": 50, "max_position_embeddings": 16}
+    fields |= {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "attention_types": types}
+    with pytest.raises(UserError, match=said):
+        gpt2_config.Config.from_hf(fields)
 
 
 def test_old_and_new_spellings_of_a_rotary_scaling_are_one():

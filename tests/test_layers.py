@@ -21,10 +21,11 @@ def plain_layer_norm(x, scale, bias):
     return (x - mean) / jnp.sqrt(variance + 1e-6) * scale + bias
 
 
-def plain_attention(query, key, value, segments, keep=1.0):
+def plain_attention(query, key, value, segments, keep=1.0, soft_cap=None):
     split = lambda x: x.reshape(*x.shape[:2], 3, -1)  # noqa: E731 [B, T, H, K]
     query, key, value = split(query), split(key), split(value)
     scores = jnp.einsum("bthk,bshk->bhts", query, key) / math.sqrt(query.shape[-1])
+    scores = scores if soft_cap is None else soft_cap * jnp.tanh(scores / soft_cap)
     same = segments[:, None, :, None] == segments[:, None, None, :]
     weights = jax.nn.softmax(jnp.where(same, scores, -jnp.inf), -1) * keep
     out = jnp.einsum("bhts,bshk->bthk", weights, value)
@@ -34,9 +35,10 @@ def plain_attention(query, key, value, segments, keep=1.0):
 SEGMENTS = jnp.array([[1, 1, 1, 2, 2, 0, 0], [1, 1, 1, 1, 1, 1, 2]])
 
 
-def our_attention(query, key, value, segments=SEGMENTS):
+def our_attention(query, key, value, segments=SEGMENTS, soft_cap=None):
     mask = None if segments is None else make_mask(segments)
-    return attention(query, key, value, mask, heads=3, rate=0.0, dropout_key=None)
+    options = {"rate": 0.0, "dropout_key": None, "soft_cap": soft_cap}
+    return attention(query, key, value, mask, heads=3, **options)
 
 
 CASES = {
@@ -59,6 +61,11 @@ CASES = {
     "attention without a mask": (
         lambda *qkv: our_attention(*qkv, segments=None),
         lambda *qkv: plain_attention(*qkv, jnp.ones_like(SEGMENTS)),
+        (normal(0, 2, 7, 12), normal(1, 2, 7, 12), normal(2, 2, 7, 12)),
+    ),
+    "attention with a soft cap": (
+        lambda *qkv: our_attention(*qkv, soft_cap=0.8),
+        lambda *qkv: plain_attention(*qkv, SEGMENTS, soft_cap=0.8),
         (normal(0, 2, 7, 12), normal(1, 2, 7, 12), normal(2, 2, 7, 12)),
     ),
 }
