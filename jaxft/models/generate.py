@@ -52,6 +52,9 @@ class Generator:
         model: a decoder under its `causal_lm` head.
         compute: how to run it.
 
+    Attributes:
+        prefill, decode: `transformer_cache`'s functions, compiled once a shape.
+
     Raises:
         UserError: the model ends in something else.
     """
@@ -64,11 +67,11 @@ class Generator:
         (tower,) = model.towers.values()
         self._positions = model.max_positions
         self._params = model.params
-        self._prefill = jax.jit(
+        self.prefill = jax.jit(
             lambda params, ids, seen, room: prefill(tower, params, ids, seen, room, compute),
             static_argnums=3,
         )
-        self._decode = jax.jit(
+        self.decode = jax.jit(
             lambda params, cache, ids, seen, slot: decode(
                 tower, params, ids, seen, slot, cache, compute
             ),
@@ -112,7 +115,7 @@ class Generator:
         ids, seen, limits = self._fill(prompts, settings)
         length, room = ids.shape[1], max(limits)
         key = jax.random.key(settings.seed) if settings.do_sample else None
-        scores, cache = self._prefill(self._params, ids, seen[:, :length], room)
+        scores, cache = self.prefill(self._params, ids, seen[:, :length], room)
         used = _used(ids, seen, scores.shape[-1], settings)
         texts: list[list[int]] = [[] for _ in prompts]
         running = [True] * len(prompts)
@@ -121,7 +124,7 @@ class Generator:
                 scores, used, key, np.int32(step), _numbers(settings), settings.top_k
             )
             if step + 1 < room:  # the device goes on while the host reads
-                scores, cache = self._decode(
+                scores, cache = self.decode(
                     self._params, cache, tokens, seen, np.int32(length + step)
                 )
             new = [
@@ -144,7 +147,7 @@ class Generator:
         ids, seen, limits = self._fill(prompts, settings)
         length, room, count = ids.shape[1], min(limits), settings.num_beams
         beams = generate_beams.start(len(prompts), count, room)
-        scores, cache = self._prefill(self._params, ids, seen[:, :length], room)
+        scores, cache = self.prefill(self._params, ids, seen[:, :length], room)
         used = _used(ids, seen, scores.shape[-1], settings)
         first = np.repeat(np.arange(len(prompts)), count)
         scores, used, cache = _rows((scores, used, cache), first)
@@ -165,7 +168,7 @@ class Generator:
             used, cache = _rows((used, cache), rows)
             if used is not None:
                 used = used.at[np.arange(len(rows)), tokens].set(True)
-            scores, cache = self._decode(self._params, cache, tokens, seen, np.int32(length + step))
+            scores, cache = self.decode(self._params, cache, tokens, seen, np.int32(length + step))
         best, lengths = np.asarray(beams.whole[:, 0]), np.asarray(beams.lengths[:, 0])
         return [text[:end].tolist() for text, end in zip(best, lengths, strict=True)]
 
