@@ -83,6 +83,8 @@ LAZY = {
     ("cli", "jaxft"),
     # gguf is no dependency: it is asked for when SmolLM2 is to be brought.
     ("demo", "gguf"),
+    # Nor is onnx: it is asked for when ViT-S is.
+    ("demo", "onnx"),
     # PyTorch is no dependency: it is asked for when a `.bin` is to be read.
     ("models.weights", "torch"),
     # transformers takes seconds to import and is needed only without a tokenizer.json.

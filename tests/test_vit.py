@@ -98,6 +98,9 @@ def test_dinov2_keeps_its_positions_and_changes_its_processor(tmp_path):
     out = ours.save(tmp_path / "export")
     assert json.loads((out / "config.json").read_text())["image_size"] == 12
     assert load_image_processor(out).size == (18, 18)
+    processor = tmp_path / "small" / "processor_config.json"  # as newer versions write it
+    processor.write_text(json.dumps({"image_processor": PROCESSOR, "processor_class": "X"}))
+    assert load_image_processor(ours.save(tmp_path / "again")).size == (18, 18)
     before, after = (load_file(tmp_path / f / "model.safetensors") for f in ("small", "export"))
     assert {n: v.tobytes() for n, v in before.items()} == {n: v.tobytes() for n, v in after.items()}
 
