@@ -26,7 +26,7 @@ from jaxft.models.source_fields import (
     check_fields,
     check_sizes,
 )
-from jaxft.models.transformer import Compute, Part, Tower, run_tower
+from jaxft.models.transformer import Compute, Part, Tower
 from jaxft.models.weights import Name, dense, embedding, norm
 
 
@@ -328,26 +328,3 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
         top = Part(Encoder(config))
     blocks = (Part(Block(config)),) * config.num_hidden_layers
     return {"text": Tower(Part(Stem(config)), blocks, top, ties)}
-
-
-def apply(
-    towers: Mapping[str, Tower],
-    params: Mapping[str, jax.Array],
-    batch: Batch,
-    key: jax.Array | None,
-    compute: Compute,
-) -> dict[str, jax.Array]:
-    """The outputs for a batch, under Hugging Face's names.
-
-    Args:
-        towers: as `towers` gives them.
-        params: the flat dict.
-        batch: `input_ids` [B, T] with `attention_mask` and `token_type_ids` where wanted; or
-            packed rows: `segment_ids`, `position_ids` [R, T] and `read_positions` [R, S] too.
-        key: turns dropout on.
-        compute: how to run.
-
-    Raises:
-        UserError: the text is longer than the model's positions.
-    """
-    return run_tower(towers["text"], params, batch, key, compute)

@@ -24,7 +24,7 @@ from jaxft.models.layers_batch import Batch, check_length, positions_of, segment
 from jaxft.models.layers_decoder import decoder_top
 from jaxft.models.layers_kernels import Needs
 from jaxft.models.layers_math import ACTIVATIONS, dropout
-from jaxft.models.transformer import Compute, Part, Tower, run_text
+from jaxft.models.transformer import Compute, Part, Tower
 from jaxft.models.weights import Name, dense, embedding, norm
 
 __all__ = ["FIXED", "UNREAD", "Config"]
@@ -299,6 +299,3 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
         numbers["window"] = [window or config.max_positions for window in config.windows]
     blocks = (Part(Block(config)),) * len(config.windows)
     return {"text": Tower(Part(Stem(config)), blocks, Part(top), ties, numbers)}
-
-
-apply = run_text

@@ -30,7 +30,7 @@ from jaxft.models.layers_kernels import Needs
 from jaxft.models.layers_math import ACTIVATIONS
 from jaxft.models.layers_rotary import rotary_waves, rotate
 from jaxft.models.llama_config import FIXED, UNREAD, Config
-from jaxft.models.transformer import Compute, Part, Tower, run_text
+from jaxft.models.transformer import Compute, Part, Tower
 from jaxft.models.weights import Name, dense, embedding
 
 __all__ = ["FIXED", "UNREAD", "Config"]
@@ -309,6 +309,3 @@ def _numbers(config: Config) -> dict[str, list[int]]:
     if len(set(config.waves)) > 1:
         numbers["waves"] = list(config.waves)
     return numbers
-
-
-apply = run_text

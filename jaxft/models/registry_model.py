@@ -17,7 +17,7 @@ from jaxft.data.image import load_image_processor
 from jaxft.files import write_atomic
 from jaxft.models.layers import Leaf
 from jaxft.models.source import Source
-from jaxft.models.transformer import PLAIN, Compute, Part, Tower
+from jaxft.models.transformer import PLAIN, Compute, Part, Tower, run_tower
 from jaxft.models.weights import Matching, Name, resolve_names
 from jaxft.models.weights_export import MAX_SHARD, to_tensors, write_weights
 from jaxft.tree import natural_order
@@ -26,7 +26,11 @@ Towers = Mapping[str, Tower | Part]  # a part of no tower joins what the towers 
 
 
 class Family(Protocol):
-    """What the file of a family gives: the whole of its contract with the house."""
+    """What the file of a family gives: the whole of its contract with the house.
+
+    A family of several towers gives `apply(towers, params, batch, key, compute)` too, what a
+    batch is put through; one tower is run as it is.
+    """
 
     Config: Any  # a frozen dataclass: from_hf(fields, ignore), to_hf(), with_dropout(rate)
     # model_type -> task (None: without a head) -> Hugging Face architecture
@@ -46,16 +50,6 @@ class Family(Protocol):
 
     def towers(self, config: Any, head: str | None, num_labels: int | None) -> Towers:
         """The towers under a head."""
-
-    def apply(
-        self,
-        towers: Towers,
-        params: Mapping[str, jax.Array],
-        batch: Mapping[str, jax.Array],
-        key: jax.Array | None,
-        compute: Compute,
-    ) -> dict[str, jax.Array]:
-        """The outputs for a batch."""
 
 
 def leaves_of(towers: Towers) -> dict[str, Leaf]:
@@ -205,15 +199,24 @@ class Model:
 
         Args:
             params: the flat dict.
-            batch: Hugging Face's input names, or packed rows (see the family's `apply`).
+            batch: Hugging Face's input names (`input_ids` [B, T], `attention_mask`,
+                `token_type_ids`, `pixel_values` [B, C, H, W]); or packed rows of text:
+                `segment_ids`, `position_ids` [R, T] and `read_positions` [R, S] too.
             key: turns dropout on.
             compute: how to run.
 
         Returns:
             Hugging Face's output names -> arrays.
+
+        Raises:
+            UserError: a text is too long for the model, or an image not of its size.
         """
         arrays = {name: jnp.asarray(value) for name, value in batch.items()}
-        return self.family.apply(self.towers, params, arrays, key, compute)
+        if apply := getattr(self.family, "apply", None):
+            return apply(self.towers, params, arrays, key, compute)
+        (tower,) = self.towers.values()
+        assert isinstance(tower, Tower)  # a part alone is no model
+        return run_tower(tower, params, arrays, key, compute)
 
     def __call__(self, **batch: Any) -> dict[str, jax.Array]:
         """The outputs for Hugging Face's inputs, with this model's parameters and no dropout."""

@@ -193,29 +193,6 @@ def run_joint(part: Part, params: Params, compute: Compute, *inputs: Any) -> Any
         return part.bind(values)(*inputs)
 
 
-def run_text(
-    towers: Mapping[str, Tower],
-    params: Params,
-    batch: Mapping[str, jax.Array],
-    key: jax.Array | None = None,
-    compute: Compute = PLAIN,
-) -> dict[str, jax.Array]:
-    """The outputs of a family of one tower, `text`, under Hugging Face's names.
-
-    Args:
-        towers: as the family's `towers` gives them.
-        params: the flat dict.
-        batch: `input_ids` [B, T] with `attention_mask` and `token_type_ids` where wanted; or
-            packed rows: `segment_ids`, `position_ids` [R, T] and `read_positions` [R, S] too.
-        key: turns dropout on.
-        compute: how to run.
-
-    Raises:
-        UserError: the text is longer than the model's positions.
-    """
-    return run_tower(towers["text"], params, batch, key, compute)
-
-
 def _bind_end(
     tower: Tower,
     part: Part,

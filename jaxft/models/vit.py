@@ -27,7 +27,7 @@ from jaxft.models.layers_attention import attention
 from jaxft.models.layers_batch import Batch
 from jaxft.models.layers_math import ACTIVATIONS, dropout
 from jaxft.models.layers_vision import PatchEmbedding, grid_of, resize_grid
-from jaxft.models.transformer import Compute, Part, Tower, run_tower
+from jaxft.models.transformer import Compute, Part, Tower
 from jaxft.models.vit_config import FIXED, UNREAD, Config
 from jaxft.models.weights import Name, dense, norm
 
@@ -347,25 +347,3 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     top = Classifier(config, num_labels or 2) if head else Encoder(config)
     blocks = (Part(Block(config)),) * config.fields["num_hidden_layers"]
     return {"vision": Tower(Part(Stem(config)), blocks, Part(top))}
-
-
-def apply(
-    towers: Mapping[str, Tower],
-    params: Mapping[str, jax.Array],
-    batch: Batch,
-    key: jax.Array | None,
-    compute: Compute,
-) -> Outputs:
-    """The outputs for a batch, under Hugging Face's names.
-
-    Args:
-        towers: as `towers` gives them.
-        params: the flat dict.
-        batch: `pixel_values` [B, C, H, W].
-        key: turns dropout on.
-        compute: how to run.
-
-    Raises:
-        UserError: the images are of another size than the model's, or have other channels.
-    """
-    return run_tower(towers["vision"], params, batch, key, compute)
