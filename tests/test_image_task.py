@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -227,3 +228,19 @@ def test_predict_takes_files_and_folders(run, folder, capsys):
         name = "/".join(line["file"].split("/")[-2:])
         if name in scored:
             assert line["label"] == scored[name]["predicted"]
+
+
+def test_predict_names_what_is_no_image(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("nothing").mkdir()
+    Path("text.png").write_text("text")
+    for given, said in {
+        "gone.png": "There is no image 'gone.png'.",
+        "nothing": "The folder 'nothing' holds no images.",
+        "text.png": "'text.png' is no image that can be decoded",
+    }.items():
+        assert main(["predict", str(run.folder), given]) == 2
+        refused = capsys.readouterr()
+        assert refused.out == ""
+        assert refused.err.startswith(f"jaxft: {said}")
+        assert refused.err.count("\n") == 1
