@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxft.engine.cost import count_flops
 from jaxft.engine.mesh import make_mesh
 from jaxft.errors import UserError
 from jaxft.models.layers_attention import attention, make_mask
@@ -123,6 +124,20 @@ def test_splash_over_a_mesh_is_xlas_attention():
     """Rows over data and fsdp, heads over tensor: each device computes its own."""
     kernel = Kernel("splash", make_mesh(2, 2, 2), interpret=True)
     assert_is_xlas(draw(2), kernel, causal=True)
+
+
+def test_a_kernels_flops_are_counted_over_its_grid_and_the_mesh():
+    """Forward 2 products of T x T; back 3 for the queries, and 4 for keys and values."""
+    shapes = [jax.ShapeDtypeStruct((8, 512, 4 * 16), jnp.float32)] * 3
+    kernel = Kernel("splash", make_mesh(2, 2, 2), interpret=True)
+
+    def loss(*arrays):
+        mask = make_mask(jnp.ones((8, 512), jnp.int32), kernel=kernel)
+        return attention(*arrays, mask, heads=4, rate=0.0, dropout_key=None).sum()
+
+    once = 2 * 8 * 4 * 512 * 512 * 16
+    sums = once // 512  # of the output times its gradient
+    assert count_flops(jax.grad(loss, (0, 1, 2)), *shapes) == 9 * once + sums
 
 
 @pytest.mark.parametrize("window", [None, 30])

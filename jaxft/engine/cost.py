@@ -38,6 +38,10 @@ def _count_equation(equation: JaxprEqn) -> int:
     inner = [_count(jaxpr) for jaxpr in _sub_jaxprs(equation)]
     if equation.primitive.name == "scan":
         return equation.params["length"] * sum(inner)
+    if equation.primitive.name == "pallas_call":  # a kernel, for each place of its grid
+        return math.prod(equation.params["grid_mapping"].grid) * sum(inner)
+    if equation.primitive.name == "shard_map":  # what every device runs
+        return equation.params["mesh"].size * sum(inner)
     if equation.primitive.name == "cond":  # one branch runs
         return max(inner, default=0)
     return sum(inner)
