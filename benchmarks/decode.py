@@ -1,0 +1,80 @@
+"""How fast text is written: `jaxft`'s greedy decoding of SmolLM2 against `transformers`' on CPU.
+
+`python -m benchmarks.decode` lets the two take turns in one process, both in float32 and each
+with its own key-value cache, on one prompt and the same number of new tokens, which have to be
+the same tokens. What is timed is the whole of `generate`, the prompt's own pass included, after
+all is compiled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import transformers
+
+import jaxft
+from benchmarks.measure import median, record
+from jaxft.data.text import load_tokenizer
+from jaxft.demo_smollm2 import smollm2
+from jaxft.engine.process import prepare_process
+from jaxft.models.generate import Generator
+from jaxft.models.generate_settings import Settings
+
+PROMPT = "<|im_start|>user\nTell me of the sea.<|im_end|>\n<|im_start|>assistant\n"
+WANTED = 1.0  # of transformers' tokens a second
+
+
+def ours(folder: str, prompt: list[int], new: int) -> Callable[[], list[int]]:
+    """A function that writes `new` tokens with jaxft."""
+    generator = Generator(jaxft.load(folder))
+    settings = Settings(max_new_tokens=new)
+    return lambda: generator.generate([prompt], settings)[0]
+
+
+def theirs(folder: str, prompt: list[int], new: int) -> Callable[[], list[int]]:
+    """A function that writes `new` tokens with transformers."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model.generation_config.eos_token_id = None
+    ids = torch.tensor([prompt])
+    write = partial(model.generate, ids, attention_mask=torch.ones_like(ids), do_sample=False)
+    return lambda: write(max_new_tokens=new, pad_token_id=0)[0, len(prompt) :].tolist()
+
+
+def main() -> int:
+    """Let the two take turns, record the ratio of their speeds, and say whether it holds."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=9, help="turns each takes")
+    parser.add_argument("--tokens", type=int, default=96, help="new tokens a turn")
+    given = parser.parse_args()
+    prepare_process()
+    folder = str(smollm2())
+    prompt = load_tokenizer(folder).encode([PROMPT], spelled=True).ids[0].tolist()
+    turns = {name: make(folder, prompt, given.tokens) for name, make in MAKERS.items()}
+    first = {name: turn() for name, turn in turns.items()}  # compiles
+    if first["jaxft"] != first["transformers"]:
+        print("the two wrote different tokens", file=sys.stderr)
+        return 1
+    speeds: dict[str, list[float]] = {name: [] for name in turns}
+    for turn in range(given.pairs):
+        for name in list(turns)[:: -1 if turn % 2 else 1]:
+            started = time.perf_counter()
+            turns[name]()
+            speeds[name].append(given.tokens / (time.perf_counter() - started))
+        print(f"{turn + 1} of {given.pairs}:", *(f"{n} {s[-1]:.1f}" for n, s in speeds.items()))
+    ratio = median([a / b for a, b in zip(speeds["jaxft"], speeds["transformers"], strict=True)])
+    print(f"jaxft / transformers, tokens a second = {ratio}; at least {WANTED} wanted")
+    medians = {name: vars(median(taken)) for name, taken in speeds.items()}
+    record("decode", {"load": os.getloadavg()[1], "speeds": medians, "ratio": vars(ratio)})
+    return 1 if ratio.median < WANTED else 0
+
+
+MAKERS = {"jaxft": ours, "transformers": theirs}
+
+if __name__ == "__main__":
+    sys.exit(main())
