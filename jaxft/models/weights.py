@@ -236,8 +236,7 @@ def load_leaf(
     """
     target = jnp.dtype(dtype)
 
-    def read(index: Index | None) -> np.ndarray:
-        index = index or ()
+    def read(index: Index) -> np.ndarray:
         if name.transpose:
             part = np.moveaxis(tensor.read((index[-1], *index[:-1])), 0, -1)
         else:
@@ -248,9 +247,15 @@ def load_leaf(
         # may keep as it is, and then a parameter would be a piece of the file.
         return part.copy() if part.flags.c_contiguous else part
 
+    def put(index: Index, device: jax.Device | None) -> jax.Array:
+        # Shard by shard, so that no more than one is on its way.
+        return jax.block_until_ready(jax.device_put(read(index), device))
+
     if sharding is None:
-        return jnp.asarray(read((slice(None),) * len(leaf.shape)))
-    return jax.make_array_from_callback(leaf.shape, sharding, read)
+        return put((slice(None),) * len(leaf.shape), None)
+    places = sharding.addressable_devices_indices_map(leaf.shape)
+    shards = [put(index or (), device) for device, index in places.items()]
+    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, shards)
 
 
 def fresh_leaf(
