@@ -20,7 +20,7 @@ BLOCKS = 12
 VIT = {
     "cls_token": ("embeddings/class_token", 0),
     "reg_token": ("embeddings/register_tokens", 0),
-    "pos_embed": ("embeddings/position/embedding", 0),
+    "pos_embed": ("embeddings/position", 0),
     "patch_embed.proj.weight": ("embeddings/patch/kernel", 0),
     **{
         f"blocks.{i}.attn.qkv.weight": (f"blocks/{i}/attention/query/kernel", i + 1)

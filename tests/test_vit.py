@@ -21,7 +21,7 @@ PROCESSOR = {"image_processor_type": "ViTImageProcessor", "size": {"height": 12,
 
 def make(model_type, folder, **fields):
     """A random classifier of that type in PyTorch, saved with an image processor."""
-    config = transformers.AutoConfig.for_model(model_type, **SIZES, **fields)
+    config = transformers.AutoConfig.for_model(model_type, **SIZES | fields)
     if model_type in ("vit", "deit"):
         config.intermediate_size = 20
     config.architectures = [registry.families()[model_type].MODEL_TYPES[model_type][CLASSIFY]]
