@@ -33,11 +33,11 @@ class RunSection(Section):
 class ModelSection(Section):
     """The checkpoint to start from."""
 
-    checkpoint: str = key(
+    checkpoint: Annotated[str, Field(min_length=1)] | dict[Literal["vision", "text"], str] = key(
         ...,
-        "a hub id (id@revision), a folder, or package:module/path",
+        "a hub id (id@revision), a folder, or package:module/path; or {vision, text}: two of "
+        "them, whose towers are put side by side",
         resume="fixed",
-        min_length=1,
     )
     dropout: float | None = key(
         None, "dropout rate; null is the checkpoint's own", resume="fixed", ge=0, lt=1

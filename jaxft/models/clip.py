@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -43,9 +43,22 @@ TOWERS = {
     "siglip": ("siglip_vision_model", "siglip_text_model"),
     "vision-text-dual-encoder": ("vit", "bert"),
 }
+# The model types whose bare model ends in one vector.
+POOLED = {
+    "vision_config": (
+        "vit",
+        "deit",
+        "dinov2",
+        "dinov2_with_registers",
+        "clip_vision_model",
+        "siglip_vision_model",
+    ),
+    "text_config": ("bert", "clip_text_model", "siglip_text_model"),
+}
 FIXED: dict[str, Any] = {"is_encoder_decoder": False}
 UNREAD = ("initializer_factor", "logit_scale_init_value", "text_config_dict", "vision_config_dict")
 KNOWN = ("vision_config", "text_config", "projection_dim")
+T = TypeVar("T")
 HEADS = ("contrastive", "image_classification")
 VISION, TEXT = "vision_model.", "text_model."
 JOINT_NAMES = (
@@ -55,6 +68,7 @@ JOINT_NAMES = (
     Name("logit_bias", "head/logit_bias"),
 )
 STD = 0.02  # of fresh projections
+PROJECTION = 512  # the width of a common space that no config names
 SCALE = 2.6592  # of a fresh model: 1 / 0.07, as a logarithm
 # SigLIP starts with a scale of 10 and with nearly every pair told apart.
 SIGMOID_SCALE, SIGMOID_BIAS = math.log(10.0), -10.0
@@ -145,13 +159,13 @@ class Reader:
             UserError: a field is missing, unknown, or has a value that is not supported.
         """
         check_fields(fields, known=KNOWN, fixed=FIXED, ignore=(*ignore, *UNREAD))
-        given = {part: part_of_config(fields, part) for part in ("vision_config", "text_config")}
+        given = {part: part_of_config(fields, part) for part in POOLED}
         vision, text = (
             family.Config.from_hf(given[part], (*ignore, *family.UNREAD))
             for part, family in (("vision_config", self.vision), ("text_config", self.text))
         )
         model_type = fields["model_type"]
-        width = None if model_type == "siglip" else fields.get("projection_dim", 512)
+        width = None if model_type == "siglip" else fields.get("projection_dim", PROJECTION)
         return DualConfig(model_type, vision, text, width, given)
 
 
@@ -193,6 +207,37 @@ def part_of_config(fields: Mapping[str, Any], part: str) -> dict[str, Any]:
     return {"model_type": own} | dict(said or {})
 
 
+def join_configs(vision: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of a model whose towers are two checkpoints' own.
+
+    Args:
+        vision, text: the content of each one's config.json; where one has two towers itself, the
+            tower of that name is meant.
+    """
+    towers = {"vision_config": vision, "text_config": text}
+    for part, fields in towers.items():
+        if fields["model_type"] in TOWERS:
+            towers[part] = part_of_config(fields, part)
+    return {
+        "model_type": "vision-text-dual-encoder",
+        "logit_scale_init_value": SCALE,
+        "projection_dim": PROJECTION,
+        **towers,
+    }
+
+
+def join_tensors(vision: Mapping[str, T], text: Mapping[str, T]) -> dict[str, T]:
+    """The tensors of such a model, as its file would name them: those of each tower."""
+    return _of_one_tower(vision, VISION) | _of_one_tower(text, TEXT)
+
+
+def _of_one_tower(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:
+    """A tower's tensors, by names that start with `prefix`, out of its own or a joint file."""
+    if any(name.startswith(prefix) for name in tensors):
+        return {name: value for name, value in tensors.items() if name.startswith(prefix)}
+    return {prefix + name: value for name, value in tensors.items()}
+
+
 def compose(fields: Mapping[str, Any], families: Mapping[str, Any]) -> DualEncoder:
     """The family of a config.json with two towers.
 
@@ -203,14 +248,16 @@ def compose(fields: Mapping[str, Any], families: Mapping[str, Any]) -> DualEncod
     Raises:
         UserError: a tower's model type is not known.
     """
-    types = [
-        part_of_config(fields, part)["model_type"] for part in ("vision_config", "text_config")
-    ]
-    for part, model_type in zip(("vision_config", "text_config"), types, strict=True):
-        if model_type not in families or None not in families[model_type].MODEL_TYPES[model_type]:
+    types = []
+    for part, known in POOLED.items():
+        model_type = part_of_config(fields, part)["model_type"]
+        if model_type not in known:
+            side = "image" if part == "vision_config" else "text"
             raise UserError(
-                f"config.json: the model_type '{model_type}' in {part} is not supported as a tower."
+                f"config.json: a '{model_type}' is not supported as the {side} tower of two.",
+                f"Known: {', '.join(known)}.",
             )
+        types.append(model_type)
     return DualEncoder(families[types[0]], families[types[1]], *types)
 
 

@@ -6,7 +6,6 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 import jax
@@ -20,10 +19,10 @@ from jaxft.errors import UserError, did_you_mean
 from jaxft.models import clip
 from jaxft.models.layers import Leaf
 from jaxft.models.registry_model import Family, Model, leaves_of
-from jaxft.models.source import read_config, resolve
+from jaxft.models.source import Source, read_config, resolve
 from jaxft.models.source_fields import pad_token_id
 from jaxft.models.weights import fresh_leaf, load_leaf, match, resolve_names
-from jaxft.models.weights_files import open_tensors
+from jaxft.models.weights_files import Tensor, open_tensors
 from jaxft.models.weights_vocab import with_vocabulary
 
 # Those whose width is a number of named classes.
@@ -33,7 +32,7 @@ ShardingOf = Callable[[str, tuple[int, ...], tuple[str, ...]], Sharding | None]
 
 
 def load(
-    checkpoint: str,
+    checkpoint: str | Mapping[str, str],
     *,
     task: str | None = None,
     num_labels: int | None = None,
@@ -50,7 +49,8 @@ def load(
     """A model with the parameters of a checkpoint.
 
     Args:
-        checkpoint: a folder, a hub id (`owner/name@revision`) or `package:module/path`.
+        checkpoint: a folder, a hub id (`owner/name@revision`) or `package:module/path`; or two
+            of them, `vision` and `text`, whose towers are put side by side in a new space.
         task: what the model is to end in; None for the checkpoint's own architecture.
         num_labels: classes of the head; None for as many as `labels`, or as the checkpoint says.
         labels: class names in order of id. The checkpoint's own classifier is kept where number
@@ -93,7 +93,7 @@ def load(
 
 
 def describe(
-    checkpoint: str,
+    checkpoint: str | Mapping[str, str],
     *,
     task: str | None = None,
     num_labels: int | None = None,
@@ -111,7 +111,7 @@ def describe(
     The arguments are those of `load`. What is wrong with a checkpoint is found here.
     """
     source = resolve(checkpoint, cache)
-    fields = _fields(source.folder, resize_vocab)
+    fields = _fields(source, resize_vocab)
     family = _family(fields)
     config = family.Config.from_hf(fields, (*ignore, *family.UNREAD))
     config = _as_asked(config, fields, dropout, image_size)
@@ -121,7 +121,7 @@ def describe(
     leaves = leaves_of(towers)
     classes = head in CLASS_HEADS
     matching = match(
-        open_tensors(source.weight_files, source.weight_map),
+        _tensors(source),
         resolve_names(family.names(head, fields["model_type"]), leaves),
         leaves,
         canonical=family.canonical,
@@ -183,11 +183,22 @@ def _refits(
     return refits(config, fields) if refits else {}
 
 
-def _fields(folder: Path, resize_vocab: bool) -> dict[str, Any]:
-    """The folder's config.json, with what its tokenizer says beside it."""
-    fields = read_config(folder)
+def _fields(source: Source, resize_vocab: bool) -> dict[str, Any]:
+    """The config.json of a checkpoint, or of two, with what the tokenizer says beside it."""
+    fields, folder = read_config(source.folder), source.tokenizer_folder
+    if source.text is not None:
+        fields = clip.join_configs(fields, read_config(source.text.folder))
     fields["pad_token_id"] = pad_token_id(fields, folder)
     return with_vocabulary(fields, load_tokenizer(folder).vocab_size) if resize_vocab else fields
+
+
+def _tensors(source: Source) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint, or of two."""
+    found = open_tensors(source.weight_files, source.weight_map)
+    if source.text is None:
+        return found
+    text = open_tensors(source.text.weight_files, source.text.weight_map)
+    return clip.join_tensors(found, text)
 
 
 def _as_asked(

@@ -164,7 +164,7 @@ class Model:
     @property
     def tokenizer_folder(self) -> Path:
         """The folder with the tokenizer's files."""
-        return self.source.folder
+        return self.source.tokenizer_folder
 
     @property
     def max_positions(self) -> int:
@@ -260,8 +260,8 @@ class Model:
             for name, value in tensors
         )
         types = write_weights(folder, exported, max_shard)
-        for file in self.source.companions:
-            target = folder / file.relative_to(self.source.folder)
+        for name, file in self.source.companions.items():
+            target = folder / name
             if file.resolve() != target.resolve():
                 write_atomic(target, file.read_bytes())
         self._save_processor(folder)
@@ -270,13 +270,15 @@ class Model:
         return folder
 
     def _save_processor(self, folder: Path) -> None:
-        """Writes how images are read, where they are read in another size than the source's."""
-        known = any((self.source.folder / name).is_file() for name in image_config.FILES)
-        if self.asked_size is None or not known:
-            return
-        processor = load_image_processor(self.source.folder, self.asked_size)
-        text = json.dumps(processor.to_hf(), indent=2, sort_keys=True) + "\n"
-        write_atomic(folder / "preprocessor_config.json", text.encode())
+        """Writes how images are read, where that is in another size than the source's."""
+        files = [self.source.folder / name for name in image_config.FILES]
+        files = [file for file in files if file.is_file()]
+        for file in files if self.asked_size else ():
+            fields = load_image_processor(self.source.folder, self.asked_size).to_hf()
+            if file.name == image_config.FILES[0]:  # what reads texts is in it too
+                fields = json.loads(file.read_text()) | {"image_processor": fields}
+            text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
+            write_atomic(folder / file.name, text.encode())
 
     def _hf_config(self, types: set[str]) -> dict[str, Any]:
         """The source's config.json, brought up to what this model is."""

@@ -10,8 +10,8 @@ import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ COMPANIONS = (
     "processor_config.json",
     "generation_config.json",
 )
+IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 HUB_FILES = ("config.json", "model*.safetensors", INDEX, *COMPANIONS)
 
 
@@ -56,11 +57,13 @@ class Source:
         asked: what the person wrote.
         folder: where its files are.
         revision: the resolved commit where it came from the hub, else None.
+        text: where the text tower is, where this is the image tower of two checkpoints.
     """
 
     asked: str
     folder: Path
     revision: str | None = None
+    text: Source | None = None
 
     @cached_property
     def weight_files(self) -> tuple[Path, ...]:
@@ -94,25 +97,44 @@ class Source:
         for path in self.weight_files:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
+        if self.text is not None:
+            digest.update(self.text.sha256.encode())
         return digest.hexdigest()
 
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The folder with the tokenizer's files."""
+        return self.folder if self.text is None else self.text.folder
+
     @cached_property
-    def companions(self) -> tuple[Path, ...]:
-        """The files of tokenizer, image processor and generation in the folder, sorted by name."""
-        found = {path for pattern in COMPANIONS for path in self.folder.glob(pattern)}
-        return tuple(sorted(path for path in found if path.is_file()))
+    def companions(self) -> dict[str, Path]:
+        """The files of tokenizer, image processor and generation: path in the folder -> file."""
+        paths = {path for pattern in COMPANIONS for path in self.folder.glob(pattern)}
+        own = {str(p.relative_to(self.folder)): p for p in sorted(paths) if p.is_file()}
+        if self.text is None:
+            return own
+        images = {name: path for name, path in own.items() if name in IMAGE_FILES}
+        return {n: p for n, p in self.text.companions.items() if n not in IMAGE_FILES} | images
 
 
-def resolve(checkpoint: str, cache: str | None = None) -> Source:
+def resolve(checkpoint: str | Mapping[str, str], cache: str | None = None) -> Source:
     """The checkpoint's place on this machine, fetched from the hub where need be.
 
     Args:
-        checkpoint: a folder, `package:module/path`, or a hub id with an optional `@revision`.
+        checkpoint: a folder, `package:module/path`, or a hub id with an optional `@revision`; or
+            two of them, `vision` and `text`, whose towers are put side by side.
         cache: the hub's cache folder; None for the usual one. HF_HUB_OFFLINE is honoured.
 
     Raises:
         UserError: there is no such folder, package or repository, or no way to reach it.
     """
+    if not isinstance(checkpoint, str):
+        if set(checkpoint) != {"vision", "text"}:
+            raise UserError(
+                f"model.checkpoint: two towers are 'vision' and 'text', not {list(checkpoint)}."
+            )
+        vision, text = (resolve(checkpoint[name], cache) for name in ("vision", "text"))
+        return replace(vision, asked=f"{vision.asked} and {text.asked}", text=text)
     if checkpoint.startswith("package:"):
         return Source(checkpoint, _package_folder(checkpoint))
     folder = Path(checkpoint).expanduser()

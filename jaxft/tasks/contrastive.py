@@ -1,0 +1,224 @@
+"""Which text belongs to which image: embeddings of both in one space, told apart in a batch.
+
+Every other example of the batch is a wrong answer, over all devices. Under `train.accumulate` it
+is every other of the micro-batch: a step is not the step of the whole batch then, and a larger
+`data.batch_size` on more devices is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxft.config_tasks import Contrastive as Section
+from jaxft.data.cache import Held, Ragged
+from jaxft.data.image import ImageProcessor
+from jaxft.data.packing import round_up
+from jaxft.data.sources import Source
+from jaxft.data.text import Tokenizer
+from jaxft.errors import UserError
+from jaxft.metrics.retrieval import ranks, retrieval_scores
+from jaxft.tasks.contract import Batch, Examples, Sums, Tools
+from jaxft.tasks.images import check_images, pixel_values
+from jaxft.tasks.labels import column_of
+
+STRIDE = 8  # texts are padded to a multiple of so many tokens: one shape a split
+SHOWN = 3  # texts that are written beside an image
+HIDDEN = -1e9  # added to the score of an example that is padding
+METRICS = (
+    "loss",
+    "recall_at_10",
+    *(f"{way}_recall_at_{k}" for way in ("text_to_image", "image_to_text") for k in (1, 5, 10)),
+)
+
+
+def make(section: Section) -> Contrastive:
+    """The task as the config's `task` section describes it."""
+    return Contrastive(section)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Images, decoded when they are batched, and their texts; see `contract.Examples`.
+
+    Args:
+        source: the rows.
+        column: holds the image.
+        processor: the checkpoint's.
+        tokens: each text's token ids.
+        length: positions that a text is padded to.
+        pad_id: the token that does so.
+        masked: whether the model is told which tokens are padding.
+        same: `[examples]`: equal texts have the same number.
+    """
+
+    source: Source
+    column: str
+    processor: ImageProcessor
+    tokens: Ragged | Held
+    length: int
+    pad_id: int
+    masked: bool
+    same: np.ndarray
+    labels: np.ndarray | None = None
+    remarks: Mapping[int, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.ones(len(self), np.int64)
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return self.tokens.meta["counts"]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def collate(self, index: np.ndarray, row_length: int) -> dict[str, np.ndarray]:
+        del row_length
+        ids = np.full((len(index), self.length), self.pad_id, np.int32)
+        mask = np.zeros((len(index), self.length), np.int32)
+        mask[:, 0] = 1  # a row without a text still attends somewhere
+        for row, number in enumerate(index[:, 0]):
+            if number >= 0:
+                text = self.tokens[int(number)]["input_ids"]
+                ids[row, : len(text)] = text
+                mask[row, : len(text)] = 1
+        batch = {
+            "pixel_values": pixel_values(self.source, self.column, self.processor, index),
+            "input_ids": ids,  # [R, T]
+            "weights": (index >= 0).astype(np.float32),  # [R, 1]
+            "example_ids": index.astype(np.int32),
+        }
+        return batch | ({"attention_mask": mask} if self.masked else {})
+
+
+@dataclass(frozen=True)
+class Contrastive:
+    """See `jaxft.tasks.contract.Task`."""
+
+    section: Section
+    kind: str = "contrastive"
+    primary: str = "recall_at_10"
+    metric_names: tuple[str, ...] = METRICS
+    packs: bool = False
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.section.image, self.section.text)
+
+    def label_names(self, source: Source) -> tuple[str, ...]:
+        del source
+        return ()
+
+    def examples(self, source: Source, names: Sequence[str] | None, tools: Tools) -> Pairs:
+        del names
+        check_images(source, self.section.image)
+        fixed = tools.model.config.fixed_length
+        tokens = tools.once(
+            partial(self._encode, source, tools.tokenizer, tools.max_length),
+            kind="texts",
+            source=source.fingerprint,
+            tokenizer=tools.tokenizer.fingerprint,
+            max_length=tools.max_length,
+            columns=(self.section.text,),
+        )
+        texts = list(column_of(source, self.section.text))
+        numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+        longest = round_up(int(tokens.lengths.max()), STRIDE)
+        return Pairs(
+            source,
+            self.section.image,
+            tools.images,
+            tokens,
+            length=fixed or min(longest, tools.model.max_positions),
+            pad_id=tools.tokenizer.pad_id,
+            masked=fixed is None,
+            same=np.array([numbers[text] for text in texts]),
+        )
+
+    def _encode(
+        self, source: Source, tokenizer: Tokenizer, max_length: int
+    ) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
+        encoded = tokenizer.encode(
+            list(column_of(source, self.section.text)), max_length=max_length
+        )
+        counts = {
+            "tokens": encoded.tokens,
+            "unknown": encoded.unknown,
+            "truncated": encoded.truncated,
+            "truncated_tokens": encoded.truncated_tokens,
+        }
+        return [{"input_ids": ids} for ids in encoded.ids], {"counts": counts}
+
+    def loss(self, outputs: Mapping[str, jax.Array], batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """The loss of each example in its batch; padding is no wrong answer.
+
+        Source: softmax: Radford et al. (2021), https://arxiv.org/abs/2103.00020, figure 3;
+        sigmoid: Zhai et al. (2023), https://arxiv.org/abs/2303.15343, equation 2.
+        """
+        of_images = outputs["logits_per_image"].astype(jnp.float32)  # [R, R]
+        weights = batch["weights"][:, 0]  # [R]
+        if self.section.loss == "sigmoid":
+            signs = 2.0 * jnp.eye(len(weights)) - 1.0
+            losses = -jax.nn.log_sigmoid(signs * of_images) @ weights
+        else:
+            losses = (_softmax_loss(of_images, weights) + _softmax_loss(of_images.T, weights)) / 2
+        return jnp.sum(losses * weights), jnp.sum(weights)
+
+    def metrics(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Sums:
+        del outputs, batch  # recall is of a whole split
+        return {}
+
+    def outcomes(self, outputs: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
+        shape = batch["weights"].shape
+        return {
+            name: outputs[f"{name}_embeds"].astype(jnp.float32).reshape(*shape, -1)  # [R, 1, D]
+            for name in ("image", "text")
+        }
+
+    def summarise(
+        self, outcomes: Mapping[str, np.ndarray], examples: Examples, names: Sequence[str]
+    ) -> dict[str, float]:
+        del names
+        assert isinstance(examples, Pairs)
+        return retrieval_scores(outcomes["image"], outcomes["text"], examples.same)
+
+    def describe(
+        self,
+        source: Source,
+        outcomes: Mapping[str, np.ndarray],
+        examples: Examples,
+        names: Sequence[str],
+    ) -> Iterator[dict[str, Any]]:
+        """Each image's own text, how many wrong texts come before it, and the first few."""
+        del names
+        assert isinstance(examples, Pairs)
+        texts = list(column_of(source, self.section.text))
+        images = column_of(source, self.section.image)
+        before = ranks(outcomes["image"], outcomes["text"], examples.same)
+        for number, (image, text) in enumerate(zip(images, texts, strict=True)):
+            scores = outcomes["text"] @ outcomes["image"][number]
+            first = np.argsort(-scores, kind="stable")[:SHOWN]
+            file = {"file": image} if isinstance(image, str) else {}
+            found = [{"text": texts[i], "similarity": round(float(scores[i]), 6)} for i in first]
+            yield file | {"text": text, "before": int(before[number]), "found": found}
+
+    def rows_from_input(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
+        raise UserError(
+            "This run tells which texts belong to which images, and predicts nothing of one alone.",
+            'Search with it: jaxft search RUN "words" --images FOLDER.',
+        )
+
+
+def _softmax_loss(scores: jax.Array, weights: jax.Array) -> jax.Array:
+    """Cross-entropy of the diagonal among each row's true columns: [R, R], [R] -> [R]."""
+    scores = scores + jnp.where(weights > 0, 0.0, HIDDEN)
+    return optax.softmax_cross_entropy_with_integer_labels(scores, jnp.arange(len(scores)))
