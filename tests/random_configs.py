@@ -26,6 +26,7 @@ class Draw:
         defaults: field -> what it is by default.
         groups, queries: heads of keys, and heads of queries that each of them serves.
         head: the width of a head where the width of the model is cut into heads.
+        head_dim: the width of a head, which may be another where a field says so.
         layers: blocks.
         positions: the most tokens.
         patch: pixels a side of a patch.
@@ -40,6 +41,7 @@ class Draw:
     groups: int
     queries: int
     head: int
+    head_dim: int
     layers: int
     positions: int
     patch: int
@@ -74,7 +76,8 @@ def make_draw(generator: np.random.Generator, defaults: dict[str, Any], **shared
     own = {
         "groups": groups if grouped else groups * queries,
         "queries": queries if grouped else 1,
-        "head": 2 * int(generator.integers(2, 7)),
+        "head": (head := 2 * int(generator.integers(2, 7))),
+        "head_dim": 2 * int(generator.integers(2, 7)) if "head_dim" in defaults else head,
         "layers": int(generator.integers(2, 5)),
         "positions": int(generator.integers(24, 40)),
         "patch": int(generator.integers(2, 5)),
@@ -114,14 +117,17 @@ def rotary(draw: Draw) -> dict[str, Any]:
 
 
 def one_rotary(draw: Draw) -> dict[str, Any]:
-    kind = draw.one_of("default", "linear", "dynamic", "llama3", "yarn")
+    kind = draw.one_of("default", "linear", "dynamic", "llama3", "yarn", "longrope")
     rope = {"rope_type": kind, "rope_theta": draw.one_of(100.0, 1e4, 5e5)}
     if kind != "default":
         rope["factor"] = draw.one_of(2.0, 4.0, 8.0)
-    if kind in ("llama3", "yarn"):
+    if kind in ("llama3", "yarn", "longrope"):
         rope["original_max_position_embeddings"] = draw.positions // 2
     if kind == "llama3":
         rope |= {"low_freq_factor": 1.0, "high_freq_factor": draw.one_of(2.0, 4.0)}
+    if kind == "longrope":
+        for name in ("short_factor", "long_factor"):
+            rope[name] = [1.0 + draw.number(0, 9) / 4 for _ in range(draw.head_dim // 2)]
     if kind == "yarn":
         rope |= draw.one_of(
             {},
@@ -166,7 +172,7 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "num_hidden_layers": lambda draw: draw.layers,
     "num_attention_heads": lambda draw: draw.heads,
     "num_key_value_heads": lambda draw: draw.groups,
-    "head_dim": lambda draw: 2 * draw.number(2, 7),
+    "head_dim": lambda draw: draw.head_dim,
     "max_position_embeddings": lambda draw: draw.positions,
     "intermediate_size": inner("intermediate_size"),
     "n_inner": inner("n_inner"),

@@ -116,7 +116,11 @@ def test_the_pad_token_is_the_configs_the_tokenizers_or_the_end(tmp_path):
 @pytest.mark.parametrize(
     ("rope", "said"),
     [
-        ({"rope_type": "longrope"}, "rotary scaling 'longrope' is not supported"),
+        ({"rope_type": "spiral"}, "rotary scaling 'spiral' is not supported"),
+        (
+            {"rope_type": "longrope", "original_max_position_embeddings": 4, "long_factor": [1.0]},
+            "'longrope' needs 'short_factor', 2 numbers",
+        ),
         ({"rope_type": "lineer", "factor": 2}, "'linear'"),
         ({"type": "linear"}, "'linear' has no number 'factor'"),
         ({"rope_type": "linear", "factor": 2.0, "odd": 1}, "has 'odd', which is not known"),

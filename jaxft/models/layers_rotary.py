@@ -1,4 +1,4 @@
-"""Rotary position embedding, and every scaling of it whose angles do not depend on the length.
+"""Rotary position embedding, and every published scaling of it.
 
 B batch, T positions, H heads, K width of a head.
 
@@ -26,10 +26,12 @@ NEEDED = {
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "yarn": ("factor",),
+    "longrope": ("original_max_position_embeddings",),
 }
 OPTIONAL = {
     "dynamic": ("factor",),
     "yarn": ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    "longrope": ("short_factor", "long_factor", "factor", "attention_factor"),
 }
 EVERYWHERE = ("rope_type", "type", "rope_theta", "original_max_position_embeddings")
 
@@ -53,8 +55,12 @@ class Rotary:
     original: int
     numbers: tuple[tuple[str, Any], ...] = ()
 
-    def frequencies(self) -> tuple[np.ndarray, float]:
-        """Angles per position [K / 2] float32, and a factor on cosine and sine."""
+    def frequencies(self, far: bool = False) -> tuple[np.ndarray, float]:
+        """Angles per position [K / 2] float32, and a factor on cosine and sine.
+
+        Args:
+            far: whether a text goes beyond the original positions; for `longrope` alone.
+        """
         given = dict(self.numbers)
         if self.kind == "still":
             return np.zeros(self.width // 2, np.float32), 1.0
@@ -66,6 +72,9 @@ class Rotary:
             return _llama3(plain, self.original, given), 1.0
         if self.kind == "yarn":
             return _yarn(plain, self.theta, self.original, given)
+        if self.kind == "longrope":
+            factors = given["long_factor" if far else "short_factor"]
+            return plain / np.asarray(factors, np.float32), given["attention_factor"]
         return plain, 1.0
 
 
@@ -102,8 +111,29 @@ def read_rotary(fields: Mapping[str, Any], width: int, theta: float) -> Rotary:
             raise UserError(f"config.json: the rotary scaling '{kind}' has no number '{name}'.")
     base = given.get("rope_theta") or fields.get("rope_theta") or theta
     original = given.get("original_max_position_embeddings") or fields["max_position_embeddings"]
+    if kind == "longrope":
+        given |= _longrope(given, width, fields["max_position_embeddings"])
     numbers = tuple((name, given[name]) for name in known if name in given and name != "type")
     return Rotary(width, float(base), kind, int(original), numbers)
+
+
+def _longrope(given: Mapping[str, Any], width: int, positions: int) -> dict[str, Any]:
+    """The numbers of `longrope` that are lists, checked, and its factor on cosine and sine.
+
+    Source: Ding et al. (2024), https://arxiv.org/abs/2402.13753; `transformers`.
+    """
+    found: dict[str, Any] = {}
+    for name in ("short_factor", "long_factor"):
+        factors = given.get(name)
+        if not isinstance(factors, list) or len(factors) != width // 2:
+            raise UserError(
+                f"config.json: the rotary scaling 'longrope' needs '{name}', {width // 2} numbers."
+            )
+        found[name] = tuple(map(float, factors))
+    original = given["original_max_position_embeddings"]
+    factor = given.get("factor") or positions / original
+    suggested = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return found | {"attention_factor": given.get("attention_factor") or suggested}
 
 
 def _llama3(plain: np.ndarray, original: int, given: Mapping[str, Any]) -> np.ndarray:
@@ -155,8 +185,16 @@ def _yarn_scale(factor: float, given: Mapping[str, Any]) -> float:
 
 
 def rotary_waves(rotary: Rotary, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine at `positions` [B or 1, T]: each [B or 1, T, 1, K / 2] float32."""
+    """Cosine and sine at `positions` [B or 1, T]: each [B or 1, T, 1, K / 2] float32.
+
+    As in transformers, one text beyond the original positions turns all of the batch by the
+    `longrope` of long texts.
+    """
+    frequencies: Any
     frequencies, scale = rotary.frequencies()
+    if rotary.kind == "longrope":
+        far, _ = rotary.frequencies(far=True)
+        frequencies = jnp.where(positions.max() >= rotary.original, far, frequencies)
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
     return jnp.cos(angles) * scale, jnp.sin(angles) * scale
 
