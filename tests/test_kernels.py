@@ -1,17 +1,25 @@
 """Attention kernels: which one serves, and that splash is XLA's attention."""
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxft.config import to_yaml
 from jaxft.engine.cost import count_flops
 from jaxft.engine.mesh import make_mesh
 from jaxft.errors import UserError
 from jaxft.models.layers_attention import attention, make_mask
 from jaxft.models.layers_kernels import Kernel, Needs, Setting, choose
+from tests.test_decoders import make_checkpoint
+from tests.tiny import tiny_config
 
 NEEDS = Needs(heads=4, groups=2, width=64)
 ONE = make_mesh(1, 1, 1, jax.devices()[:1])
@@ -161,3 +169,43 @@ def test_a_moving_window_reaches_cudnn_and_no_kernel_without_a_bias(monkeypatch)
     np.testing.assert_array_equal(mask.bias, wanted)
     with pytest.raises(AssertionError):
         make_mask(segments(), causal=True, kernel=SPLASH).within(5)
+
+
+# --------------------------------------------------------- the true compiler, where it is there
+TPU_COMPILER = find_spec("libtpu") is not None or "TPU_LIBRARY_PATH" in os.environ
+QUIET = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not TPU_COMPILER, reason="libtpu is not installed (Linux on x86-64)")
+@pytest.mark.parametrize("attention", ["auto", "xla"])
+def test_the_step_compiles_for_tpus_with_splash(attention, tmp_path):
+    """A causal LM over fsdp and tensor: the kernels forward and back, and no scores in full."""
+    make_checkpoint(tmp_path / "checkpoint", "llama")
+    rows = [{"text": "the cast of a film in the plot " * 12}] * 16
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = tiny_config(
+        tmp_path,
+        task={"kind": "causal_lm", "text": "text"},
+        data={
+            "train": f"jsonl:{tmp_path}/rows.jsonl",
+            "eval": f"jsonl:{tmp_path}/rows.jsonl",
+            "test": None,
+            "row_length": 128,
+            "max_length": 64,
+        },
+        mesh={"data": 1, "fsdp": 2, "tensor": 2},
+        train={"attention": attention},
+    )
+    (tmp_path / "run.yaml").write_text(to_yaml(config.dump()))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.tpu_step", str(tmp_path / "run.yaml"), "v5e:2x2"],
+        env=os.environ | QUIET,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = json.loads(done.stdout.splitlines()[-1])
+    # Two blocks under one scan: forward, and back for queries and for keys and values.
+    assert said["kernels"] == (3 if attention == "auto" else 0)
