@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from jaxft.engine.card import model_card
 from jaxft.engine.trained import Which, open_trained
+from jaxft.files import write_atomic
 
 
 def export(run: Path, out: Path | None = None, which: Which = "best") -> Path:
-    """Write a run's model: config, weights and tokenizer.
+    """Write a run's model: config, weights, tokenizer or image processor, and a model card.
 
     Parameters that never trained are written byte for byte as their checkpoint had them.
 
@@ -24,4 +26,6 @@ def export(run: Path, out: Path | None = None, which: Which = "best") -> Path:
         UserError: it is no run, or has no such checkpoint.
     """
     trained = open_trained(run, which)
-    return trained.model.save(Path(trained.run.export) if out is None else out)
+    folder = trained.model.save(Path(trained.run.export) if out is None else out)
+    write_atomic(folder / "README.md", model_card(trained))
+    return folder
