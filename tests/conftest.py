@@ -9,6 +9,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from pathlib import Path
 
+import jax
 import pytest
 
 from jaxft import demo, demo_dialogues, demo_images, demo_smollm2, demo_vits
@@ -81,3 +82,11 @@ def vits() -> Path:
 def dinov2() -> Path:
     """A real checkpoint folder: the same weights as `vits`, as the `Dinov2Model` that they are."""
     return demo_vits.dinov2()
+
+
+@pytest.fixture(scope="module")
+def quick_to_compile(request):
+    """Programs that run once are compiled without most optimisations; with `--full` as ever."""
+    jax.config.update("jax_disable_most_optimizations", not request.config.getoption("--full"))
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

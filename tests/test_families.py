@@ -23,6 +23,7 @@ from safetensors.numpy import load_file
 
 from jaxft.models import registry
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 HEADS = [(name, head) for name, family in FAMILIES.items() for head in family.MODEL_TYPES[name]]
 SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.full) for seed in range(1, 10))]
 
