@@ -15,7 +15,7 @@ from jax.sharding import Sharding
 
 import jaxft.models
 from jaxft.data.text import load_tokenizer
-from jaxft.errors import UserError, did_you_mean
+from jaxft.errors import UserError, nearest
 from jaxft.models import clip
 from jaxft.models.layers import Leaf
 from jaxft.models.registry_model import Family, Model, leaves_of
@@ -163,9 +163,10 @@ def _family(fields: Mapping[str, Any]) -> Family:
     """The file of a config's model type; of two towers, the families of both put together."""
     known, model_type = families(), fields["model_type"]
     if model_type not in known:
+        close = [f"Did you mean '{name}'? " for name in nearest(model_type, known)]
         raise UserError(
             f"config.json: the model_type '{model_type}' is not supported.",
-            did_you_mean(model_type, known),
+            "".join([*close, f"Known: {', '.join(sorted(known))}."]),
         )
     two = model_type in clip.MODEL_TYPES
     return cast(Family, clip.compose(fields, known)) if two else known[model_type]
