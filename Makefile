@@ -41,26 +41,30 @@ test-all: $(VENV)/.dev  ## every config, mesh, fault and fuzz; the report in hea
 	    { echo 'test-all needs chromium on the PATH (Debian: apt-get install chromium)'; exit 1; }
 	$(BIN)/pytest -n auto --dist worksteal --full
 
-lint: $(VENV)/.dev  ## format, lint, types, and docs/schema.json up to date
+lint: $(VENV)/.dev  ## format, lint, types, and docs/ up to date
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	@$(BIN)/jaxft config --schema | diff docs/schema.json - || \
 	    { echo 'docs/schema.json is out of date: make docs'; exit 1; }
+	@$(BIN)/python -m jaxft.models_table --check docs/models.md || \
+	    { echo 'docs/models.md is out of date: make docs'; exit 1; }
 
 format: $(VENV)/.dev  ## format and mend what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(VENV)/.dev  ## write docs/schema.json from the config's schema
+docs: $(VENV)/.dev  ## write docs/schema.json and the table of docs/models.md from the code
 	$(BIN)/jaxft config --schema > docs/schema.json.new
 	mv docs/schema.json.new docs/schema.json
+	$(BIN)/python -m jaxft.models_table docs/models.md
 
 bench: $(VENV)/.dev  ## the measurements behind the README's figures; hours on a quiet machine
 	$(BIN)/python -m jaxft.demo
 	$(BIN)/python -m benchmarks.seeds
 	$(BIN)/python -m benchmarks.loop
 	$(BIN)/python -m benchmarks.trainer
+	$(BIN)/python -m benchmarks.load
 
 clean:  ## remove the virtual environment and the tools' caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build *.egg-info

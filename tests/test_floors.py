@@ -65,6 +65,7 @@ FLOORS = {
     "engine.*": 10,  # the stories
     "report.page": 10,
     "demo": 10,
+    "models_table": 11,
     "cli": 11,
     "__main__": 12,
 }
