@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxft.cli_predict import predict
+from jaxft.cli_search import search
 from jaxft.config import describe_keys, load_config, schema_text, to_yaml
 from jaxft.errors import UserError
 
@@ -174,6 +175,7 @@ def evaluate(
 
 
 app.command()(predict)
+app.command()(search)
 
 
 @app.command()

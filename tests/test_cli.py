@@ -211,7 +211,7 @@ def test_help_and_version(capsys):
     alone = capsys.readouterr().out
     assert main(["--help"]) == 0
     assert capsys.readouterr().out == alone
-    for command in ("train", "plan", "eval", "predict", "export", "report", "config"):
+    for command in ("train", "plan", "eval", "predict", "search", "export", "report", "config"):
         assert f" {command} " in alone
     assert main(["train", "--help"]) == 0
     assert capsys.readouterr().out.strip().endswith("jaxft config")

@@ -17,7 +17,7 @@ from jaxft.engine.checkpoint import Checkpoints
 from jaxft.engine.run_folder import RUN_FILE, RunFolder, open_run
 from jaxft.errors import UserError
 from jaxft.models.registry import Model, describe, load
-from jaxft.models.source import Source, resolve
+from jaxft.models.source import Checkpoint, Source, resolve
 from jaxft.tasks.contract import LOWER_IS_BETTER, Task
 
 Which = int | str  # a step, "best" or "last"
@@ -149,13 +149,13 @@ def best_metric(config: Config, task: Task) -> str:
     return asked
 
 
-def base_checkpoint(run: RunFolder, config: Config) -> str:
+def base_checkpoint(run: RunFolder, config: Config) -> Checkpoint:
     """Where the parameters that a run started from lie: its own copy, else the source."""
     copied = (run.base / "config.json").exists()  # `Model.save` writes it last
     return str(run.base) if copied else config.model.checkpoint
 
 
-def with_checkpoint(config: Config, checkpoint: str) -> Config:
+def with_checkpoint(config: Config, checkpoint: Checkpoint) -> Config:
     """The same config on another checkpoint."""
     return config.model_copy(
         update={"model": config.model.model_copy(update={"checkpoint": checkpoint})}

@@ -19,7 +19,7 @@ from jaxft.errors import UserError, nearest
 from jaxft.models import clip
 from jaxft.models.layers import Leaf
 from jaxft.models.registry_model import Family, Model, leaves_of
-from jaxft.models.source import Source, read_config, resolve
+from jaxft.models.source import Checkpoint, Source, read_config, resolve
 from jaxft.models.source_fields import pad_token_id
 from jaxft.models.weights import fresh_leaf, load_leaf, match, resolve_names
 from jaxft.models.weights_files import Tensor, open_tensors
@@ -32,7 +32,7 @@ ShardingOf = Callable[[str, tuple[int, ...], tuple[str, ...]], Sharding | None]
 
 
 def load(
-    checkpoint: str | Mapping[str, str],
+    checkpoint: Checkpoint,
     *,
     task: str | None = None,
     num_labels: int | None = None,
@@ -93,7 +93,7 @@ def load(
 
 
 def describe(
-    checkpoint: str | Mapping[str, str],
+    checkpoint: Checkpoint,
     *,
     task: str | None = None,
     num_labels: int | None = None,

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import huggingface_hub
 from huggingface_hub.errors import (
@@ -47,6 +47,8 @@ COMPANIONS = (
 )
 IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 HUB_FILES = ("config.json", "model*.safetensors", INDEX, *COMPANIONS)
+# Where one is, or where those of two towers are.
+Checkpoint = str | Mapping[Literal["vision", "text"], str]
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class Source:
         return {n: p for n, p in self.text.companions.items() if n not in IMAGE_FILES} | images
 
 
-def resolve(checkpoint: str | Mapping[str, str], cache: str | None = None) -> Source:
+def resolve(checkpoint: Checkpoint, cache: str | None = None) -> Source:
     """The checkpoint's place on this machine, fetched from the hub where need be.
 
     Args:
@@ -133,7 +135,7 @@ def resolve(checkpoint: str | Mapping[str, str], cache: str | None = None) -> So
             raise UserError(
                 f"model.checkpoint: two towers are 'vision' and 'text', not {list(checkpoint)}."
             )
-        vision, text = (resolve(checkpoint[name], cache) for name in ("vision", "text"))
+        vision, text = resolve(checkpoint["vision"], cache), resolve(checkpoint["text"], cache)
         return replace(vision, asked=f"{vision.asked} and {text.asked}", text=text)
     if checkpoint.startswith("package:"):
         return Source(checkpoint, _package_folder(checkpoint))

@@ -83,21 +83,52 @@ class Pairs:
 
     def collate(self, index: np.ndarray, row_length: int) -> dict[str, np.ndarray]:
         del row_length
-        ids = np.full((len(index), self.length), self.pad_id, np.int32)
-        mask = np.zeros((len(index), self.length), np.int32)
-        mask[:, 0] = 1  # a row without a text still attends somewhere
-        for row, number in enumerate(index[:, 0]):
-            if number >= 0:
-                text = self.tokens[int(number)]["input_ids"]
-                ids[row, : len(text)] = text
-                mask[row, : len(text)] = 1
-        batch = {
+        none = np.zeros(0, np.int32)
+        texts = [self.tokens[int(n)]["input_ids"] if n >= 0 else none for n in index[:, 0]]
+        return {
             "pixel_values": pixel_values(self.source, self.column, self.processor, index),
-            "input_ids": ids,  # [R, T]
+            **pad_texts(texts, self.length, self.pad_id, self.masked),
             "weights": (index >= 0).astype(np.float32),  # [R, 1]
             "example_ids": index.astype(np.int32),
         }
-        return batch | ({"attention_mask": mask} if self.masked else {})
+
+
+def pad_texts(
+    texts: Sequence[np.ndarray], length: int, pad_id: int, masked: bool
+) -> dict[str, np.ndarray]:
+    """Token ids in rows of one length: `input_ids` and, where masked, `attention_mask` [R, T].
+
+    Args:
+        texts: each one's token ids; none where a row has no text.
+        length: T.
+        pad_id: the token that fills a row.
+        masked: whether the model is told which tokens are padding.
+    """
+    ids = np.full((len(texts), length), pad_id, np.int32)
+    mask = np.zeros((len(texts), length), np.int32)
+    mask[:, 0] = 1  # a row without a text still attends somewhere
+    for row, text in enumerate(texts):
+        ids[row, : len(text)] = text
+        mask[row, : len(text)] = 1
+    return {"input_ids": ids} | ({"attention_mask": mask} if masked else {})
+
+
+def text_batch(texts: Sequence[str], tools: Tools) -> dict[str, np.ndarray]:
+    """What a model's text tower reads of some texts.
+
+    Args:
+        texts: the texts; what is longer than the model's positions is cut.
+        tools: what the checkpoint brings.
+    """
+    encoded = tools.tokenizer.encode(list(texts), max_length=tools.max_length)
+    fixed = tools.model.config.fixed_length
+    length = fixed or padded_length(max(map(len, encoded.ids)), tools)
+    return pad_texts(encoded.ids, length, tools.tokenizer.pad_id, masked=fixed is None)
+
+
+def padded_length(longest: int, tools: Tools) -> int:
+    """The length that texts are padded to whose longest has so many tokens."""
+    return min(round_up(longest, STRIDE), tools.model.max_positions)
 
 
 @dataclass(frozen=True)
@@ -132,13 +163,12 @@ class Contrastive:
         )
         texts = list(column_of(source, self.section.text))
         numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-        longest = round_up(int(tokens.lengths.max()), STRIDE)
         return Pairs(
             source,
             self.section.image,
             tools.images,
             tokens,
-            length=fixed or min(longest, tools.model.max_positions),
+            length=fixed or padded_length(int(tokens.lengths.max()), tools),
             pad_id=tools.tokenizer.pad_id,
             masked=fixed is None,
             same=np.array([numbers[text] for text in texts]),
