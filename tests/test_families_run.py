@@ -23,6 +23,8 @@ from jaxft.engine.cost import count_flops
 from jaxft.models import registry
 from jaxft.models.transformer import Compute, Part
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 
 def classifiers() -> list:
     """(model type, head) of each that can classify: the last of a file is always tested."""
@@ -124,7 +126,17 @@ def test_scan_equals_unrolled(classifier, remat, frozen):
     for compute in (Compute(), Compute(scan=True, remat=remat)):
         compute = replace(compute, trainable=frozenset(names))
         results.append(gradients(classifier, key=jax.random.key(1), compute=compute, names=names))
-    assert_close_gradients(results[1], jax.tree.map(np.asarray, results[0]), 1e-6)
+    unrolled, scanned = (jax.tree.map(np.asarray, result) for result in results)
+    # A leaf's gradient may be a small sum of large parts, as a bias's below a scaled branch is,
+    # and then shows their rounding: 1e-6 is asked of the whole.
+    assert_close_gradients(scanned, unrolled, 5e-6)
+    distance = {name: scanned[name] - value for name, value in unrolled.items()}
+    assert length(distance) <= 1e-6 * length(unrolled)
+
+
+def length(gradients: dict[str, np.ndarray]) -> float:
+    """The norm of all of them as one vector."""
+    return float(np.sqrt(sum(np.square(value).sum() for value in gradients.values())))
 
 
 def test_scan_compiles_one_body_for_alike_blocks(classifier):
