@@ -150,7 +150,7 @@ class Generator:
         scores, cache = self.prefill(self._params, ids, seen[:, :length], room)
         used = _used(ids, seen, scores.shape[-1], settings)
         first = np.repeat(np.arange(len(prompts)), count)
-        scores, used, cache = _rows((scores, used, cache), first)
+        scores, used, cache = _rows((scores, used, cache), first, len(prompts))
         seen = seen[first, : length + room]
         for step in range(room):
             beams, rows, tokens, more = _advance(
@@ -165,7 +165,7 @@ class Generator:
             )
             if step + 1 == room or not more:
                 break
-            used, cache = _rows((used, cache), rows)
+            used, cache = _rows((used, cache), rows, len(rows))
             if used is not None:
                 used = used.at[np.arange(len(rows)), tokens].set(True)
             scores, cache = self.decode(self._params, cache, tokens, seen, np.int32(length + step))
@@ -238,7 +238,12 @@ _advance = jax.jit(
 )
 
 
-@jax.jit
-def _rows(values: Any, rows: jax.Array) -> Any:
-    """Every array of `values` at these rows."""
-    return jax.tree.map(lambda value: value[rows], values)
+@partial(jax.jit, static_argnames="count")
+def _rows(values: Any, rows: jax.Array, count: int) -> Any:
+    """Every array of `values` at these of its `count` rows, each of which may be several."""
+
+    def chosen(value: jax.Array) -> jax.Array:
+        grouped = value.reshape(count, -1, *value.shape[1:])
+        return grouped[rows].reshape(-1, *value.shape[1:])
+
+    return jax.tree.map(chosen, values)

@@ -24,7 +24,8 @@ class KeyValues:
     Args:
         slots: how many positions there is room for, S.
         slot: where the new position goes, an int32; None at the start of a text.
-        key, value: [B, G, S, K]; None at the start of a text.
+        key, value: [B G, S, K]; None at the start of a text. With rows and heads on one axis they
+            are what the products read: with two, XLA:CPU would make a copy for each reader.
     """
 
     slots: int
@@ -33,19 +34,20 @@ class KeyValues:
     value: jax.Array | None = None
 
     def add(self, key: jax.Array, value: jax.Array) -> None:
-        """Put in the keys and values [B, G, T, K] of new positions."""
+        """Put in the keys and values of new positions, each [B, G, T, K]."""
         self.key = self._with(self.key, key)
         self.value = self._with(self.value, value)
 
     def arrays(self) -> tuple[jax.Array, jax.Array]:
-        """Keys and values of all positions so far, each [B, G, S, K]."""
+        """Keys and values of all positions so far, each [B G, S, K]."""
         assert self.key is not None and self.value is not None  # noqa: PT018 - one fact
         return self.key, self.value
 
     def _with(self, kept: jax.Array | None, new: jax.Array) -> jax.Array:
+        new = new.reshape(-1, *new.shape[2:])  # [B G, T, K]
         if kept is None or self.slot is None:
-            return jnp.pad(new, ((0, 0), (0, 0), (0, self.slots - new.shape[2]), (0, 0)))
-        return lax.dynamic_update_slice_in_dim(kept, new.astype(kept.dtype), self.slot, axis=2)
+            return jnp.pad(new, ((0, 0), (0, self.slots - new.shape[1]), (0, 0)))
+        return lax.dynamic_update_slice_in_dim(kept, new.astype(kept.dtype), self.slot, axis=1)
 
 
 def split_heads(x: jax.Array, width: int) -> jax.Array:
@@ -72,11 +74,10 @@ def attend(
     """
     key, value = kept.arrays()
     batch, heads, length, width = query.shape
-    groups = key.shape[1]
-    rows = query.reshape(batch, groups, heads // groups * length, width)
-    scores = jnp.einsum("bgrk,bgsk->bgrs", rows, key, preferred_element_type=jnp.float32)
+    rows = query.reshape(len(key), -1, width)  # [B G, H T / G, K]
+    scores = jnp.einsum("nrk,nsk->nrs", rows, key, preferred_element_type=jnp.float32)
     scores = scores.reshape(batch, heads, length, -1)
     scores = scores + bias if soft_cap is None else soft_capped(scores, soft_cap) + bias
     weights = jax.nn.softmax(scores).astype(query.dtype)
-    weights = weights.reshape(batch, groups, heads // groups * length, -1)
-    return jnp.einsum("bgrs,bgsk->bgrk", weights, value).reshape(query.shape)
+    weights = weights.reshape(*rows.shape[:2], -1)
+    return jnp.einsum("nrs,nsk->nrk", weights, value).reshape(query.shape)

@@ -16,7 +16,7 @@ from jaxft.models.layers_attention import Mask
 from jaxft.models.layers_cache import KeyValues
 from jaxft.models.transformer import PLAIN, Compute, Params, Part, Tower
 
-Cache = tuple[tuple[jax.Array, jax.Array], ...]  # block -> keys and values, each [B, G, S, K]
+Cache = tuple[tuple[jax.Array, jax.Array], ...]  # block -> keys and values, each [B G, S, K]
 
 
 def prefill(
