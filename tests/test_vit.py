@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from jaxft.data.image import load_image_processor
 from jaxft.errors import UserError
 from jaxft.models import registry
-from jaxft.models.transformer import Part
+from jaxft.models.transformer import Compute, Part
 
 CLASSIFY = "image_classification"
 SIZES = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "num_labels": 3}
@@ -141,3 +141,13 @@ def test_stochastic_depth_leaves_out_whole_branches(tmp_path):
     added = Part(join).bind({"layer_scale": branch[0, 0]})(0 * branch, branch, jax.random.key(0))
     assert set(np.unique(added)) == {0.0, 2.0}
     assert np.all(added == added[:, :1, :1])
+
+
+def test_a_kernel_that_cannot_serve_is_refused(tmp_path):
+    """Heads of 6 and 17 positions are nothing for cudnn; auto goes without."""
+    make("vit", tmp_path, image_size=12, patch_size=3)
+    model, batch = registry.load(str(tmp_path)), {"pixel_values": images(12, 12)}
+    gpu = {"platform": "cuda", "dtype": "bfloat16"}
+    with pytest.raises(UserError, match=r"train\.attention: cudnn cannot serve this run"):
+        model.apply(model.params, batch, None, Compute(attention="cudnn", **gpu))
+    model.apply(model.params, batch, None, Compute(**gpu))

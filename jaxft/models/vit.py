@@ -23,8 +23,9 @@ from flax import nnx
 
 from jaxft.errors import UserError
 from jaxft.models.layers import LayerNorm, Leaf, Linear, parameter, split_key
-from jaxft.models.layers_attention import attention
+from jaxft.models.layers_attention import Mask, attention, make_mask
 from jaxft.models.layers_batch import Batch
+from jaxft.models.layers_kernels import Needs
 from jaxft.models.layers_math import ACTIVATIONS, dropout
 from jaxft.models.layers_vision import PatchEmbedding, grid_of, resize_grid
 from jaxft.models.transformer import Compute, Part, Tower
@@ -172,15 +173,18 @@ class Embeddings(nnx.Module):
 
 
 class Stem(nnx.Module):
-    """What comes before the blocks: the embeddings; there is no mask, for all see each other."""
+    """What comes before the blocks: the embeddings; all positions of an image see each other."""
 
     def __init__(self, config: Config):
+        own = config.fields
+        heads, rate = own["num_attention_heads"], own["attention_probs_dropout_prob"]
+        self.needs = Needs(heads, heads, own["hidden_size"] // heads, rate)
         self.embeddings = Embeddings(config)
         self.image_size = None if config.resizes else config.image_size
 
     def __call__(
         self, batch: Batch, key: jax.Array | None, compute: Compute
-    ) -> tuple[jax.Array, None]:
+    ) -> tuple[jax.Array, Mask | None]:
         pixels = batch["pixel_values"]
         image, wanted = pixels.shape[2:], self.image_size
         said = f"The images are {image[0]} x {image[1]}"
@@ -191,7 +195,10 @@ class Stem(nnx.Module):
             )
         if min(grid_of(image, self.embeddings.patch.patch)) < 1:
             raise UserError(f"{said}, which is less than a patch.")
-        return self.embeddings(pixels, key), None
+        x = self.embeddings(pixels, key)
+        kernel = compute.kernel(self.needs, x.shape[:2])
+        segments = jnp.zeros(x.shape[:2], jnp.int32)
+        return x, None if kernel is None else make_mask(segments, kernel=kernel)
 
 
 class Join(nnx.Module):
@@ -230,14 +237,14 @@ class Attention(nnx.Module):
         self.heads = own["num_attention_heads"]
         self.rate = own["attention_probs_dropout_prob"]
 
-    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: Mask | None, key: jax.Array | None) -> jax.Array:
         weights_key, join_key = split_key(key, 2)
         normal = self.norm(x)
         mixed = attention(
             self.query(normal),
             self.key(normal),
             self.value(normal),
-            None,
+            mask,
             heads=self.heads,
             rate=self.rate,
             dropout_key=weights_key,
@@ -291,9 +298,9 @@ class Block(nnx.Module):
         self.attention = Attention(config)
         self.mlp = GatedMlp(config) if config.fields.get("use_swiglu_ffn") else Mlp(config)
 
-    def __call__(self, x: jax.Array, context: None, key: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: Mask | None, key: jax.Array | None) -> jax.Array:
         attention_key, mlp_key = split_key(key, 2)
-        return self.mlp(self.attention(x, attention_key), mlp_key)
+        return self.mlp(self.attention(x, mask, attention_key), mlp_key)
 
 
 class Encoder(nnx.Module):
