@@ -9,13 +9,14 @@ import tiny
 import tokenizers
 import torch
 import transformers
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from jaxft.engine.export import export
 from jaxft.engine.train import train
 from jaxft.errors import UserError
 from jaxft.models import gpt2_config, registry
 from jaxft.models.layers_batch import read_last
-from jaxft.models.layers_rotary import read_rotary
+from jaxft.models.layers_rotary import read_rotary, rotary_waves
 from jaxft.models.llama_config import UNREAD, Config
 from jaxft.models.source_fields import pad_token_id
 
@@ -207,6 +208,23 @@ def test_a_pattern_of_blocks_that_is_not_understood_is_refused(types, said):
     fields |= {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "attention_types": types}
     with pytest.raises(UserError, match=said):
         gpt2_config.Config.from_hf(fields)
+
+
+def test_longrope_takes_the_long_factors_beyond_the_original_positions():
+    rope = {"rope_type": "longrope", "original_max_position_embeddings": 8, "rope_theta": 1e4}
+    rope |= {"short_factor": [1.0, 1.5], "long_factor": [2.0, 4.0]}
+    config = transformers.LlamaConfig(
+        hidden_size=8, num_attention_heads=2, max_position_embeddings=32, rope_parameters=rope
+    )
+    rotary = read_rotary(config.to_dict(), 4, 1e4)
+    turned = []
+    for length in (8, 9):
+        theirs = LlamaRotaryEmbedding(config)(torch.zeros(1), torch.arange(length)[None])
+        ours = rotary_waves(rotary, jnp.arange(length)[None])
+        for one, other in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(one[0, :, 0], other[0, :, :2].numpy(), atol=1e-6)
+        turned.append(ours[0][0, 1, 0, 1])
+    assert turned[0] != turned[1]
 
 
 def test_old_and_new_spellings_of_a_rotary_scaling_are_one():
