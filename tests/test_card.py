@@ -51,7 +51,7 @@ def test_what_a_person_reads(run, card):
     told = json.loads((run.folder / "run.json").read_text())
     assert f"| accuracy | {run.metrics['accuracy']:.4f} |" in text
     train = told["data"][0]
-    labels = ", ".join(f"{name} {count}" for name, count in train["labels"].items())
+    labels = ", ".join(f"{name}: {count}" for name, count in train["labels"].items())
     row = (
         f"| train | `csv:reviews.csv[:70%]` | {train['examples']} | {train['tokens']} | {labels} |"
     )
@@ -63,7 +63,9 @@ def test_what_a_person_reads(run, card):
     for fact in ("layer decay | 0.8 (mae)", "seeds | init 0, data 0, dropout 0", "adamw (lr 0.001"):
         assert fact in text, fact
     assert f"jax {told['versions']['jax']}" in text
-    assert "AutoModelForSequenceClassification.from_pretrained" in text
+    assert "model = AutoModelForSequenceClassification.from_pretrained(folder)" in text
+    assert "tokenizer = AutoTokenizer.from_pretrained(folder)" in text
+    assert "AutoImageProcessor" not in text
 
 
 def test_a_card_tells_no_path_no_machine_and_no_text(run, card):

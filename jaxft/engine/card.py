@@ -13,6 +13,7 @@ import yaml
 
 from jaxft.engine.run_folder import RUN_FILE, RunFolder
 from jaxft.engine.trained import Trained
+from jaxft.models.source import IMAGE_FILES
 from jaxft.report.events import read_events
 from jaxft.report.numbers import count, rate, score, share
 
@@ -124,7 +125,7 @@ def _score_section(scored: Mapping[str, Any] | None, about: Mapping[str, Any]) -
 def _data_section(about: Mapping[str, Any]) -> str:
     rows = []
     for split in about["data"]:
-        labels = ", ".join(f"{name} {many:,}" for name, many in split["labels"].items())
+        labels = ", ".join(f"{name}: {many:,}" for name, many in split["labels"].items())
         tokens = f"{split['tokens']:,}" if "tokens" in split else ""
         named = f"`{source_name(split['source'])}`"
         rows.append((split["split"], named, f"{split['examples']:,}", tokens, labels))
@@ -174,7 +175,7 @@ def _training_section(trained: Trained, about: Mapping[str, Any]) -> str:
     compute, devices = about["compute"], about["devices"]
     facts = {
         "steps": f"{trained.step:,} of {about['resolved']['total_steps']:,}",
-        "examples a step": f"{layout['examples_per_step']:g} on average, in {layout['rows']} rows",
+        "batch": f"{layout['examples_per_step']:.1f} examples on average, {layout['rows']} rows",
         "optimizer": f"{optimizer['name']} ({_settings(optimizer, used)})",
         "schedule": f"{config['schedule']['kind']}, warm-up {config['schedule']['warmup']}",
         "layer decay": f"{decay['rate']} ({decay['preset']})" if decay["rate"] != 1 else "none",
@@ -197,18 +198,18 @@ def _settings(section: Mapping[str, Any], names: Iterable[str]) -> str:
 
 
 def _use_section(trained: Trained) -> str:
-    auto = PIPELINES[trained.model.head][1]
-    files = set(trained.model.source.companions)
-    reader = "AutoTokenizer"
-    if "preprocessor_config.json" in files or "processor_config.json" in files:
-        reader = "AutoProcessor" if any("token" in name for name in files) else "AutoImageProcessor"
+    auto, files = PIPELINES[trained.model.head][1], trained.model.source.companions
+    readers = {
+        "tokenizer": ("AutoTokenizer", any("token" in name or "vocab" in name for name in files)),
+        "processor": ("AutoImageProcessor", any(name in files for name in IMAGE_FILES)),
+    }
+    loads = {"model": auto} | {name: reader for name, (reader, there) in readers.items() if there}
+    lines = [f"{name} = {loader}.from_pretrained(folder)" for name, loader in loads.items()]
     return (
-        "## Use\n\n```python\n"
-        f"from transformers import {auto}, {reader}\n\n"
+        f"## Use\n\n```python\nfrom transformers import {', '.join(loads.values())}\n\n"
         'folder = "."  # where this file lies, or its name on the hub\n'
-        f"model = {auto}.from_pretrained(folder)\n"
-        f"reader = {reader}.from_pretrained(folder)\n```\n\n"
-        "or, in JAX, `jaxft.load(folder)`."
+        + "\n".join(lines)
+        + "\n```\n\nor, in JAX, `jaxft.load(folder)`."
     )
 
 
