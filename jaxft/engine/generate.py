@@ -122,7 +122,8 @@ def complete(writer: Writer, prompts: Iterable[str]) -> Iterator[dict[str, Any]]
 
     Yields:
         `prompt`, `text`, `tokens` (how many are new), `whole` (whether it ended by itself), and
-        `tokens_per_second` (of all that were written together with it).
+        `tokens_per_second`: after the first, of all that were written together with it; None for
+        beam search, which gives them at once.
 
     Raises:
         UserError: a prompt is empty or longer than the model's positions.
@@ -132,37 +133,35 @@ def complete(writer: Writer, prompts: Iterable[str]) -> Iterator[dict[str, Any]]
     while part := list(islice(waiting, PROMPTS)):
         rows = max(rows, len(part))
         # The last batch is filled up, so that it compiles nothing; what is too much is left out.
-        filled = part + part[-1:] * (rows - len(part))
-        yield from _complete(writer, filled)[: len(part)]
+        yield from _complete(writer, part, rows)
 
 
-def _complete(writer: Writer, prompts: Sequence[str]) -> list[dict[str, Any]]:
-    """What is written after each prompt of one batch."""
+def _complete(writer: Writer, asked: list[str], rows: int) -> Iterator[dict[str, Any]]:
+    """What is written after each prompt of one batch, which has so many rows."""
+    prompts = asked + asked[-1:] * (rows - len(asked))
     settings = writer.settings
     ids = _encode(writer, [[{"role": "user", "content": prompt}] for prompt in prompts])
     streams = [TextStream(writer.tokenizer, settings.stop_strings) for _ in ids]
 
     def stopped(row: int, tokens: Sequence[int]) -> bool:
         streams[row].add(tokens[-1])
+        if row < len(asked):
+            moments.append(time.perf_counter())
         return streams[row].stopped
 
-    started = time.perf_counter()
+    moments: list[float] = []
     written = writer.generator.generate(ids, settings, stopped)
-    speed = sum(map(len, written)) / (time.perf_counter() - started)
-    results = []
-    for prompt, tokens, stream in zip(prompts, written, streams, strict=True):
+    taken = moments[-1] - moments[0] if moments else 0.0
+    speed = round((len(moments) - len(asked)) / taken, 1) if taken else None
+    for prompt, tokens, stream in zip(asked, written, streams, strict=False):
         stream.end()
-        ended = tokens[-1] in settings.eos_token_id
-        results.append(
-            {
-                "prompt": prompt,
-                "text": stream.text if settings.num_beams == 1 else writer.tokenizer.decode(tokens),
-                "tokens": len(tokens),
-                "whole": ended or stream.stopped,
-                "tokens_per_second": round(speed, 1),
-            }
-        )
-    return results
+        yield {
+            "prompt": prompt,
+            "text": stream.text if settings.num_beams == 1 else writer.tokenizer.decode(tokens),
+            "tokens": len(tokens),
+            "whole": tokens[-1] in settings.eos_token_id or stream.stopped,
+            "tokens_per_second": speed,
+        }
 
 
 def _encode(writer: Writer, conversations: Sequence[Sequence[Message]]) -> list[list[int]]:
