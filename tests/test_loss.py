@@ -22,9 +22,10 @@ TIED = {False: "head/kernel", True: "head/embedding"}
 
 
 def make_top(tied: bool) -> Part:
+    """A head of its own, or the word embeddings with a bound on the scores, as Gemma has it."""
     head = Embedding(WORDS, WIDTH, "vocab", 0.02) if tied else None
     head = head or Linear(WIDTH, WORDS, ("embed", "vocab"), 0.02, bias=False)
-    return Part(CausalLm(RMSNorm(WIDTH, 1e-6), head))
+    return Part(CausalLm(RMSNorm(WIDTH, 1e-6), head, soft_cap=4.0 if tied else None))
 
 
 def draw(tied: bool) -> tuple[dict, jax.Array, jax.Array]:
