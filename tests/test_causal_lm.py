@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 
+from jaxft.cli import main
 from jaxft.config_tasks import CausalLm as Section
 from jaxft.data.sources import given_rows
 from jaxft.engine.export import export
@@ -120,7 +121,7 @@ def test_what_cannot_be_learned_from_is_a_sentence(model, tmp_path):
         examples_of(CHAT, ROWS, registry.load(str(bare)))
 
 
-def test_a_run_learns_to_answer_and_is_handed_back(checkpoint, tmp_path):
+def test_a_run_learns_to_answer_and_is_handed_back(checkpoint, tmp_path, capsys):
     for name, rows in (("train", ROWS * 3), ("test", ROWS)):
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (tmp_path / f"{name}.jsonl").write_text(lines)
@@ -156,3 +157,15 @@ def test_a_run_learns_to_answer_and_is_handed_back(checkpoint, tmp_path):
         total += torch.nn.functional.cross_entropy(logits, ids[0, len(prompt) :], reduction="sum")
         count += len(whole) - len(prompt)
     np.testing.assert_allclose(scores["loss"], float(total) / count, rtol=1e-4)
+
+    assert main(["predict", str(run.folder), ROWS[0]["prompt"], "--max-new-tokens", "8"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    chat = words.apply_chat_template(
+        [{"role": "user", "content": ROWS[0]["prompt"]}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+    )
+    written = theirs.generate(**chat, max_new_tokens=8, do_sample=False, pad_token_id=0)
+    new = written[0, chat["input_ids"].shape[1] :]
+    assert answer["text"] == words.decode(new, skip_special_tokens=True)
