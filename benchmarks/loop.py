@@ -54,8 +54,14 @@ def step_costs(clock: CpuClock, start: float, end: float, steps: int) -> dict[st
     return {measure: cost / steps for measure, cost in zip(MEASURES, costs, strict=True)}
 
 
-def bare_step(built: Build, last: int) -> Callable[[], dict[str, float]]:
-    """A function that runs the compiled step on ready batches and gives its costs."""
+def bare_step(built: Build, last: int, first: int = FIRST) -> Callable[[], dict[str, float]]:
+    """A function that runs the compiled step on ready batches and gives its costs.
+
+    Args:
+        built: the run.
+        last: steps that are run.
+        first: of them, how many are not timed.
+    """
     params = load_params(built).params
     frozen = frozen_params(built, params)
     step = make_train_step(
@@ -77,14 +83,14 @@ def bare_step(built: Build, last: int) -> Callable[[], dict[str, float]]:
         started = 0.0
         with CpuClock() as clock:
             for number, batch in enumerate(ready):
-                if number == FIRST:
+                if number == first:
                     jax.block_until_ready(state)
                     started = time.time()
                 rates = Rates(built.rates[number], multipliers, decay)
                 state, metrics = step(state, frozen, batch, rates)
             jax.block_until_ready((state, metrics))
             ended = time.time()
-        return step_costs(clock, started, ended, last - FIRST)
+        return step_costs(clock, started, ended, last - first)
 
     return costs
 
