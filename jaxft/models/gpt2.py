@@ -12,6 +12,7 @@ Source: Radford et al. (2019), "Language Models are Unsupervised Multitask Learn
 from __future__ import annotations
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +20,9 @@ from flax import nnx
 
 from jaxft.models.gpt2_config import FIXED, UNREAD, Config
 from jaxft.models.layers import Embedding, LayerNorm, Linear, split_key
-from jaxft.models.layers_attention import Mask, attention, make_mask
-from jaxft.models.layers_batch import Batch, check_length, positions_of, segments_of, slot_of
-from jaxft.models.layers_decoder import decoder_top
+from jaxft.models.layers_attention import Mask, attention
+from jaxft.models.layers_batch import Batch, positions_of
+from jaxft.models.layers_decoder import causal_mask, decoder_top
 from jaxft.models.layers_kernels import Needs
 from jaxft.models.layers_math import ACTIVATIONS, dropout
 from jaxft.models.transformer import Compute, Part, Tower
@@ -186,15 +187,8 @@ class Stem(nnx.Module):
     def __call__(
         self, batch: Batch, key: jax.Array | None, compute: Compute
     ) -> tuple[jax.Array, Mask]:
-        check_length(batch, self.max_positions)
-        segments = segments_of(batch)
-        mask = make_mask(
-            segments,
-            causal=True,
-            window=self.window,
-            slot=slot_of(batch),
-            kernel=compute.kernel(self.needs, segments.shape),
-        )
+        kernel = partial(compute.kernel, self.needs)
+        mask = causal_mask(batch, self.max_positions, self.window, kernel)
         return self.embeddings(batch, key), mask
 
 

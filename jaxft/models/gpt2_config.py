@@ -9,12 +9,7 @@ from typing import Any
 
 from jaxft.errors import UserError
 from jaxft.models.layers_math import ACTIVATIONS
-from jaxft.models.source_fields import (
-    check_activation,
-    check_divides,
-    check_fields,
-    check_sizes,
-)
+from jaxft.models.source_fields import check_activation, check_divides, read_fields
 
 # The fields of each model type, with what a config.json without the field means.
 FIELDS: dict[str, dict[str, Any]] = {
@@ -171,13 +166,11 @@ class Config:
             UserError: a field is missing, unknown, or has a value that is not supported.
         """
         model_type = fields["model_type"]
-        defaults = FIELDS[model_type]
-        check_fields(fields, known=list(defaults), fixed=FIXED, ignore=ignore)
-        check_sizes(fields, SIZES[model_type])
-        own = {name: fields.get(name, default) for name, default in defaults.items()}
+        defaults, sizes = FIELDS[model_type], SIZES[model_type]
+        own = read_fields(fields, defaults, sizes=sizes, fixed=FIXED, ignore=ignore)
         check_activation("activation_function", own["activation_function"], ACTIVATIONS)
-        width, heads = own[SIZES[model_type][2]], own[SIZES[model_type][4]]
-        check_divides(SIZES[model_type][2], width, heads, "heads")
+        width, heads = own[sizes[2]], own[sizes[4]]
+        check_divides(sizes[2], width, heads, "heads")
         return cls(model_type, own, **READERS[model_type](own, width, heads))
 
     def to_hf(self) -> dict[str, Any]:

@@ -1,13 +1,17 @@
-"""The tops that decoders share: the bare stream, next-token scores, and a class per text."""
+"""What decoders share: their mask, and their tops (bare stream, next-token scores, a class)."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxft.models.layers import Embedding, LayerNorm, Linear, RMSNorm
-from jaxft.models.layers_batch import Batch, read_last
+from jaxft.models.layers_attention import Mask, make_mask
+from jaxft.models.layers_batch import Batch, check_length, read_last, segments_of, slot_of
+from jaxft.models.layers_kernels import Kernel
 from jaxft.models.layers_loss import token_losses
 from jaxft.models.layers_math import soft_capped
 
@@ -99,6 +103,29 @@ def _finished(x: jax.Array, norm: Norm | None, projection: Linear | None) -> jax
     """The stream as a head reads it: [..., D] -> [..., E]."""
     x = x if norm is None else norm(x)
     return x if projection is None else projection(x)
+
+
+def causal_mask(
+    batch: Batch,
+    max_positions: int,
+    window: int | None,
+    kernel: Callable[[tuple[int, ...]], Kernel | None],
+) -> Mask:
+    """The mask under which each position of a text sees itself and those before it.
+
+    Args:
+        batch: the texts.
+        max_positions: the most tokens that a text may have.
+        window: how many positions back each sees, itself included; None for all.
+        kernel: rows and positions [B, T] -> the attention kernel for them.
+
+    Raises:
+        UserError: the text is longer than that.
+    """
+    check_length(batch, max_positions)
+    segments = segments_of(batch)
+    slot, served = slot_of(batch), kernel(segments.shape)
+    return make_mask(segments, causal=True, window=window, slot=slot, kernel=served)
 
 
 def decoder_top(

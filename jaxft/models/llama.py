@@ -23,9 +23,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxft.models.layers import Embedding, Linear, RMSNorm
-from jaxft.models.layers_attention import Mask, attention, make_mask
-from jaxft.models.layers_batch import Batch, check_length, positions_of, segments_of, slot_of
-from jaxft.models.layers_decoder import decoder_top
+from jaxft.models.layers_attention import Mask, attention
+from jaxft.models.layers_batch import Batch, positions_of
+from jaxft.models.layers_decoder import causal_mask, decoder_top
 from jaxft.models.layers_kernels import Needs
 from jaxft.models.layers_math import ACTIVATIONS
 from jaxft.models.layers_rotary import rotary_waves, rotate
@@ -167,15 +167,8 @@ class Stem(nnx.Module):
     def __call__(
         self, batch: Batch, key: jax.Array | None, compute: Compute
     ) -> tuple[jax.Array, Context]:
-        check_length(batch, self.max_positions)
-        segments = segments_of(batch)
-        mask = make_mask(
-            segments,
-            causal=True,
-            window=self.window,
-            slot=slot_of(batch),
-            kernel=compute.kernel(self.needs, segments.shape),
-        )
+        kernel = partial(compute.kernel, self.needs)
+        mask = causal_mask(batch, self.max_positions, self.window, kernel)
         positions = positions_of(batch)
         waves = [rotary_waves(rotary, positions) for rotary in self.rotaries]
         cosine, sine = (jnp.stack(parts) for parts in zip(*waves, strict=True))

@@ -44,6 +44,31 @@ HARMLESS_FIELDS = frozenset(
 )
 
 
+def read_fields(
+    fields: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    *,
+    sizes: Iterable[str],
+    fixed: Mapping[str, Any],
+    ignore: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The fields that a family reads, none missing: a config.json's, or what it means without.
+
+    Args:
+        fields: config.json.
+        defaults: the fields the family reads -> what a config.json without the field means.
+        sizes: those of them that are whole numbers above 0.
+        fixed, ignore: as `check_fields` has them.
+
+    Raises:
+        UserError: a field is unknown, or a size is missing or no such number.
+    """
+    check_fields(fields, known=list(defaults), fixed=fixed, ignore=ignore)
+    own = {name: fields.get(name, default) for name, default in defaults.items()}
+    check_sizes(own, sizes)
+    return own
+
+
 def check_fields(
     fields: Mapping[str, Any],
     *,

@@ -10,12 +10,7 @@ from typing import Any
 from jaxft.errors import UserError
 from jaxft.models.layers_math import ACTIVATIONS
 from jaxft.models.layers_vision import Size, grid_of, size_of
-from jaxft.models.source_fields import (
-    check_activation,
-    check_divides,
-    check_fields,
-    check_sizes,
-)
+from jaxft.models.source_fields import check_activation, check_divides, read_fields
 
 # The fields that all of them have, with what a config.json without the field means.
 COMMON = {
@@ -90,9 +85,7 @@ class Config:
         """
         model_type = fields["model_type"]
         defaults = COMMON | OWN[model_type]
-        check_fields(fields, known=list(defaults), fixed=FIXED, ignore=ignore)
-        check_sizes(fields, SIZES)
-        own = {name: fields.get(name, default) for name, default in defaults.items()}
+        own = read_fields(fields, defaults, sizes=SIZES, fixed=FIXED, ignore=ignore)
         check_divides("hidden_size", own["hidden_size"], own["num_attention_heads"], "heads")
         for name in ("hidden_act", "pooler_act"):
             check_activation(name, own.get(name, "gelu"), ACTIVATIONS)
