@@ -165,7 +165,21 @@ def test_a_field_that_would_change_the_tokens_is_named(tmp_path):
     (tmp_path / "generation_config.json").write_text("{")
     with pytest.raises(UserError, match="is not JSON"):
         settings_of(tmp_path, None)
-    with pytest.raises(UserError, match="top_k must be"):
+    with pytest.raises(UserError, match=r"generation_config\.json: top_k must be"):
         settings_of(tmp_path, {"top_k": 1.5})
-    with pytest.raises(UserError, match="number"):
+    with pytest.raises(UserError, match=r"generation_config\.json has a word"):
         settings_of(tmp_path, {"temperature": "hot"})
+
+
+def test_beams_and_drawing_do_not_go_together(tmp_path):
+    both = {"num_beams": 3, "do_sample": True}
+    asked_for = [
+        ({}, (3, False)),
+        ({"do_sample": True}, (1, True)),
+        ({"num_beams": 2}, (2, False)),
+    ]
+    for asked, expected in asked_for:
+        found, _ = settings_of(tmp_path, both, **asked)
+        assert (found.num_beams, found.do_sample) == expected
+    with pytest.raises(UserError, match="draws nothing"):
+        settings_of(tmp_path, both, num_beams=2, do_sample=True)

@@ -148,16 +148,27 @@ def read_settings(
     )
     own = {name: given[name] for name in KNOWN if name in given}
     own |= {name: _tuple(own[name]) for name in ("eos_token_id", "stop_strings") if name in own}
-    if "max_new_tokens" in asked or "max_new_tokens" in own:
-        own.pop("max_length", None)
-    elif "max_length" in own:
-        own["max_new_tokens"] = None
-    if asked.get("num_beams", 1) > 1:
-        own |= {"do_sample": False}
     try:
-        return Settings(**(own | dict(asked))), notes
+        Settings(**_agreed(own, {}))
     except TypeError:
-        raise UserError(f"{path} has a number where there is none.") from None
+        raise UserError(f"{path} has a word where a number should be.") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error.message}", error.hint) from None
+    return Settings(**_agreed(own, asked)), notes
+
+
+def _agreed(own: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What the file says and the person asked, without what of the file no longer goes with it."""
+    both = {**own, **asked}
+    if "max_new_tokens" in both:
+        both.pop("max_length", None)
+    elif "max_length" in both:
+        both["max_new_tokens"] = None
+    clash = both.get("num_beams", 1) > 1 and both.get("do_sample")
+    if clash and not {"num_beams", "do_sample"} <= asked.keys():
+        # transformers draws the beams' tokens then; here a temperature that was asked for rules.
+        both |= {"num_beams": 1} if "do_sample" in asked else {"do_sample": False}
+    return both
 
 
 def _says(value: Any, name: str) -> bool:
