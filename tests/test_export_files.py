@@ -5,12 +5,15 @@ import json
 import re
 import resource
 import signal
+import tracemalloc
 import weakref
 
+import jax
 import numpy as np
 import pytest
 import torch
 import transformers
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file
 
 from jaxft.errors import UserError
@@ -132,6 +135,24 @@ def test_a_disk_that_fills_up_leaves_the_export_before(folder, tmp_path):
         signal.signal(signal.SIGXFSZ, handler)
     assert files_of(tmp_path) == before
     assert not list(tmp_path.glob(".*"))
+
+
+def test_nothing_stays_on_the_host(folder, tmp_path):
+    """jax keeps an array's value once it was asked for; a sharded one is a copy of its own."""
+    mesh = Mesh(np.array(jax.devices()), ("fsdp",))
+    rows = NamedSharding(mesh, PartitionSpec("fsdp"))
+    wide = {"vocab_size": 4000, "hidden_size": 64, "num_attention_heads": 2}
+    config = transformers.LlamaConfig(**wide, intermediate_size=64, num_hidden_layers=1)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "source")
+    model = registry.load(str(tmp_path / "source"), sharding=lambda name, shape, axes: rows)
+    changed = model.with_params({name: value + 1 for name, value in model.params.items()})
+    tracemalloc.start()
+    try:
+        changed.save(tmp_path / "out")
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 200_000  # one embedding is a million bytes
 
 
 def test_no_more_than_a_shard_is_held(tmp_path):

@@ -50,13 +50,22 @@ def to_tensors(
 
 def _stored(param: jax.Array, name: Name, source: Tensor | None) -> np.ndarray:
     """A parameter as a file has it; what was not changed as its source has it."""
-    value = np.asarray(param)
+    value = _on_host(param)
     value = np.asarray(np.moveaxis(value, -1, 0) if name.transpose else value, order="C")
     if source is None:
         return value
     original = np.asarray(source.whole(), order="C")
     same = _bits(original.astype(value.dtype, copy=False)) == _bits(value)
     return original if same.all() else value
+
+
+def _on_host(param: jax.Array) -> np.ndarray:
+    """A parameter's value; jax would keep what it has put together of shards beside the array."""
+    if not isinstance(param, jax.Array):
+        return np.asarray(param)
+    shards = [shard.data for shard in param.addressable_shards]
+    same = jax.make_array_from_single_device_arrays(param.shape, param.sharding, shards)
+    return np.asarray(same)
 
 
 def _bits(value: np.ndarray) -> np.ndarray:
