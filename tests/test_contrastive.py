@@ -25,6 +25,7 @@ from jaxft.engine.search import search
 from jaxft.errors import UserError
 from jaxft.metrics.retrieval import ranks, retrieval_scores
 from jaxft.models.registry import describe, load
+from jaxft.report.page import write_page
 from jaxft.tasks.contract import Tools
 from jaxft.tasks.contrastive import METRICS, make, text_batch
 from tests.launch import cache  # noqa: F401 a fixture
@@ -201,6 +202,12 @@ def test_a_run_is_scored_by_recall(run, folder):
         (run.folder / "base"), attn_implementation="eager"
     )
     assert type(exported).__name__ == "VisionTextDualEncoderModel"
+
+
+def test_the_page_has_nothing_to_complain_of(run):
+    page = write_page([run.folder]).read_text()
+    assert "recall_at_10" in page
+    assert "What is not here" not in page
 
 
 def test_predict_points_to_search(run, capsys):

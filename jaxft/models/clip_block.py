@@ -17,6 +17,7 @@ from flax import nnx
 
 from jaxft.models.layers import LayerNorm, Linear, split_key
 from jaxft.models.layers_attention import Mask, attention
+from jaxft.models.layers_kernels import Needs
 from jaxft.models.layers_math import ACTIVATIONS
 from jaxft.models.source_fields import (
     check_activation,
@@ -160,6 +161,12 @@ class Block(nnx.Module):
 
     def __call__(self, x: jax.Array, mask: Mask | None, key: jax.Array | None) -> jax.Array:
         return self.mlp(self.attention(x, mask, split_key(key, 1)[0]))
+
+
+def needs_of(fields: Mapping[str, Any]) -> Needs:
+    """What the blocks ask of attention."""
+    heads = fields["num_attention_heads"]
+    return Needs(heads, heads, fields["hidden_size"] // heads, fields["attention_dropout"])
 
 
 def projection(fields: Mapping[str, Any]) -> Linear:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxft.models import clip_block
-from jaxft.models.clip_block import BLOCK_NAMES, STD, Block, projection, read_fields
+from jaxft.models.clip_block import BLOCK_NAMES, STD, Block, needs_of, projection, read_fields
 from jaxft.models.layers import Embedding, LayerNorm, Linear
 from jaxft.models.layers_attention import HIDDEN, Mask, make_mask
 from jaxft.models.layers_batch import Batch, check_length, positions_of, segments_of
@@ -158,20 +158,21 @@ class Stem(nnx.Module):
         self.embeddings = Embeddings(config)
         self.max_positions = config.max_positions
         self.causal = config.causal
+        self.needs = needs_of(config.fields)
 
     def __call__(
         self, batch: Batch, key: jax.Array | None, compute: Compute
     ) -> tuple[jax.Array, Mask]:
         check_length(batch, self.max_positions)
-        x = self.embeddings(batch)
-        if self.causal:
-            return x, make_mask(segments_of(batch), causal=True)
-        # SigLIP reads its vector at the end of the row, so that padding sees the text too.
-        mask = make_mask(jnp.ones_like(batch["input_ids"]))
-        if "attention_mask" in batch:
+        x, ids = self.embeddings(batch), batch["input_ids"]
+        if not self.causal and "attention_mask" in batch:
+            # SigLIP reads its vector at the end of the row, so that padding sees the text too.
             hidden = batch["attention_mask"][:, None, None, :] == 0
-            mask = replace(mask, bias=jnp.where(hidden, HIDDEN, 0.0))  # [B, 1, 1, T]
-        return x, mask
+            bias = jnp.where(hidden, HIDDEN, 0.0)  # [B, 1, 1, T]
+            return x, replace(make_mask(jnp.ones_like(ids)), bias=bias)
+        kernel = compute.kernel(self.needs, ids.shape)
+        segments = segments_of(batch) if self.causal else jnp.ones_like(ids)
+        return x, make_mask(segments, causal=self.causal, kernel=kernel)
 
 
 class Top(nnx.Module):

@@ -17,9 +17,17 @@ from flax import nnx
 
 from jaxft.errors import UserError
 from jaxft.models import clip_block
-from jaxft.models.clip_block import BLOCK_NAMES, STD, Block, Mlp, projection, read_fields
+from jaxft.models.clip_block import (
+    BLOCK_NAMES,
+    STD,
+    Block,
+    Mlp,
+    needs_of,
+    projection,
+    read_fields,
+)
 from jaxft.models.layers import Embedding, LayerNorm, Leaf, Linear, parameter
-from jaxft.models.layers_attention import attention
+from jaxft.models.layers_attention import Mask, attention, make_mask
 from jaxft.models.layers_batch import Batch
 from jaxft.models.layers_math import linear
 from jaxft.models.layers_vision import PatchEmbedding, Size, grid_of, resize_grid, size_of
@@ -199,11 +207,15 @@ class Stem(nnx.Module):
 
     def __init__(self, config: Config):
         self.embeddings = Embeddings(config)
+        self.needs = needs_of(config.fields)
 
     def __call__(
         self, batch: Batch, key: jax.Array | None, compute: Compute
-    ) -> tuple[jax.Array, None]:
-        return self.embeddings(batch["pixel_values"]), None
+    ) -> tuple[jax.Array, Mask | None]:
+        x = self.embeddings(batch["pixel_values"])
+        kernel = compute.kernel(self.needs, x.shape[:2])
+        ones = jnp.ones(x.shape[:2], jnp.int32)
+        return x, None if kernel is None else make_mask(ones, kernel=kernel)
 
 
 class AttentionPool(nnx.Module):

@@ -106,15 +106,16 @@ def read_run(path: Path, name: str) -> Run:
             problems.append(f"{error.message} The page leaves out {left_out}.")
             return None
 
+    about = attempt(lambda: _about(folder), "what the run was made with") or {}
     predictions = {}
-    for split in SPLITS:
+    for split in () if about.get("labels") == [] else SPLITS:  # without classes no mistakes
         lines = attempt(partial(_predictions, folder, split), f"the predictions on {split}")
         if lines:
             predictions[split] = lines
     return Run(
         name=name,
         path=Path(folder.path),
-        about=attempt(lambda: _about(folder), "what the run was made with") or {},
+        about=about,
         config=attempt(lambda: _config(folder), "the config") or {},
         events=attempt(lambda: _events(folder), "the curves") or [],
         table=attempt(lambda: _table(folder), "the layer table"),
