@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import torch
 import transformers
 from families import (
     Pair,
@@ -133,6 +134,27 @@ def test_one_side_alone_gives_its_embeddings(pair):
     assert set(text) == {"text_embeds"}
     np.testing.assert_allclose(image["image_embeds"], whole["image_embeds"], atol=1e-6)
     np.testing.assert_allclose(text["text_embeds"], whole["text_embeds"], atol=1e-6)
+
+
+def test_images_of_another_size(pair, tmp_path):
+    """Positions are resized on their grid, as transformers does it when asked; and exported so."""
+    old = pair.torch.config.vision_config
+    size = old.image_size + 2 * old.patch_size
+    draw = np.random.default_rng(0)
+    pixels = draw.normal(size=(3, 3, size, size)).astype(np.float32)
+    batch = {**pair.batch, "pixel_values": pixels}
+    ours = registry.load(pair.folder, image_size=size)
+    with torch.no_grad():
+        theirs = pair.torch(
+            **Pair(ours, pair.torch, "", batch).torch_batch(), interpolate_pos_encoding=True
+        )
+    np.testing.assert_allclose(ours(**batch)["image_embeds"], theirs.image_embeds, atol=2e-5)
+    exported = ours.save(tmp_path / "export")
+    again = transformers.AutoModel.from_pretrained(exported, attn_implementation="eager").eval()
+    for one, other in outputs_of(Pair(ours, again, str(exported), batch)):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+    with pytest.raises(UserError, match="pixels; the model takes"):
+        ours(**pair.batch)
 
 
 # ------------------------------------------------------------------------- two checkpoints
