@@ -49,8 +49,8 @@ def token_losses(top: Scorer, x: jax.Array, targets: jax.Array) -> tuple[jax.Arr
         whole = values.reshape(values.shape[0], count, size, *values.shape[2:])
         return jnp.moveaxis(whole, 1, 0)
 
-    pieces = cut(jnp.pad(x, (*spare, (0, 0)))), cut(jnp.pad(targets, spare, constant_values=-1))
-    losses, hits = _in_pieces(top, *pieces)
+    filled = jnp.pad(targets, spare, constant_values=UNSCORED)
+    losses, hits = _in_pieces(top, cut(jnp.pad(x, (*spare, (0, 0)))), cut(filled))
     joined = (jnp.moveaxis(a, 0, 1).reshape(-1, size * count) for a in (losses, hits))
     losses, hits = (whole[:, :length] for whole in joined)
     return losses, hits
@@ -59,7 +59,8 @@ def token_losses(top: Scorer, x: jax.Array, targets: jax.Array) -> tuple[jax.Arr
 def _in_pieces(top: Scorer, x: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
     """`_losses` of pieces [N, B, T, D], one after the other."""
     graph, values = nnx.split(top)
-    # The pieces' gradients of the parameters are summed in the type that the scan is given.
+    # Each piece adds to the parameters' gradients in the type that the scan is given. Over devices
+    # the sum is taken once, after the scan: the TPU compiler moves it out.
     wide = jax.tree.map(lambda value: value.astype(jnp.float32), values)
 
     def score(wide: nnx.State, x: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
