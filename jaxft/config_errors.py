@@ -104,7 +104,7 @@ def _wrong_tag(start: str, name: str, kind: Any, value: Any) -> UserError:
     if not isinstance(value, Mapping) or TAG not in value:
         meaning = members[0].model_fields[TAG].description
         return UserError(f"{start}: '{tag}' is missing.", f"It is {meaning}.")
-    known = [tag_of(member) for member in members]
+    known = [str(tag_of(member)) for member in members]
     return UserError(
         f"{start}: '{tag}' must be {_either(known)}, not {_show(value[TAG])}.",
         _choice(value[TAG], Literal[tuple(known)]),

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, model_validator
 
-from jaxft.config_durations import Duration, DurationKey
+from jaxft.config_durations import Duration, DurationKey, LengthKey
 from jaxft.config_fields import NAME, Section, key
 
 
@@ -148,3 +148,40 @@ class Group(Section):
         if self.name == "rest":
             raise ValueError("'rest' is the group of all parameters no other group owns")
         return self
+
+
+class PhaseSection(Section):
+    """A stretch of training in which only some parameters move."""
+
+    until: LengthKey = key(..., "where the phase ends, from the start of the run", resume="fixed")
+    unfreeze: Literal["all"] | list[str] = key(
+        "all",
+        "patterns of the parameters that train; what a group freezes never does",
+        resume="fixed",
+    )
+    depth: Annotated[tuple[int, int], BeforeValidator(_as_pair)] | None = key(
+        None, "[lowest, highest] depth that trains, in place of unfreeze", resume="fixed"
+    )
+    lr: float | None = key(None, "peak rate in place of optimizer.lr", resume="may change", ge=0)
+    schedule: ScheduleSection | None = key(
+        None,
+        "a schedule over the phase's own steps, in place of those over the whole run",
+        resume="may change",
+    )
+    rewarm: DurationKey = key(
+        Duration(0, "steps"), "length of a rise from zero as the phase begins", resume="may change"
+    )
+
+    @model_validator(mode="after")
+    def _chosen_one_way(self) -> PhaseSection:
+        if self.depth is not None and self.unfreeze != "all":
+            raise ValueError("a phase names what trains by 'unfreeze' or by 'depth', not by both")
+        if self.unfreeze == []:
+            raise ValueError("'unfreeze' is empty, so that nothing would train")
+        if self.depth is not None and not 0 <= self.depth[0] <= self.depth[1]:
+            low, high = self.depth
+            raise ValueError(f"depth [{low}, {high}] is not [lowest, highest]")
+        return self
+
+
+PhaseRecipe = Literal["linear_probe", "lp_ft", "gradual_unfreezing"]

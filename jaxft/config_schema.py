@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from jaxft.config_durations import Duration, LengthKey
 from jaxft.config_fields import NAME, Section, key, section
-from jaxft.config_recipe import Group, LayerDecaySection, OptimizerSection, ScheduleSection
+from jaxft.config_recipe import (
+    Group,
+    LayerDecaySection,
+    OptimizerSection,
+    PhaseRecipe,
+    PhaseSection,
+    ScheduleSection,
+)
 from jaxft.config_tasks import TaskSection
 
 Scalar = str | int | float | bool
@@ -69,7 +76,7 @@ class DataSection(Section):
 
     train: str = key(
         ...,
-        "rows to train on: csv:PATH, jsonl:PATH or tfds:NAME:SPLIT, then [a:b] and :ordered",
+        "rows to train on: csv:PATH, jsonl:PATH, tfds:NAME:SPLIT, images:DIR; then [a:b], :ordered",
         resume="fixed",
     )
     eval: str = key(..., "rows that choose the best checkpoint", resume="fixed")
@@ -232,12 +239,6 @@ class ReportSection(Section):
     tensorboard: bool = key(True, "write TensorBoard files too", resume="may change")
 
 
-def _no_phases(written: Any) -> Any:
-    if written:
-        raise ValueError("phases are not there yet; leave the list empty and freeze with 'groups'")
-    return written
-
-
 class Config(Section):
     """A run of jaxft: what is trained, on what, how, and what is kept."""
 
@@ -253,9 +254,9 @@ class Config(Section):
         description="ordered: the first match owns a parameter, the rest are the group 'rest'",
         json_schema_extra={"resume": "fixed"},
     )
-    phases: Annotated[list[Any], Field(max_length=0), BeforeValidator(_no_phases)] = Field(
+    phases: list[PhaseSection] | PhaseRecipe = Field(
         default_factory=list,
-        description="unfreezing by stages; must be empty for now",
+        description="stretches of training in which only some parameters move, or a recipe's name",
         json_schema_extra={"resume": "fixed"},
     )
     mesh: MeshSection = section(MeshSection, "how many devices along each axis of the mesh")

@@ -45,14 +45,17 @@ def make_state(seed: int = 0, average: bool = True, groups: str = "ab") -> Train
         opt_state=opt_state,
         key=jax.random.key(seed),
         average=jax.tree.map(lambda leaf: leaf * 0.5, trainable) if average else None,
+        settled={},
         bad_steps=jnp.int32(0),
     )
 
 
 def like(state, sharding=ONE):
-    return jax.tree.map(
+    """What is wanted back, at whatever step."""
+    shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state
     )
+    return lambda step: shapes
 
 
 def assert_same(found, wanted):
@@ -127,7 +130,7 @@ def test_eight_devices_to_one_and_back(tmp_path, shape):
         wanted = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=spread(leaf)), state
         )
-        eight = checkpoints.restore(wanted).state
+        eight = checkpoints.restore(lambda step: wanted).state
     assert_same(eight, state)
     kernel = eight.trainable["blocks/2/kernel"]
     assert kernel.sharding == spread(kernel)
@@ -313,6 +316,20 @@ def test_parameters_alone_come_from_the_average_where_there_is_one(tmp_path):
     assert loaded["blocks/2/kernel"].sharding == rows
 
 
+def test_parameters_alone_are_those_that_trained_before_too(tmp_path):
+    """Settled leaves come along, though they train no more; a state is asked for by its step."""
+    early, late = make_state(1), dataclasses.replace(make_state(2), settled={"old": jnp.ones(3)})
+    states = {1: early, 2: late}
+    with Checkpoints(tmp_path) as checkpoints:
+        for step, state in states.items():
+            checkpoints.save(step, state)
+        assert_same(checkpoints.load_params(1), early.average)
+        assert_same(checkpoints.load_params(2), late.average | late.settled)
+        for step, state in states.items():
+            found = checkpoints.restore(lambda at: like(states[at])(at), step).state
+            assert_same(found, state)
+
+
 def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match="nowhere holds no checkpoint"):
         Checkpoints(tmp_path / "nowhere", read_only=True)
@@ -350,7 +367,7 @@ def run_python(body: str, *arguments: str) -> subprocess.CompletedProcess:
         def state(seed):
             kernel = jax.random.normal(jax.random.key(seed), (3000, 3000))
             zero = jnp.int32(0)
-            return TrainState(zero, {"kernel": kernel}, (), jax.random.key(seed), None, zero)
+            return TrainState(zero, {"kernel": kernel}, (), jax.random.key(seed), None, {}, zero)
 
         checkpoints = Checkpoints(sys.argv[1])
         checkpoints.save(1, state(1))
@@ -365,7 +382,7 @@ def run_python(body: str, *arguments: str) -> subprocess.CompletedProcess:
 def large_state(seed: int) -> TrainState:
     kernel = jax.random.normal(jax.random.key(seed), (3000, 3000))
     zero = jnp.int32(0)
-    return TrainState(zero, {"kernel": kernel}, (), jax.random.key(seed), None, zero)
+    return TrainState(zero, {"kernel": kernel}, (), jax.random.key(seed), None, {}, zero)
 
 
 def test_kill_in_the_middle_of_a_save(tmp_path):

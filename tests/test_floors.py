@@ -22,6 +22,7 @@ FLOORS = {
     "layerwise.table": 1,
     "layerwise.schedules": 1,
     "layerwise.optimizer": 2,
+    "layerwise.phases": 2,
     "models.layers": 1,
     "models.source": 1,
     "data.sources": 1,

@@ -97,7 +97,7 @@ def final_state(run):
     config = parse_config(json.loads(json.dumps(story.open_run(run).config())))
     built = build(config, devices=jax.devices()[:1])
     with Checkpoints(run / "checkpoints", read_only=True) as checkpoints:
-        state = checkpoints.restore(abstract_state(built), STEPS).state
+        state = checkpoints.restore(lambda step: abstract_state(built), STEPS).state
     leaves, _ = jax.tree.flatten_with_path(state)
     return {
         jax.tree_util.keystr(path): np.asarray(

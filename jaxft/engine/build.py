@@ -7,7 +7,7 @@ is found before anything large is read and before anything is written.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
@@ -22,6 +22,7 @@ from jaxft.engine.inputs import Split, data_cache, open_sources
 from jaxft.engine.mesh import make_mesh, param_shardings, row_divisor
 from jaxft.errors import UserError
 from jaxft.layerwise.optimizer import make_optimizer
+from jaxft.layerwise.phases import Phase, make_phases, phase_sections
 from jaxft.layerwise.table import LayerTable, build_table
 from jaxft.models.registry import Model, describe
 from jaxft.models.transformer import Compute
@@ -46,10 +47,11 @@ class Build:
         plan: which examples make each training batch.
         mesh, shardings: the devices, and where each parameter lies on them.
         compute: how the model runs.
-        table: what each parameter's group and rate are.
-        optimizer: the table's optimizer.
         length: the run's durations in steps.
-        rates: `[steps + 1, groups]`, every training group's rate at every step.
+        phases: the stretches of the run; one where the config has none.
+        phase: the one that all of the following are of.
+        optimizer: the optimizer of the phase's table.
+        rates: `[steps + 1, groups]`, every training group's rate at every step of the phase.
     """
 
     config: Config
@@ -61,11 +63,34 @@ class Build:
     plan: TrainPlan
     mesh: jax.sharding.Mesh
     shardings: Mapping[str, jax.sharding.NamedSharding]
-    compute: Compute
-    table: LayerTable
-    optimizer: optax.GradientTransformationExtraArgs
     length: Length
+    phases: tuple[Phase, ...]
+    phase: Phase
+    compute: Compute
+    optimizer: optax.GradientTransformationExtraArgs
     rates: np.ndarray
+
+    @property
+    def table(self) -> LayerTable:
+        """What each parameter's group and rate are in this phase."""
+        return self.phase.table
+
+    def in_phase(self, index: int) -> Build:
+        """The same run in another of its phases."""
+        phase = self.phases[index]
+        return replace(
+            self,
+            phase=phase,
+            compute=replace(self.compute, trainable=frozenset(phase.table.trainable)),
+            optimizer=make_optimizer(phase.table, self.config.optimizer),
+            rates=resolve_rates(phase, self.length),
+        )
+
+    def after(self, step: int) -> Build:
+        """The same run in the phase that took the step before `step`: whose state was saved."""
+        return self.in_phase(
+            next((p.index for p in self.phases if step <= p.stop), len(self.phases) - 1)
+        )
 
     def objective(self, params, batch, key):
         """The task's loss and metrics of one batch, as sums and weights."""
@@ -92,8 +117,6 @@ def build(
     sources = open_sources(task, specs, config.data.where, config.run.seed.data)
     names = task.label_names(sources["train"])
     model = describe(config.model.checkpoint, **model_options(config, names))
-    table = make_table(config, model)
-
     tools = Tools(model, config.data.max_length, data_cache(config.data.cache))
     splits = {
         name: Split(name, source, task.examples(source, names, tools))
@@ -104,6 +127,8 @@ def build(
     shape = (layout.rows, layout.row_length, layout.segments)
     plan = TrainPlan(splits["train"].examples.lengths, config.run.seed.data, *shape)
     length = resolve_length(config, plan)
+    phases = _phases(config, model, length)
+    phase = phases[0]
     return Build(
         config=config,
         task=task,
@@ -114,11 +139,31 @@ def build(
         plan=plan,
         mesh=mesh,
         shardings=param_shardings(_shapes(model), model.axes, mesh),
-        compute=make_compute(config, mesh, model.num_depths - 2, table),
-        table=table,
-        optimizer=make_optimizer(table, config.optimizer),
         length=length,
-        rates=resolve_rates(table, length),
+        phases=phases,
+        phase=phase,
+        compute=make_compute(config, mesh, model.num_depths - 2, phase.table),
+        optimizer=make_optimizer(phase.table, config.optimizer),
+        rates=resolve_rates(phase, length),
+    )
+
+
+def _phases(config: Config, model: Model, length: Length) -> tuple[Phase, ...]:
+    """The run's phases, each at its own peak rate where it has one."""
+
+    def table(rate: float | None) -> LayerTable:
+        if rate is None:
+            return make_table(config, model)
+        optimizer = config.optimizer.model_copy(update={"lr": rate})
+        return make_table(config.model_copy(update={"optimizer": optimizer}), model)
+
+    epochs = length.total_steps / length.steps_per_epoch
+    sections = phase_sections(config.phases, top=max(model.depths.values()), epochs=epochs)
+    return make_phases(
+        sections,
+        table=table,
+        total_steps=length.total_steps,
+        steps_per_epoch=length.steps_per_epoch,
     )
 
 

@@ -11,8 +11,8 @@ from jaxft.config import Config, resolve_steps
 from jaxft.config_recipe import ScheduleSection
 from jaxft.data.plans import TrainPlan
 from jaxft.errors import UserError
+from jaxft.layerwise.phases import Phase
 from jaxft.layerwise.schedules import ScheduleSpec, make_schedule, rate_table
-from jaxft.layerwise.table import LayerTable
 
 
 @dataclass(frozen=True)
@@ -52,25 +52,45 @@ def resolve_length(config: Config, plan: TrainPlan) -> Length:
     )
 
 
-def schedule_spec(schedule: ScheduleSection, length: Length) -> ScheduleSpec:
-    """A config's schedule with its durations in steps."""
-    steps = partial(
-        resolve_steps, total_steps=length.total_steps, steps_per_epoch=length.steps_per_epoch
-    )
+def schedule_spec(schedule: ScheduleSection, steps: int, steps_per_epoch: int) -> ScheduleSpec:
+    """A config's schedule over `steps` steps, its durations resolved."""
+    resolve = partial(resolve_steps, total_steps=steps, steps_per_epoch=steps_per_epoch)
     return ScheduleSpec(
         kind=schedule.kind,
-        warmup=steps(schedule.warmup),
+        warmup=resolve(schedule.warmup),
         end=schedule.end,
-        decay=steps(schedule.decay),
+        decay=resolve(schedule.decay),
         cut_frac=schedule.cut_frac,
         ratio=schedule.ratio,
     )
 
 
-def resolve_rates(table: LayerTable, length: Length) -> np.ndarray:
-    """Every training group's rate at every step: `[steps + 1, groups]` float32."""
-    schedules = [
-        make_schedule(schedule_spec(group.schedule, length), group.peak_rate, length.total_steps)
-        for group in table.training_groups
-    ]
-    return rate_table(schedules, length.total_steps)
+def resolve_rates(phase: Phase, length: Length) -> np.ndarray:
+    """Every training group's rate at every step of a phase: `[steps + 1, groups]` float32.
+
+    Rows are the run's steps; those outside the phase are 0. A schedule of the phase's own runs
+    over its steps only, all others over the whole run.
+    """
+    section = phase.section
+    first, steps = (0, length.total_steps)
+    if section.schedule is not None:
+        first, steps = phase.start, phase.stop - phase.start
+    table = rate_table(
+        [
+            make_schedule(
+                schedule_spec(section.schedule or group.schedule, steps, length.steps_per_epoch),
+                group.peak_rate,
+                steps,
+            )
+            for group in phase.table.training_groups
+        ],
+        steps,
+    )
+    rates = np.zeros((length.total_steps + 1, table.shape[1]), np.float32)
+    inside = slice(phase.start, phase.stop + 1)
+    rates[inside] = table[phase.start - first : phase.stop + 1 - first]
+    rewarm = resolve_steps(section.rewarm, length.total_steps, length.steps_per_epoch)
+    if rewarm:
+        rise = np.minimum(np.arange(phase.stop + 1 - phase.start, dtype=np.float32) / rewarm, 1)
+        rates[inside] *= rise[:, None]
+    return rates

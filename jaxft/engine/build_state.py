@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -11,10 +12,13 @@ import jax.numpy as jnp
 from jaxft.engine.build import Build, model_options
 from jaxft.engine.mesh import replicated
 from jaxft.engine.state import TrainState
+from jaxft.layerwise.optimizer import carry_state
+from jaxft.layerwise.phases import ever_trained
 from jaxft.models.registry import Model, load
+from jaxft.models.source import Checkpoint
 
 
-def load_params(built: Build, checkpoint: str | None = None) -> Model:
+def load_params(built: Build, checkpoint: Checkpoint | None = None) -> Model:
     """Read a checkpoint's weights straight into their shards; new leaves come from the seed.
 
     Args:
@@ -30,9 +34,14 @@ def load_params(built: Build, checkpoint: str | None = None) -> Model:
 
 
 def frozen_params(built: Build, params: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """The frozen leaves in the compute type, where they stay untouched."""
-    dtype = jnp.dtype(built.compute.dtype)
-    return {name: params[name].astype(dtype) for name in built.table.frozen}
+    """The leaves that no phase has trained yet: in the compute type those that none ever does."""
+    dtype, ever = jnp.dtype(built.compute.dtype), ever_trained(built.phases)
+    begun = ever_trained(built.phases, built.phase.index + 1)
+    return {
+        name: params[name].astype(jnp.float32 if name in ever else dtype)
+        for name in built.table.frozen
+        if name not in begun
+    }
 
 
 def initial_state(built: Build, params: dict[str, jax.Array]) -> TrainState:
@@ -43,10 +52,39 @@ def initial_state(built: Build, params: dict[str, jax.Array]) -> TrainState:
     """
     shardings = state_shardings(built)
     make = jax.jit(partial(_fresh_state, built), out_shardings=shardings)
-    return make({name: params[name] for name in built.table.trainable})
+    return make({name: params[name] for name in built.table.trainable}, {})
 
 
-def _fresh_state(built: Build, trainable: dict[str, jax.Array]) -> TrainState:
+def enter_phase(built: Build, state: TrainState, frozen: dict[str, jax.Array]) -> TrainState:
+    """The state as a phase begins: all values as they were, and moments of what still trains.
+
+    Args:
+        built: the run in the phase to come.
+        state: at the end of the phase before.
+        frozen: as that phase had them.
+    """
+    known = {**frozen, **state.settled, **state.trainable}
+    begun = ever_trained(built.phases, built.phase.index)
+    trainable = {name: known[name] for name in built.table.trainable}
+    settled = {name: known[name] for name in built.table.frozen if name in begun}
+    make = jax.jit(partial(_fresh_state, built), out_shardings=state_shardings(built))
+    fresh = make(trainable, settled)
+    average = fresh.average
+    if average is not None and state.average is not None:
+        average = {name: state.average.get(name, leaf) for name, leaf in average.items()}
+    return dataclasses.replace(
+        fresh,
+        step=state.step,
+        opt_state=carry_state(state.opt_state, fresh.opt_state),
+        key=state.key,
+        average=average,
+        bad_steps=state.bad_steps,
+    )
+
+
+def _fresh_state(
+    built: Build, trainable: dict[str, jax.Array], settled: dict[str, jax.Array]
+) -> TrainState:
     trainable = {name: leaf.astype(jnp.float32) for name, leaf in trainable.items()}
     average = jax.tree.map(jnp.copy, trainable) if built.config.train.ema is not None else None
     return TrainState(
@@ -55,14 +93,17 @@ def _fresh_state(built: Build, trainable: dict[str, jax.Array]) -> TrainState:
         opt_state=built.optimizer.init(trainable),
         key=jax.random.key(built.config.run.seed.dropout),
         average=average,
+        settled={name: leaf.astype(jnp.float32) for name, leaf in settled.items()},
         bad_steps=jnp.zeros((), jnp.int32),
     )
 
 
 def abstract_state(built: Build) -> TrainState:
     """The state's shapes, dtypes and shardings, without a value."""
-    trainable = {name: built.model.params[name] for name in built.table.trainable}
-    shapes = jax.eval_shape(partial(_fresh_state, built), trainable)
+    params, begun = built.model.params, ever_trained(built.phases, built.phase.index)
+    trainable = {name: params[name] for name in built.table.trainable}
+    settled = {name: params[name] for name in built.table.frozen if name in begun}
+    shapes = jax.eval_shape(partial(_fresh_state, built), trainable, settled)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,

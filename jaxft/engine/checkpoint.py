@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 import jax
@@ -23,6 +23,7 @@ from jaxft.engine.checkpoint_leaves import (
     flat,
     parts_of,
     sealed,
+    shapes_of,
     unsealed,
     verify,
 )
@@ -162,11 +163,12 @@ class Checkpoints:
                 custom_metadata=record,
             )
 
-    def restore(self, like: State, step: int | None = None) -> Restored[State]:
+    def restore(self, like: Callable[[int], State], step: int | None = None) -> Restored[State]:
         """The state of a checkpoint, checked leaf by leaf.
 
         Args:
-            like: the state wanted, with `jax.ShapeDtypeStruct` leaves that carry a sharding.
+            like: gives the state wanted at a step, with `jax.ShapeDtypeStruct` leaves that carry
+                a sharding.
             step: which checkpoint; None for the latest that is not damaged.
 
         Raises:
@@ -175,9 +177,10 @@ class Checkpoints:
         self.wait()
         newest = self.resolve("last" if step is None else step)
         candidates = self.steps()[::-1] if step is None else [newest]
-        parts = parts_of(like)
         notes: list[str] = []
         for candidate in candidates:
+            wanted = like(candidate)
+            parts = parts_of(wanted)
             try:
                 saved, meta = self._record(candidate)
                 compare(saved, flat(parts), f"{self.folder}/{candidate}")
@@ -186,7 +189,7 @@ class Checkpoints:
                 notes.append(f"Checkpoint {candidate} in {self.folder} is damaged: {damage}.")
                 continue
             self._resumed_at = candidate
-            return Restored(dataclasses.replace(like, **loaded), meta, notes)
+            return Restored(dataclasses.replace(wanted, **loaded), meta, notes)
         raise UserError(
             " ".join(notes), "" if step is not None else "No checkpoint is left to go on from."
         )
@@ -196,7 +199,7 @@ class Checkpoints:
         which: Literal["best", "last"] | int | str = "best",
         shardings: Mapping[str, jax.sharding.Sharding] | None = None,
     ) -> dict[str, jax.Array]:
-        """The trained parameters of a checkpoint: their moving average, where it has one.
+        """The parameters that had trained by a checkpoint: their average, where it has one.
 
         Args:
             which: `best`, `last`, or a step.
@@ -210,14 +213,9 @@ class Checkpoints:
         try:
             leaves, _ = self._record(step)
             field = "average" if under(leaves, "average") else "trainable"
-            saved = under(leaves, field)
-            home = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            places = dict.fromkeys(saved, home) if shardings is None else shardings
-            like = {
-                name: jax.ShapeDtypeStruct(leaf["shape"], leaf["dtype"], sharding=places[name])
-                for name, leaf in saved.items()
-            }
-            return self._read(step, {field: like}, leaves)[field]
+            parts = shapes_of(leaves, (field, "settled"), shardings)
+            loaded = self._read(step, parts, leaves)
+            return {**loaded.get("settled", {}), **loaded[field]}
         except DamagedError as damage:
             others = [str(other) for other in self.steps() if other != step]
             raise UserError(

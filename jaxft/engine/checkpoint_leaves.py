@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxft.engine.checkpoint_errors import DamagedError
 from jaxft.errors import UserError
+from jaxft.tree import under
 
 Leaves = dict[str, dict[str, Any]]  # name -> {"shape", "dtype", "checksum"}
 
@@ -32,6 +33,29 @@ def describe(parts: dict[str, Any]) -> Leaves:
         name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "checksum": sums[name]}
         for name, leaf in flat(parts).items()
     }
+
+
+def shapes_of(
+    saved: Leaves, fields: Sequence[str], shardings: Mapping[str, jax.sharding.Sharding] | None
+) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """What to read of a checkpoint's fields, those that it has: field -> name -> shape and place.
+
+    Args:
+        saved: the checkpoint's leaves.
+        fields: dicts of parameters in the state.
+        shardings: name -> where to put it; None puts all on the first device.
+    """
+    home = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    found = {
+        field: {
+            name: jax.ShapeDtypeStruct(
+                leaf["shape"], leaf["dtype"], sharding=shardings[name] if shardings else home
+            )
+            for name, leaf in under(saved, field).items()
+        }
+        for field in fields
+    }
+    return {field: leaves for field, leaves in found.items() if leaves}
 
 
 def sealed(leaves: Leaves, meta: dict[str, Any]) -> dict[str, Any]:

@@ -46,7 +46,15 @@ class Plan:
         """All of it as tables for a terminal."""
         layout, resolved = self.about["layout"], self.about["resolved"]
         moments = sum(group["optimizer_bytes"] for group in self.table["groups"])
+        phases = self.about["phases"]
         lines = [
+            f"phase {number:<4} steps {phase['start']:,} to {phase['stop']:,}: "
+            f"{count(phase['parameters'])} parameters train, depths {phase['depths'][0]} to "
+            f"{phase['depths'][1]}"
+            for number, phase in enumerate(phases, 1)
+            if len(phases) > 1
+        ]
+        lines += [
             f"batch      {layout['rows']} rows of {layout['row_length']} tokens, "
             f"{layout['examples_per_step']:.1f} examples, {share(layout['padding'])} padding",
             f"length     {resolved['total_steps']:,} steps, {resolved['steps_per_epoch']:,} an "

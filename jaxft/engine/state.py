@@ -22,6 +22,7 @@ class TrainState:
         opt_state: the optimizer's state for `trainable`.
         key: the key that each step's dropout key is folded from.
         average: the moving average of `trainable` (same names), or None.
+        settled: the parameters that an earlier phase trained and this one does not, in float32.
         bad_steps: steps in a row whose loss or gradient was not finite, int32 scalar.
     """
 
@@ -30,4 +31,5 @@ class TrainState:
     opt_state: Any
     key: jax.Array
     average: dict[str, jax.Array] | None
+    settled: dict[str, jax.Array]
     bad_steps: jax.Array

@@ -72,7 +72,8 @@ def make_train_step(
 
     def step(state: TrainState, frozen: Params, batch: Batch, rates: Rates):
         key = jax.random.fold_in(state.key, state.step)
-        gradients, sums = _mean_gradients(objective, accumulate, state, frozen, batch, key, rows)
+        fixed = {**frozen, **state.settled}
+        gradients, sums = _mean_gradients(objective, accumulate, state, fixed, batch, key, rows)
         loss_sum, weight = sums["loss"]
         grad_norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss_sum) & jnp.isfinite(grad_norm)
@@ -100,6 +101,7 @@ def make_train_step(
             opt_state=opt_state,
             key=state.key,
             average=average,
+            settled=state.settled,
             bad_steps=bad_steps,
         )
         return new_state, metrics

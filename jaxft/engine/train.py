@@ -13,13 +13,11 @@ from rich.console import Console
 from jaxft.config import Config, check_resume, parse_config
 from jaxft.data.loader import batches
 from jaxft.data.plans import Layout
-from jaxft.engine.build import Build, build
+from jaxft.engine.build import build
 from jaxft.engine.build_state import (
     abstract_state,
-    frozen_params,
     initial_state,
     load_params,
-    state_shardings,
 )
 from jaxft.engine.checkpoint import Checkpoints
 from jaxft.engine.evaluate import Evaluation, Interrupted, build_eval_step, evaluate, predictions
@@ -27,15 +25,15 @@ from jaxft.engine.mesh import batch_sharding, place_batch
 from jaxft.engine.process import prepare_process, stop_signals
 from jaxft.engine.run_folder import (
     RUN_FILE,
-    RunFolder,
     check_run,
     create_run,
     open_run,
     run_path,
 )
-from jaxft.engine.step import Rates, make_train_step
-from jaxft.engine.train_facts import batch_line, rates_json, run_json, table_json
+from jaxft.engine.train_facts import batch_line, phase_line, rates_json, run_json, table_json
 from jaxft.engine.train_meter import Meter, is_best, patience_is_over, scores_before
+from jaxft.engine.train_result import final_result, not_finite
+from jaxft.engine.train_stage import make_stage, next_stage
 from jaxft.engine.trained import (
     Run,
     base_checkpoint,
@@ -112,32 +110,21 @@ def train(
         start = load_params(built, base_checkpoint(run, config))
         if "base" not in run.read_json(RUN_FILE):
             save_base(run, config, start)
-        frozen = frozen_params(built, start.params)
         if run.resumed and checkpoints.latest() is not None:
-            restored = checkpoints.restore(abstract_state(built))
+            restored = checkpoints.restore(lambda step: abstract_state(built.after(step)))
             state = restored.state
             for note in restored.notes:
                 console.print(note, style="bold yellow", highlight=False)
         else:
             state = initial_state(built, start.params)
-        del start
         step = first = int(state.step)
+        stage = make_stage(built.after(first), start.params)
+        del start
         if run.resumed:
             console.print(f"Resumed at step {first:,}.", highlight=False)
 
         # ------------------------------------------------------------------------- Compiled steps
-        train_step = make_train_step(
-            built.objective,
-            built.optimizer,
-            accumulate=config.train.accumulate,
-            ema=config.train.ema,
-            state_shardings=state_shardings(built),
-            frozen_shardings={name: built.shardings[name] for name in frozen},
-            mesh=built.mesh,
-        )
         eval_step = build_eval_step(built)
-        multipliers, weight_decay = built.table.multipliers(), built.table.weight_decays()
-        rows = batch_sharding(built.mesh)
         total = built.length.total_steps
 
         with (
@@ -145,7 +132,7 @@ def train(
             Progress(total, first, console, quiet) as progress,
             stop_signals() as stop,
         ):
-            meter = Meter(built)
+            meter = Meter(stage.built)
             scores = scores_before(Path(run.path), metric)
             pending: deque[tuple[int, dict[str, jax.Array]]] = deque()
 
@@ -162,7 +149,7 @@ def train(
                         log.note(done, f"Not finite (loss {values['loss']}): the step was undone.")
                         progress.message(f"step {done:,} was not finite and is undone")
                     if values["bad_steps"] >= config.train.max_bad_steps:
-                        raise _not_finite(run, checkpoints, done, int(values["bad_steps"]))
+                        raise not_finite(run, checkpoints, done, int(values["bad_steps"]))
 
             def end_if_asked() -> None:
                 """After a signal: end once the save is complete."""
@@ -177,9 +164,9 @@ def train(
             def score() -> Evaluation | None:
                 """Score the eval rows; None where a signal came before they were through."""
                 progress.doing(f"scoring {len(built.splits['eval'].examples):,} eval rows")
-                params = {**frozen, **(state.average or state.trainable)}
+                rows, params = built.splits["eval"], stage.params(state)
                 try:
-                    found = evaluate(built, eval_step, params, built.splits["eval"], stop.asked)
+                    found = evaluate(built, eval_step, params, rows, stop.asked)
                 except Interrupted:
                     return None
                 if metric not in found.scores:
@@ -216,8 +203,14 @@ def train(
                 if patience_is_over(metric, scores, config.checkpoint.patience):
                     progress.message(f"{metric} has not improved: stopped early")
                     break
-                rates = Rates(built.rates[step], multipliers, weight_decay)
-                state, metrics = train_step(state, frozen, place_batch(batch, rows), rates)
+                if stage.is_over(step):
+                    read(most=0)
+                    stage, state = next_stage(stage, state)
+                    meter.enter(stage.built)
+                    log.note(step, phase_line(stage.built))
+                    progress.message(phase_line(stage.built))
+                placed = place_batch(batch, batch_sharding(built.mesh))
+                state, metrics = stage.step(state, stage.frozen, placed, stage.rates(step))
                 step += 1
                 pending.append((step, metrics))
                 read(most=IN_FLIGHT)
@@ -242,7 +235,7 @@ def train(
 
         # ------------------------------------------------ The test rows, once, with the best of all
         run.discard_old()
-        result = _final_result(built, run, checkpoints, eval_step, frozen, console)
+        result = final_result(built, run, checkpoints, eval_step, stage.frozen, console)
         run.update(state="finished")
         console.print(result_table(result))
     return Run(Path(run.path))
@@ -250,48 +243,3 @@ def train(
 
 def _save(checkpoints: Checkpoints, step: int, state: Any, found: Evaluation | None) -> None:
     checkpoints.save(step, state, metrics=None if found is None else found.scores)
-
-
-def _not_finite(run: RunFolder, checkpoints: Checkpoints, step: int, count: int) -> UserError:
-    checkpoints.wait()
-    run.update(state="failed")
-    kept = checkpoints.latest()
-    good = f"checkpoint {kept} in {checkpoints.folder}" if kept else "its starting point"
-    return UserError(
-        f"The loss or its gradient was not finite in {count} steps in a row, up to step {step}; "
-        f"the last good state is {good}.",
-        "Lower optimizer.lr or lengthen schedule.warmup.",
-    )
-
-
-def _final_result(
-    built: Build,
-    run: RunFolder,
-    checkpoints: Checkpoints,
-    eval_step: Any,
-    frozen: dict[str, jax.Array],
-    console: Console,
-) -> dict[str, Any]:
-    """Score the test rows with the best checkpoint; a run without test rows repeats its best."""
-    best = checkpoints.best()
-    step = checkpoints.resolve("last") if best is None else best
-    name = "test" if "test" in built.splits else "eval"
-    split = built.splits[name]
-    if (run.path / "result.json").exists():
-        scored = run.read_json("result.json")
-        if (scored["step"], scored["fingerprint"]) == (step, split.source.fingerprint):
-            return scored
-    console.print(f"Scoring {len(split.examples):,} {name} rows with step {step:,}.")
-    trained = checkpoints.load_params(step, {n: built.shardings[n] for n in built.table.trainable})
-    found = evaluate(built, eval_step, {**frozen, **trained}, split)
-    write_lines(run, f"predictions-{name}.jsonl", predictions(built, split, found))
-    result = {
-        "split": name,
-        "step": step,
-        "checkpoint": "last" if best is None else "best",
-        "metrics": found.scores,
-        "examples": len(split.examples),
-        "fingerprint": split.source.fingerprint,
-    }
-    run.write_json("result.json", result)
-    return result

@@ -12,6 +12,7 @@ from jaxft.engine.cost import step_flops
 from jaxft.engine.inputs import describe_split
 from jaxft.engine.run_folder import facts
 from jaxft.engine.trained import best_metric
+from jaxft.report.numbers import count
 
 MOST_RATE_POINTS = 400
 
@@ -31,6 +32,7 @@ def run_json(built: Build, command: Sequence[str]) -> dict[str, Any]:
         "labels": list(built.label_names),
         "layout": vars(built.layout),
         "resolved": vars(built.length),
+        "phases": [phase_facts(built.in_phase(phase.index)) for phase in built.phases],
         "compute": {
             "dtype": built.compute.dtype,
             "precision": built.compute.precision,
@@ -42,12 +44,39 @@ def run_json(built: Build, command: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def table_json(built: Build) -> dict[str, Any]:
-    """The LayerTable by group and by parameter, with the FLOPs of a step."""
+def phase_facts(built: Build) -> dict[str, Any]:
+    """A phase's steps, and how much trains in it."""
+    leaves = [leaf for leaf in built.table.leaves if leaf.trainable]
     return {
-        "groups": built.table.summary(),
-        "rows": built.table.rows(),
-        "flops": step_flops(built),
+        "start": built.phase.start,
+        "stop": built.phase.stop,
+        "leaves": len(leaves),
+        "parameters": sum(leaf.parameters for leaf in leaves),
+        "depths": [min(leaf.depth for leaf in leaves), max(leaf.depth for leaf in leaves)],
+    }
+
+
+def phase_line(built: Build) -> str:
+    """What trains from here on, in one line."""
+    found = phase_facts(built)
+    low, high = found["depths"]
+    return (
+        f"phase {built.phase.index + 1} of {len(built.phases)}, to step {found['stop']:,}: "
+        f"{count(found['parameters'])} parameters train, depths {low} to {high}"
+    )
+
+
+def table_json(built: Build) -> dict[str, Any]:
+    """The LayerTable by group and by parameter, with the FLOPs of a step.
+
+    With phases, it is the table of the one in which the most parameters train.
+    """
+    widest = max(built.phases, key=lambda phase: len(phase.table.trainable))
+    chosen = built.in_phase(widest.index)
+    return {
+        "groups": chosen.table.summary(),
+        "rows": chosen.table.rows(),
+        "flops": step_flops(chosen),
     }
 
 
@@ -55,11 +84,16 @@ def rates_json(built: Build) -> dict[str, Any]:
     """The rate of each training group's fastest leaf, thinned to what a curve can show."""
     total = built.length.total_steps
     steps = np.unique(np.linspace(0, total - 1, min(total, MOST_RATE_POINTS)).astype(int))
-    return {
-        "groups": [group.name for group in built.table.training_groups],
-        "steps": steps.tolist(),
-        "rates": (built.rates[steps] * built.table.group_multipliers()).astype(float).tolist(),
-    }
+    phases = [built.in_phase(phase.index) for phase in built.phases]
+    names = list(dict.fromkeys(g.name for one in phases for g in one.table.training_groups))
+    rates = np.zeros((len(steps), len(names)))
+    for one in phases:
+        inside = (steps >= one.phase.start) & (steps < one.phase.stop)
+        fastest = one.rates[steps] * one.table.group_multipliers()
+        for place, group in enumerate(one.table.training_groups):
+            column = names.index(group.name)
+            rates[inside, column] = fastest[inside, place]
+    return {"groups": names, "steps": steps.tolist(), "rates": rates.tolist()}
 
 
 def batch_line(built: Build) -> str:

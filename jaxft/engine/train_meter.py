@@ -22,9 +22,7 @@ class Meter:
 
     def __init__(self, built: Build):
         self.finite = True
-        self._built = built
-        self._groups = [group.name for group in built.table.training_groups]
-        self._multipliers = built.table.group_multipliers()
+        self.enter(built)
         self._sums: dict[str, float] = {}
         self._weight = self._examples = self._tokens = 0.0
         self._seconds, self._since = 0.0, time.monotonic()
@@ -56,6 +54,12 @@ class Meter:
         self._sums, self._weight, self._examples, self._tokens = {}, 0.0, 0.0, 0.0
         self._seconds, self._since = 0.0, time.monotonic()
         return event
+
+    def enter(self, built: Build) -> None:
+        """Go on in another phase of the run."""
+        self._built = built
+        self._groups = [group.name for group in built.table.training_groups]
+        self._multipliers = built.table.group_multipliers()
 
     def pause(self) -> None:
         """Stop the clock: what follows is an evaluation or a save."""

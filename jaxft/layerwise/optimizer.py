@@ -97,12 +97,14 @@ def make_optimizer(
         kept. Weight decay is decoupled and scaled by the leaf's rate, as in `torch.optim.AdamW`:
         p <- p (1 - rate x mult x decay).
     """
-    label = {leaf.name: leaf.group for leaf in table.leaves if leaf.trainable}
-    decays = {leaf.name: leaf.decays for leaf in table.leaves if leaf.trainable}
+    trained = [leaf for leaf in table.leaves if leaf.trainable]
+    label = {leaf.name: leaf.cohort for leaf in trained}
+    decays = {leaf.name: leaf.decays for leaf in trained}
     position = {name: index for index, name in enumerate(table.trainable)}
     transforms = {
-        group.name: _descent(index, _ALGORITHMS[group.algorithm](section), position, decays)
+        cohort: _descent(index, _ALGORITHMS[group.algorithm](section), position, decays)
         for index, group in enumerate(table.training_groups)
+        for cohort in {leaf.cohort: None for leaf in trained if leaf.group == group.name}
     }
     # `multi_transform` asks for the labels of whatever tree it is given.
     grouped = optax.multi_transform(
@@ -110,6 +112,23 @@ def make_optimizer(
     )
     clip = optax.identity() if section.clip is None else _clip(section.clip)
     return optax.with_extra_args_support(optax.chain(clip, grouped))
+
+
+def carry_state(before: Any, fresh: Any) -> Any:
+    """An optimizer's state in the next phase: what still trains keeps its own, by name.
+
+    Leaves that begin to train are a cohort of their own, with a count of their own: under the
+    count of those before them, Adam would take their first moments for settled ones, and their
+    first updates would be up to (1 - b1) / sqrt(1 - b2) times too large.
+
+    Args:
+        before: the state at the end of the phase before.
+        fresh: the next phase's optimizer's state as `init` gives it.
+    """
+    kept = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(before)}
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: kept.get(jax.tree_util.keystr(path), leaf), fresh
+    )
 
 
 def _clip(most: float) -> optax.GradientTransformation:

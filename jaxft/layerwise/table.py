@@ -43,7 +43,13 @@ class GroupRow:
 
 @dataclass(frozen=True)
 class LeafRow:
-    """One parameter: `multiplier` is layer decay x `lr_mult`; `decays` if weight decay acts."""
+    """One parameter.
+
+    Attributes:
+        multiplier: layer decay x `lr_mult`; 0 where frozen.
+        decays: whether weight decay acts.
+        since: the phase since which it trains without a break.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -53,6 +59,12 @@ class LeafRow:
     trainable: bool
     multiplier: float
     decays: bool
+    since: int = 0
+
+    @property
+    def cohort(self) -> str:
+        """The leaves that share an optimizer's state: of one group, and training equally long."""
+        return f"{self.group}@{self.since}" if self.since else self.group
 
     @property
     def parameters(self) -> int:
@@ -113,6 +125,7 @@ class LayerTable:
     def _summarise(self, group: GroupRow) -> dict:
         owned = self._owned(group.name)
         count = sum(leaf.parameters for leaf in owned)
+        trained = sum(leaf.parameters for leaf in owned if leaf.trainable)
         moments = {"adamw": 2, "sgd": 1}[group.algorithm]
         return {
             "name": group.name,
@@ -126,7 +139,7 @@ class LayerTable:
             "optimizer": group.algorithm if group.trainable else None,
             "weight_decay": group.weight_decay if group.trainable else None,
             "decayed_leaves": sum(leaf.decays for leaf in owned),
-            "optimizer_bytes": count * 4 * moments if group.trainable else 0,
+            "optimizer_bytes": trained * 4 * moments,
         }
 
     def rows(self) -> list[dict]:

@@ -93,7 +93,7 @@ def resize_matrix(old: int, new: int, antialias: bool = False) -> np.ndarray:
     """
     step = np.float32(old / new)  # float32 as there: the last digits of a place are its own
     centres = (np.arange(new, dtype=np.float32) + 0.5) * step - 0.5  # in samples of the old line
-    stretch = max(step, 1.0) if antialias else 1.0
+    stretch = max(float(step), 1.0) if antialias else 1.0
     reach = math.ceil(2 * stretch)
     first = np.floor(centres).astype(int) - reach + 1
     taps = first[:, None] + np.arange(2 * reach)  # [new, taps]

@@ -1,0 +1,71 @@
+"""A phase under way: its leaves in place, its step, and what the step is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from jaxft.engine.build import Build
+from jaxft.engine.build_state import enter_phase, frozen_params, state_shardings
+from jaxft.engine.state import TrainState
+from jaxft.engine.step import Rates, make_train_step
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What runs a phase.
+
+    Attributes:
+        built: the run in this phase.
+        frozen: the leaves that no phase has trained yet.
+        step: the jitted train step.
+        multipliers, weight_decay: see `Rates`.
+    """
+
+    built: Build
+    frozen: dict[str, jax.Array]
+    step: Callable
+    multipliers: np.ndarray
+    weight_decay: np.ndarray
+
+    def rates(self, step: int) -> Rates:
+        """What the optimizer is told at a step."""
+        return Rates(self.built.rates[step], self.multipliers, self.weight_decay)
+
+    def params(self, state: TrainState) -> dict[str, jax.Array]:
+        """Every parameter, trained ones as their average where there is one."""
+        return {**self.frozen, **state.settled, **(state.average or state.trainable)}
+
+    def is_over(self, step: int) -> bool:
+        """Whether the step to come belongs to the next phase."""
+        phase = self.built.phase
+        return step == phase.stop and phase.index + 1 < len(self.built.phases)
+
+
+def make_stage(built: Build, params: dict[str, jax.Array]) -> Stage:
+    """A phase with its leaves and its step.
+
+    Args:
+        built: the run in the phase.
+        params: values of at least those leaves that no phase has trained yet.
+    """
+    frozen = frozen_params(built, params)
+    step = make_train_step(
+        built.objective,
+        built.optimizer,
+        accumulate=built.config.train.accumulate,
+        ema=built.config.train.ema,
+        state_shardings=state_shardings(built),
+        frozen_shardings={name: built.shardings[name] for name in frozen},
+        mesh=built.mesh,
+    )
+    return Stage(built, frozen, step, built.table.multipliers(), built.table.weight_decays())
+
+
+def next_stage(stage: Stage, state: TrainState) -> tuple[Stage, TrainState]:
+    """The phase after this one, and the state as it begins."""
+    built = stage.built.in_phase(stage.built.phase.index + 1)
+    return make_stage(built, stage.frozen), enter_phase(built, state, stage.frozen)

@@ -1,0 +1,320 @@
+"""Phases: what trains when, what moves across a boundary, and that a resumed run never shows."""
+
+import json
+import shutil
+from dataclasses import replace
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from jaxft.config import parse_config
+from jaxft.engine.build import build
+from jaxft.engine.build_state import initial_state, load_params
+from jaxft.engine.checkpoint import Checkpoints
+from jaxft.engine.export import export
+from jaxft.engine.mesh import batch_sharding, place_batch
+from jaxft.engine.train import train
+from jaxft.engine.train_stage import make_stage, next_stage
+from jaxft.engine.trained import open_trained
+from jaxft.errors import UserError
+from jaxft.layerwise.phases import phase_sections
+from tests.tiny import tiny_config
+
+ONE = jax.devices()[:1]
+PHASES = [
+    {"until": 4, "unfreeze": ["head/.*"], "lr": 1e-2},
+    {"until": 8, "depth": [2, 3]},
+    {"until": "100%", "unfreeze": "all", "rewarm": 2},
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phases")
+    tiny_config(folder)
+    return folder
+
+
+def config_of(folder, phases=PHASES, **sections):
+    """A run of 12 steps, saved and scored often, in which Adam's count matters."""
+    train = {"length": "12 steps", "evaluate_every": 6, "log_every": 1} | sections.pop("train", {})
+    model = {"checkpoint": str(folder / "checkpoint"), "dropout": 0.0}
+    config = tiny_config(folder, train=train, model=model, optimizer={"lr": 1e-3, "clip": None})
+    config = config.dump() | {"phases": phases}
+    config["checkpoint"] |= {"every": 2, "keep": 20}
+    config["optimizer"] |= {"weight_decay": 0.0}
+    config["schedule"] |= {"kind": "constant"}
+    for name, section in sections.items():
+        config[name] = config[name] | section if isinstance(section, dict) else section
+    return parse_config(config)
+
+
+class Stages:
+    """A run's phases one after another, in hand."""
+
+    def __init__(self, config):
+        built = build(config, devices=ONE)
+        params = load_params(built).params
+        self.stage, self.state = make_stage(built, params), initial_state(built, params)
+        self.number = 0
+
+    def steps(self, count):
+        for _ in range(count):
+            built = self.stage.built
+            rows = built.splits["train"].examples
+            batch = rows.collate(built.plan.batch(self.number), built.layout.row_length)
+            placed = place_batch(batch, batch_sharding(built.mesh))
+            stage, rates = self.stage, self.stage.rates(self.number)
+            self.state, _ = stage.step(self.state, stage.frozen, placed, rates)
+            self.number += 1
+
+    def switch(self):
+        assert self.stage.is_over(self.number)
+        self.stage, self.state = next_stage(self.stage, self.state)
+
+    def values(self):
+        return jax.tree.map(np.asarray, self.stage.params(self.state))
+
+
+def moments(state):
+    """Every array of the optimizer's state under its path."""
+    leaves = jax.tree.leaves_with_path(state.opt_state)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+# -------------------------------------------------------------------------------------- the table
+def test_each_phase_trains_what_it_names(folder):
+    built = build(config_of(folder), devices=ONE)
+    first, second, third = (phase.table for phase in built.phases)
+    assert [(phase.start, phase.stop) for phase in built.phases] == [(0, 4), (4, 8), (8, 12)]
+    assert set(first.trainable) == {"head/kernel", "head/bias"}
+    assert {leaf.depth for leaf in second.leaves if leaf.trainable} == {2, 3}
+    assert set(third.trainable) == set(built.model.params)
+    since = {leaf.name: leaf.since for leaf in third.leaves}
+    assert since["head/kernel"] == 0
+    assert since["blocks/1/mlp/up/kernel"] == 1
+    assert since["blocks/0/mlp/up/kernel"] == 2
+    rates = [built.in_phase(index).rates for index in range(3)]
+    assert rates[0][:4].tolist() == [[np.float32(1e-2)]] * 4
+    assert rates[1][4:8].ravel().tolist() == [np.float32(1e-3)] * 4
+    np.testing.assert_allclose(rates[2][8:12].ravel(), [0, 5e-4, 1e-3, 1e-3])
+
+
+def test_a_phase_never_trains_what_a_group_freezes(folder):
+    groups = [{"name": "trunk", "depth": [0, 1], "freeze": True}]
+    built = build(config_of(folder, [{"until": "100%"}], groups=groups), devices=ONE)
+    assert {leaf.depth for leaf in built.table.leaves if leaf.trainable} == {2, 3}
+
+
+def test_a_schedule_of_a_phase_runs_over_its_steps(folder):
+    schedule = {"kind": "linear", "warmup": "50%"}
+    phases = [{"until": 4, "unfreeze": ["head/.*"]}, {"until": "100%", "schedule": schedule}]
+    built = build(config_of(folder, phases), devices=ONE).in_phase(1)
+    np.testing.assert_allclose(
+        built.rates[4:, 0], 1e-3 * np.array([0, 1, 2, 3, 4, 3, 2, 1, 0]) / 4, atol=1e-9
+    )
+    assert not built.rates[:4].any()
+
+
+def test_recipes_are_phases(folder):
+    probe = build(config_of(folder, "linear_probe"), devices=ONE)
+    assert [set(phase.table.trainable) for phase in probe.phases] == [{"head/kernel", "head/bias"}]
+    first, second = build(config_of(folder, "lp_ft"), devices=ONE).phases
+    assert (first.stop, second.stop) == (4, 12)
+    assert len(second.table.trainable) == len(second.table.leaves)
+    gradual = phase_sections("gradual_unfreezing", top=3, epochs=9)
+    assert [section.depth for section in gradual] == [(3, 3), (2, 3), (1, 3), (0, 3)]
+    assert [str(section.until) for section in gradual] == [
+        "1 epoch",
+        "2 epochs",
+        "3 epochs",
+        "100%",
+    ]
+    assert [s.depth for s in phase_sections("gradual_unfreezing", top=3, epochs=2)] == [
+        (3, 3),
+        (2, 3),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("phases", "sentence"),
+    [
+        (
+            [{"until": 8, "unfreeze": ["head/.*"]}, {"until": 4}],
+            r"phases\[1\]\.until: 4 steps is step 4, and the phase before it ends at step 8\.",
+        ),
+        ([{"until": 8}], r"the last one ends at step 8, and the run at step 12\."),
+        ([{"until": "100%", "unfreeze": ["haed/.*"]}], r"phases\[0\]\.unfreeze: the pattern"),
+        ([{"until": "100%", "depth": [7, 9]}], r"phases\[0\]: it trains nothing\."),
+        ("lpft", "'phases' must be .*linear_probe"),
+        ([{"until": "100%", "unfreeze": []}], "'unfreeze' is empty"),
+        ([{"until": "100%", "unfreeze": ["head/.*"], "depth": [0, 1]}], "not by both"),
+    ],
+)
+def test_phases_that_cannot_be(folder, phases, sentence):
+    with pytest.raises(UserError, match=sentence):
+        build(config_of(folder, phases), devices=ONE)
+
+
+def test_a_phase_that_trains_frozen_groups_only(folder):
+    groups = [{"name": "head", "match": "head/.*", "freeze": True}]
+    with pytest.raises(UserError, match=r"phases\[0\]: it trains nothing\."):
+        build(config_of(folder, groups=groups), devices=ONE)
+
+
+# ------------------------------------------------------------------------------------ the boundary
+def test_a_boundary_changes_nothing_that_trained(folder):
+    run = Stages(config_of(folder))
+    run.steps(4)
+    values, state = run.values(), moments(run.state)
+    assert any("mu" in path for path in state)
+    run.switch()
+    after = run.values()
+    assert {name: value.tobytes() for name, value in values.items()} == {
+        name: value.tobytes() for name, value in after.items()
+    }
+    moved = moments(run.state)
+    assert {path: value.tobytes() for path, value in state.items()} == {
+        path: moved[path].tobytes() for path in state
+    }
+    fresh = {path: value for path, value in moved.items() if path not in state}
+    assert fresh
+    assert not any(value.any() for value in fresh.values())
+
+
+def first_updates(run):
+    """How far what begins to train moves in the first step of its phase, over the rate."""
+    before = run.values()
+    names = [leaf.name for leaf in run.stage.built.table.leaves if leaf.since == 1]
+    rate = run.stage.built.rates[run.number, 0]
+    run.steps(1)
+    after = run.values()
+    moved = [np.abs(after[name] - before[name]).ravel() / rate for name in names]
+    moved = np.concatenate(moved)
+    return float(np.median(moved[moved > 1e-2]))  # what has no gradient does not move
+
+
+def test_what_begins_to_train_takes_a_first_step_of_its_rate(folder):
+    phases = [{"until": 4, "unfreeze": ["head/.*"]}, {"until": "100%"}]
+    run = Stages(config_of(folder, phases))
+    run.steps(4)
+    run.switch()
+    assert first_updates(run) == pytest.approx(1, abs=1e-3)
+    shared = Stages(config_of(folder, phases))
+    shared.steps(4)
+    shared.switch()
+    counts = jax.tree.map(
+        lambda leaf: leaf + 500 if leaf.dtype == "int32" and leaf == 0 else leaf,
+        shared.state.opt_state,
+    )
+    shared.state = replace(shared.state, opt_state=counts)
+    assert first_updates(shared) > 1.35, "under the count of those before, it would be too large"
+
+
+def test_what_settles_stays_as_it_was(folder):
+    """Trained, then frozen: every bit is kept, in float32, and no moment of it is left."""
+    phases = [{"until": 6, "unfreeze": ["blocks/1/.*"]}, {"until": "100%", "unfreeze": ["head/.*"]}]
+    run = Stages(config_of(folder, phases, train={"ema": 0.9}))
+    run.steps(6)
+    trained = {name: np.asarray(leaf) for name, leaf in run.state.trainable.items()}
+    run.switch()
+    run.steps(3)
+    assert run.state.settled.keys() == trained.keys()
+    for name, leaf in run.state.settled.items():
+        assert leaf.dtype == np.float32
+        assert np.asarray(leaf).tobytes() == trained[name].tobytes()
+    assert not [path for path in moments(run.state) if "blocks/1" in path]
+
+
+def test_a_phase_is_one_program(folder, monkeypatch):
+    run = Stages(config_of(folder))
+    run.steps(2)
+    compiled = run.stage.step._cache_size()
+    run.steps(2)
+    run.switch()
+    run.steps(4)
+    assert compiled == 1
+    assert run.stage.step._cache_size() == 1
+
+
+# ----------------------------------------------------------------------------------- the whole run
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory):
+    """A run through three phases, undisturbed."""
+    place = tmp_path_factory.mktemp("whole")
+    config = config_of(folder, run={"name": "tiny", "dir": str(place), "seed": {}})
+    return train(config, quiet=True).folder
+
+
+def end_state(run):
+    """Every array of the last checkpoint by its name."""
+    config = parse_config(json.loads(json.dumps(open_trained(run).run.config())))
+    with Checkpoints(run / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.latest() == 12
+        found = checkpoints.load_params("last")
+    assert config.phases
+    return {name: np.asarray(leaf).tobytes() for name, leaf in found.items()}
+
+
+FULL = pytest.mark.full
+
+
+@pytest.mark.parametrize("step", [pytest.param(2, marks=FULL), 4, 6, pytest.param(8, marks=FULL)])
+def test_a_resumed_run_never_shows(whole, tmp_path, step):
+    """Inside a phase, exactly at a boundary, and across one (the last save was before it)."""
+    run = tmp_path / "tiny"
+    shutil.copytree(whole, run)
+    for later in range(step + 2, 14, 2):
+        shutil.rmtree(run / "checkpoints" / str(later), ignore_errors=True)
+    (run / "result.json").unlink()
+    config = open_trained(run, "last").run.config()
+    config["run"]["dir"] = str(tmp_path)
+    resumed = train(parse_config(config), resume=True, quiet=True).folder
+    assert end_state(resumed) == end_state(whole)
+    assert (resumed / "result.json").read_bytes() == (whole / "result.json").read_bytes()
+
+
+def test_the_diary_tells_of_phases(whole):
+    about = json.loads((whole / "run.json").read_text())
+    assert [phase["depths"] for phase in about["phases"]] == [[3, 3], [2, 3], [0, 3]]
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    notes = [line["text"] for line in lines if line["kind"] == "note"]
+    assert [note.split(":")[0] for note in notes] == [
+        "phase 2 of 3, to step 8",
+        "phase 3 of 3, to step 12",
+    ]
+    rates = {line["step"]: line["rates"]["rest"] for line in lines if line["kind"] == "train"}
+    assert rates[4] == pytest.approx(1e-2)
+    assert rates[5] == pytest.approx(1e-3)
+    assert rates[9] == 0, "the rise from zero begins"
+
+
+def test_a_checkpoint_of_an_early_phase_is_a_whole_model(whole, tmp_path):
+    """What had not trained by then is what the run started from, byte for byte."""
+    exported = load_file(export(whole, tmp_path / "early", 4) / "model.safetensors")
+    start = load_file(whole / "base" / "model.safetensors")
+    last = load_file(export(whole, tmp_path / "late", "last") / "model.safetensors")
+    changed = {name for name in start if exported[name].tobytes() != start[name].tobytes()}
+    assert changed == {"classifier.weight", "classifier.bias"}
+    assert sum(last[name].tobytes() != start[name].tobytes() for name in start) > 30
+
+
+def test_the_test_rows_are_scored_with_the_best_of_an_early_phase(folder, tmp_path):
+    """The head alone does best, since what follows ruins it: the blocks are the starting ones."""
+    phases = [{"until": 6, "unfreeze": ["head/.*"]}, {"until": "100%", "lr": 3.0}]
+    config = config_of(folder, phases, run={"name": "ruin", "dir": str(tmp_path), "seed": {}})
+    config = parse_config(config.dump() | {"checkpoint": {"every": 2, "best": "loss", "keep": 20}})
+    run = train(config, quiet=True)
+    assert run.best == 6
+    trained = open_trained(run.folder)
+    start = load_file(run.folder / "base" / "model.safetensors")
+    names = trained.model.names
+    block = "blocks/0/mlp/up/kernel"
+    assert np.asarray(trained.model.params[block]).T.tobytes() == start[names[block]].tobytes()
+    from jaxft.engine.score import score
+
+    again = partial(score, run.folder)
+    assert again()["metrics"] == pytest.approx(run.metrics, rel=1e-5)
