@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,8 +17,9 @@ from jaxft.errors import UserError
 Messages = Sequence[Mapping[str, Any]]  # each with `role` and `content`
 
 SANDBOX = Path(__file__).with_name("chat_sandbox.py")
-# How long a template may take: a second to start Python, and plenty for what it says.
-SECONDS, SECONDS_EACH = 5.0, 0.02
+# What a template may take of the processor: plenty, and more for each conversation; and how many
+# times as long by the clock, for the machine may be busy with other things.
+SECONDS, SECONDS_EACH, BUSY = 5.0, 0.02, 20
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 
 UNUSED = {"tools": None, "documents": None}  # templates ask whether there are any
@@ -51,12 +54,13 @@ class ChatTemplate:
         Raises:
             UserError: the template is wrong, refuses a conversation, or does not come to an end.
         """
-        asked = {
+        asked: dict[str, Any] = {
             "template": self.text,
             "conversations": [[dict(message) for message in one] for one in conversations],
             "variables": {**self.tokens, **UNUSED, "add_generation_prompt": add_generation_prompt},
+            "seconds": math.ceil(SECONDS + SECONDS_EACH * len(conversations)),
         }
-        seconds = SECONDS + SECONDS_EACH * len(conversations)
+        endless = f"it did not come to an end in {asked['seconds']} seconds"
         try:
             # -P: its own folder is no place to import from, for there are names such as `text`.
             done = subprocess.run(
@@ -65,10 +69,12 @@ class ChatTemplate:
                 capture_output=True,
                 text=True,
                 encoding="utf-8",
-                timeout=seconds,
+                timeout=BUSY * asked["seconds"],
             )
         except subprocess.TimeoutExpired:
-            raise self._refused(f"it did not come to an end in {seconds:.0f} seconds") from None
+            raise self._refused(endless) from None
+        if done.returncode < 0 and -done.returncode == getattr(signal, "SIGXCPU", None):
+            raise self._refused(endless)
         try:
             said = json.loads(done.stdout)
         except ValueError:

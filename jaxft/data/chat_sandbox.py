@@ -7,6 +7,7 @@ running for ever and from filling the memory.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from datetime import datetime
@@ -84,8 +85,11 @@ def main() -> None:
     """Render what standard input asks for."""
     asked = json.load(sys.stdin)
     if resource is not None:
-        resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
+        seconds = asked["seconds"]
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+        with contextlib.suppress(ValueError, OSError):  # macOS does not bound a process's memory
+            resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
     json.dump(render(asked), sys.stdout)
 
 
