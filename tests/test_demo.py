@@ -123,6 +123,13 @@ def test_the_link_replaces_only_a_link(cache, tmp_path):
     assert name.is_dir()
 
 
+def test_an_asset_that_is_not_there_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert demo.main(["digts"]) == 2
+    assert capsys.readouterr().err == "jaxft: There is no asset 'digts'. Did you mean 'digits'?\n"
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_command_brings_and_links(reviews, minilm, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "jaxft.demo"], cwd=tmp_path, capture_output=True, text=True
