@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,9 +109,19 @@ class _OpenFile:
         """The next `count` bytes."""
         return self._file.read(count)
 
-    def array(self, dtype: np.dtype, offset: int, shape: tuple[int, ...]) -> np.ndarray:
-        """What lies at `offset`, as a view of the file."""
-        return np.memmap(self._file, dtype, mode="r", offset=offset, shape=shape)
+    def array(
+        self, dtype: np.dtype, offset: int, shape: tuple[int, ...], index: Index
+    ) -> np.ndarray:
+        """The part `index` of the array at `offset`, as a view of the file."""
+        if index:  # only the rows that are asked for
+            start, stop, _ = index[0].indices(shape[0])
+            offset += start * math.prod(shape[1:]) * dtype.itemsize
+            shape, index = (stop - start, *shape[1:]), (slice(None), *index[1:])
+        if hasattr(os, "posix_fadvise"):  # read ahead: a page at a time, a disk is slow
+            length = math.prod(shape) * dtype.itemsize
+            os.posix_fadvise(self._file.fileno(), offset, length, os.POSIX_FADV_WILLNEED)
+        mapped = np.memmap(self._file, dtype, mode="r", offset=offset, shape=shape)
+        return np.asarray(mapped[index])
 
 
 def _open_safetensors(path: Path) -> dict[str, Tensor]:
@@ -129,7 +141,7 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
     def reader(about: Mapping[str, Any]) -> Callable[[Index], np.ndarray]:
         shape, offset = tuple(about["shape"]), 8 + length + about["data_offsets"][0]
         dtype = FLOATS.get(about["dtype"], np.dtype("uint8"))  # what is no float is never read
-        return lambda index: np.asarray(file.array(dtype, offset, shape)[index])
+        return lambda index: file.array(dtype, offset, shape, index)
 
     return {
         name: Tensor(path, tuple(about["shape"]), about["dtype"], reader(about))
