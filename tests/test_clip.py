@@ -112,6 +112,16 @@ def test_eight_devices_compute_what_one_does(pair):
     assert_close_gradients(gradients(whole, model=many, batch=placed), theirs, 1e-5)
 
 
+def test_scores_are_float32_and_their_scale_whole(pair):
+    params = {**pair.ours.params, "head/logit_scale": pair.ours.params["head/logit_scale"] + 0.01}
+    rough = Compute(dtype="bfloat16")
+    plain = pair.ours.apply(pair.ours.params, pair.batch, None, rough)["logits_per_image"]
+    more = pair.ours.apply(params, pair.batch, None, rough)["logits_per_image"]
+    assert plain.dtype == np.float32
+    bias = pair.ours.params.get("head/logit_bias", 0.0)
+    np.testing.assert_allclose(more - bias, (plain - bias) * np.exp(0.01), rtol=1e-4)
+
+
 def test_depth_is_each_towers_own(pair):
     model = pair.ours
     for name, tower in towers_of(model).items():

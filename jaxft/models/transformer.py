@@ -188,9 +188,11 @@ def run_joint(part: Part, params: Params, compute: Compute, *inputs: Any) -> Any
         compute: how to run.
         inputs: what the part is called with.
     """
-    values = {path: params[path].astype(compute.dtype) for path in part.leaves}
+    values = {path: params[path] for path in part.leaves}
+    # What is no matrix stays whole: a scale of scores in bfloat16 would be a per cent off.
+    cast = {path: v.astype(compute.dtype) if v.ndim > 1 else v for path, v in values.items()}
     with jax.default_matmul_precision(compute.precision):
-        return part.bind(values)(*inputs)
+        return part.bind(cast)(*inputs)
 
 
 def _bind_end(
