@@ -225,7 +225,7 @@ def _check_shapes(
 def load_leaf(
     tensor: Tensor, name: Name, leaf: Leaf, dtype: str, sharding: Sharding | None
 ) -> jax.Array:
-    """The parameter that a tensor holds; each device's shard is read by itself.
+    """The parameter that a tensor holds; of a file, each device's shard is read by itself.
 
     Args:
         tensor: where to read it.
@@ -235,24 +235,20 @@ def load_leaf(
         sharding: where its shards go; None for the default device.
     """
     target = jnp.dtype(dtype)
-
-    def read(index: Index) -> np.ndarray:
-        if name.transpose:
-            part = np.moveaxis(tensor.read((index[-1], *index[:-1])), 0, -1)
-        else:
-            part = tensor.read(index)
-        if part.dtype != target:
-            return part.astype(target)
-        # jax copies what is not in order, and transposes quicker than numpy. What is in order it
-        # may keep as it is, and then a parameter would be a piece of the file.
-        return part.copy() if part.flags.c_contiguous else part
+    stored = tensor.whole()  # of a file, no more than a view
+    value = np.moveaxis(stored, 0, -1) if name.transpose else stored
 
     def put(index: Index, device: jax.Device | None) -> jax.Array:
+        part = value[index]
+        # Cast in the order of the file: jax transposes what it copies, and quicker than numpy.
+        # What is in its own order it may keep, and then a parameter would be a piece of the file.
+        if part.dtype != target or part.flags.c_contiguous:
+            part = part.astype(target)
         # Shard by shard, so that no more than one is on its way.
-        return jax.block_until_ready(jax.device_put(read(index), device))
+        return jax.block_until_ready(jax.device_put(part, device))
 
     if sharding is None:
-        return put((slice(None),) * len(leaf.shape), None)
+        return put((), None)
     places = sharding.addressable_devices_indices_map(leaf.shape)
     shards = [put(index or (), device) for device, index in places.items()]
     return jax.make_array_from_single_device_arrays(leaf.shape, sharding, shards)
