@@ -1,11 +1,10 @@
 """Every command and every line of Python in README and docs runs, in order, page by page.
 
-A page runs in a folder that looks like the repository: the true `configs/`, and in `assets/` a
-random 6-block BERT of width 16 and 150 of the reviews, so that `jaxft train` takes seconds.
+A page runs in a folder that looks like the repository: the true `configs/`, and in `assets/` random
+models of width 16 and few rows (`tests/small_assets.py`), so that `jaxft train` takes seconds.
 `make` commands are looked up in the Makefile; `make demo` itself is `tests/test_make_demo.py`.
 """
 
-import csv
 import re
 import shlex
 import subprocess
@@ -14,38 +13,23 @@ from pathlib import Path
 import pytest
 
 from jaxft.cli import main
+from tests.small_assets import small_assets
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(sh|python)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-EVERY = {"train.csv": 51, "test.csv": 20}  # keep one row in so many
-HIDDEN = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
 
 
 @pytest.fixture(scope="module")
-def small_assets(tmp_path_factory, minilm, reviews) -> Path:
+def assets(tmp_path_factory, minilm, reviews) -> Path:
     """What `assets/` holds, of the same form and much smaller."""
-    import torch
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("assets")
-    config = AutoConfig.from_pretrained(minilm, **HIDDEN)
-    AutoModel.from_config(config).save_pretrained(folder / "minilm")
-    AutoTokenizer.from_pretrained(minilm).save_pretrained(folder / "minilm")
-    (folder / "reviews").mkdir()
-    for name, every in EVERY.items():
-        with (reviews / name).open(newline="", encoding="utf-8") as file:
-            head, *rows = csv.reader(file)
-        with (folder / "reviews" / name).open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([head, *rows[::every]])
-    return folder
+    return small_assets(tmp_path_factory.mktemp("assets"), minilm, reviews)
 
 
 @pytest.fixture
-def workspace(tmp_path, monkeypatch, small_assets) -> Path:
+def workspace(tmp_path, monkeypatch, assets) -> Path:
     """The working directory of one page."""
-    (tmp_path / "assets").symlink_to(small_assets)
+    (tmp_path / "assets").symlink_to(assets)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
     return tmp_path

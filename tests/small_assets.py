@@ -1,0 +1,124 @@
+"""What `assets/` holds, of the same form and much smaller: random models of few numbers, few rows.
+
+Depths are the true ones, since the configs name them.
+"""
+
+import csv
+import json
+from pathlib import Path
+
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
+
+EVERY = {"train.csv": 51, "test.csv": 20}  # keep one review in so many
+SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+END = "<|im_end|>"
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role + ': ' + m.content + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+COLOURS = {"red": (200, 40, 50), "green": (50, 180, 60), "blue": (40, 60, 200)}
+THINGS = ("car", "house", "star", "tree", "book", "ball", "fish", "boat")
+
+
+def small_assets(folder: Path, minilm: Path, reviews: Path) -> Path:
+    """Fills `folder` with all that the configs read; the BERT's tokenizer is MiniLM's own."""
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(minilm, **SMALL)
+    AutoModel.from_config(config).save_pretrained(folder / "minilm")
+    AutoTokenizer.from_pretrained(minilm).save_pretrained(folder / "minilm")
+    for name, every in EVERY.items():
+        with (reviews / name).open(newline="", encoding="utf-8") as file:
+            head, *rows = csv.reader(file)
+        write_csv(folder / "reviews" / name, head, rows[::every])
+    write_chat_model(folder / "smollm2")
+    write_dialogues(folder / "dialogues")
+    write_vit(folder / "vits", "vit")
+    write_vit(folder / "dinov2", "dinov2")
+    write_digits(folder / "digits")
+    write_emoji(folder / "emoji")
+    return folder
+
+
+def write_csv(path: Path, head: list[str], rows: list) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([head, *rows])
+
+
+def write_chat_model(folder: Path) -> None:
+    """A Llama of 30 blocks with a byte-level tokenizer and a chat template."""
+    words = Tokenizer(models.BPE())
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    words.train_from_iterator(
+        THINGS, trainers.BpeTrainer(vocab_size=300, special_tokens=[END], initial_alphabet=alphabet)
+    )
+    end = words.token_to_id(END)
+    config = AutoConfig.for_model(
+        "llama",
+        vocab_size=words.get_vocab_size(),
+        num_hidden_layers=30,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=end,
+        eos_token_id=end,
+        pad_token_id=end,
+        **SMALL,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token=END, pad_token=END)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+
+
+def write_dialogues(folder: Path) -> None:
+    folder.mkdir()
+    for name, count in (("train.jsonl", 40), ("test.jsonl", 8)):
+        rows = [{"prompt": f"A {THINGS[i % 8]} {i}?", "answer": f"Yes, {i}."} for i in range(count)]
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_vit(folder: Path, model_type: str) -> None:
+    """A ViT or DINOv2 of 12 blocks on patches of 14."""
+    small = {name: size for name, size in SMALL.items() if name != "intermediate_size"}
+    config = AutoConfig.for_model(
+        model_type, num_hidden_layers=12, image_size=224, patch_size=14, **small
+    )
+    AutoModel.from_config(config).save_pretrained(folder)
+    size = {"height": 224, "width": 224}
+    described = {"image_processor_type": "ViTImageProcessor", "size": size}
+    (folder / "preprocessor_config.json").write_text(json.dumps(described))
+
+
+def write_digits(folder: Path) -> None:
+    for split, each in (("train", 8), ("test", 2)):
+        for digit in range(10):
+            (folder / split / str(digit)).mkdir(parents=True)
+            for number in range(each):
+                shade = (20 * digit, 255 - 20 * digit, 12 * number)
+                path = folder / split / str(digit) / f"{number}.png"
+                Image.new("RGB", (28, 28), shade).save(path)
+
+
+def write_emoji(folder: Path) -> None:
+    (folder / "images").mkdir(parents=True)
+    rows = []
+    for colour, value in COLOURS.items():
+        for number in range(48):
+            name = f"images/{colour}-{number}.png"
+            Image.new("RGB", (32, 32), tuple(min(part + number, 255) for part in value)).save(
+                folder / name
+            )
+            rows.append((name, f"{colour} {THINGS[number % 8]}", "none"))
+    write_csv(folder / "train.csv", ["image", "text", "tone"], rows[: -len(rows) // 8])
+    write_csv(folder / "test.csv", ["image", "text", "tone"], rows[-len(rows) // 8 :])
