@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,8 +56,7 @@ class Plan:
             if len(phases) > 1
         ]
         lines += [
-            f"batch      {layout['rows']} rows of {layout['row_length']} tokens, "
-            f"{layout['examples_per_step']:.1f} examples, {share(layout['padding'])} padding",
+            f"batch      {_batch(layout)}",
             f"length     {resolved['total_steps']:,} steps, {resolved['steps_per_epoch']:,} an "
             f"epoch; scored every {resolved['evaluate_every']:,}, "
             f"saved every {resolved['save_every']:,}",
@@ -71,6 +71,16 @@ class Plan:
             depth_table(self.table),
             Text("\n".join(lines)),
         )
+
+
+def _batch(layout: Mapping[str, Any]) -> str:
+    """What a step holds; where an example is a row, there is nothing to say of rows."""
+    if layout["row_length"] == 1:
+        return f"{layout['rows']} examples"
+    return (
+        f"{layout['rows']} rows of {layout['row_length']} tokens, "
+        f"{layout['examples_per_step']:.1f} examples, {share(layout['padding'])} padding"
+    )
 
 
 def plan(config: Config) -> Plan:
