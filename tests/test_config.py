@@ -22,6 +22,7 @@ from jaxft.config import (
     schema_text,
     to_yaml,
 )
+from jaxft.config_recipe import PhaseSection
 from jaxft.config_tasks import TaskSection
 from jaxft.errors import UserError
 
@@ -279,7 +280,8 @@ def test_durations_resolve_to_steps():
             "  checkpoint: some/folder",
             "  dropout: 0.1",
             "c.yaml, line 2: 'model.checkpoint' is missing. "
-            "It is a hub id (id@revision), a folder, or package:module/path.",
+            "It is a hub id (id@revision), a folder, or package:module/path; or {vision, text}: "
+            "two of them, whose towers are put side by side.",
         ),
         (
             "kind: text_classification",
@@ -300,9 +302,9 @@ def test_durations_resolve_to_steps():
         ),
         (
             "  clip: 1\n",
-            "  clip: 1\nphases: [{until: 30%}]\n",
-            "c.yaml, line 11: phases: phases are not there yet; "
-            "leave the list empty and freeze with 'groups'.",
+            "  clip: 1\nphases: [{until: 30%, unfreeze: [a], depth: [0, 1]}]\n",
+            "c.yaml, line 11: phases.0: a phase names what trains by 'unfreeze' or by 'depth', "
+            "not by both.",
         ),
         (
             "  clip: 1\n",
@@ -498,7 +500,8 @@ def test_every_key_is_described(write):
         own = {key.name for key in keys if key.meaning.endswith(f"({said})")}
         assert own == {f"task.{name}" for name in kind.model_fields} - {"task.kind"}
     assert {key.name for key in keys if "[]" in key.name} == {
-        f"groups[].{name}" for name in load_config(write(FULL)).dump()["groups"][0]
+        *(f"groups[].{name}" for name in load_config(write(FULL)).dump()["groups"][0]),
+        *(f"phases[].{name}" for name in PhaseSection.model_fields),
     }
     for key in keys:
         assert key.meaning, key.name

@@ -11,6 +11,7 @@ from jaxft.config import resolve_steps
 from jaxft.config_recipe import Group, LayerDecaySection, OptimizerSection, ScheduleSection
 from jaxft.engine.build_length import Length, resolve_rates, schedule_spec
 from jaxft.errors import UserError
+from jaxft.layerwise.phases import WHOLE, Phase
 from jaxft.layerwise.schedules import ScheduleSpec, make_schedule, rate_table
 from jaxft.layerwise.table import build_table
 
@@ -144,7 +145,7 @@ def test_a_config_resolves_into_rates_by_group():
         schedule=ScheduleSection(kind="linear", warmup="10%"),
     )
     length = Length(total_steps=40, steps_per_epoch=20, evaluate_every=20, save_every=20)
-    rates = resolve_rates(table, length)
+    rates = resolve_rates(Phase(0, 0, 40, WHOLE, table), length)
     assert [group.name for group in table.training_groups] == ["top", "rest"]
     np.testing.assert_array_equal(rates[:, 0], np.ones(41))
     np.testing.assert_allclose(rates[[0, 2, 4, 22, 40], 1], [0, 0.25, 0.5, 0.25, 0], atol=1e-7)
@@ -152,9 +153,8 @@ def test_a_config_resolves_into_rates_by_group():
 
 @pytest.mark.parametrize(("written", "steps"), [("25%", 10), ("0.5 epochs", 10), (7, 7)])
 def test_durations_of_a_schedule_are_in_steps(written, steps):
-    length = Length(total_steps=40, steps_per_epoch=20, evaluate_every=20, save_every=20)
     section = ScheduleSection(kind="wsd", warmup=written, decay=written)
-    spec = schedule_spec(section, length)
+    spec = schedule_spec(section, steps=40, steps_per_epoch=20)
     assert (spec.warmup, spec.decay) == (steps, steps)
     resolve = partial(resolve_steps, total_steps=40, steps_per_epoch=20)
     assert resolve(section.warmup) == steps

@@ -310,8 +310,7 @@ def test_no_more_than_a_shard_is_on_its_way(folder, monkeypatch, dtype):
         value = load_leaf(viewed, line, leaf, dtype, sharding)
     np.testing.assert_array_equal(value, whole.T.astype(dtype))
     assert [part.size for part in given] == [8 * 12 // 4] * 4
-    # What needs no cast goes as it lies in the file: nothing is copied on the host.
-    assert [np.shares_memory(part, whole) for part in given] == [dtype == "float32"] * 4
+    assert not any(np.shares_memory(part, whole) for part in given)
 
 
 def shard(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,8 @@ from jaxft.errors import UserError
 from jaxft.models.layers import Leaf
 from jaxft.models.weights_files import FLOATS, Index, Tensor, part_of
 from jaxft.models.weights_vocab import grown
+
+MOST_MAPPED = 2**24  # bytes of a file mapped at a time
 
 
 @dataclass(frozen=True)
@@ -235,15 +238,13 @@ def load_leaf(
         sharding: where its shards go; None for the default device.
     """
     target = jnp.dtype(dtype)
-    stored = tensor.whole()  # of a file, no more than a view
-    value = np.moveaxis(stored, 0, -1) if name.transpose else stored
 
     def put(index: Index, device: jax.Device | None) -> jax.Array:
-        part = value[index]
-        # Cast in the order of the file: jax transposes what it copies, and quicker than numpy.
-        # What is in its own order it may keep, and then a parameter would be a piece of the file.
-        if part.dtype != target or part.flags.c_contiguous:
-            part = part.astype(target)
+        index = index or (slice(None),) * len(leaf.shape)
+        if name.transpose:
+            part = np.moveaxis(_copied(tensor, (index[-1], *index[:-1]), target), 0, -1)
+        else:
+            part = _copied(tensor, index, target)
         # Shard by shard, so that no more than one is on its way.
         return jax.block_until_ready(jax.device_put(part, device))
 
@@ -252,6 +253,25 @@ def load_leaf(
     places = sharding.addressable_devices_indices_map(leaf.shape)
     shards = [put(index or (), device) for device, index in places.items()]
     return jax.make_array_from_single_device_arrays(leaf.shape, sharding, shards)
+
+
+def _copied(tensor: Tensor, index: Index, dtype: np.dtype) -> np.ndarray:
+    """A part of a tensor in memory of its own, in the order of the file, some rows at a time.
+
+    What is mapped counts as this process's memory while it is, and a shard that takes a piece of
+    every row would map the whole.
+    """
+    if not index:
+        return tensor.read(index).astype(dtype)
+    spans = [range(size)[part] for part, size in zip(index, tensor.shape, strict=True)]
+    copy = np.empty([len(span) for span in spans], dtype)
+    width = math.prod(tensor.shape[1:]) * FLOATS[tensor.dtype].itemsize  # bytes of a row
+    rows = max(MOST_MAPPED // max(width, 1), 1)
+    for first in range(0, len(copy), rows):
+        taken = spans[0][first : first + rows]
+        part = slice(taken.start, taken.stop)
+        copy[first : first + rows] = tensor.read((part, *index[1:]))
+    return copy
 
 
 def fresh_leaf(
