@@ -96,6 +96,11 @@ def random_texts(config, draw: np.random.Generator) -> dict[str, np.ndarray]:
         "input_ids": draw.integers(1, config.vocab_size, mask.shape) * mask,
         "attention_mask": mask,
     }
+    end = getattr(config, "eos_token_id", None)
+    if isinstance(end, int) and 0 < end < config.vocab_size:
+        # CLIP reads a text where it ends; read at its first word it would depend on nothing else.
+        # One text has no end but by chance.
+        batch["input_ids"][[0, 1], mask[:2].sum(-1) - 1] = end
     if hasattr(config, "type_vocab_size"):
         batch["token_type_ids"] = draw.integers(0, config.type_vocab_size, mask.shape)
     return batch
