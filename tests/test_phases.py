@@ -3,7 +3,6 @@
 import json
 import shutil
 from dataclasses import replace
-from functools import partial
 
 import jax
 import numpy as np
@@ -16,6 +15,7 @@ from jaxft.engine.build_state import initial_state, load_params
 from jaxft.engine.checkpoint import Checkpoints
 from jaxft.engine.export import export
 from jaxft.engine.mesh import batch_sharding, place_batch
+from jaxft.engine.score import score
 from jaxft.engine.train import train
 from jaxft.engine.train_stage import make_stage, next_stage
 from jaxft.engine.trained import open_trained
@@ -229,7 +229,7 @@ def test_what_settles_stays_as_it_was(folder):
     assert not [path for path in moments(run.state) if "blocks/1" in path]
 
 
-def test_a_phase_is_one_program(folder, monkeypatch):
+def test_a_phase_is_one_program(folder):
     run = Stages(config_of(folder))
     run.steps(2)
     compiled = run.stage.step._cache_size()
@@ -314,7 +314,4 @@ def test_the_test_rows_are_scored_with_the_best_of_an_early_phase(folder, tmp_pa
     names = trained.model.names
     block = "blocks/0/mlp/up/kernel"
     assert np.asarray(trained.model.params[block]).T.tobytes() == start[names[block]].tobytes()
-    from jaxft.engine.score import score
-
-    again = partial(score, run.folder)
-    assert again()["metrics"] == pytest.approx(run.metrics, rel=1e-5)
+    assert score(run.folder)["metrics"] == pytest.approx(run.metrics, rel=1e-5)

@@ -56,6 +56,16 @@ class Encoded:
         """Tokens cut away, of all texts."""
         return sum(self.cut.values())
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """What a person should know of the whole."""
+        return {
+            "tokens": self.tokens,
+            "unknown": self.unknown,
+            "truncated": self.truncated,
+            "truncated_tokens": self.truncated_tokens,
+        }
+
 
 class Tokenizer:
     """The tokenizer of a checkpoint's folder; pickled by its folder, and built where it is used.

@@ -125,7 +125,7 @@ def train(
 
         # ------------------------------------------------------------------------- Compiled steps
         eval_step = build_eval_step(built)
-        total = built.length.total_steps
+        total, sharding = built.length.total_steps, batch_sharding(built.mesh)
 
         with (
             EventLog(Path(run.path), config.report.tensorboard, first if first else None) as log,
@@ -209,7 +209,7 @@ def train(
                     meter.enter(stage.built)
                     log.note(step, phase_line(stage.built))
                     progress.message(phase_line(stage.built))
-                placed = place_batch(batch, batch_sharding(built.mesh))
+                placed = place_batch(batch, sharding)
                 state, metrics = stage.step(state, stage.frozen, placed, stage.rates(step))
                 step += 1
                 pending.append((step, metrics))

@@ -12,6 +12,7 @@ from jaxft.engine.cost import step_flops
 from jaxft.engine.inputs import describe_split
 from jaxft.engine.run_folder import facts
 from jaxft.engine.trained import best_metric
+from jaxft.layerwise.phases import Phase
 from jaxft.report.numbers import count
 
 MOST_RATE_POINTS = 400
@@ -32,7 +33,7 @@ def run_json(built: Build, command: Sequence[str]) -> dict[str, Any]:
         "labels": list(built.label_names),
         "layout": vars(built.layout),
         "resolved": vars(built.length),
-        "phases": [phase_facts(built.in_phase(phase.index)) for phase in built.phases],
+        "phases": [phase_facts(phase) for phase in built.phases],
         "compute": {
             "dtype": built.compute.dtype,
             "precision": built.compute.precision,
@@ -44,12 +45,12 @@ def run_json(built: Build, command: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def phase_facts(built: Build) -> dict[str, Any]:
+def phase_facts(phase: Phase) -> dict[str, Any]:
     """A phase's steps, and how much trains in it."""
-    leaves = [leaf for leaf in built.table.leaves if leaf.trainable]
+    leaves = [leaf for leaf in phase.table.leaves if leaf.trainable]
     return {
-        "start": built.phase.start,
-        "stop": built.phase.stop,
+        "start": phase.start,
+        "stop": phase.stop,
         "leaves": len(leaves),
         "parameters": sum(leaf.parameters for leaf in leaves),
         "depths": [min(leaf.depth for leaf in leaves), max(leaf.depth for leaf in leaves)],
@@ -58,7 +59,7 @@ def phase_facts(built: Build) -> dict[str, Any]:
 
 def phase_line(built: Build) -> str:
     """What trains from here on, in one line."""
-    found = phase_facts(built)
+    found = phase_facts(built.phase)
     low, high = found["depths"]
     return (
         f"phase {built.phase.index + 1} of {len(built.phases)}, to step {found['stop']:,}: "

@@ -19,12 +19,7 @@ from jaxft.models.layers import LayerNorm, Linear, split_key
 from jaxft.models.layers_attention import Mask, attention
 from jaxft.models.layers_kernels import Needs
 from jaxft.models.layers_math import ACTIVATIONS
-from jaxft.models.source_fields import (
-    check_activation,
-    check_divides,
-    check_fields,
-    check_sizes,
-)
+from jaxft.models.source_fields import check_activation, check_divides, read_fields
 from jaxft.models.weights import dense, norm
 
 STD = 0.02  # of fresh kernels
@@ -85,7 +80,7 @@ BLOCK_NAMES = (
 UNUSED = (r"embeddings\.position_ids",)  # a buffer of older files
 
 
-def read_fields(
+def read_tower(
     fields: Mapping[str, Any],
     defaults: Mapping[str, Any],
     sizes: Sequence[str],
@@ -102,9 +97,9 @@ def read_fields(
     Raises:
         UserError: a field is unknown or has a value that is not supported.
     """
-    check_fields(fields, known=list(defaults), fixed=FIXED, ignore=(*ignore, *UNREAD))
-    whole = {name: fields.get(name, default) for name, default in defaults.items()}
-    check_sizes(whole, (*SIZES, *sizes))
+    whole = read_fields(
+        fields, defaults, sizes=(*SIZES, *sizes), fixed=FIXED, ignore=(*ignore, *UNREAD)
+    )
     check_activation("hidden_act", whole["hidden_act"], ACTIVATIONS)
     check_divides("hidden_size", whole["hidden_size"], whole["num_attention_heads"], "heads")
     return whole

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxft.models import clip_block
-from jaxft.models.clip_block import BLOCK_NAMES, STD, Block, needs_of, projection, read_fields
+from jaxft.models.clip_block import BLOCK_NAMES, STD, Block, needs_of, projection, read_tower
 from jaxft.models.layers import Embedding, LayerNorm, Linear
 from jaxft.models.layers_attention import HIDDEN, Mask, make_mask
 from jaxft.models.layers_batch import Batch, check_length, positions_of, segments_of
-from jaxft.models.transformer import Compute, Part, Tower, run_tower
+from jaxft.models.transformer import Compute, Part, Tower
 from jaxft.models.weights import Name, dense, embedding, norm
 
 MODEL_TYPES = {
@@ -80,7 +80,7 @@ class Config:
             UserError: a field is unknown, or has a value that is not supported.
         """
         model_type = fields["model_type"]
-        return cls(model_type, read_fields(fields, DEFAULTS[model_type], SIZES, ignore))
+        return cls(model_type, read_tower(fields, DEFAULTS[model_type], SIZES, ignore))
 
     def to_hf(self) -> dict[str, Any]:
         """The fields of config.json that this config owns."""
@@ -211,25 +211,3 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     """The tower under a head (a key of `MODEL_TYPES[...]`)."""
     blocks = (Part(Block(config.fields)),) * config.fields["num_hidden_layers"]
     return {"text": Tower(Part(Stem(config)), blocks, Part(Top(config, head is not None)))}
-
-
-def apply(
-    towers: Mapping[str, Tower],
-    params: Mapping[str, jax.Array],
-    batch: Batch,
-    key: jax.Array | None,
-    compute: Compute,
-) -> dict[str, jax.Array]:
-    """The outputs for a batch, under Hugging Face's names.
-
-    Args:
-        towers: as `towers` gives them.
-        params: the flat dict.
-        batch: `input_ids` [B, T] with `attention_mask` where wanted.
-        key: turns dropout on.
-        compute: how to run.
-
-    Raises:
-        UserError: the text is longer than the model's positions.
-    """
-    return run_tower(towers["text"], params, batch, key, compute)

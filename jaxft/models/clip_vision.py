@@ -24,14 +24,14 @@ from jaxft.models.clip_block import (
     Mlp,
     needs_of,
     projection,
-    read_fields,
+    read_tower,
 )
 from jaxft.models.layers import Embedding, LayerNorm, Leaf, Linear, parameter
 from jaxft.models.layers_attention import Mask, attention, make_mask
 from jaxft.models.layers_batch import Batch
 from jaxft.models.layers_math import linear
 from jaxft.models.layers_vision import PatchEmbedding, Size, grid_of, resize_grid, size_of
-from jaxft.models.transformer import Compute, Part, Tower, run_tower
+from jaxft.models.transformer import Compute, Part, Tower
 from jaxft.models.weights import Name, dense, embedding, norm
 
 MODEL_TYPES = {
@@ -79,7 +79,7 @@ class Config:
             UserError: a field is unknown, or has a value that is not supported.
         """
         model_type = fields["model_type"]
-        config = cls(model_type, read_fields(fields, DEFAULTS[model_type], SIZES, ignore))
+        config = cls(model_type, read_tower(fields, DEFAULTS[model_type], SIZES, ignore))
         config._check_grid()
         return config
 
@@ -295,25 +295,3 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     classifies = head == "image_classification"
     top = Classifier(config, num_labels or 2) if classifies else Top(config, head is not None)
     return {"vision": Tower(Part(Stem(config)), blocks, Part(top))}
-
-
-def apply(
-    towers: Mapping[str, Tower],
-    params: Mapping[str, jax.Array],
-    batch: Batch,
-    key: jax.Array | None,
-    compute: Compute,
-) -> dict[str, jax.Array]:
-    """The outputs for a batch, under Hugging Face's names.
-
-    Args:
-        towers: as `towers` gives them.
-        params: the flat dict.
-        batch: `pixel_values` [B, C, H, W].
-        key: turns dropout on.
-        compute: how to run.
-
-    Raises:
-        UserError: the images are of another size than the model takes.
-    """
-    return run_tower(towers["vision"], params, batch, key, compute)

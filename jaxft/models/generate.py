@@ -117,12 +117,11 @@ class Generator:
         key = jax.random.key(settings.seed) if settings.do_sample else None
         scores, cache = self.prefill(self._params, ids, seen[:, :length], room)
         used = _used(ids, seen, scores.shape[-1], settings)
+        numbers = _numbers(settings)
         texts: list[list[int]] = [[] for _ in prompts]
         running = [True] * len(prompts)
         for step in range(room):
-            tokens, used = _next(
-                scores, used, key, np.int32(step), _numbers(settings), settings.top_k
-            )
+            tokens, used = _next(scores, used, key, np.int32(step), numbers, settings.top_k)
             if step + 1 < room:  # the device goes on while the host reads
                 scores, cache = self.decode(
                     self._params, cache, tokens, seen, np.int32(length + step)

@@ -33,7 +33,7 @@ def make(section: Section) -> CausalLm:
 
 
 @dataclass(frozen=True)
-class TextExamples:
+class Lessons:
     """Token ids, each with the next token; see `jaxft.tasks.contract.Examples`.
 
     Attributes:
@@ -97,7 +97,7 @@ class CausalLm:
         del source
         return ()
 
-    def examples(self, source: Source, names: Sequence[str] | None, tools: Tools) -> TextExamples:
+    def examples(self, source: Source, names: Sequence[str] | None, tools: Tools) -> Lessons:
         del names
         template = None if self.section.text is not None else _template_of(tools)
         tokens = tools.once(
@@ -109,7 +109,7 @@ class CausalLm:
             max_length=tools.max_length,
             columns=self.columns,
         )
-        return TextExamples(tokens)
+        return Lessons(tokens)
 
     def _encode(
         self, source: Source, tokenizer: Tokenizer, template: ChatTemplate | None, length: int
@@ -171,7 +171,7 @@ class CausalLm:
         }
 
     def summarise(
-        self, outcomes: Mapping[str, np.ndarray], examples: TextExamples, names: Sequence[str]
+        self, outcomes: Mapping[str, np.ndarray], examples: Lessons, names: Sequence[str]
     ) -> dict[str, float]:
         del names
         total = float(outcomes["loss"].sum(dtype=np.float64))
@@ -185,7 +185,7 @@ class CausalLm:
         self,
         source: Source,
         outcomes: Mapping[str, np.ndarray],
-        examples: TextExamples,
+        examples: Lessons,
         names: Sequence[str],
     ) -> Iterator[dict[str, Any]]:
         del names

@@ -180,13 +180,7 @@ class Contrastive:
         encoded = tokenizer.encode(
             list(column_of(source, self.section.text)), max_length=max_length
         )
-        counts = {
-            "tokens": encoded.tokens,
-            "unknown": encoded.unknown,
-            "truncated": encoded.truncated,
-            "truncated_tokens": encoded.truncated_tokens,
-        }
-        return [{"input_ids": ids} for ids in encoded.ids], {"counts": counts}
+        return [{"input_ids": ids} for ids in encoded.ids], {"counts": encoded.counts}
 
     def loss(self, outputs: Mapping[str, jax.Array], batch: Batch) -> tuple[jax.Array, jax.Array]:
         """The loss of each example in its batch; padding is no wrong answer.

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxft.config_tasks import ImageClassification as Section
@@ -21,7 +20,7 @@ from jaxft.tasks.classes import (
     class_said,
     class_summary,
 )
-from jaxft.tasks.contract import Batch, Examples, Sums, Tools
+from jaxft.tasks.contract import Examples, Tools
 from jaxft.tasks.images import check_images, open_image, paths_from_input, picture, pixel_values
 from jaxft.tasks.labels import label_ids, label_names
 
@@ -73,6 +72,10 @@ class ImageClassification:
     metric_names: tuple[str, ...] = METRICS
     packs: bool = False
 
+    loss = staticmethod(class_loss)
+    metrics = staticmethod(class_metrics)
+    outcomes = staticmethod(class_outcomes)
+
     @property
     def columns(self) -> tuple[str, ...]:
         return (self.section.image, self.section.label)
@@ -85,15 +88,6 @@ class ImageClassification:
         if labels is not None:  # what a person typed is decoded at once anyway
             check_images(source, self.section.image)
         return ImageExamples(source, self.section.image, tools.images, labels)
-
-    def loss(self, outputs: Mapping[str, jax.Array], batch: Batch) -> tuple[jax.Array, jax.Array]:
-        return class_loss(outputs, batch)
-
-    def metrics(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Sums:
-        return class_metrics(outputs, batch)
-
-    def outcomes(self, outputs: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
-        return class_outcomes(outputs, batch)
 
     def summarise(
         self, outcomes: Mapping[str, np.ndarray], examples: Examples, names: Sequence[str]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxft.config_tasks import TextClassification as Section
@@ -25,7 +24,7 @@ from jaxft.tasks.classes import (
     class_said,
     class_summary,
 )
-from jaxft.tasks.contract import Batch, Examples, Sums, Tools
+from jaxft.tasks.contract import Examples, Tools
 from jaxft.tasks.labels import column_of, label_ids, label_names
 
 
@@ -74,6 +73,10 @@ class TextClassification:
     metric_names: tuple[str, ...] = METRICS
     packs: bool = True
 
+    loss = staticmethod(class_loss)
+    metrics = staticmethod(class_metrics)
+    outcomes = staticmethod(class_outcomes)
+
     @property
     def text_columns(self) -> tuple[str, ...]:
         pair = self.section.text_pair
@@ -110,22 +113,7 @@ class TextClassification:
             {"input_ids": ids, "token_type_ids": types}
             for ids, types in zip(encoded.ids, encoded.type_ids, strict=True)
         ]
-        counts = {
-            "tokens": encoded.tokens,
-            "unknown": encoded.unknown,
-            "truncated": encoded.truncated,
-            "truncated_tokens": encoded.truncated_tokens,
-        }
-        return examples, {"counts": counts, "cut": encoded.cut}
-
-    def loss(self, outputs: Mapping[str, jax.Array], batch: Batch) -> tuple[jax.Array, jax.Array]:
-        return class_loss(outputs, batch)
-
-    def metrics(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Sums:
-        return class_metrics(outputs, batch)
-
-    def outcomes(self, outputs: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
-        return class_outcomes(outputs, batch)
+        return examples, {"counts": encoded.counts, "cut": encoded.cut}
 
     def summarise(
         self, outcomes: Mapping[str, np.ndarray], examples: Examples, names: Sequence[str]
