@@ -132,6 +132,18 @@ def test_scan_equals_unrolled(classifier, remat, frozen):
     assert_close_gradients(scanned, unrolled, 1e-5)
 
 
+def test_starting_where_the_trunk_ends_equals_the_whole(classifier):
+    """With dropout on above the trunk."""
+    names = [name for name, depth in classifier.ours.depths.items() if depth >= 2]
+    compute = Compute(scan=True, trainable=frozenset(names))
+    run = partial(gradients, classifier, key=jax.random.key(1), compute=compute, names=names)
+    trunk = jax.jit(partial(classifier.ours.trunk, compute=compute))
+    streams = trunk(classifier.ours.params, classifier.batch)
+    assert list(streams) == ["trunk"]
+    whole = jax.tree.map(np.asarray, run())
+    assert_close_gradients(run(batch=classifier.batch | streams), whole, 1e-5)
+
+
 def test_scan_compiles_one_body_for_alike_blocks(classifier):
     model = classifier.ours
     blocks = model.num_depths - 2

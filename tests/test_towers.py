@@ -10,7 +10,8 @@ from flax import nnx
 
 from jaxft.models.layers import Embedding, Linear, split_key
 from jaxft.models.layers_math import dropout
-from jaxft.models.transformer import Compute, Part, Tower, run_tower
+from jaxft.models.transformer import Compute, Part, Tower
+from jaxft.models.transformer_run import run_tower
 
 WIDTH, WORDS = 4, 7
 

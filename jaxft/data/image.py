@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from jaxft.data.image_config import read_settings
+from jaxft.data.image_config import FILES, read_settings
 from jaxft.errors import UserError
+from jaxft.files import write_atomic
 
 # Decoding fills memory with every pixel that the header promises: 64 Mpx are 192 MB.
 MAX_PIXELS = 64 * 1024 * 1024
@@ -146,6 +147,24 @@ def load_image_processor(folder: str | Path, size: int | None = None) -> ImagePr
             "Set model.image_size.",
         )
     return processor
+
+
+def save_processor(source: Path, folder: Path, size: int) -> None:
+    """Write how images are read beside weights that take another size than the source's.
+
+    Args:
+        source: the checkpoint's folder; nothing is written where it has no processor.
+        folder: where to.
+        size: height and width, in pixels.
+    """
+    for file in (source / name for name in FILES):
+        if not file.is_file():
+            continue
+        fields = load_image_processor(source, size).to_hf()
+        if file.name == FILES[0]:  # what reads texts is in it too
+            fields = json.loads(file.read_text()) | {"image_processor": fields}
+        text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
+        write_atomic(folder / file.name, text.encode())
 
 
 def _resized(processor: ImageProcessor, size: int) -> ImageProcessor:

@@ -26,7 +26,8 @@ from jaxft.errors import UserError
 from jaxft.models.layers import Leaf, Linear, parameter, split_key
 from jaxft.models.layers_batch import Batch
 from jaxft.models.source_fields import check_fields
-from jaxft.models.transformer import Compute, Part, Tower, run_joint, run_tower
+from jaxft.models.transformer import Compute, Part, Tower
+from jaxft.models.transformer_run import run_joint, run_tower
 from jaxft.models.weights import Name, dense
 
 MODEL_TYPES = {

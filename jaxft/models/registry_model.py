@@ -12,12 +12,12 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from jaxft.data import image_config
-from jaxft.data.image import load_image_processor
+from jaxft.data.image import save_processor
 from jaxft.files import write_atomic
 from jaxft.models.layers import Leaf
 from jaxft.models.source import Source
-from jaxft.models.transformer import PLAIN, Compute, Part, Tower, run_tower
+from jaxft.models.transformer import PLAIN, Compute, Part, Tower
+from jaxft.models.transformer_run import TRUNK, run_tower, run_trunk
 from jaxft.models.weights import Matching, Name, resolve_names
 from jaxft.models.weights_export import MAX_SHARD, to_tensors, write_weights
 from jaxft.tree import natural_order
@@ -218,6 +218,19 @@ class Model:
         assert isinstance(tower, Tower)  # a part alone is no model
         return run_tower(tower, params, arrays, key, compute)
 
+    def trunk(
+        self, params: Mapping[str, jax.Array], batch: Mapping[str, Any], compute: Compute
+    ) -> dict[str, jax.Array]:
+        """The stream of each tower that has a trunk, where that ends: `trunk` -> [B, T, D].
+
+        Put into the batch, they are what `apply` starts from under the same `compute`.
+        """
+        return {
+            tower.prefix + TRUNK: run_trunk(tower, params, batch, compute)
+            for tower in self.towers.values()
+            if isinstance(tower, Tower) and tower.frozen_blocks(compute) is not None
+        }
+
     def __call__(self, **batch: Any) -> dict[str, jax.Array]:
         """The outputs for Hugging Face's inputs, with this model's parameters and no dropout."""
         return self._forward(self.params, batch)
@@ -264,21 +277,11 @@ class Model:
             target = folder / name
             if file.resolve() != target.resolve():
                 write_atomic(target, file.read_bytes())
-        self._save_processor(folder)
+        if self.asked_size:
+            save_processor(self.source.folder, folder, self.asked_size)
         text = json.dumps(self._hf_config(types), indent=2, sort_keys=True) + "\n"
         write_atomic(folder / "config.json", text.encode())
         return folder
-
-    def _save_processor(self, folder: Path) -> None:
-        """Writes how images are read, where that is in another size than the source's."""
-        files = [self.source.folder / name for name in image_config.FILES]
-        files = [file for file in files if file.is_file()]
-        for file in files if self.asked_size else ():
-            fields = load_image_processor(self.source.folder, self.asked_size).to_hf()
-            if file.name == image_config.FILES[0]:  # what reads texts is in it too
-                fields = json.loads(file.read_text()) | {"image_processor": fields}
-            text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
-            write_atomic(folder / file.name, text.encode())
 
     def _hf_config(self, types: set[str]) -> dict[str, Any]:
         """The source's config.json, brought up to what this model is."""

@@ -1,28 +1,24 @@
-"""A tower (stem, blocks, top) as a pure function of its flat parameters, and the segmented scan.
+"""A tower: stem, blocks and top, each a description of its parameters until values are bound.
 
 The stem turns a batch into a stream [B, T, D] and a context that every block reads; the blocks
 turn stream into stream; the top turns the stream into named outputs. Each part is one NNX graph
-definition, bound inside the step to the leaves it needs.
+definition, bound inside the step to the leaves it needs (`transformer_run`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from itertools import groupby
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
-from jaxft.models.layers import Leaf, split_key
+from jaxft.models.layers import Leaf
 from jaxft.models.layers_kernels import Kernel, Needs, Setting, choose
 
 Params = Mapping[str, jax.Array]
-Numbers = Mapping[str, Any]
-Step = Callable[[jax.Array, Params, jax.Array | int, Numbers], jax.Array]
 
 
 @dataclass(frozen=True)
@@ -140,6 +136,14 @@ class Tower:
         """The depth of the top: n + 1 for n blocks."""
         return len(self.blocks) + 1
 
+    def frozen_blocks(self, compute: Compute) -> int | None:
+        """How many blocks the trunk has: those below the lowest that trains anything.
+
+        None where there is no trunk, since the stem trains.
+        """
+        lowest = min((d for n, d in self.depths.items() if compute.trains(n)), default=self.last)
+        return lowest - 1 if lowest else None
+
     @cached_property
     def leaves(self) -> dict[str, Leaf]:
         """Every parameter of the tower, once: name -> description."""
@@ -149,147 +153,3 @@ class Tower:
     def depths(self) -> dict[str, int]:
         """name -> depth: 0 for the stem, i + 1 for block i, n + 1 for the top."""
         return {name: depth for name, (depth, _) in self._described.items()}
-
-
-def run_tower(
-    tower: Tower,
-    params: Params,
-    batch: Mapping[str, jax.Array],
-    key: jax.Array | None = None,
-    compute: Compute = PLAIN,
-) -> dict[str, jax.Array]:
-    """The outputs of a tower for a batch: stem, blocks, top.
-
-    Args:
-        tower: what to run.
-        params: the flat dict; names the tower does not have are not read.
-        batch: what the stem and the top read.
-        key: turns dropout on.
-        compute: how to run.
-
-    Returns:
-        The top's outputs, by name.
-    """
-    stem_key, blocks_key, top_key = split_key(key, 3)
-    with jax.default_matmul_precision(compute.precision):
-        stem, stem_key = _bind_end(tower, tower.stem, {}, params, stem_key, compute)
-        stream, context = stem(batch, stem_key, replace(compute, dropout=key is not None))
-        stream = run_blocks(tower, params, stream, context, blocks_key, compute)
-        top, top_key = _bind_end(tower, tower.top, tower.ties, params, top_key, compute)
-        return top(stream, batch, top_key)
-
-
-def run_joint(part: Part, params: Params, compute: Compute, *inputs: Any) -> Any:
-    """What a part of no tower, which reads the outputs of several, makes of `inputs`.
-
-    Args:
-        part: what to run.
-        params: the flat dict, under the part's own paths.
-        compute: how to run.
-        inputs: what the part is called with.
-    """
-    values = {path: params[path] for path in part.leaves}
-    # What is no matrix stays whole: a scale of scores in bfloat16 would be a per cent off.
-    cast = {path: v.astype(compute.dtype) if v.ndim > 1 else v for path, v in values.items()}
-    with jax.default_matmul_precision(compute.precision):
-        return part.bind(cast)(*inputs)
-
-
-def _bind_end(
-    tower: Tower,
-    part: Part,
-    ties: Mapping[str, str],
-    params: Params,
-    key: jax.Array | None,
-    compute: Compute,
-) -> tuple[Callable[..., Any], jax.Array | None]:
-    """A stem or top bound to its leaves, and its dropout key: none where nothing is trained."""
-    names = {path: tower.prefix + ties.get(path, path) for path in part.leaves}
-    module = part.bind({path: params[name].astype(compute.dtype) for path, name in names.items()})
-    own = [name for path, name in names.items() if path not in ties]
-    return module, key if any(map(compute.trains, own)) else None
-
-
-def run_blocks(
-    tower: Tower,
-    params: Params,
-    stream: jax.Array,
-    context: Any,
-    key: jax.Array | None,
-    compute: Compute,
-) -> jax.Array:
-    """The stream after a tower's `blocks/0 .. blocks/n-1`, cut into runs of alike blocks.
-
-    Blocks are alike when they are the same part and the same of their leaves are trained: then
-    their stacked leaves are wholly trained or wholly frozen, and a scan over them computes no
-    gradient that nobody asked for.
-
-    Args:
-        tower: whose blocks.
-        params: the flat dict.
-        stream: [B, T, D].
-        context: what every block reads beside the stream.
-        key: turns dropout on; block i uses `fold_in(key, i)`.
-        compute: how to run.
-
-    Returns:
-        [B, T, D].
-    """
-
-    def alike(index: int) -> tuple[Part, tuple[str, ...]]:
-        part = tower.blocks[index]
-        within = f"{tower.prefix}blocks/{index}/"
-        return part, tuple(path for path in part.leaves if compute.trains(within + path))
-
-    for (part, trained), run in groupby(range(len(tower.blocks)), alike):
-        step = partial(_run_block, part, context, key if trained else None)
-        stream = _run_alike(tower, part, step, list(run), params, stream, compute)
-    return stream
-
-
-def _run_block(
-    part: Part,
-    context: Any,
-    key: jax.Array | None,
-    stream: jax.Array,
-    values: Params,
-    index: jax.Array | int,
-    numbers: Numbers,
-) -> jax.Array:
-    block_key = None if key is None else jax.random.fold_in(key, index)
-    return part.bind(values)(stream, context, block_key, **numbers)
-
-
-def _run_alike(
-    tower: Tower,
-    part: Part,
-    step: Step,
-    indices: list[int],
-    params: Params,
-    stream: jax.Array,
-    compute: Compute,
-) -> jax.Array:
-    """The stream after a run of alike blocks: one scan over their stacked leaves, or unrolled."""
-
-    def values(index: int) -> dict[str, jax.Array]:
-        within = f"{tower.prefix}blocks/{index}/"
-        return {path: params[within + path].astype(compute.dtype) for path in part.leaves}
-
-    scanned = compute.scan and len(indices) > 1
-    if compute.remat == "full":
-        # Between the iterations of a scan nothing is merged, so the guard would cost for nothing.
-        step = jax.checkpoint(step, prevent_cse=not scanned)
-    if not scanned:
-        for index in indices:
-            numbers = {name: of[index] for name, of in tower.numbers.items()}
-            stream = step(stream, values(index), index, numbers)
-        return stream
-    per_block = [values(index) for index in indices]
-    stacked = {p: jnp.stack([block[p] for block in per_block]) for p in part.leaves}
-    chosen = {name: jnp.asarray([of[i] for i in indices]) for name, of in tower.numbers.items()}
-    stream, _ = jax.lax.scan(
-        lambda x, block: (step(x, *block), None),
-        stream,
-        (stacked, jnp.asarray(indices), chosen),
-    )
-    return stream

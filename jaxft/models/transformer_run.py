@@ -1,0 +1,191 @@
+"""Running a tower as a pure function of its flat parameters: stem, blocks in segments, top."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxft.models.layers import split_key
+from jaxft.models.transformer import PLAIN, Compute, Params, Part, Tower
+
+TRUNK = "trunk"  # a batch may bring a tower's stream under this name, behind the tower's prefix
+
+Numbers = Mapping[str, Any]
+Step = Callable[[jax.Array, Params, jax.Array | int, Numbers], jax.Array]
+
+
+def run_tower(
+    tower: Tower,
+    params: Params,
+    batch: Mapping[str, jax.Array],
+    key: jax.Array | None = None,
+    compute: Compute = PLAIN,
+) -> dict[str, jax.Array]:
+    """The outputs of a tower for a batch: stem, blocks, top.
+
+    Args:
+        tower: what to run.
+        params: the flat dict; names the tower does not have are not read.
+        batch: what the stem and the top read; with a `trunk` (behind the tower's prefix) as
+            `run_trunk` gave it, the tower starts where the trunk ends.
+        key: turns dropout on.
+        compute: how to run.
+
+    Returns:
+        The top's outputs, by name.
+    """
+    stem_key, blocks_key, top_key = split_key(key, 3)
+    given = batch.get(tower.prefix + TRUNK)
+    with jax.default_matmul_precision(compute.precision):
+        stem, stem_key = _bind_end(tower, tower.stem, {}, params, stem_key, compute)
+        # Of a stem whose stream is not read, XLA computes the context alone.
+        stream, context = stem(batch, stem_key, replace(compute, dropout=key is not None))
+        first = 0
+        if given is not None:
+            stream, first = given.astype(stream.dtype), tower.frozen_blocks(compute) or 0
+        blocks = range(first, len(tower.blocks))
+        stream = run_blocks(tower, params, stream, context, blocks_key, compute, blocks)
+        top, top_key = _bind_end(tower, tower.top, tower.ties, params, top_key, compute)
+        return top(stream, batch, top_key)
+
+
+def run_trunk(
+    tower: Tower, params: Params, batch: Mapping[str, jax.Array], compute: Compute
+) -> jax.Array:
+    """A tower's stream where its trunk ends: [B, T, D].
+
+    Args:
+        tower: one with a trunk (`Tower.frozen_blocks`).
+        params: the flat dict.
+        batch: what the stem reads.
+        compute: how to run; says what trains.
+    """
+    blocks = range(tower.frozen_blocks(compute) or 0)
+    with jax.default_matmul_precision(compute.precision):
+        stem, _ = _bind_end(tower, tower.stem, {}, params, None, compute)
+        stream, context = stem(batch, None, compute)
+        return run_blocks(tower, params, stream, context, None, compute, blocks)
+
+
+def run_joint(part: Part, params: Params, compute: Compute, *inputs: Any) -> Any:
+    """What a part of no tower, which reads the outputs of several, makes of `inputs`.
+
+    Args:
+        part: what to run.
+        params: the flat dict, under the part's own paths.
+        compute: how to run.
+        inputs: what the part is called with.
+    """
+    values = {path: params[path] for path in part.leaves}
+    # What is no matrix stays whole: a scale of scores in bfloat16 would be a per cent off.
+    cast = {path: v.astype(compute.dtype) if v.ndim > 1 else v for path, v in values.items()}
+    with jax.default_matmul_precision(compute.precision):
+        return part.bind(cast)(*inputs)
+
+
+def _bind_end(
+    tower: Tower,
+    part: Part,
+    ties: Mapping[str, str],
+    params: Params,
+    key: jax.Array | None,
+    compute: Compute,
+) -> tuple[Callable[..., Any], jax.Array | None]:
+    """A stem or top bound to its leaves, and its dropout key: none where nothing is trained."""
+    names = {path: tower.prefix + ties.get(path, path) for path in part.leaves}
+    module = part.bind({path: params[name].astype(compute.dtype) for path, name in names.items()})
+    own = [name for path, name in names.items() if path not in ties]
+    return module, key if any(map(compute.trains, own)) else None
+
+
+def run_blocks(
+    tower: Tower,
+    params: Params,
+    stream: jax.Array,
+    context: Any,
+    key: jax.Array | None,
+    compute: Compute,
+    blocks: range,
+) -> jax.Array:
+    """The stream after some of a tower's blocks, cut into runs of alike blocks.
+
+    Blocks are alike when they are the same part and the same of their leaves are trained: then
+    their stacked leaves are wholly trained or wholly frozen, and a scan over them computes no
+    gradient that nobody asked for.
+
+    Args:
+        tower: whose blocks.
+        params: the flat dict.
+        stream: [B, T, D].
+        context: what every block reads beside the stream.
+        key: turns dropout on; block i uses `fold_in(key, i)`.
+        compute: how to run.
+        blocks: which, by their indices.
+
+    Returns:
+        [B, T, D].
+    """
+
+    def alike(index: int) -> tuple[Part, tuple[str, ...]]:
+        part = tower.blocks[index]
+        within = f"{tower.prefix}blocks/{index}/"
+        return part, tuple(path for path in part.leaves if compute.trains(within + path))
+
+    for (part, trained), run in groupby(blocks, alike):
+        step = partial(_run_block, part, context, key if trained else None)
+        stream = _run_alike(tower, part, step, list(run), params, stream, compute)
+    return stream
+
+
+def _run_block(
+    part: Part,
+    context: Any,
+    key: jax.Array | None,
+    stream: jax.Array,
+    values: Params,
+    index: jax.Array | int,
+    numbers: Numbers,
+) -> jax.Array:
+    block_key = None if key is None else jax.random.fold_in(key, index)
+    return part.bind(values)(stream, context, block_key, **numbers)
+
+
+def _run_alike(
+    tower: Tower,
+    part: Part,
+    step: Step,
+    indices: list[int],
+    params: Params,
+    stream: jax.Array,
+    compute: Compute,
+) -> jax.Array:
+    """The stream after a run of alike blocks: one scan over their stacked leaves, or unrolled."""
+
+    def values(index: int) -> dict[str, jax.Array]:
+        within = f"{tower.prefix}blocks/{index}/"
+        return {path: params[within + path].astype(compute.dtype) for path in part.leaves}
+
+    scanned = compute.scan and len(indices) > 1
+    if compute.remat == "full":
+        # Between the iterations of a scan nothing is merged, so the guard would cost for nothing.
+        step = jax.checkpoint(step, prevent_cse=not scanned)
+    if not scanned:
+        for index in indices:
+            numbers = {name: of[index] for name, of in tower.numbers.items()}
+            stream = step(stream, values(index), index, numbers)
+        return stream
+    per_block = [values(index) for index in indices]
+    stacked = {p: jnp.stack([block[p] for block in per_block]) for p in part.leaves}
+    chosen = {name: jnp.asarray([of[i] for i in indices]) for name, of in tower.numbers.items()}
+    stream, _ = jax.lax.scan(
+        lambda x, block: (step(x, *block), None),
+        stream,
+        (stacked, jnp.asarray(indices), chosen),
+    )
+    return stream
