@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from jaxft.engine.build import Build
 from jaxft.tree import split as split_tree
@@ -25,7 +27,9 @@ def count_flops(function: Callable, *args, **kwargs) -> int:
         function: any traceable function; a jitted one is counted through.
         args, kwargs: arrays or `ShapeDtypeStruct`s.
     """
-    return _count(jax.make_jaxpr(function)(*args, **kwargs).jaxpr)
+    jaxpr = jax.make_jaxpr(function)(*args, **kwargs).jaxpr
+    # What nothing reads XLA does not run: of a cached trunk's stem, all but the context.
+    return _count(dce_jaxpr(jaxpr, True)[0])
 
 
 def _count(jaxpr: Jaxpr) -> int:
@@ -76,18 +80,13 @@ def step_flops(built: Build) -> dict[str, int]:
 
     Returns:
         `forward`: the forward pass; `step`: the step as the LayerTable has it; `full`: the step
-        with nothing frozen.
+        with nothing frozen; `cached`: the step with the trunk's output at hand, which is `step`
+        where there is no trunk.
     """
-    examples = built.splits["train"].examples
-    first = examples.collate(built.plan.batch(0), built.layout.row_length)
-    batch = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in first.items()}
-    params = {
-        name: jax.ShapeDtypeStruct(leaf.shape, built.compute.dtype)
-        for name, leaf in built.model.params.items()
-    }
+    batch, params, streams = batch_shapes(built), param_shapes(built), trunk_shapes(built)
     key = jax.random.key(0)
 
-    def gradients(names: tuple[str, ...]) -> int:
+    def gradients(names: tuple[str, ...], batch: dict[str, jax.ShapeDtypeStruct]) -> int:
         compute = dataclasses.replace(built.compute, trainable=frozenset(names), remat="none")
         chosen = dataclasses.replace(built, compute=compute)
         trainable, frozen = split_tree(params, names)
@@ -99,6 +98,28 @@ def step_flops(built: Build) -> dict[str, int]:
 
     return {
         "forward": count_flops(built.objective, params, batch, key),
-        "step": gradients(built.table.trainable),
-        "full": gradients(tuple(params)),
+        "step": gradients(built.table.trainable, batch),
+        "full": gradients(tuple(params), batch),
+        "cached": gradients(built.table.trainable, batch | streams),
     }
+
+
+def batch_shapes(built: Build) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a training batch."""
+    examples = built.splits["train"].examples
+    first = examples.collate(built.plan.batch(0), built.layout.row_length)
+    return {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in first.items()}
+
+
+def param_shapes(built: Build) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of the parameters, in the compute type."""
+    return {
+        name: jax.ShapeDtypeStruct(leaf.shape, built.compute.dtype)
+        for name, leaf in built.model.params.items()
+    }
+
+
+def trunk_shapes(built: Build) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of what a training batch brings where the trunk is cached: none without one."""
+    run = partial(built.model.trunk, compute=built.compute)
+    return jax.eval_shape(run, param_shapes(built), batch_shapes(built))
