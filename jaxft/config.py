@@ -33,6 +33,7 @@ __all__ = [
     "check_resume",
     "describe_keys",
     "load_config",
+    "override_config",
     "parse_config",
     "read_yaml",
     "resolve_steps",
@@ -74,6 +75,19 @@ def parse_config(written: Mapping[str, Any], where: str = "config") -> Config:
         UserError: a key or value is wrong; `where` is named in its sentence.
     """
     return _check(dict(written), Place(where, {}))
+
+
+def override_config(config: Config, overrides: Sequence[str]) -> Config:
+    """The same config with `key.sub=value` overrides on top, checked as `load_config` does.
+
+    Raises:
+        UserError: a key or value is wrong.
+    """
+    written = config.model_dump(mode="json", exclude_unset=True)
+    place = Place("config", {})
+    for override in overrides:
+        _override(written, override, place)
+    return _check(written, place)
 
 
 def _check(written: dict[str, Any], place: Place) -> Config:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,12 @@ class Evaluation:
 
 def build_eval_step(built: Build) -> EvalStep:
     """The jitted `(params, batch) -> (sums, outcomes)` of a run's task."""
+    function = evaluation_function(built)
+    return make_eval_step(function, param_shardings=dict(built.shardings), mesh=built.mesh)
+
+
+def evaluation_function(built: Build) -> EvalStep:
+    """The `(params, batch) -> (sums, outcomes)` of a run's task itself, to be traced."""
 
     def evaluate_batch(params, batch):
         outputs = built.model.apply(params, batch, None, built.compute)
@@ -42,7 +48,7 @@ def build_eval_step(built: Build) -> EvalStep:
         outcomes = built.task.outcomes(outputs, batch)
         return sums, outcomes | {"example_ids": batch["example_ids"]}
 
-    return make_eval_step(evaluate_batch, param_shardings=dict(built.shardings), mesh=built.mesh)
+    return evaluate_batch
 
 
 def evaluate(
@@ -64,15 +70,27 @@ def evaluate(
     Raises:
         Interrupted: `interrupted` said so.
     """
-    totals: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
-    kept = []
-    for sums, outcomes in _run(built, step, params, split.examples):
+    found = []
+    for result in run_split(built, step, params, split.examples):
         if interrupted():
             raise Interrupted
+        found.append(result)
+    return summarise(built, split, found)
+
+
+def summarise(built: Build, split: Split, found: Sequence[tuple[dict, dict]]) -> Evaluation:
+    """What the batches of a split give together.
+
+    Args:
+        built: the run.
+        split: what was scored.
+        found: each batch's sums and outcomes, on the host.
+    """
+    totals: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
+    for sums, _ in found:
         for name, (total, weight) in sums.items():
             totals[name] = (totals[name][0] + float(total), totals[name][1] + float(weight))
-        kept.append(outcomes)
-    outcomes = _in_order(kept, len(split.examples))
+    outcomes = _in_order([kept for _, kept in found], len(split.examples))
     scores = {name: total / weight for name, (total, weight) in totals.items()}
     summary = built.task.summarise(outcomes, split.examples, built.label_names)
     return Evaluation(scores | summary, outcomes)
@@ -85,7 +103,7 @@ def predictions(built: Build, split: Split, found: Evaluation) -> Iterator[dict[
         yield {"id": number, **one}
 
 
-def _run(built: Build, step: EvalStep, params, examples: Examples):
+def run_split(built: Build, step: EvalStep, params, examples: Examples) -> Iterator[Any]:
     """Each batch's sums and outcomes, on the host; the next batch is under way meanwhile.
 
     Not so on several CPU devices: two programs with collectives, neither of which waits for the

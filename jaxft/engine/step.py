@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxft.engine.mesh import batch_sharding, replicated
@@ -31,15 +33,17 @@ class Rates:
         rates: `[groups]` learning rates at this step.
         multipliers: `[leaves]`, in the order of `LayerTable.trainable`.
         weight_decay: `[groups]`.
+        look: a bool: whether to look at the layers in this step, where the step can.
     """
 
     rates: Any
     multipliers: Any
     weight_decay: Any
+    look: Any = np.False_
 
 
 jax.tree_util.register_dataclass(
-    Rates, data_fields=["rates", "multipliers", "weight_decay"], meta_fields=[]
+    Rates, data_fields=["rates", "multipliers", "weight_decay", "look"], meta_fields=[]
 )
 
 
@@ -52,6 +56,7 @@ def make_train_step(
     state_shardings: TrainState,
     frozen_shardings: dict[str, jax.sharding.NamedSharding],
     mesh: jax.sharding.Mesh,
+    look: Callable | None = None,
 ) -> Callable:
     """The jitted step `(state, frozen, batch, rates) -> (state, metrics)`.
 
@@ -62,13 +67,39 @@ def make_train_step(
         ema: decay of the running average of the trainable parameters, or None.
         state_shardings, frozen_shardings: where state and frozen parameters lie.
         mesh: the mesh.
+        look: `diagnostics.look_at_layers` with Adam's decays; None never looks.
 
     Returns:
         The step. The state is donated. `metrics` holds device scalars: each of the objective's
         means, `weight`, `grad_norm`, and `bad_steps`, the not-finite steps in a row: such a step
-        keeps the old parameters and moments.
+        keeps the old parameters and moments. Where there is a `look`, `layers` is what it saw: of
+        a step that was asked to look, or is not finite.
     """
     rows = batch_sharding(mesh)
+    step = step_function(objective, optimizer, accumulate=accumulate, ema=ema, rows=rows, look=look)
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(state_shardings, frozen_shardings, rows, replicated(mesh)),
+        out_shardings=(state_shardings, replicated(mesh)),
+    )
+
+
+def step_function(
+    objective: Objective,
+    optimizer: optax.GradientTransformationExtraArgs,
+    *,
+    accumulate: int,
+    ema: float | None,
+    rows: jax.sharding.NamedSharding,
+    look: Callable | None = None,
+) -> Callable:
+    """The step `(state, frozen, batch, rates) -> (state, metrics)` itself, to be traced.
+
+    Args:
+        objective, optimizer, accumulate, ema, look: see `make_train_step`.
+        rows: how a batch's rows lie on the mesh.
+    """
 
     def step(state: TrainState, frozen: Params, batch: Batch, rates: Rates):
         key = jax.random.fold_in(state.key, state.step)
@@ -77,15 +108,19 @@ def make_train_step(
         loss_sum, weight = sums["loss"]
         grad_norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss_sum) & jnp.isfinite(grad_norm)
-        updates, opt_state = optimizer.update(
-            gradients,
-            state.opt_state,
-            state.trainable,
+        update = partial(
+            optimizer.update,
             rates=rates.rates,
             multipliers=rates.multipliers,
             weight_decay=rates.weight_decay,
             finite=finite,
         )
+        seen = {}
+        if look is not None:
+            seen["layers"], gradients = look(
+                rates.look | ~finite, update, gradients, state.opt_state, state.trainable
+            )
+        updates, opt_state = update(gradients, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         average = state.average
         if ema is not None:
@@ -94,7 +129,7 @@ def make_train_step(
             )
         bad_steps = jnp.where(finite, 0, state.bad_steps + 1)
         metrics = {name: total / share for name, (total, share) in sums.items()}
-        metrics |= {"weight": weight, "grad_norm": grad_norm, "bad_steps": bad_steps}
+        metrics |= {"weight": weight, "grad_norm": grad_norm, "bad_steps": bad_steps, **seen}
         new_state = TrainState(
             step=state.step + 1,
             trainable=trainable,
@@ -106,12 +141,7 @@ def make_train_step(
         )
         return new_state, metrics
 
-    return jax.jit(
-        step,
-        donate_argnums=0,
-        in_shardings=(state_shardings, frozen_shardings, rows, replicated(mesh)),
-        out_shardings=(state_shardings, replicated(mesh)),
-    )
+    return step
 
 
 def _mean_gradients(objective, accumulate: int, state: TrainState, frozen, batch, key, rows):
