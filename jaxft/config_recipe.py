@@ -184,4 +184,35 @@ class PhaseSection(Section):
         return self
 
 
-PhaseRecipe = Literal["linear_probe", "lp_ft", "gradual_unfreezing"]
+PhaseRecipe = Literal["linear_probe", "lp_ft", "gradual_unfreezing", "freeze_out"]
+
+
+class FreezingSection(Section):
+    """When `phases: freeze_out` lets each layer stop."""
+
+    first: float = key(
+        0.8,
+        "how far through the run the embeddings stop, before the power; the head never does",
+        resume="fixed",
+        unit="fraction of the run",
+        gt=0,
+        le=1,
+    )
+    power: Literal[1, 2, 3] = key(
+        3, "stops are spread evenly over depth, then raised to it", resume="fixed"
+    )
+    scaled: bool = key(
+        True, "raise the rate of what stops early, so that all layers move as far", resume="fixed"
+    )
+
+
+def check_freezing(phases: Any, freezing: FreezingSection, schedule: ScheduleSection) -> None:
+    """Raise a ValueError where a key would silently do nothing, or two would lower one rate."""
+    if phases != "freeze_out":
+        if freezing != FreezingSection():
+            raise ValueError("'freezing' is read where 'phases' is freeze_out only")
+    elif schedule.kind != "constant":
+        raise ValueError(
+            "'phases: freeze_out' lowers each layer's rate to zero by itself: "
+            "set schedule.kind to constant"
+        )

@@ -9,12 +9,14 @@ from pydantic import AfterValidator, Field, model_validator
 from jaxft.config_durations import Duration, LengthKey
 from jaxft.config_fields import NAME, Section, key, section
 from jaxft.config_recipe import (
+    FreezingSection,
     Group,
     LayerDecaySection,
     OptimizerSection,
     PhaseRecipe,
     PhaseSection,
     ScheduleSection,
+    check_freezing,
 )
 from jaxft.config_tasks import TaskSection
 
@@ -259,6 +261,7 @@ class Config(Section):
         description="stretches of training in which only some parameters move, or a recipe's name",
         json_schema_extra={"resume": "fixed"},
     )
+    freezing: FreezingSection = section(FreezingSection, "when `phases: freeze_out` stops layers")
     mesh: MeshSection = section(MeshSection, "how many devices along each axis of the mesh")
     train: TrainSection = section(TrainSection, "how long, how exactly, how often looked at")
     checkpoint: CheckpointSection = section(CheckpointSection, "what is saved, and when to stop")
@@ -270,6 +273,11 @@ class Config(Section):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two groups are named '{name}'")
+        return self
+
+    @model_validator(mode="after")
+    def _freezing_is_read(self) -> Config:
+        check_freezing(self.phases, self.freezing, self.schedule)
         return self
 
     def dump(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from jaxft.engine.export import export
 from jaxft.engine.mesh import batch_sharding, place_batch
 from jaxft.engine.score import score
 from jaxft.engine.train import train
-from jaxft.engine.train_stage import make_stage, next_stage
+from jaxft.engine.train_stage import Stage, make_stage, next_stage
 from jaxft.engine.trained import open_trained
 from jaxft.errors import UserError
 from jaxft.layerwise.phases import phase_sections
@@ -139,6 +139,44 @@ def test_recipes_are_phases(folder):
     ]
 
 
+def freeze_out(folder, freezing, **sections):
+    """A FreezeOut run of 12 steps at depths 0 to 3, at a constant rate of 1e-3."""
+    return build(config_of(folder, "freeze_out", freezing=freezing, **sections), devices=ONE)
+
+
+def test_freeze_out_stops_each_depth_when_its_rate_is_zero(folder):
+    """By the paper's formulas: first 0.5, linear, stops at 1/2, 2/3, 5/6 and 1 of 12 steps."""
+    built = freeze_out(folder, {"first": 0.5, "power": 1})
+    assert [phase.stop for phase in built.phases] == [6, 8, 10, 12]
+    lowest = [min(leaf.depth for leaf in p.table.leaves if leaf.trainable) for p in built.phases]
+    assert lowest == [0, 1, 2, 3]
+    assert {leaf.since for leaf in built.phases[2].table.leaves if leaf.trainable} == {0}
+
+    def rates(step):
+        built_at = built.after(step + 1)
+        told = Stage(built_at, {}, print, built_at.table.multipliers(), np.zeros(1)).rates(step)
+        of = dict(zip(built_at.table.trainable, told.rates[0] * told.multipliers, strict=True))
+        return [of.get(name) for name in ("embeddings/word/embedding", "head/kernel")]
+
+    cos, share = np.cos, 1 / 0.5  # what stops earlier starts higher, so that it moves as far
+    np.testing.assert_allclose(rates(0), [1e-3 * share, 1e-3], rtol=1e-6)
+    np.testing.assert_allclose(
+        rates(3), [5e-4 * share * (1 + cos(np.pi / 2)), 5e-4 * (1 + cos(np.pi / 4))], rtol=1e-6
+    )
+    embeddings, head = rates(7)
+    assert embeddings is None
+    np.testing.assert_allclose(head, 5e-4 * (1 + cos(np.pi * 7 / 12)), rtol=1e-6)
+    plain = freeze_out(folder, {"first": 0.5, "power": 1, "scaled": False})
+    assert set(plain.phase.pace(0).tolist()) == {1.0}
+
+
+def test_freeze_out_is_cubic_and_lasts_to_the_end(folder):
+    groups = [{"name": "top", "depth": [3, 3], "freeze": True}]
+    built = freeze_out(folder, {}, groups=groups)
+    # 0.8, 0.8667, 0.9333 cubed, of 12 steps; with the top frozen the last block takes the rest.
+    assert [phase.stop for phase in built.phases] == [6, 8, 12]
+
+
 @pytest.mark.parametrize(
     ("phases", "sentence"),
     [
@@ -157,6 +195,13 @@ def test_recipes_are_phases(folder):
 def test_phases_that_cannot_be(folder, phases, sentence):
     with pytest.raises(UserError, match=sentence):
         build(config_of(folder, phases), devices=ONE)
+
+
+def test_freezing_that_nothing_reads(folder):
+    with pytest.raises(UserError, match="'freezing' is read where 'phases' is freeze_out only"):
+        config_of(folder, freezing={"power": 1})
+    with pytest.raises(UserError, match=r"set schedule\.kind to constant"):
+        config_of(folder, "freeze_out", schedule={"kind": "linear"})
 
 
 def test_a_phase_that_trains_frozen_groups_only(folder):

@@ -223,7 +223,7 @@ def test_rates_multiply_and_a_group_has_its_own():
     assert leaf["blocks/0/kernel"]["multiplier"] == leaf["blocks/0/kernel"]["peak_rate"] == 0
     assert [group.name for group in table.training_groups] == ["head", "tenth", "rest"]
     np.testing.assert_allclose(table.weight_decays(), [0.1, 0.3, 0.1])
-    np.testing.assert_allclose(table.group_multipliers(), [10, 0.25, 0.5])
+    np.testing.assert_allclose(table.fastest(table.multipliers()), [10, 0.25, 0.5])
     named = dict(zip(table.trainable, table.multipliers(), strict=True))
     assert named["blocks/9/bias"] == 0.25
     assert named["head/bias"] == 10

@@ -23,6 +23,7 @@ from jaxft.engine.mesh import make_mesh, param_shardings, row_divisor
 from jaxft.errors import UserError
 from jaxft.layerwise.optimizer import make_optimizer
 from jaxft.layerwise.phases import Phase, make_phases, phase_sections
+from jaxft.layerwise.phases_freeze_out import freeze_out_phases
 from jaxft.layerwise.table import LayerTable, build_table
 from jaxft.models.registry import Model, describe
 from jaxft.models.transformer import Compute
@@ -92,6 +93,11 @@ class Build:
             next((p.index for p in self.phases if step <= p.stop), len(self.phases) - 1)
         )
 
+    def under(self, config: Config) -> Build:
+        """The same run, at its first phase, under a config that differs in rates and seeds only."""
+        phases = _phases(config, self.model, self.length)
+        return replace(self, config=config, phases=phases).in_phase(0)
+
     def objective(self, params, batch, key):
         """The task's loss and metrics of one batch, as sums and weights."""
         outputs = self.model.apply(params, batch, key, self.compute)
@@ -157,6 +163,8 @@ def _phases(config: Config, model: Model, length: Length) -> tuple[Phase, ...]:
         optimizer = config.optimizer.model_copy(update={"lr": rate})
         return make_table(config.model_copy(update={"optimizer": optimizer}), model)
 
+    if config.phases == "freeze_out":
+        return freeze_out_phases(table(None), model.tops, length.total_steps, config.freezing)
     epochs = length.total_steps / length.steps_per_epoch
     sections = phase_sections(config.phases, top=max(model.depths.values()), epochs=epochs)
     return make_phases(

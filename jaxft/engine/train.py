@@ -132,7 +132,7 @@ def train(
             Progress(total, first, console, quiet) as progress,
             stop_signals() as stop,
         ):
-            meter = Meter(stage.built)
+            meter = Meter(stage)
             scores = scores_before(Path(run.path), metric)
             pending: deque[tuple[int, dict[str, jax.Array]]] = deque()
 
@@ -206,7 +206,7 @@ def train(
                 if stage.is_over(step):
                     read(most=0)
                     stage, state = next_stage(stage, state)
-                    meter.enter(stage.built)
+                    meter.enter(stage)
                     log.note(step, phase_line(stage.built))
                     progress.message(phase_line(stage.built))
                 placed = place_batch(batch, sharding)

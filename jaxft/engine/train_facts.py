@@ -90,10 +90,10 @@ def rates_json(built: Build) -> dict[str, Any]:
     rates = np.zeros((len(steps), len(names)))
     for one in phases:
         inside = (steps >= one.phase.start) & (steps < one.phase.stop)
-        fastest = one.rates[steps] * one.table.group_multipliers()
-        for place, group in enumerate(one.table.training_groups):
-            column = names.index(group.name)
-            rates[inside, column] = fastest[inside, place]
+        columns = [names.index(group.name) for group in one.table.training_groups]
+        for place in np.flatnonzero(inside):
+            fastest = one.table.fastest(one.table.multipliers() * one.phase.pace(steps[place]))
+            rates[place, columns] = one.rates[steps[place]] * fastest
     return {"groups": names, "steps": steps.tolist(), "rates": rates.tolist()}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxft.engine.build import Build
+from jaxft.engine.train_stage import Stage
 from jaxft.report.events import read_events
 from jaxft.tasks.contract import LOWER_IS_BETTER
 
@@ -20,9 +20,9 @@ class Meter:
         finite: whether the last step read was finite.
     """
 
-    def __init__(self, built: Build):
+    def __init__(self, stage: Stage):
         self.finite = True
-        self.enter(built)
+        self.enter(stage)
         self._sums: dict[str, float] = {}
         self._weight = self._examples = self._tokens = 0.0
         self._seconds, self._since = 0.0, time.monotonic()
@@ -55,11 +55,9 @@ class Meter:
         self._seconds, self._since = 0.0, time.monotonic()
         return event
 
-    def enter(self, built: Build) -> None:
+    def enter(self, stage: Stage) -> None:
         """Go on in another phase of the run."""
-        self._built = built
-        self._groups = [group.name for group in built.table.training_groups]
-        self._multipliers = built.table.group_multipliers()
+        self._stage, self._built = stage, stage.built
 
     def pause(self) -> None:
         """Stop the clock: what follows is an evaluation or a save."""
@@ -75,13 +73,12 @@ class Meter:
         clip, norm = self._built.config.optimizer.clip, means.get("grad_norm")
         if clip is not None and norm:
             means["clip"] = min(1.0, clip / norm)
-        rates = self._built.rates[step - 1] * self._multipliers  # of each group's fastest leaf
         return {
             "epoch": self._built.plan.epoch_of(step),
             **means,
             "examples_per_second": self._examples / seconds,
             "tokens_per_second": self._tokens / seconds,
-            "rates": {name: float(rate) for name, rate in zip(self._groups, rates, strict=True)},
+            "rates": self._stage.fastest(step - 1),
         }
 
 

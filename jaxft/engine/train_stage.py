@@ -33,7 +33,15 @@ class Stage:
 
     def rates(self, step: int) -> Rates:
         """What the optimizer is told at a step."""
-        return Rates(self.built.rates[step], self.multipliers, self.weight_decay)
+        multipliers = self.multipliers * self.built.phase.pace(step)
+        return Rates(self.built.rates[step], multipliers, self.weight_decay)
+
+    def fastest(self, step: int) -> dict[str, float]:
+        """The rate of each training group's fastest leaf at a step."""
+        told, table = self.rates(step), self.built.table
+        rates = told.rates * table.fastest(told.multipliers)
+        names = [group.name for group in table.training_groups]
+        return {name: float(rate) for name, rate in zip(names, rates, strict=True)}
 
     def params(self, state: TrainState) -> dict[str, jax.Array]:
         """Every parameter, trained ones as their average where there is one."""

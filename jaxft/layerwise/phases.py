@@ -6,8 +6,10 @@ which parameters train; everything else about them (group, multiplier, decay) is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from jaxft.config_durations import Duration, resolve_steps
 from jaxft.config_recipe import PhaseSection, ScheduleSection
@@ -21,6 +23,24 @@ WHOLE = PhaseSection(until=Duration(100, "percent"))
 
 
 @dataclass(frozen=True)
+class Anneal:
+    """Each leaf's own way down to zero, half a cosine, on top of its group's rate.
+
+    Attributes:
+        stops: `[leaves]` the step at which each leaf's rate is zero.
+        scales: `[leaves]` what its rate starts at, as a multiple of the group's.
+    """
+
+    stops: np.ndarray
+    scales: np.ndarray
+
+    def at(self, step: int) -> np.ndarray:
+        """What every leaf's rate is multiplied by at a step: `[leaves]` float32."""
+        share = np.minimum(step / self.stops, 1)
+        return (0.5 * self.scales * (1 + np.cos(np.pi * share))).astype(np.float32)
+
+
+@dataclass(frozen=True)
 class Phase:
     """One stretch of a run.
 
@@ -30,6 +50,8 @@ class Phase:
         stop: the step after its last.
         section: what the config says of it.
         table: what trains in it, and how.
+        anneal: how rates fall leaf by leaf, over the leaves of `table.trainable`; None where
+            they move with their group alone.
     """
 
     index: int
@@ -37,6 +59,11 @@ class Phase:
     stop: int
     section: PhaseSection
     table: LayerTable
+    anneal: Anneal | None = None
+
+    def pace(self, step: int) -> np.ndarray:
+        """What multipliers are multiplied by at a step: `[leaves]`, or `[]` where all alike."""
+        return np.ones((), np.float32) if self.anneal is None else self.anneal.at(step)
 
 
 def phase_sections(
@@ -105,7 +132,7 @@ def make_phases(
         whole = table(section.lr)
         chosen = set(_chosen(whole, section, where))
         previous = phases[-1].table if phases else None
-        phases.append(Phase(index, start, stop, section, _within(whole, chosen, previous, index)))
+        phases.append(Phase(index, start, stop, section, within(whole, chosen, previous, index)))
         start = stop
     if start != total_steps:
         raise UserError(
@@ -134,10 +161,17 @@ def _chosen(table: LayerTable, section: PhaseSection, where: str) -> list[str]:
     return chosen
 
 
-def _within(
-    table: LayerTable, chosen: set[str], previous: LayerTable | None, index: int
+def within(
+    table: LayerTable, chosen: Collection[str], previous: LayerTable | None, index: int
 ) -> LayerTable:
-    """The table in which only `chosen` trains, and since which phase each does."""
+    """The table in which only `chosen` trains, and since which phase each does.
+
+    Args:
+        table: without phases.
+        chosen: names.
+        previous: the table of the phase before; None for the first.
+        index: the phase's.
+    """
     before = (
         {leaf.name: leaf.since for leaf in previous.leaves if leaf.trainable} if previous else {}
     )

@@ -100,14 +100,15 @@ class LayerTable:
         """One weight decay a training group: `[groups]` float32."""
         return np.array([group.weight_decay for group in self.training_groups], np.float32)
 
-    def group_multipliers(self) -> np.ndarray:
-        """The highest multiplier in each training group: `[groups]` float32."""
+    def fastest(self, multipliers: np.ndarray) -> np.ndarray:
+        """The highest multiplier in each training group: `[groups]` float32.
+
+        Args:
+            multipliers: `[leaves]`, in the order of `trainable`.
+        """
+        groups = np.array([leaf.group for leaf in self.leaves if leaf.trainable])
         return np.array(
-            [
-                max(leaf.multiplier for leaf in self.leaves if leaf.group == group.name)
-                for group in self.training_groups
-            ],
-            np.float32,
+            [multipliers[groups == group.name].max() for group in self.training_groups], np.float32
         )
 
     def trunk(self) -> tuple[str, ...]:
