@@ -99,8 +99,16 @@ class LayerDecaySection(Section):
         gt=0,
         le=1,
     )
-    preset: Literal["timm", "mae", "electra", "ulmfit"] = key(
-        "mae", "whose way of counting layers and exponents", resume="may change"
+    preset: Literal["timm", "mae", "electra", "ulmfit", "auto_rgn"] = key(
+        "mae",
+        "whose way of counting layers and exponents; auto_rgn measures: each parameter's gradient "
+        "over its weight, as a share of the largest",
+        resume="may change",
+    )
+    every: LengthKey = key(
+        Duration(50, "steps"),
+        "how often the multipliers are measured anew (auto_rgn only)",
+        resume="fixed",
     )
 
     @model_validator(mode="before")
@@ -109,6 +117,16 @@ class LayerDecaySection(Section):
         if isinstance(given, dict) and given.get("preset") == "ulmfit":
             return {"rate": 1 / 2.6, **given}
         return given
+
+    @model_validator(mode="after")
+    def _only_what_the_preset_reads(self) -> LayerDecaySection:
+        """A key that would silently do nothing is a mistake."""
+        measured = self.preset == "auto_rgn"
+        if measured and self.rate != 1:
+            raise ValueError("'rate' and preset auto_rgn both say what lower layers get: leave one")
+        if not measured and self.every != type(self).model_fields["every"].default:
+            raise ValueError(f"'every' is read by auto_rgn only, and preset is {self.preset}")
+        return self
 
 
 class Group(Section):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from jaxft.config_durations import Duration, LengthKey
+from jaxft.config_durations import Duration, DurationKey, LengthKey
 from jaxft.config_fields import NAME, Section, key, section
 from jaxft.config_recipe import (
     FreezingSection,
@@ -239,6 +239,11 @@ class ReportSection(Section):
     """Where curves go beside metrics.jsonl."""
 
     tensorboard: bool = key(True, "write TensorBoard files too", resume="may change")
+    layers_every: DurationKey = key(
+        Duration(50, "steps"),
+        "how often what each layer does is written down; 0 is never",
+        resume="may change",
+    )
 
 
 class Config(Section):

@@ -49,6 +49,7 @@ FLOORS = {
     "tasks.classes": 5,
     "tasks.images": 5,
     "tasks.*": 6,
+    "engine.diagnostics": 6,
     "engine.mesh": 6,
     "engine.state": 6,
     "engine.checkpoint": 6,

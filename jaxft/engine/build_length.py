@@ -23,6 +23,8 @@ class Length:
     steps_per_epoch: int
     evaluate_every: int
     save_every: int
+    layers_every: int = 0
+    rates_every: int = 0
 
     def evaluates_at(self, step: int) -> bool:
         """Whether the eval rows are scored after `step` steps: at each interval and at the end."""
@@ -31,6 +33,11 @@ class Length:
     def saves_at(self, step: int) -> bool:
         """Whether the state is saved after `step` steps; each evaluation is saved too."""
         return step % self.save_every == 0 or self.evaluates_at(step)
+
+    def looks_at(self, step: int) -> bool:
+        """Whether what each layer does in the step is written down; in the first and last too."""
+        often = self.layers_every
+        return bool(often) and (step % often == 0 or step in (1, self.total_steps))
 
 
 def resolve_length(config: Config, plan: TrainPlan) -> Length:
@@ -49,6 +56,8 @@ def resolve_length(config: Config, plan: TrainPlan) -> Length:
         steps_per_epoch=per_epoch,
         evaluate_every=resolve_steps(train.evaluate_every, total, per_epoch),
         save_every=resolve_steps(config.checkpoint.every, total, per_epoch),
+        layers_every=resolve_steps(config.report.layers_every, total, per_epoch),
+        rates_every=resolve_steps(config.layer_decay.every, total, per_epoch),
     )
 
 

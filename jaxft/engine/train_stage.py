@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import numpy as np
 
+from jaxft.engine.auto_rates import measures_rates, multipliers_now
 from jaxft.engine.build import Build
 from jaxft.engine.build_state import enter_phase, frozen_params, state_shardings
+from jaxft.engine.diagnostics import look_at_layers
 from jaxft.engine.state import TrainState
 from jaxft.engine.step import Rates, make_train_step
 
@@ -22,7 +25,8 @@ class Stage:
         built: the run in this phase.
         frozen: the leaves that no phase has trained yet.
         step: the jitted train step.
-        multipliers, weight_decay: see `Rates`.
+        multipliers: see `Rates`; `replace` them where the loop decides on others.
+        weight_decay: see `Rates`.
     """
 
     built: Build
@@ -34,7 +38,18 @@ class Stage:
     def rates(self, step: int) -> Rates:
         """What the optimizer is told at a step."""
         multipliers = self.multipliers * self.built.phase.pace(step)
-        return Rates(self.built.rates[step], multipliers, self.weight_decay)
+        look = np.bool_(self.looks_at(step + 1))
+        return Rates(self.built.rates[step], multipliers, self.weight_decay, look)
+
+    def looks_at(self, step: int) -> bool:
+        """Whether the layers are looked at in the step that ends at `step`."""
+        return self.built.length.looks_at(step) or self.measures_at(step)
+
+    def measures_at(self, step: int) -> bool:
+        """Whether the multipliers are measured anew in the step that ends at `step`."""
+        if not measures_rates(self.built) or step >= self.built.phase.stop:
+            return False
+        return step % self.built.length.rates_every == 0 or not self.multipliers.any()
 
     def fastest(self, step: int) -> dict[str, float]:
         """The rate of each training group's fastest leaf at a step."""
@@ -69,8 +84,17 @@ def make_stage(built: Build, params: dict[str, jax.Array]) -> Stage:
         state_shardings=state_shardings(built),
         frozen_shardings={name: built.shardings[name] for name in frozen},
         mesh=built.mesh,
+        look=_look(built),
     )
-    return Stage(built, frozen, step, built.table.multipliers(), built.table.weight_decays())
+    return Stage(built, frozen, step, multipliers_now(built), built.table.weight_decays())
+
+
+def _look(built: Build) -> Callable | None:
+    """What looks at the layers in a step, where the run ever does."""
+    if not built.length.layers_every and not measures_rates(built):
+        return None
+    optimizer = built.config.optimizer
+    return partial(look_at_layers, betas=(optimizer.b1, optimizer.b2))
 
 
 def next_stage(stage: Stage, state: TrainState) -> tuple[Stage, TrainState]:

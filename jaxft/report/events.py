@@ -68,6 +68,16 @@ class EventLog:
         """Write one sentence about what happened at `step`, such as a step that was not finite."""
         self._write({"kind": "note", "step": step, "time": time.time(), "text": text})
 
+    def of_kind(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Write what else there is to say of the step that ended at `step`.
+
+        Args:
+            kind: `layers` (metric -> layer -> number) or `multipliers` (of each parameter).
+            step: the number of steps done.
+            values: numbers, or mappings to numbers.
+        """
+        self._write({"kind": kind, "step": step, "time": time.time(), **_plain(values)})
+
     def close(self) -> None:
         """Flush and close both files; a second call does nothing."""
         self._file.close()
@@ -146,6 +156,8 @@ def _plain(value: Any) -> Any:
 def _draw(writer: SummaryWriter, event: Mapping[str, Any]) -> None:
     """One event as TensorBoard scalars, named `train/loss`, `eval/accuracy`, `rates/head`."""
     step, wall = event["step"], event.get("time")
+    if event["kind"] == "multipliers":  # a curve for each parameter would bury all others
+        return
     if event["kind"] == "note":
         writer.add_text("notes", event["text"], step, walltime=wall)
         return
