@@ -186,6 +186,15 @@ class TrainSection(Section):
         "TPU",
         resume="may change",
     )
+    trunk_cache: Literal["auto", "on", "off"] = key(
+        "auto",
+        "keep what the frozen lower part makes of each example, and start steps there; auto does "
+        "where it saves a tenth of a step and examples are read more than once",
+        resume="may change",
+    )
+    trunk_cache_size: float = key(
+        8.0, "the most that it may take on disk", resume="may change", unit="GB", gt=0
+    )
     evaluate_every: LengthKey = key(
         Duration(1, "epochs"), "how often the eval rows are scored", resume="may change"
     )

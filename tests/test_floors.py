@@ -64,6 +64,7 @@ FLOORS = {
     "engine.evaluate": 9,
     "engine.cost": 9,
     "engine.trained": 9,
+    "engine.trunk": 9.5,  # above cost, below the stories
     "engine.*": 10,  # the stories
     "report.page": 10,
     "demo": 10,

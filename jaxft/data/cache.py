@@ -94,6 +94,16 @@ def cache_key(**parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def fingerprint(examples: Ragged | Held) -> str:
+    """A hash that changes with any bit of any example."""
+    digest = hashlib.sha256(np.asarray(examples.lengths, np.int64).tobytes())
+    for number in range(len(examples)):
+        for name, values in sorted(examples[number].items()):
+            digest.update(f"{name}{values.dtype.str}".encode())
+            digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()
+
+
 def build_or_open(
     root: Path, key: str, build: Callable[[], tuple[Iterable[Example], Mapping[str, Any]]]
 ) -> Ragged:
@@ -115,6 +125,11 @@ def build_or_open(
             if not _is_whole(folder):  # another process may have built it while we waited
                 _build(folder, build)
     return Ragged(folder)
+
+
+def is_built(root: Path, key: str) -> bool:
+    """Whether `build_or_open` would find the entry `key` there."""
+    return _is_whole(root / key)
 
 
 def _build(folder: Path, build: Callable[[], tuple[Iterable[Example], Mapping[str, Any]]]) -> None:

@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -100,8 +101,17 @@ class Build:
 
     def objective(self, params, batch, key):
         """The task's loss and metrics of one batch, as sums and weights."""
-        outputs = self.model.apply(params, batch, key, self.compute)
+        outputs = self.outputs(params, batch, key)
         return {"loss": self.task.loss(outputs, batch), **self.task.metrics(outputs, batch)}
+
+    def outputs(self, params, batch, key=None):
+        """What the model makes of a batch, also of one that brings its trunk's output."""
+        size = self.splits["train"].examples.image_size
+        if size is not None and "pixel_values" not in batch:
+            # The stem reads the images' shape alone then, and XLA drops the zeros.
+            zeros = jnp.zeros((len(batch["weights"]), 3, *size), jnp.float32)
+            batch = {**batch, "pixel_values": zeros}
+        return self.model.apply(params, batch, key, self.compute)
 
 
 def build(

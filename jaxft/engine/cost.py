@@ -83,25 +83,33 @@ def step_flops(built: Build) -> dict[str, int]:
         with nothing frozen; `cached`: the step with the trunk's output at hand, which is `step`
         where there is no trunk.
     """
-    batch, params, streams = batch_shapes(built), param_shapes(built), trunk_shapes(built)
-    key = jax.random.key(0)
-
-    def gradients(names: tuple[str, ...], batch: dict[str, jax.ShapeDtypeStruct]) -> int:
-        compute = dataclasses.replace(built.compute, trainable=frozenset(names), remat="none")
-        chosen = dataclasses.replace(built, compute=compute)
-        trainable, frozen = split_tree(params, names)
-
-        def loss(trainable, frozen, batch, key):
-            return chosen.objective({**frozen, **trainable}, batch, key)["loss"][0]
-
-        return count_flops(jax.grad(loss), trainable, frozen, batch, key)
-
+    batch, params, names = batch_shapes(built), param_shapes(built), built.table.trainable
     return {
-        "forward": count_flops(built.objective, params, batch, key),
-        "step": gradients(built.table.trainable, batch),
-        "full": gradients(tuple(params), batch),
-        "cached": gradients(built.table.trainable, batch | streams),
+        "forward": count_flops(built.objective, params, batch, jax.random.key(0)),
+        "step": gradient_flops(built, names, batch),
+        "full": gradient_flops(built, tuple(params), batch),
+        "cached": gradient_flops(built, names, batch | trunk_shapes(built, batch)),
     }
+
+
+def gradient_flops(
+    built: Build, names: tuple[str, ...], batch: dict[str, jax.ShapeDtypeStruct]
+) -> int:
+    """The matmul FLOPs of the loss and its gradient.
+
+    Args:
+        built: the run.
+        names: what is differentiated.
+        batch: the shapes of the batch.
+    """
+    compute = dataclasses.replace(built.compute, trainable=frozenset(names), remat="none")
+    chosen = dataclasses.replace(built, compute=compute)
+    trainable, frozen = split_tree(param_shapes(built), names)
+
+    def loss(trainable, frozen, batch, key):
+        return chosen.objective({**frozen, **trainable}, batch, key)["loss"][0]
+
+    return count_flops(jax.grad(loss), trainable, frozen, batch, jax.random.key(0))
 
 
 def batch_shapes(built: Build) -> dict[str, jax.ShapeDtypeStruct]:
@@ -119,7 +127,16 @@ def param_shapes(built: Build) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
-def trunk_shapes(built: Build) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of what a training batch brings where the trunk is cached: none without one."""
+def trunk_shapes(
+    built: Build, batch: dict[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of what a batch brings beside its own where the trunk is cached; none without."""
     run = partial(built.model.trunk, compute=built.compute)
-    return jax.eval_shape(run, param_shapes(built), batch_shapes(built))
+    return jax.eval_shape(run, param_shapes(built), batch)
+
+
+def trunk_saving(built: Build, batch: dict[str, jax.ShapeDtypeStruct]) -> float:
+    """The share of a step's FLOPs that is saved where the trunk is cached."""
+    run = partial(built.model.trunk, compute=built.compute)
+    saved = count_flops(run, param_shapes(built), batch)
+    return saved / gradient_flops(built, built.table.trainable, batch)

@@ -11,7 +11,6 @@ import jax
 from rich.console import Console
 
 from jaxft.config import Config, check_resume, parse_config
-from jaxft.data.loader import batches
 from jaxft.data.plans import Layout
 from jaxft.engine.build import build
 from jaxft.engine.build_state import (
@@ -30,6 +29,7 @@ from jaxft.engine.run_folder import (
     open_run,
     run_path,
 )
+from jaxft.engine.train_batches import Batches
 from jaxft.engine.train_facts import batch_line, phase_line, rates_json, run_json, table_json
 from jaxft.engine.train_layers import measure_again, with_measured, write_layers
 from jaxft.engine.train_meter import Meter, is_best, patience_is_over, scores_before
@@ -45,6 +45,7 @@ from jaxft.engine.trained import (
     with_checkpoint,
     write_lines,
 )
+from jaxft.engine.trunk_plan import plan_trunks
 from jaxft.errors import UserError
 from jaxft.report.events import EventLog, read_events
 from jaxft.report.progress import Progress
@@ -92,7 +93,7 @@ def train(
     else:
         built = build(config)
     metric = best_metric(config, built.task)
-    about, table = run_json(built, command), table_json(built)
+    about, table, trunks = run_json(built, command), table_json(built), plan_trunks(built)
     report = built.model.report
     console.print(loading_table(report.loaded, report.new, report.unused, report.notes))
     console.print(data_table(about["data"]))
@@ -132,6 +133,7 @@ def train(
             EventLog(Path(run.path), config.report.tensorboard, first if first else None) as log,
             Progress(total, first, console, quiet) as progress,
             stop_signals() as stop,
+            Batches(built, trunks, progress, stop.asked) as made,
         ):
             stage = with_measured(stage, read_events(Path(run.path)))
             meter = Meter(stage)
@@ -188,23 +190,26 @@ def train(
                     write_lines(run, "predictions-eval.jsonl", lines)
                 return found
 
+            def enter() -> None:
+                """Go on in a phase, for whose batches its trunk may have to run first."""
+                meter.pause()
+                try:
+                    made.enter(stage, state, step)
+                except Interrupted:
+                    if step:
+                        _save(checkpoints, step, state, None)
+                    end_if_asked()
+                meter.go_on()
+
             # ------------------------------------------------------------------------- The loop
             if first and built.length.evaluates_at(first) and not checkpoints.metrics(first):
                 _save(checkpoints, step, state, score())  # a signal came while it was scored
                 end_if_asked()
             if first < total:
+                enter()
                 progress.doing("compiling the step")
             save_due = score_due = False
-            for batch in batches(
-                built.plan,
-                built.splits["train"].examples.collate,
-                first,
-                total,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-                workers=config.data.workers,
-                prefetch=config.data.prefetch,
-            ):
+            while step < total:
                 if patience_is_over(metric, scores, config.checkpoint.patience):
                     progress.message(f"{metric} has not improved: stopped early")
                     break
@@ -214,7 +219,8 @@ def train(
                     meter.enter(stage)
                     log.note(step, phase_line(stage.built))
                     progress.message(phase_line(stage.built))
-                placed = place_batch(batch, sharding)
+                    enter()
+                placed = place_batch(made.next(), sharding)
                 state, metrics = stage.step(state, stage.frozen, placed, stage.rates(step))
                 step += 1
                 pending.append((step, metrics))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxft.config_tasks import CausalLm as Section
-from jaxft.data.cache import Held, Ragged
+from jaxft.data.cache import Held, Ragged, fingerprint
 from jaxft.data.chat import ChatTemplate, load_chat_template
 from jaxft.data.dialogue import UNSCORED, Conversation, Lesson, of_conversations, of_documents
 from jaxft.data.loader import collate_rows
@@ -42,6 +42,8 @@ class Lessons:
 
     tokens: Ragged | Held
     labels: None = None
+    image_size: None = None
+    random: bool = False
 
     @property
     def lengths(self) -> np.ndarray:
@@ -60,8 +62,15 @@ class Lessons:
     def from_rows(self) -> list[int]:
         return self.tokens.meta["rows"]
 
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.tokens)
+
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def without_images(self) -> Lessons:
+        return self
 
     def collate(self, index: np.ndarray, row_length: int) -> dict[str, np.ndarray]:
         batch = collate_rows(self.tokens, index, row_length)

@@ -101,12 +101,18 @@ class Examples(Protocol):
         labels: `[examples]` class ids; None where there are no classes, or no labels.
         counts: what a person should know of the whole: tokens, truncated, unknown.
         remarks: what a person should know of one example beside what the model says of it.
+        fingerprint: changes with anything that the model's inputs depend on.
+        image_size: height and width of the images in a batch; None where there are none.
+        random: whether an example is another each time that it is read (augmentation).
     """
 
     lengths: np.ndarray
     labels: np.ndarray | None
     counts: Mapping[str, int]
     remarks: Mapping[int, dict[str, Any]]
+    fingerprint: str
+    image_size: tuple[int, int] | None
+    random: bool
 
     def __len__(self) -> int: ...
 
@@ -120,6 +126,12 @@ class Examples(Protocol):
         Returns:
             `example_ids` (the index) and `weights` (1 for an example) `[R, S]`, and what the
             model and the loss read, `[R, ...]` each.
+        """
+
+    def without_images(self) -> Examples:
+        """The same examples, whose batches bring no `pixel_values`: nothing is decoded.
+
+        A batch that brings what a model's lower part made of its images needs no more of them.
         """
 
 

@@ -7,8 +7,10 @@ is every other of the micro-batch: a step is not the step of the whole batch the
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +20,7 @@ import numpy as np
 import optax
 
 from jaxft.config_tasks import Contrastive as Section
-from jaxft.data.cache import Held, Ragged
+from jaxft.data.cache import Held, Ragged, fingerprint
 from jaxft.data.image import ImageProcessor
 from jaxft.data.packing import round_up
 from jaxft.data.sources import Source
@@ -26,7 +28,7 @@ from jaxft.data.text import Tokenizer
 from jaxft.errors import UserError
 from jaxft.metrics.retrieval import ranks, retrieval_scores
 from jaxft.tasks.contract import Batch, Examples, Sums, Tools
-from jaxft.tasks.images import check_images, pixel_values
+from jaxft.tasks.images import check_images, images_fingerprint, pixel_values
 from jaxft.tasks.labels import column_of
 
 STRIDE = 8  # texts are padded to a multiple of so many tokens: one shape a split
@@ -57,6 +59,7 @@ class Pairs:
         pad_id: the token that does so.
         masked: whether the model is told which tokens are padding.
         same: `[examples]`: equal texts have the same number.
+        decoded: whether batches bring the images.
     """
 
     source: Source
@@ -69,6 +72,8 @@ class Pairs:
     same: np.ndarray
     labels: np.ndarray | None = None
     remarks: Mapping[int, dict[str, Any]] = field(default_factory=dict)
+    random: bool = False
+    decoded: bool = True
 
     @property
     def lengths(self) -> np.ndarray:
@@ -78,19 +83,34 @@ class Pairs:
     def counts(self) -> Mapping[str, int]:
         return self.tokens.meta["counts"]
 
+    @property
+    def fingerprint(self) -> str:
+        images = images_fingerprint(self.source, self.column, self.processor)
+        told = [images, fingerprint(self.tokens), self.length, self.pad_id, self.masked]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self.processor.size
+
     def __len__(self) -> int:
         return len(self.source)
+
+    def without_images(self) -> Pairs:
+        return replace(self, decoded=False)
 
     def collate(self, index: np.ndarray, row_length: int) -> dict[str, np.ndarray]:
         del row_length
         none = np.zeros(0, np.int32)
         texts = [self.tokens[int(n)]["input_ids"] if n >= 0 else none for n in index[:, 0]]
-        return {
-            "pixel_values": pixel_values(self.source, self.column, self.processor, index),
+        batch = {
             **pad_texts(texts, self.length, self.pad_id, self.masked),
             "weights": (index >= 0).astype(np.float32),  # [R, 1]
             "example_ids": index.astype(np.int32),
         }
+        if self.decoded:
+            batch["pixel_values"] = pixel_values(self.source, self.column, self.processor, index)
+        return batch
 
 
 def pad_texts(

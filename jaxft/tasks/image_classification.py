@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,14 @@ from jaxft.tasks.classes import (
     class_summary,
 )
 from jaxft.tasks.contract import Examples, Tools
-from jaxft.tasks.images import check_images, open_image, paths_from_input, picture, pixel_values
+from jaxft.tasks.images import (
+    check_images,
+    images_fingerprint,
+    open_image,
+    paths_from_input,
+    picture,
+    pixel_values,
+)
 from jaxft.tasks.labels import label_ids, label_names
 
 PICTURES = 20  # worst mistakes that are kept with their picture, as many as a report shows
@@ -34,7 +41,11 @@ def make(section: Section) -> ImageClassification:
 
 @dataclass(frozen=True)
 class ImageExamples:
-    """Images with a class each, decoded when they are batched; see `contract.Examples`."""
+    """Images with a class each, decoded when they are batched; see `contract.Examples`.
+
+    Attributes:
+        decoded: whether batches bring the images.
+    """
 
     source: Source
     column: str
@@ -42,21 +53,35 @@ class ImageExamples:
     labels: np.ndarray | None
     counts: Mapping[str, int] = field(default_factory=dict)
     remarks: Mapping[int, dict[str, Any]] = field(default_factory=dict)
+    random: bool = False
+    decoded: bool = True
 
     @property
     def lengths(self) -> np.ndarray:
         return np.ones(len(self), np.int64)
 
+    @property
+    def fingerprint(self) -> str:
+        return images_fingerprint(self.source, self.column, self.processor)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self.processor.size
+
     def __len__(self) -> int:
         return len(self.source)
+
+    def without_images(self) -> ImageExamples:
+        return replace(self, decoded=False)
 
     def collate(self, index: np.ndarray, row_length: int) -> dict[str, np.ndarray]:
         del row_length
         batch = {
-            "pixel_values": pixel_values(self.source, self.column, self.processor, index),
             "weights": (index >= 0).astype(np.float32),
             "example_ids": index.astype(np.int32),
         }
+        if self.decoded:
+            batch["pixel_values"] = pixel_values(self.source, self.column, self.processor, index)
         if self.labels is not None:
             batch["labels"] = batch_labels(self.labels, index)  # [R, S]
         return batch

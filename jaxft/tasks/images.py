@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -43,6 +44,19 @@ def pixel_values(
     for row, (number, value) in zip(rows, _values(source, column, numbers), strict=True):
         values[row] = processor(open_image(source, number, value))
     return values
+
+
+def images_fingerprint(source: Source, column: str, processor: ImageProcessor) -> str:
+    """A hash that changes with any image, or with what is done to it.
+
+    Files are known by size and time, since a table that names them says nothing of their content.
+    """
+    digest = hashlib.sha256(f"{source.fingerprint}\0{column}\0{processor.fingerprint}".encode())
+    for _, value in _values(source, column, range(len(source))):
+        if isinstance(value, str):
+            file = (source.folder / value).stat()
+            digest.update(f"\0{value}\0{file.st_size}\0{file.st_mtime_ns}".encode())
+    return digest.hexdigest()
 
 
 def open_image(source: Source, number: int, value: Any) -> Image.Image:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxft.config_tasks import TextClassification as Section
-from jaxft.data.cache import Held, Ragged
+from jaxft.data.cache import Held, Ragged, fingerprint
 from jaxft.data.loader import collate_rows
 from jaxft.data.sources import Source
 from jaxft.data.text import Tokenizer
@@ -39,6 +39,8 @@ class TextExamples:
 
     tokens: Ragged | Held
     labels: np.ndarray | None
+    image_size: None = None
+    random: bool = False
 
     @property
     def lengths(self) -> np.ndarray:
@@ -53,8 +55,15 @@ class TextExamples:
         """How many tokens were cut away, where any were."""
         return {int(number): {"cut": cut} for number, cut in self.tokens.meta["cut"].items()}
 
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.tokens)
+
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def without_images(self) -> TextExamples:
+        return self
 
     def collate(self, index: np.ndarray, row_length: int) -> dict[str, np.ndarray]:
         batch = collate_rows(self.tokens, index, row_length)

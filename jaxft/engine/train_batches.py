@@ -1,0 +1,78 @@
+"""A run's batches: made ahead, and with the trunk's output in the phases that keep it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Self
+
+import jax
+
+from jaxft.data.loader import Batch, Collate, batches
+from jaxft.engine.build import Build
+from jaxft.engine.state import TrainState
+from jaxft.engine.train_stage import Stage
+from jaxft.engine.trunk import open_trunk
+from jaxft.engine.trunk_plan import TrunkPlan
+from jaxft.report.progress import Progress
+
+
+class Batches:
+    """The training batches of a run from some step on, as each phase wants them.
+
+    Args:
+        built: the run.
+        trunks: the plan of each phase.
+        progress: where to say what is done.
+        interrupted: asked while a trunk runs over the examples.
+    """
+
+    def __init__(
+        self,
+        built: Build,
+        trunks: Sequence[TrunkPlan],
+        progress: Progress,
+        interrupted: Callable[[], bool],
+    ):
+        self._built, self._trunks = built, trunks
+        self._progress, self._interrupted = progress, interrupted
+        self._collate: Collate | None = None
+        self._made: Iterator[Batch] = iter(())
+
+    def enter(self, stage: Stage, state: TrainState, step: int) -> None:
+        """Go on from `step` in a phase; where it keeps its trunk's output, that is made first.
+
+        Raises:
+            Interrupted: a signal came meanwhile.
+            UserError: the output cannot be kept.
+        """
+        plan, known = self._trunks[stage.built.phase.index], {**stage.frozen, **state.settled}
+        collate = open_trunk(stage.built, plan, known, self._progress, self._interrupted)
+        if collate == self._collate:
+            return  # what is made ahead fits
+        self.close()
+        self._collate = collate
+        self._made = batches(
+            self._built.plan,
+            collate,
+            step,
+            self._built.length.total_steps,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            workers=self._built.config.data.workers,
+            prefetch=self._built.config.data.prefetch,
+        )
+
+    def next(self) -> Batch:
+        """This process's rows of the next step."""
+        return next(self._made)
+
+    def close(self) -> None:
+        """Make no more."""
+        if isinstance(self._made, Generator):
+            self._made.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

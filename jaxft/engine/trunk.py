@@ -1,0 +1,263 @@
+"""The trunk cache: what the frozen lower part makes of each example, computed once and kept.
+
+A phase that has a trunk and reads its examples more than once lets the trunk run over each of
+them first, and keeps its output on disk; from then on a batch brings that, and the step starts
+where the trunk ends. An entry belongs to its trunk's weights, so runs that share them share it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxft.data.cache import Ragged, build_or_open, cache_key, is_built
+from jaxft.data.loader import Collate, batches
+from jaxft.data.plans import EvalPlan, plan_eval
+from jaxft.engine.build import Build
+from jaxft.engine.checkpoint_leaves import checksum
+from jaxft.engine.evaluate import Interrupted
+from jaxft.engine.inputs import data_cache
+from jaxft.engine.mesh import batch_sharding, place_batch, replicated
+from jaxft.engine.trunk_plan import WORTH, TrunkPlan, is_packed
+from jaxft.errors import UserError
+from jaxft.models.transformer import Tower
+from jaxft.models.transformer_run import TRUNK
+from jaxft.report.numbers import share, size
+from jaxft.report.progress import Progress
+from jaxft.tasks.contract import Examples
+
+SAY_EVERY = 5.0  # seconds
+RAW = "uint16"  # how two bytes of a type that numpy does not know are kept
+
+
+@dataclass(frozen=True, eq=False)
+class CachedBatches:
+    """A task's batches, each with what the trunk made of its examples.
+
+    Args:
+        examples: as the task reads them; without images where the trunk has seen those.
+        outputs: the trunk's, an entry of the cache.
+        places: `[examples]` where each one's output lies in it.
+    """
+
+    examples: Examples
+    outputs: Ragged
+    places: np.ndarray
+
+    def __call__(self, index: np.ndarray, row_length: int) -> dict[str, np.ndarray]:
+        """The arrays of one batch, as `Examples.collate` has them; `trunk` [R, T, D] of each tower.
+
+        Args:
+            index: `[rows, segments]` example numbers, -1 for none.
+            row_length: positions a row.
+        """
+        batch, told = self.examples.collate(index, row_length), self.outputs.meta
+        for field, name in told["names"].items():
+            stream = np.zeros((len(index), *self._row(field, row_length)), told["stored"])
+            for row, numbers in enumerate(index):
+                begin = 0
+                for number in numbers[numbers >= 0]:
+                    values = self.outputs[int(self.places[number])][field]
+                    if not told["packed"]:
+                        stream[row] = values[0]
+                        continue
+                    stream[row, begin : begin + len(values)] = values
+                    begin += len(values)
+            batch[name] = stream.view(jnp.dtype(told["dtype"]))
+        return batch
+
+    def _row(self, field: str, row_length: int) -> tuple[int, ...]:
+        """A row's positions and width."""
+        one = self.outputs[0][field].shape[1:]
+        return (row_length, *one) if self.outputs.meta["packed"] else one
+
+
+def open_trunk(
+    built: Build,
+    plan: TrunkPlan,
+    params: Mapping[str, jax.Array],
+    progress: Progress,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Collate:
+    """What makes a phase's training batches: from the cache, filled where it is not yet.
+
+    Args:
+        built: the run in the phase.
+        plan: of the phase.
+        params: values of at least the trunk's parameters.
+        progress: where to say what is done.
+        interrupted: asked before each batch that the trunk runs on.
+
+    Raises:
+        Interrupted: `interrupted` said so; nothing is kept.
+        UserError: the disk has no room, or cannot be written to.
+    """
+    examples = built.splits["train"].examples
+    if not plan.used:
+        if plan.saved >= WORTH:
+            progress.message(f"The trunk runs in every step, since {plan.reason}.")
+        return examples.collate
+    shape = built.layout
+    batches_of = plan_eval(examples.lengths, shape.rows, shape.row_length, shape.segments)
+    order = np.concatenate([batches_of.batch(i).ravel() for i in range(len(batches_of))])
+    order = order[order >= 0]  # the cache holds examples as they are computed
+    leaves = trunk_leaves(built, params)
+    root, key = _root(built), _key(built, leaves, order)
+    told = f"the trunk's output of {len(examples):,} examples, {size(plan.nbytes)}"
+    ready = is_built(root, key)
+    everywhere = _everywhere(ready)
+    if not everywhere and not _everywhere(_has_room(root, plan.nbytes)):
+        sentence = f"train.trunk_cache: {root} has no room for {told}."
+        if built.config.train.trunk_cache == "on":
+            raise UserError(sentence, "Free some space, or set data.cache to another folder.")
+        progress.message(f"{sentence} The trunk runs in every step.")
+        return examples.collate
+    progress.message(
+        f"{'found' if everywhere else 'storing'} {told}: it saves {share(plan.saved)} of a step's "
+        "FLOPs"
+    )
+
+    def build():
+        return _run(built, batches_of, leaves, progress, interrupted), _meta(built)
+
+    if ready and not everywhere:  # another process has not: it cannot run the trunk alone
+        for _ in build()[0]:
+            pass
+    places = np.empty(len(order), np.int64)
+    places[order] = np.arange(len(order))
+    seen = built.model.towers.get("vision")
+    if isinstance(seen, Tower) and seen.prefix + TRUNK in _meta(built)["names"].values():
+        examples = examples.without_images()
+    return CachedBatches(examples, build_or_open(root, key, build), places)
+
+
+def trunk_leaves(built: Build, params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """The parameters below the boundary of each tower, in the compute type."""
+    found: dict[str, jax.Array] = {}
+    for tower in built.model.towers.values():
+        blocks = tower.frozen_blocks(built.compute) if isinstance(tower, Tower) else None
+        if isinstance(tower, Tower) and blocks is not None:
+            names = [name for name, depth in tower.depths.items() if depth <= blocks]
+            found |= {name: params[name].astype(built.compute.dtype) for name in names}
+    return found
+
+
+def _root(built: Build) -> Path:
+    """The folder of entries; each of several processes has its own, since all write at once."""
+    root = data_cache(built.config.data.cache) / "trunk"
+    if jax.process_count() > 1:
+        root /= f"process-{jax.process_index()}-of-{jax.process_count()}"
+    return root
+
+
+def _key(built: Build, leaves: Mapping[str, jax.Array], order: np.ndarray) -> str:
+    """Changes with anything that the trunk's output depends on."""
+    return cache_key(
+        kind="trunk",
+        jaxft=version("jaxft"),
+        model=repr(built.model.config.with_dropout(0.0)),  # a trunk has none
+        boundary=_meta(built)["blocks"],
+        leaves=checksum(dict(leaves)),
+        compute=[built.compute.dtype, built.compute.precision, built.compute.platform],
+        examples=built.splits["train"].examples.fingerprint,
+        row_length=built.layout.row_length,
+        order=hashlib.sha256(order.tobytes()).hexdigest(),
+    )
+
+
+def _meta(built: Build) -> dict[str, Any]:
+    """What an entry says of itself: which field is which tower's, and how its bytes are read."""
+    dtype = jnp.dtype(built.compute.dtype)
+    blocks = {
+        tower.prefix: tower.frozen_blocks(built.compute)
+        for tower in built.model.towers.values()
+        if isinstance(tower, Tower)
+    }
+    prefixes = [prefix for prefix, count in blocks.items() if count is not None]
+    return {
+        "names": {f"{p}{TRUNK}".replace("/", "-"): p + TRUNK for p in prefixes},
+        "blocks": blocks,
+        "dtype": dtype.name,
+        "stored": RAW if dtype == jnp.bfloat16 else dtype.name,
+        "packed": is_packed(built),
+    }
+
+
+def _run(
+    built: Build,
+    plan: EvalPlan,
+    leaves: dict[str, jax.Array],
+    progress: Progress,
+    interrupted: Callable[[], bool],
+) -> Iterator[dict[str, np.ndarray]]:
+    """Every example's output, in the plan's order: field -> `[length, D]`, or `[1, T, D]`."""
+    rows, meta = batch_sharding(built.mesh), _meta(built)
+    run = jax.jit(
+        partial(built.model.trunk, compute=built.compute),
+        in_shardings=({name: built.shardings[name] for name in leaves}, rows),
+        out_shardings=replicated(built.mesh),  # every process keeps all of it
+    )
+    examples, said, done = built.splits["train"].examples, time.monotonic(), 0
+    for number, batch in enumerate(
+        batches(
+            plan,
+            examples.collate,
+            0,
+            len(plan),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            workers=built.config.data.workers,
+            prefetch=built.config.data.prefetch,
+        )
+    ):
+        if interrupted():
+            raise Interrupted
+        if not number or time.monotonic() - said > SAY_EVERY:
+            said = time.monotonic()
+            progress.doing(f"running the trunk once: {done:,} of {len(examples):,} examples")
+        streams = jax.device_get(run(leaves, place_batch(batch, rows)))
+        index = plan.batch(number)
+        done += int((index >= 0).sum())
+        fields = {
+            field: streams[name].view(meta["stored"]) for field, name in meta["names"].items()
+        }
+        yield from _cut(fields, index, examples.lengths, meta["packed"])
+
+
+def _cut(
+    fields: dict[str, np.ndarray], index: np.ndarray, lengths: np.ndarray, packed: bool
+) -> Iterator[dict[str, np.ndarray]]:
+    """Each example's part of a batch's streams `[R, T, D]`."""
+    for row, numbers in enumerate(index):
+        begin = 0
+        for number in numbers[numbers >= 0]:
+            end = begin + int(lengths[number])
+            yield {
+                field: stream[row, begin:end] if packed else stream[row : row + 1]
+                for field, stream in fields.items()
+            }
+            begin = end
+
+
+def _everywhere(here: bool) -> bool:
+    """Whether all processes say so."""
+    if jax.process_count() == 1:
+        return here
+    return bool(multihost_utils.process_allgather(np.array(here)).all())
+
+
+def _has_room(root: Path, nbytes: int) -> bool:
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return shutil.disk_usage(root).free > nbytes
