@@ -1,7 +1,7 @@
 """jaxft: fine-tune Hugging Face checkpoints in JAX, layer by layer, and back to Hugging Face.
 
-The Python face: `load`, `train`, `plan` and `Run`. Each is imported when first asked for, so that
-`import jaxft` and `jaxft --help` stay quick.
+The Python face: `load`, `train`, `plan`, `study`, `Run` and `Study`. Each is imported when first
+asked for, so that `import jaxft` and `jaxft --help` stay quick.
 """
 
 from importlib import import_module
@@ -12,6 +12,8 @@ _FACE = {
     "train": "jaxft.engine.train",
     "Run": "jaxft.engine.train",
     "plan": "jaxft.engine.plan",
+    "study": "jaxft.engine.study",
+    "Study": "jaxft.engine.study",
     "load_config": "jaxft.config",
     "parse_config": "jaxft.config",
     "UserError": "jaxft.errors",

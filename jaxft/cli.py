@@ -23,6 +23,7 @@ from rich.text import Text
 
 from jaxft.cli_predict import predict
 from jaxft.cli_search import search
+from jaxft.cli_study import study
 from jaxft.config import describe_keys, load_config, schema_text, to_yaml
 from jaxft.errors import UserError
 
@@ -176,6 +177,7 @@ def evaluate(
 
 app.command()(predict)
 app.command()(search)
+app.command(epilog=KEYS_HELP)(study)
 
 
 @app.command()

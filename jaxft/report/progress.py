@@ -46,7 +46,7 @@ class Progress:
         self._quiet = quiet
         self._total = total_steps
         self._step = start_step
-        self._doing = ""
+        self._doing = self._heading = ""
         self._values: dict[str, float] = {}
         self._rates: dict[str, float] = {}
         self._losses: list[float] = []
@@ -107,6 +107,10 @@ class Progress:
         self._doing = text
         if not self._live:
             self._line(text)
+
+    def heading(self, text: str) -> None:
+        """Say what the values to come are of, such as the bucket of a study."""
+        self._heading = text
 
     def evaluation(
         self, step: int, values: Mapping[str, Any], split: str = "eval", best: bool = False
@@ -172,6 +176,7 @@ class Progress:
 
     def _plain(self) -> str:
         head = [f"step {self._step:,}/{self._total:,}", *self._when()]
+        head += [self._heading] if self._heading else []
         return "  ".join([*head, *(f"{name} {text}" for name, text in self._fields())])
 
     def _view(self) -> RenderableType:
@@ -191,6 +196,7 @@ class Progress:
             self._spinner.update(text=Text(self._doing, "dim"))
             return self._spinner
         status = Text(no_wrap=True, overflow="ellipsis")
+        status.append(f"{self._heading}  " if self._heading else "", "cyan")
         for name, text in self._fields():
             status.append(f"{name} ", "dim").append(text, "bold")
             if name == "loss":

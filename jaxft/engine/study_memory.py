@@ -1,0 +1,132 @@
+"""What a study's members need of memory, told before anything is compiled; chunks that fit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxft.engine.build import Build
+from jaxft.engine.build_state import abstract_state
+from jaxft.engine.study_step import takes_turns
+from jaxft.errors import UserError
+from jaxft.report.numbers import size
+
+USABLE = 0.9  # share of the free memory that a study may take
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that a bucket needs.
+
+    Attributes:
+        shared: the parameters as they were loaded, once for all members.
+        state: one member's trained parameters, moments and average.
+        activations: what one member's backward pass reads, from its forward pass.
+        turns: members run one after another, so that one has its activations at a time.
+    """
+
+    shared: int
+    state: int
+    activations: int
+    turns: bool
+
+    def of(self, members: int) -> int:
+        """Bytes for so many members in one program."""
+        return (
+            self.shared + members * self.state + self.activations * (1 if self.turns else members)
+        )
+
+    def most(self, available: int) -> int:
+        """The most members that fit into so many bytes."""
+        each = self.state + (0 if self.turns else self.activations)
+        rest = available - self.shared - (self.activations if self.turns else 0)
+        return max(int(rest // max(each, 1)), 0)
+
+
+def need_of(built: Build) -> Need:
+    """What the members of a bucket need.
+
+    Args:
+        built: any member's run; the phase in which the most trains is taken.
+    """
+    widest = max(built.phases, key=lambda phase: len(phase.table.trainable))
+    chosen = built.in_phase(widest.index)
+    state = abstract_state(chosen)
+    return Need(
+        shared=_bytes(built.model.params),
+        state=_bytes((state.trainable, state.opt_state, state.average, state.settled)),
+        activations=_activations(chosen),
+        turns=takes_turns(built),
+    )
+
+
+def available_bytes(built: Build) -> int:
+    """Free memory: of the run's first device, or of the host where the device is a CPU."""
+    stats = built.mesh.devices.flat[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    told = Path("/proc/meminfo")
+    if told.exists():
+        lines = dict(line.split(":", 1) for line in told.read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def chunk_sizes(need: Need, members: int, available: int) -> list[int]:
+    """How many members run together, one chunk after another, as even as can be.
+
+    Args:
+        need: what they need.
+        members: in the bucket.
+        available: bytes.
+
+    Raises:
+        UserError: not even one member fits; the bytes are named.
+    """
+    most = need.most(int(available * USABLE))
+    if most < 1:
+        raise UserError(
+            f"A study's member needs {size(need.of(1))} of memory "
+            f"({size(need.shared)} for the checkpoint, {size(need.state)} for what trains and its "
+            f"moments, {size(need.activations)} for activations), and {size(available)} are free.",
+            "Freeze more, lower data.batch_size, or set train.remat to full.",
+        )
+    chunks = -(-members // most)
+    return [len(part) for part in np.array_split(np.arange(members), chunks)]
+
+
+def _activations(built: Build) -> int:
+    """Bytes of what the backward pass keeps of a batch, parameters left out."""
+    examples = built.splits["train"].examples
+    arrays = examples.collate(built.plan.batch(0), built.layout.row_length)
+    batch: Any = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in arrays.items()}
+    names = set(built.table.trainable)
+    params = {
+        name: jax.ShapeDtypeStruct(leaf.shape, "float32" if name in names else built.compute.dtype)
+        for name, leaf in built.model.params.items()
+    }
+    trainable = {name: leaf for name, leaf in params.items() if name in names}
+    frozen = {name: leaf for name, leaf in params.items() if name not in names}
+
+    def kept(trainable: Mapping, frozen: Mapping, batch: Mapping, key: jax.Array) -> Any:
+        batch = {**batch, **built.model.trunk({**frozen, **trainable}, batch, built.compute)}
+
+        def loss(trainable: Mapping) -> jax.Array:
+            return built.objective({**frozen, **trainable}, batch, key)["loss"][0]
+
+        return jax.vjp(loss, trainable)[1]
+
+    saved = jax.eval_shape(kept, trainable, frozen, batch, jax.random.key(0))
+    rows = max(built.config.train.accumulate, 1)
+    return max(_bytes(saved) - _bytes(params), 0) // rows
+
+
+def _bytes(tree: Any) -> int:
+    leaves = jax.tree.leaves(tree)
+    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)

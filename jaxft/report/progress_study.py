@@ -1,0 +1,78 @@
+"""What `jaxft study` prints beside its bar: what will run, and how it came out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from jaxft.report.numbers import rate, score, size
+
+
+def parts_table(parts: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Which members run together, and what they need of memory, before anything is compiled.
+
+    Args:
+        parts: mappings with `bucket`, `members`, `differs` (bucket -> key=value), `steps`,
+            `bytes` and `state` (bytes a member).
+    """
+    table = Table("program", "members", "what it has", box=box.SIMPLE_HEAD)
+    for name in ("steps", "memory", "of it a member's own"):
+        table.add_column(name, justify="right")
+    for part in parts:
+        table.add_row(
+            str(part["bucket"] + 1),
+            str(len(part["members"])),
+            Text(part["differs"] or "rates and seeds only"),
+            f"{part['steps']:,}",
+            size(part["bytes"]),
+            size(part["state"]),
+        )
+    return table
+
+
+def ranking_table(ranking: Sequence[Mapping[str, Any]], metric: str) -> RenderableType:
+    """The settings of a study, the best first, with the last and the best score of each.
+
+    Args:
+        ranking: as `study_rank.rank` gives it.
+        metric: what is ranked by.
+    """
+    keys = list(dict.fromkeys(key for entry in ranking for key in entry["values"]))
+    table = Table("", *keys, box=box.SIMPLE_HEAD, caption=f"{metric} on the eval rows")
+    repeated = any(len(entry["members"]) > 1 for entry in ranking)
+    columns = ["best", "at step", "last"]
+    if repeated:
+        columns = ["seeds", "best", "deviation", "95% interval", "last"]
+    for name in columns:
+        table.add_column(name, justify="right")
+    for place, entry in enumerate(ranking, 1):
+        best, last = entry["best"], entry["last"]
+        cells = [value_text(entry["values"][key]) for key in keys]
+        if repeated:
+            cells += [str(len(entry["members"])), _score(best["mean"]), _score(best["deviation"])]
+            known = best["low"] is not None
+            cells.append(f"{score(best['low'])} to {score(best['high'])}" if known else "")
+        else:
+            cells += [_score(best["mean"]), f"{entry['step'] or 0:,}"]
+        cells.append("diverged" if entry["diverged"] else _score(last["mean"]))
+        table.add_row(str(place), *map(Text, cells), style="bold green" if place == 1 else "")
+    return table
+
+
+def value_text(value: Any) -> str:
+    """A varied value as a person writes it."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        return rate(value) if 0 < abs(value) < 1e-2 else f"{value:g}"
+    return json.dumps(value)
+
+
+def _score(value: float | None) -> str:
+    return "" if value is None else score(value)
