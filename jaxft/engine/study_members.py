@@ -63,7 +63,7 @@ def make_members(config: Config, vary: Mapping[str, Sequence[Any]]) -> tuple[Mem
         UserError: an unknown key, a value that the config does not take, or one given twice.
     """
     for key, values in vary.items():
-        if key.startswith(SHARED) and any(key in (s, f"{s}.{key[len(s) + 1 :]}") for s in SHARED):
+        if any(key == shared or key.startswith(f"{shared}.") for shared in SHARED):
             raise UserError(f"--vary {key}: a study has one for all of its members.")
         if not values:
             raise UserError(f"--vary {key}: there is no value.", "Write key=a,b,c.")
@@ -71,9 +71,9 @@ def make_members(config: Config, vary: Mapping[str, Sequence[Any]]) -> tuple[Mem
             raise UserError(f"--vary {key}: a value is given twice.", "Give each once.")
     members = []
     for index, chosen in enumerate(itertools.product(*vary.values())):
-        values = dict(zip(vary, chosen, strict=True))
-        overrides = [f"{key}={json.dumps(value)}" for key, value in values.items()]
-        members.append(Member(index, values, override_config(config, overrides)))
+        own = dict(zip(vary, chosen, strict=True))
+        overrides = [f"{key}={json.dumps(value)}" for key, value in own.items()]
+        members.append(Member(index, own, override_config(config, overrides)))
     return tuple(members)
 
 

@@ -6,7 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -268,8 +268,3 @@ class _Meter:
             return {"examples_per_second": self.pace}
         mean, best = float(np.mean(told)), float(np.min(told))
         return {"loss": mean, "best": best, "examples_per_second": self.pace}
-
-
-def with_rates(built: Build, rates: np.ndarray) -> Build:
-    """The same run at other rates: `[steps + 1, groups]`."""
-    return replace(built, rates=rates)

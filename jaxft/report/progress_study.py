@@ -76,3 +76,23 @@ def value_text(value: Any) -> str:
 
 def _score(value: float | None) -> str:
     return "" if value is None else score(value)
+
+
+def ranges_table(
+    ranges: Sequence[Mapping[str, Any]], members: Sequence[Mapping[str, Any]]
+) -> RenderableType:
+    """The range of rates that each member's curve suggests.
+
+    Args:
+        ranges: as `study_range.range_of` gives them, with `member`.
+        members: mappings with `values`, by their index.
+    """
+    keys = list(members[0]["values"])
+    table = Table(*keys, "optimizer.lr from", "to", "lowest loss", box=box.SIMPLE_HEAD)
+    for found in ranges:
+        cells = [value_text(members[found["member"]]["values"][key]) for key in keys]
+        known = found["low"] is not None
+        cells += [rate(found["low"]), rate(found["high"])] if known else ["the loss never fell", ""]
+        cells.append(score(min(found["smoothed"])) if found["smoothed"] else "")
+        table.add_row(*map(Text, cells))
+    return table
