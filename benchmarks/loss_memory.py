@@ -25,7 +25,7 @@ from jax.experimental import topologies
 
 from jaxft.engine.mesh import batch_sharding, make_mesh, param_shardings, replicated
 from jaxft.models import llama
-from jaxft.models.registry_model import leaves_of
+from jaxft.models.registry_family import leaves_of
 from jaxft.models.transformer import Compute
 from jaxft.models.transformer_run import run_tower
 

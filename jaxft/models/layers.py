@@ -26,6 +26,7 @@ class Leaf:
         mean: the mean of a fresh value.
         std: the standard deviation of a fresh value (normal); 0 for a constant.
         decay: whether weight decay is meant for it.
+        spread: how far a fresh value may lie from the mean (uniform), where it is not normal.
     """
 
     shape: tuple[int, ...]
@@ -33,6 +34,7 @@ class Leaf:
     mean: float = 0.0
     std: float = 0.0
     decay: bool = True
+    spread: float = 0.0
 
 
 def parameter(leaf: Leaf) -> nnx.Param:

@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import jax
@@ -17,13 +18,18 @@ import jaxft.models
 from jaxft.data.text import load_tokenizer
 from jaxft.errors import UserError, nearest
 from jaxft.models import clip
+from jaxft.models.adapters import Adapter, with_lengths
+from jaxft.models.adapters_read import stored_leaf
 from jaxft.models.layers import Leaf
-from jaxft.models.registry_model import Family, Model, leaves_of
+from jaxft.models.registry_adapters import with_adapter
+from jaxft.models.registry_family import Family, leaves_of
+from jaxft.models.registry_model import Model
 from jaxft.models.source import Checkpoint, Source, read_config, resolve
 from jaxft.models.source_fields import pad_token_id
 from jaxft.models.weights import fresh_leaf, load_leaf, match, resolve_names
 from jaxft.models.weights_files import Tensor, open_tensors
 from jaxft.models.weights_vocab import with_vocabulary
+from jaxft.tree import natural_order
 
 # Those whose width is a number of named classes.
 CLASS_HEADS = ("text_classification", "image_classification")
@@ -43,6 +49,8 @@ def load(
     ignore: Sequence[str] = (),
     resize_vocab: bool = False,
     image_size: int | None = None,
+    adapter: Adapter | str | Path | None = None,
+    new: Sequence[str] = (),
     sharding: ShardingOf | None = None,
     cache: str | None = None,
 ) -> Model:
@@ -62,6 +70,9 @@ def load(
         resize_vocab: grow the embeddings where the tokenizer has more pieces; a new row is the
             mean of the old.
         image_size: pixels a side of the images to take; None for the checkpoint's own.
+        adapter: thin matrices to put beside kernels; or PEFT's folder of some.
+        new: parameters that count as new, although the checkpoint has them: a run's own has
+            what the run began with.
         sharding: (name, shape, axes) -> where the parameter's shards go.
         cache: the hub's cache folder.
 
@@ -78,6 +89,8 @@ def load(
         ignore=ignore,
         resize_vocab=resize_vocab,
         image_size=image_size,
+        adapter=adapter,
+        new=new,
         sharding=sharding,
         cache=cache,
     )
@@ -85,10 +98,12 @@ def load(
     for name, leaf in model.leaves.items():
         where = model.params[name].sharding
         if name in model.matching.loaded:
-            tensor = model.matching.loaded[name]
-            params[name] = load_leaf(tensor, model.hf_names[name], leaf, dtype, where)
+            tensor, line = model.matching.loaded[name], model.hf_names.get(name)
+            params[name] = load_leaf(tensor, line or stored_leaf(name), leaf, dtype, where)
         else:
             params[name] = fresh_leaf(name, leaf, dtype, seed, where)
+    if model.adapted is not None:
+        params = with_lengths(params, model.adapted.kernels, set(model.matching.new))
     return replace(model, params=params)
 
 
@@ -103,6 +118,8 @@ def describe(
     ignore: Sequence[str] = (),
     resize_vocab: bool = False,
     image_size: int | None = None,
+    adapter: Adapter | str | Path | None = None,
+    new: Sequence[str] = (),
     sharding: ShardingOf | None = None,
     cache: str | None = None,
 ) -> Model:
@@ -113,13 +130,11 @@ def describe(
     source = resolve(checkpoint, cache)
     fields = _fields(source, resize_vocab)
     family = _family(fields)
-    config = family.Config.from_hf(fields, (*ignore, *family.UNREAD))
-    config = _as_asked(config, fields, dropout, image_size)
+    config = _config(family, fields, ignore, dropout, image_size)
     head = _head(family, fields, task)
     own, labels = _labels(fields, num_labels, labels)
-    towers = family.towers(config, head, len(labels))
+    towers, classes = family.towers(config, head, len(labels)), head in CLASS_HEADS
     leaves = leaves_of(towers)
-    classes = head in CLASS_HEADS
     matching = match(
         _tensors(source),
         resolve_names(family.names(head, fields["model_type"]), leaves),
@@ -131,9 +146,11 @@ def describe(
         refit=_refits(family, config, fields),
         grow=resize_vocab,
     )
-    params = _shapes(leaves, dtype, sharding)
     named = labels if classes else None
-    return Model(family, config, head, named, params, towers, source, fields, matching, image_size)
+    matching = replace(matching, new=tuple(natural_order({*matching.new, *new})))
+    model = Model(family, config, head, named, {}, towers, source, fields, matching, image_size)
+    model = model if adapter is None else with_adapter(model, adapter)
+    return replace(model, params=_shapes(model.leaves, dtype, sharding))
 
 
 def _shapes(
@@ -202,10 +219,15 @@ def _tensors(source: Source) -> dict[str, Tensor]:
     return clip.join_tensors(found, text)
 
 
-def _as_asked(
-    config: Any, fields: Mapping[str, Any], dropout: float | None, image_size: int | None
+def _config(
+    family: Family,
+    fields: Mapping[str, Any],
+    ignore: Sequence[str],
+    dropout: float | None,
+    image_size: int | None,
 ) -> Any:
     """The checkpoint's config with another dropout rate and image size, where they are asked."""
+    config = family.Config.from_hf(fields, (*ignore, *family.UNREAD))
     if dropout is not None:
         config = config.with_dropout(dropout)
     if image_size is None:

@@ -3,59 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxft.data.image import save_processor
 from jaxft.files import write_atomic
+from jaxft.models.adapters import Adapted, is_adapter, merge
 from jaxft.models.layers import Leaf
+from jaxft.models.registry_family import Family, Towers, leaves_of
 from jaxft.models.source import Source
-from jaxft.models.transformer import PLAIN, Compute, Part, Tower
+from jaxft.models.transformer import PLAIN, Compute, Tower
 from jaxft.models.transformer_run import TRUNK, run_tower, run_trunk
 from jaxft.models.weights import Matching, Name, resolve_names
 from jaxft.models.weights_export import MAX_SHARD, to_tensors, write_weights
 from jaxft.tree import natural_order
-
-Towers = Mapping[str, Tower | Part]  # a part of no tower joins what the towers put out
-
-
-class Family(Protocol):
-    """What the file of a family gives: the whole of its contract with the house.
-
-    A family of several towers gives `apply(towers, params, batch, key, compute)` too, what a
-    batch is put through; one tower is run as it is.
-    """
-
-    Config: Any  # a frozen dataclass: from_hf(fields, ignore), to_hf(), with_dropout(rate)
-    # model_type -> task (None: without a head) -> Hugging Face architecture
-    MODEL_TYPES: Mapping[str, Mapping[str | None, str]]
-    FRESH: Sequence[str]  # prefixes of parameters that a checkpoint may lack
-    UNUSED: Sequence[str]  # patterns of tensors that may go unused
-    UNREAD: Sequence[str]  # config fields that no code reads
-
-    def names(self, head: str | None, model_type: str) -> Sequence[Name]:
-        """The name table of a model type under a head."""
-
-    def canonical(self, name: str) -> str:
-        """A tensor's name as files have it -> as the table spells it."""
-
-    def exported(self, name: str, head: str | None, model_type: str) -> str:
-        """A tensor's name as the table spells it -> as the head's architecture saves it."""
-
-    def towers(self, config: Any, head: str | None, num_labels: int | None) -> Towers:
-        """The towers under a head."""
-
-
-def leaves_of(towers: Towers) -> dict[str, Leaf]:
-    """Every parameter's description, in natural order."""
-    found = {name: leaf for part in towers.values() for name, leaf in part.leaves.items()}
-    return {name: found[name] for name in natural_order(found)}
 
 
 @dataclass(frozen=True)
@@ -83,6 +50,7 @@ class Model:
         fields: the source's config.json.
         matching: which tensor each parameter was read from.
         asked_size: pixels a side of its images, where it was loaded for others than its own.
+        adapted: what was put beside its kernels, if anything.
     """
 
     family: Family
@@ -95,6 +63,7 @@ class Model:
     fields: Mapping[str, Any]
     matching: Matching
     asked_size: int | None = None
+    adapted: Adapted | None = None
 
     @cached_property
     def leaves(self) -> dict[str, Leaf]:
@@ -152,8 +121,9 @@ class Model:
 
     @cached_property
     def hf_names(self) -> dict[str, Name]:
-        """Our name -> its line of the family's name table."""
-        return resolve_names(self.family.names(self.head, self.model_type), self.leaves)
+        """Our name -> its line of the family's name table; adapters have none."""
+        own = [name for name in self.leaves if not is_adapter(name)]
+        return resolve_names(self.family.names(self.head, self.model_type), own)
 
     @property
     def report(self) -> Report:
@@ -246,6 +216,22 @@ class Model:
             raise ValueError(f"not this model's parameters: {odd[0]} ({len(odd)} differ)")
         return replace(self, params={name: params[name] for name in self.leaves})
 
+    def plain(self) -> Model:
+        """The model without its adapters."""
+        if self.adapted is None:
+            return self
+        params = {name: leaf for name, leaf in self.params.items() if not is_adapter(name)}
+        new = tuple(name for name in self.matching.new if not is_adapter(name))
+        matching = replace(self.matching, new=new)
+        towers = self.adapted.plain
+        return replace(self, params=params, towers=towers, matching=matching, adapted=None)
+
+    def merged(self) -> Model:
+        """The model with its adapters taken into their kernels."""
+        if self.adapted is None:
+            return self
+        return self.plain().with_params(merge(self.params, self.adapted.kernels))
+
     def save(
         self,
         folder: str | Path,
@@ -253,6 +239,8 @@ class Model:
         max_shard: int = MAX_SHARD,
     ) -> Path:
         """Writes a Hugging Face folder: config, weights, and the source's files beside them.
+
+        Adapters are taken into their kernels first.
 
         Args:
             folder: where; made where it is not there. Each file is whole or not there, and
@@ -265,6 +253,9 @@ class Model:
         Returns:
             The folder.
         """
+        if self.adapted is not None:
+            chosen = self if params is None else self.with_params(params)
+            return chosen.merged().save(folder, max_shard=max_shard)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = to_tensors(params or self.params, self.hf_names, self.matching.loaded)

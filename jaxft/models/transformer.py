@@ -7,15 +7,17 @@ definition, bound inside the step to the leaves it needs (`transformer_run`).
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import jax
 from flax import nnx
 
 from jaxft.models.layers import Leaf
+from jaxft.models.layers_adapter import LowRankLinear
 from jaxft.models.layers_kernels import Kernel, Needs, Setting, choose
 
 Params = Mapping[str, jax.Array]
@@ -87,14 +89,31 @@ class Part:
         state = nnx.to_flat_state(nnx.split(self.module)[1])
         return {"/".join(map(str, path)): value.get_metadata()["leaf"] for path, value in state}
 
-    def bind(self, values: Params) -> Callable[..., Any]:
-        """The module with `values` (path -> array) in it, ready to be called."""
-        return nnx.merge(
+    @cached_property
+    def dropping(self) -> list[tuple[str, ...]]:
+        """Where adapters are that have a dropout of their own."""
+        return [
+            tuple(map(str, path))
+            for path, module in nnx.iter_modules(self.module)
+            if isinstance(module, LowRankLinear) and module.rate
+        ]
+
+    def bind(self, values: Params, key: jax.Array | None = None) -> Callable[..., Any]:
+        """The module with `values` (path -> array) in it, ready to be called.
+
+        A key turns the dropout of its adapters on: a linear map is called with none.
+        """
+        module = nnx.merge(
             self.graphdef,
             nnx.from_flat_state(
                 [(tuple(path.split("/")), nnx.Param(values[path])) for path in self.leaves]
             ),
         )
+        if key is not None:
+            for path in self.dropping:
+                linear = reduce(getattr, path, module)
+                linear.key = jax.random.fold_in(key, zlib.crc32("/".join(path).encode()))
+        return module
 
 
 @dataclass(frozen=True, eq=False)

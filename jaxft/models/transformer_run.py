@@ -153,7 +153,7 @@ def _run_block(
     numbers: Numbers,
 ) -> jax.Array:
     block_key = None if key is None else jax.random.fold_in(key, index)
-    return part.bind(values)(stream, context, block_key, **numbers)
+    return part.bind(values, block_key)(stream, context, block_key, **numbers)
 
 
 def _run_alike(

@@ -127,7 +127,7 @@ def match(
     left = tuple(found for found in tensors if found not in set(wanted.values()))
     _check_unknown([found for found in left if not _any_match(unused, canonical(found))])
     whole = {parameter: tensors[found] for parameter, found in wanted.items()}
-    shapes = {parameter: _stored_shape(names[parameter], leaves[parameter]) for parameter in whole}
+    shapes = {parameter: stored_shape(names[parameter], leaves[parameter]) for parameter in whole}
     words = [p for p in whole if "vocab" in leaves[p].axes] if grow else []
     notes = [*_refit(whole, shapes, refit or {}), *_grow(whole, shapes, words)]
     _check_shapes(whole, names, shapes)
@@ -135,7 +135,7 @@ def match(
     return Matching(loaded, new, left, tuple(notes))
 
 
-def _stored_shape(name: Name, leaf: Leaf) -> tuple[int, ...]:
+def stored_shape(name: Name, leaf: Leaf) -> tuple[int, ...]:
     """The shape that a tensor has in a file."""
     shape = (leaf.shape[-1], *leaf.shape[:-1]) if name.transpose else leaf.shape
     return shape if name.part is None else (*shape[:-1], shape[-1] * name.part[1])
@@ -281,6 +281,9 @@ def fresh_leaf(
 
     def make() -> jax.Array:
         key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+        if leaf.spread:
+            noise = jax.random.uniform(key, leaf.shape, minval=-leaf.spread, maxval=leaf.spread)
+            return (leaf.mean + noise).astype(dtype)
         noise = jax.random.normal(key, leaf.shape) if leaf.std else jnp.zeros(leaf.shape)
         return (leaf.mean + leaf.std * noise).astype(dtype)
 

@@ -1,0 +1,46 @@
+"""What the file of a family gives, and what its towers hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from jaxft.models.layers import Leaf
+from jaxft.models.transformer import Part, Tower
+from jaxft.models.weights import Name
+from jaxft.tree import natural_order
+
+Towers = Mapping[str, Tower | Part]  # a part of no tower joins what the towers put out
+
+
+class Family(Protocol):
+    """What the file of a family gives: the whole of its contract with the house.
+
+    A family of several towers gives `apply(towers, params, batch, key, compute)` too, what a
+    batch is put through; one tower is run as it is.
+    """
+
+    Config: Any  # a frozen dataclass: from_hf(fields, ignore), to_hf(), with_dropout(rate)
+    # model_type -> task (None: without a head) -> Hugging Face architecture
+    MODEL_TYPES: Mapping[str, Mapping[str | None, str]]
+    FRESH: Sequence[str]  # prefixes of parameters that a checkpoint may lack
+    UNUSED: Sequence[str]  # patterns of tensors that may go unused
+    UNREAD: Sequence[str]  # config fields that no code reads
+
+    def names(self, head: str | None, model_type: str) -> Sequence[Name]:
+        """The name table of a model type under a head."""
+
+    def canonical(self, name: str) -> str:
+        """A tensor's name as files have it -> as the table spells it."""
+
+    def exported(self, name: str, head: str | None, model_type: str) -> str:
+        """A tensor's name as the table spells it -> as the head's architecture saves it."""
+
+    def towers(self, config: Any, head: str | None, num_labels: int | None) -> Towers:
+        """The towers under a head."""
+
+
+def leaves_of(towers: Towers) -> dict[str, Leaf]:
+    """Every parameter's description, in natural order."""
+    found = {name: leaf for part in towers.values() for name, leaf in part.leaves.items()}
+    return {name: found[name] for name in natural_order(found)}
