@@ -94,17 +94,7 @@ def load(
         sharding=sharding,
         cache=cache,
     )
-    params = {}
-    for name, leaf in model.leaves.items():
-        where = model.params[name].sharding
-        if name in model.matching.loaded:
-            tensor, line = model.matching.loaded[name], model.hf_names.get(name)
-            params[name] = load_leaf(tensor, line or stored_leaf(name), leaf, dtype, where)
-        else:
-            params[name] = fresh_leaf(name, leaf, dtype, seed, where)
-    if model.adapted is not None:
-        params = with_lengths(params, model.adapted.kernels, set(model.matching.new))
-    return replace(model, params=params)
+    return replace(model, params=_values(model, dtype, seed))
 
 
 def describe(
@@ -151,6 +141,21 @@ def describe(
     model = Model(family, config, head, named, {}, towers, source, fields, matching, image_size)
     model = model if adapter is None else with_adapter(model, adapter)
     return replace(model, params=_shapes(model.leaves, dtype, sharding))
+
+
+def _values(model: Model, dtype: str, seed: int) -> dict[str, jax.Array]:
+    """The parameters of a described model, read where the checkpoint has them."""
+    params = {}
+    for name, leaf in model.leaves.items():
+        where = model.params[name].sharding
+        if name in model.matching.loaded:
+            tensor, line = model.matching.loaded[name], model.hf_names.get(name)
+            params[name] = load_leaf(tensor, line or stored_leaf(name), leaf, dtype, where)
+        else:
+            params[name] = fresh_leaf(name, leaf, dtype, seed, where)
+    if model.adapted is None:
+        return params
+    return with_lengths(params, model.adapted.kernels, set(model.matching.new))
 
 
 def _shapes(
