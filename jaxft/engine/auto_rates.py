@@ -28,7 +28,7 @@ def measures_rates(built: Build) -> bool:
 
 
 def relative_gradients(
-    sums: np.ndarray, leaves: Sequence[LeafRow], layers: Sequence[str]
+    norms: np.ndarray, sums: np.ndarray, leaves: Sequence[LeafRow], layers: Sequence[str]
 ) -> np.ndarray:
     """Each leaf's gradient norm over its weight norm, as a share of the largest: `[leaves]`.
 
@@ -36,12 +36,13 @@ def relative_gradients(
     meaning: a fresh bias is 0, and once it has moved a little, its ratio would dwarf all others.
 
     Args:
-        sums: `[leaves, columns]`, as `diagnostics.measure` gives them.
+        norms: `[leaves]` gradient norms.
+        sums: `[leaves, columns]`, as `diagnostics.look` gives them.
         leaves: the trainable leaves, in the same order.
         layers: each leaf's layer.
     """
-    wide = np.asarray(sums, np.float64)
-    gradient, weight = (wide[:, COLUMNS.index(name)] for name in ("gradient", "weight"))
+    gradient = np.square(np.asarray(norms, np.float64))
+    weight = np.asarray(sums, np.float64)[:, COLUMNS.index("weight")]
     names = list(dict.fromkeys(layers))
     place = np.array([names.index(layer) for layer in layers])
     matrix = np.array([len(leaf.shape) > 1 for leaf in leaves])
@@ -58,15 +59,17 @@ def relative_gradients(
     return np.where(np.isfinite(share), share, 1.0)
 
 
-def measured_multipliers(built: Build, sums: np.ndarray, layers: Sequence[str]) -> np.ndarray:
+def measured_multipliers(
+    built: Build, norms: np.ndarray, sums: np.ndarray, layers: Sequence[str]
+) -> np.ndarray:
     """The multipliers to go on with: `[leaves]` float32; `lr_mult` of a group still multiplies.
 
     Args:
         built: the run in its phase.
-        sums, layers: see `relative_gradients`.
+        norms, sums, layers: see `relative_gradients`.
     """
     leaves = [leaf for leaf in built.table.leaves if leaf.trainable]
-    shares = relative_gradients(sums, leaves, layers)
+    shares = relative_gradients(norms, sums, leaves, layers)
     return (built.table.multipliers() * shares).astype(np.float32)
 
 

@@ -1,109 +1,109 @@
-"""What each layer does in a step: one small array on the device, reduced by depth on the host.
+"""What each layer does in a step: small programs beside the step's, reduced by depth on the host.
 
-Nothing here waits for the device: the array comes back with the step's other metrics. A step that
-is not looked at pays nothing, since the sums are taken under a `cond`.
+The step itself gives the gradient norm of each leaf, which it has at hand for the whole norm.
+All else is read off the state that the step leaves behind, in those steps that are looked at: the
+moments say what the update was, and the update what the parameters were. So a step that is looked
+at is the same program, to the bit, as one that is not, and keeps no second copy of anything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 
-from jaxft.layerwise.table import LeafRow
+from jaxft.config_recipe import OptimizerSection
+from jaxft.engine.state import TrainState
+from jaxft.engine.step import Rates
+from jaxft.layerwise.table import LayerTable, LeafRow
 from jaxft.models.registry import Model
 from jaxft.models.transformer import Tower
 from jaxft.tree import natural_order
 
-# Of a leaf: sums of squares of gradient, weight and update; the sum of Adam's signal over noise
-# (not a number where the leaf has no such moments); gradient elements that are not finite.
-COLUMNS = ("gradient", "weight", "update", "signal", "not_finite")
-
-Arrays = Mapping[str, jax.Array]
+# Of a leaf: sums of squares of the weight before the step and of the update, and the sum of Adam's
+# signal over noise. Not a number where the optimizer keeps nothing to tell it from.
+COLUMNS = ("weight", "update", "signal")
 
 
-def look_at_layers(
-    due: jax.Array,
-    update: Callable[[Any, Any, Any], tuple[Any, Any]],
-    gradients: Arrays,
-    opt_state: Any,
-    params: Arrays,
-    *,
-    betas: tuple[float, float],
-) -> tuple[jax.Array, Arrays]:
-    """The sums of a step's layers where they are due, and zeros where not.
-
-    The update is computed again inside the branch that looks: else it, or the parameters before
-    it, would have to be kept in every step. Parameters and moments are written in place, so the
-    gradients come back from here only once the branch is through: the update reads those.
-
-    Args:
-        due: a bool.
-        update: the optimizer's, with this step's rates: `(gradients, state, params)`.
-        gradients, params: the trainable leaves' gradients, not clipped, and values.
-        opt_state: the optimizer's state.
-        betas: Adam's decays.
-
-    Returns:
-        `[leaves, columns]` float32, leaves in natural order of names; and the gradients.
-    """
-
-    def look(gradients, opt_state, params):
-        updates, after = update(gradients, opt_state, params)
-        return measure(gradients, params, updates, after, betas)
-
-    def pass_by(gradients, opt_state, params):
-        del gradients, opt_state
-        return jnp.zeros((len(params), len(COLUMNS)), jnp.float32)
-
-    found = lax.cond(due, look, pass_by, gradients, opt_state, params)
-    return lax.optimization_barrier((found, gradients))
-
-
-def measure(
-    gradients: Arrays, params: Arrays, updates: Arrays, opt_state: Any, betas: tuple[float, float]
+def look(
+    state: TrainState, rates: Rates, table: LayerTable, section: OptimizerSection
 ) -> jax.Array:
-    """The `COLUMNS` of every leaf: `[leaves, columns]` float32, in natural order of names.
+    """What a step did, read off the state after it: `[leaves, columns]` float32 on the device.
+
+    Nothing waits for it. Leaves of a shape share a program, so that little is compiled.
 
     Args:
-        gradients, params, updates: name -> array.
-        opt_state: after the update.
-        betas: Adam's decays.
+        state: as the step left it.
+        rates: what the step was told.
+        table: whose trainable leaves, in their order.
+        section: the config's `optimizer`.
     """
-    signals = _signals(opt_state, *betas)
+    adam, traces = _kept(state.opt_state)
+    groups = {group.name: index for index, group in enumerate(table.training_groups)}
+    rows = []
+    for index, leaf in enumerate(leaf for leaf in table.leaves if leaf.trainable):
+        group = groups[leaf.group]
+        rate = np.float32(rates.rates[group]) * np.float32(rates.multipliers[index])
+        told = (rate, np.float32(rates.weight_decay[group] if leaf.decays else 0.0))
+        param = state.trainable[leaf.name]
+        if leaf.name in adam:
+            betas = (section.b1, section.b2, section.eps)
+            rows.append(_adam_row(param, *adam[leaf.name], *told, betas))
+        else:
+            rows.append(_trace_row(param, traces.get(leaf.name), *told))
+    return _stacked(rows)
 
-    def row(name: str) -> jax.Array:
-        squares = [_square_sum(of[name]) for of in (gradients, params, updates)]
-        bad = jnp.sum(~jnp.isfinite(gradients[name]), dtype=jnp.float32)
-        return jnp.stack([*squares, signals.get(name, jnp.float32(jnp.nan)), bad])
 
-    return jnp.stack([row(name) for name in natural_order(params)])
+def _kept(opt_state: Any) -> tuple[dict[str, tuple], dict[str, jax.Array]]:
+    """By name, what Adam keeps of a leaf (both moments, the count), and what momentum keeps."""
+    kinds = (optax.ScaleByAdamState, optax.TraceState)
+    adam, traces = {}, {}
+    for part in jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kinds)):
+        if isinstance(part, optax.ScaleByAdamState):
+            adam |= {name: (mu, part.nu[name], part.count) for name, mu in _arrays(part.mu)}
+        elif isinstance(part, optax.TraceState):
+            traces |= dict(_arrays(part.trace))
+    return adam, traces
 
 
-def _square_sum(values: jax.Array) -> jax.Array:
-    return jnp.sum(jnp.square(values.astype(jnp.float32)))
+def _arrays(leaves: Any) -> list[tuple[str, jax.Array]]:
+    """Those of this group: leaves of others come as `MaskedNode`."""
+    return [(name, leaf) for name, leaf in leaves.items() if isinstance(leaf, jax.Array)]
 
 
-def _signals(opt_state: Any, b1: float, b2: float) -> dict[str, jax.Array]:
-    """name -> the sum over its elements of |m| / sqrt(v), each without its bias to zero."""
+@partial(jax.jit, static_argnums=6)
+def _adam_row(param, mu, nu, count, rate, decay, betas):
+    b1, b2, eps = betas
+    mean, square = mu / (1 - b1**count), nu / (1 - b2**count)
+    root = jnp.sqrt(square)
+    signal = jnp.sum(jnp.where(root > 0, jnp.abs(mean) / jnp.where(root > 0, root, 1), 0))
+    return jnp.stack([*_moved(param, mean / (root + eps), rate, decay), signal])
 
-    def is_adam(node: Any) -> bool:
-        return isinstance(node, optax.ScaleByAdamState)
 
-    found = {}
-    for state in filter(is_adam, jax.tree.leaves(opt_state, is_leaf=is_adam)):
-        unbias = jnp.sqrt(1 - b2**state.count) / (1 - b1**state.count)
-        for name, mean in state.mu.items():
-            if isinstance(mean, jax.Array):  # leaves of other groups come as `MaskedNode`
-                root = jnp.sqrt(state.nu[name])
-                ratio = jnp.where(root > 0, jnp.abs(mean) / root, 0.0)
-                found[name] = unbias * jnp.sum(ratio)
-    return found
+@jax.jit
+def _trace_row(param, trace, rate, decay):
+    # Plain descent keeps nothing, and its gradient is gone.
+    direction = jnp.full_like(param, jnp.nan) if trace is None else trace
+    weight, update = _moved(param, direction, rate, decay)
+    weight = jnp.where(jnp.isnan(weight), jnp.sum(jnp.square(param)), weight)
+    return jnp.stack([weight, update, jnp.full_like(weight, jnp.nan)])
+
+
+def _moved(param, direction, rate, decay):
+    """Squares of the weight before the update, and of the update: -rate (direction + decay p)."""
+    before = (param + rate * direction) / (1 - rate * decay)
+    update = rate * (direction + decay * before)
+    return jnp.sum(jnp.square(before)), jnp.sum(jnp.square(update))
+
+
+@jax.jit
+def _stacked(rows: list[jax.Array]) -> jax.Array:
+    return jnp.stack(rows)
 
 
 def layers_of(model: Model) -> dict[str, str]:
@@ -121,30 +121,34 @@ def layers_of(model: Model) -> dict[str, str]:
 
 
 def layer_values(
-    sums: np.ndarray, leaves: Sequence[LeafRow], layers: Sequence[str], rates: np.ndarray
+    norms: np.ndarray,
+    sums: np.ndarray,
+    leaves: Sequence[LeafRow],
+    layers: Sequence[str],
+    rates: np.ndarray,
 ) -> dict[str, dict[str, float | None]]:
     """What a step did by layer: metric -> layer -> value, None where there is none.
 
     `update_ratio` and `relative_gradient` are norms over the norm of the weights; `signal` is
-    Adam's |m| / sqrt(v), the mean of the layer's elements; `rate` that of its fastest leaf.
+    Adam's |m| / sqrt(v), the mean of the layer's elements; `rate` is that of the fastest leaf;
+    `not_finite` counts the parameters whose gradient is not finite.
 
     Args:
-        sums: `[leaves, columns]`, as `measure` gives them.
+        norms: `[leaves]` gradient norms, not clipped.
+        sums: `[leaves, columns]`, as `look` gives them.
         leaves: the trainable leaves, in the same order.
         layers: each leaf's layer.
         rates: `[leaves]` rate x multiplier.
     """
     names = natural_order(set(layers))
     place = np.array([names.index(layer) for layer in layers])
-    wide = np.asarray(sums, np.float64)
 
     def total(values: np.ndarray) -> np.ndarray:
         return np.bincount(place, values, len(names))
 
-    column = dict(zip(COLUMNS, wide.T, strict=True))
-    gradient, weight, update = (
-        np.sqrt(total(column[name])) for name in ("gradient", "weight", "update")
-    )
+    column = dict(zip(COLUMNS, np.asarray(sums, np.float64).T, strict=True))
+    gradient = np.sqrt(total(np.square(np.asarray(norms, np.float64))))
+    weight, update = (np.sqrt(total(column[name])) for name in ("weight", "update"))
     elements = np.array([leaf.parameters for leaf in leaves], np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         found = {
@@ -155,7 +159,7 @@ def layer_values(
             "relative_gradient": gradient / weight,
             "signal": total(column["signal"]) / total(elements),
             "rate": np.array([rates[place == index].max() for index in range(len(names))]),
-            "not_finite": total(column["not_finite"]),
+            "not_finite": total(~np.isfinite(norms)),
         }
     return {
         metric: {

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxft.engine.mesh import batch_sharding, replicated
 from jaxft.engine.state import TrainState
+from jaxft.tree import natural_order
 
 Params = dict[str, jax.Array]
 Batch = Mapping[str, jax.Array]
@@ -33,17 +32,15 @@ class Rates:
         rates: `[groups]` learning rates at this step.
         multipliers: `[leaves]`, in the order of `LayerTable.trainable`.
         weight_decay: `[groups]`.
-        look: a bool: whether to look at the layers in this step, where the step can.
     """
 
     rates: Any
     multipliers: Any
     weight_decay: Any
-    look: Any = np.False_
 
 
 jax.tree_util.register_dataclass(
-    Rates, data_fields=["rates", "multipliers", "weight_decay", "look"], meta_fields=[]
+    Rates, data_fields=["rates", "multipliers", "weight_decay"], meta_fields=[]
 )
 
 
@@ -56,7 +53,7 @@ def make_train_step(
     state_shardings: TrainState,
     frozen_shardings: dict[str, jax.sharding.NamedSharding],
     mesh: jax.sharding.Mesh,
-    look: Callable | None = None,
+    grad_norms: bool = False,
 ) -> Callable:
     """The jitted step `(state, frozen, batch, rates) -> (state, metrics)`.
 
@@ -67,16 +64,18 @@ def make_train_step(
         ema: decay of the running average of the trainable parameters, or None.
         state_shardings, frozen_shardings: where state and frozen parameters lie.
         mesh: the mesh.
-        look: `diagnostics.look_at_layers` with Adam's decays; None never looks.
+        grad_norms: give the gradient's norm leaf by leaf too.
 
     Returns:
         The step. The state is donated. `metrics` holds device scalars: each of the objective's
         means, `weight`, `grad_norm`, and `bad_steps`, the not-finite steps in a row: such a step
-        keeps the old parameters and moments. Where there is a `look`, `layers` is what it saw: of
-        a step that was asked to look, or is not finite.
+        keeps the old parameters and moments. With `grad_norms`, an array of that name: `[leaves]`,
+        in natural order of the trainable names.
     """
     rows = batch_sharding(mesh)
-    step = step_function(objective, optimizer, accumulate=accumulate, ema=ema, rows=rows, look=look)
+    step = step_function(
+        objective, optimizer, accumulate=accumulate, ema=ema, rows=rows, grad_norms=grad_norms
+    )
     return jax.jit(
         step,
         donate_argnums=0,
@@ -92,12 +91,12 @@ def step_function(
     accumulate: int,
     ema: float | None,
     rows: jax.sharding.NamedSharding,
-    look: Callable | None = None,
+    grad_norms: bool = False,
 ) -> Callable:
     """The step `(state, frozen, batch, rates) -> (state, metrics)` itself, to be traced.
 
     Args:
-        objective, optimizer, accumulate, ema, look: see `make_train_step`.
+        objective, optimizer, accumulate, ema, grad_norms: see `make_train_step`.
         rows: how a batch's rows lie on the mesh.
     """
 
@@ -108,19 +107,15 @@ def step_function(
         loss_sum, weight = sums["loss"]
         grad_norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss_sum) & jnp.isfinite(grad_norm)
-        update = partial(
-            optimizer.update,
+        updates, opt_state = optimizer.update(
+            gradients,
+            state.opt_state,
+            state.trainable,
             rates=rates.rates,
             multipliers=rates.multipliers,
             weight_decay=rates.weight_decay,
             finite=finite,
         )
-        seen = {}
-        if look is not None:
-            seen["layers"], gradients = look(
-                rates.look | ~finite, update, gradients, state.opt_state, state.trainable
-            )
-        updates, opt_state = update(gradients, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         average = state.average
         if ema is not None:
@@ -129,7 +124,10 @@ def step_function(
             )
         bad_steps = jnp.where(finite, 0, state.bad_steps + 1)
         metrics = {name: total / share for name, (total, share) in sums.items()}
-        metrics |= {"weight": weight, "grad_norm": grad_norm, "bad_steps": bad_steps, **seen}
+        metrics |= {"weight": weight, "grad_norm": grad_norm, "bad_steps": bad_steps}
+        if grad_norms:
+            each = [optax.tree.norm(gradients[name]) for name in natural_order(gradients)]
+            metrics["grad_norms"] = jnp.stack(each)
         new_state = TrainState(
             step=state.step + 1,
             trainable=trainable,

@@ -31,7 +31,7 @@ from jaxft.engine.run_folder import (
 )
 from jaxft.engine.train_batches import Batches
 from jaxft.engine.train_facts import batch_line, phase_line, rates_json, run_json, table_json
-from jaxft.engine.train_layers import measure_again, with_measured, write_layers
+from jaxft.engine.train_layers import Seen, measure_again, see_layers, with_measured, write_layers
 from jaxft.engine.train_meter import Meter, is_best, patience_is_over, scores_before
 from jaxft.engine.train_result import final_result, not_finite
 from jaxft.engine.train_stage import make_stage, next_stage
@@ -138,20 +138,19 @@ def train(
             stage = with_measured(stage, read_events(Path(run.path)))
             meter = Meter(stage)
             scores = scores_before(Path(run.path), metric)
-            pending: deque[tuple[int, dict[str, jax.Array]]] = deque()
+            pending: deque[tuple[int, dict[str, jax.Array], Seen]] = deque()
 
             def read(most: int) -> None:
                 """Read the metrics of all but the last `most` steps: those are over, or nearly."""
                 while len(pending) > most:
-                    done, metrics = pending.popleft()
-                    sums = metrics.pop("layers", None)
+                    done, metrics, seen = pending.popleft()
                     values = {name: float(v) for name, v in jax.device_get(metrics).items()}
                     event = meter.add(done, values)
                     if event:
                         log.train(done, event)
                     progress.update(done, event)
-                    if sums is not None and (stage.looks_at(done) or not meter.finite):
-                        write_layers(log, stage, done, jax.device_get(sums), values["grad_norm"])
+                    if stage.looks_at(done) or not meter.finite:
+                        write_layers(log, stage, done, seen, values["grad_norm"])
                     if not meter.finite:
                         log.note(done, f"Not finite (loss {values['loss']}): the step was undone.")
                         progress.message(f"step {done:,} was not finite and is undone")
@@ -223,12 +222,12 @@ def train(
                 placed = place_batch(made.next(), sharding)
                 state, metrics = stage.step(state, stage.frozen, placed, stage.rates(step))
                 step += 1
-                pending.append((step, metrics))
+                seen = see_layers(stage, state, step, metrics)
+                pending.append((step, metrics, seen))
                 if stage.measures_at(step):
-                    sums = metrics["layers"]
                     read(most=0)
                     if meter.finite:
-                        stage = measure_again(stage, log, step, jax.device_get(sums))
+                        stage = measure_again(stage, log, step, seen)
                         meter.enter(stage)
                 read(most=IN_FLIGHT)
                 save_due |= built.length.saves_at(step)

@@ -3,48 +3,85 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxft.engine.auto_rates import KIND, measured_multipliers, multipliers_now
-from jaxft.engine.diagnostics import layer_values, layers_of
+from jaxft.engine.diagnostics import COLUMNS, layer_values, layers_of, look
+from jaxft.engine.state import TrainState
 from jaxft.engine.train_stage import Stage
 from jaxft.report.events import EventLog
 
 
-def write_layers(log: EventLog, stage: Stage, step: int, sums: np.ndarray, norm: float) -> None:
+@dataclass(frozen=True)
+class Seen:
+    """What a step showed of its layers; still on the device until it is read.
+
+    Attributes:
+        norms: `[leaves]` gradient norms.
+        sums: `[leaves, columns]`, see `diagnostics`; None where the step was not looked at.
+    """
+
+    norms: jax.Array
+    sums: jax.Array | None
+
+    def read(self) -> tuple[np.ndarray, np.ndarray]:
+        """Both on the host; not a number where there is nothing."""
+        norms = np.asarray(jax.device_get(self.norms))
+        if self.sums is None:
+            return norms, np.full((len(norms), len(COLUMNS)), np.nan)
+        return norms, np.asarray(jax.device_get(self.sums))
+
+
+def see_layers(stage: Stage, state: TrainState, step: int, metrics: dict[str, Any]) -> Seen:
+    """Take out of a step's metrics what is of each leaf, and look at the rest where it is due.
+
+    Args:
+        stage: the phase that the step was in.
+        state: as the step left it.
+        step: steps done, this one included.
+        metrics: as the step gave them; the norms of the leaves are taken out.
+    """
+    norms, built = metrics.pop("grad_norms"), stage.built
+    if not stage.looks_at(step):
+        return Seen(norms, None)
+    told = stage.rates(step - 1)
+    return Seen(norms, look(state, told, built.table, built.config.optimizer))
+
+
+def write_layers(log: EventLog, stage: Stage, step: int, seen: Seen, norm: float) -> None:
     """Write what each layer did in a step.
 
     Args:
         log: the run's diary.
         stage: the phase that the step was in.
         step: steps done, this one included.
-        sums: `[leaves, columns]`, as the step gave them.
+        seen: what it showed.
         norm: of the whole gradient.
     """
     built, told = stage.built, stage.rates(step - 1)
     leaves = [leaf for leaf in built.table.leaves if leaf.trainable]
     groups = [group.name for group in built.table.training_groups]
-    column = [groups.index(leaf.group) for leaf in leaves]
+    rates = told.rates[[groups.index(leaf.group) for leaf in leaves]] * told.multipliers
     clip = built.config.optimizer.clip
-    values: dict[str, Any] = {} if clip is None else {"clip": min(1.0, clip / max(norm, 1e-30))}
-    rates = told.rates[column] * told.multipliers
-    log.of_kind("layers", step, values | layer_values(sums, leaves, _layers(stage), rates))
+    whole = {} if clip is None or not norm else {"clip": min(1.0, clip / norm)}
+    log.of_kind("layers", step, whole | layer_values(*seen.read(), leaves, _layers(stage), rates))
+
+
+def measure_again(stage: Stage, log: EventLog, step: int, seen: Seen) -> Stage:
+    """The phase with the multipliers that follow from a step; the decision goes into the diary."""
+    multipliers = measured_multipliers(stage.built, *seen.read(), _layers(stage))
+    named = zip(stage.built.table.trainable, map(float, multipliers), strict=True)
+    log.of_kind(KIND, step, {"multipliers": dict(named)})
+    return replace(stage, multipliers=multipliers)
 
 
 def with_measured(stage: Stage, events: Iterable[Mapping[str, Any]]) -> Stage:
     """The phase with the multipliers that the diary holds, where they are measured."""
     return replace(stage, multipliers=multipliers_now(stage.built, events))
-
-
-def measure_again(stage: Stage, log: EventLog, step: int, sums: np.ndarray) -> Stage:
-    """The phase with the multipliers that follow from a step; the decision goes into the diary."""
-    multipliers = measured_multipliers(stage.built, sums, _layers(stage))
-    named = zip(stage.built.table.trainable, map(float, multipliers), strict=True)
-    log.of_kind(KIND, step, {"multipliers": dict(named)})
-    return replace(stage, multipliers=multipliers)
 
 
 def _layers(stage: Stage) -> list[str]:

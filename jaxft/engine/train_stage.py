@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import numpy as np
@@ -12,7 +11,6 @@ import numpy as np
 from jaxft.engine.auto_rates import measures_rates, multipliers_now
 from jaxft.engine.build import Build
 from jaxft.engine.build_state import enter_phase, frozen_params, state_shardings
-from jaxft.engine.diagnostics import look_at_layers
 from jaxft.engine.state import TrainState
 from jaxft.engine.step import Rates, make_train_step
 
@@ -38,8 +36,7 @@ class Stage:
     def rates(self, step: int) -> Rates:
         """What the optimizer is told at a step."""
         multipliers = self.multipliers * self.built.phase.pace(step)
-        look = np.bool_(self.looks_at(step + 1))
-        return Rates(self.built.rates[step], multipliers, self.weight_decay, look)
+        return Rates(self.built.rates[step], multipliers, self.weight_decay)
 
     def looks_at(self, step: int) -> bool:
         """Whether the layers are looked at in the step that ends at `step`."""
@@ -84,17 +81,9 @@ def make_stage(built: Build, params: dict[str, jax.Array]) -> Stage:
         state_shardings=state_shardings(built),
         frozen_shardings={name: built.shardings[name] for name in frozen},
         mesh=built.mesh,
-        look=_look(built),
+        grad_norms=True,
     )
     return Stage(built, frozen, step, multipliers_now(built), built.table.weight_decays())
-
-
-def _look(built: Build) -> Callable | None:
-    """What looks at the layers in a step, where the run ever does."""
-    if not built.length.layers_every and not measures_rates(built):
-        return None
-    optimizer = built.config.optimizer
-    return partial(look_at_layers, betas=(optimizer.b1, optimizer.b2))
 
 
 def next_stage(stage: Stage, state: TrainState) -> tuple[Stage, TrainState]:
