@@ -14,6 +14,8 @@ from rich.console import Console
 
 from jaxft import files
 from jaxft.config import Config, changed_keys, load_config, parse_config, to_yaml
+from jaxft.engine.auto_freeze import freezes_itself
+from jaxft.engine.auto_rates import measures_rates
 from jaxft.engine.build import Build, build
 from jaxft.engine.process import prepare_process
 from jaxft.engine.run_folder import facts, run_path
@@ -172,8 +174,9 @@ def make_parts(
     needs: list[Need] = []
     for bucket, group in enumerate(make_buckets(members)):
         first = build(group[0].config)
-        _check_can_be_studied(first)
         builds = {member.index: first.under(member.config) for member in group}
+        for built in builds.values():
+            _check_can_be_studied(built)
         need = need_of(first)
         if before is None:
             sizes = chunk_sizes(need, len(group), available_bytes(first))
@@ -189,10 +192,15 @@ def make_parts(
 
 
 def _check_can_be_studied(built: Build) -> None:
-    """Raise a UserError where what trains is decided on the way: then members part."""
-    if built.config.phases == "auto_freeze":
+    """Raise a UserError where what trains, or how fast, is decided on the way."""
+    key = None
+    if freezes_itself(built):
+        key = "phases: auto_freeze"
+    if measures_rates(built):
+        key = "layer_decay.preset: auto_rgn"
+    if key is not None:
         raise UserError(
-            "phases: 'auto_freeze' decides on the way what trains, so members share no program.",
+            f"{key} decides on the way, for each run by itself, so a study cannot have it.",
             "Train such runs one by one.",
         )
 

@@ -83,13 +83,16 @@ class Stage:
         self.frozen = frozen
         self.step, self._evaluate = programs.of(self.built, states, frozen)
         self._rates = np.stack([one.rates for one in builds])  # [K, steps + 1, groups]
-        self._multipliers = np.stack([one.table.multipliers() for one in builds])  # [K, leaves]
+        self._multipliers = [one.table.multipliers() for one in builds]  # K x [leaves]
         self._decay = np.stack([one.table.weight_decays() for one in builds])  # [K, groups]
 
     def rates(self, step: int) -> Rates:
         """What the members' optimizers are told at a step, `[K, ...]`."""
-        never = np.zeros(len(self.builds), bool)
-        return Rates(self._rates[:, step], self._multipliers, self._decay, never)
+        paced = [
+            own * one.phase.pace(step)
+            for own, one in zip(self._multipliers, self.builds, strict=True)
+        ]
+        return Rates(self._rates[:, step], np.stack(paced).astype(np.float32), self._decay)
 
     def is_over(self, step: int) -> bool:
         """Whether the step to come belongs to the next phase."""

@@ -7,7 +7,7 @@ import hashlib
 import importlib.metadata
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +56,30 @@ def write_page(runs: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def render(runs: Sequence[Run]) -> str:
-    """The page of these runs.
+    """The page of these runs."""
+    drawn = figures(runs)
+    return fill(
+        "page",
+        drawn,
+        places=[*zip(drawn, spans(len(drawn)), strict=True)],
+        runs=[view(run, index) for index, run in enumerate(runs)],
+        differences=differences([run.config for run in runs]),
+    )
+
+
+def fill(template: str, drawn: Sequence[Mapping[str, Any]], **content: Any) -> str:
+    """A page of `TEMPLATE.html` with the script `TEMPLATE.js`.
 
     Every text of a run goes through the template's escaping. Besides, the page's own content
     security policy lets nothing run but the two scripts written into it, and nothing load.
+
+    Args:
+        template: name of both in `assets/`.
+        drawn: the figures, as plain data.
+        content: what else the template shows.
     """
-    scripts = [get_plotlyjs(), (ASSETS / "page.js").read_text(encoding="utf-8")]
+    scripts = [get_plotlyjs(), (ASSETS / f"{template}.js").read_text(encoding="utf-8")]
     hashes = [hashlib.sha256(script.encode()).digest() for script in scripts]
-    drawn = figures(runs)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(ASSETS),
         autoescape=True,
@@ -73,15 +89,13 @@ def render(runs: Sequence[Run]) -> str:
     )
     formats = ("score", "rate", "count", "size", "share", "span")
     environment.filters.update({name: getattr(numbers, name) for name in formats})
-    return environment.get_template("page.html").render(
+    return environment.get_template(f"{template}.html").render(
         style=Markup((ASSETS / "page.css").read_text(encoding="utf-8")),
         scripts=[Markup(script) for script in scripts],
         hashes=[base64.b64encode(digest).decode() for digest in hashes],
         figures=_as_json(drawn),
-        places=[*zip(drawn, spans(len(drawn)), strict=True)],
         version=importlib.metadata.version("jaxft"),
-        runs=[view(run, index) for index, run in enumerate(runs)],
-        differences=differences([run.config for run in runs]),
+        **content,
     )
 
 

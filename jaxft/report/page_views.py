@@ -20,7 +20,7 @@ MOST_CLASSES = 40  # a larger confusion matrix is not drawn
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
     """The config keys on which the runs differ, dotted, with each run's value as text."""
-    flat = [_flatten(config) for config in configs]
+    flat = [flatten(config) for config in configs]
     keys = list(dict.fromkeys(key for config in flat for key in config))
     rows = [(key, [config.get(key, "") for config in flat]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
@@ -94,7 +94,7 @@ def view(run: Run, index: int) -> dict[str, Any]:
         ],
         "notes": [note for note in run.of_kind("note") if isinstance(note.get("text"), str)],
         "config": config_text(run) if run.config else "",
-        "facts": list(_flatten(run.about).items()),
+        "facts": list(flatten(run.about).items()),
         "problems": run.problems,
     }
 
@@ -208,14 +208,14 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested mappings as `a.b` -> text; mappings in a list by their number, other lists whole."""
     flat: dict[str, str] = {}
     for name, value in values.items():
         if isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
             value = {str(number): one for number, one in enumerate(value)}
         if isinstance(value, Mapping) and value:
-            flat |= _flatten(value, f"{prefix}{name}.")
+            flat |= flatten(value, f"{prefix}{name}.")
         else:
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             flat[f"{prefix}{name}"] = text

@@ -44,13 +44,14 @@ def ranking_table(ranking: Sequence[Mapping[str, Any]], metric: str) -> Renderab
         metric: what is ranked by.
     """
     keys = list(dict.fromkeys(key for entry in ranking for key in entry["values"]))
-    table = Table("", *keys, box=box.SIMPLE_HEAD, caption=f"{metric} on the eval rows")
+    caption = f"{metric} on the eval rows"
+    table = Table("", *map(short_key, keys), box=box.SIMPLE_HEAD, caption=caption)
     repeated = any(len(entry["members"]) > 1 for entry in ranking)
     columns = ["best", "at step", "last"]
     if repeated:
         columns = ["seeds", "best", "deviation", "95% interval", "last"]
     for name in columns:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for place, entry in enumerate(ranking, 1):
         best, last = entry["best"], entry["last"]
         cells = [value_text(entry["values"][key]) for key in keys]
@@ -63,6 +64,12 @@ def ranking_table(ranking: Sequence[Mapping[str, Any]], metric: str) -> Renderab
         cells.append("diverged" if entry["diverged"] else _score(last["mean"]))
         table.add_row(str(place), *map(Text, cells), style="bold green" if place == 1 else "")
     return table
+
+
+def short_key(key: str) -> str:
+    """A config key without what all people know of it."""
+    known = {"layer_decay.rate": "decay", "optimizer.lr": "lr"}
+    return known.get(key, key.removeprefix("optimizer.").removeprefix("run."))
 
 
 def value_text(value: Any) -> str:
@@ -88,7 +95,9 @@ def ranges_table(
         members: mappings with `values`, by their index.
     """
     keys = list(members[0]["values"])
-    table = Table(*keys, "optimizer.lr from", "to", "lowest loss", box=box.SIMPLE_HEAD)
+    table = Table(
+        *map(short_key, keys), "optimizer.lr from", "to", "lowest loss", box=box.SIMPLE_HEAD
+    )
     for found in ranges:
         cells = [value_text(members[found["member"]]["values"][key]) for key in keys]
         known = found["low"] is not None
