@@ -202,34 +202,71 @@ class PhaseSection(Section):
         return self
 
 
-PhaseRecipe = Literal["linear_probe", "lp_ft", "gradual_unfreezing", "freeze_out"]
+PhaseRecipe = Literal[
+    "linear_probe", "lp_ft", "gradual_unfreezing", "freeze_out", "auto_freeze", "pipe_transformer"
+]
 
 
 class FreezingSection(Section):
-    """When `phases: freeze_out` lets each layer stop."""
+    """How the recipes that let layers stop decide which, and when."""
 
     first: float = key(
         0.8,
-        "how far through the run the embeddings stop, before the power; the head never does",
+        "how far through the run the embeddings stop, before the power (freeze_out only)",
         resume="fixed",
         unit="fraction of the run",
         gt=0,
         le=1,
     )
     power: Literal[1, 2, 3] = key(
-        3, "stops are spread evenly over depth, then raised to it", resume="fixed"
+        3,
+        "stops are spread evenly over depth, then raised to it (freeze_out only)",
+        resume="fixed",
     )
     scaled: bool = key(
-        True, "raise the rate of what stops early, so that all layers move as far", resume="fixed"
+        True,
+        "raise the rate of what stops early, so that all layers move as far (freeze_out only)",
+        resume="fixed",
     )
+    every: LengthKey = key(
+        Duration(10, "percent"),
+        "how often layers are compared with what they did before (auto_freeze only)",
+        resume="fixed",
+    )
+    percentile: float = key(
+        50.0,
+        "layers below the first one that changes by this percentile of all stop (auto_freeze only)",
+        resume="fixed",
+        gt=0,
+        le=100,
+    )
+    share: float = key(
+        1 / 3,
+        "how many of the blocks left an epoch freezes (pipe_transformer only)",
+        resume="fixed",
+        unit="fraction",
+        gt=0,
+        lt=1,
+    )
+
+
+FREEZING_READERS = {
+    "first": "freeze_out",
+    "power": "freeze_out",
+    "scaled": "freeze_out",
+    "every": "auto_freeze",
+    "percentile": "auto_freeze",
+    "share": "pipe_transformer",
+}
 
 
 def check_freezing(phases: Any, freezing: FreezingSection, schedule: ScheduleSection) -> None:
     """Raise a ValueError where a key would silently do nothing, or two would lower one rate."""
-    if phases != "freeze_out":
-        if freezing != FreezingSection():
-            raise ValueError("'freezing' is read where 'phases' is freeze_out only")
-    elif schedule.kind != "constant":
+    for name, reader in FREEZING_READERS.items():
+        given = getattr(freezing, name) != FreezingSection.model_fields[name].default
+        if given and phases != reader:
+            raise ValueError(f"'freezing.{name}' is read where 'phases' is {reader} only")
+    if phases == "freeze_out" and schedule.kind != "constant":
         raise ValueError(
             "'phases: freeze_out' lowers each layer's rate to zero by itself: "
             "set schedule.kind to constant"

@@ -21,6 +21,7 @@ from jaxft.config_tasks import Contrastive as Section
 from jaxft.data.image import decode
 from jaxft.data.sources import open_source
 from jaxft.engine import search as story
+from jaxft.engine.build import build
 from jaxft.engine.search import search
 from jaxft.errors import UserError
 from jaxft.metrics.retrieval import ranks, retrieval_scores
@@ -52,7 +53,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def config_of(folder, **train):
+def config_of(folder, phases=(), **train):
     return parse_config(
         {
             "run": {"name": "tiny", "dir": str(folder / "runs")},
@@ -67,6 +68,7 @@ def config_of(folder, **train):
                 "batch_size": 8,
             },
             "optimizer": {"lr": 3e-3},
+            "phases": phases or [],
             "train": {"length": "4 steps", "evaluate_every": "4 steps"} | train,
             "checkpoint": {"every": "4 steps"},
             "report": {"tensorboard": False},
@@ -202,6 +204,11 @@ def test_a_run_is_scored_by_recall(run, folder):
         (run.folder / "base"), attn_implementation="eager"
     )
     assert type(exported).__name__ == "VisionTextDualEncoderModel"
+
+
+def test_what_compares_layers_wants_one_tower(folder):
+    with pytest.raises(UserError, match="auto_freeze compares the layers of one tower"):
+        build(config_of(folder, phases="auto_freeze"))
 
 
 def test_the_page_has_nothing_to_complain_of(run):

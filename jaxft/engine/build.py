@@ -173,10 +173,16 @@ def _phases(config: Config, model: Model, length: Length) -> tuple[Phase, ...]:
         optimizer = config.optimizer.model_copy(update={"lr": rate})
         return make_table(config.model_copy(update={"optimizer": optimizer}), model)
 
+    if config.phases == "auto_freeze" and len(model.towers) > 1:
+        raise UserError(
+            "phases: auto_freeze compares the layers of one tower, and this model has several.",
+            "Take freeze_out, which counts in each tower by itself.",
+        )
     if config.phases == "freeze_out":
         return freeze_out_phases(table(None), model.tops, length.total_steps, config.freezing)
     epochs = length.total_steps / length.steps_per_epoch
-    sections = phase_sections(config.phases, top=max(model.depths.values()), epochs=epochs)
+    top = max(model.depths.values())
+    sections = phase_sections(config.phases, top=top, epochs=epochs, share=config.freezing.share)
     return make_phases(
         sections,
         table=table,

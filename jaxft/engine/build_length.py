@@ -25,6 +25,7 @@ class Length:
     save_every: int
     layers_every: int = 0
     rates_every: int = 0
+    freeze_every: int = 0
 
     def evaluates_at(self, step: int) -> bool:
         """Whether the eval rows are scored after `step` steps: at each interval and at the end."""
@@ -58,6 +59,7 @@ def resolve_length(config: Config, plan: TrainPlan) -> Length:
         save_every=resolve_steps(config.checkpoint.every, total, per_epoch),
         layers_every=resolve_steps(config.report.layers_every, total, per_epoch),
         rates_every=resolve_steps(config.layer_decay.every, total, per_epoch),
+        freeze_every=max(resolve_steps(config.freezing.every, total, per_epoch), 1),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from jaxft.config import Config, check_resume, parse_config
 from jaxft.data.plans import Layout
+from jaxft.engine.auto_freeze import decides_at, with_decisions
 from jaxft.engine.build import build
 from jaxft.engine.build_state import (
     abstract_state,
@@ -31,7 +33,14 @@ from jaxft.engine.run_folder import (
 )
 from jaxft.engine.train_batches import Batches
 from jaxft.engine.train_facts import batch_line, phase_line, rates_json, run_json, table_json
-from jaxft.engine.train_layers import Seen, measure_again, see_layers, with_measured, write_layers
+from jaxft.engine.train_layers import (
+    Seen,
+    decide_again,
+    measure_again,
+    see_layers,
+    with_measured,
+    write_layers,
+)
 from jaxft.engine.train_meter import Meter, is_best, patience_is_over, scores_before
 from jaxft.engine.train_result import final_result, not_finite
 from jaxft.engine.train_stage import make_stage, next_stage
@@ -40,6 +49,7 @@ from jaxft.engine.trained import (
     base_checkpoint,
     best_metric,
     check_base,
+    new_at_start,
     open_checkpoints,
     save_base,
     with_checkpoint,
@@ -88,7 +98,8 @@ def train(
         earlier = open_run(run_path(config.run.name, config.run.dir))
         check_resume(parse_config(earlier.config(), f"{earlier.path}/config.yaml"), config)
         layout = Layout(**earlier.read_json(RUN_FILE)["layout"])
-        built = build(with_checkpoint(config, base_checkpoint(earlier, config)), layout=layout)
+        based = with_checkpoint(config, base_checkpoint(earlier, config))
+        built = build(based, layout=layout, new=new_at_start(earlier))
         check_base(earlier, built.model.source)
     else:
         built = build(config)
@@ -110,17 +121,18 @@ def train(
 
         # --------------------------------------------------- Weights, and the state to go on from
         start = load_params(built, base_checkpoint(run, config))
+        decided = partial(with_decisions, built, read_events(run.path) if run.resumed else ())
         if "base" not in run.read_json(RUN_FILE):
             save_base(run, config, start)
         if run.resumed and checkpoints.latest() is not None:
-            restored = checkpoints.restore(lambda step: abstract_state(built.after(step)))
+            restored = checkpoints.restore(lambda step: abstract_state(decided(step).after(step)))
             state = restored.state
             for note in restored.notes:
                 console.print(note, style="bold yellow", highlight=False)
         else:
             state = initial_state(built, start.params)
         step = first = int(state.step)
-        stage = make_stage(built.after(first), start.params)
+        stage = make_stage(decided(first).after(first), start.params)
         del start
         if run.resumed:
             console.print(f"Resumed at step {first:,}.", highlight=False)
@@ -212,6 +224,9 @@ def train(
                 if patience_is_over(metric, scores, config.checkpoint.patience):
                     progress.message(f"{metric} has not improved: stopped early")
                     break
+                if decides_at(built, step):
+                    read(most=0)
+                    stage = decide_again(stage, log, read_events(run.path), step)
                 if stage.is_over(step):
                     read(most=0)
                     stage, state = next_stage(stage, state)

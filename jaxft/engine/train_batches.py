@@ -9,10 +9,11 @@ import jax
 
 from jaxft.data.loader import Batch, Collate, batches
 from jaxft.engine.build import Build
+from jaxft.engine.cost import batch_shapes
 from jaxft.engine.state import TrainState
 from jaxft.engine.train_stage import Stage
 from jaxft.engine.trunk import open_trunk
-from jaxft.engine.trunk_plan import TrunkPlan
+from jaxft.engine.trunk_plan import TrunkPlan, plan_trunk
 from jaxft.report.progress import Progress
 
 
@@ -45,7 +46,11 @@ class Batches:
             Interrupted: a signal came meanwhile.
             UserError: the output cannot be kept.
         """
-        plan, known = self._trunks[stage.built.phase.index], {**stage.frozen, **state.settled}
+        index, known = stage.built.phase.index, {**stage.frozen, **state.settled}
+        if index < len(self._trunks):
+            plan = self._trunks[index]
+        else:  # a phase that the run has decided on under way
+            plan = plan_trunk(stage.built, batch_shapes(stage.built))
         collate = open_trunk(stage.built, plan, known, self._progress, self._interrupted)
         if collate == self._collate:
             return  # what is made ahead fits

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxft.engine.auto_freeze import KIND as FREEZE
+from jaxft.engine.auto_freeze import decide, freeze_below
 from jaxft.engine.auto_rates import KIND, measured_multipliers, multipliers_now
 from jaxft.engine.diagnostics import COLUMNS, layer_values, layers_of, look
 from jaxft.engine.state import TrainState
@@ -82,6 +84,17 @@ def measure_again(stage: Stage, log: EventLog, step: int, seen: Seen) -> Stage:
 def with_measured(stage: Stage, events: Iterable[Mapping[str, Any]]) -> Stage:
     """The phase with the multipliers that the diary holds, where they are measured."""
     return replace(stage, multipliers=multipliers_now(stage.built, events))
+
+
+def decide_again(
+    stage: Stage, log: EventLog, events: Iterable[Mapping[str, Any]], step: int
+) -> Stage:
+    """The phase with a further one after `step`, where the layers below some depth stop."""
+    depth = decide(stage.built, events, step)
+    built = freeze_below(stage.built, step, depth)
+    if built is not stage.built:
+        log.of_kind(FREEZE, step, {"depth": depth})
+    return replace(stage, built=built)
 
 
 def _layers(stage: Stage) -> list[str]:

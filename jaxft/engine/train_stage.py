@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
+from jaxft.engine.auto_freeze import looks_at
 from jaxft.engine.auto_rates import measures_rates, multipliers_now
 from jaxft.engine.build import Build
 from jaxft.engine.build_state import enter_phase, frozen_params, state_shardings
@@ -40,7 +41,8 @@ class Stage:
 
     def looks_at(self, step: int) -> bool:
         """Whether the layers are looked at in the step that ends at `step`."""
-        return self.built.length.looks_at(step) or self.measures_at(step)
+        looks = self.built.length.looks_at(step) or looks_at(self.built, step)
+        return looks or self.measures_at(step)
 
     def measures_at(self, step: int) -> bool:
         """Whether the multipliers are measured anew in the step that ends at `step`."""

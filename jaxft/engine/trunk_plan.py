@@ -39,7 +39,7 @@ def plan_trunks(built: Build) -> tuple[TrunkPlan, ...]:
         UserError: `train.trunk_cache` is on and cannot be.
     """
     batch = batch_shapes(built)
-    plans = tuple(_plan(built.in_phase(phase.index), batch) for phase in built.phases)
+    plans = tuple(plan_trunk(built.in_phase(phase.index), batch) for phase in built.phases)
     if built.config.train.trunk_cache == "on" and not any(plan.used for plan in plans):
         raise UserError(
             "train.trunk_cache: there is no trunk to keep the output of, since the embeddings "
@@ -50,7 +50,16 @@ def plan_trunks(built: Build) -> tuple[TrunkPlan, ...]:
     return plans
 
 
-def _plan(built: Build, batch: dict[str, jax.ShapeDtypeStruct]) -> TrunkPlan:
+def plan_trunk(built: Build, batch: dict[str, jax.ShapeDtypeStruct]) -> TrunkPlan:
+    """Whether the phase that a run is in keeps its trunk's output.
+
+    Args:
+        built: the run in the phase.
+        batch: its batches' shapes (`cost.batch_shapes`).
+
+    Raises:
+        UserError: `train.trunk_cache` is on and cannot be.
+    """
     asked, examples = built.config.train.trunk_cache, built.splits["train"].examples
     if asked == "off":
         return TrunkPlan(False, "train.trunk_cache is off")

@@ -6,6 +6,7 @@ which parameters train; everything else about them (group, multiplier, decay) is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -67,7 +68,7 @@ class Phase:
 
 
 def phase_sections(
-    written: Sequence[PhaseSection] | str, *, top: int, epochs: float
+    written: Sequence[PhaseSection] | str, *, top: int, epochs: float, share: float = 1 / 3
 ) -> list[PhaseSection]:
     """A config's phases, a recipe written out; one that trains all where there are none.
 
@@ -75,10 +76,13 @@ def phase_sections(
         written: the config's `phases`.
         top: the model's highest depth.
         epochs: the length of the run.
+        share: `freezing.share`.
 
     Source: linear probing, then fine-tuning: Kumar et al. (2022),
         https://arxiv.org/abs/2202.10054. Gradual unfreezing, one depth an epoch from the top
-        down: Howard and Ruder (2018), https://arxiv.org/abs/1801.06146.
+        down: Howard and Ruder (2018), https://arxiv.org/abs/1801.06146. A share of the blocks
+        left frozen each epoch: He et al. (2021), PipeTransformer,
+        https://arxiv.org/abs/2102.03161, without its cap.
     """
     match written:
         case "linear_probe":
@@ -96,7 +100,21 @@ def phase_sections(
                 PhaseSection(until=until, depth=(max(top - index, 0), top))
                 for index, until in enumerate([*stops, WHOLE.until])
             ]
+        case "pipe_transformer":
+            lowest = [_frozen_after(epoch, top - 1, share) for epoch in range(max(int(epochs), 1))]
+            starts = [epoch for epoch, low in enumerate(lowest) if low not in lowest[:epoch]]
+            stops = [Duration(epoch, "epochs") for epoch in starts[1:]]
+            return [
+                PhaseSection(until=until, depth=(lowest[epoch], top))
+                for epoch, until in zip(starts, [*stops, WHOLE.until], strict=True)
+            ]
     return [one for one in written if isinstance(one, PhaseSection)] or [WHOLE]
+
+
+def _frozen_after(epoch: int, blocks: int, share: float) -> int:
+    """The lowest depth that still trains after so many epochs; with a block the embeddings stop."""
+    frozen = math.ceil(blocks * (1 - (1 - share) ** epoch) - 1e-9)
+    return frozen + 1 if frozen else 0
 
 
 def make_phases(
