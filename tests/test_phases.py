@@ -17,6 +17,7 @@ from jaxft.engine.export import export
 from jaxft.engine.mesh import batch_sharding, place_batch
 from jaxft.engine.score import score
 from jaxft.engine.train import train
+from jaxft.engine.train_ahead import Ahead
 from jaxft.engine.train_stage import Stage, make_stage, next_stage
 from jaxft.engine.trained import open_trained
 from jaxft.errors import UserError
@@ -59,16 +60,19 @@ class Stages:
         built = build(config, devices=ONE)
         params = load_params(built).params
         self.stage, self.state = make_stage(built, params), initial_state(built, params)
-        self.number = 0
+        self.number, self.ahead = 0, None
+
+    def batch(self):
+        built = self.stage.built
+        rows = built.splits["train"].examples
+        batch = rows.collate(built.plan.batch(self.number), built.layout.row_length)
+        return place_batch(batch, batch_sharding(built.mesh))
 
     def steps(self, count):
         for _ in range(count):
-            built = self.stage.built
-            rows = built.splits["train"].examples
-            batch = rows.collate(built.plan.batch(self.number), built.layout.row_length)
-            placed = place_batch(batch, batch_sharding(built.mesh))
-            stage, rates = self.stage, self.stage.rates(self.number)
-            self.state, _ = stage.step(self.state, stage.frozen, placed, rates)
+            stage, batch, rates = self.stage, self.batch(), self.stage.rates(self.number)
+            step = self.ahead.step(stage, batch) if self.ahead else stage.step
+            self.state, _ = step(self.state, stage.frozen, batch, rates)
             self.number += 1
 
     def switch(self):
@@ -361,3 +365,30 @@ def test_the_test_rows_are_scored_with_the_best_of_an_early_phase(folder, tmp_pa
     block = "blocks/0/mlp/up/kernel"
     assert np.asarray(trained.model.params[block]).T.tobytes() == start[names[block]].tobytes()
     assert score(run.folder)["metrics"] == pytest.approx(run.metrics, rel=1e-5)
+
+
+def test_the_next_phase_is_compiled_ahead(folder):
+    """The same program, ready at the boundary; none of it is compiled again there."""
+    phases = [{"until": 4, "unfreeze": ["head/.*"]}, {"until": "100%", "unfreeze": "all"}]
+    results = []
+    for ahead in (None, Ahead()):
+        run = Stages(config_of(folder, phases, model={"dropout": 0.1}))
+        run.ahead = ahead
+        run.steps(4)
+        run.switch()
+        run.steps(2)
+        results.append(run)
+    plain, compiled = results
+    assert plain.stage.step._cache_size() == 1
+    assert compiled.stage.step._cache_size() == 0, "what was compiled ahead was called"
+    values, others = plain.values(), compiled.values()
+    assert all(values[name].tobytes() == others[name].tobytes() for name in values)
+
+
+def test_what_was_compiled_for_other_batches_is_not_used(folder):
+    run = Stages(config_of(folder))
+    with Ahead() as run.ahead:
+        run.steps(4)
+        run.switch()
+        odd = {name: array[:, :8] for name, array in run.batch().items()}
+        assert run.ahead.step(run.stage, odd) is run.stage.step

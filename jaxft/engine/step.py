@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.stages import Wrapped
 
 from jaxft.engine.mesh import batch_sharding, replicated
 from jaxft.engine.state import TrainState
@@ -54,7 +55,7 @@ def make_train_step(
     frozen_shardings: dict[str, jax.sharding.NamedSharding],
     mesh: jax.sharding.Mesh,
     grad_norms: bool = False,
-) -> Callable:
+) -> Wrapped:
     """The jitted step `(state, frozen, batch, rates) -> (state, metrics)`.
 
     Args:

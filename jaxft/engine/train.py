@@ -31,6 +31,7 @@ from jaxft.engine.run_folder import (
     open_run,
     run_path,
 )
+from jaxft.engine.train_ahead import Ahead
 from jaxft.engine.train_batches import Batches
 from jaxft.engine.train_facts import batch_line, phase_line, rates_json, run_json, table_json
 from jaxft.engine.train_layers import (
@@ -146,6 +147,7 @@ def train(
             Progress(total, first, console, quiet) as progress,
             stop_signals() as stop,
             Batches(built, trunks, progress, stop.asked) as made,
+            Ahead() as ahead,
         ):
             stage = with_measured(stage, read_events(Path(run.path)))
             meter = Meter(stage)
@@ -235,7 +237,8 @@ def train(
                     progress.message(phase_line(stage.built))
                     enter()
                 placed = place_batch(made.next(), sharding)
-                state, metrics = stage.step(state, stage.frozen, placed, stage.rates(step))
+                run_step = ahead.step(stage, placed)
+                state, metrics = run_step(state, stage.frozen, placed, stage.rates(step))
                 step += 1
                 seen = see_layers(stage, state, step, metrics)
                 pending.append((step, metrics, seen))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import jax
 import numpy as np
+from jax.stages import Wrapped
 
 from jaxft.engine.auto_freeze import looks_at
 from jaxft.engine.auto_rates import measures_rates, multipliers_now
@@ -75,7 +76,18 @@ def make_stage(built: Build, params: dict[str, jax.Array]) -> Stage:
         params: values of at least those leaves that no phase has trained yet.
     """
     frozen = frozen_params(built, params)
-    step = make_train_step(
+    step = make_step(built, frozen)
+    return Stage(built, frozen, step, multipliers_now(built), built.table.weight_decays())
+
+
+def make_step(built: Build, frozen: Iterable[str]) -> Wrapped:
+    """A phase's jitted train step.
+
+    Args:
+        built: the run in the phase.
+        frozen: the names of the leaves that no phase has trained yet.
+    """
+    return make_train_step(
         built.objective,
         built.optimizer,
         accumulate=built.config.train.accumulate,
@@ -85,7 +97,6 @@ def make_stage(built: Build, params: dict[str, jax.Array]) -> Stage:
         mesh=built.mesh,
         grad_norms=True,
     )
-    return Stage(built, frozen, step, multipliers_now(built), built.table.weight_decays())
 
 
 def next_stage(stage: Stage, state: TrainState) -> tuple[Stage, TrainState]:
