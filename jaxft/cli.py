@@ -189,6 +189,12 @@ def export(
     checkpoint: Annotated[
         str, typer.Option(metavar="best|last|STEP", help="Which checkpoint.")
     ] = "best",
+    adapter: Annotated[
+        bool,
+        typer.Option(
+            "--adapter", help="Write the adapter alone, as PEFT does; to RUN/adapter by default."
+        ),
+    ] = False,
 ) -> None:
     """Write a run as a Hugging Face folder that transformers loads; prints the folder."""
     which = int(checkpoint) if checkpoint.isdecimal() else checkpoint
@@ -196,7 +202,7 @@ def export(
         raise UserError(f"--checkpoint is best, last or a step's number, not '{checkpoint}'.")
     from jaxft.engine.export import export as story
 
-    typer.echo(story(run, out, which))
+    typer.echo(story(run, out, which, adapter))
 
 
 @app.command()

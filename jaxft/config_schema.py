@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from jaxft.config_adapter import AdapterKey, AdapterSection
 from jaxft.config_durations import Duration, DurationKey, LengthKey
-from jaxft.config_fields import NAME, Section, key, section
+from jaxft.config_fields import Section, key, section
 from jaxft.config_recipe import (
     FreezingSection,
     Group,
@@ -18,25 +19,10 @@ from jaxft.config_recipe import (
     ScheduleSection,
     check_freezing,
 )
+from jaxft.config_run import RunSection
 from jaxft.config_tasks import TaskSection
 
 Scalar = str | int | float | bool
-
-
-class SeedSection(Section):
-    """The seeds of a run's three sources of chance."""
-
-    init: int = key(0, "seed of the new parameters, such as a fresh head", resume="fixed", ge=0)
-    data: int = key(0, "seed of row order, slices and batches", resume="fixed", ge=0)
-    dropout: int = key(0, "seed of dropout", resume="fixed", ge=0)
-
-
-class RunSection(Section):
-    """What the run is called and where its folder goes."""
-
-    name: str = key(..., "name of the run, and of its folder", resume="fixed", pattern=NAME)
-    dir: str = key("runs", "folder that holds the run folders", resume="may change", min_length=1)
-    seed: SeedSection = section(SeedSection, "the seeds of a run's three sources of chance")
 
 
 class ModelSection(Section):
@@ -262,6 +248,7 @@ class Config(Section):
     model: ModelSection = Field(description="the checkpoint to start from")
     task: TaskSection = Field(description="what is learned from a row", discriminator="kind")
     data: DataSection = Field(description="the rows to learn from, and how they become batches")
+    adapter: AdapterKey = section(AdapterSection, "what is trained in place of the whole model")
     optimizer: OptimizerSection = section(OptimizerSection, "the update rule")
     schedule: ScheduleSection = section(ScheduleSection, "how the rate moves over training")
     layer_decay: LayerDecaySection = section(LayerDecaySection, "lower rates for lower layers")
@@ -275,7 +262,7 @@ class Config(Section):
         description="stretches of training in which only some parameters move, or a recipe's name",
         json_schema_extra={"resume": "fixed"},
     )
-    freezing: FreezingSection = section(FreezingSection, "when `phases: freeze_out` stops layers")
+    freezing: FreezingSection = section(FreezingSection, "when layers stop by themselves")
     mesh: MeshSection = section(MeshSection, "how many devices along each axis of the mesh")
     train: TrainSection = section(TrainSection, "how long, how exactly, how often looked at")
     checkpoint: CheckpointSection = section(CheckpointSection, "what is saved, and when to stop")

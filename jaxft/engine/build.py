@@ -18,6 +18,8 @@ import optax
 
 from jaxft.config import Config
 from jaxft.data.plans import Layout, TrainPlan, plan_rows
+from jaxft.data.sources import Source
+from jaxft.engine.build_adapter import asked_adapter, chosen_leaves, rate_ratios
 from jaxft.engine.build_length import Length, resolve_length, resolve_rates
 from jaxft.engine.inputs import Split, data_cache, open_sources
 from jaxft.engine.mesh import make_mesh, param_shardings, row_divisor
@@ -115,7 +117,11 @@ class Build:
 
 
 def build(
-    config: Config, *, devices: Sequence | None = None, layout: Layout | None = None
+    config: Config,
+    *,
+    devices: Sequence | None = None,
+    layout: Layout | None = None,
+    new: Sequence[str] = (),
 ) -> Build:
     """Open the data, describe the model, lay out the mesh and resolve durations.
 
@@ -123,6 +129,7 @@ def build(
         config: the whole config.
         devices: the devices to run on; all that jax sees when None.
         layout: the batches of the run that is resumed; None lays them out anew.
+        new: the parameters that were new when it began.
 
     Raises:
         UserError: anything that is wrong with the config, the data or the checkpoint.
@@ -132,16 +139,13 @@ def build(
     specs = {"train": config.data.train, "eval": config.data.eval, "test": config.data.test}
     sources = open_sources(task, specs, config.data.where, config.run.seed.data)
     names = task.label_names(sources["train"])
-    model = describe(config.model.checkpoint, **model_options(config, names))
-    tools = Tools(model, config.data.max_length, data_cache(config.data.cache))
-    splits = {
-        name: Split(name, source, task.examples(source, names, tools))
-        for name, source in sources.items()
-    }
-    layout = layout or _lay_out(config, task, mesh, splits["train"].examples)
+    model = describe(config.model.checkpoint, **model_options(config, names, new))
+    splits = _splits(config, task, model, sources, names)
+    examples = splits["train"].examples
+    layout = layout or _lay_out(config, task, mesh, examples)
     _check_rows(layout, mesh, config.train.accumulate)
     shape = (layout.rows, layout.row_length, layout.segments)
-    plan = TrainPlan(splits["train"].examples.lengths, config.run.seed.data, *shape)
+    plan = TrainPlan(examples.lengths, config.run.seed.data, *shape)
     length = resolve_length(config, plan)
     phases = _phases(config, model, length)
     phase = phases[0]
@@ -162,6 +166,21 @@ def build(
         optimizer=make_optimizer(phase.table, config.optimizer),
         rates=resolve_rates(phase, length),
     )
+
+
+def _splits(
+    config: Config,
+    task: Task,
+    model: Model,
+    sources: Mapping[str, Source],
+    names: tuple[str, ...],
+) -> dict[str, Split]:
+    """The rows of each source as the task reads them."""
+    tools = Tools(model, config.data.max_length, data_cache(config.data.cache))
+    return {
+        name: Split(name, source, task.examples(source, names, tools))
+        for name, source in sources.items()
+    }
 
 
 def _phases(config: Config, model: Model, length: Length) -> tuple[Phase, ...]:
@@ -211,11 +230,19 @@ def make_table(config: Config, model: Model) -> LayerTable:
         layer_decay=config.layer_decay,
         optimizer=config.optimizer,
         schedule=config.schedule,
+        only=chosen_leaves(config.adapter, model),
+        ratios=rate_ratios(config.adapter, model),
     )
 
 
-def model_options(config: Config, names: Sequence[str]) -> dict[str, Any]:
-    """How the config asks for its checkpoint to be described or loaded."""
+def model_options(config: Config, names: Sequence[str], new: Sequence[str] = ()) -> dict[str, Any]:
+    """How the config asks for its checkpoint to be described or loaded.
+
+    Args:
+        config: the run.
+        names: the classes.
+        new: parameters that were new when the run began.
+    """
     return {
         "task": config.task.kind,
         "labels": names or None,
@@ -223,6 +250,8 @@ def model_options(config: Config, names: Sequence[str]) -> dict[str, Any]:
         "ignore": config.model.ignore,
         "resize_vocab": config.model.resize_vocab,
         "image_size": config.model.image_size,
+        "adapter": asked_adapter(config.adapter),
+        "new": new,
         "cache": config.model.cache,
     }
 

@@ -16,11 +16,13 @@ from jaxft.engine.build import make_table, make_task, model_options
 from jaxft.engine.checkpoint import Checkpoints
 from jaxft.engine.run_folder import RUN_FILE, RunFolder, open_run
 from jaxft.errors import UserError
+from jaxft.models.adapters_read import ADAPTER_CONFIG, ADAPTER_FILES
 from jaxft.models.registry import Model, describe, load
 from jaxft.models.source import Checkpoint, Source, resolve
 from jaxft.tasks.contract import LOWER_IS_BETTER, Task
 
 Which = int | str  # a step, "best" or "last"
+ADAPTER = "adapter"  # the folder of a run's adapter alone, and in its base of the one it began with
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def open_trained(folder: Path, which: Which = "best") -> Trained:
         raise UserError(f"{run.path}: the run ended before its first step.")
     config = with_checkpoint(config, base_checkpoint(run, config))
     names = tuple(about["labels"])
-    options = model_options(config, names)
+    options = model_options(config, names, new_at_start(run))
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     described = describe(config.model.checkpoint, **options)
     check_base(run, described.source)
@@ -158,10 +160,18 @@ def base_checkpoint(run: RunFolder, config: Config) -> Checkpoint:
 
 
 def with_checkpoint(config: Config, checkpoint: Checkpoint) -> Config:
-    """The same config on another checkpoint."""
-    return config.model_copy(
-        update={"model": config.model.model_copy(update={"checkpoint": checkpoint})}
-    )
+    """The same config on another checkpoint, and on the adapter that was kept beside it."""
+    update: dict[str, Any] = {"model": config.model.model_copy(update={"checkpoint": checkpoint})}
+    if config.adapter.checkpoint is not None and isinstance(checkpoint, str):
+        kept = Path(checkpoint) / ADAPTER
+        if (kept / ADAPTER_CONFIG).exists():
+            update["adapter"] = config.adapter.model_copy(update={"checkpoint": str(kept)})
+    return config.model_copy(update=update)
+
+
+def new_at_start(run: RunFolder) -> tuple[str, ...]:
+    """The parameters that were new when a run began: its own base has them all."""
+    return tuple(run.read_json(RUN_FILE).get("base", {}).get("new", ()))
 
 
 def save_base(run: RunFolder, config: Config, model: Model) -> None:
@@ -169,9 +179,14 @@ def save_base(run: RunFolder, config: Config, model: Model) -> None:
 
     A copy is a Hugging Face folder, so that the run needs nothing outside itself any more.
     """
-    copy = config.checkpoint.base == "copy"
-    source = resolve(str(model.save(str(run.base)))) if copy else model.source
-    run.update(base={"kind": config.checkpoint.base, "sha256": source.sha256})
+    plain, copy = model.plain(), config.checkpoint.base == "copy"
+    if copy and config.adapter.checkpoint is not None:
+        for path in map(Path(config.adapter.checkpoint).joinpath, ADAPTER_FILES):
+            if path.exists():
+                files.write_atomic(run.base / ADAPTER / path.name, path.read_bytes())
+    source = resolve(str(plain.save(str(run.base)))) if copy else model.source
+    about = {"kind": config.checkpoint.base, "sha256": source.sha256, "new": plain.report.new}
+    run.update(base=about)
 
 
 def check_base(run: RunFolder, source: Source) -> None:

@@ -6,7 +6,7 @@ Where a model has several towers, depth is counted and decayed in each by itself
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,10 @@ import numpy as np
 
 from jaxft.config_recipe import Group, LayerDecaySection, OptimizerSection, ScheduleSection
 from jaxft.errors import UserError
+from jaxft.layerwise.table_depth import depth_multiplier
 from jaxft.tree import natural_order, select
 
-REST = "rest"
-FINAL_NORMS = ("norm/", "vision/norm/", "text/norm/")
+REST, BASE = "rest", "base"
 
 
 @dataclass(frozen=True)
@@ -163,30 +163,6 @@ class LayerTable:
         ]
 
 
-def depth_multiplier(preset: str, rate: float, depth: int, top: int, name: str) -> float:
-    """The layer-decay multiplier of one parameter, as the preset's original computes it.
-
-    Args:
-        preset: timm, mae, electra or ulmfit.
-        rate: decay a layer; 1 leaves every multiplier at 1.
-        depth: 0 embeddings, i + 1 block i, `top` the final norm and the head.
-        top: number of blocks + 1, of the parameter's own tower.
-        name: the parameter's name.
-
-    Source: timm `param_groups_layer_decay` (the final norm counts with the last block); MAE
-        `lr_decay.py` and BEiT (the final norm at 1; what they do not know, such as register
-        tokens, at 1); ELECTRA `optimization.py` (a hole below the head: the last block gets
-        rate ** 2); Howard and Ruder 2018, section 3.1 (each layer 1 / 2.6 of the one above).
-    """
-    if preset == "timm" and depth == top and name.startswith(FINAL_NORMS):
-        depth = top - 1
-    if preset == "mae" and name.endswith("register_tokens"):
-        depth = top
-    if preset == "electra" and depth < top:
-        return rate ** (top + 1 - depth)
-    return rate ** (top - depth)
-
-
 def build_table(
     shapes: Mapping[str, Any],
     *,
@@ -197,6 +173,8 @@ def build_table(
     layer_decay: LayerDecaySection,
     optimizer: OptimizerSection,
     schedule: ScheduleSection,
+    only: Collection[str] | None = None,
+    ratios: Mapping[str, float] | None = None,
 ) -> LayerTable:
     """Put every parameter into exactly one group; the first group that matches owns it.
 
@@ -206,6 +184,9 @@ def build_table(
         tops: name -> the depth of its tower's top: number of blocks + 1.
         no_decay: the names that weight decay skips unless the config says otherwise.
         groups, layer_decay, optimizer, schedule: the config's sections.
+        only: the parameters that groups are made of, as an adapter has it; all others are the
+            frozen group `base`. None for all.
+        ratios: what multiplies the rate of single parameters.
 
     Raises:
         UserError: a pattern or depth range that matches nothing, a group that owns nothing, or
@@ -215,13 +196,15 @@ def build_table(
     if optimizer.no_decay != "auto":
         where = "optimizer.no_decay"
         no_decay = [n for pattern in optimizer.no_decay for n in select(pattern, names, where)]
-    owner = _owners(names, depths, groups)
+    owner = _owners(names, depths, groups, only)
+    if only is not None:
+        groups = [*groups, Group(name=BASE, match=".*", freeze=True)]
     by_name = {group.name: group for group in groups}
-    skipped = set(no_decay)
+    skipped, ratios = set(no_decay), ratios or {}
 
     def leaf(name: str) -> LeafRow:
         group, preset, rate = by_name.get(owner[name]), layer_decay.preset, layer_decay.rate
-        frozen = group is not None and group.freeze
+        frozen, mult = (False, 1.0) if group is None else (group.freeze, group.lr_mult)
         decay = depth_multiplier(preset, rate, depths[name], tops[name], name)
         return LeafRow(
             name=name,
@@ -230,7 +213,7 @@ def build_table(
             group=owner[name],
             depth=depths[name],
             trainable=not frozen,
-            multiplier=0.0 if frozen else decay * (group.lr_mult if group else 1.0),
+            multiplier=0.0 if frozen else decay * mult * ratios.get(name, 1.0),
             decays=name not in skipped,
         )
 
@@ -259,12 +242,26 @@ def _group_rows(groups: Sequence[Group], optimizer: OptimizerSection, schedule: 
 
 
 def _owners(
-    names: Sequence[str], depths: Mapping[str, int], groups: Sequence[Group]
+    names: Sequence[str],
+    depths: Mapping[str, int],
+    groups: Sequence[Group],
+    only: Collection[str] | None,
 ) -> dict[str, str]:
     owner: dict[str, str] = {}
     for index, group in enumerate(groups):
         where = f"groups[{index}] ({group.name})"
         matched = _matched(group, names, depths, where)
+        if only is not None:
+            if group.name == BASE:
+                raise UserError(
+                    f"{where}: '{BASE}' is what an adapter leaves frozen.", "Rename it."
+                )
+            matched = [name for name in matched if name in only]
+            if not matched:
+                raise UserError(
+                    f"{where}: the adapter leaves all that it matches frozen.",
+                    "Leave the group out; what trains is the adapter and the head.",
+                )
         fresh = [name for name in matched if name not in owner]
         if not fresh:
             earlier = owner[matched[0]]
@@ -273,7 +270,8 @@ def _owners(
                 "The first match owns a parameter: put the narrower group first.",
             )
         owner.update((name, group.name) for name in fresh)
-    return {name: owner.get(name, REST) for name in names}
+    left = {name: REST if only is None or name in only else BASE for name in names}
+    return left | owner
 
 
 def _matched(

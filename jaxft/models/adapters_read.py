@@ -27,7 +27,9 @@ from jaxft.models.layers_adapter import LowRank
 from jaxft.models.weights import Name, stored_shape
 from jaxft.models.weights_files import Index, Tensor, open_tensors, part_of
 
-CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PICKLED = "adapter_model.bin"
+ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, PICKLED)
 ROOT = "base_model.model."  # what PEFT puts before a module's name
 MATRIX = re.compile(r"(.*)\.lora_(A|B)\.weight|(.*)\.lora_(magnitude_vector)(?:\.weight)?")
 # Fields that are read here, or say nothing of what is computed.
@@ -108,12 +110,12 @@ def read_adapter(
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
+    path = folder / ADAPTER_CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"'{folder}' is no adapter: it has no {CONFIG}.",
+            f"'{folder}' is no adapter: it has no {ADAPTER_CONFIG}.",
             "Give a folder that PEFT saved, or `jaxft export RUN --adapter`.",
         ) from None
     except (OSError, ValueError) as error:
@@ -137,10 +139,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _by_module(folder: Path) -> tuple[dict[str, _Module], dict[str, Tensor]]:
     """The tensors of adapters by module, and what else there is, without PEFT's own prefix."""
-    path = folder / WEIGHTS
+    path = folder / ADAPTER_WEIGHTS
     path = path if path.exists() else folder / PICKLED
     if not path.exists():
-        raise UserError(f"'{folder}' is no adapter: it has no {WEIGHTS}.")
+        raise UserError(f"'{folder}' is no adapter: it has no {ADAPTER_WEIGHTS}.")
     matrices: dict[str, dict[str, Tensor]] = {}
     rest: dict[str, Tensor] = {}
     for name, tensor in open_tensors([path]).items():
@@ -209,5 +211,5 @@ def _check(folder: Path, name: str, found: Sequence[int], wanted: Sequence[int])
 def _of_another(folder: Path, why: str) -> UserError:
     return UserError(
         f"The adapter '{folder}' is of another base: {why}.",
-        f"Its {CONFIG} names the base that it was trained on.",
+        f"Its {ADAPTER_CONFIG} names the base that it was trained on.",
     )

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from jaxft.errors import UserError
 from jaxft.files import write_atomic, written_aside
 from jaxft.models.adapters import beside
-from jaxft.models.adapters_read import CONFIG, ROOT, WEIGHTS
+from jaxft.models.adapters_read import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ROOT
 from jaxft.models.layers_adapter import LowRank
 from jaxft.models.weights import Name
 
@@ -73,9 +73,9 @@ def write_adapter(
         "init_lora_weights": True,
         "inference_mode": True,
     }
-    with written_aside(folder / WEIGHTS) as aside:
+    with written_aside(folder / ADAPTER_WEIGHTS) as aside:
         save_file(tensors, aside, metadata={"format": "pt"})
-    write_atomic(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_atomic(folder / ADAPTER_CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _fused(

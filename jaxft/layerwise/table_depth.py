@@ -1,0 +1,29 @@
+"""What layer decay makes of a depth, as each preset's original counts."""
+
+from __future__ import annotations
+
+FINAL_NORMS = ("norm/", "vision/norm/", "text/norm/")
+
+
+def depth_multiplier(preset: str, rate: float, depth: int, top: int, name: str) -> float:
+    """The layer-decay multiplier of one parameter, as the preset's original computes it.
+
+    Args:
+        preset: timm, mae, electra or ulmfit.
+        rate: decay a layer; 1 leaves every multiplier at 1.
+        depth: 0 embeddings, i + 1 block i, `top` the final norm and the head.
+        top: number of blocks + 1, of the parameter's own tower.
+        name: the parameter's name.
+
+    Source: timm `param_groups_layer_decay` (the final norm counts with the last block); MAE
+        `lr_decay.py` and BEiT (the final norm at 1; what they do not know, such as register
+        tokens, at 1); ELECTRA `optimization.py` (a hole below the head: the last block gets
+        rate ** 2); Howard and Ruder 2018, section 3.1 (each layer 1 / 2.6 of the one above).
+    """
+    if preset == "timm" and depth == top and name.startswith(FINAL_NORMS):
+        depth = top - 1
+    if preset == "mae" and name.endswith("register_tokens"):
+        depth = top
+    if preset == "electra" and depth < top:
+        return rate ** (top + 1 - depth)
+    return rate ** (top - depth)
