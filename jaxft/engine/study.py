@@ -159,13 +159,16 @@ def study(
 
 
 def make_parts(
-    members: Sequence[Member], before: Sequence[Sequence[int]] | None = None
+    members: Sequence[Member],
+    before: Sequence[Sequence[int]] | None = None,
+    devices: Sequence | None = None,
 ) -> tuple[list[Part], list[Need]]:
     """Who trains together, and what each bucket needs of memory.
 
     Args:
         members: of the study.
         before: the members of each part, where an earlier start has decided.
+        devices: the devices to run on; all that jax sees when None.
 
     Raises:
         UserError: a config, its data or its checkpoint is wrong, or a member does not fit.
@@ -173,7 +176,7 @@ def make_parts(
     parts: list[Part] = []
     needs: list[Need] = []
     for bucket, group in enumerate(make_buckets(members)):
-        first = build(group[0].config)
+        first = build(group[0].config, devices=devices)
         builds = {member.index: first.under(member.config) for member in group}
         for built in builds.values():
             _check_can_be_studied(built)

@@ -113,11 +113,15 @@ class Stage:
         params = (trained_params(states), self.frozen)
         results = list(run_split(self.built, self._evaluate, params, split.examples))
         return [
-            summarise(
-                self.built, split, [jax.tree.map(lambda a, i=i: a[i], r) for r in results]
-            ).scores
+            self._scores([jax.tree.map(lambda array, i=i: array[i], r) for r in results])
             for i in range(len(self.builds))
         ]
+
+    def _scores(self, results: list[tuple[dict, dict]]) -> dict[str, float]:
+        """One member's scores; not finite where its outputs are not, of which no task has one."""
+        if not all(np.isfinite(sums["loss"][0]) for sums, _ in results):
+            return dict.fromkeys(("loss", *self.built.task.metric_names), math.nan)
+        return summarise(self.built, self.built.splits["eval"], results).scores
 
 
 def begin(builds: Sequence[Build], programs: Programs) -> tuple[Stage, TrainState, Start]:

@@ -141,13 +141,16 @@ def shardings_of(built: Build, states: Any) -> Any:
     return jax.tree_util.tree_map_with_path(place, states)
 
 
-def drift(built: Build, states: TrainState, start: Start) -> dict[int, list[float]]:
+def drift(built: Build, states: TrainState, start: Start) -> dict[int, list[float | None]]:
     """How far each depth is from where it started: depth -> `||w - w0|| / ||w0||` of each member.
 
     Args:
         built: the run; depths in which nothing ever trained are 0.
         states: the members'.
         start: what they started from.
+
+    Returns:
+        By depth; None where it is not finite.
     """
     count = len(states.step)
     moved = {depth: np.zeros(count) for depth in sorted(set(built.model.depths.values()))}
@@ -159,8 +162,10 @@ def drift(built: Build, states: TrainState, start: Start) -> dict[int, list[floa
         axes = tuple(range(1, begun.ndim)) if apart else None
         whole[depth] += np.asarray(jnp.sum(begun**2, axis=axes))
         if name in now:
-            far = (now[name] - begun) ** 2
-            moved[depth] += np.asarray(jnp.sum(far, axis=tuple(range(1, far.ndim))))
+            apart_by = (now[name] - begun) ** 2
+            moved[depth] += np.asarray(jnp.sum(apart_by, axis=tuple(range(1, apart_by.ndim))))
+    far = {depth: np.sqrt(moved[depth] / np.maximum(whole[depth], 1e-30)) for depth in moved}
     return {
-        depth: np.sqrt(moved[depth] / np.maximum(whole[depth], 1e-30)).tolist() for depth in moved
+        depth: [float(value) if np.isfinite(value) else None for value in values]
+        for depth, values in far.items()
     }
