@@ -14,29 +14,35 @@ from jaxft.config import load_config, read_yaml
 from jaxft.errors import UserError
 
 
+ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="The run, as a YAML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Config keys to set for all members, such as train.length=2.",
+        show_default=False,
+    ),
+]
+Vary = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=A,B,C",
+        help="A config key and its values; with several keys, every combination.",
+        show_default=False,
+    ),
+]
+Name = Annotated[
+    str | None,
+    typer.Option(help="The study's folder in run.dir; run.name with '-study' by default."),
+]
+
+
 def study(
     context: typer.Context,
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="The run, as a YAML file.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="KEY=VALUE",
-            help="Config keys to set for all members, such as train.length=2 epochs.",
-            show_default=False,
-        ),
-    ] = None,
-    vary: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=A,B,C",
-            help="A config key and its values; with several keys, every combination.",
-            show_default=False,
-        ),
-    ] = None,
-    name: Annotated[
-        str | None,
-        typer.Option(help="The study's folder in run.dir; run.name with '-study' by default."),
-    ] = None,
+    config: ConfigFile,
+    overrides: Overrides = None,
+    vary: Vary = None,
+    name: Name = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Train what an earlier start did not get to.")
     ] = False,
@@ -44,10 +50,7 @@ def study(
         bool, typer.Option("--overwrite", help="Replace the study of this name.")
     ] = False,
     lr_range: Annotated[
-        bool,
-        typer.Option(
-            "--lr-range", help="A short run at rising rates instead, to find a range of rates."
-        ),
+        bool, typer.Option("--lr-range", help="Find a range of rates instead, in a short run.")
     ] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Print the study's folder only.")

@@ -57,28 +57,11 @@ def _scores(about: Mapping[str, Any], which: str) -> Figure:
     axis = _axis_of(about)
     others = [key for key in setting_keys(about) if key != axis]
     lines: dict[str, list[Mapping[str, Any]]] = {}
-    for values in sorted(
-        (entry for entry in about["ranking"]), key=lambda entry: entry["members"][0]
-    ):
-        lines.setdefault(label(values["values"], others), []).append(values)
+    for entry in sorted(about["ranking"], key=lambda entry: entry["members"][0]):
+        lines.setdefault(label(entry["values"], others), []).append(entry)
     values = about["vary"].get(axis, [])
     numeric = bool(values) and all(map(_is_number, values))
-    positive = numeric and min(values) > 0
-    scale = "log" if positive and max(values) >= 5 * min(values) else "linear"
-    series = []
-    for index, (name, entries) in enumerate(lines.items()):
-        kept = [e for e in entries if e[which]["mean"] is not None and not e["diverged"]]
-        if numeric:
-            kept.sort(key=lambda entry: entry["values"][axis])
-        line = _line(name or about["metric"], index, "points")
-        line["x"] = [e["values"].get(axis, "") if numeric else text_of(e, axis) for e in kept]
-        line["y"] = [e[which]["mean"] for e in kept]
-        if any(e[which]["low"] is not None for e in kept):
-            line["above"] = [
-                (e[which]["high"] or e[which]["mean"]) - e[which]["mean"] for e in kept
-            ]
-            line["below"] = [e[which]["mean"] - (e[which]["low"] or e[which]["mean"]) for e in kept]
-        series.append(line)
+    wide = numeric and min(values) > 0 and max(values) >= 5 * min(values)
     seeded = any(len(entry["members"]) > 1 for entry in about["ranking"])
     metric = about["metric"].replace("_", " ")
     return {
@@ -88,13 +71,35 @@ def _scores(about: Mapping[str, Any], which: str) -> Figure:
         "unit": "mean over seeds and its 95% interval" if seeded else "on the eval rows",
         "lead": "",
         "axis": axis or "setting",
-        "scale": scale if numeric else "category",
+        "scale": ("log" if wide else "linear") if numeric else "category",
         "ticks": [[value, value_text(value)] for value in values] if numeric else [],
         "format": ".4f",
-        "legend": len(series) > 1,
-        "series": series,
+        "legend": len(lines) > 1,
+        "series": [
+            _score_line(name or metric, index, entries, which, axis)
+            for index, (name, entries) in enumerate(lines.items())
+        ],
         "span": 6,
     }
+
+
+def _score_line(
+    name: str, colour: int, entries: Sequence[Mapping[str, Any]], which: str, axis: str
+) -> dict[str, Any]:
+    """The settings of one line that did not diverge, with their intervals where there are some."""
+    kept = [entry for entry in entries if entry[which]["mean"] is not None]
+    kept = [entry for entry in kept if not entry["diverged"]]
+    if all(_is_number(entry["values"].get(axis)) for entry in kept):
+        kept.sort(key=lambda entry: entry["values"][axis])
+        places = [entry["values"][axis] for entry in kept]
+    else:
+        places = [text_of(entry, axis) for entry in kept]
+    scores = [entry[which] for entry in kept]
+    line = {**_line(name, colour, "points"), "x": places, "y": [one["mean"] for one in scores]}
+    if scores and all(one["low"] is not None for one in scores):
+        line["above"] = [one["high"] - one["mean"] for one in scores]
+        line["below"] = [one["mean"] - one["low"] for one in scores]
+    return line
 
 
 def text_of(entry: Mapping[str, Any], key: str) -> str:
