@@ -11,7 +11,13 @@ from jax import lax
 
 from jaxft.engine.build import build
 from jaxft.engine.build_state import abstract_state
-from jaxft.engine.cost import count_flops, step_flops
+from jaxft.engine.cost import (
+    count_flops,
+    lowest_block_flops,
+    segment_flops,
+    step_flops,
+    tally_flops,
+)
 from jaxft.engine.mesh import replicated
 from jaxft.engine.step import Rates, make_train_step
 from tests.tiny import tiny_checkpoint, tiny_config
@@ -243,6 +249,61 @@ def test_training_one_low_block_pays_for_what_is_above(folder):
     step, arguments = abstract_step(built)
     wanted = BLOCKS * block + top + weights + inputs
     assert count_flops(step, *arguments) == pytest.approx(wanted, rel=0.02)
+
+
+def segments_of(built):
+    return {row.pop("segment"): row for row in segment_flops(built)}
+
+
+def test_the_segments_of_a_step_sum_up_to_it(folder):
+    """The trunk has no way back, what is frozen above it no gradient of its own."""
+    above = {"name": "above", "depth": [BLOCKS, BLOCKS], "freeze": True}
+    built = build_with(folder, [*FREEZE, above], scan=True)
+    found = segments_of(built)
+    last, inside = BLOCKS - 1, BLOCKS - LOWEST - 1
+    runs = (f"0-{LOWEST - 1}", f"{LOWEST}-{last - 1}", f"{last}-{last}")
+    assert list(found) == [*(f"blocks {run}" for run in runs), "top"]
+    assert sum(sum(row.values()) for row in found.values()) == step_flops(built)["step"]
+    projections, attention, output, mlp, _ = forward_parts(built)
+    block, weights = projections + attention + output + mlp, projections + output + mlp
+    assert list(found[f"blocks 0-{LOWEST - 1}"].values()) == [LOWEST * block, 0, 0]
+    through = inside * (block + attention) - projections  # the lowest's input is frozen
+    middle, top = found[f"blocks {LOWEST}-{last - 1}"], found[f"blocks {last}-{last}"]
+    assert list(middle.values()) == [inside * block, through, inside * weights]
+    assert list(top.values()) == [block, block + attention, 0]
+
+
+def test_a_table_that_scores_has_a_gradient_of_its_own():
+    """A tied head's: a sum over rows and positions, which is in no `linear`."""
+    stream, table = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 5, 7), (11, 7)))
+
+    def loss(stream, table):
+        return jnp.square(lax.dot_general(stream, table, (((2,), (1,)), ((), ())))).sum()
+
+    found = tally_flops(jax.grad(loss, argnums=(0, 1)), stream, table)
+    product = 2 * 2 * 5 * 7 * 11
+    purposes = ("forward", "input_gradient", "weight_gradient")
+    assert found == {("loss", purpose): product for purpose in purposes}
+
+
+@pytest.mark.parametrize("frozen", (2, 5))
+def test_a_frozen_prefix_costs_what_the_formula_says(folder, frozen):
+    """Of L equal blocks K frozen: forward x (1 + 2 (L - K) / L), less one input gradient."""
+    groups = [{"name": "trunk", "depth": [0, frozen], "freeze": True}] if frozen else []
+    built = build_with(folder, groups)
+    flops, projections = step_flops(built), forward_parts(built)[0]
+    formula = flops["forward"] * (1 + 2 * (BLOCKS - frozen) / BLOCKS) - (
+        projections if frozen else 0
+    )
+    print(f"{frozen} of {BLOCKS} frozen: {flops['step'] / formula:.4f} of the formula")
+    assert flops["step"] == pytest.approx(formula, rel=0.03)
+
+
+def test_one_block_alone_costs_two_thirds(folder):
+    built = build_with(folder, [])
+    share = lowest_block_flops(built) / step_flops(built)["full"]
+    print(f"block 0 alone costs {share:.3f} of a full step")
+    assert 2 / 3 <= share < 0.75
 
 
 def test_recomputing_blocks_costs_one_more_forward(folder):

@@ -1,13 +1,16 @@
 """What a step costs: FLOPs counted from its jaxpr.
 
 XLA's own count takes a loop's body once and knows no trip counts, so matmuls are counted where
-they are exact: each `dot_general` in the jaxpr, times the trips of the scans around it.
+they are exact: each `dot_general` in the jaxpr, times the trips of the scans around it. Each is in
+a segment of the model by the name that the program gives it (`transformer_run.segment`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import re
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,7 +20,14 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from jaxft.engine.build import Build
+from jaxft.models.layers_math import WEIGHT_GRADIENT
+from jaxft.models.transformer import Tower
 from jaxft.tree import split as split_tree
+
+FORWARD, INPUT, WEIGHT = "forward", "input_gradient", "weight_gradient"
+LOSS = "loss"  # the segment of what is in no part of the model
+
+Tally = Counter[tuple[str, str]]  # (segment, one of the three) -> FLOPs
 
 
 def count_flops(function: Callable, *args, **kwargs) -> int:
@@ -27,28 +37,58 @@ def count_flops(function: Callable, *args, **kwargs) -> int:
         function: any traceable function; a jitted one is counted through.
         args, kwargs: arrays or `ShapeDtypeStruct`s.
     """
+    return tally_flops(function, *args, **kwargs).total()
+
+
+def tally_flops(function: Callable, *args, **kwargs) -> Tally:
+    """The same, by segment of the model and by what each matmul is for: see `count_flops`."""
     jaxpr = jax.make_jaxpr(function)(*args, **kwargs).jaxpr
     # What nothing reads XLA does not run: of a cached trunk's stem, all but the context.
-    return _count(dce_jaxpr(jaxpr, True)[0])
+    return _tally(dce_jaxpr(jaxpr, True)[0], "")
 
 
-def _count(jaxpr: Jaxpr) -> int:
-    return sum(_count_equation(equation) for equation in jaxpr.eqns)
+def _tally(jaxpr: Jaxpr, around: str) -> Tally:
+    """The matmuls of a program; `around` is the name of where it stands."""
+    found: Tally = Counter()
+    for equation in jaxpr.eqns:
+        found.update(_tally_equation(equation, f"{around}/{equation.source_info.name_stack}"))
+    return found
 
 
-def _count_equation(equation: JaxprEqn) -> int:
+def _tally_equation(equation: JaxprEqn, name: str) -> Tally:
     if equation.primitive.name == "dot_general":
-        return _dot_flops(equation)
-    inner = [_count(jaxpr) for jaxpr in _sub_jaxprs(equation)]
-    if equation.primitive.name == "scan":
-        return equation.params["length"] * sum(inner)
-    if equation.primitive.name == "pallas_call":  # a kernel, for each place of its grid
-        return math.prod(equation.params["grid_mapping"].grid) * sum(inner)
-    if equation.primitive.name == "shard_map":  # what every device runs
-        return equation.params["mesh"].size * sum(inner)
+        return Counter({(_segment(name), _purpose(name, equation)): _dot_flops(equation)})
+    inner = [_tally(jaxpr, name) for jaxpr in _sub_jaxprs(equation)]
     if equation.primitive.name == "cond":  # one branch runs
-        return max(inner, default=0)
-    return sum(inner)
+        return max(inner, key=Counter.total, default=Counter())
+    times = 1
+    if equation.primitive.name == "scan":
+        times = equation.params["length"]
+    elif equation.primitive.name == "pallas_call":  # a kernel, for each place of its grid
+        times = math.prod(equation.params["grid_mapping"].grid)
+    elif equation.primitive.name == "shard_map":  # what every device runs
+        times = equation.params["mesh"].size
+    whole: Tally = Counter()
+    for part in inner:
+        whole.update({of: times * flops for of, flops in part.items()})
+    return whole
+
+
+def _segment(name: str) -> str:
+    """The segment that a program's name speaks of."""
+    named = re.findall(r"\[([^\]]+)\]", name.replace(WEIGHT_GRADIENT, ""))
+    return named[0] if named else LOSS
+
+
+def _purpose(name: str, equation: JaxprEqn) -> str:
+    """What a matmul is for: `transpose` is jax's word for the way back."""
+    if "transpose(" not in name:
+        return FORWARD
+    (contract, _), (batch, _) = equation.params["dimension_numbers"]
+    # The gradient of a tied table is a sum over rows and positions, and no product has two sums
+    # else: attention's have heads beside them.
+    weight = WEIGHT_GRADIENT in name or (len(contract) > 1 and not batch)
+    return WEIGHT if weight else INPUT
 
 
 def _sub_jaxprs(equation: JaxprEqn) -> list[Jaxpr]:
@@ -95,7 +135,14 @@ def step_flops(built: Build) -> dict[str, int]:
 def gradient_flops(
     built: Build, names: tuple[str, ...], batch: dict[str, jax.ShapeDtypeStruct]
 ) -> int:
-    """The matmul FLOPs of the loss and its gradient.
+    """The matmul FLOPs of the loss and its gradient; the arguments are `gradient_tally`'s."""
+    return gradient_tally(built, names, batch).total()
+
+
+def gradient_tally(
+    built: Build, names: tuple[str, ...], batch: dict[str, jax.ShapeDtypeStruct]
+) -> Tally:
+    """The matmul FLOPs of the loss and its gradient, by segment and purpose.
 
     Args:
         built: the run.
@@ -109,7 +156,33 @@ def gradient_flops(
     def loss(trainable, frozen, batch, key):
         return chosen.objective({**frozen, **trainable}, batch, key)["loss"][0]
 
-    return count_flops(jax.grad(loss), trainable, frozen, batch, jax.random.key(0))
+    return tally_flops(jax.grad(loss), trainable, frozen, batch, jax.random.key(0))
+
+
+def segment_flops(built: Build) -> list[dict[str, Any]]:
+    """What a step costs in each segment of the model, from the input up.
+
+    A segment is a tower's embeddings, a run of blocks that train alike, its top, or what is in
+    no tower. The rows sum up to the step.
+
+    Returns:
+        Rows of `segment`, and FLOPs: `forward`; `input_gradient`, which has to pass wherever
+        something below trains; `weight_gradient` of what trains here.
+    """
+    tally = gradient_tally(built, built.table.trainable, batch_shapes(built))
+    segments = dict.fromkeys(segment for segment, purpose in tally if purpose == FORWARD)
+    return [
+        {"segment": segment}
+        | {purpose: tally[segment, purpose] for purpose in (FORWARD, INPUT, WEIGHT)}
+        for segment in segments
+    ]
+
+
+def lowest_block_flops(built: Build) -> int:
+    """The matmul FLOPs of a step in which the lowest block alone trains, in each tower."""
+    towers = [part for part in built.model.towers.values() if isinstance(part, Tower)]
+    names = tuple(n for tower in towers for n, depth in tower.depths.items() if depth == 1)
+    return gradient_flops(built, names, batch_shapes(built))
 
 
 def batch_shapes(built: Build) -> dict[str, jax.ShapeDtypeStruct]:

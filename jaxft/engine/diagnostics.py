@@ -62,7 +62,8 @@ def look(
 def _kept(opt_state: Any) -> tuple[dict[str, tuple], dict[str, jax.Array]]:
     """By name, what Adam keeps of a leaf (both moments, the count), and what momentum keeps."""
     kinds = (optax.ScaleByAdamState, optax.TraceState)
-    adam, traces = {}, {}
+    adam: dict[str, tuple] = {}
+    traces: dict[str, jax.Array] = {}
     for part in jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kinds)):
         if isinstance(part, optax.ScaleByAdamState):
             adam |= {name: (mu, part.nu[name], part.count) for name, mu in _arrays(part.mu)}
@@ -111,7 +112,7 @@ def layers_of(model: Model) -> dict[str, str]:
 
     What is of no tower is `joint`.
     """
-    found = {}
+    found: dict[str, str] = {}
     for part in model.towers.values():
         if isinstance(part, Tower):
             found |= {name: f"{part.prefix}{depth}" for name, depth in part.depths.items()}

@@ -12,9 +12,10 @@ from rich.text import Text
 
 from jaxft.config import Config
 from jaxft.engine.build import build
-from jaxft.engine.train_facts import run_json, table_json
+from jaxft.engine.cost import LOSS, lowest_block_flops, segment_flops
+from jaxft.engine.train_facts import in_widest_phase, run_json, table_json
 from jaxft.report.numbers import count, share, size
-from jaxft.report.progress_tables import data_table, depth_table, group_table
+from jaxft.report.progress_tables import data_table, depth_table, group_table, segment_table
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,14 @@ class Plan:
     Attributes:
         about: `run.json` as the run would write it: data, layout, resolved durations, mesh.
         table: `table.json`: groups, parameters, and the FLOPs of a step.
+        segments: what the step costs in each segment of the model, see `cost.segment_flops`.
+        lowest: the FLOPs of a step in which the lowest block alone trains.
     """
 
     about: dict[str, Any]
     table: dict[str, Any]
+    segments: list[dict[str, Any]]
+    lowest: int
 
     @property
     def flops(self) -> dict[str, int]:
@@ -41,7 +46,14 @@ class Plan:
 
     def to_json(self) -> str:
         """All of it as JSON."""
-        return json.dumps({**self.about, **self.table, "saved": self.saved}, indent=2)
+        return json.dumps({**self.about, **self.table, **self._derived()}, indent=2)
+
+    def _derived(self) -> dict[str, Any]:
+        return {
+            "saved": self.saved,
+            "segments": self.segments,
+            "lowest_block_alone": self.lowest / self.flops["full"],
+        }
 
     def render(self) -> RenderableType:
         """All of it as tables for a terminal."""
@@ -69,8 +81,34 @@ class Plan:
             data_table(self.about["data"]),
             group_table(self.table),
             depth_table(self.table),
-            Text("\n".join(lines)),
+            segment_table(self.segments, self.flops),
+            Text("\n".join([*lines, *self._surprises()])),
         )
+
+    def _surprises(self) -> list[str]:
+        """What of a step's cost surprises people."""
+        flops = self.flops
+        passing = sum(
+            row["input_gradient"]
+            for row in self.segments
+            if not row["weight_gradient"] and row["segment"] != LOSS
+        )
+        lines = []
+        if flops["cached"] < flops["step"]:
+            lines.append(
+                f"trunk      with its output kept a step takes {count(flops['cached'], 'FLOP')}, "
+                f"{share(flops['cached'] / flops['step'])} of this one"
+            )
+        if passing:
+            lines.append(
+                f"passing    {share(passing / flops['step'])} of a step is the gradient on its way "
+                "through frozen layers, to what trains below them"
+            )
+        lines.append(
+            f"one block  training only block 0 takes {share(self.lowest / flops['full'])} of a "
+            "full step: its gradient comes through every block above it"
+        )
+        return lines
 
 
 def _batch(layout: Mapping[str, Any]) -> str:
@@ -90,4 +128,6 @@ def plan(config: Config) -> Plan:
         UserError: whatever would stop the run before its first step.
     """
     built = build(config)
-    return Plan(run_json(built, ()), table_json(built))
+    chosen = in_widest_phase(built)
+    segments, lowest = segment_flops(chosen), lowest_block_flops(chosen)
+    return Plan(run_json(built, ()), table_json(built), segments, lowest)

@@ -67,13 +67,17 @@ def phase_line(built: Build) -> str:
     )
 
 
+def in_widest_phase(built: Build) -> Build:
+    """The run in the phase in which the most parameters train."""
+    return built.in_phase(max(built.phases, key=lambda p: len(p.table.trainable)).index)
+
+
 def table_json(built: Build) -> dict[str, Any]:
     """The LayerTable by group and by parameter, with the FLOPs of a step.
 
     With phases, it is the table of the one in which the most parameters train.
     """
-    widest = max(built.phases, key=lambda phase: len(phase.table.trainable))
-    chosen = built.in_phase(widest.index)
+    chosen = in_widest_phase(built)
     return {
         "groups": chosen.table.summary(),
         "rows": chosen.table.rows(),

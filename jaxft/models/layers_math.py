@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+WEIGHT_GRADIENT = "[dW]"  # the name, in a program, of what a kernel's own gradient costs
+
 
 def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
     """x W + b, or x W: `[..., I] -> [..., O]`, with `kernel` [I, O].
@@ -59,12 +61,13 @@ def _linear_backward(precision, kept, d_out):
     if kernel is not None:
         d_x = lax.dot_general(d_out, kernel, (((d_out.ndim - 1,), (1,)), ((), ())), precision)
     if x is not None:
-        d_kernel = lax.platform_dependent(
-            x.reshape(-1, x.shape[-1]),
-            flat,
-            cpu=partial(_product_of_transpose, precision=precision),
-            default=partial(_product_over_rows, precision=precision),
-        )
+        with jax.named_scope(WEIGHT_GRADIENT):
+            d_kernel = lax.platform_dependent(
+                x.reshape(-1, x.shape[-1]),
+                flat,
+                cpu=partial(_product_of_transpose, precision=precision),
+                default=partial(_product_over_rows, precision=precision),
+            )
     return d_x, d_kernel, d_bias
 
 

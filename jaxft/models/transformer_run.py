@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
@@ -43,16 +44,18 @@ def run_tower(
     stem_key, blocks_key, top_key = split_key(key, 3)
     given = batch.get(tower.prefix + TRUNK)
     with jax.default_matmul_precision(compute.precision):
-        stem, stem_key = _bind_end(tower, tower.stem, {}, params, stem_key, compute)
-        # Of a stem whose stream is not read, XLA computes the context alone.
-        stream, context = stem(batch, stem_key, replace(compute, dropout=key is not None))
+        with segment(tower, "embeddings"):
+            stem, stem_key = _bind_end(tower, tower.stem, {}, params, stem_key, compute)
+            # Of a stem whose stream is not read, XLA computes the context alone.
+            stream, context = stem(batch, stem_key, replace(compute, dropout=key is not None))
         first = 0
         if given is not None:
             stream, first = given.astype(stream.dtype), tower.frozen_blocks(compute) or 0
         blocks = range(first, len(tower.blocks))
         stream = run_blocks(tower, params, stream, context, blocks_key, compute, blocks)
-        top, top_key = _bind_end(tower, tower.top, tower.ties, params, top_key, compute)
-        return top(stream, batch, top_key)
+        with segment(tower, "top"):
+            top, top_key = _bind_end(tower, tower.top, tower.ties, params, top_key, compute)
+            return top(stream, batch, top_key)
 
 
 def run_trunk(
@@ -85,7 +88,7 @@ def run_joint(part: Part, params: Params, compute: Compute, *inputs: Any) -> Any
     values = {path: params[path] for path in part.leaves}
     # What is no matrix stays whole: a scale of scores in bfloat16 would be a per cent off.
     cast = {path: v.astype(compute.dtype) if v.ndim > 1 else v for path, v in values.items()}
-    with jax.default_matmul_precision(compute.precision):
+    with jax.default_matmul_precision(compute.precision), jax.named_scope("[joint]"):
         return part.bind(cast)(*inputs)
 
 
@@ -138,9 +141,15 @@ def run_blocks(
         return part, tuple(path for path in part.leaves if compute.trains(within + path))
 
     for (part, trained), run in groupby(blocks, alike):
-        step = partial(_run_block, part, context, key if trained else None)
-        stream = _run_alike(tower, part, step, list(run), params, stream, compute)
+        step, indices = partial(_run_block, part, context, key if trained else None), list(run)
+        with segment(tower, f"blocks {indices[0]}-{indices[-1]}"):
+            stream = _run_alike(tower, part, step, indices, params, stream, compute)
     return stream
+
+
+def segment(tower: Tower, name: str) -> AbstractContextManager:
+    """What is run inside is a segment of the tower: so profiles and counted costs name it."""
+    return jax.named_scope(f"[{tower.prefix}{name}]")
 
 
 def _run_block(

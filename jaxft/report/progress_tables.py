@@ -122,6 +122,32 @@ def depth_table(table: Mapping[str, Any]) -> RenderableType:
     return shown
 
 
+def segment_table(
+    segments: Sequence[Mapping[str, Any]], flops: Mapping[str, int]
+) -> RenderableType:
+    """What a step costs in each segment of the model, from the input up.
+
+    Args:
+        segments: rows as `cost.segment_flops` gives them.
+        flops: with `step`, the FLOPs of the step.
+    """
+    names = ("forward", "input_gradient", "weight_gradient")
+    columns = [("segment", "left"), ("forward", "right"), ("through", "right")]
+    columns += [("own gradient", "right"), ("of the step", "right")]
+    shown = _table("cost of a step, in FLOP", columns)
+
+    def add(title: str, costs: Sequence[int]) -> None:
+        cells = [count(cost) if cost else "" for cost in costs]
+        # A model that trains nothing here at all would have no step.
+        shown.add_row(title, *cells, share(sum(costs) / max(flops["step"], 1)))
+
+    for row in segments:
+        if any(row[name] for name in names):
+            add(row["segment"], [row[name] for name in names])
+    add("all", [sum(row[name] for row in segments) for name in names])
+    return shown
+
+
 def result_table(result: Mapping[str, Any]) -> RenderableType:
     """The scores of the last evaluation, beside the baselines where there are any.
 
