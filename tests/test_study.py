@@ -225,7 +225,7 @@ def test_what_makes_a_program_of_its_own(config, vary, programs):
 
 
 def test_members_are_cut_into_even_chunks_that_fit():
-    need = Need(shared=100, state=10, activations=50, turns=True)
+    need = Need(shared=100, state=10, working=50, turns=True)
     assert need.of(8) == 230
     assert chunk_sizes(need, 8, 1000) == [8]
     assert chunk_sizes(need, 8, 230) == [4, 4]
@@ -246,13 +246,16 @@ def test_settings_are_ranked_by_the_mean_of_their_seeds_best(config):
     marked = mark_rows(rows, "accuracy")
     assert [r["step"] for r in marked if r["best"]] == [2, 1, 2, 1, 1]
     assert [r["step"] for r in marked if r["last"]] == [2, 2, 2, 1, 1, 1]
-    first, second = rank(members, marked, {5: 1}, "accuracy")
+    tested = {index: {"accuracy": 0.1 * index} for index in range(6)}
+    first, second = rank(members, marked, {5: 1}, "accuracy", tested)
     assert first["members"] == [0, 1, 2]
     assert first["best"]["mean"] == pytest.approx(0.7)
     assert first["best"]["deviation"] == pytest.approx(0.1)
     assert first["best"]["low"] == pytest.approx(0.6)
     assert first["best"]["high"] == pytest.approx(0.8)
     assert first["last"]["mean"] == pytest.approx((0.6 + 0.7 + 0.7) / 3)
+    assert first["test"]["mean"] == pytest.approx(0.1), "it ranks nothing"
+    assert second["test"]["mean"] == pytest.approx(0.4)
     assert second["diverged"] == 1, "a setting that diverges comes last, whatever its other seeds"
 
 

@@ -58,6 +58,8 @@ def test_a_study_is_told_whole(study):
         {"optimizer.lr": 1e38},
     ]
     assert found["ranking"][1]["diverged"] == 2
+    assert found["ranking"][1]["test"]["mean"] is None
+    assert 0 <= found["ranking"][0]["test"]["mean"] <= 1, "every member is scored on the test rows"
     assert found["ranking"][0]["best"]["deviation"] is not None, "the order of the data is a seed"
     notes = [event["text"] for event in read_events(study) if event["kind"] == "note"]
     assert [note.split(":")[0] for note in notes] == ["Member 2 diverged", "Member 3 diverged"]

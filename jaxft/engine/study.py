@@ -147,7 +147,9 @@ def study(
         results = [found[part.index] or {} for part in parts]
         rows = mark_rows([row for result in results for row in result["rows"]], metric)
         diverged = {int(m): at for result in results for m, at in result["diverged"].items()}
-        ranking = rank(members, rows, diverged, metric)
+        pairs = [zip(r["members"], r["test"], strict=True) for r in results if r["test"]]
+        tested = {member: scores for pair in pairs for member, scores in pair}
+        ranking = rank(members, rows, diverged, metric, tested)
         folder.write_table([_flat(row, members, diverged) for row in rows])
         chosen = members[ranking[0]["members"][0]]
         folder.write_text(BEST_FILE, best_yaml(chosen, name, metric))

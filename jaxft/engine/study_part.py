@@ -16,6 +16,7 @@ from jaxft.data.loader import batches
 from jaxft.engine.build import Build
 from jaxft.engine.build_state import frozen_params
 from jaxft.engine.evaluate import EvalStep, run_split, summarise
+from jaxft.engine.inputs import Split
 from jaxft.engine.mesh import batch_sharding, place_batch
 from jaxft.engine.state import TrainState
 from jaxft.engine.step import Rates
@@ -107,21 +108,21 @@ class Stage:
         frozen = {name: leaf for name, leaf in self.frozen.items() if name not in kept}
         return Stage(builds, entered, frozen, programs), entered
 
-    def score(self, states: TrainState) -> list[dict[str, float]]:
-        """Each member's scores on the eval rows."""
-        split = self.built.splits["eval"]
+    def score(self, states: TrainState, name: str = "eval") -> list[dict[str, float]]:
+        """Each member's scores on the rows of a split."""
+        split = self.built.splits[name]
         params = (trained_params(states), self.frozen)
         results = list(run_split(self.built, self._evaluate, params, split.examples))
         return [
-            self._scores([jax.tree.map(lambda array, i=i: array[i], r) for r in results])
+            self._scores([jax.tree.map(lambda array, i=i: array[i], r) for r in results], split)
             for i in range(len(self.builds))
         ]
 
-    def _scores(self, results: list[tuple[dict, dict]]) -> dict[str, float]:
+    def _scores(self, results: list[tuple[dict, dict]], split: Split) -> dict[str, float]:
         """One member's scores; not finite where its outputs are not, of which no task has one."""
         if not all(np.isfinite(sums["loss"][0]) for sums, _ in results):
             return dict.fromkeys(("loss", *self.built.task.metric_names), math.nan)
-        return summarise(self.built, self.built.splits["eval"], results).scores
+        return summarise(self.built, split, results).scores
 
 
 def begin(builds: Sequence[Build], programs: Programs) -> tuple[Stage, TrainState, Start]:
@@ -146,7 +147,8 @@ def train_part(
         done: steps that earlier parts took.
 
     Returns:
-        `rows`, one a member and evaluation; `drift` by depth; `diverged`, the step at which each
+        `rows`, one a member and evaluation; `test`, each member's scores on the test rows at its
+        end, empty where there are none; `drift` by depth; `diverged`, the step at which each
         member that did was left; `seconds`, and of them `compiling`.
     """
     began = time.monotonic()
@@ -196,12 +198,17 @@ def train_part(
             rows.append(_row(member, part.bucket, step, scores))
         if ended:
             break
+    tested: list[dict[str, float | None]] = []
+    if "test" in built.splits:
+        progress.doing(f"scoring {len(built.splits['test'].examples):,} test rows")
+        tested = [_finite(scores) for scores in stage.score(states, "test")]
     moved = drift(stage.built, states, start)
     return {
         "part": part.index,
         "bucket": part.bucket,
         "members": [member.index for member in part.members],
         "rows": rows,
+        "test": tested,
         "drift": moved,
         "diverged": meter.diverged,
         "seconds": time.monotonic() - began,
@@ -211,8 +218,11 @@ def train_part(
 
 
 def _row(member: Member, bucket: int, step: int, scores: dict[str, float]) -> dict[str, Any]:
-    finite = {name: v if math.isfinite(v) else None for name, v in scores.items()}
-    return {"member": member.index, "bucket": bucket, "step": step, "scores": finite}
+    return {"member": member.index, "bucket": bucket, "step": step, "scores": _finite(scores)}
+
+
+def _finite(scores: dict[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in scores.items()}
 
 
 class _Meter:

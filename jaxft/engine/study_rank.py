@@ -43,6 +43,7 @@ def rank(
     rows: Sequence[Mapping[str, Any]],
     diverged: Mapping[int, int],
     metric: str,
+    tested: Mapping[int, Mapping[str, float | None]] | None = None,
 ) -> list[dict[str, Any]]:
     """The settings, the best first: by the mean over seeds of the members' best scores.
 
@@ -51,10 +52,12 @@ def rank(
         rows: as `mark_rows` gives them.
         diverged: member -> the step at which it was left. A setting that has one comes last.
         metric: what is ranked by.
+        tested: member -> its scores on the test rows at its end, which rank nothing.
 
     Returns:
         For each setting `values`, `members`, `diverged` (how many), `step` (of the first
-        member's best), and `best` and `last`: each a mapping as `summarise_seeds` gives it.
+        member's best), and `best`, `last` and, where there are test rows, `test`: each a mapping
+        as `summarise_seeds` gives it.
     """
     settings: dict[str, list[Member]] = {}
     for member in members:
@@ -75,6 +78,8 @@ def rank(
                 "last": summarise_seeds([row["scores"].get(metric) for row in last]),
             }
         )
+        if tested:
+            ranked[-1]["test"] = summarise_seeds([tested[i].get(metric) for i in indices])
     sign = 1 if metric in LOWER_IS_BETTER else -1
 
     def place(entry: Mapping[str, Any]) -> tuple[bool, float]:

@@ -73,6 +73,7 @@ def _view(about: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> dict[
         "keys": [short_key(key) for key in keys],
         "metric": about["metric"],
         "seeded": any(row["seeds"] > 1 for row in ranking),
+        "tested": any(row["test"] is not None for row in ranking),
         "ranking": ranking,
         "ranges": [
             {"texts": [text_of(members[found["member"]], key) for key in keys], **found}
@@ -94,6 +95,7 @@ def _ranked(entry: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
         "low": best["low"],
         "high": best["high"],
         "last": entry["last"]["mean"],
+        "test": entry.get("test", {}).get("mean"),
         "step": entry["step"],
         "diverged": entry["diverged"],
     }

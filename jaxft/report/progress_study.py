@@ -50,7 +50,8 @@ def ranking_table(ranking: Sequence[Mapping[str, Any]], metric: str) -> Renderab
     columns = ["best", "at step", "last"]
     if repeated:
         columns = ["seeds", "best", "deviation", "95% interval", "last"]
-    for name in columns:
+    tested = any("test" in entry for entry in ranking)
+    for name in [*columns, *["test at the end"] * tested]:
         table.add_column(name, justify="right", no_wrap=True)
     for place, entry in enumerate(ranking, 1):
         best, last = entry["best"], entry["last"]
@@ -62,6 +63,7 @@ def ranking_table(ranking: Sequence[Mapping[str, Any]], metric: str) -> Renderab
         else:
             cells += [_score(best["mean"]), f"{entry['step'] or 0:,}"]
         cells.append("diverged" if entry["diverged"] else _score(last["mean"]))
+        cells += [_score(entry["test"]["mean"])] if tested else []
         table.add_row(str(place), *map(Text, cells), style="bold green" if place == 1 else "")
     return table
 
