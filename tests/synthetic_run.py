@@ -153,6 +153,27 @@ def schedule(step):
     return min(step / (0.1 * STEPS), (STEPS - step) / (0.9 * STEPS))
 
 
+def layers(random, lr, step):
+    """What the layers that train do in a step: more the higher they are, and less as time goes."""
+
+    def of(most):
+        fall = math.exp(-step / 300)
+        return {
+            str(depth): most * 2.0 ** (depth - 7) * fall * random.lognormal(0, 0.2)
+            for depth in range(3, 8)
+        }
+
+    return {
+        "clip": 0.5,
+        "grad_norm": of(2.0),
+        "relative_gradient": of(0.3),
+        "update_ratio": of(1e-3),
+        "signal": of(0.4),
+        "rate": {name: 5 * lr * schedule(step) for name in of(1)},
+        "not_finite": dict.fromkeys(of(1), 0),
+    }
+
+
 def write_events(folder, random, lr, reach):
     with EventLog(folder, tensorboard=False) as log:
         for step in range(10, STEPS + 1, 10):
@@ -170,7 +191,11 @@ def write_events(folder, random, lr, reach):
                     "rates": {"head": 5 * lr * schedule(step), "rest": lr * schedule(step)},
                 },
             )
+            if step % 40 == 0:
+                log.of_kind("layers", step, layers(random, lr, step))
             if step % 120 == 0:
+                far = {str(depth): 0.02 * 1.6 ** (depth - 7) * progress for depth in range(3, 8)}
+                log.of_kind("drift", step, {"drift": far})
                 loss = 0.66 - 0.28 * reach * progress + 0.04 * (step > EPOCH)
                 score = 0.56 + 0.27 * reach * progress - 0.02 * (step == STEPS)
                 log.eval(step, "eval", {"loss": loss, "accuracy": score, "f1": score - 0.006})

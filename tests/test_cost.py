@@ -286,7 +286,7 @@ def test_a_table_that_scores_has_a_gradient_of_its_own():
     assert found == {("loss", purpose): product for purpose in purposes}
 
 
-@pytest.mark.parametrize("frozen", (2, 5))
+@pytest.mark.parametrize("frozen", [2, 5])
 def test_a_frozen_prefix_costs_what_the_formula_says(folder, frozen):
     """Of L equal blocks K frozen: forward x (1 + 2 (L - K) / L), less one input gradient."""
     groups = [{"name": "trunk", "depth": [0, frozen], "freeze": True}] if frozen else []

@@ -52,7 +52,16 @@ def test_a_page_shows_the_whole_run(run):
         "rates",
         "examples_per_second",
         "grad_norm",
+        "layers-relative_gradient",
+        "layers-update_ratio",
+        "layers-drift",
+        "layers-signal",
+        "layers-grad_norm",
+        "layers-rate",
     ]
+    heat = drawn["layers-drift"]
+    assert (heat["x"], heat["y"]) == ([120, 240, 360, 480], ["3", "4", "5", "6", "7"])
+    assert all(len(row) == 4 for row in heat["z"])
     assert all(f'id="figure-{name}"' in page for name in drawn)
     body = without_scripts(page)
     assert "0.8312" in body  # the test accuracy

@@ -138,8 +138,9 @@ def column(number):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_figure_is_drawn_and_nothing_is_loaded(browser, page, scheme):
     browser.open(page, scheme)
-    drawn = browser.ask(f"{FIGURES}.map(f => f.querySelectorAll('.scatterlayer .trace').length)")
-    assert len(drawn) == 6
+    traces = "'.scatterlayer .trace, .heatmaplayer image'"
+    drawn = browser.ask(f"{FIGURES}.map(f => f.querySelectorAll({traces}).length)")
+    assert len(drawn) == 12
     assert min(drawn) >= 1
     assert browser.requests == [page.as_uri()]
 

@@ -19,6 +19,7 @@ from jaxft import files
 from jaxft.errors import UserError
 from jaxft.report import numbers
 from jaxft.report.page_figures import figures
+from jaxft.report.page_layers import layer_figures
 from jaxft.report.page_run import Run, read_run
 from jaxft.report.page_views import differences, view
 
@@ -58,9 +59,11 @@ def write_page(runs: Sequence[Path], out: Path | None = None) -> Path:
 def render(runs: Sequence[Run]) -> str:
     """The page of these runs."""
     drawn = figures(runs)
+    heat = layer_figures(runs[0]) if len(runs) == 1 else []
     return fill(
         "page",
-        drawn,
+        [*drawn, *heat],
+        heat=heat,
         places=[*zip(drawn, spans(len(drawn)), strict=True)],
         runs=[view(run, index) for index, run in enumerate(runs)],
         differences=differences([run.config for run in runs]),

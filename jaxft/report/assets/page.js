@@ -30,7 +30,38 @@ function trace(series, format) {
   };
 }
 
+// Layer x step; the scale is logarithmic, since layers are decades apart.
+function heat(figure) {
+  const positive = figure.z.flat().filter((value) => value > 0);
+  const [low, high] = [Math.min(...positive), Math.max(...positive)].map(Math.log10);
+  const ticks = high - low > 0.01 ? [low, (low + high) / 2, high] : [low];
+  return {
+    type: "heatmap",
+    x: figure.x,
+    y: figure.y,
+    z: figure.z.map((row) => row.map((value) => (value > 0 ? Math.log10(value) : null))),
+    text: figure.z.map((row) => row.map((value) => (value === null ? "" : value.toExponential(2)))),
+    hovertemplate: "step %{x}, layer %{y}: %{text}<extra></extra>",
+    hoverongaps: false,
+    colorscale: [
+      [0, themed("--line")],
+      [0.5, themed("--c0")],
+      [1, themed("--ink")],
+    ],
+    xgap: figure.x.length > 60 ? 0 : 1,
+    ygap: 1,
+    colorbar: {
+      thickness: 8,
+      outlinewidth: 0,
+      tickvals: ticks,
+      ticktext: ticks.map((value) => (10 ** value).toExponential(0)),
+      tickfont: { size: 10.5 },
+    },
+  };
+}
+
 function layout(figure) {
+  const flat = figure.kind === "heat";
   const grid = themed("--line");
   const axis = {
     gridcolor: grid,
@@ -48,22 +79,23 @@ function layout(figure) {
     xaxis: {
       ...axis,
       title: { text: "step", standoff: 4, font: { size: 11.5 } },
-      rangemode: "tozero",
+      rangemode: flat ? "normal" : "tozero",
       showgrid: false,
       ticks: "outside",
     },
     yaxis: {
       ...axis,
+      ...(flat ? { type: "category", showgrid: false, nticks: 0, title: { text: "depth", font: { size: 11.5 } } } : {}),
       rangemode: figure.from_zero ? "tozero" : "normal",
       ...(figure.id === "rates" ? { exponentformat: "e" } : {}),
     },
-    hovermode: "x unified",
+    hovermode: flat ? "closest" : "x unified",
     hoverlabel: {
       bgcolor: themed("--card"),
       bordercolor: grid,
       font: { color: themed("--ink"), family: themed("--font") },
     },
-    showlegend: !several && figure.series.length > 1,
+    showlegend: !flat && !several && figure.series.length > 1,
     legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, xanchor: "left" },
   };
 }
@@ -72,7 +104,9 @@ function draw() {
   for (const figure of figures) {
     Plotly.react(
       document.getElementById(`figure-${figure.id}`),
-      figure.series.map((series) => trace(series, figure.format)),
+      figure.kind === "heat"
+        ? [heat(figure)]
+        : figure.series.map((series) => trace(series, figure.format)),
       layout(figure),
       { responsive: true, displaylogo: false, displayModeBar: false },
     );
