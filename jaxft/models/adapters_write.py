@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def write_adapter(
     params: Mapping[str, Any],
     adapted: Mapping[str, LowRank],
     names: Mapping[str, Name],
-    exported: Callable[[str], str],
+    held: Mapping[str, str],
     modules: Mapping[str, np.ndarray],
     base: Mapping[str, Any],
 ) -> None:
@@ -39,8 +39,8 @@ def write_adapter(
         params: the flat dict.
         adapted: kernel -> what is beside it.
         names: parameter -> its line of the name table.
-        exported: a name as the table spells it -> as the architecture saves it.
-        modules: tensors of modules that trained whole, as the architecture names and has them.
+        held: a tensor's name as the table spells it -> as PyTorch holds it in memory.
+        modules: tensors of modules that trained whole, as PyTorch names and has them.
         base: fields of the config that say of which model it is.
 
     Raises:
@@ -53,12 +53,12 @@ def write_adapter(
     for hf in dict.fromkeys(kernels.values()):
         beside_each = [kernel for kernel, name in names.items() if name.hf == hf]
         beside_each.sort(key=lambda kernel: names[kernel].part or ())
-        module = exported(hf).removesuffix(".weight")
+        module = held[hf].removesuffix(".weight")
         scale = next(adapted[kernel].scale for kernel in beside_each if kernel in adapted)
         matrices = _fused(params, adapted, beside_each, scale)
         ranks[module] = (matrices["lora_A.weight"].shape[0], scale)
         tensors |= {f"{ROOT}{module}.{leaf}": value for leaf, value in matrices.items()}
-    everything = [exported(name.hf).removesuffix(".weight") for name in names.values()]
+    everything = [name.removesuffix(".weight") for name in held.values()]
     config = {
         **base,
         **_ranks(ranks),

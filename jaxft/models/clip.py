@@ -371,6 +371,13 @@ class DualEncoder:
             return TEXT + self.text.exported(name.removeprefix(TEXT), None, self.text_type)
         return name
 
+    def in_memory(self, name: str, model_type: str) -> str:
+        """A tensor's name as a file has it -> as transformers 5 has it in memory."""
+        renamed = getattr(self.vision, "in_memory", None)
+        if renamed is None or not name.startswith(VISION):
+            return name
+        return VISION + renamed(name.removeprefix(VISION), self.vision_type)
+
     def refits(
         self, config: DualConfig, fields: Mapping[str, Any]
     ) -> dict[str, Callable[[np.ndarray], np.ndarray]]:

@@ -31,9 +31,13 @@ def with_adapter(model: Model, adapter: Adapter | str | Path) -> Model:
     if isinstance(adapter, Adapter):
         kernels = choose(model.towers, adapter)
     else:
-        names, possible = model.hf_names, kernels_of(model.towers)
-        canonical = model.family.canonical
-        kernels, loaded = read_adapter(Path(adapter), names, model.leaves, possible, canonical)
+        held = _held_names(model)
+
+        def spelled(name: str) -> str:
+            return held.get(name) or model.family.canonical(name)
+
+        files = Path(adapter), model.hf_names, model.leaves
+        kernels, loaded = read_adapter(*files, kernels_of(model.towers), spelled)
     towers = inject(model.towers, kernels)
     # What the folder brings of the model itself (a head) is not the checkpoint's either.
     new = {*model.matching.new, *loaded, *(leaves_of(towers).keys() - model.leaves.keys())}
@@ -68,10 +72,7 @@ def save_adapter(
         raise UserError("The model has no adapter that could be saved by itself.")
     folder = Path(folder)
     names = model.hf_names
-
-    def exported(hf: str) -> str:
-        return model.family.exported(hf, model.head, model.model_type)
-
+    held = {hf: name for name, hf in _held_names(model).items()}
     modules = {_module(names[name].hf) for name in also} - {""}
     whole = {n: line for n, line in names.items() if n in also or _module(line.hf) in modules}
     tensors = to_tensors(model.params, whole, model.matching.loaded)
@@ -80,14 +81,27 @@ def save_adapter(
         model.params,
         model.adapted.kernels,
         names,
-        exported,
-        {exported(hf): value for hf, value in tensors},
+        held,
+        {held[hf]: value for hf, value in tensors},
         {
             "base_model_name_or_path": base or model.source.asked,
             "task_type": TASKS.get(model.head),
         },
     )
     return folder
+
+
+def _held_names(model: Model) -> dict[str, str]:
+    """Each tensor's name as PyTorch holds it in memory, and as the name table spells it.
+
+    Most families' are those of their files; where one's are not, it says so by `in_memory`.
+    """
+    renamed = getattr(model.family, "in_memory", None)
+    found = {}
+    for line in model.hf_names.values():
+        name = model.family.exported(line.hf, model.head, model.model_type)
+        found[renamed(name, model.model_type) if renamed else name] = line.hf
+    return found
 
 
 def _module(hf: str) -> str:

@@ -82,6 +82,16 @@ DINOV2_NAMES = (
     *dense("encoder.layer.{i}.mlp.weights_out", "blocks/{i}/mlp/gated_down"),
     Name("encoder.layer.{i}.layer_scale2.lambda1", "blocks/{i}/mlp/join/layer_scale"),
 )
+IN_MEMORY = (
+    ("attention.attention.query", "attention.q_proj"),
+    ("attention.attention.key", "attention.k_proj"),
+    ("attention.attention.value", "attention.v_proj"),
+    ("attention.output.dense", "attention.o_proj"),
+    # These are ViT's and DeiT's alone.
+    ("encoder.layer.", "layers."),
+    ("intermediate.dense", "mlp.fc1"),
+    ("output.dense", "mlp.fc2"),
+)
 FRESH = ("pooler/", "head/", "embeddings/mask_token")
 UNUSED = (
     r"embeddings\.mask_token",
@@ -105,6 +115,14 @@ def canonical(name: str) -> str:
 def exported(name: str, head: str | None, model_type: str) -> str:
     """A tensor's name as the tables spell it -> as the head's architecture saves it."""
     return name if head is None or name.startswith("classifier.") else f"{model_type}.{name}"
+
+
+def in_memory(name: str, model_type: str) -> str:
+    """A tensor's name as a file has it -> as transformers 5 has it in memory, and PEFT with it."""
+    own = IN_MEMORY if model_type in ("vit", "deit") else IN_MEMORY[:4]
+    for stored, held in own:
+        name = name.replace(stored, held)
+    return name
 
 
 def refits(
