@@ -13,7 +13,6 @@ import typer
 from jaxft.config import load_config, read_yaml
 from jaxft.errors import UserError
 
-
 ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="The run, as a YAML file.")]
 Overrides = Annotated[
     list[str] | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.extend.core import Var
 
 from jaxft.engine.build import Build
 from jaxft.engine.build_state import abstract_state
@@ -27,25 +29,23 @@ class Need:
     Attributes:
         shared: the parameters as they were loaded, once for all members.
         state: one member's trained parameters, moments and average.
-        activations: what one member's backward pass reads, from its forward pass.
-        turns: members run one after another, so that one has its activations at a time.
+        working: one member's activations, as its backward pass reads them, and gradients.
+        turns: members run one after another, so that one works at a time.
     """
 
     shared: int
     state: int
-    activations: int
+    working: int
     turns: bool
 
     def of(self, members: int) -> int:
         """Bytes for so many members in one program."""
-        return (
-            self.shared + members * self.state + self.activations * (1 if self.turns else members)
-        )
+        return self.shared + members * self.state + self.working * (1 if self.turns else members)
 
     def most(self, available: int) -> int:
         """The most members that fit into so many bytes."""
-        each = self.state + (0 if self.turns else self.activations)
-        rest = available - self.shared - (self.activations if self.turns else 0)
+        each = self.state + (0 if self.turns else self.working)
+        rest = available - self.shared - (self.working if self.turns else 0)
         return max(int(rest // max(each, 1)), 0)
 
 
@@ -61,7 +61,7 @@ def need_of(built: Build) -> Need:
     return Need(
         shared=_bytes(built.model.params),
         state=_bytes((state.trainable, state.opt_state, state.average, state.settled)),
-        activations=_activations(chosen),
+        working=_activations(chosen) + _bytes(state.trainable),
         turns=takes_turns(built),
     )
 
@@ -92,9 +92,9 @@ def chunk_sizes(need: Need, members: int, available: int) -> list[int]:
     most = need.most(int(available * USABLE))
     if most < 1:
         raise UserError(
-            f"A study's member needs {size(need.of(1))} of memory "
-            f"({size(need.shared)} for the checkpoint, {size(need.state)} for what trains and its "
-            f"moments, {size(need.activations)} for activations), and {size(available)} are free.",
+            f"A study's member needs {size(need.of(1))} of memory and {size(available)} are free: "
+            f"{size(need.shared)} for the checkpoint, {size(need.state)} for what trains and its "
+            f"moments, {size(need.working)} for activations and gradients.",
             "Freeze more, lower data.batch_size, or set train.remat to full.",
         )
     chunks = -(-members // most)
@@ -122,11 +122,12 @@ def _activations(built: Build) -> int:
 
         return jax.vjp(loss, trainable)[1]
 
-    saved = jax.eval_shape(kept, trainable, frozen, batch, jax.random.key(0))
-    rows = max(built.config.train.accumulate, 1)
-    return max(_bytes(saved) - _bytes(params), 0) // rows
+    traced = jax.make_jaxpr(kept)(trainable, frozen, batch, jax.random.key(0)).jaxpr
+    # What comes out as it went in are parameters and the batch, which are there anyway.
+    saved = {variable for variable in traced.outvars if isinstance(variable, Var)}
+    saved -= {*traced.invars, *traced.constvars}
+    return _bytes([variable.aval for variable in saved]) // built.config.train.accumulate
 
 
 def _bytes(tree: Any) -> int:
-    leaves = jax.tree.leaves(tree)
-    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
