@@ -19,7 +19,7 @@ from jaxft.engine.build import build
 from jaxft.engine.build_state import load_params
 from jaxft.engine.checkpoint import Checkpoints
 from jaxft.engine.cost import step_flops
-from jaxft.engine.evaluate import Interrupted
+from jaxft.engine.evaluate import Interrupted, build_eval_step, evaluate
 from jaxft.engine.mesh import batch_sharding, place_batch
 from jaxft.engine.train import train
 from jaxft.engine.trained import open_trained
@@ -140,11 +140,27 @@ def test_what_it_saves_is_the_trunks_forward(folder, tmp_path):
     built = build(config_of(folder, tmp_path), devices=ONE)
     flops = step_flops(built)
     (plan,) = plan_trunks(built)
-    assert plan.used
     assert plan.saved == pytest.approx(1 - flops["cached"] / flops["step"])
-    assert plan.nbytes == built.splits["train"].examples.lengths.sum() * 32 * 4
+    assert plan.kept == {
+        split: built.splits[split].examples.lengths.sum() * 32 * 4 for split in ("train", "eval")
+    }
     opened = Opened(config_of(folder, tmp_path))
-    assert opened.cached.outputs.nbytes == plan.nbytes
+    assert opened.cached.outputs.nbytes == plan.kept["train"]
+
+
+def test_an_evaluation_starts_there_too(folder, tmp_path):
+    opened = Opened(config_of(folder, tmp_path))
+    built, rows = opened.built, opened.built.splits["eval"]
+    (plan,) = plan_trunks(built)
+    collate = open_trunk(built, plan, opened.params, SILENT, split="eval")
+    step = build_eval_step(built)
+    wanted = evaluate(built, step, opened.params, rows)
+    found = evaluate(built, step, opened.params, rows, collate=collate)
+    assert found.scores == pytest.approx(wanted.scores, rel=1e-5)
+    for name, values in wanted.outcomes.items():
+        np.testing.assert_allclose(found.outcomes[name], values, rtol=1e-5, err_msg=name)
+    once = build(config_of(folder, tmp_path, evaluate_every="2 epochs"), devices=ONE)
+    assert list(plan_trunks(once)[0].kept) == ["train"], "rows that are scored once"
 
 
 # ------------------------------------------------------------------------------- whose entry it is
@@ -228,8 +244,8 @@ def test_what_cannot_be_kept_is_refused(folder, tmp_path):
         "in every phase."
     )
     assert refusal(trunk_cache_size=1e-5) == (
-        "train.trunk_cache: the trunk's output of 67 examples takes 87.9 kB (87,936 bytes), and "
-        "train.trunk_cache_size allows 10.0 kB."
+        "train.trunk_cache: the trunk's output of all train and eval examples takes 109 kB "
+        "(108,800 bytes), and train.trunk_cache_size allows 10.0 kB."
     )
     assert "it is read (augmentation)" in refusal(drawn_anew)
 
@@ -246,7 +262,7 @@ def test_auto_keeps_what_pays(folder, tmp_path):
         given = {"trunk_cache": "auto"} | given
         built = change(build(config_of(folder, tmp_path, **given), devices=ONE))
         (plan,) = plan_trunks(built)
-        assert plan.used == (not plan.reason)
+        assert bool(plan.kept) == (not plan.reason)
         return plan.reason
 
     assert why_not() == ""
@@ -257,14 +273,14 @@ def test_auto_keeps_what_pays(folder, tmp_path):
     stem = [{"name": "low", "depth": [0, 0], "freeze": True}]
     assert why_not(groups=stem) == "it would save 0.0% of a step only"
     assert why_not(trunk_cache_size=1e-5) == (
-        "87.9 kB are more than train.trunk_cache_size (10.0 kB)"
+        "109 kB are more than train.trunk_cache_size (10.0 kB)"
     )
 
 
 def test_a_full_disk_is_told_before_anything_is_written(folder, tmp_path, monkeypatch):
     full = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
-    with pytest.raises(UserError, match=r"has no room for the trunk's output of 67 examples"):
+    with pytest.raises(UserError, match=r"has no room for the trunk's output of 67 train examples"):
         Opened(config_of(folder, tmp_path))
     opened = Opened(config_of(folder, tmp_path, trunk_cache="auto"))
     assert opened.cached == opened.examples.collate

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxft.data.loader import batches
+from jaxft.data.loader import Collate, batches
 from jaxft.data.plans import plan_eval
 from jaxft.engine.build import Build
 from jaxft.engine.inputs import Split
@@ -43,7 +43,7 @@ def evaluation_function(built: Build) -> EvalStep:
     """The `(params, batch) -> (sums, outcomes)` of a run's task itself, to be traced."""
 
     def evaluate_batch(params, batch):
-        outputs = built.model.apply(params, batch, None, built.compute)
+        outputs = built.outputs(params, batch)
         sums = {"loss": built.task.loss(outputs, batch), **built.task.metrics(outputs, batch)}
         outcomes = built.task.outcomes(outputs, batch)
         return sums, outcomes | {"example_ids": batch["example_ids"]}
@@ -57,6 +57,7 @@ def evaluate(
     params: Mapping[str, jax.Array],
     split: Split,
     interrupted: Callable[[], bool] = lambda: False,
+    collate: Collate | None = None,
 ) -> Evaluation:
     """Score every example of a split once; padding counts nowhere.
 
@@ -66,12 +67,13 @@ def evaluate(
         params: every parameter.
         split: what to score.
         interrupted: asked before each batch.
+        collate: makes the split's batches; None is as the task does.
 
     Raises:
         Interrupted: `interrupted` said so.
     """
     found = []
-    for result in run_split(built, step, params, split.examples):
+    for result in run_split(built, step, params, split.examples, collate):
         if interrupted():
             raise Interrupted
         found.append(result)
@@ -103,7 +105,9 @@ def predictions(built: Build, split: Split, found: Evaluation) -> Iterator[dict[
         yield {"id": number, **one}
 
 
-def run_split(built: Build, step: EvalStep, params, examples: Examples) -> Iterator[Any]:
+def run_split(
+    built: Build, step: EvalStep, params, examples: Examples, collate: Collate | None = None
+) -> Iterator[Any]:
     """Each batch's sums and outcomes, on the host; the next batch is under way meanwhile.
 
     Not so on several CPU devices: two programs with collectives, neither of which waits for the
@@ -117,7 +121,7 @@ def run_split(built: Build, step: EvalStep, params, examples: Examples) -> Itera
     ahead = None
     for batch in batches(
         plan,
-        examples.collate,
+        collate or examples.collate,
         0,
         len(plan),
         process_index=jax.process_index(),

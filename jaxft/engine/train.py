@@ -146,7 +146,7 @@ def train(
             EventLog(Path(run.path), config.report.tensorboard, first if first else None) as log,
             Progress(total, first, console, quiet) as progress,
             stop_signals() as stop,
-            Batches(built, trunks, progress, stop.asked) as made,
+            Batches(built, eval_step, trunks, progress, stop.asked) as made,
             Ahead() as ahead,
         ):
             stage = with_measured(stage, read_events(Path(run.path)))
@@ -186,7 +186,8 @@ def train(
                 progress.doing(f"scoring {len(built.splits['eval'].examples):,} eval rows")
                 rows, params = built.splits["eval"], stage.params(state)
                 try:
-                    found = evaluate(built, eval_step, params, rows, stop.asked)
+                    how = made.eval_step, params, rows, stop.asked, made.eval_collate
+                    found = evaluate(built, *how)
                 except Interrupted:
                     return None
                 if metric not in found.scores:
@@ -215,11 +216,13 @@ def train(
                 meter.go_on()
 
             # ------------------------------------------------------------------------- The loop
-            if first and built.length.evaluates_at(first) and not checkpoints.metrics(first):
+            unscored = first and built.length.evaluates_at(first) and not checkpoints.metrics(first)
+            if first < total or unscored:
+                enter()
+            if unscored:
                 _save(checkpoints, step, state, score())  # a signal came while it was scored
                 end_if_asked()
             if first < total:
-                enter()
                 progress.doing("compiling the step")
             save_due = score_due = False
             while step < total:

@@ -10,6 +10,7 @@ import jax
 from jaxft.data.loader import Batch, Collate, batches
 from jaxft.engine.build import Build
 from jaxft.engine.cost import batch_shapes
+from jaxft.engine.evaluate import EvalStep, build_eval_step
 from jaxft.engine.state import TrainState
 from jaxft.engine.train_stage import Stage
 from jaxft.engine.trunk import open_trunk
@@ -22,20 +23,27 @@ class Batches:
 
     Args:
         built: the run.
+        eval_step: the run's evaluation.
         trunks: the plan of each phase.
         progress: where to say what is done.
         interrupted: asked while a trunk runs over the examples.
+
+    Attributes:
+        eval_step, eval_collate: the phase's own evaluation, and what makes its batches.
     """
 
     def __init__(
         self,
         built: Build,
+        eval_step: EvalStep,
         trunks: Sequence[TrunkPlan],
         progress: Progress,
         interrupted: Callable[[], bool],
     ):
         self._built, self._trunks = built, trunks
         self._progress, self._interrupted = progress, interrupted
+        self._whole_eval, self.eval_step = eval_step, eval_step
+        self.eval_collate: Collate = built.splits["eval"].examples.collate
         self._collate: Collate | None = None
         self._made: Iterator[Batch] = iter(())
 
@@ -51,7 +59,11 @@ class Batches:
             plan = self._trunks[index]
         else:  # a phase that the run has decided on under way
             plan = plan_trunk(stage.built, batch_shapes(stage.built))
-        collate = open_trunk(stage.built, plan, known, self._progress, self._interrupted)
+        now, told = stage.built, (self._progress, self._interrupted)
+        collate = open_trunk(now, plan, known, *told)
+        self.eval_collate = open_trunk(now, plan, known, *told, split="eval")
+        whole = self.eval_collate == now.splits["eval"].examples.collate
+        self.eval_step = self._whole_eval if whole else build_eval_step(now)
         if collate == self._collate:
             return  # what is made ahead fits
         self.close()

@@ -90,8 +90,11 @@ def open_trunk(
     params: Mapping[str, jax.Array],
     progress: Progress,
     interrupted: Callable[[], bool] = lambda: False,
+    split: str = "train",
 ) -> Collate:
-    """What makes a phase's training batches: from the cache, filled where it is not yet.
+    """What makes a phase's batches of a split: with the trunk's output where that is kept.
+
+    It is read from the cache, which is filled where it is not yet.
 
     Args:
         built: the run in the phase.
@@ -99,14 +102,15 @@ def open_trunk(
         params: values of at least the trunk's parameters.
         progress: where to say what is done.
         interrupted: asked before each batch that the trunk runs on.
+        split: whose batches.
 
     Raises:
         Interrupted: `interrupted` said so; nothing is kept.
         UserError: the disk has no room, or cannot be written to.
     """
-    examples = built.splits["train"].examples
-    if not plan.used:
-        if plan.saved >= WORTH:
+    examples = built.splits[split].examples
+    if split not in plan.kept:
+        if plan.saved >= WORTH and not plan.kept:
             progress.message(f"The trunk runs in every step, since {plan.reason}.")
         return examples.collate
     shape = built.layout
@@ -114,11 +118,11 @@ def open_trunk(
     order = np.concatenate([batches_of.batch(i).ravel() for i in range(len(batches_of))])
     order = order[order >= 0]  # the cache holds examples as they are computed
     leaves = trunk_leaves(built, params)
-    root, key = _root(built), _key(built, leaves, order)
-    told = f"the trunk's output of {len(examples):,} examples, {size(plan.nbytes)}"
+    root, key = _root(built), _key(built, examples, leaves, order)
+    told = f"the trunk's output of {len(examples):,} {split} examples, {size(plan.kept[split])}"
     ready = is_built(root, key)
     everywhere = _everywhere(ready)
-    if not everywhere and not _everywhere(_has_room(root, plan.nbytes)):
+    if not everywhere and not _everywhere(_has_room(root, plan.kept[split])):
         sentence = f"train.trunk_cache: {root} has no room for {told}."
         if built.config.train.trunk_cache == "on":
             raise UserError(sentence, "Free some space, or set data.cache to another folder.")
@@ -130,17 +134,16 @@ def open_trunk(
     )
 
     def build():
-        return _run(built, batches_of, leaves, progress, interrupted), _meta(built)
+        return _run(built, examples, batches_of, leaves, progress, interrupted), _meta(built)
 
     if ready and not everywhere:  # another process has not: it cannot run the trunk alone
         for _ in build()[0]:
             pass
     places = np.empty(len(order), np.int64)
     places[order] = np.arange(len(order))
-    seen = built.model.towers.get("vision")
-    if isinstance(seen, Tower) and seen.prefix + TRUNK in _meta(built)["names"].values():
-        examples = examples.without_images()
-    return CachedBatches(examples, build_or_open(root, key, build), places)
+    vision, outputs = built.model.towers.get("vision"), build_or_open(root, key, build)
+    seen = isinstance(vision, Tower) and vision.prefix + TRUNK in outputs.meta["names"].values()
+    return CachedBatches(examples.without_images() if seen else examples, outputs, places)
 
 
 def trunk_leaves(built: Build, params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -162,7 +165,9 @@ def _root(built: Build) -> Path:
     return root
 
 
-def _key(built: Build, leaves: Mapping[str, jax.Array], order: np.ndarray) -> str:
+def _key(
+    built: Build, examples: Examples, leaves: Mapping[str, jax.Array], order: np.ndarray
+) -> str:
     """Changes with anything that the trunk's output depends on."""
     return cache_key(
         kind="trunk",
@@ -171,7 +176,7 @@ def _key(built: Build, leaves: Mapping[str, jax.Array], order: np.ndarray) -> st
         boundary=_meta(built)["blocks"],
         leaves=checksum(dict(leaves)),
         compute=[built.compute.dtype, built.compute.precision, built.compute.platform],
-        examples=built.splits["train"].examples.fingerprint,
+        examples=examples.fingerprint,
         row_length=built.layout.row_length,
         order=hashlib.sha256(order.tobytes()).hexdigest(),
     )
@@ -197,6 +202,7 @@ def _meta(built: Build) -> dict[str, Any]:
 
 def _run(
     built: Build,
+    examples: Examples,
     plan: EvalPlan,
     leaves: dict[str, jax.Array],
     progress: Progress,
@@ -209,7 +215,7 @@ def _run(
         in_shardings=({name: built.shardings[name] for name in leaves}, rows),
         out_shardings=replicated(built.mesh),  # every process keeps all of it
     )
-    examples, said, done = built.splits["train"].examples, time.monotonic(), 0
+    said, done = time.monotonic(), 0
     for number, batch in enumerate(
         batches(
             plan,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
@@ -20,15 +21,13 @@ class TrunkPlan:
     """What a phase's trunk cache takes and saves.
 
     Attributes:
-        used: whether the phase keeps its trunk's output.
-        reason: where it does not, why.
-        nbytes: what the output of all training examples takes on disk.
-        saved: the share of a step's FLOPs that it saves; 0 where that was not worked out.
+        kept: split -> bytes that its trunk's output takes on disk; empty where none is kept.
+        reason: where none is, why.
+        saved: the share of a step's FLOPs that is saved; 0 where that was not worked out.
     """
 
-    used: bool
+    kept: Mapping[str, int]
     reason: str = ""
-    nbytes: int = 0
     saved: float = 0.0
 
 
@@ -40,7 +39,9 @@ def plan_trunks(built: Build) -> tuple[TrunkPlan, ...]:
     """
     batch = batch_shapes(built)
     plans = tuple(plan_trunk(built.in_phase(phase.index), batch) for phase in built.phases)
-    if built.config.train.trunk_cache == "on" and not any(plan.used for plan in plans):
+    # A run that freezes layers by itself has no trunk yet.
+    fixed = built.config.phases != "auto_freeze"
+    if built.config.train.trunk_cache == "on" and fixed and not any(plan.kept for plan in plans):
         raise UserError(
             "train.trunk_cache: there is no trunk to keep the output of, since the embeddings "
             "train in every phase.",
@@ -62,10 +63,10 @@ def plan_trunk(built: Build, batch: dict[str, jax.ShapeDtypeStruct]) -> TrunkPla
     """
     asked, examples = built.config.train.trunk_cache, built.splits["train"].examples
     if asked == "off":
-        return TrunkPlan(False, "train.trunk_cache is off")
+        return TrunkPlan({}, "train.trunk_cache is off")
     streams = trunk_shapes(built, batch)
     if not streams:
-        return TrunkPlan(False, "there is no trunk: the embeddings train")
+        return TrunkPlan({}, "there is no trunk: the embeddings train")
     if examples.random:
         if asked == "on":
             raise UserError(
@@ -73,37 +74,46 @@ def plan_trunk(built: Build, batch: dict[str, jax.ShapeDtypeStruct]) -> TrunkPla
                 "(augmentation), so that what the trunk makes of it cannot be kept.",
                 "Turn augmentation off, or leave train.trunk_cache at auto.",
             )
-        return TrunkPlan(False, "an example is another each time that it is read")
-    nbytes = sum(_bytes(shape, built) for shape in streams.values())
+        return TrunkPlan({}, "an example is another each time that it is read")
+    kept = {name: _bytes(built, name, streams) for name in _splits(built)}
+    nbytes = sum(kept.values())
     most = built.config.train.trunk_cache_size * 1e9
     if asked == "on":
         if nbytes > most:
             raise UserError(
-                f"train.trunk_cache: the trunk's output of {len(examples):,} examples takes "
-                f"{size(nbytes)} ({nbytes:,} bytes), and train.trunk_cache_size allows "
+                f"train.trunk_cache: the trunk's output of all {' and '.join(kept)} examples "
+                f"takes {size(nbytes)} ({nbytes:,} bytes), and train.trunk_cache_size allows "
                 f"{size(most)}.",
                 f"Raise train.trunk_cache_size (GB) to {math.ceil(nbytes / 1e8) / 10} where the "
                 "disk has room, or leave train.trunk_cache at auto.",
             )
-        return TrunkPlan(True, "", nbytes, trunk_saving(built, batch))
+        return TrunkPlan(kept, "", trunk_saving(built, batch))
     if built.phase.stop - built.phase.start <= built.length.steps_per_epoch:
-        return TrunkPlan(False, "no example is read twice", nbytes)
+        return TrunkPlan({}, "no example is read twice")
     saved = trunk_saving(built, batch)
     if saved < WORTH:
-        return TrunkPlan(False, f"it would save {share(saved)} of a step only", nbytes, saved)
+        return TrunkPlan({}, f"it would save {share(saved)} of a step only", saved)
     if nbytes > most:
         reason = f"{size(nbytes)} are more than train.trunk_cache_size ({size(most)})"
-        return TrunkPlan(False, reason, nbytes, saved)
-    return TrunkPlan(True, "", nbytes, saved)
+        return TrunkPlan({}, reason, saved)
+    return TrunkPlan(kept, "", saved)
 
 
-def _bytes(shape: jax.ShapeDtypeStruct, built: Build) -> int:
-    """What a stream `[R, T, D]` takes for all training examples."""
-    _, positions, width = shape.shape
-    lengths = built.splits["train"].examples.lengths
-    if is_packed(built):
-        return int(lengths.sum()) * width * shape.dtype.itemsize
-    return len(lengths) * positions * width * shape.dtype.itemsize
+def _splits(built: Build) -> tuple[str, ...]:
+    """The splits whose output is kept: that of the eval rows where they are scored again."""
+    every, phase = built.length.evaluate_every, built.phase
+    again = phase.stop // every - phase.start // every > 1
+    return ("train", "eval") if again and not built.splits["eval"].examples.random else ("train",)
+
+
+def _bytes(built: Build, split: str, streams: Mapping[str, jax.ShapeDtypeStruct]) -> int:
+    """What the streams `[R, T, D]` take for all examples of a split."""
+    lengths, total = built.splits[split].examples.lengths, 0
+    for shape in streams.values():
+        _, positions, width = shape.shape
+        taken = int(lengths.sum()) if is_packed(built) else len(lengths) * positions
+        total += taken * width * shape.dtype.itemsize
+    return total
 
 
 def is_packed(built: Build) -> bool:
