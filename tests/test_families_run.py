@@ -179,9 +179,7 @@ def test_dropout_is_for_what_is_trained(classifier):
     assert np.array_equal(logits(first), logits(first))
     assert not np.array_equal(logits(first), logits(first, key=jax.random.key(1)))
     # BERT's classifier has a dropout of its own; the others' have none.
-    assert np.array_equal(logits("head/kernel"), plain) is (
-        model.family.__name__ != "jaxft.models.bert"
-    )
+    assert np.array_equal(logits("head/kernel"), plain) is (model.model_type != "bert")
 
 
 def test_a_frozen_block_costs_its_forward_pass_only(classifier):
