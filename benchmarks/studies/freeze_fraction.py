@@ -48,7 +48,7 @@ def groups_of(frozen: int) -> list[dict[str, Any]]:
 def main() -> None:
     """Train all, and write the page."""
     config = jaxft.load_config("configs/sentiment.yaml", OVERRIDES)
-    counts = range(BLOCKS + 2)
+    counts = [0, 2, 4, 5, 6, 7]
     vary = {
         "groups": [groups_of(count) for count in counts],
         "optimizer.lr": RATES,
@@ -58,11 +58,10 @@ def main() -> None:
     settings, drift = scores_by_setting(study), drift_of(study)
     found = []
     for count in counts:
-        groups = jaxft.load_config("configs/sentiment.yaml", OVERRIDES)
         best = chosen([s for s in settings if len_frozen(s["values"]["groups"]) == count])
-        trained = groups.model_validate(groups.dump() | {"groups": groups_of(count)})
         moved = np.array([drift[m] for m in best["members"]], float)  # [seeds, depths]
-        flops = jaxft.plan(trained).flops
+        own = jaxft.parse_config(config.dump() | {"groups": groups_of(count)})
+        flops = jaxft.plan(own).flops
         found.append(best | {"frozen": count, "flops": flops, "drift": np.nanmean(moved, axis=0)})
     print(table := as_table(found))
     write_page("freeze_fraction", table, lambda figure: draw(figure, found), size=(7.2, 3.0))
@@ -116,7 +115,7 @@ def draw(figure: Any, found: list[dict[str, Any]]) -> None:
     left.plot(cost, [np.mean(one["test"]) for one in found], color="tab:blue")
     left.set(xlabel="FLOPs of a step, of one with nothing frozen", ylabel="test accuracy")
     left.set_title("depths frozen, a dot a seed", fontsize=9)
-    for one in found[::2]:
+    for one in found[:-1]:
         right.plot(one["drift"], marker=".", label=f"{one['frozen']} frozen")
     right.set(xlabel="depth", ylabel="|w - w0| / |w0|")
     right.set_title("how far each depth moved", fontsize=9)

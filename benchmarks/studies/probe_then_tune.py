@@ -39,8 +39,8 @@ OVERRIDES = [
     "data.row_length=128",
     "layer_decay.rate=1.0",
     "groups=[]",
-    "train.length=4 epochs",
-    "train.evaluate_every=4 epochs",
+    "train.length=3 epochs",
+    "train.evaluate_every=3 epochs",
 ]
 
 
