@@ -169,3 +169,25 @@ def layer_values(
         }
         for metric, values in found.items()
     }
+
+
+@jax.jit
+def distances(now: jax.Array, start: jax.Array) -> jax.Array:
+    """Squares of the way from `start`, and of `start` itself: [2] float32."""
+    now, start = now.astype(jnp.float32), start.astype(jnp.float32)
+    return jnp.stack([jnp.sum(jnp.square(now - start)), jnp.sum(jnp.square(start))])
+
+
+def layer_drift(squares: np.ndarray, layers: Sequence[str]) -> dict[str, float | None]:
+    """How far each layer is from its start, as a share of the start's norm.
+
+    Args:
+        squares: `[leaves, 2]`, as `distances` gives them.
+        layers: each leaf's layer.
+    """
+    found: dict[str, float | None] = {}
+    for name in natural_order(set(layers)):
+        own = np.array([layer == name for layer in layers])
+        moved, start = np.asarray(squares, np.float64)[own].sum(0)
+        found[name] = float(np.sqrt(moved / start)) if start > 0 and np.isfinite(moved) else None
+    return found

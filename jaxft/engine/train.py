@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from jaxft.engine.train_layers import (
     measure_again,
     see_layers,
     with_measured,
+    write_drift,
     write_layers,
 )
 from jaxft.engine.train_meter import Meter, is_best, patience_is_over, scores_before
@@ -134,6 +136,7 @@ def train(
             state = initial_state(built, start.params)
         step = first = int(state.step)
         stage = make_stage(decided(first).after(first), start.params)
+        origin = replace(start, params={})
         del start
         if run.resumed:
             console.print(f"Resumed at step {first:,}.", highlight=False)
@@ -198,6 +201,8 @@ def train(
                 best = is_best(metric, found.scores[metric], scores)
                 scores.append(found.scores[metric])
                 log.eval(step, "eval", found.scores)
+                if built.length.layers_every:
+                    write_drift(log, stage, state, step, origin)
                 progress.evaluation(step, found.scores, best=best)
                 if best:
                     lines = predictions(built, built.splits["eval"], found)

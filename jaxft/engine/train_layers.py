@@ -12,9 +12,10 @@ import numpy as np
 from jaxft.engine.auto_freeze import KIND as FREEZE
 from jaxft.engine.auto_freeze import decide, freeze_below
 from jaxft.engine.auto_rates import KIND, measured_multipliers, multipliers_now
-from jaxft.engine.diagnostics import COLUMNS, layer_values, layers_of, look
+from jaxft.engine.diagnostics import COLUMNS, distances, layer_drift, layer_values, layers_of, look
 from jaxft.engine.state import TrainState
 from jaxft.engine.train_stage import Stage
+from jaxft.models.registry import Model, read_value
 from jaxft.report.events import EventLog
 
 
@@ -71,6 +72,36 @@ def write_layers(log: EventLog, stage: Stage, step: int, seen: Seen, norm: float
     clip = built.config.optimizer.clip
     whole = {} if clip is None or not norm else {"clip": min(1.0, clip / norm)}
     log.of_kind("layers", step, whole | layer_values(*seen.read(), leaves, _layers(stage), rates))
+
+
+def write_drift(log: EventLog, stage: Stage, state: TrainState, step: int, origin: Model) -> None:
+    """Write how far each layer that has trained is from where it began.
+
+    The start is read again from the checkpoint, a parameter at a time into its own shards. It
+    costs a pass over a file beside an evaluation, where a copy kept would cost as much memory as
+    the parameters, for the whole run.
+
+    Args:
+        log: the run's diary.
+        stage: the phase under way.
+        state: the state.
+        step: steps done.
+        origin: the model that the run began with; its values are not looked at.
+    """
+    built, now, of = stage.built, stage.params(state), layers_of(stage.built.model)
+    seed = built.config.run.seed.init
+    # New lengths of DoRA are computed from other parameters: read alone, they are not the start.
+    names = [n for n in (*state.trainable, *state.settled) if not _is_new_length(n, origin)]
+    found = [
+        distances(now[name], read_value(origin, name, built.shardings[name], seed=seed))
+        for name in names
+    ]
+    moved = layer_drift(np.asarray(jax.device_get(found)), [of[name] for name in names])
+    log.of_kind("drift", step, {"drift": moved})
+
+
+def _is_new_length(name: str, origin: Model) -> bool:
+    return name.endswith("/magnitude") and name not in origin.matching.loaded
 
 
 def measure_again(stage: Stage, log: EventLog, step: int, seen: Seen) -> Stage:

@@ -145,17 +145,31 @@ def describe(
 
 def _values(model: Model, dtype: str, seed: int) -> dict[str, jax.Array]:
     """The parameters of a described model, read where the checkpoint has them."""
-    params = {}
-    for name, leaf in model.leaves.items():
-        where = model.params[name].sharding
-        if name in model.matching.loaded:
-            tensor, line = model.matching.loaded[name], model.hf_names.get(name)
-            params[name] = load_leaf(tensor, line or stored_leaf(name), leaf, dtype, where)
-        else:
-            params[name] = fresh_leaf(name, leaf, dtype, seed, where)
+    params = {
+        name: read_value(model, name, model.params[name].sharding, dtype=dtype, seed=seed)
+        for name in model.leaves
+    }
     if model.adapted is None:
         return params
     return with_lengths(params, model.adapted.kernels, set(model.matching.new))
+
+
+def read_value(
+    model: Model, name: str, where: Any = None, *, dtype: str = "float32", seed: int = 0
+) -> jax.Array:
+    """One parameter as its model begins, and no other; the lengths of DoRA but as they are made.
+
+    Args:
+        model: a described model, or a loaded one, whose own value is not looked at.
+        name: the parameter's.
+        where: the sharding to read it into.
+        dtype, seed: see `load`.
+    """
+    leaf = model.leaves[name]
+    if name not in model.matching.loaded:
+        return fresh_leaf(name, leaf, dtype, seed, where)
+    tensor, line = model.matching.loaded[name], model.hf_names.get(name)
+    return load_leaf(tensor, line or stored_leaf(name), leaf, dtype, where)
 
 
 def _shapes(
