@@ -81,6 +81,7 @@ bench: $(VENV)/.dev  ## the measurements behind the README's figures; hours on a
 	$(BIN)/python -m benchmarks.load
 	$(BIN)/python -m benchmarks.images
 	$(BIN)/python -m benchmarks.loss_memory
+	$(BIN)/python -m benchmarks.trunk_cache
 
 clean:  ## remove the virtual environment and the tools' caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build *.egg-info

@@ -110,13 +110,10 @@ def open_trunk(
     """
     examples = built.splits[split].examples
     if split not in plan.kept:
-        if plan.saved >= WORTH and not plan.kept:
+        if plan.saved >= WORTH and split == "train":
             progress.message(f"The trunk runs in every step, since {plan.reason}.")
         return examples.collate
-    shape = built.layout
-    batches_of = plan_eval(examples.lengths, shape.rows, shape.row_length, shape.segments)
-    order = np.concatenate([batches_of.batch(i).ravel() for i in range(len(batches_of))])
-    order = order[order >= 0]  # the cache holds examples as they are computed
+    batches_of, order = _in_rows(built, examples)
     leaves = trunk_leaves(built, params)
     root, key = _root(built), _key(built, examples, leaves, order)
     told = f"the trunk's output of {len(examples):,} {split} examples, {size(plan.kept[split])}"
@@ -126,12 +123,10 @@ def open_trunk(
         sentence = f"train.trunk_cache: {root} has no room for {told}."
         if built.config.train.trunk_cache == "on":
             raise UserError(sentence, "Free some space, or set data.cache to another folder.")
-        progress.message(f"{sentence} The trunk runs in every step.")
+        progress.message(f"{sentence} It is computed each time.")
         return examples.collate
-    progress.message(
-        f"{'found' if everywhere else 'storing'} {told}: it saves {share(plan.saved)} of a step's "
-        "FLOPs"
-    )
+    saved = f"; a step saves {share(plan.saved)} of its FLOPs" if split == "train" else ""
+    progress.message(f"{'found' if everywhere else 'storing'} {told}{saved}")
 
     def build():
         return _run(built, examples, batches_of, leaves, progress, interrupted), _meta(built)
@@ -139,11 +134,18 @@ def open_trunk(
     if ready and not everywhere:  # another process has not: it cannot run the trunk alone
         for _ in build()[0]:
             pass
-    places = np.empty(len(order), np.int64)
-    places[order] = np.arange(len(order))
+    places = np.argsort(order)  # where each example lies
     vision, outputs = built.model.towers.get("vision"), build_or_open(root, key, build)
     seen = isinstance(vision, Tower) and vision.prefix + TRUNK in outputs.meta["names"].values()
     return CachedBatches(examples.without_images() if seen else examples, outputs, places)
+
+
+def _in_rows(built: Build, examples: Examples) -> tuple[EvalPlan, np.ndarray]:
+    """Examples in rows as the run's own, and their numbers in the order in which they come."""
+    shape = built.layout
+    plan = plan_eval(examples.lengths, shape.rows, shape.row_length, shape.segments)
+    order = np.concatenate([plan.batch(number).ravel() for number in range(len(plan))])
+    return plan, order[order >= 0]
 
 
 def trunk_leaves(built: Build, params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -169,10 +171,12 @@ def _key(
     built: Build, examples: Examples, leaves: Mapping[str, jax.Array], order: np.ndarray
 ) -> str:
     """Changes with anything that the trunk's output depends on."""
+    beside = {} if built.model.adapted is None else built.model.adapted.kernels
     return cache_key(
         kind="trunk",
         jaxft=version("jaxft"),
         model=repr(built.model.config.with_dropout(0.0)),  # a trunk has none
+        adapters={name: repr(one) for name, one in beside.items() if name in leaves},
         boundary=_meta(built)["blocks"],
         leaves=checksum(dict(leaves)),
         compute=[built.compute.dtype, built.compute.precision, built.compute.platform],
