@@ -21,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxft.engine.cost import count_flops
 from jaxft.models import registry
+from jaxft.models.adapters import Adapter, is_adapter
 from jaxft.models.transformer import Compute, Part
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
@@ -142,6 +143,27 @@ def test_starting_where_the_trunk_ends_equals_the_whole(classifier):
     assert list(streams) == ["trunk"]
     whole = jax.tree.map(np.asarray, run())
     assert_close_gradients(run(batch=classifier.batch | streams), whole, 1e-5)
+
+
+def test_adapters_attach_and_merge(classifier):
+    """Beside every kernel of the blocks: nothing at first, and then as good as in the kernels."""
+    plain, batch = classifier.ours, classifier.batch
+    model = registry.load(classifier.folder, adapter=Adapter(2, 4.0, (".*/kernel",)))
+    adapted = jax.jit(lambda params: model.apply(params, batch)["logits"])
+    np.testing.assert_allclose(adapted(model.params), plain(**batch)["logits"], atol=1e-6)
+    shaken = {
+        name: value + 0.1 * jax.random.normal(jax.random.key(0), value.shape)
+        if is_adapter(name)
+        else value
+        for name, value in model.params.items()
+    }
+    merged = model.with_params(shaken).merged().params
+    for name in merged.keys() - model.adapted.kernels.keys():
+        np.testing.assert_array_equal(merged[name], plain.params[name])
+    np.testing.assert_allclose(
+        plain.with_params(merged)(**batch)["logits"], adapted(shaken), rtol=1e-5, atol=1e-5
+    )
+    assert np.abs(adapted(shaken) - adapted(model.params)).max() > 1e-3
 
 
 def test_scan_compiles_one_body_for_alike_blocks(classifier):
