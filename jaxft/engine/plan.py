@@ -14,6 +14,7 @@ from jaxft.config import Config
 from jaxft.engine.build import build
 from jaxft.engine.cost import LOSS, lowest_block_flops, segment_flops
 from jaxft.engine.train_facts import in_widest_phase, run_json, table_json
+from jaxft.engine.trunk_plan import plan_trunks
 from jaxft.report.numbers import count, share, size
 from jaxft.report.progress_tables import data_table, depth_table, group_table, segment_table
 
@@ -128,6 +129,7 @@ def plan(config: Config) -> Plan:
         UserError: whatever would stop the run before its first step.
     """
     built = build(config)
+    plan_trunks(built)  # refuses what the run would
     chosen = in_widest_phase(built)
     segments, lowest = segment_flops(chosen), lowest_block_flops(chosen)
     return Plan(run_json(built, ()), table_json(built), segments, lowest)
