@@ -8,6 +8,7 @@ import pytest
 
 from jaxft.config import override_config
 from jaxft.engine import study as story_module
+from jaxft.engine import study_step
 from jaxft.engine.build_state import initial_state, load_params
 from jaxft.engine.cost import count_flops
 from jaxft.engine.mesh import batch_sharding, place_batch
@@ -131,6 +132,24 @@ def test_the_trunk_runs_once_for_all(config, four):
     assert trunk > 0
     assert all_four <= 4 * one - 2.9 * trunk
     assert all_four >= 4 * one - 3.1 * trunk, "no member's own work is left out"
+
+
+def test_side_by_side_is_one_after_another(config, four, monkeypatch):
+    """As an accelerator runs the members: one batch of them, the trunk without an axis for them."""
+    monkeypatch.setattr(study_step, "takes_turns", lambda built: False)
+    beside = Studied(part_of(config, GRID), Programs(), 5)
+    np.testing.assert_allclose(beside.losses, four.losses[:5], rtol=1e-4)
+    counted = [
+        count_flops(
+            one.stage.step,
+            one.states,
+            one.stage.frozen,
+            batch_at(one.stage.built, 0),
+            one.stage.rates(0),
+        )
+        for one in (beside, four)
+    ]
+    assert counted[0] == counted[1]
 
 
 def test_other_values_compile_nothing(config, four, programs):
