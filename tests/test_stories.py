@@ -62,7 +62,11 @@ def test_a_plan_is_what_the_run_then_writes(config, run, tmp_path, capsys):
         **json.loads((run.folder / "table.json").read_text()),
     }
     planned.pop("command")
-    saved = planned.pop("saved")
+    saved, alone = planned.pop("saved"), planned.pop("lowest_block_alone")
+    segments = {row.pop("segment"): sum(row.values()) for row in planned.pop("segments")}
+    assert sum(segments.values()) == written["flops"]["step"]
+    assert list(segments) == ["blocks 0-0", "blocks 1-1", "top"]
+    assert 0.5 < alone < 1
     assert planned == {name: written[name] for name in planned}
     assert saved == 1 - written["flops"]["step"] / written["flops"]["full"]
     assert 0.3 < saved < 0.7, "a frozen block of two is not differentiated"

@@ -99,6 +99,9 @@ def test_a_run_from_the_command_line_is_complete(typed):
         "steps_per_epoch": 9,
         "evaluate_every": 1,
         "save_every": 500,
+        "layers_every": 50,
+        "rates_every": 50,
+        "freeze_every": 1,
     }
     assert about["layout"]["rows"] == 8
     assert list((run / "tensorboard").glob("events.out.tfevents.*"))
