@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from sklearn.linear_model import LogisticRegression
 
 from jaxft.config import parse_config
 from jaxft.engine.build import build
@@ -22,7 +23,8 @@ from jaxft.engine.train_stage import Stage, make_stage, next_stage
 from jaxft.engine.trained import open_trained
 from jaxft.errors import UserError
 from jaxft.layerwise.phases import phase_sections
-from tests.tiny import tiny_config
+from jaxft.models.registry import load
+from tests.tiny import tiny_config, tiny_reviews
 
 ONE = jax.devices()[:1]
 PHASES = [
@@ -392,3 +394,50 @@ def test_what_was_compiled_for_other_batches_is_not_used(folder):
         run.switch()
         odd = {name: array[:, :8] for name, array in run.batch().items()}
         assert run.ahead.step(run.stage, odd) is run.stage.step
+
+
+@FULL
+def test_probing_ends_where_logistic_regression_does(tmp_path):
+    """Within half a point of scikit-learn's on the same features; then all trains from there on.
+
+    Decoupled decay under SGD is an L2 penalty, so both minimise the same.
+    """
+    tiny_reviews(tmp_path, rows=600)
+    phases = [
+        {"until": "95%", "unfreeze": ["head/.*"], "lr": 0.5, "schedule": {"kind": "cosine"}},
+        {"until": "100%"},
+    ]
+    length = {"length": "60 epochs", "evaluate_every": 4000}
+    # Momentum makes gradients ten times as strong, and decay passes it by.
+    sgd, penalty = {"name": "sgd", "weight_decay": 0.05}, 0.05 * (1 - 0.9)
+    config = config_of(tmp_path, phases, train=length, data={"batch_size": 64}, optimizer=sgd)
+    run = Stages(config)
+    run.steps(run.stage.built.phase.stop)
+
+    built, params = run.stage.built, run.stage.params(run.state)
+    features, labels, loss = {}, {}, {}
+    for name in ("train", "eval"):
+        rows = built.splits[name].examples
+        index = np.arange(len(rows))[:, None]
+        batch = rows.collate(index, 32)
+        bare = {n: batch[n] for n in ("input_ids", "token_type_ids", "position_ids") if n in batch}
+        bare["attention_mask"] = batch["segment_ids"]
+        features[name] = np.asarray(load(str(tmp_path / "checkpoint"))(**bare)["pooler_output"])
+        labels[name] = rows.labels
+        loss[name] = built.objective(params, batch, None)
+    # Two classes have two vectors here, and there their difference alone: half the penalty.
+    strength = 2 / (penalty * len(labels["train"]))
+    regression = LogisticRegression(C=strength).fit(features["train"], labels["train"])
+    right, weight = loss["train"]["accuracy"]
+    score = regression.score(features["train"], labels["train"])
+    assert float(right / weight) == pytest.approx(score, abs=0.005)
+    logits = features["eval"] @ params["head/kernel"] + params["head/bias"]
+    theirs = regression.predict_proba(features["eval"])
+    assert np.abs(jax.nn.softmax(logits) - theirs).mean() < 0.01
+    # What fine-tuning starts from is what probing ended with.
+    run.switch()
+    batch = run.batch()
+    total, weight = run.stage.built.objective(params, batch, None)["loss"]
+    stage, rates = run.stage, run.stage.rates(run.number)
+    run.state, metrics = stage.step(run.state, stage.frozen, batch, rates)
+    assert float(metrics["loss"]) == pytest.approx(float(total / weight), rel=1e-5)
