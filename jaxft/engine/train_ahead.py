@@ -43,7 +43,7 @@ class Ahead:
             self._step = self._next.result() if self._next is not None and ready else stage.step
             self._phase, self._next, self._calls = index, None, 0
         self._calls += 1
-        # The first call may compile this phase's own step: two at once would be in each other's way.
+        # The first call may compile this phase's own step: two at once only slow each other.
         if self._calls == 2 and index + 1 < len(stage.built.phases):
             self._shapes = _shapes(batch)
             following = stage.built.in_phase(index + 1)
