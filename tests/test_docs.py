@@ -2,21 +2,24 @@
 
 A page runs in a folder that looks like the repository: the true `configs/`, and in `assets/` random
 models of width 16 and few rows (`tests/small_assets.py`), so that `jaxft train` takes seconds.
-`make` commands are looked up in the Makefile; `make demo` itself is `tests/test_make_demo.py`.
+`make` commands are looked up in the Makefile, `python -m` modules imported (they run for minutes and
+more); `make demo` itself is `tests/test_make_demo.py`.
 """
 
 import re
 import shlex
 import subprocess
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from jaxft.cli import main
+from jaxft.demo import ASSETS
 from tests.small_assets import small_assets
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 FENCE = re.compile(r"^```(sh|python)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
@@ -43,7 +46,10 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 def run_command(line: str) -> None:
     """Run one line of an `sh` block."""
     words = shlex.split(line, comments=True)
-    if words[0] == "make":
+    if words[:2] == ["python", "-m"]:  # what takes minutes or more is only asked for
+        assert hasattr(import_module(words[2]), "main"), line
+        assert words[2] != "jaxft.demo" or set(words[3:]) <= ASSETS.keys(), line
+    elif words[0] == "make":
         done = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
     else:
@@ -74,7 +80,7 @@ def test_what_a_page_points_to_is_there(page):
     links = re.findall(r"\]\(([^)#]+)\)", text)
     links = [page.parent / link for link in links if "://" not in link]
     tests = [ROOT / name for name in re.findall(r"`(tests/\w+\.py)`", text)]
-    modules = re.findall(r"python -m (benchmarks|jaxft)\.(\w+)", text)
-    scripts = [ROOT / package / f"{module}.py" for package, module in modules]
+    modules = re.findall(r"python -m ((?:benchmarks|jaxft)[.\w]+)", text)
+    scripts = [ROOT / f"{module.replace('.', '/')}.py" for module in modules]
     missing = [str(path) for path in [*links, *tests, *scripts] if not path.exists()]
     assert not missing
