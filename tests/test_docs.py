@@ -2,8 +2,8 @@
 
 A page runs in a folder that looks like the repository: the true `configs/`, and in `assets/` random
 models of width 16 and few rows (`tests/small_assets.py`), so that `jaxft train` takes seconds.
-`make` commands are looked up in the Makefile, `python -m` modules imported (they run for minutes and
-more); `make demo` itself is `tests/test_make_demo.py`.
+`make` commands are looked up in the Makefile, `python -m` modules are imported (they run for
+minutes and more); `make demo` itself is `tests/test_make_demo.py`.
 """
 
 import re
