@@ -239,6 +239,11 @@ class ReportSection(Section):
         "how often what each layer does is written down; 0 is never",
         resume="may change",
     )
+    forgetting: str | None = key(
+        None,
+        "texts (a source) whose loss under the checkpoint's own pretraining head is followed",
+        resume="may change",
+    )
 
 
 class Config(Section):

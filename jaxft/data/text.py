@@ -75,6 +75,7 @@ class Tokenizer:
         vocab_size: ids run below it.
         pad_id: the id that fills a row.
         end_id: the id that ends a text; None where the folder names none.
+        mask_id: the id that stands for a hidden token; None where the folder names none.
         unknown_id: the id of what the vocabulary lacks; -1 where it spells every text.
     """
 
@@ -90,6 +91,7 @@ class Tokenizer:
         self.vocab_size = self._backend.get_vocab_size()
         self.pad_id = _special_id("pad_token", self.folder, self._backend) or 0
         self.end_id = _special_id("eos_token", self.folder, self._backend)
+        self.mask_id = _special_id("mask_token", self.folder, self._backend)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder}

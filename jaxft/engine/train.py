@@ -23,6 +23,8 @@ from jaxft.engine.build_state import (
 )
 from jaxft.engine.checkpoint import Checkpoints
 from jaxft.engine.evaluate import Evaluation, Interrupted, build_eval_step, evaluate, predictions
+from jaxft.engine.forgetting import SPLIT as FORGETTING
+from jaxft.engine.forgetting import open_forgetting
 from jaxft.engine.mesh import batch_sharding, place_batch
 from jaxft.engine.process import prepare_process, stop_signals
 from jaxft.engine.run_folder import (
@@ -106,7 +108,7 @@ def train(
         check_base(earlier, built.model.source)
     else:
         built = build(config)
-    metric = best_metric(config, built.task)
+    metric, followed = best_metric(config, built.task), open_forgetting(config, built)
     about, table, trunks = run_json(built, command), table_json(built), plan_trunks(built)
     report = built.model.report
     console.print(loading_table(report.loaded, report.new, report.unused, report.notes))
@@ -184,6 +186,11 @@ def train(
                 run.update(state="stopped")
                 raise SystemExit(128 + (stop.signal or 0))
 
+            def look_back(params: dict[str, jax.Array]) -> None:
+                """Score the pretraining objective, where that is asked for."""
+                if followed is not None:
+                    log.eval(step, FORGETTING, followed.score(params))
+
             def score() -> Evaluation | None:
                 """Score the eval rows; None where a signal came before they were through."""
                 progress.doing(f"scoring {len(built.splits['eval'].examples):,} eval rows")
@@ -201,6 +208,7 @@ def train(
                 best = is_best(metric, found.scores[metric], scores)
                 scores.append(found.scores[metric])
                 log.eval(step, "eval", found.scores)
+                look_back(params)
                 if built.length.layers_every:
                     write_drift(log, stage, state, step, origin)
                 progress.evaluation(step, found.scores, best=best)
@@ -227,6 +235,8 @@ def train(
             if unscored:
                 _save(checkpoints, step, state, score())  # a signal came while it was scored
                 end_if_asked()
+            if first == 0:
+                look_back(stage.params(state))
             if first < total:
                 progress.doing("compiling the step")
             save_due = score_due = False
