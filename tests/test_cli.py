@@ -158,15 +158,15 @@ def test_predict_says_which_line_is_no_text(labels, capsys, tmp_path, monkeypatc
 
 
 def test_export(story, capsys):
-    calls = story("jaxft.engine.export", "export", lambda run, out, which: Path("there"))
+    calls = story("jaxft.engine.export", "export", lambda run, out, which, adapter: Path("there"))
     assert main(["export", "runs/first"]) == 0
     assert capsys.readouterr().out == "there\n"
     assert main(["export", "runs/first", "--out", "there", "--checkpoint", "500"]) == 0
     assert main(["export", "runs/first", "--checkpoint", "last"]) == 0
     assert [args for args, _ in calls] == [
-        (Path("runs/first"), None, "best"),
-        (Path("runs/first"), Path("there"), 500),
-        (Path("runs/first"), None, "last"),
+        (Path("runs/first"), None, "best", False),
+        (Path("runs/first"), Path("there"), 500, False),
+        (Path("runs/first"), None, "last", False),
     ]
     capsys.readouterr()
     said = refused(capsys, "export", "runs/first", "--checkpoint", "first")

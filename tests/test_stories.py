@@ -242,8 +242,8 @@ def test_the_python_face(run, exported, tmp_path):
     assert (again / "model.safetensors").read_bytes() == (
         exported / "model.safetensors"
     ).read_bytes()
-    with pytest.raises(AttributeError, match="no attribute 'study'"):
-        jaxft.study  # noqa: B018 the attribute is the test
+    with pytest.raises(AttributeError, match="no attribute 'tune'"):
+        jaxft.tune  # noqa: B018 the attribute is the test
 
 
 # -------------------------------------------------------------------------------------------- base

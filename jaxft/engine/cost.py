@@ -156,7 +156,7 @@ def gradient_tally(
     def loss(trainable, frozen, batch, key):
         return chosen.objective({**frozen, **trainable}, batch, key)["loss"][0]
 
-    return tally_flops(jax.grad(loss), trainable, frozen, batch, jax.random.key(0))
+    return tally_flops(jax.value_and_grad(loss), trainable, frozen, batch, jax.random.key(0))
 
 
 def segment_flops(built: Build) -> list[dict[str, Any]]:

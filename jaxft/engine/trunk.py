@@ -67,12 +67,14 @@ class CachedBatches:
         for field, name in told["names"].items():
             stream = np.zeros((len(index), *self._row(field, row_length)), told["stored"])
             for row, numbers in enumerate(index):
+                places = self.places[numbers[numbers >= 0]]
+                if not told["packed"]:
+                    # A row without an example takes any: zeros have no length to divide by.
+                    stream[row] = self.outputs[int(places[0]) if len(places) else 0][field][0]
+                    continue
                 begin = 0
-                for number in numbers[numbers >= 0]:
-                    values = self.outputs[int(self.places[number])][field]
-                    if not told["packed"]:
-                        stream[row] = values[0]
-                        continue
+                for place in places:
+                    values = self.outputs[int(place)][field]
                     stream[row, begin : begin + len(values)] = values
                     begin += len(values)
             batch[name] = stream.view(jnp.dtype(told["dtype"]))
