@@ -1,6 +1,6 @@
 """Linear probing, fine-tuning, and one then the other: in and out of distribution.
 
-`python -m benchmarks.studies.probe_then_tune` trains MiniLM on 1,000 reviews of Rotten Tomatoes
+`python -m benchmarks.studies.probe_then_tune` trains MiniLM on 400 reviews of Rotten Tomatoes
 with the head alone (LP), with everything (FT), and with the head first (LP-FT), at two rates and
 with five seeds each. Rates are chosen on 427 validation reviews of the same source; scored once are
 854 test reviews of it and 1,000 of IMDB, ten times as long. It writes
@@ -34,7 +34,7 @@ METHODS = {
 ELSEWHERE = "csv:assets/imdb/test.csv"
 OVERRIDES = [
     "run.dir=runs/studies",
-    "data.train=csv:assets/reviews/train.csv[:1000]",
+    "data.train=csv:assets/reviews/train.csv[:400]",
     "data.eval=csv:assets/reviews/train.csv[1000:1427]",
     "data.row_length=128",
     "layer_decay.rate=1.0",
