@@ -68,17 +68,26 @@ def enter_phase(built: Build, state: TrainState, frozen: dict[str, jax.Array]) -
     trainable = {name: known[name] for name in built.table.trainable}
     settled = {name: known[name] for name in built.table.frozen if name in begun}
     make = jax.jit(partial(_fresh_state, built), out_shardings=state_shardings(built))
-    fresh = make(trainable, settled)
+    return carry_on(state, make(trainable, settled))
+
+
+def carry_on(before: TrainState, fresh: TrainState) -> TrainState:
+    """A phase's fresh state with all that goes on from the phase before.
+
+    Args:
+        before: at the end of the phase before.
+        fresh: the next phase's, with the parameters in it and nothing else of `before`.
+    """
     average = fresh.average
-    if average is not None and state.average is not None:
-        average = {name: state.average.get(name, leaf) for name, leaf in average.items()}
+    if average is not None and before.average is not None:
+        average = {name: before.average.get(name, leaf) for name, leaf in average.items()}
     return dataclasses.replace(
         fresh,
-        step=state.step,
-        opt_state=carry_state(state.opt_state, fresh.opt_state),
-        key=state.key,
+        step=before.step,
+        opt_state=carry_state(before.opt_state, fresh.opt_state),
+        key=before.key,
         average=average,
-        bad_steps=state.bad_steps,
+        bad_steps=before.bad_steps,
     )
 
 

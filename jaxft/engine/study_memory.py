@@ -15,9 +15,11 @@ from jax.extend.core import Var
 
 from jaxft.engine.build import Build
 from jaxft.engine.build_state import abstract_state
+from jaxft.engine.cost import batch_shapes, param_shapes
 from jaxft.engine.study_step import takes_turns
 from jaxft.errors import UserError
 from jaxft.report.numbers import size
+from jaxft.tree import split
 
 USABLE = 0.9  # share of the free memory that a study may take
 
@@ -103,16 +105,8 @@ def chunk_sizes(need: Need, members: int, available: int) -> list[int]:
 
 def _activations(built: Build) -> int:
     """Bytes of what the backward pass keeps of a batch, parameters left out."""
-    examples = built.splits["train"].examples
-    arrays = examples.collate(built.plan.batch(0), built.layout.row_length)
-    batch: Any = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in arrays.items()}
-    names = set(built.table.trainable)
-    params = {
-        name: jax.ShapeDtypeStruct(leaf.shape, "float32" if name in names else built.compute.dtype)
-        for name, leaf in built.model.params.items()
-    }
-    trainable = {name: leaf for name, leaf in params.items() if name in names}
-    frozen = {name: leaf for name, leaf in params.items() if name not in names}
+    trainable, frozen = split(param_shapes(built), built.table.trainable)
+    trainable = {n: jax.ShapeDtypeStruct(a.shape, "float32") for n, a in trainable.items()}
 
     def kept(trainable: Mapping, frozen: Mapping, batch: Mapping, key: jax.Array) -> Any:
         batch = {**batch, **built.model.trunk({**frozen, **trainable}, batch, built.compute)}
@@ -122,7 +116,8 @@ def _activations(built: Build) -> int:
 
         return jax.vjp(loss, trainable)[1]
 
-    traced = jax.make_jaxpr(kept)(trainable, frozen, batch, jax.random.key(0)).jaxpr
+    arguments = (trainable, frozen, batch_shapes(built), jax.random.key(0))
+    traced = jax.make_jaxpr(kept)(*arguments).jaxpr
     # What comes out as it went in are parameters and the batch, which are there anyway.
     saved = {variable for variable in traced.outvars if isinstance(variable, Var)}
     saved -= {*traced.invars, *traced.constvars}

@@ -6,7 +6,6 @@ keeps frozen, what an earlier phase trained) goes into `settled`, as in a run.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +16,9 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxft.engine.build import Build
-from jaxft.engine.build_state import load_params
+from jaxft.engine.build_state import carry_on, load_params
 from jaxft.engine.mesh import replicated
 from jaxft.engine.state import TrainState
-from jaxft.layerwise.optimizer import carry_state
 
 Params = dict[str, jax.Array]
 
@@ -87,17 +85,7 @@ def enter_phase(builds: Sequence[Build], states: TrainState, frozen: Params) -> 
     known = {**frozen, **apart}
     trainable = {name: known[name] for name in built.table.trainable}
     settled = {name: leaf for name, leaf in apart.items() if name not in trainable}
-    fresh = _fresh(builds, trainable, settled, apart=frozenset(apart))
-    average = fresh.average
-    if average is not None and states.average is not None:
-        average = {name: states.average.get(name, leaf) for name, leaf in average.items()}
-    return dataclasses.replace(
-        fresh,
-        step=states.step,
-        opt_state=carry_state(states.opt_state, fresh.opt_state),
-        average=average,
-        bad_steps=states.bad_steps,
-    )
+    return carry_on(states, _fresh(builds, trainable, settled, apart=frozenset(apart)))
 
 
 def _fresh(
