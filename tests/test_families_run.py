@@ -128,9 +128,18 @@ def test_scan_equals_unrolled(classifier, remat, frozen):
         compute = replace(compute, trainable=frozenset(names))
         results.append(gradients(classifier, key=jax.random.key(1), compute=compute, names=names))
     unrolled, scanned = (jax.tree.map(np.asarray, result) for result in results)
-    # Rounding alone parts the two by up to 2e-6 of a leaf (Gemma 3, four norms a block), and by how
-    # much depends on the processor; another mask or block parts them by 1e-2 and more.
-    assert_close_gradients(scanned, unrolled, 1e-5)
+    # A leaf's gradient may be a small sum of large parts, as a bias's below a scaled branch is,
+    # and then shows their rounding: 1e-6 is asked of the whole. Gemma's blocks, of four norms, part
+    # by 0.9e-6 to 1.3e-6 of it, on whichever processor; all others by 2e-7 at most.
+    assert_close_gradients(scanned, unrolled, 5e-6)
+    distance = {name: scanned[name] - value for name, value in unrolled.items()}
+    most = 5e-6 if classifier.ours.model_type.startswith("gemma") else 1e-6
+    assert length(distance) <= most * length(unrolled)
+
+
+def length(gradients: dict[str, np.ndarray]) -> float:
+    """The norm of all of them as one vector."""
+    return float(np.sqrt(sum(np.square(value).sum() for value in gradients.values())))
 
 
 def test_starting_where_the_trunk_ends_equals_the_whole(classifier):
