@@ -10,7 +10,9 @@ from jaxft.engine.build import build
 from jaxft.engine.build_state import abstract_state
 from jaxft.engine.mesh import (
     batch_sharding,
+    in_turn,
     make_mesh,
+    overlaps,
     param_shardings,
     partition,
     place_batch,
@@ -163,3 +165,15 @@ def test_moments_and_average_lie_as_their_parameter(tmp_path):
 def test_a_batch_that_does_not_divide_the_mesh_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"data\.batch_size 8 does not divide over 32"):
         build(tiny_config(tmp_path, mesh={"data": 8}, train={"accumulate": 4}))
+
+
+def test_programs_take_turns_on_several_cpu_devices_alone(monkeypatch):
+    """Two at once can wait for each other there for ever."""
+    waited = []
+    monkeypatch.setattr(jax, "block_until_ready", lambda arrays: waited.append(arrays) or arrays)
+    alone, eight = make_mesh(1, 1, 1, jax.devices()[:1]), make_mesh(8, 1, 1, jax.devices())
+    assert overlaps(alone)
+    assert not overlaps(eight)
+    assert in_turn(alone, "one") == "one"
+    assert in_turn(eight, "two") == "two"
+    assert waited == ["two"]

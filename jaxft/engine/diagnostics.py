@@ -16,8 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from jaxft.config_recipe import OptimizerSection
+from jaxft.engine.mesh import in_turn
 from jaxft.engine.state import TrainState
 from jaxft.engine.step import Rates
 from jaxft.layerwise.table import LayerTable, LeafRow
@@ -31,19 +33,21 @@ COLUMNS = ("weight", "update", "signal")
 
 
 def look(
-    state: TrainState, rates: Rates, table: LayerTable, section: OptimizerSection
+    state: TrainState, rates: Rates, table: LayerTable, section: OptimizerSection, mesh: Mesh
 ) -> jax.Array:
     """What a step did, read off the state after it: `[leaves, columns]` float32 on the device.
 
-    Nothing waits for it. Leaves of a shape share a program, so that little is compiled.
+    Nothing waits for it, where programs overlap. Leaves of a shape share a program, so that little
+    is compiled.
 
     Args:
         state: as the step left it.
         rates: what the step was told.
         table: whose trainable leaves, in their order.
         section: the config's `optimizer`.
+        mesh: on which the state lies.
     """
-    adam, traces = _kept(state.opt_state)
+    adam, traces = _kept(in_turn(mesh, state).opt_state)
     groups = {group.name: index for index, group in enumerate(table.training_groups)}
     rows = []
     for index, leaf in enumerate(leaf for leaf in table.leaves if leaf.trainable):
@@ -53,9 +57,10 @@ def look(
         param = state.trainable[leaf.name]
         if leaf.name in adam:
             betas = (section.b1, section.b2, section.eps)
-            rows.append(_adam_row(param, *adam[leaf.name], *told, betas))
+            row = _adam_row(param, *adam[leaf.name], *told, betas)
         else:
-            rows.append(_trace_row(param, traces.get(leaf.name), *told))
+            row = _trace_row(param, traces.get(leaf.name), *told)
+        rows.append(in_turn(mesh, row))
     return _stacked(rows)
 
 

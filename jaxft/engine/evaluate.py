@@ -14,7 +14,7 @@ from jaxft.data.loader import Collate, batches
 from jaxft.data.plans import plan_eval
 from jaxft.engine.build import Build
 from jaxft.engine.inputs import Split
-from jaxft.engine.mesh import batch_sharding, place_batch
+from jaxft.engine.mesh import batch_sharding, overlaps, place_batch
 from jaxft.engine.step import make_eval_step
 from jaxft.tasks.contract import Examples
 
@@ -108,12 +108,8 @@ def predictions(built: Build, split: Split, found: Evaluation) -> Iterator[dict[
 def run_split(
     built: Build, step: EvalStep, params, examples: Examples, collate: Collate | None = None
 ) -> Iterator[Any]:
-    """Each batch's sums and outcomes, on the host; the next batch is under way meanwhile.
-
-    Not so on several CPU devices: two programs with collectives, neither of which waits for the
-    other, can take all of XLA's threads there and then wait for each other for ever.
-    """
-    overlap = built.mesh.size == 1 or built.compute.platform != "cpu"
+    """Each batch's sums and outcomes, on the host; the next batch is under way meanwhile."""
+    overlap = overlaps(built.mesh)
     layout = built.layout
     segments = layout.segments if layout.segments > 1 else None
     plan = plan_eval(examples.lengths, layout.rows, layout.row_length, segments)

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxft.errors import UserError
+
+T = TypeVar("T")
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -128,3 +131,17 @@ def place_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dic
         name: jax.make_array_from_process_local_data(sharding, array)
         for name, array in batch.items()
     }
+
+
+def overlaps(mesh: Mesh) -> bool:
+    """Whether two programs may be under way at once.
+
+    Not on several CPU devices: two of which neither waits for the other can take all of XLA's
+    threads there, and then wait for each other for ever.
+    """
+    return mesh.size == 1 or mesh.devices.flat[0].platform != "cpu"
+
+
+def in_turn(mesh: Mesh, arrays: T) -> T:
+    """The arrays, once they are there where programs may not overlap; else at once."""
+    return arrays if overlaps(mesh) else jax.block_until_ready(arrays)

@@ -13,6 +13,7 @@ from jaxft.engine.auto_freeze import KIND as FREEZE
 from jaxft.engine.auto_freeze import decide, freeze_below
 from jaxft.engine.auto_rates import KIND, measured_multipliers, multipliers_now
 from jaxft.engine.diagnostics import COLUMNS, distances, layer_drift, layer_values, layers_of, look
+from jaxft.engine.mesh import in_turn
 from jaxft.engine.state import TrainState
 from jaxft.engine.train_stage import Stage
 from jaxft.models.registry import Model, read_value
@@ -52,7 +53,7 @@ def see_layers(stage: Stage, state: TrainState, step: int, metrics: dict[str, An
     if not stage.looks_at(step):
         return Seen(norms, None)
     told = stage.rates(step - 1)
-    return Seen(norms, look(state, told, built.table, built.config.optimizer))
+    return Seen(norms, look(state, told, built.table, built.config.optimizer, built.mesh))
 
 
 def write_layers(log: EventLog, stage: Stage, step: int, seen: Seen, norm: float) -> None:
@@ -92,10 +93,12 @@ def write_drift(log: EventLog, stage: Stage, state: TrainState, step: int, origi
     seed = built.config.run.seed.init
     # New lengths of DoRA are computed from other parameters: read alone, they are not the start.
     names = [n for n in (*state.trainable, *state.settled) if not _is_new_length(n, origin)]
-    found = [
-        distances(now[name], read_value(origin, name, built.shardings[name], seed=seed))
-        for name in names
-    ]
+
+    def way(name: str) -> jax.Array:
+        start = read_value(origin, name, built.shardings[name], seed=seed)
+        return in_turn(built.mesh, distances(now[name], start))
+
+    found = [way(name) for name in names]
     moved = layer_drift(np.asarray(jax.device_get(found)), [of[name] for name in names])
     log.of_kind("drift", step, {"drift": moved})
 
