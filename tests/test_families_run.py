@@ -121,19 +121,23 @@ def test_packed_equals_unpacked(classifier):
 @pytest.mark.parametrize("remat", ["none", "full"])
 @pytest.mark.parametrize("frozen", [0, 2])
 def test_scan_equals_unrolled(classifier, remat, frozen):
+    assert_scan_equals_unrolled(classifier, remat, frozen)
+
+
+def assert_scan_equals_unrolled(pair: Pair, remat: str, frozen: int) -> None:
     """With dropout on: block i draws the same mask wherever it runs."""
-    names = [name for name, depth in classifier.ours.depths.items() if depth >= frozen]
+    names = [name for name, depth in pair.ours.depths.items() if depth >= frozen]
     results = []
     for compute in (Compute(), Compute(scan=True, remat=remat)):
         compute = replace(compute, trainable=frozenset(names))
-        results.append(gradients(classifier, key=jax.random.key(1), compute=compute, names=names))
+        results.append(gradients(pair, key=jax.random.key(1), compute=compute, names=names))
     unrolled, scanned = (jax.tree.map(np.asarray, result) for result in results)
     # A leaf's gradient may be a small sum of large parts, as a bias's below a scaled branch is,
     # and then shows their rounding: 1e-6 is asked of the whole. Gemma's blocks, of four norms, part
     # by 0.9e-6 to 1.3e-6 of it, on whichever processor; all others by 2e-7 at most.
     assert_close_gradients(scanned, unrolled, 5e-6)
     distance = {name: scanned[name] - value for name, value in unrolled.items()}
-    most = 5e-6 if classifier.ours.model_type.startswith("gemma") else 1e-6
+    most = 5e-6 if pair.ours.model_type.startswith("gemma") else 1e-6
     assert length(distance) <= most * length(unrolled)
 
 
@@ -214,20 +218,24 @@ def test_dropout_is_for_what_is_trained(classifier):
 
 
 def test_a_frozen_block_costs_its_forward_pass_only(classifier):
+    assert_frozen_blocks_cost_their_forward_pass(classifier)
+
+
+def assert_frozen_blocks_cost_their_forward_pass(pair: Pair) -> None:
     """The backward pass of a block is twice its forward pass, and gone when it is frozen."""
-    model = classifier.ours
+    model = pair.ours
     ((tower_name, tower),) = model.towers.items()
     blocks = len(tower.blocks)
 
     def forward(count):
         part = replace(tower, blocks=tower.blocks[:count])
         cut = replace(model, towers={tower_name: part})
-        return count_flops(cut.apply, model.params, classifier.batch)
+        return count_flops(cut.apply, model.params, pair.batch)
 
     def step(frozen):
         names = [name for name, depth in model.depths.items() if depth > frozen]
         compute = Compute(trainable=frozenset(names))
-        return count_flops(partial(gradients, classifier, compute=compute, names=names))
+        return count_flops(partial(gradients, pair, compute=compute, names=names))
 
     block = forward(blocks) - forward(blocks - 1)
     assert block > 0
@@ -235,7 +243,8 @@ def test_a_frozen_block_costs_its_forward_pass_only(classifier):
         assert step(frozen) - step(frozen + 1) == 2 * block
 
 
-def test_eight_devices_compute_what_one_does(classifier):
+def on_eight_devices(pair: Pair):
+    """The model cut over a mesh of 2 x 2 x 2, and what a batch's rows are cut by."""
     mesh = Mesh(np.array(jax.devices()).reshape(2, 2, 2), ("data", "fsdp", "tensor"))
     rules = {"embed": "fsdp", "heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
 
@@ -246,14 +255,22 @@ def test_eight_devices_compute_what_one_does(classifier):
         ]
         return NamedSharding(mesh, PartitionSpec(*spec))
 
-    one = classifier.ours
-    many = registry.load(classifier.folder, sharding=sharding)
+    many = registry.load(pair.folder, sharding=sharding)
     kernel = many.params["blocks/0/attention/query/kernel"]
     assert kernel.addressable_shards[0].data.size * 4 == kernel.size
-    for name, value in one.params.items():
+    for name, value in pair.ours.params.items():
         np.testing.assert_array_equal(value, many.params[name])
-    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-    batch = {name: np.concatenate([value] * 4) for name, value in classifier.batch.items()}
+    return many, NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def fourfold(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Twelve examples of three: what four ways divide."""
+    return {name: np.concatenate([value] * 4) for name, value in batch.items()}
+
+
+def test_eight_devices_compute_what_one_does(classifier):
+    one, (many, rows) = classifier.ours, on_eight_devices(classifier)
+    batch = fourfold(classifier.batch)
     placed = {name: jax.device_put(value, rows) for name, value in batch.items()}
     key = jax.random.key(0)
     np.testing.assert_allclose(
@@ -261,9 +278,26 @@ def test_eight_devices_compute_what_one_does(classifier):
         one.apply(one.params, batch, key)["logits"],
         atol=1e-5,
     )
-    theirs = jax.tree.map(np.asarray, gradients(classifier, batch=batch, key=key))
-    ours = gradients(classifier, model=many, batch=placed, key=key)
+    assert_eight_devices_have_the_gradients_of_one(classifier, many, rows)
+
+
+def assert_eight_devices_have_the_gradients_of_one(pair: Pair, many, rows) -> None:
+    batch, key = fourfold(pair.batch), jax.random.key(0)
+    placed = {name: jax.device_put(value, rows) for name, value in batch.items()}
+    theirs = jax.tree.map(np.asarray, gradients(pair, batch=batch, key=key))
+    ours = gradients(pair, model=many, batch=placed, key=key)
     assert_close_gradients(ours, theirs, 1e-5)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seed", range(1, 10))
+@pytest.mark.parametrize("which", classifiers())
+def test_more_configs_run_alike(which, seed, tmp_path):
+    """Nine more drawn configs of each model type: scanned, frozen, and on eight devices."""
+    pair = make_pair(*which, seed, tmp_path)
+    assert_frozen_blocks_cost_their_forward_pass(pair)
+    assert_scan_equals_unrolled(pair, "full", 2)
+    assert_eight_devices_have_the_gradients_of_one(pair, *on_eight_devices(pair))
 
 
 def test_bfloat16_stays_near_float32(classifier):
