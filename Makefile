@@ -58,6 +58,7 @@ lint: $(VENV)/.dev  ## format, lint, types, and docs/ up to date
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/shellcheck -x tpu/*.sh tpu/slurm.sbatch
 	@$(BIN)/jaxft config --schema | diff docs/schema.json - || \
 	    { echo 'docs/schema.json is out of date: make docs'; exit 1; }
 	@$(BIN)/python -m jaxft.models_table --check docs/models.md || \
