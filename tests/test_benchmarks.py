@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from benchmarks import measure, seeds, trainer
 from benchmarks.measure import median
+from benchmarks.studies.page import drift_of
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,6 +53,16 @@ def test_results_are_kept_by_name(tmp_path, monkeypatch):
     assert measure.recorded("loop")["ratio"] == 1.02
     assert measure.recorded("trainer")["ratio"] == 1.3
     assert measure.recorded("loop")["versions"]["jax"]
+
+
+def test_a_study_tells_how_far_each_depth_of_each_member_moved(tmp_path):
+    (tmp_path / "parts").mkdir()
+    for number, members in enumerate(([0, 2], [1, 3])):
+        drift = {"0": [0.1, 0.2], "1": [0.3, None]}
+        text = json.dumps({"members": members, "drift": drift})
+        (tmp_path / "parts" / f"{number}.json").write_text(text)
+    found = drift_of(SimpleNamespace(folder=tmp_path))
+    assert found == {0: (0.1, 0.3), 1: (0.1, 0.3), 2: (0.2, None), 3: (0.2, None)}
 
 
 @pytest.mark.parametrize(

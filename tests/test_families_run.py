@@ -19,7 +19,11 @@ from families import (
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxft.config_recipe import LayerDecaySection, OptimizerSection, ScheduleSection
 from jaxft.engine.cost import count_flops
+from jaxft.layerwise.optimizer import carry_state, make_optimizer
+from jaxft.layerwise.phases import within
+from jaxft.layerwise.table import LayerTable, build_table
 from jaxft.models import registry
 from jaxft.models.adapters import Adapter, is_adapter
 from jaxft.models.transformer import Compute, Part
@@ -156,6 +160,63 @@ def test_starting_where_the_trunk_ends_equals_the_whole(classifier):
     assert list(streams) == ["trunk"]
     whole = jax.tree.map(np.asarray, run())
     assert_close_gradients(run(batch=classifier.batch | streams), whole, 1e-5)
+
+
+def table_of(pair: Pair) -> LayerTable:
+    """Everything trains, each depth at 0.9 of the rate of the one above, without weight decay."""
+    model = pair.ours
+    return build_table(
+        model.params,
+        depths=model.depths,
+        tops=model.tops,
+        no_decay=sorted(model.no_decay),
+        groups=[],
+        layer_decay=LayerDecaySection(rate=0.9),
+        optimizer=OptimizerSection(weight_decay=0.0),
+        schedule=ScheduleSection(),
+    )
+
+
+def test_a_phase_switch_keeps_what_trained_and_starts_the_rest_afresh(classifier):
+    """The top block and above for a step, then everything."""
+    model, whole = classifier.ours, table_of(classifier)
+    top = [name for name, depth in model.depths.items() if depth >= model.num_depths - 2]
+    first = within(whole, top, None, 0)
+    params, state = dict(model.params), None
+    for table in (first, within(whole, list(params), first, 1)):
+        names = list(table.trainable)
+        trained = {name: params[name] for name in names}
+        optimizer = make_optimizer(table, OptimizerSection(clip=None, weight_decay=0.0))
+        before, state = state, optimizer.init(trained)
+        if before is not None:
+            state = carry_state(before, state)
+            moved, kept = leaves_by_path(state), leaves_by_path(before)
+            assert {path: moved[path].tobytes() for path in kept} == {
+                path: leaf.tobytes() for path, leaf in kept.items()
+            }
+            assert not any(leaf.any() for path, leaf in moved.items() if path not in kept)
+        grads = gradients(classifier, names=names)
+        updates, state = optimizer.update(
+            grads,
+            state,
+            trained,
+            rates=jnp.full(len(table.training_groups), 1e-3),
+            multipliers=jnp.asarray(table.multipliers()),
+            weight_decay=jnp.zeros(len(table.training_groups)),
+        )
+        params |= {name: params[name] + update for name, update in updates.items()}
+    # Adam's first step is of the rate: under the count of what has trained, it would be larger.
+    steps = dict(zip(table.trainable, 1e-3 * table.multipliers(), strict=True))
+    moved = [
+        np.abs(np.asarray(updates[name]) / steps[name])[np.abs(np.asarray(grads[name])) > 1e-5]
+        for name in set(names) - set(top)
+    ]
+    assert np.median(np.concatenate(moved)) == pytest.approx(1, abs=1e-3)
+
+
+def leaves_by_path(tree) -> dict[str, np.ndarray]:
+    """Every array by its path."""
+    return {jax.tree_util.keystr(p): np.asarray(v) for p, v in jax.tree.leaves_with_path(tree)}
 
 
 def test_adapters_attach_and_merge(classifier):

@@ -59,11 +59,12 @@ def scores_by_setting(study: Study, metric: str = "accuracy") -> list[dict[str, 
     ]
 
 
-def drift_of(study: Study) -> dict[int, list[float | None]]:
+def drift_of(study: Study) -> dict[int, tuple[float | None, ...]]:
     """Member -> how far each depth moved, |w - w0| / |w0|."""
-    found: dict[int, list[float | None]] = {}
+    found: dict[int, tuple[float | None, ...]] = {}
     for path in sorted((study.folder / "parts").glob("*.json")):
-        found |= {int(m): moved for m, moved in json.loads(path.read_text())["drift"].items()}
+        part = json.loads(path.read_text())
+        found |= dict(zip(part["members"], zip(*part["drift"].values(), strict=True), strict=True))
     return found
 
 
