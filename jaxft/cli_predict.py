@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from jaxft.cli_tagged import print_in_colour
 from jaxft.errors import UserError
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def predict(
     elif asked or chat is not None:
         raise UserError(f"'{run}' writes no text: it takes texts and --file alone.")
     else:
-        _print_labels(Path(run), inputs)
+        _print_labels(Path(run), inputs, as_json)
 
 
 def _drawing(temperature: float | None) -> dict[str, Any]:
@@ -107,14 +108,18 @@ def _typed() -> Iterator[str] | None:
     return None if sys.stdin.isatty() else _decoded(sys.stdin.buffer, "standard input")
 
 
-def _print_labels(run: Path, inputs: Iterable[str] | None) -> None:
-    """Print what a run says of each input."""
+def _print_labels(run: Path, inputs: Iterable[str] | None, as_json: bool) -> None:
+    """Print what a run says of each input: in colour what has a text to show it in."""
     from jaxft.engine.predict import predict as story
 
     if inputs is None:
         print("Type a text a line; Ctrl-D ends.", file=sys.stderr)
         inputs = _decoded(sys.stdin.buffer, "standard input")
-    _print_lines(story(run, inputs))
+    said = story(run, inputs)
+    if as_json or not sys.stdout.isatty():
+        _print_lines(said)
+    else:
+        print_in_colour(said)
 
 
 def _print_texts(

@@ -64,7 +64,7 @@ class DataSection(Section):
 
     train: str = key(
         ...,
-        "rows to train on: csv:PATH, jsonl:PATH, tfds:NAME:SPLIT, images:DIR; then [a:b], :ordered",
+        "rows to train on: csv:, jsonl:, conll:PATH, tfds:NAME:SPLIT, images:DIR; [a:b], :ordered",
         resume="fixed",
     )
     eval: str = key(..., "rows that choose the best checkpoint", resume="fixed")

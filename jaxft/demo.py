@@ -19,6 +19,7 @@ from pathlib import Path
 from jaxft.demo_assets import Wheel, link, once, unpack
 from jaxft.demo_dialogues import dialogues
 from jaxft.demo_images import digits, emoji
+from jaxft.demo_ner import tweets
 from jaxft.demo_smollm2 import smollm2
 from jaxft.demo_vits import dinov2, vits
 from jaxft.errors import UserError, did_you_mean
@@ -133,6 +134,7 @@ ASSETS: dict[str, Callable[[], Path]] = {
     "dinov2": dinov2,
     "digits": digits,
     "emoji": emoji,
+    "tweets": tweets,
 }
 DEMO = ("minilm", "reviews")
 

@@ -19,6 +19,7 @@ from jaxft.models.transformer import Compute
 AUTO = {
     None: transformers.AutoModel,
     "text_classification": transformers.AutoModelForSequenceClassification,
+    "token_classification": transformers.AutoModelForTokenClassification,
     "masked_lm": transformers.AutoModelForMaskedLM,
     "causal_lm": transformers.AutoModelForCausalLM,
     "image_classification": transformers.AutoModelForImageClassification,

@@ -45,6 +45,7 @@ def small_assets(folder: Path, minilm: Path, reviews: Path) -> Path:
     write_vit(folder / "dinov2", "dinov2")
     write_digits(folder / "digits")
     write_emoji(folder / "emoji")
+    write_tweets(folder / "tweets")
     return folder
 
 
@@ -122,3 +123,12 @@ def write_emoji(folder: Path) -> None:
             rows.append((name, f"{colour} {THINGS[number % 8]}", "none"))
     write_csv(folder / "train.csv", ["image", "text", "tone"], rows[: -len(rows) // 8])
     write_csv(folder / "test.csv", ["image", "text", "tone"], rows[-len(rows) // 8 :])
+
+
+def write_tweets(folder: Path) -> None:
+    """Sentences in which a thing is an entity."""
+    folder.mkdir()
+    for name, count in (("train.conll", 40), ("test.conll", 8)):
+        things = [THINGS[number % 8] for number in range(count)]
+        told = [f"the\tO\n{thing}\tB-thing\n{thing}s\tI-thing\n!\tO\n\n" for thing in things]
+        (folder / name).write_text("".join(told))

@@ -92,7 +92,7 @@ def test_config_file(refused):
 
 DATA_MISTAKES = {
     "data.train=csv:absent.csv": "absent.csv",
-    "data.train=parquet:reviews.csv": "must start with csv:, jsonl:, tfds: or images:",
+    "data.train=parquet:reviews.csv": "must start with csv:, jsonl:, conll:, tfds: or images:",
     "data.train=csv:.": "",
     "task.text=txet": "there is no column 'txet'. Its columns: text, label.",
     "data.eval=csv:reviews.csv[50%:50%]": "the selection holds no rows",

@@ -31,6 +31,7 @@ FLOORS = {
     "data.image": 1,
     "data.cache": 1,
     "data.packing": 1,
+    "data.tags": 1,
     "metrics.*": 1,
     "models.transformer": 2,
     "models.weights": 2,
@@ -49,6 +50,7 @@ FLOORS = {
     "tasks.labels": 5,
     "tasks.classes": 5,
     "tasks.images": 5,
+    "tasks.tagged": 5.5,  # above labels, below the tasks
     "tasks.*": 6,
     "engine.mesh": 6,
     "engine.state": 6,

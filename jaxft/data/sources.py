@@ -2,7 +2,7 @@
 
 A source string is `KIND:PLACE`, then an optional slice, then an optional `:ordered`:
 `csv:reviews.csv[:80%]`, `jsonl:rows.jsonl[1000:]:ordered`, `tfds:my_set:1.0.0:train[90%:]`,
-`images:photos/train` (a folder with a sub-folder a class).
+`conll:tagged.txt` (a word and its tag a line), `images:photos/train` (a sub-folder a class).
 Rows are kept by `where`, then shuffled by the seed, then sliced; so slices of one file are drawn
 at random and never overlap where their bounds do not.
 """
@@ -19,13 +19,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jaxft.data.sources_files import open_csv, open_jsonl
+from jaxft.data.sources_files import open_conll, open_csv, open_jsonl
 from jaxft.data.sources_images import open_image_folder
 from jaxft.data.sources_tfds import open_tfds
 from jaxft.errors import UserError, did_you_mean
 
 Row = dict[str, Any]
-KINDS = ("csv", "jsonl", "tfds", "images")
+KINDS = ("csv", "jsonl", "conll", "tfds", "images")
 SPEC = re.compile(
     r"(?P<kind>\w+):(?P<place>.+?)(?P<slice>\[(?P<start>[^:\[\]]*):(?P<stop>[^:\[\]]*)\])?"
     r"(?P<ordered>:ordered)?",
@@ -104,9 +104,9 @@ def open_source(spec: str, *, where: Mapping[str, Any] | None = None, seed: int 
     """The rows that a source string names.
 
     Args:
-        spec: `csv:PATH`, `jsonl:PATH`, `tfds:NAME[:VERSION]:SPLIT`, `tfds:FOLDER:SPLIT` or
-            `images:FOLDER`, then optionally `[a:b]` (row numbers or percent) and `:ordered` (no
-            shuffle).
+        spec: `csv:PATH`, `jsonl:PATH`, `conll:PATH`, `tfds:NAME[:VERSION]:SPLIT`,
+            `tfds:FOLDER:SPLIT` or `images:FOLDER`, then optionally `[a:b]` (row numbers or
+            percent) and `:ordered` (no shuffle).
         where: column -> the value, or list of values, that a row must have.
         seed: of the shuffle.
 
@@ -118,7 +118,8 @@ def open_source(spec: str, *, where: Mapping[str, Any] | None = None, seed: int 
     if parts is None or parts["kind"] not in KINDS:
         kind = spec.partition(":")[0]
         raise UserError(
-            f"'{spec}' is no data source: it must start with csv:, jsonl:, tfds: or images:.",
+            f"'{spec}' is no data source: it must start with csv:, jsonl:, conll:, tfds: or "
+            "images:.",
             did_you_mean(kind, KINDS) if ":" in spec else "Such as csv:reviews.csv[:80%].",
         )
     reader = _open_reader(parts["kind"], parts["place"])
@@ -174,6 +175,8 @@ def _open_reader(kind: str, place: str) -> Reader:
         return open_csv(Path(place).expanduser())
     if kind == "jsonl":
         return open_jsonl(Path(place).expanduser())
+    if kind == "conll":
+        return open_conll(Path(place).expanduser())
     if kind == "images":
         return open_image_folder(Path(place).expanduser())
     return open_tfds(place)

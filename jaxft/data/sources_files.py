@@ -1,4 +1,4 @@
-"""CSV and JSON-lines files as random-access rows.
+"""CSV, JSON-lines and CoNLL files as random-access rows.
 
 A file is scanned once: every row is checked and its place in bytes kept, so that a row is read
 when it is asked for and a file larger than memory will do.
@@ -24,6 +24,8 @@ Row = dict[str, Any]
 # A field may be a whole document; the csv module's own limit is 131,072 characters.
 FIELD_LIMIT = 2**31 - 1
 BOM = b"\xef\xbb\xbf"
+CONLL_COLUMNS = ("tokens", "tags")
+DOCUMENT = "-DOCSTART-"
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,45 @@ def open_jsonl(path: Path) -> FileReader:
                 lines.row += 1
             start = lines.end
     return FileReader(path, tuple(columns), sha256(path), _as_spans(spans), _parse_json)
+
+
+def open_conll(path: Path) -> FileReader:
+    """A file in UTF-8 with a word and its tag a line, and an empty line after each sentence.
+
+    The word is the first of a line's fields and the tag the last; tabs stand between them, or
+    spaces where there are no tabs. A row has `tokens` and `tags`; -DOCSTART- is no sentence.
+
+    Raises:
+        UserError: no such file; or, by row, text that is not UTF-8 or a word without a tag.
+    """
+    spans: list[tuple[int, int]] = []
+    with _open(path) as file:
+        lines = _Lines(file, path)
+        start = end = lines.end
+        for text in lines:
+            if text.strip() and not text.startswith(DOCUMENT):
+                fields = _fields(text)
+                lines.check(len(fields) > 1 and all(fields), f"is no word and tag ('{fields[0]}')")
+                end = lines.end
+                continue
+            if end > start:
+                spans.append((start, end))
+                lines.row += 1
+            start = end = lines.end
+        if end > start:
+            spans.append((start, end))
+    return FileReader(path, CONLL_COLUMNS, sha256(path), _as_spans(spans), _parse_conll)
+
+
+def _fields(line: str) -> list[str]:
+    """The word of a line and its tag; the word alone where there is no more."""
+    fields = line.split("\t") if "\t" in line else line.split()
+    return [fields[number].strip() for number in ((0, -1) if len(fields) > 1 else (0,))]
+
+
+def _parse_conll(text: str, columns: Sequence[str]) -> Row:
+    pairs = [_fields(line) for line in text.split("\n") if line.strip()]
+    return dict(zip(columns, map(list, zip(*pairs, strict=True)), strict=True))
 
 
 class _Lines:

@@ -61,8 +61,10 @@ class TfdsReader:
         ]
 
     def class_names(self, column: str) -> tuple[str, ...] | None:
-        """The classes of a ClassLabel column in order of class id; None for another column."""
+        """The classes of a column of ClassLabels, one a row or several; None for another column."""
         feature = self.features[column]
+        if isinstance(feature, tfds.features.Sequence):
+            feature = feature.feature
         if isinstance(feature, tfds.features.ClassLabel):
             return tuple(feature.names)
         return None

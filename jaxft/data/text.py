@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,10 @@ class Encoded:
         tokens: tokens kept.
         unknown: kept tokens that stand for text the vocabulary lacks.
         cut: tokens cut away of each text, where there were any: text number -> tokens.
+        spans: where in its text each token begins and ends, one `[tokens, 2]` int32 array a text;
+            0 and 0 of a special token. Empty unless it was asked for.
+        words: likewise `[tokens]` int32: the number of the word that a token is of, as the
+            tokenizer cuts words; -1 of a special token.
     """
 
     ids: list[np.ndarray]
@@ -45,6 +49,8 @@ class Encoded:
     tokens: int
     unknown: int
     cut: dict[int, int]
+    spans: list[np.ndarray]
+    words: list[np.ndarray]
 
     @property
     def truncated(self) -> int:
@@ -105,6 +111,7 @@ class Tokenizer:
         pairs: Sequence[str] | None = None,
         max_length: int | None = None,
         spelled: bool = False,
+        placed: bool = False,
     ) -> Encoded:
         """Token ids of each text, or of each pair of texts, with the special tokens of the model.
 
@@ -115,6 +122,7 @@ class Tokenizer:
                 of its longer text first. None keeps all.
             spelled: the texts spell out their special tokens, as a chat template's do: none are
                 added.
+            placed: whether to say of each token where it stands and which word it is of.
 
         Raises:
             UserError: a value that is no text, or a `max_length` that has no room for text.
@@ -130,25 +138,24 @@ class Tokenizer:
         inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
         ids: list[np.ndarray] = []
         type_ids: list[np.ndarray] = []
+        spans: list[np.ndarray] = []
+        words: list[np.ndarray] = []
         cut: dict[int, int] = {}
-        for start in range(0, len(inputs), CHUNK):
-            chunk = inputs[start : start + CHUNK]
-            encodings = self._backend.encode_batch(chunk, add_special_tokens=not spelled)
-            long = _longer_than(encodings, max_length)
-            if long and max_length is not None:
-                cut |= {start + i: len(encodings[i].ids) - max_length for i in long}
-                shorter = self._encode_cut([chunk[i] for i in long], max_length, spelled)
-                encodings = list(encodings)
-                for i, encoding in zip(long, shorter, strict=True):
-                    encodings[i] = encoding
-            ids += [np.array(encoding.ids, np.int32) for encoding in encodings]
-            type_ids += [np.array(encoding.type_ids, np.int32) for encoding in encodings]
+        for number, (one, lost) in enumerate(self._encodings(inputs, max_length, spelled)):
+            ids.append(np.array(one.ids, np.int32))
+            type_ids.append(np.array(one.type_ids, np.int32))
+            cut |= {number: lost} if lost else {}
+            if placed:
+                spans.append(np.array(one.offsets, np.int32).reshape(-1, 2))
+                words.append(_word_numbers(one))
         return Encoded(
             ids,
             type_ids,
             tokens=sum(map(len, ids)),
             unknown=sum(int(np.count_nonzero(row == self.unknown_id)) for row in ids),
             cut=cut,
+            spans=spans,
+            words=words,
         )
 
     def locate(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -175,6 +182,24 @@ class Tokenizer:
     def stream(self) -> Callable[[int], str | None]:
         """A function that takes one token id after the other and gives the text that is whole."""
         return partial(DecodeStream(skip_special_tokens=True).step, self._backend)
+
+    def _encodings(
+        self, inputs: Sequence[Any], max_length: int | None, spelled: bool
+    ) -> Iterator[tuple[tokenizers.Encoding, int]]:
+        """Each input's encoding, cut to `max_length`, and the tokens cut away."""
+        for start in range(0, len(inputs), CHUNK):
+            chunk = inputs[start : start + CHUNK]
+            encodings = self._backend.encode_batch(chunk, add_special_tokens=not spelled)
+            long = _longer_than(encodings, max_length)
+            if not long or max_length is None:
+                yield from ((encoding, 0) for encoding in encodings)
+                continue
+            shorter = iter(self._encode_cut([chunk[i] for i in sorted(long)], max_length, spelled))
+            for number, encoding in enumerate(encodings):
+                if number in long:
+                    yield next(shorter), len(encoding.ids) - max_length
+                else:
+                    yield encoding, 0
 
     def _encode_cut(
         self, inputs: list[Any], max_length: int, spelled: bool
@@ -248,10 +273,14 @@ def _special_id(role: str, folder: Path, backend: tokenizers.Tokenizer) -> int |
     return None
 
 
-def _longer_than(encodings: Sequence[tokenizers.Encoding], max_length: int | None) -> list[int]:
+def _longer_than(encodings: Sequence[tokenizers.Encoding], max_length: int | None) -> set[int]:
     if max_length is None:
-        return []
-    return [i for i, encoding in enumerate(encodings) if len(encoding.ids) > max_length]
+        return set()
+    return {i for i, encoding in enumerate(encodings) if len(encoding.ids) > max_length}
+
+
+def _word_numbers(encoding: tokenizers.Encoding) -> np.ndarray:
+    return np.array([-1 if word is None else word for word in encoding.word_ids], np.int32)
 
 
 def _check_texts(texts: Sequence[Any]) -> None:

@@ -21,6 +21,7 @@ from jaxft.report.numbers import count, rate, score, share
 PIPELINES: Mapping[str | None, tuple[str, str]] = {
     None: ("feature-extraction", "AutoModel"),
     "text_classification": ("text-classification", "AutoModelForSequenceClassification"),
+    "token_classification": ("token-classification", "AutoModelForTokenClassification"),
     "masked_lm": ("fill-mask", "AutoModelForMaskedLM"),
     "causal_lm": ("text-generation", "AutoModelForCausalLM"),
     "image_classification": ("image-classification", "AutoModelForImageClassification"),

@@ -135,15 +135,25 @@ def run_split(
 
 
 def _in_order(kept: list[dict[str, np.ndarray]], count: int) -> dict[str, np.ndarray]:
-    """Outcomes of batches `[R, S, ...]` as one array an outcome, in order of examples."""
+    """Outcomes of batches `[R, S, ...]` as one array an outcome, in order of examples.
+
+    Where an outcome is as long as its batch's rows, shorter ones end in zeros.
+    """
     ids = np.concatenate([part["example_ids"].ravel() for part in kept])
     real = ids >= 0
     ordered = {}
     for name in kept[0]:
         if name == "example_ids":
             continue
-        parts = [part[name].reshape(-1, *part[name].shape[2:]) for part in kept]
+        parts = _alike([part[name].reshape(-1, *part[name].shape[2:]) for part in kept])
         values = np.concatenate(parts)[real]
         ordered[name] = np.empty((count, *values.shape[1:]), values.dtype)
         ordered[name][ids[real]] = values
     return ordered
+
+
+def _alike(parts: list[np.ndarray]) -> list[np.ndarray]:
+    """Arrays with the axes after the first as long as the longest."""
+    most = np.max([part.shape for part in parts], axis=0)  # of the first axis it does not count
+    spare = [[(0, 0), *((0, end) for end in (most - part.shape)[1:])] for part in parts]
+    return [np.pad(part, ends) for part, ends in zip(parts, spare, strict=True)]

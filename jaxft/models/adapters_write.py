@@ -20,7 +20,12 @@ from jaxft.models.layers_adapter import LowRank
 from jaxft.models.weights import Name
 
 # What a head is for, in PEFT's words.
-TASKS = {"text_classification": "SEQ_CLS", "causal_lm": "CAUSAL_LM", None: "FEATURE_EXTRACTION"}
+TASKS = {
+    "text_classification": "SEQ_CLS",
+    "token_classification": "TOKEN_CLS",
+    "causal_lm": "CAUSAL_LM",
+    None: "FEATURE_EXTRACTION",
+}
 
 
 def write_adapter(

@@ -117,6 +117,7 @@ MODEL_TYPES = {
     "bert": {
         None: "BertModel",
         "text_classification": "BertForSequenceClassification",
+        "token_classification": "BertForTokenClassification",
         "masked_lm": "BertForMaskedLM",
     }
 }
@@ -290,6 +291,19 @@ class Classifier(nnx.Module):
         return {"logits": self.head(pooled).astype(jnp.float32)}
 
 
+class TokenClassifier(nnx.Module):
+    """The top of a BertForTokenClassification: `logits` [B, T, C]."""
+
+    def __init__(self, config: Config, num_labels: int):
+        width, std = config.hidden_size, config.initializer_range
+        self.head = Linear(width, num_labels, ("embed", "labels"), std)
+        rate = config.classifier_dropout
+        self.rate = config.hidden_dropout_prob if rate is None else rate
+
+    def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
+        return {"logits": self.head(dropout(x, self.rate, key)).astype(jnp.float32)}
+
+
 class Predictor(nnx.Module):
     """A transform of the stream, scored against the word embeddings (tied)."""
 
@@ -321,6 +335,8 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     ties = {}
     if head == "text_classification":
         top = Part(Classifier(config, num_labels or 2))
+    elif head == "token_classification":
+        top = Part(TokenClassifier(config, num_labels or 2))
     elif head == "masked_lm":
         top = Part(MaskedLm(config))
         ties = {"head/decoder/embedding": "embeddings/word/embedding"}

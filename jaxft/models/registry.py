@@ -32,7 +32,7 @@ from jaxft.models.weights_vocab import with_vocabulary
 from jaxft.tree import natural_order
 
 # Those whose width is a number of named classes.
-CLASS_HEADS = ("text_classification", "image_classification")
+CLASS_HEADS = ("text_classification", "image_classification", "token_classification")
 
 ShardingOf = Callable[[str, tuple[int, ...], tuple[str, ...]], Sharding | None]
 

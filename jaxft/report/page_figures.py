@@ -33,14 +33,19 @@ def figures(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def metrics_of(run: Run) -> list[str]:
-    """The metrics that a run's evaluations report, the primary one first; the loss is not one."""
+    """The metrics that a run's evaluations report, the primary one first.
+
+    The loss is none, and neither is what is of one class alone (`f1/person`).
+    """
     names = [
         name
         for event in run.of_kind("eval")
         for name, value in event.items()
         if _is_number(value) and name not in ("step", "time", "loss", "epoch", "examples")
     ]
-    names = [name for name in dict.fromkeys(names) if not name.endswith("_per_second")]
+    names = [
+        name for name in dict.fromkeys(names) if not (name.endswith("_per_second") or "/" in name)
+    ]
     return sorted(names, key=lambda name: name != run.about.get("best_metric"))
 
 

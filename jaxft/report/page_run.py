@@ -16,6 +16,7 @@ from jaxft.engine.run_folder import RunFolder, open_run
 from jaxft.errors import UserError
 from jaxft.report.events import read_events
 
+TAGGED_TASK = "token_classification"
 SPLITS = ("test", "eval")  # the order in which their predictions are shown
 Keys = dict[str, tuple[type, ...]]  # what the page reads of an entry, and the types it may have
 NUMBER = (int, float)
@@ -50,6 +51,8 @@ PREDICTION: Keys = {
     "probabilities": (dict,),
     "loss": NUMBER,
 }
+TAGGED: Keys = {"text": (str,), "entities": (list,), "gold": (list,), "loss": NUMBER}
+ENTITY: Keys = {"type": (str,), "start": (int,), "end": (int,)}
 RESULT: Keys = {"split": (str,), "step": (int,), "metrics": (dict,), "examples": (int,)}
 
 
@@ -81,6 +84,11 @@ class Run:
     predictions: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
+    @property
+    def task(self) -> str:
+        """The kind of its task; empty where the config could not be read."""
+        return str((self.config.get("task") or {}).get("kind", ""))
+
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
         """The events of one kind: `train`, `eval` or `note`."""
         return [event for event in self.events if event["kind"] == kind]
@@ -107,16 +115,18 @@ def read_run(path: Path, name: str) -> Run:
             return None
 
     about = attempt(lambda: _about(folder), "what the run was made with") or {}
+    config = attempt(lambda: _config(folder), "the config") or {}
+    tagged = (config.get("task") or {}).get("kind") == TAGGED_TASK
     predictions = {}
     for split in () if about.get("labels") == [] else SPLITS:  # without classes no mistakes
-        lines = attempt(partial(_predictions, folder, split), f"the predictions on {split}")
+        lines = attempt(partial(_predictions, folder, split, tagged), f"the predictions on {split}")
         if lines:
             predictions[split] = lines
     return Run(
         name=name,
         path=Path(folder.path),
         about=about,
-        config=attempt(lambda: _config(folder), "the config") or {},
+        config=config,
         events=attempt(lambda: _events(folder), "the curves") or [],
         table=attempt(lambda: _table(folder), "the layer table"),
         rates=attempt(lambda: _rates(folder), "the rates"),
@@ -175,7 +185,7 @@ def _result(folder: RunFolder) -> Any:
     return result
 
 
-def _predictions(folder: RunFolder, split: str) -> list[dict[str, Any]]:
+def _predictions(folder: RunFolder, split: str, tagged: bool) -> list[dict[str, Any]]:
     name = f"predictions-{split}.jsonl"
     path = folder.path / name
     if not path.exists():
@@ -186,7 +196,9 @@ def _predictions(folder: RunFolder, split: str) -> list[dict[str, Any]]:
             lines.append(json.loads(line))
         except ValueError:
             raise UserError(f"{path}, line {number}: not JSON.") from None
-    _check(lines, PREDICTION, folder, name)
+    _check(lines, TAGGED if tagged else PREDICTION, folder, name)
+    for line in lines if tagged else ():
+        _check([*line["entities"], *line["gold"]], ENTITY, folder, name)
     return lines
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from jaxft.report import numbers
 from jaxft.report.page_figures import group_colour, metrics_of
-from jaxft.report.page_run import Run, config_text
+from jaxft.report.page_run import TAGGED_TASK, Run, config_text
+from jaxft.report.page_tokens import tagged
 from jaxft.report.progress_tables import part_of
 
 WORST = 20
@@ -73,7 +74,7 @@ def view(run: Run, index: int) -> dict[str, Any]:
         "state": str(run.about.get("state", "of unknown state")),
         "command": _command(run.about),
         "checkpoint": str((run.config.get("model") or {}).get("checkpoint", "")),
-        "task": str((run.config.get("task") or {}).get("kind", "")).replace("_", " "),
+        "task": run.task.replace("_", " "),
         "started": str(run.about.get("started", "")).replace("T", " ").removesuffix("Z"),
         "headline": _headline(run),
         "tiles": _tiles(run),
@@ -91,6 +92,12 @@ def view(run: Run, index: int) -> dict[str, Any]:
                 "worst": worst_mistakes(lines),
             }
             for split, lines in run.predictions.items()
+            if run.task != TAGGED_TASK
+        ],
+        "tagged": [
+            tagged(split, lines)
+            for split, lines in run.predictions.items()
+            if run.task == TAGGED_TASK
         ],
         "notes": [note for note in run.of_kind("note") if isinstance(note.get("text"), str)],
         "config": config_text(run) if run.config else "",

@@ -125,6 +125,8 @@ class Progress:
         """
         line = Text.assemble((f"{split} ", "bold magenta"), (f"step {step:,}  ", "dim"))
         for name, value in _scalars(values).items():
+            if "/" in name:  # of one class alone: the result has it
+                continue
             line.append(f"{name} ", "dim").append(f"{score(value)}  ", "bold")
         if best:
             line.append("best so far", "bold green")
