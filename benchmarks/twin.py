@@ -22,7 +22,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_
 from transformers.utils import logging
 
 from jaxft.config import Config, load_config, resolve_steps
-from jaxft.config_tasks import TextClassification
+from jaxft.config_classes import TextClassification
 from jaxft.engine.build import Build, build
 from jaxft.engine.inputs import Split
 

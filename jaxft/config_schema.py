@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from jaxft.config_adapter import AdapterKey, AdapterSection
+from jaxft.config_data import DataSection
 from jaxft.config_durations import Duration, DurationKey, LengthKey
 from jaxft.config_fields import Section, key, section
 from jaxft.config_recipe import (
@@ -21,8 +22,6 @@ from jaxft.config_recipe import (
 )
 from jaxft.config_run import RunSection
 from jaxft.config_tasks import TaskSection
-
-Scalar = str | int | float | bool
 
 
 class ModelSection(Section):
@@ -56,50 +55,6 @@ class ModelSection(Section):
     )
     cache: str | None = key(
         None, "folder for downloaded checkpoints; null is the hub's own", resume="may change"
-    )
-
-
-class DataSection(Section):
-    """The rows to learn from, and how they become batches."""
-
-    train: str = key(
-        ...,
-        "rows to train on: csv:, jsonl:, conll:PATH, tfds:NAME:SPLIT, images:DIR; [a:b], :ordered",
-        resume="fixed",
-    )
-    eval: str = key(..., "rows that choose the best checkpoint", resume="fixed")
-    test: str | None = key(
-        None, "rows scored once, with the best checkpoint, at the end", resume="may change"
-    )
-    where: dict[str, Scalar | list[Scalar]] = Field(
-        default_factory=dict,
-        description="keep only rows with this value, or one of these values, in a column",
-        json_schema_extra={"resume": "fixed"},
-    )
-    batch_size: int = key(
-        32, "examples in an optimizer step, over all devices", resume="fixed", unit="examples", ge=1
-    )
-    max_length: int | None = key(
-        None,
-        "cut longer examples to this; null is the longest the model takes",
-        resume="fixed",
-        unit="tokens",
-        ge=3,
-    )
-    pack: bool | Literal["auto"] = key(
-        "auto", "put several examples in one row; auto does where the task can", resume="fixed"
-    )
-    row_length: int | None = key(
-        None,
-        "length of a row; null is the shortest multiple of 32 that holds the longest example",
-        resume="fixed",
-        unit="tokens",
-        ge=8,
-    )
-    workers: int = key(0, "processes that prepare batches; 0 is threads", resume="may change", ge=0)
-    prefetch: int = key(2, "batches kept ready", resume="may change", unit="batches", ge=1)
-    cache: str | None = key(
-        None, "folder for tokenised rows; null is the user's cache folder", resume="may change"
     )
 
 

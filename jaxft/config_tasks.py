@@ -1,4 +1,7 @@
-"""The `task` section: one kind a task, told apart by `kind`."""
+"""The `task` section: one kind a task, told apart by `kind`.
+
+What tells classes or a number of an example is in `config_classes.py`.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from jaxft.config_classes import ImageClassification, TextClassification
 from jaxft.config_fields import Section, key
-
-
-class TextClassification(Section):
-    """One label for a text, or for a pair of texts."""
-
-    kind: Literal["text_classification"] = key(..., "what is learned", resume="fixed")
-    text: str = key("text", "column that holds the text", resume="fixed")
-    text_pair: str | None = key(None, "column that holds the second text", resume="fixed")
-    label: str = key("label", "column that holds the label", resume="fixed")
-    labels: Annotated[list[str], Field(min_length=2)] | None = key(
-        None, "label names in order of class id; null takes those of the data", resume="fixed"
-    )
 
 
 class TokenClassification(Section):
@@ -55,19 +47,6 @@ class CausalLm(Section):
         if sum(kinds) != 1 or (any(pair) and not all(pair)):
             raise ValueError("it names text, or messages, or prompt and answer")
         return self
-
-
-class ImageClassification(Section):
-    """One label for an image."""
-
-    kind: Literal["image_classification"] = key(..., "what is learned", resume="fixed")
-    image: str = key(
-        "image", "column that holds the image, or the path to its file", resume="fixed"
-    )
-    label: str = key("label", "column that holds the label", resume="fixed")
-    labels: Annotated[list[str], Field(min_length=2)] | None = key(
-        None, "label names in order of class id; null takes those of the data", resume="fixed"
-    )
 
 
 class Contrastive(Section):

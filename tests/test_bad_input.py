@@ -94,7 +94,7 @@ DATA_MISTAKES = {
     "data.train=csv:absent.csv": "absent.csv",
     "data.train=parquet:reviews.csv": "must start with csv:, jsonl:, conll:, tfds: or images:",
     "data.train=csv:.": "",
-    "task.text=txet": "there is no column 'txet'. Its columns: text, label.",
+    "task.text=txet": "there is no column 'txet'. Did you mean 'text'? Its columns: text, label.",
     "data.eval=csv:reviews.csv[50%:50%]": "the selection holds no rows",
     "data.eval=csv:reviews.csv[0:1]": "the split has one class only",
     "data.where={label: 1}": "the split has one class only ('1')",
@@ -119,14 +119,17 @@ def test_a_row_that_is_not_utf8(refused):
 def test_a_label_that_the_train_set_has_not(refused):
     write_rows("eval.csv", [("fine", "1"), ("dull", "0"), ("odd", "2")])
     said = refused("train", "c.yaml", "data.eval=csv:eval.csv:ordered", "--quiet")
-    assert said.startswith("csv:eval.csv:ordered: row 2 has the label '2', which is not among")
+    assert said.startswith("csv:eval.csv:ordered: row 3 has the label '2', which is not among")
     assert "(0, 1)" in said
 
 
 def test_a_row_without_a_label(refused):
     write_rows("rows.csv", [("fine", "1"), ("dull", ""), ("grim", "0")])
     said = refused("train", "c.yaml", "data.train=csv:rows.csv:ordered", "--quiet")
-    assert said == "csv:rows.csv:ordered: row 1 has no label. Fill it in, or leave the row out."
+    assert said == (
+        "csv:rows.csv:ordered: row 2 has no label. Fill it in, leave the row out, or say "
+        "data.on_bad_row=skip."
+    )
 
 
 def test_many_labels_are_not_all_listed(refused):

@@ -74,7 +74,7 @@ def test_a_file_that_is_not_there_is_named(refused):
 
 
 def test_a_row_without_a_path_is_named(refused):
-    assert re.search(r"rows\.csv:ordered: row 16 has no image", refused(*csv_of("")))
+    assert re.search(r"rows\.csv:ordered: row 17 has no image", refused(*csv_of("")))
 
 
 def test_a_folder_without_images_is_named(refused):

@@ -27,6 +27,7 @@ FLOORS = {
     "models.source": 1,
     "data.sources": 1,
     "data.text": 1,
+    "data.template": 1,
     "data.chat": 1,
     "data.image": 1,
     "data.cache": 1,
@@ -48,7 +49,7 @@ FLOORS = {
     "models.registry": 4,
     "tasks.contract": 5,
     "tasks.labels": 5,
-    "tasks.classes": 5,
+    "tasks.classes": 5.5,  # above labels
     "tasks.images": 5,
     "tasks.tagged": 5.5,  # above labels, below the tasks
     "tasks.*": 6,

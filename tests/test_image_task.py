@@ -13,7 +13,7 @@ from PIL import Image
 
 import jaxft
 from jaxft.cli import main
-from jaxft.config_tasks import ImageClassification as Section
+from jaxft.config_classes import ImageClassification as Section
 from jaxft.data.image import decode, load_image_processor
 from jaxft.data.loader import batches
 from jaxft.data.plans import TrainPlan
@@ -25,6 +25,7 @@ from jaxft.report.page_views import WORST
 from jaxft.tasks import images
 from jaxft.tasks.contract import Tools
 from jaxft.tasks.image_classification import PICTURES, ImageExamples, make
+from jaxft.tasks.labels import Labels
 from tests.launch import cache  # noqa: F401 a fixture
 from tests.tiny_images import COLOURS, SIDE, tiny_image_config, tiny_pictures, tiny_vit
 
@@ -46,7 +47,7 @@ def examples(folder):
     source = open_source(f"images:{folder / 'pictures'}")
     processor = load_image_processor(folder / "checkpoint")
     labels = np.array([NAMES.index(row["label"]) for row in source.rows(range(len(source)))])
-    return ImageExamples(source, "image", processor, labels)
+    return ImageExamples(source, "image", processor, Labels(labels))
 
 
 def test_a_batch_is_the_processors_own_values(examples):
@@ -156,7 +157,7 @@ def test_a_row_without_an_image_is_named(value, said, folder, tmp_path):
     lines = [{"image": "a.png", "label": "x"}, {"image": value, "label": "y"}]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
     Image.new("RGB", (3, 3)).save(tmp_path / "a.png")
-    with pytest.raises(UserError, match=f"rows.jsonl:ordered: row 1 (has )?.*{said}"):
+    with pytest.raises(UserError, match=f"rows.jsonl:ordered: row 2 (has )?.*{said}"):
         task_examples(open_source(f"jsonl:{tmp_path / 'rows.jsonl'}:ordered"), folder)
 
 

@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -94,6 +94,18 @@ class Source:
     def folder(self) -> Path:
         """Where paths in the rows start from."""
         return Path(self.reader.folder)
+
+    def place(self, index: int) -> str:
+        """What a message calls the row at this index: the source, and the row's number there."""
+        return f"{self.spec}: row {int(self.order[index]) + 1}"
+
+    def without(self, indices: Sequence[int]) -> Source:
+        """The source without the rows at these indices; itself where there are none."""
+        if not len(indices):
+            return self
+        kept = f"{self.fingerprint} without {list(indices)}"
+        digest = hashlib.sha256(kept.encode()).hexdigest()
+        return replace(self, fingerprint=digest, order=np.delete(self.order, indices))
 
     def class_names(self, column: str) -> tuple[str, ...] | None:
         """The classes of `column` in order of class id, where the data names them."""

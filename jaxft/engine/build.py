@@ -18,10 +18,9 @@ import optax
 
 from jaxft.config import Config
 from jaxft.data.plans import Layout, TrainPlan, plan_rows
-from jaxft.data.sources import Source
 from jaxft.engine.build_adapter import asked_adapter, chosen_leaves, rate_ratios
 from jaxft.engine.build_length import Length, resolve_length, resolve_rates
-from jaxft.engine.inputs import Split, data_cache, open_sources
+from jaxft.engine.inputs import Split, data_cache, open_sources, open_splits
 from jaxft.engine.mesh import make_mesh, param_shardings, row_divisor
 from jaxft.errors import UserError
 from jaxft.layerwise.optimizer import make_optimizer
@@ -140,7 +139,8 @@ def build(
     sources = open_sources(task, specs, config.data.where, config.run.seed.data)
     names = task.label_names(sources["train"])
     model = describe(config.model.checkpoint, **model_options(config, names, new))
-    splits = _splits(config, task, model, sources, names)
+    tools = Tools(model, config.data.max_length, data_cache(config.data.cache))
+    splits = open_splits(task, sources, names, tools, config.data.on_bad_row)
     examples = splits["train"].examples
     layout = layout or _lay_out(config, task, mesh, examples)
     _check_rows(layout, mesh, config.train.accumulate)
@@ -166,21 +166,6 @@ def build(
         optimizer=make_optimizer(phase.table, config.optimizer),
         rates=resolve_rates(phase, length),
     )
-
-
-def _splits(
-    config: Config,
-    task: Task,
-    model: Model,
-    sources: Mapping[str, Source],
-    names: tuple[str, ...],
-) -> dict[str, Split]:
-    """The rows of each source as the task reads them."""
-    tools = Tools(model, config.data.max_length, data_cache(config.data.cache))
-    return {
-        name: Split(name, source, task.examples(source, names, tools))
-        for name, source in sources.items()
-    }
 
 
 def _phases(config: Config, model: Model, length: Length) -> tuple[Phase, ...]:

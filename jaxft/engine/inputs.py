@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from jaxft.data.sources import Source, open_source
-from jaxft.errors import UserError
+from jaxft.errors import UserError, nearest
 from jaxft.files import cache_dir
-from jaxft.tasks.contract import Examples, Task
+from jaxft.tasks.contract import Examples, Task, Tools
+from jaxft.tasks.labels import BadValue
 
 SPLITS = ("train", "eval", "test")
+CHUNK = 256  # rows looked at at a time
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,13 @@ class Split:
         name: train, eval or test.
         source: its rows.
         examples: its rows as the task reads them.
+        skipped: bad rows that were left out.
     """
 
     name: str
     source: Source
     examples: Examples
+    skipped: int = 0
 
 
 def open_sources(
@@ -55,13 +59,79 @@ def open_sources(
 
 
 def check_columns(source: Source, columns: Iterable[str]) -> None:
-    """Raise a UserError that lists the source's columns where one is missing."""
+    """Raise a UserError that names the nearest column and lists all where one is missing."""
     for column in columns:
         if column not in source.columns:
+            close = [f"Did you mean '{name}'? " for name in nearest(column, source.columns)]
             raise UserError(
                 f"{source.spec}: there is no column '{column}'.",
-                f"Its columns: {', '.join(source.columns)}.",
+                "".join([*close, f"Its columns: {', '.join(source.columns)}."]),
             )
+
+
+def open_splits(
+    task: Task, sources: Mapping[str, Source], names: tuple[str, ...], tools: Tools, on_bad: str
+) -> dict[str, Split]:
+    """The rows of each source as the task reads them.
+
+    Args:
+        task: reads them.
+        sources: split name -> rows.
+        names: the classes.
+        tools: what the checkpoint brings.
+        on_bad: `error` or `skip`.
+
+    Raises:
+        UserError: a bad row, where it is not to be skipped; a split to train on or to choose by
+            with one class only.
+    """
+    splits = {}
+    for name, source in sources.items():
+        bad = bad_rows(task, source, names) if on_bad == "skip" else []
+        if len(bad) == len(source):
+            raise UserError(
+                f"{source.spec}: every row is bad.", "data.on_bad_row=error says what is wrong."
+            )
+        kept = source.without(bad)
+        splits[name] = Split(name, kept, task.examples(kept, names, tools), len(bad))
+        only = only_class(splits[name], names)
+        if only is not None and name != "test":
+            raise UserError(
+                f"{source.spec}: the split has one class only ('{only}').",
+                "Check data.where and the slice; slices are cut from a seeded shuffle.",
+            )
+    return splits
+
+
+def bad_rows(task: Task, source: Source, names: Sequence[str]) -> list[int]:
+    """The indices of the rows that the task cannot read.
+
+    Raises:
+        UserError: the task has no `check_row(source, index, row, names)`, which raises what is
+            wrong with a row.
+    """
+    check = getattr(task, "check_row", None)
+    if check is None:
+        raise UserError(
+            f"data.on_bad_row: the task '{task.kind}' cannot skip rows.", "Leave it at error."
+        )
+    found = []
+    for start in range(0, len(source), CHUNK):
+        indices = range(start, min(start + CHUNK, len(source)))
+        for index, row in zip(indices, source.rows(indices, task.columns), strict=True):
+            try:
+                check(source, index, row, names)
+            except (BadValue, UserError):
+                found.append(index)
+    return found
+
+
+def only_class(split: Split, names: Sequence[str]) -> str | None:
+    """The class of all of a split's examples; None where there are several, or no classes."""
+    labels = split.examples.labels
+    if labels is None or labels.ndim > 1 or labels.dtype.kind == "f":
+        return None
+    return names[int(labels[0])] if (labels == labels[0]).all() else None
 
 
 def data_cache(folder: str | None) -> Path:
@@ -72,10 +142,9 @@ def data_cache(folder: str | None) -> Path:
 def describe_split(split: Split, names: Sequence[str]) -> dict[str, Any]:
     """What a person should know of a split before training."""
     examples, labels = split.examples, {}
-    if examples.labels is not None:
-        counted = np.bincount(examples.labels, minlength=len(names))
-        labels = {name: int(count) for name, count in zip(names, counted, strict=True)}
-    return {
+    if examples.labels is not None and (counted := _counted(examples.labels, len(names))):
+        labels = dict(zip(names, counted, strict=True))
+    about = {
         "split": split.name,
         "source": split.source.spec,
         "fingerprint": split.source.fingerprint,
@@ -84,3 +153,15 @@ def describe_split(split: Split, names: Sequence[str]) -> dict[str, Any]:
         **examples.counts,
         "labels": labels,
     }
+    if split.skipped:
+        about["skipped"] = split.skipped
+    if only := only_class(split, names):
+        about["note"] = f"all are '{only}', so that no score compares classes (AUROC and its kin)"
+    return about
+
+
+def _counted(labels: np.ndarray, classes: int) -> list[int]:
+    """How many examples have each label; empty where the labels are numbers."""
+    if labels.ndim > 1:
+        return labels.astype(np.int64).sum(axis=0).tolist()
+    return [] if labels.dtype.kind == "f" else np.bincount(labels, minlength=classes).tolist()

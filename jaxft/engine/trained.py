@@ -101,7 +101,8 @@ def open_trained(folder: Path, which: Which = "best") -> Trained:
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     described = describe(config.model.checkpoint, **options)
     check_base(run, described.source)
-    with open_checkpoints(run, config, make_task(config), read_only=True) as checkpoints:
+    task = make_task(config)
+    with open_checkpoints(run, config, task, read_only=True) as checkpoints:
         step = checkpoints.resolve(which)
         trained = checkpoints.load_params(step)
     expected = set(make_table(config, described).trainable)
@@ -118,8 +119,9 @@ def open_trained(folder: Path, which: Which = "best") -> Trained:
         sharding=lambda *leaf: place,
         **options,
     )
-    model = replace(model, params=model.params | trained)
-    return Trained(run, config, make_task(config), names, model, step)
+    problem = getattr(task, "problem_type", None)
+    model = replace(model, params=model.params | trained, problem_type=problem)
+    return Trained(run, config, task, names, model, step)
 
 
 def open_checkpoints(

@@ -51,6 +51,7 @@ class Model:
         matching: which tensor each parameter was read from.
         asked_size: pixels a side of its images, where it was loaded for others than its own.
         adapted: what was put beside its kernels, if anything.
+        problem_type: Hugging Face's name of the loss, where it is not the source's own.
     """
 
     family: Family
@@ -64,6 +65,7 @@ class Model:
     matching: Matching
     asked_size: int | None = None
     adapted: Adapted | None = None
+    problem_type: str | None = None
 
     @cached_property
     def leaves(self) -> dict[str, Leaf]:
@@ -282,6 +284,8 @@ class Model:
         fields = {name: value for name, value in self.fields.items() if name not in stale}
         fields |= self.config.to_hf()
         fields["architectures"] = [self.family.MODEL_TYPES[self.model_type][self.head]]
+        if self.problem_type is not None:
+            fields["problem_type"] = self.problem_type
         # transformers reads every tensor in this type, so it is the widest that was written.
         fields["dtype"] = str(jnp.result_type(*types))
         if self.labels is not None:

@@ -42,7 +42,7 @@ def data_table(splits: Sequence[Mapping[str, Any]]) -> RenderableType:
     Args:
         splits: mappings with `split`, `examples`, `labels` (label -> examples; none where there
             are no classes), and, of texts, `tokens`, `truncated` (examples cut), `unknown`
-            (tokens).
+            (tokens); perhaps `skipped` (bad rows) and `note`, which are said below the table.
     """
     columns = [("split", "left"), ("examples", "right")]
     texts = all("tokens" in split for split in splits)
@@ -64,7 +64,15 @@ def data_table(splits: Sequence[Mapping[str, Any]]) -> RenderableType:
             labels = split["labels"].items()
             cells.append(", ".join(f"{name} {share(many / examples)}" for name, many in labels))
         table.add_row(*cells)
-    return table
+    return Group(table, *(Text(line) for split in splits for line in _data_notes(split)))
+
+
+def _data_notes(split: Mapping[str, Any]) -> list[str]:
+    """What a person should know of a split beside its counts."""
+    rows = "bad row was" if split.get("skipped") == 1 else "bad rows were"
+    said = f"{split['split']}: {split.get('skipped', 0):,} {rows} left out."
+    note = [f"{split['split']}: {split['note']}."] if split.get("note") else []
+    return [said, *note] if split.get("skipped") else note
 
 
 def group_table(table: Mapping[str, Any]) -> RenderableType:

@@ -1,8 +1,14 @@
-"""What the tasks share that give an example one class: loss, metrics, and what a person reads."""
+"""What the tasks share that tell one class of an example; and several labels, or a number.
+
+A target is what is told of an example: how its labels are read and its loss, metrics and words are
+made. `classes_many.py` has several labels, `classes_number.py` a number, `classes_target.py` takes
+the one that a config asks for.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -10,95 +16,143 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxft.config_classes import ImageClassification, TextClassification
+from jaxft.data.sources import Source
 from jaxft.metrics.classification import classification_scores
+from jaxft.tasks.labels import Labels, check_names, class_id, label_names, read_labels
 
-METRICS = ("loss", "accuracy", "f1", "mcc", "auroc")
+Section = TextClassification | ImageClassification
+Outputs = Mapping[str, jax.Array]
+Batch = Mapping[str, Any]
+Outcomes = Mapping[str, np.ndarray]
 MOST_SAID = 20  # classes; where there are more, only this many probabilities are written
+DETECTION = ("auroc", "average_precision", "recall_at_1pct_fpr")
 
 
-def class_loss(
-    outputs: Mapping[str, jax.Array], batch: Mapping[str, Any]
-) -> tuple[jax.Array, jax.Array]:
-    """The summed cross-entropy of a batch, and the number of its examples."""
-    losses = _losses(outputs, batch)
-    return jnp.sum(losses * batch["weights"]), jnp.sum(batch["weights"])
+@dataclass(frozen=True)
+class OneClass:
+    """One class an example: see `jaxft.tasks.classes_target.Target`."""
+
+    section: Section
+    column: str
+    problem: str = "single_label_classification"
+    primary: str = "accuracy"
+    metric_names: tuple[str, ...] = ("loss", "accuracy", "f1", "mcc", *DETECTION)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.column,)
+
+    def names(self, source: Source) -> tuple[str, ...]:
+        return label_names(source, self.column, self.section.labels)
+
+    def parse(self, row: Mapping[str, Any], names: Sequence[str]) -> int:
+        return class_id(row[self.column], self.column, names)
+
+    def read(self, source: Source, names: Sequence[str]) -> Labels:
+        rows = read_labels(source, self.columns, lambda row: self.parse(row, names))
+        values = np.array(rows, np.int32)
+        weights = class_weights(self.section.class_weights, values, names)
+        return Labels(values, None if weights is None else weights[values])
+
+    def loss(self, outputs: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """The summed cross-entropy of a batch, and the weight of its examples."""
+        weights = batch["weights"] * batch.get("loss_weights", 1.0)
+        return jnp.sum(self._losses(outputs, batch) * weights), jnp.sum(weights)
+
+    def metrics(self, outputs: Outputs, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
+        right = jnp.argmax(logits_of(outputs, batch), axis=-1) == batch["labels"]  # [R, S]
+        return {"accuracy": (jnp.sum(right * batch["weights"]), jnp.sum(batch["weights"]))}
+
+    def outcomes(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
+        """`probabilities` `[R, S, C]` of each example and, with labels, its `loss` `[R, S]`."""
+        kept = {"probabilities": jax.nn.softmax(logits_of(outputs, batch), axis=-1)}
+        if "labels" in batch:
+            kept["loss"] = self._losses(outputs, batch)
+        return kept
+
+    def summarise(self, outcomes: Outcomes, labels: np.ndarray) -> dict[str, float]:
+        return classification_scores(outcomes["probabilities"], labels)
+
+    def wrong(self, outcomes: Outcomes, labels: np.ndarray) -> np.ndarray:
+        return outcomes["probabilities"].argmax(axis=-1) != labels
+
+    def said(
+        self, number: int, outcomes: Outcomes, labels: np.ndarray | None, names: Sequence[str]
+    ) -> dict[str, Any]:
+        shares = outcomes["probabilities"][number]  # [C]
+        said = names[int(shares.argmax())]
+        probabilities = likeliest(shares, names)
+        if labels is None:
+            return {"label": said, "probabilities": probabilities}
+        return {
+            "label": names[int(labels[number])],
+            "predicted": said,
+            "probabilities": probabilities,
+            "loss": float(outcomes["loss"][number]),
+        }
+
+    def _losses(self, outputs: Outputs, batch: Batch) -> jax.Array:
+        """Cross-entropy, or focal loss, of each example: `[R, S]`."""
+        losses = optax.softmax_cross_entropy_with_integer_labels(
+            logits_of(outputs, batch), batch["labels"]
+        )
+        return focal(losses, self.section.focal)
 
 
-def class_metrics(
-    outputs: Mapping[str, jax.Array], batch: Mapping[str, Any]
-) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """Accuracy as (sum, weight)."""
-    right = jnp.argmax(_logits(outputs, batch), axis=-1) == batch["labels"]  # [R, S]
-    return {"accuracy": (jnp.sum(right * batch["weights"]), jnp.sum(batch["weights"]))}
-
-
-def class_outcomes(
-    outputs: Mapping[str, jax.Array], batch: Mapping[str, Any]
-) -> dict[str, jax.Array]:
-    """`probabilities` `[R, S, C]` of each example and, with labels, its `loss` `[R, S]`."""
-    kept = {"probabilities": jax.nn.softmax(_logits(outputs, batch), axis=-1)}
-    if "labels" in batch:
-        kept["loss"] = _losses(outputs, batch)
-    return kept
-
-
-def class_summary(
-    outcomes: Mapping[str, np.ndarray], labels: np.ndarray | None
-) -> dict[str, float]:
-    """Scores of a whole evaluation; none without labels."""
-    return {} if labels is None else classification_scores(outcomes["probabilities"], labels)
-
-
-def class_said(
-    number: int,
-    outcomes: Mapping[str, np.ndarray],
-    labels: np.ndarray | None,
-    names: Sequence[str],
-) -> dict[str, Any]:
-    """What the model says of one example.
-
-    Args:
-        number: the example.
-        outcomes: of every example, see `class_outcomes`.
-        labels: `[examples]` class ids, or None.
-        names: the classes.
-
-    Returns:
-        `label` and `probabilities`, those of the 20 likeliest classes at most; with labels `label`
-        is the true one, and `predicted` and `loss` stand beside it.
-    """
-    shares = outcomes["probabilities"][number]  # [C]
-    said = names[int(shares.argmax())]
-    chosen = list(range(len(names)))
-    if len(names) > MOST_SAID:
-        chosen = np.argsort(-shares, kind="stable")[:MOST_SAID].tolist()
-    probabilities = {names[one]: round(float(shares[one]), 6) for one in chosen}
-    if labels is None:
-        return {"label": said, "probabilities": probabilities}
-    return {
-        "label": names[int(labels[number])],
-        "predicted": said,
-        "probabilities": probabilities,
-        "loss": float(outcomes["loss"][number]),
-    }
-
-
-def batch_labels(labels: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """The class ids of a batch's examples: `[R, S]` int32, 0 where there is none.
-
-    Args:
-        labels: `[examples]` class ids.
-        index: `[rows, segments]` example numbers, -1 for none.
-    """
-    return np.where(index >= 0, labels[np.maximum(index, 0)], 0).astype(np.int32)
-
-
-def _logits(outputs: Mapping[str, jax.Array], batch: Mapping[str, Any]) -> jax.Array:
+def logits_of(outputs: Outputs, batch: Batch) -> jax.Array:
     """The scores of each example's classes in float32: `[R, S, C]`, with one a row too."""
     logits = outputs["logits"].astype(jnp.float32)
     return logits.reshape(*batch["weights"].shape, logits.shape[-1])
 
 
-def _losses(outputs: Mapping[str, jax.Array], batch: Mapping[str, Any]) -> jax.Array:
-    """Cross-entropy of each example: `[R, S]`."""
-    return optax.softmax_cross_entropy_with_integer_labels(_logits(outputs, batch), batch["labels"])
+def focal(losses: jax.Array, power: float | None) -> jax.Array:
+    """Cross-entropies times (1 - p)^power, where p is the probability of what is true.
+
+    Source: Lin et al. (2017), https://arxiv.org/abs/1708.02002, without its class weights.
+
+    Args:
+        losses: -log p, any shape.
+        power: gamma; None leaves the losses as they are.
+    """
+    if power is None:
+        return losses
+    # The floor keeps the slope of powers below one finite where p is 1.
+    return losses * jnp.maximum(-jnp.expm1(-losses), 1e-7) ** power
+
+
+def class_weights(
+    asked: str | Mapping[str | int, float] | None, values: np.ndarray, names: Sequence[str]
+) -> np.ndarray | None:
+    """What each class counts: `[C]` float32; None where all count the same.
+
+    `balanced` is scikit-learn's: every class that the rows have counts the same in total, and an
+    example 1 on average. A class without a weight of its own has 1.
+
+    Args:
+        asked: `task.class_weights`.
+        values: `[examples]` class ids, of the rows that are weighted.
+        names: the classes.
+    """
+    if asked is None:
+        return None
+    if isinstance(asked, str):
+        counts = np.bincount(values, minlength=len(names))
+        there = np.count_nonzero(counts)
+        return (len(values) / (there * np.maximum(counts, 1))).astype(np.float32)
+    given = {str(name): weight for name, weight in asked.items()}
+    check_names(list(given), names)
+    return np.array([given.get(name, 1.0) for name in names], np.float32)
+
+
+def likeliest(shares: np.ndarray, names: Sequence[str]) -> dict[str, float]:
+    """The probabilities that are written of an example: of all classes, or of the 20 likeliest.
+
+    Args:
+        shares: `[C]`.
+        names: the classes.
+    """
+    chosen = list(range(len(names)))
+    if len(names) > MOST_SAID:
+        chosen = np.argsort(-shares, kind="stable")[:MOST_SAID].tolist()
+    return {names[one]: round(float(shares[one]), 6) for one in chosen}

@@ -20,7 +20,7 @@ from jaxft.models.registry_model import Model
 
 Batch = Mapping[str, Any]
 Sums = dict[str, tuple[jax.Array, jax.Array]]
-LOWER_IS_BETTER = ("loss", "perplexity")  # of metrics; of all others higher is
+LOWER_IS_BETTER = ("loss", "perplexity", "rmse")  # of metrics; of all others higher is
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ class Examples(Protocol):
 
     Attributes:
         lengths: `[examples]` positions that each takes in a row; ones where a row is an example.
-        labels: `[examples]` class ids; None where there are no classes, or no labels.
+        labels: `[examples]` class ids, `[examples, C]` of 0 and 1, or `[examples]` numbers (float);
+            None where there are none.
         counts: what a person should know of the whole: tokens, truncated, unknown.
         remarks: what a person should know of one example beside what the model says of it.
         fingerprint: changes with anything that the model's inputs depend on.
@@ -144,6 +145,10 @@ class Task(Protocol):
         packs: several examples may share a row.
         metric_names: every name that `loss`, `metrics` and `summarise` can score.
         columns: the source columns it reads.
+
+    A task that can leave bad rows out (`data.on_bad_row`) gives `check_row(source, index, row,
+    names)` too, which raises what is wrong with a row; one whose loss Hugging Face names gives
+    `problem_type`; one that reads whole rows of a file in `jaxft predict` gives `input_columns`.
     """
 
     kind: str

@@ -1,4 +1,4 @@
-"""One class for an image."""
+"""Classes or a number for an image."""
 
 from __future__ import annotations
 
@@ -8,18 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxft.config_tasks import ImageClassification as Section
+from jaxft.config_classes import ImageClassification as Section
 from jaxft.data.image import ImageProcessor
 from jaxft.data.sources import Source
-from jaxft.tasks.classes import (
-    METRICS,
-    batch_labels,
-    class_loss,
-    class_metrics,
-    class_outcomes,
-    class_said,
-    class_summary,
-)
+from jaxft.tasks.classes_target import Target, make_target
 from jaxft.tasks.contract import Examples, Tools
 from jaxft.tasks.images import (
     check_images,
@@ -29,19 +21,19 @@ from jaxft.tasks.images import (
     picture,
     pixel_values,
 )
-from jaxft.tasks.labels import label_ids, label_names
+from jaxft.tasks.labels import Labels
 
 PICTURES = 20  # worst mistakes that are kept with their picture, as many as a report shows
 
 
 def make(section: Section) -> ImageClassification:
     """The task as the config's `task` section describes it."""
-    return ImageClassification(section)
+    return ImageClassification(section, make_target(section))
 
 
 @dataclass(frozen=True)
 class ImageExamples:
-    """Images with a class each, decoded when they are batched; see `contract.Examples`.
+    """Images with a label each, decoded when they are batched; see `contract.Examples`.
 
     Attributes:
         decoded: whether batches bring the images.
@@ -50,11 +42,15 @@ class ImageExamples:
     source: Source
     column: str
     processor: ImageProcessor
-    labels: np.ndarray | None
+    labelled: Labels | None
     counts: Mapping[str, int] = field(default_factory=dict)
     remarks: Mapping[int, dict[str, Any]] = field(default_factory=dict)
     random: bool = False
     decoded: bool = True
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        return None if self.labelled is None else self.labelled.values
 
     @property
     def lengths(self) -> np.ndarray:
@@ -82,9 +78,7 @@ class ImageExamples:
         }
         if self.decoded:
             batch["pixel_values"] = pixel_values(self.source, self.column, self.processor, index)
-        if self.labels is not None:
-            batch["labels"] = batch_labels(self.labels, index)  # [R, S]
-        return batch
+        return batch if self.labelled is None else batch | self.labelled.batch(index)
 
 
 @dataclass(frozen=True)
@@ -92,33 +86,63 @@ class ImageClassification:
     """See `jaxft.tasks.contract.Task`."""
 
     section: Section
+    target: Target
     kind: str = "image_classification"
-    primary: str = "accuracy"
-    metric_names: tuple[str, ...] = METRICS
     packs: bool = False
 
-    loss = staticmethod(class_loss)
-    metrics = staticmethod(class_metrics)
-    outcomes = staticmethod(class_outcomes)
+    @property
+    def problem_type(self) -> str:
+        """What the export's config.json calls the loss."""
+        return self.target.problem
+
+    @property
+    def primary(self) -> str:
+        return self.target.primary
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        return self.target.metric_names
+
+    @property
+    def input_columns(self) -> tuple[str, ...]:
+        """The column that holds the image."""
+        return (self.section.image,)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return (self.section.image, self.section.label)
+        return (*self.input_columns, *self.target.columns)
 
     def label_names(self, source: Source) -> tuple[str, ...]:
-        return label_names(source, self.section.label, self.section.labels)
+        return self.target.names(source)
+
+    def check_row(
+        self, source: Source, number: int, row: Mapping[str, Any], names: Sequence[str]
+    ) -> None:
+        """Raise what is wrong with a row: its label, or an image that does not decode."""
+        self.target.parse(row, names)
+        open_image(source, number, row[self.section.image])
 
     def examples(self, source: Source, names: Sequence[str] | None, tools: Tools) -> ImageExamples:
-        labels = None if names is None else label_ids(source, self.section.label, names)
-        if labels is not None:  # what a person typed is decoded at once anyway
+        labelled = None if names is None else self.target.read(source, names)
+        if labelled is not None:  # what a person typed is decoded at once anyway
             check_images(source, self.section.image)
-        return ImageExamples(source, self.section.image, tools.images, labels)
+        return ImageExamples(source, self.section.image, tools.images, labelled)
+
+    def loss(self, outputs: Any, batch: Any) -> Any:
+        return self.target.loss(outputs, batch)
+
+    def metrics(self, outputs: Any, batch: Any) -> Any:
+        return self.target.metrics(outputs, batch)
+
+    def outcomes(self, outputs: Any, batch: Any) -> Any:
+        return self.target.outcomes(outputs, batch)
 
     def summarise(
         self, outcomes: Mapping[str, np.ndarray], examples: Examples, names: Sequence[str]
     ) -> dict[str, float]:
         del names
-        return class_summary(outcomes, examples.labels)
+        labels = examples.labels
+        return {} if labels is None else self.target.summarise(outcomes, labels)
 
     def describe(
         self,
@@ -127,21 +151,20 @@ class ImageClassification:
         examples: Examples,
         names: Sequence[str],
     ) -> Iterator[dict[str, Any]]:
-        shown = set(_worst(outcomes, examples.labels))
+        shown = set(self._worst(outcomes, examples.labels))
         for number in range(len(source)):
             value = source.rows([number], [self.section.image])[0][self.section.image]
-            said = class_said(number, outcomes, examples.labels, names)
+            said = self.target.said(number, outcomes, examples.labels, names)
             file = {"file": value} if isinstance(value, str) else {}
             seen = {"image": picture(open_image(source, number, value))} if number in shown else {}
             yield file | said | seen
 
+    def _worst(self, outcomes: Mapping[str, np.ndarray], labels: np.ndarray | None) -> list[int]:
+        """The wrong examples with the highest loss."""
+        if labels is None:
+            return []
+        wrong = np.flatnonzero(self.target.wrong(outcomes, labels))
+        return wrong[np.argsort(-outcomes["loss"][wrong], kind="stable")][:PICTURES].tolist()
+
     def rows_from_input(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
         return ({self.section.image: path} for path in paths_from_input(inputs))
-
-
-def _worst(outcomes: Mapping[str, np.ndarray], labels: np.ndarray | None) -> list[int]:
-    """The wrong examples with the highest loss."""
-    if labels is None:
-        return []
-    wrong = np.flatnonzero(outcomes["probabilities"].argmax(axis=-1) != labels)
-    return wrong[np.argsort(-outcomes["loss"][wrong], kind="stable")][:PICTURES].tolist()

@@ -126,9 +126,9 @@ def _place(source: Source, number: int, value: Any) -> tuple[Any, str]:
         path = source.folder / value
         return path, f"'{path}'"
     if isinstance(value, bytes | np.ndarray):
-        return value, f"{source.spec}: the image of row {number}"
+        return value, f"the image of {source.place(number)}"
     said = "no image" if value in ("", None) else f"neither a path nor an image but {value!r}"
-    raise UserError(f"{source.spec}: row {number} has {said}.")
+    raise UserError(f"{source.place(number)} has {said}.")
 
 
 def _size(image: Path | np.ndarray) -> int:

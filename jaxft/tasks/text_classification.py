@@ -1,7 +1,8 @@
-"""One class for a text, or for a pair of texts."""
+"""Classes or a number for a text, for a pair of texts, or for a table's row written as text."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,38 +10,40 @@ from typing import Any
 
 import numpy as np
 
-from jaxft.config_tasks import TextClassification as Section
+from jaxft.config_classes import TextClassification as Section
 from jaxft.data.cache import Held, Ragged, fingerprint
 from jaxft.data.loader import collate_rows
 from jaxft.data.sources import Source
+from jaxft.data.template import Template, parse_template
 from jaxft.data.text import Tokenizer
-from jaxft.errors import UserError
-from jaxft.tasks.classes import (
-    METRICS,
-    batch_labels,
-    class_loss,
-    class_metrics,
-    class_outcomes,
-    class_said,
-    class_summary,
-)
+from jaxft.errors import UserError, did_you_mean
+from jaxft.tasks.classes_target import Target, make_target
 from jaxft.tasks.contract import Examples, Tools
-from jaxft.tasks.labels import column_of, label_ids, label_names
+from jaxft.tasks.labels import FILL, BadValue, Labels, check_column
 
 
 def make(section: Section) -> TextClassification:
-    """The task as the config's `task` section describes it."""
-    return TextClassification(section)
+    """The task as the config's `task` section describes it.
+
+    Raises:
+        UserError: `task.template` is none.
+    """
+    template = None if section.template is None else parse_template(section.template)
+    return TextClassification(section, make_target(section), template)
 
 
 @dataclass(frozen=True)
 class TextExamples:
-    """Token ids with a class each; see `jaxft.tasks.contract.Examples`."""
+    """Token ids with a label each; see `jaxft.tasks.contract.Examples`."""
 
     tokens: Ragged | Held
-    labels: np.ndarray | None
+    labelled: Labels | None
     image_size: None = None
     random: bool = False
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        return None if self.labelled is None else self.labelled.values
 
     @property
     def lengths(self) -> np.ndarray:
@@ -67,9 +70,7 @@ class TextExamples:
 
     def collate(self, index: np.ndarray, row_length: int) -> dict[str, np.ndarray]:
         batch = collate_rows(self.tokens, index, row_length)
-        if self.labels is not None:
-            batch["labels"] = batch_labels(self.labels, index)  # [R, S]
-        return batch
+        return batch if self.labelled is None else batch | self.labelled.batch(index)
 
 
 @dataclass(frozen=True)
@@ -77,58 +78,122 @@ class TextClassification:
     """See `jaxft.tasks.contract.Task`."""
 
     section: Section
+    target: Target
+    template: Template | None = None
     kind: str = "text_classification"
-    primary: str = "accuracy"
-    metric_names: tuple[str, ...] = METRICS
     packs: bool = True
 
-    loss = staticmethod(class_loss)
-    metrics = staticmethod(class_metrics)
-    outcomes = staticmethod(class_outcomes)
+    @property
+    def problem_type(self) -> str:
+        """What the export's config.json calls the loss."""
+        return self.target.problem
 
     @property
-    def text_columns(self) -> tuple[str, ...]:
+    def primary(self) -> str:
+        return self.target.primary
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        return self.target.metric_names
+
+    @property
+    def input_columns(self) -> tuple[str, ...]:
+        """The columns that the text is made of."""
+        if self.template is not None:
+            return self.template.columns
         pair = self.section.text_pair
         return (self.section.text,) if pair is None else (self.section.text, pair)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return (*self.text_columns, self.section.label)
+        return (*self.input_columns, *self.target.columns)
 
     def label_names(self, source: Source) -> tuple[str, ...]:
-        return label_names(source, self.section.label, self.section.labels)
+        return self.target.names(source)
+
+    def check_row(
+        self, source: Source, number: int, row: Mapping[str, Any], names: Sequence[str]
+    ) -> None:
+        """Raise what is wrong with a row: its label, or its text."""
+        del source, number
+        self.target.parse(row, names)
+        self._texts(row)
 
     def examples(self, source: Source, names: Sequence[str] | None, tools: Tools) -> TextExamples:
-        labels = None if names is None else label_ids(source, self.section.label, names)
+        labelled = None if names is None else self.target.read(source, names)
         tokens = tools.once(
-            partial(self._encode, source, tools.tokenizer, tools.max_length),
+            partial(self._encode, source, tools.tokenizer, tools.max_length, labelled is not None),
             kind="tokens",
             source=source.fingerprint,
             tokenizer=tools.tokenizer.fingerprint,
             max_length=tools.max_length,
-            columns=self.text_columns,
+            columns=self.input_columns,
+            template=self.section.template,
         )
-        return TextExamples(tokens, labels)
+        return TextExamples(tokens, labelled)
 
     def _encode(
-        self, source: Source, tokenizer: Tokenizer, max_length: int
+        self, source: Source, tokenizer: Tokenizer, max_length: int, strict: bool
     ) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
-        """Every row's token ids; of the whole, counts, and how much of which text was cut."""
-        texts = list(column_of(source, self.section.text))
-        pair = self.section.text_pair
-        pairs = None if pair is None else list(column_of(source, pair))
-        encoded = tokenizer.encode(texts, pairs, max_length=max_length)
+        """Every row's token ids; of the whole, counts, and how much of which text was cut.
+
+        Args:
+            source, tokenizer, max_length: the rows, and how they are read.
+            strict: an empty text is an error; what a person typed may be one.
+        """
+        for column in self.input_columns:
+            check_column(source, column)
+        texts: list[tuple[str, ...]] = []
+        for number, row in enumerate(source.rows(range(len(source)), self.input_columns)):
+            try:
+                texts.append(self._texts(row, strict))
+            except BadValue as bad:
+                raise UserError(f"{source.place(number)} {bad.said}.", bad.hint) from None
+        pairs = [text[1] for text in texts] if len(texts[0]) > 1 else None
+        encoded = tokenizer.encode([text[0] for text in texts], pairs, max_length=max_length)
         examples = [
             {"input_ids": ids, "token_type_ids": types}
             for ids, types in zip(encoded.ids, encoded.type_ids, strict=True)
         ]
         return examples, {"counts": encoded.counts, "cut": encoded.cut}
 
+    def _texts(self, row: Mapping[str, Any], strict: bool = True) -> tuple[str, ...]:
+        """The text of a row, or the two texts.
+
+        Raises:
+            BadValue: a cell is no text, or no number where the template asks for one; or, of a
+                strict reading, a text is empty.
+        """
+        if self.template is not None:
+            if strict and self.template.is_empty(row):
+                raise BadValue("has none of the template's cells", FILL)
+            try:
+                return (self.template.render(row),)
+            except ValueError as error:
+                raise BadValue(str(error)) from None
+        for column in self.input_columns:
+            text = row[column]
+            if strict and (text is None or str(text).strip() == ""):
+                raise BadValue(f"has no {column}", FILL)
+            if not isinstance(text, str):
+                raise BadValue(f"has no text in {column} but {text!r}")
+        return tuple(row[column] for column in self.input_columns)
+
+    def loss(self, outputs: Any, batch: Any) -> Any:
+        return self.target.loss(outputs, batch)
+
+    def metrics(self, outputs: Any, batch: Any) -> Any:
+        return self.target.metrics(outputs, batch)
+
+    def outcomes(self, outputs: Any, batch: Any) -> Any:
+        return self.target.outcomes(outputs, batch)
+
     def summarise(
         self, outcomes: Mapping[str, np.ndarray], examples: Examples, names: Sequence[str]
     ) -> dict[str, float]:
         del names
-        return class_summary(outcomes, examples.labels)
+        labels = examples.labels
+        return {} if labels is None else self.target.summarise(outcomes, labels)
 
     def describe(
         self,
@@ -137,13 +202,16 @@ class TextClassification:
         examples: Examples,
         names: Sequence[str],
     ) -> Iterator[dict[str, Any]]:
-        rows = source.rows(range(len(source)), self.text_columns)
+        rows = source.rows(range(len(source)), self.input_columns)
         for number, row in enumerate(rows):
-            text = " | ".join(str(row[column]) for column in self.text_columns)
-            yield {"text": text} | class_said(number, outcomes, examples.labels, names)
+            text = " | ".join(self._texts(row, strict=False))
+            yield {"text": text} | self.target.said(number, outcomes, examples.labels, names)
 
     def rows_from_input(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
         for number, text in enumerate(inputs, start=1):
+            if self.template is not None:
+                yield self._row_of_json(text, number)
+                continue
             if self.section.text_pair is None:
                 yield {self.section.text: text}
                 continue
@@ -154,3 +222,23 @@ class TextClassification:
                     "Put a tab between the two texts.",
                 )
             yield {self.section.text: first, self.section.text_pair: second}
+
+    def _row_of_json(self, text: str, number: int) -> dict[str, Any]:
+        """The cells that the template reads, of a JSON object that a person typed."""
+        try:
+            row = json.loads(text)
+        except json.JSONDecodeError:
+            row = None
+        if not isinstance(row, dict):
+            shown = json.dumps(dict.fromkeys(self.input_columns[:2], "..."))
+            raise UserError(
+                f"line {number}: this run reads rows of a table, and the line is no JSON object.",
+                f"Such as {shown}; or name a CSV file with --file.",
+            )
+        for column in self.input_columns:
+            if column not in row:
+                raise UserError(
+                    f"line {number}: the row has no '{column}'; null says that it is not known.",
+                    did_you_mean(column, row),
+                )
+        return {column: row[column] for column in self.input_columns}
