@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import importlib.metadata
 import json
+import os
 import signal
 import sys
 import traceback
@@ -24,8 +25,10 @@ from rich.text import Text
 from jaxft.cli_predict import predict
 from jaxft.cli_search import search
 from jaxft.cli_study import study
+from jaxft.cluster import SUPERVISED, find_cluster
 from jaxft.config import describe_keys, load_config, schema_text, to_yaml
 from jaxft.errors import UserError
+from jaxft.supervise import supervise
 
 app = typer.Typer(
     add_completion=False,
@@ -46,6 +49,8 @@ Overrides = Annotated[
 RunName = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")]
 # Wherever it happens, a person mends it, and not the program: a full disk, a folder of another's.
 REFUSED_BY_THE_SYSTEM = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+# What the commands do that would be in each other's way, were they started on every host.
+ALONE = {"eval", "predict", "search", "study", "export", "report"}
 KEYS_HELP = "Every key of a config, with its type, default and meaning: jaxft config"
 
 
@@ -103,7 +108,10 @@ def jaxft(
     ] = False,
 ) -> None:
     """What every command has in common; `main` takes `--debug` out, wherever it stands."""
-    if context.invoked_subcommand is None:
+    command = context.invoked_subcommand
+    if command in ALONE and find_cluster() is not None:
+        raise UserError(f"jaxft {command} runs in one process, and this is one of several.")
+    if command is None:
         typer.echo(context.get_help())
 
 
@@ -121,11 +129,19 @@ def train(
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Print the run folder only.")
     ] = False,
+    coordinator: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where process 0 is, of several.")
+    ] = None,
+    processes: Annotated[int | None, typer.Option(help="How many train together.")] = None,
+    process_id: Annotated[int | None, typer.Option(help="Which one this is, from 0.")] = None,
 ) -> None:
     """Fine-tune, evaluate, keep the best, and score the test rows once."""
     if resume and overwrite:
         raise UserError("--resume keeps a run and --overwrite replaces it.", "Give one of them.")
     checked = load_config(config, overrides or ())
+    cluster = None if SUPERVISED in os.environ else find_cluster(coordinator, processes, process_id)
+    if cluster is not None:
+        raise typer.Exit(supervise(cluster, context.obj[1:]))
     if not quiet:  # importing jax takes seconds, and a person should not wait for a first word
         typer.echo(
             f"jaxft {importlib.metadata.version('jaxft')}: {checked.run.dir}/{checked.run.name}"

@@ -19,6 +19,8 @@ FLOORS = {
     "config": 0,
     "tree": 0,
     "files": 0,
+    "cluster": 0,
+    "supervise": 1,  # without jax
     "layerwise.table": 1,
     "layerwise.schedules": 1,
     "layerwise.optimizer": 2,
@@ -53,6 +55,7 @@ FLOORS = {
     "tasks.images": 5,
     "tasks.tagged": 5.5,  # above labels, below the tasks
     "tasks.*": 6,
+    "engine.distributed": 5,
     "engine.mesh": 6,
     "engine.state": 6,
     "engine.checkpoint": 6,
@@ -69,11 +72,13 @@ FLOORS = {
     "engine.cost": 9,
     "engine.trained": 9,
     "report.page": 9,
+    "engine.preflight": 9,
     "engine.trunk": 9.5,  # above cost, below the stories
     "engine.*": 10,  # the stories
     "demo": 10,
     "models_table": 11,
     "cli": 11,
+    "supervised": 12,
     "__main__": 12,
 }
 FAMILIES = {
@@ -89,6 +94,10 @@ FAMILIES = {
 LAZY = {
     # The command line parses without jax, so that `jaxft --help` is quick.
     ("cli", "jaxft"),
+    # jax is asked for a cluster only where something looks like one.
+    ("cluster", "jax"),
+    # Its key-value store has no public face, and is asked for when there are several processes.
+    ("engine.distributed", "jax"),
     # gguf is no dependency: it is asked for when SmolLM2 is to be brought.
     ("demo", "gguf"),
     # Nor is onnx: it is asked for when ViT-S is.

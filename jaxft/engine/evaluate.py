@@ -14,7 +14,7 @@ from jaxft.data.loader import Collate, batches
 from jaxft.data.plans import plan_eval
 from jaxft.engine.build import Build
 from jaxft.engine.inputs import Split
-from jaxft.engine.mesh import batch_sharding, overlaps, place_batch
+from jaxft.engine.mesh import batch_sharding, my_rows, overlaps, place_batch
 from jaxft.engine.step import make_eval_step
 from jaxft.tasks.contract import Examples
 
@@ -114,14 +114,14 @@ def run_split(
     segments = layout.segments if layout.segments > 1 else None
     plan = plan_eval(examples.lengths, layout.rows, layout.row_length, segments)
     sharding = batch_sharding(built.mesh)
-    ahead = None
+    ahead, (mine, blocks) = None, my_rows(built.mesh)
     for batch in batches(
         plan,
         collate or examples.collate,
         0,
         len(plan),
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=mine,
+        process_count=blocks,
     ):
         running = step(params, place_batch(batch, sharding))
         if not overlap:

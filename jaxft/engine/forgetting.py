@@ -18,6 +18,7 @@ from jaxft.data.sources import open_source
 from jaxft.data.text import Tokenizer
 from jaxft.engine.build import Build, model_options
 from jaxft.engine.inputs import check_columns
+from jaxft.engine.mesh import replicated
 from jaxft.errors import UserError
 from jaxft.models.adapters import merge
 from jaxft.models.registry import describe, read_value
@@ -86,7 +87,11 @@ def open_forgetting(config: Config, built: Build) -> Forgetting | None:
         for name in model.leaves
         if name in built.model.leaves and (alike or not name.startswith("head/"))
     )
-    own = {n: read_value(model, n, built.shardings.get(n)) for n in model.leaves if n not in shared}
+    own = {
+        n: read_value(model, n, built.shardings.get(n, replicated(built.mesh)))
+        for n in model.leaves
+        if n not in shared
+    }
     tools = Tools(model, config.data.max_length, None)
     source = open_source(config.report.forgetting, where={}, seed=config.run.seed.data)
     column = getattr(config.task, "text", "text")

@@ -125,6 +125,28 @@ def row_divisor(mesh: Mesh, accumulate: int) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"] * accumulate
 
 
+def my_rows(mesh: Mesh) -> tuple[int, int]:
+    """Which block of a batch's rows this process makes, and how many blocks there are.
+
+    Processes whose devices are of one tensor group make the same rows.
+
+    Raises:
+        UserError: the rows of its devices are no such block.
+    """
+    groups = mesh.devices.reshape(-1, mesh.shape["tensor"])
+    me = jax.process_index()
+    mine = [n for n, group in enumerate(groups) if any(d.process_index == me for d in group)]
+    size = len(mine)
+    block = list(range(mine[0], mine[0] + size)) if mine else []
+    if mine != block or not mine or len(groups) % size or mine[0] % size:
+        raise UserError(
+            f"mesh: {mesh.shape['data']}x{mesh.shape['fsdp']}x{mesh.shape['tensor']} leaves "
+            f"process {me} rows that are not one block of the batch.",
+            "Let mesh.tensor divide the devices of a process, or be a multiple of them.",
+        )
+    return mine[0] // size, len(groups) // size
+
+
 def place_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
     """This process's rows as its part of the global batch on the devices."""
     return {

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import jax
+from jax.experimental import multihost_utils
 
+from jaxft.engine.distributed import processes
 from jaxft.files import cache_dir
 
 # glibc's `mallopt` parameters (malloc.h).
@@ -47,13 +49,23 @@ def keep_freed_memory() -> bool:
 
 
 class Stop:
-    """Whether the process was asked to end, and by which signal."""
+    """Whether the run was asked to end, and by which signal.
 
-    def __init__(self) -> None:
+    Args:
+        together: several processes train, and a signal to one is for all.
+    """
+
+    def __init__(self, together: bool = False) -> None:
         self.signal: int | None = None
+        self._together = together
+        self._asked = 0
 
     def asked(self) -> bool:
-        """Whether a signal came."""
+        """Whether a signal came; where processes train together, all have to ask equally often."""
+        self._asked += 1
+        # jax's service carries the notice, and chooses a question that none has come to yet.
+        if self._together and multihost_utils.reached_preemption_sync_point(self._asked):
+            self.signal = signal.SIGTERM
         return self.signal is not None
 
 
@@ -61,8 +73,12 @@ class Stop:
 def stop_signals() -> Iterator[Stop]:
     """Note SIGTERM and SIGINT instead of dying of them; a second one ends at once.
 
-    Python runs handlers in the main thread only: elsewhere nothing is noted.
+    Python runs handlers in the main thread only: elsewhere nothing is noted. Of several processes
+    each has jax's own handler of SIGTERM.
     """
+    if processes() > 1:
+        yield Stop(together=True)
+        return
     stop = Stop()
 
     def note(number: int, frame: object) -> None:

@@ -17,9 +17,9 @@ from typing import Any
 import jax
 import yaml
 from etils import epath
-from jax.experimental import multihost_utils
 
 from jaxft import files
+from jaxft.engine.distributed import SHARED, compare, from_first, is_first
 from jaxft.errors import UserError, did_you_mean
 
 RUN_FILE = "run.json"
@@ -38,10 +38,15 @@ class RunFolder:
         resumed: whether the run was there before.
     """
 
-    def __init__(self, path: epath.PathLike, resumed: bool = False):
+    def __init__(
+        self,
+        path: epath.PathLike,
+        resumed: bool = False,
+        held: contextlib.ExitStack | None = None,
+    ):
         self.path = epath.Path(path)
         self.resumed = resumed
-        self._held = contextlib.ExitStack()
+        self._held = held or contextlib.ExitStack()
 
     def __enter__(self) -> RunFolder:
         return self
@@ -95,31 +100,28 @@ class RunFolder:
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes one of the run's JSON files whole, or not at all."""
-        if jax.process_index() == 0:
+        if is_first():
             text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
             files.write_atomic(self.path / name, text + "\n")
 
     def update(self, **facts: Any) -> None:
         """Adds facts to `run.json`, such as `state="finished"`; the others stay."""
-        self.write_json(RUN_FILE, {**self.read_json(RUN_FILE), **facts})
+        if is_first():
+            self.write_json(RUN_FILE, {**self.read_json(RUN_FILE), **facts})
 
     def discard_old(self) -> None:
         """Deletes the run that this one replaced; to be called after the first save."""
-        old = self.read_json(RUN_FILE).get("replaces")
+        old = self.read_json(RUN_FILE).get("replaces") if is_first() else None
         if old is None:
             return
         folder = self.path.parent / old
-        if jax.process_index() == 0 and (folder / RUN_FILE).exists():
+        if (folder / RUN_FILE).exists():
             folder.rmtree()
         self.update(replaces=None)
 
     def close(self) -> None:
         """Lets go of the lock."""
         self._held.close()
-
-    def _lock(self) -> None:
-        if jax.process_index() == 0:
-            self._held.enter_context(files.lock(self.path / LOCK_FILE))
 
 
 def run_path(name: str, dir: epath.PathLike) -> epath.Path:
@@ -194,18 +196,24 @@ def create_run(
     Raises:
         UserError: as `check_run`; or a living process, named, trains in that folder.
     """
-    resumed = check_run(name, dir, resume=resume, overwrite=overwrite)
-    run = RunFolder(run_path(name, dir), resumed)
-    if jax.process_index() == 0:
+
+    # The first process looks, writes and locks; to the others a folder is there too early or late.
+    held = contextlib.ExitStack()
+
+    def make() -> bool:
+        resumed = check_run(name, dir, resume=resume, overwrite=overwrite)
+        run = RunFolder(run_path(name, dir), resumed)
         replaces = _set_aside(run.path) if overwrite else None
-        run._lock()
-        try:
+        with contextlib.ExitStack() as undone:
+            undone.enter_context(files.lock(run.path / LOCK_FILE))
             _write_start(run, config_dump, facts, replaces)
-        except BaseException:
-            run.close()
-            raise
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"jaxft run folder {run.path}")
+            held.push(undone.pop_all())
+        return resumed
+
+    run = RunFolder(run_path(name, dir), from_first(make), held)
+    there = (run.path / RUN_FILE).exists()
+    started = run.read_json(RUN_FILE)["started"] if there else None
+    compare({f"the run in {run.path}": started}, SHARED)
     return run
 
 

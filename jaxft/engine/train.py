@@ -16,24 +16,16 @@ from jaxft.config import Config, check_resume, parse_config
 from jaxft.data.plans import Layout
 from jaxft.engine.auto_freeze import decides_at, with_decisions
 from jaxft.engine.build import build
-from jaxft.engine.build_state import (
-    abstract_state,
-    initial_state,
-    load_params,
-)
+from jaxft.engine.build_state import abstract_state, initial_state, load_params
 from jaxft.engine.checkpoint import Checkpoints
+from jaxft.engine.distributed import SHARED, compare, from_first, wait_for_all
 from jaxft.engine.evaluate import Evaluation, Interrupted, build_eval_step, evaluate, predictions
 from jaxft.engine.forgetting import SPLIT as FORGETTING
 from jaxft.engine.forgetting import open_forgetting
 from jaxft.engine.mesh import batch_sharding, place_batch
+from jaxft.engine.preflight import compare_build, meet
 from jaxft.engine.process import prepare_process, stop_signals
-from jaxft.engine.run_folder import (
-    RUN_FILE,
-    check_run,
-    create_run,
-    open_run,
-    run_path,
-)
+from jaxft.engine.run_folder import RUN_FILE, check_run, create_run, open_run, run_path
 from jaxft.engine.train_ahead import Ahead
 from jaxft.engine.train_batches import Batches
 from jaxft.engine.train_facts import batch_line, phase_line, rates_json, run_json, table_json
@@ -96,6 +88,8 @@ def train(
         SystemExit: 128 + the signal's number, after SIGTERM or SIGINT and a save.
     """
     prepare_process()
+    first_of_all = meet(config, resume=resume, overwrite=overwrite)
+    quiet = quiet or not first_of_all
     console = Console(quiet=quiet)
 
     # ------------------------------------- What can be wrong is found before anything is written
@@ -110,6 +104,7 @@ def train(
         built = build(config)
     metric, followed = best_metric(config, built.task), open_forgetting(config, built)
     about, table, trunks = run_json(built, command), table_json(built), plan_trunks(built)
+    compare_build(built)
     report = built.model.report
     console.print(loading_table(report.loaded, report.new, report.unused, report.notes))
     console.print(data_table(about["data"]))
@@ -121,12 +116,14 @@ def train(
         create_run(config.dump(), config.run.name, config.run.dir, facts=about, **flags) as run,
         open_checkpoints(run, config, built.task) as checkpoints,
     ):
+        compare({"the step to go on from": checkpoints.latest()}, SHARED)
         run.write_json("table.json", table)
         run.write_json("rates.json", rates_json(built))
 
         # --------------------------------------------------- Weights, and the state to go on from
         start = load_params(built, base_checkpoint(run, config))
-        decided = partial(with_decisions, built, read_events(run.path) if run.resumed else ())
+        diary = from_first(lambda: read_events(run.path) if run.resumed else [])
+        decided = partial(with_decisions, built, diary)
         if "base" not in run.read_json(RUN_FILE):
             save_base(run, config, start)
         if run.resumed and checkpoints.latest() is not None:
@@ -139,6 +136,7 @@ def train(
         step = first = int(state.step)
         stage = make_stage(decided(first).after(first), start.params)
         origin = replace(start, params={})
+        diary = [e for e in diary if first and e["step"] <= first]
         del start
         if run.resumed:
             console.print(f"Resumed at step {first:,}.", highlight=False)
@@ -148,15 +146,15 @@ def train(
         total, sharding = built.length.total_steps, batch_sharding(built.mesh)
 
         with (
-            EventLog(Path(run.path), config.report.tensorboard, first if first else None) as log,
+            EventLog(run.path, config.report.tensorboard, first or None, first_of_all) as log,
             Progress(total, first, console, quiet) as progress,
             stop_signals() as stop,
             Batches(built, eval_step, trunks, progress, stop.asked) as made,
             Ahead() as ahead,
         ):
-            stage = with_measured(stage, read_events(Path(run.path)))
+            stage = with_measured(stage, diary)
             meter = Meter(stage)
-            scores = scores_before(Path(run.path), metric)
+            scores = scores_before(diary, metric)
             pending: deque[tuple[int, dict[str, jax.Array], Seen]] = deque()
 
             def read(most: int) -> None:
@@ -246,7 +244,7 @@ def train(
                     break
                 if decides_at(built, step):
                     read(most=0)
-                    stage = decide_again(stage, log, read_events(run.path), step)
+                    stage = decide_again(stage, log, run.path, step)
                 if stage.is_over(step):
                     read(most=0)
                     stage, state = next_stage(stage, state)
@@ -289,6 +287,7 @@ def train(
         run.discard_old()
         result = final_result(built, run, checkpoints, eval_step, stage.frozen, console)
         run.update(state="finished")
+        wait_for_all()
         console.print(result_table(result))
     return Run(Path(run.path))
 

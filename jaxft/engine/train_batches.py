@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Self
 
-import jax
-
 from jaxft.data.loader import Batch, Collate, batches
 from jaxft.engine.build import Build
 from jaxft.engine.cost import batch_shapes
 from jaxft.engine.evaluate import EvalStep, build_eval_step
+from jaxft.engine.mesh import my_rows
 from jaxft.engine.state import TrainState
 from jaxft.engine.train_stage import Stage
 from jaxft.engine.trunk import open_trunk
@@ -68,13 +67,14 @@ class Batches:
             return  # what is made ahead fits
         self.close()
         self._collate = collate
+        mine, blocks = my_rows(now.mesh)
         self._made = batches(
             self._built.plan,
             collate,
             step,
             self._built.length.total_steps,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=mine,
+            process_count=blocks,
             workers=self._built.config.data.workers,
             prefetch=self._built.config.data.prefetch,
         )

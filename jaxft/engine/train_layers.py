@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,11 +14,12 @@ from jaxft.engine.auto_freeze import KIND as FREEZE
 from jaxft.engine.auto_freeze import decide, freeze_below
 from jaxft.engine.auto_rates import KIND, measured_multipliers, multipliers_now
 from jaxft.engine.diagnostics import COLUMNS, distances, layer_drift, layer_values, layers_of, look
+from jaxft.engine.distributed import from_first
 from jaxft.engine.mesh import in_turn
 from jaxft.engine.state import TrainState
 from jaxft.engine.train_stage import Stage
 from jaxft.models.registry import Model, read_value
-from jaxft.report.events import EventLog
+from jaxft.report.events import EventLog, read_events
 
 
 @dataclass(frozen=True)
@@ -120,11 +122,16 @@ def with_measured(stage: Stage, events: Iterable[Mapping[str, Any]]) -> Stage:
     return replace(stage, multipliers=multipliers_now(stage.built, events))
 
 
-def decide_again(
-    stage: Stage, log: EventLog, events: Iterable[Mapping[str, Any]], step: int
-) -> Stage:
-    """The phase with a further one after `step`, where the layers below some depth stop."""
-    depth = decide(stage.built, events, step)
+def decide_again(stage: Stage, log: EventLog, run: Path, step: int) -> Stage:
+    """The phase with a further one after `step`, where the layers below some depth stop.
+
+    Args:
+        stage: the phase under way.
+        log: the run's diary, which the first process alone has.
+        run: the run folder.
+        step: steps done.
+    """
+    depth = from_first(lambda: decide(stage.built, read_events(run), step))
     built = freeze_below(stage.built, step, depth)
     if built is not stage.built:
         log.of_kind(FREEZE, step, {"depth": depth})

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxft.engine.train_stage import Stage
-from jaxft.report.events import read_events
 from jaxft.tasks.contract import LOWER_IS_BETTER
 
 
@@ -82,9 +80,9 @@ class Meter:
         }
 
 
-def scores_before(run: Path, metric: str) -> list[float | None]:
-    """The metric at each evaluation that the run's diary holds, in order."""
-    return [event.get(metric) for event in read_events(run) if event.get("split") == "eval"]
+def scores_before(events: Iterable[Mapping[str, Any]], metric: str) -> list[float | None]:
+    """The metric at each evaluation that a run's diary holds, in order."""
+    return [event.get(metric) for event in events if event.get("split") == "eval"]
 
 
 def is_best(metric: str, score: float, before: Sequence[float | None]) -> bool:

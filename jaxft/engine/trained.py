@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +15,11 @@ from jaxft import files
 from jaxft.config import Config, parse_config
 from jaxft.engine.build import make_table, make_task, model_options
 from jaxft.engine.checkpoint import Checkpoints
+from jaxft.engine.distributed import is_first, processes
 from jaxft.engine.run_folder import RUN_FILE, RunFolder, open_run
 from jaxft.errors import UserError
 from jaxft.models.adapters_read import ADAPTER_CONFIG, ADAPTER_FILES
-from jaxft.models.registry import Model, describe, load
+from jaxft.models.registry import Model, describe, load, read_value
 from jaxft.models.source import Checkpoint, Source, resolve
 from jaxft.tasks.contract import LOWER_IS_BETTER, Task
 
@@ -181,14 +183,35 @@ def save_base(run: RunFolder, config: Config, model: Model) -> None:
 
     A copy is a Hugging Face folder, so that the run needs nothing outside itself any more.
     """
+    if not is_first():
+        return
     plain, copy = model.plain(), config.checkpoint.base == "copy"
     if copy and config.adapter.checkpoint is not None:
         for path in map(Path(config.adapter.checkpoint).joinpath, ADAPTER_FILES):
             if path.exists():
                 files.write_atomic(run.base / ADAPTER / path.name, path.read_bytes())
-    source = resolve(str(plain.save(str(run.base)))) if copy else model.source
+    # Of several processes none holds all of a value, and what is wanted is where it came from.
+    values = plain.params if processes() == 1 else AsItBegan(plain, config.run.seed.init)
+    source = resolve(str(plain.save(str(run.base), values))) if copy else model.source
     about = {"kind": config.checkpoint.base, "sha256": source.sha256, "new": plain.report.new}
     run.update(base=about)
+
+
+class AsItBegan(Mapping[str, jax.Array]):
+    """A model's parameters as they begin, each read when it is asked for, in this process alone."""
+
+    def __init__(self, model: Model, seed: int):
+        self._model, self._seed = model, seed
+
+    def __getitem__(self, name: str) -> jax.Array:
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        return read_value(self._model, name, here, seed=self._seed)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._model.leaves)
+
+    def __len__(self) -> int:
+        return len(self._model.leaves)
 
 
 def check_base(run: RunFolder, source: Source) -> None:
@@ -202,6 +225,7 @@ def check_base(run: RunFolder, source: Source) -> None:
 
 
 def write_lines(run: RunFolder, name: str, lines: Any) -> None:
-    """Write JSON lines into a run folder, whole or not at all."""
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    files.write_atomic(run.path / name, text)
+    """Write JSON lines into a run folder, whole or not at all; only the first process does."""
+    if is_first():
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        files.write_atomic(run.path / name, text)

@@ -29,7 +29,7 @@ from jaxft.engine.build import Build
 from jaxft.engine.checkpoint_leaves import checksum
 from jaxft.engine.evaluate import Interrupted
 from jaxft.engine.inputs import data_cache
-from jaxft.engine.mesh import batch_sharding, place_batch, replicated
+from jaxft.engine.mesh import batch_sharding, my_rows, place_batch, replicated
 from jaxft.engine.trunk_plan import WORTH, TrunkPlan, is_packed
 from jaxft.errors import UserError
 from jaxft.models.transformer import Tower
@@ -221,15 +221,15 @@ def _run(
         in_shardings=({name: built.shardings[name] for name in leaves}, rows),
         out_shardings=replicated(built.mesh),  # every process keeps all of it
     )
-    said, done = time.monotonic(), 0
+    said, done, (mine, blocks) = time.monotonic(), 0, my_rows(built.mesh)
     for number, batch in enumerate(
         batches(
             plan,
             examples.collate,
             0,
             len(plan),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=mine,
+            process_count=blocks,
             workers=built.config.data.workers,
             prefetch=built.config.data.prefetch,
         )

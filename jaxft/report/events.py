@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from tensorboardX import SummaryWriter
 
@@ -31,16 +31,26 @@ class EventLog:
         folder: the run folder.
         tensorboard: also write TensorBoard events under `folder/tensorboard`.
         resume_step: the step the run goes on from; None starts afresh.
+        writes: whether this process writes for all; where another does, nothing is written.
 
     Raises:
         UserError: on resume, a line of `metrics.jsonl` is not JSON.
     """
 
-    def __init__(self, folder: Path, tensorboard: bool = True, resume_step: int | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        tensorboard: bool = True,
+        resume_step: int | None = None,
+        writes: bool = True,
+    ):
+        self._file: IO[str] | None = None
+        self._writer: SummaryWriter | None = None
+        if not writes:
+            return
         kept = [] if resume_step is None else _upto(read_events(folder), resume_step)
         _rewrite(folder / METRICS, kept)
         self._file = (folder / METRICS).open("a", encoding="utf-8")
-        self._writer = None
         if tensorboard:
             shutil.rmtree(folder / TENSORBOARD, ignore_errors=True)
             self._writer = SummaryWriter(str(folder / TENSORBOARD))
@@ -80,7 +90,8 @@ class EventLog:
 
     def close(self) -> None:
         """Flush and close both files; a second call does nothing."""
-        self._file.close()
+        if self._file:
+            self._file.close()
         if self._writer:
             self._writer.close()
             self._writer = None
@@ -97,6 +108,8 @@ class EventLog:
         self.close()
 
     def _write(self, event: dict[str, Any]) -> None:
+        if self._file is None:
+            return
         self._file.write(json.dumps(event, allow_nan=False) + "\n")
         self._file.flush()
         if self._writer:
