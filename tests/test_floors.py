@@ -55,6 +55,7 @@ FLOORS = {
     "tasks.images": 5,
     "tasks.tagged": 5.5,  # above labels, below the tasks
     "tasks.*": 6,
+    "engine.chips": 0,  # without jax
     "engine.distributed": 5,
     "engine.mesh": 6,
     "engine.state": 6,
