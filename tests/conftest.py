@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from jaxft import demo, demo_dialogues, demo_images, demo_smollm2, demo_vits
+from jaxft import demo, demo_dialogues, demo_images, demo_smollm2, demo_tables, demo_vits
 
 
 def pytest_addoption(parser):
@@ -58,6 +58,12 @@ def smollm2() -> Path:
 def dialogues() -> Path:
     """A folder with train.jsonl (814 rows) and test.jsonl (84): `prompt` and `answer`."""
     return demo_dialogues.dialogues()
+
+
+@pytest.fixture(scope="session")
+def breast_cancer() -> Path:
+    """A folder with train.csv (465 rows) and test.csv (104): 30 measures and `diagnosis`."""
+    return demo_tables.breast_cancer()
 
 
 @pytest.fixture(scope="session")

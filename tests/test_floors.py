@@ -103,6 +103,8 @@ LAZY = {
     ("demo", "gguf"),
     # Nor is onnx: it is asked for when ViT-S is.
     ("demo", "onnx"),
+    # Nor is rdata: it is asked for when a table comes out of an R package.
+    ("demo", "rdata"),
     # PyTorch is no dependency: it is asked for when a `.bin` is to be read.
     ("models.weights", "torch"),
     # transformers takes seconds to import and is needed only without a tokenizer.json.
