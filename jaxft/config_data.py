@@ -16,7 +16,8 @@ class DataSection(Section):
 
     train: str = key(
         ...,
-        "rows to train on: csv:, jsonl:, conll:PATH, tfds:NAME:SPLIT, images:DIR; [a:b], :ordered",
+        "rows to train on: csv:, jsonl:, conll:, parquet:, arrow:PATH, hf:DIR:SPLIT, "
+        "tfds:NAME:SPLIT, images:DIR; [a:b], :ordered",
         resume="fixed",
     )
     eval: str = key(..., "rows that choose the best checkpoint", resume="fixed")

@@ -92,7 +92,9 @@ def test_config_file(refused):
 
 DATA_MISTAKES = {
     "data.train=csv:absent.csv": "absent.csv",
-    "data.train=parquet:reviews.csv": "must start with csv:, jsonl:, conll:, tfds: or images:",
+    "data.train=orc:reviews.csv": "must start with csv:, jsonl:, conll:, parquet:, arrow:, hf:, ",
+    "data.train=parquet:reviews.csv": "reviews.csv: this is no Parquet that can be read",
+    "data.train=csv:part-*.csv": "csv:part-*.csv: no file is of this pattern.",
     "data.train=csv:.": "",
     "task.text=txet": "there is no column 'txet'. Did you mean 'text'? Its columns: text, label.",
     "data.eval=csv:reviews.csv[50%:50%]": "the selection holds no rows",

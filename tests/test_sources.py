@@ -166,7 +166,11 @@ def test_a_bad_jsonl_is_named_by_row(tmp_path, content, said):
     [
         ("csv:{folder}/number.csv", {}, "Did you mean 'numbers.csv'?"),
         ("cvs:{folder}/numbers.csv", {}, "Did you mean 'csv'?"),
-        ("{folder}/numbers.csv", {}, "must start with csv:, jsonl:, conll:, tfds: or images:"),
+        (
+            "{folder}/numbers.csv",
+            {},
+            "must start with csv:, jsonl:, conll:, parquet:, arrow:, hf:, ",
+        ),
         ("csv:{folder}/numbers.csv[:9o%]", {}, "'9o%' is no bound of a slice"),
         ("csv:{folder}/numbers.csv[:101]", {}, "the slice ends at 101, and there are 100 rows"),
         ("csv:{folder}/numbers.csv[:120%]", {}, "the slice ends at 120%"),

@@ -2,7 +2,9 @@
 
 A source string is `KIND:PLACE`, then an optional slice, then an optional `:ordered`:
 `csv:reviews.csv[:80%]`, `jsonl:rows.jsonl[1000:]:ordered`, `tfds:my_set:1.0.0:train[90%:]`,
-`conll:tagged.txt` (a word and its tag a line), `images:photos/train` (a sub-folder a class).
+`parquet:part-*.parquet`, `arrow:rows.feather`, `hf:saved:train` (a data set that `datasets` has
+saved), `conll:tagged.txt` (a word and its tag a line), `images:photos/train` (a sub-folder a
+class).
 Rows are kept by `where`, then shuffled by the seed, then sliced; so slices of one file are drawn
 at random and never overlap where their bounds do not.
 """
@@ -12,20 +14,21 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from jaxft.data.sources_arrow import open_arrow, open_parquet, open_saved
 from jaxft.data.sources_files import open_conll, open_csv, open_jsonl
 from jaxft.data.sources_images import open_image_folder
+from jaxft.data.sources_joined import Joined, open_files
 from jaxft.data.sources_tfds import open_tfds
 from jaxft.errors import UserError, did_you_mean
 
 Row = dict[str, Any]
-KINDS = ("csv", "jsonl", "conll", "tfds", "images")
 SPEC = re.compile(
     r"(?P<kind>\w+):(?P<place>.+?)(?P<slice>\[(?P<start>[^:\[\]]*):(?P<stop>[^:\[\]]*)\])?"
     r"(?P<ordered>:ordered)?",
@@ -56,6 +59,17 @@ class Reader(Protocol):
 
     def class_names(self, column: str) -> tuple[str, ...] | None:
         """The classes in order of class id, where the data names them."""
+
+
+# Kinds of one file, or of the files of a pattern; and the others.
+FILES: dict[str, Callable[[Path], Reader]] = {
+    "csv": open_csv,
+    "jsonl": open_jsonl,
+    "conll": open_conll,
+    "parquet": open_parquet,
+    "arrow": open_arrow,
+}
+KINDS = (*FILES, "hf", "tfds", "images")
 
 
 @dataclass(frozen=True)
@@ -97,7 +111,10 @@ class Source:
 
     def place(self, index: int) -> str:
         """What a message calls the row at this index: the source, and the row's number there."""
-        return f"{self.spec}: row {int(self.order[index]) + 1}"
+        number = int(self.order[index])
+        if isinstance(self.reader, Joined):
+            return self.reader.place(number)
+        return f"{self.spec}: row {number + 1}"
 
     def without(self, indices: Sequence[int]) -> Source:
         """The source without the rows at these indices; itself where there are none."""
@@ -116,9 +133,10 @@ def open_source(spec: str, *, where: Mapping[str, Any] | None = None, seed: int 
     """The rows that a source string names.
 
     Args:
-        spec: `csv:PATH`, `jsonl:PATH`, `conll:PATH`, `tfds:NAME[:VERSION]:SPLIT`,
-            `tfds:FOLDER:SPLIT` or `images:FOLDER`, then optionally `[a:b]` (row numbers or
-            percent) and `:ordered` (no shuffle).
+        spec: `csv:PATH`, `jsonl:PATH`, `conll:PATH`, `parquet:PATH`, `arrow:PATH` (PATH may be a
+            pattern), `hf:FOLDER[:SPLIT]`, `tfds:NAME[:VERSION]:SPLIT`, `tfds:FOLDER:SPLIT` or
+            `images:FOLDER`, then optionally `[a:b]` (row numbers or percent) and `:ordered` (no
+            shuffle).
         where: column -> the value, or list of values, that a row must have.
         seed: of the shuffle.
 
@@ -130,8 +148,8 @@ def open_source(spec: str, *, where: Mapping[str, Any] | None = None, seed: int 
     if parts is None or parts["kind"] not in KINDS:
         kind = spec.partition(":")[0]
         raise UserError(
-            f"'{spec}' is no data source: it must start with csv:, jsonl:, conll:, tfds: or "
-            "images:.",
+            f"'{spec}' is no data source: it must start with "
+            f"{', '.join(f'{name}:' for name in KINDS[:-1])} or {KINDS[-1]}:.",
             did_you_mean(kind, KINDS) if ":" in spec else "Such as csv:reviews.csv[:80%].",
         )
     reader = _open_reader(parts["kind"], parts["place"])
@@ -183,12 +201,10 @@ def given_rows(rows: Sequence[Row], spec: str = "input") -> Source:
 
 
 def _open_reader(kind: str, place: str) -> Reader:
-    if kind == "csv":
-        return open_csv(Path(place).expanduser())
-    if kind == "jsonl":
-        return open_jsonl(Path(place).expanduser())
-    if kind == "conll":
-        return open_conll(Path(place).expanduser())
+    if kind in FILES:
+        return open_files(kind, place, FILES[kind])
+    if kind == "hf":
+        return open_saved(place)
     if kind == "images":
         return open_image_folder(Path(place).expanduser())
     return open_tfds(place)

@@ -239,11 +239,16 @@ def _long_fields() -> Iterator[None]:
         csv.field_size_limit(before)
 
 
-def _open(path: Path) -> BinaryIO:
+def check_is_file(path: Path) -> None:
+    """Raise a UserError that names the nearest file beside it where there is no such file."""
     if not path.is_file():
         siblings = [file.name for file in path.parent.glob("*")] if path.parent.is_dir() else []
         close = nearest(path.name, siblings)
         raise UserError(
             f"There is no file '{path}'.", f"Did you mean '{close[0]}'?" if close else ""
         )
+
+
+def _open(path: Path) -> BinaryIO:
+    check_is_file(path)
     return path.open("rb")
