@@ -286,7 +286,7 @@ def test_durations_resolve_to_steps():
         (
             "kind: text_classification",
             "kind: text_clasification",
-            "c.yaml, line 4: 'task.kind' must be text_classification, causal_lm, "
+            "c.yaml, line 4: 'task.kind' must be text_classification, token_classification, causal_lm, "
             "image_classification or contrastive, "
             "not the text 'text_clasification'. Did you mean 'text_classification'?",
         ),
