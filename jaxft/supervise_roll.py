@@ -175,8 +175,9 @@ def _listen(cluster: Cluster) -> socket.socket:
             (host if local else "", port), family=family, backlog=max(cluster.processes, 16)
         )
     except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
         raise UserError(
-            f"Process 0 cannot listen on port {port}: {error.strerror or error}.",
+            f"Process 0 cannot listen on port {port}: {reason}.",
             f"Choose another coordinator port, or set {PORT} alike on every host.",
         ) from error
 

@@ -139,7 +139,7 @@ class _First(Team):
         first = None
         if not all(end.fine for end in ends.values()):
             self._hear_more(ends)
-            first = _cause(ends)
+            first = cause(ends)
         for line in self._lines.values():
             line.send({"first": None if first is None else asdict(first)})
         self._settle(first)
@@ -157,7 +157,7 @@ class _First(Team):
             ends.setdefault(end.process, end)
 
 
-def _cause(ends: dict[int, End]) -> End:
+def cause(ends: dict[int, End]) -> End:
     """The end that the others follow from."""
     failed = [end for end in ends.values() if not end.fine]
     found = min(failed, key=lambda end: (end.rank, end.process))

@@ -1,12 +1,14 @@
 """jaxft as a process of its own: started, watched, and stopped at a chosen moment."""
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,26 +33,37 @@ def write_config(config: Config, path: Path) -> str:
 
 
 class Launched:
-    """`jaxft` with these words, on one device.
+    """`jaxft` with these words, on one device unless `variables` say otherwise.
 
     Attributes:
         said: what it has printed so far, both streams.
     """
 
-    def __init__(self, folder: Path, *words: str):
+    def __init__(self, folder: Path, *words: str, cwd: Path | None = None, **variables: str):
         self._output = folder / f"output-{len(list(folder.glob('output-*')))}.txt"
-        environment = {**os.environ, "XLA_FLAGS": "", "COLUMNS": "200"}
+        environment = {**os.environ, "XLA_FLAGS": "", "COLUMNS": "200", **variables}
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "jaxft", *words],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment,
+                cwd=cwd,
             )
 
     @property
     def said(self) -> str:
         return self._output.read_text()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def child(self) -> int:
+        """The process id of what it has started, once that is there."""
+        path = Path(f"/proc/{self.pid}/task/{self.pid}/children")
+        self.until(lambda: path.read_text().strip() != "")
+        return int(path.read_text().split()[0])
 
     def until(self, moment: Callable[[], bool], seconds: float = 120) -> None:
         """Wait for a moment of its life."""
@@ -71,8 +84,55 @@ class Launched:
             raise AssertionError(f"still there after {seconds} s:\n{self.said}") from None
 
     def end(self, seconds: float = 180) -> int:
-        """Wait for its own end, and give the exit code."""
-        return self._process.wait(seconds)
+        """Wait for its own end, and give the exit code; it is ended where that does not come."""
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            raise AssertionError(f"still there after {seconds} s:\n{self.said}") from None
+
+
+def launch_hosts(
+    folder: Path,
+    count: int,
+    *words: str,
+    devices: int = 1,
+    last_words: Sequence[str] = (),
+    last_variables: Mapping[str, str] | None = None,
+    last_cwd: Path | None = None,
+    **variables: str,
+) -> list[Launched]:
+    """The same command as several processes of this machine, each a host to the others.
+
+    Args:
+        folder: where each process's output goes.
+        count: how many.
+        words: what each is given.
+        devices: of each.
+        last_words, last_variables: what the last one is given besides.
+        last_cwd: where it stands; None for where all do.
+        variables: of the environment, of each.
+    """
+    coordinator, supervisor = free_ports(2)
+    about = {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{coordinator}",
+        "JAXFT_SUPERVISOR_PORT": str(supervisor),
+        "JAX_NUM_PROCESSES": str(count),
+        **variables,
+    }
+    started = [Launched(folder, *words, **about, JAX_PROCESS_ID=str(n)) for n in range(count - 1)]
+    about |= {"JAX_PROCESS_ID": str(count - 1), **(last_variables or {})}
+    return [*started, Launched(folder, *words, *last_words, cwd=last_cwd, **about)]
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on."""
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
 
 
 def events(run: Path, kind: str) -> list[dict[str, Any]]:
