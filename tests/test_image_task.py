@@ -21,7 +21,7 @@ from jaxft.data.sources import open_source
 from jaxft.errors import UserError
 from jaxft.models.registry import describe
 from jaxft.report.page import write_page
-from jaxft.report.page_views import WORST
+from jaxft.report.page_classes import WORST
 from jaxft.tasks import images
 from jaxft.tasks.contract import Tools
 from jaxft.tasks.image_classification import PICTURES, ImageExamples, make

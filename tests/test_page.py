@@ -8,9 +8,10 @@ from synthetic_run import write_json, write_run
 
 from jaxft.errors import UserError
 from jaxft.report.page import spans, write_page
+from jaxft.report.page_classes import confusion, worst_mistakes
 from jaxft.report.page_figures import figures, smooth
 from jaxft.report.page_run import read_run
-from jaxft.report.page_views import confusion, differences, worst_mistakes
+from jaxft.report.page_views import differences
 
 EVIL = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
 SCRIPT = re.compile(r"<script>.*?</script>", re.DOTALL)
@@ -58,6 +59,9 @@ def test_a_page_shows_the_whole_run(run):
         "layers-signal",
         "layers-grad_norm",
         "layers-rate",
+        "pr",
+        "roc",
+        "calibration",
     ]
     heat = drawn["layers-drift"]
     assert (heat["x"], heat["y"]) == ([120, 240, 360, 480], ["3", "4", "5", "6", "7"])

@@ -140,7 +140,7 @@ def test_every_figure_is_drawn_and_nothing_is_loaded(browser, page, scheme):
     browser.open(page, scheme)
     traces = "'.scatterlayer .trace, .heatmaplayer image'"
     drawn = browser.ask(f"{FIGURES}.map(f => f.querySelectorAll({traces}).length)")
-    assert len(drawn) == 12
+    assert len(drawn) == 15
     assert min(drawn) >= 1
     assert browser.requests == [page.as_uri()]
 

@@ -18,6 +18,8 @@ from plotly.offline import get_plotlyjs
 from jaxft import files
 from jaxft.errors import UserError
 from jaxft.report import numbers
+from jaxft.report.page_binary import binary_figures
+from jaxft.report.page_classes import number_figures
 from jaxft.report.page_figures import figures
 from jaxft.report.page_layers import layer_figures
 from jaxft.report.page_run import Run, read_run
@@ -60,10 +62,12 @@ def render(runs: Sequence[Run]) -> str:
     """The page of these runs."""
     drawn = figures(runs)
     heat = layer_figures(runs[0]) if len(runs) == 1 else []
+    curves = [*binary_figures(runs), *number_figures(runs)]
     return fill(
         "page",
-        [*drawn, *heat],
+        [*drawn, *heat, *curves],
         heat=heat,
+        curves=curves,
         places=[*zip(drawn, spans(len(drawn)), strict=True)],
         runs=[view(run, index) for index, run in enumerate(runs)],
         differences=differences([run.config for run in runs]),

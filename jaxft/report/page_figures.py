@@ -69,10 +69,10 @@ def _scores(runs: Sequence[Run], name: str) -> dict[str, Any]:
         steps, values = _thinned(*_points(run.of_kind("train"), name))
         if values:
             label = "train" if alone else f"{run.name}, train"
-            series.append(_series(label, steps, values, "faint", index, dash))
+            series.append(plain_series(label, steps, values, "faint", index, dash))
             if alone and len(values) > 20:
                 even = smooth(values, len(values) / 12)
-                series.append(_series("train, smoothed", steps, even, "line", index, dash))
+                series.append(plain_series("train, smoothed", steps, even, "line", index, dash))
         splits = dict.fromkeys(str(event.get("split")) for event in run.of_kind("eval"))
         for split in splits:
             events = [event for event in run.of_kind("eval") if str(event.get("split")) == split]
@@ -80,7 +80,7 @@ def _scores(runs: Sequence[Run], name: str) -> dict[str, Any]:
             colour = index + 1 if alone else index
             label = split if alone else run.name if len(splits) == 1 else f"{run.name}, {split}"
             if values:
-                series.append(_series(label, steps, values, "points", colour, dash))
+                series.append(plain_series(label, steps, values, "points", colour, dash))
             label = "best" if alone else f"{run.name}, best"
             series += _best(run, split, label, steps, values, colour)
     title = TITLES.get(name, name.replace("_", " ").capitalize())
@@ -93,7 +93,7 @@ def _best(run: Run, split: str, label: str, steps: list, values: list, colour: i
     if split != "eval" or best not in steps:
         return []
     value = values[steps.index(best)]
-    return [_series(label, [best], [value], "star", colour)]
+    return [plain_series(label, [best], [value], "star", colour)]
 
 
 def _rates(runs: Sequence[Run]) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def _rates(runs: Sequence[Run]) -> dict[str, Any]:
             values = [row[place] for row in run.rates["rates"]]
             alone = len(runs) == 1
             series.append(
-                _series(
+                plain_series(
                     group if alone else f"{run.name}, {group}",
                     run.rates["steps"],
                     values,
@@ -141,14 +141,15 @@ def _training(runs: Sequence[Run], name: str, title: str, unit: str) -> dict[str
         steps, values = _thinned(*_points(run.of_kind("train"), name))
         if values:
             dash = DASHES[index // 7 % len(DASHES)]
-            series.append(_series(run.name, steps, values, "line", index, dash))
+            series.append(plain_series(run.name, steps, values, "line", index, dash))
     figure = {"id": name, "title": title, "unit": unit, "format": ",.3~r", "series": series}
     return {**figure, "from_zero": True}
 
 
-def _series(
+def plain_series(
     name: str, x: list, y: list, style: str, colour: int = 0, dash: str = "solid"
 ) -> Series:
+    """A series of a figure; without a name it is in no legend."""
     return {"name": name, "x": x, "y": y, "style": style, "colour": colour, "dash": dash}
 
 

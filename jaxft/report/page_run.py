@@ -41,15 +41,15 @@ GROUP: Keys = {
     "weight_decay": (*NUMBER, type(None)),
     "optimizer_bytes": NUMBER,
 }
-PREDICTION: Keys = {
-    # Of a text there is the text; of an image its file and, for the worst mistakes, a picture.
-    "text": (str, type(None)),
-    "file": (str, type(None)),
-    "image": (str, type(None)),
-    "label": (str,),
-    "predicted": (str,),
-    "probabilities": (dict,),
-    "loss": NUMBER,
+# Of a text there is the text; of an image its file and, for the worst mistakes, a picture.
+SHOWN: Keys = dict.fromkeys(("text", "file", "image"), (str, type(None)))
+ONE_CLASS: Keys = {"label": (str,), "predicted": (str,), "probabilities": (dict,)}
+MANY_LABELS: Keys = {"label": (list,), "predicted": (list,), "probabilities": (dict,)}
+A_NUMBER: Keys = {"label": NUMBER, "predicted": NUMBER}
+PREDICTIONS: dict[str, Keys] = {  # by `task.problem`
+    "single_label": {**SHOWN, **ONE_CLASS, "loss": NUMBER},
+    "multi_label": {**SHOWN, **MANY_LABELS, "loss": NUMBER},
+    "regression": {**SHOWN, **A_NUMBER, "loss": NUMBER},
 }
 TAGGED: Keys = {"text": (str,), "entities": (list,), "gold": (list,), "loss": NUMBER}
 ENTITY: Keys = {"type": (str,), "start": (int,), "end": (int,)}
@@ -116,10 +116,14 @@ def read_run(path: Path, name: str) -> Run:
 
     about = attempt(lambda: _about(folder), "what the run was made with") or {}
     config = attempt(lambda: _config(folder), "the config") or {}
-    tagged = (config.get("task") or {}).get("kind") == TAGGED_TASK
+    task = config.get("task") or {}
+    tagged = task.get("kind") == TAGGED_TASK
+    keys = (
+        TAGGED if tagged else PREDICTIONS.get(str(task.get("problem")), PREDICTIONS["single_label"])
+    )
     predictions = {}
     for split in () if about.get("labels") == [] else SPLITS:  # without classes no mistakes
-        lines = attempt(partial(_predictions, folder, split, tagged), f"the predictions on {split}")
+        lines = attempt(partial(_predictions, folder, split, keys), f"the predictions on {split}")
         if lines:
             predictions[split] = lines
     return Run(
@@ -185,7 +189,7 @@ def _result(folder: RunFolder) -> Any:
     return result
 
 
-def _predictions(folder: RunFolder, split: str, tagged: bool) -> list[dict[str, Any]]:
+def _predictions(folder: RunFolder, split: str, keys: Keys) -> list[dict[str, Any]]:
     name = f"predictions-{split}.jsonl"
     path = folder.path / name
     if not path.exists():
@@ -196,8 +200,8 @@ def _predictions(folder: RunFolder, split: str, tagged: bool) -> list[dict[str, 
             lines.append(json.loads(line))
         except ValueError:
             raise UserError(f"{path}, line {number}: not JSON.") from None
-    _check(lines, TAGGED if tagged else PREDICTION, folder, name)
-    for line in lines if tagged else ():
+    _check(lines, keys, folder, name)
+    for line in lines if keys is TAGGED else ():
         _check([*line["entities"], *line["gold"]], ENTITY, folder, name)
     return lines
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxft.report import numbers
+from jaxft.report.page_binary import thresholds
+from jaxft.report.page_classes import told
 from jaxft.report.page_figures import group_colour, metrics_of
 from jaxft.report.page_run import TAGGED_TASK, Run, config_text
 from jaxft.report.page_tokens import tagged
 from jaxft.report.progress_tables import part_of
-
-WORST = 20
-MOST_CLASSES = 40  # a larger confusion matrix is not drawn
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
@@ -25,45 +23,6 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[st
     keys = list(dict.fromkeys(key for config in flat for key in config))
     rows = [(key, [config.get(key, "") for config in flat]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
-
-
-def confusion(predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Counts of true label x predicted label, or None where there are too many labels.
-
-    Args:
-        predictions: the lines of a predictions file.
-    """
-    pairs = Counter((line["label"], line["predicted"]) for line in predictions)
-    names = list(dict.fromkeys(name for line in predictions for name in line["probabilities"]))
-    names += sorted({name for pair in pairs for name in pair} - set(names))
-    if len(names) > MOST_CLASSES:
-        return None
-    rows = []
-    for label in names:
-        total = sum(pairs[label, name] for name in names)
-        cells = [(pairs[label, name], pairs[label, name] / max(total, 1)) for name in names]
-        rows.append({"label": label, "cells": cells, "total": total})
-    return {"names": names, "rows": rows}
-
-
-def worst_mistakes(predictions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The wrong predictions with the highest loss, the worst first."""
-    wrong = [line for line in predictions if line["predicted"] != line["label"]]
-    worst = sorted(wrong, key=lambda line: -line["loss"])[:WORST]
-    shown = []
-    for line in worst:
-        picture = line.get("image") or ""
-        shown.append(
-            {
-                **dict.fromkeys(("text", "file")),
-                **line,
-                "image": picture
-                if picture.startswith("data:image/")
-                else None,  # nothing is loaded
-                "sure": float(line["probabilities"].get(line["predicted"], 0)),
-            }
-        )
-    return shown
 
 
 def view(run: Run, index: int) -> dict[str, Any]:
@@ -84,13 +43,7 @@ def view(run: Run, index: int) -> dict[str, Any]:
         "rows": sorted(run.table["rows"], key=lambda row: row["depth"]) if run.table else [],
         "colours": {entry["name"]: group_colour(run, entry["name"]) for entry in _groups(run)},
         "splits": [
-            {
-                "name": split,
-                "count": len(lines),
-                "wrong": sum(line["predicted"] != line["label"] for line in lines),
-                "confusion": confusion(lines),
-                "worst": worst_mistakes(lines),
-            }
+            told(split, lines)
             for split, lines in run.predictions.items()
             if run.task != TAGGED_TASK
         ],
@@ -99,6 +52,7 @@ def view(run: Run, index: int) -> dict[str, Any]:
             for split, lines in run.predictions.items()
             if run.task == TAGGED_TASK
         ],
+        "thresholds": thresholds(run),
         "notes": [note for note in run.of_kind("note") if isinstance(note.get("text"), str)],
         "config": config_text(run) if run.config else "",
         "facts": list(flatten(run.about).items()),

@@ -11,7 +11,7 @@ function themed(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }
 
-function trace(series, format) {
+function trace(series, format, curve) {
   const colour = themed(`--c${series.colour % PALETTE}`);
   const faint = series.style === "faint";
   const star = series.style === "star";
@@ -19,14 +19,15 @@ function trace(series, format) {
     x: series.x,
     y: series.y,
     name: series.name,
-    mode: star ? "markers" : series.style === "points" ? "lines+markers" : "lines",
+    mode: star || series.style === "dots" ? "markers" : series.style === "points" ? "lines+markers" : "lines",
     line: { color: colour, width: faint ? 1.25 : 2.25, dash: series.dash },
     marker: star
       ? { symbol: "star", size: 15, color: colour, line: { color: themed("--card"), width: 1.5 } }
-      : { size: 7, color: colour },
+      : { size: series.style === "dots" ? 5 : 7, color: colour },
     opacity: faint ? 0.45 : 1,
-    hovertemplate: `%{y:${format}}`,
-    hoverinfo: star ? "skip" : undefined,
+    hovertemplate: curve ? `%{x:${format}}: %{y:${format}}` : `%{y:${format}}`,
+    hoverinfo: star || !series.name ? "skip" : undefined,
+    showlegend: Boolean(series.name),
   };
 }
 
@@ -62,6 +63,7 @@ function heat(figure) {
 
 function layout(figure) {
   const flat = figure.kind === "heat";
+  const curve = figure.kind === "curve"; // both axes are shares, but for what has a unit of its own
   const grid = themed("--line");
   const axis = {
     gridcolor: grid,
@@ -78,18 +80,19 @@ function layout(figure) {
     margin: { l: 8, r: 12, t: 6, b: 8 },
     xaxis: {
       ...axis,
-      title: { text: "step", standoff: 4, font: { size: 11.5 } },
-      rangemode: flat ? "normal" : "tozero",
+      title: { text: curve ? figure.axes[0] : "step", standoff: 4, font: { size: 11.5 } },
+      rangemode: flat || figure.id === "numbers" ? "normal" : "tozero",
       showgrid: false,
       ticks: "outside",
     },
     yaxis: {
       ...axis,
       ...(flat ? { type: "category", showgrid: false, nticks: 0, title: { text: "depth", font: { size: 11.5 } } } : {}),
-      rangemode: figure.from_zero ? "tozero" : "normal",
+      ...(curve ? { title: { text: figure.axes[1], standoff: 4, font: { size: 11.5 } } } : {}),
+      rangemode: figure.from_zero || (curve && figure.id !== "numbers") ? "tozero" : "normal",
       ...(figure.id === "rates" ? { exponentformat: "e" } : {}),
     },
-    hovermode: flat ? "closest" : "x unified",
+    hovermode: flat || curve ? "closest" : "x unified",
     hoverlabel: {
       bgcolor: themed("--card"),
       bordercolor: grid,
@@ -106,7 +109,7 @@ function draw() {
       document.getElementById(`figure-${figure.id}`),
       figure.kind === "heat"
         ? [heat(figure)]
-        : figure.series.map((series) => trace(series, figure.format)),
+        : figure.series.map((series) => trace(series, figure.format, figure.kind === "curve")),
       layout(figure),
       { responsive: true, displaylogo: false, displayModeBar: false },
     );
