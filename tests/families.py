@@ -26,6 +26,17 @@ AUTO = {
     "contrastive": transformers.AutoModel,
 }
 FAMILIES = registry.families()
+# BERT's kin have its blocks: `make test` looks at what is their own, stems and heads.
+BERTS_KIN = ("camembert", "distilbert", "electra", "roberta", "xlm-roberta")
+OWN_HEADS = (
+    ("distilbert", "masked_lm"),
+    ("distilbert", "text_classification"),
+    ("electra", "masked_lm"),
+    ("electra", "replaced_tokens"),
+    ("electra", "text_classification"),
+    ("roberta", "masked_lm"),
+    ("roberta", "text_classification"),
+)
 
 
 @dataclass
@@ -43,9 +54,11 @@ class Pair:
     def keep(self, value) -> np.ndarray:
         """What of an output counts: 0 at its positions that are padding, 1 elsewhere."""
         mask = self.batch.get("attention_mask")
-        if mask is None or len(value.shape) != 3 or value.shape[:2] != mask.shape:
+        # A vector may happen to be as wide as a text is long.
+        each_token = len(value.shape) == 3 or self.ours.head == "replaced_tokens"
+        if mask is None or not each_token or value.shape[:2] != mask.shape:
             return np.ones((1,) * len(value.shape), np.float32)
-        return mask[..., None].astype(np.float32)
+        return mask.reshape(mask.shape + (1,) * (len(value.shape) - 2)).astype(np.float32)
 
 
 def make_pair(model_type: str, head: str | None, seed: int, folder: Path) -> Pair:
@@ -141,7 +154,8 @@ def torch_gradients(pair: Pair) -> dict[str, np.ndarray]:
     weighted_loss(pair.torch(**pair.torch_batch()), pair).backward()
     grads = {
         name: torch.zeros_like(value) if value.grad is None else value.grad
-        for name, value in pair.torch.named_parameters()
+        # Of two names that are tied it is the file that knows which is saved.
+        for name, value in pair.torch.named_parameters(remove_duplicate=False)
     }
     with tempfile.TemporaryDirectory() as folder:  # a file's names are not always the model's own
         pair.torch.save_pretrained(folder, state_dict=grads)

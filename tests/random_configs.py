@@ -181,6 +181,8 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "n_inner": inner("n_inner"),
     "ffn_dim": inner("ffn_dim"),
     "mlp_ratio": lambda draw: draw.number(1, 4),
+    "hidden_dim": inner("hidden_dim"),
+    "embedding_size": lambda draw: draw.one_of(draw.width, draw.number(6, 20)),
     "word_embed_proj_dim": lambda draw: draw.one_of(draw.width, draw.number(6, 20)),
     "projection_dim": lambda draw: draw.projection,
     "projection_size": lambda draw: draw.vision,
@@ -193,6 +195,7 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "hidden_act": activation,
     "hidden_activation": activation,
     "activation_function": activation,
+    "activation": activation,
     "pooler_act": activation,
     "layer_norm_eps": epsilon,
     "layer_norm_epsilon": epsilon,
@@ -246,6 +249,7 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "hidden_dropout_prob": rate,
     "resid_dropout": rate,
     "resid_pdrop": rate,
+    "seq_classif_dropout": rate,
 }
 # Fields that follow from others, or from which no output follows.
 LEFT = {

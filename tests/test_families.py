@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from families import (
+    BERTS_KIN,
     FAMILIES,
+    OWN_HEADS,
     Pair,
     assert_close_gradients,
     auto_class,
@@ -24,7 +26,15 @@ from safetensors.numpy import load_file
 from jaxft.models import registry
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
-HEADS = [(name, head) for name, family in FAMILIES.items() for head in family.MODEL_TYPES[name]]
+HEADS = [
+    pytest.param(
+        (name, head),
+        marks=pytest.mark.full if name in BERTS_KIN and (name, head) not in OWN_HEADS else (),
+        id=f"{name}-{head}",
+    )
+    for name, family in FAMILIES.items()
+    for head in family.MODEL_TYPES[name]
+]
 SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.full) for seed in range(1, 10))]
 
 
@@ -38,7 +48,7 @@ def seed(request) -> int:
     return request.param
 
 
-@pytest.fixture(scope="module", params=HEADS, ids=lambda pair: "-".join(map(str, pair)))
+@pytest.fixture(scope="module", params=HEADS)
 def pair(request, seed, tmp_path_factory) -> Pair:
     """A pair for each head of each model type."""
     return make_pair(*request.param, seed, tmp_path_factory.mktemp("source"))

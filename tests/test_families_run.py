@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from families import (
+    BERTS_KIN,
     FAMILIES,
     Pair,
     assert_close_gradients,
@@ -32,11 +33,14 @@ pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 
 def classifiers() -> list:
-    """(model type, head) of each that can classify: the last of a file is always tested."""
+    """(model type, head) of each that can classify: the last of a file is always tested.
+
+    But for BERT's kin, which have its blocks.
+    """
     found = []
     for name, family in FAMILIES.items():
         heads = family.MODEL_TYPES[name]
-        last = name == list(family.MODEL_TYPES)[-1]
+        last = name == list(family.MODEL_TYPES)[-1] and name not in BERTS_KIN
         marks = () if last else pytest.mark.full
         for head in ("text_classification", "image_classification"):
             if head in heads:
@@ -274,8 +278,9 @@ def test_dropout_is_for_what_is_trained(classifier):
     assert not np.array_equal(logits(first), logits(second))
     assert np.array_equal(logits(first), logits(first))
     assert not np.array_equal(logits(first), logits(first, key=jax.random.key(1)))
-    # BERT's classifier has a dropout of its own; the others' have none.
-    assert np.array_equal(logits("head/kernel"), plain) is (model.model_type != "bert")
+    # BERT's classifier has a dropout of its own, its kin's too; the others' have none.
+    drops = model.model_type in ("bert", *BERTS_KIN)
+    assert np.array_equal(logits("head/kernel"), plain) is not drops
 
 
 def test_a_frozen_block_costs_its_forward_pass_only(classifier):

@@ -84,6 +84,9 @@ FLOORS = {
 }
 FAMILIES = {
     "models.bert",
+    "models.bert_distilbert",
+    "models.bert_electra",
+    "models.bert_roberta",
     "models.clip",
     "models.clip_vision",
     "models.gpt2",

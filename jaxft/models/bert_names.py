@@ -1,0 +1,32 @@
+"""The names that BERT, RoBERTa and ELECTRA have in common."""
+
+from __future__ import annotations
+
+import re
+
+from jaxft.models.weights import Name, dense, embedding, norm
+
+
+def encoder_names(prefix: str) -> tuple[Name, ...]:
+    """The name table of embeddings and blocks, below a model's own prefix in files."""
+    layer = f"{prefix}encoder.layer.{{i}}"
+    return (
+        *embedding(f"{prefix}embeddings.word_embeddings", "embeddings/word"),
+        *embedding(f"{prefix}embeddings.position_embeddings", "embeddings/position"),
+        *embedding(f"{prefix}embeddings.token_type_embeddings", "embeddings/token_type"),
+        *norm(f"{prefix}embeddings.LayerNorm", "embeddings/norm"),
+        *dense(f"{layer}.attention.self.query", "blocks/{i}/attention/query"),
+        *dense(f"{layer}.attention.self.key", "blocks/{i}/attention/key"),
+        *dense(f"{layer}.attention.self.value", "blocks/{i}/attention/value"),
+        *dense(f"{layer}.attention.output.dense", "blocks/{i}/attention/output"),
+        *norm(f"{layer}.attention.output.LayerNorm", "blocks/{i}/attention/norm"),
+        *dense(f"{layer}.intermediate.dense", "blocks/{i}/mlp/up"),
+        *dense(f"{layer}.output.dense", "blocks/{i}/mlp/down"),
+        *norm(f"{layer}.output.LayerNorm", "blocks/{i}/mlp/norm"),
+    )
+
+
+def layer_norms(name: str) -> str:
+    """A name with the norms' leaves as they are called now: old files say gamma and beta."""
+    name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
+    return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
