@@ -53,6 +53,13 @@ class ModelSection(Section):
         unit="pixels",
         ge=1,
     )
+    detection_tokens: int | None = key(
+        None,
+        "the most objects to find in an image, where a plain ViT becomes a detector; null is "
+        "the checkpoint's own, or 100",
+        resume="fixed",
+        ge=1,
+    )
     cache: str | None = key(
         None, "folder for downloaded checkpoints; null is the hub's own", resume="may change"
     )

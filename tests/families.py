@@ -23,6 +23,7 @@ AUTO = {
     "masked_lm": transformers.AutoModelForMaskedLM,
     "causal_lm": transformers.AutoModelForCausalLM,
     "image_classification": transformers.AutoModelForImageClassification,
+    "object_detection": transformers.AutoModelForObjectDetection,
     "contrastive": transformers.AutoModel,
 }
 FAMILIES = registry.families()
@@ -97,7 +98,8 @@ def random_batch(model: torch.nn.Module, draw: np.random.Generator) -> dict[str,
         batch |= random_texts(getattr(config, "text_config", config), draw)
     if config.sub_configs or model.main_input_name == "pixel_values":
         size = getattr(config, "vision_config", config).image_size
-        batch["pixel_values"] = draw.normal(size=(3, 3, size, size)).astype(np.float32)
+        height, width = (size, size) if isinstance(size, int) else size
+        batch["pixel_values"] = draw.normal(size=(3, 3, height, width)).astype(np.float32)
     return batch
 
 
@@ -163,7 +165,9 @@ def torch_gradients(pair: Pair) -> dict[str, np.ndarray]:
     found = {}
     for ours, hf in pair.ours.names.items():
         name, value = pair.ours.hf_names[ours], theirs[hf]
-        if name.part is not None:
+        if name.stacked:
+            value = value[name.part[0]]
+        elif name.part is not None:
             value = np.split(value, name.part[1], axis=-1)[name.part[0]]
         found[ours] = np.moveaxis(value, 0, -1) if name.transpose else value
     return found

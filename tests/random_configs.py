@@ -167,6 +167,14 @@ def rate(draw: Draw) -> float:
     return 0.1
 
 
+def image_size(draw: Draw) -> int | list[int]:
+    """The side of a square, or height and width where the default has both."""
+    sides = [draw.patch * draw.number(2, 5)]
+    if not isinstance(draw.defaults["image_size"], int):
+        return [*sides, draw.patch * draw.number(2, 5)]
+    return sides[0]
+
+
 FIELDS: dict[str, Callable[[Draw], Any]] = {
     # Sizes.
     "vocab_size": lambda draw: draw.number(40, 90),
@@ -186,11 +194,12 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "word_embed_proj_dim": lambda draw: draw.one_of(draw.width, draw.number(6, 20)),
     "projection_dim": lambda draw: draw.projection,
     "projection_size": lambda draw: draw.vision,
-    "image_size": lambda draw: draw.patch * draw.number(2, 5),
+    "image_size": image_size,
     "patch_size": lambda draw: draw.patch,
     # transformers projects a tower's vector as if it were as wide as the tower.
     "pooler_output_size": lambda draw: draw.width if draw.joined else draw.number(5, 20),
     "num_register_tokens": lambda draw: draw.number(1, 4),
+    "num_detection_tokens": lambda draw: draw.number(2, 6),
     # Functions and their numbers.
     "hidden_act": activation,
     "hidden_activation": activation,
@@ -218,6 +227,7 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "layer_norm_elementwise_affine": Draw.flag,
     "use_swiglu_ffn": Draw.flag,
     "use_mask_token": Draw.flag,
+    "use_mid_position_embeddings": Draw.flag,
     "vision_use_head": lambda draw: draw.joined or draw.flag(),
     # Positions and windows.
     "rope_parameters": rotary,

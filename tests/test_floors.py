@@ -48,6 +48,7 @@ FLOORS = {
     "models.llama": 3,
     "models.generate": 3,
     "models.vit": 3,
+    "models.yolos": 3.5,  # on ViT's blocks, below the registry
     "models.registry": 4,
     "tasks.contract": 5,
     "tasks.labels": 5,
@@ -92,6 +93,7 @@ FAMILIES = {
     "models.gpt2",
     "models.llama",
     "models.vit",
+    "models.yolos",
 }
 
 # Imports inside a function: (room, what it imports there) and why it may.

@@ -235,6 +235,7 @@ def model_options(config: Config, names: Sequence[str], new: Sequence[str] = ())
         "ignore": config.model.ignore,
         "resize_vocab": config.model.resize_vocab,
         "image_size": config.model.image_size,
+        "detection_tokens": config.model.detection_tokens,
         "adapter": asked_adapter(config.adapter),
         "new": new,
         "cache": config.model.cache,

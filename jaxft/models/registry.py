@@ -17,12 +17,12 @@ from jax.sharding import Sharding
 import jaxft.models
 from jaxft.data.text import load_tokenizer
 from jaxft.errors import UserError, nearest
-from jaxft.models import clip
+from jaxft.models import clip, yolos_from_vit
 from jaxft.models.adapters import Adapter, with_lengths
 from jaxft.models.adapters_read import stored_leaf
 from jaxft.models.layers import Leaf
 from jaxft.models.registry_adapters import with_adapter
-from jaxft.models.registry_family import Family, leaves_of
+from jaxft.models.registry_family import Family, class_labels, leaves_of
 from jaxft.models.registry_model import Model
 from jaxft.models.source import Checkpoint, Source, read_config, resolve
 from jaxft.models.source_fields import pad_token_id
@@ -31,8 +31,14 @@ from jaxft.models.weights_files import Tensor, open_tensors
 from jaxft.models.weights_vocab import with_vocabulary
 from jaxft.tree import natural_order
 
+DETECTION = "object_detection"
 # Those whose width is a number of named classes.
-CLASS_HEADS = ("text_classification", "image_classification", "token_classification")
+CLASS_HEADS = (
+    "text_classification",
+    "image_classification",
+    "token_classification",
+    DETECTION,
+)
 
 ShardingOf = Callable[[str, tuple[int, ...], tuple[str, ...]], Sharding | None]
 
@@ -49,6 +55,7 @@ def load(
     ignore: Sequence[str] = (),
     resize_vocab: bool = False,
     image_size: int | None = None,
+    detection_tokens: int | None = None,
     adapter: Adapter | str | Path | None = None,
     new: Sequence[str] = (),
     sharding: ShardingOf | None = None,
@@ -70,6 +77,7 @@ def load(
         resize_vocab: grow the embeddings where the tokenizer has more pieces; a new row is the
             mean of the old.
         image_size: pixels a side of the images to take; None for the checkpoint's own.
+        detection_tokens: the most objects to find in an image, where a ViT becomes a detector.
         adapter: thin matrices to put beside kernels; or PEFT's folder of some.
         new: parameters that count as new, although the checkpoint has them: a run's own has
             what the run began with.
@@ -89,6 +97,7 @@ def load(
         ignore=ignore,
         resize_vocab=resize_vocab,
         image_size=image_size,
+        detection_tokens=detection_tokens,
         adapter=adapter,
         new=new,
         sharding=sharding,
@@ -108,6 +117,7 @@ def describe(
     ignore: Sequence[str] = (),
     resize_vocab: bool = False,
     image_size: int | None = None,
+    detection_tokens: int | None = None,
     adapter: Adapter | str | Path | None = None,
     new: Sequence[str] = (),
     sharding: ShardingOf | None = None,
@@ -118,15 +128,17 @@ def describe(
     The arguments are those of `load`. What is wrong with a checkpoint is found here.
     """
     source = resolve(checkpoint, cache)
-    fields = _fields(source, resize_vocab)
+    fields, tensors = _fields(source, resize_vocab), _tensors(source)
+    if task == DETECTION:
+        fields, tensors = yolos_from_vit.detector(fields, tensors, detection_tokens)
     family = _family(fields)
     config = _config(family, fields, ignore, dropout, image_size)
     head = _head(family, fields, task)
-    own, labels = _labels(fields, num_labels, labels)
+    own, labels = class_labels(fields, num_labels, labels)
     towers, classes = family.towers(config, head, len(labels)), head in CLASS_HEADS
     leaves = leaves_of(towers)
     matching = match(
-        _tensors(source),
+        tensors,
         resolve_names(family.names(head, fields["model_type"]), leaves),
         leaves,
         canonical=family.canonical,
@@ -275,19 +287,3 @@ def _head(family: Family, fields: Mapping[str, Any], task: str | None) -> str | 
     raise UserError(
         f"config.json: the architecture {own} is not supported.", f"Name a task: {known}."
     )
-
-
-def _labels(
-    fields: Mapping[str, Any], num_labels: int | None, labels: Sequence[str] | None
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The checkpoint's class names, and those wanted."""
-    given = fields.get("id2label") or {str(i): f"LABEL_{i}" for i in range(2)}
-    own = tuple(given[key] for key in sorted(given, key=int))
-    if labels is None:
-        count = len(own) if num_labels is None else num_labels
-        return own, own if count == len(own) else tuple(f"LABEL_{i}" for i in range(count))
-    if num_labels not in (None, len(labels)):
-        raise UserError(f"num_labels is {num_labels}, but {len(labels)} labels are named.")
-    if len(set(labels)) != len(labels):
-        raise UserError(f"A label is named twice: {', '.join(labels)}.")
-    return own, tuple(labels)

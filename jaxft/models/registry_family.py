@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from jaxft.errors import UserError
 from jaxft.models.layers import Leaf
 from jaxft.models.transformer import Part, Tower
 from jaxft.models.weights import Name
@@ -44,3 +45,19 @@ def leaves_of(towers: Towers) -> dict[str, Leaf]:
     """Every parameter's description, in natural order."""
     found = {name: leaf for part in towers.values() for name, leaf in part.leaves.items()}
     return {name: found[name] for name in natural_order(found)}
+
+
+def class_labels(
+    fields: Mapping[str, Any], num_labels: int | None, labels: Sequence[str] | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The checkpoint's class names, and those wanted."""
+    given = fields.get("id2label") or {str(i): f"LABEL_{i}" for i in range(2)}
+    own = tuple(given[key] for key in sorted(given, key=int))
+    if labels is None:
+        count = len(own) if num_labels is None else num_labels
+        return own, own if count == len(own) else tuple(f"LABEL_{i}" for i in range(count))
+    if num_labels not in (None, len(labels)):
+        raise UserError(f"num_labels is {num_labels}, but {len(labels)} labels are named.")
+    if len(set(labels)) != len(labels):
+        raise UserError(f"A label is named twice: {', '.join(labels)}.")
+    return own, tuple(labels)

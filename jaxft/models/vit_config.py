@@ -45,6 +45,13 @@ OWN: dict[str, dict[str, Any]] = {
     "deit": POOLED,
     "dinov2": SCALED | {"patch_size": 14, "use_mask_token": True},
     "dinov2_with_registers": SCALED | {"num_register_tokens": 4},
+    "yolos": {
+        "intermediate_size": 3072,
+        "layer_norm_eps": 1e-12,
+        "image_size": (512, 864),
+        "num_detection_tokens": 100,
+        "use_mid_position_embeddings": True,
+    },
 }
 # Fields that change the computation and are computed for one value only.
 FIXED = {"is_encoder_decoder": False}
@@ -113,8 +120,8 @@ class Config:
 
     def with_image_size(self, size: int) -> Config:
         """The same config for square images of that many pixels a side."""
-        if self.resizes:
-            return self
+        if self.resizes or self.model_type == "yolos":
+            return self  # any size will do
         config = replace(self, fields={**self.fields, "image_size": size})
         config._check_grid()
         return config

@@ -17,6 +17,7 @@ from jaxft.errors import UserError
 from jaxft.models.layers import Leaf
 from jaxft.models.weights_files import FLOATS, Index, Tensor, part_of
 from jaxft.models.weights_vocab import grown
+from jaxft.tree import natural_order
 
 MOST_MAPPED = 2**24  # bytes of a file mapped at a time
 
@@ -31,12 +32,14 @@ class Name:
         transpose: the tensor is stored (out, in), or (out, in, height, width) where it is a
             convolution's: its first axis is our last one.
         part: which equal part, of how many along the tensor's last axis; None for the whole.
+        stacked: the parameter is one slice of the first axis, `part` told by the blocks there are.
     """
 
     hf: str
     ours: str
     transpose: bool = False
     part: tuple[int, int] | None = None
+    stacked: bool = False
 
 
 def dense(hf: str, ours: str) -> tuple[Name, ...]:
@@ -66,7 +69,16 @@ def resolve_names(names: Sequence[Name], leaves: Iterable[str]) -> dict[str, Nam
         match, name = matches[0]
         number = match.group(1) if match.groups() else ""
         found[leaf] = replace(name, hf=name.hf.replace("{i}", number), ours=leaf)
-    return found
+    return found | _stacked(found)
+
+
+def _stacked(lines: Mapping[str, Name]) -> dict[str, Name]:
+    """The lines of parameters that are slices of one tensor, with which slice each is."""
+    together: dict[str, list[str]] = {}
+    for leaf in natural_order(leaf for leaf, line in lines.items() if line.stacked):
+        together.setdefault(lines[leaf].hf, []).append(leaf)
+    parts = [(leaf, (i, len(all_))) for all_ in together.values() for i, leaf in enumerate(all_)]
+    return {leaf: replace(lines[leaf], part=part) for leaf, part in parts}
 
 
 @dataclass(frozen=True)
@@ -125,20 +137,23 @@ def match(
     new = tuple(name for name in names if name not in wanted)
     _check_missing(new, wanted, names, fresh)
     left = tuple(found for found in tensors if found not in set(wanted.values()))
-    _check_unknown([found for found in left if not _any_match(unused, canonical(found))])
+    passed = [re.compile(pattern) for pattern in unused]
+    _check_unknown([n for n in left if not any(p.fullmatch(canonical(n)) for p in passed)])
     whole = {parameter: tensors[found] for parameter, found in wanted.items()}
     shapes = {parameter: stored_shape(names[parameter], leaves[parameter]) for parameter in whole}
     words = [p for p in whole if "vocab" in leaves[p].axes] if grow else []
     notes = [*_refit(whole, shapes, refit or {}), *_grow(whole, shapes, words)]
     _check_shapes(whole, names, shapes)
-    loaded = {p: part_of(tensor, names[p].part) for p, tensor in whole.items()}
+    loaded = {p: part_of(t, names[p].part, names[p].stacked) for p, t in whole.items()}
     return Matching(loaded, new, left, tuple(notes))
 
 
 def stored_shape(name: Name, leaf: Leaf) -> tuple[int, ...]:
     """The shape that a tensor has in a file."""
     shape = (leaf.shape[-1], *leaf.shape[:-1]) if name.transpose else leaf.shape
-    return shape if name.part is None else (*shape[:-1], shape[-1] * name.part[1])
+    if name.part is None:
+        return shape
+    return (name.part[1], *shape) if name.stacked else (*shape[:-1], shape[-1] * name.part[1])
 
 
 def _refit(
@@ -179,10 +194,6 @@ def _refitted(
         return compute(tensor.whole().astype(np.float32)).astype(FLOATS[tensor.dtype])[index]
 
     return replace(tensor, shape=shape, read=read)
-
-
-def _any_match(patterns: Sequence[str], name: str) -> bool:
-    return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
 def _check_missing(

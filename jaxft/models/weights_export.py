@@ -45,7 +45,10 @@ def to_tensors(
         together.setdefault(name.hf, []).append(parameter)
     for hf, parts in together.items():
         values = [_stored(params[part], names[part], loaded.get(part)) for part in parts]
-        yield hf, np.concatenate(values, -1) if len(values) > 1 else values[0]
+        if names[parts[0]].stacked:
+            yield hf, np.stack(values)
+        else:
+            yield hf, np.concatenate(values, -1) if len(values) > 1 else values[0]
 
 
 def _stored(param: jax.Array, name: Name, source: Tensor | None) -> np.ndarray:

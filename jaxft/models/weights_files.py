@@ -48,15 +48,24 @@ class Tensor:
         return self.read((slice(None),) * len(self.shape))
 
 
-def part_of(tensor: Tensor, part: tuple[int, int] | None) -> Tensor:
+def part_of(tensor: Tensor, part: tuple[int, int] | None, stacked: bool = False) -> Tensor:
     """One of some equal parts along the last axis, as a tensor that is read by itself.
 
     Args:
         tensor: the whole.
         part: which, of how many; None for the whole.
+        stacked: the parts are the slices of the first axis, which they do not have.
     """
     if part is None:
         return tensor
+    if stacked:
+        here = slice(part[0], part[0] + 1)
+        return Tensor(
+            tensor.file,
+            tensor.shape[1:],
+            tensor.dtype,
+            lambda index: tensor.read((here, *index))[0],
+        )
     width = tensor.shape[-1] // part[1]
     first = width * part[0]
 

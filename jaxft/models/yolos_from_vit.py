@@ -1,0 +1,150 @@
+"""A plain ViT as the beginning of a YOLOS: new detection tokens, and its weights where it has any.
+
+DeiT's distillation token is left out. DINOv2's scales of each branch are taken into the maps
+before them, which computes the same.
+
+Source: Fang et al. (2021), https://arxiv.org/abs/2106.00666, begins with DeiT's weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from jaxft.errors import UserError
+from jaxft.models.vit_config import Config
+from jaxft.models.weights_files import FLOATS, Index, Tensor
+
+SOURCES = ("vit", "deit", "dinov2")
+DETECTION_TOKENS = 100  # where none are asked for: as many as YOLOS has
+KEPT = (
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_size",
+    "num_channels",
+    "patch_size",
+    "qkv_bias",
+    "hidden_act",
+    "layer_norm_eps",
+    "initializer_range",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+)
+POSITION = "embeddings.position_embeddings"
+# DINOv2's names -> ViT's.
+RENAMED = {
+    "norm1.": "layernorm_before.",
+    "norm2.": "layernorm_after.",
+    "mlp.fc1.": "intermediate.dense.",
+    "mlp.fc2.": "output.dense.",
+}
+# A block's scale -> the map before it.
+SCALED = {
+    "layer_scale1.lambda1": "attention.output.dense",
+    "layer_scale2.lambda1": "output.dense",
+}
+
+
+def detector(
+    fields: dict[str, Any], tensors: dict[str, Tensor], detection_tokens: int | None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A detector's own config.json and tensors, or those of the detector that a ViT becomes.
+
+    Args:
+        fields, tensors: the checkpoint's.
+        detection_tokens: how many a ViT is given; None for `DETECTION_TOKENS`.
+
+    Raises:
+        UserError: it is a detector with another number of them; or see `begin`.
+    """
+    if fields["model_type"] in SOURCES:
+        return begin(fields, tensors, detection_tokens or DETECTION_TOKENS)
+    own = fields.get("num_detection_tokens", detection_tokens)
+    if detection_tokens not in (None, own):
+        raise UserError(
+            f"model.detection_tokens is {detection_tokens}, and the checkpoint has {own}.",
+            "Leave it out: only a plain ViT is given new ones.",
+        )
+    return fields, tensors
+
+
+def begin(
+    fields: Mapping[str, Any], tensors: Mapping[str, Tensor], count: int
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config.json and the tensors of the YOLOS that a ViT becomes.
+
+    Args:
+        fields: the ViT's config.json, of one of `SOURCES`.
+        tensors: its tensors, with or without prefix.
+        count: how many detection tokens the YOLOS is to have.
+
+    Raises:
+        UserError: its MLPs have gates, which YOLOS's have not.
+    """
+    config = Config.from_hf(fields, tuple(fields))
+    own = config.fields
+    if own.get("use_swiglu_ffn"):
+        raise UserError(
+            "config.json: use_swiglu_ffn is true; a detector has no gates in its MLPs.",
+            "Take a checkpoint without them: DINOv2's small, base and large have none.",
+        )
+    inner = own.get("intermediate_size") or int(own["hidden_size"] * own["mlp_ratio"])
+    made = {name: own[name] for name in KEPT} | {
+        "model_type": "yolos",
+        "intermediate_size": inner,
+        "image_size": list(config.image_size),
+        "num_detection_tokens": count,
+        "use_mid_position_embeddings": False,
+        "pad_token_id": fields.get("pad_token_id"),
+    }
+    found = {re.sub(r"^(vit|deit|dinov2)\.", "", name): one for name, one in tensors.items()}
+    if POSITION in found:
+        found[POSITION] = _with_detections(found[POSITION], config.specials, count)
+    return made, _plain(found) if fields["model_type"] == "dinov2" else found
+
+
+def _with_detections(tensor: Tensor, specials: int, count: int) -> Tensor:
+    """Positions [1, S + N, D] as those of a class token, N patches and detections: zeros."""
+    _, length, width = tensor.shape
+
+    def read(index: Index) -> np.ndarray:
+        stored = tensor.whole()
+        zeros = np.zeros((1, count, width), stored.dtype)
+        return np.concatenate([stored[:, :1], stored[:, specials:], zeros], axis=1)[index]
+
+    return replace(tensor, shape=(1, 1 + length - specials + count, width), read=read)
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """DINOv2's tensors under ViT's names, each branch's scale in the map before it."""
+    found, scales = {}, {}
+    for name, tensor in tensors.items():
+        block = re.match(r"encoder\.layer\.\d+\.", name)
+        rest = name[block.end() :] if block else ""
+        if block and rest in SCALED:
+            scales[block.group() + SCALED[rest]] = tensor
+            continue
+        for old, new in RENAMED.items():
+            if block and rest.startswith(old):
+                name = block.group() + new + rest.removeprefix(old)
+        found[name] = tensor
+    for stem, scale in scales.items():
+        for name in (f"{stem}.weight", f"{stem}.bias"):
+            if name in found:
+                found[name] = _scaled(found[name], scale)
+    return found
+
+
+def _scaled(tensor: Tensor, scale: Tensor) -> Tensor:
+    """A map's weight [O, I] or bias [O] with each output multiplied by a scale [O]."""
+
+    def read(index: Index) -> np.ndarray:
+        stored = tensor.whole().astype(np.float32)
+        by = scale.whole().astype(np.float32).reshape(-1, *[1] * (stored.ndim - 1))
+        return (stored * by).astype(FLOATS[tensor.dtype])[index]
+
+    return replace(tensor, read=read)
