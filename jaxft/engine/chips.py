@@ -94,7 +94,9 @@ TPUS = (
     ),
 )
 GPUS = (
-    Chip("a100-40", ("NVIDIA A100-SXM4-40GB",), 312e12, 40 * GIB, 1.555e12, 300e9, f"{NVIDIA}a100/"),
+    Chip(
+        "a100-40", ("NVIDIA A100-SXM4-40GB",), 312e12, 40 * GIB, 1.555e12, 300e9, f"{NVIDIA}a100/"
+    ),
     Chip("a100", ("NVIDIA A100",), 312e12, 80 * GIB, 2.039e12, 300e9, f"{NVIDIA}a100/"),
     Chip("h100", ("NVIDIA H100",), 989.4e12, 80 * GIB, 3.35e12, 450e9, f"{NVIDIA}h100/"),
     Chip("h200", ("NVIDIA H200",), 989.4e12, 141 * 10**9, 4.8e12, 450e9, f"{NVIDIA}h200/"),

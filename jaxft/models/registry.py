@@ -33,12 +33,7 @@ from jaxft.tree import natural_order
 
 DETECTION = "object_detection"
 # Those whose width is a number of named classes.
-CLASS_HEADS = (
-    "text_classification",
-    "image_classification",
-    "token_classification",
-    DETECTION,
-)
+CLASS_HEADS = ("text_classification", "image_classification", "token_classification", DETECTION)
 
 ShardingOf = Callable[[str, tuple[int, ...], tuple[str, ...]], Sharding | None]
 
@@ -128,14 +123,12 @@ def describe(
     The arguments are those of `load`. What is wrong with a checkpoint is found here.
     """
     source = resolve(checkpoint, cache)
-    fields, tensors = _fields(source, resize_vocab), _tensors(source)
-    if task == DETECTION:
-        fields, tensors = yolos_from_vit.detector(fields, tensors, detection_tokens)
+    fields, tensors = _content(source, task, resize_vocab, detection_tokens)
     family = _family(fields)
     config = _config(family, fields, ignore, dropout, image_size)
     head = _head(family, fields, task)
     own, labels = class_labels(fields, num_labels, labels)
-    towers, classes = family.towers(config, head, len(labels)), head in CLASS_HEADS
+    towers, named = family.towers(config, head, len(labels)), _named(head, labels)
     leaves = leaves_of(towers)
     matching = match(
         tensors,
@@ -143,12 +136,11 @@ def describe(
         leaves,
         canonical=family.canonical,
         fresh=family.FRESH,
-        refuse=("head/",) if classes and own != labels else (),
+        refuse=("head/",) if named and own != labels else (),
         unused=(*family.UNUSED, *ignore),
         refit=_refits(family, config, fields),
         grow=resize_vocab,
     )
-    named = labels if classes else None
     matching = replace(matching, new=tuple(natural_order({*matching.new, *new})))
     model = Model(family, config, head, named, {}, towers, source, fields, matching, image_size)
     model = model if adapter is None else with_adapter(model, adapter)
@@ -248,6 +240,21 @@ def _tensors(source: Source) -> dict[str, Tensor]:
         return found
     text = open_tensors(source.text.weight_files, source.text.weight_map)
     return clip.join_tensors(found, text)
+
+
+def _content(
+    source: Source, task: str | None, resize_vocab: bool, detection_tokens: int | None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config.json and the tensors of a checkpoint, or of the detector that it becomes."""
+    fields, tensors = _fields(source, resize_vocab), _tensors(source)
+    if task != DETECTION:
+        return fields, tensors
+    return yolos_from_vit.detector(fields, tensors, detection_tokens)
+
+
+def _named(head: str | None, labels: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The classes, where a head has any."""
+    return labels if head in CLASS_HEADS else None
 
 
 def _config(

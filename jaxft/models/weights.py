@@ -44,8 +44,7 @@ class Name:
 
 def dense(hf: str, ours: str) -> tuple[Name, ...]:
     """The lines of a `torch.nn.Linear`, or of a convolution."""
-    kernel = Name(f"{hf}.weight", f"{ours}/kernel", transpose=True)
-    return kernel, Name(f"{hf}.bias", f"{ours}/bias")
+    return Name(f"{hf}.weight", f"{ours}/kernel", True), Name(f"{hf}.bias", f"{ours}/bias")
 
 
 def norm(hf: str, ours: str) -> tuple[Name, ...]:
@@ -67,8 +66,8 @@ def resolve_names(names: Sequence[Name], leaves: Iterable[str]) -> dict[str, Nam
         if len(matches) != 1:
             raise ValueError(f"{leaf} is in {len(matches)} lines of the name table, not in one")
         match, name = matches[0]
-        number = match.group(1) if match.groups() else ""
-        found[leaf] = replace(name, hf=name.hf.replace("{i}", number), ours=leaf)
+        hf = name.hf.replace("{i}", match.group(1) if match.groups() else "")
+        found[leaf] = replace(name, hf=hf, ours=leaf)
     return found | _stacked(found)
 
 
