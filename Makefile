@@ -77,6 +77,7 @@ bench: $(VENV)/.dev  ## the measurements behind the README's figures; hours on a
 	$(BIN)/python -m jaxft.demo
 	$(BIN)/python -m benchmarks.seeds
 	$(BIN)/python -m benchmarks.loop
+	$(BIN)/python -m benchmarks.async_save
 	$(BIN)/python -m benchmarks.trainer
 	$(BIN)/python -m benchmarks.decode
 	$(BIN)/python -m benchmarks.load

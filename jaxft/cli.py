@@ -46,6 +46,12 @@ Overrides = Annotated[
         show_default=False,
     ),
 ]
+TracedSteps = Annotated[
+    str | None, typer.Option(metavar="10:20", help="Trace these steps, for XProf.")
+]
+Coordinator = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT", help="Where process 0 is, of several.")
+]
 RunName = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")]
 # Wherever it happens, a person mends it, and not the program: a full disk, a folder of another's.
 REFUSED_BY_THE_SYSTEM = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
@@ -129,9 +135,8 @@ def train(
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Print the run folder only.")
     ] = False,
-    coordinator: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Where process 0 is, of several.")
-    ] = None,
+    profile: TracedSteps = None,
+    coordinator: Coordinator = None,
     processes: Annotated[int | None, typer.Option(help="How many train together.")] = None,
     process_id: Annotated[int | None, typer.Option(help="Which one this is, from 0.")] = None,
 ) -> None:
@@ -147,6 +152,7 @@ def train(
             f"jaxft {importlib.metadata.version('jaxft')}: {checked.run.dir}/{checked.run.name}"
         )
     from jaxft.engine.train import train as story
+    from jaxft.engine.train_profile import parse_steps
 
     run = story(
         checked,
@@ -154,6 +160,7 @@ def train(
         overwrite=overwrite,
         quiet=quiet,
         command=context.obj,
+        profile=None if profile is None else parse_steps(profile),
     )
     typer.echo(run.folder)
 

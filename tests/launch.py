@@ -24,12 +24,18 @@ def cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXFT_CACHE", str(folder))
         yield folder
+    for launched in STARTED:  # what a test that failed has left
+        launched.kill()
+    STARTED.clear()
 
 
 def write_config(config: Config, path: Path) -> str:
     """The config as a file that the command line reads."""
     path.write_text(to_yaml(config.dump()))
     return str(path)
+
+
+STARTED: list["Launched"] = []
 
 
 class Launched:
@@ -51,6 +57,8 @@ class Launched:
                 cwd=cwd,
             )
 
+        STARTED.append(self)
+
     @property
     def said(self) -> str:
         return self._output.read_text()
@@ -65,7 +73,7 @@ class Launched:
         self.until(lambda: path.read_text().strip() != "")
         return int(path.read_text().split()[0])
 
-    def until(self, moment: Callable[[], bool], seconds: float = 120) -> None:
+    def until(self, moment: Callable[[], bool], seconds: float = 240) -> None:
         """Wait for a moment of its life."""
         end = time.monotonic() + seconds
         while not moment():
@@ -80,15 +88,20 @@ class Launched:
         try:
             return self._process.wait(seconds)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self.kill()
             raise AssertionError(f"still there after {seconds} s:\n{self.said}") from None
 
-    def end(self, seconds: float = 180) -> int:
+    def kill(self) -> None:
+        """Make an end of it, if it is there."""
+        self._process.kill()
+        self._process.wait()
+
+    def end(self, seconds: float = 400) -> int:
         """Wait for its own end, and give the exit code; it is ended where that does not come."""
         try:
             return self._process.wait(seconds)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self.kill()
             raise AssertionError(f"still there after {seconds} s:\n{self.said}") from None
 
 
@@ -121,7 +134,9 @@ def launch_hosts(
         "JAX_NUM_PROCESSES": str(count),
         **variables,
     }
-    started = [Launched(folder, *words, **about, JAX_PROCESS_ID=str(n)) for n in range(count - 1)]
+    started = [
+        Launched(folder, *words, cwd=None, **about, JAX_PROCESS_ID=str(n)) for n in range(count - 1)
+    ]
     about |= {"JAX_PROCESS_ID": str(count - 1), **(last_variables or {})}
     return [*started, Launched(folder, *words, *last_words, cwd=last_cwd, **about)]
 

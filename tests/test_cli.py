@@ -66,6 +66,7 @@ def test_train(config, story, capsys):
         "jaxft.engine.train", "train", lambda config, **_: SimpleNamespace(folder="runs/first")
     )
     words = ["train", config, "optimizer.lr=3e-5", "mesh.fsdp=4", "--resume", "--quiet"]
+    words += ["--profile", "10:20"]
     assert main(words) == 0
     assert capsys.readouterr().out == "runs/first\n"
     [((given,), options)] = calls
@@ -76,6 +77,7 @@ def test_train(config, story, capsys):
         "overwrite": False,
         "quiet": True,
         "command": ["jaxft", *words],
+        "profile": (10, 20),
     }
 
 

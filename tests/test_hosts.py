@@ -88,7 +88,7 @@ def reached(run, step):
     return any(event["step"] >= step for event in events(run, "train")[-1:])
 
 
-def end_all(hosts, seconds=90):
+def end_all(hosts, seconds=400):
     """Wait for all; their exit codes."""
     return [host.end(seconds) for host in hosts]
 
@@ -201,7 +201,7 @@ def test_whoever_dies_is_named(who, what, said, codes, file, tmp_path):
     os.kill(host.child() if "child" in who else host.pid, what)
     since = time.monotonic()
     children = [Path(f"/proc/{h.pid}/task/{h.pid}/children").read_text() for h in hosts]
-    assert tuple(end_all(hosts)) == codes, hosts[0].said + hosts[1].said
+    assert tuple(end_all(hosts, 90)) == codes, hosts[0].said + hosts[1].said
     late = HEARTBEAT_SECONDS if what == signal.SIGSTOP else 0
     assert time.monotonic() - since < late + 60
     for host, code in zip(hosts, codes, strict=True):

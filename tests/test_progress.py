@@ -68,6 +68,16 @@ def test_a_plain_line_says_it_all(clock):
     )
 
 
+def test_pace_is_told_in_examples_tokens_flops_and_as_a_share_of_the_peak(clock):
+    shown = console()
+    pace = {"tokens_per_second": 1980.0, "flops_per_second": 3.4e12, "mfu": 0.431}
+    with Progress(50, console=shown) as view:
+        view.update(50, {**VALUES, **pace})
+    (line,) = [line for line in lines(shown) if line.startswith("step")]
+    assert "examples/s 66  tokens/s 1,980  model 3.4 TFLOP/s  MFU 43.1%  rate" in line
+    assert "mfu 0." not in line, "it is no metric of the task"
+
+
 def test_a_run_that_is_cut_off_says_where(clock):
     shown = console()
     with contextlib.suppress(KeyboardInterrupt), Progress(200, console=shown) as view:

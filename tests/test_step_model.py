@@ -1,5 +1,6 @@
 """The train step of a real (tiny) BERT: frozen bytes, meshes, packing, scan, accumulation."""
 
+import re
 from dataclasses import dataclass, replace
 
 import jax
@@ -309,3 +310,19 @@ def test_dropout_is_drawn_anew_at_each_step_and_alike_in_a_rerun(folder):
     assert losses() == first
     state = replace(run.start(), key=jax.random.key(1))
     assert float(run(state, 0, batch)[1]["loss"]) not in first
+
+
+def test_the_states_buffers_are_given_away_in_the_compiled_step(folder):
+    """What is donated and kept apart nonetheless would take the state's memory twice."""
+    run = prepare(folder, groups=TRUNK, mesh=EIGHT, train=LONG | {"ema": 0.9})
+    placed = place_batch(run.batch(0), batch_sharding(run.built.mesh))
+    state = run.start()
+    text = run.step.lower(state, run.frozen, placed, run.rates(0)).compile().as_text()
+    (told,) = re.findall(r"input_output_alias=\{(.*?)\}, entry", text)
+    given = {int(number) for number in re.findall(r"\((\d+), \{\}, \w+-alias\)", told)}
+    leaves = jax.tree.leaves(state)
+    assert len(leaves) > 60, "parameters, two moments, average, counts"
+    # The key is read alone and goes out as it came in.
+    kept = [number for number in range(len(leaves)) if number not in given]
+    assert [leaves[number].dtype for number in kept] == [state.key.dtype] * len(kept)
+    assert not given & set(range(len(leaves), len(leaves) + len(run.frozen)))

@@ -6,9 +6,13 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from jaxft.engine.trained import open_trained
 from tests import fake_gcloud
+from tests.launch import events
+from tests.tiny import tiny_config
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = [*sorted((ROOT / "tpu").glob("*.sh")), ROOT / "tpu" / "slurm.sbatch"]
@@ -38,6 +42,16 @@ END
 chmod +x .venv/bin/jaxft
 """
 
+# jaxft itself, by the Python of these tests, from the copy of the project on each worker.
+TRUE = f"""
+mkdir -p .venv/bin
+cat > .venv/bin/jaxft <<'END'
+#!/usr/bin/env bash
+exec env XLA_FLAGS= {sys.executable} -m jaxft "$@"
+END
+chmod +x .venv/bin/jaxft
+"""
+
 
 @pytest.fixture
 def cloud(tmp_path, monkeypatch):
@@ -51,11 +65,11 @@ def cloud(tmp_path, monkeypatch):
     fake_gcloud.end(folder)
 
 
-def script(name, *words, code=0):
+def script(name, *words, code=0, seconds=1200):
     """Run a script; what it printed, both streams together."""
     command = ["bash", str(ROOT / "tpu" / name), *map(str, words)]
     how = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    done = subprocess.run(command, **how, text=True, timeout=120)
+    done = subprocess.run(command, **how, text=True, timeout=seconds)
     assert done.returncode == code, done.stdout
     return done.stdout
 
@@ -64,10 +78,10 @@ def create(name="pod", *words, type="v5litepod-8"):  # of two workers
     return script("create.sh", name, "--type", type, *words)
 
 
-def run(kept, *words, code=0, train=()):
-    """`run.sh` with the trivial program; `kept` is its run folder."""
+def run(kept, *words, code=0, train=(), install=TRIVIAL):
+    """`run.sh` with the trivial program, or another; `kept` is its run folder."""
     kept.mkdir(exist_ok=True)
-    options = ["--install", TRIVIAL, "--logs", kept / "logs", *words]
+    options = ["--install", install, "--logs", kept / "logs", *words]
     config = ["configs/sentiment.yaml", f"run.dir={kept}", *train]
     return script("run.sh", "pod", *options, "--", *config, code=code)
 
@@ -240,6 +254,50 @@ def test_a_preempted_tpu_is_made_again_and_the_run_goes_on(cloud, tmp_path):
     assert [call[3] for call in asked(cloud, "create")] == ["create", "create"]
     assert "--spot" in asked(cloud, "create")[1]
     assert "--resume" in (kept / "logs" / "1" / "0.log").read_text()
+
+
+@pytest.mark.full
+def test_four_workers_train_one_is_taken_away_and_the_run_ends_as_an_undisturbed_one(
+    cloud, tmp_path
+):
+    """Fine-tuning itself: four processes, a lost one, another TPU, and the same parameters."""
+    config = tiny_config(tmp_path / "tiny")
+    about = [
+        f"model.checkpoint={config.model.checkpoint}",
+        *(f"data.{split}={getattr(config.data, split)}" for split in ("train", "eval", "test")),
+        f"data.cache={tmp_path / 'cache'}",
+        "data.batch_size=24",
+        "train.length=40 steps",
+        "train.evaluate_every=20 steps",
+        "train.log_every=1",
+        "checkpoint.every=5",
+    ]
+    ends = {}
+    for name in ("undisturbed", "disturbed"):
+        kept = tmp_path / name
+        create("pod", "--spot", type="v5litepod-16")
+        thread = threading.Thread(target=take_away_at, args=(cloud, kept / "sentiment", 12))
+        if name == "disturbed":
+            thread.start()
+        again = ["--recreate", "--type", "v5litepod-16", "--spot"]
+        printed = run(kept, *again, train=about, install=TRUE)
+        if name == "disturbed":
+            thread.join()
+            assert "pod is PREEMPTED" in printed
+            assert "Resumed at step" in printed
+        script("delete.sh", "pod", "--yes")
+        ends[name] = open_trained(kept / "sentiment", "last").model.params
+        steps = [event["step"] for event in events(kept / "sentiment", "train")]
+        assert steps == list(range(1, 41))
+    for name, value in ends["undisturbed"].items():
+        np.testing.assert_array_equal(ends["disturbed"][name], value, err_msg=name)
+
+
+def take_away_at(cloud, run, step):
+    """A worker is gone when the run has come that far."""
+    while not any(event["step"] >= step for event in events(run, "train")[-1:]):
+        time.sleep(0.05)
+    fake_gcloud.preempt(cloud, "pod", worker=2)
 
 
 def test_a_crash_is_started_again_so_many_times(cloud, tmp_path):

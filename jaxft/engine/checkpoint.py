@@ -246,6 +246,10 @@ class Checkpoints:
             )
         return int(which)
 
+    def is_saving(self) -> bool:
+        """Whether a save is under way in the background."""
+        return self._orbax.is_saving_in_progress()
+
     def wait(self) -> None:
         """Waits for the save in the background; UserError if it failed (the others are intact)."""
         with self._failures_named():
@@ -258,7 +262,7 @@ class Checkpoints:
 
     def _complete(self) -> list[Any]:
         """Orbax lists a save from the moment it begins."""
-        saving = self._saving if self._orbax.is_saving_in_progress() else None
+        saving = self._saving if self.is_saving() else None
         return [checkpoint for checkpoint in self._orbax.checkpoints if checkpoint.step != saving]
 
     def _score(self, metrics: Mapping[str, float] | None) -> float:

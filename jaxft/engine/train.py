@@ -22,7 +22,6 @@ from jaxft.engine.distributed import SHARED, compare, from_first, wait_for_all
 from jaxft.engine.evaluate import Evaluation, Interrupted, build_eval_step, evaluate, predictions
 from jaxft.engine.forgetting import SPLIT as FORGETTING
 from jaxft.engine.forgetting import open_forgetting
-from jaxft.engine.mesh import batch_sharding, place_batch
 from jaxft.engine.preflight import compare_build, meet
 from jaxft.engine.process import prepare_process, stop_signals
 from jaxft.engine.run_folder import RUN_FILE, check_run, create_run, open_run, run_path
@@ -39,6 +38,7 @@ from jaxft.engine.train_layers import (
     write_layers,
 )
 from jaxft.engine.train_meter import Meter, is_best, patience_is_over, scores_before
+from jaxft.engine.train_profile import Profile
 from jaxft.engine.train_result import final_result, not_finite
 from jaxft.engine.train_stage import make_stage, next_stage
 from jaxft.engine.trained import (
@@ -53,6 +53,7 @@ from jaxft.engine.trained import (
     write_lines,
 )
 from jaxft.engine.trunk_plan import plan_trunks
+from jaxft.engine.utilisation import work_of
 from jaxft.errors import UserError
 from jaxft.report.events import EventLog, read_events
 from jaxft.report.progress import Progress
@@ -69,6 +70,7 @@ def train(
     overwrite: bool = False,
     quiet: bool = False,
     command: Sequence[str] = (),
+    profile: tuple[int, int] | None = None,
 ) -> Run:
     """Fine-tune, evaluate, keep the best checkpoint, and score the test rows once.
 
@@ -78,6 +80,7 @@ def train(
         overwrite: replace the run of this name.
         quiet: print nothing.
         command: what was typed, for `run.json`.
+        profile: the first and last step of a trace for XProf, counted from 1; None for none.
 
     Returns:
         The run.
@@ -142,8 +145,7 @@ def train(
             console.print(f"Resumed at step {first:,}.", highlight=False)
 
         # ------------------------------------------------------------------------- Compiled steps
-        eval_step = build_eval_step(built)
-        total, sharding = built.length.total_steps, batch_sharding(built.mesh)
+        eval_step, total = build_eval_step(built), built.length.total_steps
 
         with (
             EventLog(run.path, config.report.tensorboard, first or None, first_of_all) as log,
@@ -151,10 +153,10 @@ def train(
             stop_signals() as stop,
             Batches(built, eval_step, trunks, progress, stop.asked) as made,
             Ahead() as ahead,
+            Profile(run.path, profile) as traced,
         ):
             stage = with_measured(stage, diary)
-            meter = Meter(stage)
-            scores = scores_before(diary, metric)
+            meter, scores = Meter(stage), scores_before(diary, metric)
             pending: deque[tuple[int, dict[str, jax.Array], Seen]] = deque()
 
             def read(most: int) -> None:
@@ -224,6 +226,7 @@ def train(
                     if step:
                         _save(checkpoints, step, state, None)
                     end_if_asked()
+                meter.works(work_of(stage.built, made.cached, table["flops"]))
                 meter.go_on()
 
             # ------------------------------------------------------------------------- The loop
@@ -252,7 +255,8 @@ def train(
                     log.note(step, phase_line(stage.built))
                     progress.message(phase_line(stage.built))
                     enter()
-                placed = place_batch(made.next(), sharding)
+                traced.before(step, state)
+                placed = made.next()
                 run_step = ahead.step(stage, placed)
                 state, metrics = run_step(state, stage.frozen, placed, stage.rates(step))
                 step += 1
@@ -274,8 +278,7 @@ def train(
                 if not meter.finite and step < total and not stop.asked():
                     continue
                 meter.pause()
-                found = score() if score_due and not stop.asked() else None
-                _save(checkpoints, step, state, found)
+                _save(checkpoints, step, state, score() if score_due and not stop.asked() else None)
                 save_due = score_due = False
                 meter.go_on()
                 end_if_asked()

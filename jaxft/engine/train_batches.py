@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Self
 
+import jax
+
 from jaxft.data.loader import Batch, Collate, batches
 from jaxft.engine.build import Build
 from jaxft.engine.cost import batch_shapes
 from jaxft.engine.evaluate import EvalStep, build_eval_step
-from jaxft.engine.mesh import my_rows
+from jaxft.engine.mesh import batch_sharding, my_rows, place_batch
 from jaxft.engine.state import TrainState
 from jaxft.engine.train_stage import Stage
 from jaxft.engine.trunk import open_trunk
@@ -29,6 +31,7 @@ class Batches:
 
     Attributes:
         eval_step, eval_collate: the phase's own evaluation, and what makes its batches.
+        cached: whether the trunk's output is at hand in the phase.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Batches:
         self._progress, self._interrupted = progress, interrupted
         self._whole_eval, self.eval_step = eval_step, eval_step
         self.eval_collate: Collate = built.splits["eval"].examples.collate
+        self.cached = False
         self._collate: Collate | None = None
         self._made: Iterator[Batch] = iter(())
 
@@ -60,6 +64,7 @@ class Batches:
             plan = plan_trunk(stage.built, batch_shapes(stage.built))
         now, told = stage.built, (self._progress, self._interrupted)
         collate = open_trunk(now, plan, known, *told)
+        self.cached = collate != now.splits["train"].examples.collate
         self.eval_collate = open_trunk(now, plan, known, *told, split="eval")
         whole = self.eval_collate == now.splits["eval"].examples.collate
         self.eval_step = self._whole_eval if whole else build_eval_step(now)
@@ -79,9 +84,9 @@ class Batches:
             prefetch=self._built.config.data.prefetch,
         )
 
-    def next(self) -> Batch:
-        """This process's rows of the next step."""
-        return next(self._made)
+    def next(self) -> dict[str, jax.Array]:
+        """The next step's batch, on its way to the devices while the steps before are under way."""
+        return place_batch(next(self._made), batch_sharding(self._built.mesh))
 
     def close(self) -> None:
         """Make no more."""

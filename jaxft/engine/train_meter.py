@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxft.engine.train_stage import Stage
+from jaxft.engine.utilisation import Work
 from jaxft.tasks.contract import LOWER_IS_BETTER
 
 
@@ -21,8 +22,9 @@ class Meter:
     def __init__(self, stage: Stage):
         self.finite = True
         self.enter(stage)
+        self._work = Work(0, None)
         self._sums: dict[str, float] = {}
-        self._weight = self._examples = self._tokens = 0.0
+        self._weight = self._examples = self._tokens = self._flops = 0.0
         self._seconds, self._since = 0.0, time.monotonic()
 
     def add(self, step: int, metrics: Mapping[str, float]) -> dict[str, Any] | None:
@@ -40,6 +42,7 @@ class Meter:
         real = index[index >= 0]
         self._examples += len(real)
         self._tokens += float(self._built.splits["train"].examples.lengths[real].sum())
+        self._flops += self._work.flops
         if self.finite:
             self._weight += metrics["weight"]
             for name, value in metrics.items():
@@ -49,13 +52,18 @@ class Meter:
         if step % every and step != self._built.length.total_steps:
             return None
         event = self._event(step)
-        self._sums, self._weight, self._examples, self._tokens = {}, 0.0, 0.0, 0.0
+        self._sums, self._weight = {}, 0.0
+        self._examples = self._tokens = self._flops = 0.0
         self._seconds, self._since = 0.0, time.monotonic()
         return event
 
     def enter(self, stage: Stage) -> None:
         """Go on in another phase of the run."""
         self._stage, self._built = stage, stage.built
+
+    def works(self, work: Work) -> None:
+        """Count such work for each step to come."""
+        self._work = work
 
     def pause(self) -> None:
         """Stop the clock: what follows is an evaluation or a save."""
@@ -76,8 +84,15 @@ class Meter:
             **means,
             "examples_per_second": self._examples / seconds,
             "tokens_per_second": self._tokens / seconds,
+            "flops_per_second": self._flops / seconds,
+            **self._utilisation(seconds),
             "rates": self._stage.fastest(step - 1),
         }
+
+    def _utilisation(self, seconds: float) -> dict[str, float]:
+        """The share of the chips' peak that the model's FLOPs are, where the chips are known."""
+        peak = self._work.peak
+        return {} if peak is None else {"mfu": self._flops / seconds / peak}
 
 
 def scores_before(events: Iterable[Mapping[str, Any]], metric: str) -> list[float | None]:

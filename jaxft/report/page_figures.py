@@ -27,6 +27,7 @@ def figures(runs: Sequence[Run]) -> list[dict[str, Any]]:
     made += [
         _rates(runs),
         _training(runs, "examples_per_second", "Throughput", "examples/s"),
+        _training(runs, "mfu", "Model FLOPs utilisation", "of the chips' peak"),
         _training(runs, "grad_norm", "Gradient norm", "before clipping"),
     ]
     return [figure for figure in made if figure["series"]]

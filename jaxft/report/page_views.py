@@ -111,19 +111,28 @@ def _tiles(run: Run) -> list[tuple[str, str]]:
     clock = [time for event in run.events if (time := _numbers(event).get("time"))]
     if len(clock) > 1 and not run.about.get("resumed"):
         tiles.append(("first log to last", numbers.span(clock[-1] - clock[0])))
-    speeds = sorted(_numbers(event).get("examples_per_second", 0) for event in train)
-    if speeds and speeds[-1]:
-        tiles.append(("examples a second", numbers.count(speeds[len(speeds) // 2])))
+    examples, tokens = (_usual(train, f"{name}_per_second") for name in ("examples", "tokens"))
+    tiles += [("examples a second", numbers.count(examples))] if examples else []
+    tiles += [("tokens a second", numbers.count(tokens))] if tokens > examples else []
+    flops, used = _usual(train, "flops_per_second"), _usual(train, "mfu")
+    tiles += [("model FLOPs a second", numbers.count(flops, "FLOP"))] if flops else []
+    tiles += [("of the chips' peak (MFU)", numbers.share(used))] if used else []
     groups = _groups(run)
     if groups:
         total = sum(group["parameters"] for group in groups)
         trains = sum(group["parameters"] for group in groups if group["trainable"])
         tiles.append(("parameters", numbers.count(total)))
         tiles.append(("of them train", numbers.share(trains / max(total, 1))))
-    flops = _numbers((run.table or {}).get("flops") or {})
-    if flops.get("step") and flops.get("full"):
-        tiles.append(("work saved by freezing", numbers.share(1 - flops["step"] / flops["full"])))
+    step = _numbers((run.table or {}).get("flops") or {})
+    if step.get("step") and step.get("full"):
+        tiles.append(("work saved by freezing", numbers.share(1 - step["step"] / step["full"])))
     return tiles
+
+
+def _usual(train: Sequence[Mapping[str, Any]], name: str) -> float:
+    """The median of a value of training events; 0 where none has it."""
+    values = sorted(value for event in train if (value := _numbers(event).get(name)))
+    return values[len(values) // 2] if values else 0.0
 
 
 def _scores(run: Run) -> dict[str, float]:

@@ -17,12 +17,12 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from jaxft.report.numbers import count, rate, score, span
+from jaxft.report.numbers import count, rate, score, share, span
 
 PLAIN_EVERY = 10.0  # seconds between plain lines
 BARS = "▁▂▃▄▅▆▇█"
 # Everything else a training event holds is a metric, the task's primary one first.
-NOT_METRICS = {"loss", "epoch", "grad_norm", "clip", "rates"}
+NOT_METRICS = {"loss", "epoch", "grad_norm", "clip", "rates", "mfu"}
 
 
 class Progress:
@@ -159,7 +159,7 @@ class Progress:
         metrics = [name for name in metrics if not name.endswith("_per_second")]
         fields = [(name, score(values[name])) for name in ["loss", *metrics[:1]] if name in values]
         if "examples_per_second" in values:
-            fields.append(("examples/s", count(values["examples_per_second"])))
+            fields += self._pace()
         rates = {name: value for name, value in self._rates.items() if value}
         if len(rates) > 3:
             fields.append(("rates", f"{rate(min(rates.values()))} to {rate(max(rates.values()))}"))
@@ -167,6 +167,18 @@ class Progress:
             named = [f"{name} {rate(value)}" for name, value in rates.items()]
             fields.append(("rate", ", ".join(named)))
         return fields
+
+    def _pace(self) -> list[tuple[str, str]]:
+        """How fast it goes; tokens only where an example is several."""
+        values = self._values
+        examples, tokens = values["examples_per_second"], values.get("tokens_per_second", 0.0)
+        flops = values.get("flops_per_second")
+        return [
+            ("examples/s", count(examples)),
+            *([("tokens/s", count(tokens))] if tokens > examples else []),
+            *([("model", count(flops, "FLOP/s"))] if flops else []),
+            *([("MFU", share(values["mfu"]))] if "mfu" in values else []),
+        ]
 
     def _when(self) -> list[str]:
         """The epoch and the time left, as far as they are known."""

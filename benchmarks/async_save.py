@@ -1,0 +1,98 @@
+"""What saving in the background costs the steps that run meanwhile.
+
+`python -m benchmarks.async_save` trains the demo's model in full and saves its state (parameters
+and two moments, 273 MB) again and again, as a run does. A step is timed from its start to its end,
+with the part of a save that has to come first (the copy off the devices). Wanted is that nine in
+ten of the steps beside a save take at most 1.5 times the median of the others. On a busy machine
+the others' own ninth tenth says how much of that is the neighbours'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import jaxft
+from benchmarks.measure import record
+from jaxft.engine.build import Build, build
+from jaxft.engine.build_state import initial_state, load_params
+from jaxft.engine.checkpoint import Checkpoints
+from jaxft.engine.mesh import batch_sharding, place_batch
+from jaxft.engine.process import prepare_process
+from jaxft.engine.train_stage import make_stage
+
+CONFIG = "configs/sentiment.yaml"
+WARM, BETWEEN = 5, 10  # steps before the first, and from the end of a save to the next one
+MOST = 1.5
+
+
+def step_times(built: Build, saves: int, folder: Path) -> Iterator[tuple[float, bool]]:
+    """Seconds of each step, and whether a save was under way beside it.
+
+    Args:
+        built: the run.
+        saves: how many.
+        folder: where they go; the last is kept.
+    """
+    params = load_params(built).params
+    stage, state = make_stage(built, params), initial_state(built, params)
+    make, rows = built.splits["train"].examples.collate, batch_sharding(built.mesh)
+    first = [make(built.plan.batch(number), built.layout.row_length) for number in range(8)]
+    ready = itertools.cycle([place_batch(batch, rows) for batch in first])
+    rates = stage.rates(0)
+    state, _ = stage.step(state, stage.frozen, next(ready), rates)
+    with Checkpoints(folder, keep=1) as checkpoints:
+        for save in range(saves):
+            since, quiet = 0, 0
+            while quiet < BETWEEN + WARM * (save == 0):
+                start = time.perf_counter()
+                starts = since == 0 and save > 0
+                if starts:
+                    checkpoints.save(save, state)
+                state, _ = stage.step(state, stage.frozen, next(ready), rates)
+                jax.block_until_ready(state)
+                beside = starts or checkpoints.is_saving()
+                since, quiet = since + 1, quiet + (not beside)
+                if save or since > WARM:
+                    yield time.perf_counter() - start, beside
+
+
+def main() -> int:
+    """Time the steps, record the ratio, and say whether it holds."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--saves", type=int, default=10, help="how often the state is saved")
+    given = parser.parse_args()
+    prepare_process()
+    config = jaxft.load_config(
+        CONFIG, ["groups=[]", "data.eval=csv:assets/reviews/train.csv[98%:]"]
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        times = list(step_times(build(config), given.saves + 1, Path(scratch) / "saved"))
+    beside = np.array([seconds for seconds, saving in times if saving])
+    others = np.array([seconds for seconds, saving in times if not saving])
+    usual = float(np.median(others))
+    found = {
+        "median": usual,
+        "p90_of_others": float(np.quantile(others, 0.9)) / usual,
+        "median_beside": float(np.median(beside)) / usual,
+        "p90_beside": float(np.quantile(beside, 0.9)) / usual,
+    }
+    print(f"{len(beside)} steps beside {given.saves} saves, {len(others)} others of {usual:.3f} s")
+    print(f"others, p90:  {found['p90_of_others']:.2f} of their median")
+    print(f"beside, median: {found['median_beside']:.2f}")
+    print(f"beside, p90:  {found['p90_beside']:.2f}; at most {MOST} wanted")
+    record("async_save", {"load": os.getloadavg()[1], "saves": given.saves, **found})
+    return 1 if found["p90_beside"] > MOST else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
