@@ -18,6 +18,7 @@ from pathlib import Path
 
 from jaxft.demo_assets import Wheel, link, once, unpack
 from jaxft.demo_dialogues import dialogues
+from jaxft.demo_flan_t5 import flan_t5
 from jaxft.demo_images import digits, emoji
 from jaxft.demo_ner import tweets
 from jaxft.demo_smollm2 import smollm2
@@ -131,6 +132,7 @@ ASSETS: dict[str, Callable[[], Path]] = {
     "tiny_mlm": tiny_mlm,
     "smollm2": smollm2,
     "dialogues": dialogues,
+    "flan_t5": flan_t5,
     "vits": vits,
     "dinov2": dinov2,
     "digits": digits,

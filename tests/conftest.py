@@ -12,7 +12,15 @@ from pathlib import Path
 import jax
 import pytest
 
-from jaxft import demo, demo_dialogues, demo_images, demo_smollm2, demo_tables, demo_vits
+from jaxft import (
+    demo,
+    demo_dialogues,
+    demo_flan_t5,
+    demo_images,
+    demo_smollm2,
+    demo_tables,
+    demo_vits,
+)
 
 
 def pytest_addoption(parser):
@@ -52,6 +60,12 @@ def reviews() -> Path:
 def smollm2() -> Path:
     """A real checkpoint folder: SmolLM2, a chat `LlamaForCausalLM` of 30 blocks (135M)."""
     return demo_smollm2.smollm2()
+
+
+@pytest.fixture(scope="session")
+def flan_t5() -> Path:
+    """A real checkpoint folder: Flan-T5 small, a `T5ForConditionalGeneration` of 8 + 8 blocks."""
+    return demo_flan_t5.flan_t5()
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ AUTO = {
     "token_classification": transformers.AutoModelForTokenClassification,
     "masked_lm": transformers.AutoModelForMaskedLM,
     "causal_lm": transformers.AutoModelForCausalLM,
+    "seq2seq": transformers.AutoModelForSeq2SeqLM,
     "image_classification": transformers.AutoModelForImageClassification,
     "object_detection": transformers.AutoModelForObjectDetection,
     "contrastive": transformers.AutoModel,
@@ -53,13 +54,17 @@ class Pair:
         return {name: torch.tensor(value) for name, value in self.batch.items()}
 
     def keep(self, value) -> np.ndarray:
-        """What of an output counts: 0 at its positions that are padding, 1 elsewhere."""
-        mask = self.batch.get("attention_mask")
+        """What of an output counts: 0 at its positions that are padding, 1 elsewhere.
+
+        Sources and targets are told apart by their lengths.
+        """
         # A vector may happen to be as wide as a text is long.
         each_token = len(value.shape) == 3 or self.ours.head == "replaced_tokens"
-        if mask is None or not each_token or value.shape[:2] != mask.shape:
-            return np.ones((1,) * len(value.shape), np.float32)
-        return mask.reshape(mask.shape + (1,) * (len(value.shape) - 2)).astype(np.float32)
+        for name in ("attention_mask", "decoder_attention_mask"):
+            mask = self.batch.get(name)
+            if mask is not None and each_token and value.shape[:2] == mask.shape:
+                return mask.reshape(mask.shape + (1,) * (len(value.shape) - 2)).astype(np.float32)
+        return np.ones((1,) * len(value.shape), np.float32)
 
 
 def make_pair(model_type: str, head: str | None, seed: int, folder: Path) -> Pair:
@@ -70,11 +75,22 @@ def make_pair(model_type: str, head: str | None, seed: int, folder: Path) -> Pai
     config.architectures = [FAMILIES[model_type].MODEL_TYPES[model_type][head]]
     torch.manual_seed(seed)
     model = auto_class(model_type, head).from_config(config, attn_implementation="eager").eval()
+    if config.is_encoder_decoder and hasattr(model, "lm_head") and draw.integers(2):
+        untie(model)
     with torch.no_grad():  # fresh norms and biases are ones and zeros: nothing would be tested
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     model.save_pretrained(folder)
     return Pair(registry.load(str(folder)), model, str(folder), random_batch(model, draw))
+
+
+def untie(model: torch.nn.Module) -> None:
+    """Give a model a matrix of its own for the scores of words, as files of T5 1.1 do.
+
+    transformers makes none such, but loads it.
+    """
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    model.all_tied_weights_keys.pop("lm_head.weight")
 
 
 def auto_class(model_type: str, head: str | None):
@@ -100,12 +116,17 @@ def random_batch(model: torch.nn.Module, draw: np.random.Generator) -> dict[str,
         size = getattr(config, "vision_config", config).image_size
         height, width = (size, size) if isinstance(size, int) else size
         batch["pixel_values"] = draw.normal(size=(3, 3, height, width)).astype(np.float32)
+    if config.is_encoder_decoder:
+        targets = random_texts(config, draw, shorter=batch["input_ids"].shape[1] - 1)
+        batch |= {f"decoder_{name}": value for name, value in targets.items()}
     return batch
 
 
-def random_texts(config, draw: np.random.Generator) -> dict[str, np.ndarray]:
-    """Three padded texts, the longest as long as the batch."""
-    length = int(draw.integers(12, 24))
+def random_texts(
+    config, draw: np.random.Generator, shorter: int | None = None
+) -> dict[str, np.ndarray]:
+    """Three padded texts, the longest as long as the batch; or of that many words."""
+    length = shorter or int(draw.integers(12, 24))
     mask = (np.arange(length) < np.array([length, length // 2, 3])[:, None]).astype(np.int64)
     batch = {
         # Word 0 is the padding word: PyTorch gives it no gradient, and takes no class from it.

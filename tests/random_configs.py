@@ -72,13 +72,14 @@ class Draw:
 def make_draw(generator: np.random.Generator, defaults: dict[str, Any], **shared: Any) -> Draw:
     """The sizes of one config, or of one part of it; `shared` are those of all its parts."""
     grouped = "num_key_value_heads" in defaults
+    named = not {"head_dim", "d_kv"}.isdisjoint(defaults)
     groups, queries = (int(n) for n in generator.integers(1, 4, 2))
     own = {
         "groups": groups if grouped else groups * queries,
         "queries": queries if grouped else 1,
         # A norm over four numbers may divide by nearly nothing, in PyTorch too: not so over eight.
         "head": (head := 2 * int(generator.integers(4, 8))),
-        "head_dim": 2 * int(generator.integers(2, 7)) if "head_dim" in defaults else head,
+        "head_dim": 2 * int(generator.integers(2, 7)) if named else head,
         "layers": int(generator.integers(2, 5)),
         "positions": int(generator.integers(24, 40)),
         "patch": int(generator.integers(2, 5)),
@@ -188,6 +189,8 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "intermediate_size": inner("intermediate_size"),
     "n_inner": inner("n_inner"),
     "ffn_dim": inner("ffn_dim"),
+    "d_ff": inner("d_ff"),
+    "num_decoder_layers": lambda draw: draw.one_of(None, draw.number(2, 5)),
     "mlp_ratio": lambda draw: draw.number(1, 4),
     "hidden_dim": inner("hidden_dim"),
     "embedding_size": lambda draw: draw.one_of(draw.width, draw.number(6, 20)),
@@ -206,6 +209,7 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "activation_function": activation,
     "activation": activation,
     "pooler_act": activation,
+    "feed_forward_proj": lambda draw: draw.one_of("relu", "silu", "gated-gelu", "gated-silu"),
     "layer_norm_eps": epsilon,
     "layer_norm_epsilon": epsilon,
     "rms_norm_eps": epsilon,
@@ -240,10 +244,13 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
         None, [draw.number(0, 2) for _ in range(draw.layers)]
     ),
     "window_size": lambda draw: draw.number(2, 9),
+    "relative_attention_num_buckets": lambda draw: draw.one_of(8, 12, 32),
+    "relative_attention_max_distance": lambda draw: draw.one_of(18, 128),
     "attention_types": attention_types,
     # Tokens: a padding word is never among the others (see `make_pair`).
     "pad_token_id": lambda draw: 0,
     "bos_token_id": lambda draw: 1,
+    "decoder_start_token_id": lambda draw: 0,
     # CLIP takes 2 for the highest word there is.
     "eos_token_id": lambda draw: draw.number(2, 4),
     # Dropout.
@@ -254,6 +261,7 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "classifier_dropout": rate,
     "drop_path_rate": rate,
     "dropout": rate,
+    "dropout_rate": rate,
     "embd_pdrop": rate,
     "embed_dropout": rate,
     "hidden_dropout_prob": rate,
@@ -265,6 +273,9 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
 LEFT = {
     "attention_layers",  # from attention_types
     "_sliding_window_pattern",  # what layer_types was made from
+    "dense_act_fn",  # from feed_forward_proj
+    "is_gated_act",
+    "scale_decoder_outputs",  # from tie_word_embeddings
     "initializer_factor",
     "init_std",
     "num_channels",

@@ -46,6 +46,7 @@ FLOORS = {
     "models.clip": 3,
     "models.gpt2": 3,
     "models.llama": 3,
+    "models.t5": 3,
     "models.generate": 3,
     "models.vit": 3,
     "models.yolos": 3.5,  # on ViT's blocks, below the registry
@@ -92,6 +93,7 @@ FAMILIES = {
     "models.clip_vision",
     "models.gpt2",
     "models.llama",
+    "models.t5",
     "models.vit",
     "models.yolos",
 }

@@ -157,6 +157,8 @@ def trunk_leaves(built: Build, params: Mapping[str, jax.Array]) -> dict[str, jax
         blocks = tower.frozen_blocks(built.compute) if isinstance(tower, Tower) else None
         if isinstance(tower, Tower) and blocks is not None:
             names = [name for name, depth in tower.depths.items() if depth <= blocks]
+            # A decoder's is computed from all of its encoder, whose embeddings it may have too.
+            names += [] if tower.reads is None else list(tower.reads.leaves)
             found |= {name: params[name].astype(built.compute.dtype) for name in names}
     return found
 

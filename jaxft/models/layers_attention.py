@@ -102,6 +102,7 @@ def attention(
     dropout_key: jax.Array | None,
     scale: jax.Array | float = 1.0,
     soft_cap: float | None = None,
+    positions: jax.Array | None = None,
 ) -> jax.Array:
     """Softmax attention with dropout on its weights.
 
@@ -114,6 +115,7 @@ def attention(
         dropout_key: None turns that dropout off.
         scale: of the scores, on top of 1 / sqrt(K).
         soft_cap: what no score goes beyond, either way; None for none.
+        positions: what a model has learned to add to the scores, [H, T, S]; XLA alone takes it.
 
     Returns:
         [B, T, H K].
@@ -128,7 +130,8 @@ def attention(
         mask.kept.add(key, value)
     if mask is not None and mask.kept is not None and mask.slot is not None:
         assert mask.bias is not None  # no kernel serves a slot
-        mixed = attend(query, mask.kept, mask.bias, soft_cap)
+        bias = mask.bias if positions is None else mask.bias + positions
+        mixed = attend(query, mask.kept, bias, soft_cap)
     elif mask is not None and mask.kernel is not None:
         causal, window = mask.causal, mask.window
         seen = mask.segments if mask.bias is None else mask.bias
@@ -137,7 +140,7 @@ def attention(
         )
     else:
         bias = None if mask is None else mask.bias
-        mixed = _by_xla(query, key, value, bias, rate, dropout_key, soft_cap)
+        mixed = _by_xla(query, key, value, bias, positions, rate, dropout_key, soft_cap)
     return mixed.transpose(0, 2, 1, 3).reshape(shape)
 
 
@@ -146,6 +149,7 @@ def _by_xla(
     key: jax.Array,
     value: jax.Array,
     bias: jax.Array | None,
+    positions: jax.Array | None,
     rate: float,
     dropout_key: jax.Array | None,
     soft_cap: float | None,
@@ -156,26 +160,30 @@ def _by_xla(
         key, value = (jnp.repeat(x, heads // x.shape[1], axis=1) for x in (key, value))
     words = jnp.zeros(2, jnp.uint32) if dropout_key is None else key_words(dropout_key)
     rate = 0.0 if dropout_key is None else rate
-    return _attention(query, key, value, bias, words, rate, soft_cap, matmul_precision())
+    precision = matmul_precision()
+    return _attention(query, key, value, bias, positions, words, rate, soft_cap, precision)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
-def _attention(query, key, value, bias, words, rate, soft_cap, precision):
-    return _attention_forward(query, key, value, bias, words, rate, soft_cap, precision)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
+def _attention(query, key, value, bias, positions, words, rate, soft_cap, precision):
+    inputs = query, key, value, bias, positions, words
+    return _attention_forward(*inputs, rate, soft_cap, precision)[0]
 
 
-def _attention_forward(query, key, value, bias, words, rate, soft_cap, precision):
+def _attention_forward(query, key, value, bias, positions, words, rate, soft_cap, precision):
     scores = _scores("bhtk,bhsk->bhts", query, key, precision)
     capped = None
     if soft_cap is not None:
         scores = soft_capped(scores, soft_cap)
         capped = scores.astype(query.dtype)
     scores = scores if bias is None else scores + bias
+    scores = scores if positions is None else scores + positions
     powers = jnp.exp(scores - scores.max(-1, keepdims=True))
     weights = (powers * (1.0 / powers.sum(-1, keepdims=True))).astype(query.dtype)
     dropped = drop(weights, rate, words) if rate else weights
     out = jnp.einsum("bhts,bhsk->bhtk", dropped, value, precision=precision)
-    return out, (query, key, value, weights, out, words, capped)
+    placed = None if positions is None else ()  # an empty tuple says that there are some
+    return out, (query, key, value, weights, out, words, capped, placed)
 
 
 def _attention_backward(rate, soft_cap, precision, kept, d_out):
@@ -184,19 +192,20 @@ def _attention_backward(rate, soft_cap, precision, kept, d_out):
     The softmax's sum over weights is d_out . out, a product [B, H, T, K] instead of one over
     T x S, as in Dao et al. (2022), https://arxiv.org/abs/2205.14135.
     """
-    query, key, value, weights, out, words, capped = kept
+    query, key, value, weights, out, words, capped, placed = kept
     dropped = drop(weights, rate, words) if rate else weights
     d_value = jnp.einsum("bhts,bhtk->bhsk", dropped, d_out, precision=precision)
     d_weights = _scores("bhtk,bhsk->bhts", d_out, value, precision)
     d_weights = drop(d_weights, rate, words) if rate else d_weights
     shared = (d_out.astype(jnp.float32) * out).sum(-1, keepdims=True)
     d_scores = weights * (d_weights - shared)
+    d_positions = None if placed is None else d_scores.sum(0).astype(query.dtype)
     if capped is not None:  # the slope of tanh
         d_scores *= 1.0 - jnp.square(capped.astype(jnp.float32) / soft_cap)
     d_scores = d_scores.astype(query.dtype)
     d_query = jnp.einsum("bhts,bhsk->bhtk", d_scores, key, precision=precision)
     d_key = jnp.einsum("bhts,bhtk->bhsk", d_scores, query, precision=precision)
-    return d_query, d_key, d_value, None, None
+    return d_query, d_key, d_value, None, d_positions, None
 
 
 def _scores(letters: str, left: jax.Array, right: jax.Array, precision: str | None) -> jax.Array:

@@ -2,6 +2,8 @@
 
 A plain batch has Hugging Face's names: `input_ids` and perhaps `attention_mask` [B, T]. Packed
 rows have `input_ids`, `position_ids`, `segment_ids` [R, T] and `read_positions` [R, S].
+Where an encoder reads sources and a decoder targets, the decoder's are `decoder_input_ids` and so
+on, of as many rows.
 A text that goes on by one position has `input_ids` and `position_ids` [B, 1], its `slot` (an
 int32) and the `attention_mask` [B, S] of all slots.
 """
@@ -16,6 +18,8 @@ import jax.numpy as jnp
 from jaxft.errors import UserError
 
 Batch = Mapping[str, jax.Array]
+DECODER = "decoder_"  # what the names of a decoder's own start with, where it has an encoder
+TEXT_NAMES = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "segment_ids")
 
 
 def check_length(batch: Batch, most: int) -> None:
@@ -46,6 +50,24 @@ def segments_of(batch: Batch) -> jax.Array:
 def slot_of(batch: Batch) -> jax.Array | None:
     """Where the one new position stands, of which those before are kept; None where none are."""
     return batch.get("slot")
+
+
+def decoder_batch(batch: Batch, encoded: jax.Array) -> Batch:
+    """What a decoder reads of a batch of sources and targets, under a text's own names.
+
+    Args:
+        batch: of both: what is behind `decoder_` is the decoder's.
+        encoded: what the encoder made of the sources, [B, S, D].
+
+    Returns:
+        The decoder's, with `encoder_hidden_states`, the `encoder_segment_ids` [B, S] of their
+        positions, and all that is neither's by its name.
+    """
+    own = {n.removeprefix(DECODER): v for n, v in batch.items() if n.startswith(DECODER)}
+    read = {n: v for n, v in batch.items() if n not in TEXT_NAMES and not n.startswith(DECODER)}
+    if "input_ids" in batch:
+        read["encoder_segment_ids"] = segments_of(batch)
+    return {**read, **own, "encoder_hidden_states": encoded}
 
 
 def read_first(x: jax.Array, batch: Batch) -> jax.Array:

@@ -34,6 +34,7 @@ class Needs:
         rate: dropout on the attention weights.
         soft_cap: bound of the scores; None for none.
         windows: whether blocks see through windows that differ, which are data.
+        positions: whether something learned is added to the scores.
     """
 
     heads: int
@@ -42,6 +43,7 @@ class Needs:
     rate: float = 0.0
     soft_cap: float | None = None
     windows: bool = False
+    positions: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ def refusal(name: str, needs: Needs, setting: Setting) -> str | None:
         f"it computes in bfloat16, and this run in {setting.dtype}": setting.dtype != "bfloat16",
         f"it has no dropout on attention weights, and the rate is {needs.rate} "
         "(model.dropout=0 turns it off)": needs.rate > 0 and setting.dropout,
+        "positions are learned scores, and no kernel has their gradient": needs.positions,
         f"{needs.groups} heads of keys do not divide over mesh.tensor={tensor}": (
             needs.groups % tensor != 0
         ),

@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Sharding
 
 import jaxft.models
@@ -22,7 +21,13 @@ from jaxft.models.adapters import Adapter, with_lengths
 from jaxft.models.adapters_read import stored_leaf
 from jaxft.models.layers import Leaf
 from jaxft.models.registry_adapters import with_adapter
-from jaxft.models.registry_family import Family, class_labels, leaves_of
+from jaxft.models.registry_family import (
+    Family,
+    class_labels,
+    leaves_of,
+    refits_of,
+    settled_fields,
+)
 from jaxft.models.registry_model import Model
 from jaxft.models.source import Checkpoint, Source, read_config, resolve
 from jaxft.models.source_fields import pad_token_id
@@ -124,7 +129,7 @@ def describe(
     """
     source = resolve(checkpoint, cache)
     fields, tensors = _content(source, task, resize_vocab, detection_tokens)
-    family = _family(fields)
+    fields = settled_fields(family := _family(fields), fields, tensors)
     config = _config(family, fields, ignore, dropout, image_size)
     head = _head(family, fields, task)
     own, labels = class_labels(fields, num_labels, labels)
@@ -138,7 +143,7 @@ def describe(
         fresh=family.FRESH,
         refuse=("head/",) if named and own != labels else (),
         unused=(*family.UNUSED, *ignore),
-        refit=_refits(family, config, fields),
+        refit=refits_of(family, config, fields),
         grow=resize_vocab,
     )
     matching = replace(matching, new=tuple(natural_order({*matching.new, *new})))
@@ -210,18 +215,6 @@ def _family(fields: Mapping[str, Any]) -> Family:
         )
     two = model_type in clip.MODEL_TYPES
     return cast(Family, clip.compose(fields, known)) if two else known[model_type]
-
-
-def _refits(
-    family: Family, config: Any, fields: Mapping[str, Any]
-) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
-    """What makes the checkpoint's tensors fit a config that is not quite its own.
-
-    Few families have any: theirs is `refits(config, fields)`, with the config that is wanted and
-    the checkpoint's own config.json.
-    """
-    refits = getattr(family, "refits", None)
-    return refits(config, fields) if refits else {}
 
 
 def _fields(source: Source, resize_vocab: bool) -> dict[str, Any]:

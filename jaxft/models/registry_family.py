@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
+
+import numpy as np
 
 from jaxft.errors import UserError
 from jaxft.models.layers import Leaf
@@ -61,3 +63,26 @@ def class_labels(
     if len(set(labels)) != len(labels):
         raise UserError(f"A label is named twice: {', '.join(labels)}.")
     return own, tuple(labels)
+
+
+def settled_fields(
+    family: Family, fields: Mapping[str, Any], tensors: Iterable[str]
+) -> dict[str, Any]:
+    """A config.json with what only the names of the tensors say.
+
+    Few families need those: theirs is `settled(fields, tensors)`.
+    """
+    settled = getattr(family, "settled", None)
+    return settled(fields, tensors) if settled else dict(fields)
+
+
+def refits_of(
+    family: Family, config: Any, fields: Mapping[str, Any]
+) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
+    """What makes the checkpoint's tensors fit a config that is not quite its own.
+
+    Few families have any: theirs is `refits(config, fields)`, with the config that is wanted and
+    the checkpoint's own config.json.
+    """
+    refits = getattr(family, "refits", None)
+    return refits(config, fields) if refits else {}

@@ -130,6 +130,9 @@ class Tower:
             window, a scale): name -> one number a block. A scan reads it as data.
         prefix: what its parameters' names start with, where a model has several towers
             (`vision/`); `ties` are told without it.
+        reads: the tower whose output its blocks read, where there is one: a decoder's encoder.
+        borrowed: names of the stem and the top that are a parameter of `reads`: this tower's
+            path -> the parameter's whole name.
     """
 
     stem: Part
@@ -138,17 +141,31 @@ class Tower:
     ties: Mapping[str, str] = field(default_factory=dict)
     numbers: Mapping[str, Sequence[float]] = field(default_factory=dict)
     prefix: str = ""
+    reads: Tower | None = None
+    borrowed: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def _described(self) -> dict[str, tuple[int, Leaf]]:
         """Every parameter of the tower, once: name -> depth and description."""
-        found = {path: (0, leaf) for path, leaf in self.stem.leaves.items()}
+        stem = {path: leaf for path, leaf in self.stem.leaves.items() if self.owns(path)}
+        found = {path: (0, leaf) for path, leaf in stem.items()}
         for index, block in enumerate(self.blocks):
             named = {f"blocks/{index}/{path}": leaf for path, leaf in block.leaves.items()}
             found |= {name: (index + 1, leaf) for name, leaf in named.items()}
-        top = {path: leaf for path, leaf in self.top.leaves.items() if path not in self.ties}
+        top = {path: leaf for path, leaf in self.top.leaves.items() if self.owns(path)}
         found |= {path: (self.last, leaf) for path, leaf in top.items()}
         return {self.prefix + name: one for name, one in found.items()}
+
+    def owns(self, path: str) -> bool:
+        """Whether what the stem or the top has at `path` is a parameter of its own."""
+        return path not in self.ties and path not in self.borrowed
+
+    def end_names(self, part: Part) -> dict[str, str]:
+        """The parameters of the stem or the top: path -> name, which may be another's."""
+        return {
+            path: self.borrowed.get(path, self.prefix + self.ties.get(path, path))
+            for path in part.leaves
+        }
 
     @property
     def last(self) -> int:
@@ -158,8 +175,10 @@ class Tower:
     def frozen_blocks(self, compute: Compute) -> int | None:
         """How many blocks the trunk has: those below the lowest that trains anything.
 
-        None where there is no trunk, since the stem trains.
+        None where there is no trunk, since the stem trains, or something in a tower that it reads.
         """
+        if self.reads is not None and any(map(compute.trains, self.reads.leaves)):
+            return None
         lowest = min((d for n, d in self.depths.items() if compute.trains(n)), default=self.last)
         return lowest - 1 if lowest else None
 

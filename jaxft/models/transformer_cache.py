@@ -93,17 +93,18 @@ def _run(
 ) -> tuple[jax.Array, Cache]:
     """Stem, blocks (each with its own of `kept`), and the top of the last position."""
 
-    def bind(part: Part, within: str = "", ties: Mapping[str, str] | None = None) -> Any:
-        names = {path: tower.prefix + (ties or {}).get(path, within + path) for path in part.leaves}
+    def bind(part: Part, names: Mapping[str, str]) -> Any:
         return part.bind({p: params[name].astype(compute.dtype) for p, name in names.items()})
 
     with jax.default_matmul_precision(compute.precision):
-        stream, context = bind(tower.stem)(batch, None, compute)
+        stem = bind(tower.stem, tower.end_names(tower.stem))
+        stream, context = stem(batch, None, compute)
         for index, (part, own) in enumerate(zip(tower.blocks, kept, strict=True)):
             numbers = {name: of[index] for name, of in tower.numbers.items()}
-            block = bind(part, f"blocks/{index}/")
+            within = f"{tower.prefix}blocks/{index}/"
+            block = bind(part, {path: within + path for path in part.leaves})
             stream = block(stream, _keeping(context, own), None, **numbers)
-        outputs = bind(tower.top, ties=tower.ties)(stream[:, -1:], batch, None)
+        outputs = bind(tower.top, tower.end_names(tower.top))(stream[:, -1:], batch, None)
     return outputs["logits"][:, 0], tuple(own.arrays() for own in kept)
 
 

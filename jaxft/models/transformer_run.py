@@ -12,7 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxft.errors import UserError
 from jaxft.models.layers import split_key
+from jaxft.models.layers_batch import decoder_batch
 from jaxft.models.transformer import PLAIN, Compute, Params, Part, Tower
 
 TRUNK = "trunk"  # a batch may bring a tower's stream under this name, behind the tower's prefix
@@ -45,7 +47,7 @@ def run_tower(
     given = batch.get(tower.prefix + TRUNK)
     with jax.default_matmul_precision(compute.precision):
         with segment(tower, "embeddings"):
-            stem, stem_key = _bind_end(tower, tower.stem, {}, params, stem_key, compute)
+            stem, stem_key = _bind_end(tower, tower.stem, params, stem_key, compute)
             # Of a stem whose stream is not read, XLA computes the context alone.
             stream, context = stem(batch, stem_key, replace(compute, dropout=key is not None))
         first = 0
@@ -54,7 +56,7 @@ def run_tower(
         blocks = range(first, len(tower.blocks))
         stream = run_blocks(tower, params, stream, context, blocks_key, compute, blocks)
         with segment(tower, "top"):
-            top, top_key = _bind_end(tower, tower.top, tower.ties, params, top_key, compute)
+            top, top_key = _bind_end(tower, tower.top, params, top_key, compute)
             return top(stream, batch, top_key)
 
 
@@ -66,14 +68,53 @@ def run_trunk(
     Args:
         tower: one with a trunk (`Tower.frozen_blocks`).
         params: the flat dict.
-        batch: what the stem reads.
+        batch: what the stem reads; of a decoder, what its encoder reads too.
         compute: how to run; says what trains.
     """
+    if tower.reads is not None:
+        encoded = run_tower(tower.reads, params, batch, None, compute)["last_hidden_state"]
+        batch = decoder_batch(batch, encoded)
     blocks = range(tower.frozen_blocks(compute) or 0)
     with jax.default_matmul_precision(compute.precision):
-        stem, _ = _bind_end(tower, tower.stem, {}, params, None, compute)
+        stem, _ = _bind_end(tower, tower.stem, params, None, compute)
         stream, context = stem(batch, None, compute)
         return run_blocks(tower, params, stream, context, None, compute, blocks)
+
+
+def run_pair(
+    towers: Mapping[str, Tower | Part],
+    params: Params,
+    batch: Mapping[str, jax.Array],
+    key: jax.Array | None = None,
+    compute: Compute = PLAIN,
+) -> dict[str, jax.Array]:
+    """The outputs of a decoder that reads an encoder's.
+
+    Args:
+        towers: `encoder` and `decoder`.
+        params: the flat dict.
+        batch: what the encoder reads, and what the decoder does behind `decoder_`.
+        key: turns dropout on.
+        compute: how to run.
+
+    Returns:
+        The decoder's outputs, and `encoder_last_hidden_state` [B, S, D].
+
+    Raises:
+        UserError: the batch has nothing for the decoder.
+    """
+    if "decoder_input_ids" not in batch:
+        raise UserError(
+            "The model is an encoder and a decoder, and the batch has no decoder_input_ids.",
+            "Give the target's tokens, moved on by one behind the model's start token.",
+        )
+    encoder, decoder = towers["encoder"], towers["decoder"]
+    assert isinstance(encoder, Tower) and isinstance(decoder, Tower)  # noqa: PT018 - one fact
+    encoder_key, decoder_key = split_key(key, 2)
+    encoded = run_tower(encoder, params, batch, encoder_key, compute)["last_hidden_state"]
+    given = decoder_batch(batch, encoded)
+    outputs = run_tower(decoder, params, given, decoder_key, compute)
+    return outputs | {"encoder_last_hidden_state": encoded}
 
 
 def run_joint(part: Part, params: Params, compute: Compute, *inputs: Any) -> Any:
@@ -95,16 +136,15 @@ def run_joint(part: Part, params: Params, compute: Compute, *inputs: Any) -> Any
 def _bind_end(
     tower: Tower,
     part: Part,
-    ties: Mapping[str, str],
     params: Params,
     key: jax.Array | None,
     compute: Compute,
 ) -> tuple[Callable[..., Any], jax.Array | None]:
     """A stem or top bound to its leaves, and its dropout key: none where nothing is trained."""
-    names = {path: tower.prefix + ties.get(path, path) for path in part.leaves}
+    names = tower.end_names(part)
     module = part.bind({path: params[name].astype(compute.dtype) for path, name in names.items()})
-    own = [name for path, name in names.items() if path not in ties]
-    return module, key if any(map(compute.trains, own)) else None
+    trained = any(compute.trains(name) for path, name in names.items() if tower.owns(path))
+    return module, key if trained else None
 
 
 def run_blocks(
