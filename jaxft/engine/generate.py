@@ -1,6 +1,7 @@
-"""The generation story: prompts in, the text that a causal model writes out.
+"""The generation story: prompts in, the text that a model writes out.
 
-The model is a run's best checkpoint, or any checkpoint that ends in next-token scores.
+The model is a run's best checkpoint, or any checkpoint that ends in next-token scores: a decoder
+goes on with its prompt, an encoder-decoder answers it.
 """
 
 from __future__ import annotations
@@ -19,12 +20,11 @@ from jaxft.engine.process import prepare_process
 from jaxft.engine.run_folder import RUN_FILE, open_run
 from jaxft.engine.trained import open_trained
 from jaxft.errors import UserError
-from jaxft.models.generate import Generator
+from jaxft.models.generate import WRITES, Generator
 from jaxft.models.generate_settings import Settings, read_settings
 from jaxft.models.registry import describe, load
 from jaxft.tasks.contract import Tools
 
-CAUSAL = "causal_lm"
 PROMPTS = 8  # prompts a batch, where there are more than one
 
 Message = Mapping[str, str]  # `role` and `content`
@@ -32,7 +32,7 @@ Message = Mapping[str, str]  # `role` and `content`
 
 @dataclass(frozen=True)
 class Writer:
-    """A causal model ready to write.
+    """A model ready to write.
 
     Args:
         generator: the model.
@@ -40,6 +40,7 @@ class Writer:
         template: how its conversations are written; None where prompts are plain text.
         settings: how texts go on.
         notes: a sentence on each thing that the checkpoint asks for and does not get.
+        prefix: what every prompt is put behind, as in the run's training.
     """
 
     generator: Generator
@@ -47,19 +48,20 @@ class Writer:
     template: ChatTemplate | None
     settings: Settings
     notes: tuple[str, ...]
+    prefix: str = ""
 
 
 def writes(name: str) -> bool:
-    """Whether what a person named writes text: a run of a causal task, or a causal checkpoint.
+    """Whether what a person named writes text: a run of such a task, or such a checkpoint.
 
     A name that is nowhere is taken for a hub id where it looks like one and is in no folder that
     is here.
     """
     path = Path(name)
     if (path / RUN_FILE).is_file():
-        return open_run(path).config()["task"]["kind"] == CAUSAL
+        return open_run(path).config()["task"]["kind"] in WRITES
     if (path / "config.json").is_file() or name.startswith("package:"):
-        return describe(name).head == CAUSAL
+        return describe(name).head in WRITES
     return not path.parent.is_dir() and name.count("/") == 1
 
 
@@ -72,7 +74,7 @@ def open_writer(name: str, chat: bool | None, asked: Mapping[str, Any]) -> Write
         asked: fields of `generate_settings.Settings` that the person set.
 
     Raises:
-        UserError: it is no causal model, has no tokenizer or no chat template where one is
+        UserError: it writes no text, has no tokenizer or no chat template where one is
             wanted, or a setting is out of range.
     """
     prepare_process()
@@ -83,7 +85,9 @@ def open_writer(name: str, chat: bool | None, asked: Mapping[str, Any]) -> Write
     if chat and template is None:
         raise UserError(f"'{name}' has no chat template.", "Leave --chat out.")
     settings, notes = read_settings(model.source.folder, model.fields, asked)
-    return Writer(generator, Tools(model, None, None).tokenizer, template, settings, notes)
+    prefix = open_run(Path(name)).config()["task"].get("prefix", "") if a_run else ""
+    tokenizer = Tools(model, None, None).tokenizer
+    return Writer(generator, tokenizer, template, settings, notes, prefix)
 
 
 def write(writer: Writer, conversation: Sequence[Message]) -> Iterator[str]:
@@ -167,7 +171,8 @@ def _complete(writer: Writer, asked: list[str], rows: int) -> Iterator[dict[str,
 def _encode(writer: Writer, conversations: Sequence[Sequence[Message]]) -> list[list[int]]:
     """The token ids of each prompt."""
     if writer.template is None:
-        encoded = writer.tokenizer.encode([messages[-1]["content"] for messages in conversations])
+        texts = [writer.prefix + messages[-1]["content"] for messages in conversations]
+        encoded = writer.tokenizer.encode(texts)
     else:
         texts = writer.template.render(conversations, add_generation_prompt=True)
         encoded = writer.tokenizer.encode(texts, spelled=True)

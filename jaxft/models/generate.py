@@ -2,7 +2,8 @@
 
 B prompts, T positions (a bucket: the longest prompt rounded up), M new tokens at most, and
 S = T + M slots in the cache. One program a shape: the prompts are filled up on the left, where
-nothing sees them.
+nothing sees them. Of a model that writes from a source, the prompts are the sources, filled up on
+the right, and every text begins with one token.
 """
 
 from __future__ import annotations
@@ -20,13 +21,18 @@ from jaxft.models import generate_beams
 from jaxft.models.generate_choose import choose
 from jaxft.models.generate_settings import Settings
 from jaxft.models.transformer import PLAIN, Compute
-from jaxft.models.transformer_cache import decode, prefill
+from jaxft.models.transformer_cache import Cache, Read, decode, prefill, prefill_from
 
+WRITES = ("causal_lm", "seq2seq")  # the heads that text is written under
 Stopped = Callable[[int, Sequence[int]], bool]  # which prompt, its new tokens so far
 
 
-class CausalModel(Protocol):
+class WritingModel(Protocol):
     """What of a `registry.Model` is read here."""
+
+    @property
+    def config(self) -> Any:
+        """The family's; of a model that writes from a source it has the `start_token_id`."""
 
     @property
     def head(self) -> str | None:
@@ -38,7 +44,7 @@ class CausalModel(Protocol):
 
     @property
     def towers(self) -> Mapping[str, Any]:
-        """One tower."""
+        """One tower, or `encoder` and `decoder`."""
 
     @property
     def max_positions(self) -> int:
@@ -49,31 +55,39 @@ class Generator:
     """A model ready to go on with prompts; it keeps the programs that it has compiled.
 
     Args:
-        model: a decoder under its `causal_lm` head.
+        model: a decoder under its `causal_lm` head, or an encoder-decoder under `seq2seq`.
         compute: how to run it.
 
     Attributes:
-        prefill, decode: `transformer_cache`'s functions, compiled once a shape.
+        prefill, prefill_from, decode: `transformer_cache`'s functions, compiled once a shape.
 
     Raises:
         UserError: the model ends in something else.
     """
 
-    def __init__(self, model: CausalModel, compute: Compute = PLAIN):
-        if model.head != "causal_lm":
+    def __init__(self, model: WritingModel, compute: Compute = PLAIN):
+        if model.head not in WRITES:
             raise UserError(
-                f"A model that ends in {model.head} writes no text.", "Load it as causal_lm."
+                f"A model that ends in {model.head} writes no text.",
+                f"Load it as {' or '.join(WRITES)}.",
             )
-        (tower,) = model.towers.values()
+        *_, tower = model.towers.values()  # of two, the decoder comes last
+        self._start = model.config.start_token_id if model.head == "seq2seq" else None
         self._positions = model.max_positions
         self._params = model.params
         self.prefill = jax.jit(
             lambda params, ids, seen, room: prefill(tower, params, ids, seen, room, compute),
             static_argnums=3,
         )
+        self.prefill_from = jax.jit(
+            lambda params, sources, ids, room: prefill_from(
+                tower, params, sources, ids, room, compute
+            ),
+            static_argnums=3,
+        )
         self.decode = jax.jit(
-            lambda params, cache, ids, seen, slot: decode(
-                tower, params, ids, seen, slot, cache, compute
+            lambda params, cache, ids, seen, slot, read=None: decode(
+                tower, params, ids, seen, slot, cache, compute, read
             ),
             donate_argnums=1,
         )
@@ -87,7 +101,7 @@ class Generator:
         """The new tokens of each prompt, that which ended it included.
 
         Args:
-            prompts: token ids, none empty.
+            prompts: token ids, none empty; of a model that writes from a source, the sources'.
             settings: how to go on.
             stopped: asked after each token but one that ends a text whether it ends here.
 
@@ -115,7 +129,7 @@ class Generator:
         ids, seen, limits = self._fill(prompts, settings)
         length, room = ids.shape[1], max(limits)
         key = jax.random.key(settings.seed) if settings.do_sample else None
-        scores, cache = self.prefill(self._params, ids, seen[:, :length], room)
+        scores, cache, read = self._begin(prompts, ids, seen, room)
         used = _used(ids, seen, scores.shape[-1], settings)
         numbers = _numbers(settings)
         texts: list[list[int]] = [[] for _ in prompts]
@@ -123,9 +137,8 @@ class Generator:
         for step in range(room):
             tokens, used = _next(scores, used, key, np.int32(step), numbers, settings.top_k)
             if step + 1 < room:  # the device goes on while the host reads
-                scores, cache = self.decode(
-                    self._params, cache, tokens, seen, np.int32(length + step)
-                )
+                slot = np.int32(length + step)
+                scores, cache = self.decode(self._params, cache, tokens, seen, slot, read)
             new = [
                 token if on else None for token, on in zip(tokens.tolist(), running, strict=True)
             ]
@@ -146,10 +159,11 @@ class Generator:
         ids, seen, limits = self._fill(prompts, settings)
         length, room, count = ids.shape[1], min(limits), settings.num_beams
         beams = generate_beams.start(len(prompts), count, room)
-        scores, cache = self.prefill(self._params, ids, seen[:, :length], room)
+        scores, cache, read = self._begin(prompts, ids, seen, room)
         used = _used(ids, seen, scores.shape[-1], settings)
         first = np.repeat(np.arange(len(prompts)), count)
-        scores, used, cache = _rows((scores, used, cache), first, len(prompts))
+        all_beams = scores, used, cache, read
+        scores, used, cache, read = _rows(all_beams, first, len(prompts))
         seen = seen[first, : length + room]
         for step in range(room):
             beams, rows, tokens, more = _advance(
@@ -167,17 +181,29 @@ class Generator:
             used, cache = _rows((used, cache), rows, len(rows))
             if used is not None:
                 used = used.at[np.arange(len(rows)), tokens].set(True)
-            scores, cache = self.decode(self._params, cache, tokens, seen, np.int32(length + step))
+            slot = np.int32(length + step)
+            scores, cache = self.decode(self._params, cache, tokens, seen, slot, read)
         best, lengths = np.asarray(beams.whole[:, 0]), np.asarray(beams.lengths[:, 0])
         return [text[:end].tolist() for text, end in zip(best, lengths, strict=True)]
+
+    def _begin(
+        self, prompts: Sequence[Sequence[int]], ids: np.ndarray, seen: np.ndarray, room: int
+    ) -> tuple[jax.Array, Cache, Read | None]:
+        """The scores of the first new token, and what is kept of prompts and sources."""
+        length = ids.shape[1]
+        if self._start is None:
+            return *self.prefill(self._params, ids, seen[:, :length], room), None
+        return self.prefill_from(self._params, fill_sources(prompts), ids, room)
 
     def _fill(
         self, prompts: Sequence[Sequence[int]], settings: Settings
     ) -> tuple[np.ndarray, np.ndarray, list[int]]:
         """Prompts filled up on the left [B, T], the slots seen [B, S], and each's limit."""
-        longest = max(map(len, prompts))
         if not min(map(len, prompts)):
             raise UserError("The prompt is empty.", "Give at least one token to go on from.")
+        if self._start is not None:
+            prompts = [[self._start]] * len(prompts)
+        longest = max(map(len, prompts))
         if longest > self._positions:
             raise UserError(
                 f"The prompt has {longest} tokens; the model takes {self._positions}.",
@@ -191,13 +217,22 @@ class Generator:
             )
         # The last token is put out and never put in, so it needs no position.
         limits = [min(most, self._positions - len(prompt) + 1) for prompt in prompts]
-        length = bucket(longest)
+        length = bucket(longest) if self._start is None else 1
         ids = np.zeros((len(prompts), length), np.int32)
         seen = np.ones((len(prompts), length + max(limits)), np.int32)
         for row, prompt in enumerate(prompts):
             ids[row, length - len(prompt) :] = prompt
             seen[row, : length - len(prompt)] = 0
         return ids, seen, limits
+
+
+def fill_sources(sources: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
+    """Sources filled up on the right: `input_ids` and `attention_mask`, [B, R] int32 each."""
+    shape = len(sources), bucket(max(map(len, sources)))
+    ids, seen = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    for row, source in enumerate(sources):
+        ids[row, : len(source)], seen[row, : len(source)] = source, 1
+    return {"input_ids": ids, "attention_mask": seen}
 
 
 def bucket(length: int) -> int:

@@ -139,6 +139,11 @@ class Config:
         return self.fields["vocab_size"]
 
     @property
+    def start_token_id(self) -> int:
+        """What a target is written after."""
+        return self.fields["decoder_start_token_id"]
+
+    @property
     def gated(self) -> bool:
         """Whether an MLP has a gate."""
         return self.fields["feed_forward_proj"].startswith("gated-")
