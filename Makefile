@@ -30,8 +30,8 @@ demo: $(VENV)/.runtime  ## fine-tune MiniLM on 8,530 film reviews: train, evalua
 	    report $(RUN)/report.html
 
 demos: $(VENV)/.demos  ## the other configs: a chat model, digits, visual search (about an hour)
-	@$(BIN)/python -m jaxft.demo minilm tweets smollm2 dialogues vits dinov2 digits emoji
-	@for name in ner chat digits visual_search; do \
+	@$(BIN)/python -m jaxft.demo minilm tweets tiny_mlm reviews smollm2 dialogues vits dinov2 digits emoji
+	@for name in ner domain_adapt embed chat digits visual_search; do \
 	    printf '\n\033[1m== Train (configs/%s.yaml)\033[0m\n' $$name; \
 	    resume=$$(test -f runs/$$name/run.json && echo --resume); \
 	    $(BIN)/jaxft train configs/$$name.yaml $$resume || exit; \

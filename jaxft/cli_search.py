@@ -1,4 +1,4 @@
-"""`jaxft search`: the images of a folder that are most like some words, or like an image.
+"""`jaxft search`: the images of a folder that are most like some words, or like an image; texts.
 
 The story is imported when it is asked for, as in `cli.py`.
 """
@@ -16,34 +16,53 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jaxft.errors import UserError
+
 if TYPE_CHECKING:
     from jaxft.engine.search import Found
 
 MOST_NOTES = 5  # images that are left out by name; of more, the number is told
 
 
+Run = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run of the contrastive task; of texts, embedding.")
+]
+Images = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Where to look, with all folders in it."),
+]
+Texts = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Look among texts instead: a file with one a line."),
+]
+Like = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Look for images like this one instead.")
+]
+Sheet = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Write them as a contact sheet too: .png or .html."),
+]
+
+
 def search(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="The folder of a run of the contrastive task.")
-    ],
-    images: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Where to look, with all folders in it.")
-    ],
+    run: Run,
     words: Annotated[
         str | None,
         typer.Argument(metavar="WORDS", help="What to look for.", show_default=False),
     ] = None,
-    image: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Look for images like this one instead.")
-    ] = None,
+    images: Images = None,
+    texts: Texts = None,
+    image: Like = None,
     best: Annotated[int, typer.Option(min=1, help="How many to show.")] = 10,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write them as a contact sheet too: .png or .html."),
-    ] = None,
+    out: Sheet = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> None:
-    """Find the images of a folder that are most like some words, or like an image."""
+    """Find the images of a folder that are most like some words, or like an image; or texts."""
+    if texts is not None:
+        _search_texts(run, words, texts, best, as_json, others=(images, image, out))
+        return
+    if images is None:
+        raise UserError("Say where to look: --images FOLDER, or --texts FILE.")
     from jaxft.engine.search import search as story
 
     found = story(run, words, images, image=image, best=best, out=out)
@@ -58,6 +77,26 @@ def search(
     Console(width=None if sys.stdout.isatty() else 120).print(_table(found))
     if found.sheet is not None:
         typer.echo(found.sheet)
+
+
+def _search_texts(
+    run: Path, words: str | None, file: Path, best: int, as_json: bool, others: tuple
+) -> None:
+    """Print the lines of a file that are most like some words."""
+    from jaxft.engine.search_texts import search_texts as story
+
+    if words is None or any(other is not None for other in others):
+        raise UserError("Texts are searched for words, and give no images.", "Leave those out.")
+    matches = story(run, words, file, best)
+    if as_json:
+        for match in matches:
+            typer.echo(json.dumps(match, ensure_ascii=False))
+        return
+    table = Table("", "similarity", "line", "text", box=box.SIMPLE_HEAD)
+    for match in matches:
+        place, alike = str(match["rank"]), f"{match['similarity']:.3f}"
+        table.add_row(place, alike, str(match["line"]), Text(match["text"], overflow="fold"))
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
 def _table(found: Found) -> Table:

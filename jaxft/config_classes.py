@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from jaxft.config_augment import AugmentSection
 from jaxft.config_fields import Section, key
 
 # The keys that both sections have; pydantic copies a field that several classes name.
@@ -93,10 +94,15 @@ class ImageClassification(Section):
     class_weights: Weights = CLASS_WEIGHTS
     focal: float | None = FOCAL
     costs: CostSection | None = COSTS
+    augment: AugmentSection | None = key(
+        None, "what is done to an image by chance, anew in each epoch", resume="fixed"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> ImageClassification:
         check_target(self)
+        if self.augment is not None and self.augment.mixes and self.class_weights is not None:
+            raise ValueError("a mixture of two classes has no class_weights: take one of the two")
         return self
 
 

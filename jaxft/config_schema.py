@@ -201,6 +201,7 @@ class ReportSection(Section):
         "how often what each layer does is written down; 0 is never",
         resume="may change",
     )
+    before: bool = key(False, "score the eval rows before the first step too", resume="may change")
     forgetting: str | None = key(
         None,
         "texts (a source) whose loss under the checkpoint's own pretraining head is followed",

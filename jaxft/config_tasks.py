@@ -29,6 +29,29 @@ class TokenClassification(Section):
     )
 
 
+class MaskedLm(Section):
+    """Hidden tokens of a text, told from what stands around them."""
+
+    kind: Literal["masked_lm"] = key(..., "what is learned", resume="fixed")
+    text: str = key("text", "column that holds the text", resume="fixed")
+    mask: float = key(
+        0.15,
+        "share of a text's tokens to be told in training, drawn anew in each epoch: 80% of them "
+        "become the mask token, 10% any token, 10% stay",
+        resume="fixed",
+        gt=0,
+        lt=1,
+    )
+    whole_words: bool = key(False, "choose words, each with all of its tokens", resume="fixed")
+    scored_at_once: int = key(
+        1,
+        "tokens of a text that are hidden at a time where it is scored: a text takes as many "
+        "turns as it has tokens, divided by this",
+        resume="fixed",
+        ge=1,
+    )
+
+
 class CausalLm(Section):
     """The next token of documents, or of the answers in conversations."""
 
@@ -49,6 +72,35 @@ class CausalLm(Section):
         return self
 
 
+class Embedding(Section):
+    """Texts as vectors: those of two texts that belong together are alike."""
+
+    kind: Literal["embedding"] = key(..., "what is learned", resume="fixed")
+    anchor: str = key("anchor", "column that holds what is asked", resume="fixed")
+    positive: str = key("positive", "column that holds what belongs to it", resume="fixed")
+    negative: str | None = key(
+        None, "column that holds what is nearly right and is not", resume="fixed"
+    )
+    score: str | None = key(
+        None,
+        "column that says how alike the two texts are; null makes every other row of a batch a "
+        "wrong answer",
+        resume="fixed",
+    )
+    score_range: Annotated[list[float], Field(min_length=2, max_length=2)] = key(
+        [0.0, 1.0], "the lowest and the highest score", resume="fixed"
+    )
+    temperature: float = key(0.05, "the cosines of pairs are divided by it", resume="fixed", gt=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Embedding:
+        if self.score is not None and self.negative is not None:
+            raise ValueError("score says how alike two texts are: it takes no negative")
+        if self.score_range[0] >= self.score_range[1]:
+            raise ValueError("score_range goes from a lower to a higher score")
+        return self
+
+
 class Contrastive(Section):
     """Which text belongs to which image, among all of a batch."""
 
@@ -63,5 +115,11 @@ class Contrastive(Section):
 
 
 TaskSection = (
-    TextClassification | TokenClassification | CausalLm | ImageClassification | Contrastive
+    TextClassification
+    | TokenClassification
+    | MaskedLm
+    | CausalLm
+    | Embedding
+    | ImageClassification
+    | Contrastive
 )

@@ -14,6 +14,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoTokenizer,
     PreTrainedTokenizerFast,
 )
@@ -34,7 +35,10 @@ def small_assets(folder: Path, minilm: Path, reviews: Path) -> Path:
     torch.manual_seed(0)
     config = AutoConfig.from_pretrained(minilm, **SMALL)
     AutoModel.from_config(config).save_pretrained(folder / "minilm")
-    AutoTokenizer.from_pretrained(minilm).save_pretrained(folder / "minilm")
+    words = AutoTokenizer.from_pretrained(minilm)
+    words.save_pretrained(folder / "minilm")
+    AutoModelForMaskedLM.from_config(config).save_pretrained(folder / "tiny_mlm")
+    words.save_pretrained(folder / "tiny_mlm")
     for name, every in EVERY.items():
         with (reviews / name).open(newline="", encoding="utf-8") as file:
             head, *rows = csv.reader(file)

@@ -35,6 +35,9 @@ FLOORS = {
     "data.cache": 1,
     "data.packing": 1,
     "data.tags": 1,
+    "data.draws": 1,
+    "data.augment": 2,  # above draws and image
+    "data.masking": 2,  # above draws
     "metrics.*": 1,
     "models.transformer": 2,
     "models.weights": 2,
@@ -56,6 +59,8 @@ FLOORS = {
     "tasks.classes": 5.5,  # above labels
     "tasks.images": 5,
     "tasks.tagged": 5.5,  # above labels, below the tasks
+    "tasks.masked_texts": 5.5,
+    "tasks.text_tuples": 5.5,
     "tasks.*": 6,
     "engine.chips": 0,  # without jax
     "engine.distributed": 5,
@@ -77,6 +82,7 @@ FLOORS = {
     "report.page": 9,
     "engine.preflight": 9,
     "engine.trunk": 9.5,  # above cost, below the stories
+    "engine.export_sentences": 9.5,
     "engine.*": 10,  # the stories
     "demo": 10,
     "models_table": 11,

@@ -93,7 +93,7 @@ def test_a_decoder_is_scored_token_by_token():
 
         mask_id, pad_id, folder = None, 0, "here"
 
-        def encode(self, texts, max_length):
+        def encode(self, texts, max_length, placed):
             return type("Encoded", (), {"ids": [np.arange(1, 1 + len(t)) for t in texts]})
 
     (batch,) = text_batches(["abc", "ab"], Words(), 8, "causal_lm")

@@ -71,14 +71,20 @@ class ImageProcessor:
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Pixel values of one image: `[3, H, W]` float32."""
+        return self.values(self.fit(image))
+
+    def fit(self, image: Image.Image) -> np.ndarray:
+        """The image in RGB, resized and cropped: `[H, W, 3]` uint8."""
         if self.blend or image.mode != "RGB":
             image = to_rgb(image)
         if self.resize is not None:
             height, width = _target(image, self.resize)
             image = image.resize((width, height), Image.Resampling(self.resample))
-        pixels = np.asarray(image)  # [H, W, 3] uint8
-        if self.crop is not None:
-            pixels = _crop(pixels, self.crop)
+        pixels = np.asarray(image)
+        return pixels if self.crop is None else _crop(pixels, self.crop)
+
+    def values(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels `[H, W, 3]` uint8, rescaled and normalised: `[3, H, W]` float32."""
         values = np.empty((3, *pixels.shape[:2]), np.float32)  # [3, H, W]
         for channel, table in enumerate(self._table):
             np.take(table, pixels[:, :, channel], out=values[channel], mode="clip")

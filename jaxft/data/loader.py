@@ -16,9 +16,10 @@ import numpy as np
 from absl import flags
 
 from jaxft.data.cache import Held, Ragged
+from jaxft.data.draws import Draw
 
 Batch = dict[str, np.ndarray]
-Collate = Callable[[np.ndarray, int], Batch]
+Collate = Callable[..., Batch]  # (index, row_length), and of what is drawn the `Draw`
 
 
 class Plan(Protocol):
@@ -29,6 +30,9 @@ class Plan(Protocol):
 
     def row_length_at(self, step: int) -> int:
         """Positions a row of that batch."""
+
+    def draw(self, step: int) -> Draw:
+        """What is drawn from for that batch."""
 
 
 def batches(
@@ -41,6 +45,7 @@ def batches(
     process_count: int = 1,
     workers: int = 0,
     prefetch: int = 2,
+    drawn: bool = False,
 ) -> Iterator[Batch]:
     """This process's part of the batches `start` to `stop`, made ahead of time.
 
@@ -56,6 +61,7 @@ def batches(
             quickest. With workers the main module is imported again in each, so a script needs
             `if __name__ == "__main__":`.
         prefetch: batches made ahead (by each worker, where there are any).
+        drawn: whether examples are drawn anew in each epoch: `collate` takes the plan's `Draw` too.
 
     Returns:
         The batches in order; the same rows in the same order whatever the number of workers.
@@ -66,7 +72,7 @@ def batches(
     rows = len(plan.batch(start)) if start < stop else process_count
     if rows % process_count:
         raise ValueError(f"{rows} rows do not divide over {process_count} processes")
-    make = _MakeBatch(plan, collate, process_index, process_count)
+    make = _MakeBatch(plan, collate, process_index, process_count, drawn)
     steps = grain.MapDataset.range(stop).slice(slice(start, stop)).map(make)
     threads = min(prefetch, 1)
     made = steps.to_iter_dataset(grain.ReadOptions(threads, prefetch))
@@ -136,12 +142,14 @@ class _MakeBatch:
     collate: Collate
     process_index: int
     process_count: int
+    drawn: bool
 
     def __call__(self, step: int) -> Batch:
         index = self.plan.batch(step)  # [R, S]
         block = len(index) // self.process_count
         first = self.process_index * block
-        return self.collate(index[first : first + block], self.plan.row_length_at(step))
+        mine, length = index[first : first + block], self.plan.row_length_at(step)
+        return self.collate(mine, length, *([self.plan.draw(step)] if self.drawn else ()))
 
 
 def _start_worker(worker: int, workers: int) -> None:

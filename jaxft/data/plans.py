@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxft.data.draws import FIRST, Draw
 from jaxft.data.packing import best_fit, bucket_edges, cap_segments, count_rows, round_up
 from jaxft.errors import UserError
 
@@ -150,6 +151,10 @@ class TrainPlan:
         del step
         return self.row_length
 
+    def draw(self, step: int) -> Draw:
+        """What is drawn from in the epoch that a step is of."""
+        return Draw(self.seed, step // self.steps_per_epoch)
+
     def batch(self, step: int) -> np.ndarray:
         """Example numbers of one step: `[rows, segments]` int32, -1 for none."""
         epoch, place = divmod(step, self.steps_per_epoch)
@@ -203,6 +208,11 @@ class EvalPlan:
     def row_length_at(self, step: int) -> int:
         """Positions a row of that batch."""
         return self._row_lengths[step]
+
+    def draw(self, step: int) -> Draw:
+        """What is drawn from: always the same."""
+        del step
+        return FIRST
 
 
 def plan_eval(lengths: np.ndarray, rows: int, row_length: int, segments: int | None) -> EvalPlan:

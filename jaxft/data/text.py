@@ -179,6 +179,10 @@ class Tokenizer:
         """The text of token ids, without special tokens."""
         return self._backend.decode(list(ids), skip_special_tokens=True)
 
+    def piece(self, number: int) -> str:
+        """The piece of text that a token id stands for, as the vocabulary writes it."""
+        return self._backend.id_to_token(number) or ""
+
     def stream(self) -> Callable[[int], str | None]:
         """A function that takes one token id after the other and gives the text that is whole."""
         return partial(DecodeStream(skip_special_tokens=True).step, self._backend)

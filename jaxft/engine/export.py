@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jaxft.engine.build import make_table
 from jaxft.engine.card import checkpoint_name, model_card
+from jaxft.engine.export_sentences import KIND, write_sentence_files
 from jaxft.engine.run_folder import RUN_FILE
 from jaxft.engine.trained import ADAPTER, Trained, Which, open_trained
 from jaxft.errors import UserError
@@ -39,6 +40,8 @@ def export(
         return _export_adapter(trained, out)
     folder = trained.model.save(Path(trained.run.export) if out is None else out)
     write_atomic(folder / "README.md", model_card(trained))
+    if trained.task.kind == KIND:
+        write_sentence_files(trained, folder)
     return folder
 
 

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxft.config import Config
+from jaxft.data.draws import Draw
+from jaxft.data.masking import SHARE, UNSCORED, choose, cover
 from jaxft.data.sources import open_source
 from jaxft.data.text import Tokenizer
 from jaxft.engine.build import Build, model_options
@@ -21,15 +23,14 @@ from jaxft.engine.inputs import check_columns
 from jaxft.engine.mesh import replicated
 from jaxft.errors import UserError
 from jaxft.models.adapters import merge
+from jaxft.models.layers_loss import scored_losses
 from jaxft.models.registry import describe, read_value
 from jaxft.models.registry_model import Model
 from jaxft.tasks.contract import Tools
 
 OBJECTIVES = ("masked_lm", "causal_lm")
 SPLIT = "pretraining"  # of the evaluations in the diary
-MASKED = 0.15  # of a text's tokens, as in BERT; each becomes the mask token
 ROWS = 8
-UNSCORED = -1
 
 Batch = dict[str, np.ndarray]
 
@@ -139,8 +140,8 @@ def text_batches(
         raise UserError(
             f"report.forgetting: the tokenizer in {tokenizer.folder} names no mask token."
         )
-    draw = np.random.default_rng(0)
-    ids = tokenizer.encode(texts, max_length=max_length).ids
+    encoded = tokenizer.encode(texts, max_length=max_length, placed=True)
+    ids = encoded.ids
     length = max(map(len, ids))
     count = -(-len(ids) // ROWS) * ROWS
     tokens = np.full((count, length), tokenizer.pad_id, np.int32)
@@ -150,10 +151,9 @@ def text_batches(
         if objective == "causal_lm":
             targets[row, : len(own) - 1] = own[1:]
             continue
-        inner = np.arange(1, len(own) - 1)  # not the tokens that begin and end a text
-        chosen = inner[draw.random(len(inner)) < MASKED]
-        targets[row, chosen] = tokens[row, chosen]
-        tokens[row, chosen] = mask
+        places = choose(encoded.words[row], SHARE, False, Draw(0, 0).of(row))
+        found = cover(own, places, mask)
+        tokens[row, places], targets[row, places] = found.ids, found.targets
     if not (targets != UNSCORED).any():
         raise UserError("report.forgetting: these texts are too short to score a token of.")
     arrays = {"input_ids": tokens, "attention_mask": seen, "targets": targets}
@@ -172,10 +172,7 @@ def _loss_of(model: Model, built: Build) -> Callable:
         if "losses" in outputs:
             losses = outputs["losses"]
         else:
-            scores = outputs["logits"].astype(jnp.float32)  # [B, T, V]
-            right = jnp.where(scored, batch["targets"], 0)[..., None]
-            own = jnp.take_along_axis(scores, right, axis=-1)[..., 0]
-            losses = jax.nn.logsumexp(scores, axis=-1) - own
-        return jnp.where(scored, losses, 0.0).sum(), scored.sum()
+            losses, _ = scored_losses(outputs["logits"].astype(jnp.float32), batch["targets"])
+        return losses.sum(), scored.sum()
 
     return jax.jit(loss)

@@ -93,7 +93,10 @@ def open_splits(
                 f"{source.spec}: every row is bad.", "data.on_bad_row=error says what is wrong."
             )
         kept = source.without(bad)
-        splits[name] = Split(name, kept, task.examples(kept, names, tools), len(bad))
+        examples = task.examples(kept, names, tools)
+        if name != "train" and examples.random:
+            examples = examples.scored()  # type: ignore[attr-defined]  # what is random has it
+        splits[name] = Split(name, kept, examples, len(bad))
         only = only_class(splits[name], names)
         if only is not None and name != "test":
             raise UserError(

@@ -173,6 +173,7 @@ def train_part(
         total,
         workers=built.config.data.workers,
         prefetch=built.config.data.prefetch,
+        drawn=built.splits["train"].examples.random,
     ):
         if stage.is_over(step):
             read(most=0)

@@ -113,8 +113,9 @@ def _find(part: Part, log: EventLog, progress: Progress) -> list[dict[str, Any]]
     built = stage.built
     losses: list[np.ndarray] = []
     progress.doing("compiling the step")
+    examples = built.splits["train"].examples
     for step, batch in enumerate(
-        batches(built.plan, built.splits["train"].examples.collate, 0, STEPS)
+        batches(built.plan, examples.collate, 0, STEPS, drawn=examples.random)
     ):
         placed = place_batch(batch, batch_sharding(built.mesh))
         states, metrics = stage.step(states, stage.frozen, placed, stage.rates(step))

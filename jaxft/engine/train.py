@@ -39,7 +39,7 @@ from jaxft.engine.train_layers import (
 )
 from jaxft.engine.train_meter import Meter, is_best, patience_is_over, scores_before
 from jaxft.engine.train_profile import Profile
-from jaxft.engine.train_result import final_result, not_finite
+from jaxft.engine.train_result import final_result, not_finite, score_before
 from jaxft.engine.train_stage import make_stage, next_stage
 from jaxft.engine.trained import (
     Run,
@@ -238,6 +238,7 @@ def train(
                 end_if_asked()
             if first == 0:
                 look_back(stage.params(state))
+                score_before(built, run, log, eval_step, stage.params(state), progress, stop.asked)
             if first < total:
                 progress.doing("compiling the step")
             save_due = score_due = False

@@ -82,6 +82,7 @@ class Batches:
             process_count=blocks,
             workers=self._built.config.data.workers,
             prefetch=self._built.config.data.prefetch,
+            drawn=now.splits["train"].examples.random,
         )
 
     def next(self) -> dict[str, jax.Array]:

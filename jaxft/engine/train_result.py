@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,10 +11,40 @@ from rich.console import Console
 from jaxft.engine.build import Build
 from jaxft.engine.build_state import load_params
 from jaxft.engine.checkpoint import Checkpoints
-from jaxft.engine.evaluate import EvalStep, evaluate, predictions
+from jaxft.engine.evaluate import EvalStep, Interrupted, evaluate, predictions
 from jaxft.engine.run_folder import RunFolder
 from jaxft.engine.trained import base_checkpoint, write_lines
 from jaxft.errors import UserError
+from jaxft.report.events import EventLog
+from jaxft.report.progress import Progress
+
+BEFORE = "before"  # of the evaluations in the diary, and of the predictions in the folder
+
+
+def score_before(
+    built: Build,
+    run: RunFolder,
+    log: EventLog,
+    eval_step: EvalStep,
+    params: dict[str, jax.Array],
+    progress: Progress,
+    interrupted: Callable[[], bool],
+) -> None:
+    """Score the eval rows with what the run starts from, where `report.before` asks for it.
+
+    Nothing is written where a signal comes meanwhile: the loop ends the run then.
+    """
+    if not built.config.report.before:
+        return
+    split = built.splits["eval"]
+    progress.doing(f"scoring {len(split.examples):,} eval rows before the first step")
+    try:
+        found = evaluate(built, eval_step, params, split, interrupted)
+    except Interrupted:
+        return
+    log.eval(0, BEFORE, found.scores)
+    progress.evaluation(0, found.scores, best=False)
+    write_lines(run, f"predictions-{BEFORE}.jsonl", predictions(built, split, found))
 
 
 def final_result(

@@ -1,4 +1,4 @@
-"""How well images find their texts, and texts their images."""
+"""How well images find their texts, texts their images, and texts what belongs to them."""
 
 from __future__ import annotations
 
@@ -52,3 +52,83 @@ def ranks(queries: np.ndarray, items: np.ndarray, same: np.ndarray) -> np.ndarra
         best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
         found.append((~right & ~(scores < best)).sum(axis=1))
     return np.concatenate(found)
+
+
+def pair_scores(
+    anchors: np.ndarray, items: np.ndarray, numbers: np.ndarray, told: np.ndarray
+) -> dict[str, float]:
+    """How well texts find what belongs to them, over a whole split; each text counts once.
+
+    Args:
+        anchors: `[examples, D]` vectors of length 1 of what is asked.
+        items: `[items, D]` vectors among which is looked; those of the examples' positives first.
+        numbers: `[examples, 2 or more]` of anchor and positive: equal texts have the same. What
+            belongs to a text is every positive that some example has for it.
+        told: `[items]` likewise.
+
+    Returns:
+        `recall_at_1`, `recall_at_10`: the share of texts with a right answer among the most
+        similar; `mean_reciprocal_rank`: the mean of 1 over the rank of the first right one.
+    """
+    _, once = np.unique(numbers[:, 0], return_index=True)
+    before = wrong_before(anchors, items, numbers, told)[once]
+    return {
+        "recall_at_1": float(np.mean(before < 1)),
+        "recall_at_10": float(np.mean(before < 10)),
+        "mean_reciprocal_rank": float(np.mean(1 / (1 + before))),
+    }
+
+
+def wrong_before(
+    anchors: np.ndarray, items: np.ndarray, numbers: np.ndarray, told: np.ndarray
+) -> np.ndarray:
+    """How many wrong texts come before the first right one, for each example: `[examples]`.
+
+    What is as similar as the right one comes before it. Arguments: see `pair_scores`.
+    """
+    _, once = np.unique(told, return_index=True)  # equal texts have equal vectors: one of each
+    items, told = items[once], told[once]
+    found = np.empty(len(anchors), np.int64)
+    for start in range(0, len(anchors), QUERIES):
+        chunk = slice(start, start + QUERIES)
+        scores, right = anchors[chunk] @ items.T, _right(numbers, told, chunk)  # [Q, N]
+        best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
+        found[chunk] = (~right & ~(scores < best)).sum(axis=1)
+    return found
+
+
+def ranking_loss(
+    anchors: np.ndarray,
+    items: np.ndarray,
+    numbers: np.ndarray,
+    told: np.ndarray,
+    temperature: float,
+) -> float:
+    """The mean cross-entropy of each example's positive among all texts that are wrong.
+
+    Arguments: see `pair_scores`; the cosines are divided by `temperature`.
+    """
+    _, once = np.unique(told, return_index=True)
+    distinct, total = told[once], 0.0
+    for start in range(0, len(anchors), QUERIES):
+        chunk = slice(start, start + QUERIES)
+        scores = (anchors[chunk] @ items[once].T).astype(np.float64) / temperature
+        own = distinct[None, :] == numbers[chunk, 1:2]
+        right = _right(numbers, distinct, chunk)
+        scores = np.where(right & ~own, -np.inf, scores)
+        most = scores.max(axis=1)
+        logs = most + np.log(np.exp(scores - most[:, None]).sum(axis=1))
+        total += float((logs - scores[own]).sum())
+    return total / len(anchors)
+
+
+def _right(numbers: np.ndarray, told: np.ndarray, chunk: slice) -> np.ndarray:
+    """Which of some distinct texts belong to some examples' anchors: `[Q, N]` bool."""
+    place = {number: at for at, number in enumerate(told.tolist())}
+    belong: dict[int, list[int]] = {}
+    for anchor, positive in numbers[:, :2].tolist():
+        belong.setdefault(anchor, []).append(place[positive])
+    right = np.zeros((len(numbers[chunk]), len(told)), bool)
+    for row, anchor in enumerate(numbers[chunk, 0].tolist()):
+        right[row, belong[anchor]] = True
+    return right

@@ -9,7 +9,14 @@ from flax import nnx
 from jaxft.models.bert_config import Config
 from jaxft.models.layers import Embedding, LayerNorm, Leaf, Linear, parameter, split_key
 from jaxft.models.layers_attention import Mask, attention, make_mask
-from jaxft.models.layers_batch import Batch, check_length, positions_of, read_first, segments_of
+from jaxft.models.layers_batch import (
+    Batch,
+    check_length,
+    positions_of,
+    read_first,
+    read_masked,
+    segments_of,
+)
 from jaxft.models.layers_kernels import Needs
 from jaxft.models.layers_math import ACTIVATIONS, dropout
 from jaxft.models.transformer import Compute, Part, Tower
@@ -203,7 +210,7 @@ class Predictor(nnx.Module):
 
 
 class MaskedLm(nnx.Module):
-    """Words for every token: `logits` [B, T, V].
+    """Words for every token: `logits` [B, T, V], or [B, M, V] of the masked positions.
 
     Args:
         config: the model's.
@@ -214,7 +221,7 @@ class MaskedLm(nnx.Module):
         self.head = Predictor(config, activation)
 
     def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
-        return {"logits": self.head(x).astype(jnp.float32)}
+        return {"logits": self.head(read_masked(x, batch)).astype(jnp.float32)}
 
 
 def tower(config: Config, top: nnx.Module) -> dict[str, Tower]:

@@ -4,6 +4,7 @@ A plain batch has Hugging Face's names: `input_ids` and perhaps `attention_mask`
 rows have `input_ids`, `position_ids`, `segment_ids` [R, T] and `read_positions` [R, S].
 Where an encoder reads sources and a decoder targets, the decoder's are `decoder_input_ids` and so
 on, of as many rows.
+Where tokens wait to be told, `masked_positions` [B, M] are theirs.
 A text that goes on by one position has `input_ids` and `position_ids` [B, 1], its `slot` (an
 int32) and the `attention_mask` [B, S] of all slots.
 """
@@ -75,6 +76,13 @@ def read_first(x: jax.Array, batch: Batch) -> jax.Array:
     if "read_positions" not in batch:
         return x[:, 0]
     return jnp.take_along_axis(x, batch["read_positions"][..., None], axis=1)
+
+
+def read_masked(x: jax.Array, batch: Batch) -> jax.Array:
+    """The positions that wait to be told, where a batch names them: [B, T, D] -> [B, M, D]."""
+    if "masked_positions" not in batch:
+        return x
+    return jnp.take_along_axis(x, batch["masked_positions"][..., None], axis=1)
 
 
 def read_last(x: jax.Array, batch: Batch, pad_token_id: int | None) -> jax.Array:

@@ -40,7 +40,7 @@ def token_losses(top: Scorer, x: jax.Array, targets: jax.Array) -> tuple[jax.Arr
     words = jax.eval_shape(top.scores, x).shape[-1]
     count = min(-(-length * words // MOST_SCORES), length)
     if count == 1:
-        return _losses(top.scores(x), targets)
+        return scored_losses(top.scores(x), targets)
     size = -(-length // count)
     spare = ((0, 0), (0, size * count - length))
 
@@ -57,7 +57,7 @@ def token_losses(top: Scorer, x: jax.Array, targets: jax.Array) -> tuple[jax.Arr
 
 
 def _in_pieces(top: Scorer, x: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`_losses` of pieces [N, B, T, D], one after the other."""
+    """`scored_losses` of pieces [N, B, T, D], one after the other."""
     graph, values = nnx.split(top)
     # Each piece adds to the parameters' gradients in the type that the scan is given. Over devices
     # the sum is taken once, after the scan: the TPU compiler moves it out.
@@ -65,15 +65,15 @@ def _in_pieces(top: Scorer, x: jax.Array, targets: jax.Array) -> tuple[jax.Array
 
     def score(wide: nnx.State, x: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
         narrow = jax.tree.map(lambda value, like: value.astype(like.dtype), wide, values)
-        return _losses(nnx.merge(graph, narrow).scores(x), targets)
+        return scored_losses(nnx.merge(graph, narrow).scores(x), targets)
 
     # Nothing is merged between the turns of a scan, so the guard against it would cost for nothing.
     again = jax.checkpoint(score, prevent_cse=False)
     return lax.scan(lambda _, piece: (None, again(wide, *piece)), None, (x, targets))[1]
 
 
-def _losses(scores: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy and hits from scores [B, T, V]; 0 and False where the target is -1.
+def scored_losses(scores: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy and hits [B, T] from scores [B, T, V]; 0 and False where the target is -1.
 
     The target's score is read through a comparison and not a gather: where the words are cut over
     devices, each looks among its own.

@@ -39,6 +39,8 @@ from jaxft.tree import natural_order
 DETECTION = "object_detection"
 # Those whose width is a number of named classes.
 CLASS_HEADS = ("text_classification", "image_classification", "token_classification", DETECTION)
+# Those that read the stream as it is.
+HEADLESS = ("embedding",)
 
 ShardingOf = Callable[[str, tuple[int, ...], tuple[str, ...]], Sharding | None]
 
@@ -274,6 +276,8 @@ def _head(family: Family, fields: Mapping[str, Any], task: str | None) -> str | 
     """The head that a task asks for, or the checkpoint's own."""
     heads = family.MODEL_TYPES[fields["model_type"]]
     known = ", ".join(name for name in heads if name)
+    if task in HEADLESS and None in heads:
+        return None
     if task is not None:
         if task not in heads:
             raise UserError(

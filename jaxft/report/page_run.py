@@ -16,8 +16,9 @@ from jaxft.engine.run_folder import RunFolder, open_run
 from jaxft.errors import UserError
 from jaxft.report.events import read_events
 
-TAGGED_TASK = "token_classification"
+TAGGED_TASK, MASKED_TASK, PAIRED_TASK = "token_classification", "masked_lm", "embedding"
 SPLITS = ("test", "eval")  # the order in which their predictions are shown
+BEFORE = "before"  # what was said of the eval rows before the first step, where that was asked for
 Keys = dict[str, tuple[type, ...]]  # what the page reads of an entry, and the types it may have
 NUMBER = (int, float)
 ROW: Keys = {
@@ -53,6 +54,29 @@ PREDICTIONS: dict[str, Keys] = {  # by `task.problem`
 }
 TAGGED: Keys = {"text": (str,), "entities": (list,), "gold": (list,), "loss": NUMBER}
 ENTITY: Keys = {"type": (str,), "start": (int,), "end": (int,)}
+FILLED: Keys = {
+    "id": (int,),
+    "text": (str,),
+    "blank": (list,),
+    "hidden": (str,),
+    "fills": (list,),
+    "loss": NUMBER,
+}
+FILL: Keys = {"token": (str,), "probability": NUMBER}
+PAIRED: Keys = {
+    "id": (int,),
+    "text": (str,),
+    "positive": (str,),
+    "before": (int,),
+    "found": (list,),
+}
+FOUND: Keys = {"text": (str,), "similarity": NUMBER}
+# Of tasks whose predictions are no classes: the keys of a line, and of the lists in it.
+LINES: dict[str, tuple[Keys, dict[str, Keys]]] = {
+    TAGGED_TASK: (TAGGED, {"entities": ENTITY, "gold": ENTITY}),
+    MASKED_TASK: (FILLED, {"fills": FILL}),
+    PAIRED_TASK: (PAIRED, {"found": FOUND}),
+}
 RESULT: Keys = {"split": (str,), "step": (int,), "metrics": (dict,), "examples": (int,)}
 
 
@@ -117,13 +141,18 @@ def read_run(path: Path, name: str) -> Run:
     about = attempt(lambda: _about(folder), "what the run was made with") or {}
     config = attempt(lambda: _config(folder), "the config") or {}
     task = config.get("task") or {}
-    tagged = task.get("kind") == TAGGED_TASK
-    keys = (
-        TAGGED if tagged else PREDICTIONS.get(str(task.get("problem")), PREDICTIONS["single_label"])
-    )
+    kind = str(task.get("kind"))
+    classes = PREDICTIONS.get(str(task.get("problem")), PREDICTIONS["single_label"])
+    lines_of = LINES.get(kind, (classes, {}))
+    shown = kind in LINES or about.get("labels") != []  # without classes no mistakes
+    splits = [*(SPLITS if shown else ()), BEFORE]
+    if not (folder.path / f"predictions-{BEFORE}.jsonl").exists():
+        splits.remove(BEFORE)
     predictions = {}
-    for split in () if about.get("labels") == [] else SPLITS:  # without classes no mistakes
-        lines = attempt(partial(_predictions, folder, split, keys), f"the predictions on {split}")
+    for split in splits:
+        lines = attempt(
+            partial(_predictions, folder, split, *lines_of), f"the predictions on {split}"
+        )
         if lines:
             predictions[split] = lines
     return Run(
@@ -189,7 +218,9 @@ def _result(folder: RunFolder) -> Any:
     return result
 
 
-def _predictions(folder: RunFolder, split: str, keys: Keys) -> list[dict[str, Any]]:
+def _predictions(
+    folder: RunFolder, split: str, keys: Keys, inside: Mapping[str, Keys]
+) -> list[dict[str, Any]]:
     name = f"predictions-{split}.jsonl"
     path = folder.path / name
     if not path.exists():
@@ -201,8 +232,8 @@ def _predictions(folder: RunFolder, split: str, keys: Keys) -> list[dict[str, An
         except ValueError:
             raise UserError(f"{path}, line {number}: not JSON.") from None
     _check(lines, keys, folder, name)
-    for line in lines if keys is TAGGED else ():
-        _check([*line["entities"], *line["gold"]], ENTITY, folder, name)
+    for key, own in inside.items():
+        _check([one for line in lines for one in line[key]], own, folder, name)
     return lines
 
 

@@ -12,7 +12,17 @@ from jaxft.report import numbers
 from jaxft.report.page_binary import thresholds
 from jaxft.report.page_classes import told
 from jaxft.report.page_figures import group_colour, metrics_of
-from jaxft.report.page_run import TAGGED_TASK, Run, config_text
+from jaxft.report.page_fills import filled
+from jaxft.report.page_pairs import paired
+from jaxft.report.page_run import (
+    BEFORE,
+    LINES,
+    MASKED_TASK,
+    PAIRED_TASK,
+    TAGGED_TASK,
+    Run,
+    config_text,
+)
 from jaxft.report.page_tokens import tagged
 from jaxft.report.progress_tables import part_of
 
@@ -42,21 +52,30 @@ def view(run: Run, index: int) -> dict[str, Any]:
         "groups": _groups(run),
         "rows": sorted(run.table["rows"], key=lambda row: row["depth"]) if run.table else [],
         "colours": {entry["name"]: group_colour(run, entry["name"]) for entry in _groups(run)},
-        "splits": [
-            told(split, lines)
-            for split, lines in run.predictions.items()
-            if run.task != TAGGED_TASK
-        ],
-        "tagged": [
-            tagged(split, lines)
-            for split, lines in run.predictions.items()
-            if run.task == TAGGED_TASK
-        ],
+        **_told(run),
         "thresholds": thresholds(run),
         "notes": [note for note in run.of_kind("note") if isinstance(note.get("text"), str)],
         "config": config_text(run) if run.config else "",
         "facts": list(flatten(run.about).items()),
         "problems": run.problems,
+    }
+
+
+def _told(run: Run) -> dict[str, Any]:
+    """What was said of each example, under the name of the part of the page that shows it."""
+    before, classes = run.predictions.get(BEFORE, []), run.task not in LINES
+    splits = {split: lines for split, lines in run.predictions.items() if split != BEFORE}
+    # What was said before the first step is of the eval rows, so they come first.
+    compared = [
+        (split, splits[split], before if split == "eval" else [])
+        for split in ("eval", "test")
+        if split in splits
+    ]
+    return {
+        "splits": [told(*one) for one in splits.items() if classes],
+        "tagged": [tagged(*one) for one in splits.items() if run.task == TAGGED_TASK],
+        "filled": [filled(*one) for one in compared if run.task == MASKED_TASK],
+        "paired": [paired(*one) for one in compared if run.task == PAIRED_TASK],
     }
 
 

@@ -94,10 +94,16 @@ class OneClass:
 
     def _losses(self, outputs: Outputs, batch: Batch) -> jax.Array:
         """Cross-entropy, or focal loss, of each example: `[R, S]`."""
-        losses = optax.softmax_cross_entropy_with_integer_labels(
-            logits_of(outputs, batch), batch["labels"]
-        )
-        return focal(losses, self.section.focal)
+        scores = logits_of(outputs, batch)
+
+        def of(labels: jax.Array) -> jax.Array:
+            losses = optax.softmax_cross_entropy_with_integer_labels(scores, labels)
+            return focal(losses, self.section.focal)
+
+        if "mixed_labels" not in batch:
+            return of(batch["labels"])
+        share = batch["mixed_shares"]  # of the other image, and of what it shows
+        return (1 - share) * of(batch["labels"]) + share * of(batch["mixed_labels"])
 
 
 def logits_of(outputs: Outputs, batch: Batch) -> jax.Array:

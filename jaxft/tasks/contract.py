@@ -20,7 +20,8 @@ from jaxft.models.registry_model import Model
 
 Batch = Mapping[str, Any]
 Sums = dict[str, tuple[jax.Array, jax.Array]]
-LOWER_IS_BETTER = ("loss", "perplexity", "rmse")  # of metrics; of all others higher is
+# Of metrics; of all others higher is better.
+LOWER_IS_BETTER = ("loss", "perplexity", "pseudo_perplexity", "rmse")
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,9 @@ class Examples(Protocol):
         remarks: what a person should know of one example beside what the model says of it.
         fingerprint: changes with anything that the model's inputs depend on.
         image_size: height and width of the images in a batch; None where there are none.
-        random: whether an example is another each time that it is read (augmentation).
+        random: whether an example is another in each epoch (augmentation, masks). `collate` takes
+            the `Draw` as a third argument then, and `scored()` gives the examples that an
+            evaluation reads, which are always the same.
     """
 
     lengths: np.ndarray

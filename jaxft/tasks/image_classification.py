@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from jaxft.config_augment import AugmentSection
 from jaxft.config_classes import ImageClassification as Section
+from jaxft.data.draws import FIRST, Draw
 from jaxft.data.image import ImageProcessor
 from jaxft.data.sources import Source
 from jaxft.tasks.classes_target import Target, make_target
 from jaxft.tasks.contract import Examples, Tools
 from jaxft.tasks.images import (
+    augmented_values,
     check_images,
     images_fingerprint,
     open_image,
@@ -37,6 +40,7 @@ class ImageExamples:
 
     Attributes:
         decoded: whether batches bring the images.
+        augment: what is done to an image by chance; None where it is read as it is.
     """
 
     source: Source
@@ -45,8 +49,12 @@ class ImageExamples:
     labelled: Labels | None
     counts: Mapping[str, int] = field(default_factory=dict)
     remarks: Mapping[int, dict[str, Any]] = field(default_factory=dict)
-    random: bool = False
     decoded: bool = True
+    augment: AugmentSection | None = None
+
+    @property
+    def random(self) -> bool:
+        return self.augment is not None
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -70,8 +78,16 @@ class ImageExamples:
     def without_images(self) -> ImageExamples:
         return replace(self, decoded=False)
 
-    def collate(self, index: np.ndarray, row_length: int) -> dict[str, np.ndarray]:
+    def scored(self) -> ImageExamples:
+        """The same images as they are."""
+        return replace(self, augment=None)
+
+    def collate(
+        self, index: np.ndarray, row_length: int, draw: Draw = FIRST
+    ) -> dict[str, np.ndarray]:
         del row_length
+        if self.augment is not None:
+            return self._changed(self.augment, index, draw)
         batch = {
             "weights": (index >= 0).astype(np.float32),
             "example_ids": index.astype(np.int32),
@@ -79,6 +95,17 @@ class ImageExamples:
         if self.decoded:
             batch["pixel_values"] = pixel_values(self.source, self.column, self.processor, index)
         return batch if self.labelled is None else batch | self.labelled.batch(index)
+
+    def _changed(
+        self, augment: AugmentSection, index: np.ndarray, draw: Draw
+    ) -> dict[str, np.ndarray]:
+        """A batch of images changed by chance, and their labels."""
+        how = (self.source, self.column, self.processor, augment, index, draw)
+        values, others, shares = augmented_values(*how)
+        batch = replace(self, decoded=False, augment=None).collate(index, 1)
+        if augment.mixes and self.labelled is not None:
+            batch |= self.labelled.mixed(index, others, shares)
+        return batch | {"pixel_values": values}
 
 
 @dataclass(frozen=True)
@@ -126,7 +153,8 @@ class ImageClassification:
         labelled = None if names is None else self.target.read(source, names)
         if labelled is not None:  # what a person typed is decoded at once anyway
             check_images(source, self.section.image)
-        return ImageExamples(source, self.section.image, tools.images, labelled)
+        how = None if names is None else self.section.augment
+        return ImageExamples(source, self.section.image, tools.images, labelled, augment=how)
 
     def loss(self, outputs: Any, batch: Any) -> Any:
         return self.target.loss(outputs, batch)

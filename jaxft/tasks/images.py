@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from jaxft.config_augment import AugmentSection
+from jaxft.data.augment import augment, mix
+from jaxft.data.draws import Draw
 from jaxft.data.image import ImageProcessor, check_header, decode, to_rgb
 from jaxft.data.sources import Source
 from jaxft.data.sources_images import images_below
@@ -44,6 +47,47 @@ def pixel_values(
     for row, (number, value) in zip(rows, _values(source, column, numbers), strict=True):
         values[row] = processor(open_image(source, number, value))
     return values
+
+
+def augmented_values(
+    source: Source,
+    column: str,
+    processor: ImageProcessor,
+    how: AugmentSection,
+    index: np.ndarray,
+    draw: Draw,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The images of a batch, changed by chance and perhaps mixed with others.
+
+    An image and what it is mixed with depend on its number and the draw alone, and on no batch.
+
+    Args:
+        source, column, processor: the rows, what holds the image, and the checkpoint's.
+        how: what is done.
+        index: `[R, 1]` example numbers, -1 for none.
+        draw: what is drawn from.
+
+    Returns:
+        `[R, 3, H, W]` float32, and of each row the number of what is in it too and that one's
+        share, `[R, 1]` each; -1 and 0 where there is none.
+    """
+    values = np.zeros((len(index), 3, *processor.size), np.float32)
+    others, shares = np.full(index.shape, -1), np.zeros(index.shape, np.float32)
+    rows = np.flatnonzero(index[:, 0] >= 0)
+    chances = [draw.of(int(index[row, 0])) for row in rows]
+
+    def read(numbers: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
+        for (number, value), chance in zip(_values(source, column, numbers), chances, strict=True):
+            yield augment(open_image(source, number, value), processor, how, chance)
+
+    for row, pixels in zip(rows, read(index[rows, 0]), strict=True):
+        values[row] = pixels
+    if how.mixes:
+        others[rows, 0] = [int(chance.below(len(source), 1)[0]) for chance in chances]
+        pairs = zip(rows, read(others[rows, 0]), chances, strict=True)
+        for row, pixels, chance in pairs:
+            values[row], shares[row, 0] = mix(values[row], pixels, how, chance)
+    return values, others, shares
 
 
 def images_fingerprint(source: Source, column: str, processor: ImageProcessor) -> str:

@@ -48,6 +48,23 @@ class Labels:
         found = {"labels": self.values, "loss_weights": self.weights}
         return {name: _taken(values, index) for name, values in found.items() if values is not None}
 
+    def mixed(self, index: np.ndarray, other: np.ndarray, shares: np.ndarray) -> dict[str, Any]:
+        """A batch's labels where each example is a mixture of two.
+
+        Args:
+            index, other: `[rows, segments]` numbers of the two, -1 for none.
+            shares: `[rows, segments]` of the other.
+
+        Returns:
+            `labels`; of classes `mixed_labels` and `mixed_shares` too. Numbers are mixed as such.
+        """
+        batch, second = self.batch(index), _taken(self.values, other)
+        if self.values.dtype.kind == "f":
+            wide = shares.reshape(*shares.shape, *[1] * (self.values.ndim - 1))
+            mixed = (1 - wide) * batch["labels"] + wide * second
+            return batch | {"labels": mixed.astype(np.float32)}
+        return batch | {"mixed_labels": second, "mixed_shares": shares.astype(np.float32)}
+
 
 def _taken(values: np.ndarray, index: np.ndarray) -> np.ndarray:
     taken = values[np.maximum(index, 0)]
