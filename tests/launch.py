@@ -24,7 +24,13 @@ def cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXFT_CACHE", str(folder))
         yield folder
-    for launched in STARTED:  # what a test that failed has left
+
+
+@pytest.fixture
+def ended():
+    """Nothing that a test has started outlives it, also where it fails."""
+    yield
+    for launched in STARTED:
         launched.kill()
     STARTED.clear()
 
@@ -73,7 +79,7 @@ class Launched:
         self.until(lambda: path.read_text().strip() != "")
         return int(path.read_text().split()[0])
 
-    def until(self, moment: Callable[[], bool], seconds: float = 240) -> None:
+    def until(self, moment: Callable[[], bool], seconds: float = 600) -> None:
         """Wait for a moment of its life."""
         end = time.monotonic() + seconds
         while not moment():

@@ -63,6 +63,7 @@ FLOORS = {
     "tasks.text_tuples": 5.5,
     "tasks.*": 6,
     "engine.chips": 0,  # without jax
+    "engine.compiler_options": 0,  # without jax
     "engine.distributed": 5,
     "engine.mesh": 6,
     "engine.state": 6,

@@ -15,14 +15,21 @@ from jaxft.cli import main
 from jaxft.config import parse_config
 from jaxft.engine.distributed import HEARTBEAT_SECONDS
 from jaxft.supervise import PEER_LOST
-from tests.launch import cache, content, events, launch_hosts, write_config  # noqa: F401 a fixture
+from tests.launch import (  # noqa: F401 two fixtures
+    cache,
+    content,
+    ended,
+    events,
+    launch_hosts,
+    write_config,
+)
 from tests.tiny import tiny_checkpoint, tiny_config, tiny_reviews
 
 STEPS = 16
 HOST = socket.gethostname()
 # The program is not what is looked at, and several processes compile it.
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-pytestmark = pytest.mark.usefixtures("cache", "quick_to_compile")
+pytestmark = pytest.mark.usefixtures("cache", "ended", "quick_to_compile")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ from typing import get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from families import FAMILIES, Pair, make_pair
 
@@ -115,10 +114,10 @@ def objective(model, compute, params, batch, key):
     """A loss of every output: each example's squared distance from something that it is not."""
     outputs = model.apply(params, batch, key, compute)
     total = 0.0
-    for name, value in sorted(outputs.items()):
-        if name in ("logits", "text_embeds", "image_embeds"):
+    for value in jax.tree.leaves(outputs):
+        if value.shape[:1] == (ROWS,):
             wanted = jnp.cos(jnp.arange(value[0].size)).reshape(value.shape[1:])
-            total += optax.squared_error(value, wanted).mean(range(1, value.ndim)).sum()
+            total += jnp.square(value - wanted).mean(range(1, value.ndim)).sum()
     return {"loss": (total, jnp.float32(ROWS))}
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax.stages import Wrapped
 
+from jaxft.engine.compiler_options import compiler_options
 from jaxft.engine.mesh import batch_sharding, replicated
 from jaxft.engine.state import TrainState
 from jaxft.tree import natural_order
@@ -82,6 +83,7 @@ def make_train_step(
         donate_argnums=0,
         in_shardings=(state_shardings, frozen_shardings, rows, replicated(mesh)),
         out_shardings=(state_shardings, replicated(mesh)),
+        compiler_options=compiler_options(mesh.devices.flat[0].platform, mesh.size),
     )
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxft.engine.build import Build
+from jaxft.engine.compiler_options import compiler_options
 from jaxft.engine.evaluate import EvalStep, evaluation_function
 from jaxft.engine.mesh import batch_sharding, replicated
 from jaxft.engine.state import TrainState
@@ -68,6 +69,7 @@ def make_study_step(built: Build, states: TrainState, frozen: dict[str, jax.Arra
         donate_argnums=0,
         in_shardings=(placed, {name: built.shardings[name] for name in frozen}, rows, whole),
         out_shardings=(placed, whole),
+        compiler_options=compiler_options(built.mesh.devices.flat[0].platform, built.mesh.size),
     )
 
 
