@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 SAY    := @printf '\n\033[1m== %s\033[0m\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demos assets test test-all lint format docs bench clean
+.PHONY: help demo demos demos-full assets test test-all lint format docs bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -29,18 +29,11 @@ demo: $(VENV)/.runtime  ## fine-tune MiniLM on 8,530 film reviews: train, evalua
 	@printf '\n%-8s%s\n' run $(RUN) result $(RUN)/result.json export $(RUN)/export \
 	    report $(RUN)/report.html
 
-demos: $(VENV)/.demos  ## the other configs: a chat model, digits, visual search (about an hour)
-	@$(BIN)/python -m jaxft.demo minilm tweets tiny_mlm reviews smollm2 dialogues vits dinov2 digits emoji
-	@for name in ner domain_adapt embed chat digits visual_search; do \
-	    printf '\n\033[1m== Train (configs/%s.yaml)\033[0m\n' $$name; \
-	    resume=$$(test -f runs/$$name/run.json && echo --resume); \
-	    $(BIN)/jaxft train configs/$$name.yaml $$resume || exit; \
-	    $(BIN)/jaxft report runs/$$name || exit; \
-	done
-	$(SAY) 'Ask them'
-	$(BIN)/jaxft predict runs/chat "What is your favourite colour?"
-	$(BIN)/jaxft predict runs/digits assets/digits/test/7
-	$(BIN)/jaxft search runs/visual_search "a red car" --images assets/emoji/images
+demos: $(VENV)/.demos  ## one table of all the configs: few rows, at most 5 minutes each on 2 cores
+	@$(BIN)/python -m benchmarks.demos
+
+demos-full: $(VENV)/.demos  ## the same on all rows (hours)
+	@$(BIN)/python -m benchmarks.demos --full
 
 assets: $(VENV)/.runtime  ## bring the demo's checkpoint and reviews, and link them as assets/
 	$(BIN)/python -m jaxft.demo

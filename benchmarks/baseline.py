@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
@@ -25,6 +26,7 @@ from jaxft.config import Config
 from jaxft.engine.build import build
 from jaxft.engine.inputs import Split
 from jaxft.files import write_atomic
+from jaxft.metrics.classification import classification_scores
 
 ROWS = 64
 POOLED = "logistic regression on the frozen pooled output"
@@ -33,35 +35,65 @@ TWIN = "the same recipe in PyTorch, mean of 3 seeds (make bench)"
 
 
 def baselines(config: Config) -> dict[str, float]:
-    """Test accuracies of logistic regression on two kinds of frozen features.
+    """Test accuracies of logistic regression on two kinds of frozen features, by their name.
 
     Args:
         config: a run's config; its checkpoint, rows and length limit are used, nothing else.
+    """
+    found = regressions(config, ("test",))
+    return {name: scores["test"]["accuracy"] for name, scores in found.items()}
+
+
+def best_regression(config: Config) -> tuple[str, dict[str, float]]:
+    """The features that are best on the eval rows by accuracy, and their scores on the test rows.
+
+    Args:
+        config: as in `baselines`.
+    """
+    found = regressions(config, ("eval", "test"))
+    name = max(found, key=lambda name: found[name]["eval"]["accuracy"])
+    return name, found[name]["test"]
+
+
+def regressions(config: Config, scored: tuple[str, ...]) -> dict[str, dict[str, dict[str, float]]]:
+    """Scores of logistic regression: by features, by split.
+
+    Args:
+        config: as in `baselines`; its task tells one class of a text or an image.
+        scored: splits.
 
     Returns:
-        Accuracy by the features' name: the pooled output (what a fresh head sees) and the mean of
-        the last block's token vectors.
+        The features are what a fresh head sees (the pooled output, or that of the class token) and
+        the mean of the last block's vectors.
     """
     built = build(config)
-    model = jaxft.load(config.model.checkpoint, ignore=config.model.ignore)
-    train, test = (_features(model, built.splits[name]) for name in ("train", "test"))
-    labels = {name: built.splits[name].examples.labels for name in ("train", "test")}
-    scores = {}
+    options = {"ignore": config.model.ignore, "image_size": config.model.image_size}
+    model = jaxft.load(config.model.checkpoint, **options)
+    labels = {name: np.asarray(split.examples.labels) for name, split in built.splits.items()}
+    features = {name: _features(model, built.splits[name]) for name in ("train", *scored)}
+    found: dict[str, dict[str, dict[str, float]]] = {}
     for name in (POOLED, MEAN):
-        regression = LogisticRegression(max_iter=2000).fit(train[name], labels["train"])
-        scores[name] = float(regression.score(test[name], labels["test"]))
-    return scores
+        regression = LogisticRegression(max_iter=5000).fit(features["train"][name], labels["train"])
+        found[name] = {}
+        for split in scored:
+            chances = regression.predict_proba(features[split][name])
+            right = float((chances.argmax(axis=1) == labels[split]).mean())
+            scores = classification_scores(chances, labels[split])
+            found[name][split] = {"accuracy": right, **scores}
+    return found
 
 
 def _features(model: jaxft.Model, split: Split) -> dict[str, np.ndarray]:
     """Every example's features, `[examples, width]` by name; short ones go with short ones."""
 
     @jax.jit
-    def compute(ids: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-        out = model.apply(model.params, {"input_ids": ids, "attention_mask": mask})
-        kept = mask[..., None]  # [B, T, 1]
-        mean = (out["last_hidden_state"] * kept).sum(1) / kept.sum(1)
-        return {POOLED: out["pooler_output"], MEAN: mean}
+    def compute(rows: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        out = model.apply(model.params, rows)
+        states = out["last_hidden_state"]  # [B, T, D]
+        mask = rows.get("attention_mask")
+        kept = jnp.ones(states.shape[:2]) if mask is None else mask
+        mean = (states * kept[..., None]).sum(1) / kept.sum(1)[:, None]
+        return {POOLED: out.get("pooler_output", states[:, 0]), MEAN: mean}
 
     examples = split.examples
     order = np.argsort(examples.lengths, kind="stable")
@@ -70,11 +102,17 @@ def _features(model: jaxft.Model, split: Split) -> dict[str, np.ndarray]:
         chosen = order[first : first + ROWS]
         index = np.resize(chosen, (ROWS, 1))  # the last batch repeats examples to keep its shape
         width = -(-int(examples.lengths[chosen].max()) // 32) * 32  # few shapes to compile
-        rows = examples.collate(index, width)
-        for name, values in compute(rows["input_ids"], rows["segment_ids"]).items():
+        for name, values in compute(_read(examples.collate(index, width))).items():
             found[name].append(np.asarray(values)[: len(chosen)])
     back = np.argsort(order)
     return {name: np.concatenate(parts)[back] for name, parts in found.items()}
+
+
+def _read(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What a model without a head reads of a batch with an example a row."""
+    if "pixel_values" in rows:
+        return {"pixel_values": rows["pixel_values"]}
+    return {"input_ids": rows["input_ids"], "attention_mask": rows["segment_ids"]}
 
 
 def main() -> None:

@@ -48,7 +48,12 @@ Texts = Annotated[
     list[str] | None,
     typer.Argument(metavar="TEXT", help="Texts to label or answer.", show_default=False),
 ]
-OneFile = Annotated[Path | None, typer.Option("--file", "-f", help="A file with one text a line.")]
+OneFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--file", "-f", help="A file with one input a line; or .csv, .jsonl, .parquet: rows."
+    ),
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="JSON lines, as where the output is no terminal.")
 ]
@@ -75,7 +80,7 @@ def predict(
     """
     if texts and file:
         raise UserError("Texts come from arguments or from --file, not both.", "Give one of them.")
-    inputs = texts or (_lines_of(file) if file else _typed())
+    inputs = texts or (_lines_of(file) if file else _typed())  # read when they are asked for
     asked = _drawing(temperature) | {
         "max_new_tokens": max_new_tokens,
         "top_k": top_k,
@@ -93,7 +98,7 @@ def predict(
     elif asked or chat is not None:
         raise UserError(f"'{run}' writes no text: it takes texts and --file alone.")
     else:
-        _print_labels(Path(run), inputs, as_json)
+        _print_labels(Path(run), inputs, file, as_json)
 
 
 def _drawing(temperature: float | None) -> dict[str, Any]:
@@ -108,14 +113,18 @@ def _typed() -> Iterator[str] | None:
     return None if sys.stdin.isatty() else _decoded(sys.stdin.buffer, "standard input")
 
 
-def _print_labels(run: Path, inputs: Iterable[str] | None, as_json: bool) -> None:
+def _print_labels(
+    run: Path, inputs: Iterable[str] | None, file: Path | None, as_json: bool
+) -> None:
     """Print what a run says of each input: in colour what has a text to show it in."""
+    from jaxft.engine.predict import TABLES, predict_rows
     from jaxft.engine.predict import predict as story
 
     if inputs is None:
         print("Type a text a line; Ctrl-D ends.", file=sys.stderr)
         inputs = _decoded(sys.stdin.buffer, "standard input")
-    said = story(run, inputs)
+    table = file is not None and file.suffix.lower() in TABLES
+    said = predict_rows(run, file) if table and file else story(run, inputs)
     if as_json or not sys.stdout.isatty():
         _print_lines(said)
     else:

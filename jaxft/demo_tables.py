@@ -26,19 +26,21 @@ MODELDATA = Deb(
 )
 INSIDE = "usr/lib/R/site-library/modeldata/data"
 HELD_OUT = 5  # one row in so many
+EVAL, THINNED = 8, 4  # of the loans: one in so many of the rest; one in so many of the good ones
 # R's words for years at work, as a person would write them.
 YEARS = {"lt_1": "less than 1", "ge_10": "10 or more", "unk": ""}
 LZMA2 = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
 
 
 def lending_club() -> Path:
-    """The folder with train.csv (7,874 rows) and test.csv (1,983): loans, 5.2% of them bad.
+    """The folder with train.csv (6,872 loans), eval.csv (1,002) and test.csv (1,983), 5.2% bad.
 
     22 columns of what was known when the loan was given, and `Class`: good or bad.
+    train_thinned.csv has train.csv's bad loans and one in four of its good ones, by their hash.
 
     Source: Debian `r-cran-modeldata` (R's modeldata, MIT licence): Lending Club's public records.
     """
-    return once("lending_club", MODELDATA, lambda deb, to: _write_frame(deb, to, _loan))
+    return once("lending_club", MODELDATA, _write_loans)
 
 
 def credit_data() -> Path:
@@ -63,8 +65,31 @@ def breast_cancer() -> Path:
 
 def held_out(row: Mapping[str, Any]) -> bool:
     """Whether a row belongs to test.csv: it depends on its cells alone, not on its place."""
+    return _digest(row) % HELD_OUT == 0
+
+
+def _digest(row: Mapping[str, Any]) -> int:
     text = "|".join(str(cell) for cell in row.values())
-    return int(hashlib.sha256(text.encode()).hexdigest(), 16) % HELD_OUT == 0
+    return int(hashlib.sha256(text.encode()).hexdigest(), 16)
+
+
+def _write_loans(deb: Path, to: Path) -> None:
+    """Write the loans; the eval rows are one in eight of those that are not held out."""
+    _write_frame(deb, to, _loan)
+    with (to / "train.csv").open(encoding="utf-8", newline="") as file:
+        head, *rows = csv.reader(file)
+    named = [dict(zip(head, row, strict=True)) for row in rows]
+    chosen: dict[str, list[dict[str, Any]]] = {
+        "eval.csv": [row for row in named if _digest(row) // HELD_OUT % EVAL == 0],
+        "train.csv": [row for row in named if _digest(row) // HELD_OUT % EVAL],
+    }
+    chosen["train_thinned.csv"] = [
+        row
+        for row in chosen["train.csv"]
+        if row["Class"] == "bad" or _digest(row) // (HELD_OUT * EVAL) % THINNED == 0
+    ]
+    for name, kept in chosen.items():
+        _write_csv(to / name, head, [list(row.values()) for row in kept])
 
 
 def _write_breast_cancer(to: Path) -> None:
@@ -96,10 +121,14 @@ def _write_rows(to: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         head = tuple(row)
         chosen["test.csv" if held_out(row) else "train.csv"][tuple(row.values())] = None
     for name, lines in chosen.items():
-        with (to / name).open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(head)
-            writer.writerows(lines)
+        _write_csv(to / name, head, lines)
+
+
+def _write_csv(file: Path, head: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    with file.open("w", encoding="utf-8", newline="") as lines:
+        writer = csv.writer(lines, lineterminator="\n")
+        writer.writerow(head)
+        writer.writerows(rows)
 
 
 def _loan(row: dict[str, Any]) -> dict[str, Any]:

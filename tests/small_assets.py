@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import torch
+import yaml
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -19,6 +20,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from jaxft.data.template import parse_template
+
+CONFIGS = Path(__file__).parent.parent / "configs"
 EVERY = {"train.csv": 51, "test.csv": 20}  # keep one review in so many
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
 END = "<|im_end|>"
@@ -50,6 +54,7 @@ def small_assets(folder: Path, minilm: Path, reviews: Path) -> Path:
     write_digits(folder / "digits")
     write_emoji(folder / "emoji")
     write_tweets(folder / "tweets")
+    write_loans(folder / "lending_club")
     return folder
 
 
@@ -136,3 +141,18 @@ def write_tweets(folder: Path) -> None:
         things = [THINGS[number % 8] for number in range(count)]
         told = [f"the\tO\n{thing}\tB-thing\n{thing}s\tI-thing\n!\tO\n\n" for thing in things]
         (folder / name).write_text("".join(told))
+
+
+def write_loans(folder: Path) -> None:
+    """A table with the columns that configs/fraud.yaml writes as text; one loan in four is bad."""
+    config = yaml.safe_load((CONFIGS / "fraud.yaml").read_text())
+    columns = parse_template(config["task"]["template"]).columns
+    for name, count in (("train_thinned.csv", 40), ("eval.csv", 12), ("test.csv", 12)):
+        rows = [
+            [
+                *[str(row % (7 + place)) for place in range(len(columns))],
+                "good" if row % 4 else "bad",
+            ]
+            for row in range(count)
+        ]
+        write_csv(folder / name, [*columns, "Class"], rows)

@@ -12,7 +12,7 @@ from jaxft import demo_assets, demo_tables
 from jaxft.errors import UserError
 
 PINNED = {
-    "lending_club": ("68bf7e16c0b2d9be", "5ee485344c76b84a", 7874, 1983, "Class", "bad", 517),
+    "lending_club": ("ed4fc0098452837c", "5ee485344c76b84a", 6872, 1983, "Class", "bad", 458),
     "credit_data": ("8138666eafed219e", "f400eda0fb1a933b", 3527, 925, "Status", "bad", 1253),
     "breast_cancer": ("c476adbf7b5af4a1", "af656540ab4a7dcc", 465, 104, "diagnosis", "malignant"),
 }
@@ -42,6 +42,20 @@ def test_the_tumours_are_the_pinned_rows(breast_cancer):
 @pytest.mark.parametrize("name", ["lending_club", "credit_data"])
 def test_the_loans_are_the_pinned_rows(name):
     check_pinned(getattr(demo_tables, name)())
+
+
+@pytest.mark.full
+def test_loans_that_choose_are_not_trained_on_and_good_ones_are_thinned():
+    folder = demo_tables.lending_club()
+    rows = {
+        name: [*map(str, rows_of(folder / f"{name}.csv"))] for name in ("train", "eval", "test")
+    }
+    thinned = rows_of(folder / "train_thinned.csv")
+    assert len(rows["eval"]) == 1002
+    assert not set(rows["train"]) & {*rows["eval"], *rows["test"]}
+    assert set(map(str, thinned)) < set(rows["train"])
+    kinds = [row["Class"] for row in thinned]
+    assert (kinds.count("bad"), kinds.count("good")) == (347, 1684)
 
 
 def test_a_loan_is_written_as_a_person_would():

@@ -151,6 +151,8 @@ def test_one_false_alarm_in_a_hundred_is_allowed():
 def test_one_class_has_no_score_that_compares():
     found = classification_scores(np.stack([1 - SCORE, SCORE], axis=1), np.zeros(8, int))
     assert set(found) == {"f1", "mcc"}
+    sure = classification_scores(np.tile([0.9, 0.1], (8, 1)), np.zeros(8, int))
+    assert sure == {"f1": 1.0, "mcc": 0.0}
 
 
 def test_scores_of_several_labels_are_scikit_learns():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,18 @@ import jax
 import numpy as np
 
 from jaxft.data.packing import round_up
-from jaxft.data.sources import given_rows
+from jaxft.data.sources import Source, given_rows, open_source
+from jaxft.engine.inputs import check_columns
 from jaxft.engine.process import prepare_process
-from jaxft.engine.trained import open_trained
+from jaxft.engine.trained import Trained, open_trained
+from jaxft.errors import UserError
 from jaxft.models.registry import Model
 from jaxft.tasks.contract import Examples, Tools
 
 # Examples a batch, and the multiple that its length is rounded up to: few shapes to compile.
 ROWS, STRIDE = 32, 32
+# Endings of the files that hold rows and no lines, and the sources that read them.
+TABLES = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}
 
 
 def predict(run: Path, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
@@ -26,7 +31,8 @@ def predict(run: Path, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
 
     Args:
         run: the run folder.
-        inputs: as the task reads them: one text each, a pair with a tab between, image files.
+        inputs: as the task reads them: one text each, a pair with a tab between, a row of a table
+            as a JSON object, image files.
 
     Yields:
         The input and what the task says of it (`label`, `probabilities`); for texts `cut` too,
@@ -37,15 +43,50 @@ def predict(run: Path, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
     """
     prepare_process()
     trained = open_trained(run)
+    waiting = trained.task.rows_from_input(inputs)
+    chunks = iter(lambda: list(islice(waiting, ROWS)), [])
+    yield from _said(trained, (given_rows(rows) for rows in chunks))
+
+
+def predict_rows(run: Path, file: Path) -> Iterator[dict[str, Any]]:
+    """Say of each row of a table what the run learned to say.
+
+    Args:
+        run: the run folder, of a task that reads columns.
+        file: a file of rows (`TABLES`), which may have more columns than are read.
+
+    Yields:
+        As `predict`.
+
+    Raises:
+        UserError: it is no run, its task reads no columns, or the file has not those that it
+            reads; a cell is not as it has to be, by the number of its row.
+    """
+    prepare_process()
+    trained = open_trained(run)
+    columns = getattr(trained.task, "input_columns", None)
+    if columns is None:
+        raise UserError(
+            f"'{file}' is a table, and what {trained.task.kind} reads is no row of one.",
+            "Give a file with one input a line.",
+        )
+    source = open_source(f"{TABLES[file.suffix.lower()]}:{file}:ordered")
+    check_columns(source, columns)
+    starts = range(0, len(source), ROWS)
+    yield from _said(
+        trained, (replace(source, order=source.order[start : start + ROWS]) for start in starts)
+    )
+
+
+def _said(trained: Trained, sources: Iterable[Source]) -> Iterator[dict[str, Any]]:
+    """What a run says of the rows of each source, at most `ROWS` in one."""
     task, model, names = trained.task, trained.model, trained.label_names
     tools = Tools(model, trained.config.data.max_length, None)
     step = jax.jit(lambda params, batch: task.outcomes(model.apply(params, batch), batch))
-    waiting = task.rows_from_input(inputs)
-    while rows := list(islice(waiting, ROWS)):
-        source = given_rows(rows)
+    for source in sources:
         examples = task.examples(source, None, tools)
         outcomes = jax.device_get(step(model.params, _batch(examples, model)))
-        kept = {name: values[: len(rows), 0] for name, values in outcomes.items()}
+        kept = {name: values[: len(source), 0] for name, values in outcomes.items()}
         for number, said in enumerate(task.describe(source, kept, examples, names)):
             yield said | examples.remarks.get(number, {})
 

@@ -20,9 +20,10 @@ def classification_scores(probabilities: np.ndarray, labels: np.ndarray) -> dict
         of `detection_scores`.
     """
     predicted = probabilities.argmax(axis=-1)
+    several = len(np.union1d(labels, predicted)) > 1  # of one alone scikit-learn warns
     scores = {
         "f1": float(metrics.f1_score(labels, predicted, average="macro", zero_division=0.0)),
-        "mcc": float(metrics.matthews_corrcoef(labels, predicted)) if len(labels) > 1 else 0.0,
+        "mcc": float(metrics.matthews_corrcoef(labels, predicted)) if several else 0.0,
     }
     if probabilities.shape[-1] == 2 and len(np.unique(labels)) == 2:
         scores |= detection_scores(probabilities[:, 1], labels)

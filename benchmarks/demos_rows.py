@@ -1,0 +1,129 @@
+"""The rows of `benchmarks.demos`: one a config, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+# The frozen checkpoint: logistic regression on its features, its head trained alone, or as it is.
+Frozen = Literal["features", "head", "as it is"]
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A config and what it is held against.
+
+    Attributes:
+        name: of the file in `configs/`.
+        data: what the rows are, in a few words.
+        assets: what `python -m jaxft.demo` brings for it.
+        metric: of the test rows.
+        frozen: what the frozen checkpoint is scored by.
+        quick: overrides that keep a row below five minutes on two quiet cores.
+        scratch: overrides for the twin from scratch: all of it trains, at one rate.
+        table: whether the columns themselves are there to be learned from too.
+    """
+
+    name: str
+    data: str
+    assets: tuple[str, ...]
+    metric: str
+    frozen: Frozen
+    quick: tuple[str, ...] = ()
+    scratch: tuple[str, ...] = ("groups=[]", "layer_decay.rate=1")
+    table: bool = False
+
+
+DEMOS = (
+    Demo(
+        "sentiment",
+        "film reviews",
+        ("minilm", "reviews"),
+        "accuracy",
+        "features",
+        quick=("data.train=csv:assets/reviews/train.csv[:2000]",),
+    ),
+    Demo(
+        "ner",
+        "tweets, ten types of entities",
+        ("minilm", "tweets"),
+        "f1",
+        "head",
+        quick=("data.train=conll:assets/tweets/train.conll[:800]",),
+    ),
+    Demo(
+        "fraud",
+        "loans as text, 5.2% bad",
+        ("minilm", "lending_club"),
+        "average_precision",
+        "features",
+        table=True,
+    ),
+    Demo(
+        "risk",
+        "credits as text, 28% bad",
+        ("minilm", "credit_data"),
+        "average_precision",
+        "features",
+        quick=("data.train=csv:assets/credit_data/train.csv[:1500]",),
+        table=True,
+    ),
+    Demo(
+        "disease",
+        "tumours as text, 37% malignant",
+        ("minilm", "breast_cancer"),
+        "average_precision",
+        "features",
+        table=True,
+    ),
+    Demo(
+        "digits",
+        "handwritten digits",
+        ("vits", "digits"),
+        "accuracy",
+        "features",
+        quick=("data.train=images:assets/digits/train[:800]",),
+    ),
+    Demo(
+        "visual_search",
+        "emoji and their names",
+        ("dinov2", "minilm", "emoji"),
+        "recall_at_10",
+        "as it is",
+        quick=("data.train=csv:assets/emoji/train.csv[:500]", "train.length=4 epochs"),
+    ),
+    Demo(
+        "chat",
+        "questions and answers",
+        ("smollm2", "dialogues"),
+        "perplexity",
+        "as it is",
+        quick=("data.train=jsonl:assets/dialogues/train.jsonl[:300]",),
+    ),
+    Demo(
+        "domain_adapt",
+        "words left out of film reviews",
+        ("tiny_mlm", "reviews"),
+        "pseudo_perplexity",
+        "as it is",
+        quick=("data.train=csv:assets/reviews/train.csv[:2000]",),
+    ),
+    Demo(
+        "embed",
+        "questions and their answers",
+        ("minilm", "dialogues"),
+        "recall_at_10",
+        "as it is",
+        quick=("train.length=4 epochs",),
+    ),
+)
+# Configs that show a way to train on rows of another; they have a README row and no row here.
+RECIPES = (
+    "auto_freeze",
+    "freeze_out",
+    "gradual_unfreezing",
+    "instruct_lora",
+    "lp_ft",
+)
+# Configs whose data no package brings.
+ELSEWHERE = ("medical",)
