@@ -191,11 +191,19 @@ def evaluate(
     data: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Other rows, such as csv:more.csv.")
     ] = None,
+    interpolate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIRST:LAST:STEP",
+            help="Score shares of the way from the start to the checkpoint too, as 0:1:0.1.",
+        ),
+    ] = None,
 ) -> None:
     """Score a run's best checkpoint; prints JSON."""
     from jaxft.engine.score import score as story
 
-    typer.echo(json.dumps(story(run, split, data), indent=2, ensure_ascii=False))
+    found = story(run, split, data, interpolate)
+    typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
 
 
 app.command()(predict)

@@ -33,6 +33,14 @@ FOCAL = key(
     resume="fixed",
     gt=0,
 )
+SMOOTHING = key(
+    None,
+    "label smoothing: the share of an example's weight that is spread over all classes; 0.1 is "
+    "usual",
+    resume="fixed",
+    gt=0,
+    lt=1,
+)
 COSTS = key(
     None,
     "what the two mistakes cost, for the report's table of thresholds (two classes)",
@@ -71,6 +79,7 @@ class TextClassification(Section):
     problem: Problem = PROBLEM
     class_weights: Weights = CLASS_WEIGHTS
     focal: float | None = FOCAL
+    label_smoothing: float | None = SMOOTHING
     costs: CostSection | None = COSTS
 
     @model_validator(mode="after")
@@ -93,6 +102,7 @@ class ImageClassification(Section):
     problem: Problem = PROBLEM
     class_weights: Weights = CLASS_WEIGHTS
     focal: float | None = FOCAL
+    label_smoothing: float | None = SMOOTHING
     costs: CostSection | None = COSTS
     augment: AugmentSection | None = key(
         None, "what is done to an image by chance, anew in each epoch", resume="fixed"
@@ -119,7 +129,11 @@ def check_target(section: TextClassification | ImageClassification) -> None:
         for name, weight in section.class_weights.items():
             if weight <= 0:
                 raise ValueError(f"class_weights: the weight of '{name}' is not above zero")
+    if section.label_smoothing is not None and section.focal is not None:
+        raise ValueError("focal and label_smoothing both bend the loss: leave one")
+    if section.label_smoothing is not None and section.problem == "multi_label":
+        raise ValueError("label_smoothing is for a single label an example")
     if section.problem == "regression":
-        for name in ("labels", "class_weights", "focal", "costs"):
+        for name in ("labels", "class_weights", "focal", "label_smoothing", "costs"):
             if getattr(section, name) is not None:
                 raise ValueError(f"a regression has no classes, so that {name} says nothing")

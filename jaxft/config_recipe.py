@@ -1,4 +1,4 @@
-"""The keys that say which parameters move, and how fast: optimizer, schedule, decay, groups."""
+"""The keys that say which parameters move, and how fast: schedule, decay, groups, phases."""
 
 from __future__ import annotations
 
@@ -8,34 +8,12 @@ from pydantic import BeforeValidator, model_validator
 
 from jaxft.config_durations import Duration, DurationKey, LengthKey
 from jaxft.config_fields import NAME, Section, key
+from jaxft.config_optimizer import RuleName
 
 
 def _as_pair(written: Any) -> Any:
     """YAML has lists only: a list of two is what a person means by a pair."""
     return tuple(written) if isinstance(written, list) else written
-
-
-class OptimizerSection(Section):
-    """The update rule."""
-
-    name: Literal["adamw", "sgd"] = key("adamw", "update rule", resume="fixed")
-    lr: float = key(5e-5, "peak learning rate, before multipliers", resume="may change", ge=0)
-    b1: float = key(0.9, "decay of the gradient average (adamw)", resume="fixed", ge=0, lt=1)
-    b2: float = key(0.999, "decay of the squared average (adamw)", resume="fixed", ge=0, lt=1)
-    eps: float = key(1e-8, "added to the divisor (adamw)", resume="fixed", gt=0)
-    momentum: float = key(0.9, "decay of the gradient sum (sgd)", resume="fixed", ge=0, lt=1)
-    weight_decay: float = key(0.01, "decoupled weight decay", resume="may change", ge=0)
-    clip: float | None = key(
-        1.0,
-        "largest norm of the whole gradient, trainable leaves only; null does not clip",
-        resume="fixed",
-        gt=0,
-    )
-    no_decay: Literal["auto"] | list[str] = key(
-        "auto",
-        "patterns of parameters without weight decay; auto is biases, norms, positions, scalars",
-        resume="fixed",
-    )
 
 
 class ScheduleSection(Section):
@@ -150,7 +128,7 @@ class Group(Section):
     schedule: ScheduleSection | None = key(
         None, "a schedule of its own, in place of the run's", resume="may change"
     )
-    optimizer: Literal["adamw", "sgd"] | None = key(
+    optimizer: RuleName | None = key(
         None, "an update rule of its own, in place of optimizer.name", resume="fixed"
     )
 

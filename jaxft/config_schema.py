@@ -10,11 +10,11 @@ from jaxft.config_adapter import AdapterKey, AdapterSection
 from jaxft.config_data import DataSection
 from jaxft.config_durations import Duration, DurationKey, LengthKey
 from jaxft.config_fields import Section, key, section
+from jaxft.config_optimizer import OptimizerSection, check_optimizer
 from jaxft.config_recipe import (
     FreezingSection,
     Group,
     LayerDecaySection,
-    OptimizerSection,
     PhaseRecipe,
     PhaseSection,
     ScheduleSection,
@@ -245,8 +245,9 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _freezing_is_read(self) -> Config:
+    def _sections_fit(self) -> Config:
         check_freezing(self.phases, self.freezing, self.schedule)
+        check_optimizer(self.optimizer, self.groups, self.schedule, self.train.ema)
         return self
 
     def dump(self) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from families import (
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxft.config_recipe import LayerDecaySection, OptimizerSection, ScheduleSection
+from jaxft.config_optimizer import OptimizerSection
+from jaxft.config_recipe import LayerDecaySection, ScheduleSection
 from jaxft.engine.cost import count_flops
 from jaxft.layerwise.optimizer import carry_state, make_optimizer
 from jaxft.layerwise.phases import within

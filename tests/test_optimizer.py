@@ -7,7 +7,8 @@ import optax
 import pytest
 import torch
 
-from jaxft.config_recipe import Group, LayerDecaySection, OptimizerSection, ScheduleSection
+from jaxft.config_optimizer import OptimizerSection
+from jaxft.config_recipe import Group, LayerDecaySection, ScheduleSection
 from jaxft.layerwise.optimizer import make_optimizer
 from jaxft.layerwise.table import build_table
 

@@ -8,7 +8,8 @@ import optax
 import pytest
 
 from jaxft.config import resolve_steps
-from jaxft.config_recipe import Group, LayerDecaySection, OptimizerSection, ScheduleSection
+from jaxft.config_optimizer import OptimizerSection
+from jaxft.config_recipe import Group, LayerDecaySection, ScheduleSection
 from jaxft.engine.build_length import Length, resolve_rates, schedule_spec
 from jaxft.errors import UserError
 from jaxft.layerwise.phases import WHOLE, Phase

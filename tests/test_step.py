@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxft.config_recipe import Group, LayerDecaySection, OptimizerSection, ScheduleSection
+from jaxft.config_optimizer import OptimizerSection
+from jaxft.config_recipe import Group, LayerDecaySection, ScheduleSection
 from jaxft.engine.mesh import batch_sharding, make_mesh, place_batch, replicated
 from jaxft.engine.state import TrainState
 from jaxft.engine.step import Rates, make_eval_step, make_train_step

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxft.config_recipe import Group, LayerDecaySection, OptimizerSection, ScheduleSection
+from jaxft.config_optimizer import OptimizerSection
+from jaxft.config_recipe import Group, LayerDecaySection, ScheduleSection
 from jaxft.errors import UserError
 from jaxft.layerwise.table import build_table
 from jaxft.models.registry import describe

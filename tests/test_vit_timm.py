@@ -6,7 +6,8 @@ from functools import partial
 import pytest
 from test_vit import make
 
-from jaxft.config_recipe import LayerDecaySection, OptimizerSection, ScheduleSection
+from jaxft.config_optimizer import OptimizerSection
+from jaxft.config_recipe import LayerDecaySection, ScheduleSection
 from jaxft.layerwise.table import build_table
 from jaxft.models import registry
 

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 from jaxft.config import Config
+from jaxft.config_optimizer import SCHEDULE_FREE
 from jaxft.data.plans import Layout, TrainPlan, plan_rows
 from jaxft.engine.build_adapter import asked_adapter, chosen_leaves, rate_ratios
 from jaxft.engine.build_length import Length, resolve_length, resolve_rates
@@ -77,6 +78,16 @@ class Build:
     def table(self) -> LayerTable:
         """What each parameter's group and rate are in this phase."""
         return self.phase.table
+
+    @property
+    def schedule_free(self) -> bool:
+        """Whether a rule of the run keeps an average of its own."""
+        return any(group.algorithm == SCHEDULE_FREE for group in self.table.groups)
+
+    @property
+    def averages(self) -> bool:
+        """Whether something else is scored than the parameters as they are."""
+        return self.config.train.ema is not None or self.schedule_free
 
     def in_phase(self, index: int) -> Build:
         """The same run in another of its phases."""
@@ -217,6 +228,7 @@ def make_table(config: Config, model: Model) -> LayerTable:
         schedule=config.schedule,
         only=chosen_leaves(config.adapter, model),
         ratios=rate_ratios(config.adapter, model),
+        batch_factor=config.optimizer.batch_factor(config.data.batch_size),
     )
 
 

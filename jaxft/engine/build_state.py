@@ -63,10 +63,12 @@ def enter_phase(built: Build, state: TrainState, frozen: dict[str, jax.Array]) -
         state: at the end of the phase before.
         frozen: as that phase had them.
     """
+    left = state.average if built.schedule_free and state.average else {}
     known = {**frozen, **state.settled, **state.trainable}
     begun = ever_trained(built.phases, built.phase.index)
     trainable = {name: known[name] for name in built.table.trainable}
-    settled = {name: known[name] for name in built.table.frozen if name in begun}
+    # What a schedule-free rule stops to move stays where it was scored.
+    settled = {n: left.get(n, known[n]) for n in built.table.frozen if n in begun}
     make = jax.jit(partial(_fresh_state, built), out_shardings=state_shardings(built))
     return carry_on(state, make(trainable, settled))
 
@@ -95,7 +97,7 @@ def _fresh_state(
     built: Build, trainable: dict[str, jax.Array], settled: dict[str, jax.Array]
 ) -> TrainState:
     trainable = {name: leaf.astype(jnp.float32) for name, leaf in trainable.items()}
-    average = jax.tree.map(jnp.copy, trainable) if built.config.train.ema is not None else None
+    average = jax.tree.map(jnp.copy, trainable) if built.averages else None
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         trainable=trainable,

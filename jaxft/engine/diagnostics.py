@@ -18,10 +18,11 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from jaxft.config_recipe import OptimizerSection
+from jaxft.config_optimizer import OptimizerSection
 from jaxft.engine.mesh import in_turn
 from jaxft.engine.state import TrainState
 from jaxft.engine.step import Rates
+from jaxft.layerwise.optimizer import rule_of
 from jaxft.layerwise.table import LayerTable, LeafRow
 from jaxft.models.registry import Model
 from jaxft.models.transformer import Tower
@@ -55,11 +56,12 @@ def look(
         rate = np.float32(rates.rates[group]) * np.float32(rates.multipliers[index])
         told = (rate, np.float32(rates.weight_decay[group] if leaf.decays else 0.0))
         param = state.trainable[leaf.name]
-        if leaf.name in adam:
-            betas = (section.b1, section.b2, section.eps)
+        rule = rule_of(leaf, table.training_groups[group].algorithm)
+        if rule == "adamw":
+            betas = tuple(section.numbers(rule)[name] for name in ("b1", "b2", "eps"))
             row = _adam_row(param, *adam[leaf.name], *told, betas)
-        else:
-            row = _trace_row(param, traces.get(leaf.name), *told)
+        else:  # of the other rules' steps the state does not tell enough
+            row = _trace_row(param, traces.get(leaf.name) if rule == "sgd" else None, *told)
         rows.append(in_turn(mesh, row))
     return _stacked(rows)
 

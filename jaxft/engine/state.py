@@ -21,7 +21,8 @@ class TrainState:
         trainable: the trained parameters, name -> array.
         opt_state: the optimizer's state for `trainable`.
         key: the key that each step's dropout key is folded from.
-        average: the moving average of `trainable` (same names), or None.
+        average: what is scored in place of `trainable` (same names): their moving average, or
+            that of a schedule-free rule; None where neither is asked for.
         settled: the parameters that an earlier phase trained and this one does not, in float32.
         bad_steps: steps in a row whose loss or gradient was not finite, int32 scalar.
     """

@@ -18,6 +18,7 @@ from jax.stages import Wrapped
 from jaxft.engine.compiler_options import compiler_options
 from jaxft.engine.mesh import batch_sharding, replicated
 from jaxft.engine.state import TrainState
+from jaxft.layerwise.optimizer_rules import scored
 from jaxft.tree import natural_order
 
 Params = dict[str, jax.Array]
@@ -63,7 +64,8 @@ def make_train_step(
         objective: the model's loss and metrics as sums and weights.
         optimizer: the LayerTable's optimizer.
         accumulate: micro-batches a step; gradients are summed and divided by the weight once.
-        ema: decay of the running average of the trainable parameters, or None.
+        ema: decay of the running average of the trainable parameters, or None; a state's average
+            is then that which a schedule-free rule keeps, if any.
         state_shardings, frozen_shardings: where state and frozen parameters lie.
         mesh: the mesh.
         grad_norms: give the gradient's norm leaf by leaf too.
@@ -125,6 +127,8 @@ def step_function(
             average = jax.tree.map(
                 lambda a, p: jnp.where(finite, ema * a + (1 - ema) * p, a), average, trainable
             )
+        elif average is not None:
+            average = scored(opt_state, trainable)
         bad_steps = jnp.where(finite, 0, state.bad_steps + 1)
         metrics = {name: total / share for name, (total, share) in sums.items()}
         metrics |= {"weight": weight, "grad_norm": grad_norm, "bad_steps": bad_steps}

@@ -17,7 +17,7 @@ SHARED = ("run.name", "run.dir", "checkpoint", "report")
 # What a bucket's program is told as numbers: (section, keys; None for the whole section).
 TOLD: Mapping[str, Sequence[str] | None] = {
     "run": ("name", "dir"),
-    "optimizer": ("lr", "weight_decay"),
+    "optimizer": ("lr", "adam_lr", "scale", "reference_batch", "weight_decay"),
     "schedule": None,
     "layer_decay": None,
     "checkpoint": None,

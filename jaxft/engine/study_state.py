@@ -83,8 +83,9 @@ def enter_phase(builds: Sequence[Build], states: TrainState, frozen: Params) -> 
     built = builds[0]
     apart = {**states.settled, **states.trainable}
     known = {**frozen, **apart}
+    left = states.average if built.schedule_free and states.average else {}
     trainable = {name: known[name] for name in built.table.trainable}
-    settled = {name: leaf for name, leaf in apart.items() if name not in trainable}
+    settled = {n: left.get(n, leaf) for n, leaf in apart.items() if n not in trainable}
     return carry_on(states, _fresh(builds, trainable, settled, apart=frozenset(apart)))
 
 
@@ -101,13 +102,12 @@ def _fresh(
 
     def make(trainable: Params, settled: Params) -> TrainState:
         trainable = {name: spread(name, leaf) for name, leaf in trainable.items()}
-        ema = built.config.train.ema
         return TrainState(
             step=jnp.zeros(count, jnp.int32),
             trainable=trainable,
             opt_state=jax.vmap(built.optimizer.init)(trainable),
             key=jnp.stack([jax.random.key(int(seed)) for seed in seeds]),
-            average=None if ema is None else jax.tree.map(jnp.copy, trainable),
+            average=jax.tree.map(jnp.copy, trainable) if built.averages else None,
             settled={name: spread(name, leaf) for name, leaf in settled.items()},
             bad_steps=jnp.zeros(count, jnp.int32),
         )

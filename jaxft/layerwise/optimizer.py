@@ -11,8 +11,7 @@ them: else XLA computes them again inside the parameters' loop and copies the ol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -20,64 +19,12 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxft.config_recipe import OptimizerSection
-from jaxft.layerwise.table import LayerTable
+from jaxft.config_optimizer import MUON, OptimizerSection
+from jaxft.layerwise.optimizer_rules import Leaves, Rule, Told, make_rule
+from jaxft.layerwise.table import LayerTable, LeafRow
+from jaxft.layerwise.table_rules import is_matrix
 
-
-@dataclass(frozen=True)
-class _Algorithm:
-    """An optimizer without its rate.
-
-    Attributes:
-        init: parameters -> state.
-        advance: gradients, state -> the next state.
-        direction: gradients, the next state -> what to descend along.
-    """
-
-    init: Callable[[Any], Any]
-    advance: Callable[[Any, Any], Any]
-    direction: Callable[[Any, Any], Any]
-
-
-def _adam(section: OptimizerSection) -> _Algorithm:
-    """Adam, as `optax.scale_by_adam` has it."""
-    b1, b2, eps = section.b1, section.b2, section.eps
-
-    def advance(gradients, state):
-        return optax.ScaleByAdamState(
-            count=optax.safe_increment(state.count),
-            mu=optax.tree.update_moment(gradients, state.mu, b1, 1),
-            nu=optax.tree.update_moment_per_elem_norm(gradients, state.nu, b2, 2),
-        )
-
-    def direction(gradients, state):
-        del gradients
-        # A scalar's reciprocal, since a division of every element costs a pass of its own.
-        mean, square = 1 / (1 - b1**state.count), 1 / (1 - b2**state.count)
-        return jax.tree.map(
-            lambda mu, nu: (mu * mean) / (jnp.sqrt(nu * square) + eps), state.mu, state.nu
-        )
-
-    return _Algorithm(optax.scale_by_adam(b1, b2, eps).init, advance, direction)
-
-
-def _sgd(section: OptimizerSection) -> _Algorithm:
-    """Gradient descent, with momentum as `optax.trace` has it."""
-    if not section.momentum:
-        return _Algorithm(
-            lambda params: optax.EmptyState(),
-            lambda gradients, state: state,
-            lambda gradients, state: gradients,
-        )
-    trace = optax.trace(section.momentum)
-    return _Algorithm(
-        trace.init,
-        lambda gradients, state: trace.update(gradients, state)[1],
-        lambda gradients, state: state.trace,
-    )
-
-
-_ALGORITHMS: Mapping[str, Callable[[OptimizerSection], _Algorithm]] = {"adamw": _adam, "sgd": _sgd}
+REST_OF_MUON = "adamw"
 
 
 def make_optimizer(
@@ -98,13 +45,17 @@ def make_optimizer(
         p <- p (1 - rate x mult x decay).
     """
     trained = [leaf for leaf in table.leaves if leaf.trainable]
-    label = {leaf.name: leaf.cohort for leaf in trained}
+    rules = {group.name: group.algorithm for group in table.training_groups}
+    label = {leaf.name: _label(leaf, rules[leaf.group]) for leaf in trained}
     decays = {leaf.name: leaf.decays for leaf in trained}
     position = {name: index for index, name in enumerate(table.trainable)}
+    groups = {group.name: index for index, group in enumerate(table.training_groups)}
+    kinds = {
+        label[leaf.name]: (groups[leaf.group], rule_of(leaf, rules[leaf.group])) for leaf in trained
+    }
     transforms = {
-        cohort: _descent(index, _ALGORITHMS[group.algorithm](section), position, decays)
-        for index, group in enumerate(table.training_groups)
-        for cohort in {leaf.cohort: None for leaf in trained if leaf.group == group.name}
+        shared: _descent(group, make_rule(section, rule), position, decays)
+        for shared, (group, rule) in kinds.items()
     }
     # `multi_transform` asks for the labels of whatever tree it is given.
     grouped = optax.multi_transform(
@@ -143,32 +94,55 @@ def _clip(most: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(optax.init_empty_state, update)
 
 
+def rule_of(leaf: LeafRow, algorithm: str) -> str:
+    """What moves a leaf of a group: Muon takes matrices only."""
+    return REST_OF_MUON if algorithm == MUON and not is_matrix(leaf.name, leaf.shape) else algorithm
+
+
+def _label(leaf: LeafRow, algorithm: str) -> str:
+    """The leaves that share a state: a cohort's, under one rule."""
+    rule = rule_of(leaf, algorithm)
+    return leaf.cohort if rule == algorithm else f"{leaf.cohort}+{rule}"
+
+
 def _descent(
-    group: int, algorithm: _Algorithm, position: Mapping[str, int], decays: Mapping[str, bool]
+    group: int, rule: Rule, position: Mapping[str, int], decays: Mapping[str, bool]
 ) -> optax.GradientTransformationExtraArgs:
-    """One group's optimizer: its algorithm, weight decay, and -rate x multiplier."""
+    """One group's optimizer: its rule, weight decay, and -rate x multiplier."""
 
     def update(gradients, state, params, *, rates, multipliers, weight_decay, finite=True, **rest):
         del rest
-        state = jax.tree.map(
-            lambda new, old: _finished(jnp.where(finite, new, old)),
-            algorithm.advance(gradients, state),
-            state,
-        )
 
-        def descend(name: str, direction: jax.Array) -> jax.Array:
-            if decays[name]:
-                direction = direction + weight_decay[group] * params[name]
-            rate = rates[group] * multipliers[position[name]]
-            return jnp.where(finite, -rate * direction, 0.0)
+        def decayed(directions: Leaves, params: Leaves) -> Leaves:
+            return {
+                name: leaf + weight_decay[group] * params[name] if decays.get(name) else leaf
+                for name, leaf in _own(directions).items()
+            } | _others(directions)
 
-        # Leaves of other groups come as `MaskedNode`, which has no arrays.
-        return {
-            name: descend(name, leaf) if isinstance(leaf, jax.Array) else leaf
-            for name, leaf in algorithm.direction(gradients, state).items()
-        }, state
+        def rated(directions: Leaves) -> Leaves:
+            return {
+                name: -(rates[group] * multipliers[position[name]]) * leaf
+                for name, leaf in _own(directions).items()
+            } | _others(directions)
 
-    return optax.GradientTransformationExtraArgs(algorithm.init, update)
+        def kept(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda n, o: _finished(jnp.where(finite, n, o)), new, old)
+
+        told = Told(rates[group], decayed, rated, kept, decays)
+        steps, state = rule.update(gradients, state, params, told)
+        return jax.tree.map(lambda step: jnp.where(finite, step, 0.0), steps), state
+
+    return optax.GradientTransformationExtraArgs(rule.init, update)
+
+
+def _own(leaves: Leaves) -> Leaves:
+    """Those of this group."""
+    return {n: leaf for n, leaf in leaves.items() if not isinstance(leaf, optax.MaskedNode)}
+
+
+def _others(leaves: Leaves) -> Leaves:
+    """Those of other groups, which are in its tree as nodes without an array."""
+    return {n: leaf for n, leaf in leaves.items() if isinstance(leaf, optax.MaskedNode)}
 
 
 def _finished(moment: jax.Array) -> jax.Array:

@@ -7,14 +7,16 @@ Where a model has several towers, depth is counted and decayed in each by itself
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from jaxft.config_recipe import Group, LayerDecaySection, OptimizerSection, ScheduleSection
+from jaxft.config_optimizer import OptimizerSection
+from jaxft.config_recipe import Group, LayerDecaySection, ScheduleSection
 from jaxft.errors import UserError
 from jaxft.layerwise.table_depth import depth_multiplier
+from jaxft.layerwise.table_rules import check_matrices, rest_ratio, state_size
 from jaxft.tree import natural_order, select
 
 REST, BASE = "rest", "base"
@@ -126,8 +128,7 @@ class LayerTable:
     def _summarise(self, group: GroupRow) -> dict:
         owned = self._owned(group.name)
         count = sum(leaf.parameters for leaf in owned)
-        trained = sum(leaf.parameters for leaf in owned if leaf.trainable)
-        moments = {"adamw": 2, "sgd": 1}[group.algorithm]
+        kept = [state_size(group.algorithm, one.name, one.shape) for one in owned if one.trainable]
         return {
             "name": group.name,
             "depths": [min(leaf.depth for leaf in owned), max(leaf.depth for leaf in owned)],
@@ -140,7 +141,7 @@ class LayerTable:
             "optimizer": group.algorithm if group.trainable else None,
             "weight_decay": group.weight_decay if group.trainable else None,
             "decayed_leaves": sum(leaf.decays for leaf in owned),
-            "optimizer_bytes": trained * 4 * moments,
+            "optimizer_bytes": 4 * sum(kept),
         }
 
     def rows(self) -> list[dict]:
@@ -175,6 +176,7 @@ def build_table(
     schedule: ScheduleSection,
     only: Collection[str] | None = None,
     ratios: Mapping[str, float] | None = None,
+    batch_factor: float = 1.0,
 ) -> LayerTable:
     """Put every parameter into exactly one group; the first group that matches owns it.
 
@@ -187,6 +189,7 @@ def build_table(
         only: the parameters that groups are made of, as an adapter has it; all others are the
             frozen group `base`. None for all.
         ratios: what multiplies the rate of single parameters.
+        batch_factor: what multiplies all rates: see `OptimizerSection.batch_factor`.
 
     Raises:
         UserError: a pattern or depth range that matches nothing, a group that owns nothing, or
@@ -206,6 +209,7 @@ def build_table(
         group, preset, rate = by_name.get(owner[name]), layer_decay.preset, layer_decay.rate
         frozen, mult = (False, 1.0) if group is None else (group.freeze, group.lr_mult)
         decay = depth_multiplier(preset, rate, depths[name], tops[name], name)
+        of_rule = rest_ratio(rows[owner[name]], optimizer.adam_lr, name, tuple(shapes[name].shape))
         return LeafRow(
             name=name,
             shape=tuple(shapes[name].shape),
@@ -213,11 +217,14 @@ def build_table(
             group=owner[name],
             depth=depths[name],
             trainable=not frozen,
-            multiplier=0.0 if frozen else decay * mult * ratios.get(name, 1.0),
+            multiplier=0.0 if frozen else decay * mult * ratios.get(name, 1.0) * of_rule,
             decays=name not in skipped,
         )
 
-    table = LayerTable(tuple(map(leaf, names)), _group_rows(groups, optimizer, schedule))
+    rows = {row.name: row for row in _group_rows(groups, optimizer, schedule)}
+    scaled = [replace(row, peak_rate=row.peak_rate * batch_factor) for row in rows.values()]
+    table = LayerTable(tuple(map(leaf, names)), tuple(scaled))
+    check_matrices(table.leaves, table.training_groups)
     if not table.trainable:
         raise UserError("groups: every parameter is frozen, so nothing would be trained.")
     return table

@@ -13,6 +13,7 @@ from jaxft.report.page_binary import thresholds
 from jaxft.report.page_classes import told
 from jaxft.report.page_figures import group_colour, metrics_of
 from jaxft.report.page_fills import filled
+from jaxft.report.page_gap import overfitting
 from jaxft.report.page_pairs import paired
 from jaxft.report.page_run import (
     BEFORE,
@@ -54,7 +55,10 @@ def view(run: Run, index: int) -> dict[str, Any]:
         "colours": {entry["name"]: group_colour(run, entry["name"]) for entry in _groups(run)},
         **_told(run),
         "thresholds": thresholds(run),
-        "notes": [note for note in run.of_kind("note") if isinstance(note.get("text"), str)],
+        "notes": [
+            *(note for note in run.of_kind("note") if isinstance(note.get("text"), str)),
+            *overfitting(run.events),
+        ],
         "config": config_text(run) if run.config else "",
         "facts": list(flatten(run.about).items()),
         "problems": run.problems,

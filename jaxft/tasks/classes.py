@@ -58,7 +58,11 @@ class OneClass:
     def loss(self, outputs: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """The summed cross-entropy of a batch, and the weight of its examples."""
         weights = batch["weights"] * batch.get("loss_weights", 1.0)
-        return jnp.sum(self._losses(outputs, batch) * weights), jnp.sum(weights)
+        losses = self._losses(outputs, batch)
+        share = self.section.label_smoothing
+        if share is not None:
+            losses = smoothed(losses, logits_of(outputs, batch), share)
+        return jnp.sum(losses * weights), jnp.sum(weights)
 
     def metrics(self, outputs: Outputs, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
         right = jnp.argmax(logits_of(outputs, batch), axis=-1) == batch["labels"]  # [R, S]
@@ -125,6 +129,20 @@ def focal(losses: jax.Array, power: float | None) -> jax.Array:
         return losses
     # The floor keeps the slope of powers below one finite where p is 1.
     return losses * jnp.maximum(-jnp.expm1(-losses), 1e-7) ** power
+
+
+def smoothed(losses: jax.Array, logits: jax.Array, share: float) -> jax.Array:
+    """Cross-entropies with a share of what is true spread evenly over all classes.
+
+    Source: Szegedy et al. (2015), https://arxiv.org/abs/1512.00567.
+
+    Args:
+        losses: -log p of what is true, `[...]`.
+        logits: `[..., C]`.
+        share: epsilon.
+    """
+    of_all = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
+    return (1 - share) * losses + share * of_all
 
 
 def class_weights(
