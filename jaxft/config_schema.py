@@ -20,6 +20,7 @@ from jaxft.config_recipe import (
     ScheduleSection,
     check_freezing,
 )
+from jaxft.config_regularise import RegulariseSection
 from jaxft.config_run import RunSection
 from jaxft.config_tasks import TaskSection
 
@@ -231,6 +232,7 @@ class Config(Section):
         json_schema_extra={"resume": "fixed"},
     )
     freezing: FreezingSection = section(FreezingSection, "when layers stop by themselves")
+    regularise: RegulariseSection = section(RegulariseSection, "what holds it to its checkpoint")
     mesh: MeshSection = section(MeshSection, "how many devices along each axis of the mesh")
     train: TrainSection = section(TrainSection, "how long, how exactly, how often looked at")
     checkpoint: CheckpointSection = section(CheckpointSection, "what is saved, and when to stop")

@@ -213,6 +213,7 @@ def test_adafactor_factors_what_is_large():
     assert run.table.summary()[0]["optimizer_bytes"] < 4 * 130 * 128 / 10
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", NEW)
 def test_members_side_by_side_are_members_alone(name):
     """As a study on an accelerator runs them, at rates of their own."""
@@ -354,3 +355,30 @@ def test_rates_follow_the_batch(rule, batch, factor):
     assert [group.peak_rate for group in table.groups] == pytest.approx(
         [1e-2 * factor, 1e-3 * factor]
     )
+
+
+def test_l2_sp_pulls_back_what_is_not_new():
+    """Nothing at the start; then a step of the rate towards it, and none for a new leaf."""
+    for name in ("sgd", "adamw", "muon"):
+        run = Run(shapes=LARGE, depths=DEPTHS, name=name)
+        origin = {n: leaf for n, leaf in run.params.items() if n != "embeddings/word"}
+        still = {n: jnp.zeros(shape) for n, shape in LARGE.items()}
+
+        def pulled(params, run=run, origin=origin, still=still):
+            return run.optimizer.update(
+                still,
+                run.state,
+                params,
+                rates=jnp.full(1, 0.1),
+                multipliers=jnp.asarray(run.table.multipliers()),
+                weight_decay=jnp.zeros(1),
+                origin=origin,
+                pull=jnp.float32(0.5),
+            )[0]
+
+        assert not any(np.asarray(leaf).any() for leaf in pulled(run.params).values())
+        moved = {n: leaf + 1.0 for n, leaf in run.params.items()}
+        steps = pulled(moved)
+        np.testing.assert_allclose(steps["blocks/0/kernel"], -0.1 * 0.5, rtol=1e-4)
+        np.testing.assert_allclose(steps["blocks/0/bias"], -0.1 * 0.5, rtol=1e-4)
+        assert not np.asarray(steps["embeddings/word"]).any()

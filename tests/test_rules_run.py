@@ -1,7 +1,5 @@
 """A run under several rules at once: what is scored and exported, and how it goes on."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
@@ -12,6 +10,7 @@ from jaxft.engine.build_state import abstract_state, load_params
 from jaxft.engine.evaluate import build_eval_step, evaluate
 from jaxft.engine.score import score
 from jaxft.engine.trained import open_checkpoints, open_trained
+from jaxft.report.events import read_events
 from tests.laid_out import goes_on_to_the_same_bits
 from tests.tiny import tiny_config
 
@@ -51,7 +50,7 @@ def test_what_is_scored_and_exported_is_the_average(run, config):
     found = evaluate(
         built, build_eval_step(built), place(built, params), built.splits["eval"]
     ).scores
-    events = [json.loads(line) for line in (run.folder / "metrics.jsonl").open()]
+    events = read_events(run.folder)
     scored = [e for e in events if e["kind"] == "eval" and e["split"] == "eval"]
     assert scored[-1]["step"] == 8
     assert scored[-1]["loss"] == pytest.approx(found["loss"], rel=1e-5)

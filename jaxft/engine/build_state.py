@@ -44,6 +44,14 @@ def frozen_params(built: Build, params: dict[str, jax.Array]) -> dict[str, jax.A
     }
 
 
+def pulled(built: Build) -> tuple[str, ...]:
+    """The parameters that are pulled back in this phase: those that train and were not new."""
+    if not built.config.regularise.l2_sp:
+        return ()
+    new = set(built.model.report.new)
+    return tuple(name for name in built.table.trainable if name not in new)
+
+
 def initial_state(built: Build, params: dict[str, jax.Array]) -> TrainState:
     """The state before the first step: trainable leaves in float32, fresh moments, step 0.
 

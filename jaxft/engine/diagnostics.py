@@ -57,7 +57,9 @@ def look(
         told = (rate, np.float32(rates.weight_decay[group] if leaf.decays else 0.0))
         param = state.trainable[leaf.name]
         rule = rule_of(leaf, table.training_groups[group].algorithm)
-        if rule == "adamw":
+        if leaf.name in rates.origin:  # nor of where it began
+            row = _trace_row(param, None, *told)
+        elif rule == "adamw":
             betas = tuple(section.numbers(rule)[name] for name in ("b1", "b2", "eps"))
             row = _adam_row(param, *adam[leaf.name], *told, betas)
         else:  # of the other rules' steps the state does not tell enough

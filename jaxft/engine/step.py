@@ -7,7 +7,7 @@ never see a frozen leaf, so XLA has no frozen gradient to compute, whatever else
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import jax
@@ -35,15 +35,21 @@ class Rates:
         rates: `[groups]` learning rates at this step.
         multipliers: `[leaves]`, in the order of `LayerTable.trainable`.
         weight_decay: `[groups]`.
+        origin: name -> where a parameter began; those that nothing pulls back are not in it.
+        pull: the decay towards `origin`; None where nothing is in it.
     """
 
     rates: Any
     multipliers: Any
     weight_decay: Any
+    origin: Any = field(default_factory=dict)
+    pull: Any = None
 
 
 jax.tree_util.register_dataclass(
-    Rates, data_fields=["rates", "multipliers", "weight_decay"], meta_fields=[]
+    Rates,
+    data_fields=["rates", "multipliers", "weight_decay", "origin", "pull"],
+    meta_fields=[],
 )
 
 
@@ -56,6 +62,7 @@ def make_train_step(
     state_shardings: TrainState,
     frozen_shardings: dict[str, jax.sharding.NamedSharding],
     mesh: jax.sharding.Mesh,
+    pulled: Mapping[str, jax.sharding.NamedSharding] | None = None,
     grad_norms: bool = False,
 ) -> Wrapped:
     """The jitted step `(state, frozen, batch, rates) -> (state, metrics)`.
@@ -68,6 +75,7 @@ def make_train_step(
             is then that which a schedule-free rule keeps, if any.
         state_shardings, frozen_shardings: where state and frozen parameters lie.
         mesh: the mesh.
+        pulled: where `Rates.origin` lies; None where it is empty.
         grad_norms: give the gradient's norm leaf by leaf too.
 
     Returns:
@@ -80,10 +88,12 @@ def make_train_step(
     step = step_function(
         objective, optimizer, accumulate=accumulate, ema=ema, rows=rows, grad_norms=grad_norms
     )
+    whole = replicated(mesh)
+    told = Rates(whole, whole, whole, dict(pulled or {}), whole if pulled else None)
     return jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(state_shardings, frozen_shardings, rows, replicated(mesh)),
+        in_shardings=(state_shardings, frozen_shardings, rows, told),
         out_shardings=(state_shardings, replicated(mesh)),
         compiler_options=compiler_options(mesh.devices.flat[0].platform, mesh.size),
     )
@@ -112,14 +122,9 @@ def step_function(
         loss_sum, weight = sums["loss"]
         grad_norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss_sum) & jnp.isfinite(grad_norm)
+        told = {one.name: getattr(rates, one.name) for one in fields(rates)}
         updates, opt_state = optimizer.update(
-            gradients,
-            state.opt_state,
-            state.trainable,
-            rates=rates.rates,
-            multipliers=rates.multipliers,
-            weight_decay=rates.weight_decay,
-            finite=finite,
+            gradients, state.opt_state, state.trainable, finite=finite, **told
         )
         trainable = optax.apply_updates(state.trainable, updates)
         average = state.average

@@ -203,6 +203,11 @@ def _check_can_be_studied(built: Build) -> None:
         key = "phases: auto_freeze"
     if measures_rates(built):
         key = "layer_decay.preset: auto_rgn"
+    if built.config.regularise.l2_sp:
+        raise UserError(
+            "regularise.l2_sp: a study's program keeps no copy of where its members began.",
+            "Train such runs one by one.",
+        )
     if key is not None:
         raise UserError(
             f"{key} decides on the way, for each run by itself, so a study cannot have it.",

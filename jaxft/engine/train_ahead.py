@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Self
 
 import jax
+import numpy as np
 
 from jaxft.engine.build import Build
-from jaxft.engine.build_state import abstract_state
+from jaxft.engine.build_state import abstract_state, pulled
 from jaxft.engine.step import Rates
 from jaxft.engine.train_stage import Stage, make_step
 
@@ -48,7 +50,9 @@ class Ahead:
             self._shapes = _shapes(batch)
             following = stage.built.in_phase(index + 1)
             frozen = {n: a for n, a in stage.frozen.items() if n in following.table.frozen}
-            self._next = self._pool.submit(compile_step, following, _shapes(frozen), self._shapes)
+            origin = {name: stage.start[name] for name in pulled(following)}
+            known = (_shapes(frozen), self._shapes, _shapes(origin))
+            self._next = self._pool.submit(compile_step, following, *known)
         return self._step
 
     def __enter__(self) -> Self:
@@ -62,14 +66,18 @@ def compile_step(
     built: Build,
     frozen: Mapping[str, jax.ShapeDtypeStruct],
     batch: Mapping[str, jax.ShapeDtypeStruct],
+    origin: Mapping[str, jax.ShapeDtypeStruct],
 ) -> Callable:
     """A phase's step, compiled without a value.
 
     Args:
         built: the run in the phase.
-        frozen, batch: what its leaves and batches are, and where they lie.
+        frozen, batch, origin: what its leaves, its batches and the values that its parameters
+            are pulled back to are, and where they lie.
     """
     told = Rates(built.rates[0], built.table.multipliers(), built.table.weight_decays())
+    if origin:
+        told = replace(told, origin=origin, pull=np.float32(0))
     return make_step(built, frozen).lower(abstract_state(built), frozen, batch, told).compile()
 
 

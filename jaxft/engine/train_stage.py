@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import jax
@@ -12,7 +12,7 @@ from jax.stages import Wrapped
 from jaxft.engine.auto_freeze import looks_at
 from jaxft.engine.auto_rates import measures_rates, multipliers_now
 from jaxft.engine.build import Build
-from jaxft.engine.build_state import enter_phase, frozen_params, state_shardings
+from jaxft.engine.build_state import enter_phase, frozen_params, pulled, state_shardings
 from jaxft.engine.state import TrainState
 from jaxft.engine.step import Rates, make_train_step
 
@@ -27,6 +27,7 @@ class Stage:
         step: the jitted train step.
         multipliers: see `Rates`; `replace` them where the loop decides on others.
         weight_decay: see `Rates`.
+        start: what parameters that some phase pulls back began as.
     """
 
     built: Build
@@ -34,11 +35,14 @@ class Stage:
     step: Callable
     multipliers: np.ndarray
     weight_decay: np.ndarray
+    start: Mapping[str, jax.Array]
 
     def rates(self, step: int) -> Rates:
         """What the optimizer is told at a step."""
         multipliers = self.multipliers * self.built.phase.pace(step)
-        return Rates(self.built.rates[step], multipliers, self.weight_decay)
+        origin = {name: self.start[name] for name in pulled(self.built)}
+        pull = np.float32(self.built.config.regularise.l2_sp) if origin else None
+        return Rates(self.built.rates[step], multipliers, self.weight_decay, origin, pull)
 
     def looks_at(self, step: int) -> bool:
         """Whether the layers are looked at in the step that ends at `step`."""
@@ -68,16 +72,22 @@ class Stage:
         return step == phase.stop and phase.index + 1 < len(self.built.phases)
 
 
-def make_stage(built: Build, params: dict[str, jax.Array]) -> Stage:
+def make_stage(
+    built: Build, params: dict[str, jax.Array], start: Mapping[str, jax.Array] | None = None
+) -> Stage:
     """A phase with its leaves and its step.
 
     Args:
         built: the run in the phase.
         params: values of at least those leaves that no phase has trained yet.
+        start: what parameters began as, from the phase before; None for `params`.
     """
     frozen = frozen_params(built, params)
+    if start is None:
+        later = {name for phase in built.phases for name in pulled(built.in_phase(phase.index))}
+        start = {name: params[name].astype(np.float32) for name in later}
     step = make_step(built, frozen)
-    return Stage(built, frozen, step, multipliers_now(built), built.table.weight_decays())
+    return Stage(built, frozen, step, multipliers_now(built), built.table.weight_decays(), start)
 
 
 def make_step(built: Build, frozen: Iterable[str]) -> Wrapped:
@@ -95,6 +105,7 @@ def make_step(built: Build, frozen: Iterable[str]) -> Wrapped:
         state_shardings=state_shardings(built),
         frozen_shardings={name: built.shardings[name] for name in frozen},
         mesh=built.mesh,
+        pulled={name: built.shardings[name] for name in pulled(built)},
         grad_norms=True,
     )
 
@@ -102,4 +113,4 @@ def make_step(built: Build, frozen: Iterable[str]) -> Wrapped:
 def next_stage(stage: Stage, state: TrainState) -> tuple[Stage, TrainState]:
     """The phase after this one, and the state as it begins."""
     built = stage.built.in_phase(stage.built.phase.index + 1)
-    return make_stage(built, stage.frozen), enter_phase(built, state, stage.frozen)
+    return make_stage(built, stage.frozen, stage.start), enter_phase(built, state, stage.frozen)

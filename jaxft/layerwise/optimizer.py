@@ -41,8 +41,9 @@ def make_optimizer(
         finite=True)` takes `rates` `[groups]`, `multipliers` `[leaves]` (in the order of
         `table.trainable`) and `weight_decay` `[groups]`; groups are `table.training_groups`.
         Where `finite` (a bool, or an array of one) is False, the updates are 0 and the state is
-        kept. Weight decay is decoupled and scaled by the leaf's rate, as in `torch.optim.AdamW`:
-        p <- p (1 - rate x mult x decay).
+        kept. With `origin` (name -> array) and `pull`, those leaves decay towards where they began
+        too (L2-SP, Li et al. 2018, https://arxiv.org/abs/1802.01483). Weight decay is decoupled and
+        scaled by the leaf's rate, as in `torch.optim.AdamW`: p <- p (1 - rate x mult x decay).
     """
     trained = [leaf for leaf in table.leaves if leaf.trainable]
     rules = {group.name: group.algorithm for group in table.training_groups}
@@ -110,14 +111,19 @@ def _descent(
 ) -> optax.GradientTransformationExtraArgs:
     """One group's optimizer: its rule, weight decay, and -rate x multiplier."""
 
-    def update(gradients, state, params, *, rates, multipliers, weight_decay, finite=True, **rest):
-        del rest
+    def update(gradients, state, params, *, rates, multipliers, weight_decay, **told_too):
+        finite, pull = told_too.get("finite", True), told_too.get("pull")
+        origin = told_too.get("origin", {})
 
         def decayed(directions: Leaves, params: Leaves) -> Leaves:
-            return {
-                name: leaf + weight_decay[group] * params[name] if decays.get(name) else leaf
-                for name, leaf in _own(directions).items()
-            } | _others(directions)
+            found = {}
+            for name, leaf in _own(directions).items():
+                if decays.get(name):
+                    leaf = leaf + weight_decay[group] * params[name]
+                if name in origin:
+                    leaf = leaf + pull * (params[name] - origin[name])
+                found[name] = leaf
+            return found | _others(directions)
 
         def rated(directions: Leaves) -> Leaves:
             return {
