@@ -19,6 +19,7 @@ from jaxft.errors import UserError
 if TYPE_CHECKING:
     from jaxft.engine.generate import Message, Writer
 
+TABLES = ("csv", "jsonl", "parquet")  # endings of files that hold rows, and kinds of sources
 # What a person may say of how text is written.
 WRITING: Any = {"rich_help_panel": "For models that write text", "show_default": False}
 Chat = Annotated[
@@ -117,14 +118,16 @@ def _print_labels(
     run: Path, inputs: Iterable[str] | None, file: Path | None, as_json: bool
 ) -> None:
     """Print what a run says of each input: in colour what has a text to show it in."""
-    from jaxft.engine.predict import TABLES, predict_rows
-    from jaxft.engine.predict import predict as story
+    from jaxft.engine import predict as stories
 
     if inputs is None:
         print("Type a text a line; Ctrl-D ends.", file=sys.stderr)
         inputs = _decoded(sys.stdin.buffer, "standard input")
-    table = file is not None and file.suffix.lower() in TABLES
-    said = predict_rows(run, file) if table and file else story(run, inputs)
+    kind = file.suffix.lower().removeprefix(".") if file else None
+    if kind in TABLES:
+        said = stories.predict_rows(run, f"{kind}:{file}:ordered")
+    else:
+        said = stories.predict(run, inputs)
     if as_json or not sys.stdout.isatty():
         _print_lines(said)
     else:

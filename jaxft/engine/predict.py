@@ -22,8 +22,6 @@ from jaxft.tasks.contract import Examples, Tools
 
 # Examples a batch, and the multiple that its length is rounded up to: few shapes to compile.
 ROWS, STRIDE = 32, 32
-# Endings of the files that hold rows and no lines, and the sources that read them.
-TABLES = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}
 
 
 def predict(run: Path, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
@@ -48,18 +46,18 @@ def predict(run: Path, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
     yield from _said(trained, (given_rows(rows) for rows in chunks))
 
 
-def predict_rows(run: Path, file: Path) -> Iterator[dict[str, Any]]:
+def predict_rows(run: Path, spec: str) -> Iterator[dict[str, Any]]:
     """Say of each row of a table what the run learned to say.
 
     Args:
         run: the run folder, of a task that reads columns.
-        file: a file of rows (`TABLES`), which may have more columns than are read.
+        spec: a source string; the rows may have more columns than are read.
 
     Yields:
         As `predict`.
 
     Raises:
-        UserError: it is no run, its task reads no columns, or the file has not those that it
+        UserError: it is no run, its task reads no columns, or the rows have not those that it
             reads; a cell is not as it has to be, by the number of its row.
     """
     prepare_process()
@@ -67,10 +65,10 @@ def predict_rows(run: Path, file: Path) -> Iterator[dict[str, Any]]:
     columns = getattr(trained.task, "input_columns", None)
     if columns is None:
         raise UserError(
-            f"'{file}' is a table, and what {trained.task.kind} reads is no row of one.",
+            f"{spec} is a table, and what {trained.task.kind} reads is no row of one.",
             "Give a file with one input a line.",
         )
-    source = open_source(f"{TABLES[file.suffix.lower()]}:{file}:ordered")
+    source = open_source(spec)
     check_columns(source, columns)
     starts = range(0, len(source), ROWS)
     yield from _said(
