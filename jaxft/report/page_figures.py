@@ -14,7 +14,11 @@ from typing import Any
 from jaxft.report.page_run import Run
 
 MOST_POINTS = 1500  # a series is thinned to so many
-TITLES = {"mcc": "Matthews correlation", "auroc": "AUROC"}
+TITLES = {
+    "mcc": "Matthews correlation",
+    "auroc": "AUROC",
+    "recall_at_1pct_fpr": "Recall at 1% false alarms",
+}
 DASHES = ("solid", "dash", "dot", "dashdot")
 DASH_NAMES = ("solid", "dashed", "dotted", "dashes and dots")
 Series = dict[str, Any]
