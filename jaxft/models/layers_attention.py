@@ -128,18 +128,18 @@ def attention(
     query, key, value = (split_heads(x, width) for x in (query, key, value))
     if mask is not None and mask.kept is not None:
         mask.kept.add(key, value)
+    bias = None if mask is None else mask.bias
     if mask is not None and mask.kept is not None and mask.slot is not None:
-        assert mask.bias is not None  # no kernel serves a slot
-        bias = mask.bias if positions is None else mask.bias + positions
+        assert bias is not None  # no kernel serves a slot
+        bias = bias if positions is None else bias + positions
         mixed = attend(query, mask.kept, bias, soft_cap)
     elif mask is not None and mask.kernel is not None:
         causal, window = mask.causal, mask.window
-        seen = mask.segments if mask.bias is None else mask.bias
+        seen = mask.segments if bias is None else bias
         mixed = run_kernel(
             mask.kernel, query, key, value, seen, causal=causal, window=window, soft_cap=soft_cap
         )
     else:
-        bias = None if mask is None else mask.bias
         mixed = _by_xla(query, key, value, bias, positions, rate, dropout_key, soft_cap)
     return mixed.transpose(0, 2, 1, 3).reshape(shape)
 
