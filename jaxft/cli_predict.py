@@ -55,6 +55,10 @@ OneFile = Annotated[
         "--file", "-f", help="A file with one input a line; or .csv, .jsonl, .parquet: rows."
     ),
 ]
+Draw = Annotated[
+    Path | None,
+    typer.Option(help="A folder for copies of the images, what is found drawn into them."),
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="JSON lines, as where the output is no terminal.")
 ]
@@ -65,6 +69,7 @@ def predict(
     texts: Texts = None,
     file: OneFile = None,
     as_json: AsJson = False,
+    draw: Draw = None,
     chat: Chat = None,
     max_new_tokens: Most = None,
     temperature: Temperature = None,
@@ -99,7 +104,7 @@ def predict(
     elif asked or chat is not None:
         raise UserError(f"'{run}' writes no text: it takes texts and --file alone.")
     else:
-        _print_labels(Path(run), inputs, file, as_json)
+        _print_labels(Path(run), inputs, file, as_json, draw)
 
 
 def _drawing(temperature: float | None) -> dict[str, Any]:
@@ -115,7 +120,7 @@ def _typed() -> Iterator[str] | None:
 
 
 def _print_labels(
-    run: Path, inputs: Iterable[str] | None, file: Path | None, as_json: bool
+    run: Path, inputs: Iterable[str] | None, file: Path | None, as_json: bool, draw: Path | None
 ) -> None:
     """Print what a run says of each input: in colour what has a text to show it in."""
     from jaxft.engine import predict as stories
@@ -128,6 +133,10 @@ def _print_labels(
         said = stories.predict_rows(run, f"{kind}:{file}:ordered")
     else:
         said = stories.predict(run, inputs)
+    if draw is not None:
+        from jaxft.data.drawn import drawn_into
+
+        said = drawn_into(draw, said)
     if as_json or not sys.stdout.isatty():
         _print_lines(said)
     else:

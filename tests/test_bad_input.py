@@ -99,7 +99,7 @@ def test_config_file(refused):
 
 DATA_MISTAKES = {
     "data.train=csv:absent.csv": "absent.csv",
-    "data.train=orc:reviews.csv": "must start with csv:, jsonl:, conll:, parquet:, arrow:, hf:, ",
+    "data.train=orc:reviews.csv": "must start with csv:, jsonl:, conll:, boxes:, coco:, ",
     "data.train=parquet:reviews.csv": "reviews.csv: this is no Parquet that can be read",
     "data.train=csv:part-*.csv": "csv:part-*.csv: no file is of this pattern.",
     "data.train=csv:.": "",

@@ -38,6 +38,8 @@ FLOORS = {
     "data.draws": 1,
     "data.augment": 2,  # above draws and image
     "data.masking": 2,  # above draws
+    "data.tiles": 1,
+    "data.drawn": 2,  # above image
     "metrics.*": 1,
     "models.transformer": 2,
     "models.weights": 2,
@@ -58,6 +60,8 @@ FLOORS = {
     "tasks.labels": 5,
     "tasks.classes": 5.5,  # above labels
     "tasks.images": 5,
+    "tasks.boxes": 5.5,  # above images
+    "tasks.detection_loss": 5,
     "tasks.tagged": 5.5,  # above labels, below the tasks
     "tasks.masked_texts": 5.5,
     "tasks.text_tuples": 5.5,

@@ -169,7 +169,7 @@ def test_a_bad_jsonl_is_named_by_row(tmp_path, content, said):
         (
             "{folder}/numbers.csv",
             {},
-            "must start with csv:, jsonl:, conll:, parquet:, arrow:, hf:, ",
+            "must start with csv:, jsonl:, conll:, boxes:, coco:, ",
         ),
         ("csv:{folder}/numbers.csv[:9o%]", {}, "'9o%' is no bound of a slice"),
         ("csv:{folder}/numbers.csv[:101]", {}, "the slice ends at 101, and there are 100 rows"),

@@ -4,7 +4,7 @@ A source string is `KIND:PLACE`, then an optional slice, then an optional `:orde
 `csv:reviews.csv[:80%]`, `jsonl:rows.jsonl[1000:]:ordered`, `tfds:my_set:1.0.0:train[90%:]`,
 `parquet:part-*.parquet`, `arrow:rows.feather`, `hf:saved:train` (a data set that `datasets` has
 saved), `conll:tagged.txt` (a word and its tag a line), `images:photos/train` (a sub-folder a
-class).
+class), `boxes:trees.csv` and `coco:instances.json` (pictures, with what is in them).
 Rows are kept by `where`, then shuffled by the seed, then sliced; so slices of one file are drawn
 at random and never overlap where their bounds do not.
 """
@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from jaxft.data.sources_arrow import open_arrow, open_parquet, open_saved
+from jaxft.data.sources_boxes import open_boxes, open_coco
 from jaxft.data.sources_files import open_conll, open_csv, open_jsonl
 from jaxft.data.sources_images import open_image_folder
 from jaxft.data.sources_joined import Joined, open_files
@@ -66,6 +67,8 @@ FILES: dict[str, Callable[[Path], Reader]] = {
     "csv": open_csv,
     "jsonl": open_jsonl,
     "conll": open_conll,
+    "boxes": open_boxes,
+    "coco": open_coco,
     "parquet": open_parquet,
     "arrow": open_arrow,
 }

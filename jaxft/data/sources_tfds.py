@@ -61,10 +61,15 @@ class TfdsReader:
         ]
 
     def class_names(self, column: str) -> tuple[str, ...] | None:
-        """The classes of a column of ClassLabels, one a row or several; None for another column."""
+        """The classes of a column of ClassLabels, one a row or several; None for another column.
+
+        Of a column of objects they are those of its `label`.
+        """
         feature = self.features[column]
         if isinstance(feature, tfds.features.Sequence):
             feature = feature.feature
+        if isinstance(feature, tfds.features.FeaturesDict):
+            feature = feature.get("label")
         if isinstance(feature, tfds.features.ClassLabel):
             return tuple(feature.names)
         return None

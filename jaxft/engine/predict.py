@@ -83,16 +83,23 @@ def _said(trained: Trained, sources: Iterable[Source]) -> Iterator[dict[str, Any
     step = jax.jit(lambda params, batch: task.outcomes(model.apply(params, batch), batch))
     for source in sources:
         examples = task.examples(source, None, tools)
-        outcomes = jax.device_get(step(model.params, _batch(examples, model)))
-        kept = {name: values[: len(source), 0] for name, values in outcomes.items()}
+        batches = [  # a row may be several examples
+            jax.device_get(step(model.params, _batch(examples, model, first)))
+            for first in range(0, len(examples), ROWS)
+        ]
+        kept = {
+            name: np.concatenate([batch[name][:, 0] for batch in batches])[: len(examples)]
+            for name in batches[0]
+        }
         for number, said in enumerate(task.describe(source, kept, examples, names)):
             yield said | examples.remarks.get(number, {})
 
 
-def _batch(examples: Examples, model: Model) -> dict[str, np.ndarray]:
-    """At most `ROWS` examples, one a row; the rows that are left over hold none."""
+def _batch(examples: Examples, model: Model, first: int) -> dict[str, np.ndarray]:
+    """At most `ROWS` examples from one on, one a row; the rows that are left over hold none."""
     index = np.full((ROWS, 1), -1)
-    index[: len(examples), 0] = np.arange(len(examples))
+    numbers = np.arange(first, min(first + ROWS, len(examples)))
+    index[: len(numbers), 0] = numbers
     longest = int(examples.lengths.max())
     if longest > 1:  # where an example is a row, whatever its arrays are, a row is one position
         longest = min(round_up(longest, STRIDE), model.max_positions)

@@ -17,6 +17,7 @@ from jaxft.errors import UserError
 from jaxft.report.events import read_events
 
 TAGGED_TASK, MASKED_TASK, PAIRED_TASK = "token_classification", "masked_lm", "embedding"
+BOXES_TASK = "object_detection"
 SPLITS = ("test", "eval")  # the order in which their predictions are shown
 BEFORE = "before"  # what was said of the eval rows before the first step, where that was asked for
 Keys = dict[str, tuple[type, ...]]  # what the page reads of an entry, and the types it may have
@@ -52,6 +53,7 @@ PREDICTIONS: dict[str, Keys] = {  # by `task.problem`
     "multi_label": {**SHOWN, **MANY_LABELS, "loss": NUMBER},
     "regression": {**SHOWN, **A_NUMBER, "loss": NUMBER},
 }
+BOXES: Keys = {"objects": (list,), "gold": (list,)}
 TAGGED: Keys = {"text": (str,), "entities": (list,), "gold": (list,), "loss": NUMBER}
 ENTITY: Keys = {"type": (str,), "start": (int,), "end": (int,)}
 FILLED: Keys = {
@@ -76,6 +78,7 @@ LINES: dict[str, tuple[Keys, dict[str, Keys]]] = {
     TAGGED_TASK: (TAGGED, {"entities": ENTITY, "gold": ENTITY}),
     MASKED_TASK: (FILLED, {"fills": FILL}),
     PAIRED_TASK: (PAIRED, {"found": FOUND}),
+    BOXES_TASK: (BOXES, {}),
 }
 RESULT: Keys = {"split": (str,), "step": (int,), "metrics": (dict,), "examples": (int,)}
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxft.report import numbers
 from jaxft.report.page_binary import thresholds
+from jaxft.report.page_boxes import boxed
 from jaxft.report.page_classes import told
 from jaxft.report.page_figures import group_colour, metrics_of
 from jaxft.report.page_fills import filled
@@ -17,6 +18,7 @@ from jaxft.report.page_gap import overfitting
 from jaxft.report.page_pairs import paired
 from jaxft.report.page_run import (
     BEFORE,
+    BOXES_TASK,
     LINES,
     MASKED_TASK,
     PAIRED_TASK,
@@ -77,6 +79,7 @@ def _told(run: Run) -> dict[str, Any]:
     ]
     return {
         "splits": [told(*one) for one in splits.items() if classes],
+        "boxes": [boxed(*one) for one in splits.items() if run.task == BOXES_TASK],
         "tagged": [tagged(*one) for one in splits.items() if run.task == TAGGED_TASK],
         "filled": [filled(*one) for one in compared if run.task == MASKED_TASK],
         "paired": [paired(*one) for one in compared if run.task == PAIRED_TASK],

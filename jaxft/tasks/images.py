@@ -145,10 +145,10 @@ def paths_from_input(inputs: Iterable[str]) -> Iterator[str]:
         yield from map(str, files)
 
 
-def picture(image: Image.Image) -> str:
-    """An image as a small `data:` URI for a page."""
+def picture(image: Image.Image, side: int = PICTURE_SIDE) -> str:
+    """An image as a small `data:` URI for a page, no longer than `side` pixels."""
     small = to_rgb(image)
-    small.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+    small.thumbnail((side, side))
     file = io.BytesIO()
     small.save(file, "WEBP", quality=80)
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,0 +1,53 @@
+"""Boxes drawn into a picture: those that are there, and those that were found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from jaxft.data.image import decode, to_rgb
+from jaxft.errors import UserError
+
+GOLD, FOUND = (80, 220, 120), (255, 140, 0)
+
+
+def draw(
+    image: Image.Image, gold: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]
+) -> Image.Image:
+    """A copy of a picture in RGB with boxes: green what is there, orange what was found.
+
+    Args:
+        image: the picture.
+        gold: each with `box` (left, top, right, bottom in pixels) and `label`.
+        found: likewise, and `score`.
+    """
+    drawn = to_rgb(image).copy()
+    pen, width = ImageDraw.Draw(drawn), max(1, round(max(image.size) / 500))
+    for one in gold:
+        pen.rectangle(one["box"], outline=GOLD, width=width)
+    for one in found:
+        pen.rectangle(one["box"], outline=FOUND, width=width)
+        pen.text((one["box"][0] + 2, one["box"][1] + 1), f"{one['score']:.2f}", fill=FOUND)
+    return drawn
+
+
+def drawn_into(folder: Path, said: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Each line as it comes, with `drawn`: its image with the boxes drawn, a PNG in the folder.
+
+    Args:
+        folder: made where it is not there.
+        said: what a run says of images: `file` and `objects`.
+
+    Raises:
+        UserError: a line that says nothing of boxes in an image.
+    """
+    for line in said:
+        if "objects" not in line or "file" not in line:
+            raise UserError("--draw is for boxes in images.", "Leave it out.")
+        folder.mkdir(parents=True, exist_ok=True)
+        target = folder / f"{Path(line['file']).stem}.png"
+        draw(decode(line["file"]), (), line["objects"]).save(target)
+        yield line | {"drawn": str(target)}

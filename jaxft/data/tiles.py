@@ -1,0 +1,114 @@
+"""Pictures in pieces for a detector, and boxes (left, top, right, bottom) to go with them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+LEAST_VISIBLE = 0.3  # of a box's area has to lie in a piece for the box to be learned there
+
+
+def cut(size: tuple[int, int], shape: tuple[int, int], tile: int | None, overlap: float):
+    """The pieces of a picture: `[P, 4]` left, top, width and height in its pixels.
+
+    A piece may reach over the right and bottom edge of the picture, which is black there.
+
+    Args:
+        size: height and width of the picture.
+        shape: height and width of what the model takes: a piece has that proportion.
+        tile: height of a piece in the picture's pixels; None takes the picture whole.
+        overlap: the share of a piece that the next one has too.
+    """
+    height, width = size
+    ratio = shape[1] / shape[0]
+    if tile is None:
+        high = max(height, int(np.ceil(width / ratio)))
+        return np.array([[0, 0, round(high * ratio), high]])
+    wide = round(tile * ratio)
+    places = [
+        (left, top, wide, tile)
+        for top in _starts(height, tile, overlap)
+        for left in _starts(width, wide, overlap)
+    ]
+    return np.array(places)
+
+
+def _starts(length: int, tile: int, overlap: float) -> list[int]:
+    """Where tiles begin along an edge, evenly: the last ends with the picture."""
+    if length <= tile:
+        return [0]
+    count = int(np.ceil((length - tile) / max(tile * (1 - overlap), 1))) + 1
+    return np.linspace(0, length - tile, count).round().astype(int).tolist()
+
+
+def within(boxes: np.ndarray, piece: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The boxes of a picture that a piece shows: `[K, 4]` in its own pixels, and which they are.
+
+    A box is cut off at the piece's edge, and left out where less than `LEAST_VISIBLE` of it is
+    inside.
+
+    Args:
+        boxes: `[N, 4]`.
+        piece: left, top, width and height.
+    """
+    left, top, width, height = piece
+    moved = boxes - np.array([left, top, left, top])
+    limit = np.array([width, height, width, height])
+    inside = np.clip(moved, 0, limit)
+    kept = np.flatnonzero(areas(inside) >= LEAST_VISIBLE * areas(boxes))
+    kept = kept[areas(inside[kept]) > 0]
+    return inside[kept], kept
+
+
+def areas(boxes: np.ndarray) -> np.ndarray:
+    """`[N, 4]` -> `[N]`; 0 where a right is not beyond its left."""
+    return np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0), axis=1)
+
+
+def relative(boxes: np.ndarray, piece: np.ndarray) -> np.ndarray:
+    """Boxes in a piece's pixels as DETR has them: centre, width and height, as shares of it."""
+    size = np.array([piece[2], piece[3]], float)
+    centre, extent = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+    return np.concatenate([centre / size, extent / size], axis=1)
+
+
+def absolute(boxes: np.ndarray, piece: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The way back of `relative`, into the picture's pixels and cut off at its edges.
+
+    Args:
+        boxes: `[N, 4]` centre, width and height as shares of the piece.
+        piece: left, top, width and height.
+        size: height and width of the picture.
+    """
+    scale, corner = np.array([piece[2], piece[3]], float), np.array(piece[:2])
+    centre, extent = boxes[:, :2] * scale + corner, boxes[:, 2:] * scale
+    both = np.concatenate([centre - extent / 2, centre + extent / 2], axis=1)
+    height, width = size
+    return np.clip(both, 0, np.array([width, height, width, height]))
+
+
+def unlike(boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray, most: float) -> np.ndarray:
+    """The numbers of the boxes that are left when each takes away worse ones that lie on it.
+
+    Args:
+        boxes: `[N, 4]`.
+        labels: `[N]`; boxes of another class stay.
+        scores: `[N]`.
+        most: the intersection over union that two may have.
+
+    Source: non-maximum suppression as in torchvision's `batched_nms`.
+    """
+    left = np.argsort(-scores, kind="stable")
+    kept = []
+    while len(left):
+        best, left = left[0], left[1:]
+        kept.append(best)
+        alike = (labels[left] == labels[best]) & (overlaps(boxes[best], boxes[left]) > most)
+        left = left[~alike]
+    return np.array(kept, np.int64)
+
+
+def overlaps(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """The intersection over union of a box and each of `[N, 4]` boxes: `[N]`."""
+    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
+    shared = np.prod(np.maximum(high - low, 0), axis=1)
+    return shared / np.maximum(areas(box[None]) + areas(boxes) - shared, 1e-12)

@@ -1,0 +1,37 @@
+"""What the page shows of pictures with boxes: drawings of what is there and what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MOST = 12
+
+
+def boxed(split: str, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A split's predictions as the template shows them.
+
+    Args:
+        split: its name.
+        lines: of its predictions file.
+
+    Returns:
+        `name`, `count`, `gold` and `found` (boxes in all), and `pictures`, the first that are
+        drawn.
+    """
+    drawn = [line for line in lines if str(line.get("image", "")).startswith("data:image/")]
+    return {
+        "name": split,
+        "count": len(lines),
+        "gold": sum(len(line["gold"]) for line in lines),
+        "found": sum(len(line["objects"]) for line in lines),
+        "pictures": [
+            {
+                "image": line["image"],
+                "file": str(line.get("file", "")),
+                "gold": len(line["gold"]),
+                "found": len(line["objects"]),
+            }
+            for line in drawn[:MOST]
+        ],
+    }

@@ -1,0 +1,104 @@
+"""DETR's loss: each true box is matched with one detection, and all others are to find nothing.
+
+The matching is exact (`optax.assignment`, the Hungarian algorithm) and part of the compiled step,
+so it runs wherever the step does, with no call back to a host.
+
+Source: Carion et al. (2020), https://arxiv.org/abs/2005.12872; the numbers are those of
+`transformers`' `loss_for_object_detection.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+CLASS_COST, BOX, GIOU = 1.0, 5.0, 2.0  # of the matching; the last two of the loss too
+NOTHING_WEIGHT = 0.1  # of a detection that is to find nothing, in the cross-entropy
+LARGE = 1e6  # a cost in place of one that is not finite
+
+
+def detection_loss(
+    outputs: Mapping[str, jax.Array], batch: Mapping[str, Any]
+) -> tuple[jax.Array, jax.Array]:
+    """The summed loss of a batch and its weight: the number of true boxes, or 1 without any.
+
+    Args:
+        outputs: `logits` `[R, Q, C + 1]`, the last of which is of nothing; `pred_boxes`
+            `[R, Q, 4]`, centre, width and height as shares of the image.
+        batch: `boxes` `[R, M, 4]`, `box_labels` `[R, M]` (-1 for none) and `weights` `[R, 1]`.
+    """
+    logits = outputs["logits"].astype(jnp.float32)
+    predicted, nothing = outputs["pred_boxes"].astype(jnp.float32), logits.shape[-1] - 1
+    boxes, labels, rows = batch["boxes"], batch["box_labels"], batch["weights"]  # rows [R, 1]
+    real = (labels >= 0) * rows  # [R, M]
+    query = match(logits, predicted, boxes, labels)  # [R, M]
+    each = jnp.arange(len(logits))[:, None]
+    target = (
+        jnp.full(logits.shape[:2], nothing)
+        .at[each, query]
+        .set(jnp.where(labels >= 0, labels, nothing))
+    )  # [R, Q]
+    counts = jnp.where(target == nothing, NOTHING_WEIGHT, 1.0) * rows
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, target)
+    chosen = jnp.take_along_axis(predicted, query[..., None], axis=1)  # [R, M, 4]
+    far = jnp.abs(chosen - boxes).sum(-1)
+    apart = 1.0 - generalised_iou(corners(chosen), corners(boxes))
+    number = jnp.maximum(real.sum(), jnp.minimum(rows.sum(), 1.0))
+    mean_class = jnp.sum(losses * counts) / jnp.maximum(counts.sum(), 1e-9)
+    return mean_class * number + jnp.sum((BOX * far + GIOU * apart) * real), number
+
+
+def match(
+    logits: jax.Array, predicted: jax.Array, boxes: jax.Array, labels: jax.Array
+) -> jax.Array:
+    """Which detection each box is matched with, at the least total cost: `[R, M]`, no two alike.
+
+    Boxes that are none take what is left.
+
+    Args:
+        logits: `[R, Q, C + 1]`.
+        predicted: `[R, Q, 4]`.
+        boxes: `[R, M, 4]`, M at most Q.
+        labels: `[R, M]`, -1 for none.
+    """
+    shares = jax.nn.softmax(logits, axis=-1)
+    likely = jnp.take_along_axis(shares, jnp.maximum(labels, 0)[:, None, :], axis=2)  # [R, Q, M]
+    far = jnp.abs(predicted[:, :, None] - boxes[:, None]).sum(-1)
+    near = generalised_iou(corners(predicted)[:, :, None], corners(boxes)[:, None])
+    cost = BOX * far - CLASS_COST * likely - GIOU * near
+    cost = jnp.where(labels[:, None, :] < 0, 0.0, cost).swapaxes(1, 2)  # [R, M, Q]
+    cost = jnp.nan_to_num(jax.lax.stop_gradient(cost), nan=LARGE, posinf=LARGE, neginf=LARGE)
+    row, column = jax.vmap(optax.assignment.base_hungarian_algorithm)(cost)
+    return jnp.take_along_axis(column, jnp.argsort(row, axis=1), axis=1)
+
+
+def corners(boxes: jax.Array) -> jax.Array:
+    """Centre, width and height -> left, top, right, bottom: `[..., 4]`."""
+    centre, half = boxes[..., :2], boxes[..., 2:] / 2
+    return jnp.concatenate([centre - half, centre + half], axis=-1)
+
+
+def generalised_iou(first: jax.Array, second: jax.Array) -> jax.Array:
+    """Intersection over union, less the share of the box round both that neither covers: `[...]`.
+
+    Boxes of no area in the same place give 0, not a number that is none.
+
+    Args:
+        first, second: `[..., 4]` left, top, right, bottom.
+
+    Source: Rezatofighi et al. (2019), https://arxiv.org/abs/1902.09630.
+    """
+
+    def area(low: jax.Array, high: jax.Array) -> jax.Array:
+        return jnp.prod(jnp.maximum(high - low, 0.0), axis=-1)
+
+    (a, b), (c, d) = (jnp.split(boxes, 2, axis=-1) for boxes in (first, second))
+    shared = area(jnp.maximum(a, c), jnp.minimum(b, d))
+    union = area(a, b) + area(c, d) - shared
+    around = area(jnp.minimum(a, c), jnp.maximum(b, d))
+    union, around = jnp.maximum(union, 1e-9), jnp.maximum(around, 1e-9)
+    return shared / union - (around - union) / around

@@ -1,0 +1,168 @@
+"""Boxes around things in an image, and what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxft.config_tasks import ObjectDetection as Section
+from jaxft.data.drawn import draw
+from jaxft.data.sources import Source
+from jaxft.data.tiles import absolute, unlike
+from jaxft.errors import UserError
+from jaxft.metrics.boxes import box_scores
+from jaxft.tasks.boxes import PieceExamples, opened, read_boxes, read_examples
+from jaxft.tasks.contract import Examples, Tools
+from jaxft.tasks.detection_loss import detection_loss
+from jaxft.tasks.images import check_images, open_image, paths_from_input, picture
+
+SURE = 0.5  # the score from which a person is told of a box
+PICTURE_SIDE = 640  # pixels of a picture in a report: boxes are small in it
+PICTURES = 12  # that are kept with their boxes drawn
+
+
+def make(section: Section) -> ObjectDetection:
+    """The task as the config's `task` section describes it."""
+    return ObjectDetection(section)
+
+
+@dataclass(frozen=True)
+class ObjectDetection:
+    """See `jaxft.tasks.contract.Task`."""
+
+    section: Section
+    kind: str = "object_detection"
+    primary: str = "map"
+    metric_names: tuple[str, ...] = ("loss", "map", "map_50", "map_75")
+    packs: bool = False
+
+    @property
+    def input_columns(self) -> tuple[str, ...]:
+        """The column that holds the image."""
+        return (self.section.image,)
+
+    @property
+    def columns(self) -> tuple[str, str]:
+        return (self.section.image, self.section.objects)
+
+    def label_names(self, source: Source) -> tuple[str, ...]:
+        """The config's classes, the data's own names, or the labels of the training rows."""
+        named = self.section.labels or source.class_names(self.section.objects)
+        if named:
+            return tuple(named)
+        column = self.section.objects
+        rows = (source.rows([number], [column])[0][column] for number in range(len(source)))
+        found = sorted({str(label) for row in rows for label in (row or {}).get("label", ())})
+        if not found:
+            raise UserError(f"{source.spec}: no picture has a box to learn from.")
+        return tuple(found)
+
+    def check_row(
+        self, source: Source, number: int, row: Mapping[str, Any], names: Sequence[str]
+    ) -> None:
+        """Raise what is wrong with a row: a box, or an image that does not decode."""
+        image = open_image(source, number, row[self.section.image])
+        size = (image.height, image.width)
+        objects, form = row[self.section.objects], self.section.box_format
+        read_boxes(objects, names, size, form, source.place(number))
+
+    def examples(self, source: Source, names: Sequence[str] | None, tools: Tools) -> PieceExamples:
+        if names is not None:  # what a person typed is decoded at once anyway
+            check_images(source, self.section.image)
+        return read_examples(
+            source,
+            self.columns if names is not None else (self.section.image, ""),
+            names,
+            tools.images,
+            tools.model.config.fields["num_detection_tokens"],
+            tile=self.section.tile,
+            overlap=self.section.overlap,
+            form=self.section.box_format,
+        )
+
+    def loss(self, outputs: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+        return detection_loss(outputs, batch)
+
+    def metrics(self, outputs: Any, batch: Any) -> Any:
+        return {}
+
+    def outcomes(self, outputs: Any, batch: Any) -> dict[str, jax.Array]:
+        """Of each detection token its box, likeliest class and that one's share: `[R, 1, Q, ...]`.
+
+        The share of finding nothing is left out of the choice, as in DETR.
+        """
+        shares = jax.nn.softmax(outputs["logits"], axis=-1)[:, None, :, :-1]  # [R, 1, Q, C]
+        boxes = outputs["pred_boxes"][:, None]
+        return {"boxes": boxes, "scores": shares.max(-1), "classes": shares.argmax(-1)}
+
+    def summarise(
+        self, outcomes: Mapping[str, np.ndarray], examples: Examples, names: Sequence[str]
+    ) -> dict[str, float]:
+        assert isinstance(examples, PieceExamples)
+        if examples.truth is None:
+            return {}
+        gold = [
+            {"boxes": one.corners, "labels": one.labels, "crowd": one.crowd}
+            for one in examples.truth
+        ]
+        return box_scores(gold, self._found(outcomes, examples), names)
+
+    def _found(
+        self, outcomes: Mapping[str, np.ndarray], examples: PieceExamples
+    ) -> list[dict[str, np.ndarray]]:
+        """What was found in each picture: of its pieces together, the best first."""
+        found = []
+        for number, size in enumerate(examples.sizes.tolist()):
+            own = np.flatnonzero(examples.pieces[:, 0] == number)
+            moved = [
+                absolute(outcomes["boxes"][piece], examples.pieces[piece, 1:], tuple(size))
+                for piece in own
+            ]
+            boxes = np.concatenate(moved)
+            labels, scores = outcomes["classes"][own].ravel(), outcomes["scores"][own].ravel()
+            if len(own) > 1:  # a thing that two pieces show is found twice
+                kept = unlike(boxes, labels, scores, self.section.merge)
+            else:
+                kept = np.argsort(-scores, kind="stable")
+            found.append({"boxes": boxes[kept], "labels": labels[kept], "scores": scores[kept]})
+        return found
+
+    def describe(
+        self,
+        source: Source,
+        outcomes: Mapping[str, np.ndarray],
+        examples: Examples,
+        names: Sequence[str],
+    ) -> Iterator[dict[str, Any]]:
+        assert isinstance(examples, PieceExamples)
+        for number, found in enumerate(self._found(outcomes, examples)):
+            sure = found["scores"] >= SURE
+            said = _said(found["boxes"][sure], found["labels"][sure], names)
+            for one, score in zip(said, found["scores"][sure], strict=True):
+                one["score"] = round(float(score), 4)
+            value = source.rows([number], [self.section.image])[0][self.section.image]
+            line = {"file": value} if isinstance(value, str) else {}
+            if examples.truth is None:
+                yield line | {"objects": said}
+                continue
+            truth = examples.truth[number]
+            gold = _said(truth.corners, truth.labels, names)
+            if number < PICTURES:
+                image = opened(source, number, self.section.image)
+                line["image"] = picture(draw(image, gold, said), PICTURE_SIDE)
+            yield line | {"gold": gold, "objects": said}
+
+    def rows_from_input(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
+        return ({self.section.image: path} for path in paths_from_input(inputs))
+
+
+def _said(boxes: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Boxes as a person reads them: the class, and the corners in pixels."""
+    return [
+        {"label": names[int(label)], "box": [round(float(corner), 1) for corner in box]}
+        for box, label in zip(boxes, labels, strict=True)
+    ]
