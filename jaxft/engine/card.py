@@ -25,6 +25,7 @@ PIPELINES: Mapping[str | None, tuple[str, str]] = {
     "masked_lm": ("fill-mask", "AutoModelForMaskedLM"),
     "causal_lm": ("text-generation", "AutoModelForCausalLM"),
     "image_classification": ("image-classification", "AutoModelForImageClassification"),
+    "object_detection": ("object-detection", "AutoModelForObjectDetection"),
     "contrastive": ("zero-shot-image-classification", "AutoModel"),
 }
 
