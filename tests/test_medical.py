@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 
 import jaxft
 from jaxft.cli import main
@@ -48,10 +49,12 @@ class PatchCamelyon(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         for number in range(count):
             image = draw.normal((200, 150, 190), 20, (SIDE, SIDE, 3))
             image[32:64, 32:64] -= 90 * (number % 2)
-            pixels = image.clip(0, 255).astype(np.uint8)
+            file = io.BytesIO()  # of an array TensorFlow would make the file
+            Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(file, "PNG")
+            file.seek(0)
             yield (
                 f"{name}_{number}",
-                {"id": f"{name}_{number}", "image": pixels, "label": number % 2},
+                {"id": f"{name}_{number}", "image": file, "label": number % 2},
             )
 
 
