@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jaxft.cli_data import app as data
 from jaxft.cli_predict import predict
 from jaxft.cli_search import search
 from jaxft.cli_study import study
@@ -56,7 +57,7 @@ RunName = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")]
 # Wherever it happens, a person mends it, and not the program: a full disk, a folder of another's.
 REFUSED_BY_THE_SYSTEM = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 # What the commands do that would be in each other's way, were they started on every host.
-ALONE = {"eval", "predict", "search", "study", "export", "report"}
+ALONE = {"data", "eval", "predict", "search", "study", "export", "report"}
 KEYS_HELP = "Every key of a config, with its type, default and meaning: jaxft config"
 
 
@@ -209,6 +210,7 @@ def evaluate(
 app.command()(predict)
 app.command()(search)
 app.command(epilog=KEYS_HELP)(study)
+app.add_typer(data, name="data")
 
 
 @app.command()

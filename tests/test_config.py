@@ -22,6 +22,7 @@ from jaxft.config import (
     schema_text,
     to_yaml,
 )
+from jaxft.config_data import MixedSource
 from jaxft.config_recipe import PhaseSection
 from jaxft.config_tasks import TaskSection
 from jaxft.errors import UserError
@@ -403,7 +404,11 @@ def test_mistakes_in_a_file(write, old, new, sentence):
             "train.ema=1",
             "'train.ema=1' on the command line: 'train.ema' must be less than 1, not 1.",
         ),
-        ("data.train=", "'data.train=' on the command line: 'data.train' must be text, not null."),
+        (
+            "data.train=",
+            "'data.train=' on the command line: 'data.train' must be a list of sections or text, "
+            "not null.",
+        ),
     ],
 )
 def test_mistakes_in_an_override(write, override, sentence):
@@ -503,6 +508,7 @@ def test_every_key_is_described(write):
     assert {key.name for key in keys if "[]" in key.name} == {
         *(f"groups[].{name}" for name in load_config(write(FULL)).dump()["groups"][0]),
         *(f"phases[].{name}" for name in PhaseSection.model_fields),
+        *(f"data.train[].{name}" for name in MixedSource.model_fields),
     }
     for key in keys:
         assert key.meaning, key.name

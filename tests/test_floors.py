@@ -34,6 +34,7 @@ FLOORS = {
     "data.image": 1,
     "data.cache": 1,
     "data.packing": 1,
+    "data.mixture": 1,
     "data.tags": 1,
     "data.draws": 1,
     "data.augment": 2,  # above draws and image
@@ -44,6 +45,8 @@ FLOORS = {
     "models.transformer": 2,
     "models.weights": 2,
     "data.plans": 2,
+    "data.profile": 2,
+    "data.write_tfds": 2,
     "data.dialogue": 2,
     "data.loader": 3,
     "models.adapters": 3,

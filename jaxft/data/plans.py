@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxft.data.draws import FIRST, Draw
+from jaxft.data.mixture import Mixture
 from jaxft.data.packing import best_fit, bucket_edges, cap_segments, count_rows, round_up
 from jaxft.errors import UserError
 
@@ -40,6 +41,11 @@ class Layout:
     segments: int
     examples_per_step: float
     padding: float
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Rows, positions a row, and the most examples in one."""
+        return self.rows, self.row_length, self.segments
 
 
 def plan_rows(
@@ -117,10 +123,20 @@ class TrainPlan:
         rows: rows a step, over all processes.
         row_length: positions a row.
         segments: the most examples in a row.
+        mixture: which examples an epoch reads, where not each once; `lengths` are its slots'.
     """
 
-    def __init__(self, lengths: np.ndarray, seed: int, rows: int, row_length: int, segments: int):
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        seed: int,
+        rows: int,
+        row_length: int,
+        segments: int,
+        mixture: Mixture | None = None,
+    ):
         self.lengths = lengths
+        self.mixture = mixture
         self.seed = seed
         self.rows = rows
         self.row_length = row_length
@@ -130,7 +146,7 @@ class TrainPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps in which every example is seen once; the same in every epoch."""
+        """Steps in which every example is seen once, or what is drawn; as many in every epoch."""
         return -(-self._filled // self.rows)
 
     @property
@@ -173,6 +189,9 @@ class TrainPlan:
         packed = np.full((self._filled, self.segments), -1, np.int32)
         packed.reshape(-1)[self._slots] = longest_first
         packed = packed[np.argsort(draw.random_raw(self._filled), kind="stable")]
+        if self.mixture is not None:  # so far numbers of slots
+            drawn = self.mixture.epoch(self.seed, epoch).astype(np.int32)
+            packed = np.where(packed >= 0, drawn[packed], -1)
         batches = np.full((self.steps_per_epoch, self.rows, self.segments), -1, np.int32)
         # Row i goes to batch i mod batches, so that the batches differ by one row at most.
         place, batch = np.divmod(np.arange(self._filled), self.steps_per_epoch)

@@ -115,9 +115,31 @@ class Source:
     def place(self, index: int) -> str:
         """What a message calls the row at this index: the source, and the row's number there."""
         number = int(self.order[index])
-        if isinstance(self.reader, Joined):
-            return self.reader.place(number)
-        return f"{self.spec}: row {number + 1}"
+        if not isinstance(self.reader, Joined):
+            return f"{self.spec}: row {number + 1}"
+        owner, inside = self.reader.locate(number)
+        part = self.reader.parts[owner]
+        if isinstance(part, Source):
+            return part.place(inside)
+        return f"{self.reader.names[owner]}: row {inside + 1}"
+
+    def part_of(self, rows: np.ndarray) -> np.ndarray:
+        """Which part of a mixture each of some rows is of; all of one where it is no mixture."""
+        if not self.mixed:
+            return np.zeros(len(rows), np.int64)
+        assert isinstance(self.reader, Joined)
+        return self.reader.part_of(self.order[rows])
+
+    @property
+    def mixed(self) -> tuple[Source, ...]:
+        """The sources that this one mixes; none where it is no mixture."""
+        parts = self.reader.parts if isinstance(self.reader, Joined) else ()
+        return tuple(part for part in parts if isinstance(part, Source))
+
+    @property
+    def identity(self) -> str:
+        """The fingerprint: a source may be a part of another."""
+        return self.fingerprint
 
     def without(self, indices: Sequence[int]) -> Source:
         """The source without the rows at these indices; itself where there are none."""
@@ -171,6 +193,12 @@ def open_source(spec: str, *, where: Mapping[str, Any] | None = None, seed: int 
     selection = [parts["slice"], parts["ordered"], where, seed]
     identity = json.dumps([reader.identity, *selection], sort_keys=True, default=str)
     return Source(spec, hashlib.sha256(identity.encode()).hexdigest(), order, reader)
+
+
+def open_mixture(specs: Sequence[str], *, where: Mapping[str, Any], seed: int) -> Source:
+    """The rows of several source strings as one source; see `open_source`."""
+    joined = Joined([open_source(spec, where=where, seed=seed) for spec in specs], tuple(specs))
+    return Source(" + ".join(specs), joined.identity, np.arange(len(joined)), joined)
 
 
 @dataclass(frozen=True)

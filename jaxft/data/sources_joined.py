@@ -92,11 +92,10 @@ class Joined:
                 found[place] = row
         return found
 
-    def place(self, number: int) -> str:
-        """What a message calls a row."""
+    def locate(self, number: int) -> tuple[int, int]:
+        """The part of a row, and the row's number there."""
         owner = int(self.part_of(np.array([number]))[0])
-        first = int(self.ends[owner]) - len(self.parts[owner])
-        return f"{self.names[owner]}: row {number - first + 1}"
+        return owner, number - int(self.ends[owner]) + len(self.parts[owner])
 
     def class_names(self, column: str) -> tuple[str, ...] | None:
         """The classes in order of class id, where a part names them.

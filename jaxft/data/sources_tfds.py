@@ -212,9 +212,7 @@ def _plain(value: Any, feature: Any) -> Any:
                 name: [_plain(inner, inner_feature[name]) for inner in values]
                 for name, values in value.items()
             }
-        if isinstance(inner_feature, tfds.features.Text):
-            return [_plain(inner, inner_feature) for inner in value]
-        return value
+        return [_plain(inner, inner_feature) for inner in value]
     if isinstance(feature, tfds.features.Text) and isinstance(value, bytes):
         return value.decode()
     if isinstance(value, np.generic):

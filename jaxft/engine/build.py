@@ -21,6 +21,7 @@ from jaxft.config_optimizer import SCHEDULE_FREE
 from jaxft.data.plans import Layout, TrainPlan, plan_rows
 from jaxft.engine.build_adapter import asked_adapter, chosen_leaves, rate_ratios
 from jaxft.engine.build_length import Length, resolve_length, resolve_rates
+from jaxft.engine.build_mixture import make_mixture
 from jaxft.engine.inputs import Split, data_cache, open_sources, open_splits
 from jaxft.engine.mesh import make_mesh, param_shardings, row_divisor
 from jaxft.errors import UserError
@@ -30,7 +31,7 @@ from jaxft.layerwise.phases_freeze_out import freeze_out_phases
 from jaxft.layerwise.table import LayerTable, build_table
 from jaxft.models.registry import Model, describe
 from jaxft.models.transformer import Compute
-from jaxft.tasks.contract import Examples, Task, Tools
+from jaxft.tasks.contract import Task, Tools
 
 # Up to here an unrolled step is quicker than a scanned one on CPU, to compile and to run.
 UNROLLED_BLOCKS_ON_CPU = 12
@@ -146,17 +147,16 @@ def build(
     """
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
     task = make_task(config)
-    specs = {"train": config.data.train, "eval": config.data.eval, "test": config.data.test}
-    sources = open_sources(task, specs, config.data.where, config.run.seed.data)
+    sources = open_sources(task, config.data.specs, config.data.where, config.run.seed.data)
     names = task.label_names(sources["train"])
     model = describe(config.model.checkpoint, **model_options(config, names, new))
     tools = Tools(model, config.data.max_length, data_cache(config.data.cache))
     splits = open_splits(task, sources, names, tools, config.data.on_bad_row)
-    examples = splits["train"].examples
-    layout = layout or _lay_out(config, task, mesh, examples)
+    mixture = make_mixture(config, splits["train"], names)
+    lengths = splits["train"].examples.lengths if mixture is None else mixture.lengths
+    layout = layout or _lay_out(config, task, mesh, lengths)
     _check_rows(layout, mesh, config.train.accumulate)
-    shape = (layout.rows, layout.row_length, layout.segments)
-    plan = TrainPlan(examples.lengths, config.run.seed.data, *shape)
+    plan = TrainPlan(lengths, config.run.seed.data, *layout.shape, mixture)
     length = resolve_length(config, plan)
     phases = _phases(config, model, length)
     phase = phases[0]
@@ -275,14 +275,14 @@ def make_compute(config: Config, mesh: jax.sharding.Mesh, blocks: int, table: La
     )
 
 
-def _lay_out(config: Config, task: Task, mesh: jax.sharding.Mesh, examples: Examples) -> Layout:
+def _lay_out(config: Config, task: Task, mesh: jax.sharding.Mesh, lengths: np.ndarray) -> Layout:
     if config.data.pack is True and not task.packs:
         raise UserError(f"data.pack: the task '{task.kind}' reads one example a row.")
     packs = task.packs if config.data.pack == "auto" else config.data.pack
     divisor = row_divisor(mesh, config.train.accumulate)
     # Where an example is a row, whatever its arrays are, a row is one position.
-    row_length = 1 if examples.lengths.max() == 1 else config.data.row_length
-    return plan_rows(examples.lengths, config.data.batch_size, row_length, packs, divisor)
+    row_length = 1 if lengths.max() == 1 else config.data.row_length
+    return plan_rows(lengths, config.data.batch_size, row_length, packs, divisor)
 
 
 def _check_rows(layout: Layout, mesh: jax.sharding.Mesh, accumulate: int) -> None:

@@ -26,6 +26,7 @@ from jaxft.models.adapters import merge
 from jaxft.models.layers_loss import scored_losses
 from jaxft.models.registry import describe, read_value
 from jaxft.models.registry_model import Model
+from jaxft.models.transformer import Compute
 from jaxft.tasks.contract import Tools
 
 OBJECTIVES = ("masked_lm", "causal_lm")
@@ -99,7 +100,8 @@ def open_forgetting(config: Config, built: Build) -> Forgetting | None:
     check_columns(source, [column])
     texts = [str(row[column]) for row in source.rows(range(len(source)), (column,))]
     batches = text_batches(texts, tools.tokenizer, tools.max_length, objective)
-    return Forgetting(objective, own, shared, batches, _loss_of(model, built), built)
+    compute = replace(built.compute, trainable=frozenset(), attention="xla")
+    return Forgetting(objective, own, shared, batches, loss_of(model, compute), built)
 
 
 def _pretrained(config: Config, built: Build) -> tuple[str, Model]:
@@ -163,8 +165,8 @@ def text_batches(
     ]
 
 
-def _loss_of(model: Model, built: Build) -> Callable:
-    compute = replace(built.compute, trainable=frozenset(), attention="xla")
+def loss_of(model: Model, compute: Compute) -> Callable:
+    """What scores the batches of `text_batches`: `(params, batch) -> (sum, weight)`, jitted."""
 
     def loss(params, batch):
         outputs = model.apply(params, batch, None, compute)

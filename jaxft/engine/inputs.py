@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxft.data.sources import Source, open_source
+from jaxft.data.sources import Source, open_mixture, open_source
 from jaxft.errors import UserError, nearest
 from jaxft.files import cache_dir
 from jaxft.tasks.contract import Examples, Task, Tools
@@ -35,26 +35,37 @@ class Split:
     examples: Examples
     skipped: int = 0
 
+    @property
+    def rows(self) -> np.ndarray:
+        """The row of the source that each example is from: `[examples]`."""
+        rows = getattr(self.examples, "from_rows", None)
+        return np.arange(len(self.examples)) if rows is None else np.asarray(rows)
+
 
 def open_sources(
-    task: Task, specs: Mapping[str, str | None], where: Mapping[str, Any], seed: int
+    task: Task, specs: Mapping[str, Sequence[str]], where: Mapping[str, Any], seed: int
 ) -> dict[str, Source]:
     """Every split that the config names.
 
     Args:
         task: says which columns are read.
-        specs: split name -> source string, or None where there is no such split.
+        specs: split name -> source strings; several are mixed, none is no such split.
         where: column -> value or values that a row must have.
         seed: of the shuffle that slices are cut from.
 
     Raises:
         UserError: a missing file or column, or an empty split.
     """
-    sources = {
-        name: open_source(spec, where=where, seed=seed) for name, spec in specs.items() if spec
-    }
-    for source in sources.values():
-        check_columns(source, task.columns)
+    sources = {}
+    for name, strings in specs.items():
+        if not strings:
+            continue
+        if len(strings) == 1:
+            sources[name] = open_source(strings[0], where=where, seed=seed)
+        else:
+            sources[name] = open_mixture(strings, where=where, seed=seed)
+        for source in sources[name].mixed or (sources[name],):
+            check_columns(source, task.columns)
     return sources
 
 

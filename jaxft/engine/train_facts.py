@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from jaxft.engine.build import Build
+from jaxft.engine.build_mixture import describe_mixture
 from jaxft.engine.cost import step_flops
 from jaxft.engine.inputs import describe_split
+from jaxft.engine.inputs_warnings import split_warnings
 from jaxft.engine.run_folder import facts
 from jaxft.engine.trained import best_metric
 from jaxft.layerwise.phases import Phase
@@ -20,7 +22,13 @@ MOST_RATE_POINTS = 400
 
 def run_json(built: Build, command: Sequence[str]) -> dict[str, Any]:
     """With what, from what and how the run is made, all that was `auto` or a duration resolved."""
-    source = built.model.source
+    source, train = built.model.source, built.splits["train"]
+    data = [describe_split(split, built.label_names) for split in built.splits.values()]
+    labels = {split["split"]: split["labels"] for split in data}
+    warned = split_warnings(built.config, built.task, built.splits, labels)
+    for split in data:
+        split["warnings"] = warned[split["split"]]
+    data[0]["drawn"] = describe_mixture(built.config, train, built.plan.mixture)
     return {
         **facts(),
         "command": list(command),
@@ -29,7 +37,7 @@ def run_json(built: Build, command: Sequence[str]) -> dict[str, Any]:
             "revision": source.revision,
             "sha256": source.sha256,
         },
-        "data": [describe_split(split, built.label_names) for split in built.splits.values()],
+        "data": data,
         "labels": list(built.label_names),
         "layout": vars(built.layout),
         "resolved": vars(built.length),

@@ -42,7 +42,8 @@ def data_table(splits: Sequence[Mapping[str, Any]]) -> RenderableType:
     Args:
         splits: mappings with `split`, `examples`, `labels` (label -> examples; none where there
             are no classes), and, of texts, `tokens`, `truncated` (examples cut), `unknown`
-            (tokens); perhaps `skipped` (bad rows) and `note`, which are said below the table.
+            (tokens); perhaps `skipped` (bad rows), `note`, `drawn` and `warnings`, which are said
+            below the table.
     """
     columns = [("split", "left"), ("examples", "right")]
     texts = all("tokens" in split for split in splits)
@@ -64,15 +65,23 @@ def data_table(splits: Sequence[Mapping[str, Any]]) -> RenderableType:
             labels = split["labels"].items()
             cells.append(", ".join(f"{name} {share(many / examples)}" for name, many in labels))
         table.add_row(*cells)
-    return Group(table, *(Text(line) for split in splits for line in _data_notes(split)))
+    warned = [f"{one['split']}: {line}." for one in splits for line in one.get("warnings", ())]
+    notes = [Text(line) for split in splits for line in _data_notes(split)]
+    return Group(table, *(Text(line, "bold yellow") for line in warned), *notes)
 
 
 def _data_notes(split: Mapping[str, Any]) -> list[str]:
     """What a person should know of a split beside its counts."""
     rows = "bad row was" if split.get("skipped") == 1 else "bad rows were"
-    said = f"{split['split']}: {split.get('skipped', 0):,} {rows} left out."
-    note = [f"{split['split']}: {split['note']}."] if split.get("note") else []
-    return [said, *note] if split.get("skipped") else note
+    found = [f"{split['skipped']:,} {rows} left out."] if split.get("skipped") else []
+    if split.get("note"):
+        found.append(f"{split['note']}.")
+    found += [
+        f"{share(part['share'])} of what is drawn is of {part['source']}, each row "
+        f"{part['times']:.2g} times an epoch."
+        for part in split.get("drawn", ())
+    ]
+    return [f"{split['split']}: {line}" for line in found]
 
 
 def group_table(table: Mapping[str, Any]) -> RenderableType:

@@ -17,7 +17,7 @@ from jaxft.tasks.labels import MOST_NAMED, column_of
 
 def place(source: Source, row: int) -> str:
     """Where a row stands: the source, and the row's number in it from 1, whatever the shuffle."""
-    return f"{source.spec}: row {int(source.order[row]) + 1}"
+    return source.place(row)
 
 
 def check_words(source: Source, column: str) -> None:

@@ -1,0 +1,107 @@
+"""Which examples an epoch reads where some count more than others: by shares, not once each.
+
+The position in training stays the step: what an epoch draws is a pure function of seed and epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+STREAM = 7  # keeps these draws apart from a plan's own, which are keyed by seed and epoch alone
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """An epoch's examples, drawn from parts by their shares.
+
+    An epoch draws as many examples as there are, of each part one at least. A part that is due
+    more than it has is read whole, as often as it fits; what is left over is drawn by turns: the
+    part is sorted by length and cut into as many strata as are due, and each gives one of its
+    members an epoch, all of them before any comes again. A slot is as long as its stratum's
+    longest, so that the slots' lengths, and with them the number of steps, are the same in every
+    epoch.
+
+    Attributes:
+        sizes: `[examples]` tokens of each example.
+        parts: `[examples]` the part that each is of.
+        weights: what each part counts; its share is its weight over the sum. Above 0.
+    """
+
+    sizes: np.ndarray
+    parts: np.ndarray
+    weights: tuple[float, ...]
+
+    @cached_property
+    def due(self) -> np.ndarray:
+        """`[parts]` examples that an epoch draws of each."""
+        shares = np.array(self.weights) / sum(self.weights) * len(self.sizes)
+        due = np.floor(shares).astype(np.int64)
+        largest_rest = np.argsort(due - shares, kind="stable")
+        due[largest_rest[: len(self.sizes) - due.sum()]] += 1
+        return np.maximum(due, 1)
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """`[parts]` examples of each."""
+        return np.bincount(self.parts, minlength=len(self.weights))
+
+    @cached_property
+    def _whole(self) -> np.ndarray:
+        """The examples that every epoch reads, as often as it does."""
+        found = [
+            np.repeat(self._members(part), self.due[part] // self.counts[part])
+            for part in range(len(self.weights))
+        ]
+        return np.concatenate(found)
+
+    @cached_property
+    def _rests(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of each part with a rest: its members by length, and where its strata begin and end."""
+        found = []
+        for part, many in enumerate(self.counts.tolist()):
+            rest = int(self.due[part]) % many
+            if rest:
+                members = self._members(part)
+                members = members[np.argsort(self.sizes[members], kind="stable")]
+                found.append((members, np.arange(rest + 1) * many // rest))
+        return found
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """`[slots]` the most tokens that an epoch's example in each slot has."""
+        longest = [self.sizes[members[bounds[1:] - 1]] for members, bounds in self._rests]
+        return np.concatenate([self.sizes[self._whole], *longest])
+
+    def epoch(self, seed: int, epoch: int) -> np.ndarray:
+        """The example in each slot in an epoch: `[slots]`."""
+        found = [self._whole]
+        for number, (members, bounds) in enumerate(self._rests):
+            sizes = np.diff(bounds)
+            chosen = np.empty(len(sizes), np.int64)
+            for size in np.unique(sizes).tolist():  # two sizes at most
+                turn, place = divmod(epoch, size)
+                draw = np.random.Philox([seed, turn, number, STREAM])
+                stratum = np.repeat(np.arange(len(sizes)), sizes)
+                order = np.lexsort((draw.random_raw(len(members)), stratum))
+                own = sizes == size
+                chosen[own] = members[order[bounds[:-1][own] + place]]
+            found.append(chosen)
+        return np.concatenate(found)
+
+    def _members(self, part: int) -> np.ndarray:
+        return np.flatnonzero(self.parts == part)
+
+
+def drop_empty(parts: np.ndarray, weights: Sequence[float]) -> tuple[np.ndarray, tuple[float, ...]]:
+    """The parts that have an example, numbered anew.
+
+    Args:
+        parts: `[examples]` the part that each is of.
+        weights: of every part.
+    """
+    there, renumbered = np.unique(parts, return_inverse=True)
+    return renumbered, tuple(float(weights[part]) for part in there.tolist())

@@ -1,0 +1,194 @@
+"""What rows are, before any model reads them: columns, labels, lengths, rows that come twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxft.data.sources import Row, Source
+from jaxft.data.template import is_missing
+
+CHUNK = 1000  # rows looked at at a time
+SHOWN = 3  # examples
+MOST_CHARACTERS = 200  # of an example's cell
+MOST_LABELS = 50
+BINS = (0, 5, 10, 20, 40, 80, 160, 320, 640, 1280)  # words from; the last is open
+IMBALANCE = 10.0  # the commonest class over the rarest, from which on a person is told
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Which columns of a source say what.
+
+    Attributes:
+        texts: those that the text is made of; their values are joined.
+        label: the one that holds the class; None where there is none.
+    """
+
+    texts: tuple[str, ...]
+    label: str | None
+
+
+def guess_reading(source: Source, text: str | None = None, label: str | None = None) -> Reading:
+    """The columns that a source is read by: those named, or as they are mostly called.
+
+    Args:
+        source: the rows.
+        text: the column of the text; None for `text`, `tokens`, or that with the longest texts.
+        label: the column of the class; None for `label` or `tags`, where there is one.
+    """
+    texts = [name for name in (text, "text", "tokens") if name in source.columns][:1]
+    if not texts:
+        rows = source.rows(range(min(len(source), CHUNK)))
+        sizes = {
+            name: sum(len(row[name]) for row in rows if isinstance(row[name], str))
+            for name in source.columns
+        }
+        texts = [max(sizes, key=lambda name: sizes[name])] if any(sizes.values()) else []
+    labels = [name for name in (label, "label", "tags") if name in source.columns]
+    return Reading(tuple(texts), label or next(iter(labels), None))
+
+
+def text_of(row: Row, columns: Sequence[str]) -> str:
+    """A row's text: its columns' values in one line; a list of words is a text."""
+    found = []
+    for name in columns:
+        value = row[name]
+        found.append(" ".join(map(str, value)) if isinstance(value, list) else str(value or ""))
+    return " ".join(found)
+
+
+def texts_of(source: Source, columns: Sequence[str], indices: Sequence[int]) -> list[str]:
+    """The texts of some rows."""
+    return [text_of(row, columns) for row in source.rows(indices, columns)]
+
+
+def profile(source: Source, reading: Reading) -> dict[str, Any]:
+    """A source's rows counted and measured.
+
+    Args:
+        source: the rows.
+        reading: which columns say what.
+
+    Returns:
+        `source`, `rows`, `columns` (name, type, empty), `labels` (label -> rows), `words` (a
+        histogram: `from`, `to`, `rows`; and mean, median, longest), `examples`.
+    """
+    empty, kinds = Counter[str](), {name: Counter[str]() for name in source.columns}
+    labels, words = Counter[str](), []
+    for rows in _chunks(source):
+        for row in rows:
+            for name, value in row.items():
+                empty[name] += is_missing(value)
+                kinds[name][type(value).__name__] += not is_missing(value)
+            if reading.label is not None:
+                labels.update(_labels_of(row[reading.label]))
+            if reading.texts:
+                words.append(len(text_of(row, reading.texts).split()))
+    names = source.class_names(reading.label) if reading.label else None
+    return {
+        "source": source.spec,
+        "rows": len(source),
+        "columns": [
+            {"name": name, "type": _kind(kinds[name]), "empty": empty[name]}
+            for name in source.columns
+        ],
+        "labels": _named(labels, names),
+        "words": _histogram(np.array(words, np.int64)) if words else None,
+        "examples": [_short(row) for row in source.rows(range(min(SHOWN, len(source))))],
+    }
+
+
+def row_digests(source: Source, columns: Sequence[str]) -> np.ndarray:
+    """A number for what each row says in some columns, whatever its case and spaces: `[rows]`."""
+    found = np.empty(len(source), np.uint64)
+    start = 0
+    for rows in _chunks(source, columns):
+        for number, row in enumerate(rows, start):
+            digest = hashlib.blake2b(digest_size=8)
+            for value in row.values():
+                digest.update(_plain(value) + b"\0")
+            found[number] = int.from_bytes(digest.digest(), "little")
+        start += len(rows)
+    return found
+
+
+def rare_class(counts: Mapping[str, int]) -> tuple[str, float] | None:
+    """The rarest class and its share, where the commonest has ten times its rows or more."""
+    there = {name: many for name, many in counts.items() if many}
+    if len(there) < 2:
+        return None
+    rarest = min(there, key=lambda name: there[name])
+    if max(there.values()) < IMBALANCE * there[rarest]:
+        return None
+    return rarest, there[rarest] / sum(there.values())
+
+
+def _chunks(source: Source, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
+    for start in range(0, len(source), CHUNK):
+        yield source.rows(range(start, min(start + CHUNK, len(source))), columns)
+
+
+def _labels_of(value: Any) -> list[str]:
+    """The labels in a cell; the distinct ones of a list."""
+    if isinstance(value, list | np.ndarray):
+        return sorted({str(one) for one in value})
+    return [] if is_missing(value) else [str(value)]
+
+
+def _named(labels: Counter[str], names: Sequence[str] | None) -> dict[str, int]:
+    """Rows of each label, the commonest first; class ids by their names, where these are known."""
+    ids = {str(number): name for number, name in enumerate(names or ())}
+    return {ids.get(label, label): many for label, many in labels.most_common(MOST_LABELS)}
+
+
+def _kind(kinds: Counter[str]) -> str:
+    common = [name for name, many in kinds.most_common() if many]
+    return ", ".join(common) or "empty"
+
+
+def _histogram(words: np.ndarray) -> dict[str, Any]:
+    edges = [*BINS, np.iinfo(np.int64).max]
+    counts, _ = np.histogram(words, edges)
+    last = int(np.flatnonzero(counts)[-1])
+    bins = [
+        {"from": start, "to": None if stop == edges[-1] else stop - 1, "rows": int(many)}
+        for start, stop, many in zip(edges, edges[1:], counts[: last + 1], strict=False)
+    ]
+    return {
+        "mean": float(words.mean()),
+        "median": float(np.median(words)),
+        "longest": int(words.max()),
+        "histogram": bins,
+    }
+
+
+def _short(row: Row) -> dict[str, Any]:
+    """A row as a person can read it, and JSON can hold it."""
+    found: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, bytes):
+            found[name] = f"{len(value):,} bytes"
+        elif isinstance(value, np.ndarray):
+            found[name] = f"array of {' x '.join(map(str, value.shape))}"
+        elif isinstance(value, int | float | None):
+            found[name] = value
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, default=str)
+            found[name] = text[:MOST_CHARACTERS] + ("..." if len(text) > MOST_CHARACTERS else "")
+    return found
+
+
+def _plain(value: Any) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, np.ndarray):
+        return value.tobytes()
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+    return " ".join(text.split()).casefold().encode()
