@@ -1,6 +1,6 @@
 """The commands of jaxft: each parses, calls one story, and prints what it gave.
 
-A story is imported when its command runs, so that `jaxft --help` does not wait for jax.
+A story and the config's schema are imported when a command runs, so that `jaxft --help` is quick.
 """
 
 from __future__ import annotations
@@ -23,16 +23,15 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxft.cli_data import app as data
+from jaxft.cli_doctor import doctor
 from jaxft.cli_predict import predict
 from jaxft.cli_search import search
 from jaxft.cli_study import study
 from jaxft.cluster import SUPERVISED, find_cluster
-from jaxft.config import describe_keys, load_config, schema_text, to_yaml
 from jaxft.errors import UserError
 from jaxft.supervise import supervise
 
 app = typer.Typer(
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     help="Fine-tune Hugging Face checkpoints in JAX, layer by layer, and back to Hugging Face.",
@@ -69,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stand anywhere before `--`.
 
     Returns:
-        The exit code: 0, 2 where what a person gave is wrong, 130 after Ctrl-C.
+        The exit code: 0; 1 where `doctor` finds what is wrong; 2 where what a person gave is wrong;
+        130 after Ctrl-C and 143 after SIGTERM.
     """
     if arguments is None:
         # Python's own answer to Ctrl-C is an exception, which an import that is under way may take
@@ -144,6 +144,8 @@ def train(
     """Fine-tune, evaluate, keep the best, and score the test rows once."""
     if resume and overwrite:
         raise UserError("--resume keeps a run and --overwrite replaces it.", "Give one of them.")
+    from jaxft.config import load_config
+
     checked = load_config(config, overrides or ())
     cluster = None if SUPERVISED in os.environ else find_cluster(coordinator, processes, process_id)
     if cluster is not None:
@@ -155,15 +157,9 @@ def train(
     from jaxft.engine.train import train as story
     from jaxft.engine.train_profile import parse_steps
 
-    run = story(
-        checked,
-        resume=resume,
-        overwrite=overwrite,
-        quiet=quiet,
-        command=context.obj,
-        profile=None if profile is None else parse_steps(profile),
-    )
-    typer.echo(run.folder)
+    steps = None if profile is None else parse_steps(profile)
+    flags = {"resume": resume, "overwrite": overwrite, "quiet": quiet, "profile": steps}
+    typer.echo(story(checked, command=context.obj, **flags).folder)
 
 
 @app.command(epilog=KEYS_HELP)
@@ -173,6 +169,8 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Show what would be trained, at what rates and cost; nothing is trained."""
+    from jaxft.config import load_config
+
     checked = load_config(config, overrides or ())
     from jaxft.engine.plan import plan as story
 
@@ -211,6 +209,7 @@ app.command()(predict)
 app.command()(search)
 app.command(epilog=KEYS_HELP)(study)
 app.add_typer(data, name="data")
+app.command()(doctor)
 
 
 @app.command()
@@ -265,6 +264,8 @@ def config(
     ] = False,
 ) -> None:
     """Explain every key of a config, or show a config complete with its defaults."""
+    from jaxft.config import load_config, schema_text, to_yaml
+
     if schema and config is not None:
         raise UserError("--schema takes no config.", "It is the same for all.")
     if schema:
@@ -279,6 +280,8 @@ def _key_table() -> Table:
     """Every key: type, default, unit, meaning, and whether it may change on resume."""
     table = Table("key", "type", "default", "meaning", "on resume", box=box.SIMPLE_HEAD)
     section = None
+    from jaxft.config import describe_keys
+
     for key in describe_keys():
         top = key.name.split(".")[0].removesuffix("[]")
         if top != section and section is not None:

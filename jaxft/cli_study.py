@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxft.config import load_config, read_yaml
 from jaxft.errors import UserError
 
 ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="The run, as a YAML file.")]
@@ -58,6 +57,8 @@ def study(
     """Train variants of a run together, the frozen trunk once for all, and rank them."""
     if resume and overwrite:
         raise UserError("--resume keeps a study and --overwrite replaces it.", "Give one of them.")
+    from jaxft.config import load_config
+
     checked = load_config(config, overrides or ())
     varied = parse_vary(vary or ())
     if not varied and not lr_range:
@@ -85,6 +86,8 @@ def parse_vary(words: list[str] | tuple[str, ...]) -> dict[str, list[Any]]:
     Raises:
         UserError: not `key=a,b,c`, or a key twice.
     """
+    from jaxft.config import read_yaml
+
     varied: dict[str, list[Any]] = {}
     for word in words:
         key, equals, values = word.partition("=")
