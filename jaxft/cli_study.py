@@ -5,12 +5,16 @@ The story is imported when it is asked for, as in `cli.py`.
 
 from __future__ import annotations
 
-import importlib.metadata
-from typing import Annotated, Any
+from collections.abc import Sequence
+from importlib import metadata
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from jaxft.errors import UserError
+
+if TYPE_CHECKING:
+    from jaxft.config import Config
 
 ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="The run, as a YAML file.")]
 Overrides = Annotated[
@@ -57,16 +61,13 @@ def study(
     """Train variants of a run together, the frozen trunk once for all, and rank them."""
     if resume and overwrite:
         raise UserError("--resume keeps a study and --overwrite replaces it.", "Give one of them.")
-    from jaxft.config import load_config
-
-    checked = load_config(config, overrides or ())
+    checked = _checked(config, overrides or ())
     varied = parse_vary(vary or ())
     if not varied and not lr_range:
         raise UserError("There is nothing to vary.", "Add --vary optimizer.lr=1e-5,3e-5,1e-4.")
     name = name or checked.run.name + ("-lr-range" if lr_range else "-study")
     if not quiet:  # importing jax takes seconds, and a person should not wait for a first word
-        version = importlib.metadata.version("jaxft")
-        typer.echo(f"jaxft {version}: {checked.run.dir}/{name}")
+        typer.echo(f"jaxft {metadata.version('jaxft')}: {checked.run.dir}/{name}")
     flags = {"name": name, "overwrite": overwrite, "quiet": quiet, "command": context.obj}
     if lr_range:
         if resume:
@@ -78,6 +79,12 @@ def study(
     from jaxft.engine.study import study as story
 
     typer.echo(story(checked, varied, resume=resume, **flags).folder)
+
+
+def _checked(config: str, overrides: Sequence[str]) -> Config:
+    from jaxft.config import load_config
+
+    return load_config(config, overrides)
 
 
 def parse_vary(words: list[str] | tuple[str, ...]) -> dict[str, list[Any]]:
