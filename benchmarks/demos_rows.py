@@ -116,6 +116,14 @@ DEMOS = (
         "as it is",
         quick=("train.length=4 epochs",),
     ),
+    Demo(
+        "detect",
+        "tree crowns in aerial photos",
+        ("vits", "trees"),
+        "map_50",
+        "as it is",
+        quick=("train.length=10 epochs",),
+    ),
 )
 # Configs that show a way to train on rows of another; they have a README row and no row here.
 RECIPES = (
