@@ -31,7 +31,7 @@ from jaxft.engine.process import prepare_process
 from jaxft.engine.train_stage import make_stage
 
 CONFIG = "configs/sentiment.yaml"
-WARM, BETWEEN = 5, 10  # steps before the first, and from the end of a save to the next one
+BETWEEN = 10  # steps from the end of a save to the next one
 MOST = 1.5
 
 
@@ -40,7 +40,7 @@ def step_times(built: Build, saves: int, folder: Path) -> Iterator[tuple[float, 
 
     Args:
         built: the run.
-        saves: how many.
+        saves: how many; the steps of the first are not told.
         folder: where they go; the last is kept.
     """
     params = load_params(built).params
@@ -53,16 +53,16 @@ def step_times(built: Build, saves: int, folder: Path) -> Iterator[tuple[float, 
     with Checkpoints(folder, keep=1) as checkpoints:
         for save in range(saves):
             since, quiet = 0, 0
-            while quiet < BETWEEN + WARM * (save == 0):
+            while quiet < BETWEEN:
                 start = time.perf_counter()
-                starts = since == 0 and save > 0
+                starts = since == 0
                 if starts:
                     checkpoints.save(save, state)
                 state, _ = stage.step(state, stage.frozen, next(ready), rates)
                 jax.block_until_ready(state)
                 beside = starts or checkpoints.is_saving()
                 since, quiet = since + 1, quiet + (not beside)
-                if save or since > WARM:
+                if save:  # the first compiles the checksums
                     yield time.perf_counter() - start, beside
 
 
