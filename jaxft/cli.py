@@ -24,6 +24,7 @@ from rich.text import Text
 
 from jaxft.cli_data import app as data
 from jaxft.cli_doctor import doctor
+from jaxft.cli_plan import plan
 from jaxft.cli_predict import predict
 from jaxft.cli_search import search
 from jaxft.cli_study import study
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0; 1 where `doctor` finds what is wrong; 2 where what a person gave is wrong;
-        130 after Ctrl-C and 143 after SIGTERM.
+        3 where a plan does not fit its chips; 130 after Ctrl-C and 143 after SIGTERM.
     """
     if arguments is None:
         # Python's own answer to Ctrl-C is an exception, which an import that is under way may take
@@ -162,25 +163,6 @@ def train(
     typer.echo(story(checked, command=context.obj, **flags).folder)
 
 
-@app.command(epilog=KEYS_HELP)
-def plan(
-    config: ConfigFile,
-    overrides: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
-) -> None:
-    """Show what would be trained, at what rates and cost; nothing is trained."""
-    from jaxft.config import load_config
-
-    checked = load_config(config, overrides or ())
-    from jaxft.engine.plan import plan as story
-
-    made = story(checked)
-    if as_json:
-        typer.echo(made.to_json())
-    else:
-        _console().print(made.render())
-
-
 @app.command("eval")
 def evaluate(
     run: RunName,
@@ -205,6 +187,7 @@ def evaluate(
     typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
 
 
+app.command(epilog=KEYS_HELP)(plan)
 app.command()(predict)
 app.command()(search)
 app.command(epilog=KEYS_HELP)(study)

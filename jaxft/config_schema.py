@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from jaxft.config_adapter import AdapterKey, AdapterSection
 from jaxft.config_data import DataSection
@@ -78,9 +78,20 @@ def _not_of_itself(length: Duration) -> Duration:
     return length
 
 
+def _spelled_out(written: Any) -> Any:
+    """`mesh: auto` is short for `mesh: {layout: auto}`."""
+    return {"layout": "auto"} if written == "auto" else written
+
+
 class MeshSection(Section):
     """How many devices along each axis of the mesh."""
 
+    layout: Literal["given", "auto"] = key(
+        "given",
+        "auto picks the sizes below from the model, the batch and the chip's memory, and says why; "
+        "mesh: auto is short for it",
+        resume="may change",
+    )
     data: Annotated[int, AfterValidator(_devices)] = key(
         -1,
         "copies, each with its share of the batch; -1 is all that are left",
@@ -104,7 +115,12 @@ class MeshSection(Section):
         sizes = [self.data, self.fsdp, self.tensor]
         if sizes.count(-1) > 1:
             raise ValueError("only one axis of the mesh can be -1 (all devices left)")
+        if self.layout == "auto" and sizes != [-1, 1, 1]:
+            raise ValueError("layout: auto picks data, fsdp and tensor: leave them out")
         return self
+
+
+MeshKey = Annotated[MeshSection, BeforeValidator(_spelled_out)]
 
 
 class TrainSection(Section):
@@ -121,8 +137,11 @@ class TrainSection(Section):
     accumulate: int = key(
         1, "parts an optimizer step is computed in", resume="may change", unit="micro-batches", ge=1
     )
-    remat: Literal["auto", "none", "full"] = key(
-        "auto", "compute blocks again in the backward pass, to save memory", resume="may change"
+    remat: Literal["auto", "none", "dots", "full"] = key(
+        "auto",
+        "what of a block is computed again in the backward pass, to save memory: nothing, all but "
+        "what its weight matrices give (dots), or all; auto keeps what the chip has room for",
+        resume="may change",
     )
     scan: bool | Literal["auto"] = key(
         "auto",
@@ -233,7 +252,7 @@ class Config(Section):
     )
     freezing: FreezingSection = section(FreezingSection, "when layers stop by themselves")
     regularise: RegulariseSection = section(RegulariseSection, "what holds it to its checkpoint")
-    mesh: MeshSection = section(MeshSection, "how many devices along each axis of the mesh")
+    mesh: MeshKey = section(MeshSection, "how many devices along each axis of the mesh")
     train: TrainSection = section(TrainSection, "how long, how exactly, how often looked at")
     checkpoint: CheckpointSection = section(CheckpointSection, "what is saved, and when to stop")
     report: ReportSection = section(ReportSection, "where curves go beside metrics.jsonl")

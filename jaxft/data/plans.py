@@ -76,7 +76,7 @@ def plan_rows(
         raise UserError(
             f"data.batch_size {batch_size} does not divide over {divide_by} "
             "(devices that share the batch x train.accumulate x processes).",
-            f"Use a multiple of {divide_by}.",
+            f"The nearest that does is {max(round(batch_size / divide_by), 1) * divide_by}.",
         )
     rows, segments = batch_size, 1
     if pack:

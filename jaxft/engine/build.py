@@ -6,6 +6,7 @@ is found before anything large is read and before anything is written.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -20,10 +21,13 @@ from jaxft.config import Config
 from jaxft.config_optimizer import SCHEDULE_FREE
 from jaxft.data.plans import Layout, TrainPlan, plan_rows
 from jaxft.engine.build_adapter import asked_adapter, chosen_leaves, rate_ratios
+from jaxft.engine.build_compute import make_compute
 from jaxft.engine.build_length import Length, resolve_length, resolve_rates
 from jaxft.engine.build_mixture import make_mixture
+from jaxft.engine.chips import find_chip
 from jaxft.engine.inputs import Split, data_cache, open_sources, open_splits
 from jaxft.engine.mesh import make_mesh, param_shardings, row_divisor
+from jaxft.engine.mesh_auto import choose_mesh, state_bytes
 from jaxft.errors import UserError
 from jaxft.layerwise.optimizer import make_optimizer
 from jaxft.layerwise.phases import Phase, make_phases, phase_sections
@@ -32,10 +36,6 @@ from jaxft.layerwise.table import LayerTable, build_table
 from jaxft.models.registry import Model, describe
 from jaxft.models.transformer import Compute
 from jaxft.tasks.contract import Task, Tools
-
-# Up to here an unrolled step is quicker than a scanned one on CPU, to compile and to run.
-UNROLLED_BLOCKS_ON_CPU = 12
-PRECISIONS = {"f32": "highest", "tf32": "tensorfloat32", "bf16": None}
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Build:
         phase: the one that all of the following are of.
         optimizer: the optimizer of the phase's table.
         rates: `[steps + 1, groups]`, every training group's rate at every step of the phase.
+        why: why the mesh is as it is, where the config leaves it to us; else empty.
     """
 
     config: Config
@@ -74,6 +75,7 @@ class Build:
     compute: Compute
     optimizer: optax.GradientTransformationExtraArgs
     rates: np.ndarray
+    why: str = ""
 
     @property
     def table(self) -> LayerTable:
@@ -133,6 +135,7 @@ def build(
     devices: Sequence | None = None,
     layout: Layout | None = None,
     new: Sequence[str] = (),
+    weights: bool = True,
 ) -> Build:
     """Open the data, describe the model, lay out the mesh and resolve durations.
 
@@ -141,21 +144,21 @@ def build(
         devices: the devices to run on; all that jax sees when None.
         layout: the batches of the run that is resumed; None lays them out anew.
         new: the parameters that were new when it began.
+        weights: whether the checkpoint's are there; else its config is enough.
 
     Raises:
         UserError: anything that is wrong with the config, the data or the checkpoint.
     """
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
     task = make_task(config)
     sources = open_sources(task, config.data.specs, config.data.where, config.run.seed.data)
     names = task.label_names(sources["train"])
-    model = describe(config.model.checkpoint, **model_options(config, names, new))
+    model = describe(config.model.checkpoint, weights=weights, **model_options(config, names, new))
+    mesh, why = _mesh(config, model, devices)
     tools = Tools(model, config.data.max_length, data_cache(config.data.cache))
     splits = open_splits(task, sources, names, tools, config.data.on_bad_row)
     mixture = make_mixture(config, splits["train"], names)
     lengths = splits["train"].examples.lengths if mixture is None else mixture.lengths
-    layout = layout or _lay_out(config, task, mesh, lengths)
-    _check_rows(layout, mesh, config.train.accumulate)
+    layout = _lay_out(config, task, mesh, lengths, layout)
     plan = TrainPlan(lengths, config.run.seed.data, *layout.shape, mixture)
     length = resolve_length(config, plan)
     phases = _phases(config, model, length)
@@ -176,7 +179,23 @@ def build(
         compute=make_compute(config, mesh, model.num_depths - 2, phase.table),
         optimizer=make_optimizer(phase.table, config.optimizer),
         rates=resolve_rates(phase, length),
+        why=why,
     )
+
+
+def _mesh(config: Config, model: Model, devices: Sequence | None) -> tuple[jax.sharding.Mesh, str]:
+    """The mesh, and why it is so where that was left to us."""
+    devices, asked = jax.devices() if devices is None else list(devices), config.mesh
+    if asked.layout == "given":
+        return make_mesh(asked.data, asked.fsdp, asked.tensor, devices), ""
+    # A later phase may train what the first does not.
+    trained = set(model.leaves if config.phases else make_table(config, model).trainable)
+    sizes = {name: math.prod(leaf.shape) for name, leaf in model.leaves.items()}
+    state = state_bytes(sizes, trained, 4 if config.train.precision == "f32" else 2)
+    chip, batch = find_chip(devices[0].device_kind), config.data.batch_size
+    room = None if chip is None else chip.device_memory
+    chosen, why = choose_mesh(len(devices), batch, config.train.accumulate, state, room)
+    return make_mesh(*chosen, devices), f"mesh is {'x'.join(map(str, chosen))}: {why}"
 
 
 def _phases(config: Config, model: Model, length: Length) -> tuple[Phase, ...]:
@@ -254,28 +273,13 @@ def model_options(config: Config, names: Sequence[str], new: Sequence[str] = ())
     }
 
 
-def make_compute(config: Config, mesh: jax.sharding.Mesh, blocks: int, table: LayerTable):
-    """How the model runs, with every `auto` decided from the mesh's platform."""
-    platform = mesh.devices.flat[0].platform
-    precision = config.train.precision
-    if precision == "auto":
-        precision = "f32" if platform == "cpu" else "bf16"
-    scan = config.train.scan
-    if scan == "auto":
-        scan = platform != "cpu" or blocks > UNROLLED_BLOCKS_ON_CPU
-    return Compute(
-        dtype="bfloat16" if precision == "bf16" else "float32",
-        precision=PRECISIONS[precision],  # without "highest" a TPU rounds f32 matmuls to bf16
-        scan=scan,
-        remat="none" if config.train.remat == "auto" else config.train.remat,
-        platform=platform,
-        mesh=mesh,
-        attention=config.train.attention,
-        trainable=frozenset(table.trainable),
-    )
-
-
-def _lay_out(config: Config, task: Task, mesh: jax.sharding.Mesh, lengths: np.ndarray) -> Layout:
+def _lay_out(
+    config: Config, task: Task, mesh: jax.sharding.Mesh, lengths: np.ndarray, given: Layout | None
+) -> Layout:
+    """The shape of the batches: that of the run that is resumed, where the mesh divides it."""
+    if given is not None:
+        _check_rows(given, mesh, config.train.accumulate)
+        return given
     if config.data.pack is True and not task.packs:
         raise UserError(f"data.pack: the task '{task.kind}' reads one example a row.")
     packs = task.packs if config.data.pack == "auto" else config.data.pack

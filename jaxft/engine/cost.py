@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from jaxft.engine.build import Build
@@ -42,7 +42,11 @@ def count_flops(function: Callable, *args, **kwargs) -> int:
 
 def tally_flops(function: Callable, *args, **kwargs) -> Tally:
     """The same, by segment of the model and by what each matmul is for: see `count_flops`."""
-    jaxpr = jax.make_jaxpr(function)(*args, **kwargs).jaxpr
+    return tally_program(jax.make_jaxpr(function)(*args, **kwargs).jaxpr)
+
+
+def tally_program(jaxpr: Jaxpr) -> Tally:
+    """The same of a function that has been traced: what is computed again counts again."""
     # What nothing reads XLA does not run: of a cached trunk's stem, all but the context.
     return _tally(dce_jaxpr(jaxpr, True)[0], "")
 
@@ -183,6 +187,29 @@ def lowest_block_flops(built: Build) -> int:
     towers = [part for part in built.model.towers.values() if isinstance(part, Tower)]
     names = tuple(n for tower in towers for n, depth in tower.depths.items() if depth == 1)
     return gradient_flops(built, names, batch_shapes(built))
+
+
+def kept_bytes(built: Build) -> int:
+    """Bytes of what the backward pass keeps of a batch over all devices, parameters left out."""
+    trainable, frozen = split_tree(param_shapes(built), built.table.trainable)
+    trainable = {n: jax.ShapeDtypeStruct(a.shape, "float32") for n, a in trainable.items()}
+
+    def kept(trainable, frozen, batch, key):
+        batch = {**batch, **built.model.trunk({**frozen, **trainable}, batch, built.compute)}
+
+        def loss(trainable):
+            return built.objective({**frozen, **trainable}, batch, key)["loss"][0]
+
+        return jax.vjp(loss, trainable)[1]
+
+    arguments = (trainable, frozen, batch_shapes(built), jax.random.key(0))
+    traced = jax.make_jaxpr(kept)(*arguments).jaxpr
+    # What comes out as it went in are parameters and the batch, which are there anyway.
+    saved = {variable for variable in traced.outvars if isinstance(variable, Var)}
+    saved -= {*traced.invars, *traced.constvars}
+    shapes: list[Any] = [variable.aval for variable in saved]
+    nbytes = sum(math.prod(shape.shape) * shape.dtype.itemsize for shape in shapes)
+    return nbytes // built.config.train.accumulate
 
 
 def batch_shapes(built: Build) -> dict[str, jax.ShapeDtypeStruct]:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import Var
 
 from jaxft.engine.build import Build
 from jaxft.engine.build_state import abstract_state
-from jaxft.engine.cost import batch_shapes, param_shapes
+from jaxft.engine.cost import kept_bytes
 from jaxft.engine.study_step import takes_turns
 from jaxft.errors import UserError
 from jaxft.report.numbers import size
-from jaxft.tree import split
 
 USABLE = 0.9  # share of the free memory that a study may take
 
@@ -63,7 +60,7 @@ def need_of(built: Build) -> Need:
     return Need(
         shared=_bytes(built.model.params),
         state=_bytes((state.trainable, state.opt_state, state.average, state.settled)),
-        working=_activations(chosen) + _bytes(state.trainable),
+        working=kept_bytes(chosen) + _bytes(state.trainable),
         turns=takes_turns(built),
     )
 
@@ -101,27 +98,6 @@ def chunk_sizes(need: Need, members: int, available: int) -> list[int]:
         )
     chunks = -(-members // most)
     return [len(part) for part in np.array_split(np.arange(members), chunks)]
-
-
-def _activations(built: Build) -> int:
-    """Bytes of what the backward pass keeps of a batch, parameters left out."""
-    trainable, frozen = split(param_shapes(built), built.table.trainable)
-    trainable = {n: jax.ShapeDtypeStruct(a.shape, "float32") for n, a in trainable.items()}
-
-    def kept(trainable: Mapping, frozen: Mapping, batch: Mapping, key: jax.Array) -> Any:
-        batch = {**batch, **built.model.trunk({**frozen, **trainable}, batch, built.compute)}
-
-        def loss(trainable: Mapping) -> jax.Array:
-            return built.objective({**frozen, **trainable}, batch, key)["loss"][0]
-
-        return jax.vjp(loss, trainable)[1]
-
-    arguments = (trainable, frozen, batch_shapes(built), jax.random.key(0))
-    traced = jax.make_jaxpr(kept)(*arguments).jaxpr
-    # What comes out as it went in are parameters and the batch, which are there anyway.
-    saved = {variable for variable in traced.outvars if isinstance(variable, Var)}
-    saved -= {*traced.invars, *traced.constvars}
-    return _bytes([variable.aval for variable in saved]) // built.config.train.accumulate
 
 
 def _bytes(tree: Any) -> int:

@@ -12,6 +12,7 @@ from jaxft.engine.build_mixture import describe_mixture
 from jaxft.engine.cost import step_flops
 from jaxft.engine.inputs import describe_split
 from jaxft.engine.inputs_warnings import split_warnings
+from jaxft.engine.remat import choose_remat
 from jaxft.engine.run_folder import facts
 from jaxft.engine.trained import best_metric
 from jaxft.layerwise.phases import Phase
@@ -46,7 +47,7 @@ def run_json(built: Build, command: Sequence[str]) -> dict[str, Any]:
             "dtype": built.compute.dtype,
             "precision": built.compute.precision,
             "scan": built.compute.scan,
-            "remat": built.compute.remat,
+            "remat": choose_remat(in_widest_phase(built))[0],
         },
         "mesh": dict(built.mesh.shape),
         "best_metric": best_metric(built.config, built.task),
@@ -110,7 +111,7 @@ def rates_json(built: Build) -> dict[str, Any]:
 
 
 def batch_line(built: Build) -> str:
-    """What a step holds and how many there are, in one line."""
+    """What a step holds and how many there are; and why what is left to us is as it is."""
     layout, length = built.layout, built.length
     batch = f"{layout.rows} examples a step"
     if layout.row_length > 1:
@@ -118,4 +119,11 @@ def batch_line(built: Build) -> str:
             f"{layout.rows} rows of {layout.row_length} tokens a step hold "
             f"{layout.examples_per_step:.1f} examples, {layout.padding:.1%} padding"
         )
-    return f"{batch}; {length.total_steps:,} steps, {length.steps_per_epoch:,} an epoch"
+    steps = f"{batch}; {length.total_steps:,} steps, {length.steps_per_epoch:,} an epoch"
+    return "\n".join([steps, *auto_lines(built)])
+
+
+def auto_lines(built: Build) -> list[str]:
+    """Why what the config leaves to us is as it is, a line each."""
+    found = (built.why, choose_remat(in_widest_phase(built))[1])
+    return [line for line in found if line]

@@ -13,6 +13,7 @@ from jaxft.engine.auto_freeze import looks_at
 from jaxft.engine.auto_rates import measures_rates, multipliers_now
 from jaxft.engine.build import Build
 from jaxft.engine.build_state import enter_phase, frozen_params, pulled, state_shardings
+from jaxft.engine.remat import with_remat
 from jaxft.engine.state import TrainState
 from jaxft.engine.step import Rates, make_train_step
 
@@ -97,6 +98,7 @@ def make_step(built: Build, frozen: Iterable[str]) -> Wrapped:
         built: the run in the phase.
         frozen: the names of the leaves that no phase has trained yet.
     """
+    built = with_remat(built)
     return make_train_step(
         built.objective,
         built.optimizer,

@@ -13,7 +13,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
+PRODUCT = "product"  # the name of what a kernel gives, for those who keep it when much is not
 WEIGHT_GRADIENT = "[dW]"  # the name, in a program, of what a kernel's own gradient costs
 
 
@@ -23,7 +25,7 @@ def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array
     Its backward pass is written out for one matmul's sake: XLA:CPU reads the left side of
     x^T dy badly, and an explicit transpose costs less than it saves.
     """
-    return _linear(x, kernel, bias, matmul_precision())
+    return checkpoint_name(_linear(x, kernel, bias, matmul_precision()), PRODUCT)
 
 
 def matmul_precision() -> str | None:

@@ -33,6 +33,7 @@ from jaxft.models.source import Checkpoint, Source, read_config, resolve
 from jaxft.models.source_fields import pad_token_id
 from jaxft.models.weights import fresh_leaf, load_leaf, match, resolve_names
 from jaxft.models.weights_files import Tensor, open_tensors
+from jaxft.models.weights_promised import promised
 from jaxft.models.weights_vocab import with_vocabulary
 from jaxft.tree import natural_order
 
@@ -124,23 +125,24 @@ def describe(
     new: Sequence[str] = (),
     sharding: ShardingOf | None = None,
     cache: str | None = None,
+    weights: bool = True,
 ) -> Model:
     """A model as `load` gives it, with shapes for parameters: no weight is read.
 
-    The arguments are those of `load`. What is wrong with a checkpoint is found here.
+    The arguments are those of `load`. What is wrong with a checkpoint is found here. Without
+    `weights` its config is enough, and they are taken to be as that says.
     """
     source = resolve(checkpoint, cache)
-    fields, tensors = _content(source, task, resize_vocab, detection_tokens)
+    fields, tensors = _content(source, task, resize_vocab, detection_tokens, weights)
     fields = settled_fields(family := _family(fields), fields, tensors)
-    config = _config(family, fields, ignore, dropout, image_size)
-    head = _head(family, fields, task)
+    head, config = _head(family, fields, task), _config(family, fields, ignore, dropout, image_size)
     own, labels = class_labels(fields, num_labels, labels)
     towers, named = family.towers(config, head, len(labels)), _named(head, labels)
     leaves = leaves_of(towers)
+    lines = resolve_names(family.names(head, fields["model_type"]), leaves)
     matching = match(
-        tensors,
-        resolve_names(family.names(head, fields["model_type"]), leaves),
-        leaves,
+        tensors or promised(lines, leaves, source.folder, named is not None),
+        *(lines, leaves),
         canonical=family.canonical,
         fresh=family.FRESH,
         refuse=("head/",) if named and own != labels else (),
@@ -238,10 +240,14 @@ def _tensors(source: Source) -> dict[str, Tensor]:
 
 
 def _content(
-    source: Source, task: str | None, resize_vocab: bool, detection_tokens: int | None
+    source: Source,
+    task: str | None,
+    resize_vocab: bool,
+    detection_tokens: int | None,
+    weights: bool,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The config.json and the tensors of a checkpoint, or of the detector that it becomes."""
-    fields, tensors = _fields(source, resize_vocab), _tensors(source)
+    fields, tensors = _fields(source, resize_vocab), _tensors(source) if weights else {}
     if task != DETECTION:
         return fields, tensors
     return yolos_from_vit.detector(fields, tensors, detection_tokens)

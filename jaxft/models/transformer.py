@@ -31,7 +31,8 @@ class Compute:
         dtype: the type in which matmuls run; parameters are cast to it on use.
         precision: jax's matmul precision (`highest` keeps float32 whole); None for the default.
         scan: run equal blocks under one `lax.scan` instead of unrolled.
-        remat: `full` recomputes each block on the way back instead of keeping its activations.
+        remat: `full` recomputes each block on the way back instead of keeping its activations,
+            `dots` all of it but the products with its weights; anything else nothing.
         platform: what the program is compiled for; nothing in a step asks the default device.
         mesh: the devices that it is compiled for; None where they are not known.
         attention: `auto` takes a kernel where one can serve, else XLA; `xla`, `cudnn` or

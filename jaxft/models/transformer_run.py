@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -11,13 +12,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxft.errors import UserError
 from jaxft.models.layers import split_key
 from jaxft.models.layers_batch import decoder_batch
+from jaxft.models.layers_kernels import HEADS, ROWS
+from jaxft.models.layers_math import PRODUCT
 from jaxft.models.transformer import PLAIN, Compute, Params, Part, Tower
 
 TRUNK = "trunk"  # a batch may bring a tower's stream under this name, behind the tower's prefix
+
+# What of a block is kept for its way back, beside the stream that it reads.
+KEPT = {"full": None, "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT)}
 
 Numbers = Mapping[str, Any]
 Step = Callable[[jax.Array, Params, jax.Array | int, Numbers], jax.Array]
@@ -181,10 +188,30 @@ def run_blocks(
         return part, tuple(path for path in part.leaves if compute.trains(within + path))
 
     for (part, trained), run in groupby(blocks, alike):
-        step, indices = partial(_run_block, part, context, key if trained else None), list(run)
+        indices = list(run)
+        step = partial(_run_block, part, context, key if trained else None, compute)
         with segment(tower, f"blocks {indices[0]}-{indices[-1]}"):
+            stream = _placed(stream, compute)
             stream = _run_alike(tower, part, step, indices, params, stream, compute)
     return stream
+
+
+def _placed(stream: jax.Array, compute: Compute) -> jax.Array:
+    """The stream [B, T, D] with each device's rows where its batch is.
+
+    Without a word the partitioner moves activations to where the parameters' shards are: every
+    device then computes all rows of its part of the width, and sends whole activations round.
+    What every device of a tensor group would hold alike (the stream between the wide matrices)
+    is cut along T, so that norms are computed once.
+    Source: Korthikanti et al. (2022), https://arxiv.org/abs/2205.05198.
+    """
+    mesh = compute.mesh
+    if mesh is None or mesh.size == 1:
+        return stream
+    if stream.shape[0] % math.prod(mesh.shape[axis] for axis in ROWS):
+        return stream  # such rows are on no mesh's devices alike: leave it to the partitioner
+    along = HEADS if stream.shape[1] % mesh.shape[HEADS] == 0 else None
+    return jax.lax.with_sharding_constraint(stream, NamedSharding(mesh, PartitionSpec(ROWS, along)))
 
 
 def segment(tower: Tower, name: str) -> AbstractContextManager:
@@ -196,13 +223,15 @@ def _run_block(
     part: Part,
     context: Any,
     key: jax.Array | None,
+    compute: Compute,
     stream: jax.Array,
     values: Params,
     index: jax.Array | int,
     numbers: Numbers,
 ) -> jax.Array:
     block_key = None if key is None else jax.random.fold_in(key, index)
-    return part.bind(values, block_key)(stream, context, block_key, **numbers)
+    out = part.bind(values, block_key)(stream, context, block_key, **numbers)
+    return _placed(out, compute)
 
 
 def _run_alike(
@@ -221,9 +250,9 @@ def _run_alike(
         return {path: params[within + path].astype(compute.dtype) for path in part.leaves}
 
     scanned = compute.scan and len(indices) > 1
-    if compute.remat == "full":
+    if compute.remat in KEPT:
         # Between the iterations of a scan nothing is merged, so the guard would cost for nothing.
-        step = jax.checkpoint(step, prevent_cse=not scanned)
+        step = jax.checkpoint(step, prevent_cse=not scanned, policy=KEPT[compute.remat])
     if not scanned:
         for index in indices:
             numbers = {name: of[index] for name, of in tower.numbers.items()}

@@ -1,0 +1,78 @@
+"""What a chip takes of known shapes, planned for TPUs that are not there: BERT-large, two Llamas.
+
+`python -m benchmarks.plan_shapes [NAME ...]` runs from the repository's root and takes libtpu
+(Linux on x86-64) and minutes of CPU a shape; without names it plans all. Of the checkpoints there
+is a config.json alone.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from jaxft.config import load_config
+from jaxft.engine.chips import parse_topology
+from jaxft.engine.plan_pod import plan_on
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One line of the table.
+
+    Attributes:
+        config: of `benchmarks/shapes`.
+        overrides: of that config.
+        goal: GB that it should take at most: of the peak, or of what `of` says.
+        of: `peak` or `temporary`.
+        topology: the slice.
+    """
+
+    config: str
+    overrides: tuple[str, ...] = ()
+    goal: float | None = None
+    of: str = "peak"
+    topology: str = "v5e:4x4"
+
+
+def frozen(blocks: int) -> str:
+    """The override that freezes the embeddings and so many blocks."""
+    return f"groups=[{{name: trunk, depth: [0, {blocks}], freeze: true}}]"
+
+
+SHAPES = {
+    "bert": Shape("bert_large", (), 2.3, "temporary"),
+    "bert-frozen": Shape("bert_large", (frozen(16),), 1.2, "temporary"),
+    "bert-unrolled": Shape("bert_large", ("train.scan=false",), None, "temporary"),
+    "1b": Shape("llama_1b", (), 2.45),
+    "1b-4": Shape("llama_1b", ("data.batch_size=64",), 2.95),
+    "1b-frozen": Shape("llama_1b", (frozen(12),), 0.95),
+    "8b": Shape("llama_8b", (), 8.0),
+    "8b-lora": Shape("llama_8b", ("data.batch_size=64", "adapter.kind=lora")),
+    "8b-256": Shape("llama_8b", ("data.batch_size=256",), None, topology="v5e:16x16"),
+}
+
+
+def main() -> int:
+    """Plan the shapes that are named, or all, and print a line each."""
+    names = sys.argv[1:] or list(SHAPES)
+    if unknown := [name for name in names if name not in SHAPES]:
+        print(f"no shape {unknown[0]}; there are {', '.join(SHAPES)}", file=sys.stderr)
+        return 2
+    print(f"{'shape':<14} {'peak':>8} {'temp.':>8} {'goal':>14} {'compile CPU':>12}")
+    for name in names:
+        shape = SHAPES[name]
+        config = load_config(f"benchmarks/shapes/{shape.config}.yaml", shape.overrides)
+        told = plan_on(config, topology=parse_topology(shape.topology)).told
+        if not told["fits"]:
+            print(f"{name:<14} does not fit", flush=True)
+            continue
+        memory = {key: nbytes / 1e9 for key, nbytes in told["memory"].items()}
+        goal = "fits" if shape.goal is None else f"{shape.of} <= {shape.goal}"
+        spent = told["compile"]["cpu_seconds"]
+        peak, temporary = memory["peak"], memory["temporary"]
+        print(f"{name:<14} {peak:8.2f} {temporary:8.2f} {goal:>14} {spent:10.0f} s", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

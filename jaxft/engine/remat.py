@@ -1,0 +1,86 @@
+"""What of the blocks a train step computes again, where that is left to it: as little as it must.
+
+`train.remat: auto` keeps what the chip has room for; on a chip that the table does not know,
+everything. The sizes are counted from the program, before anything is compiled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+
+from jaxft.engine.build import Build
+from jaxft.engine.build_state import abstract_state
+from jaxft.engine.chips import find_chip
+from jaxft.engine.cost import kept_bytes, param_shapes
+from jaxft.engine.mesh import row_divisor
+from jaxft.report.numbers import size
+
+ORDER = ("none", "dots", "full")  # what is computed again: more and more
+# The compiler needs room of its own, and gathers a block's parameters where they are cut.
+USABLE = 0.85
+
+
+def with_remat(built: Build) -> Build:
+    """The run with `remat: auto` decided, for the phase that it is in."""
+    return replace(built, compute=replace(built.compute, remat=choose_remat(built)[0]))
+
+
+def choose_remat(built: Build) -> tuple[str, str]:
+    """What a run's step computes again, and why; no reason where the config says it.
+
+    Args:
+        built: the run in the phase whose step it is.
+    """
+    asked = built.compute.remat
+    if asked != "auto":
+        return asked, ""
+    chip = find_chip(built.mesh.devices.flat[0].device_kind)
+    if chip is None:
+        return "none", ""
+    room = int(USABLE * chip.device_memory) - _always(built)
+    devices = row_divisor(built.mesh, 1)
+
+    def kept(remat: str) -> int:
+        return kept_bytes(replace(built, compute=replace(built.compute, remat=remat))) // devices
+
+    return first_that_fits(kept, room)
+
+
+def first_that_fits(kept: Callable[[str], int], room: int) -> tuple[str, str]:
+    """The least that must be computed again, and why.
+
+    Args:
+        kept: remat -> bytes that a device then keeps for the way back.
+        room: bytes that it has for them.
+    """
+    for name in ORDER:
+        if (nbytes := kept(name)) <= room:
+            break
+    return name, (
+        f"train.remat is {name}: the way back then keeps {size(nbytes)} of the "
+        f"{size(max(room, 0))} that parameters, gradients and moments leave of a device"
+    )
+
+
+def _always(built: Build) -> int:
+    """Bytes of a device that are taken whatever is kept: state, gradients, frozen parameters."""
+    state, shapes = abstract_state(built), param_shapes(built)
+    frozen = [
+        jax.ShapeDtypeStruct(shapes[n].shape, shapes[n].dtype, sharding=built.shardings[n])
+        for n in built.table.frozen
+        if n not in state.settled
+    ]
+    return _held(state) + _held(state.trainable) + _held(frozen)
+
+
+def _held(tree: Any) -> int:
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+        if leaf.ndim
+    )
