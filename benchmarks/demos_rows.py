@@ -124,6 +124,14 @@ DEMOS = (
         "as it is",
         quick=("train.length=10 epochs",),
     ),
+    Demo(
+        "translate",
+        "verses out of Spanish into English",
+        ("flan_t5", "verses"),
+        "chrf",
+        "as it is",
+        quick=("data.test=jsonl:assets/verses/test.jsonl[:20%]",),
+    ),
 )
 # Configs that show a way to train on rows of another; they have a README row and no row here.
 RECIPES = (

@@ -101,6 +101,22 @@ class Embedding(Section):
         return self
 
 
+class Seq2Seq(Section):
+    """A text written from another: a translation, a summary, an answer."""
+
+    kind: Literal["seq2seq"] = key(..., "what is learned", resume="fixed")
+    source: str = key("source", "column that holds the text that is read", resume="fixed")
+    target: str = key("target", "column that holds the text that is written", resume="fixed")
+    prefix: str = key(
+        "", "what every source is put behind (`translate English to German: `)", resume="fixed"
+    )
+    max_target_length: Annotated[int, Field(ge=2)] | None = key(
+        None,
+        "most tokens of a target, its end included; a longer one is an error; null has no limit",
+        resume="fixed",
+    )
+
+
 class Contrastive(Section):
     """Which text belongs to which image, among all of a batch."""
 
@@ -159,6 +175,7 @@ TaskSection = (
     | MaskedLm
     | CausalLm
     | Embedding
+    | Seq2Seq
     | ImageClassification
     | ObjectDetection
     | Contrastive

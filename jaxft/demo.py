@@ -24,6 +24,7 @@ from jaxft.demo_ner import tweets
 from jaxft.demo_smollm2 import smollm2
 from jaxft.demo_tables import breast_cancer, credit_data, lending_club
 from jaxft.demo_trees import trees
+from jaxft.demo_verses import verses
 from jaxft.demo_vits import dinov2, vits
 from jaxft.errors import UserError, did_you_mean
 
@@ -140,6 +141,7 @@ ASSETS: dict[str, Callable[[], Path]] = {
     "emoji": emoji,
     "tweets": tweets,
     "trees": trees,
+    "verses": verses,
     "lending_club": lending_club,
     "credit_data": credit_data,
     "breast_cancer": breast_cancer,

@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 import yaml
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     PreTrainedTokenizerFast,
 )
@@ -55,6 +56,8 @@ def small_assets(folder: Path, minilm: Path, reviews: Path) -> Path:
     write_emoji(folder / "emoji")
     write_tweets(folder / "tweets")
     write_loans(folder / "lending_club")
+    write_t5(folder / "flan_t5", blocks=8)
+    write_verses(folder / "verses")
     return folder
 
 
@@ -156,3 +159,37 @@ def write_loans(folder: Path) -> None:
             for row in range(count)
         ]
         write_csv(folder / name, [*columns, "Class"], rows)
+
+
+def write_t5(folder: Path, blocks: int) -> None:
+    """A T5 with so many blocks a side and a tokenizer of whole words."""
+    known = ["<pad>", "</s>", "<unk>", "the", "el", "is", "es", "red", "rojo", ":", "translate"]
+    known += [*THINGS, *(thing[::-1] for thing in THINGS)]
+    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(known)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    config = AutoConfig.for_model(
+        "t5",
+        vocab_size=len(known),
+        d_model=16,
+        d_kv=8,
+        d_ff=24,
+        num_heads=2,
+        num_layers=blocks,
+        feed_forward_proj="gated-gelu",
+        decoder_start_token_id=0,
+    )
+    AutoModelForSeq2SeqLM.from_config(config).save_pretrained(folder)
+    names = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=words, **names).save_pretrained(folder)
+
+
+def write_verses(folder: Path) -> None:
+    """Sentences of a thing; in the other language its name is read from behind."""
+    folder.mkdir(parents=True)
+    for name, count in (("train.jsonl", 100), ("test.jsonl", 8)):
+        things = [THINGS[number % 8] for number in range(count)]
+        rows = [{"es": f"el {one[::-1]} es rojo", "en": f"the {one} is red"} for one in things]
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))

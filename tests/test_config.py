@@ -288,7 +288,7 @@ def test_durations_resolve_to_steps():
             "kind: text_classification",
             "kind: text_clasification",
             "c.yaml, line 4: 'task.kind' must be text_classification, token_classification, "
-            "masked_lm, causal_lm, embedding, image_classification, object_detection or "
+            "masked_lm, causal_lm, embedding, seq2seq, image_classification, object_detection or "
             "contrastive, "
             "not the text 'text_clasification'. Did you mean 'text_classification'?",
         ),

@@ -126,6 +126,8 @@ LAZY = {
     ("demo", "gguf"),
     # Nor is onnx: it is asked for when ViT-S is.
     ("demo", "onnx"),
+    # pysword, when verses are.
+    ("demo", "pysword"),
     # Nor is rdata: it is asked for when a table comes out of an R package.
     ("demo", "rdata"),
     # PyTorch is no dependency: it is asked for when a `.bin` is to be read.

@@ -19,6 +19,9 @@ def test_the_page_is_up_to_date():
 def test_what_a_line_says():
     lines = table().splitlines()
     assert "| `electra` | `ElectraForPreTraining` | replaced_tokens | yes | - | yes | - |" in lines
+    assert "| `bert` | `BertForMaskedLM` | masked_lm | yes | `jaxft train` | yes | - |" in lines
+    t5 = "| `t5` | `T5ForConditionalGeneration` | seq2seq | yes | `jaxft train` | yes | "
+    assert t5 + "`jaxft predict` |" in lines
     causal = (
         "| `llama` | `LlamaForCausalLM` | causal_lm | yes | `jaxft train` | yes | `jaxft predict` |"
     )

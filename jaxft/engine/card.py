@@ -23,6 +23,7 @@ PIPELINES: Mapping[str | None, tuple[str, str]] = {
     "text_classification": ("text-classification", "AutoModelForSequenceClassification"),
     "token_classification": ("token-classification", "AutoModelForTokenClassification"),
     "masked_lm": ("fill-mask", "AutoModelForMaskedLM"),
+    "seq2seq": ("text2text-generation", "AutoModelForSeq2SeqLM"),
     "causal_lm": ("text-generation", "AutoModelForCausalLM"),
     "image_classification": ("image-classification", "AutoModelForImageClassification"),
     "object_detection": ("object-detection", "AutoModelForObjectDetection"),

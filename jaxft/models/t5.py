@@ -52,6 +52,7 @@ DEFAULTS: dict[str, Any] = {
     "tie_word_embeddings": True,
     "scale_decoder_outputs": None,
     "pad_token_id": 0,
+    "eos_token_id": 1,
     "decoder_start_token_id": 0,
 }
 OWN = {
@@ -142,6 +143,12 @@ class Config:
     def start_token_id(self) -> int:
         """What a target is written after."""
         return self.fields["decoder_start_token_id"]
+
+    @property
+    def end_token_id(self) -> int:
+        """What ends a target: the first of them, where there are several."""
+        ends = self.fields["eos_token_id"]
+        return ends[0] if isinstance(ends, list) else ends
 
     @property
     def gated(self) -> bool:

@@ -18,6 +18,7 @@ from jaxft.report.events import read_events
 
 TAGGED_TASK, MASKED_TASK, PAIRED_TASK = "token_classification", "masked_lm", "embedding"
 BOXES_TASK = "object_detection"
+WRITTEN_TASK = "seq2seq"
 SPLITS = ("test", "eval")  # the order in which their predictions are shown
 BEFORE = "before"  # what was said of the eval rows before the first step, where that was asked for
 Keys = dict[str, tuple[type, ...]]  # what the page reads of an entry, and the types it may have
@@ -73,12 +74,20 @@ PAIRED: Keys = {
     "found": (list,),
 }
 FOUND: Keys = {"text": (str,), "similarity": NUMBER}
+WRITTEN: Keys = {
+    "id": (int,),
+    "source": (str,),
+    "target": (str,),
+    "written": (str,),
+    "loss": NUMBER,
+}
 # Of tasks whose predictions are no classes: the keys of a line, and of the lists in it.
 LINES: dict[str, tuple[Keys, dict[str, Keys]]] = {
     TAGGED_TASK: (TAGGED, {"entities": ENTITY, "gold": ENTITY}),
     MASKED_TASK: (FILLED, {"fills": FILL}),
     PAIRED_TASK: (PAIRED, {"found": FOUND}),
     BOXES_TASK: (BOXES, {}),
+    WRITTEN_TASK: (WRITTEN, {}),
 }
 RESULT: Keys = {"split": (str,), "step": (int,), "metrics": (dict,), "examples": (int,)}
 

@@ -23,10 +23,12 @@ from jaxft.report.page_run import (
     MASKED_TASK,
     PAIRED_TASK,
     TAGGED_TASK,
+    WRITTEN_TASK,
     Run,
     config_text,
 )
 from jaxft.report.page_tokens import tagged
+from jaxft.report.page_written import written
 from jaxft.report.progress_tables import part_of
 
 
@@ -83,6 +85,7 @@ def _told(run: Run) -> dict[str, Any]:
         "tagged": [tagged(*one) for one in splits.items() if run.task == TAGGED_TASK],
         "filled": [filled(*one) for one in compared if run.task == MASKED_TASK],
         "paired": [paired(*one) for one in compared if run.task == PAIRED_TASK],
+        "written": [written(*one) for one in compared if run.task == WRITTEN_TASK],
     }
 
 

@@ -150,7 +150,9 @@ class Task(Protocol):
         columns: the source columns it reads.
 
     A task that can leave bad rows out (`data.on_bad_row`) gives `check_row(source, index, row,
-    names)` too, which raises what is wrong with a row; one whose loss Hugging Face names gives
+    names)` too, which raises what is wrong with a row; one that is scored by what the model writes
+    gives `write(model, params, batch, compute)`, which adds to the outputs of an evaluation; one
+    whose loss Hugging Face names gives
     `problem_type`; one that reads whole rows of a file in `jaxft predict` gives `input_columns`.
     """
 
