@@ -104,9 +104,11 @@ def test_eval(story, capsys):
     assert main(["eval", "runs/first"]) == 0
     assert json.loads(capsys.readouterr().out) == result
     assert main(["eval", "runs/first", "--split", "eval", "--data", "csv:more.csv"]) == 0
+    assert main(["eval", "runs/first", "--interpolate", "0:1:0.5"]) == 0
     assert [args for args, _ in calls] == [
-        (Path("runs/first"), "test", None),
-        (Path("runs/first"), "eval", "csv:more.csv"),
+        (Path("runs/first"), "test", None, None),
+        (Path("runs/first"), "eval", "csv:more.csv", None),
+        (Path("runs/first"), "test", None, "0:1:0.5"),
     ]
 
 
