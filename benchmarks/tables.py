@@ -41,6 +41,8 @@ def table_scores(config: Config) -> dict[str, dict[str, float]]:
     task, data = config.task, config.data
     if not isinstance(task, TextClassification) or task.template is None or data.test is None:
         raise UserError("A table's models are for text_classification with task.template and test.")
+    if not isinstance(data.train, str):
+        raise UserError("A table's models take one source of rows.", "Give data.train as one text.")
     assert isinstance(task.label, str)  # one class an example
     train, test = (
         open_source(spec, where=data.where, seed=config.run.seed.data)

@@ -80,9 +80,9 @@ def _pairs(spanish: SwordBible, english: SwordBible) -> Iterator[Pair]:
     """Every verse that is in both, and what names it."""
     theirs = {book.osis_name: book for book in _books(english)}
     for book in _books(spanish):
-        other = theirs.get(book.osis_name)
-        chapters = 0 if other is None else min(book.num_chapters, other.num_chapters)
-        for chapter in range(1, chapters + 1):
+        if (other := theirs.get(book.osis_name)) is None:
+            continue
+        for chapter in range(1, min(book.num_chapters, other.num_chapters) + 1):
             lengths = [one.chapter_lengths[chapter - 1] for one in (book, other)]
             if lengths[0] != lengths[1]:
                 continue  # verses are cut otherwise there
