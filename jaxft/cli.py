@@ -159,8 +159,15 @@ def train(
     from jaxft.engine.train_profile import parse_steps
 
     steps = None if profile is None else parse_steps(profile)
-    flags = {"resume": resume, "overwrite": overwrite, "quiet": quiet, "profile": steps}
-    typer.echo(story(checked, command=context.obj, **flags).folder)
+    run = story(
+        checked,
+        command=context.obj,
+        resume=resume,
+        overwrite=overwrite,
+        quiet=quiet,
+        profile=steps,
+    )
+    typer.echo(run.folder)
 
 
 @app.command("eval")
