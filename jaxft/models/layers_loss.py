@@ -62,10 +62,9 @@ def _in_pieces(top: Scorer, x: jax.Array, targets: jax.Array) -> tuple[jax.Array
     # Each piece adds to the parameters' gradients in the type that the scan is given. Over devices
     # the sum is taken once, after the scan: the TPU compiler moves it out.
     wide = jax.tree.map(lambda value: value.astype(jnp.float32), values)
-    values = lax.stop_gradient(values)
 
     def score(wide: nnx.State, x: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-        narrow = jax.tree.map(_in_place_of, wide, values)
+        narrow = jax.tree.map(lambda value, like: value.astype(like.dtype), wide, values)
         return scored_losses(nnx.merge(graph, narrow).scores(x), targets)
 
     # Nothing is merged between the turns of a scan, so the guard against it would cost for nothing.
@@ -85,24 +84,3 @@ def scored_losses(scores: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax
     losses = jax.nn.logsumexp(scores, axis=-1) - own
     hits = jnp.argmax(scores, axis=-1) == targets
     return jnp.where(scored, losses, 0.0), hits & scored
-
-
-@jax.custom_vjp
-def _in_place_of(wide: jax.Array, narrow: jax.Array) -> jax.Array:
-    """`narrow`, with the gradient in the type of `wide` and given to that.
-
-    A cast of `wide` would be gathered whole over the devices before it is cast, in twice the bytes.
-    """
-    del wide
-    return narrow
-
-
-def _kept(wide: jax.Array, narrow: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return narrow, jnp.zeros((), wide.dtype)
-
-
-def _given(like: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return gradient.astype(like.dtype), jnp.zeros_like(gradient)
-
-
-_in_place_of.defvjp(_kept, _given)
