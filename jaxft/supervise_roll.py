@@ -62,8 +62,8 @@ class Line:
 
     def receive(self, seconds: float | None = None) -> dict[str, Any] | None:
         """The next message; None where the other end is gone, silent for too long, or no parent."""
-        self._socket.settimeout(seconds)
         try:
+            self._socket.settimeout(seconds)
             message = json.loads(self._read.readline(LONGEST))
         except (OSError, ValueError):
             return None
