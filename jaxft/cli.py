@@ -159,15 +159,8 @@ def train(
     from jaxft.engine.train_profile import parse_steps
 
     steps = None if profile is None else parse_steps(profile)
-    run = story(
-        checked,
-        command=context.obj,
-        resume=resume,
-        overwrite=overwrite,
-        quiet=quiet,
-        profile=steps,
-    )
-    typer.echo(run.folder)
+    told = {"resume": resume, "overwrite": overwrite, "quiet": quiet}
+    typer.echo(story(checked, command=context.obj, profile=steps, **told).folder)
 
 
 @app.command("eval")

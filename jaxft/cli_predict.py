@@ -123,16 +123,18 @@ def _print_labels(
     run: Path, inputs: Iterable[str] | None, file: Path | None, as_json: bool, draw: Path | None
 ) -> None:
     """Print what a run says of each input: in colour what has a text to show it in."""
-    from jaxft.engine import predict as stories
-
     if inputs is None:
         print("Type a text a line; Ctrl-D ends.", file=sys.stderr)
         inputs = _decoded(sys.stdin.buffer, "standard input")
     kind = file.suffix.lower().removeprefix(".") if file else None
     if kind in TABLES:
-        said = stories.predict_rows(run, f"{kind}:{file}:ordered")
+        from jaxft.engine.predict import predict_rows
+
+        said = predict_rows(run, f"{kind}:{file}:ordered")
     else:
-        said = stories.predict(run, inputs)
+        from jaxft.engine.predict import predict as story
+
+        said = story(run, inputs)
     if draw is not None:
         from jaxft.data.drawn import drawn_into
 

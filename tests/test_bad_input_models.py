@@ -36,7 +36,7 @@ def shard():
     return index["weight_map"]
 
 
-@pytest.mark.parametrize("model_type", ["bret", "t5"])
+@pytest.mark.parametrize("model_type", ["bret", "reformer"])
 def test_an_unknown_model_type(refused, model_type):  # noqa: F811 the fixture above
     edit_config(model_type=model_type)
     said = refused("train", "c.yaml", "--quiet")
@@ -58,7 +58,7 @@ FIELDS = [
     ("Llama", "partial_rotary_factor", 0.5, "partial_rotary_factor is 0.5; only 1.0 is supported"),
     ("Llama", "rope_parameters", {"rope_type": "spiral", "rope_theta": 1e4}, "'spiral'"),
     ("Llama", "num_key_value_heads", 3, "does not divide into 3"),
-    ("ViT", "hidden_act", "swoosh", "hidden_act 'swoosh' is not supported"),
+    ("Bert", "hidden_act", "swoosh", "hidden_act 'swoosh' is not supported"),
 ]
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from families import FAMILIES, Pair, make_pair
 
-from jaxft.config_recipe import Group, LayerDecaySection, OptimizerSection, ScheduleSection
+from jaxft.config_optimizer import OptimizerSection
+from jaxft.config_recipe import Group, LayerDecaySection, ScheduleSection
 from jaxft.engine.build_state import frozen_params, initial_state, state_shardings
 from jaxft.engine.mesh import batch_sharding, make_mesh, partition, place_batch
 from jaxft.engine.step import Rates, make_train_step

@@ -160,7 +160,7 @@ def test_freeze_out_stops_each_depth_when_its_rate_is_zero(folder):
 
     def rates(step):
         built_at = built.after(step + 1)
-        told = Stage(built_at, {}, print, built_at.table.multipliers(), np.zeros(1)).rates(step)
+        told = Stage(built_at, {}, print, built_at.table.multipliers(), np.zeros(1), {}).rates(step)
         of = dict(zip(built_at.table.trainable, told.rates[0] * told.multipliers, strict=True))
         return [of.get(name) for name in ("embeddings/word/embedding", "head/kernel")]
 

@@ -121,7 +121,7 @@ def assert_same_run(run, undisturbed):
 
 def diary(run):
     """Losses, scores and rates by step; what is left out is what the clock says."""
-    clock = ("time", "examples_per_second", "tokens_per_second")
+    clock = ("time", "examples_per_second", "tokens_per_second", "flops_per_second")
     return [
         {name: value for name, value in event.items() if name not in clock}
         for kind in ("train", "eval")
