@@ -126,7 +126,7 @@ def test_a_family_may_compute_a_tensor_of_another_shape(folder, tmp_path, monkey
         registry.load(str(folder))
 
     def refits(config, fields):
-        assert (config.max_position_embeddings, fields["vocab_size"]) == (20, 20)
+        assert (config.max_positions, fields["vocab_size"]) == (20, 20)
         return {
             "embeddings/position/embedding": lambda old: np.concatenate([old, old[:4] / 3]),
             "embeddings/word/embedding": lambda old: old * 0,  # of the right shape as it is
