@@ -26,7 +26,7 @@ from benchmarks.studies.page import (
 )
 
 BLOCKS = 6
-RATES = [5e-5, 2e-4]
+RATES = [2e-4, 8e-4, 3.2e-3]
 HEAD = {"name": "head", "match": "(head|pooler)/.*", "lr_mult": 5}
 OVERRIDES = [
     "run.dir=runs/studies",
