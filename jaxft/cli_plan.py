@@ -1,18 +1,23 @@
-"""`jaxft plan`: what would be trained, and what it takes of chips that need not be there."""
+"""`jaxft plan`: what would be trained, and what it takes of chips that need not be there.
+
+The story is imported when it is asked for, as in `cli.py`.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
 import sys
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from jaxft.config import Config, load_config
-from jaxft.engine.chips import Topology, parse_topology
 from jaxft.errors import UserError
+
+if TYPE_CHECKING:
+    from jaxft.config import Config
+    from jaxft.engine.chips import Topology
 
 ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="The run, as a YAML file.")]
 Overrides = Annotated[
@@ -53,6 +58,9 @@ def plan(
         raise UserError("--topology and --devices both say what to plan for.", "Give one of them.")
     if largest_batch and topology is None and devices is None:
         raise UserError("--largest-batch needs chips.", "Give --topology or --devices too.")
+    from jaxft.config import load_config
+    from jaxft.engine.chips import parse_topology
+
     chosen = None if topology is None else parse_topology(topology)
     checked = load_config(config, overrides or ())
     if chosen is not None or devices is not None:
