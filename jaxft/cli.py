@@ -30,6 +30,7 @@ from jaxft.cli_search import search
 from jaxft.cli_study import study
 from jaxft.cluster import SUPERVISED, find_cluster
 from jaxft.errors import UserError
+from jaxft.platforms import leave_out_absent_tpu
 from jaxft.supervise import supervise
 
 app = typer.Typer(
@@ -76,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Python's own answer to Ctrl-C is an exception, which an import that is under way may take
         # for its failure and a callback may swallow: end at once instead, as a signal does.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        leave_out_absent_tpu(os.environ)
     typed = list(sys.argv[1:] if arguments is None else arguments)
     end = typed.index("--") if "--" in typed else len(typed)
     debug = "--debug" in typed[:end]

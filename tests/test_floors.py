@@ -20,6 +20,7 @@ FLOORS = {
     "tree": 0,
     "files": 0,
     "cluster": 0,
+    "platforms": 0,
     "supervise": 1,  # without jax
     "layerwise.table": 1,
     "layerwise.schedules": 1,
