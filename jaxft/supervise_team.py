@@ -7,7 +7,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -61,100 +61,80 @@ def _end(message: dict[str, Any]) -> End:
 class Team:
     """What one parent knows of all.
 
-    Attributes:
+    Args:
         members: every process, in order.
+        tell: says how this host's process ended.
+
+    Attributes:
         first: the one whose end ends the run; None while and where all is well.
     """
 
-    def __init__(self, members: list[Member]):
-        self.members = members
+    def __init__(self, members: list[Member], tell: Callable[[End], None]):
+        self.members, self.tell = members, tell
         self.first: End | None = None
-        self.over = threading.Event()
-
-    def tell(self, end: End) -> None:
-        """Say how this host's process ended."""
-        raise NotImplementedError
+        self._over = threading.Event()
 
     def wait(self) -> None:
         """Until all have ended well, or the first that did not is known."""
-        self.over.wait()
+        self._over.wait()
 
-    def _settle(self, first: End | None) -> None:
+    def settle(self, first: End | None) -> None:
+        """All is over, and so."""
         self.first = first
-        self.over.set()
+        self._over.set()
 
 
-class _Other(Team):
-    """Beside any process but the first."""
-
-    def __init__(self, members: list[Member], line: Line):
-        super().__init__(members)
-        self._line = line
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def tell(self, end: End) -> None:
-        self._line.send(asdict(end))
-
-    def _listen(self) -> None:
-        message = self._line.receive()
-        if message is None:
-            self._settle(End(0, None, "is gone with its parent"))
-        else:
-            self._settle(None if message["first"] is None else _end(message["first"]))
+def _hear_verdict(team: Team, line: Line) -> None:
+    """Beside any process but the first: what process 0's parent finds."""
+    message = line.receive()
+    if message is None:
+        team.settle(End(0, None, "is gone with its parent"))
+    else:
+        team.settle(None if message["first"] is None else _end(message["first"]))
 
 
-class _First(Team):
-    """Beside process 0: hears all, and judges."""
+def _hear(process: int, line: Line, told: queue.Queue[End]) -> None:
+    """Beside process 0: what another's parent tells, until it is gone."""
+    while (message := line.receive()) is not None:
+        told.put(_end(message))
+    told.put(End(process, None, "is gone with its parent"))
 
-    def __init__(self, members: list[Member], lines: dict[int, Line]):
-        super().__init__(members)
-        self._lines = lines
-        self._told: queue.Queue[End] = queue.Queue()
-        for process, line in lines.items():
-            threading.Thread(target=self._listen, args=(process, line), daemon=True).start()
-        threading.Thread(target=self._judge, daemon=True).start()
 
-    def tell(self, end: End) -> None:
-        self._told.put(end)
+def _judge(team: Team, lines: Mapping[int, Line], told: queue.Queue[End]) -> None:
+    """Beside process 0: wait for the ends of all, find the cause where one is not well, tell."""
+    ends: dict[int, End] = {}
+    limit: float | None = None  # of the time in which all have to have stopped
+    while len(ends) < len(team.members) and all(end.fine for end in ends.values()):
+        try:
+            wait = None if limit is None else max(limit - time.monotonic(), 0)
+            end = told.get(timeout=wait)
+        except queue.Empty:
+            late = min(set(range(len(team.members))) - ends.keys())
+            ends[late] = End(late, None, f"did not stop within {STOP_SECONDS:.0f} s")
+            continue
+        ends.setdefault(end.process, end)
+        if end.code == STOPPED and limit is None:
+            limit = time.monotonic() + STOP_SECONDS
+    first = None
+    if not all(end.fine for end in ends.values()):
+        _hear_more(ends, len(team.members), told)
+        first = cause(ends)
+    for line in lines.values():
+        line.send({"first": None if first is None else asdict(first)})
+    team.settle(first)
 
-    def _listen(self, process: int, line: Line) -> None:
-        while (message := line.receive()) is not None:
-            self._told.put(_end(message))
-        self._told.put(End(process, None, "is gone with its parent"))
 
-    def _judge(self) -> None:
-        ends: dict[int, End] = {}
-        limit: float | None = None  # of the time in which all have to have stopped
-        while len(ends) < len(self.members) and all(end.fine for end in ends.values()):
-            try:
-                wait = None if limit is None else max(limit - time.monotonic(), 0)
-                end = self._told.get(timeout=wait)
-            except queue.Empty:
-                late = min(set(range(len(self.members))) - ends.keys())
-                ends[late] = End(late, None, f"did not stop within {STOP_SECONDS:.0f} s")
-                continue
-            ends.setdefault(end.process, end)
-            if end.code == STOPPED and limit is None:
-                limit = time.monotonic() + STOP_SECONDS
-        first = None
-        if not all(end.fine for end in ends.values()):
-            self._hear_more(ends)
-            first = cause(ends)
-        for line in self._lines.values():
-            line.send({"first": None if first is None else asdict(first)})
-        self._settle(first)
-
-    def _hear_more(self, ends: dict[int, End]) -> None:
-        """Wait a moment for what may have been first and comes later."""
-        begun = time.monotonic()
-        while len(ends) < len(self.members):
-            known = min(end.rank for end in ends.values() if not end.fine)
-            limit = begun + (SETTLE if known < 3 else SETTLE_CONSEQUENCE)
-            try:
-                end = self._told.get(timeout=max(limit - time.monotonic(), 0.01))
-            except queue.Empty:
-                return
-            ends.setdefault(end.process, end)
+def _hear_more(ends: dict[int, End], members: int, told: queue.Queue[End]) -> None:
+    """Wait a moment for what may have been first and comes later."""
+    begun = time.monotonic()
+    while len(ends) < members:
+        known = min(end.rank for end in ends.values() if not end.fine)
+        limit = begun + (SETTLE if known < 3 else SETTLE_CONSEQUENCE)
+        try:
+            end = told.get(timeout=max(limit - time.monotonic(), 0.01))
+        except queue.Empty:
+            return
+        ends.setdefault(end.process, end)
 
 
 def cause(ends: dict[int, End]) -> End:
@@ -178,15 +158,24 @@ def join(cluster: Cluster, seconds: float) -> Iterator[Team]:
     Raises:
         UserError: not all came.
     """
-    team: Team
     if cluster.process == 0:
         members, lines = call_roll(cluster, seconds)
-        team = _First(members, lines)
+        told: queue.Queue[End] = queue.Queue()
+        team = Team(members, told.put)
+        for process, line in lines.items():
+            _meanwhile(_hear, process, line, told)
+        _meanwhile(_judge, team, lines, told)
     else:
         members, line = answer_roll(cluster, seconds)
-        lines, team = {0: line}, _Other(members, line)
+        lines = {0: line}
+        team = Team(members, lambda end: line.send(asdict(end)))
+        _meanwhile(_hear_verdict, team, line)
     try:
         yield team
     finally:
         for line in lines.values():
             line.close()
+
+
+def _meanwhile(do: Callable[..., None], *given: Any) -> None:
+    threading.Thread(target=do, args=given, daemon=True).start()
