@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import pathlib
+import re
 import shlex
 import socket
 import sys
@@ -17,6 +18,7 @@ from etils import epath
 
 from jaxft.errors import UserError
 
+_ASIDE = re.compile(r"^\.(.+)\.\d+\.tmp$")  # see `_aside`
 COMMITTED = "COMMITTED"  # a folder without this file is half-written and never read
 
 
@@ -48,7 +50,7 @@ def written_aside(path: epath.PathLike) -> Iterator[pathlib.Path]:
                 epath.Path(aside).copy(target, overwrite=True)
             else:
                 target.parent.mkdir(parents=True, exist_ok=True)
-                aside = pathlib.Path(target.parent / f".{target.name}.{os.getpid()}.tmp")
+                aside = pathlib.Path(target.parent / _aside(target.name))
                 cleanup.callback(aside.unlink, missing_ok=True)
                 yield aside
                 with aside.open("rb") as written:  # the bytes first, then the name
@@ -71,6 +73,21 @@ def write_atomic(path: epath.PathLike, content: bytes | str) -> None:
     """
     with written_aside(path) as aside:
         aside.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def _aside(name: str) -> str:
+    """What a file is called while this process writes it."""
+    return f".{name}.{os.getpid()}.tmp"
+
+
+def names_in(folder: epath.PathLike) -> set[str]:
+    """The names of what is in a folder; nothing where there is none.
+
+    What a process that was killed left half-written has the name that the file was to have.
+    """
+    path = epath.Path(folder)
+    names = [entry.name for entry in path.iterdir()] if path.exists() else []
+    return {_ASIDE.sub(r"\1", name) for name in names}
 
 
 def commit(folder: epath.PathLike) -> None:

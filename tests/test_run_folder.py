@@ -10,6 +10,7 @@ import textwrap
 
 import pytest
 
+from jaxft import files
 from jaxft.engine import run_folder
 from jaxft.engine.run_folder import check_run, create_run, open_run
 from jaxft.errors import UserError
@@ -83,14 +84,31 @@ def test_resume_keeps_the_first_facts_and_adds_its_own(tmp_path):
     assert [(entry["steps"], entry["host"]) for entry in about["resumed"]] == [(99, "two")]
 
 
-def test_resume_after_a_kill_before_the_run_was_made_starts_it(tmp_path):
+def leave_half_written(file):
+    """What a kill within `write_atomic` leaves."""
+    with files.written_aside(file) as aside:
+        aside.write_text("{")
+    file.rename(aside)
+
+
+@pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}])
+@pytest.mark.parametrize("half", ["run.lock.owner", "config.yaml", "run.json"])
+def test_a_kill_before_the_run_was_made_is_in_no_starts_way(tmp_path, half, flags):
     (tmp_path / "a").mkdir()
     for name in ("config.yaml", "run.lock", "run.lock.owner"):
         (tmp_path / "a" / name).write_text("")
-    assert not check_run("a", tmp_path, resume=True, overwrite=False)
-    with create(tmp_path, resume=True, steps=1) as run:
+    leave_half_written(tmp_path / "a" / half)
+    assert not check_run("a", tmp_path, **{"resume": False, "overwrite": False} | flags)
+    with create(tmp_path, **flags, steps=1) as run:
         assert not run.resumed
         assert run.config() == CONFIG
+
+
+def test_what_another_left_half_written_is_not_taken_for_a_runs(tmp_path):
+    (tmp_path / "a").mkdir()
+    leave_half_written(tmp_path / "a" / "thesis.tex")
+    with pytest.raises(UserError, match="is not empty and holds no run"):
+        create(tmp_path, overwrite=True)
 
 
 def test_overwrite_sets_the_old_run_aside_until_the_new_one_is_saved(tmp_path):

@@ -8,10 +8,12 @@ import pyarrow.parquet
 import pytest
 
 import jaxft
+from jaxft import files
 from jaxft.cli import main
 from jaxft.cli_study import parse_vary
 from jaxft.config import load_config, to_yaml
 from jaxft.engine import study_range
+from jaxft.engine.study_folder import check_study
 from jaxft.engine.study_range import range_of, rising_rates
 from jaxft.errors import UserError
 from jaxft.report.events import read_events
@@ -156,6 +158,16 @@ def test_a_folder_of_something_else_is_left_alone(folder, capsys):
     words = ["study", str(folder / "c.yaml"), *VARY, "--name", "mine", "--overwrite"]
     assert main(words) == 2
     assert "is not empty and holds no study" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("half", ["study.lock.owner", "study.json"])
+def test_a_kill_before_the_study_was_made_is_in_no_starts_way(tmp_path, half):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "study.lock").write_text("")
+    with files.written_aside(tmp_path / half) as aside:
+        aside.write_text("{")
+    (tmp_path / half).rename(tmp_path / "mine" / aside.name)
+    assert not check_study("mine", tmp_path, resume=True, overwrite=False)
 
 
 def test_values_are_read_as_yaml():

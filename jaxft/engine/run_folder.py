@@ -25,7 +25,8 @@ from jaxft.errors import UserError, did_you_mean
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
 LOCK_FILE = "run.lock"
-_BEFORE_RUN_FILE = {CONFIG_FILE, LOCK_FILE, f"{LOCK_FILE}.owner"}  # what a kill may leave behind
+# What a kill may leave behind, whole or half-written, of a run that was about to be made.
+_LEFT = {CONFIG_FILE, LOCK_FILE, f"{LOCK_FILE}.owner", RUN_FILE}
 
 
 class RunFolder:
@@ -162,8 +163,7 @@ def check_run(name: str, dir: epath.PathLike, *, resume: bool, overwrite: bool) 
         return resume
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file.", "Set run.name or run.dir.")
-    others = {entry.name for entry in path.iterdir()} if path.exists() else set()
-    if others - _BEFORE_RUN_FILE:
+    if files.names_in(path) - _LEFT:
         raise UserError(
             f"{path} is not empty and holds no run (it has no {RUN_FILE}), so neither --resume "
             "nor --overwrite takes it.",

@@ -114,8 +114,8 @@ def check_study(name: str, dir: epath.PathLike, *, resume: bool, overwrite: bool
         return resume
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file.", "Set --name or run.dir.")
-    left = {LOCK_FILE, f"{LOCK_FILE}.owner"}  # what a kill may leave behind
-    if path.exists() and {entry.name for entry in path.iterdir()} - left:
+    left = {LOCK_FILE, f"{LOCK_FILE}.owner", STUDY_FILE}  # by a kill, whole or half-written
+    if files.names_in(path) - left:
         raise UserError(
             f"{path} is not empty and holds no study (it has no {STUDY_FILE}).",
             "Set --name or run.dir, or empty it.",
