@@ -66,6 +66,7 @@ FLOORS = {
     "tasks.images": 5,
     "tasks.boxes": 5.5,  # above images
     "tasks.detection_loss": 5,
+    "tasks.token_examples": 5,
     "tasks.tagged": 5.5,  # above labels, below the tasks
     "tasks.masked_texts": 5.5,
     "tasks.text_tuples": 5.5,

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxft.config_tasks import CausalLm as Section
-from jaxft.data.cache import Held, Ragged, fingerprint
 from jaxft.data.chat import ChatTemplate, load_chat_template
 from jaxft.data.dialogue import UNSCORED, Conversation, Lesson, of_conversations, of_documents
 from jaxft.data.loader import collate_rows
@@ -22,6 +21,7 @@ from jaxft.data.text import Tokenizer
 from jaxft.errors import UserError
 from jaxft.tasks.contract import Batch, Sums, Tools
 from jaxft.tasks.labels import column_of
+from jaxft.tasks.token_examples import TokenExamples, of_segments, row_targets
 
 MOST_SAID = 200  # characters of a document that a person is shown
 MOST_EXPONENT = 700  # beyond it e to that has no float
@@ -33,53 +33,23 @@ def make(section: Section) -> CausalLm:
 
 
 @dataclass(frozen=True)
-class Lessons:
+class Lessons(TokenExamples):
     """Token ids, each with the next token; see `jaxft.tasks.contract.Examples`.
 
     Attributes:
         from_rows: `[examples]` the row of the source that each is from.
     """
 
-    tokens: Ragged | Held
     labels: None = None
-    image_size: None = None
     random: bool = False
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return self.tokens.lengths
-
-    @property
-    def counts(self) -> Mapping[str, int]:
-        return self.tokens.meta["counts"]
-
-    @property
-    def remarks(self) -> dict[int, dict[str, Any]]:
-        """How many tokens were cut away, where any were."""
-        return {int(number): {"cut": cut} for number, cut in self.tokens.meta["cut"].items()}
 
     @property
     def from_rows(self) -> list[int]:
         return self.tokens.meta["rows"]
 
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint(self.tokens)
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def without_images(self) -> Lessons:
-        return self
-
     def collate(self, index: np.ndarray, row_length: int) -> dict[str, np.ndarray]:
         batch = collate_rows(self.tokens, index, row_length)
-        targets = np.full(batch["input_ids"].shape, UNSCORED, np.int32)  # [R, T]
-        for row, numbers in enumerate(index.tolist()):
-            own = [self.tokens[number]["targets"] for number in numbers if number >= 0]
-            if own:
-                ends = np.concatenate(own)
-                targets[row, : len(ends)] = ends
+        targets = row_targets(index, row_length, lambda number: self.tokens[number]["targets"])
         return batch | {"targets": targets}
 
 
@@ -167,9 +137,7 @@ class CausalLm:
         return {"accuracy": (jnp.sum(outputs["hits"], dtype=jnp.float32), _scored(batch).sum())}
 
     def outcomes(self, outputs: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
-        count = batch["weights"].shape[1]
-        segments = jnp.arange(1, count + 1)[None, :, None]  # [1, S, 1]
-        own = batch["segment_ids"][:, None, :] == segments  # [R, S, T]
+        own = of_segments(batch["segment_ids"], batch["weights"].shape[1])  # [R, S, T]
 
         def over_segments(values: jax.Array) -> jax.Array:
             return jnp.where(own, values[:, None, :], 0.0).sum(-1)  # [R, S]

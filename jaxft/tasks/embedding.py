@@ -25,6 +25,7 @@ from jaxft.metrics.retrieval import pair_scores, ranking_loss, wrong_before
 from jaxft.tasks.contract import Batch, Examples, Sums, Tools
 from jaxft.tasks.labels import FILL, BadValue, column_of, number_of, read_labels
 from jaxft.tasks.text_tuples import TextTuples, numbered
+from jaxft.tasks.token_examples import of_segments
 
 SHOWN = 3  # texts that are written beside a text
 HIDDEN = -1e9  # added to the score of what is no wrong answer
@@ -218,7 +219,7 @@ def _vectors(outputs: Mapping[str, jax.Array], batch: Batch) -> jax.Array:
     """The mean of each text's positions, special tokens too, of length 1: [R, S, K, D] float32."""
     stream = outputs["last_hidden_state"].astype(jnp.float32)  # [R, T, D]
     rows, segments, count = batch["text_numbers"].shape  # [R, S, K]
-    own = batch["segment_ids"][:, None, :] == jnp.arange(1, segments * count + 1)[None, :, None]
+    own = of_segments(batch["segment_ids"], segments * count)  # [R, S x K, T]
     means = jnp.einsum("rst,rtd->rsd", own.astype(jnp.float32), stream, precision="highest")
     # A segment without a text is all zeros, whose length has no slope: it is given one.
     there = own.any(-1, keepdims=True)

@@ -22,6 +22,7 @@ from jaxft.models.layers_loss import scored_losses
 from jaxft.tasks.contract import Batch, Examples, Sums, Tools
 from jaxft.tasks.labels import FILL, BadValue, column_of
 from jaxft.tasks.masked_texts import Blanks, MaskedTexts, ScoredTexts, mask_of
+from jaxft.tasks.token_examples import of_segments
 
 FILLS = 5  # tokens that are named for a blank, the likeliest first
 AROUND = 100  # characters that a person is shown before and after a blank
@@ -143,8 +144,8 @@ class MaskedLm:
         if "targets" not in batch:
             return {"fills": fills[:, None], "shares": shares[:, None]}
         owners = jnp.take_along_axis(batch["segment_ids"], batch["masked_positions"], axis=1)
-        segments = jnp.arange(1, batch["weights"].shape[1] + 1)[None, :, None]  # [1, S, 1]
-        own = (owners[:, None, :] == segments) & _scored(batch)[:, None, :]  # [R, S, M]
+        own = of_segments(owners, batch["weights"].shape[1])  # [R, S, M]
+        own &= _scored(batch)[:, None, :]
         first = jnp.argmax(own, axis=-1)[..., None]  # [R, S, 1]
         losses, _ = scored_losses(outputs["logits"], batch["targets"])
         return {

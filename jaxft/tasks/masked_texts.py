@@ -14,6 +14,7 @@ from jaxft.data.loader import collate_rows
 from jaxft.data.masking import UNSCORED, Hidden, choose, cover, hide, most_hidden
 from jaxft.data.text import Tokenizer
 from jaxft.errors import UserError
+from jaxft.tasks.token_examples import TokenExamples
 
 STRIDE = 4  # blanks in a row are a multiple of so many: few shapes to compile
 
@@ -33,7 +34,7 @@ def mask_of(tokenizer: Tokenizer) -> int:
 
 
 @dataclass(frozen=True)
-class MaskedTexts:
+class MaskedTexts(TokenExamples):
     """Texts whose tokens are hidden anew in each epoch; see `contract.Examples`.
 
     Args:
@@ -44,36 +45,12 @@ class MaskedTexts:
         at_once: how many tokens are hidden at a time where the texts are scored.
     """
 
-    tokens: Ragged | Held
     tokenizer: Tokenizer
     share: float
     whole: bool
     at_once: int
     labels: None = None
-    image_size: None = None
     random: bool = True
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return self.tokens.lengths
-
-    @property
-    def counts(self) -> Mapping[str, int]:
-        return self.tokens.meta["counts"]
-
-    @property
-    def remarks(self) -> dict[int, dict[str, Any]]:
-        return {}
-
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint(self.tokens)
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def without_images(self) -> MaskedTexts:
-        return self
 
     def scored(self) -> ScoredTexts:
         """The same texts as an evaluation goes through them: every token is hidden once."""
@@ -163,7 +140,7 @@ class ScoredTexts:
 
 
 @dataclass(frozen=True)
-class Blanks:
+class Blanks(TokenExamples):
     """Texts with the mask token in them; what belongs there is asked.
 
     Args:
@@ -171,34 +148,9 @@ class Blanks:
         tokenizer: the checkpoint's.
     """
 
-    tokens: Ragged | Held
     tokenizer: Tokenizer
     labels: None = None
-    image_size: None = None
     random: bool = False
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return self.tokens.lengths
-
-    @property
-    def counts(self) -> Mapping[str, int]:
-        return self.tokens.meta["counts"]
-
-    @property
-    def remarks(self) -> dict[int, dict[str, Any]]:
-        """How many tokens were cut away, where any were."""
-        return {int(number): {"cut": cut} for number, cut in self.tokens.meta["cut"].items()}
-
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint(self.tokens)
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def without_images(self) -> Blanks:
-        return self
 
     def places(self, number: int) -> np.ndarray:
         """Where a text's blanks are: `[blanks]`."""

@@ -22,13 +22,13 @@ from jaxft.data.text import Tokenizer
 from jaxft.errors import UserError
 from jaxft.metrics.translation import translation_scores
 from jaxft.models.generate_greedy import write_greedily
+from jaxft.models.layers_loss import UNSCORED
 from jaxft.models.registry_model import Model
 from jaxft.models.transformer import Compute, Tower
 from jaxft.tasks.contract import Batch, Sums, Tools
 from jaxft.tasks.labels import column_of
 
 STRIDE = 8  # sources and targets are padded to a multiple of so many tokens: one shape a split
-UNSCORED = -1
 ROOM = 1.25  # what the model may write: that many times the tokens of the longest target
 
 

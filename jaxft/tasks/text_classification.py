@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from jaxft.config_classes import TextClassification as Section
-from jaxft.data.cache import Held, Ragged, fingerprint
 from jaxft.data.loader import collate_rows
 from jaxft.data.sources import Source
 from jaxft.data.template import Template, parse_template
@@ -20,6 +19,7 @@ from jaxft.errors import UserError, did_you_mean
 from jaxft.tasks.classes_target import Target, make_target
 from jaxft.tasks.contract import Examples, Tools
 from jaxft.tasks.labels import FILL, BadValue, Labels, check_column
+from jaxft.tasks.token_examples import TokenExamples
 
 
 def make(section: Section) -> TextClassification:
@@ -33,40 +33,15 @@ def make(section: Section) -> TextClassification:
 
 
 @dataclass(frozen=True)
-class TextExamples:
+class TextExamples(TokenExamples):
     """Token ids with a label each; see `jaxft.tasks.contract.Examples`."""
 
-    tokens: Ragged | Held
     labelled: Labels | None
-    image_size: None = None
     random: bool = False
 
     @property
     def labels(self) -> np.ndarray | None:
         return None if self.labelled is None else self.labelled.values
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return self.tokens.lengths
-
-    @property
-    def counts(self) -> Mapping[str, int]:
-        return self.tokens.meta["counts"]
-
-    @property
-    def remarks(self) -> dict[int, dict[str, Any]]:
-        """How many tokens were cut away, where any were."""
-        return {int(number): {"cut": cut} for number, cut in self.tokens.meta["cut"].items()}
-
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint(self.tokens)
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def without_images(self) -> TextExamples:
-        return self
 
     def collate(self, index: np.ndarray, row_length: int) -> dict[str, np.ndarray]:
         batch = collate_rows(self.tokens, index, row_length)

@@ -13,16 +13,17 @@ import numpy as np
 import optax
 
 from jaxft.config_tasks import TokenClassification as Section
-from jaxft.data.cache import Held, Ragged, fingerprint
 from jaxft.data.loader import collate_rows
 from jaxft.data.sources import Source
 from jaxft.data.tags import OUTSIDE, join_words, words_of
 from jaxft.data.text import Tokenizer
 from jaxft.metrics.entities import entities, entity_scores
+from jaxft.models.layers_loss import UNSCORED
 from jaxft.tasks.contract import Batch, Sums, Tools
 from jaxft.tasks.tagged import check_words, tag_ids, tag_names
+from jaxft.tasks.token_examples import TokenExamples, of_segments, row_targets
 
-UNSCORED = -1  # the target of a token that begins no word
+NO_WORD = -1  # in place of the number of a word, where none begins
 
 
 def make(section: Section) -> TokenClassification:
@@ -31,7 +32,7 @@ def make(section: Section) -> TokenClassification:
 
 
 @dataclass(frozen=True)
-class Sentences:
+class Sentences(TokenExamples):
     """Token ids, each with the word that it begins; see `jaxft.tasks.contract.Examples`.
 
     Args:
@@ -40,46 +41,15 @@ class Sentences:
         tags: each sentence's tag ids, [words] int32; None where rows have none.
     """
 
-    tokens: Ragged | Held
     tags: list[np.ndarray] | None
     labels: None = None
-    image_size: None = None
     random: bool = False
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return self.tokens.lengths
-
-    @property
-    def counts(self) -> Mapping[str, int]:
-        return self.tokens.meta["counts"]
-
-    @property
-    def remarks(self) -> dict[int, dict[str, Any]]:
-        """How many tokens were cut away, where any were."""
-        return {int(number): {"cut": cut} for number, cut in self.tokens.meta["cut"].items()}
-
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint(self.tokens)
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def without_images(self) -> Sentences:
-        return self
 
     def collate(self, index: np.ndarray, row_length: int) -> dict[str, np.ndarray]:
         batch = collate_rows(self.tokens, index, row_length)
         if self.tags is None:
             return batch
-        targets = np.full(batch["input_ids"].shape, UNSCORED, np.int32)  # [R, T]
-        for row, numbers in enumerate(index.tolist()):
-            own = [self._targets(number) for number in numbers if number >= 0]
-            if own:
-                ends = np.concatenate(own)
-                targets[row, : len(ends)] = ends
-        return batch | {"targets": targets}
+        return batch | {"targets": row_targets(index, row_length, self._targets)}
 
     def _targets(self, number: int) -> np.ndarray:
         """The tag of each token of a sentence that begins a word: [tokens] int32."""
@@ -180,9 +150,7 @@ class TokenClassification:
         kept = {"tags": own(jnp.argmax(shares, axis=-1)), "sure": own(jnp.max(shares, axis=-1))}
         if "targets" not in batch:
             return kept
-        count = batch["weights"].shape[1]
-        segments = jnp.arange(1, count + 1)[None, :, None]
-        inside = batch["segment_ids"][:, None, :] == segments  # [R, S, T]
+        inside = of_segments(batch["segment_ids"], batch["weights"].shape[1])  # [R, S, T]
         losses, scored = _losses(outputs, batch), _scored(batch)
         return kept | {
             "loss": jnp.where(inside, losses[:, None, :], 0.0).sum(-1),
@@ -242,7 +210,7 @@ class TokenClassification:
 
 def _begun(text: str, words: Sequence[tuple[int, int]], spans: np.ndarray) -> np.ndarray:
     """The number of the word that begins in each token, -1 where none does: [tokens] int32."""
-    found = np.full(len(spans), UNSCORED, np.int32)
+    found = np.full(len(spans), NO_WORD, np.int32)
     starts = np.array([start for start, _ in words], np.int64)
     before = -1
     for token, (start, end) in enumerate(spans.tolist()):
