@@ -293,8 +293,17 @@ BAD_BOXES = [
     ((8, 14, 12, 4, "tree"), r"row 2: the box \(8, 14, 12, 4\) has no area"),
     (("nan", 4, 8, 14, "tree"), r"row 2: the box \(nan, 4, 8, 14\) has no area"),
     (("x", 4, 8, 14, "tree"), r"boxes.csv: row 2 has a corner that is no number \(x, 4, 8, 14\)"),
-    ((2, 4, 8, 14, "bush"), r"row 2: the label 'bush' is none of the 1 classes"),
+    ((2, 4, 8, 14, "bush"), r"row 2 has the label 'bush', which is not among .* \(tree\)\."),
 ]
+
+
+def test_a_number_is_the_class_of_that_name_and_else_of_that_id():
+    objects = {"bbox": [[1, 2, 11, 22]] * 3, "label": [1, 2, 10]}
+    named = read_boxes(objects, ("1", "10", "2"), (30, 40), "pascal_voc", "")
+    assert named.labels.tolist() == [0, 2, 1]
+    objects["label"] = [0, 1, np.int64(1)]
+    by_id = read_boxes(objects, ("tree", "car"), (30, 40), "pascal_voc", "")
+    assert by_id.labels.tolist() == [0, 1, 1]
 
 
 @pytest.mark.parametrize(("bad", "said"), BAD_BOXES)

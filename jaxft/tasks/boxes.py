@@ -17,6 +17,7 @@ from jaxft.data.sources import Source
 from jaxft.data.tiles import cut, relative, within
 from jaxft.errors import UserError, did_you_mean
 from jaxft.tasks.images import images_fingerprint, open_image
+from jaxft.tasks.labels import BadValue, class_id
 
 MULTIPLE = 8  # of the boxes that a batch has room for: few shapes to compile
 
@@ -249,11 +250,8 @@ def _check_box(box: np.ndarray, size: tuple[int, int], place: str) -> None:
 
 
 def _class_id(label: Any, names: Sequence[str], place: str) -> int:
-    if isinstance(label, int | np.integer) and 0 <= label < len(names):
-        return int(label)
-    if str(label) not in names:
-        raise UserError(
-            f"{place}: the label '{label}' is none of the {len(names)} classes.",
-            did_you_mean(str(label), names),
-        )
-    return list(names).index(str(label))
+    try:
+        return class_id(label, "label", names)
+    except BadValue as bad:
+        hint = bad.hint or did_you_mean(str(label), names)
+        raise UserError(f"{place} {bad.said}.", hint) from None
