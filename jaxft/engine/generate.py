@@ -78,14 +78,14 @@ def open_writer(name: str, chat: bool | None, asked: Mapping[str, Any]) -> Write
             wanted, or a setting is out of range.
     """
     prepare_process()
-    a_run = (Path(name) / RUN_FILE).is_file()
-    model = open_trained(Path(name)).model if a_run else load(name)
+    trained = open_trained(Path(name)) if (Path(name) / RUN_FILE).is_file() else None
+    model = load(name) if trained is None else trained.model
     generator = Generator(model)
     template = None if chat is False else load_chat_template(model.tokenizer_folder)
     if chat and template is None:
         raise UserError(f"'{name}' has no chat template.", "Leave --chat out.")
     settings, notes = read_settings(model.source.folder, model.fields, asked)
-    prefix = open_run(Path(name)).config()["task"].get("prefix", "") if a_run else ""
+    prefix = "" if trained is None else getattr(trained.config.task, "prefix", "")
     tokenizer = Tools(model, None, None).tokenizer
     return Writer(generator, tokenizer, template, settings, notes, prefix)
 
