@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 from jaxft.errors import UserError
 from jaxft.models import bert, registry
 from jaxft.models.layers import Leaf
+from jaxft.models.registry_values import with_values
 from jaxft.models.weights import Name, load_leaf
 from jaxft.models.weights_files import Tensor, open_tensors
 from jaxft.models.weights_vocab import grown
@@ -287,6 +288,15 @@ def test_new_parameters_depend_on_the_seed_and_their_name_only(folder):
     assert set(more.report.new) == {"head/bias", "head/kernel", "pooler/bias", "pooler/kernel"}
     assert np.array_equal(two.params["head/kernel"], more.params["head/kernel"])
     assert not np.array_equal(more.params["pooler/kernel"], more.params["head/kernel"])
+
+
+def test_what_is_known_is_not_read(folder):
+    """A run's checkpoint holds what it trained: the base's own values of that are passed over."""
+    known = registry.load(str(folder)).params
+    unread = registry.describe(str(folder), weights=False)  # reading a tensor is an error
+    assert same_params(with_values(unread, known=known).params, known)
+    with pytest.raises(UserError, match="has no weights"):
+        with_values(unread, known={n: v for n, v in known.items() if n != "embeddings/norm/bias"})
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

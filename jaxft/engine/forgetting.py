@@ -24,8 +24,9 @@ from jaxft.engine.mesh import replicated
 from jaxft.errors import UserError
 from jaxft.models.adapters import merge
 from jaxft.models.layers_loss import scored_losses
-from jaxft.models.registry import describe, read_value
+from jaxft.models.registry import describe
 from jaxft.models.registry_model import Model
+from jaxft.models.registry_values import read_value
 from jaxft.models.transformer import Compute
 from jaxft.tasks.contract import Tools
 

@@ -18,7 +18,8 @@ from jaxft.engine.distributed import from_first
 from jaxft.engine.mesh import in_turn
 from jaxft.engine.state import TrainState
 from jaxft.engine.train_stage import Stage
-from jaxft.models.registry import Model, read_value
+from jaxft.models.registry import Model
+from jaxft.models.registry_values import read_value
 from jaxft.report.events import EventLog, read_events
 
 

@@ -19,7 +19,8 @@ from jaxft.engine.distributed import is_first, processes
 from jaxft.engine.run_folder import RUN_FILE, RunFolder, open_run
 from jaxft.errors import UserError
 from jaxft.models.adapters_read import ADAPTER_CONFIG, ADAPTER_FILES
-from jaxft.models.registry import Model, describe, load, read_value
+from jaxft.models.registry import Model, describe
+from jaxft.models.registry_values import read_value, with_values
 from jaxft.models.source import Checkpoint, Source, resolve
 from jaxft.tasks.contract import LOWER_IS_BETTER, Task
 
@@ -101,7 +102,7 @@ def open_trained(folder: Path, which: Which = "best") -> Trained:
     names = tuple(about["labels"])
     options = model_options(config, names, new_at_start(run))
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    described = describe(config.model.checkpoint, **options)
+    described = describe(config.model.checkpoint, sharding=lambda *leaf: place, **options)
     check_base(run, described.source)
     task = make_task(config)
     with open_checkpoints(run, config, task, read_only=True) as checkpoints:
@@ -115,14 +116,8 @@ def open_trained(folder: Path, which: Which = "best") -> Trained:
             f"{run.path}: checkpoint {step} and config.yaml disagree on whether '{min(odd)}' "
             "trained."
         )
-    model = load(
-        config.model.checkpoint,
-        seed=config.run.seed.init,
-        sharding=lambda *leaf: place,
-        **options,
-    )
-    problem = getattr(task, "problem_type", None)
-    model = replace(model, params=model.params | trained, problem_type=problem)
+    model = with_values(described, seed=config.run.seed.init, known=trained)
+    model = replace(model, problem_type=getattr(task, "problem_type", None))
     return Trained(run, config, task, names, model, step)
 
 

@@ -17,8 +17,7 @@ import jaxft.models
 from jaxft.data.text import load_tokenizer
 from jaxft.errors import UserError, nearest
 from jaxft.models import clip, yolos_from_vit
-from jaxft.models.adapters import Adapter, with_lengths
-from jaxft.models.adapters_read import stored_leaf
+from jaxft.models.adapters import Adapter
 from jaxft.models.layers import Leaf
 from jaxft.models.registry_adapters import with_adapter
 from jaxft.models.registry_family import (
@@ -29,9 +28,10 @@ from jaxft.models.registry_family import (
     settled_fields,
 )
 from jaxft.models.registry_model import Model
+from jaxft.models.registry_values import with_values
 from jaxft.models.source import Checkpoint, Source, read_config, resolve
 from jaxft.models.source_fields import pad_token_id
-from jaxft.models.weights import fresh_leaf, load_leaf, match, resolve_names
+from jaxft.models.weights import match, resolve_names
 from jaxft.models.weights_files import Tensor, open_tensors
 from jaxft.models.weights_promised import promised
 from jaxft.models.weights_vocab import with_vocabulary
@@ -106,7 +106,7 @@ def load(
         sharding=sharding,
         cache=cache,
     )
-    return replace(model, params=_values(model, dtype, seed))
+    return with_values(model, dtype=dtype, seed=seed)
 
 
 def describe(
@@ -154,35 +154,6 @@ def describe(
     model = Model(family, config, head, named, {}, towers, source, fields, matching, image_size)
     model = model if adapter is None else with_adapter(model, adapter)
     return replace(model, params=_shapes(model.leaves, dtype, sharding))
-
-
-def _values(model: Model, dtype: str, seed: int) -> dict[str, jax.Array]:
-    """The parameters of a described model, read where the checkpoint has them."""
-    params = {
-        name: read_value(model, name, model.params[name].sharding, dtype=dtype, seed=seed)
-        for name in model.leaves
-    }
-    if model.adapted is None:
-        return params
-    return with_lengths(params, model.adapted.kernels, set(model.matching.new))
-
-
-def read_value(
-    model: Model, name: str, where: Any = None, *, dtype: str = "float32", seed: int = 0
-) -> jax.Array:
-    """One parameter as its model begins, and no other; the lengths of DoRA but as they are made.
-
-    Args:
-        model: a described model, or a loaded one, whose own value is not looked at.
-        name: the parameter's.
-        where: the sharding to read it into.
-        dtype, seed: see `load`.
-    """
-    leaf = model.leaves[name]
-    if name not in model.matching.loaded:
-        return fresh_leaf(name, leaf, dtype, seed, where)
-    tensor, line = model.matching.loaded[name], model.hf_names.get(name)
-    return load_leaf(tensor, line or stored_leaf(name), leaf, dtype, where)
 
 
 def _shapes(
