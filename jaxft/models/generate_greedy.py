@@ -41,20 +41,23 @@ def write_greedily(
     """
     rows = len(next(iter(sources.values())))
     first = jnp.full((rows, 1), start, jnp.int32)
-    scores, cache, read = prefill_from(decoder, params, sources, first, most, compute)
-    seen = jnp.ones((rows, most + 1), jnp.int32)
-    texts = jnp.full((rows, most), end, jnp.int32)
+    # The last token is put out and never put in, so it needs no slot.
+    scores, cache, read = prefill_from(decoder, params, sources, first, most - 1, compute)
+    seen = jnp.ones((rows, most), jnp.int32)
+
+    def likeliest(scores, open_):
+        return jnp.where(open_, jnp.argmax(scores, axis=-1).astype(jnp.int32), end)
 
     def going_on(state):
-        step, _, _, open_ = state[:4]
-        return (step < most) & open_.any()
+        slot, _, token, _ = state
+        return (slot < most) & (token != end).any()
 
     def one_more(state):
-        step, texts, scores, open_, cache = state
-        token = jnp.where(open_, jnp.argmax(scores, axis=-1).astype(jnp.int32), end)
-        texts = texts.at[:, step].set(token)
-        scores, cache = decode(decoder, params, token, seen, step + 1, cache, compute, read)
-        return step + 1, texts, scores, open_ & (token != end), cache
+        slot, texts, token, cache = state
+        scores, cache = decode(decoder, params, token, seen, slot, cache, compute, read)
+        token = likeliest(scores, token != end)
+        return slot + 1, texts.at[:, slot].set(token), token, cache
 
-    state = (jnp.int32(0), texts, scores, jnp.ones(rows, bool), cache)
-    return jax.lax.while_loop(going_on, one_more, state)[1]
+    token = likeliest(scores, jnp.ones(rows, bool))
+    texts = jnp.full((rows, most), end, jnp.int32).at[:, 0].set(token)
+    return jax.lax.while_loop(going_on, one_more, (jnp.int32(1), texts, token, cache))[1]
