@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
@@ -12,6 +14,7 @@ from jaxft.data.sources import Source
 from jaxft.tasks.classes import Batch, OneClass, Outcomes, Outputs, Section
 from jaxft.tasks.classes_many import ManyLabels
 from jaxft.tasks.classes_number import Number
+from jaxft.tasks.contract import Examples
 from jaxft.tasks.labels import Labels
 
 
@@ -82,3 +85,55 @@ def make_target(section: Section) -> Target:
     assert isinstance(section.label, str)  # the config has seen to it
     kind = OneClass if section.problem == "single_label" else Number
     return kind(section, section.label)
+
+
+@dataclass(frozen=True)
+class TargetTask(ABC):
+    """What is the same of all tasks that tell a target; see `jaxft.tasks.contract.Task`.
+
+    Args:
+        target: what is told.
+    """
+
+    target: Target
+
+    @property
+    @abstractmethod
+    def input_columns(self) -> tuple[str, ...]:
+        """The columns that the target is told from."""
+
+    @property
+    def problem_type(self) -> str:
+        """What the export's config.json calls the loss."""
+        return self.target.problem
+
+    @property
+    def primary(self) -> str:
+        return self.target.primary
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        return self.target.metric_names
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (*self.input_columns, *self.target.columns)
+
+    def label_names(self, source: Source) -> tuple[str, ...]:
+        return self.target.names(source)
+
+    def loss(self, outputs: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        return self.target.loss(outputs, batch)
+
+    def metrics(self, outputs: Outputs, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
+        return self.target.metrics(outputs, batch)
+
+    def outcomes(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
+        return self.target.outcomes(outputs, batch)
+
+    def summarise(
+        self, outcomes: Mapping[str, np.ndarray], examples: Examples, names: Sequence[str]
+    ) -> dict[str, float]:
+        del names
+        labels = examples.labels
+        return {} if labels is None else self.target.summarise(outcomes, labels)

@@ -13,7 +13,7 @@ from jaxft.config_classes import ImageClassification as Section
 from jaxft.data.draws import FIRST, Draw
 from jaxft.data.image import ImageProcessor
 from jaxft.data.sources import Source
-from jaxft.tasks.classes_target import Target, make_target
+from jaxft.tasks.classes_target import TargetTask, make_target
 from jaxft.tasks.contract import Examples, Tools
 from jaxft.tasks.images import (
     augmented_values,
@@ -31,7 +31,7 @@ PICTURES = 20  # worst mistakes that are kept with their picture, as many as a r
 
 def make(section: Section) -> ImageClassification:
     """The task as the config's `task` section describes it."""
-    return ImageClassification(section, make_target(section))
+    return ImageClassification(make_target(section), section)
 
 
 @dataclass(frozen=True)
@@ -109,38 +109,17 @@ class ImageExamples:
 
 
 @dataclass(frozen=True)
-class ImageClassification:
+class ImageClassification(TargetTask):
     """See `jaxft.tasks.contract.Task`."""
 
     section: Section
-    target: Target
     kind: str = "image_classification"
     packs: bool = False
-
-    @property
-    def problem_type(self) -> str:
-        """What the export's config.json calls the loss."""
-        return self.target.problem
-
-    @property
-    def primary(self) -> str:
-        return self.target.primary
-
-    @property
-    def metric_names(self) -> tuple[str, ...]:
-        return self.target.metric_names
 
     @property
     def input_columns(self) -> tuple[str, ...]:
         """The column that holds the image."""
         return (self.section.image,)
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return (*self.input_columns, *self.target.columns)
-
-    def label_names(self, source: Source) -> tuple[str, ...]:
-        return self.target.names(source)
 
     def check_row(
         self, source: Source, number: int, row: Mapping[str, Any], names: Sequence[str]
@@ -155,22 +134,6 @@ class ImageClassification:
             check_images(source, self.section.image)
         how = None if names is None else self.section.augment
         return ImageExamples(source, self.section.image, tools.images, labelled, augment=how)
-
-    def loss(self, outputs: Any, batch: Any) -> Any:
-        return self.target.loss(outputs, batch)
-
-    def metrics(self, outputs: Any, batch: Any) -> Any:
-        return self.target.metrics(outputs, batch)
-
-    def outcomes(self, outputs: Any, batch: Any) -> Any:
-        return self.target.outcomes(outputs, batch)
-
-    def summarise(
-        self, outcomes: Mapping[str, np.ndarray], examples: Examples, names: Sequence[str]
-    ) -> dict[str, float]:
-        del names
-        labels = examples.labels
-        return {} if labels is None else self.target.summarise(outcomes, labels)
 
     def describe(
         self,

@@ -16,7 +16,7 @@ from jaxft.data.sources import Source
 from jaxft.data.template import Template, parse_template
 from jaxft.data.text import Tokenizer
 from jaxft.errors import UserError, did_you_mean
-from jaxft.tasks.classes_target import Target, make_target
+from jaxft.tasks.classes_target import TargetTask, make_target
 from jaxft.tasks.contract import Examples, Tools
 from jaxft.tasks.labels import FILL, BadValue, Labels, check_column
 from jaxft.tasks.token_examples import TokenExamples
@@ -29,7 +29,7 @@ def make(section: Section) -> TextClassification:
         UserError: `task.template` is none.
     """
     template = None if section.template is None else parse_template(section.template)
-    return TextClassification(section, make_target(section), template)
+    return TextClassification(make_target(section), section, template)
 
 
 @dataclass(frozen=True)
@@ -49,27 +49,13 @@ class TextExamples(TokenExamples):
 
 
 @dataclass(frozen=True)
-class TextClassification:
+class TextClassification(TargetTask):
     """See `jaxft.tasks.contract.Task`."""
 
     section: Section
-    target: Target
     template: Template | None = None
     kind: str = "text_classification"
     packs: bool = True
-
-    @property
-    def problem_type(self) -> str:
-        """What the export's config.json calls the loss."""
-        return self.target.problem
-
-    @property
-    def primary(self) -> str:
-        return self.target.primary
-
-    @property
-    def metric_names(self) -> tuple[str, ...]:
-        return self.target.metric_names
 
     @property
     def input_columns(self) -> tuple[str, ...]:
@@ -78,13 +64,6 @@ class TextClassification:
             return self.template.columns
         pair = self.section.text_pair
         return (self.section.text,) if pair is None else (self.section.text, pair)
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return (*self.input_columns, *self.target.columns)
-
-    def label_names(self, source: Source) -> tuple[str, ...]:
-        return self.target.names(source)
 
     def check_row(
         self, source: Source, number: int, row: Mapping[str, Any], names: Sequence[str]
@@ -153,22 +132,6 @@ class TextClassification:
             if not isinstance(text, str):
                 raise BadValue(f"has no text in {column} but {text!r}")
         return tuple(row[column] for column in self.input_columns)
-
-    def loss(self, outputs: Any, batch: Any) -> Any:
-        return self.target.loss(outputs, batch)
-
-    def metrics(self, outputs: Any, batch: Any) -> Any:
-        return self.target.metrics(outputs, batch)
-
-    def outcomes(self, outputs: Any, batch: Any) -> Any:
-        return self.target.outcomes(outputs, batch)
-
-    def summarise(
-        self, outcomes: Mapping[str, np.ndarray], examples: Examples, names: Sequence[str]
-    ) -> dict[str, float]:
-        del names
-        labels = examples.labels
-        return {} if labels is None else self.target.summarise(outcomes, labels)
 
     def describe(
         self,
