@@ -9,7 +9,6 @@ neither fetched nor written again.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import sys
 import zipfile
@@ -21,6 +20,7 @@ from jaxft.demo_dialogues import dialogues
 from jaxft.demo_flan_t5 import flan_t5
 from jaxft.demo_images import digits, emoji
 from jaxft.demo_ner import tweets
+from jaxft.demo_rows import digest, write_csv
 from jaxft.demo_smollm2 import smollm2
 from jaxft.demo_tables import breast_cancer, credit_data, lending_club
 from jaxft.demo_trees import trees
@@ -85,13 +85,9 @@ def imdb() -> Path:
     return once("imdb", REVIEWS, _write_imdb)
 
 
-def _digest(text: str) -> int:
-    return int(hashlib.sha256(text.encode()).hexdigest(), 16)
-
-
 def held_out(text: str) -> bool:
     """Whether a review belongs to test.csv: it depends on its text alone, not on its place."""
-    return _digest(text) % 10 == 0
+    return digest(text) % 10 == 0
 
 
 def _write_reviews(wheel: Path, to: Path) -> None:
@@ -104,7 +100,7 @@ def _write_reviews(wheel: Path, to: Path) -> None:
 
 def _write_imdb(wheel: Path, to: Path) -> None:
     """Write test.csv."""
-    rows = sorted(_read_reviews(wheel, "imdb"), key=lambda row: _digest(row[0]))
+    rows = sorted(_read_reviews(wheel, "imdb"), key=lambda row: digest(row[0]))
     _write_rows(to, {"test.csv": rows[:IMDB_ROWS]})
 
 
@@ -121,10 +117,7 @@ def _read_reviews(wheel: Path, source: str) -> Iterator[tuple[str, str]]:
 
 def _write_rows(to: Path, rows: Mapping[str, Sequence[tuple[str, str]]]) -> None:
     for name, lines in rows.items():
-        with (to / name).open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(("text", "label"))
-            writer.writerows(lines)
+        write_csv(to / name, ("text", "label"), lines)
 
 
 ASSETS: dict[str, Callable[[], Path]] = {

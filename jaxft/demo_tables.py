@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bz2
 import csv
-import hashlib
 import lzma
 import warnings
 import zlib
@@ -16,6 +15,7 @@ from sklearn.datasets import load_breast_cancer
 
 from jaxft.data.template import is_missing
 from jaxft.demo_assets import Deb, once, unpack_deb
+from jaxft.demo_rows import digest, write_csv
 from jaxft.errors import UserError
 
 MODELDATA = Deb(
@@ -69,8 +69,7 @@ def held_out(row: Mapping[str, Any]) -> bool:
 
 
 def _digest(row: Mapping[str, Any]) -> int:
-    text = "|".join(str(cell) for cell in row.values())
-    return int(hashlib.sha256(text.encode()).hexdigest(), 16)
+    return digest("|".join(str(cell) for cell in row.values()))
 
 
 def _write_loans(deb: Path, to: Path) -> None:
@@ -89,7 +88,7 @@ def _write_loans(deb: Path, to: Path) -> None:
         if row["Class"] == "bad" or _digest(row) // (HELD_OUT * EVAL) % THINNED == 0
     ]
     for name, kept in chosen.items():
-        _write_csv(to / name, head, [list(row.values()) for row in kept])
+        write_csv(to / name, head, [list(row.values()) for row in kept])
 
 
 def _write_breast_cancer(to: Path) -> None:
@@ -121,14 +120,7 @@ def _write_rows(to: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         head = tuple(row)
         chosen["test.csv" if held_out(row) else "train.csv"][tuple(row.values())] = None
     for name, lines in chosen.items():
-        _write_csv(to / name, head, lines)
-
-
-def _write_csv(file: Path, head: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    with file.open("w", encoding="utf-8", newline="") as lines:
-        writer = csv.writer(lines, lineterminator="\n")
-        writer.writerow(head)
-        writer.writerows(rows)
+        write_csv(to / name, head, lines)
 
 
 def _loan(row: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import xml.etree.ElementTree as ElementTree
 import zipfile
@@ -11,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from jaxft.demo_assets import Wheel, once
+from jaxft.demo_rows import write_csv
 
 DEEPFOREST = Wheel(
     "deepforest",
@@ -58,10 +58,7 @@ def _write(wheel: Path, to: Path) -> None:
             shown = filter(None, (_within(box, top, bottom) for box in boxes))
             tables[f"{part}.csv"] += [(file, *box, LABEL) for box in shown]
     for name, rows in tables.items():
-        with (to / name).open("w", encoding="utf-8", newline="") as table_file:
-            writer = csv.writer(table_file, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            writer.writerows(rows)
+        write_csv(to / name, COLUMNS, rows)
 
 
 def _photo(archive: zipfile.ZipFile, name: str) -> tuple[Image.Image, list[Box]]:

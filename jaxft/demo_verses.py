@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import tempfile
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxft.demo_assets import Deb, once, unpack_deb
+from jaxft.demo_rows import digest
 from jaxft.errors import UserError
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ def _write(spanish: Path, english: Path, to: Path) -> None:
         books = [modules.get_bible_from_module(name) for name in MODULES]
         for pair in _pairs(*books):
             if max(len(pair["es"]), len(pair["en"])) <= MOST:
-                digest = int(hashlib.sha256(pair["ref"].encode()).hexdigest(), 16)
-                rows["train.jsonl" if digest % HELD_OUT else "test.jsonl"].append(pair)
+                kept = digest(pair["ref"]) % HELD_OUT
+                rows["train.jsonl" if kept else "test.jsonl"].append(pair)
     for name, lines in rows.items():
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         (to / name).write_text(text, encoding="utf-8")
