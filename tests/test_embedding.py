@@ -23,7 +23,7 @@ from jaxft.tasks.contract import Tools
 from jaxft.tasks.embedding import make
 from jaxft.tasks.text_tuples import numbered
 from tests.launch import cache  # noqa: F401 a fixture
-from tests.tiny import BAD, GOOD, PLAIN, tiny_checkpoint, tiny_config
+from tests.tiny import BAD, GOOD, PLAIN, tiny_checkpoint, tiny_config, train_and_eval
 
 pytestmark = pytest.mark.usefixtures("cache")
 TASK = {"kind": "embedding"}
@@ -60,12 +60,7 @@ def config(folder):
     return tiny_config(
         folder,
         task=TASK,
-        data={
-            "train": f"jsonl:{folder}/train.jsonl",
-            "eval": f"jsonl:{folder}/eval.jsonl",
-            "test": f"jsonl:{folder}/eval.jsonl",
-            "batch_size": 16,
-        },
+        data={**train_and_eval(folder, "jsonl"), "batch_size": 16},
         optimizer={"lr": 3e-3},
         groups=[{"name": "pooler", "match": "pooler/.*", "freeze": True}],
         train={"length": "30 steps", "evaluate_every": "15 steps"},

@@ -29,7 +29,7 @@ from jaxft.report.page import write_page
 from jaxft.tasks.contract import Tools
 from jaxft.tasks.token_classification import make
 from tests.launch import cache  # noqa: F401 a fixture
-from tests.tiny import BAD, GOOD, PLAIN, tiny_checkpoint, tiny_config
+from tests.tiny import BAD, GOOD, PLAIN, tiny_checkpoint, tiny_config, train_and_eval
 
 pytestmark = pytest.mark.usefixtures("cache")
 NAMES = ("O", "B-bad", "I-bad", "B-good", "I-good")
@@ -64,11 +64,7 @@ def config(folder):
     return tiny_config(
         folder,
         task=TASK,
-        data={
-            "train": f"conll:{folder}/train.conll",
-            "eval": f"conll:{folder}/eval.conll",
-            "test": f"conll:{folder}/eval.conll",
-        },
+        data=train_and_eval(folder, "conll"),
         optimizer={"lr": 5e-3},
         train={"length": "60 steps", "evaluate_every": "30 steps"},
         checkpoint={"every": "10 steps", "keep": 9},

@@ -120,6 +120,12 @@ def tiny_reviews(folder: Path, rows: int = 96, seed: int = 0) -> Path:
     return path
 
 
+def train_and_eval(folder: Path, kind: str) -> dict[str, str]:
+    """The splits of a folder with train.KIND and eval.KIND, which is the test too."""
+    rows = {name: f"{kind}:{folder}/{name}.{kind}" for name in ("train", "eval")}
+    return {**rows, "test": rows["eval"]}
+
+
 def tiny_config(folder: Path, **overrides: Any) -> Config:
     """The config of a run in `folder` on the tiny checkpoint and reviews, made where missing.
 
