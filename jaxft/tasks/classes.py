@@ -19,7 +19,7 @@ import optax
 from jaxft.config_classes import ImageClassification, TextClassification
 from jaxft.data.sources import Source
 from jaxft.metrics.classification import classification_scores
-from jaxft.tasks.labels import Labels, check_names, class_id, label_names, read_labels
+from jaxft.tasks.labels import Labels, check_names, class_id, label_names, read_rows
 
 Section = TextClassification | ImageClassification
 Outputs = Mapping[str, jax.Array]
@@ -50,7 +50,7 @@ class OneClass:
         return class_id(row[self.column], self.column, names)
 
     def read(self, source: Source, names: Sequence[str]) -> Labels:
-        rows = read_labels(source, self.columns, lambda row: self.parse(row, names))
+        rows = read_rows(source, self.columns, lambda row: self.parse(row, names))
         values = np.array(rows, np.int32)
         weights = class_weights(self.section.class_weights, values, names)
         return Labels(values, None if weights is None else weights[values])

@@ -20,7 +20,7 @@ from jaxft.tasks.labels import (
     class_flags,
     label_names,
     one_or_zero,
-    read_labels,
+    read_rows,
 )
 
 
@@ -56,7 +56,7 @@ class ManyLabels:
         return np.array([one_or_zero(row[column], column) for column in label], np.float32)
 
     def read(self, source: Source, names: Sequence[str]) -> Labels:
-        rows = read_labels(source, self.columns, lambda row: self.parse(row, names))
+        rows = read_rows(source, self.columns, lambda row: self.parse(row, names))
         values = np.stack(rows)  # [examples, C]
         weights = label_weights(self.section.class_weights, values, names)
         return Labels(values, None if weights is None else np.where(values > 0, weights, 1.0))

@@ -13,7 +13,7 @@ import numpy as np
 from jaxft.data.sources import Source
 from jaxft.metrics.regression import regression_scores
 from jaxft.tasks.classes import Batch, Outcomes, Outputs, Section, logits_of
-from jaxft.tasks.labels import Labels, number_of, read_labels
+from jaxft.tasks.labels import Labels, number_of, read_rows
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Number:
         return number_of(row[self.column], self.column)
 
     def read(self, source: Source, names: Sequence[str]) -> Labels:
-        rows = read_labels(source, self.columns, lambda row: self.parse(row, names))
+        rows = read_rows(source, self.columns, lambda row: self.parse(row, names))
         return Labels(np.array(rows, np.float32))
 
     def loss(self, outputs: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:

@@ -23,7 +23,7 @@ from jaxft.errors import UserError
 from jaxft.metrics.regression import regression_scores
 from jaxft.metrics.retrieval import pair_scores, ranking_loss, wrong_before
 from jaxft.tasks.contract import Batch, Examples, Sums, Tools
-from jaxft.tasks.labels import FILL, BadValue, column_of, number_of, read_labels
+from jaxft.tasks.labels import BadValue, column_of, number_of, read_rows, text_of
 from jaxft.tasks.text_tuples import TextTuples, numbered
 from jaxft.tasks.token_examples import of_segments
 
@@ -74,14 +74,14 @@ class Embedding:
         """Raise what is wrong with a row: a text that is none, or its score."""
         del source, number, names
         for column in self.texts:
-            _text(row[column], column)
+            text_of(row[column], column)
         self._score(row)
 
     def examples(self, source: Source, names: Sequence[str] | None, tools: Tools) -> TextTuples:
         columns = self.texts if names is not None else (self.section.anchor,)
         scores = None
         if names is not None and self.section.score is not None:
-            scores = np.array(read_labels(source, self.columns, self._score), np.float32)
+            scores = np.array(read_rows(source, self.columns, self._score), np.float32)
         elif names is not None and len(source) < 2:
             raise UserError(
                 f"{source.spec}: there is one pair, and with no other no text is a wrong answer.",
@@ -102,13 +102,8 @@ class Embedding:
         self, source: Source, columns: Sequence[str], tokenizer: Tokenizer, length: int
     ) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
         """The tokens of each row's texts, row by row; of the whole, counts and cuts."""
-        texts = []
-        for number, row in enumerate(source.rows(range(len(source)), columns)):
-            try:
-                texts += [_text(row[column], column) for column in columns]
-            except BadValue as bad:
-                raise UserError(f"{source.place(number)} {bad.said}.", bad.hint) from None
-        encoded = tokenizer.encode(texts, max_length=length)
+        rows = read_rows(source, columns, lambda row: [text_of(row[one], one) for one in columns])
+        encoded = tokenizer.encode([text for row in rows for text in row], max_length=length)
         pairs = zip(encoded.ids, encoded.type_ids, strict=True)
         examples = [{"input_ids": ids, "token_type_ids": types} for ids, types in pairs]
         return examples, {"counts": encoded.counts, "cut": encoded.cut}
@@ -205,14 +200,6 @@ class Embedding:
     def rows_from_input(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
         for text in inputs:
             yield {self.section.anchor: text}
-
-
-def _text(value: Any, column: str) -> str:
-    if value is None or str(value).strip() == "":
-        raise BadValue(f"has no {column}", FILL)
-    if not isinstance(value, str):
-        raise BadValue(f"has no text in {column} but {value!r}")
-    return value
 
 
 def _vectors(outputs: Mapping[str, jax.Array], batch: Batch) -> jax.Array:

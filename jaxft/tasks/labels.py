@@ -1,4 +1,4 @@
-"""Labels as data sources hold them: names from the data, and each row's label as a number."""
+"""Labels and texts as data sources hold them: names from the data, each row's label as a number."""
 
 from __future__ import annotations
 
@@ -110,10 +110,10 @@ def label_names(source: Source, column: str, named: Sequence[str] | None) -> tup
     return tuple(sorted(values, key=int if numeric else str))
 
 
-def read_labels(
+def read_rows(
     source: Source, columns: Sequence[str], parse: Callable[[Mapping[str, Any]], Any]
 ) -> list[Any]:
-    """Each row's label, as `parse` reads it.
+    """Each row's label or text, as `parse` reads it.
 
     Raises:
         UserError: a column is missing, or `parse` raised BadValue; it names the row.
@@ -200,6 +200,24 @@ def number_of(cell: Any, column: str) -> float:
     if not np.isfinite(value):
         raise BadValue(f"has no number in {column} but {cell!r}")
     return value
+
+
+def text_of(cell: Any, column: str, empty: bool = False) -> str:
+    """The text in a cell.
+
+    Args:
+        cell: the cell.
+        column: it is of.
+        empty: whether a text of no letter will do.
+
+    Raises:
+        BadValue: it is empty, or no text.
+    """
+    if not empty and (cell is None or not str(cell).strip()):
+        raise BadValue(f"has no {column}", FILL)
+    if not isinstance(cell, str):
+        raise BadValue(f"has no text in {column} but {cell!r}")
+    return cell
 
 
 def check_names(wanted: Sequence[str], names: Sequence[str]) -> None:

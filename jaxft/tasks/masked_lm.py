@@ -20,7 +20,7 @@ from jaxft.data.text import Tokenizer
 from jaxft.errors import UserError
 from jaxft.models.layers_loss import scored_losses
 from jaxft.tasks.contract import Batch, Examples, Sums, Tools
-from jaxft.tasks.labels import FILL, BadValue, column_of
+from jaxft.tasks.labels import FILL, column_of, read_rows, text_of
 from jaxft.tasks.masked_texts import Blanks, MaskedTexts, ScoredTexts, mask_of
 from jaxft.tasks.token_examples import of_segments
 
@@ -57,7 +57,7 @@ class MaskedLm:
     ) -> None:
         """Raise what is wrong with a row's text."""
         del source, number, names
-        self._text(row[self.section.text])
+        text_of(row[self.section.text], self.section.text)
 
     def examples(
         self, source: Source, names: Sequence[str] | None, tools: Tools
@@ -81,12 +81,8 @@ class MaskedLm:
         self, source: Source, tokenizer: Tokenizer, length: int
     ) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
         """Every text's tokens, those of a long one in several examples; of the whole, counts."""
-        texts = []
-        for number, text in enumerate(column_of(source, self.section.text)):
-            try:
-                texts.append(self._text(text))
-            except BadValue as bad:
-                raise UserError(f"{source.place(number)} {bad.said}.", bad.hint) from None
+        column = self.section.text
+        texts = read_rows(source, (column,), lambda row: text_of(row[column], column))
         encoded = tokenizer.encode(texts, placed=True)
         examples, rows = [], []
         fields = zip(encoded.ids, encoded.type_ids, encoded.words, encoded.spans, strict=True)
@@ -116,13 +112,6 @@ class MaskedLm:
         pairs = zip(encoded.ids, encoded.type_ids, strict=True)
         rows = [{"input_ids": ids, "token_type_ids": types} for ids, types in pairs]
         return rows, {"counts": encoded.counts, "cut": encoded.cut}
-
-    def _text(self, value: Any) -> str:
-        if value is None or str(value).strip() == "":
-            raise BadValue(f"has no {self.section.text}", FILL)
-        if not isinstance(value, str):
-            raise BadValue(f"has no text in {self.section.text} but {value!r}")
-        return value
 
     def loss(self, outputs: Mapping[str, jax.Array], batch: Batch) -> tuple[jax.Array, jax.Array]:
         losses, _ = scored_losses(outputs["logits"], batch["targets"])

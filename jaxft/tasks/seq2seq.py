@@ -26,7 +26,7 @@ from jaxft.models.layers_loss import UNSCORED
 from jaxft.models.registry_model import Model
 from jaxft.models.transformer import Compute, Tower
 from jaxft.tasks.contract import Batch, Sums, Tools
-from jaxft.tasks.labels import column_of
+from jaxft.tasks.labels import read_rows, text_of
 
 STRIDE = 8  # sources and targets are padded to a multiple of so many tokens: one shape a split
 ROOM = 1.25  # what the model may write: that many times the tokens of the longest target
@@ -124,20 +124,14 @@ class Seq2Seq:
     def check_row(
         self, source: Source, index: int, row: Mapping[str, Any], names: Sequence[str]
     ) -> None:
-        """Raises a UserError where a row lacks its source or its target."""
-        del names
-        for column in self.columns:
-            if not isinstance(row[column], str) or not row[column].strip():
-                raise UserError(
-                    f"{source.place(index)} has no {column}: a pair needs both its texts.",
-                    "Fill it in, leave the row out, or set data.on_bad_row=skip.",
-                )
+        """Raise what is wrong with a row: one of its two texts."""
+        del source, index, names
+        self._pair(row)
 
     def examples(self, source: Source, names: Sequence[str] | None, tools: Tools) -> Pairs:
         del names
-        texts = {column: list(column_of(source, column)) for column in self.columns}
-        for index in range(len(source)):
-            self.check_row(source, index, {c: texts[c][index] for c in self.columns}, ())
+        pairs = read_rows(source, self.columns, self._pair)
+        texts = dict(zip(self.columns, map(list, zip(*pairs, strict=True)), strict=True))
         tokens = tools.once(
             partial(self._encode, source, texts, tools.tokenizer, tools.max_length),
             kind="pairs of texts",
@@ -148,6 +142,9 @@ class Seq2Seq:
         )
         wanted = texts[self.section.target]
         return Pairs(tokens, tools.tokenizer, tools.model.config.start_token_id, wanted)
+
+    def _pair(self, row: Mapping[str, Any]) -> tuple[str, ...]:
+        return tuple(text_of(row[column], column) for column in self.columns)
 
     def _encode(
         self,

@@ -15,15 +15,10 @@ from jaxft.errors import UserError
 from jaxft.tasks.labels import MOST_NAMED, column_of
 
 
-def place(source: Source, row: int) -> str:
-    """Where a row stands: the source, and the row's number in it from 1, whatever the shuffle."""
-    return source.place(row)
-
-
 def check_words(source: Source, column: str) -> None:
     """Raises a UserError where a row is no sentence: a list of words, none of them empty."""
     for row, words in enumerate(column_of(source, column)):
-        where = place(source, row)
+        where = source.place(row)
         if not _is_list(words) or not all(isinstance(word, str) for word in words):
             raise UserError(
                 f"{where} has {column} that are no list of words ({str(words)[:40]!r}).",
@@ -80,7 +75,7 @@ def tag_ids(source: Source, section: Section, names: Sequence[str]) -> list[np.n
     found = []
     for row, one in enumerate(source.rows(range(len(source)), columns)):
         words, tags = (one[column] for column in columns)
-        where = place(source, row)
+        where = source.place(row)
         if not _is_list(tags):
             raise UserError(f"{where} has {section.tags} that are no list ({str(tags)[:40]!r}).")
         if len(words) != len(tags):
@@ -109,10 +104,10 @@ def _written(source: Source, section: Section) -> Iterator[list[str]]:
     """The tags of each row as they are written."""
     for row, tags in enumerate(column_of(source, section.tags)):
         if not _is_list(tags):
-            raise UserError(f"{place(source, row)} has {section.tags} that are no list.")
+            raise UserError(f"{source.place(row)} has {section.tags} that are no list.")
         if any(not isinstance(tag, str) for tag in tags):
             raise UserError(
-                f"{place(source, row)} has numbers for tags, and nothing names them.",
+                f"{source.place(row)} has numbers for tags, and nothing names them.",
                 "Name them in order in task.labels: [O, B-person, I-person, ...].",
             )
         yield list(tags)

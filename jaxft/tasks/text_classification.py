@@ -18,7 +18,7 @@ from jaxft.data.text import Tokenizer
 from jaxft.errors import UserError, did_you_mean
 from jaxft.tasks.classes_target import TargetTask, make_target
 from jaxft.tasks.contract import Examples, Tools
-from jaxft.tasks.labels import FILL, BadValue, Labels, check_column
+from jaxft.tasks.labels import FILL, BadValue, Labels, read_rows, text_of
 from jaxft.tasks.token_examples import TokenExamples
 
 
@@ -95,14 +95,7 @@ class TextClassification(TargetTask):
             source, tokenizer, max_length: the rows, and how they are read.
             strict: an empty text is an error; what a person typed may be one.
         """
-        for column in self.input_columns:
-            check_column(source, column)
-        texts: list[tuple[str, ...]] = []
-        for number, row in enumerate(source.rows(range(len(source)), self.input_columns)):
-            try:
-                texts.append(self._texts(row, strict))
-            except BadValue as bad:
-                raise UserError(f"{source.place(number)} {bad.said}.", bad.hint) from None
+        texts = read_rows(source, self.input_columns, lambda row: self._texts(row, strict))
         pairs = [text[1] for text in texts] if len(texts[0]) > 1 else None
         encoded = tokenizer.encode([text[0] for text in texts], pairs, max_length=max_length)
         examples = [
@@ -125,13 +118,7 @@ class TextClassification(TargetTask):
                 return (self.template.render(row),)
             except ValueError as error:
                 raise BadValue(str(error)) from None
-        for column in self.input_columns:
-            text = row[column]
-            if strict and (text is None or str(text).strip() == ""):
-                raise BadValue(f"has no {column}", FILL)
-            if not isinstance(text, str):
-                raise BadValue(f"has no text in {column} but {text!r}")
-        return tuple(row[column] for column in self.input_columns)
+        return tuple(text_of(row[column], column, not strict) for column in self.input_columns)
 
     def describe(
         self,
