@@ -1,8 +1,12 @@
 """What fits instead, and the largest batch that does: the searches, on a compiler of our own."""
 
+import jax
 import pytest
 
+from jaxft.engine import plan_child
+from jaxft.engine.plan_child import Planner, make_plan
 from jaxft.engine.plan_fit import Try, largest_rows, remedies, try_remedies
+from jaxft.engine.plan_step import Compiled, Memory, OutOfMemory
 from tests.tiny import tiny_config
 
 
@@ -53,6 +57,34 @@ def test_where_nothing_fits_that_is_said():
     fits, asked = compiler(lambda rows: 2000 + rows, 1000)
     assert largest_rows(fits, 16, 64, 1000) == (0, 16)
     assert asked[-1] == 16
+
+
+def test_the_largest_batch_is_that_of_the_run_with_more_rows(tmp_path, monkeypatch):
+    builds, asked = [], []
+
+    def compile_train_step(built, tell):
+        asked.append(built.layout.rows)
+        assert built.plan.batch(0).shape[0] == built.layout.rows
+        if built.layout.rows > 40:
+            raise OutOfMemory(None)
+        memory = Memory(0, 0, 0, peak=1000 + built.layout.rows)
+        return Compiled(memory, 0, 0, (), 0, 0.0, 0.0, 0.0)
+
+    def build(*args, **kwargs):
+        builds.append(kwargs["layout"])
+        return real(*args, **kwargs)
+
+    real = plan_child.build
+    monkeypatch.setattr(plan_child, "compile_train_step", compile_train_step)
+    monkeypatch.setattr(plan_child, "build", build)
+    config = tiny_config(tmp_path, data={"batch_size": 16})
+    planner = Planner(config, jax.devices()[:2], True, lambda _: None)
+    told = make_plan(planner, None, largest=True)
+    found = told["largest_batch"]
+    assert (found["rows"], found["refused_rows"], found["peak"]) == (40, 42, 1040)
+    assert len(asked) == len(set(asked)), "nothing is compiled twice"
+    # The run as it is, and once a try: what its rows are is read from disk each time.
+    assert len(builds) <= len(asked) + 1
 
 
 def test_changes_are_tried_cheapest_first(tmp_path):

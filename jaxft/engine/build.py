@@ -57,7 +57,7 @@ class Build:
         phase: the one that all of the following are of.
         optimizer: the optimizer of the phase's table.
         rates: `[steps + 1, groups]`, every training group's rate at every step of the phase.
-        why: why the mesh is as it is, where the config leaves it to us; else empty.
+        why: why what the config leaves to us is as it is, a line each.
     """
 
     config: Config
@@ -75,7 +75,7 @@ class Build:
     compute: Compute
     optimizer: optax.GradientTransformationExtraArgs
     rates: np.ndarray
-    why: str = ""
+    why: tuple[str, ...] = ()
 
     @property
     def table(self) -> LayerTable:
@@ -179,7 +179,7 @@ def build(
         compute=make_compute(config, mesh, model.num_depths - 2, phase.table),
         optimizer=make_optimizer(phase.table, config.optimizer),
         rates=resolve_rates(phase, length),
-        why=why,
+        why=(why,) if why else (),
     )
 
 

@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, TextIO
 
 import jax
@@ -26,8 +26,8 @@ from jaxft.engine.plan_fit import Try, as_try, largest_rows, remedies, try_remed
 from jaxft.engine.plan_roofline import FORMULA, Roofline, roofline
 from jaxft.engine.plan_stand_in import has_weights, with_tokenizer
 from jaxft.engine.plan_step import Compiled, OutOfMemory, compile_train_step
-from jaxft.engine.remat import choose_remat
-from jaxft.engine.train_facts import auto_lines, in_widest_phase
+from jaxft.engine.remat import with_remat
+from jaxft.engine.train_facts import in_widest_phase
 from jaxft.errors import UserError
 
 
@@ -46,20 +46,17 @@ class Planner:
         self.chip: Chip | None = find_chip(devices[0].device_kind)
         self._known: dict[Any, Compiled | OutOfMemory] = {}
 
-    def build(self, change: Sequence[str] = (), rows: int | None = None) -> Build:
-        """The run under a change, in its widest phase; with so many rows a batch."""
+    def build(self, change: Sequence[str] = (), layout: Layout | None = None) -> Build:
+        """The run under a change, in its widest phase; with such batches, or laid out anew."""
         config = override_config(self.config, change)
-        built = build(config, devices=self.devices, weights=self.weights)
-        if rows is not None:
-            layout = Layout(**vars(built.layout) | {"rows": rows})
-            built = build(config, devices=self.devices, layout=layout, weights=self.weights)
-        return in_widest_phase(built)
+        built = build(config, devices=self.devices, layout=layout, weights=self.weights)
+        return with_remat(in_widest_phase(built))
 
     def compile(
-        self, change: Sequence[str] = (), rows: int | None = None
+        self, change: Sequence[str] = (), layout: Layout | None = None
     ) -> tuple[Build, Compiled | OutOfMemory]:
         """The run under a change, and its compiled step or the compiler's refusal."""
-        built = self.build(change, rows)
+        built = self.build(change, layout)
         key = (*change, built.layout.rows)
         if key not in self._known:
             what = ", ".join(change) or f"{built.layout.rows} rows"
@@ -124,10 +121,10 @@ def _about(planner: Planner, built: Build, topology: Topology | None) -> dict[st
         },
         "compute": {
             "dtype": built.compute.dtype,
-            "remat": choose_remat(built)[0],
+            "remat": built.compute.remat,
             "scan": built.compute.scan,
         },
-        "why": auto_lines(built),
+        "why": built.why,
         "parameters": sum(leaf.parameters for leaf in built.table.leaves),
         "trainable": sum(leaf.parameters for leaf in built.table.leaves if leaf.trainable),
     }
@@ -155,17 +152,19 @@ def _compiled(planner: Planner, built: Build, compiled: Compiled) -> dict[str, A
 def _largest(planner: Planner, built: Build) -> dict[str, Any]:
     """The most rows, and examples, that fit; and what the next step up takes."""
     step = row_divisor(built.mesh, built.config.train.accumulate)
+    peaks: dict[int, int | None] = {}
 
     def fits(rows: int) -> int | None:
-        _, outcome = planner.compile((), rows)
-        return outcome.memory.peak if isinstance(outcome, Compiled) else None
+        _, outcome = planner.compile((), replace(built.layout, rows=rows))
+        peaks[rows] = outcome.memory.peak if isinstance(outcome, Compiled) else None
+        return peaks[rows]
 
     most, refused = largest_rows(fits, step, built.layout.rows, planner.room())
     each = built.config.data.batch_size / built.layout.rows
     return {
         "rows": most,
         "batch_size": int(most * each),
-        "peak": fits(most) if most else None,
+        "peak": peaks.get(most),
         "refused_rows": refused,
     }
 

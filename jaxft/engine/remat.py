@@ -26,8 +26,10 @@ USABLE = 0.85
 
 
 def with_remat(built: Build) -> Build:
-    """The run with `remat: auto` decided, for the phase that it is in."""
-    return replace(built, compute=replace(built.compute, remat=choose_remat(built)[0]))
+    """The run with `remat: auto` decided for the phase that it is in, and why in `built.why`."""
+    remat, why = choose_remat(built)
+    decided = replace(built.compute, remat=remat)
+    return replace(built, compute=decided, why=(*built.why, why) if why else built.why)
 
 
 def choose_remat(built: Build) -> tuple[str, str]:

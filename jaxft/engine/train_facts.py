@@ -12,7 +12,7 @@ from jaxft.engine.build_mixture import describe_mixture
 from jaxft.engine.cost import step_flops
 from jaxft.engine.inputs import describe_split
 from jaxft.engine.inputs_warnings import split_warnings
-from jaxft.engine.remat import choose_remat
+from jaxft.engine.remat import with_remat
 from jaxft.engine.run_folder import facts
 from jaxft.engine.trained import best_metric
 from jaxft.layerwise.phases import Phase
@@ -47,7 +47,7 @@ def run_json(built: Build, command: Sequence[str]) -> dict[str, Any]:
             "dtype": built.compute.dtype,
             "precision": built.compute.precision,
             "scan": built.compute.scan,
-            "remat": choose_remat(in_widest_phase(built))[0],
+            "remat": with_remat(in_widest_phase(built)).compute.remat,
         },
         "mesh": dict(built.mesh.shape),
         "best_metric": best_metric(built.config, built.task),
@@ -120,10 +120,4 @@ def batch_line(built: Build) -> str:
             f"{layout.examples_per_step:.1f} examples, {layout.padding:.1%} padding"
         )
     steps = f"{batch}; {length.total_steps:,} steps, {length.steps_per_epoch:,} an epoch"
-    return "\n".join([steps, *auto_lines(built)])
-
-
-def auto_lines(built: Build) -> list[str]:
-    """Why what the config leaves to us is as it is, a line each."""
-    found = (built.why, choose_remat(in_widest_phase(built))[1])
-    return [line for line in found if line]
+    return "\n".join([steps, *with_remat(in_widest_phase(built)).why])
