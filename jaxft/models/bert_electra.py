@@ -8,15 +8,13 @@ Source: Clark et al. (2020), https://arxiv.org/abs/2003.10555; the computation f
 
 from __future__ import annotations
 
-import re
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxft.models.bert_config import FIXED, UNREAD, Config
 from jaxft.models.bert_modules import Classifier, MaskedLm, Plain, TokenClassifier, tower
-from jaxft.models.bert_names import encoder_names, layer_norms
+from jaxft.models.bert_names import encoder_names, whole_name
 from jaxft.models.layers import Linear
 from jaxft.models.layers_batch import Batch
 from jaxft.models.layers_math import ACTIVATIONS
@@ -73,8 +71,7 @@ def names(head: str | None, model_type: str) -> tuple[Name, ...]:
 
 def canonical(name: str) -> str:
     """A tensor's name as files have it (no prefix, gamma and beta) -> as `NAMES` spells it."""
-    name = layer_norms(name)
-    return PREFIX + name if re.match(r"(embeddings|embeddings_project|encoder)\.", name) else name
+    return whole_name(PREFIX, name)
 
 
 def exported(name: str, head: str | None, model_type: str) -> str:

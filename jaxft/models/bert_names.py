@@ -26,7 +26,12 @@ def encoder_names(prefix: str) -> tuple[Name, ...]:
     )
 
 
-def layer_norms(name: str) -> str:
-    """A name with the norms' leaves as they are called now: old files say gamma and beta."""
+def whole_name(prefix: str, name: str) -> str:
+    """A tensor's name as a model with a head has it, and its norms' leaves as they are called now.
+
+    Files of a model without a head have no prefix, and old files say gamma and beta.
+    """
     name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
-    return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
+    name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
+    bare = re.match(r"(embeddings|embeddings_project|encoder|pooler)\.", name)
+    return prefix + name if bare else name

@@ -7,11 +7,9 @@ computation follows `transformers`' `modeling_roberta.py`.
 
 from __future__ import annotations
 
-import re
-
 from jaxft.models.bert_config import FIXED, UNREAD, Config
 from jaxft.models.bert_modules import Classifier, Encoder, MaskedLm, TokenClassifier, tower
-from jaxft.models.bert_names import encoder_names, layer_norms
+from jaxft.models.bert_names import encoder_names, whole_name
 from jaxft.models.transformer import Tower
 from jaxft.models.weights import Name, dense, norm
 
@@ -60,8 +58,7 @@ def names(head: str | None, model_type: str) -> tuple[Name, ...]:
 
 def canonical(name: str) -> str:
     """A tensor's name as files have it (no prefix, gamma and beta) -> as `NAMES` spells it."""
-    name = layer_norms(name)
-    return PREFIX + name if re.match(r"(embeddings|encoder|pooler)\.", name) else name
+    return whole_name(PREFIX, name)
 
 
 def exported(name: str, head: str | None, model_type: str) -> str:
