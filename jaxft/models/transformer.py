@@ -148,14 +148,16 @@ class Tower:
     @cached_property
     def _described(self) -> dict[str, tuple[int, Leaf]]:
         """Every parameter of the tower, once: name -> depth and description."""
-        stem = {path: leaf for path, leaf in self.stem.leaves.items() if self.owns(path)}
-        found = {path: (0, leaf) for path, leaf in stem.items()}
+
+        def own(part: Part, depth: int) -> dict[str, tuple[int, Leaf]]:
+            names = {path: name for path, name in self.end_names(part).items() if self.owns(path)}
+            return {name: (depth, part.leaves[path]) for path, name in names.items()}
+
+        found = own(self.stem, 0)
         for index, block in enumerate(self.blocks):
-            named = {f"blocks/{index}/{path}": leaf for path, leaf in block.leaves.items()}
-            found |= {name: (index + 1, leaf) for name, leaf in named.items()}
-        top = {path: leaf for path, leaf in self.top.leaves.items() if self.owns(path)}
-        found |= {path: (self.last, leaf) for path, leaf in top.items()}
-        return {self.prefix + name: one for name, one in found.items()}
+            names = self.block_names(index)
+            found |= {names[path]: (index + 1, leaf) for path, leaf in block.leaves.items()}
+        return found | own(self.top, self.last)
 
     def owns(self, path: str) -> bool:
         """Whether what the stem or the top has at `path` is a parameter of its own."""
@@ -167,6 +169,11 @@ class Tower:
             path: self.borrowed.get(path, self.prefix + self.ties.get(path, path))
             for path in part.leaves
         }
+
+    def block_names(self, index: int) -> dict[str, str]:
+        """The parameters of a block: path -> name."""
+        within = f"{self.prefix}blocks/{index}/"
+        return {path: within + path for path in self.blocks[index].leaves}
 
     @property
     def last(self) -> int:

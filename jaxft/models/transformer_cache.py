@@ -18,7 +18,7 @@ from jaxft.models.layers_batch import decoder_batch
 from jaxft.models.layers_cache import KeyValues
 from jaxft.models.layers_cross import Source
 from jaxft.models.transformer import PLAIN, Compute, Params, Part, Tower
-from jaxft.models.transformer_run import run_tower
+from jaxft.models.transformer_run import run_tower, taken
 
 Cache = tuple[tuple[jax.Array, jax.Array], ...]  # block -> keys and values, each [B G, S, K]
 
@@ -151,15 +151,14 @@ def _run(
     """Stem, blocks (each with its own of `kept` and `crossed`), the top of the last position."""
 
     def bind(part: Part, names: Mapping[str, str]) -> Any:
-        return part.bind({p: params[name].astype(compute.dtype) for p, name in names.items()})
+        return part.bind(taken(params, names, compute))
 
     with jax.default_matmul_precision(compute.precision):
         stem = bind(tower.stem, tower.end_names(tower.stem))
         stream, context = stem(batch, None, compute)
         for index, (part, own) in enumerate(zip(tower.blocks, kept, strict=True)):
             numbers = {name: of[index] for name, of in tower.numbers.items()}
-            within = f"{tower.prefix}blocks/{index}/"
-            block = bind(part, {path: within + path for path in part.leaves})
+            block = bind(part, tower.block_names(index))
             of_source = None if crossed is None else crossed[index]
             stream = block(stream, _keeping(context, own, of_source), None, **numbers)
         outputs = bind(tower.top, tower.end_names(tower.top))(stream[:, -1:], batch, None)

@@ -140,6 +140,11 @@ def run_joint(part: Part, params: Params, compute: Compute, *inputs: Any) -> Any
         return part.bind(cast)(*inputs)
 
 
+def taken(params: Params, names: Mapping[str, str], compute: Compute) -> dict[str, jax.Array]:
+    """What a part is bound to (path -> array), from the names of its parameters, as they run."""
+    return {path: params[name].astype(compute.dtype) for path, name in names.items()}
+
+
 def _bind_end(
     tower: Tower,
     part: Part,
@@ -149,7 +154,7 @@ def _bind_end(
 ) -> tuple[Callable[..., Any], jax.Array | None]:
     """A stem or top bound to its leaves, and its dropout key: none where nothing is trained."""
     names = tower.end_names(part)
-    module = part.bind({path: params[name].astype(compute.dtype) for path, name in names.items()})
+    module = part.bind(taken(params, names, compute))
     trained = any(compute.trains(name) for path, name in names.items() if tower.owns(path))
     return module, key if trained else None
 
@@ -183,9 +188,8 @@ def run_blocks(
     """
 
     def alike(index: int) -> tuple[Part, tuple[str, ...]]:
-        part = tower.blocks[index]
-        within = f"{tower.prefix}blocks/{index}/"
-        return part, tuple(path for path in part.leaves if compute.trains(within + path))
+        names = tower.block_names(index)
+        return tower.blocks[index], tuple(p for p, name in names.items() if compute.trains(name))
 
     for (part, trained), run in groupby(blocks, alike):
         indices = list(run)
@@ -246,8 +250,7 @@ def _run_alike(
     """The stream after a run of alike blocks: one scan over their stacked leaves, or unrolled."""
 
     def values(index: int) -> dict[str, jax.Array]:
-        within = f"{tower.prefix}blocks/{index}/"
-        return {path: params[within + path].astype(compute.dtype) for path in part.leaves}
+        return taken(params, tower.block_names(index), compute)
 
     scanned = compute.scan and len(indices) > 1
     if compute.remat in KEPT:
