@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from jaxft.data.sources import Row, Source
 from jaxft.data.template import is_missing
 
-CHUNK = 1000  # rows looked at at a time
+GLANCE = 1000  # rows that a column is guessed by
 SHOWN = 3  # examples
 MOST_CHARACTERS = 200  # of an example's cell
 MOST_LABELS = 50
@@ -45,7 +45,7 @@ def guess_reading(source: Source, text: str | None = None, label: str | None = N
     """
     texts = [name for name in (text, "text", "tokens") if name in source.columns][:1]
     if not texts:
-        rows = source.rows(range(min(len(source), CHUNK)))
+        rows = source.rows(range(min(len(source), GLANCE)))
         sizes = {
             name: sum(len(row[name]) for row in rows if isinstance(row[name], str))
             for name in source.columns
@@ -82,15 +82,14 @@ def profile(source: Source, reading: Reading) -> dict[str, Any]:
     """
     empty, kinds = Counter[str](), {name: Counter[str]() for name in source.columns}
     labels, words = Counter[str](), []
-    for rows in _chunks(source):
-        for row in rows:
-            for name, value in row.items():
-                empty[name] += is_missing(value)
-                kinds[name][type(value).__name__] += not is_missing(value)
-            if reading.label is not None:
-                labels.update(_labels_of(row[reading.label]))
-            if reading.texts:
-                words.append(len(text_of(row, reading.texts).split()))
+    for _, row in source.each():
+        for name, value in row.items():
+            empty[name] += is_missing(value)
+            kinds[name][type(value).__name__] += not is_missing(value)
+        if reading.label is not None:
+            labels.update(_labels_of(row[reading.label]))
+        if reading.texts:
+            words.append(len(text_of(row, reading.texts).split()))
     names = source.class_names(reading.label) if reading.label else None
     return {
         "source": source.spec,
@@ -108,14 +107,11 @@ def profile(source: Source, reading: Reading) -> dict[str, Any]:
 def row_digests(source: Source, columns: Sequence[str]) -> np.ndarray:
     """A number for what each row says in some columns, whatever its case and spaces: `[rows]`."""
     found = np.empty(len(source), np.uint64)
-    start = 0
-    for rows in _chunks(source, columns):
-        for number, row in enumerate(rows, start):
-            digest = hashlib.blake2b(digest_size=8)
-            for value in row.values():
-                digest.update(_plain(value) + b"\0")
-            found[number] = int.from_bytes(digest.digest(), "little")
-        start += len(rows)
+    for number, row in source.each(columns):
+        digest = hashlib.blake2b(digest_size=8)
+        for value in row.values():
+            digest.update(_plain(value) + b"\0")
+        found[number] = int.from_bytes(digest.digest(), "little")
     return found
 
 
@@ -128,11 +124,6 @@ def rare_class(counts: Mapping[str, int]) -> tuple[str, float] | None:
     if max(there.values()) < IMBALANCE * there[rarest]:
         return None
     return rarest, there[rarest] / sum(there.values())
-
-
-def _chunks(source: Source, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
-    for start in range(0, len(source), CHUNK):
-        yield source.rows(range(start, min(start + CHUNK, len(source))), columns)
 
 
 def _labels_of(value: Any) -> list[str]:

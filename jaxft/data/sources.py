@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +30,7 @@ from jaxft.data.sources_tfds import open_tfds
 from jaxft.errors import UserError, did_you_mean
 
 Row = dict[str, Any]
+CHUNK = 256  # rows in memory at a time
 SPEC = re.compile(
     r"(?P<kind>\w+):(?P<place>.+?)(?P<slice>\[(?P<start>[^:\[\]]*):(?P<stop>[^:\[\]]*)\])?"
     r"(?P<ordered>:ordered)?",
@@ -106,6 +107,17 @@ class Source:
     def rows(self, indices: Iterable[int], columns: Sequence[str] | None = None) -> list[Row]:
         """The rows at these indices, in this order, with `columns` (None: all) of each."""
         return self.reader.rows(self.order[np.fromiter(indices, np.int64)], columns)
+
+    def each(
+        self,
+        columns: Sequence[str] | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
+    ) -> Iterator[tuple[int, Row]]:
+        """The rows at these indices (None: all), each behind its own; few are in memory."""
+        asked = np.arange(len(self)) if indices is None else np.asarray(indices, np.int64)
+        for start in range(0, len(asked), CHUNK):
+            chunk = asked[start : start + CHUNK]
+            yield from zip(chunk.tolist(), self.rows(chunk, columns), strict=True)
 
     @property
     def folder(self) -> Path:

@@ -18,7 +18,6 @@ from jaxft.errors import UserError
 
 VERSION = "1.0.0"
 NAME = re.compile(r"[a-z][a-z0-9_]*")
-CHUNK = 1000
 KINDS: Mapping[str, Any] = {"bool": np.bool_, "int": np.int64, "float": np.float64}
 
 
@@ -79,14 +78,8 @@ class _Rows(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
         return {name: self._generate_examples(source) for name, source in self._splits.items()}
 
     def _generate_examples(self, source: Source) -> Iterator[tuple[int, Row]]:
-        for number, row in _rows(source, list(self._columns)):
+        for number, row in source.each(list(self._columns)):
             yield number, _encoded(row, self._columns, source)
-
-
-def _rows(source: Source, columns: list[str]) -> Iterator[tuple[int, Row]]:
-    for start in range(0, len(source), CHUNK):
-        indices = range(start, min(start + CHUNK, len(source)))
-        yield from zip(indices, source.rows(indices, columns), strict=True)
 
 
 def _features(splits: Mapping[str, Source]) -> dict[str, Any]:
@@ -98,7 +91,7 @@ def _features(splits: Mapping[str, Source]) -> dict[str, Any]:
             raise UserError(f"{source.spec}: there is no column '{missing[0]}'.")
     kinds: dict[str, set[str]] = {name: set() for name in first.columns}
     for source in splits.values():
-        for number, row in _rows(source, list(first.columns)):
+        for number, row in source.each(first.columns):
             for name, value in row.items():
                 kinds[name].add(_kind(value, name, source, number))
     return {name: _feature(name, kinds[name], first) for name in first.columns}

@@ -16,7 +16,6 @@ from jaxft.tasks.contract import Examples, Task, Tools
 from jaxft.tasks.labels import BadValue
 
 SPLITS = ("train", "eval", "test")
-CHUNK = 256  # rows looked at at a time
 
 
 @dataclass(frozen=True)
@@ -130,13 +129,11 @@ def bad_rows(task: Task, source: Source, names: Sequence[str]) -> list[int]:
             f"data.on_bad_row: the task '{task.kind}' cannot skip rows.", "Leave it at error."
         )
     found = []
-    for start in range(0, len(source), CHUNK):
-        indices = range(start, min(start + CHUNK, len(source)))
-        for index, row in zip(indices, source.rows(indices, task.columns), strict=True):
-            try:
-                check(source, index, row, names)
-            except (BadValue, UserError):
-                found.append(index)
+    for index, row in source.each(task.columns):
+        try:
+            check(source, index, row, names)
+        except (BadValue, UserError):
+            found.append(index)
     return found
 
 

@@ -166,8 +166,8 @@ class CausalLm:
         names: Sequence[str],
     ) -> Iterator[dict[str, Any]]:
         del names
-        rows = source.rows(examples.from_rows, self.columns)
-        for row, loss, scored in zip(rows, outcomes["loss"], outcomes["scored"], strict=True):
+        rows = source.each(self.columns, examples.from_rows)
+        for (_, row), loss, scored in zip(rows, outcomes["loss"], outcomes["scored"], strict=True):
             shown = {c: v[:MOST_SAID] if isinstance(v, str) else v for c, v in row.items()}
             mean = float(loss / scored)
             yield {**shown, "tokens": int(scored), "loss": mean}

@@ -20,7 +20,6 @@ from jaxft.data.sources import Source
 from jaxft.data.sources_images import images_below
 from jaxft.errors import UserError
 
-CHUNK = 256  # rows read at a time
 # Before a run starts every image's header is read, and so many bytes of images are decoded: a few
 # seconds' work. What is broken further on ends the run when it is reached.
 DECODED_BYTES = 64 * 2**20
@@ -158,10 +157,8 @@ def _values(
     source: Source, column: str, numbers: Sequence[int] | np.ndarray
 ) -> Iterator[tuple[int, Any]]:
     """The column's value in each of these rows, few rows in memory at a time."""
-    for start in range(0, len(numbers), CHUNK):
-        chunk = [int(number) for number in numbers[start : start + CHUNK]]
-        for number, row in zip(chunk, source.rows(chunk, [column]), strict=True):
-            yield number, row[column]
+    for number, row in source.each([column], numbers):
+        yield number, row[column]
 
 
 def _place(source: Source, number: int, value: Any) -> tuple[Any, str]:

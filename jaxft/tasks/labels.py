@@ -79,7 +79,7 @@ def column_of(source: Source, column: str) -> Iterator[Any]:
         UserError: the source has no such column.
     """
     check_column(source, column)
-    return (row[column] for row in source.rows(range(len(source)), [column]))
+    return (row[column] for _, row in source.each([column]))
 
 
 def check_column(source: Source, column: str) -> None:
@@ -121,7 +121,7 @@ def read_rows(
     for column in columns:
         check_column(source, column)
     found = []
-    for number, row in enumerate(source.rows(range(len(source)), columns)):
+    for number, row in source.each(columns):
         try:
             found.append(parse(row))
         except BadValue as bad:

@@ -233,10 +233,9 @@ class Seq2Seq:
     ) -> Iterator[dict[str, Any]]:
         """Each source and target, what the model wrote, and the loss of a token."""
         del names
-        rows = source.rows(range(len(source)), self.columns)
         written = _texts(outcomes["written"], examples)
         losses = outcomes["loss"] / outcomes["scored"]
-        for row, text, loss in zip(rows, written, losses, strict=True):
+        for (_, row), text, loss in zip(source.each(self.columns), written, losses, strict=True):
             own = row[self.section.source], row[self.section.target]
             yield {"source": own[0], "target": own[1], "written": text, "loss": float(loss)}
 

@@ -73,7 +73,7 @@ def tag_ids(source: Source, section: Section, names: Sequence[str]) -> list[np.n
     index = {name: number for number, name in enumerate(names)}
     columns = (section.tokens, section.tags)
     found = []
-    for row, one in enumerate(source.rows(range(len(source)), columns)):
+    for row, one in source.each(columns):
         words, tags = (one[column] for column in columns)
         where = source.place(row)
         if not _is_list(tags):

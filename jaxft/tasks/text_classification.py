@@ -127,8 +127,7 @@ class TextClassification(TargetTask):
         examples: Examples,
         names: Sequence[str],
     ) -> Iterator[dict[str, Any]]:
-        rows = source.rows(range(len(source)), self.input_columns)
-        for number, row in enumerate(rows):
+        for number, row in source.each(self.input_columns):
             text = " | ".join(self._texts(row, strict=False))
             yield {"text": text} | self.target.said(number, outcomes, examples.labels, names)
 

@@ -105,7 +105,7 @@ class TokenClassification:
 
     def _texts(self, source: Source) -> Iterator[tuple[str, list[tuple[int, int]]]]:
         """Each row's text, and where its words begin and end in it."""
-        for row in source.rows(range(len(source)), (self.section.tokens,)):
+        for _, row in source.each((self.section.tokens,)):
             words = row[self.section.tokens]
             yield (words, words_of(words)) if isinstance(words, str) else join_words(words)
 
