@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxft.data.sources_files import open_csv
+from jaxft.data.sources_files import check_is_file, open_csv
 from jaxft.errors import UserError
 from jaxft.files import sha256
 
@@ -29,7 +29,7 @@ class BoxesReader:
     Attributes:
         path: the file.
         identity: sha256 of its bytes.
-        pictures: path of a picture -> its objects, in the order of the file.
+        pictures: a row each, in the order of the file.
         names: the classes, where the file names them.
     """
 
@@ -95,8 +95,7 @@ def open_coco(path: Path) -> BoxesReader:
         UserError: no such file, other content, or an annotation of a picture or a category that
             is not there.
     """
-    if not path.is_file():
-        raise UserError(f"There is no file '{path}'.")
+    check_is_file(path)
     try:
         content = json.loads(path.read_bytes())
         files = {one["id"]: one["file_name"] for one in content["images"]}
