@@ -35,10 +35,19 @@ def load_params(built: Build, checkpoint: Checkpoint | None = None) -> Model:
 
 def frozen_params(built: Build, params: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """The leaves that no phase has trained yet: in the compute type those that none ever does."""
+    return {name: params[name].astype(leaf.dtype) for name, leaf in abstract_frozen(built).items()}
+
+
+def abstract_frozen(built: Build) -> dict[str, jax.ShapeDtypeStruct]:
+    """What `frozen_params` gives: shapes, dtypes and shardings, without a value."""
     dtype, ever = jnp.dtype(built.compute.dtype), ever_trained(built.phases)
     begun = ever_trained(built.phases, built.phase.index + 1)
     return {
-        name: params[name].astype(jnp.float32 if name in ever else dtype)
+        name: jax.ShapeDtypeStruct(
+            built.model.params[name].shape,
+            jnp.float32 if name in ever else dtype,
+            sharding=built.shardings[name],
+        )
         for name in built.table.frozen
         if name not in begun
     }

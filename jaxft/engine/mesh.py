@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -153,6 +153,14 @@ def place_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dic
         name: jax.make_array_from_process_local_data(sharding, array)
         for name, array in batch.items()
     }
+
+
+def held(tree: Any) -> int:
+    """Bytes of one device that the leaves of a tree take: arrays, or shapes with shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
 def overlaps(mesh: Mesh) -> bool:

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxft.engine.build import Build
-from jaxft.engine.build_state import abstract_state, pulled
+from jaxft.engine.build_state import abstract_frozen, abstract_state, pulled
 from jaxft.engine.collectives import Collective, collectives
 from jaxft.engine.cost import batch_shapes, tally_program, trunk_shapes
-from jaxft.engine.mesh import batch_sharding
+from jaxft.engine.mesh import batch_sharding, held
 from jaxft.engine.step import Rates
 from jaxft.engine.train_stage import make_step
 from jaxft.engine.trunk_plan import plan_trunk
-from jaxft.layerwise.phases import ever_trained
 
 # How the compilers say that a program does not fit: what it takes, and what there is.
 REFUSALS = (
@@ -97,7 +94,7 @@ def compile_train_step(built: Build, tell: Callable[[str], None] = lambda _: Non
     Raises:
         OutOfMemory: the compiler says that it does not fit.
     """
-    frozen, batch = _frozen(built), step_batch(built)
+    frozen, batch = abstract_frozen(built), step_batch(built)
     told = _rates(built)
     state = abstract_state(built)
     start = time.perf_counter()
@@ -145,37 +142,12 @@ def _rates(built: Build) -> Rates:
     return replace(told, origin=origin, pull=np.float32(0))
 
 
-def _frozen(built: Build) -> dict[str, jax.ShapeDtypeStruct]:
-    """The leaves that no phase has trained yet, as `build_state.frozen_params` gives them."""
-    ever, begun = ever_trained(built.phases), ever_trained(built.phases, built.phase.index + 1)
-    dtype = jnp.dtype(built.compute.dtype)
-    return {
-        name: jax.ShapeDtypeStruct(
-            built.model.params[name].shape,
-            jnp.float32 if name in ever else dtype,
-            sharding=built.shardings[name],
-        )
-        for name in built.table.frozen
-        if name not in begun
-    }
-
-
 def step_batch(built: Build) -> dict[str, jax.ShapeDtypeStruct]:
     """A batch's shapes and where its rows lie; with the trunk's output where that is kept."""
     batch, rows = batch_shapes(built), batch_sharding(built.mesh)
     if plan_trunk(built, batch).kept:
         batch |= trunk_shapes(built, batch)
     return {n: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rows) for n, a in batch.items()}
-
-
-def held(tree: Any) -> int:
-    """Bytes of one device that the leaves of a tree take."""
-    return sum(_nbytes(leaf) for leaf in jax.tree.leaves(tree))
-
-
-def _nbytes(leaf: jax.ShapeDtypeStruct) -> int:
-    shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
-    return math.prod(shape) * leaf.dtype.itemsize
 
 
 def _needs(said: str) -> int | None:

@@ -6,18 +6,14 @@ everything. The sizes are counted from the program, before anything is compiled.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
-
-import jax
 
 from jaxft.engine.build import Build
-from jaxft.engine.build_state import abstract_state
+from jaxft.engine.build_state import abstract_frozen, abstract_state
 from jaxft.engine.chips import find_chip
-from jaxft.engine.cost import kept_bytes, param_shapes
-from jaxft.engine.mesh import row_divisor
+from jaxft.engine.cost import kept_bytes
+from jaxft.engine.mesh import held, row_divisor
 from jaxft.report.numbers import size
 
 ORDER = ("none", "dots", "full")  # what is computed again: more and more
@@ -71,18 +67,5 @@ def first_that_fits(kept: Callable[[str], int], room: int) -> tuple[str, str]:
 
 def _always(built: Build) -> int:
     """Bytes of a device that are taken whatever is kept: state, gradients, frozen parameters."""
-    state, shapes = abstract_state(built), param_shapes(built)
-    frozen = [
-        jax.ShapeDtypeStruct(shapes[n].shape, shapes[n].dtype, sharding=built.shardings[n])
-        for n in built.table.frozen
-        if n not in state.settled
-    ]
-    return _held(state) + _held(state.trainable) + _held(frozen)
-
-
-def _held(tree: Any) -> int:
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
-        if leaf.ndim
-    )
+    state = abstract_state(built)
+    return held(state) + held(state.trainable) + held(abstract_frozen(built))
