@@ -20,12 +20,12 @@ from jaxft.engine.checkpoint_leaves import (
     compare,
     describe,
     finite,
-    flat,
     parts_of,
     sealed,
     shapes_of,
     unsealed,
     verify,
+    writing,
 )
 from jaxft.errors import UserError
 from jaxft.tree import under
@@ -88,6 +88,7 @@ class Checkpoints:
             self._orbax = ocp.training.Checkpointer(
                 self.folder.resolve(),
                 preservation_policy=policies.AnyPreservationPolicy(kept),
+                context=writing(),
                 cleanup_tmp_directories=not read_only,
             )
         except ValueError as error:
@@ -118,8 +119,8 @@ class Checkpoints:
 
     def metrics(self, step: int) -> dict[str, float] | None:
         """The metrics saved with `step`, or None."""
-        found = [entry.metrics for entry in self._complete() if entry.step == step]
-        return dict(found[0]) if found and found[0] else None
+        found = {entry.step: entry.metrics for entry in self._complete()}.get(step)
+        return dict(found) if found else None
 
     def save(
         self,
@@ -183,7 +184,7 @@ class Checkpoints:
             parts = parts_of(wanted)
             try:
                 saved, meta = self._record(candidate)
-                compare(saved, flat(parts), f"{self.folder}/{candidate}")
+                compare(saved, parts, f"{self.folder}/{candidate}")
                 loaded = self._read(candidate, parts, saved)
             except DamagedError as damage:
                 notes.append(f"Checkpoint {candidate} in {self.folder} is damaged: {damage}.")

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from orbax.checkpoint import v1 as ocp
 
 from jaxft.engine.checkpoint_errors import DamagedError
 from jaxft.errors import UserError
@@ -79,8 +80,9 @@ def _digest(leaves: Leaves, meta: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps([leaves, meta], sort_keys=True).encode()).hexdigest()
 
 
-def compare(saved: Leaves, wanted: dict[str, Any], where: str) -> None:
+def compare(saved: Leaves, parts: dict[str, Any], where: str) -> None:
     """Names the first leaf that differs: Orbax names none, and casts a wrong dtype in silence."""
+    wanted = flat(parts)
     hint = "The model, the groups and the optimizer must be those of the run that saved it."
     for name, leaf in wanted.items():
         if name not in saved:
@@ -157,3 +159,14 @@ def flat(tree: Any) -> dict[str, Any]:
     """Every array of a tree by its path, such as `trainable/head/kernel`."""
     leaves, _ = jax.tree.flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def writing() -> ocp.Context:
+    """How Orbax writes arrays: replicas share the writing of large ones only.
+
+    A replica's share is cut out of the array by a program of its own, which for a small array takes
+    longer than writing it.
+    """
+    context = ocp.Context()
+    context.array_options.saving.min_slice_bytes_for_replica_parallel = 2**20
+    return context
