@@ -181,11 +181,17 @@ def evaluate(
             help="Score shares of the way from the start to the checkpoint too, as 0:1:0.1.",
         ),
     ] = None,
+    similarity: Annotated[
+        bool,
+        typer.Option(
+            "--similarity", help="Compare what each depth says with what it said at the start."
+        ),
+    ] = False,
 ) -> None:
     """Score a run's best checkpoint; prints JSON."""
     from jaxft.engine.score import score as story
 
-    found = story(run, split, data, interpolate)
+    found = story(run, split, data, interpolate, similarity)
     typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
 
 

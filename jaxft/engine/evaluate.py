@@ -94,7 +94,7 @@ def summarise(built: Build, split: Split, found: Sequence[tuple[dict, dict]]) ->
     for sums, _ in found:
         for name, (total, weight) in sums.items():
             totals[name] = (totals[name][0] + float(total), totals[name][1] + float(weight))
-    outcomes = _in_order([kept for _, kept in found], len(split.examples))
+    outcomes = in_order([kept for _, kept in found], len(split.examples))
     scores = {name: total / weight for name, (total, weight) in totals.items()}
     summary = built.task.summarise(outcomes, split.examples, built.label_names)
     return Evaluation(scores | summary, outcomes)
@@ -136,7 +136,7 @@ def run_split(
         yield jax.device_get(ahead)
 
 
-def _in_order(kept: list[dict[str, np.ndarray]], count: int) -> dict[str, np.ndarray]:
+def in_order(kept: list[dict[str, np.ndarray]], count: int) -> dict[str, np.ndarray]:
     """Outcomes of batches `[R, S, ...]` as one array an outcome, in order of examples.
 
     Where an outcome is as long as its batch's rows, shorter ones end in zeros.

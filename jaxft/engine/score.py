@@ -11,6 +11,7 @@ from jaxft.engine.build import build
 from jaxft.engine.build_state import load_params
 from jaxft.engine.evaluate import build_eval_step, evaluate
 from jaxft.engine.process import prepare_process
+from jaxft.engine.similarity import similarity as of_depths
 from jaxft.engine.trained import new_at_start, open_trained
 from jaxft.errors import UserError
 
@@ -18,7 +19,11 @@ Params = dict[str, jax.Array]
 
 
 def score(
-    run: Path, split: str = "test", data: str | None = None, interpolate: str | None = None
+    run: Path,
+    split: str = "test",
+    data: str | None = None,
+    interpolate: str | None = None,
+    similarity: bool = False,
 ) -> dict[str, Any]:
     """Score a run's best checkpoint, or what lies on the line to it from where it started.
 
@@ -27,10 +32,12 @@ def score(
         split: `test` or `eval`, of the run's config.
         data: other rows with the same columns, in place of the split.
         interpolate: `first:last:step`, shares of the way from the start to the checkpoint.
+        similarity: compare what each depth says of the rows with what it said at the start.
 
     Returns:
         `run`, `source`, `step`, `examples` and `metrics`; with `interpolate` also `line`: the
-        metrics at each `share`, and `new`: the parameters that were random at the start.
+        metrics at each `share`, and `new`: the parameters that were random at the start; with
+        `similarity` also that: the alignment (CKA) of each depth, embeddings first.
 
     Source: WiSE-FT, Wortsman et al. (2021), https://arxiv.org/abs/2109.01903.
 
@@ -59,14 +66,21 @@ def score(
         "examples": len(rows.examples),
         "metrics": found.scores,
     }
-    if not shares:
+    if not (shares or similarity):
         return told
     start = load_params(built).params
-    line = [
-        {"share": share, "metrics": evaluate(built, step, between(start, end, share), rows).scores}
-        for share in shares
-    ]
-    return {**told, "line": line, "new": list(new_at_start(trained.run))}
+    if similarity:
+        told["similarity"] = of_depths(built, start, end, rows)
+    if shares:
+        told["line"] = [
+            {
+                "share": share,
+                "metrics": evaluate(built, step, between(start, end, share), rows).scores,
+            }
+            for share in shares
+        ]
+        told["new"] = list(new_at_start(trained.run))
+    return told
 
 
 def shares_of(written: str) -> list[float]:

@@ -88,6 +88,27 @@ def run_trunk(
         return run_blocks(tower, params, stream, context, None, compute, blocks)
 
 
+def run_streams(
+    tower: Tower, params: Params, batch: Mapping[str, jax.Array], compute: Compute
+) -> list[jax.Array]:
+    """A tower's stream at each depth below its top: [B, T, D] after the stem and each block.
+
+    Args:
+        tower: one that reads no other.
+        params: the flat dict.
+        batch: what the stem reads.
+        compute: how to run.
+    """
+    with jax.default_matmul_precision(compute.precision):
+        stem, _ = _bind_end(tower, tower.stem, params, None, compute)
+        stream, context = stem(batch, None, compute)
+        streams = [stream]
+        for index in range(len(tower.blocks)):
+            block = range(index, index + 1)
+            streams.append(run_blocks(tower, params, streams[-1], context, None, compute, block))
+        return streams
+
+
 def run_pair(
     towers: Mapping[str, Tower | Part],
     params: Params,
