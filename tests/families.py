@@ -112,6 +112,9 @@ def random_batch(model: torch.nn.Module, draw: np.random.Generator) -> dict[str,
     config, batch = model.config, {}
     if model.main_input_name == "input_ids":
         batch |= random_texts(getattr(config, "text_config", config), draw)
+    if config.model_type == "imagegpt":  # rows of pixels: all are of one length
+        shape = batch.pop("attention_mask").shape
+        batch["input_ids"] = draw.integers(0, config.vocab_size, shape)
     if config.sub_configs or model.main_input_name == "pixel_values":
         size = getattr(config, "vision_config", config).image_size
         height, width = (size, size) if isinstance(size, int) else size

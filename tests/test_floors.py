@@ -58,6 +58,7 @@ FLOORS = {
     "models.t5": 3,
     "models.generate": 3,
     "models.vit": 3,
+    "models.imagegpt": 3.5,  # on GPT-2's blocks, below the registry
     "models.yolos": 3.5,  # on ViT's blocks, below the registry
     "models.registry": 4,
     "tasks.contract": 5,
@@ -111,6 +112,7 @@ FAMILIES = {
     "models.clip",
     "models.clip_vision",
     "models.gpt2",
+    "models.imagegpt",
     "models.llama",
     "models.t5",
     "models.vit",

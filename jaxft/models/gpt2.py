@@ -12,6 +12,7 @@ Source: Radford et al. (2019), "Language Models are Unsupervised Multitask Learn
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import partial
 
 import jax
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxft.models.gpt2_config import FIXED, UNREAD, Config
-from jaxft.models.layers import Embedding, LayerNorm, Linear, split_key
+from jaxft.models.layers import Embedding, LayerNorm, Linear, RMSNorm, split_key
 from jaxft.models.layers_attention import Mask, attention
 from jaxft.models.layers_batch import Batch, positions_of
 from jaxft.models.layers_decoder import causal_mask, decoder_top
@@ -138,6 +139,13 @@ def exported(name: str, head: str | None, model_type: str) -> str:
     return re.sub(r"^(transformer|model)\.", "", name) if head is None else name
 
 
+def make_norm(config: Config) -> LayerNorm | RMSNorm:
+    """A norm of the stream."""
+    if not config.centred:
+        return RMSNorm(config.width, config.eps)
+    return LayerNorm(config.width, config.eps, config.affine)
+
+
 class Embeddings(nnx.Module):
     """Word + position vectors.
 
@@ -197,7 +205,7 @@ class Attention(nnx.Module):
 
     def __init__(self, config: Config):
         width, std, inward = config.width, config.std, config.inward_bias
-        self.norm = LayerNorm(width, config.eps, config.affine)
+        self.norm = make_norm(config)
         self.query = Linear(width, width, ("embed", "heads"), std, inward)
         self.key = Linear(width, width, ("embed", "heads"), std, inward)
         self.value = Linear(width, width, ("embed", "heads"), std, inward)
@@ -233,7 +241,7 @@ class Mlp(nnx.Module):
 
     def __init__(self, config: Config):
         width, inner, std = config.width, config.inner, config.std
-        self.norm = LayerNorm(width, config.eps, config.affine)
+        self.norm = make_norm(config)
         self.up = Linear(width, inner, ("embed", "mlp"), std, config.bias)
         self.down = Linear(inner, width, ("mlp", "embed"), std, config.bias)
         self.activation = config.activation
@@ -277,7 +285,7 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     axes = ("embed", "words")
     top, ties = decoder_top(
         head,
-        LayerNorm(width, config.eps, config.affine) if config.final_norm else None,
+        make_norm(config) if config.final_norm else None,
         vocab_size=config.vocab_size,
         width=words,
         std=std,
@@ -286,10 +294,15 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
         pad_token_id=config.fields["pad_token_id"],
         projection=Linear(width, words, axes, std, bias=False) if words != width else None,
     )
+    return {"text": tower(config, top, ties)}
+
+
+def tower(config: Config, top: nnx.Module, ties: Mapping[str, str]) -> Tower:
+    """The tower of a config, with what comes after its blocks and which names of that are ties."""
     numbers: dict[str, list[float]] = {}
     if len(set(config.scales)) > 1:
         numbers["scale"] = list(config.scales)
     if len(set(config.windows)) > 1:
         numbers["window"] = [window or config.max_positions for window in config.windows]
     blocks = (Part(Block(config)),) * len(config.windows)
-    return {"text": Tower(Part(Stem(config)), blocks, Part(top), ties, numbers)}
+    return Tower(Part(Stem(config)), blocks, Part(top), ties, numbers)

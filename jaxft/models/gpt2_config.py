@@ -1,4 +1,4 @@
-"""What the config.json of a GPT-2, an OPT or a GPT-Neo says, as one set of numbers."""
+"""What the config.json of a GPT-2, an OPT, a GPT-Neo or an ImageGPT says, as one set of numbers."""
 
 from __future__ import annotations
 
@@ -69,6 +69,11 @@ FIELDS: dict[str, dict[str, Any]] = {
         "pad_token_id": None,
     },
 }
+# ImageGPT has GPT-2's fields; its words are colours, and one more that every image begins with.
+FIELDS["imagegpt"] = {
+    **{name: value for name, value in FIELDS["gpt2"].items() if name != "tie_word_embeddings"},
+    "activation_function": "quick_gelu",
+}
 # Vocabulary, positions, width, blocks and heads, and the rates of dropout, in each's own words.
 SIZES = {
     "gpt2": ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"),
@@ -82,13 +87,17 @@ SIZES = {
     ),
     "gpt_neo": ("vocab_size", "max_position_embeddings", "hidden_size", "num_layers", "num_heads"),
 }
+SIZES["imagegpt"] = SIZES["gpt2"]
 RATES = {
     "gpt2": ("embd_pdrop", "attn_pdrop", "resid_pdrop"),
     "opt": ("attention_dropout", "dropout"),
     "gpt_neo": ("embed_dropout", "attention_dropout", "resid_dropout"),
 }
+RATES["imagegpt"] = RATES["gpt2"]
 # Fields that change the computation and are computed for one value only.
 FIXED = {"add_cross_attention": False, "is_encoder_decoder": False}
+# ImageGPT scores one word less than it has embeddings for: the two cannot be tied.
+FIXED_IMAGE = {**FIXED, "tie_word_embeddings": False}
 # The order of arithmetic in half precision, the head for multiple choice, blocks left out at
 # random while training, what follows from `attention_types`, and leftovers.
 UNREAD = (
@@ -112,7 +121,7 @@ UNREAD = (
 
 @dataclass(frozen=True)
 class Config:
-    """The numbers of a GPT-2, an OPT or a GPT-Neo.
+    """The numbers of a GPT-2, an OPT, a GPT-Neo or an ImageGPT.
 
     Args:
         model_type: which of them.
@@ -126,6 +135,7 @@ class Config:
         offset: rows of the position embeddings before that of the first position.
         inward_bias, bias: whether query, key and value, and the other maps, have a bias.
         affine: whether norms have a scale and a bias.
+        centred: whether a norm takes the mean away first and adds a bias: else it is an RMS norm.
         norm_first: whether a norm stands before attention and MLP, or after their sum.
         final_norm: whether the last block is followed by a norm.
         scales: per block: a factor on the scores on top of 1 / sqrt(K).
@@ -151,6 +161,7 @@ class Config:
     inward_bias: bool = True
     bias: bool = True
     affine: bool = True
+    centred: bool = True
     norm_first: bool = True
     final_norm: bool = True
 
@@ -167,7 +178,8 @@ class Config:
         """
         model_type = fields["model_type"]
         defaults, sizes = FIELDS[model_type], SIZES[model_type]
-        own = read_fields(fields, defaults, sizes=sizes, fixed=FIXED, ignore=ignore)
+        fixed = FIXED_IMAGE if model_type == "imagegpt" else FIXED
+        own = read_fields(fields, defaults, sizes=sizes, fixed=fixed, ignore=ignore)
         check_activation("activation_function", own["activation_function"], ACTIVATIONS)
         width, heads = own[sizes[2]], own[sizes[4]]
         check_divides(sizes[2], width, heads, "heads")
@@ -256,7 +268,12 @@ def _gpt_neo(own: Mapping[str, Any], width: int, heads: int) -> dict[str, Any]:
     }
 
 
-READERS = {"gpt2": _gpt2, "opt": _opt, "gpt_neo": _gpt_neo}
+def _imagegpt(own: Mapping[str, Any], width: int, heads: int) -> dict[str, Any]:
+    """ImageGPT's fields as a `Config`'s."""
+    return {**_gpt2(own, width, heads), "centred": False}
+
+
+READERS = {"gpt2": _gpt2, "opt": _opt, "gpt_neo": _gpt_neo, "imagegpt": _imagegpt}
 
 
 def _windows(types: Sequence[Any], window: int, count: int) -> tuple[int | None, ...]:
