@@ -57,7 +57,18 @@ OneFile = Annotated[
 ]
 Draw = Annotated[
     Path | None,
-    typer.Option(help="A folder for copies of the images, what is found drawn into them."),
+    typer.Option(
+        help="A folder for copies of the images, what is found drawn into them; of a model that "
+        "draws images, for those (RUN/drawn without it)."
+    ),
+]
+DRAWING: Any = {"rich_help_panel": "For models that draw images", "show_default": False}
+Samples = Annotated[
+    int | None,
+    typer.Option(min=1, help="Draw so many from nothing, of each class if it has any.", **DRAWING),
+]
+Class = Annotated[
+    str | None, typer.Option("--class", help="The class of what is drawn.", **DRAWING)
 ]
 AsJson = Annotated[
     bool, typer.Option("--json", help="JSON lines, as where the output is no terminal.")
@@ -79,14 +90,15 @@ def predict(
     beams: Beams = None,
     seed: Seed = None,
     stop: Stop = None,
+    samples: Samples = None,
+    label: Class = None,
 ) -> None:
     """Label texts, or answer them: arguments, a file, or standard input a line each.
 
-    A model that writes text shows it as it comes; all else is printed as JSON lines.
+    A model that writes text shows it as it comes; all else is printed as JSON lines. One that
+    draws images draws --samples from nothing, or completes images from their upper half.
     """
-    if texts and file:
-        raise UserError("Texts come from arguments or from --file, not both.", "Give one of them.")
-    inputs = texts or (_lines_of(file) if file else _typed())  # read when they are asked for
+    inputs = _inputs(texts, file)
     asked = _drawing(temperature) | {
         "max_new_tokens": max_new_tokens,
         "top_k": top_k,
@@ -97,9 +109,12 @@ def predict(
         "stop_strings": tuple(stop) if stop else None,
     }
     asked = {name: value for name, value in asked.items() if value is not None}
+    from jaxft.engine.draw_images import draws
     from jaxft.engine.generate import writes
 
-    if writes(run):
+    if draws(run) or samples or label:
+        _print_images(run, inputs, samples, label, draw, asked, chat)
+    elif writes(run):
         _print_texts(run, inputs, chat=chat, asked=asked, as_json=as_json)
     elif asked or chat is not None:
         raise UserError(f"'{run}' writes no text: it takes texts and --file alone.")
@@ -107,11 +122,46 @@ def predict(
         _print_labels(Path(run), inputs, file, as_json, draw)
 
 
+def _print_images(
+    name: str,
+    inputs: Iterable[str] | None,
+    samples: int | None,
+    label: str | None,
+    draw: Path | None,
+    asked: Mapping[str, Any],
+    chat: bool | None,
+) -> None:
+    """Draw images, or complete those that were named, and print where each is."""
+    from jaxft.engine.draw_images import complete, open_artist, sample
+
+    odd = [o for o in ("max_new_tokens", "num_beams", "stop_strings") if o in asked]
+    if odd or chat is not None:
+        raise UserError(f"'{name}' draws images and writes no text.", "Leave those options out.")
+    artist, to = open_artist(name, asked), draw or Path(name) / "drawn"
+    if samples:
+        _print_lines(sample(artist, samples, label, to))
+    elif inputs:
+        _print_lines(complete(artist, inputs, label, to))
+    else:
+        raise UserError("There is nothing to draw.", "Give --samples 16, or images to complete.")
+
+
 def _drawing(temperature: float | None) -> dict[str, Any]:
     """What a temperature says; 0 is no temperature, but the limit where nothing is drawn."""
     if temperature is None or temperature == 0:
         return {"do_sample": None if temperature is None else False}
     return {"do_sample": True, "temperature": temperature}
+
+
+def _inputs(texts: list[str] | None, file: Path | None) -> Iterable[str] | None:
+    """What a person gave, read when it is asked for; None where they are to be asked.
+
+    Raises:
+        UserError: it comes from two places.
+    """
+    if texts and file:
+        raise UserError("Texts come from arguments or from --file, not both.", "Give one of them.")
+    return texts or (_lines_of(file) if file else _typed())
 
 
 def _typed() -> Iterator[str] | None:

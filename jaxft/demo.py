@@ -18,6 +18,7 @@ from pathlib import Path
 from jaxft.demo_assets import Wheel, link, once, unpack
 from jaxft.demo_dialogues import dialogues
 from jaxft.demo_flan_t5 import flan_t5
+from jaxft.demo_imagegpt import imagegpt
 from jaxft.demo_images import digits, emoji
 from jaxft.demo_ner import tweets
 from jaxft.demo_rows import digest, write_csv
@@ -131,6 +132,7 @@ ASSETS: dict[str, Callable[[], Path]] = {
     "vits": vits,
     "dinov2": dinov2,
     "digits": digits,
+    "imagegpt": imagegpt,
     "emoji": emoji,
     "tweets": tweets,
     "trees": trees,

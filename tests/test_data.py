@@ -14,7 +14,8 @@ from PIL import Image
 from jaxft.cli import main
 from jaxft.data.profile import guess_reading, profile, rare_class, row_digests
 from jaxft.data.sources import given_rows, open_source
-from jaxft.engine.data_against import advice, frechet, probe
+from jaxft.engine.data_against import advice, probe
+from jaxft.metrics.frechet import frechet
 from tests.launch import write_config
 from tests.tiny import tiny_checkpoint, tiny_config, tiny_reviews
 

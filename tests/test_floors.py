@@ -65,6 +65,7 @@ FLOORS = {
     "tasks.labels": 5,
     "tasks.classes": 5.5,  # above labels
     "tasks.images": 5,
+    "tasks.image_features": 5,
     "tasks.boxes": 5.5,  # above images
     "tasks.detection_loss": 5,
     "tasks.token_examples": 5,

@@ -46,6 +46,8 @@ class ImageProcessor:
         factor: multiplies the pixels; None leaves 0 to 255.
         mean: `[3]` subtracted from the channels; None normalises nothing.
         std: `[3]` the channels are divided by.
+        clusters: the colours, `[C, 3]` as normalised, that pixels are taken for; None where they
+            stay values.
     """
 
     kind: str
@@ -56,6 +58,7 @@ class ImageProcessor:
     factor: float | None
     mean: tuple[float, float, float] | None
     std: tuple[float, float, float] | None
+    clusters: tuple[tuple[float, float, float], ...] | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -127,6 +130,8 @@ class ImageProcessor:
             fields["rescale_factor"] = self.factor
         if self.mean is not None and self.std is not None:
             fields |= {"image_mean": list(self.mean), "image_std": list(self.std)}
+        if self.clusters is not None:
+            fields["clusters"] = [list(colour) for colour in self.clusters]
         return fields
 
 

@@ -50,6 +50,14 @@ PROCESSORS: dict[str, dict[str, Any]] = {
         "default_to_square": False,
         "do_convert_rgb": True,
     },
+    "ImageGPTImageProcessor": ALL
+    | {
+        "resample": BILINEAR,
+        "image_mean": HALF,
+        "image_std": HALF,
+        "size": 256,
+        "clusters": None,
+    },
 }
 # Fields that change no pixel.
 WITHOUT_EFFECT = {
@@ -67,7 +75,12 @@ WITHOUT_EFFECT = {
     "pad_size",  # of do_pad, which is refused
 }
 # Fields that change pixels when they hold something else than this.
-ONLY = {"do_pad": False, "data_format": "channels_first", "use_square_size": False}
+ONLY = {
+    "do_pad": False,
+    "data_format": "channels_first",
+    "use_square_size": False,
+    "do_color_quantize": True,  # else an ImageGPT would be given what it cannot read
+}
 # What an older file without the processor's name means: model_type -> processor.
 OF_MODEL = {
     "vit": "ViTImageProcessor",
@@ -76,6 +89,7 @@ OF_MODEL = {
     "dinov2_with_registers": "BitImageProcessor",
     "clip": "CLIPImageProcessor",
     "siglip": "SiglipImageProcessor",
+    "imagegpt": "ImageGPTImageProcessor",
 }
 
 
@@ -114,6 +128,7 @@ def _settings(file: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
         "factor": float(fields["rescale_factor"]) if fields["do_rescale"] else None,
         "mean": _channels(file, "image_mean", fields["image_mean"]) if normalise else None,
         "std": _channels(file, "image_std", fields["image_std"]) if normalise else None,
+        "clusters": _clusters(file, fields["clusters"]) if "clusters" in fields else None,
     }
 
 
@@ -179,3 +194,13 @@ def _channels(file: Path, name: str, value: Any) -> tuple[float, ...]:
     if len(values) != 3 or not all(isinstance(one, int | float) for one in values):
         raise UserError(f"{file}: '{name}' is {value!r}; there are three channels.")
     return tuple(float(one) for one in values)
+
+
+def _clusters(file: Path, value: Any) -> tuple[tuple[float, ...], ...]:
+    """The colours of an ImageGPT, each of three channels as normalised."""
+    if isinstance(value, list) and value:
+        return tuple(_channels(file, "clusters", one) for one in value)
+    raise UserError(
+        f"{file}: 'clusters' is {value!r}; an ImageGPT reads images in a list of colours.",
+        "Copy the file of the checkpoint that it was made with.",
+    )

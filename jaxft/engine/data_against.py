@@ -19,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 
 from jaxft.engine.forgetting import OBJECTIVES, loss_of, text_batches
 from jaxft.errors import UserError
+from jaxft.metrics.frechet import frechet
 from jaxft.models.registry import describe, load
 from jaxft.models.registry_model import Model
 from jaxft.models.transformer import Compute
@@ -133,24 +134,6 @@ def token_means(model: Model, tools: Tools, texts: Sequence[str]) -> np.ndarray:
             found = np.zeros((len(texts), means.shape[1]))
         found[chosen] = means
     return found
-
-
-def frechet(one: np.ndarray, other: np.ndarray) -> float:
-    """The Frechet distance of two samples as normal distributions, as FID takes it.
-
-    Source: Heusel et al. (2017), https://arxiv.org/abs/1706.08500. The trace of the root of the
-    product of the covariances is that of a symmetric matrix, whose eigenvalues are real.
-
-    Args:
-        one, other: `[samples, D]`, more than one sample each.
-    """
-    means = [sample.mean(0) for sample in (one, other)]
-    first, second = (np.atleast_2d(np.cov(sample, rowvar=False)) for sample in (one, other))
-    values, vectors = np.linalg.eigh(first)
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    shared = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ second @ root), 0)).sum()
-    apart = float(((means[0] - means[1]) ** 2).sum())
-    return max(apart + float(np.trace(first) + np.trace(second) - 2 * shared), 0.0)
 
 
 def distance_facts(features: np.ndarray, reference: np.ndarray) -> dict[str, float]:

@@ -19,7 +19,7 @@ from jaxft.engine.build import build
 from jaxft.engine.build_state import abstract_state, initial_state, load_params
 from jaxft.engine.checkpoint import Checkpoints
 from jaxft.engine.distributed import SHARED, compare, from_first, wait_for_all
-from jaxft.engine.evaluate import Evaluation, Interrupted, build_eval_step, evaluate, predictions
+from jaxft.engine.evaluate import Evaluation, Interrupted, build_eval_step, evaluate
 from jaxft.engine.forgetting import SPLIT as FORGETTING
 from jaxft.engine.forgetting import open_forgetting
 from jaxft.engine.preflight import compare_build, meet
@@ -39,7 +39,7 @@ from jaxft.engine.train_layers import (
 )
 from jaxft.engine.train_meter import Meter, is_best, patience_is_over, scores_before
 from jaxft.engine.train_profile import Profile
-from jaxft.engine.train_result import final_result, not_finite, score_before
+from jaxft.engine.train_result import final_result, not_finite, score_before, write_evaluation
 from jaxft.engine.train_stage import make_stage, next_stage
 from jaxft.engine.trained import (
     Run,
@@ -50,7 +50,6 @@ from jaxft.engine.trained import (
     open_checkpoints,
     save_base,
     with_checkpoint,
-    write_lines,
 )
 from jaxft.engine.trunk_plan import plan_trunks
 from jaxft.engine.utilisation import work_of
@@ -212,9 +211,7 @@ def train(
                 if built.length.layers_every:
                     write_drift(log, stage, state, step, origin)
                 progress.evaluation(step, found.scores, best=best)
-                if best:
-                    lines = predictions(built, built.splits["eval"], found)
-                    write_lines(run, "predictions-eval.jsonl", lines)
+                write_evaluation(built, run, found, step, best=best)
                 return found
 
             def enter() -> None:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from typing import Any
 
 import jax
+from PIL import Image
 from rich.console import Console
 
 from jaxft.engine.build import Build
 from jaxft.engine.build_state import load_params
 from jaxft.engine.checkpoint import Checkpoints
-from jaxft.engine.evaluate import EvalStep, Interrupted, evaluate, predictions
+from jaxft.engine.distributed import is_first
+from jaxft.engine.evaluate import EvalStep, Evaluation, Interrupted, evaluate, predictions
 from jaxft.engine.run_folder import RunFolder
 from jaxft.engine.trained import base_checkpoint, write_lines
 from jaxft.errors import UserError
+from jaxft.files import write_atomic
 from jaxft.report.events import EventLog
 from jaxft.report.progress import Progress
 
+SAMPLES = "samples"  # the folder of the pictures drawn at each evaluation
 BEFORE = "before"  # of the evaluations in the diary, and of the predictions in the folder
 
 
@@ -45,6 +50,25 @@ def score_before(
     log.eval(0, BEFORE, found.scores)
     progress.evaluation(0, found.scores, best=False)
     write_lines(run, f"predictions-{BEFORE}.jsonl", predictions(built, split, found))
+    write_evaluation(built, run, found, 0, best=False)
+
+
+def write_evaluation(
+    built: Build, run: RunFolder, found: Evaluation, step: int, *, best: bool
+) -> None:
+    """Keep what was said of the eval rows where it is the best so far, and what was drawn anyway.
+
+    All that was drawn is one picture, `samples/STEP.png`.
+    """
+    if best:
+        lines = predictions(built, built.splits["eval"], found)
+        write_lines(run, "predictions-eval.jsonl", lines)
+    sheet = getattr(built.task, "sheet", None)
+    drawn = None if sheet is None else sheet(found.outcomes, built.splits["eval"].examples)
+    if drawn is not None and is_first():
+        file = io.BytesIO()
+        Image.fromarray(drawn).save(file, "PNG")
+        write_atomic(run.path / SAMPLES / f"{step:08d}.png", file.getvalue())
 
 
 def final_result(

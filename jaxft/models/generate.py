@@ -131,7 +131,7 @@ class Generator:
         key = jax.random.key(settings.seed) if settings.do_sample else None
         scores, cache, read = self._begin(prompts, ids, seen, room)
         used = _used(ids, seen, scores.shape[-1], settings)
-        numbers = _numbers(settings)
+        numbers = numbers_of(settings)
         texts: list[list[int]] = [[] for _ in prompts]
         running = [True] * len(prompts)
         for step in range(room):
@@ -251,7 +251,7 @@ def _used(ids: np.ndarray, seen: np.ndarray, words: int, settings: Settings) -> 
     return jnp.asarray(used)
 
 
-def _numbers(settings: Settings) -> dict[str, np.float32 | None]:
+def numbers_of(settings: Settings) -> dict[str, np.float32 | None]:
     """The numbers of a choice as arrays, so that another value compiles nothing."""
     neutral = {"temperature": 1.0, "top_p": 1.0, "min_p": None, "repetition_penalty": 1.0}
     return {

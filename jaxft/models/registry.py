@@ -16,8 +16,9 @@ from jax.sharding import Sharding
 import jaxft.models
 from jaxft.data.text import load_tokenizer
 from jaxft.errors import UserError, nearest
-from jaxft.models import clip, yolos_from_vit
+from jaxft.models import clip, imagegpt, yolos_from_vit
 from jaxft.models.adapters import Adapter
+from jaxft.models.imagegpt_classes import with_classes
 from jaxft.models.layers import Leaf
 from jaxft.models.registry_adapters import with_adapter
 from jaxft.models.registry_family import (
@@ -38,6 +39,7 @@ from jaxft.models.weights_vocab import with_vocabulary
 from jaxft.tree import natural_order
 
 DETECTION = "object_detection"
+IMAGE_GENERATION = "image_generation"
 # Those whose width is a number of named classes.
 CLASS_HEADS = ("text_classification", "image_classification", "token_classification", DETECTION)
 # Those that read the stream as it is.
@@ -133,7 +135,7 @@ def describe(
     `weights` its config is enough, and they are taken to be as that says.
     """
     source = resolve(checkpoint, cache)
-    fields, tensors = _content(source, task, resize_vocab, detection_tokens, weights)
+    fields, tensors = _content(source, task, resize_vocab, detection_tokens, labels, weights)
     fields = settled_fields(family := _family(fields), fields, tensors)
     head, config = _head(family, fields, task), _config(family, fields, ignore, dropout, image_size)
     own, labels = class_labels(fields, num_labels, labels)
@@ -215,10 +217,13 @@ def _content(
     task: str | None,
     resize_vocab: bool,
     detection_tokens: int | None,
+    labels: Sequence[str] | None,
     weights: bool,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The config.json and the tensors of a checkpoint, or of the detector that it becomes."""
+    """The config.json and the tensors of a checkpoint, or of what it becomes for a task."""
     fields, tensors = _fields(source, resize_vocab), _tensors(source) if weights else {}
+    if task == IMAGE_GENERATION and labels and fields["model_type"] in imagegpt.MODEL_TYPES:
+        return with_classes(fields, tensors, source.folder, labels)
     if task != DETECTION:
         return fields, tensors
     return yolos_from_vit.detector(fields, tensors, detection_tokens)
@@ -240,8 +245,8 @@ def _config(
     config = family.Config.from_hf(fields, (*ignore, *family.UNREAD))
     if dropout is not None:
         config = config.with_dropout(dropout)
-    if image_size is None:
-        return config
+    if image_size is None or IMAGE_GENERATION in family.MODEL_TYPES[fields["model_type"]]:
+        return config  # what reads an image as words takes any of them, as it takes any text
     if not hasattr(config, "with_image_size"):
         raise UserError(
             f"model.image_size: a {fields['model_type']} reads no images.", "Leave it out."

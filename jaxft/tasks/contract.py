@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +22,15 @@ from jaxft.models.registry_model import Model
 Batch = Mapping[str, Any]
 Sums = dict[str, tuple[jax.Array, jax.Array]]
 # Of metrics; of all others higher is better.
-LOWER_IS_BETTER = ("loss", "perplexity", "pseudo_perplexity", "rmse")
+LOWER_IS_BETTER = (
+    "loss",
+    "perplexity",
+    "pseudo_perplexity",
+    "rmse",
+    "bits_per_byte",
+    "bits_per_dimension",
+    "frechet_distance",
+)
 
 
 @dataclass(frozen=True)
@@ -74,9 +83,13 @@ class Tools:
         """The checkpoint's image processor.
 
         Raises:
-            UserError: the checkpoint has none, or one that is not known.
+            UserError: the checkpoint has none, or one that is not known; or one whose pixels or
+                colours are more than the model has embeddings for.
         """
-        return load_image_processor(self.model.source.folder, self.model.asked_size)
+        found = load_image_processor(self.model.source.folder, self.model.asked_size)
+        if found.clusters is not None:
+            _check_colours(found, self.model)
+        return found
 
     def once(
         self,
@@ -92,6 +105,23 @@ class Tools:
         if self.cache is None:
             return Held(*build())
         return build_or_open(self.cache, cache_key(**key), build)
+
+
+def _check_colours(processor: ImageProcessor, model: Model) -> None:
+    """Raise a UserError where a model cannot read images as a processor's rows of colours."""
+    (height, width), most = processor.size, model.max_positions
+    if height * width > most:
+        raise UserError(
+            f"model.checkpoint: images of {height} x {width} are {height * width:,} pixels, and "
+            f"the model has positions for {most:,}.",
+            f"Set model.image_size to {math.isqrt(most)} or less.",
+        )
+    if (colours := len(processor.clusters or ())) >= model.vocab_size:
+        raise UserError(
+            f"model.checkpoint: the image processor has {colours:,} colours, and the model has "
+            f"embeddings for {model.vocab_size - 1:,} and for what an image begins with.",
+            "Take the preprocessor_config.json that it was made with.",
+        )
 
 
 class Examples(Protocol):
@@ -152,8 +182,9 @@ class Task(Protocol):
     A task that can leave bad rows out (`data.on_bad_row`) gives `check_row(source, index, row,
     names)` too, which raises what is wrong with a row; one that is scored by what the model writes
     gives `write(model, params, batch, compute)`, which adds to the outputs of an evaluation; one
-    whose loss Hugging Face names gives
-    `problem_type`; one that reads whole rows of a file in `jaxft predict` gives `input_columns`.
+    whose model draws pictures gives `sheet(outcomes, examples)`, those of an evaluation side by
+    side; one whose loss Hugging Face names gives `problem_type`; one that reads whole rows of a
+    file in `jaxft predict` gives `input_columns`.
     """
 
     kind: str

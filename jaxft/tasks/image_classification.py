@@ -19,6 +19,7 @@ from jaxft.tasks.images import (
     augmented_values,
     check_images,
     images_fingerprint,
+    inputs_of,
     open_image,
     paths_from_input,
     picture,
@@ -69,14 +70,15 @@ class ImageExamples:
         return images_fingerprint(self.source, self.column, self.processor)
 
     @property
-    def image_size(self) -> tuple[int, int]:
-        return self.processor.size
+    def image_size(self) -> tuple[int, int] | None:
+        return self.processor.size if self.processor.clusters is None else None
 
     def __len__(self) -> int:
         return len(self.source)
 
     def without_images(self) -> ImageExamples:
-        return replace(self, decoded=False)
+        # Rows of colours are words, which a stem reads whatever its trunk has made of them.
+        return replace(self, decoded=self.processor.clusters is not None)
 
     def scored(self) -> ImageExamples:
         """The same images as they are."""
@@ -93,7 +95,8 @@ class ImageExamples:
             "example_ids": index.astype(np.int32),
         }
         if self.decoded:
-            batch["pixel_values"] = pixel_values(self.source, self.column, self.processor, index)
+            values = pixel_values(self.source, self.column, self.processor, index)
+            batch |= inputs_of(values, self.processor)
         return batch if self.labelled is None else batch | self.labelled.batch(index)
 
     def _changed(
@@ -105,7 +108,7 @@ class ImageExamples:
         batch = replace(self, decoded=False, augment=None).collate(index, 1)
         if augment.mixes and self.labelled is not None:
             batch |= self.labelled.mixed(index, others, shares)
-        return batch | {"pixel_values": values}
+        return batch | inputs_of(values, self.processor)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from jaxft.config_augment import AugmentSection
 from jaxft.data.augment import augment, mix
 from jaxft.data.draws import Draw
 from jaxft.data.image import ImageProcessor, check_header, decode, to_rgb
+from jaxft.data.image_colours import colours_of
 from jaxft.data.sources import Source
 from jaxft.data.sources_images import images_below
 from jaxft.errors import UserError
@@ -23,6 +24,7 @@ from jaxft.errors import UserError
 # Before a run starts every image's header is read, and so many bytes of images are decoded: a few
 # seconds' work. What is broken further on ends the run when it is reached.
 DECODED_BYTES = 64 * 2**20
+DEEP = ("I", "F")  # Pillow's modes of whole numbers and of floats
 PICTURE_SIDE = 96  # pixels of a picture in a report
 
 
@@ -89,6 +91,21 @@ def augmented_values(
     return values, others, shares
 
 
+def inputs_of(values: np.ndarray, processor: ImageProcessor) -> dict[str, np.ndarray]:
+    """What a model reads of the images of a batch: their pixels, or their colours as words.
+
+    Args:
+        values: `[R, 3, H, W]` float32.
+        processor: the checkpoint's.
+
+    Returns:
+        `pixel_values`; where the processor has colours, `input_ids` `[R, H W]` int32.
+    """
+    if processor.clusters is None:
+        return {"pixel_values": values}
+    return {"input_ids": np.stack([colours_of(one, processor) for one in values])}
+
+
 def images_fingerprint(source: Source, column: str, processor: ImageProcessor) -> str:
     """A hash that changes with any image, or with what is done to it.
 
@@ -109,6 +126,21 @@ def open_image(source: Source, number: int, value: Any) -> Image.Image:
         UserError: there is none, or it does not decode; it names the file or the row.
     """
     return decode(*_place(source, number, value))
+
+
+def open_shallow(source: Source, number: int, value: Any) -> Image.Image:
+    """`open_image`, where levels beyond 255 would be lost without a word.
+
+    Raises:
+        UserError: as `open_image`; or the image has more than 8 bits a channel.
+    """
+    image = open_image(source, number, value)
+    if image.mode in DEEP or image.mode.startswith("I;"):
+        raise UserError(
+            f"{_place(source, number, value)[1]} has more than 8 bits a channel ({image.mode}).",
+            "Scale it to 8 bits: all that is brighter than 255 would be white.",
+        )
+    return image
 
 
 def check_images(source: Source, column: str) -> None:
@@ -151,6 +183,13 @@ def picture(image: Image.Image, side: int = PICTURE_SIDE) -> str:
     file = io.BytesIO()
     small.save(file, "WEBP", quality=80)
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def exact_picture(pixels: np.ndarray) -> str:
+    """Pixels `[H, W, 3]` uint8 as a `data:` URI for a page, none of them changed."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _values(

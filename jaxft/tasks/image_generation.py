@@ -1,0 +1,273 @@
+"""Images drawn pixel by pixel: the next colour of rows of colours, of any class or by class.
+
+An image is read as a row of colours, each pixel the nearest of the checkpoint's list, and begins
+with a word of its own. By class (`task.label`) it begins with the word of its class instead, one
+for each behind all others: so a checkpoint with classes is an ImageGPT of a larger vocabulary and
+nothing else, which `transformers` loads with the same outputs (`models/imagegpt_classes.py`).
+
+A dimension, in bits per dimension, is one pixel's colour: the mean of -log2 of the probability that
+the model gives to it. Figures compare where size and colours are the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxft.config_tasks import ImageGeneration as Section
+from jaxft.data.cache import Held, Ragged, fingerprint
+from jaxft.data.image import ImageProcessor
+from jaxft.data.image_colours import colours_of, contact_sheet, painted
+from jaxft.data.sources import Source
+from jaxft.errors import UserError
+from jaxft.metrics.frechet import frechet
+from jaxft.models.generate_images import draw_images
+from jaxft.models.layers_loss import UNSCORED
+from jaxft.models.registry_model import Model
+from jaxft.models.transformer import Compute, Tower
+from jaxft.tasks.contract import Batch, Sums, Tools
+from jaxft.tasks.image_features import features_by
+from jaxft.tasks.images import check_images, exact_picture, images_fingerprint, open_shallow
+from jaxft.tasks.labels import class_id, label_names, read_rows
+
+DRAWN = ("drawn", "completed")
+SEED = 0  # of what is drawn: the same noise at every evaluation, so that only the model differs
+SHOWN = 16  # held-out images that are kept with their pictures
+SHEET = 64  # drawn images on a contact sheet
+
+
+def make(section: Section) -> ImageGeneration:
+    """The task as the config's `task` section describes it."""
+    return ImageGeneration(section)
+
+
+def first_word(colours: int, label: int | np.ndarray | None) -> Any:
+    """The word that an image begins with: of its class, or of none."""
+    return colours if label is None else colours + 1 + label
+
+
+@dataclass(frozen=True)
+class Colours:
+    """Images as rows of colours, a row each; see `jaxft.tasks.contract.Examples`.
+
+    Args:
+        tokens: `colours` `[H W]` of each.
+        processor: the checkpoint's.
+        labels: `[examples]` class ids; None where images are drawn without.
+    """
+
+    tokens: Ragged | Held
+    processor: ImageProcessor
+    labels: np.ndarray | None
+    image_size: None = None  # no batch has pixels
+    random: bool = False
+    counts: Mapping[str, int] = field(default_factory=dict)
+    remarks: Mapping[int, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.ones(len(self), np.int64)
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.tokens)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def without_images(self) -> Colours:
+        return self
+
+    def picture(self, number: int) -> np.ndarray:
+        """An image in its colours: `[H, W, 3]` uint8."""
+        return painted(self.tokens[number]["colours"], self.processor)
+
+    def collate(self, index: np.ndarray, row_length: int) -> dict[str, np.ndarray]:
+        del row_length
+        pixels = math.prod(self.processor.size)
+        targets = np.full((len(index), pixels), UNSCORED, np.int32)
+        words = np.zeros((len(index), pixels), np.int32)
+        for row, number in enumerate(index[:, 0].tolist()):
+            if number < 0:
+                continue
+            label = None if self.labels is None else int(self.labels[number])
+            targets[row] = self.tokens[number]["colours"]
+            words[row, 0] = first_word(len(self.processor.clusters or ()), label)
+            words[row, 1:] = targets[row, :-1]
+        return {
+            "input_ids": words,
+            "targets": targets,
+            "weights": (index >= 0).astype(np.float32),  # [R, 1]
+            "example_ids": index.astype(np.int32),
+        }
+
+
+@dataclass(frozen=True)
+class ImageGeneration:
+    """See `jaxft.tasks.contract.Task`."""
+
+    section: Section
+    kind: str = "image_generation"
+    primary: str = "bits_per_dimension"
+    packs: bool = False
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        names = ("loss", "bits_per_dimension", "accuracy")
+        return names if self.section.features is None else (*names, "frechet_distance")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        own = self.section
+        return (own.image,) if own.label is None else (own.image, own.label)
+
+    def label_names(self, source: Source) -> tuple[str, ...]:
+        own = self.section
+        return () if own.label is None else label_names(source, own.label, own.labels)
+
+    def check_row(
+        self, source: Source, number: int, row: Mapping[str, Any], names: Sequence[str]
+    ) -> None:
+        """Raise what is wrong with a row: its class, or an image that does not decode."""
+        if self.section.label is not None:
+            class_id(row[self.section.label], self.section.label, names)
+        open_shallow(source, number, row[self.section.image])
+
+    def examples(self, source: Source, names: Sequence[str] | None, tools: Tools) -> Colours:
+        column, own = self.section.image, self.section
+        labels = None
+        if own.label is not None:
+            parse = partial(self._label, names=names or ())
+            labels = np.array(read_rows(source, (own.label,), parse), np.int32)
+        check_images(source, column)
+        tokens = tools.once(
+            partial(self._read, source, tools.images),
+            kind="colours",
+            images=images_fingerprint(source, column, tools.images),
+        )
+        return Colours(tokens, tools.images, labels)
+
+    def _label(self, row: Mapping[str, Any], names: Sequence[str]) -> int:
+        assert self.section.label is not None  # else nobody asks
+        return class_id(row[self.section.label], self.section.label, names)
+
+    def _read(
+        self, source: Source, processor: ImageProcessor
+    ) -> tuple[Iterator[dict[str, np.ndarray]], dict[str, Any]]:
+        """The colours of every image."""
+        column = self.section.image
+        images = (
+            processor(open_shallow(source, number, row[column]))
+            for number, row in source.each([column])
+        )
+        return ({"colours": colours_of(image, processor)} for image in images), {}
+
+    def loss(self, outputs: Mapping[str, jax.Array], batch: Batch) -> tuple[jax.Array, jax.Array]:
+        return jnp.sum(outputs["losses"]), _scored(batch).sum()
+
+    def metrics(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Sums:
+        total, weight = self.loss(outputs, batch)
+        return {
+            "bits_per_dimension": (total / math.log(2), weight),
+            "accuracy": (jnp.sum(outputs["hits"], dtype=jnp.float32), weight),
+        }
+
+    def write(
+        self, model: Model, params: Mapping[str, jax.Array], batch: Batch, compute: Compute
+    ) -> dict[str, jax.Array]:
+        """For each of the first images one `drawn` [R, N], and itself `completed` [R, N].
+
+        Of an image the lower half is drawn anew, of its class where there are any. A batch without
+        any of the first images costs nothing.
+        """
+        if not self.section.samples:
+            return {}
+        (tower,) = model.towers.values()
+        assert isinstance(tower, Tower)  # a part alone is no model
+        begun, ids = batch["input_ids"], batch["example_ids"][:, 0]
+        processor = Tools(model, None, None).images
+        height, width = processor.size
+        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(SEED)))(ids)
+        draw = partial(
+            draw_images,
+            tower,
+            params,
+            keys=keys,
+            compute=compute,
+            pixels=height * width,
+            colours=len(processor.clusters or ()),
+        )
+        half = 1 + height // 2 * width
+
+        def all_of_them() -> tuple[jax.Array, jax.Array]:
+            return draw(begun[:, :1]), draw(begun[:, :half])
+
+        def none_of_them() -> tuple[jax.Array, jax.Array]:
+            return jnp.zeros_like(begun), jnp.zeros_like(begun)
+
+        wanted = ((ids >= 0) & (ids < self.section.samples)).any()
+        drawn, completed = jax.lax.cond(wanted, all_of_them, none_of_them)
+        return {"drawn": drawn, "completed": completed}
+
+    def outcomes(self, outputs: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
+        images = {name: outputs[name][:, None] for name in DRAWN if name in outputs}  # [R, 1, N]
+        return {"loss": outputs["losses"].mean(-1, keepdims=True), **images}  # [R, 1]
+
+    def summarise(
+        self, outcomes: Mapping[str, np.ndarray], examples: Colours, names: Sequence[str]
+    ) -> dict[str, float]:
+        del names
+        count = min(self.section.samples, len(examples))
+        if self.section.features is None:
+            return {}
+        if count < 2:
+            raise UserError("task.features: it takes two held-out images or more to compare.")
+        features = features_by(self.section.features, self.section.feature_size)
+        held_out = np.stack([examples.picture(number) for number in range(count)])
+        drawn = np.stack([painted(one, examples.processor) for one in outcomes["drawn"][:count]])
+        return {"frechet_distance": frechet(features(drawn), features(held_out))}
+
+    def describe(
+        self,
+        source: Source,
+        outcomes: Mapping[str, np.ndarray],
+        examples: Colours,
+        names: Sequence[str],
+    ) -> Iterator[dict[str, Any]]:
+        """The bits of each image; of the first ones also how they look, what was made of their
+        upper half, and an image that was drawn beside them."""
+        shown = min(self.section.samples, SHOWN)
+        for number, row in source.each([self.section.image]):
+            value = row[self.section.image]
+            said: dict[str, Any] = {"file": value} if isinstance(value, str) else {}
+            if examples.labels is not None:
+                said["label"] = names[int(examples.labels[number])]
+            said["bits_per_dimension"] = float(outcomes["loss"][number]) / math.log(2)
+            if number < shown:
+                said["image"] = exact_picture(examples.picture(number))
+                for name in DRAWN:
+                    said[name] = exact_picture(painted(outcomes[name][number], examples.processor))
+            yield said
+
+    def sheet(self, outcomes: Mapping[str, np.ndarray], examples: Colours) -> np.ndarray | None:
+        """The images drawn at an evaluation side by side: `[H, W, 3]` uint8; None without any."""
+        count = min(self.section.samples, len(examples), SHEET)
+        if not count:
+            return None
+        drawn = [painted(one, examples.processor) for one in outcomes["drawn"][:count]]
+        return contact_sheet(drawn)
+
+    def rows_from_input(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
+        raise UserError("This run draws images, and has no class to give one.")
+
+
+def _scored(batch: Batch) -> jax.Array:
+    """1 where a pixel is scored: [R, N]."""
+    return (batch["targets"] != UNSCORED).astype(jnp.float32)
