@@ -28,10 +28,13 @@ from jaxft.config_tasks import TaskSection
 class ModelSection(Section):
     """The checkpoint to start from."""
 
-    checkpoint: Annotated[str, Field(min_length=1)] | dict[Literal["vision", "text"], str] = key(
+    checkpoint: (
+        Annotated[str, Field(min_length=1)]
+        | dict[Literal["vision", "text", "encoder", "decoder"], str]
+    ) = key(
         ...,
-        "a hub id (id@revision), a folder, or package:module/path; or {vision, text}: two of "
-        "them, whose towers are put side by side",
+        "a hub id (id@revision), a folder, or package:module/path; or two of them: {vision, "
+        "text}, whose towers are put side by side, or {encoder, decoder}, which reads the other",
         resume="fixed",
     )
     dropout: float | None = key(

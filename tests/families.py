@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import torch
 import transformers
-from random_configs import random_config
+from random_configs import PAIRS, random_config
 from safetensors.numpy import load_file
 
 from jaxft.models import registry
@@ -23,6 +23,7 @@ AUTO = {
     "masked_lm": transformers.AutoModelForMaskedLM,
     "causal_lm": transformers.AutoModelForCausalLM,
     "seq2seq": transformers.AutoModelForSeq2SeqLM,
+    "captioning": transformers.AutoModelForImageTextToText,
     "image_classification": transformers.AutoModelForImageClassification,
     "object_detection": transformers.AutoModelForObjectDetection,
     "contrastive": transformers.AutoModel,
@@ -30,6 +31,8 @@ AUTO = {
 FAMILIES = registry.families()
 # BERT's kin have its blocks: `make test` looks at what is their own, stems and heads.
 BERTS_KIN = ("camembert", "distilbert", "electra", "roberta", "xlm-roberta")
+# Of two families in one model these are always tested.
+OWN_PAIRS = ("vit+gpt2", "clip+gpt2", "bert+bert")
 OWN_HEADS = (
     ("distilbert", "masked_lm"),
     ("distilbert", "text_classification"),
@@ -39,6 +42,23 @@ OWN_HEADS = (
     ("roberta", "masked_lm"),
     ("roberta", "text_classification"),
 )
+
+
+def kind_of(name: str) -> str:
+    """The model type of a model type, or of a pair of two by its name."""
+    return PAIRS[name][0] if name in PAIRS else name
+
+
+def architectures(name: str) -> dict[str | None, str]:
+    """Head -> architecture of a model type, or of a pair of two by its name."""
+    kind = kind_of(name)
+    return FAMILIES[kind].MODEL_TYPES[kind]
+
+
+def names_of(kinds) -> list[str]:
+    """Model types, those of two families as each of their pairs."""
+    pairs = {kind: [n for n in PAIRS if PAIRS[n][0] == kind] for kind in kinds}
+    return [name for kind, found in pairs.items() for name in found or [kind]]
 
 
 @dataclass
@@ -68,11 +88,14 @@ class Pair:
 
 
 def make_pair(model_type: str, head: str | None, seed: int, folder: Path) -> Pair:
-    """A random config with random weights and a random batch, of a model type under a head."""
+    """A random config with random weights and a random batch, of a model type under a head.
+
+    A model of two families is asked for by the name of the pair.
+    """
     draw = np.random.default_rng([seed, zlib.crc32(model_type.encode())])
     config = random_config(model_type, draw)
     # An Auto class that knows several architectures asks for the one that is meant.
-    config.architectures = [FAMILIES[model_type].MODEL_TYPES[model_type][head]]
+    config.architectures = [architectures(model_type)[head]]
     torch.manual_seed(seed)
     model = auto_class(model_type, head).from_config(config, attn_implementation="eager").eval()
     if config.is_encoder_decoder and hasattr(model, "lm_head") and draw.integers(2):
@@ -98,7 +121,7 @@ def auto_class(model_type: str, head: str | None):
 
     Towers with a projection, and SigLIP's text tower, are in no Auto class.
     """
-    architecture = getattr(transformers, FAMILIES[model_type].MODEL_TYPES[model_type][head])
+    architecture = getattr(transformers, architectures(model_type)[head])
     auto = AUTO.get(head)
     if auto is not None and architecture.config_class in auto._model_mapping:
         return auto
@@ -110,17 +133,19 @@ def auto_class(model_type: str, head: str | None):
 def random_batch(model: torch.nn.Module, draw: np.random.Generator) -> dict[str, np.ndarray]:
     """Three examples of what a model reads: texts, images, or both."""
     config, batch = model.config, {}
+    reads = getattr(config, "encoder", config)
     if model.main_input_name == "input_ids":
-        batch |= random_texts(getattr(config, "text_config", config), draw)
+        batch |= random_texts(getattr(reads, "text_config", reads), draw)
     if config.model_type == "imagegpt":  # rows of pixels: all are of one length
         shape = batch.pop("attention_mask").shape
         batch["input_ids"] = draw.integers(0, config.vocab_size, shape)
-    if config.sub_configs or model.main_input_name == "pixel_values":
-        size = getattr(config, "vision_config", config).image_size
+    if hasattr(config, "vision_config") or model.main_input_name == "pixel_values":
+        size = getattr(reads, "vision_config", reads).image_size
         height, width = (size, size) if isinstance(size, int) else size
         batch["pixel_values"] = draw.normal(size=(3, 3, height, width)).astype(np.float32)
     if config.is_encoder_decoder:
-        targets = random_texts(config, draw, shorter=batch["input_ids"].shape[1] - 1)
+        shorter = batch["input_ids"].shape[1] - 1 if "input_ids" in batch else None
+        targets = random_texts(getattr(config, "decoder", config), draw, shorter)
         batch |= {f"decoder_{name}": value for name, value in targets.items()}
     return batch
 

@@ -269,6 +269,17 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "resid_pdrop": rate,
     "seq_classif_dropout": rate,
 }
+# Two families in one model: name -> its model type, and those of its encoder and its decoder.
+PAIRS = {
+    "vit+gpt2": ("vision-encoder-decoder", "vit", "gpt2"),
+    "clip+gpt2": ("vision-encoder-decoder", "clip_vision_model", "gpt2"),
+    "dinov2+bert": ("vision-encoder-decoder", "dinov2", "bert"),
+    "deit+gpt2": ("vision-encoder-decoder", "deit", "gpt2"),
+    "siglip+bert": ("vision-encoder-decoder", "siglip_vision_model", "bert"),
+    "bert+bert": ("encoder-decoder", "bert", "bert"),
+    "roberta+bert": ("encoder-decoder", "roberta", "bert"),
+    "bert+gpt2": ("encoder-decoder", "bert", "gpt2"),
+}
 # Fields that follow from others, or from which no output follows.
 LEFT = {
     "attention_layers",  # from attention_types
@@ -287,7 +298,9 @@ LEFT = {
 
 
 def random_config(model_type: str, generator: np.random.Generator) -> PretrainedConfig:
-    """A small random config of a model type, with a few labels."""
+    """A small random config of a model type or a pair of two, with a few labels."""
+    if model_type in PAIRS:
+        return random_pair(*PAIRS[model_type], generator)
     default = AutoConfig.for_model(model_type)
     fields, parts = default.to_dict(), sorted(default.sub_configs)
     if not parts:
@@ -304,6 +317,23 @@ def random_config(model_type: str, generator: np.random.Generator) -> Pretrained
         drawn[part] = {"model_type": one.model_type} | draw_fields(one, of_part)
         vision = of_part.width
     return AutoConfig.for_model(model_type, **drawn)
+
+
+def random_pair(
+    model_type: str, encoder: str, decoder: str, generator: np.random.Generator
+) -> PretrainedConfig:
+    """A small random config of an encoder and a decoder, alike in width or not."""
+    parts = {}
+    for part, own in (("encoder", encoder), ("decoder", decoder)):
+        default = AutoConfig.for_model(own)
+        shared = {}
+        if "encoder" in parts and generator.integers(2):
+            shared = {"groups": 2, "queries": 1, "head": parts["encoder"]["hidden_size"] // 2}
+        draw = make_draw(generator, default.to_dict(), **shared)
+        parts[part] = {"model_type": own} | draw_fields(default, draw)
+    parts["decoder"] |= {"is_decoder": True, "add_cross_attention": True}
+    tokens = {"decoder_start_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    return AutoConfig.for_model(model_type, **parts, **tokens)
 
 
 def draw_fields(default: PretrainedConfig, draw: Draw) -> dict[str, Any]:

@@ -12,28 +12,38 @@ from families import (
     BERTS_KIN,
     FAMILIES,
     OWN_HEADS,
+    OWN_PAIRS,
     Pair,
+    architectures,
     assert_close_gradients,
     auto_class,
     gradients,
     make_pair,
+    names_of,
     outputs_of,
     torch_gradients,
 )
-from random_configs import undrawn_fields
+from random_configs import PAIRS, undrawn_fields
 from safetensors.numpy import load_file
 
 from jaxft.models import registry
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
+
+def is_kin(name: str, head: str | None) -> bool:
+    """Whether what a model has is tested in another."""
+    if name in PAIRS:
+        return name not in OWN_PAIRS
+    return name in BERTS_KIN and (name, head) not in OWN_HEADS
+
+
 HEADS = [
     pytest.param(
-        (name, head),
-        marks=pytest.mark.full if name in BERTS_KIN and (name, head) not in OWN_HEADS else (),
-        id=f"{name}-{head}",
+        (name, head), marks=pytest.mark.full if is_kin(name, head) else (), id=f"{name}-{head}"
     )
-    for name, family in FAMILIES.items()
-    for head in family.MODEL_TYPES[name]
+    for name in names_of(FAMILIES)
+    for head in architectures(name)
 ]
 SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.full) for seed in range(1, 10))]
 
@@ -88,7 +98,7 @@ def test_export_of_changed_weights_loads_in_transformers(pair, tmp_path):
     changed = {name: value * 0.9 for name, value in pair.ours.params.items()}
     model = pair.ours.with_params(changed)
     folder = model.save(tmp_path / "export")
-    auto = auto_class(model.config.to_hf()["model_type"], model.head)
+    auto = auto_class(model.model_type, model.head)
     loaded = auto.from_pretrained(folder, attn_implementation="eager").eval()
     assert type(loaded) is type(pair.torch)
     for ours, theirs in outputs_of(Pair(model, loaded, str(folder), pair.batch)):

@@ -81,6 +81,7 @@ class Tokenizer:
         vocab_size: ids run below it.
         pad_id: the id that fills a row.
         end_id: the id that ends a text; None where the folder names none.
+        first_id, last_id: what a text begins and ends with by any name (BERT: class, separator).
         mask_id: the id that stands for a hidden token; None where the folder names none.
         unknown_id: the id of what the vocabulary lacks; -1 where it spells every text.
     """
@@ -98,6 +99,12 @@ class Tokenizer:
         self.pad_id = _special_id("pad_token", self.folder, self._backend) or 0
         self.end_id = _special_id("eos_token", self.folder, self._backend)
         self.mask_id = _special_id("mask_token", self.folder, self._backend)
+        bos, cls, sep = (
+            _special_id(f"{role}_token", self.folder, self._backend)
+            for role in ("bos", "cls", "sep")
+        )
+        self.first_id = cls if bos is None else bos
+        self.last_id = sep if self.end_id is None else self.end_id
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder}

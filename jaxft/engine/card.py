@@ -27,6 +27,7 @@ PIPELINES: Mapping[str | None, tuple[str, str]] = {
     "causal_lm": ("text-generation", "AutoModelForCausalLM"),
     "image_classification": ("image-classification", "AutoModelForImageClassification"),
     "object_detection": ("object-detection", "AutoModelForObjectDetection"),
+    "captioning": ("image-to-text", "AutoModelForImageTextToText"),
     "contrastive": ("zero-shot-image-classification", "AutoModel"),
 }
 

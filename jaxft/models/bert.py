@@ -9,10 +9,11 @@ from __future__ import annotations
 from jaxft.models.bert_config import FIXED, UNREAD, Config
 from jaxft.models.bert_modules import Classifier, Encoder, MaskedLm, TokenClassifier, tower
 from jaxft.models.bert_names import encoder_names, whole_name
+from jaxft.models.bert_reading import reading_tower
 from jaxft.models.transformer import Tower
 from jaxft.models.weights import Name, dense, norm
 
-__all__ = ["FIXED", "UNREAD", "Config"]
+__all__ = ["FIXED", "UNREAD", "Config", "reading_tower"]
 
 
 MODEL_TYPES = {
@@ -32,6 +33,14 @@ NAMES = (
     *norm("cls.predictions.transform.LayerNorm", "head/norm"),
     Name("cls.predictions.bias", "head/bias"),
 )
+# Of the attention of a decoder over what an encoder made of a source.
+CROSS_NAMES = (
+    *dense("bert.encoder.layer.{i}.crossattention.self.query", "blocks/{i}/cross/query"),
+    *dense("bert.encoder.layer.{i}.crossattention.self.key", "blocks/{i}/cross/key"),
+    *dense("bert.encoder.layer.{i}.crossattention.self.value", "blocks/{i}/cross/value"),
+    *dense("bert.encoder.layer.{i}.crossattention.output.dense", "blocks/{i}/cross/output"),
+    *norm("bert.encoder.layer.{i}.crossattention.output.LayerNorm", "blocks/{i}/cross/norm"),
+)
 PREFIX = "bert."
 FRESH = ("pooler/", "head/")
 UNUSED = (
@@ -47,6 +56,11 @@ def names(head: str | None, model_type: str) -> tuple[Name, ...]:
     """The name table under a head: `head/bias` is the classifier's or the masked LM's."""
     other = "cls." if head != "masked_lm" else "classifier."
     return tuple(name for name in NAMES if not name.hf.startswith(other))
+
+
+def reading_names(model_type: str) -> tuple[Name, ...]:
+    """The name table of a BERT that reads a source."""
+    return (*names("masked_lm", model_type), *CROSS_NAMES)
 
 
 def canonical(name: str) -> str:

@@ -8,7 +8,7 @@ from flax import nnx
 
 from jaxft.models.bert_config import Config
 from jaxft.models.layers import Embedding, LayerNorm, Leaf, Linear, parameter, split_key
-from jaxft.models.layers_attention import Mask, attention, make_mask
+from jaxft.models.layers_attention import Mask, make_mask
 from jaxft.models.layers_batch import (
     Batch,
     check_length,
@@ -17,6 +17,7 @@ from jaxft.models.layers_batch import (
     read_masked,
     segments_of,
 )
+from jaxft.models.layers_cross import Source, attention_over
 from jaxft.models.layers_kernels import Needs
 from jaxft.models.layers_math import ACTIVATIONS, dropout
 from jaxft.models.transformer import Compute, Part, Tower
@@ -84,7 +85,7 @@ class Stem(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Self-attention, added to its input and normalised."""
+    """Attention over its input or over a source, added to the input and normalised."""
 
     def __init__(self, config: Config):
         width, std = config.width, config.std
@@ -97,13 +98,13 @@ class Attention(nnx.Module):
         self.weights_rate = config.weights_rate
         self.rate = config.rate
 
-    def __call__(self, x: jax.Array, mask: Mask, key: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, over: Mask | Source, key: jax.Array | None) -> jax.Array:
         weights_key, output_key = split_key(key, 2)
-        mixed = attention(
+        mixed = attention_over(
+            over,
+            x,
             self.query(x),
-            self.key(x),
-            self.value(x),
-            mask,
+            lambda hidden: (self.key(hidden), self.value(hidden)),
             heads=self.heads,
             rate=self.weights_rate,
             dropout_key=weights_key,

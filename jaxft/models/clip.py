@@ -216,27 +216,29 @@ def join_configs(vision: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str
             tower of that name is meant.
     """
     towers = {"vision_config": vision, "text_config": text}
-    for part, fields in towers.items():
-        if fields["model_type"] in TOWERS:
-            towers[part] = part_of_config(fields, part)
     return {
         "model_type": "vision-text-dual-encoder",
         "logit_scale_init_value": SCALE,
         "projection_dim": PROJECTION,
-        **towers,
+        **{part: one_config(fields, part) for part, fields in towers.items()},
     }
+
+
+def one_config(fields: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """The config.json of one tower: as it is, or where it has two that part of it."""
+    return part_of_config(fields, part) if fields["model_type"] in TOWERS else dict(fields)
 
 
 def join_tensors(vision: Mapping[str, T], text: Mapping[str, T]) -> dict[str, T]:
     """The tensors of such a model, as its file would name them: those of each tower."""
-    return _of_one_tower(vision, VISION) | _of_one_tower(text, TEXT)
+    both = ((VISION, one_tower(vision, VISION)), (TEXT, one_tower(text, TEXT)))
+    return {start + name: value for start, own in both for name, value in own.items()}
 
 
-def _of_one_tower(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:
-    """A tower's tensors, by names that start with `prefix`, out of its own or a joint file."""
-    if any(name.startswith(prefix) for name in tensors):
-        return {name: value for name, value in tensors.items() if name.startswith(prefix)}
-    return {prefix + name: value for name, value in tensors.items()}
+def one_tower(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:
+    """A tower's tensors out of its own file, or out of one of two towers: those with `prefix`."""
+    found = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
+    return found or dict(tensors)
 
 
 def compose(fields: Mapping[str, Any], families: Mapping[str, Any]) -> DualEncoder:

@@ -19,7 +19,7 @@ from jaxft.models.layers import LayerNorm, Linear, split_key
 from jaxft.models.layers_attention import Mask, attention
 from jaxft.models.layers_kernels import Needs
 from jaxft.models.layers_math import ACTIVATIONS
-from jaxft.models.source_fields import check_activation, check_divides, read_fields
+from jaxft.models.source_fields import GENERATION, check_activation, check_divides, read_fields
 from jaxft.models.weights import dense, norm
 
 STD = 0.02  # of fresh kernels
@@ -32,39 +32,10 @@ FIXED = {"is_encoder_decoder": False, "add_cross_attention": False, "is_decoder"
 UNREAD = (
     "initializer_factor",
     "dropout",
-    "begin_suppress_tokens",
     "cross_attention_hidden_size",
-    "decoder_start_token_id",
-    "diversity_penalty",
-    "do_sample",
-    "early_stopping",
-    "encoder_no_repeat_ngram_size",
-    "exponential_decay_length_penalty",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "length_penalty",
-    "max_length",
-    "min_length",
-    "model_type",
-    "no_repeat_ngram_size",
-    "num_beam_groups",
-    "num_beams",
-    "num_return_sequences",
-    "output_scores",
-    "prefix",
-    "pruned_heads",
-    "remove_invalid_values",
-    "repetition_penalty",
-    "return_dict_in_generate",
-    "suppress_tokens",
-    "temperature",
-    "tf_legacy_loss",
     "tie_encoder_decoder",
     "tie_word_embeddings",
-    "top_k",
-    "top_p",
-    "typical_p",
-    "use_bfloat16",
+    *GENERATION,
 )
 
 BLOCK_NAMES = (

@@ -21,8 +21,9 @@ from flax import nnx
 
 from jaxft.models.gpt2_config import FIXED, UNREAD, Config
 from jaxft.models.layers import Embedding, LayerNorm, Linear, RMSNorm, split_key
-from jaxft.models.layers_attention import Mask, attention
+from jaxft.models.layers_attention import Mask
 from jaxft.models.layers_batch import Batch, positions_of
+from jaxft.models.layers_cross import Reading, Source, SourceReader, attention_over
 from jaxft.models.layers_decoder import causal_mask, decoder_top
 from jaxft.models.layers_kernels import Needs
 from jaxft.models.layers_math import ACTIVATIONS, dropout
@@ -108,6 +109,16 @@ NAMES = {
         *dense("model.decoder.project_out", "projection"),
     ),
 }
+# Of the attention of a decoder over what an encoder made of a source.
+CROSS_NAMES = (
+    *norm("transformer.h.{i}.ln_cross_attn", "blocks/{i}/cross/norm"),
+    *conv("transformer.h.{i}.crossattention.q_attn", "blocks/{i}/cross/query"),
+    *fused(
+        "transformer.h.{i}.crossattention.c_attn",
+        *(f"blocks/{{i}}/cross/{part}" for part in ("key", "value")),
+    ),
+    *conv("transformer.h.{i}.crossattention.c_proj", "blocks/{i}/cross/output"),
+)
 HEAD_NAMES = {
     None: (),
     "causal_lm": (Name("lm_head.weight", "head/kernel", transpose=True),),
@@ -117,6 +128,7 @@ FRESH = ("head/",)
 UNUSED = (
     # The causal mask, as a buffer.
     r"transformer\.h\.\d+\.attn\.(attention\.)?(bias|masked_bias)",
+    r"transformer\.h\.\d+\.crossattention\.(bias|masked_bias)",
     r"lm_head\.weight",
     r"score\.weight",
     r"multiple_choice_head\..*",
@@ -179,10 +191,17 @@ class Embeddings(nnx.Module):
 
 
 class Stem(nnx.Module):
-    """What comes before the blocks: the embeddings, and which positions see which."""
+    """What comes before the blocks: the embeddings, and which positions see which.
 
-    def __init__(self, config: Config):
+    Args:
+        config: the model's.
+        source_width: the width of the source that the blocks read; None where they read none.
+    """
+
+    def __init__(self, config: Config, source_width: int | None = None):
         self.embeddings = Embeddings(config)
+        width, std = config.width, config.std
+        self.source = None if source_width is None else SourceReader(width, source_width, std)
         self.max_positions = config.max_positions
         # One window for all blocks is the stem's; windows that differ are the blocks' own.
         alike = len(set(config.windows)) == 1
@@ -194,14 +213,18 @@ class Stem(nnx.Module):
 
     def __call__(
         self, batch: Batch, key: jax.Array | None, compute: Compute
-    ) -> tuple[jax.Array, Mask]:
+    ) -> tuple[jax.Array, Mask | Reading]:
         kernel = partial(compute.kernel, self.needs)
         mask = causal_mask(batch, self.max_positions, self.window, kernel)
-        return self.embeddings(batch, key), mask
+        context = mask if self.source is None else Reading(mask, self.source(batch))
+        return self.embeddings(batch, key), context
 
 
 class Attention(nnx.Module):
-    """Self-attention, added to its input; the norm stands before it or after the sum."""
+    """Attention over its input or over a source, added to the input.
+
+    The norm stands before it or after the sum.
+    """
 
     def __init__(self, config: Config):
         width, std, inward = config.width, config.std, config.inward_bias
@@ -218,15 +241,15 @@ class Attention(nnx.Module):
         self.rate = config.rate
 
     def __call__(
-        self, x: jax.Array, mask: Mask, key: jax.Array | None, scale: jax.Array | float
+        self, x: jax.Array, over: Mask | Source, key: jax.Array | None, scale: jax.Array | float
     ) -> jax.Array:
         weights_key, output_key = split_key(key, 2)
         read = self.norm(x) if self.norm_first else x
-        mixed = attention(
+        mixed = attention_over(
+            over,
+            read,
             self.query(read),
-            self.key(read),
-            self.value(read),
-            mask,
+            lambda hidden: (self.key(hidden), self.value(hidden)),
             heads=self.heads,
             rate=self.weights_rate,
             dropout_key=weights_key,
@@ -279,11 +302,48 @@ class Block(nnx.Module):
         return self.mlp(self.attention(x, mask, attention_key, scale), mlp_key)
 
 
+class ReadingBlock(nnx.Module):
+    """As `Block`, with attention over a source before the MLP."""
+
+    def __init__(self, config: Config):
+        self.attention = Attention(config)
+        self.cross = Attention(config)
+        self.mlp = Mlp(config)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        context: Reading,
+        key: jax.Array | None,
+        scale: jax.Array | float = 1.0,
+    ) -> jax.Array:
+        attention_key, cross_key, mlp_key = split_key(key, 3)
+        x = self.attention(x, context.mask, attention_key, scale)
+        return self.mlp(self.cross(x, context.source, cross_key, scale), mlp_key)
+
+
+def reading_names(model_type: str) -> tuple[Name, ...]:
+    """The name table of a GPT-2 that reads a source."""
+    return (*names("causal_lm", model_type), *CROSS_NAMES)
+
+
 def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
     """The one tower of a model under a head (a key of each of `MODEL_TYPES`)."""
+    return {"text": tower(config, *_top(config, head, num_labels))}
+
+
+def reading_tower(config: Config, source_width: int) -> Tower:
+    """A GPT-2 that scores next tokens and reads a source of that width in every block."""
+    return tower(config, *_top(config, "causal_lm", None), source_width)
+
+
+def _top(
+    config: Config, head: str | None, num_labels: int | None
+) -> tuple[nnx.Module, dict[str, str]]:
+    """What comes after the blocks, and its ties."""
     width, words, std = config.width, config.word_width, config.std
     axes = ("embed", "words")
-    top, ties = decoder_top(
+    return decoder_top(
         head,
         make_norm(config) if config.final_norm else None,
         vocab_size=config.vocab_size,
@@ -294,15 +354,22 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
         pad_token_id=config.fields["pad_token_id"],
         projection=Linear(width, words, axes, std, bias=False) if words != width else None,
     )
-    return {"text": tower(config, top, ties)}
 
 
-def tower(config: Config, top: nnx.Module, ties: Mapping[str, str]) -> Tower:
-    """The tower of a config, with what comes after its blocks and which names of that are ties."""
+def tower(
+    config: Config, top: nnx.Module, ties: Mapping[str, str], source_width: int | None = None
+) -> Tower:
+    """The tower of a config, with what comes after its blocks and which names of that are ties.
+
+    Args:
+        config, top, ties: these.
+        source_width: the width of the source that its blocks read; None where they read none.
+    """
     numbers: dict[str, list[float]] = {}
     if len(set(config.scales)) > 1:
         numbers["scale"] = list(config.scales)
     if len(set(config.windows)) > 1:
         numbers["window"] = [window or config.max_positions for window in config.windows]
-    blocks = (Part(Block(config)),) * len(config.windows)
-    return Tower(Part(Stem(config)), blocks, Part(top), ties, numbers)
+    block = Block(config) if source_width is None else ReadingBlock(config)
+    blocks = (Part(block),) * len(config.windows)
+    return Tower(Part(Stem(config, source_width)), blocks, Part(top), ties, numbers)

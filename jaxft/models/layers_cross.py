@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
+from jaxft.models.layers import Linear
 from jaxft.models.layers_attention import HIDDEN, Mask, attention
 from jaxft.models.layers_batch import Batch, segments_of
 from jaxft.models.layers_cache import attend, split_heads
@@ -47,6 +49,64 @@ def source_of(batch: Batch) -> Source:
     return Source(hidden, Mask(own, bias.astype(jnp.float32)))
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Reading:
+    """What every block of a decoder reads beside the stream: its mask, and the source."""
+
+    mask: Mask
+    source: Source
+
+
+class SourceReader(nnx.Module):
+    """The source of a batch as a decoder's blocks read it: projected where it is of another width.
+
+    Args:
+        width: of the decoder.
+        source_width: of what the encoder puts out, D.
+        std: the standard deviation of a fresh projection.
+    """
+
+    def __init__(self, width: int, source_width: int, std: float):
+        axes = ("source", "embed")
+        self.projection = Linear(source_width, width, axes, std) if source_width != width else None
+
+    def __call__(self, batch: Batch) -> Source:
+        source = source_of(batch)
+        if self.projection is None or source.hidden is None:
+            return source
+        return replace(source, hidden=self.projection(source.hidden))
+
+
+def attention_over(
+    what: Mask | Source,
+    read: jax.Array,
+    query: jax.Array,
+    project: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+    *,
+    heads: int,
+    rate: float,
+    dropout_key: jax.Array | None,
+    scale: jax.Array | float = 1.0,
+) -> jax.Array:
+    """Softmax attention over what a block reads itself (a mask), or over a source.
+
+    Args:
+        what: which of the two.
+        read: what the block reads, [B, T, D].
+        query: [B, T, H K].
+        project: `read`, or what is encoded -> keys and values, [B, S, H K] each.
+        heads, rate, dropout_key, scale: as `layers_attention.attention` has them.
+
+    Returns:
+        [B, T, H K].
+    """
+    how = {"heads": heads, "rate": rate, "dropout_key": dropout_key, "scale": scale}
+    if isinstance(what, Source):
+        return cross_attention(query, project, what, **how)  # type: ignore[arg-type]
+    return attention(query, *project(read), what, **how)  # type: ignore[arg-type]
+
+
 def cross_attention(
     query: jax.Array,
     project: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
@@ -55,7 +115,7 @@ def cross_attention(
     heads: int,
     rate: float,
     dropout_key: jax.Array | None,
-    scale: float = 1.0,
+    scale: jax.Array | float = 1.0,
 ) -> jax.Array:
     """Softmax attention over the source, with dropout on its weights.
 

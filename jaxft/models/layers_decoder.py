@@ -44,14 +44,14 @@ class CausalLm(nnx.Module):
 
     Args:
         norm, projection: as `Bare` has them.
-        head: a matrix of its own, or the word embeddings (tied).
+        head: a matrix of its own, or the word embeddings (tied); or a module that ends in those.
         soft_cap: bound of the scores; None for none.
     """
 
     def __init__(
         self,
         norm: Norm | None,
-        head: Linear | Embedding,
+        head: Embedding | Callable[[jax.Array], jax.Array],
         projection: Linear | None = None,
         soft_cap: float | None = None,
     ):

@@ -16,7 +16,7 @@ from jax.sharding import Sharding
 import jaxft.models
 from jaxft.data.text import load_tokenizer
 from jaxft.errors import UserError, nearest
-from jaxft.models import clip, imagegpt, yolos_from_vit
+from jaxft.models import clip, encoder_decoder, imagegpt, yolos_from_vit
 from jaxft.models.adapters import Adapter
 from jaxft.models.imagegpt_classes import with_classes
 from jaxft.models.layers import Leaf
@@ -70,7 +70,8 @@ def load(
 
     Args:
         checkpoint: a folder, a hub id (`owner/name@revision`) or `package:module/path`; or two
-            of them, `vision` and `text`, whose towers are put side by side in a new space.
+            of them: `vision` and `text`, whose towers are put side by side in a new space, or
+            `encoder` and `decoder`, which is to read the other.
         task: what the model is to end in; None for the checkpoint's own architecture.
         num_labels: classes of the head; None for as many as `labels`, or as the checkpoint says.
         labels: class names in order of id. The checkpoint's own classifier is kept where number
@@ -136,7 +137,7 @@ def describe(
     """
     source = resolve(checkpoint, cache)
     fields, tensors = _content(source, task, resize_vocab, detection_tokens, labels, weights)
-    fields = settled_fields(family := _family(fields), fields, tensors)
+    fields = settled_fields(family := _family(fields, source), fields, tensors)
     head, config = _head(family, fields, task), _config(family, fields, ignore, dropout, image_size)
     own, labels = class_labels(fields, num_labels, labels)
     towers, named = family.towers(config, head, len(labels)), _named(head, labels)
@@ -181,7 +182,7 @@ def families() -> dict[str, Family]:
     return found
 
 
-def _family(fields: Mapping[str, Any]) -> Family:
+def _family(fields: Mapping[str, Any], source: Source) -> Family:
     """The file of a config's model type; of two towers, the families of both put together."""
     known, model_type = families(), fields["model_type"]
     if model_type not in known:
@@ -190,6 +191,9 @@ def _family(fields: Mapping[str, Any]) -> Family:
             f"config.json: the model_type '{model_type}' is not supported.",
             "".join([*close, f"Known: {', '.join(sorted(known))}."]),
         )
+    if model_type in encoder_decoder.MODEL_TYPES:
+        paired = source.second is not None
+        return cast(Family, encoder_decoder.compose(fields, known, paired))
     two = model_type in clip.MODEL_TYPES
     return cast(Family, clip.compose(fields, known)) if two else known[model_type]
 
@@ -197,8 +201,15 @@ def _family(fields: Mapping[str, Any]) -> Family:
 def _fields(source: Source, resize_vocab: bool) -> dict[str, Any]:
     """The config.json of a checkpoint, or of two, with what the tokenizer says beside it."""
     fields, folder = read_config(source.folder), source.tokenizer_folder
-    if source.text is not None:
-        fields = clip.join_configs(fields, read_config(source.text.folder))
+    if source.second is not None:
+        second = read_config(source.second.folder)
+        if source.decodes:
+            tokens = load_tokenizer(folder)
+            fields = encoder_decoder.join_configs(
+                clip.one_config(fields, "vision_config"), second, tokens.first_id, tokens.last_id
+            )
+        else:
+            fields = clip.join_configs(fields, second)
     fields["pad_token_id"] = pad_token_id(fields, folder)
     return with_vocabulary(fields, load_tokenizer(folder).vocab_size) if resize_vocab else fields
 
@@ -206,10 +217,12 @@ def _fields(source: Source, resize_vocab: bool) -> dict[str, Any]:
 def _tensors(source: Source) -> dict[str, Tensor]:
     """Every tensor of a checkpoint, or of two."""
     found = open_tensors(source.weight_files, source.weight_map)
-    if source.text is None:
+    if source.second is None:
         return found
-    text = open_tensors(source.text.weight_files, source.text.weight_map)
-    return clip.join_tensors(found, text)
+    second = open_tensors(source.second.weight_files, source.second.weight_map)
+    if source.decodes:
+        return encoder_decoder.join_tensors(clip.one_tower(found, clip.VISION), second)
+    return clip.join_tensors(found, second)
 
 
 def _content(
@@ -247,7 +260,7 @@ def _config(
         config = config.with_dropout(dropout)
     if image_size is None or IMAGE_GENERATION in family.MODEL_TYPES[fields["model_type"]]:
         return config  # what reads an image as words takes any of them, as it takes any text
-    if not hasattr(config, "with_image_size"):
+    if getattr(config, "image_size", None) is None:
         raise UserError(
             f"model.image_size: a {fields['model_type']} reads no images.", "Leave it out."
         )

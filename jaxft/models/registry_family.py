@@ -26,7 +26,7 @@ class Family(Protocol):
     Config: Any  # a frozen dataclass: from_hf(fields, ignore), to_hf(), with_dropout(rate)
     # model_type -> task (None: without a head) -> Hugging Face architecture
     MODEL_TYPES: Mapping[str, Mapping[str | None, str]]
-    FRESH: Sequence[str]  # prefixes of parameters that a checkpoint may lack
+    FRESH: Sequence[str]  # patterns of how parameters that a checkpoint may lack begin
     UNUSED: Sequence[str]  # patterns of tensors that may go unused
     UNREAD: Sequence[str]  # config fields that no code reads
 

@@ -30,6 +30,7 @@ from jaxft.errors import UserError, did_you_mean
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED = "pytorch_model.bin"
+GENERATION_FILE = "generation_config.json"
 # What a checkpoint has beside its config and weights: tokenizer, image processor, generation.
 COMPANIONS = (
     "tokenizer*",
@@ -43,12 +44,16 @@ COMPANIONS = (
     "additional_chat_templates/*.jinja",
     "preprocessor_config.json",
     "processor_config.json",
-    "generation_config.json",
+    GENERATION_FILE,
 )
 IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 HUB_FILES = ("config.json", "model*.safetensors", INDEX, *COMPANIONS)
-# Where one is, or where those of two towers are.
-Checkpoint = str | Mapping[Literal["vision", "text"], str]
+# The names of two checkpoints that become one model: two towers, or one that reads the other.
+Part = Literal["vision", "text", "encoder", "decoder"]
+TOWERS: tuple[Part, Part] = ("vision", "text")
+PAIR: tuple[Part, Part] = ("encoder", "decoder")
+# Where one is, or where two are.
+Checkpoint = str | Mapping[Part, str]
 
 
 @dataclass(frozen=True)
@@ -59,13 +64,15 @@ class Source:
         asked: what the person wrote.
         folder: where its files are.
         revision: the resolved commit where it came from the hub, else None.
-        text: where the text tower is, where this is the image tower of two checkpoints.
+        second: where the other one is, where this is the first of two checkpoints.
+        decodes: whether that one is a decoder, which is to read this one's output.
     """
 
     asked: str
     folder: Path
     revision: str | None = None
-    text: Source | None = None
+    second: Source | None = None
+    decodes: bool = False
 
     @cached_property
     def weight_files(self) -> tuple[Path, ...]:
@@ -99,24 +106,26 @@ class Source:
         for path in self.weight_files:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
-        if self.text is not None:
-            digest.update(self.text.sha256.encode())
+        if self.second is not None:
+            digest.update(self.second.sha256.encode())
         return digest.hexdigest()
 
     @property
     def tokenizer_folder(self) -> Path:
         """The folder with the tokenizer's files."""
-        return self.folder if self.text is None else self.text.folder
+        return self.folder if self.second is None else self.second.folder
 
     @cached_property
     def companions(self) -> dict[str, Path]:
         """The files of tokenizer, image processor and generation: path in the folder -> file."""
         paths = {path for pattern in COMPANIONS for path in self.folder.glob(pattern)}
         own = {str(p.relative_to(self.folder)): p for p in sorted(paths) if p.is_file()}
-        if self.text is None:
+        if self.second is None:
             return own
         images = {name: path for name, path in own.items() if name in IMAGE_FILES}
-        return {n: p for n, p in self.text.companions.items() if n not in IMAGE_FILES} | images
+        # How the second one alone goes on with a text is not how both write one.
+        left = (*IMAGE_FILES, GENERATION_FILE)
+        return {n: p for n, p in self.second.companions.items() if n not in left} | images
 
 
 def resolve(checkpoint: Checkpoint, cache: str | None = None) -> Source:
@@ -124,19 +133,23 @@ def resolve(checkpoint: Checkpoint, cache: str | None = None) -> Source:
 
     Args:
         checkpoint: a folder, `package:module/path`, or a hub id with an optional `@revision`; or
-            two of them, `vision` and `text`, whose towers are put side by side.
+            two of them: `vision` and `text`, whose towers are put side by side, or `encoder` and
+            `decoder`.
         cache: the hub's cache folder; None for the usual one. HF_HUB_OFFLINE is honoured.
 
     Raises:
         UserError: there is no such folder, package or repository, or no way to reach it.
     """
     if not isinstance(checkpoint, str):
-        if set(checkpoint) != {"vision", "text"}:
+        names = next((known for known in (TOWERS, PAIR) if set(known) == set(checkpoint)), None)
+        if names is None:
             raise UserError(
-                f"model.checkpoint: two towers are 'vision' and 'text', not {list(checkpoint)}."
+                f"model.checkpoint: two checkpoints are 'vision' and 'text', or 'encoder' and "
+                f"'decoder', not {list(checkpoint)}."
             )
-        vision, text = resolve(checkpoint["vision"], cache), resolve(checkpoint["text"], cache)
-        return replace(vision, asked=f"{vision.asked} and {text.asked}", text=text)
+        first, second = (resolve(checkpoint[name], cache) for name in names)
+        asked = f"{first.asked} and {second.asked}"
+        return replace(first, asked=asked, second=second, decodes=names == PAIR)
     if checkpoint.startswith("package:"):
         return Source(checkpoint, _package_folder(checkpoint))
     folder = Path(checkpoint).expanduser()

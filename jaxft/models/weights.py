@@ -116,7 +116,7 @@ def match(
         names: parameter -> its line of the name table.
         leaves: parameter -> its description.
         canonical: a name as found in a file -> as the table spells it.
-        fresh: name prefixes that may be absent (whole), such as `head/`.
+        fresh: patterns of beginnings of names that may be absent (whole), such as `head/`.
         refuse: those of them that are to be new even where the checkpoint has them.
         unused: patterns of tensors that may go unused.
         refit: parameter -> what makes a tensor of another shape fit: called with all of it, as
@@ -203,7 +203,7 @@ def _check_missing(
 ) -> None:
     """A part that may be new is new as a whole; everything else must be there."""
     for name in new:
-        part = next((prefix for prefix in fresh if name.startswith(prefix)), None)
+        part = next((found[0] for pattern in fresh if (found := re.match(pattern, name))), None)
         if part is None or any(other.startswith(part) for other in wanted):
             raise UserError(
                 f"The checkpoint lacks the tensor '{names[name].hf}' ({len(new)} missing in all)."

@@ -58,7 +58,8 @@ def with_vocabulary(fields: Mapping[str, Any], pieces: int) -> dict[str, Any]:
     """A config.json whose vocabulary has room for a tokenizer's pieces.
 
     Args:
-        fields: config.json; where there is a text tower its vocabulary is in `text_config`.
+        fields: config.json; the vocabulary of a text tower is in its `text_config`, and that of
+            a decoder that reads an encoder in its `decoder`.
         pieces: how many the tokenizer has; where the vocabulary has as many it stays as it is.
 
     Raises:
@@ -66,6 +67,7 @@ def with_vocabulary(fields: Mapping[str, Any], pieces: int) -> dict[str, Any]:
     """
     if isinstance(fields.get("vocab_size"), int):
         return {**fields, "vocab_size": max(fields["vocab_size"], pieces)}
-    if isinstance(fields.get("text_config"), dict):
-        return {**fields, "text_config": with_vocabulary(fields["text_config"], pieces)}
+    for part in ("text_config", "decoder"):
+        if isinstance(fields.get(part), dict):
+            return {**fields, part: with_vocabulary(fields[part], pieces)}
     raise UserError("model.resize_vocab: config.json says no vocab_size that could grow.")
