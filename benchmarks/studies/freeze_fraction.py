@@ -20,6 +20,7 @@ from benchmarks.studies.page import (
     drift_of,
     markdown,
     of_difference,
+    run_study,
     scores_by_setting,
     with_interval,
     write_page,
@@ -54,7 +55,7 @@ def main() -> None:
         "optimizer.lr": RATES,
         "run.seed.init": list(SEEDS),
     }
-    study = jaxft.study(config, vary, overwrite=True)
+    study = run_study(config, vary)
     settings, drift = scores_by_setting(study), drift_of(study)
     found = []
     for count in counts:
@@ -116,9 +117,9 @@ def draw(figure: Any, found: list[dict[str, Any]]) -> None:
     left.set(xlabel="FLOPs of a step, of one with nothing frozen", ylabel="test accuracy")
     left.set_title("depths frozen, a dot a seed", fontsize=9)
     for one in found[:-1]:
-        right.plot(one["drift"], marker=".", label=f"{one['frozen']} frozen")
+        right.plot(one["drift"][:-1], marker=".", label=f"{one['frozen']} frozen")
     right.set(xlabel="depth", ylabel="|w - w0| / |w0|")
-    right.set_title("how far each depth moved", fontsize=9)
+    right.set_title("how far each depth below the head moved", fontsize=9)
     right.legend(fontsize=8)
 
 

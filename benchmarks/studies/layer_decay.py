@@ -18,6 +18,7 @@ from benchmarks.studies.page import (
     SEEDS,
     chosen,
     markdown,
+    run_study,
     scores_by_setting,
     with_interval,
     write_page,
@@ -58,7 +59,7 @@ def main() -> None:
         "optimizer.lr": RATES,
         "run.seed.init": list(SEEDS),
     }
-    settings = scores_by_setting(jaxft.study(config, vary, overwrite=True))
+    settings = scores_by_setting(run_study(config, vary))
     found = {decay: of_decay(settings, decay) for decay in DECAYS}
     print(table := as_table(found))
     write_page("layer_decay", table, lambda figure: draw(figure, found))

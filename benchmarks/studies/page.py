@@ -13,7 +13,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from jaxft.engine.study import Study
+from jaxft.config import Config
+from jaxft.engine.study import Study, study
 from jaxft.engine.study_rank import summarise_seeds
 
 matplotlib.use("Agg")
@@ -22,6 +23,12 @@ ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs" / "studies"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 SEEDS = range(5)
+
+
+def run_study(config: Config, vary: dict[str, Any]) -> Study:
+    """A study, gone on with where the command ended before: it takes long."""
+    folder = Path(config.run.dir, f"{config.run.name}-study")
+    return study(config, vary, resume=(folder / "study.json").exists())
 
 
 def with_interval(scores: Sequence[float]) -> str:

@@ -21,6 +21,7 @@ from benchmarks.studies.page import (
     chosen,
     markdown,
     of_difference,
+    run_study,
     scores_by_setting,
     with_interval,
     write_page,
@@ -57,14 +58,19 @@ def compare(method: str) -> dict[str, Any]:
     overrides = [*OVERRIDES, f"run.name=probe-{method}", f"phases={phases}"]
     config = jaxft.load_config("configs/sentiment.yaml", overrides)
     vary = {"optimizer.lr": rates, "run.seed.init": list(SEEDS)}
-    best = chosen(scores_by_setting(jaxft.study(config, vary, overwrite=True)))
+    best = chosen(scores_by_setting(run_study(config, vary)))
     rate = best["values"]["optimizer.lr"]
     # The same members again, scored elsewhere: a study is the same each time.
     other = jaxft.load_config(
         "configs/sentiment.yaml",
-        [*overrides, f"data.test={ELSEWHERE}", f"optimizer.lr={rate}", "run.name=probe-elsewhere"],
+        [
+            *overrides,
+            f"data.test={ELSEWHERE}",
+            f"optimizer.lr={rate}",
+            f"run.name=probe-{method}-elsewhere",
+        ],
     )
-    again = jaxft.study(other, {"run.seed.init": list(SEEDS)}, overwrite=True)
+    again = run_study(other, {"run.seed.init": list(SEEDS)})
     (elsewhere,) = scores_by_setting(again)
     return best | {"elsewhere": elsewhere["test"]}
 
