@@ -105,10 +105,12 @@ def test_eval(story, capsys):
     assert json.loads(capsys.readouterr().out) == result
     assert main(["eval", "runs/first", "--split", "eval", "--data", "csv:more.csv"]) == 0
     assert main(["eval", "runs/first", "--interpolate", "0:1:0.5"]) == 0
+    assert main(["eval", "runs/first", "--similarity"]) == 0
     assert [args for args, _ in calls] == [
-        (Path("runs/first"), "test", None, None),
-        (Path("runs/first"), "eval", "csv:more.csv", None),
-        (Path("runs/first"), "test", None, "0:1:0.5"),
+        (Path("runs/first"), "test", None, None, False),
+        (Path("runs/first"), "eval", "csv:more.csv", None, False),
+        (Path("runs/first"), "test", None, "0:1:0.5", False),
+        (Path("runs/first"), "test", None, None, True),
     ]
 
 

@@ -12,6 +12,7 @@ from jaxft.errors import UserError
 from jaxft.models import registry
 from jaxft.models.layers_math import layer_norm
 from jaxft.models.yolos import Seen
+from jaxft.models.yolos_from_vit import evenly
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 SMALL = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 4}
@@ -68,9 +69,11 @@ def test_a_plain_vit_becomes_a_detector(kind, tmp_path):
     model = jaxft.load(
         str(tmp_path), task="object_detection", labels=("tree", "car"), detection_tokens=5
     )
-    new = {name.split("/")[0] for name in model.report.new}
-    assert new == {"embeddings", "class_mlp", "box_mlp", "head"}
-    assert [n for n in model.report.new if "embed" in n] == ["embeddings/detection_tokens"]
+    assert {name.split("/")[0] for name in model.report.new} == {"class_mlp", "box_mlp", "head"}
+    tokens, one = (
+        model.params[f"embeddings/{name}"] for name in ("detection_tokens", "class_token")
+    )
+    np.testing.assert_array_equal(tokens, np.repeat(one, 5, axis=1))
     out = model(pixel_values=pixels(16, 16))
     assert out["logits"].shape == (2, 5, 3)
     # One that is saved is a YOLOS of its own, to transformers too.
@@ -92,6 +95,17 @@ def test_a_plain_vit_becomes_a_detector(kind, tmp_path):
     with torch.no_grad():
         expected = base(torch.tensor(pixels(16, 16))).last_hidden_state.numpy()
     np.testing.assert_allclose(ours, expected, atol=2e-5)
+
+
+def test_detection_tokens_begin_at_places_of_their_own():
+    """Six over a grid of 4 x 6 that holds its own coordinates: two lines of three."""
+    rows, columns = 4, 6
+    grid = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1)
+    expected = [[y, x] for y in (0.5, 2.5) for x in (0.5, 2.5, 4.5)]
+    np.testing.assert_allclose(evenly(grid, 6), expected)
+    # One more is in the upper line, and so many that they stand closer than patches are between.
+    np.testing.assert_allclose(evenly(grid, 7)[:4, 1], [0.25, 1.75, 3.25, 4.75])
+    assert len(np.unique(evenly(grid, 24 * 9).round(6), axis=0)) > 24 * 4
 
 
 def cut_stream(tower, params, images) -> np.ndarray:

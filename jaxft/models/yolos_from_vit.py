@@ -1,4 +1,4 @@
-"""A plain ViT as the beginning of a YOLOS: new detection tokens, and its weights where it has any.
+"""A plain ViT as the beginning of a YOLOS: detection tokens, and its weights where it has any.
 
 DeiT's distillation token is left out. DINOv2's scales of each branch are taken into the maps
 before them, which computes the same.
@@ -8,6 +8,7 @@ Source: Fang et al. (2021), https://arxiv.org/abs/2106.00666, begins with DeiT's
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -35,6 +36,8 @@ KEPT = (
     "attention_probs_dropout_prob",
 )
 POSITION = "embeddings.position_embeddings"
+CLASS_TOKEN = "embeddings.cls_token"
+DETECTIONS = "embeddings.detection_tokens"
 # DINOv2's names -> ViT's.
 RENAMED = {
     "norm1.": "layernorm_before.",
@@ -103,20 +106,63 @@ def begin(
     }
     found = {re.sub(r"^(vit|deit|dinov2)\.", "", name): one for name, one in tensors.items()}
     if POSITION in found:
-        found[POSITION] = _with_detections(found[POSITION], config.specials, count)
+        found[POSITION] = _with_detections(found[POSITION], config, count)
+    if CLASS_TOKEN in found:
+        found[DETECTIONS] = _repeated(found[CLASS_TOKEN], count)
     return made, _plain(found) if fields["model_type"] == "dinov2" else found
 
 
-def _with_detections(tensor: Tensor, specials: int, count: int) -> Tensor:
-    """Positions [1, S + N, D] as those of a class token, N patches and detections: zeros."""
+def _with_detections(tensor: Tensor, config: Config, count: int) -> Tensor:
+    """Positions [1, S + N, D] as those of a class token, N patches and `count` detections.
+
+    A detection token begins at a place of its own, spread evenly over the patches, with the
+    position that a patch there would have: frozen blocks know what that means, and a head need not
+    find out which token looks where.
+    """
     _, length, width = tensor.shape
 
     def read(index: Index) -> np.ndarray:
         stored = tensor.whole()
-        zeros = np.zeros((1, count, width), stored.dtype)
-        return np.concatenate([stored[:, :1], stored[:, specials:], zeros], axis=1)[index]
+        patches = stored[0, config.specials :].reshape(*config.grid, width)
+        spread = evenly(patches, count).astype(stored.dtype)
+        return np.concatenate([stored[:, :1], stored[:, config.specials :], spread[None]], 1)[index]
 
-    return replace(tensor, shape=(1, 1 + length - specials + count, width), read=read)
+    return replace(tensor, shape=(1, 1 + length - config.specials + count, width), read=read)
+
+
+def evenly(grid: np.ndarray, count: int) -> np.ndarray:
+    """What a grid holds at `count` places spread evenly over it, between cells by linear weights.
+
+    Args:
+        grid: [rows, columns, D].
+        count: how many places; they lie in about as many lines as in columns of equal distance.
+
+    Returns:
+        [count, D], line by line.
+    """
+    rows, columns, _ = grid.shape
+    lines = min(count, max(1, round(math.sqrt(count * rows / columns))))
+    each = [len(part) for part in np.array_split(np.arange(count), lines)]
+    down = np.concatenate([np.full(many, (line + 0.5) / lines) for line, many in enumerate(each)])
+    right = np.concatenate([(np.arange(many) + 0.5) / many for many in each])
+    weights = [between(down, rows), between(right, columns)]
+    return np.einsum("nr,nc,rcd->nd", *weights, grid.astype(np.float32))
+
+
+def between(places: np.ndarray, cells: int) -> np.ndarray:
+    """The linear weights [places, cells] of the cells' centres around each place of 0 to 1."""
+    at = np.clip(places * cells - 0.5, 0, cells - 1)
+    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(cells)))
+
+
+def _repeated(token: Tensor, count: int) -> Tensor:
+    """The class token [1, 1, D] for each detection: the one summary that the blocks know."""
+    width = token.shape[-1]
+    return replace(
+        token,
+        shape=(1, count, width),
+        read=lambda index: np.repeat(token.whole(), count, axis=1)[index],
+    )
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
