@@ -248,6 +248,30 @@ def test_files_are_short(module):
     assert lines <= limit, f"jaxft.{module} has {lines} lines, {limit} at most"
 
 
+ASKS = {"devices", "local_devices", "default_backend", "device_count", "local_device_count"}
+IN_A_STEP = [
+    name
+    for name in ROOMS
+    if name.split(".")[0] in ("models", "layerwise", "tasks", "data", "metrics")
+    or name in ("engine.step", "engine.state", "engine.compiler_options")
+]
+
+
+@pytest.mark.parametrize("module", IN_A_STEP)
+def test_nothing_in_a_step_asks_the_default_device(module):
+    """A step is compiled for chips that need not be there: `Compute.platform` says which."""
+    tree = ast.parse(MODULES[module].read_text())
+    asked = [
+        f"line {node.lineno}: jax.{node.attr}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and node.attr in ASKS
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "jax"
+    ]
+    assert not asked, asked
+
+
 def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     """Lines of a function from `def` to its end, but its docstring and the functions inside it."""
 

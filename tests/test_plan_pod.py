@@ -31,7 +31,7 @@ def test_without_the_compiler_it_says_how_to_get_it(monkeypatch, tmp_path):
 def test_a_mesh_that_does_not_multiply_out_is_refused(tmp_path):
     """What the compiling process refuses is a sentence here too."""
     config = tiny_config(tmp_path, mesh={"data": 3})
-    with pytest.raises(UserError, match="3x1x1 .* does not divide 4 device"):
+    with pytest.raises(UserError, match=r"3x1x1 .* does not divide 4 device"):
         plan_on(config, topology=SLICE)
 
 
