@@ -132,6 +132,13 @@ DEMOS = (
         "as it is",
         quick=("data.test=jsonl:assets/verses/test.jsonl[:20%]",),
     ),
+    Demo(
+        "generate_images",
+        "handwritten nines, from a model that knows 0 to 8",
+        ("imagegpt", "digits", "vits"),
+        "bits_per_dimension",
+        "as it is",
+    ),
 )
 # Configs that show a way to train on rows of another; they have a README row and no row here.
 RECIPES = (

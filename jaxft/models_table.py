@@ -15,7 +15,7 @@ from jaxft.config_tasks import TaskSection
 from jaxft.errors import UserError
 from jaxft.files import write_atomic
 from jaxft.models.generate import WRITES
-from jaxft.models.registry import families
+from jaxft.models.registry import IMAGE_GENERATION, families
 
 START, END = "<!-- the table: make docs writes it -->\n", "<!-- the end of the table -->\n"
 COLUMNS = ("model_type", "architecture", "task", "load", "train", "export", "generate")
@@ -42,7 +42,7 @@ def _rows() -> Iterator[tuple[str, ...]]:
     for model_type, family in families().items():
         for head, architecture in family.MODEL_TYPES[model_type].items():
             trains = "`jaxft train`" if head in kinds else "-"
-            writes = "`jaxft predict`" if head in WRITES else "-"
+            writes = "`jaxft predict`" if head in (*WRITES, IMAGE_GENERATION) else "-"
             named = (f"`{model_type}`", f"`{architecture}`", head or "-")
             yield (*named, "yes", trains, "yes", writes)
 

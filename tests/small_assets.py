@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from jaxft.data.template import parse_template
+from jaxft.demo_imagegpt import blank
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 EVERY = {"train.csv": 51, "test.csv": 20}  # keep one review in so many
@@ -53,6 +54,7 @@ def small_assets(folder: Path, minilm: Path, reviews: Path) -> Path:
     write_vit(folder / "vits", "vit")
     write_vit(folder / "dinov2", "dinov2")
     write_digits(folder / "digits")
+    blank(folder / "imagegpt", side=6, levels=4, width=16, blocks=4, heads=2)
     write_emoji(folder / "emoji")
     write_tweets(folder / "tweets")
     write_loans(folder / "lending_club")
@@ -114,11 +116,12 @@ def write_vit(folder: Path, model_type: str) -> None:
 
 
 def write_digits(folder: Path) -> None:
+    """A few of each digit, and of nines as many as a tenth of them is some."""
     for split, each in (("train", 8), ("test", 2)):
         for digit in range(10):
             (folder / split / str(digit)).mkdir(parents=True)
-            for number in range(each):
-                shade = (20 * digit, 255 - 20 * digit, 12 * number)
+            for number in range(each if digit < 9 else 5 * each):
+                shade = (20 * digit, 255 - 20 * digit, 6 * number)
                 path = folder / split / str(digit) / f"{number}.png"
                 Image.new("RGB", (28, 28), shade).save(path)
 

@@ -26,6 +26,8 @@ PIPELINES: Mapping[str | None, tuple[str, str]] = {
     "seq2seq": ("text2text-generation", "AutoModelForSeq2SeqLM"),
     "causal_lm": ("text-generation", "AutoModelForCausalLM"),
     "image_classification": ("image-classification", "AutoModelForImageClassification"),
+    # No Auto class has it.
+    "image_generation": ("unconditional-image-generation", "ImageGPTForCausalImageModeling"),
     "object_detection": ("object-detection", "AutoModelForObjectDetection"),
     "captioning": ("image-to-text", "AutoModelForImageTextToText"),
     "contrastive": ("zero-shot-image-classification", "AutoModel"),

@@ -19,6 +19,7 @@ from jaxft.report.events import read_events
 TAGGED_TASK, MASKED_TASK, PAIRED_TASK = "token_classification", "masked_lm", "embedding"
 BOXES_TASK = "object_detection"
 WRITTEN_TASK = "seq2seq"
+DRAWN_TASK = "image_generation"
 SPLITS = ("test", "eval")  # the order in which their predictions are shown
 BEFORE = "before"  # what was said of the eval rows before the first step, where that was asked for
 Keys = dict[str, tuple[type, ...]]  # what the page reads of an entry, and the types it may have
@@ -81,6 +82,7 @@ WRITTEN: Keys = {
     "written": (str,),
     "loss": NUMBER,
 }
+IMAGE: Keys = {"id": (int,), "bits_per_dimension": NUMBER}
 # Of tasks whose predictions are no classes: the keys of a line, and of the lists in it.
 LINES: dict[str, tuple[Keys, dict[str, Keys]]] = {
     TAGGED_TASK: (TAGGED, {"entities": ENTITY, "gold": ENTITY}),
@@ -88,6 +90,7 @@ LINES: dict[str, tuple[Keys, dict[str, Keys]]] = {
     PAIRED_TASK: (PAIRED, {"found": FOUND}),
     BOXES_TASK: (BOXES, {}),
     WRITTEN_TASK: (WRITTEN, {}),
+    DRAWN_TASK: (IMAGE, {}),
 }
 RESULT: Keys = {"split": (str,), "step": (int,), "metrics": (dict,), "examples": (int,)}
 

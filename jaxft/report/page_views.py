@@ -12,6 +12,7 @@ from jaxft.report import numbers
 from jaxft.report.page_binary import thresholds
 from jaxft.report.page_boxes import boxed
 from jaxft.report.page_classes import told
+from jaxft.report.page_drawn import drawn, sheets
 from jaxft.report.page_figures import group_colour, metrics_of
 from jaxft.report.page_fills import filled
 from jaxft.report.page_gap import overfitting
@@ -19,6 +20,7 @@ from jaxft.report.page_pairs import paired
 from jaxft.report.page_run import (
     BEFORE,
     BOXES_TASK,
+    DRAWN_TASK,
     LINES,
     MASKED_TASK,
     PAIRED_TASK,
@@ -85,6 +87,8 @@ def _told(run: Run) -> dict[str, Any]:
         "tagged": [tagged(*one) for one in splits.items() if run.task == TAGGED_TASK],
         "filled": [filled(*one) for one in compared if run.task == MASKED_TASK],
         "paired": [paired(*one) for one in compared if run.task == PAIRED_TASK],
+        "sheets": sheets(run.path) if run.task == DRAWN_TASK else [],
+        "drawn": [drawn(*one) for one in splits.items() if run.task == DRAWN_TASK],
         "written": [written(*one) for one in compared if run.task == WRITTEN_TASK],
     }
 
