@@ -26,6 +26,7 @@ from jaxft.cli_data import app as data
 from jaxft.cli_doctor import doctor
 from jaxft.cli_plan import plan
 from jaxft.cli_predict import predict
+from jaxft.cli_report import report
 from jaxft.cli_search import search
 from jaxft.cli_study import study
 from jaxft.cluster import SUPERVISED, find_cluster
@@ -201,6 +202,7 @@ app.command()(search)
 app.command(epilog=KEYS_HELP)(study)
 app.add_typer(data, name="data")
 app.command()(doctor)
+app.command()(report)
 
 
 @app.command()
@@ -226,22 +228,6 @@ def export(
     from jaxft.engine.export import export as story
 
     typer.echo(story(run, out, which, adapter))
-
-
-@app.command()
-def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="The run folders.")],
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="The page to write; report.html in the run, or beside the first of several."
-        ),
-    ] = None,
-) -> None:
-    """Write one page that shows the runs, complete in itself; prints its path."""
-    from jaxft.report.page import write_page as story
-
-    typer.echo(story(runs, out))
 
 
 @app.command()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+from pydantic import Field
+
 from jaxft.config_fields import NAME, Section, key, section
 
 
@@ -19,3 +23,8 @@ class RunSection(Section):
     name: str = key(..., "name of the run, and of its folder", resume="fixed", pattern=NAME)
     dir: str = key("runs", "folder that holds the run folders", resume="may change", min_length=1)
     seed: SeedSection = section(SeedSection, "the seeds of a run's three sources of chance")
+    trackers: list[Literal["wandb", "trackio"]] = Field(
+        default_factory=list,
+        description="who else is told the run's numbers; each is an extra of that name",
+        json_schema_extra={"resume": "may change"},
+    )

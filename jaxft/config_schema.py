@@ -224,7 +224,11 @@ class ReportSection(Section):
         "how often what each layer does is written down; 0 is never",
         resume="may change",
     )
-    before: bool = key(False, "score the eval rows before the first step too", resume="may change")
+    before: bool = key(
+        False,
+        "score the eval rows before the first step too, and draw where they lie then and after",
+        resume="may change",
+    )
     forgetting: str | None = key(
         None,
         "texts (a source) whose loss under the checkpoint's own pretraining head is followed",

@@ -218,13 +218,19 @@ def write_run(folder, name="sentiment", lr=1e-4, seed=0, reach=1.0):
     (run / "config.yaml").write_text(yaml.safe_dump(config.dump(), sort_keys=False))
     write_events(run, random, lr, reach)
     spread_times(run)
-    rates = [[5 * lr * schedule(step), lr * schedule(step)] for step in range(0, STEPS + 1, 4)]
-    table = {"groups": ["head", "rest"], "steps": list(range(0, STEPS + 1, 4)), "rates": rates}
+    steps = list(range(0, STEPS + 1, 4))
+    rates = [[5 * lr * schedule(step), lr * schedule(step)] for step in steps]
+    table = {"groups": ["head", "rest"], "steps": steps, "rates": rates, "depths": [3, 4, 5, 6, 7]}
+    table["by_depth"] = [
+        [*(0.9 ** (7 - d) * rest for d in range(3, 7)), head] for head, rest in rates
+    ]
     write_json(run / "rates.json", table)
     write_json(run / "table.json", layer_table(lr))
     for split, count in (("eval", 768), ("test", 853)):
         lines = map(json.dumps, predictions(random, count, 0.83 * (0.9 + 0.1 * reach)))
         (run / f"predictions-{split}.jsonl").write_text("\n".join(lines) + "\n")
+    for when, apart in (("before", 0.4), ("after", 2.2)):
+        write_json(run / f"embeddings-{when}.json", embeddings(random, apart))
     metrics = {"accuracy": 0.8312 * (0.9 + 0.1 * reach), "f1": 0.829, "loss": 0.4127}
     result = {"split": "test", "step": 360, "checkpoint": "best", "examples": 853}
     baselines = {
@@ -234,6 +240,20 @@ def write_run(folder, name="sentiment", lr=1e-4, seed=0, reach=1.0):
     write_json(run / "result.json", {**result, "metrics": metrics, "baselines": baselines})
     write_json(run / "run.json", facts(name))
     return run
+
+
+def embeddings(random, apart):
+    """200 rows of two classes whose middles lie `apart`."""
+    labels = random.random(200) < 0.5
+    points = random.normal(0, 1, (200, 2)) + np.where(labels, apart, -apart)[:, None]
+    return {
+        "x": points[:, 0].tolist(),
+        "y": points[:, 1].tolist(),
+        "labels": [("negative", "positive")[int(one)] for one in labels],
+        "explained": [0.31, 0.12],
+        "alike": 0.61,
+        "guessing": 0.5,
+    }
 
 
 def facts(name):

@@ -179,6 +179,17 @@ def test_export(story, capsys):
     assert said == "jaxft: --checkpoint is best, last or a step's number, not 'first'."
 
 
+def test_a_report_is_a_page_or_json_or_pictures(story, capsys):
+    story("jaxft.report.page_json", "report_json", lambda runs: json.dumps([str(r) for r in runs]))
+    story("jaxft.report.page_png", "write_pngs", lambda runs, folder: [folder / "a.png"])
+    assert main(["report", "runs/a", "--json"]) == 0
+    assert capsys.readouterr().out == '["runs/a"]\n'
+    assert main(["report", "runs/a", "--png", "out"]) == 0
+    assert capsys.readouterr().out == "out/a.png\n"
+    assert main(["report", "runs/a", "--png", "out", "--json"]) == 2
+    assert "three kinds of report" in capsys.readouterr().err
+
+
 def test_report(story, capsys):
     calls = story("jaxft.report.page", "write_page", lambda runs, out: Path("page.html"))
     assert main(["report", "runs/a", "runs/b", "--out", "page.html"]) == 0

@@ -159,6 +159,18 @@ def test_scores_teach_the_cosine(model):
     assert task.primary == "spearman"
 
 
+def test_the_texts_of_eval_pairs_lie_nearer_after_training(run):
+    before, after = (
+        json.loads((run.folder / f"embeddings-{when}.json").read_text())
+        for when in ("before", "after")
+    )
+    assert before["labels"] == ["anchor", "positive"] * 40
+    assert len(after["x"]) == 80
+    assert not np.allclose(before["x"], after["x"])
+    page = write_page([run.folder]).read_text()
+    assert "Where the eval rows lie" in page
+
+
 def test_what_is_found_is_as_counted_by_hand():
     anchors = np.eye(3, dtype=np.float32)[[0, 0, 1, 2]]
     numbers = numbered([("a", "x"), ("a", "y"), ("b", "z"), ("c", "x")])

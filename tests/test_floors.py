@@ -83,6 +83,8 @@ FLOORS = {
     "engine.checkpoint": 6,
     "engine.run_folder": 6,
     "report.numbers": 5,
+    "report.browser": 5,
+    "report.trackers": 5,
     "report.events": 6,
     "report.progress": 6,
     "engine.step": 7,

@@ -10,6 +10,8 @@ from jaxft.errors import UserError
 from jaxft.report.page import spans, write_page
 from jaxft.report.page_classes import confusion, worst_mistakes
 from jaxft.report.page_figures import figures, smooth
+from jaxft.report.page_json import report_json
+from jaxft.report.page_png import write_pngs
 from jaxft.report.page_run import read_run
 from jaxft.report.page_views import differences
 
@@ -51,6 +53,7 @@ def test_a_page_shows_the_whole_run(run):
         "score-accuracy",
         "score-f1",
         "rates",
+        "depth-rates",
         "examples_per_second",
         "grad_norm",
         "layers-relative_gradient",
@@ -62,6 +65,8 @@ def test_a_page_shows_the_whole_run(run):
         "pr",
         "roc",
         "calibration",
+        "embeddings-before",
+        "embeddings-after",
     ]
     heat = drawn["layers-drift"]
     assert (heat["x"], heat["y"]) == ([120, 240, 360, 480], ["3", "4", "5", "6", "7"])
@@ -104,6 +109,13 @@ def test_the_figures_hold_the_events(run):
     rates = {series["name"]: series for series in drawn["rates"]["series"]}
     assert max(rates["head"]["y"]) == pytest.approx(5e-4)
     assert max(rates["rest"]["y"]) == pytest.approx(1e-4)
+    fan = drawn["depth-rates"]["series"]
+    assert [line["name"] for line in fan] == [f"depth {depth}" for depth in range(3, 8)]
+    assert [max(line["y"]) for line in fan] == pytest.approx(
+        [0.6561e-4, 0.729e-4, 0.81e-4, 9e-5, 5e-4]
+    )
+    assert [line["shade"] for line in fan] == [0, 0.25, 0.5, 0.75, 1]
+    assert [line["unlisted"] for line in fan] == [False, True, True, True, False]
 
 
 def test_the_metric_that_chose_the_best_comes_first(run):
@@ -126,6 +138,95 @@ def test_several_runs_share_the_figures_and_their_configs_are_compared(tmp_path)
     compared = body.split("What differs in their configs")[1].split("</section>")[0]
     keys = re.findall(r"<th scope=\"row\"><code>(.*?)</code>", compared)
     assert keys == ["run.name", "optimizer.lr"]
+
+
+def test_a_fan_takes_depths_that_differ(run):
+    rates = json.loads((run / "rates.json").read_text())
+    alike = [[max(row)] * len(row) for row in rates["by_depth"]]
+    write_json(run / "rates.json", {**rates, "by_depth": alike})
+    assert "depth-rates" not in figures_in(page_of(run))
+    older = {name: rates[name] for name in ("groups", "steps", "rates")}
+    write_json(run / "rates.json", older)
+    page = page_of(run)
+    assert "depth-rates" not in figures_in(page)
+    assert "What is not here" not in page
+    write_json(run / "rates.json", {**rates, "depths": [0]})
+    assert "not one rate for each group and step" in page_of(run)
+
+
+def test_the_eval_rows_are_drawn_before_and_after(run):
+    read = json.loads((run / "embeddings-before.json").read_text())
+    drawn = figures_in(page_of(run))["embeddings-before"]
+    assert [line["name"] for line in drawn["series"]] == ["negative", "positive"]
+    assert sum(len(line["x"]) for line in drawn["series"]) == 200
+    assert drawn["axes"] == ["component 1 (31.0%)", "component 2 (12.0%)"]
+    assert "61.0% have one of their own kind as the nearest" in drawn["lead"]
+    many = [f"class {number % 20:02}" for number in range(199)] + ["rare"]
+    write_json(run / "embeddings-before.json", {**read, "labels": many})
+    lines = figures_in(page_of(run))["embeddings-before"]["series"]
+    assert (len(lines), lines[0]["name"]) == (13, "9 others")
+    assert [line["symbol"] for line in lines[1:]] == ["circle"] * 6 + ["diamond"] * 6
+    write_json(run / "embeddings-before.json", {**read, "labels": ["one"]})
+    page = page_of(run)
+    assert "has not one point for each label" in page
+    (run / "embeddings-before.json").unlink()
+    page = page_of(run)
+    assert "embeddings-after" not in figures_in(page)
+    assert "What is not here" not in page
+
+
+def test_of_many_runs_each_is_one_line_in_a_shade_of_its_own(tmp_path):
+    runs = [write_run(tmp_path, f"run-{number}", seed=number) for number in range(9)]
+    page = page_of(*runs)
+    drawn = figures_in(page)
+    lines = drawn["score-loss"]["series"]
+    assert [line["name"] for line in lines] == [f"run-{number}" for number in range(9)]
+    assert [line["shade"] for line in lines] == [number / 8 for number in range(9)]
+    assert {line["style"] for line in lines} == {"points"}
+    assert {line["dash"] for line in drawn["rates"]["series"]} == {"solid", "dash"}
+    chance = [line for line in drawn["roc"]["series"] if not line["name"]]
+    assert [line["style"] for line in chance] == ["faint"]
+    body = without_scripts(page)
+    assert body.count('class="pick"') == 9
+    assert "color-mix(in srgb, var(--c3) 50.0%, var(--c0))" in body
+    told = json.loads(report_json(runs))
+    assert len(told["figures"][0]["series"]) == 27  # nothing is kept from a script
+
+
+def test_json_has_the_scores_and_every_figure(run, tmp_path):
+    told = json.loads(report_json([run]))
+    assert list(told) == ["runs", "differences", "figures"]
+    assert {figure["id"]: figure for figure in told["figures"]} == figures_in(page_of(run))
+    (one,) = told["runs"]
+    assert one["result"]["metrics"]["accuracy"] == 0.8312
+    assert one["result"]["split"] == "test"
+    assert one["best_metric"] == "accuracy"
+    assert one["config"]["layer_decay"]["rate"] == 0.9
+    assert [split["name"] for split in one["splits"]] == ["test", "eval"]
+    assert [line["name"] for line in one["splits"][0]["classes"]] == ["negative", "positive"]
+    assert len(one["thresholds"]["rows"]) == 3
+    assert told["differences"] == {}
+    (run / "result.json").unlink()
+    other = write_run(tmp_path, "other", lr=3e-4)
+    both = json.loads(report_json([run, other]))
+    assert both["differences"]["optimizer.lr"] == ["0.0001", "0.0003"]
+    assert both["runs"][0]["result"] is None
+    assert "has no result.json" in both["runs"][0]["problems"][0]
+
+
+def test_figures_as_files_need_a_browser(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="There is no Chromium"):
+        write_pngs([run], tmp_path / "figures")
+    broken = tmp_path / "chromium"
+    broken.write_text("#!/bin/sh\nexit 3\n")
+    broken.chmod(0o755)
+    with pytest.raises(UserError, match="did not draw the figures"):
+        write_pngs([run], tmp_path / "figures")
+    broken.write_text("#!/bin/sh\necho '<html></html>'\n")
+    with pytest.raises(UserError, match="Chromium drew no score-loss"):
+        write_pngs([run], tmp_path / "figures")
+    assert not (tmp_path / "figures").exists()
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path):
@@ -160,7 +261,7 @@ def test_only_the_pages_own_scripts_may_run(run):
     policy = re.search(r'Content-Security-Policy" content="(.*?)"', page)[1]
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
     assert rules["default-src"] == "'none'"
-    assert re.fullmatch(r"('sha256-[\w+/=]+' ?){2}", rules["script-src"])
+    assert re.fullmatch(r"('sha256-[\w+/=]+' ?){3}", rules["script-src"])
 
 
 FILES = {

@@ -7,9 +7,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from synthetic_run import write_json, write_run
 
 from jaxft.report.page import write_page
+from jaxft.report.page_png import write_pngs
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
@@ -140,7 +142,7 @@ def test_every_figure_is_drawn_and_nothing_is_loaded(browser, page, scheme):
     browser.open(page, scheme)
     traces = "'.scatterlayer .trace, .heatmaplayer image'"
     drawn = browser.ask(f"{FIGURES}.map(f => f.querySelectorAll({traces}).length)")
-    assert len(drawn) == 15
+    assert len(drawn) == 18
     assert min(drawn) >= 1
     assert browser.requests == [page.as_uri()]
 
@@ -179,6 +181,48 @@ def test_a_link_to_a_run_opens_it(browser, tmp_path):
     assert browser.ask(closed)
     browser.ask("document.querySelector('nav a[href=\"#run-1\"]').click()")
     browser.wait(f"!({closed})")
+
+
+def test_a_click_on_a_run_puts_it_before_the_others(browser, tmp_path):
+    browser.open(write_page([write_run(tmp_path, name) for name in ("one", "two")]))
+    lines = f"Array.from({FIGURES}[0].querySelectorAll('.scatterlayer .trace'))"
+    opacity = f"{lines}.map(line => line.style.opacity)"
+    both = browser.ask(opacity)
+    pick = "document.querySelectorAll('.pick')[1]"
+    browser.ask(f"{pick}.click()")
+    browser.wait(f"JSON.stringify({opacity}) !== '{json.dumps(both, separators=(',', ':'))}'")
+    assert browser.ask(opacity)[: len(both) // 2] == ["0.08"] * (len(both) // 2)
+    assert browser.ask(opacity)[len(both) // 2 :] == both[len(both) // 2 :]
+    assert browser.ask(f"{pick}.getAttribute('aria-pressed')") == "true"
+    browser.ask(f"{pick}.click()")
+    browser.wait(f"JSON.stringify({opacity}) === '{json.dumps(both, separators=(',', ':'))}'")
+
+
+def test_many_runs_are_low_rows_on_a_narrow_page(browser, tmp_path):
+    page = write_page([write_run(tmp_path, f"run-{number}") for number in range(9)])
+    size = {"width": 400, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.call("Emulation.setDeviceMetricsOverride", **size)
+    browser.open(page)
+    rows = "Array.from(document.querySelectorAll('.compare tr'), row => row.offsetHeight)"
+    assert max(browser.ask(rows)) < 100
+    assert browser.ask("document.documentElement.scrollWidth") <= 400
+    browser.call("Emulation.clearDeviceMetricsOverride")
+
+
+@pytest.mark.parametrize("runs", [1, 9])
+def test_each_figure_is_a_picture(tmp_path, runs):
+    written = write_pngs([write_run(tmp_path, f"run-{n}") for n in range(runs)], tmp_path / "png")
+    names = [path.stem for path in written]
+    assert len(names) == (18 if runs == 1 else 9)
+    assert {"score-loss", "rates", "roc"} <= set(names)
+    assert sorted(path.name for path in (tmp_path / "png").iterdir()) == sorted(
+        path.name for path in written
+    )
+    for path in written:
+        with Image.open(path) as picture:
+            assert picture.width == 1920
+            assert picture.height >= 1080
+            assert len(picture.convert("RGB").getcolors(1 << 24)) > 20  # something is drawn
 
 
 @pytest.mark.parametrize("width", [360, 800, 1400])

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,22 @@ pytestmark = pytest.mark.usefixtures("cache")
 FIRST_LOSSES = (0.696639, 0.691362, 0.693514, 0.692216)
 
 
+# Of Weights & Biases: it writes down what it is told.
+STAND_IN = """
+import json, pathlib
+told = []
+class Run:
+    def log(self, values, step=None):
+        told.append([step, values])
+    def finish(self):
+        text = json.dumps(told)
+        pathlib.Path(__file__).with_suffix(".json").write_text(text)
+def init(**begin):
+    told.append(begin)
+    return Run()
+"""
+
+
 def steps(count, **train):
     """So many steps, each logged, scored and saved."""
     return {"length": f"{count} steps", "evaluate_every": "1 steps", "log_every": 1, **train}
@@ -34,19 +51,28 @@ def run_json(run):
 
 
 def metric(run, name="loss"):
-    return {event["step"]: event[name] for event in events(run, "eval")}
+    scored = [event for event in events(run, "eval") if event["split"] == "eval"]
+    return {event["step"]: event[name] for event in scored}
 
 
 @pytest.fixture(scope="module")
 def typed(tmp_path_factory, cache):  # noqa: F811 the fixture above
     """A run of four steps from the command line, and what it printed."""
     folder = tmp_path_factory.mktemp("typed")
-    config = tiny_config(folder, train=steps(4), report={"tensorboard": True})
+    config = tiny_config(
+        folder,
+        run={"trackers": ["wandb"]},
+        train=steps(4),
+        report={"tensorboard": True, "before": True},
+    )
     file = write_config(config, folder / "tiny.yaml")
+    (folder / "wandb.py").write_text(STAND_IN)
     with pytest.MonkeyPatch.context() as patch:
         printed = []
+        patch.syspath_prepend(folder)
         patch.setattr("typer.echo", lambda text: printed.append(str(text)))
         assert main(["train", file, "optimizer.weight_decay=0.02"]) == 0
+        del sys.modules["wandb"]
     return (
         folder / "runs" / "tiny",
         ["jaxft", "train", file, "optimizer.weight_decay=0.02"],
@@ -65,7 +91,10 @@ def test_a_run_from_the_command_line_is_complete(typed):
         "base",
         "checkpoints",
         "config.yaml",
+        "embeddings-after.json",
+        "embeddings-before.json",
         "metrics.jsonl",
+        "predictions-before.jsonl",
         "predictions-eval.jsonl",
         "predictions-test.jsonl",
         "rates.json",
@@ -117,6 +146,8 @@ def test_its_numbers_are_in_step(typed):
     assert rates["steps"] == [0, 1, 2, 3]
     logged = [[event["rates"]["rest"]] for event in trained]
     np.testing.assert_allclose(rates["rates"], logged, rtol=1e-6)
+    assert rates["depths"] == [0, 1, 2, 3]
+    np.testing.assert_allclose(rates["by_depth"], np.repeat(logged, 4, axis=1), rtol=1e-6)
     assert list(metric(run)) == [1, 2, 3, 4]
 
     table = json.loads((run / "table.json").read_text())
@@ -142,6 +173,29 @@ def test_its_numbers_are_in_step(typed):
             np.testing.assert_allclose(
                 [right, loss], [result["metrics"][key] for key in ("accuracy", "loss")], rtol=1e-5
             )
+
+
+def test_the_eval_rows_lie_elsewhere_after_training(typed):
+    before, after = (
+        json.loads((typed[0] / f"embeddings-{when}.json").read_text())
+        for when in ("before", "after")
+    )
+    assert len(before["x"]) == 15
+    assert before["labels"] == after["labels"]
+    assert not np.allclose(before["x"], after["x"])
+
+
+def test_a_tracker_is_told_of_the_run(typed):
+    run, _, _ = typed
+    begin, *told = json.loads((run.parent.parent / "wandb.json").read_text())
+    assert (begin["name"], begin["config"]["optimizer"]["weight_decay"]) == ("tiny", 0.02)
+    losses = {step: values["train/loss"] for step, values in told if "train/loss" in values}
+    assert losses == {event["step"]: event["loss"] for event in events(run, "train")}
+    step, last = told[-1]
+    assert step is None
+    result = json.loads((run / "result.json").read_text())
+    assert last["result/accuracy"] == result["metrics"]["accuracy"]
+    assert last["result/step"] == result["step"]
 
 
 def test_the_first_losses_are_those_of_before(typed):

@@ -23,11 +23,11 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxft.files import cache_dir, is_bucket
+from jaxft.report.browser import find_browser
 from jaxft.report.numbers import size
 
 HUB = "https://huggingface.co"
 HUB_SECONDS = 5.0
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FULL_DISK = 5e9  # bytes; a run of a small model keeps a gigabyte of checkpoints
 LITTLE_MEMORY = 4e9
 MEMORY_FILE = "/proc/meminfo"
@@ -239,7 +239,7 @@ def hub(environment: Mapping[str, str] = os.environ) -> Iterator[Finding]:
 
 def browser() -> Iterator[Finding]:
     """Whether there is a browser that draws a report's figures into files."""
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    found = find_browser()
     if found is None:
         mend = "Debian: apt-get install chromium."
         yield Finding("browser", "warning", "No Chromium: no figure of a report as a PNG.", mend)

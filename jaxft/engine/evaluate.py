@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jaxft.data.loader import Collate, batches
-from jaxft.data.plans import plan_eval
+from jaxft.data.plans import EvalPlan, plan_eval
 from jaxft.engine.build import Build
 from jaxft.engine.inputs import Split
 from jaxft.engine.mesh import batch_sharding, my_rows, overlaps, place_batch
@@ -110,16 +110,23 @@ def predictions(built: Build, split: Split, found: Evaluation) -> Iterator[dict[
 def run_split(
     built: Build, step: EvalStep, params, examples: Examples, collate: Collate | None = None
 ) -> Iterator[Any]:
-    """Each batch's sums and outcomes, on the host; the next batch is under way meanwhile."""
-    overlap = overlaps(built.mesh)
+    """Each batch's sums and outcomes, on the host."""
     layout = built.layout
     segments = layout.segments if layout.segments > 1 else None
     plan = plan_eval(examples.lengths, layout.rows, layout.row_length, segments)
+    return run_plan(built, step, params, plan, collate or examples.collate)
+
+
+def run_plan(
+    built: Build, step: EvalStep, params, plan: EvalPlan, collate: Collate
+) -> Iterator[Any]:
+    """What a step gives of each batch of a plan, on the host; the next is under way meanwhile."""
+    overlap = overlaps(built.mesh)
     sharding = batch_sharding(built.mesh)
     ahead, (mine, blocks) = None, my_rows(built.mesh)
     for batch in batches(
         plan,
-        collate or examples.collate,
+        collate,
         0,
         len(plan),
         process_index=mine,

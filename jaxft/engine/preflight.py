@@ -15,6 +15,7 @@ import jax
 from jaxft.config import Config
 from jaxft.engine.build import Build
 from jaxft.engine.distributed import compare, is_first, processes, start
+from jaxft.report.trackers import check_trackers
 
 PACKAGES = ("jaxft", "jax", "jaxlib", "orbax-checkpoint")
 
@@ -30,8 +31,9 @@ def meet(config: Config, *, resume: bool, overwrite: bool) -> bool:
         Whether this process is the first, which writes and prints for all.
 
     Raises:
-        UserError: a process differs, or is not there within a minute.
+        UserError: a process differs, or is not there within a minute; a tracker is not installed.
     """
+    check_trackers(config.run.trackers)
     start()
     _compare_start(config, {"resume": resume, "overwrite": overwrite})
     _compare_devices()

@@ -18,7 +18,7 @@ from jaxft.engine.auto_freeze import decides_at, with_decisions
 from jaxft.engine.build import build
 from jaxft.engine.build_state import abstract_state, initial_state, load_params
 from jaxft.engine.checkpoint import Checkpoints
-from jaxft.engine.distributed import SHARED, compare, from_first, wait_for_all
+from jaxft.engine.distributed import SHARED, compare, wait_for_all
 from jaxft.engine.evaluate import Evaluation, Interrupted, build_eval_step, evaluate
 from jaxft.engine.forgetting import SPLIT as FORGETTING
 from jaxft.engine.forgetting import open_forgetting
@@ -27,6 +27,7 @@ from jaxft.engine.process import prepare_process, stop_signals
 from jaxft.engine.run_folder import RUN_FILE, check_run, create_run, open_run, run_path
 from jaxft.engine.train_ahead import Ahead
 from jaxft.engine.train_batches import Batches
+from jaxft.engine.train_diary import find_trackers, open_diary, read_diary, tell_result
 from jaxft.engine.train_facts import batch_line, phase_line, rates_json, run_json, table_json
 from jaxft.engine.train_layers import (
     Seen,
@@ -54,7 +55,6 @@ from jaxft.engine.trained import (
 from jaxft.engine.trunk_plan import plan_trunks
 from jaxft.engine.utilisation import work_of
 from jaxft.errors import UserError
-from jaxft.report.events import EventLog, read_events
 from jaxft.report.progress import Progress
 from jaxft.report.progress_tables import data_table, group_table, loading_table, result_table
 
@@ -90,8 +90,7 @@ def train(
         SystemExit: 128 + the signal's number, after SIGTERM or SIGINT and a save.
     """
     prepare_process()
-    first_of_all = meet(config, resume=resume, overwrite=overwrite)
-    quiet = quiet or not first_of_all
+    quiet = not meet(config, resume=resume, overwrite=overwrite) or quiet
     console = Console(quiet=quiet)
 
     # ------------------------------------- What can be wrong is found before anything is written
@@ -117,6 +116,7 @@ def train(
     with (
         create_run(config.dump(), config.run.name, config.run.dir, facts=about, **flags) as run,
         open_checkpoints(run, config, built.task) as checkpoints,
+        find_trackers(run, config, console.print) as trackers,
     ):
         compare({"the step to go on from": checkpoints.latest()}, SHARED)
         run.write_json("table.json", table)
@@ -124,7 +124,7 @@ def train(
 
         # --------------------------------------------------- Weights, and the state to go on from
         start = load_params(built, base_checkpoint(run, config))
-        diary = from_first(lambda: read_events(run.path) if run.resumed else [])
+        diary = read_diary(run)
         decided = partial(with_decisions, built, diary)
         if "base" not in run.read_json(RUN_FILE):
             save_base(run, config, start)
@@ -145,9 +145,8 @@ def train(
 
         # ------------------------------------------------------------------------- Compiled steps
         eval_step, total = build_eval_step(built), built.length.total_steps
-
         with (
-            EventLog(run.path, config.report.tensorboard, first or None, first_of_all) as log,
+            open_diary(run, config, first, trackers) as log,
             Progress(total, first, console, quiet) as progress,
             stop_signals() as stop,
             Batches(built, eval_step, trunks, progress, stop.asked) as made,
@@ -287,6 +286,7 @@ def train(
         # ------------------------------------------------ The test rows, once, with the best of all
         run.discard_old()
         result = final_result(built, run, checkpoints, eval_step, stage.frozen, console)
+        tell_result(trackers, result)
         run.update(state="finished")
         wait_for_all()
         console.print(result_table(result))

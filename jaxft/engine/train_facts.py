@@ -95,19 +95,34 @@ def table_json(built: Build) -> dict[str, Any]:
 
 
 def rates_json(built: Build) -> dict[str, Any]:
-    """The rate of each training group's fastest leaf, thinned to what a curve can show."""
+    """The rate of each training group's and depth's fastest leaf, thinned to what a curve shows.
+
+    0 is a phase in which a group or a depth does not train.
+    """
     total = built.length.total_steps
     steps = np.unique(np.linspace(0, total - 1, min(total, MOST_RATE_POINTS)).astype(int))
     phases = [built.in_phase(phase.index) for phase in built.phases]
     names = list(dict.fromkeys(g.name for one in phases for g in one.table.training_groups))
-    rates = np.zeros((len(steps), len(names)))
+    depths = sorted({leaf.depth for one in phases for leaf in one.table.leaves if leaf.trainable})
+    rates, by_depth = (np.zeros((len(steps), len(columns))) for columns in (names, depths))
     for one in phases:
         inside = (steps >= one.phase.start) & (steps < one.phase.stop)
+        of = [names.index(leaf.group) for leaf in one.table.leaves if leaf.trainable]
+        at = [depths.index(leaf.depth) for leaf in one.table.leaves if leaf.trainable]
         columns = [names.index(group.name) for group in one.table.training_groups]
         for place in np.flatnonzero(inside):
-            fastest = one.table.fastest(one.table.multipliers() * one.phase.pace(steps[place]))
-            rates[place, columns] = one.rates[steps[place]] * fastest
-    return {"groups": names, "steps": steps.tolist(), "rates": rates.tolist()}
+            driven = np.zeros(len(names))
+            driven[columns] = one.rates[steps[place]]
+            rate = driven[of] * one.table.multipliers() * one.phase.pace(steps[place])
+            np.maximum.at(rates[place], of, rate)
+            np.maximum.at(by_depth[place], at, rate)
+    return {
+        "groups": names,
+        "steps": steps.tolist(),
+        "rates": rates.tolist(),
+        "depths": depths,
+        "by_depth": by_depth.tolist(),
+    }
 
 
 def batch_line(built: Build) -> str:

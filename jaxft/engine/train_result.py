@@ -14,6 +14,7 @@ from jaxft.engine.build import Build
 from jaxft.engine.build_state import load_params
 from jaxft.engine.checkpoint import Checkpoints
 from jaxft.engine.distributed import is_first
+from jaxft.engine.eval_embeddings import eval_embeddings
 from jaxft.engine.evaluate import EvalStep, Evaluation, Interrupted, evaluate, predictions
 from jaxft.engine.run_folder import RunFolder
 from jaxft.engine.trained import base_checkpoint, write_lines
@@ -24,6 +25,7 @@ from jaxft.report.progress import Progress
 
 SAMPLES = "samples"  # the folder of the pictures drawn at each evaluation
 BEFORE = "before"  # of the evaluations in the diary, and of the predictions in the folder
+AFTER = "after"
 
 
 def score_before(
@@ -50,6 +52,7 @@ def score_before(
     log.eval(0, BEFORE, found.scores)
     progress.evaluation(0, found.scores, best=False)
     write_lines(run, f"predictions-{BEFORE}.jsonl", predictions(built, split, found))
+    _write_embeddings(built, run, BEFORE, params)
     write_evaluation(built, run, found, 0, best=False)
 
 
@@ -103,8 +106,19 @@ def final_result(
         "examples": len(split.examples),
         "fingerprint": split.source.fingerprint,
     }
+    if built.config.report.before:
+        _write_embeddings(built, run, AFTER, params)
     run.write_json("result.json", result)
     return result
+
+
+def _write_embeddings(
+    built: Build, run: RunFolder, when: str, params: dict[str, jax.Array]
+) -> None:
+    """Write down where the eval rows lie, of a task that has something to show."""
+    found = eval_embeddings(built, params)
+    if found is not None:
+        run.write_json(f"embeddings-{when}.json", found)
 
 
 def not_finite(run: RunFolder, checkpoints: Checkpoints, step: int, count: int) -> UserError:

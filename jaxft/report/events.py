@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -15,6 +15,7 @@ from typing import IO, Any
 from tensorboardX import SummaryWriter
 
 from jaxft.errors import UserError
+from jaxft.report.trackers import Tracker
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -32,6 +33,7 @@ class EventLog:
         tensorboard: also write TensorBoard events under `folder/tensorboard`.
         resume_step: the step the run goes on from; None starts afresh.
         writes: whether this process writes for all; where another does, nothing is written.
+        trackers: what else is told each event's numbers.
 
     Raises:
         UserError: on resume, a line of `metrics.jsonl` is not JSON.
@@ -43,7 +45,9 @@ class EventLog:
         tensorboard: bool = True,
         resume_step: int | None = None,
         writes: bool = True,
+        trackers: Sequence[Tracker] = (),
     ):
+        self._trackers = trackers
         self._file: IO[str] | None = None
         self._writer: SummaryWriter | None = None
         if not writes:
@@ -114,6 +118,8 @@ class EventLog:
         self._file.flush()
         if self._writer:
             _draw(self._writer, event)
+        for tracker in self._trackers:
+            tracker.log(event["step"], scalars(event))
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:
@@ -167,19 +173,28 @@ def _plain(value: Any) -> Any:
 
 
 def _draw(writer: SummaryWriter, event: Mapping[str, Any]) -> None:
-    """One event as TensorBoard scalars, named `train/loss`, `eval/accuracy`, `rates/head`."""
+    """One event as TensorBoard scalars, or a note as text."""
     step, wall = event["step"], event.get("time")
-    if event["kind"] == "multipliers":  # a curve for each parameter would bury all others
-        return
     if event["kind"] == "note":
         writer.add_text("notes", event["text"], step, walltime=wall)
-        return
+    for name, number in scalars(event).items():
+        writer.add_scalar(name, number, step, walltime=wall)
+
+
+def scalars(event: Mapping[str, Any]) -> dict[str, float]:
+    """An event's numbers, named `train/loss`, `eval/accuracy`, `rates/head`."""
+    if event["kind"] in ("multipliers", "note"):
+        return {}  # a curve for each parameter would bury all others; a note has no number
     section = event.get("split", event["kind"])
+    found = {}
     for name, value in event.items():
         if name in ("kind", "step", "time", "split"):
             continue
-        scalars = value if isinstance(value, Mapping) else {name: value}
+        inside = value if isinstance(value, Mapping) else {name: value}
         prefix = name if isinstance(value, Mapping) else section
-        for leaf, number in scalars.items():
-            if isinstance(number, int | float):
-                writer.add_scalar(f"{prefix}/{leaf}", number, step, walltime=wall)
+        found |= {
+            f"{prefix}/{leaf}": number
+            for leaf, number in inside.items()
+            if isinstance(number, int | float)
+        }
+    return found

@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,29 @@ from jaxft.errors import UserError
 from jaxft.report import numbers
 from jaxft.report.page_binary import binary_figures
 from jaxft.report.page_classes import number_figures
+from jaxft.report.page_embeddings import embedding_figures
 from jaxft.report.page_figures import figures
 from jaxft.report.page_layers import layer_figures
+from jaxft.report.page_many import FEW, run_colour, told_apart
 from jaxft.report.page_run import Run, read_run
 from jaxft.report.page_views import differences, view
 
 ASSETS = Path(__file__).parent / "assets"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The figures of a page: over steps, layer by step, of the predictions, of the eval rows."""
+
+    curves: list[dict[str, Any]]
+    layers: list[dict[str, Any]]
+    thresholds: list[dict[str, Any]]
+    scatters: list[dict[str, Any]]
+
+    @property
+    def all(self) -> list[dict[str, Any]]:
+        """One after the other."""
+        return [*self.curves, *self.layers, *self.thresholds, *self.scatters]
 
 
 def write_page(runs: Sequence[Path], out: Path | None = None) -> Path:
@@ -41,6 +59,19 @@ def write_page(runs: Sequence[Path], out: Path | None = None) -> Path:
     Raises:
         UserError: a folder is not a run, or is named twice.
     """
+    read = read_runs(runs)
+    first = Path(runs[0])
+    path = out or (first if len(runs) == 1 else first.parent) / "report.html"
+    files.write_atomic(path, render(read))
+    return path
+
+
+def read_runs(runs: Sequence[Path]) -> list[Run]:
+    """Read run folders, named so that they can be told apart.
+
+    Raises:
+        UserError: there is none, a folder is not a run, or is named twice.
+    """
     if not runs:
         raise UserError("There is no run to report on.", "Name at least one run folder.")
     resolved = [Path(run).resolve() for run in runs]
@@ -48,44 +79,56 @@ def write_page(runs: Sequence[Path], out: Path | None = None) -> Path:
         if times > 1:
             raise UserError(f"The run {path} is named {times} times.", "Name it once.")
     unique = len({path.name for path in resolved}) == len(resolved)
-    read = [
+    return [
         read_run(run, path.name if unique else str(run))
         for run, path in zip(runs, resolved, strict=True)
     ]
-    first = Path(runs[0])
-    path = out or (first if len(runs) == 1 else first.parent) / "report.html"
-    files.write_atomic(path, render(read))
-    return path
+
+
+def all_figures(runs: Sequence[Run]) -> Figures:
+    """Every figure of these runs."""
+    return Figures(
+        curves=figures(runs),
+        layers=layer_figures(runs[0]) if len(runs) == 1 else [],
+        thresholds=[*binary_figures(runs), *number_figures(runs)],
+        scatters=embedding_figures(runs[0]) if len(runs) == 1 else [],
+    )
 
 
 def render(runs: Sequence[Run]) -> str:
     """The page of these runs."""
-    drawn = figures(runs)
-    heat = layer_figures(runs[0]) if len(runs) == 1 else []
-    curves = [*binary_figures(runs), *number_figures(runs)]
+    drawn = all_figures(runs)
     return fill(
         "page",
-        [*drawn, *heat, *curves],
-        heat=heat,
-        curves=curves,
-        places=[*zip(drawn, spans(len(drawn)), strict=True)],
+        ("drawing", "page"),
+        told_apart(drawn.all, len(runs)),
+        heat=drawn.layers,
+        curves=drawn.thresholds,
+        scatters=drawn.scatters,
+        places=[*zip(drawn.curves, spans(len(drawn.curves)), strict=True)],
+        colours=[run_colour(index, len(runs)) for index in range(len(runs))],
+        few=len(runs) <= FEW,
         runs=[view(run, index) for index, run in enumerate(runs)],
         differences=differences([run.config for run in runs]),
     )
 
 
-def fill(template: str, drawn: Sequence[Mapping[str, Any]], **content: Any) -> str:
-    """A page of `TEMPLATE.html` with the script `TEMPLATE.js`.
+def fill(
+    template: str, own: Sequence[str], drawn: Sequence[Mapping[str, Any]], **content: Any
+) -> str:
+    """A page of `TEMPLATE.html` with scripts of ours.
 
     Every text of a run goes through the template's escaping. Besides, the page's own content
-    security policy lets nothing run but the two scripts written into it, and nothing load.
+    security policy lets nothing run but the scripts written into it, and nothing load.
 
     Args:
-        template: name of both in `assets/`.
+        template: its name in `assets/`.
+        own: names of the scripts there, in order.
         drawn: the figures, as plain data.
         content: what else the template shows.
     """
-    scripts = [get_plotlyjs(), (ASSETS / f"{template}.js").read_text(encoding="utf-8")]
+    texts = [(ASSETS / f"{name}.js").read_text(encoding="utf-8") for name in own]
+    scripts = [get_plotlyjs(), *texts]
     hashes = [hashlib.sha256(script.encode()).digest() for script in scripts]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(ASSETS),

@@ -2,7 +2,8 @@
 
 A figure is `{id, title, unit, format, series}`, a series `{name, x, y, style, colour, dash}` with
 `style` one of `line`, `points` (a line with markers), `faint` (a thin line behind) and `star`.
-`colour` is a number in the page's palette.
+`colour` is a number in the page's palette; of lines in an order, `shade` is a share of the way
+through it, and those that are `unlisted` are in no legend.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def figures(runs: Sequence[Run]) -> list[dict[str, Any]]:
     made = [_scores(runs, name) for name in ["loss", *metrics]]
     made += [
         _rates(runs),
+        _depth_rates(runs),
         _training(runs, "examples_per_second", "Throughput", "examples/s"),
         _training(runs, "mfu", "Model FLOPs utilisation", "of the chips' peak"),
         _training(runs, "grad_norm", "Gradient norm", "before clipping"),
@@ -123,6 +125,22 @@ def _rates(runs: Sequence[Run]) -> dict[str, Any]:
     unit = "" if len(runs) == 1 else _dash_key(runs)
     title = "Learning rate by group"
     return {"id": "rates", "title": title, "unit": unit, "format": ".2e", "series": series}
+
+
+def _depth_rates(runs: Sequence[Run]) -> dict[str, Any]:
+    """The fan: the rate of each depth's fastest parameter, of one run whose depths differ."""
+    series: list[Series] = []
+    rates = runs[0].rates or {}
+    depths, rows = rates.get("depths", []), rates.get("by_depth", [])
+    if len(runs) == 1 and any(max(row) != min(row) for row in rows):
+        last = len(depths) - 1
+        for place, depth in enumerate(depths):
+            line = plain_series(
+                f"depth {depth}", rates["steps"], [row[place] for row in rows], "line"
+            )
+            series.append({**line, "shade": place / last, "unlisted": 0 < place < last})
+    title, unit = "Learning rate by depth", "of each depth's fastest parameter"
+    return {"id": "depth-rates", "title": title, "unit": unit, "format": ".2e", "series": series}
 
 
 def _dash_key(runs: Sequence[Run]) -> str:

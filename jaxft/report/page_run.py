@@ -92,6 +92,10 @@ LINES: dict[str, tuple[Keys, dict[str, Keys]]] = {
     WRITTEN_TASK: (WRITTEN, {}),
     DRAWN_TASK: (IMAGE, {}),
 }
+POINTS: Keys = {
+    **dict.fromkeys(("x", "y", "labels", "explained"), (list,)),
+    **dict.fromkeys(("alike", "guessing"), NUMBER),
+}
 RESULT: Keys = {"split": (str,), "step": (int,), "metrics": (dict,), "examples": (int,)}
 
 
@@ -109,6 +113,7 @@ class Run:
         rates: the content of `rates.json`.
         result: the content of `result.json`.
         predictions: split -> the lines of its predictions file.
+        embeddings: `before` and `after` -> the content of `embeddings-before.json` and its like.
         problems: sentences for the person who reads the page.
     """
 
@@ -121,6 +126,7 @@ class Run:
     rates: Mapping[str, Any] | None = None
     result: Mapping[str, Any] | None = None
     predictions: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+    embeddings: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -180,6 +186,7 @@ def read_run(path: Path, name: str) -> Run:
         rates=attempt(lambda: _rates(folder), "the rates"),
         result=attempt(lambda: _result(folder), "the result"),
         predictions=predictions,
+        embeddings=attempt(lambda: _embeddings(folder), "where the eval rows lie") or {},
         problems=problems,
     )
 
@@ -220,9 +227,11 @@ def _rates(folder: RunFolder) -> Any:
     rates = folder.read_json("rates.json")
     keys: Keys = {"groups": (list,), "steps": (list,), "rates": (list,)}
     _check([rates], keys, folder, "rates.json")
-    rows = [row for row in rates["rates"] if isinstance(row, list)]
-    proper = all(len(row) == len(rates["groups"]) and all(map(_finite, row)) for row in rows)
-    if not proper or len(rows) != len(rates["steps"]) or not all(map(_finite, rates["steps"])):
+    steps = rates["steps"]
+    proper = all(map(_finite, steps)) and _is_grid(rates["rates"], steps, rates["groups"])
+    if "by_depth" in rates:  # runs of before there was a fan have none
+        proper = proper and _is_grid(rates["by_depth"], steps, rates.get("depths"))
+    if not proper:
         raise UserError(f"{folder.path}/rates.json has not one rate for each group and step.")
     return rates
 
@@ -231,6 +240,21 @@ def _result(folder: RunFolder) -> Any:
     result = folder.read_json("result.json")
     _check([result], RESULT, folder, "result.json")
     return result
+
+
+def _embeddings(folder: RunFolder) -> dict[str, Any]:
+    """What there is of the eval rows' places; a run has them where `report.before` asks for it."""
+    found = {}
+    for when in (BEFORE, "after"):
+        name = f"embeddings-{when}.json"
+        if not (folder.path / name).exists():
+            continue
+        read = folder.read_json(name)
+        _check([read], POINTS, folder, name)
+        if not _is_grid([read["x"], read["y"]], ["x", "y"], read["labels"]):
+            raise UserError(f"{folder.path}/{name} has not one point for each label.")
+        found[when] = read
+    return found
 
 
 def _predictions(
@@ -260,6 +284,16 @@ def _check(items: Iterable[Any], keys: Keys, folder: RunFolder, name: str) -> No
         for key, types in keys.items():
             if not isinstance(item.get(key), types):
                 raise UserError(f"{folder.path}/{name} has an entry without a proper '{key}'.")
+
+
+def _is_grid(rows: Any, lines: list, columns: Any) -> bool:
+    """Whether there is a finite number for each line and column."""
+    if not isinstance(rows, list) or not isinstance(columns, list) or len(rows) != len(lines):
+        return False
+    return all(
+        isinstance(row, list) and len(row) == len(columns) and all(map(_finite, row))
+        for row in rows
+    )
 
 
 def _finite(value: Any) -> bool:

@@ -37,6 +37,7 @@ def write_study_page(folder: Path) -> Path:
     best = folder / "best.yaml"
     page = fill(
         "study",
+        ("study",),
         [
             {k: v for k, v in figure.items() if k not in ("lead", "span", "unit")}
             for figure in drawn

@@ -1,0 +1,49 @@
+"""What keeps several runs in one figure apart: whose a line is, and its colour or shade."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+FEW = 7  # runs that the palette tells apart; more are shaded, in the order in which they were named
+STOPS = ("--c0", "--c3", "--c1")  # of the shades; `drawing.js` mixes the same
+
+
+def told_apart(figures: Sequence[Mapping[str, Any]], runs: int) -> list[dict[str, Any]]:
+    """Figures with each line marked as the run's that it is of, whose number was its colour.
+
+    Of more than a few runs a figure keeps one line a run: what is said of training and which step
+    was kept would bury it.
+
+    Args:
+        figures: as `page_figures` and its like make them.
+        runs: how many there are.
+    """
+    return [{**one, **_series_apart(one, runs)} for one in figures] if runs > 1 else [*figures]
+
+
+def _series_apart(figure: Mapping[str, Any], runs: int) -> dict[str, Any]:
+    series = [one | {"run": one["colour"]} if one["name"] else one for one in figure["series"]]
+    if runs <= FEW:
+        return {"series": series}
+    kept = [one for one in series if not (one["name"] and one["style"] in ("faint", "star"))]
+    if not any(one["name"] for one in kept):
+        kept = series
+    by_group = figure["id"] == "rates"  # there a dash is a group
+    shaded = [
+        one | {"shade": one["run"] / (runs - 1)} | ({} if by_group else {"dash": "solid"})
+        if one["name"]
+        else one
+        for one in kept
+    ]
+    return {"series": shaded}
+
+
+def run_colour(index: int, runs: int) -> str:
+    """A run's colour on the page, as CSS."""
+    if runs <= FEW:
+        return f"var(--c{index})"
+    place = index / (runs - 1) * (len(STOPS) - 1)
+    low = min(int(place), len(STOPS) - 2)
+    share = 100 * (place - low)
+    return f"color-mix(in srgb, var({STOPS[low + 1]}) {share:.1f}%, var({STOPS[low]}))"
