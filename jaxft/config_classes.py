@@ -80,11 +80,20 @@ class TextClassification(Section):
     class_weights: Weights = CLASS_WEIGHTS
     focal: float | None = FOCAL
     label_smoothing: float | None = SMOOTHING
+    r_drop: float | None = key(
+        None,
+        "R-Drop: what it counts in the loss that two dropouts of a text say different things; 1 to "
+        "5 are usual",
+        resume="fixed",
+        gt=0,
+    )
     costs: CostSection | None = COSTS
 
     @model_validator(mode="after")
     def _fits(self) -> TextClassification:
         check_target(self)
+        if self.r_drop is not None and self.problem != "single_label":
+            raise ValueError("r_drop is for a single label an example")
         if self.template is not None and (self.text, self.text_pair) != ("text", None):
             raise ValueError("a template is the text: it stands in place of text and text_pair")
         return self

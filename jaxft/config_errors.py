@@ -23,6 +23,27 @@ _TYPES = {
 _VALUE = frozenset([str, int, float, bool])
 _WITH_ARTICLE = ("duration", "finite", "list", "mapping", "number", "section", "value", "whole")
 TAG = "kind"  # the key that tells sections of several kinds apart
+# What other tools call a key, where neither its letters nor its section give it away.
+ALIASES = {
+    "learning_rate": "optimizer.lr",
+    "num_train_epochs": "train.length",
+    "epochs": "train.length",
+    "max_steps": "train.length",
+    "per_device_train_batch_size": "data.batch_size",
+    "gradient_accumulation_steps": "train.accumulate",
+    "gradient_checkpointing": "train.remat",
+    "max_grad_norm": "optimizer.clip",
+    "warmup_steps": "schedule.warmup",
+    "warmup_ratio": "schedule.warmup",
+    "lr_scheduler_type": "schedule.kind",
+    "early_stopping_patience": "checkpoint.patience",
+    "save_total_limit": "checkpoint.keep",
+    "save_steps": "checkpoint.every",
+    "eval_steps": "train.evaluate_every",
+    "logging_steps": "train.log_every",
+    "model_name_or_path": "model.checkpoint",
+    "report_to": "run.trackers",
+}
 _PLURALS = {"value": "values", "section": "sections"}
 _LIMITS = {
     "greater_than": ("gt", "more than {:g}"),
@@ -183,6 +204,8 @@ def _value_at(written: Any, path: tuple[str, ...]) -> Any:
 
 def _suggest(path: tuple[str, ...], section: type[BaseModel], model: type[BaseModel]) -> str:
     """The key that was probably meant: one spelled so in another section, or the nearest here."""
+    if path[-1] in ALIASES:
+        return f"Did you mean '{ALIASES[path[-1]]}'?"
     for top, field in model.model_fields.items():
         found = any(path[-1] in inner.model_fields for inner in sections_in(field.annotation))
         if found and path != (top, path[-1]):

@@ -50,6 +50,13 @@ class ModelSection(Section):
         "give the model embeddings for all pieces of its tokenizer, where it has too few",
         resume="fixed",
     )
+    reinit: int = key(
+        0,
+        "so many blocks from the top begin anew, and with them the pooler; 0 for none",
+        resume="fixed",
+        unit="blocks",
+        ge=0,
+    )
     image_size: int | None = key(
         None,
         "height and width of the images; null is the checkpoint's own",

@@ -8,12 +8,13 @@ import pytest
 
 from jaxft.config import parse_config
 from jaxft.engine.build import build
+from jaxft.engine.build_mesh import copies_of
 from jaxft.engine.build_state import initial_state, load_params
 from jaxft.engine.chips import TPUS
 from jaxft.engine.cost import kept_bytes
 from jaxft.engine.mesh import batch_sharding, place_batch
-from jaxft.engine.mesh_auto import choose_mesh
-from jaxft.engine.remat import choose_remat, first_that_fits, with_remat
+from jaxft.engine.mesh_auto import choose_mesh, state_bytes
+from jaxft.engine.remat import choose_remat, first_that_fits, taken, with_remat
 from jaxft.engine.train_stage import make_stage
 from jaxft.errors import UserError
 from tests.tiny import tiny_config
@@ -41,6 +42,32 @@ def test_the_layout_follows_from_model_batch_and_memory(
     sizes, why = choose_mesh(devices, batch, accumulate, state, room)
     assert sizes == wanted
     assert word in why
+
+
+def test_copies_of_what_trains_are_part_of_the_state(tmp_path):
+    assert state_bytes({"a": 10, "b": 100}, {"b"}, 2) == 20 + 1600
+    assert state_bytes({"a": 10, "b": 100}, {"b"}, 2, copies=2) == 20 + 2400
+    kept = {
+        copies_of(tiny_config(tmp_path, **keys)): keys
+        for keys in (
+            {},
+            {"train": {"ema": 0.9}},
+            {"train": {"ema": 0.9}, "regularise": {"l2_sp": 0.1}},
+        )
+    }
+    assert list(kept) == [0, 1, 2]
+    free = {"name": "schedule_free_adamw"}
+    assert copies_of(tiny_config(tmp_path, optimizer=free, schedule={"kind": "constant"})) == 1
+
+
+def test_what_is_pulled_back_takes_room_too(tmp_path):
+    plain, pulls = (
+        build(tiny_config(tmp_path, regularise={"l2_sp": pull}), devices=jax.devices()[:1])
+        for pull in (0.0, 0.1)
+    )
+    new = sum(leaf.parameters for leaf in plain.table.leaves if leaf.name.startswith("head/"))
+    whole = sum(leaf.parameters for leaf in plain.table.leaves)
+    assert taken(pulls) - taken(plain) == 4 * (whole - new)
 
 
 def test_mesh_auto_is_short_for_a_layout(tmp_path):

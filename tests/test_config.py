@@ -23,6 +23,7 @@ from jaxft.config import (
     to_yaml,
 )
 from jaxft.config_data import MixedSource
+from jaxft.config_errors import ALIASES
 from jaxft.config_recipe import PhaseSection
 from jaxft.config_tasks import TaskSection
 from jaxft.errors import UserError
@@ -196,6 +197,12 @@ def test_durations_resolve_to_steps():
 # --------------------------------------------------------------------- mistakes, one sentence
 
 
+def test_what_other_tools_call_a_key_is_one_of_ours():
+    known = {key.name for key in describe_keys()}
+    assert set(ALIASES.values()) <= known
+    assert not known & set(ALIASES)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
@@ -208,6 +215,16 @@ def test_durations_resolve_to_steps():
             "run: {name: first}",
             "run: {name: first}\nlr: 5e-5",
             "c.yaml, line 2: unknown key 'lr'. Did you mean 'optimizer.lr'?",
+        ),
+        (
+            "lr: 5e-5",
+            "learning_rate: 5e-5",
+            "c.yaml, line 9: unknown key 'optimizer.learning_rate'. Did you mean 'optimizer.lr'?",
+        ),
+        (
+            "run: {name: first}",
+            "run: {name: first}\nnum_train_epochs: 3",
+            "c.yaml, line 2: unknown key 'num_train_epochs'. Did you mean 'train.length'?",
         ),
         (
             "lr: 5e-5",

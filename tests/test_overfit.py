@@ -1,15 +1,22 @@
 """Against overfitting and forgetting: label smoothing, the line to the start, the sentence."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy.special import rel_entr
 
 from jaxft.config_tasks import TextClassification
+from jaxft.engine.build import build
+from jaxft.engine.build_objective import AGAIN
+from jaxft.engine.build_state import load_params
 from jaxft.engine.score import between, shares_of
+from jaxft.engine.train_meter import patience_is_over
 from jaxft.errors import UserError
 from jaxft.report.page_gap import overfitting
-from jaxft.tasks.classes import smoothed
+from jaxft.tasks.classes import apart, logits_of, smoothed
+from tests.tiny import tiny_config
 
 
 def test_smoothed_labels_are_optaxs():
@@ -35,6 +42,57 @@ def test_smoothed_labels_are_optaxs():
 def test_smoothing_is_refused_where_it_means_nothing(keys, said):
     with pytest.raises(ValueError, match=said):
         TextClassification(kind="text_classification", **keys)
+
+
+def test_two_predictions_lie_apart_by_both_divergences():
+    draw = np.random.default_rng(0)
+    one, other = (jnp.asarray(draw.normal(size=(2, 4, 3)), jnp.float32) for _ in range(2))
+    p, q = (np.asarray(jax.nn.softmax(logits)) for logits in (one, other))
+    wanted = (rel_entr(p, q).sum(-1) + rel_entr(q, p).sum(-1)) / 2
+    np.testing.assert_allclose(apart(one, other), wanted, rtol=1e-4)
+    np.testing.assert_array_equal(apart(one, one), 0)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A run with R-Drop, its parameters, and its first batch."""
+    built = build(tiny_config(tmp_path_factory.mktemp("two"), task={"r_drop": 4.0}))
+    examples = built.splits["train"].examples
+    batch = examples.collate(built.plan.batch(0), built.layout.row_length)
+    return built, load_params(built).params, batch
+
+
+def test_r_drop_is_the_mean_loss_and_how_far_two_dropouts_lie_apart(two):
+    built, params, batch = two
+    key = jax.random.key(7)
+    one, other = (
+        built.outputs(params, batch, one) for one in (key, jax.random.fold_in(key, AGAIN))
+    )
+    assert not np.array_equal(one["logits"], other["logits"])
+    (first, weight), (second, _) = (built.task.loss(said, batch) for said in (one, other))
+    different = (apart(*(logits_of(said, batch) for said in (one, other))) * batch["weights"]).sum()
+    found, counted = built.objective(params, batch, key)["loss"]
+    assert float(found) == pytest.approx(float((first + second) / 2 + 2 * different), rel=1e-5)
+    assert float(counted) == float(weight)
+    plain = built.task.loss(built.outputs(params, batch), batch)[0]
+    assert float(built.objective(params, batch, None)["loss"][0]) == pytest.approx(float(plain))
+
+
+def test_r_drop_is_refused_where_nothing_is_dropped(two):
+    config = two[0].config
+    model = config.model.model_copy(update={"dropout": 0.0})
+    with pytest.raises(UserError) as refused:
+        build(config.model_copy(update={"model": model}))
+    assert "compares two dropouts of a text, and this model has no dropout" in str(refused.value)
+    with pytest.raises(ValueError, match="r_drop is for a single label"):
+        TextClassification(kind="text_classification", r_drop=1.0, problem="regression")
+
+
+def test_nothing_stops_early_unless_asked(two):
+    assert two[0].config.checkpoint.patience is None
+    assert not patience_is_over("loss", [0.1, 0.2, 0.3, 0.4], None)
+    assert patience_is_over("loss", [0.1, 0.2, 0.3], 2)
+    assert not patience_is_over("loss", [0.1, 0.2, 0.05], 2)
 
 
 def test_the_line_from_start_to_end_has_both_ends_to_the_bit():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
 import jaxft
@@ -98,6 +99,30 @@ def test_a_plan_from_python_and_of_a_run_that_is_not_there(config, tmp_path):
     assert [group["name"] for group in plan.table["groups"]] == ["low", "head", "rest"]
     assert plan.flops["forward"] < plan.flops["step"] < plan.flops["full"]
     assert list(tmp_path.iterdir()) == [], "nothing is written"
+
+
+def test_a_plan_counts_the_copies_of_what_trains(tmp_path, capsys):
+    config = tiny_config(
+        tmp_path,
+        model={"reinit": 1},
+        groups=[{"name": "low", "depth": [0, 0], "freeze": True}],
+        train={"ema": 0.99},
+        regularise={"l2_sp": 0.1},
+    )
+    plan = jaxft.plan(config)
+    trains = [row for row in plan.table["rows"] if row["trainable"]]
+    anew = ("blocks/1/", "pooler/", "head/")  # nothing pulls these back
+    pulled = [row for row in trains if not row["name"].startswith(anew)]
+    assert plan.copies == {
+        "average": 4 * sum(row["parameters"] for row in trains),
+        "origin": 4 * sum(row["parameters"] for row in pulled),
+    }
+    Console(width=120).print(plan.render())
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "of an average of what trains" in shown
+    assert "of where what is pulled back began" in shown
+    assert "the top block and the pooler, whatever the checkpoint has" in shown
+    assert json.loads(plan.to_json())["copies"] == plan.copies
 
 
 # -------------------------------------------------------------------------------------------- eval

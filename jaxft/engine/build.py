@@ -6,7 +6,6 @@ is found before anything large is read and before anything is written.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -23,11 +22,11 @@ from jaxft.data.plans import Layout, TrainPlan, plan_rows
 from jaxft.engine.build_adapter import asked_adapter, chosen_leaves, rate_ratios
 from jaxft.engine.build_compute import make_compute
 from jaxft.engine.build_length import Length, resolve_length, resolve_rates
+from jaxft.engine.build_mesh import build_mesh
 from jaxft.engine.build_mixture import make_mixture
-from jaxft.engine.chips import find_chip
+from jaxft.engine.build_objective import check_dropout, objective
 from jaxft.engine.inputs import Split, data_cache, open_sources, open_splits
-from jaxft.engine.mesh import make_mesh, param_shardings, row_divisor
-from jaxft.engine.mesh_auto import choose_mesh, state_bytes
+from jaxft.engine.mesh import param_shardings, row_divisor
 from jaxft.errors import UserError
 from jaxft.layerwise.optimizer import make_optimizer
 from jaxft.layerwise.phases import Phase, make_phases, phase_sections
@@ -116,8 +115,7 @@ class Build:
 
     def objective(self, params, batch, key):
         """The task's loss and metrics of one batch, as sums and weights."""
-        outputs = self.outputs(params, batch, key)
-        return {"loss": self.task.loss(outputs, batch), **self.task.metrics(outputs, batch)}
+        return objective(self.task, self.outputs, params, batch, key)
 
     def outputs(self, params, batch, key=None):
         """What the model makes of a batch, also of one that brings its trunk's output."""
@@ -153,7 +151,8 @@ def build(
     sources = open_sources(task, config.data.specs, config.data.where, config.run.seed.data)
     names = task.label_names(sources["train"])
     model = describe(config.model.checkpoint, weights=weights, **model_options(config, names, new))
-    mesh, why = _mesh(config, model, devices)
+    check_dropout(config, model)
+    mesh, why = build_mesh(config, model, _ever_trained(config, model), devices)
     tools = Tools(model, config.data.max_length, data_cache(config.data.cache))
     splits = open_splits(task, sources, names, tools, config.data.on_bad_row)
     mixture = make_mixture(config, splits["train"], names)
@@ -161,8 +160,7 @@ def build(
     layout = _lay_out(config, task, mesh, lengths, layout)
     plan = TrainPlan(lengths, config.run.seed.data, *layout.shape, mixture)
     length = resolve_length(config, plan)
-    phases = _phases(config, model, length)
-    phase = phases[0]
+    phase, *_ = phases = _phases(config, model, length)
     return Build(
         config=config,
         task=task,
@@ -183,19 +181,9 @@ def build(
     )
 
 
-def _mesh(config: Config, model: Model, devices: Sequence | None) -> tuple[jax.sharding.Mesh, str]:
-    """The mesh, and why it is so where that was left to us."""
-    devices, asked = jax.devices() if devices is None else list(devices), config.mesh
-    if asked.layout == "given":
-        return make_mesh(asked.data, asked.fsdp, asked.tensor, devices), ""
-    # A later phase may train what the first does not.
-    trained = set(model.leaves if config.phases else make_table(config, model).trainable)
-    sizes = {name: math.prod(leaf.shape) for name, leaf in model.leaves.items()}
-    state = state_bytes(sizes, trained, 4 if config.train.precision == "f32" else 2)
-    chip, batch = find_chip(devices[0].device_kind), config.data.batch_size
-    room = None if chip is None else chip.device_memory
-    chosen, why = choose_mesh(len(devices), batch, config.train.accumulate, state, room)
-    return make_mesh(*chosen, devices), f"mesh is {'x'.join(map(str, chosen))}: {why}"
+def _ever_trained(config: Config, model: Model) -> set[str]:
+    """The parameters that may train: a later phase may train what the first does not."""
+    return set(model.leaves if config.phases else make_table(config, model).trainable)
 
 
 def _phases(config: Config, model: Model, length: Length) -> tuple[Phase, ...]:
@@ -265,6 +253,7 @@ def model_options(config: Config, names: Sequence[str], new: Sequence[str] = ())
         "dropout": config.model.dropout,
         "ignore": config.model.ignore,
         "resize_vocab": config.model.resize_vocab,
+        "reinit": config.model.reinit,
         "image_size": config.model.image_size,
         "detection_tokens": config.model.detection_tokens,
         "adapter": asked_adapter(config.adapter),

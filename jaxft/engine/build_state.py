@@ -61,6 +61,16 @@ def pulled(built: Build) -> tuple[str, ...]:
     return tuple(name for name in built.table.trainable if name not in new)
 
 
+def abstract_origin(built: Build) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and shardings of what parameters are pulled back to in this phase."""
+    return {
+        name: jax.ShapeDtypeStruct(
+            built.model.params[name].shape, jnp.float32, sharding=built.shardings[name]
+        )
+        for name in pulled(built)
+    }
+
+
 def initial_state(built: Build, params: dict[str, jax.Array]) -> TrainState:
     """The state before the first step: trainable leaves in float32, fresh moments, step 0.
 

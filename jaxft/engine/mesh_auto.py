@@ -15,15 +15,19 @@ TRAINED = 16
 Sizes = tuple[int, int, int]
 
 
-def state_bytes(sizes: Mapping[str, int], trained: Collection[str], narrow: int) -> int:
-    """Bytes of parameters, gradients and moments.
+def state_bytes(
+    sizes: Mapping[str, int], trained: Collection[str], narrow: int, copies: int = 0
+) -> int:
+    """Bytes of parameters, gradients and moments, and of copies of what trains.
 
     Args:
         sizes: parameter -> its numbers.
         trained: those that train.
         narrow: bytes of a number of the others.
+        copies: how many more float32 copies there are of each that trains.
     """
-    return sum(size * (TRAINED if name in trained else narrow) for name, size in sizes.items())
+    each = TRAINED + 4 * copies
+    return sum(size * (each if name in trained else narrow) for name, size in sizes.items())
 
 
 def choose_mesh(

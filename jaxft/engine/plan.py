@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +13,14 @@ from rich.text import Text
 
 from jaxft.config import Config
 from jaxft.engine.build import build
+from jaxft.engine.build_state import abstract_origin, abstract_state
 from jaxft.engine.cost import LOSS, lowest_block_flops, segment_flops
 from jaxft.engine.train_facts import in_widest_phase, run_json, table_json
 from jaxft.engine.trunk_plan import plan_trunks
 from jaxft.report.numbers import count, share, size
 from jaxft.report.progress_tables import data_table, depth_table, group_table, segment_table
+
+WHOSE = {"average": "an average of what trains", "origin": "where what is pulled back began"}
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,16 @@ class Plan:
         table: `table.json`: groups, parameters, and the FLOPs of a step.
         segments: what the step costs in each segment of the model, see `cost.segment_flops`.
         lowest: the FLOPs of a step in which the lowest block alone trains.
+        copies: bytes of what is kept of the parameters beside: `average`, `origin`.
+        reinit: how many blocks begin anew.
     """
 
     about: dict[str, Any]
     table: dict[str, Any]
     segments: list[dict[str, Any]]
     lowest: int
+    copies: dict[str, int]
+    reinit: int
 
     @property
     def flops(self) -> dict[str, int]:
@@ -53,6 +61,8 @@ class Plan:
         return {
             "saved": self.saved,
             "segments": self.segments,
+            "copies": self.copies,
+            "reinit": self.reinit,
             "lowest_block_alone": self.lowest / self.flops["full"],
         }
 
@@ -78,6 +88,11 @@ class Plan:
             f"{count(self.flops['full'], 'FLOP')}, {share(self.saved)} saved",
             f"optimizer  {size(moments)} of moments",
         ]
+        told = [f"{size(many)} of {WHOSE[name]}" for name, many in self.copies.items() if many]
+        if self.reinit:
+            blocks = "block" if self.reinit == 1 else f"{self.reinit} blocks"
+            lines.append(f"anew       the top {blocks} and the pooler, whatever the checkpoint has")
+        lines += [f"copies     {', '.join(told)}"] if told else []
         return Group(
             data_table(self.about["data"]),
             group_table(self.table),
@@ -132,4 +147,15 @@ def plan(config: Config) -> Plan:
     plan_trunks(built)  # refuses what the run would
     chosen = in_widest_phase(built)
     segments, lowest = segment_flops(chosen), lowest_block_flops(chosen)
-    return Plan(run_json(built, ()), table_json(built), segments, lowest)
+    copies = {
+        "average": _float32_bytes(abstract_state(chosen).average or {}),
+        "origin": _float32_bytes(abstract_origin(chosen)),
+    }
+    return Plan(
+        run_json(built, ()), table_json(built), segments, lowest, copies, config.model.reinit
+    )
+
+
+def _float32_bytes(leaves: Mapping[str, Any]) -> int:
+    """Bytes of float32 arrays, whole."""
+    return 4 * sum(math.prod(leaf.shape) for leaf in leaves.values())

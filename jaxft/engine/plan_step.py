@@ -8,11 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxft.engine.build import Build
-from jaxft.engine.build_state import abstract_frozen, abstract_state, pulled
+from jaxft.engine.build_state import abstract_frozen, abstract_origin, abstract_state
 from jaxft.engine.collectives import Collective, collectives
 from jaxft.engine.cost import batch_shapes, tally_program, trunk_shapes
 from jaxft.engine.mesh import batch_sharding, held
@@ -33,7 +32,8 @@ class Memory:
     """Bytes of one device.
 
     Attributes:
-        weights: parameters, trained ones in float32, and their average where there is one.
+        weights: parameters, trained ones in float32; their average, and what they are pulled back
+            to, where there are such.
         optimizer: its state.
         activations: all else at the fullest moment: activations, gradients, gathered parameters.
         peak: the fullest moment, as the compiler says; what it takes where it does not fit.
@@ -95,7 +95,8 @@ def compile_train_step(built: Build, tell: Callable[[str], None] = lambda _: Non
         OutOfMemory: the compiler says that it does not fit.
     """
     frozen, batch = abstract_frozen(built), step_batch(built)
-    told = _rates(built)
+    origin = abstract_origin(built)
+    told = _rates(built, origin)
     state = abstract_state(built)
     start = time.perf_counter()
     tell("tracing the step")
@@ -113,7 +114,7 @@ def compile_train_step(built: Build, tell: Callable[[str], None] = lambda _: Non
     ended, cpu = time.perf_counter(), time.process_time() - cpu
     said, text = compiled.memory_analysis(), compiled.as_text()
     assert said is not None  # both compilers say
-    weights = held((state.trainable, state.settled, state.average, frozen))
+    weights = held((state.trainable, state.settled, state.average, frozen, origin))
     optimizer = held(state.opt_state)
     peak = int(said.peak_memory_in_bytes)
     rest = max(peak - weights - optimizer - held(batch), 0)
@@ -129,17 +130,10 @@ def compile_train_step(built: Build, tell: Callable[[str], None] = lambda _: Non
     )
 
 
-def _rates(built: Build) -> Rates:
+def _rates(built: Build, origin: dict[str, jax.ShapeDtypeStruct]) -> Rates:
     """What the step is told, with the shapes of what parameters are pulled back to."""
     told = Rates(built.rates[0], built.table.multipliers(), built.table.weight_decays())
-    shapes = {name: built.model.params[name].shape for name in pulled(built)}
-    if not shapes:
-        return told
-    origin = {
-        name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=built.shardings[name])
-        for name, shape in shapes.items()
-    }
-    return replace(told, origin=origin, pull=np.float32(0))
+    return replace(told, origin=origin, pull=np.float32(0)) if origin else told
 
 
 def step_batch(built: Build) -> dict[str, jax.ShapeDtypeStruct]:

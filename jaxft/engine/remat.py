@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from jaxft.engine.build import Build
-from jaxft.engine.build_state import abstract_frozen, abstract_state
+from jaxft.engine.build_state import abstract_frozen, abstract_origin, abstract_state
 from jaxft.engine.chips import find_chip
 from jaxft.engine.cost import kept_bytes
 from jaxft.engine.mesh import held, row_divisor
@@ -40,7 +40,7 @@ def choose_remat(built: Build) -> tuple[str, str]:
     chip = find_chip(built.mesh.devices.flat[0].device_kind)
     if chip is None:
         return "none", ""
-    room = int(USABLE * chip.device_memory) - _always(built)
+    room = int(USABLE * chip.device_memory) - taken(built)
     devices = row_divisor(built.mesh, 1)
 
     def kept(remat: str) -> int:
@@ -65,7 +65,9 @@ def first_that_fits(kept: Callable[[str], int], room: int) -> tuple[str, str]:
     )
 
 
-def _always(built: Build) -> int:
-    """Bytes of a device that are taken whatever is kept: state, gradients, frozen parameters."""
+def taken(built: Build) -> int:
+    """Bytes of a device that are taken whatever is kept: state, gradients, what does not move."""
     state = abstract_state(built)
-    return held(state) + held(state.trainable) + held(abstract_frozen(built))
+    return (
+        held(state) + held(state.trainable) + held((abstract_frozen(built), abstract_origin(built)))
+    )

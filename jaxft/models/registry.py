@@ -29,6 +29,7 @@ from jaxft.models.registry_family import (
     settled_fields,
 )
 from jaxft.models.registry_model import Model
+from jaxft.models.registry_reinit import reinitialised, with_new
 from jaxft.models.registry_values import with_values
 from jaxft.models.source import Checkpoint, Source, read_config, resolve
 from jaxft.models.source_fields import pad_token_id
@@ -36,7 +37,6 @@ from jaxft.models.weights import match, resolve_names
 from jaxft.models.weights_files import Tensor, open_tensors
 from jaxft.models.weights_promised import promised
 from jaxft.models.weights_vocab import with_vocabulary
-from jaxft.tree import natural_order
 
 DETECTION = "object_detection"
 IMAGE_GENERATION = "image_generation"
@@ -59,6 +59,7 @@ def load(
     dropout: float | None = None,
     ignore: Sequence[str] = (),
     resize_vocab: bool = False,
+    reinit: int = 0,
     image_size: int | None = None,
     detection_tokens: int | None = None,
     adapter: Adapter | str | Path | None = None,
@@ -82,6 +83,7 @@ def load(
         ignore: fields of config.json, and tensors, that may be passed over.
         resize_vocab: grow the embeddings where the tokenizer has more pieces; a new row is the
             mean of the old.
+        reinit: blocks from the top that begin anew, and with them the pooler; 0 for none.
         image_size: pixels a side of the images to take; None for the checkpoint's own.
         detection_tokens: the most objects to find in an image, where a ViT becomes a detector.
         adapter: thin matrices to put beside kernels; or PEFT's folder of some.
@@ -102,6 +104,7 @@ def load(
         dropout=dropout,
         ignore=ignore,
         resize_vocab=resize_vocab,
+        reinit=reinit,
         image_size=image_size,
         detection_tokens=detection_tokens,
         adapter=adapter,
@@ -122,6 +125,7 @@ def describe(
     dropout: float | None = None,
     ignore: Sequence[str] = (),
     resize_vocab: bool = False,
+    reinit: int = 0,
     image_size: int | None = None,
     detection_tokens: int | None = None,
     adapter: Adapter | str | Path | None = None,
@@ -141,8 +145,7 @@ def describe(
     head, config = _head(family, fields, task), _config(family, fields, ignore, dropout, image_size)
     own, labels = class_labels(fields, num_labels, labels)
     towers, named = family.towers(config, head, len(labels)), _named(head, labels)
-    leaves = leaves_of(towers)
-    lines = resolve_names(family.names(head, fields["model_type"]), leaves)
+    lines = resolve_names(family.names(head, fields["model_type"]), leaves := leaves_of(towers))
     matching = match(
         tensors or promised(lines, leaves, source.folder, named is not None),
         *(lines, leaves),
@@ -153,7 +156,7 @@ def describe(
         refit=refits_of(family, config, fields),
         grow=resize_vocab,
     )
-    matching = replace(matching, new=tuple(natural_order({*matching.new, *new})))
+    matching = with_new(reinitialised(matching, towers, reinit), new)
     model = Model(family, config, head, named, {}, towers, source, fields, matching, image_size)
     model = model if adapter is None else with_adapter(model, adapter)
     return replace(model, params=_shapes(model.leaves, dtype, sharding))

@@ -186,7 +186,7 @@ def scalars(event: Mapping[str, Any]) -> dict[str, float]:
     if event["kind"] in ("multipliers", "note"):
         return {}  # a curve for each parameter would bury all others; a note has no number
     section = event.get("split", event["kind"])
-    found = {}
+    found: dict[str, float] = {}
     for name, value in event.items():
         if name in ("kind", "step", "time", "split"):
             continue

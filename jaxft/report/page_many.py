@@ -9,7 +9,7 @@ FEW = 7  # runs that the palette tells apart; more are shaded, in the order in w
 STOPS = ("--c0", "--c3", "--c1")  # of the shades; `drawing.js` mixes the same
 
 
-def told_apart(figures: Sequence[Mapping[str, Any]], runs: int) -> list[dict[str, Any]]:
+def told_apart(figures: Sequence[dict[str, Any]], runs: int) -> list[dict[str, Any]]:
     """Figures with each line marked as the run's that it is of, whose number was its colour.
 
     Of more than a few runs a figure keeps one line a run: what is said of training and which step

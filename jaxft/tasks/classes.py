@@ -145,6 +145,22 @@ def smoothed(losses: jax.Array, logits: jax.Array, share: float) -> jax.Array:
     return (1 - share) * losses + share * of_all
 
 
+def apart(one: jax.Array, other: jax.Array) -> jax.Array:
+    """How far two predictions of an example lie apart: the mean of both their KL divergences.
+
+    Source: Wu et al. (2021), https://arxiv.org/abs/2106.14448, equation 2.
+
+    Args:
+        one, other: logits `[..., C]`.
+
+    Returns:
+        `[...]`.
+    """
+    first, second = (jax.nn.log_softmax(logits, axis=-1) for logits in (one, other))
+    # Both sums in one: KL(p, q) + KL(q, p) = sum of (p - q)(log p - log q).
+    return jnp.sum((jnp.exp(first) - jnp.exp(second)) * (first - second), axis=-1) / 2
+
+
 def class_weights(
     asked: str | Mapping[str | int, float] | None, values: np.ndarray, names: Sequence[str]
 ) -> np.ndarray | None:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from jaxft.config_classes import TextClassification as Section
 from jaxft.data.loader import collate_rows
@@ -16,6 +18,7 @@ from jaxft.data.sources import Source
 from jaxft.data.template import Template, parse_template
 from jaxft.data.text import Tokenizer
 from jaxft.errors import UserError, did_you_mean
+from jaxft.tasks.classes import Batch, Outputs, apart, logits_of
 from jaxft.tasks.classes_target import TargetTask, make_target
 from jaxft.tasks.contract import Examples, Tools
 from jaxft.tasks.labels import FILL, BadValue, Labels, read_rows, text_of
@@ -64,6 +67,19 @@ class TextClassification(TargetTask):
             return self.template.columns
         pair = self.section.text_pair
         return (self.section.text,) if pair is None else (self.section.text, pair)
+
+    def loss_of_two(self, outputs: Outputs, again: Outputs, batch: Batch) -> tuple[Array, Array]:
+        """R-Drop's loss: the mean of two dropouts' losses, and what they say differently.
+
+        It is half of Wu et al.'s, https://arxiv.org/abs/2106.14448, equation 4, whose first part is
+        a sum, so that a rate means what it means without.
+        """
+        (first, weight), (second, _) = self.loss(outputs, batch), self.loss(again, batch)
+        weights = batch["weights"] * batch.get("loss_weights", 1.0)
+        different = apart(logits_of(outputs, batch), logits_of(again, batch))  # [R, S]
+        assert self.section.r_drop is not None
+        share = self.section.r_drop / 2
+        return (first + second) / 2 + share * jnp.sum(different * weights), weight
 
     def check_row(
         self, source: Source, number: int, row: Mapping[str, Any], names: Sequence[str]
