@@ -1,6 +1,6 @@
 """Does layer decay widen the range of usable rates: MiniLM, 3 decays x 5 rates x 5 seeds.
 
-`python -m benchmarks.studies.layer_decay` trains on 400 reviews of Rotten Tomatoes with nothing
+`python -m benchmarks.studies.layer_decay` trains on 200 reviews of Rotten Tomatoes with nothing
 frozen. The range of a decay is the rates, interpolated on a logarithmic scale, whose validation
 accuracy is within 2 points of that decay's best; the rate with the best validation accuracy is
 scored on the 854 test reviews. It writes docs/studies/layer_decay.md's figure and table.
@@ -30,7 +30,7 @@ WITHIN = 0.02
 OVERRIDES = [
     "run.dir=runs/studies",
     "run.name=layer_decay",
-    "data.train=csv:assets/reviews/train.csv[:400]",
+    "data.train=csv:assets/reviews/train.csv[:200]",
     "data.eval=csv:assets/reviews/train.csv[1000:1427]",
     'groups=[{name: head, match: "(head|pooler)/.*"}]',
     "train.length=3 epochs",
