@@ -11,15 +11,14 @@ from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxft.data.plans import plan_eval
 from jaxft.engine.build import Build
 from jaxft.engine.evaluate import in_order, run_plan
+from jaxft.engine.similarity import example_means
 from jaxft.engine.step import make_eval_step
 from jaxft.models.transformer import Tower
-from jaxft.tasks.token_examples import of_segments
 
 TASKS = ("text_classification", "image_classification", "embedding")
 MOST = 400  # rows that are looked at
@@ -104,16 +103,7 @@ def _features(
 
     def evaluate_batch(params, batch):
         stream = built.model.trunk(params, batch, compute)
-        (values,) = (one.astype(jnp.float32) for one in stream.values())  # [R, T, D]
-        rows, segments = batch["example_ids"].shape
-        if "segment_ids" not in batch:
-            means = values.mean(1)[:, None, None]  # [R, 1, 1, D]
-        else:
-            texts = batch["text_numbers"].shape[-1] if "text_numbers" in batch else 1
-            own = of_segments(batch["segment_ids"], segments * texts).astype(jnp.float32)
-            sums = jnp.einsum("rst,rtd->rsd", own, values)
-            means = sums / jnp.maximum(own.sum(-1, keepdims=True), 1)
-            means = means.reshape(rows, segments, texts, -1)
+        (means,) = (example_means(one, batch) for one in stream.values())
         return {}, {"features": means, "example_ids": batch["example_ids"]}
 
     def collate(index: np.ndarray, row_length: int) -> dict[str, np.ndarray]:

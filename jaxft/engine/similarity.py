@@ -15,9 +15,9 @@ from jaxft.engine.inputs import Split
 from jaxft.engine.step import make_eval_step
 from jaxft.errors import UserError
 from jaxft.metrics.similarity import linear_cka
-from jaxft.models.layers_batch import segments_of
 from jaxft.models.transformer import Tower
 from jaxft.models.transformer_run import run_streams
+from jaxft.tasks.token_examples import of_segments
 
 Params = Mapping[str, jax.Array]
 FEWEST = 4  # examples: below them the estimate is not defined
@@ -64,20 +64,36 @@ def features(
     """The mean over each example's positions of the stream at each depth.
 
     Returns:
-        `features` [R, S, depths, D] and `example_ids` [R, S].
+        `features` [R, S, depths, K, D], K texts an example, and `example_ids` [R, S].
     """
     streams = run_streams(tower, params, batch, built.compute)
-    ids = batch["example_ids"]
-    if "input_ids" in batch:
-        own = segments_of(batch)[:, None] == jnp.arange(1, ids.shape[1] + 1)[None, :, None]
-    else:
-        own = jnp.ones((len(ids), 1, streams[0].shape[1]), bool)
-    share = own / jnp.maximum(own.sum(axis=-1, keepdims=True), 1)  # [R, S, T]
-    means = [jnp.einsum("rst,rtd->rsd", share, stream.astype(jnp.float32)) for stream in streams]
-    return {"features": jnp.stack(means, axis=2), "example_ids": ids}
+    means = jnp.stack([example_means(stream, batch) for stream in streams], axis=2)
+    return {"features": means, "example_ids": batch["example_ids"]}
+
+
+def example_means(stream: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
+    """The mean of a stream over the positions of each example's texts, or over its picture.
+
+    Args:
+        stream: [R, T, D].
+        batch: of what it was computed.
+
+    Returns:
+        [R, S, K, D] float32: S examples a row, K texts an example.
+    """
+    values = stream.astype(jnp.float32)
+    rows, segments = batch["example_ids"].shape
+    if "segment_ids" not in batch:
+        return values.mean(1)[:, None, None]
+    texts = batch["text_numbers"].shape[-1] if "text_numbers" in batch else 1
+    own = of_segments(batch["segment_ids"], segments * texts).astype(jnp.float32)
+    sums = jnp.einsum("rst,rtd->rsd", own, values)
+    means = sums / jnp.maximum(own.sum(-1, keepdims=True), 1)
+    return means.reshape(rows, segments, texts, -1)
 
 
 def _of_split(built: Build, step: Any, params: Params, split: Split) -> np.ndarray:
-    """Every example's features: [examples, depths, D]."""
+    """Every text's or picture's features: [N, depths, D]."""
     found = [kept for _, kept in run_split(built, step, params, split.examples)]
-    return in_order(found, len(split.examples))["features"]
+    each = in_order(found, len(split.examples))["features"]  # [examples, depths, K, D]
+    return each.swapaxes(1, 2).reshape(-1, each.shape[1], each.shape[-1])
