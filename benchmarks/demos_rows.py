@@ -93,6 +93,13 @@ DEMOS = (
         quick=("data.train=csv:assets/emoji/train.csv[:500]", "train.length=4 epochs"),
     ),
     Demo(
+        "caption",
+        "emoji and their names, written",
+        ("dinov2", "minilm", "emoji"),
+        "chrf",
+        "as it is",
+    ),
+    Demo(
         "chat",
         "questions and answers",
         ("smollm2", "dialogues"),

@@ -93,10 +93,11 @@ def predict(
     samples: Samples = None,
     label: Class = None,
 ) -> None:
-    """Label texts, or answer them: arguments, a file, or standard input a line each.
+    """Label texts or images, or answer them: arguments, a file, or standard input a line each.
 
-    A model that writes text shows it as it comes; all else is printed as JSON lines. One that
-    draws images draws --samples from nothing, or completes images from their upper half.
+    A model that writes text shows it as it comes, for images too (files, or folders of them); all
+    else is printed as JSON lines. One that draws images draws --samples from nothing, or
+    completes images from their upper half.
     """
     inputs = _inputs(texts, file)
     asked = _drawing(temperature) | {
@@ -207,14 +208,14 @@ def _print_texts(
 
     Args:
         name: the run or the checkpoint.
-        prompts: one text each; None to talk with the person at the terminal.
+        prompts: one text each, or images; None to talk with the person at the terminal.
         chat, asked: see `open_writer`.
         as_json: print JSON lines, as is done wherever the output is no terminal.
 
     Raises:
         UserError: the model writes no text, or a prompt or a setting is not as it has to be.
     """
-    from jaxft.engine.generate import complete, open_writer
+    from jaxft.engine.generate import complete, open_writer, prompts_of
 
     writer = open_writer(name, chat, asked)
     for note in writer.notes:
@@ -224,7 +225,9 @@ def _print_texts(
     elif as_json or not sys.stdout.isatty():
         _print_lines(complete(writer, prompts))
     else:
-        for prompt in prompts:
+        for prompt in prompts_of(writer, prompts):
+            if writer.images is not None:
+                print(f"{prompt}: ", end="")
             _print(writer, [{"role": "user", "content": prompt}])
 
 

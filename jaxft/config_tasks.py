@@ -117,6 +117,16 @@ class Seq2Seq(Section):
     )
 
 
+class Captioning(Section):
+    """What is to be seen in an image, written as a text."""
+
+    kind: Literal["captioning"] = key(..., "what is learned", resume="fixed")
+    image: str = key(
+        "image", "column that holds the image, or the path to its file", resume="fixed"
+    )
+    text: str = key("text", "column that holds the text that is written", resume="fixed")
+
+
 class Contrastive(Section):
     """Which text belongs to which image, among all of a batch."""
 
@@ -222,6 +232,7 @@ TaskSection = (
     | Seq2Seq
     | ImageClassification
     | ObjectDetection
+    | Captioning
     | Contrastive
     | ImageGeneration
 )

@@ -73,6 +73,7 @@ FLOORS = {
     "tasks.tagged": 5.5,  # above labels, below the tasks
     "tasks.masked_texts": 5.5,
     "tasks.text_tuples": 5.5,
+    "tasks.written_texts": 5.5,
     "tasks.*": 6,
     "engine.chips": 0,  # without jax
     "engine.compiler_options": 0,  # without jax

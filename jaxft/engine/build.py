@@ -12,7 +12,6 @@ from importlib import import_module
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -25,7 +24,7 @@ from jaxft.engine.build_length import Length, resolve_length, resolve_rates
 from jaxft.engine.build_mesh import build_mesh
 from jaxft.engine.build_mixture import make_mixture
 from jaxft.engine.build_objective import check_dropout, objective
-from jaxft.engine.inputs import Split, data_cache, open_sources, open_splits
+from jaxft.engine.inputs import Split, data_cache, open_sources, open_splits, with_images
 from jaxft.engine.mesh import param_shardings, row_divisor
 from jaxft.errors import UserError
 from jaxft.layerwise.optimizer import make_optimizer
@@ -119,12 +118,11 @@ class Build:
 
     def outputs(self, params, batch, key=None):
         """What the model makes of a batch, also of one that brings its trunk's output."""
-        size = self.splits["train"].examples.image_size
-        if size is not None and "pixel_values" not in batch:
-            # The stem reads the images' shape alone then, and XLA drops the zeros.
-            zeros = jnp.zeros((len(batch["weights"]), 3, *size), jnp.float32)
-            batch = {**batch, "pixel_values": zeros}
-        return self.model.apply(params, batch, key, self.compute)
+        return self.model.apply(params, self.whole(batch), key, self.compute)
+
+    def whole(self, batch):
+        """A batch with all that the model's stems read."""
+        return with_images(batch, self.splits["train"].examples.image_size)
 
 
 def build(

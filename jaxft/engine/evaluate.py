@@ -45,7 +45,7 @@ def evaluation_function(built: Build) -> EvalStep:
     def evaluate_batch(params, batch):
         outputs = built.outputs(params, batch)
         if write := getattr(built.task, "write", None):
-            outputs |= write(built.model, params, batch, built.compute)
+            outputs |= write(built.model, params, built.whole(batch), built.compute)
         sums = {"loss": built.task.loss(outputs, batch), **built.task.metrics(outputs, batch)}
         outcomes = built.task.outcomes(outputs, batch)
         return sums, outcomes | {"example_ids": batch["example_ids"]}

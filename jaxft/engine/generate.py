@@ -1,7 +1,7 @@
 """The generation story: prompts in, the text that a model writes out.
 
 The model is a run's best checkpoint, or any checkpoint that ends in next-token scores: a decoder
-goes on with its prompt, an encoder-decoder answers it.
+goes on with its prompt, an encoder-decoder answers it; of one that reads images, prompts are files.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxft.data.chat import ChatTemplate, load_chat_template
+from jaxft.data.image import ImageProcessor, decode
 from jaxft.data.text import Tokenizer
 from jaxft.data.text_stream import TextStream
 from jaxft.engine.process import prepare_process
@@ -24,6 +27,7 @@ from jaxft.models.generate import WRITES, Generator
 from jaxft.models.generate_settings import Settings, read_settings
 from jaxft.models.registry import describe, load
 from jaxft.tasks.contract import Tools
+from jaxft.tasks.images import paths_from_input
 
 PROMPTS = 8  # prompts a batch, where there are more than one
 
@@ -41,6 +45,7 @@ class Writer:
         settings: how texts go on.
         notes: a sentence on each thing that the checkpoint asks for and does not get.
         prefix: what every prompt is put behind, as in the run's training.
+        images: how images are read, where a text is written for one.
     """
 
     generator: Generator
@@ -49,6 +54,7 @@ class Writer:
     settings: Settings
     notes: tuple[str, ...]
     prefix: str = ""
+    images: ImageProcessor | None = None
 
 
 def writes(name: str) -> bool:
@@ -86,8 +92,14 @@ def open_writer(name: str, chat: bool | None, asked: Mapping[str, Any]) -> Write
         raise UserError(f"'{name}' has no chat template.", "Leave --chat out.")
     settings, notes = read_settings(model.source.folder, model.fields, asked)
     prefix = "" if trained is None else getattr(trained.config.task, "prefix", "")
-    tokenizer = Tools(model, None, None).tokenizer
-    return Writer(generator, tokenizer, template, settings, notes, prefix)
+    tools = Tools(model, None, None)
+    images = tools.images if model.head == "captioning" else None
+    return Writer(generator, tools.tokenizer, template, settings, notes, prefix, images)
+
+
+def prompts_of(writer: Writer, given: Iterable[str]) -> Iterable[str]:
+    """What is to be written for: texts, or image files and those below the folders named."""
+    return given if writer.images is None else paths_from_input(given)
 
 
 def write(writer: Writer, conversation: Sequence[Message]) -> Iterator[str]:
@@ -95,7 +107,8 @@ def write(writer: Writer, conversation: Sequence[Message]) -> Iterator[str]:
 
     Args:
         writer: what writes.
-        conversation: the messages; a writer without a template reads the last one's text alone.
+        conversation: the messages; a writer without a template reads the last one's text alone,
+            or the image file that it names.
 
     Raises:
         UserError: the prompt is empty or longer than the model's positions.
@@ -122,17 +135,17 @@ def complete(writer: Writer, prompts: Iterable[str]) -> Iterator[dict[str, Any]]
 
     Args:
         writer: what writes.
-        prompts: one text each.
+        prompts: one text each, or image files and folders of them.
 
     Yields:
-        `prompt`, `text`, `tokens` (how many are new), `whole` (whether it ended by itself), and
-        `tokens_per_second`: after the first, of all that were written together with it; None for
-        beam search, which gives them at once.
+        `prompt` (of an image `file`), `text`, `tokens` (how many are new), `whole` (whether it
+        ended by itself), and `tokens_per_second`: after the first, of all that were written
+        together with it; None for beam search, which gives them at once.
 
     Raises:
         UserError: a prompt is empty or longer than the model's positions.
     """
-    waiting = iter(prompts)
+    waiting = iter(prompts_of(writer, prompts))
     rows = 0
     while part := list(islice(waiting, PROMPTS)):
         rows = max(rows, len(part))
@@ -160,7 +173,7 @@ def _complete(writer: Writer, asked: list[str], rows: int) -> Iterator[dict[str,
     for prompt, tokens, stream in zip(asked, written, streams, strict=False):
         stream.end()
         yield {
-            "prompt": prompt,
+            "prompt" if writer.images is None else "file": prompt,
             "text": stream.text if settings.num_beams == 1 else writer.tokenizer.decode(tokens),
             "tokens": len(tokens),
             "whole": tokens[-1] in settings.eos_token_id or stream.stopped,
@@ -168,8 +181,12 @@ def _complete(writer: Writer, asked: list[str], rows: int) -> Iterator[dict[str,
         }
 
 
-def _encode(writer: Writer, conversations: Sequence[Sequence[Message]]) -> list[list[int]]:
-    """The token ids of each prompt."""
+def _encode(
+    writer: Writer, conversations: Sequence[Sequence[Message]]
+) -> Sequence[Sequence[int] | np.ndarray]:
+    """The token ids of each prompt, or the pixels of each image."""
+    if writer.images is not None:
+        return [writer.images(decode(messages[-1]["content"])) for messages in conversations]
     if writer.template is None:
         texts = [writer.prefix + messages[-1]["content"] for messages in conversations]
         encoded = writer.tokenizer.encode(texts)

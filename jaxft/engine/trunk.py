@@ -137,8 +137,9 @@ def open_trunk(
         for _ in build()[0]:
             pass
     places = np.argsort(order)  # where each example lies
-    vision, outputs = built.model.towers.get("vision"), build_or_open(root, key, build)
-    seen = isinstance(vision, Tower) and vision.prefix + TRUNK in outputs.meta["names"].values()
+    towers, outputs = built.model.towers, build_or_open(root, key, build)
+    reader = towers.get("vision", towers.get("encoder"))  # of images, where any are read
+    seen = isinstance(reader, Tower) and reader.prefix + TRUNK in outputs.meta["names"].values()
     return CachedBatches(examples.without_images() if seen else examples, outputs, places)
 
 

@@ -11,7 +11,7 @@ https://arxiv.org/abs/2109.10282; the computation follows `transformers`'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -29,6 +29,7 @@ from jaxft.models.encoder_decoder_config import (
     PairConfig,
     Reader,
     join_configs,
+    tokens_of,
 )
 from jaxft.models.layers_batch import Batch
 from jaxft.models.transformer import Compute, Tower
@@ -110,6 +111,10 @@ class EncoderDecoder:
         if not self.paired:
             return own
         return (*own, "decoder/source/", "decoder/head/", r"decoder/blocks/\d+/cross/")
+
+    def settled(self, fields: Mapping[str, Any], tensors: Iterable[str]) -> dict[str, Any]:
+        """A config.json that says itself what its decoder's says of tokens."""
+        return {**fields, **{n: v for n, v in tokens_of(fields).items() if v is not None}}
 
     @cached_property
     def UNUSED(self) -> tuple[str, ...]:

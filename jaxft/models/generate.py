@@ -23,7 +23,9 @@ from jaxft.models.generate_settings import Settings
 from jaxft.models.transformer import PLAIN, Compute
 from jaxft.models.transformer_cache import Cache, Read, decode, prefill, prefill_from
 
-WRITES = ("causal_lm", "seq2seq")  # the heads that text is written under
+FROM_SOURCES = ("seq2seq", "captioning")  # the heads that text is written under from sources
+WRITES = ("causal_lm", *FROM_SOURCES)  # and all that it is written under
+Prompts = Sequence[Sequence[int] | np.ndarray]  # token ids; or images, [3, H, W] each
 Stopped = Callable[[int, Sequence[int]], bool]  # which prompt, its new tokens so far
 
 
@@ -55,7 +57,7 @@ class Generator:
     """A model ready to go on with prompts; it keeps the programs that it has compiled.
 
     Args:
-        model: a decoder under its `causal_lm` head, or an encoder-decoder under `seq2seq`.
+        model: a decoder under its `causal_lm` head, or an encoder-decoder.
         compute: how to run it.
 
     Attributes:
@@ -72,7 +74,7 @@ class Generator:
                 f"Load it as {' or '.join(WRITES)}.",
             )
         *_, tower = model.towers.values()  # of two, the decoder comes last
-        self._start = model.config.start_token_id if model.head == "seq2seq" else None
+        self._start = model.config.start_token_id if model.head in FROM_SOURCES else None
         self._positions = model.max_positions
         self._params = model.params
         self.prefill = jax.jit(
@@ -94,14 +96,15 @@ class Generator:
 
     def generate(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Prompts,
         settings: Settings,
         stopped: Stopped | None = None,
     ) -> list[list[int]]:
         """The new tokens of each prompt, that which ended it included.
 
         Args:
-            prompts: token ids, none empty; of a model that writes from a source, the sources'.
+            prompts: token ids, none empty; of a model that writes from a source, the sources',
+                or images, [3, H, W] float32 each.
             settings: how to go on.
             stopped: asked after each token but one that ends a text whether it ends here.
 
@@ -118,7 +121,7 @@ class Generator:
 
     def stream(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Prompts,
         settings: Settings,
         stopped: Stopped | None = None,
     ) -> Iterator[list[int | None]]:
@@ -154,7 +157,7 @@ class Generator:
             if not any(running):
                 return
 
-    def _search(self, prompts: Sequence[Sequence[int]], settings: Settings) -> list[list[int]]:
+    def _search(self, prompts: Prompts, settings: Settings) -> list[list[int]]:
         """The best whole text of each prompt, by beam search."""
         ids, seen, limits = self._fill(prompts, settings)
         length, room, count = ids.shape[1], min(limits), settings.num_beams
@@ -187,7 +190,7 @@ class Generator:
         return [text[:end].tolist() for text, end in zip(best, lengths, strict=True)]
 
     def _begin(
-        self, prompts: Sequence[Sequence[int]], ids: np.ndarray, seen: np.ndarray, room: int
+        self, prompts: Prompts, ids: np.ndarray, seen: np.ndarray, room: int
     ) -> tuple[jax.Array, Cache, Read | None]:
         """The scores of the first new token, and what is kept of prompts and sources."""
         length = ids.shape[1]
@@ -196,7 +199,7 @@ class Generator:
         return self.prefill_from(self._params, fill_sources(prompts), ids, room)
 
     def _fill(
-        self, prompts: Sequence[Sequence[int]], settings: Settings
+        self, prompts: Prompts, settings: Settings
     ) -> tuple[np.ndarray, np.ndarray, list[int]]:
         """Prompts filled up on the left [B, T], the slots seen [B, S], and each's limit."""
         if not min(map(len, prompts)):
@@ -226,8 +229,13 @@ class Generator:
         return ids, seen, limits
 
 
-def fill_sources(sources: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
-    """Sources filled up on the right: `input_ids` and `attention_mask`, [B, R] int32 each."""
+def fill_sources(sources: Prompts) -> dict[str, np.ndarray]:
+    """Sources filled up on the right: `input_ids` and `attention_mask`, [B, R] int32 each.
+
+    Of images, which are all of one size, it is `pixel_values` [B, 3, H, W].
+    """
+    if np.ndim(sources[0]) == 3:
+        return {"pixel_values": np.asarray(sources, np.float32)}
     shape = len(sources), bucket(max(map(len, sources)))
     ids, seen = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     for row, source in enumerate(sources):

@@ -18,7 +18,7 @@ from jaxft.report.events import read_events
 
 TAGGED_TASK, MASKED_TASK, PAIRED_TASK = "token_classification", "masked_lm", "embedding"
 BOXES_TASK = "object_detection"
-WRITTEN_TASK = "seq2seq"
+WRITTEN_TASKS = ("seq2seq", "captioning")
 DRAWN_TASK = "image_generation"
 SPLITS = ("test", "eval")  # the order in which their predictions are shown
 BEFORE = "before"  # what was said of the eval rows before the first step, where that was asked for
@@ -75,11 +75,10 @@ PAIRED: Keys = {
     "found": (list,),
 }
 FOUND: Keys = {"text": (str,), "similarity": NUMBER}
-WRITTEN: Keys = {
+WRITTEN: Keys = {  # of a text its source; of an image as above
     "id": (int,),
-    "source": (str,),
-    "target": (str,),
-    "written": (str,),
+    **dict.fromkeys(("source", "file", "image"), (str, type(None))),
+    **dict.fromkeys(("target", "written"), (str,)),
     "loss": NUMBER,
 }
 IMAGE: Keys = {"id": (int,), "bits_per_dimension": NUMBER}
@@ -89,7 +88,7 @@ LINES: dict[str, tuple[Keys, dict[str, Keys]]] = {
     MASKED_TASK: (FILLED, {"fills": FILL}),
     PAIRED_TASK: (PAIRED, {"found": FOUND}),
     BOXES_TASK: (BOXES, {}),
-    WRITTEN_TASK: (WRITTEN, {}),
+    **dict.fromkeys(WRITTEN_TASKS, (WRITTEN, {})),
     DRAWN_TASK: (IMAGE, {}),
 }
 POINTS: Keys = {

@@ -25,7 +25,7 @@ from jaxft.report.page_run import (
     MASKED_TASK,
     PAIRED_TASK,
     TAGGED_TASK,
-    WRITTEN_TASK,
+    WRITTEN_TASKS,
     Run,
     config_text,
 )
@@ -89,7 +89,7 @@ def _told(run: Run) -> dict[str, Any]:
         "paired": [paired(*one) for one in compared if run.task == PAIRED_TASK],
         "sheets": sheets(run.path) if run.task == DRAWN_TASK else [],
         "drawn": [drawn(*one) for one in splits.items() if run.task == DRAWN_TASK],
-        "written": [written(*one) for one in compared if run.task == WRITTEN_TASK],
+        "written": [written(*one) for one in compared if run.task in WRITTEN_TASKS],
     }
 
 

@@ -11,25 +11,30 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxft.config_tasks import Seq2Seq as Section
 from jaxft.data.cache import Held, Ragged, fingerprint
 from jaxft.data.packing import round_up
 from jaxft.data.sources import Source
-from jaxft.data.text import Tokenizer
 from jaxft.errors import UserError
 from jaxft.metrics.translation import translation_scores
-from jaxft.models.generate_greedy import write_greedily
-from jaxft.models.layers_loss import UNSCORED
 from jaxft.models.registry_model import Model
-from jaxft.models.transformer import Compute, Tower
+from jaxft.models.transformer import Compute
 from jaxft.tasks.contract import Batch, Sums, Tools
 from jaxft.tasks.labels import read_rows, text_of
-
-STRIDE = 8  # sources and targets are padded to a multiple of so many tokens: one shape a split
-ROOM = 1.25  # what the model may write: that many times the tokens of the longest target
+from jaxft.tasks.written_texts import (
+    STRIDE,
+    Writing,
+    encode_targets,
+    target_batch,
+    texts_of,
+    token_loss,
+    token_metrics,
+    token_outcomes,
+    writing_of,
+    written,
+)
 
 
 def make(section: Section) -> Seq2Seq:
@@ -43,14 +48,12 @@ class Pairs:
 
     Args:
         tokens: of each pair, the source's and then the target's ids, and which are `of_target`.
-        tokenizer: the checkpoint's.
-        start: the token that a target is written after.
+        writing: how the model writes.
         wanted: `[examples]` the targets' texts.
     """
 
     tokens: Ragged | Held
-    tokenizer: Tokenizer
-    start: int
+    writing: Writing
     wanted: Sequence[str]
     labels: None = None
     image_size: None = None
@@ -78,26 +81,23 @@ class Pairs:
     def collate(self, index: np.ndarray, row_length: int) -> dict[str, np.ndarray]:
         del row_length
         most = self.tokens.meta["longest"]
-        shapes = {name: (len(index), round_up(most[name], STRIDE)) for name in most}
-        pad = self.tokenizer.pad_id
-        ids, inputs = (np.full(shapes[name], pad, np.int32) for name in ("source", "target"))
-        read, seen = (np.zeros(shapes[name], np.int32) for name in ("source", "target"))
-        targets = np.full(shapes["target"], UNSCORED, np.int32)
-        read[:, 0] = seen[:, 0] = 1  # a row without an example still attends somewhere
+        shape = len(index), round_up(most["source"], STRIDE)
+        ids, read = (
+            np.full(shape, self.writing.tokenizer.pad_id, np.int32),
+            np.zeros(shape, np.int32),
+        )
+        read[:, 0] = 1  # a row without an example still attends somewhere
+        targets: list[np.ndarray | None] = [None] * len(index)
         for row, number in enumerate(index[:, 0].tolist()):
             if number < 0:
                 continue
             both, of_target = (self.tokens[number][name] for name in ("both", "of_target"))
-            source, target = both[of_target == 0], both[of_target == 1]
+            source, targets[row] = both[of_target == 0], both[of_target == 1]
             ids[row, : len(source)], read[row, : len(source)] = source, 1
-            inputs[row, 0], inputs[row, 1 : len(target)] = self.start, target[:-1]
-            targets[row, : len(target)], seen[row, : len(target)] = target, 1
         return {
             "input_ids": ids,
             "attention_mask": read,
-            "decoder_input_ids": inputs,
-            "decoder_attention_mask": seen,
-            "targets": targets,
+            **target_batch(targets, most["target"], self.writing),
             "weights": (index >= 0).astype(np.float32),  # [R, 1]
             "example_ids": index.astype(np.int32),
         }
@@ -130,18 +130,18 @@ class Seq2Seq:
 
     def examples(self, source: Source, names: Sequence[str] | None, tools: Tools) -> Pairs:
         del names
-        pairs = read_rows(source, self.columns, self._pair)
+        pairs, writing = read_rows(source, self.columns, self._pair), writing_of(tools)
         texts = dict(zip(self.columns, map(list, zip(*pairs, strict=True)), strict=True))
         tokens = tools.once(
-            partial(self._encode, source, texts, tools.tokenizer, tools.max_length),
+            partial(self._encode, source, texts, writing, tools.max_length),
             kind="pairs of texts",
             source=source.fingerprint,
             tokenizer=tools.tokenizer.fingerprint,
             max_length=tools.max_length,
+            written=[writing.start, writing.end, writing.positions],
             task=self.section.model_dump(),
         )
-        wanted = texts[self.section.target]
-        return Pairs(tokens, tools.tokenizer, tools.model.config.start_token_id, wanted)
+        return Pairs(tokens, writing, texts[self.section.target])
 
     def _pair(self, row: Mapping[str, Any]) -> tuple[str, ...]:
         return tuple(text_of(row[column], column) for column in self.columns)
@@ -150,31 +150,19 @@ class Seq2Seq:
         self,
         source: Source,
         texts: Mapping[str, list[str]],
-        tokenizer: Tokenizer,
+        writing: Writing,
         max_length: int,
     ) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
         """Every pair's tokens; of the whole, counts and the longest of each side."""
         own = self.section
-        sources = tokenizer.encode(
+        sources = writing.tokenizer.encode(
             [own.prefix + one for one in texts[own.source]], None, max_length
         )
-        targets = tokenizer.encode(texts[own.target])
-        most = own.max_target_length
-        for index, ids in enumerate(targets.ids):
-            if most is not None and len(ids) > most:
-                raise UserError(
-                    f"{source.place(index)}: its {own.target} has {len(ids)} tokens, and the "
-                    f"decoder is to write {most} at most.",
-                    "Raise task.max_target_length, or leave the row out.",
-                )
-        longest = {
-            side: max(map(len, one.ids)) for side, one in (("source", sources), ("target", targets))
-        }
-        counts = sources.counts | {
-            "target_tokens": targets.tokens,
-            "target_unknown": targets.unknown,
-        }
-        pairs = zip(sources.ids, targets.ids, strict=True)
+        wanted = texts[own.target], own.target
+        targets, counts = encode_targets(source, *wanted, writing, own.max_target_length)
+        sides = {"source": sources.ids, "target": targets}
+        longest = {side: max(map(len, ids)) for side, ids in sides.items()}
+        pairs = zip(sources.ids, targets, strict=True)
         return [
             {
                 "both": np.concatenate([ids, new]),
@@ -182,47 +170,31 @@ class Seq2Seq:
             }
             for ids, new in pairs
         ], {
-            "counts": counts,
+            "counts": sources.counts | counts,
             "longest": longest,
         }
 
     def loss(self, outputs: Mapping[str, jax.Array], batch: Batch) -> tuple[jax.Array, jax.Array]:
-        return jnp.sum(outputs["losses"]), _scored(batch).sum()
+        return token_loss(outputs, batch)
 
     def metrics(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Sums:
-        return {"accuracy": (jnp.sum(outputs["hits"], dtype=jnp.float32), _scored(batch).sum())}
+        return token_metrics(outputs, batch)
 
     def write(
         self, model: Model, params: Mapping[str, jax.Array], batch: Batch, compute: Compute
     ) -> dict[str, jax.Array]:
         """`written` [R, M]: the tokens that the model writes for each source of a batch."""
-        decoder = model.towers["decoder"]
-        assert isinstance(decoder, Tower)
-        theirs = ("decoder_", decoder.prefix)
-        sources = {n: v for n, v in batch.items() if n != "targets" and not n.startswith(theirs)}
-        written = write_greedily(
-            decoder,
-            params,
-            sources,
-            compute,
-            start=model.config.start_token_id,
-            end=model.config.end_token_id,
-            most=int(batch["targets"].shape[1] * ROOM),
-        )
-        return {"written": written}
+        return written(model, params, batch, compute)
 
     def outcomes(self, outputs: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
-        return {
-            "loss": outputs["losses"].sum(-1, keepdims=True),  # [R, 1]
-            "scored": _scored(batch).sum(-1, keepdims=True),
-            "written": outputs["written"][:, None],  # [R, 1, M]
-        }
+        return token_outcomes(outputs, batch)
 
     def summarise(
         self, outcomes: Mapping[str, np.ndarray], examples: Pairs, names: Sequence[str]
     ) -> dict[str, float]:
         del names
-        return translation_scores(_texts(outcomes["written"], examples), examples.wanted)
+        texts = texts_of(outcomes["written"], examples.writing.tokenizer)
+        return translation_scores(texts, examples.wanted)
 
     def describe(
         self,
@@ -233,21 +205,11 @@ class Seq2Seq:
     ) -> Iterator[dict[str, Any]]:
         """Each source and target, what the model wrote, and the loss of a token."""
         del names
-        written = _texts(outcomes["written"], examples)
+        texts = texts_of(outcomes["written"], examples.writing.tokenizer)
         losses = outcomes["loss"] / outcomes["scored"]
-        for (_, row), text, loss in zip(source.each(self.columns), written, losses, strict=True):
+        for (_, row), text, loss in zip(source.each(self.columns), texts, losses, strict=True):
             own = row[self.section.source], row[self.section.target]
             yield {"source": own[0], "target": own[1], "written": text, "loss": float(loss)}
 
     def rows_from_input(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
         raise UserError("This run writes texts from sources, and has no class to give one.")
-
-
-def _texts(written: np.ndarray, examples: Pairs) -> list[str]:
-    """The texts of tokens [examples, M]: the end, which fills them up, is no text."""
-    return [examples.tokenizer.decode(row.tolist()) for row in written]
-
-
-def _scored(batch: Batch) -> jax.Array:
-    """1 where a token is scored: [R, T]."""
-    return (batch["targets"] != UNSCORED).astype(jnp.float32)

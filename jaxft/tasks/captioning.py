@@ -1,0 +1,214 @@
+"""A text for an image: an encoder reads the image, a decoder learns its caption.
+
+What is scored beside the loss is what the model writes by itself for every image of a split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxft.config_tasks import Captioning as Section
+from jaxft.data.cache import Held, Ragged, fingerprint
+from jaxft.data.image import ImageProcessor
+from jaxft.data.sources import Source
+from jaxft.errors import UserError
+from jaxft.metrics.translation import translation_scores
+from jaxft.models.registry_model import Model
+from jaxft.models.transformer import Compute
+from jaxft.tasks.contract import Batch, Sums, Tools
+from jaxft.tasks.images import (
+    check_images,
+    images_fingerprint,
+    open_image,
+    picture,
+    pixel_values,
+)
+from jaxft.tasks.labels import read_rows, text_of
+from jaxft.tasks.written_texts import (
+    Writing,
+    encode_targets,
+    target_batch,
+    texts_of,
+    token_loss,
+    token_metrics,
+    token_outcomes,
+    writing_of,
+    written,
+)
+
+PICTURES = 24  # first images that are kept with their picture, as many as a report shows
+
+
+def make(section: Section) -> Captioning:
+    """The task as the config's `task` section describes it."""
+    return Captioning(section)
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Images, decoded when they are batched, and their captions; see `contract.Examples`.
+
+    Args:
+        source: the rows.
+        column: holds the image.
+        processor: the checkpoint's.
+        tokens: each caption's token ids, its end included.
+        writing: how the model writes.
+        wanted: `[examples]` the captions' texts.
+        decoded: whether batches bring the images.
+    """
+
+    source: Source
+    column: str
+    processor: ImageProcessor
+    tokens: Ragged | Held
+    writing: Writing
+    wanted: Sequence[str]
+    labels: None = None
+    random: bool = False
+    remarks: Mapping[int, dict[str, Any]] = field(default_factory=dict)
+    decoded: bool = True
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.ones(len(self), np.int64)
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return self.tokens.meta["counts"]
+
+    @property
+    def fingerprint(self) -> str:
+        images = images_fingerprint(self.source, self.column, self.processor)
+        return hashlib.sha256(json.dumps([images, fingerprint(self.tokens)]).encode()).hexdigest()
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self.processor.size
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def without_images(self) -> Captions:
+        return replace(self, decoded=False)
+
+    def collate(self, index: np.ndarray, row_length: int) -> dict[str, np.ndarray]:
+        del row_length
+        numbers = index[:, 0].tolist()
+        targets = [None if n < 0 else self.tokens[n]["target"] for n in numbers]
+        batch = {
+            **target_batch(targets, self.tokens.meta["longest"], self.writing),
+            "weights": (index >= 0).astype(np.float32),  # [R, 1]
+            "example_ids": index.astype(np.int32),
+        }
+        if self.decoded:
+            batch["pixel_values"] = pixel_values(self.source, self.column, self.processor, index)
+        return batch
+
+
+@dataclass(frozen=True)
+class Captioning:
+    """See `jaxft.tasks.contract.Task`."""
+
+    section: Section
+    kind: str = "captioning"
+    primary: str = "chrf"
+    packs: bool = False
+    metric_names: tuple[str, ...] = ("loss", "accuracy", "chrf", "exact_match")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.section.image, self.section.text)
+
+    def label_names(self, source: Source) -> tuple[str, ...]:
+        del source
+        return ()
+
+    def check_row(
+        self, source: Source, index: int, row: Mapping[str, Any], names: Sequence[str]
+    ) -> None:
+        """Raise what is wrong with a row: its caption, or an image that does not decode."""
+        del names
+        self._text(row)
+        open_image(source, index, row[self.section.image])
+
+    def examples(self, source: Source, names: Sequence[str] | None, tools: Tools) -> Captions:
+        del names
+        texts, writing = read_rows(source, self.columns, self._text), writing_of(tools)
+        check_images(source, self.section.image)
+        tokens = tools.once(
+            partial(self._encode, source, texts, writing),
+            kind="captions",
+            source=source.fingerprint,
+            tokenizer=tools.tokenizer.fingerprint,
+            written=[writing.start, writing.end, writing.positions],
+            task=self.section.model_dump(),
+        )
+        return Captions(source, self.section.image, tools.images, tokens, writing, texts)
+
+    def _text(self, row: Mapping[str, Any]) -> str:
+        return text_of(row[self.section.text], self.section.text)
+
+    def _encode(
+        self, source: Source, texts: Sequence[str], writing: Writing
+    ) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
+        """Every caption's tokens; of the whole, counts and the longest."""
+        targets, counts = encode_targets(source, texts, self.section.text, writing)
+        told = {"counts": counts, "longest": max(map(len, targets))}
+        return [{"target": ids} for ids in targets], told
+
+    def loss(self, outputs: Mapping[str, jax.Array], batch: Batch) -> tuple[jax.Array, jax.Array]:
+        return token_loss(outputs, batch)
+
+    def metrics(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Sums:
+        return token_metrics(outputs, batch)
+
+    def write(
+        self, model: Model, params: Mapping[str, jax.Array], batch: Batch, compute: Compute
+    ) -> dict[str, jax.Array]:
+        """`written` [R, M]: the tokens that the model writes for each image of a batch."""
+        return written(model, params, batch, compute)
+
+    def outcomes(self, outputs: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
+        return token_outcomes(outputs, batch)
+
+    def summarise(
+        self, outcomes: Mapping[str, np.ndarray], examples: Captions, names: Sequence[str]
+    ) -> dict[str, float]:
+        del names
+        texts = texts_of(outcomes["written"], examples.writing.tokenizer)
+        scores = translation_scores(texts, examples.wanted)
+        return {name: scores[name] for name in ("chrf", "exact_match")}
+
+    def describe(
+        self,
+        source: Source,
+        outcomes: Mapping[str, np.ndarray],
+        examples: Captions,
+        names: Sequence[str],
+    ) -> Iterator[dict[str, Any]]:
+        """Each image and its caption, what the model wrote, and the loss of a token."""
+        del names
+        texts = texts_of(outcomes["written"], examples.writing.tokenizer)
+        losses = outcomes["loss"] / outcomes["scored"]
+        rows = source.each([self.section.image])
+        for (number, row), target, text, loss in zip(
+            rows, examples.wanted, texts, losses, strict=True
+        ):
+            value = row[self.section.image]
+            file = {"file": value} if isinstance(value, str) else {}
+            said = {"target": target, "written": text, "loss": float(loss)}
+            shown = number < PICTURES
+            seen = {"image": picture(open_image(source, number, value))} if shown else {}
+            yield file | said | seen
+
+    def rows_from_input(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
+        raise UserError("This run writes texts for images, and has no class to give one.")
