@@ -10,10 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
-from transformers import AutoImageProcessor, ImageGPTForCausalImageModeling
+from transformers import (
+    AutoImageProcessor,
+    ImageGPTForCausalImageModeling,
+)
 
 import jaxft
+from jaxft import demo_imagegpt
 from jaxft.cli import main
 from jaxft.config import parse_config
 from jaxft.data.image import decode, load_image_processor
@@ -360,3 +365,34 @@ def test_a_sheet_has_every_picture():
     assert sheet.shape == (2 * (4 + 2) + 2, 2 * (6 + 2) + 2, 3)
     assert [int(sheet[y, x, 0]) for y, x in ((2, 2), (5, 15), (8, 2), (8, 12))] == [10, 20, 30, 128]
     np.testing.assert_array_equal(enlarged(pictures[0], 2), pictures[0])
+
+
+# ------------------------------------------------------------------------------------- the asset
+
+
+def test_the_asset_is_what_a_run_exports(tmp_path, pictures, monkeypatch):
+    """Of the classes that it is trained on; nothing else of the run is kept."""
+    monkeypatch.setattr(demo_imagegpt, "PRETRAINED_ON", ["red", "blue"])
+    said = []
+
+    def run_here(*words):
+        if words[0] == "train":
+            said.append(parse_config(yaml.safe_load(Path(words[1]).read_text())))
+        else:
+            tiny_imagegpt(Path(words[words.index("--out") + 1]))
+
+    monkeypatch.setattr(demo_imagegpt, "_jaxft", run_here)
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits" / "train").symlink_to(pictures)
+    to = tmp_path / "asset"
+    to.mkdir()
+    demo_imagegpt._pretrain(tmp_path / "digits", to)
+    assert registry.describe(str(to)).head == "image_generation"
+    (config,) = said
+    assert config.data.where == {"label": ["red", "blue"]}
+    assert not Path(config.model.checkpoint).exists()
+
+
+def test_a_training_that_fails_is_told(tmp_path):
+    with pytest.raises(UserError, match=r"jaxft train nowhere\.yaml failed: "):
+        demo_imagegpt._jaxft("train", "nowhere.yaml")
