@@ -127,12 +127,15 @@ def step_flops(built: Build) -> dict[str, int]:
         with nothing frozen; `cached`: the step with the trunk's output at hand, which is `step`
         where there is no trunk.
     """
-    batch, params, names = batch_shapes(built), param_shapes(built), built.table.trainable
+    batch, names, every = batch_shapes(built), built.table.trainable, tuple(param_shapes(built))
+    tally, trunk = gradient_tally(built, names, batch), trunk_shapes(built, batch)
+    step = tally.total()
+    # A trace of a large model takes seconds: what is the same program is not traced again.
     return {
-        "forward": count_flops(built.objective, params, batch, jax.random.key(0)),
-        "step": gradient_flops(built, names, batch),
-        "full": gradient_flops(built, tuple(params), batch),
-        "cached": gradient_flops(built, names, batch | trunk_shapes(built, batch)),
+        "forward": sum(flops for (_, purpose), flops in tally.items() if purpose == FORWARD),
+        "step": step,
+        "full": step if set(names) == set(every) else gradient_flops(built, every, batch),
+        "cached": gradient_flops(built, names, batch | trunk) if trunk else step,
     }
 
 
