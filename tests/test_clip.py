@@ -207,7 +207,9 @@ def test_a_tower_may_come_from_a_joint_checkpoint(folders, pair):
 
 
 def test_what_is_wrong_with_two_checkpoints(folders):
-    with pytest.raises(UserError, match="two towers are 'vision' and 'text'"):
+    with pytest.raises(
+        UserError, match="two checkpoints are 'vision' and 'text', or 'encoder' and 'decoder'"
+    ):
         registry.describe({"vision": folders["vision"]})
     with pytest.raises(UserError, match="no folder 'nowhere/at/all'"):
         registry.describe({"vision": folders["vision"], "text": "nowhere/at/all"})

@@ -298,15 +298,16 @@ def test_what_other_tools_call_a_key_is_one_of_ours():
             "  checkpoint: some/folder",
             "  dropout: 0.1",
             "c.yaml, line 2: 'model.checkpoint' is missing. "
-            "It is a hub id (id@revision), a folder, or package:module/path; or {vision, text}: "
-            "two of them, whose towers are put side by side.",
+            "It is a hub id (id@revision), a folder, or package:module/path; or two of them: "
+            "{vision, text}, whose towers are put side by side, or {encoder, decoder}, which reads "
+            "the other.",
         ),
         (
             "kind: text_classification",
             "kind: text_clasification",
             "c.yaml, line 4: 'task.kind' must be text_classification, token_classification, "
-            "masked_lm, causal_lm, embedding, seq2seq, image_classification, object_detection or "
-            "contrastive, "
+            "masked_lm, causal_lm, embedding, seq2seq, image_classification, object_detection, "
+            "captioning, contrastive or image_generation, "
             "not the text 'text_clasification'. Did you mean 'text_classification'?",
         ),
         (
