@@ -79,11 +79,11 @@ def test_what_is_scored_is_what_the_model_writes(run, folder):
     lines = lines_of(run)
     assert len(lines) == 5
     model = run.model()
-    task = build(config_of(folder)).splits["eval"].examples
-    sources = [task.tokenizer.encode([PREFIX + li["source"]]).ids[0].tolist() for li in lines]
+    tokenizer = build(config_of(folder)).splits["eval"].examples.writing.tokenizer
+    sources = [tokenizer.encode([PREFIX + li["source"]]).ids[0].tolist() for li in lines]
     settings = Settings(max_new_tokens=10, eos_token_id=(1,))
     ours = [Generator(model).generate([source], settings)[0] for source in sources]
-    assert [task.tokenizer.decode(ids) for ids in ours] == [line["written"] for line in lines]
+    assert [tokenizer.decode(ids) for ids in ours] == [line["written"] for line in lines]
     wanted = [line["target"] for line in lines]
     best = max(e["chrf"] for e in lines_in(run.folder / "metrics.jsonl") if "chrf" in e)
     assert CHRF().corpus_score([li["written"] for li in lines], [wanted]).score == best
@@ -135,7 +135,7 @@ def test_a_row_without_an_example_counts_for_nothing(folder):
     assert batch["weights"].tolist() == [[1.0], [0.0]]
     own = batch["targets"][0]
     own = own[own >= 0]
-    assert examples.tokenizer.decode(own.tolist()) == examples.wanted[2]
+    assert examples.writing.tokenizer.decode(own.tolist()) == examples.wanted[2]
     assert own[-1] == 1
     assert batch["decoder_input_ids"][0, : len(own)].tolist() == [0, *own[:-1].tolist()]
 

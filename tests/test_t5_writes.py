@@ -40,11 +40,13 @@ PROMPTS = (
 NEW = 16
 
 
-def written_by(model: torch.nn.Module, source: list[int], **asked) -> list[int]:
-    """What transformers writes for a source, up to the end of the text."""
-    ids = torch.tensor([source])
+def written_by(model: torch.nn.Module, source: list[int] | np.ndarray, **asked) -> list[int]:
+    """What transformers writes for a text's tokens or an image, up to the end of the text."""
+    given = torch.tensor(np.asarray(source)[None])
+    images = given.ndim == 4
+    read = {"pixel_values": given} if images else {"attention_mask": torch.ones_like(given)}
     told = {"do_sample": False, "decoder_start_token_id": 0, "pad_token_id": 0, **asked}
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), **told)
+    out = model.generate(None if images else given, **read, **told)
     new = out[0, 1:].tolist()
     end = asked["eos_token_id"]
     return new[: new.index(end) + 1] if end in new else new
@@ -63,11 +65,16 @@ def written_by(model: torch.nn.Module, source: list[int], **asked) -> list[int]:
 def test_texts_from_sources_are_transformers(pair, asked):  # noqa: F811 - the fixture
     """Sources of several lengths side by side, each as if alone; some texts end early."""
     draw = np.random.default_rng(5)
-    sources = [draw.integers(1, pair.ours.vocab_size, n).tolist() for n in (9, 3, 14)]
+    if "pixel_values" in pair.batch:
+        shape = pair.batch["pixel_values"].shape[1:]
+        sources = [draw.normal(size=shape).astype(np.float32) for _ in range(3)]
+    else:
+        sources = [draw.integers(1, pair.ours.vocab_size, n).tolist() for n in (9, 3, 14)]
     first = Generator(pair.ours).generate(sources, Settings(max_new_tokens=6))
     end = first[1][2]  # so that a text ends by itself
     settings = Settings(max_new_tokens=6, eos_token_id=(end,), **asked)
     ours = Generator(pair.ours).generate(sources, settings)
+    asked = asked | {"decoder_start_token_id": pair.ours.config.start_token_id}
     theirs = [
         written_by(pair.torch, source, max_new_tokens=6, eos_token_id=end, **asked)
         for source in sources

@@ -196,7 +196,7 @@ class Generator:
         length = ids.shape[1]
         if self._start is None:
             return *self.prefill(self._params, ids, seen[:, :length], room), None
-        return self.prefill_from(self._params, fill_sources(prompts), ids, room)
+        return self.prefill_from(self._params, fill_sources(prompts, self._positions), ids, room)
 
     def _fill(
         self, prompts: Prompts, settings: Settings
@@ -229,14 +229,16 @@ class Generator:
         return ids, seen, limits
 
 
-def fill_sources(sources: Prompts) -> dict[str, np.ndarray]:
+def fill_sources(sources: Prompts, most: int) -> dict[str, np.ndarray]:
     """Sources filled up on the right: `input_ids` and `attention_mask`, [B, R] int32 each.
 
-    Of images, which are all of one size, it is `pixel_values` [B, 3, H, W].
+    They are filled up to `most` tokens at most, as many as the model takes. Of images, which are
+    all of one size, it is `pixel_values` [B, 3, H, W].
     """
     if np.ndim(sources[0]) == 3:
         return {"pixel_values": np.asarray(sources, np.float32)}
-    shape = len(sources), bucket(max(map(len, sources)))
+    longest = max(map(len, sources))
+    shape = len(sources), min(bucket(longest), max(longest, most))
     ids, seen = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     for row, source in enumerate(sources):
         ids[row, : len(source)], seen[row, : len(source)] = source, 1
