@@ -1,12 +1,16 @@
 """T22: how alike two representations are, and what a run says of its depths."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 import jaxft
 from jaxft.engine.score import score
+from jaxft.engine.similarity import similarity
 from jaxft.errors import UserError
 from jaxft.metrics.similarity import linear_cka
+from jaxft.models.transformer import Tower
 from tests.tiny import tiny_config
 
 RANDOM = np.random.default_rng(0)
@@ -81,3 +85,10 @@ def test_too_few_rows_are_refused(run, tmp_path):
     rows.write_text("text,label\na film,0\na plot,1\n")
     with pytest.raises(UserError, match="takes 4 examples and more"):
         score(run.folder, data=f"csv:{rows}", similarity=True)
+
+
+def test_several_towers_have_no_depths_in_common():
+    towers = {name: object.__new__(Tower) for name in ("vision", "text")}
+    built = SimpleNamespace(model=SimpleNamespace(towers=towers))
+    with pytest.raises(UserError, match="one tower, and this model has vision, text"):
+        similarity(built, {}, {}, SimpleNamespace(examples=range(9)))
