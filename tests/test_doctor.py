@@ -9,6 +9,7 @@ import pytest
 
 from jaxft.cli import main
 from jaxft.engine import doctor
+from jaxft.report import browser
 
 GOOD = {"jax": "0.10.2", "jaxlib": "0.10.2", "flax": "0.12.8", "optax": "0.2.8"}
 
@@ -78,7 +79,7 @@ def test_little_room_is_a_warning(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "LITTLE_MEMORY", 1e18)
     assert [one.state for one in doctor.disk(str(tmp_path))] == ["warning"]
     assert [one.state for one in doctor.memory()] == ["warning"]
-    monkeypatch.setattr(doctor, "BROWSERS", ("no-such-browser",))
+    monkeypatch.setattr(browser, "BROWSERS", ("no-such-browser",))
     assert [one.state for one in doctor.browser()] == ["warning"]
 
 

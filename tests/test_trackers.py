@@ -15,7 +15,7 @@ import pytest
 from jaxft.errors import UserError
 from jaxft.report import trackers
 from jaxft.report.events import EventLog
-from jaxft.report.trackers import check_trackers, open_trackers
+from jaxft.report.trackers import TITLES, check_trackers, open_trackers
 
 ABOUT = {"name": "tiny", "id": "0123456789abcdef", "dir": "."}
 STAND_IN = """
@@ -50,7 +50,11 @@ def stand_in(tmp_path, monkeypatch):
         return tmp_path / f"{name}.jsonl"
 
     yield write
-    for name in ("wandb", "trackio"):
+    # One that was left may import its module only now, and leave it behind for the next test.
+    for thread in threading.enumerate():
+        if thread.name in TITLES:
+            thread.join(30)
+    for name in TITLES:
         sys.modules.pop(name, None)
 
 
