@@ -69,6 +69,7 @@ docs: $(VENV)/.dev  ## write docs/schema.json and the table of docs/models.md fr
 bench: $(VENV)/.dev  ## the measurements behind the README's figures; hours on a quiet machine
 	$(BIN)/python -m jaxft.demo
 	$(BIN)/python -m benchmarks.seeds
+	$(BIN)/python -m benchmarks.agreement
 	$(BIN)/python -m benchmarks.loop
 	$(BIN)/python -m benchmarks.async_save
 	$(BIN)/python -m benchmarks.trainer

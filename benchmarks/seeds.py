@@ -23,20 +23,20 @@ CONFIG = "configs/sentiment.yaml"
 LEAST_MEAN, LEAST, MOST_APART = 0.82, 0.80, 0.015
 
 
-def jaxft_accuracy(seed: int, folder: Path, overrides: list[str]) -> float:
-    """The test accuracy of one run of jaxft, from its result.json."""
+def jaxft_score(config: str, metric: str, seed: int, folder: Path, overrides: list[str]) -> float:
+    """A test score of one run of jaxft, from its result.json."""
     where = [f"run.dir={folder}", f"run.name=seed-{seed}"]
-    words = ["-m", "jaxft", "train", CONFIG, "--quiet", *seeds(seed), *where, *overrides]
+    words = ["-m", "jaxft", "train", config, "--quiet", *seeds(seed), *where, *overrides]
     subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL)
     result = json.loads((folder / f"seed-{seed}" / "result.json").read_text())
-    return result["metrics"]["accuracy"]
+    return result["metrics"][metric]
 
 
-def torch_accuracy(seed: int, overrides: list[str]) -> float:
-    """The test accuracy of one run of the PyTorch twin."""
-    words = ["-m", "benchmarks.twin", CONFIG, *seeds(seed), *overrides]
+def torch_score(config: str, seed: int, overrides: list[str]) -> float:
+    """The test score of one run of the PyTorch twin."""
+    words = ["-m", "benchmarks.twin", config, *seeds(seed), *overrides]
     done = subprocess.run([sys.executable, *words], check=True, capture_output=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1])["test_accuracy"]
+    return json.loads(done.stdout.splitlines()[-1])["test"]
 
 
 def seeds(seed: int) -> list[str]:
@@ -64,8 +64,8 @@ def main() -> int:
     ours, theirs = [], []
     with tempfile.TemporaryDirectory() as scratch:
         for seed in range(3):
-            ours.append(jaxft_accuracy(seed, Path(scratch), overrides))
-            theirs.append(torch_accuracy(seed, overrides))
+            ours.append(jaxft_score(CONFIG, "accuracy", seed, Path(scratch), overrides))
+            theirs.append(torch_score(CONFIG, seed, overrides))
             print(f"seed {seed}: jaxft {ours[-1]:.3f}, PyTorch {theirs[-1]:.3f}", flush=True)
         config = run_config(Path(scratch) / "seed-0")
         frozen = baselines(config)

@@ -1,10 +1,11 @@
-"""The same recipe in PyTorch: what jaxft's accuracy is held against.
+"""The same recipe in PyTorch: what jaxft's scores are held against.
 
-`python -m benchmarks.twin CONFIG [key=value...]` trains `transformers`' own
-`AutoModelForSequenceClassification` on the same rows, frozen where the config freezes, with the
-same rate and weight decay for each parameter, schedule, clip, batch size, dropout and choice of
-the best step, and prints one JSON line. The mathematics is PyTorch's; tokens are those of
-`AutoTokenizer`, padded to the longest of each batch.
+`python -m benchmarks.twin CONFIG [key=value...]` trains `transformers`' own classifier of texts,
+words or images on the same rows, frozen where the config freezes, with the same rate and weight
+decay for each parameter, schedule, clip, batch size, dropout and choice of the best step, and
+prints one JSON line. The mathematics is PyTorch's; so are tokens and pixels (`twin_rows`). Where
+each row is an example, as of images, the batches are jaxft's to the example; where jaxft packs
+texts, they are as many of a shuffle.
 """
 
 from __future__ import annotations
@@ -13,31 +14,19 @@ import argparse
 import copy
 import json
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_scheduler
+from transformers import get_scheduler
 from transformers.utils import logging
 
+from benchmarks.twin_rows import ROWS, Rows
 from jaxft.config import Config, load_config, resolve_steps
-from jaxft.config_classes import TextClassification
 from jaxft.engine.build import Build, build
-from jaxft.engine.inputs import Split
 
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
-
-
-@dataclass(frozen=True)
-class Rows:
-    """One split, tokenised by `transformers`."""
-
-    tokens: list[dict[str, list[int]]]
-    labels: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.tokens)
+SCORED = 64  # examples a batch that is only scored
 
 
 class Twin:
@@ -45,14 +34,17 @@ class Twin:
 
     def __init__(self, built: Build):
         config = built.config
-        self.config = config
+        self.config, self.plan = config, None if built.task.packs else built.plan
         torch.manual_seed(config.run.seed.init)
-        folder = str(built.model.source.folder)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model = AutoModelForSequenceClassification.from_pretrained(
-            folder, num_labels=len(built.label_names), **_dropout(config.model.dropout)
+        kind = ROWS[config.task.kind]
+        self.model = kind.architecture.from_pretrained(
+            str(built.model.source.folder),
+            num_labels=len(built.label_names),
+            **_dropout(config.model.dropout),
         )
-        self.rows = {name: self._tokenised(split) for name, split in built.splits.items()}
+        self.rows: dict[str, Rows] = {
+            name: kind(built, split) for name, split in built.splits.items()
+        }
         self.steps_per_epoch = -(-len(self.rows["train"]) // config.data.batch_size)
         self.total = resolve_steps(config.train.length, 0, self.steps_per_epoch)
         self.optimizer = torch.optim.AdamW(
@@ -65,22 +57,15 @@ class Twin:
             SCHEDULES[config.schedule.kind], self.optimizer, warmup, self.total
         )
 
-    def _tokenised(self, split: Split) -> Rows:
-        if not isinstance(self.config.task, TextClassification):
-            raise SystemExit("the twin knows text_classification only")
-        texts = [row[self.config.task.text] for row in split.source.rows(range(len(split.source)))]
-        encoded = self.tokenizer(texts, truncation=True, max_length=self.config.data.max_length)
-        tokens = [
-            dict(zip(encoded, row, strict=True)) for row in zip(*encoded.values(), strict=True)
-        ]
-        return Rows(tokens, torch.from_numpy(split.examples.labels).long())
-
     def _parameters(self, built: Build) -> list[dict]:
         """One parameter group a leaf: the layer table's peak rate and weight decay, by HF name."""
         theirs = dict(self.model.named_parameters())
+        # Of some families transformers has other names in memory than in files.
+        renamed = getattr(built.model.family, "in_memory", lambda name, _: name)
         chosen = []
         for row in built.table.rows():
-            parameter = theirs.pop(built.model.names[row["name"]])
+            stored = built.model.names[row["name"]]
+            parameter = theirs.pop(renamed(stored, built.model.model_type))
             parameter.requires_grad_(row["trainable"])
             if row["trainable"]:
                 decay = row["weight_decay"]
@@ -89,34 +74,31 @@ class Twin:
             raise SystemExit(f"the layer table does not know {', '.join(theirs)}")
         return chosen
 
-    def batch(self, rows: Rows, index: Iterable[int]) -> dict[str, torch.Tensor]:
-        """The examples `index` of `rows`, padded to the longest of them."""
-        chosen = list(index)
-        padded = self.tokenizer.pad([rows.tokens[i] for i in chosen], return_tensors="pt")
-        return {**padded, "labels": rows.labels[chosen]}
-
     def order(self) -> Iterator[np.ndarray]:
-        """Training batches without end: a new permutation each epoch."""
+        """Training batches without end: jaxft's own, or of a new permutation each epoch."""
         draw = np.random.default_rng(self.config.run.seed.data)
-        size = self.config.data.batch_size
+        size, step = self.config.data.batch_size, 0
+        while self.plan is not None:
+            planned = self.plan.batch(step)
+            yield planned[planned >= 0]
+            step += 1
         while True:
             shuffled = draw.permutation(len(self.rows["train"]))
             yield from (shuffled[at : at + size] for at in range(0, len(shuffled), size))
 
-    def accuracy(self, split: str) -> float:
-        """The share of a split that the model labels right."""
+    def score(self, split: str) -> float:
+        """The metric of a split."""
         self.model.eval()
-        rows = self.rows[split]
-        right = 0
+        rows, said = self.rows[split], []
         with torch.no_grad():
-            for at in range(0, len(rows), 64):
-                batch = self.batch(rows, range(at, min(at + 64, len(rows))))
-                right += int((self.model(**batch).logits.argmax(-1) == batch["labels"]).sum())
+            for at in range(0, len(rows), SCORED):
+                batch = rows.batch(range(at, min(at + SCORED, len(rows))))
+                said.extend(self.model(**batch).logits.argmax(-1).numpy())
         self.model.train()
-        return right / len(rows)
+        return rows.score(said)
 
-    def train(self) -> dict[str, float]:
-        """Train to the end; the test accuracy is that of the step which is best on eval."""
+    def train(self) -> dict[str, float | str]:
+        """Train to the end; the test score is that of the step which is best on eval."""
         every = resolve_steps(self.config.train.evaluate_every, self.total, self.steps_per_epoch)
         batches = self.order()
         best, kept, seconds = -1.0, None, 0.0
@@ -124,29 +106,33 @@ class Twin:
         self.model.train()
         for step in range(1, self.total + 1):
             started = time.perf_counter()
-            self.step(self.batch(self.rows["train"], next(batches)))
+            self.step(next(batches))
             seconds += time.perf_counter() - started
             if step % every == 0 or step == self.total:
-                score = self.accuracy("eval")
+                score = self.score("eval")
                 if score >= best:
                     best, kept = score, copy.deepcopy(self.model.state_dict())
         self.model.load_state_dict(kept)
         examples = self.total / self.steps_per_epoch * len(self.rows["train"])
         return {
-            "test_accuracy": self.accuracy("test"),
-            "eval_accuracy": best,
+            "metric": self.rows["test"].metric,
+            "test": self.score("test"),
+            "eval": best,
             "examples_per_second": examples / seconds,
         }
 
-    def step(self, batch: dict[str, torch.Tensor]) -> None:
-        """One optimizer step."""
-        self.model(**batch).loss.backward()
+    def step(self, index: np.ndarray) -> float:
+        """One optimizer step on some training examples; its loss before it."""
+        rows = self.rows["train"]
+        loss = self.model(**rows.batch(index.tolist())).loss
+        loss.backward()
         if self.config.optimizer.clip is not None:
             trainable = [p for p in self.model.parameters() if p.requires_grad]
             torch.nn.utils.clip_grad_norm_(trainable, self.config.optimizer.clip)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
+        return loss.item()
 
 
 def _dropout(rate: float | None) -> dict[str, float]:
@@ -158,7 +144,8 @@ def _dropout(rate: float | None) -> dict[str, float]:
 def _check(config: Config) -> None:
     """Stop where the config asks for what this twin does not do."""
     known = (
-        config.optimizer.name == "adamw"
+        config.task.kind in ROWS
+        and config.optimizer.name == "adamw"
         and config.schedule.kind in SCHEDULES
         and config.schedule.end == 0
         and config.train.ema is None
@@ -166,8 +153,8 @@ def _check(config: Config) -> None:
     )
     if not known:
         raise SystemExit(
-            "the PyTorch twin knows AdamW and one constant, linear or cosine schedule that ends at "
-            "0, for all groups, without an average"
+            "the PyTorch twin knows classes of texts, words and images, AdamW and one constant, "
+            "linear or cosine schedule that ends at 0, for all groups, without an average"
         )
 
 
