@@ -138,6 +138,18 @@ class Contrastive(Section):
     loss: Literal["softmax", "sigmoid"] = key(
         "softmax", "over each row of scores (CLIP), or of each score alone (SigLIP)", resume="fixed"
     )
+    hard_negatives: float = key(
+        0.0,
+        "how much more a wrong answer of the batch counts that scores high; 0 counts all alike",
+        resume="fixed",
+        ge=0,
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Contrastive:
+        if self.hard_negatives and self.loss == "sigmoid":
+            raise ValueError("hard_negatives weigh what a softmax compares: loss is softmax")
+        return self
 
 
 class ObjectDetection(Section):

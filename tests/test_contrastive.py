@@ -106,6 +106,37 @@ def test_loss_is_transformers_own_of_the_true_examples(kind, padding):
     assert float(total / weight) == pytest.approx(float(expected), rel=1e-6)
 
 
+def test_hard_negatives_weigh_more_and_one_in_the_mean():
+    """As the paper writes it, over the true examples alone."""
+    true, beta = 5, 0.7
+    scores, outputs = outputs_of(true + 3, np.random.default_rng(0))
+    weights = jnp.asarray((np.arange(true + 3) < true).astype(np.float32)[:, None])
+    task = make(Section(kind="contrastive", hard_negatives=beta))
+    total, weight = task.loss(outputs, {"weights": weights})
+    losses = []
+    for way in (scores[:true, :true].astype(float), scores[:true, :true].T.astype(float)):
+        for i in range(true):
+            wrong = np.delete(way[i], i)
+            heavy = (true - 1) * np.exp(beta * wrong) / np.exp(beta * wrong).sum()
+            assert heavy.mean() == pytest.approx(1)
+            right = np.exp(way[i, i])
+            losses.append(-np.log(right / (right + (np.exp(wrong) * heavy).sum())))
+    assert float(total / weight) == pytest.approx(np.mean(losses), rel=1e-6)
+    slopes = jax.grad(lambda given: task.loss({"logits_per_image": given}, {"weights": weights})[0])
+    assert np.isfinite(slopes(outputs["logits_per_image"])).all()
+    alone = task.loss(outputs, {"weights": weights * (jnp.arange(8)[:, None] < 1)})
+    assert float(alone[0]) == pytest.approx(0), "an example without others has no wrong answer"
+    with pytest.raises(UserError, match="hard_negatives weigh what a softmax compares"):
+        parse_config(
+            {
+                "run": {"name": "t"},
+                "model": {"checkpoint": "none"},
+                "task": {"kind": "contrastive", "loss": "sigmoid", "hard_negatives": 0.25},
+                "data": {"train": "csv:a.csv", "eval": "csv:a.csv"},
+            }
+        )
+
+
 def test_siglips_loss_is_siglips_and_it_reads_its_padding(folder, tmp_path):
     """It was trained on texts of one length, and is told nothing of a mask."""
     config = transformers.SiglipConfig(

@@ -95,6 +95,7 @@ FLOORS = {
     "engine.process": 6,
     "engine.evaluate": 9,
     "engine.similarity": 9.5,  # above evaluate, below the stories
+    "engine.attention_maps": 9.5,
     "engine.cost": 9,
     "engine.trained": 9,
     "report.page": 9,

@@ -20,11 +20,14 @@ from jaxft.data.plans import TrainPlan
 from jaxft.data.sources import open_source
 from jaxft.errors import UserError
 from jaxft.models.registry import describe
+from jaxft.models.transformer import PLAIN
+from jaxft.models.vit_rollout import attention_rollout
 from jaxft.report.page import write_page
 from jaxft.report.page_classes import WORST
 from jaxft.tasks import images
 from jaxft.tasks.contract import Tools
 from jaxft.tasks.image_classification import PICTURES, ImageExamples, make
+from jaxft.tasks.images import heated
 from jaxft.tasks.labels import Labels
 from tests.launch import cache  # noqa: F401 a fixture
 from tests.tiny_images import COLOURS, SIDE, tiny_image_config, tiny_pictures, tiny_vit
@@ -192,6 +195,35 @@ def test_predictions_say_the_file_and_show_the_worst_mistakes(run, folder):
     assert set(lines[0]["probabilities"]) == set(NAMES)
 
 
+def test_the_worst_mistakes_show_where_the_model_looked(run, folder):
+    """Of the rows that the run ends with; each by its own image, whatever batch it was in."""
+    lines = [line for line in lines_of(run, "test") if "image" in line]
+    assert len(lines) > 1
+    assert [line for line in lines_of(run, "test") if "attention" in line] == lines
+    model, processor = run.model(), load_image_processor(folder / "checkpoint")
+    (tower,) = model.towers.values()
+    for line in lines:
+        image = decode(folder / "pictures" / line["file"])
+        batch = {"pixel_values": processor(image)[None]}
+        (shares,) = attention_rollout(tower, model.config, model.params, batch, PLAIN)
+        assert pixels_of(line["attention"]) == pytest.approx(
+            pixels_of(heated(processor.fit(image), np.asarray(shares))), abs=3
+        )
+
+
+def pixels_of(picture):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(picture.split(",")[1]))), float)
+
+
+def test_an_image_is_warm_where_the_shares_are_high():
+    grey = np.full((32, 32, 3), 128, np.uint8)
+    shown = pixels_of(heated(grey, np.array([[0.1, 0.1], [0.1, 0.3]])))
+    warmth = shown[..., 0] - shown[..., 2]  # red over blue
+    assert warmth[24:, 24:].mean() > 100
+    assert abs(warmth[:8, :8]).mean() < 10
+    assert np.isfinite(pixels_of(heated(grey, np.full((2, 2), 0.2)))).all()
+
+
 def test_only_so_many_mistakes_have_a_picture(examples):
     count = len(examples)
     shares = np.full((count, 3), 0.2)
@@ -210,7 +242,8 @@ def test_only_so_many_mistakes_have_a_picture(examples):
 def test_the_page_shows_the_pictures(run):
     page = write_page([run.folder]).read_text()
     wrong = sum(line["label"] != line["predicted"] for line in lines_of(run, "test"))
-    assert page.count('<img src="data:image/webp;base64,') >= wrong > 0
+    assert page.count('<img src="data:image/webp;base64,') >= 2 * wrong > 0
+    assert page.count('alt="where the model looked"') == wrong
     assert "What is not here" not in page
 
 

@@ -12,7 +12,8 @@ from safetensors.numpy import load_file
 from jaxft.data.image import load_image_processor
 from jaxft.errors import UserError
 from jaxft.models import registry
-from jaxft.models.transformer import Compute, Part
+from jaxft.models.transformer import PLAIN, Compute, Part
+from jaxft.models.vit_rollout import attention_rollout
 
 CLASSIFY = "image_classification"
 SIZES = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "num_labels": 3}
@@ -65,6 +66,23 @@ def test_dinov2_takes_images_of_any_size(model_type, size, tmp_path):
     np.testing.assert_allclose(
         ours(pixel_values=pixels)["logits"], logits(theirs, pixels), atol=1e-5
     )
+
+
+@pytest.mark.parametrize("model_type", ["vit", "deit", "dinov2", "dinov2_with_registers"])
+def test_attention_rollout_is_that_of_transformers_weights(model_type, tmp_path):
+    theirs = make(model_type, tmp_path, image_size=12, patch_size=3)
+    ours = registry.load(str(tmp_path))
+    pixels = images(12, 12)
+    with torch.no_grad():
+        weights = theirs(torch.tensor(pixels), output_attentions=True).attentions
+    product = torch.eye(weights[0].shape[-1])
+    for one in weights:  # [B, H, T, T] each, the lowest block first
+        product = (0.5 * one.mean(1) + 0.5 * torch.eye(one.shape[-1])) @ product
+    wanted = product[:, 0, -16:].reshape(2, 4, 4).numpy()
+    (tower,) = ours.towers.values()
+    found = attention_rollout(tower, ours.config, ours.params, {"pixel_values": pixels}, PLAIN)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    assert found.std() > 1e-3
 
 
 @pytest.mark.parametrize("model_type", ["vit", "deit"])

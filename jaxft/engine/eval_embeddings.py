@@ -13,11 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxft.data.plans import plan_eval
 from jaxft.engine.build import Build
-from jaxft.engine.evaluate import in_order, run_plan
+from jaxft.engine.evaluate import of_chosen
 from jaxft.engine.similarity import example_means
-from jaxft.engine.step import make_eval_step
 from jaxft.models.transformer import Tower
 
 TASKS = ("text_classification", "image_classification", "embedding")
@@ -96,7 +94,6 @@ def _features(
     built: Build, params: Mapping[str, jax.Array], tower: Tower, chosen: np.ndarray
 ) -> np.ndarray:
     """The mean of the stream after the last block over each text, or each picture: `[N, K, D]`."""
-    examples = built.splits["eval"].examples
     # The trunk of a model of which only the top trains is all of its blocks.
     top = frozenset(name for name, depth in tower.depths.items() if depth == tower.last)
     compute = replace(built.compute, trainable=top)
@@ -106,11 +103,4 @@ def _features(
         (means,) = (example_means(one, batch) for one in stream.values())
         return {}, {"features": means, "example_ids": batch["example_ids"]}
 
-    def collate(index: np.ndarray, row_length: int) -> dict[str, np.ndarray]:
-        numbers = np.where(index >= 0, chosen[np.maximum(index, 0)], -1)
-        return {**examples.collate(numbers, row_length), "example_ids": index.astype(np.int32)}
-
-    step = make_eval_step(evaluate_batch, param_shardings=dict(built.shardings), mesh=built.mesh)
-    plan = plan_eval(examples.lengths[chosen], built.layout.rows, built.layout.row_length, None)
-    found = [kept for _, kept in run_plan(built, step, params, plan, collate)]
-    return in_order(found, len(chosen))["features"]
+    return of_chosen(built, built.splits["eval"], evaluate_batch, params, chosen)["features"]

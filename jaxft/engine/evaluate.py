@@ -143,6 +143,30 @@ def run_plan(
         yield jax.device_get(ahead)
 
 
+def of_chosen(
+    built: Build, split: Split, function: EvalStep, params, chosen: np.ndarray
+) -> dict[str, np.ndarray]:
+    """What a function gives of some of a split's examples, in their order.
+
+    Args:
+        built: the run.
+        split: the examples.
+        function: `(params, batch) -> (sums, outcomes)`, to be traced; it keeps `example_ids`.
+        params: every parameter.
+        chosen: the numbers of the examples.
+    """
+    examples, layout = split.examples, built.layout
+
+    def collate(index: np.ndarray, row_length: int) -> dict[str, np.ndarray]:
+        numbers = np.where(index >= 0, chosen[np.maximum(index, 0)], -1)
+        return {**examples.collate(numbers, row_length), "example_ids": index.astype(np.int32)}
+
+    step = make_eval_step(function, param_shardings=dict(built.shardings), mesh=built.mesh)
+    plan = plan_eval(examples.lengths[chosen], layout.rows, layout.row_length, None)
+    found = [kept for _, kept in run_plan(built, step, params, plan, collate)]
+    return in_order(found, len(chosen))
+
+
 def in_order(kept: list[dict[str, np.ndarray]], count: int) -> dict[str, np.ndarray]:
     """Outcomes of batches `[R, S, ...]` as one array an outcome, in order of examples.
 

@@ -10,6 +10,7 @@ import jax
 from PIL import Image
 from rich.console import Console
 
+from jaxft.engine.attention_maps import with_attention
 from jaxft.engine.build import Build
 from jaxft.engine.build_state import load_params
 from jaxft.engine.checkpoint import Checkpoints
@@ -97,7 +98,8 @@ def final_result(
         start = load_params(built, base_checkpoint(run, built.config)).params
         params = {name: params.get(name, leaf) for name, leaf in start.items()}
     found = evaluate(built, eval_step, params, split)
-    write_lines(run, f"predictions-{name}.jsonl", predictions(built, split, found))
+    lines = with_attention(built, params, split, predictions(built, split, found))
+    write_lines(run, f"predictions-{name}.jsonl", lines)
     result = {
         "split": name,
         "step": step,

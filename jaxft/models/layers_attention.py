@@ -144,6 +144,22 @@ def attention(
     return mixed.transpose(0, 2, 1, 3).reshape(shape)
 
 
+def attention_weights(query: jax.Array, key: jax.Array, *, heads: int) -> jax.Array:
+    """What `attention` weighs its values by, where all positions see each other.
+
+    Args:
+        query, key: [B, T, H K].
+        heads: the number of heads H.
+
+    Returns:
+        [B, H, T, T] float32; each row of the last axis adds up to 1.
+    """
+    width = query.shape[-1] // heads
+    query, key = (split_heads(x, width) for x in (query, key))
+    scores = _scores("bhtk,bhsk->bhts", query, key, matmul_precision())
+    return jax.nn.softmax(scores / math.sqrt(width), axis=-1)
+
+
 def _by_xla(
     query: jax.Array,
     key: jax.Array,

@@ -23,7 +23,7 @@ from flax import nnx
 
 from jaxft.errors import UserError
 from jaxft.models.layers import LayerNorm, Leaf, Linear, parameter, split_key
-from jaxft.models.layers_attention import Mask, attention, make_mask
+from jaxft.models.layers_attention import Mask, attention, attention_weights, make_mask
 from jaxft.models.layers_batch import Batch
 from jaxft.models.layers_kernels import Needs
 from jaxft.models.layers_math import ACTIVATIONS, dropout
@@ -268,6 +268,11 @@ class Attention(nnx.Module):
             dropout_key=weights_key,
         )
         return self.join(x, self.output(mixed), join_key)
+
+    def weights(self, x: jax.Array) -> jax.Array:
+        """How much each position [B, T] reads of each, by head, without dropout: [B, H, T, T]."""
+        normal = self.norm(x)
+        return attention_weights(self.query(normal), self.key(normal), heads=self.heads)
 
 
 class Mlp(nnx.Module):

@@ -116,7 +116,6 @@ def worst_mistakes(predictions: Sequence[Line]) -> list[dict[str, Any]]:
     worst = sorted(wrong, key=lambda line: -line["loss"])[:WORST]
     shown = []
     for line in worst:
-        picture = line.get("image") or ""
         chances = line.get("probabilities") or {}
         sure = chances.get(line["predicted"]) if isinstance(line["predicted"], str) else None
         shown.append(
@@ -125,13 +124,16 @@ def worst_mistakes(predictions: Sequence[Line]) -> list[dict[str, Any]]:
                 **line,
                 "label": _words(line["label"]),
                 "predicted": _words(line["predicted"]),
-                "image": picture
-                if picture.startswith("data:image/")
-                else None,  # nothing is loaded
+                **{key: _drawn(line.get(key)) for key in ("image", "attention")},
                 "sure": None if sure is None else float(sure),
             }
         )
     return shown
+
+
+def _drawn(picture: str | None) -> str | None:
+    """A picture that the page itself holds: nothing is loaded."""
+    return picture if (picture or "").startswith("data:image/") else None
 
 
 def _names(predictions: Sequence[Line]) -> list[str]:

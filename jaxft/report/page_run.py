@@ -45,8 +45,9 @@ GROUP: Keys = {
     "weight_decay": (*NUMBER, type(None)),
     "optimizer_bytes": NUMBER,
 }
-# Of a text there is the text; of an image its file and, for the worst mistakes, a picture.
-SHOWN: Keys = dict.fromkeys(("text", "file", "image"), (str, type(None)))
+# Of a text there is the text; of an image its file and, for the worst mistakes, a picture, and one
+# of where the model looked.
+SHOWN: Keys = dict.fromkeys(("text", "file", "image", "attention"), (str, type(None)))
 ONE_CLASS: Keys = {"label": (str,), "predicted": (str,), "probabilities": (dict,)}
 MANY_LABELS: Keys = {"label": (list,), "predicted": (list,), "probabilities": (dict,)}
 A_NUMBER: Keys = {"label": NUMBER, "predicted": NUMBER}

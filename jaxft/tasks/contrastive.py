@@ -206,7 +206,8 @@ class Contrastive:
         """The loss of each example in its batch; padding is no wrong answer.
 
         Source: softmax: Radford et al. (2021), https://arxiv.org/abs/2103.00020, figure 3;
-        sigmoid: Zhai et al. (2023), https://arxiv.org/abs/2303.15343, equation 2.
+        sigmoid: Zhai et al. (2023), https://arxiv.org/abs/2303.15343, equation 2; hard negatives:
+        Radenovic et al. (2023), https://arxiv.org/abs/2301.02280, section 3.3, with alpha 1.
         """
         of_images = outputs["logits_per_image"].astype(jnp.float32)  # [R, R]
         weights = batch["weights"][:, 0]  # [R]
@@ -214,7 +215,9 @@ class Contrastive:
             signs = 2.0 * jnp.eye(len(weights)) - 1.0
             losses = -jax.nn.log_sigmoid(signs * of_images) @ weights
         else:
-            losses = (_softmax_loss(of_images, weights) + _softmax_loss(of_images.T, weights)) / 2
+            hardness = self.section.hard_negatives
+            ways = (_softmax_loss(way, weights, hardness) for way in (of_images, of_images.T))
+            losses = sum(ways) / 2
         return jnp.sum(losses * weights), jnp.sum(weights)
 
     def metrics(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Sums:
@@ -262,7 +265,16 @@ class Contrastive:
         )
 
 
-def _softmax_loss(scores: jax.Array, weights: jax.Array) -> jax.Array:
-    """Cross-entropy of the diagonal among each row's true columns: [R, R], [R] -> [R]."""
+def _softmax_loss(scores: jax.Array, weights: jax.Array, hardness: float) -> jax.Array:
+    """Cross-entropy of the diagonal among each row's true columns: [R, R], [R] -> [R].
+
+    With a hardness the wrong answers of a row weigh `exp(hardness x score)`, 1 in the mean.
+    """
     scores = scores + jnp.where(weights > 0, 0.0, HIDDEN)
+    if hardness:
+        own = jnp.eye(len(scores), dtype=bool)
+        told = jnp.where(own, HIDDEN, scores) * hardness
+        wrong = jnp.maximum(weights.sum() - 1.0, 1.0)
+        heavier = told - jax.nn.logsumexp(told, axis=1, keepdims=True) + jnp.log(wrong)
+        scores = scores + jnp.where(own, 0.0, heavier)
     return optax.softmax_cross_entropy_with_integer_labels(scores, jnp.arange(len(scores)))

@@ -26,6 +26,7 @@ from jaxft.errors import UserError
 DECODED_BYTES = 64 * 2**20
 DEEP = ("I", "F")  # Pillow's modes of whole numbers and of floats
 PICTURE_SIDE = 96  # pixels of a picture in a report
+HEAT = (255, 150, 30)  # the colour of where a model looks
 
 
 def pixel_values(
@@ -183,6 +184,25 @@ def picture(image: Image.Image, side: int = PICTURE_SIDE) -> str:
     file = io.BytesIO()
     small.save(file, "WEBP", quality=80)
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def heated(pixels: np.ndarray, shares: np.ndarray, side: int = PICTURE_SIDE) -> str:
+    """An image in grey, the warmer the higher a patch's share, as a small `data:` URI.
+
+    Args:
+        pixels: `[H, W, 3]` uint8, as the model saw them.
+        shares: `[h, w]`, a number for each of the patches that cover it.
+        side: the most pixels of a side.
+    """
+    least, most = shares.min(), shares.max()
+    heat = (shares - least) / max(most - least, 1e-12)
+    size = pixels.shape[1::-1]
+    mask = Image.fromarray((255 * heat).round().astype(np.uint8)).resize(size, Image.BICUBIC)
+    grey = Image.fromarray(pixels).convert("L").point(lambda level: 40 + level // 2)
+    warm = Image.new("RGB", size, HEAT)
+    return picture(
+        Image.composite(warm, grey.convert("RGB"), mask.point(lambda on: on * 3 // 4)), side
+    )
 
 
 def exact_picture(pixels: np.ndarray) -> str:
