@@ -25,7 +25,7 @@ from jaxft.engine.build import Build
 from jaxft.engine.inputs import Split
 from jaxft.metrics.entities import entity_scores
 from jaxft.tasks.images import open_image
-from jaxft.tasks.token_classification import Sentences as TaggedExamples
+from jaxft.tasks.tagged import tag_ids
 
 UNSCORED = -100  # PyTorch's cross-entropy leaves such labels out
 Inputs = dict[str, Any]
@@ -86,16 +86,14 @@ class Sentences:
 
     def __init__(self, built: Build, split: Split):
         task, length = built.config.task, built.config.data.max_length
-        examples = split.examples
         assert isinstance(task, TokenClassification)
-        assert isinstance(examples, TaggedExamples)
         self.tokenizer = AutoTokenizer.from_pretrained(built.model.source.folder)
         words = [list(row[task.tokens]) for _, row in split.source.each([task.tokens])]
         encoded = self.tokenizer(
             words, is_split_into_words=True, truncation=True, max_length=length
         )
         self.tokens = _each(encoded)
-        self.tags = examples.tags or []
+        self.tags = tag_ids(split.source, task, built.label_names)
         self.names = built.label_names
         self.firsts = [_firsts(encoded.word_ids(i)) for i in range(len(words))]
 

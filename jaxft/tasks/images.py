@@ -197,7 +197,9 @@ def heated(pixels: np.ndarray, shares: np.ndarray, side: int = PICTURE_SIDE) -> 
     least, most = shares.min(), shares.max()
     heat = (shares - least) / max(most - least, 1e-12)
     size = pixels.shape[1::-1]
-    mask = Image.fromarray((255 * heat).round().astype(np.uint8)).resize(size, Image.BICUBIC)
+    mask = Image.fromarray((255 * heat).round().astype(np.uint8)).resize(
+        size, Image.Resampling.BICUBIC
+    )
     grey = Image.fromarray(pixels).convert("L").point(lambda level: 40 + level // 2)
     warm = Image.new("RGB", size, HEAT)
     return picture(
