@@ -37,6 +37,7 @@ function trace(series, format, curve, picked) {
     marker: star
       ? { symbol: "star", size: 15, color: colour, line: { color: themed("--card"), width: 1.5 } }
       : { size: series.style === "dots" ? 5 : 7, color: colour, symbol: series.symbol },
+    cliponaxis: false, // a point of step 0 is a whole one
     opacity: picked !== null && series.run !== picked ? 0.08 : faint ? 0.45 : 1,
     hovertemplate: curve ? `%{x:${format}}: %{y:${format}}` : `%{y:${format}}`,
     hoverinfo: star || !series.name ? "skip" : undefined,
