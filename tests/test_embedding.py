@@ -9,6 +9,7 @@ import torch
 import transformers
 from laid_out import LAYOUTS, goes_on_to_the_same_bits, scores
 from scipy.stats import spearmanr
+from sentence_transformers import SentenceTransformer
 
 import jaxft
 from jaxft.cli import main
@@ -268,9 +269,13 @@ def test_vectors_are_those_of_the_export(run, capsys):
     assert pooling["word_embedding_dimension"] == 32
     assert [name for name, on in pooling.items() if on is True] == ["pooling_mode_mean_tokens"]
     expected = theirs(folder, texts)
-    for one, text, vector in zip(said, texts, expected, strict=True):
+    loaded = SentenceTransformer(str(folder), device="cpu")
+    assert loaded.max_seq_length == 40
+    encoded = loaded.encode(texts, show_progress_bar=False)
+    for one, text, vector, other in zip(said, texts, expected, encoded, strict=True):
         assert one["text"] == text
         np.testing.assert_allclose(one["vector"], vector, atol=2e-5)
+        np.testing.assert_allclose(one["vector"], other, atol=2e-5)
 
 
 def test_a_page_shows_what_lies_nearest(run):

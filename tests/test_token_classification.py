@@ -332,6 +332,12 @@ def test_tags_that_cannot_be_learned(model, tmp_path):
     task = make(Section(**TASK))
     with pytest.raises(UserError, match="every word is tagged O"):
         task.label_names(given_rows([{"tokens": ["a"], "tags": ["O"]}]))
+    with pytest.raises(
+        UserError, match=r"row 2: word 1 \('b'\) has the tag 'film', which is neither"
+    ):
+        task.label_names(
+            given_rows([{"tokens": ["a"], "tags": ["O"]}, {"tokens": ["b"], "tags": ["film"]}])
+        )
     with pytest.raises(UserError, match="row 1 has numbers for tags, and nothing names them"):
         task.label_names(given_rows([{"tokens": ["a"], "tags": [1]}]))
     with pytest.raises(UserError, match="the list of tags lacks O"):

@@ -5,7 +5,7 @@ Of a document every token is; of a conversation those that the assistant wrote, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,11 @@ def of_documents(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> Ite
 
 
 def of_conversations(
-    conversations: Sequence[Conversation], template: ChatTemplate, tokenizer: Tokenizer, length: int
+    conversations: Sequence[Conversation],
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    length: int,
+    place: Callable[[int], str] = "row {}".format,
 ) -> Iterator[Lesson]:
     """Conversations as the chat template writes them, of which the assistant's words are scored.
 
@@ -67,12 +71,14 @@ def of_conversations(
         template: the model's.
         tokenizer: the model's.
         length: the most tokens of an example; what is beyond is cut off.
+        place: what a message calls the conversation of a number.
 
     Raises:
         UserError: a conversation without an answer, or a template that hides where one is.
     """
     for first in range(0, len(conversations), CHUNK):
-        texts, answers = _written(conversations[first : first + CHUNK], template, first)
+        places_of = [place(row) for row in range(first, min(first + CHUNK, len(conversations)))]
+        texts, answers = _written(conversations[first : first + CHUNK], template, places_of)
         located = tokenizer.locate(texts)
         for row, ((ids, places), spans) in enumerate(zip(located, answers, strict=True), first):
             scored = np.zeros(len(ids), bool)
@@ -86,14 +92,14 @@ def of_conversations(
 
 
 def _written(
-    conversations: Sequence[Conversation], template: ChatTemplate, first: int
+    conversations: Sequence[Conversation], template: ChatTemplate, places: Sequence[str]
 ) -> tuple[list[str], list[list[tuple[int, int]]]]:
     """Each conversation's text, and where in it the assistant's answers begin and end.
 
     An answer is what the template adds to the conversation before it, asked to go on. Some
     templates write an answer otherwise once more follows: such a one is not scored.
     """
-    heard = [_heard(one, row) for row, one in enumerate(conversations, first)]
+    heard = [heard_of(one, where) for one, where in zip(conversations, places, strict=True)]
     texts = template.render(heard)
     turns = [
         (number, turn)
@@ -108,18 +114,22 @@ def _written(
         if after.startswith(before) and texts[number].startswith(after):
             # The line end after an answer is the template's, not the assistant's.
             spans[number].append((len(before), len(after.rstrip())))
-    for row, found in enumerate(spans, first):
+    for where, found in zip(places, spans, strict=True):
         if not found:
             raise UserError(
-                f"row {row}: what the chat template of '{template.folder}' writes does not begin "
+                f"{where}: what the chat template of '{template.folder}' writes does not begin "
                 "with the conversation before the answer, so the answer cannot be told apart.",
                 "Train on texts that are written out: task.text.",
             )
     return texts, spans
 
 
-def _heard(conversation: Conversation, row: int) -> list[Mapping[str, Any]]:
+def heard_of(conversation: Any, where: str) -> list[Mapping[str, Any]]:
     """A conversation up to the assistant's last message.
+
+    Args:
+        conversation: a list of messages.
+        where: what a message calls it.
 
     Raises:
         UserError: it is none, or the assistant answers nothing in it.
@@ -130,9 +140,9 @@ def _heard(conversation: Conversation, row: int) -> list[Mapping[str, Any]]:
         for one in messages
     )
     if not messages or not fine:
-        raise UserError(f"row {row} is no conversation: a list of messages {{role, content}}.")
+        raise UserError(f"{where} is no conversation: a list of messages {{role, content}}.")
     while messages and messages[-1]["role"] != ASSISTANT:
         messages.pop()
     if len(messages) < 2:
-        raise UserError(f"row {row}: the assistant answers nothing in it.", "Leave the row out.")
+        raise UserError(f"{where}: the assistant answers nothing in it.", "Leave the row out.")
     return messages

@@ -54,7 +54,7 @@ def join_words(words: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
 
 def tag_names(sentences: Iterable[Iterable[str]]) -> tuple[str, ...]:
     """Every tag that the types in some sentences may have, `O` first, then by type."""
-    types = {tag[2:] for tags in sentences for tag in tags if tag != OUTSIDE}
+    types = {tag[2:] for tags in sentences for tag in tags if tag[:2] in (BEGINS, GOES_ON)} - {""}
     return (OUTSIDE, *(mark + kind for kind in sorted(types) for mark in (BEGINS, GOES_ON)))
 
 

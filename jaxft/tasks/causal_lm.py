@@ -14,13 +14,20 @@ import numpy as np
 
 from jaxft.config_tasks import CausalLm as Section
 from jaxft.data.chat import ChatTemplate, load_chat_template
-from jaxft.data.dialogue import UNSCORED, Conversation, Lesson, of_conversations, of_documents
+from jaxft.data.dialogue import (
+    UNSCORED,
+    Conversation,
+    Lesson,
+    heard_of,
+    of_conversations,
+    of_documents,
+)
 from jaxft.data.loader import collate_rows
 from jaxft.data.sources import Source
 from jaxft.data.text import Tokenizer
 from jaxft.errors import UserError
 from jaxft.tasks.contract import Batch, Sums, Tools
-from jaxft.tasks.labels import column_of
+from jaxft.tasks.labels import read_rows, text_of
 from jaxft.tasks.token_examples import TokenExamples, of_segments, row_targets
 
 MOST_SAID = 200  # characters of a document that a person is shown
@@ -76,6 +83,16 @@ class CausalLm:
         del source
         return ()
 
+    def check_row(
+        self, source: Source, number: int, row: Mapping[str, Any], names: Sequence[str]
+    ) -> None:
+        """Raise what is wrong with a row: its text, or its conversation."""
+        del names
+        if self.section.text is not None:
+            self._document(row)
+        else:
+            heard_of(self._conversation(row), source.place(number))
+
     def examples(self, source: Source, names: Sequence[str] | None, tools: Tools) -> Lessons:
         del names
         template = None if self.section.text is not None else _template_of(tools)
@@ -96,16 +113,13 @@ class CausalLm:
         """Every example's tokens; of the whole, counts, rows, and how much of which was cut."""
         size = 0
         if template is None:
-            texts = list(column_of(source, self.columns[0]))
+            texts = read_rows(source, self.columns, self._document)
             lessons = list(of_documents(texts, tokenizer, length))
             taught = {lesson.row for lesson in lessons}
             size = sum(len(texts[row].encode()) for row in taught)
         else:
-            asked = self._conversations(source)
-            try:
-                lessons = list(of_conversations(asked, template, tokenizer, length))
-            except UserError as error:
-                raise UserError(f"{source.spec}: {error.message}", error.hint) from None
+            asked = read_rows(source, self.columns, self._conversation)
+            lessons = list(of_conversations(asked, template, tokenizer, length, source.place))
         kept = [lesson for lesson in lessons if (lesson.targets != UNSCORED).any()]
         if not kept:
             raise UserError(
@@ -119,16 +133,18 @@ class CausalLm:
             "bytes": size,
         }
 
-    def _conversations(self, source: Source) -> list[Conversation]:
-        """Each row's messages."""
+    def _document(self, row: Mapping[str, Any]) -> str:
+        """A row's text; one of no letter teaches nothing, and is counted as left out."""
+        (column,) = self.columns
+        return text_of(row[column], column, empty=True)
+
+    def _conversation(self, row: Mapping[str, Any]) -> Conversation:
+        """A row's messages."""
         own = self.section
         if own.messages is not None:
-            return list(column_of(source, own.messages))
-        pairs = zip(*(column_of(source, column) for column in self.columns), strict=True)
-        return [
-            [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
-            for asked, said in pairs
-        ]
+            return row[own.messages]
+        asked, said = (text_of(row[column], column) for column in self.columns)
+        return [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
 
     def loss(self, outputs: Mapping[str, jax.Array], batch: Batch) -> tuple[jax.Array, jax.Array]:
         return jnp.sum(outputs["losses"]), _scored(batch).sum()

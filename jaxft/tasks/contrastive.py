@@ -28,8 +28,8 @@ from jaxft.data.text import Tokenizer
 from jaxft.errors import UserError
 from jaxft.metrics.retrieval import ranks, retrieval_scores
 from jaxft.tasks.contract import Batch, Examples, Sums, Tools
-from jaxft.tasks.images import check_images, images_fingerprint, pixel_values
-from jaxft.tasks.labels import column_of
+from jaxft.tasks.images import check_images, images_fingerprint, open_image, pixel_values
+from jaxft.tasks.labels import column_of, read_rows, text_of
 
 STRIDE = 8  # texts are padded to a multiple of so many tokens: one shape a split
 SHOWN = 3  # texts that are written beside an image
@@ -169,6 +169,17 @@ class Contrastive:
         del source
         return ()
 
+    def check_row(
+        self, source: Source, number: int, row: Mapping[str, Any], names: Sequence[str]
+    ) -> None:
+        """Raise what is wrong with a row: its text, or an image that does not decode."""
+        del names
+        self._text(row)
+        open_image(source, number, row[self.section.image])
+
+    def _text(self, row: Mapping[str, Any]) -> str:
+        return text_of(row[self.section.text], self.section.text)
+
     def examples(self, source: Source, names: Sequence[str] | None, tools: Tools) -> Pairs:
         del names
         check_images(source, self.section.image)
@@ -197,9 +208,8 @@ class Contrastive:
     def _encode(
         self, source: Source, tokenizer: Tokenizer, max_length: int
     ) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
-        encoded = tokenizer.encode(
-            list(column_of(source, self.section.text)), max_length=max_length
-        )
+        texts = read_rows(source, (self.section.text,), self._text)
+        encoded = tokenizer.encode(texts, max_length=max_length)
         return [{"input_ids": ids} for ids in encoded.ids], {"counts": encoded.counts}
 
     def loss(self, outputs: Mapping[str, jax.Array], batch: Batch) -> tuple[jax.Array, jax.Array]:

@@ -20,7 +20,13 @@ from jaxft.data.text import Tokenizer
 from jaxft.metrics.entities import entities, entity_scores
 from jaxft.models.layers_loss import UNSCORED
 from jaxft.tasks.contract import Batch, Sums, Tools
-from jaxft.tasks.tagged import check_words, tag_ids, tag_names
+from jaxft.tasks.tagged import (
+    check_sentence,
+    check_words,
+    sentence_tags,
+    tag_ids,
+    tag_names,
+)
 from jaxft.tasks.token_examples import TokenExamples, of_segments, row_targets
 
 NO_WORD = -1  # in place of the number of a word, where none begins
@@ -89,6 +95,14 @@ class TokenClassification:
 
     def label_names(self, source: Source) -> tuple[str, ...]:
         return tag_names(source, self.section)
+
+    def check_row(
+        self, source: Source, number: int, row: Mapping[str, Any], names: Sequence[str]
+    ) -> None:
+        """Raise what is wrong with a row: its words or its tags."""
+        where, own = source.place(number), self.section
+        check_sentence(where, row[own.tokens], own.tokens)
+        sentence_tags(where, row[own.tokens], row[own.tags], own, names)
 
     def examples(self, source: Source, names: Sequence[str] | None, tools: Tools) -> Sentences:
         if names is not None:
