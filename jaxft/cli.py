@@ -24,6 +24,7 @@ from rich.text import Text
 
 from jaxft.cli_data import app as data
 from jaxft.cli_doctor import doctor
+from jaxft.cli_paths import folder_named
 from jaxft.cli_plan import plan
 from jaxft.cli_predict import predict
 from jaxft.cli_report import report
@@ -55,7 +56,9 @@ TracedSteps = Annotated[
 Coordinator = Annotated[
     str | None, typer.Option(metavar="HOST:PORT", help="Where process 0 is, of several.")
 ]
-RunName = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")]
+RunName = Annotated[
+    Path, typer.Argument(metavar="RUN", parser=folder_named, help="The run folder.")
+]
 # Wherever it happens, a person mends it, and not the program: a full disk, a folder of another's.
 REFUSED_BY_THE_SYSTEM = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 # What the commands do that would be in each other's way, were they started on every host.
@@ -209,7 +212,8 @@ app.command()(report)
 def export(
     run: RunName,
     out: Annotated[
-        Path | None, typer.Option(help="The folder to write; RUN/export by default.")
+        Path | None,
+        typer.Option(parser=folder_named, help="The folder to write; RUN/export by default."),
     ] = None,
     checkpoint: Annotated[
         str, typer.Option(metavar="best|last|STEP", help="Which checkpoint.")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from jaxft.cli_paths import folder_named
 from jaxft.cli_tagged import print_in_colour
 from jaxft.errors import UserError
 
@@ -120,7 +121,7 @@ def predict(
     elif asked or chat is not None:
         raise UserError(f"'{run}' writes no text: it takes texts and --file alone.")
     else:
-        _print_labels(Path(run), inputs, file, as_json, draw)
+        _print_labels(folder_named(run), inputs, file, as_json, draw)
 
 
 def _print_images(
@@ -138,7 +139,7 @@ def _print_images(
     odd = [o for o in ("max_new_tokens", "num_beams", "stop_strings") if o in asked]
     if odd or chat is not None:
         raise UserError(f"'{name}' draws images and writes no text.", "Leave those options out.")
-    artist, to = open_artist(name, asked), draw or Path(name) / "drawn"
+    artist, to = open_artist(name, asked), draw or folder_named(name) / "drawn"
     if samples:
         _print_lines(sample(artist, samples, label, to))
     elif inputs:

@@ -10,15 +10,19 @@ from typing import Annotated
 
 import typer
 
+from jaxft.cli_paths import folder_named
 from jaxft.errors import UserError
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="The run folders.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN", parser=folder_named, help="The run folders.")
+    ],
     out: Annotated[
         Path | None,
         typer.Option(
-            help="The page to write; report.html in the run, or beside the first of several."
+            parser=folder_named,
+            help="The page to write; report.html in the run, or beside the first of several.",
         ),
     ] = None,
     as_json: Annotated[

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jaxft.cli_paths import folder_named
 from jaxft.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +26,12 @@ MOST_NOTES = 5  # images that are left out by name; of more, the number is told
 
 
 Run = Annotated[
-    Path, typer.Argument(metavar="RUN", help="A run of the contrastive task; of texts, embedding.")
+    Path,
+    typer.Argument(
+        metavar="RUN",
+        parser=folder_named,
+        help="A run of the contrastive task; of texts, embedding.",
+    ),
 ]
 Images = Annotated[
     Path | None,

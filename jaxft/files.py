@@ -27,6 +27,17 @@ def is_bucket(path: epath.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
+def place(path: epath.PathLike) -> pathlib.Path:
+    """A path as what it is of: pathlib's, or of a bucket etils', which has the same methods."""
+    return epath.Path(path) if is_bucket(path) else pathlib.Path(path)
+
+
+def resolved(path: epath.PathLike) -> pathlib.Path:
+    """A path from the root on, by which two names of one folder are alike."""
+    found = place(path)
+    return found if is_bucket(found) else found.resolve()
+
+
 @contextlib.contextmanager
 def written_aside(path: epath.PathLike) -> Iterator[pathlib.Path]:
     """A local path to write to, which becomes `path` when the block ends without an error.
@@ -107,18 +118,6 @@ def sha256(path: epath.PathLike) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def local_copy(path: epath.PathLike) -> Iterator[pathlib.Path]:
-    """A path on this machine to read `path` from: itself, or a copy that goes with the block."""
-    if not is_bucket(path):
-        yield pathlib.Path(path)
-        return
-    with tempfile.TemporaryDirectory(prefix="jaxft-") as folder:
-        copy = pathlib.Path(folder) / epath.Path(path).name
-        epath.Path(path).copy(copy)
-        yield copy
 
 
 @contextlib.contextmanager

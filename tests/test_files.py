@@ -146,5 +146,7 @@ def test_the_cache_folder_is_the_users_own(tmp_path, monkeypatch):
 def test_buckets_are_told_from_folders(tmp_path):
     assert files.is_bucket("gs://bucket/run")
     assert not files.is_bucket(tmp_path)
-    with files.local_copy(tmp_path / "a") as local:
-        assert local == tmp_path / "a"
+    assert files.place("gs://bucket/run").name == "run"
+    assert str(files.place("gs://bucket/run") / "a") == "gs://bucket/run/a"
+    assert type(files.place(str(tmp_path))) is type(tmp_path)
+    assert files.resolved(tmp_path / "b" / ".." / "a") == tmp_path / "a"

@@ -19,6 +19,7 @@ FLOORS = {
     "config": 0,
     "tree": 0,
     "files": 0,
+    "buckets": 0.5,  # above files, below all that reads a file
     "cluster": 0,
     "platforms": 0,
     "supervise": 1,  # without jax

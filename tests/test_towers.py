@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jaxft.engine.cost import count_flops
 from jaxft.models.layers import Embedding, Linear, split_key
 from jaxft.models.layers_math import dropout
 from jaxft.models.transformer import Compute, Part, Tower
@@ -59,11 +60,11 @@ PREFIXED = replace(PLAIN, prefix="text/")
 BATCH = {"ids": np.arange(6).reshape(2, 3)}
 
 
-def values():
+def values(tower=PLAIN):
     draw = np.random.default_rng(0)
     return {
         name: jnp.asarray(draw.normal(size=leaf.shape), jnp.float32)
-        for name, leaf in PLAIN.leaves.items()
+        for name, leaf in tower.leaves.items()
     }
 
 
@@ -94,3 +95,33 @@ def test_a_tower_with_a_prefix_computes_what_it_does_without(scan, trained):
     assert np.array_equal(plain, prefixed)
     still = run_tower(PLAIN, params, BATCH, None, Compute(scan=scan))["scores"]
     assert not np.array_equal(plain, still)
+
+
+@pytest.mark.parametrize(("count", "pieces"), [(17, 4), (6, 1)])
+def test_weights_of_a_scan_are_stacked_again_for_the_way_back(count, pieces):
+    """Kept are the streams that blocks read; what is run again is one forward pass."""
+    tower = replace(
+        PLAIN, blocks=(BLOCK,) * count, numbers={"scale": [0.1 * n for n in range(count)]}
+    )
+    params = values(tower)
+    key = jax.random.key(1)
+
+    def loss(params, **how):
+        compute = Compute(trainable=frozenset(params), remat="full", **how)
+        return run_tower(tower, params, BATCH, key, compute)["scores"].astype(jnp.float32).sum()
+
+    _, back = jax.vjp(lambda params: loss(params, scan=True), params)
+    kept = [leaf.shape for leaf in jax.tree.leaves(back) if hasattr(leaf, "shape")]
+    assert [shape for shape in kept if shape[1:] == (WIDTH, WIDTH)] == []
+    streams = [shape[0] for shape in kept if shape[1:] == (*BATCH["ids"].shape, WIDTH)]
+    assert sum(streams) == count
+    assert len(streams) == pieces
+    found, wanted = (jax.grad(loss)(params, scan=scan) for scan in (True, False))
+    for name, gradient in wanted.items():
+        near = 1e-6 * float(abs(gradient).max())
+        np.testing.assert_allclose(found[name], gradient, rtol=1e-6, atol=near)
+    once, again = (
+        count_flops(jax.value_and_grad(lambda p, scan=scan: loss(p, scan=scan)), params)
+        for scan in (False, True)
+    )
+    assert once == again

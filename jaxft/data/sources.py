@@ -25,7 +25,7 @@ from jaxft.data.sources_arrow import open_arrow, open_parquet, open_saved
 from jaxft.data.sources_boxes import open_boxes, open_coco
 from jaxft.data.sources_files import open_conll, open_csv, open_jsonl
 from jaxft.data.sources_images import open_image_folder
-from jaxft.data.sources_joined import Joined, open_files
+from jaxft.data.sources_joined import Joined, check_here, open_files
 from jaxft.data.sources_tfds import open_tfds
 from jaxft.errors import UserError, did_you_mean
 
@@ -246,11 +246,10 @@ def given_rows(rows: Sequence[Row], spec: str = "input") -> Source:
 def _open_reader(kind: str, place: str) -> Reader:
     if kind in FILES:
         return open_files(kind, place, FILES[kind])
-    if kind == "hf":
-        return open_saved(place)
+    check_here(kind, place)
     if kind == "images":
         return open_image_folder(Path(place).expanduser())
-    return open_tfds(place)
+    return open_saved(place) if kind == "hf" else open_tfds(place)
 
 
 def _matching(reader: Reader, where: Mapping[str, Any], spec: str) -> np.ndarray:

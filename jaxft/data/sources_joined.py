@@ -14,7 +14,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from jaxft.buckets import fetched, matching
 from jaxft.errors import UserError
+from jaxft.files import is_bucket
 
 Row = dict[str, Any]
 PATTERN = re.compile(r"[*?\[]")
@@ -118,6 +120,12 @@ def open_files(kind: str, place: str, opener: Callable[[Path], Part]) -> Part:
     Raises:
         UserError: no file is of the pattern, or one of them cannot be read.
     """
+    if is_bucket(place):
+        names = matching(place) if PATTERN.search(place) else [place]
+        if not names:
+            raise UserError(f"{kind}:{place}: no file is of this pattern.")
+        parts = [opener(fetched(name)) for name in sorted(names, key=_natural)]
+        return parts[0] if len(parts) == 1 else Joined(parts, tuple(names))
     path = Path(place).expanduser()
     if path.exists() or not PATTERN.search(place):
         return opener(path)
@@ -128,6 +136,15 @@ def open_files(kind: str, place: str, opener: Callable[[Path], Part]) -> Part:
     return Joined([opener(file) for file in files], tuple(map(str, files)))
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
+def check_here(kind: str, place: str) -> None:
+    """Raise a UserError where what has to be a folder of this machine is in a bucket."""
+    if is_bucket(place):
+        raise UserError(
+            f"{kind}:{place}: of a bucket files are read, and no folders.",
+            "Copy it here first: gcloud storage cp -r.",
+        )
+
+
+def _natural(path: Path | str) -> list[tuple[int, str]]:
     """`part-2` before `part-10`."""
     return [(int(digits or 0), text) for text, digits in re.findall(r"(\D+)|(\d+)", str(path))]

@@ -13,6 +13,7 @@ import yaml
 
 from jaxft.engine.run_folder import RUN_FILE, RunFolder
 from jaxft.engine.trained import Trained
+from jaxft.files import place
 from jaxft.models.source import IMAGE_FILES
 from jaxft.report.events import read_events
 from jaxft.report.numbers import count, rate, score, share
@@ -61,7 +62,7 @@ def _scores(run: RunFolder, step: int) -> dict[str, Any] | None:
         result = run.read_json("result.json")
         if result["step"] == step:
             return result
-    evals = [e for e in read_events(Path(run.path)) if e["kind"] == "eval" and e["step"] == step]
+    evals = [e for e in read_events(place(run.path)) if e["kind"] == "eval" and e["step"] == step]
     if not evals:
         return None
     about = ("kind", "step", "split", "time")

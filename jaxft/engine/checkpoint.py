@@ -28,6 +28,7 @@ from jaxft.engine.checkpoint_leaves import (
     writing,
 )
 from jaxft.errors import UserError
+from jaxft.files import resolved
 from jaxft.tree import under
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class Checkpoints:
         kept = [policies.LatestN(keep), *([best] if best_metric is not None else [])]
         try:
             self._orbax = ocp.training.Checkpointer(
-                self.folder.resolve(),
+                epath.Path(resolved(self.folder)),
                 preservation_policy=policies.AnyPreservationPolicy(kept),
                 context=writing(),
                 cleanup_tmp_directories=not read_only,
@@ -225,11 +226,7 @@ class Checkpoints:
             ) from damage
 
     def resolve(self, which: Literal["best", "last"] | int | str) -> int:
-        """The step that `best`, `last` or a number names.
-
-        Raises:
-            UserError: there is no such checkpoint.
-        """
+        """The step that `best`, `last` or a number names; UserError where there is none."""
         known = self.steps()
         if not known:
             raise UserError(f"{self.folder} holds no checkpoint.")

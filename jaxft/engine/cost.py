@@ -2,7 +2,7 @@
 
 XLA's own count takes a loop's body once and knows no trip counts, so matmuls are counted where
 they are exact: each `dot_general` in the jaxpr, times the trips of the scans around it. Each is in
-a segment of the model by the name that the program gives it (`transformer_run.segment`).
+a segment of the model by the name that the program gives it (`transformer_blocks.segment`).
 """
 
 from __future__ import annotations

@@ -7,14 +7,12 @@ import os
 import shutil
 import urllib.error
 import urllib.request
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import jax
-from etils import epath
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from rich import box
@@ -22,6 +20,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from jaxft.buckets import refusal
 from jaxft.files import cache_dir, is_bucket
 from jaxft.report.browser import find_browser
 from jaxft.report.numbers import size
@@ -191,31 +190,13 @@ def storage(folder: str) -> Iterator[Finding]:
     """Whether a folder, or a bucket, can be written to, listed and deleted from."""
     if not is_bucket(folder):
         yield from disk(folder)
-    root = epath.Path(folder if is_bucket(folder) else _existing(folder))
-    probe = root / f".jaxft-doctor-{uuid.uuid4().hex}"
-    for act, does in _acts(root, probe):
-        try:
-            does()
-        except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            mend = "Look at its permissions" + (" and at your login." if is_bucket(folder) else ".")
-            yield Finding(f"folder {folder}", "wrong", f"It cannot be {act}: {reason}.", mend)
-            return
+    refused = refusal(folder if is_bucket(folder) else _existing(folder))
+    if refused is not None:
+        mend = "Look at its permissions" + (" and at your login." if is_bucket(folder) else ".")
+        told = f"It cannot be {refused[0]}: {refused[1]}."
+        yield Finding(f"folder {folder}", "wrong", told, mend)
+        return
     yield Finding(f"folder {folder}", "ok", "It can be written to, listed and deleted from.")
-
-
-def _acts(root: epath.Path, probe: epath.Path) -> list[tuple[str, Callable[[], None]]]:
-    """What a run does with its folder: in words, and as it is tried out."""
-
-    def listed() -> None:
-        if probe.name not in {path.name for path in root.iterdir()}:
-            raise OSError("what was written is not in the list")
-
-    return [
-        ("written to", lambda: probe.write_text("jaxft")),
-        ("listed", listed),
-        ("deleted from", probe.unlink),
-    ]
 
 
 def hub(environment: Mapping[str, str] = os.environ) -> Iterator[Finding]:

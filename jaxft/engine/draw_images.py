@@ -26,7 +26,7 @@ from jaxft.engine.process import prepare_process
 from jaxft.engine.run_folder import RUN_FILE, open_run
 from jaxft.engine.trained import open_trained
 from jaxft.errors import UserError, did_you_mean
-from jaxft.files import write_atomic
+from jaxft.files import place, write_atomic
 from jaxft.models.generate import numbers_of
 from jaxft.models.generate_images import draw_images
 from jaxft.models.generate_settings import Settings
@@ -59,7 +59,7 @@ class Artist:
 
 def draws(name: str) -> bool:
     """Whether what a person named draws images: a run of that task, or such a checkpoint."""
-    path = Path(name)
+    path = place(name)
     if (path / RUN_FILE).is_file():
         return open_run(path).config()["task"]["kind"] == IMAGE_GENERATION
     return (path / "config.json").is_file() and describe(name).head == IMAGE_GENERATION
@@ -79,8 +79,8 @@ def open_artist(name: str, asked: Mapping[str, Any]) -> Artist:
     prepare_process()
     if not draws(name):
         raise UserError(f"'{name}' draws no images: it takes no --samples and no --class.")
-    if (Path(name) / RUN_FILE).is_file():
-        trained = open_trained(Path(name))
+    if (place(name) / RUN_FILE).is_file():
+        trained = open_trained(place(name))
         model, classes = trained.model, trained.label_names
     else:
         model, classes = load(name), ()

@@ -10,7 +10,7 @@ from jaxft.engine.export_sentences import KIND, write_sentence_files
 from jaxft.engine.run_folder import RUN_FILE
 from jaxft.engine.trained import ADAPTER, Trained, Which, open_trained
 from jaxft.errors import UserError
-from jaxft.files import write_atomic
+from jaxft.files import place, write_atomic
 from jaxft.models.adapters import is_adapter
 from jaxft.models.registry_adapters import save_adapter
 
@@ -38,7 +38,7 @@ def export(
     trained = open_trained(run, which)
     if adapter:
         return _export_adapter(trained, out)
-    folder = trained.model.save(Path(trained.run.export) if out is None else out)
+    folder = trained.model.save(place(trained.run.export) if out is None else out)
     write_atomic(folder / "README.md", model_card(trained))
     if trained.task.kind == KIND:
         write_sentence_files(trained, folder)
@@ -54,5 +54,5 @@ def _export_adapter(trained: Trained, out: Path | None) -> Path:
         )
     also = [n for n in make_table(trained.config, model).trainable if not is_adapter(n)]
     about = trained.run.read_json(RUN_FILE)["checkpoint"]
-    folder = Path(trained.run.path / ADAPTER) if out is None else out
+    folder = place(trained.run.path / ADAPTER) if out is None else out
     return save_adapter(model, folder, checkpoint_name(about).partition("@")[0], also)

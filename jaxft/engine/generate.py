@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from jaxft.engine.process import prepare_process
 from jaxft.engine.run_folder import RUN_FILE, open_run
 from jaxft.engine.trained import open_trained
 from jaxft.errors import UserError
+from jaxft.files import place
 from jaxft.models.generate import WRITES, Generator
 from jaxft.models.generate_settings import Settings, read_settings
 from jaxft.models.registry import describe, load
@@ -63,7 +63,7 @@ def writes(name: str) -> bool:
     A name that is nowhere is taken for a hub id where it looks like one and is in no folder that
     is here.
     """
-    path = Path(name)
+    path = place(name)
     if (path / RUN_FILE).is_file():
         return open_run(path).config()["task"]["kind"] in WRITES
     if (path / "config.json").is_file() or name.startswith("package:"):
@@ -84,7 +84,7 @@ def open_writer(name: str, chat: bool | None, asked: Mapping[str, Any]) -> Write
             wanted, or a setting is out of range.
     """
     prepare_process()
-    trained = open_trained(Path(name)) if (Path(name) / RUN_FILE).is_file() else None
+    trained = open_trained(place(name)) if (place(name) / RUN_FILE).is_file() else None
     model = load(name) if trained is None else trained.model
     generator = Generator(model)
     template = None if chat is False else load_chat_template(model.tokenizer_folder)

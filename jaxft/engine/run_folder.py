@@ -19,6 +19,7 @@ import yaml
 from etils import epath
 
 from jaxft import files
+from jaxft.buckets import check_bucket, reached
 from jaxft.engine.distributed import SHARED, compare, from_first, is_first
 from jaxft.errors import UserError, did_you_mean
 
@@ -154,6 +155,7 @@ def check_run(name: str, dir: epath.PathLike, *, resume: bool, overwrite: bool) 
     path = run_path(name, dir)
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other.", "Give one of them.")
+    check_bucket(path)
     if (path / RUN_FILE).exists():
         if not resume and not overwrite:
             raise UserError(
@@ -249,9 +251,11 @@ def open_run(path: epath.PathLike) -> RunFolder:
         UserError: `path` is no run folder; runs near it are named.
     """
     folder = epath.Path(path)
-    if (folder / RUN_FILE).exists():
-        return RunFolder(folder, resumed=True)
-    if folder.exists():
+    with reached(path):
+        if (folder / RUN_FILE).exists():
+            return RunFolder(folder, resumed=True)
+        there = folder.exists()
+    if there:
         inside = _runs_in(folder)
         hint = f"Runs in it: {', '.join(inside)}." if inside else "A run is what jaxft train made."
         raise UserError(f"{folder} is not a run folder: it has no {RUN_FILE}.", hint)

@@ -131,9 +131,9 @@ def study(
 
         # -------------------------------------------------- The programs, one after another
         programs: dict[int, Programs] = {part.bucket: Programs() for part in parts}
-        first = _keep_events(Path(folder.path), [m.index for p in left for m in p.members])
+        first = _keep_events(files.place(folder.path), [m.index for p in left for m in p.members])
         with (
-            EventLog(Path(folder.path), tensorboard=False, resume_step=first) as log,
+            EventLog(files.place(folder.path), tensorboard=False, resume_step=first) as log,
             Progress(steps, done, console, quiet) as progress,
         ):
             for part in left:
@@ -154,10 +154,10 @@ def study(
         chosen = members[ranking[0]["members"][0]]
         folder.write_text(BEST_FILE, best_yaml(chosen, name, metric))
         folder.update(state="finished", ranking=ranking, best=chosen.index)
-        write_study_page(Path(folder.path))
+        write_study_page(files.place(folder.path))
         folder.discard_old()
     console.print(ranking_table(ranking, metric))
-    return Study(Path(folder.path))
+    return Study(files.place(folder.path))
 
 
 def make_parts(

@@ -18,6 +18,7 @@ import pyarrow.parquet
 from etils import epath
 
 from jaxft import files
+from jaxft.buckets import check_bucket
 from jaxft.engine.run_folder import RunFolder, run_path
 from jaxft.errors import UserError
 
@@ -105,6 +106,7 @@ def check_study(name: str, dir: epath.PathLike, *, resume: bool, overwrite: bool
     path = run_path(name, dir)
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other.", "Give one of them.")
+    check_bucket(path)
     if (path / STUDY_FILE).exists():
         if not resume and not overwrite:
             raise UserError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,6 +22,7 @@ from jaxft.engine.study_folder import check_one_process, check_study, create_stu
 from jaxft.engine.study_members import make_members
 from jaxft.engine.study_part import Part, Programs, begin
 from jaxft.errors import UserError
+from jaxft.files import place
 from jaxft.report.events import EventLog
 from jaxft.report.page_study import write_study_page
 from jaxft.report.progress import Progress
@@ -81,7 +81,7 @@ def lr_range(
     }
     ranges: list[dict[str, Any]] = []
     with create_study(name, config.run.dir, overwrite=overwrite, facts=about) as folder:
-        path = Path(folder.path)
+        path = place(folder.path)
         with (
             EventLog(path, tensorboard=False) as log,
             Progress(STEPS * len(parts), 0, console, quiet) as progress,

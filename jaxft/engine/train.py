@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -55,6 +54,8 @@ from jaxft.engine.trained import (
 from jaxft.engine.trunk_plan import plan_trunks
 from jaxft.engine.utilisation import work_of
 from jaxft.errors import UserError
+from jaxft.files import place
+from jaxft.report.events import EventLog
 from jaxft.report.progress import Progress
 from jaxft.report.progress_tables import data_table, group_table, loading_table, result_table
 
@@ -220,7 +221,7 @@ def train(
                     made.enter(stage, state, step)
                 except Interrupted:
                     if step:
-                        _save(checkpoints, step, state, None)
+                        _save(log, checkpoints, step, state, None)
                     end_if_asked()
                 meter.works(work_of(stage.built, made.cached, table["flops"]))
                 meter.go_on()
@@ -230,7 +231,7 @@ def train(
             if first < total or unscored:
                 enter()
             if unscored:
-                _save(checkpoints, step, state, score())  # a signal came while it was scored
+                _save(log, checkpoints, step, state, score())  # a signal came while it was scored
                 end_if_asked()
             if first == 0:
                 look_back(stage.params(state))
@@ -244,7 +245,7 @@ def train(
                     break
                 if decides_at(built, step):
                     read(most=0)
-                    stage = decide_again(stage, log, run.path, step)
+                    stage = decide_again(stage, log, step)
                 if stage.is_over(step):
                     read(most=0)
                     stage, state = next_stage(stage, state)
@@ -275,7 +276,8 @@ def train(
                 if not meter.finite and step < total and not stop.asked():
                     continue
                 meter.pause()
-                _save(checkpoints, step, state, score() if score_due and not stop.asked() else None)
+                found = score() if score_due and not stop.asked() else None
+                _save(log, checkpoints, step, state, found)
                 save_due = score_due = False
                 meter.go_on()
                 end_if_asked()
@@ -290,8 +292,9 @@ def train(
         run.update(state="finished")
         wait_for_all()
         console.print(result_table(result))
-    return Run(Path(run.path))
+    return Run(place(run.path))
 
 
-def _save(checkpoints: Checkpoints, step: int, state: Any, found: Evaluation | None) -> None:
-    checkpoints.save(step, state, metrics=None if found is None else found.scores)
+def _save(log: EventLog, to: Checkpoints, step: int, state: Any, found: Evaluation | None) -> None:
+    log.keep()  # a run that goes on from here has told all that was before
+    to.save(step, state, metrics=None if found is None else found.scores)

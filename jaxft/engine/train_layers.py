@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,7 +19,7 @@ from jaxft.engine.state import TrainState
 from jaxft.engine.train_stage import Stage
 from jaxft.models.registry import Model
 from jaxft.models.registry_values import read_value
-from jaxft.report.events import EventLog, read_events
+from jaxft.report.events import EventLog
 
 
 @dataclass(frozen=True)
@@ -123,16 +122,15 @@ def with_measured(stage: Stage, events: Iterable[Mapping[str, Any]]) -> Stage:
     return replace(stage, multipliers=multipliers_now(stage.built, events))
 
 
-def decide_again(stage: Stage, log: EventLog, run: Path, step: int) -> Stage:
+def decide_again(stage: Stage, log: EventLog, step: int) -> Stage:
     """The phase with a further one after `step`, where the layers below some depth stop.
 
     Args:
         stage: the phase under way.
         log: the run's diary, which the first process alone has.
-        run: the run folder.
         step: steps done.
     """
-    depth = from_first(lambda: decide(stage.built, read_events(run), step))
+    depth = from_first(lambda: decide(stage.built, log.read(), step))
     built = freeze_below(stage.built, step, depth)
     if built is not stage.built:
         log.of_kind(FREEZE, step, {"depth": depth})

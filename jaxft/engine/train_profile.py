@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import jax
 
+from jaxft.buckets import LocalFolder
 from jaxft.engine.distributed import is_first
 from jaxft.errors import UserError
 
@@ -41,7 +42,7 @@ class Profile:
 
     def __init__(self, run: Path, steps: tuple[int, int] | None):
         self._folder, self._steps = run / FOLDER, steps if is_first() else None
-        self._traces = False
+        self._traces: LocalFolder | None = None
 
     def before(self, step: int, state: Any) -> None:
         """Begin or end the trace where it is time to.
@@ -58,14 +59,15 @@ class Profile:
             self.close()
         elif not self._traces and first - 1 <= step < last:
             jax.block_until_ready(state)
-            jax.profiler.start_trace(self._folder)
-            self._traces = True
+            self._traces = LocalFolder(self._folder)
+            jax.profiler.start_trace(self._traces.path)
 
     def close(self) -> None:
         """End the trace, if one is under way."""
         if self._traces:
-            self._traces, self._steps = False, None
+            local, self._traces, self._steps = self._traces, None, None
             jax.profiler.stop_trace()
+            local.close()
 
     def __enter__(self) -> Self:
         return self

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from jaxft import files
+from jaxft.buckets import fetched
 from jaxft.config import Config, parse_config
 from jaxft.engine.build import make_table, make_task, model_options
 from jaxft.engine.checkpoint import Checkpoints
@@ -162,9 +163,10 @@ def with_checkpoint(config: Config, checkpoint: Checkpoint) -> Config:
     """The same config on another checkpoint, and on the adapter that was kept beside it."""
     update: dict[str, Any] = {"model": config.model.model_copy(update={"checkpoint": checkpoint})}
     if config.adapter.checkpoint is not None and isinstance(checkpoint, str):
-        kept = Path(checkpoint) / ADAPTER
+        kept = files.place(checkpoint) / ADAPTER
         if (kept / ADAPTER_CONFIG).exists():
-            update["adapter"] = config.adapter.model_copy(update={"checkpoint": str(kept)})
+            here = str(fetched(kept))
+            update["adapter"] = config.adapter.model_copy(update={"checkpoint": here})
     return config.model_copy(update=update)
 
 
@@ -182,7 +184,7 @@ def save_base(run: RunFolder, config: Config, model: Model) -> None:
         return
     plain, copy = model.plain(), config.checkpoint.base == "copy"
     if copy and config.adapter.checkpoint is not None:
-        for path in map(Path(config.adapter.checkpoint).joinpath, ADAPTER_FILES):
+        for path in map(fetched(config.adapter.checkpoint).joinpath, ADAPTER_FILES):
             if path.exists():
                 files.write_atomic(run.base / ADAPTER / path.name, path.read_bytes())
     # Of several processes none holds all of a value, and what is wanted is where it came from.

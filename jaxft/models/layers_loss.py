@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import jax
@@ -9,13 +10,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-# Scores of one row that are held at once: positions x words. In float32 that is 128 MiB a row.
+# Scores of one row that are held at once, or nearly: positions x words. In float32 128 MiB a row.
 MOST_SCORES = 2**25
+MOST_SHARES = 32  # devices that have shared out the words, each of which finds its own in any piece
 UNSCORED = -1  # the target of a position that counts for nothing
 
 
 class Scorer(Protocol):
-    """A module that gives the scores of the next token: [B, T, D] -> [B, T, V] float32."""
+    """A module that gives the scores of the next token: [B, T, D] -> [B, T, V] float32.
+
+    Of its parameters those that hold words have a dimension of V, which no other dimension is;
+    without some of their words they give the scores of the others.
+    """
 
     def scores(self, x: jax.Array) -> jax.Array:
         """The scores at each position."""
@@ -25,8 +31,9 @@ def token_losses(top: Scorer, x: jax.Array, targets: jax.Array) -> tuple[jax.Arr
     """Each position's cross-entropy, and whether the highest score is the target's.
 
     Scores of shape [B, T, V] never exist in full where a row has many of them, neither on the way
-    forward nor on the way back: positions are taken a piece at a time, and each piece's scores
-    are computed again for its gradient. How many pieces depends on T x V alone.
+    forward nor on the way back: words are taken a piece at a time, and each piece's scores are
+    computed again for its gradient. How many pieces depends on T x V alone. So over devices that
+    share the head, no more than a piece of it is gathered, or of its gradient added up, at once.
 
     Args:
         top: what gives the scores; its parameters are in it.
@@ -36,40 +43,70 @@ def token_losses(top: Scorer, x: jax.Array, targets: jax.Array) -> tuple[jax.Arr
     Returns:
         Losses [B, T] float32, 0 where nothing is scored, and hits [B, T] bool.
     """
-    length = x.shape[1]
     words = jax.eval_shape(top.scores, x).shape[-1]
-    count = min(-(-length * words // MOST_SCORES), length)
+    ratio = x.shape[1] * words / MOST_SCORES
+    # Powers of two divide most vocabularies, also when devices have shared them out.
+    count = 2 ** round(math.log2(ratio)) if ratio > 1 else 1
     if count == 1:
         return scored_losses(top.scores(x), targets)
-    size = -(-length // count)
-    spare = ((0, 0), (0, size * count - length))
-
-    def cut(values: jax.Array) -> jax.Array:
-        """[B, T, ...] -> [pieces, B, T / pieces, ...]: every device keeps its own rows."""
-        whole = values.reshape(values.shape[0], count, size, *values.shape[2:])
-        return jnp.moveaxis(whole, 1, 0)
-
-    filled = jnp.pad(targets, spare, constant_values=UNSCORED)
-    losses, hits = _in_pieces(top, cut(jnp.pad(x, (*spare, (0, 0)))), cut(filled))
-    joined = (jnp.moveaxis(a, 0, 1).reshape(-1, size * count) for a in (losses, hits))
-    losses, hits = (whole[:, :length] for whole in joined)
-    return losses, hits
+    sums, own, highest, places = _in_pieces(top, x, targets, words, count)
+    scored = targets != UNSCORED
+    losses = jax.nn.logsumexp(sums, axis=0) - own.sum(0)
+    first = jnp.where(highest == highest.max(0), places, words).min(0)
+    return jnp.where(scored, losses, 0.0), (first == targets) & scored
 
 
-def _in_pieces(top: Scorer, x: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`scored_losses` of pieces [N, B, T, D], one after the other."""
+def _in_pieces(
+    top: Scorer, x: jax.Array, targets: jax.Array, words: int, count: int
+) -> tuple[jax.Array, ...]:
+    """What each piece of the words says, one after the other: [pieces, B, T] each.
+
+    Words are dealt out to the pieces a chunk at a time: where devices have shared the words out,
+    each has as many of every piece. Given are the logarithm of the sum of exponentials, the
+    target's own score (0 where it is in another piece), the highest score, and its word.
+    """
     graph, values = nnx.split(top)
-    # Each piece adds to the parameters' gradients in the type that the scan is given. Over devices
-    # the sum is taken once, after the scan: the TPU compiler moves it out.
-    wide = jax.tree.map(lambda value: value.astype(jnp.float32), values)
+    leaves, tree = jax.tree.flatten(values)
+    size = -(-words // count)
+    shares = math.gcd(size, MOST_SHARES)
 
-    def score(wide: nnx.State, x: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-        narrow = jax.tree.map(lambda value, like: value.astype(like.dtype), wide, values)
-        return scored_losses(nnx.merge(graph, narrow).scores(x), targets)
+    def cut(value: jax.Array) -> jax.Array:
+        """[..., V, ...] -> [pieces, ..., V / pieces, ...], filled up with zeros."""
+        axis = value.shape.index(words)
+        spare = [(0, size * count - words if n == axis else 0) for n in range(value.ndim)]
+        before, after = value.shape[:axis], value.shape[axis + 1 :]
+        dealt = jnp.pad(value, spare).reshape(*before, shares, count, size // shares, *after)
+        return jnp.moveaxis(dealt, axis + 1, 0).reshape(count, *before, size, *after)
+
+    holds = [words in leaf.shape for leaf in leaves]
+    # Each piece adds to the gradient of what all pieces read, in the type that the scan is given.
+    pieces = [cut(leaf) for leaf, held in zip(leaves, holds, strict=True) if held]
+    alike = [
+        None if held else leaf.astype(jnp.float32) for leaf, held in zip(leaves, holds, strict=True)
+    ]
+    wide = x.astype(jnp.float32)
+
+    def score(alike, wide, piece, places) -> tuple[jax.Array, ...]:
+        of = iter(piece)
+        own = [next(of) if value is None else value for value in alike]
+        narrow = [value.astype(leaf.dtype) for value, leaf in zip(own, leaves, strict=True)]
+        module = nnx.merge(graph, jax.tree.unflatten(tree, narrow))
+        return _of_piece(module.scores(wide.astype(x.dtype)), targets, places)
 
     # Nothing is merged between the turns of a scan, so the guard against it would cost for nothing.
     again = jax.checkpoint(score, prevent_cse=False)
-    return lax.scan(lambda _, piece: (None, again(wide, *piece)), None, (x, targets))[1]
+    places = cut(jnp.arange(1, words + 1, dtype=jnp.int32)) - 1  # -1 of what is filled up
+    _, found = lax.scan(lambda _, piece: (None, again(alike, wide, *piece)), None, (pieces, places))
+    return found
+
+
+def _of_piece(scores: jax.Array, targets: jax.Array, places: jax.Array) -> tuple[jax.Array, ...]:
+    """What `_in_pieces` gives of one piece, from its scores [B, T, V / pieces] and its words."""
+    scores = jnp.where(places < 0, -jnp.inf, scores)
+    mine = (places == targets[..., None]) & (places >= 0)
+    own = jnp.where(mine, scores, 0.0).sum(-1)
+    seen = lax.stop_gradient(scores)
+    return jax.nn.logsumexp(scores, axis=-1), own, seen.max(-1), places[jnp.argmax(seen, axis=-1)]
 
 
 def scored_losses(scores: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from jaxft.buckets import published
 from jaxft.errors import UserError
+from jaxft.files import place
 from jaxft.models.adapters import Adapted, Adapter, choose, inject, is_adapter, kernels_of
 from jaxft.models.adapters_read import read_adapter
 from jaxft.models.adapters_write import TASKS, write_adapter
@@ -70,25 +72,19 @@ def save_adapter(
     """
     if model.adapted is None:
         raise UserError("The model has no adapter that could be saved by itself.")
-    folder = Path(folder)
     names = model.hf_names
     held = {hf: name for name, hf in _held_names(model).items()}
     modules = {_module(names[name].hf) for name in also} - {""}
     whole = {n: line for n, line in names.items() if n in also or _module(line.hf) in modules}
     tensors = to_tensors(model.params, whole, model.matching.loaded)
-    write_adapter(
-        folder,
-        model.params,
-        model.adapted.kernels,
-        names,
-        held,
-        {held[hf]: value for hf, value in tensors},
-        {
-            "base_model_name_or_path": base or model.source.asked,
-            "task_type": TASKS.get(model.head),
-        },
-    )
-    return folder
+    about = {
+        "base_model_name_or_path": base or model.source.asked,
+        "task_type": TASKS.get(model.head),
+    }
+    chosen = {held[hf]: value for hf, value in tensors}
+    with published(folder) as here:
+        write_adapter(here, model.params, model.adapted.kernels, names, held, chosen, about)
+    return place(folder)
 
 
 def _held_names(model: Model) -> dict[str, str]:

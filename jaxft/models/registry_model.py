@@ -12,8 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxft.buckets import published
 from jaxft.data.image import save_processor
-from jaxft.files import write_atomic
+from jaxft.files import place, write_atomic
 from jaxft.models.adapters import Adapted, is_adapter, merge
 from jaxft.models.layers import Leaf
 from jaxft.models.registry_family import Family, Towers, leaves_of
@@ -258,7 +259,11 @@ class Model:
         if self.adapted is not None:
             chosen = self if params is None else self.with_params(params)
             return chosen.merged().save(folder, max_shard=max_shard)
-        folder = Path(folder)
+        with published(folder) as here:
+            self._write(here, params, max_shard)
+        return place(folder)
+
+    def _write(self, folder: Path, params: Mapping[str, Any] | None, max_shard: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         tensors = to_tensors(params or self.params, self.hf_names, self.matching.loaded)
         exported = (
@@ -274,7 +279,6 @@ class Model:
             save_processor(self.source.folder, folder, self.asked_size)
         text = json.dumps(self._hf_config(types), indent=2, sort_keys=True) + "\n"
         write_atomic(folder / "config.json", text.encode())
-        return folder
 
     def _hf_config(self, types: set[str]) -> dict[str, Any]:
         """The source's config.json, brought up to what this model is."""

@@ -25,6 +25,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from jaxft.buckets import fetched
 from jaxft.errors import UserError, did_you_mean
 
 WEIGHTS = "model.safetensors"
@@ -132,9 +133,9 @@ def resolve(checkpoint: Checkpoint, cache: str | None = None) -> Source:
     """The checkpoint's place on this machine, fetched from the hub where need be.
 
     Args:
-        checkpoint: a folder, `package:module/path`, or a hub id with an optional `@revision`; or
-            two of them: `vision` and `text`, whose towers are put side by side, or `encoder` and
-            `decoder`.
+        checkpoint: a folder, here or in a bucket, `package:module/path`, or a hub id with an
+            optional `@revision`; or two of them: `vision` and `text`, whose towers are put side
+            by side, or `encoder` and `decoder`.
         cache: the hub's cache folder; None for the usual one. HF_HUB_OFFLINE is honoured.
 
     Raises:
@@ -152,7 +153,7 @@ def resolve(checkpoint: Checkpoint, cache: str | None = None) -> Source:
         return replace(first, asked=asked, second=second, decodes=names == PAIR)
     if checkpoint.startswith("package:"):
         return Source(checkpoint, _package_folder(checkpoint))
-    folder = Path(checkpoint).expanduser()
+    folder = fetched(checkpoint).expanduser()
     if folder.is_dir():
         return Source(checkpoint, folder.resolve())
     repo, _, revision = checkpoint.partition("@")

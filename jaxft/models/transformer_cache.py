@@ -18,7 +18,8 @@ from jaxft.models.layers_batch import decoder_batch
 from jaxft.models.layers_cache import KeyValues
 from jaxft.models.layers_cross import Source
 from jaxft.models.transformer import PLAIN, Compute, Params, Part, Tower
-from jaxft.models.transformer_run import run_tower, taken
+from jaxft.models.transformer_blocks import taken
+from jaxft.models.transformer_run import run_tower
 
 Cache = tuple[tuple[jax.Array, jax.Array], ...]  # block -> keys and values, each [B G, S, K]
 

@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import partial
-from itertools import groupby
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxft.errors import UserError
 from jaxft.models.layers import split_key
 from jaxft.models.layers_batch import decoder_batch
-from jaxft.models.layers_kernels import HEADS, ROWS
-from jaxft.models.layers_math import PRODUCT
 from jaxft.models.transformer import PLAIN, Compute, Params, Part, Tower
+from jaxft.models.transformer_blocks import run_blocks, segment, taken
 
 TRUNK = "trunk"  # a batch may bring a tower's stream under this name, behind the tower's prefix
-
-# What of a block is kept for its way back, beside the stream that it reads.
-KEPT = {"full": None, "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT)}
-
-Numbers = Mapping[str, Any]
-Step = Callable[[jax.Array, Params, jax.Array | int, Numbers], jax.Array]
 
 
 def run_tower(
@@ -161,11 +148,6 @@ def run_joint(part: Part, params: Params, compute: Compute, *inputs: Any) -> Any
         return part.bind(cast)(*inputs)
 
 
-def taken(params: Params, names: Mapping[str, str], compute: Compute) -> dict[str, jax.Array]:
-    """What a part is bound to (path -> array), from the names of its parameters, as they run."""
-    return {path: params[name].astype(compute.dtype) for path, name in names.items()}
-
-
 def _bind_end(
     tower: Tower,
     part: Part,
@@ -178,116 +160,3 @@ def _bind_end(
     module = part.bind(taken(params, names, compute))
     trained = any(compute.trains(name) for path, name in names.items() if tower.owns(path))
     return module, key if trained else None
-
-
-def run_blocks(
-    tower: Tower,
-    params: Params,
-    stream: jax.Array,
-    context: Any,
-    key: jax.Array | None,
-    compute: Compute,
-    blocks: range,
-) -> jax.Array:
-    """The stream after some of a tower's blocks, cut into runs of alike blocks.
-
-    Blocks are alike when they are the same part and the same of their leaves are trained: then
-    their stacked leaves are wholly trained or wholly frozen, and a scan over them computes no
-    gradient that nobody asked for.
-
-    Args:
-        tower: whose blocks.
-        params: the flat dict.
-        stream: [B, T, D].
-        context: what every block reads beside the stream.
-        key: turns dropout on; block i uses `fold_in(key, i)`.
-        compute: how to run.
-        blocks: which, by their indices.
-
-    Returns:
-        [B, T, D].
-    """
-
-    def alike(index: int) -> tuple[Part, tuple[str, ...]]:
-        names = tower.block_names(index)
-        return tower.blocks[index], tuple(p for p, name in names.items() if compute.trains(name))
-
-    for (part, trained), run in groupby(blocks, alike):
-        indices = list(run)
-        step = partial(_run_block, part, context, key if trained else None, compute)
-        with segment(tower, f"blocks {indices[0]}-{indices[-1]}"):
-            stream = _placed(stream, compute)
-            stream = _run_alike(tower, part, step, indices, params, stream, compute)
-    return stream
-
-
-def _placed(stream: jax.Array, compute: Compute) -> jax.Array:
-    """The stream [B, T, D] with each device's rows where its batch is.
-
-    Without a word the partitioner moves activations to where the parameters' shards are: every
-    device then computes all rows of its part of the width, and sends whole activations round.
-    What every device of a tensor group would hold alike (the stream between the wide matrices)
-    is cut along T, so that norms are computed once.
-    Source: Korthikanti et al. (2022), https://arxiv.org/abs/2205.05198.
-    """
-    mesh = compute.mesh
-    if mesh is None or mesh.size == 1:
-        return stream
-    if stream.shape[0] % math.prod(mesh.shape[axis] for axis in ROWS):
-        return stream  # such rows are on no mesh's devices alike: leave it to the partitioner
-    along = HEADS if stream.shape[1] % mesh.shape[HEADS] == 0 else None
-    return jax.lax.with_sharding_constraint(stream, NamedSharding(mesh, PartitionSpec(ROWS, along)))
-
-
-def segment(tower: Tower, name: str) -> AbstractContextManager:
-    """What is run inside is a segment of the tower: so profiles and counted costs name it."""
-    return jax.named_scope(f"[{tower.prefix}{name}]")
-
-
-def _run_block(
-    part: Part,
-    context: Any,
-    key: jax.Array | None,
-    compute: Compute,
-    stream: jax.Array,
-    values: Params,
-    index: jax.Array | int,
-    numbers: Numbers,
-) -> jax.Array:
-    block_key = None if key is None else jax.random.fold_in(key, index)
-    out = part.bind(values, block_key)(stream, context, block_key, **numbers)
-    return _placed(out, compute)
-
-
-def _run_alike(
-    tower: Tower,
-    part: Part,
-    step: Step,
-    indices: list[int],
-    params: Params,
-    stream: jax.Array,
-    compute: Compute,
-) -> jax.Array:
-    """The stream after a run of alike blocks: one scan over their stacked leaves, or unrolled."""
-
-    def values(index: int) -> dict[str, jax.Array]:
-        return taken(params, tower.block_names(index), compute)
-
-    scanned = compute.scan and len(indices) > 1
-    if compute.remat in KEPT:
-        # Between the iterations of a scan nothing is merged, so the guard would cost for nothing.
-        step = jax.checkpoint(step, prevent_cse=not scanned, policy=KEPT[compute.remat])
-    if not scanned:
-        for index in indices:
-            numbers = {name: of[index] for name, of in tower.numbers.items()}
-            stream = step(stream, values(index), index, numbers)
-        return stream
-    per_block = [values(index) for index in indices]
-    stacked = {p: jnp.stack([block[p] for block in per_block]) for p in part.leaves}
-    chosen = {name: jnp.asarray([of[i] for i in indices]) for name, of in tower.numbers.items()}
-    stream, _ = jax.lax.scan(
-        lambda x, block: (step(x, *block), None),
-        stream,
-        (stacked, jnp.asarray(indices), chosen),
-    )
-    return stream

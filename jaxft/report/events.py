@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from etils import epath
 from tensorboardX import SummaryWriter
 
+from jaxft.buckets import LocalFolder
 from jaxft.errors import UserError
 from jaxft.report.trackers import Tracker
 
@@ -48,16 +49,19 @@ class EventLog:
         trackers: Sequence[Tracker] = (),
     ):
         self._trackers = trackers
+        self._local: LocalFolder | None = None
         self._file: IO[str] | None = None
         self._writer: SummaryWriter | None = None
         if not writes:
             return
         kept = [] if resume_step is None else _upto(read_events(folder), resume_step)
-        _rewrite(folder / METRICS, kept)
-        self._file = (folder / METRICS).open("a", encoding="utf-8")
+        self._local = LocalFolder(folder)
+        file = self._local.path / METRICS
+        _rewrite(file, kept)
+        self._file = file.open("a", encoding="utf-8")
         if tensorboard:
-            shutil.rmtree(folder / TENSORBOARD, ignore_errors=True)
-            self._writer = SummaryWriter(str(folder / TENSORBOARD))
+            epath.Path(folder / TENSORBOARD).rmtree(missing_ok=True)
+            self._writer = SummaryWriter(str(self._local.path / TENSORBOARD))
             for event in kept:
                 _draw(self._writer, event)
 
@@ -75,8 +79,7 @@ class EventLog:
         """Write one evaluation of `split`, made after `step` steps."""
         head = {"kind": "eval", "step": step, "split": split, "time": time.time()}
         self._write({**head, **_plain(values)})
-        if self._writer:
-            self._writer.flush()
+        self.keep()
 
     def note(self, step: int, text: str) -> None:
         """Write one sentence about what happened at `step`, such as a step that was not finite."""
@@ -92,6 +95,17 @@ class EventLog:
         """
         self._write({"kind": kind, "step": step, "time": time.time(), **_plain(values)})
 
+    def read(self) -> list[dict[str, Any]]:
+        """Every event so far; none where another process writes them."""
+        return read_events(self._local.path) if self._local else []
+
+    def keep(self) -> None:
+        """Put what was written so far into the bucket, where the run is in one."""
+        if self._writer:
+            self._writer.flush()
+        if self._local:
+            self._local.keep()
+
     def close(self) -> None:
         """Flush and close both files; a second call does nothing."""
         if self._file:
@@ -99,6 +113,9 @@ class EventLog:
         if self._writer:
             self._writer.close()
             self._writer = None
+        if self._local:
+            self._local.close()
+            self._local = None
 
     def __enter__(self) -> EventLog:
         return self

@@ -60,7 +60,7 @@ def write_page(runs: Sequence[Path], out: Path | None = None) -> Path:
         UserError: a folder is not a run, or is named twice.
     """
     read = read_runs(runs)
-    first = Path(runs[0])
+    first = files.place(runs[0])
     path = out or (first if len(runs) == 1 else first.parent) / "report.html"
     files.write_atomic(path, render(read))
     return path
@@ -74,7 +74,7 @@ def read_runs(runs: Sequence[Path]) -> list[Run]:
     """
     if not runs:
         raise UserError("There is no run to report on.", "Name at least one run folder.")
-    resolved = [Path(run).resolve() for run in runs]
+    resolved = [files.resolved(run) for run in runs]
     for path, times in Counter(resolved).items():
         if times > 1:
             raise UserError(f"The run {path} is named {times} times.", "Name it once.")
