@@ -14,6 +14,7 @@ from jax import lax
 MOST_SCORES = 2**25
 MOST_SHARES = 32  # devices that have shared out the words, each of which finds its own in any piece
 UNSCORED = -1  # the target of a position that counts for nothing
+FILLED = -2  # the place of what is no word, and no target
 
 
 class Scorer(Protocol):
@@ -91,20 +92,22 @@ def _in_pieces(
         own = [next(of) if value is None else value for value in alike]
         narrow = [value.astype(leaf.dtype) for value, leaf in zip(own, leaves, strict=True)]
         module = nnx.merge(graph, jax.tree.unflatten(tree, narrow))
-        return _of_piece(module.scores(wide.astype(x.dtype)), targets, places)
+        return _of_piece(module.scores(wide.astype(x.dtype)), targets, places, size * count > words)
 
     # Nothing is merged between the turns of a scan, so the guard against it would cost for nothing.
     again = jax.checkpoint(score, prevent_cse=False)
-    places = cut(jnp.arange(1, words + 1, dtype=jnp.int32)) - 1  # -1 of what is filled up
+    places = cut(jnp.arange(words, dtype=jnp.int32) - FILLED) + FILLED
     _, found = lax.scan(lambda _, piece: (None, again(alike, wide, *piece)), None, (pieces, places))
     return found
 
 
-def _of_piece(scores: jax.Array, targets: jax.Array, places: jax.Array) -> tuple[jax.Array, ...]:
+def _of_piece(
+    scores: jax.Array, targets: jax.Array, places: jax.Array, filled: bool
+) -> tuple[jax.Array, ...]:
     """What `_in_pieces` gives of one piece, from its scores [B, T, V / pieces] and its words."""
-    scores = jnp.where(places < 0, -jnp.inf, scores)
-    mine = (places == targets[..., None]) & (places >= 0)
-    own = jnp.where(mine, scores, 0.0).sum(-1)
+    if filled:
+        scores = jnp.where(places == FILLED, -jnp.inf, scores)
+    own = jnp.where(places == targets[..., None], scores, 0.0).sum(-1)
     seen = lax.stop_gradient(scores)
     return jax.nn.logsumexp(scores, axis=-1), own, seen.max(-1), places[jnp.argmax(seen, axis=-1)]
 

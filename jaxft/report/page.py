@@ -80,7 +80,7 @@ def read_runs(runs: Sequence[Path]) -> list[Run]:
             raise UserError(f"The run {path} is named {times} times.", "Name it once.")
     unique = len({path.name for path in resolved}) == len(resolved)
     return [
-        read_run(run, path.name if unique else str(run))
+        read_run(files.place(run), path.name if unique else str(run))
         for run, path in zip(runs, resolved, strict=True)
     ]
 

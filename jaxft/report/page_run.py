@@ -14,7 +14,6 @@ import yaml
 
 from jaxft.engine.run_folder import RunFolder, open_run
 from jaxft.errors import UserError
-from jaxft.files import place
 from jaxft.report.events import read_events
 
 TAGGED_TASK, MASKED_TASK, PAIRED_TASK = "token_classification", "masked_lm", "embedding"
@@ -179,7 +178,7 @@ def read_run(path: Path, name: str) -> Run:
             predictions[split] = lines
     return Run(
         name=name,
-        path=place(folder.path),
+        path=path,
         about=about,
         config=config,
         events=attempt(lambda: _events(folder), "the curves") or [],
@@ -210,7 +209,7 @@ def _config(folder: RunFolder) -> Any:
 
 
 def _events(folder: RunFolder) -> list[dict[str, Any]]:
-    events = read_events(place(folder.path))
+    events = read_events(folder.path)
     if not events:
         raise UserError(f"{folder.path} has no metrics.jsonl, or an empty one.")
     return events
