@@ -54,15 +54,18 @@ def step_costs(clock: CpuClock, start: float, end: float, steps: int) -> dict[st
     return {measure: cost / steps for measure, cost in zip(MEASURES, costs, strict=True)}
 
 
-def bare_step(built: Build, last: int, first: int = FIRST) -> Callable[[], dict[str, float]]:
+def bare_step(
+    built: Build, last: int, first: int = FIRST, params: dict[str, jax.Array] | None = None
+) -> Callable[[], dict[str, float]]:
     """A function that runs the compiled step on ready batches and gives its costs.
 
     Args:
         built: the run.
         last: steps that are run.
         first: of them, how many are not timed.
+        params: its parameters; the checkpoint's when None.
     """
-    params = load_params(built).params
+    params = load_params(built).params if params is None else params
     frozen = frozen_params(built, params)
     step = make_train_step(
         built.objective,

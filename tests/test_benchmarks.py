@@ -1,8 +1,10 @@
 """The benchmarks' own arithmetic, and that their contestants run."""
 
+import dataclasses
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,9 +14,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks import measure, seeds, trainer
+from benchmarks import gpu, measure, seeds, trainer
 from benchmarks.measure import median
 from benchmarks.studies.page import drift_of
+from jaxft.config import override_config
 
 ROOT = Path(__file__).parent.parent
 
@@ -115,3 +118,41 @@ def run(name: str, *words: str, at: Path) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "name", ["bert", *(pytest.param(name, marks=pytest.mark.full) for name in ("vit", "llama"))]
+)
+def test_both_sides_of_the_gpu_benchmark_run(name, tmp_path):
+    """On a CPU and small, so that where there is a GPU they do."""
+    whole = gpu.SHAPES[name]
+    shutil.copytree(ROOT / f"benchmarks/shapes/{whole.config}", tmp_path, dirs_exist_ok=True)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    fields |= {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    fields |= {"num_attention_heads": 2}
+    fields |= {"num_key_value_heads": 2, "head_dim": 16} if name == "llama" else {}
+    fields |= {"image_size": 32} if name == "vit" else {"vocab_size": 50}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    small = [f"model.checkpoint={tmp_path}", "data.batch_size=4"]
+    small += ["model.image_size=32"] if name == "vit" else ["data.max_length=16"]
+    shape = dataclasses.replace(whole, overrides=(*whole.overrides, *small))
+    config = gpu.make_config(shape, tmp_path)
+    ours = gpu.run_jaxft(config, warm=1, timed=1)
+    theirs = gpu.run_torch(config, shape.torch, "cpu", warm=1, timed=1)
+    frozen = gpu.run_jaxft(override_config(config, [gpu.FROZEN.replace("8", "1")]), 1, 1)
+    assert ours["examples"] == 4
+    assert 0 < frozen["flops"] < ours["flops"]
+    found = gpu.summary({"jaxft": [ours], "torch": [theirs], "frozen": [frozen]}, shape)
+    assert found["ratio"]["median"] == theirs["seconds"] / ours["seconds"]
+
+
+def test_the_gpu_benchmark_holds_what_it_finds_against_what_is_wanted():
+    ours = {"seconds": 1.0, "flops": 500, "peak": 1000.0, "examples": 8, "device": "made"}
+    frozen = {**ours, "seconds": 0.5, "flops": 250}
+    turns = {"jaxft": [ours], "torch": [{"seconds": 1.2}], "frozen": [frozen]}
+    found = gpu.summary(turns, gpu.SHAPES["llama"])
+    assert found["mfu"] == {"jaxft": 0.5, "torch": pytest.approx(0.5 / 1.2)}
+    assert (found["frozen"], found["held"]) == (1.0, True)
+    slow = {**turns, "frozen": [{**frozen, "seconds": 0.6}]}
+    assert not gpu.summary(slow, gpu.SHAPES["llama"])["held"]
+    assert not gpu.summary({**turns, "torch": [{"seconds": 1.1}]}, gpu.SHAPES["bert"])["held"]
