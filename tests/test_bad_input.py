@@ -74,8 +74,8 @@ CONFIG_MISTAKES = {
     "groups=[{name: low, match: 'blocks/(', freeze: true}]": "blocks/(",
     "groups=[{name: all, match: '.*', freeze: true}]": "",
     "mesh.data=3": "mesh: 3x1x1 (data x fsdp x tensor) does not divide 8 device(s).",
-    "data.batch_size=4": "data.batch_size 4 does not divide over 8",
-    "train.accumulate=3": "data.batch_size 8 does not divide over 24",
+    "data.batch_size=4": "x processes). The nearest that does is 8.",
+    "train.accumulate=3": "x processes). The nearest that does is 24.",
     "data.max_length=64": "data.max_length: 64 tokens do not fit the model's 40 positions.",
     "data.row_length=8": "data.row_length 8 is shorter than the longest example",
     "run.name=a/b": "run.name",
@@ -93,6 +93,24 @@ def test_config_file(refused):
     assert "d.yaml" in refused("train", "d.yaml")
     Path("d.yaml").write_bytes(b"run: {name: \xff}")
     assert "d.yaml" in refused("train", "d.yaml")
+
+
+def test_a_topology(refused):
+    said = refused("plan", "c.yaml", "--topology", "v9:2x2")
+    assert said.startswith("--topology: there is no TPU 'v9'. There are ")
+    assert "v5e" in said
+    said = refused("plan", "c.yaml", "--topology", "v5e:3x3")
+    assert said.startswith("--topology: v5e has no slice '3x3'. It has 1x1, ")
+
+
+def test_no_compiler_for_tpus(folder, monkeypatch, capsys):
+    monkeypatch.setattr("jaxft.engine.plan_pod.find_spec", lambda name: None)
+    monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
+    assert main(["plan", "c.yaml", "--topology", "v5e:2x2"]) == 2
+    first, said = capsys.readouterr().err.splitlines()
+    assert first.endswith("the train step of c.yaml for v5e:2x2")
+    assert said.startswith("jaxft: --topology: the compiler for TPUs (libtpu) is not installed.")
+    assert "pip install 'jaxft[plan]'" in said
 
 
 # ------------------------------------------------------------------------------------------ data

@@ -10,7 +10,7 @@ from jaxft.engine import plan_pod
 from jaxft.engine.chips import parse_topology
 from jaxft.engine.plan_pod import plan_on
 from jaxft.errors import UserError
-from tests.tiny import tiny_config
+from tests.tiny import tiny_checkpoint, tiny_config
 
 SLICE = parse_topology("v5e:2x2")
 by_libtpu = pytest.mark.skipif(
@@ -52,6 +52,8 @@ class TestByTheCompiler:
         assert {one["axes"] for one in first["collectives"]} == {"fsdp"}
 
     def test_the_largest_batch_fits_and_the_next_step_up_is_refused(self, tmp_path):
+        # So wide inside that a hundred rows fill a chip: each that is tried is compiled.
+        tiny_checkpoint(tmp_path / "checkpoint", intermediate_size=2**17)
         found = plan_on(tiny_config(tmp_path), topology=SLICE, largest_batch=True).told
         largest, rows = found["largest_batch"], found["batch"]["rows"]
         each = found["batch"]["batch_size"] / rows
@@ -59,5 +61,5 @@ class TestByTheCompiler:
         assert largest["refused_rows"] == largest["rows"] + 4  # a row for each chip
         for count, fits in ((largest["rows"], True), (largest["refused_rows"], False)):
             data = {"batch_size": round(count * each)}
-            told = plan_on(tiny_config(tmp_path / str(count), data=data), topology=SLICE).told
+            told = plan_on(tiny_config(tmp_path, data=data), topology=SLICE).told
             assert (told["batch"]["rows"], told["fits"]) == (count, fits)
