@@ -132,7 +132,9 @@ class Images:
         folder = built.model.source.folder
         processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **given)
         rows = split.source.each([task.image])
-        images = [open_image(split.source, number, row[task.image]) for number, row in rows]
+        images = [
+            open_image(split.source, number, row[task.image]).convert("RGB") for number, row in rows
+        ]
         self.values = processor(images, return_tensors="pt")["pixel_values"]
         self.labels = torch.from_numpy(split.examples.labels).long()
 
