@@ -267,6 +267,7 @@ def test_four_workers_train_one_is_taken_away_and_the_run_ends_as_an_undisturbed
         *(f"data.{split}={getattr(config.data, split)}" for split in ("train", "eval", "test")),
         f"data.cache={tmp_path / 'cache'}",
         "data.batch_size=24",
+        "data.max_length=40",
         "train.length=40 steps",
         "train.evaluate_every=20 steps",
         "train.log_every=1",
