@@ -35,7 +35,7 @@ def jaxft_score(config: str, metric: str, seed: int, folder: Path, overrides: li
 def torch_score(config: str, seed: int, overrides: list[str]) -> float:
     """The test score of one run of the PyTorch twin."""
     words = ["-m", "benchmarks.twin", config, *seeds(seed), *overrides]
-    done = subprocess.run([sys.executable, *words], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *words], check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])["test"]
 
 
