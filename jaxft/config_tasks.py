@@ -171,6 +171,13 @@ class ObjectDetection(Section):
         "coco: files); left, top, width, height; or top, left, bottom, right as shares",
         resume="fixed",
     )
+    match: Literal["box", "place"] = key(
+        "box",
+        "which detection is to find a thing: by the boxes that they find, each thing one (DETR's "
+        "matching); or by place, all that look where it is, for detection tokens that a plain "
+        "ViT was given",
+        resume="fixed",
+    )
     tile: int | None = key(
         None,
         "height of the pieces that pictures are cut into; null takes each whole",
@@ -183,8 +190,8 @@ class ObjectDetection(Section):
     )
     merge: float = key(
         0.5,
-        "overlap (intersection over union) from which two boxes of one class, found in pieces of "
-        "one picture, are one",
+        "overlap (intersection over union) from which two boxes of one class are one, where "
+        "pieces of one picture, or several detections by place, found them",
         resume="fixed",
         gt=0,
         le=1,

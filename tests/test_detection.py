@@ -18,7 +18,7 @@ from jaxft.data.tiles import absolute, cut, relative, unlike, within
 from jaxft.errors import UserError
 from jaxft.metrics.boxes import box_scores
 from jaxft.tasks.boxes import read_boxes, read_examples
-from jaxft.tasks.detection_loss import detection_loss, match
+from jaxft.tasks.detection_loss import box_loss, detection_loss, match, on_box
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 CLASSES, QUERIES = 3, 7
@@ -77,7 +77,7 @@ def test_the_loss_is_that_of_transformers(seed):
     outputs, batch = example(seed)
     value, slopes = mean_loss(outputs, batch)
     expected, theirs = transformers_loss(outputs, batch)
-    assert float(value) == pytest.approx(expected, rel=1e-5)
+    assert float(value) == pytest.approx(float(expected), rel=1e-5)
     for name, slope in theirs.items():
         np.testing.assert_allclose(slopes[name], slope, atol=1e-6)
     assert float(loss_of(outputs, batch)[1]) == sum(COUNTS)
@@ -103,7 +103,7 @@ def test_rows_without_an_example_and_less_room_change_nothing():
     padded["box_labels"][3:] = -1
     total, weight = loss_of(spare, padded)
     assert float(weight) == sum(COUNTS[:3])
-    assert float(total / weight) == pytest.approx(expected, rel=1e-5)
+    assert float(total / weight) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_eight_devices_compute_the_loss_of_one():
@@ -141,6 +141,34 @@ def test_no_other_matching_costs_less():
                 costs[box, query] = 5 * np.abs(given - true).sum() - likely - 2 * near
         ours = costs[np.arange(count), found[row, :count]].sum()
         assert ours == pytest.approx(costs[linear_sum_assignment(costs)].sum(), abs=1e-5)
+
+
+def test_a_place_is_on_the_box_whose_centre_is_nearest():
+    places = np.array([[[0.1, 0.1], [0.5, 0.5], [0.62, 0.5], [0.9, 0.9], [0.9, 0.1]]])
+    boxes = [[0.5, 0.5, 0.3, 0.3], [0.65, 0.5, 0.2, 0.2], [0.8, 0.98, 0.02, 0.02], [0, 0, 0, 0]]
+    labels = np.array([[0, 1, 0, -1]])
+    # The third is so small that no place is on it: it has the nearest. The last is none.
+    found = on_box(places, np.array([boxes]), labels)
+    assert found.tolist() == [[-1, 0, 1, 2, -1]]
+    assert on_box(places, np.array([boxes]), np.full((1, 4), -1)).tolist() == [[-1] * 5]
+
+
+def test_by_place_every_detection_on_a_box_learns_it():
+    """Written out again for two images, the second of which has no example."""
+    outputs, batch = example()
+    two = {name: value[[0, 3]] for name, value in (outputs | batch).items()}
+    two["weights"] = np.array([[1.0], [0.0]], np.float32)
+    two["places"] = np.random.default_rng(1).uniform(size=(2, QUERIES, 2)).astype(np.float32)
+    box = np.asarray(on_box(two["places"], two["boxes"], two["box_labels"]))[0]
+    assert 0 < (box >= 0).sum() < QUERIES
+    target = np.where(box >= 0, two["box_labels"][0][box], CLASSES)
+    shares = np.asarray(jax.nn.log_softmax(two["logits"][0]))
+    expected = -shares[np.arange(QUERIES), target].mean()
+    on = np.flatnonzero(box >= 0)
+    expected += float(box_loss(two["pred_boxes"][0][on], two["boxes"][0][box[on]]).mean())
+    total, weight = loss_of(two, two)
+    assert float(weight) == len(on)
+    assert float(total / weight) == pytest.approx(float(expected), rel=1e-5)
 
 
 def gold(*boxes, labels=None, crowd=None) -> dict:

@@ -214,6 +214,35 @@ def test_what_does_not_decode_is_named(tmp_path):
         decode(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("pixels", "mode"),
+    [(np.full((9, 9), 256, np.uint16), "I;16"), (np.full((9, 9), 0.5, np.float32), "F")],
+)
+def test_levels_that_eight_bits_do_not_hold_are_refused(pixels, mode, tmp_path):
+    file = tmp_path / "deep.tiff"
+    Image.fromarray(pixels).save(file)
+    with pytest.raises(UserError, match=rf"deep\.tiff' has more than 8 bits a channel \({mode}\)"):
+        decode(file)
+    with pytest.raises(UserError, match="the image of row 3 has more than 8 bits"):
+        decode(file.read_bytes(), "the image of row 3")
+    Image.fromarray(np.full((9, 9), 255, np.uint16)).save(file)
+    assert decode(file).getextrema() == (255, 255)
+
+
+@pytest.mark.parametrize("size", [{"shortest_edge": 20, "longest_edge": 30}, 20, None])
+def test_a_detectors_processor_needs_a_size(size, tmp_path, reference):
+    """YOLOS's own images differ in size; of one size they are transformers', bit for bit."""
+    fields = {"image_processor_type": "YolosImageProcessor", "format": "coco_detection"}
+    fields |= {"do_pad": True, "max_size": 30} | ({} if size is None else {"size": size})
+    write_fields(tmp_path, fields)
+    with pytest.raises(UserError, match=r"differing sizes.*Set model\.image_size"):
+        load_image_processor(tmp_path)
+    ours = load_image_processor(tmp_path, 24)
+    write_fields(tmp_path, ours.to_hf())
+    image = random_image(random.Random(2), "RGB")
+    np.testing.assert_array_equal(ours(image), expected_values(reference(tmp_path), image))
+
+
 def test_arrays_are_images():
     pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
     np.testing.assert_array_equal(np.asarray(decode(pixels)), pixels)

@@ -12,7 +12,7 @@ from jaxft.errors import UserError
 from jaxft.models import registry
 from jaxft.models.layers_math import layer_norm
 from jaxft.models.yolos import Seen
-from jaxft.models.yolos_from_vit import evenly
+from jaxft.models.yolos_from_vit import evenly, places
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 SMALL = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 4}
@@ -70,10 +70,14 @@ def test_a_plain_vit_becomes_a_detector(kind, tmp_path):
         str(tmp_path), task="object_detection", labels=("tree", "car"), detection_tokens=5
     )
     assert {name.split("/")[0] for name in model.report.new} == {"class_mlp", "box_mlp", "head"}
-    tokens, one = (
-        model.params[f"embeddings/{name}"] for name in ("detection_tokens", "class_token")
+    tokens, grey = (
+        model.params[f"embeddings/{name}"] for name in ("detection_tokens", "patch/bias")
     )
-    np.testing.assert_array_equal(tokens, np.repeat(one, 5, axis=1))
+    np.testing.assert_array_equal(tokens[0], np.tile(grey, (5, 1)))
+    for block in (1, 2):  # the last two of three; patches are told nothing
+        told = np.asarray(model.params[f"blocks/{block}/position"][0])
+        assert not told[:-5].any()
+        assert told[-5:].std() == pytest.approx(0.05, rel=1e-4)
     out = model(pixel_values=pixels(16, 16))
     assert out["logits"].shape == (2, 5, 3)
     # One that is saved is a YOLOS of its own, to transformers too.
@@ -89,7 +93,10 @@ def test_a_plain_vit_becomes_a_detector(kind, tmp_path):
         return
     bare = registry.load(str(folder))
     tower = bare.towers["vision"]
-    cut = {**bare.params, "embeddings/position": bare.params["embeddings/position"][:, :-5]}
+    cut = {
+        name: value[:, :-5] if name.endswith("/position") else value
+        for name, value in bare.params.items()
+    }
     ours = cut_stream(tower, cut, pixels(16, 16))
     base = getattr(plain, kind.lower())
     with torch.no_grad():
@@ -106,6 +113,16 @@ def test_detection_tokens_begin_at_places_of_their_own():
     # One more is in the upper line, and so many that they stand closer than patches are between.
     np.testing.assert_allclose(evenly(grid, 7)[:4, 1], [0.25, 1.75, 3.25, 4.75])
     assert len(np.unique(evenly(grid, 24 * 9).round(6), axis=0)) > 24 * 4
+    expected = [[x, y] for y in (0.25, 0.75) for x in (1 / 6, 0.5, 5 / 6)]
+    np.testing.assert_allclose(places(6, rows, columns), expected)
+
+
+def test_the_first_blocks_are_not_told_a_place(tmp_path):
+    config = transformers.ViTConfig(**SMALL | {"num_hidden_layers": 5}, image_size=16)
+    random_model(transformers.ViTModel(config), tmp_path)
+    model = registry.load(str(tmp_path), task="object_detection", detection_tokens=5)
+    told = [bool(np.any(model.params[f"blocks/{block}/position"])) for block in range(1, 5)]
+    assert told == [False, False, True, True]
 
 
 def cut_stream(tower, params, images) -> np.ndarray:

@@ -202,7 +202,8 @@ def decode(source: bytes | str | Path | np.ndarray, name: str = "") -> Image.Ima
         The image in its own mode, decoded.
 
     Raises:
-        UserError: no such file, no image, a truncated one, or one of more than 64 million pixels.
+        UserError: no such file, no image, a truncated one, one of more than 64 million pixels, or
+            one with levels that 8 bits do not hold.
     """
     return _open(source, name, whole=True)
 
@@ -223,6 +224,7 @@ def _open(source: bytes | str | Path | np.ndarray, name: str, whole: bool) -> Im
                 raise Image.DecompressionBombError(f"{image.width} x {image.height}")
             if whole:
                 image.load()
+                _check_depth(image, name)
             return image
     except FileNotFoundError:
         raise UserError(f"There is no image {name}.") from None
@@ -231,11 +233,25 @@ def _open(source: bytes | str | Path | np.ndarray, name: str, whole: bool) -> Im
             f"{name} is refused: its header promises more than {MAX_PIXELS:,} pixels ({error}).",
             "Make it smaller, or leave it out.",
         ) from None
+    except UserError:
+        raise
     except Exception as error:  # each format's reader raises its own kinds on broken bytes
         said = str(error).rstrip(".") or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
             said = f"it is none of {', '.join(FORMATS)}"
         raise UserError(f"{name} is no image that can be decoded ({said}).") from None
+
+
+def _check_depth(image: Image.Image, name: str) -> None:
+    """Raise a UserError where Pillow would make white, or black, of a channel's levels."""
+    if image.mode[0] not in "IF":  # whole numbers of 16 or 32 bits, and floats
+        return
+    darkest, brightest = image.getextrema()
+    if image.mode == "F" or darkest < 0 or brightest >= LEVELS:  # type: ignore[operator]
+        raise UserError(
+            f"{name} has more than 8 bits a channel ({image.mode}).",
+            "Scale it to 8 bits: all that is brighter than 255 would be white.",
+        )
 
 
 def _from_array(pixels: np.ndarray, name: str) -> Image.Image:

@@ -11,6 +11,7 @@ from jaxft.errors import UserError, did_you_mean
 
 FILES = ("processor_config.json", "preprocessor_config.json")  # the first one may hold the second
 HALF = (0.5, 0.5, 0.5)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 BILINEAR, BICUBIC = 2, 3  # Pillow's numbers
@@ -50,6 +51,17 @@ PROCESSORS: dict[str, dict[str, Any]] = {
         "default_to_square": False,
         "do_convert_rgb": True,
     },
+    # Its longest edge and its padding of a batch are for images of differing sizes.
+    "YolosImageProcessor": ALL
+    | {
+        "resample": BILINEAR,
+        "image_mean": IMAGENET_MEAN,
+        "image_std": IMAGENET_STD,
+        "size": {"shortest_edge": 800, "longest_edge": 1333},
+        "default_to_square": False,
+        "max_size": None,
+        "do_pad": True,
+    },
     "ImageGPTImageProcessor": ALL
     | {
         "resample": BILINEAR,
@@ -73,6 +85,8 @@ WITHOUT_EFFECT = {
     "input_data_format",
     "image_seq_length",
     "pad_size",  # of do_pad, which is refused
+    "format",  # of boxes
+    "do_convert_annotations",
 }
 # Fields that change pixels when they hold something else than this.
 ONLY = {
@@ -90,6 +104,7 @@ OF_MODEL = {
     "clip": "CLIPImageProcessor",
     "siglip": "SiglipImageProcessor",
     "imagegpt": "ImageGPTImageProcessor",
+    "yolos": "YolosImageProcessor",
 }
 
 
@@ -104,7 +119,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     defaults = PROCESSORS[kind]
     known = {*defaults, "do_center_crop", "crop_size", "do_convert_rgb", "default_to_square"}
     for name, value in fields.items():
-        if name in ONLY and value not in (None, ONLY[name]):
+        if name in ONLY and name not in defaults and value not in (None, ONLY[name]):
             raise UserError(f"{file}: '{name}' is {value!r}, which jaxft does not do.")
         if name not in known and name not in ONLY and name not in WITHOUT_EFFECT:
             raise UserError(
@@ -117,10 +132,12 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 def _settings(file: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
     square = fields.get("default_to_square", True)
-    normalise = fields["do_normalize"]
+    normalise, size = fields["do_normalize"], fields["size"]
+    if "max_size" in fields and isinstance(size, dict) and "shortest_edge" in size:
+        size = {"shortest_edge": size["shortest_edge"]}
     return {
         "blend": bool(fields.get("do_convert_rgb", False)),
-        "resize": _size(file, "size", fields["size"], square) if fields["do_resize"] else None,
+        "resize": _size(file, "size", size, square) if fields["do_resize"] else None,
         "resample": _resample(file, fields["resample"]),
         "crop": _size(file, "crop_size", fields.get("crop_size"), True)
         if fields.get("do_center_crop")

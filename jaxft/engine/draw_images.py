@@ -34,7 +34,7 @@ from jaxft.models.registry import IMAGE_GENERATION, Model, describe, load
 from jaxft.models.transformer import PLAIN, Tower
 from jaxft.tasks.contract import Tools
 from jaxft.tasks.image_generation import first_word
-from jaxft.tasks.images import open_shallow, paths_from_input
+from jaxft.tasks.images import open_image, paths_from_input
 
 ROWS = 16  # images a batch
 LEAST = 112  # pixels a side of a picture at least: smaller ones are enlarged by a whole factor
@@ -134,7 +134,7 @@ def complete(
     files = paths_from_input(inputs)
     while part := list(islice(files, ROWS)):
         source = given_rows([{"image": file} for file in part])
-        rows = [artist.processor(open_shallow(source, n, file)) for n, file in enumerate(part)]
+        rows = [artist.processor(open_image(source, n, file)) for n, file in enumerate(part)]
         colours = np.stack([colours_of(one, artist.processor) for one in rows])
         upper = colours[:, : height // 2 * width]
         begun = np.concatenate([np.full((len(part), 1), first, np.int32), upper], axis=1)

@@ -1,5 +1,9 @@
 """A plain ViT as the beginning of a YOLOS: detection tokens, and its weights where it has any.
 
+A detection token begins as a patch of the mean colour at a place of its own, spread evenly over
+the image: frozen blocks know such a token, and make of it what is around its place. Before the last
+blocks it is told its place again, so that a head need not find out which token looks where.
+
 DeiT's distillation token is left out. DINOv2's scales of each branch are taken into the maps
 before them, which computes the same.
 
@@ -36,8 +40,10 @@ KEPT = (
     "attention_probs_dropout_prob",
 )
 POSITION = "embeddings.position_embeddings"
-CLASS_TOKEN = "embeddings.cls_token"
+PATCH_BIAS = "embeddings.patch_embeddings.projection.bias"
+MID_POSITION = "encoder.mid_position_embeddings"
 DETECTIONS = "embeddings.detection_tokens"
+TOLD, LOUD = 2, 0.05  # blocks that tell detections their place, and how loud (the std of it)
 # DINOv2's names -> ViT's.
 RENAMED = {
     "norm1.": "layernorm_before.",
@@ -101,33 +107,57 @@ def begin(
         "intermediate_size": inner,
         "image_size": list(config.image_size),
         "num_detection_tokens": count,
-        "use_mid_position_embeddings": False,
+        "use_mid_position_embeddings": own["num_hidden_layers"] > 1,
         "pad_token_id": fields.get("pad_token_id"),
     }
     found = {re.sub(r"^(vit|deit|dinov2)\.", "", name): one for name, one in tensors.items()}
     if POSITION in found:
-        found[POSITION] = _with_detections(found[POSITION], config, count)
-    if CLASS_TOKEN in found:
-        found[DETECTIONS] = _repeated(found[CLASS_TOKEN], count)
+        position = found[POSITION]
+        found[POSITION] = _with_detections(position, config, count)
+        if made["use_mid_position_embeddings"]:
+            found[MID_POSITION] = _before_blocks(position, config, count)
+    if PATCH_BIAS in found:
+        found[DETECTIONS] = _repeated(found[PATCH_BIAS], count)
     return made, _plain(found) if fields["model_type"] == "dinov2" else found
 
 
 def _with_detections(tensor: Tensor, config: Config, count: int) -> Tensor:
-    """Positions [1, S + N, D] as those of a class token, N patches and `count` detections.
-
-    A detection token begins at a place of its own, spread evenly over the patches, with the
-    position that a patch there would have: frozen blocks know what that means, and a head need not
-    find out which token looks where.
-    """
+    """Positions [1, S + N, D] as those of a class token, N patches and `count` detections."""
     _, length, width = tensor.shape
 
     def read(index: Index) -> np.ndarray:
-        stored = tensor.whole()
-        patches = stored[0, config.specials :].reshape(*config.grid, width)
-        spread = evenly(patches, count).astype(stored.dtype)
-        return np.concatenate([stored[:, :1], stored[:, config.specials :], spread[None]], 1)[index]
+        stored, own = tensor.whole(), _own(tensor, config, count)
+        return np.concatenate([stored[:, :1], stored[:, config.specials :], own[None]], 1)[index]
 
     return replace(tensor, shape=(1, 1 + length - config.specials + count, width), read=read)
+
+
+def _before_blocks(tensor: Tensor, config: Config, count: int) -> Tensor:
+    """Of positions [1, S + N, D] those before each block but the first: of detections alone.
+
+    They are 0 before all but the last blocks: among the first a token would be lost in its place,
+    and never see what is there.
+    """
+    _, length, width = tensor.shape
+    patches, blocks = length - config.specials, config.fields["num_hidden_layers"] - 1
+    shape = (blocks, 1, 1 + patches + count, width)
+
+    def read(index: Index) -> np.ndarray:
+        own = _own(tensor, config, count).astype(np.float32)
+        own -= own.mean(axis=0)
+        own *= LOUD / max(float(own.std()), 1e-12)
+        told = np.zeros(shape, np.float32)
+        told[-TOLD:, :, 1 + patches :] = own
+        return told.astype(FLOATS[tensor.dtype])[index]
+
+    return replace(tensor, shape=shape, read=read)
+
+
+def _own(tensor: Tensor, config: Config, count: int) -> np.ndarray:
+    """The positions [count, D] that patches at the detection tokens' places would have."""
+    stored = tensor.whole()
+    patches = stored[0, config.specials :].reshape(*config.grid, tensor.shape[-1])
+    return evenly(patches, count).astype(stored.dtype)
 
 
 def evenly(grid: np.ndarray, count: int) -> np.ndarray:
@@ -135,18 +165,29 @@ def evenly(grid: np.ndarray, count: int) -> np.ndarray:
 
     Args:
         grid: [rows, columns, D].
-        count: how many places; they lie in about as many lines as in columns of equal distance.
+        count: how many places.
 
     Returns:
-        [count, D], line by line.
+        [count, D], in the order of `places`.
     """
     rows, columns, _ = grid.shape
+    right, down = places(count, rows, columns).T
+    weights = [between(down, rows), between(right, columns)]
+    return np.einsum("nr,nc,rcd->nd", *weights, grid.astype(np.float32))
+
+
+def places(count: int, rows: float, columns: float) -> np.ndarray:
+    """Where detection tokens begin: [count, 2] across and down as shares, line by line.
+
+    Args:
+        count: how many; they lie in about as many lines as in columns of equal distance.
+        rows, columns: of the grid of patches: their proportion is that of the image.
+    """
     lines = min(count, max(1, round(math.sqrt(count * rows / columns))))
     each = [len(part) for part in np.array_split(np.arange(count), lines)]
     down = np.concatenate([np.full(many, (line + 0.5) / lines) for line, many in enumerate(each)])
     right = np.concatenate([(np.arange(many) + 0.5) / many for many in each])
-    weights = [between(down, rows), between(right, columns)]
-    return np.einsum("nr,nc,rcd->nd", *weights, grid.astype(np.float32))
+    return np.stack([right, down], axis=1)
 
 
 def between(places: np.ndarray, cells: int) -> np.ndarray:
@@ -155,13 +196,13 @@ def between(places: np.ndarray, cells: int) -> np.ndarray:
     return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(cells)))
 
 
-def _repeated(token: Tensor, count: int) -> Tensor:
-    """The class token [1, 1, D] for each detection: the one summary that the blocks know."""
-    width = token.shape[-1]
+def _repeated(bias: Tensor, count: int) -> Tensor:
+    """What a patch of the mean colour is embedded as, [D], for each detection: [1, count, D]."""
+    width = bias.shape[-1]
     return replace(
-        token,
+        bias,
         shape=(1, count, width),
-        read=lambda index: np.repeat(token.whole(), count, axis=1)[index],
+        read=lambda index: np.broadcast_to(bias.whole(), (1, count, width))[index],
     )
 
 

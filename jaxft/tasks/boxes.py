@@ -47,6 +47,7 @@ class PieceExamples:
         truth: the boxes of each picture; None where nothing is known of them.
         boxes: `[examples, M, 4]` as the model has them, 0 where there are fewer.
         classes: `[examples, M]`, -1 where there are fewer.
+        places: `[Q, 2]` where each detection looks, across and down; None where it may anywhere.
         decoded: whether batches bring the images.
     """
 
@@ -58,6 +59,7 @@ class PieceExamples:
     truth: Sequence[Boxes] | None
     boxes: np.ndarray
     classes: np.ndarray
+    places: np.ndarray | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
     remarks: Mapping[int, dict[str, Any]] = field(default_factory=dict)
     labels: None = None
@@ -94,6 +96,8 @@ class PieceExamples:
         if self.truth is not None:
             batch["boxes"] = np.where(there[:, None, None], self.boxes[number], 0.0)
             batch["box_labels"] = np.where(there[:, None], self.classes[number], -1)
+            if self.places is not None:
+                batch["places"] = np.repeat(self.places[None], len(index), axis=0)
         if self.decoded:
             values = np.zeros((len(index), 3, *self.image_size), np.float32)
             for row in np.flatnonzero(there):
@@ -171,7 +175,7 @@ def read_examples(
         None if names is None else truth,
         boxes,
         classes,
-        counts,
+        counts=counts,
     )
 
 

@@ -1,7 +1,9 @@
 """DETR's loss: each true box is matched with one detection, and all others are to find nothing.
 
 The matching is exact (`optax.assignment`, the Hungarian algorithm) and part of the compiled step,
-so it runs wherever the step does, with no call back to a host.
+so it runs wherever the step does, with no call back to a host. Where detections have places, each
+whose place is on a box is matched with it instead: heads that begin at random learn that from few
+images.
 
 Source: Carion et al. (2020), https://arxiv.org/abs/2005.12872; the numbers are those of
 `transformers`' `loss_for_object_detection.py`.
@@ -29,8 +31,11 @@ def detection_loss(
     Args:
         outputs: `logits` `[R, Q, C + 1]`, the last of which is of nothing; `pred_boxes`
             `[R, Q, 4]`, centre, width and height as shares of the image.
-        batch: `boxes` `[R, M, 4]`, `box_labels` `[R, M]` (-1 for none) and `weights` `[R, 1]`.
+        batch: `boxes` `[R, M, 4]`, `box_labels` `[R, M]` (-1 for none) and `weights` `[R, 1]`;
+            and `places` `[R, Q, 2]`, across and down, where a detection is to find what is there.
     """
+    if "places" in batch:
+        return _loss_by_place(outputs, batch)
     logits = outputs["logits"].astype(jnp.float32)
     predicted, nothing = outputs["pred_boxes"].astype(jnp.float32), logits.shape[-1] - 1
     boxes, labels, rows = batch["boxes"], batch["box_labels"], batch["weights"]  # rows [R, 1]
@@ -45,11 +50,57 @@ def detection_loss(
     counts = jnp.where(target == nothing, NOTHING_WEIGHT, 1.0) * rows
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, target)
     chosen = jnp.take_along_axis(predicted, query[..., None], axis=1)  # [R, M, 4]
-    far = jnp.abs(chosen - boxes).sum(-1)
-    apart = 1.0 - generalised_iou(corners(chosen), corners(boxes))
     number = jnp.maximum(real.sum(), jnp.minimum(rows.sum(), 1.0))
     mean_class = jnp.sum(losses * counts) / jnp.maximum(counts.sum(), 1e-9)
-    return mean_class * number + jnp.sum((BOX * far + GIOU * apart) * real), number
+    return mean_class * number + jnp.sum(box_loss(chosen, boxes) * real), number
+
+
+def _loss_by_place(
+    outputs: Mapping[str, jax.Array], batch: Mapping[str, Any]
+) -> tuple[jax.Array, jax.Array]:
+    """As `detection_loss`, of detections that have places; the weight is how many are on a box."""
+    logits, predicted = (outputs[name].astype(jnp.float32) for name in ("logits", "pred_boxes"))
+    rows = batch["weights"]  # [R, 1]
+    box = on_box(batch["places"], batch["boxes"], batch["box_labels"])  # [R, Q]
+    there = (box >= 0) * rows
+    box = jnp.maximum(box, 0)
+    labels = jnp.take_along_axis(batch["box_labels"], box, axis=1)
+    target = jnp.where(there > 0, labels, logits.shape[-1] - 1)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, target)
+    wanted = jnp.take_along_axis(batch["boxes"], box[..., None], axis=1)  # [R, Q, 4]
+    number = jnp.maximum(there.sum(), jnp.minimum(rows.sum(), 1.0))
+    asked = jnp.maximum(rows.sum() * logits.shape[1], 1.0)
+    mean_class = jnp.sum(losses * rows) / asked
+    return mean_class * number + jnp.sum(box_loss(predicted, wanted) * there), number
+
+
+def on_box(places: jax.Array, boxes: jax.Array, labels: jax.Array) -> jax.Array:
+    """The box that each place is on, the one with the nearest centre of several: `[R, Q]`, or -1.
+
+    A box that no place is on has the place that is nearest to its centre.
+
+    Args:
+        places: `[R, Q, 2]`, across and down.
+        boxes: `[R, M, 4]`.
+        labels: `[R, M]`, -1 for none.
+
+    Source: the centres of Tian et al. (2019), https://arxiv.org/abs/1904.01355.
+    """
+    away = jnp.abs(places[:, :, None] - boxes[:, None, :, :2])  # [R, Q, M, 2]
+    halves = (away / jnp.maximum(boxes[:, None, :, 2:] / 2, 1e-9)).max(-1)
+    lone = (halves.min(1, keepdims=True) > 1) & (
+        away.sum(-1) == away.sum(-1).min(1, keepdims=True)
+    )  # of no place that is on it, the nearest
+    halves = jnp.where(lone, 0.0, halves)
+    halves = jnp.where(labels[:, None] < 0, jnp.inf, halves)
+    return jnp.where(halves.min(-1) <= 1, halves.argmin(-1), -1)
+
+
+def box_loss(predicted: jax.Array, boxes: jax.Array) -> jax.Array:
+    """How far each box is from the one it is to be, as DETR weights it: `[..., 4]` -> `[...]`."""
+    far = jnp.abs(predicted - boxes).sum(-1)
+    apart = 1.0 - generalised_iou(corners(predicted), corners(boxes))
+    return BOX * far + GIOU * apart
 
 
 def match(

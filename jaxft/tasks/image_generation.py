@@ -34,7 +34,7 @@ from jaxft.models.registry_model import Model
 from jaxft.models.transformer import Compute, Tower
 from jaxft.tasks.contract import Batch, Sums, Tools
 from jaxft.tasks.image_features import features_by
-from jaxft.tasks.images import check_images, exact_picture, images_fingerprint, open_shallow
+from jaxft.tasks.images import check_images, exact_picture, images_fingerprint, open_image
 from jaxft.tasks.labels import class_id, label_names, read_rows
 
 DRAWN = ("drawn", "completed")
@@ -138,7 +138,7 @@ class ImageGeneration:
         """Raise what is wrong with a row: its class, or an image that does not decode."""
         if self.section.label is not None:
             class_id(row[self.section.label], self.section.label, names)
-        open_shallow(source, number, row[self.section.image])
+        open_image(source, number, row[self.section.image])
 
     def examples(self, source: Source, names: Sequence[str] | None, tools: Tools) -> Colours:
         column, own = self.section.image, self.section
@@ -164,7 +164,7 @@ class ImageGeneration:
         """The colours of every image."""
         column = self.section.image
         images = (
-            processor(open_shallow(source, number, row[column]))
+            processor(open_image(source, number, row[column]))
             for number, row in source.each([column])
         )
         return ({"colours": colours_of(image, processor)} for image in images), {}

@@ -24,7 +24,6 @@ from jaxft.errors import UserError
 # Before a run starts every image's header is read, and so many bytes of images are decoded: a few
 # seconds' work. What is broken further on ends the run when it is reached.
 DECODED_BYTES = 64 * 2**20
-DEEP = ("I", "F")  # Pillow's modes of whole numbers and of floats
 PICTURE_SIDE = 96  # pixels of a picture in a report
 HEAT = (255, 150, 30)  # the colour of where a model looks
 
@@ -127,21 +126,6 @@ def open_image(source: Source, number: int, value: Any) -> Image.Image:
         UserError: there is none, or it does not decode; it names the file or the row.
     """
     return decode(*_place(source, number, value))
-
-
-def open_shallow(source: Source, number: int, value: Any) -> Image.Image:
-    """`open_image`, where levels beyond 255 would be lost without a word.
-
-    Raises:
-        UserError: as `open_image`; or the image has more than 8 bits a channel.
-    """
-    image = open_image(source, number, value)
-    if image.mode in DEEP or image.mode.startswith("I;"):
-        raise UserError(
-            f"{_place(source, number, value)[1]} has more than 8 bits a channel ({image.mode}).",
-            "Scale it to 8 bits: all that is brighter than 255 would be white.",
-        )
-    return image
 
 
 def check_images(source: Source, column: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from jaxft.data.sources import Source
 from jaxft.data.tiles import absolute, unlike
 from jaxft.errors import UserError
 from jaxft.metrics.boxes import box_scores
+from jaxft.models.yolos_from_vit import places
 from jaxft.tasks.boxes import PieceExamples, opened, read_boxes, read_examples
 from jaxft.tasks.contract import Examples, Tools
 from jaxft.tasks.detection_loss import detection_loss
@@ -73,16 +74,21 @@ class ObjectDetection:
     def examples(self, source: Source, names: Sequence[str] | None, tools: Tools) -> PieceExamples:
         if names is not None:  # what a person typed is decoded at once anyway
             check_images(source, self.section.image)
-        return read_examples(
+        config = tools.model.config
+        count = config.fields["num_detection_tokens"]
+        examples = read_examples(
             source,
             self.columns if names is not None else (self.section.image, ""),
             names,
             tools.images,
-            tools.model.config.fields["num_detection_tokens"],
+            count,
             tile=self.section.tile,
             overlap=self.section.overlap,
             form=self.section.box_format,
         )
+        if self.section.match != "place":
+            return examples
+        return replace(examples, places=places(count, *config.grid).astype(np.float32))
 
     def loss(self, outputs: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
         return detection_loss(outputs, batch)
@@ -124,7 +130,7 @@ class ObjectDetection:
             ]
             boxes = np.concatenate(moved)
             labels, scores = outcomes["classes"][own].ravel(), outcomes["scores"][own].ravel()
-            if len(own) > 1:  # a thing that two pieces show is found twice
+            if len(own) > 1 or self.section.match == "place":  # a thing may be found twice
                 kept = unlike(boxes, labels, scores, self.section.merge)
             else:
                 kept = np.argsort(-scores, kind="stable")
