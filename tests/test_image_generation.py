@@ -396,3 +396,27 @@ def test_the_asset_is_what_a_run_exports(tmp_path, pictures, monkeypatch):
 def test_a_training_that_fails_is_told(tmp_path):
     with pytest.raises(UserError, match=r"jaxft train nowhere\.yaml failed: "):
         demo_imagegpt._jaxft("train", "nowhere.yaml")
+
+
+def test_it_learns_to_classify(checkpoint, pictures, tmp_path):
+    """Its rows of colours under a head of three classes, by the true command."""
+    config = {
+        "run": {"name": "run", "dir": str(tmp_path / "runs")},
+        "model": {"checkpoint": str(checkpoint)},
+        "task": {"kind": "image_classification"},
+        "data": {
+            "train": f"images:{pictures}[:70%]",
+            "eval": f"images:{pictures}[70%:]",
+            "test": f"images:{pictures}[70%:]",
+            "batch_size": 8,
+        },
+        "optimizer": {"lr": 1e-2},
+        "train": {"length": "30 steps", "evaluate_every": "30 steps"},
+        "report": {"tensorboard": False, "before": True},
+    }
+    (tmp_path / "classify.yaml").write_text(yaml.safe_dump(config))
+    assert main(["train", str(tmp_path / "classify.yaml"), "--quiet"]) == 0
+    events = (tmp_path / "runs" / "run" / "metrics.jsonl").read_text().splitlines()
+    before, after = [one for one in map(json.loads, events) if one["kind"] == "eval"][:2]
+    assert after["loss"] < before["loss"]
+    assert after["accuracy"] > 0.6
