@@ -141,7 +141,11 @@ def test_several_equal_one(count, devices, file, alone, tmp_path):
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    "section", [{"phases": "auto_freeze"}, {"layer_decay": {"preset": "auto_rgn"}}]
+    "section",
+    [
+        {"phases": "auto_freeze", "freezing": {"every": "4 steps", "percentile": 100}},
+        {"layer_decay": {"preset": "auto_rgn"}},
+    ],
 )
 def test_what_the_diary_decides_is_decided_by_all(section, config, tmp_path):
     """The first process alone has a diary."""
