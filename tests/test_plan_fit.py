@@ -5,7 +5,7 @@ import pytest
 
 from jaxft.engine import plan_child
 from jaxft.engine.plan_child import Planner, make_plan
-from jaxft.engine.plan_fit import Try, largest_rows, remedies, try_remedies
+from jaxft.engine.plan_fit import Try, largest_batch, remedies, try_remedies
 from jaxft.engine.plan_step import Compiled, Memory, OutOfMemory
 from tests.tiny import tiny_config
 
@@ -35,7 +35,7 @@ def compiler(memory, room):
 @pytest.mark.parametrize("step", [1, 16])
 def test_so_many_fit_and_a_step_more_do_not(memory, start, step):
     fits, asked = compiler(memory, 1000)
-    most, refused = largest_rows(fits, step, start, 1000)
+    most, refused = largest_batch(fits, step, start, 1000)
     assert refused == most + step
     assert memory(most) <= 1000 < memory(refused)
     assert {most, refused} <= set(asked)
@@ -44,47 +44,47 @@ def test_so_many_fit_and_a_step_more_do_not(memory, start, step):
 
 def test_on_a_line_few_compilations_are_enough():
     fits, asked = compiler(lambda rows: 100 + 3 * rows, 10_000)
-    assert largest_rows(fits, 16, 16, 10_000)[0] == 3296
+    assert largest_batch(fits, 16, 16, 10_000)[0] == 3296
     assert len(asked) <= 6
 
 
 def test_without_a_known_room_the_distance_is_halved():
     fits, _ = compiler(lambda rows: 100 + 3 * rows, 1000)
-    assert largest_rows(fits, 4, 4, None) == (300, 304)
+    assert largest_batch(fits, 4, 4, None) == (300, 304)
 
 
 def test_where_nothing_fits_that_is_said():
     fits, asked = compiler(lambda rows: 2000 + rows, 1000)
-    assert largest_rows(fits, 16, 64, 1000) == (0, 16)
+    assert largest_batch(fits, 16, 64, 1000) == (0, 16)
     assert asked[-1] == 16
 
 
-def test_the_largest_batch_is_that_of_the_run_with_more_rows(tmp_path, monkeypatch):
-    builds, asked = [], []
+@pytest.mark.parametrize("pack", [True, False])
+def test_the_largest_batch_is_that_of_a_config_that_says_so(tmp_path, monkeypatch, pack):
+    """Also where rows are packed, and fuller in a larger batch."""
+    asked = []
 
     def compile_train_step(built, tell):
-        asked.append(built.layout.rows)
+        asked.append(built.layout.shape)
         assert built.plan.batch(0).shape[0] == built.layout.rows
         if built.layout.rows > 40:
             raise OutOfMemory(None)
         memory = Memory(0, 0, 0, peak=1000 + built.layout.rows)
         return Compiled(memory, 0, 0, (), 0, 0.0, 0.0, 0.0)
 
-    def build(*args, **kwargs):
-        builds.append(kwargs["layout"])
-        return real(*args, **kwargs)
-
-    real = plan_child.build
     monkeypatch.setattr(plan_child, "compile_train_step", compile_train_step)
-    monkeypatch.setattr(plan_child, "build", build)
-    config = tiny_config(tmp_path, data={"batch_size": 16})
+    config = tiny_config(tmp_path, data={"batch_size": 16, "pack": pack})
     planner = Planner(config, jax.devices()[:2], True, lambda _: None)
-    told = make_plan(planner, None, largest=True)
-    found = told["largest_batch"]
-    assert (found["rows"], found["refused_rows"], found["peak"]) == (40, 42, 1040)
+    found = make_plan(planner, None, largest=True)["largest_batch"]
     assert len(asked) == len(set(asked)), "nothing is compiled twice"
-    # The run as it is, and once a try: what its rows are is read from disk each time.
-    assert len(builds) <= len(asked) + 1
+    assert (found["rows"], found["peak"]) == (40, 1040)
+    assert found["refused_batch_size"] == found["batch_size"] + 2
+    laid_out = {
+        which: planner.build((f"data.batch_size={found[which]}",)).layout.rows
+        for which in ("batch_size", "refused_batch_size")
+    }
+    assert laid_out == {"batch_size": 40, "refused_batch_size": 42}
+    assert (found["batch_size"] > 40) is pack
 
 
 def test_changes_are_tried_cheapest_first(tmp_path):

@@ -62,6 +62,6 @@ class TestByTheCompiler:
         found = told(1024, largest_batch=True)
         largest = found["largest_batch"]
         assert largest["peak"] <= found["room"]
-        assert largest["refused_rows"] == largest["rows"] + 4  # a row for each chip
-        assert told(largest["rows"])["fits"]
-        assert not told(largest["refused_rows"])["fits"]
+        assert largest["refused_batch_size"] == largest["batch_size"] + 4  # one for each chip
+        assert told(largest["batch_size"])["fits"]
+        assert not told(largest["refused_batch_size"])["fits"]

@@ -10,19 +10,18 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any, TextIO
 
 import jax
 from jax.experimental import topologies
 
 from jaxft.config import Config, override_config, parse_config
-from jaxft.data.plans import Layout
 from jaxft.engine.build import Build, build
 from jaxft.engine.chips import Chip, Topology, find_chip, parse_topology
 from jaxft.engine.cost import step_flops
 from jaxft.engine.mesh import row_divisor
-from jaxft.engine.plan_fit import Try, as_try, largest_rows, remedies, try_remedies
+from jaxft.engine.plan_fit import Try, as_try, largest_batch, remedies, try_remedies
 from jaxft.engine.plan_roofline import FORMULA, Roofline, roofline
 from jaxft.engine.plan_stand_in import has_weights, with_tokenizer
 from jaxft.engine.plan_step import Compiled, OutOfMemory, compile_train_step
@@ -46,25 +45,27 @@ class Planner:
         self.chip: Chip | None = find_chip(devices[0].device_kind)
         self._known: dict[Any, Compiled | OutOfMemory] = {}
 
-    def build(self, change: Sequence[str] = (), layout: Layout | None = None) -> Build:
-        """The run under a change, in its widest phase; with such batches, or laid out anew."""
+    def build(self, change: Sequence[str] = ()) -> Build:
+        """The run under a change, in its widest phase."""
         config = override_config(self.config, change)
-        built = build(config, devices=self.devices, layout=layout, weights=self.weights)
+        built = build(config, devices=self.devices, weights=self.weights)
         return with_remat(in_widest_phase(built))
 
-    def compile(
-        self, change: Sequence[str] = (), layout: Layout | None = None
-    ) -> tuple[Build, Compiled | OutOfMemory]:
+    def compile(self, change: Sequence[str] = ()) -> tuple[Build, Compiled | OutOfMemory]:
         """The run under a change, and its compiled step or the compiler's refusal."""
-        built = self.build(change, layout)
-        key = (*change, built.layout.rows)
+        built = self.build(change)
+        return built, self.outcome(built, change)
+
+    def outcome(self, built: Build, change: Sequence[str] = ()) -> Compiled | OutOfMemory:
+        """What the compiler says of a run; it is asked once for one change and batch shape."""
+        key = (*change, built.layout.shape)
         if key not in self._known:
             what = ", ".join(change) or f"{built.layout.rows} rows"
             try:
                 self._known[key] = compile_train_step(built, lambda s: self.tell(f"{what}: {s}"))
             except OutOfMemory as refused:
                 self._known[key] = refused
-        return built, self._known[key]
+        return self._known[key]
 
     def best_time(self, compiled: Compiled) -> Roofline | None:
         """The least that a step takes; None where the chip is not known."""
@@ -150,23 +151,23 @@ def _compiled(planner: Planner, built: Build, compiled: Compiled) -> dict[str, A
 
 
 def _largest(planner: Planner, built: Build) -> dict[str, Any]:
-    """The most rows, and examples, that fit; and what the next step up takes."""
+    """The largest `data.batch_size` that fits; and the next one up, which does not.
+
+    Batch sizes are tried and not rows, since how many rows a batch takes is the packing's to say.
+    """
     step = row_divisor(built.mesh, built.config.train.accumulate)
-    peaks: dict[int, int | None] = {}
+    tried: dict[int, tuple[int, int | None]] = {}
 
-    def fits(rows: int) -> int | None:
-        _, outcome = planner.compile((), replace(built.layout, rows=rows))
-        peaks[rows] = outcome.memory.peak if isinstance(outcome, Compiled) else None
-        return peaks[rows]
+    def fits(batch_size: int) -> int | None:
+        tried_build = planner.build((f"data.batch_size={batch_size}",))
+        outcome = planner.outcome(tried_build)
+        peak = outcome.memory.peak if isinstance(outcome, Compiled) else None
+        tried[batch_size] = tried_build.layout.rows, peak
+        return peak
 
-    most, refused = largest_rows(fits, step, built.layout.rows, planner.room())
-    each = built.config.data.batch_size / built.layout.rows
-    return {
-        "rows": most,
-        "batch_size": int(most * each),
-        "peak": peaks.get(most),
-        "refused_rows": refused,
-    }
+    most, refused = largest_batch(fits, step, built.config.data.batch_size, planner.room())
+    rows, peak = tried.get(most, (0, None))
+    return {"batch_size": most, "rows": rows, "peak": peak, "refused_batch_size": refused}
 
 
 def _devices(topology: Topology | None, count: int | None) -> Sequence:

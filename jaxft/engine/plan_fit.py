@@ -13,7 +13,7 @@ from jaxft.engine.plan_step import Compiled, OutOfMemory
 from jaxft.engine.remat import ORDER
 
 MOST_TRIES = 8
-FURTHEST = 2**20  # rows beyond which nobody looks
+FURTHEST = 2**20  # examples beyond which nobody looks
 
 
 @dataclass(frozen=True)
@@ -110,24 +110,24 @@ def _rank(one: Try) -> tuple[bool, float, int, float]:
     return not one.fits, one.seconds or 0.0, len(one.change), needs
 
 
-def largest_rows(
+def largest_batch(
     fits: Callable[[int], int | None], step: int, start: int, room: int | None
 ) -> tuple[int, int | None]:
-    """The most rows that fit, by trying: so many do, and `step` more do not.
+    """The largest batch size that fits, by trying: it does, and `step` more does not.
 
-    Memory grows nearly in a line with rows, so two tries say where to try next; each guess is
-    kept between the most that fit and the least that do not, which half the distance each time
+    Memory grows nearly in a line with the batch, so two tries say where to try next; each guess
+    is kept between the most that fit and the least that do not, which half the distance each time
     where the line misleads.
 
     Args:
-        fits: rows -> bytes that they take where they fit, else None.
-        step: what rows must be a multiple of.
-        start: rows to try first.
+        fits: batch size -> bytes that it takes where it fits, else None.
+        step: what a batch size must be a multiple of.
+        start: the batch size to try first.
         room: bytes that there are; None where that is not known.
 
     Returns:
-        The most rows, and the least that were refused: `step` more; 0 where none fit, and None
-        where nothing was refused.
+        The largest that fits, and the least that was refused: `step` more; 0 where none fits, and
+        None where nothing was refused.
     """
     low, high = 0, None
     known: dict[int, int] = {}

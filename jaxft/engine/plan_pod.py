@@ -261,12 +261,12 @@ def _largest(told: dict[str, Any]) -> list[Text]:
     found = told.get("largest_batch")
     if not found:
         return []
-    if not found["rows"]:
+    if not found["batch_size"]:
         return [Text("largest    no batch fits")]
     line = f"largest    {found['batch_size']} examples ({found['rows']} rows) fit, "
     line += f"with {size(found['peak'])} at the peak"
-    if found["refused_rows"]:
-        line += f"; {found['refused_rows']} rows are refused"
+    if found["refused_batch_size"]:
+        line += f"; {found['refused_batch_size']} are refused"
     return [Text(line)]
 
 
