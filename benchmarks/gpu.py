@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,11 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import median, record
+from benchmarks.measure import median, record, run_apart
 from jaxft.config import Config, load_config, override_config
 
 ROWS = 128  # that are drawn
 WARM, TIMED = 5, 30  # steps
+SIDES = ("jaxft", "torch")
 LEAST, LEAST_FROZEN = 1.15, 0.95
 FROZEN = "groups=[{name: trunk, depth: [0, 8], freeze: true}]"
 
@@ -173,22 +173,13 @@ def _torch_batch(config: Config, shape: Any, device: str) -> dict[str, Any]:
     return {"input_ids": words, "labels": words if shape.model_type == "llama" else labels}
 
 
-def one(side: str, name: str) -> dict[str, Any]:
-    """One turn of a side on a shape, in a process of its own."""
-    words = ["-m", "benchmarks.gpu", name, "--one", side]
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{side}, {name}:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def compare(name: str, pairs: int) -> dict[str, Any]:
     """A shape's speeds by turns; printed, and whether they are as wanted."""
-    sides = ("jaxft", "torch", *(("frozen",) if name == "bert" else ()))
+    sides = (*SIDES, "frozen") if name == "bert" else SIDES
     turns: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for turn in range(pairs):
         for side in sides[:: -1 if turn % 2 else 1]:
-            turns[side].append(one(side, name))
+            turns[side].append(run_apart("gpu", name, "--one", side))
         now = ", ".join(f"{side} {1e3 * turns[side][-1]['seconds']:.1f} ms" for side in sides)
         print(f"{name}, {turn + 1} of {pairs}: {now}", flush=True)
     return summary(turns, SHAPES[name])
@@ -216,8 +207,7 @@ def summary(turns: dict[str, list[dict[str, Any]]], shape: Shape) -> dict[str, A
     if "frozen" in turns:
         wanted = facts["flops"] / turns["frozen"][0]["flops"]
         frozen = seconds["jaxft"] / seconds["frozen"] / wanted
-    mfu = {side: facts["flops"] / spent / peak if peak else None for side, spent in seconds.items()}
-    mfu.pop("frozen", None)  # its FLOPs are others
+    mfu = {side: facts["flops"] / seconds[side] / peak if peak else None for side in SIDES}
     held = ratio.median >= LEAST and (frozen is None or frozen >= LEAST_FROZEN)
     return {
         "device": facts["device"],
@@ -244,7 +234,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("shapes", nargs="*", metavar="SHAPE", help=", ".join(SHAPES))
     parser.add_argument("--pairs", type=int, default=3, help="turns that each side takes")
-    parser.add_argument("--one", choices=("jaxft", "torch", "frozen"), help="one turn, here")
+    parser.add_argument("--one", choices=(*SIDES, "frozen"), help="one turn, here")
     given = parser.parse_args()
     names = given.shapes or list(SHAPES)
     if unknown := [name for name in names if name not in SHAPES]:

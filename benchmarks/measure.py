@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import subprocess
 import sys
 import threading
 import time
@@ -87,6 +88,18 @@ class CpuClock:
         times, used = zip(*self._seen, strict=True)
         first, last = np.interp([start, end], times, used)
         return float(last - first)
+
+
+def run_apart(name: str, *words: str) -> dict[str, Any]:
+    """The JSON that a benchmark prints last, run in a process of its own.
+
+    Args:
+        name: of the module in `benchmarks/`.
+        words: its arguments.
+    """
+    command = [sys.executable, "-m", f"benchmarks.{name}", *words]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def record(name: str, result: Mapping[str, Any]) -> None:

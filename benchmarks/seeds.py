@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import mean
 
 from benchmarks.baseline import baselines, recipe, run_config, show
-from benchmarks.measure import record
+from benchmarks.measure import record, run_apart
 
 CONFIG = "configs/sentiment.yaml"
 LEAST_MEAN, LEAST, MOST_APART = 0.82, 0.80, 0.015
@@ -34,9 +34,7 @@ def jaxft_score(config: str, metric: str, seed: int, folder: Path, overrides: li
 
 def torch_score(config: str, seed: int, overrides: list[str]) -> float:
     """The test score of one run of the PyTorch twin."""
-    words = ["-m", "benchmarks.twin", config, *seeds(seed), *overrides]
-    done = subprocess.run([sys.executable, *words], check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])["test"]
+    return run_apart("twin", config, *seeds(seed), *overrides)["test"]
 
 
 def seeds(seed: int) -> list[str]:

@@ -15,14 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import CpuClock, Median, median, record
+from benchmarks.measure import CpuClock, Median, median, record, run_apart
 
 CONFIG = "configs/sentiment.yaml"
 LOG_EVERY = 5  # steps; what comes before the first log is warm-up
@@ -133,9 +132,7 @@ def rows_in(rows: str) -> int:
 
 def one(contestant: str, mode: str, rows: str) -> dict[str, float]:
     """One turn of a contestant, in a process of its own."""
-    words = ["-m", "benchmarks.trainer", "--one", contestant, "--mode", mode, "--rows", rows]
-    done = subprocess.run([sys.executable, *words], check=True, capture_output=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    return run_apart("trainer", "--one", contestant, "--mode", mode, "--rows", rows)
 
 
 def compare(mode: str, pairs: int, rows: str) -> dict[str, Any]:

@@ -71,11 +71,11 @@ class Texts:
         return len(self.labels)
 
     def batch(self, index: Sequence[int]) -> Inputs:
-        padded = self.tokenizer.pad([self.tokens[i] for i in index], return_tensors="pt")
+        padded = _padded(self.tokenizer, self.tokens, index)
         return {**padded, "labels": self.labels[list(index)]}
 
     def score(self, said: Sequence[np.ndarray]) -> float:
-        return float((np.array(said) == self.labels.numpy()).mean())
+        return _accuracy(said, self.labels)
 
 
 class Sentences:
@@ -101,7 +101,7 @@ class Sentences:
         return len(self.tokens)
 
     def batch(self, index: Sequence[int]) -> Inputs:
-        padded = self.tokenizer.pad([self.tokens[i] for i in index], return_tensors="pt")
+        padded = _padded(self.tokenizer, self.tokens, index)
         labels = torch.full_like(padded["input_ids"], UNSCORED)
         for row, number in enumerate(index):
             for word, place in self.firsts[number].items():
@@ -150,7 +150,7 @@ class Images:
         }
 
     def score(self, said: Sequence[np.ndarray]) -> float:
-        return float((np.array(said) == self.labels.numpy()).mean())
+        return _accuracy(said, self.labels)
 
 
 ROWS: dict[str, type[Rows]] = {
@@ -163,6 +163,15 @@ ROWS: dict[str, type[Rows]] = {
 def _each(encoded: dict[str, list[list[int]]]) -> list[dict[str, list[int]]]:
     """What a tokenizer gives of many texts, text by text."""
     return [dict(zip(encoded, row, strict=True)) for row in zip(*encoded.values(), strict=True)]
+
+
+def _padded(tokenizer: Any, tokens: Sequence[Inputs], index: Sequence[int]) -> Inputs:
+    """Some of the rows, as long as the longest of them."""
+    return tokenizer.pad([tokens[i] for i in index], return_tensors="pt")
+
+
+def _accuracy(said: Sequence[np.ndarray], labels: torch.Tensor) -> float:
+    return float((np.array(said) == labels.numpy()).mean())
 
 
 def _firsts(words: Sequence[int | None]) -> dict[int, int]:

@@ -120,8 +120,14 @@ class LocalFolder:
 
     def close(self) -> None:
         """Put what has changed into the bucket, and take away what stood in for it."""
-        if self._made is not None:
+        try:
             self.keep()
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Take away what stood in for the folder, whatever is in it."""
+        if self._made is not None:
             self._made.cleanup()
 
 
@@ -129,8 +135,11 @@ class LocalFolder:
 def published(folder: epath.PathLike) -> Iterator[pathlib.Path]:
     """A folder of this machine that is in the bucket when the block ends without an error."""
     local = LocalFolder(folder)
-    yield local.path
-    local.close()
+    try:
+        yield local.path
+        local.keep()
+    finally:
+        local.discard()
 
 
 def refusal(folder: epath.PathLike) -> tuple[str, str] | None:

@@ -163,6 +163,7 @@ def test_rows_come_from_the_files_of_a_pattern(server):
         server.put(BUCKET, f"parts/p-{number}.jsonl", json.dumps({"n": number}).encode() + b"\n")
     found = open_source(f"jsonl:gs://{BUCKET}/parts/p-*.jsonl:ordered", seed=0)
     assert [row["n"] for row in found.rows(range(3))] == [1, 2, 10]
+    assert found.reader.names == tuple(f"gs://{BUCKET}/parts/p-{n}.jsonl" for n in (1, 2, 10))
     server.put(BUCKET, "parts/p-2.jsonl", b'{"n": 3}\n')  # a copy that was kept is not taken
     again = open_source(f"jsonl:gs://{BUCKET}/parts/p-*.jsonl:ordered", seed=0)
     assert [row["n"] for row in again.rows(range(3))] == [1, 3, 10]

@@ -121,19 +121,19 @@ def open_files(kind: str, place: str, opener: Callable[[Path], Part]) -> Part:
         UserError: no file is of the pattern, or one of them cannot be read.
     """
     if is_bucket(place):
-        names = matching(place) if PATTERN.search(place) else [place]
-        if not names:
-            raise UserError(f"{kind}:{place}: no file is of this pattern.")
-        parts = [opener(fetched(name)) for name in sorted(names, key=_natural)]
-        return parts[0] if len(parts) == 1 else Joined(parts, tuple(names))
-    path = Path(place).expanduser()
-    if path.exists() or not PATTERN.search(place):
-        return opener(path)
-    found = sorted(map(Path, glob.glob(str(path), recursive=True)), key=_natural)
-    files = [file for file in found if file.is_file()]
-    if not files:
+        found = matching(place) if PATTERN.search(place) else None
+    else:
+        path = Path(place).expanduser()
+        literal = path.exists() or not PATTERN.search(place)
+        found = None if literal else glob.glob(str(path), recursive=True)
+    if found is None:
+        return opener(fetched(place).expanduser())
+    names = [
+        name for name in sorted(found, key=_natural) if is_bucket(name) or Path(name).is_file()
+    ]
+    if not names:
         raise UserError(f"{kind}:{place}: no file is of this pattern.")
-    return Joined([opener(file) for file in files], tuple(map(str, files)))
+    return Joined([opener(fetched(name)) for name in names], tuple(names))
 
 
 def check_here(kind: str, place: str) -> None:
@@ -145,6 +145,6 @@ def check_here(kind: str, place: str) -> None:
         )
 
 
-def _natural(path: Path | str) -> list[tuple[int, str]]:
+def _natural(name: str) -> list[tuple[int, str]]:
     """`part-2` before `part-10`."""
-    return [(int(digits or 0), text) for text, digits in re.findall(r"(\D+)|(\d+)", str(path))]
+    return [(int(digits or 0), text) for text, digits in re.findall(r"(\D+)|(\d+)", name)]

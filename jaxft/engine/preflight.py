@@ -12,9 +12,11 @@ from typing import Any
 
 import jax
 
+from jaxft.buckets import check_bucket
 from jaxft.config import Config
 from jaxft.engine.build import Build
 from jaxft.engine.distributed import compare, is_first, processes, start
+from jaxft.engine.run_folder import run_path
 from jaxft.report.trackers import check_trackers
 
 PACKAGES = ("jaxft", "jax", "jaxlib", "orbax-checkpoint")
@@ -31,9 +33,11 @@ def meet(config: Config, *, resume: bool, overwrite: bool) -> bool:
         Whether this process is the first, which writes and prints for all.
 
     Raises:
-        UserError: a process differs, or is not there within a minute; a tracker is not installed.
+        UserError: a process differs, or is not there within a minute; a tracker is not installed;
+            or the bucket of the run's folder refuses what a run does there.
     """
     check_trackers(config.run.trackers)
+    check_bucket(run_path(config.run.name, config.run.dir))
     start()
     _compare_start(config, {"resume": resume, "overwrite": overwrite})
     _compare_devices()

@@ -19,7 +19,7 @@ import yaml
 from etils import epath
 
 from jaxft import files
-from jaxft.buckets import check_bucket, reached
+from jaxft.buckets import reached
 from jaxft.engine.distributed import SHARED, compare, from_first, is_first
 from jaxft.errors import UserError, did_you_mean
 
@@ -155,7 +155,6 @@ def check_run(name: str, dir: epath.PathLike, *, resume: bool, overwrite: bool) 
     path = run_path(name, dir)
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other.", "Give one of them.")
-    check_bucket(path)
     if (path / RUN_FILE).exists():
         if not resume and not overwrite:
             raise UserError(
