@@ -29,6 +29,7 @@ from jaxft.models.registry import describe, load
 from jaxft.report.page import write_page
 from jaxft.tasks.contract import Tools
 from jaxft.tasks.contrastive import METRICS, make, text_batch
+from jaxft.tasks.found_pairs import found_pairs
 from tests.launch import cache  # noqa: F401 a fixture
 from tests.tiny import tiny_checkpoint
 from tests.tiny_images import SIDE, tiny_pictures, tiny_vit
@@ -237,6 +238,33 @@ def test_a_run_is_scored_by_recall(run, folder):
     assert type(exported).__name__ == "VisionTextDualEncoderModel"
 
 
+def test_a_text_is_kept_with_the_images_it_finds(run):
+    lines = (run.folder / "predictions-test.jsonl").read_text().splitlines()
+    said = [json.loads(line) for line in lines]
+    assert all(one["image"].startswith("data:image/webp;base64,") for one in said[:24])
+    for one in said[:24]:
+        scores = [image["similarity"] for image in one["images"]]
+        assert scores == sorted(scores, reverse=True)
+        own = [image["own"] for image in one["images"]]
+        assert own == [image["text"] == one["text"] for image in one["images"]]
+        # What is as similar as its own comes before it, so the place is at least that number.
+        assert own.index(True) <= one["images_before"] if any(own) else one["images_before"] >= 6
+    assert {one["images_before"] == 0 for one in said} == {True, False}, "some are found"
+
+
+def test_the_images_found_are_those_of_the_vectors(folder):
+    source = open_source(f"csv:{folder / 'rows.csv'}:ordered")
+    turns = np.linspace(0, 1, len(source))
+    images = np.stack([np.cos(turns), np.sin(turns)], 1).astype(np.float32)
+    same = np.arange(len(source))
+    wanted = {"image": images, "text": images[::-1]}
+    lines = list(found_pairs(source, ("image", "text"), wanted, same))
+    files = [source[number]["image"] for number in same]
+    assert [image["file"] for image in lines[0]["images"]] == files[:-7:-1]
+    assert (lines[0]["images_before"], lines[0]["before"]) == (len(source) - 1,) * 2
+    assert not any(image["own"] for image in lines[0]["images"])
+
+
 def test_what_compares_layers_wants_one_tower(folder):
     with pytest.raises(UserError, match="auto_freeze compares the layers of one tower"):
         build(config_of(folder, phases="auto_freeze"))
@@ -245,6 +273,22 @@ def test_what_compares_layers_wants_one_tower(folder):
 def test_the_page_has_nothing_to_complain_of(run):
     page = write_page([run.folder]).read_text()
     assert "recall_at_10" in page
+    assert "What is not here" not in page
+    files = [run.folder / f"predictions-{split}.jsonl" for split in ("eval", "test")]
+    queries = sum(min(24, len(file.read_text().splitlines())) for file in files)
+    assert page.count('<div class="found">') == queries
+    assert "own is first" in page
+
+
+def test_a_page_of_a_run_without_found_images_leaves_them_out(run, tmp_path):
+    older = shutil.copytree(run.folder, tmp_path / "older")
+    for split in ("eval", "test"):
+        file = older / f"predictions-{split}.jsonl"
+        lines = map(json.loads, file.read_text().splitlines())
+        kept = ("id", "file", "text", "before", "found")
+        file.write_text("".join(json.dumps({k: one[k] for k in kept}) + "\n" for one in lines))
+    page = write_page([older]).read_text()
+    assert "Images found" not in page
     assert "What is not here" not in page
 
 

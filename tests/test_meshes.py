@@ -83,9 +83,8 @@ def losses(pair: Pair, sizes: tuple[int, int, int], name: str, trunk: bool) -> n
         compute=compute,
         phase=SimpleNamespace(index=0),
         phases=(SimpleNamespace(table=table),),
-        config=SimpleNamespace(
-            train=SimpleNamespace(ema=None), run=SimpleNamespace(seed=SimpleNamespace(dropout=0))
-        ),
+        averages=False,
+        config=SimpleNamespace(run=SimpleNamespace(seed=SimpleNamespace(dropout=0))),
     )
     frozen = frozen_params(built, model.params)
     step = make_train_step(

@@ -15,15 +15,10 @@ import yaml
 from jaxft.engine.run_folder import RunFolder, open_run
 from jaxft.errors import UserError
 from jaxft.report.events import read_events
+from jaxft.report.page_lines import LINES, NUMBER, PREDICTIONS, Keys
 
-TAGGED_TASK, MASKED_TASK, PAIRED_TASK = "token_classification", "masked_lm", "embedding"
-BOXES_TASK = "object_detection"
-WRITTEN_TASKS = ("seq2seq", "captioning")
-DRAWN_TASK = "image_generation"
 SPLITS = ("test", "eval")  # the order in which their predictions are shown
 BEFORE = "before"  # what was said of the eval rows before the first step, where that was asked for
-Keys = dict[str, tuple[type, ...]]  # what the page reads of an entry, and the types it may have
-NUMBER = (int, float)
 ROW: Keys = {
     "name": (str,),
     "shape": (list,),
@@ -44,53 +39,6 @@ GROUP: Keys = {
     "schedule": (str, type(None)),
     "weight_decay": (*NUMBER, type(None)),
     "optimizer_bytes": NUMBER,
-}
-# Of a text there is the text; of an image its file and, for the worst mistakes, a picture, and one
-# of where the model looked.
-SHOWN: Keys = dict.fromkeys(("text", "file", "image", "attention"), (str, type(None)))
-ONE_CLASS: Keys = {"label": (str,), "predicted": (str,), "probabilities": (dict,)}
-MANY_LABELS: Keys = {"label": (list,), "predicted": (list,), "probabilities": (dict,)}
-A_NUMBER: Keys = {"label": NUMBER, "predicted": NUMBER}
-PREDICTIONS: dict[str, Keys] = {  # by `task.problem`
-    "single_label": {**SHOWN, **ONE_CLASS, "loss": NUMBER},
-    "multi_label": {**SHOWN, **MANY_LABELS, "loss": NUMBER},
-    "regression": {**SHOWN, **A_NUMBER, "loss": NUMBER},
-}
-BOXES: Keys = {"objects": (list,), "gold": (list,)}
-TAGGED: Keys = {"text": (str,), "entities": (list,), "gold": (list,), "loss": NUMBER}
-ENTITY: Keys = {"type": (str,), "start": (int,), "end": (int,)}
-FILLED: Keys = {
-    "id": (int,),
-    "text": (str,),
-    "blank": (list,),
-    "hidden": (str,),
-    "fills": (list,),
-    "loss": NUMBER,
-}
-FILL: Keys = {"token": (str,), "probability": NUMBER}
-PAIRED: Keys = {
-    "id": (int,),
-    "text": (str,),
-    "positive": (str,),
-    "before": (int,),
-    "found": (list,),
-}
-FOUND: Keys = {"text": (str,), "similarity": NUMBER}
-WRITTEN: Keys = {  # of a text its source; of an image as above
-    "id": (int,),
-    **dict.fromkeys(("source", "file", "image"), (str, type(None))),
-    **dict.fromkeys(("target", "written"), (str,)),
-    "loss": NUMBER,
-}
-IMAGE: Keys = {"id": (int,), "bits_per_dimension": NUMBER}
-# Of tasks whose predictions are no classes: the keys of a line, and of the lists in it.
-LINES: dict[str, tuple[Keys, dict[str, Keys]]] = {
-    TAGGED_TASK: (TAGGED, {"entities": ENTITY, "gold": ENTITY}),
-    MASKED_TASK: (FILLED, {"fills": FILL}),
-    PAIRED_TASK: (PAIRED, {"found": FOUND}),
-    BOXES_TASK: (BOXES, {}),
-    **dict.fromkeys(WRITTEN_TASKS, (WRITTEN, {})),
-    DRAWN_TASK: (IMAGE, {}),
 }
 POINTS: Keys = {
     **dict.fromkeys(("x", "y", "labels", "explained"), (list,)),
@@ -272,7 +220,7 @@ def _predictions(
             raise UserError(f"{path}, line {number}: not JSON.") from None
     _check(lines, keys, folder, name)
     for key, own in inside.items():
-        _check([one for line in lines for one in line[key]], own, folder, name)
+        _check([one for line in lines for one in line.get(key) or ()], own, folder, name)
     return lines
 
 

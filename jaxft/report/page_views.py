@@ -16,19 +16,19 @@ from jaxft.report.page_drawn import drawn, sheets
 from jaxft.report.page_figures import group_colour, metrics_of
 from jaxft.report.page_fills import filled
 from jaxft.report.page_gap import overfitting
-from jaxft.report.page_pairs import paired
-from jaxft.report.page_run import (
-    BEFORE,
+from jaxft.report.page_lines import (
     BOXES_TASK,
     DRAWN_TASK,
     LINES,
     MASKED_TASK,
     PAIRED_TASK,
+    SEARCHED_TASK,
     TAGGED_TASK,
     WRITTEN_TASKS,
-    Run,
-    config_text,
 )
+from jaxft.report.page_pairs import paired
+from jaxft.report.page_run import BEFORE, Run, config_text
+from jaxft.report.page_search import searched
 from jaxft.report.page_tokens import tagged
 from jaxft.report.page_written import written
 from jaxft.report.progress_tables import part_of
@@ -87,6 +87,7 @@ def _told(run: Run) -> dict[str, Any]:
         "tagged": [tagged(*one) for one in splits.items() if run.task == TAGGED_TASK],
         "filled": [filled(*one) for one in compared if run.task == MASKED_TASK],
         "paired": [paired(*one) for one in compared if run.task == PAIRED_TASK],
+        "searched": [searched(*one) for one in compared if run.task == SEARCHED_TASK],
         "sheets": sheets(run.path) if run.task == DRAWN_TASK else [],
         "drawn": [drawn(*one) for one in splits.items() if run.task == DRAWN_TASK],
         "written": [written(*one) for one in compared if run.task in WRITTEN_TASKS],

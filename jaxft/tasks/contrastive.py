@@ -26,13 +26,13 @@ from jaxft.data.packing import round_up
 from jaxft.data.sources import Source
 from jaxft.data.text import Tokenizer
 from jaxft.errors import UserError
-from jaxft.metrics.retrieval import ranks, retrieval_scores
+from jaxft.metrics.retrieval import retrieval_scores
 from jaxft.tasks.contract import Batch, Examples, Sums, Tools
+from jaxft.tasks.found_pairs import found_pairs
 from jaxft.tasks.images import check_images, images_fingerprint, open_image, pixel_values
 from jaxft.tasks.labels import column_of, read_rows, text_of
 
 STRIDE = 8  # texts are padded to a multiple of so many tokens: one shape a split
-SHOWN = 3  # texts that are written beside an image
 HIDDEN = -1e9  # added to the score of an example that is padding
 METRICS = (
     "loss",
@@ -255,18 +255,10 @@ class Contrastive:
         examples: Examples,
         names: Sequence[str],
     ) -> Iterator[dict[str, Any]]:
-        """Each image's own text, how many wrong texts come before it, and the first few."""
+        """What each image and each of the first texts find: see `found_pairs`."""
         del names
         assert isinstance(examples, Pairs)
-        texts = list(column_of(source, self.section.text))
-        images = column_of(source, self.section.image)
-        before = ranks(outcomes["image"], outcomes["text"], examples.same)
-        for number, (image, text) in enumerate(zip(images, texts, strict=True)):
-            scores = outcomes["text"] @ outcomes["image"][number]
-            first = np.argsort(-scores, kind="stable")[:SHOWN]
-            file = {"file": image} if isinstance(image, str) else {}
-            found = [{"text": texts[i], "similarity": round(float(scores[i]), 6)} for i in first]
-            yield file | {"text": text, "before": int(before[number]), "found": found}
+        return found_pairs(source, self.columns, outcomes, examples.same)
 
     def rows_from_input(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
         raise UserError(

@@ -1,0 +1,39 @@
+"""What the page shows of texts and images in one space: the images that a text finds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Line = Mapping[str, Any]
+
+
+def searched(split: str, lines: Sequence[Line], before: Sequence[Line]) -> dict[str, Any]:
+    """A split's predictions as the template shows them: its first texts, and none chosen.
+
+    Args:
+        split: its name.
+        lines: of its predictions file.
+        before: what each text found before the first step; empty where no one asked.
+
+    Returns:
+        `name`, `count` and `texts`: those of the lines that tell which images were found.
+    """
+    earlier = {line["id"]: line for line in before}
+    return {
+        "name": split,
+        "count": len(lines),
+        "texts": [_text(line, earlier.get(line["id"])) for line in lines if line.get("images")],
+    }
+
+
+def _text(line: Line, earlier: Line | None) -> dict[str, Any]:
+    said = [("before", earlier)] if earlier is not None else []
+    return {
+        "text": line["text"],
+        "image": line.get("image"),
+        "said": [
+            {"when": when, "before": one.get("images_before"), "found": one.get("images") or ()}
+            for when, one in [*said, ("after", line)]
+        ],
+    }
