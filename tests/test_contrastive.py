@@ -265,6 +265,13 @@ def test_the_images_found_are_those_of_the_vectors(folder):
     assert not any(image["own"] for image in lines[0]["images"])
 
 
+def test_the_first_queries_rank_among_all_items():
+    draw = np.random.default_rng(0)
+    queries, items = draw.normal(size=(2, 40, 4))
+    same = np.arange(40) // 2
+    np.testing.assert_array_equal(ranks(queries[:7], items, same), ranks(queries, items, same)[:7])
+
+
 def test_what_compares_layers_wants_one_tower(folder):
     with pytest.raises(UserError, match="auto_freeze compares the layers of one tower"):
         build(config_of(folder, phases="auto_freeze"))
@@ -289,6 +296,7 @@ def test_a_page_of_a_run_without_found_images_leaves_them_out(run, tmp_path):
         file.write_text("".join(json.dumps({k: one[k] for k in kept}) + "\n" for one in lines))
     page = write_page([older]).read_text()
     assert "Images found" not in page
+    assert "Predictions on" not in page
     assert "What is not here" not in page
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from families import FAMILIES, Pair, make_pair
+from families import FAMILIES, Pair, architectures, make_pair, names_of
 
 from jaxft.config_optimizer import OptimizerSection
 from jaxft.config_recipe import Group, LayerDecaySection, ScheduleSection
@@ -27,7 +27,10 @@ from jaxft.models.transformer import Compute
 MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]
 NAMES = get_args(OptimizerSection.model_fields["name"].annotation)
 STEPS, ROWS = 20, 8
-HEADS = ("text_classification", "image_classification", "causal_lm", "contrastive", "masked_lm")
+HEADS = (
+    *("text_classification", "image_classification", "causal_lm", "contrastive", "masked_lm"),
+    *("seq2seq", "captioning", "object_detection"),
+)
 pytestmark = [pytest.mark.full, pytest.mark.usefixtures("quick_to_compile")]
 
 
@@ -36,7 +39,8 @@ def one_of_each_family() -> list:
     last = {family.__name__: name for name, family in FAMILIES.items()}
     found = []
     for name in last.values():
-        heads = FAMILIES[name].MODEL_TYPES[name]
+        name = names_of([name])[0]  # two families in one model go by the name of their pair
+        heads = architectures(name)
         head = next((head for head in HEADS if head in heads), None)
         found.append(pytest.param((name, head), id=f"{name}-{head}"))
     return found

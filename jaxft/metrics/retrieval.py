@@ -35,20 +35,21 @@ def retrieval_scores(images: np.ndarray, texts: np.ndarray, same: np.ndarray) ->
 
 
 def ranks(queries: np.ndarray, items: np.ndarray, same: np.ndarray) -> np.ndarray:
-    """How many wrong items come before the first right one, for each query: `[examples]`.
+    """How many wrong items come before the first right one, for each query: `[Q]`.
 
     What is as similar as the right one comes before it, and so does what is no number, so that
     embeddings that say nothing find nothing.
 
     Args:
-        queries, items: `[examples, D]`.
+        queries: `[Q, D]`, of the first examples.
+        items: `[examples, D]`.
         same: as `retrieval_scores` has it.
     """
-    found = []
+    found, own = [], same[: len(queries)]
     for start in range(0, len(queries), QUERIES):
         chunk = slice(start, start + QUERIES)
         scores = queries[chunk] @ items.T  # [Q, N]
-        right = same[chunk, None] == same[None, :]
+        right = own[chunk, None] == same[None, :]
         best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
         found.append((~right & ~(scores < best)).sum(axis=1))
     return np.concatenate(found)

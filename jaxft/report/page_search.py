@@ -8,6 +8,11 @@ from typing import Any
 Line = Mapping[str, Any]
 
 
+def has_images(lines: Sequence[Line]) -> bool:
+    """Whether a predictions file tells which images its texts find; those of older runs do not."""
+    return any(line.get("images") for line in lines)
+
+
 def searched(split: str, lines: Sequence[Line], before: Sequence[Line]) -> dict[str, Any]:
     """A split's predictions as the template shows them: its first texts, and none chosen.
 

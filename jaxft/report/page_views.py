@@ -28,7 +28,7 @@ from jaxft.report.page_lines import (
 )
 from jaxft.report.page_pairs import paired
 from jaxft.report.page_run import BEFORE, Run, config_text
-from jaxft.report.page_search import searched
+from jaxft.report.page_search import has_images, searched
 from jaxft.report.page_tokens import tagged
 from jaxft.report.page_written import written
 from jaxft.report.progress_tables import part_of
@@ -87,7 +87,9 @@ def _told(run: Run) -> dict[str, Any]:
         "tagged": [tagged(*one) for one in splits.items() if run.task == TAGGED_TASK],
         "filled": [filled(*one) for one in compared if run.task == MASKED_TASK],
         "paired": [paired(*one) for one in compared if run.task == PAIRED_TASK],
-        "searched": [searched(*one) for one in compared if run.task == SEARCHED_TASK],
+        "searched": [
+            searched(*one) for one in compared if run.task == SEARCHED_TASK and has_images(one[1])
+        ],
         "sheets": sheets(run.path) if run.task == DRAWN_TASK else [],
         "drawn": [drawn(*one) for one in splits.items() if run.task == DRAWN_TASK],
         "written": [written(*one) for one in compared if run.task in WRITTEN_TASKS],
