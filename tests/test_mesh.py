@@ -1,9 +1,12 @@
 """The mesh: what sizes it may have, and where parameters and batches lie on it."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxft.engine.build import build
@@ -14,12 +17,13 @@ from jaxft.engine.mesh import (
     make_mesh,
     overlaps,
     param_shardings,
-    partition,
     place_batch,
     replicated,
     row_divisor,
 )
 from jaxft.errors import UserError
+from jaxft.models.layers import Leaf
+from jaxft.models.partition import gathered, partition
 from tests.tiny import tiny_config
 
 
@@ -177,3 +181,24 @@ def test_programs_take_turns_on_several_cpu_devices_alone(monkeypatch):
     assert in_turn(alone, "one") == "one"
     assert in_turn(eight, "two") == "two"
     assert waited == ["two"]
+
+
+@pytest.mark.parametrize(("inside", "outside"), [(14, 126), (64, 256)])
+def test_a_kernel_larger_than_what_it_meets_is_multiplied_by_whole(inside, outside):
+    """XLA itself gets the rows of `x @ w` wrong on 2 x 2 x 2: see `gathered`."""
+    mesh, draw = make_mesh(2, 2, 2), np.random.default_rng(0)
+    x = draw.normal(size=(8, 1, inside)).astype(np.float32)
+    w = draw.normal(size=(inside, outside)).astype(np.float32)
+    leaf = Leaf(w.shape, ("mlp", "embed"))
+    rows = ("data", "fsdp")
+    over = partial(NamedSharding, mesh)
+    cut = over(partition(w.shape, leaf.axes, mesh))
+
+    @partial(
+        jax.jit, in_shardings=(over(P(rows, None, "tensor")), cut), out_shardings=over(P(rows))
+    )
+    def product(x, w):
+        w = gathered({"w": w}, {"w": leaf}, mesh)["w"]
+        return jax.lax.with_sharding_constraint(x @ w, over(P(rows, None, "tensor")))
+
+    np.testing.assert_allclose(product(x, w), x @ w, rtol=1e-5, atol=1e-5)

@@ -1,7 +1,7 @@
 """The device mesh, and where each parameter and batch lies on it.
 
 One mesh serves every run: `data, fsdp, tensor`, data outermost. One device is a 1 x 1 x 1 mesh, not
-a special case. Parameters carry logical axis names; `RULES` says which mesh axis each may take.
+a special case. How a parameter is cut, its logical axis names say: `jaxft.models.partition`.
 """
 
 from __future__ import annotations
@@ -15,19 +15,12 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxft.errors import UserError
+from jaxft.models.partition import partition
 
 T = TypeVar("T")
 
 AXES = ("data", "fsdp", "tensor")
 
-# Mesh axes a logical axis may take, in order of preference. A dimension that an axis does not
-# divide goes on to the next: 30,522 words do not split in 4.
-RULES: Mapping[str, tuple[str, ...]] = {
-    "vocab": ("tensor", "fsdp"),
-    "embed": ("fsdp", "tensor"),
-    "heads": ("tensor", "fsdp"),
-    "mlp": ("tensor", "fsdp"),
-}
 TOLERATED_REPLICATION = 0.02
 
 
@@ -50,31 +43,6 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence | None = None
         )
     grid = np.asarray(devices).reshape(sizes)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-
-
-def partition(shape: Sequence[int], axes: Sequence[str | None], mesh: Mesh) -> PartitionSpec:
-    """How one parameter is cut.
-
-    Vectors stay whole over `fsdp`: gathering a few hundred numbers costs more than keeping them.
-
-    Args:
-        shape: the parameter's shape.
-        axes: its logical axis names, one a dimension.
-        mesh: the mesh to lie on.
-    """
-    taken: set[str] = set()
-    spec: list[str | None] = []
-    for size, axis in zip(shape, axes, strict=True):
-        choice = None
-        for candidate in RULES.get(axis or "", ()):
-            ways = mesh.shape[candidate]
-            whole = candidate == "fsdp" and len(shape) < 2
-            if ways > 1 and not whole and candidate not in taken and size % ways == 0:
-                choice = candidate
-                taken.add(candidate)
-                break
-        spec.append(choice)
-    return PartitionSpec(*spec)
 
 
 def param_shardings(

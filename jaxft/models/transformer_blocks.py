@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxft.models.layers_kernels import HEADS, ROWS
 from jaxft.models.layers_math import PRODUCT
+from jaxft.models.partition import gathered
 from jaxft.models.transformer import Compute, Params, Part, Tower
 
 STREAM = "stream"  # the name of what a block reads, for those who keep it when much is not
@@ -117,7 +118,8 @@ def _run_block(
 ) -> jax.Array:
     stream = checkpoint_name(stream, STREAM)
     block_key = None if key is None else jax.random.fold_in(key, index)
-    out = part.bind(values, block_key)(stream, context, block_key, **numbers)
+    block = part.bind(gathered(values, part.leaves, compute.mesh), block_key)
+    out = block(stream, context, block_key, **numbers)
     return _placed(out, compute)
 
 

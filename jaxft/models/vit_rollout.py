@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxft.models.layers_vision import grid_of
+from jaxft.models.partition import gathered
 from jaxft.models.transformer import Compute, Tower
 from jaxft.models.transformer_run import run_streams, taken
 from jaxft.models.vit_config import Config
@@ -42,8 +43,10 @@ def attention_rollout(
     shares = jnp.zeros((rows, positions)).at[:, 0].set(1.0)  # [B, T]
     with jax.default_matmul_precision(compute.precision):
         for index in reversed(range(len(tower.blocks))):
+            part = tower.blocks[index]
             values = taken(params, tower.block_names(index), compute)
-            attention = tower.blocks[index].bind(values).attention  # type: ignore[attr-defined]
+            block = part.bind(gathered(values, part.leaves, compute.mesh))
+            attention = block.attention  # type: ignore[attr-defined]
             weights = attention.weights(streams[index]).mean(1)  # [B, T, T]
             shares = (shares + jnp.einsum("bt,bts->bs", shares, weights)) / 2
     first = config.specials + config.fields.get("num_register_tokens", 0)
