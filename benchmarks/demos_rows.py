@@ -98,7 +98,12 @@ DEMOS = (
         ("dinov2", "tiny_mlm", "emoji"),
         "chrf",
         "as it is",
-        # All of it trains, so an epoch takes about what the config's 24 take.
+        quick=(
+            "train.length=16 epochs",
+            "train.evaluate_every=8 epochs",
+            "checkpoint.every=8 epochs",
+        ),
+        # All of it trains, so an epoch takes about what 24 of the config's take.
         scratch=(
             "groups=[]",
             "train.length=1 epochs",
@@ -150,7 +155,10 @@ DEMOS = (
         ("flan_t5", "verses"),
         "chrf",
         "as it is",
-        quick=("data.test=jsonl:assets/verses/test.jsonl[:20%]",),
+        quick=(
+            "data.train=jsonl:assets/verses/train.jsonl[:5%]",
+            "data.test=jsonl:assets/verses/test.jsonl[:20%]",
+        ),
     ),
     Demo(
         "generate_images",
