@@ -16,6 +16,7 @@ from jaxft.engine.export import export
 from jaxft.engine.train import train
 from jaxft.errors import UserError
 from jaxft.models import registry
+from jaxft.report.page import write_page
 from jaxft.tasks.causal_lm import make
 from jaxft.tasks.contract import Tools
 from tests.test_decoders import END, make_checkpoint
@@ -137,6 +138,7 @@ def test_a_run_learns_to_answer_and_is_handed_back(checkpoint, tmp_path, capsys)
         optimizer={"lr": 3e-2},
         train={"length": "40 steps"},
         mesh={"data": 8},
+        report={"tensorboard": False, "before": True},
     )
     run = train(config, quiet=True)
     result = json.loads((run.folder / "result.json").read_text())
@@ -169,3 +171,33 @@ def test_a_run_learns_to_answer_and_is_handed_back(checkpoint, tmp_path, capsys)
     written = theirs.generate(**chat, max_new_tokens=8, do_sample=False, pad_token_id=0)
     new = written[0, chat["input_ids"].shape[1] :]
     assert answer["text"] == words.decode(new, skip_special_tokens=True)
+
+    first, last = (
+        json.loads((run.folder / f"answers-{when}.json").read_text())
+        for when in ("before", "after")
+    )
+    wanted = {row["prompt"]: row["answer"] for row in ROWS}
+    assert len(last) == 8
+    assert {one["source"]: one["target"] for one in last}.items() <= wanted.items()
+    assert main(["predict", str(run.folder), last[0]["source"], "--max-new-tokens", "4"]) == 0
+    assert last[0]["written"].startswith(json.loads(capsys.readouterr().out)["text"])
+    assert first != last
+    page = write_page([run.folder]).read_text()
+    assert "Written texts" in page
+    assert page.count("<small>before</small>") == page.count("<small>after</small>") == 8
+    assert "What is not here" not in page
+
+
+def test_a_conversation_is_asked_up_to_its_last_answer(model):
+    said = [
+        {"role": "user", "content": "good film"},
+        {"role": "assistant", "content": "so good"},
+        {"role": "user", "content": "why"},
+    ]
+    task, examples = examples_of(
+        {"kind": "causal_lm", "messages": "messages"}, [{"messages": said}], model
+    )
+    asked = list(task.exchanges(given_rows([{"messages": said}]), examples, 8))
+    assert asked == [(said[:1], "so good")]
+    task, examples = examples_of({"kind": "causal_lm", "text": "text"}, [{"text": "a film"}], model)
+    assert list(task.exchanges(given_rows([{"text": "a film"}]), examples, 8)) == []

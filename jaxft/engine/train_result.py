@@ -10,6 +10,7 @@ import jax
 from PIL import Image
 from rich.console import Console
 
+from jaxft.engine.answers import answers
 from jaxft.engine.attention_maps import with_attention
 from jaxft.engine.build import Build
 from jaxft.engine.build_state import load_params
@@ -53,7 +54,7 @@ def score_before(
     log.eval(0, BEFORE, found.scores)
     progress.evaluation(0, found.scores, best=False)
     write_lines(run, f"predictions-{BEFORE}.jsonl", predictions(built, split, found))
-    _write_embeddings(built, run, BEFORE, params)
+    _write_views(built, run, BEFORE, params)
     write_evaluation(built, run, found, 0, best=False)
 
 
@@ -109,18 +110,19 @@ def final_result(
         "fingerprint": split.source.fingerprint,
     }
     if built.config.report.before:
-        _write_embeddings(built, run, AFTER, params)
+        _write_views(built, run, AFTER, params)
     run.write_json("result.json", result)
     return result
 
 
-def _write_embeddings(
-    built: Build, run: RunFolder, when: str, params: dict[str, jax.Array]
-) -> None:
-    """Write down where the eval rows lie, of a task that has something to show."""
+def _write_views(built: Build, run: RunFolder, when: str, params: dict[str, jax.Array]) -> None:
+    """Write down where the eval rows lie and what is answered, of a task that has it to show."""
     found = eval_embeddings(built, params)
     if found is not None:
         run.write_json(f"embeddings-{when}.json", found)
+    answered = answers(built, params)
+    if answered:
+        run.write_json(f"answers-{when}.json", answered)
 
 
 def not_finite(run: RunFolder, checkpoints: Checkpoints, step: int, count: int) -> UserError:

@@ -54,6 +54,7 @@ WRITTEN: Keys = {  # of a text its source; of an image as above
     **dict.fromkeys(("target", "written"), (str,)),
     "loss": NUMBER,
 }
+ANSWER: Keys = {"id": (int,), **dict.fromkeys(("source", "target", "written"), (str,))}
 IMAGE: Keys = {"id": (int,), "bits_per_dimension": NUMBER}
 # Of tasks whose predictions are no classes: the keys of a line, and of the lists in it.
 LINES: dict[str, tuple[Keys, dict[str, Keys]]] = {

@@ -15,7 +15,7 @@ import yaml
 from jaxft.engine.run_folder import RunFolder, open_run
 from jaxft.errors import UserError
 from jaxft.report.events import read_events
-from jaxft.report.page_lines import LINES, NUMBER, PREDICTIONS, Keys
+from jaxft.report.page_lines import ANSWER, LINES, NUMBER, PREDICTIONS, Keys
 
 SPLITS = ("test", "eval")  # the order in which their predictions are shown
 BEFORE = "before"  # what was said of the eval rows before the first step, where that was asked for
@@ -62,6 +62,7 @@ class Run:
         result: the content of `result.json`.
         predictions: split -> the lines of its predictions file.
         embeddings: `before` and `after` -> the content of `embeddings-before.json` and its like.
+        answers: the same of `answers-before.json` and its like.
         problems: sentences for the person who reads the page.
     """
 
@@ -75,6 +76,7 @@ class Run:
     result: Mapping[str, Any] | None = None
     predictions: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
     embeddings: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    answers: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -114,9 +116,9 @@ def read_run(path: Path, name: str) -> Run:
     classes = PREDICTIONS.get(str(task.get("problem")), PREDICTIONS["single_label"])
     lines_of = LINES.get(kind, (classes, {}))
     shown = kind in LINES or about.get("labels") != []  # without classes no mistakes
-    splits = [*(SPLITS if shown else ()), BEFORE]
-    if not (folder.path / f"predictions-{BEFORE}.jsonl").exists():
-        splits.remove(BEFORE)
+    splits = [*SPLITS] if shown else []
+    if shown and (folder.path / f"predictions-{BEFORE}.jsonl").exists():
+        splits.append(BEFORE)
     predictions = {}
     for split in splits:
         lines = attempt(
@@ -135,6 +137,7 @@ def read_run(path: Path, name: str) -> Run:
         result=attempt(lambda: _result(folder), "the result"),
         predictions=predictions,
         embeddings=attempt(lambda: _embeddings(folder), "where the eval rows lie") or {},
+        answers=attempt(lambda: _answers(folder), "what was answered") or {},
         problems=problems,
     )
 
@@ -202,6 +205,19 @@ def _embeddings(folder: RunFolder) -> dict[str, Any]:
         if not _is_grid([read["x"], read["y"]], ["x", "y"], read["labels"]):
             raise UserError(f"{folder.path}/{name} has not one point for each label.")
         found[when] = read
+    return found
+
+
+def _answers(folder: RunFolder) -> dict[str, list[dict[str, Any]]]:
+    """What was answered before the first step and after the run, where there is both."""
+    found = {}
+    for when in (BEFORE, "after"):
+        name = f"answers-{when}.json"
+        if (folder.path / name).exists():
+            found[when] = folder.read_json(name)
+            if not isinstance(found[when], list):
+                raise UserError(f"{folder.path}/{name} is not laid out as jaxft writes it.")
+            _check(found[when], ANSWER, folder, name)
     return found
 
 

@@ -81,6 +81,7 @@ def _told(run: Run) -> dict[str, Any]:
         for split in ("eval", "test")
         if split in splits
     ]
+    answered = [run.answers["after"]] if "after" in run.answers else []
     return {
         "splits": [told(*one) for one in splits.items() if classes],
         "boxes": [boxed(*one) for one in splits.items() if run.task == BOXES_TASK],
@@ -92,7 +93,10 @@ def _told(run: Run) -> dict[str, Any]:
         ],
         "sheets": sheets(run.path) if run.task == DRAWN_TASK else [],
         "drawn": [drawn(*one) for one in splits.items() if run.task == DRAWN_TASK],
-        "written": [written(*one) for one in compared if run.task in WRITTEN_TASKS],
+        "written": [
+            *(written(*one) for one in compared if run.task in WRITTEN_TASKS),
+            *(written("eval", said, run.answers.get(BEFORE, [])) for said in answered),
+        ],
     }
 
 

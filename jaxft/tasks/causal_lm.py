@@ -188,6 +188,19 @@ class CausalLm:
             mean = float(loss / scored)
             yield {**shown, "tokens": int(scored), "loss": mean}
 
+    def exchanges(
+        self, source: Source, examples: Lessons, most: int
+    ) -> Iterator[tuple[Conversation, str]]:
+        """The first conversations up to their last answer, each with it; of texts there is none."""
+        if self.section.text is not None:
+            return
+        for _, row in source.each(self.columns, list(dict.fromkeys(examples.from_rows))[:most]):
+            messages = list(self._conversation(row))
+            while messages and messages[-1]["role"] != "assistant":
+                messages.pop()
+            if len(messages) > 1:
+                yield messages[:-1], messages[-1]["content"]
+
     def rows_from_input(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
         if self.section.text is None:
             raise UserError("This run goes on with texts; it has no class to give one.")
