@@ -23,7 +23,7 @@ from jaxft.engine.mesh import (
 )
 from jaxft.errors import UserError
 from jaxft.models.layers import Leaf
-from jaxft.models.partition import gathered, partition
+from jaxft.models.layers_partition import gathered, partition
 from tests.tiny import tiny_config
 
 

@@ -22,7 +22,7 @@ from jaxft.engine.step import Rates, make_train_step
 from jaxft.layerwise.optimizer import make_optimizer
 from jaxft.layerwise.table import build_table
 from jaxft.models import registry
-from jaxft.models.partition import partition
+from jaxft.models.layers_partition import partition
 from jaxft.models.transformer import Compute
 
 MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]

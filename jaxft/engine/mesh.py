@@ -1,7 +1,7 @@
 """The device mesh, and where each parameter and batch lies on it.
 
 One mesh serves every run: `data, fsdp, tensor`, data outermost. One device is a 1 x 1 x 1 mesh, not
-a special case. How a parameter is cut, its logical axis names say: `jaxft.models.partition`.
+a special case. How a parameter is cut, its logical axis names say: `jaxft.models.layers_partition`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxft.errors import UserError
-from jaxft.models.partition import partition
+from jaxft.models.layers_partition import partition
 
 T = TypeVar("T")
 

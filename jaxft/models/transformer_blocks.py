@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxft.models.layers_kernels import HEADS, ROWS
 from jaxft.models.layers_math import PRODUCT
-from jaxft.models.partition import gathered
+from jaxft.models.layers_partition import gathered
 from jaxft.models.transformer import Compute, Params, Part, Tower
 
 STREAM = "stream"  # the name of what a block reads, for those who keep it when much is not

@@ -17,7 +17,7 @@ from jaxft.models.layers_attention import Mask
 from jaxft.models.layers_batch import decoder_batch
 from jaxft.models.layers_cache import KeyValues
 from jaxft.models.layers_cross import Source
-from jaxft.models.partition import gathered
+from jaxft.models.layers_partition import gathered
 from jaxft.models.transformer import PLAIN, Compute, Params, Part, Tower
 from jaxft.models.transformer_blocks import taken
 from jaxft.models.transformer_run import run_tower

@@ -11,7 +11,7 @@ import jax
 from jaxft.errors import UserError
 from jaxft.models.layers import split_key
 from jaxft.models.layers_batch import decoder_batch
-from jaxft.models.partition import gathered
+from jaxft.models.layers_partition import gathered
 from jaxft.models.transformer import PLAIN, Compute, Params, Part, Tower
 from jaxft.models.transformer_blocks import run_blocks, segment, taken
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from jaxft.models.layers_partition import gathered
 from jaxft.models.layers_vision import grid_of
-from jaxft.models.partition import gathered
 from jaxft.models.transformer import Compute, Tower
 from jaxft.models.transformer_run import run_streams, taken
 from jaxft.models.vit_config import Config
