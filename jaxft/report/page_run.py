@@ -209,7 +209,7 @@ def _embeddings(folder: RunFolder) -> dict[str, Any]:
 
 
 def _answers(folder: RunFolder) -> dict[str, list[dict[str, Any]]]:
-    """What was answered before the first step and after the run, where there is both."""
+    """What was answered before the first step and after the run; see `engine.answers`."""
     found = {}
     for when in (BEFORE, "after"):
         name = f"answers-{when}.json"

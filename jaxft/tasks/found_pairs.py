@@ -36,7 +36,8 @@ def found_pairs(
         texts); `file` where the image is one. The first texts have `image`, `images_before` (wrong
         images that come before their own) and `images`, their nearest.
     """
-    images, texts = (list(column_of(source, column)) for column in columns)
+    # Images are read one at a time: a split's own need not fit in memory.
+    images, texts = column_of(source, columns[0]), list(column_of(source, columns[1]))
     before = ranks(outcomes["image"], outcomes["text"], same)
     images_before = ranks(outcomes["text"][:QUERIES], outcomes["image"], same)
 
@@ -45,8 +46,9 @@ def found_pairs(
         for number in np.argsort(-scores, kind="stable")[:most].tolist():
             yield number, round(float(scores[number]), 6)
 
-    def seen(number: int) -> str:
-        return picture(open_image(source, number, images[number]), SIDE)
+    def seen(number: int) -> dict[str, Any]:
+        image = source[number][columns[0]]
+        return {**_file(image), "image": picture(open_image(source, number, image), SIDE)}
 
     for number, (image, text) in enumerate(zip(images, texts, strict=True)):
         found = nearest("text", outcomes["image"][number], TEXTS)
@@ -58,11 +60,10 @@ def found_pairs(
         if number < QUERIES:
             found = nearest("image", outcomes["text"][number], IMAGES)
             line |= {
-                "image": seen(number),
+                **seen(number),
                 "images_before": int(images_before[number]),
                 "images": [
-                    _file(images[i])
-                    | {"text": texts[i], "similarity": score, "image": seen(i)}
+                    {**seen(i), "text": texts[i], "similarity": score}
                     | {"own": bool(same[i] == same[number])}
                     for i, score in found
                 ],
