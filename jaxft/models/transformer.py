@@ -19,6 +19,7 @@ from flax import nnx
 from jaxft.models.layers import Leaf
 from jaxft.models.layers_adapter import LowRankLinear
 from jaxft.models.layers_kernels import Kernel, Needs, Setting, choose
+from jaxft.models.layers_partition import gathered
 
 Params = Mapping[str, jax.Array]
 
@@ -99,11 +100,21 @@ class Part:
             if isinstance(module, LowRankLinear) and module.rate
         ]
 
-    def bind(self, values: Params, key: jax.Array | None = None) -> Callable[..., Any]:
+    def bind(
+        self,
+        values: Params,
+        key: jax.Array | None = None,
+        *,
+        mesh: jax.sharding.Mesh | None = None,
+    ) -> Callable[..., Any]:
         """The module with `values` (path -> array) in it, ready to be called.
 
-        A key turns the dropout of its adapters on: a linear map is called with none.
+        Args:
+            values: they come together as `gathered` says.
+            key: turns the dropout of its adapters on: a linear map is called with none.
+            mesh: the devices; None where they are not known.
         """
+        values = gathered(values, self.leaves, mesh)
         module = nnx.merge(
             self.graphdef,
             nnx.from_flat_state(

@@ -19,7 +19,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxft.models.layers_kernels import HEADS, ROWS
 from jaxft.models.layers_math import PRODUCT
-from jaxft.models.layers_partition import gathered
 from jaxft.models.transformer import Compute, Params, Part, Tower
 
 STREAM = "stream"  # the name of what a block reads, for those who keep it when much is not
@@ -118,7 +117,7 @@ def _run_block(
 ) -> jax.Array:
     stream = checkpoint_name(stream, STREAM)
     block_key = None if key is None else jax.random.fold_in(key, index)
-    block = part.bind(gathered(values, part.leaves, compute.mesh), block_key)
+    block = part.bind(values, block_key, mesh=compute.mesh)
     out = block(stream, context, block_key, **numbers)
     return _placed(out, compute)
 

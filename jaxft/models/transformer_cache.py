@@ -17,7 +17,6 @@ from jaxft.models.layers_attention import Mask
 from jaxft.models.layers_batch import decoder_batch
 from jaxft.models.layers_cache import KeyValues
 from jaxft.models.layers_cross import Source
-from jaxft.models.layers_partition import gathered
 from jaxft.models.transformer import PLAIN, Compute, Params, Part, Tower
 from jaxft.models.transformer_blocks import taken
 from jaxft.models.transformer_run import run_tower
@@ -153,7 +152,7 @@ def _run(
     """Stem, blocks (each with its own of `kept` and `crossed`), the top of the last position."""
 
     def bind(part: Part, names: Mapping[str, str]) -> Any:
-        return part.bind(gathered(taken(params, names, compute), part.leaves, compute.mesh))
+        return part.bind(taken(params, names, compute), mesh=compute.mesh)
 
     with jax.default_matmul_precision(compute.precision):
         stem = bind(tower.stem, tower.end_names(tower.stem))

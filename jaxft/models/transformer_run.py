@@ -11,7 +11,6 @@ import jax
 from jaxft.errors import UserError
 from jaxft.models.layers import split_key
 from jaxft.models.layers_batch import decoder_batch
-from jaxft.models.layers_partition import gathered
 from jaxft.models.transformer import PLAIN, Compute, Params, Part, Tower
 from jaxft.models.transformer_blocks import run_blocks, segment, taken
 
@@ -146,7 +145,7 @@ def run_joint(part: Part, params: Params, compute: Compute, *inputs: Any) -> Any
     # What is no matrix stays whole: a scale of scores in bfloat16 would be a per cent off.
     cast = {path: v.astype(compute.dtype) if v.ndim > 1 else v for path, v in values.items()}
     with jax.default_matmul_precision(compute.precision), jax.named_scope("[joint]"):
-        return part.bind(gathered(cast, part.leaves, compute.mesh))(*inputs)
+        return part.bind(cast, mesh=compute.mesh)(*inputs)
 
 
 def _bind_end(
@@ -158,6 +157,6 @@ def _bind_end(
 ) -> tuple[Callable[..., Any], jax.Array | None]:
     """A stem or top bound to its leaves, and its dropout key: none where nothing is trained."""
     names = tower.end_names(part)
-    module = part.bind(gathered(taken(params, names, compute), part.leaves, compute.mesh))
+    module = part.bind(taken(params, names, compute), mesh=compute.mesh)
     trained = any(compute.trains(name) for path, name in names.items() if tower.owns(path))
     return module, key if trained else None

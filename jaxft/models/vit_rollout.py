@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from jaxft.models.layers_partition import gathered
 from jaxft.models.layers_vision import grid_of
 from jaxft.models.transformer import Compute, Tower
 from jaxft.models.transformer_run import run_streams, taken
@@ -45,7 +44,7 @@ def attention_rollout(
         for index in reversed(range(len(tower.blocks))):
             part = tower.blocks[index]
             values = taken(params, tower.block_names(index), compute)
-            block = part.bind(gathered(values, part.leaves, compute.mesh))
+            block = part.bind(values, mesh=compute.mesh)
             attention = block.attention  # type: ignore[attr-defined]
             weights = attention.weights(streams[index]).mean(1)  # [B, T, T]
             shares = (shares + jnp.einsum("bt,bts->bs", shares, weights)) / 2
