@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from orbax.checkpoint import v1 as ocp
 
 from jaxft.engine.checkpoint import Checkpoints
 from jaxft.engine.checkpoint_leaves import checksum
@@ -108,6 +110,27 @@ def test_a_save_keeps_what_it_was_given_when_the_buffers_are_donated_at_once(tmp
         jax.tree.map(lambda leaf: leaf.delete(), state)
         checkpoints.wait()
         assert_same(checkpoints.restore(like(same)).state, same)
+
+
+def test_a_save_that_has_just_begun_holds_up_nothing_and_is_not_listed(tmp_path, monkeypatch):
+    go_on, write = threading.Event(), ocp.training.Checkpointer.save_checkpointables_async
+
+    def late(*given, **options):
+        assert go_on.wait(60)
+        return write(*given, **options)
+
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, make_state(1))
+        checkpoints.wait()
+        monkeypatch.setattr(ocp.training.Checkpointer, "save_checkpointables_async", late)
+        state = make_state(2)
+        checkpoints.save(2, state)  # returns, though Orbax has not planned it yet
+        jax.tree.map(lambda leaf: leaf.delete(), state)
+        assert (checkpoints.is_saving(), checkpoints.steps()) == (True, [1])
+        go_on.set()
+        checkpoints.wait()
+        assert (checkpoints.is_saving(), checkpoints.steps()) == (False, [1, 2])
+        assert_same(checkpoints.restore(like(make_state(2))).state, make_state(2))
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 2), (8, 1, 1)])
@@ -358,7 +381,7 @@ def test_reading_leaves_a_save_in_progress_alone(tmp_path):
 
 def run_python(body: str, *arguments: str) -> subprocess.CompletedProcess:
     setup = """
-        import os, resource, signal, sys
+        import os, resource, signal, sys, time
         import jax, jax.numpy as jnp
         from jaxft.engine.checkpoint import Checkpoints
         from jaxft.engine.state import TrainState
@@ -390,6 +413,8 @@ def test_kill_in_the_middle_of_a_save(tmp_path):
         """
         checkpoints.save(2, state(2))
         print(checkpoints.steps(), checkpoints.latest(), flush=True)
+        while not any("tmp" in name for name in os.listdir(sys.argv[1])):
+            time.sleep(0.001)  # the save plans before it writes
         os.kill(os.getpid(), signal.SIGKILL)
         """,
         str(tmp_path),

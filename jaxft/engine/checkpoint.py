@@ -18,15 +18,14 @@ from jaxft.engine.checkpoint_leaves import (
     Leaves,
     checksum,
     compare,
-    describe,
     finite,
     parts_of,
-    sealed,
     shapes_of,
     unsealed,
     verify,
     writing,
 )
+from jaxft.engine.checkpoint_saver import Saver
 from jaxft.errors import UserError
 from jaxft.files import resolved
 from jaxft.tree import under
@@ -79,7 +78,6 @@ class Checkpoints:
         logging.getLogger("absl").addFilter(not_from_orbax)
         self._best_metric, self._mode = best_metric, mode
         self._resumed_at: float = math.inf
-        self._saving: int | None = None
         policies = ocp.training.preservation_policies
         best = policies.BestN(
             get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False
@@ -97,6 +95,7 @@ class Checkpoints:
                 f"A checkpoint in {self.folder} has metrics that are not JSON ({error}).",
                 "Move that checkpoint's folder away.",
             ) from error
+        self._saver = Saver(self._orbax)
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -106,7 +105,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of the complete checkpoints, oldest first."""
-        return [checkpoint.step for checkpoint in self._complete()]
+        return [checkpoint.step for checkpoint in self._saver.complete()]
 
     def latest(self) -> int | None:
         """The last complete checkpoint's step, or None."""
@@ -114,13 +113,13 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step with the best metric (the latest among equals), or None if none has one."""
-        scored = [(self._score(entry.metrics), entry.step) for entry in self._complete()]
+        scored = [(self._score(entry.metrics), entry.step) for entry in self._saver.complete()]
         score, step = max(scored, default=(-math.inf, None))
         return step if score > -math.inf else None
 
     def metrics(self, step: int) -> dict[str, float] | None:
         """The metrics saved with `step`, or None."""
-        found = {entry.step: entry.metrics for entry in self._complete()}.get(step)
+        found = {entry.step: entry.metrics for entry in self._saver.complete()}.get(step)
         return dict(found) if found else None
 
     def save(
@@ -130,7 +129,7 @@ class Checkpoints:
         metrics: Mapping[str, float] | None = None,
         meta: Mapping[str, Any] | None = None,
     ) -> None:
-        """Saves a state in the background; returns when it has left the devices.
+        """Saves a state in the background; the arrays may be donated once this returns.
 
         A step that is saved already is written again only to add metrics. The first save after a
         restore deletes the checkpoints later than the one restored: that future is abandoned.
@@ -145,8 +144,6 @@ class Checkpoints:
             UserError: this save or the one before it failed; the checkpoints before are intact.
         """
         scores = finite(metrics)
-        parts = parts_of(state)
-        record = sealed(describe(parts), dict(meta or {}))
         self.wait()
         with self._failures_named():
             for later in [saved for saved in self.steps() if saved > self._resumed_at]:
@@ -155,15 +152,7 @@ class Checkpoints:
             saved = step in self.steps()
             if saved and (scores is None or self.metrics(step) is not None):
                 return
-            self._saving = step
-            self._orbax.save_checkpointables_async(
-                step,
-                dict(parts),  # Orbax adds to the dict that it is given
-                force=True,
-                overwrite=saved,
-                metrics=scores,
-                custom_metadata=record,
-            )
+            self._saver.save(step, parts_of(state), scores, meta or {}, overwrite=saved)
 
     def restore(self, like: Callable[[int], State], step: int | None = None) -> Restored[State]:
         """The state of a checkpoint, checked leaf by leaf.
@@ -246,22 +235,17 @@ class Checkpoints:
 
     def is_saving(self) -> bool:
         """Whether a save is under way in the background."""
-        return self._orbax.is_saving_in_progress()
+        return self._saver.is_saving()
 
     def wait(self) -> None:
         """Waits for the save in the background; UserError if it failed (the others are intact)."""
         with self._failures_named():
-            self._orbax.wait()
+            self._saver.wait()
 
     def close(self) -> None:
         """Waits for the save in the background, and ends."""
         with self._failures_named():
-            self._orbax.close()
-
-    def _complete(self) -> list[Any]:
-        """Orbax lists a save from the moment it begins."""
-        saving = self._saving if self.is_saving() else None
-        return [checkpoint for checkpoint in self._orbax.checkpoints if checkpoint.step != saving]
+            self._saver.close()
 
     def _score(self, metrics: Mapping[str, float] | None) -> float:
         """Higher is better; a checkpoint without the metric comes last."""

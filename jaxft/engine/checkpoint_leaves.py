@@ -27,11 +27,16 @@ def parts_of(state: Any) -> dict[str, Any]:
     return {name: tree for name, tree in fields.items() if jax.tree.leaves(tree)}
 
 
-def describe(parts: dict[str, Any]) -> Leaves:
-    """Shape, dtype and checksum of every leaf, by its name."""
-    sums = checksum(parts)
+def describe(parts: dict[str, Any], sums: Mapping[str, jax.Array]) -> Leaves:
+    """Shape, dtype and checksum of every leaf, by its name; waits for the checksums.
+
+    Args:
+        parts: arrays, or their shapes.
+        sums: what `begin_checksum` gave for them.
+    """
+    found = jax.device_get(dict(sums))
     return {
-        name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "checksum": sums[name]}
+        name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "checksum": int(found[name])}
         for name, leaf in flat(parts).items()
     }
 
@@ -130,9 +135,19 @@ def checksum(tree: Any) -> dict[str, int]:
 
     Source: the finaliser of MurmurHash3 (Appleby, 2011).
     """
-    # One at a time: programs that do not wait for each other and hold collectives, many at once,
-    # can take all of XLA's CPU threads and then wait for each other for ever.
-    return {name: int(jax.device_get(_leaf_checksum(leaf))) for name, leaf in flat(tree).items()}
+    return {name: int(found) for name, found in jax.device_get(begin_checksum(tree)).items()}
+
+
+def begin_checksum(tree: Any) -> dict[str, jax.Array]:
+    """What `checksum` gives, still being computed on the devices."""
+    sums = {}
+    for name, leaf in flat(tree).items():
+        sums[name] = _leaf_checksum(leaf)
+        if len(leaf.devices()) > 1 and next(iter(leaf.devices())).platform == "cpu":
+            # Programs that do not wait for each other and hold collectives, many at once, can take
+            # all of XLA's CPU threads and then wait for each other for ever.
+            sums[name].block_until_ready()
+    return sums
 
 
 @jax.jit
@@ -165,8 +180,10 @@ def writing() -> ocp.Context:
     """How Orbax writes arrays: replicas share the writing of large ones only.
 
     A replica's share is cut out of the array by a program of its own, which for a small array takes
-    longer than writing it.
+    longer than writing it. One process writes all there is anyway, and from the host's memory.
     """
     context = ocp.Context()
-    context.array_options.saving.min_slice_bytes_for_replica_parallel = 2**20
+    saving = context.array_options.saving
+    saving.use_replica_parallel = jax.process_count() > 1
+    saving.min_slice_bytes_for_replica_parallel = 2**20
     return context
