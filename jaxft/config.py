@@ -6,12 +6,12 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from jaxft.buckets import fetched
 from jaxft.config_durations import Duration, resolve_steps
 from jaxft.config_errors import (
     as_user_error,
@@ -46,7 +46,7 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     """The config in a YAML file, with `key.sub=value` overrides on top, checked.
 
     Args:
-        path: a YAML file.
+        path: a YAML file, here or in a bucket.
         overrides: `key.sub=value`, later ones win; the value is read as YAML, a list item is
             reached by its number (`groups.0.lr_mult=3`).
 
@@ -54,7 +54,7 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         UserError: the file cannot be read, or a key or value is wrong.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = fetched(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"There is no config file '{path}'.") from None
     except UnicodeDecodeError:

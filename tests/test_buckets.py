@@ -219,3 +219,20 @@ def _no_client(_):
 def test_a_config_in_a_run_names_the_bucket(server, trained):
     written = yaml.safe_load(server.objects[BUCKET]["runs/tiny/config.yaml"][0])
     assert written["run"]["dir"] == f"gs://{BUCKET}/runs"
+
+
+def test_a_study_lies_in_a_bucket_as_in_a_folder_and_goes_on_there(server, config, capsys):
+    varied = ["--vary", "optimizer.lr=1e-3,1e-4", "--name", "study"]
+    assert main(["study", config, *varied]) == 0
+    files = {
+        name.removeprefix("runs/study/") for name in server.objects[BUCKET] if "/study/" in name
+    }
+    plain = {"study.json", "study.parquet", "metrics.jsonl", "index.html", "best.yaml"}
+    assert plain <= files
+    assert any(name.startswith("parts/") for name in files)
+    ranking = json.loads(server.objects[BUCKET]["runs/study/study.json"][0])
+    del server.objects[BUCKET]["runs/study/study.parquet"]
+    assert main(["study", config, *varied, "--resume"]) == 0
+    assert json.loads(server.objects[BUCKET]["runs/study/study.json"][0]) == ranking
+    capsys.readouterr()
+    assert main(["plan", f"gs://{BUCKET}/runs/study/best.yaml"]) == 0

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "jaxft"
 
 FLOORS = {
     "errors": -1,  # the ground: every floor raises it
-    "config": 0,
+    "config": 0.7,  # above buckets, where a config may be
     "tree": 0,
     "files": 0,
     "buckets": 0.5,  # above files, below all that reads a file
