@@ -31,8 +31,8 @@ def describe(parts: dict[str, Any], sums: Mapping[str, jax.Array]) -> Leaves:
     """Shape, dtype and checksum of every leaf, by its name; waits for the checksums.
 
     Args:
-        parts: arrays, or their shapes.
-        sums: what `begin_checksum` gave for them.
+        parts: trees of arrays.
+        sums: what `begin_checksum` gave for them, or for what they are copies of.
     """
     found = jax.device_get(dict(sums))
     return {
