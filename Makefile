@@ -71,13 +71,13 @@ bench: $(VENV)/.dev  ## the measurements behind the README's figures; hours on a
 	$(BIN)/python -m benchmarks.seeds
 	$(BIN)/python -m benchmarks.agreement
 	$(BIN)/python -m benchmarks.loop
-	$(BIN)/python -m benchmarks.async_save
 	$(BIN)/python -m benchmarks.trainer
 	$(BIN)/python -m benchmarks.decode
 	$(BIN)/python -m benchmarks.load
 	$(BIN)/python -m benchmarks.images
 	$(BIN)/python -m benchmarks.loss_memory
 	$(BIN)/python -m benchmarks.trunk_cache
+	$(BIN)/python -m benchmarks.async_save
 
 clean:  ## remove the virtual environment and the tools' caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build *.egg-info
