@@ -3,10 +3,9 @@
 `python -m benchmarks.async_save` trains the demo's model in full and saves its state (parameters
 and two moments, 273 MB) again and again, as a run does. A step is timed from its start to its end,
 with the part of a save that has to come first (the copy to the host begins). Wanted is that nine in
-ten of the steps beside a save take at most 1.5 times the median of the others, at a batch of 256.
-At the demo's own of 32 it is told too: there a step takes less than a save's own work, which on a
-CPU takes the step's cores. On a busy machine the others' own ninth tenth says how much of all that
-is the neighbours'.
+ten of the steps beside a save take at most 1.5 times the median of the others, at the demo's batch
+of 32 and at 256. At 32 a step takes less than a save's own work, which on a CPU takes the step's
+cores. On a busy machine the others' own ninth tenth says how much of that is the neighbours'.
 """
 
 from __future__ import annotations
@@ -34,9 +33,11 @@ from jaxft.engine.train_stage import make_stage
 
 CONFIG = "configs/sentiment.yaml"
 BETWEEN = 3  # steps from the end of a save to the next one
-WARM_UP = 3  # saves before those that are told: checksums compile, and the heap grows to its size
+WARM_UP = (
+    3  # saves before those that are told: checksums compile and most of the heap's growth is over
+)
 MOST = 1.5
-BATCHES = (256, 32)  # the first is what is judged
+BATCHES = (256, 32)
 
 
 def step_times(built: Build, saves: int, folder: Path) -> Iterator[tuple[float, bool]]:
@@ -78,7 +79,7 @@ def main() -> int:
     prepare_process()
     found = {str(batch): ratios(batch, given.saves) for batch in BATCHES}
     record("async_save", {"load": os.getloadavg()[1], "saves": given.saves, **found})
-    return 1 if found[str(BATCHES[0])]["p90_beside"] > MOST else 0
+    return 1 if any(ratio["p90_beside"] > MOST for ratio in found.values()) else 0
 
 
 def ratios(batch: int, saves: int) -> dict[str, float]:
@@ -101,7 +102,7 @@ def ratios(batch: int, saves: int) -> dict[str, float]:
     )
     print(f"  others, p90:    {found['p90_of_others']:.2f} of their median")
     print(f"  beside, median: {found['median_beside']:.2f}")
-    print(f"  beside, p90:    {found['p90_beside']:.2f}; at most {MOST} wanted at {BATCHES[0]}")
+    print(f"  beside, p90:    {found['p90_beside']:.2f}; at most {MOST} wanted")
     return found
 
 

@@ -53,7 +53,7 @@ class Saver:
         meta: Mapping[str, Any],
         overwrite: bool,
     ) -> None:
-        """Begins a save; the arrays may be donated once this returns.
+        """Begins a save, the one before being over; the arrays may be donated once this returns.
 
         Args:
             step: the position.
@@ -62,7 +62,6 @@ class Saver:
             meta: anything JSON holds.
             overwrite: whether `step` is there already.
         """
-        self.wait()
         self.complete()  # what the readers are told until the save is over
         sums = begin_checksum(parts)
 
