@@ -33,9 +33,7 @@ from jaxft.engine.train_stage import make_stage
 
 CONFIG = "configs/sentiment.yaml"
 BETWEEN = 3  # steps from the end of a save to the next one
-WARM_UP = (
-    3  # saves before those that are told: checksums compile and most of the heap's growth is over
-)
+WARM_UP = 3  # saves not told: checksums compile, and most of the heap's growth is over
 MOST = 1.5
 BATCHES = (256, 32)
 
