@@ -4,8 +4,8 @@
 and two moments, 273 MB) again and again, as a run does. A step is timed from its start to its end,
 with the part of a save that has to come first (the copy to the host begins). Wanted is that nine in
 ten of the steps beside a save take at most 1.5 times the median of the others, at the demo's batch
-of 32 and at 256. At 32 a step takes less than a save's own work, which on a CPU takes the step's
-cores. On a busy machine the others' own ninth tenth says how much of that is the neighbours'.
+of 32, a step of which takes less than a save's own work, and at 256. On a busy machine the others'
+own ninth tenth says how much of it is the neighbours'.
 """
 
 from __future__ import annotations

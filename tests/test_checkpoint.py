@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
+from jaxft.engine import checkpoint_saver
 from jaxft.engine.checkpoint import Checkpoints
 from jaxft.engine.checkpoint_leaves import checksum
 from jaxft.engine.state import TrainState
@@ -130,6 +132,26 @@ def test_a_save_that_has_just_begun_holds_up_nothing_and_is_not_listed(tmp_path,
         go_on.set()
         checkpoints.wait()
         assert (checkpoints.is_saving(), checkpoints.steps()) == (False, [1, 2])
+        assert_same(checkpoints.restore(like(make_state(2))).state, make_state(2))
+
+
+def test_a_save_rests_beside_the_steps_until_it_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint_saver, "PIECE", 2**10)
+    monkeypatch.setattr(checkpoint_saver, "REST", 1e6)  # a save is never over by itself
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, make_state(step))
+            resting = tmp_path / f"{step}.orbax-checkpoint-tmp"
+            deadline = time.monotonic() + 60
+            while not list(resting.rglob("trainable*/**/d/*")) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            time.sleep(0.5)
+            assert (checkpoints.is_saving(), checkpoints.steps()) == (True, list(range(1, step)))
+            checkpoints.wait()
+            assert (checkpoints.is_saving(), checkpoints.steps()) == (
+                False,
+                list(range(1, step + 1)),
+            )
         assert_same(checkpoints.restore(like(make_state(2))).state, make_state(2))
 
 

@@ -23,9 +23,8 @@ from jaxft.engine.checkpoint_leaves import (
     shapes_of,
     unsealed,
     verify,
-    writing,
 )
-from jaxft.engine.checkpoint_saver import Saver
+from jaxft.engine.checkpoint_saver import Pace, Saver, writing
 from jaxft.errors import UserError
 from jaxft.files import resolved
 from jaxft.tree import under
@@ -83,11 +82,12 @@ class Checkpoints:
             get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False
         )
         kept = [policies.LatestN(keep), *([best] if best_metric is not None else [])]
+        pace = Pace()
         try:
             self._orbax = ocp.training.Checkpointer(
                 epath.Path(resolved(self.folder)),
                 preservation_policy=policies.AnyPreservationPolicy(kept),
-                context=writing(),
+                context=writing(pace),
                 cleanup_tmp_directories=not read_only,
             )
         except ValueError as error:
@@ -95,7 +95,7 @@ class Checkpoints:
                 f"A checkpoint in {self.folder} has metrics that are not JSON ({error}).",
                 "Move that checkpoint's folder away.",
             ) from error
-        self._saver = Saver(self._orbax)
+        self._saver = Saver(self._orbax, pace)
 
     def __enter__(self) -> Checkpoints:
         return self

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 
 from jaxft.engine.checkpoint_errors import DamagedError
 from jaxft.errors import UserError
@@ -174,16 +173,3 @@ def flat(tree: Any) -> dict[str, Any]:
     """Every array of a tree by its path, such as `trainable/head/kernel`."""
     leaves, _ = jax.tree.flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def writing() -> ocp.Context:
-    """How Orbax writes arrays: replicas share the writing of large ones only.
-
-    A replica's share is cut out of the array by a program of its own, which for a small array takes
-    longer than writing it. One process writes all there is anyway, and from the host's memory.
-    """
-    context = ocp.Context()
-    saving = context.array_options.saving
-    saving.use_replica_parallel = jax.process_count() > 1
-    saving.min_slice_bytes_for_replica_parallel = 2**20
-    return context

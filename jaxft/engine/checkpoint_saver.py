@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -9,9 +11,81 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
+# Named in the documentation of `MemoryOptions`, and exported nowhere (0.12.8).
+from orbax.checkpoint._src.serialization.types import TransferPriority
+
 from jaxft.engine.checkpoint_leaves import begin_checksum, describe, sealed
 
 HOST = "pinned_host"
+PIECE = 16 << 20  # bytes of an array or several that are written at a time beside steps on a CPU
+REST = 4.0  # how long the writer then rests, in the time that the piece took
+
+
+class Pace:
+    """Rests between the pieces of a save, for steps that compute on the cores that write it.
+
+    A step on a CPU waits for the last of its cores: a core that a save takes for 0.3 s holds the
+    whole step up for as long. With rests the same work is spread over many steps. It is what Orbax
+    calls a status callback.
+    """
+
+    def __init__(self) -> None:
+        self._hurried = threading.Event()
+        self._piece = threading.local()
+        self._turn = threading.Lock()
+
+    def __deepcopy__(self, _: Any) -> Pace:
+        """Itself: Orbax copies its options, and there is one pace."""
+        return self
+
+    def ease(self) -> None:
+        """Rest from now on."""
+        self._hurried.clear()
+
+    def hurry(self) -> None:
+        """Rest no more, and end the rest that is under way: the save is being waited for."""
+        self._hurried.set()
+
+    def key_priority(self, _: Any) -> TransferPriority:
+        """Every array is written in its turn; what is saved is a copy, so that none is urgent."""
+        return TransferPriority.ASYNCHRONOUS_DEPRIORITIZED
+
+    def on_transfer_start(self, _: Any) -> None:
+        """Nothing: Orbax does not call it."""
+
+    def on_transfer_end(self, _: Any) -> None:
+        """The writing of a piece begins, said of each of its arrays."""
+        self._piece.began = time.perf_counter()
+
+    def on_write_start(self, _: Any) -> None:
+        """Nothing: Orbax does not call it."""
+
+    def on_write_end(self, _: Any) -> None:
+        """A piece is written, said of each of its arrays: the first one rests for all."""
+        began, self._piece.began = getattr(self._piece, "began", None), None
+        if began is not None:
+            rest = REST * (time.perf_counter() - began)
+            with self._turn:  # Orbax writes each tree in a thread; together they rest this long too
+                self._hurried.wait(rest)
+
+
+def writing(pace: Pace) -> ocp.Context:
+    """How Orbax writes arrays: replicas share large ones only, and steps on a CPU come first.
+
+    A replica's share is cut out of the array by a program of its own, which for a small array takes
+    longer than writing it. One process writes all there is anyway, and from the host's memory.
+
+    Args:
+        pace: of the saves of one process on a CPU.
+    """
+    context = ocp.Context()
+    saving, alone = context.array_options.saving, jax.process_count() == 1
+    saving.use_replica_parallel = not alone
+    saving.min_slice_bytes_for_replica_parallel = 2**20
+    if alone and jax.local_devices()[0].platform == "cpu":
+        context.memory_options.transfer_concurrent_bytes = PIECE
+        context.memory_options.serialization_status_callback = pace
+    return context
 
 
 class Saver:
@@ -25,11 +99,12 @@ class Saver:
     same programs in the same order.
 
     Args:
-        orbax: what writes; nothing else may save with it.
+        orbax: what writes, as `writing` says; nothing else may save with it.
+        pace: the one given to `writing`.
     """
 
-    def __init__(self, orbax: ocp.training.Checkpointer):
-        self._orbax = orbax
+    def __init__(self, orbax: ocp.training.Checkpointer, pace: Pace):
+        self._orbax, self._pace = orbax, pace
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="jaxft-save")
         self._pending: Future[None] | None = None
         self._complete: list[Any] = []
@@ -64,6 +139,7 @@ class Saver:
         """
         self.complete()  # what the readers are told until the save is over
         sums = begin_checksum(parts)
+        self._pace.ease()
 
         def write(parts: dict[str, Any]) -> None:
             self._orbax.save_checkpointables_async(
@@ -82,6 +158,7 @@ class Saver:
 
     def wait(self) -> None:
         """Waits for the save in the background, and raises what went wrong with it."""
+        self._pace.hurry()
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
