@@ -13,10 +13,11 @@ import pytest
 
 from jaxft.cli import main
 from jaxft.config import parse_config
-from jaxft.engine import train as story
+from jaxft.engine import train_evals, train_result
 from jaxft.engine.build import build
 from jaxft.engine.build_state import abstract_state
 from jaxft.engine.checkpoint import Checkpoints
+from jaxft.engine.run_folder import open_run
 from tests.launch import Launched, cache, content, events, write_config  # noqa: F401 a fixture
 from tests.tiny import tiny_config
 
@@ -94,7 +95,7 @@ def saved(run):
 
 def final_state(run):
     """Every leaf of the last state, as bytes."""
-    config = parse_config(json.loads(json.dumps(story.open_run(run).config())))
+    config = parse_config(json.loads(json.dumps(open_run(run).config())))
     built = build(config, devices=jax.devices()[:1])
     with Checkpoints(run / "checkpoints", read_only=True) as checkpoints:
         state = checkpoints.restore(lambda step: abstract_state(built), STEPS).state
@@ -259,7 +260,8 @@ def test_a_finished_run_ends_at_once_and_is_not_scored_again(
     run = tmp_path / "runs" / "tiny"
     kept = ("result.json", "metrics.jsonl", "predictions-test.jsonl", "predictions-eval.jsonl")
     before = {name: (run / name).read_bytes() for name in kept}
-    monkeypatch.setattr(story, "evaluate", None)
+    monkeypatch.setattr(train_evals, "evaluate", None)
+    monkeypatch.setattr(train_result, "evaluate", None)
     assert main(["train", file, *ON_EIGHT, "--resume"]) == 0
     assert {name: (run / name).read_bytes() for name in kept} == before
     said = capsys.readouterr().out

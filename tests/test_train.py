@@ -12,7 +12,7 @@ import yaml
 import jaxft
 from jaxft.cli import main
 from jaxft.config import parse_config
-from jaxft.engine import train as story
+from jaxft.engine import train_evals, train_result
 from jaxft.engine.checkpoint import Checkpoints
 from jaxft.engine.trained import open_trained
 from jaxft.errors import UserError
@@ -347,6 +347,7 @@ def test_a_run_without_test_rows_reports_its_eval_rows(tmp_path, monkeypatch):
     run = jaxft.train(config, quiet=True)
     assert run.result["split"] == "eval"
     assert run.metrics["loss"] == pytest.approx(metric(run.folder)[run.best], rel=1e-6)
-    monkeypatch.setattr(story, "evaluate", None)
+    monkeypatch.setattr(train_evals, "evaluate", None)
+    monkeypatch.setattr(train_result, "evaluate", None)
     assert jaxft.train(config, resume=True, quiet=True).result == run.result, "not scored again"
     assert not Path(run.folder, "predictions-test.jsonl").exists()
