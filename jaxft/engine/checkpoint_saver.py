@@ -12,7 +12,10 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 # Named in the documentation of `MemoryOptions`, and exported nowhere (0.12.8).
-from orbax.checkpoint._src.serialization.types import TransferPriority
+from orbax.checkpoint._src.serialization.types import (
+    DefaultSerializationStatusCallback,
+    TransferPriority,
+)
 
 from jaxft.engine.checkpoint_leaves import begin_checksum, describe, sealed
 
@@ -21,12 +24,11 @@ PIECE = 16 << 20  # bytes of an array or several that are written at a time besi
 REST = 4.0  # how long the writer then rests, in the time that the piece took
 
 
-class Pace:
+class Pace(DefaultSerializationStatusCallback):
     """Rests between the pieces of a save, for steps that compute on the cores that write it.
 
     A step on a CPU waits for the last of its cores: a core that a save takes for 0.3 s holds the
-    whole step up for as long. With rests the same work is spread over many steps. It is what Orbax
-    calls a status callback.
+    whole step up for as long. With rests the same work is spread over many steps.
     """
 
     def __init__(self) -> None:
@@ -50,15 +52,9 @@ class Pace:
         """Every array is written in its turn; what is saved is a copy, so that none is urgent."""
         return TransferPriority.ASYNCHRONOUS_DEPRIORITIZED
 
-    def on_transfer_start(self, _: Any) -> None:
-        """Nothing: Orbax does not call it."""
-
     def on_transfer_end(self, _: Any) -> None:
         """The writing of a piece begins, said of each of its arrays."""
         self._piece.began = time.perf_counter()
-
-    def on_write_start(self, _: Any) -> None:
-        """Nothing: Orbax does not call it."""
 
     def on_write_end(self, _: Any) -> None:
         """A piece is written, said of each of its arrays: the first one rests for all."""
