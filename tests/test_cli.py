@@ -329,3 +329,9 @@ def test_a_closed_pipe_is_no_traceback(words):
         check=False,
     )
     assert done.stderr == ""
+
+
+def test_a_report_imports_no_jax():
+    """It reads JSON and writes a page: no accelerator is woken for that."""
+    code = "import sys, jaxft.report.page, jaxft.report.page_json; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

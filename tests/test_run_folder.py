@@ -11,7 +11,7 @@ import textwrap
 import pytest
 
 from jaxft import files
-from jaxft.engine import run_folder
+from jaxft.engine.process import environment
 from jaxft.engine.run_folder import check_run, create_run, open_run
 from jaxft.errors import UserError
 
@@ -30,7 +30,7 @@ def content(folder: pathlib.Path) -> dict[str, bytes | None]:
 
 
 def test_a_new_run_is_complete_and_reads_back(tmp_path):
-    facts = run_folder.facts() | {"command": ["jaxft", "train"], "steps": 12}
+    facts = environment() | {"command": ["jaxft", "train"], "steps": 12}
     with create_run(CONFIG, "a", tmp_path, resume=True, overwrite=False, facts=facts) as run:
         assert not run.resumed
         assert run.path == tmp_path / "a"

@@ -16,8 +16,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-import jax
-
 from jaxft.cluster import SUPERVISED, find_cluster, join_seconds
 from jaxft.errors import UserError
 
@@ -37,6 +35,8 @@ def start() -> None:
     Raises:
         UserError: the variables or the cluster name no whole set of processes.
     """
+    import jax
+
     if jax.distributed.is_initialized():
         return
     cluster = find_cluster()
@@ -74,6 +74,8 @@ def processes() -> int:
 
 def is_first() -> bool:
     """Whether this process writes and prints for all."""
+    import jax
+
     return jax.process_index() == 0
 
 
@@ -157,6 +159,8 @@ def _gather(text: str, *, patient: bool) -> list[str]:
 
 def _get(key: str, process: int, end: float | None = None) -> str:
     """What a process sets, however late, or until some time; its death ends this process too."""
+    import jax
+
     while True:
         seconds = COMPARE_SECONDS if end is None else max(end - time.monotonic(), 0.1)
         try:

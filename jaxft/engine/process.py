@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
+import platform
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -98,3 +102,21 @@ def stop_signals() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def environment() -> dict[str, Any]:
+    """The versions, devices and machine of this process, as `run.json` records them."""
+    packages = ["jaxft", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain"]
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    device = jax.devices()[0]
+    return {
+        "versions": {**versions, "python": platform.python_version()},
+        "devices": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": jax.device_count(),
+            "processes": jax.process_count(),
+        },
+        "host": socket.gethostname(),
+        "system": platform.platform(),
+    }

@@ -6,15 +6,11 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
-import platform
-import socket
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-import jax
 import yaml
 from etils import epath
 
@@ -190,9 +186,9 @@ def create_run(
         dir: the folder that holds runs.
         resume: go on with the run that is there, or start it where there is none.
         overwrite: move the run that is there to `NAME.old-TIME`; `discard_old` deletes it.
-        facts: for `run.json`: `facts()` and the command, the resolved durations, the checkpoint's
-            commit, the data's fingerprints. The first start's stay; a resume adds its own under
-            `resumed`.
+        facts: for `run.json`: `environment()` and the command, the resolved durations, the
+            checkpoint's commit, the data's fingerprints. The first start's stay; a resume adds its
+            own under `resumed`.
 
     Raises:
         UserError: as `check_run`; or a living process, named, trains in that folder.
@@ -266,24 +262,6 @@ def _runs_in(folder: epath.Path) -> list[str]:
     if not folder.is_dir():
         return []
     return sorted(entry.name for entry in folder.iterdir() if (entry / RUN_FILE).exists())
-
-
-def facts() -> dict[str, Any]:
-    """What a run was made with: versions, devices, machine."""
-    packages = ["jaxft", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain"]
-    versions = {name: importlib.metadata.version(name) for name in packages}
-    device = jax.devices()[0]
-    return {
-        "versions": {**versions, "python": platform.python_version()},
-        "devices": {
-            "platform": device.platform,
-            "kind": device.device_kind,
-            "count": jax.device_count(),
-            "processes": jax.process_count(),
-        },
-        "host": socket.gethostname(),
-        "system": platform.platform(),
-    }
 
 
 def _now() -> str:

@@ -17,8 +17,8 @@ from jaxft.config import Config, changed_keys, load_config, parse_config, to_yam
 from jaxft.engine.auto_freeze import freezes_itself
 from jaxft.engine.auto_rates import measures_rates
 from jaxft.engine.build import Build, build
-from jaxft.engine.process import prepare_process
-from jaxft.engine.run_folder import facts, run_path
+from jaxft.engine.process import environment, prepare_process
+from jaxft.engine.run_folder import run_path
 from jaxft.engine.study_folder import (
     STUDY_FILE,
     StudyFolder,
@@ -112,7 +112,7 @@ def study(
     console.print(batch_line(parts[0].builds[0]), highlight=False)
     console.print(parts_table(told))
     about = {
-        **facts(),
+        **environment(),
         "command": list(command),
         "metric": metric,
         "vary": {key: list(values) for key, values in vary.items()},

@@ -15,8 +15,7 @@ from jaxft.config import Config
 from jaxft.data.loader import batches
 from jaxft.engine.build import Build
 from jaxft.engine.mesh import batch_sharding, place_batch
-from jaxft.engine.process import prepare_process
-from jaxft.engine.run_folder import facts
+from jaxft.engine.process import environment, prepare_process
 from jaxft.engine.study import Study, make_parts
 from jaxft.engine.study_folder import check_one_process, check_study, create_study
 from jaxft.engine.study_members import make_members
@@ -72,7 +71,7 @@ def lr_range(
     check_study(name, config.run.dir, resume=False, overwrite=overwrite)
     parts, _ = make_parts(members)
     about = {
-        **facts(),
+        **environment(),
         "command": list(command),
         "metric": "loss",
         "vary": {key: list(values) for key, values in vary.items()},

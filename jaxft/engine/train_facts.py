@@ -12,8 +12,8 @@ from jaxft.engine.build_mixture import describe_mixture
 from jaxft.engine.cost import step_flops
 from jaxft.engine.inputs import describe_split
 from jaxft.engine.inputs_warnings import split_warnings
+from jaxft.engine.process import environment
 from jaxft.engine.remat import with_remat
-from jaxft.engine.run_folder import facts
 from jaxft.engine.trained import best_metric
 from jaxft.layerwise.phases import Phase
 from jaxft.report.numbers import count
@@ -31,7 +31,7 @@ def run_json(built: Build, command: Sequence[str]) -> dict[str, Any]:
         split["warnings"] = warned[split["split"]]
     data[0]["drawn"] = describe_mixture(built.config, train, built.plan.mixture)
     return {
-        **facts(),
+        **environment(),
         "command": list(command),
         "checkpoint": {
             "asked": source.asked,
