@@ -1,6 +1,6 @@
 """Files and folders in buckets, as they are on this machine: brought here, and put back.
 
-Buckets are `gs://...`, and what else etils.epath knows; the extra `[gcs]` has their client.
+Buckets are `gs://...`; the extra `[gcs]` has their client.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import pathlib
 import re
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import fsspec
 from etils import epath
 
 from jaxft.errors import UserError
-from jaxft.files import cache_dir, commit, is_bucket, is_committed, lock
+from jaxft.files import cache_dir, check_inside, commit, is_bucket, is_committed, lock
 
 # Others write into the same folders (TensorStore, other hosts), which a list that is kept would
 # not show. It is read when the first client is made.
@@ -53,7 +53,8 @@ def fetched(path: epath.PathLike) -> pathlib.Path:
     """`path` on this machine: itself, or of a file or folder in a bucket a copy in the cache.
 
     Raises:
-        UserError: there is nothing in the bucket under this name, or no right to it.
+        UserError: there is nothing in the bucket under this name, or no right to it; an object
+            there is named so that it would be written outside the cache.
     """
     if not is_bucket(path):
         return pathlib.Path(path)
@@ -67,14 +68,27 @@ def fetched(path: epath.PathLike) -> pathlib.Path:
         key = hashlib.sha256(repr((root, versions)).encode()).hexdigest()[:16]
         folder = cache_dir() / "buckets" / key
         top = folder / pathlib.PurePosixPath(root).name
+        targets = {root: top} if whole else _targets(found, root, top)
+        check_inside(top, folder, str(path))
         with lock(folder.with_suffix(".lock"), timeout=-1):
             if not is_committed(folder):
-                for name in found:
-                    target = top / name[len(root) :].lstrip("/") if not whole else top
+                for name, target in targets.items():
                     target.parent.mkdir(parents=True, exist_ok=True)
                     client.get_file(name, str(target))
                 commit(folder)
     return top
+
+
+def _targets(names: Iterable[str], root: str, top: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Where each object below `root` goes in the folder `top`.
+
+    Raises:
+        UserError: an object's name, which may hold any text, leads out of that folder.
+    """
+    targets = {name: top / name[len(root) :].lstrip("/") for name in names}
+    for name, target in targets.items():
+        check_inside(target, top, name)
+    return targets
 
 
 def _version(about: dict[str, Any]) -> str:

@@ -19,12 +19,39 @@ from etils import epath
 from jaxft.errors import UserError
 
 _ASIDE = re.compile(r"^\.(.+)\.\d+\.tmp$")  # see `_aside`
+BUCKET = "gs://"
 COMMITTED = "COMMITTED"  # a folder without this file is half-written and never read
 
 
 def is_bucket(path: epath.PathLike) -> bool:
-    """Whether `path` is in a bucket (`gs://...`), where nothing can be renamed or locked."""
-    return "://" in os.fspath(path)
+    """Whether `path` is in a bucket (`gs://...`), where nothing can be renamed or locked.
+
+    Raises:
+        UserError: it is an address of another kind, `http://...` or `zip://...::...`, which a
+            config from a stranger could have this machine open.
+    """
+    text = os.fspath(path)
+    if "://" not in text:
+        return False
+    if not text.startswith(BUCKET) or "::" in text:
+        raise UserError(
+            f"'{text}' is neither a path on this machine nor one in a bucket.",
+            f"Addresses begin with {BUCKET}; copy what is elsewhere here first.",
+        )
+    return True
+
+
+def check_inside(path: pathlib.Path, folder: pathlib.Path, name: str) -> None:
+    """Raise a UserError where `path` does not stay below `folder`, with its links followed.
+
+    Args:
+        path: a path that follows from a name in somebody else's file or bucket.
+        folder: the folder that it belongs to.
+        name: the name as it was given, for the message.
+    """
+    top, resolved_path = folder.resolve(), path.resolve()
+    if resolved_path == top or not resolved_path.is_relative_to(top):
+        raise UserError(f"'{name}' leads out of the folder it belongs to.", "Nothing was written.")
 
 
 def place(path: epath.PathLike) -> pathlib.Path:

@@ -169,6 +169,25 @@ def test_rows_come_from_the_files_of_a_pattern(server):
     assert [row["n"] for row in again.rows(range(3))] == [1, 3, 10]
 
 
+@pytest.mark.parametrize("name", ["evil/../../../slipped", "evil//../..//../slipped", "evil/a/.."])
+def test_an_object_that_leads_out_of_the_cache_is_refused(server, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("JAXFT_CACHE", str(tmp_path / "one" / "two" / "cache"))
+    monkeypatch.setitem(server.objects, BUCKET, {})
+    server.put(BUCKET, "evil/config.json", b"{}")
+    server.put(BUCKET, name, b"PWNED")
+    with pytest.raises(UserError, match=f"'{BUCKET}/{name}' leads out of the folder"):
+        fetched(f"gs://{BUCKET}/evil")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_an_address_that_ends_above_its_cache_is_refused(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXFT_CACHE", str(tmp_path / "cache"))
+    server.put(BUCKET, "up/../config.json", b"PWNED")
+    with pytest.raises(UserError, match=r"'gs://jaxft-test/up/..' leads out of the folder"):
+        fetched(f"gs://{BUCKET}/up/..")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -177,6 +196,12 @@ def test_rows_come_from_the_files_of_a_pattern(server):
         (["run.dir=gs://nobodys/runs"], "cannot be written to: there is no such bucket or file."),
         (["data.train=csv:gs://closed/r.csv"], "gs://closed/r.csv cannot be reached: Forbidden"),
         (["data.train=csv:gs://jaxft-test/r.csv"], "There is nothing at gs://jaxft-test/r.csv."),
+        (
+            ["data.train=csv:http://127.0.0.1:1/r.csv"],
+            "neither a path on this machine nor one in a",
+        ),
+        (["model.checkpoint=zip://model::evil.zip"], "'zip://model::evil.zip' is neither a path"),
+        (["run.dir=file:///anywhere"], "'file:///anywhere' is neither a path on this machine nor"),
         (["data.train=hf:gs://jaxft-test/rows"], "of a bucket files are read, and no folders."),
         (["model.checkpoint=gs://closed/model"], "gs://closed/model cannot be reached: Forbidden"),
     ],

@@ -150,3 +150,33 @@ def test_buckets_are_told_from_folders(tmp_path):
     assert str(files.place("gs://bucket/run") / "a") == "gs://bucket/run/a"
     assert type(files.place(str(tmp_path))) is type(tmp_path)
     assert files.resolved(tmp_path / "b" / ".." / "a") == tmp_path / "a"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://example.org/rows.csv",
+        "file:///etc/passwd",
+        "memory://rows.csv",
+        "zip://model::evil.zip",
+        "simplecache::gs://bucket/rows.csv",
+        "gs://bucket/rows.csv::file:///etc/passwd",
+        "://",
+    ],
+)
+def test_an_address_of_another_kind_is_refused(address):
+    with pytest.raises(UserError, match=r"neither a path .* nor one in a bucket.*gs://"):
+        files.is_bucket(address)
+    with pytest.raises(UserError, match="neither a path"):
+        files.place(address)
+
+
+def test_a_path_is_inside_with_its_links_followed(tmp_path):
+    folder = tmp_path / "folder"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "out").symlink_to(tmp_path)
+    (folder / "in").symlink_to(folder / "sub")
+    files.check_inside(folder / "in" / "a", folder, "in/a")
+    for name in (".", "sub/..", "..", "../folder2/a", "out/a", "/etc/passwd"):
+        with pytest.raises(UserError, match=f"'{name}' leads out of the folder"):
+            files.check_inside(folder / name, folder, name)

@@ -126,14 +126,14 @@ def run_path(name: str, dir: epath.PathLike) -> epath.Path:
     """The folder of the run `name` in `dir`.
 
     Raises:
-        UserError: `name` is not a plain folder name.
+        UserError: `name` is not a plain folder name, or `dir` is an address of no bucket.
     """
     if name in ("", ".", "..") or "/" in name or "\\" in name or ".old-" in name:
         raise UserError(
             f"run.name: '{name}' cannot be a folder's name.",
             "Leave out '/', '\\' and '.old-'; set run.dir for another place.",
         )
-    return epath.Path(dir) / name
+    return epath.Path(files.place(dir)) / name
 
 
 def check_run(name: str, dir: epath.PathLike, *, resume: bool, overwrite: bool) -> bool:
@@ -245,7 +245,7 @@ def open_run(path: epath.PathLike) -> RunFolder:
     Raises:
         UserError: `path` is no run folder; runs near it are named.
     """
-    folder = epath.Path(path)
+    folder = epath.Path(files.place(path))
     with reached(path):
         if (folder / RUN_FILE).exists():
             return RunFolder(folder, resumed=True)
