@@ -65,6 +65,15 @@ def resolved(path: epath.PathLike) -> pathlib.Path:
     return found if is_bucket(found) else found.resolve()
 
 
+def check_no_link(path: epath.PathLike) -> None:
+    """Raise a UserError where what is to be replaced, and deleted later, is a link."""
+    if os.path.islink(path):
+        raise UserError(
+            f"{path} is a link, which --overwrite does not replace.",
+            f"Give the folder itself ({os.path.realpath(path)}), or take the link away.",
+        )
+
+
 @contextlib.contextmanager
 def written_aside(path: epath.PathLike) -> Iterator[pathlib.Path]:
     """A local path to write to, which becomes `path` when the block ends without an error.

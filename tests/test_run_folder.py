@@ -13,6 +13,7 @@ import pytest
 from jaxft import files
 from jaxft.engine.process import environment
 from jaxft.engine.run_folder import check_run, create_run, open_run
+from jaxft.engine.study_folder import check_study
 from jaxft.errors import UserError
 
 CONFIG = {"run": {"name": "a"}, "optimizer": {"lr": 5e-5}, "groups": [{"name": "köpf"}]}
@@ -127,6 +128,53 @@ def test_overwrite_sets_the_old_run_aside_until_the_new_one_is_saved(tmp_path):
     assert open_run(tmp_path / "a").read_json("run.json")["steps"] == 2
 
 
+FOREIGN = ["../thesis/run", "{}/thesis/run", "b", "b.old-2026-01-01T000000Z", "", ".", 5, True, []]
+FOREIGN += ["a.old-x", "a.old-2026-01-01T000000Z/../b", "a.old-2026-01-01T000000Z\n", {"a": 1}]
+
+
+@pytest.mark.parametrize("old", FOREIGN)
+def test_a_run_file_that_would_delete_another_folder_is_refused(tmp_path, old):
+    folder = tmp_path / "runs"
+    for path in (tmp_path / "thesis" / "run", folder / "b", folder / "b.old-2026-01-01T000000Z"):
+        path.mkdir(parents=True)
+        (path / "run.json").write_text("{}")
+        (path / "thesis.tex").write_text("years of work")
+    with create(folder) as run:
+        old = old.format(tmp_path) if isinstance(old, str) else old
+        run.update(replaces=old, state="stopped")
+        before = content(tmp_path)
+        with pytest.raises(UserError, match=r"run\.json: .* is no run that this one has set aside"):
+            run.discard_old()
+        assert content(tmp_path) == before
+    before = content(tmp_path)
+    with pytest.raises(UserError, match=r"Set 'replaces' to null; nothing was deleted"):
+        create(folder, resume=True)
+    assert content(tmp_path) == before
+
+
+def test_a_link_in_place_of_the_old_run_is_refused(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "run.json").write_text("{}")
+    with create(tmp_path) as run:
+        (tmp_path / "a.old-2026-01-01T000000Z").symlink_to(tmp_path / "thesis")
+        run.update(replaces="a.old-2026-01-01T000000Z")
+        before = content(tmp_path)
+        with pytest.raises(UserError, match="is no run that this one has set aside"):
+            run.discard_old()
+        assert content(tmp_path) == before
+
+
+def test_a_link_is_refused_before_it_would_be_replaced(tmp_path):
+    create(tmp_path / "scratch").close()
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "a").symlink_to(tmp_path / "scratch" / "a")
+    before = content(tmp_path)
+    with pytest.raises(UserError, match=r"runs/a is a link, which --overwrite does not replace"):
+        create(tmp_path / "runs", overwrite=True)
+    assert content(tmp_path) == before
+    create(tmp_path / "runs", resume=True).close()
+
+
 def test_overwrite_where_nothing_is_makes_a_run(tmp_path):
     with create(tmp_path, overwrite=True) as run:
         run.discard_old()
@@ -188,3 +236,12 @@ def test_json_is_written_whole_and_never_as_nan(tmp_path):
         with pytest.raises(ValueError, match="not JSON compliant"):
             run.write_json("result.json", {"accuracy": float("nan")})
         assert json.loads((run.path / "result.json").read_text())["note"] == "schön"
+
+
+def test_a_study_that_is_a_link_is_refused_before_it_would_be_replaced(tmp_path):
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "scratch" / "study.json").write_text("{}")
+    (tmp_path / "a").symlink_to(tmp_path / "scratch")
+    with pytest.raises(UserError, match=r"a is a link, which --overwrite does not replace"):
+        check_study("a", tmp_path, resume=False, overwrite=True)
+    assert check_study("a", tmp_path, resume=True, overwrite=False)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -22,6 +24,7 @@ from jaxft.errors import UserError, did_you_mean
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
 LOCK_FILE = "run.lock"
+SET_ASIDE = r"\.old-\d{4}-\d\d-\d\dT\d{6}Z"  # what `_set_aside` adds to a run's name
 # What a kill may leave behind, whole or half-written, of a run that was about to be made.
 _LEFT = {CONFIG_FILE, LOCK_FILE, f"{LOCK_FILE}.owner", RUN_FILE}
 
@@ -107,12 +110,28 @@ class RunFolder:
         if is_first():
             self.write_json(RUN_FILE, {**self.read_json(RUN_FILE), **facts})
 
+    def replaced(self) -> epath.Path | None:
+        """Where the run that this one replaces was set aside; None where it replaces none.
+
+        Raises:
+            UserError: `run.json`, which may come from somebody else, names another folder.
+        """
+        old = self.read_json(RUN_FILE).get("replaces")
+        if old is None:
+            return None
+        own = isinstance(old, str) and re.fullmatch(re.escape(self.name) + SET_ASIDE, old)
+        if own and not os.path.islink(self.path.parent / old):
+            return self.path.parent / old
+        raise UserError(
+            f"{self.path / RUN_FILE}: {str(old)[:200]!r} is no run that this one has set aside.",
+            "Set 'replaces' to null; nothing was deleted.",
+        )
+
     def discard_old(self) -> None:
         """Deletes the run that this one replaced; to be called after the first save."""
-        old = self.read_json(RUN_FILE).get("replaces") if is_first() else None
-        if old is None:
+        folder = self.replaced() if is_first() else None
+        if folder is None:
             return
-        folder = self.path.parent / old
         if (folder / RUN_FILE).exists():
             folder.rmtree()
         self.update(replaces=None)
@@ -146,7 +165,8 @@ def check_run(name: str, dir: epath.PathLike, *, resume: bool, overwrite: bool) 
         overwrite: replace the run that is there.
 
     Raises:
-        UserError: the folder holds something, and the flags do not say what to do with it.
+        UserError: the folder holds something, and the flags do not say what to do with it; it is
+            a link and would be replaced; `run.json` would have a foreign folder deleted.
     """
     path = run_path(name, dir)
     if resume and overwrite:
@@ -157,6 +177,10 @@ def check_run(name: str, dir: epath.PathLike, *, resume: bool, overwrite: bool) 
                 f"{path} already holds a run.",
                 "Add --resume to go on with it, --overwrite to replace it, or set run.name.",
             )
+        if resume:
+            RunFolder(path).replaced()
+        else:
+            files.check_no_link(path)
         return resume
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file.", "Set run.name or run.dir.")

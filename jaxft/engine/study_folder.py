@@ -113,6 +113,8 @@ def check_study(name: str, dir: epath.PathLike, *, resume: bool, overwrite: bool
                 f"{path} already holds a study.",
                 "Add --resume to go on with it, --overwrite to replace it, or set --name.",
             )
+        if overwrite:
+            files.check_no_link(path)
         return resume
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file.", "Set --name or run.dir.")
