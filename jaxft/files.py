@@ -7,10 +7,13 @@ import hashlib
 import os
 import pathlib
 import re
+import secrets
 import shlex
 import socket
+import stat
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator
 
 import filelock
@@ -18,9 +21,14 @@ from etils import epath
 
 from jaxft.errors import UserError
 
-_ASIDE = re.compile(r"^\.(.+)\.\d+\.tmp$")  # see `_aside`
 BUCKET = "gs://"
+_ASIDE = re.compile(r"^\.(.+)\.[0-9a-f]+\.tmp$")  # see `written_aside`
 COMMITTED = "COMMITTED"  # a folder without this file is half-written and never read
+# What jaxft writes where a person says is known again by these bytes near its beginning.
+HTML_MARK = b'<meta name="generator" content="jaxft'
+PNG_MARK = b"tEXtSoftware\0jaxft"
+_MARK_WITHIN = 4096  # bytes
+_PNG_HEAD = 33  # bytes: the signature and the chunk IHDR, which has to be the first
 
 
 def is_bucket(path: epath.PathLike) -> bool:
@@ -85,7 +93,8 @@ def written_aside(path: epath.PathLike) -> Iterator[pathlib.Path]:
         path: where the file shall be; its folder is made.
 
     Raises:
-        UserError: the disk is full, or may not be written to.
+        UserError: the disk is full, or may not be written to; `path` is a link, a device, a
+            folder or anything else than a regular file.
     """
     target = epath.Path(path)
     with contextlib.ExitStack() as cleanup:
@@ -96,13 +105,15 @@ def written_aside(path: epath.PathLike) -> Iterator[pathlib.Path]:
                 yield aside
                 epath.Path(aside).copy(target, overwrite=True)
             else:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                aside = pathlib.Path(target.parent / _aside(target.name))
+                local = pathlib.Path(target)
+                check_regular(local)
+                local.parent.mkdir(parents=True, exist_ok=True)
+                aside = local.with_name(f".{local.name}.{secrets.token_hex(8)}.tmp")
+                mode = create_file(aside)
                 cleanup.callback(aside.unlink, missing_ok=True)
                 yield aside
-                with aside.open("rb") as written:  # the bytes first, then the name
-                    os.fsync(written.fileno())
-                os.replace(aside, target)
+                settle_file(aside, mode)
+                replace_file(aside, local)
         except OSError as error:
             reason = error.strerror or str(error)
             raise UserError(f"{target} could not be written: {reason}.") from error
@@ -122,9 +133,112 @@ def write_atomic(path: epath.PathLike, content: bytes | str) -> None:
         aside.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def _aside(name: str) -> str:
-    """What a file is called while this process writes it."""
-    return f".{name}.{os.getpid()}.tmp"
+def create_file(path: pathlib.Path) -> int:
+    """Makes an empty file where nothing is, and gives its mode: what the umask leaves of 0666.
+
+    Raises:
+        OSError: something has that name already, a link to nowhere too.
+    """
+    made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(made).st_mode)
+    finally:
+        os.close(made)
+
+
+def settle_file(path: pathlib.Path, mode: int) -> None:
+    """Puts a file's bytes on the disk, so that its name may follow, and gives it `mode`.
+
+    A library that writes by renaming leaves a mode of its own.
+
+    Raises:
+        OSError: the disk fails, or a link has taken the file's place.
+    """
+    written = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        os.fchmod(written, mode)
+        os.fsync(written)
+    finally:
+        os.close(written)
+
+
+def replace_file(aside: pathlib.Path, target: pathlib.Path) -> None:
+    """Renames a whole file to `target`, over a regular file and nothing else.
+
+    Raises:
+        UserError: `target` is a link, a device, a folder or anything else.
+        OSError: it may not be renamed.
+    """
+    check_regular(target)
+    os.replace(aside, target)
+
+
+def check_regular(path: pathlib.Path) -> None:
+    """Raises a UserError where something that is not a regular file has the name of an output.
+
+    A symbolic link is refused, not followed and not replaced: what it leads to may be anything.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(mode):
+        raise UserError(
+            f"{path} is a symbolic link, which is neither followed nor replaced.",
+            "Name the file that it leads to, or delete the link.",
+        )
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a device, a pipe or a socket"
+        raise UserError(f"{path} is {kind}, not a file that can be replaced.", "Name another file.")
+
+
+def has_mark(path: epath.PathLike, mark: bytes) -> bool:
+    """Whether a file holds `mark` near its beginning, and so is one that jaxft wrote."""
+    with epath.Path(path).open("rb") as file:
+        return mark in file.read(_MARK_WITHIN)
+
+
+def check_output(path: epath.PathLike, mark: bytes, option: str) -> None:
+    """Raises a UserError where an output that a person named would replace what is not ours.
+
+    Args:
+        path: the file that is to be written.
+        mark: what an earlier output of this kind holds near its beginning.
+        option: how the person named it, such as `--out`.
+    """
+    if not is_bucket(path):
+        check_regular(pathlib.Path(path))
+    if epath.Path(path).exists() and not has_mark(path, mark):
+        raise UserError(
+            f"{option}: {path} is there already and was not written by jaxft.",
+            f"Choose another name for {option}, or delete the file.",
+        )
+
+
+def write_output(path: epath.PathLike, content: bytes | str, mark: bytes, option: str) -> None:
+    """Writes a file where a person said, whole, and over nothing but an earlier one of ours.
+
+    Args:
+        path, mark, option: see `check_output`; the file's folder is made.
+        content: bytes or text with `mark` near its beginning.
+
+    Raises:
+        UserError: see `check_output` and `write_atomic`.
+    """
+    check_output(path, mark, option)
+    write_atomic(path, content)
+
+
+def marked_png(content: bytes) -> bytes:
+    """A PNG with a text chunk that says that jaxft wrote it."""
+    length = (len(PNG_MARK) - 4).to_bytes(4, "big")  # without the chunk's type
+    chunk = length + PNG_MARK + zlib.crc32(PNG_MARK).to_bytes(4, "big")
+    return content[:_PNG_HEAD] + chunk + content[_PNG_HEAD:]
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file's name is one under which a process that was killed left it half-written."""
+    return _ASIDE.fullmatch(name) is not None
 
 
 def names_in(folder: epath.PathLike) -> set[str]:

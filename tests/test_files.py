@@ -1,11 +1,14 @@
 """Files are whole or not there; a lock names who holds it."""
 
+import io
 import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from jaxft import files
 from jaxft.errors import UserError
@@ -17,6 +20,94 @@ def test_a_file_is_replaced_whole(tmp_path):
     files.write_atomic(path, "zweites: ü".encode())
     assert path.read_text(encoding="utf-8") == "zweites: ü"
     assert os.listdir(path.parent) == ["a.json"]
+
+
+def test_what_is_written_has_the_mode_that_the_umask_leaves(tmp_path):
+    code = """
+        import os, sys
+        from jaxft import files
+        os.umask(0o027)
+        with files.written_aside(sys.argv[1]) as aside:
+            aside.unlink()  # as a library that writes by renaming
+            os.close(os.open(aside, os.O_CREAT | os.O_WRONLY, 0o600))
+        print(oct(os.stat(sys.argv[1]).st_mode & 0o777))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "a")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("0o640\n", "")
+
+
+def test_a_link_that_was_laid_in_wait_is_not_followed(tmp_path, monkeypatch):
+    victim, shared = tmp_path / "victim", tmp_path / "shared"
+    victim.write_text("mine")
+    shared.mkdir()
+    (shared / f".page.html.{os.getpid()}.tmp").symlink_to(victim)
+    files.write_atomic(shared / "page.html", "page")
+    assert victim.read_text() == "mine"
+    assert not (shared / "page.html").is_symlink()
+    monkeypatch.setattr(files.secrets, "token_hex", lambda count: "guessed")
+    (shared / ".page.html.guessed.tmp").symlink_to(victim)
+    with pytest.raises(UserError, match=r"page\.html could not be written: File exists"):
+        files.write_atomic(shared / "page.html", "again")
+    assert victim.read_text() == "mine"
+    assert (shared / "page.html").read_text() == "page"
+
+
+def make_link(path):
+    (path.parent / "led_to").write_text("mine")
+    path.symlink_to(path.parent / "led_to")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (make_link, "a is a symbolic link, which is neither followed nor replaced. Name the file"),
+        (lambda path: path.symlink_to("nowhere"), "a is a symbolic link"),
+        (lambda path: os.mkfifo(path), "a is a device, a pipe or a socket"),
+        (lambda path: path.mkdir(), "a is a folder"),
+    ],
+    ids=["link", "link to nothing", "pipe", "folder"],
+)
+def test_only_a_regular_file_is_replaced(make, said, tmp_path):
+    make(tmp_path / "a")
+    before = os.lstat(tmp_path / "a")
+    there = sorted(os.listdir(tmp_path))
+    with pytest.raises(UserError, match=said):
+        files.write_atomic(tmp_path / "a", "new")
+    after = os.lstat(tmp_path / "a")
+    assert (after.st_ino, after.st_mode) == (before.st_ino, before.st_mode)
+    assert sorted(os.listdir(tmp_path)) == there
+    if (tmp_path / "led_to").exists():
+        assert (tmp_path / "led_to").read_text() == "mine"
+
+
+def test_a_device_is_not_replaced():
+    with pytest.raises(UserError, match=r"/dev/null is a device, a pipe or a socket"):
+        files.check_regular(Path("/dev/null"))
+
+
+def test_an_output_replaces_only_an_earlier_one(tmp_path):
+    path = tmp_path / "out.html"
+    page = files.HTML_MARK + b">first"
+    files.write_output(path, page, files.HTML_MARK, "--out")
+    files.write_output(path, page + b" and second", files.HTML_MARK, "--out")
+    assert path.read_bytes() == page + b" and second"
+    path.write_text("<html>mine</html>")
+    with pytest.raises(UserError, match=r"--out: .*out\.html is there already and was not written"):
+        files.write_output(path, page, files.HTML_MARK, "--out")
+    assert path.read_text() == "<html>mine</html>"
+
+
+def test_a_marked_png_is_the_same_picture(tmp_path):
+    image = Image.radial_gradient("L")
+    plain = io.BytesIO()
+    image.save(plain, "PNG", icc_profile=bytes(10_000))
+    (tmp_path / "a.png").write_bytes(files.marked_png(plain.getvalue()))
+    assert files.has_mark(tmp_path / "a.png", files.PNG_MARK)
+    with Image.open(tmp_path / "a.png") as again:
+        again.load()
+        assert again.info["Software"] == "jaxft"
+        assert again.tobytes() == image.tobytes()
 
 
 def write_half(path):

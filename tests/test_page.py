@@ -1,12 +1,19 @@
 """The page of a run: complete in itself, escaped, and never broken by a file that is."""
 
+import base64
+import html
+import io
 import json
+import os
 import re
 
 import pytest
+from PIL import Image
 from synthetic_run import write_json, write_run
 
+from jaxft.cli import main
 from jaxft.errors import UserError
+from jaxft.report import page_png
 from jaxft.report.page import spans, write_page
 from jaxft.report.page_classes import confusion, worst_mistakes
 from jaxft.report.page_figures import figures, smooth
@@ -118,6 +125,32 @@ def test_the_figures_hold_the_events(run):
     assert [line["unlisted"] for line in fan] == [False, True, True, True, False]
 
 
+def test_a_page_replaces_an_earlier_page_and_nothing_else(run, tmp_path):
+    out = tmp_path / "page.html"
+    page_of(run, out=out)
+    page_of(run, out=out)
+    table = tmp_path / "rows.csv"
+    table.write_text("text,label\n")
+    with pytest.raises(UserError, match=r"--out: .*rows\.csv is there already.*delete the file"):
+        write_page([run], table)
+    assert table.read_text() == "text,label\n"
+
+
+def test_a_page_is_not_written_over_a_link_or_a_device(run, tmp_path, capsys):
+    out, other = tmp_path / "page.html", tmp_path / "other"
+    page_of(run, out=other)
+    before = other.read_bytes()
+    out.symlink_to(other)
+    assert main(["report", str(run), "--out", str(out)]) == 2
+    assert "page.html is a symbolic link" in capsys.readouterr().err
+    assert out.is_symlink()
+    assert other.read_bytes() == before
+    os.mkfifo(tmp_path / "pipe")
+    assert main(["report", str(run), "--out", str(tmp_path / "pipe")]) == 2
+    assert "pipe is a device, a pipe or a socket" in capsys.readouterr().err
+    assert (tmp_path / "pipe").is_fifo()
+
+
 def test_the_metric_that_chose_the_best_comes_first(run):
     about = json.loads((run / "run.json").read_text())
     write_json(run / "run.json", {**about, "best_metric": "f1"})
@@ -212,6 +245,26 @@ def test_json_has_the_scores_and_every_figure(run, tmp_path):
     assert both["differences"]["optimizer.lr"] == ["0.0001", "0.0003"]
     assert both["runs"][0]["result"] is None
     assert "has no result.json" in both["runs"][0]["problems"][0]
+
+
+def test_figures_as_files_replace_earlier_figures_and_nothing_else(run, tmp_path, monkeypatch):
+    picture = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(picture, "PNG")
+    uri = f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
+
+    def draw(page):
+        told = json.dumps(dict.fromkeys(figures_in(page), uri))
+        return f'<pre id="drawn">{html.escape(told)}</pre>'
+
+    monkeypatch.setattr(page_png, "run_page", draw)
+    paths = write_pngs([run], tmp_path / "figures")
+    assert write_pngs([run], tmp_path / "figures") == paths
+    paths[0].unlink()
+    paths[1].write_bytes(picture.getvalue())  # a picture of somebody's
+    with pytest.raises(UserError, match=f"--png: .*{paths[1].name} is there already"):
+        write_pngs([run], tmp_path / "figures")
+    assert paths[1].read_bytes() == picture.getvalue()
+    assert not paths[0].exists()  # nothing is written before all may be
 
 
 def test_figures_as_files_need_a_browser(run, tmp_path, monkeypatch):

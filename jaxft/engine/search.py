@@ -23,7 +23,7 @@ from rich.progress import Progress
 from jaxft.data.image import decode
 from jaxft.data.sources_images import ENDINGS, images_below
 from jaxft.engine.process import prepare_process
-from jaxft.engine.search_sheet import write_sheet
+from jaxft.engine.search_sheet import check_sheet, write_sheet
 from jaxft.engine.trained import Trained, open_trained
 from jaxft.errors import UserError
 from jaxft.files import cache_dir, written_aside
@@ -80,8 +80,8 @@ def search(
     # ------------------------------------------------------------------ what is asked, and of what
     if (words is None) == (image is None):
         raise UserError("Search for words or for an image: give one of the two.")
-    if out is not None and out.suffix.lower() not in (".png", ".html"):
-        raise UserError(f"The contact sheet '{out}' is neither .png nor .html.")
+    if out is not None:
+        check_sheet(out)
     files = _files_of(images)
     prepare_process()
     trained = open_trained(run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,14 +12,17 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from jaxft.data.image import decode, to_rgb
-from jaxft.files import write_atomic, written_aside
+from jaxft.errors import UserError
+from jaxft.files import HTML_MARK, PNG_MARK, check_output, marked_png, write_output
 from jaxft.tasks.images import picture
 
+MARKS = {".png": PNG_MARK, ".html": HTML_MARK}
 COLUMNS = 5
 SIDE, GAP, LINE = 144, 16, 18  # pixels: of an image, around it, and of a line of text
 MOST_LETTERS = 22  # of a file's name under its image
 PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="generator" content="jaxft"><title>{title}</title><style>
 body {{ font: 14px/1.4 system-ui, sans-serif; margin: 2em; color: #222; background: #fff }}
 ol {{ display: grid; grid-template-columns: repeat(auto-fill, 9em); gap: 1em; padding: 0 }}
 li {{ list-style-position: inside; overflow-wrap: anywhere }}
@@ -27,6 +31,14 @@ img {{ display: block; width: 96px; height: 96px; object-fit: contain }}
 {items}
 </ol></body></html>
 """
+
+
+def check_sheet(path: Path) -> None:
+    """Raises a UserError where no contact sheet can be `path`: its ending, or what is there."""
+    kind = path.suffix.lower()
+    if kind not in MARKS:
+        raise UserError(f"The contact sheet '{path}' is neither .png nor .html.")
+    check_output(path, MARKS[kind], "--out")
 
 
 def write_sheet(path: Path, title: str, matches: Sequence[Mapping[str, Any]]) -> None:
@@ -38,13 +50,15 @@ def write_sheet(path: Path, title: str, matches: Sequence[Mapping[str, Any]]) ->
         matches: `rank`, `similarity` and `file` of each image, the best first.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: it cannot be written, or a file that is not ours has its name.
     """
-    if path.suffix.lower() == ".html":
-        write_atomic(path, _page(title, matches))
+    kind = path.suffix.lower()
+    if kind == ".html":
+        write_output(path, _page(title, matches), MARKS[kind], "--out")
         return
-    with written_aside(path) as aside:
-        _sheet(title, matches).save(aside, "PNG")
+    content = io.BytesIO()
+    _sheet(title, matches).save(content, "PNG")
+    write_output(path, marked_png(content.getvalue()), MARKS[kind], "--out")
 
 
 def _sheet(title: str, matches: Sequence[Mapping[str, Any]]) -> Image.Image:

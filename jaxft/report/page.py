@@ -17,6 +17,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from jaxft import files
+from jaxft.buckets import reached
 from jaxft.errors import UserError
 from jaxft.report import numbers
 from jaxft.report.page_binary import binary_figures
@@ -57,12 +58,15 @@ def write_page(runs: Sequence[Path], out: Path | None = None) -> Path:
         The file that was written.
 
     Raises:
-        UserError: a folder is not a run, or is named twice.
+        UserError: a folder is not a run, or is named twice; what is to be replaced is no page
+            of ours.
     """
     read = read_runs(runs)
     first = files.place(runs[0])
     path = out or (first if len(runs) == 1 else first.parent) / "report.html"
-    files.write_atomic(path, render(read))
+    with reached(path):
+        files.check_output(path, files.HTML_MARK, "--out")  # before the figures are made
+        files.write_output(path, render(read), files.HTML_MARK, "--out")
     return path
 
 

@@ -15,6 +15,7 @@ from jaxft.report.browser import run_page
 from jaxft.report.page import all_figures, fill, read_runs
 from jaxft.report.page_many import told_apart
 
+UNSAFE = r"[^A-Za-z0-9_.-]+"  # in the name of a file
 DRAWN = re.compile(r'<pre id="drawn">(.*?)</pre>', re.DOTALL)
 
 
@@ -23,13 +24,14 @@ def write_pngs(runs: Sequence[Path], folder: Path) -> list[Path]:
 
     Args:
         runs: run folders.
-        folder: made where it is not there; figures that are there already are replaced.
+        folder: made where it is not there; figures of an earlier report are replaced.
 
     Returns:
         The files, `score-loss.png` and so on.
 
     Raises:
-        UserError: a folder is not a run, or is named twice; there is no Chromium.
+        UserError: a folder is not a run, or is named twice; there is no Chromium;
+            a file there has a figure's name and is not ours.
     """
     figures = told_apart(all_figures(read_runs(runs)).all, len(runs))
     found = DRAWN.search(run_page(fill("png", ("drawing", "png"), figures, runs=len(runs))))
@@ -37,9 +39,10 @@ def write_pngs(runs: Sequence[Path], folder: Path) -> list[Path]:
     missing = [figure["id"] for figure in figures if figure["id"] not in pictures]
     if missing:
         raise UserError(f"Chromium drew no {missing[0]}.", "Look at the page: jaxft report RUN.")
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, picture in pictures.items():
-        paths.append(folder / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}.png")
-        files.write_atomic(paths[-1], base64.b64decode(picture.split(",", 1)[1]))
-    return paths
+    paths = {folder / f"{re.sub(UNSAFE, '-', name)}.png": pictures[name] for name in pictures}
+    for path in paths:  # all of them before the first is written
+        files.check_output(path, files.PNG_MARK, "--png")
+    for path, picture in paths.items():
+        content = files.marked_png(base64.b64decode(picture.split(",", 1)[1]))
+        files.write_output(path, content, files.PNG_MARK, "--png")
+    return list(paths)
