@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from jaxft import files
+from jaxft import files_outputs as outputs
 from jaxft.errors import UserError
 
 
@@ -88,13 +89,13 @@ def test_a_device_is_not_replaced():
 
 def test_an_output_replaces_only_an_earlier_one(tmp_path):
     path = tmp_path / "out.html"
-    page = files.HTML_MARK + b">first"
-    files.write_output(path, page, files.HTML_MARK, "--out")
-    files.write_output(path, page + b" and second", files.HTML_MARK, "--out")
+    page = outputs.HTML_MARK + b">first"
+    outputs.write_output(path, page, outputs.HTML_MARK, "--out")
+    outputs.write_output(path, page + b" and second", outputs.HTML_MARK, "--out")
     assert path.read_bytes() == page + b" and second"
     path.write_text("<html>mine</html>")
     with pytest.raises(UserError, match=r"--out: .*out\.html is there already and was not written"):
-        files.write_output(path, page, files.HTML_MARK, "--out")
+        outputs.write_output(path, page, outputs.HTML_MARK, "--out")
     assert path.read_text() == "<html>mine</html>"
 
 
@@ -102,8 +103,8 @@ def test_a_marked_png_is_the_same_picture(tmp_path):
     image = Image.radial_gradient("L")
     plain = io.BytesIO()
     image.save(plain, "PNG", icc_profile=bytes(10_000))
-    (tmp_path / "a.png").write_bytes(files.marked_png(plain.getvalue()))
-    assert files.has_mark(tmp_path / "a.png", files.PNG_MARK)
+    (tmp_path / "a.png").write_bytes(outputs.marked_png(plain.getvalue()))
+    assert outputs.has_mark(tmp_path / "a.png", outputs.PNG_MARK)
     with Image.open(tmp_path / "a.png") as again:
         again.load()
         assert again.info["Software"] == "jaxft"

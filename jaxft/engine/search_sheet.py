@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from jaxft.data.image import decode, to_rgb
 from jaxft.errors import UserError
-from jaxft.files import HTML_MARK, PNG_MARK, check_output, marked_png, write_output
+from jaxft.files_outputs import HTML_MARK, PNG_MARK, check_output, marked_png, write_output
 from jaxft.tasks.images import picture
 
 MARKS = {".png": PNG_MARK, ".html": HTML_MARK}

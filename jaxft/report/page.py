@@ -17,6 +17,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from jaxft import files
+from jaxft import files_outputs as outputs
 from jaxft.buckets import reached
 from jaxft.errors import UserError
 from jaxft.report import numbers
@@ -65,8 +66,8 @@ def write_page(runs: Sequence[Path], out: Path | None = None) -> Path:
     first = files.place(runs[0])
     path = out or (first if len(runs) == 1 else first.parent) / "report.html"
     with reached(path):
-        files.check_output(path, files.HTML_MARK, "--out")  # before the figures are made
-        files.write_output(path, render(read), files.HTML_MARK, "--out")
+        outputs.check_output(path, outputs.HTML_MARK, "--out")  # before the figures are made
+        outputs.write_output(path, render(read), outputs.HTML_MARK, "--out")
     return path
 
 

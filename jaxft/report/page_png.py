@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxft import files
+from jaxft import files_outputs as outputs
 from jaxft.errors import UserError
 from jaxft.report.browser import run_page
 from jaxft.report.page import all_figures, fill, read_runs
@@ -41,8 +41,8 @@ def write_pngs(runs: Sequence[Path], folder: Path) -> list[Path]:
         raise UserError(f"Chromium drew no {missing[0]}.", "Look at the page: jaxft report RUN.")
     paths = {folder / f"{re.sub(UNSAFE, '-', name)}.png": pictures[name] for name in pictures}
     for path in paths:  # all of them before the first is written
-        files.check_output(path, files.PNG_MARK, "--png")
+        outputs.check_output(path, outputs.PNG_MARK, "--png")
     for path, picture in paths.items():
-        content = files.marked_png(base64.b64decode(picture.split(",", 1)[1]))
-        files.write_output(path, content, files.PNG_MARK, "--png")
+        content = outputs.marked_png(base64.b64decode(picture.split(",", 1)[1]))
+        outputs.write_output(path, content, outputs.PNG_MARK, "--png")
     return list(paths)

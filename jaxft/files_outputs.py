@@ -1,0 +1,61 @@
+"""Files that are written where a person said: over nothing but an earlier one of jaxft's."""
+
+from __future__ import annotations
+
+import pathlib
+import zlib
+
+from etils import epath
+
+from jaxft.errors import UserError
+from jaxft.files import check_regular, is_bucket, write_atomic
+
+# What jaxft writes where a person says is known again by these bytes near its beginning.
+HTML_MARK = b'<meta name="generator" content="jaxft'
+PNG_MARK = b"tEXtSoftware\0jaxft"
+_MARK_WITHIN = 4096  # bytes
+_PNG_HEAD = 33  # bytes: the signature and the chunk IHDR, which has to be the first
+
+
+def has_mark(path: epath.PathLike, mark: bytes) -> bool:
+    """Whether a file holds `mark` near its beginning, and so is one that jaxft wrote."""
+    with epath.Path(path).open("rb") as file:
+        return mark in file.read(_MARK_WITHIN)
+
+
+def check_output(path: epath.PathLike, mark: bytes, option: str) -> None:
+    """Raises a UserError where an output that a person named would replace what is not ours.
+
+    Args:
+        path: the file that is to be written.
+        mark: what an earlier output of this kind holds near its beginning.
+        option: how the person named it, such as `--out`.
+    """
+    if not is_bucket(path):
+        check_regular(pathlib.Path(path))
+    if epath.Path(path).exists() and not has_mark(path, mark):
+        raise UserError(
+            f"{option}: {path} is there already and was not written by jaxft.",
+            f"Choose another name for {option}, or delete the file.",
+        )
+
+
+def write_output(path: epath.PathLike, content: bytes | str, mark: bytes, option: str) -> None:
+    """Writes a file where a person said, whole, and over nothing but an earlier one of ours.
+
+    Args:
+        path, mark, option: see `check_output`; the file's folder is made.
+        content: bytes or text with `mark` near its beginning.
+
+    Raises:
+        UserError: see `check_output` and `write_atomic`.
+    """
+    check_output(path, mark, option)
+    write_atomic(path, content)
+
+
+def marked_png(content: bytes) -> bytes:
+    """A PNG with a text chunk that says that jaxft wrote it."""
+    length = (len(PNG_MARK) - 4).to_bytes(4, "big")  # without the chunk's type
+    chunk = length + PNG_MARK + zlib.crc32(PNG_MARK).to_bytes(4, "big")
+    return content[:_PNG_HEAD] + chunk + content[_PNG_HEAD:]
