@@ -6,6 +6,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
+from jaxft.engine.trained import copy_adapter
 from jaxft.errors import UserError
 from jaxft.models.source import Source, read_config, resolve
 
@@ -132,3 +133,92 @@ def test_the_hash_is_of_the_weights(tmp_path):
     assert Source("here", tmp_path).sha256 == first
     (tmp_path / "model.safetensors").write_bytes(b"two")
     assert Source("here", tmp_path).sha256 != first
+
+
+TEMPLATES = "additional_chat_templates"
+OWN = ("tokenizer.json", "vocab.txt", "chat_template.jinja", f"{TEMPLATES}/tools.jinja")
+FOREIGN = (
+    "tokenizer_evil.py",
+    "tokenizer_key.txt",
+    "vocab.secret",
+    "chat_template.md",
+    "notes.txt",
+)
+
+
+def put(folder, *names, content="{}"):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    return folder
+
+
+def test_companions_are_files_of_known_names(tmp_path):
+    put(tmp_path, *OWN, *FOREIGN, f"{TEMPLATES}/run.py")
+    (tmp_path / "merges.txt").mkdir()
+    assert set(resolve(str(tmp_path)).companions) == set(OWN)
+
+
+@pytest.mark.parametrize("name", [*OWN, "processor_config.json", "generation_config.json"])
+def test_a_link_out_of_a_checkpoint_is_refused(tmp_path, name):
+    key = put(tmp_path, "key", content="SECRET") / "key"
+    folder = put(tmp_path / "model", "config.json", f"{TEMPLATES}/other.jinja")
+    (folder / name).symlink_to(key)
+    with pytest.raises(UserError, match=rf"{name} is a link to .*key, which is outside the check"):
+        resolve(str(folder))
+
+
+def test_a_folder_that_is_a_link_out_of_a_checkpoint_is_refused(tmp_path):
+    put(tmp_path, "elsewhere/x.jinja", "model/config.json", content="SECRET")
+    (tmp_path / "model" / TEMPLATES).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(
+        UserError, match=r"x\.jinja is a link to .*, which is outside the checkpoint"
+    ):
+        resolve(str(tmp_path / "model"))
+
+
+def test_links_within_a_checkpoint_and_of_the_hubs_cache_are_followed(tmp_path):
+    plain = put(tmp_path / "model", "files/words")
+    (plain / "vocab.txt").symlink_to("files/words")
+    assert set(resolve(str(plain)).companions) == {"vocab.txt"}
+    cache = put(tmp_path / "models--owner--name", "blobs/abc")
+    snapshot = cache / "snapshots" / ("c" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "tokenizer.json").symlink_to("../../blobs/abc")
+    source = resolve(str(snapshot))
+    assert source.companions["tokenizer.json"].read_text() == "{}"
+    put(tmp_path, "key", content="SECRET")
+    (snapshot / "merges.txt").symlink_to("../../../key")
+    with pytest.raises(UserError, match=r"merges\.txt is a link"):
+        resolve(str(snapshot))
+
+
+def test_blobs_that_are_elsewhere_are_not_the_hubs(tmp_path):
+    put(tmp_path, "keys/abc", content="SECRET")
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / "c"
+    snapshot.mkdir(parents=True)
+    (snapshot.parent.parent / "blobs").symlink_to(tmp_path / "keys")
+    (snapshot / "tokenizer.json").symlink_to("../../blobs/abc")
+    with pytest.raises(UserError, match=r"tokenizer\.json is a link"):
+        resolve(str(snapshot))
+
+
+def test_a_companion_of_no_credible_size_is_refused(tmp_path):
+    with (tmp_path / "tokenizer.model").open("wb") as file:
+        file.truncate(6 << 30)  # sparse: it takes no room
+    with pytest.raises(UserError, match=r"tokenizer\.model has 6,442,450,944 bytes; at most"):
+        resolve(str(tmp_path))
+
+
+def test_an_adapters_link_out_of_its_folder_is_not_copied(tmp_path):
+    put(tmp_path, "key", content="SECRET")
+    folder = put(tmp_path / "adapter", "adapter_config.json", "adapter_model.safetensors")
+    copy_adapter(folder, tmp_path / "copy")
+    assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    (folder / "adapter_model.bin").symlink_to(tmp_path / "key")
+    with pytest.raises(UserError, match=r"adapter_model\.bin is a link to .*key"):
+        copy_adapter(folder, tmp_path / "none")
+    assert not (tmp_path / "none").exists()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from etils.epath import PathLike
 
 from jaxft import files
 from jaxft.buckets import fetched
@@ -22,7 +23,7 @@ from jaxft.errors import UserError
 from jaxft.models.adapters_read import ADAPTER_CONFIG, ADAPTER_FILES
 from jaxft.models.registry import Model, describe
 from jaxft.models.registry_values import read_value, with_values
-from jaxft.models.source import Checkpoint, Source, resolve
+from jaxft.models.source import Checkpoint, Source, check_own_file, resolve
 from jaxft.tasks.contract import LOWER_IS_BETTER, Task
 
 Which = int | str  # a step, "best" or "last"
@@ -184,14 +185,25 @@ def save_base(run: RunFolder, config: Config, model: Model) -> None:
         return
     plain, copy = model.plain(), config.checkpoint.base == "copy"
     if copy and config.adapter.checkpoint is not None:
-        for path in map(fetched(config.adapter.checkpoint).joinpath, ADAPTER_FILES):
-            if path.exists():
-                files.write_atomic(run.base / ADAPTER / path.name, path.read_bytes())
+        copy_adapter(fetched(config.adapter.checkpoint), run.base / ADAPTER)
     # Of several processes none holds all of a value, and what is wanted is where it came from.
     values = plain.params if processes() == 1 else AsItBegan(plain, config.run.seed.init)
     source = resolve(str(plain.save(str(run.base), values))) if copy else model.source
     about = {"kind": config.checkpoint.base, "sha256": source.sha256, "new": plain.report.new}
     run.update(base=about)
+
+
+def copy_adapter(folder: Path, target: PathLike) -> None:
+    """Copy an adapter's files.
+
+    Raises:
+        UserError: one is a link out of its folder.
+    """
+    found = [path for path in map(folder.joinpath, ADAPTER_FILES) if path.is_file()]
+    for path in found:
+        check_own_file(path, folder)
+    for path in found:
+        files.write_atomic(files.place(target) / path.name, path.read_bytes())
 
 
 class AsItBegan(Mapping[str, jax.Array]):

@@ -32,21 +32,28 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED = "pytorch_model.bin"
 GENERATION_FILE = "generation_config.json"
-# What a checkpoint has beside its config and weights: tokenizer, image processor, generation.
+# What a checkpoint has beside its config and weights: tokenizer, image processor, generation. Each
+# file is named, so that nothing else of a stranger's folder goes into what is published.
 COMPANIONS = (
-    "tokenizer*",
-    "vocab.*",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.txt",
+    "vocab.json",
     "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
+    "bpe.codes",
     "spiece.model",
     "sentencepiece.bpe.model",
-    "chat_template.*",
-    "additional_chat_templates/*.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",  # any name, as transformers reads them
     "preprocessor_config.json",
     "processor_config.json",
     GENERATION_FILE,
 )
+LARGEST_COMPANION = 1 << 28  # bytes; the tokenizers of 262,000 tokens take 33 MB
 IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 HUB_FILES = ("config.json", "model*.safetensors", INDEX, *COMPANIONS)
 # The names of two checkpoints that become one model: two towers, or one that reads the other.
@@ -118,9 +125,20 @@ class Source:
 
     @cached_property
     def companions(self) -> dict[str, Path]:
-        """The files of tokenizer, image processor and generation: path in the folder -> file."""
+        """The files of tokenizer, image processor and generation: path in the folder -> file.
+
+        Raises:
+            UserError: one is a link to what is outside the checkpoint, or is of no credible size.
+        """
         paths = {path for pattern in COMPANIONS for path in self.folder.glob(pattern)}
         own = {str(p.relative_to(self.folder)): p for p in sorted(paths) if p.is_file()}
+        for path in own.values():
+            check_own_file(path, self.folder)
+            if (size := path.stat().st_size) > LARGEST_COMPANION:
+                raise UserError(
+                    f"{path} has {size:,} bytes; at most {LARGEST_COMPANION:,} are copied.",
+                    "Take it away: no tokenizer or processor is that large.",
+                )
         if self.second is None:
             return own
         images = {name: path for name, path in own.items() if name in IMAGE_FILES}
@@ -139,7 +157,8 @@ def resolve(checkpoint: Checkpoint, cache: str | None = None) -> Source:
         cache: the hub's cache folder; None for the usual one. HF_HUB_OFFLINE is honoured.
 
     Raises:
-        UserError: there is no such folder, package or repository, or no way to reach it.
+        UserError: there is no such folder, package or repository, or no way to reach it; or a
+            file of its tokenizer or processor is a link out of it.
     """
     if not isinstance(checkpoint, str):
         names = next((known for known in (TOWERS, PAIR) if set(known) == set(checkpoint)), None)
@@ -151,6 +170,13 @@ def resolve(checkpoint: Checkpoint, cache: str | None = None) -> Source:
         first, second = (resolve(checkpoint[name], cache) for name in names)
         asked = f"{first.asked} and {second.asked}"
         return replace(first, asked=asked, second=second, decodes=names == PAIR)
+    source = _one_source(checkpoint, cache)
+    _ = source.companions  # refused before anything is made of them
+    return source
+
+
+def _one_source(checkpoint: str, cache: str | None) -> Source:
+    """See `resolve`."""
     if checkpoint.startswith("package:"):
         return Source(checkpoint, _package_folder(checkpoint))
     folder = fetched(checkpoint).expanduser()
@@ -166,6 +192,23 @@ def resolve(checkpoint: Checkpoint, cache: str | None = None) -> Source:
     if not any((snapshot / name).is_file() for name in (WEIGHTS, INDEX)):
         snapshot = Path(_download(repo, revision or None, ("config.json", PICKLED), cache))
     return Source(checkpoint, snapshot, revision=snapshot.name)
+
+
+def check_own_file(path: Path, folder: Path) -> None:
+    """Raise a UserError where a file to be copied is not its checkpoint's own.
+
+    A link out of it, to a private key, would be published along with the weights. The links of the
+    hub's cache, from `models--*/snapshots/COMMIT` to the files in `models--*/blobs`, are its own.
+    """
+    target, top = path.resolve(), folder.resolve()
+    tops = [top]
+    if top.parent.name == "snapshots" and top.parent.parent.name.startswith("models--"):
+        tops.append(top.parent.parent / "blobs")  # not resolved: it may be no link itself
+    if not any(target.is_relative_to(one) for one in tops):
+        raise UserError(
+            f"{path} is a link to {target}, which is outside the checkpoint.",
+            "Put the file itself there, or take the link away.",
+        )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
