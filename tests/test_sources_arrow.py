@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import struct
 
 import numpy as np
 import pyarrow as pa
@@ -200,6 +201,108 @@ def test_bad_input_is_one_sentence(tmp_path, spec, said):
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "cache").rglob("*.tmp"))
+
+
+FILMS = pa.table({"text": [f"film {i}" for i in range(40)], "label": ["p", "n"] * 20})
+
+
+def films_file(folder):
+    with pa.ipc.new_file(str(folder / "v.arrow"), FILMS.schema) as file:
+        file.write_table(FILMS)
+    return f"arrow:{folder}/v.arrow", folder / "v.arrow"
+
+
+def films_stream(folder):
+    with pa.ipc.new_stream(str(folder / "v.arrow"), FILMS.schema) as stream:
+        stream.write_table(FILMS)
+    return f"arrow:{folder}/v.arrow", folder / "v.arrow"
+
+
+def films_saved(folder):
+    save_dataset(folder / "saved", FILMS, shards=1)
+    with pa.ipc.new_stream(str(folder / "saved" / "data-00000-of-00001.arrow"), FILMS.schema) as to:
+        to.write_table(FILMS)
+    return f"hf:{folder}/saved", folder / "saved" / "data-00000-of-00001.arrow"
+
+
+def films_parquet(folder):
+    to = folder / "v.parquet"
+    pq.write_table(FILMS, to, compression="none", use_dictionary=False, write_statistics=False)
+    return f"parquet:{to}", to
+
+
+def replace_bytes(file, old, new):
+    content = file.read_bytes()
+    assert old in content
+    assert len(old) == len(new)
+    file.write_bytes(content.replace(old, new))
+
+
+@pytest.mark.parametrize("offset", [10**8, 2**31 - 1, -(10**8), 600])
+@pytest.mark.parametrize("make", [films_file, films_stream, films_saved])
+def test_an_offset_that_leads_out_of_its_column_is_refused(tmp_path, make, offset):
+    """Reading such a row would end the process (SIGSEGV)."""
+    spec, file = make(tmp_path)
+    assert len(open_source(spec)) == 40
+    replace_bytes(file, struct.pack("<4i", 0, 6, 12, 18), struct.pack("<4i", 0, 6, 12, offset))
+    with pytest.raises(UserError) as caught:
+        open_source(spec)
+    said = str(caught.value)
+    assert said.startswith(f"{file}: rows 1 to 40: the column 'text' is damaged (Offset invariant")
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("make", [films_file, films_stream, films_saved, films_parquet])
+def test_text_that_is_not_utf8_is_told_by_its_row(tmp_path, make):
+    spec, file = make(tmp_path)
+    replace_bytes(file, b"film 7", b"fi\xffm 7")
+    with pytest.raises(UserError) as caught:
+        open_source(spec)
+    assert str(caught.value) == (
+        f"{file}: row 8: the column 'text' is damaged (text that is not UTF-8). "
+        "Write the file anew."
+    )
+    assert not list((tmp_path / "cache").rglob("*.arrow"))
+
+
+def test_the_row_is_counted_over_batches_and_in_a_list_it_is_one_of_several(tmp_path):
+    write_stream(tmp_path / "r.arrow", table())
+    replace_bytes(tmp_path / "r.arrow", "naïve 17".encode(), b"na\xff\xffve 17")
+    with pytest.raises(UserError, match=r"r\.arrow: row 18: the column 'text' is damaged"):
+        open_source(f"arrow:{tmp_path}/r.arrow")
+    write_stream(tmp_path / "r.arrow", table())
+    replace_bytes(tmp_path / "r.arrow", "日".encode(), b"\xff\xff\xff")
+    with pytest.raises(UserError, match=r"r\.arrow: rows 1 to 4: the column 'tags' is damaged"):
+        open_source(f"arrow:{tmp_path}/r.arrow")
+
+
+def test_a_column_whose_name_is_not_utf8_is_refused(tmp_path):
+    spec, file = films_file(tmp_path)
+    file.write_bytes(file.read_bytes().replace(b"label", b"la\xffel"))
+    with pytest.raises(UserError, match=r"v\.arrow: this is no Arrow that can be read"):
+        open_source(spec)
+
+
+def test_a_parquet_page_that_is_damaged_is_no_failure_to_write(tmp_path):
+    spec, file = films_parquet(tmp_path)
+    content = bytearray(file.read_bytes())
+    content[4:8] = b"\xff\xff\xff\xff"  # the first page's header
+    file.write_bytes(content)
+    with pytest.raises(
+        UserError, match=r"v\.parquet: this is no Parquet that can be read"
+    ) as caught:
+        open_source(spec)
+    assert "\n" not in str(caught.value)
+
+
+def test_unpacked_rows_that_are_damaged_are_unpacked_anew(tmp_path):
+    spec, _ = films_parquet(tmp_path)
+    rows = open_source(f"{spec}:ordered").rows(range(40))
+    (unpacked,) = (tmp_path / "cache").rglob("*.arrow")
+    replace_bytes(unpacked, struct.pack("<4i", 0, 6, 12, 18), struct.pack("<4i", 0, 6, 12, 10**8))
+    assert open_source(f"{spec}:ordered").rows(range(40)) == rows
+    unpacked.write_bytes(unpacked.read_bytes()[:100])
+    assert open_source(f"{spec}:ordered").rows(range(40)) == rows
 
 
 def test_rows_across_batches_at_random(tmp_path):

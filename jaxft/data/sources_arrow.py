@@ -3,11 +3,15 @@
 All are read as memory-mapped Arrow, so that files larger than memory will do. Parquet is
 compressed by blocks of rows and gives no single row cheaply: it is unpacked once, into the user's
 cache folder, under the hash of its content.
+
+Every value is checked when a file is opened, a batch at a time: reading one whose offset leads out
+of its column would end the process, or give bytes of something else.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,17 +105,22 @@ def open_parquet(path: Path) -> ArrowReader:
     check_is_file(path)
     identity = sha256(path)
     unpacked = cache_dir() / "arrow" / f"{identity}.arrow"
-    with _refused(path, "Parquet"):
-        if not unpacked.exists():
-            with (
-                pq.ParquetFile(path) as packed,
-                written_aside(unpacked) as aside,
-                pa.OSFile(str(aside), "wb") as sink,
-                pa.ipc.new_file(sink, packed.schema_arrow) as writer,
-            ):
-                for batch in packed.iter_batches(UNPACKED_ROWS):
-                    writer.write_batch(batch)
+    if not _is_sound(unpacked):
+        _unpack(path, unpacked)
     return _open(path.parent, (unpacked,), identity)
+
+
+def _unpack(path: Path, unpacked: Path) -> None:
+    """Write a Parquet file's rows as an Arrow file, whole or not at all."""
+    with (
+        written_aside(unpacked) as aside,
+        _refused(path, "Parquet"),  # within: what cannot be read is no failure to write
+        pq.ParquetFile(path) as packed,
+        pa.OSFile(str(aside), "wb") as sink,
+        pa.ipc.new_file(sink, packed.schema_arrow) as writer,
+    ):
+        for batch in _checked(packed.iter_batches(UNPACKED_ROWS), path):
+            writer.write_batch(batch)
 
 
 def open_arrow(path: Path) -> ArrowReader:
@@ -122,6 +131,7 @@ def open_arrow(path: Path) -> ArrowReader:
     """
     check_is_file(path)
     with _refused(path, "Arrow"):
+        _check(path)
         return _open(path.parent, (path,), sha256(path))
 
 
@@ -159,6 +169,9 @@ def open_saved(place: str) -> ArrowReader:
     files = tuple(folder / _inside(one["filename"], folder) for one in state["_data_files"])
     for file in files:
         check_is_file(file)
+    for file in files:
+        with _refused(file, "Arrow"):
+            _check(file)
     with _refused(folder, "Arrow"):
         return _open(folder, files, " ".join(map(sha256, files)))
 
@@ -174,11 +187,63 @@ def _open(folder: Path, files: tuple[Path, ...], identity: str) -> ArrowReader:
 
 def _read(file: Path) -> pa.Table:
     """A file's rows, mapped; columns that are compressed in it are read into memory."""
+    return _reader(file).read_all()
+
+
+def _reader(file: Path) -> pa.RecordBatchFileReader | pa.RecordBatchStreamReader:
     mapped = pa.memory_map(str(file))
     if mapped.read(len(FILE_FORMAT)) == FILE_FORMAT:
-        return pa.ipc.open_file(mapped).read_all()
+        return pa.ipc.open_file(mapped)
     mapped.seek(0)
-    return pa.ipc.open_stream(mapped).read_all()
+    return pa.ipc.open_stream(mapped)
+
+
+def _batches_of(file: Path) -> Iterator[pa.RecordBatch]:
+    """A file's batches, one in memory at a time."""
+    reader = _reader(file)
+    if isinstance(reader, pa.RecordBatchFileReader):
+        return (reader.get_batch(i) for i in range(reader.num_record_batches))
+    return iter(reader)
+
+
+def _check(file: Path) -> None:
+    """Raise a UserError where a value of an Arrow file is damaged."""
+    for _ in _checked(_batches_of(file), file):
+        pass
+
+
+def _is_sound(file: Path) -> bool:
+    """Whether a file of the cache is there, and as it was written."""
+    try:
+        _check(file)
+    except (UserError, pa.ArrowException, OSError):
+        return False
+    return True
+
+
+def _checked(batches: Iterable[pa.RecordBatch], file: Path) -> Iterator[pa.RecordBatch]:
+    """The same batches, each with all of its values looked at.
+
+    Raises:
+        UserError: an offset leads out of its column, a text is not UTF-8, or the like.
+    """
+    first = 1
+    for batch in batches:
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            try:
+                column.validate(full=True)
+            except pa.ArrowException as error:
+                reason, last = _first_line(error), first + batch.num_rows - 1
+                where = f"rows {first:,} to {last:,}"
+                bad = re.search(r"UTF8 sequence at string index (\d+)", reason)
+                if bad and not column.type.num_fields:  # the index of a nested one is no row's
+                    where, reason = f"row {first + int(bad[1]):,}", "text that is not UTF-8"
+                raise UserError(
+                    f"{file}: {where}: the column '{name}' is damaged ({reason}).",
+                    "Write the file anew.",
+                ) from None
+        first += batch.num_rows
+        yield batch
 
 
 @contextmanager
@@ -186,11 +251,16 @@ def _refused(path: Path, form: str) -> Iterator[None]:
     """Say in a sentence that a file is not what it was said to be."""
     try:
         yield
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:  # a name that is not UTF-8
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the system's own refusal
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise UserError(f"{path}: this is no {form} that can be read ({reason}).") from None
+        raise UserError(
+            f"{path}: this is no {form} that can be read ({_first_line(error)})."
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _json(path: Path) -> dict[str, Any]:
