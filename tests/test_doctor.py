@@ -4,13 +4,18 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import requires
+from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from jaxft.cli import main
 from jaxft.engine import doctor
 from jaxft.report import browser
 
+ROOT = Path(__file__).parent.parent
 GOOD = {"jax": "0.10.2", "jaxlib": "0.10.2", "flax": "0.12.8", "optax": "0.2.8"}
 
 
@@ -53,6 +58,7 @@ def test_a_folder_that_cannot_be_written_to_is_exit_code_one(tmp_path, capsys, m
         ((), {"flax": "0.10.0"}, "jax 0.10.2 with flax 0.10.0: older flax"),
         ((), {"jinja2": "3.1.4"}, "its sandbox, in which chat templates run, leaks"),
         (("torch>=9; extra == 'dev'",), {}, None),
+        ((), {"libtpu": "0.0.1"}, "libtpu 0.0.1 is not ==0.0."),
     ],
 )
 def test_versions_that_do_not_go_together(needed, change, said):
@@ -62,6 +68,17 @@ def test_versions_that_do_not_go_together(needed, change, said):
     else:
         assert said in findings[0].said
         assert findings[0].state == "wrong"
+
+
+def test_the_compiler_of_plans_is_the_one_that_jax_pins():
+    """A libtpu of today beside an older jax compiles until the program's text is read."""
+    asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (plan,) = map(Requirement, asked["optional-dependencies"]["plan"])
+    (jax,) = (one for one in map(Requirement, asked["dependencies"]) if one.name == "jax")
+    assert (plan.name, plan.extras, plan.specifier) == ("jax", {"tpu"}, jax.specifier)
+    (compiler,) = (one for one in map(Requirement, requires("jax")) if one.name == "libtpu")
+    assert compiler.marker.evaluate({"extra": "tpu"})
+    assert any(one.operator == "==" for one in compiler.specifier)
 
 
 def test_a_look_that_fails_is_a_finding():
@@ -96,6 +113,9 @@ def test_help_imports_neither_a_config_nor_jax():
     """`jaxft --help` is quick by what it does not import; times are not tested."""
     code = """
 import sys
+import tomllib
+from importlib.metadata import requires
+from pathlib import Path
 from jaxft.cli import main
 assert main(["--help"]) == 0
 heavy = {"jax", "numpy", "pydantic", "yaml", "plotly", "pyarrow"} & set(sys.modules)

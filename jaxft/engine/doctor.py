@@ -153,6 +153,7 @@ def versions(
         found, beside = look(one), look(other)
         if found and beside and found in SpecifierSet(bad) and beside in SpecifierSet(worse):
             faults.append(f"{one} {found} with {other} {beside}: {why}.")
+    faults += _compiler_faults(look)
     for fault in faults:
         yield Finding("versions", "wrong", fault, "pip install -U jaxft brings what goes together.")
     if not faults:
@@ -161,6 +162,18 @@ def versions(
     if look("tensorflow") and _takes_devices():
         mend = "CUDA_VISIBLE_DEVICES= keeps TensorFlow's own programs off it."
         yield Finding("versions", "warning", "TensorFlow takes all of a GPU's memory.", mend)
+
+
+def _compiler_faults(look: Callable[[str], str | None]) -> list[str]:
+    """That the compiler for TPUs is not the one that jax's own extra asks for."""
+    found = look("libtpu")
+    asked = [one for one in map(Requirement, requires("jax") or ()) if one.name == "libtpu"]
+    if found is None or not asked or asked[0].specifier.contains(found, prereleases=True):
+        return []
+    return [
+        f"libtpu {found} is not {asked[0].specifier}, which this jax goes with "
+        "(pip install 'jaxft[plan]')."
+    ]
 
 
 def memory() -> Iterator[Finding]:
