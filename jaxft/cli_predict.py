@@ -59,8 +59,10 @@ OneFile = Annotated[
 Draw = Annotated[
     Path | None,
     typer.Option(
+        metavar="DIR",
+        parser=folder_named,
         help="A folder for copies of the images, what is found drawn into them; of a model that "
-        "draws images, for those (RUN/drawn without it)."
+        "draws images, for those (RUN/drawn without it).",
     ),
 ]
 DRAWING: Any = {"rich_help_panel": "For models that draw images", "show_default": False}
@@ -179,6 +181,11 @@ def _print_labels(
         print("Type a text a line; Ctrl-D ends.", file=sys.stderr)
         inputs = _decoded(sys.stdin.buffer, "standard input")
     kind = file.suffix.lower().removeprefix(".") if file else None
+    if draw is not None and kind not in TABLES:
+        from jaxft.files_outputs import check_apart
+
+        inputs = list(inputs)
+        check_apart(draw, inputs, "--draw")  # before anything is computed
     if kind in TABLES:
         from jaxft.engine.predict import predict_rows
 

@@ -31,7 +31,9 @@ def report(
     png: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Write each figure as a PNG there, by Chromium, and no page."
+            metavar="DIR",
+            parser=folder_named,
+            help="Write each figure as a PNG there, by Chromium, and no page.",
         ),
     ] = None,
 ) -> None:

@@ -46,7 +46,11 @@ Like = Annotated[
 ]
 Sheet = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Write them as a contact sheet too: .png or .html."),
+    typer.Option(
+        metavar="FILE",
+        parser=folder_named,
+        help="Write them as a contact sheet too: .png or .html.",
+    ),
 ]
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pathlib
 import zlib
+from collections.abc import Iterable
 
 from etils import epath
 
 from jaxft.errors import UserError
-from jaxft.files import check_regular, is_bucket, write_atomic
+from jaxft.files import check_regular, is_bucket, resolved, write_atomic
 
 # What jaxft writes where a person says is known again by these bytes near its beginning.
 HTML_MARK = b'<meta name="generator" content="jaxft'
@@ -59,3 +60,45 @@ def marked_png(content: bytes) -> bytes:
     length = (len(PNG_MARK) - 4).to_bytes(4, "big")  # without the chunk's type
     chunk = length + PNG_MARK + zlib.crc32(PNG_MARK).to_bytes(4, "big")
     return content[:_PNG_HEAD] + chunk + content[_PNG_HEAD:]
+
+
+def check_apart(folder: epath.PathLike, inputs: Iterable[str], option: str) -> None:
+    """Raises a UserError where outputs would lie among the files that they are made of.
+
+    Args:
+        folder: where the outputs go; it need not be there yet.
+        inputs: files, and folders that are read with all that is below them.
+        option: how the person named the folder.
+    """
+    if is_bucket(folder):
+        return
+    target = resolved(folder)
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{option}: {folder} is a file.", "Name a folder, new or empty.")
+    for one in inputs:
+        path = pathlib.Path(one).expanduser()
+        try:
+            inside = path.is_dir() and target.is_relative_to(path.resolve())
+            beside = target in (path.parent.resolve(), path.resolve().parent)
+        except OSError:  # no path at all, which who reads it will say
+            continue
+        if inside or (beside and path.is_file()):
+            raise UserError(
+                f"{option}: {folder} is where '{one}' is read from.", "Name a folder apart from it."
+            )
+
+
+def distinct_name(stem: str, ending: str, taken: set[str]) -> str:
+    """A file's name that no other of the same outputs has: `x.png`, else `x-2.png` and so on.
+
+    Args:
+        stem, ending: what the name would be.
+        taken: the names there are, in lower case, since not every disk tells case; the new one is
+            added.
+    """
+    name, number = f"{stem}{ending}", 1
+    while name.lower() in taken:
+        number += 1
+        name = f"{stem}-{number}{ending}"
+    taken.add(name.lower())
+    return name

@@ -55,3 +55,25 @@ def test_two_steps_of_the_command(match, tmp_path, capsys):
     assert said["file"].endswith("a.png")
     with Image.open(drawn / "a.png") as image:
         assert image.size == (40, 40)
+    check_predict_spares_what_is_there(run, tmp_path, drawn, capsys)
+
+
+def check_predict_spares_what_is_there(run, tmp_path, drawn, capsys):
+    """Two images of one name, those that are read, and those of somebody else."""
+    photo = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.png").write_bytes((tmp_path / "b.png").read_bytes())
+    both = [str(tmp_path / "a.png"), str(tmp_path / "other" / "a.png")]
+    assert main(["predict", str(run), *both, "--draw", str(drawn)]) == 0  # over one of ours
+    lines = [json.loads(one) for one in capsys.readouterr().out.splitlines()]
+    assert [line["file"] for line in lines] == both
+    assert [line["drawn"] for line in lines] == [str(drawn / n) for n in ("a.png", "a-2.png")]
+    assert sorted(path.name for path in drawn.iterdir()) == ["a-2.png", "a.png"]
+
+    assert main(["predict", str(run), *both, "--draw", str(tmp_path)]) == 2
+    assert f"{tmp_path} is where '{both[0]}' is read from" in capsys.readouterr().err
+    assert main(["predict", str(run), str(tmp_path / "other"), "--draw", str(tmp_path)]) == 2
+    assert "a.png is there already and was not written by jaxft" in capsys.readouterr().err
+    assert main(["predict", str(run), both[0], "--draw", str(tmp_path / "detect.yaml")]) == 2
+    assert "detect.yaml is a file. Name a folder" in capsys.readouterr().err
+    assert (tmp_path / "a.png").read_bytes() == photo

@@ -272,3 +272,31 @@ def test_a_path_is_inside_with_its_links_followed(tmp_path):
     for name in (".", "sub/..", "..", "../folder2/a", "out/a", "/etc/passwd"):
         with pytest.raises(UserError, match=f"'{name}' leads out of the folder"):
             files.check_inside(folder / name, folder, name)
+
+
+def test_outputs_lie_apart_from_what_they_are_made_of(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos" / "deep").mkdir(parents=True)
+    (tmp_path / "links").mkdir()
+    (tmp_path / "photos" / "x.png").write_text("x")
+    (tmp_path / "links" / "x.png").symlink_to("../photos/x.png")
+    for inputs, folder in (
+        (["photos/x.png"], "photos"),
+        (["./photos/x.png"], tmp_path / "links" / ".." / "photos"),
+        (["links/x.png"], "photos"),
+        (["links/x.png"], "links"),
+        (["photos"], "photos"),
+        (["photos"], "photos/deep"),
+        (["other.png", "photos"], "photos/new"),
+    ):
+        with pytest.raises(UserError, match=r"--draw: .* is where .* is read from"):
+            outputs.check_apart(folder, inputs, "--draw")
+    outputs.check_apart("drawn", ["photos/x.png", "photos", "x" * 5000, "a text"], "--draw")
+    outputs.check_apart("photos", ["links"], "--draw")
+    outputs.check_apart(".", ["a text, such as one of a path that is not there"], "--draw")
+
+
+def test_names_of_outputs_are_distinct():
+    taken = set()
+    names = [outputs.distinct_name(stem, ".png", taken) for stem in ("x", "x", "X", "x-2", "y")]
+    assert names == ["x.png", "x-2.png", "X-3.png", "x-2-2.png", "y.png"]

@@ -247,6 +247,22 @@ def test_predict_draws_by_class_and_completes(run, pictures, tmp_path, capsys):
     np.testing.assert_array_equal(completed[: SIDE // 2, :, 0], np.rint(upper * 255 / (GREYS - 1)))
 
 
+def test_pictures_of_images_of_one_name_are_two(run, pictures, tmp_path, capsys):
+    both = [str(pictures / colour / "00.png") for colour in ("red", "blue")]
+    words = ["predict", str(run.folder), *both, "--draw"]
+    assert main([*words, str(tmp_path)]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["file"] for line in lines] == both
+    names = ["00-completed.png", "00-completed-2.png"]
+    assert [Path(line["drawn"]).name for line in lines] == names
+    assert main([*words, str(pictures / "red")]) == 2
+    assert "is read from. Name a folder apart from it." in capsys.readouterr().err
+    (tmp_path / names[0]).write_bytes(b"somebody's")
+    assert main([*words, str(tmp_path)]) == 2
+    assert "was not written by jaxft" in capsys.readouterr().err
+    assert (tmp_path / names[0]).read_bytes() == b"somebody's"
+
+
 def test_a_checkpoint_draws_without_a_run(checkpoint, tmp_path, capsys):
     assert main(["predict", str(checkpoint), "--samples", "1", "--draw", str(tmp_path)]) == 0
     assert json.loads(capsys.readouterr().out) == {"drawn": str(tmp_path / "sample-0000.png")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,13 @@ from PIL import Image, ImageDraw
 
 from jaxft.data.image import decode, to_rgb
 from jaxft.errors import UserError
+from jaxft.files_outputs import (
+    PNG_MARK,
+    check_apart,
+    distinct_name,
+    marked_png,
+    write_output,
+)
 
 GOLD, FOUND = (80, 220, 120), (255, 140, 0)
 
@@ -34,20 +42,41 @@ def draw(
     return drawn
 
 
+def write_png(path: Path, image: Image.Image, option: str) -> None:
+    """Writes a picture where a person said.
+
+    Args:
+        path: the file; one that is there is replaced only where jaxft wrote it.
+        image: the picture.
+        option: how the person named the place, such as `--out`.
+
+    Raises:
+        UserError: something else is there, or it cannot be written.
+    """
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    write_output(path, marked_png(content.getvalue()), PNG_MARK, option)
+
+
 def drawn_into(folder: Path, said: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Each line as it comes, with `drawn`: its image with the boxes drawn, a PNG in the folder.
+
+    A file there is replaced only where it is an earlier picture of jaxft's, and no image that was
+    read ever is. Of two images of one name the second becomes `NAME-2.png`.
 
     Args:
         folder: made where it is not there.
         said: what a run says of images: `file` and `objects`.
 
     Raises:
-        UserError: a line that says nothing of boxes in an image.
+        UserError: a line that says nothing of boxes in an image; the folder is that of an image
+            or holds a file of that name that is not ours.
     """
+    taken: set[str] = set()
     for line in said:
         if "objects" not in line or "file" not in line:
             raise UserError("--draw is for boxes in images.", "Leave it out.")
-        folder.mkdir(parents=True, exist_ok=True)
-        target = folder / f"{Path(line['file']).stem}.png"
-        draw(decode(line["file"]), (), line["objects"]).save(target)
+        check_apart(folder, [line["file"]], "--draw")
+        target = folder / distinct_name(Path(line["file"]).stem, ".png", taken)
+        write_png(target, draw(decode(line["file"]), (), line["objects"]), "--draw")
         yield line | {"drawn": str(target)}

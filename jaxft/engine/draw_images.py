@@ -5,7 +5,6 @@ The model is a run's best checkpoint, or any checkpoint that ends in scores of c
 
 from __future__ import annotations
 
-import io
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +18,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from jaxft.data.drawn import write_png
 from jaxft.data.image import ImageProcessor
 from jaxft.data.image_colours import colours_of, enlarged, painted
 from jaxft.data.sources import given_rows
@@ -26,7 +26,8 @@ from jaxft.engine.process import prepare_process
 from jaxft.engine.run_folder import RUN_FILE, open_run
 from jaxft.engine.trained import open_trained
 from jaxft.errors import UserError, did_you_mean
-from jaxft.files import place, write_atomic
+from jaxft.files import place
+from jaxft.files_outputs import check_apart, distinct_name
 from jaxft.models.generate import numbers_of
 from jaxft.models.generate_images import draw_images
 from jaxft.models.generate_settings import Settings
@@ -106,10 +107,12 @@ def sample(artist: Artist, count: int, label: str | None, to: Path) -> Iterator[
     named: list[str | None] = [label] if label is not None else [*artist.classes] or [None]
     wanted = [(name, number) for name in named for number in range(count)]
     begun = np.array([[_begins(artist, name)] for name, _ in wanted], np.int32)
+    check_apart(to, (), "--draw")
+    taken: set[str] = set()
     for (name, number), pixels in zip(wanted, _drawn(artist, begun), strict=True):
         stem = f"sample-{number:04d}" if name is None else f"{_safe(name)}-{number:04d}"
         line = {} if name is None else {"class": name}
-        yield {**line, "drawn": _write(to / f"{stem}.png", pixels)}
+        yield {**line, "drawn": _write(to / distinct_name(stem, ".png", taken), pixels)}
 
 
 def complete(
@@ -127,9 +130,12 @@ def complete(
         `file` and `drawn`, the image with another lower half.
 
     Raises:
-        UserError: an image that does not decode, or a class that is not known.
+        UserError: an image that does not decode, or a class that is not known; the folder is
+            that of the images, or a file there that is not ours has the name of a picture.
     """
-    first = _begins(artist, label)
+    inputs = list(inputs)
+    check_apart(to, inputs, "--draw")
+    first, taken = _begins(artist, label), set[str]()
     height, width = artist.processor.size
     files = paths_from_input(inputs)
     while part := list(islice(files, ROWS)):
@@ -139,7 +145,8 @@ def complete(
         upper = colours[:, : height // 2 * width]
         begun = np.concatenate([np.full((len(part), 1), first, np.int32), upper], axis=1)
         for file, pixels in zip(part, _drawn(artist, begun), strict=True):
-            yield {"file": file, "drawn": _write(to / f"{Path(file).stem}-completed.png", pixels)}
+            name = distinct_name(f"{Path(file).stem}-completed", ".png", taken)
+            yield {"file": file, "drawn": _write(to / name, pixels)}
 
 
 def _begins(artist: Artist, label: str | None) -> int:
@@ -186,9 +193,7 @@ def _drawn(artist: Artist, begun: np.ndarray) -> Iterator[np.ndarray]:
 
 def _write(file: Path, pixels: np.ndarray) -> str:
     """Write a picture, enlarged where it is small, and say where."""
-    content = io.BytesIO()
-    Image.fromarray(enlarged(pixels, LEAST)).save(content, "PNG")
-    write_atomic(file, content.getvalue())
+    write_png(file, Image.fromarray(enlarged(pixels, LEAST)), "--draw")
     return str(file)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from jaxft.data.drawn import write_png
 from jaxft.data.image import decode, to_rgb
 from jaxft.errors import UserError
-from jaxft.files_outputs import HTML_MARK, PNG_MARK, check_output, marked_png, write_output
+from jaxft.files_outputs import HTML_MARK, PNG_MARK, check_output, write_output
 from jaxft.tasks.images import picture
 
 MARKS = {".png": PNG_MARK, ".html": HTML_MARK}
@@ -56,9 +56,7 @@ def write_sheet(path: Path, title: str, matches: Sequence[Mapping[str, Any]]) ->
     if kind == ".html":
         write_output(path, _page(title, matches), MARKS[kind], "--out")
         return
-    content = io.BytesIO()
-    _sheet(title, matches).save(content, "PNG")
-    write_output(path, marked_png(content.getvalue()), MARKS[kind], "--out")
+    write_png(path, _sheet(title, matches), "--out")
 
 
 def _sheet(title: str, matches: Sequence[Mapping[str, Any]]) -> Image.Image:
