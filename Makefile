@@ -54,7 +54,7 @@ lint: $(VENV)/.dev  ## format, lint, types, and docs/ up to date
 	$(BIN)/shellcheck -x tpu/*.sh tpu/slurm.sbatch
 	@$(BIN)/jaxft config --schema | diff docs/schema.json - || \
 	    { echo 'docs/schema.json is out of date: make docs'; exit 1; }
-	@$(BIN)/python -m jaxft.models_table --check docs/models.md || \
+	@$(BIN)/python -m docs.models_table --check docs/models.md || \
 	    { echo 'docs/models.md is out of date: make docs'; exit 1; }
 
 format: $(VENV)/.dev  ## format and mend what ruff can
@@ -64,7 +64,7 @@ format: $(VENV)/.dev  ## format and mend what ruff can
 docs: $(VENV)/.dev  ## write docs/schema.json and the table of docs/models.md from the code
 	$(BIN)/jaxft config --schema > docs/schema.json.new
 	mv docs/schema.json.new docs/schema.json
-	$(BIN)/python -m jaxft.models_table docs/models.md
+	$(BIN)/python -m docs.models_table docs/models.md
 
 bench: $(VENV)/.dev  ## the measurements behind the README's figures; hours on a quiet machine
 	$(BIN)/python -m jaxft.demo

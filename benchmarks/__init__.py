@@ -2,6 +2,6 @@
 
 import os
 
-from jaxft.platforms import leave_out_absent_tpu
+from jaxft.launch.platforms import leave_out_absent_tpu
 
 leave_out_absent_tpu(os.environ)  # as the command line does, before anything here imports jax

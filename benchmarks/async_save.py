@@ -24,12 +24,12 @@ import numpy as np
 
 import jaxft
 from benchmarks.measure import record
-from jaxft.engine.build import Build, build
-from jaxft.engine.build_state import initial_state, load_params
-from jaxft.engine.checkpoint import Checkpoints
-from jaxft.engine.mesh import batch_sharding, place_batch
-from jaxft.engine.process import prepare_process
-from jaxft.engine.train_stage import make_stage
+from jaxft.device.mesh import batch_sharding, place_batch
+from jaxft.device.process import prepare_process
+from jaxft.engine.initial_state import initial_state, load_params
+from jaxft.engine.setup import Build, build
+from jaxft.runs.checkpoint import Checkpoints
+from jaxft.training.phase import make_stage
 
 CONFIG = "configs/sentiment.yaml"
 BETWEEN = 3  # steps from the end of a save to the next one

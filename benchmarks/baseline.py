@@ -22,11 +22,11 @@ from sklearn.linear_model import LogisticRegression
 
 import jaxft
 from benchmarks.measure import recorded
-from jaxft.config import Config
-from jaxft.engine.build import build
+from jaxft.config.load import Config
 from jaxft.engine.inputs import Split
-from jaxft.files import write_atomic
+from jaxft.engine.setup import build
 from jaxft.metrics.classification import classification_scores
+from jaxft.storage.files import write_atomic
 
 ROWS = 64
 POOLED = "logistic regression on the frozen pooled output"

@@ -21,11 +21,11 @@ import transformers
 
 import jaxft
 from benchmarks.measure import median, record
-from jaxft.data.text import load_tokenizer
-from jaxft.demo_smollm2 import smollm2
-from jaxft.engine.process import prepare_process
-from jaxft.models.generate import Generator
-from jaxft.models.generate_settings import Settings
+from jaxft.data.text.tokenizer import load_tokenizer
+from jaxft.demo.smollm2 import smollm2
+from jaxft.device.process import prepare_process
+from jaxft.models.generate.decode import Generator
+from jaxft.models.generate.settings import Settings
 
 PROMPT = "<|im_start|>user\nTell me of the sea.<|im_end|>\n<|im_start|>assistant\n"
 WANTED = 1.0  # of transformers' tokens a second

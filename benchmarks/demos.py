@@ -28,12 +28,12 @@ from benchmarks.baseline import best_regression, recipe
 from benchmarks.demos_rows import DEMOS, Demo
 from benchmarks.scratch import write_scratch
 from benchmarks.tables import table_scores
-from jaxft import demo as assets
-from jaxft.config import Config, load_config
+from jaxft.config.load import Config, load_config
+from jaxft.demo import main as assets
 from jaxft.errors import UserError, did_you_mean
-from jaxft.files import write_atomic
-from jaxft.report.numbers import score, span
-from jaxft.tasks.contract import LOWER_IS_BETTER
+from jaxft.numbers import score, span
+from jaxft.storage.files import write_atomic
+from jaxft.tasks.parts.contract import LOWER_IS_BETTER
 
 HEAD = "{name: head, match: 'head/.*', lr_mult: 5}"
 HEAD_ALONE = f"groups=[{HEAD}, {{name: frozen, match: '.*', freeze: true}}]"

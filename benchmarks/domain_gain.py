@@ -17,7 +17,7 @@ from statistics import mean
 from benchmarks.measure import record
 from benchmarks.scratch import write_scratch
 from benchmarks.seeds import jaxft_score
-from jaxft.config import load_config
+from jaxft.config.load import load_config
 
 ADAPT, SENTIMENT = "configs/domain_adapt.yaml", "configs/sentiment.yaml"
 SEEDS = 3

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import median, record, run_apart
-from jaxft.config import Config, load_config, override_config
+from jaxft.config.load import Config, load_config, override_config
 
 ROWS = 128  # that are drawn
 WARM, TIMED = 5, 30  # steps
@@ -95,13 +95,13 @@ def run_jaxft(config: Config, warm: int, timed: int) -> dict[str, Any]:
     import jax
 
     from benchmarks.loop import bare_step
-    from jaxft.engine.build import build
+    from jaxft.device.process import prepare_process
     from jaxft.engine.cost import batch_shapes, gradient_flops
-    from jaxft.engine.plan_stand_in import with_tokenizer
-    from jaxft.engine.process import prepare_process
     from jaxft.engine.remat import with_remat
-    from jaxft.engine.utilisation import work_of
-    from jaxft.models.weights import fresh_leaf
+    from jaxft.engine.setup import build
+    from jaxft.models.weights.names import fresh_leaf
+    from jaxft.planning.stand_in import with_tokenizer
+    from jaxft.training.utilisation import work_of
 
     prepare_process()
     with with_tokenizer(config) as (readable, _):

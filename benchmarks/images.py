@@ -20,10 +20,10 @@ import jax
 import jaxft
 from benchmarks.loop import bare_step
 from benchmarks.measure import median, record
-from jaxft.data.image import decode
-from jaxft.data.loader import batches
-from jaxft.engine.build import Build, build
-from jaxft.engine.process import prepare_process
+from jaxft.data.batching.loader import batches
+from jaxft.data.image.images import decode
+from jaxft.device.process import prepare_process
+from jaxft.engine.setup import Build, build
 
 CONFIG = "configs/digits.yaml"
 WANTED = 2.0  # times what the step eats

@@ -120,8 +120,8 @@ def load_onto_mesh(folder: Path, dtype: str) -> dict[str, Any]:
     """The parameters of a checkpoint, each cut over 8 devices."""
     import jax
 
-    from jaxft.engine.mesh import make_mesh, param_shardings
-    from jaxft.models.registry import describe, load
+    from jaxft.device.mesh import make_mesh, param_shardings
+    from jaxft.models.load import describe, load
 
     shapes = describe(str(folder))
     sizes = {name: leaf.shape for name, leaf in shapes.params.items()}

@@ -22,12 +22,12 @@ import jax
 
 import jaxft
 from benchmarks.measure import CpuClock, median, record
-from jaxft.config import Config
-from jaxft.data.loader import batches
-from jaxft.engine.build import Build, build
-from jaxft.engine.build_state import frozen_params, initial_state, load_params, state_shardings
-from jaxft.engine.mesh import batch_sharding, place_batch
-from jaxft.engine.process import prepare_process
+from jaxft.config.load import Config
+from jaxft.data.batching.loader import batches
+from jaxft.device.mesh import batch_sharding, place_batch
+from jaxft.device.process import prepare_process
+from jaxft.engine.initial_state import frozen_params, initial_state, load_params, state_shardings
+from jaxft.engine.setup import Build, build
 from jaxft.engine.step import Rates, make_train_step
 
 CONFIG = "configs/sentiment.yaml"

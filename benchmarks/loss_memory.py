@@ -23,11 +23,11 @@ import jax.numpy as jnp
 import optax
 from jax.experimental import topologies
 
-from jaxft.engine.mesh import batch_sharding, make_mesh, param_shardings, replicated
-from jaxft.models import llama
-from jaxft.models.registry_family import leaves_of
-from jaxft.models.transformer import Compute
-from jaxft.models.transformer_run import run_tower
+from jaxft.device.mesh import batch_sharding, make_mesh, param_shardings, replicated
+from jaxft.models.families.llama import llama
+from jaxft.models.family import leaves_of
+from jaxft.models.tower.run import run_tower
+from jaxft.models.tower.tower import Compute
 
 FIELDS = {
     "model_type": "llama",

@@ -10,9 +10,9 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from jaxft.config import load_config
-from jaxft.engine.chips import parse_topology
-from jaxft.engine.plan_pod import plan_on
+from jaxft.config.load import load_config
+from jaxft.device.chips import parse_topology
+from jaxft.planning.pod import plan_on
 
 
 @dataclass(frozen=True)

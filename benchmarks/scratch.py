@@ -10,8 +10,8 @@ import argparse
 from pathlib import Path
 
 import jaxft
-from jaxft.models.source import Checkpoint
-from jaxft.models.weights import fresh_leaf
+from jaxft.models.weights.names import fresh_leaf
+from jaxft.models.weights.source import Checkpoint
 
 
 def write_scratch(checkpoint: Checkpoint, folder: Path, seed: int = 0) -> list[str]:

@@ -25,14 +25,14 @@ import jax
 
 import jaxft
 from benchmarks.measure import median, record
-from jaxft.engine.build_state import initial_state, load_params
+from jaxft.device.mesh import batch_sharding, place_batch
+from jaxft.device.process import prepare_process
 from jaxft.engine.cost import count_flops
-from jaxft.engine.mesh import batch_sharding, place_batch
-from jaxft.engine.process import prepare_process
-from jaxft.engine.study import make_parts
-from jaxft.engine.study_members import make_members
-from jaxft.engine.study_part import Programs, begin
-from jaxft.engine.train_stage import make_stage
+from jaxft.engine.initial_state import initial_state, load_params
+from jaxft.studies.members import make_members
+from jaxft.studies.part import Programs, begin
+from jaxft.studies.study import make_parts
+from jaxft.training.phase import make_stage
 
 CONFIG = "configs/sentiment.yaml"
 RECIPE = [

@@ -19,10 +19,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from jaxft.config import Config, load_config
-from jaxft.config_classes import TextClassification
-from jaxft.data.sources import Source, open_source
-from jaxft.data.template import is_missing
+from jaxft.config.classes import TextClassification
+from jaxft.config.load import Config, load_config
+from jaxft.data.sources.open import Source, open_source
+from jaxft.data.text.template import is_missing
 from jaxft.errors import UserError
 from jaxft.metrics.classification import classification_scores
 

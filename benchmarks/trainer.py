@@ -50,7 +50,7 @@ def recipe(frozen: bool, rows: str) -> list[str]:
 def run_jaxft(frozen: bool, rows: str) -> dict[str, float]:
     """The speeds of `jaxft train`, from the times in its metrics.jsonl."""
     import jaxft
-    from jaxft.engine.process import prepare_process
+    from jaxft.device.process import prepare_process
 
     prepare_process()  # before the clock's thread: glibc gives threads memory of their own
     with tempfile.TemporaryDirectory() as scratch, CpuClock() as clock:
@@ -118,7 +118,7 @@ def run_trainer(frozen: bool, rows: str, grouped: bool) -> dict[str, float]:
 
 def training_rows(rows: str) -> tuple[list[str], list[int]]:
     """The texts and labels (0 negative, 1 positive) that jaxft trains on."""
-    from jaxft.data.sources import open_source
+    from jaxft.data.sources.open import open_source
 
     source = open_source(f"csv:assets/reviews/train.csv[:{rows}]")
     found = source.rows(range(len(source)))

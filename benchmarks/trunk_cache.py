@@ -21,16 +21,16 @@ import jax
 
 import jaxft
 from benchmarks.measure import CpuClock, median, record
-from jaxft.data.loader import Collate, batches
-from jaxft.engine.build import Build, build
-from jaxft.engine.build_state import initial_state, load_params
+from jaxft.data.batching.loader import Collate, batches
+from jaxft.device.mesh import batch_sharding, place_batch
+from jaxft.device.process import prepare_process
 from jaxft.engine.cost import step_flops
-from jaxft.engine.mesh import batch_sharding, place_batch
-from jaxft.engine.process import prepare_process
-from jaxft.engine.train_stage import make_stage
+from jaxft.engine.initial_state import initial_state, load_params
+from jaxft.engine.setup import Build, build
 from jaxft.engine.trunk import open_trunk
 from jaxft.engine.trunk_plan import plan_trunks
-from jaxft.report.progress import Progress
+from jaxft.report.terminal.progress import Progress
+from jaxft.training.phase import make_stage
 
 CONFIG = "configs/sentiment.yaml"
 BLOCKS = (4, 5, 6)

@@ -22,8 +22,8 @@ from transformers import get_scheduler
 from transformers.utils import logging
 
 from benchmarks.twin_rows import ROWS, Rows
-from jaxft.config import Config, load_config, resolve_steps
-from jaxft.engine.build import Build, build
+from jaxft.config.load import Config, load_config, resolve_steps
+from jaxft.engine.setup import Build, build
 
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 SCORED = 64  # examples a batch that is only scored

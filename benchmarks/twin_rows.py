@@ -19,13 +19,13 @@ from transformers import (
     AutoTokenizer,
 )
 
-from jaxft.config_classes import ImageClassification, TextClassification
-from jaxft.config_tasks import TokenClassification
-from jaxft.engine.build import Build
+from jaxft.config.classes import ImageClassification, TextClassification
+from jaxft.config.tasks import TokenClassification
 from jaxft.engine.inputs import Split
+from jaxft.engine.setup import Build
 from jaxft.metrics.entities import entity_scores
-from jaxft.tasks.images import open_image
-from jaxft.tasks.tagged import tag_ids
+from jaxft.tasks.parts.images import open_image
+from jaxft.tasks.parts.tagged import tag_ids
 
 UNSCORED = -100  # PyTorch's cross-entropy leaves such labels out
 Inputs = dict[str, Any]

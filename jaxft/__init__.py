@@ -7,15 +7,15 @@ asked for, so that `import jaxft` and `jaxft --help` stay quick.
 from importlib import import_module
 
 _FACE = {
-    "load": "jaxft.models.registry",
-    "Model": "jaxft.models.registry",
-    "train": "jaxft.engine.train",
-    "Run": "jaxft.engine.train",
-    "plan": "jaxft.engine.plan",
-    "study": "jaxft.engine.study",
-    "Study": "jaxft.engine.study",
-    "load_config": "jaxft.config",
-    "parse_config": "jaxft.config",
+    "load": "jaxft.models.load",
+    "Model": "jaxft.models.load",
+    "train": "jaxft.training.story",
+    "Run": "jaxft.training.story",
+    "plan": "jaxft.planning.plan",
+    "study": "jaxft.studies.study",
+    "Study": "jaxft.studies.study",
+    "load_config": "jaxft.config.load",
+    "parse_config": "jaxft.config.load",
     "UserError": "jaxft.errors",
 }
 __all__ = sorted(_FACE)

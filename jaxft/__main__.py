@@ -2,7 +2,7 @@
 
 import sys
 
-from jaxft.cli import main
+from jaxft.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

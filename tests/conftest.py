@@ -12,14 +12,26 @@ from pathlib import Path
 import jax
 import pytest
 
-from jaxft import (
-    demo,
-    demo_dialogues,
-    demo_flan_t5,
-    demo_images,
-    demo_smollm2,
-    demo_tables,
-    demo_vits,
+from jaxft.demo import (
+    dialogues as demo_dialogues,
+)
+from jaxft.demo import (
+    flan_t5 as demo_flan_t5,
+)
+from jaxft.demo import (
+    images as demo_images,
+)
+from jaxft.demo import (
+    main as demo,
+)
+from jaxft.demo import (
+    smollm2 as demo_smollm2,
+)
+from jaxft.demo import (
+    tables as demo_tables,
+)
+from jaxft.demo import (
+    vits as demo_vits,
 )
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from jaxft.config import Config
-from jaxft.engine.study import Study, study
-from jaxft.engine.study_rank import summarise_seeds
+from jaxft.config.load import Config
+from jaxft.studies.rank import summarise_seeds
+from jaxft.studies.study import Study, study
 
 matplotlib.use("Agg")
 

@@ -28,7 +28,7 @@ from benchmarks.studies.page import (
     with_interval,
     write_page,
 )
-from jaxft.demo_images import digits
+from jaxft.demo.images import digits
 
 WORK = Path("runs/studies/surgical")
 PRETRAINING, TRAIN, VALIDATION = 3000, 60, 440  # digits; the rest are test digits

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxft import files
 from jaxft.errors import UserError
+from jaxft.storage import files
 
 Example = Mapping[str, np.ndarray]
 DESCRIPTION = "cache.json"

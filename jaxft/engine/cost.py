@@ -19,9 +19,9 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from jaxft.engine.build import Build
-from jaxft.models.layers_math import WEIGHT_GRADIENT
-from jaxft.models.transformer import Tower
+from jaxft.engine.setup import Build
+from jaxft.models.layers.math import WEIGHT_GRADIENT
+from jaxft.models.tower.tower import Tower
 from jaxft.tree import split as split_tree
 
 FORWARD, INPUT, WEIGHT = "forward", "input_gradient", "weight_gradient"

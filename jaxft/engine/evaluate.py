@@ -10,13 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxft.data.loader import Collate, batches
-from jaxft.data.plans import EvalPlan, plan_eval
-from jaxft.engine.build import Build
+from jaxft.data.batching.loader import Collate, batches
+from jaxft.data.batching.plans import EvalPlan, plan_eval
+from jaxft.device.mesh import batch_sharding, my_rows, overlaps, place_batch
 from jaxft.engine.inputs import Split
-from jaxft.engine.mesh import batch_sharding, my_rows, overlaps, place_batch
+from jaxft.engine.setup import Build
 from jaxft.engine.step import make_eval_step
-from jaxft.tasks.contract import Examples
+from jaxft.tasks.parts.contract import Examples
 
 EvalStep = Callable[[Mapping[str, jax.Array], Mapping[str, jax.Array]], tuple[dict, dict]]
 

@@ -10,11 +10,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxft.data.sources import Source, open_mixture, open_source
+from jaxft.data.sources.open import Source, open_mixture, open_source
 from jaxft.errors import UserError, nearest
-from jaxft.files import cache_dir
-from jaxft.tasks.contract import Examples, Task, Tools
-from jaxft.tasks.labels import BadValue
+from jaxft.storage.files import cache_dir
+from jaxft.tasks.parts.contract import Examples, Task, Tools
+from jaxft.tasks.parts.labels import BadValue
 
 SPLITS = ("train", "eval", "test")
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from jaxft.engine.build import Build
-from jaxft.engine.build_state import abstract_frozen, abstract_origin, abstract_state
-from jaxft.engine.chips import find_chip
+from jaxft.device.chips import find_chip
+from jaxft.device.mesh import held, row_divisor
 from jaxft.engine.cost import kept_bytes
-from jaxft.engine.mesh import held, row_divisor
-from jaxft.report.numbers import size
+from jaxft.engine.initial_state import abstract_frozen, abstract_origin, abstract_state
+from jaxft.engine.setup import Build
+from jaxft.numbers import size
 
 ORDER = ("none", "dots", "full")  # what is computed again: more and more
 # The compiler needs room of its own, and gathers a block's parameters where they are cut.

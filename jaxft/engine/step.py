@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import optax
 from jax.stages import Wrapped
 
-from jaxft.engine.compiler_options import compiler_options
-from jaxft.engine.mesh import batch_sharding, replicated
+from jaxft.device.compiler_options import compiler_options
+from jaxft.device.mesh import batch_sharding, replicated
 from jaxft.engine.state import TrainState
-from jaxft.layerwise.optimizer_rules import scored
+from jaxft.layerwise.rules import scored
 from jaxft.tree import natural_order
 
 Params = dict[str, jax.Array]

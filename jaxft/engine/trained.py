@@ -12,19 +12,19 @@ from typing import Any
 import jax
 from etils.epath import PathLike
 
-from jaxft import files
-from jaxft.buckets import fetched
-from jaxft.config import Config, parse_config
-from jaxft.engine.build import make_table, make_task, model_options
-from jaxft.engine.checkpoint import Checkpoints
-from jaxft.engine.distributed import is_first, processes
-from jaxft.engine.run_folder import RUN_FILE, RunFolder, open_run
+from jaxft.config.load import Config, parse_config
+from jaxft.device.distributed import is_first, processes
+from jaxft.engine.setup import make_table, make_task, model_options
 from jaxft.errors import UserError
-from jaxft.models.adapters_read import ADAPTER_CONFIG, ADAPTER_FILES
-from jaxft.models.registry import Model, describe
-from jaxft.models.registry_values import read_value, with_values
-from jaxft.models.source import Checkpoint, Source, check_own_file, resolve
-from jaxft.tasks.contract import LOWER_IS_BETTER, Task
+from jaxft.models.adapters.read import ADAPTER_CONFIG, ADAPTER_FILES
+from jaxft.models.load import Model, describe
+from jaxft.models.values import read_value, with_values
+from jaxft.models.weights.source import Checkpoint, Source, check_own_file, resolve
+from jaxft.runs.checkpoint import Checkpoints
+from jaxft.runs.folder import RUN_FILE, RunFolder, open_run
+from jaxft.storage import files
+from jaxft.storage.buckets import fetched
+from jaxft.tasks.parts.contract import LOWER_IS_BETTER, Task
 
 Which = int | str  # a step, "best" or "last"
 ADAPTER = "adapter"  # the folder of a run's adapter alone, and in its base of the one it began with

@@ -22,21 +22,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxft.data.batching.loader import Collate, batches
+from jaxft.data.batching.plans import EvalPlan, plan_eval
 from jaxft.data.cache import Ragged, build_or_open, cache_key, is_built
-from jaxft.data.loader import Collate, batches
-from jaxft.data.plans import EvalPlan, plan_eval
-from jaxft.engine.build import Build
-from jaxft.engine.checkpoint_leaves import checksum
+from jaxft.device.mesh import batch_sharding, my_rows, place_batch, replicated
 from jaxft.engine.evaluate import Interrupted
 from jaxft.engine.inputs import data_cache
-from jaxft.engine.mesh import batch_sharding, my_rows, place_batch, replicated
+from jaxft.engine.setup import Build
 from jaxft.engine.trunk_plan import WORTH, TrunkPlan, is_packed
 from jaxft.errors import UserError
-from jaxft.models.transformer import Tower
-from jaxft.models.transformer_run import TRUNK
-from jaxft.report.numbers import share, size
-from jaxft.report.progress import Progress
-from jaxft.tasks.contract import Examples
+from jaxft.models.tower.run import TRUNK
+from jaxft.models.tower.tower import Tower
+from jaxft.numbers import share, size
+from jaxft.report.terminal.progress import Progress
+from jaxft.runs.leaves import checksum
+from jaxft.tasks.parts.contract import Examples
 
 SAY_EVERY = 5.0  # seconds
 RAW = "uint16"  # how two bytes of a type that numpy does not know are kept

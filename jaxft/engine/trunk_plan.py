@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import jax
 
-from jaxft.engine.build import Build
 from jaxft.engine.cost import batch_shapes, trunk_saving, trunk_shapes
+from jaxft.engine.setup import Build
 from jaxft.errors import UserError
-from jaxft.report.numbers import share, size
+from jaxft.numbers import share, size
 
 WORTH = 0.1  # share of a step's FLOPs from which on `auto` keeps the trunk's output
 

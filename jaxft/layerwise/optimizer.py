@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxft.config_optimizer import MUON, OptimizerSection
-from jaxft.layerwise.optimizer_rules import Leaves, Rule, Told, make_rule
+from jaxft.config.optimizer import MUON, OptimizerSection
+from jaxft.layerwise.defaults import is_matrix
+from jaxft.layerwise.rules import Leaves, Rule, Told, make_rule
 from jaxft.layerwise.table import LayerTable, LeafRow
-from jaxft.layerwise.table_rules import is_matrix
 
 REST_OF_MUON = "adamw"
 

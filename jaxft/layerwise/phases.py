@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from jaxft.config_durations import Duration, resolve_steps
-from jaxft.config_recipe import PhaseSection, ScheduleSection
+from jaxft.config.durations import Duration, resolve_steps
+from jaxft.config.recipe import PhaseSection, ScheduleSection
 from jaxft.errors import UserError
 from jaxft.layerwise.table import LayerTable
 from jaxft.tree import select

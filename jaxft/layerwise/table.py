@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxft.config_optimizer import OptimizerSection
-from jaxft.config_recipe import Group, LayerDecaySection, ScheduleSection
+from jaxft.config.optimizer import OptimizerSection
+from jaxft.config.recipe import Group, LayerDecaySection, ScheduleSection
 from jaxft.errors import UserError
-from jaxft.layerwise.table_depth import depth_multiplier
-from jaxft.layerwise.table_rules import check_matrices, rest_ratio, state_size
+from jaxft.layerwise.defaults import check_matrices, rest_ratio, state_size
+from jaxft.layerwise.depth import depth_multiplier
 from jaxft.tree import natural_order, select
 
 REST, BASE = "rest", "base"

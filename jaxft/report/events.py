@@ -14,9 +14,9 @@ from typing import IO, Any
 from etils import epath
 from tensorboardX import SummaryWriter
 
-from jaxft.buckets import LocalFolder
 from jaxft.errors import UserError
 from jaxft.report.trackers import Tracker
+from jaxft.storage.buckets import LocalFolder
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"

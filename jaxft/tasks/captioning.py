@@ -15,24 +15,24 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxft.config_tasks import Captioning as Section
+from jaxft.config.tasks import Captioning as Section
 from jaxft.data.cache import Held, Ragged, fingerprint
-from jaxft.data.image import ImageProcessor
-from jaxft.data.sources import Source
+from jaxft.data.image.images import ImageProcessor
+from jaxft.data.sources.open import Source
 from jaxft.errors import UserError
 from jaxft.metrics.translation import translation_scores
-from jaxft.models.registry_model import Model
-from jaxft.models.transformer import Compute
-from jaxft.tasks.contract import Batch, Sums, Tools
-from jaxft.tasks.images import (
+from jaxft.models.model import Model
+from jaxft.models.tower.tower import Compute
+from jaxft.tasks.parts.contract import Batch, Sums, Tools
+from jaxft.tasks.parts.images import (
     check_images,
     images_fingerprint,
     open_image,
     picture,
     pixel_values,
 )
-from jaxft.tasks.labels import read_rows, text_of
-from jaxft.tasks.written_texts import (
+from jaxft.tasks.parts.labels import read_rows, text_of
+from jaxft.tasks.parts.written_texts import (
     Writing,
     encode_targets,
     target_batch,
@@ -116,7 +116,7 @@ class Captions:
 
 @dataclass(frozen=True)
 class Captioning:
-    """See `jaxft.tasks.contract.Task`."""
+    """See `jaxft.tasks.parts.contract.Task`."""
 
     section: Section
     kind: str = "captioning"

@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxft.config_tasks import CausalLm as Section
-from jaxft.data.chat import ChatTemplate, load_chat_template
-from jaxft.data.dialogue import (
+from jaxft.config.tasks import CausalLm as Section
+from jaxft.data.batching.loader import collate_rows
+from jaxft.data.sources.open import Source
+from jaxft.data.text.chat import ChatTemplate, load_chat_template
+from jaxft.data.text.dialogue import (
     UNSCORED,
     Conversation,
     Lesson,
@@ -22,13 +24,11 @@ from jaxft.data.dialogue import (
     of_conversations,
     of_documents,
 )
-from jaxft.data.loader import collate_rows
-from jaxft.data.sources import Source
-from jaxft.data.text import Tokenizer
+from jaxft.data.text.tokenizer import Tokenizer
 from jaxft.errors import UserError
-from jaxft.tasks.contract import Batch, Sums, Tools
-from jaxft.tasks.labels import read_rows, text_of
-from jaxft.tasks.token_examples import TokenExamples, of_segments, row_targets
+from jaxft.tasks.parts.contract import Batch, Sums, Tools
+from jaxft.tasks.parts.labels import read_rows, text_of
+from jaxft.tasks.parts.token_examples import TokenExamples, of_segments, row_targets
 
 MOST_SAID = 200  # characters of a document that a person is shown
 MOST_EXPONENT = 700  # beyond it e to that has no float
@@ -41,7 +41,7 @@ def make(section: Section) -> CausalLm:
 
 @dataclass(frozen=True)
 class Lessons(TokenExamples):
-    """Token ids, each with the next token; see `jaxft.tasks.contract.Examples`.
+    """Token ids, each with the next token; see `jaxft.tasks.parts.contract.Examples`.
 
     Attributes:
         from_rows: `[examples]` the row of the source that each is from.
@@ -62,7 +62,7 @@ class Lessons(TokenExamples):
 
 @dataclass(frozen=True)
 class CausalLm:
-    """See `jaxft.tasks.contract.Task`."""
+    """See `jaxft.tasks.parts.contract.Task`."""
 
     section: Section
     kind: str = "causal_lm"

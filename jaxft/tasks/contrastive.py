@@ -19,18 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxft.config_tasks import Contrastive as Section
+from jaxft.config.tasks import Contrastive as Section
+from jaxft.data.batching.packing import round_up
 from jaxft.data.cache import Held, Ragged, fingerprint
-from jaxft.data.image import ImageProcessor
-from jaxft.data.packing import round_up
-from jaxft.data.sources import Source
-from jaxft.data.text import Tokenizer
+from jaxft.data.image.images import ImageProcessor
+from jaxft.data.sources.open import Source
+from jaxft.data.text.tokenizer import Tokenizer
 from jaxft.errors import UserError
 from jaxft.metrics.retrieval import retrieval_scores
-from jaxft.tasks.contract import Batch, Examples, Sums, Tools
-from jaxft.tasks.found_pairs import found_pairs
-from jaxft.tasks.images import check_images, images_fingerprint, open_image, pixel_values
-from jaxft.tasks.labels import column_of, read_rows, text_of
+from jaxft.tasks.parts.contract import Batch, Examples, Sums, Tools
+from jaxft.tasks.parts.found_pairs import found_pairs
+from jaxft.tasks.parts.images import check_images, images_fingerprint, open_image, pixel_values
+from jaxft.tasks.parts.labels import column_of, read_rows, text_of
 
 STRIDE = 8  # texts are padded to a multiple of so many tokens: one shape a split
 HIDDEN = -1e9  # added to the score of an example that is padding
@@ -153,7 +153,7 @@ def padded_length(longest: int, tools: Tools) -> int:
 
 @dataclass(frozen=True)
 class Contrastive:
-    """See `jaxft.tasks.contract.Task`."""
+    """See `jaxft.tasks.parts.contract.Task`."""
 
     section: Section
     kind: str = "contrastive"

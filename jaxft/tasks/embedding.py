@@ -16,16 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxft.config_tasks import Embedding as Section
-from jaxft.data.sources import Source
-from jaxft.data.text import Tokenizer
+from jaxft.config.tasks import Embedding as Section
+from jaxft.data.sources.open import Source
+from jaxft.data.text.tokenizer import Tokenizer
 from jaxft.errors import UserError
 from jaxft.metrics.regression import regression_scores
 from jaxft.metrics.retrieval import pair_scores, ranking_loss, wrong_before
-from jaxft.tasks.contract import Batch, Examples, Sums, Tools
-from jaxft.tasks.labels import BadValue, column_of, number_of, read_rows, text_of
-from jaxft.tasks.text_tuples import TextTuples, numbered
-from jaxft.tasks.token_examples import of_segments
+from jaxft.tasks.parts.contract import Batch, Examples, Sums, Tools
+from jaxft.tasks.parts.labels import BadValue, column_of, number_of, read_rows, text_of
+from jaxft.tasks.parts.text_tuples import TextTuples, numbered
+from jaxft.tasks.parts.token_examples import of_segments
 
 SHOWN = 3  # texts that are written beside a text
 HIDDEN = -1e9  # added to the score of what is no wrong answer
@@ -38,7 +38,7 @@ def make(section: Section) -> Embedding:
 
 @dataclass(frozen=True)
 class Embedding:
-    """See `jaxft.tasks.contract.Task`."""
+    """See `jaxft.tasks.parts.contract.Task`."""
 
     section: Section
     kind: str = "embedding"

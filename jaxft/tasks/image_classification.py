@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxft.config_augment import AugmentSection
-from jaxft.config_classes import ImageClassification as Section
-from jaxft.data.draws import FIRST, Draw
-from jaxft.data.image import ImageProcessor
-from jaxft.data.sources import Source
-from jaxft.tasks.classes_target import TargetTask, make_target
-from jaxft.tasks.contract import Examples, Tools
-from jaxft.tasks.images import (
+from jaxft.config.augment import AugmentSection
+from jaxft.config.classes import ImageClassification as Section
+from jaxft.data.image.images import ImageProcessor
+from jaxft.data.random import FIRST, Draw
+from jaxft.data.sources.open import Source
+from jaxft.tasks.parts.classes.target import TargetTask, make_target
+from jaxft.tasks.parts.contract import Examples, Tools
+from jaxft.tasks.parts.images import (
     augmented_values,
     check_images,
     images_fingerprint,
@@ -25,7 +25,7 @@ from jaxft.tasks.images import (
     picture,
     pixel_values,
 )
-from jaxft.tasks.labels import Labels
+from jaxft.tasks.parts.labels import Labels
 
 PICTURES = 20  # worst mistakes that are kept with their picture, as many as a report shows
 
@@ -113,7 +113,7 @@ class ImageExamples:
 
 @dataclass(frozen=True)
 class ImageClassification(TargetTask):
-    """See `jaxft.tasks.contract.Task`."""
+    """See `jaxft.tasks.parts.contract.Task`."""
 
     section: Section
     kind: str = "image_classification"

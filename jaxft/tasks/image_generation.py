@@ -3,7 +3,8 @@
 An image is read as a row of colours, each pixel the nearest of the checkpoint's list, and begins
 with a word of its own. By class (`task.label`) it begins with the word of its class instead, one
 for each behind all others: so a checkpoint with classes is an ImageGPT of a larger vocabulary and
-nothing else, which `transformers` loads with the same outputs (`models/imagegpt_classes.py`).
+nothing else, which `transformers` loads with the same outputs
+(`models/families/gpt2/imagegpt_classes.py`).
 
 A dimension, in bits per dimension, is one pixel's colour: the mean of -log2 of the probability that
 the model gives to it. Figures compare where size and colours are the same.
@@ -21,21 +22,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxft.config_tasks import ImageGeneration as Section
+from jaxft.config.tasks import ImageGeneration as Section
 from jaxft.data.cache import Held, Ragged, fingerprint
-from jaxft.data.image import ImageProcessor
-from jaxft.data.image_colours import colours_of, contact_sheet, painted
-from jaxft.data.sources import Source
+from jaxft.data.image.colours import colours_of, contact_sheet, painted
+from jaxft.data.image.images import ImageProcessor
+from jaxft.data.sources.open import Source
 from jaxft.errors import UserError
 from jaxft.metrics.frechet import frechet
-from jaxft.models.generate_images import draw_images
-from jaxft.models.layers_loss import UNSCORED
-from jaxft.models.registry_model import Model
-from jaxft.models.transformer import Compute, Tower
-from jaxft.tasks.contract import Batch, Sums, Tools
-from jaxft.tasks.image_features import features_by
-from jaxft.tasks.images import check_images, exact_picture, images_fingerprint, open_image
-from jaxft.tasks.labels import class_id, label_names, read_rows
+from jaxft.models.generate.images import draw_images
+from jaxft.models.layers.loss import UNSCORED
+from jaxft.models.model import Model
+from jaxft.models.tower.tower import Compute, Tower
+from jaxft.tasks.parts.contract import Batch, Sums, Tools
+from jaxft.tasks.parts.image_features import features_by
+from jaxft.tasks.parts.images import check_images, exact_picture, images_fingerprint, open_image
+from jaxft.tasks.parts.labels import class_id, label_names, read_rows
 
 DRAWN = ("drawn", "completed")
 SEED = 0  # of what is drawn: the same noise at every evaluation, so that only the model differs
@@ -55,7 +56,7 @@ def first_word(colours: int, label: int | np.ndarray | None) -> Any:
 
 @dataclass(frozen=True)
 class Colours:
-    """Images as rows of colours, a row each; see `jaxft.tasks.contract.Examples`.
+    """Images as rows of colours, a row each; see `jaxft.tasks.parts.contract.Examples`.
 
     Args:
         tokens: `colours` `[H W]` of each.
@@ -111,7 +112,7 @@ class Colours:
 
 @dataclass(frozen=True)
 class ImageGeneration:
-    """See `jaxft.tasks.contract.Task`."""
+    """See `jaxft.tasks.parts.contract.Task`."""
 
     section: Section
     kind: str = "image_generation"

@@ -12,17 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxft.config_tasks import MaskedLm as Section
+from jaxft.config.tasks import MaskedLm as Section
 from jaxft.data.cache import Held
-from jaxft.data.masking import UNSCORED
-from jaxft.data.sources import Source
-from jaxft.data.text import Tokenizer
+from jaxft.data.sources.open import Source
+from jaxft.data.text.masking import UNSCORED
+from jaxft.data.text.tokenizer import Tokenizer
 from jaxft.errors import UserError
-from jaxft.models.layers_loss import scored_losses
-from jaxft.tasks.contract import Batch, Examples, Sums, Tools
-from jaxft.tasks.labels import FILL, column_of, read_rows, text_of
-from jaxft.tasks.masked_texts import Blanks, MaskedTexts, ScoredTexts, mask_of
-from jaxft.tasks.token_examples import of_segments
+from jaxft.models.layers.loss import scored_losses
+from jaxft.tasks.parts.contract import Batch, Examples, Sums, Tools
+from jaxft.tasks.parts.labels import FILL, column_of, read_rows, text_of
+from jaxft.tasks.parts.masked_texts import Blanks, MaskedTexts, ScoredTexts, mask_of
+from jaxft.tasks.parts.token_examples import of_segments
 
 FILLS = 5  # tokens that are named for a blank, the likeliest first
 AROUND = 100  # characters that a person is shown before and after a blank
@@ -36,7 +36,7 @@ def make(section: Section) -> MaskedLm:
 
 @dataclass(frozen=True)
 class MaskedLm:
-    """See `jaxft.tasks.contract.Task`."""
+    """See `jaxft.tasks.parts.contract.Task`."""
 
     section: Section
     kind: str = "masked_lm"

@@ -9,17 +9,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxft.config_tasks import ObjectDetection as Section
-from jaxft.data.drawn import draw
-from jaxft.data.sources import Source
-from jaxft.data.tiles import absolute, unlike
+from jaxft.config.tasks import ObjectDetection as Section
+from jaxft.data.image.annotate import draw
+from jaxft.data.image.tiles import absolute, unlike
+from jaxft.data.sources.open import Source
 from jaxft.errors import UserError
 from jaxft.metrics.boxes import box_scores
-from jaxft.models.yolos_from_vit import places
-from jaxft.tasks.boxes import PieceExamples, opened, read_boxes, read_examples
-from jaxft.tasks.contract import Examples, Tools
-from jaxft.tasks.detection_loss import detection_loss
-from jaxft.tasks.images import check_images, open_image, paths_from_input, picture
+from jaxft.models.families.vit.yolos_from_vit import places
+from jaxft.tasks.parts.boxes import PieceExamples, opened, read_boxes, read_examples
+from jaxft.tasks.parts.contract import Examples, Tools
+from jaxft.tasks.parts.detection_loss import detection_loss
+from jaxft.tasks.parts.images import check_images, open_image, paths_from_input, picture
 
 SURE = 0.5  # the score from which a person is told of a box
 PICTURE_SIDE = 640  # pixels of a picture in a report: boxes are small in it
@@ -33,7 +33,7 @@ def make(section: Section) -> ObjectDetection:
 
 @dataclass(frozen=True)
 class ObjectDetection:
-    """See `jaxft.tasks.contract.Task`."""
+    """See `jaxft.tasks.parts.contract.Task`."""
 
     section: Section
     kind: str = "object_detection"

@@ -13,17 +13,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxft.config_tasks import Seq2Seq as Section
+from jaxft.config.tasks import Seq2Seq as Section
+from jaxft.data.batching.packing import round_up
 from jaxft.data.cache import Held, Ragged, fingerprint
-from jaxft.data.packing import round_up
-from jaxft.data.sources import Source
+from jaxft.data.sources.open import Source
 from jaxft.errors import UserError
 from jaxft.metrics.translation import translation_scores
-from jaxft.models.registry_model import Model
-from jaxft.models.transformer import Compute
-from jaxft.tasks.contract import Batch, Sums, Tools
-from jaxft.tasks.labels import read_rows, text_of
-from jaxft.tasks.written_texts import (
+from jaxft.models.model import Model
+from jaxft.models.tower.tower import Compute
+from jaxft.tasks.parts.contract import Batch, Sums, Tools
+from jaxft.tasks.parts.labels import read_rows, text_of
+from jaxft.tasks.parts.written_texts import (
     STRIDE,
     Writing,
     encode_targets,
@@ -44,7 +44,7 @@ def make(section: Section) -> Seq2Seq:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Sources and targets as token ids, a pair a row; see `jaxft.tasks.contract.Examples`.
+    """Sources and targets as token ids, a pair a row; see `jaxft.tasks.parts.contract.Examples`.
 
     Args:
         tokens: of each pair, the source's and then the target's ids, and which are `of_target`.
@@ -105,7 +105,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Seq2Seq:
-    """See `jaxft.tasks.contract.Task`."""
+    """See `jaxft.tasks.parts.contract.Task`."""
 
     section: Section
     kind: str = "seq2seq"

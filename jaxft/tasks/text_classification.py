@@ -12,17 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxft.config_classes import TextClassification as Section
-from jaxft.data.loader import collate_rows
-from jaxft.data.sources import Source
-from jaxft.data.template import Template, parse_template
-from jaxft.data.text import Tokenizer
+from jaxft.config.classes import TextClassification as Section
+from jaxft.data.batching.loader import collate_rows
+from jaxft.data.sources.open import Source
+from jaxft.data.text.template import Template, parse_template
+from jaxft.data.text.tokenizer import Tokenizer
 from jaxft.errors import UserError, did_you_mean
-from jaxft.tasks.classes import Batch, Outputs, apart, logits_of
-from jaxft.tasks.classes_target import TargetTask, make_target
-from jaxft.tasks.contract import Examples, Tools
-from jaxft.tasks.labels import FILL, BadValue, Labels, read_rows, text_of
-from jaxft.tasks.token_examples import TokenExamples
+from jaxft.tasks.parts.classes.one import Batch, Outputs, apart, logits_of
+from jaxft.tasks.parts.classes.target import TargetTask, make_target
+from jaxft.tasks.parts.contract import Examples, Tools
+from jaxft.tasks.parts.labels import FILL, BadValue, Labels, read_rows, text_of
+from jaxft.tasks.parts.token_examples import TokenExamples
 
 
 def make(section: Section) -> TextClassification:
@@ -37,7 +37,7 @@ def make(section: Section) -> TextClassification:
 
 @dataclass(frozen=True)
 class TextExamples(TokenExamples):
-    """Token ids with a label each; see `jaxft.tasks.contract.Examples`."""
+    """Token ids with a label each; see `jaxft.tasks.parts.contract.Examples`."""
 
     labelled: Labels | None
     random: bool = False
@@ -53,7 +53,7 @@ class TextExamples(TokenExamples):
 
 @dataclass(frozen=True)
 class TextClassification(TargetTask):
-    """See `jaxft.tasks.contract.Task`."""
+    """See `jaxft.tasks.parts.contract.Task`."""
 
     section: Section
     template: Template | None = None

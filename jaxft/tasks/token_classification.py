@@ -12,22 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxft.config_tasks import TokenClassification as Section
-from jaxft.data.loader import collate_rows
-from jaxft.data.sources import Source
-from jaxft.data.tags import OUTSIDE, join_words, words_of
-from jaxft.data.text import Tokenizer
+from jaxft.config.tasks import TokenClassification as Section
+from jaxft.data.batching.loader import collate_rows
+from jaxft.data.sources.open import Source
+from jaxft.data.text.tags import OUTSIDE, join_words, words_of
+from jaxft.data.text.tokenizer import Tokenizer
 from jaxft.metrics.entities import entities, entity_scores
-from jaxft.models.layers_loss import UNSCORED
-from jaxft.tasks.contract import Batch, Sums, Tools
-from jaxft.tasks.tagged import (
-    check_sentence,
-    check_words,
-    sentence_tags,
-    tag_ids,
-    tag_names,
-)
-from jaxft.tasks.token_examples import TokenExamples, of_segments, row_targets
+from jaxft.models.layers.loss import UNSCORED
+from jaxft.tasks.parts.contract import Batch, Sums, Tools
+from jaxft.tasks.parts.tagged import check_sentence, check_words, sentence_tags, tag_ids, tag_names
+from jaxft.tasks.parts.token_examples import TokenExamples, of_segments, row_targets
 
 NO_WORD = -1  # in place of the number of a word, where none begins
 
@@ -39,7 +33,7 @@ def make(section: Section) -> TokenClassification:
 
 @dataclass(frozen=True)
 class Sentences(TokenExamples):
-    """Token ids, each with the word that it begins; see `jaxft.tasks.contract.Examples`.
+    """Token ids, each with the word that it begins; see `jaxft.tasks.parts.contract.Examples`.
 
     Args:
         tokens: `input_ids`, `token_type_ids` and `words`: the number of the word that begins in
@@ -81,7 +75,7 @@ class Sentences(TokenExamples):
 
 @dataclass(frozen=True)
 class TokenClassification:
-    """See `jaxft.tasks.contract.Task`."""
+    """See `jaxft.tasks.parts.contract.Task`."""
 
     section: Section
     kind: str = "token_classification"

@@ -1,0 +1,58 @@
+"""What a chat model answers the first eval prompts, before a run and after it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax
+
+from jaxft.data.text.chat import load_chat_template
+from jaxft.engine.setup import Build
+from jaxft.models.generate.decode import Generator
+from jaxft.models.generate.settings import read_settings
+from jaxft.tasks.causal_lm import CausalLm
+from jaxft.tasks.parts.contract import Tools
+
+ASKED, WRITTEN = 8, 64  # prompts, and the most tokens of an answer
+
+
+def answers(built: Build, params: Mapping[str, jax.Array]) -> list[dict[str, Any]]:
+    """What the model answers, token by token the most likely one.
+
+    Args:
+        built: the run.
+        params: every parameter.
+
+    Returns:
+        Of each of the first eval conversations that leave room for an answer `id`, `source` (what
+        was asked last), `target` (the answer that is wanted) and `written`. None of a run on
+        texts, or of several processes: writing is one process's.
+    """
+    split, model = built.splits["eval"], replace(built.model, params=dict(params))
+    if not isinstance(built.task, CausalLm) or jax.process_count() > 1:
+        return []
+    asked = list(built.task.exchanges(split.source, split.examples, ASKED))
+    template = load_chat_template(model.tokenizer_folder)
+    if not asked or template is None:
+        return []
+    tokenizer = Tools(model, None, None).tokenizer
+    texts = template.render([before for before, _ in asked], add_generation_prompt=True)
+    prompts = [ids.tolist() for ids in tokenizer.encode(texts, spelled=True).ids]
+    fits = [n for n, ids in enumerate(prompts) if len(ids) < model.max_positions]
+    if not fits:
+        return []
+    room = model.max_positions - max(len(prompts[n]) for n in fits)
+    how = {"do_sample": False, "num_beams": 1, "max_new_tokens": min(WRITTEN, room)}
+    settings, _ = read_settings(model.source.folder, model.fields, how)
+    written = Generator(model, built.compute).generate([prompts[n] for n in fits], settings)
+    return [
+        {
+            "id": n,
+            "source": asked[n][0][-1]["content"],
+            "target": asked[n][1],
+            "written": tokenizer.decode(tokens),
+        }
+        for n, tokens in zip(fits, written, strict=True)
+    ]

@@ -1,0 +1,54 @@
+"""Where the model looked, beside each picture of an image classifier's worst mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxft.engine.evaluate import of_chosen
+from jaxft.engine.inputs import Split
+from jaxft.engine.setup import Build
+from jaxft.models.families.vit.rollout import attention_rollout
+from jaxft.models.families.vit.vit import MODEL_TYPES
+from jaxft.models.tower.tower import Tower
+from jaxft.tasks.image_classification import ImageExamples
+from jaxft.tasks.parts.images import heated, open_image
+
+
+def with_attention(
+    built: Build, params: Mapping[str, jax.Array], split: Split, lines: Iterable[dict[str, Any]]
+) -> Iterable[dict[str, Any]]:
+    """Predictions, of which those with a picture get one of where the model looked: `attention`.
+
+    Args:
+        built: the run.
+        params: every parameter, as they predicted.
+        split: what was predicted.
+        lines: a prediction an example, in order.
+
+    Returns:
+        The lines as they are where the model is no ViT that classifies.
+    """
+    examples, towers = split.examples, [*built.model.towers.values()]
+    if not isinstance(examples, ImageExamples) or built.model.model_type not in MODEL_TYPES:
+        return lines
+    told = list(lines)  # before the first process alone writes them: all look together
+    chosen = np.array([number for number, line in enumerate(told) if "image" in line], int)
+    if not len(chosen):
+        return told
+    (tower,) = towers
+    assert isinstance(tower, Tower)
+
+    def look(params, batch):
+        maps = attention_rollout(tower, built.model.config, params, batch, built.compute)
+        return {}, {"maps": maps[:, None], "example_ids": batch["example_ids"]}
+
+    maps = of_chosen(built, split, look, params, chosen)["maps"]
+    for number, shares in zip(chosen.tolist(), maps, strict=True):
+        ((_, row),) = split.source.each([examples.column], [number])
+        image = open_image(split.source, number, row[examples.column])
+        told[number]["attention"] = heated(examples.processor.fit(image), shares)
+    return told

@@ -1,0 +1,207 @@
+"""Texts held against a checkpoint: whether it has seen their like, and what to do where not.
+
+Of a sample: how the tokenizer cuts it, how the checkpoint's own pretraining head does on it, how
+far its frozen features lie from those of other texts, and what a linear probe reads out of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from scipy.stats import norm
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from jaxft.analysis.forgetting import OBJECTIVES, loss_of, text_batches
+from jaxft.errors import UserError
+from jaxft.metrics.frechet import frechet
+from jaxft.models.load import describe, load
+from jaxft.models.model import Model
+from jaxft.models.tower.tower import Compute
+from jaxft.tasks.parts.contract import Tools
+
+NO_HEAD = "embedding"  # the task that reads the stream as it is
+ROWS = 32  # a batch of features
+STEP = 32  # of the lengths that batches are padded to
+FOLDS = 5
+LM_TEXTS = 256
+# Where advice begins. English prose costs an English WordPiece 1.1 to 1.3 pieces a word.
+MANY_PIECES = 1.4
+MANY_UNKNOWN = 0.01
+MANY_CUT = 0.05
+FAR = 1.5  # times the distance between two halves of the reference
+HARD = 0.35  # probe's gain over guessing, of what there is to gain
+
+
+def hold_against(
+    checkpoint: str,
+    texts: Sequence[str],
+    labels: Sequence[str] | None = None,
+    reference: Sequence[str] | None = None,
+    max_length: int | None = None,
+) -> dict[str, Any]:
+    """Measures of texts against a checkpoint, and the advice that follows.
+
+    Args:
+        checkpoint: as `model.checkpoint` names one.
+        texts: a sample.
+        labels: the class of each, for the linear probe; or None.
+        reference: other texts, such as what the checkpoint is known to do well on; or None.
+        max_length: the most tokens of a text; None for what the checkpoint's positions allow.
+
+    Returns:
+        `tokens`, and where they can be had `pretraining`, `distance`, `probe`; and `advice`.
+
+    Raises:
+        UserError: the checkpoint reads no text, or is not understood.
+    """
+    model = load(checkpoint, task=NO_HEAD)
+    if not model.vocab_size:
+        raise UserError(f"--against: {checkpoint} reads no text.")
+    tools = Tools(model, max_length, None)
+    found: dict[str, Any] = {"checkpoint": checkpoint, "texts": len(texts)}
+    found["tokens"] = token_facts(tools, texts)
+    found["pretraining"] = _pretraining(checkpoint, tools, texts)
+    features = token_means(model, tools, texts)
+    if reference is not None:
+        found["distance"] = distance_facts(features, token_means(model, tools, reference))
+    if labels is not None:
+        found["probe"] = probe(features, labels)
+    return {**found, "advice": advice(found)}
+
+
+def token_facts(tools: Tools, texts: Sequence[str]) -> dict[str, float]:
+    """How a tokenizer cuts texts: pieces a word, unknown pieces, lengths beside the context."""
+    whole = tools.tokenizer.encode(texts, placed=True)
+    lengths = np.array([len(ids) for ids in whole.ids])
+    words = sum(len(text.split()) for text in texts)
+    pieces = sum(int((numbers >= 0).sum()) for numbers in whole.words)
+    return {
+        "pieces_per_word": pieces / max(words, 1),
+        "unknown": whole.unknown / max(pieces, 1),
+        "mean": float(lengths.mean()),
+        "p95": float(np.percentile(lengths, 95)),
+        "longest": int(lengths.max()),
+        "context": tools.max_length,
+        "cut": float((lengths > tools.max_length).mean()),
+    }
+
+
+def _pretraining(checkpoint: str, tools: Tools, texts: Sequence[str]) -> dict[str, Any] | None:
+    """The loss of the checkpoint's own head; None where it has none."""
+    heads = tools.model.family.MODEL_TYPES[tools.model.model_type]
+    for objective in (name for name in OBJECTIVES if name in heads):
+        if describe(checkpoint, task=objective).matching.new:
+            continue
+        model = load(checkpoint, task=objective)
+        loss = loss_of(model, Compute())
+        batches = text_batches(texts[:LM_TEXTS], tools.tokenizer, tools.max_length, objective)
+        sums = [jax.device_get(loss(model.params, batch)) for batch in batches]
+        total, weight = np.sum(np.asarray(sums, np.float64), axis=0)
+        mean = float(total / weight)
+        return {"objective": objective, "loss": mean, "perplexity": float(np.exp(mean))}
+    return None
+
+
+def token_means(model: Model, tools: Tools, texts: Sequence[str]) -> np.ndarray:
+    """The mean of the last hidden state over each text's tokens: `[texts, D]`."""
+
+    @jax.jit
+    def compute(params: Mapping[str, jax.Array], ids: jax.Array, mask: jax.Array) -> jax.Array:
+        out = model.apply(params, {"input_ids": ids, "attention_mask": mask})
+        kept = mask[..., None]  # [B, T, 1]
+        return (out["last_hidden_state"] * kept).sum(1) / kept.sum(1)
+
+    encoded = tools.tokenizer.encode(texts, max_length=tools.max_length).ids
+    order = np.argsort([len(ids) for ids in encoded], kind="stable")
+    found = np.zeros((len(texts), 0))
+    for first in range(0, len(order), ROWS):
+        chosen = order[first : first + ROWS]
+        most = min(-(-max(len(encoded[one]) for one in chosen) // STEP) * STEP, model.max_positions)
+        ids = np.full((ROWS, most), tools.tokenizer.pad_id, np.int32)
+        mask = np.zeros((ROWS, most), np.int32)
+        mask[:, 0] = 1  # a row without a text has a mean too
+        for row, one in enumerate(chosen):
+            own = encoded[one]
+            ids[row, : len(own)], mask[row, : len(own)] = own, 1
+        means = np.asarray(compute(model.params, ids, mask), np.float64)[: len(chosen)]
+        if not found.size:
+            found = np.zeros((len(texts), means.shape[1]))
+        found[chosen] = means
+    return found
+
+
+def distance_facts(features: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    """How far features lie from the reference's, beside how far its own halves lie apart.
+
+    Small samples lie apart by chance, and by more the smaller: both distances are of samples of
+    one size.
+
+    Args:
+        features, reference: `[texts, D]`.
+    """
+    half = min(len(features), len(reference) // 2)
+    if half < 2:
+        raise UserError("--reference: it takes four texts or more to compare.")
+    own = frechet(reference[:half], reference[half : 2 * half])
+    other = frechet(features[:half], reference[:half])
+    return {"frechet": other, "within": own, "times": other / max(own, 1e-12), "texts": half}
+
+
+def probe(features: np.ndarray, labels: Sequence[str]) -> dict[str, Any] | None:
+    """Logistic regression on frozen features, cross-validated; None with too few of a class.
+
+    Args:
+        features: `[texts, D]`.
+        labels: the class of each.
+    """
+    classes, ids = np.unique(np.asarray(labels), return_inverse=True)
+    counts = np.bincount(ids)
+    if len(classes) < 2 or counts.min() < FOLDS:
+        return None
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
+    scores = cross_val_score(model, features, ids, cv=folds)
+    mean = float(scores.mean())
+    margin = norm.ppf(0.95) * float(np.sqrt(mean * (1 - mean) / len(ids)))
+    return {"accuracy": mean, "guessing": float(counts.max() / counts.sum()), "margin": margin}
+
+
+def advice(found: Mapping[str, Any]) -> list[str]:
+    """What to do, in sentences; that there is nothing to mend, where there is not."""
+    tokens, said = found["tokens"], []
+    if tokens["pieces_per_word"] > MANY_PIECES or tokens["unknown"] > MANY_UNKNOWN:
+        said.append(
+            "The tokenizer cuts these words into many pieces: take a checkpoint of their language "
+            "or domain, or adapt this one first (language modelling on unlabelled texts of the "
+            "domain), and train the embeddings too."
+        )
+    if tokens["cut"] > MANY_CUT:
+        said.append(
+            "Many texts are longer than the context and are cut: take a checkpoint with a longer "
+            "one, or cut the texts where what matters stands."
+        )
+    distance, result = found.get("distance"), found.get("probe")
+    if distance and distance["times"] > FAR:
+        said.append(
+            "The features lie far from the reference's: adapt to the domain first, and train "
+            "deeper (fewer frozen blocks, a milder layer_decay.rate)."
+        )
+    if result and (gain := _gain(result)) < HARD:
+        said.append(
+            "A linear probe reads little of the labels out of the frozen features "
+            f"({gain:.0%} of the way from guessing to all right): train deeper, and label more."
+        )
+    elif result:
+        said.append("The labels can be read out of the frozen features: freezing costs little.")
+    return said or ["Nothing here says that the checkpoint has not seen the like."]
+
+
+def _gain(result: Mapping[str, float]) -> float:
+    """How far a probe comes from guessing to all right: 0 to 1."""
+    return (result["accuracy"] - result["guessing"]) / max(1 - result["guessing"], 1e-9)

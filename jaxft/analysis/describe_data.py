@@ -1,0 +1,180 @@
+"""The story of looking at data: what the rows are, and whether a checkpoint suits them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import RenderableType
+
+from jaxft.analysis.checkpoint_fit import hold_against
+from jaxft.config.load import load_config
+from jaxft.data.profile import Reading, guess_reading, profile, rare_class, row_digests, texts_of
+from jaxft.data.sources.open import Source, open_source
+from jaxft.engine.inputs import check_columns, open_sources
+from jaxft.engine.setup import make_task
+from jaxft.engine.warnings import leak
+from jaxft.errors import UserError
+from jaxft.numbers import share
+from jaxft.report.terminal.data import description_tables
+
+CONFIGS = (".yaml", ".yml")
+# The keys of a task's section that name a column of text, and that of a label.
+TEXT_KEYS = ("text", "tokens", "messages", "prompt", "answer")
+LABEL_KEYS = ("label", "tags")
+
+
+@dataclass(frozen=True)
+class DataDescription:
+    """What was found.
+
+    Attributes:
+        splits: of each, what `profile` gives, its `split` and `warnings`.
+        repeated: how many rows two splits share, or one has twice: `of`, `also_in`, `rows`.
+        against: what `hold_against` gives; None where it was not asked for.
+    """
+
+    splits: list[dict[str, Any]]
+    repeated: list[dict[str, Any]]
+    against: dict[str, Any] | None
+
+    def to_json(self) -> str:
+        return json.dumps(vars(self), indent=2, ensure_ascii=False)
+
+    def render(self) -> RenderableType:
+        """All of it as tables for a terminal."""
+        return description_tables(self.splits, self.repeated, self.against)
+
+
+def describe_data(
+    what: str,
+    overrides: Sequence[str] = (),
+    *,
+    text: str | None = None,
+    label: str | None = None,
+    against: str | None = None,
+    reference: str | None = None,
+    sample: int = 1000,
+) -> DataDescription:
+    """Look at the rows of a config or of a source; nothing is trained.
+
+    Args:
+        what: a config's YAML file, or a source string.
+        overrides: keys of the config to set.
+        text, label: the columns that hold them; None for the config's, or as they are often called.
+        against: a checkpoint to hold the texts to be trained on against.
+        reference: a source of other texts, which the checkpoint is known to suit.
+        sample: the most texts that are held against it.
+
+    Raises:
+        UserError: the data is not there, or has not what is asked of it.
+    """
+    sources, reading = _opened(what, overrides, text, label)
+    splits = [profile(source, reading) | {"split": name} for name, source in sources.items()]
+    digests = {
+        name: row_digests(source, reading.texts or source.columns)
+        for name, source in sources.items()
+    }
+    for split in splits:
+        split["warnings"] = _warnings(split, reading, digests, sources)
+    if against is None:
+        if reference is not None:
+            raise UserError("--reference says what features are compared to.", "Add --against.")
+        return DataDescription(splits, _repeated(digests), None)
+    first = next(iter(sources.values()))
+    held = _hold(first, reading, against, reference, sample)
+    return DataDescription(splits, _repeated(digests), held)
+
+
+def _opened(
+    what: str, overrides: Sequence[str], text: str | None, label: str | None
+) -> tuple[dict[str, Source], Reading]:
+    """The splits, and how they are read."""
+    if Path(what).suffix not in CONFIGS:
+        if overrides:
+            raise UserError(f"'{what}' is a source, which takes no KEY=VALUE.")
+        source = open_source(what)
+        reading = guess_reading(source, text, label)
+        check_columns(source, [name for name in (text, label) if name])
+        return {"rows": source}, reading
+    config = load_config(what, overrides)
+    task, section = make_task(config), config.task
+    named = [getattr(section, key, None) for key in TEXT_KEYS]
+    texts = getattr(task, "input_columns", tuple(name for name in named if isinstance(name, str)))
+    labels = [getattr(section, key, None) for key in LABEL_KEYS]
+    found = next((name for name in labels if isinstance(name, str)), None)
+    sources = open_sources(task, config.data.specs, config.data.where, config.run.seed.data)
+    reading = Reading((text,) if text else tuple(texts), label or found)
+    for source in sources.values():
+        check_columns(source, [name for name in (text, label) if name])
+    return sources, reading
+
+
+def _warnings(
+    split: Mapping[str, Any],
+    reading: Reading,
+    digests: Mapping[str, np.ndarray],
+    sources: Mapping[str, Source],
+) -> list[str]:
+    """What of a split would spoil a run."""
+    found, name, labels = [], split["split"], split["labels"]
+    if reading.label is not None and len(labels) == 1:
+        found.append(f"all rows have one class, '{next(iter(labels))}': there is nothing to tell")
+    if rare := rare_class(labels):
+        found.append(
+            f"'{rare[0]}' is {share(rare[1])} of the labels: task.class_weights=balanced or "
+            "data.balance=true makes up for it"
+        )
+    if name not in ("train", "rows") and (
+        said := leak(digests[name], digests["train"], sources[name])
+    ):
+        found.append(said)
+    return found
+
+
+def _repeated(digests: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """The rows that come twice: in one split, and in two."""
+    found = []
+    names = list(digests)
+    for number, name in enumerate(names):
+        own = len(digests[name]) - len(np.unique(digests[name]))
+        pairs = [(name, name, own)] + [
+            (other, name, int(np.isin(digests[other], digests[name]).sum()))
+            for other in names[number + 1 :]
+        ]
+        found += [{"of": one, "also_in": two, "rows": many} for one, two, many in pairs if many]
+    return found
+
+
+def _hold(
+    source: Source, reading: Reading, checkpoint: str, reference: str | None, sample: int
+) -> dict[str, Any]:
+    """The first rows of a source, which are drawn at random, held against a checkpoint."""
+    if not reading.texts:
+        raise UserError("--against: no column of texts is known.", "Name it with --text.")
+    texts, labels = _sampled(source, reading, sample)
+    others = None
+    if reference is not None:
+        other = open_source(reference)
+        columns = reading if set(reading.texts) <= set(other.columns) else guess_reading(other)
+        others, _ = _sampled(other, Reading(columns.texts, None), sample)
+    return hold_against(checkpoint, texts, labels, others)
+
+
+def _sampled(source: Source, reading: Reading, sample: int) -> tuple[list[str], list[str] | None]:
+    """Texts that are not empty, and the class of each where each has one."""
+    indices = range(min(sample, len(source)))
+    texts = texts_of(source, reading.texts, indices)
+    kept = [number for number, text in enumerate(texts) if text.strip()]
+    if not kept:
+        raise UserError(f"{source.spec}: the rows have no text in {', '.join(reading.texts)}.")
+    labels = None
+    if reading.label is not None:
+        values = [row[reading.label] for row in source.rows(indices, [reading.label])]
+        if not any(isinstance(value, list | np.ndarray) for value in values):
+            labels = [str(values[number]) for number in kept]
+    return [texts[number] for number in kept], labels

@@ -1,0 +1,202 @@
+"""What each layer does in a step: small programs beside the step's, reduced by depth on the host.
+
+The step itself gives the gradient norm of each leaf, which it has at hand for the whole norm.
+All else is read off the state that the step leaves behind, in those steps that are looked at: the
+moments say what the update was, and the update what the parameters were. So a step that is looked
+at is the same program, to the bit, as one that is not, and keeps no second copy of anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from jaxft.config.optimizer import OptimizerSection
+from jaxft.device.mesh import in_turn
+from jaxft.engine.state import TrainState
+from jaxft.engine.step import Rates
+from jaxft.layerwise.optimizer import rule_of
+from jaxft.layerwise.table import LayerTable, LeafRow
+from jaxft.models.load import Model
+from jaxft.models.tower.tower import Tower
+from jaxft.tree import natural_order
+
+# Of a leaf: sums of squares of the weight before the step and of the update, and the sum of Adam's
+# signal over noise. Not a number where the optimizer keeps nothing to tell it from.
+COLUMNS = ("weight", "update", "signal")
+
+
+def look(
+    state: TrainState, rates: Rates, table: LayerTable, section: OptimizerSection, mesh: Mesh
+) -> jax.Array:
+    """What a step did, read off the state after it: `[leaves, columns]` float32 on the device.
+
+    Nothing waits for it, where programs overlap. Leaves of a shape share a program, so that little
+    is compiled.
+
+    Args:
+        state: as the step left it.
+        rates: what the step was told.
+        table: whose trainable leaves, in their order.
+        section: the config's `optimizer`.
+        mesh: on which the state lies.
+    """
+    adam, traces = _kept(in_turn(mesh, state).opt_state)
+    groups = {group.name: index for index, group in enumerate(table.training_groups)}
+    rows = []
+    for index, leaf in enumerate(leaf for leaf in table.leaves if leaf.trainable):
+        group = groups[leaf.group]
+        rate = np.float32(rates.rates[group]) * np.float32(rates.multipliers[index])
+        told = (rate, np.float32(rates.weight_decay[group] if leaf.decays else 0.0))
+        param = state.trainable[leaf.name]
+        rule = rule_of(leaf, table.training_groups[group].algorithm)
+        if leaf.name in rates.origin:  # nor of where it began
+            row = _trace_row(param, None, *told)
+        elif rule == "adamw":
+            betas = tuple(section.numbers(rule)[name] for name in ("b1", "b2", "eps"))
+            row = _adam_row(param, *adam[leaf.name], *told, betas)
+        else:  # of the other rules' steps the state does not tell enough
+            row = _trace_row(param, traces.get(leaf.name) if rule == "sgd" else None, *told)
+        rows.append(in_turn(mesh, row))
+    return _stacked(rows)
+
+
+def _kept(opt_state: Any) -> tuple[dict[str, tuple], dict[str, jax.Array]]:
+    """By name, what Adam keeps of a leaf (both moments, the count), and what momentum keeps."""
+    kinds = (optax.ScaleByAdamState, optax.TraceState)
+    adam: dict[str, tuple] = {}
+    traces: dict[str, jax.Array] = {}
+    for part in jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kinds)):
+        if isinstance(part, optax.ScaleByAdamState):
+            adam |= {name: (mu, part.nu[name], part.count) for name, mu in _arrays(part.mu)}
+        elif isinstance(part, optax.TraceState):
+            traces |= dict(_arrays(part.trace))
+    return adam, traces
+
+
+def _arrays(leaves: Any) -> list[tuple[str, jax.Array]]:
+    """Those of this group: leaves of others come as `MaskedNode`."""
+    return [(name, leaf) for name, leaf in leaves.items() if isinstance(leaf, jax.Array)]
+
+
+@partial(jax.jit, static_argnums=6)
+def _adam_row(param, mu, nu, count, rate, decay, betas):
+    b1, b2, eps = betas
+    mean, square = mu / (1 - b1**count), nu / (1 - b2**count)
+    root = jnp.sqrt(square)
+    signal = jnp.sum(jnp.where(root > 0, jnp.abs(mean) / jnp.where(root > 0, root, 1), 0))
+    return jnp.stack([*_moved(param, mean / (root + eps), rate, decay), signal])
+
+
+@jax.jit
+def _trace_row(param, trace, rate, decay):
+    # Plain descent keeps nothing, and its gradient is gone.
+    direction = jnp.full_like(param, jnp.nan) if trace is None else trace
+    weight, update = _moved(param, direction, rate, decay)
+    weight = jnp.where(jnp.isnan(weight), jnp.sum(jnp.square(param)), weight)
+    return jnp.stack([weight, update, jnp.full_like(weight, jnp.nan)])
+
+
+def _moved(param, direction, rate, decay):
+    """Squares of the weight before the update, and of the update: -rate (direction + decay p)."""
+    before = (param + rate * direction) / (1 - rate * decay)
+    update = rate * (direction + decay * before)
+    return jnp.sum(jnp.square(before)), jnp.sum(jnp.square(update))
+
+
+@jax.jit
+def _stacked(rows: list[jax.Array]) -> jax.Array:
+    return jnp.stack(rows)
+
+
+def layers_of(model: Model) -> dict[str, str]:
+    """Each parameter's layer: its depth (`3`), behind its tower where there are several.
+
+    What is of no tower is `joint`.
+    """
+    found: dict[str, str] = {}
+    for part in model.towers.values():
+        if isinstance(part, Tower):
+            found |= {name: f"{part.prefix}{depth}" for name, depth in part.depths.items()}
+        else:
+            found |= dict.fromkeys(part.leaves, "joint")
+    return found
+
+
+def layer_values(
+    norms: np.ndarray,
+    sums: np.ndarray,
+    leaves: Sequence[LeafRow],
+    layers: Sequence[str],
+    rates: np.ndarray,
+) -> dict[str, dict[str, float | None]]:
+    """What a step did by layer: metric -> layer -> value, None where there is none.
+
+    `update_ratio` and `relative_gradient` are norms over the norm of the weights; `signal` is
+    Adam's |m| / sqrt(v), the mean of the layer's elements; `rate` is that of the fastest leaf;
+    `not_finite` counts the parameters whose gradient is not finite.
+
+    Args:
+        norms: `[leaves]` gradient norms, not clipped.
+        sums: `[leaves, columns]`, as `look` gives them.
+        leaves: the trainable leaves, in the same order.
+        layers: each leaf's layer.
+        rates: `[leaves]` rate x multiplier.
+    """
+    names = natural_order(set(layers))
+    place = np.array([names.index(layer) for layer in layers])
+
+    def total(values: np.ndarray) -> np.ndarray:
+        return np.bincount(place, values, len(names))
+
+    column = dict(zip(COLUMNS, np.asarray(sums, np.float64).T, strict=True))
+    gradient = np.sqrt(total(np.square(np.asarray(norms, np.float64))))
+    weight, update = (np.sqrt(total(column[name])) for name in ("weight", "update"))
+    elements = np.array([leaf.parameters for leaf in leaves], np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = {
+            "grad_norm": gradient,
+            "weight_norm": weight,
+            "update_norm": update,
+            "update_ratio": update / weight,
+            "relative_gradient": gradient / weight,
+            "signal": total(column["signal"]) / total(elements),
+            "rate": np.array([rates[place == index].max() for index in range(len(names))]),
+            "not_finite": total(~np.isfinite(norms)),
+        }
+    return {
+        metric: {
+            name: float(value) if np.isfinite(value) else None
+            for name, value in zip(names, values, strict=True)
+        }
+        for metric, values in found.items()
+    }
+
+
+@jax.jit
+def distances(now: jax.Array, start: jax.Array) -> jax.Array:
+    """Squares of the way from `start`, and of `start` itself: [2] float32."""
+    now, start = now.astype(jnp.float32), start.astype(jnp.float32)
+    return jnp.stack([jnp.sum(jnp.square(now - start)), jnp.sum(jnp.square(start))])
+
+
+def layer_drift(squares: np.ndarray, layers: Sequence[str]) -> dict[str, float | None]:
+    """How far each layer is from its start, as a share of the start's norm.
+
+    Args:
+        squares: `[leaves, 2]`, as `distances` gives them.
+        layers: each leaf's layer.
+    """
+    found: dict[str, float | None] = {}
+    for name in natural_order(set(layers)):
+        own = np.array([layer == name for layer in layers])
+        moved, start = np.asarray(squares, np.float64)[own].sum(0)
+        found[name] = float(np.sqrt(moved / start)) if start > 0 and np.isfinite(moved) else None
+    return found

@@ -1,0 +1,27 @@
+"""`jaxft doctor`: what would go wrong here."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+
+def doctor(
+    folder: Annotated[
+        str, typer.Option("--dir", metavar="DIR", help="Where runs go; may be in a bucket.")
+    ] = "runs",
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Look at devices, versions, memory, disk, hub and browser; exit code 1 if a run would fail."""
+    from jaxft.analysis.doctor import diagnose
+
+    found = diagnose(folder)
+    if as_json:
+        typer.echo(found.to_json())
+    else:
+        Console(width=None if sys.stdout.isatty() else 120).print(found.render())
+    if not found.sound:
+        raise typer.Exit(1)

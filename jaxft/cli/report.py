@@ -1,0 +1,55 @@
+"""`jaxft report`: runs as a page, as JSON or as pictures.
+
+The story is imported when it is asked for, as in `cli.py`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jaxft.cli.paths import folder_named
+from jaxft.errors import UserError
+
+
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN", parser=folder_named, help="The run folders.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            parser=folder_named,
+            help="The page to write; report.html in the run, or beside the first of several.",
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print scores and figures as JSON, and write no page.")
+    ] = False,
+    png: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            parser=folder_named,
+            help="Write each figure as a PNG there, by Chromium, and no page.",
+        ),
+    ] = None,
+) -> None:
+    """Write one page that shows the runs, complete in itself; prints its path."""
+    if sum((out is not None, as_json, png is not None)) > 1:
+        raise UserError("--out, --json and --png are three kinds of report.", "Give one of them.")
+    if as_json:
+        from jaxft.report.page.json_report import report_json
+
+        typer.echo(report_json(runs))
+    elif png is not None:
+        from jaxft.report.page.png import write_pngs
+
+        for path in write_pngs(runs, png):
+            typer.echo(path)
+    else:
+        from jaxft.report.page.page import write_page
+
+        typer.echo(write_page(runs, out))

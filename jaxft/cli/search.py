@@ -1,0 +1,119 @@
+"""`jaxft search`: the images of a folder that are most like some words, or like an image; texts.
+
+The story is imported when it is asked for, as in `cli.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jaxft.cli.paths import folder_named
+from jaxft.errors import UserError
+
+if TYPE_CHECKING:
+    from jaxft.inference.search import Found
+
+MOST_NOTES = 5  # images that are left out by name; of more, the number is told
+
+
+Run = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN",
+        parser=folder_named,
+        help="A run of the contrastive task; of texts, embedding.",
+    ),
+]
+Images = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Where to look, with all folders in it."),
+]
+Texts = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Look among texts instead: a file with one a line."),
+]
+Like = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Look for images like this one instead.")
+]
+Sheet = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        parser=folder_named,
+        help="Write them as a contact sheet too: .png or .html.",
+    ),
+]
+
+
+def search(
+    run: Run,
+    words: Annotated[
+        str | None,
+        typer.Argument(metavar="WORDS", help="What to look for.", show_default=False),
+    ] = None,
+    images: Images = None,
+    texts: Texts = None,
+    image: Like = None,
+    best: Annotated[int, typer.Option(min=1, help="How many to show.")] = 10,
+    out: Sheet = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
+) -> None:
+    """Find the images of a folder that are most like some words, or like an image; or texts."""
+    if texts is not None:
+        _search_texts(run, words, texts, best, as_json, others=(images, image, out))
+        return
+    if images is None:
+        raise UserError("Say where to look: --images FOLDER, or --texts FILE.")
+    from jaxft.inference.search import search as story
+
+    found = story(run, words, images, image=image, best=best, out=out)
+    for note in found.skipped[:MOST_NOTES]:
+        print(f"jaxft: left out: {note}", file=sys.stderr)
+    if len(found.skipped) > MOST_NOTES:
+        print(f"jaxft: and {len(found.skipped) - MOST_NOTES} more", file=sys.stderr)
+    if as_json:
+        for match in found.matches:
+            typer.echo(json.dumps(match, ensure_ascii=False))
+        return
+    Console(width=None if sys.stdout.isatty() else 120).print(_table(found))
+    if found.sheet is not None:
+        typer.echo(found.sheet)
+
+
+def _search_texts(
+    run: Path, words: str | None, file: Path, best: int, as_json: bool, others: tuple
+) -> None:
+    """Print the lines of a file that are most like some words."""
+    from jaxft.inference.search_texts import search_texts as story
+
+    if words is None or any(other is not None for other in others):
+        raise UserError("Texts are searched for words, and give no images.", "Leave those out.")
+    matches = story(run, words, file, best)
+    if as_json:
+        for match in matches:
+            typer.echo(json.dumps(match, ensure_ascii=False))
+        return
+    table = Table("", "similarity", "line", "text", box=box.SIMPLE_HEAD)
+    for match in matches:
+        place, alike = str(match["rank"]), f"{match['similarity']:.3f}"
+        table.add_row(place, alike, str(match["line"]), Text(match["text"], overflow="fold"))
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def _table(found: Found) -> Table:
+    """The matches, and how many images were compared."""
+    told = f"{found.searched:,} images, {found.embedded:,} of them new"
+    table = Table("", "similarity", "image", box=box.SIMPLE_HEAD, caption=told)
+    for match in found.matches:
+        file = Text(match["file"], overflow="fold")  # plain: brackets in a name are no markup
+        table.add_row(str(match["rank"]), f"{match['similarity']:.3f}", file)
+    return table

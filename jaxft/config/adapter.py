@@ -1,0 +1,66 @@
+"""The `adapter` section: what is trained in place of the whole of a model."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from jaxft.config.fields import Section, key
+
+
+class AdapterSection(Section):
+    """What is trained in place of the whole of a model; without a kind, the whole is."""
+
+    kind: Literal["lora", "dora", "bitfit"] | None = key(
+        None,
+        "what alone trains, beside the head: thin matrices beside kernels (lora), these and the "
+        "lengths of columns (dora), or biases (bitfit); null is everything",
+        resume="fixed",
+    )
+    rank: int = key(8, "width of the thin matrices (lora, dora)", resume="fixed", ge=1)
+    alpha: float = key(
+        16.0, "their product is multiplied by alpha / rank (lora, dora)", resume="fixed", gt=0
+    )
+    match: Annotated[list[str], Field(min_length=1)] | None = key(
+        None,
+        "patterns of the blocks' kernels that they are beside; null is attention's query and value",
+        resume="fixed",
+    )
+    dropout: float = key(
+        0.0, "dropout rate of what they read (lora, dora)", resume="fixed", ge=0, lt=1
+    )
+    lr_ratio: float = key(
+        1.0,
+        "rate of lora_b, and of all that is no matrix, over that of lora_a (LoRA+ has 16)",
+        resume="may change",
+        gt=0,
+    )
+    checkpoint: str | None = key(
+        None,
+        "a folder of PEFT to start from, whose rank, alpha, kernels and dropout are then taken",
+        resume="fixed",
+        min_length=1,
+    )
+
+    @model_validator(mode="after")
+    def _only_what_is_read(self) -> AdapterSection:
+        """A key that would silently do nothing is a mistake."""
+        fields = type(self).model_fields
+        given = [n for n in fields if n != "kind" and getattr(self, n) != fields[n].default]
+        if given and self.kind is None:
+            raise ValueError(f"'{given[0]}' is read where there is a kind: lora, dora or bitfit")
+        if given and self.kind == "bitfit":
+            raise ValueError(f"'{given[0]}' is read by lora, dora only, and kind is bitfit")
+        own = [name for name in given if name in ("rank", "alpha", "match", "dropout")]
+        if own and self.checkpoint is not None:
+            raise ValueError(f"'{own[0]}' is that of adapter.checkpoint: leave it out")
+        return self
+
+
+def _nothing(written: Any) -> Any:
+    """`adapter: null` takes away what a config has."""
+    return {} if written is None else written
+
+
+AdapterKey = Annotated[AdapterSection, BeforeValidator(_nothing)]

@@ -1,0 +1,237 @@
+"""What pydantic finds wrong in a config, said in one sentence."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from jaxft.config.durations import Duration
+from jaxft.config.yaml import Place
+from jaxft.errors import UserError, nearest
+
+_TYPES = {
+    str: "text",
+    int: "whole number",
+    float: "number",
+    bool: "true or false",
+    type(None): "null",
+    Duration: "duration",
+}
+_VALUE = frozenset([str, int, float, bool])
+_WITH_ARTICLE = ("duration", "finite", "list", "mapping", "number", "section", "value", "whole")
+TAG = "kind"  # the key that tells sections of several kinds apart
+# What other tools call a key, where neither its letters nor its section give it away.
+ALIASES = {
+    "learning_rate": "optimizer.lr",
+    "num_train_epochs": "train.length",
+    "epochs": "train.length",
+    "max_steps": "train.length",
+    "per_device_train_batch_size": "data.batch_size",
+    "gradient_accumulation_steps": "train.accumulate",
+    "gradient_checkpointing": "train.remat",
+    "max_grad_norm": "optimizer.clip",
+    "warmup_steps": "schedule.warmup",
+    "warmup_ratio": "schedule.warmup",
+    "lr_scheduler_type": "schedule.kind",
+    "early_stopping_patience": "checkpoint.patience",
+    "save_total_limit": "checkpoint.keep",
+    "save_steps": "checkpoint.every",
+    "eval_steps": "train.evaluate_every",
+    "logging_steps": "train.log_every",
+    "model_name_or_path": "model.checkpoint",
+    "report_to": "run.trackers",
+}
+_PLURALS = {"value": "values", "section": "sections"}
+_LIMITS = {
+    "greater_than": ("gt", "more than {:g}"),
+    "greater_than_equal": ("ge", "{:g} or more"),
+    "less_than": ("lt", "less than {:g}"),
+    "less_than_equal": ("le", "{:g} or less"),
+    "string_pattern_mismatch": (
+        "pattern",
+        "letters, digits, '.', '_' and '-', the first a letter or digit",
+    ),
+    "string_too_short": ("min_length", "text of {} characters or more"),
+    "too_short": ("min_length", "list of {} or more"),
+    "finite_number": ("", "finite number"),
+}
+
+
+def type_name(kind: Any) -> str:
+    """A key's type in words: `number or null`, `auto, none or full`, `list of text`."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return type_name(args[0])
+    if origin is Literal:
+        return _either([str(arg) for arg in args])
+    if origin in (Union, types.UnionType):
+        values = _VALUE if set(args) >= _VALUE else frozenset()
+        names = ["value"] if values else []
+        return _either(names + [type_name(arg) for arg in args if arg not in values])
+    if origin is list:
+        items = type_name(args[0])
+        if items == "anything":
+            return "list"
+        return f"list of {_PLURALS.get(items, items)}"
+    if origin is tuple:
+        return f"list of {len(args)} {type_name(args[0])}s"
+    if origin is dict:
+        return f"mapping of {type_name(args[0])} to {type_name(args[1])}"
+    return "section" if section_in(kind) else _TYPES.get(kind, "anything")
+
+
+def _either(names: list[str]) -> str:
+    """`a`, `a or b`, `a, b or c`."""
+    return " or ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
+
+
+def as_user_error(
+    error: ValidationError, model: type[BaseModel], written: Mapping[str, Any], place: Place
+) -> UserError:
+    """The first mistake, unknown keys before all others: they often explain the rest."""
+    found = error.errors(include_url=False)
+    found.sort(key=lambda item: item["type"] != "extra_forbidden")
+    item = found[0]
+    path, kind, section = _walk(model, written, item["loc"])
+    name = ".".join(path)
+    start = place.of(path)
+    if item["type"] in ("union_tag_not_found", "union_tag_invalid"):
+        return _wrong_tag(start, name, kind, _value_at(written, path))
+    if item["type"] in ("extra_forbidden", "invalid_key"):
+        return UserError(f"{start}: unknown key '{name}'.", _suggest(path, section, model))
+    if item["type"] == "missing" and item["loc"][-1] == path[-1]:
+        meaning = section.model_fields[path[-1]].description
+        return UserError(f"{start}: '{name}' is missing.", f"It is {meaning}.")
+    if item["type"] == "value_error":
+        prefix = f"{name}: " if name else ""
+        return UserError(f"{start}: {prefix}{item['ctx']['error']}.")
+    value, wanted = _value_at(written, path), type_name(kind)
+    if item["type"] in _LIMITS:
+        limit, words = _LIMITS[item["type"]]
+        value, wanted = item["input"], words.format(item.get("ctx", {}).get(limit, ""))
+    article = "a " if wanted.startswith(_WITH_ARTICLE) else ""
+    return UserError(
+        f"{start}: '{name}' must be {article}{wanted}, not {_show(value)}.", _choice(value, kind)
+    )
+
+
+def _wrong_tag(start: str, name: str, kind: Any, value: Any) -> UserError:
+    """A section of several kinds that does not say which, or says one that is not there."""
+    members = sections_in(kind)
+    tag = f"{name}.{TAG}"
+    if not isinstance(value, Mapping) or TAG not in value:
+        meaning = members[0].model_fields[TAG].description
+        return UserError(f"{start}: '{tag}' is missing.", f"It is {meaning}.")
+    known = [str(tag_of(member)) for member in members]
+    return UserError(
+        f"{start}: '{tag}' must be {_either(known)}, not {_show(value[TAG])}.",
+        _choice(value[TAG], Literal[tuple(known)]),
+    )
+
+
+def _walk(
+    model: type[BaseModel], written: Any, loc: tuple[int | str, ...]
+) -> tuple[tuple[str, ...], Any, type[BaseModel]]:
+    """The key at `loc` without pydantic's own union tags, its type, and the section it is in."""
+    path: list[str] = []
+    kind: Any = model
+    section = model
+    for part in loc:
+        members = {tag_of(member): member for member in sections_in(kind)}
+        if len(members) > 1:
+            kind = members.get(str(part), kind)  # pydantic names the kind of section here
+            continue
+        inner = section_in(kind)
+        if inner is not None:
+            section = inner
+            field = inner.model_fields.get(str(part))
+            kind = field.annotation if field else None
+        elif isinstance(written, list) and item_type(kind) is not None and isinstance(part, int):
+            kind = item_type(kind)
+        elif isinstance(written, dict) and get_origin(kind) is dict and part in written:
+            kind = get_args(kind)[1]
+        else:
+            continue  # pydantic's name for one option of a union, or an index into a pair
+        path.append(str(part))
+        written = _value_at(written, (str(part),))
+    return tuple(path), kind, section
+
+
+def _options(kind: Any) -> tuple[Any, ...]:
+    """The options of a union, or the type itself, without their annotations."""
+    options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    return tuple(
+        get_args(option)[0] if get_origin(option) is Annotated else option for option in options
+    )
+
+
+def item_type(kind: Any) -> Any:
+    """The type of a list's items, or None where the type is no list."""
+    lists = [option for option in _options(kind) if get_origin(option) is list]
+    return get_args(lists[0])[0] if lists else None
+
+
+def section_in(kind: Any) -> type[BaseModel] | None:
+    """The section that a type is, or may be."""
+    return next(iter(sections_in(kind)), None)
+
+
+def sections_in(kind: Any) -> tuple[type[BaseModel], ...]:
+    """The sections that a type may be; where there are several, `kind` tells them apart."""
+    options = _options(kind)
+    return tuple(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+
+
+def tag_of(section: type[BaseModel]) -> str | None:
+    """What a section's `kind` says, where it is one of several."""
+    field = section.model_fields.get(TAG)
+    return None if field is None else get_args(field.annotation)[0]
+
+
+def _value_at(written: Any, path: tuple[str, ...]) -> Any:
+    for part in path:
+        if isinstance(written, Mapping):
+            written = written.get(part)
+        elif isinstance(written, list) and part.isdigit() and int(part) < len(written):
+            written = written[int(part)]
+        else:
+            return None
+    return written
+
+
+def _suggest(path: tuple[str, ...], section: type[BaseModel], model: type[BaseModel]) -> str:
+    """The key that was probably meant: one spelled so in another section, or the nearest here."""
+    if path[-1] in ALIASES:
+        return f"Did you mean '{ALIASES[path[-1]]}'?"
+    for top, field in model.model_fields.items():
+        found = any(path[-1] in inner.model_fields for inner in sections_in(field.annotation))
+        if found and path != (top, path[-1]):
+            return f"Did you mean '{top}.{path[-1]}'?"
+    close = nearest(path[-1], section.model_fields)
+    if close:
+        return f"Did you mean '{'.'.join([*path[:-1], close[0]])}'?"
+    return f"Known: {', '.join(section.model_fields)}."
+
+
+def _choice(value: Any, kind: Any) -> str:
+    """The nearest of the words that a key may hold, where one is near."""
+    literals = [option for option in _options(kind) if get_origin(option) is Literal]
+    words = [str(word) for literal in literals for word in get_args(literal)]
+    close = nearest(value, words) if isinstance(value, str) else []
+    return f"Did you mean '{close[0]}'?" if close else ""
+
+
+def _show(value: Any) -> str:
+    """A value as a config would write it, short, with its type where that may surprise."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f"the text '{value if len(value) <= 60 else value[:57] + '...'}'"
+    if isinstance(value, list):
+        return "a list" if len(str(value)) > 60 else f"the list {value}"
+    if isinstance(value, Mapping):
+        return "a section"
+    return "null" if value is None else str(value)

@@ -1,0 +1,38 @@
+"""What a config section and a config key are made of.
+
+`resume` says whether a key may change when a run is resumed. It is "fixed" where a change would
+make the saved state not fit, the position in the data mean something else, or the score
+incomparable with those before.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from jaxft.config.durations import Duration
+
+Resume = Literal["may change", "fixed"]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+def key(default: Any, meaning: str, *, resume: Resume, unit: str = "", **limits: Any) -> Any:
+    """A config key: its default (`...` where it is required), what it means, and its unit."""
+    extra: dict[str, Any] = {"resume": resume}
+    if unit:
+        extra["unit"] = unit
+    if isinstance(default, Duration):
+        extra["default"] = str(default)  # pydantic's schema would show the dataclass
+    return Field(default, description=meaning, json_schema_extra=extra, **limits)
+
+
+def section(kind: type[BaseModel], meaning: str) -> Any:
+    """A section whose keys all have defaults, so that it may be left out."""
+    return Field(default_factory=kind, description=meaning)
+
+
+class Section(BaseModel):
+    """A group of keys: nothing unknown, nothing converted, nothing changed afterwards."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)

@@ -1,0 +1,151 @@
+"""The `optimizer` section: the update rule and its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+from pydantic import model_validator
+
+from jaxft.config.fields import Section, key
+
+RuleName = Literal[
+    "adamw", "sgd", "lion", "adafactor", "lamb", "lars", "muon", "schedule_free_adamw"
+]
+SCHEDULE_FREE: RuleName = "schedule_free_adamw"
+MUON: RuleName = "muon"
+# The numbers that each rule reads, with what its authors (Muon: optax) take for them.
+NUMBERS: Mapping[str, Mapping[str, float]] = {
+    "adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
+    "sgd": {"momentum": 0.9},
+    "lion": {"b1": 0.9, "b2": 0.99},
+    "adafactor": {},
+    "lamb": {"b1": 0.9, "b2": 0.999, "eps": 1e-6},
+    "lars": {"momentum": 0.9},
+    "muon": {"momentum": 0.95, "b1": 0.9, "b2": 0.999, "eps": 1e-8},
+    SCHEDULE_FREE: {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
+}
+
+
+class OptimizerSection(Section):
+    """The update rule."""
+
+    name: RuleName = key("adamw", "update rule", resume="fixed")
+    lr: float = key(5e-5, "peak learning rate, before multipliers", resume="may change", ge=0)
+    adam_lr: float | None = key(
+        None,
+        "peak rate of what muon leaves to adamw: all but the matrices of blocks; null is lr",
+        resume="may change",
+        ge=0,
+    )
+    scale: Literal["linear", "sqrt"] | None = key(
+        None,
+        "all rates are of reference_batch, and multiplied by data.batch_size / reference_batch, "
+        "or by its root; null takes them as they are",
+        resume="may change",
+    )
+    reference_batch: int | None = key(
+        None,
+        "the batch size that the rates were found at (scale only)",
+        resume="may change",
+        unit="examples",
+        ge=1,
+    )
+    b1: float = key(
+        0.9,
+        "decay of the gradient average (all but sgd, lars, adafactor)",
+        resume="fixed",
+        ge=0,
+        lt=1,
+    )
+    b2: float = key(
+        0.999,
+        "decay of the squared average, or lion's of its own (0.99 unless given)",
+        resume="fixed",
+        ge=0,
+        lt=1,
+    )
+    eps: float = key(1e-8, "added to the divisor (lamb: 1e-6 unless given)", resume="fixed", gt=0)
+    momentum: float = key(
+        0.9,
+        "decay of the gradient sum (sgd, lars, muon; muon: 0.95 unless given)",
+        resume="fixed",
+        ge=0,
+        lt=1,
+    )
+    weight_decay: float = key(0.01, "decoupled weight decay", resume="may change", ge=0)
+    clip: float | None = key(
+        1.0,
+        "largest norm of the whole gradient, trainable leaves only; null does not clip",
+        resume="fixed",
+        gt=0,
+    )
+    no_decay: Literal["auto"] | list[str] = key(
+        "auto",
+        "patterns of parameters without weight decay; auto is biases, norms, positions, scalars",
+        resume="fixed",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_of_the_rule(cls, given: Any) -> Any:
+        """A rule's own numbers, where none are given."""
+        if isinstance(given, dict):
+            return {**NUMBERS.get(str(given.get("name", "adamw")), {}), **given}
+        return given
+
+    @model_validator(mode="after")
+    def _only_what_is_read(self) -> OptimizerSection:
+        """A key that would silently do nothing is a mistake."""
+        if (self.scale is None) != (self.reference_batch is None):
+            raise ValueError("'scale' and 'reference_batch' go together: give both or neither")
+        if self.name == SCHEDULE_FREE and self.b1 == 0:
+            raise ValueError(f"'b1' is above 0 for {SCHEDULE_FREE}, whose average it weighs")
+        return self
+
+    def numbers(self, rule: str) -> dict[str, float]:
+        """What a rule's numbers are, be it the section's own or that of a group.
+
+        A number that the section's own rule reads is that rule's; a group's other rule has it from
+        `NUMBERS`.
+        """
+        own = NUMBERS[self.name]
+        ours = rule == self.name or (rule, self.name) == ("adamw", MUON)  # which moves by both
+        taken = {name for name in NUMBERS[rule] if ours or name not in own}
+        return {n: getattr(self, n) if n in taken else v for n, v in NUMBERS[rule].items()}
+
+    def batch_factor(self, batch_size: int) -> float:
+        """What all rates are multiplied by at a batch size: k, or its root, at k references.
+
+        Source: linear, Goyal et al. (2017), https://arxiv.org/abs/1706.02677, for SGD; the root,
+        Malladi et al. (2022), https://arxiv.org/abs/2205.10287, for Adam.
+        """
+        if self.reference_batch is None:
+            return 1.0
+        share = batch_size / self.reference_batch
+        return share if self.scale == "linear" else share**0.5
+
+
+def check_optimizer(
+    optimizer: OptimizerSection, groups: Sequence[Any], schedule: Any, ema: Any
+) -> None:
+    """Raise a ValueError where a rule would not do what a person means by it.
+
+    Args:
+        optimizer, groups, schedule: the config's sections.
+        ema: its `train.ema`.
+    """
+    rules = [(optimizer.name, schedule)]
+    rules += [(g.optimizer, g.schedule or schedule) for g in groups if g.optimizer and not g.freeze]
+    named = {rule for rule, _ in rules}
+    if optimizer.adam_lr is not None and MUON not in named:
+        raise ValueError("'optimizer.adam_lr' is read by muon only")
+    if any(rule == SCHEDULE_FREE and moves.kind != "constant" for rule, moves in rules):
+        raise ValueError(
+            f"{SCHEDULE_FREE} averages in place of a falling rate: set schedule.kind to constant"
+        )
+    if SCHEDULE_FREE in named and ema is not None:
+        raise ValueError(f"{SCHEDULE_FREE} scores an average of its own: leave out train.ema")
+
+
+assert set(NUMBERS) == set(get_args(RuleName))

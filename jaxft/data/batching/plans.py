@@ -1,0 +1,275 @@
+"""Which examples make which rows of which step: the whole of training as a pure function.
+
+The position in training is the step number and nothing else. Every process computes the same
+plan and takes its own rows, so a run resumes exactly on any number of processes and workers.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxft.data.batching.mixture import Mixture
+from jaxft.data.batching.packing import best_fit, bucket_edges, cap_segments, count_rows, round_up
+from jaxft.data.random import FIRST, Draw
+from jaxft.errors import UserError
+
+ROW_STEP = 32  # rows are a multiple of this many positions
+# Rounding the rows moves the examples a step by a third at most; where full rows would move them
+# by more, rows hold fewer examples instead.
+FULLER = 0.75
+PLANS_KEPT = 2  # epochs whose plans are held: prefetching crosses from one into the next
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The shape of every training batch.
+
+    Attributes:
+        rows: rows a step, over all processes.
+        row_length: positions a row.
+        segments: the most examples in a row.
+        examples_per_step: the mean number of true examples a step.
+        padding: share of computed positions that hold no token.
+    """
+
+    rows: int
+    row_length: int
+    segments: int
+    examples_per_step: float
+    padding: float
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Rows, positions a row, and the most examples in one."""
+        return self.rows, self.row_length, self.segments
+
+
+def plan_rows(
+    lengths: np.ndarray, batch_size: int, row_length: int | None, pack: bool, divide_by: int
+) -> Layout:
+    """The shape of the training batches in which a step sees `batch_size` examples on average.
+
+    Args:
+        lengths: `[examples]` tokens of each training example.
+        batch_size: examples a step.
+        row_length: positions a row; None takes the shortest multiple of 32 for the longest one.
+        pack: whether several examples share a row.
+        divide_by: what the number of rows must be a multiple of: devices that share the batch
+            x accumulation x processes.
+
+    Raises:
+        UserError: an example that has no tokens or does not fit a row, or a batch size that
+            cannot be divided.
+    """
+    longest = _check_lengths(lengths)
+    row_length = row_length or round_up(longest, ROW_STEP)
+    if longest > row_length:
+        raise UserError(
+            f"data.row_length {row_length} is shorter than the longest example ({longest} tokens).",
+            "Raise data.row_length, or cut the texts with data.max_length.",
+        )
+    if batch_size < divide_by or (not pack and batch_size % divide_by):
+        raise UserError(
+            f"data.batch_size {batch_size} does not divide over {divide_by} "
+            "(devices that share the batch x train.accumulate x processes).",
+            f"The nearest that does is {max(round(batch_size / divide_by), 1) * divide_by}.",
+        )
+    rows, segments = batch_size, 1
+    if pack:
+        segments = cap_segments(lengths, row_length)
+        wanted = batch_size * count_rows(lengths, row_length, segments) / len(lengths)
+        rows = max(round(wanted / divide_by), 1) * divide_by
+        if wanted < FULLER * divide_by:  # full rows would hold too many examples a step
+            segments = min(segments, batch_size // divide_by)
+    plan = TrainPlan(lengths, 0, rows, row_length, segments)
+    examples = len(lengths) / plan.steps_per_epoch
+    return Layout(rows, row_length, segments, examples, 1 - plan.fill)
+
+
+def plan_epoch(
+    lengths: np.ndarray, *, seed: int, epoch: int, rows: int, row_length: int, segments: int
+) -> np.ndarray:
+    """Every batch of one epoch: each example once, in another order each epoch.
+
+    Examples are packed best-fit, longest first. Which lengths share a row depends on the lengths
+    alone, so every epoch has the same number of steps; which examples of a length go where, and
+    the order of the rows, is drawn by seed and epoch. Rows that stay empty because the batches
+    do not come out even are spread over the batches, no two in one while that can be.
+
+    Args:
+        lengths: `[examples]` tokens of each example, 1 to `row_length`.
+        seed: of the run's data order.
+        epoch: from 0.
+        rows: rows a batch.
+        row_length: positions a row.
+        segments: the most examples in a row.
+
+    Returns:
+        `[batches, rows, segments]` int32 example numbers, -1 for none.
+    """
+    return TrainPlan(lengths, seed, rows, row_length, segments).epoch(epoch)
+
+
+class TrainPlan:
+    """The batches of a training run, by step; a pure function of its arguments.
+
+    Args:
+        lengths: `[examples]` tokens of each training example.
+        seed: of the run's data order.
+        rows: rows a step, over all processes.
+        row_length: positions a row.
+        segments: the most examples in a row.
+        mixture: which examples an epoch reads, where not each once; `lengths` are its slots'.
+    """
+
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        seed: int,
+        rows: int,
+        row_length: int,
+        segments: int,
+        mixture: Mixture | None = None,
+    ):
+        self.lengths = lengths
+        self.mixture = mixture
+        self.seed = seed
+        self.rows = rows
+        self.row_length = row_length
+        self.segments = segments
+        self._slots, self._filled = best_fit(lengths, row_length, segments)
+        self._epochs: OrderedDict[int, np.ndarray] = OrderedDict()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which every example is seen once, or what is drawn; as many in every epoch."""
+        return -(-self._filled // self.rows)
+
+    @property
+    def fill(self) -> float:
+        """Share of an epoch's positions that hold tokens."""
+        return int(self.lengths.sum()) / (self.steps_per_epoch * self.rows * self.row_length)
+
+    def steps(self, epochs: float) -> int:
+        """Steps in so many epochs, to the nearest step."""
+        return round(epochs * self.steps_per_epoch)
+
+    def epoch_of(self, step: int) -> float:
+        """Epochs done when `step` steps are done."""
+        return step / self.steps_per_epoch
+
+    def row_length_at(self, step: int) -> int:
+        """Positions a row: the same in every batch."""
+        del step
+        return self.row_length
+
+    def draw(self, step: int) -> Draw:
+        """What is drawn from in the epoch that a step is of."""
+        return Draw(self.seed, step // self.steps_per_epoch)
+
+    def batch(self, step: int) -> np.ndarray:
+        """Example numbers of one step: `[rows, segments]` int32, -1 for none."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if epoch not in self._epochs:
+            self._epochs[epoch] = self.epoch(epoch)
+            while len(self._epochs) > PLANS_KEPT:
+                self._epochs.popitem(last=False)
+        return self._epochs[epoch][place]
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        """Every batch of one epoch: see `plan_epoch`."""
+        # Raw Philox output is the same in every numpy, which its `permutation` need not be.
+        draw = np.random.Philox([self.seed, epoch])
+        by_chance = np.argsort(draw.random_raw(len(self.lengths)), kind="stable")
+        longest_first = by_chance[np.argsort(-self.lengths[by_chance], kind="stable")]
+        packed = np.full((self._filled, self.segments), -1, np.int32)
+        packed.reshape(-1)[self._slots] = longest_first
+        packed = packed[np.argsort(draw.random_raw(self._filled), kind="stable")]
+        if self.mixture is not None:  # so far numbers of slots
+            drawn = self.mixture.epoch(self.seed, epoch).astype(np.int32)
+            packed = np.where(packed >= 0, drawn[packed], -1)
+        batches = np.full((self.steps_per_epoch, self.rows, self.segments), -1, np.int32)
+        # Row i goes to batch i mod batches, so that the batches differ by one row at most.
+        place, batch = np.divmod(np.arange(self._filled), self.steps_per_epoch)
+        batches[batch, place] = packed
+        return batches
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_epochs": OrderedDict()}  # a worker plans for itself
+
+
+class EvalPlan:
+    """The batches of one evaluation: every example once, the last batch of a shape padded.
+
+    Attributes:
+        fill: share of the positions that hold tokens.
+    """
+
+    def __init__(self, indices: list[np.ndarray], row_lengths: list[int], tokens: int):
+        self._indices = indices
+        self._row_lengths = row_lengths
+        positions = sum(
+            len(index) * length for index, length in zip(indices, row_lengths, strict=True)
+        )
+        self.fill = tokens / positions
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def batch(self, step: int) -> np.ndarray:
+        """Example numbers of one batch: `[rows, segments]` int32, -1 for none."""
+        return self._indices[step]
+
+    def row_length_at(self, step: int) -> int:
+        """Positions a row of that batch."""
+        return self._row_lengths[step]
+
+    def draw(self, step: int) -> Draw:
+        """What is drawn from: always the same."""
+        del step
+        return FIRST
+
+
+def plan_eval(lengths: np.ndarray, rows: int, row_length: int, segments: int | None) -> EvalPlan:
+    """The batches of one evaluation.
+
+    Args:
+        lengths: `[examples]` tokens of each example.
+        rows: rows a batch, over all processes.
+        row_length: positions a row; longer where an example needs it (a multiple of 32).
+        segments: the most examples in a row; None puts one in each, in up to 6 row lengths: as
+            few as keep padding at 15% of the positions, or the 6 best.
+    """
+    longest = _check_lengths(lengths)
+    if longest > row_length:
+        row_length = round_up(longest, ROW_STEP)
+    indices: list[np.ndarray] = []
+    row_lengths: list[int] = []
+    if segments is not None:
+        slots, filled = best_fit(lengths, row_length, segments)
+        index = np.full((round_up(filled, rows), segments), -1, np.int32)
+        index.reshape(-1)[slots] = np.argsort(-lengths, kind="stable")
+        indices = list(index.reshape(-1, rows, segments))
+        row_lengths = [row_length] * len(indices)
+    else:
+        below = 0
+        for edge in bucket_edges(lengths, rows, row_length):
+            inside = np.flatnonzero((lengths > below) & (lengths <= edge))
+            index = np.full((round_up(len(inside), rows), 1), -1, np.int32)
+            index[: len(inside), 0] = inside
+            indices += list(index.reshape(-1, rows, 1))
+            row_lengths += [edge] * (len(index) // rows)
+            below = edge
+    return EvalPlan(indices, row_lengths, int(lengths.sum()))
+
+
+def _check_lengths(lengths: np.ndarray) -> int:
+    """The longest length; UserError where an example has no tokens."""
+    empty = np.flatnonzero(lengths < 1)
+    if len(empty):
+        raise UserError(f"Example {empty[0]} has no tokens.", "Leave such rows out.")
+    return int(lengths.max())

@@ -1,0 +1,299 @@
+"""Images to pixel values, as a checkpoint's own image processor makes them.
+
+`transformers`' processor is what a checkpoint was trained with, so ours equals its PIL backend bit
+for bit. It is written anew because that one takes seconds to import, in every worker process, and
+several times as long for each image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import warnings
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from jaxft.data.image.config import FILES, read_settings
+from jaxft.errors import UserError
+from jaxft.storage.files import write_atomic
+
+# Decoding fills memory with every pixel that the header promises: 64 Mpx are 192 MB.
+MAX_PIXELS = 64 * 1024 * 1024
+# Not every format that Pillow knows: some (EPS) start another program.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+LEVELS = 256  # values that a channel of a pixel can have
+# Pillow warns of images that `decode` refuses with a sentence of its own.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+@dataclass(frozen=True)
+class ImageProcessor:
+    """What is done to an image before the model sees it, in the order of the attributes.
+
+    Attributes:
+        kind: `transformers`' name of the processor.
+        blend: lay what is transparent over white; else only another mode than RGB is converted.
+        resize: height and width to resize to, or one number for the shorter edge; None resizes
+            nothing.
+        resample: Pillow's number of the filter.
+        crop: height and width cut out of the middle, black where the image is smaller; or None.
+        factor: multiplies the pixels; None leaves 0 to 255.
+        mean: `[3]` subtracted from the channels; None normalises nothing.
+        std: `[3]` the channels are divided by.
+        clusters: the colours, `[C, 3]` as normalised, that pixels are taken for; None where they
+            stay values.
+    """
+
+    kind: str
+    blend: bool
+    resize: tuple[int, int] | int | None
+    resample: int
+    crop: tuple[int, int] | None
+    factor: float | None
+    mean: tuple[float, float, float] | None
+    std: tuple[float, float, float] | None
+    clusters: tuple[tuple[float, float, float], ...] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of what comes out."""
+        size = self.crop or self.resize
+        assert isinstance(size, tuple), "see load_image_processor"
+        return size
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of everything that is done to an image."""
+        return hashlib.sha256(json.dumps(self.to_hf(), sort_keys=True).encode()).hexdigest()
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """Pixel values of one image: `[3, H, W]` float32."""
+        return self.values(self.fit(image))
+
+    def fit(self, image: Image.Image) -> np.ndarray:
+        """The image in RGB, resized and cropped: `[H, W, 3]` uint8."""
+        if self.blend or image.mode != "RGB":
+            image = to_rgb(image)
+        if self.resize is not None:
+            height, width = _target(image, self.resize)
+            image = image.resize((width, height), Image.Resampling(self.resample))
+        pixels = np.asarray(image)
+        return pixels if self.crop is None else _crop(pixels, self.crop)
+
+    def values(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels `[H, W, 3]` uint8, rescaled and normalised: `[3, H, W]` float32."""
+        values = np.empty((3, *pixels.shape[:2]), np.float32)  # [3, H, W]
+        for channel, table in enumerate(self._table):
+            np.take(table, pixels[:, :, channel], out=values[channel], mode="clip")
+        return values
+
+    @cached_property
+    def _table(self) -> np.ndarray:
+        """What each level of each channel becomes: `[3, 256]` float32.
+
+        Rescaling and normalising look at one value at a time, so 256 of them are enough; they are
+        done in the types that `transformers` does them in.
+        """
+        levels: np.ndarray = np.arange(LEVELS, dtype=np.uint8)
+        if self.factor is not None:
+            levels = levels.astype(np.float64) * self.factor
+        table = np.tile(levels.astype(np.float32), (3, 1))
+        if self.mean is not None:
+            mean, std = (np.array(values, np.float32)[:, None] for values in (self.mean, self.std))
+            table = (table - mean) / std
+        return table
+
+    def to_hf(self) -> dict[str, Any]:
+        """The content of a `preprocessor_config.json` that `transformers` does the same with."""
+        fields: dict[str, Any] = {
+            "image_processor_type": self.kind,
+            "do_convert_rgb": self.blend,
+            "do_resize": self.resize is not None,
+            "resample": self.resample,
+            "do_center_crop": self.crop is not None,
+            "do_rescale": self.factor is not None,
+            "do_normalize": self.mean is not None,
+        }
+        if isinstance(self.resize, int):
+            fields["size"] = {"shortest_edge": self.resize}
+        elif self.resize is not None:
+            fields["size"] = dict(zip(("height", "width"), self.resize, strict=True))
+        if self.crop is not None:
+            fields["crop_size"] = dict(zip(("height", "width"), self.crop, strict=True))
+        if self.factor is not None:
+            fields["rescale_factor"] = self.factor
+        if self.mean is not None and self.std is not None:
+            fields |= {"image_mean": list(self.mean), "image_std": list(self.std)}
+        if self.clusters is not None:
+            fields["clusters"] = [list(colour) for colour in self.clusters]
+        return fields
+
+
+def load_image_processor(folder: str | Path, size: int | None = None) -> ImageProcessor:
+    """The image processor of a checkpoint's folder.
+
+    Args:
+        folder: holds `preprocessor_config.json` (or `processor_config.json`).
+        size: height and width of what comes out, where another than the checkpoint's is wanted; a
+            resize before a crop keeps its proportion to it (256 and 224 become 112 and 98).
+
+    Raises:
+        UserError: no such file, a processor that is not known, or a setting that is not.
+
+    Source: https://github.com/huggingface/transformers, `image_processing_backends.PilBackend`.
+    """
+    processor = ImageProcessor(**read_settings(Path(folder)))
+    if size is not None:
+        processor = _resized(processor, size)
+    if processor.crop is None and not isinstance(processor.resize, tuple):
+        raise UserError(
+            f"The image processor in '{folder}' names neither a crop nor a height and width, so "
+            "images would come out in differing sizes, which no batch holds.",
+            "Set model.image_size.",
+        )
+    return processor
+
+
+def save_processor(source: Path, folder: Path, size: int) -> None:
+    """Write how images are read beside weights that take another size than the source's.
+
+    Args:
+        source: the checkpoint's folder; nothing is written where it has no processor.
+        folder: where to.
+        size: height and width, in pixels.
+    """
+    for file in (source / name for name in FILES):
+        if not file.is_file():
+            continue
+        fields = load_image_processor(source, size).to_hf()
+        if file.name == FILES[0]:  # what reads texts is in it too
+            fields = json.loads(file.read_text()) | {"image_processor": fields}
+        text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
+        write_atomic(folder / file.name, text.encode())
+
+
+def _resized(processor: ImageProcessor, size: int) -> ImageProcessor:
+    if processor.crop is None:
+        return replace(processor, resize=(size, size))
+    resize = processor.resize
+    if isinstance(resize, int):
+        resize = round(resize * size / min(processor.crop))
+    elif resize is not None:
+        (height, width), crop = resize, processor.crop
+        resize = (round(height * size / crop[0]), round(width * size / crop[1]))
+    return replace(processor, resize=resize, crop=(size, size))
+
+
+def decode(source: bytes | str | Path | np.ndarray, name: str = "") -> Image.Image:
+    """An image out of a file, a file's bytes, or an array of pixels.
+
+    Args:
+        source: a path, the bytes of an image file, or `[H, W]`, `[H, W, 1]`, `[H, W, 3]` or
+            `[H, W, 4]` uint8. Like `transformers`, no rotation that a camera noted is done.
+        name: what a message calls the image; a path is called by its name.
+
+    Returns:
+        The image in its own mode, decoded.
+
+    Raises:
+        UserError: no such file, no image, a truncated one, one of more than 64 million pixels, or
+            one with levels that 8 bits do not hold.
+    """
+    return _open(source, name, whole=True)
+
+
+def check_header(source: bytes | str | Path | np.ndarray, name: str = "") -> None:
+    """Raise what `decode` would raise of an image's header, without decoding its pixels."""
+    _open(source, name, whole=False)
+
+
+def _open(source: bytes | str | Path | np.ndarray, name: str, whole: bool) -> Image.Image:
+    if isinstance(source, np.ndarray):
+        return _from_array(source, name)
+    file: Any = io.BytesIO(source) if isinstance(source, bytes) else source
+    name = name or ("the image" if isinstance(source, bytes) else f"'{source}'")
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError(f"{image.width} x {image.height}")
+            if whole:
+                image.load()
+                _check_depth(image, name)
+            return image
+    except FileNotFoundError:
+        raise UserError(f"There is no image {name}.") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UserError(
+            f"{name} is refused: its header promises more than {MAX_PIXELS:,} pixels ({error}).",
+            "Make it smaller, or leave it out.",
+        ) from None
+    except UserError:
+        raise
+    except Exception as error:  # each format's reader raises its own kinds on broken bytes
+        said = str(error).rstrip(".") or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            said = f"it is none of {', '.join(FORMATS)}"
+        raise UserError(f"{name} is no image that can be decoded ({said}).") from None
+
+
+def _check_depth(image: Image.Image, name: str) -> None:
+    """Raise a UserError where Pillow would make white, or black, of a channel's levels."""
+    if image.mode[0] not in "IF":  # whole numbers of 16 or 32 bits, and floats
+        return
+    darkest, brightest = image.getextrema()
+    if image.mode == "F" or darkest < 0 or brightest >= LEVELS:  # type: ignore[operator]
+        raise UserError(
+            f"{name} has more than 8 bits a channel ({image.mode}).",
+            "Scale it to 8 bits: all that is brighter than 255 would be white.",
+        )
+
+
+def _from_array(pixels: np.ndarray, name: str) -> Image.Image:
+    name = name or "the image"
+    channels = pixels.shape[2:] or (1,)
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or channels[0] not in (1, 3, 4):
+        raise UserError(
+            f"{name} is an array of {pixels.dtype} {list(pixels.shape)}, which is no image.",
+            "Images are uint8 [height, width, channels] with 1, 3 or 4 channels.",
+        )
+    return Image.fromarray(pixels[:, :, 0] if pixels.ndim == 3 and channels[0] == 1 else pixels)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The image in RGB, what is transparent laid over white, as `transformers` does it."""
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _target(image: Image.Image, resize: tuple[int, int] | int) -> tuple[int, int]:
+    """Height and width to resize to; the longer edge of a shorter one is rounded down."""
+    if isinstance(resize, tuple):
+        return resize
+    width, height = image.size
+    if width <= height:
+        return int(resize * height / width), resize
+    return resize, int(resize * width / height)
+
+
+def _crop(pixels: np.ndarray, crop: tuple[int, int]) -> np.ndarray:
+    """The middle `[height, width, 3]` of `[H, W, 3]`, with black around a smaller image."""
+    for axis, wanted in enumerate(crop):
+        missing = wanted - pixels.shape[axis]
+        if missing > 0:
+            # An odd row or column goes before the image.
+            around = [(0, 0)] * 3
+            around[axis] = ((missing + 1) // 2, missing // 2)
+            pixels = np.pad(pixels, around)
+        else:
+            start = -missing // 2
+            pixels = pixels[(slice(None),) * axis + (slice(start, start + wanted),)]
+    return pixels

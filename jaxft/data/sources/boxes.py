@@ -1,0 +1,143 @@
+"""Pictures with boxes around things in them, a row a picture: a CSV with a box a row, COCO's JSON.
+
+A row has `image`, a path from the file's folder on, and `objects`: `bbox` (left, top, right and
+bottom of each, in pixels), `label`, `crowd` and `place`, what a message calls each.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxft.data.sources.files import check_is_file, open_csv
+from jaxft.errors import UserError
+from jaxft.storage.files import sha256
+
+Row = dict[str, Any]
+COLUMNS = ("image", "objects")
+FIELDS = ("bbox", "label", "crowd", "place")
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+@dataclass(frozen=True)
+class BoxesReader:
+    """The pictures of one file of boxes.
+
+    Attributes:
+        path: the file.
+        identity: sha256 of its bytes.
+        pictures: a row each, in the order of the file.
+        names: the classes, where the file names them.
+    """
+
+    path: Path
+    identity: str
+    pictures: tuple[Row, ...]
+    names: tuple[str, ...] | None = None
+    columns: tuple[str, ...] = COLUMNS
+
+    @property
+    def folder(self) -> Path:
+        """Where paths in the rows start from."""
+        return self.path.parent
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def rows(self, numbers: Iterable[int], columns: Sequence[str] | None = None) -> list[Row]:
+        """The rows of these numbers, in this order, with `columns` (None: all) of each."""
+        wanted = self.columns if columns is None else columns
+        return [{name: self.pictures[int(n)][name] for name in wanted} for n in numbers]
+
+    def class_names(self, column: str) -> tuple[str, ...] | None:
+        """The classes of the objects, where the file names them."""
+        return self.names if column == "objects" else None
+
+
+def open_boxes(path: Path) -> BoxesReader:
+    """A CSV with a box a row: image_path, xmin, ymin, xmax, ymax (pixels) and label.
+
+    A row whose corners are all empty, or all 0, says that there is nothing in its picture.
+
+    Raises:
+        UserError: no such file, no such columns, or a row whose corners are no numbers.
+    """
+    table = open_csv(path)
+    for column in ("image_path", *CORNERS, "label"):
+        if column not in table.columns:
+            raise UserError(
+                f"{path}: there is no column '{column}'.",
+                f"A file of boxes has image_path, {', '.join(CORNERS)} and label.",
+            )
+    found: dict[str, Row] = {}
+    for number, row in enumerate(table.rows(range(len(table))), 1):
+        objects = _picture(found, row["image_path"])
+        corners = [row[name].strip() for name in CORNERS]
+        if set(corners) <= {"", "0", "0.0"}:
+            continue
+        try:
+            box = [float(corner) for corner in corners]
+        except ValueError:
+            raise UserError(
+                f"{path}: row {number} has a corner that is no number ({', '.join(corners)})."
+            ) from None
+        _add(objects, box, row["label"], False, f"{path}: row {number}")
+    return BoxesReader(path, table.identity, tuple(found.values()))
+
+
+def open_coco(path: Path) -> BoxesReader:
+    """COCO's JSON: `images`, `annotations` and `categories`; boxes are left, top, width, height.
+
+    Raises:
+        UserError: no such file, other content, or an annotation of a picture or a category that
+            is not there.
+    """
+    check_is_file(path)
+    try:
+        content = json.loads(path.read_bytes())
+        files = {one["id"]: one["file_name"] for one in content["images"]}
+        names = {one["id"]: one["name"] for one in content["categories"]}
+        found: dict[str, Row] = {}
+        for name in files.values():
+            _picture(found, name)
+        for one in content["annotations"]:
+            _add_annotation(path, found, files, names, one)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is no COCO file ({type(error).__name__}: {error}).",
+            "It has images (id, file_name), annotations (image_id, category_id, bbox) and "
+            "categories (id, name).",
+        ) from None
+    ordered = tuple(names[one] for one in sorted(names))
+    return BoxesReader(path, sha256(path), tuple(found.values()), ordered)
+
+
+def _add_annotation(
+    path: Path,
+    found: dict[str, Row],
+    files: Mapping[Any, str],
+    names: Mapping[Any, str],
+    one: Mapping[str, Any],
+) -> None:
+    place = f"{path}: annotation {one.get('id', '?')}"
+    for kind, known in (("image", files), ("category", names)):
+        if one[f"{kind}_id"] not in known:
+            raise UserError(f"{place} is of the {kind} {one[f'{kind}_id']}, which is not there.")
+    left, top, width, height = map(float, one["bbox"])
+    box = [left, top, left + width, top + height]
+    objects = _picture(found, files[one["image_id"]])
+    _add(objects, box, names[one["category_id"]], bool(one.get("iscrowd")), place)
+
+
+def _picture(found: dict[str, Row], name: str) -> dict[str, list]:
+    """The objects of a picture, which is there from now on."""
+    empty = {"image": name, "objects": {field: [] for field in FIELDS}}
+    return found.setdefault(name, empty)["objects"]
+
+
+def _add(objects: dict[str, list], *values: Any) -> None:
+    for field, value in zip(FIELDS, values, strict=True):
+        objects[field].append(value)

@@ -1,0 +1,254 @@
+"""CSV, JSON-lines and CoNLL files as random-access rows.
+
+A file is scanned once: every row is checked and its place in bytes kept, so that a row is read
+when it is asked for and a file larger than memory will do.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from jaxft.errors import UserError, nearest
+from jaxft.storage.files import sha256
+
+Row = dict[str, Any]
+# A field may be a whole document; the csv module's own limit is 131,072 characters.
+FIELD_LIMIT = 2**31 - 1
+BOM = b"\xef\xbb\xbf"
+CONLL_COLUMNS = ("tokens", "tags")
+DOCUMENT = "-DOCSTART-"
+
+
+@dataclass(frozen=True)
+class FileReader:
+    """The rows of one text file.
+
+    Attributes:
+        path: the file.
+        columns: names that every row has a value for.
+        identity: sha256 of the file's bytes.
+        spans: `[rows, 2]` first byte of each row and the byte after its last.
+        parse: a row's text and the columns of the file -> the row.
+    """
+
+    path: Path
+    columns: tuple[str, ...]
+    identity: str
+    spans: np.ndarray
+    parse: Callable[[str, Sequence[str]], Row]
+
+    @property
+    def folder(self) -> Path:
+        """Where paths in the rows start from."""
+        return self.path.parent
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    def rows(self, numbers: Iterable[int], columns: Sequence[str] | None = None) -> list[Row]:
+        """The rows of these numbers, in this order, with `columns` (None: all) of each."""
+        found = []
+        with self.path.open("rb") as file, _long_fields():
+            for number in numbers:
+                start, end = self.spans[number].tolist()
+                file.seek(start)
+                row = self.parse(file.read(end - start).decode(), self.columns)
+                found.append(row if columns is None else {name: row[name] for name in columns})
+        return found
+
+    def class_names(self, column: str) -> None:
+        """None: a text file does not name its classes."""
+        return
+
+
+def open_csv(path: Path) -> FileReader:
+    """A comma-separated file in UTF-8 whose first line names the columns.
+
+    Raises:
+        UserError: no such file, no header, a column named twice; or, by row, text that is not
+            UTF-8, a wrong number of fields, a quote that is never closed.
+    """
+    with _open(path) as file, _long_fields():
+        lines = _Lines(file, path)
+        table = csv.reader(lines, strict=True)
+        columns: list[str] = []
+        spans: list[tuple[int, int]] = []
+        start = lines.end
+        try:
+            for fields in table:
+                if fields and not columns:
+                    columns = _header(fields, path)
+                elif fields:
+                    lines.check(len(fields) == len(columns), _field_count(fields, columns))
+                    spans.append((start, lines.end))
+                    lines.row += 1
+                start = lines.end
+        except csv.Error as error:
+            raise UserError(
+                f"{path}: row {lines.row} is not CSV ({error}).",
+                "Fields that hold commas, quotes or line ends stand in double quotes.",
+            ) from None
+    if not columns:
+        raise UserError(f"{path}: the file is empty; its first line must name the columns.")
+    return FileReader(path, tuple(columns), sha256(path), _as_spans(spans), _parse_csv)
+
+
+def open_jsonl(path: Path) -> FileReader:
+    """A file with one JSON object a line, in UTF-8; `columns` are the keys that every row has.
+
+    Raises:
+        UserError: no such file; or, by row, text that is not UTF-8 or not a JSON object.
+    """
+    columns: list[str] = []
+    spans: list[tuple[int, int]] = []
+    with _open(path) as file:
+        lines = _Lines(file, path)
+        start = lines.end
+        for text in lines:
+            if text.strip():
+                row = _load_object(text, lines)
+                columns = list(row) if not spans else [name for name in columns if name in row]
+                spans.append((start, lines.end))
+                lines.row += 1
+            start = lines.end
+    return FileReader(path, tuple(columns), sha256(path), _as_spans(spans), _parse_json)
+
+
+def open_conll(path: Path) -> FileReader:
+    """A file in UTF-8 with a word and its tag a line, and an empty line after each sentence.
+
+    The word is the first of a line's fields and the tag the last; tabs stand between them, or
+    spaces where there are no tabs. A row has `tokens` and `tags`; -DOCSTART- is no sentence.
+
+    Raises:
+        UserError: no such file; or, by row, text that is not UTF-8 or a word without a tag.
+    """
+    spans: list[tuple[int, int]] = []
+    with _open(path) as file:
+        lines = _Lines(file, path)
+        start = end = lines.end
+        for text in lines:
+            if text.strip() and not text.startswith(DOCUMENT):
+                fields = _fields(text)
+                lines.check(len(fields) > 1 and all(fields), f"is no word and tag ('{fields[0]}')")
+                end = lines.end
+                continue
+            if end > start:
+                spans.append((start, end))
+                lines.row += 1
+            start = end = lines.end
+        if end > start:
+            spans.append((start, end))
+    return FileReader(path, CONLL_COLUMNS, sha256(path), _as_spans(spans), _parse_conll)
+
+
+def _fields(line: str) -> list[str]:
+    """The word of a line and its tag; the word alone where there is no more."""
+    fields = line.split("\t") if "\t" in line else line.split()
+    return [fields[number].strip() for number in ((0, -1) if len(fields) > 1 else (0,))]
+
+
+def _parse_conll(text: str, columns: Sequence[str]) -> Row:
+    pairs = [_fields(line) for line in text.split("\n") if line.strip()]
+    return dict(zip(columns, map(list, zip(*pairs, strict=True)), strict=True))
+
+
+class _Lines:
+    """The decoded lines of a file, with the place reached: `end` in bytes, `line`, `row`."""
+
+    def __init__(self, file: BinaryIO, path: Path):
+        self.path = path
+        self.row = 1  # number of the row being read; the header is none
+        self.line = 0
+        self.end = len(BOM) if file.read(len(BOM)) == BOM else 0
+        file.seek(self.end)
+        self._file = file
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        raw = next(self._file)
+        self.end += len(raw)
+        self.line += 1
+        try:
+            return raw.decode()
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{self.path}: row {self.row} (line {self.line}) is not UTF-8: byte "
+                f"0x{raw[error.start]:02x} at column {error.start + 1}.",
+                "Save the file as UTF-8.",
+            ) from None
+
+    def check(self, right: bool, fault: str) -> None:
+        """Raise a UserError that says where the fault is, unless `right`."""
+        if not right:
+            raise UserError(f"{self.path}: row {self.row} (line {self.line}) {fault}.")
+
+
+def _header(fields: list[str], path: Path) -> list[str]:
+    twice = [name for number, name in enumerate(fields) if name in fields[:number]]
+    if twice:
+        raise UserError(f"{path}: the header names the column '{twice[0]}' twice.")
+    return fields
+
+
+def _field_count(fields: Sequence[str], columns: Sequence[str]) -> str:
+    return f"has {len(fields)} fields, and the header has {len(columns)} ({', '.join(columns)})"
+
+
+def _load_object(text: str, lines: _Lines) -> Row:
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        lines.check(False, f"is not JSON ({error.msg} at column {error.colno})")
+    lines.check(isinstance(row, dict), f"is no JSON object but {type(row).__name__}")
+    return row
+
+
+def _parse_csv(text: str, columns: Sequence[str]) -> Row:
+    fields = next(csv.reader(io.StringIO(text, newline=""), strict=True))
+    return dict(zip(columns, fields, strict=True))
+
+
+def _parse_json(text: str, columns: Sequence[str]) -> Row:
+    row = json.loads(text)
+    return {name: row[name] for name in columns}
+
+
+def _as_spans(spans: list[tuple[int, int]]) -> np.ndarray:
+    return np.array(spans, np.int64).reshape(-1, 2)
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """Raise the csv module's limit on the length of a field, and put it back."""
+    before = csv.field_size_limit(FIELD_LIMIT)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def check_is_file(path: Path) -> None:
+    """Raise a UserError that names the nearest file beside it where there is no such file."""
+    if not path.is_file():
+        siblings = [file.name for file in path.parent.glob("*")] if path.parent.is_dir() else []
+        close = nearest(path.name, siblings)
+        raise UserError(
+            f"There is no file '{path}'.", f"Did you mean '{close[0]}'?" if close else ""
+        )
+
+
+def _open(path: Path) -> BinaryIO:
+    check_is_file(path)
+    return path.open("rb")

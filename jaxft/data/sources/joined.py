@@ -1,0 +1,150 @@
+"""Several readers or sources end to end, as one: the files of a pattern, the parts of a mixture."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from jaxft.errors import UserError
+from jaxft.storage.buckets import fetched, matching
+from jaxft.storage.files import is_bucket
+
+Row = dict[str, Any]
+PATTERN = re.compile(r"[*?\[]")
+
+
+class Part(Protocol):
+    """One of the joined sources; see `Reader` in `jaxft.data.sources.open`."""
+
+    @property
+    def columns(self) -> tuple[str, ...]: ...
+
+    @property
+    def identity(self) -> str: ...
+
+    @property
+    def folder(self) -> Path: ...
+
+    def __len__(self) -> int: ...
+
+    def rows(self, numbers: Iterable[int], columns: Sequence[str] | None = None) -> list[Row]: ...
+
+    def class_names(self, column: str) -> tuple[str, ...] | None: ...
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The rows of several parts, the first one's first; see `jaxft.data.sources.open.Reader`.
+
+    Attributes:
+        parts: what is joined.
+        names: what a message calls each.
+    """
+
+    parts: Sequence[Part]
+    names: tuple[str, ...]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that all parts have."""
+        first, *others = (part.columns for part in self.parts)
+        return tuple(name for name in first if all(name in other for other in others))
+
+    @property
+    def identity(self) -> str:
+        """A hash of all content."""
+        return hashlib.sha256(" ".join(part.identity for part in self.parts).encode()).hexdigest()
+
+    @property
+    def folder(self) -> Path:
+        """Where paths in the rows start from: the one folder of all parts, or what holds all."""
+        return Path(os.path.commonpath([part.folder.absolute() for part in self.parts]))
+
+    @cached_property
+    def ends(self) -> np.ndarray:
+        """`[parts]` the number of the row after each part's last."""
+        return np.cumsum([len(part) for part in self.parts], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def part_of(self, numbers: np.ndarray) -> np.ndarray:
+        """Which part each row is of."""
+        return np.searchsorted(self.ends, numbers, side="right")
+
+    def rows(self, numbers: Iterable[int], columns: Sequence[str] | None = None) -> list[Row]:
+        """The rows of these numbers, in this order, with `columns` (None: all) of each."""
+        asked = np.fromiter(numbers, np.int64)
+        wanted = self.columns if columns is None else columns
+        owners = self.part_of(asked)
+        found: list[Row] = [{} for _ in asked]
+        for owner in np.unique(owners).tolist():
+            part, places = self.parts[owner], np.flatnonzero(owners == owner)
+            inside = asked[places] - (self.ends[owner] - len(part))
+            for place, row in zip(places.tolist(), part.rows(inside, wanted), strict=True):
+                found[place] = row
+        return found
+
+    def locate(self, number: int) -> tuple[int, int]:
+        """The part of a row, and the row's number there."""
+        owner = int(self.part_of(np.array([number]))[0])
+        return owner, number - int(self.ends[owner]) + len(self.parts[owner])
+
+    def class_names(self, column: str) -> tuple[str, ...] | None:
+        """The classes in order of class id, where a part names them.
+
+        Raises:
+            UserError: two parts name them differently, so that an id says two things.
+        """
+        named = {part.class_names(column) for part in self.parts} - {None}
+        if len(named) > 1:
+            raise UserError(
+                f"{' and '.join(self.names)} name the classes of '{column}' differently, so that "
+                "a class id means two things."
+            )
+        return next(iter(named), None)
+
+
+def open_files(kind: str, place: str, opener: Callable[[Path], Part]) -> Part:
+    """A file, or the files of a pattern such as `part-*.csv`, in the order of their numbers.
+
+    Raises:
+        UserError: no file is of the pattern, or one of them cannot be read.
+    """
+    if is_bucket(place):
+        found = matching(place) if PATTERN.search(place) else None
+    else:
+        path = Path(place).expanduser()
+        literal = path.exists() or not PATTERN.search(place)
+        found = None if literal else glob.glob(str(path), recursive=True)
+    if found is None:
+        return opener(fetched(place).expanduser())
+    names = [
+        name for name in sorted(found, key=_natural) if is_bucket(name) or Path(name).is_file()
+    ]
+    if not names:
+        raise UserError(f"{kind}:{place}: no file is of this pattern.")
+    return Joined([opener(fetched(name)) for name in names], tuple(names))
+
+
+def check_here(kind: str, place: str) -> None:
+    """Raise a UserError where what has to be a folder of this machine is in a bucket."""
+    if is_bucket(place):
+        raise UserError(
+            f"{kind}:{place}: of a bucket files are read, and no folders.",
+            "Copy it here first: gcloud storage cp -r.",
+        )
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """`part-2` before `part-10`."""
+    return [(int(digits or 0), text) for text, digits in re.findall(r"(\D+)|(\d+)", name)]

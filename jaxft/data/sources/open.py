@@ -1,0 +1,299 @@
+"""Where examples come from: every kind of data as one random-access `Source`.
+
+A source string is `KIND:PLACE`, then an optional slice, then an optional `:ordered`:
+`csv:reviews.csv[:80%]`, `jsonl:rows.jsonl[1000:]:ordered`, `tfds:my_set:1.0.0:train[90%:]`,
+`parquet:part-*.parquet`, `arrow:rows.feather`, `hf:saved:train` (a data set that `datasets` has
+saved), `conll:tagged.txt` (a word and its tag a line), `images:photos/train` (a sub-folder a
+class), `boxes:trees.csv` and `coco:instances.json` (pictures, with what is in them).
+Rows are kept by `where`, then shuffled by the seed, then sliced; so slices of one file are drawn
+at random and never overlap where their bounds do not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from jaxft.data.sources.arrow import open_arrow, open_parquet, open_saved
+from jaxft.data.sources.boxes import open_boxes, open_coco
+from jaxft.data.sources.files import open_conll, open_csv, open_jsonl
+from jaxft.data.sources.images import open_image_folder
+from jaxft.data.sources.joined import Joined, check_here, open_files
+from jaxft.data.sources.tfds import open_tfds
+from jaxft.errors import UserError, did_you_mean
+
+Row = dict[str, Any]
+CHUNK = 256  # rows in memory at a time
+SPEC = re.compile(
+    r"(?P<kind>\w+):(?P<place>.+?)(?P<slice>\[(?P<start>[^:\[\]]*):(?P<stop>[^:\[\]]*)\])?"
+    r"(?P<ordered>:ordered)?",
+    re.DOTALL,
+)
+BOUND = re.compile(r"(\d+)|(\d+(?:\.\d+)?)%")
+
+
+class Reader(Protocol):
+    """All rows of a file or a split, in its own order."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names that every row has a value for."""
+
+    @property
+    def identity(self) -> str:
+        """A hash of the content."""
+
+    @property
+    def folder(self) -> Path:
+        """Where paths in the rows start from."""
+
+    def __len__(self) -> int: ...
+
+    def rows(self, numbers: Iterable[int], columns: Sequence[str] | None = None) -> list[Row]:
+        """The rows of these numbers, in this order, with `columns` (None: all) of each."""
+
+    def class_names(self, column: str) -> tuple[str, ...] | None:
+        """The classes in order of class id, where the data names them."""
+
+
+# Kinds of one file, or of the files of a pattern; and the others.
+FILES: dict[str, Callable[[Path], Reader]] = {
+    "csv": open_csv,
+    "jsonl": open_jsonl,
+    "conll": open_conll,
+    "boxes": open_boxes,
+    "coco": open_coco,
+    "parquet": open_parquet,
+    "arrow": open_arrow,
+}
+KINDS = (*FILES, "hf", "tfds", "images")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The rows that a source string names, with random access.
+
+    Attributes:
+        spec: the source string.
+        fingerprint: sha256 of the content, the slice, `where` and the seed; where the files lie
+            does not count, so that a moved file keeps its caches.
+        order: `[rows]` the reader's row number of each of our rows.
+        reader: reads the rows.
+    """
+
+    spec: str
+    fingerprint: str
+    order: np.ndarray
+    reader: Reader
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names that every row has a value for."""
+        return self.reader.columns
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> Row:
+        return self.rows([index])[0]
+
+    def rows(self, indices: Iterable[int], columns: Sequence[str] | None = None) -> list[Row]:
+        """The rows at these indices, in this order, with `columns` (None: all) of each."""
+        return self.reader.rows(self.order[np.fromiter(indices, np.int64)], columns)
+
+    def each(
+        self,
+        columns: Sequence[str] | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
+    ) -> Iterator[tuple[int, Row]]:
+        """The rows at these indices (None: all), each behind its own; few are in memory."""
+        asked = np.arange(len(self)) if indices is None else np.asarray(indices, np.int64)
+        for start in range(0, len(asked), CHUNK):
+            chunk = asked[start : start + CHUNK]
+            yield from zip(chunk.tolist(), self.rows(chunk, columns), strict=True)
+
+    @property
+    def folder(self) -> Path:
+        """Where paths in the rows start from."""
+        return Path(self.reader.folder)
+
+    def place(self, index: int) -> str:
+        """What a message calls the row at this index: the source, and the row's number there."""
+        number = int(self.order[index])
+        if not isinstance(self.reader, Joined):
+            return f"{self.spec}: row {number + 1}"
+        owner, inside = self.reader.locate(number)
+        part = self.reader.parts[owner]
+        if isinstance(part, Source):
+            return part.place(inside)
+        return f"{self.reader.names[owner]}: row {inside + 1}"
+
+    def part_of(self, rows: np.ndarray) -> np.ndarray:
+        """Which part of a mixture each of some rows is of; all of one where it is no mixture."""
+        if not self.mixed:
+            return np.zeros(len(rows), np.int64)
+        assert isinstance(self.reader, Joined)
+        return self.reader.part_of(self.order[rows])
+
+    @property
+    def mixed(self) -> tuple[Source, ...]:
+        """The sources that this one mixes; none where it is no mixture."""
+        parts = self.reader.parts if isinstance(self.reader, Joined) else ()
+        return tuple(part for part in parts if isinstance(part, Source))
+
+    @property
+    def identity(self) -> str:
+        """The fingerprint: a source may be a part of another."""
+        return self.fingerprint
+
+    def without(self, indices: Sequence[int]) -> Source:
+        """The source without the rows at these indices; itself where there are none."""
+        if not len(indices):
+            return self
+        kept = f"{self.fingerprint} without {list(indices)}"
+        digest = hashlib.sha256(kept.encode()).hexdigest()
+        return replace(self, fingerprint=digest, order=np.delete(self.order, indices))
+
+    def class_names(self, column: str) -> tuple[str, ...] | None:
+        """The classes of `column` in order of class id, where the data names them."""
+        return self.reader.class_names(column)
+
+
+def open_source(spec: str, *, where: Mapping[str, Any] | None = None, seed: int = 0) -> Source:
+    """The rows that a source string names.
+
+    Args:
+        spec: `csv:PATH`, `jsonl:PATH`, `conll:PATH`, `parquet:PATH`, `arrow:PATH` (PATH may be a
+            pattern), `hf:FOLDER[:SPLIT]`, `tfds:NAME[:VERSION]:SPLIT`, `tfds:FOLDER:SPLIT` or
+            `images:FOLDER`, then optionally `[a:b]` (row numbers or percent) and `:ordered` (no
+            shuffle).
+        where: column -> the value, or list of values, that a row must have.
+        seed: of the shuffle.
+
+    Raises:
+        UserError: a string of another form, missing data, malformed rows, a column of `where`
+            that is not there, or a selection without rows.
+    """
+    parts = SPEC.fullmatch(spec)
+    if parts is None or parts["kind"] not in KINDS:
+        kind = spec.partition(":")[0]
+        raise UserError(
+            f"'{spec}' is no data source: it must start with "
+            f"{', '.join(f'{name}:' for name in KINDS[:-1])} or {KINDS[-1]}:.",
+            did_you_mean(kind, KINDS) if ":" in spec else "Such as csv:reviews.csv[:80%].",
+        )
+    reader = _open_reader(parts["kind"], parts["place"])
+    where = dict(where or {})
+    order = _matching(reader, where, spec)
+    if not parts["ordered"]:
+        # Raw Philox output is the same in every numpy, which its `permutation` need not be.
+        keys = np.random.Philox(seed).random_raw(len(order))
+        order = order[np.argsort(keys, kind="stable")]
+    if parts["slice"]:
+        start = _bound(parts["start"] or "0", len(order), spec)
+        stop = _bound(parts["stop"] or "100%", len(order), spec)
+        order = order[start:stop]
+    if not len(order):
+        raise UserError(f"{spec}: the selection holds no rows.", "Check the slice and data.where.")
+    selection = [parts["slice"], parts["ordered"], where, seed]
+    identity = json.dumps([reader.identity, *selection], sort_keys=True, default=str)
+    return Source(spec, hashlib.sha256(identity.encode()).hexdigest(), order, reader)
+
+
+def open_mixture(specs: Sequence[str], *, where: Mapping[str, Any], seed: int) -> Source:
+    """The rows of several source strings as one source; see `open_source`."""
+    joined = Joined([open_source(spec, where=where, seed=seed) for spec in specs], tuple(specs))
+    return Source(" + ".join(specs), joined.identity, np.arange(len(joined)), joined)
+
+
+@dataclass(frozen=True)
+class Given:
+    """Rows that are in memory already, such as what a person typed; see `Reader`."""
+
+    given: Sequence[Row]
+    identity: str = ""
+    folder: Path = Path()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names that every row has a value for."""
+        return tuple(self.given[0]) if self.given else ()
+
+    def __len__(self) -> int:
+        return len(self.given)
+
+    def rows(self, numbers: Iterable[int], columns: Sequence[str] | None = None) -> list[Row]:
+        """The rows of these numbers, in this order, with `columns` (None: all) of each."""
+        chosen = [self.given[number] for number in numbers]
+        return chosen if columns is None else [{c: row[c] for c in columns} for row in chosen]
+
+    def class_names(self, column: str) -> None:
+        """Nobody has named any."""
+
+
+def given_rows(rows: Sequence[Row], spec: str = "input") -> Source:
+    """Rows in memory as a source, in their order."""
+    return Source(spec, "", np.arange(len(rows)), Given(rows))
+
+
+def _open_reader(kind: str, place: str) -> Reader:
+    if kind in FILES:
+        return open_files(kind, place, FILES[kind])
+    check_here(kind, place)
+    if kind == "images":
+        return open_image_folder(Path(place).expanduser())
+    return open_saved(place) if kind == "hf" else open_tfds(place)
+
+
+def _matching(reader: Reader, where: Mapping[str, Any], spec: str) -> np.ndarray:
+    """The numbers of the rows that have the wanted values: `[rows]`."""
+    for column in where:
+        if column not in reader.columns:
+            raise UserError(
+                f"{spec}: data.where names the column '{column}', which is not there.",
+                f"Its columns: {', '.join(reader.columns)}.",
+            )
+    numbers = np.arange(len(reader))
+    if not where:
+        return numbers
+    rows = reader.rows(numbers, list(where))
+    for column, wanted in where.items():
+        allowed = _allowed(wanted, reader.class_names(column))
+        values = [str(row[column]) for row in rows]
+        kept = np.array([value in allowed for value in values], bool)
+        if not kept.any():
+            raise UserError(
+                f"{spec}: data.where wants {column} = {wanted}, and no row has it.",
+                f"Values there: {', '.join(sorted(set(values))[:10])}.",
+            )
+        numbers, rows = numbers[kept], [row for row, keep in zip(rows, kept, strict=True) if keep]
+    return numbers
+
+
+def _allowed(wanted: Any, classes: Sequence[str] | None) -> set[str]:
+    """The wanted values as text (a CSV holds nothing else), class names as their ids."""
+    values = [str(value) for value in (wanted if isinstance(wanted, list | tuple) else [wanted])]
+    if classes is None:
+        return set(values)
+    return {str(classes.index(value)) if value in classes else value for value in values}
+
+
+def _bound(text: str, rows: int, spec: str) -> int:
+    """A bound of a slice as a row number."""
+    match = BOUND.fullmatch(text.strip())
+    if match is None:
+        raise UserError(
+            f"{spec}: '{text}' is no bound of a slice.", "Use a row number or a percentage."
+        )
+    number, percent = match.groups()
+    bound = int(number) if number else round(rows * float(percent) / 100)
+    if bound > rows:
+        raise UserError(f"{spec}: the slice ends at {text}, and there are {rows} rows.")
+    return bound

@@ -1,0 +1,148 @@
+"""What a causal model learns from text: tokens, and after which of them the next one is scored.
+
+Of a document every token is; of a conversation those that the assistant wrote, its end included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxft.data.text.chat import ChatTemplate
+from jaxft.data.text.tokenizer import CHUNK, Tokenizer
+from jaxft.errors import UserError
+
+UNSCORED = -1  # the target of a position after which nothing is scored
+ASSISTANT = "assistant"
+Conversation = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One example.
+
+    Args:
+        row: the number of the text or conversation that it is from.
+        ids: [tokens] int32.
+        targets: the next token, [tokens] int32; -1 where none is scored.
+        cut: tokens at the end of the text that there was no room for.
+    """
+
+    row: int
+    ids: np.ndarray
+    targets: np.ndarray
+    cut: int = 0
+
+
+def of_documents(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> Iterator[Lesson]:
+    """Documents, each ended by the end token; one that is longer than `length` gives several.
+
+    Each goes on with the last token of the one before, so that every token but a document's
+    first is scored once. A document of one token teaches nothing and gives none.
+
+    Args:
+        texts: the documents.
+        tokenizer: the model's.
+        length: the most tokens of an example.
+    """
+    end = tokenizer.end_id
+    for row, ids in enumerate(tokenizer.encode(texts).ids):
+        if end is not None and (not len(ids) or ids[-1] != end):
+            ids = np.append(ids, np.int32(end))
+        for start in range(0, len(ids) - 1, length - 1):
+            piece = ids[start : start + length]
+            yield Lesson(row, piece, np.append(piece[1:], np.int32(UNSCORED)))
+
+
+def of_conversations(
+    conversations: Sequence[Conversation],
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    length: int,
+    place: Callable[[int], str] = "row {}".format,
+) -> Iterator[Lesson]:
+    """Conversations as the chat template writes them, of which the assistant's words are scored.
+
+    Args:
+        conversations: the messages of each; what comes after the assistant's last is left out.
+        template: the model's.
+        tokenizer: the model's.
+        length: the most tokens of an example; what is beyond is cut off.
+        place: what a message calls the conversation of a number.
+
+    Raises:
+        UserError: a conversation without an answer, or a template that hides where one is.
+    """
+    for first in range(0, len(conversations), CHUNK):
+        places_of = [place(row) for row in range(first, min(first + CHUNK, len(conversations)))]
+        texts, answers = _written(conversations[first : first + CHUNK], template, places_of)
+        located = tokenizer.locate(texts)
+        for row, ((ids, places), spans) in enumerate(zip(located, answers, strict=True), first):
+            scored = np.zeros(len(ids), bool)
+            for start, stop in spans:  # a token that begins in the prompt is the prompt's
+                scored |= (places[:, 0] >= start) & (places[:, 1] <= stop)
+            targets = np.full(len(ids), UNSCORED, np.int32)
+            targets[:-1] = np.where(scored[1:], ids[1:], UNSCORED)
+            # The last token that is kept has nothing after it to be scored.
+            targets[length - 1 :] = UNSCORED
+            yield Lesson(row, ids[:length], targets[:length], max(len(ids) - length, 0))
+
+
+def _written(
+    conversations: Sequence[Conversation], template: ChatTemplate, places: Sequence[str]
+) -> tuple[list[str], list[list[tuple[int, int]]]]:
+    """Each conversation's text, and where in it the assistant's answers begin and end.
+
+    An answer is what the template adds to the conversation before it, asked to go on. Some
+    templates write an answer otherwise once more follows: such a one is not scored.
+    """
+    heard = [heard_of(one, where) for one, where in zip(conversations, places, strict=True)]
+    texts = template.render(heard)
+    turns = [
+        (number, turn)
+        for number, one in enumerate(heard)
+        for turn, message in enumerate(one)
+        if turn and message["role"] == ASSISTANT
+    ]
+    asked = template.render([heard[n][:t] for n, t in turns], add_generation_prompt=True)
+    answered = template.render([heard[n][: t + 1] for n, t in turns])
+    spans: list[list[tuple[int, int]]] = [[] for _ in heard]
+    for (number, _), before, after in zip(turns, asked, answered, strict=True):
+        if after.startswith(before) and texts[number].startswith(after):
+            # The line end after an answer is the template's, not the assistant's.
+            spans[number].append((len(before), len(after.rstrip())))
+    for where, found in zip(places, spans, strict=True):
+        if not found:
+            raise UserError(
+                f"{where}: what the chat template of '{template.folder}' writes does not begin "
+                "with the conversation before the answer, so the answer cannot be told apart.",
+                "Train on texts that are written out: task.text.",
+            )
+    return texts, spans
+
+
+def heard_of(conversation: Any, where: str) -> list[Mapping[str, Any]]:
+    """A conversation up to the assistant's last message.
+
+    Args:
+        conversation: a list of messages.
+        where: what a message calls it.
+
+    Raises:
+        UserError: it is none, or the assistant answers nothing in it.
+    """
+    messages = list(conversation) if isinstance(conversation, list | tuple) else []
+    fine = all(
+        isinstance(one, Mapping) and isinstance(one.get("role"), str) and "content" in one
+        for one in messages
+    )
+    if not messages or not fine:
+        raise UserError(f"{where} is no conversation: a list of messages {{role, content}}.")
+    while messages and messages[-1]["role"] != ASSISTANT:
+        messages.pop()
+    if len(messages) < 2:
+        raise UserError(f"{where}: the assistant answers nothing in it.", "Leave the row out.")
+    return messages

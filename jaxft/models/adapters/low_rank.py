@@ -1,0 +1,182 @@
+"""Adapters: thin matrices put beside the kernels of a tower's blocks, and merged into them again.
+
+What trains is not decided here: the matrices are leaves as any other, with names, depths and
+groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import reduce
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxft.errors import UserError
+from jaxft.models.layers.adapter import LowRank, LowRankLinear, column_lengths, summed
+from jaxft.models.layers.modules import Leaf, Linear
+from jaxft.models.tower.tower import Part, Tower
+from jaxft.tree import select
+
+LEAVES = ("lora_a", "lora_b", "magnitude")
+DEFAULT = r"(.*/)?blocks/\d+/attention/(query|value)/kernel"  # as the LoRA paper and PEFT choose
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What is to be put beside which kernels.
+
+    Args:
+        rank: r.
+        alpha: the product of the matrices is multiplied by alpha / r.
+        match: patterns of kernels of blocks; None for the queries' and values'.
+        dora: whether columns have lengths of their own.
+        dropout: of what the matrices read.
+    """
+
+    rank: int
+    alpha: float
+    match: tuple[str, ...] | None = None
+    dora: bool = False
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Adapted:
+    """What was put beside a model's kernels.
+
+    Args:
+        kernels: kernel -> what is beside it.
+        plain: the towers without it.
+    """
+
+    kernels: Mapping[str, LowRank]
+    plain: Mapping[str, Tower | Part]
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter is an adapter's."""
+    return name.rpartition("/")[2] in LEAVES
+
+
+def kernels_of(towers: Mapping[str, Tower | Part]) -> dict[str, Leaf]:
+    """The kernels that may have an adapter, those of linear maps in blocks: name -> description."""
+    found = {}
+    for tower in towers.values():
+        if not isinstance(tower, Tower):
+            continue
+        for index, block in enumerate(tower.blocks):
+            for path, module in nnx.iter_modules(block.module):
+                if isinstance(module, Linear):
+                    within = "/".join(map(str, path))
+                    leaf = module.kernel.get_metadata()["leaf"]
+                    found[f"{tower.prefix}blocks/{index}/{within}/kernel"] = leaf
+    return found
+
+
+def choose(towers: Mapping[str, Tower | Part], adapter: Adapter) -> dict[str, LowRank]:
+    """The kernels that an adapter asks for: kernel -> what goes beside it.
+
+    Raises:
+        UserError: a pattern matches no kernel of a block, or a rank is larger than a matrix.
+    """
+    kernels = kernels_of(towers)
+    names = list(kernels)
+    patterns = adapter.match or (DEFAULT,)
+    matched = {name for p in patterns for name in select(p, names, "adapter.match")}
+    one = LowRank(adapter.rank, adapter.alpha / adapter.rank, adapter.dora, adapter.dropout)
+    for name in (name for name in names if name in matched):
+        if adapter.rank > min(kernels[name].shape):
+            inside, outside = kernels[name].shape
+            raise UserError(
+                f"adapter.rank: {adapter.rank} is more than '{name}' has, which is {inside} x "
+                f"{outside}.",
+                "A rank far below both is what an adapter is for.",
+            )
+    return {name: one for name in names if name in matched}
+
+
+def inject(
+    towers: Mapping[str, Tower | Part], kernels: Mapping[str, LowRank]
+) -> dict[str, Tower | Part]:
+    """The towers with adapters beside some kernels; blocks that stay alike stay one object.
+
+    Args:
+        towers: without any.
+        kernels: kernel -> what goes beside it.
+    """
+    made: dict[tuple[Part, tuple[tuple[str, LowRank], ...]], Part] = {}
+
+    def block(tower: Tower, index: int) -> Part:
+        part, within = tower.blocks[index], f"{tower.prefix}blocks/{index}/"
+        own = tuple(
+            (name.removeprefix(within).removesuffix("/kernel"), low_rank)
+            for name, low_rank in kernels.items()
+            if name.startswith(within)
+        )
+        if own and (part, own) not in made:
+            made[part, own] = _rebuilt(part, own)
+        return made.get((part, own), part)
+
+    return {
+        name: replace(tower, blocks=tuple(block(tower, i) for i in range(len(tower.blocks))))
+        if isinstance(tower, Tower)
+        else tower
+        for name, tower in towers.items()
+    }
+
+
+def _rebuilt(part: Part, linears: tuple[tuple[str, LowRank], ...]) -> Part:
+    """A block whose linear maps at some paths have adapters."""
+    module = nnx.clone(part.module)
+    for path, low_rank in linears:
+        *above, last = path.split("/")
+        owner = reduce(getattr, above, module)
+        setattr(owner, last, LowRankLinear(getattr(owner, last), low_rank))
+    return Part(module)
+
+
+def beside(kernel: str, leaf: str) -> str:
+    """The name of an adapter's leaf beside a kernel."""
+    return f"{kernel.removesuffix('kernel')}{leaf}"
+
+
+def with_lengths(
+    params: Mapping[str, jax.Array], kernels: Mapping[str, LowRank], wanted: set[str]
+) -> dict[str, jax.Array]:
+    """The parameters with new magnitudes at the lengths of the columns that they stand for.
+
+    Args:
+        params: the flat dict.
+        kernels: kernel -> what is beside it.
+        wanted: the magnitudes that are new.
+    """
+    found = dict(params)
+    for kernel, low_rank in kernels.items():
+        name = beside(kernel, "magnitude")
+        if name in wanted:
+            three = (params[kernel], *(params[beside(kernel, leaf)] for leaf in LEAVES[:2]))
+            measure = jax.jit(column_lengths, static_argnums=3, out_shardings=params[name].sharding)
+            found[name] = measure(*three, low_rank.scale).astype(params[name].dtype)
+    return found
+
+
+def merge(params: Mapping[str, jax.Array], kernels: Mapping[str, LowRank]) -> dict[str, jax.Array]:
+    """The parameters without adapters, which the kernels have taken in.
+
+    Args:
+        params: the flat dict.
+        kernels: kernel -> what is beside it.
+    """
+    found = {name: value for name, value in params.items() if not is_adapter(name)}
+    with jax.default_matmul_precision("highest"):
+        for name, low_rank in kernels.items():
+            a, b = (params[beside(name, leaf)] for leaf in LEAVES[:2])
+            whole = summed(params[name], a, b, low_rank.scale)
+            if low_rank.dora:
+                magnitude = params[beside(name, "magnitude")].astype(jnp.float32)
+                whole *= magnitude / column_lengths(params[name], a, b, low_rank.scale)
+            found[name] = whole.astype(params[name].dtype)
+    return found

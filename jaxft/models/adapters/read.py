@@ -1,0 +1,215 @@
+"""Adapters in PEFT's files, `adapter_config.json` and `adapter_model.safetensors`, both ways.
+
+Which module a kernel is, and which part of it, is what the family's name table says of the kernel
+itself. Where PyTorch holds several of our kernels side by side (GPT-2's `c_attn`), theirs is one
+adapter: A is stacked, and B made of blocks, so that the sum stays exact; on the way back, each
+part takes the whole A and its own rows of B.
+
+Source: the layout is that of `peft`'s `save_pretrained`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxft.errors import UserError
+from jaxft.models.adapters.low_rank import beside
+from jaxft.models.layers.adapter import LowRank
+from jaxft.models.layers.modules import Leaf
+from jaxft.models.weights.files import Index, Tensor, open_tensors, part_of
+from jaxft.models.weights.names import Name, stored_shape
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PICKLED = "adapter_model.bin"
+ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, PICKLED)
+ROOT = "base_model.model."  # what PEFT puts before a module's name
+MATRIX = re.compile(r"(.*)\.lora_(A|B)\.weight|(.*)\.lora_(magnitude_vector)(?:\.weight)?")
+# Fields that are read here, or say nothing of what is computed.
+READ = (
+    *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path"),
+    *("revision", "inference_mode", "r", "target_modules", "exclude_modules", "lora_alpha"),
+    *("lora_dropout", "fan_in_fan_out", "use_rslora", "use_dora", "modules_to_save"),
+    *("layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "runtime_config"),
+    *("megatron_core", "qalora_group_size"),
+)
+# Where the adapter starts, which changes the base itself in all other cases.
+STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
+
+
+@dataclass(frozen=True)
+class _Module:
+    """The tensors of one module's adapter, as a file has them."""
+
+    a: Tensor  # [r, I]
+    b: Tensor  # [O, r]
+    magnitude: Tensor | None  # [O]
+
+
+def stored_leaf(name: str) -> Name:
+    """How a file has an adapter's leaf: matrices as those of a `torch.nn.Linear`."""
+    return Name(name, name, transpose=not name.endswith("/magnitude"))
+
+
+def read_adapter(
+    folder: Path,
+    names: Mapping[str, Name],
+    leaves: Mapping[str, Leaf],
+    kernels: Iterable[str],
+    canonical: Callable[[str], str],
+) -> tuple[dict[str, LowRank], dict[str, Tensor]]:
+    """What PEFT's folder puts beside a model's kernels, and the parameters it brings.
+
+    Args:
+        folder: where the two files are.
+        names: parameter -> its line of the name table.
+        leaves: parameter -> its description.
+        kernels: those that may have an adapter.
+        canonical: a name as found in a file -> as the table spells it.
+
+    Returns:
+        kernel -> what goes beside it, and parameter -> the tensor it is read from: those of
+        adapters, and of modules that were trained whole (a head).
+
+    Raises:
+        UserError: it is no such folder, asks for what is not computed here, or is of another
+            base.
+    """
+    config = _read_config(folder)
+    parameters: dict[str, list[str]] = {}
+    for parameter, line in sorted(names.items(), key=lambda item: item[1].part or ()):
+        parameters.setdefault(line.hf, []).append(parameter)
+    modules, rest = _by_module(folder)
+    possible = set(kernels)
+    low_ranks: dict[str, LowRank] = {}
+    loaded: dict[str, Tensor] = {}
+    for module, found in modules.items():
+        own = parameters.get(canonical(f"{module}.weight"), [])
+        if not own or not possible.issuperset(own):
+            raise _of_another(folder, f"it adapts '{module}', and this model has no such kernel")
+        low_rank = _low_rank(config, module, found)
+        for kernel in own:
+            low_ranks[kernel] = low_rank
+            loaded |= _parts(folder, module, found, names[kernel], kernel, leaves[kernel])
+    for name, tensor in rest.items():
+        own = parameters.get(canonical(name), [])
+        if not own:
+            raise _of_another(folder, f"it brings '{name}', and this model has no such parameter")
+        for parameter in own:
+            shape = stored_shape(names[parameter], leaves[parameter])
+            _check(folder, name, tensor.shape, shape)
+            loaded[parameter] = part_of(tensor, names[parameter].part)
+    return low_ranks, loaded
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / ADAPTER_CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"'{folder}' is no adapter: it has no {ADAPTER_CONFIG}.",
+            "Give a folder that PEFT saved, or `jaxft export RUN --adapter`.",
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}).") from None
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else None
+        raise UserError(f"{path}: the peft_type is {kind}, and LORA is what is read here.")
+    known = (*READ, "init_lora_weights", "bias")
+    odd = [name for name, value in config.items() if value and name not in known]
+    if config.get("init_lora_weights") not in STARTS:
+        odd.append("init_lora_weights")
+    if config.get("bias", "none") != "none":
+        odd.append("bias")
+    if odd:
+        raise UserError(
+            f"{path}: '{odd[0]}' is {json.dumps(config[odd[0]])}, which is not computed here.",
+            "Merge the adapter into its model with PEFT, and start from that.",
+        )
+    return config
+
+
+def _by_module(folder: Path) -> tuple[dict[str, _Module], dict[str, Tensor]]:
+    """The tensors of adapters by module, and what else there is, without PEFT's own prefix."""
+    path = folder / ADAPTER_WEIGHTS
+    path = path if path.exists() else folder / PICKLED
+    if not path.exists():
+        raise UserError(f"'{folder}' is no adapter: it has no {ADAPTER_WEIGHTS}.")
+    matrices: dict[str, dict[str, Tensor]] = {}
+    rest: dict[str, Tensor] = {}
+    for name, tensor in open_tensors([path]).items():
+        short = name.removeprefix(ROOT)
+        if matched := MATRIX.fullmatch(short):
+            module, kind = matched[1] or matched[3], matched[2] or matched[4]
+            matrices.setdefault(module, {})[kind] = tensor
+        elif "lora_" in short:
+            raise UserError(f"{path}: '{name}' is not computed here: only linear maps are adapted.")
+        else:
+            rest[short] = tensor
+    found = {}
+    for module, parts in matrices.items():
+        if "A" not in parts or "B" not in parts:
+            raise UserError(f"{path}: '{module}' has one of lora_A and lora_B, and not the other.")
+        found[module] = _Module(parts["A"], parts["B"], parts.get("magnitude_vector"))
+    return found, rest
+
+
+def _low_rank(config: Mapping[str, Any], module: str, found: _Module) -> LowRank:
+    """What a module's adapter is; a pattern in the config outranks what holds for all."""
+    alpha, rank = config.get("lora_alpha", 8), found.a.shape[0]
+    for pattern, own in (config.get("alpha_pattern") or {}).items():
+        if re.fullmatch(rf"(.*\.)?({pattern})", module):
+            alpha = own
+            break
+    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return LowRank(rank, scale, found.magnitude is not None, config.get("lora_dropout", 0.0))
+
+
+def _parts(
+    folder: Path, module: str, found: _Module, name: Name, kernel: str, leaf: Leaf
+) -> dict[str, Tensor]:
+    """The tensors of one kernel's adapter: all of A, and its own rows of B and of the lengths."""
+    part, count = name.part or (0, 1)
+    inside, outside = leaf.shape
+    rank = found.a.shape[0]
+    _check(folder, f"{module}.lora_A.weight", found.a.shape, (rank, inside))
+    _check(folder, f"{module}.lora_B.weight", found.b.shape, (outside * count, rank))
+    tensors = {
+        beside(kernel, "lora_a"): found.a,
+        beside(kernel, "lora_b"): _rows(found.b, part * outside, outside),
+    }
+    if found.magnitude is not None:
+        lengths = found.magnitude
+        _check(folder, f"{module}.lora_magnitude_vector", lengths.shape, (outside * count,))
+        tensors[beside(kernel, "magnitude")] = part_of(lengths, name.part)
+    return tensors
+
+
+def _rows(tensor: Tensor, first: int, count: int) -> Tensor:
+    """Some rows of a tensor, as a tensor that is read by itself."""
+
+    def read(index: Index) -> np.ndarray:
+        start, stop, _ = index[0].indices(count)
+        return tensor.read((slice(first + start, first + stop), *index[1:]))
+
+    return replace(tensor, shape=(count, *tensor.shape[1:]), read=read)
+
+
+def _check(folder: Path, name: str, found: Sequence[int], wanted: Sequence[int]) -> None:
+    if tuple(found) != tuple(wanted):
+        raise _of_another(folder, f"its '{name}' is {list(found)}, and here it is {list(wanted)}")
+
+
+def _of_another(folder: Path, why: str) -> UserError:
+    return UserError(
+        f"The adapter '{folder}' is of another base: {why}.",
+        f"Its {ADAPTER_CONFIG} names the base that it was trained on.",
+    )

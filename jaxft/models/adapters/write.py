@@ -1,0 +1,149 @@
+"""Adapters into PEFT's files: the way back of `adapters_read`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from jaxft.errors import UserError
+from jaxft.models.adapters.low_rank import beside
+from jaxft.models.adapters.read import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ROOT
+from jaxft.models.layers.adapter import LowRank
+from jaxft.models.weights.names import Name
+from jaxft.storage.files import write_atomic, written_aside
+
+# What a head is for, in PEFT's words.
+TASKS = {
+    "text_classification": "SEQ_CLS",
+    "token_classification": "TOKEN_CLS",
+    "causal_lm": "CAUSAL_LM",
+    None: "FEATURE_EXTRACTION",
+}
+
+
+def write_adapter(
+    folder: Path,
+    params: Mapping[str, Any],
+    adapted: Mapping[str, LowRank],
+    names: Mapping[str, Name],
+    held: Mapping[str, str],
+    modules: Mapping[str, np.ndarray],
+    base: Mapping[str, Any],
+) -> None:
+    """Writes an adapter as PEFT does.
+
+    Args:
+        folder: where; it is there.
+        params: the flat dict.
+        adapted: kernel -> what is beside it.
+        names: parameter -> its line of the name table.
+        held: a tensor's name as the table spells it -> as PyTorch holds it in memory.
+        modules: tensors of modules that trained whole, as PyTorch names and has them.
+        base: fields of the config that say of which model it is.
+
+    Raises:
+        UserError: a parameter that trained is in no module of its own.
+    """
+    own = _own_modules(modules)
+    kernels = {kernel: names[kernel].hf for kernel in adapted}
+    tensors = {f"{ROOT}{name}": value for name, value in modules.items()}
+    ranks: dict[str, tuple[int, float]] = {}
+    for hf in dict.fromkeys(kernels.values()):
+        beside_each = [kernel for kernel, name in names.items() if name.hf == hf]
+        beside_each.sort(key=lambda kernel: names[kernel].part or ())
+        module = held[hf].removesuffix(".weight")
+        scale = next(adapted[kernel].scale for kernel in beside_each if kernel in adapted)
+        matrices = _fused(params, adapted, beside_each, scale)
+        ranks[module] = (matrices["lora_A.weight"].shape[0], scale)
+        tensors |= {f"{ROOT}{module}.{leaf}": value for leaf, value in matrices.items()}
+    everything = [name.removesuffix(".weight") for name in held.values()]
+    config = {
+        **base,
+        **_ranks(ranks),
+        "peft_type": "LORA",
+        "target_modules": _shortest(list(ranks), everything),
+        "modules_to_save": own or None,
+        "lora_dropout": next(iter(adapted.values())).rate,
+        "fan_in_fan_out": not all(names[kernel].transpose for kernel in adapted),
+        "use_dora": next(iter(adapted.values())).dora,
+        "use_rslora": False,
+        "bias": "none",
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+    with written_aside(folder / ADAPTER_WEIGHTS) as aside:
+        save_file(tensors, aside, metadata={"format": "pt"})
+    write_atomic(folder / ADAPTER_CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _fused(
+    params: Mapping[str, Any], adapted: Mapping[str, LowRank], parts: Sequence[str], scale: float
+) -> dict[str, np.ndarray]:
+    """One adapter for the kernels that a module holds side by side, under the scale of all."""
+    low, lengths = [], []
+    for kernel in parts:
+        if kernel in adapted:
+            a, b = (np.asarray(params[beside(kernel, leaf)]) for leaf in ("lora_a", "lora_b"))
+            low.append((a, b * np.float32(adapted[kernel].scale / scale)))
+        else:
+            inside, outside = params[kernel].shape
+            low.append((np.zeros((inside, 0), np.float32), np.zeros((0, outside), np.float32)))
+        if kernel in adapted and adapted[kernel].dora:
+            lengths.append(np.asarray(params[beside(kernel, "magnitude")]))
+        else:
+            lengths.append(np.linalg.norm(np.asarray(params[kernel], np.float32), axis=0))
+    rank = sum(a.shape[1] for a, _ in low)
+    blocks = np.zeros((rank, sum(b.shape[1] for _, b in low)), np.float32)
+    row = column = 0
+    for _, b in low:
+        blocks[row : row + b.shape[0], column : column + b.shape[1]] = b
+        row, column = row + b.shape[0], column + b.shape[1]
+    found = {
+        "lora_A.weight": np.concatenate([a for a, _ in low], 1).T,
+        "lora_B.weight": blocks.T,
+    }
+    if any(adapted[kernel].dora for kernel in parts if kernel in adapted):
+        found["lora_magnitude_vector"] = np.concatenate(lengths)
+    return {leaf: np.ascontiguousarray(value, np.float32) for leaf, value in found.items()}
+
+
+def _ranks(ranks: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
+    """The rank and alpha that most modules have, and by name those of the others."""
+
+    def alpha(rank: int, scale: float) -> float:
+        exact = rank * scale
+        return round(exact) if math.isclose(exact, round(exact), rel_tol=1e-12) else exact
+
+    common = Counter(ranks.values()).most_common(1)[0][0]
+    other = {module: one for module, one in ranks.items() if one != common}
+    return {
+        "r": common[0],
+        "lora_alpha": alpha(*common),
+        "rank_pattern": {module: rank for module, (rank, _) in other.items()},
+        "alpha_pattern": {module: alpha(*one) for module, one in other.items()},
+    }
+
+
+def _own_modules(modules: Mapping[str, np.ndarray]) -> list[str]:
+    """The modules that tensors belong to, by name."""
+    for name in modules:
+        if not name.endswith((".weight", ".bias")):
+            raise UserError(
+                f"'{name}' trained too, and PEFT has no place for what is in no module.",
+                "Export the whole model: leave --adapter out.",
+            )
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in modules))
+
+
+def _shortest(modules: Sequence[str], everything: Sequence[str]) -> list[str]:
+    """The ends of the modules' names where these are all that end so, else the whole names."""
+    ends = list(dict.fromkeys(module.rpartition(".")[2] for module in modules))
+    ending = {name for name in everything if name.rpartition(".")[2] in ends}
+    return ends if ending == set(modules) else list(modules)

@@ -1,0 +1,83 @@
+"""BERT: an encoder of post-norm blocks over word, position and token-type embeddings.
+
+Source: Devlin et al. (2018), https://arxiv.org/abs/1810.04805; the computation follows
+`transformers`' `modeling_bert.py`.
+"""
+
+from __future__ import annotations
+
+from jaxft.models.families.bert.config import FIXED, UNREAD, Config
+from jaxft.models.families.bert.modules import Classifier, Encoder, MaskedLm, TokenClassifier, tower
+from jaxft.models.families.bert.names import encoder_names, whole_name
+from jaxft.models.families.bert.reading import reading_tower
+from jaxft.models.tower.tower import Tower
+from jaxft.models.weights.names import Name, dense, norm
+
+__all__ = ["FIXED", "UNREAD", "Config", "reading_tower"]
+
+
+MODEL_TYPES = {
+    "bert": {
+        None: "BertModel",
+        "text_classification": "BertForSequenceClassification",
+        "token_classification": "BertForTokenClassification",
+        "masked_lm": "BertForMaskedLM",
+    }
+}
+
+NAMES = (
+    *encoder_names("bert."),
+    *dense("bert.pooler.dense", "pooler"),
+    *dense("classifier", "head"),
+    *dense("cls.predictions.transform.dense", "head/transform"),
+    *norm("cls.predictions.transform.LayerNorm", "head/norm"),
+    Name("cls.predictions.bias", "head/bias"),
+)
+# Of the attention of a decoder over what an encoder made of a source.
+CROSS_NAMES = (
+    *dense("bert.encoder.layer.{i}.crossattention.self.query", "blocks/{i}/cross/query"),
+    *dense("bert.encoder.layer.{i}.crossattention.self.key", "blocks/{i}/cross/key"),
+    *dense("bert.encoder.layer.{i}.crossattention.self.value", "blocks/{i}/cross/value"),
+    *dense("bert.encoder.layer.{i}.crossattention.output.dense", "blocks/{i}/cross/output"),
+    *norm("bert.encoder.layer.{i}.crossattention.output.LayerNorm", "blocks/{i}/cross/norm"),
+)
+PREFIX = "bert."
+FRESH = ("pooler/", "head/")
+UNUSED = (
+    r"bert\.embeddings\.position_ids",
+    r"bert\.pooler\..*",
+    r"cls\..*",
+    r"classifier\..*",
+    r"qa_outputs\..*",
+)
+
+
+def names(head: str | None, model_type: str) -> tuple[Name, ...]:
+    """The name table under a head: `head/bias` is the classifier's or the masked LM's."""
+    other = "cls." if head != "masked_lm" else "classifier."
+    return tuple(name for name in NAMES if not name.hf.startswith(other))
+
+
+def reading_names(model_type: str) -> tuple[Name, ...]:
+    """The name table of a BERT that reads a source."""
+    return (*names("masked_lm", model_type), *CROSS_NAMES)
+
+
+def canonical(name: str) -> str:
+    """A tensor's name as files have it (no prefix, gamma and beta) -> as `NAMES` spells it."""
+    return whole_name(PREFIX, name)
+
+
+def exported(name: str, head: str | None, model_type: str) -> str:
+    """A tensor's name as `NAMES` spells it -> as the head's architecture saves it."""
+    return name.removeprefix(PREFIX) if head is None else name
+
+
+def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
+    """The one tower of a BERT under a head (a key of `MODEL_TYPES["bert"]`)."""
+    if head == "text_classification":
+        classifier = Classifier(config, num_labels or 2, "tanh", drops_first=False)
+        return tower(config, classifier)
+    if head == "token_classification":
+        return tower(config, TokenClassifier(config, num_labels or 2))
+    return tower(config, MaskedLm(config, config.activation) if head else Encoder(config))

@@ -1,0 +1,196 @@
+"""What the config.json of a BERT or of one of its kin says, as one set of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxft.models.layers.math import ACTIVATIONS
+from jaxft.models.weights.config_fields import check_activation, check_divides, read_fields
+
+_BERT: dict[str, Any] = {
+    "vocab_size": None,
+    "hidden_size": None,
+    "num_hidden_layers": None,
+    "num_attention_heads": None,
+    "intermediate_size": None,
+    "max_position_embeddings": None,
+    "type_vocab_size": 2,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "classifier_dropout": None,
+    "initializer_range": 0.02,
+}
+# RoBERTa counts positions from the padding word's id on.
+_ROBERTA = _BERT | {"pad_token_id": 1}
+# The fields of each model type, with what a config.json without the field means.
+FIELDS: dict[str, dict[str, Any]] = {
+    "bert": _BERT,
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "camembert": _ROBERTA,
+    "electra": _BERT | {"embedding_size": 128},
+    "distilbert": {
+        "vocab_size": None,
+        "dim": None,
+        "n_layers": None,
+        "n_heads": None,
+        "hidden_dim": None,
+        "max_position_embeddings": None,
+        "activation": "gelu",
+        "dropout": 0.1,
+        "attention_dropout": 0.1,
+        "seq_classif_dropout": 0.2,
+        "initializer_range": 0.02,
+    },
+}
+# Vocabulary, width, blocks, heads, the MLP's width and positions, in each's own words.
+SIZES = {name: tuple(fields)[:6] for name, fields in FIELDS.items()} | {
+    "electra": (*tuple(_BERT)[:6], "embedding_size")
+}
+_RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+RATES = dict.fromkeys(FIELDS, _RATES) | {
+    "distilbert": ("dropout", "attention_dropout", "seq_classif_dropout")
+}
+# Fields that change the computation and are computed for one value only.
+FIXED = {
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "is_encoder_decoder": False,
+    "tie_word_embeddings": True,
+}
+# Old multilingual files carry the shape of a pooler that no code ever read; ELECTRA's summary is
+# of a head for multiple choice; DistilBERT's sines are what its positions begin with.
+UNREAD = (
+    "pooler_fc_size",
+    "pooler_num_attention_heads",
+    "pooler_num_fc_layers",
+    "pooler_size_per_head",
+    "pooler_type",
+    "summary_activation",
+    "summary_last_dropout",
+    "summary_type",
+    "summary_use_proj",
+    "sinusoidal_pos_embds",
+    "qa_dropout",
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The numbers of a BERT or of one of its kin.
+
+    Args:
+        model_type: which of them.
+        fields: its own fields under their names in config.json, none missing.
+        vocab_size, max_positions, width, blocks, heads, inner: words, the most tokens of an
+            example, and the widths.
+        word_width: the width of the embeddings, projected where it is not the model's.
+        types: rows of the token-type embeddings; 0 where there are none.
+        padding: the id of the padding word where positions are counted from the one after it
+            on, and only at words that are another; None where they are counted from 0.
+        activation: the name of the MLP's activation function.
+        eps: added to the variance by a norm.
+        std: the standard deviation of a fresh weight.
+        rate, weights_rate: dropout of what is added to the stream, and of attention weights.
+        classifier_rate, token_rate: dropout before a text's classes, and before a token's.
+    """
+
+    model_type: str
+    fields: Mapping[str, Any]
+    vocab_size: int
+    max_positions: int
+    width: int
+    blocks: int
+    heads: int
+    inner: int
+    word_width: int
+    types: int
+    padding: int | None
+    activation: str
+    eps: float
+    std: float
+    rate: float
+    weights_rate: float
+    classifier_rate: float
+    token_rate: float
+
+    @classmethod
+    def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Config:
+        """The config of a config.json.
+
+        Args:
+            fields: its content.
+            ignore: fields the person has judged harmless (`model.ignore`).
+
+        Raises:
+            UserError: a field is missing, unknown, or has a value that is not supported.
+        """
+        model_type = fields["model_type"]
+        sizes = SIZES[model_type]
+        own = read_fields(fields, FIELDS[model_type], sizes=sizes, fixed=FIXED, ignore=ignore)
+        activation = "activation" if model_type == "distilbert" else "hidden_act"
+        check_activation(activation, own[activation], ACTIVATIONS)
+        words, width, blocks, heads, inner, _ = (own[name] for name in sizes[:6])
+        check_divides(sizes[1], width, heads, "heads")
+        shared = {
+            "vocab_size": words,
+            "width": width,
+            "blocks": blocks,
+            "heads": heads,
+            "inner": inner,
+            "activation": own[activation],
+            "std": own["initializer_range"],
+        }
+        read = _distilbert if model_type == "distilbert" else _bert
+        return cls(model_type, own, **shared, **read(own))
+
+    def to_hf(self) -> dict[str, Any]:
+        """The fields of config.json that this config owns."""
+        return {"model_type": self.model_type} | dict(self.fields)
+
+    def with_dropout(self, rate: float) -> Config:
+        """The same config with one dropout rate throughout."""
+        return self.from_hf({**self.to_hf(), **dict.fromkeys(RATES[self.model_type], rate)})
+
+    @property
+    def positions(self) -> int:
+        """Rows of the position embeddings."""
+        return self.fields["max_position_embeddings"]
+
+
+def _bert(own: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of BERT, RoBERTa and ELECTRA as a `Config`'s."""
+    before_head = own["classifier_dropout"]
+    before_head = own["hidden_dropout_prob"] if before_head is None else before_head
+    padding = own.get("pad_token_id")
+    return {
+        "max_positions": own["max_position_embeddings"] - (0 if padding is None else padding + 1),
+        "word_width": own.get("embedding_size", own["hidden_size"]),
+        "types": own["type_vocab_size"],
+        "padding": padding,
+        "eps": own["layer_norm_eps"],
+        "rate": own["hidden_dropout_prob"],
+        "weights_rate": own["attention_probs_dropout_prob"],
+        "classifier_rate": before_head,
+        "token_rate": before_head,
+    }
+
+
+def _distilbert(own: Mapping[str, Any]) -> dict[str, Any]:
+    """DistilBERT's fields as a `Config`'s."""
+    return {
+        "max_positions": own["max_position_embeddings"],
+        "word_width": own["dim"],
+        "types": 0,
+        "padding": None,
+        "eps": 1e-12,
+        "rate": own["dropout"],
+        "weights_rate": own["attention_dropout"],
+        "classifier_rate": own["seq_classif_dropout"],
+        "token_rate": own["dropout"],
+    }

@@ -1,0 +1,80 @@
+"""DistilBERT: half the blocks of a BERT, without token types and without a pooler.
+
+Source: Sanh et al. (2019), https://arxiv.org/abs/1910.01108; the computation follows
+`transformers`' `modeling_distilbert.py`.
+"""
+
+from __future__ import annotations
+
+import re
+
+from jaxft.models.families.bert.config import FIXED, UNREAD, Config
+from jaxft.models.families.bert.modules import Classifier, MaskedLm, Plain, TokenClassifier, tower
+from jaxft.models.tower.tower import Tower
+from jaxft.models.weights.names import Name, dense, embedding, norm
+
+__all__ = ["FIXED", "UNREAD", "Config"]
+
+MODEL_TYPES = {
+    "distilbert": {
+        None: "DistilBertModel",
+        "text_classification": "DistilBertForSequenceClassification",
+        "token_classification": "DistilBertForTokenClassification",
+        "masked_lm": "DistilBertForMaskedLM",
+    }
+}
+PREFIX = "distilbert."
+NAMES = (
+    *embedding("distilbert.embeddings.word_embeddings", "embeddings/word"),
+    *embedding("distilbert.embeddings.position_embeddings", "embeddings/position"),
+    *norm("distilbert.embeddings.LayerNorm", "embeddings/norm"),
+    *dense("distilbert.transformer.layer.{i}.attention.q_lin", "blocks/{i}/attention/query"),
+    *dense("distilbert.transformer.layer.{i}.attention.k_lin", "blocks/{i}/attention/key"),
+    *dense("distilbert.transformer.layer.{i}.attention.v_lin", "blocks/{i}/attention/value"),
+    *dense("distilbert.transformer.layer.{i}.attention.out_lin", "blocks/{i}/attention/output"),
+    *norm("distilbert.transformer.layer.{i}.sa_layer_norm", "blocks/{i}/attention/norm"),
+    *dense("distilbert.transformer.layer.{i}.ffn.lin1", "blocks/{i}/mlp/up"),
+    *dense("distilbert.transformer.layer.{i}.ffn.lin2", "blocks/{i}/mlp/down"),
+    *norm("distilbert.transformer.layer.{i}.output_layer_norm", "blocks/{i}/mlp/norm"),
+)
+HEAD_NAMES = {
+    None: (),
+    "text_classification": (*dense("pre_classifier", "pooler"), *dense("classifier", "head")),
+    "token_classification": dense("classifier", "head"),
+    "masked_lm": (
+        *dense("vocab_transform", "head/transform"),
+        *norm("vocab_layer_norm", "head/norm"),
+        Name("vocab_projector.bias", "head/bias"),
+    ),
+}
+FRESH = ("pooler/", "head/")
+UNUSED = (
+    r"distilbert\.embeddings\.position_ids",
+    r"vocab_(transform|layer_norm|projector)\..*",
+    r"(pre_)?classifier\..*",
+    r"qa_outputs\..*",
+)
+
+
+def names(head: str | None, model_type: str) -> tuple[Name, ...]:
+    """The name table under a head."""
+    return NAMES + HEAD_NAMES[head]
+
+
+def canonical(name: str) -> str:
+    """A tensor's name as files have it (perhaps no prefix) -> as `NAMES` spells it."""
+    return PREFIX + name if re.match(r"(embeddings|transformer)\.", name) else name
+
+
+def exported(name: str, head: str | None, model_type: str) -> str:
+    """A tensor's name as `NAMES` spells it -> as the head's architecture saves it."""
+    return name.removeprefix(PREFIX) if head is None else name
+
+
+def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
+    """The one tower of a DistilBERT under a head (a key of `MODEL_TYPES["distilbert"]`)."""
+    if head == "text_classification":
+        return tower(config, Classifier(config, num_labels or 2, "relu", drops_first=False))
+    if head == "token_classification":
+        return tower(config, TokenClassifier(config, num_labels or 2))
+    return tower(config, MaskedLm(config, config.activation) if head else Plain())

@@ -1,0 +1,113 @@
+"""ELECTRA: a BERT with narrower embeddings, trained to tell which words were replaced.
+
+The generator is its masked LM, the discriminator its head for replaced tokens.
+
+Source: Clark et al. (2020), https://arxiv.org/abs/2003.10555; the computation follows
+`transformers`' `modeling_electra.py`.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxft.models.families.bert.config import FIXED, UNREAD, Config
+from jaxft.models.families.bert.modules import Classifier, MaskedLm, Plain, TokenClassifier, tower
+from jaxft.models.families.bert.names import encoder_names, whole_name
+from jaxft.models.layers.batch import Batch
+from jaxft.models.layers.math import ACTIVATIONS
+from jaxft.models.layers.modules import Linear
+from jaxft.models.tower.tower import Tower
+from jaxft.models.weights.names import Name, dense, norm
+
+__all__ = ["FIXED", "UNREAD", "Config"]
+
+MODEL_TYPES = {
+    "electra": {
+        None: "ElectraModel",
+        "text_classification": "ElectraForSequenceClassification",
+        "token_classification": "ElectraForTokenClassification",
+        "masked_lm": "ElectraForMaskedLM",
+        "replaced_tokens": "ElectraForPreTraining",
+    }
+}
+PREFIX = "electra."
+NAMES = (
+    *encoder_names(PREFIX),
+    *dense("electra.embeddings_project", "embeddings/projection"),
+)
+HEAD_NAMES = {
+    None: (),
+    "text_classification": (
+        *dense("classifier.dense", "pooler"),
+        *dense("classifier.out_proj", "head"),
+    ),
+    "token_classification": dense("classifier", "head"),
+    "masked_lm": (
+        *dense("generator_predictions.dense", "head/transform"),
+        *norm("generator_predictions.LayerNorm", "head/norm"),
+        Name("generator_lm_head.bias", "head/bias"),
+    ),
+    "replaced_tokens": (
+        *dense("discriminator_predictions.dense", "head/transform"),
+        *dense("discriminator_predictions.dense_prediction", "head/score"),
+    ),
+}
+FRESH = ("pooler/", "head/")
+UNUSED = (
+    r"electra\.embeddings\.position_ids",
+    r"(generator|discriminator)_predictions\..*",
+    r"generator_lm_head\..*",
+    r"classifier\..*",
+    r"qa_outputs\..*",
+)
+
+
+def names(head: str | None, model_type: str) -> tuple[Name, ...]:
+    """The name table under a head."""
+    return NAMES + HEAD_NAMES[head]
+
+
+def canonical(name: str) -> str:
+    """A tensor's name as files have it (no prefix, gamma and beta) -> as `NAMES` spells it."""
+    return whole_name(PREFIX, name)
+
+
+def exported(name: str, head: str | None, model_type: str) -> str:
+    """A tensor's name as `NAMES` spells it -> as the head's architecture saves it."""
+    return name.removeprefix(PREFIX) if head is None else name
+
+
+class Scorer(nnx.Module):
+    """A transform of the stream, and one number of it a token."""
+
+    def __init__(self, config: Config):
+        width, std = config.width, config.std
+        self.transform = Linear(width, width, ("embed", "pooled"), std)
+        self.score = Linear(width, 1, ("embed", "labels"), std)
+        self.activation = config.activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.score(ACTIVATIONS[self.activation](self.transform(x)))[..., 0]  # [B, T]
+
+
+class Discriminator(nnx.Module):
+    """The top of an ElectraForPreTraining: `logits` [B, T], above 0 where a word was replaced."""
+
+    def __init__(self, config: Config):
+        self.head = Scorer(config)
+
+    def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
+        return {"logits": self.head(x).astype(jnp.float32)}
+
+
+def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
+    """The one tower of an ELECTRA under a head (a key of `MODEL_TYPES["electra"]`)."""
+    if head == "text_classification":
+        return tower(config, Classifier(config, num_labels or 2, "gelu", drops_first=True))
+    if head == "token_classification":
+        return tower(config, TokenClassifier(config, num_labels or 2))
+    if head == "replaced_tokens":
+        return tower(config, Discriminator(config))
+    return tower(config, MaskedLm(config, "gelu") if head else Plain())

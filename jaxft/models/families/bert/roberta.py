@@ -1,0 +1,75 @@
+"""RoBERTa, XLM-R and CamemBERT: BERT's computation with positions after the padding word's id.
+
+Source: Liu et al. (2019), https://arxiv.org/abs/1907.11692; Conneau et al. (2019),
+https://arxiv.org/abs/1911.02116; Martin et al. (2019), https://arxiv.org/abs/1911.03894; the
+computation follows `transformers`' `modeling_roberta.py`.
+"""
+
+from __future__ import annotations
+
+from jaxft.models.families.bert.config import FIXED, UNREAD, Config
+from jaxft.models.families.bert.modules import Classifier, Encoder, MaskedLm, TokenClassifier, tower
+from jaxft.models.families.bert.names import encoder_names, whole_name
+from jaxft.models.tower.tower import Tower
+from jaxft.models.weights.names import Name, dense, norm
+
+__all__ = ["FIXED", "UNREAD", "Config"]
+
+_ENDS = {
+    None: "Model",
+    "text_classification": "ForSequenceClassification",
+    "token_classification": "ForTokenClassification",
+    "masked_lm": "ForMaskedLM",
+}
+_STARTS = {"xlm-roberta": "XLMRoberta", "camembert": "Camembert", "roberta": "Roberta"}
+MODEL_TYPES = {
+    model_type: {head: start + end for head, end in _ENDS.items()}
+    for model_type, start in _STARTS.items()
+}
+PREFIX = "roberta."
+NAMES = encoder_names(PREFIX)
+HEAD_NAMES = {
+    None: dense("roberta.pooler.dense", "pooler"),
+    "text_classification": (
+        *dense("classifier.dense", "pooler"),
+        *dense("classifier.out_proj", "head"),
+    ),
+    "token_classification": dense("classifier", "head"),
+    "masked_lm": (
+        *dense("lm_head.dense", "head/transform"),
+        *norm("lm_head.layer_norm", "head/norm"),
+        Name("lm_head.bias", "head/bias"),
+    ),
+}
+FRESH = ("pooler/", "head/")
+UNUSED = (
+    r"roberta\.embeddings\.position_ids",
+    r"roberta\.pooler\..*",
+    r"lm_head\..*",
+    r"classifier\..*",
+    r"qa_outputs\..*",
+)
+
+
+def names(head: str | None, model_type: str) -> tuple[Name, ...]:
+    """The name table under a head."""
+    return NAMES + HEAD_NAMES[head]
+
+
+def canonical(name: str) -> str:
+    """A tensor's name as files have it (no prefix, gamma and beta) -> as `NAMES` spells it."""
+    return whole_name(PREFIX, name)
+
+
+def exported(name: str, head: str | None, model_type: str) -> str:
+    """A tensor's name as `NAMES` spells it -> as the head's architecture saves it."""
+    return name.removeprefix(PREFIX) if head is None else name
+
+
+def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
+    """The one tower of a RoBERTa under a head (a key of each of `MODEL_TYPES`)."""
+    if head == "text_classification":
+        return tower(config, Classifier(config, num_labels or 2, "tanh", drops_first=True))
+    if head == "token_classification":
+        return tower(config, TokenClassifier(config, num_labels or 2))
+    return tower(config, MaskedLm(config, "gelu") if head else Encoder(config))

@@ -1,0 +1,146 @@
+"""What the towers of CLIP and SigLIP share: the fields of their configs, and the block.
+
+Both are stacks of pre-norm blocks; what comes before and after the blocks is each tower's own.
+
+Source: Radford et al. (2021), https://arxiv.org/abs/2103.00020; Zhai et al. (2023),
+https://arxiv.org/abs/2303.15343; the computation follows `transformers`' `modeling_clip.py` and
+`modeling_siglip.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from flax import nnx
+
+from jaxft.models.layers.attention import Mask, attention
+from jaxft.models.layers.kernels import Needs
+from jaxft.models.layers.math import ACTIVATIONS
+from jaxft.models.layers.modules import LayerNorm, Linear, split_key
+from jaxft.models.weights.config_fields import (
+    GENERATION,
+    check_activation,
+    check_divides,
+    read_fields,
+)
+from jaxft.models.weights.names import dense, norm
+
+STD = 0.02  # of fresh kernels
+# What the fields of a tower are where its config does not name them.
+CLIP = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "attention_dropout": 0.0}
+SIGLIP = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "attention_dropout": 0.0}
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+FIXED = {"is_encoder_decoder": False, "add_cross_attention": False, "is_decoder": False}
+# How fresh weights are drawn, and what older files kept for text generation, which CLIP does not.
+UNREAD = (
+    "initializer_factor",
+    "dropout",
+    "cross_attention_hidden_size",
+    "tie_encoder_decoder",
+    "tie_word_embeddings",
+    *GENERATION,
+)
+
+BLOCK_NAMES = (
+    *norm("encoder.layers.{i}.layer_norm1", "blocks/{i}/attention/norm"),
+    *dense("encoder.layers.{i}.self_attn.q_proj", "blocks/{i}/attention/query"),
+    *dense("encoder.layers.{i}.self_attn.k_proj", "blocks/{i}/attention/key"),
+    *dense("encoder.layers.{i}.self_attn.v_proj", "blocks/{i}/attention/value"),
+    *dense("encoder.layers.{i}.self_attn.out_proj", "blocks/{i}/attention/output"),
+    *norm("encoder.layers.{i}.layer_norm2", "blocks/{i}/mlp/norm"),
+    *dense("encoder.layers.{i}.mlp.fc1", "blocks/{i}/mlp/up"),
+    *dense("encoder.layers.{i}.mlp.fc2", "blocks/{i}/mlp/down"),
+)
+UNUSED = (r"embeddings\.position_ids",)  # a buffer of older files
+
+
+def read_tower(
+    fields: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    sizes: Sequence[str],
+    ignore: Sequence[str],
+) -> dict[str, Any]:
+    """The fields of a tower's config, checked, with defaults for those that it does not name.
+
+    Args:
+        fields: the content of a config.json, or of its part for the tower.
+        defaults: every field that the tower reads, and what it is where it is not named.
+        sizes: those that must be whole numbers above 0.
+        ignore: fields that may be passed over.
+
+    Raises:
+        UserError: a field is unknown or has a value that is not supported.
+    """
+    whole = read_fields(
+        fields, defaults, sizes=(*SIZES, *sizes), fixed=FIXED, ignore=(*ignore, *UNREAD)
+    )
+    check_activation("hidden_act", whole["hidden_act"], ACTIVATIONS)
+    check_divides("hidden_size", whole["hidden_size"], whole["num_attention_heads"], "heads")
+    return whole
+
+
+class Attention(nnx.Module):
+    """Self-attention over the normalised input, added to the input."""
+
+    def __init__(self, fields: Mapping[str, Any]):
+        width = fields["hidden_size"]
+        self.norm = LayerNorm(width, fields["layer_norm_eps"])
+        self.query = Linear(width, width, ("embed", "heads"), STD)
+        self.key = Linear(width, width, ("embed", "heads"), STD)
+        self.value = Linear(width, width, ("embed", "heads"), STD)
+        self.output = Linear(width, width, ("heads", "embed"), STD)
+        self.heads = fields["num_attention_heads"]
+        self.rate = fields["attention_dropout"]
+
+    def __call__(self, x: jax.Array, mask: Mask | None, key: jax.Array | None) -> jax.Array:
+        normal = self.norm(x)
+        mixed = attention(
+            self.query(normal),
+            self.key(normal),
+            self.value(normal),
+            mask,
+            heads=self.heads,
+            rate=self.rate,
+            dropout_key=key,
+        )
+        return x + self.output(mixed)
+
+
+class Mlp(nnx.Module):
+    """Two linear maps with an activation between, over the normalised input, added to it."""
+
+    def __init__(self, fields: Mapping[str, Any]):
+        width, inner = fields["hidden_size"], fields["intermediate_size"]
+        self.norm = LayerNorm(width, fields["layer_norm_eps"])
+        self.up = Linear(width, inner, ("embed", "mlp"), STD)
+        self.down = Linear(inner, width, ("mlp", "embed"), STD)
+        self.activation = fields["hidden_act"]
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        inner = ACTIVATIONS[self.activation](self.up(self.norm(x)))  # [B, T, F]
+        return x + self.down(inner)
+
+
+class Block(nnx.Module):
+    """Attention, then MLP: [B, T, D] -> [B, T, D]."""
+
+    def __init__(self, fields: Mapping[str, Any]):
+        self.attention = Attention(fields)
+        self.mlp = Mlp(fields)
+
+    def __call__(self, x: jax.Array, mask: Mask | None, key: jax.Array | None) -> jax.Array:
+        return self.mlp(self.attention(x, mask, split_key(key, 1)[0]))
+
+
+def needs_of(fields: Mapping[str, Any]) -> Needs:
+    """What the blocks ask of attention."""
+    heads = fields["num_attention_heads"]
+    return Needs(heads, heads, fields["hidden_size"] // heads, fields["attention_dropout"])
+
+
+def projection(fields: Mapping[str, Any]) -> Linear:
+    """The map of a tower's vector into the common space: no bias."""
+    axes = ("embed", "projected")
+    return Linear(fields["hidden_size"], fields["projection_dim"], axes, STD, bias=False)

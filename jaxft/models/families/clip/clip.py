@@ -1,0 +1,449 @@
+"""An image tower and a text tower that meet in one space: CLIP, SigLIP, and any two families.
+
+The towers are other families' bare models; here is what joins them: projections into the common
+space, and the scale (and SigLIP's bias) of the similarity.
+
+Source: Radford et al. (2021), https://arxiv.org/abs/2103.00020; Zhai et al. (2023),
+https://arxiv.org/abs/2303.15343; the computation follows `transformers`' `modeling_clip.py`,
+`modeling_siglip.py` and `modeling_vision_text_dual_encoder.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxft.errors import UserError
+from jaxft.models.layers.batch import Batch
+from jaxft.models.layers.modules import Leaf, Linear, parameter, split_key
+from jaxft.models.tower.run import run_joint, run_tower
+from jaxft.models.tower.tower import Compute, Part, Tower
+from jaxft.models.weights.config_fields import check_fields
+from jaxft.models.weights.names import Name, dense
+
+MODEL_TYPES = {
+    "clip": {"contrastive": "CLIPModel", "image_classification": "CLIPForImageClassification"},
+    "siglip": {
+        "contrastive": "SiglipModel",
+        "image_classification": "SiglipForImageClassification",
+    },
+    "vision-text-dual-encoder": {"contrastive": "VisionTextDualEncoderModel"},
+}
+# The towers where config.json does not name them.
+TOWERS = {
+    "clip": ("clip_vision_model", "clip_text_model"),
+    "siglip": ("siglip_vision_model", "siglip_text_model"),
+    "vision-text-dual-encoder": ("vit", "bert"),
+}
+# The model types whose bare model ends in one vector.
+POOLED = {
+    "vision_config": (
+        "vit",
+        "deit",
+        "dinov2",
+        "dinov2_with_registers",
+        "clip_vision_model",
+        "siglip_vision_model",
+    ),
+    "text_config": ("bert", "clip_text_model", "siglip_text_model"),
+}
+FIXED: dict[str, Any] = {"is_encoder_decoder": False}
+UNREAD = ("initializer_factor", "logit_scale_init_value", "text_config_dict", "vision_config_dict")
+KNOWN = ("vision_config", "text_config", "projection_dim")
+T = TypeVar("T")
+HEADS = ("contrastive", "image_classification")
+VISION, TEXT = "vision_model.", "text_model."
+JOINT_NAMES = (
+    Name("visual_projection.weight", "head/vision/kernel", transpose=True),
+    Name("text_projection.weight", "head/text/kernel", transpose=True),
+    Name("logit_scale", "head/logit_scale"),
+    Name("logit_bias", "head/logit_bias"),
+)
+STD = 0.02  # of fresh projections
+PROJECTION = 512  # the width of a common space that no config names
+SCALE = 2.6592  # of a fresh model: 1 / 0.07, as a logarithm
+# SigLIP starts with a scale of 10 and with nearly every pair told apart.
+SIGMOID_SCALE, SIGMOID_BIAS = math.log(10.0), -10.0
+
+
+@dataclass(frozen=True)
+class DualConfig:
+    """The numbers of two towers and their common space.
+
+    Args:
+        model_type: which of `MODEL_TYPES`.
+        vision, text: the towers' own configs.
+        projection_dim: the width of the common space; None where the towers' own width is it.
+        given: what config.json says of each tower, to be handed back: part -> its fields.
+    """
+
+    model_type: str
+    vision: Any
+    text: Any
+    projection_dim: int | None
+    given: Mapping[str, Mapping[str, Any]]
+
+    def to_hf(self) -> dict[str, Any]:
+        """The fields of config.json that this config owns."""
+        parts = {"vision_config": self.vision, "text_config": self.text}
+        fields: dict[str, Any] = {
+            part: {**self.given[part], **config.to_hf()} for part, config in parts.items()
+        }
+        if self.projection_dim is not None:
+            fields["projection_dim"] = self.projection_dim
+        return fields | {"model_type": self.model_type}
+
+    def with_dropout(self, rate: float) -> DualConfig:
+        """The same config with one dropout rate throughout."""
+        return replace(
+            self, vision=self.vision.with_dropout(rate), text=self.text.with_dropout(rate)
+        )
+
+    @property
+    def max_positions(self) -> int:
+        """The most tokens a text may have."""
+        return self.text.max_positions
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of words."""
+        return self.text.vocab_size
+
+    def with_image_size(self, size: int) -> DualConfig:
+        """The same config for square images of that many pixels a side."""
+        return replace(self, vision=self.vision.with_image_size(size))
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of an image."""
+        return self.vision.image_size
+
+    @property
+    def sigmoid(self) -> bool:
+        """Whether each pair is judged by itself, as SigLIP does."""
+        return self.model_type == "siglip"
+
+    @property
+    def fixed_length(self) -> int | None:
+        """The length that every text has been padded to, the padding read as text; else None."""
+        return self.max_positions if self.sigmoid else None
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads the config of two towers with the readers of their families.
+
+    Args:
+        vision, text: the families.
+    """
+
+    vision: Any
+    text: Any
+
+    def from_hf(self, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> DualConfig:
+        """The config of a config.json.
+
+        Args:
+            fields: its content.
+            ignore: fields the person has judged harmless (`model.ignore`).
+
+        Raises:
+            UserError: a field is missing, unknown, or has a value that is not supported.
+        """
+        check_fields(fields, known=KNOWN, fixed=FIXED, ignore=(*ignore, *UNREAD))
+        given = {part: part_of_config(fields, part) for part in POOLED}
+        vision, text = (
+            family.Config.from_hf(given[part], (*ignore, *family.UNREAD))
+            for part, family in (("vision_config", self.vision), ("text_config", self.text))
+        )
+        model_type = fields["model_type"]
+        width = None if model_type == "siglip" else fields.get("projection_dim", PROJECTION)
+        return DualConfig(model_type, vision, text, width, given)
+
+
+def check_space(config: DualConfig) -> None:
+    """Raises a UserError where the towers end in nothing that can be compared."""
+    if config.vision.to_hf().get("vision_use_head") is False:
+        raise UserError("config.json: vision_use_head is false: nothing to compare texts with.")
+    pooled = config.vision.to_hf().get("pooler_output_size")
+    image, text = _width(config.vision), _width(config.text)
+    if pooled not in (None, image):
+        raise UserError(
+            f"config.json: pooler_output_size is {pooled}; beside a text tower only the tower's "
+            f"width, {image}, is supported."
+        )
+    if config.projection_dim is None and image != text:
+        raise UserError(
+            f"config.json: the image tower ends in {image} numbers and the text tower in {text}; "
+            "to be compared they must be as many."
+        )
+
+
+def _width(config: Any) -> int:
+    """The width of the vector that a tower ends in."""
+    fields = config.to_hf()
+    return fields.get("projection_size") or fields["hidden_size"]
+
+
+def part_of_config(fields: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """One tower's part of a config.json, with its `model_type`.
+
+    Args:
+        fields: the whole.
+        part: `vision_config` or `text_config`.
+    """
+    own = TOWERS[fields["model_type"]][part == "text_config"]
+    said = fields.get(part)
+    if fields["model_type"] == "clip" and fields.get(f"{part}_dict") is not None:
+        said = fields[f"{part}_dict"]  # the first files say it twice; transformers goes by this
+    return {"model_type": own} | dict(said or {})
+
+
+def join_configs(vision: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of a model whose towers are two checkpoints' own.
+
+    Args:
+        vision, text: the content of each one's config.json; where one has two towers itself, the
+            tower of that name is meant.
+    """
+    towers = {"vision_config": vision, "text_config": text}
+    return {
+        "model_type": "vision-text-dual-encoder",
+        "logit_scale_init_value": SCALE,
+        "projection_dim": PROJECTION,
+        **{part: one_config(fields, part) for part, fields in towers.items()},
+    }
+
+
+def one_config(fields: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """The config.json of one tower: as it is, or where it has two that part of it."""
+    return part_of_config(fields, part) if fields["model_type"] in TOWERS else dict(fields)
+
+
+def join_tensors(vision: Mapping[str, T], text: Mapping[str, T]) -> dict[str, T]:
+    """The tensors of such a model, as its file would name them: those of each tower."""
+    both = ((VISION, one_tower(vision, VISION)), (TEXT, one_tower(text, TEXT)))
+    return {start + name: value for start, own in both for name, value in own.items()}
+
+
+def one_tower(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:
+    """A tower's tensors out of its own file, or out of one of two towers: those with `prefix`."""
+    found = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
+    return found or dict(tensors)
+
+
+def compose(fields: Mapping[str, Any], families: Mapping[str, Any]) -> DualEncoder:
+    """The family of a config.json with two towers.
+
+    Args:
+        fields: its content.
+        families: model type -> family, where the towers' are looked for.
+
+    Raises:
+        UserError: a tower's model type is not known.
+    """
+    types = []
+    for part, known in POOLED.items():
+        model_type = part_of_config(fields, part)["model_type"]
+        if model_type not in known:
+            side = "image" if part == "vision_config" else "text"
+            raise UserError(
+                f"config.json: a '{model_type}' is not supported as the {side} tower of two.",
+                f"Known: {', '.join(known)}.",
+            )
+        types.append(model_type)
+    return DualEncoder(families[types[0]], families[types[1]], *types)
+
+
+class Space(nnx.Module):
+    """The common space: projections into it where there are any, and how similarity is scaled."""
+
+    def __init__(self, config: DualConfig):
+        self.vision = _projection(config.vision, config.projection_dim)
+        self.text = _projection(config.text, config.projection_dim)
+        shape, axes = ((1,), ("one",)) if config.sigmoid else ((), ())
+        scale = SIGMOID_SCALE if config.sigmoid else SCALE
+        self.logit_scale = parameter(Leaf(shape, axes, mean=scale, decay=False))
+        bias = Leaf(shape, axes, mean=SIGMOID_BIAS, decay=False)
+        self.logit_bias = parameter(bias) if config.sigmoid else None
+
+
+def _projection(tower: Any, width: int | None) -> Linear | None:
+    """From the vector of a tower, by its config, into a common space of that width."""
+    if width is None:
+        return None
+    return Linear(_width(tower), width, ("embed", "projected"), STD, bias=False)
+
+
+class Joint(nnx.Module):
+    """What joins the towers: their vectors -> embeddings of length 1, and their similarities."""
+
+    def __init__(self, config: DualConfig):
+        self.head = Space(config)
+
+    def __call__(self, image: jax.Array | None, text: jax.Array | None) -> dict[str, jax.Array]:
+        """Args are [I, D] and [T, E]; one of them may be missing, and what it is for too."""
+        head, outputs = self.head, {}
+        if image is not None:
+            outputs["image_embeds"] = _unit(image if head.vision is None else head.vision(image))
+        if text is not None:
+            outputs["text_embeds"] = _unit(text if head.text is None else head.text(text))
+        if len(outputs) < 2:
+            return outputs
+        scores = outputs["text_embeds"] @ outputs["image_embeds"].T  # [T, I]
+        scores = scores * jnp.exp(head.logit_scale[...].astype(jnp.float32))
+        if head.logit_bias is not None:
+            scores = scores + head.logit_bias[...].astype(jnp.float32)
+        return outputs | {"logits_per_text": scores, "logits_per_image": scores.T}
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    """Rows of length 1, in float32."""
+    x = x.astype(jnp.float32)
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+@dataclass(frozen=True)
+class DualEncoder:
+    """The family of one config.json: see `jaxft.models.model.Family`.
+
+    Args:
+        vision, text: the towers' families.
+        vision_type, text_type: which of their model types.
+    """
+
+    vision: Any
+    text: Any
+    vision_type: str
+    text_type: str
+    MODEL_TYPES = MODEL_TYPES
+    FIXED = FIXED
+    UNREAD = UNREAD
+
+    @property
+    def Config(self) -> Any:
+        """What reads a config.json."""
+        return Reader(self.vision, self.text)
+
+    @property
+    def FRESH(self) -> tuple[str, ...]:
+        """Prefixes of parameters that a checkpoint may lack."""
+        parts = (("vision/", self.vision), ("text/", self.text))
+        return ("head/", *(start + fresh for start, family in parts for fresh in family.FRESH))
+
+    @cached_property
+    def UNUSED(self) -> tuple[str, ...]:
+        """Patterns of tensors that may go unused: each tower's, and what only other heads read."""
+        heads = [name for head in HEADS for name in self.names(head, "")]
+        read = {re.escape(name.hf).replace(r"\{i\}", r"\d+") for name in heads}
+        parts = ((VISION, self.vision), (TEXT, self.text))
+        own = [re.escape(start) + unused for start, part in parts for unused in part.UNUSED]
+        return (*sorted(read), *own)
+
+    def names(self, head: str | None, model_type: str) -> tuple[Name, ...]:
+        """The name table under a head."""
+        vision = self.vision.names(None, self.vision_type)
+        if head == "image_classification":
+            return (*_within(vision, VISION, ""), *dense("classifier", "head"))
+        text = self.text.names(None, self.text_type)
+        return (*_within(vision, VISION, "vision/"), *_within(text, TEXT, "text/"), *JOINT_NAMES)
+
+    def canonical(self, name: str) -> str:
+        """A tensor's name as files have it -> as the table spells it."""
+        for start, family in ((VISION, self.vision), (TEXT, self.text)):
+            if name.startswith(start):
+                return start + family.canonical(name.removeprefix(start))
+        return name
+
+    def exported(self, name: str, head: str | None, model_type: str) -> str:
+        """A tensor's name as the table spells it -> as the architectures save it."""
+        if name.startswith(VISION):  # a tower is its bare model under every head
+            own = name.removeprefix(VISION)
+            return VISION + self.vision.exported(own, None, self.vision_type)
+        if name.startswith(TEXT):
+            return TEXT + self.text.exported(name.removeprefix(TEXT), None, self.text_type)
+        return name
+
+    def in_memory(self, name: str, model_type: str) -> str:
+        """A tensor's name as a file has it -> as transformers 5 has it in memory."""
+        renamed = getattr(self.vision, "in_memory", None)
+        if renamed is None or not name.startswith(VISION):
+            return name
+        return VISION + renamed(name.removeprefix(VISION), self.vision_type)
+
+    def refits(
+        self, config: DualConfig, fields: Mapping[str, Any]
+    ) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+        """What makes the image tower's tensors fit images of another size."""
+        refits = getattr(self.vision, "refits", None)
+        stored = part_of_config(fields, "vision_config")
+        found = {} if refits is None else refits(config.vision, stored)
+        return {f"vision/{name}": compute for name, compute in found.items()} | found
+
+    def towers(
+        self, config: DualConfig, head: str | None, num_labels: int | None
+    ) -> dict[str, Tower | Part]:
+        """Both towers and what joins them; the image tower alone where it classifies."""
+        if head == "image_classification":
+            return dict(self.vision.towers(config.vision, head, num_labels))
+        check_space(config)
+        found: dict[str, Tower | Part] = {}
+        for name, family, own in (
+            ("vision", self.vision, config.vision),
+            ("text", self.text, config.text),
+        ):
+            (tower,) = family.towers(own, None, None).values()
+            assert isinstance(tower, Tower), "compose takes families of one tower"
+            found[name] = replace(tower, prefix=f"{name}/")
+        return found | {"head": Part(Joint(config))}
+
+    def apply(
+        self,
+        towers: Mapping[str, Tower | Part],
+        params: Mapping[str, jax.Array],
+        batch: Batch,
+        key: jax.Array | None,
+        compute: Compute,
+    ) -> dict[str, jax.Array]:
+        """The outputs for a batch, under Hugging Face's names.
+
+        Args:
+            towers: as `towers` gives them.
+            params: the flat dict.
+            batch: `pixel_values` [I, C, H, W] and what the text tower reads; or one of the two,
+                for embeddings alone.
+            key: turns dropout on.
+            compute: how to run.
+
+        Raises:
+            UserError: a text or an image is of a size that its tower does not take.
+        """
+        keys = dict(zip(("vision", "text"), split_key(key, 2), strict=True))
+
+        def run(name: str, wanted: str) -> dict[str, jax.Array]:
+            tower = towers[name]
+            assert isinstance(tower, Tower)
+            return run_tower(tower, params, batch, keys[name], compute) if wanted in batch else {}
+
+        image = run("vision", "pixel_values")
+        if "head" not in towers:
+            return image
+        text = run("text", "input_ids")
+        vectors = [found.get("pooler_output") for found in (image, text)]
+        joint = towers["head"]
+        assert isinstance(joint, Part)
+        return run_joint(joint, params, compute, *vectors)
+
+
+def _within(names: Sequence[Name], hf: str, ours: str) -> tuple[Name, ...]:
+    """A tower's name table, each name behind the tower's own prefix."""
+    return tuple(replace(name, hf=hf + name.hf, ours=ours + name.ours) for name in names)

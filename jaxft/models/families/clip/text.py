@@ -1,0 +1,220 @@
+"""The text towers of CLIP and SigLIP, alone: one vector for a text.
+
+CLIP's sees backwards only and reads its vector where the text ends; SigLIP's sees every position
+and reads the last, padding or not, as it was trained on texts padded to one length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxft.models.families.clip import block as clip_block
+from jaxft.models.families.clip.block import (
+    BLOCK_NAMES,
+    STD,
+    Block,
+    needs_of,
+    projection,
+    read_tower,
+)
+from jaxft.models.layers.attention import HIDDEN, Mask, make_mask
+from jaxft.models.layers.batch import Batch, check_length, positions_of, segments_of
+from jaxft.models.layers.modules import Embedding, LayerNorm, Linear
+from jaxft.models.tower.tower import Compute, Part, Tower
+from jaxft.models.weights.names import Name, dense, embedding, norm
+
+MODEL_TYPES = {
+    "clip_text_model": {None: "CLIPTextModel", "projection": "CLIPTextModelWithProjection"},
+    "siglip_text_model": {None: "SiglipTextModel"},
+}
+SIZES = ("vocab_size", "max_position_embeddings")
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "clip_text_model": clip_block.CLIP
+    | {
+        "vocab_size": 49408,
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "projection_dim": 512,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 8,
+        "max_position_embeddings": 77,
+        "eos_token_id": 49407,
+    },
+    "siglip_text_model": clip_block.SIGLIP
+    | {
+        "vocab_size": 32000,
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 64,
+        "projection_size": None,
+    },
+}
+FIXED = clip_block.FIXED
+UNREAD = clip_block.UNREAD
+# CLIP's first configs name a wrong end of text; transformers takes it for the highest word.
+HIGHEST_ENDS = 2
+
+
+@dataclass(frozen=True)
+class Config:
+    """The numbers of a text tower.
+
+    Args:
+        model_type: which of `MODEL_TYPES`.
+        fields: those of `DEFAULTS` under their names in config.json, none missing.
+    """
+
+    model_type: str
+    fields: Mapping[str, Any]
+
+    @classmethod
+    def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Config:
+        """The config of a config.json, or of the `text_config` in one.
+
+        Args:
+            fields: its content.
+            ignore: fields the person has judged harmless (`model.ignore`).
+
+        Raises:
+            UserError: a field is unknown, or has a value that is not supported.
+        """
+        model_type = fields["model_type"]
+        return cls(model_type, read_tower(fields, DEFAULTS[model_type], SIZES, ignore))
+
+    def to_hf(self) -> dict[str, Any]:
+        """The fields of config.json that this config owns."""
+        return {"model_type": self.model_type} | dict(self.fields)
+
+    def with_dropout(self, rate: float) -> Config:
+        """The same config with one dropout rate throughout."""
+        return replace(self, fields={**self.fields, "attention_dropout": rate})
+
+    @property
+    def max_positions(self) -> int:
+        """The most tokens an example may have."""
+        return self.fields["max_position_embeddings"]
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of words."""
+        return self.fields["vocab_size"]
+
+    @property
+    def output_width(self) -> int:
+        """The width of the text's vector."""
+        return self.fields.get("projection_size") or self.fields["hidden_size"]
+
+    @property
+    def causal(self) -> bool:
+        """Whether a position sees itself and those before it only."""
+        return self.model_type == "clip_text_model"
+
+
+NAMES = (
+    *embedding("embeddings.token_embedding", "embeddings/word"),
+    *embedding("embeddings.position_embedding", "embeddings/position"),
+    *BLOCK_NAMES,
+    *norm("final_layer_norm", "norm"),
+    *dense("head", "pooler"),
+)
+PROJECTION = Name("text_projection.weight", "head/kernel", transpose=True)
+PREFIX = "text_model."
+FRESH = ("head/",)
+UNUSED = (*clip_block.UNUSED, r"text_projection\.weight")
+
+
+def names(head: str | None, model_type: str) -> tuple[Name, ...]:
+    """The name table under a head."""
+    return NAMES if head is None else (*NAMES, PROJECTION)
+
+
+def canonical(name: str) -> str:
+    """A tensor's name as files have it (with or without prefix) -> as `NAMES` spells it."""
+    return name.removeprefix(PREFIX)
+
+
+def exported(name: str, head: str | None, model_type: str) -> str:
+    """A tensor's name as `NAMES` spells it -> as the head's architecture saves it."""
+    return name if head is None or name == PROJECTION.hf else PREFIX + name
+
+
+class Embeddings(nnx.Module):
+    """Word + position vectors."""
+
+    def __init__(self, config: Config):
+        width = config.fields["hidden_size"]
+        self.word = Embedding(config.vocab_size, width, "vocab", STD)
+        self.position = Embedding(config.max_positions, width, "positions", STD, decay=False)
+
+    def __call__(self, batch: Batch) -> jax.Array:
+        return self.word(batch["input_ids"]) + self.position(positions_of(batch))  # [B, T, D]
+
+
+class Stem(nnx.Module):
+    """What comes before the blocks: the embeddings, and which positions see which."""
+
+    def __init__(self, config: Config):
+        self.embeddings = Embeddings(config)
+        self.max_positions = config.max_positions
+        self.causal = config.causal
+        self.needs = needs_of(config.fields)
+
+    def __call__(
+        self, batch: Batch, key: jax.Array | None, compute: Compute
+    ) -> tuple[jax.Array, Mask]:
+        check_length(batch, self.max_positions)
+        x, ids = self.embeddings(batch), batch["input_ids"]
+        if not self.causal and "attention_mask" in batch:
+            # SigLIP reads its vector at the end of the row, so that padding sees the text too.
+            hidden = batch["attention_mask"][:, None, None, :] == 0
+            bias = jnp.where(hidden, HIDDEN, 0.0)  # [B, 1, 1, T]
+            return x, replace(make_mask(jnp.ones_like(ids)), bias=bias)
+        kernel = compute.kernel(self.needs, ids.shape)
+        segments = segments_of(batch) if self.causal else jnp.ones_like(ids)
+        return x, make_mask(segments, causal=self.causal, kernel=kernel)
+
+
+class Top(nnx.Module):
+    """The normalised stream and the vector of each text: `pooler_output` [B, D], or `text_embeds`.
+
+    Args:
+        config: the tower's.
+        projected: whether the vector is taken on into the common space.
+    """
+
+    def __init__(self, config: Config, projected: bool):
+        fields, width = config.fields, config.fields["hidden_size"]
+        self.norm = LayerNorm(width, fields["layer_norm_eps"])
+        ends = ("embed", "pooled")
+        self.pooler = None if config.causal else Linear(width, config.output_width, ends, STD)
+        self.head = projection(fields) if projected else None
+        self.end = fields["eos_token_id"] if config.causal else None
+
+    def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
+        x = self.norm(x)
+        if self.pooler is None:
+            pooled = self._at_end(x, batch["input_ids"])
+        else:
+            pooled = self.pooler(x[:, -1])
+        if self.head is None:
+            return {"last_hidden_state": x, "pooler_output": pooled}
+        return {"last_hidden_state": x, "text_embeds": self.head(pooled)}
+
+    def _at_end(self, x: jax.Array, ids: jax.Array) -> jax.Array:
+        """The first end of text in each row: [B, T, D] -> [B, D]; the first word where none is."""
+        place = jnp.argmax(ids if self.end == HIGHEST_ENDS else ids == self.end, axis=-1)  # [B]
+        return jnp.take_along_axis(x, place[:, None, None], axis=1)[:, 0]
+
+
+def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
+    """The tower under a head (a key of `MODEL_TYPES[...]`)."""
+    blocks = (Part(Block(config.fields)),) * config.fields["num_hidden_layers"]
+    return {"text": Tower(Part(Stem(config)), blocks, Part(Top(config, head is not None)))}

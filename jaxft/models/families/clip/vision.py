@@ -1,0 +1,297 @@
+"""The image towers of CLIP and SigLIP, alone: one vector for an image.
+
+CLIP's has a class token, whose last state is the vector; SigLIP's has none and pools its patches
+by attention from one learned query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxft.errors import UserError
+from jaxft.models.families.clip import block as clip_block
+from jaxft.models.families.clip.block import (
+    BLOCK_NAMES,
+    STD,
+    Block,
+    Mlp,
+    needs_of,
+    projection,
+    read_tower,
+)
+from jaxft.models.layers.attention import Mask, attention, make_mask
+from jaxft.models.layers.batch import Batch
+from jaxft.models.layers.math import linear
+from jaxft.models.layers.modules import Embedding, LayerNorm, Leaf, Linear, parameter
+from jaxft.models.layers.vision import PatchEmbedding, Size, grid_of, resize_grid, size_of
+from jaxft.models.tower.tower import Compute, Part, Tower
+from jaxft.models.weights.names import Name, dense, embedding, norm
+
+MODEL_TYPES = {
+    "clip_vision_model": {None: "CLIPVisionModel", "projection": "CLIPVisionModelWithProjection"},
+    "siglip_vision_model": {None: "SiglipVisionModel"},
+}
+SIZES = ("num_channels",)
+COMMON = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_channels": 3,
+    "image_size": 224,
+}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "clip_vision_model": clip_block.CLIP | COMMON | {"patch_size": 32, "projection_dim": 512},
+    "siglip_vision_model": clip_block.SIGLIP | COMMON | {"patch_size": 16, "vision_use_head": True},
+}
+FIXED = clip_block.FIXED
+UNREAD = clip_block.UNREAD
+
+
+@dataclass(frozen=True)
+class Config:
+    """The numbers of an image tower.
+
+    Args:
+        model_type: which of `MODEL_TYPES`.
+        fields: those of `DEFAULTS` under their names in config.json, none missing.
+    """
+
+    model_type: str
+    fields: Mapping[str, Any]
+
+    @classmethod
+    def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Config:
+        """The config of a config.json, or of the `vision_config` in one.
+
+        Args:
+            fields: its content.
+            ignore: fields the person has judged harmless (`model.ignore`).
+
+        Raises:
+            UserError: a field is unknown, or has a value that is not supported.
+        """
+        model_type = fields["model_type"]
+        config = cls(model_type, read_tower(fields, DEFAULTS[model_type], SIZES, ignore))
+        config._check_grid()
+        return config
+
+    def _check_grid(self) -> None:
+        if 0 in grid_of(self.image_size, self.patch):
+            raise UserError("config.json: image_size is smaller than patch_size.")
+
+    def to_hf(self) -> dict[str, Any]:
+        """The fields of config.json that this config owns."""
+        return {"model_type": self.model_type} | dict(self.fields)
+
+    def with_dropout(self, rate: float) -> Config:
+        """The same config with one dropout rate throughout."""
+        return replace(self, fields={**self.fields, "attention_dropout": rate})
+
+    def with_image_size(self, size: int) -> Config:
+        """The same config for square images of that many pixels a side."""
+        config = replace(self, fields={**self.fields, "image_size": size})
+        config._check_grid()
+        return config
+
+    @property
+    def image_size(self) -> Size:
+        """Height and width of an image."""
+        return size_of(self.fields["image_size"])
+
+    @property
+    def patch(self) -> Size:
+        """Height and width of a patch."""
+        return size_of(self.fields["patch_size"])
+
+    @property
+    def class_token(self) -> bool:
+        """Whether a position of its own stands before the patches."""
+        return self.model_type == "clip_vision_model"
+
+
+POOL = "pooler"
+NAMES = (
+    Name("embeddings.class_embedding", "embeddings/class_token"),
+    *dense("embeddings.patch_embedding", "embeddings/patch"),
+    *embedding("embeddings.position_embedding", "embeddings/position"),
+    *norm("pre_layrnorm", "embeddings/norm"),
+    *BLOCK_NAMES,
+    *norm("post_layernorm", "norm"),
+    Name("head.probe", f"{POOL}/query"),
+    Name("head.attention.in_proj_weight", f"{POOL}/input/kernel", transpose=True),
+    Name("head.attention.in_proj_bias", f"{POOL}/input/bias"),
+    *dense("head.attention.out_proj", f"{POOL}/output"),
+    *norm("head.layernorm", f"{POOL}/mlp/norm"),
+    *dense("head.mlp.fc1", f"{POOL}/mlp/up"),
+    *dense("head.mlp.fc2", f"{POOL}/mlp/down"),
+)
+PROJECTION = Name("visual_projection.weight", "head/kernel", transpose=True)
+PREFIX = "vision_model."
+FRESH = ("head/",)
+UNUSED = (*clip_block.UNUSED, r"visual_projection\.weight")
+
+
+def names(head: str | None, model_type: str) -> tuple[Name, ...]:
+    """The name table under a head."""
+    return NAMES if head is None else (*NAMES, PROJECTION)
+
+
+def canonical(name: str) -> str:
+    """A tensor's name as files have it (with or without prefix) -> as `NAMES` spells it."""
+    return name.removeprefix(PREFIX)
+
+
+def exported(name: str, head: str | None, model_type: str) -> str:
+    """A tensor's name as `NAMES` spells it -> as the head's architecture saves it."""
+    return name if head is None or name == PROJECTION.hf else PREFIX + name
+
+
+def refits(
+    config: Config, fields: Mapping[str, Any]
+) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """How positions stored for another image size are taken over: resized on their grid.
+
+    Args:
+        config: of the model wanted.
+        fields: config.json of the checkpoint.
+    """
+    stored = Config.from_hf(fields, tuple(fields))
+    old, new = (grid_of(one.image_size, one.patch) for one in (stored, config))
+    first = int(config.class_token)
+
+    def resized(table: np.ndarray) -> np.ndarray:  # [N, D]
+        grid = resize_grid(table[first:].reshape(*old, -1), new)
+        return np.concatenate([table[:first], grid.reshape(-1, table.shape[-1])])
+
+    return {"embeddings/position/embedding": resized}
+
+
+class Embeddings(nnx.Module):
+    """Patches behind a class token (CLIP), with positions, normalised (CLIP)."""
+
+    def __init__(self, config: Config):
+        fields, width, patch = config.fields, config.fields["hidden_size"], config.patch
+        first, bias = int(config.class_token), not config.class_token
+        rows, columns = grid_of(config.image_size, patch)
+        self.patch = PatchEmbedding(fields["num_channels"], patch, width, STD, bias)
+        self.position = Embedding(first + rows * columns, width, "positions", STD, decay=False)
+        token = Leaf((width,), ("embed",), std=STD, decay=False)
+        self.class_token = parameter(token) if config.class_token else None
+        self.norm = LayerNorm(width, fields["layer_norm_eps"]) if config.class_token else None
+        self.image_size = config.image_size
+
+    def __call__(self, pixels: jax.Array) -> jax.Array:
+        if pixels.shape[2:] != self.image_size:
+            raise UserError(
+                f"The images are {pixels.shape[2]} x {pixels.shape[3]} pixels; the model takes "
+                f"{self.image_size[0]} x {self.image_size[1]}.",
+                f"Resize them, or have the model for them: model.image_size={pixels.shape[2]}.",
+            )
+        x = self.patch(pixels)  # [B, N, D]
+        if self.class_token is not None:
+            token = jnp.broadcast_to(self.class_token[...], (len(x), 1, x.shape[-1]))
+            x = jnp.concatenate([token, x], axis=1)
+        x = x + self.position.embedding[...]
+        return x if self.norm is None else self.norm(x)
+
+
+class Stem(nnx.Module):
+    """What comes before the blocks: the embeddings; every patch sees every other."""
+
+    def __init__(self, config: Config):
+        self.embeddings = Embeddings(config)
+        self.needs = needs_of(config.fields)
+
+    def __call__(
+        self, batch: Batch, key: jax.Array | None, compute: Compute
+    ) -> tuple[jax.Array, Mask | None]:
+        x = self.embeddings(batch["pixel_values"])
+        kernel = compute.kernel(self.needs, x.shape[:2])
+        ones = jnp.ones(x.shape[:2], jnp.int32)
+        return x, None if kernel is None else make_mask(ones, kernel=kernel)
+
+
+class AttentionPool(nnx.Module):
+    """One vector from all patches: attention from a learned query, then an MLP.
+
+    Source: Zhai et al. (2022), https://arxiv.org/abs/2106.04560, section 2.3.
+    """
+
+    def __init__(self, fields: Mapping[str, Any]):
+        width = fields["hidden_size"]
+        axes = ("ones", "query", "embed")
+        self.query = parameter(Leaf((1, 1, width), axes, std=STD, decay=False))
+        self.input = Linear(width, 3 * width, ("embed", "heads"), STD)  # of query, key and value
+        self.output = Linear(width, width, ("heads", "embed"), STD)
+        self.mlp = Mlp(fields)
+        self.heads = fields["num_attention_heads"]
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        assert self.input.bias is not None
+        kernel, bias = self.input.kernel[...], self.input.bias[...]  # [D, 3D], [3D]
+        query = linear(self.query[0], kernel[:, :width], bias[:width])  # [1, D]
+        query = jnp.broadcast_to(query, (len(x), 1, width))
+        key, value = jnp.split(linear(x, kernel[:, width:], bias[width:]), 2, axis=-1)
+        mixed = attention(query, key, value, None, heads=self.heads, rate=0.0, dropout_key=None)
+        return self.mlp(self.output(mixed))[:, 0]
+
+
+class Top(nnx.Module):
+    """The stream and the vector of each image: `pooler_output` [B, D], or `image_embeds`.
+
+    Args:
+        config: the tower's.
+        projected: whether the vector is taken on into the common space.
+    """
+
+    def __init__(self, config: Config, projected: bool):
+        fields, width = config.fields, config.fields["hidden_size"]
+        self.norm = LayerNorm(width, fields["layer_norm_eps"])
+        self.pooler = AttentionPool(fields) if fields.get("vision_use_head") else None
+        self.head = projection(fields) if projected else None
+        self.class_token = config.class_token
+
+    def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
+        pooled = None
+        if self.class_token:  # only what is read of the stream is normalised
+            pooled = self.norm(x[:, 0])
+        else:
+            x = self.norm(x)
+            if self.pooler is not None:
+                pooled = self.pooler(x)
+        outputs = {"last_hidden_state": x}
+        if self.head is not None and pooled is not None:
+            return outputs | {"image_embeds": self.head(pooled)}
+        return outputs if pooled is None else outputs | {"pooler_output": pooled}
+
+
+class Classifier(nnx.Module):
+    """Classes from the mean of the patches: `logits` [B, C]; what `Top` has beside goes unread."""
+
+    def __init__(self, config: Config, num_labels: int):
+        fields, width = config.fields, config.fields["hidden_size"]
+        self.norm = LayerNorm(width, fields["layer_norm_eps"])
+        self.pooler = AttentionPool(fields) if fields.get("vision_use_head") else None
+        self.head = Linear(width, num_labels, ("embed", "labels"), STD)
+        self.class_token = config.class_token
+
+    def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
+        patches = x[:, 1:] if self.class_token else self.norm(x)  # [B, N, D]
+        return {"logits": self.head(patches.mean(1)).astype(jnp.float32)}
+
+
+def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
+    """The tower under a head: a key of `MODEL_TYPES[...]`, or `image_classification`."""
+    blocks = (Part(Block(config.fields)),) * config.fields["num_hidden_layers"]
+    classifies = head == "image_classification"
+    top = Classifier(config, num_labels or 2) if classifies else Top(config, head is not None)
+    return {"vision": Tower(Part(Stem(config)), blocks, Part(top))}

@@ -1,0 +1,191 @@
+"""What the config.json of an encoder and a decoder of two families says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jaxft.errors import UserError
+from jaxft.models.weights.config_fields import GENERATION, check_fields
+
+# The model types that each of the two may have. An encoder is its family's bare model.
+ENCODERS = {
+    "vision-encoder-decoder": (
+        "vit",
+        "deit",
+        "dinov2",
+        "dinov2_with_registers",
+        "clip_vision_model",
+        "siglip_vision_model",
+    ),
+    "encoder-decoder": ("bert", "roberta", "xlm-roberta", "camembert"),
+}
+DECODERS = ("gpt2", "bert")
+PARTS = ("encoder", "decoder")
+TOKENS = ("decoder_start_token_id", "eos_token_id", "pad_token_id")
+KNOWN = (*PARTS, *TOKENS)
+FIXED: dict[str, Any] = {"is_encoder_decoder": True}
+# The decoder's config says whether its words are tied, and how many there are.
+UNREAD = ("tie_word_embeddings", "vocab_size", *(n for n in GENERATION if n not in TOKENS))
+# Of a decoder's config: it is read as any model's of its type that has none of these.
+READS = ("is_decoder", "add_cross_attention")
+
+
+@dataclass(frozen=True)
+class PairConfig:
+    """The numbers of an encoder and of a decoder that reads it.
+
+    Args:
+        model_type: `vision-encoder-decoder` or `encoder-decoder`.
+        encoder, decoder: their families' own configs.
+        tokens: those of `TOKENS`, None where nothing says which.
+        given: what config.json says of each part, to be handed back: part -> its fields.
+    """
+
+    model_type: str
+    encoder: Any
+    decoder: Any
+    tokens: Mapping[str, Any]
+    given: Mapping[str, Mapping[str, Any]]
+
+    def to_hf(self) -> dict[str, Any]:
+        """The fields of config.json that this config owns."""
+        reads = dict.fromkeys(READS, True)
+        return {
+            "model_type": self.model_type,
+            "is_encoder_decoder": True,
+            "encoder": {**self.given["encoder"], **self.encoder.to_hf()},
+            "decoder": {**self.given["decoder"], **self.decoder.to_hf(), **reads},
+            **{name: token for name, token in self.tokens.items() if token is not None},
+        }
+
+    def with_dropout(self, rate: float) -> PairConfig:
+        """The same config with one dropout rate throughout."""
+        both = self.encoder.with_dropout(rate), self.decoder.with_dropout(rate)
+        return replace(self, encoder=both[0], decoder=both[1])
+
+    @property
+    def max_positions(self) -> int:
+        """The most tokens a text may have: a target, and a source that is one too."""
+        most = self.decoder.max_positions
+        return min(most, getattr(self.encoder, "max_positions", most))
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of words that are written."""
+        return self.decoder.vocab_size
+
+    @property
+    def source_width(self) -> int:
+        """The width of what the encoder puts out."""
+        return self.encoder.to_hf()["hidden_size"]
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width of an image; None where the source is a text."""
+        return getattr(self.encoder, "image_size", None)
+
+    def with_image_size(self, size: int) -> PairConfig:
+        """The same config for square images of that many pixels a side."""
+        return replace(self, encoder=self.encoder.with_image_size(size))
+
+    @property
+    def start_token_id(self) -> int:
+        """What a target is written after."""
+        return self._token("decoder_start_token_id", "what a text begins with")
+
+    @property
+    def end_token_id(self) -> int:
+        """What ends a target: the first of them, where there are several."""
+        return self._token("eos_token_id", "what ends a text")
+
+    def _token(self, name: str, meaning: str) -> int:
+        found = self.tokens[name]
+        found = found[0] if isinstance(found, list) and found else found
+        if not isinstance(found, int):
+            raise UserError(
+                f"config.json: it does not say the {name}, {meaning}.",
+                "Add it: transformers needs it too.",
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads the config of an encoder and a decoder with the readers of their families.
+
+    Args:
+        encoder, decoder: the families.
+    """
+
+    encoder: Any
+    decoder: Any
+
+    def from_hf(self, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> PairConfig:
+        """The config of a config.json.
+
+        Args:
+            fields: its content.
+            ignore: fields the person has judged harmless (`model.ignore`).
+
+        Raises:
+            UserError: a field is missing, unknown, or has a value that is not supported.
+        """
+        check_fields(fields, known=KNOWN, fixed=FIXED, ignore=(*ignore, *UNREAD))
+        given = {part: dict(fields[part]) for part in PARTS}
+        for name in READS:
+            if given["decoder"].get(name) is False:
+                raise UserError(
+                    f"config.json: the decoder's {name} is false, so it reads no encoder.",
+                    "Set it to true: what it lacks for that begins at random.",
+                )
+        own = {name: value for name, value in given["decoder"].items() if name not in READS}
+        passed = (*ignore, *GENERATION)
+        encoder = self.encoder.Config.from_hf(given["encoder"], (*passed, *self.encoder.UNREAD))
+        decoder = self.decoder.Config.from_hf(own, (*passed, *self.decoder.UNREAD))
+        return PairConfig(fields["model_type"], encoder, decoder, tokens_of(fields), given)
+
+
+def tokens_of(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `TOKENS` that a config.json names, as transformers looks for them.
+
+    Itself first, and then its decoder; what begins a text may be its `bos_token_id`.
+    """
+    decoder = fields["decoder"]
+
+    def named(name: str) -> Any:
+        return fields.get(name) if fields.get(name) is not None else decoder.get(name)
+
+    found = {name: named(name) for name in TOKENS}
+    start = found["decoder_start_token_id"]
+    return found | {"decoder_start_token_id": named("bos_token_id") if start is None else start}
+
+
+def join_configs(
+    encoder: Mapping[str, Any], decoder: Mapping[str, Any], start: int | None, end: int | None
+) -> dict[str, Any]:
+    """The config.json of a model whose parts are two checkpoints' own.
+
+    Args:
+        encoder, decoder: the content of each one's config.json.
+        start, end: what the decoder's tokenizer begins and ends a text with.
+
+    Raises:
+        UserError: the decoder is of a type that reads no encoder.
+    """
+    images = encoder["model_type"] in ENCODERS["vision-encoder-decoder"]
+    joined = {
+        "model_type": "vision-encoder-decoder" if images else "encoder-decoder",
+        "is_encoder_decoder": True,
+        "encoder": dict(encoder),
+        "decoder": {**decoder, **dict.fromkeys(READS, True)},
+    }
+    said = tokens_of(joined)
+    own = {"decoder_start_token_id": start, "eos_token_id": end}
+    return joined | {n: v for n, v in {**own, **_true(said)}.items() if v is not None}
+
+
+def _true(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that say something."""
+    return {name: value for name, value in fields.items() if value is not None}

@@ -1,0 +1,190 @@
+"""An encoder of images or texts, and a decoder of another family that reads it in every block.
+
+Each is its family's own; here is what joins them: the names, the tokens that a text begins and
+ends with, and the projection of what is encoded where the widths differ. Text is told from the
+encoder's last stream, as `transformers` has it.
+
+Source: Rothe et al. (2020), https://arxiv.org/abs/1907.12461; Li et al. (2021),
+https://arxiv.org/abs/2109.10282; the computation follows `transformers`'
+`modeling_vision_encoder_decoder.py` and `modeling_encoder_decoder.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from jaxft.errors import UserError
+from jaxft.models.families.encoder_decoder.config import (
+    DECODERS,
+    ENCODERS,
+    FIXED,
+    PARTS,
+    UNREAD,
+    PairConfig,
+    Reader,
+    join_configs,
+    tokens_of,
+)
+from jaxft.models.layers.batch import Batch
+from jaxft.models.tower.run import run_pair
+from jaxft.models.tower.tower import Compute, Tower
+from jaxft.models.weights.names import Name, dense
+
+__all__ = ["FIXED", "UNREAD", "join_configs"]
+
+MODEL_TYPES = {
+    "vision-encoder-decoder": {"captioning": "VisionEncoderDecoderModel"},
+    "encoder-decoder": {"seq2seq": "EncoderDecoderModel"},
+}
+HEAD = "causal_lm"  # what a decoder ends in, in its own family
+PROJECTION_NAMES = dense("enc_to_dec_proj", "decoder/source/projection")
+T = TypeVar("T")
+
+
+def join_tensors(encoder: Mapping[str, T], decoder: Mapping[str, T]) -> dict[str, T]:
+    """The tensors of two checkpoints, as one file of both would name them."""
+    both = zip(PARTS, (encoder, decoder), strict=True)
+    return {f"{part}.{name}": value for part, own in both for name, value in own.items()}
+
+
+def compose(fields: Mapping[str, Any], families: Mapping[str, Any], paired: bool) -> EncoderDecoder:
+    """The family of a config.json of an encoder and a decoder.
+
+    Args:
+        fields: its content.
+        families: model type -> family, where both are looked for.
+        paired: whether they were two checkpoints: none has what the decoder reads the other by.
+
+    Raises:
+        UserError: a part is missing, or its model type is not known.
+    """
+    types = []
+    for part, known in zip(PARTS, (ENCODERS[fields["model_type"]], DECODERS), strict=True):
+        own = fields.get(part)
+        model_type = own.get("model_type") if isinstance(own, Mapping) else None
+        if model_type not in known:
+            said = "names no" if model_type is None else f"has a '{model_type}' for its"
+            raise UserError(
+                f"config.json: the {fields['model_type']} {said} {part}"
+                f"{'.' if model_type is None else ', which is not supported.'}",
+                f"Known: {', '.join(known)}.",
+            )
+        types.append(model_type)
+    encoder, decoder = types
+    return EncoderDecoder(families[encoder], families[decoder], encoder, decoder, paired)
+
+
+@dataclass(frozen=True)
+class EncoderDecoder:
+    """The family of one config.json: see `jaxft.models.family.Family`.
+
+    Args:
+        encoder, decoder: the parts' families.
+        encoder_type, decoder_type: which of their model types.
+        paired: as `compose` has it.
+    """
+
+    encoder: Any
+    decoder: Any
+    encoder_type: str
+    decoder_type: str
+    paired: bool
+    MODEL_TYPES = MODEL_TYPES
+    FIXED = FIXED
+    UNREAD = UNREAD
+
+    @property
+    def Config(self) -> Any:
+        """What reads a config.json."""
+        return Reader(self.encoder, self.decoder)
+
+    @property
+    def FRESH(self) -> tuple[str, ...]:
+        """Prefixes of parameters that a checkpoint may lack."""
+        own = tuple(f"encoder/{fresh}" for fresh in self.encoder.FRESH)
+        if not self.paired:
+            return own
+        return (*own, "decoder/source/", "decoder/head/", r"decoder/blocks/\d+/cross/")
+
+    def settled(self, fields: Mapping[str, Any], tensors: Iterable[str]) -> dict[str, Any]:
+        """A config.json that says itself what its decoder's says of tokens."""
+        return {**fields, **{n: v for n, v in tokens_of(fields).items() if v is not None}}
+
+    @cached_property
+    def UNUSED(self) -> tuple[str, ...]:
+        """Patterns of tensors that may go unused: those of each part."""
+        both = zip(PARTS, (self.encoder, self.decoder), strict=True)
+        return tuple(rf"{part}\.{unused}" for part, own in both for unused in own.UNUSED)
+
+    def names(self, head: str | None, model_type: str) -> tuple[Name, ...]:
+        """The name table."""
+        encoder = self.encoder.names(None, self.encoder_type)
+        decoder = self.decoder.reading_names(self.decoder_type)
+        return (*_within("encoder", encoder), *_within("decoder", decoder), *PROJECTION_NAMES)
+
+    def canonical(self, name: str) -> str:
+        """A tensor's name as files have it -> as the table spells it."""
+        return self._renamed(name, lambda family, own, *_: family.canonical(own))
+
+    def exported(self, name: str, head: str | None, model_type: str) -> str:
+        """A tensor's name as the table spells it -> as the architectures save it."""
+        return self._renamed(name, lambda family, own, *how: family.exported(own, *how))
+
+    def in_memory(self, name: str, model_type: str) -> str:
+        """A tensor's name as a file has it -> as transformers 5 has it in memory."""
+
+        def held(family: Any, own: str, head: str | None, model_type: str) -> str:
+            renamed = getattr(family, "in_memory", None)
+            return own if renamed is None else renamed(own, model_type)
+
+        return self._renamed(name, held)
+
+    def _renamed(self, name: str, rename: Callable[..., str]) -> str:
+        """A name with what is behind its part's prefix renamed by the part's family."""
+        part, _, own = name.partition(".")
+        if part == "encoder":
+            return f"encoder.{rename(self.encoder, own, None, self.encoder_type)}"
+        if part == "decoder":
+            return f"decoder.{rename(self.decoder, own, HEAD, self.decoder_type)}"
+        return name
+
+    def refits(
+        self, config: PairConfig, fields: Mapping[str, Any]
+    ) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+        """What makes the encoder's tensors fit images of another size."""
+        refits = getattr(self.encoder, "refits", None)
+        found = {} if refits is None else refits(config.encoder, fields["encoder"])
+        return {f"encoder/{name}": compute for name, compute in found.items()}
+
+    def towers(
+        self, config: PairConfig, head: str | None, num_labels: int | None
+    ) -> dict[str, Tower]:
+        """Encoder and decoder."""
+        (bare,) = self.encoder.towers(config.encoder, None, None).values()
+        encoder = replace(bare, prefix="encoder/")
+        decoder = self.decoder.reading_tower(config.decoder, config.source_width)
+        return {"encoder": encoder, "decoder": replace(decoder, prefix="decoder/", reads=encoder)}
+
+    def apply(
+        self,
+        towers: Mapping[str, Tower],
+        params: Mapping[str, jax.Array],
+        batch: Batch,
+        key: jax.Array | None,
+        compute: Compute,
+    ) -> dict[str, jax.Array]:
+        """The decoder's outputs for a batch: see `transformer_run.run_pair`."""
+        return run_pair(towers, params, batch, key, compute)
+
+
+def _within(part: str, names: Sequence[Name]) -> tuple[Name, ...]:
+    """A part's name table, each name behind the part's own prefix."""
+    return tuple(
+        replace(name, hf=f"{part}.{name.hf}", ours=f"{part}/{name.ours}") for name in names
+    )

@@ -1,0 +1,286 @@
+"""What the config.json of a GPT-2, an OPT, a GPT-Neo or an ImageGPT says, as one set of numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxft.errors import UserError
+from jaxft.models.layers.math import ACTIVATIONS
+from jaxft.models.weights.config_fields import check_activation, check_divides, read_fields
+
+# The fields of each model type, with what a config.json without the field means.
+FIELDS: dict[str, dict[str, Any]] = {
+    "gpt2": {
+        "vocab_size": None,
+        "n_positions": None,
+        "n_embd": None,
+        "n_layer": None,
+        "n_head": None,
+        "n_inner": None,
+        "activation_function": "gelu_new",
+        "resid_pdrop": 0.1,
+        "embd_pdrop": 0.1,
+        "attn_pdrop": 0.1,
+        "layer_norm_epsilon": 1e-5,
+        "initializer_range": 0.02,
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "tie_word_embeddings": True,
+        "pad_token_id": None,
+    },
+    "opt": {
+        "vocab_size": None,
+        "max_position_embeddings": None,
+        "hidden_size": None,
+        "num_hidden_layers": None,
+        "num_attention_heads": None,
+        "ffn_dim": None,
+        "word_embed_proj_dim": None,
+        "activation_function": "relu",
+        "dropout": 0.1,
+        "attention_dropout": 0.0,
+        "init_std": 0.02,
+        "do_layer_norm_before": True,
+        "_remove_final_layer_norm": False,
+        "enable_bias": True,
+        "layer_norm_elementwise_affine": True,
+        "tie_word_embeddings": True,
+        "pad_token_id": 1,
+    },
+    "gpt_neo": {
+        "vocab_size": None,
+        "max_position_embeddings": None,
+        "hidden_size": None,
+        "num_layers": None,
+        "num_heads": None,
+        "intermediate_size": None,
+        "attention_types": [[["global", "local"], 12]],
+        "window_size": 256,
+        "activation_function": "gelu_new",
+        "resid_dropout": 0.0,
+        "embed_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "layer_norm_epsilon": 1e-5,
+        "initializer_range": 0.02,
+        "tie_word_embeddings": True,
+        "pad_token_id": None,
+    },
+}
+# ImageGPT has GPT-2's fields; its words are colours, and one more that every image begins with.
+FIELDS["imagegpt"] = {
+    **{name: value for name, value in FIELDS["gpt2"].items() if name != "tie_word_embeddings"},
+    "activation_function": "quick_gelu",
+}
+# Vocabulary, positions, width, blocks and heads, and the rates of dropout, in each's own words.
+SIZES = {
+    "gpt2": ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"),
+    "opt": (
+        "vocab_size",
+        "max_position_embeddings",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "ffn_dim",
+    ),
+    "gpt_neo": ("vocab_size", "max_position_embeddings", "hidden_size", "num_layers", "num_heads"),
+}
+SIZES["imagegpt"] = SIZES["gpt2"]
+RATES = {
+    "gpt2": ("embd_pdrop", "attn_pdrop", "resid_pdrop"),
+    "opt": ("attention_dropout", "dropout"),
+    "gpt_neo": ("embed_dropout", "attention_dropout", "resid_dropout"),
+}
+RATES["imagegpt"] = RATES["gpt2"]
+# Fields that change the computation and are computed for one value only.
+FIXED = {"add_cross_attention": False, "is_encoder_decoder": False}
+# ImageGPT scores one word less than it has embeddings for: the two cannot be tied.
+FIXED_IMAGE = {**FIXED, "tie_word_embeddings": False}
+# The order of arithmetic in half precision, the head for multiple choice, blocks left out at
+# random while training, what follows from `attention_types`, and leftovers.
+UNREAD = (
+    "reorder_and_upcast_attn",
+    "summary_activation",
+    "summary_first_dropout",
+    "summary_proj_to_labels",
+    "summary_type",
+    "summary_use_proj",
+    "layerdrop",
+    "attention_layers",
+    "classifier_dropout",
+    "activation_dropout",
+    "prefix",
+    "_num_labels",
+    "n_ctx",
+    "n_special",
+    "predict_special_tokens",
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The numbers of a GPT-2, an OPT, a GPT-Neo or an ImageGPT.
+
+    Args:
+        model_type: which of them.
+        fields: its own fields under their names in config.json, none missing.
+        vocab_size, max_positions, width, heads, inner: words, positions, and the widths.
+        eps: added to the variance by a norm.
+        std: the standard deviation of a fresh weight.
+        embedding_rate, weights_rate, rate: dropout of embeddings, of attention weights, and of
+            what is added to the stream.
+        word_width: the width of the word embeddings, projected where it is not the model's.
+        offset: rows of the position embeddings before that of the first position.
+        inward_bias, bias: whether query, key and value, and the other maps, have a bias.
+        affine: whether norms have a scale and a bias.
+        centred: whether a norm takes the mean away first and adds a bias: else it is an RMS norm.
+        norm_first: whether a norm stands before attention and MLP, or after their sum.
+        final_norm: whether the last block is followed by a norm.
+        scales: per block: a factor on the scores on top of 1 / sqrt(K).
+        windows: per block: how many positions back it sees, itself included; None for all.
+    """
+
+    model_type: str
+    fields: Mapping[str, Any]
+    vocab_size: int
+    max_positions: int
+    width: int
+    heads: int
+    inner: int
+    eps: float
+    std: float
+    embedding_rate: float
+    weights_rate: float
+    rate: float
+    word_width: int
+    scales: tuple[float, ...]
+    windows: tuple[int | None, ...]
+    offset: int = 0
+    inward_bias: bool = True
+    bias: bool = True
+    affine: bool = True
+    centred: bool = True
+    norm_first: bool = True
+    final_norm: bool = True
+
+    @classmethod
+    def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Config:
+        """The config of a config.json.
+
+        Args:
+            fields: its content.
+            ignore: fields the person has judged harmless (`model.ignore`).
+
+        Raises:
+            UserError: a field is missing, unknown, or has a value that is not supported.
+        """
+        model_type = fields["model_type"]
+        defaults, sizes = FIELDS[model_type], SIZES[model_type]
+        fixed = FIXED_IMAGE if model_type == "imagegpt" else FIXED
+        own = read_fields(fields, defaults, sizes=sizes, fixed=fixed, ignore=ignore)
+        check_activation("activation_function", own["activation_function"], ACTIVATIONS)
+        width, heads = own[sizes[2]], own[sizes[4]]
+        check_divides(sizes[2], width, heads, "heads")
+        return cls(model_type, own, **READERS[model_type](own, width, heads))
+
+    def to_hf(self) -> dict[str, Any]:
+        """The fields of config.json that this config owns."""
+        return {"model_type": self.model_type} | dict(self.fields)
+
+    def with_dropout(self, rate: float) -> Config:
+        """The same config with one dropout rate throughout."""
+        rates = dict.fromkeys(RATES[self.model_type], rate)
+        return self.from_hf({**self.to_hf(), **rates})
+
+    @property
+    def activation(self) -> str:
+        """The name of the MLP's activation function."""
+        return self.fields["activation_function"]
+
+
+def _gpt2(own: Mapping[str, Any], width: int, heads: int) -> dict[str, Any]:
+    """GPT-2's fields as a `Config`'s."""
+    count, scale = own["n_layer"], 1.0 if own["scale_attn_weights"] else math.sqrt(width // heads)
+    by_depth = own["scale_attn_by_inverse_layer_idx"]
+    return {
+        "vocab_size": own["vocab_size"],
+        "max_positions": own["n_positions"],
+        "width": width,
+        "heads": heads,
+        "inner": own["n_inner"] or 4 * width,
+        "eps": own["layer_norm_epsilon"],
+        "std": own["initializer_range"],
+        "embedding_rate": own["embd_pdrop"],
+        "weights_rate": own["attn_pdrop"],
+        "rate": own["resid_pdrop"],
+        "word_width": width,
+        "scales": tuple(scale / (index + 1 if by_depth else 1) for index in range(count)),
+        "windows": (None,) * count,
+    }
+
+
+def _opt(own: Mapping[str, Any], width: int, heads: int) -> dict[str, Any]:
+    """OPT's fields as a `Config`'s."""
+    count, first = own["num_hidden_layers"], own["do_layer_norm_before"]
+    return {
+        "vocab_size": own["vocab_size"],
+        "max_positions": own["max_position_embeddings"],
+        "width": width,
+        "heads": heads,
+        "inner": own["ffn_dim"],
+        "eps": 1e-5,
+        "std": own["init_std"],
+        "embedding_rate": 0.0,
+        "weights_rate": own["attention_dropout"],
+        "rate": own["dropout"],
+        "word_width": own["word_embed_proj_dim"] or width,
+        "scales": (1.0,) * count,
+        "windows": (None,) * count,
+        "offset": 2,
+        "inward_bias": own["enable_bias"],
+        "bias": own["enable_bias"],
+        "affine": own["layer_norm_elementwise_affine"],
+        "norm_first": first,
+        "final_norm": first and not own["_remove_final_layer_norm"],
+    }
+
+
+def _gpt_neo(own: Mapping[str, Any], width: int, heads: int) -> dict[str, Any]:
+    """GPT-Neo's fields as a `Config`'s: it never divides scores by sqrt(K)."""
+    count = own["num_layers"]
+    return {
+        "vocab_size": own["vocab_size"],
+        "max_positions": own["max_position_embeddings"],
+        "width": width,
+        "heads": heads,
+        "inner": own["intermediate_size"] or 4 * width,
+        "eps": own["layer_norm_epsilon"],
+        "std": own["initializer_range"],
+        "embedding_rate": own["embed_dropout"],
+        "weights_rate": own["attention_dropout"],
+        "rate": own["resid_dropout"],
+        "word_width": width,
+        "scales": (math.sqrt(width // heads),) * count,
+        "windows": _windows(own["attention_types"], own["window_size"], count),
+        "inward_bias": False,
+    }
+
+
+def _imagegpt(own: Mapping[str, Any], width: int, heads: int) -> dict[str, Any]:
+    """ImageGPT's fields as a `Config`'s."""
+    return {**_gpt2(own, width, heads), "centred": False}
+
+
+READERS = {"gpt2": _gpt2, "opt": _opt, "gpt_neo": _gpt_neo, "imagegpt": _imagegpt}
+
+
+def _windows(types: Sequence[Any], window: int, count: int) -> tuple[int | None, ...]:
+    """Per block: its window, from patterns of kinds of blocks, each with how often it comes."""
+    kinds = [kind for pattern, times in types for kind in list(pattern) * times]
+    odd = [kind for kind in kinds if kind not in ("global", "local")]
+    if odd or len(kinds) != count:
+        said = f"has '{odd[0]}', which is not known" if odd else f"is not of {count} blocks"
+        raise UserError(f"config.json: attention_types {said}.")
+    return tuple(window if kind == "local" else None for kind in kinds)

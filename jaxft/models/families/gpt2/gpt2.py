@@ -1,0 +1,375 @@
+"""GPT-2, OPT and GPT-Neo: decoders of blocks over word and position embeddings.
+
+GPT-2 keeps kernels (in, out), three of them side by side; OPT, the open GPT-3, looks positions up
+two rows on and may project its word embeddings; GPT-Neo lets blocks see through a window in turn,
+as GPT-3 does, and does not scale its scores. All else is one computation.
+
+Source: Radford et al. (2019), "Language Models are Unsupervised Multitask Learners"; Zhang et al.
+(2022), https://arxiv.org/abs/2205.01068; Black et al. (2021), "GPT-Neo"; the computation follows
+`transformers`' `modeling_gpt2.py`, `modeling_opt.py` and `modeling_gpt_neo.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxft.models.families.gpt2.config import FIXED, UNREAD, Config
+from jaxft.models.layers.attention import Mask
+from jaxft.models.layers.batch import Batch, positions_of
+from jaxft.models.layers.cross import Reading, Source, SourceReader, attention_over
+from jaxft.models.layers.decoder import causal_mask, decoder_top
+from jaxft.models.layers.kernels import Needs
+from jaxft.models.layers.math import ACTIVATIONS, dropout
+from jaxft.models.layers.modules import Embedding, LayerNorm, Linear, RMSNorm, split_key
+from jaxft.models.tower.tower import Compute, Part, Tower
+from jaxft.models.weights.names import Name, dense, embedding, norm
+
+__all__ = ["FIXED", "UNREAD", "Config"]
+
+MODEL_TYPES = {
+    "gpt2": {
+        None: "GPT2Model",
+        "causal_lm": "GPT2LMHeadModel",
+        "text_classification": "GPT2ForSequenceClassification",
+    },
+    "gpt_neo": {
+        None: "GPTNeoModel",
+        "causal_lm": "GPTNeoForCausalLM",
+        "text_classification": "GPTNeoForSequenceClassification",
+    },
+    "opt": {
+        None: "OPTModel",
+        "causal_lm": "OPTForCausalLM",
+        "text_classification": "OPTForSequenceClassification",
+    },
+}
+
+
+def conv(hf: str, ours: str) -> tuple[Name, ...]:
+    """The lines of a `Conv1D`, whose kernel is stored (in, out) as ours is."""
+    return Name(f"{hf}.weight", f"{ours}/kernel"), Name(f"{hf}.bias", f"{ours}/bias")
+
+
+def fused(hf: str, *ours: str) -> tuple[Name, ...]:
+    """The lines of a `Conv1D` that holds several side by side."""
+    return tuple(
+        Name(f"{hf}.{theirs}", f"{one}/{leaf}", part=(number, len(ours)))
+        for number, one in enumerate(ours)
+        for theirs, leaf in (("weight", "kernel"), ("bias", "bias"))
+    )
+
+
+NAMES = {
+    "gpt2": (
+        *embedding("transformer.wte", "embeddings/word"),
+        *embedding("transformer.wpe", "embeddings/position"),
+        *norm("transformer.h.{i}.ln_1", "blocks/{i}/attention/norm"),
+        *fused(
+            "transformer.h.{i}.attn.c_attn",
+            *(f"blocks/{{i}}/attention/{part}" for part in ("query", "key", "value")),
+        ),
+        *conv("transformer.h.{i}.attn.c_proj", "blocks/{i}/attention/output"),
+        *norm("transformer.h.{i}.ln_2", "blocks/{i}/mlp/norm"),
+        *conv("transformer.h.{i}.mlp.c_fc", "blocks/{i}/mlp/up"),
+        *conv("transformer.h.{i}.mlp.c_proj", "blocks/{i}/mlp/down"),
+        *norm("transformer.ln_f", "norm"),
+    ),
+    "gpt_neo": (
+        *embedding("transformer.wte", "embeddings/word"),
+        *embedding("transformer.wpe", "embeddings/position"),
+        *norm("transformer.h.{i}.ln_1", "blocks/{i}/attention/norm"),
+        *dense("transformer.h.{i}.attn.attention.q_proj", "blocks/{i}/attention/query"),
+        *dense("transformer.h.{i}.attn.attention.k_proj", "blocks/{i}/attention/key"),
+        *dense("transformer.h.{i}.attn.attention.v_proj", "blocks/{i}/attention/value"),
+        *dense("transformer.h.{i}.attn.attention.out_proj", "blocks/{i}/attention/output"),
+        *norm("transformer.h.{i}.ln_2", "blocks/{i}/mlp/norm"),
+        *dense("transformer.h.{i}.mlp.c_fc", "blocks/{i}/mlp/up"),
+        *dense("transformer.h.{i}.mlp.c_proj", "blocks/{i}/mlp/down"),
+        *norm("transformer.ln_f", "norm"),
+    ),
+    "opt": (
+        *embedding("model.decoder.embed_tokens", "embeddings/word"),
+        *dense("model.decoder.project_in", "embeddings/projection"),
+        *embedding("model.decoder.embed_positions", "embeddings/position"),
+        *norm("model.decoder.layers.{i}.self_attn_layer_norm", "blocks/{i}/attention/norm"),
+        *dense("model.decoder.layers.{i}.self_attn.q_proj", "blocks/{i}/attention/query"),
+        *dense("model.decoder.layers.{i}.self_attn.k_proj", "blocks/{i}/attention/key"),
+        *dense("model.decoder.layers.{i}.self_attn.v_proj", "blocks/{i}/attention/value"),
+        *dense("model.decoder.layers.{i}.self_attn.out_proj", "blocks/{i}/attention/output"),
+        *norm("model.decoder.layers.{i}.final_layer_norm", "blocks/{i}/mlp/norm"),
+        *dense("model.decoder.layers.{i}.fc1", "blocks/{i}/mlp/up"),
+        *dense("model.decoder.layers.{i}.fc2", "blocks/{i}/mlp/down"),
+        *norm("model.decoder.final_layer_norm", "norm"),
+        *dense("model.decoder.project_out", "projection"),
+    ),
+}
+# Of the attention of a decoder over what an encoder made of a source.
+CROSS_NAMES = (
+    *norm("transformer.h.{i}.ln_cross_attn", "blocks/{i}/cross/norm"),
+    *conv("transformer.h.{i}.crossattention.q_attn", "blocks/{i}/cross/query"),
+    *fused(
+        "transformer.h.{i}.crossattention.c_attn",
+        *(f"blocks/{{i}}/cross/{part}" for part in ("key", "value")),
+    ),
+    *conv("transformer.h.{i}.crossattention.c_proj", "blocks/{i}/cross/output"),
+)
+HEAD_NAMES = {
+    None: (),
+    "causal_lm": (Name("lm_head.weight", "head/kernel", transpose=True),),
+    "text_classification": (Name("score.weight", "head/kernel", transpose=True),),
+}
+FRESH = ("head/",)
+UNUSED = (
+    # The causal mask, as a buffer.
+    r"transformer\.h\.\d+\.attn\.(attention\.)?(bias|masked_bias)",
+    r"transformer\.h\.\d+\.crossattention\.(bias|masked_bias)",
+    r"lm_head\.weight",
+    r"score\.weight",
+    r"multiple_choice_head\..*",
+)
+
+
+def names(head: str | None, model_type: str) -> tuple[Name, ...]:
+    """The name table of a model type under a head."""
+    return NAMES[model_type] + HEAD_NAMES[head]
+
+
+def canonical(name: str) -> str:
+    """A tensor's name as files have it (with or without prefix) -> as `NAMES` spells it."""
+    name = f"transformer.{name}" if re.match(r"(wte|wpe|h|ln_f)\.", name) else name
+    return f"model.{name}" if name.startswith("decoder.") else name
+
+
+def exported(name: str, head: str | None, model_type: str) -> str:
+    """A tensor's name as `NAMES` spells it -> as the head's architecture saves it."""
+    return re.sub(r"^(transformer|model)\.", "", name) if head is None else name
+
+
+def make_norm(config: Config) -> LayerNorm | RMSNorm:
+    """A norm of the stream."""
+    if not config.centred:
+        return RMSNorm(config.width, config.eps)
+    return LayerNorm(config.width, config.eps, config.affine)
+
+
+class Embeddings(nnx.Module):
+    """Word + position vectors.
+
+    Token types are passed over: transformers would look them up among the words, but no GPT-2
+    tokenizer gives any, and packed rows carry zeros.
+    """
+
+    def __init__(self, config: Config):
+        std, width = config.std, config.width
+        self.word = Embedding(config.vocab_size, config.word_width, "vocab", std)
+        projected = config.word_width != width
+        axes = ("words", "embed")
+        self.projection = Linear(config.word_width, width, axes, std, False) if projected else None
+        rows = config.max_positions + config.offset
+        self.position = Embedding(rows, width, "positions", std, decay=False)
+        self.offset = config.offset
+        self.rate = config.embedding_rate
+
+    def __call__(self, batch: Batch, key: jax.Array | None) -> jax.Array:
+        words = self.word(batch["input_ids"])
+        words = words if self.projection is None else self.projection(words)
+        x = words + self.position(self._rows(batch))  # [B, T, D]
+        return dropout(x, self.rate, key)
+
+    def _rows(self, batch: Batch) -> jax.Array:
+        """Each token's row of the position embeddings: OPT counts true tokens only."""
+        if self.offset and "position_ids" not in batch and "attention_mask" in batch:
+            mask = batch["attention_mask"]
+            return jnp.cumsum(mask, axis=1) * mask - 1 + self.offset
+        return positions_of(batch) + self.offset
+
+
+class Stem(nnx.Module):
+    """What comes before the blocks: the embeddings, and which positions see which.
+
+    Args:
+        config: the model's.
+        source_width: the width of the source that the blocks read; None where they read none.
+    """
+
+    def __init__(self, config: Config, source_width: int | None = None):
+        self.embeddings = Embeddings(config)
+        width, std = config.width, config.std
+        self.source = None if source_width is None else SourceReader(width, source_width, std)
+        self.max_positions = config.max_positions
+        # One window for all blocks is the stem's; windows that differ are the blocks' own.
+        alike = len(set(config.windows)) == 1
+        self.window = config.windows[0] if alike else None
+        heads = config.heads
+        self.needs = Needs(
+            heads, heads, config.width // heads, config.weights_rate, windows=not alike
+        )
+
+    def __call__(
+        self, batch: Batch, key: jax.Array | None, compute: Compute
+    ) -> tuple[jax.Array, Mask | Reading]:
+        kernel = partial(compute.kernel, self.needs)
+        mask = causal_mask(batch, self.max_positions, self.window, kernel)
+        context = mask if self.source is None else Reading(mask, self.source(batch))
+        return self.embeddings(batch, key), context
+
+
+class Attention(nnx.Module):
+    """Attention over its input or over a source, added to the input.
+
+    The norm stands before it or after the sum.
+    """
+
+    def __init__(self, config: Config):
+        width, std, inward = config.width, config.std, config.inward_bias
+        self.norm = make_norm(config)
+        self.query = Linear(width, width, ("embed", "heads"), std, inward)
+        self.key = Linear(width, width, ("embed", "heads"), std, inward)
+        self.value = Linear(width, width, ("embed", "heads"), std, inward)
+        self.output = Linear(width, width, ("heads", "embed"), std, config.bias)
+        self.heads = config.heads
+        # One scale for all blocks is here; scales that differ come with each call.
+        self.scale = config.scales[0] if len(set(config.scales)) == 1 else 1.0
+        self.norm_first = config.norm_first
+        self.weights_rate = config.weights_rate
+        self.rate = config.rate
+
+    def __call__(
+        self, x: jax.Array, over: Mask | Source, key: jax.Array | None, scale: jax.Array | float
+    ) -> jax.Array:
+        weights_key, output_key = split_key(key, 2)
+        read = self.norm(x) if self.norm_first else x
+        mixed = attention_over(
+            over,
+            read,
+            self.query(read),
+            lambda hidden: (self.key(hidden), self.value(hidden)),
+            heads=self.heads,
+            rate=self.weights_rate,
+            dropout_key=weights_key,
+            scale=self.scale * scale,
+        )
+        x = x + dropout(self.output(mixed), self.rate, output_key)
+        return x if self.norm_first else self.norm(x)
+
+
+class Mlp(nnx.Module):
+    """Two linear maps with an activation between, added to their input; the norm as above."""
+
+    def __init__(self, config: Config):
+        width, inner, std = config.width, config.inner, config.std
+        self.norm = make_norm(config)
+        self.up = Linear(width, inner, ("embed", "mlp"), std, config.bias)
+        self.down = Linear(inner, width, ("mlp", "embed"), std, config.bias)
+        self.activation = config.activation
+        self.norm_first = config.norm_first
+        self.rate = config.rate
+
+    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        read = self.norm(x) if self.norm_first else x
+        inner = ACTIVATIONS[self.activation](self.up(read))  # [B, T, F]
+        x = x + dropout(self.down(inner), self.rate, key)
+        return x if self.norm_first else self.norm(x)
+
+
+class Block(nnx.Module):
+    """Attention, then MLP: [B, T, D] -> [B, T, D].
+
+    Where blocks differ, `scale` is this one's of its scores, and `window` how many positions back
+    it sees.
+    """
+
+    def __init__(self, config: Config):
+        self.attention = Attention(config)
+        self.mlp = Mlp(config)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: Mask,
+        key: jax.Array | None,
+        scale: jax.Array | float = 1.0,
+        window: jax.Array | int | None = None,
+    ) -> jax.Array:
+        attention_key, mlp_key = split_key(key, 2)
+        mask = mask if window is None else mask.within(window)
+        return self.mlp(self.attention(x, mask, attention_key, scale), mlp_key)
+
+
+class ReadingBlock(nnx.Module):
+    """As `Block`, with attention over a source before the MLP."""
+
+    def __init__(self, config: Config):
+        self.attention = Attention(config)
+        self.cross = Attention(config)
+        self.mlp = Mlp(config)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        context: Reading,
+        key: jax.Array | None,
+        scale: jax.Array | float = 1.0,
+    ) -> jax.Array:
+        attention_key, cross_key, mlp_key = split_key(key, 3)
+        x = self.attention(x, context.mask, attention_key, scale)
+        return self.mlp(self.cross(x, context.source, cross_key, scale), mlp_key)
+
+
+def reading_names(model_type: str) -> tuple[Name, ...]:
+    """The name table of a GPT-2 that reads a source."""
+    return (*names("causal_lm", model_type), *CROSS_NAMES)
+
+
+def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
+    """The one tower of a model under a head (a key of each of `MODEL_TYPES`)."""
+    return {"text": tower(config, *_top(config, head, num_labels))}
+
+
+def reading_tower(config: Config, source_width: int) -> Tower:
+    """A GPT-2 that scores next tokens and reads a source of that width in every block."""
+    return tower(config, *_top(config, "causal_lm", None), source_width)
+
+
+def _top(
+    config: Config, head: str | None, num_labels: int | None
+) -> tuple[nnx.Module, dict[str, str]]:
+    """What comes after the blocks, and its ties."""
+    width, words, std = config.width, config.word_width, config.std
+    axes = ("embed", "words")
+    return decoder_top(
+        head,
+        make_norm(config) if config.final_norm else None,
+        vocab_size=config.vocab_size,
+        width=words,
+        std=std,
+        tied=config.fields["tie_word_embeddings"],
+        num_labels=num_labels,
+        pad_token_id=config.fields["pad_token_id"],
+        projection=Linear(width, words, axes, std, bias=False) if words != width else None,
+    )
+
+
+def tower(
+    config: Config, top: nnx.Module, ties: Mapping[str, str], source_width: int | None = None
+) -> Tower:
+    """The tower of a config, with what comes after its blocks and which names of that are ties.
+
+    Args:
+        config, top, ties: these.
+        source_width: the width of the source that its blocks read; None where they read none.
+    """
+    numbers: dict[str, list[float]] = {}
+    if len(set(config.scales)) > 1:
+        numbers["scale"] = list(config.scales)
+    if len(set(config.windows)) > 1:
+        numbers["window"] = [window or config.max_positions for window in config.windows]
+    block = Block(config) if source_width is None else ReadingBlock(config)
+    blocks = (Part(block),) * len(config.windows)
+    return Tower(Part(Stem(config, source_width)), blocks, Part(top), ties, numbers)

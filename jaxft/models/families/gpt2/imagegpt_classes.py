@@ -1,0 +1,81 @@
+"""Classes for an ImageGPT: a word for each, with which an image of that class begins.
+
+They stand behind the word that an image of no class begins with, so that a checkpoint with classes
+is an ImageGPT of a larger vocabulary, which `transformers` loads with the same outputs: the word of
+class c of C is `vocab_size - C + c`. Scores of words that are no colour come with them, since the
+architecture has one for each word but the last; they are never right, and training lowers them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxft.data.image.config import read_settings
+from jaxft.models.weights.files import FLOATS, Index, Tensor
+
+
+def with_classes(
+    fields: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    folder: Path,
+    labels: Sequence[str],
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config.json and the tensors of an ImageGPT that knows these classes.
+
+    A class that the checkpoint knows keeps its word; any other begins as the image of no class.
+
+    Args:
+        fields, tensors: the checkpoint's.
+        folder: its folder; the image processor in it has the colours.
+        labels: the classes in order of id.
+
+    Raises:
+        UserError: the image processor is not there, or is none.
+    """
+    colours = len(read_settings(folder)["clusters"] or ())
+    words = fields.get("vocab_size", 0)
+    known = words - 1 - colours
+    given = fields.get("id2label") or {}
+    own = [given[key] for key in sorted(given, key=int)] if known > 0 else []
+    if own == list(labels):
+        return dict(fields), dict(tensors)
+    rows = [*range(colours + 1)]
+    rows += [colours + 1 + own.index(name) if name in own else colours for name in labels]
+    made = {
+        **fields,
+        "vocab_size": len(rows),
+        "id2label": {str(number): name for number, name in enumerate(labels)},
+        "label2id": {name: number for number, name in enumerate(labels)},
+    }
+    found = dict(tensors)
+    for name, tensor in tensors.items():
+        if name.endswith("wte.weight") and tensor.shape[0] == words:
+            found[name] = _chosen(tensor, rows)
+        elif name == "lm_head.weight" and tensor.shape[0] == words - 1:
+            found[name] = _scored(tensor, colours, len(rows) - 1)
+    return made, found
+
+
+def _chosen(tensor: Tensor, rows: Sequence[int]) -> Tensor:
+    """Embeddings [V, D] of other words: those of these rows."""
+
+    def read(index: Index) -> np.ndarray:
+        return tensor.whole()[list(rows)][index]
+
+    return replace(tensor, shape=(len(rows), *tensor.shape[1:]), read=read)
+
+
+def _scored(tensor: Tensor, colours: int, count: int) -> Tensor:
+    """A head [V, D] of `count` words, of which all that are no colour begin as their mean."""
+
+    def read(index: Index) -> np.ndarray:
+        own = tensor.whole()[:colours]
+        mean = own.astype(np.float64).mean(0, keepdims=True).astype(FLOATS[tensor.dtype])
+        return np.concatenate([own, np.repeat(mean, count - colours, axis=0)])[index]
+
+    return replace(tensor, shape=(count, *tensor.shape[1:]), read=read)

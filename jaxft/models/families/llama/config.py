@@ -1,0 +1,266 @@
+"""What the config.json of a Llama or one of its kin says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jaxft.errors import UserError
+from jaxft.models.layers.math import ACTIVATIONS
+from jaxft.models.layers.rotary import Rotary, read_rotary
+from jaxft.models.weights.config_fields import check_activation, check_divides, read_fields
+
+# The fields that all of them have, with what a config.json without the field means.
+COMMON = {
+    "vocab_size": None,
+    "hidden_size": None,
+    "intermediate_size": None,
+    "num_hidden_layers": None,
+    "num_attention_heads": None,
+    "num_key_value_heads": None,
+    "max_position_embeddings": None,
+    "head_dim": None,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "initializer_range": 0.02,
+    "attention_dropout": 0.0,
+    "tie_word_embeddings": False,
+    "pad_token_id": None,
+    "rope_theta": 10_000.0,
+    "rope_scaling": None,
+    "rope_parameters": None,
+}
+WINDOWS = {
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+    "layer_types": None,
+}
+GEMMA = {
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "hidden_act": None,  # old files have it too, and no code reads it
+    "hidden_activation": "gelu_pytorch_tanh",
+    "tie_word_embeddings": True,
+    "pad_token_id": 0,
+    "attention_bias": False,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "layer_types": None,
+}
+# Those that a model type has beside them, or means otherwise.
+OWN: dict[str, dict[str, Any]] = {
+    "llama": {"attention_bias": False, "mlp_bias": False},
+    "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
+    "qwen2": {"num_key_value_heads": 32} | WINDOWS,
+    "qwen3": {"num_key_value_heads": 32, "head_dim": 128, "attention_bias": False} | WINDOWS,
+    "smollm3": WINDOWS
+    | {
+        "num_key_value_heads": 4,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": True,
+        "rope_theta": 2_000_000.0,
+        "sliding_window": None,
+        "no_rope_layers": None,
+        "no_rope_layer_interval": 4,
+    },
+    "gemma2": GEMMA
+    | {
+        "rope_theta": 10_000.0,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    },
+    "gemma3_text": GEMMA
+    | {
+        "rope_theta": 1_000_000.0,
+        "rope_local_base_freq": 10_000.0,
+        "sliding_window_pattern": 6,
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+    },
+}
+# Fields that change the computation and are computed for one value only.
+FIXED = {
+    "is_encoder_decoder": False,
+    "partial_rotary_factor": 1.0,
+    "use_bidirectional_attention": False,
+}
+# How it was trained in parallel, notes to other programs, and what layer_types was made from.
+UNREAD = (
+    "pretraining_tp",
+    "is_llama_config",
+    "rope_interleaved",
+    "transformers.js_config",
+    "cache_implementation",
+    "_sliding_window_pattern",
+)
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The numbers of a Llama or one of its kin.
+
+    Args:
+        fields: those of `COMMON` and `OWN` under their names in config.json, none missing.
+        windows: per block: how many positions back it sees, itself included; None for all.
+        rotaries: the rotary embeddings there are.
+        waves: per block: which of them it has.
+    """
+
+    model_type: str
+    fields: Mapping[str, Any]
+    windows: tuple[int | None, ...]
+    rotaries: tuple[Rotary, ...]
+    waves: tuple[int, ...]
+
+    @classmethod
+    def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Config:
+        """The config of a config.json.
+
+        Args:
+            fields: its content.
+            ignore: fields the person has judged harmless (`model.ignore`).
+
+        Raises:
+            UserError: a field is missing, unknown, or has a value that is not supported.
+        """
+        model_type = fields["model_type"]
+        defaults = COMMON | OWN[model_type]
+        own = read_fields(fields, defaults, sizes=SIZES, fixed=FIXED, ignore=ignore)
+        heads = own["num_attention_heads"]
+        own["num_key_value_heads"] = own["num_key_value_heads"] or heads
+        check_divides("num_attention_heads", heads, own["num_key_value_heads"], "groups")
+        if not own["head_dim"]:
+            check_divides("hidden_size", own["hidden_size"], heads, "heads")
+            own["head_dim"] = own["hidden_size"] // heads
+        name = "hidden_activation" if "hidden_activation" in own else "hidden_act"
+        check_activation(name, own[name], ACTIVATIONS)
+        read = _rotaries_by_kind if "rope_local_base_freq" in own else _rotaries
+        return cls(model_type, own, _windows(own), *read(fields, own))
+
+    def to_hf(self) -> dict[str, Any]:
+        """The fields of config.json that this config owns: all but how its rotary is spelled."""
+        spelled = ("rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq")
+        own = {name: value for name, value in self.fields.items() if name not in spelled}
+        return {"model_type": self.model_type} | own
+
+    def with_dropout(self, rate: float) -> Config:
+        """The same config with another dropout rate: there is one, on the attention weights."""
+        return replace(self, fields={**self.fields, "attention_dropout": rate})
+
+    @property
+    def max_positions(self) -> int:
+        """The most tokens an example may have."""
+        return self.fields["max_position_embeddings"]
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of rows of the word embeddings."""
+        return self.fields["vocab_size"]
+
+    @property
+    def gemma(self) -> bool:
+        """Whether it is a Gemma: scaled embeddings, and norms around attention and MLP."""
+        return self.model_type in ("gemma2", "gemma3_text")
+
+    @property
+    def activation(self) -> str:
+        """The name of the MLP's activation function."""
+        return self.fields.get("hidden_activation") or self.fields["hidden_act"]
+
+    @property
+    def scale(self) -> float:
+        """A factor on the scores of attention on top of 1 / sqrt(K)."""
+        own = self.fields
+        return math.sqrt(own["head_dim"] / own.get("query_pre_attn_scalar", own["head_dim"]))
+
+    @property
+    def soft_cap(self) -> float | None:
+        """What no score of attention goes beyond: Gemma 3 has the field and does not read it."""
+        return self.fields["attn_logit_softcapping"] if self.model_type == "gemma2" else None
+
+
+def _rotaries(
+    fields: Mapping[str, Any], own: Mapping[str, Any]
+) -> tuple[tuple[Rotary, ...], tuple[int, ...]]:
+    """The rotary embeddings there are, and per block which of them it has."""
+    rotary = read_rotary(fields, own["head_dim"], own["rope_theta"])
+    rotated = _rotated(own)
+    there = [rotary] * any(rotated) + [replace(rotary, kind="still")] * (not all(rotated))
+    return tuple(there), tuple(0 if turned else len(there) - 1 for turned in rotated)
+
+
+def _rotaries_by_kind(
+    fields: Mapping[str, Any], own: Mapping[str, Any]
+) -> tuple[tuple[Rotary, ...], tuple[int, ...]]:
+    """The same of Gemma 3, where blocks with a window have an embedding of their own."""
+    given, bases = (
+        own["rope_parameters"] or {},
+        {
+            "full_attention": own["rope_theta"],
+            "sliding_attention": own["rope_local_base_freq"],
+        },
+    )
+    if odd := [name for name in given if name not in bases]:
+        raise UserError(f"config.json: rope_parameters has '{odd[0]}', which is no kind of block.")
+    # The old spelling scales the blocks without a window only.
+    scaling = {"full_attention": fields.get("rope_scaling")}
+    types = _layer_types(own)
+    there = [kind for kind in bases if kind in types]
+    rotaries = []
+    for kind in there:
+        rope = {"rope_parameters": given.get(kind), "rope_scaling": scaling.get(kind)}
+        rope["max_position_embeddings"] = own["max_position_embeddings"]
+        rotaries.append(read_rotary(rope, own["head_dim"], bases[kind]))
+    return tuple(rotaries), tuple(there.index(kind) for kind in types)
+
+
+def _rotated(own: Mapping[str, Any]) -> tuple[bool, ...]:
+    """Per block: whether it has positions; SmolLM3 leaves out one in four."""
+    count, interval = own["num_hidden_layers"], own.get("no_rope_layer_interval")
+    if interval is None:
+        return (True,) * count
+    if own["no_rope_layers"] is None:
+        return tuple((index + 1) % interval != 0 for index in range(count))
+    if len(own["no_rope_layers"]) < count:
+        raise UserError(f"config.json: no_rope_layers does not speak of all {count} blocks.")
+    return tuple(map(bool, own["no_rope_layers"][:count]))
+
+
+def _windows(own: Mapping[str, Any]) -> tuple[int | None, ...]:
+    """Per block: its sliding window, or None where it sees everything before it."""
+    window = own.get("sliding_window") if own.get("use_sliding_window", True) else None
+    types = _layer_types(own)
+    if window is None and own.get("layer_types") and "sliding_attention" in types:
+        raise UserError("config.json: layer_types asks for sliding_window, which is not set.")
+    return tuple(window if one == "sliding_attention" else None for one in types)
+
+
+def _layer_types(own: Mapping[str, Any]) -> tuple[str, ...]:
+    """Per block: `full_attention` or `sliding_attention`; as transformers has it by default."""
+    count, types = own["num_hidden_layers"], own.get("layer_types")
+    if types is None:
+        if "query_pre_attn_scalar" in own:  # Gemma: each so-many-th block sees everything
+            pattern = own.get("sliding_window_pattern", 2)
+            slides = [(index + 1) % pattern != 0 for index in range(count)]
+        elif "no_rope_layers" in own:
+            slides = [not turned for turned in _rotated(own)]
+        else:
+            slides = [index >= own.get("max_window_layers", 0) for index in range(count)]
+        return tuple("sliding_attention" if one else "full_attention" for one in slides)
+    odd = [one for one in types if one not in ("full_attention", "sliding_attention")]
+    if odd or len(types) != count:
+        said = f"has '{odd[0]}', which is not supported" if odd else f"is not of {count} blocks"
+        raise UserError(f"config.json: layer_types {said}.")
+    return tuple(types)

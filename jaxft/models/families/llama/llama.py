@@ -1,0 +1,304 @@
+"""Llama and its kin: decoders of pre-norm blocks with rotary positions and a gated MLP.
+
+Mistral sees through a sliding window, Qwen2 has biases, Qwen3 normalises queries and keys, SmolLM3
+leaves some blocks without positions; Gemma scales its embeddings, has norms after attention and
+MLP too, and caps scores (2) or turns positions by another base in windows (3). All else is one
+computation.
+
+Source: Touvron et al. (2023), https://arxiv.org/abs/2302.13971; Gemma Team (2024),
+https://arxiv.org/abs/2408.00118; the computation follows `transformers`' `modeling_llama.py`,
+`modeling_mistral.py`, `modeling_qwen2.py`, `modeling_qwen3.py`, `modeling_smollm3.py`,
+`modeling_gemma2.py` and `modeling_gemma3.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxft.models.families.llama.config import FIXED, UNREAD, Config
+from jaxft.models.layers.attention import Mask, attention
+from jaxft.models.layers.batch import Batch, positions_of
+from jaxft.models.layers.decoder import causal_mask, decoder_top
+from jaxft.models.layers.kernels import Needs
+from jaxft.models.layers.math import ACTIVATIONS
+from jaxft.models.layers.modules import Embedding, Linear, RMSNorm
+from jaxft.models.layers.rotary import rotary_waves, rotate
+from jaxft.models.tower.tower import Compute, Part, Tower
+from jaxft.models.weights.names import Name, dense, embedding
+
+__all__ = ["FIXED", "UNREAD", "Config"]
+
+
+def heads_of(stem: str) -> dict[str | None, str]:
+    """A model type's architectures: transformers names them all in one way."""
+    return {
+        None: f"{stem}Model",
+        "causal_lm": f"{stem}ForCausalLM",
+        "text_classification": f"{stem}ForSequenceClassification",
+    }
+
+
+MODEL_TYPES = {
+    "llama": heads_of("Llama"),
+    "mistral": heads_of("Mistral"),
+    "qwen2": heads_of("Qwen2"),
+    "qwen3": heads_of("Qwen3"),
+    "smollm3": heads_of("SmolLM3"),
+    "gemma2": heads_of("Gemma2"),
+    "gemma3_text": {
+        None: "Gemma3TextModel",
+        "causal_lm": "Gemma3ForCausalLM",
+        "text_classification": "Gemma3TextForSequenceClassification",
+    },
+}
+
+
+def scale(hf: str, ours: str) -> tuple[Name, ...]:
+    """The line of an RMSNorm."""
+    return (Name(f"{hf}.weight", f"{ours}/scale"),)
+
+
+NAMES = (
+    *embedding("model.embed_tokens", "embeddings/word"),
+    *scale("model.layers.{i}.input_layernorm", "blocks/{i}/attention/norm"),
+    *dense("model.layers.{i}.self_attn.q_proj", "blocks/{i}/attention/query"),
+    *dense("model.layers.{i}.self_attn.k_proj", "blocks/{i}/attention/key"),
+    *dense("model.layers.{i}.self_attn.v_proj", "blocks/{i}/attention/value"),
+    *dense("model.layers.{i}.self_attn.o_proj", "blocks/{i}/attention/output"),
+    *scale("model.layers.{i}.self_attn.q_norm", "blocks/{i}/attention/query_norm"),
+    *scale("model.layers.{i}.self_attn.k_norm", "blocks/{i}/attention/key_norm"),
+    *dense("model.layers.{i}.mlp.gate_proj", "blocks/{i}/mlp/gate"),
+    *dense("model.layers.{i}.mlp.up_proj", "blocks/{i}/mlp/up"),
+    *dense("model.layers.{i}.mlp.down_proj", "blocks/{i}/mlp/down"),
+    *scale("model.norm", "norm"),
+)
+# The norms after attention and MLP: a Gemma has four a block, the others two.
+NORMS = scale("model.layers.{i}.post_attention_layernorm", "blocks/{i}/mlp/norm")
+GEMMA_NORMS = (
+    *scale("model.layers.{i}.post_attention_layernorm", "blocks/{i}/attention/output_norm"),
+    *scale("model.layers.{i}.pre_feedforward_layernorm", "blocks/{i}/mlp/norm"),
+    *scale("model.layers.{i}.post_feedforward_layernorm", "blocks/{i}/mlp/output_norm"),
+)
+HEAD_NAMES = {
+    None: (),
+    "causal_lm": (Name("lm_head.weight", "head/kernel", transpose=True),),
+    "text_classification": (Name("score.weight", "head/kernel", transpose=True),),
+}
+PREFIX = "model."
+FRESH = ("head/",)
+UNUSED = (
+    r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",  # computed, as a buffer of old files
+    r"lm_head\.weight",
+    r"score\.weight",
+)
+
+
+def names(head: str | None, model_type: str) -> tuple[Name, ...]:
+    """The name table of a model type under a head."""
+    gemma = model_type in ("gemma2", "gemma3_text")
+    return NAMES + (GEMMA_NORMS if gemma else NORMS) + HEAD_NAMES[head]
+
+
+def canonical(name: str) -> str:
+    """A tensor's name as files have it (with or without prefix) -> as `NAMES` spells it."""
+    return PREFIX + name if re.match(r"(embed_tokens|layers|norm)\.", name) else name
+
+
+def exported(name: str, head: str | None, model_type: str) -> str:
+    """A tensor's name as `NAMES` spells it -> as the head's architecture saves it."""
+    return name.removeprefix(PREFIX) if head is None else name
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Context:
+    """What every block reads beside the stream.
+
+    Args:
+        mask: which positions see which.
+        cosine, sine: the waves of each rotary embedding at each position:
+            [N, B or 1, T, 1, K / 2] float32.
+    """
+
+    mask: Mask
+    cosine: jax.Array
+    sine: jax.Array
+
+
+class Embeddings(nnx.Module):
+    """Word vectors, times `scale`."""
+
+    def __init__(self, config: Config):
+        own = config.fields
+        std, width = own["initializer_range"], own["hidden_size"]
+        self.word = Embedding(own["vocab_size"], width, "vocab", std)
+        self.scale = math.sqrt(width) if config.gemma else None
+
+    def __call__(self, batch: Batch) -> jax.Array:
+        x = self.word(batch["input_ids"])  # [B, T, D]
+        return x if self.scale is None else x * jnp.asarray(self.scale, x.dtype)
+
+
+class Stem(nnx.Module):
+    """What comes before the blocks: the embeddings, which positions see which, the waves."""
+
+    def __init__(self, config: Config):
+        self.embeddings = Embeddings(config)
+        self.max_positions = config.max_positions
+        self.rotaries = config.rotaries
+        # One window for all blocks is the stem's; windows that differ are the blocks' own.
+        self.window = config.windows[0] if len(set(config.windows)) == 1 else None
+        self.needs = Needs(
+            heads=config.fields["num_attention_heads"],
+            groups=config.fields["num_key_value_heads"],
+            width=config.fields["head_dim"],
+            rate=config.fields["attention_dropout"],
+            soft_cap=config.soft_cap,
+            windows=len(set(config.windows)) > 1,
+        )
+
+    def __call__(
+        self, batch: Batch, key: jax.Array | None, compute: Compute
+    ) -> tuple[jax.Array, Context]:
+        kernel = partial(compute.kernel, self.needs)
+        mask = causal_mask(batch, self.max_positions, self.window, kernel)
+        positions = positions_of(batch)
+        waves = [rotary_waves(rotary, positions) for rotary in self.rotaries]
+        cosine, sine = (jnp.stack(parts) for parts in zip(*waves, strict=True))
+        return self.embeddings(batch), Context(mask, cosine, sine)
+
+
+class Attention(nnx.Module):
+    """Self-attention of grouped queries over the normalised input, added to the input."""
+
+    def __init__(self, config: Config):
+        own = config.fields
+        width, std, eps = own["hidden_size"], own["initializer_range"], own["rms_norm_eps"]
+        self.heads, self.head_width = own["num_attention_heads"], own["head_dim"]
+        queries = self.heads * self.head_width
+        keys = own["num_key_value_heads"] * self.head_width
+        biased = own.get("attention_bias", False)
+        inward = biased or config.model_type == "qwen2"
+        self.norm = RMSNorm(width, eps, from_one=config.gemma)
+        self.query = Linear(width, queries, ("embed", "heads"), std, inward)
+        self.key = Linear(width, keys, ("embed", "heads"), std, inward)
+        self.value = Linear(width, keys, ("embed", "heads"), std, inward)
+        self.output = Linear(queries, width, ("heads", "embed"), std, biased)
+        normed = config.model_type in ("qwen3", "gemma3_text")
+        norm = partial(RMSNorm, self.head_width, eps, "head", config.gemma)
+        self.query_norm = norm() if normed else None
+        self.key_norm = norm() if normed else None
+        self.output_norm = RMSNorm(width, eps, from_one=True) if config.gemma else None
+        self.scale, self.soft_cap = config.scale, config.soft_cap
+        self.rate = own["attention_dropout"]
+
+    def __call__(
+        self, x: jax.Array, context: Context, key: jax.Array | None, waves: jax.Array | int
+    ) -> jax.Array:
+        normal = self.norm(x)
+
+        def placed(projection: Linear, norm: RMSNorm | None) -> jax.Array:
+            flat = projection(normal)
+            heads = flat.reshape(*flat.shape[:2], -1, self.head_width)  # [B, T, H or G, K]
+            heads = heads if norm is None else norm(heads)
+            turn = context.cosine[waves], context.sine[waves]
+            return rotate(heads, turn).reshape(flat.shape)
+
+        mixed = attention(
+            placed(self.query, self.query_norm),
+            placed(self.key, self.key_norm),
+            self.value(normal),
+            context.mask,
+            heads=self.heads,
+            rate=self.rate,
+            dropout_key=key,
+            scale=self.scale,
+            soft_cap=self.soft_cap,
+        )
+        out = self.output(mixed)
+        return x + (out if self.output_norm is None else self.output_norm(out))
+
+
+class Mlp(nnx.Module):
+    """Two maps up, one of them a gate, and one down, over the normalised input, added to it.
+
+    Source: Shazeer (2020), https://arxiv.org/abs/2002.05202.
+    """
+
+    def __init__(self, config: Config):
+        own = config.fields
+        width, inner, std = own["hidden_size"], own["intermediate_size"], own["initializer_range"]
+        bias, eps = own.get("mlp_bias", False), own["rms_norm_eps"]
+        self.norm = RMSNorm(width, eps, from_one=config.gemma)
+        self.gate = Linear(width, inner, ("embed", "mlp"), std, bias)
+        self.up = Linear(width, inner, ("embed", "mlp"), std, bias)
+        self.down = Linear(inner, width, ("mlp", "embed"), std, bias)
+        self.output_norm = RMSNorm(width, eps, from_one=True) if config.gemma else None
+        self.activation = config.activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        normal = self.norm(x)
+        inner = ACTIVATIONS[self.activation](self.gate(normal)) * self.up(normal)  # [B, T, F]
+        out = self.down(inner)
+        return x + (out if self.output_norm is None else self.output_norm(out))
+
+
+class Block(nnx.Module):
+    """Attention, then MLP: [B, T, D] -> [B, T, D].
+
+    Where blocks differ, `window` is how many positions back this one sees, and `waves` which of
+    the rotary embeddings it has.
+    """
+
+    def __init__(self, config: Config):
+        self.attention = Attention(config)
+        self.mlp = Mlp(config)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        context: Context,
+        key: jax.Array | None,
+        window: jax.Array | int | None = None,
+        waves: jax.Array | int = 0,
+    ) -> jax.Array:
+        if window is not None:
+            context = replace(context, mask=context.mask.within(window))
+        return self.mlp(self.attention(x, context, key, waves))
+
+
+def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
+    """The one tower of a model under a head (a key of each of `MODEL_TYPES`)."""
+    own = config.fields
+    width = own["hidden_size"]
+    top, ties = decoder_top(
+        head,
+        RMSNorm(width, own["rms_norm_eps"], from_one=config.gemma),
+        vocab_size=own["vocab_size"],
+        width=width,
+        std=own["initializer_range"],
+        tied=own["tie_word_embeddings"],
+        num_labels=num_labels,
+        pad_token_id=own["pad_token_id"],
+        soft_cap=own.get("final_logit_softcapping"),
+    )
+    blocks = (Part(Block(config)),) * own["num_hidden_layers"]
+    return {"text": Tower(Part(Stem(config)), blocks, Part(top), ties, _numbers(config))}
+
+
+def _numbers(config: Config) -> dict[str, list[int]]:
+    """What differs between blocks; nothing where they are alike."""
+    numbers = {}
+    if len(set(config.windows)) > 1:
+        everything = config.max_positions
+        numbers["window"] = [window or everything for window in config.windows]
+    if len(set(config.waves)) > 1:
+        numbers["waves"] = list(config.waves)
+    return numbers

@@ -1,0 +1,143 @@
+"""What the config.json of a T5 or an mT5 says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jaxft.errors import UserError
+from jaxft.models.layers.math import ACTIVATIONS
+from jaxft.models.weights.config_fields import check_activation, read_fields
+
+# The fields of config.json that are read, with what one without the field means.
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 32128,
+    "d_model": 512,
+    "d_kv": 64,
+    "d_ff": 2048,
+    "num_layers": 6,
+    "num_decoder_layers": None,
+    "num_heads": 8,
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+    "dropout_rate": 0.1,
+    "layer_norm_epsilon": 1e-6,
+    "initializer_factor": 1.0,
+    "feed_forward_proj": "relu",
+    "tie_word_embeddings": True,
+    "scale_decoder_outputs": None,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "decoder_start_token_id": 0,
+}
+OWN = {
+    "t5": {},
+    "mt5": {
+        "vocab_size": 250112,
+        "d_ff": 1024,
+        "num_layers": 8,
+        "num_heads": 6,
+        "feed_forward_proj": "gated-gelu",
+    },
+}
+SIZES = (
+    "vocab_size",
+    "d_model",
+    "d_kv",
+    "d_ff",
+    "num_layers",
+    "num_heads",
+    "relative_attention_num_buckets",
+    "relative_attention_max_distance",
+)
+FIXED = {"is_encoder_decoder": True, "is_decoder": False}
+# What follows from feed_forward_proj, what only other heads read, and how long texts once were.
+UNREAD = ("dense_act_fn", "is_gated_act", "classifier_dropout", "n_positions")
+LONGEST = 2**20  # positions: relative ones have no end
+
+
+@dataclass(frozen=True)
+class Config:
+    """The numbers of a T5.
+
+    Args:
+        fields: those of `DEFAULTS` under their names in config.json, none missing.
+    """
+
+    model_type: str
+    fields: Mapping[str, Any]
+
+    @classmethod
+    def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Config:
+        """The config of a config.json.
+
+        Args:
+            fields: its content.
+            ignore: fields the person has judged harmless (`model.ignore`).
+
+        Raises:
+            UserError: a field is missing, unknown, or has a value that is not supported.
+        """
+        model_type = fields["model_type"]
+        defaults = DEFAULTS | OWN[model_type]
+        own = read_fields(fields, defaults, sizes=SIZES, fixed=FIXED, ignore=ignore)
+        own["num_decoder_layers"] = own["num_decoder_layers"] or own["num_layers"]
+        if own["scale_decoder_outputs"] is None:  # only transformers 5 says so in so many words
+            own["scale_decoder_outputs"] = own["tie_word_embeddings"] is not False
+        config = cls(model_type, own)
+        check_activation("feed_forward_proj", config.activation, ACTIVATIONS)
+        for name, meant in (("dense_act_fn", config.activation), ("is_gated_act", config.gated)):
+            if fields.get(name, meant) != meant:
+                raise UserError(
+                    f"config.json: {name} is {fields[name]!r}, and feed_forward_proj "
+                    f"'{own['feed_forward_proj']}' means {meant!r}.",
+                    "Correct one of them.",
+                )
+        return config
+
+    def to_hf(self) -> dict[str, Any]:
+        """The fields of config.json that this config owns."""
+        return {"model_type": self.model_type, "is_encoder_decoder": True, **self.fields}
+
+    def with_dropout(self, rate: float) -> Config:
+        """The same config with another dropout rate: there is one."""
+        return replace(self, fields={**self.fields, "dropout_rate": rate})
+
+    @property
+    def max_positions(self) -> int:
+        """The most tokens an example may have."""
+        return LONGEST
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of rows of the word embeddings."""
+        return self.fields["vocab_size"]
+
+    @property
+    def start_token_id(self) -> int:
+        """What a target is written after."""
+        return self.fields["decoder_start_token_id"]
+
+    @property
+    def end_token_id(self) -> int:
+        """What ends a target: the first of them, where there are several."""
+        ends = self.fields["eos_token_id"]
+        return ends[0] if isinstance(ends, list) else ends
+
+    @property
+    def gated(self) -> bool:
+        """Whether an MLP has a gate."""
+        return self.fields["feed_forward_proj"].startswith("gated-")
+
+    @property
+    def activation(self) -> str:
+        """The name of the MLP's activation function."""
+        said = self.fields["feed_forward_proj"]
+        return "gelu_new" if said == "gated-gelu" else said.removeprefix("gated-")
+
+    @property
+    def scale(self) -> float:
+        """What the decoder's output is multiplied with before words are scored."""
+        scaled = self.model_type != "mt5" and self.fields["scale_decoder_outputs"]
+        return self.fields["d_model"] ** -0.5 if scaled else 1.0

@@ -1,0 +1,304 @@
+"""T5 and mT5: an encoder and a decoder of pre-norm blocks with learned relative positions.
+
+The first T5 has one map up in its MLPs and scores words against their own embeddings, scaled; v1.1,
+Flan-T5 and mT5 have a gate and, as a rule, a matrix of their own for the scores. Scores of
+attention are not scaled: that is in the initial values.
+
+Source: Raffel et al. (2020), https://arxiv.org/abs/1910.10683; Shazeer (2020),
+https://arxiv.org/abs/2002.05202; Xue et al. (2021), https://arxiv.org/abs/2010.11934; the
+computation follows `transformers`' `modeling_t5.py` and `modeling_mt5.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxft.models.families.t5.config import FIXED, UNREAD, Config
+from jaxft.models.layers.attention import Mask, attention, make_mask
+from jaxft.models.layers.batch import Batch, segments_of, slot_of
+from jaxft.models.layers.cross import Source, cross_attention, source_of
+from jaxft.models.layers.kernels import Needs
+from jaxft.models.layers.loss import token_losses
+from jaxft.models.layers.math import ACTIVATIONS, dropout
+from jaxft.models.layers.modules import Embedding, Linear, RMSNorm, split_key
+from jaxft.models.layers.relative import RelativePositions
+from jaxft.models.tower.run import run_pair
+from jaxft.models.tower.tower import Compute, Part, Tower
+from jaxft.models.weights.names import Name, embedding
+
+__all__ = ["FIXED", "UNREAD", "Config"]
+
+HEAD_FILE_NAME = "lm_head.weight"
+MODEL_TYPES = {
+    "t5": {None: "T5Model", "seq2seq": "T5ForConditionalGeneration"},
+    "mt5": {None: "MT5Model", "seq2seq": "MT5ForConditionalGeneration"},
+}
+
+
+def _kernels(hf: str, ours: str, parts: Mapping[str, str]) -> Iterable[Name]:
+    """The lines of linear maps without a bias: Hugging Face's name of each -> ours."""
+    for theirs, own in parts.items():
+        yield Name(f"{hf}.{theirs}.weight", f"{ours}/{own}/kernel", transpose=True)
+
+
+def _tower_names(tower: str, mlp: int) -> Iterable[Name]:
+    """The lines of a tower, whose blocks have their MLP as layer `mlp`."""
+    hf, ours = f"{tower}.block.{{i}}.layer", f"{tower}/blocks/{{i}}"
+    first = f"{tower}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    yield Name(first, f"{tower}/positions/embedding")
+    parts = {"attention": (0, "SelfAttention"), "cross": (1, "EncDecAttention")}
+    for own, (layer, theirs) in parts.items():
+        if layer < mlp:
+            maps = {"q": "query", "k": "key", "v": "value", "o": "output"}
+            yield from _kernels(f"{hf}.{layer}.{theirs}", f"{ours}/{own}", maps)
+            yield Name(f"{hf}.{layer}.layer_norm.weight", f"{ours}/{own}/norm/scale")
+    maps = {"wi": "inner", "wi_0": "gate", "wi_1": "up", "wo": "down"}
+    yield from _kernels(f"{hf}.{mlp}.DenseReluDense", f"{ours}/mlp", maps)
+    yield Name(f"{hf}.{mlp}.layer_norm.weight", f"{ours}/mlp/norm/scale")
+    yield Name(f"{tower}.final_layer_norm.weight", f"{tower}/norm/scale")
+
+
+NAMES = (
+    *embedding("shared", "encoder/word"),
+    *_tower_names("encoder", 1),
+    *_tower_names("decoder", 2),
+    Name(HEAD_FILE_NAME, "decoder/head/kernel", transpose=True),
+)
+FRESH = ()
+UNUSED = (
+    r"(encoder|decoder)\.embed_tokens\.weight",  # the shared ones again, in old files
+    r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",
+    r"lm_head\.weight",
+)
+
+
+def names(head: str | None, model_type: str) -> tuple[Name, ...]:
+    """The name table under a head."""
+    return NAMES if head == "seq2seq" else NAMES[:-1]
+
+
+def canonical(name: str) -> str:
+    """A tensor's name as files have it -> as `NAMES` spells it."""
+    return name
+
+
+def exported(name: str, head: str | None, model_type: str) -> str:
+    """A tensor's name as `NAMES` spells it -> as the head's architecture saves it."""
+    return name
+
+
+def settled(fields: Mapping[str, Any], tensors: Iterable[str]) -> dict[str, Any]:
+    """A config.json that says whether words are scored by a matrix of their own.
+
+    What transformers writes says of every T5 that they are not: it goes by the file.
+
+    Args:
+        fields: config.json.
+        tensors: the names of the checkpoint's tensors.
+    """
+    tied = fields.get("tie_word_embeddings")
+    scaled = fields.get("scale_decoder_outputs", tied is not False)
+    own = {"scale_decoder_outputs": scaled, "tie_word_embeddings": HEAD_FILE_NAME not in tensors}
+    return {**fields, **own}
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Context:
+    """What every block reads beside the stream.
+
+    Args:
+        mask: which positions see which.
+        positions: what their distance adds to the scores, [H, T, S].
+        source: a decoder's source; None in an encoder.
+    """
+
+    mask: Mask
+    positions: jax.Array
+    source: Source | None
+
+
+class Stem(nnx.Module):
+    """What comes before the blocks: word vectors, the mask, the scores of distances."""
+
+    def __init__(self, config: Config, decodes: bool):
+        own = config.fields
+        width, heads, factor = own["d_model"], own["num_heads"], own["initializer_factor"]
+        self.word = Embedding(own["vocab_size"], width, "vocab", factor)
+        buckets, furthest = (f"relative_attention_{n}" for n in ("num_buckets", "max_distance"))
+        std = factor * width**-0.5
+        table = own[buckets], own[furthest], heads, std
+        self.positions = RelativePositions(*table, both_ways=not decodes)
+        self.rate, self.decodes = own["dropout_rate"], decodes
+        self.needs = Needs(heads, heads, own["d_kv"], self.rate, positions=True)
+
+    def __call__(
+        self, batch: Batch, key: jax.Array | None, compute: Compute
+    ) -> tuple[jax.Array, Context]:
+        segments, slot = segments_of(batch), slot_of(batch)
+        kernel = compute.kernel(self.needs, segments.shape)
+        mask = make_mask(segments, causal=self.decodes, slot=slot, kernel=kernel)
+        positions = self.positions(segments.shape[1], slot)
+        source = source_of(batch) if self.decodes else None
+        words = dropout(self.word(batch["input_ids"]), self.rate, key)
+        return words, Context(mask, positions, source)
+
+
+class Attention(nnx.Module):
+    """Attention of the normalised input over itself or over a source, added to the input."""
+
+    def __init__(self, config: Config):
+        own = config.fields
+        width, self.heads = own["d_model"], own["num_heads"]
+        inner, factor = self.heads * own["d_kv"], own["initializer_factor"]
+        std = factor * width**-0.5
+        self.norm = RMSNorm(width, own["layer_norm_epsilon"])
+        # Unscaled scores: what others divide them by is in the queries' initial values.
+        self.query = Linear(width, inner, ("embed", "heads"), std * own["d_kv"] ** -0.5, False)
+        self.key = Linear(width, inner, ("embed", "heads"), std, False)
+        self.value = Linear(width, inner, ("embed", "heads"), std, False)
+        self.output = Linear(inner, width, ("heads", "embed"), factor * inner**-0.5, False)
+        self.rate, self.scale = own["dropout_rate"], math.sqrt(own["d_kv"])
+
+    def __call__(self, x: jax.Array, context: Context | Source, key: jax.Array | None) -> jax.Array:
+        weights_key, output_key = split_key(key, 2)
+        normal = self.norm(x)
+        query = self.query(normal)
+        how = {"heads": self.heads, "rate": self.rate, "scale": self.scale}
+        if isinstance(context, Source):
+            mixed = cross_attention(
+                query,
+                lambda hidden: (self.key(hidden), self.value(hidden)),
+                context,
+                dropout_key=weights_key,
+                **how,
+            )
+        else:
+            mixed = attention(
+                query,
+                self.key(normal),
+                self.value(normal),
+                context.mask,
+                dropout_key=weights_key,
+                positions=context.positions,
+                **how,
+            )
+        return x + dropout(self.output(mixed), self.rate, output_key)
+
+
+class Mlp(nnx.Module):
+    """One map up or two, one of them a gate, and one down, over the normalised input, added."""
+
+    def __init__(self, config: Config):
+        own = config.fields
+        width, wide, factor = own["d_model"], own["d_ff"], own["initializer_factor"]
+        up = width, wide, ("embed", "mlp"), factor * width**-0.5, False
+        self.norm = RMSNorm(width, own["layer_norm_epsilon"])
+        self.inner = None if config.gated else Linear(*up)
+        self.gate = Linear(*up) if config.gated else None
+        self.up = Linear(*up) if config.gated else None
+        self.down = Linear(wide, width, ("mlp", "embed"), factor * wide**-0.5, False)
+        self.activation, self.rate = config.activation, own["dropout_rate"]
+
+    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        inner_key, output_key = split_key(key, 2)
+        normal, act = self.norm(x), ACTIVATIONS[self.activation]
+        if self.inner is not None:
+            inner = act(self.inner(normal))  # [B, T, F]
+        else:
+            assert self.gate is not None and self.up is not None  # noqa: PT018 - one fact
+            inner = act(self.gate(normal)) * self.up(normal)
+        return x + dropout(self.down(dropout(inner, self.rate, inner_key)), self.rate, output_key)
+
+
+class Block(nnx.Module):
+    """Attention, in a decoder attention over the source, then MLP: [B, T, D] -> [B, T, D]."""
+
+    def __init__(self, config: Config, decodes: bool):
+        self.attention = Attention(config)
+        self.cross = Attention(config) if decodes else None
+        self.mlp = Mlp(config)
+
+    def __call__(self, x: jax.Array, context: Context, key: jax.Array | None) -> jax.Array:
+        attention_key, cross_key, mlp_key = split_key(key, 3)
+        x = self.attention(x, context, attention_key)
+        if self.cross is not None:
+            assert context.source is not None  # a decoder's context has one
+            x = self.cross(x, context.source, cross_key)
+        return self.mlp(x, mlp_key)
+
+
+class Bare(nnx.Module):
+    """The normalised stream: `last_hidden_state` [B, T, D]."""
+
+    def __init__(self, config: Config):
+        self.norm = RMSNorm(config.fields["d_model"], config.fields["layer_norm_epsilon"])
+        self.rate = config.fields["dropout_rate"]
+
+    def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
+        return {"last_hidden_state": dropout(self.norm(x), self.rate, key)}
+
+
+class Words(nnx.Module):
+    """Scores of the next token: `logits` [B, T, V]; or, where the batch has `targets`, losses.
+
+    These are as `layers_decoder.CausalLm` has them.
+    """
+
+    def __init__(self, config: Config):
+        own = config.fields
+        width, words = own["d_model"], own["vocab_size"]
+        factor = own["initializer_factor"]
+        self.norm = RMSNorm(width, own["layer_norm_epsilon"])
+        self.head: Embedding | Linear
+        if own["tie_word_embeddings"]:
+            self.head = Embedding(words, width, "vocab", factor)
+        else:
+            self.head = Linear(width, words, ("embed", "vocab"), factor, False)
+        self.rate, self.scale = own["dropout_rate"], config.scale
+
+    def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
+        x = dropout(self.norm(x), self.rate, key)
+        if "targets" in batch:
+            losses, hits = token_losses(self, x, batch["targets"])
+            return {"losses": losses, "hits": hits}
+        return {"logits": self.scores(x)}
+
+    def scores(self, x: jax.Array) -> jax.Array:
+        """The scores at each position of the normalised stream: [B, T, D] -> [B, T, V] float32."""
+        x = x * jnp.asarray(self.scale, x.dtype)
+        score = self.head.scores if isinstance(self.head, Embedding) else self.head
+        return score(x).astype(jnp.float32)
+
+
+def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
+    """Encoder and decoder, which reads the encoder's output and has its word embeddings."""
+    own = config.fields
+    block = Part(Block(config, decodes=False))
+    encoder = Tower(
+        Part(Stem(config, decodes=False)),
+        (block,) * own["num_layers"],
+        Part(Bare(config)),
+        prefix="encoder/",
+    )
+    block = Part(Block(config, decodes=True))
+    shared = dict.fromkeys(("word/embedding", "head/embedding"), "encoder/word/embedding")
+    decoder = Tower(
+        Part(Stem(config, decodes=True)),
+        (block,) * own["num_decoder_layers"],
+        Part(Words(config) if head == "seq2seq" else Bare(config)),
+        prefix="decoder/",
+        reads=encoder,
+        borrowed=shared,
+    )
+    return {"encoder": encoder, "decoder": decoder}
+
+
+apply = run_pair

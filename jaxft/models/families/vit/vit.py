@@ -1,0 +1,379 @@
+"""ViT and its kin: encoders of pre-norm blocks over the patches of an image.
+
+DeiT has a second token that learns from a teacher; DINOv2 scales each branch, may gate its MLP
+and resizes its positions to whatever image comes; its registers are tokens that nothing reads.
+
+Source: Dosovitskiy et al. (2020), https://arxiv.org/abs/2010.11929; Touvron et al. (2020),
+https://arxiv.org/abs/2012.12877; Oquab et al. (2023), https://arxiv.org/abs/2304.07193; Darcet et
+al. (2023), https://arxiv.org/abs/2309.16588. The computation follows `transformers`'
+`modeling_vit.py`, `modeling_deit.py`, `modeling_dinov2.py`, `modeling_dinov2_with_registers.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxft.errors import UserError
+from jaxft.models.families.vit.config import FIXED, UNREAD, Config
+from jaxft.models.layers.attention import Mask, attention, attention_weights, make_mask
+from jaxft.models.layers.batch import Batch
+from jaxft.models.layers.kernels import Needs
+from jaxft.models.layers.math import ACTIVATIONS, dropout
+from jaxft.models.layers.modules import LayerNorm, Leaf, Linear, parameter, split_key
+from jaxft.models.layers.vision import PatchEmbedding, grid_of, resize_grid
+from jaxft.models.tower.tower import Compute, Part, Tower
+from jaxft.models.weights.names import Name, dense, norm
+
+__all__ = ["FIXED", "UNREAD", "Config"]
+
+Outputs = dict[str, jax.Array]
+
+
+def heads_of(stem: str) -> dict[str | None, str]:
+    """A model type's architectures: transformers names them all in one way."""
+    return {None: f"{stem}Model", "image_classification": f"{stem}ForImageClassification"}
+
+
+MODEL_TYPES = {
+    "vit": heads_of("ViT"),
+    "deit": heads_of("DeiT"),
+    "dinov2": heads_of("Dinov2"),
+    "dinov2_with_registers": heads_of("Dinov2WithRegisters"),
+}
+
+NAMES = (
+    Name("embeddings.cls_token", "embeddings/class_token"),
+    Name("embeddings.position_embeddings", "embeddings/position"),
+    *dense("embeddings.patch_embeddings.projection", "embeddings/patch"),
+    *dense("encoder.layer.{i}.attention.attention.query", "blocks/{i}/attention/query"),
+    *dense("encoder.layer.{i}.attention.attention.key", "blocks/{i}/attention/key"),
+    *dense("encoder.layer.{i}.attention.attention.value", "blocks/{i}/attention/value"),
+    *dense("encoder.layer.{i}.attention.output.dense", "blocks/{i}/attention/output"),
+    *norm("layernorm", "norm"),
+    *dense("classifier", "head"),
+)
+VIT_NAMES = (
+    *NAMES,
+    Name("embeddings.distillation_token", "embeddings/distillation_token"),
+    *norm("encoder.layer.{i}.layernorm_before", "blocks/{i}/attention/norm"),
+    *norm("encoder.layer.{i}.layernorm_after", "blocks/{i}/mlp/norm"),
+    *dense("encoder.layer.{i}.intermediate.dense", "blocks/{i}/mlp/up"),
+    *dense("encoder.layer.{i}.output.dense", "blocks/{i}/mlp/down"),
+    *dense("pooler.dense", "pooler"),
+)
+DINOV2_NAMES = (
+    *NAMES,
+    Name("embeddings.mask_token", "embeddings/mask_token"),
+    Name("embeddings.register_tokens", "embeddings/register_tokens"),
+    *norm("encoder.layer.{i}.norm1", "blocks/{i}/attention/norm"),
+    Name("encoder.layer.{i}.layer_scale1.lambda1", "blocks/{i}/attention/join/layer_scale"),
+    *norm("encoder.layer.{i}.norm2", "blocks/{i}/mlp/norm"),
+    *dense("encoder.layer.{i}.mlp.fc1", "blocks/{i}/mlp/up"),
+    *dense("encoder.layer.{i}.mlp.fc2", "blocks/{i}/mlp/down"),
+    *dense("encoder.layer.{i}.mlp.weights_in", "blocks/{i}/mlp/gated_up"),
+    *dense("encoder.layer.{i}.mlp.weights_out", "blocks/{i}/mlp/gated_down"),
+    Name("encoder.layer.{i}.layer_scale2.lambda1", "blocks/{i}/mlp/join/layer_scale"),
+)
+IN_MEMORY = (
+    ("attention.attention.query", "attention.q_proj"),
+    ("attention.attention.key", "attention.k_proj"),
+    ("attention.attention.value", "attention.v_proj"),
+    ("attention.output.dense", "attention.o_proj"),
+    # These are ViT's and DeiT's alone.
+    ("encoder.layer.", "layers."),
+    ("intermediate.dense", "mlp.fc1"),
+    ("output.dense", "mlp.fc2"),
+)
+FRESH = ("pooler/", "head/", "embeddings/mask_token")
+UNUSED = (
+    r"embeddings\.mask_token",
+    r"pooler\..*",
+    r"classifier\..*",
+    r"(cls|distillation)_classifier\..*",
+    r"decoder\..*",  # of masked image modelling
+)
+
+
+def names(head: str | None, model_type: str) -> tuple[Name, ...]:
+    """The name table of a model type under a head."""
+    return VIT_NAMES if model_type in ("vit", "deit") else DINOV2_NAMES
+
+
+def canonical(name: str) -> str:
+    """A tensor's name as files have it (with or without prefix) -> as the tables spell it."""
+    return re.sub(r"^(vit|deit|dinov2|dinov2_with_registers)\.", "", name)
+
+
+def exported(name: str, head: str | None, model_type: str) -> str:
+    """A tensor's name as the tables spell it -> as the head's architecture saves it."""
+    return name if head is None or name.startswith("classifier.") else f"{model_type}.{name}"
+
+
+def in_memory(name: str, model_type: str) -> str:
+    """A tensor's name as a file has it -> as transformers 5 has it in memory, and PEFT with it."""
+    own = IN_MEMORY if model_type in ("vit", "deit") else IN_MEMORY[:4]
+    for stored, held in own:
+        name = name.replace(stored, held)
+    return name
+
+
+def refits(
+    config: Config, fields: Mapping[str, Any]
+) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """What makes the positions of a checkpoint fit images of another size."""
+    own = Config.from_hf(fields, tuple(fields))
+
+    def resized(stored: np.ndarray) -> np.ndarray:  # [1, N, D]
+        grid = stored[0, own.specials :].reshape(*own.grid, -1)
+        patches = resize_grid(grid, config.grid).reshape(1, -1, grid.shape[-1])
+        return np.concatenate([stored[:, : own.specials], patches], axis=1)
+
+    return {"embeddings/position": resized}
+
+
+class Embeddings(nnx.Module):
+    """Patches, and tokens that are no patch, with their positions: [B, C, H, W] -> [B, T, D]."""
+
+    def __init__(self, config: Config):
+        own = config.fields
+        width, std = own["hidden_size"], own["initializer_range"]
+
+        def tokens(count: int, std: float = std) -> nnx.Param:
+            axes = ("one", "tokens", "embed")
+            return parameter(Leaf((1, count, width), axes, std=std, decay=False))
+
+        self.patch = PatchEmbedding(own["num_channels"], config.patch, width, std)
+        self.class_token = tokens(1)
+        self.distillation_token = tokens(1) if config.model_type == "deit" else None
+        registers = own.get("num_register_tokens", 0)
+        self.register_tokens = tokens(registers, std=0.0) if registers else None
+        self.position = tokens(config.specials + math.prod(config.grid))
+        # It stood for hidden patches in pretraining: nothing reads it, and it is handed back.
+        masked = config.resizes and own.get("use_mask_token", True)
+        mask_token = Leaf((1, width), ("one", "embed"), decay=False)
+        self.mask_token = parameter(mask_token) if masked else None
+        self.specials = config.specials
+        self.resizes = config.resizes
+        # The code of the registers is the later one: it smooths before it makes a grid smaller.
+        self.antialias = config.model_type == "dinov2_with_registers"
+        self.rate = own["hidden_dropout_prob"]
+
+    def __call__(self, pixels: jax.Array, key: jax.Array | None) -> jax.Array:
+        def spread(tokens: nnx.Param) -> jax.Array:
+            return jnp.broadcast_to(tokens[...], (len(pixels), *tokens.shape[1:]))
+
+        first = [t for t in (self.class_token, self.distillation_token) if t is not None]
+        x = jnp.concatenate([*map(spread, first), self.patch(pixels)], axis=1)
+        x += self.positions(pixels.shape[2:])
+        if self.register_tokens is not None:
+            x = jnp.concatenate([x[:, :1], spread(self.register_tokens), x[:, 1:]], axis=1)
+        return dropout(x, self.rate, key)
+
+    def positions(self, image: tuple[int, ...]) -> jax.Array:
+        """The positions [1, N, D] of the tokens of an image of (height, width)."""
+        position = self.position[...]
+        first, patches = position[:, : self.specials], position[0, self.specials :]
+        grid, (count, width) = grid_of(image, self.patch.patch), patches.shape
+        if not self.resizes or (math.prod(grid) == count and image[0] == image[1]):
+            return position
+        square = patches.astype(jnp.float32).reshape(math.isqrt(count), -1, width)
+        with jax.default_matmul_precision("highest"):
+            resized = resize_grid(square, grid, self.antialias).astype(position.dtype)
+        return jnp.concatenate([first, resized.reshape(1, -1, width)], axis=1)
+
+
+class Stem(nnx.Module):
+    """What comes before the blocks: the embeddings; all positions of an image see each other."""
+
+    def __init__(self, config: Config):
+        own = config.fields
+        heads, rate = own["num_attention_heads"], own["attention_probs_dropout_prob"]
+        self.needs = Needs(heads, heads, own["hidden_size"] // heads, rate)
+        self.embeddings = Embeddings(config)
+        self.image_size = None if config.resizes else config.image_size
+
+    def __call__(
+        self, batch: Batch, key: jax.Array | None, compute: Compute
+    ) -> tuple[jax.Array, Mask | None]:
+        pixels = batch["pixel_values"]
+        image, wanted = pixels.shape[2:], self.image_size
+        said = f"The images are {image[0]} x {image[1]}"
+        if wanted not in (None, image):
+            raise UserError(
+                f"{said}; the model takes {wanted[0]} x {wanted[1]}.",
+                f"Resize them, or have the model for them: model.image_size={image[0]}.",
+            )
+        if min(grid_of(image, self.embeddings.patch.patch)) < 1:
+            raise UserError(f"{said}, which is less than a patch.")
+        x = self.embeddings(pixels, key)
+        kernel = compute.kernel(self.needs, x.shape[:2])
+        segments = jnp.zeros(x.shape[:2], jnp.int32)
+        return x, None if kernel is None else make_mask(segments, kernel=kernel)
+
+
+class Join(nnx.Module):
+    """Adds a branch to the stream: after dropout in ViT, scaled and at times left out in DINOv2.
+
+    Source: layer scale: Touvron et al. (2021), https://arxiv.org/abs/2103.17239; stochastic depth:
+    Huang et al. (2016), https://arxiv.org/abs/1603.09382.
+    """
+
+    def __init__(self, config: Config):
+        own = config.fields
+        scale = own.get("layerscale_value", 1.0)
+        leaf = Leaf((own["hidden_size"],), ("embed",), mean=scale, decay=False)
+        self.layer_scale = parameter(leaf) if config.resizes else None
+        self.rate = own.get("drop_path_rate", own["hidden_dropout_prob"])
+
+    def __call__(self, x: jax.Array, branch: jax.Array, key: jax.Array | None) -> jax.Array:
+        if self.layer_scale is None:
+            return x + dropout(branch, self.rate, key)
+        kept = dropout(jnp.ones((len(x), 1, 1), x.dtype), self.rate, key)
+        return x + branch * self.layer_scale[...] * kept
+
+
+class Attention(nnx.Module):
+    """Self-attention over the normalised input, joined to the input."""
+
+    def __init__(self, config: Config):
+        own = config.fields
+        width, std, biased = own["hidden_size"], own["initializer_range"], own["qkv_bias"]
+        self.norm = LayerNorm(width, own["layer_norm_eps"])
+        self.query = Linear(width, width, ("embed", "heads"), std, biased)
+        self.key = Linear(width, width, ("embed", "heads"), std, biased)
+        self.value = Linear(width, width, ("embed", "heads"), std, biased)
+        self.output = Linear(width, width, ("heads", "embed"), std)
+        self.join = Join(config)
+        self.heads = own["num_attention_heads"]
+        self.rate = own["attention_probs_dropout_prob"]
+
+    def __call__(self, x: jax.Array, mask: Mask | None, key: jax.Array | None) -> jax.Array:
+        weights_key, join_key = split_key(key, 2)
+        normal = self.norm(x)
+        mixed = attention(
+            self.query(normal),
+            self.key(normal),
+            self.value(normal),
+            mask,
+            heads=self.heads,
+            rate=self.rate,
+            dropout_key=weights_key,
+        )
+        return self.join(x, self.output(mixed), join_key)
+
+    def weights(self, x: jax.Array) -> jax.Array:
+        """How much each position [B, T] reads of each, by head, without dropout: [B, H, T, T]."""
+        normal = self.norm(x)
+        return attention_weights(self.query(normal), self.key(normal), heads=self.heads)
+
+
+class Mlp(nnx.Module):
+    """A map up, an activation and a map down over the normalised input, joined to the input."""
+
+    def __init__(self, config: Config):
+        own = config.fields
+        width, std = own["hidden_size"], own["initializer_range"]
+        inner = own.get("intermediate_size") or int(width * own["mlp_ratio"])
+        self.norm = LayerNorm(width, own["layer_norm_eps"])
+        self.up = Linear(width, inner, ("embed", "mlp"), std)
+        self.down = Linear(inner, width, ("mlp", "embed"), std)
+        self.join = Join(config)
+        self.activation = own["hidden_act"]
+
+    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        inner = ACTIVATIONS[self.activation](self.up(self.norm(x)))  # [B, T, F]
+        return self.join(x, self.down(inner), key)
+
+
+class GatedMlp(nnx.Module):
+    """As `Mlp`, with a gate in place of the activation; gate and the other half are one matrix.
+
+    Source: Shazeer (2020), https://arxiv.org/abs/2002.05202.
+    """
+
+    def __init__(self, config: Config):
+        own = config.fields
+        width, std = own["hidden_size"], own["initializer_range"]
+        # Two thirds, for there are three matrices in place of two, in eights.
+        inner = (int(int(width * own["mlp_ratio"]) * 2 / 3) + 7) // 8 * 8
+        self.norm = LayerNorm(width, own["layer_norm_eps"])
+        self.gated_up = Linear(width, 2 * inner, ("embed", "mlp"), std)
+        self.gated_down = Linear(inner, width, ("mlp", "embed"), std)
+        self.join = Join(config)
+
+    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        gate, other = jnp.split(self.gated_up(self.norm(x)), 2, axis=-1)  # [B, T, F] each
+        return self.join(x, self.gated_down(jax.nn.silu(gate) * other), key)
+
+
+class Block(nnx.Module):
+    """Attention, then MLP: [B, T, D] -> [B, T, D]."""
+
+    def __init__(self, config: Config):
+        self.attention = Attention(config)
+        self.mlp = GatedMlp(config) if config.fields.get("use_swiglu_ffn") else Mlp(config)
+
+    def __call__(self, x: jax.Array, mask: Mask | None, key: jax.Array | None) -> jax.Array:
+        attention_key, mlp_key = split_key(key, 2)
+        return self.mlp(self.attention(x, mask, attention_key), mlp_key)
+
+
+class Encoder(nnx.Module):
+    """The top of a plain model: the normalised stream, and its first position.
+
+    That one goes through one more map and an activation in ViT and DeiT, and not in DINOv2.
+    """
+
+    def __init__(self, config: Config):
+        own = config.fields
+        width = own["hidden_size"]
+        self.norm = LayerNorm(width, own["layer_norm_eps"])
+        pooled, axes = own.get("pooler_output_size") or width, ("embed", "pooled")
+        pooler = Linear(width, pooled, axes, own["initializer_range"])
+        self.pooler = None if config.resizes else pooler
+        self.activation = own.get("pooler_act", "tanh")
+
+    def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> Outputs:
+        x = self.norm(x)
+        pooled = x[:, 0]
+        if self.pooler is not None:
+            pooled = ACTIVATIONS[self.activation](self.pooler(pooled))
+        return {"last_hidden_state": x, "pooler_output": pooled}
+
+
+class Classifier(nnx.Module):
+    """The top of an image classifier: `logits` [B, C].
+
+    It reads the class token; in DINOv2 the mean of the patches beside it.
+    """
+
+    def __init__(self, config: Config, num_labels: int):
+        own = config.fields
+        width = own["hidden_size"]
+        self.norm = LayerNorm(width, own["layer_norm_eps"])
+        read = 2 * width if config.resizes else width
+        self.head = Linear(read, num_labels, ("embed", "labels"), own["initializer_range"])
+        self.patches_from = 1 + own.get("num_register_tokens", 0) if config.resizes else None
+
+    def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> Outputs:
+        if self.patches_from is None:
+            read = self.norm(x[:, 0])  # [B, D]
+        else:
+            x = self.norm(x)
+            read = jnp.concatenate([x[:, 0], x[:, self.patches_from :].mean(1)], -1)  # [B, 2 D]
+        return {"logits": self.head(read).astype(jnp.float32)}
+
+
+def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
+    """The one tower of a model under a head (a key of each of `MODEL_TYPES`)."""
+    top = Classifier(config, num_labels or 2) if head else Encoder(config)
+    blocks = (Part(Block(config)),) * config.fields["num_hidden_layers"]
+    return {"vision": Tower(Part(Stem(config)), blocks, Part(top))}

@@ -1,0 +1,250 @@
+"""YOLOS: a ViT whose last tokens each find one object of the image, or none.
+
+Learned detection tokens go through the blocks behind the patches; two small MLPs read a class and
+a box from each. Positions are resized to whatever image comes; the larger models have positions
+of their own before each block but the first.
+
+Source: Fang et al. (2021), https://arxiv.org/abs/2106.00666. The computation follows
+`transformers`' `modeling_yolos.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxft.errors import UserError
+from jaxft.models.families.vit.config import FIXED, Config
+from jaxft.models.families.vit.vit import VIT_NAMES, Attention, Encoder, Mlp
+from jaxft.models.layers.attention import Mask, make_mask
+from jaxft.models.layers.batch import Batch
+from jaxft.models.layers.kernels import Needs
+from jaxft.models.layers.math import dropout
+from jaxft.models.layers.modules import LayerNorm, Leaf, Linear, parameter, split_key
+from jaxft.models.layers.vision import PatchEmbedding, Size, grid_of, resize_grid
+from jaxft.models.tower.tower import Compute, Part, Tower
+from jaxft.models.weights.names import Name, dense
+
+__all__ = ["FIXED", "Config"]
+
+Outputs = dict[str, jax.Array]
+HEAD_LAYERS = 3  # of the MLP that reads a class, and of the one that reads a box
+
+MODEL_TYPES = {"yolos": {None: "YolosModel", "object_detection": "YolosForObjectDetection"}}
+NAMES = (
+    *(line for line in VIT_NAMES if not line.ours.startswith("head/")),
+    Name("embeddings.detection_tokens", "embeddings/detection_tokens"),
+    Name("encoder.mid_position_embeddings", "blocks/{i}/position", stacked=True),
+    *(
+        line
+        for layer in range(HEAD_LAYERS - 1)
+        for line in dense(f"class_labels_classifier.layers.{layer}", f"class_mlp/layers/{layer}")
+    ),
+    # The layer that is as wide as there are classes: new where they are others.
+    *dense(f"class_labels_classifier.layers.{HEAD_LAYERS - 1}", "head"),
+    *(
+        line
+        for layer in range(HEAD_LAYERS)
+        for line in dense(f"bbox_predictor.layers.{layer}", f"box_mlp/layers/{layer}")
+    ),
+)
+FRESH = ("pooler/", "head/", "class_mlp/", "box_mlp/", "embeddings/detection_tokens")
+UNUSED = (
+    r"pooler\..*",
+    r"(class_labels_classifier|bbox_predictor)\..*",
+    # Of a ViT that becomes a detector.
+    r"(classifier|cls_classifier|distillation_classifier|decoder)\..*",
+    r"embeddings\.(mask_token|distillation_token)",
+)
+# What its loss is weighted by: no output depends on them.
+UNREAD = (
+    "auxiliary_loss",
+    "class_cost",
+    "bbox_cost",
+    "giou_cost",
+    "bbox_loss_coefficient",
+    "giou_loss_coefficient",
+    "eos_coefficient",
+)
+
+
+def names(head: str | None, model_type: str) -> tuple[Name, ...]:
+    """The name table under a head."""
+    return NAMES
+
+
+def canonical(name: str) -> str:
+    """A tensor's name as files have it (with or without prefix) -> as the table spells it."""
+    return re.sub(r"^vit\.", "", name)
+
+
+def exported(name: str, head: str | None, model_type: str) -> str:
+    """A tensor's name as the table spells it -> as the head's architecture saves it."""
+    own = name.startswith(("class_labels_classifier.", "bbox_predictor."))
+    return name if head is None or own else f"vit.{name}"
+
+
+def in_memory(name: str, model_type: str) -> str:
+    """A tensor's name as a file has it -> as transformers 5 has it in memory, and PEFT with it."""
+    return name.replace("encoder.mid_position", "encoder.interpolation.mid_position")
+
+
+class Seen(NamedTuple):
+    """What every block reads beside the stream.
+
+    Attributes:
+        mask: of the attention.
+        grid: how many patches the image has down and across.
+    """
+
+    mask: Mask | None
+    grid: Size
+
+
+def resized(position: jax.Array, grid: Size, new: Size) -> jax.Array:
+    """Positions [1, 1 + N + Q, D] of the class token, N patches and Q detections on a new grid.
+
+    Args:
+        position: those of a grid of patches.
+        grid: that grid.
+        new: the image's.
+    """
+    if grid == new:
+        return position
+    count, width = math.prod(grid), position.shape[-1]
+    patches = position[0, 1 : 1 + count].astype(jnp.float32).reshape(*grid, width)
+    with jax.default_matmul_precision("highest"):
+        moved = resize_grid(patches, new).astype(position.dtype).reshape(1, -1, width)
+    return jnp.concatenate([position[:, :1], moved, position[:, 1 + count :]], axis=1)
+
+
+def _position(config: Config) -> nnx.Param:
+    count = 1 + math.prod(config.grid) + config.fields["num_detection_tokens"]
+    axes, std = ("one", "tokens", "embed"), config.fields["initializer_range"]
+    shape = (1, count, config.fields["hidden_size"])
+    return parameter(Leaf(shape, axes, std=std, decay=False))
+
+
+class Embeddings(nnx.Module):
+    """The class token, the patches and the detection tokens, with their positions: [B, T, D]."""
+
+    def __init__(self, config: Config):
+        own = config.fields
+        width, std = own["hidden_size"], own["initializer_range"]
+        axes = ("one", "tokens", "embed")
+        self.patch = PatchEmbedding(own["num_channels"], config.patch, width, std)
+        self.class_token = parameter(Leaf((1, 1, width), axes, std=std, decay=False))
+        detections = Leaf((1, own["num_detection_tokens"], width), axes, std=std, decay=False)
+        self.detection_tokens = parameter(detections)
+        self.position = _position(config)
+        self.grid = config.grid
+        self.rate = own["hidden_dropout_prob"]
+
+    def __call__(self, pixels: jax.Array, grid: Size, key: jax.Array | None) -> jax.Array:
+        def spread(tokens: nnx.Param) -> jax.Array:
+            return jnp.broadcast_to(tokens[...], (len(pixels), *tokens.shape[1:]))
+
+        parts = [spread(self.class_token), self.patch(pixels), spread(self.detection_tokens)]
+        x = jnp.concatenate(parts, axis=1) + resized(self.position[...], self.grid, grid)
+        return dropout(x, self.rate, key)
+
+
+class Stem(nnx.Module):
+    """What comes before the blocks: the embeddings; all positions of an image see each other."""
+
+    def __init__(self, config: Config):
+        own = config.fields
+        heads, rate = own["num_attention_heads"], own["attention_probs_dropout_prob"]
+        self.needs = Needs(heads, heads, own["hidden_size"] // heads, rate)
+        self.embeddings = Embeddings(config)
+
+    def __call__(
+        self, batch: Batch, key: jax.Array | None, compute: Compute
+    ) -> tuple[jax.Array, Seen]:
+        pixels = batch["pixel_values"]
+        image = pixels.shape[2:]
+        grid = grid_of(image, self.embeddings.patch.patch)
+        if min(grid) < 1:
+            raise UserError(f"The images are {image[0]} x {image[1]}, which is less than a patch.")
+        x = self.embeddings(pixels, grid, key)
+        kernel = compute.kernel(self.needs, x.shape[:2])
+        segments = jnp.zeros(x.shape[:2], jnp.int32)
+        mask = None if kernel is None else make_mask(segments, kernel=kernel)
+        return x, Seen(mask, grid)
+
+
+class Block(nnx.Module):
+    """ViT's block, with positions before it or without: [B, T, D] -> [B, T, D].
+
+    `transformers` adds the positions behind the block before, which is the same sum.
+    """
+
+    def __init__(self, config: Config, positioned: bool):
+        self.position = _position(config) if positioned else None
+        self.attention = Attention(config)
+        self.mlp = Mlp(config)
+        self.grid = config.grid
+
+    def __call__(self, x: jax.Array, seen: Seen, key: jax.Array | None) -> jax.Array:
+        attention_key, mlp_key = split_key(key, 2)
+        if self.position is not None:
+            x = x + resized(self.position[...], self.grid, seen.grid)
+        return self.mlp(self.attention(x, seen.mask, attention_key), mlp_key)
+
+
+class Layers(nnx.Module):
+    """Linear maps from width D on, a ReLU between them."""
+
+    def __init__(self, width: int, outside: Sequence[tuple[int, str]], std: float):
+        made = [Linear(width, size, ("embed", axis), std) for size, axis in outside]
+        self.layers = nnx.List(made)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        first, *rest = self.layers
+        x = first(x)
+        for layer in rest:
+            x = layer(jax.nn.relu(x))
+        return x
+
+
+class Detector(nnx.Module):
+    """The top of a detector.
+
+    `logits` [B, Q, C + 1], the last of which is of no object, and `pred_boxes` [B, Q, 4]: centre,
+    width and height as shares of the image's.
+    """
+
+    def __init__(self, config: Config, num_labels: int):
+        own = config.fields
+        width, std = own["hidden_size"], own["initializer_range"]
+        self.norm = LayerNorm(width, own["layer_norm_eps"])
+        inner = [(width, "mlp")] * (HEAD_LAYERS - 1)
+        self.class_mlp = Layers(width, inner, std)
+        self.head = Linear(width, num_labels + 1, ("embed", "labels"), std)
+        self.box_mlp = Layers(width, [*inner, (4, "box")], std)
+        self.detections = own["num_detection_tokens"]
+
+    def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> Outputs:
+        x = self.norm(x)
+        found = x[:, -self.detections :]  # [B, Q, D]
+        return {
+            "logits": self.head(jax.nn.relu(self.class_mlp(found))).astype(jnp.float32),
+            "pred_boxes": jax.nn.sigmoid(self.box_mlp(found).astype(jnp.float32)),
+            "last_hidden_state": x,
+        }
+
+
+def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
+    """The one tower of a model under a head (a key of each of `MODEL_TYPES`)."""
+    top = Detector(config, num_labels or 2) if head else Encoder(config)
+    first = Part(Block(config, positioned=False))
+    mid = config.fields["use_mid_position_embeddings"]
+    rest = Part(Block(config, positioned=True)) if mid else first
+    blocks = (first, *[rest] * (config.fields["num_hidden_layers"] - 1))
+    return {"vision": Tower(Part(Stem(config)), blocks, Part(top))}

@@ -1,0 +1,80 @@
+"""A linear map with two thin matrices beside its kernel, which alone are meant to train."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from jaxft.models.layers.math import dropout, linear
+from jaxft.models.layers.modules import Leaf, Linear, parameter
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What is put beside a kernel [I, O].
+
+    Args:
+        rank: r, of the matrices [I, r] and [r, O].
+        scale: what their product is multiplied by, alpha / r.
+        dora: whether each column of the sum has a length of its own, a parameter too.
+        rate: dropout of what the matrices read.
+    """
+
+    rank: int
+    scale: float
+    dora: bool = False
+    rate: float = 0.0
+
+
+class LowRankLinear(nnx.Module):
+    """x W + (x A) B scale + b; with DoRA, the columns of W + A B scale at the lengths m.
+
+    The sum of the matrices is never made for x's sake, so that a frozen W costs no gradient of
+    its own size.
+
+    Args:
+        plain: the linear map whose W and b it takes.
+        low_rank: what is put beside them.
+
+    Source: Hu et al. (2021), https://arxiv.org/abs/2106.09685; Liu et al. (2024),
+    https://arxiv.org/abs/2402.09353. As in their code, A starts as a `torch.nn.Linear` does
+    (uniform, up to 1 / sqrt(I)), B at 0 and m at the columns' own lengths, and no gradient goes
+    through the lengths that are divided by. Dropout is of the thin matrices' input alone.
+    """
+
+    def __init__(self, plain: Linear, low_rank: LowRank):
+        self.kernel, self.bias = plain.kernel, plain.bias
+        leaf: Leaf = plain.kernel.get_metadata()["leaf"]
+        (inside, outside), (axis_in, axis_out) = leaf.shape, leaf.axes
+        rank = low_rank.rank
+        self.lora_a = parameter(Leaf((inside, rank), (axis_in, "rank"), spread=inside**-0.5))
+        self.lora_b = parameter(Leaf((rank, outside), ("rank", axis_out)))
+        length = Leaf((outside,), (axis_out,), mean=1.0, decay=False)
+        self.magnitude = parameter(length) if low_rank.dora else None
+        self.scale, self.rate = low_rank.scale, low_rank.rate
+        self.key: jax.Array | None = nnx.data(None)  # of dropout; `Part.bind` gives one
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel, a, b = self.kernel[...], self.lora_a[...], self.lora_b[...]
+        bias = None if self.bias is None else self.bias[...]
+        added = linear(linear(dropout(x, self.rate, self.key), a, None), b, None) * self.scale
+        if self.magnitude is None:
+            return linear(x, kernel, bias) + added
+        kept = lax.stop_gradient((kernel, a, b))
+        lengths = column_lengths(*kept, self.scale)
+        out = (linear(x, kernel, None) + added) * (self.magnitude[...] / lengths).astype(x.dtype)
+        return out if bias is None else out + bias
+
+
+def column_lengths(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
+    """The length of each column of W + A B scale: [O] float32."""
+    return jnp.sqrt(jnp.square(summed(kernel, a, b, scale)).sum(0))
+
+
+def summed(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
+    """W + A B scale: [I, O] float32."""
+    return kernel.astype(jnp.float32) + (a @ b).astype(jnp.float32) * scale

@@ -1,0 +1,231 @@
+"""Attention: B batch, T positions, S source positions, D width, H heads, K width of a head.
+
+Where queries are grouped, G heads of keys and values serve H = n G heads of queries.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from jaxft.models.layers.cache import KeyValues, attend, split_heads
+from jaxft.models.layers.kernels import Kernel, run_kernel
+from jaxft.models.layers.math import drop, key_words, matmul_precision, soft_capped
+
+HIDDEN = -1e9  # finite, so that no row of scores is ever empty
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Mask:
+    """Which positions see which: made once by a stem, read by every block.
+
+    Args:
+        segments: [B, T] int32: positions with the same number see each other.
+        bias: what to add to the scores, [B, 1, T, S] float32: 0 where a position sees another,
+            else a large negative number; None where the kernel does not read it.
+        causal: a position sees itself and those before it only.
+        window: it sees that many positions back, itself included; None for all.
+        kernel: what computes attention under it; None for XLA.
+        slot: where the one new position stands among those kept of before; None at the start.
+        kept: the block's keys and values of before, where they are kept.
+    """
+
+    segments: jax.Array
+    bias: jax.Array | None
+    causal: bool = field(default=False, metadata={"static": True})
+    window: int | None = field(default=None, metadata={"static": True})
+    kernel: Kernel | None = field(default=None, metadata={"static": True})
+    slot: jax.Array | None = None
+    kept: KeyValues | None = None
+
+    def within(self, window: jax.Array | int) -> Mask:
+        """The same mask with what lies `window` positions back or more hidden too."""
+        assert self.bias is not None  # a kernel that has no use for it is no choice here
+        near = _distance(self.bias.shape[-1], self.slot) < window
+        return replace(self, bias=jnp.where(near, self.bias, HIDDEN))
+
+
+def make_mask(
+    segments: jax.Array,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    slot: jax.Array | None = None,
+    kernel: Kernel | None = None,
+) -> Mask:
+    """The mask under which a position sees its own segment only.
+
+    Args:
+        segments: [B, T] int32: positions with the same number see each other; [B, S] where there
+            is a slot.
+        causal: a position sees itself and those before it only.
+        window: it sees that many positions back, itself included; None for all.
+        slot: the one position that is new, among S of which those before are kept; None where
+            all are new.
+        kernel: what will compute attention, as `Compute.kernel` gives it; None for XLA, which
+            also serves a slot.
+    """
+    kernel = kernel if slot is None else None
+    if kernel is not None and not kernel.reads_bias:
+        return Mask(segments, None, causal, window, kernel)
+    own = segments if slot is None else segments[:, slot][:, None]
+    seen = own[:, None, :, None] == segments[:, None, None, :]
+    distance = _distance(segments.shape[1], slot)
+    if causal:
+        seen &= distance >= 0
+    if window is not None:
+        seen &= distance < window
+    bias = jnp.where(seen, 0.0, HIDDEN).astype(jnp.float32)
+    return Mask(segments, bias, causal, window, kernel, slot)
+
+
+def _distance(length: int, slot: jax.Array | None) -> jax.Array:
+    """How far before a position another lies: [T, S] int32, with T = 1 where there is a slot."""
+    places = jnp.arange(length, dtype=jnp.int32)
+    own = places if slot is None else slot[None]
+    return own[:, None] - places[None, :]
+
+
+def attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: Mask | None,
+    *,
+    heads: int,
+    rate: float,
+    dropout_key: jax.Array | None,
+    scale: jax.Array | float = 1.0,
+    soft_cap: float | None = None,
+    positions: jax.Array | None = None,
+) -> jax.Array:
+    """Softmax attention with dropout on its weights.
+
+    Args:
+        query: [B, T, H K].
+        key, value: [B, S, H K], or [B, S, G K] where head g serves H / G heads of queries.
+        mask: which positions see which, None where all see all; it gets no gradient.
+        heads: the number of heads H.
+        rate: dropout on the attention weights.
+        dropout_key: None turns that dropout off.
+        scale: of the scores, on top of 1 / sqrt(K).
+        soft_cap: what no score goes beyond, either way; None for none.
+        positions: what a model has learned to add to the scores, [H, T, S]; XLA alone takes it.
+
+    Returns:
+        [B, T, H K].
+
+    Source: Vaswani et al. (2017), https://arxiv.org/abs/1706.03762; grouped queries: Ainslie
+    et al. (2023), https://arxiv.org/abs/2305.13245.
+    """
+    width, shape = query.shape[-1] // heads, query.shape
+    query = query * jnp.asarray(scale / math.sqrt(width), query.dtype)
+    query, key, value = (split_heads(x, width) for x in (query, key, value))
+    if mask is not None and mask.kept is not None:
+        mask.kept.add(key, value)
+    bias = None if mask is None else mask.bias
+    if mask is not None and mask.kept is not None and mask.slot is not None:
+        assert bias is not None  # no kernel serves a slot
+        bias = bias if positions is None else bias + positions
+        mixed = attend(query, mask.kept, bias, soft_cap)
+    elif mask is not None and mask.kernel is not None:
+        causal, window = mask.causal, mask.window
+        seen = mask.segments if bias is None else bias
+        mixed = run_kernel(
+            mask.kernel, query, key, value, seen, causal=causal, window=window, soft_cap=soft_cap
+        )
+    else:
+        mixed = _by_xla(query, key, value, bias, positions, rate, dropout_key, soft_cap)
+    return mixed.transpose(0, 2, 1, 3).reshape(shape)
+
+
+def attention_weights(query: jax.Array, key: jax.Array, *, heads: int) -> jax.Array:
+    """What `attention` weighs its values by, where all positions see each other.
+
+    Args:
+        query, key: [B, T, H K].
+        heads: the number of heads H.
+
+    Returns:
+        [B, H, T, T] float32; each row of the last axis adds up to 1.
+    """
+    width = query.shape[-1] // heads
+    query, key = (split_heads(x, width) for x in (query, key))
+    scores = _scores("bhtk,bhsk->bhts", query, key, matmul_precision())
+    return jax.nn.softmax(scores / math.sqrt(width), axis=-1)
+
+
+def _by_xla(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None,
+    positions: jax.Array | None,
+    rate: float,
+    dropout_key: jax.Array | None,
+    soft_cap: float | None,
+) -> jax.Array:
+    """[B, H, T, K] from queries [B, H, T, K], and keys and values [B, H or G, S, K]."""
+    heads = query.shape[1]
+    if key.shape[1] != heads:
+        key, value = (jnp.repeat(x, heads // x.shape[1], axis=1) for x in (key, value))
+    words = jnp.zeros(2, jnp.uint32) if dropout_key is None else key_words(dropout_key)
+    rate = 0.0 if dropout_key is None else rate
+    precision = matmul_precision()
+    return _attention(query, key, value, bias, positions, words, rate, soft_cap, precision)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
+def _attention(query, key, value, bias, positions, words, rate, soft_cap, precision):
+    inputs = query, key, value, bias, positions, words
+    return _attention_forward(*inputs, rate, soft_cap, precision)[0]
+
+
+def _attention_forward(query, key, value, bias, positions, words, rate, soft_cap, precision):
+    scores = _scores("bhtk,bhsk->bhts", query, key, precision)
+    capped = None
+    if soft_cap is not None:
+        scores = soft_capped(scores, soft_cap)
+        capped = scores.astype(query.dtype)
+    scores = scores if bias is None else scores + bias
+    scores = scores if positions is None else scores + positions
+    powers = jnp.exp(scores - scores.max(-1, keepdims=True))
+    weights = (powers * (1.0 / powers.sum(-1, keepdims=True))).astype(query.dtype)
+    dropped = drop(weights, rate, words) if rate else weights
+    out = jnp.einsum("bhts,bhsk->bhtk", dropped, value, precision=precision)
+    placed = None if positions is None else ()  # an empty tuple says that there are some
+    return out, (query, key, value, weights, out, words, capped, placed)
+
+
+def _attention_backward(rate, soft_cap, precision, kept, d_out):
+    """Keeps the weights (cheaper than their exponentials again) and not the dropout mask.
+
+    The softmax's sum over weights is d_out . out, a product [B, H, T, K] instead of one over
+    T x S, as in Dao et al. (2022), https://arxiv.org/abs/2205.14135.
+    """
+    query, key, value, weights, out, words, capped, placed = kept
+    dropped = drop(weights, rate, words) if rate else weights
+    d_value = jnp.einsum("bhts,bhtk->bhsk", dropped, d_out, precision=precision)
+    d_weights = _scores("bhtk,bhsk->bhts", d_out, value, precision)
+    d_weights = drop(d_weights, rate, words) if rate else d_weights
+    shared = (d_out.astype(jnp.float32) * out).sum(-1, keepdims=True)
+    d_scores = weights * (d_weights - shared)
+    d_positions = None if placed is None else d_scores.sum(0).astype(query.dtype)
+    if capped is not None:  # the slope of tanh
+        d_scores *= 1.0 - jnp.square(capped.astype(jnp.float32) / soft_cap)
+    d_scores = d_scores.astype(query.dtype)
+    d_query = jnp.einsum("bhts,bhsk->bhtk", d_scores, key, precision=precision)
+    d_key = jnp.einsum("bhts,bhtk->bhsk", d_scores, query, precision=precision)
+    return d_query, d_key, d_value, None, d_positions, None
+
+
+def _scores(letters: str, left: jax.Array, right: jax.Array, precision: str | None) -> jax.Array:
+    return jnp.einsum(letters, left, right, precision=precision, preferred_element_type=jnp.float32)
+
+
+_attention.defvjp(_attention_forward, _attention_backward)

@@ -1,0 +1,167 @@
+"""What decoders share: their mask, and their tops (bare stream, next-token scores, a class)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxft.models.layers.attention import Mask, make_mask
+from jaxft.models.layers.batch import Batch, check_length, read_last, segments_of, slot_of
+from jaxft.models.layers.kernels import Kernel
+from jaxft.models.layers.loss import token_losses
+from jaxft.models.layers.math import soft_capped
+from jaxft.models.layers.modules import Embedding, LayerNorm, Linear, RMSNorm
+
+Outputs = dict[str, jax.Array]
+Norm = LayerNorm | RMSNorm
+
+
+class Bare(nnx.Module):
+    """The normalised stream: `last_hidden_state` [B, T, D].
+
+    Args:
+        norm: of the stream; None where the last block ends in one.
+        projection: to the width of the word embeddings, where that is another.
+    """
+
+    def __init__(self, norm: Norm | None, projection: Linear | None = None):
+        self.norm = norm
+        self.projection = projection
+
+    def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> Outputs:
+        return {"last_hidden_state": _finished(x, self.norm, self.projection)}
+
+
+class CausalLm(nnx.Module):
+    """Scores of the next token: `logits` [B, T, V].
+
+    Where the batch has `targets` [B, T] (the next token, -1 where none is scored), each one's
+    cross-entropy, `losses` [B, T] float32, and whether its score is the highest, `hits` [B, T],
+    in place of the scores.
+
+    Args:
+        norm, projection: as `Bare` has them.
+        head: a matrix of its own, or the word embeddings (tied); or a module that ends in those.
+        soft_cap: bound of the scores; None for none.
+    """
+
+    def __init__(
+        self,
+        norm: Norm | None,
+        head: Embedding | Callable[[jax.Array], jax.Array],
+        projection: Linear | None = None,
+        soft_cap: float | None = None,
+    ):
+        self.norm = norm
+        self.projection = projection
+        self.head = head
+        self.soft_cap = soft_cap
+
+    def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> Outputs:
+        if "targets" in batch:
+            losses, hits = token_losses(self, x, batch["targets"])
+            return {"losses": losses, "hits": hits}
+        return {"logits": self.scores(x)}
+
+    def scores(self, x: jax.Array) -> jax.Array:
+        """The scores at each position: [B, T, D] -> [B, T, V] float32."""
+        score = self.head.scores if isinstance(self.head, Embedding) else self.head
+        scores = score(_finished(x, self.norm, self.projection)).astype(jnp.float32)
+        return scores if self.soft_cap is None else soft_capped(scores, self.soft_cap)
+
+
+class LastToken(nnx.Module):
+    """Scores of classes, read at the last token: `logits` [B, C], or [R, S, C] when packed.
+
+    Args:
+        norm, projection: as `Bare` has them.
+        head: from the stream to classes.
+        pad_token_id: the token that is never read; None for none.
+    """
+
+    def __init__(
+        self,
+        norm: Norm | None,
+        head: Linear,
+        pad_token_id: int | None,
+        projection: Linear | None = None,
+    ):
+        self.norm = norm
+        self.projection = projection
+        self.head = head
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> Outputs:
+        last = _finished(read_last(x, batch, self.pad_token_id), self.norm, self.projection)
+        return {"logits": self.head(last).astype(jnp.float32)}
+
+
+def _finished(x: jax.Array, norm: Norm | None, projection: Linear | None) -> jax.Array:
+    """The stream as a head reads it: [..., D] -> [..., E]."""
+    x = x if norm is None else norm(x)
+    return x if projection is None else projection(x)
+
+
+def causal_mask(
+    batch: Batch,
+    max_positions: int,
+    window: int | None,
+    kernel: Callable[[tuple[int, ...]], Kernel | None],
+) -> Mask:
+    """The mask under which each position of a text sees itself and those before it.
+
+    Args:
+        batch: the texts.
+        max_positions: the most tokens that a text may have.
+        window: how many positions back each sees, itself included; None for all.
+        kernel: rows and positions [B, T] -> the attention kernel for them.
+
+    Raises:
+        UserError: the text is longer than that.
+    """
+    check_length(batch, max_positions)
+    segments = segments_of(batch)
+    slot, served = slot_of(batch), kernel(segments.shape)
+    return make_mask(segments, causal=True, window=window, slot=slot, kernel=served)
+
+
+def decoder_top(
+    head: str | None,
+    norm: Norm | None,
+    *,
+    vocab_size: int,
+    width: int,
+    std: float,
+    tied: bool,
+    num_labels: int | None,
+    pad_token_id: int | None,
+    projection: Linear | None = None,
+    soft_cap: float | None = None,
+) -> tuple[nnx.Module, dict[str, str]]:
+    """The top of a decoder under a head, and its ties.
+
+    Args:
+        head: `text_classification`, `causal_lm`, or None for the bare stream.
+        norm, projection: as `Bare` has them.
+        vocab_size: V.
+        width: what the head reads, E.
+        std: the standard deviation of a fresh head.
+        tied: whether words are scored against their own embeddings.
+        num_labels: classes; None for two.
+        pad_token_id: the token that no class is read from.
+        soft_cap: bound of the scores of words.
+    """
+    if head == "text_classification":
+        classes = Linear(width, num_labels or 2, ("embed", "labels"), std, bias=False)
+        return LastToken(norm, classes, pad_token_id, projection), {}
+    if head is None:
+        return Bare(norm, projection), {}
+    if tied:
+        words = Embedding(vocab_size, width, "vocab", std)
+        ties = {"head/embedding": "embeddings/word/embedding"}
+        return CausalLm(norm, words, projection, soft_cap), ties
+    scores = Linear(width, vocab_size, ("embed", "vocab"), std, bias=False)
+    return CausalLm(norm, scores, projection, soft_cap), {}

@@ -1,0 +1,132 @@
+"""The parts that blocks are made of: modules that hold parameters and nothing else.
+
+A module is built with the shapes of its parameters only; its values come from the flat dict
+when `transformer.Part.bind` puts them in. Modules compute in the type of their input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from jaxft.models.layers.math import embed, layer_norm, linear, rms_norm
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """What is known of a parameter before its value.
+
+    Args:
+        shape: its shape.
+        axes: a logical axis name per dimension (what sharding rules speak of).
+        mean: the mean of a fresh value.
+        std: the standard deviation of a fresh value (normal); 0 for a constant.
+        decay: whether weight decay is meant for it.
+        spread: how far a fresh value may lie from the mean (uniform), where it is not normal.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    mean: float = 0.0
+    std: float = 0.0
+    decay: bool = True
+    spread: float = 0.0
+
+
+def parameter(leaf: Leaf) -> nnx.Param:
+    """A parameter of a module that has a description and no value yet."""
+    return nnx.Param(jax.ShapeDtypeStruct(leaf.shape, jnp.float32), leaf=leaf)
+
+
+class Linear(nnx.Module):
+    """x W + b, or x W, with the kernel [I, O].
+
+    Args:
+        inside, outside: I and O.
+        axes: the logical names of I and O.
+        std: the standard deviation of a fresh kernel.
+        bias: whether there is a b.
+    """
+
+    def __init__(
+        self, inside: int, outside: int, axes: tuple[str, str], std: float, bias: bool = True
+    ):
+        self.kernel = parameter(Leaf((inside, outside), axes, std=std))
+        self.bias = parameter(Leaf((outside,), axes[1:], decay=False)) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return linear(x, self.kernel[...], None if self.bias is None else self.bias[...])
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation with a scale and a bias of width D, or with neither.
+
+    Args:
+        width: D.
+        eps: added to the variance.
+        affine: whether there is a scale and a bias.
+    """
+
+    def __init__(self, width: int, eps: float, affine: bool = True):
+        scale = Leaf((width,), ("embed",), mean=1.0, decay=False)
+        self.scale = parameter(scale) if affine else None
+        self.bias = parameter(Leaf((width,), ("embed",), decay=False)) if affine else None
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.scale is None or self.bias is None:
+            ones = jnp.ones(x.shape[-1], x.dtype)
+            return layer_norm(x, ones, jnp.zeros_like(ones), self.eps)
+        return layer_norm(x, self.scale[...], self.bias[...], self.eps)
+
+
+class RMSNorm(nnx.Module):
+    """Division by the root mean square, with a scale of width D.
+
+    Args:
+        width: D.
+        eps: added to the mean square.
+        axis: the logical name of D.
+        from_one: whether the scale is told as its distance from 1, as Gemma has it.
+    """
+
+    def __init__(self, width: int, eps: float, axis: str = "embed", from_one: bool = False):
+        fresh = 0.0 if from_one else 1.0
+        self.scale = parameter(Leaf((width,), (axis,), mean=fresh, decay=False))
+        self.eps = eps
+        self.from_one = from_one
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.scale[...]
+        scale = scale.astype(jnp.float32) + 1.0 if self.from_one else scale
+        return rms_norm(x, scale, self.eps)
+
+
+class Embedding(nnx.Module):
+    """A table [V, D] of vectors.
+
+    Args:
+        count, width: V and D.
+        axis: the logical name of V.
+        std: the standard deviation of a fresh table.
+        decay: whether weight decay is meant for it (not for positions).
+    """
+
+    def __init__(self, count: int, width: int, axis: str, std: float, decay: bool = True):
+        self.embedding = parameter(Leaf((count, width), (axis, "embed"), std=std, decay=decay))
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        return embed(self.embedding[...], ids)
+
+    def scores(self, x: jax.Array) -> jax.Array:
+        """The product of `x` [..., D] with every row: `[..., V]`."""
+        return lax.dot_general(x, self.embedding[...], (((x.ndim - 1,), (1,)), ((), ())))
+
+
+def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:
+    """`count` keys out of one; no key (no dropout) stays no key."""
+    return [None] * count if key is None else list(jax.random.split(key, count))

@@ -1,0 +1,69 @@
+"""How the devices of a mesh cut a parameter, and how its parts come together where it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxft.models.layers.modules import Leaf
+
+# Mesh axes a logical axis may take, in order of preference. A dimension that an axis does not
+# divide goes on to the next: 30,522 words do not split in 4.
+RULES: Mapping[str, tuple[str, ...]] = {
+    "vocab": ("tensor", "fsdp"),
+    "embed": ("fsdp", "tensor"),
+    "heads": ("tensor", "fsdp"),
+    "mlp": ("tensor", "fsdp"),
+}
+
+
+def partition(shape: Sequence[int], axes: Sequence[str | None], mesh: Mesh) -> PartitionSpec:
+    """How one parameter is cut.
+
+    Vectors stay whole over `fsdp`: gathering a few hundred numbers costs more than keeping them.
+
+    Args:
+        shape: the parameter's shape.
+        axes: its logical axis names, one a dimension.
+        mesh: the mesh to lie on.
+    """
+    taken: set[str] = set()
+    spec: list[str | None] = []
+    for size, axis in zip(shape, axes, strict=True):
+        choice = None
+        for candidate in RULES.get(axis or "", ()):
+            ways = mesh.shape[candidate]
+            whole = candidate == "fsdp" and len(shape) < 2
+            if ways > 1 and not whole and candidate not in taken and size % ways == 0:
+                choice = candidate
+                taken.add(candidate)
+                break
+        spec.append(choice)
+    return PartitionSpec(*spec)
+
+
+def gathered(
+    values: Mapping[str, jax.Array], leaves: Mapping[str, Leaf], mesh: Mesh | None
+) -> Mapping[str, jax.Array]:
+    """Parameters as a part of the model is bound to them: whole over `fsdp`, in words.
+
+    On a mesh whose three axes all cut, XLA does not gather a kernel that is larger than what it is
+    multiplied with: it moves rows round instead, and those of some devices end up with others, so
+    that `x @ w` itself is wrong (jaxlib 0.10.2: x over (data, fsdp), w over (tensor, fsdp)). Said
+    like this, it gathers. On any other mesh the partitioner is left to itself.
+
+    Args:
+        values: path -> array.
+        leaves: path -> what is known of it.
+        mesh: the devices; None where they are not known.
+    """
+    if mesh is None or min(mesh.shape.values()) == 1:
+        return values
+    return {path: _whole_over_fsdp(value, leaves[path], mesh) for path, value in values.items()}
+
+
+def _whole_over_fsdp(value: jax.Array, leaf: Leaf, mesh: Mesh) -> jax.Array:
+    cut = (axis if axis != "fsdp" else None for axis in partition(value.shape, leaf.axes, mesh))
+    return jax.lax.with_sharding_constraint(value, NamedSharding(mesh, PartitionSpec(*cut)))

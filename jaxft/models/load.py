@@ -1,0 +1,288 @@
+"""From a checkpoint to a Model and back: the family is found by the config's `model_type`."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Sharding
+
+from jaxft.data.text.tokenizer import load_tokenizer
+from jaxft.errors import UserError, nearest
+from jaxft.models import families as families_package
+from jaxft.models.adapters.low_rank import Adapter
+from jaxft.models.families.clip import clip
+from jaxft.models.families.encoder_decoder import encoder_decoder
+from jaxft.models.families.gpt2 import imagegpt
+from jaxft.models.families.gpt2.imagegpt_classes import with_classes
+from jaxft.models.families.vit import yolos_from_vit
+from jaxft.models.family import Family, class_labels, leaves_of, refits_of, settled_fields
+from jaxft.models.layers.modules import Leaf
+from jaxft.models.load_adapters import with_adapter
+from jaxft.models.model import Model
+from jaxft.models.reinit import reinitialised, with_new
+from jaxft.models.values import with_values
+from jaxft.models.weights.config_fields import pad_token_id
+from jaxft.models.weights.files import Tensor, open_tensors
+from jaxft.models.weights.names import match, resolve_names
+from jaxft.models.weights.promised import promised
+from jaxft.models.weights.source import Checkpoint, Source, read_config, resolve
+from jaxft.models.weights.vocab import with_vocabulary
+
+DETECTION = "object_detection"
+IMAGE_GENERATION = "image_generation"
+# Those whose width is a number of named classes.
+CLASS_HEADS = ("text_classification", "image_classification", "token_classification", DETECTION)
+# Those that read the stream as it is.
+HEADLESS = ("embedding",)
+
+ShardingOf = Callable[[str, tuple[int, ...], tuple[str, ...]], Sharding | None]
+
+
+def load(
+    checkpoint: Checkpoint,
+    *,
+    task: str | None = None,
+    num_labels: int | None = None,
+    labels: Sequence[str] | None = None,
+    dtype: str = "float32",
+    seed: int = 0,
+    dropout: float | None = None,
+    ignore: Sequence[str] = (),
+    resize_vocab: bool = False,
+    reinit: int = 0,
+    image_size: int | None = None,
+    detection_tokens: int | None = None,
+    adapter: Adapter | str | Path | None = None,
+    new: Sequence[str] = (),
+    sharding: ShardingOf | None = None,
+    cache: str | None = None,
+) -> Model:
+    """A model with the parameters of a checkpoint.
+
+    Args:
+        checkpoint: a folder, a hub id (`owner/name@revision`) or `package:module/path`; or two
+            of them: `vision` and `text`, whose towers are put side by side in a new space, or
+            `encoder` and `decoder`, which is to read the other.
+        task: what the model is to end in; None for the checkpoint's own architecture.
+        num_labels: classes of the head; None for as many as `labels`, or as the checkpoint says.
+        labels: class names in order of id. The checkpoint's own classifier is kept where number
+            and names agree, and is new otherwise.
+        dtype: the type to hold parameters in.
+        seed: from which new parameters are drawn.
+        dropout: one rate throughout; None for the checkpoint's own.
+        ignore: fields of config.json, and tensors, that may be passed over.
+        resize_vocab: grow the embeddings where the tokenizer has more pieces; a new row is the
+            mean of the old.
+        reinit: blocks from the top that begin anew, and with them the pooler; 0 for none.
+        image_size: pixels a side of the images to take; None for the checkpoint's own.
+        detection_tokens: the most objects to find in an image, where a ViT becomes a detector.
+        adapter: thin matrices to put beside kernels; or PEFT's folder of some.
+        new: parameters that count as new, although the checkpoint has them: a run's own has
+            what the run began with.
+        sharding: (name, shape, axes) -> where the parameter's shards go.
+        cache: the hub's cache folder.
+
+    Raises:
+        UserError: the checkpoint is not there, not whole, or not understood.
+    """
+    model = describe(
+        checkpoint,
+        task=task,
+        num_labels=num_labels,
+        labels=labels,
+        dtype=dtype,
+        dropout=dropout,
+        ignore=ignore,
+        resize_vocab=resize_vocab,
+        reinit=reinit,
+        image_size=image_size,
+        detection_tokens=detection_tokens,
+        adapter=adapter,
+        new=new,
+        sharding=sharding,
+        cache=cache,
+    )
+    return with_values(model, dtype=dtype, seed=seed)
+
+
+def describe(
+    checkpoint: Checkpoint,
+    *,
+    task: str | None = None,
+    num_labels: int | None = None,
+    labels: Sequence[str] | None = None,
+    dtype: str = "float32",
+    dropout: float | None = None,
+    ignore: Sequence[str] = (),
+    resize_vocab: bool = False,
+    reinit: int = 0,
+    image_size: int | None = None,
+    detection_tokens: int | None = None,
+    adapter: Adapter | str | Path | None = None,
+    new: Sequence[str] = (),
+    sharding: ShardingOf | None = None,
+    cache: str | None = None,
+    weights: bool = True,
+) -> Model:
+    """A model as `load` gives it, with shapes for parameters: no weight is read.
+
+    The arguments are those of `load`. What is wrong with a checkpoint is found here. Without
+    `weights` its config is enough, and they are taken to be as that says.
+    """
+    source = resolve(checkpoint, cache)
+    fields, tensors = _content(source, task, resize_vocab, detection_tokens, labels, weights)
+    fields = settled_fields(family := _family(fields, source), fields, tensors)
+    head, config = _head(family, fields, task), _config(family, fields, ignore, dropout, image_size)
+    own, labels = class_labels(fields, num_labels, labels)
+    towers, named = family.towers(config, head, len(labels)), _named(head, labels)
+    lines = resolve_names(family.names(head, fields["model_type"]), leaves := leaves_of(towers))
+    matching = match(
+        tensors or promised(lines, leaves, source.folder, named is not None),
+        *(lines, leaves),
+        canonical=family.canonical,
+        fresh=family.FRESH,
+        refuse=("head/",) if named and own != labels else (),
+        unused=(*family.UNUSED, *ignore),
+        refit=refits_of(family, config, fields),
+        grow=resize_vocab,
+    )
+    matching = with_new(reinitialised(matching, towers, reinit), new)
+    model = Model(family, config, head, named, {}, towers, source, fields, matching, image_size)
+    model = model if adapter is None else with_adapter(model, adapter)
+    return replace(model, params=_shapes(model.leaves, dtype, sharding))
+
+
+def _shapes(
+    leaves: Mapping[str, Leaf], dtype: str, sharding: ShardingOf | None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Every parameter before its value: shape, type and place."""
+    return {
+        name: jax.ShapeDtypeStruct(
+            leaf.shape,
+            jnp.dtype(dtype),
+            sharding=sharding(name, leaf.shape, leaf.axes) if sharding else None,
+        )
+        for name, leaf in leaves.items()
+    }
+
+
+def families() -> dict[str, Family]:
+    """Every model type and the file that computes it: those with a table `MODEL_TYPES`."""
+    found: dict[str, Family] = {}
+    for part in pkgutil.walk_packages(families_package.__path__, f"{families_package.__name__}."):
+        module = importlib.import_module(part.name)
+        found |= dict.fromkeys(getattr(module, "MODEL_TYPES", ()), cast(Family, module))
+    return found
+
+
+def _family(fields: Mapping[str, Any], source: Source) -> Family:
+    """The file of a config's model type; of two towers, the families of both put together."""
+    known, model_type = families(), fields["model_type"]
+    if model_type not in known:
+        close = [f"Did you mean '{name}'? " for name in nearest(model_type, known)]
+        raise UserError(
+            f"config.json: the model_type '{model_type}' is not supported.",
+            "".join([*close, f"Known: {', '.join(sorted(known))}."]),
+        )
+    if model_type in encoder_decoder.MODEL_TYPES:
+        paired = source.second is not None
+        return cast(Family, encoder_decoder.compose(fields, known, paired))
+    two = model_type in clip.MODEL_TYPES
+    return cast(Family, clip.compose(fields, known)) if two else known[model_type]
+
+
+def _fields(source: Source, resize_vocab: bool) -> dict[str, Any]:
+    """The config.json of a checkpoint, or of two, with what the tokenizer says beside it."""
+    fields, folder = read_config(source.folder), source.tokenizer_folder
+    if source.second is not None:
+        second = read_config(source.second.folder)
+        if source.decodes:
+            tokens = load_tokenizer(folder)
+            fields = encoder_decoder.join_configs(
+                clip.one_config(fields, "vision_config"), second, tokens.first_id, tokens.last_id
+            )
+        else:
+            fields = clip.join_configs(fields, second)
+    fields["pad_token_id"] = pad_token_id(fields, folder)
+    return with_vocabulary(fields, load_tokenizer(folder).vocab_size) if resize_vocab else fields
+
+
+def _tensors(source: Source) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint, or of two."""
+    found = open_tensors(source.weight_files, source.weight_map)
+    if source.second is None:
+        return found
+    second = open_tensors(source.second.weight_files, source.second.weight_map)
+    if source.decodes:
+        return encoder_decoder.join_tensors(clip.one_tower(found, clip.VISION), second)
+    return clip.join_tensors(found, second)
+
+
+def _content(
+    source: Source,
+    task: str | None,
+    resize_vocab: bool,
+    detection_tokens: int | None,
+    labels: Sequence[str] | None,
+    weights: bool,
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config.json and the tensors of a checkpoint, or of what it becomes for a task."""
+    fields, tensors = _fields(source, resize_vocab), _tensors(source) if weights else {}
+    if task == IMAGE_GENERATION and labels and fields["model_type"] in imagegpt.MODEL_TYPES:
+        return with_classes(fields, tensors, source.folder, labels)
+    if task != DETECTION:
+        return fields, tensors
+    return yolos_from_vit.detector(fields, tensors, detection_tokens)
+
+
+def _named(head: str | None, labels: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The classes, where a head has any."""
+    return labels if head in CLASS_HEADS else None
+
+
+def _config(
+    family: Family,
+    fields: Mapping[str, Any],
+    ignore: Sequence[str],
+    dropout: float | None,
+    image_size: int | None,
+) -> Any:
+    """The checkpoint's config with another dropout rate and image size, where they are asked."""
+    config = family.Config.from_hf(fields, (*ignore, *family.UNREAD))
+    if dropout is not None:
+        config = config.with_dropout(dropout)
+    if image_size is None or IMAGE_GENERATION in family.MODEL_TYPES[fields["model_type"]]:
+        return config  # what reads an image as words takes any of them, as it takes any text
+    if getattr(config, "image_size", None) is None:
+        raise UserError(
+            f"model.image_size: a {fields['model_type']} reads no images.", "Leave it out."
+        )
+    return config.with_image_size(image_size)
+
+
+def _head(family: Family, fields: Mapping[str, Any], task: str | None) -> str | None:
+    """The head that a task asks for, or the checkpoint's own."""
+    heads = family.MODEL_TYPES[fields["model_type"]]
+    known = ", ".join(name for name in heads if name)
+    if task in HEADLESS and None in heads:
+        return None
+    if task is not None:
+        if task not in heads:
+            raise UserError(
+                f"The task '{task}' has no head on {fields['model_type']}.", f"Known: {known}."
+            )
+        return task
+    own = (fields.get("architectures") or list(heads.values()))[0]
+    for head, architecture in heads.items():
+        if architecture == own:
+            return head
+    raise UserError(
+        f"config.json: the architecture {own} is not supported.", f"Name a task: {known}."
+    )

@@ -1,0 +1,105 @@
+"""A model with adapters beside its kernels, and the adapters alone as PEFT has them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from jaxft.errors import UserError
+from jaxft.models.adapters.low_rank import Adapted, Adapter, choose, inject, is_adapter, kernels_of
+from jaxft.models.adapters.read import read_adapter
+from jaxft.models.adapters.write import TASKS, write_adapter
+from jaxft.models.family import leaves_of
+from jaxft.models.model import Model
+from jaxft.models.weights.export import to_tensors
+from jaxft.models.weights.files import Tensor
+from jaxft.storage.buckets import published
+from jaxft.storage.files import place
+from jaxft.tree import natural_order
+
+
+def with_adapter(model: Model, adapter: Adapter | str | Path) -> Model:
+    """A model with adapters beside its kernels, without their values.
+
+    Args:
+        model: without any.
+        adapter: new ones; or PEFT's folder, whose parameters are then among those to be loaded.
+
+    Raises:
+        UserError: it does not fit the model.
+    """
+    loaded: dict[str, Tensor] = {}
+    if isinstance(adapter, Adapter):
+        kernels = choose(model.towers, adapter)
+    else:
+        held = _held_names(model)
+
+        def spelled(name: str) -> str:
+            return held.get(name) or model.family.canonical(name)
+
+        files = Path(adapter), model.hf_names, model.leaves
+        kernels, loaded = read_adapter(*files, kernels_of(model.towers), spelled)
+    towers = inject(model.towers, kernels)
+    # What the folder brings of the model itself (a head) is not the checkpoint's either.
+    new = {*model.matching.new, *loaded, *(leaves_of(towers).keys() - model.leaves.keys())}
+    new -= {name for name in loaded if is_adapter(name)}
+    matching = replace(
+        model.matching,
+        loaded={**model.matching.loaded, **loaded},
+        new=tuple(natural_order(new)),
+    )
+    return replace(model, towers=towers, matching=matching, adapted=Adapted(kernels, model.towers))
+
+
+def save_adapter(
+    model: Model, folder: str | Path, base: str | None = None, also: Sequence[str] = ()
+) -> Path:
+    """Writes a model's adapters alone, as PEFT does.
+
+    Args:
+        model: with adapters.
+        folder: where; made where it is not there.
+        base: what to call the model that they belong to; None for what it was loaded by.
+        also: parameters that trained beside them, such as a head's; their modules are written
+            whole.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: there are no adapters, or PEFT has no place for one of `also`.
+    """
+    if model.adapted is None:
+        raise UserError("The model has no adapter that could be saved by itself.")
+    names = model.hf_names
+    held = {hf: name for name, hf in _held_names(model).items()}
+    modules = {_module(names[name].hf) for name in also} - {""}
+    whole = {n: line for n, line in names.items() if n in also or _module(line.hf) in modules}
+    tensors = to_tensors(model.params, whole, model.matching.loaded)
+    about = {
+        "base_model_name_or_path": base or model.source.asked,
+        "task_type": TASKS.get(model.head),
+    }
+    chosen = {held[hf]: value for hf, value in tensors}
+    with published(folder) as here:
+        write_adapter(here, model.params, model.adapted.kernels, names, held, chosen, about)
+    return place(folder)
+
+
+def _held_names(model: Model) -> dict[str, str]:
+    """Each tensor's name as PyTorch holds it in memory, and as the name table spells it.
+
+    Most families' are those of their files; where one's are not, it says so by `in_memory`.
+    """
+    renamed = getattr(model.family, "in_memory", None)
+    found = {}
+    for line in model.hf_names.values():
+        name = model.family.exported(line.hf, model.head, model.model_type)
+        found[renamed(name, model.model_type) if renamed else name] = line.hf
+    return found
+
+
+def _module(hf: str) -> str:
+    """The module that a tensor is of; none for what is in no module."""
+    return hf.rpartition(".")[0]

@@ -1,0 +1,298 @@
+"""A checkpoint in hand: its parameters, what is known of each, and what it computes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxft.data.image.images import save_processor
+from jaxft.models.adapters.low_rank import Adapted, is_adapter, merge
+from jaxft.models.family import Family, Towers, leaves_of
+from jaxft.models.layers.modules import Leaf
+from jaxft.models.tower.run import TRUNK, run_tower, run_trunk
+from jaxft.models.tower.tower import PLAIN, Compute, Tower
+from jaxft.models.weights.export import MAX_SHARD, to_tensors, write_weights
+from jaxft.models.weights.names import Matching, Name, resolve_names
+from jaxft.models.weights.source import Source
+from jaxft.storage.buckets import published
+from jaxft.storage.files import place, write_atomic
+from jaxft.tree import natural_order
+
+
+@dataclass(frozen=True)
+class Report:
+    """What loading did: names of parameters loaded and new, of checkpoint tensors unused, notes."""
+
+    loaded: tuple[str, ...]
+    new: tuple[str, ...]
+    unused: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A checkpoint in hand: parameters as a flat dict, and pure functions of them.
+
+    Args:
+        family: the module that computes it.
+        config: the family's `Config`.
+        head: the task it ends in (a key of the family's `MODEL_TYPES[...]`).
+        labels: class names in order of id, where the head has classes.
+        params: name -> array (ShapeDtypeStruct after `describe`).
+        towers: its parts.
+        source: where it came from.
+        fields: the source's config.json.
+        matching: which tensor each parameter was read from.
+        asked_size: pixels a side of its images, where it was loaded for others than its own.
+        adapted: what was put beside its kernels, if anything.
+        problem_type: Hugging Face's name of the loss, where it is not the source's own.
+    """
+
+    family: Family
+    config: Any
+    head: str | None
+    labels: tuple[str, ...] | None
+    params: dict[str, Any]
+    towers: Towers
+    source: Source
+    fields: Mapping[str, Any]
+    matching: Matching
+    asked_size: int | None = None
+    adapted: Adapted | None = None
+    problem_type: str | None = None
+
+    @cached_property
+    def leaves(self) -> dict[str, Leaf]:
+        """Every parameter's description, in natural order."""
+        return leaves_of(self.towers)
+
+    @property
+    def axes(self) -> dict[str, tuple[str, ...]]:
+        """name -> a logical axis name per dimension."""
+        return {name: leaf.axes for name, leaf in self.leaves.items()}
+
+    @cached_property
+    def depths(self) -> dict[str, int]:
+        """name -> depth in its own tower: 0 embeddings, i + 1 block i, n + 1 what is above.
+
+        What belongs to no tower is as deep as the deepest of them.
+        """
+        found: dict[str, int] = {}
+        for part in self.towers.values():
+            alone = dict.fromkeys(part.leaves, self.num_depths - 1)
+            found |= part.depths if isinstance(part, Tower) else alone
+        return {name: found[name] for name in self.leaves}
+
+    @cached_property
+    def tops(self) -> dict[str, int]:
+        """name -> the depth of the top of its own tower: n + 1 for n blocks."""
+        found: dict[str, int] = {}
+        for part in self.towers.values():
+            last = part.last if isinstance(part, Tower) else self.num_depths - 1
+            found |= dict.fromkeys(part.leaves, last)
+        return {name: found[name] for name in self.leaves}
+
+    @property
+    def num_depths(self) -> int:
+        """How many depths there are: n + 2 for n blocks, of the deepest tower."""
+        return max(part.last for part in self.towers.values() if isinstance(part, Tower)) + 1
+
+    @property
+    def no_decay(self) -> frozenset[str]:
+        """Parameters that weight decay is not meant for: biases, norms, positions, scalars."""
+        return frozenset(n for n, leaf in self.leaves.items() if not leaf.decay)
+
+    @property
+    def model_type(self) -> str:
+        """The `model_type` of its config.json."""
+        return self.fields["model_type"]
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """Our name -> the name in a Hugging Face file of this architecture."""
+        return {
+            ours: self.family.exported(name.hf, self.head, self.model_type)
+            for ours, name in self.hf_names.items()
+        }
+
+    @cached_property
+    def hf_names(self) -> dict[str, Name]:
+        """Our name -> its line of the family's name table; adapters have none."""
+        own = [name for name in self.leaves if not is_adapter(name)]
+        return resolve_names(self.family.names(self.head, self.model_type), own)
+
+    @property
+    def report(self) -> Report:
+        """What loading did."""
+        found = self.matching
+        return Report(tuple(found.loaded), found.new, found.unused, found.notes)
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The folder with the tokenizer's files."""
+        return self.source.tokenizer_folder
+
+    @property
+    def max_positions(self) -> int:
+        """The most positions an example may have in a row; 1 where it reads no text."""
+        return getattr(self.config, "max_positions", 1)
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of rows of the word embeddings; 0 where it reads no text."""
+        return getattr(self.config, "vocab_size", 0)
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width of its images, as asked or else as it was made; None without any."""
+        if self.asked_size is not None:
+            return self.asked_size, self.asked_size
+        return getattr(self.config, "image_size", None)
+
+    @property
+    def num_labels(self) -> int | None:
+        """The number of classes, where the head has classes."""
+        return None if self.labels is None else len(self.labels)
+
+    def apply(
+        self,
+        params: Mapping[str, jax.Array],
+        batch: Mapping[str, Any],
+        key: jax.Array | None = None,
+        compute: Compute = PLAIN,
+    ) -> dict[str, jax.Array]:
+        """The outputs for a batch: pure in (params, batch, key).
+
+        Args:
+            params: the flat dict.
+            batch: Hugging Face's input names (`input_ids` [B, T], `attention_mask`,
+                `token_type_ids`, `pixel_values` [B, C, H, W]); or packed rows of text:
+                `segment_ids`, `position_ids` [R, T] and `read_positions` [R, S] too.
+            key: turns dropout on.
+            compute: how to run.
+
+        Returns:
+            Hugging Face's output names -> arrays.
+
+        Raises:
+            UserError: a text is too long for the model, or an image not of its size.
+        """
+        arrays = {name: jnp.asarray(value) for name, value in batch.items()}
+        if apply := getattr(self.family, "apply", None):
+            return apply(self.towers, params, arrays, key, compute)
+        (tower,) = self.towers.values()
+        assert isinstance(tower, Tower)  # a part alone is no model
+        return run_tower(tower, params, arrays, key, compute)
+
+    def trunk(
+        self, params: Mapping[str, jax.Array], batch: Mapping[str, Any], compute: Compute
+    ) -> dict[str, jax.Array]:
+        """The stream of each tower that has a trunk, where that ends: `trunk` -> [B, T, D].
+
+        Put into the batch, they are what `apply` starts from under the same `compute`.
+        """
+        return {
+            tower.prefix + TRUNK: run_trunk(tower, params, batch, compute)
+            for tower in self.towers.values()
+            if isinstance(tower, Tower) and tower.frozen_blocks(compute) is not None
+        }
+
+    def __call__(self, **batch: Any) -> dict[str, jax.Array]:
+        """The outputs for Hugging Face's inputs, with this model's parameters and no dropout."""
+        return self._forward(self.params, batch)
+
+    @cached_property
+    def _forward(self) -> Callable[..., dict[str, jax.Array]]:
+        return jax.jit(lambda params, batch: self.apply(params, batch))
+
+    def with_params(self, params: Mapping[str, Any]) -> Model:
+        """The same model with other values for all of its parameters."""
+        if params.keys() != self.leaves.keys():
+            odd = natural_order(params.keys() ^ self.leaves.keys())
+            raise ValueError(f"not this model's parameters: {odd[0]} ({len(odd)} differ)")
+        return replace(self, params={name: params[name] for name in self.leaves})
+
+    def plain(self) -> Model:
+        """The model without its adapters."""
+        if self.adapted is None:
+            return self
+        params = {name: leaf for name, leaf in self.params.items() if not is_adapter(name)}
+        new = tuple(name for name in self.matching.new if not is_adapter(name))
+        matching = replace(self.matching, new=new)
+        towers = self.adapted.plain
+        return replace(self, params=params, towers=towers, matching=matching, adapted=None)
+
+    def merged(self) -> Model:
+        """The model with its adapters taken into their kernels."""
+        if self.adapted is None:
+            return self
+        return self.plain().with_params(merge(self.params, self.adapted.kernels))
+
+    def save(
+        self,
+        folder: str | Path,
+        params: Mapping[str, Any] | None = None,
+        max_shard: int = MAX_SHARD,
+    ) -> Path:
+        """Writes a Hugging Face folder: config, weights, and the source's files beside them.
+
+        Adapters are taken into their kernels first.
+
+        Args:
+            folder: where; made where it is not there. Each file is whole or not there, and
+                config.json, which makes the folder a checkpoint, comes last.
+            params: the values; None for this model's own. Those that were never changed are
+                written byte for byte as the source has them.
+            max_shard: bytes of a file of weights at most; there are several and an index where
+                they do not fit one.
+
+        Returns:
+            The folder.
+        """
+        if self.adapted is not None:
+            chosen = self if params is None else self.with_params(params)
+            return chosen.merged().save(folder, max_shard=max_shard)
+        with published(folder) as here:
+            self._write(here, params, max_shard)
+        return place(folder)
+
+    def _write(self, folder: Path, params: Mapping[str, Any] | None, max_shard: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = to_tensors(params or self.params, self.hf_names, self.matching.loaded)
+        exported = (
+            (self.family.exported(name, self.head, self.model_type), value)
+            for name, value in tensors
+        )
+        types = write_weights(folder, exported, max_shard)
+        for name, file in self.source.companions.items():
+            target = folder / name
+            if file.resolve() != target.resolve():
+                write_atomic(target, file.read_bytes())
+        if self.asked_size:
+            save_processor(self.source.folder, folder, self.asked_size)
+        text = json.dumps(self._hf_config(types), indent=2, sort_keys=True) + "\n"
+        write_atomic(folder / "config.json", text.encode())
+
+    def _hf_config(self, types: set[str]) -> dict[str, Any]:
+        """The source's config.json, brought up to what this model is."""
+        stale = {"torch_dtype", "_name_or_path", "text_config_dict", "vision_config_dict"}
+        if any(name.startswith("head/") for name in self.matching.new):
+            stale.add("problem_type")  # it spoke of the head that was there before
+        fields = {name: value for name, value in self.fields.items() if name not in stale}
+        fields |= self.config.to_hf()
+        fields["architectures"] = [self.family.MODEL_TYPES[self.model_type][self.head]]
+        if self.problem_type is not None:
+            fields["problem_type"] = self.problem_type
+        # transformers reads every tensor in this type, so it is the widest that was written.
+        fields["dtype"] = str(jnp.result_type(*types))
+        if self.labels is not None:
+            fields["id2label"] = {str(i): name for i, name in enumerate(self.labels)}
+            fields["label2id"] = {name: i for i, name in enumerate(self.labels)}
+        return fields

@@ -1,0 +1,174 @@
+"""A tower's blocks as a pure function of the flat parameters: runs of alike blocks, scanned or not.
+
+B rows of T positions, D wide.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxft.models.layers.kernels import HEADS, ROWS
+from jaxft.models.layers.math import PRODUCT
+from jaxft.models.tower.tower import Compute, Params, Part, Tower
+
+STREAM = "stream"  # the name of what a block reads, for those who keep it when much is not
+# What is kept for the way back, in a block and between the blocks of a scan.
+KEPT = {
+    "full": jax.checkpoint_policies.save_only_these_names(STREAM),
+    "dots": jax.checkpoint_policies.save_only_these_names(STREAM, PRODUCT),
+}
+# A run whose blocks are computed again is scanned in so many pieces, of few blocks each: only one
+# piece's weights are then stacked and narrowed at a time, on the way there and on the way back.
+# Each piece is a program to compile.
+PIECES, FEW = 4, 4
+
+Numbers = Mapping[str, Any]
+Step = Callable[[jax.Array, Params, jax.Array | int, Numbers], jax.Array]
+
+
+def taken(params: Params, names: Mapping[str, str], compute: Compute) -> dict[str, jax.Array]:
+    """What a part is bound to (path -> array), from the names of its parameters, as they run."""
+    return {path: params[name].astype(compute.dtype) for path, name in names.items()}
+
+
+def run_blocks(
+    tower: Tower,
+    params: Params,
+    stream: jax.Array,
+    context: Any,
+    key: jax.Array | None,
+    compute: Compute,
+    blocks: range,
+) -> jax.Array:
+    """The stream after some of a tower's blocks, cut into runs of alike blocks.
+
+    Blocks are alike when they are the same part and the same of their leaves are trained: then
+    their stacked leaves are wholly trained or wholly frozen, and a scan over them computes no
+    gradient that nobody asked for.
+
+    Args:
+        tower: whose blocks.
+        params: the flat dict.
+        stream: [B, T, D].
+        context: what every block reads beside the stream.
+        key: turns dropout on; block i uses `fold_in(key, i)`.
+        compute: how to run.
+        blocks: which, by their indices.
+
+    Returns:
+        [B, T, D].
+    """
+
+    def alike(index: int) -> tuple[Part, tuple[str, ...]]:
+        names = tower.block_names(index)
+        return tower.blocks[index], tuple(p for p, name in names.items() if compute.trains(name))
+
+    for (part, trained), run in groupby(blocks, alike):
+        indices = list(run)
+        step = partial(_run_block, part, context, key if trained else None, compute)
+        with segment(tower, f"blocks {indices[0]}-{indices[-1]}"):
+            stream = _placed(stream, compute)
+            stream = _run_alike(tower, part, step, indices, params, stream, compute)
+    return stream
+
+
+def _placed(stream: jax.Array, compute: Compute) -> jax.Array:
+    """The stream [B, T, D] with each device's rows where its batch is.
+
+    Without a word the partitioner moves activations to where the parameters' shards are: every
+    device then computes all rows of its part of the width, and sends whole activations round.
+    What every device of a tensor group would hold alike (the stream between the wide matrices)
+    is cut along T, so that norms are computed once.
+    Source: Korthikanti et al. (2022), https://arxiv.org/abs/2205.05198.
+    """
+    mesh = compute.mesh
+    if mesh is None or mesh.size == 1:
+        return stream
+    if stream.shape[0] % math.prod(mesh.shape[axis] for axis in ROWS):
+        return stream  # such rows are on no mesh's devices alike: leave it to the partitioner
+    along = HEADS if stream.shape[1] % mesh.shape[HEADS] == 0 else None
+    return jax.lax.with_sharding_constraint(stream, NamedSharding(mesh, PartitionSpec(ROWS, along)))
+
+
+def segment(tower: Tower, name: str) -> AbstractContextManager:
+    """What is run inside is a segment of the tower: so profiles and counted costs name it."""
+    return jax.named_scope(f"[{tower.prefix}{name}]")
+
+
+def _run_block(
+    part: Part,
+    context: Any,
+    key: jax.Array | None,
+    compute: Compute,
+    stream: jax.Array,
+    values: Params,
+    index: jax.Array | int,
+    numbers: Numbers,
+) -> jax.Array:
+    stream = checkpoint_name(stream, STREAM)
+    block_key = None if key is None else jax.random.fold_in(key, index)
+    block = part.bind(values, block_key, mesh=compute.mesh)
+    out = block(stream, context, block_key, **numbers)
+    return _placed(out, compute)
+
+
+def _run_alike(
+    tower: Tower,
+    part: Part,
+    step: Step,
+    indices: list[int],
+    params: Params,
+    stream: jax.Array,
+    compute: Compute,
+) -> jax.Array:
+    """The stream after a run of alike blocks: scans over their stacked leaves, or unrolled."""
+    scanned = compute.scan and len(indices) > 1
+    if compute.remat in KEPT:
+        # Between the iterations of a scan nothing is merged, so the guard would cost for nothing.
+        step = jax.checkpoint(step, prevent_cse=not scanned, policy=KEPT[compute.remat])
+    if not scanned:
+        for index in indices:
+            numbers = {name: of[index] for name, of in tower.numbers.items()}
+            values = taken(params, tower.block_names(index), compute)
+            stream = step(stream, values, index, numbers)
+        return stream
+    if compute.remat not in KEPT:
+        return _scan(tower, part, step, compute, indices, params, stream)
+    count = max(1, min(PIECES, len(indices) // FEW))
+    for number in range(count):
+        first, last = (len(indices) * n // count for n in (number, number + 1))
+        scan = partial(_scan, tower, part, step, compute, indices[first:last])
+        # The stack is made again on the way back; the streams, by their name, are not.
+        stream = jax.checkpoint(scan, policy=KEPT[compute.remat])(params, stream)
+    return stream
+
+
+def _scan(
+    tower: Tower,
+    part: Part,
+    step: Step,
+    compute: Compute,
+    indices: list[int],
+    params: Params,
+    stream: jax.Array,
+) -> jax.Array:
+    """The stream after one scan over alike blocks."""
+    per_block = [taken(params, tower.block_names(index), compute) for index in indices]
+    stacked = {p: jnp.stack([block[p] for block in per_block]) for p in part.leaves}
+    chosen = {name: jnp.asarray([of[i] for i in indices]) for name, of in tower.numbers.items()}
+    stream, _ = jax.lax.scan(
+        lambda x, block: (step(x, *block), None),
+        stream,
+        (stacked, jnp.asarray(indices), chosen),
+    )
+    return stream

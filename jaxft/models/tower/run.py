@@ -1,0 +1,162 @@
+"""Running a tower as a pure function of its flat parameters: stem, blocks in segments, top."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax
+
+from jaxft.errors import UserError
+from jaxft.models.layers.batch import decoder_batch
+from jaxft.models.layers.modules import split_key
+from jaxft.models.tower.blocks import run_blocks, segment, taken
+from jaxft.models.tower.tower import PLAIN, Compute, Params, Part, Tower
+
+TRUNK = "trunk"  # a batch may bring a tower's stream under this name, behind the tower's prefix
+
+
+def run_tower(
+    tower: Tower,
+    params: Params,
+    batch: Mapping[str, jax.Array],
+    key: jax.Array | None = None,
+    compute: Compute = PLAIN,
+) -> dict[str, jax.Array]:
+    """The outputs of a tower for a batch: stem, blocks, top.
+
+    Args:
+        tower: what to run.
+        params: the flat dict; names the tower does not have are not read.
+        batch: what the stem and the top read; with a `trunk` (behind the tower's prefix) as
+            `run_trunk` gave it, the tower starts where the trunk ends.
+        key: turns dropout on.
+        compute: how to run.
+
+    Returns:
+        The top's outputs, by name.
+    """
+    stem_key, blocks_key, top_key = split_key(key, 3)
+    given = batch.get(tower.prefix + TRUNK)
+    with jax.default_matmul_precision(compute.precision):
+        with segment(tower, "embeddings"):
+            stem, stem_key = _bind_end(tower, tower.stem, params, stem_key, compute)
+            # Of a stem whose stream is not read, XLA computes the context alone.
+            stream, context = stem(batch, stem_key, replace(compute, dropout=key is not None))
+        first = 0
+        if given is not None:
+            stream, first = given.astype(stream.dtype), tower.frozen_blocks(compute) or 0
+        blocks = range(first, len(tower.blocks))
+        stream = run_blocks(tower, params, stream, context, blocks_key, compute, blocks)
+        with segment(tower, "top"):
+            top, top_key = _bind_end(tower, tower.top, params, top_key, compute)
+            return top(stream, batch, top_key)
+
+
+def run_trunk(
+    tower: Tower, params: Params, batch: Mapping[str, jax.Array], compute: Compute
+) -> jax.Array:
+    """A tower's stream where its trunk ends: [B, T, D].
+
+    Args:
+        tower: one with a trunk (`Tower.frozen_blocks`).
+        params: the flat dict.
+        batch: what the stem reads; of a decoder, what its encoder reads too.
+        compute: how to run; says what trains.
+    """
+    if tower.reads is not None:
+        encoded = run_tower(tower.reads, params, batch, None, compute)["last_hidden_state"]
+        batch = decoder_batch(batch, encoded)
+    blocks = range(tower.frozen_blocks(compute) or 0)
+    with jax.default_matmul_precision(compute.precision):
+        stem, _ = _bind_end(tower, tower.stem, params, None, compute)
+        stream, context = stem(batch, None, compute)
+        return run_blocks(tower, params, stream, context, None, compute, blocks)
+
+
+def run_streams(
+    tower: Tower, params: Params, batch: Mapping[str, jax.Array], compute: Compute
+) -> list[jax.Array]:
+    """A tower's stream at each depth below its top: [B, T, D] after the stem and each block.
+
+    Args:
+        tower: one that reads no other.
+        params: the flat dict.
+        batch: what the stem reads.
+        compute: how to run.
+    """
+    with jax.default_matmul_precision(compute.precision):
+        stem, _ = _bind_end(tower, tower.stem, params, None, compute)
+        stream, context = stem(batch, None, compute)
+        streams = [stream]
+        for index in range(len(tower.blocks)):
+            block = range(index, index + 1)
+            streams.append(run_blocks(tower, params, streams[-1], context, None, compute, block))
+        return streams
+
+
+def run_pair(
+    towers: Mapping[str, Tower | Part],
+    params: Params,
+    batch: Mapping[str, jax.Array],
+    key: jax.Array | None = None,
+    compute: Compute = PLAIN,
+) -> dict[str, jax.Array]:
+    """The outputs of a decoder that reads an encoder's.
+
+    Args:
+        towers: `encoder` and `decoder`.
+        params: the flat dict.
+        batch: what the encoder reads, and what the decoder does behind `decoder_`.
+        key: turns dropout on.
+        compute: how to run.
+
+    Returns:
+        The decoder's outputs, and `encoder_last_hidden_state` [B, S, D].
+
+    Raises:
+        UserError: the batch has nothing for the decoder.
+    """
+    if "decoder_input_ids" not in batch:
+        raise UserError(
+            "The model is an encoder and a decoder, and the batch has no decoder_input_ids.",
+            "Give the target's tokens, moved on by one behind the model's start token.",
+        )
+    encoder, decoder = towers["encoder"], towers["decoder"]
+    assert isinstance(encoder, Tower) and isinstance(decoder, Tower)  # noqa: PT018 - one fact
+    encoder_key, decoder_key = split_key(key, 2)
+    encoded = run_tower(encoder, params, batch, encoder_key, compute)["last_hidden_state"]
+    given = decoder_batch(batch, encoded)
+    outputs = run_tower(decoder, params, given, decoder_key, compute)
+    return outputs | {"encoder_last_hidden_state": encoded}
+
+
+def run_joint(part: Part, params: Params, compute: Compute, *inputs: Any) -> Any:
+    """What a part of no tower, which reads the outputs of several, makes of `inputs`.
+
+    Args:
+        part: what to run.
+        params: the flat dict, under the part's own paths.
+        compute: how to run.
+        inputs: what the part is called with.
+    """
+    values = {path: params[path] for path in part.leaves}
+    # What is no matrix stays whole: a scale of scores in bfloat16 would be a per cent off.
+    cast = {path: v.astype(compute.dtype) if v.ndim > 1 else v for path, v in values.items()}
+    with jax.default_matmul_precision(compute.precision), jax.named_scope("[joint]"):
+        return part.bind(cast, mesh=compute.mesh)(*inputs)
+
+
+def _bind_end(
+    tower: Tower,
+    part: Part,
+    params: Params,
+    key: jax.Array | None,
+    compute: Compute,
+) -> tuple[Callable[..., Any], jax.Array | None]:
+    """A stem or top bound to its leaves, and its dropout key: none where nothing is trained."""
+    names = tower.end_names(part)
+    module = part.bind(taken(params, names, compute), mesh=compute.mesh)
+    trained = any(compute.trains(name) for path, name in names.items() if tower.owns(path))
+    return module, key if trained else None

@@ -1,0 +1,212 @@
+"""A tower: stem, blocks and top, each a description of its parameters until values are bound.
+
+The stem turns a batch into a stream [B, T, D] and a context that every block reads; the blocks
+turn stream into stream; the top turns the stream into named outputs. Each part is one NNX graph
+definition, bound inside the step to the leaves it needs (`transformer_run`).
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, reduce
+from typing import Any
+
+import jax
+from flax import nnx
+
+from jaxft.models.layers.adapter import LowRankLinear
+from jaxft.models.layers.kernels import Kernel, Needs, Setting, choose
+from jaxft.models.layers.modules import Leaf
+from jaxft.models.layers.partition import gathered
+
+Params = Mapping[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How to run a model: the only place that says so, and static under jit.
+
+    Args:
+        dtype: the type in which matmuls run; parameters are cast to it on use.
+        precision: jax's matmul precision (`highest` keeps float32 whole); None for the default.
+        scan: run equal blocks under one `lax.scan` instead of unrolled.
+        remat: `full` recomputes each block on the way back instead of keeping its activations,
+            `dots` all of it but the products with its weights; anything else nothing.
+        platform: what the program is compiled for; nothing in a step asks the default device.
+        mesh: the devices that it is compiled for; None where they are not known.
+        attention: `auto` takes a kernel where one can serve, else XLA; `xla`, `cudnn` or
+            `splash` is that one, or a UserError.
+        dropout: whether a stem is told of dropout: `run_tower` says so.
+        trainable: the names that are differentiated; None for all. Blocks with different
+            trainable leaves never share a scan, and a part without any has no dropout.
+    """
+
+    dtype: str = "float32"
+    precision: str | None = None
+    scan: bool = False
+    remat: str = "none"
+    platform: str = "cpu"
+    mesh: jax.sharding.Mesh | None = None
+    attention: str = "auto"
+    dropout: bool = False
+    trainable: frozenset[str] | None = None
+
+    def trains(self, name: str) -> bool:
+        """Whether the parameter `name` is differentiated."""
+        return self.trainable is None or name in self.trainable
+
+    def kernel(self, needs: Needs, shape: tuple[int, ...]) -> Kernel | None:
+        """The attention kernel for rows and positions [B, T]; None for XLA's own attention.
+
+        Raises:
+            UserError: the kernel that `attention` names cannot serve.
+        """
+        where = (self.platform, self.dtype, self.dropout, self.mesh)
+        return choose(self.attention, needs, Setting(*where, *shape))
+
+
+PLAIN = Compute()
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One NNX module without its values: a graph definition and the leaves that fill it.
+
+    Args:
+        module: the module, its parameters made by `layers.parameter`.
+    """
+
+    module: nnx.Module
+
+    @cached_property
+    def graphdef(self) -> nnx.GraphDef:
+        """The module's structure and static settings."""
+        return nnx.split(self.module)[0]
+
+    @cached_property
+    def leaves(self) -> dict[str, Leaf]:
+        """The module's parameters: path joined by `/` -> description."""
+        state = nnx.to_flat_state(nnx.split(self.module)[1])
+        return {"/".join(map(str, path)): value.get_metadata()["leaf"] for path, value in state}
+
+    @cached_property
+    def dropping(self) -> list[tuple[str, ...]]:
+        """Where adapters are that have a dropout of their own."""
+        return [
+            tuple(map(str, path))
+            for path, module in nnx.iter_modules(self.module)
+            if isinstance(module, LowRankLinear) and module.rate
+        ]
+
+    def bind(
+        self,
+        values: Params,
+        key: jax.Array | None = None,
+        *,
+        mesh: jax.sharding.Mesh | None = None,
+    ) -> Callable[..., Any]:
+        """The module with `values` (path -> array) in it, ready to be called.
+
+        Args:
+            values: they come together as `gathered` says.
+            key: turns the dropout of its adapters on: a linear map is called with none.
+            mesh: the devices; None where they are not known.
+        """
+        values = gathered(values, self.leaves, mesh)
+        module = nnx.merge(
+            self.graphdef,
+            nnx.from_flat_state(
+                [(tuple(path.split("/")), nnx.Param(values[path])) for path in self.leaves]
+            ),
+        )
+        if key is not None:
+            for path in self.dropping:
+                linear = reduce(getattr, path, module)
+                linear.key = jax.random.fold_in(key, zlib.crc32("/".join(path).encode()))
+        return module
+
+
+@dataclass(frozen=True, eq=False)
+class Tower:
+    """A stack of blocks with what comes before and after it.
+
+    Args:
+        stem: called `stem(batch, key, compute) -> (stream [B, T, D], context)`; depth 0.
+        blocks: each called `block(stream, context, key, **numbers) -> stream`; block i has
+            depth i + 1. Equal neighbours are one object.
+        top: called `top(stream, batch, key) -> dict of outputs`; depth n + 1.
+        ties: names of the top that are another parameter: the top's path -> that one's name.
+        numbers: what differs between blocks that are one object otherwise (an attention
+            window, a scale): name -> one number a block. A scan reads it as data.
+        prefix: what its parameters' names start with, where a model has several towers
+            (`vision/`); `ties` are told without it.
+        reads: the tower whose output its blocks read, where there is one: a decoder's encoder.
+        borrowed: names of the stem and the top that are a parameter of `reads`: this tower's
+            path -> the parameter's whole name.
+    """
+
+    stem: Part
+    blocks: tuple[Part, ...]
+    top: Part
+    ties: Mapping[str, str] = field(default_factory=dict)
+    numbers: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    prefix: str = ""
+    reads: Tower | None = None
+    borrowed: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def _described(self) -> dict[str, tuple[int, Leaf]]:
+        """Every parameter of the tower, once: name -> depth and description."""
+
+        def own(part: Part, depth: int) -> dict[str, tuple[int, Leaf]]:
+            names = {path: name for path, name in self.end_names(part).items() if self.owns(path)}
+            return {name: (depth, part.leaves[path]) for path, name in names.items()}
+
+        found = own(self.stem, 0)
+        for index, block in enumerate(self.blocks):
+            names = self.block_names(index)
+            found |= {names[path]: (index + 1, leaf) for path, leaf in block.leaves.items()}
+        return found | own(self.top, self.last)
+
+    def owns(self, path: str) -> bool:
+        """Whether what the stem or the top has at `path` is a parameter of its own."""
+        return path not in self.ties and path not in self.borrowed
+
+    def end_names(self, part: Part) -> dict[str, str]:
+        """The parameters of the stem or the top: path -> name, which may be another's."""
+        return {
+            path: self.borrowed.get(path, self.prefix + self.ties.get(path, path))
+            for path in part.leaves
+        }
+
+    def block_names(self, index: int) -> dict[str, str]:
+        """The parameters of a block: path -> name."""
+        within = f"{self.prefix}blocks/{index}/"
+        return {path: within + path for path in self.blocks[index].leaves}
+
+    @property
+    def last(self) -> int:
+        """The depth of the top: n + 1 for n blocks."""
+        return len(self.blocks) + 1
+
+    def frozen_blocks(self, compute: Compute) -> int | None:
+        """How many blocks the trunk has: those below the lowest that trains anything.
+
+        None where there is no trunk, since the stem trains, or something in a tower that it reads.
+        """
+        if self.reads is not None and any(map(compute.trains, self.reads.leaves)):
+            return None
+        lowest = min((d for n, d in self.depths.items() if compute.trains(n)), default=self.last)
+        return lowest - 1 if lowest else None
+
+    @cached_property
+    def leaves(self) -> dict[str, Leaf]:
+        """Every parameter of the tower, once: name -> description."""
+        return {name: leaf for name, (_, leaf) in self._described.items()}
+
+    @cached_property
+    def depths(self) -> dict[str, int]:
+        """name -> depth: 0 for the stem, i + 1 for block i, n + 1 for the top."""
+        return {name: depth for name, (depth, _) in self._described.items()}

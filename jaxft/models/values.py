@@ -1,0 +1,59 @@
+"""A described model's parameters: read from its checkpoint, drawn, or given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax
+
+from jaxft.models.adapters.low_rank import with_lengths
+from jaxft.models.adapters.read import stored_leaf
+from jaxft.models.model import Model
+from jaxft.models.weights.names import fresh_leaf, load_leaf
+
+
+def with_values(
+    model: Model,
+    *,
+    dtype: str = "float32",
+    seed: int = 0,
+    known: Mapping[str, jax.Array] | None = None,
+) -> Model:
+    """A described model with its parameters, read where the checkpoint has them.
+
+    Args:
+        model: as `registry.describe` gives it.
+        dtype, seed: see `registry.load`.
+        known: the values of some parameters; the checkpoint's own are not read.
+    """
+    known = known or {}
+    params = {
+        name: read_value(model, name, model.params[name].sharding, dtype=dtype, seed=seed)
+        for name in model.leaves
+        # New lengths of DoRA are those of what its matrices begin as, which is drawn.
+        if name not in known or name not in model.matching.loaded
+    }
+    if model.adapted is not None:
+        params = with_lengths(params, model.adapted.kernels, set(model.matching.new))
+    params |= known
+    return replace(model, params={name: params[name] for name in model.leaves})
+
+
+def read_value(
+    model: Model, name: str, where: Any = None, *, dtype: str = "float32", seed: int = 0
+) -> jax.Array:
+    """One parameter as its model begins, and no other; the lengths of DoRA but as they are made.
+
+    Args:
+        model: a described model, or a loaded one, whose own value is not looked at.
+        name: the parameter's.
+        where: the sharding to read it into.
+        dtype, seed: see `registry.load`.
+    """
+    leaf = model.leaves[name]
+    if name not in model.matching.loaded:
+        return fresh_leaf(name, leaf, dtype, seed, where)
+    tensor, line = model.matching.loaded[name], model.hf_names.get(name)
+    return load_leaf(tensor, line or stored_leaf(name), leaf, dtype, where)

@@ -1,0 +1,198 @@
+"""What a config.json says, checked: nothing that may change the outputs is passed over."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxft.errors import UserError, did_you_mean
+
+# Fields of any Hugging Face config that leave the forward computation as it is.
+HARMLESS_FIELDS = frozenset(
+    (
+        "_name_or_path",
+        "architectures",
+        "bos_token_id",
+        "chunk_size_feed_forward",
+        "directionality",
+        "dtype",
+        "eos_token_id",
+        "finetuning_task",
+        "gradient_checkpointing",
+        "id2label",
+        "initializer_range",
+        "label2id",
+        "language",
+        "model_type",
+        "num_labels",
+        "output_attentions",
+        "output_hidden_states",
+        "output_past",
+        "pad_token_id",
+        "problem_type",
+        "return_dict",
+        "sep_token_id",
+        "task_specific_params",
+        "tokenizer_class",
+        "torch_dtype",
+        "torchscript",
+        "transformers_version",
+        "use_cache",
+    )
+)
+
+# What older files kept of text generation, of pruning and of types, whatever the model.
+GENERATION = (
+    "begin_suppress_tokens",
+    "decoder_start_token_id",
+    "diversity_penalty",
+    "do_sample",
+    "early_stopping",
+    "encoder_no_repeat_ngram_size",
+    "exponential_decay_length_penalty",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "length_penalty",
+    "max_length",
+    "min_length",
+    "no_repeat_ngram_size",
+    "num_beam_groups",
+    "num_beams",
+    "num_return_sequences",
+    "output_scores",
+    "prefix",
+    "pruned_heads",
+    "remove_invalid_values",
+    "repetition_penalty",
+    "return_dict_in_generate",
+    "suppress_tokens",
+    "temperature",
+    "tf_legacy_loss",
+    "top_k",
+    "top_p",
+    "typical_p",
+    "use_bfloat16",
+)
+
+
+def read_fields(
+    fields: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    *,
+    sizes: Iterable[str],
+    fixed: Mapping[str, Any],
+    ignore: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The fields that a family reads, none missing: a config.json's, or what it means without.
+
+    Args:
+        fields: config.json.
+        defaults: the fields the family reads -> what a config.json without the field means.
+        sizes: those of them that are whole numbers above 0.
+        fixed, ignore: as `check_fields` has them.
+
+    Raises:
+        UserError: a field is unknown, or a size is missing or no such number.
+    """
+    check_fields(fields, known=list(defaults), fixed=fixed, ignore=ignore)
+    own = {name: fields.get(name, default) for name, default in defaults.items()}
+    check_sizes(own, sizes)
+    return own
+
+
+def check_fields(
+    fields: Mapping[str, Any],
+    *,
+    known: Sequence[str],
+    fixed: Mapping[str, Any],
+    ignore: Sequence[str] = (),
+) -> None:
+    """Refuses a config with a field that may change the computation and is not understood.
+
+    Args:
+        fields: config.json.
+        known: the fields the family reads.
+        fixed: fields the family computes for one value only: name -> that value.
+        ignore: fields the person has judged harmless (`model.ignore`).
+
+    Raises:
+        UserError: naming the field, its value and `model.ignore`.
+    """
+    for name, value in fields.items():
+        if name in ignore or name in known or name in HARMLESS_FIELDS:
+            continue
+        if name in fixed and value not in (fixed[name], None):
+            raise UserError(
+                f"config.json: {name} is {json.dumps(value)}; "
+                f"only {json.dumps(fixed[name])} is supported for {fields['model_type']}."
+            )
+        if name not in fixed and value not in (None, False, [], {}):
+            raise UserError(
+                f"config.json: the field '{name}' ({json.dumps(value)}) is not known for "
+                f"{fields['model_type']} and may change its outputs.",
+                f"If it does not, say so: model.ignore=[{name}].",
+            )
+
+
+def check_sizes(fields: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Raises a UserError unless each of the fields is there and a whole number above 0."""
+    for name in names:
+        if not isinstance(fields.get(name), int) or fields[name] < 1:
+            raise UserError(f"config.json: {name} must be a whole number above 0.")
+
+
+def check_activation(name: str, value: str, known: Iterable[str]) -> None:
+    """Raises a UserError unless the activation function that the field `name` asks for is known."""
+    if value not in known:
+        raise UserError(
+            f"config.json: the activation {name} '{value}' is not supported.",
+            did_you_mean(value, known),
+        )
+
+
+def check_divides(name: str, whole: int, count: int, what: str) -> None:
+    """Raises a UserError unless `whole`, the value of the field `name`, divides into `count`."""
+    if whole % count:
+        raise UserError(f"config.json: {name} {whole} does not divide into {count} {what}.")
+
+
+def pad_token_id(fields: Mapping[str, Any], folder: Path) -> int | None:
+    """The id of the token that fills a row: the config's, the tokenizer's, else the end of text.
+
+    Decoders are told nothing of padding before they are fine-tuned to classify, and transformers
+    then needs to know: it reads the last token that is not this one.
+
+    Args:
+        fields: config.json.
+        folder: where the tokenizer's files are.
+    """
+    given = fields.get("pad_token_id")
+    if isinstance(given, int) and given >= 0:
+        return given
+    ends = fields.get("eos_token_id")
+    end = ends[0] if isinstance(ends, list) and ends else ends
+    found = _tokenizer_pad(folder)
+    return found if found is not None else (end if isinstance(end, int) else None)
+
+
+def _tokenizer_pad(folder: Path) -> int | None:
+    """The id of the pad token that the tokenizer's files name."""
+    token = _read_json(folder / "tokenizer_config.json").get("pad_token")
+    token = token or _read_json(folder / "special_tokens_map.json").get("pad_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    if token is None:
+        return None
+    described = _read_json(folder / "tokenizer.json")
+    added = {one["content"]: one["id"] for one in described.get("added_tokens") or ()}
+    vocabulary = (described.get("model") or {}).get("vocab")
+    return added.get(token, vocabulary.get(token) if isinstance(vocabulary, dict) else None)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The content of a tokenizer's file; empty where `data/text/tokenizer.py` will refuse it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,157 @@
+"""Parameters back into Hugging Face weight files: the way back of the name table, in shards."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from jaxft.errors import UserError
+from jaxft.models.weights.files import Tensor
+from jaxft.models.weights.names import Name
+from jaxft.models.weights.source import INDEX, WEIGHTS
+from jaxft.storage.files import write_atomic
+
+MAX_SHARD = 5 * 10**9  # bytes, as transformers splits
+SHARDS = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+
+
+def to_tensors(
+    params: Mapping[str, jax.Array], names: Mapping[str, Name], loaded: Mapping[str, Tensor]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Parameters as Hugging Face tensors, one after another: the way back of the name table.
+
+    A parameter that still has the value it was loaded with is given as the source has it, in
+    the source's type, so that it is the same byte for byte.
+
+    Args:
+        params: the flat dict.
+        names: parameter -> its line of the name table.
+        loaded: parameter -> the tensor it was read from, where it was.
+
+    Yields:
+        HF name and array.
+    """
+    together: dict[str, list[str]] = {}
+    for parameter, name in sorted(names.items(), key=lambda item: item[1].part or ()):
+        together.setdefault(name.hf, []).append(parameter)
+    for hf, parts in together.items():
+        values = [_stored(params[part], names[part], loaded.get(part)) for part in parts]
+        if names[parts[0]].stacked:
+            yield hf, np.stack(values)
+        else:
+            yield hf, np.concatenate(values, -1) if len(values) > 1 else values[0]
+
+
+def _stored(param: jax.Array, name: Name, source: Tensor | None) -> np.ndarray:
+    """A parameter as a file has it; what was not changed as its source has it."""
+    value = _on_host(param)
+    value = np.asarray(np.moveaxis(value, -1, 0) if name.transpose else value, order="C")
+    if source is None:
+        return value
+    original = np.asarray(source.whole(), order="C")
+    same = _bits(original.astype(value.dtype, copy=False)) == _bits(value)
+    return original if same.all() else value
+
+
+def _on_host(param: jax.Array) -> np.ndarray:
+    """A parameter's value; jax would keep what it has put together of shards beside the array."""
+    if not isinstance(param, jax.Array):
+        return np.asarray(param)
+    shards = [shard.data for shard in param.addressable_shards]
+    same = jax.make_array_from_single_device_arrays(param.shape, param.sharding, shards)
+    return np.asarray(same)
+
+
+def _bits(value: np.ndarray) -> np.ndarray:
+    """The bytes of an array: two zeros of unlike sign differ, two like NaNs do not."""
+    return value.reshape(-1).view(np.uint8)
+
+
+def write_weights(
+    folder: Path, tensors: Iterable[tuple[str, np.ndarray]], limit: int = MAX_SHARD
+) -> set[str]:
+    """Writes weights as Hugging Face lays them out: one file, or shards and their index.
+
+    What an earlier export left is replaced when all of the new files are whole. No more than one
+    shard is held at a time.
+
+    Args:
+        folder: where; it is there.
+        tensors: names and arrays, in the order in which they are written.
+        limit: bytes of a file; a tensor that is larger has a file of its own.
+
+    Returns:
+        The types that were written.
+
+    Raises:
+        UserError: the disk is full, or may not be written to.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=".weights-", dir=folder) as aside:
+            shards: list[tuple[Path, list[str]]] = []
+            types, total = set(), 0
+            for part in _parts(tensors, limit):
+                shards.append((Path(aside) / str(len(shards)), list(part)))
+                _write(shards[-1][0], part)
+                types |= {str(value.dtype) for value in part.values()}
+                total += sum(value.nbytes for value in part.values())
+                part.clear()  # before the next is gathered
+            _put_in_place(folder, shards, total)
+    except (SafetensorError, OSError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{folder / WEIGHTS} could not be written: {reason}.") from None
+    return types
+
+
+def _parts(
+    tensors: Iterable[tuple[str, np.ndarray]], limit: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """The tensors by files: as many of them, in order, as fit the limit."""
+    part: dict[str, np.ndarray] = {}
+    held = 0
+    for name, value in tensors:
+        if part and held + value.nbytes > limit:
+            yield part
+            part, held = {}, 0
+        part[name] = value
+        held += value.nbytes
+    yield part
+
+
+def _write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+    with path.open("rb") as written:  # the bytes first, then the name
+        os.fsync(written.fileno())
+
+
+def _put_in_place(folder: Path, shards: list[tuple[Path, list[str]]], total: int) -> None:
+    """Gives whole files their names, and removes those of an earlier export that are none of them.
+
+    A single file outranks an index, so that it is the last to come and the first to go.
+    """
+    count = len(shards)
+    files = [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+    files = files if count > 1 else [WEIGHTS]
+    for (path, _), file in zip(shards, files, strict=True):
+        path.replace(folder / file)
+    if count > 1:
+        weight_map = {
+            n: file for (_, names), file in zip(shards, files, strict=True) for n in names
+        }
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_atomic(folder / INDEX, json.dumps(index, indent=2, sort_keys=True) + "\n")
+        (folder / WEIGHTS).unlink(missing_ok=True)
+    else:
+        (folder / INDEX).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if SHARDS.fullmatch(path.name) and path.name not in files:
+            path.unlink()

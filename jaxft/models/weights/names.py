@@ -1,0 +1,300 @@
+"""A family's name table applied to weight files, both ways: strict, and straight into shards."""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Sharding
+
+from jaxft.errors import UserError
+from jaxft.models.layers.modules import Leaf
+from jaxft.models.weights.files import FLOATS, Index, Tensor, part_of
+from jaxft.models.weights.vocab import grown
+from jaxft.tree import natural_order
+
+MOST_MAPPED = 2**24  # bytes of a file mapped at a time
+
+
+@dataclass(frozen=True)
+class Name:
+    """One line of a family's name table; `{i}` in both names stands for a block's number.
+
+    Args:
+        hf: the tensor's name in a Hugging Face file.
+        ours: the parameter's name.
+        transpose: the tensor is stored (out, in), or (out, in, height, width) where it is a
+            convolution's: its first axis is our last one.
+        part: which equal part, of how many along the tensor's last axis; None for the whole.
+        stacked: the parameter is one slice of the first axis, `part` told by the blocks there are.
+    """
+
+    hf: str
+    ours: str
+    transpose: bool = False
+    part: tuple[int, int] | None = None
+    stacked: bool = False
+
+
+def dense(hf: str, ours: str) -> tuple[Name, ...]:
+    """The lines of a `torch.nn.Linear`, or of a convolution."""
+    return Name(f"{hf}.weight", f"{ours}/kernel", True), Name(f"{hf}.bias", f"{ours}/bias")
+
+
+def norm(hf: str, ours: str) -> tuple[Name, ...]:
+    """The lines of a `torch.nn.LayerNorm`."""
+    return Name(f"{hf}.weight", f"{ours}/scale"), Name(f"{hf}.bias", f"{ours}/bias")
+
+
+def embedding(hf: str, ours: str) -> tuple[Name, ...]:
+    """The line of a `torch.nn.Embedding`."""
+    return (Name(f"{hf}.weight", f"{ours}/embedding"),)
+
+
+def resolve_names(names: Sequence[Name], leaves: Iterable[str]) -> dict[str, Name]:
+    """The table's line for each parameter, its block number filled in: parameter -> line."""
+    patterns = [(re.compile(re.escape(n.ours).replace(r"\{i\}", r"(\d+)")), n) for n in names]
+    found = {}
+    for leaf in leaves:
+        matches = [(m, name) for pattern, name in patterns if (m := pattern.fullmatch(leaf))]
+        if len(matches) != 1:
+            raise ValueError(f"{leaf} is in {len(matches)} lines of the name table, not in one")
+        match, name = matches[0]
+        hf = name.hf.replace("{i}", match.group(1) if match.groups() else "")
+        found[leaf] = replace(name, hf=hf, ours=leaf)
+    return found | _stacked(found)
+
+
+def _stacked(lines: Mapping[str, Name]) -> dict[str, Name]:
+    """The lines of parameters that are slices of one tensor, with which slice each is."""
+    together: dict[str, list[str]] = {}
+    for leaf in natural_order(leaf for leaf, line in lines.items() if line.stacked):
+        together.setdefault(lines[leaf].hf, []).append(leaf)
+    parts = [(leaf, (i, len(all_))) for all_ in together.values() for i, leaf in enumerate(all_)]
+    return {leaf: replace(lines[leaf], part=part) for leaf, part in parts}
+
+
+@dataclass(frozen=True)
+class Matching:
+    """What of a checkpoint goes where.
+
+    Args:
+        loaded: parameter -> the tensor it is read from.
+        new: parameters the checkpoint does not give, in order.
+        unused: tensors of the checkpoint that no parameter takes, in order.
+        notes: what of a parameter is not as the checkpoint has it, a sentence each.
+    """
+
+    loaded: Mapping[str, Tensor]
+    new: tuple[str, ...]
+    unused: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def match(
+    tensors: Mapping[str, Tensor],
+    names: Mapping[str, Name],
+    leaves: Mapping[str, Leaf],
+    *,
+    canonical: Callable[[str], str],
+    fresh: Sequence[str],
+    refuse: Sequence[str],
+    unused: Sequence[str],
+    refit: Mapping[str, Callable[[np.ndarray], np.ndarray]] | None = None,
+    grow: bool = False,
+) -> Matching:
+    """Pairs every parameter with a tensor, and accounts for every tensor.
+
+    Args:
+        tensors: the checkpoint's.
+        names: parameter -> its line of the name table.
+        leaves: parameter -> its description.
+        canonical: a name as found in a file -> as the table spells it.
+        fresh: patterns of beginnings of names that may be absent (whole), such as `head/`.
+        refuse: those of them that are to be new even where the checkpoint has them.
+        unused: patterns of tensors that may go unused.
+        refit: parameter -> what makes a tensor of another shape fit: called with all of it, as
+            stored and in float32, it returns one of the wanted shape.
+        grow: give parameters that have a row for each word rows for the words they lack.
+
+    Raises:
+        UserError: a tensor is missing, unknown, of the wrong shape, or no float.
+    """
+    by_name: dict[str, str] = {}
+    for found in tensors:
+        if (known := canonical(found)) in by_name:
+            raise UserError(f"The checkpoint holds '{known}' twice (as '{found}' too).")
+        by_name[known] = found
+    wanted = {p: by_name[n.hf] for p, n in names.items() if n.hf in by_name}
+    wanted = {p: n for p, n in wanted.items() if not p.startswith(tuple(refuse))}
+    new = tuple(name for name in names if name not in wanted)
+    _check_missing(new, wanted, names, fresh)
+    left = tuple(found for found in tensors if found not in set(wanted.values()))
+    passed = [re.compile(pattern) for pattern in unused]
+    _check_unknown([n for n in left if not any(p.fullmatch(canonical(n)) for p in passed)])
+    whole = {parameter: tensors[found] for parameter, found in wanted.items()}
+    shapes = {parameter: stored_shape(names[parameter], leaves[parameter]) for parameter in whole}
+    words = [p for p in whole if "vocab" in leaves[p].axes] if grow else []
+    notes = [*_refit(whole, shapes, refit or {}), *_grow(whole, shapes, words)]
+    _check_shapes(whole, names, shapes)
+    loaded = {p: part_of(t, names[p].part, names[p].stacked) for p, t in whole.items()}
+    return Matching(loaded, new, left, tuple(notes))
+
+
+def stored_shape(name: Name, leaf: Leaf) -> tuple[int, ...]:
+    """The shape that a tensor has in a file."""
+    shape = (leaf.shape[-1], *leaf.shape[:-1]) if name.transpose else leaf.shape
+    if name.part is None:
+        return shape
+    return (name.part[1], *shape) if name.stacked else (*shape[:-1], shape[-1] * name.part[1])
+
+
+def _refit(
+    whole: dict[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    refit: Mapping[str, Callable[[np.ndarray], np.ndarray]],
+) -> Iterator[str]:
+    """Replaces tensors of another shape by what is computed from them, and says so."""
+    for parameter, compute in refit.items():
+        if parameter in whole and (stored := whole[parameter]).shape != shapes[parameter]:
+            whole[parameter] = _refitted(stored, shapes[parameter], compute)
+            yield (
+                f"{parameter} is computed from the checkpoint's, which is {list(stored.shape)} "
+                f"and not {list(shapes[parameter])}."
+            )
+
+
+def _grow(
+    whole: dict[str, Tensor], shapes: Mapping[str, tuple[int, ...]], words: Sequence[str]
+) -> Iterator[str]:
+    """Replaces tensors with too few rows, and no other difference, by longer ones; says so."""
+    for parameter in words:
+        stored, wanted = whole[parameter], shapes[parameter]
+        if stored.shape[0] < wanted[0] and stored.shape[1:] == wanted[1:]:
+            whole[parameter] = grown(stored, wanted[0])
+            yield (
+                f"{parameter} grew from {stored.shape[0]:,} words to {wanted[0]:,}; each new one "
+                "is the mean of the old."
+            )
+
+
+def _refitted(
+    tensor: Tensor, shape: tuple[int, ...], compute: Callable[[np.ndarray], np.ndarray]
+) -> Tensor:
+    """A tensor that is computed from a stored one whenever it is read."""
+
+    def read(index: Index) -> np.ndarray:
+        return compute(tensor.whole().astype(np.float32)).astype(FLOATS[tensor.dtype])[index]
+
+    return replace(tensor, shape=shape, read=read)
+
+
+def _check_missing(
+    new: Sequence[str],
+    wanted: Mapping[str, str],
+    names: Mapping[str, Name],
+    fresh: Sequence[str],
+) -> None:
+    """A part that may be new is new as a whole; everything else must be there."""
+    for name in new:
+        part = next((found[0] for pattern in fresh if (found := re.match(pattern, name))), None)
+        if part is None or any(other.startswith(part) for other in wanted):
+            raise UserError(
+                f"The checkpoint lacks the tensor '{names[name].hf}' ({len(new)} missing in all)."
+            )
+
+
+def _check_unknown(names: Sequence[str]) -> None:
+    if names:
+        raise UserError(
+            f"The checkpoint holds '{names[0]}', which the model has no place for "
+            f"({len(names)} such in all).",
+            "If it may go unused, say so: model.ignore=[NAME].",
+        )
+
+
+def _check_shapes(
+    loaded: Mapping[str, Tensor],
+    names: Mapping[str, Name],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> None:
+    for parameter, tensor in loaded.items():
+        name, wanted = names[parameter], shapes[parameter]
+        if tensor.shape != wanted:
+            raise UserError(
+                f"{tensor.file}: '{name.hf}' has the shape {list(tensor.shape)}, "
+                f"but config.json makes it {list(wanted)}."
+            )
+        if tensor.dtype not in FLOATS:
+            raise UserError(f"{tensor.file}: '{name.hf}' is of type {tensor.dtype}, not a float.")
+
+
+def load_leaf(
+    tensor: Tensor, name: Name, leaf: Leaf, dtype: str, sharding: Sharding | None
+) -> jax.Array:
+    """The parameter that a tensor holds; of a file, each device's shard is read by itself.
+
+    Args:
+        tensor: where to read it.
+        name: its line of the name table.
+        leaf: its description.
+        dtype: the type to hold it in.
+        sharding: where its shards go; None for the default device.
+    """
+    target = jnp.dtype(dtype)
+
+    def put(index: Index, device: jax.Device | None) -> jax.Array:
+        index = index or (slice(None),) * len(leaf.shape)
+        if name.transpose:
+            part = np.moveaxis(_copied(tensor, (index[-1], *index[:-1]), target), 0, -1)
+        else:
+            part = _copied(tensor, index, target)
+        # Shard by shard, so that no more than one is on its way.
+        return jax.block_until_ready(jax.device_put(part, device))
+
+    if sharding is None:
+        return put((), None)
+    places = sharding.addressable_devices_indices_map(leaf.shape)
+    shards = [put(index or (), device) for device, index in places.items()]
+    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, shards)
+
+
+def _copied(tensor: Tensor, index: Index, dtype: np.dtype) -> np.ndarray:
+    """A part of a tensor in memory of its own, in the order of the file, some rows at a time.
+
+    What is mapped counts as this process's memory while it is, and a shard that takes a piece of
+    every row would map the whole.
+    """
+    if not index:
+        return tensor.read(index).astype(dtype)
+    spans = [range(size)[part] for part, size in zip(index, tensor.shape, strict=True)]
+    copy = np.empty([len(span) for span in spans], dtype)
+    width = math.prod(tensor.shape[1:]) * FLOATS[tensor.dtype].itemsize  # bytes of a row
+    rows = max(MOST_MAPPED // max(width, 1), 1)
+    for first in range(0, len(copy), rows):
+        taken = spans[0][first : first + rows]
+        part = slice(taken.start, taken.stop)
+        copy[first : first + rows] = tensor.read((part, *index[1:]))
+    return copy
+
+
+def fresh_leaf(
+    name: str, leaf: Leaf, dtype: str, seed: int, sharding: Sharding | None
+) -> jax.Array:
+    """A new value that depends on the seed and the parameter's own name only."""
+
+    def make() -> jax.Array:
+        key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+        if leaf.spread:
+            noise = jax.random.uniform(key, leaf.shape, minval=-leaf.spread, maxval=leaf.spread)
+            return (leaf.mean + noise).astype(dtype)
+        noise = jax.random.normal(key, leaf.shape) if leaf.std else jnp.zeros(leaf.shape)
+        return (leaf.mean + leaf.std * noise).astype(dtype)
+
+    return jax.jit(make, out_shardings=sharding)()

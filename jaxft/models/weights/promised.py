@@ -1,0 +1,37 @@
+"""Tensors that a checkpoint would hold, where only its config is at hand: to plan, not to load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from jaxft.errors import UserError
+from jaxft.models.layers.modules import Leaf
+from jaxft.models.weights.files import Index, Tensor
+from jaxft.models.weights.names import Name, stored_shape
+from jaxft.models.weights.source import WEIGHTS
+
+
+def promised(
+    names: Mapping[str, Name], leaves: Mapping[str, Leaf], folder: Path, headless: bool
+) -> dict[str, Tensor]:
+    """What a checkpoint of this shape has, by the names of its files; reading one is an error.
+
+    Args:
+        names: parameter -> its line of the name table.
+        leaves: parameter -> its description.
+        folder: where the weights would be.
+        headless: it lacks the head, which is that of another task.
+    """
+
+    def read(index: Index) -> np.ndarray:
+        del index
+        raise UserError(f"{folder} has no weights.", "Fetch the whole checkpoint to train.")
+
+    return {
+        line.hf: Tensor(folder / WEIGHTS, stored_shape(line, leaves[name]), "F32", read)
+        for name, line in names.items()
+        if not (headless and name.startswith("head/"))
+    }

@@ -1,0 +1,298 @@
+"""Where a checkpoint is: a hub id at a revision, a folder, or a folder inside a package.
+
+Nothing of a checkpoint is ever run: a package is found, not imported, and of a repository only
+config, tokenizer and weight files are fetched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import huggingface_hub
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from jaxft.errors import UserError, did_you_mean
+from jaxft.storage.buckets import fetched
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLED = "pytorch_model.bin"
+GENERATION_FILE = "generation_config.json"
+# What a checkpoint has beside its config and weights: tokenizer, image processor, generation. Each
+# file is named, so that nothing else of a stranger's folder goes into what is published.
+COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "bpe.codes",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",  # any name, as transformers reads them
+    "preprocessor_config.json",
+    "processor_config.json",
+    GENERATION_FILE,
+)
+LARGEST_COMPANION = 1 << 28  # bytes; the tokenizers of 262,000 tokens take 33 MB
+IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
+HUB_FILES = ("config.json", "model*.safetensors", INDEX, *COMPANIONS)
+# The names of two checkpoints that become one model: two towers, or one that reads the other.
+Part = Literal["vision", "text", "encoder", "decoder"]
+TOWERS: tuple[Part, Part] = ("vision", "text")
+PAIR: tuple[Part, Part] = ("encoder", "decoder")
+# Where one is, or where two are.
+Checkpoint = str | Mapping[Part, str]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint on this machine.
+
+    Args:
+        asked: what the person wrote.
+        folder: where its files are.
+        revision: the resolved commit where it came from the hub, else None.
+        second: where the other one is, where this is the first of two checkpoints.
+        decodes: whether that one is a decoder, which is to read this one's output.
+    """
+
+    asked: str
+    folder: Path
+    revision: str | None = None
+    second: Source | None = None
+    decodes: bool = False
+
+    @cached_property
+    def weight_files(self) -> tuple[Path, ...]:
+        """The files that hold the weights: one safetensors, its shards, or one `.bin`.
+
+        Raises:
+            UserError: there are none, or the index names a file outside the folder.
+        """
+        if (self.folder / WEIGHTS).is_file():
+            return (self.folder / WEIGHTS,)
+        if (self.folder / INDEX).is_file():
+            return tuple(sorted(set(self.weight_map.values())))
+        if (self.folder / PICKLED).is_file():
+            return (self.folder / PICKLED,)
+        raise UserError(f"{self.folder} has no {WEIGHTS}, no {INDEX} and no {PICKLED}.")
+
+    @cached_property
+    def weight_map(self) -> dict[str, Path]:
+        """Tensor -> the shard that holds it; empty where the weights are not sharded.
+
+        Raises:
+            UserError: the index cannot be read, or names a file that is not beside it.
+        """
+        sharded = not (self.folder / WEIGHTS).is_file() and (self.folder / INDEX).is_file()
+        return _read_index(self.folder / INDEX) if sharded else {}
+
+    @cached_property
+    def sha256(self) -> str:
+        """One hash over the bytes of the weight files, in order."""
+        digest = hashlib.sha256()
+        for path in self.weight_files:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        if self.second is not None:
+            digest.update(self.second.sha256.encode())
+        return digest.hexdigest()
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The folder with the tokenizer's files."""
+        return self.folder if self.second is None else self.second.folder
+
+    @cached_property
+    def companions(self) -> dict[str, Path]:
+        """The files of tokenizer, image processor and generation: path in the folder -> file.
+
+        Raises:
+            UserError: one is a link to what is outside the checkpoint, or is of no credible size.
+        """
+        paths = {path for pattern in COMPANIONS for path in self.folder.glob(pattern)}
+        own = {str(p.relative_to(self.folder)): p for p in sorted(paths) if p.is_file()}
+        for path in own.values():
+            check_own_file(path, self.folder)
+            if (size := path.stat().st_size) > LARGEST_COMPANION:
+                raise UserError(
+                    f"{path} has {size:,} bytes; at most {LARGEST_COMPANION:,} are copied.",
+                    "Take it away: no tokenizer or processor is that large.",
+                )
+        if self.second is None:
+            return own
+        images = {name: path for name, path in own.items() if name in IMAGE_FILES}
+        # How the second one alone goes on with a text is not how both write one.
+        left = (*IMAGE_FILES, GENERATION_FILE)
+        return {n: p for n, p in self.second.companions.items() if n not in left} | images
+
+
+def resolve(checkpoint: Checkpoint, cache: str | None = None) -> Source:
+    """The checkpoint's place on this machine, fetched from the hub where need be.
+
+    Args:
+        checkpoint: a folder, here or in a bucket, `package:module/path`, or a hub id with an
+            optional `@revision`; or two of them: `vision` and `text`, whose towers are put side
+            by side, or `encoder` and `decoder`.
+        cache: the hub's cache folder; None for the usual one. HF_HUB_OFFLINE is honoured.
+
+    Raises:
+        UserError: there is no such folder, package or repository, or no way to reach it; or a
+            file of its tokenizer or processor is a link out of it.
+    """
+    if not isinstance(checkpoint, str):
+        names = next((known for known in (TOWERS, PAIR) if set(known) == set(checkpoint)), None)
+        if names is None:
+            raise UserError(
+                f"model.checkpoint: two checkpoints are 'vision' and 'text', or 'encoder' and "
+                f"'decoder', not {list(checkpoint)}."
+            )
+        first, second = (resolve(checkpoint[name], cache) for name in names)
+        asked = f"{first.asked} and {second.asked}"
+        return replace(first, asked=asked, second=second, decodes=names == PAIR)
+    source = _one_source(checkpoint, cache)
+    _ = source.companions  # refused before anything is made of them
+    return source
+
+
+def _one_source(checkpoint: str, cache: str | None) -> Source:
+    """See `resolve`."""
+    if checkpoint.startswith("package:"):
+        return Source(checkpoint, _package_folder(checkpoint))
+    folder = fetched(checkpoint).expanduser()
+    if folder.is_dir():
+        return Source(checkpoint, folder.resolve())
+    repo, _, revision = checkpoint.partition("@")
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", repo) or folder.is_file():
+        raise UserError(
+            f"model.checkpoint: there is no folder '{checkpoint}'.",
+            "Give a folder, a hub id (owner/name@revision) or package:module/path.",
+        )
+    snapshot = Path(_download(repo, revision or None, HUB_FILES, cache))
+    if not any((snapshot / name).is_file() for name in (WEIGHTS, INDEX)):
+        snapshot = Path(_download(repo, revision or None, ("config.json", PICKLED), cache))
+    return Source(checkpoint, snapshot, revision=snapshot.name)
+
+
+def check_own_file(path: Path, folder: Path) -> None:
+    """Raise a UserError where a file to be copied is not its checkpoint's own.
+
+    A link out of it, to a private key, would be published along with the weights. The links of the
+    hub's cache, from `models--*/snapshots/COMMIT` to the files in `models--*/blobs`, are its own.
+    """
+    target, top = path.resolve(), folder.resolve()
+    tops = [top]
+    if top.parent.name == "snapshots" and top.parent.parent.name.startswith("models--"):
+        tops.append(top.parent.parent / "blobs")  # not resolved: it may be no link itself
+    if not any(target.is_relative_to(one) for one in tops):
+        raise UserError(
+            f"{path} is a link to {target}, which is outside the checkpoint.",
+            "Put the file itself there, or take the link away.",
+        )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json.
+
+    Raises:
+        UserError: it is missing, is no JSON object, or names no `model_type`.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(
+            f"{folder} has no config.json, so it is not a Hugging Face checkpoint.",
+            "Point model.checkpoint at the folder that holds config.json and the weights.",
+        )
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}).") from None
+    if not isinstance(fields, dict) or not isinstance(fields.get("model_type"), str):
+        raise UserError(f"{path} does not say its model_type.")
+    return fields
+
+
+def _read_index(index: Path) -> dict[str, Path]:
+    """Tensor -> shard file, each of which must lie beside the index."""
+    try:
+        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        found = {tensor: str(shard) for tensor, shard in named.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        found = {}
+    if not found:
+        raise UserError(f"{index} is not an index of safetensors files.")
+    for name in sorted(set(found.values())):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise UserError(f"{index} names '{name}', which is not a safetensors file beside it.")
+        if not (index.parent / name).is_file():
+            raise UserError(f"{index} names '{name}', which is missing.")
+    return {tensor: index.parent / name for tensor, name in found.items()}
+
+
+def _package_folder(checkpoint: str) -> Path:
+    """The folder of `package:module/path`, found without running the package."""
+    top, _, inside = checkpoint.removeprefix("package:").partition("/")
+    if not top.isidentifier() or ".." in Path(inside).parts or Path(inside).is_absolute():
+        raise UserError(
+            f"model.checkpoint: '{checkpoint}' is not a path inside a package.",
+            "Write package:module/path, with a top-level module and no '..'.",
+        )
+    spec = importlib.util.find_spec(top)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            f"model.checkpoint: no package '{top}' is installed.", "Install it with pip."
+        )
+    for location in spec.submodule_search_locations:
+        root = Path(location).resolve()
+        folder = (root / inside).resolve()
+        if folder.is_dir():
+            if not folder.is_relative_to(root):
+                raise UserError(f"model.checkpoint: '{checkpoint}' leads out of the package.")
+            return folder
+    folders = [path.name for path in root.iterdir() if path.is_dir()]
+    raise UserError(
+        f"model.checkpoint: the package '{top}' has no folder '{inside}'.",
+        did_you_mean(inside, folders),
+    )
+
+
+def _download(repo: str, revision: str | None, patterns: Sequence[str], cache: str | None) -> str:
+    """The folder of a hub snapshot that holds the files of `patterns`."""
+    where = f"model.checkpoint: '{repo}'" + (f" at revision '{revision}'" if revision else "")
+    try:
+        return huggingface_hub.snapshot_download(
+            repo, revision=revision, allow_patterns=list(patterns), cache_dir=cache
+        )
+    except GatedRepoError:
+        raise UserError(f"{where} needs a log-in.", "Run `hf auth login`.") from None
+    except RevisionNotFoundError:
+        raise UserError(f"{where} is not on the hub: no such revision.") from None
+    except RepositoryNotFoundError:
+        raise UserError(f"{where} is neither a folder nor a repository on the hub.") from None
+    except LocalEntryNotFoundError:
+        raise UserError(
+            f"{where} is neither a folder nor in the hub's cache, and the hub is out of reach.",
+            "Check the spelling and the network (HF_HUB_OFFLINE is honoured).",
+        ) from None
+    except (HfHubHTTPError, OSError) as error:
+        raise UserError(f"{where} could not be fetched from the hub ({error}).") from None

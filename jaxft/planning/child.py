@@ -1,0 +1,215 @@
+"""The process that compiles for a plan: libtpu is loaded once in a process, and may end it.
+
+It reads a request from its standard input, a JSON object of `config`, `topology`, `devices` and
+`largest_batch`, and writes lines of JSON: `doing` while it works, then `plan` or `error`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import Any, TextIO
+
+import jax
+from jax.experimental import topologies
+
+from jaxft.config.load import Config, override_config, parse_config
+from jaxft.device.chips import Chip, Topology, find_chip, parse_topology
+from jaxft.device.mesh import row_divisor
+from jaxft.engine.cost import step_flops
+from jaxft.engine.remat import with_remat
+from jaxft.engine.setup import Build, build
+from jaxft.errors import UserError
+from jaxft.planning.fit import Try, as_try, largest_batch, remedies, try_remedies
+from jaxft.planning.roofline import FORMULA, Roofline, roofline
+from jaxft.planning.stand_in import has_weights, with_tokenizer
+from jaxft.planning.step import Compiled, OutOfMemory, compile_train_step
+from jaxft.training.metadata import in_widest_phase
+
+
+class Planner:
+    """Compiles variants of a run for devices that need not be there.
+
+    Args:
+        config: the run, with a checkpoint that has a tokenizer.
+        devices: what to compile for.
+        weights: whether the checkpoint's are there.
+        tell: is told what goes on.
+    """
+
+    def __init__(self, config: Config, devices: Sequence, weights: bool, tell):
+        self.config, self.devices, self.weights, self.tell = config, devices, weights, tell
+        self.chip: Chip | None = find_chip(devices[0].device_kind)
+        self._known: dict[Any, Compiled | OutOfMemory] = {}
+
+    def build(self, change: Sequence[str] = ()) -> Build:
+        """The run under a change, in its widest phase."""
+        config = override_config(self.config, change)
+        built = build(config, devices=self.devices, weights=self.weights)
+        return with_remat(in_widest_phase(built))
+
+    def compile(self, change: Sequence[str] = ()) -> tuple[Build, Compiled | OutOfMemory]:
+        """The run under a change, and its compiled step or the compiler's refusal."""
+        built = self.build(change)
+        return built, self.outcome(built, change)
+
+    def outcome(self, built: Build, change: Sequence[str] = ()) -> Compiled | OutOfMemory:
+        """What the compiler says of a run; it is asked once for one change and batch shape."""
+        key = (*change, built.layout.shape)
+        if key not in self._known:
+            what = ", ".join(change) or f"{built.layout.rows} rows"
+            try:
+                self._known[key] = compile_train_step(built, lambda s: self.tell(f"{what}: {s}"))
+            except OutOfMemory as refused:
+                self._known[key] = refused
+        return self._known[key]
+
+    def best_time(self, compiled: Compiled) -> Roofline | None:
+        """The least that a step takes; None where the chip is not known."""
+        if self.chip is None:
+            return None
+        sent = sum(one.sent for one in compiled.collectives)
+        return roofline(self.chip, len(self.devices), compiled.flops, compiled.traffic, sent)
+
+    def attempt(self, change: tuple[str, ...]) -> Try:
+        """A change, tried; one that the config or the model refuses does not fit."""
+        try:
+            built, outcome = self.compile(change)
+        except UserError:
+            return Try(change, False, None)
+        seconds = None
+        if isinstance(outcome, Compiled) and (best := self.best_time(outcome)):
+            seconds = best.seconds / built.layout.examples_per_step
+        return as_try(change, outcome, seconds)
+
+    def room(self) -> int | None:
+        """Bytes that a program may have on a device; None where the chip is not known."""
+        return None if self.chip is None else self.chip.device_memory
+
+
+def make_plan(planner: Planner, topology: Topology | None, largest: bool) -> dict[str, Any]:
+    """All that a plan says, as plain data; see `plan_pod.PodPlan`."""
+    built, outcome = planner.compile()
+    made = _about(planner, built, topology)
+    if isinstance(outcome, Compiled):
+        made |= _compiled(planner, built, outcome)
+    else:
+        now = made["compute"]["remat"], len(planner.devices), built.layout.rows
+        tries = remedies(built.config, *now)
+        found = try_remedies(tries, planner.attempt)
+        made |= {"fits": False, "needs": outcome.needs, "tried": [asdict(one) for one in found]}
+    if largest:
+        made["largest_batch"] = _largest(planner, built)
+    return made
+
+
+def _about(planner: Planner, built: Build, topology: Topology | None) -> dict[str, Any]:
+    chip = planner.chip
+    return {
+        "topology": topology.name if topology else None,
+        "chip": asdict(chip) if chip else None,
+        "devices": len(planner.devices),
+        "room": planner.room(),
+        "mesh": dict(built.mesh.shape),
+        "batch": {
+            "batch_size": built.config.data.batch_size,
+            "rows": built.layout.rows,
+            "row_length": built.layout.row_length,
+            "accumulate": built.config.train.accumulate,
+        },
+        "compute": {
+            "dtype": built.compute.dtype,
+            "remat": built.compute.remat,
+            "scan": built.compute.scan,
+        },
+        "why": built.why,
+        "parameters": sum(leaf.parameters for leaf in built.table.leaves),
+        "trainable": sum(leaf.parameters for leaf in built.table.leaves if leaf.trainable),
+    }
+
+
+def _compiled(planner: Planner, built: Build, compiled: Compiled) -> dict[str, Any]:
+    planner.tell("counting FLOPs")
+    best = planner.best_time(compiled)
+    return {
+        "fits": True,
+        "memory": asdict(compiled.memory),
+        "collectives": [asdict(one) for one in compiled.collectives],
+        "kernels": compiled.kernels,
+        "flops": {"model": step_flops(built)["step"], "step": compiled.flops},
+        "roofline": best and {**asdict(best), "seconds": best.seconds, "bound": best.bound},
+        "formula": FORMULA,
+        "compile": {
+            "trace_seconds": compiled.traced,
+            "seconds": compiled.compiled,
+            "cpu_seconds": compiled.cpu,
+        },
+    }
+
+
+def _largest(planner: Planner, built: Build) -> dict[str, Any]:
+    """The largest `data.batch_size` that fits; and the next one up, which does not.
+
+    Batch sizes are tried and not rows, since how many rows a batch takes is the packing's to say.
+    """
+    step = row_divisor(built.mesh, built.config.train.accumulate)
+    tried: dict[int, tuple[int, int | None]] = {}
+
+    def fits(batch_size: int) -> int | None:
+        tried_build = planner.build((f"data.batch_size={batch_size}",))
+        outcome = planner.outcome(tried_build)
+        peak = outcome.memory.peak if isinstance(outcome, Compiled) else None
+        tried[batch_size] = tried_build.layout.rows, peak
+        return peak
+
+    most, refused = largest_batch(fits, step, built.config.data.batch_size, planner.room())
+    rows, peak = tried.get(most, (0, None))
+    return {"batch_size": most, "rows": rows, "peak": peak, "refused_batch_size": refused}
+
+
+def _devices(topology: Topology | None, count: int | None) -> Sequence:
+    """The devices to compile for: a TPU's, by its compiler, or those that jax sees here."""
+    if topology is None:
+        here = jax.devices()
+        wanted = len(here) if count is None else count
+        if wanted > len(here):
+            raise UserError(f"--devices: there are {len(here)}, and {wanted} were asked for.")
+        return here[:wanted]
+    options: dict[str, Any] = {}
+    if topology.chip.name == "v4":
+        options["chip_config_name"] = "megacore"  # its two cores are one device, as on a true one
+    if topology.chips == 1:
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    found = topologies.get_topology_desc(
+        platform="tpu", topology_name=topology.name, **options
+    ).devices
+    assert len(found) == topology.devices, (len(found), topology)
+    return found
+
+
+def main(source: TextIO, sink: TextIO) -> None:
+    """Answer one request."""
+
+    def say(**line: Any) -> None:
+        print(json.dumps(line), file=sink, flush=True)
+
+    asked = json.load(source)
+    topology = parse_topology(asked["topology"]) if asked["topology"] else None
+    config = parse_config(asked["config"])
+    try:
+        with ExitStack() as stack:
+            say(doing="reading the data")
+            weights = has_weights(config.model.checkpoint)
+            config, note = stack.enter_context(with_tokenizer(config))
+            devices = _devices(topology, asked["devices"])
+            planner = Planner(config, devices, weights, lambda what: say(doing=what))
+            say(plan=make_plan(planner, topology, asked["largest_batch"]) | {"note": note})
+    except UserError as error:
+        say(error=[error.message, error.hint])
+
+
+if __name__ == "__main__":
+    main(sys.stdin, sys.stdout)

@@ -1,0 +1,161 @@
+"""The planning story: what a run would train, at what rates and cost. Nothing is trained."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from jaxft.config.load import Config
+from jaxft.engine.cost import LOSS, lowest_block_flops, segment_flops
+from jaxft.engine.initial_state import abstract_origin, abstract_state
+from jaxft.engine.setup import build
+from jaxft.engine.trunk_plan import plan_trunks
+from jaxft.numbers import count, share, size
+from jaxft.report.terminal.tables import data_table, depth_table, group_table, segment_table
+from jaxft.training.metadata import in_widest_phase, run_json, table_json
+
+WHOSE = {"average": "an average of what trains", "origin": "where what is pulled back began"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do.
+
+    Attributes:
+        about: `run.json` as the run would write it: data, layout, resolved durations, mesh.
+        table: `table.json`: groups, parameters, and the FLOPs of a step.
+        segments: what the step costs in each segment of the model, see `cost.segment_flops`.
+        lowest: the FLOPs of a step in which the lowest block alone trains.
+        copies: bytes of what is kept of the parameters beside: `average`, `origin`.
+        reinit: how many blocks begin anew.
+    """
+
+    about: dict[str, Any]
+    table: dict[str, Any]
+    segments: list[dict[str, Any]]
+    lowest: int
+    copies: dict[str, int]
+    reinit: int
+
+    @property
+    def flops(self) -> dict[str, int]:
+        """Matmul FLOPs of a step: `forward`, `step`, and `full` with nothing frozen."""
+        return self.table["flops"]
+
+    @property
+    def saved(self) -> float:
+        """The share of a full step's FLOPs that freezing saves."""
+        return 1 - self.flops["step"] / self.flops["full"]
+
+    def to_json(self) -> str:
+        """All of it as JSON."""
+        return json.dumps({**self.about, **self.table, **self._derived()}, indent=2)
+
+    def _derived(self) -> dict[str, Any]:
+        return {
+            "saved": self.saved,
+            "segments": self.segments,
+            "copies": self.copies,
+            "reinit": self.reinit,
+            "lowest_block_alone": self.lowest / self.flops["full"],
+        }
+
+    def render(self) -> RenderableType:
+        """All of it as tables for a terminal."""
+        layout, resolved = self.about["layout"], self.about["resolved"]
+        moments = sum(group["optimizer_bytes"] for group in self.table["groups"])
+        phases = self.about["phases"]
+        lines = [
+            f"phase {number:<4} steps {phase['start']:,} to {phase['stop']:,}: "
+            f"{count(phase['parameters'])} parameters train, depths {phase['depths'][0]} to "
+            f"{phase['depths'][1]}"
+            for number, phase in enumerate(phases, 1)
+            if len(phases) > 1
+        ]
+        lines += [
+            f"batch      {_batch(layout)}",
+            f"length     {resolved['total_steps']:,} steps, {resolved['steps_per_epoch']:,} an "
+            f"epoch; scored every {resolved['evaluate_every']:,}, "
+            f"saved every {resolved['save_every']:,}",
+            f"a step     {count(self.flops['step'], 'FLOP')}: forward "
+            f"{count(self.flops['forward'], 'FLOP')}, nothing frozen "
+            f"{count(self.flops['full'], 'FLOP')}, {share(self.saved)} saved",
+            f"optimizer  {size(moments)} of moments",
+        ]
+        told = [f"{size(many)} of {WHOSE[name]}" for name, many in self.copies.items() if many]
+        if self.reinit:
+            blocks = "block" if self.reinit == 1 else f"{self.reinit} blocks"
+            lines.append(f"anew       the top {blocks} and the pooler, whatever the checkpoint has")
+        lines += [f"copies     {', '.join(told)}"] if told else []
+        return Group(
+            data_table(self.about["data"]),
+            group_table(self.table),
+            depth_table(self.table),
+            segment_table(self.segments, self.flops),
+            Text("\n".join([*lines, *self._surprises()])),
+        )
+
+    def _surprises(self) -> list[str]:
+        """What of a step's cost surprises people."""
+        flops = self.flops
+        passing = sum(
+            row["input_gradient"]
+            for row in self.segments
+            if not row["weight_gradient"] and row["segment"] != LOSS
+        )
+        lines = []
+        if flops["cached"] < flops["step"]:
+            lines.append(
+                f"trunk      with its output kept a step takes {count(flops['cached'], 'FLOP')}, "
+                f"{share(flops['cached'] / flops['step'])} of this one"
+            )
+        if passing:
+            lines.append(
+                f"passing    {share(passing / flops['step'])} of a step is the gradient on its way "
+                "through frozen layers, to what trains below them"
+            )
+        lines.append(
+            f"one block  training only block 0 takes {share(self.lowest / flops['full'])} of a "
+            "full step: its gradient comes through every block above it"
+        )
+        return lines
+
+
+def _batch(layout: Mapping[str, Any]) -> str:
+    """What a step holds; where an example is a row, there is nothing to say of rows."""
+    if layout["row_length"] == 1:
+        return f"{layout['rows']} examples"
+    return (
+        f"{layout['rows']} rows of {layout['row_length']} tokens, "
+        f"{layout['examples_per_step']:.1f} examples, {share(layout['padding'])} padding"
+    )
+
+
+def plan(config: Config) -> Plan:
+    """Work out a run without training it: no weight is read, nothing is compiled or written.
+
+    Raises:
+        UserError: whatever would stop the run before its first step.
+    """
+    built = build(config)
+    plan_trunks(built)  # refuses what the run would
+    chosen = in_widest_phase(built)
+    segments, lowest = segment_flops(chosen), lowest_block_flops(chosen)
+    copies = {
+        "average": _float32_bytes(abstract_state(chosen).average or {}),
+        "origin": _float32_bytes(abstract_origin(chosen)),
+    }
+    return Plan(
+        run_json(built, ()), table_json(built), segments, lowest, copies, config.model.reinit
+    )
+
+
+def _float32_bytes(leaves: Mapping[str, Any]) -> int:
+    """Bytes of float32 arrays, whole."""
+    return 4 * sum(math.prod(leaf.shape) for leaf in leaves.values())

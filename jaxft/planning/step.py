@@ -1,0 +1,157 @@
+"""The step that a run would train with, compiled for devices that need not be there."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import jax
+import numpy as np
+
+from jaxft.device.collectives import Collective, collectives
+from jaxft.device.mesh import batch_sharding, held
+from jaxft.engine.cost import batch_shapes, tally_program, trunk_shapes
+from jaxft.engine.initial_state import abstract_frozen, abstract_origin, abstract_state
+from jaxft.engine.setup import Build
+from jaxft.engine.step import Rates
+from jaxft.engine.trunk_plan import plan_trunk
+from jaxft.training.phase import make_step
+
+# How the compilers say that a program does not fit: what it takes, and what there is.
+REFUSALS = (
+    r"Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm",
+    r"temporaries \(([\d.]+[KMGT]?)\) exceeds available HBM \(([\d.]+[KMGT]?)\)",
+)
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one device.
+
+    Attributes:
+        weights: parameters, trained ones in float32; their average, and what they are pulled back
+            to, where there are such.
+        optimizer: its state.
+        activations: all else at the fullest moment: activations, gradients, gathered parameters.
+        peak: the fullest moment, as the compiler says; what it takes where it does not fit.
+        temporary: of it, what the compiler allocates beside arguments and results.
+    """
+
+    weights: int
+    optimizer: int
+    activations: int
+    peak: int
+    temporary: int = 0
+
+
+class OutOfMemory(Exception):
+    """The compiler refuses: a step takes more than a device has.
+
+    Args:
+        needs: bytes that it takes; None where the compiler does not say.
+    """
+
+    def __init__(self, needs: int | None):
+        super().__init__(needs)
+        self.needs = needs
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A compiled train step.
+
+    Attributes:
+        memory: of one device.
+        traffic: bytes that a device moves from and to its memory at least: arguments are read and
+            results written once, and what lies between is written and read once.
+        flops: of its matmuls on all devices, what is computed again counted again.
+        collectives: what is sent between devices.
+        kernels: how many Pallas kernels it calls.
+        traced, compiled: seconds.
+        cpu: CPU seconds of compiling, all threads together.
+    """
+
+    memory: Memory
+    traffic: int
+    flops: int
+    collectives: tuple[Collective, ...]
+    kernels: int
+    traced: float
+    compiled: float
+    cpu: float
+
+
+def compile_train_step(built: Build, tell: Callable[[str], None] = lambda _: None) -> Compiled:
+    """Compile a run's train step for its mesh, without a value.
+
+    Args:
+        built: the run in the phase whose step it is.
+        tell: is told what goes on.
+
+    Raises:
+        OutOfMemory: the compiler says that it does not fit.
+    """
+    frozen, batch = abstract_frozen(built), step_batch(built)
+    origin = abstract_origin(built)
+    told = _rates(built, origin)
+    state = abstract_state(built)
+    start = time.perf_counter()
+    tell("tracing the step")
+    traced = make_step(built, frozen).trace(state, frozen, batch, told)
+    flops = tally_program(traced.jaxpr.jaxpr).total()
+    lowered = traced.lower()
+    begun, cpu = time.perf_counter(), time.process_time()
+    tell("compiling the step")
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise OutOfMemory(_needs(str(error))) from None
+    ended, cpu = time.perf_counter(), time.process_time() - cpu
+    said, text = compiled.memory_analysis(), compiled.as_text()
+    assert said is not None  # both compilers say
+    weights = held((state.trainable, state.settled, state.average, frozen, origin))
+    optimizer = held(state.opt_state)
+    peak = int(said.peak_memory_in_bytes)
+    rest = max(peak - weights - optimizer - held(batch), 0)
+    return Compiled(
+        Memory(weights, optimizer, rest, peak, int(said.temp_size_in_bytes)),
+        said.argument_size_in_bytes + said.output_size_in_bytes + 2 * said.temp_size_in_bytes,
+        flops,
+        tuple(collectives(text, built.mesh.shape)),
+        text.count("tpu_custom_call"),
+        begun - start,
+        ended - begun,
+        cpu,
+    )
+
+
+def _rates(built: Build, origin: dict[str, jax.ShapeDtypeStruct]) -> Rates:
+    """What the step is told, with the shapes of what parameters are pulled back to."""
+    told = Rates(built.rates[0], built.table.multipliers(), built.table.weight_decays())
+    return replace(told, origin=origin, pull=np.float32(0)) if origin else told
+
+
+def step_batch(built: Build) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch's shapes and where its rows lie; with the trunk's output where that is kept."""
+    batch, rows = batch_shapes(built), batch_sharding(built.mesh)
+    if plan_trunk(built, batch).kept:
+        batch |= trunk_shapes(built, batch)
+    return {n: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rows) for n, a in batch.items()}
+
+
+def _needs(said: str) -> int | None:
+    """The bytes that a refused program takes, by the compiler's words."""
+    for pattern in REFUSALS:
+        if found := re.search(pattern, said):
+            return _bytes(found[1])
+    return None
+
+
+def _bytes(text: str) -> int:
+    unit = text[-1] if text[-1] in UNITS else ""
+    return round(float(text.removesuffix(unit)) * UNITS[unit])

@@ -1,0 +1,250 @@
+"""What the page shows of two classes: the second is looked for, and a threshold finds it.
+
+The curves are over all thresholds, by scikit-learn; the table has the few that a person may want.
+Those are chosen on the rows that chose the best step, and counted on the rows that are shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn import metrics
+from sklearn.calibration import calibration_curve
+
+from jaxft.metrics.classification import FALSE_ALARMS
+from jaxft.report.page.figures import DASHES, Series, plain_series
+from jaxft.report.page.run import Run
+
+MOST_POINTS = 400  # a curve is thinned to so many
+BINS = 10  # of the calibration curve: equally many examples each
+GREY = 6  # in the page's palette
+GRID = np.linspace(0.0, 1.0, 101)  # thresholds of the curve of costs
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What was said of a split of two classes.
+
+    Attributes:
+        split: its name.
+        chances: `[examples]` probability of the class that is looked for.
+        found: `[examples]` bool, whether it is that class.
+    """
+
+    split: str
+    chances: np.ndarray
+    found: np.ndarray
+
+
+def scored(run: Run) -> list[Scored]:
+    """The splits of a run that tells two classes apart, `test` first; those with one class not."""
+    names = classes(run)
+    splits = []
+    for split, lines in run.predictions.items() if len(names) == 2 else ():
+        chances = np.array([line["probabilities"].get(names[1], 0.0) for line in lines])
+        found = np.array([line["label"] == names[1] for line in lines])
+        if found.any() and not found.all():
+            splits.append(Scored(split, chances, found))
+    return splits
+
+
+def classes(run: Run) -> list[str]:
+    """The classes that a run's predictions give probabilities for, where an example has one."""
+    for lines in run.predictions.values():
+        if lines and isinstance(lines[0].get("label"), str) and "probabilities" in lines[0]:
+            return list(lines[0]["probabilities"])
+    return []
+
+
+def binary_figures(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Precision over recall, ROC, calibration and, where mistakes have costs, those.
+
+    A figure is as `page_figures` makes it, with `kind` `curve`, a `lead`, and what is on its axes.
+    """
+    first = [(index, run, scored(run)[:1]) for index, run in enumerate(runs)]
+    shown = [(index, run, splits[0]) for index, run, splits in first if splits]
+    if not shown:
+        return []
+    made = [
+        _figure("pr", "Precision and recall", ("recall", "precision"), shown, _precision_recall),
+        _figure("roc", "ROC", ("false alarms", "found"), shown, _roc),
+        _figure("calibration", "Calibration", ("predicted", "true"), shown, _calibration),
+        _figure("cost", "Cost of an example", ("threshold", "cost"), shown, _cost),
+    ]
+    wanted = classes(shown[0][1])[1] if len({classes(run)[1] for _, run, _ in shown}) == 1 else ""
+    leads = {
+        "pr": f"Of what is called {wanted or 'the class'}, how much is; dotted: by chance.",
+        "roc": "The share that is found, and of the others that is called so; dotted: by chance.",
+        "calibration": "How often it is so at each probability; dotted: as often as was said.",
+        "cost": "Mistakes at each threshold, at what task.costs says of them.",
+    }
+    return [{**figure, "lead": leads[figure["id"]]} for figure in made if figure["series"]]
+
+
+def _figure(
+    name: str, title: str, axes: tuple[str, str], shown: Sequence[tuple[int, Run, Scored]], draw
+) -> dict[str, Any]:
+    series: list[Series] = []
+    for index, run, split in shown:
+        drawn = draw(run, split)
+        if drawn is None:
+            continue
+        x, y, style, said = drawn
+        alone = len(shown) == 1
+        label = f"{split.split}{said}" if alone else f"{run.name}{said}"
+        dash = DASHES[index // 7 % len(DASHES)]
+        series.append(plain_series(label, x, y, style, index, dash))
+    if series:
+        series += _by_chance(name, shown)
+    return {
+        "id": name,
+        "kind": "curve",
+        "title": title,
+        "unit": ", ".join(dict.fromkeys(split.split for _, _, split in shown)),
+        "format": ".3f",
+        "axes": axes,
+        "series": series,
+    }
+
+
+def _by_chance(name: str, shown: Sequence[tuple[int, Run, Scored]]) -> list[Series]:
+    """The dotted line of a figure: what says nothing, or what is perfectly calibrated."""
+    if name in ("roc", "calibration"):
+        return [plain_series("", [0, 1], [0, 1], "faint", GREY, "dot")]
+    if name == "pr":
+        shares = dict.fromkeys(round(float(split.found.mean()), 6) for _, _, split in shown)
+        return [plain_series("", [0, 1], [share] * 2, "faint", GREY, "dot") for share in shares]
+    return []
+
+
+def _precision_recall(run: Run, split: Scored) -> tuple[list, list, str, str]:
+    del run
+    precision, recall, _ = metrics.precision_recall_curve(split.found, split.chances)
+    average = metrics.average_precision_score(split.found, split.chances)
+    x, y = _thin(recall[::-1], precision[::-1])
+    return x, y, "line", f", average precision {average:.3f}"
+
+
+def _roc(run: Run, split: Scored) -> tuple[list, list, str, str]:
+    del run
+    rest, share, _ = metrics.roc_curve(split.found, split.chances)
+    x, y = _thin(rest, share)
+    return x, y, "line", f", AUROC {metrics.roc_auc_score(split.found, split.chances):.3f}"
+
+
+def _calibration(run: Run, split: Scored) -> tuple[list, list, str, str]:
+    del run
+    is_so, said = calibration_curve(
+        split.found, split.chances.clip(0, 1), n_bins=BINS, strategy="quantile"
+    )
+    score = metrics.brier_score_loss(split.found, split.chances.clip(0, 1))
+    return said.tolist(), is_so.tolist(), "points", f", Brier score {score:.3f}"
+
+
+def _cost(run: Run, split: Scored) -> tuple[list, list, str, str] | None:
+    costs = costs_of(run)
+    if costs is None:
+        return None
+    spent = [counted(split, threshold, costs)["cost"] for threshold in GRID]
+    return GRID.tolist(), spent, "line", ""
+
+
+def _thin(x: np.ndarray, y: np.ndarray) -> tuple[list, list]:
+    """At most `MOST_POINTS` of a curve's points, with both its ends."""
+    kept = np.unique(np.linspace(0, len(x) - 1, min(len(x), MOST_POINTS)).round().astype(int))
+    return x[kept].tolist(), y[kept].tolist()
+
+
+# -------------------------------------------------------------------------------------- thresholds
+
+
+def costs_of(run: Run) -> Mapping[str, float] | None:
+    """`task.costs`, where the config has proper ones."""
+    asked = (run.config.get("task") or {}).get("costs")
+    names = ("false_alarm", "miss")
+    if not isinstance(asked, Mapping):
+        return None
+    return asked if all(isinstance(asked.get(name), int | float) for name in names) else None
+
+
+def thresholds(run: Run) -> dict[str, Any] | None:
+    """The thresholds that a person may want, and what each does to the rows that are shown.
+
+    Returns:
+        `wanted` (the class), `chosen` and `shown` (names of splits), `count`, `costs` and `rows`:
+        each with `rule`, and what `counted` gives. None where there are not two classes.
+    """
+    splits = scored(run)
+    if not splits:
+        return None
+    shown, chosen, costs = splits[0], splits[-1], costs_of(run)
+    rules = {
+        "the likelier class": 0.5,
+        "the best F1": _best(chosen, _f1),
+        f"most found at {FALSE_ALARMS:.0%} false alarms": _best(chosen, _found_quietly),
+    }
+    if costs is not None:
+        rules["the least cost"] = _best(
+            chosen, lambda split, at: -counted(split, at, costs)["cost"]
+        )
+    return {
+        "wanted": classes(run)[1],
+        "chosen": chosen.split,
+        "shown": shown.split,
+        "count": len(shown.found),
+        "there": int(shown.found.sum()),
+        "costs": costs,
+        "rows": [{"rule": rule, **counted(shown, at, costs)} for rule, at in rules.items()],
+    }
+
+
+def counted(split: Scored, threshold: float, costs: Mapping[str, float] | None) -> dict[str, Any]:
+    """What a threshold does to a split: a chance of as much or more is called the class.
+
+    Returns:
+        `threshold`; `called`, the examples that are called so; `precision`, `recall`, `alarms` (the
+        share of the others that is called so); `cost` of an example, None without costs.
+    """
+    said = split.chances >= threshold
+    right = int((said & split.found).sum())
+    called, there = int(said.sum()), int(split.found.sum())
+    alarms, missed = called - right, there - right
+    spent = None
+    if costs is not None:
+        spent = (costs["false_alarm"] * alarms + costs["miss"] * missed) / len(split.found)
+    return {
+        "threshold": float(threshold),
+        "called": called,
+        "precision": right / called if called else 0.0,
+        "recall": right / there,
+        "alarms": alarms / (len(split.found) - there),
+        "cost": spent,
+    }
+
+
+def _best(split: Scored, worth) -> float:
+    """The threshold that is worth most on a split, among the chances that were said there.
+
+    Of several the middle one, between chances, so that it is not one row's own.
+    """
+    said = np.unique(split.chances)
+    between = np.concatenate([said[:1], (said[1:] + said[:-1]) / 2, said[-1:] + 1e-6])
+    if len(between) > MOST_POINTS:
+        between = np.quantile(between, np.linspace(0, 1, MOST_POINTS))
+    found = [worth(split, at) for at in between]
+    best = np.flatnonzero(np.isclose(found, max(found), rtol=1e-12, atol=0))
+    return float(between[best[len(best) // 2]])
+
+
+def _f1(split: Scored, threshold: float) -> float:
+    found = counted(split, threshold, None)
+    both = found["precision"] + found["recall"]
+    return 2 * found["precision"] * found["recall"] / both if both else 0.0
+
+
+def _found_quietly(split: Scored, threshold: float) -> float:
+    found = counted(split, threshold, None)
+    return found["recall"] if found["alarms"] <= FALSE_ALARMS else -1.0

@@ -1,0 +1,168 @@
+"""One self-contained HTML page from run folders: it works offline, and in light and in dark."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.metadata
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from jaxft import numbers
+from jaxft.errors import UserError
+from jaxft.report.page.binary import binary_figures
+from jaxft.report.page.classes import number_figures
+from jaxft.report.page.embeddings import embedding_figures
+from jaxft.report.page.figures import figures
+from jaxft.report.page.layers import layer_figures
+from jaxft.report.page.run import Run, read_run
+from jaxft.report.page.several_runs import FEW, run_colour, told_apart
+from jaxft.report.page.views import differences, view
+from jaxft.storage import files
+from jaxft.storage import outputs as outputs
+from jaxft.storage.buckets import reached
+
+ASSETS = Path(__file__).parent / "assets"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The figures of a page: over steps, layer by step, of the predictions, of the eval rows."""
+
+    curves: list[dict[str, Any]]
+    layers: list[dict[str, Any]]
+    thresholds: list[dict[str, Any]]
+    scatters: list[dict[str, Any]]
+
+    @property
+    def all(self) -> list[dict[str, Any]]:
+        """One after the other."""
+        return [*self.curves, *self.layers, *self.thresholds, *self.scatters]
+
+
+def write_page(runs: Sequence[Path], out: Path | None = None) -> Path:
+    """Write one page that shows the runs, each by itself and all in the same figures.
+
+    Args:
+        runs: run folders.
+        out: the file; `RUN/report.html` for one run, `report.html` beside the first of several.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        UserError: a folder is not a run, or is named twice; what is to be replaced is no page
+            of ours.
+    """
+    read = read_runs(runs)
+    first = files.place(runs[0])
+    path = out or (first if len(runs) == 1 else first.parent) / "report.html"
+    with reached(path):
+        outputs.check_output(path, outputs.HTML_MARK, "--out")  # before the figures are made
+        outputs.write_output(path, render(read), outputs.HTML_MARK, "--out")
+    return path
+
+
+def read_runs(runs: Sequence[Path]) -> list[Run]:
+    """Read run folders, named so that they can be told apart.
+
+    Raises:
+        UserError: there is none, a folder is not a run, or is named twice.
+    """
+    if not runs:
+        raise UserError("There is no run to report on.", "Name at least one run folder.")
+    resolved = [files.resolved(run) for run in runs]
+    for path, times in Counter(resolved).items():
+        if times > 1:
+            raise UserError(f"The run {path} is named {times} times.", "Name it once.")
+    unique = len({path.name for path in resolved}) == len(resolved)
+    return [
+        read_run(files.place(run), path.name if unique else str(run))
+        for run, path in zip(runs, resolved, strict=True)
+    ]
+
+
+def all_figures(runs: Sequence[Run]) -> Figures:
+    """Every figure of these runs."""
+    return Figures(
+        curves=figures(runs),
+        layers=layer_figures(runs[0]) if len(runs) == 1 else [],
+        thresholds=[*binary_figures(runs), *number_figures(runs)],
+        scatters=embedding_figures(runs[0]) if len(runs) == 1 else [],
+    )
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The page of these runs."""
+    drawn = all_figures(runs)
+    return fill(
+        "page",
+        ("drawing", "page"),
+        told_apart(drawn.all, len(runs)),
+        heat=drawn.layers,
+        curves=drawn.thresholds,
+        scatters=drawn.scatters,
+        places=[*zip(drawn.curves, spans(len(drawn.curves)), strict=True)],
+        colours=[run_colour(index, len(runs)) for index in range(len(runs))],
+        few=len(runs) <= FEW,
+        runs=[view(run, index) for index, run in enumerate(runs)],
+        differences=differences([run.config for run in runs]),
+    )
+
+
+def fill(
+    template: str, own: Sequence[str], drawn: Sequence[Mapping[str, Any]], **content: Any
+) -> str:
+    """A page of `TEMPLATE.html` with scripts of ours.
+
+    Every text of a run goes through the template's escaping. Besides, the page's own content
+    security policy lets nothing run but the scripts written into it, and nothing load.
+
+    Args:
+        template: its name in `assets/`.
+        own: names of the scripts there, in order.
+        drawn: the figures, as plain data.
+        content: what else the template shows.
+    """
+    texts = [(ASSETS / f"{name}.js").read_text(encoding="utf-8") for name in own]
+    scripts = [get_plotlyjs(), *texts]
+    hashes = [hashlib.sha256(script.encode()).digest() for script in scripts]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(ASSETS),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    formats = ("score", "rate", "count", "size", "share", "span")
+    environment.filters.update({name: getattr(numbers, name) for name in formats})
+    return environment.get_template(f"{template}.html").render(
+        style=Markup((ASSETS / "page.css").read_text(encoding="utf-8")),
+        scripts=[Markup(script) for script in scripts],
+        hashes=[base64.b64encode(digest).decode() for digest in hashes],
+        figures=_as_json(drawn),
+        version=importlib.metadata.version("jaxft"),
+        **content,
+    )
+
+
+def spans(count: int) -> list[int]:
+    """How many of the page's twelve columns each figure takes, so that every row is full."""
+    if count < 3:
+        return [12 // max(count, 1)] * count
+    rest = count - 2  # the first two, the loss and the primary metric, are the large ones
+    last = {0: [], 1: [3, 3, 3, 3], 2: [6, 6]}[rest % 3] if rest != 1 else [12]
+    return [6, 6, *[4] * (rest - len(last)), *last]
+
+
+def _as_json(content: Any) -> Markup:
+    """JSON for a script element, which nothing inside can close: `<` is written as an escape."""
+    return Markup(json.dumps(content, allow_nan=False).replace("<", "\\u003c"))

@@ -1,0 +1,119 @@
+"""The page of a study: score against rate, drift by depth and member, curves, and the ranking."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxft import numbers
+from jaxft.report.events import read_events
+from jaxft.report.page.page import fill
+from jaxft.report.page.study_figures import figures, label, setting_keys, text_of
+from jaxft.report.page.views import flatten
+from jaxft.report.terminal.study import short_key
+from jaxft.runs.folder import RunFolder
+from jaxft.storage import files
+
+
+def write_study_page(folder: Path) -> Path:
+    """Write `index.html` into the folder of a study that is through.
+
+    Args:
+        folder: with `study.json`, `parts/`, `metrics.jsonl` and `best.yaml`.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: a file is missing or broken.
+    """
+    read = RunFolder(folder)
+    about = read.read_json("study.json")
+    parts = [read.read_json(f"parts/{part['index']}.json") for part in about.get("parts", [])]
+    events = read_events(folder)
+    drawn = figures(about, parts, events)
+    best = folder / "best.yaml"
+    page = fill(
+        "study",
+        ("study",),
+        [
+            {k: v for k, v in figure.items() if k not in ("lead", "span", "unit")}
+            for figure in drawn
+        ],
+        shown=drawn,
+        best=best.read_text(encoding="utf-8") if best.exists() else "",
+        notes=[event for event in events if event["kind"] == "note"],
+        **_view(about, parts),
+    )
+    path = folder / "index.html"
+    files.write_atomic(path, page)
+    return path
+
+
+def _view(about: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the template shows beside the figures."""
+    config, keys = about["config"], setting_keys(about)
+    ranking = [_ranked(entry, keys) for entry in about.get("ranking") or []]
+    members = about["members"]
+    tiles = [("members", f"{len(members):,}"), ("programs", f"{len(parts) or 1:,}")]
+    if parts:
+        tiles.append(("trained in", numbers.span(sum(part["seconds"] for part in parts))))
+        diverged = sum(len(part["diverged"]) for part in parts)
+        tiles += [("diverged", str(diverged))] if diverged else []
+    return {
+        "name": about["name"],
+        "state": about["state"],
+        "task": config["task"]["kind"].replace("_", " "),
+        "checkpoint": str(config["model"]["checkpoint"]),
+        "started": about["started"].replace("T", " ").removesuffix("Z"),
+        "command": shlex.join(map(str, about["command"])),
+        "headline": _headline(about, ranking, keys),
+        "tiles": tiles,
+        "keys": [short_key(key) for key in keys],
+        "metric": about["metric"],
+        "seeded": any(row["seeds"] > 1 for row in ranking),
+        "tested": any(row["test"] is not None for row in ranking),
+        "ranking": ranking,
+        "ranges": [
+            {"texts": [text_of(members[found["member"]], key) for key in keys], **found}
+            for found in about.get("ranges") or []
+        ],
+        "facts": list(
+            flatten({k: about[k] for k in ("versions", "devices", "host", "system")}).items()
+        ),
+    }
+
+
+def _ranked(entry: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    best = entry["best"]
+    return {
+        "texts": [text_of(entry, key) for key in keys],
+        "seeds": len(entry["members"]),
+        "best": best["mean"],
+        "deviation": best["deviation"],
+        "low": best["low"],
+        "high": best["high"],
+        "last": entry["last"]["mean"],
+        "test": entry.get("test", {}).get("mean"),
+        "step": entry["step"],
+        "diverged": entry["diverged"],
+    }
+
+
+def _headline(
+    about: Mapping[str, Any], ranking: Sequence[Mapping[str, Any]], keys: Sequence[str]
+) -> dict[str, Any] | None:
+    """The best setting's score."""
+    if not ranking or ranking[0]["best"] is None:
+        return None
+    first = ranking[0]
+    margin = None if first["low"] is None else (first["high"] - first["low"]) / 2
+    where = label(about["ranking"][0]["values"], keys)
+    return {
+        "what": f"best {about['metric']}",
+        "value": first["best"],
+        "margin": margin,
+        "where": where,
+    }

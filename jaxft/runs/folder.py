@@ -1,0 +1,292 @@
+"""The folder of a run: made, locked, resumed, replaced, and read again.
+
+`run.json` is written last when a folder is made: a folder with it is a run, one without is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import yaml
+from etils import epath
+
+from jaxft.storage import files
+from jaxft.storage.buckets import reached
+from jaxft.device.distributed import SHARED, compare, from_first, is_first
+from jaxft.errors import UserError, did_you_mean
+
+RUN_FILE = "run.json"
+CONFIG_FILE = "config.yaml"
+LOCK_FILE = "run.lock"
+SET_ASIDE = r"\.old-\d{4}-\d\d-\d\dT\d{6}Z"  # what `_set_aside` adds to a run's name
+# What a kill may leave behind, whole or half-written, of a run that was about to be made.
+_LEFT = {CONFIG_FILE, LOCK_FILE, f"{LOCK_FILE}.owner", RUN_FILE}
+
+
+class RunFolder:
+    """One run's folder; used in a `with` block it is locked until the block ends.
+
+    With several processes only the first writes; the others' writes do nothing.
+
+    Attributes:
+        path: the folder, local or in a bucket.
+        resumed: whether the run was there before.
+    """
+
+    def __init__(
+        self,
+        path: epath.PathLike,
+        resumed: bool = False,
+        held: contextlib.ExitStack | None = None,
+    ):
+        self.path = epath.Path(path)
+        self.resumed = resumed
+        self._held = held or contextlib.ExitStack()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def name(self) -> str:
+        """The run's name, which is the folder's."""
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> epath.Path:
+        """Where the step checkpoints are."""
+        return self.path / "checkpoints"
+
+    @property
+    def base(self) -> epath.Path:
+        """Where the parameters as they were loaded or initialised are."""
+        return self.path / "base"
+
+    @property
+    def export(self) -> epath.Path:
+        """Where the Hugging Face folder goes."""
+        return self.path / "export"
+
+    def config(self) -> dict[str, Any]:
+        """The resolved config that the run was last started with."""
+        file = self.path / CONFIG_FILE
+        try:
+            return yaml.safe_load(file.read_text())
+        except FileNotFoundError:
+            raise UserError(f"{self.path} has no {CONFIG_FILE}.") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}.") from None
+
+    def read_json(self, name: str) -> Any:
+        """The content of one of the run's JSON files.
+
+        Raises:
+            UserError: it is not there, or is no JSON.
+        """
+        file = self.path / name
+        try:
+            return json.loads(file.read_text())
+        except FileNotFoundError:
+            raise UserError(f"{self.path} has no {name}.") from None
+        except ValueError as error:  # not JSON, or not UTF-8
+            raise UserError(f"{file} is not JSON: {error}.") from None
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Writes one of the run's JSON files whole, or not at all."""
+        if is_first():
+            text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+            files.write_atomic(self.path / name, text + "\n")
+
+    def update(self, **facts: Any) -> None:
+        """Adds facts to `run.json`, such as `state="finished"`; the others stay."""
+        if is_first():
+            self.write_json(RUN_FILE, {**self.read_json(RUN_FILE), **facts})
+
+    def replaced(self) -> epath.Path | None:
+        """Where the run that this one replaces was set aside; None where it replaces none.
+
+        Raises:
+            UserError: `run.json`, which may come from somebody else, names another folder.
+        """
+        old = self.read_json(RUN_FILE).get("replaces")
+        if old is None:
+            return None
+        own = isinstance(old, str) and re.fullmatch(re.escape(self.name) + SET_ASIDE, old)
+        if own and not os.path.islink(self.path.parent / old):
+            return self.path.parent / old
+        raise UserError(
+            f"{self.path / RUN_FILE}: {str(old)[:200]!r} is no run that this one has set aside.",
+            "Set 'replaces' to null; nothing was deleted.",
+        )
+
+    def discard_old(self) -> None:
+        """Deletes the run that this one replaced; to be called after the first save."""
+        folder = self.replaced() if is_first() else None
+        if folder is None:
+            return
+        if (folder / RUN_FILE).exists():
+            folder.rmtree()
+        self.update(replaces=None)
+
+    def close(self) -> None:
+        """Lets go of the lock."""
+        self._held.close()
+
+
+def run_path(name: str, dir: epath.PathLike) -> epath.Path:
+    """The folder of the run `name` in `dir`.
+
+    Raises:
+        UserError: `name` is not a plain folder name, or `dir` is an address of no bucket.
+    """
+    if name in ("", ".", "..") or "/" in name or "\\" in name or ".old-" in name:
+        raise UserError(
+            f"run.name: '{name}' cannot be a folder's name.",
+            "Leave out '/', '\\' and '.old-'; set run.dir for another place.",
+        )
+    return epath.Path(files.place(dir)) / name
+
+
+def check_run(name: str, dir: epath.PathLike, *, resume: bool, overwrite: bool) -> bool:
+    """Whether there is a run to go on with; touches nothing.
+
+    Args:
+        name: the run's name.
+        dir: the folder that holds runs.
+        resume: go on with the run that is there, or start it where there is none.
+        overwrite: replace the run that is there.
+
+    Raises:
+        UserError: the folder holds something, and the flags do not say what to do with it; it is
+            a link and would be replaced; `run.json` would have a foreign folder deleted.
+    """
+    path = run_path(name, dir)
+    if resume and overwrite:
+        raise UserError("--resume and --overwrite exclude each other.", "Give one of them.")
+    if (path / RUN_FILE).exists():
+        if not resume and not overwrite:
+            raise UserError(
+                f"{path} already holds a run.",
+                "Add --resume to go on with it, --overwrite to replace it, or set run.name.",
+            )
+        if resume:
+            RunFolder(path).replaced()
+        else:
+            files.check_no_link(path)
+        return resume
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file.", "Set run.name or run.dir.")
+    if files.names_in(path) - _LEFT:
+        raise UserError(
+            f"{path} is not empty and holds no run (it has no {RUN_FILE}), so neither --resume "
+            "nor --overwrite takes it.",
+            "Set run.name or run.dir, or empty it.",
+        )
+    return False
+
+
+def create_run(
+    config_dump: Mapping[str, Any],
+    name: str,
+    dir: epath.PathLike,
+    *,
+    resume: bool,
+    overwrite: bool,
+    facts: Mapping[str, Any],
+) -> RunFolder:
+    """Makes or reopens the folder of a run, locked for this process.
+
+    Args:
+        config_dump: the resolved config, written to `config.yaml`.
+        name: the run's name.
+        dir: the folder that holds runs.
+        resume: go on with the run that is there, or start it where there is none.
+        overwrite: move the run that is there to `NAME.old-TIME`; `discard_old` deletes it.
+        facts: for `run.json`: `environment()` and the command, the resolved durations, the
+            checkpoint's commit, the data's fingerprints. The first start's stay; a resume adds its
+            own under `resumed`.
+
+    Raises:
+        UserError: as `check_run`; or a living process, named, trains in that folder.
+    """
+
+    # The first process looks, writes and locks; to the others a folder is there too early or late.
+    held = contextlib.ExitStack()
+
+    def make() -> bool:
+        resumed = check_run(name, dir, resume=resume, overwrite=overwrite)
+        run = RunFolder(run_path(name, dir), resumed)
+        replaces = _set_aside(run.path) if overwrite else None
+        with contextlib.ExitStack() as undone:
+            undone.enter_context(files.lock(run.path / LOCK_FILE))
+            _write_start(run, config_dump, facts, replaces)
+            held.push(undone.pop_all())
+        return resumed
+
+    run = RunFolder(run_path(name, dir), from_first(make), held)
+    there = (run.path / RUN_FILE).exists()
+    started = run.read_json(RUN_FILE)["started"] if there else None
+    compare({f"the run in {run.path}": started}, SHARED)
+    return run
+
+
+def _write_start(
+    run: RunFolder, config_dump: Mapping, facts: Mapping, replaces: str | None
+) -> None:
+    now = _now()
+    text = yaml.safe_dump(dict(config_dump), sort_keys=False, allow_unicode=True, width=100)
+    files.write_atomic(run.path / CONFIG_FILE, text)
+    if run.resumed:
+        first = run.read_json(RUN_FILE)
+        resumed = [*first.get("resumed", []), {"started": now, **facts}]
+        run.write_json(RUN_FILE, {**first, "state": "running", "resumed": resumed})
+        return
+    about = {"name": run.name, "state": "running", "started": now, "replaces": replaces}
+    run.write_json(RUN_FILE, {**about, **facts})
+
+
+def _set_aside(path: epath.Path) -> str | None:
+    """Moves the run at `path` to `NAME.old-TIME`, and gives that name; None where there is none."""
+    if not (path / RUN_FILE).exists():
+        return None
+    old = f"{path.name}.old-{_now().replace(':', '')}"
+    with files.lock(path / LOCK_FILE):  # not under the feet of a process that trains in it
+        path.rename(path.parent / old)
+    return old
+
+
+def open_run(path: epath.PathLike) -> RunFolder:
+    """A run to read from; nothing in it is locked or changed.
+
+    Raises:
+        UserError: `path` is no run folder; runs near it are named.
+    """
+    folder = epath.Path(files.place(path))
+    with reached(path):
+        if (folder / RUN_FILE).exists():
+            return RunFolder(folder, resumed=True)
+        there = folder.exists()
+    if there:
+        inside = _runs_in(folder)
+        hint = f"Runs in it: {', '.join(inside)}." if inside else "A run is what jaxft train made."
+        raise UserError(f"{folder} is not a run folder: it has no {RUN_FILE}.", hint)
+    beside = _runs_in(folder.parent)
+    raise UserError(f"There is no run folder {folder}.", did_you_mean(folder.name, beside))
+
+
+def _runs_in(folder: epath.Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name for entry in folder.iterdir() if (entry / RUN_FILE).exists())
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,175 @@
+"""The leaves of a checkpoint: what they are called, what they were, and whether they still are."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxft.runs.errors import DamagedError
+from jaxft.errors import UserError
+from jaxft.tree import under
+
+Leaves = dict[str, dict[str, Any]]  # name -> {"shape", "dtype", "checksum"}
+
+
+def parts_of(state: Any) -> dict[str, Any]:
+    """The fields of a state that hold arrays; Orbax refuses an empty tree."""
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: tree for name, tree in fields.items() if jax.tree.leaves(tree)}
+
+
+def describe(parts: dict[str, Any], sums: Mapping[str, jax.Array]) -> Leaves:
+    """Shape, dtype and checksum of every leaf, by its name; waits for the checksums.
+
+    Args:
+        parts: trees of arrays.
+        sums: what `begin_checksum` gave for them, or for what they are copies of.
+    """
+    found = jax.device_get(dict(sums))
+    return {
+        name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "checksum": int(found[name])}
+        for name, leaf in flat(parts).items()
+    }
+
+
+def shapes_of(
+    saved: Leaves, fields: Sequence[str], shardings: Mapping[str, jax.sharding.Sharding] | None
+) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """What to read of a checkpoint's fields, those that it has: field -> name -> shape and place.
+
+    Args:
+        saved: the checkpoint's leaves.
+        fields: dicts of parameters in the state.
+        shardings: name -> where to put it; None puts all on the first device.
+    """
+    home = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    found = {
+        field: {
+            name: jax.ShapeDtypeStruct(
+                leaf["shape"], leaf["dtype"], sharding=shardings[name] if shardings else home
+            )
+            for name, leaf in under(saved, field).items()
+        }
+        for field in fields
+    }
+    return {field: leaves for field, leaves in found.items() if leaves}
+
+
+def sealed(leaves: Leaves, meta: dict[str, Any]) -> dict[str, Any]:
+    """The description of a checkpoint, with a hash that tells when it was damaged itself."""
+    return {"leaves": leaves, "meta": meta, "sha256": _digest(leaves, meta)}
+
+
+def unsealed(record: dict[str, Any]) -> tuple[Leaves, dict[str, Any]]:
+    """The leaves and the meta of a description.
+
+    Raises:
+        ValueError: it is not what `sealed` gave.
+    """
+    leaves, meta = record["leaves"], record["meta"]
+    if record["sha256"] != _digest(leaves, meta):
+        raise ValueError("the description of the checkpoint is not what was saved")
+    return leaves, meta
+
+
+def _digest(leaves: Leaves, meta: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([leaves, meta], sort_keys=True).encode()).hexdigest()
+
+
+def compare(saved: Leaves, parts: dict[str, Any], where: str) -> None:
+    """Names the first leaf that differs: Orbax names none, and casts a wrong dtype in silence."""
+    wanted = flat(parts)
+    hint = "The model, the groups and the optimizer must be those of the run that saved it."
+    for name, leaf in wanted.items():
+        if name not in saved:
+            raise UserError(f"{where} lacks '{name}', which this run needs.", hint)
+        there = f"{tuple(saved[name]['shape'])} {saved[name]['dtype']}"
+        here = f"{tuple(leaf.shape)} {leaf.dtype}"
+        if there != here:
+            raise UserError(f"{where}: '{name}' is {there} there and {here} in this run.", hint)
+    for name in saved:
+        if name not in wanted:
+            raise UserError(f"{where} holds '{name}', which this run does not have.", hint)
+
+
+def verify(saved: Leaves, found: dict[str, int]) -> None:
+    """Compares the checksums of what was loaded with those of what was saved.
+
+    Raises:
+        DamagedError: one differs.
+    """
+    for name, value in found.items():
+        if value != saved[name]["checksum"]:
+            raise DamagedError(f"'{name}' is not what was saved")
+
+
+def finite(metrics: Mapping[str, float] | None) -> dict[str, float] | None:
+    """The metrics that JSON can hold."""
+    if metrics is None:
+        return None
+    scores = {name: float(value) for name, value in metrics.items()}
+    return {name: value for name, value in scores.items() if math.isfinite(value)}
+
+
+def checksum(tree: Any) -> dict[str, int]:
+    """A number per leaf that changes when any bit of it does, whatever devices hold it.
+
+    Each 32-bit word of the array is mixed with its index and the words are added modulo 2**32, so
+    the sum is the same in any order and on any mesh. The mixing is a bijection of the word: one
+    changed word always changes the sum.
+
+    Args:
+        tree: arrays of 1, 2, 4 or 8 bytes an element, or typed keys; all are read on the devices.
+
+    Returns:
+        The leaf's path joined by `/` -> an unsigned 32-bit number.
+
+    Source: the finaliser of MurmurHash3 (Appleby, 2011).
+    """
+    return {name: int(found) for name, found in jax.device_get(begin_checksum(tree)).items()}
+
+
+def begin_checksum(tree: Any) -> dict[str, jax.Array]:
+    """What `checksum` gives, still being computed on the devices."""
+    sums = {}
+    for name, leaf in flat(tree).items():
+        sums[name] = _leaf_checksum(leaf)
+        if len(leaf.devices()) > 1 and next(iter(leaf.devices())).platform == "cpu":
+            # Programs that do not wait for each other and hold collectives, many at once, can take
+            # all of XLA's CPU threads and then wait for each other for ever.
+            sums[name].block_until_ready()
+    return sums
+
+
+@jax.jit
+def _leaf_checksum(leaf: jax.Array) -> jax.Array:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    if leaf.dtype == jnp.bool_:
+        leaf = leaf.astype(jnp.uint8)
+    width = leaf.dtype.itemsize
+    words = jax.lax.bitcast_convert_type(leaf, {1: jnp.uint8, 2: jnp.uint16}.get(width, jnp.uint32))
+    words = words.astype(jnp.uint32)
+    index = jnp.zeros(words.shape, jnp.uint32)  # the position in row-major order, modulo 2**32
+    for axis, size in enumerate(words.shape):
+        index = index * np.uint32(size % 2**32) + jax.lax.broadcasted_iota(
+            jnp.uint32, words.shape, axis
+        )
+    mixed = words ^ (index * np.uint32(0x9E3779B1) + np.uint32(0x7F4A7C15))
+    mixed = (mixed ^ (mixed >> 16)) * np.uint32(0x85EBCA6B)
+    mixed = (mixed ^ (mixed >> 13)) * np.uint32(0xC2B2AE35)
+    return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
+
+
+def flat(tree: Any) -> dict[str, Any]:
+    """Every array of a tree by its path, such as `trainable/head/kernel`."""
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

@@ -1,0 +1,186 @@
+"""Saves beside the steps: a copy in the host's memory, written by a thread of its own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+# Named in the documentation of `MemoryOptions`, and exported nowhere (0.12.8).
+from orbax.checkpoint._src.serialization.types import (
+    DefaultSerializationStatusCallback,
+    TransferPriority,
+)
+
+from jaxft.runs.leaves import begin_checksum, describe, sealed
+
+HOST = "pinned_host"
+PIECE = 16 << 20  # bytes of an array or several that are written at a time beside steps on a CPU
+REST = 4.0  # how long the writer then rests, in the time that the piece took
+
+
+class Pace(DefaultSerializationStatusCallback):
+    """Rests between the pieces of a save, for steps that compute on the cores that write it.
+
+    A step on a CPU waits for the last of its cores: a core that a save takes for 0.3 s holds the
+    whole step up for as long. With rests the same work is spread over many steps.
+    """
+
+    def __init__(self) -> None:
+        self._hurried = threading.Event()
+        self._piece = threading.local()
+        self._turn = threading.Lock()
+
+    def __deepcopy__(self, _: Any) -> Pace:
+        """Itself: Orbax copies its options, and there is one pace."""
+        return self
+
+    def ease(self) -> None:
+        """Rest from now on."""
+        self._hurried.clear()
+
+    def hurry(self) -> None:
+        """Rest no more, and end the rest that is under way: the save is being waited for."""
+        self._hurried.set()
+
+    def key_priority(self, _: Any) -> TransferPriority:
+        """Every array is written in its turn; what is saved is a copy, so that none is urgent."""
+        return TransferPriority.ASYNCHRONOUS_DEPRIORITIZED
+
+    def on_transfer_end(self, _: Any) -> None:
+        """The writing of a piece begins, said of each of its arrays."""
+        self._piece.began = time.perf_counter()
+
+    def on_write_end(self, _: Any) -> None:
+        """A piece is written, said of each of its arrays: the first one rests for all."""
+        began, self._piece.began = getattr(self._piece, "began", None), None
+        if began is not None:
+            rest = REST * (time.perf_counter() - began)
+            with self._turn:  # Orbax writes each tree in a thread; together they rest this long too
+                self._hurried.wait(rest)
+
+
+def writing(pace: Pace) -> ocp.Context:
+    """How Orbax writes arrays: replicas share large ones only, and steps on a CPU come first.
+
+    A replica's share is cut out of the array by a program of its own, which for a small array takes
+    longer than writing it. One process writes all there is anyway, and from the host's memory.
+
+    Args:
+        pace: of the saves of one process on a CPU.
+    """
+    context = ocp.Context()
+    saving, alone = context.array_options.saving, jax.process_count() == 1
+    saving.use_replica_parallel = not alone
+    saving.min_slice_bytes_for_replica_parallel = 2**20
+    if alone and jax.local_devices()[0].platform == "cpu":
+        context.memory_options.transfer_concurrent_bytes = PIECE
+        context.memory_options.serialization_status_callback = pace
+    return context
+
+
+class Saver:
+    """Writes through one of Orbax's checkpointers without holding up the steps.
+
+    Orbax itself returns once the arrays have left the devices, but plans before that for about a
+    millisecond a leaf (a BERT-large with its moments has 1,200), and a checksum is a round trip.
+    Here both come after the copy, in the background.
+
+    Where several processes save together, Orbax is called at once: they all have to run the
+    same programs in the same order.
+
+    Args:
+        orbax: what writes, as `writing` says; nothing else may save with it.
+        pace: the one given to `writing`.
+    """
+
+    def __init__(self, orbax: ocp.training.Checkpointer, pace: Pace):
+        self._orbax, self._pace = orbax, pace
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="jaxft-save")
+        self._pending: Future[None] | None = None
+        self._complete: list[Any] = []
+
+    def complete(self) -> list[Any]:
+        """Orbax's entries of the complete checkpoints, oldest first, without one being saved."""
+        if not self.is_saving():
+            self._complete = list(self._orbax.checkpoints)
+        return self._complete
+
+    def is_saving(self) -> bool:
+        """Whether a save is under way in the background."""
+        begins = self._pending is not None and not self._pending.done()
+        return begins or self._orbax.is_saving_in_progress()
+
+    def save(
+        self,
+        step: int,
+        parts: dict[str, Any],
+        metrics: Mapping[str, float] | None,
+        meta: Mapping[str, Any],
+        overwrite: bool,
+    ) -> None:
+        """Begins a save, the one before being over; the arrays may be donated once this returns.
+
+        Args:
+            step: the position.
+            parts: trees of arrays by the name that each is stored under.
+            metrics: results of an evaluation.
+            meta: anything JSON holds.
+            overwrite: whether `step` is there already.
+        """
+        self.complete()  # what the readers are told until the save is over
+        sums = begin_checksum(parts)
+        self._pace.ease()
+
+        def write(parts: dict[str, Any]) -> None:
+            self._orbax.save_checkpointables_async(
+                step,
+                dict(parts),  # Orbax adds to the dict that it is given
+                force=True,
+                overwrite=overwrite,
+                metrics=metrics,
+                custom_metadata=sealed(describe(parts, sums), dict(meta)),
+            )
+
+        if can_copy(parts):
+            self._pending = self._thread.submit(write, on_host(parts))
+        else:
+            write(parts)
+
+    def wait(self) -> None:
+        """Waits for the save in the background, and raises what went wrong with it."""
+        self._pace.hurry()
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+        self._orbax.wait()
+
+    def close(self) -> None:
+        """Waits for the save in the background, and ends."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            self._orbax.close()
+
+
+def can_copy(tree: Any) -> bool:
+    """Whether `on_host` can hold a state: one process, with devices that copy to the host."""
+    devices = {device for leaf in jax.tree.leaves(tree) for device in leaf.devices()}
+    kinds = [{memory.kind for memory in device.addressable_memories()} for device in devices]
+    return jax.process_count() == 1 and all(HOST in found for found in kinds)
+
+
+def on_host(tree: Any) -> Any:
+    """Copies of arrays in the host's memory, under way; of replicas one is copied."""
+
+    def copy(leaf: jax.Array) -> jax.Array:
+        one = leaf.addressable_data(0) if leaf.is_fully_replicated else leaf
+        return jax.device_put(one, one.sharding.with_memory_kind(HOST))
+
+    return jax.tree.map(copy, tree)

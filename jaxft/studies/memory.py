@@ -1,0 +1,104 @@
+"""What a study's members need of memory, told before anything is compiled; chunks that fit."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxft.engine.cost import kept_bytes
+from jaxft.engine.initial_state import abstract_state
+from jaxft.engine.setup import Build
+from jaxft.errors import UserError
+from jaxft.numbers import size
+from jaxft.studies.step import takes_turns
+
+USABLE = 0.9  # share of the free memory that a study may take
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that a bucket needs.
+
+    Attributes:
+        shared: the parameters as they were loaded, once for all members.
+        state: one member's trained parameters, moments and average.
+        working: one member's activations, as its backward pass reads them, and gradients.
+        turns: members run one after another, so that one works at a time.
+    """
+
+    shared: int
+    state: int
+    working: int
+    turns: bool
+
+    def of(self, members: int) -> int:
+        """Bytes for so many members in one program."""
+        return self.shared + members * self.state + self.working * (1 if self.turns else members)
+
+    def most(self, available: int) -> int:
+        """The most members that fit into so many bytes."""
+        each = self.state + (0 if self.turns else self.working)
+        rest = available - self.shared - (self.working if self.turns else 0)
+        return max(int(rest // max(each, 1)), 0)
+
+
+def need_of(built: Build) -> Need:
+    """What the members of a bucket need.
+
+    Args:
+        built: any member's run; the phase in which the most trains is taken.
+    """
+    widest = max(built.phases, key=lambda phase: len(phase.table.trainable))
+    chosen = built.in_phase(widest.index)
+    state = abstract_state(chosen)
+    return Need(
+        shared=_bytes(built.model.params),
+        state=_bytes((state.trainable, state.opt_state, state.average, state.settled)),
+        working=kept_bytes(chosen) + _bytes(state.trainable),
+        turns=takes_turns(built),
+    )
+
+
+def available_bytes(built: Build) -> int:
+    """Free memory: of the run's first device, or of the host where the device is a CPU."""
+    stats = built.mesh.devices.flat[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    told = Path("/proc/meminfo")
+    if told.exists():
+        lines = dict(line.split(":", 1) for line in told.read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def chunk_sizes(need: Need, members: int, available: int) -> list[int]:
+    """How many members run together, one chunk after another, as even as can be.
+
+    Args:
+        need: what they need.
+        members: in the bucket.
+        available: bytes.
+
+    Raises:
+        UserError: not even one member fits; the bytes are named.
+    """
+    most = need.most(int(available * USABLE))
+    if most < 1:
+        raise UserError(
+            f"A study's member needs {size(need.of(1))} of memory and {size(available)} are free: "
+            f"{size(need.shared)} for the checkpoint, {size(need.state)} for what trains and its "
+            f"moments, {size(need.working)} for activations and gradients.",
+            "Freeze more, lower data.batch_size, or set train.remat to full.",
+        )
+    chunks = -(-members // most)
+    return [len(part) for part in np.array_split(np.arange(members), chunks)]
+
+
+def _bytes(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

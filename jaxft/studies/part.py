@@ -1,0 +1,282 @@
+"""A part of a study, trained: members that share a program and fit into memory together."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxft.data.batching.loader import batches
+from jaxft.device.mesh import batch_sharding, place_batch
+from jaxft.engine.evaluate import EvalStep, run_split, summarise
+from jaxft.engine.initial_state import frozen_params
+from jaxft.engine.inputs import Split
+from jaxft.engine.setup import Build
+from jaxft.engine.state import TrainState
+from jaxft.engine.step import Rates
+from jaxft.report.events import EventLog
+from jaxft.report.terminal.progress import Progress
+from jaxft.studies.members import Member
+from jaxft.studies.state import Start, drift, enter_phase, initial_states, load_start
+from jaxft.studies.step import make_study_eval, make_study_step, trained_params
+from jaxft.training.metadata import phase_line
+
+IN_FLIGHT = 2  # steps under way while the host makes the next batch
+
+
+@dataclass(frozen=True)
+class Part:
+    """Members that train together.
+
+    Attributes:
+        index: of the part in the study, from 0.
+        bucket: of the bucket that it belongs to, from 0.
+        members: who they are.
+        builds: one a member, of the same task, model, data and mesh.
+    """
+
+    index: int
+    bucket: int
+    members: tuple[Member, ...]
+    builds: tuple[Build, ...]
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of each member."""
+        return self.builds[0].length.total_steps
+
+
+class Programs:
+    """A bucket's jitted steps and evaluations, one a phase, for all of its parts."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, tuple[Any, EvalStep]] = {}
+
+    def of(self, built: Build, states: TrainState, frozen: dict) -> tuple[Any, EvalStep]:
+        """Those of the phase that `built` is in; made from what first asked for them."""
+        phase = built.phase.index
+        if phase not in self._made:
+            step = make_study_step(built, states, frozen)
+            self._made[phase] = step, make_study_eval(built, states, frozen)
+        return self._made[phase]
+
+
+class Stage:
+    """A phase of a part under way: its leaves, its programs, and what each step is told."""
+
+    def __init__(
+        self, builds: Sequence[Build], states: TrainState, frozen: dict, programs: Programs
+    ):
+        self.builds = tuple(builds)
+        self.built = self.builds[0]
+        self.frozen = frozen
+        self.step, self._evaluate = programs.of(self.built, states, frozen)
+        self._rates = np.stack([one.rates for one in builds])  # [K, steps + 1, groups]
+        self._multipliers = [one.table.multipliers() for one in builds]  # K x [leaves]
+        self._decay = np.stack([one.table.weight_decays() for one in builds])  # [K, groups]
+
+    def rates(self, step: int) -> Rates:
+        """What the members' optimizers are told at a step, `[K, ...]`."""
+        paced = [
+            own * one.phase.pace(step)
+            for own, one in zip(self._multipliers, self.builds, strict=True)
+        ]
+        return Rates(self._rates[:, step], np.stack(paced).astype(np.float32), self._decay)
+
+    def is_over(self, step: int) -> bool:
+        """Whether the step to come belongs to the next phase."""
+        phase = self.built.phase
+        return step == phase.stop and phase.index + 1 < len(self.built.phases)
+
+    def next(self, states: TrainState, programs: Programs) -> tuple[Stage, TrainState]:
+        """The phase after this one, and the states as it begins."""
+        builds = [one.in_phase(one.phase.index + 1) for one in self.builds]
+        entered = enter_phase(builds, states, self.frozen)
+        kept = entered.trainable.keys() | entered.settled.keys()
+        frozen = {name: leaf for name, leaf in self.frozen.items() if name not in kept}
+        return Stage(builds, entered, frozen, programs), entered
+
+    def score(self, states: TrainState, name: str = "eval") -> list[dict[str, float]]:
+        """Each member's scores on the rows of a split."""
+        split = self.built.splits[name]
+        params = (trained_params(states), self.frozen)
+        results = list(run_split(self.built, self._evaluate, params, split.examples))
+        return [
+            self._scores([jax.tree.map(lambda array, i=i: array[i], r) for r in results], split)
+            for i in range(len(self.builds))
+        ]
+
+    def _scores(self, results: list[tuple[dict, dict]], split: Split) -> dict[str, float]:
+        """One member's scores; not finite where its outputs are not, of which no task has one."""
+        if not all(np.isfinite(sums["loss"][0]) for sums, _ in results):
+            return dict.fromkeys(("loss", *self.built.task.metric_names), math.nan)
+        return summarise(self.built, split, results).scores
+
+
+def begin(builds: Sequence[Build], programs: Programs) -> tuple[Stage, TrainState, Start]:
+    """The first phase of some members, their states, and what they start from."""
+    start = load_start(builds)
+    states = initial_states(builds, start)
+    shared = frozen_params(builds[0], start.params)
+    frozen = {name: leaf for name, leaf in shared.items() if name not in states.settled}
+    return Stage(builds, states, frozen, programs), states, start
+
+
+def train_part(
+    part: Part, programs: Programs, log: EventLog, progress: Progress, done: int
+) -> dict[str, Any]:
+    """Train a part's members to their end.
+
+    Args:
+        part: who.
+        programs: of the part's bucket.
+        log: takes the loss curves and the scores.
+        progress: the bar of the whole study.
+        done: steps that earlier parts took.
+
+    Returns:
+        `rows`, one a member and evaluation; `test`, each member's scores on the test rows at its
+        end, empty where there are none; `drift` by depth; `diverged`, the step at which each
+        member that did was left; `seconds`, and of them `compiling`.
+    """
+    began = time.monotonic()
+    stage, states, start = begin(part.builds, programs)
+    built, total = stage.built, part.steps
+    limit = built.config.train.max_bad_steps
+    meter = _Meter(part, log, progress, done)
+    pending: deque[tuple[int, dict[str, jax.Array]]] = deque()
+    rows: list[dict[str, Any]] = []
+    step, compiling = 0, 0.0
+
+    def read(most: int) -> None:
+        while len(pending) > most:
+            at, metrics = pending.popleft()
+            meter.add(at, jax.device_get(metrics), limit)
+
+    progress.doing("compiling the step")
+    for batch in batches(
+        built.plan,
+        built.splits["train"].examples.collate,
+        0,
+        total,
+        workers=built.config.data.workers,
+        prefetch=built.config.data.prefetch,
+        drawn=built.splits["train"].examples.random,
+    ):
+        if stage.is_over(step):
+            read(most=0)
+            stage, states = stage.next(states, programs)
+            progress.message(phase_line(stage.built))
+        placed = place_batch(batch, batch_sharding(built.mesh))
+        started = time.monotonic()
+        states, metrics = stage.step(states, stage.frozen, placed, stage.rates(step))
+        compiling += time.monotonic() - started if step == stage.built.phase.start else 0.0
+        step += 1
+        pending.append((step, metrics))
+        read(most=IN_FLIGHT)
+        ended = not meter.alive.any()
+        if not ended and not built.length.evaluates_at(step):
+            continue
+        read(most=0)
+        progress.doing(f"scoring {len(built.splits['eval'].examples):,} eval rows")
+        meter.pause()
+        found = stage.score(states)
+        meter.go_on()
+        for member, scores in zip(part.members, found, strict=True):
+            log.eval(step, "eval", {"member": member.index, **scores})
+            rows.append(_row(member, part.bucket, step, scores))
+        if ended:
+            break
+    tested: list[dict[str, float | None]] = []
+    if "test" in built.splits:
+        progress.doing(f"scoring {len(built.splits['test'].examples):,} test rows")
+        tested = [_finite(scores) for scores in stage.score(states, "test")]
+    moved = drift(stage.built, states, start)
+    return {
+        "part": part.index,
+        "bucket": part.bucket,
+        "members": [member.index for member in part.members],
+        "rows": rows,
+        "test": tested,
+        "drift": moved,
+        "diverged": meter.diverged,
+        "seconds": time.monotonic() - began,
+        "compiling": compiling,
+        "examples_per_second": meter.pace,
+    }
+
+
+def _row(member: Member, bucket: int, step: int, scores: dict[str, float]) -> dict[str, Any]:
+    return {"member": member.index, "bucket": bucket, "step": step, "scores": _finite(scores)}
+
+
+def _finite(scores: dict[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in scores.items()}
+
+
+class _Meter:
+    """Reads the steps of a part: each member's loss, who is alive, and the pace."""
+
+    def __init__(self, part: Part, log: EventLog, progress: Progress, done: int):
+        self._part, self._log, self._progress, self._done = part, log, progress, done
+        self._built = part.builds[0]
+        self.alive = np.ones(len(part.members), bool)
+        self.diverged: dict[int, int] = {}
+        self.pace = 0.0
+        self._sums = np.zeros(len(part.members))
+        self._weights = np.zeros(len(part.members))
+        self._examples = self._seconds = 0.0
+        self._since = time.monotonic()
+
+    def add(self, step: int, metrics: dict[str, np.ndarray], limit: int) -> None:
+        """Take in one step's metrics, `[K]` each."""
+        index = self._built.plan.batch(step - 1)
+        self._examples += float((index >= 0).sum())
+        finite = metrics["bad_steps"] == 0
+        weight = np.where(finite, metrics["weight"], 0.0)
+        self._sums += np.where(finite, metrics["loss"] * weight, 0.0)
+        self._weights += weight
+        for place in np.flatnonzero(self.alive & (metrics["bad_steps"] >= limit)):
+            member = self._part.members[place].index
+            self.alive[place] = False
+            self.diverged[member] = step
+            said = f"Member {member} diverged: it stays as it was {limit} steps ago."
+            self._log.note(step, said)
+            self._progress.message(said)
+        every = self._built.config.train.log_every
+        event = None
+        if step % every == 0 or step == self._part.steps:
+            event = self._event(step)
+        self._progress.update(self._done + step, event)
+
+    def pause(self) -> None:
+        """Stop the clock: what follows is an evaluation."""
+        self._seconds += time.monotonic() - self._since
+
+    def go_on(self) -> None:
+        """Start the clock again."""
+        self._since = time.monotonic()
+
+    def _event(self, step: int) -> dict[str, Any]:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            losses = self._sums / self._weights
+        for member, loss in zip(self._part.members, losses, strict=True):
+            if math.isfinite(loss):
+                self._log.train(step, {"member": member.index, "loss": loss})
+        seconds = max(self._seconds + time.monotonic() - self._since, 1e-9)
+        self.pace = self._examples / seconds
+        alive = f"{self.alive.sum()} of {len(self.alive)} members"
+        self._progress.heading(f"bucket {self._part.bucket + 1}, {alive}")
+        told = [loss for loss in losses if math.isfinite(loss)]
+        self._sums[:], self._weights[:] = 0.0, 0.0
+        self._examples, self._seconds, self._since = 0.0, 0.0, time.monotonic()
+        if not told:
+            return {"examples_per_second": self.pace}
+        mean, best = float(np.mean(told)), float(np.min(told))
+        return {"loss": mean, "best": best, "examples_per_second": self.pace}

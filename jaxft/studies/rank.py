@@ -1,0 +1,116 @@
+"""A study's outcome: each member's last and best score, and settings ranked over their seeds."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxft.studies.members import Member
+from jaxft.tasks.parts.contract import LOWER_IS_BETTER
+from jaxft.training.meter import is_best
+
+RESAMPLES = 2000
+
+
+def mark_rows(rows: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, Any]]:
+    """The rows of all members, each with whether it is its member's last and its best.
+
+    Args:
+        rows: as `train_part` gives them, in order of steps within a member.
+        metric: what chooses the best.
+    """
+    marked = []
+    for member in sorted({row["member"] for row in rows}):
+        own = [dict(row) for row in rows if row["member"] == member]
+        before: list[float | None] = []
+        best = None
+        for row in own:
+            score = row["scores"].get(metric)
+            if score is not None and is_best(metric, score, before):
+                best = row["step"]
+            before.append(score)
+        for row in own:
+            marked.append(row | {"last": row is own[-1], "best": row["step"] == best})
+    return marked
+
+
+def rank(
+    members: Sequence[Member],
+    rows: Sequence[Mapping[str, Any]],
+    diverged: Mapping[int, int],
+    metric: str,
+    tested: Mapping[int, Mapping[str, float | None]] | None = None,
+) -> list[dict[str, Any]]:
+    """The settings, the best first: by the mean over seeds of the members' best scores.
+
+    Args:
+        members: of the study; those of one setting differ in seeds only.
+        rows: as `mark_rows` gives them.
+        diverged: member -> the step at which it was left. A setting that has one comes last.
+        metric: what is ranked by.
+        tested: member -> its scores on the test rows at its end, which rank nothing.
+
+    Returns:
+        For each setting `values`, `members`, `diverged` (how many), `step` (of the first
+        member's best), and `best`, `last` and, where there are test rows, `test`: each a mapping
+        as `summarise_seeds` gives it.
+    """
+    settings: dict[str, list[Member]] = {}
+    for member in members:
+        settings.setdefault(json.dumps(member.setting), []).append(member)
+    ranked = []
+    for group in settings.values():
+        indices = [member.index for member in group]
+        own = [row for row in rows if row["member"] in indices]
+        best = [row for row in own if row["best"]]
+        last = [row for row in own if row["last"]]
+        ranked.append(
+            {
+                "values": group[0].setting,
+                "members": indices,
+                "diverged": sum(index in diverged for index in indices),
+                "step": best[0]["step"] if best else None,
+                "best": summarise_seeds([row["scores"].get(metric) for row in best]),
+                "last": summarise_seeds([row["scores"].get(metric) for row in last]),
+            }
+        )
+        if tested:
+            ranked[-1]["test"] = summarise_seeds([tested[i].get(metric) for i in indices])
+    sign = 1 if metric in LOWER_IS_BETTER else -1
+
+    def place(entry: Mapping[str, Any]) -> tuple[bool, float]:
+        mean = entry["best"]["mean"]
+        return entry["diverged"] > 0, math.inf if mean is None else sign * mean
+
+    return sorted(ranked, key=place)
+
+
+def summarise_seeds(scores: Sequence[float | None]) -> dict[str, float | None]:
+    """Mean, standard deviation, and the 95% bootstrap interval of the mean.
+
+    Args:
+        scores: one a seed; None where it is not finite, which makes all of it None.
+
+    Returns:
+        `mean`, `deviation`, `low`, `high`; the last three None of fewer than two seeds.
+    """
+    kept = [score for score in scores if score is not None]
+    empty = dict.fromkeys(("mean", "deviation", "low", "high"))
+    if not kept or len(kept) < len(scores):
+        return empty
+    values = np.array(kept, float)
+    if len(values) == 1:
+        return empty | {"mean": float(values[0])}
+    draw = np.random.default_rng(0)
+    means = draw.choice(values, (RESAMPLES, len(values))).mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return {
+        "mean": float(values.mean()),
+        "deviation": float(values.std(ddof=1)),
+        "low": float(low),
+        "high": float(high),
+    }

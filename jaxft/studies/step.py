@@ -1,0 +1,143 @@
+"""One program for all members of a study: the frozen trunk once, then each member's own step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxft.device.compiler_options import compiler_options
+from jaxft.device.mesh import batch_sharding, replicated
+from jaxft.engine.evaluate import EvalStep, evaluation_function
+from jaxft.engine.setup import Build
+from jaxft.engine.state import TrainState
+from jaxft.engine.step import Rates, step_function
+from jaxft.models.tower.tower import Tower
+from jaxft.studies.state import shardings_of
+
+MOVED = ("step", "trainable", "opt_state", "average", "bad_steps")  # by a step, of a state
+
+
+def takes_turns(built: Build) -> bool:
+    """Whether the members run one after another: on CPU, where batched matmuls are slow."""
+    return built.compute.platform == "cpu"
+
+
+def make_study_step(built: Build, states: TrainState, frozen: dict[str, jax.Array]) -> Callable:
+    """The jitted step `(states, frozen, batch, rates) -> (states, metrics)` of all members.
+
+    Args:
+        built: any member's run, in the phase that the step is of.
+        states: the members' states, or their shapes: `[K, ...]`.
+        frozen: the leaves that all members share, or their shapes.
+
+    Returns:
+        The step. The states are donated. `rates` are `Rates` with a leading axis of members, and
+        so are the metrics (see `make_train_step`). A member that was not finite in
+        `train.max_bad_steps` steps in a row stays as it is from then on.
+    """
+    rows = batch_sharding(built.mesh)
+    train = built.config.train
+    own = step_function(
+        built.objective, built.optimizer, accumulate=train.accumulate, ema=train.ema, rows=rows
+    )
+    shared = shares_trunk(built, frozenset(states.settled))
+
+    def step(states: TrainState, frozen, batch, rates: Rates):
+        batch = with_trunk(built, frozen, batch) if shared else batch
+
+        def advance(state: TrainState, told: Rates):
+            metrics = jax.eval_shape(own, state, frozen, batch, told)[1]
+            del metrics["bad_steps"]
+            lost = {name: jnp.full(m.shape, jnp.nan, m.dtype) for name, m in metrics.items()}
+            return jax.lax.cond(
+                state.bad_steps < train.max_bad_steps,
+                lambda: own(state, frozen, batch, told),
+                lambda: (state, {**lost, "bad_steps": state.bad_steps}),
+            )
+
+        over = _in_turn if takes_turns(built) else _together
+        return over(advance, states, rates)
+
+    placed = shardings_of(built, states)
+    whole = replicated(built.mesh)
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(placed, {name: built.shardings[name] for name in frozen}, rows, whole),
+        out_shardings=(placed, whole),
+        compiler_options=compiler_options(built.mesh.devices.flat[0].platform, built.mesh.size),
+    )
+
+
+def _together(advance: Callable, states: TrainState, rates: Rates) -> tuple[TrainState, Any]:
+    """The members side by side, as one batch of them."""
+    return jax.vmap(advance)(states, rates)
+
+
+def _in_turn(advance: Callable, states: TrainState, rates: Rates) -> tuple[TrainState, Any]:
+    """The members one after another, each written where it was read: no second copy of all."""
+
+    def one(states: TrainState, turn: tuple[jax.Array, Rates]):
+        index, told = turn
+        state = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), states
+        )
+        after, metrics = advance(state, told)
+        moved = {
+            field: jax.tree.map(
+                lambda leaf, new: jax.lax.dynamic_update_index_in_dim(leaf, new, index, 0),
+                getattr(states, field),
+                getattr(after, field),
+            )
+            for field in MOVED
+        }
+        return replace(states, **moved), metrics
+
+    return jax.lax.scan(one, states, (jnp.arange(len(states.step)), rates))
+
+
+def shares_trunk(built: Build, settled: frozenset[str]) -> bool:
+    """Whether all members have the same trunk: no leaf of it differs from member to member."""
+    for tower in built.model.towers.values():
+        if not isinstance(tower, Tower):
+            continue
+        blocks = tower.frozen_blocks(built.compute)
+        for name, depth in tower.depths.items():
+            if blocks is not None and depth <= blocks and name in settled:
+                return False
+    return True
+
+
+def with_trunk(built: Build, frozen, batch) -> dict[str, jax.Array]:
+    """The batch with what the trunk makes of it, from which a model then starts."""
+    return {**batch, **built.model.trunk(frozen, batch, built.compute)}
+
+
+def make_study_eval(built: Build, states: TrainState, frozen: dict[str, jax.Array]) -> EvalStep:
+    """The jitted `((trained, frozen), batch) -> (sums, outcomes)`, all with an axis of members.
+
+    Args:
+        built, states, frozen: see `make_study_step`; `trained` is `trained_params(states)`.
+    """
+    own = evaluation_function(built)
+    shared = shares_trunk(built, frozenset(states.settled))
+
+    def evaluate(params, batch):
+        trained, frozen = params
+        batch = with_trunk(built, frozen, batch) if shared else batch
+        over = jax.lax.map if takes_turns(built) else lambda one, many: jax.vmap(one)(many)
+        return over(lambda leaves: own({**frozen, **leaves}, batch), trained)
+
+    placed = shardings_of(built, trained_params(states))
+    fixed = {name: built.shardings[name] for name in frozen}
+    rows, whole = batch_sharding(built.mesh), replicated(built.mesh)
+    return jax.jit(evaluate, in_shardings=((placed, fixed), rows), out_shardings=whole)
+
+
+def trained_params(states: TrainState) -> dict[str, jax.Array]:
+    """Every leaf that has an axis of members, trained ones as their average where there is one."""
+    return {**states.settled, **(states.average or states.trainable)}

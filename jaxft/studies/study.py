@@ -1,0 +1,291 @@
+"""The study story: variants of a run trained together in as few programs as can be, and ranked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+from rich.console import Console
+
+from jaxft.config.load import Config, changed_keys, load_config, parse_config, to_yaml
+from jaxft.device.process import environment, prepare_process
+from jaxft.engine.setup import Build, build
+from jaxft.engine.trained import best_metric
+from jaxft.errors import UserError
+from jaxft.report.events import METRICS, EventLog, read_events
+from jaxft.report.page.study import write_study_page
+from jaxft.report.terminal.progress import Progress
+from jaxft.report.terminal.study import parts_table, ranking_table, value_text
+from jaxft.runs.folder import run_path
+from jaxft.storage import files
+from jaxft.studies.folder import (
+    STUDY_FILE,
+    StudyFolder,
+    check_one_process,
+    check_study,
+    create_study,
+)
+from jaxft.studies.members import Member, make_buckets, make_members
+from jaxft.studies.memory import Need, available_bytes, chunk_sizes, need_of
+from jaxft.studies.part import Part, Programs, train_part
+from jaxft.studies.rank import mark_rows, rank
+from jaxft.training.auto_freeze import freezes_itself
+from jaxft.training.auto_rates import measures_rates
+from jaxft.training.metadata import batch_line
+
+BEST_FILE = "best.yaml"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study's folder.
+
+    Attributes:
+        folder: where it is.
+    """
+
+    folder: Path
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """The content of `study.json`."""
+        return StudyFolder(self.folder).about()
+
+    @property
+    def ranking(self) -> list[dict[str, Any]]:
+        """The settings, the best first; see `study_rank.rank`."""
+        return self.about["ranking"]
+
+    @property
+    def best(self) -> Config:
+        """The best setting's config, ready to train."""
+        return load_config(self.folder / BEST_FILE)
+
+
+def study(
+    config: Config,
+    vary: Mapping[str, Sequence[Any]],
+    *,
+    name: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = False,
+    command: Sequence[str] = (),
+) -> Study:
+    """Train every combination of the varied values, score each as it goes, and rank them.
+
+    Args:
+        config: what the members have in common.
+        vary: config key -> its values.
+        name: of the study's folder in `run.dir`; the run's name with `-study` when None.
+        resume: train what an earlier start of this study did not get to.
+        overwrite: replace the study of this name.
+        quiet: print nothing.
+        command: what was typed, for `study.json`.
+
+    Returns:
+        The study.
+
+    Raises:
+        UserError: a key or value is wrong, the members do not fit into memory, or the folder
+            holds something else.
+    """
+    prepare_process()
+    check_one_process()
+    console = Console(quiet=quiet)
+    name = name or f"{config.run.name}-study"
+
+    # ------------------------------------- What can be wrong is found before anything is written
+    members = make_members(config, vary)
+    before = None
+    if check_study(name, config.run.dir, resume=resume, overwrite=overwrite):
+        before = _earlier_parts(run_path(name, config.run.dir), config, vary)
+    console.print(f"{len(members)} members: opening the data", highlight=False)
+    parts, needs = make_parts(members, before)
+    metric = best_metric(config, parts[0].builds[0].task)
+    told = [_about_part(part, need, vary) for part, need in zip(parts, needs, strict=True)]
+    console.print(batch_line(parts[0].builds[0]), highlight=False)
+    console.print(parts_table(told))
+    about = {
+        **environment(),
+        "command": list(command),
+        "metric": metric,
+        "vary": {key: list(values) for key, values in vary.items()},
+        "config": config.dump(),
+        "members": [{"index": m.index, "values": dict(m.values)} for m in members],
+        "parts": told,
+    }
+
+    with create_study(name, config.run.dir, overwrite=overwrite, facts=about) as folder:
+        found = {part.index: folder.part(part.index) for part in parts}
+        left = [part for part in parts if found[part.index] is None]
+        steps = sum(part.steps for part in parts)
+        done = steps - sum(part.steps for part in left)
+        if len(left) < len(parts):
+            console.print(f"{len(parts) - len(left)} of {len(parts)} programs are through.")
+
+        # -------------------------------------------------- The programs, one after another
+        programs: dict[int, Programs] = {part.bucket: Programs() for part in parts}
+        first = _keep_events(files.place(folder.path), [m.index for p in left for m in p.members])
+        with (
+            EventLog(files.place(folder.path), tensorboard=False, resume_step=first) as log,
+            Progress(steps, done, console, quiet) as progress,
+        ):
+            for part in left:
+                progress.heading(f"bucket {part.bucket + 1}, {len(part.members)} members")
+                result = train_part(part, programs[part.bucket], log, progress, done)
+                folder.write_part(part.index, json.loads(json.dumps(result)))
+                found[part.index] = folder.part(part.index)
+                done += part.steps
+
+        # ------------------------------------------------------------ The table and the page
+        results = [found[part.index] or {} for part in parts]
+        rows = mark_rows([row for result in results for row in result["rows"]], metric)
+        diverged = {int(m): at for result in results for m, at in result["diverged"].items()}
+        pairs = [zip(r["members"], r["test"], strict=True) for r in results if r["test"]]
+        tested = {member: scores for pair in pairs for member, scores in pair}
+        ranking = rank(members, rows, diverged, metric, tested)
+        folder.write_table([_flat(row, members, diverged) for row in rows])
+        chosen = members[ranking[0]["members"][0]]
+        folder.write_text(BEST_FILE, best_yaml(chosen, name, metric))
+        folder.update(state="finished", ranking=ranking, best=chosen.index)
+        write_study_page(files.place(folder.path))
+        folder.discard_old()
+    console.print(ranking_table(ranking, metric))
+    return Study(files.place(folder.path))
+
+
+def make_parts(
+    members: Sequence[Member],
+    before: Sequence[Sequence[int]] | None = None,
+    devices: Sequence | None = None,
+) -> tuple[list[Part], list[Need]]:
+    """Who trains together, and what each bucket needs of memory.
+
+    Args:
+        members: of the study.
+        before: the members of each part, where an earlier start has decided.
+        devices: the devices to run on; all that jax sees when None.
+
+    Raises:
+        UserError: a config, its data or its checkpoint is wrong, or a member does not fit.
+    """
+    parts: list[Part] = []
+    needs: list[Need] = []
+    for bucket, group in enumerate(make_buckets(members)):
+        first = build(group[0].config, devices=devices)
+        builds = {member.index: first.under(member.config) for member in group}
+        for built in builds.values():
+            _check_can_be_studied(built)
+        need = need_of(first)
+        if before is None:
+            sizes = chunk_sizes(need, len(group), available_bytes(first))
+        else:
+            sizes = [len(part) for part in before if part[0] in builds]
+        rest = list(group)
+        for count in sizes:
+            chosen, rest = tuple(rest[:count]), rest[count:]
+            own = tuple(builds[member.index] for member in chosen)
+            parts.append(Part(len(parts), bucket, chosen, own))
+            needs.append(need)
+    return parts, needs
+
+
+def _check_can_be_studied(built: Build) -> None:
+    """Raise a UserError where what trains, or how fast, is decided on the way."""
+    key = None
+    if freezes_itself(built):
+        key = "phases: auto_freeze"
+    if measures_rates(built):
+        key = "layer_decay.preset: auto_rgn"
+    if built.config.regularise.l2_sp:
+        raise UserError(
+            "regularise.l2_sp: a study's program keeps no copy of where its members began.",
+            "Train such runs one by one.",
+        )
+    if key is not None:
+        raise UserError(
+            f"{key} decides on the way, for each run by itself, so a study cannot have it.",
+            "Train such runs one by one.",
+        )
+
+
+def _about_part(part: Part, need: Need, vary: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """What `study.json` and the terminal say of a part before it runs."""
+    common = {
+        key: part.members[0].values[key]
+        for key in vary
+        if len(vary[key]) > 1 and len({json.dumps(m.values[key]) for m in part.members}) == 1
+    }
+    return {
+        "index": part.index,
+        "bucket": part.bucket,
+        "members": [member.index for member in part.members],
+        "differs": ", ".join(f"{key} {value_text(value)}" for key, value in common.items()),
+        "steps": part.steps,
+        "bytes": need.of(len(part.members)),
+        "state": need.state,
+    }
+
+
+def _earlier_parts(
+    path: epath.Path, config: Config, vary: Mapping[str, Sequence[Any]]
+) -> list[list[int]]:
+    """The members of each part of the study that is resumed.
+
+    Raises:
+        UserError: it is not the study that was begun.
+    """
+    old = StudyFolder(path).about()
+    odd = changed_keys(parse_config(old["config"], f"{path}/{STUDY_FILE}"), config)
+    if old["vary"] != json.loads(json.dumps({key: list(vary[key]) for key in vary})):
+        odd.append("--vary")
+    if odd:
+        raise UserError(
+            f"A study cannot be resumed with a different {', '.join(odd)}.",
+            "Put the old value back, or give the new study another --name.",
+        )
+    return [part["members"] for part in old["parts"]]
+
+
+def _keep_events(folder: Path, again: Sequence[int]) -> int | None:
+    """Drop the events of members that train again; the last step that is kept, or None."""
+    kept = [event for event in read_events(folder) if event.get("member") not in again]
+    kept = [event for event in kept if event["kind"] != "note"]
+    if not kept:
+        return None
+    files.write_atomic(folder / METRICS, "".join(json.dumps(event) + "\n" for event in kept))
+    return max(event["step"] for event in kept)
+
+
+def _flat(
+    row: Mapping[str, Any], members: Sequence[Member], diverged: Mapping[int, int]
+) -> dict[str, Any]:
+    """A row of `study.parquet`: the varied keys and the metrics beside each other."""
+    member = members[row["member"]]
+    return {
+        "member": member.index,
+        "bucket": row["bucket"],
+        **member.values,
+        "step": row["step"],
+        **row["scores"],
+        "last": row["last"],
+        "best": row["best"],
+        "diverged": member.index in diverged,
+    }
+
+
+def best_yaml(member: Member, name: str, metric: str) -> str:
+    """The best setting's config with a head comment that says how to run it."""
+    written = member.config.dump()
+    written["run"]["name"] = f"{name}-best"
+    values = ", ".join(f"{key} {value_text(value)}" for key, value in member.values.items())
+    return (
+        f"# The best of the study {name} by {metric}: {values}\n"
+        f"#   jaxft train {written['run']['dir']}/{name}/{BEST_FILE}\n{to_yaml(written)}"
+    )

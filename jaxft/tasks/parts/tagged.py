@@ -1,0 +1,143 @@
+"""Tagged sentences as data sources hold them: words and tags row by row, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxft.config.tasks import TokenClassification as Section
+from jaxft.data.sources.open import Source
+from jaxft.data.text.tags import OUTSIDE, fault_of, to_iob2
+from jaxft.data.text.tags import tag_names as names_of
+from jaxft.errors import UserError
+from jaxft.tasks.parts.labels import MOST_NAMED, column_of
+
+
+def check_words(source: Source, column: str) -> None:
+    """Raises a UserError where a row is no sentence: a list of words, none of them empty."""
+    for row, words in enumerate(column_of(source, column)):
+        check_sentence(source.place(row), words, column)
+
+
+def check_sentence(where: str, words: Any, column: str) -> None:
+    """Raises a UserError where a cell is no list of words, or one of them is empty."""
+    if not _is_list(words) or not all(isinstance(word, str) for word in words):
+        raise UserError(
+            f"{where} has {column} that are no list of words ({str(words)[:40]!r}).",
+            "A row is a list of words and a list of as many tags: conll: or jsonl:.",
+        )
+    if not len(words):
+        raise UserError(f"{where} has no words.", "Leave the row out.")
+    blank = next((number for number, word in enumerate(words) if not word.strip()), None)
+    if blank is not None:
+        raise UserError(f"{where}: word {blank + 1} is empty.", "Leave the word out.")
+
+
+def tag_names(source: Source, section: Section) -> tuple[str, ...]:
+    """The tags in order of id: those named, else the data's own, else those of its types.
+
+    Args:
+        source: the training rows.
+        section: the config's `task`.
+
+    Raises:
+        UserError: the tags are numbers without names, or none of them names an entity's type.
+    """
+    given = section.labels or source.class_names(section.tags)
+    found = tuple(given or names_of(_written(source, section)))
+    fault = fault_of(found, "iob1")
+    if fault is not None or OUTSIDE not in found:
+        odd = "lacks O" if fault is None else f"has '{found[fault.word]}'"
+        raise UserError(
+            f"task.labels: the list of tags {odd} ({', '.join(found[:MOST_NAMED])}).",
+            "Tags are O, and B-TYPE and I-TYPE of each type.",
+        )
+    if len(found) < 2:
+        tag_ids(source, section, found)  # what is no tag is told by its row
+        raise UserError(
+            f"{source.spec}: every word is tagged {OUTSIDE}, so there is no entity to learn.",
+            "Check the slice, and which column task.tags names.",
+        )
+    return found
+
+
+def tag_ids(source: Source, section: Section, names: Sequence[str]) -> list[np.ndarray]:
+    """Each sentence's tag ids: [words] int32.
+
+    Args:
+        source: the rows; a tag is its name, or its id.
+        section: the config's `task`.
+        names: the tags in order of id.
+
+    Raises:
+        UserError: as many tags as words are not there, a tag is not among `names`, or an entity
+            does not begin as its scheme says.
+    """
+    words, tags = section.tokens, section.tags
+    return [
+        sentence_tags(source.place(row), one[words], one[tags], section, names)
+        for row, one in source.each((words, tags))
+    ]
+
+
+def sentence_tags(
+    where: str, words: Any, tags: Any, section: Section, names: Sequence[str]
+) -> np.ndarray:
+    """A sentence's tag ids: [words] int32.
+
+    Args:
+        where: what a message calls its row.
+        words, tags: the row's cells.
+        section, names: as in `tag_ids`.
+
+    Raises:
+        UserError: as `tag_ids`.
+    """
+    if not _is_list(tags):
+        raise UserError(f"{where} has {section.tags} that are no list ({str(tags)[:40]!r}).")
+    if len(words) != len(tags):
+        raise UserError(
+            f"{where} has {len(words)} words and {len(tags)} tags.", "Each word has one tag."
+        )
+    named = [_name(tag, names) for tag in tags]
+    fault = fault_of(named, section.scheme)
+    if fault is not None:
+        raise UserError(
+            f"{where}: word {fault.word + 1} ('{words[fault.word]}') {fault.said}.", fault.hint
+        )
+    named, index = list(to_iob2(named)), {name: number for number, name in enumerate(names)}
+    unknown = next((number for number, tag in enumerate(named) if tag not in index), None)
+    if unknown is not None:
+        raise UserError(
+            f"{where}: word {unknown + 1} ('{words[unknown]}') has the tag "
+            f"'{named[unknown]}', which is not among the train set's "
+            f"({', '.join(names[:MOST_NAMED])}{', ...' if len(names) > MOST_NAMED else ''})."
+        )
+    return np.array([index[tag] for tag in named], np.int32)
+
+
+def _written(source: Source, section: Section) -> Iterator[list[str]]:
+    """The tags of each row that has a list of them, as they are written."""
+    for row, tags in enumerate(column_of(source, section.tags)):
+        if not _is_list(tags):
+            continue  # it is told, or left out, where the row is read
+        if any(not isinstance(tag, str) for tag in tags):
+            raise UserError(
+                f"{source.place(row)} has numbers for tags, and nothing names them.",
+                "Name them in order in task.labels: [O, B-person, I-person, ...].",
+            )
+        yield list(tags)
+
+
+def _name(tag: Any, names: Sequence[str]) -> str:
+    """A tag's name; a number is its place among the names."""
+    if isinstance(tag, str):
+        return tag
+    known = isinstance(tag, int | np.integer) and 0 <= tag < len(names)
+    return names[tag] if known else str(tag)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple | np.ndarray)

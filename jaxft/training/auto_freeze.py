@@ -1,0 +1,110 @@
+"""AutoFreeze: the lowest layers stop once their gradients change less than those above them do.
+
+A run is cut into intervals. At the end of each the mean gradient norm of every layer is compared
+with the interval before, and the layers below the first one that changed by at least a percentile
+of all changes stop. The norms are those of the steps whose layers are looked at, as the run's
+diary has them, and so is each decision: a resumed run decides the same.
+
+Source: Liu, Agarwal and Venkataraman (2021), https://arxiv.org/abs/2102.01386, with the layers'
+    gradient norms compared as PipeTransformer's code does, https://arxiv.org/abs/2102.03161.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from jaxft.config.durations import Duration
+from jaxft.config.recipe import PhaseSection
+from jaxft.engine.setup import Build
+from jaxft.layerwise.phases import Phase, within
+
+KIND = "freeze"  # of the events
+LOOKS = 10  # steps of an interval whose layers are looked at, at least
+
+Events = Iterable[Mapping[str, Any]]
+
+
+def freezes_itself(built: Build) -> bool:
+    """Whether a run decides by itself which layers stop."""
+    return built.config.phases == "auto_freeze"
+
+
+def looks_at(built: Build, step: int) -> bool:
+    """Whether a step's layers are needed for a decision."""
+    every = built.length.freeze_every
+    return freezes_itself(built) and step % max(every // LOOKS, 1) == 0
+
+
+def decides_at(built: Build, step: int) -> bool:
+    """Whether a decision is due after `step` steps: from the end of the second interval on."""
+    every, total = built.length.freeze_every, built.length.total_steps
+    return freezes_itself(built) and step % every == 0 and 2 * every <= step < total
+
+
+def lowest_to_train(
+    before: Mapping[int, float], now: Mapping[int, float], percentile: float
+) -> int:
+    """The lowest depth that goes on training.
+
+    Args:
+        before, now: depth -> mean gradient norm in the interval before and in this one.
+        percentile: of all changes, 0 to 100: what a layer has to change by, relative to what it
+            was, to go on.
+    """
+    depths = sorted(before.keys() & now.keys())
+    change = np.array([abs(before[d] - now[d]) / max(before[d], 1e-30) for d in depths])
+    return depths[int(np.argmax(change >= np.percentile(change, percentile)))]
+
+
+def decide(built: Build, events: Events, step: int) -> int:
+    """The lowest depth that goes on training after `step` steps.
+
+    Args:
+        built: the run in its phase.
+        events: the run's diary up to `step`.
+        step: a multiple of the interval.
+    """
+    every, top = built.length.freeze_every, built.model.num_depths - 1
+    lowest = min(leaf.depth for leaf in built.table.leaves if leaf.trainable)
+    looked = [event for event in events if event["kind"] == "layers"]
+
+    def mean(end: int) -> dict[int, float]:
+        """Of the interval that ends after `end` steps; the top never stops, so it is left out."""
+        norms = [e["grad_norm"] for e in looked if end - every < e["step"] <= end]
+        found: dict[int, list[float]] = {}
+        for depth, norm in ((int(d), n) for of in norms for d, n in of.items()):
+            if lowest <= depth < top and norm is not None:
+                found.setdefault(depth, []).append(norm)
+        return {depth: float(np.mean(values)) for depth, values in found.items()}
+
+    before, now = mean(step - every), mean(step)
+    if not before.keys() & now.keys():
+        return lowest
+    return lowest_to_train(before, now, built.config.freezing.percentile)
+
+
+def freeze_below(built: Build, step: int, depth: int) -> Build:
+    """The run with a further phase from `step` on, in which nothing below `depth` trains."""
+    last = built.phases[-1]
+    chosen = {leaf.name for leaf in last.table.leaves if leaf.trainable and leaf.depth >= depth}
+    if len(chosen) == len(last.table.trainable):
+        return built
+    index, total = last.index + 1, built.length.total_steps
+    section = PhaseSection(
+        until=Duration(100, "percent"), depth=(depth, built.model.num_depths - 1)
+    )
+    following = Phase(index, step, total, section, within(last.table, chosen, last.table, index))
+    phases = (*built.phases[:-1], replace(last, stop=step), following)
+    return replace(built, phases=phases).in_phase(built.phase.index)
+
+
+def with_decisions(built: Build, events: Events, step: int) -> Build:
+    """The run with the phases that it had decided on in its first `step` steps."""
+    for event in events:
+        if event["kind"] == KIND and event["step"] <= step:
+            built = freeze_below(built, event["step"], event["depth"])
+    return built

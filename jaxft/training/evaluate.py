@@ -1,0 +1,105 @@
+"""A run's evaluations: its eval rows, and its pretraining objective where that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from jaxft.analysis.forgetting import SPLIT as FORGETTING
+from jaxft.analysis.forgetting import Forgetting
+from jaxft.engine.evaluate import EvalStep, Evaluation, Interrupted, evaluate
+from jaxft.engine.setup import Build
+from jaxft.engine.state import TrainState
+from jaxft.errors import UserError
+from jaxft.models.load import Model
+from jaxft.report.events import EventLog
+from jaxft.report.terminal.progress import Progress
+from jaxft.runs.folder import RunFolder
+from jaxft.training.batches import Batches
+from jaxft.training.layers import write_drift
+from jaxft.training.meter import is_best, patience_is_over, scores_before
+from jaxft.training.phase import Stage
+from jaxft.training.result import score_before, write_evaluation
+
+
+class Evals:
+    """Scores a state, and tells the diary, the terminal and the run's folder.
+
+    Args:
+        built: the run.
+        metric: the one that chooses the best.
+        forgetting: the pretraining objective; None where it is not followed.
+        origin: the model that the run began with; its values are not looked at.
+        diary: the events so far, with the evaluations before.
+        run, log, progress: where to tell.
+        interrupted: asked while rows are scored.
+    """
+
+    def __init__(
+        self,
+        built: Build,
+        metric: str,
+        forgetting: Forgetting | None,
+        origin: Model,
+        diary: Iterable[Mapping[str, Any]],
+        run: RunFolder,
+        log: EventLog,
+        progress: Progress,
+        interrupted: Callable[[], bool],
+    ):
+        self.metric = metric
+        self._built, self._forgetting, self._origin = built, forgetting, origin
+        self._run, self._log, self._progress = run, log, progress
+        self._interrupted = interrupted
+        self._scores = scores_before(diary, metric)
+
+    def before(self, stage: Stage, state: TrainState, eval_step: EvalStep) -> None:
+        """Score what the run starts from, as far as that is asked for."""
+        params, told = stage.params(state), (self._progress, self._interrupted)
+        self._look_back(0, params)
+        score_before(self._built, self._run, self._log, eval_step, params, *told)
+
+    def score(
+        self, stage: Stage, state: TrainState, step: int, batches: Batches
+    ) -> Evaluation | None:
+        """Score the eval rows; None where a signal came before they were through.
+
+        Args:
+            stage: the phase under way.
+            state: the state after `step` steps.
+            step: steps done.
+            batches: the phase's, with its own evaluation.
+
+        Raises:
+            UserError: these rows have no such metric.
+        """
+        rows, params = self._built.splits["eval"], stage.params(state)
+        self._progress.doing(f"scoring {len(rows.examples):,} eval rows")
+        how = batches.eval_step, params, rows, self._interrupted, batches.eval_collate
+        try:
+            found = evaluate(self._built, *how)
+        except Interrupted:
+            return None
+        if self.metric not in found.scores:
+            raise UserError(
+                f"checkpoint.best: these rows have no {self.metric}.",
+                f"They have {', '.join(found.scores)}.",
+            )
+        best = is_best(self.metric, found.scores[self.metric], self._scores)
+        self._scores.append(found.scores[self.metric])
+        self._log.eval(step, "eval", found.scores)
+        self._look_back(step, params)
+        if self._built.length.layers_every:
+            write_drift(self._log, stage, state, step, self._origin)
+        self._progress.evaluation(step, found.scores, best=best)
+        write_evaluation(self._built, self._run, found, step, best=best)
+        return found
+
+    def patience_is_over(self) -> bool:
+        """Whether the metric has not improved for as many evaluations as the run waits."""
+        patience = self._built.config.checkpoint.patience
+        return patience_is_over(self.metric, self._scores, patience)
+
+    def _look_back(self, step: int, params: dict[str, Any]) -> None:
+        if self._forgetting is not None:
+            self._log.eval(step, FORGETTING, self._forgetting.score(params))

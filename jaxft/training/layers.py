@@ -1,0 +1,149 @@
+"""What the layers did in the steps that were looked at: into the diary, and into measured rates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxft.analysis.diagnostics import (
+    COLUMNS,
+    distances,
+    layer_drift,
+    layer_values,
+    layers_of,
+    look,
+)
+from jaxft.device.distributed import from_first
+from jaxft.device.mesh import in_turn
+from jaxft.engine.state import TrainState
+from jaxft.models.load import Model
+from jaxft.models.values import read_value
+from jaxft.report.events import EventLog
+from jaxft.training.auto_freeze import KIND as FREEZE
+from jaxft.training.auto_freeze import decide, freeze_below
+from jaxft.training.auto_rates import KIND, measured_multipliers, multipliers_now
+from jaxft.training.phase import Stage
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a step showed of its layers; still on the device until it is read.
+
+    Attributes:
+        norms: `[leaves]` gradient norms.
+        sums: `[leaves, columns]`, see `diagnostics`; None where the step was not looked at.
+    """
+
+    norms: jax.Array
+    sums: jax.Array | None
+
+    def read(self) -> tuple[np.ndarray, np.ndarray]:
+        """Both on the host; not a number where there is nothing."""
+        norms = np.asarray(jax.device_get(self.norms))
+        if self.sums is None:
+            return norms, np.full((len(norms), len(COLUMNS)), np.nan)
+        return norms, np.asarray(jax.device_get(self.sums))
+
+
+def see_layers(stage: Stage, state: TrainState, step: int, metrics: dict[str, Any]) -> Seen:
+    """Take out of a step's metrics what is of each leaf, and look at the rest where it is due.
+
+    Args:
+        stage: the phase that the step was in.
+        state: as the step left it.
+        step: steps done, this one included.
+        metrics: as the step gave them; the norms of the leaves are taken out.
+    """
+    norms, built = metrics.pop("grad_norms"), stage.built
+    if not stage.looks_at(step):
+        return Seen(norms, None)
+    told = stage.rates(step - 1)
+    return Seen(norms, look(state, told, built.table, built.config.optimizer, built.mesh))
+
+
+def write_layers(log: EventLog, stage: Stage, step: int, seen: Seen, norm: float) -> None:
+    """Write what each layer did in a step.
+
+    Args:
+        log: the run's diary.
+        stage: the phase that the step was in.
+        step: steps done, this one included.
+        seen: what it showed.
+        norm: of the whole gradient.
+    """
+    built, told = stage.built, stage.rates(step - 1)
+    leaves = [leaf for leaf in built.table.leaves if leaf.trainable]
+    groups = [group.name for group in built.table.training_groups]
+    rates = told.rates[[groups.index(leaf.group) for leaf in leaves]] * told.multipliers
+    clip = built.config.optimizer.clip
+    whole = {} if clip is None or not norm else {"clip": min(1.0, clip / norm)}
+    log.of_kind("layers", step, whole | layer_values(*seen.read(), leaves, _layers(stage), rates))
+
+
+def write_drift(log: EventLog, stage: Stage, state: TrainState, step: int, origin: Model) -> None:
+    """Write how far each layer that has trained is from where it began.
+
+    The start is read again from the checkpoint, a parameter at a time into its own shards. It
+    costs a pass over a file beside an evaluation, where a copy kept would cost as much memory as
+    the parameters, for the whole run.
+
+    Args:
+        log: the run's diary.
+        stage: the phase under way.
+        state: the state.
+        step: steps done.
+        origin: the model that the run began with; its values are not looked at.
+    """
+    built, now, of = stage.built, stage.params(state), layers_of(stage.built.model)
+    seed = built.config.run.seed.init
+    # New lengths of DoRA are computed from other parameters: read alone, they are not the start.
+    names = [n for n in (*state.trainable, *state.settled) if not _is_new_length(n, origin)]
+
+    def way(name: str) -> jax.Array:
+        start = read_value(origin, name, built.shardings[name], seed=seed)
+        return in_turn(built.mesh, distances(now[name], start))
+
+    found = [way(name) for name in names]
+    moved = layer_drift(np.asarray(jax.device_get(found)), [of[name] for name in names])
+    log.of_kind("drift", step, {"drift": moved})
+
+
+def _is_new_length(name: str, origin: Model) -> bool:
+    return name.endswith("/magnitude") and name not in origin.matching.loaded
+
+
+def measure_again(stage: Stage, log: EventLog, step: int, seen: Seen) -> Stage:
+    """The phase with the multipliers that follow from a step; the decision goes into the diary."""
+    multipliers = measured_multipliers(stage.built, *seen.read(), _layers(stage))
+    named = zip(stage.built.table.trainable, map(float, multipliers), strict=True)
+    log.of_kind(KIND, step, {"multipliers": dict(named)})
+    return replace(stage, multipliers=multipliers)
+
+
+def with_measured(stage: Stage, events: Iterable[Mapping[str, Any]]) -> Stage:
+    """The phase with the multipliers that the diary holds, where they are measured."""
+    return replace(stage, multipliers=multipliers_now(stage.built, events))
+
+
+def decide_again(stage: Stage, log: EventLog, step: int) -> Stage:
+    """The phase with a further one after `step`, where the layers below some depth stop.
+
+    Args:
+        stage: the phase under way.
+        log: the run's diary, which the first process alone has.
+        step: steps done.
+    """
+    depth = from_first(lambda: decide(stage.built, log.read(), step))
+    built = freeze_below(stage.built, step, depth)
+    if built is not stage.built:
+        log.of_kind(FREEZE, step, {"depth": depth})
+    return replace(stage, built=built)
+
+
+def _layers(stage: Stage) -> list[str]:
+    of = layers_of(stage.built.model)
+    return [of[name] for name in stage.built.table.trainable]

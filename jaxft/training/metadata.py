@@ -1,0 +1,138 @@
+"""What a run writes down of itself before it trains: `run.json`, `table.json`, `rates.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxft.device.process import environment
+from jaxft.engine.cost import step_flops
+from jaxft.engine.inputs import describe_split
+from jaxft.engine.mixture import describe_mixture
+from jaxft.engine.remat import with_remat
+from jaxft.engine.setup import Build
+from jaxft.engine.trained import best_metric
+from jaxft.engine.warnings import split_warnings
+from jaxft.layerwise.phases import Phase
+from jaxft.numbers import count
+
+MOST_RATE_POINTS = 400
+
+
+def run_json(built: Build, command: Sequence[str]) -> dict[str, Any]:
+    """With what, from what and how the run is made, all that was `auto` or a duration resolved."""
+    source, train = built.model.source, built.splits["train"]
+    data = [describe_split(split, built.label_names) for split in built.splits.values()]
+    labels = {split["split"]: split["labels"] for split in data}
+    warned = split_warnings(built.config, built.task, built.splits, labels)
+    for split in data:
+        split["warnings"] = warned[split["split"]]
+    data[0]["drawn"] = describe_mixture(built.config, train, built.plan.mixture)
+    return {
+        **environment(),
+        "command": list(command),
+        "checkpoint": {
+            "asked": source.asked,
+            "revision": source.revision,
+            "sha256": source.sha256,
+        },
+        "data": data,
+        "labels": list(built.label_names),
+        "layout": vars(built.layout),
+        "resolved": vars(built.length),
+        "phases": [phase_facts(phase) for phase in built.phases],
+        "compute": {
+            "dtype": built.compute.dtype,
+            "precision": built.compute.precision,
+            "scan": built.compute.scan,
+            "remat": with_remat(in_widest_phase(built)).compute.remat,
+        },
+        "mesh": dict(built.mesh.shape),
+        "best_metric": best_metric(built.config, built.task),
+    }
+
+
+def phase_facts(phase: Phase) -> dict[str, Any]:
+    """A phase's steps, and how much trains in it."""
+    leaves = [leaf for leaf in phase.table.leaves if leaf.trainable]
+    return {
+        "start": phase.start,
+        "stop": phase.stop,
+        "leaves": len(leaves),
+        "parameters": sum(leaf.parameters for leaf in leaves),
+        "depths": [min(leaf.depth for leaf in leaves), max(leaf.depth for leaf in leaves)],
+    }
+
+
+def phase_line(built: Build) -> str:
+    """What trains from here on, in one line."""
+    found = phase_facts(built.phase)
+    low, high = found["depths"]
+    return (
+        f"phase {built.phase.index + 1} of {len(built.phases)}, to step {found['stop']:,}: "
+        f"{count(found['parameters'])} parameters train, depths {low} to {high}"
+    )
+
+
+def in_widest_phase(built: Build) -> Build:
+    """The run in the phase in which the most parameters train."""
+    return built.in_phase(max(built.phases, key=lambda p: len(p.table.trainable)).index)
+
+
+def table_json(built: Build) -> dict[str, Any]:
+    """The LayerTable by group and by parameter, with the FLOPs of a step.
+
+    With phases, it is the table of the one in which the most parameters train.
+    """
+    chosen = in_widest_phase(built)
+    return {
+        "groups": chosen.table.summary(),
+        "rows": chosen.table.rows(),
+        "flops": step_flops(chosen),
+    }
+
+
+def rates_json(built: Build) -> dict[str, Any]:
+    """The rate of each training group's and depth's fastest leaf, thinned to what a curve shows.
+
+    0 is a phase in which a group or a depth does not train.
+    """
+    total = built.length.total_steps
+    steps = np.unique(np.linspace(0, total - 1, min(total, MOST_RATE_POINTS)).astype(int))
+    phases = [built.in_phase(phase.index) for phase in built.phases]
+    names = list(dict.fromkeys(g.name for one in phases for g in one.table.training_groups))
+    depths = sorted({leaf.depth for one in phases for leaf in one.table.leaves if leaf.trainable})
+    rates, by_depth = (np.zeros((len(steps), len(columns))) for columns in (names, depths))
+    for one in phases:
+        inside = (steps >= one.phase.start) & (steps < one.phase.stop)
+        of = [names.index(leaf.group) for leaf in one.table.leaves if leaf.trainable]
+        at = [depths.index(leaf.depth) for leaf in one.table.leaves if leaf.trainable]
+        columns = [names.index(group.name) for group in one.table.training_groups]
+        for place in np.flatnonzero(inside):
+            driven = np.zeros(len(names))
+            driven[columns] = one.rates[steps[place]]
+            rate = driven[of] * one.table.multipliers() * one.phase.pace(steps[place])
+            np.maximum.at(rates[place], of, rate)
+            np.maximum.at(by_depth[place], at, rate)
+    return {
+        "groups": names,
+        "steps": steps.tolist(),
+        "rates": rates.tolist(),
+        "depths": depths,
+        "by_depth": by_depth.tolist(),
+    }
+
+
+def batch_line(built: Build) -> str:
+    """What a step holds and how many there are; and why what is left to us is as it is."""
+    layout, length = built.layout, built.length
+    batch = f"{layout.rows} examples a step"
+    if layout.row_length > 1:
+        batch = (
+            f"{layout.rows} rows of {layout.row_length} tokens a step hold "
+            f"{layout.examples_per_step:.1f} examples, {layout.padding:.1%} padding"
+        )
+    steps = f"{batch}; {length.total_steps:,} steps, {length.steps_per_epoch:,} an epoch"
+    return "\n".join([steps, *with_remat(in_widest_phase(built)).why])

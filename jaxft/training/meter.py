@@ -1,0 +1,122 @@
+"""What the training loop reads off its steps: means between log lines, pace, and patience."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from jaxft.tasks.parts.contract import LOWER_IS_BETTER
+from jaxft.training.phase import Stage
+from jaxft.training.utilisation import Work
+
+
+class Meter:
+    """Gathers the metrics of steps that are over, and gives an event every `log_every` steps.
+
+    Attributes:
+        finite: whether the last step read was finite.
+    """
+
+    def __init__(self, stage: Stage):
+        self.finite = True
+        self.enter(stage)
+        self._work = Work(0, None)
+        self._sums: dict[str, float] = {}
+        self._weight = self._examples = self._tokens = self._flops = 0.0
+        self._seconds, self._since = 0.0, time.monotonic()
+
+    def add(self, step: int, metrics: Mapping[str, float]) -> dict[str, Any] | None:
+        """Take in one step's metrics.
+
+        Args:
+            step: steps done, this one included.
+            metrics: what the train step gave, on the host.
+
+        Returns:
+            The event for `EventLog.train` where a line is due, else None.
+        """
+        self.finite = metrics["bad_steps"] == 0
+        index = self._built.plan.batch(step - 1)
+        real = index[index >= 0]
+        self._examples += len(real)
+        self._tokens += float(self._built.splits["train"].examples.lengths[real].sum())
+        self._flops += self._work.flops
+        if self.finite:
+            self._weight += metrics["weight"]
+            for name, value in metrics.items():
+                if name not in ("weight", "bad_steps"):
+                    self._sums[name] = self._sums.get(name, 0.0) + value * metrics["weight"]
+        every = self._built.config.train.log_every
+        if step % every and step != self._built.length.total_steps:
+            return None
+        event = self._event(step)
+        self._sums, self._weight = {}, 0.0
+        self._examples = self._tokens = self._flops = 0.0
+        self._seconds, self._since = 0.0, time.monotonic()
+        return event
+
+    def enter(self, stage: Stage) -> None:
+        """Go on in another phase of the run."""
+        self._stage, self._built = stage, stage.built
+
+    def works(self, work: Work) -> None:
+        """Count such work for each step to come."""
+        self._work = work
+
+    def pause(self) -> None:
+        """Stop the clock: what follows is an evaluation or a save."""
+        self._seconds += time.monotonic() - self._since
+
+    def go_on(self) -> None:
+        """Start the clock again."""
+        self._since = time.monotonic()
+
+    def _event(self, step: int) -> dict[str, Any]:
+        seconds = max(self._seconds + time.monotonic() - self._since, 1e-9)
+        means = {name: total / self._weight for name, total in self._sums.items()}
+        clip, norm = self._built.config.optimizer.clip, means.get("grad_norm")
+        if clip is not None and norm:
+            means["clip"] = min(1.0, clip / norm)
+        return {
+            "epoch": self._built.plan.epoch_of(step),
+            **means,
+            "examples_per_second": self._examples / seconds,
+            "tokens_per_second": self._tokens / seconds,
+            "flops_per_second": self._flops / seconds,
+            **self._utilisation(seconds),
+            "rates": self._stage.fastest(step - 1),
+        }
+
+    def _utilisation(self, seconds: float) -> dict[str, float]:
+        """The share of the chips' peak that the model's FLOPs are, where the chips are known."""
+        peak = self._work.peak
+        return {} if peak is None else {"mfu": self._flops / seconds / peak}
+
+
+def scores_before(events: Iterable[Mapping[str, Any]], metric: str) -> list[float | None]:
+    """The metric at each evaluation that a run's diary holds, in order."""
+    return [event.get(metric) for event in events if event.get("split") == "eval"]
+
+
+def is_best(metric: str, score: float, before: Sequence[float | None]) -> bool:
+    """Whether no score before is better; of equals the later is the best, as in `Checkpoints`."""
+    return math.isfinite(score) and not any(_better(metric, value, score) for value in before)
+
+
+def patience_is_over(metric: str, scores: Sequence[float | None], patience: int | None) -> bool:
+    """Whether none of the last `patience` scores is better than all before it."""
+    if patience is None or len(scores) <= patience:
+        return False
+    early, late = scores[:-patience], scores[-patience:]
+    return not any(all(_better(metric, value, other) for other in early) for value in late)
+
+
+def _better(metric: str, one: float | None, other: float | None) -> bool:
+    """Whether `one` beats `other`; a lower loss does, a higher accuracy."""
+    if one is None or not math.isfinite(one):
+        return False
+    if other is None or not math.isfinite(other):
+        return True
+    return one < other if metric in LOWER_IS_BETTER else one > other

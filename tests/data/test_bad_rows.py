@@ -1,0 +1,115 @@
+"""`data.on_bad_row: skip` leaves out what each task cannot read, and nothing else."""
+
+import json
+from typing import get_args
+
+import pytest
+from PIL import Image
+
+from jaxft.config.load import parse_config
+from jaxft.config.tasks import TaskSection
+from jaxft.data.sources.open import open_source
+from jaxft.engine.inputs import bad_rows
+from jaxft.engine.setup import make_task
+from jaxft.errors import UserError
+from jaxft.tasks.parts.labels import BadValue
+
+BOX = {"bbox": [[1, 1, 5, 5]], "label": ["a"]}
+WORDS = {"tokens": ["a", "b"], "tags": ["O", "B-x"]}
+# Of each task: its section, a good row, and what is changed in bad ones with what is said of each.
+CASES = {
+    "text_classification": (
+        {},
+        {"text": "fine", "label": "a"},
+        [({"text": " "}, "has no text"), ({"label": "c"}, "has the label 'c'")],
+    ),
+    "token_classification": (
+        {},
+        WORDS,
+        [
+            ({"tags": ["O", "x"]}, "word 2 ('b') has the tag 'x', which is neither O nor B-TYPE"),
+            ({"tags": ["O", "I-x"]}, "word 2 ('b') has the tag 'I-x' after 'O'"),
+            ({"tags": ["O"]}, "has 2 words and 1 tags."),
+            ({"tags": "O"}, "has tags that are no list"),
+            ({"tokens": ["a", ""]}, "word 2 is empty."),
+            ({"tokens": [], "tags": []}, "has no words."),
+        ],
+    ),
+    "masked_lm": ({}, {"text": "fine"}, [({"text": ""}, "has no text"), ({"text": 7}, "but 7")]),
+    "causal_lm": (
+        {"prompt": "prompt", "answer": "answer"},
+        {"prompt": "who?", "answer": "me"},
+        [({"prompt": ""}, "has no prompt"), ({"answer": None}, "has no answer")],
+    ),
+    "embedding": (
+        {},
+        {"anchor": "a", "positive": "b"},
+        [({"anchor": ""}, "has no anchor"), ({"positive": 3}, "has no text in positive but 3")],
+    ),
+    "seq2seq": (
+        {},
+        {"source": "a", "target": "b"},
+        [({"source": ""}, "has no source"), ({"target": None}, "has no target")],
+    ),
+    "image_classification": (
+        {},
+        {"image": "good.png", "label": "a"},
+        [
+            ({"image": "bad.png"}, "bad.png' is no image that can be decoded"),
+            ({"image": "gone.png"}, "There is no image"),
+            ({"label": ""}, "has no label"),
+        ],
+    ),
+    "contrastive": (
+        {},
+        {"image": "good.png", "text": "fine"},
+        [({"image": "bad.png"}, "bad.png' is no image"), ({"text": " "}, "has no text")],
+    ),
+    "captioning": (
+        {},
+        {"image": "good.png", "text": "fine"},
+        [({"image": ""}, "has no image"), ({"text": ""}, "has no text")],
+    ),
+    "object_detection": (
+        {},
+        {"image": "good.png", "objects": BOX},
+        [
+            ({"image": "bad.png"}, "bad.png' is no image"),
+            ({"objects": {**BOX, "label": ["z"]}}, "has the label 'z'"),
+        ],
+    ),
+    "image_generation": (
+        {"label": "label"},
+        {"image": "good.png", "label": "a"},
+        [({"image": "bad.png"}, "bad.png' is no image"), ({"label": "z"}, "has the label 'z'")],
+    ),
+}
+NAMES = {"token_classification": ("O", "B-x", "I-x")}
+
+
+def kinds():
+    return {get_args(one.model_fields["kind"].annotation)[0] for one in get_args(TaskSection)}
+
+
+def test_each_task_has_its_bad_rows():
+    assert set(CASES) == kinds()
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_bad_rows_are_found_and_told(kind, tmp_path):
+    section, good, bad = CASES[kind]
+    Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    rows = [good, *({**good, **changed} for changed, _ in bad), good]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = open_source(f"jsonl:{path}:ordered")
+    data = {"train": f"jsonl:{path}", "eval": f"jsonl:{path}"}
+    given = {"run": {"name": "t"}, "model": {"checkpoint": "none"}, "data": data}
+    task = make_task(parse_config({**given, "task": {"kind": kind, **section}}))
+    names = NAMES.get(kind, ("a", "b"))
+    assert bad_rows(task, source, names) == list(range(1, len(rows) - 1))
+    for number, (_, said) in enumerate(bad, 1):
+        with pytest.raises((BadValue, UserError)) as caught:
+            task.check_row(source, number, source[number], names)
+        assert said in str(caught.value)

@@ -1,0 +1,158 @@
+"""The benchmarks' own arithmetic, and that their contestants run."""
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from benchmarks import gpu, measure, seeds, trainer
+from benchmarks.measure import median
+from benchmarks.studies.page import drift_of
+from jaxft.config.load import override_config
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_interval_holds_the_true_median_nine_times_in_ten():
+    draw = np.random.default_rng(0)
+    for count in (5, 9, 16):
+        found = [median(list(draw.lognormal(size=count))) for _ in range(2000)]
+        held = np.mean([m.low <= 1.0 <= m.high for m in found])
+        assert held > 0.88  # the exact coverage is 0.92 to 0.96
+
+
+def test_the_median_of_nine_pairs():
+    assert median([9, 1, 8, 2, 7, 3, 6, 4, 5]) == measure.Median(5, 2, 8, 9)
+    assert median([1.0, 3.0, 2.0, 4.0]).median == 2.5
+
+
+def test_cpu_seconds_are_those_of_this_process():
+    with measure.CpuClock() as clock:
+        asleep = time.time()
+        time.sleep(0.3)
+        awake, began = time.time(), time.process_time()
+        while time.process_time() < began + 0.3:
+            math.sqrt(2.0)
+        ended = time.time()
+    assert clock.between(asleep, awake) < 0.15
+    assert 0.15 < clock.between(awake, ended) < 0.45
+
+
+def test_results_are_kept_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "RESULTS", tmp_path / "results.json")
+    assert measure.recorded("loop") is None
+    measure.record("loop", {"ratio": 1.01})
+    measure.record("trainer", {"ratio": 1.3})
+    measure.record("loop", {"ratio": 1.02})
+    assert measure.recorded("loop")["ratio"] == 1.02
+    assert measure.recorded("trainer")["ratio"] == 1.3
+    assert measure.recorded("loop")["versions"]["jax"]
+
+
+def test_a_study_tells_how_far_each_depth_of_each_member_moved(tmp_path):
+    (tmp_path / "parts").mkdir()
+    for number, members in enumerate(([0, 2], [1, 3])):
+        drift = {"0": [0.1, 0.2], "1": [0.3, None]}
+        text = json.dumps({"members": members, "drift": drift})
+        (tmp_path / "parts" / f"{number}.json").write_text(text)
+    found = drift_of(SimpleNamespace(folder=tmp_path))
+    assert found == {0: (0.1, 0.3), 1: (0.1, 0.3), 2: (0.2, None), 3: (0.2, None)}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "says"),
+    [
+        ([0.83, 0.82, 0.84], [0.83, 0.83, 0.82], []),
+        ([0.81, 0.81, 0.82], [0.81, 0.81, 0.82], ["mean"]),
+        ([0.85, 0.85, 0.79], [0.83, 0.83, 0.83], ["seed"]),
+        ([0.83, 0.83, 0.83], [0.85, 0.85, 0.85], ["PyTorch"]),
+    ],
+)
+def test_what_does_not_hold_is_said(ours, theirs, says):
+    found = seeds.complaints(ours, theirs)
+    assert len(found) == len(says)
+    assert all(word in complaint for word, complaint in zip(says, found, strict=True))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("contestant", trainer.CONTESTANTS["full"])
+@pytest.mark.parametrize("mode", trainer.CONTESTANTS)
+def test_each_contestant_runs(contestant, mode, assets):
+    said = run("trainer", "--one", contestant, "--mode", mode, "--rows", "8%", at=assets)
+    assert all(json.loads(said)[measure] > 0 for measure in trainer.MEASURES)
+
+
+@pytest.mark.full
+def test_the_twin_learns(assets):
+    few = [f"data.{name}=csv:assets/reviews/train.csv[:15%]" for name in ("train", "eval", "test")]
+    said = run("twin", "configs/sentiment.yaml", *few, "train.length=2 epochs", at=assets)
+    assert json.loads(said)["test"] > 0.65  # on the rows it was trained on
+
+
+@pytest.fixture
+def assets(tmp_path, minilm, reviews) -> Path:
+    """A folder with `configs/` and `assets/`, as the repository has after `make assets`."""
+    (tmp_path / "assets").symlink_to(minilm.parent)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    return tmp_path
+
+
+def run(name: str, *words: str, at: Path) -> str:
+    """The last line that a benchmark prints, run in the folder `at` on one device."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", *words],
+        cwd=at,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "name", ["bert", *(pytest.param(name, marks=pytest.mark.full) for name in ("vit", "llama"))]
+)
+def test_both_sides_of_the_gpu_benchmark_run(name, tmp_path):
+    """On a CPU and small, so that where there is a GPU they do."""
+    whole = gpu.SHAPES[name]
+    shutil.copytree(ROOT / f"benchmarks/shapes/{whole.config}", tmp_path, dirs_exist_ok=True)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    fields |= {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    fields |= {"num_attention_heads": 2}
+    fields |= {"num_key_value_heads": 2, "head_dim": 16} if name == "llama" else {}
+    fields |= {"image_size": 32} if name == "vit" else {"vocab_size": 50}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    small = [f"model.checkpoint={tmp_path}", "data.batch_size=4"]
+    small += ["model.image_size=32"] if name == "vit" else ["data.max_length=16"]
+    shape = dataclasses.replace(whole, overrides=(*whole.overrides, *small))
+    config = gpu.make_config(shape, tmp_path)
+    ours = gpu.run_jaxft(config, warm=1, timed=1)
+    theirs = gpu.run_torch(config, shape.torch, "cpu", warm=1, timed=1)
+    frozen = gpu.run_jaxft(override_config(config, [gpu.FROZEN.replace("8", "1")]), 1, 1)
+    assert ours["examples"] == 4
+    assert 0 < frozen["flops"] < ours["flops"]
+    found = gpu.summary({"jaxft": [ours], "torch": [theirs], "frozen": [frozen]}, shape)
+    assert found["ratio"]["median"] == theirs["seconds"] / ours["seconds"]
+
+
+def test_the_gpu_benchmark_holds_what_it_finds_against_what_is_wanted():
+    ours = {"seconds": 1.0, "flops": 500, "peak": 1000.0, "examples": 8, "device": "made"}
+    frozen = {**ours, "seconds": 0.5, "flops": 250}
+    turns = {"jaxft": [ours], "torch": [{"seconds": 1.2}], "frozen": [frozen]}
+    found = gpu.summary(turns, gpu.SHAPES["llama"])
+    assert found["mfu"] == {"jaxft": 0.5, "torch": pytest.approx(0.5 / 1.2)}
+    assert (found["frozen"], found["held"]) == (1.0, True)
+    slow = {**turns, "frozen": [{**frozen, "seconds": 0.6}]}
+    assert not gpu.summary(slow, gpu.SHAPES["llama"])["held"]
+    assert not gpu.summary({**turns, "torch": [{"seconds": 1.1}]}, gpu.SHAPES["bert"])["held"]

@@ -1,0 +1,87 @@
+"""Every command and every line of Python in README and docs runs, in order, page by page.
+
+A page runs in a folder that looks like the repository: the true `configs/`, and in `assets/` random
+models of width 16 and few rows (`tests/support/small_assets.py`), so that `jaxft train` takes
+seconds.
+`make` commands are looked up in the Makefile, `python -m` modules are imported (they run for
+minutes and more); `make demo` itself is `tests/demo/test_make_demo.py`.
+"""
+
+import re
+import shlex
+import subprocess
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from jaxft.cli.main import main
+from jaxft.demo.main import ASSETS
+from tests.support.small_assets import small_assets
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+FENCE = re.compile(r"^```(sh|python)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory, minilm, reviews) -> Path:
+    """What `assets/` holds, of the same form and much smaller."""
+    return small_assets(tmp_path_factory.mktemp("assets"), minilm, reviews)
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch, assets) -> Path:
+    """The working directory of one page."""
+    (tmp_path / "assets").symlink_to(assets)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """The fenced `sh` and `python` blocks of a page, in order."""
+    return FENCE.findall(page.read_text())
+
+
+def run_command(line: str) -> None:
+    """Run one line of an `sh` block."""
+    words = shlex.split(line, comments=True)
+    if words[:2] == ["python", "-m"]:  # what takes minutes or more is only asked for
+        assert hasattr(import_module(words[2]), "main"), line
+        assert words[2] != "jaxft.demo" or set(words[3:]) <= ASSETS.keys(), line
+    elif words[0] == "make":
+        done = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+    else:
+        assert words[0] == "jaxft", f"no test runs '{line}'"
+        assert main(words[1:]) == 0, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_commands_of_a_page_run(page, workspace):
+    for language, text in blocks(page):
+        if language == "python":
+            exec(compile(text, str(page), "exec"), {})
+        else:
+            for line in text.splitlines():
+                run_command(line)
+
+
+def test_a_command_that_fails_is_seen(workspace):
+    with pytest.raises(AssertionError):
+        run_command("jaxft config configs/sentiment.yaml optimizer.rate=1")
+    with pytest.raises(AssertionError):
+        run_command("make dinner")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_points_to_is_there(page):
+    text = page.read_text()
+    links = re.findall(r"\]\(([^)#]+)\)", text)
+    links = [page.parent / link for link in links if "://" not in link]
+    tests = [ROOT / name for name in re.findall(r"`(tests/\w+\.py)`", text)]
+    modules = re.findall(r"python -m ((?:benchmarks|jaxft)[.\w]+)", text)
+    scripts = [ROOT / f"{module.replace('.', '/')}.py" for module in modules]
+    missing = [str(path) for path in [*links, *tests, *scripts] if not path.exists()]
+    assert not missing

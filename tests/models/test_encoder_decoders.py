@@ -1,0 +1,185 @@
+"""How every encoder-decoder runs: against PyTorch part by part, frozen, from its trunks, scanned.
+
+What is asked of a model of one tower too is in test_encoder_decoders_run.py.
+"""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+import torch
+from transformers.models.t5.modeling_t5 import T5Attention
+
+from jaxft.engine.cost import count_flops
+from jaxft.errors import UserError
+from jaxft.models.layers.batch import decoder_batch
+from jaxft.models.layers.relative import bucket_table
+from jaxft.models.tower.run import run_tower
+from jaxft.models.tower.tower import Compute, Part
+from tests.models.test_families_run import Stop
+from tests.support.families import (
+    FAMILIES,
+    OWN_PAIRS,
+    Pair,
+    architectures,
+    assert_close_gradients,
+    gradients,
+    make_pair,
+    names_of,
+    torch_gradients,
+)
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
+
+def encoder_decoders() -> list:
+    """(model type or pair, head) of each: T5 and a pair of either kind are always tested."""
+    quick = ("t5", OWN_PAIRS[0], OWN_PAIRS[-1])
+    return [
+        pytest.param((name, head), id=name, marks=() if name in quick else pytest.mark.full)
+        for name in names_of(FAMILIES)
+        for head in ("seq2seq", "captioning")
+        if head in architectures(name)
+    ]
+
+
+@pytest.fixture(scope="module", params=encoder_decoders())
+def pair(request, tmp_path_factory) -> Pair:
+    """A pair that ends in scores of words, one for each model type."""
+    return make_pair(*request.param, 0, tmp_path_factory.mktemp("source"))
+
+
+def of(pair: Pair, *starts: str) -> list[str]:
+    """The names of parameters that start so."""
+    return [name for name in pair.ours.params if name.startswith(starts)]
+
+
+def test_hidden_states_are_pytorchs_after_every_part(pair):
+    """The last that PyTorch gives has been through the top."""
+    with torch.no_grad():
+        theirs = pair.torch(**pair.torch_batch(), output_hidden_states=True)
+    encoded = np.asarray(theirs.encoder_last_hidden_state)
+    batches = {"encoder": pair.batch, "decoder": decoder_batch(pair.batch, encoded)}
+    for name, batch in batches.items():
+        tower = pair.ours.towers[name]
+        streams = theirs[f"{name}_hidden_states"][:-1]
+        assert len(streams) == len(tower.blocks)
+        for count, expected in enumerate(streams):
+            part = replace(tower, blocks=tower.blocks[:count], top=Part(Stop()))
+            stream = np.asarray(run_tower(part, pair.ours.params, batch)["stream"])
+            keep = pair.keep(stream)
+            np.testing.assert_allclose(stream * keep, expected.numpy() * keep, atol=2e-5)
+
+
+@pytest.mark.parametrize("start", ["encoder/blocks/0/", "decoder/blocks/0/"])
+def test_a_first_block_alone_has_pytorchs_gradient(pair, start):
+    """That of the encoder gets it through a decoder that is wholly frozen."""
+    names = of(pair, start)
+    theirs = torch_gradients(pair)
+    for scan, remat in ((False, "none"), (True, "full")):
+        compute = Compute(trainable=frozenset(names), scan=scan, remat=remat)
+        ours = gradients(pair, compute=compute, names=names)
+        assert set(ours) == set(names)
+        assert all(np.linalg.norm(theirs[name]) > 0 for name in names)
+        assert_close_gradients(ours, theirs, 1e-4)
+
+
+def test_a_decoder_has_a_trunk_where_nothing_below_trains(pair):
+    encoder, decoder = pair.ours.towers["encoder"], pair.ours.towers["decoder"]
+    upper = of(pair, "decoder/blocks/1/", "decoder/norm")
+
+    def trunks(names):
+        compute = Compute(trainable=frozenset(names))
+        return encoder.frozen_blocks(compute), decoder.frozen_blocks(compute)
+
+    assert trunks(upper) == (len(encoder.blocks), 1)
+    assert trunks(of(pair, "decoder/")) == (len(encoder.blocks), None)
+    # The decoder's blocks read what trains, though none of theirs does.
+    assert trunks([*of(pair, "encoder/blocks/1/"), *upper]) == (1, None)
+    assert trunks(of(pair, "encoder/")) == (None, None)
+    # Of T5 these are the word embeddings, which the decoder's stem reads too.
+    lowest = [n for n in of(pair, "encoder/") if pair.ours.depths[n] == 0]
+    assert trunks(lowest[:1]) == (None, None)
+
+
+@pytest.mark.parametrize("upper", [0, 1])
+def test_starting_where_the_trunks_end_equals_the_whole(pair, upper):
+    """A frozen encoder under the decoder, or under a part of it; with dropout above."""
+    names = [n for n in of(pair, "decoder/") if pair.ours.depths[n] >= 2 * upper]
+    compute = Compute(scan=True, trainable=frozenset(names))
+    run = partial(gradients, pair, key=jax.random.key(1), compute=compute, names=names)
+    streams = jax.jit(partial(pair.ours.trunk, compute=compute))(pair.ours.params, pair.batch)
+    assert set(streams) == {"encoder/trunk", *["decoder/trunk"] * upper}
+    whole = jax.tree.map(np.asarray, run())
+    assert_close_gradients(run(batch=pair.batch | streams), whole, 1e-5)
+    # A norm would take a shift of all numbers of a position away again.
+    other = {name: stream[..., ::-1] for name, stream in streams.items()}
+    moved = jax.tree.map(np.asarray, run(batch=pair.batch | other))
+    reads = "decoder/blocks/1/cross/value/kernel"
+    assert not np.allclose(moved[reads], whole[reads], rtol=1e-3)
+
+
+def test_a_frozen_encoder_costs_its_forward_pass_only(pair):
+    """A step above it costs what one does that is given its output, and that output."""
+    model = pair.ours
+    names = of(pair, "decoder/")
+    compute = Compute(trainable=frozenset(names))
+    trunk = partial(model.trunk, compute=compute)
+    streams = jax.eval_shape(trunk, model.params, pair.batch)
+    given = pair.batch | {n: np.zeros(s.shape, s.dtype) for n, s in streams.items()}
+
+    def step(batch, names=names):
+        compute = Compute(trainable=frozenset(names))
+        return count_flops(partial(gradients, pair, batch=batch, compute=compute, names=names))
+
+    forward = count_flops(trunk, model.params, pair.batch)
+    assert forward > 0
+    assert step(pair.batch) - step(given) == forward
+    # No gradient reaches the pixels: the map of the patches costs a pass less on the way back.
+    kernel = model.params.get("encoder/embeddings/patch/kernel", np.zeros((0, 0)))
+    unread = 2 * pair.batch.get("pixel_values", np.zeros(0)).size * kernel.shape[-1]
+    full = step(pair.batch, names=list(model.params))
+    assert full - step(pair.batch) >= 2 * forward - unread
+
+
+def test_a_packed_pair_of_texts_is_read_as_each_alone(pair):
+    """Sources and targets of one row, told apart by their segments."""
+    if "input_ids" not in pair.batch:
+        return  # images are not packed
+    alone, batch = pair.ours(**pair.batch)["logits"], pair.batch
+    starts, packed = {}, {}
+    for side in ("", "decoder_"):
+        lengths = batch[f"{side}attention_mask"].sum(1)
+        starts[side] = np.concatenate([[0], np.cumsum(lengths)])
+        rows = zip(batch[f"{side}input_ids"], lengths, strict=True)
+        packed[f"{side}input_ids"] = np.concatenate([row[:n] for row, n in rows])[None]
+        packed[f"{side}segment_ids"] = np.repeat(np.arange(1, 4), lengths)[None]
+        types = batch.get(f"{side}token_type_ids", np.zeros_like(batch[f"{side}input_ids"]))
+        rows = zip(types, lengths, strict=True)
+        packed[f"{side}token_type_ids"] = np.concatenate([row[:n] for row, n in rows])[None]
+        packed[f"{side}position_ids"] = np.concatenate([np.arange(n) for n in lengths])[None]
+    together = pair.ours(**packed)["logits"][0]
+    for row, (start, end) in enumerate(
+        zip(starts["decoder_"], starts["decoder_"][1:], strict=False)
+    ):
+        np.testing.assert_allclose(together[start:end], alone[row, : end - start], atol=1e-5)
+
+
+def test_a_batch_without_targets_is_refused(pair):
+    batch = {name: value for name, value in pair.batch.items() if not name.startswith("decoder_")}
+    with pytest.raises(UserError, match="no decoder_input_ids"):
+        pair.ours(**batch)
+
+
+@pytest.mark.parametrize("both_ways", [True, False])
+@pytest.mark.parametrize(("buckets", "furthest"), [(32, 128), (8, 18), (12, 100), (64, 1000)])
+def test_distances_fall_into_pytorchs_buckets(buckets, furthest, both_ways):
+    back = np.arange(-furthest, furthest + 1)
+    theirs = T5Attention._relative_position_bucket(
+        torch.tensor(-back), bidirectional=both_ways, num_buckets=buckets, max_distance=furthest
+    )
+    ours = bucket_table(buckets, furthest, both_ways)
+    np.testing.assert_array_equal(ours, theirs.numpy())
+    assert ours.max() == buckets - 1

@@ -1,0 +1,383 @@
+"""How every family runs: scanned as unrolled, frozen for free, packed, and on eight devices."""
+
+from dataclasses import replace
+from functools import partial
+from itertools import groupby
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxft.config.optimizer import OptimizerSection
+from jaxft.config.recipe import LayerDecaySection, ScheduleSection
+from jaxft.engine.cost import count_flops
+from jaxft.layerwise.optimizer import carry_state, make_optimizer
+from jaxft.layerwise.phases import within
+from jaxft.layerwise.table import LayerTable, build_table
+from jaxft.models import load as registry
+from jaxft.models.adapters.low_rank import Adapter, is_adapter
+from jaxft.models.tower.tower import Compute, Part
+from tests.support.families import (
+    BERTS_KIN,
+    FAMILIES,
+    Pair,
+    assert_close_gradients,
+    gradients,
+    make_pair,
+    torch_gradients,
+)
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
+
+def classifiers() -> list:
+    """(model type, head) of each that can classify: the last of a file is always tested.
+
+    But for BERT's kin, which have its blocks.
+    """
+    found = []
+    for name, family in FAMILIES.items():
+        heads = family.MODEL_TYPES[name]
+        last = name == list(family.MODEL_TYPES)[-1] and name not in BERTS_KIN
+        marks = () if last else pytest.mark.full
+        for head in ("text_classification", "image_classification", "object_detection"):
+            if head in heads:
+                found.append(pytest.param((name, head), marks=marks, id=f"{name}-{head}"))
+    return found
+
+
+@pytest.fixture(scope="module", params=classifiers())
+def classifier(request, tmp_path_factory) -> Pair:
+    """A pair that ends in a classifier, one for each model type."""
+    return make_pair(*request.param, 0, tmp_path_factory.mktemp("source"))
+
+
+class Stop(nnx.Module):
+    """A top that gives back the stream."""
+
+    def __call__(self, stream, batch, key):
+        return {"stream": stream}
+
+
+def test_hidden_states_are_pytorchs_after_every_part(classifier):
+    ((name, tower),) = classifier.ours.towers.items()
+    # A head may have a list of layers too, behind the blocks.
+    blocks = next(m for m in classifier.torch.modules() if isinstance(m, torch.nn.ModuleList))
+    assert len(blocks) == len(tower.blocks)
+    streams = []
+    hooks = [blocks[0].register_forward_pre_hook(lambda _, given: streams.append(given[0]))]
+    for block in blocks:  # a few give more than the stream
+        hooks.append(
+            block.register_forward_hook(
+                lambda _, given, out: streams.append(out[0] if isinstance(out, tuple) else out)
+            )
+        )
+    with torch.no_grad():
+        classifier.torch(**classifier.torch_batch())
+    for hook in hooks:
+        hook.remove()
+    for count, expected in enumerate(streams):
+        part = replace(tower, blocks=tower.blocks[:count], top=Part(Stop()))
+        model = replace(classifier.ours, towers={name: part})
+        stream = np.asarray(model(**classifier.batch)["stream"])
+        keep = classifier.keep(stream)
+        np.testing.assert_allclose(stream * keep, expected.numpy() * keep, atol=2e-5)
+
+
+def test_first_block_alone_has_pytorchs_gradient(classifier):
+    names = [name for name in classifier.ours.params if name.startswith("blocks/0/")]
+    compute = Compute(trainable=frozenset(names))
+    theirs = torch_gradients(classifier)
+    for scan, remat in ((False, "none"), (True, "full")):
+        run = replace(compute, scan=scan, remat=remat)
+        ours = gradients(classifier, compute=run, names=names)
+        assert set(ours) == set(names)
+        assert_close_gradients(ours, theirs, 1e-4)
+
+
+def pack(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The padded examples of `batch` one after another in one row, four positions left over."""
+    lengths = batch["attention_mask"].sum(1)
+    total = int(lengths.sum()) + 4
+    packed = {
+        name: np.zeros((1, total), np.int32)
+        for name in ("input_ids", "token_type_ids", "position_ids", "segment_ids")
+    }
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    for number, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+        here = (0, slice(start, start + length))
+        packed["input_ids"][here] = batch["input_ids"][number, :length]
+        if "token_type_ids" in batch:
+            packed["token_type_ids"][here] = batch["token_type_ids"][number, :length]
+        packed["position_ids"][here] = np.arange(length)
+        packed["segment_ids"][here] = number + 1
+    return packed | {"read_positions": starts[None].astype(np.int32)}
+
+
+def test_packed_equals_unpacked(classifier):
+    if classifier.ours.head != "text_classification":
+        return  # only texts are packed
+    packed = pack(classifier.batch)
+    alone = classifier.ours(**classifier.batch)["logits"]  # [B, C]
+    together = classifier.ours(**packed)["logits"]  # [1, B, C]
+    np.testing.assert_allclose(together[0], alone, atol=1e-5)
+    ours = gradients(classifier, batch=packed, read=lambda out: {"logits": out["logits"][0]})
+    assert_close_gradients(ours, jax.tree.map(np.asarray, gradients(classifier)), 1e-5)
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("frozen", [0, 2])
+def test_scan_equals_unrolled(classifier, remat, frozen):
+    assert_scan_equals_unrolled(classifier, remat, frozen)
+
+
+def assert_scan_equals_unrolled(pair: Pair, remat: str, frozen: int) -> None:
+    """With dropout on: block i draws the same mask wherever it runs."""
+    names = [name for name, depth in pair.ours.depths.items() if depth >= frozen]
+    results = []
+    for compute in (Compute(), Compute(scan=True, remat=remat)):
+        compute = replace(compute, trainable=frozenset(names))
+        results.append(gradients(pair, key=jax.random.key(1), compute=compute, names=names))
+    unrolled, scanned = (jax.tree.map(np.asarray, result) for result in results)
+    # A leaf's gradient may be a small sum of large parts, as a bias's below a scaled branch is,
+    # and then shows their rounding: 1e-6 is asked of the whole. Gemma's blocks, of four norms, part
+    # by 0.9e-6 to 1.3e-6 of it, on whichever processor; all others by 2e-7 at most.
+    assert_close_gradients(scanned, unrolled, 5e-6)
+    distance = {name: scanned[name] - value for name, value in unrolled.items()}
+    most = 5e-6 if pair.ours.model_type.startswith("gemma") else 1e-6
+    assert length(distance) <= most * length(unrolled)
+
+
+def length(gradients: dict[str, np.ndarray]) -> float:
+    """The norm of all of them as one vector."""
+    return float(np.sqrt(sum(np.square(value).sum() for value in gradients.values())))
+
+
+def test_starting_where_the_trunk_ends_equals_the_whole(classifier):
+    """With dropout on above the trunk."""
+    names = [name for name, depth in classifier.ours.depths.items() if depth >= 2]
+    compute = Compute(scan=True, trainable=frozenset(names))
+    run = partial(gradients, classifier, key=jax.random.key(1), compute=compute, names=names)
+    trunk = jax.jit(partial(classifier.ours.trunk, compute=compute))
+    streams = trunk(classifier.ours.params, classifier.batch)
+    assert list(streams) == ["trunk"]
+    whole = jax.tree.map(np.asarray, run())
+    assert_close_gradients(run(batch=classifier.batch | streams), whole, 1e-5)
+
+
+def table_of(pair: Pair) -> LayerTable:
+    """Everything trains, each depth at 0.9 of the rate of the one above, without weight decay."""
+    model = pair.ours
+    return build_table(
+        model.params,
+        depths=model.depths,
+        tops=model.tops,
+        no_decay=sorted(model.no_decay),
+        groups=[],
+        layer_decay=LayerDecaySection(rate=0.9),
+        optimizer=OptimizerSection(weight_decay=0.0),
+        schedule=ScheduleSection(),
+    )
+
+
+def test_a_phase_switch_keeps_what_trained_and_starts_the_rest_afresh(classifier):
+    """The top block and above for a step, then everything."""
+    model, whole = classifier.ours, table_of(classifier)
+    top = [name for name, depth in model.depths.items() if depth >= model.num_depths - 2]
+    first = within(whole, top, None, 0)
+    params, state = dict(model.params), None
+    for table in (first, within(whole, list(params), first, 1)):
+        names = list(table.trainable)
+        trained = {name: params[name] for name in names}
+        optimizer = make_optimizer(table, OptimizerSection(clip=None, weight_decay=0.0))
+        before, state = state, optimizer.init(trained)
+        if before is not None:
+            state = carry_state(before, state)
+            moved, kept = leaves_by_path(state), leaves_by_path(before)
+            assert {path: moved[path].tobytes() for path in kept} == {
+                path: leaf.tobytes() for path, leaf in kept.items()
+            }
+            assert not any(leaf.any() for path, leaf in moved.items() if path not in kept)
+        grads = gradients(classifier, names=names)
+        updates, state = optimizer.update(
+            grads,
+            state,
+            trained,
+            rates=jnp.full(len(table.training_groups), 1e-3),
+            multipliers=jnp.asarray(table.multipliers()),
+            weight_decay=jnp.zeros(len(table.training_groups)),
+        )
+        params |= {name: params[name] + update for name, update in updates.items()}
+    # Adam's first step is of the rate: under the count of what has trained, it would be larger.
+    steps = dict(zip(table.trainable, 1e-3 * table.multipliers(), strict=True))
+    moved = [
+        np.abs(np.asarray(updates[name]) / steps[name])[np.abs(np.asarray(grads[name])) > 1e-5]
+        for name in set(names) - set(top)
+    ]
+    assert np.median(np.concatenate(moved)) == pytest.approx(1, abs=1e-3)
+
+
+def leaves_by_path(tree) -> dict[str, np.ndarray]:
+    """Every array by its path."""
+    return {jax.tree_util.keystr(p): np.asarray(v) for p, v in jax.tree.leaves_with_path(tree)}
+
+
+def test_adapters_attach_and_merge(classifier):
+    """Beside every kernel of the blocks: nothing at first, and then as good as in the kernels."""
+    plain, batch = classifier.ours, classifier.batch
+    model = registry.load(classifier.folder, adapter=Adapter(2, 4.0, (".*/kernel",)))
+    adapted = jax.jit(lambda params: model.apply(params, batch)["logits"])
+    np.testing.assert_allclose(adapted(model.params), plain(**batch)["logits"], atol=1e-6)
+    shaken = {
+        name: value + 0.1 * jax.random.normal(jax.random.key(0), value.shape)
+        if is_adapter(name)
+        else value
+        for name, value in model.params.items()
+    }
+    merged = model.with_params(shaken).merged().params
+    for name in merged.keys() - model.adapted.kernels.keys():
+        np.testing.assert_array_equal(merged[name], plain.params[name])
+    np.testing.assert_allclose(
+        plain.with_params(merged)(**batch)["logits"], adapted(shaken), rtol=1e-5, atol=1e-5
+    )
+    assert np.abs(adapted(shaken) - adapted(model.params)).max() > 1e-3
+
+
+def test_scan_compiles_one_body_for_alike_blocks(classifier):
+    model = classifier.ours
+    blocks = model.num_depths - 2
+    trainable = frozenset(name for name, depth in model.depths.items() if depth >= blocks)
+
+    def jaxpr(compute):
+        return jax.make_jaxpr(lambda p: model.apply(p, classifier.batch, None, compute))(
+            model.params
+        )
+
+    def scans(compute):
+        return [e.params["length"] for e in jaxpr(compute).eqns if e.primitive.name == "scan"]
+
+    def alike(count):  # the first blocks in runs that one body can serve
+        ((_, tower),) = model.towers.items()
+        runs = [len(list(run)) for _, run in groupby(tower.blocks[:count], key=id)]
+        return [run for run in runs if run > 1]
+
+    assert scans(Compute()) == []
+    assert scans(Compute(scan=True)) == alike(blocks)
+    assert scans(Compute(scan=True, trainable=trainable)) == alike(blocks - 1)
+
+
+def test_dropout_is_for_what_is_trained(classifier):
+    model, batch, key = classifier.ours, classifier.batch, jax.random.key(0)
+    plain = model(**batch)["logits"]
+
+    def logits(*names, key=key):
+        compute = Compute(trainable=frozenset(names))
+        run = jax.jit(lambda params, key: model.apply(params, batch, key, compute)["logits"])
+        return run(model.params, key)
+
+    first, second = (f"blocks/{i}/attention/query/kernel" for i in (0, 1))
+    assert np.array_equal(logits(), plain)
+    assert np.array_equal(logits(first, key=None), plain)
+    assert not np.array_equal(logits(first), plain)
+    assert not np.array_equal(logits(first), logits(second))
+    assert np.array_equal(logits(first), logits(first))
+    assert not np.array_equal(logits(first), logits(first, key=jax.random.key(1)))
+    # BERT's classifier has a dropout of its own, its kin's too; the others' have none.
+    drops = model.model_type in ("bert", *BERTS_KIN)
+    assert np.array_equal(logits("head/kernel"), plain) is not drops
+
+
+def test_a_frozen_block_costs_its_forward_pass_only(classifier):
+    assert_frozen_blocks_cost_their_forward_pass(classifier)
+
+
+def assert_frozen_blocks_cost_their_forward_pass(pair: Pair) -> None:
+    """The backward pass of a block is twice its forward pass, and gone when it is frozen."""
+    model = pair.ours
+    ((tower_name, tower),) = model.towers.items()
+    blocks = len(tower.blocks)
+
+    def forward(count):
+        part = replace(tower, blocks=tower.blocks[:count])
+        cut = replace(model, towers={tower_name: part})
+        return count_flops(cut.apply, model.params, pair.batch)
+
+    def step(frozen):
+        names = [name for name, depth in model.depths.items() if depth > frozen]
+        compute = Compute(trainable=frozenset(names))
+        return count_flops(partial(gradients, pair, compute=compute, names=names))
+
+    block = forward(blocks) - forward(blocks - 1)
+    assert block > 0
+    for frozen in range(blocks - 1):
+        assert step(frozen) - step(frozen + 1) == 2 * block
+
+
+def on_eight_devices(pair: Pair):
+    """The model cut over a mesh of 2 x 2 x 2, and what a batch's rows are cut by."""
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 2, 2), ("data", "fsdp", "tensor"))
+    rules = {"embed": "fsdp", "heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
+
+    def sharding(name, shape, axes):
+        spec = [
+            rules.get(axis) if size % 2 == 0 else None
+            for axis, size in zip(axes, shape, strict=True)
+        ]
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    many = registry.load(pair.folder, sharding=sharding)
+    first = next(n for n in many.params if n.endswith("blocks/0/attention/query/kernel"))
+    kernel = many.params[first]
+    assert kernel.addressable_shards[0].data.size * 4 == kernel.size
+    for name, value in pair.ours.params.items():
+        np.testing.assert_array_equal(value, many.params[name])
+    return many, NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def fourfold(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Twelve examples of three: what four ways divide."""
+    return {name: np.concatenate([value] * 4) for name, value in batch.items()}
+
+
+def test_eight_devices_compute_what_one_does(classifier):
+    one, (many, rows) = classifier.ours, on_eight_devices(classifier)
+    batch = fourfold(classifier.batch)
+    placed = {name: jax.device_put(value, rows) for name, value in batch.items()}
+    key = jax.random.key(0)
+    np.testing.assert_allclose(
+        many.apply(many.params, placed, key)["logits"],
+        one.apply(one.params, batch, key)["logits"],
+        atol=1e-5,
+    )
+    assert_eight_devices_have_the_gradients_of_one(classifier, many, rows)
+
+
+def assert_eight_devices_have_the_gradients_of_one(pair: Pair, many, rows) -> None:
+    batch, key = fourfold(pair.batch), jax.random.key(0)
+    placed = {name: jax.device_put(value, rows) for name, value in batch.items()}
+    theirs = jax.tree.map(np.asarray, gradients(pair, batch=batch, key=key))
+    ours = gradients(pair, model=many, batch=placed, key=key)
+    assert_close_gradients(ours, theirs, 1e-5)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seed", range(1, 10))
+@pytest.mark.parametrize("which", classifiers())
+def test_more_configs_run_alike(which, seed, tmp_path):
+    """Nine more drawn configs of each model type: scanned, frozen, and on eight devices."""
+    pair = make_pair(*which, seed, tmp_path)
+    assert_frozen_blocks_cost_their_forward_pass(pair)
+    assert_scan_equals_unrolled(pair, "full", 2)
+    assert_eight_devices_have_the_gradients_of_one(pair, *on_eight_devices(pair))
+
+
+def test_bfloat16_stays_near_float32(classifier):
+    model = classifier.ours
+    exact = model.apply(model.params, classifier.batch)["logits"]
+    rough = model.apply(model.params, classifier.batch, None, Compute(dtype="bfloat16"))["logits"]
+    assert rough.dtype == jnp.float32
+    assert 0 < np.abs(rough - exact).max() < 0.02 * np.abs(exact).max() + 0.02

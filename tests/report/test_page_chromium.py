@@ -1,0 +1,249 @@
+"""The page in a real browser, driven over Chromium's debugging pipe: Debian's `chromium`."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from jaxft.report.page.page import write_page
+from jaxft.report.page.png import write_pngs
+from tests.support.synthetic_run import write_json, write_run
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
+]
+EVIL = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
+
+
+class Browser:
+    """One page in headless Chromium; `errors` is what its console and its log complained about."""
+
+    def __init__(self, profile):
+        ours_in, theirs_out = os.pipe()
+        theirs_in, ours_out = os.pipe()
+        script = f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}'
+        options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
+        self.process = subprocess.Popen(
+            ["bash", "-c", script, "bash", CHROMIUM, *options, "--remote-debugging-pipe"],
+            pass_fds=(theirs_in, theirs_out),
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(theirs_in)
+        os.close(theirs_out)
+        self.reader = os.fdopen(ours_in, "rb")
+        self.writer = os.fdopen(ours_out, "wb")
+        self.errors = []
+        self.session, self.number = None, 0
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        found = self.call("Target.attachToTarget", targetId=target, flatten=True)
+        self.session = found["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method, **params):
+        self.number += 1
+        message = {"id": self.number, "method": method, "params": params}
+        if self.session:
+            message["sessionId"] = self.session
+        self.writer.write(json.dumps(message).encode() + b"\0")
+        self.writer.flush()
+        while True:
+            answer = self._read()
+            if answer.get("id") == self.number:
+                assert "error" not in answer, answer
+                return answer["result"]
+
+    def _read(self):
+        data = bytearray()
+        while (byte := self.reader.read(1)) != b"\0":
+            assert byte, "chromium went away"
+            data += byte
+        event = json.loads(data)
+        params = event.get("params", {})
+        if event.get("method") == "Runtime.exceptionThrown":
+            self.errors.append(params["exceptionDetails"])
+        if event.get("method") == "Runtime.consoleAPICalled" and params["type"] != "log":
+            self.errors.append(params)
+        if event.get("method") == "Log.entryAdded" and params["entry"]["level"] == "error":
+            self.errors.append(params["entry"])
+        if event.get("method") == "Network.requestWillBeSent":
+            url = params["request"]["url"]
+            if not url.startswith(("data:", "blob:")):
+                self.requests.append(url)
+        return event
+
+    def open(self, path, scheme="light"):
+        self.requests = []
+        self.scheme(scheme)
+        self.call("Page.navigate", url=path.as_uri())
+        self.wait("document.readyState === 'complete'")
+
+    def scheme(self, name):
+        feature = {"name": "prefers-color-scheme", "value": name}
+        self.call("Emulation.setEmulatedMedia", features=[feature])
+
+    def ask(self, expression):
+        """The value of a JavaScript expression; promises are awaited."""
+        asked = {"expression": expression, "returnByValue": True, "awaitPromise": True}
+        answer = self.call("Runtime.evaluate", **asked)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def wait(self, condition):
+        for _ in range(200):
+            if self.ask(condition):
+                return
+            self.ask("new Promise(done => setTimeout(done, 50))")
+        pytest.fail(f"never came true: {condition}")
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        self.reader.close()
+        self.writer.close()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    opened = Browser(tmp_path_factory.mktemp("profile"))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(autouse=True)
+def _no_errors(browser):
+    browser.errors.clear()
+    yield
+    assert browser.errors == []
+
+
+@pytest.fixture
+def page(tmp_path) -> Path:
+    return write_page([write_run(tmp_path)])
+
+
+FIGURES = "Array.from(document.querySelectorAll('.figure'))"
+
+
+def column(number):
+    """The text of a column of the layer table, of the rows that are shown."""
+    rows = "document.querySelectorAll('#layers-0 tbody tr:not([hidden])')"
+    return f"Array.from({rows}, row => row.cells[{number}].textContent.trim())"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_figure_is_drawn_and_nothing_is_loaded(browser, page, scheme):
+    browser.open(page, scheme)
+    traces = "'.scatterlayer .trace, .heatmaplayer image'"
+    drawn = browser.ask(f"{FIGURES}.map(f => f.querySelectorAll({traces}).length)")
+    assert len(drawn) == 18
+    assert min(drawn) >= 1
+    assert browser.requests == [page.as_uri()]
+
+
+def test_the_theme_is_followed_while_the_page_is_open(browser, page):
+    browser.open(page, "light")
+    colour = f"{FIGURES}[0].querySelector('.js-line').style.stroke"
+    light, ground = browser.ask(colour), browser.ask("getComputedStyle(document.body).background")
+    browser.scheme("dark")
+    browser.wait(f"{colour} !== '{light}'")
+    assert browser.ask("getComputedStyle(document.body).background") != ground
+
+
+def test_the_layer_table_sorts_by_number_and_filters(browser, page):
+    browser.open(page)
+    button = "document.querySelectorAll('#layers-0 thead button')[7].click()"
+    browser.ask(button)
+    assert browser.ask(column(7))[:2] == ["2", "384"]
+    browser.ask(button)
+    assert browser.ask(column(7))[0] == "11,720,448"
+    browser.ask("document.querySelectorAll('#layers-0 thead button')[0].click()")
+    names = browser.ask(column(0))
+    assert names[0] == "embeddings/position/embedding"
+    assert len(names) == 105
+    filter_by = "f.value = 'blocks/3 KERNEL'; f.dispatchEvent(new Event('input'))"
+    browser.ask(f"(f => {{ {filter_by} }})(document.querySelector('input[type=search]'))")
+    found = browser.ask(column(0))
+    assert len(found) == 6
+    assert all(name.startswith("blocks/3/") and name.endswith("/kernel") for name in found)
+
+
+def test_a_link_to_a_run_opens_it(browser, tmp_path):
+    runs = [write_run(tmp_path, name) for name in ("one", "two")]
+    browser.open(write_page(runs))
+    closed = "!document.getElementById('run-1').open"
+    assert browser.ask(closed)
+    browser.ask("document.querySelector('nav a[href=\"#run-1\"]').click()")
+    browser.wait(f"!({closed})")
+
+
+def test_a_click_on_a_run_puts_it_before_the_others(browser, tmp_path):
+    browser.open(write_page([write_run(tmp_path, name) for name in ("one", "two")]))
+    lines = f"Array.from({FIGURES}[0].querySelectorAll('.scatterlayer .trace'))"
+    opacity = f"{lines}.map(line => line.style.opacity)"
+    both = browser.ask(opacity)
+    pick = "document.querySelectorAll('.pick')[1]"
+    browser.ask(f"{pick}.click()")
+    browser.wait(f"JSON.stringify({opacity}) !== '{json.dumps(both, separators=(',', ':'))}'")
+    assert browser.ask(opacity)[: len(both) // 2] == ["0.08"] * (len(both) // 2)
+    assert browser.ask(opacity)[len(both) // 2 :] == both[len(both) // 2 :]
+    assert browser.ask(f"{pick}.getAttribute('aria-pressed')") == "true"
+    browser.ask(f"{pick}.click()")
+    browser.wait(f"JSON.stringify({opacity}) === '{json.dumps(both, separators=(',', ':'))}'")
+
+
+def test_many_runs_are_low_rows_on_a_narrow_page(browser, tmp_path):
+    page = write_page([write_run(tmp_path, f"run-{number}") for number in range(9)])
+    size = {"width": 400, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.call("Emulation.setDeviceMetricsOverride", **size)
+    browser.open(page)
+    rows = "Array.from(document.querySelectorAll('.compare tr'), row => row.offsetHeight)"
+    assert max(browser.ask(rows)) < 100
+    assert browser.ask("document.documentElement.scrollWidth") <= 400
+    browser.call("Emulation.clearDeviceMetricsOverride")
+
+
+@pytest.mark.parametrize("runs", [1, 9])
+def test_each_figure_is_a_picture(tmp_path, runs):
+    written = write_pngs([write_run(tmp_path, f"run-{n}") for n in range(runs)], tmp_path / "png")
+    names = [path.stem for path in written]
+    assert len(names) == (18 if runs == 1 else 9)
+    assert {"score-loss", "rates", "roc"} <= set(names)
+    assert sorted(path.name for path in (tmp_path / "png").iterdir()) == sorted(
+        path.name for path in written
+    )
+    for path in written:
+        with Image.open(path) as picture:
+            assert picture.width == 1920
+            assert picture.height >= 1080
+            assert len(picture.convert("RGB").getcolors(1 << 24)) > 20  # something is drawn
+
+
+@pytest.mark.parametrize("width", [360, 800, 1400])
+def test_nothing_spills_over_the_sides(browser, page, width):
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.call("Emulation.setDeviceMetricsOverride", **size)
+    browser.open(page)
+    assert browser.ask("document.documentElement.scrollWidth") <= width
+    browser.call("Emulation.clearDeviceMetricsOverride")
+
+
+def test_a_text_of_a_run_does_not_run(browser, tmp_path):
+    # A run's name has no such signs in it, but whoever hands the folder on may have renamed it.
+    run = write_run(tmp_path).rename(tmp_path / EVIL.replace("/", "\\"))
+    mistake = {"id": 0, "text": EVIL, "label": EVIL, "predicted": "other", "loss": 9.0}
+    text = json.dumps({**mistake, "probabilities": {EVIL: 0.1, "other": 0.9}})
+    (run / "predictions-test.jsonl").write_text(text + "\n")
+    about = json.loads((run / "run.json").read_text())
+    write_json(run / "run.json", {**about, "state": f'">{EVIL}', "command": EVIL})
+    page = write_page([run], tmp_path / "page.html")
+    browser.open(page)
+    assert browser.ask("document.querySelector('.mistakes p').textContent") == EVIL
+    assert browser.ask("typeof window.hacked") == "undefined"
+    assert browser.requests == [page.as_uri()]

@@ -1,0 +1,253 @@
+"""A random checkpoint of any model type, ours and PyTorch's, and what is compared of the two."""
+
+import tempfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import torch
+import transformers
+from safetensors.numpy import load_file
+
+from jaxft.models import load as registry
+from jaxft.models.tower.tower import Compute
+from tests.support.random_configs import PAIRS, random_config
+
+AUTO = {
+    None: transformers.AutoModel,
+    "text_classification": transformers.AutoModelForSequenceClassification,
+    "token_classification": transformers.AutoModelForTokenClassification,
+    "masked_lm": transformers.AutoModelForMaskedLM,
+    "causal_lm": transformers.AutoModelForCausalLM,
+    "seq2seq": transformers.AutoModelForSeq2SeqLM,
+    "captioning": transformers.AutoModelForImageTextToText,
+    "image_classification": transformers.AutoModelForImageClassification,
+    "object_detection": transformers.AutoModelForObjectDetection,
+    "contrastive": transformers.AutoModel,
+}
+FAMILIES = registry.families()
+# BERT's kin have its blocks: `make test` looks at what is their own, stems and heads.
+BERTS_KIN = ("camembert", "distilbert", "electra", "roberta", "xlm-roberta")
+# Of two families in one model these are always tested.
+OWN_PAIRS = ("vit+gpt2", "clip+gpt2", "bert+bert")
+OWN_HEADS = (
+    ("distilbert", "masked_lm"),
+    ("distilbert", "text_classification"),
+    ("electra", "masked_lm"),
+    ("electra", "replaced_tokens"),
+    ("electra", "text_classification"),
+    ("roberta", "masked_lm"),
+    ("roberta", "text_classification"),
+)
+
+
+def kind_of(name: str) -> str:
+    """The model type of a model type, or of a pair of two by its name."""
+    return PAIRS[name][0] if name in PAIRS else name
+
+
+def architectures(name: str) -> dict[str | None, str]:
+    """Head -> architecture of a model type, or of a pair of two by its name."""
+    kind = kind_of(name)
+    return FAMILIES[kind].MODEL_TYPES[kind]
+
+
+def names_of(kinds) -> list[str]:
+    """Model types, those of two families as each of their pairs."""
+    pairs = {kind: [n for n in PAIRS if PAIRS[n][0] == kind] for kind in kinds}
+    return [name for kind, found in pairs.items() for name in found or [kind]]
+
+
+@dataclass
+class Pair:
+    """The same random checkpoint twice, and a batch; of text the true tokens are marked."""
+
+    ours: registry.Model
+    torch: torch.nn.Module
+    folder: str
+    batch: dict[str, np.ndarray]
+
+    def torch_batch(self) -> dict[str, torch.Tensor]:
+        return {name: torch.tensor(value) for name, value in self.batch.items()}
+
+    def keep(self, value) -> np.ndarray:
+        """What of an output counts: 0 at its positions that are padding, 1 elsewhere.
+
+        Sources and targets are told apart by their lengths.
+        """
+        # A vector may happen to be as wide as a text is long.
+        each_token = len(value.shape) == 3 or self.ours.head == "replaced_tokens"
+        for name in ("attention_mask", "decoder_attention_mask"):
+            mask = self.batch.get(name)
+            if mask is not None and each_token and value.shape[:2] == mask.shape:
+                return mask.reshape(mask.shape + (1,) * (len(value.shape) - 2)).astype(np.float32)
+        return np.ones((1,) * len(value.shape), np.float32)
+
+
+def make_pair(model_type: str, head: str | None, seed: int, folder: Path) -> Pair:
+    """A random config with random weights and a random batch, of a model type under a head.
+
+    A model of two families is asked for by the name of the pair.
+    """
+    draw = np.random.default_rng([seed, zlib.crc32(model_type.encode())])
+    config = random_config(model_type, draw)
+    # An Auto class that knows several architectures asks for the one that is meant.
+    config.architectures = [architectures(model_type)[head]]
+    torch.manual_seed(seed)
+    model = auto_class(model_type, head).from_config(config, attn_implementation="eager").eval()
+    if config.is_encoder_decoder and hasattr(model, "lm_head") and draw.integers(2):
+        untie(model)
+    with torch.no_grad():  # fresh norms and biases are ones and zeros: nothing would be tested
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(folder)
+    return Pair(registry.load(str(folder)), model, str(folder), random_batch(model, draw))
+
+
+def untie(model: torch.nn.Module) -> None:
+    """Give a model a matrix of its own for the scores of words, as files of T5 1.1 do.
+
+    transformers makes none such, but loads it.
+    """
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    model.all_tied_weights_keys.pop("lm_head.weight")
+
+
+def auto_class(model_type: str, head: str | None):
+    """What makes a model of a config and loads it: transformers' Auto class, or the architecture.
+
+    Towers with a projection, and SigLIP's text tower, are in no Auto class.
+    """
+    architecture = getattr(transformers, architectures(model_type)[head])
+    auto = AUTO.get(head)
+    if auto is not None and architecture.config_class in auto._model_mapping:
+        return auto
+    return SimpleNamespace(
+        from_config=architecture._from_config, from_pretrained=architecture.from_pretrained
+    )
+
+
+def random_batch(model: torch.nn.Module, draw: np.random.Generator) -> dict[str, np.ndarray]:
+    """Three examples of what a model reads: texts, images, or both."""
+    config, batch = model.config, {}
+    reads = getattr(config, "encoder", config)
+    if model.main_input_name == "input_ids":
+        batch |= random_texts(getattr(reads, "text_config", reads), draw)
+    if config.model_type == "imagegpt":  # rows of pixels: all are of one length
+        shape = batch.pop("attention_mask").shape
+        batch["input_ids"] = draw.integers(0, config.vocab_size, shape)
+    if hasattr(config, "vision_config") or model.main_input_name == "pixel_values":
+        size = getattr(reads, "vision_config", reads).image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        batch["pixel_values"] = draw.normal(size=(3, 3, height, width)).astype(np.float32)
+    if config.is_encoder_decoder:
+        shorter = batch["input_ids"].shape[1] - 1 if "input_ids" in batch else None
+        targets = random_texts(getattr(config, "decoder", config), draw, shorter)
+        batch |= {f"decoder_{name}": value for name, value in targets.items()}
+    return batch
+
+
+def random_texts(
+    config, draw: np.random.Generator, shorter: int | None = None
+) -> dict[str, np.ndarray]:
+    """Three padded texts, the longest as long as the batch; or of that many words."""
+    length = shorter or int(draw.integers(12, 24))
+    mask = (np.arange(length) < np.array([length, length // 2, 3])[:, None]).astype(np.int64)
+    batch = {
+        # Word 0 is the padding word: PyTorch gives it no gradient, and takes no class from it.
+        "input_ids": draw.integers(1, config.vocab_size, mask.shape) * mask,
+        "attention_mask": mask,
+    }
+    end = getattr(config, "eos_token_id", None)
+    if isinstance(end, int) and 0 < end < config.vocab_size:
+        # CLIP reads a text where it ends; read at its first word it would depend on nothing else.
+        # One text has no end but by chance.
+        batch["input_ids"][[0, 1], mask[:2].sum(-1) - 1] = end
+    if hasattr(config, "type_vocab_size"):
+        batch["token_type_ids"] = draw.integers(0, config.type_vocab_size, mask.shape)
+    return batch
+
+
+def outputs_of(pair: Pair) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Our outputs and PyTorch's, by pairs; positions that are padding are zero in both."""
+    ours = pair.ours(**pair.batch)
+    with torch.no_grad():
+        theirs = pair.torch(**pair.torch_batch())
+    assert set(ours) == {n for n, value in theirs.items() if isinstance(value, torch.Tensor)}
+    found = []
+    for name, value in ours.items():
+        ours_, theirs_ = np.asarray(value), theirs[name].numpy()
+        assert ours_.shape == theirs_.shape
+        found.append((ours_ * pair.keep(ours_), theirs_ * pair.keep(theirs_)))
+    return found
+
+
+def weighted_loss(outputs, pair: Pair):
+    """A scalar that every output enters with a weight of its own; padding enters with none."""
+    total = 0.0
+    for name in sorted(outputs):
+        value = outputs[name]
+        if not hasattr(value, "shape"):  # the cache of keys and values, and parts' own outputs
+            continue
+        size = int(np.prod(value.shape))
+        weight = np.cos(np.arange(size, dtype=np.float32)).reshape(value.shape) * pair.keep(value)
+        weight = torch.tensor(weight) if isinstance(value, torch.Tensor) else weight
+        total = total + (value * weight).sum()
+    return total
+
+
+def torch_gradients(pair: Pair) -> dict[str, np.ndarray]:
+    """PyTorch's gradients under our names and layouts."""
+    pair.torch.zero_grad()
+    weighted_loss(pair.torch(**pair.torch_batch()), pair).backward()
+    grads = {
+        name: torch.zeros_like(value) if value.grad is None else value.grad
+        # Of two names that are tied it is the file that knows which is saved.
+        for name, value in pair.torch.named_parameters(remove_duplicate=False)
+    }
+    with tempfile.TemporaryDirectory() as folder:  # a file's names are not always the model's own
+        pair.torch.save_pretrained(folder, state_dict=grads)
+        theirs = load_file(f"{folder}/model.safetensors")
+    found = {}
+    for ours, hf in pair.ours.names.items():
+        name, value = pair.ours.hf_names[ours], theirs[hf]
+        if name.stacked:
+            value = value[name.part[0]]
+        elif name.part is not None:
+            value = np.split(value, name.part[1], axis=-1)[name.part[0]]
+        found[ours] = np.moveaxis(value, 0, -1) if name.transpose else value
+    return found
+
+
+def assert_close_gradients(ours, theirs, tolerance: float) -> None:
+    """Leaf by leaf, relative to the leaf's own norm.
+
+    Without positions the bias of a key moves all scores of a query alike, so its gradient is zero
+    in theory: what is there is rounding, and is only asked to be as small as that.
+    """
+    whole = np.sqrt(sum(np.square(value).sum() for value in theirs.values()))
+    for name, value in ours.items():
+        if name.endswith("key/bias") and np.linalg.norm(theirs[name]) <= 1e-6 * whole:
+            assert np.linalg.norm(value) <= 1e-6 * whole, name
+            continue
+        distance = np.linalg.norm(np.asarray(value) - theirs[name])
+        assert distance <= tolerance * np.linalg.norm(theirs[name]), name
+
+
+def gradients(
+    pair: Pair, *, model=None, batch=None, key=None, compute=None, names=None, read=lambda out: out
+):
+    """Our gradients with respect to the leaves in `names` (all of them)."""
+    model = model or pair.ours
+    batch = pair.batch if batch is None else batch
+    names = names or list(model.params)
+    frozen = {n: v for n, v in model.params.items() if n not in names}
+    compute = compute or Compute()
+
+    def loss(trained):
+        return weighted_loss(read(model.apply({**frozen, **trained}, batch, key, compute)), pair)
+
+    return jax.jit(jax.grad(loss))({name: model.params[name] for name in names})

@@ -1,0 +1,356 @@
+"""Small random Hugging Face configs of any model type, drawn field by field.
+
+A config has the fields of its own class; what a field is drawn from is said once, by its name, in
+`FIELDS`. A new model type with fields of known names is drawn with no new line, and
+`undrawn_fields` names the fields that need one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers import AutoConfig, PretrainedConfig
+
+from jaxft.models import load as registry
+from jaxft.models.layers.math import ACTIVATIONS
+from jaxft.models.weights.config_fields import HARMLESS_FIELDS
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A generator, the config as it is by default, and the sizes that several fields share.
+
+    Args:
+        generator: where all chance comes from.
+        defaults: field -> what it is by default.
+        groups, queries: heads of keys, and heads of queries that each of them serves.
+        head: the width of a head where the width of the model is cut into heads.
+        head_dim: the width of a head, which may be another where a field says so.
+        layers: blocks.
+        positions: the most tokens.
+        patch: pixels a side of a patch.
+        slides: whether blocks may have sliding windows.
+        projection: the width that two towers are projected to.
+        vision: the width of the vision tower, where there is one.
+        joined: whether it is a tower whose vector is compared with another's.
+    """
+
+    generator: np.random.Generator
+    defaults: dict[str, Any]
+    groups: int
+    queries: int
+    head: int
+    head_dim: int
+    layers: int
+    positions: int
+    patch: int
+    slides: bool
+    projection: int
+    vision: int | None = None
+    joined: bool = False
+
+    @property
+    def heads(self) -> int:
+        return self.groups * self.queries
+
+    @property
+    def width(self) -> int:
+        return self.heads * self.head
+
+    def number(self, low: int, high: int) -> int:
+        """A whole number from `low` up to `high`, without it."""
+        return int(self.generator.integers(low, high))
+
+    def one_of(self, *choices: Any) -> Any:
+        return choices[self.number(0, len(choices))]
+
+    def flag(self) -> bool:
+        return self.one_of(False, True)
+
+
+def make_draw(generator: np.random.Generator, defaults: dict[str, Any], **shared: Any) -> Draw:
+    """The sizes of one config, or of one part of it; `shared` are those of all its parts."""
+    grouped = "num_key_value_heads" in defaults
+    named = not {"head_dim", "d_kv"}.isdisjoint(defaults)
+    groups, queries = (int(n) for n in generator.integers(1, 4, 2))
+    own = {
+        "groups": groups if grouped else groups * queries,
+        "queries": queries if grouped else 1,
+        # A norm over four numbers may divide by nearly nothing, in PyTorch too: not so over eight.
+        "head": (head := 2 * int(generator.integers(4, 8))),
+        "head_dim": 2 * int(generator.integers(2, 7)) if named else head,
+        "layers": int(generator.integers(2, 5)),
+        "positions": int(generator.integers(24, 40)),
+        "patch": int(generator.integers(2, 5)),
+        "slides": "use_sliding_window" not in defaults or bool(generator.integers(3)),
+        "projection": int(generator.integers(5, 20)),
+    }
+    return Draw(generator, defaults, **own | shared)
+
+
+def inner(name: str) -> Callable[[Draw], int | None]:
+    """The width of an MLP; none is said where the default says none."""
+
+    def draw(draw: Draw) -> int | None:
+        if draw.defaults[name] is None and draw.flag():
+            return None
+        return draw.number(9, 50)
+
+    return draw
+
+
+def activation(draw: Draw) -> str:
+    return draw.one_of(*sorted(ACTIVATIONS))
+
+
+def epsilon(draw: Draw) -> float:
+    return draw.one_of(1e-12, 1e-6, 1e-5, 1e-3)
+
+
+def soft_cap(draw: Draw) -> float | None:
+    return draw.one_of(None, 0.7, 3.0)
+
+
+def rotary(draw: Draw) -> dict[str, Any]:
+    """Any kind of rotary embedding, its base and numbers; one for each kind of block if asked."""
+    kinds = [k for k, v in draw.defaults["rope_parameters"].items() if isinstance(v, dict)]
+    return {kind: one_rotary(draw) for kind in kinds} or one_rotary(draw)
+
+
+def one_rotary(draw: Draw) -> dict[str, Any]:
+    kind = draw.one_of("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+    rope = {"rope_type": kind, "rope_theta": draw.one_of(100.0, 1e4, 5e5)}
+    if kind != "default":
+        rope["factor"] = draw.one_of(2.0, 4.0, 8.0)
+    if kind in ("llama3", "yarn"):
+        rope["original_max_position_embeddings"] = draw.positions // 2
+    if kind == "llama3":
+        rope |= {"low_freq_factor": 1.0, "high_freq_factor": draw.one_of(2.0, 4.0)}
+    if kind == "longrope":
+        # Every text of a test is beyond it or none is: a cache from before it is none from after.
+        rope["original_max_position_embeddings"] = draw.one_of(6, draw.positions)
+        for name in ("short_factor", "long_factor"):
+            rope[name] = [1.0 + draw.number(0, 9) / 4 for _ in range(draw.head_dim // 2)]
+    if kind == "yarn":
+        rope |= draw.one_of(
+            {},
+            {"beta_fast": 4.0, "beta_slow": 0.5, "truncate": False},
+            {"attention_factor": 1.3},
+            {"mscale": 1.0, "mscale_all_dim": 0.7},
+        )
+    return rope
+
+
+def sliding_window(draw: Draw) -> int | None:
+    """Sometimes none, where no block asks for one by its kind."""
+    some = draw.number(2, 9)
+    return some if "layer_types" in draw.defaults else draw.one_of(None, some)
+
+
+def layer_types(draw: Draw) -> list[str] | None:
+    """Windows on any blocks, or as the other fields say."""
+    if draw.flag():
+        return None
+    kinds = ("full_attention", "sliding_attention") if draw.slides else ("full_attention",)
+    return [draw.one_of(*kinds) for _ in range(draw.layers)]
+
+
+def attention_types(draw: Draw) -> list[Any]:
+    """GPT-Neo's: patterns of blocks, each with how often it comes."""
+    first = draw.number(0, draw.layers + 1)
+    rest = [[draw.one_of(["global"], ["local"]), draw.layers - first]]
+    return [[["local", "global"], first // 2], [["local"], first % 2], *rest]
+
+
+def rate(draw: Draw) -> float:
+    """A dropout rate: outputs are compared without dropout, but tests turn it on."""
+    return 0.1
+
+
+def image_size(draw: Draw) -> int | list[int]:
+    """The side of a square, or height and width where the default has both."""
+    sides = [draw.patch * draw.number(2, 5)]
+    if not isinstance(draw.defaults["image_size"], int):
+        return [*sides, draw.patch * draw.number(2, 5)]
+    return sides[0]
+
+
+FIELDS: dict[str, Callable[[Draw], Any]] = {
+    # Sizes.
+    "vocab_size": lambda draw: draw.number(40, 90),
+    "type_vocab_size": lambda draw: draw.number(2, 4),
+    "hidden_size": lambda draw: draw.width,
+    "num_hidden_layers": lambda draw: draw.layers,
+    "num_attention_heads": lambda draw: draw.heads,
+    "num_key_value_heads": lambda draw: draw.groups,
+    "head_dim": lambda draw: draw.head_dim,
+    "max_position_embeddings": lambda draw: draw.positions,
+    "intermediate_size": inner("intermediate_size"),
+    "n_inner": inner("n_inner"),
+    "ffn_dim": inner("ffn_dim"),
+    "d_ff": inner("d_ff"),
+    "num_decoder_layers": lambda draw: draw.one_of(None, draw.number(2, 5)),
+    "mlp_ratio": lambda draw: draw.number(1, 4),
+    "hidden_dim": inner("hidden_dim"),
+    "embedding_size": lambda draw: draw.one_of(draw.width, draw.number(6, 20)),
+    "word_embed_proj_dim": lambda draw: draw.one_of(draw.width, draw.number(6, 20)),
+    "projection_dim": lambda draw: draw.projection,
+    "projection_size": lambda draw: draw.vision,
+    "image_size": image_size,
+    "patch_size": lambda draw: draw.patch,
+    # transformers projects a tower's vector as if it were as wide as the tower.
+    "pooler_output_size": lambda draw: draw.width if draw.joined else draw.number(5, 20),
+    "num_register_tokens": lambda draw: draw.number(1, 4),
+    "num_detection_tokens": lambda draw: draw.number(2, 6),
+    # Functions and their numbers.
+    "hidden_act": activation,
+    "hidden_activation": activation,
+    "activation_function": activation,
+    "activation": activation,
+    "pooler_act": activation,
+    "feed_forward_proj": lambda draw: draw.one_of("relu", "silu", "gated-gelu", "gated-silu"),
+    "layer_norm_eps": epsilon,
+    "layer_norm_epsilon": epsilon,
+    "rms_norm_eps": epsilon,
+    "layerscale_value": lambda draw: draw.one_of(1.0, 0.3),
+    "query_pre_attn_scalar": lambda draw: draw.number(3, 20),
+    "attn_logit_softcapping": soft_cap,
+    "final_logit_softcapping": soft_cap,
+    "logit_scale_init_value": lambda draw: draw.one_of(1.0, 2.6592),
+    # Switches.
+    "attention_bias": Draw.flag,
+    "mlp_bias": Draw.flag,
+    "qkv_bias": Draw.flag,
+    "enable_bias": Draw.flag,
+    "tie_word_embeddings": Draw.flag,
+    "scale_attn_weights": lambda draw: draw.one_of(True, True, True, False),
+    "scale_attn_by_inverse_layer_idx": Draw.flag,
+    "do_layer_norm_before": Draw.flag,
+    "_remove_final_layer_norm": Draw.flag,
+    "layer_norm_elementwise_affine": Draw.flag,
+    "use_swiglu_ffn": Draw.flag,
+    "use_mask_token": Draw.flag,
+    "use_mid_position_embeddings": Draw.flag,
+    "vision_use_head": lambda draw: draw.joined or draw.flag(),
+    # Positions and windows.
+    "rope_parameters": rotary,
+    "use_sliding_window": lambda draw: draw.slides,
+    "sliding_window": sliding_window,
+    "max_window_layers": lambda draw: draw.number(0, draw.layers + 1),
+    "layer_types": layer_types,
+    "no_rope_layer_interval": lambda draw: draw.number(2, 4),
+    "no_rope_layers": lambda draw: draw.one_of(
+        None, [draw.number(0, 2) for _ in range(draw.layers)]
+    ),
+    "window_size": lambda draw: draw.number(2, 9),
+    "relative_attention_num_buckets": lambda draw: draw.one_of(8, 12, 32),
+    "relative_attention_max_distance": lambda draw: draw.one_of(18, 128),
+    "attention_types": attention_types,
+    # Tokens: a padding word is never among the others (see `make_pair`).
+    "pad_token_id": lambda draw: 0,
+    "bos_token_id": lambda draw: 1,
+    "decoder_start_token_id": lambda draw: 0,
+    # CLIP takes 2 for the highest word there is.
+    "eos_token_id": lambda draw: draw.number(2, 4),
+    # Dropout.
+    "activation_dropout": rate,
+    "attention_dropout": rate,
+    "attention_probs_dropout_prob": rate,
+    "attn_pdrop": rate,
+    "classifier_dropout": rate,
+    "drop_path_rate": rate,
+    "dropout": rate,
+    "dropout_rate": rate,
+    "embd_pdrop": rate,
+    "embed_dropout": rate,
+    "hidden_dropout_prob": rate,
+    "resid_dropout": rate,
+    "resid_pdrop": rate,
+    "seq_classif_dropout": rate,
+}
+# Two families in one model: name -> its model type, and those of its encoder and its decoder.
+PAIRS = {
+    "vit+gpt2": ("vision-encoder-decoder", "vit", "gpt2"),
+    "clip+gpt2": ("vision-encoder-decoder", "clip_vision_model", "gpt2"),
+    "dinov2+bert": ("vision-encoder-decoder", "dinov2", "bert"),
+    "deit+gpt2": ("vision-encoder-decoder", "deit", "gpt2"),
+    "siglip+bert": ("vision-encoder-decoder", "siglip_vision_model", "bert"),
+    "bert+bert": ("encoder-decoder", "bert", "bert"),
+    "roberta+bert": ("encoder-decoder", "roberta", "bert"),
+    "bert+gpt2": ("encoder-decoder", "bert", "gpt2"),
+}
+# Fields that follow from others, or from which no output follows.
+LEFT = {
+    "attention_layers",  # from attention_types
+    "_sliding_window_pattern",  # what layer_types was made from
+    "dense_act_fn",  # from feed_forward_proj
+    "is_gated_act",
+    "scale_decoder_outputs",  # from tie_word_embeddings
+    "initializer_factor",
+    "init_std",
+    "num_channels",
+    "encoder_stride",
+    "out_features",
+    "out_indices",
+    "stage_names",
+}
+
+
+def random_config(model_type: str, generator: np.random.Generator) -> PretrainedConfig:
+    """A small random config of a model type or a pair of two, with a few labels."""
+    if model_type in PAIRS:
+        return random_pair(*PAIRS[model_type], generator)
+    default = AutoConfig.for_model(model_type)
+    fields, parts = default.to_dict(), sorted(default.sub_configs)
+    if not parts:
+        labels = int(generator.integers(2, 6))
+        drawn = draw_fields(default, make_draw(generator, fields))
+        return AutoConfig.for_model(model_type, num_labels=labels, **drawn)
+    own = make_draw(generator, fields)
+    drawn = draw_fields(default, own)
+    vision = None
+    for part in reversed(parts):  # the vision tower first: its width is asked for by the text's
+        one = getattr(default, part)
+        shared = {"projection": own.projection, "vision": vision, "joined": True}
+        of_part = make_draw(generator, one.to_dict(), **shared)
+        drawn[part] = {"model_type": one.model_type} | draw_fields(one, of_part)
+        vision = of_part.width
+    return AutoConfig.for_model(model_type, **drawn)
+
+
+def random_pair(
+    model_type: str, encoder: str, decoder: str, generator: np.random.Generator
+) -> PretrainedConfig:
+    """A small random config of an encoder and a decoder, alike in width or not."""
+    parts = {}
+    for part, own in (("encoder", encoder), ("decoder", decoder)):
+        default = AutoConfig.for_model(own)
+        shared = {}
+        if "encoder" in parts and generator.integers(2):
+            shared = {"groups": 2, "queries": 1, "head": parts["encoder"]["hidden_size"] // 2}
+        draw = make_draw(generator, default.to_dict(), **shared)
+        parts[part] = {"model_type": own} | draw_fields(default, draw)
+    parts["decoder"] |= {"is_decoder": True, "add_cross_attention": True}
+    tokens = {"decoder_start_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    return AutoConfig.for_model(model_type, **parts, **tokens)
+
+
+def draw_fields(default: PretrainedConfig, draw: Draw) -> dict[str, Any]:
+    """The fields of a config that are drawn; those computed for one value only are left."""
+    standard = {own: name for name, own in default.attribute_map.items()}
+    fixed = getattr(registry.families().get(default.model_type), "FIXED", ())
+    return {
+        field: FIELDS[standard.get(field, field)](draw)
+        for field in draw.defaults
+        if standard.get(field, field) in FIELDS and field not in fixed
+    }
+
+
+def undrawn_fields(model_type: str) -> list[str]:
+    """The fields of a model type's config of which nothing here, and no family, says a word."""
+    family = registry.families()[model_type]
+    default = AutoConfig.for_model(model_type)
+    known = {*FIELDS, *LEFT, *HARMLESS_FIELDS, *family.FIXED, *family.UNREAD}
+    known |= {*default.attribute_map.values(), *default.sub_configs}
+    return [field for field in default.to_dict() if field not in known]

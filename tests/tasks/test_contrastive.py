@@ -1,0 +1,409 @@
+"""The contrastive task and the search with it: loss, recall, a run, its index and its sheet."""
+
+import csv
+import json
+import pickle
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from transformers.models.clip.modeling_clip import image_text_contrastive_loss
+
+import jaxft
+from jaxft.cli.main import main
+from jaxft.config.load import parse_config
+from jaxft.config.tasks import Contrastive as Section
+from jaxft.data.image.images import decode
+from jaxft.data.sources.open import open_source
+from jaxft.engine.setup import build
+from jaxft.errors import UserError
+from jaxft.inference import search as story
+from jaxft.inference.search import search
+from jaxft.metrics.retrieval import ranks, retrieval_scores
+from jaxft.models.load import describe, load
+from jaxft.report.page.page import write_page
+from jaxft.tasks.contrastive import METRICS, make, text_batch
+from jaxft.tasks.parts.contract import Tools
+from jaxft.tasks.parts.found_pairs import found_pairs
+from tests.support.launch import cache  # noqa: F401 a fixture
+from tests.support.tiny import tiny_checkpoint
+from tests.support.tiny_images import SIDE, tiny_pictures, tiny_vit
+
+pytestmark = pytest.mark.usefixtures("cache")
+WORDS = {"blue": "cold", "green": "fine", "red": "warm"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with `vision/`, `text/`, `pictures/`, and `rows.csv` that says what each shows."""
+    folder = tmp_path_factory.mktemp("contrastive")
+    tiny_vit(folder / "vision")
+    tiny_checkpoint(folder / "text")
+    tiny_pictures(folder / "pictures", each=8)
+    with (folder / "rows.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "text"])
+        for path in sorted((folder / "pictures").rglob("*.png")):
+            words = f"a {WORDS[path.parent.name]} film" + " story" * (int(path.stem) % 2)
+            writer.writerow([f"pictures/{path.parent.name}/{path.name}", words])
+    return folder
+
+
+def config_of(folder, phases=(), **train):
+    return parse_config(
+        {
+            "run": {"name": "tiny", "dir": str(folder / "runs")},
+            "model": {
+                "checkpoint": {"vision": str(folder / "vision"), "text": str(folder / "text")}
+            },
+            "task": {"kind": "contrastive"},
+            "data": {
+                "train": f"csv:{folder / 'rows.csv'}[:16]",
+                "eval": f"csv:{folder / 'rows.csv'}[16:]",
+                "test": f"csv:{folder / 'rows.csv'}[16:]",
+                "batch_size": 8,
+            },
+            "optimizer": {"lr": 3e-3},
+            "phases": phases or [],
+            "train": {"length": "4 steps", "evaluate_every": "4 steps"} | train,
+            "checkpoint": {"every": "4 steps"},
+            "report": {"tensorboard": False},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def run(folder, cache):  # noqa: F811 the fixture above
+    return jaxft.train(config_of(folder), quiet=True)
+
+
+# ----------------------------------------------------------------------------------------- the loss
+def outputs_of(size, draw):
+    scores = draw.normal(size=(size, size)).astype(np.float32) * 3
+    return scores, {"logits_per_image": jnp.asarray(scores), "logits_per_text": scores.T}
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("padding", [0, 3])
+def test_loss_is_transformers_own_of_the_true_examples(kind, padding):
+    """Padding is no wrong answer, and has no loss."""
+    true = 5
+    scores, outputs = outputs_of(true + padding, np.random.default_rng(0))
+    weights = (np.arange(true + padding) < true).astype(np.float32)[:, None]
+    task = make(Section(kind="contrastive", loss=kind))
+    total, weight = task.loss(outputs, {"weights": jnp.asarray(weights)})
+    texts = torch.tensor(scores[:true, :true].T)
+    if kind == "softmax":
+        expected = image_text_contrastive_loss(texts)
+    else:  # as in SiglipModel.forward
+        signs = 2 * torch.eye(true) - 1
+        expected = -torch.nn.functional.logsigmoid(signs * texts).sum(-1).mean()
+    assert float(weight) == true
+    assert float(total / weight) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_hard_negatives_weigh_more_and_one_in_the_mean():
+    """As the paper writes it, over the true examples alone."""
+    true, beta = 5, 0.7
+    scores, outputs = outputs_of(true + 3, np.random.default_rng(0))
+    weights = jnp.asarray((np.arange(true + 3) < true).astype(np.float32)[:, None])
+    task = make(Section(kind="contrastive", hard_negatives=beta))
+    total, weight = task.loss(outputs, {"weights": weights})
+    losses = []
+    for way in (scores[:true, :true].astype(float), scores[:true, :true].T.astype(float)):
+        for i in range(true):
+            wrong = np.delete(way[i], i)
+            heavy = (true - 1) * np.exp(beta * wrong) / np.exp(beta * wrong).sum()
+            assert heavy.mean() == pytest.approx(1)
+            right = np.exp(way[i, i])
+            losses.append(-np.log(right / (right + (np.exp(wrong) * heavy).sum())))
+    assert float(total / weight) == pytest.approx(np.mean(losses), rel=1e-6)
+    slopes = jax.grad(lambda given: task.loss({"logits_per_image": given}, {"weights": weights})[0])
+    assert np.isfinite(slopes(outputs["logits_per_image"])).all()
+    alone = task.loss(outputs, {"weights": weights * (jnp.arange(8)[:, None] < 1)})
+    assert float(alone[0]) == pytest.approx(0), "an example without others has no wrong answer"
+    with pytest.raises(UserError, match="hard_negatives weigh what a softmax compares"):
+        parse_config(
+            {
+                "run": {"name": "t"},
+                "model": {"checkpoint": "none"},
+                "task": {"kind": "contrastive", "loss": "sigmoid", "hard_negatives": 0.25},
+                "data": {"train": "csv:a.csv", "eval": "csv:a.csv"},
+            }
+        )
+
+
+def test_siglips_loss_is_siglips_and_it_reads_its_padding(folder, tmp_path):
+    """It was trained on texts of one length, and is told nothing of a mask."""
+    config = transformers.SiglipConfig(
+        text_config={"hidden_size": 8, "intermediate_size": 9, "num_hidden_layers": 1}
+        | {"num_attention_heads": 2, "vocab_size": 32, "max_position_embeddings": 9},
+        vision_config={"hidden_size": 8, "intermediate_size": 9, "num_hidden_layers": 1}
+        | {"num_attention_heads": 2, "image_size": 4, "patch_size": 2},
+    )
+    torch.manual_seed(0)
+    theirs = transformers.SiglipModel(config).eval()
+    theirs.save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder / "text" / name, tmp_path)
+    model = load(str(tmp_path))
+    texts = ["a warm film", "cold", "the plot", "fine story"]
+    batch = text_batch(texts, Tools(model, None, None))
+    assert set(batch) == {"input_ids"}
+    assert batch["input_ids"].shape == (4, 9)
+    assert batch["input_ids"][0, 5:].tolist() == [0] * 4
+    pixels = np.random.default_rng(0).normal(size=(4, 3, 4, 4)).astype(np.float32)
+    batch = batch | {"pixel_values": pixels}
+    inputs = {name: torch.tensor(value) for name, value in batch.items()}
+    expected = theirs(**inputs, return_loss=True).loss.item()
+    task = make(Section(kind="contrastive", loss="sigmoid"))
+    total, weight = task.loss(model(**batch), {"weights": jnp.ones((4, 1))})
+    assert float(total / weight) == pytest.approx(expected, rel=1e-5)
+
+
+def test_scores_are_of_the_global_batch():
+    """Each of eight devices compares its images with the texts of all."""
+    task = make(Section(kind="contrastive"))
+    draw = np.random.default_rng(0)
+    vectors = [draw.normal(size=(16, 4)).astype(np.float32) for _ in range(2)]
+
+    def loss(images, texts):
+        total, weight = task.loss({"logits_per_image": images @ texts.T}, {"weights": ones})
+        return total / weight
+
+    ones = jnp.ones((16, 1))
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    placed = [jax.device_put(one, rows) for one in vectors]
+    assert float(jax.jit(loss)(*placed)) == pytest.approx(float(loss(*vectors)), rel=1e-6)
+
+
+# ----------------------------------------------------------------------------------------- recall
+def test_recall_counts_equal_texts_as_right():
+    angles = np.array([0.0, 0.3, 2.0, 3.0])
+    items = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    queries = items[[1, 0, 2, 3]]  # the first two find each other's text
+    assert ranks(queries, items, np.arange(4)).tolist() == [1, 1, 0, 0]
+    assert ranks(queries, items, np.array([0, 0, 2, 3])).tolist() == [0, 0, 0, 0]
+    scores = retrieval_scores(queries, items, np.arange(4))
+    assert scores["image_to_text_recall_at_1"] == scores["text_to_image_recall_at_1"] == 0.5
+    assert scores["image_to_text_recall_at_5"] == scores["recall_at_10"] == 1.0
+    assert {"loss", *scores} == set(METRICS)
+
+
+@pytest.mark.parametrize("value", [1.0, np.nan])
+def test_embeddings_that_say_nothing_find_nothing(value):
+    same = np.full((20, 3), value, np.float32)
+    assert retrieval_scores(same, same, np.arange(20))["recall_at_10"] == 0.0
+
+
+# ------------------------------------------------------------------------------------- the batches
+def examples_of(folder, checkpoint=None):
+    source = open_source(f"csv:{folder / 'rows.csv'}:ordered")
+    towers = {"vision": str(folder / "vision"), "text": str(folder / "text")}
+    model = describe(checkpoint or towers, task="contrastive")
+    return make(Section(kind="contrastive")).examples(source, (), Tools(model, None, None))
+
+
+def test_a_batch_is_images_and_their_texts(folder):
+    examples = pickle.loads(pickle.dumps(examples_of(folder)))
+    index = np.array([[3], [-1], [0]])
+    batch = examples.collate(index, 1)
+    assert batch["pixel_values"].shape == (3, 3, SIDE, SIDE)
+    path = folder / examples.source[3]["image"]
+    np.testing.assert_array_equal(batch["pixel_values"][0], examples.processor(decode(path)))
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (3, 8)
+    assert batch["attention_mask"].sum(1).tolist() == [6, 1, 5]  # [CLS] a cold film story [SEP]
+    assert batch["weights"].tolist() == [[1], [0], [1]]
+    assert examples.counts["tokens"] == 12 * 5 + 12 * 6
+    assert len(set(examples.same)) == 6
+
+
+# -------------------------------------------------------------------------------------- a whole run
+def test_a_run_is_scored_by_recall(run, folder):
+    assert set(run.metrics) == set(METRICS)
+    lines = (run.folder / "predictions-test.jsonl").read_text().splitlines()
+    said = json.loads(lines[0])
+    assert said["text"].startswith("a ")
+    assert (folder / said["file"]).is_file()
+    assert len(said["found"]) == 3
+    exported = transformers.AutoModel.from_pretrained(
+        (run.folder / "base"), attn_implementation="eager"
+    )
+    assert type(exported).__name__ == "VisionTextDualEncoderModel"
+
+
+def test_a_text_is_kept_with_the_images_it_finds(run):
+    lines = (run.folder / "predictions-test.jsonl").read_text().splitlines()
+    said = [json.loads(line) for line in lines]
+    assert all(one["image"].startswith("data:image/webp;base64,") for one in said[:24])
+    for one in said[:24]:
+        scores = [image["similarity"] for image in one["images"]]
+        assert scores == sorted(scores, reverse=True)
+        own = [image["own"] for image in one["images"]]
+        assert own == [image["text"] == one["text"] for image in one["images"]]
+        # What is as similar as its own comes before it, so the place is at least that number.
+        assert own.index(True) <= one["images_before"] if any(own) else one["images_before"] >= 6
+    assert {one["images_before"] == 0 for one in said} == {True, False}, "some are found"
+
+
+def test_the_images_found_are_those_of_the_vectors(folder):
+    source = open_source(f"csv:{folder / 'rows.csv'}:ordered")
+    turns = np.linspace(0, 1, len(source))
+    images = np.stack([np.cos(turns), np.sin(turns)], 1).astype(np.float32)
+    same = np.arange(len(source))
+    wanted = {"image": images, "text": images[::-1]}
+    lines = list(found_pairs(source, ("image", "text"), wanted, same))
+    files = [source[number]["image"] for number in same]
+    assert [image["file"] for image in lines[0]["images"]] == files[:-7:-1]
+    assert (lines[0]["images_before"], lines[0]["before"]) == (len(source) - 1,) * 2
+    assert not any(image["own"] for image in lines[0]["images"])
+
+
+def test_the_first_queries_rank_among_all_items():
+    draw = np.random.default_rng(0)
+    queries, items = draw.normal(size=(2, 40, 4))
+    same = np.arange(40) // 2
+    np.testing.assert_array_equal(ranks(queries[:7], items, same), ranks(queries, items, same)[:7])
+
+
+def test_what_compares_layers_wants_one_tower(folder):
+    with pytest.raises(UserError, match="auto_freeze compares the layers of one tower"):
+        build(config_of(folder, phases="auto_freeze"))
+
+
+def test_the_page_has_nothing_to_complain_of(run):
+    page = write_page([run.folder]).read_text()
+    assert "recall_at_10" in page
+    assert "What is not here" not in page
+    files = [run.folder / f"predictions-{split}.jsonl" for split in ("eval", "test")]
+    queries = sum(min(24, len(file.read_text().splitlines())) for file in files)
+    assert page.count('<div class="found">') == queries
+    assert "own is first" in page
+
+
+def test_a_page_of_a_run_without_found_images_leaves_them_out(run, tmp_path):
+    older = shutil.copytree(run.folder, tmp_path / "older")
+    for split in ("eval", "test"):
+        file = older / f"predictions-{split}.jsonl"
+        lines = map(json.loads, file.read_text().splitlines())
+        kept = ("id", "file", "text", "before", "found")
+        file.write_text("".join(json.dumps({k: one[k] for k in kept}) + "\n" for one in lines))
+    page = write_page([older]).read_text()
+    assert "Images found" not in page
+    assert "Predictions on" not in page
+    assert "What is not here" not in page
+
+
+def test_predict_points_to_search(run, capsys):
+    assert main(["predict", str(run.folder), "a warm film"]) == 2
+    assert "jaxft search RUN" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------- search
+def test_search_is_the_models_own_similarity(run, folder):
+    found = search(run.folder, "a warm film", folder / "pictures", best=24)
+    assert [match["rank"] for match in found.matches] == list(range(1, 25))
+    assert found.searched == 24
+    model = run.model()
+    tools = Tools(model, None, None)
+    pixels = [tools.images(decode(match["file"])) for match in found.matches]
+    outputs = model(pixel_values=np.stack(pixels), **text_batch(["a warm film"], tools))
+    cosines = outputs["image_embeds"] @ outputs["text_embeds"][0]
+    said = [match["similarity"] for match in found.matches]
+    np.testing.assert_allclose(said, cosines, atol=1e-5)
+    assert said == sorted(said, reverse=True)
+
+
+def test_images_are_embedded_once(run, folder, tmp_path, monkeypatch):
+    pictures = tiny_pictures(tmp_path / "pictures", each=2)
+    first = search(run.folder, "a warm film", pictures)
+    again = search(run.folder, "a warm film", pictures)
+    assert (first.embedded, again.embedded) == (6, 0)
+    assert first.matches == again.matches
+    Image.new("RGB", (20, 20), "white").save(pictures / "red" / "00.png")
+    (pictures / "blue" / "01.png").unlink()
+    changed = search(run.folder, "a warm film", pictures)
+    assert (changed.embedded, changed.searched) == (1, 5)
+    (kept,) = (
+        path
+        for path in (story.cache_dir() / "search").iterdir()
+        if len(np.load(path)["files"]) == 5
+    )
+    kept.write_bytes(b"broken")  # whatever became of it
+    assert search(run.folder, "a warm film", pictures).embedded == 5
+
+
+def test_an_image_finds_itself_first(run, folder):
+    query = folder / "pictures" / "green" / "03.png"
+    found = search(run.folder, None, folder / "pictures", image=query, best=1)
+    assert found.matches == [{"rank": 1, "similarity": 1.0, "file": str(query)}]
+
+
+def test_an_image_that_does_not_decode_is_left_out(run, tmp_path, capsys):
+    pictures = tiny_pictures(tmp_path / "pictures", each=1)
+    (pictures / "red" / "odd.png").write_bytes(b"no image")
+    command = ["search", str(run.folder), "a warm film", "--images", str(pictures), "--json"]
+    assert main(command) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 3
+    assert set(json.loads(out.splitlines()[0])) == {"rank", "similarity", "file"}
+    assert "left out" in err
+    assert "odd.png" in err
+    for path in pictures.rglob("*.png"):
+        path.write_bytes(b"no image")
+    assert main(command) == 2
+    assert "None of the 4 images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", ["png", "html"])
+def test_a_contact_sheet_shows_what_was_found(run, folder, tmp_path, ending, capsys):
+    sheet = tmp_path / f"sheet.{ending}"
+    words = "a <b>warm</b> film"
+    command = ["search", str(run.folder), words, "--images", str(folder / "pictures")]
+    assert main([*command, "--best", "7", "--out", str(sheet)]) == 0
+    out = capsys.readouterr().out
+    assert "24 images" in out
+    assert out.count(".png") >= 7
+    if ending == "html":
+        page = sheet.read_text()
+        assert page.count("data:image/webp;base64,") == 7
+        assert "<b>" not in page
+        assert "&lt;b&gt;warm" in page
+    else:
+        with Image.open(sheet) as image:
+            assert image.width > 5 * 144
+            assert len(image.convert("L").getcolors(1 << 16)) > 50
+    assert main([*command, "--out", str(sheet)]) == 0  # over one of ours
+    sheet.write_bytes(b"somebody's")
+    assert main([*command, "--out", str(sheet)]) == 2
+    assert "is there already and was not written by jaxft" in capsys.readouterr().err
+    assert sheet.read_bytes() == b"somebody's"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["warm", "--images", "nowhere"], "There is no folder 'nowhere'"),
+        (["--images", "."], "Search for words or for an image"),
+        (["warm", "--image", "a.png", "--images", "."], "Search for words or for an image"),
+        (["warm", "--images", ".", "--out", "sheet.gif"], "neither .png nor .html"),
+        (["warm", "--images", "."], "holds no images"),
+    ],
+)
+def test_what_is_wrong_with_a_search(run, words, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["search", str(run.folder), *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_another_tasks_run_is_refused(run, folder, monkeypatch):
+    other = type("Other", (), {"task": type("Task", (), {"kind": "text_classification"})})
+    monkeypatch.setattr(story, "open_trained", lambda folder: other)
+    with pytest.raises(UserError, match="is a run of text_classification, which does not compare"):
+        search(run.folder, "warm", folder / "pictures")

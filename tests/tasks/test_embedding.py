@@ -1,0 +1,321 @@
+"""Texts as vectors: pooling, losses and scores, a run, its page, its predictions and its export."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from scipy.stats import spearmanr
+from sentence_transformers import SentenceTransformer
+
+import jaxft
+from jaxft.cli.main import main
+from jaxft.config.tasks import Embedding as Section
+from jaxft.data.sources.open import given_rows
+from jaxft.errors import UserError
+from jaxft.export.export import export
+from jaxft.metrics.retrieval import pair_scores, ranking_loss, wrong_before
+from jaxft.models import load as registry
+from jaxft.report.page.page import write_page
+from jaxft.tasks.embedding import make
+from jaxft.tasks.parts.contract import Tools
+from jaxft.tasks.parts.text_tuples import numbered
+from tests.support.laid_out import LAYOUTS, goes_on_to_the_same_bits, scores
+from tests.support.launch import cache  # noqa: F401 a fixture
+from tests.support.tiny import BAD, GOOD, PLAIN, tiny_checkpoint, tiny_config, train_and_eval
+
+pytestmark = pytest.mark.usefixtures("cache")
+TASK = {"kind": "embedding"}
+ROWS = [
+    {"anchor": "warm film", "positive": "a fine cast"},
+    {"anchor": "dull", "positive": "the stale plot of the story"},
+    {"anchor": "warm film", "positive": "bright"},
+    {"anchor": "cold", "positive": "a fine cast"},
+]
+
+
+def write_pairs(path, count, seed=0):
+    """Pairs whose texts share a rare word each."""
+    draw = np.random.default_rng(seed)
+    words = [f"{one}{end}" for one in (*GOOD, *BAD) for end in ("", "s", "ly", "ness")]
+    rows = []
+    for number in range(count):
+        told = words[number % len(words)]
+        first, second = (" ".join([*draw.choice(PLAIN, 2), told]) for _ in range(2))
+        rows.append({"anchor": first, "positive": second, "score": float(number % 6)})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("embedding")
+    write_pairs(folder / "train.jsonl", 80)
+    write_pairs(folder / "eval.jsonl", 40, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(folder):
+    return tiny_config(
+        folder,
+        task=TASK,
+        data={**train_and_eval(folder, "jsonl"), "batch_size": 16},
+        optimizer={"lr": 3e-3},
+        groups=[{"name": "pooler", "match": "pooler/.*", "freeze": True}],
+        train={"length": "30 steps", "evaluate_every": "15 steps"},
+        checkpoint={"every": "8 steps", "keep": 9},
+        report={"tensorboard": False, "before": True},
+    )
+
+
+@pytest.fixture(scope="module")
+def run(config, cache):  # noqa: F811 the fixture above
+    return jaxft.train(config, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return registry.load(str(tiny_checkpoint(tmp_path_factory.mktemp("bert"))), task="embedding")
+
+
+def examples_of(rows, model, names=(), length=None, **section):
+    task = make(Section(**TASK, **section))
+    return task, task.examples(given_rows(rows), names, Tools(model, length, None))
+
+
+def theirs(folder, texts):
+    """The vectors that sentence-transformers gives: mean of the tokens, length 1."""
+    words = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    encoded = words(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        stream = model(**encoded).last_hidden_state
+    mask = encoded["attention_mask"][..., None].float()
+    return torch.nn.functional.normalize((stream * mask).sum(1) / mask.sum(1)).numpy()
+
+
+# --------------------------------------------------------------------------- vectors and losses
+
+
+def test_vectors_are_those_of_mean_pooling_in_pytorch_packed_or_not(model):
+    task, examples = examples_of(ROWS, model)
+    packed = examples.collate(np.array([[2, 0], [1, -1], [3, -1]]), 40)
+    assert packed["read_positions"].shape == packed["weights"].shape == (3, 2)
+    vectors = np.asarray(task.outcomes(model(**packed), packed)["vectors"])
+    for number, place in ((2, (0, 0)), (0, (0, 1)), (1, (1, 0)), (3, (2, 0))):
+        texts = [ROWS[number][column] for column in ("anchor", "positive")]
+        np.testing.assert_allclose(vectors[place], theirs(model.source.folder, texts), atol=2e-6)
+
+
+def test_the_loss_is_that_of_multiple_negatives_ranking(model):
+    """cross_entropy(cosines * 20, diagonal), as sentence-transformers has it; texts all differ."""
+    rows = [ROWS[1], ROWS[2], {"anchor": "cold", "positive": "a scene"}]
+    task, examples = examples_of(rows, model)
+    batch = examples.collate(np.array([[0, 1], [2, -1]]), 40)
+    total, weight = task.loss(model(**batch), batch)
+    first, second = (
+        torch.tensor(theirs(model.source.folder, [row[c] for row in rows]))
+        for c in ("anchor", "positive")
+    )
+    loss = torch.nn.functional.cross_entropy(first @ second.T * 20, torch.arange(3))
+    assert float(weight) == 3
+    assert float(total / weight) == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_what_is_right_too_is_no_wrong_answer_and_a_hard_negative_is(model):
+    rows = [
+        {"anchor": "warm film", "positive": "a fine cast", "negative": "dull"},
+        {"anchor": "warm film", "positive": "bright", "negative": "stale"},
+        {"anchor": "cold", "positive": "a fine cast", "negative": "grim"},
+    ]
+    task, examples = examples_of(rows, model, negative="negative", temperature=0.5)
+    batch = examples.collate(np.array([[0], [1], [2], [-1]]), 40)
+    vectors = np.asarray(task.outcomes(model(**batch), batch)["vectors"])[:3, 0]
+    anchors, items = vectors[:, 0], np.concatenate([vectors[:, 1], vectors[:, 2]])
+    # Of each anchor the positives that are its own or no right answer; and every negative.
+    candidates = [[0, 3, 4, 5], [1, 3, 4, 5], [2, 1, 3, 4, 5]]
+    losses = []
+    for number, chosen in enumerate(candidates):
+        numbers = items[chosen] @ anchors[number] / 0.5
+        losses.append(np.log(np.exp(numbers).sum()) - numbers[0])
+    # The third one's own positive is the first's: theirs are the same text, told once.
+    total, _ = task.loss(model(**batch), batch)
+    assert float(total) == pytest.approx(sum(losses), rel=1e-5)
+
+
+def test_scores_teach_the_cosine(model):
+    rows = [dict(row, score=score) for row, score in zip(ROWS, (0, 5, 2.5, 1), strict=True)]
+    task, examples = examples_of(rows, model, score="score", score_range=[0.0, 5.0])
+    assert examples.scores.tolist() == pytest.approx([0, 1, 0.5, 0.2])
+    batch = examples.collate(np.array([[0, 1], [2, 3], [-1, -1]]), 40)
+    total, weight = task.loss(model(**batch), batch)
+    vectors = np.asarray(task.outcomes(model(**batch), batch)["vectors"])[:2].reshape(4, 2, -1)
+    alike = (vectors[:, 0] * vectors[:, 1]).sum(-1)
+    assert float(total) == pytest.approx(float(((alike - examples.scores) ** 2).sum()), rel=1e-5)
+    assert float(weight) == 4
+    found = task.summarise({"vectors": vectors}, examples, ())
+    assert found["spearman"] == pytest.approx(spearmanr(alike, examples.scores).statistic)
+    assert task.primary == "spearman"
+
+
+def test_the_texts_of_eval_pairs_lie_nearer_after_training(run):
+    before, after = (
+        json.loads((run.folder / f"embeddings-{when}.json").read_text())
+        for when in ("before", "after")
+    )
+    assert before["labels"] == ["anchor", "positive"] * 40
+    assert len(after["x"]) == 80
+    assert not np.allclose(before["x"], after["x"])
+    page = write_page([run.folder]).read_text()
+    assert "Where the eval rows lie" in page
+
+
+def test_what_is_found_is_as_counted_by_hand():
+    anchors = np.eye(3, dtype=np.float32)[[0, 0, 1, 2]]
+    numbers = numbered([("a", "x"), ("a", "y"), ("b", "z"), ("c", "x")])
+    assert numbers.tolist() == [[0, 1], [0, 2], [3, 4], [5, 1]]
+    # x lies by b, y by a, z between b and c.
+    items = np.array([[0, 1, 0], [1, 0, 0], [0, 0.6, 0.8], [0, 1, 0]], np.float32)
+    told = numbers[:, 1]
+    # a finds y first; b finds x (wrong) and then z; c finds z (wrong), then x and y alike.
+    assert wrong_before(anchors, items, numbers, told).tolist() == [0, 0, 1, 2]
+    assert pair_scores(anchors, items, numbers, told) == pytest.approx(
+        {"recall_at_1": 1 / 3, "recall_at_10": 1.0, "mean_reciprocal_rank": (1 + 1 / 2 + 1 / 3) / 3}
+    )
+    by_hand = [
+        np.log(np.exp(0) + np.exp(0)) - 0,  # a with x: y is right too, z is wrong
+        np.log(np.exp(1) + np.exp(0)) - 1,
+        np.log(np.exp(1) + np.exp(0) + np.exp(0.6)) - 0.6,
+        np.log(np.exp(0) + np.exp(0) + np.exp(0.8)) - 0,
+    ]
+    loss = ranking_loss(anchors, items, numbers, told, 1.0)
+    assert loss == pytest.approx(np.mean(by_hand), rel=1e-6)
+    nothing = np.full_like(anchors, np.nan)
+    assert wrong_before(nothing, items, numbers, told).min() > 0
+
+
+# ------------------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+    ("row", "section", "said"),
+    [
+        ({"anchor": "", "positive": "a"}, {}, "input: row 2 has no anchor."),
+        ({"anchor": "a", "positive": None}, {}, "input: row 2 has no positive."),
+        ({"anchor": "a", "positive": 3}, {}, "input: row 2 has no text in positive but 3."),
+        (
+            {"anchor": "a", "positive": "b", "score": 7},
+            {"score": "score"},
+            "input: row 2 has 7 in score, which is not from 0 to 1.",
+        ),
+        ({"anchor": "a", "positive": "b", "score": ""}, {"score": "score"}, "has no score"),
+    ],
+)
+def test_a_row_that_is_not_as_it_has_to_be(row, section, said, model):
+    with pytest.raises(UserError) as refused:
+        examples_of([{"score": 1, **ROWS[0]}, row], model, **section)
+    assert said in refused.value.message
+
+
+def test_one_pair_teaches_nothing(model):
+    with pytest.raises(UserError, match="there is one pair"):
+        examples_of(ROWS[:1], model)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["task.positive=psitive"], "there is no column 'psitive'. Did you mean 'positive'?"),
+        (["task.score=score", "task.negative=positive"], "it takes no negative"),
+        (["task.score_range=[5.0, 0.0]"], "score_range goes from a lower to a higher score"),
+    ],
+)
+def test_a_config_that_cannot_be(words, said, config, folder, capsys):
+    path = folder / "bad.yaml"
+    path.write_text(jaxft.config.load.to_yaml(config.dump()))
+    assert main(["train", str(path), "run.name=bad", *words]) == 2
+    told = capsys.readouterr().err.replace("\n", " ")
+    assert said in told
+
+
+# ----------------------------------------------------------------------------------------- runs
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name not in ("alone", "padded")])
+def test_layouts_change_no_score(config, layout):
+    alone = scores(config, "alone")
+    assert set(alone) == {"loss", "recall_at_1", "recall_at_10", "mean_reciprocal_rank"}
+    assert scores(config, layout) == pytest.approx(alone, rel=1e-6)
+
+
+def test_a_run_learns_and_goes_on_to_the_same_bits(run, config, tmp_path):
+    lines = (run.folder / "metrics.jsonl").read_text().splitlines()
+    (before,) = (e for e in map(json.loads, lines) if e.get("split") == "before")
+    assert run.metrics["mean_reciprocal_rank"] > before["mean_reciprocal_rank"]
+    assert run.metrics["loss"] < before["loss"]
+    goes_on_to_the_same_bits(run, config, 16, tmp_path)
+
+
+def test_vectors_are_those_of_the_export(run, capsys):
+    texts = ["a warm film", "dull"]
+    assert main(["predict", str(run.folder), *texts]) == 0
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    folder = export(run.folder)
+    told = [one["type"].split(".")[-1] for one in json.loads((folder / "modules.json").read_text())]
+    assert told == ["Transformer", "Pooling", "Normalize"]
+    pooling = json.loads((folder / "1_Pooling" / "config.json").read_text())
+    assert pooling["word_embedding_dimension"] == 32
+    assert [name for name, on in pooling.items() if on is True] == ["pooling_mode_mean_tokens"]
+    expected = theirs(folder, texts)
+    loaded = SentenceTransformer(str(folder), device="cpu")
+    assert loaded.max_seq_length == 40
+    encoded = loaded.encode(texts, show_progress_bar=False)
+    for one, text, vector, other in zip(said, texts, expected, encoded, strict=True):
+        assert one["text"] == text
+        np.testing.assert_allclose(one["vector"], vector, atol=2e-5)
+        np.testing.assert_allclose(one["vector"], other, atol=2e-5)
+
+
+def test_a_page_shows_what_lies_nearest(run):
+    page = write_page([run.folder]).read_text()
+    assert "What is not here" not in page
+    assert "Nearest texts" in page
+    assert page.count("<small>belongs to it</small>") >= 24
+
+
+def test_no_slope_is_lost_in_rows_without_an_example(model):
+    task, examples = examples_of(ROWS, model)
+    batch = {n: jnp.asarray(v) for n, v in examples.collate(np.array([[0], [-1]]), 16).items()}
+
+    def loss(stream):
+        return task.loss({"last_hidden_state": stream}, batch)[0]
+
+    import jax
+
+    slope = jax.grad(loss)(model(**batch)["last_hidden_state"])
+    assert np.isfinite(slope).all()
+
+
+def test_the_nearest_lines_of_a_file_are_found(run, tmp_path, capsys):
+    file = tmp_path / "lines.txt"
+    file.write_text("the dull plot\n\nwarm film\na cold scene\n")
+    command = ["search", str(run.folder), "warm film", "--texts", str(file)]
+    assert main([*command, "--json", "--best", "2"]) == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first["line"], first["text"]) == (3, "warm film")
+    assert first["similarity"] == pytest.approx(1.0, abs=1e-5)
+    assert second["similarity"] < 0.999
+    assert main(command) == 0
+    assert "warm film" in capsys.readouterr().out
+    for words, said in (
+        ([*command, "--image", "a.png"], "Texts are searched for words"),
+        (["search", str(run.folder), "a"], "Say where to look"),
+        (["search", str(run.folder), "a", "--texts", str(tmp_path)], "Cannot read"),
+    ):
+        assert main(words) == 2
+        assert said in capsys.readouterr().err
+    file.write_text("\n")
+    assert main(command) == 2
+    assert "holds no text" in capsys.readouterr().err

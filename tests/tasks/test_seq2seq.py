@@ -1,0 +1,153 @@
+"""Texts written from others: what is learned, what is scored, and what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sacrebleu.metrics import CHRF
+
+from jaxft.cli.main import main
+from jaxft.config.load import parse_config
+from jaxft.engine.setup import build
+from jaxft.errors import UserError
+from jaxft.models.generate.decode import Generator
+from jaxft.models.generate.settings import Settings
+from jaxft.report.page.page import render
+from jaxft.report.page.run import read_run
+from jaxft.report.page.views import view
+from jaxft.training.story import train
+from tests.support.small_assets import write_t5, write_verses
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+PREFIX = "translate : "
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A T5 of 2 + 2 blocks, and sentences in two languages."""
+    folder = tmp_path_factory.mktemp("seq2seq")
+    write_t5(folder / "t5", blocks=2)
+    write_verses(folder / "verses")
+    return folder
+
+
+def config_of(folder: Path, **sections):
+    return parse_config(
+        {
+            "run": {"name": "run", "dir": str(folder / "runs")},
+            "model": {"checkpoint": str(folder / "t5"), "dropout": 0.0},
+            "task": {"kind": "seq2seq", "source": "es", "target": "en", "prefix": PREFIX},
+            "data": {
+                "train": f"jsonl:{folder}/verses/train.jsonl",
+                "eval": f"jsonl:{folder}/verses/test.jsonl[:5]",
+                "batch_size": 8,
+                "cache": str(folder / "cache"),
+            },
+            "optimizer": {"lr": 3e-2},
+            "train": {"length": "30 steps", "evaluate_every": 15},
+            "checkpoint": {"every": 30},
+            "report": {"tensorboard": False, "before": True},
+        }
+        | sections
+    )
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    return train(config_of(folder), quiet=True)
+
+
+def lines_in(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def lines_of(run) -> list[dict]:
+    return lines_in(run.folder / "predictions-eval.jsonl")
+
+
+def test_it_learns_to_translate(run):
+    evals = [e for e in lines_in(run.folder / "metrics.jsonl") if e["kind"] == "eval"]
+    first, last = evals[0], evals[-1]
+    assert last["loss"] < first["loss"]
+    assert {"bleu", "chrf", "exact_match", "accuracy"} <= last.keys()
+    assert last["chrf"] > 30
+
+
+def test_what_is_scored_is_what_the_model_writes(run, folder):
+    """Five rows of eight, over eight devices: the texts are those of `Generator`, one by one."""
+    lines = lines_of(run)
+    assert len(lines) == 5
+    model = run.model()
+    tokenizer = build(config_of(folder)).splits["eval"].examples.writing.tokenizer
+    sources = [tokenizer.encode([PREFIX + li["source"]]).ids[0].tolist() for li in lines]
+    settings = Settings(max_new_tokens=10, eos_token_id=(1,))
+    ours = [Generator(model).generate([source], settings)[0] for source in sources]
+    assert [tokenizer.decode(ids) for ids in ours] == [line["written"] for line in lines]
+    wanted = [line["target"] for line in lines]
+    best = max(e["chrf"] for e in lines_in(run.folder / "metrics.jsonl") if "chrf" in e)
+    assert CHRF().corpus_score([li["written"] for li in lines], [wanted]).score == best
+
+
+def test_the_run_writes_what_is_asked(run, capsys):
+    """Behind the prefix that it has learned with."""
+    line = lines_of(run)[0]
+    assert main(["predict", str(run.folder), line["source"], "--max-new-tokens", "10"]) == 0
+    assert json.loads(capsys.readouterr().out)["text"] == line["written"]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"es": "el es", "en": " "}, "row 3 has no en."),
+        ({"es": None, "en": "the"}, "row 3 has no es."),
+        (
+            {"es": "el", "en": "the red red red red red"},
+            "row 3: its en has 7 tokens, and the decoder is to write 5 at most.",
+        ),
+    ],
+    ids=["empty-target", "unpaired", "too-long"],
+)
+def test_a_bad_pair_is_named(folder, tmp_path, row, said):
+    rows = [{"es": "el rojo", "en": "the red"}] * 2 + [row]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    config = config_of(folder)
+    task = config.task.model_copy(update={"max_target_length": 5})
+    data = config.data.model_copy(update={"train": f"jsonl:{file}:ordered"})
+    with pytest.raises(UserError) as caught:
+        build(config.model_copy(update={"task": task, "data": data}))
+    assert caught.value.message == f"jsonl:{file}:ordered: {said}"
+
+
+def test_a_long_source_is_cut_and_counted(folder):
+    config = config_of(folder)
+    data = config.data.model_copy(update={"max_length": 5})
+    examples = build(config.model_copy(update={"data": data})).splits["train"].examples
+    assert examples.counts["truncated"] == len(examples) == 100
+    assert examples.collate(np.array([[0], [-1]]), 1)["input_ids"].shape == (2, 8)
+
+
+def test_a_row_without_an_example_counts_for_nothing(folder):
+    examples = build(config_of(folder)).splits["eval"].examples
+    batch = examples.collate(np.array([[2], [-1]]), 1)
+    assert (batch["targets"][1] == -1).all()
+    assert batch["weights"].tolist() == [[1.0], [0.0]]
+    own = batch["targets"][0]
+    own = own[own >= 0]
+    assert examples.writing.tokenizer.decode(own.tolist()) == examples.wanted[2]
+    assert own[-1] == 1
+    assert batch["decoder_input_ids"][0, : len(own)].tolist() == [0, *own[:-1].tolist()]
+
+
+def test_what_was_written_before_is_beside_it(run):
+    """In the folder, and on the page."""
+    before, after = (lines_in(run.folder / f"predictions-{n}.jsonl") for n in ("before", "eval"))
+    assert [line["source"] for line in before] == [line["source"] for line in after]
+    assert [line["written"] for line in before] != [line["written"] for line in after]
+    (shown,) = view(read_run(run.folder, "run"), 0)["written"]
+    for line, earlier, one in zip(after, before, shown["texts"], strict=True):
+        assert (one["source"], one["target"]) == (line["source"], line["target"])
+        assert [said["written"] for said in one["said"]] == [earlier["written"], line["written"]]
+    assert shown["equal"] == sum(line["written"] == line["target"] for line in after)
+    assert after[0]["source"] in render([read_run(run.folder, "run")])
