@@ -148,6 +148,12 @@ def test_init_files_are_empty(module):
     assert FILES[module].read_text() == ""
 
 
+def test_folders_are_small():
+    folders = {path.parent for path in FILES.values()}
+    sizes = {folder.name: len(list(folder.glob("*.py"))) for folder in folders}
+    assert not {name: size for name, size in sizes.items() if size > 16}
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_files_are_short(module):
     limit = 500 if module.startswith("models.families.") else 300

@@ -12,12 +12,12 @@ import numpy as np
 from rich.console import RenderableType
 
 from jaxft.analysis.checkpoint_fit import hold_against
+from jaxft.analysis.data_warnings import leak
 from jaxft.config.load import load_config
 from jaxft.data.profile import Reading, guess_reading, profile, rare_class, row_digests, texts_of
 from jaxft.data.sources.open import Source, open_source
 from jaxft.engine.inputs import check_columns, open_sources
 from jaxft.engine.setup import make_task
-from jaxft.engine.warnings import leak
 from jaxft.errors import UserError
 from jaxft.numbers import share
 from jaxft.report.terminal.data import description_tables

@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from jaxft.config.adapter import AdapterKey, AdapterSection
 from jaxft.config.data import DataSection
 from jaxft.config.durations import Duration, DurationKey, LengthKey
 from jaxft.config.fields import Section, key, section
@@ -20,8 +19,7 @@ from jaxft.config.recipe import (
     ScheduleSection,
     check_freezing,
 )
-from jaxft.config.regularise import RegulariseSection
-from jaxft.config.run import RunSection
+from jaxft.config.sections import AdapterKey, AdapterSection, RegulariseSection, RunSection
 from jaxft.config.tasks import TaskSection
 
 

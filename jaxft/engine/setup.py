@@ -19,13 +19,18 @@ from jaxft.config.load import Config
 from jaxft.config.optimizer import SCHEDULE_FREE
 from jaxft.data.batching.plans import Layout, TrainPlan, plan_rows
 from jaxft.device.mesh import param_shardings, row_divisor
-from jaxft.engine.adapter import asked_adapter, chosen_leaves, rate_ratios
-from jaxft.engine.compute import make_compute
+from jaxft.engine.compute import (
+    asked_adapter,
+    check_dropout,
+    chosen_leaves,
+    make_compute,
+    objective,
+    rate_ratios,
+)
 from jaxft.engine.inputs import Split, data_cache, open_sources, open_splits, with_images
 from jaxft.engine.length import Length, resolve_length, resolve_rates
 from jaxft.engine.mesh_setup import build_mesh
 from jaxft.engine.mixture import make_mixture
-from jaxft.engine.objective import check_dropout, objective
 from jaxft.errors import UserError
 from jaxft.layerwise.freeze_out import freeze_out_phases
 from jaxft.layerwise.optimizer import make_optimizer

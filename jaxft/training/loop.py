@@ -21,8 +21,7 @@ from jaxft.training.evaluate import Evals
 from jaxft.training.layers import Seen, decide_again, measure_again, see_layers, write_layers
 from jaxft.training.metadata import phase_line
 from jaxft.training.meter import Meter
-from jaxft.training.phase import Stage, next_stage
-from jaxft.training.precompile import Ahead
+from jaxft.training.phase import Ahead, Stage, next_stage
 from jaxft.training.profile import Profile
 from jaxft.training.result import not_finite
 from jaxft.training.utilisation import work_of

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxft.analysis.data_warnings import split_warnings
 from jaxft.device.process import environment
 from jaxft.engine.cost import step_flops
 from jaxft.engine.inputs import describe_split
@@ -14,7 +15,6 @@ from jaxft.engine.mixture import describe_mixture
 from jaxft.engine.remat import with_remat
 from jaxft.engine.setup import Build
 from jaxft.engine.trained import best_metric
-from jaxft.engine.warnings import split_warnings
 from jaxft.layerwise.phases import Phase
 from jaxft.numbers import count
 

@@ -42,8 +42,7 @@ from jaxft.training.layers import with_measured
 from jaxft.training.log import find_trackers, open_diary, read_diary, tell_result
 from jaxft.training.loop import Loop
 from jaxft.training.metadata import batch_line, rates_json, run_json, table_json
-from jaxft.training.phase import Stage, make_stage
-from jaxft.training.precompile import Ahead
+from jaxft.training.phase import Ahead, Stage, make_stage
 from jaxft.training.preflight import compare_build, meet
 from jaxft.training.profile import Profile
 from jaxft.training.result import final_result

@@ -21,8 +21,7 @@ from jaxft.inference.score import score
 from jaxft.layerwise.phases import phase_sections
 from jaxft.models.load import load
 from jaxft.runs.checkpoint import Checkpoints
-from jaxft.training.phase import Stage, make_stage, next_stage
-from jaxft.training.precompile import Ahead
+from jaxft.training.phase import Ahead, Stage, make_stage, next_stage
 from jaxft.training.story import train
 from tests.support.tiny import tiny_config, tiny_reviews
 

@@ -14,9 +14,9 @@ from transformers import AutoModelForSequenceClassification
 
 import jaxft
 from jaxft.cli.main import main
-from jaxft.config.adapter import AdapterSection
+from jaxft.config.sections import AdapterSection
 from jaxft.device.mesh import batch_sharding, place_batch
-from jaxft.engine.adapter import chosen_leaves
+from jaxft.engine.compute import chosen_leaves
 from jaxft.engine.cost import count_flops
 from jaxft.engine.initial_state import initial_state, load_params
 from jaxft.engine.setup import build

@@ -8,8 +8,8 @@ import pytest
 from scipy.special import rel_entr
 
 from jaxft.config.tasks import TextClassification
+from jaxft.engine.compute import AGAIN
 from jaxft.engine.initial_state import load_params
-from jaxft.engine.objective import AGAIN
 from jaxft.engine.setup import build
 from jaxft.errors import UserError
 from jaxft.inference.score import between, shares_of
