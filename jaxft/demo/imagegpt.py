@@ -77,7 +77,7 @@ def blank(
     drawn = {
         name: fresh_leaf(name, leaf, "float32", seed, None) for name, leaf in model.leaves.items()
     }
-    return model.save(folder, drawn)
+    return model.save(folder, drawn, overwrite=True)  # beside its own config.json
 
 
 def _pretrain(digits: Path, to: Path) -> None:

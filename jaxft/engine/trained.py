@@ -188,7 +188,10 @@ def save_base(run: RunFolder, config: Config, model: Model) -> None:
         copy_adapter(fetched(config.adapter.checkpoint), run.base / ADAPTER)
     # Of several processes none holds all of a value, and what is wanted is where it came from.
     values = plain.params if processes() == 1 else AsItBegan(plain, config.run.seed.init)
-    source = resolve(str(plain.save(str(run.base), values))) if copy else model.source
+    # The run's own folder: a start that was killed may have left a part of it there.
+    source = (
+        resolve(str(plain.save(str(run.base), values, overwrite=True))) if copy else model.source
+    )
     about = {"kind": config.checkpoint.base, "sha256": source.sha256, "new": plain.report.new}
     run.update(base=about)
 

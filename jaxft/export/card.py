@@ -18,6 +18,7 @@ from jaxft.report.events import read_events
 from jaxft.runs.folder import RUN_FILE, RunFolder
 from jaxft.storage.files import place
 
+CARD_MARK = b"\ntags:\n- jaxft\n"  # of the front matter
 # Head -> what the hub calls it, and the class that loads it.
 PIPELINES: Mapping[str | None, tuple[str, str]] = {
     None: ("feature-extraction", "AutoModel"),

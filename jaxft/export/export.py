@@ -7,12 +7,13 @@ from pathlib import Path
 from jaxft.engine.setup import make_table
 from jaxft.engine.trained import ADAPTER, Trained, Which, open_trained
 from jaxft.errors import UserError
-from jaxft.export.card import checkpoint_name, model_card
+from jaxft.export.card import CARD_MARK, checkpoint_name, model_card
 from jaxft.export.sentences import KIND, write_sentence_files
 from jaxft.models.adapters.low_rank import is_adapter
 from jaxft.models.load_adapters import save_adapter
 from jaxft.runs.folder import RUN_FILE
-from jaxft.storage.files import place, write_atomic
+from jaxft.storage.files import place
+from jaxft.storage.outputs import check_output, write_output
 
 
 def export(
@@ -25,7 +26,8 @@ def export(
 
     Args:
         run: the run folder.
-        out: the folder to write; `RUN/export` when None, `RUN/adapter` of an adapter.
+        out: the folder to write, new, empty or with an earlier export; when None, `RUN/export`,
+            or `RUN/adapter` of an adapter.
         which: `best`, `last`, or a step.
         adapter: write the adapter, and the head that trained beside it, alone, as PEFT does.
 
@@ -33,13 +35,16 @@ def export(
         The folder.
 
     Raises:
-        UserError: it is no run, or has no such checkpoint; or no adapter that PEFT could hold.
+        UserError: it is no run, or has no such checkpoint; or no adapter that PEFT could hold;
+            the folder holds something else.
     """
     trained = open_trained(run, which)
     if adapter:
         return _export_adapter(trained, out)
-    folder = trained.model.save(place(trained.run.export) if out is None else out)
-    write_atomic(folder / "README.md", model_card(trained))
+    folder = place(trained.run.export) if out is None else place(out)
+    check_output(folder / "README.md", CARD_MARK, "--out")
+    trained.model.save(folder)
+    write_output(folder / "README.md", model_card(trained), CARD_MARK, "--out")
     if trained.task.kind == KIND:
         write_sentence_files(trained, folder)
     return folder

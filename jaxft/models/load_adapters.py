@@ -12,7 +12,7 @@ from jaxft.models.adapters.read import read_adapter
 from jaxft.models.adapters.write import TASKS, write_adapter
 from jaxft.models.family import leaves_of
 from jaxft.models.model import Model
-from jaxft.models.weights.export import to_tensors
+from jaxft.models.weights.export import check_folder, to_tensors
 from jaxft.models.weights.files import Tensor
 from jaxft.storage.buckets import published
 from jaxft.storage.files import place
@@ -59,7 +59,7 @@ def save_adapter(
 
     Args:
         model: with adapters.
-        folder: where; made where it is not there.
+        folder: new, empty, or with an earlier export.
         base: what to call the model that they belong to; None for what it was loaded by.
         also: parameters that trained beside them, such as a head's; their modules are written
             whole.
@@ -68,10 +68,12 @@ def save_adapter(
         The folder.
 
     Raises:
-        UserError: there are no adapters, or PEFT has no place for one of `also`.
+        UserError: there are no adapters, or PEFT has no place for one of `also`;
+            the folder holds anything else.
     """
     if model.adapted is None:
         raise UserError("The model has no adapter that could be saved by itself.")
+    check_folder(folder, model.source)
     names = model.hf_names
     held = {hf: name for name, hf in _held_names(model).items()}
     modules = {_module(names[name].hf) for name in also} - {""}

@@ -12,13 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxft.data.image.images import save_processor
 from jaxft.models.adapters.low_rank import Adapted, is_adapter, merge
 from jaxft.models.family import Family, Towers, leaves_of
 from jaxft.models.layers.modules import Leaf
 from jaxft.models.tower.run import TRUNK, run_tower, run_trunk
 from jaxft.models.tower.tower import PLAIN, Compute, Tower
-from jaxft.models.weights.export import MAX_SHARD, to_tensors, write_weights
+from jaxft.models.weights import export as exports
 from jaxft.models.weights.names import Matching, Name, resolve_names
 from jaxft.models.weights.source import Source
 from jaxft.storage.buckets import published
@@ -239,44 +238,45 @@ class Model:
         self,
         folder: str | Path,
         params: Mapping[str, Any] | None = None,
-        max_shard: int = MAX_SHARD,
+        max_shard: int = exports.MAX_SHARD,
+        overwrite: bool = False,
     ) -> Path:
         """Writes a Hugging Face folder: config, weights, and the source's files beside them.
 
         Adapters are taken into their kernels first.
 
         Args:
-            folder: where; made where it is not there. Each file is whole or not there, and
+            folder: new, empty, or with an earlier export. Each file is whole or not there, and
                 config.json, which makes the folder a checkpoint, comes last.
             params: the values; None for this model's own. Those that were never changed are
                 written byte for byte as the source has them.
             max_shard: bytes of a file of weights at most; there are several and an index where
                 they do not fit one.
+            overwrite: write into the folder whatever it holds, were it the source itself.
 
         Returns:
             The folder.
+
+        Raises:
+            UserError: the folder holds anything else, or cannot be written to.
         """
+        if not overwrite:
+            exports.check_folder(folder, self.source)
         if self.adapted is not None:
             chosen = self if params is None else self.with_params(params)
-            return chosen.merged().save(folder, max_shard=max_shard)
+            return chosen.merged().save(folder, max_shard=max_shard, overwrite=overwrite)
         with published(folder) as here:
             self._write(here, params, max_shard)
         return place(folder)
 
     def _write(self, folder: Path, params: Mapping[str, Any] | None, max_shard: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = to_tensors(params or self.params, self.hf_names, self.matching.loaded)
+        tensors = exports.to_tensors(params or self.params, self.hf_names, self.matching.loaded)
         exported = (
             (self.family.exported(name, self.head, self.model_type), value)
             for name, value in tensors
         )
-        types = write_weights(folder, exported, max_shard)
-        for name, file in self.source.companions.items():
-            target = folder / name
-            if file.resolve() != target.resolve():
-                write_atomic(target, file.read_bytes())
-        if self.asked_size:
-            save_processor(self.source.folder, folder, self.asked_size)
+        types = exports.write_weights(folder, exported, max_shard)
+        exports.write_companions(folder, self.source, self.asked_size)
         text = json.dumps(self._hf_config(types), indent=2, sort_keys=True) + "\n"
         write_atomic(folder / "config.json", text.encode())
 

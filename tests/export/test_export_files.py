@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from jaxft.errors import UserError
@@ -115,6 +116,96 @@ def test_a_new_export_leaves_nothing_of_the_one_before(folder, tmp_path):
     assert set(many) == set(few) == {"model-N-of-N.safetensors", "model.safetensors.index.json"}
     assert export(10**6) == ["model.safetensors"]
     assert export(LIMIT) == many
+
+
+def refused(model, folder, said, **options):
+    before = {path: path.lstat() for path in folder.rglob("*")} if folder.is_dir() else {}
+    with pytest.raises(UserError, match=said):
+        model.save(folder, **options)
+    now = {path: path.lstat() for path in folder.rglob("*")} if folder.is_dir() else {}
+    assert {p: (s.st_ino, s.st_mtime_ns) for p, s in now.items()} == {
+        p: (s.st_ino, s.st_mtime_ns) for p, s in before.items()
+    }
+
+
+FOREIGN = {
+    "README.md": b"mine",
+    "model.safetensors": b"mine",
+    "model-00001-of-00002.safetensors": b"mine",
+    "adapter_model.safetensors": b"mine",
+    ".git/HEAD": b"ref: refs/heads/main",
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_folder_of_somebody_elses_is_not_written_into(folder, tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(FOREIGN[name])
+    first = name.partition("/")[0]
+    said = f"holds '{re.escape(first)}', and is no earlier export of jaxft's"
+    refused(registry.load(str(folder)), tmp_path, said)
+
+
+def test_a_checkpoint_of_transformers_is_not_written_into(folder, tmp_path):
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    theirs.save_pretrained(tmp_path, max_shard_size=LIMIT)
+    assert len(list(tmp_path.glob("model-*"))) > 1
+    model = registry.load(str(folder))
+    refused(model, tmp_path, "is no earlier export")
+    model.save(tmp_path, overwrite=True)
+
+
+def test_anothers_shards_in_an_export_are_not_deleted(folder, tmp_path):
+    model = registry.load(str(folder))
+    model.save(tmp_path)
+    (tmp_path / "model-00001-of-00009.safetensors").write_bytes(b"mine")
+    refused(model, tmp_path, "holds 'model-00001-of-00009.safetensors'")
+    model.save(tmp_path, overwrite=True)
+    assert (tmp_path / "model-00001-of-00009.safetensors").read_bytes() == b"mine"
+
+
+def test_a_model_is_not_saved_over_its_own_source(folder, tmp_path):
+    source = tmp_path / "source"
+    registry.load(str(folder)).save(source)
+    model = registry.load(str(source))
+    (tmp_path / "link").symlink_to(source)
+    for target in (source, tmp_path / "link", source / "deep" / "er"):
+        refused(model, target, "the checkpoint that the model is made of. Name a folder outside")
+    assert not (source / "deep").exists()
+
+
+def test_what_a_killed_export_left_is_in_no_exports_way(folder, tmp_path):
+    (tmp_path / ".weights-x").mkdir()
+    (tmp_path / ".weights-x" / "0").write_bytes(b"half")
+    (tmp_path / ".config.json.0123abcd.tmp").write_bytes(b"half")
+    registry.load(str(folder)).save(tmp_path)
+
+
+def test_a_file_is_no_folder(folder, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    refused(registry.load(str(folder)), tmp_path / "file", "is a file. Name a new or an empty")
+    with pytest.raises(UserError, match="could not be"):
+        registry.load(str(folder)).save(tmp_path / "file" / "deep")
+
+
+def test_each_file_has_the_mode_that_the_umask_leaves(folder, tmp_path):
+    for limit in (LIMIT, 10**6):
+        registry.load(str(folder)).save(tmp_path, max_shard=limit)
+        modes = {p.name: p.stat().st_mode & 0o777 for p in tmp_path.rglob("*") if p.is_file()}
+        assert set(modes.values()) == {modes["config.json"]}
+        assert modes["config.json"] & 0o200
+
+
+def test_the_same_weights_are_the_same_bytes(tmp_path):
+    """The library's own order of the metadata differs from one write to the next."""
+    for number in range(8):
+        (tmp_path / str(number)).mkdir()
+        write_weights(tmp_path / str(number), [("a", np.arange(4.0))])
+    files = {path.read_bytes() for path in tmp_path.rglob("model.safetensors")}
+    assert len(files) == 1
+    with safe_open(next(tmp_path.rglob("model.safetensors")), "np") as file:
+        assert file.metadata() == {"format": "pt", "writer": "jaxft"}
+        assert file.get_tensor("a").tolist() == [0.0, 1.0, 2.0, 3.0]
 
 
 def test_a_disk_that_fills_up_leaves_the_export_before(folder, tmp_path):

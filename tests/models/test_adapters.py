@@ -291,6 +291,11 @@ def test_a_run_scores_predicts_and_exports_the_merged_model(run, folder):
 def test_a_runs_adapter_alone_is_pefts(run, folder):
     trained = open_trained(run.folder).model
     alone = export(run.folder, adapter=True)
+    files = {path.name: path.read_bytes() for path in alone.iterdir()}
+    assert export(run.folder, alone, adapter=True) == alone  # over an earlier one
+    assert {path.name: path.read_bytes() for path in alone.iterdir()} == files
+    with pytest.raises(UserError, match=r"holds .* and is no earlier export of jaxft"):
+        export(run.folder, folder, adapter=True)
     assert {path.name for path in alone.iterdir()} == {
         *("adapter_config.json", "adapter_model.safetensors")
     }

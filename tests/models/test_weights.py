@@ -471,7 +471,7 @@ def test_an_export_has_its_labels_and_tokenizer(folder, tmp_path):
     again = registry.load(str(out))
     assert again.labels == ("x", "y", "z")
     assert same_params(again.params, model.params)
-    again.save(out)  # over its own source
+    again.save(out, overwrite=True)  # over its own source
     assert same_params(registry.load(str(out)).params, model.params)
 
 

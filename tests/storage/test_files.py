@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 from jaxft.errors import UserError
-from jaxft.storage import files
-from jaxft.storage import outputs as outputs
+from jaxft.storage import files, outputs
 
 
 def test_a_file_is_replaced_whole(tmp_path):

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -253,6 +254,42 @@ def test_the_export_of_another_step(run, exported, tmp_path):
     same = np.array_equal(*head)
     assert same == (run.best == 6)
     assert main(["export", str(run.folder), "--checkpoint", "3"]) == 2
+
+
+def test_an_export_goes_where_nothing_of_anybody_elses_is(
+    run, config, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "README.md").write_text("MINE")
+    monkeypatch.chdir(tmp_path)
+    words = ["export", str(run.folder), "--out"]
+    for out, said in (
+        ("", "a path is empty"),
+        (".", "README.md is there already and was not written by jaxft"),
+        (str(run.folder / "base"), "the checkpoint that the model is made of"),
+        (str(run.folder / "base" / "export"), "the checkpoint that the model is made of"),
+        (str(run.folder), "and is no earlier export of jaxft's"),
+        (config.model.checkpoint, "and is no earlier export of jaxft's"),
+    ):
+        before = content(run.folder), content(Path(config.model.checkpoint))
+        assert main([*words, out]) == 2, out
+        assert said in capsys.readouterr().err
+        assert (content(run.folder), content(Path(config.model.checkpoint))) == before
+    assert content(tmp_path) == {"README.md": b"MINE"}
+
+
+def test_an_export_replaces_an_earlier_one_but_no_card_of_somebody_elses(run, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["export", str(run.folder), "--out", str(out)]
+    assert main(words) == 0
+    first = content(out)
+    (out / "notes.txt").write_text("MINE")
+    assert main([*words, "--checkpoint", "6"]) == 0
+    assert main(words) == 0
+    assert content(out) == first | {"notes.txt": b"MINE"}
+    (out / "README.md").write_text("MINE")
+    assert main(words) == 2
+    assert "README.md is there already and was not written by jaxft" in capsys.readouterr().err
+    assert content(out) == first | {"notes.txt": b"MINE", "README.md": b"MINE"}
 
 
 # ------------------------------------------------------------------------------------------ Python

@@ -24,10 +24,11 @@ from jaxft.errors import UserError
 from jaxft.models.adapters.low_rank import beside
 from jaxft.models.layers.adapter import LowRank
 from jaxft.models.layers.modules import Leaf
+from jaxft.models.weights.export import ADAPTER_WEIGHTS
 from jaxft.models.weights.files import Index, Tensor, open_tensors, part_of
 from jaxft.models.weights.names import Name, stored_shape
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
 PICKLED = "adapter_model.bin"
 ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, PICKLED)
 ROOT = "base_model.model."  # what PEFT puts before a module's name

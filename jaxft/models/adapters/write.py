@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from jaxft.errors import UserError
 from jaxft.models.adapters.low_rank import beside
 from jaxft.models.adapters.read import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ROOT
 from jaxft.models.layers.adapter import LowRank
+from jaxft.models.weights.export import save_marked
 from jaxft.models.weights.names import Name
 from jaxft.storage.files import write_atomic, written_aside
 
@@ -79,7 +79,7 @@ def write_adapter(
         "inference_mode": True,
     }
     with written_aside(folder / ADAPTER_WEIGHTS) as aside:
-        save_file(tensors, aside, metadata={"format": "pt"})
+        save_marked(aside, tensors)
     write_atomic(folder / ADAPTER_CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,17 +10,32 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from etils import epath
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from jaxft.data.image.images import save_processor
 from jaxft.errors import UserError
 from jaxft.models.weights.files import Tensor
 from jaxft.models.weights.names import Name
-from jaxft.models.weights.source import INDEX, WEIGHTS
-from jaxft.storage.files import write_atomic
+from jaxft.models.weights.source import INDEX, WEIGHTS, Source
+from jaxft.storage.files import (
+    create_file,
+    is_bucket,
+    is_leftover,
+    replace_file,
+    resolved,
+    settle_file,
+    write_atomic,
+)
 
 MAX_SHARD = 5 * 10**9  # bytes, as transformers splits
 SHARDS = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ASIDE = ".weights-"  # how the folder begins that weights are written in before they have names
+METADATA = {"format": "pt", "writer": "jaxft"}
+# By it an earlier export is known again; it follows the 8 bytes of the header's length.
+MARK = b'{"__metadata__":' + json.dumps(METADATA, separators=(",", ":")).encode()
 
 
 def to_tensors(
@@ -85,7 +99,7 @@ def write_weights(
     shard is held at a time.
 
     Args:
-        folder: where; it is there.
+        folder: where; made where it is not there.
         tensors: names and arrays, in the order in which they are written.
         limit: bytes of a file; a tensor that is larger has a file of its own.
 
@@ -96,7 +110,8 @@ def write_weights(
         UserError: the disk is full, or may not be written to.
     """
     try:
-        with tempfile.TemporaryDirectory(prefix=".weights-", dir=folder) as aside:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=ASIDE, dir=folder) as aside:
             shards: list[tuple[Path, list[str]]] = []
             types, total = set(), 0
             for part in _parts(tensors, limit):
@@ -128,13 +143,83 @@ def _parts(
 
 
 def _write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    save_file(dict(tensors), path, metadata={"format": "pt"})
-    with path.open("rb") as written:  # the bytes first, then the name
-        os.fsync(written.fileno())
+    mode = create_file(path)
+    save_marked(path, tensors)
+    settle_file(path, mode)
+
+
+def save_marked(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes a safetensors file that says in its metadata that jaxft wrote it.
+
+    The library writes the metadata in an order that differs from one process to the next; here it
+    has one order, so that the same weights are the same bytes.
+    """
+    save_file(dict(tensors), path, metadata=METADATA)
+    with path.open("r+b") as file:
+        file.seek(8)
+        if sorted(file.read(len(MARK))) == sorted(MARK):
+            file.seek(8)
+            file.write(MARK)
+
+
+def _is_ours(path: epath.Path) -> bool:
+    """Whether a file of weights is one that jaxft wrote."""
+    if not is_bucket(path) and (Path(path).is_symlink() or not Path(path).is_file()):
+        return False
+    with path.open("rb") as file:
+        return file.read(8 + len(MARK))[8:] == MARK
+
+
+def check_folder(folder: str | Path, source: Source) -> None:
+    """Raises a UserError where an export into `folder` would cost somebody something.
+
+    A new folder will do, an empty one, and one whose weights are all of an earlier export of
+    jaxft's. What a process that was killed left half-written counts for nothing.
+
+    Args:
+        folder: where the model is to be written.
+        source: the checkpoint that it was loaded from, which is not to be written into.
+    """
+    path = epath.Path(resolved(folder))
+    parts = [source] if source.second is None else [source, source.second]
+    for part in parts:
+        own = epath.Path(part.asked if is_bucket(part.asked) else part.folder.resolve())
+        if path == own or own in path.parents:
+            raise UserError(
+                f"{folder} is in {part.asked}, the checkpoint that the model is made of.",
+                "Name a folder outside it with --out.",
+            )
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{folder} is a file.", "Name a new or an empty folder with --out.")
+    names = [p.name for p in path.iterdir()] if path.exists() else []
+    names = [name for name in names if not is_leftover(name) and not name.startswith(ASIDE)]
+    weights = [n for n in names if n in (WEIGHTS, ADAPTER_WEIGHTS) or SHARDS.fullmatch(n)]
+    foreign = [name for name in weights if not _is_ours(path / name)] if weights else names
+    if foreign:
+        raise UserError(
+            f"{folder} holds '{min(foreign)}', and is no earlier export of jaxft's.",
+            "Name a new or an empty folder with --out, or delete what is in it.",
+        )
+
+
+def write_companions(folder: Path, source: Source, size: int | None) -> None:
+    """Writes what goes along with the weights: files of tokenizer, image processor, generation.
+
+    Args:
+        folder: where to.
+        source: the checkpoint that has them.
+        size: pixels a side of the images, where they are others than the source's.
+    """
+    for name, file in source.companions.items():
+        target = folder / name
+        if file.resolve() != target.resolve():
+            write_atomic(target, file.read_bytes())
+    if size:
+        save_processor(source.folder, folder, size)
 
 
 def _put_in_place(folder: Path, shards: list[tuple[Path, list[str]]], total: int) -> None:
-    """Gives whole files their names, and removes those of an earlier export that are none of them.
+    """Gives whole files their names, and removes jaxft's earlier shards that are none of them.
 
     A single file outranks an index, so that it is the last to come and the first to go.
     """
@@ -142,7 +227,7 @@ def _put_in_place(folder: Path, shards: list[tuple[Path, list[str]]], total: int
     files = [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
     files = files if count > 1 else [WEIGHTS]
     for (path, _), file in zip(shards, files, strict=True):
-        path.replace(folder / file)
+        replace_file(path, folder / file)
     if count > 1:
         weight_map = {
             n: file for (_, names), file in zip(shards, files, strict=True) for n in names
@@ -153,5 +238,5 @@ def _put_in_place(folder: Path, shards: list[tuple[Path, list[str]]], total: int
     else:
         (folder / INDEX).unlink(missing_ok=True)
     for path in folder.iterdir():
-        if SHARDS.fullmatch(path.name) and path.name not in files:
+        if SHARDS.fullmatch(path.name) and path.name not in files and _is_ours(epath.Path(path)):
             path.unlink()

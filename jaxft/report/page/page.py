@@ -26,8 +26,7 @@ from jaxft.report.page.layers import layer_figures
 from jaxft.report.page.run import Run, read_run
 from jaxft.report.page.several_runs import FEW, run_colour, told_apart
 from jaxft.report.page.views import differences, view
-from jaxft.storage import files
-from jaxft.storage import outputs as outputs
+from jaxft.storage import files, outputs
 from jaxft.storage.buckets import reached
 
 ASSETS = Path(__file__).parent / "assets"

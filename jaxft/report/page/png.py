@@ -13,7 +13,7 @@ from jaxft.errors import UserError
 from jaxft.report.browser import run_page
 from jaxft.report.page.page import all_figures, fill, read_runs
 from jaxft.report.page.several_runs import told_apart
-from jaxft.storage import outputs as outputs
+from jaxft.storage import outputs
 
 UNSAFE = r"[^A-Za-z0-9_.-]+"  # in the name of a file
 DRAWN = re.compile(r'<pre id="drawn">(.*?)</pre>', re.DOTALL)
