@@ -25,7 +25,7 @@ def test_a_file_is_replaced_whole(tmp_path):
 def test_what_is_written_has_the_mode_that_the_umask_leaves(tmp_path):
     code = """
         import os, sys
-        from jaxft import files
+        from jaxft.storage import files
         os.umask(0o027)
         with files.written_aside(sys.argv[1]) as aside:
             aside.unlink()  # as a library that writes by renaming
@@ -131,7 +131,7 @@ def test_a_full_disk_is_one_sentence(tmp_path):
     path = tmp_path / "a"
     code = """
         import resource, sys
-        from jaxft import files
+        from jaxft.storage import files
         from jaxft.errors import UserError
         files.write_atomic(sys.argv[1], "old")
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
@@ -170,7 +170,7 @@ def test_sha256_is_that_of_the_content(tmp_path):
 
 HOLDER = """
 import sys, time
-from jaxft import files
+from jaxft.storage import files
 with files.lock(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
