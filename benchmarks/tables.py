@@ -19,12 +19,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from jaxft.config.classes import TextClassification
 from jaxft.config.load import Config, load_config
 from jaxft.data.sources.open import Source, open_source
 from jaxft.data.text.template import is_missing
 from jaxft.errors import UserError
 from jaxft.metrics.classification import classification_scores
+from jaxft.tasks.text_classification.section import TextClassificationSection
 
 LOGISTIC, TREES = "logistic regression on the columns", "boosted trees on the columns"
 
@@ -39,7 +39,11 @@ def table_scores(config: Config) -> dict[str, dict[str, float]]:
         UserError: it has another task, or no test rows.
     """
     task, data = config.task, config.data
-    if not isinstance(task, TextClassification) or task.template is None or data.test is None:
+    if (
+        not isinstance(task, TextClassificationSection)
+        or task.template is None
+        or data.test is None
+    ):
         raise UserError("A table's models are for text_classification with task.template and test.")
     if not isinstance(data.train, str):
         raise UserError("A table's models take one source of rows.", "Give data.train as one text.")

@@ -19,13 +19,14 @@ from transformers import (
     AutoTokenizer,
 )
 
-from jaxft.config.classes import ImageClassification, TextClassification
-from jaxft.config.tasks import TokenClassification
 from jaxft.engine.inputs import Split
 from jaxft.engine.setup import Build
 from jaxft.metrics.entities import entity_scores
+from jaxft.tasks.image_classification.section import ImageClassificationSection
 from jaxft.tasks.parts.images import open_image
-from jaxft.tasks.parts.tagged import tag_ids
+from jaxft.tasks.text_classification.section import TextClassificationSection
+from jaxft.tasks.token_classification.section import TokenClassificationSection
+from jaxft.tasks.token_classification.tagged import tag_ids
 
 UNSCORED = -100  # PyTorch's cross-entropy leaves such labels out
 Inputs = dict[str, Any]
@@ -61,7 +62,7 @@ class Texts:
 
     def __init__(self, built: Build, split: Split):
         task, length = built.config.task, built.config.data.max_length
-        assert isinstance(task, TextClassification)
+        assert isinstance(task, TextClassificationSection)
         self.tokenizer = AutoTokenizer.from_pretrained(built.model.source.folder)
         texts = [row[task.text] for _, row in split.source.each([task.text])]
         self.tokens = _each(self.tokenizer(texts, truncation=True, max_length=length))
@@ -86,7 +87,7 @@ class Sentences:
 
     def __init__(self, built: Build, split: Split):
         task, length = built.config.task, built.config.data.max_length
-        assert isinstance(task, TokenClassification)
+        assert isinstance(task, TokenClassificationSection)
         self.tokenizer = AutoTokenizer.from_pretrained(built.model.source.folder)
         words = [list(row[task.tokens]) for _, row in split.source.each([task.tokens])]
         encoded = self.tokenizer(
@@ -127,7 +128,7 @@ class Images:
 
     def __init__(self, built: Build, split: Split):
         task, size = built.config.task, built.config.model.image_size
-        assert isinstance(task, ImageClassification)
+        assert isinstance(task, ImageClassificationSection)
         given = {"size": {"height": size, "width": size}} if size else {}
         folder = built.model.source.folder
         processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **given)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
 
-from jaxft.config.tasks import TaskSection
+from jaxft.config.tasks import task_sections
 from jaxft.errors import UserError
 from jaxft.models.generate.decode import WRITES
 from jaxft.models.load import IMAGE_GENERATION, families
@@ -23,9 +22,7 @@ COLUMNS = ("model_type", "architecture", "task", "load", "train", "export", "gen
 
 def task_kinds() -> tuple[str, ...]:
     """What `task.kind` may be: the tasks that `jaxft train` trains."""
-    return tuple(
-        get_args(section.model_fields["kind"].annotation)[0] for section in get_args(TaskSection)
-    )
+    return tuple(task_sections())
 
 
 def table() -> str:

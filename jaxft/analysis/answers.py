@@ -12,7 +12,7 @@ from jaxft.data.text.chat import load_chat_template
 from jaxft.engine.setup import Build
 from jaxft.models.generate.decode import Generator
 from jaxft.models.generate.settings import read_settings
-from jaxft.tasks.causal_lm import CausalLm
+from jaxft.tasks.causal_lm.task import CausalLm
 from jaxft.tasks.parts.contract import Tools
 
 ASKED, WRITTEN = 8, 64  # prompts, and the most tokens of an answer

@@ -14,7 +14,7 @@ from jaxft.engine.setup import Build
 from jaxft.models.families.vit.rollout import attention_rollout
 from jaxft.models.families.vit.vit import MODEL_TYPES
 from jaxft.models.tower.tower import Tower
-from jaxft.tasks.image_classification import ImageExamples
+from jaxft.tasks.image_classification.task import ImageExamples
 from jaxft.tasks.parts.images import heated, open_image
 
 

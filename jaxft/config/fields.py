@@ -36,3 +36,9 @@ class Section(BaseModel):
     """A group of keys: nothing unknown, nothing converted, nothing changed afterwards."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class TaskSection(Section):
+    """The `task` section: each kind of task has a subclass in its own folder."""
+
+    kind: str

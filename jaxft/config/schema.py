@@ -20,7 +20,7 @@ from jaxft.config.recipe import (
     check_freezing,
 )
 from jaxft.config.sections import AdapterKey, AdapterSection, RegulariseSection, RunSection
-from jaxft.config.tasks import TaskSection
+from jaxft.config.tasks import AnyTask
 
 
 class ModelSection(Section):
@@ -246,7 +246,7 @@ class Config(Section):
 
     run: RunSection = Field(description="what the run is called and where its folder goes")
     model: ModelSection = Field(description="the checkpoint to start from")
-    task: TaskSection = Field(description="what is learned from a row", discriminator="kind")
+    task: AnyTask = Field(description="what is learned from a row", discriminator="kind")
     data: DataSection = Field(description="the rows to learn from, and how they become batches")
     adapter: AdapterKey = section(AdapterSection, "what is trained in place of the whole model")
     optimizer: OptimizerSection = section(OptimizerSection, "the update rule")

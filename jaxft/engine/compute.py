@@ -14,7 +14,7 @@ from jaxft.models.adapters.low_rank import Adapter, is_adapter
 from jaxft.models.load import CLASS_HEADS, Model
 from jaxft.models.tower.tower import Compute
 from jaxft.tasks.parts.contract import Sums, Task
-from jaxft.tasks.text_classification import TextClassification
+from jaxft.tasks.text_classification.task import TextClassification
 
 # Up to here an unrolled step is quicker than a scanned one on CPU, to compile and to run.
 UNROLLED_BLOCKS_ON_CPU = 12

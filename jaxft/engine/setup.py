@@ -221,8 +221,8 @@ def _shapes(model: Model) -> dict[str, tuple[int, ...]]:
 
 
 def make_task(config: Config) -> Task:
-    """The task that `task.kind` names: the file of that name in `tasks/`."""
-    return import_module(f"jaxft.tasks.{config.task.kind}").make(config.task)
+    """The task that `task.kind` names: the folder of that name in `tasks/`."""
+    return import_module(f"jaxft.tasks.{config.task.kind}.task").make(config.task)
 
 
 def make_table(config: Config, model: Model) -> LayerTable:

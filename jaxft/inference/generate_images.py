@@ -33,7 +33,7 @@ from jaxft.models.tower.tower import PLAIN, Tower
 from jaxft.runs.folder import RUN_FILE, open_run
 from jaxft.storage.files import place
 from jaxft.storage.outputs import check_apart, distinct_name
-from jaxft.tasks.image_generation import first_word
+from jaxft.tasks.image_generation.task import first_word
 from jaxft.tasks.parts.contract import Tools
 from jaxft.tasks.parts.images import open_image, paths_from_input
 

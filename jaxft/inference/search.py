@@ -28,7 +28,7 @@ from jaxft.errors import UserError
 from jaxft.inference.contact_sheet import check_sheet, write_sheet
 from jaxft.models.load import Model
 from jaxft.storage.files import cache_dir, written_aside
-from jaxft.tasks.contrastive import text_batch
+from jaxft.tasks.contrastive.task import text_batch
 from jaxft.tasks.parts.contract import Tools
 
 KIND = "contrastive"

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import yaml
@@ -25,10 +24,11 @@ from jaxft.config.load import (
     to_yaml,
 )
 from jaxft.config.recipe import PhaseSection
-from jaxft.config.tasks import TaskSection
+from jaxft.config.tasks import task_sections
 from jaxft.errors import UserError
 
 ROOT = Path(__file__).parents[2]
+KINDS = list(task_sections())
 
 MINIMAL = """\
 run: {name: first}
@@ -76,6 +76,12 @@ def mistake(path, *overrides):
 
 
 # ---------------------------------------------------------------------------- what it accepts
+
+
+def test_each_folder_of_a_task_is_a_kind():
+    folders = {path.parent.name for path in (ROOT / "jaxft/tasks").glob("*/task.py")}
+    assert sorted(folders) == KINDS
+    assert {"text_classification", "causal_lm", "seq2seq", "contrastive"} <= folders
 
 
 def test_defaults_are_the_documented_ones(write):
@@ -305,9 +311,7 @@ def test_what_other_tools_call_a_key_is_one_of_ours():
         (
             "kind: text_classification",
             "kind: text_clasification",
-            "c.yaml, line 4: 'task.kind' must be text_classification, token_classification, "
-            "masked_lm, causal_lm, embedding, seq2seq, image_classification, object_detection, "
-            "captioning, contrastive or image_generation, "
+            f"c.yaml, line 4: 'task.kind' must be {', '.join(KINDS[:-1])} or {KINDS[-1]}, "
             "not the text 'text_clasification'. Did you mean 'text_classification'?",
         ),
         (
@@ -519,10 +523,9 @@ def test_every_key_is_described(write):
     others = [key.name for key in keys if "[]" not in key.name and key.name[:5] != "task."]
     dumped = list(leaves(load_config(write(MINIMAL)).dump()))
     assert others == [name for name in dumped if name[:5] != "task."]
-    for kind in get_args(TaskSection):
-        said = get_args(kind.model_fields["kind"].annotation)[0]
-        own = {key.name for key in keys if key.meaning.endswith(f"({said})")}
-        assert own == {f"task.{name}" for name in kind.model_fields} - {"task.kind"}
+    for kind, section in task_sections().items():
+        own = {key.name for key in keys if key.meaning.endswith(f"({kind})")}
+        assert own == {f"task.{name}" for name in section.model_fields} - {"task.kind"}
     assert {key.name for key in keys if "[]" in key.name} == {
         *(f"groups[].{name}" for name in load_config(write(FULL)).dump()["groups"][0]),
         *(f"phases[].{name}" for name in PhaseSection.model_fields),

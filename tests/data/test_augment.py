@@ -8,14 +8,14 @@ from PIL import Image
 import jaxft
 from jaxft.cli.main import main
 from jaxft.config.augment import AugmentSection
-from jaxft.config.classes import ImageClassification as Section
 from jaxft.data.batching.loader import batches
 from jaxft.data.batching.plans import TrainPlan
 from jaxft.data.image.augment import CHANGES, augment, beta, mix, piece
 from jaxft.data.image.images import load_image_processor
 from jaxft.data.random import Draw
 from jaxft.data.sources.open import open_source
-from jaxft.tasks.image_classification import ImageExamples
+from jaxft.tasks.image_classification.section import ImageClassificationSection as Section
+from jaxft.tasks.image_classification.task import ImageExamples
 from jaxft.tasks.parts.classes.target import make_target
 from jaxft.tasks.parts.labels import Labels
 from tests.support.laid_out import goes_on_to_the_same_bits

@@ -11,12 +11,12 @@ from scipy import stats
 from sklearn import metrics
 from torch.nn import functional
 
-from jaxft.config.classes import TextClassification as Section
 from jaxft.data.sources.open import given_rows, open_source
 from jaxft.errors import UserError
 from jaxft.metrics.classification import classification_scores, multi_label_scores
 from jaxft.metrics.regression import regression_scores
 from jaxft.tasks.parts.classes.target import make_target
+from jaxft.tasks.text_classification.section import TextClassificationSection as Section
 
 DRAW = np.random.default_rng(0)
 NAMES = ("calm", "glad", "sad")

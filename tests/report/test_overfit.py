@@ -7,7 +7,6 @@ import optax
 import pytest
 from scipy.special import rel_entr
 
-from jaxft.config.tasks import TextClassification
 from jaxft.engine.compute import AGAIN
 from jaxft.engine.initial_state import load_params
 from jaxft.engine.setup import build
@@ -15,6 +14,7 @@ from jaxft.errors import UserError
 from jaxft.inference.score import between, shares_of
 from jaxft.report.page.overfitting import overfitting
 from jaxft.tasks.parts.classes.one import apart, logits_of, smoothed
+from jaxft.tasks.text_classification.section import TextClassificationSection
 from jaxft.training.meter import patience_is_over
 from tests.support.tiny import tiny_config
 
@@ -41,7 +41,7 @@ def test_smoothed_labels_are_optaxs():
 )
 def test_smoothing_is_refused_where_it_means_nothing(keys, said):
     with pytest.raises(ValueError, match=said):
-        TextClassification(kind="text_classification", **keys)
+        TextClassificationSection(kind="text_classification", **keys)
 
 
 def test_two_predictions_lie_apart_by_both_divergences():
@@ -85,7 +85,7 @@ def test_r_drop_is_refused_where_nothing_is_dropped(two):
         build(config.model_copy(update={"model": model}))
     assert "compares two dropouts of a text, and this model has no dropout" in str(refused.value)
     with pytest.raises(ValueError, match="r_drop is for a single label"):
-        TextClassification(kind="text_classification", r_drop=1.0, problem="regression")
+        TextClassificationSection(kind="text_classification", r_drop=1.0, problem="regression")
 
 
 def test_nothing_stops_early_unless_asked(two):

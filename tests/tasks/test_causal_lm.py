@@ -10,13 +10,13 @@ import torch
 import transformers
 
 from jaxft.cli.main import main
-from jaxft.config.tasks import CausalLm as Section
 from jaxft.data.sources.open import given_rows
 from jaxft.errors import UserError
 from jaxft.export.export import export
 from jaxft.models import load as registry
 from jaxft.report.page.page import write_page
-from jaxft.tasks.causal_lm import make
+from jaxft.tasks.causal_lm.section import CausalLmSection as Section
+from jaxft.tasks.causal_lm.task import make
 from jaxft.tasks.parts.contract import Tools
 from jaxft.training.story import train
 from tests.models.test_decoders import END, make_checkpoint

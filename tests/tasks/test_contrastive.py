@@ -17,7 +17,6 @@ from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 import jaxft
 from jaxft.cli.main import main
 from jaxft.config.load import parse_config
-from jaxft.config.tasks import Contrastive as Section
 from jaxft.data.image.images import decode
 from jaxft.data.sources.open import open_source
 from jaxft.engine.setup import build
@@ -27,9 +26,10 @@ from jaxft.inference.search import search
 from jaxft.metrics.retrieval import ranks, retrieval_scores
 from jaxft.models.load import describe, load
 from jaxft.report.page.page import write_page
-from jaxft.tasks.contrastive import METRICS, make, text_batch
+from jaxft.tasks.contrastive.found_pairs import found_pairs
+from jaxft.tasks.contrastive.section import ContrastiveSection as Section
+from jaxft.tasks.contrastive.task import METRICS, make, text_batch
 from jaxft.tasks.parts.contract import Tools
-from jaxft.tasks.parts.found_pairs import found_pairs
 from tests.support.launch import cache  # noqa: F401 a fixture
 from tests.support.tiny import tiny_checkpoint
 from tests.support.tiny_images import SIDE, tiny_pictures, tiny_vit

@@ -17,8 +17,8 @@ from jaxft.data.image.tiles import absolute, cut, relative, unlike, within
 from jaxft.data.sources.open import open_source
 from jaxft.errors import UserError
 from jaxft.metrics.boxes import box_scores
-from jaxft.tasks.parts.boxes import read_boxes, read_examples
-from jaxft.tasks.parts.detection_loss import box_loss, detection_loss, match, on_box
+from jaxft.tasks.object_detection.boxes import read_boxes, read_examples
+from jaxft.tasks.object_detection.detection_loss import box_loss, detection_loss, match, on_box
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 CLASSES, QUERIES = 3, 7

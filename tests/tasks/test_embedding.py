@@ -12,16 +12,16 @@ from sentence_transformers import SentenceTransformer
 
 import jaxft
 from jaxft.cli.main import main
-from jaxft.config.tasks import Embedding as Section
 from jaxft.data.sources.open import given_rows
 from jaxft.errors import UserError
 from jaxft.export.export import export
 from jaxft.metrics.retrieval import pair_scores, ranking_loss, wrong_before
 from jaxft.models import load as registry
 from jaxft.report.page.page import write_page
-from jaxft.tasks.embedding import make
+from jaxft.tasks.embedding.section import EmbeddingSection as Section
+from jaxft.tasks.embedding.task import make
+from jaxft.tasks.embedding.text_tuples import numbered
 from jaxft.tasks.parts.contract import Tools
-from jaxft.tasks.parts.text_tuples import numbered
 from tests.support.laid_out import LAYOUTS, goes_on_to_the_same_bits, scores
 from tests.support.launch import cache  # noqa: F401 a fixture
 from tests.support.tiny import BAD, GOOD, PLAIN, tiny_checkpoint, tiny_config, train_and_eval

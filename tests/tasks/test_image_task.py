@@ -13,7 +13,6 @@ from PIL import Image
 
 import jaxft
 from jaxft.cli.main import main
-from jaxft.config.classes import ImageClassification as Section
 from jaxft.data.batching.loader import batches
 from jaxft.data.batching.plans import TrainPlan
 from jaxft.data.image.images import decode, load_image_processor
@@ -24,7 +23,8 @@ from jaxft.models.load import describe
 from jaxft.models.tower.tower import PLAIN
 from jaxft.report.page.classes import WORST
 from jaxft.report.page.page import write_page
-from jaxft.tasks.image_classification import PICTURES, ImageExamples, make
+from jaxft.tasks.image_classification.section import ImageClassificationSection as Section
+from jaxft.tasks.image_classification.task import PICTURES, ImageExamples, make
 from jaxft.tasks.parts import images
 from jaxft.tasks.parts.contract import Tools
 from jaxft.tasks.parts.images import heated

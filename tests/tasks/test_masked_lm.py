@@ -10,7 +10,6 @@ from tokenizers import Tokenizer
 
 import jaxft
 from jaxft.cli.main import main
-from jaxft.config.tasks import MaskedLm as Section
 from jaxft.data.batching.loader import batches
 from jaxft.data.batching.plans import TrainPlan
 from jaxft.data.random import Draw
@@ -21,7 +20,8 @@ from jaxft.export.export import export
 from jaxft.models import load as registry
 from jaxft.report.events import read_events
 from jaxft.report.page.page import write_page
-from jaxft.tasks.masked_lm import make
+from jaxft.tasks.masked_lm.section import MaskedLmSection as Section
+from jaxft.tasks.masked_lm.task import make
 from jaxft.tasks.parts.contract import Tools
 from tests.support.laid_out import LAYOUTS, goes_on_to_the_same_bits, scores
 from tests.support.launch import cache  # noqa: F401 a fixture

@@ -15,7 +15,6 @@ from rich.text import Text
 import jaxft
 from jaxft.cli.main import main
 from jaxft.cli.tagged import marked
-from jaxft.config.tasks import TokenClassification as Section
 from jaxft.data.sources.open import given_rows, open_source
 from jaxft.data.text.tags import fault_of, join_words, to_iob2, words_of
 from jaxft.data.text.tokenizer import load_tokenizer
@@ -26,7 +25,8 @@ from jaxft.metrics.entities import entities, entity_scores
 from jaxft.models import load as registry
 from jaxft.report.page.page import write_page
 from jaxft.tasks.parts.contract import Tools
-from jaxft.tasks.token_classification import make
+from jaxft.tasks.token_classification.section import TokenClassificationSection as Section
+from jaxft.tasks.token_classification.task import make
 from tests.support.laid_out import LAYOUTS, goes_on_to_the_same_bits, scores
 from tests.support.launch import cache  # noqa: F401 a fixture
 from tests.support.tiny import BAD, GOOD, PLAIN, tiny_checkpoint, tiny_config, train_and_eval

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxft.config.classes import ImageClassification, TextClassification
 from jaxft.data.sources.open import Source
 from jaxft.metrics.classification import classification_scores
+from jaxft.tasks.parts.classes.section import ClassesSection
 from jaxft.tasks.parts.labels import Labels, check_names, class_id, label_names, read_rows
 
-Section = TextClassification | ImageClassification
+Section = ClassesSection
 Outputs = Mapping[str, jax.Array]
 Batch = Mapping[str, Any]
 Outcomes = Mapping[str, np.ndarray]

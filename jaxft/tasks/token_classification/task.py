@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxft.config.tasks import TokenClassification as Section
 from jaxft.data.batching.loader import collate_rows
 from jaxft.data.sources.open import Source
 from jaxft.data.text.tags import OUTSIDE, join_words, words_of
@@ -20,8 +19,15 @@ from jaxft.data.text.tokenizer import Tokenizer
 from jaxft.metrics.entities import entities, entity_scores
 from jaxft.models.layers.loss import UNSCORED
 from jaxft.tasks.parts.contract import Batch, Sums, Tools
-from jaxft.tasks.parts.tagged import check_sentence, check_words, sentence_tags, tag_ids, tag_names
 from jaxft.tasks.parts.token_examples import TokenExamples, of_segments, row_targets
+from jaxft.tasks.token_classification.section import TokenClassificationSection as Section
+from jaxft.tasks.token_classification.tagged import (
+    check_sentence,
+    check_words,
+    sentence_tags,
+    tag_ids,
+    tag_names,
+)
 
 NO_WORD = -1  # in place of the number of a word, where none begins
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from jaxft.config.augment import AugmentSection
-from jaxft.config.classes import ImageClassification as Section
 from jaxft.data.image.images import ImageProcessor
 from jaxft.data.random import FIRST, Draw
 from jaxft.data.sources.open import Source
+from jaxft.tasks.image_classification.section import ImageClassificationSection as Section
 from jaxft.tasks.parts.classes.target import TargetTask, make_target
 from jaxft.tasks.parts.contract import Examples, Tools
 from jaxft.tasks.parts.images import (

@@ -12,16 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxft.config.tasks import MaskedLm as Section
 from jaxft.data.cache import Held
 from jaxft.data.sources.open import Source
 from jaxft.data.text.masking import UNSCORED
 from jaxft.data.text.tokenizer import Tokenizer
 from jaxft.errors import UserError
 from jaxft.models.layers.loss import scored_losses
+from jaxft.tasks.masked_lm.masked_texts import Blanks, MaskedTexts, ScoredTexts, mask_of
+from jaxft.tasks.masked_lm.section import MaskedLmSection as Section
 from jaxft.tasks.parts.contract import Batch, Examples, Sums, Tools
 from jaxft.tasks.parts.labels import FILL, column_of, read_rows, text_of
-from jaxft.tasks.parts.masked_texts import Blanks, MaskedTexts, ScoredTexts, mask_of
 from jaxft.tasks.parts.token_examples import of_segments
 
 FILLS = 5  # tokens that are named for a blank, the likeliest first

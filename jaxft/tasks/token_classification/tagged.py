@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxft.config.tasks import TokenClassification as Section
 from jaxft.data.sources.open import Source
 from jaxft.data.text.tags import OUTSIDE, fault_of, to_iob2
 from jaxft.data.text.tags import tag_names as names_of
 from jaxft.errors import UserError
 from jaxft.tasks.parts.labels import MOST_NAMED, column_of
+from jaxft.tasks.token_classification.section import TokenClassificationSection as Section
 
 
 def check_words(source: Source, column: str) -> None:

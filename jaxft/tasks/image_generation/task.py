@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxft.config.tasks import ImageGeneration as Section
 from jaxft.data.cache import Held, Ragged, fingerprint
 from jaxft.data.image.colours import colours_of, contact_sheet, painted
 from jaxft.data.image.images import ImageProcessor
@@ -33,8 +32,9 @@ from jaxft.models.generate.images import draw_images
 from jaxft.models.layers.loss import UNSCORED
 from jaxft.models.model import Model
 from jaxft.models.tower.tower import Compute, Tower
+from jaxft.tasks.image_generation.image_features import features_by
+from jaxft.tasks.image_generation.section import ImageGenerationSection as Section
 from jaxft.tasks.parts.contract import Batch, Sums, Tools
-from jaxft.tasks.parts.image_features import features_by
 from jaxft.tasks.parts.images import check_images, exact_picture, images_fingerprint, open_image
 from jaxft.tasks.parts.labels import class_id, label_names, read_rows
 

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxft.config.tasks import CausalLm as Section
 from jaxft.data.batching.loader import collate_rows
 from jaxft.data.sources.open import Source
 from jaxft.data.text.chat import ChatTemplate, load_chat_template
@@ -26,6 +25,7 @@ from jaxft.data.text.dialogue import (
 )
 from jaxft.data.text.tokenizer import Tokenizer
 from jaxft.errors import UserError
+from jaxft.tasks.causal_lm.section import CausalLmSection as Section
 from jaxft.tasks.parts.contract import Batch, Sums, Tools
 from jaxft.tasks.parts.labels import read_rows, text_of
 from jaxft.tasks.parts.token_examples import TokenExamples, of_segments, row_targets

@@ -16,15 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxft.config.tasks import Embedding as Section
 from jaxft.data.sources.open import Source
 from jaxft.data.text.tokenizer import Tokenizer
 from jaxft.errors import UserError
 from jaxft.metrics.regression import regression_scores
 from jaxft.metrics.retrieval import pair_scores, ranking_loss, wrong_before
+from jaxft.tasks.embedding.section import EmbeddingSection as Section
+from jaxft.tasks.embedding.text_tuples import TextTuples, numbered
 from jaxft.tasks.parts.contract import Batch, Examples, Sums, Tools
 from jaxft.tasks.parts.labels import BadValue, column_of, number_of, read_rows, text_of
-from jaxft.tasks.parts.text_tuples import TextTuples, numbered
 from jaxft.tasks.parts.token_examples import of_segments
 
 SHOWN = 3  # texts that are written beside a text

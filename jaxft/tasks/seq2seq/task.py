@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxft.config.tasks import Seq2Seq as Section
 from jaxft.data.batching.packing import round_up
 from jaxft.data.cache import Held, Ragged, fingerprint
 from jaxft.data.sources.open import Source
@@ -35,6 +34,7 @@ from jaxft.tasks.parts.written_texts import (
     writing_of,
     written,
 )
+from jaxft.tasks.seq2seq.section import Seq2SeqSection as Section
 
 
 def make(section: Section) -> Seq2Seq:

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxft.config.tasks import Contrastive as Section
 from jaxft.data.batching.packing import round_up
 from jaxft.data.cache import Held, Ragged, fingerprint
 from jaxft.data.image.images import ImageProcessor
@@ -27,8 +26,9 @@ from jaxft.data.sources.open import Source
 from jaxft.data.text.tokenizer import Tokenizer
 from jaxft.errors import UserError
 from jaxft.metrics.retrieval import retrieval_scores
+from jaxft.tasks.contrastive.found_pairs import found_pairs
+from jaxft.tasks.contrastive.section import ContrastiveSection as Section
 from jaxft.tasks.parts.contract import Batch, Examples, Sums, Tools
-from jaxft.tasks.parts.found_pairs import found_pairs
 from jaxft.tasks.parts.images import check_images, images_fingerprint, open_image, pixel_values
 from jaxft.tasks.parts.labels import column_of, read_rows, text_of
 

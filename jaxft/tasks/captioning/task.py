@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxft.config.tasks import Captioning as Section
 from jaxft.data.cache import Held, Ragged, fingerprint
 from jaxft.data.image.images import ImageProcessor
 from jaxft.data.sources.open import Source
@@ -23,6 +22,7 @@ from jaxft.errors import UserError
 from jaxft.metrics.translation import translation_scores
 from jaxft.models.model import Model
 from jaxft.models.tower.tower import Compute
+from jaxft.tasks.captioning.section import CaptioningSection as Section
 from jaxft.tasks.parts.contract import Batch, Sums, Tools
 from jaxft.tasks.parts.images import (
     check_images,

@@ -9,16 +9,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxft.config.tasks import ObjectDetection as Section
 from jaxft.data.image.annotate import draw
 from jaxft.data.image.tiles import absolute, unlike
 from jaxft.data.sources.open import Source
 from jaxft.errors import UserError
 from jaxft.metrics.boxes import box_scores
 from jaxft.models.families.vit.yolos_from_vit import places
-from jaxft.tasks.parts.boxes import PieceExamples, opened, read_boxes, read_examples
+from jaxft.tasks.object_detection.boxes import PieceExamples, opened, read_boxes, read_examples
+from jaxft.tasks.object_detection.detection_loss import detection_loss
+from jaxft.tasks.object_detection.section import ObjectDetectionSection as Section
 from jaxft.tasks.parts.contract import Examples, Tools
-from jaxft.tasks.parts.detection_loss import detection_loss
 from jaxft.tasks.parts.images import check_images, open_image, paths_from_input, picture
 
 SURE = 0.5  # the score from which a person is told of a box

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxft.config.classes import TextClassification as Section
 from jaxft.data.batching.loader import collate_rows
 from jaxft.data.sources.open import Source
 from jaxft.data.text.template import Template, parse_template
@@ -23,6 +22,7 @@ from jaxft.tasks.parts.classes.target import TargetTask, make_target
 from jaxft.tasks.parts.contract import Examples, Tools
 from jaxft.tasks.parts.labels import FILL, BadValue, Labels, read_rows, text_of
 from jaxft.tasks.parts.token_examples import TokenExamples
+from jaxft.tasks.text_classification.section import TextClassificationSection as Section
 
 
 def make(section: Section) -> TextClassification:

@@ -1,0 +1,34 @@
+"""The `task` section of kind `contrastive`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from jaxft.config.fields import TaskSection, key
+
+
+class ContrastiveSection(TaskSection):
+    """Which text belongs to which image, among all of a batch."""
+
+    kind: Literal["contrastive"] = key(..., "what is learned", resume="fixed")
+    image: str = key(
+        "image", "column that holds the image, or the path to its file", resume="fixed"
+    )
+    text: str = key("text", "column that holds the text", resume="fixed")
+    loss: Literal["softmax", "sigmoid"] = key(
+        "softmax", "over each row of scores (CLIP), or of each score alone (SigLIP)", resume="fixed"
+    )
+    hard_negatives: float = key(
+        0.0,
+        "how much more a wrong answer of the batch counts that scores high; 0 counts all alike",
+        resume="fixed",
+        ge=0,
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> ContrastiveSection:
+        if self.hard_negatives and self.loss == "sigmoid":
+            raise ValueError("hard_negatives weigh what a softmax compares: loss is softmax")
+        return self

@@ -1,0 +1,30 @@
+"""The `task` section of kind `image_classification`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from jaxft.config.augment import AugmentSection
+from jaxft.config.fields import key
+from jaxft.tasks.parts.classes.section import ClassesSection, check_target
+
+
+class ImageClassificationSection(ClassesSection):
+    """One label, several, or a number for an image."""
+
+    kind: Literal["image_classification"] = key(..., "what is learned", resume="fixed")
+    image: str = key(
+        "image", "column that holds the image, or the path to its file", resume="fixed"
+    )
+    augment: AugmentSection | None = key(
+        None, "what is done to an image by chance, anew in each epoch", resume="fixed"
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> ImageClassificationSection:
+        check_target(self)
+        if self.augment is not None and self.augment.mixes and self.class_weights is not None:
+            raise ValueError("a mixture of two classes has no class_weights: take one of the two")
+        return self

@@ -1,0 +1,40 @@
+"""The `task` section of kind `text_classification`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from jaxft.config.fields import key
+from jaxft.tasks.parts.classes.section import ClassesSection, check_target
+
+
+class TextClassificationSection(ClassesSection):
+    """One label, several, or a number for a text, for a pair of texts, or for a table's row."""
+
+    kind: Literal["text_classification"] = key(..., "what is learned", resume="fixed")
+    text: str = key("text", "column that holds the text", resume="fixed")
+    text_pair: str | None = key(None, "column that holds the second text", resume="fixed")
+    template: str | None = key(
+        None,
+        "a row as text, in place of a text column: words around columns in braces, such as "
+        "'{age} years old, owes {debt:.0f}'",
+        resume="fixed",
+    )
+    r_drop: float | None = key(
+        None,
+        "R-Drop: what it counts in the loss that two dropouts of a text say different things; 1 to "
+        "5 are usual",
+        resume="fixed",
+        gt=0,
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> TextClassificationSection:
+        check_target(self)
+        if self.r_drop is not None and self.problem != "single_label":
+            raise ValueError("r_drop is for a single label an example")
+        if self.template is not None and (self.text, self.text_pair) != ("text", None):
+            raise ValueError("a template is the text: it stands in place of text and text_pair")
+        return self
