@@ -550,7 +550,7 @@ def test_the_schema_states_type_default_meaning_and_resume():
     assert length["default"] == "3 epochs"
     assert length["resume"] == "may change"
     assert {option["type"] for option in length["anyOf"]} == {"integer", "string"}
-    assert schema["$defs"]["TextClassification"]["properties"]["kind"]["const"] == (
+    assert schema["$defs"]["TextClassificationSection"]["properties"]["kind"]["const"] == (
         "text_classification"
     )
     for section in schema["$defs"].values():
