@@ -18,7 +18,6 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from jaxft.config.optimizer import OptimizerSection
 from jaxft.device.mesh import in_turn
 from jaxft.engine.state import TrainState
 from jaxft.engine.step import Rates
@@ -34,7 +33,11 @@ COLUMNS = ("weight", "update", "signal")
 
 
 def look(
-    state: TrainState, rates: Rates, table: LayerTable, section: OptimizerSection, mesh: Mesh
+    state: TrainState,
+    rates: Rates,
+    table: LayerTable,
+    adam: tuple[float, float, float],
+    mesh: Mesh,
 ) -> jax.Array:
     """What a step did, read off the state after it: `[leaves, columns]` float32 on the device.
 
@@ -45,10 +48,10 @@ def look(
         state: as the step left it.
         rates: what the step was told.
         table: whose trainable leaves, in their order.
-        section: the config's `optimizer`.
+        adam: b1, b2 and eps of AdamW.
         mesh: on which the state lies.
     """
-    adam, traces = _kept(in_turn(mesh, state).opt_state)
+    moments, traces = _moments(in_turn(mesh, state).opt_state)
     groups = {group.name: index for index, group in enumerate(table.training_groups)}
     rows = []
     for index, leaf in enumerate(leaf for leaf in table.leaves if leaf.trainable):
@@ -60,15 +63,14 @@ def look(
         if leaf.name in rates.origin:  # nor of where it began
             row = _trace_row(param, None, *told)
         elif rule == "adamw":
-            betas = tuple(section.numbers(rule)[name] for name in ("b1", "b2", "eps"))
-            row = _adam_row(param, *adam[leaf.name], *told, betas)
+            row = _adam_row(param, *moments[leaf.name], *told, adam)
         else:  # of the other rules' steps the state does not tell enough
             row = _trace_row(param, traces.get(leaf.name) if rule == "sgd" else None, *told)
         rows.append(in_turn(mesh, row))
     return _stacked(rows)
 
 
-def _kept(opt_state: Any) -> tuple[dict[str, tuple], dict[str, jax.Array]]:
+def _moments(opt_state: Any) -> tuple[dict[str, tuple], dict[str, jax.Array]]:
     """By name, what Adam keeps of a leaf (both moments, the count), and what momentum keeps."""
     kinds = (optax.ScaleByAdamState, optax.TraceState)
     adam: dict[str, tuple] = {}

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from jaxft.config.durations import Duration
 from jaxft.config.yaml import Place
+from jaxft.durations import Duration
 from jaxft.errors import UserError, nearest
 
 _TYPES = {

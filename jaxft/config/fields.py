@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from jaxft.config.durations import Duration
+from jaxft.durations import Duration
 
 Resume = Literal["may change", "fixed"]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"

@@ -11,10 +11,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from jaxft.config.durations import Duration, resolve_steps
 from jaxft.config.errors import as_user_error, item_type, section_in, sections_in, tag_of, type_name
 from jaxft.config.schema import Config
 from jaxft.config.yaml import Place, read_yaml, to_yaml
+from jaxft.durations import Duration, resolve_steps
 from jaxft.errors import UserError
 from jaxft.storage.buckets import fetched
 

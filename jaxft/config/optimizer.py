@@ -114,6 +114,12 @@ class OptimizerSection(Section):
         taken = {name for name in NUMBERS[rule] if ours or name not in own}
         return {n: getattr(self, n) if n in taken else v for n, v in NUMBERS[rule].items()}
 
+    @property
+    def adam(self) -> tuple[float, float, float]:
+        """AdamW's b1, b2 and eps, of the run's groups that it moves."""
+        numbers = self.numbers("adamw")
+        return numbers["b1"], numbers["b2"], numbers["eps"]
+
     def batch_factor(self, batch_size: int) -> float:
         """What all rates are multiplied by at a batch size: k, or its root, at k references.
 

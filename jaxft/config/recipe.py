@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, model_validator
 
-from jaxft.config.durations import Duration, DurationKey, LengthKey
+from jaxft.config.durations import DurationKey, LengthKey
 from jaxft.config.fields import NAME, Section, key
 from jaxft.config.optimizer import RuleName
+from jaxft.durations import Duration
 
 
 def _as_pair(written: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from jaxft.config.data import DataSection
-from jaxft.config.durations import Duration, DurationKey, LengthKey
+from jaxft.config.durations import DurationKey, LengthKey
 from jaxft.config.fields import Section, key, section
 from jaxft.config.optimizer import OptimizerSection, check_optimizer
 from jaxft.config.recipe import (
@@ -21,6 +21,7 @@ from jaxft.config.recipe import (
 )
 from jaxft.config.sections import AdapterKey, AdapterSection, RegulariseSection, RunSection
 from jaxft.config.tasks import AnyTask
+from jaxft.durations import Duration
 
 
 class ModelSection(Section):

@@ -1,17 +1,22 @@
-"""How a run's model is computed: compute settings, objective and adapters, from the config."""
+"""The computation of a run's model: mesh, compute settings, objective and adapters."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection, Sequence
 
 import jax
 
 from jaxft.config.load import Config
+from jaxft.config.optimizer import SCHEDULE_FREE
 from jaxft.config.sections import AdapterSection
+from jaxft.device.chips import find_chip
+from jaxft.device.mesh import make_mesh
+from jaxft.device.mesh_auto import choose_mesh, state_bytes
 from jaxft.errors import UserError
 from jaxft.layerwise.table import LayerTable
-from jaxft.models.adapters.low_rank import Adapter, is_adapter
-from jaxft.models.load import CLASS_HEADS, Model
+from jaxft.models.adapters.low_rank import Adapter
+from jaxft.models.load import Model
 from jaxft.models.tower.tower import Compute
 from jaxft.tasks.parts.contract import Sums, Task
 from jaxft.tasks.text_classification.task import TextClassification
@@ -84,47 +89,31 @@ def asked_adapter(section: AdapterSection) -> Adapter | str | None:
     return Adapter(section.rank, section.alpha, match, dora, section.dropout)
 
 
-def chosen_leaves(section: AdapterSection, model: Model) -> frozenset[str] | None:
-    """What alone may train under an adapter: it, or biases, and the head; None for everything.
+def build_mesh(
+    config: Config, model: Model, trained: Collection[str], devices: Sequence | None
+) -> tuple[jax.sharding.Mesh, str]:
+    """The mesh, and why it is so where that was left to us.
 
-    The head is that of named classes, and whatever else the model ends in that is new: scores of
-    words come from the checkpoint and stay.
-
-    Raises:
-        UserError: the model has none of what the section's kind trains.
+    Args:
+        config: the run.
+        model: described.
+        trained: the parameters that train in some phase.
+        devices: those to run on; all that jax sees when None.
     """
-    if section.kind is None:
-        return None
-    if section.kind == "bitfit":
-        own = {name for name in model.leaves if name.endswith("/bias")}
-        if not own:
-            raise UserError(
-                f"adapter.kind: bitfit trains biases, and a {model.model_type} has none.",
-                "Take lora.",
-            )
-    else:
-        own = {name for name in model.leaves if is_adapter(name)}
-        _check_kind(section, model)
-    new = {name for name in model.matching.new if model.depths[name] == model.tops[name]}
-    classes = {name for name in model.leaves if name.startswith("head/")}
-    return frozenset(own | new | (classes if model.head in CLASS_HEADS else set()))
+    devices, asked = jax.devices() if devices is None else list(devices), config.mesh
+    if asked.layout == "given":
+        return make_mesh(asked.data, asked.fsdp, asked.tensor, devices), ""
+    sizes = {name: math.prod(leaf.shape) for name, leaf in model.leaves.items()}
+    narrow = 4 if config.train.precision == "f32" else 2
+    state = state_bytes(sizes, trained, narrow, copies_of(config))
+    chip, batch = find_chip(devices[0].device_kind), config.data.batch_size
+    room = None if chip is None else chip.device_memory
+    chosen, why = choose_mesh(len(devices), batch, config.train.accumulate, state, room)
+    return make_mesh(*chosen, devices), f"mesh is {'x'.join(map(str, chosen))}: {why}"
 
 
-def _check_kind(section: AdapterSection, model: Model) -> None:
-    found = {one.dora for one in model.adapted.kernels.values()} if model.adapted else set()
-    if found != {section.kind == "dora"}:
-        there = "dora" if True in found else "lora"
-        raise UserError(
-            f"adapter.kind is {section.kind}, but '{section.checkpoint}' holds {there}.",
-            f"Write adapter.kind={there}.",
-        )
-
-
-def rate_ratios(section: AdapterSection, model: Model) -> dict[str, float]:
-    """What LoRA+ multiplies rates by: parameter -> ratio.
-
-    Source: Hayou et al. (2024), https://arxiv.org/abs/2402.12354; as in their code, what is no
-    matrix goes with B.
-    """
-    faster = [n for n, leaf in model.leaves.items() if n.endswith("/lora_b") or len(leaf.shape) < 2]
-    return dict.fromkeys(faster, section.lr_ratio)
+def copies_of(config: Config) -> int:
+    """How many copies of what trains a run keeps beside: its average, and its start."""
+    rules = {config.optimizer.name, *(group.optimizer for group in config.groups)}
+    average = config.train.ema is not None or SCHEDULE_FREE in rules
+    return int(average) + int(config.regularise.l2_sp > 0)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
-from jaxft.config.load import Config, resolve_steps
-from jaxft.config.recipe import ScheduleSection
+from jaxft.config.load import Config
 from jaxft.data.batching.plans import TrainPlan
+from jaxft.durations import resolve_steps
 from jaxft.errors import UserError
 from jaxft.layerwise.phases import Phase
-from jaxft.layerwise.schedules import ScheduleSpec, make_schedule, rate_table
+from jaxft.layerwise.schedules import make_schedule, rate_table
 
 
 @dataclass(frozen=True)
@@ -63,35 +62,20 @@ def resolve_length(config: Config, plan: TrainPlan) -> Length:
     )
 
 
-def schedule_spec(schedule: ScheduleSection, steps: int, steps_per_epoch: int) -> ScheduleSpec:
-    """A config's schedule over `steps` steps, its durations resolved."""
-    resolve = partial(resolve_steps, total_steps=steps, steps_per_epoch=steps_per_epoch)
-    return ScheduleSpec(
-        kind=schedule.kind,
-        warmup=resolve(schedule.warmup),
-        end=schedule.end,
-        decay=resolve(schedule.decay),
-        cut_frac=schedule.cut_frac,
-        ratio=schedule.ratio,
-    )
-
-
 def resolve_rates(phase: Phase, length: Length) -> np.ndarray:
     """Every training group's rate at every step of a phase: `[steps + 1, groups]` float32.
 
     Rows are the run's steps; those outside the phase are 0. A schedule of the phase's own runs
     over its steps only, all others over the whole run.
     """
-    section = phase.section
+    spec = phase.spec
     first, steps = (0, length.total_steps)
-    if section.schedule is not None:
+    if spec.schedule is not None:
         first, steps = phase.start, phase.stop - phase.start
     table = rate_table(
         [
             make_schedule(
-                schedule_spec(section.schedule or group.schedule, steps, length.steps_per_epoch),
-                group.peak_rate,
-                steps,
+                spec.schedule or group.schedule, group.peak_rate, steps, length.steps_per_epoch
             )
             for group in phase.table.training_groups
         ],
@@ -100,7 +84,7 @@ def resolve_rates(phase: Phase, length: Length) -> np.ndarray:
     rates = np.zeros((length.total_steps + 1, table.shape[1]), np.float32)
     inside = slice(phase.start, phase.stop + 1)
     rates[inside] = table[phase.start - first : phase.stop + 1 - first]
-    rewarm = resolve_steps(section.rewarm, length.total_steps, length.steps_per_epoch)
+    rewarm = resolve_steps(spec.rewarm, length.total_steps, length.steps_per_epoch)
     if rewarm:
         rise = np.minimum(np.arange(phase.stop + 1 - phase.start, dtype=np.float32) / rewarm, 1)
         rates[inside] *= rise[:, None]

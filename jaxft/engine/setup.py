@@ -21,21 +21,18 @@ from jaxft.data.batching.plans import Layout, TrainPlan, plan_rows
 from jaxft.device.mesh import param_shardings, row_divisor
 from jaxft.engine.compute import (
     asked_adapter,
+    build_mesh,
     check_dropout,
-    chosen_leaves,
     make_compute,
     objective,
-    rate_ratios,
 )
 from jaxft.engine.inputs import Split, data_cache, open_sources, open_splits, with_images
 from jaxft.engine.length import Length, resolve_length, resolve_rates
-from jaxft.engine.mesh_setup import build_mesh
 from jaxft.engine.mixture import make_mixture
+from jaxft.engine.recipe import make_table, optimizer_from, phases_from
 from jaxft.errors import UserError
-from jaxft.layerwise.freeze_out import freeze_out_phases
-from jaxft.layerwise.optimizer import make_optimizer
-from jaxft.layerwise.phases import Phase, make_phases, phase_sections
-from jaxft.layerwise.table import LayerTable, build_table
+from jaxft.layerwise.phases import Phase
+from jaxft.layerwise.table import LayerTable
 from jaxft.models.load import Model, describe
 from jaxft.models.tower.tower import Compute
 from jaxft.tasks.parts.contract import Task, Tools
@@ -102,7 +99,7 @@ class Build:
             self,
             phase=phase,
             compute=replace(self.compute, trainable=frozenset(phase.table.trainable)),
-            optimizer=make_optimizer(phase.table, self.config.optimizer),
+            optimizer=optimizer_from(phase.table, self.config.optimizer),
             rates=resolve_rates(phase, self.length),
         )
 
@@ -114,7 +111,7 @@ class Build:
 
     def under(self, config: Config) -> Build:
         """The same run, at its first phase, under a config that differs in rates and seeds only."""
-        phases = _phases(config, self.model, self.length)
+        phases = phases_from(config, self.model, *_steps(self.length))
         return replace(self, config=config, phases=phases).in_phase(0)
 
     def objective(self, params, batch, key):
@@ -163,7 +160,7 @@ def build(
     layout = _lay_out(config, task, mesh, lengths, layout)
     plan = TrainPlan(lengths, config.run.seed.data, *layout.shape, mixture)
     length = resolve_length(config, plan)
-    phase, *_ = phases = _phases(config, model, length)
+    phase, *_ = phases = phases_from(config, model, *_steps(length))
     return Build(
         config=config,
         task=task,
@@ -178,7 +175,7 @@ def build(
         phases=phases,
         phase=phase,
         compute=make_compute(config, mesh, model.num_depths - 2, phase.table),
-        optimizer=make_optimizer(phase.table, config.optimizer),
+        optimizer=optimizer_from(phase.table, config.optimizer),
         rates=resolve_rates(phase, length),
         why=(why,) if why else (),
     )
@@ -189,31 +186,8 @@ def _ever_trained(config: Config, model: Model) -> set[str]:
     return set(model.leaves if config.phases else make_table(config, model).trainable)
 
 
-def _phases(config: Config, model: Model, length: Length) -> tuple[Phase, ...]:
-    """The run's phases, each at its own peak rate where it has one."""
-
-    def table(rate: float | None) -> LayerTable:
-        if rate is None:
-            return make_table(config, model)
-        optimizer = config.optimizer.model_copy(update={"lr": rate})
-        return make_table(config.model_copy(update={"optimizer": optimizer}), model)
-
-    if config.phases == "auto_freeze" and len(model.towers) > 1:
-        raise UserError(
-            "phases: auto_freeze compares the layers of one tower, and this model has several.",
-            "Take freeze_out, which counts in each tower by itself.",
-        )
-    if config.phases == "freeze_out":
-        return freeze_out_phases(table(None), model.tops, length.total_steps, config.freezing)
-    epochs = length.total_steps / length.steps_per_epoch
-    top = max(model.depths.values())
-    sections = phase_sections(config.phases, top=top, epochs=epochs, share=config.freezing.share)
-    return make_phases(
-        sections,
-        table=table,
-        total_steps=length.total_steps,
-        steps_per_epoch=length.steps_per_epoch,
-    )
+def _steps(length: Length) -> tuple[int, int]:
+    return length.total_steps, length.steps_per_epoch
 
 
 def _shapes(model: Model) -> dict[str, tuple[int, ...]]:
@@ -223,23 +197,6 @@ def _shapes(model: Model) -> dict[str, tuple[int, ...]]:
 def make_task(config: Config) -> Task:
     """The task that `task.kind` names: the folder of that name in `tasks/`."""
     return import_module(f"jaxft.tasks.{config.task.kind}.task").make(config.task)
-
-
-def make_table(config: Config, model: Model) -> LayerTable:
-    """The model's LayerTable under the config's groups, decay, optimizer and schedule."""
-    return build_table(
-        model.params,
-        depths=model.depths,
-        tops=model.tops,
-        no_decay=sorted(model.no_decay),
-        groups=config.groups,
-        layer_decay=config.layer_decay,
-        optimizer=config.optimizer,
-        schedule=config.schedule,
-        only=chosen_leaves(config.adapter, model),
-        ratios=rate_ratios(config.adapter, model),
-        batch_factor=config.optimizer.batch_factor(config.data.batch_size),
-    )
 
 
 def model_options(config: Config, names: Sequence[str], new: Sequence[str] = ()) -> dict[str, Any]:

@@ -7,7 +7,7 @@ never see a frozen leaf, so XLA has no frozen gradient to compute, whatever else
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -122,9 +122,16 @@ def step_function(
         loss_sum, weight = sums["loss"]
         grad_norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss_sum) & jnp.isfinite(grad_norm)
-        told = {one.name: getattr(rates, one.name) for one in fields(rates)}
         updates, opt_state = optimizer.update(
-            gradients, state.opt_state, state.trainable, finite=finite, **told
+            gradients,
+            state.opt_state,
+            state.trainable,
+            finite=finite,
+            rates=rates.rates,
+            multipliers=rates.multipliers,
+            weight_decay=rates.weight_decay,
+            anchor=rates.origin,
+            anchor_decay=rates.pull,
         )
         trainable = optax.apply_updates(state.trainable, updates)
         average = state.average

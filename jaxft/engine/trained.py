@@ -14,7 +14,8 @@ from etils.epath import PathLike
 
 from jaxft.config.load import Config, parse_config
 from jaxft.device.distributed import is_first, processes
-from jaxft.engine.setup import make_table, make_task, model_options
+from jaxft.engine.recipe import make_table
+from jaxft.engine.setup import make_task, model_options
 from jaxft.errors import UserError
 from jaxft.models.adapters.read import ADAPTER_CONFIG, ADAPTER_FILES
 from jaxft.models.load import Model, describe

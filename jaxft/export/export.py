@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jaxft.engine.setup import make_table
+from jaxft.engine.recipe import make_table
 from jaxft.engine.trained import ADAPTER, Trained, Which, open_trained
 from jaxft.errors import UserError
 from jaxft.export.card import CARD_MARK, checkpoint_name, model_card

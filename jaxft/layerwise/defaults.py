@@ -1,4 +1,4 @@
-"""What an update rule makes of a leaf: whether Muon takes it, at which rate, and what is kept."""
+"""One leaf under an update rule: does Muon take it, at which rate, and the size of its state."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from jaxft.config.optimizer import MUON
 from jaxft.errors import UserError
 
+MUON, ADAMW = "muon", "adamw"
 SMALLEST_FACTORED = 128  # the shorter of two sides from which Adafactor keeps two vectors
 
 
@@ -24,7 +24,7 @@ class Ruled(Protocol):
 
 
 class Owned(Protocol):
-    """A leaf, and whose it is."""
+    """A leaf and the name of its group."""
 
     @property
     def name(self) -> str: ...
@@ -35,7 +35,7 @@ class Owned(Protocol):
 
 
 def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether Muon takes a leaf: a matrix of a block, so neither embeddings nor a head."""
+    """Tell a leaf that Muon takes: a matrix of a block, so neither embeddings nor a head."""
     return len(shape) == 2 and "blocks/" in name
 
 
@@ -51,12 +51,12 @@ def check_matrices(leaves: Sequence[Owned], groups: Iterable[Ruled]) -> None:
 
 
 def rest_ratio(group: Ruled, adam_lr: float | None, name: str, shape: tuple[int, ...]) -> float:
-    """What multiplies a leaf's rate so that what Muon leaves to AdamW moves at `adam_lr`.
+    """Compute what multiplies a leaf's rate, so that leaves of Muon's AdamW move at `adam_lr`.
 
     Args:
-        group: the leaf's.
-        adam_lr: `optimizer.adam_lr`.
-        name, shape: the leaf's.
+        group: the leaf's group.
+        adam_lr: peak rate of the leaves that Muon does not take; None for the group's own.
+        name, shape: the leaf's own.
     """
     if adam_lr is None or group.algorithm != MUON or is_matrix(name, shape):
         return 1.0
@@ -64,7 +64,7 @@ def rest_ratio(group: Ruled, adam_lr: float | None, name: str, shape: tuple[int,
 
 
 def state_size(algorithm: str, name: str, shape: tuple[int, ...]) -> int:
-    """How many numbers a rule keeps of a leaf."""
+    """Count the numbers in a rule's state for one leaf."""
     whole = math.prod(shape)
     if algorithm == "adafactor":
         return _factored(shape)
@@ -74,9 +74,9 @@ def state_size(algorithm: str, name: str, shape: tuple[int, ...]) -> int:
 
 
 def _factored(shape: tuple[int, ...]) -> int:
-    """Sums along the two longest axes; of what has no two long ones, a number each.
+    """Count Adafactor's: sums along the two longest axes, or one per element without two long ones.
 
-    What is not kept, optax has an array of one number for.
+    For each array that it does not need, optax has one of a single number.
     """
     *_, second, longest = (1, 1, *sorted(shape))
     if len(shape) < 2 or second < SMALLEST_FACTORED:

@@ -1,4 +1,4 @@
-"""What layer decay makes of a depth, as each preset's original counts."""
+"""Layer decay: the multiplier of a depth, as each preset's original counts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ FINAL_NORMS = ("norm/", "vision/norm/", "text/norm/")
 
 
 def depth_multiplier(preset: str, rate: float, depth: int, top: int, name: str) -> float:
-    """The layer-decay multiplier of one parameter, as the preset's original computes it.
+    """Compute the layer-decay multiplier of one parameter, as the preset's original does.
 
     Args:
         preset: timm, mae, electra or ulmfit.

@@ -9,34 +9,58 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
-from jaxft.config.durations import Duration, resolve_steps
-from jaxft.config.recipe import PhaseSection, ScheduleSection
+from jaxft.durations import ZERO, Duration, resolve_steps
 from jaxft.errors import UserError
+from jaxft.layerwise.schedules import Schedule
 from jaxft.layerwise.table import LayerTable
 from jaxft.tree import select
 
 HEAD = "head/.*"
 PROBE_LENGTH, PROBE_RATE = Duration(30, "percent"), 1e-3  # of `lp_ft`'s first phase
-WHOLE = PhaseSection(until=Duration(100, "percent"))
 
 
 @dataclass(frozen=True)
-class Anneal:
-    """Each leaf's own way down to zero, half a cosine, on top of its group's rate.
+class PhaseSpec:
+    """A phase before it is laid over a model and a length.
+
+    Attributes:
+        until: where it ends, from the start of the run.
+        unfreeze: patterns of the parameters that train; what a group freezes never does.
+        depth: the lowest and highest depth that train, in place of `unfreeze`.
+        lr: peak rate in place of the optimizer's.
+        schedule: over the phase's own steps, in place of those over the whole run.
+        rewarm: the length of a linear rise from zero as the phase begins.
+    """
+
+    until: Duration
+    unfreeze: Literal["all"] | Sequence[str] = "all"
+    depth: tuple[int, int] | None = None
+    lr: float | None = None
+    schedule: Schedule | None = None
+    rewarm: Duration = ZERO
+
+
+WHOLE = PhaseSpec(Duration(100, "percent"))
+
+
+@dataclass(frozen=True)
+class LeafSchedule:
+    """Each leaf's own fall to zero, half a cosine, on top of its group's rate.
 
     Attributes:
         stops: `[leaves]` the step at which each leaf's rate is zero.
-        scales: `[leaves]` what its rate starts at, as a multiple of the group's.
+        scales: `[leaves]` the start of its rate, as a multiple of the group's.
     """
 
     stops: np.ndarray
     scales: np.ndarray
 
     def at(self, step: int) -> np.ndarray:
-        """What every leaf's rate is multiplied by at a step: `[leaves]` float32."""
+        """Compute the multiplier of every leaf's rate at a step: `[leaves]` float32."""
         share = np.minimum(step / self.stops, 1)
         return (0.5 * self.scales * (1 + np.cos(np.pi * share))).astype(np.float32)
 
@@ -49,34 +73,36 @@ class Phase:
         index: from 0.
         start: the first step that is taken in it, counted from 0.
         stop: the step after its last.
-        section: what the config says of it.
+        spec: as it was asked for.
         table: what trains in it, and how.
-        anneal: how rates fall leaf by leaf, over the leaves of `table.trainable`; None where
-            they move with their group alone.
+        leaf_schedule: the fall of each rate of `table.trainable`; None where rates move with
+            their group alone.
     """
 
     index: int
     start: int
     stop: int
-    section: PhaseSection
+    spec: PhaseSpec
     table: LayerTable
-    anneal: Anneal | None = None
+    leaf_schedule: LeafSchedule | None = None
 
-    def pace(self, step: int) -> np.ndarray:
-        """What multipliers are multiplied by at a step: `[leaves]`, or `[]` where all alike."""
-        return np.ones((), np.float32) if self.anneal is None else self.anneal.at(step)
+    def lr_scale_at(self, step: int) -> np.ndarray:
+        """Compute the scale of the multipliers at a step: `[leaves]`, or `[]` where all alike."""
+        if self.leaf_schedule is None:
+            return np.ones((), np.float32)
+        return self.leaf_schedule.at(step)
 
 
-def phase_sections(
-    written: Sequence[PhaseSection] | str, *, top: int, epochs: float, share: float = 1 / 3
-) -> list[PhaseSection]:
-    """A config's phases, a recipe written out; one that trains all where there are none.
+def phase_specs(
+    asked: Sequence[PhaseSpec] | str, *, top: int, epochs: float, share: float = 1 / 3
+) -> list[PhaseSpec]:
+    """List the phases of a recipe, or those given; one that trains all where there are none.
 
     Args:
-        written: the config's `phases`.
+        asked: phases in order, or a recipe's name.
         top: the model's highest depth.
         epochs: the length of the run.
-        share: `freezing.share`.
+        share: of the blocks left, how many `pipe_transformer` freezes an epoch.
 
     Source: linear probing, then fine-tuning: Kumar et al. (2022),
         https://arxiv.org/abs/2202.10054. Gradual unfreezing, one depth an epoch from the top
@@ -84,20 +110,18 @@ def phase_sections(
         left frozen each epoch: He et al. (2021), PipeTransformer,
         https://arxiv.org/abs/2102.03161, without its cap.
     """
-    match written:
+    match asked:
         case "linear_probe":
-            return [PhaseSection(until=WHOLE.until, unfreeze=[HEAD])]
+            return [PhaseSpec(WHOLE.until, unfreeze=[HEAD])]
         case "lp_ft":
-            constant = ScheduleSection(kind="constant")
-            probe = PhaseSection(
-                until=PROBE_LENGTH, unfreeze=[HEAD], lr=PROBE_RATE, schedule=constant
-            )
+            constant = Schedule("constant")
+            probe = PhaseSpec(PROBE_LENGTH, unfreeze=[HEAD], lr=PROBE_RATE, schedule=constant)
             return [probe, WHOLE]
         case "gradual_unfreezing":
             count = max(min(top + 1, int(epochs)), 1)
             stops = [Duration(epoch, "epochs") for epoch in range(1, count)]
             return [
-                PhaseSection(until=until, depth=(max(top - index, 0), top))
+                PhaseSpec(until, depth=(max(top - index, 0), top))
                 for index, until in enumerate([*stops, WHOLE.until])
             ]
         case "pipe_transformer":
@@ -105,31 +129,31 @@ def phase_sections(
             starts = [epoch for epoch, low in enumerate(lowest) if low not in lowest[:epoch]]
             stops = [Duration(epoch, "epochs") for epoch in starts[1:]]
             return [
-                PhaseSection(until=until, depth=(lowest[epoch], top))
+                PhaseSpec(until, depth=(lowest[epoch], top))
                 for epoch, until in zip(starts, [*stops, WHOLE.until], strict=True)
             ]
-    return [one for one in written if isinstance(one, PhaseSection)] or [WHOLE]
+    return [one for one in asked if isinstance(one, PhaseSpec)] or [WHOLE]
 
 
 def _frozen_after(epoch: int, blocks: int, share: float) -> int:
-    """The lowest depth that still trains after so many epochs; with a block the embeddings stop."""
+    """Find the lowest depth that trains after so many epochs; the embeddings stop with a block."""
     frozen = math.ceil(blocks * (1 - (1 - share) ** epoch) - 1e-9)
     return frozen + 1 if frozen else 0
 
 
 def make_phases(
-    sections: Sequence[PhaseSection],
+    specs: Sequence[PhaseSpec],
     *,
     table: Callable[[float | None], LayerTable],
     total_steps: int,
     steps_per_epoch: int,
 ) -> tuple[Phase, ...]:
-    """A run's phases, from its first step to its last.
+    """Lay phases over a run, from its first step to its last.
 
     Args:
-        sections: as `phase_sections` gives them.
-        table: the LayerTable without phases, at a peak rate in place of `optimizer.lr` (None:
-            as it is).
+        specs: as `phase_specs` gives them.
+        table: makes the LayerTable without phases, at a peak rate in place of the optimizer's
+            (None: as it is).
         total_steps: optimizer steps in the run.
         steps_per_epoch: those in an epoch.
 
@@ -138,19 +162,19 @@ def make_phases(
     """
     phases: list[Phase] = []
     start = 0
-    for index, section in enumerate(sections):
-        stop = resolve_steps(section.until, total_steps, steps_per_epoch)
+    for index, spec in enumerate(specs):
+        stop = resolve_steps(spec.until, total_steps, steps_per_epoch)
         where = f"phases[{index}]"
         if stop <= start:
             raise UserError(
-                f"{where}.until: {section.until} is step {stop}, and the phase before it ends at "
+                f"{where}.until: {spec.until} is step {stop}, and the phase before it ends at "
                 f"step {start}.",
                 "Write the phases in order; 'until' counts from the start of the run.",
             )
-        whole = table(section.lr)
-        chosen = set(_chosen(whole, section, where))
+        whole = table(spec.lr)
+        chosen = set(_chosen(whole, spec, where))
         previous = phases[-1].table if phases else None
-        phases.append(Phase(index, start, stop, section, within(whole, chosen, previous, index)))
+        phases.append(Phase(index, start, stop, spec, within(whole, chosen, previous, index)))
         start = stop
     if start != total_steps:
         raise UserError(
@@ -160,16 +184,16 @@ def make_phases(
     return tuple(phases)
 
 
-def _chosen(table: LayerTable, section: PhaseSection, where: str) -> list[str]:
-    """What trains in a phase: those named, but for what a group freezes."""
+def _chosen(table: LayerTable, spec: PhaseSpec, where: str) -> list[str]:
+    """Choose the parameters that train in a phase: those named, but for what a group freezes."""
     names = [leaf.name for leaf in table.leaves]
-    if section.depth is not None:
-        low, high = section.depth
+    if spec.depth is not None:
+        low, high = spec.depth
         named = {leaf.name for leaf in table.leaves if low <= leaf.depth <= high}
-    elif section.unfreeze == "all":
+    elif spec.unfreeze == "all":
         named = set(names)
     else:
-        named = {n for p in section.unfreeze for n in select(p, names, f"{where}.unfreeze")}
+        named = {n for p in spec.unfreeze for n in select(p, names, f"{where}.unfreeze")}
     chosen = [name for name in table.trainable if name in named]
     if not chosen:
         raise UserError(
@@ -182,7 +206,7 @@ def _chosen(table: LayerTable, section: PhaseSection, where: str) -> list[str]:
 def within(
     table: LayerTable, chosen: Collection[str], previous: LayerTable | None, index: int
 ) -> LayerTable:
-    """The table in which only `chosen` trains, and since which phase each does.
+    """Restrict a table to `chosen`, and say since which phase each parameter trains.
 
     Args:
         table: without phases.
@@ -207,5 +231,5 @@ def within(
 
 
 def ever_trained(phases: Sequence[Phase], until: int | None = None) -> frozenset[str]:
-    """The parameters that some phase trains, among the first `until` phases (None: all)."""
+    """Collect the parameters that some of the first `until` phases (None: all) trains."""
     return frozenset(name for phase in phases[:until] for name in phase.table.trainable)

@@ -1,7 +1,7 @@
-"""Each update rule: what it keeps of the gradients, and what it makes of them.
+"""Update rules: the state that each has, and the direction that it makes of gradients.
 
 A rule says where in its arithmetic weight decay and the rate come (LAMB decays before its trust
-ratio, LARS sums up steps that have their rate already); what they are is the step's to say. The
+ratio, LARS sums up steps that have their rate already); their values come with each step. The
 arithmetic is optax's. Norms are per leaf: a block's parameters are leaves of their own, however
 the blocks are computed.
 
@@ -22,27 +22,27 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from jaxft.config.optimizer import OptimizerSection
-
+Advance = Callable[..., optax.ScaleByAdamState]
 Leaves = dict[str, Any]  # name -> array; leaves of other groups are `optax.MaskedNode`
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a step tells the rule of one group.
+class Terms:
+    """Values of one step for the rule of one group, and the functions that apply them.
 
     Attributes:
         rate: the group's rate, without multipliers.
-        decayed: directions, parameters -> directions with weight decay on them.
-        rated: directions -> steps: -rate x multiplier x direction.
-        kept: the next state, the state -> the one that is to be kept.
-        decays: which leaves decay.
+        decayed: directions, parameters -> directions with weight decay added.
+        rated: directions -> updates: -rate x multiplier x direction.
+        guarded: next state, old state -> the next one, or the old one after a step that is not
+            finite.
+        decays: name -> True where weight decay acts.
     """
 
     rate: jax.Array
     decayed: Callable[[Leaves, Leaves], Leaves]
     rated: Callable[[Leaves], Leaves]
-    kept: Callable[[Any, Any], Any]
+    guarded: Callable[[Any, Any], Any]
     decays: Mapping[str, bool]
 
 
@@ -52,29 +52,34 @@ class Rule:
 
     Attributes:
         init: parameters -> state.
-        update: gradients, state, parameters, what is told -> steps, the next state.
+        update: gradients, state, parameters, terms -> updates, the next state.
     """
 
     init: Callable[[Leaves], Any]
-    update: Callable[[Leaves, Any, Leaves, Told], tuple[Leaves, Any]]
+    update: Callable[[Leaves, Any, Leaves, Terms], tuple[Leaves, Any]]
 
 
-def make_rule(section: OptimizerSection, name: str) -> Rule:
-    """The rule of that name with its numbers."""
-    return RULES[name](**section.numbers(name))
+def make_rule(name: str, numbers: Mapping[str, float]) -> Rule:
+    """Make a rule by its name.
+
+    Args:
+        name: a key of `RULES`.
+        numbers: all of its numbers, such as b1, b2 and eps.
+    """
+    return RULES[name](**numbers)
 
 
-def _adam_moments(b1: float, b2: float, eps: float) -> tuple[Callable, Callable]:
-    """Adam's next state, and what it descends along: as `optax.scale_by_adam` has them."""
+def _adam_moments(b1: float, b2: float, eps: float) -> tuple[Advance, Callable[..., Leaves]]:
+    """Adam's next state and its direction, as `optax.scale_by_adam` computes them."""
 
-    def advance(gradients, state):
+    def advance(gradients: Leaves, state: optax.ScaleByAdamState) -> optax.ScaleByAdamState:
         return optax.ScaleByAdamState(
             count=optax.safe_increment(state.count),
             mu=optax.tree.update_moment(gradients, state.mu, b1, 1),
             nu=optax.tree.update_moment_per_elem_norm(gradients, state.nu, b2, 2),
         )
 
-    def direction(state):
+    def direction(state: optax.ScaleByAdamState) -> Leaves:
         # A scalar's reciprocal, since a division of every element costs a pass of its own.
         mean, square = 1 / (1 - b1**state.count), 1 / (1 - b2**state.count)
         return jax.tree.map(
@@ -88,35 +93,35 @@ def _adamw(b1: float, b2: float, eps: float) -> Rule:
     """AdamW."""
     advance, direction = _adam_moments(b1, b2, eps)
 
-    def update(gradients, state, params, told):
-        state = told.kept(advance(gradients, state), state)
-        return told.rated(told.decayed(direction(state), params)), state
+    def update(gradients: Leaves, state: Any, params: Leaves, terms: Terms) -> tuple[Leaves, Any]:
+        state = terms.guarded(advance(gradients, state), state)
+        return terms.rated(terms.decayed(direction(state), params)), state
 
     return Rule(optax.scale_by_adam(b1, b2, eps).init, update)
 
 
 def _lamb(b1: float, b2: float, eps: float) -> Rule:
-    """AdamW's direction, as long as its leaf's weights are."""
+    """LAMB: AdamW's direction, scaled to the norm of its leaf's weights."""
     advance, direction = _adam_moments(b1, b2, eps)
 
-    def update(gradients, state, params, told):
-        state = told.kept(advance(gradients, state), state)
-        decayed = told.decayed(direction(state), params)
-        return told.rated(_trusted(decayed, params, 1.0)), state
+    def update(gradients: Leaves, state: Any, params: Leaves, terms: Terms) -> tuple[Leaves, Any]:
+        state = terms.guarded(advance(gradients, state), state)
+        decayed = terms.decayed(direction(state), params)
+        return terms.rated(_trusted(decayed, params, 1.0)), state
 
     return Rule(optax.scale_by_adam(b1, b2, eps).init, update)
 
 
 def _sgd(momentum: float) -> Rule:
-    """Gradient descent, with momentum as `optax.trace` has it."""
+    """SGD, with momentum as in `optax.trace`."""
     trace = optax.trace(momentum)
 
-    def update(gradients, state, params, told):
-        state = told.kept(trace.update(gradients, state)[1], state)
-        return told.rated(told.decayed(state.trace, params)), state
+    def update(gradients: Leaves, state: Any, params: Leaves, terms: Terms) -> tuple[Leaves, Any]:
+        state = terms.guarded(trace.update(gradients, state)[1], state)
+        return terms.rated(terms.decayed(state.trace, params)), state
 
-    def plain(gradients, state, params, told):
-        return told.rated(told.decayed(gradients, params)), state
+    def plain(gradients: Leaves, state: Any, params: Leaves, terms: Terms) -> tuple[Leaves, Any]:
+        return terms.rated(terms.decayed(gradients, params)), state
 
     if not momentum:
         return Rule(lambda params: optax.EmptyState(), plain)
@@ -124,18 +129,18 @@ def _sgd(momentum: float) -> Rule:
 
 
 def _lars(momentum: float) -> Rule:
-    """Momentum of steps of 0.001 of their leaf's weights; those that do not decay as in SGD."""
+    """LARS: momentum of steps of 0.001 of their leaf's norm; leaves without decay as in SGD."""
     trace = optax.trace(momentum)
 
-    def update(gradients, state, params, told):
-        decayed = told.decayed(gradients, params)
+    def update(gradients: Leaves, state: Any, params: Leaves, terms: Terms) -> tuple[Leaves, Any]:
+        decayed = terms.decayed(gradients, params)
         # As its authors have it, biases and norms are left as they are.
         scaled = {
-            name: _trusted(leaf, params[name], 0.001) if told.decays.get(name) else leaf
+            name: _trusted(leaf, params[name], 0.001) if terms.decays.get(name) else leaf
             for name, leaf in decayed.items()
         }
-        steps, after = trace.update(told.rated(scaled), state)
-        return steps, told.kept(after, state)
+        steps, after = trace.update(terms.rated(scaled), state)
+        return steps, terms.guarded(after, state)
 
     return Rule(trace.init, update)
 
@@ -147,13 +152,13 @@ def _trusted(directions: Any, params: Any, share: float) -> Any:
 
 
 def _lion(b1: float, b2: float) -> Rule:
-    """The sign of a momentum."""
-    return _descends(optax.scale_by_lion(b1, b2))
+    """Lion: the sign of a momentum."""
+    return descends(optax.scale_by_lion(b1, b2))
 
 
 def _adafactor() -> Rule:
-    """Adam without momentum, whose squares are two vectors a matrix; steps relative to weights."""
-    return _descends(
+    """Adafactor: factored second moments, no momentum; steps relative to the weights' norm."""
+    return descends(
         optax.chain(
             optax.scale_by_factored_rms(),
             optax.clip_by_block_rms(1.0),
@@ -163,7 +168,7 @@ def _adafactor() -> Rule:
 
 
 def _muon(momentum: float, **adam: float) -> Rule:
-    """A momentum with all its singular values near 1; AdamW's numbers are the other leaves'."""
+    """Muon: momentum orthogonalised by Newton-Schulz; AdamW's numbers are for the other leaves."""
     del adam
     matrix = contrib.MuonDimensionNumbers(reduction_axis=0, output_axis=1)  # kernels are [I, O]
     direction = contrib.scale_by_muon(
@@ -175,36 +180,41 @@ def _muon(momentum: float, **adam: float) -> Rule:
         inside, outside = leaf.shape
         return leaf * max(1.0, outside / inside) ** 0.5
 
-    return _descends(optax.chain(direction, optax.stateless(lambda d, p: jax.tree.map(wide, d))))
+    return descends(optax.chain(direction, optax.stateless(lambda d, p: jax.tree.map(wide, d))))
 
 
 def _schedule_free(b1: float, b2: float, eps: float) -> Rule:
-    """AdamW whose gradients are taken between where it goes and the average of where it was."""
+    """Schedule-free AdamW: gradients at a point between its iterate and the iterates' average."""
     squares = optax.scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True)
 
-    def around(told: Told | None) -> optax.GradientTransformationExtraArgs:
-        def step(gradients, state, params=None):
-            assert told is not None, "only a step descends"
+    def around(terms: Terms | None) -> optax.GradientTransformationExtraArgs:
+        def step(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+            assert terms is not None, "only a step descends"
             directions, state = squares.update(gradients, state, params)
-            return told.rated(told.decayed(directions, params)), state
+            return terms.rated(terms.decayed(directions, params)), state
 
         base = optax.GradientTransformation(squares.init, step)
-        rate = 0.0 if told is None else lambda count: told.rate
+        rate = 0.0 if terms is None else lambda count: terms.rate
         return contrib.schedule_free(base, rate, b1)
 
-    def update(gradients, state, params, told):
-        steps, after = around(told).update(gradients, state, params)
-        return steps, told.kept(after, state)
+    def update(gradients: Leaves, state: Any, params: Leaves, terms: Terms) -> tuple[Leaves, Any]:
+        steps, after = around(terms).update(gradients, state, params)
+        return steps, terms.guarded(after, state)
 
     return Rule(around(None).init, update)
 
 
-def _descends(direction: optax.GradientTransformation) -> Rule:
-    """The rule that descends along what an optax transformation gives, decay on top."""
+def descends(direction: optax.GradientTransformation) -> Rule:
+    """Make the rule that descends along an optax transformation's output, with decay on top.
 
-    def update(gradients, state, params, told):
+    Args:
+        direction: gradients -> directions, neither negated nor scaled by a rate, such as
+            `optax.scale_by_adam()`.
+    """
+
+    def update(gradients: Leaves, state: Any, params: Leaves, terms: Terms) -> tuple[Leaves, Any]:
         directions, after = direction.update(gradients, state, params)
-        return told.rated(told.decayed(directions, params)), told.kept(after, state)
+        return terms.rated(terms.decayed(directions, params)), terms.guarded(after, state)
 
     return Rule(direction.init, update)
 
@@ -222,18 +232,18 @@ RULES: Mapping[str, Callable[..., Rule]] = {
 
 
 def scored(opt_state: Any, params: Leaves) -> Leaves:
-    """What is scored of the parameters: of those that a schedule-free rule moves, their average.
+    """Take the parameters to score: of those that a schedule-free rule moves, their average.
 
     Args:
         opt_state: the whole optimizer's state.
         params: the trained parameters.
     """
     kind = contrib.ScheduleFreeState
-    found = dict(params)
+    result = dict(params)
     for part in jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kind)):
         if isinstance(part, kind):
             own = {n: z for n, z in part.z.items() if not isinstance(z, optax.MaskedNode)}
-            found |= contrib.schedule_free_eval_params(
+            result |= contrib.schedule_free_eval_params(
                 part._replace(z=own), {name: params[name] for name in own}
             )
-    return found
+    return result

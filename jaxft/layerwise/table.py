@@ -1,4 +1,4 @@
-"""The LayerTable: what each parameter's group, depth, rate and decay are, and whether it trains.
+"""The LayerTable: each parameter's group, depth, rate and decay, and the parameters that train.
 
 Depth counts from the input: 0 the embeddings, i + 1 block i, n + 1 the final norm and the head.
 Where a model has several towers, depth is counted and decayed in each by itself.
@@ -12,14 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxft.config.optimizer import OptimizerSection
-from jaxft.config.recipe import Group, LayerDecaySection, ScheduleSection
 from jaxft.errors import UserError
-from jaxft.layerwise.defaults import check_matrices, rest_ratio, state_size
+from jaxft.layerwise.defaults import ADAMW, check_matrices, rest_ratio, state_size
 from jaxft.layerwise.depth import depth_multiplier
-from jaxft.tree import natural_order, select
-
-REST, BASE = "rest", "base"
+from jaxft.layerwise.groups import BASE, REST, Group, find_owners
+from jaxft.layerwise.schedules import CONSTANT, Multiplier, Schedule, schedule_kind
+from jaxft.tree import natural_order
 
 
 @dataclass(frozen=True)
@@ -31,16 +29,17 @@ class GroupRow:
         trainable: False for a frozen group.
         peak_rate: the schedule's highest rate, before multipliers; 0 where frozen.
         algorithm: the optimizer's name.
-        weight_decay: decay per unit of rate, for the group's leaves that decay.
-        schedule: the schedule section that drives it.
+        weight_decay: decay per unit of rate, for the group's leaves that decay; None where the
+            optimizer has one for all.
+        schedule: of its rate.
     """
 
     name: str
     trainable: bool
     peak_rate: float
     algorithm: str
-    weight_decay: float
-    schedule: ScheduleSection
+    weight_decay: float | None
+    schedule: Schedule | Multiplier
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class LeafRow:
 
     Attributes:
         multiplier: layer decay x `lr_mult`; 0 where frozen.
-        decays: whether weight decay acts.
+        decays: True where weight decay acts.
         since: the phase since which it trains without a break.
     """
 
@@ -95,15 +94,20 @@ class LayerTable:
         return tuple(group for group in self.groups if group.name in owning)
 
     def multipliers(self) -> np.ndarray:
-        """One multiplier a trainable leaf, in the order of `trainable`: `[leaves]` float32."""
+        """List one multiplier a trainable leaf, in the order of `trainable`: `[leaves]` float32."""
         return np.array([row.multiplier for row in self.leaves if row.trainable], np.float32)
 
-    def weight_decays(self) -> np.ndarray:
-        """One weight decay a training group: `[groups]` float32."""
-        return np.array([group.weight_decay for group in self.training_groups], np.float32)
+    def weight_decays(self, default: float = 0.0) -> np.ndarray:
+        """List one weight decay a training group: `[groups]` float32.
+
+        Args:
+            default: of the groups that have none of their own.
+        """
+        decays = [group.weight_decay for group in self.training_groups]
+        return np.array([default if one is None else one for one in decays], np.float32)
 
     def fastest(self, multipliers: np.ndarray) -> np.ndarray:
-        """The highest multiplier in each training group: `[groups]` float32.
+        """Find the highest multiplier in each training group: `[groups]` float32.
 
         Args:
             multipliers: `[leaves]`, in the order of `trainable`.
@@ -114,21 +118,21 @@ class LayerTable:
         )
 
     def trunk(self) -> tuple[str, ...]:
-        """The frozen prefix: frozen leaves below the lowest depth at which anything trains."""
+        """List the frozen prefix: frozen leaves below the lowest depth at which anything trains."""
         lowest = min((leaf.depth for leaf in self.leaves if leaf.trainable), default=0)
         return tuple(leaf.name for leaf in self.leaves if leaf.depth < lowest)
 
-    def summary(self) -> list[dict]:
-        """One row a group, for people and the report; a peak rate is that of its fastest leaf."""
+    def summary(self) -> list[dict[str, Any]]:
+        """Describe each group in a row; its peak rate is that of its fastest leaf."""
         return [self._summarise(group) for group in self.groups if self._owned(group.name)]
 
     def _owned(self, group: str) -> list[LeafRow]:
         return [leaf for leaf in self.leaves if leaf.group == group]
 
-    def _summarise(self, group: GroupRow) -> dict:
+    def _summarise(self, group: GroupRow) -> dict[str, Any]:
         owned = self._owned(group.name)
         count = sum(leaf.parameters for leaf in owned)
-        kept = [state_size(group.algorithm, one.name, one.shape) for one in owned if one.trainable]
+        sizes = [state_size(group.algorithm, one.name, one.shape) for one in owned if one.trainable]
         return {
             "name": group.name,
             "depths": [min(leaf.depth for leaf in owned), max(leaf.depth for leaf in owned)],
@@ -137,15 +141,15 @@ class LayerTable:
             "trainable": group.trainable,
             "peak_rate": group.peak_rate * max(leaf.multiplier for leaf in owned),
             "lowest_peak_rate": group.peak_rate * min(leaf.multiplier for leaf in owned),
-            "schedule": group.schedule.kind if group.trainable else None,
+            "schedule": schedule_kind(group.schedule) if group.trainable else None,
             "optimizer": group.algorithm if group.trainable else None,
             "weight_decay": group.weight_decay if group.trainable else None,
             "decayed_leaves": sum(leaf.decays for leaf in owned),
-            "optimizer_bytes": 4 * sum(kept),
+            "optimizer_bytes": 4 * sum(sizes),
         }
 
-    def rows(self) -> list[dict]:
-        """One row a parameter, for the report."""
+    def rows(self) -> list[dict[str, Any]]:
+        """Describe each parameter in a row, for the report."""
         groups = {group.name: group for group in self.groups}
         return [
             {
@@ -169,11 +173,15 @@ def build_table(
     *,
     depths: Mapping[str, int],
     tops: Mapping[str, int],
-    no_decay: Sequence[str],
-    groups: Sequence[Group],
-    layer_decay: LayerDecaySection,
-    optimizer: OptimizerSection,
-    schedule: ScheduleSection,
+    no_decay: Collection[str],
+    groups: Sequence[Group] = (),
+    layer_decay: float = 1.0,
+    preset: str = "mae",
+    lr: float,
+    algorithm: str = ADAMW,
+    adam_lr: float | None = None,
+    weight_decay: float | None = None,
+    schedule: Schedule | Multiplier = CONSTANT,
     only: Collection[str] | None = None,
     ratios: Mapping[str, float] | None = None,
     batch_factor: float = 1.0,
@@ -184,44 +192,42 @@ def build_table(
         shapes: name -> anything with `.shape` and `.dtype`.
         depths: name -> depth in its tower, from the family.
         tops: name -> the depth of its tower's top: number of blocks + 1.
-        no_decay: the names that weight decay skips unless the config says otherwise.
-        groups, layer_decay, optimizer, schedule: the config's sections.
+        no_decay: the names that weight decay skips.
+        groups: in order.
+        layer_decay: multiplies rates once a layer down; 1 is off.
+        preset: counts layers and exponents: timm, mae, electra or ulmfit; see `depth_multiplier`.
+        lr: peak rate of groups without their own.
+        algorithm: the update rule of groups without their own.
+        adam_lr: peak rate of the leaves that Muon leaves to AdamW; None for the group's.
+        weight_decay: of groups without their own; None leaves it to the optimizer.
+        schedule: of groups without their own.
         only: the parameters that groups are made of, as an adapter has it; all others are the
             frozen group `base`. None for all.
         ratios: what multiplies the rate of single parameters.
-        batch_factor: what multiplies all rates: see `OptimizerSection.batch_factor`.
+        batch_factor: multiplies all rates, as they scale with the batch size.
 
     Raises:
         UserError: a pattern or depth range that matches nothing, a group that owns nothing, or
             nothing left to train.
     """
     names = natural_order(shapes)
-    if optimizer.no_decay != "auto":
-        where = "optimizer.no_decay"
-        no_decay = [n for pattern in optimizer.no_decay for n in select(pattern, names, where)]
-    owner = _owners(names, depths, groups, only)
+    owner = find_owners(names, depths, groups, only)
     if only is not None:
-        groups = [*groups, Group(name=BASE, match=".*", freeze=True)]
+        groups = [*groups, Group(BASE, match=".*", freeze=True)]
     by_name = {group.name: group for group in groups}
     skipped, ratios = set(no_decay), ratios or {}
 
     def leaf(name: str) -> LeafRow:
-        group, preset, rate = by_name.get(owner[name]), layer_decay.preset, layer_decay.rate
+        group, shape = by_name.get(owner[name]), tuple(shapes[name].shape)
         frozen, mult = (False, 1.0) if group is None else (group.freeze, group.lr_mult)
-        decay = depth_multiplier(preset, rate, depths[name], tops[name], name)
-        of_rule = rest_ratio(rows[owner[name]], optimizer.adam_lr, name, tuple(shapes[name].shape))
-        return LeafRow(
-            name=name,
-            shape=tuple(shapes[name].shape),
-            dtype=str(np.dtype(shapes[name].dtype)),
-            group=owner[name],
-            depth=depths[name],
-            trainable=not frozen,
-            multiplier=0.0 if frozen else decay * mult * ratios.get(name, 1.0) * of_rule,
-            decays=name not in skipped,
-        )
+        decay = depth_multiplier(preset, layer_decay, depths[name], tops[name], name)
+        of_rule = rest_ratio(rows[owner[name]], adam_lr, name, shape)
+        multiplier = 0.0 if frozen else decay * mult * ratios.get(name, 1.0) * of_rule
+        trained = (owner[name], depths[name], not frozen, multiplier, name not in skipped)
+        return LeafRow(name, shape, str(np.dtype(shapes[name].dtype)), *trained)
 
-    rows = {row.name: row for row in _group_rows(groups, optimizer, schedule)}
+    rest = GroupRow(REST, True, lr, algorithm, weight_decay, schedule)
+    rows = {row.name: row for row in (*(_row(group, rest) for group in groups), rest)}
     scaled = [replace(row, peak_rate=row.peak_rate * batch_factor) for row in rows.values()]
     table = LayerTable(tuple(map(leaf, names)), tuple(scaled))
     check_matrices(table.leaves, table.training_groups)
@@ -230,70 +236,14 @@ def build_table(
     return table
 
 
-def _group_rows(groups: Sequence[Group], optimizer: OptimizerSection, schedule: ScheduleSection):
-    rows = [
-        GroupRow(
-            name=group.name,
-            trainable=not group.freeze,
-            peak_rate=0.0 if group.freeze else (optimizer.lr if group.lr is None else group.lr),
-            algorithm=group.optimizer or optimizer.name,
-            weight_decay=(
-                optimizer.weight_decay if group.weight_decay is None else group.weight_decay
-            ),
-            schedule=group.schedule or schedule,
-        )
-        for group in groups
-    ]
-    rest = GroupRow(REST, True, optimizer.lr, optimizer.name, optimizer.weight_decay, schedule)
-    return (*rows, rest)
-
-
-def _owners(
-    names: Sequence[str],
-    depths: Mapping[str, int],
-    groups: Sequence[Group],
-    only: Collection[str] | None,
-) -> dict[str, str]:
-    owner: dict[str, str] = {}
-    for index, group in enumerate(groups):
-        where = f"groups[{index}] ({group.name})"
-        matched = _matched(group, names, depths, where)
-        if only is not None:
-            if group.name == BASE:
-                raise UserError(
-                    f"{where}: '{BASE}' is what an adapter leaves frozen.", "Rename it."
-                )
-            matched = [name for name in matched if name in only]
-            if not matched:
-                raise UserError(
-                    f"{where}: the adapter leaves all that it matches frozen.",
-                    "Leave the group out; what trains is the adapter and the head.",
-                )
-        fresh = [name for name in matched if name not in owner]
-        if not fresh:
-            earlier = owner[matched[0]]
-            raise UserError(
-                f"{where}: group '{earlier}' above it already owns all that it matches.",
-                "The first match owns a parameter: put the narrower group first.",
-            )
-        owner.update((name, group.name) for name in fresh)
-    left = {name: REST if only is None or name in only else BASE for name in names}
-    return left | owner
-
-
-def _matched(
-    group: Group, names: Sequence[str], depths: Mapping[str, int], where: str
-) -> list[str]:
-    if group.match is not None:
-        patterns = [group.match] if isinstance(group.match, str) else group.match
-        found = {name for p in patterns for name in select(p, names, f"{where}.match")}
-        return [name for name in names if name in found]
-    low, high = group.depth or (0, 0)  # the config makes sure of one of the two
-    found = {name for name in names if low <= depths[name] <= high}
-    highest = max(depths.values())
-    if not found or high > highest:
-        raise UserError(
-            f"{where}.depth: [{low}, {high}] is outside this model's depths.",
-            f"They run from 0 (embeddings) to {highest} (head).",
-        )
-    return [name for name in names if name in found]
+def _row(group: Group, rest: GroupRow) -> GroupRow:
+    """Make a group's row, in which `rest` says what the group does not."""
+    lr = rest.peak_rate if group.lr is None else group.lr
+    return GroupRow(
+        name=group.name,
+        trainable=not group.freeze,
+        peak_rate=0.0 if group.freeze else lr,
+        algorithm=group.optimizer or rest.algorithm,
+        weight_decay=rest.weight_decay if group.weight_decay is None else group.weight_decay,
+        schedule=group.schedule or rest.schedule,
+    )

@@ -84,7 +84,7 @@ class Stage:
     def rates(self, step: int) -> Rates:
         """What the members' optimizers are told at a step, `[K, ...]`."""
         paced = [
-            own * one.phase.pace(step)
+            own * one.phase.lr_scale_at(step)
             for own, one in zip(self._multipliers, self.builds, strict=True)
         ]
         return Rates(self._rates[:, step], np.stack(paced).astype(np.float32), self._decay)

@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxft.config.durations import Duration
-from jaxft.config.recipe import PhaseSection
+from jaxft.durations import Duration
 from jaxft.engine.setup import Build
-from jaxft.layerwise.phases import Phase, within
+from jaxft.layerwise.phases import Phase, PhaseSpec, within
 
 KIND = "freeze"  # of the events
 LOOKS = 10  # steps of an interval whose layers are looked at, at least
@@ -94,10 +93,8 @@ def freeze_below(built: Build, step: int, depth: int) -> Build:
     if len(chosen) == len(last.table.trainable):
         return built
     index, total = last.index + 1, built.length.total_steps
-    section = PhaseSection(
-        until=Duration(100, "percent"), depth=(depth, built.model.num_depths - 1)
-    )
-    following = Phase(index, step, total, section, within(last.table, chosen, last.table, index))
+    spec = PhaseSpec(Duration(100, "percent"), depth=(depth, built.model.num_depths - 1))
+    following = Phase(index, step, total, spec, within(last.table, chosen, last.table, index))
     phases = (*built.phases[:-1], replace(last, stop=step), following)
     return replace(built, phases=phases).in_phase(built.phase.index)
 

@@ -62,7 +62,7 @@ def see_layers(stage: Stage, state: TrainState, step: int, metrics: dict[str, An
     if not stage.looks_at(step):
         return Seen(norms, None)
     told = stage.rates(step - 1)
-    return Seen(norms, look(state, told, built.table, built.config.optimizer, built.mesh))
+    return Seen(norms, look(state, told, built.table, built.config.optimizer.adam, built.mesh))
 
 
 def write_layers(log: EventLog, stage: Stage, step: int, seen: Seen, norm: float) -> None:

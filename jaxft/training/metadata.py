@@ -113,7 +113,7 @@ def rates_json(built: Build) -> dict[str, Any]:
         for place in np.flatnonzero(inside):
             driven = np.zeros(len(names))
             driven[columns] = one.rates[steps[place]]
-            rate = driven[of] * one.table.multipliers() * one.phase.pace(steps[place])
+            rate = driven[of] * one.table.multipliers() * one.phase.lr_scale_at(steps[place])
             np.maximum.at(rates[place], of, rate)
             np.maximum.at(by_depth[place], at, rate)
     return {

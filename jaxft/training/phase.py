@@ -48,7 +48,7 @@ class Stage:
 
     def rates(self, step: int) -> Rates:
         """What the optimizer is told at a step."""
-        multipliers = self.multipliers * self.built.phase.pace(step)
+        multipliers = self.multipliers * self.built.phase.lr_scale_at(step)
         origin = {name: self.start[name] for name in pulled(self.built)}
         pull = np.float32(self.built.config.regularise.l2_sp) if origin else None
         return Rates(self.built.rates[step], multipliers, self.weight_decay, origin, pull)

@@ -10,9 +10,9 @@ from jaxft.config.load import parse_config
 from jaxft.device.chips import TPUS
 from jaxft.device.mesh import batch_sharding, place_batch
 from jaxft.device.mesh_auto import choose_mesh, state_bytes
+from jaxft.engine.compute import copies_of
 from jaxft.engine.cost import kept_bytes
 from jaxft.engine.initial_state import initial_state, load_params
-from jaxft.engine.mesh_setup import copies_of
 from jaxft.engine.remat import choose_remat, first_that_fits, taken, with_remat
 from jaxft.engine.setup import build
 from jaxft.errors import UserError

@@ -17,9 +17,8 @@ from jaxft.config.optimizer import OptimizerSection
 from jaxft.config.recipe import Group, LayerDecaySection, ScheduleSection
 from jaxft.device.mesh import batch_sharding, make_mesh, place_batch
 from jaxft.engine.initial_state import frozen_params, initial_state, state_shardings
+from jaxft.engine.recipe import optimizer_from, table_from
 from jaxft.engine.step import Rates, make_train_step
-from jaxft.layerwise.optimizer import make_optimizer
-from jaxft.layerwise.table import build_table
 from jaxft.models import load as registry
 from jaxft.models.layers.partition import partition
 from jaxft.models.tower.tower import Compute
@@ -70,7 +69,7 @@ def losses(pair: Pair, sizes: tuple[int, int, int], name: str, trunk: bool) -> n
     model = registry.load(pair.folder, sharding=lambda name, shape, axes: shardings[name])
     section = OptimizerSection(name=name, clip=1.0, weight_decay=0.1)
     groups = [Group(name="trunk", depth=(0, 1), freeze=True)] if trunk else []
-    table = build_table(
+    table = table_from(
         model.params,
         depths=model.depths,
         tops=model.tops,
@@ -86,7 +85,7 @@ def losses(pair: Pair, sizes: tuple[int, int, int], name: str, trunk: bool) -> n
         shardings=shardings,
         model=model,
         table=table,
-        optimizer=make_optimizer(table, section),
+        optimizer=optimizer_from(table, section),
         compute=compute,
         phase=SimpleNamespace(index=0),
         phases=(SimpleNamespace(table=table),),

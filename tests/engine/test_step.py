@@ -9,10 +9,9 @@ import pytest
 from jaxft.config.optimizer import OptimizerSection
 from jaxft.config.recipe import Group, LayerDecaySection, ScheduleSection
 from jaxft.device.mesh import batch_sharding, make_mesh, place_batch, replicated
+from jaxft.engine.recipe import optimizer_from, table_from
 from jaxft.engine.state import TrainState
 from jaxft.engine.step import Rates, make_eval_step, make_train_step
-from jaxft.layerwise.optimizer import make_optimizer
-from jaxft.layerwise.table import build_table
 
 SHAPES = {"body/kernel": (4, 3), "body/bias": (3,), "head/kernel": (3, 2)}
 DEPTHS = {"body/kernel": 0, "body/bias": 0, "head/kernel": 1}
@@ -37,7 +36,7 @@ class Toy:
     def __init__(self, *, accumulate=1, ema=None, groups=(), objective=objective, **optimizer):
         self.table = table_of(groups, **optimizer)
         self.objective = objective
-        self.optimizer = make_optimizer(self.table, OptimizerSection(**optimizer))
+        self.optimizer = optimizer_from(self.table, OptimizerSection(**optimizer))
         self.mesh = make_mesh(1, 1, 1, jax.devices()[:1])
         draw = np.random.default_rng(0)
         self.params = {
@@ -82,7 +81,7 @@ class Toy:
 
 def table_of(groups=(), layer_decay=None, schedule=None, **optimizer):
     shapes = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in SHAPES.items()}
-    return build_table(
+    return table_from(
         shapes,
         depths=DEPTHS,
         tops=dict.fromkeys(DEPTHS, 1),

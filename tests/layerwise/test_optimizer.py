@@ -9,8 +9,7 @@ import torch
 
 from jaxft.config.optimizer import OptimizerSection
 from jaxft.config.recipe import Group, LayerDecaySection, ScheduleSection
-from jaxft.layerwise.optimizer import make_optimizer
-from jaxft.layerwise.table import build_table
+from jaxft.engine.recipe import optimizer_from, table_from
 
 SHAPES = {"low/kernel": (4, 3), "low/bias": (3,), "top/kernel": (3, 2), "top/bias": (2,)}
 DEPTHS = {"low/kernel": 0, "low/bias": 0, "top/kernel": 1, "top/bias": 1}
@@ -25,7 +24,7 @@ class Run:
     def __init__(self, groups=(), layer_decay=None, shapes=SHAPES, depths=DEPTHS, **optimizer):
         section = OptimizerSection(**{"clip": None, "weight_decay": 0.0, **optimizer})
         names = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
-        self.table = build_table(
+        self.table = table_from(
             names,
             depths=depths,
             tops=dict.fromkeys(depths, max(depths.values())),
@@ -38,7 +37,7 @@ class Run:
         draw = np.random.default_rng(0)
         whole = {n: jnp.asarray(draw.normal(size=s), jnp.float32) for n, s in shapes.items()}
         self.params = {name: whole[name] for name in self.table.trainable}
-        self.optimizer = make_optimizer(self.table, section)
+        self.optimizer = optimizer_from(self.table, section)
         self.state = self.optimizer.init(self.params)
 
     def step(self, gradients, rates=None):

@@ -18,7 +18,7 @@ from jaxft.engine.trained import open_trained
 from jaxft.errors import UserError
 from jaxft.export.export import export
 from jaxft.inference.score import score
-from jaxft.layerwise.phases import phase_sections
+from jaxft.layerwise.phases import phase_specs
 from jaxft.models.load import load
 from jaxft.runs.checkpoint import Checkpoints
 from jaxft.training.phase import Ahead, Stage, make_stage, next_stage
@@ -130,7 +130,7 @@ def test_recipes_are_phases(folder):
     first, second = build(config_of(folder, "lp_ft"), devices=ONE).phases
     assert (first.stop, second.stop) == (4, 12)
     assert len(second.table.trainable) == len(second.table.leaves)
-    gradual = phase_sections("gradual_unfreezing", top=3, epochs=9)
+    gradual = phase_specs("gradual_unfreezing", top=3, epochs=9)
     assert [section.depth for section in gradual] == [(3, 3), (2, 3), (1, 3), (0, 3)]
     assert [str(section.until) for section in gradual] == [
         "1 epoch",
@@ -138,7 +138,7 @@ def test_recipes_are_phases(folder):
         "3 epochs",
         "100%",
     ]
-    assert [s.depth for s in phase_sections("gradual_unfreezing", top=3, epochs=2)] == [
+    assert [s.depth for s in phase_specs("gradual_unfreezing", top=3, epochs=2)] == [
         (3, 3),
         (2, 3),
     ]
@@ -172,7 +172,7 @@ def test_freeze_out_stops_each_depth_when_its_rate_is_zero(folder):
     assert embeddings is None
     np.testing.assert_allclose(head, 5e-4 * (1 + cos(np.pi * 7 / 12)), rtol=1e-6)
     plain = freeze_out(folder, {"first": 0.5, "power": 1, "scaled": False})
-    assert set(plain.phase.pace(0).tolist()) == {1.0}
+    assert set(plain.phase.lr_scale_at(0).tolist()) == {1.0}
 
 
 def test_freeze_out_is_cubic_and_lasts_to_the_end(folder):

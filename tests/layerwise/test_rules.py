@@ -12,12 +12,11 @@ from optax import contrib
 from jaxft.config.optimizer import NUMBERS, OptimizerSection
 from jaxft.config.recipe import Group, LayerDecaySection, ScheduleSection
 from jaxft.engine.initial_state import carry_state
+from jaxft.engine.recipe import optimizer_from, table_from
 from jaxft.errors import UserError
 from jaxft.layerwise.defaults import is_matrix
-from jaxft.layerwise.optimizer import make_optimizer
 from jaxft.layerwise.phases import within
 from jaxft.layerwise.rules import scored
-from jaxft.layerwise.table import build_table
 from jaxft.models import load as registry
 from jaxft.models.tower.tower import Compute
 from tests.layerwise.test_optimizer import Run, gradients_at
@@ -62,7 +61,7 @@ class Tiny:
     def run(self, name: str, gradient, **optimizer):
         """Where ten steps of a rule of ours end, and its state."""
         section = OptimizerSection(name=name, clip=None, weight_decay=DECAY, **optimizer)
-        table = build_table(
+        table = table_from(
             self.model.params,
             depths=self.model.depths,
             tops=self.model.tops,
@@ -72,7 +71,7 @@ class Tiny:
             optimizer=section.model_copy(update={"lr": RATE}),
             schedule=ScheduleSection(),
         )
-        ours = make_optimizer(table, section)
+        ours = optimizer_from(table, section)
 
         @jax.jit
         def step(gradients, params, state):
@@ -282,7 +281,7 @@ def test_a_phase_keeps_every_rules_state_by_name():
         both = within(run.table, ["blocks/0/kernel", "blocks/0/bias"], first, 1)
         section = OptimizerSection(name=name)
         start = {"blocks/0/kernel": run.params["blocks/0/kernel"]}
-        optimizer = make_optimizer(first, section)
+        optimizer = optimizer_from(first, section)
         _, before = optimizer.update(
             {n: gradients_at(0, LARGE)[n] for n in start},
             optimizer.init(start),
@@ -291,7 +290,7 @@ def test_a_phase_keeps_every_rules_state_by_name():
             multipliers=jnp.ones(1),
             weight_decay=jnp.zeros(1),
         )
-        fresh = make_optimizer(both, section).init(
+        fresh = optimizer_from(both, section).init(
             {n: run.params[n] for n in ("blocks/0/kernel", "blocks/0/bias")}
         )
         after = by_path(carry_state(before, fresh))
@@ -341,7 +340,7 @@ def test_rates_follow_the_batch(rule, batch, factor):
     assert section.batch_factor(batch) == factor
     assert OptimizerSection(lr=1e-3).batch_factor(batch) == 1
     shapes = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in LARGE.items()}
-    table = build_table(
+    table = table_from(
         shapes,
         depths=DEPTHS,
         tops=dict.fromkeys(LARGE, 1),

@@ -1,23 +1,26 @@
 """Schedules against optax's own and against the values that their papers give."""
 
-from functools import partial
-
 import jax
 import numpy as np
 import optax
 import pytest
 
-from jaxft.config.load import resolve_steps
 from jaxft.config.optimizer import OptimizerSection
 from jaxft.config.recipe import Group, LayerDecaySection, ScheduleSection
-from jaxft.engine.length import Length, resolve_rates, schedule_spec
+from jaxft.durations import Duration
+from jaxft.engine.length import Length, resolve_rates
+from jaxft.engine.recipe import as_schedule, table_from
 from jaxft.errors import UserError
 from jaxft.layerwise.phases import WHOLE, Phase
-from jaxft.layerwise.schedules import ScheduleSpec, make_schedule, rate_table
-from jaxft.layerwise.table import build_table
+from jaxft.layerwise.schedules import Schedule, make_schedule, rate_table
 
 TOTAL, WARMUP, PEAK, END, DECAY = 1000, 100, 0.01, 0.1, 200
 STEPS = [0, 1, 50, 99, 100, 101, 550, 799, 800, 801, 900, 999, 1000, 1001]
+
+
+def in_steps(kind, *, warmup=0, decay=0, **numbers):
+    """A schedule whose durations are in steps."""
+    return Schedule(kind, Duration(warmup, "steps"), decay=Duration(decay, "steps"), **numbers)
 
 
 def inverse_sqrt(step):
@@ -42,7 +45,7 @@ TWINS = {
 
 @pytest.mark.parametrize("kind", TWINS)
 def test_every_kind_is_its_twin(kind):
-    ours = make_schedule(ScheduleSpec(kind, warmup=WARMUP, end=END, decay=DECAY), PEAK, TOTAL)
+    ours = make_schedule(in_steps(kind, warmup=WARMUP, end=END, decay=DECAY), PEAK, TOTAL)
     for step in STEPS:
         assert float(ours(step)) == pytest.approx(float(TWINS[kind](step)), abs=1e-6 * PEAK), step
 
@@ -59,7 +62,7 @@ def test_every_kind_is_its_twin(kind):
 )
 def test_values_at_the_knots(kind, wanted):
     """At step 0, the end of warm-up, half of the rest, the end and one after."""
-    spec = ScheduleSpec(kind, warmup=WARMUP, end=END, decay=DECAY)
+    spec = in_steps(kind, warmup=WARMUP, end=END, decay=DECAY)
     ours = make_schedule(spec, PEAK, TOTAL)
     for step, value in zip([0, 100, 550, 1000, 1001], wanted, strict=True):
         if value is not None:
@@ -68,14 +71,14 @@ def test_values_at_the_knots(kind, wanted):
 
 @pytest.mark.parametrize("kind", ["constant", "linear", "cosine", "wsd", "inverse_sqrt"])
 def test_without_warmup_the_first_step_is_the_peak(kind):
-    ours = make_schedule(ScheduleSpec(kind, decay=DECAY), PEAK, TOTAL)
+    ours = make_schedule(in_steps(kind, decay=DECAY), PEAK, TOTAL)
     assert float(ours(0)) == pytest.approx(PEAK)
     if kind in ("linear", "cosine", "wsd"):
         assert float(ours(TOTAL)) == pytest.approx(0, abs=1e-9)
 
 
 def test_slanted_triangular_has_the_papers_values():
-    ours = make_schedule(ScheduleSpec("slanted_triangular", cut_frac=0.1, ratio=32), PEAK, TOTAL)
+    ours = make_schedule(in_steps("slanted_triangular", cut_frac=0.1, ratio=32), PEAK, TOTAL)
     golden = {0: 3.125e-4, 50: 5.15625e-3, 100: 1e-2, 550: 5.15625e-3, 1000: 3.125e-4}
     for step, value in golden.items():
         assert float(ours(step)) == pytest.approx(value, rel=1e-6), step
@@ -83,7 +86,7 @@ def test_slanted_triangular_has_the_papers_values():
 
 @pytest.mark.parametrize("total", [1, 3, 7, 10, 999])
 def test_slanted_triangular_of_any_length_ends_where_it_began(total):
-    ours = make_schedule(ScheduleSpec("slanted_triangular"), PEAK, total)
+    ours = make_schedule(in_steps("slanted_triangular"), PEAK, total)
     values = np.array([float(ours(step)) for step in range(total + 1)])
     assert np.isfinite(values).all()
     assert values.max() == pytest.approx(PEAK, rel=1e-6)
@@ -94,31 +97,31 @@ def test_slanted_triangular_of_any_length_ends_where_it_began(total):
 
 @pytest.mark.parametrize("kind", ["constant", "linear", "cosine", "wsd", "inverse_sqrt"])
 def test_warmup_longer_than_the_run_is_an_error(kind):
-    make_schedule(ScheduleSpec(kind, warmup=TOTAL), PEAK, TOTAL)
+    make_schedule(in_steps(kind, warmup=TOTAL), PEAK, TOTAL)
     with pytest.raises(UserError, match="need 1001 steps, and the run has 1000"):
-        make_schedule(ScheduleSpec(kind, warmup=TOTAL + 1), PEAK, TOTAL)
+        make_schedule(in_steps(kind, warmup=TOTAL + 1), PEAK, TOTAL)
 
 
 def test_warmup_and_decay_that_overlap_are_an_error():
-    make_schedule(ScheduleSpec("wsd", warmup=800, decay=200), PEAK, TOTAL)
+    make_schedule(in_steps("wsd", warmup=800, decay=200), PEAK, TOTAL)
     with pytest.raises(UserError, match="need 1001 steps, and the run has 1000") as caught:
-        make_schedule(ScheduleSpec("wsd", warmup=801, decay=200), PEAK, TOTAL)
+        make_schedule(in_steps("wsd", warmup=801, decay=200), PEAK, TOTAL)
     assert "schedule.warmup" in str(caught.value)
 
 
 def test_slanted_triangular_takes_no_warmup():
     with pytest.raises(UserError, match="climbs by itself"):
-        make_schedule(ScheduleSpec("slanted_triangular", warmup=10), PEAK, TOTAL)
+        make_schedule(in_steps("slanted_triangular", warmup=10), PEAK, TOTAL)
 
 
 def test_an_unknown_kind_is_an_error():
     with pytest.raises(UserError, match="'sawtooth' is not a schedule"):
-        make_schedule(ScheduleSpec("sawtooth"), PEAK, TOTAL)
+        make_schedule(in_steps("sawtooth"), PEAK, TOTAL)
 
 
 def test_the_rate_table_is_every_schedule_at_every_step():
     kinds = ["constant", "linear", "cosine", "slanted_triangular"]
-    schedules = [make_schedule(ScheduleSpec(kind), PEAK, 50) for kind in kinds]
+    schedules = [make_schedule(in_steps(kind), PEAK, 50) for kind in kinds]
     rates = rate_table(schedules, 50)
     assert rates.shape == (51, 4)
     assert rates.dtype == np.float32
@@ -132,7 +135,7 @@ def test_a_config_resolves_into_rates_by_group():
     shapes = {
         name: jax.ShapeDtypeStruct((2, 2), np.float32) for name in ("low/a", "mid/b", "top/c")
     }
-    table = build_table(
+    table = table_from(
         shapes,
         depths={"low/a": 0, "mid/b": 1, "top/c": 2},
         tops=dict.fromkeys(shapes, 2),
@@ -155,7 +158,14 @@ def test_a_config_resolves_into_rates_by_group():
 @pytest.mark.parametrize(("written", "steps"), [("25%", 10), ("0.5 epochs", 10), (7, 7)])
 def test_durations_of_a_schedule_are_in_steps(written, steps):
     section = ScheduleSection(kind="wsd", warmup=written, decay=written)
-    spec = schedule_spec(section, steps=40, steps_per_epoch=20)
-    assert (spec.warmup, spec.decay) == (steps, steps)
-    resolve = partial(resolve_steps, total_steps=40, steps_per_epoch=20)
-    assert resolve(section.warmup) == steps
+    ours = make_schedule(as_schedule(section), 1.0, 40, 20)
+    wanted = make_schedule(in_steps("wsd", warmup=steps, decay=steps), 1.0, 40)
+    np.testing.assert_array_equal(rate_table([ours], 40), rate_table([wanted], 40))
+
+
+def test_a_function_is_a_schedule():
+    """Step -> multiplier of the peak."""
+    ours = make_schedule(optax.linear_schedule(1, 0, 40), PEAK, 40)
+    np.testing.assert_array_equal(
+        rate_table([ours], 40), rate_table([lambda step: PEAK * (1 - step / 40)], 40)
+    )

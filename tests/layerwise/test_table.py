@@ -9,8 +9,8 @@ import pytest
 
 from jaxft.config.optimizer import OptimizerSection
 from jaxft.config.recipe import Group, LayerDecaySection, ScheduleSection
+from jaxft.engine.recipe import table_from
 from jaxft.errors import UserError
-from jaxft.layerwise.table import build_table
 from jaxft.models.load import describe
 from tests.support.tiny import tiny_checkpoint
 
@@ -35,7 +35,7 @@ VIT = {
 
 def make_table(depths, groups=(), *, tops=None, no_decay=(), layer_decay=None, **optimizer):
     shapes = {name: jax.ShapeDtypeStruct((4, 2), np.float32) for name in depths}
-    return build_table(
+    return table_from(
         shapes,
         depths=depths,
         tops=tops or dict.fromkeys(depths, max(depths.values())),
@@ -293,7 +293,7 @@ def bert(tmp_path_factory):
 
 
 def bert_table(bert, no_decay="auto"):
-    return build_table(
+    return table_from(
         bert.params,
         depths=bert.depths,
         tops=bert.tops,

@@ -7,7 +7,7 @@ import pytest
 
 from jaxft.config.optimizer import OptimizerSection
 from jaxft.config.recipe import LayerDecaySection, ScheduleSection
-from jaxft.layerwise.table import build_table
+from jaxft.engine.recipe import table_from
 from jaxft.models import load as registry
 from tests.models.test_vit import make
 
@@ -69,7 +69,7 @@ def test_layer_decay_is_timms(model_type, tmp_path):
     expected = timms_scales(model_type)
     make(model_type, tmp_path, image_size=12, patch_size=3, num_hidden_layers=4)
     model = registry.describe(str(tmp_path))
-    table = build_table(
+    table = table_from(
         model.params,
         depths=model.depths,
         tops=model.tops,

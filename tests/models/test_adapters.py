@@ -16,9 +16,9 @@ import jaxft
 from jaxft.cli.main import main
 from jaxft.config.sections import AdapterSection
 from jaxft.device.mesh import batch_sharding, place_batch
-from jaxft.engine.compute import chosen_leaves
 from jaxft.engine.cost import count_flops
 from jaxft.engine.initial_state import initial_state, load_params
+from jaxft.engine.recipe import chosen_leaves
 from jaxft.engine.setup import build
 from jaxft.engine.trained import make_task, open_checkpoints, open_trained
 from jaxft.errors import UserError

@@ -15,9 +15,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxft.config.optimizer import OptimizerSection
 from jaxft.config.recipe import LayerDecaySection, ScheduleSection
 from jaxft.engine.cost import count_flops
-from jaxft.layerwise.optimizer import carry_state, make_optimizer
+from jaxft.engine.recipe import optimizer_from, table_from
+from jaxft.layerwise.optimizer import carry_state
 from jaxft.layerwise.phases import within
-from jaxft.layerwise.table import LayerTable, build_table
+from jaxft.layerwise.table import LayerTable
 from jaxft.models import load as registry
 from jaxft.models.adapters.low_rank import Adapter, is_adapter
 from jaxft.models.tower.tower import Compute, Part
@@ -172,7 +173,7 @@ def test_starting_where_the_trunk_ends_equals_the_whole(classifier):
 def table_of(pair: Pair) -> LayerTable:
     """Everything trains, each depth at 0.9 of the rate of the one above, without weight decay."""
     model = pair.ours
-    return build_table(
+    return table_from(
         model.params,
         depths=model.depths,
         tops=model.tops,
@@ -193,7 +194,7 @@ def test_a_phase_switch_keeps_what_trained_and_starts_the_rest_afresh(classifier
     for table in (first, within(whole, list(params), first, 1)):
         names = list(table.trainable)
         trained = {name: params[name] for name in names}
-        optimizer = make_optimizer(table, OptimizerSection(clip=None, weight_decay=0.0))
+        optimizer = optimizer_from(table, OptimizerSection(clip=None, weight_decay=0.0))
         before, state = state, optimizer.init(trained)
         if before is not None:
             state = carry_state(before, state)

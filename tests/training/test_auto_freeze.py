@@ -9,7 +9,7 @@ import pytest
 from jaxft.config.load import parse_config
 from jaxft.engine.setup import build
 from jaxft.engine.trained import open_trained
-from jaxft.layerwise.phases import phase_sections
+from jaxft.layerwise.phases import phase_specs
 from jaxft.runs.checkpoint import Checkpoints
 from jaxft.training.auto_freeze import decide, freeze_below, lowest_to_train, with_decisions
 from jaxft.training.story import train
@@ -121,7 +121,7 @@ def test_a_resumed_run_decides_the_same(whole, tmp_path, step):
 
 def test_pipe_transformer_freezes_a_share_of_what_is_left():
     """The paper's code, for 12 blocks and a third: 4, 7, 9, 10, 11, 11, 12 of them."""
-    sections = phase_sections("pipe_transformer", top=13, epochs=8)
+    sections = phase_specs("pipe_transformer", top=13, epochs=8)
     assert [section.depth for section in sections] == [
         (0, 13),
         (5, 13),

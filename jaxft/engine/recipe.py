@@ -1,0 +1,200 @@
+"""A config's recipe as plain arguments: schedules, groups, layer table, optimizer and phases."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import optax
+
+from jaxft.config.load import Config
+from jaxft.config.optimizer import OptimizerSection
+from jaxft.config.recipe import Group as GroupSection
+from jaxft.config.recipe import LayerDecaySection, PhaseSection, ScheduleSection
+from jaxft.config.sections import AdapterSection
+from jaxft.errors import UserError
+from jaxft.layerwise.freeze_out import freeze_out_phases
+from jaxft.layerwise.groups import Group
+from jaxft.layerwise.optimizer import make_optimizer, rules_of
+from jaxft.layerwise.phases import Phase, PhaseSpec, make_phases, phase_specs
+from jaxft.layerwise.rules import make_rule
+from jaxft.layerwise.schedules import Schedule
+from jaxft.layerwise.table import LayerTable, build_table
+from jaxft.models.adapters.low_rank import is_adapter
+from jaxft.models.load import CLASS_HEADS, Model
+from jaxft.tree import natural_order, select
+
+
+def as_schedule(section: ScheduleSection | None) -> Schedule | None:
+    """Make a schedule of its section; None of none."""
+    return None if section is None else Schedule(**dict(section))
+
+
+def as_group(section: GroupSection) -> Group:
+    """Make a group of its section."""
+    return Group(**{**dict(section), "schedule": as_schedule(section.schedule)})
+
+
+def as_phase(section: PhaseSection) -> PhaseSpec:
+    """Make a phase of its section."""
+    return PhaseSpec(**{**dict(section), "schedule": as_schedule(section.schedule)})
+
+
+def table_from(
+    shapes: Mapping[str, Any],
+    *,
+    depths: Mapping[str, int],
+    tops: Mapping[str, int],
+    no_decay: Collection[str],
+    groups: Sequence[GroupSection],
+    layer_decay: LayerDecaySection,
+    optimizer: OptimizerSection,
+    schedule: ScheduleSection,
+    only: Collection[str] | None = None,
+    ratios: Mapping[str, float] | None = None,
+    batch_factor: float = 1.0,
+) -> LayerTable:
+    """Build a LayerTable from the sections of a config.
+
+    Args:
+        shapes, depths, tops, only, ratios, batch_factor: see `build_table`.
+        no_decay: the names that weight decay skips where `optimizer.no_decay` is auto.
+        groups, layer_decay, optimizer, schedule: the sections.
+
+    Raises:
+        UserError: see `build_table`.
+    """
+    if optimizer.no_decay != "auto":
+        where = "optimizer.no_decay"
+        no_decay = [n for p in optimizer.no_decay for n in select(p, natural_order(shapes), where)]
+    return build_table(
+        shapes,
+        depths=depths,
+        tops=tops,
+        no_decay=no_decay,
+        groups=[as_group(one) for one in groups],
+        layer_decay=layer_decay.rate,
+        preset=layer_decay.preset,
+        lr=optimizer.lr,
+        algorithm=optimizer.name,
+        adam_lr=optimizer.adam_lr,
+        weight_decay=optimizer.weight_decay,
+        schedule=Schedule(**dict(schedule)),
+        only=only,
+        ratios=ratios,
+        batch_factor=batch_factor,
+    )
+
+
+def make_table(config: Config, model: Model) -> LayerTable:
+    """Build a model's LayerTable under the config's groups, decay, optimizer and schedule."""
+    return table_from(
+        model.params,
+        depths=model.depths,
+        tops=model.tops,
+        no_decay=model.no_decay,
+        groups=config.groups,
+        layer_decay=config.layer_decay,
+        optimizer=config.optimizer,
+        schedule=config.schedule,
+        only=chosen_leaves(config.adapter, model),
+        ratios=rate_ratios(config.adapter, model),
+        batch_factor=config.optimizer.batch_factor(config.data.batch_size),
+    )
+
+
+def optimizer_from(
+    table: LayerTable, section: OptimizerSection
+) -> optax.GradientTransformationExtraArgs:
+    """Make the optimizer of a LayerTable with the numbers of the config's `optimizer`."""
+    rules = {name: make_rule(name, section.numbers(name)) for name in rules_of(table)}
+    return make_optimizer(table, rules, section.clip)
+
+
+def phases_from(
+    config: Config, model: Model, total_steps: int, steps_per_epoch: int
+) -> tuple[Phase, ...]:
+    """Lay out a run's phases, each at its own peak rate where it has one.
+
+    Args:
+        config: the run.
+        model: described or loaded.
+        total_steps: optimizer steps in the run.
+        steps_per_epoch: those in an epoch.
+    """
+
+    def table(rate: float | None) -> LayerTable:
+        if rate is None:
+            return make_table(config, model)
+        optimizer = config.optimizer.model_copy(update={"lr": rate})
+        return make_table(config.model_copy(update={"optimizer": optimizer}), model)
+
+    if config.phases == "auto_freeze" and len(model.towers) > 1:
+        raise UserError(
+            "phases: auto_freeze compares the layers of one tower, and this model has several.",
+            "Take freeze_out, which counts in each tower by itself.",
+        )
+    freezing = config.freezing
+    if config.phases == "freeze_out":
+        return freeze_out_phases(
+            table(None),
+            model.tops,
+            total_steps,
+            first=freezing.first,
+            power=freezing.power,
+            scaled=freezing.scaled,
+        )
+    asked = config.phases
+    specs = phase_specs(
+        asked if isinstance(asked, str) else [as_phase(one) for one in asked],
+        top=max(model.depths.values()),
+        epochs=total_steps / steps_per_epoch,
+        share=freezing.share,
+    )
+    return make_phases(specs, table=table, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+
+
+def chosen_leaves(section: AdapterSection, model: Model) -> frozenset[str] | None:
+    """Choose the leaves that may train under an adapter; None for all.
+
+    They are the adapter's own, or biases, and the head. The head is that of named classes, and whatever else the model ends in that is new: scores of
+    words come from the checkpoint and stay.
+
+    Raises:
+        UserError: the model has none of what the section's kind trains.
+    """
+    if section.kind is None:
+        return None
+    if section.kind == "bitfit":
+        own = {name for name in model.leaves if name.endswith("/bias")}
+        if not own:
+            raise UserError(
+                f"adapter.kind: bitfit trains biases, and a {model.model_type} has none.",
+                "Take lora.",
+            )
+    else:
+        own = {name for name in model.leaves if is_adapter(name)}
+        _check_kind(section, model)
+    new = {name for name in model.matching.new if model.depths[name] == model.tops[name]}
+    classes = {name for name in model.leaves if name.startswith("head/")}
+    return frozenset(own | new | (classes if model.head in CLASS_HEADS else set()))
+
+
+def _check_kind(section: AdapterSection, model: Model) -> None:
+    kinds = {one.dora for one in model.adapted.kernels.values()} if model.adapted else set()
+    if kinds != {section.kind == "dora"}:
+        there = "dora" if True in kinds else "lora"
+        raise UserError(
+            f"adapter.kind is {section.kind}, but '{section.checkpoint}' holds {there}.",
+            f"Write adapter.kind={there}.",
+        )
+
+
+def rate_ratios(section: AdapterSection, model: Model) -> dict[str, float]:
+    """Compute the ratios that LoRA+ multiplies rates by: parameter -> ratio.
+
+    Source: Hayou et al. (2024), https://arxiv.org/abs/2402.12354; as in their code, what is no
+    matrix goes with B.
+    """
+    faster = [n for n, leaf in model.leaves.items() if n.endswith("/lora_b") or len(leaf.shape) < 2]
+    return dict.fromkeys(faster, section.lr_ratio)
