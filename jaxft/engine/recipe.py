@@ -157,8 +157,8 @@ def phases_from(
 def chosen_leaves(section: AdapterSection, model: Model) -> frozenset[str] | None:
     """Choose the leaves that may train under an adapter; None for all.
 
-    They are the adapter's own, or biases, and the head. The head is that of named classes, and whatever else the model ends in that is new: scores of
-    words come from the checkpoint and stay.
+    They are the adapter's own, or biases, and the head: that of named classes, and whatever else
+    the model ends in that is new. Scores of words come from the checkpoint and stay.
 
     Raises:
         UserError: the model has none of what the section's kind trains.
