@@ -45,6 +45,16 @@ class Rates:
     origin: Any = field(default_factory=dict)
     pull: Any = None
 
+    def arguments(self) -> dict[str, Any]:
+        """Name them as the optimizer's `update` takes them."""
+        return {
+            "rates": self.rates,
+            "multipliers": self.multipliers,
+            "weight_decay": self.weight_decay,
+            "anchor": self.origin,
+            "anchor_decay": self.pull,
+        }
+
 
 jax.tree_util.register_dataclass(
     Rates,
@@ -123,15 +133,7 @@ def step_function(
         grad_norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss_sum) & jnp.isfinite(grad_norm)
         updates, opt_state = optimizer.update(
-            gradients,
-            state.opt_state,
-            state.trainable,
-            finite=finite,
-            rates=rates.rates,
-            multipliers=rates.multipliers,
-            weight_decay=rates.weight_decay,
-            anchor=rates.origin,
-            anchor_decay=rates.pull,
+            gradients, state.opt_state, state.trainable, finite=finite, **rates.arguments()
         )
         trainable = optax.apply_updates(state.trainable, updates)
         average = state.average
