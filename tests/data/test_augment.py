@@ -7,10 +7,9 @@ from PIL import Image
 
 import jaxft
 from jaxft.cli.main import main
-from jaxft.config.augment import AugmentSection
 from jaxft.data.batching.loader import batches
 from jaxft.data.batching.plans import TrainPlan
-from jaxft.data.image.augment import CHANGES, augment, beta, mix, piece
+from jaxft.data.image.augment import CHANGES, Augmentation, augment, beta, mix, piece
 from jaxft.data.image.images import load_image_processor
 from jaxft.data.random import Draw
 from jaxft.data.sources.open import open_source
@@ -41,7 +40,7 @@ def examples_of(folder, values=None, **how):
     if values is None:
         values = [names.index(row["label"]) for row in source.rows(range(len(source)))]
     labels = Labels(np.array(values))
-    return ImageExamples(source, "image", processor, labels, augment=AugmentSection(**how))
+    return ImageExamples(source, "image", processor, labels, augment=Augmentation(**how))
 
 
 def image(seed=0, width=20, height=12):
@@ -74,13 +73,13 @@ def test_pieces_have_the_area_and_shape_that_were_asked_for():
 def test_a_flip_mirrors_and_a_crop_of_all_is_the_processors_own(folder):
     processor = load_image_processor(folder / "checkpoint")
     own = image(width=SIDE, height=SIDE)
-    mirrored = augment(own, processor, AugmentSection(flip=1.0), Draw(0, 0).of(0))
+    mirrored = augment(own, processor, Augmentation(flip=1.0), Draw(0, 0).of(0))
     np.testing.assert_array_equal(mirrored, processor(own)[:, :, ::-1])
-    never = augment(own, processor, AugmentSection(changes=1, magnitude=0), Draw(0, 0).of(3))
+    never = augment(own, processor, Augmentation(changes=1, magnitude=0), Draw(0, 0).of(3))
     assert never.shape == (3, SIDE, SIDE)
     some = [
         np.array_equal(
-            augment(own, processor, AugmentSection(flip=0.5), Draw(0, 0).of(n)), processor(own)
+            augment(own, processor, Augmentation(flip=0.5), Draw(0, 0).of(n)), processor(own)
         )
         for n in range(200)
     ]
@@ -118,7 +117,7 @@ def test_a_mixture_is_as_much_of_the_other_as_it_says():
     for how in ({"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}):
         kinds = set()
         for number in range(40):
-            mixed, share = mix(black, white, AugmentSection(**how), Draw(0, 0).of(number))
+            mixed, share = mix(black, white, Augmentation(**how), Draw(0, 0).of(number))
             assert mixed.mean() == pytest.approx(share, abs=1e-5)
             cut = set(np.unique(mixed)) <= {0.0, 1.0}
             kinds.add(cut)

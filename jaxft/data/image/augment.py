@@ -6,12 +6,12 @@ Everything is drawn from the `Chance` of one example in one epoch, in a fixed or
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from jaxft.config.augment import AugmentSection
 from jaxft.data.image.images import ImageProcessor, to_rgb
 from jaxft.data.random import Chance
 
@@ -23,8 +23,34 @@ GREY = (128, 128, 128)  # what comes in from beside the image
 LEAST_ALPHA = 0.05  # of a Beta distribution: below it nothing is left to mix
 
 
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of an image while a model learns from it.
+
+    Attributes:
+        crop: the least and most share of the area that is cut out and resized; None cuts nothing.
+        flip: the probability that left and right are exchanged.
+        changes: changes of color and shape one after the other (RandAugment).
+        magnitude: of those, 0 to 30.
+        mixup: alpha of the Beta distribution of another image's share; 0 mixes none.
+        cutmix: likewise, of the area of another image's piece.
+    """
+
+    crop: Sequence[float] | None = None
+    flip: float = 0.0
+    changes: int = 0
+    magnitude: int = 9
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    @property
+    def mixes(self) -> bool:
+        """True where an example is a mixture of two."""
+        return bool(self.mixup or self.cutmix)
+
+
 def augment(
-    image: Image.Image, processor: ImageProcessor, how: AugmentSection, chance: Chance
+    image: Image.Image, processor: ImageProcessor, how: Augmentation, chance: Chance
 ) -> np.ndarray:
     """The pixel values of an image that was changed by chance: `[3, H, W]` float32.
 
@@ -80,7 +106,7 @@ def piece(
 
 
 def mix(
-    values: np.ndarray, other: np.ndarray, how: AugmentSection, chance: Chance
+    values: np.ndarray, other: np.ndarray, how: Augmentation, chance: Chance
 ) -> tuple[np.ndarray, float]:
     """An image with another in it: `[3, H, W]`, and the other's share of it.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxft.config.augment import AugmentSection
+from jaxft.data.image.augment import Augmentation
 from jaxft.data.image.images import ImageProcessor
 from jaxft.data.random import FIRST, Draw
 from jaxft.data.sources.open import Source
@@ -51,7 +51,7 @@ class ImageExamples:
     counts: Mapping[str, int] = field(default_factory=dict)
     remarks: Mapping[int, dict[str, Any]] = field(default_factory=dict)
     decoded: bool = True
-    augment: AugmentSection | None = None
+    augment: Augmentation | None = None
 
     @property
     def random(self) -> bool:
@@ -100,7 +100,7 @@ class ImageExamples:
         return batch if self.labelled is None else batch | self.labelled.batch(index)
 
     def _changed(
-        self, augment: AugmentSection, index: np.ndarray, draw: Draw
+        self, augment: Augmentation, index: np.ndarray, draw: Draw
     ) -> dict[str, np.ndarray]:
         """A batch of images changed by chance, and their labels."""
         how = (self.source, self.column, self.processor, augment, index, draw)
@@ -135,7 +135,8 @@ class ImageClassification(TargetTask):
         labelled = None if names is None else self.target.read(source, names)
         if labelled is not None:  # what a person typed is decoded at once anyway
             check_images(source, self.section.image)
-        how = None if names is None else self.section.augment
+        section = None if names is None else self.section.augment
+        how = None if section is None else Augmentation(**dict(section))
         return ImageExamples(source, self.section.image, tools.images, labelled, augment=how)
 
     def describe(

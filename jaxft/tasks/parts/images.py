@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxft.config.augment import AugmentSection
-from jaxft.data.image.augment import augment, mix
+from jaxft.data.image.augment import Augmentation, augment, mix
 from jaxft.data.image.colours import colours_of
 from jaxft.data.image.images import ImageProcessor, check_header, decode, to_rgb
 from jaxft.data.random import Draw
@@ -54,7 +53,7 @@ def augmented_values(
     source: Source,
     column: str,
     processor: ImageProcessor,
-    how: AugmentSection,
+    how: Augmentation,
     index: np.ndarray,
     draw: Draw,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
