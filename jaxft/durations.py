@@ -46,11 +46,11 @@ class Duration:
             return written
         if isinstance(written, int) and not isinstance(written, bool):
             return cls(written, "steps")
-        found = re.match(PATTERN, written) if isinstance(written, str) else None
-        if not found:
+        match = re.match(PATTERN, written) if isinstance(written, str) else None
+        if not match:
             raise ValueError(f"{written!r} is not a duration; {_FORMS}")
-        unit = found[2] or "steps"
-        number = int(found[1]) if found[1].isdecimal() else float(found[1])
+        unit = match[2] or "steps"
+        number = int(match[1]) if match[1].isdecimal() else float(match[1])
         if unit == "%":
             return cls(number, "percent")
         return cls(number, "epochs" if unit.startswith("epoch") else "steps")

@@ -1,4 +1,4 @@
-"""What a person did wrong, said in one sentence, with the mend."""
+"""Mistakes of the user: one sentence each, with a hint how to fix it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake in what a person gave: a config, a file, a checkpoint.
+    """A mistake in user input: a config, a file, a checkpoint.
 
     The command line prints it as one line and exits with code 2, without a traceback.
 
-    Args:
-        message: one plain sentence: what is wrong and where (file, line, key).
-        hint: the mend, if the message does not already say it.
+        Args:
+            message: one plain sentence: what is wrong and where (file, line, key).
+            hint: how to fix it, unless the message already says so.
     """
 
     def __init__(self, message: str, hint: str = ""):
@@ -23,12 +23,12 @@ class UserError(Exception):
 
 
 def nearest(word: str, candidates: Iterable[str], count: int = 1) -> list[str]:
-    """The candidates spelled most like `word`, best first; empty where none is close."""
+    """Return the candidates spelled most like `word`, best first; empty if none is close."""
     return difflib.get_close_matches(word, list(candidates), n=count, cutoff=0.5)
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:
-    """`Did you mean 'x'?`, or the whole list where nothing is close."""
+    """Return `Did you mean 'x'?`, or the whole list if nothing is close."""
     known = list(candidates)
     close = nearest(word, known)
     if close:

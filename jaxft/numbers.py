@@ -1,15 +1,15 @@
-"""Numbers as a person reads them, the same in the terminal and on the page."""
+"""Number formats for people, the same in the terminal and in the report."""
 
 from __future__ import annotations
 
 
 def score(value: float) -> str:
-    """A loss or a metric: `0.8312`, `12.41`."""
+    """Format a loss or a metric: `0.8312`, `12.41`."""
     return f"{value:.4f}" if abs(value) < 10 else f"{value:,.2f}"
 
 
 def rate(value: float) -> str:
-    """A learning rate, three digits at most: `5e-5`, `3.05e-4`, `0`."""
+    """Format a learning rate with at most three digits: `5e-5`, `3.05e-4`, `0`."""
     if value == 0:
         return "0"
     digits, exponent = f"{value:.2e}".split("e")
@@ -17,7 +17,7 @@ def rate(value: float) -> str:
 
 
 def count(value: float, unit: str = "") -> str:
-    """A count: `4,992`, `22.7 M`, and with a unit `19.6 GFLOP`."""
+    """Format a count: `4,992`, `22.7 M`, and with a unit `19.6 GFLOP`."""
     scaled, prefixes = float(value), ["", "k", "M", "G", "T", "P"]
     if abs(scaled) >= 10_000:
         while abs(scaled) >= 999.5 and len(prefixes) > 1:
@@ -29,17 +29,17 @@ def count(value: float, unit: str = "") -> str:
 
 
 def size(value: float) -> str:
-    """Bytes: `512 B`, `85.2 MB`."""
+    """Format a number of bytes: `512 B`, `85.2 MB`."""
     return count(value, "B")
 
 
 def share(value: float) -> str:
-    """A share of one: `42.1%`, and `0.02%` where it is small."""
+    """Format a fraction as a percentage: `42.1%`, and `0.02%` if it is small."""
     return f"{100 * value:.2f}%" if 0 < value < 0.01 else f"{100 * value:.1f}%"
 
 
 def span(seconds: float) -> str:
-    """A time: `0:08`, `4:12`, `1:02:03`."""
+    """Format a duration: `0:08`, `4:12`, `1:02:03`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

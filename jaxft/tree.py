@@ -16,22 +16,22 @@ Leaf = TypeVar("Leaf")
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """A sort key under which `blocks/2` comes before `blocks/10`."""
+    """Return a sort key under which `blocks/2` comes before `blocks/10`."""
     return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split("/"))
 
 
 def natural_order(names: Iterable[str]) -> list[str]:
-    """Names sorted so that numbers in a path count as numbers."""
+    """Return names sorted so that numbers in a path count as numbers."""
     return sorted(names, key=natural_key)
 
 
 def select(pattern: str, names: Sequence[str], where: str) -> list[str]:
-    """The names that `pattern` (a regular expression) matches whole.
+    """Return the names that `pattern` (a regular expression) matches completely.
 
     Args:
         pattern: a regular expression, matched against the whole name.
         names: the parameter names to choose from.
-        where: the config key the pattern came from, for the error.
+        where: the config key of the pattern, for the error.
 
     Raises:
         UserError: the pattern does not compile, or matches nothing.
@@ -40,20 +40,20 @@ def select(pattern: str, names: Sequence[str], where: str) -> list[str]:
         compiled = re.compile(pattern)
     except re.error as error:
         raise UserError(f"{where}: '{pattern}' is not a regular expression ({error}).") from None
-    found = [name for name in names if compiled.fullmatch(name)]
-    if not found:
+    matches = [name for name in names if compiled.fullmatch(name)]
+    if not matches:
         close = nearest(pattern.replace(".*", ""), names, 3) or list(names[:3])
         raise UserError(
             f"{where}: the pattern '{pattern}' matches no parameter.",
             f"Nearest names: {', '.join(close)}.",
         )
-    return found
+    return matches
 
 
 def split(
     params: Mapping[str, Leaf], names: Iterable[str]
 ) -> tuple[dict[str, Leaf], dict[str, Leaf]]:
-    """`params` as two dicts: those in `names`, and the rest."""
+    """Split `params` into two dicts: those in `names`, and the rest."""
     chosen = set(names)
     inside = {name: leaf for name, leaf in params.items() if name in chosen}
     outside = {name: leaf for name, leaf in params.items() if name not in chosen}
@@ -61,6 +61,6 @@ def split(
 
 
 def under(params: Mapping[str, Leaf], prefix: str) -> dict[str, Leaf]:
-    """The leaves below `prefix/`, with the prefix taken off their names."""
+    """Return the leaves below `prefix/`, with the prefix removed from their names."""
     start = prefix + "/"
     return {name[len(start) :]: leaf for name, leaf in params.items() if name.startswith(start)}

@@ -19,21 +19,17 @@ NOT_YET = (
     "demo",
     "device",
     "engine",
-    "errors.py",
     "export",
     "inference",
-    "launch",
     "layerwise",
     "metrics",
     "models",
     "planning",
     "report",
     "runs",
-    "storage",
     "studies",
     "tasks",
     "training",
-    "tree.py",
 )
 
 

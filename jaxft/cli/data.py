@@ -43,7 +43,7 @@ def describe(
     """Show columns, labels, lengths, examples, what comes twice, and what a checkpoint sees."""
     from jaxft.analysis.describe_data import describe_data as story
 
-    found = story(
+    description = story(
         what,
         overrides or (),
         text=text,
@@ -53,9 +53,9 @@ def describe(
         sample=sample,
     )
     if as_json:
-        typer.echo(found.to_json())
+        typer.echo(description.to_json())
     else:
-        Console(width=None if sys.stdout.isatty() else 120).print(found.render())
+        Console(width=None if sys.stdout.isatty() else 120).print(description.render())
 
 
 @app.command()

@@ -18,10 +18,10 @@ def doctor(
     """Look at devices, versions, memory, disk, hub and browser; exit code 1 if a run would fail."""
     from jaxft.analysis.doctor import diagnose
 
-    found = diagnose(folder)
+    diagnosis = diagnose(folder)
     if as_json:
-        typer.echo(found.to_json())
+        typer.echo(diagnosis.to_json())
     else:
-        Console(width=None if sys.stdout.isatty() else 120).print(found.render())
-    if not found.sound:
+        Console(width=None if sys.stdout.isatty() else 120).print(diagnosis.render())
+    if not diagnosis.sound:
         raise typer.Exit(1)

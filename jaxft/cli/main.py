@@ -91,8 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UserError, typer.TyperException) as error:
         if debug:
             traceback.print_exc()
-        said = str(error) if isinstance(error, UserError) else error.format_message()
-        print(f"jaxft: {' '.join(said.split())}", file=sys.stderr)
+        message = str(error) if isinstance(error, UserError) else error.format_message()
+        print(f"jaxft: {' '.join(message.split())}", file=sys.stderr)
         return 2
     except OSError as error:
         if error.errno not in REFUSED_BY_THE_SYSTEM:
@@ -165,8 +165,8 @@ def train(
     from jaxft.training.story import train as story
 
     steps = None if profile is None else parse_steps(profile)
-    told = {"resume": resume, "overwrite": overwrite, "quiet": quiet}
-    typer.echo(story(checked, command=context.obj, profile=steps, **told).folder)
+    flags = {"resume": resume, "overwrite": overwrite, "quiet": quiet}
+    typer.echo(story(checked, command=context.obj, profile=steps, **flags).folder)
 
 
 @app.command("eval")
@@ -195,8 +195,8 @@ def evaluate(
     """Score a run's best checkpoint; prints JSON."""
     from jaxft.inference.score import score as story
 
-    found = story(run, split, data, interpolate, similarity)
-    typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    scores = story(run, split, data, interpolate, similarity)
+    typer.echo(json.dumps(scores, indent=2, ensure_ascii=False))
 
 
 app.command(epilog=KEYS_HELP)(plan)
@@ -258,7 +258,7 @@ def config(
 
 
 def _key_table() -> Table:
-    """Every key: type, default, unit, meaning, and whether it may change on resume."""
+    """Return every key: type, default, unit, meaning, and whether it may change on resume."""
     table = Table("key", "type", "default", "meaning", "on resume", box=box.SIMPLE_HEAD)
     section = None
     from jaxft.config.load import describe_keys
@@ -275,5 +275,5 @@ def _key_table() -> Table:
 
 
 def _console() -> Console:
-    """The terminal; a file or a pipe is 120 columns wide."""
+    """Return the terminal; a file or a pipe is 120 columns wide."""
     return Console(width=None if sys.stdout.isatty() else 120)

@@ -8,15 +8,15 @@ from jaxft.errors import UserError
 
 
 def folder_named(text: str) -> Path:
-    """A folder or file on this machine or in a bucket (`gs://bucket/runs/sentiment`).
+    """Return a local path or one in a bucket (`gs://bucket/runs/sentiment`).
 
     Raises:
-        UserError: the name is empty, as a shell's variable that is not set is.
+        UserError: the text is empty, as an unset shell variable is.
     """
     if not text:
         raise UserError(
             "An option or argument that takes a path is empty: ''.",
-            "Name one, as in --out my-model; is a variable of the shell's not set?",
+            "Name one, as in --out my-model, or check that the shell variable is set.",
         )
     from jaxft.storage.files import place
 

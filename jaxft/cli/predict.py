@@ -151,14 +151,14 @@ def _print_images(
 
 
 def _drawing(temperature: float | None) -> dict[str, Any]:
-    """What a temperature says; 0 is no temperature, but the limit where nothing is drawn."""
+    """Return what a temperature says; 0 is no temperature, but the limit where nothing is drawn."""
     if temperature is None or temperature == 0:
         return {"do_sample": None if temperature is None else False}
     return {"do_sample": True, "temperature": temperature}
 
 
 def _inputs(texts: list[str] | None, file: Path | None) -> Iterable[str] | None:
-    """What a person gave, read when it is asked for; None where they are to be asked.
+    """Return what a person gave, read when it is asked for; None where they are to be asked.
 
     Raises:
         UserError: it comes from two places.
@@ -169,7 +169,7 @@ def _inputs(texts: list[str] | None, file: Path | None) -> Iterable[str] | None:
 
 
 def _typed() -> Iterator[str] | None:
-    """The lines of standard input; None where a person sits there."""
+    """Return the lines of standard input; None where a person sits there."""
     return None if sys.stdin.isatty() else _decoded(sys.stdin.buffer, "standard input")
 
 
@@ -189,19 +189,19 @@ def _print_labels(
     if kind in TABLES:
         from jaxft.inference.predict import predict_rows
 
-        said = predict_rows(run, f"{kind}:{file}:ordered")
+        predictions = predict_rows(run, f"{kind}:{file}:ordered")
     else:
         from jaxft.inference.predict import predict as story
 
-        said = story(run, inputs)
+        predictions = story(run, inputs)
     if draw is not None:
         from jaxft.data.image.annotate import drawn_into
 
-        said = drawn_into(draw, said)
+        predictions = drawn_into(draw, predictions)
     if as_json or not sys.stdout.isatty():
-        _print_lines(said)
+        _print_lines(predictions)
     else:
-        print_in_colour(said)
+        print_in_colour(predictions)
 
 
 def _print_texts(
@@ -242,14 +242,14 @@ def _print_texts(
 def _talk(writer: Writer) -> None:
     """Answer what is typed, a line at a time; with a chat template, all that was said before."""
     print("Type a text; Ctrl-D ends.", file=sys.stderr)
-    said: list[Message] = []
+    conversation: list[Message] = []
     while True:
         try:
-            said.append({"role": "user", "content": input("> ")})
+            conversation.append({"role": "user", "content": input("> ")})
         except EOFError:
             print(file=sys.stderr)
             return
-        said.append({"role": "assistant", "content": _print(writer, said)})
+        conversation.append({"role": "assistant", "content": _print(writer, conversation)})
 
 
 def _print(writer: Writer, conversation: list[Message]) -> str:
@@ -279,7 +279,7 @@ def _lines_of(file: Path) -> Iterator[str]:
 
 
 def _decoded(lines: Iterable[bytes], name: str) -> Iterator[str]:
-    """Each line as text, without its end."""
+    """Yield each line as text, without its end."""
     for number, line in enumerate(lines, 1):
         try:
             yield line.decode("utf-8").rstrip("\r\n")

@@ -75,18 +75,18 @@ def search(
         raise UserError("Say where to look: --images FOLDER, or --texts FILE.")
     from jaxft.inference.search import search as story
 
-    found = story(run, words, images, image=image, best=best, out=out)
-    for note in found.skipped[:MOST_NOTES]:
+    result = story(run, words, images, image=image, best=best, out=out)
+    for note in result.skipped[:MOST_NOTES]:
         print(f"jaxft: left out: {note}", file=sys.stderr)
-    if len(found.skipped) > MOST_NOTES:
-        print(f"jaxft: and {len(found.skipped) - MOST_NOTES} more", file=sys.stderr)
+    if len(result.skipped) > MOST_NOTES:
+        print(f"jaxft: and {len(result.skipped) - MOST_NOTES} more", file=sys.stderr)
     if as_json:
-        for match in found.matches:
+        for match in result.matches:
             typer.echo(json.dumps(match, ensure_ascii=False))
         return
-    Console(width=None if sys.stdout.isatty() else 120).print(_table(found))
-    if found.sheet is not None:
-        typer.echo(found.sheet)
+    Console(width=None if sys.stdout.isatty() else 120).print(_table(result))
+    if result.sheet is not None:
+        typer.echo(result.sheet)
 
 
 def _search_texts(
@@ -104,16 +104,16 @@ def _search_texts(
         return
     table = Table("", "similarity", "line", "text", box=box.SIMPLE_HEAD)
     for match in matches:
-        place, alike = str(match["rank"]), f"{match['similarity']:.3f}"
-        table.add_row(place, alike, str(match["line"]), Text(match["text"], overflow="fold"))
+        rank, alike = str(match["rank"]), f"{match['similarity']:.3f}"
+        table.add_row(rank, alike, str(match["line"]), Text(match["text"], overflow="fold"))
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
-def _table(found: Found) -> Table:
-    """The matches, and how many images were compared."""
-    told = f"{found.searched:,} images, {found.embedded:,} of them new"
-    table = Table("", "similarity", "image", box=box.SIMPLE_HEAD, caption=told)
-    for match in found.matches:
+def _table(result: Found) -> Table:
+    """Return the matches, and how many images were compared."""
+    caption = f"{result.searched:,} images, {result.embedded:,} of them new"
+    table = Table("", "similarity", "image", box=box.SIMPLE_HEAD, caption=caption)
+    for match in result.matches:
         file = Text(match["file"], overflow="fold")  # plain: brackets in a name are no markup
         table.add_row(str(match["rank"]), f"{match['similarity']:.3f}", file)
     return table

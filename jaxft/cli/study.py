@@ -88,7 +88,7 @@ def _checked(config: str, overrides: Sequence[str]) -> Config:
 
 
 def parse_vary(words: list[str] | tuple[str, ...]) -> dict[str, list[Any]]:
-    """What `--vary` asks for: key -> values, each read as YAML.
+    """Return what `--vary` asks for: key -> values, each read as YAML.
 
     Raises:
         UserError: not `key=a,b,c`, or a key twice.

@@ -13,10 +13,10 @@ from rich.text import Text
 COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red")
 
 
-def print_in_colour(said: Iterable[Mapping[str, Any]]) -> None:
+def print_in_colour(predictions: Iterable[Mapping[str, Any]]) -> None:
     """Print each line as it comes: a text with its entities marked, or JSON."""
     console, colours = Console(highlight=False), dict[str, str]()
-    for line in said:
+    for line in predictions:
         if "entities" in line:
             console.print(marked(line, colours), soft_wrap=True)
         else:
@@ -24,7 +24,7 @@ def print_in_colour(said: Iterable[Mapping[str, Any]]) -> None:
 
 
 def marked(line: Mapping[str, Any], colours: dict[str, str]) -> Text:
-    """A text whose entities are in colour, with type and score behind each.
+    """Return a text whose entities are in colour, with type and score behind each.
 
     Args:
         line: `text`, and `entities` with `type`, `start`, `end` and `score`.

@@ -52,5 +52,5 @@ class AugmentSection(Section):
 
     @property
     def mixes(self) -> bool:
-        """Whether an example is a mixture of two."""
+        """Return whether an example is a mixture of two."""
         return bool(self.mixup or self.cutmix)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from jaxft.config.yaml import Place
+from jaxft.config.yaml import Origin
 from jaxft.durations import Duration
 from jaxft.errors import UserError, nearest
 
@@ -61,7 +61,7 @@ _LIMITS = {
 
 
 def type_name(kind: Any) -> str:
-    """A key's type in words: `number or null`, `auto, none or full`, `list of text`."""
+    """Return a key's type in words: `number or null`, `auto, none or full`, `list of text`."""
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return type_name(args[0])
@@ -84,20 +84,20 @@ def type_name(kind: Any) -> str:
 
 
 def _either(names: list[str]) -> str:
-    """`a`, `a or b`, `a, b or c`."""
+    """Return `a`, `a or b`, `a, b or c`."""
     return " or ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
 
 
 def as_user_error(
-    error: ValidationError, model: type[BaseModel], written: Mapping[str, Any], place: Place
+    error: ValidationError, model: type[BaseModel], written: Mapping[str, Any], origin: Origin
 ) -> UserError:
-    """The first mistake, unknown keys before all others: they often explain the rest."""
-    found = error.errors(include_url=False)
-    found.sort(key=lambda item: item["type"] != "extra_forbidden")
-    item = found[0]
+    """Return the first mistake, unknown keys before all others: they often explain the rest."""
+    mistakes = error.errors(include_url=False)
+    mistakes.sort(key=lambda item: item["type"] != "extra_forbidden")
+    item = mistakes[0]
     path, kind, section = _walk(model, written, item["loc"])
     name = ".".join(path)
-    start = place.of(path)
+    start = origin.of(path)
     if item["type"] in ("union_tag_not_found", "union_tag_invalid"):
         return _wrong_tag(start, name, kind, _value_at(written, path))
     if item["type"] in ("extra_forbidden", "invalid_key"):
@@ -119,7 +119,7 @@ def as_user_error(
 
 
 def _wrong_tag(start: str, name: str, kind: Any, value: Any) -> UserError:
-    """A section of several kinds that does not say which, or says one that is not there."""
+    """Return a section of several kinds that does not say which, or says one that is not there."""
     members = sections_in(kind)
     tag = f"{name}.{TAG}"
     if not isinstance(value, Mapping) or TAG not in value:
@@ -135,7 +135,9 @@ def _wrong_tag(start: str, name: str, kind: Any, value: Any) -> UserError:
 def _walk(
     model: type[BaseModel], written: Any, loc: tuple[int | str, ...]
 ) -> tuple[tuple[str, ...], Any, type[BaseModel]]:
-    """The key at `loc` without pydantic's own union tags, its type, and the section it is in."""
+    """Return the key at `loc` without pydantic's own union tags, its type, and the section it is
+    in.
+    """
     path: list[str] = []
     kind: Any = model
     section = model
@@ -161,7 +163,7 @@ def _walk(
 
 
 def _options(kind: Any) -> tuple[Any, ...]:
-    """The options of a union, or the type itself, without their annotations."""
+    """Return the options of a union, or the type itself, without their annotations."""
     options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     return tuple(
         get_args(option)[0] if get_origin(option) is Annotated else option for option in options
@@ -169,24 +171,24 @@ def _options(kind: Any) -> tuple[Any, ...]:
 
 
 def item_type(kind: Any) -> Any:
-    """The type of a list's items, or None where the type is no list."""
+    """Return the type of a list's items, or None where the type is no list."""
     lists = [option for option in _options(kind) if get_origin(option) is list]
     return get_args(lists[0])[0] if lists else None
 
 
 def section_in(kind: Any) -> type[BaseModel] | None:
-    """The section that a type is, or may be."""
+    """Return the section that a type is, or may be."""
     return next(iter(sections_in(kind)), None)
 
 
 def sections_in(kind: Any) -> tuple[type[BaseModel], ...]:
-    """The sections that a type may be; where there are several, `kind` tells them apart."""
+    """Return the sections that a type may be; where there are several, `kind` tells them apart."""
     options = _options(kind)
     return tuple(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
 
 
 def tag_of(section: type[BaseModel]) -> str | None:
-    """What a section's `kind` says, where it is one of several."""
+    """Return what a section's `kind` says, where it is one of several."""
     field = section.model_fields.get(TAG)
     return None if field is None else get_args(field.annotation)[0]
 
@@ -203,12 +205,14 @@ def _value_at(written: Any, path: tuple[str, ...]) -> Any:
 
 
 def _suggest(path: tuple[str, ...], section: type[BaseModel], model: type[BaseModel]) -> str:
-    """The key that was probably meant: one spelled so in another section, or the nearest here."""
+    """Return the key that was probably meant: one spelled so in another section, or the nearest
+    here.
+    """
     if path[-1] in ALIASES:
         return f"Did you mean '{ALIASES[path[-1]]}'?"
     for top, field in model.model_fields.items():
-        found = any(path[-1] in inner.model_fields for inner in sections_in(field.annotation))
-        if found and path != (top, path[-1]):
+        there = any(path[-1] in inner.model_fields for inner in sections_in(field.annotation))
+        if there and path != (top, path[-1]):
             return f"Did you mean '{top}.{path[-1]}'?"
     close = nearest(path[-1], section.model_fields)
     if close:
@@ -217,7 +221,7 @@ def _suggest(path: tuple[str, ...], section: type[BaseModel], model: type[BaseMo
 
 
 def _choice(value: Any, kind: Any) -> str:
-    """The nearest of the words that a key may hold, where one is near."""
+    """Return the nearest of the words that a key may hold, where one is near."""
     literals = [option for option in _options(kind) if get_origin(option) is Literal]
     words = [str(word) for literal in literals for word in get_args(literal)]
     close = nearest(value, words) if isinstance(value, str) else []
@@ -225,7 +229,7 @@ def _choice(value: Any, kind: Any) -> str:
 
 
 def _show(value: Any) -> str:
-    """A value as a config would write it, short, with its type where that may surprise."""
+    """Return a value as a config would write it, short, with its type where that may surprise."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):

@@ -18,7 +18,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
 def key(default: Any, meaning: str, *, resume: Resume, unit: str = "", **limits: Any) -> Any:
-    """A config key: its default (`...` where it is required), what it means, and its unit."""
+    """Declare a config key: its default (`...` if it is required), meaning and unit."""
     extra: dict[str, Any] = {"resume": resume}
     if unit:
         extra["unit"] = unit
@@ -28,7 +28,7 @@ def key(default: Any, meaning: str, *, resume: Resume, unit: str = "", **limits:
 
 
 def section(kind: type[BaseModel], meaning: str) -> Any:
-    """A section whose keys all have defaults, so that it may be left out."""
+    """Return a section whose keys all have defaults, so that it may be left out."""
     return Field(default_factory=kind, description=meaning)
 
 

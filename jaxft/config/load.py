@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from jaxft.config.errors import as_user_error, item_type, section_in, sections_in, tag_of, type_name
 from jaxft.config.schema import Config
-from jaxft.config.yaml import Place, read_yaml, to_yaml
+from jaxft.config.yaml import Origin, read_yaml, to_yaml
 from jaxft.durations import Duration, resolve_steps
 from jaxft.errors import UserError
 from jaxft.storage.buckets import fetched
@@ -36,7 +36,7 @@ __all__ = [
 
 
 def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
-    """The config in a YAML file, with `key.sub=value` overrides on top, checked.
+    """Return the config in a YAML file, with `key.sub=value` overrides on top, checked.
 
     Args:
         path: a YAML file, here or in a bucket.
@@ -55,42 +55,42 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     except OSError as error:
         raise UserError(f"Cannot read the config '{path}': {error.strerror}.") from None
     written, lines = read_yaml(text, str(path))
-    place = Place(str(path), lines)
+    origin = Origin(str(path), lines)
     for override in overrides:
-        _override(written, override, place)
-    return _check(written, place)
+        _override(written, override, origin)
+    return _check(written, origin)
 
 
 def parse_config(written: Mapping[str, Any], where: str = "config") -> Config:
-    """The config in a nested mapping, such as one that `Config.dump` gave.
+    """Return the config in a nested mapping, such as one that `Config.dump` gave.
 
     Raises:
         UserError: a key or value is wrong; `where` is named in its sentence.
     """
-    return _check(dict(written), Place(where, {}))
+    return _check(dict(written), Origin(where, {}))
 
 
 def override_config(config: Config, overrides: Sequence[str]) -> Config:
-    """The same config with `key.sub=value` overrides on top, checked as `load_config` does.
+    """Return the same config with `key.sub=value` overrides on top, checked as `load_config` does.
 
     Raises:
         UserError: a key or value is wrong.
     """
     written = config.model_dump(mode="json", exclude_unset=True)
-    place = Place("config", {})
+    origin = Origin("config", {})
     for override in overrides:
-        _override(written, override, place)
-    return _check(written, place)
+        _override(written, override, origin)
+    return _check(written, origin)
 
 
-def _check(written: dict[str, Any], place: Place) -> Config:
+def _check(written: dict[str, Any], origin: Origin) -> Config:
     try:
         return Config.model_validate(written)
     except ValidationError as error:
-        raise as_user_error(error, Config, written, place) from None
+        raise as_user_error(error, Config, written, origin) from None
 
 
-def _override(written: dict[str, Any], override: str, place: Place) -> None:
+def _override(written: dict[str, Any], override: str, origin: Origin) -> None:
     """Set one `key.sub=value` in `written`."""
     name, equals, value = override.partition("=")
     parts = name.strip().split(".")
@@ -116,7 +116,7 @@ def _override(written: dict[str, Any], override: str, place: Place) -> None:
             raise UserError(f"{source}: '{name_here}' holds a value, so it has no key '{part}'.")
         if depth == len(parts) - 1:
             here[step] = read_yaml(value, source, whole=False)[0]
-            place.override(tuple(parts), source)
+            origin.override(tuple(parts), source)
             return
         if isinstance(here, dict) and here.get(step) is None:
             here[step] = {}
@@ -136,7 +136,7 @@ class Key:
 
 
 def describe_keys() -> list[Key]:
-    """Every key of a config in order; those of a list's items are named `groups[].name`."""
+    """Return every key of a config in order; those of a list's items are named `groups[].name`."""
     return list(_keys_of(Config, ""))
 
 
@@ -157,7 +157,7 @@ def _keys_of(model: type[BaseModel], prefix: str) -> Iterator[Key]:
 
 
 def _keys_of_kinds(kinds: Sequence[type[BaseModel]], prefix: str) -> Iterator[Key]:
-    """Their `kind` once, then each one's own keys with its kind behind the meaning."""
+    """Yield their `kind` once, then each one's own keys with its kind behind the meaning."""
     named = [next(_keys_of(kind, prefix)) for kind in kinds]  # the kind is each one's first key
     yield replace(named[0], type=", ".join(key.type for key in named))
     for kind in kinds:
@@ -189,7 +189,7 @@ def _extra(field: FieldInfo) -> dict[str, Any]:
 
 
 def changed_keys(old: Config, new: Config) -> list[str]:
-    """Dotted names of the keys whose values differ."""
+    """Return dotted names of the keys whose values differ."""
     return [name for name, _ in _changes(old, new, "")]
 
 
@@ -209,7 +209,7 @@ def check_resume(old: Config, new: Config) -> None:
 
 
 def _changes(old: BaseModel, new: BaseModel, prefix: str) -> Iterator[tuple[str, FieldInfo]]:
-    """Dotted name and field of every key that differs, sections and list items gone into."""
+    """Yield dotted name and field of every key that differs, sections and list items gone into."""
     for name, field in type(old).model_fields.items():
         before, after = getattr(old, name), getattr(new, name)
         dotted = prefix + name
@@ -223,7 +223,7 @@ def _changes(old: BaseModel, new: BaseModel, prefix: str) -> Iterator[tuple[str,
 
 
 def _items_alike(before: Any, after: Any) -> bool:
-    """Two lists of sections, as long as each other."""
+    """Return two lists of sections, as long as each other."""
     both = isinstance(before, list) and isinstance(after, list) and len(before) == len(after)
     return both and bool(before) and all(isinstance(item, BaseModel) for item in before)
 
@@ -236,7 +236,7 @@ def _value(config: Config, dotted: str) -> str:
 
 
 def schema_text() -> str:
-    """The JSON schema of a config, for editors and for `docs/schema.json`."""
+    """Return the JSON schema of a config, for editors and for `docs/schema.json`."""
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **Config.model_json_schema(),

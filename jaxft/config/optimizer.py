@@ -88,15 +88,15 @@ class OptimizerSection(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _numbers_of_the_rule(cls, given: Any) -> Any:
-        """A rule's own numbers, where none are given."""
-        if isinstance(given, dict):
-            return {**NUMBERS.get(str(given.get("name", "adamw")), {}), **given}
-        return given
+    def _numbers_of_the_rule(cls, written: Any) -> Any:
+        """Return a rule's own numbers, where none are given."""
+        if isinstance(written, dict):
+            return {**NUMBERS.get(str(written.get("name", "adamw")), {}), **written}
+        return written
 
     @model_validator(mode="after")
     def _only_what_is_read(self) -> OptimizerSection:
-        """A key that would silently do nothing is a mistake."""
+        """Return a key that would silently do nothing is a mistake."""
         if (self.scale is None) != (self.reference_batch is None):
             raise ValueError("'scale' and 'reference_batch' go together: give both or neither")
         if self.name == SCHEDULE_FREE and self.b1 == 0:
@@ -104,7 +104,7 @@ class OptimizerSection(Section):
         return self
 
     def numbers(self, rule: str) -> dict[str, float]:
-        """What a rule's numbers are, be it the section's own or that of a group.
+        """Return what a rule's numbers are, be it the section's own or that of a group.
 
         A number that the section's own rule reads is that rule's; a group's other rule has it from
         `NUMBERS`.
@@ -121,7 +121,7 @@ class OptimizerSection(Section):
         return numbers["b1"], numbers["b2"], numbers["eps"]
 
     def batch_factor(self, batch_size: int) -> float:
-        """What all rates are multiplied by at a batch size: k, or its root, at k references.
+        """Return what all rates are multiplied by at a batch size: k, or its root, at k references.
 
         Source: linear, Goyal et al. (2017), https://arxiv.org/abs/1706.02677, for SGD; the root,
         Malladi et al. (2022), https://arxiv.org/abs/2205.10287, for Adam.

@@ -51,7 +51,7 @@ class ScheduleSection(Section):
 
     @model_validator(mode="after")
     def _only_what_the_kind_reads(self) -> ScheduleSection:
-        """A key that would silently do nothing is a mistake."""
+        """Return a key that would silently do nothing is a mistake."""
         readers = {
             "warmup": ("constant", "linear", "cosine", "wsd", "inverse_sqrt"),
             "end": ("linear", "cosine", "wsd"),
@@ -60,8 +60,8 @@ class ScheduleSection(Section):
             "ratio": ("slanted_triangular",),
         }
         for name, kinds in readers.items():
-            given = getattr(self, name) != type(self).model_fields[name].default
-            if given and self.kind not in kinds:
+            is_set = getattr(self, name) != type(self).model_fields[name].default
+            if is_set and self.kind not in kinds:
                 raise ValueError(
                     f"'{name}' is read by {', '.join(kinds)} only, and kind is {self.kind}"
                 )
@@ -92,14 +92,14 @@ class LayerDecaySection(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _rate_of_ulmfit(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("preset") == "ulmfit":
-            return {"rate": 1 / 2.6, **given}
-        return given
+    def _rate_of_ulmfit(cls, written: Any) -> Any:
+        if isinstance(written, dict) and written.get("preset") == "ulmfit":
+            return {"rate": 1 / 2.6, **written}
+        return written
 
     @model_validator(mode="after")
     def _only_what_the_preset_reads(self) -> LayerDecaySection:
-        """A key that would silently do nothing is a mistake."""
+        """Return a key that would silently do nothing is a mistake."""
         measured = self.preset == "auto_rgn"
         if measured and self.rate != 1:
             raise ValueError("'rate' and preset auto_rgn both say what lower layers get: leave one")
@@ -242,8 +242,8 @@ FREEZING_READERS = {
 def check_freezing(phases: Any, freezing: FreezingSection, schedule: ScheduleSection) -> None:
     """Raise a ValueError where a key would silently do nothing, or two would lower one rate."""
     for name, reader in FREEZING_READERS.items():
-        given = getattr(freezing, name) != FreezingSection.model_fields[name].default
-        if given and phases != reader:
+        is_set = getattr(freezing, name) != FreezingSection.model_fields[name].default
+        if is_set and phases != reader:
             raise ValueError(f"'freezing.{name}' is read where 'phases' is {reader} only")
     if phases == "freeze_out" and schedule.kind != "constant":
         raise ValueError(

@@ -88,7 +88,7 @@ def _not_of_itself(length: Duration) -> Duration:
 
 
 def _spelled_out(written: Any) -> Any:
-    """`mesh: auto` is short for `mesh: {layout: auto}`."""
+    """Return `mesh: auto` is short for `mesh: {layout: auto}`."""
     return {"layout": "auto"} if written == "auto" else written
 
 
@@ -285,5 +285,5 @@ class Config(Section):
         return self
 
     def dump(self) -> dict[str, Any]:
-        """Every key with its value, as plain data that YAML and JSON can hold."""
+        """Return every key with its value, as plain data that YAML and JSON can hold."""
         return self.model_dump(mode="json")

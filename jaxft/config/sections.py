@@ -78,21 +78,21 @@ class AdapterSection(Section):
 
     @model_validator(mode="after")
     def _only_what_is_read(self) -> AdapterSection:
-        """A key that would silently do nothing is a mistake."""
+        """Return a key that would silently do nothing is a mistake."""
         fields = type(self).model_fields
-        given = [n for n in fields if n != "kind" and getattr(self, n) != fields[n].default]
-        if given and self.kind is None:
-            raise ValueError(f"'{given[0]}' is read where there is a kind: lora, dora or bitfit")
-        if given and self.kind == "bitfit":
-            raise ValueError(f"'{given[0]}' is read by lora, dora only, and kind is bitfit")
-        own = [name for name in given if name in ("rank", "alpha", "match", "dropout")]
+        set_keys = [n for n in fields if n != "kind" and getattr(self, n) != fields[n].default]
+        if set_keys and self.kind is None:
+            raise ValueError(f"'{set_keys[0]}' is read where there is a kind: lora, dora or bitfit")
+        if set_keys and self.kind == "bitfit":
+            raise ValueError(f"'{set_keys[0]}' is read by lora, dora only, and kind is bitfit")
+        own = [name for name in set_keys if name in ("rank", "alpha", "match", "dropout")]
         if own and self.checkpoint is not None:
             raise ValueError(f"'{own[0]}' is that of adapter.checkpoint: leave it out")
         return self
 
 
 def _nothing(written: Any) -> Any:
-    """`adapter: null` takes away what a config has."""
+    """Return `adapter: null` takes away what a config has."""
     return {} if written is None else written
 
 

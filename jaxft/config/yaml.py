@@ -61,7 +61,7 @@ for _tag, _pattern, _first in _SCALARS:
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
-class Place:
+class Origin:
     """Where each key of a config was written, for error sentences."""
 
     def __init__(self, file: str, lines: Mapping[KeyPath, int]):
@@ -76,22 +76,22 @@ class Place:
         self._overrides[path] = source
 
     def of(self, path: KeyPath) -> str:
-        """The override, or the file and line, that set the key at `path` or its section.
+        """Return the override, or the file and line, that set the key at `path` or its section.
 
         For a section the overrides inside it are named too: its mistake may be theirs.
         """
         inside = [source for key, source in self._overrides.items() if key[: len(path)] == path]
-        said = f", with {' and '.join(inside)}" if inside else ""
+        overridden = f", with {' and '.join(inside)}" if inside else ""
         for length in range(len(path), 0, -1):
             if path[:length] in self._overrides:
                 return self._overrides[path[:length]]
             if path[:length] in self._lines:
-                return f"{self.file}, line {self._lines[path[:length]]}{said}"
-        return " and ".join(inside) if path and inside else self.file + said
+                return f"{self.file}, line {self._lines[path[:length]]}{overridden}"
+        return " and ".join(inside) if path and inside else self.file + overridden
 
 
 def read_yaml(text: str, file: str, whole: bool = True) -> tuple[Any, dict[KeyPath, int]]:
-    """The value of a YAML text, and the line of each of its keys.
+    """Return the value of a YAML text, and the line of each of its keys.
 
     Args:
         text: one YAML document.
@@ -114,25 +114,27 @@ def read_yaml(text: str, file: str, whole: bool = True) -> tuple[Any, dict[KeyPa
     except (yaml.YAMLError, ValueError, KeyError, RecursionError) as error:
         raise UserError(f"{file} is not YAML: {str(error).splitlines()[0]}.") from None
     if whole and not isinstance(value, dict):
-        found = "is empty" if value is None else f"holds a {type(value).__name__}, not keys"
-        raise UserError(f"{file} {found}.", "A config has sections such as run, model, task, data.")
+        problem = "is empty" if value is None else f"holds a {type(value).__name__}, not keys"
+        raise UserError(
+            f"{file} {problem}.", "A config has sections such as run, model, task, data."
+        )
     return value, lines
 
 
 def _note_lines(
-    node: Any, path: KeyPath, lines: dict[KeyPath, int], file: str, seen: set[int]
+    node: Any, path: KeyPath, lines: dict[KeyPath, int], file: str, visited: set[int]
 ) -> None:
     """Write the line of every key below `node` into `lines`; a key written twice is an error.
 
     A node that several aliases share is gone into once.
     """
-    if id(node) in seen:
+    if id(node) in visited:
         return
-    seen.add(id(node))
+    visited.add(id(node))
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             lines[(*path, str(index))] = item.start_mark.line + 1
-            _note_lines(item, (*path, str(index)), lines, file, seen)
+            _note_lines(item, (*path, str(index)), lines, file, visited)
     if isinstance(node, yaml.MappingNode):
         first: dict[str, int] = {}
         for name, value in node.value:
@@ -147,7 +149,7 @@ def _note_lines(
                     f"The first is on line {first[name.value]}.",
                 )
             first[name.value] = lines[here] = line
-            _note_lines(value, here, lines, file, seen)
+            _note_lines(value, here, lines, file, visited)
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:

@@ -54,7 +54,7 @@ class Ragged:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """One example: field -> `[length, ...]`, a read-only view of the file."""
+        """Return one example: field -> `[length, ...]`, a read-only view of the file."""
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
         start, end = self._starts[index], self._starts[index + 1]
@@ -84,18 +84,18 @@ class Held:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> Example:
-        """One example: field -> `[length, ...]`."""
+        """Return one example: field -> `[length, ...]`."""
         return self._examples[index]
 
 
 def cache_key(**parts: Any) -> str:
-    """A key that changes with anything that the arrays depend on: sha256 of `parts` as JSON."""
+    """Return a key that changes with anything that the arrays depend on."""
     text = json.dumps({"format": FORMAT, **parts}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def fingerprint(examples: Ragged | Held) -> str:
-    """A hash that changes with any bit of any example."""
+    """Return a hash that changes with any bit of any example."""
     digest = hashlib.sha256(np.asarray(examples.lengths, np.int64).tobytes())
     for number in range(len(examples)):
         for name, values in sorted(examples[number].items()):
@@ -107,7 +107,7 @@ def fingerprint(examples: Ragged | Held) -> str:
 def build_or_open(
     root: Path, key: str, build: Callable[[], tuple[Iterable[Example], Mapping[str, Any]]]
 ) -> Ragged:
-    """The entry `key`, built unless it is there already.
+    """Return the entry `key`, built unless it is there already.
 
     Args:
         root: the folder of entries; made with mode 0700 where it is not there.
@@ -128,7 +128,7 @@ def build_or_open(
 
 
 def is_built(root: Path, key: str) -> bool:
-    """Whether `build_or_open` would find the entry `key` there."""
+    """Return whether `build_or_open` would find the entry `key` there."""
     return _is_whole(root / key)
 
 
@@ -180,15 +180,15 @@ def _describe(values: np.ndarray) -> dict[str, Any]:
 
 def _check(example: Example, fields: Mapping[str, Any], number: int) -> None:
     """Raise ValueError where an example does not look like the first one."""
-    found = {name: _describe(values) for name, values in example.items()}
-    if found != fields:
-        raise ValueError(f"example {number} is {found}, and the first one is {fields}")
+    described = {name: _describe(values) for name, values in example.items()}
+    if described != fields:
+        raise ValueError(f"example {number} is {described}, and the first one is {fields}")
     if len({len(values) for values in example.values()}) != 1:
         raise ValueError(f"example {number} has fields of differing lengths")
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether the entry was committed and its files still have their sizes."""
+    """Return whether the entry was committed and its files still have their sizes."""
     if not files.is_committed(folder):
         return False
     try:

@@ -36,7 +36,7 @@ class Reading:
 
 
 def guess_reading(source: Source, text: str | None = None, label: str | None = None) -> Reading:
-    """The columns that a source is read by: those named, or as they are mostly called.
+    """Return the columns that a source is read by: those named, or as they are mostly called.
 
     Args:
         source: the rows.
@@ -56,21 +56,21 @@ def guess_reading(source: Source, text: str | None = None, label: str | None = N
 
 
 def text_of(row: Row, columns: Sequence[str]) -> str:
-    """A row's text: its columns' values in one line; a list of words is a text."""
-    found = []
+    """Return a row's text: its columns' values in one line; a list of words is a text."""
+    parts = []
     for name in columns:
         value = row[name]
-        found.append(" ".join(map(str, value)) if isinstance(value, list) else str(value or ""))
-    return " ".join(found)
+        parts.append(" ".join(map(str, value)) if isinstance(value, list) else str(value or ""))
+    return " ".join(parts)
 
 
 def texts_of(source: Source, columns: Sequence[str], indices: Sequence[int]) -> list[str]:
-    """The texts of some rows."""
+    """Return the texts of some rows."""
     return [text_of(row, columns) for row in source.rows(indices, columns)]
 
 
 def profile(source: Source, reading: Reading) -> dict[str, Any]:
-    """A source's rows counted and measured.
+    """Return a source's rows counted and measured.
 
     Args:
         source: the rows.
@@ -105,18 +105,20 @@ def profile(source: Source, reading: Reading) -> dict[str, Any]:
 
 
 def row_digests(source: Source, columns: Sequence[str]) -> np.ndarray:
-    """A number for what each row says in some columns, whatever its case and spaces: `[rows]`."""
-    found = np.empty(len(source), np.uint64)
+    """Return a number for what each row says in some columns, whatever its case and spaces:
+    `[rows]`.
+    """
+    digests = np.empty(len(source), np.uint64)
     for number, row in source.each(columns):
         digest = hashlib.blake2b(digest_size=8)
         for value in row.values():
             digest.update(_plain(value) + b"\0")
-        found[number] = int.from_bytes(digest.digest(), "little")
-    return found
+        digests[number] = int.from_bytes(digest.digest(), "little")
+    return digests
 
 
 def rare_class(counts: Mapping[str, int]) -> tuple[str, float] | None:
-    """The rarest class and its share, where the commonest has ten times its rows or more."""
+    """Return the rarest class and its share, where the commonest has ten times its rows or more."""
     there = {name: many for name, many in counts.items() if many}
     if len(there) < 2:
         return None
@@ -127,7 +129,7 @@ def rare_class(counts: Mapping[str, int]) -> tuple[str, float] | None:
 
 
 def _labels_of(value: Any) -> list[str]:
-    """The labels in a cell; the distinct ones of a list."""
+    """Return the labels in a cell; the distinct ones of a list."""
     if isinstance(value, list | np.ndarray):
         return sorted({str(one) for one in value})
     return [] if is_missing(value) else [str(value)]
@@ -161,19 +163,19 @@ def _histogram(words: np.ndarray) -> dict[str, Any]:
 
 
 def _short(row: Row) -> dict[str, Any]:
-    """A row as a person can read it, and JSON can hold it."""
-    found: dict[str, Any] = {}
+    """Return a row as a person can read it, and JSON can hold it."""
+    cells: dict[str, Any] = {}
     for name, value in row.items():
         if isinstance(value, bytes):
-            found[name] = f"{len(value):,} bytes"
+            cells[name] = f"{len(value):,} bytes"
         elif isinstance(value, np.ndarray):
-            found[name] = f"array of {' x '.join(map(str, value.shape))}"
+            cells[name] = f"array of {' x '.join(map(str, value.shape))}"
         elif isinstance(value, int | float | None):
-            found[name] = value
+            cells[name] = value
         else:
             text = value if isinstance(value, str) else json.dumps(value, default=str)
-            found[name] = text[:MOST_CHARACTERS] + ("..." if len(text) > MOST_CHARACTERS else "")
-    return found
+            cells[name] = text[:MOST_CHARACTERS] + ("..." if len(text) > MOST_CHARACTERS else "")
+    return cells
 
 
 def _plain(value: Any) -> bytes:

@@ -32,7 +32,7 @@ class Chance:
         return (self.uniform(count) * limit).astype(np.int64)
 
     def order(self, count: int) -> np.ndarray:
-        """The numbers below `count` in an order by chance: `[count]` int64."""
+        """Return the numbers below `count` in an order by chance: `[count]` int64."""
         return np.argsort(self.uniform(count), kind="stable")
 
 
@@ -49,7 +49,7 @@ class Draw:
     epoch: int
 
     def of(self, example: int) -> Chance:
-        """What is drawn for one example."""
+        """Return what is drawn for one example."""
         return Chance(self.seed, self.epoch, example)
 
 

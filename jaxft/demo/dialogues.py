@@ -20,7 +20,8 @@ ENGLISH = "chatterbot_corpus/data/english/"
 
 
 def dialogues() -> Path:
-    """The folder with train.jsonl (814 rows) and test.jsonl (84): columns `prompt` and `answer`.
+    """Return the folder with train.jsonl (814 rows) and test.jsonl (84): columns `prompt` and
+    `answer`.
 
     The rows are the first two lines of the corpus' English conversations, each pair once (a
     thousand of them are ten that come again and again). A row is held out
@@ -33,7 +34,7 @@ def dialogues() -> Path:
 
 
 def held_out(prompt: str) -> bool:
-    """Whether a prompt belongs to test.jsonl: it depends on its words alone."""
+    """Return whether a prompt belongs to test.jsonl: it depends on its words alone."""
     return digest(prompt.strip().lower()) % 10 == 0
 
 

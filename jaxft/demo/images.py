@@ -54,7 +54,7 @@ https://github.com/jdecked/twemoji. The names in train.csv and test.csv are that
 
 
 def digits() -> Path:
-    """The folder with train/ and test/, each with a sub-folder of PNGs for each digit.
+    """Return the folder with train/ and test/, each with a sub-folder of PNGs for each digit.
 
     5,000 grey images of 28 x 28 pixels, 500 of each digit; an image is held out for the test where
     the sha256 of its pixels, as an integer, is divisible by 10.
@@ -93,7 +93,8 @@ class Emoji:
 
 
 def emoji() -> Path:
-    """The folder with images/ (64-pixel PNGs), train.csv and test.csv: `image`, `text`, `tone`.
+    """Return the folder with images/ (64-pixel PNGs), train.csv and test.csv: `image`, `text`,
+    `tone`.
 
     500 emoji are held out: those whose kind's sha256 comes first. Emoji that differ in skin tone,
     in being a woman or a man, or in the way they look are one kind, and a kind is on one side
@@ -110,16 +111,16 @@ def _write_emoji(tarball: Path, to: Path) -> None:
     with tarfile.open(tarball) as archive:
         described = archive.extractfile("package/emoji.json")
         assert described is not None, "the pinned package holds it"
-        found = list(_emoji(json.load(described)))
-        wanted = {f"package/img/twitter/64/{one.file}": one.file for one in found}
+        emoji = list(_emoji(json.load(described)))
+        wanted = {f"package/img/twitter/64/{one.file}": one.file for one in emoji}
         for member in archive:
             if member.name in wanted:
                 content = archive.extractfile(member)
                 assert content is not None, "it is a file"
                 (to / "images" / wanted[member.name]).write_bytes(content.read())
-    kinds = _first_kinds(found)
-    test = [one for one in found if one.kind in kinds and one.tone == "none"]
-    train = [one for one in found if one.kind not in kinds]
+    kinds = _first_kinds(emoji)
+    test = [one for one in emoji if one.kind in kinds and one.tone == "none"]
+    train = [one for one in emoji if one.kind not in kinds]
     train = _unlike(train, test, to / "images")
     for name, chosen in {"train.csv": train, "test.csv": test}.items():
         rows = ((f"images/{one.file}", one.text, one.tone) for one in chosen)
@@ -128,7 +129,7 @@ def _write_emoji(tarball: Path, to: Path) -> None:
 
 
 def _emoji(described: list[dict]) -> Iterator[Emoji]:
-    """Every emoji and each of its skin tones, in the package's order."""
+    """Yield every emoji and each of its skin tones, in the package's order."""
     names = Counter(entry["name"] for entry in described)
     for entry in described:
         # Two emoji share a name; the short name tells them apart.
@@ -142,14 +143,14 @@ def _emoji(described: list[dict]) -> Iterator[Emoji]:
 
 
 def _kind(unified: str) -> str:
-    """What an emoji's code points say once skin, sex and direction are left out."""
+    """Return what an emoji's code points say once skin, sex and direction are left out."""
     points = [PEOPLE.get(point, point) for point in unified.split("-") if point not in NO_KIND]
     return "-".join(sorted(set(points)))
 
 
-def _first_kinds(found: list[Emoji]) -> set[str]:
+def _first_kinds(emoji: list[Emoji]) -> set[str]:
     """Kinds in order of their hash, as many as give exactly the held-out emoji without tones."""
-    sizes = Counter(one.kind for one in found if one.tone == "none")
+    sizes = Counter(one.kind for one in emoji if one.tone == "none")
     chosen: set[str] = set()
     left = HELD_OUT_EMOJI
     for kind in sorted(sizes, key=digest):
@@ -160,7 +161,7 @@ def _first_kinds(found: list[Emoji]) -> set[str]:
 
 
 def _unlike(train: list[Emoji], test: list[Emoji], images: Path) -> list[Emoji]:
-    """The training emoji that look like none of the held-out ones."""
+    """Return the training emoji that look like none of the held-out ones."""
     held_out, others = (
         np.stack([_small_copy(images / one.file) for one in part]) for part in (test, train)
     )  # [emoji, pixels]
@@ -171,6 +172,6 @@ def _unlike(train: list[Emoji], test: list[Emoji], images: Path) -> list[Emoji]:
 
 
 def _small_copy(file: Path) -> np.ndarray:
-    """An emoji over white, made small: `[pixels]`."""
+    """Return an emoji over white, made small: `[pixels]`."""
     copy = to_rgb(decode(file)).resize((COPY_SIDE, COPY_SIDE))
     return np.asarray(copy, np.float32).ravel()

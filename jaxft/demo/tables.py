@@ -33,7 +33,8 @@ LZMA2 = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
 
 
 def lending_club() -> Path:
-    """The folder with train.csv (6,872 loans), eval.csv (1,002) and test.csv (1,983), 5.2% bad.
+    """Return the folder with train.csv (6,872 loans), eval.csv (1,002) and test.csv (1,983), 5.2%
+    bad.
 
     22 columns of what was known when the loan was given, and `Class`: good or bad.
     train_thinned.csv has train.csv's bad loans and one in four of its good ones, by their hash.
@@ -44,7 +45,7 @@ def lending_club() -> Path:
 
 
 def credit_data() -> Path:
-    """The folder with train.csv (3,527 rows) and test.csv (925): credits, 28% of them bad.
+    """Return the folder with train.csv (3,527 rows) and test.csv (925): credits, 28% of them bad.
 
     13 columns of who asked for how much, some cells empty, and `Status`: good or bad.
 
@@ -54,7 +55,8 @@ def credit_data() -> Path:
 
 
 def breast_cancer() -> Path:
-    """The folder with train.csv (465 rows) and test.csv (104): tumours, 37% of them malignant.
+    """Return the folder with train.csv (465 rows) and test.csv (104): tumours, 37% of them
+    malignant.
 
     30 measures of the cell nuclei in an image of each, and `diagnosis`: benign or malignant.
 
@@ -64,7 +66,7 @@ def breast_cancer() -> Path:
 
 
 def held_out(row: Mapping[str, Any]) -> bool:
-    """Whether a row belongs to test.csv: it depends on its cells alone, not on its place."""
+    """Return whether a row belongs to test.csv: it depends on its cells alone, not on its place."""
     return _digest(row) % HELD_OUT == 0
 
 
@@ -87,8 +89,8 @@ def _write_loans(deb: Path, to: Path) -> None:
         for row in chosen["train.csv"]
         if row["Class"] == "bad" or _digest(row) // (HELD_OUT * EVAL) % THINNED == 0
     ]
-    for name, kept in chosen.items():
-        write_csv(to / name, head, [list(row.values()) for row in kept])
+    for name, rows in chosen.items():
+        write_csv(to / name, head, [list(row.values()) for row in rows])
 
 
 def _write_breast_cancer(to: Path) -> None:
@@ -124,7 +126,7 @@ def _write_rows(to: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _loan(row: dict[str, Any]) -> dict[str, Any]:
-    """A loan with its months as a number, and R's words as a person writes them."""
+    """Return a loan with its months as a number, and R's words as a person writes them."""
     years = row["emp_length"].removeprefix("emp_")
     return row | {
         "term": int(row["term"].removeprefix("term_")),
@@ -134,7 +136,7 @@ def _loan(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def lazy_frame(base: Path, name: str) -> list[dict[str, Any]]:
-    """The rows of a data frame in an R package's lazy-load data base, read without R.
+    """Return the rows of a data frame in an R package's lazy-load data base, read without R.
 
     Source: R Internals, section 1.15 (lazy loading): an index of offsets, and each object as R
     serialises it, compressed, its length before it.
@@ -164,7 +166,7 @@ def lazy_frame(base: Path, name: str) -> list[dict[str, Any]]:
 
 
 def _unpacked(packed: bytes) -> bytes:
-    """An object's bytes: behind 4 of length, a letter for xz or bzip2, or none for zlib."""
+    """Return an object's bytes: behind 4 of length, a letter for xz or bzip2, or none for zlib."""
     if packed[4:5] == b"Z":
         return lzma.decompress(packed[5:], format=lzma.FORMAT_RAW, filters=LZMA2)
     if packed[4:5] == b"2":

@@ -31,7 +31,8 @@ Box = tuple[int, int, int, int]
 
 
 def trees() -> Path:
-    """The folder with train.csv, eval.csv and test.csv, a box a row, and the photos they name.
+    """Return the folder with train.csv, eval.csv and test.csv, a box a row, and the photos they
+    name.
 
     Trained on are the upper part of one photo and two small ones of other forests; the lower part
     of the first chooses the step, and another photo of the same forest is the test.
@@ -62,7 +63,7 @@ def _write(wheel: Path, to: Path) -> None:
 
 
 def _photo(archive: zipfile.ZipFile, name: str) -> tuple[Image.Image, list[Box]]:
-    """A photo in RGB, and its crowns: left, top, right, bottom in pixels."""
+    """Return a photo in RGB, and its crowns: left, top, right, bottom in pixels."""
     image = Image.open(io.BytesIO(archive.read(f"{INSIDE}/{name}.png"))).convert("RGB")
     root = ElementTree.fromstring(archive.read(f"{INSIDE}/{name}.xml"))
     boxes = []
@@ -77,7 +78,7 @@ def _photo(archive: zipfile.ZipFile, name: str) -> tuple[Image.Image, list[Box]]
 
 
 def _within(box: Box, top: int, bottom: int) -> Box | None:
-    """A box in the part of a photo between two rows of pixels; None where most is outside."""
+    """Return a box cut to the rows `top` to `bottom` of a photo; None if most is outside."""
     left, upper, right, lower = box
     cut = (left, max(upper, top) - top, right, min(lower, bottom) - top)
     return cut if cut[3] - cut[1] >= LEAST_VISIBLE * (lower - upper) else None

@@ -37,7 +37,7 @@ Pair = dict[str, str]
 
 
 def verses() -> Path:
-    """The folder with train.jsonl and test.jsonl: `es`, `en` and `ref`, a verse each.
+    """Return the folder with train.jsonl and test.jsonl: `es`, `en` and `ref`, a verse each.
 
     They are the verses of the Reina-Valera of 1909 and of the World English Bible, both in the
     public domain, that have at most 100 characters in either. Chapters whose verses are cut
@@ -69,15 +69,15 @@ def _write(spanish: Path, english: Path, to: Path) -> None:
         books = [modules.get_bible_from_module(name) for name in MODULES]
         for pair in _pairs(*books):
             if max(len(pair["es"]), len(pair["en"])) <= MOST:
-                kept = digest(pair["ref"]) % HELD_OUT
-                rows["train.jsonl" if kept else "test.jsonl"].append(pair)
+                for_training = digest(pair["ref"]) % HELD_OUT
+                rows["train.jsonl" if for_training else "test.jsonl"].append(pair)
     for name, lines in rows.items():
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         (to / name).write_text(text, encoding="utf-8")
 
 
 def _pairs(spanish: SwordBible, english: SwordBible) -> Iterator[Pair]:
-    """Every verse that is in both, and what names it."""
+    """Yield every verse that is in both, and what names it."""
     theirs = {book.osis_name: book for book in _books(english)}
     for book in _books(spanish):
         if (other := theirs.get(book.osis_name)) is None:
@@ -101,7 +101,7 @@ def _books(bible: SwordBible) -> list[Any]:
 
 
 def _plain(text: str | None) -> str:
-    """A verse without notes, titles and markup."""
+    """Return a verse without notes, titles and markup."""
     text = re.sub(r"<note\b.*?</note>", " ", text or "", flags=re.DOTALL)
     text = re.sub(r"<title\b.*?</title>", "", text, flags=re.DOTALL)
     return " ".join(re.sub(r"<[^>]+>", "", text).split())

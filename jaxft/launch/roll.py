@@ -1,7 +1,7 @@
-"""The parents of a run's processes find each other and keep a line open, beside jax's own.
+"""Connections between the parents of a run's processes, beside jax's own.
 
 Process 0's parent listens on the port after the coordinator's. It calls the roll before any jax
-starts, so that who is missing has a name, and later hears from each how its process ended.
+starts, so that a missing process is named, and later hears from each how its process ended.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ RETRY = 0.2  # seconds
 
 @dataclass(frozen=True)
 class Member:
-    """A process of the run, as its parent introduces it.
+    """A process of the run, as its parent reports it.
 
     Attributes:
         process: its number.
-        of: how many it was told that there are.
+        of: the number of processes that it was started with.
         host: the machine.
-        pid: its parent's.
+        pid: the process id of its parent.
     """
 
     process: int
@@ -44,24 +44,26 @@ class Member:
 
 
 class Line:
-    """A connection that carries JSON, one message a line."""
+    """A connection that carries JSON, one message per line."""
 
     def __init__(self, connection: socket.socket):
         self._socket = connection
         self._read = connection.makefile("rb")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        # A host that loses its power says no goodbye: ask after 10 silent seconds, 4 times.
+        # A host that loses power closes no connection: probe after 10 silent seconds, 4 times.
         for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
             if hasattr(socket, name):
                 connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
     def send(self, message: dict[str, Any]) -> None:
-        """Send, unless the other end is gone: then reading says so."""
+        """Send a message; if the other end is gone, reading reports it."""
         with contextlib.suppress(OSError):
             self._socket.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self, seconds: float | None = None) -> dict[str, Any] | None:
-        """The next message; None where the other end is gone, silent for too long, or no parent."""
+        """Return the next message; None if the other end is gone, silent for too long, or not a
+        parent.
+        """
         try:
             self._socket.settimeout(seconds)
             message = json.loads(self._read.readline(LONGEST))
@@ -70,7 +72,7 @@ class Line:
         return message if isinstance(message, dict) else None
 
     def close(self) -> None:
-        """Hang up; a reader elsewhere sees the end."""
+        """Close the connection; the other end sees that."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._read.close()
@@ -78,31 +80,32 @@ class Line:
 
 
 def myself(cluster: Cluster) -> Member:
-    """This process, introduced."""
+    """Return the description of this process."""
     return Member(cluster.process, cluster.processes, socket.gethostname(), os.getpid())
 
 
 def supervisor_port(cluster: Cluster) -> int:
-    """Where process 0's parent listens: `JAXFT_SUPERVISOR_PORT`, or the coordinator's port + 1."""
-    given = os.environ.get(PORT, "")
-    if given and not given.isdecimal():
-        raise UserError(f"{PORT} is a port's number, not '{given}'.")
+    """Return the port of process 0's parent: `JAXFT_SUPERVISOR_PORT`, or the coordinator's + 1."""
+    text = os.environ.get(PORT, "")
+    if text and not text.isdecimal():
+        raise UserError(f"{PORT} must be a port number, not '{text}'.")
     port = int(cluster.address.rpartition(":")[2])
-    return int(given) if given else port + (1 if port < 65535 else -1)
+    return int(text) if text else port + (1 if port < 65535 else -1)
 
 
 def call_roll(cluster: Cluster, seconds: float) -> tuple[list[Member], dict[int, Line]]:
-    """As process 0's parent: wait for the others, and tell all who is here.
+    """Wait, as process 0's parent, for the others, and tell all of them who is present.
 
     Args:
         cluster: the run's processes.
-        seconds: to wait for them.
+        seconds: the time to wait for them.
 
     Returns:
-        The members in order, and the line to each but the first.
+        The members in order, and the connection to each but the first.
 
     Raises:
-        UserError: one is missing, there twice, or was told of another number; all hear it.
+        UserError: one is missing, started twice, or expects another number of processes; all are
+            told.
     """
     members, lines = {0: myself(cluster)}, {}
     end = time.monotonic() + seconds
@@ -117,7 +120,7 @@ def call_roll(cluster: Cluster, seconds: float) -> tuple[list[Member], dict[int,
                 break
             member = _introduced(line)
             if member is None:
-                line.close()  # no parent of a run
+                line.close()  # not a parent of a run
                 continue
             wrong = _out_of_place(member, members, cluster)
             lines[member.process if not wrong else -1] = line
@@ -133,14 +136,14 @@ def call_roll(cluster: Cluster, seconds: float) -> tuple[list[Member], dict[int,
 
 
 def answer_roll(cluster: Cluster, seconds: float) -> tuple[list[Member], Line]:
-    """As any other parent: find process 0's, and hear who is here.
+    """Connect, as any other parent, to that of process 0, and learn who is present.
 
     Args:
         cluster: the run's processes.
-        seconds: to look for it.
+        seconds: the time to look for it.
 
     Raises:
-        UserError: it cannot be reached, or process 0 refused the roll.
+        UserError: it cannot be reached, or process 0 refused.
     """
     host, port = cluster.address.rpartition(":")[0].strip("[]"), supervisor_port(cluster)
     end, reason = time.monotonic() + seconds, ""
@@ -162,8 +165,10 @@ def answer_roll(cluster: Cluster, seconds: float) -> tuple[list[Member], Line]:
     if answer is not None and "roll" in answer:
         return [Member(**member) for member in answer["roll"]], line
     line.close()
-    said = (answer or {}).get("refused")
-    raise UserError(str(said) if said else f"Process 0 at {host} ended before all were there.")
+    refused = (answer or {}).get("refused")
+    raise UserError(
+        str(refused) if refused else f"Process 0 at {host} ended before all processes had started."
+    )
 
 
 def _listen(cluster: Cluster) -> socket.socket:
@@ -178,24 +183,24 @@ def _listen(cluster: Cluster) -> socket.socket:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise UserError(
             f"Process 0 cannot listen on port {port}: {reason}.",
-            f"Choose another coordinator port, or set {PORT} alike on every host.",
+            f"Choose another coordinator port, or set {PORT} to the same port on every host.",
         ) from error
 
 
 def _introduced(line: Line) -> Member | None:
-    said = line.receive(5)
+    message = line.receive(5)
     try:
-        return Member(**said) if said is not None else None
+        return Member(**message) if message is not None else None
     except TypeError:
         return None
 
 
 def _out_of_place(member: Member, members: dict[int, Member], cluster: Cluster) -> str:
-    """What is wrong with one that arrives, in a sentence; empty where nothing is."""
+    """Return the problem with an arriving process, in a sentence; empty if there is none."""
     first = members[0]
     if member.of != cluster.processes:
         return (
-            f"{str(member).capitalize()} was told of {member.of} processes, and {first} of "
+            f"{str(member).capitalize()} was started with {member.of} processes, and {first} with "
             f"{cluster.processes}."
         )
     if member.process in members:

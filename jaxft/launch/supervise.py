@@ -1,8 +1,8 @@
-"""A parent beside each of a run's processes: it turns a dead peer into a sentence and an exit code.
+"""A parent process beside each process of a run, which turns a dead peer into a message.
 
-jax's client ends its process at once where a peer is gone, and names a number in a page of C++.
-The parents of all processes hold a line to each other, so that each hears within moments how the
-others ended, stops its own process, and says who was the first and why.
+jax's client ends its process at once when a peer is gone, and names a number in a page of C++. The
+parents of all processes are connected, so that each learns within moments how the others ended,
+stops its own process, and prints which one failed first and why.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from jaxft.launch.cluster import SUPERVISED, Cluster, join_seconds
 from jaxft.launch.roll import Member
 from jaxft.launch.team import COMPUTATION_FAILED, STOPPED, End, Team, join
 
-# A peer died: not this host's fault, and the run goes on from its last save when started again.
+# A peer died: not this host's fault; the run resumes from its last save when started again.
 PEER_LOST = 75  # EX_TEMPFAIL of sysexits.h
-GRACE = 5.0  # seconds that a process has to end by itself once a peer has failed
+GRACE = 5.0  # seconds for a process to end by itself once a peer has failed
 ABORTED = b"JAX distributed service detected fatal errors"
 UNHEALTHY = re.compile(rb"unhealthy \(stopped sending heartbeats\):\s*([\d, \n]+)")
 LEADER = b"Either the leader task was preempted"
@@ -34,23 +34,23 @@ def supervise(cluster: Cluster, words: Sequence[str]) -> int:
     """Run one process of several, and watch it and the others.
 
     Args:
-        cluster: which one.
-        words: what was typed after `jaxft`.
+        cluster: this process among the others.
+        words: the command line after `jaxft`.
 
     Returns:
-        Its exit code, where it ended by itself; 2 where another was given something wrong, 75
-        where another died.
+        Its exit code if it ended by itself; 2 if another process failed with a user error, 75 if
+        another died.
 
     Raises:
-        UserError: not all processes are there.
+        UserError: not all processes started.
     """
     with join(cluster, join_seconds()) as team, _child(cluster, words) as child:
         ended = _watch(child, team)
-        return _told(cluster, team, child, ended)
+        return _report(cluster, team, child, ended)
 
 
 class Child:
-    """The process that trains, with what it last said on standard error."""
+    """The training process, with the last lines of its standard error."""
 
     def __init__(self, cluster: Cluster, words: Sequence[str]):
         self._number = cluster.process
@@ -62,7 +62,7 @@ class Child:
             stdout=None if cluster.process == 0 else subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             pass_fds=(life,),
-            process_group=0,  # Ctrl-C is for the parent, which asks all to save and stop
+            process_group=0,  # Ctrl-C goes to the parent, which asks all to save and stop
         )
         os.close(life)
         self.tail: collections.deque[bytes] = collections.deque(maxlen=200)
@@ -80,7 +80,7 @@ class Child:
                 sys.stderr.buffer.flush()
 
     def stop(self, number: int, frame: object) -> None:
-        """Pass a signal on; a second Ctrl-C ends the process at once."""
+        """Forward a signal; a second Ctrl-C kills the process."""
         del frame
         again = self.asked and number == signal.SIGINT
         self.asked = self.asked or number
@@ -88,17 +88,17 @@ class Child:
             self.process.send_signal(signal.SIGKILL if again else signal.SIGTERM)
 
     def end(self) -> End:
-        """How it ended; to be asked once it has."""
+        """Return how the process ended; call it afterwards only."""
         self._reader.join(5)
-        code, said = self.process.returncode, b"".join(self.tail)
+        code, output = self.process.returncode, b"".join(self.tail)
         last = [line.strip() for line in self.tail if line.strip()]
-        if code == -signal.SIGABRT and ABORTED in said:
-            found = UNHEALTHY.search(said)
-            blamed = tuple(map(int, re.findall(rb"\d+", found[1]))) if found else ()
-            blamed = blamed or ((0,) if LEADER in said else ())
+        if code == -signal.SIGABRT and ABORTED in output:
+            match = UNHEALTHY.search(output)
+            blamed = tuple(map(int, re.findall(rb"\d+", match[1]))) if match else ()
+            blamed = blamed or ((0,) if LEADER in output else ())
             return End(self._number, code, "lost touch with the others", blamed)
         if code == COMPUTATION_FAILED:
-            text = last[-1].decode(errors="replace") if last else "no word"
+            text = last[-1].decode(errors="replace") if last else "no output"
             return End(self._number, code, f"could not compute with the others ({text})", ())
         if code < 0:
             if self.asked and -code in (signal.SIGTERM, signal.SIGKILL):
@@ -112,7 +112,7 @@ class Child:
         return End(self._number, code, f"ended with exit code {code}")
 
     def close(self) -> None:
-        """Make an end of it, if it is there."""
+        """Kill the process if it still runs."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
@@ -132,7 +132,7 @@ def _child(cluster: Cluster, words: Sequence[str]) -> Iterator[Child]:
 
 
 def _watch(child: Child, team: Team) -> End | None:
-    """Wait until the process has ended; how it did, or None where it had to be ended."""
+    """Wait until the process has ended; return how, or None if it had to be killed."""
     since: float | None = None
     while child.process.poll() is None:
         time.sleep(0.05)
@@ -149,8 +149,8 @@ def _watch(child: Child, team: Team) -> End | None:
     return ended
 
 
-def _told(cluster: Cluster, team: Team, child: Child, ended: End | None) -> int:
-    """Wait for the others, say who failed where that was another, and give the exit code."""
+def _report(cluster: Cluster, team: Team, child: Child, ended: End | None) -> int:
+    """Wait for the others, print which one failed if not this one, return the exit code."""
     team.wait()
     first = team.first
     if first is None:  # all ended well
@@ -169,12 +169,12 @@ def _told(cluster: Cluster, team: Team, child: Child, ended: End | None) -> int:
 
 
 def _exit_code(code: int) -> int:
-    """As a shell gives it: 128 + the number of a signal."""
+    """Return the exit code as a shell does: 128 + the number of a signal."""
     return 128 - code if code < 0 else code
 
 
 def _say(name: Member, culprit: End, cluster: Cluster) -> None:
-    again = " Run it again with --resume, on as many processes as are there."
+    again = " Run it again with --resume, on any number of processes."
     hint = "" if culprit.code == 2 else again
     print(
         f"jaxft: {str(name).capitalize()} {culprit.why.rstrip('.')}, and the run of "

@@ -1,4 +1,4 @@
-"""How the processes of a run end together: each parent tells, process 0's judges, all hear."""
+"""The common end of a run's processes: each parent reports, process 0's decides, all learn it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from jaxft.launch.cluster import Cluster
 from jaxft.launch.roll import Line, Member, answer_roll, call_roll
 
 STOPPED = 128 + signal.SIGTERM
-# How a supervised process ends that could not compute with the others: perhaps since one is gone.
+# The exit code of a process that could not compute with the others: perhaps one is gone.
 COMPUTATION_FAILED = 76
-# Seconds in which the cause of a failure may still be told, after its first consequence was.
+# Seconds in which the cause of a failure may still arrive after its first consequence.
 SETTLE, SETTLE_CONSEQUENCE = 1.0, 6.0
 STOP_SECONDS = 300.0  # from the first that has saved and stopped to the last
 
 
 @dataclass(frozen=True)
 class End:
-    """How a process ended.
+    """The end of a process.
 
     Attributes:
         process: its number.
@@ -40,12 +40,12 @@ class End:
 
     @property
     def fine(self) -> bool:
-        """Whether it was through, or was asked to stop and did."""
+        """Return whether it completed, or was asked to stop and did."""
         return self.code in (0, STOPPED)
 
     @property
     def rank(self) -> int:
-        """How far this is from being the cause, where several have ended."""
+        """Return a rank that is the lower the more likely this end caused the others."""
         if self.blames is not None:
             return 4
         if self.code is None:
@@ -59,14 +59,14 @@ def _end(message: dict[str, Any]) -> End:
 
 
 class Team:
-    """What one parent knows of all.
+    """All processes of the run, as one parent knows them.
 
     Args:
         members: every process, in order.
-        tell: says how this host's process ended.
+        tell: reports how this host's process ended.
 
     Attributes:
-        first: the one whose end ends the run; None while and where all is well.
+        first: the end that ended the run; None as long as all is well.
     """
 
     def __init__(self, members: list[Member], tell: Callable[[End], None]):
@@ -75,17 +75,17 @@ class Team:
         self._over = threading.Event()
 
     def wait(self) -> None:
-        """Until all have ended well, or the first that did not is known."""
+        """Wait until all have ended well, or the first failure is known."""
         self._over.wait()
 
     def settle(self, first: End | None) -> None:
-        """All is over, and so."""
+        """Record the outcome, and release those who wait for it."""
         self.first = first
         self._over.set()
 
 
 def _hear_verdict(team: Team, line: Line) -> None:
-    """Beside any process but the first: what process 0's parent finds."""
+    """Receive the outcome from process 0's parent."""
     message = line.receive()
     if message is None:
         team.settle(End(0, None, "is gone with its parent"))
@@ -93,21 +93,21 @@ def _hear_verdict(team: Team, line: Line) -> None:
         team.settle(None if message["first"] is None else _end(message["first"]))
 
 
-def _hear(process: int, line: Line, told: queue.Queue[End]) -> None:
-    """Beside process 0: what another's parent tells, until it is gone."""
+def _hear(process: int, line: Line, ends: queue.Queue[End]) -> None:
+    """Receive the reports of another process's parent until it is gone."""
     while (message := line.receive()) is not None:
-        told.put(_end(message))
-    told.put(End(process, None, "is gone with its parent"))
+        ends.put(_end(message))
+    ends.put(End(process, None, "is gone with its parent"))
 
 
-def _judge(team: Team, lines: Mapping[int, Line], told: queue.Queue[End]) -> None:
-    """Beside process 0: wait for the ends of all, find the cause where one is not well, tell."""
+def _judge(team: Team, lines: Mapping[int, Line], reported: queue.Queue[End]) -> None:
+    """Wait for all ends, find the cause if one of them failed, and report it to all."""
     ends: dict[int, End] = {}
     limit: float | None = None  # of the time in which all have to have stopped
     while len(ends) < len(team.members) and all(end.fine for end in ends.values()):
         try:
             wait = None if limit is None else max(limit - time.monotonic(), 0)
-            end = told.get(timeout=wait)
+            end = reported.get(timeout=wait)
         except queue.Empty:
             late = min(set(range(len(team.members))) - ends.keys())
             ends[late] = End(late, None, f"did not stop within {STOP_SECONDS:.0f} s")
@@ -117,54 +117,54 @@ def _judge(team: Team, lines: Mapping[int, Line], told: queue.Queue[End]) -> Non
             limit = time.monotonic() + STOP_SECONDS
     first = None
     if not all(end.fine for end in ends.values()):
-        _hear_more(ends, len(team.members), told)
+        _hear_more(ends, len(team.members), reported)
         first = cause(ends)
     for line in lines.values():
         line.send({"first": None if first is None else asdict(first)})
     team.settle(first)
 
 
-def _hear_more(ends: dict[int, End], members: int, told: queue.Queue[End]) -> None:
-    """Wait a moment for what may have been first and comes later."""
+def _hear_more(ends: dict[int, End], members: int, reported: queue.Queue[End]) -> None:
+    """Wait a moment for an earlier failure whose report arrives later."""
     begun = time.monotonic()
     while len(ends) < members:
         known = min(end.rank for end in ends.values() if not end.fine)
         limit = begun + (SETTLE if known < 3 else SETTLE_CONSEQUENCE)
         try:
-            end = told.get(timeout=max(limit - time.monotonic(), 0.01))
+            end = reported.get(timeout=max(limit - time.monotonic(), 0.01))
         except queue.Empty:
             return
         ends.setdefault(end.process, end)
 
 
 def cause(ends: dict[int, End]) -> End:
-    """The end that the others follow from."""
+    """Return the end that caused the others."""
     failed = [end for end in ends.values() if not end.fine]
-    found = min(failed, key=lambda end: (end.rank, end.process))
-    if found.blames:
-        lost = found.blames[0]
-        return replace(found, process=lost, code=None, why="stopped answering", blames=())
-    return found
+    earliest = min(failed, key=lambda end: (end.rank, end.process))
+    if earliest.blames:
+        lost = earliest.blames[0]
+        return replace(earliest, process=lost, code=None, why="stopped answering", blames=())
+    return earliest
 
 
 @contextlib.contextmanager
 def join(cluster: Cluster, seconds: float) -> Iterator[Team]:
-    """The team of a run, once all of it is there.
+    """Yield the team of a run once all of its processes have started.
 
     Args:
         cluster: the run's processes.
-        seconds: to wait for them.
+        seconds: the time to wait for them.
 
     Raises:
-        UserError: not all came.
+        UserError: not all started.
     """
     if cluster.process == 0:
         members, lines = call_roll(cluster, seconds)
-        told: queue.Queue[End] = queue.Queue()
-        team = Team(members, told.put)
+        reported: queue.Queue[End] = queue.Queue()
+        team = Team(members, reported.put)
         for process, line in lines.items():
-            _meanwhile(_hear, process, line, told)
-        _meanwhile(_judge, team, lines, told)
+            _meanwhile(_hear, process, line, reported)
+        _meanwhile(_judge, team, lines, reported)
     else:
         members, line = answer_roll(cluster, seconds)
         lines = {0: line}
@@ -177,5 +177,5 @@ def join(cluster: Cluster, seconds: float) -> Iterator[Team]:
             line.close()
 
 
-def _meanwhile(do: Callable[..., None], *given: Any) -> None:
-    threading.Thread(target=do, args=given, daemon=True).start()
+def _meanwhile(do: Callable[..., None], *arguments: Any) -> None:
+    threading.Thread(target=do, args=arguments, daemon=True).start()

@@ -1,4 +1,4 @@
-"""Files and folders in buckets, as they are on this machine: brought here, and put back.
+"""Files and folders in buckets: fetch them to this machine, and copy results back.
 
 Buckets are `gs://...`; the extra `[gcs]` has their client.
 """
@@ -21,22 +21,22 @@ from etils import epath
 from jaxft.errors import UserError
 from jaxft.storage.files import cache_dir, check_inside, commit, is_bucket, is_committed, lock
 
-# Others write into the same folders (TensorStore, other hosts), which a list that is kept would
-# not show. It is read when the first client is made.
+# Others write into the same folders (TensorStore, other hosts), which a cached listing would not
+# show. The setting is read when the first client is made.
 for _kind in ("gs", "gcs"):
     fsspec.config.conf.setdefault(_kind, {})["use_listings_cache"] = False
 
 
 @contextlib.contextmanager
 def reached(path: epath.PathLike) -> Iterator[None]:
-    """A block in which what a bucket's client raises becomes a UserError."""
+    """Turn whatever a bucket's client raises inside the block into a UserError."""
     try:
         yield
     except UserError:
         raise
     except ImportError as error:
         raise UserError(
-            f"{path} is in a bucket, whose client is not installed ({_reason(error)}).",
+            f"{path} is in a bucket, and the client library is not installed ({_reason(error)}).",
             "Install it: pip install 'jaxft[gcs]'.",
         ) from error
     except Exception as error:  # each client has errors of its own
@@ -44,31 +44,33 @@ def reached(path: epath.PathLike) -> Iterator[None]:
             raise
         raise UserError(
             f"{path} cannot be reached: {_reason(error)}.",
-            "Look at the bucket's name, at its permissions and at your login "
+            "Check the bucket's name, its permissions and your login "
             "(gcloud auth application-default login).",
         ) from error
 
 
 def fetched(path: epath.PathLike) -> pathlib.Path:
-    """`path` on this machine: itself, or of a file or folder in a bucket a copy in the cache.
+    """Return a local path: `path` itself, or a cached copy of a file or folder in a bucket.
 
     Raises:
-        UserError: there is nothing in the bucket under this name, or no right to it; an object
-            there is named so that it would be written outside the cache.
+        UserError: nothing in the bucket has this name, access is denied, or an object's name
+            would lead outside the cache.
     """
     if not is_bucket(path):
         return pathlib.Path(path)
     with reached(path):
         client, root = fsspec.core.url_to_fs(os.fspath(path))
         whole = client.isfile(root)
-        found = {root: client.info(root)} if whole else client.find(root, detail=True)
-        if not found:
-            raise UserError(f"There is nothing at {path}.")
-        versions = [(name, about["size"], _version(about)) for name, about in sorted(found.items())]
+        objects = {root: client.info(root)} if whole else client.find(root, detail=True)
+        if not objects:
+            raise UserError(f"{path} does not exist.")
+        versions = [
+            (name, about["size"], _version(about)) for name, about in sorted(objects.items())
+        ]
         key = hashlib.sha256(repr((root, versions)).encode()).hexdigest()[:16]
         folder = cache_dir() / "buckets" / key
         top = folder / pathlib.PurePosixPath(root).name
-        targets = {root: top} if whole else _targets(found, root, top)
+        targets = {root: top} if whole else _targets(objects, root, top)
         check_inside(top, folder, str(path))
         with lock(folder.with_suffix(".lock"), timeout=-1):
             if not is_committed(folder):
@@ -80,10 +82,10 @@ def fetched(path: epath.PathLike) -> pathlib.Path:
 
 
 def _targets(names: Iterable[str], root: str, top: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Where each object below `root` goes in the folder `top`.
+    """Map each object below `root` to its file in the folder `top`.
 
     Raises:
-        UserError: an object's name, which may hold any text, leads out of that folder.
+        UserError: an object's name, which may hold any text, leads outside that folder.
     """
     targets = {name: top / name[len(root) :].lstrip("/") for name in names}
     for name, target in targets.items():
@@ -92,22 +94,22 @@ def _targets(names: Iterable[str], root: str, top: pathlib.Path) -> dict[str, pa
 
 
 def _version(about: dict[str, Any]) -> str:
-    """What changes whenever a file in a bucket is written."""
+    """Return a string that changes whenever a file in a bucket is written."""
     return str(about.get("generation") or about.get("ETag") or about.get("mtime"))
 
 
 def matching(pattern: str) -> list[str]:
-    """The files in a bucket that are of a pattern such as `gs://bucket/part-*.csv`."""
+    """Return the files in a bucket that match a pattern such as `gs://bucket/part-*.csv`."""
     with reached(pattern):
         client, root = fsspec.core.url_to_fs(pattern)
         return [client.unstrip_protocol(name) for name in client.glob(root) if client.isfile(name)]
 
 
 class LocalFolder:
-    """A folder of this machine for what is written bit by bit, which no bucket takes.
+    """A local folder for files that grow while they are written, which a bucket cannot hold.
 
     Attributes:
-        path: where to write: the folder itself, or what stands in for one in a bucket.
+        path: the folder to write to: the folder itself, or a temporary one for a bucket.
     """
 
     def __init__(self, folder: epath.PathLike):
@@ -115,39 +117,40 @@ class LocalFolder:
         bucket = is_bucket(folder)
         self._made = tempfile.TemporaryDirectory(prefix="jaxft-") if bucket else None
         self.path = pathlib.Path(folder if self._made is None else self._made.name)
-        self._kept: dict[pathlib.Path, tuple[int, int]] = {}
+        self._copied: dict[pathlib.Path, tuple[int, int]] = {}
 
     def keep(self) -> None:
-        """Put what has changed into the bucket."""
+        """Copy changed files to the bucket."""
         if self._made is None:
             return
         files = [path for path in self.path.rglob("*") if path.is_file()]
-        for file in sorted(files, key=lambda file: file.stat().st_mtime_ns):  # as they were
+        # In the order of writing, so that what refers to another file comes after it.
+        for file in sorted(files, key=lambda file: file.stat().st_mtime_ns):
             about = file.stat()
             now = (about.st_size, about.st_mtime_ns)
-            if self._kept.get(file) == now:
+            if self._copied.get(file) == now:
                 continue
             target = self._folder / file.relative_to(self.path)
             with reached(target):
                 epath.Path(file).copy(target, overwrite=True)
-            self._kept[file] = now
+            self._copied[file] = now
 
     def close(self) -> None:
-        """Put what has changed into the bucket, and take away what stood in for it."""
+        """Copy changed files to the bucket, and delete the temporary folder."""
         try:
             self.keep()
         finally:
             self.discard()
 
     def discard(self) -> None:
-        """Take away what stood in for the folder, whatever is in it."""
+        """Delete the temporary folder with everything in it."""
         if self._made is not None:
             self._made.cleanup()
 
 
 @contextlib.contextmanager
 def published(folder: epath.PathLike) -> Iterator[pathlib.Path]:
-    """A folder of this machine that is in the bucket when the block ends without an error."""
+    """Yield a local folder that is copied to the bucket when the block ends without an error."""
     local = LocalFolder(folder)
     try:
         yield local.path
@@ -157,16 +160,16 @@ def published(folder: epath.PathLike) -> Iterator[pathlib.Path]:
 
 
 def refusal(folder: epath.PathLike) -> tuple[str, str] | None:
-    """What a run does with its folder that cannot be done in `folder`, and why; None if it can.
+    """Return the operation that `folder` refuses to a run, and the reason; None if all work.
 
-    A file of an odd name is written there, looked for, and taken away.
+    A file with an unlikely name is written, listed and deleted.
     """
     root = epath.Path(folder)
     probe = root / f".jaxft-{uuid.uuid4().hex}"
 
     def listed() -> None:
         if probe.name not in {path.name for path in root.iterdir()}:
-            raise OSError("what was written is not in the list")
+            raise OSError("the listing does not show the file just written")
 
     acts: list[tuple[str, Callable[[], object]]] = [
         ("written to", lambda: probe.write_text("jaxft")),
@@ -182,21 +185,21 @@ def refusal(folder: epath.PathLike) -> tuple[str, str] | None:
 
 
 def check_bucket(folder: epath.PathLike) -> None:
-    """Raise a UserError where `folder` is in a bucket in which a run could not be kept."""
+    """Raise a UserError if `folder` is in a bucket that cannot hold a run."""
     if not is_bucket(folder):
         return
-    found = refusal(folder)
-    if found is not None:
+    refused = refusal(folder)
+    if refused is not None:
         raise UserError(
-            f"{folder} cannot be {found[0]}: {found[1]}.",
-            "A run needs to write, list and delete there (the role Storage Object Admin); "
-            "jaxft doctor --dir tries it.",
+            f"{folder} cannot be {refused[0]}: {refused[1]}.",
+            "A run has to write, list and delete there (role Storage Object Admin); "
+            "test it with jaxft doctor --dir.",
         )
 
 
 def _reason(error: Exception) -> str:
-    """What an error says, in one line."""
+    """Return an error's message in one line."""
     if isinstance(error, FileNotFoundError):
         return "there is no such bucket or file"
-    said = re.sub(r"https?://\S+", "", str(error))  # the client's own address of it
-    return " ".join(said.split())[:200].rstrip(".") or type(error).__name__
+    text = re.sub(r"https?://\S+", "", str(error))  # the client's own URL
+    return " ".join(text.split())[:200].rstrip(".") or type(error).__name__

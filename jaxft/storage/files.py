@@ -26,69 +26,69 @@ COMMITTED = "COMMITTED"  # a folder without this file is half-written and never 
 
 
 def is_bucket(path: epath.PathLike) -> bool:
-    """Whether `path` is in a bucket (`gs://...`), where nothing can be renamed or locked.
+    """Return whether `path` is in a bucket (`gs://...`), where nothing can be renamed or locked.
 
     Raises:
-        UserError: it is an address of another kind, `http://...` or `zip://...::...`, which a
-            config from a stranger could have this machine open.
+        UserError: it is a URL of another kind, `http://...` or `zip://...::...`, which an
+            untrusted config could make this machine open.
     """
     text = os.fspath(path)
     if "://" not in text:
         return False
     if not text.startswith(BUCKET) or "::" in text:
         raise UserError(
-            f"'{text}' is neither a path on this machine nor one in a bucket.",
-            f"Addresses begin with {BUCKET}; copy what is elsewhere here first.",
+            f"'{text}' is neither a local path nor a path in a bucket.",
+            f"Bucket paths begin with {BUCKET}; download anything else first.",
         )
     return True
 
 
 def check_inside(path: pathlib.Path, folder: pathlib.Path, name: str) -> None:
-    """Raise a UserError where `path` does not stay below `folder`, with its links followed.
+    """Raise a UserError if `path`, with links resolved, is not below `folder`.
 
     Args:
-        path: a path that follows from a name in somebody else's file or bucket.
+        path: a path built from a name in an untrusted file or bucket.
         folder: the folder that it belongs to.
-        name: the name as it was given, for the message.
+        name: the original name, for the message.
     """
     top, resolved_path = folder.resolve(), path.resolve()
     if resolved_path == top or not resolved_path.is_relative_to(top):
-        raise UserError(f"'{name}' leads out of the folder it belongs to.", "Nothing was written.")
+        raise UserError(f"'{name}' leads outside its folder.", "Nothing was written.")
 
 
 def place(path: epath.PathLike) -> pathlib.Path:
-    """A path as what it is of: pathlib's, or of a bucket etils', which has the same methods."""
+    """Return a `pathlib.Path`, or for a bucket the path of etils, which has the same methods."""
     return epath.Path(path) if is_bucket(path) else pathlib.Path(path)
 
 
 def resolved(path: epath.PathLike) -> pathlib.Path:
-    """A path from the root on, by which two names of one folder are alike."""
-    found = place(path)
-    return found if is_bucket(found) else found.resolve()
+    """Return an absolute path without links, so that two names of one folder compare equal."""
+    absolute = place(path)
+    return absolute if is_bucket(absolute) else absolute.resolve()
 
 
 def check_no_link(path: epath.PathLike) -> None:
-    """Raise a UserError where what is to be replaced, and deleted later, is a link."""
+    """Raise a UserError if a folder that --overwrite would replace and later delete is a link."""
     if os.path.islink(path):
         raise UserError(
-            f"{path} is a link, which --overwrite does not replace.",
-            f"Give the folder itself ({os.path.realpath(path)}), or take the link away.",
+            f"{path} is a symbolic link, which --overwrite does not replace.",
+            f"Name the folder itself ({os.path.realpath(path)}), or delete the link.",
         )
 
 
 @contextlib.contextmanager
 def written_aside(path: epath.PathLike) -> Iterator[pathlib.Path]:
-    """A local path to write to, which becomes `path` when the block ends without an error.
+    """Yield a local path to write to, which becomes `path` when the block ends without an error.
 
-    Beside a local `path` the file is renamed; into a bucket it is copied, since a bucket shows an
-    object only when it is whole. After an error nothing of it is left and `path` is as it was.
+    A local file is renamed; into a bucket it is copied, since a bucket shows an object only when
+    it is complete. After an error the new file is deleted and `path` is unchanged.
 
     Args:
-        path: where the file shall be; its folder is made.
+        path: the final path; its folder is created.
 
     Raises:
-        UserError: the disk is full, or may not be written to; `path` is a link, a device, a
-            folder or anything else than a regular file.
+        UserError: the disk is full or not writable; `path` is a link, a device, a folder or
+            anything but a regular file.
     """
     target = epath.Path(path)
     with contextlib.ExitStack() as cleanup:
@@ -110,28 +110,28 @@ def written_aside(path: epath.PathLike) -> Iterator[pathlib.Path]:
                 replace_file(aside, local)
         except OSError as error:
             reason = error.strerror or str(error)
-            raise UserError(f"{target} could not be written: {reason}.") from error
+            raise UserError(f"Cannot write {target}: {reason}.") from error
 
 
 def write_atomic(path: epath.PathLike, content: bytes | str) -> None:
-    """Writes a whole file; a reader sees the old content or the new, never a part.
+    """Write a whole file; a reader sees the old content or the new, never a part.
 
     Args:
-        path: the file; its folder is made.
+        path: the file; its folder is created.
         content: bytes, or text that is written as UTF-8.
 
     Raises:
-        UserError: the disk is full, or may not be written to.
+        UserError: the disk is full or not writable.
     """
     with written_aside(path) as aside:
         aside.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def create_file(path: pathlib.Path) -> int:
-    """Makes an empty file where nothing is, and gives its mode: what the umask leaves of 0666.
+    """Create an empty file and return its mode: 0666 less the umask.
 
     Raises:
-        OSError: something has that name already, a link to nowhere too.
+        OSError: the name is taken, even by a dangling link.
     """
     made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
     try:
@@ -141,12 +141,12 @@ def create_file(path: pathlib.Path) -> int:
 
 
 def settle_file(path: pathlib.Path, mode: int) -> None:
-    """Puts a file's bytes on the disk, so that its name may follow, and gives it `mode`.
+    """Flush a file to disk before it is renamed, and set its mode.
 
     A library that writes by renaming leaves a mode of its own.
 
     Raises:
-        OSError: the disk fails, or a link has taken the file's place.
+        OSError: the disk fails, or the file has been replaced by a link.
     """
     written = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
@@ -157,20 +157,20 @@ def settle_file(path: pathlib.Path, mode: int) -> None:
 
 
 def replace_file(aside: pathlib.Path, target: pathlib.Path) -> None:
-    """Renames a whole file to `target`, over a regular file and nothing else.
+    """Rename a complete file to `target`, replacing a regular file only.
 
     Raises:
-        UserError: `target` is a link, a device, a folder or anything else.
-        OSError: it may not be renamed.
+        UserError: `target` is a link, a device, a folder or anything but a regular file.
+        OSError: the rename fails.
     """
     check_regular(target)
     os.replace(aside, target)
 
 
 def check_regular(path: pathlib.Path) -> None:
-    """Raises a UserError where something that is not a regular file has the name of an output.
+    """Raise a UserError if an output's name belongs to anything but a regular file.
 
-    A symbolic link is refused, not followed and not replaced: what it leads to may be anything.
+    A symbolic link is refused, neither followed nor replaced: it may lead anywhere.
     """
     try:
         mode = os.lstat(path).st_mode
@@ -178,23 +178,23 @@ def check_regular(path: pathlib.Path) -> None:
         return
     if stat.S_ISLNK(mode):
         raise UserError(
-            f"{path} is a symbolic link, which is neither followed nor replaced.",
-            "Name the file that it leads to, or delete the link.",
+            f"{path} is a symbolic link, which jaxft neither follows nor replaces.",
+            "Name the file that it points to, or delete the link.",
         )
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a device, a pipe or a socket"
-        raise UserError(f"{path} is {kind}, not a file that can be replaced.", "Name another file.")
+        raise UserError(f"{path} is {kind}, not a regular file.", "Name another file.")
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a file's name is one under which a process that was killed left it half-written."""
+    """Return whether a file name is that of a half-written file that a killed process left."""
     return _ASIDE.fullmatch(name) is not None
 
 
 def names_in(folder: epath.PathLike) -> set[str]:
-    """The names of what is in a folder; nothing where there is none.
+    """Return the names of the entries of a folder; an empty set if it does not exist.
 
-    What a process that was killed left half-written has the name that the file was to have.
+    A half-written file that a killed process left counts under its final name.
     """
     path = epath.Path(folder)
     names = [entry.name for entry in path.iterdir()] if path.exists() else []
@@ -202,17 +202,17 @@ def names_in(folder: epath.PathLike) -> set[str]:
 
 
 def commit(folder: epath.PathLike) -> None:
-    """Marks a folder as complete; the last thing that is written into it."""
+    """Mark a folder as complete: the last file that is written to it."""
     write_atomic(epath.Path(folder) / COMMITTED, "")
 
 
 def is_committed(folder: epath.PathLike) -> bool:
-    """Whether everything in `folder` was written to the end."""
+    """Return whether `folder` was written completely."""
     return (epath.Path(folder) / COMMITTED).exists()
 
 
 def sha256(path: epath.PathLike) -> str:
-    """The hexadecimal SHA-256 of a file's content."""
+    """Return the hexadecimal SHA-256 of a file's content."""
     digest = hashlib.sha256()
     with epath.Path(path).open("rb") as file:
         while block := file.read(1 << 20):
@@ -222,26 +222,27 @@ def sha256(path: epath.PathLike) -> str:
 
 @contextlib.contextmanager
 def lock(path: epath.PathLike, timeout: float = 0.0) -> Iterator[None]:
-    """Holds `path` for this process; the system lets go of it when the process dies, however.
+    """Lock `path` for this process; the system releases it however the process ends.
 
-    A bucket has no locks: there it holds nothing, and two runs into one folder are not noticed.
+    A bucket has no locks: there two runs writing to one folder go unnoticed.
 
     Args:
-        path: the lock's file; its folder is made. `path.owner` beside it says who holds it.
-        timeout: seconds to wait for another process; negative waits for ever.
+        path: the lock file; its folder is created. `path.owner` beside it names the owner.
+        timeout: seconds to wait for another process; a negative number waits forever.
 
     Raises:
-        UserError: another living process, which is named, holds it; or the folder takes no lock.
+        UserError: another process, named in the message, holds the lock; or the folder cannot
+            be locked.
     """
     if is_bucket(path):
         yield
         return
     file = pathlib.Path(path)
     owner = file.with_name(f"{file.name}.owner")
-    held = filelock.FileLock(file, timeout=timeout)
+    file_lock = filelock.FileLock(file, timeout=timeout)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        held.acquire()
+        file_lock.acquire()
     except filelock.Timeout:
         name = owner.read_text() if owner.exists() else "another process"
         raise UserError(
@@ -249,26 +250,26 @@ def lock(path: epath.PathLike, timeout: float = 0.0) -> Iterator[None]:
         ) from None
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(f"{file.parent} could not be locked: {reason}.") from error
+        raise UserError(f"Cannot lock {file.parent}: {reason}.") from error
     try:
         write_atomic(owner, describe_process())
         yield
     finally:
         owner.unlink(missing_ok=True)
-        held.release()
+        file_lock.release()
 
 
 def describe_process() -> str:
-    """This process as a person would look for it: number, machine, command."""
+    """Describe this process so that a person finds it: number, machine, command."""
     command = shlex.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]])
     return f"process {os.getpid()} on {socket.gethostname()} ({command})"
 
 
 def cache_dir() -> pathlib.Path:
-    """The user's cache folder, made with mode 0700 where it is not there yet.
+    """Return the user's cache folder, created with mode 0700 if it does not exist.
 
     `$JAXFT_CACHE`, else `$XDG_CACHE_HOME/jaxft`, else `~/.cache/jaxft`. It is always local to this
-    machine: tokens, weights and compiled programs in it can be made again.
+    machine: the tokens, weights and compiled programs in it can be rebuilt.
     """
     chosen = os.environ.get("JAXFT_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"

@@ -89,13 +89,19 @@ def test_slurm_and_open_mpi_are_asked(monkeypatch):
     [
         ({"JAX_PROCESS_ID": ""}, "this process's number is missing"),
         ({"JAX_NUM_PROCESSES": "", "JAX_PROCESS_ID": ""}, "processes and this process's number is"),
-        ({"JAX_PROCESS_ID": "4"}, "Of 4 processes none has the number 4. They are numbered from 0"),
-        ({"JAX_PROCESS_ID": "-1"}, "JAX_PROCESS_ID is a whole number, not '-1'."),
+        (
+            {"JAX_PROCESS_ID": "4"},
+            "There is no process 4 among 4 processes. They are numbered from 0",
+        ),
+        ({"JAX_PROCESS_ID": "-1"}, "JAX_PROCESS_ID must be a whole number, not '-1'."),
         ({"JAX_NUM_PROCESSES": "0", "JAX_PROCESS_ID": "0"}, "at least 1, not 0."),
-        ({"JAX_COORDINATOR_ADDRESS": "host"}, "The coordinator's address is HOST:PORT, not 'host'"),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "host"},
+            "The coordinator's address must be HOST:PORT, not 'host'",
+        ),
         ({"JAX_COORDINATOR_ADDRESS": "host:0"}, "HOST:PORT, not 'host:0'"),
         ({"JAX_COORDINATOR_ADDRESS": "host:99999"}, "HOST:PORT, not 'host:99999'"),
-        ({"JAX_LOCAL_DEVICE_IDS": "0-3"}, "numbers with commas between, not '0-3'."),
+        ({"JAX_LOCAL_DEVICE_IDS": "0-3"}, "must be numbers separated by commas, not '0-3'."),
     ],
 )
 def test_what_makes_no_sense_is_one_sentence(changed, said):
@@ -107,7 +113,9 @@ def test_what_makes_no_sense_is_one_sentence(changed, said):
 def test_seconds_to_join_are_a_number(monkeypatch):
     assert join_seconds() == 60
     monkeypatch.setenv("JAXFT_JOIN_SECONDS", "soon")
-    with pytest.raises(UserError, match="JAXFT_JOIN_SECONDS is a number of seconds, not 'soon'"):
+    with pytest.raises(
+        UserError, match="JAXFT_JOIN_SECONDS must be a number of seconds, not 'soon'"
+    ):
         join_seconds()
 
 
@@ -153,7 +161,7 @@ def test_who_is_missing_is_said_to_all(alone):
 
 def test_another_number_of_processes_is_said_to_all(alone):
     came = together(Cluster(alone, 2, 0), Cluster(alone, 3, 1))
-    said = f"Process 1 on {HOST} was told of 3 processes, and process 0 on {HOST} of 2."
+    said = f"Process 1 on {HOST} was started with 3 processes, and process 0 on {HOST} with 2."
     assert came == {0: said, 1: said}
 
 

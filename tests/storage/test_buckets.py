@@ -175,7 +175,7 @@ def test_an_object_that_leads_out_of_the_cache_is_refused(server, tmp_path, monk
     monkeypatch.setitem(server.objects, BUCKET, {})
     server.put(BUCKET, "evil/config.json", b"{}")
     server.put(BUCKET, name, b"PWNED")
-    with pytest.raises(UserError, match=f"'{BUCKET}/{name}' leads out of the folder"):
+    with pytest.raises(UserError, match=f"'{BUCKET}/{name}' leads outside its folder"):
         fetched(f"gs://{BUCKET}/evil")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
@@ -183,7 +183,7 @@ def test_an_object_that_leads_out_of_the_cache_is_refused(server, tmp_path, monk
 def test_an_address_that_ends_above_its_cache_is_refused(server, tmp_path, monkeypatch):
     monkeypatch.setenv("JAXFT_CACHE", str(tmp_path / "cache"))
     server.put(BUCKET, "up/../config.json", b"PWNED")
-    with pytest.raises(UserError, match=r"'gs://jaxft-test/up/..' leads out of the folder"):
+    with pytest.raises(UserError, match=r"'gs://jaxft-test/up/..' leads outside its folder"):
         fetched(f"gs://{BUCKET}/up/..")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
@@ -195,14 +195,20 @@ def test_an_address_that_ends_above_its_cache_is_refused(server, tmp_path, monke
         (["run.dir=gs://read-only/runs"], "gs://read-only/runs/tiny cannot be written to: Forb"),
         (["run.dir=gs://nobodys/runs"], "cannot be written to: there is no such bucket or file."),
         (["data.train=csv:gs://closed/r.csv"], "gs://closed/r.csv cannot be reached: Forbidden"),
-        (["data.train=csv:gs://jaxft-test/r.csv"], "There is nothing at gs://jaxft-test/r.csv."),
+        (["data.train=csv:gs://jaxft-test/r.csv"], "gs://jaxft-test/r.csv does not exist."),
         (
             ["data.train=csv:http://127.0.0.1:1/r.csv"],
-            "neither a path on this machine nor one in a",
+            "neither a local path nor a path in a",
         ),
-        (["model.checkpoint=zip://model::evil.zip"], "'zip://model::evil.zip' is neither a path"),
-        (["run.dir=file:///anywhere"], "'file:///anywhere' is neither a path on this machine nor"),
-        (["data.train=hf:gs://jaxft-test/rows"], "of a bucket files are read, and no folders."),
+        (
+            ["model.checkpoint=zip://model::evil.zip"],
+            "'zip://model::evil.zip' is neither a local path",
+        ),
+        (["run.dir=file:///anywhere"], "'file:///anywhere' is neither a local path nor"),
+        (
+            ["data.train=hf:gs://jaxft-test/rows"],
+            "jaxft reads files from a bucket, but no folders.",
+        ),
         (["model.checkpoint=gs://closed/model"], "gs://closed/model cannot be reached: Forbidden"),
     ],
 )

@@ -382,7 +382,7 @@ def test_a_contact_sheet_shows_what_was_found(run, folder, tmp_path, ending, cap
     assert main([*command, "--out", str(sheet)]) == 0  # over one of ours
     sheet.write_bytes(b"somebody's")
     assert main([*command, "--out", str(sheet)]) == 2
-    assert "is there already and was not written by jaxft" in capsys.readouterr().err
+    assert "exists and was not written by jaxft" in capsys.readouterr().err
     assert sheet.read_bytes() == b"somebody's"
 
 

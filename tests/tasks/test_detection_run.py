@@ -71,9 +71,9 @@ def check_predict_spares_what_is_there(run, tmp_path, drawn, capsys):
     assert sorted(path.name for path in drawn.iterdir()) == ["a-2.png", "a.png"]
 
     assert main(["predict", str(run), *both, "--draw", str(tmp_path)]) == 2
-    assert f"{tmp_path} is where '{both[0]}' is read from" in capsys.readouterr().err
+    assert f"{tmp_path} holds the input '{both[0]}'" in capsys.readouterr().err
     assert main(["predict", str(run), str(tmp_path / "other"), "--draw", str(tmp_path)]) == 2
-    assert "a.png is there already and was not written by jaxft" in capsys.readouterr().err
+    assert "a.png exists and was not written by jaxft" in capsys.readouterr().err
     assert main(["predict", str(run), both[0], "--draw", str(tmp_path / "detect.yaml")]) == 2
     assert "detect.yaml is a file. Name a folder" in capsys.readouterr().err
     assert (tmp_path / "a.png").read_bytes() == photo

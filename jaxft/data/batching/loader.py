@@ -32,7 +32,7 @@ class Plan(Protocol):
         """Positions a row of that batch."""
 
     def draw(self, step: int) -> Draw:
-        """What is drawn from for that batch."""
+        """Return what is drawn from for that batch."""
 
 
 def batches(
@@ -47,7 +47,7 @@ def batches(
     prefetch: int = 2,
     drawn: bool = False,
 ) -> Iterator[Batch]:
-    """This process's part of the batches `start` to `stop`, made ahead of time.
+    """Yield this process's part of the batches `start` to `stop`, made ahead of time.
 
     Args:
         plan: which examples make each batch.
@@ -92,7 +92,7 @@ def batches(
 def collate_rows(
     examples: Ragged | Held, index: np.ndarray, row_length: int, pad_id: int = 0
 ) -> Batch:
-    """The arrays of some rows, without labels.
+    """Return the arrays of some rows, without labels.
 
     Args:
         examples: `input_ids` and perhaps `token_type_ids` of each example.

@@ -52,23 +52,23 @@ class Mixture:
     @cached_property
     def _whole(self) -> np.ndarray:
         """The examples that every epoch reads, as often as it does."""
-        found = [
+        repeated = [
             np.repeat(self._members(part), self.due[part] // self.counts[part])
             for part in range(len(self.weights))
         ]
-        return np.concatenate(found)
+        return np.concatenate(repeated)
 
     @cached_property
     def _rests(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Of each part with a rest: its members by length, and where its strata begin and end."""
-        found = []
+        rests = []
         for part, many in enumerate(self.counts.tolist()):
             rest = int(self.due[part]) % many
             if rest:
                 members = self._members(part)
                 members = members[np.argsort(self.sizes[members], kind="stable")]
-                found.append((members, np.arange(rest + 1) * many // rest))
-        return found
+                rests.append((members, np.arange(rest + 1) * many // rest))
+        return rests
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -77,27 +77,27 @@ class Mixture:
         return np.concatenate([self.sizes[self._whole], *longest])
 
     def epoch(self, seed: int, epoch: int) -> np.ndarray:
-        """The example in each slot in an epoch: `[slots]`."""
-        found = [self._whole]
+        """Return the example in each slot in an epoch: `[slots]`."""
+        examples = [self._whole]
         for number, (members, bounds) in enumerate(self._rests):
             sizes = np.diff(bounds)
             chosen = np.empty(len(sizes), np.int64)
             for size in np.unique(sizes).tolist():  # two sizes at most
-                turn, place = divmod(epoch, size)
+                turn, member = divmod(epoch, size)
                 draw = np.random.Philox([seed, turn, number, STREAM])
                 stratum = np.repeat(np.arange(len(sizes)), sizes)
                 order = np.lexsort((draw.random_raw(len(members)), stratum))
                 own = sizes == size
-                chosen[own] = members[order[bounds[:-1][own] + place]]
-            found.append(chosen)
-        return np.concatenate(found)
+                chosen[own] = members[order[bounds[:-1][own] + member]]
+            examples.append(chosen)
+        return np.concatenate(examples)
 
     def _members(self, part: int) -> np.ndarray:
         return np.flatnonzero(self.parts == part)
 
 
 def drop_empty(parts: np.ndarray, weights: Sequence[float]) -> tuple[np.ndarray, tuple[float, ...]]:
-    """The parts that have an example, numbered anew.
+    """Return the parts that have an example, numbered anew.
 
     Args:
         parts: `[examples]` the part that each is of.

@@ -48,7 +48,7 @@ def count_rows(lengths: np.ndarray, row_length: int, segments: int) -> int:
 
 
 def cap_segments(lengths: np.ndarray, row_length: int) -> int:
-    """The smallest cap on the examples of a row that costs next to no rows."""
+    """Return the smallest cap on the examples of a row that costs next to no rows."""
     fewest = count_rows(lengths, row_length, MOST_SEGMENTS)
     segments = math.ceil(len(lengths) / fewest)
     while count_rows(lengths, row_length, segments) > fewest * (1 + SEGMENT_LOSS):
@@ -63,7 +63,7 @@ def bucket_edges(lengths: np.ndarray, rows: int, row_length: int) -> list[int]:
     counts = np.searchsorted(np.sort(lengths), [0, *edges], side="right")  # lengths up to an edge
 
     def positions(first: int, last: int) -> int:
-        """What a bucket of the edges first..last - 1 computes."""
+        """Return what a bucket of the edges first..last - 1 computes."""
         return round_up(int(counts[last] - counts[first]), rows) * edges[last - 1]
 
     # best[k]: (positions, edges chosen) for the lengths up to edge k

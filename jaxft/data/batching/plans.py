@@ -51,7 +51,8 @@ class Layout:
 def plan_rows(
     lengths: np.ndarray, batch_size: int, row_length: int | None, pack: bool, divide_by: int
 ) -> Layout:
-    """The shape of the training batches in which a step sees `batch_size` examples on average.
+    """Return the shape of the training batches in which a step sees `batch_size` examples on
+    average.
 
     Args:
         lengths: `[examples]` tokens of each training example.
@@ -93,7 +94,7 @@ def plan_rows(
 def plan_epoch(
     lengths: np.ndarray, *, seed: int, epoch: int, rows: int, row_length: int, segments: int
 ) -> np.ndarray:
-    """Every batch of one epoch: each example once, in another order each epoch.
+    """Return every batch of one epoch: each example once, in another order each epoch.
 
     Examples are packed best-fit, longest first. Which lengths share a row depends on the lengths
     alone, so every epoch has the same number of steps; which examples of a length go where, and
@@ -168,20 +169,20 @@ class TrainPlan:
         return self.row_length
 
     def draw(self, step: int) -> Draw:
-        """What is drawn from in the epoch that a step is of."""
+        """Return what is drawn from in the epoch that a step is of."""
         return Draw(self.seed, step // self.steps_per_epoch)
 
     def batch(self, step: int) -> np.ndarray:
         """Example numbers of one step: `[rows, segments]` int32, -1 for none."""
-        epoch, place = divmod(step, self.steps_per_epoch)
+        epoch, number = divmod(step, self.steps_per_epoch)
         if epoch not in self._epochs:
             self._epochs[epoch] = self.epoch(epoch)
             while len(self._epochs) > PLANS_KEPT:
                 self._epochs.popitem(last=False)
-        return self._epochs[epoch][place]
+        return self._epochs[epoch][number]
 
     def epoch(self, epoch: int) -> np.ndarray:
-        """Every batch of one epoch: see `plan_epoch`."""
+        """Return every batch of one epoch: see `plan_epoch`."""
         # Raw Philox output is the same in every numpy, which its `permutation` need not be.
         draw = np.random.Philox([self.seed, epoch])
         by_chance = np.argsort(draw.random_raw(len(self.lengths)), kind="stable")
@@ -194,8 +195,8 @@ class TrainPlan:
             packed = np.where(packed >= 0, drawn[packed], -1)
         batches = np.full((self.steps_per_epoch, self.rows, self.segments), -1, np.int32)
         # Row i goes to batch i mod batches, so that the batches differ by one row at most.
-        place, batch = np.divmod(np.arange(self._filled), self.steps_per_epoch)
-        batches[batch, place] = packed
+        row, batch = np.divmod(np.arange(self._filled), self.steps_per_epoch)
+        batches[batch, row] = packed
         return batches
 
     def __getstate__(self) -> dict[str, Any]:
@@ -229,13 +230,13 @@ class EvalPlan:
         return self._row_lengths[step]
 
     def draw(self, step: int) -> Draw:
-        """What is drawn from: always the same."""
+        """Return what is drawn from: always the same."""
         del step
         return FIRST
 
 
 def plan_eval(lengths: np.ndarray, rows: int, row_length: int, segments: int | None) -> EvalPlan:
-    """The batches of one evaluation.
+    """Return the batches of one evaluation.
 
     Args:
         lengths: `[examples]` tokens of each example.
@@ -268,7 +269,7 @@ def plan_eval(lengths: np.ndarray, rows: int, row_length: int, segments: int | N
 
 
 def _check_lengths(lengths: np.ndarray) -> int:
-    """The longest length; UserError where an example has no tokens."""
+    """Return the longest length; UserError where an example has no tokens."""
     empty = np.flatnonzero(lengths < 1)
     if len(empty):
         raise UserError(f"Example {empty[0]} has no tokens.", "Leave such rows out.")

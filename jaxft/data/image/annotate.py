@@ -19,7 +19,7 @@ GOLD, FOUND = (80, 220, 120), (255, 140, 0)
 def draw(
     image: Image.Image, gold: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]
 ) -> Image.Image:
-    """A copy of a picture in RGB with boxes: green what is there, orange what was found.
+    """Return a copy of a picture in RGB with boxes: green what is there, orange what was found.
 
     Args:
         image: the picture.
@@ -37,7 +37,7 @@ def draw(
 
 
 def write_png(path: Path, image: Image.Image, option: str) -> None:
-    """Writes a picture where a person said.
+    """Write a picture where a person said.
 
     Args:
         path: the file; one that is there is replaced only where jaxft wrote it.
@@ -53,7 +53,8 @@ def write_png(path: Path, image: Image.Image, option: str) -> None:
 
 
 def drawn_into(folder: Path, said: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Each line as it comes, with `drawn`: its image with the boxes drawn, a PNG in the folder.
+    """Yield each line as it comes, with `drawn`: its image with the boxes drawn, a PNG in the
+    folder.
 
     A file there is replaced only where it is an earlier picture of jaxft's, and no image that was
     read ever is. Of two images of one name the second becomes `NAME-2.png`.

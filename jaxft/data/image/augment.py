@@ -52,7 +52,7 @@ class Augmentation:
 def augment(
     image: Image.Image, processor: ImageProcessor, how: Augmentation, chance: Chance
 ) -> np.ndarray:
-    """The pixel values of an image that was changed by chance: `[3, H, W]` float32.
+    """Return the pixel values of an image that was changed by chance: `[3, H, W]` float32.
 
     Args:
         image: as it was decoded.
@@ -81,7 +81,7 @@ def augment(
 def piece(
     size: tuple[int, int], shares: tuple[float, float], chance: Chance
 ) -> tuple[int, int, int, int]:
-    """The piece of an image that is kept: left, upper, right, lower, in pixels.
+    """Return the piece of an image that is kept: left, upper, right, lower, in pixels.
 
     Source: Szegedy et al. (2014), https://arxiv.org/abs/1409.4842, section 6.
 
@@ -108,7 +108,7 @@ def piece(
 def mix(
     values: np.ndarray, other: np.ndarray, how: Augmentation, chance: Chance
 ) -> tuple[np.ndarray, float]:
-    """An image with another in it: `[3, H, W]`, and the other's share of it.
+    """Return an image with another in it: `[3, H, W]`, and the other's share of it.
 
     Source: Zhang et al. (2017), https://arxiv.org/abs/1710.09412, equation 1; Yun et al. (2019),
     https://arxiv.org/abs/1905.04899, section 3.1.
@@ -136,7 +136,7 @@ def mix(
 
 
 def beta(alpha: float, chance: Chance) -> float:
-    """A number of the Beta(alpha, alpha) distribution, for an alpha up to 1.
+    """Return a number of the Beta(alpha, alpha) distribution, for an alpha up to 1.
 
     Source: Joehnk (1964), Metrika 8, pages 5 to 15.
     """

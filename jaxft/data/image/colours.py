@@ -13,7 +13,7 @@ GAP, GREY = 2, 128  # pixels between pictures on a sheet, and their level
 
 
 def colours_of(values: np.ndarray, processor: ImageProcessor) -> np.ndarray:
-    """The nearest colour of each pixel, row by row.
+    """Return the nearest colour of each pixel, row by row.
 
     The arithmetic is `transformers`', in its types, so that ties fall as they do there.
 
@@ -32,7 +32,7 @@ def colours_of(values: np.ndarray, processor: ImageProcessor) -> np.ndarray:
 
 
 def painted(colours: np.ndarray, processor: ImageProcessor) -> np.ndarray:
-    """What colours `[H W]` look like, the processor's arithmetic undone: `[H, W, 3]` uint8."""
+    """Return the picture of colors `[H W]`, as `[H, W, 3]` uint8, undoing the processor."""
     levels = np.array(processor.clusters)[colours].reshape(*processor.size, 3)
     if processor.mean is not None and processor.std is not None:
         levels = levels * processor.std + processor.mean
@@ -61,6 +61,6 @@ def contact_sheet(pictures: Sequence[np.ndarray], least: int = 28) -> np.ndarray
 
 
 def enlarged(pixels: np.ndarray, least: int) -> np.ndarray:
-    """A picture `[H, W, 3]`, each pixel repeated until its shorter side has `least` pixels."""
+    """Repeat the pixels of a picture `[H, W, 3]` until its shorter side has at least `least`."""
     times = math.ceil(least / min(pixels.shape[:2]))
     return pixels.repeat(times, axis=0).repeat(times, axis=1)

@@ -109,7 +109,7 @@ OF_MODEL = {
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The arguments of an `ImageProcessor`, from a checkpoint's folder.
+    """Return the arguments of an `ImageProcessor`, from a checkpoint's folder.
 
     Raises:
         UserError: no file, or a processor or a setting that is not known.
@@ -126,8 +126,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
                 f"{file}: '{name}' is not known, and it may change the images.",
                 did_you_mean(name, known),
             )
-    said = {name: value for name, value in fields.items() if value is not None}
-    return {"kind": kind, **_settings(file, {**defaults, **said})}
+    settings = {name: value for name, value in fields.items() if value is not None}
+    return {"kind": kind, **_settings(file, {**defaults, **settings})}
 
 
 def _settings(file: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,17 +169,17 @@ def _read(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _kind(file: Path, fields: Mapping[str, Any]) -> str:
-    """The processor's name, without what older and newer versions hang on to it."""
-    said = fields.get("image_processor_type") or fields.get("feature_extractor_type")
-    if said is None:
+    """Return the processor's name, without what older and newer versions hang on to it."""
+    named = fields.get("image_processor_type") or fields.get("feature_extractor_type")
+    if named is None:
         config = file.parent / "config.json"
         model_type = json.loads(config.read_text()).get("model_type") if config.is_file() else None
-        said = OF_MODEL.get(str(model_type), f"none, for a '{model_type}'")
-    name = str(said).removesuffix("Fast").removesuffix("Pil")
+        named = OF_MODEL.get(str(model_type), f"none, for a '{model_type}'")
+    name = str(named).removesuffix("Fast").removesuffix("Pil")
     name = name.replace("FeatureExtractor", "ImageProcessor")
     if name not in PROCESSORS:
         raise UserError(
-            f"{file}: jaxft does not know the image processor {said}.",
+            f"{file}: jaxft does not know the image processor {named}.",
             f"Known: {', '.join(PROCESSORS)}.",
         )
     return name
@@ -214,7 +214,7 @@ def _channels(file: Path, name: str, value: Any) -> tuple[float, ...]:
 
 
 def _clusters(file: Path, value: Any) -> tuple[tuple[float, ...], ...]:
-    """The colours of an ImageGPT, each of three channels as normalised."""
+    """Return the colours of an ImageGPT, each of three channels as normalised."""
     if isinstance(value, list) and value:
         return tuple(_channels(file, "clusters", one) for one in value)
     raise UserError(

@@ -73,11 +73,11 @@ class ImageProcessor:
         return hashlib.sha256(json.dumps(self.to_hf(), sort_keys=True).encode()).hexdigest()
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        """Pixel values of one image: `[3, H, W]` float32."""
+        """Return the pixel values of one image: `[3, H, W]` float32."""
         return self.values(self.fit(image))
 
     def fit(self, image: Image.Image) -> np.ndarray:
-        """The image in RGB, resized and cropped: `[H, W, 3]` uint8."""
+        """Return the image in RGB, resized and cropped: `[H, W, 3]` uint8."""
         if self.blend or image.mode != "RGB":
             image = to_rgb(image)
         if self.resize is not None:
@@ -87,7 +87,7 @@ class ImageProcessor:
         return pixels if self.crop is None else _crop(pixels, self.crop)
 
     def values(self, pixels: np.ndarray) -> np.ndarray:
-        """Pixels `[H, W, 3]` uint8, rescaled and normalised: `[3, H, W]` float32."""
+        """Rescale and normalize pixels `[H, W, 3]` uint8: `[3, H, W]` float32."""
         values = np.empty((3, *pixels.shape[:2]), np.float32)  # [3, H, W]
         for channel, table in enumerate(self._table):
             np.take(table, pixels[:, :, channel], out=values[channel], mode="clip")
@@ -95,10 +95,10 @@ class ImageProcessor:
 
     @cached_property
     def _table(self) -> np.ndarray:
-        """What each level of each channel becomes: `[3, 256]` float32.
+        """Return the normalized value of each level of each channel: `[3, 256]` float32.
 
-        Rescaling and normalising look at one value at a time, so 256 of them are enough; they are
-        done in the types that `transformers` does them in.
+        Rescaling and normalization look at one value at a time, so 256 of them are enough; they are
+        computed in the types that `transformers` uses.
         """
         levels: np.ndarray = np.arange(LEVELS, dtype=np.uint8)
         if self.factor is not None:
@@ -110,7 +110,7 @@ class ImageProcessor:
         return table
 
     def to_hf(self) -> dict[str, Any]:
-        """The content of a `preprocessor_config.json` that `transformers` does the same with."""
+        """Return the content of an equivalent `preprocessor_config.json` for `transformers`."""
         fields: dict[str, Any] = {
             "image_processor_type": self.kind,
             "do_convert_rgb": self.blend,
@@ -136,7 +136,7 @@ class ImageProcessor:
 
 
 def load_image_processor(folder: str | Path, size: int | None = None) -> ImageProcessor:
-    """The image processor of a checkpoint's folder.
+    """Return the image processor of a checkpoint's folder.
 
     Args:
         folder: holds `preprocessor_config.json` (or `processor_config.json`).
@@ -191,7 +191,7 @@ def _resized(processor: ImageProcessor, size: int) -> ImageProcessor:
 
 
 def decode(source: bytes | str | Path | np.ndarray, name: str = "") -> Image.Image:
-    """An image out of a file, a file's bytes, or an array of pixels.
+    """Return an image out of a file, a file's bytes, or an array of pixels.
 
     Args:
         source: a path, the bytes of an image file, or `[H, W]`, `[H, W, 1]`, `[H, W, 3]` or
@@ -236,10 +236,10 @@ def _open(source: bytes | str | Path | np.ndarray, name: str, whole: bool) -> Im
     except UserError:
         raise
     except Exception as error:  # each format's reader raises its own kinds on broken bytes
-        said = str(error).rstrip(".") or type(error).__name__
+        reason = str(error).rstrip(".") or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            said = f"it is none of {', '.join(FORMATS)}"
-        raise UserError(f"{name} is no image that can be decoded ({said}).") from None
+            reason = f"it is none of {', '.join(FORMATS)}"
+        raise UserError(f"{name} is no image that can be decoded ({reason}).") from None
 
 
 def _check_depth(image: Image.Image, name: str) -> None:
@@ -266,7 +266,7 @@ def _from_array(pixels: np.ndarray, name: str) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The image in RGB, what is transparent laid over white, as `transformers` does it."""
+    """Return the image in RGB, what is transparent laid over white, as `transformers` does it."""
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -275,7 +275,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _target(image: Image.Image, resize: tuple[int, int] | int) -> tuple[int, int]:
-    """Height and width to resize to; the longer edge of a shorter one is rounded down."""
+    """Return the height and width to resize to, the longer edge rounded down."""
     if isinstance(resize, tuple):
         return resize
     width, height = image.size
@@ -285,7 +285,7 @@ def _target(image: Image.Image, resize: tuple[int, int] | int) -> tuple[int, int
 
 
 def _crop(pixels: np.ndarray, crop: tuple[int, int]) -> np.ndarray:
-    """The middle `[height, width, 3]` of `[H, W, 3]`, with black around a smaller image."""
+    """Return the middle `[height, width, 3]` of `[H, W, 3]`, with black around a smaller image."""
     for axis, wanted in enumerate(crop):
         missing = wanted - pixels.shape[axis]
         if missing > 0:

@@ -8,7 +8,7 @@ LEAST_VISIBLE = 0.3  # of a box's area has to lie in a piece for the box to be l
 
 
 def cut(size: tuple[int, int], shape: tuple[int, int], tile: int | None, overlap: float):
-    """The pieces of a picture: `[P, 4]` left, top, width and height in its pixels.
+    """Return the pieces of a picture: `[P, 4]` left, top, width and height in its pixels.
 
     A piece may reach over the right and bottom edge of the picture, which is black there.
 
@@ -33,7 +33,7 @@ def cut(size: tuple[int, int], shape: tuple[int, int], tile: int | None, overlap
 
 
 def _starts(length: int, tile: int, overlap: float) -> list[int]:
-    """Where tiles begin along an edge, evenly: the last ends with the picture."""
+    """Return where tiles begin along an edge, evenly: the last ends with the picture."""
     if length <= tile:
         return [0]
     count = int(np.ceil((length - tile) / max(tile * (1 - overlap), 1))) + 1
@@ -41,7 +41,8 @@ def _starts(length: int, tile: int, overlap: float) -> list[int]:
 
 
 def within(boxes: np.ndarray, piece: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The boxes of a picture that a piece shows: `[K, 4]` in its own pixels, and which they are.
+    """Return the boxes of a picture that a piece shows: `[K, 4]` in its own pixels, and which they
+    are.
 
     A box is cut off at the piece's edge, and left out where less than `LEAST_VISIBLE` of it is
     inside.
@@ -54,13 +55,13 @@ def within(boxes: np.ndarray, piece: np.ndarray) -> tuple[np.ndarray, np.ndarray
     moved = boxes - np.array([left, top, left, top])
     limit = np.array([width, height, width, height])
     inside = np.clip(moved, 0, limit)
-    kept = np.flatnonzero(areas(inside) >= LEAST_VISIBLE * areas(boxes))
-    kept = kept[areas(inside[kept]) > 0]
-    return inside[kept], kept
+    visible = np.flatnonzero(areas(inside) >= LEAST_VISIBLE * areas(boxes))
+    visible = visible[areas(inside[visible]) > 0]
+    return inside[visible], visible
 
 
 def areas(boxes: np.ndarray) -> np.ndarray:
-    """`[N, 4]` -> `[N]`; 0 where a right is not beyond its left."""
+    """Return `[N, 4]` -> `[N]`; 0 where a right is not beyond its left."""
     return np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0), axis=1)
 
 
@@ -72,7 +73,7 @@ def relative(boxes: np.ndarray, piece: np.ndarray) -> np.ndarray:
 
 
 def absolute(boxes: np.ndarray, piece: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The way back of `relative`, into the picture's pixels and cut off at its edges.
+    """Return the way back of `relative`, into the picture's pixels and cut off at its edges.
 
     Args:
         boxes: `[N, 4]` centre, width and height as shares of the piece.
@@ -87,7 +88,7 @@ def absolute(boxes: np.ndarray, piece: np.ndarray, size: tuple[int, int]) -> np.
 
 
 def unlike(boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray, most: float) -> np.ndarray:
-    """The numbers of the boxes that are left when each takes away worse ones that lie on it.
+    """Return the numbers of the boxes that are left when each takes away worse ones that lie on it.
 
     Args:
         boxes: `[N, 4]`.
@@ -98,17 +99,17 @@ def unlike(boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray, most: floa
     Source: non-maximum suppression as in torchvision's `batched_nms`.
     """
     left = np.argsort(-scores, kind="stable")
-    kept = []
+    best_boxes = []
     while len(left):
         best, left = left[0], left[1:]
-        kept.append(best)
+        best_boxes.append(best)
         alike = (labels[left] == labels[best]) & (overlaps(boxes[best], boxes[left]) > most)
         left = left[~alike]
-    return np.array(kept, np.int64)
+    return np.array(best_boxes, np.int64)
 
 
 def overlaps(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """The intersection over union of a box and each of `[N, 4]` boxes: `[N]`."""
+    """Return the intersection over union of a box and each of `[N, 4]` boxes: `[N]`."""
     low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
     shared = np.prod(np.maximum(high - low, 0), axis=1)
     return shared / np.maximum(areas(box[None]) + areas(boxes) - shared, 1e-12)

@@ -55,30 +55,32 @@ class ArrowReader:
     @cached_property
     def _batches(self) -> tuple[list[pa.RecordBatch], np.ndarray]:
         """The batches of rows, mapped, and the number of the row after each one's last."""
-        found = [batch for file in self.files for batch in _read(file).to_batches()]
-        return found, np.cumsum([batch.num_rows for batch in found], dtype=np.int64)
+        batches = [batch for file in self.files for batch in _read(file).to_batches()]
+        return batches, np.cumsum([batch.num_rows for batch in batches], dtype=np.int64)
 
     def __len__(self) -> int:
         _, ends = self._batches
         return int(ends[-1]) if len(ends) else 0
 
     def rows(self, numbers: Iterable[int], columns: Sequence[str] | None = None) -> list[Row]:
-        """The rows of these numbers, in this order, with `columns` (None: all) of each."""
+        """Return the rows of these numbers, in this order, with `columns` (None: all) of each."""
         wanted = list(self.columns if columns is None else columns)
         asked = np.fromiter(numbers, np.int64)
         batches, ends = self._batches
         owners = np.searchsorted(ends, asked, side="right")
-        found: list[Row] = [{} for _ in asked]
+        rows: list[Row] = [{} for _ in asked]
         for owner in np.unique(owners).tolist():
-            places = np.flatnonzero(owners == owner)
-            inside = asked[places] - (ends[owner] - batches[owner].num_rows)
+            positions = np.flatnonzero(owners == owner)
+            inside = asked[positions] - (ends[owner] - batches[owner].num_rows)
             taken = batches[owner].select(wanted).take(pa.array(inside)).to_pylist()
-            for place, row in zip(places.tolist(), taken, strict=True):
-                found[place] = {name: self._plain(name, value) for name, value in row.items()}
-        return found
+            for position, row in zip(positions.tolist(), taken, strict=True):
+                rows[position] = {name: self._plain(name, value) for name, value in row.items()}
+        return rows
 
     def class_names(self, column: str) -> tuple[str, ...] | None:
-        """The classes of a column of ClassLabels, one a row or several; None for another column."""
+        """Return the classes of a column of ClassLabels, one a row or several; None for another
+        column.
+        """
         feature = self.features.get(column, {})
         if isinstance(feature, dict) and "feature" in feature:
             feature = feature["feature"]
@@ -86,7 +88,7 @@ class ArrowReader:
         return tuple(names) if names else None
 
     def _plain(self, column: str, value: Any) -> Any:
-        """A value; of an image its bytes, else its path, as the other sources give them."""
+        """Return a value; of an image its bytes, else its path, as the other sources give them."""
         feature = self.features.get(column)
         if isinstance(feature, dict) and feature.get("_type") == "Image" and value is not None:
             return value["path"] if value.get("bytes") is None else value["bytes"]
@@ -97,7 +99,7 @@ class ArrowReader:
 
 
 def open_parquet(path: Path) -> ArrowReader:
-    """A Parquet file.
+    """Return a Parquet file.
 
     Raises:
         UserError: no such file, or it is no Parquet.
@@ -124,7 +126,7 @@ def _unpack(path: Path, unpacked: Path) -> None:
 
 
 def open_arrow(path: Path) -> ArrowReader:
-    """An Arrow file or stream; Feather is one.
+    """Return an Arrow file or stream; Feather is one.
 
     Raises:
         UserError: no such file, or it is no Arrow.
@@ -135,22 +137,23 @@ def open_arrow(path: Path) -> ArrowReader:
         return _open(path.parent, (path,), sha256(path))
 
 
-def open_saved(place: str) -> ArrowReader:
-    """What `datasets.Dataset.save_to_disk` wrote: `FOLDER`, or `FOLDER:SPLIT` of a DatasetDict.
+def open_saved(body: str) -> ArrowReader:
+    """Return what `datasets.Dataset.save_to_disk` wrote: `FOLDER`, or `FOLDER:SPLIT` of a
+    DatasetDict.
 
     Raises:
         UserError: no such folder or split, or it is no saved data set.
     """
-    folder, split = Path(place).expanduser(), ""
-    if not folder.exists() and ":" in place:
-        left, _, split = place.rpartition(":")
+    folder, split = Path(body).expanduser(), ""
+    if not folder.exists() and ":" in body:
+        left, _, split = body.rpartition(":")
         folder = Path(left).expanduser()
     if (folder / SPLITS).is_file():
         known = _json(folder / SPLITS)["splits"]
         if split not in known:
-            said = f"no split '{split}'" if split else "no split named"
+            missing = f"no split '{split}'" if split else "no split named"
             raise UserError(
-                f"hf:{place}: there is {said}.",
+                f"hf:{body}: there is {missing}.",
                 f"{did_you_mean(split, known)} Write hf:{folder}:SPLIT.",
             )
         folder, split = folder / split, ""
@@ -186,7 +189,7 @@ def _open(folder: Path, files: tuple[Path, ...], identity: str) -> ArrowReader:
 
 
 def _read(file: Path) -> pa.Table:
-    """A file's rows, mapped; columns that are compressed in it are read into memory."""
+    """Return a file's rows, mapped; columns that are compressed in it are read into memory."""
     return _reader(file).read_all()
 
 
@@ -199,7 +202,7 @@ def _reader(file: Path) -> pa.RecordBatchFileReader | pa.RecordBatchStreamReader
 
 
 def _batches_of(file: Path) -> Iterator[pa.RecordBatch]:
-    """A file's batches, one in memory at a time."""
+    """Return a file's batches, one in memory at a time."""
     reader = _reader(file)
     if isinstance(reader, pa.RecordBatchFileReader):
         return (reader.get_batch(i) for i in range(reader.num_record_batches))
@@ -213,7 +216,7 @@ def _check(file: Path) -> None:
 
 
 def _is_sound(file: Path) -> bool:
-    """Whether a file of the cache is there, and as it was written."""
+    """Return whether a file of the cache is there, and as it was written."""
     try:
         _check(file)
     except (UserError, pa.ArrowException, OSError):
@@ -222,7 +225,7 @@ def _is_sound(file: Path) -> bool:
 
 
 def _checked(batches: Iterable[pa.RecordBatch], file: Path) -> Iterator[pa.RecordBatch]:
-    """The same batches, each with all of its values looked at.
+    """Yield the same batches, each with all of its values looked at.
 
     Raises:
         UserError: an offset leads out of its column, a text is not UTF-8, or the like.
@@ -271,7 +274,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _inside(name: str, folder: Path) -> str:
-    """A file's name, which may not lead out of its folder."""
+    """Return a file's name, which may not lead out of its folder."""
     if Path(name).name != name:
         raise UserError(f"{folder / STATE} names the file '{name}', which is not in its folder.")
     return name

@@ -41,24 +41,24 @@ class BoxesReader:
 
     @property
     def folder(self) -> Path:
-        """Where paths in the rows start from."""
+        """Return where paths in the rows start from."""
         return self.path.parent
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def rows(self, numbers: Iterable[int], columns: Sequence[str] | None = None) -> list[Row]:
-        """The rows of these numbers, in this order, with `columns` (None: all) of each."""
+        """Return the rows of these numbers, in this order, with `columns` (None: all) of each."""
         wanted = self.columns if columns is None else columns
         return [{name: self.pictures[int(n)][name] for name in wanted} for n in numbers]
 
     def class_names(self, column: str) -> tuple[str, ...] | None:
-        """The classes of the objects, where the file names them."""
+        """Return the classes of the objects, where the file names them."""
         return self.names if column == "objects" else None
 
 
 def open_boxes(path: Path) -> BoxesReader:
-    """A CSV with a box a row: image_path, xmin, ymin, xmax, ymax (pixels) and label.
+    """Return a CSV with a box a row: image_path, xmin, ymin, xmax, ymax (pixels) and label.
 
     A row whose corners are all empty, or all 0, says that there is nothing in its picture.
 
@@ -72,9 +72,9 @@ def open_boxes(path: Path) -> BoxesReader:
                 f"{path}: there is no column '{column}'.",
                 f"A file of boxes has image_path, {', '.join(CORNERS)} and label.",
             )
-    found: dict[str, Row] = {}
+    pictures: dict[str, Row] = {}
     for number, row in enumerate(table.rows(range(len(table))), 1):
-        objects = _picture(found, row["image_path"])
+        objects = _picture(pictures, row["image_path"])
         corners = [row[name].strip() for name in CORNERS]
         if set(corners) <= {"", "0", "0.0"}:
             continue
@@ -85,7 +85,7 @@ def open_boxes(path: Path) -> BoxesReader:
                 f"{path}: row {number} has a corner that is no number ({', '.join(corners)})."
             ) from None
         _add(objects, box, row["label"], False, f"{path}: row {number}")
-    return BoxesReader(path, table.identity, tuple(found.values()))
+    return BoxesReader(path, table.identity, tuple(pictures.values()))
 
 
 def open_coco(path: Path) -> BoxesReader:
@@ -100,11 +100,11 @@ def open_coco(path: Path) -> BoxesReader:
         content = json.loads(path.read_bytes())
         files = {one["id"]: one["file_name"] for one in content["images"]}
         names = {one["id"]: one["name"] for one in content["categories"]}
-        found: dict[str, Row] = {}
+        pictures: dict[str, Row] = {}
         for name in files.values():
-            _picture(found, name)
+            _picture(pictures, name)
         for one in content["annotations"]:
-            _add_annotation(path, found, files, names, one)
+            _add_annotation(path, pictures, files, names, one)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is no COCO file ({type(error).__name__}: {error}).",
@@ -112,30 +112,30 @@ def open_coco(path: Path) -> BoxesReader:
             "categories (id, name).",
         ) from None
     ordered = tuple(names[one] for one in sorted(names))
-    return BoxesReader(path, sha256(path), tuple(found.values()), ordered)
+    return BoxesReader(path, sha256(path), tuple(pictures.values()), ordered)
 
 
 def _add_annotation(
     path: Path,
-    found: dict[str, Row],
+    pictures: dict[str, Row],
     files: Mapping[Any, str],
     names: Mapping[Any, str],
     one: Mapping[str, Any],
 ) -> None:
-    place = f"{path}: annotation {one.get('id', '?')}"
+    origin = f"{path}: annotation {one.get('id', '?')}"
     for kind, known in (("image", files), ("category", names)):
         if one[f"{kind}_id"] not in known:
-            raise UserError(f"{place} is of the {kind} {one[f'{kind}_id']}, which is not there.")
+            raise UserError(f"{origin} is of the {kind} {one[f'{kind}_id']}, which is not there.")
     left, top, width, height = map(float, one["bbox"])
     box = [left, top, left + width, top + height]
-    objects = _picture(found, files[one["image_id"]])
-    _add(objects, box, names[one["category_id"]], bool(one.get("iscrowd")), place)
+    objects = _picture(pictures, files[one["image_id"]])
+    _add(objects, box, names[one["category_id"]], bool(one.get("iscrowd")), origin)
 
 
-def _picture(found: dict[str, Row], name: str) -> dict[str, list]:
-    """The objects of a picture, which is there from now on."""
+def _picture(pictures: dict[str, Row], name: str) -> dict[str, list]:
+    """Return the objects of a picture, which is there from now on."""
     empty = {"image": name, "objects": {field: [] for field in FIELDS}}
-    return found.setdefault(name, empty)["objects"]
+    return pictures.setdefault(name, empty)["objects"]
 
 
 def _add(objects: dict[str, list], *values: Any) -> None:

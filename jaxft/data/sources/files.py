@@ -48,22 +48,22 @@ class FileReader:
 
     @property
     def folder(self) -> Path:
-        """Where paths in the rows start from."""
+        """Return where paths in the rows start from."""
         return self.path.parent
 
     def __len__(self) -> int:
         return len(self.spans)
 
     def rows(self, numbers: Iterable[int], columns: Sequence[str] | None = None) -> list[Row]:
-        """The rows of these numbers, in this order, with `columns` (None: all) of each."""
-        found = []
+        """Return the rows of these numbers, in this order, with `columns` (None: all) of each."""
+        rows = []
         with self.path.open("rb") as file, _long_fields():
             for number in numbers:
                 start, end = self.spans[number].tolist()
                 file.seek(start)
                 row = self.parse(file.read(end - start).decode(), self.columns)
-                found.append(row if columns is None else {name: row[name] for name in columns})
-        return found
+                rows.append(row if columns is None else {name: row[name] for name in columns})
+        return rows
 
     def class_names(self, column: str) -> None:
         """None: a text file does not name its classes."""
@@ -71,7 +71,7 @@ class FileReader:
 
 
 def open_csv(path: Path) -> FileReader:
-    """A comma-separated file in UTF-8 whose first line names the columns.
+    """Return a comma-separated file in UTF-8 whose first line names the columns.
 
     Raises:
         UserError: no such file, no header, a column named twice; or, by row, text that is not
@@ -103,7 +103,8 @@ def open_csv(path: Path) -> FileReader:
 
 
 def open_jsonl(path: Path) -> FileReader:
-    """A file with one JSON object a line, in UTF-8; `columns` are the keys that every row has.
+    """Return a file with one JSON object a line, in UTF-8; `columns` are the keys that every row
+    has.
 
     Raises:
         UserError: no such file; or, by row, text that is not UTF-8 or not a JSON object.
@@ -124,7 +125,7 @@ def open_jsonl(path: Path) -> FileReader:
 
 
 def open_conll(path: Path) -> FileReader:
-    """A file in UTF-8 with a word and its tag a line, and an empty line after each sentence.
+    """Return a file in UTF-8 with a word and its tag a line, and an empty line after each sentence.
 
     The word is the first of a line's fields and the tag the last; tabs stand between them, or
     spaces where there are no tabs. A row has `tokens` and `tags`; -DOCSTART- is no sentence.
@@ -152,7 +153,7 @@ def open_conll(path: Path) -> FileReader:
 
 
 def _fields(line: str) -> list[str]:
-    """The word of a line and its tag; the word alone where there is no more."""
+    """Return the word of a line and its tag; the word alone where there is no more."""
     fields = line.split("\t") if "\t" in line else line.split()
     return [fields[number].strip() for number in ((0, -1) if len(fields) > 1 else (0,))]
 

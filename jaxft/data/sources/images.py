@@ -37,13 +37,13 @@ class ImageFolderReader:
         return len(self.paths)
 
     def rows(self, numbers: Iterable[int], columns: Sequence[str] | None = None) -> list[Row]:
-        """The rows of these numbers, in this order, with `columns` (None: all) of each."""
-        found = []
+        """Return the rows of these numbers, in this order, with `columns` (None: all) of each."""
+        rows = []
         for number in numbers:
             path = self.paths[number]
             row = {"image": path, "label": path.partition("/")[0]}
-            found.append(row if columns is None else {name: row[name] for name in columns})
-        return found
+            rows.append(row if columns is None else {name: row[name] for name in columns})
+        return rows
 
     def class_names(self, column: str) -> None:
         """None: the rows that are trained on decide, as in a text file."""
@@ -51,7 +51,8 @@ class ImageFolderReader:
 
 
 def open_image_folder(folder: Path) -> ImageFolderReader:
-    """The images below a folder, however deep; the first folder on the way is an image's label.
+    """Return the images below a folder, however deep; the first folder on the way is an image's
+    label.
 
     Raises:
         UserError: no such folder, no sub-folders, or a sub-folder without images.
@@ -78,10 +79,10 @@ def open_image_folder(folder: Path) -> ImageFolderReader:
 
 
 def images_below(folder: Path) -> list[Path]:
-    """Every image file below a folder, in order of their paths."""
+    """Return every image file below a folder, in order of their paths."""
     return sorted(
-        Path(place, name)
-        for place, _, names in os.walk(folder)
+        Path(parent, name)
+        for parent, _, names in os.walk(folder)
         for name in names
         if name.lower().endswith(ENDINGS)
     )

@@ -66,7 +66,9 @@ class Joined:
 
     @property
     def folder(self) -> Path:
-        """Where paths in the rows start from: the one folder of all parts, or what holds all."""
+        """Return where paths in the rows start from: the one folder of all parts, or what holds
+        all.
+        """
         return Path(os.path.commonpath([part.folder.absolute() for part in self.parts]))
 
     @cached_property
@@ -82,25 +84,25 @@ class Joined:
         return np.searchsorted(self.ends, numbers, side="right")
 
     def rows(self, numbers: Iterable[int], columns: Sequence[str] | None = None) -> list[Row]:
-        """The rows of these numbers, in this order, with `columns` (None: all) of each."""
+        """Return the rows of these numbers, in this order, with `columns` (None: all) of each."""
         asked = np.fromiter(numbers, np.int64)
         wanted = self.columns if columns is None else columns
         owners = self.part_of(asked)
-        found: list[Row] = [{} for _ in asked]
+        rows: list[Row] = [{} for _ in asked]
         for owner in np.unique(owners).tolist():
-            part, places = self.parts[owner], np.flatnonzero(owners == owner)
-            inside = asked[places] - (self.ends[owner] - len(part))
-            for place, row in zip(places.tolist(), part.rows(inside, wanted), strict=True):
-                found[place] = row
-        return found
+            part, positions = self.parts[owner], np.flatnonzero(owners == owner)
+            inside = asked[positions] - (self.ends[owner] - len(part))
+            for position, row in zip(positions.tolist(), part.rows(inside, wanted), strict=True):
+                rows[position] = row
+        return rows
 
     def locate(self, number: int) -> tuple[int, int]:
-        """The part of a row, and the row's number there."""
+        """Return the part of a row, and the row's number there."""
         owner = int(self.part_of(np.array([number]))[0])
         return owner, number - int(self.ends[owner]) + len(self.parts[owner])
 
     def class_names(self, column: str) -> tuple[str, ...] | None:
-        """The classes in order of class id, where a part names them.
+        """Return the classes in order of class id, where a part names them.
 
         Raises:
             UserError: two parts name them differently, so that an id says two things.
@@ -114,37 +116,41 @@ class Joined:
         return next(iter(named), None)
 
 
-def open_files(kind: str, place: str, opener: Callable[[Path], Part]) -> Part:
-    """A file, or the files of a pattern such as `part-*.csv`, in the order of their numbers.
+def open_files(kind: str, pattern: str, opener: Callable[[Path], Part]) -> Part:
+    """Open a file, or the files of a pattern such as `part-*.csv`, in the order of their numbers.
 
     Raises:
-        UserError: no file is of the pattern, or one of them cannot be read.
+        UserError: no file matches the pattern, or one of them cannot be read.
     """
-    if is_bucket(place):
-        found = matching(place) if PATTERN.search(place) else None
-    else:
-        path = Path(place).expanduser()
-        literal = path.exists() or not PATTERN.search(place)
-        found = None if literal else glob.glob(str(path), recursive=True)
-    if found is None:
-        return opener(fetched(place).expanduser())
+    matches = _matching_files(pattern)
+    if matches is None:
+        return opener(fetched(pattern).expanduser())
     names = [
-        name for name in sorted(found, key=_natural) if is_bucket(name) or Path(name).is_file()
+        name for name in sorted(matches, key=_natural) if is_bucket(name) or Path(name).is_file()
     ]
     if not names:
-        raise UserError(f"{kind}:{place}: no file is of this pattern.")
+        raise UserError(f"{kind}:{pattern}: no file matches this pattern.")
     return Joined([opener(fetched(name)) for name in names], tuple(names))
 
 
-def check_here(kind: str, place: str) -> None:
-    """Raise a UserError where what has to be a folder of this machine is in a bucket."""
-    if is_bucket(place):
+def _matching_files(pattern: str) -> list[str] | None:
+    """Return the names that a pattern matches; None if it is the name of one file."""
+    if is_bucket(pattern):
+        return matching(pattern) if PATTERN.search(pattern) else None
+    path = Path(pattern).expanduser()
+    literal = path.exists() or not PATTERN.search(pattern)
+    return None if literal else glob.glob(str(path), recursive=True)
+
+
+def check_local(kind: str, path: str) -> None:
+    """Raise a UserError if a source that has to be a local folder is in a bucket."""
+    if is_bucket(path):
         raise UserError(
-            f"{kind}:{place}: of a bucket files are read, and no folders.",
-            "Copy it here first: gcloud storage cp -r.",
+            f"{kind}:{path}: jaxft reads files from a bucket, but no folders.",
+            "Copy it to this machine first: gcloud storage cp -r.",
         )
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """`part-2` before `part-10`."""
+    """Return `part-2` before `part-10`."""
     return [(int(digits or 0), text) for text, digits in re.findall(r"(\D+)|(\d+)", name)]

@@ -25,7 +25,7 @@ from jaxft.data.sources.arrow import open_arrow, open_parquet, open_saved
 from jaxft.data.sources.boxes import open_boxes, open_coco
 from jaxft.data.sources.files import open_conll, open_csv, open_jsonl
 from jaxft.data.sources.images import open_image_folder
-from jaxft.data.sources.joined import Joined, check_here, open_files
+from jaxft.data.sources.joined import Joined, check_local, open_files
 from jaxft.data.sources.tfds import open_tfds
 from jaxft.errors import UserError, did_you_mean
 
@@ -52,15 +52,15 @@ class Reader(Protocol):
 
     @property
     def folder(self) -> Path:
-        """Where paths in the rows start from."""
+        """Return where paths in the rows start from."""
 
     def __len__(self) -> int: ...
 
     def rows(self, numbers: Iterable[int], columns: Sequence[str] | None = None) -> list[Row]:
-        """The rows of these numbers, in this order, with `columns` (None: all) of each."""
+        """Return the rows of these numbers, in this order, with `columns` (None: all) of each."""
 
     def class_names(self, column: str) -> tuple[str, ...] | None:
-        """The classes in order of class id, where the data names them."""
+        """Return the classes in order of class id, where the data names them."""
 
 
 # Kinds of one file, or of the files of a pattern; and the others.
@@ -105,7 +105,7 @@ class Source:
         return self.rows([index])[0]
 
     def rows(self, indices: Iterable[int], columns: Sequence[str] | None = None) -> list[Row]:
-        """The rows at these indices, in this order, with `columns` (None: all) of each."""
+        """Return the rows at these indices, in this order, with `columns` (None: all) of each."""
         return self.reader.rows(self.order[np.fromiter(indices, np.int64)], columns)
 
     def each(
@@ -113,7 +113,7 @@ class Source:
         columns: Sequence[str] | None = None,
         indices: Sequence[int] | np.ndarray | None = None,
     ) -> Iterator[tuple[int, Row]]:
-        """The rows at these indices (None: all), each behind its own; few are in memory."""
+        """Yield the rows at these indices (None: all), each behind its own; few are in memory."""
         asked = np.arange(len(self)) if indices is None else np.asarray(indices, np.int64)
         for start in range(0, len(asked), CHUNK):
             chunk = asked[start : start + CHUNK]
@@ -121,11 +121,13 @@ class Source:
 
     @property
     def folder(self) -> Path:
-        """Where paths in the rows start from."""
+        """Return where paths in the rows start from."""
         return Path(self.reader.folder)
 
     def place(self, index: int) -> str:
-        """What a message calls the row at this index: the source, and the row's number there."""
+        """Return what a message calls the row at this index: the source, and the row's number
+        there.
+        """
         number = int(self.order[index])
         if not isinstance(self.reader, Joined):
             return f"{self.spec}: row {number + 1}"
@@ -154,20 +156,20 @@ class Source:
         return self.fingerprint
 
     def without(self, indices: Sequence[int]) -> Source:
-        """The source without the rows at these indices; itself where there are none."""
+        """Return the source without the rows at these indices; itself where there are none."""
         if not len(indices):
             return self
-        kept = f"{self.fingerprint} without {list(indices)}"
-        digest = hashlib.sha256(kept.encode()).hexdigest()
+        text = f"{self.fingerprint} without {list(indices)}"
+        digest = hashlib.sha256(text.encode()).hexdigest()
         return replace(self, fingerprint=digest, order=np.delete(self.order, indices))
 
     def class_names(self, column: str) -> tuple[str, ...] | None:
-        """The classes of `column` in order of class id, where the data names them."""
+        """Return the classes of `column` in order of class id, where the data names them."""
         return self.reader.class_names(column)
 
 
 def open_source(spec: str, *, where: Mapping[str, Any] | None = None, seed: int = 0) -> Source:
-    """The rows that a source string names.
+    """Return the rows that a source string names.
 
     Args:
         spec: `csv:PATH`, `jsonl:PATH`, `conll:PATH`, `parquet:PATH`, `arrow:PATH` (PATH may be a
@@ -208,52 +210,52 @@ def open_source(spec: str, *, where: Mapping[str, Any] | None = None, seed: int 
 
 
 def open_mixture(specs: Sequence[str], *, where: Mapping[str, Any], seed: int) -> Source:
-    """The rows of several source strings as one source; see `open_source`."""
+    """Return the rows of several source strings as one source; see `open_source`."""
     joined = Joined([open_source(spec, where=where, seed=seed) for spec in specs], tuple(specs))
     return Source(" + ".join(specs), joined.identity, np.arange(len(joined)), joined)
 
 
 @dataclass(frozen=True)
-class Given:
-    """Rows that are in memory already, such as what a person typed; see `Reader`."""
+class MemoryReader:
+    """Rows in memory, such as texts that a person typed; see `Reader`."""
 
-    given: Sequence[Row]
+    records: Sequence[Row]
     identity: str = ""
     folder: Path = Path()
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Names that every row has a value for."""
-        return tuple(self.given[0]) if self.given else ()
+        return tuple(self.records[0]) if self.records else ()
 
     def __len__(self) -> int:
-        return len(self.given)
+        return len(self.records)
 
     def rows(self, numbers: Iterable[int], columns: Sequence[str] | None = None) -> list[Row]:
-        """The rows of these numbers, in this order, with `columns` (None: all) of each."""
-        chosen = [self.given[number] for number in numbers]
+        """Return the rows of these numbers, in this order, with `columns` (None: all) of each."""
+        chosen = [self.records[number] for number in numbers]
         return chosen if columns is None else [{c: row[c] for c in columns} for row in chosen]
 
     def class_names(self, column: str) -> None:
-        """Nobody has named any."""
+        """Return None: rows in memory name no classes."""
 
 
 def given_rows(rows: Sequence[Row], spec: str = "input") -> Source:
-    """Rows in memory as a source, in their order."""
-    return Source(spec, "", np.arange(len(rows)), Given(rows))
+    """Return a source of rows in memory, in their order."""
+    return Source(spec, "", np.arange(len(rows)), MemoryReader(rows))
 
 
-def _open_reader(kind: str, place: str) -> Reader:
+def _open_reader(kind: str, path: str) -> Reader:
     if kind in FILES:
-        return open_files(kind, place, FILES[kind])
-    check_here(kind, place)
+        return open_files(kind, path, FILES[kind])
+    check_local(kind, path)
     if kind == "images":
-        return open_image_folder(Path(place).expanduser())
-    return open_saved(place) if kind == "hf" else open_tfds(place)
+        return open_image_folder(Path(path).expanduser())
+    return open_saved(path) if kind == "hf" else open_tfds(path)
 
 
 def _matching(reader: Reader, where: Mapping[str, Any], spec: str) -> np.ndarray:
-    """The numbers of the rows that have the wanted values: `[rows]`."""
+    """Return the numbers of the rows that have the wanted values: `[rows]`."""
     for column in where:
         if column not in reader.columns:
             raise UserError(
@@ -267,18 +269,18 @@ def _matching(reader: Reader, where: Mapping[str, Any], spec: str) -> np.ndarray
     for column, wanted in where.items():
         allowed = _allowed(wanted, reader.class_names(column))
         values = [str(row[column]) for row in rows]
-        kept = np.array([value in allowed for value in values], bool)
-        if not kept.any():
+        mask = np.array([value in allowed for value in values], bool)
+        if not mask.any():
             raise UserError(
                 f"{spec}: data.where wants {column} = {wanted}, and no row has it.",
                 f"Values there: {', '.join(sorted(set(values))[:10])}.",
             )
-        numbers, rows = numbers[kept], [row for row, keep in zip(rows, kept, strict=True) if keep]
+        numbers, rows = numbers[mask], [row for row, keep in zip(rows, mask, strict=True) if keep]
     return numbers
 
 
 def _allowed(wanted: Any, classes: Sequence[str] | None) -> set[str]:
-    """The wanted values as text (a CSV holds nothing else), class names as their ids."""
+    """Return the wanted values as text (a CSV holds nothing else), class names as their ids."""
     values = [str(value) for value in (wanted if isinstance(wanted, list | tuple) else [wanted])]
     if classes is None:
         return set(values)
@@ -286,7 +288,7 @@ def _allowed(wanted: Any, classes: Sequence[str] | None) -> set[str]:
 
 
 def _bound(text: str, rows: int, spec: str) -> int:
-    """A bound of a slice as a row number."""
+    """Return a bound of a slice as a row number."""
     match = BOUND.fullmatch(text.strip())
     if match is None:
         raise UserError(

@@ -51,7 +51,7 @@ class TfdsReader:
         return len(self.data)
 
     def rows(self, numbers: Iterable[int], columns: Sequence[str] | None = None) -> list[Row]:
-        """The rows of these numbers, in this order, with `columns` (None: all) of each."""
+        """Return the rows of these numbers, in this order, with `columns` (None: all) of each."""
         wanted = self.columns if columns is None else columns
         numbers = [int(number) for number in numbers]
         records = self.data.__getitems__(numbers) if numbers else []
@@ -61,7 +61,8 @@ class TfdsReader:
         ]
 
     def class_names(self, column: str) -> tuple[str, ...] | None:
-        """The classes of a column of ClassLabels, one a row or several; None for another column.
+        """Return the classes of a column of ClassLabels, one a row or several; None for another
+        column.
 
         Of a column of objects they are those of its `label`.
         """
@@ -76,7 +77,7 @@ class TfdsReader:
 
 
 def open_tfds(body: str) -> TfdsReader:
-    """A prepared data set: `NAME:SPLIT`, `NAME:VERSION:SPLIT` or `FOLDER:SPLIT`.
+    """Return a prepared data set: `NAME:SPLIT`, `NAME:VERSION:SPLIT` or `FOLDER:SPLIT`.
 
     Args:
         body: NAME (`glue/cola` with a config) is looked up in $TFDS_DATA_DIR or
@@ -86,12 +87,12 @@ def open_tfds(body: str) -> TfdsReader:
     Raises:
         UserError: no such set, version or split; a foreign class; files that need TensorFlow.
     """
-    place, colon, split = body.rpartition(":")
-    if not colon or not place or not split:
+    name, colon, split = body.rpartition(":")
+    if not colon or not name or not split:
         raise UserError(
             f"tfds:{body}: a TFDS source names a split.", "Write tfds:NAME:SPLIT, such as :train."
         )
-    folder = _find(place)
+    folder = _find(name)
     _check_classes(folder)
     builder = _builder(folder)
     form = builder.info.file_format
@@ -116,15 +117,15 @@ def open_tfds(body: str) -> TfdsReader:
     return TfdsReader(folder, split, tuple(features), _identity(folder, split), features, data)
 
 
-def _find(place: str) -> epath.Path:
-    """The version's folder of a data set given by folder, or by name and perhaps version."""
-    folder = epath.Path(place).expanduser()
+def _find(name_or_folder: str) -> epath.Path:
+    """Return the version's folder of a data set given by folder, or by name and perhaps version."""
+    folder = epath.Path(name_or_folder).expanduser()
     if (folder / FEATURES).exists():
         return folder
-    name, _, version = place.partition(":")
-    if place.startswith((".", "~", "/")) or "://" in place or folder.is_dir():
+    name, _, version = name_or_folder.partition(":")
+    if name_or_folder.startswith((".", "~", "/")) or "://" in name_or_folder or folder.is_dir():
         raise UserError(
-            f"'{place}' is no folder of a prepared data set: it has no {FEATURES}.",
+            f"'{name_or_folder}' is no folder of a prepared data set: it has no {FEATURES}.",
             "Give the version's folder, such as my_set/1.0.0.",
         )
     home = epath.Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
@@ -143,11 +144,11 @@ def _find(place: str) -> epath.Path:
 
 
 def _versions(folder: epath.Path) -> list[str]:
-    """The prepared versions below a set's folder, oldest first."""
+    """Return the prepared versions below a set's folder, oldest first."""
     if not folder.is_dir():
         return []
-    found = [path.name for path in folder.iterdir() if (path / FEATURES).exists()]
-    named = [name for name in found if all(part.isdigit() for part in name.split("."))]
+    prepared = [path.name for path in folder.iterdir() if (path / FEATURES).exists()]
+    named = [name for name in prepared if all(part.isdigit() for part in name.split("."))]
     return sorted(named, key=lambda name: [int(part) for part in name.split(".")])
 
 
@@ -171,7 +172,7 @@ def _check_classes(folder: epath.Path) -> None:
 
 
 def _class_names(value: Any) -> Iterator[str]:
-    """Every class named anywhere in a description, JSON kept inside strings included."""
+    """Yield every class named anywhere in a description, JSON kept inside strings included."""
     if isinstance(value, dict):
         for key, inner in value.items():
             if key in CLASS_KEYS and isinstance(inner, str):  # a column may be called `type`
@@ -202,7 +203,7 @@ def _identity(folder: epath.Path, split: str) -> str:
 
 
 def _plain(value: Any, feature: Any) -> Any:
-    """A TFDS value as Python and numpy know it: text as str, a scalar as a number."""
+    """Return a TFDS value as Python and numpy know it: text as str, a scalar as a number."""
     if isinstance(feature, tfds.features.FeaturesDict):
         return {name: _plain(inner, feature[name]) for name, inner in value.items()}
     if isinstance(feature, tfds.features.Sequence):

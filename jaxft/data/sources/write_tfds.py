@@ -83,7 +83,7 @@ class _Rows(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
 
 
 def _features(splits: Mapping[str, Source]) -> dict[str, Any]:
-    """What TFDS calls each column, after every value was looked at."""
+    """Return what TFDS calls each column, after every value was looked at."""
     first = next(iter(splits.values()))
     for source in splits.values():
         missing = [name for name in first.columns if name not in source.columns]
@@ -98,7 +98,7 @@ def _features(splits: Mapping[str, Source]) -> dict[str, Any]:
 
 
 def _kind(value: Any, name: str, source: Source, number: int) -> str:
-    """A value's kind in words; UserError where TFDS has none that reads back the same."""
+    """Return a value's kind in words; UserError where TFDS has none that reads back the same."""
     if isinstance(value, np.generic):
         value = value.item()
     if type(value).__name__ in KINDS:
@@ -111,9 +111,9 @@ def _kind(value: Any, name: str, source: Source, number: int) -> str:
         inner = {_kind(one, name, source, number) for one in value}
         if inner <= {*KINDS, "str"}:
             return f"list of {_widest(inner)}" if inner else "list"
-    said = "is empty" if value is None else f"is {type(value).__name__}"
+    problem = "is empty" if value is None else f"is {type(value).__name__}"
     raise UserError(
-        f"{source.place(number)}: '{name}' {said}, which a TFDS data set cannot hold.",
+        f"{source.place(number)}: '{name}' {problem}, which a TFDS data set cannot hold.",
         "Fill it in, or write it as text.",
     )
 
@@ -148,16 +148,16 @@ def _scalar(kind: str) -> Any:
 
 
 def _encoded(row: Row, features: Mapping[str, Any], source: Source) -> Row:
-    """A row as TFDS takes it: an image as the bytes of its file, which stay as they are."""
-    found = dict(row)
+    """Return a row as TFDS takes it: an image as the bytes of its file, which stay as they are."""
+    encoded = dict(row)
     for name, feature in features.items():
         if isinstance(feature, tfds.features.Image) and isinstance(row[name], str):
-            found[name] = (source.folder / row[name]).read_bytes()
-    return found
+            encoded[name] = (source.folder / row[name]).read_bytes()
+    return encoded
 
 
 def _is_file(value: str, source: Source) -> bool:
-    """Whether a text is the path of an image, from the rows' folder."""
+    """Return whether a text is the path of an image, from the rows' folder."""
     if not re.search(r"\.(png|jpe?g)$", value, re.IGNORECASE) or "\n" in value:
         return False
     path = source.folder / value
@@ -165,7 +165,7 @@ def _is_file(value: str, source: Source) -> bool:
 
 
 def _is_image(content: bytes) -> bool:
-    """Whether TFDS can keep these bytes as an image: PNG or JPEG."""
+    """Return whether TFDS can keep these bytes as an image: PNG or JPEG."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             return image.format in ("PNG", "JPEG")

@@ -42,7 +42,7 @@ class ChatTemplate:
     def render(
         self, conversations: Sequence[Messages], *, add_generation_prompt: bool = False
     ) -> list[str]:
-        """The text of each conversation, special tokens included.
+        """Return the text of each conversation, special tokens included.
 
         The template runs in a process of its own, which is ended where it takes too long; one
         process serves all the conversations.
@@ -76,20 +76,20 @@ class ChatTemplate:
         if done.returncode < 0 and -done.returncode == getattr(signal, "SIGXCPU", None):
             raise self._refused(endless)
         try:
-            said = json.loads(done.stdout)
+            answer = json.loads(done.stdout)
         except ValueError:
             last = (done.stderr.strip() or "no word").splitlines()[-1]
             raise self._refused(f"the process that ran it ended with {last}") from None
-        if "error" in said:
-            raise self._refused(said["error"])
-        return said["texts"]
+        if "error" in answer:
+            raise self._refused(answer["error"])
+        return answer["texts"]
 
     def _refused(self, why: str) -> UserError:
         return UserError(f"The chat template of '{self.folder}' failed: {why.removesuffix('.')}.")
 
 
 def load_chat_template(folder: str | Path) -> ChatTemplate | None:
-    """The chat template of a checkpoint's folder; None where it has none.
+    """Return the chat template of a checkpoint's folder; None where it has none.
 
     It is `chat_template.jinja`, else what tokenizer_config.json has under `chat_template`: a
     text, or a list of named ones, of which `default` is taken.
@@ -108,26 +108,26 @@ def load_chat_template(folder: str | Path) -> ChatTemplate | None:
         return None
     if not isinstance(text, str):
         raise UserError(f"{folder / 'tokenizer_config.json'}: chat_template is no text.")
-    given = _read(folder / "special_tokens_map.json") | config
-    return ChatTemplate(folder, text, _tokens(given))
+    fields = _read(folder / "special_tokens_map.json") | config
+    return ChatTemplate(folder, text, _tokens(fields))
 
 
-def _tokens(given: Mapping[str, Any]) -> dict[str, str]:
-    """The special tokens that a tokenizer's files name."""
-    found = {}
+def _tokens(fields: Mapping[str, Any]) -> dict[str, str]:
+    """Return the special tokens that a tokenizer's files name."""
+    tokens = {}
     for name in SPECIAL:
-        token = given.get(name)
+        token = fields.get(name)
         token = token.get("content") if isinstance(token, dict) else token
         if isinstance(token, str):
-            found[name] = token
-    return found
+            tokens[name] = token
+    return tokens
 
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}).") from None
-    return given if isinstance(given, dict) else {}
+    return fields if isinstance(fields, dict) else {}

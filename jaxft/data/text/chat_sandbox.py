@@ -61,7 +61,7 @@ def environment() -> ImmutableSandboxedEnvironment:
 
 
 def render(asked: dict[str, Any]) -> dict[str, Any]:
-    """The texts of the conversations asked for, or what the template came to grief over."""
+    """Return the texts of the conversations asked for, or what the template came to grief over."""
     texts = []
     try:
         template = environment().from_string(asked["template"])
@@ -76,8 +76,8 @@ def render(asked: dict[str, Any]) -> dict[str, Any]:
     except MemoryError:
         return {"error": "it asked for more than 2 GiB of memory"}
     except Exception as error:  # a template may raise whatever Python raises
-        said = " ".join(str(error).split())
-        return {"error": f"{type(error).__name__}: {said}" if said else type(error).__name__}
+        reason = " ".join(str(error).split())
+        return {"error": f"{type(error).__name__}: {reason}" if reason else type(error).__name__}
     return {"texts": texts}
 
 

@@ -62,7 +62,7 @@ def of_conversations(
     template: ChatTemplate,
     tokenizer: Tokenizer,
     length: int,
-    place: Callable[[int], str] = "row {}".format,
+    name_of: Callable[[int], str] = "row {}".format,
 ) -> Iterator[Lesson]:
     """Conversations as the chat template writes them, of which the assistant's words are scored.
 
@@ -77,7 +77,7 @@ def of_conversations(
         UserError: a conversation without an answer, or a template that hides where one is.
     """
     for first in range(0, len(conversations), CHUNK):
-        places_of = [place(row) for row in range(first, min(first + CHUNK, len(conversations)))]
+        places_of = [name_of(row) for row in range(first, min(first + CHUNK, len(conversations)))]
         texts, answers = _written(conversations[first : first + CHUNK], template, places_of)
         located = tokenizer.locate(texts)
         for row, ((ids, places), spans) in enumerate(zip(located, answers, strict=True), first):
@@ -94,7 +94,7 @@ def of_conversations(
 def _written(
     conversations: Sequence[Conversation], template: ChatTemplate, places: Sequence[str]
 ) -> tuple[list[str], list[list[tuple[int, int]]]]:
-    """Each conversation's text, and where in it the assistant's answers begin and end.
+    """Return each conversation's text, and where in it the assistant's answers begin and end.
 
     An answer is what the template adds to the conversation before it, asked to go on. Some
     templates write an answer otherwise once more follows: such a one is not scored.
@@ -114,8 +114,8 @@ def _written(
         if after.startswith(before) and texts[number].startswith(after):
             # The line end after an answer is the template's, not the assistant's.
             spans[number].append((len(before), len(after.rstrip())))
-    for where, found in zip(places, spans, strict=True):
-        if not found:
+    for where, answers in zip(places, spans, strict=True):
+        if not answers:
             raise UserError(
                 f"{where}: what the chat template of '{template.folder}' writes does not begin "
                 "with the conversation before the answer, so the answer cannot be told apart.",
@@ -125,7 +125,7 @@ def _written(
 
 
 def heard_of(conversation: Any, where: str) -> list[Mapping[str, Any]]:
-    """A conversation up to the assistant's last message.
+    """Return a conversation up to the assistant's last message.
 
     Args:
         conversation: a list of messages.

@@ -33,12 +33,12 @@ class Hidden:
 
 
 def most_hidden(share: float, tokens: int, texts: int) -> int:
-    """The most tokens that `choose` takes of so many texts with so many tokens together."""
+    """Return the most tokens that `choose` takes of so many texts with so many tokens together."""
     return min(int(share * tokens) + texts, tokens)
 
 
 def choose(words: np.ndarray, share: float, whole: bool, chance: Chance) -> np.ndarray:
-    """The tokens of a text that are hidden: `[hidden]`, ascending.
+    """Return the tokens of a text that are hidden: `[hidden]`, ascending.
 
     They are `share` of its tokens, rounded, and one at least.
 

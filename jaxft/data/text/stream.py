@@ -23,7 +23,7 @@ class TextStream:
         self._tokenizer, self._stops = tokenizer, stops
         self._step = tokenizer.stream()
         self._ids: list[int] = []
-        self._held = ""  # what may be the start of a stop string
+        self._pending = ""  # what may be the start of a stop string
         self.text = ""
         self.stopped = False
 
@@ -37,28 +37,28 @@ class TextStream:
         if self.stopped:
             return ""
         whole = self._tokenizer.decode(self._ids)
-        given = self.text + self._held
-        rest = whole[len(given) :] if whole.startswith(given) else ""
+        emitted = self.text + self._pending
+        rest = whole[len(emitted) :] if whole.startswith(emitted) else ""
         settled = self._settle(rest)
         if self.stopped:
             return settled
-        last, self._held = self._held, ""
+        last, self._pending = self._pending, ""
         self.text += last
         return settled + last
 
     def _settle(self, new: str) -> str:
-        held = self._held + new
-        places = [place for stop in self._stops if (place := held.find(stop)) >= 0]
-        if places:
+        pending = self._pending + new
+        starts = [start for stop in self._stops if (start := pending.find(stop)) >= 0]
+        if starts:
             self.stopped = True
-            settled, self._held = held[: min(places)], ""
+            settled, self._pending = pending[: min(starts)], ""
         else:
-            end = len(held) - max((_overlap(held, stop) for stop in self._stops), default=0)
-            settled, self._held = held[:end], held[end:]
+            end = len(pending) - max((_overlap(pending, stop) for stop in self._stops), default=0)
+            settled, self._pending = pending[:end], pending[end:]
         self.text += settled
         return settled
 
 
 def _overlap(text: str, stop: str) -> int:
-    """The most characters that end `text` and start `stop`."""
+    """Return the most characters that end `text` and start `stop`."""
     return next((n for n in range(min(len(text), len(stop)), 0, -1) if text.endswith(stop[:n])), 0)

@@ -39,8 +39,8 @@ class Fault:
 
 
 def words_of(text: str) -> list[tuple[int, int]]:
-    """Where each word of a text begins and ends, in characters."""
-    return [found.span() for found in WORD.finditer(text)]
+    """Return where each word of a text begins and ends, in characters."""
+    return [match.span() for match in WORD.finditer(text)]
 
 
 def join_words(words: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
@@ -53,13 +53,13 @@ def join_words(words: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
 
 
 def tag_names(sentences: Iterable[Iterable[str]]) -> tuple[str, ...]:
-    """Every tag that the types in some sentences may have, `O` first, then by type."""
+    """Return every tag that the types in some sentences may have, `O` first, then by type."""
     types = {tag[2:] for tags in sentences for tag in tags if tag[:2] in (BEGINS, GOES_ON)} - {""}
     return (OUTSIDE, *(mark + kind for kind in sorted(types) for mark in (BEGINS, GOES_ON)))
 
 
 def fault_of(tags: Sequence[str], scheme: str) -> Fault | None:
-    """The first tag of a sentence that is not as it has to be; None where all are.
+    """Return the first tag of a sentence that is not as it has to be; None where all are.
 
     Args:
         tags: of its words.

@@ -36,7 +36,7 @@ class Template:
         return tuple(dict.fromkeys(column for _, column, _ in self.parts if column is not None))
 
     def render(self, row: Mapping[str, Any]) -> str:
-        """The text of a row; a missing cell is `unknown`.
+        """Return the text of a row; a missing cell is `unknown`.
 
         Raises:
             ValueError: a cell is no number where its form asks for one; it says which.
@@ -49,12 +49,12 @@ class Template:
         return "".join(written)
 
     def is_empty(self, row: Mapping[str, Any]) -> bool:
-        """Whether every cell that the text asks for is missing."""
+        """Return whether every cell that the text asks for is missing."""
         return all(is_missing(row[column]) for column in self.columns)
 
 
 def parse_template(text: str) -> Template:
-    """A template from a config.
+    """Return a template from a config.
 
     Args:
         text: braces hold a column's name, and after a colon Python's format of its number
@@ -84,7 +84,7 @@ def parse_template(text: str) -> Template:
 
 
 def is_missing(cell: Any) -> bool:
-    """Whether a cell holds nothing: None, not a number, or a CSV's word for it."""
+    """Return whether a cell holds nothing: None, not a number, or a CSV's word for it."""
     if isinstance(cell, float):
         return math.isnan(cell)
     return cell is None or (isinstance(cell, str) and cell.strip().lower() in MISSING)
@@ -101,7 +101,7 @@ def _check_form(column: str | None, form: str) -> None:
 
 
 def _written(column: str, cell: Any, form: str) -> str:
-    """A cell as text."""
+    """Return a cell as text."""
     if is_missing(cell):
         return UNKNOWN
     if form:
@@ -117,7 +117,7 @@ def _written(column: str, cell: Any, form: str) -> str:
 
 
 def _number(value: float) -> str:
-    """A number by its first digits, and as a whole one where it has more before the point."""
+    """Format a number by its first digits, or as a whole one if it has more before the point."""
     if not math.isfinite(value):
         return str(value)
     whole = abs(value) >= 10**DIGITS or value == int(value)

@@ -64,7 +64,7 @@ class Encoded:
 
     @property
     def counts(self) -> dict[str, int]:
-        """What a person should know of the whole."""
+        """Return what a person should know of the whole."""
         return {
             "tokens": self.tokens,
             "unknown": self.unknown,
@@ -174,30 +174,32 @@ class Tokenizer:
         Returns:
             For each text ids [tokens] int32, and where each begins and ends, [tokens, 2] int32.
         """
-        found = []
+        located = []
         for start in range(0, len(texts), CHUNK):
             chunk = list(texts[start : start + CHUNK])
             for one in self._backend.encode_batch(chunk, add_special_tokens=False):
                 spans = np.array(one.offsets, np.int32).reshape(-1, 2)
-                found.append((np.array(one.ids, np.int32), spans))
-        return found
+                located.append((np.array(one.ids, np.int32), spans))
+        return located
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, without special tokens."""
+        """Return the text of token ids, without special tokens."""
         return self._backend.decode(list(ids), skip_special_tokens=True)
 
     def piece(self, number: int) -> str:
-        """The piece of text that a token id stands for, as the vocabulary writes it."""
+        """Return the piece of text that a token id stands for, as the vocabulary writes it."""
         return self._backend.id_to_token(number) or ""
 
     def stream(self) -> Callable[[int], str | None]:
-        """A function that takes one token id after the other and gives the text that is whole."""
+        """Return a function that takes one token id after the other and gives the text that is
+        whole.
+        """
         return partial(DecodeStream(skip_special_tokens=True).step, self._backend)
 
     def _encodings(
         self, inputs: Sequence[Any], max_length: int | None, spelled: bool
     ) -> Iterator[tuple[tokenizers.Encoding, int]]:
-        """Each input's encoding, cut to `max_length`, and the tokens cut away."""
+        """Yield each input's encoding, cut to `max_length`, and the tokens cut away."""
         for start in range(0, len(inputs), CHUNK):
             chunk = inputs[start : start + CHUNK]
             encodings = self._backend.encode_batch(chunk, add_special_tokens=not spelled)
@@ -223,7 +225,7 @@ class Tokenizer:
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer of a checkpoint's folder.
+    """Return the tokenizer of a checkpoint's folder.
 
     Raises:
         UserError: the folder holds no tokenizer that `tokenizers` or `transformers` reads.
@@ -252,8 +254,8 @@ def _load_backend(folder: Path) -> tokenizers.Tokenizer:
             str(folder), trust_remote_code=False, local_files_only=True
         )
     except (OSError, ValueError, ImportError) as error:
-        said = str(error).strip().splitlines()[0]
-        raise UserError(f"'{folder}' holds no tokenizer that can be read: {said}") from None
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"'{folder}' holds no tokenizer that can be read: {reason}") from None
     backend = getattr(loaded, "backend_tokenizer", None)
     if backend is None:
         raise UserError(
@@ -264,23 +266,23 @@ def _load_backend(folder: Path) -> tokenizers.Tokenizer:
 
 
 def _unknown_id(model: dict[str, Any], backend: tokenizers.Tokenizer) -> int:
-    """The id of the unknown token; -1 where the vocabulary spells every text."""
+    """Return the id of the unknown token; -1 where the vocabulary spells every text."""
     if model.get("unk_id") is not None:
         return int(model["unk_id"])
     token = model.get("unk_token")
-    found = backend.token_to_id(token) if token else None
-    return -1 if found is None else found
+    number = backend.token_to_id(token) if token else None
+    return -1 if number is None else number
 
 
 def _special_id(role: str, folder: Path, backend: tokenizers.Tokenizer) -> int | None:
-    """The id of the token that the folder names as `role`; None where it names none."""
+    """Return the id of the token that the folder names as `role`; None where it names none."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).is_file():
             token = json.loads((folder / name).read_text()).get(role)
             token = token.get("content") if isinstance(token, dict) else token
-            found = backend.token_to_id(token) if token else None
-            if found is not None:
-                return found
+            number = backend.token_to_id(token) if token else None
+            if number is not None:
+                return number
     return None
 
 
