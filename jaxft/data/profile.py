@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxft.data.sources.open import Row, Source
+from jaxft.data.sources.open import Source
+from jaxft.data.sources.reader import Row
 from jaxft.data.text.template import is_missing
 
 GLANCE = 1000  # rows that a column is guessed by

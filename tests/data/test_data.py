@@ -128,7 +128,7 @@ def test_describe_shows_a_config_and_its_faults(spoilt, tmp_path, capsys):
         (["csv:{}/reviews.csv", "a=b"], "is a source, which takes no KEY=VALUE"),
         (["csv:{}/reviews.csv", "--reference", "csv:x"], "Add --against"),
         (["csv:{}/gone.csv"], "There is no file"),
-        (["csv:{}/*.tsv"], "no file is of this pattern"),
+        (["csv:{}/*.tsv"], "no file matches this pattern"),
         (["{}/gone.yaml"], "There is no config file"),
     ],
 )

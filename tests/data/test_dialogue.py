@@ -128,11 +128,11 @@ def test_an_answer_that_is_written_otherwise_later_is_not_scored(words):
 @pytest.mark.parametrize(
     ("talk", "said"),
     [
-        (ALONE[:1], "row 1: the assistant answers nothing"),
-        (ALONE[1:], "row 1: the assistant answers nothing"),
-        ([], "row 1 is no conversation"),
-        ("Hi", "row 1 is no conversation"),
-        ([{"role": "user"}], "row 1 is no conversation"),
+        (ALONE[:1], "row 1: the conversation has no answer"),
+        (ALONE[1:], "row 1: the conversation has no answer"),
+        ([], "row 1 is not a conversation"),
+        ("Hi", "row 1 is not a conversation"),
+        ([{"role": "user"}], "row 1 is not a conversation"),
     ],
 )
 def test_a_row_that_teaches_nothing_is_named(words, talk, said):
@@ -141,7 +141,7 @@ def test_a_row_that_teaches_nothing_is_named(words, talk, said):
 
 
 def test_a_template_that_hides_where_an_answer_is_is_refused(words):
-    with pytest.raises(UserError, match=r"row 0: .* so the answer cannot be told apart"):
+    with pytest.raises(UserError, match=r"row 0: .* so the answer cannot be located"):
         list(of_conversations([ALONE], template(words, HIDING), words, 100))
 
 

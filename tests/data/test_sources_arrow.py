@@ -181,7 +181,7 @@ def bad_files(folder):
         ("parquet:{}/r.parket", "Did you mean 'r.parquet'?"),
         ("arrow:{}/r.csv", "r.csv: this is no Arrow that can be read"),
         ("arrow:{}/empty.arrow", "empty.arrow: this is no Arrow that can be read"),
-        ("csv:{}/part-*.csv", "no file is of this pattern"),
+        ("csv:{}/part-*.csv", "no file matches this pattern"),
         ("hf:{}/gone", "gone' is no data set that `datasets` has saved: it has no state.json"),
         ("hf:{}/saved:train", "saved with a split 'train'"),
         ("hf:{}/all", "there is no split named"),

@@ -110,13 +110,15 @@ def test_a_folder_without_a_tokenizer_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="holds no tokenizer"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0"')
-    with pytest.raises(UserError, match=r"tokenizer\.json is no tokenizer"):
+    with pytest.raises(UserError, match=r"tokenizer\.json is not a tokenizer"):
         load_tokenizer(tmp_path)
 
 
 def test_what_is_no_text_is_named(folder):
     tokenizer = load_tokenizer(folder)
-    with pytest.raises(UserError, match=r"Example 1 is no text but float \(nan\)"):
+    with pytest.raises(UserError, match=r"Example 1 is not text but float \(nan\)"):
         tokenizer.encode(["a", float("nan")])
-    with pytest.raises(UserError, match="max_length 2 has no room for text: 2 tokens are special"):
+    with pytest.raises(
+        UserError, match="max_length 2 leaves no room for text: 2 tokens are special"
+    ):
         tokenizer.encode(["a"], max_length=2)

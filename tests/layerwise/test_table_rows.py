@@ -98,7 +98,7 @@ def test_rows_are_trained_on_scored_and_predicted(config, capsys):
 
     write_table(Path("more.csv"), [*drawn(40, 3), ("cold", "much", "plot", "bad")])
     said = refused(capsys, "predict", "runs/tiny", "-f", "more.csv")
-    assert said == "csv:more.csv:ordered: row 41 has no number in cost but 'much'."
+    assert said == "csv:more.csv:ordered: row 41 has 'much' in cost, not a number."
     Path("less.csv").write_text("mood,price\ncold,1\n")
     said = refused(capsys, "predict", "runs/tiny", "-f", "less.csv")
     assert said.startswith("csv:less.csv:ordered: there is no column 'cost'.")
@@ -111,7 +111,7 @@ def test_rows_are_trained_on_scored_and_predicted(config, capsys):
 
 
 BAD = {
-    "no number": (("cold", "much", "plot", "bad"), "has no number in cost but 'much'"),
+    "no number": (("cold", "much", "plot", "bad"), "has 'much' in cost, not a number"),
     "no cells": (("", "", "NA", "bad"), "has none of the template's cells"),
     "no label": (("cold", "1", "plot", ""), "has no kind"),
     "no class": (("cold", "1", "plot", "odd"), "has the label 'odd'"),

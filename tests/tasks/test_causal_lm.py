@@ -114,7 +114,7 @@ def test_documents_fill_rows_and_say_how_many_bytes_they_are(model):
 def test_what_cannot_be_learned_from_is_a_sentence(model, tmp_path):
     with pytest.raises(UserError, match="no row has a token to learn within 8 tokens"):
         examples_of(CHAT, ROWS, model, 8)
-    with pytest.raises(UserError, match=r"input: row 1 is no conversation"):
+    with pytest.raises(UserError, match=r"input: row 1 is not a conversation"):
         examples_of({"kind": "causal_lm", "messages": "m"}, [{"m": "hello"}], model)
     bare = tmp_path / "bare"
     make_checkpoint(bare, "gpt2")

@@ -24,10 +24,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxft.data.sources.files import check_is_file
+from jaxft.data.sources.reader import Row
 from jaxft.errors import UserError, did_you_mean
 from jaxft.storage.files import cache_dir, sha256, written_aside
 
-Row = dict[str, Any]
 FILE_FORMAT = b"ARROW1"  # how an Arrow file begins that is no stream
 FEATURES = b"huggingface"  # where `datasets` keeps its features in an Arrow schema
 STATE, SPLITS = "state.json", "dataset_dict.json"  # what `save_to_disk` writes

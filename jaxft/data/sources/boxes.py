@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxft.data.sources.files import check_is_file, open_csv
+from jaxft.data.sources.reader import Row
 from jaxft.errors import UserError
 from jaxft.storage.files import sha256
 
-Row = dict[str, Any]
 COLUMNS = ("image", "objects")
 FIELDS = ("bbox", "label", "crowd", "place")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -41,7 +41,7 @@ class BoxesReader:
 
     @property
     def folder(self) -> Path:
-        """Return where paths in the rows start from."""
+        """Return the folder that relative paths in the rows start from."""
         return self.path.parent
 
     def __len__(self) -> int:

@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
+from jaxft.data.sources.reader import Row
 from jaxft.errors import UserError, nearest
 from jaxft.storage.files import sha256
 
-Row = dict[str, Any]
 # A field may be a whole document; the csv module's own limit is 131,072 characters.
 FIELD_LIMIT = 2**31 - 1
 BOM = b"\xef\xbb\xbf"
@@ -48,7 +48,7 @@ class FileReader:
 
     @property
     def folder(self) -> Path:
-        """Return where paths in the rows start from."""
+        """Return the folder that relative paths in the rows start from."""
         return self.path.parent
 
     def __len__(self) -> int:

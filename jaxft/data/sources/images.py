@@ -7,12 +7,11 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from jaxft.data.sources.reader import Row
 from jaxft.errors import UserError
 from jaxft.storage.files import sha256
 
-Row = dict[str, Any]
 COLUMNS = ("image", "label")
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 HASHED_BYTES = 2**30  # folders up to this size are known by content, larger ones by file sizes

@@ -10,47 +10,27 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 
+from jaxft.data.sources.reader import Reader, Row
 from jaxft.errors import UserError
 from jaxft.storage.buckets import fetched, matching
 from jaxft.storage.files import is_bucket
 
-Row = dict[str, Any]
 PATTERN = re.compile(r"[*?\[]")
 
 
-class Part(Protocol):
-    """One of the joined sources; see `Reader` in `jaxft.data.sources.open`."""
-
-    @property
-    def columns(self) -> tuple[str, ...]: ...
-
-    @property
-    def identity(self) -> str: ...
-
-    @property
-    def folder(self) -> Path: ...
-
-    def __len__(self) -> int: ...
-
-    def rows(self, numbers: Iterable[int], columns: Sequence[str] | None = None) -> list[Row]: ...
-
-    def class_names(self, column: str) -> tuple[str, ...] | None: ...
-
-
 @dataclass(frozen=True)
-class Joined:
-    """The rows of several parts, the first one's first; see `jaxft.data.sources.open.Reader`.
+class JoinedReader:
+    """The rows of several parts, the first one's first; see `Reader`.
 
     Attributes:
         parts: what is joined.
         names: what a message calls each.
     """
 
-    parts: Sequence[Part]
+    parts: Sequence[Reader]
     names: tuple[str, ...]
 
     @property
@@ -116,7 +96,7 @@ class Joined:
         return next(iter(named), None)
 
 
-def open_files(kind: str, pattern: str, opener: Callable[[Path], Part]) -> Part:
+def open_files(kind: str, pattern: str, opener: Callable[[Path], Reader]) -> Reader:
     """Open a file, or the files of a pattern such as `part-*.csv`, in the order of their numbers.
 
     Raises:
@@ -130,7 +110,7 @@ def open_files(kind: str, pattern: str, opener: Callable[[Path], Part]) -> Part:
     ]
     if not names:
         raise UserError(f"{kind}:{pattern}: no file matches this pattern.")
-    return Joined([opener(fetched(name)) for name in names], tuple(names))
+    return JoinedReader([opener(fetched(name)) for name in names], tuple(names))
 
 
 def _matching_files(pattern: str) -> list[str] | None:

@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -25,11 +25,11 @@ from jaxft.data.sources.arrow import open_arrow, open_parquet, open_saved
 from jaxft.data.sources.boxes import open_boxes, open_coco
 from jaxft.data.sources.files import open_conll, open_csv, open_jsonl
 from jaxft.data.sources.images import open_image_folder
-from jaxft.data.sources.joined import Joined, check_local, open_files
+from jaxft.data.sources.joined import JoinedReader, check_local, open_files
+from jaxft.data.sources.reader import Reader, Row
 from jaxft.data.sources.tfds import open_tfds
 from jaxft.errors import UserError, did_you_mean
 
-Row = dict[str, Any]
 CHUNK = 256  # rows in memory at a time
 SPEC = re.compile(
     r"(?P<kind>\w+):(?P<place>.+?)(?P<slice>\[(?P<start>[^:\[\]]*):(?P<stop>[^:\[\]]*)\])?"
@@ -37,30 +37,6 @@ SPEC = re.compile(
     re.DOTALL,
 )
 BOUND = re.compile(r"(\d+)|(\d+(?:\.\d+)?)%")
-
-
-class Reader(Protocol):
-    """All rows of a file or a split, in its own order."""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Names that every row has a value for."""
-
-    @property
-    def identity(self) -> str:
-        """A hash of the content."""
-
-    @property
-    def folder(self) -> Path:
-        """Return where paths in the rows start from."""
-
-    def __len__(self) -> int: ...
-
-    def rows(self, numbers: Iterable[int], columns: Sequence[str] | None = None) -> list[Row]:
-        """Return the rows of these numbers, in this order, with `columns` (None: all) of each."""
-
-    def class_names(self, column: str) -> tuple[str, ...] | None:
-        """Return the classes in order of class id, where the data names them."""
 
 
 # Kinds of one file, or of the files of a pattern; and the others.
@@ -121,7 +97,7 @@ class Source:
 
     @property
     def folder(self) -> Path:
-        """Return where paths in the rows start from."""
+        """Return the folder that relative paths in the rows start from."""
         return Path(self.reader.folder)
 
     def place(self, index: int) -> str:
@@ -129,7 +105,7 @@ class Source:
         there.
         """
         number = int(self.order[index])
-        if not isinstance(self.reader, Joined):
+        if not isinstance(self.reader, JoinedReader):
             return f"{self.spec}: row {number + 1}"
         owner, inside = self.reader.locate(number)
         part = self.reader.parts[owner]
@@ -141,13 +117,13 @@ class Source:
         """Which part of a mixture each of some rows is of; all of one where it is no mixture."""
         if not self.mixed:
             return np.zeros(len(rows), np.int64)
-        assert isinstance(self.reader, Joined)
+        assert isinstance(self.reader, JoinedReader)
         return self.reader.part_of(self.order[rows])
 
     @property
     def mixed(self) -> tuple[Source, ...]:
         """The sources that this one mixes; none where it is no mixture."""
-        parts = self.reader.parts if isinstance(self.reader, Joined) else ()
+        parts = self.reader.parts if isinstance(self.reader, JoinedReader) else ()
         return tuple(part for part in parts if isinstance(part, Source))
 
     @property
@@ -211,7 +187,9 @@ def open_source(spec: str, *, where: Mapping[str, Any] | None = None, seed: int 
 
 def open_mixture(specs: Sequence[str], *, where: Mapping[str, Any], seed: int) -> Source:
     """Return the rows of several source strings as one source; see `open_source`."""
-    joined = Joined([open_source(spec, where=where, seed=seed) for spec in specs], tuple(specs))
+    joined = JoinedReader(
+        [open_source(spec, where=where, seed=seed) for spec in specs], tuple(specs)
+    )
     return Source(" + ".join(specs), joined.identity, np.arange(len(joined)), joined)
 
 

@@ -17,9 +17,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
+from jaxft.data.sources.reader import Row
 from jaxft.errors import UserError, did_you_mean
 
-Row = dict[str, Any]
 FEATURES = "features.json"
 OWN_CLASSES = "tensorflow_datasets.core.features."
 # How features.json spells "class": protobuf's two spellings and the one before protobuf.

@@ -13,7 +13,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image, UnidentifiedImageError
 
-from jaxft.data.sources.open import Row, Source
+from jaxft.data.sources.open import Source
+from jaxft.data.sources.reader import Row
 from jaxft.errors import UserError
 
 VERSION = "1.0.0"

@@ -1,4 +1,4 @@
-"""Conversations to text, with a checkpoint's own chat template."""
+"""Conversations as text, by the checkpoint's own chat template."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from jaxft.errors import UserError
 Messages = Sequence[Mapping[str, Any]]  # each with `role` and `content`
 
 SANDBOX = Path(__file__).with_name("chat_sandbox.py")
-# What a template may take of the processor: plenty, and more for each conversation; and how many
-# times as long by the clock, for the machine may be busy with other things.
+# Limits of a template: CPU seconds, more for each conversation; and the factor by which the wall
+# clock may exceed them on a busy machine.
 SECONDS, SECONDS_EACH, BUSY = 5.0, 0.02, 20
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 
-UNUSED = {"tools": None, "documents": None}  # templates ask whether there are any
+UNUSED = {"tools": None, "documents": None}  # templates test whether they are set
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """How a checkpoint's conversations are written.
+    """A checkpoint's Jinja template for conversations.
 
     Args:
         folder: the checkpoint's.
@@ -44,15 +44,15 @@ class ChatTemplate:
     ) -> list[str]:
         """Return the text of each conversation, special tokens included.
 
-        The template runs in a process of its own, which is ended where it takes too long; one
-        process serves all the conversations.
+        The template runs in a separate process, which is killed if it takes too long; one process
+        serves all conversations.
 
         Args:
             conversations: the messages of each.
             add_generation_prompt: end where the assistant is to go on.
 
         Raises:
-            UserError: the template is wrong, refuses a conversation, or does not come to an end.
+            UserError: the template is invalid, rejects a conversation, or does not terminate.
         """
         asked: dict[str, Any] = {
             "template": self.text,
@@ -60,9 +60,9 @@ class ChatTemplate:
             "variables": {**self.tokens, **UNUSED, "add_generation_prompt": add_generation_prompt},
             "seconds": math.ceil(SECONDS + SECONDS_EACH * len(conversations)),
         }
-        endless = f"it did not come to an end in {asked['seconds']} seconds"
+        endless = f"it did not finish in {asked['seconds']} seconds"
         try:
-            # -P: its own folder is no place to import from, for there are names such as `text`.
+            # -P: keep its folder off the import path, for it holds names such as `text`.
             done = subprocess.run(
                 [sys.executable, "-P", str(SANDBOX)],
                 input=json.dumps(asked),
@@ -78,7 +78,7 @@ class ChatTemplate:
         try:
             answer = json.loads(done.stdout)
         except ValueError:
-            last = (done.stderr.strip() or "no word").splitlines()[-1]
+            last = (done.stderr.strip() or "no output").splitlines()[-1]
             raise self._refused(f"the process that ran it ended with {last}") from None
         if "error" in answer:
             raise self._refused(answer["error"])
@@ -95,7 +95,7 @@ def load_chat_template(folder: str | Path) -> ChatTemplate | None:
     text, or a list of named ones, of which `default` is taken.
 
     Raises:
-        UserError: a file is not what it should be.
+        UserError: a file has unexpected content.
     """
     folder = Path(folder)
     config = _read(folder / "tokenizer_config.json")
@@ -107,7 +107,7 @@ def load_chat_template(folder: str | Path) -> ChatTemplate | None:
     if not text:
         return None
     if not isinstance(text, str):
-        raise UserError(f"{folder / 'tokenizer_config.json'}: chat_template is no text.")
+        raise UserError(f"{folder / 'tokenizer_config.json'}: chat_template is not text.")
     fields = _read(folder / "special_tokens_map.json") | config
     return ChatTemplate(folder, text, _tokens(fields))
 

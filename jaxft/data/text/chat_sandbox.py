@@ -1,8 +1,8 @@
-"""A process of its own that renders chat templates: they come with checkpoints and may do anything.
+"""A separate process that renders chat templates: they come with checkpoints and are not trusted.
 
-It imports nothing of jaxft, reads one JSON object from standard input and writes one to standard
-output. Jinja's sandbox keeps a template from files and from Python; this process keeps it from
-running for ever and from filling the memory.
+It imports nothing from jaxft, reads one JSON object from standard input and writes one to
+standard output. Jinja's sandbox keeps a template from files and Python objects; this process
+limits its time and memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 try:
     import resource
-except ImportError:  # not on Windows: the time is bound by whoever started this process
+except ImportError:  # not on Windows: the parent process limits the time
     resource = None  # type: ignore[assignment]
 
 MOST_BYTES = 2 << 30
@@ -37,7 +37,7 @@ class Generation(Extension):
 
 
 def environment() -> ImmutableSandboxedEnvironment:
-    """Jinja as `transformers` sets it up, with the functions that templates may call."""
+    """Return Jinja set up as in `transformers`, with the functions that templates may call."""
 
     def refuse(message: str) -> None:
         raise jinja2.TemplateError(message)
@@ -61,7 +61,7 @@ def environment() -> ImmutableSandboxedEnvironment:
 
 
 def render(asked: dict[str, Any]) -> dict[str, Any]:
-    """Return the texts of the conversations asked for, or what the template came to grief over."""
+    """Return the text of each requested conversation, or the error of the template."""
     texts = []
     try:
         template = environment().from_string(asked["template"])
@@ -82,13 +82,13 @@ def render(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Render what standard input asks for."""
+    """Render the request on standard input."""
     asked = json.load(sys.stdin)
     if resource is not None:
         seconds = asked["seconds"]
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-        with contextlib.suppress(ValueError, OSError):  # macOS does not bound a process's memory
+        with contextlib.suppress(ValueError, OSError):  # macOS does not limit a process's memory
             resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
     json.dump(render(asked), sys.stdout)
 

@@ -1,6 +1,7 @@
-"""What a causal model learns from text: tokens, and after which of them the next one is scored.
+"""Training examples of a causal model: tokens, and the targets that are scored.
 
-Of a document every token is; of a conversation those that the assistant wrote, its end included.
+Every token of a document is scored; of a conversation only the assistant's messages are, with their
+end tokens.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from jaxft.data.text.chat import ChatTemplate
 from jaxft.data.text.tokenizer import CHUNK, Tokenizer
 from jaxft.errors import UserError
 
-UNSCORED = -1  # the target of a position after which nothing is scored
+UNSCORED = -1  # the target of a position whose next token is not scored
 ASSISTANT = "assistant"
 Conversation = Sequence[Mapping[str, Any]]
 
@@ -25,10 +26,10 @@ class Lesson:
     """One example.
 
     Args:
-        row: the number of the text or conversation that it is from.
+        row: the number of its text or conversation.
         ids: [tokens] int32.
         targets: the next token, [tokens] int32; -1 where none is scored.
-        cut: tokens at the end of the text that there was no room for.
+        cut: tokens truncated at the end of the text.
     """
 
     row: int
@@ -38,10 +39,10 @@ class Lesson:
 
 
 def of_documents(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> Iterator[Lesson]:
-    """Documents, each ended by the end token; one that is longer than `length` gives several.
+    """Yield the examples of documents, each ended by the end token; long documents give several.
 
-    Each goes on with the last token of the one before, so that every token but a document's
-    first is scored once. A document of one token teaches nothing and gives none.
+    An example starts with the last token of the one before, so that every token but a document's
+    first is scored once. A document of one token gives none.
 
     Args:
         texts: the documents.
@@ -64,17 +65,18 @@ def of_conversations(
     length: int,
     name_of: Callable[[int], str] = "row {}".format,
 ) -> Iterator[Lesson]:
-    """Conversations as the chat template writes them, of which the assistant's words are scored.
+    """Yield conversations as the chat template writes them; only the assistant's words are scored.
 
     Args:
-        conversations: the messages of each; what comes after the assistant's last is left out.
+        conversations: the messages of each; those after the assistant's last are left out.
         template: the model's.
         tokenizer: the model's.
-        length: the most tokens of an example; what is beyond is cut off.
-        place: what a message calls the conversation of a number.
+        length: the most tokens of an example; the rest is truncated.
+        name_of: row number -> the name of the conversation in messages.
 
     Raises:
-        UserError: a conversation without an answer, or a template that hides where one is.
+        UserError: a conversation without an answer, or a template in whose text the answer cannot
+            be located.
     """
     for first in range(0, len(conversations), CHUNK):
         places_of = [name_of(row) for row in range(first, min(first + CHUNK, len(conversations)))]
@@ -86,7 +88,7 @@ def of_conversations(
                 scored |= (places[:, 0] >= start) & (places[:, 1] <= stop)
             targets = np.full(len(ids), UNSCORED, np.int32)
             targets[:-1] = np.where(scored[1:], ids[1:], UNSCORED)
-            # The last token that is kept has nothing after it to be scored.
+            # The last token that fits has no next token to be scored.
             targets[length - 1 :] = UNSCORED
             yield Lesson(row, ids[:length], targets[:length], max(len(ids) - length, 0))
 
@@ -94,10 +96,10 @@ def of_conversations(
 def _written(
     conversations: Sequence[Conversation], template: ChatTemplate, places: Sequence[str]
 ) -> tuple[list[str], list[list[tuple[int, int]]]]:
-    """Return each conversation's text, and where in it the assistant's answers begin and end.
+    """Return each conversation's text, and the start and end of the assistant's answers in it.
 
-    An answer is what the template adds to the conversation before it, asked to go on. Some
-    templates write an answer otherwise once more follows: such a one is not scored.
+    An answer is what the template adds to the conversation before it when asked to continue. Some
+    templates change an answer once more messages follow: such an answer is not scored.
     """
     heard = [heard_of(one, where) for one, where in zip(conversations, places, strict=True)]
     texts = template.render(heard)
@@ -117,9 +119,9 @@ def _written(
     for where, answers in zip(places, spans, strict=True):
         if not answers:
             raise UserError(
-                f"{where}: what the chat template of '{template.folder}' writes does not begin "
-                "with the conversation before the answer, so the answer cannot be told apart.",
-                "Train on texts that are written out: task.text.",
+                f"{where}: the text from the chat template of '{template.folder}' does not begin "
+                "with the text before the answer, so the answer cannot be located in it.",
+                "Train on complete texts: set task.text.",
             )
     return texts, spans
 
@@ -129,10 +131,10 @@ def heard_of(conversation: Any, where: str) -> list[Mapping[str, Any]]:
 
     Args:
         conversation: a list of messages.
-        where: what a message calls it.
+        where: its name in messages.
 
     Raises:
-        UserError: it is none, or the assistant answers nothing in it.
+        UserError: it is not a conversation, or the assistant answers nothing in it.
     """
     messages = list(conversation) if isinstance(conversation, list | tuple) else []
     fine = all(
@@ -140,9 +142,11 @@ def heard_of(conversation: Any, where: str) -> list[Mapping[str, Any]]:
         for one in messages
     )
     if not messages or not fine:
-        raise UserError(f"{where} is no conversation: a list of messages {{role, content}}.")
+        raise UserError(f"{where} is not a conversation: a list of messages {{role, content}}.")
     while messages and messages[-1]["role"] != ASSISTANT:
         messages.pop()
     if len(messages) < 2:
-        raise UserError(f"{where}: the assistant answers nothing in it.", "Leave the row out.")
+        raise UserError(
+            f"{where}: the conversation has no answer by the assistant.", "Remove the row."
+        )
     return messages

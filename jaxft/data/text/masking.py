@@ -1,7 +1,7 @@
-"""Which tokens of a text are hidden, and what stands in their place, for a masked language model.
+"""Random masking of tokens, for a masked language model.
 
 Source: Devlin et al. (2018), https://arxiv.org/abs/1810.04805, section 3.1: 15% of the tokens are
-chosen; 80% of those become the mask token, 10% any token, and 10% stay as they are.
+chosen; 80% of those become the mask token, 10% a random token, and 10% stay as they are.
 """
 
 from __future__ import annotations

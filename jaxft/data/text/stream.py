@@ -1,4 +1,4 @@
-"""Tokens to text as they come: whole characters only, and nothing of a stop string."""
+"""Text from tokens as they are generated: whole characters only, and no stop string."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ class TextStream:
     """One text that grows by a token at a time.
 
     Args:
-        tokenizer: whose tokens.
+        tokenizer: the model's.
         stops: strings before which the text ends.
 
     Attributes:
-        text: what was given out so far.
-        stopped: whether a stop string came.
+        text: the text emitted so far.
+        stopped: whether a stop string was generated.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()):
@@ -28,12 +28,12 @@ class TextStream:
         self.stopped = False
 
     def add(self, token: int) -> str:
-        """Take a token and give out the text that it settles: none within a character."""
+        """Add a token and return the text that is final now; empty within a character."""
         self._ids.append(token)
         return self._settle(self._step(token) or "")
 
     def end(self) -> str:
-        """Give out what was held back, a character that never became whole included."""
+        """Return the pending text, an incomplete character included."""
         if self.stopped:
             return ""
         whole = self._tokenizer.decode(self._ids)

@@ -1,4 +1,4 @@
-"""Words and their tags: entities as B-TYPE and I-TYPE, checked and brought into one scheme.
+"""Tags of words: entities as B-TYPE and I-TYPE, checked and converted to IOB2.
 
 In IOB2 an entity begins with B-. In IOB1 it begins with I-, and with B- only where it follows
 another of its own type at once.
@@ -25,26 +25,26 @@ WORD = re.compile(
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with a tag.
+    """An invalid tag.
 
     Attributes:
         word: the number of its word, from 0.
-        said: what is wrong, to stand after the word.
-        hint: the mend.
+        problem: what is wrong, as the predicate of a sentence about the word.
+        hint: how to fix it.
     """
 
     word: int
-    said: str
+    problem: str
     hint: str
 
 
 def words_of(text: str) -> list[tuple[int, int]]:
-    """Return where each word of a text begins and ends, in characters."""
+    """Return the start and end of each word of a text, in characters."""
     return [match.span() for match in WORD.finditer(text)]
 
 
 def join_words(words: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
-    """Words as one text with spaces between, and where each begins and ends in it."""
+    """Join words with spaces; return the text, and the start and end of each word in it."""
     spans, begin = [], 0
     for word in words:
         spans.append((begin, begin + len(word)))
@@ -59,7 +59,7 @@ def tag_names(sentences: Iterable[Iterable[str]]) -> tuple[str, ...]:
 
 
 def fault_of(tags: Sequence[str], scheme: str) -> Fault | None:
-    """Return the first tag of a sentence that is not as it has to be; None where all are.
+    """Return the first invalid tag of a sentence; None if all are valid.
 
     Args:
         tags: of its words.
@@ -71,20 +71,20 @@ def fault_of(tags: Sequence[str], scheme: str) -> Fault | None:
             return Fault(
                 word,
                 f"has the tag '{tag}', which is neither O nor B-TYPE nor I-TYPE",
-                "Entities are tagged by word: B- begins one, I- goes on with it, O is outside.",
+                "Entities are tagged word by word: B- begins one, I- continues it, O is outside.",
             )
         if scheme == "iob2" and tag.startswith(GOES_ON) and before[2:] != tag[2:]:
             return Fault(
                 word,
                 f"has the tag '{tag}' after '{before}': in IOB2 an entity begins with B-",
-                "Mend the tag; or, where entities begin with I- (IOB1), set task.scheme to iob1.",
+                "Correct the tag; if entities begin with I- (IOB1), set task.scheme to iob1.",
             )
         before = tag
     return None
 
 
 def to_iob2(tags: Iterable[str]) -> Iterator[str]:
-    """Tags in IOB1, or in IOB2, as IOB2: the first tag of every entity begins with B-."""
+    """Convert tags in IOB1 or IOB2 to IOB2: the first tag of every entity begins with B-."""
     before = OUTSIDE
     for tag in tags:
         begins = tag != OUTSIDE and before[2:] != tag[2:]

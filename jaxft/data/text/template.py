@@ -1,4 +1,4 @@
-"""A table's row as text: words around columns in braces, such as `{age} years old`."""
+"""Templates that turn a table's row into text, such as `{age} years old`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxft.errors import UserError
 
-UNKNOWN = "unknown"  # what a missing cell is written as, so that it is told apart from any value
+UNKNOWN = "unknown"  # the text of a missing cell, distinct from any value
 MISSING = ("", "na", "n/a", "nan", "null", "none")  # cells of a CSV that hold nothing
 FRACTION = re.compile(r"[+-]?\d*\.\d+(e[+-]?\d+)?|[+-]?\d+e[+-]?\d+", re.IGNORECASE)
 DIGITS = 4  # of a number with a fraction: a tokenizer spells numbers digit by digit
@@ -19,12 +19,12 @@ DIGITS = 4  # of a number with a fraction: a tokenizer spells numbers digit by d
 
 @dataclass(frozen=True)
 class Template:
-    """Words and columns in turn.
+    """Alternating words and columns.
 
     Attributes:
-        text: as it was written.
-        parts: `(words, column, form)`: the words before a column, and how its number is written;
-            column None behind the last.
+        text: the template as written.
+        parts: `(words, column, form)`: the words before a column, and the format of its number;
+            column None after the last.
     """
 
     text: str
@@ -39,7 +39,7 @@ class Template:
         """Return the text of a row; a missing cell is `unknown`.
 
         Raises:
-            ValueError: a cell is no number where its form asks for one; it says which.
+            ValueError: a cell whose column has a number format is not a number.
         """
         written = []
         for words, column, form in self.parts:
@@ -49,7 +49,7 @@ class Template:
         return "".join(written)
 
     def is_empty(self, row: Mapping[str, Any]) -> bool:
-        """Return whether every cell that the text asks for is missing."""
+        """Return whether every cell that the template uses is missing."""
         return all(is_missing(row[column]) for column in self.columns)
 
 
@@ -57,34 +57,36 @@ def parse_template(text: str) -> Template:
     """Return a template from a config.
 
     Args:
-        text: braces hold a column's name, and after a colon Python's format of its number
-            (`{rate:.1f}`, `{amount:,.0f}`); braces of the text itself are doubled.
+        text: braces hold a column's name, and after a colon Python's number format
+            (`{rate:.1f}`, `{amount:,.0f}`); literal braces are doubled.
 
     Raises:
-        UserError: a brace is open, or holds no column, or a format that Python does not know.
+        UserError: a brace is not closed, names no column, or has an unknown format.
     """
     try:
         parsed = list(string.Formatter().parse(text))
     except ValueError as error:
         raise UserError(
-            f"task.template: {error} in '{text}'.", "Double the braces that are text: {{ and }}."
+            f"task.template: {error} in '{text}'.", "Double literal braces: {{ and }}."
         ) from None
     parts = []
     for words, column, form, conversion in parsed:
         if column is not None and (not column.strip() or conversion):
             raise UserError(
-                f"task.template: '{text}' has braces that name no column.",
+                f"task.template: '{text}' has braces without a column name.",
                 "Write {column}, or {column:.1f} for a number.",
             )
         _check_form(column, form or "")
         parts.append((words, column, form or ""))
     if not any(column for _, column, _ in parts):
-        raise UserError(f"task.template: '{text}' names no column.", "Write {column} for a cell.")
+        raise UserError(
+            f"task.template: '{text}' names no column.", "Write {column} to insert a cell."
+        )
     return Template(text, tuple(parts))
 
 
 def is_missing(cell: Any) -> bool:
-    """Return whether a cell holds nothing: None, not a number, or a CSV's word for it."""
+    """Return whether a cell is empty: None, NaN, or a CSV's word for it."""
     if isinstance(cell, float):
         return math.isnan(cell)
     return cell is None or (isinstance(cell, str) and cell.strip().lower() in MISSING)
@@ -95,8 +97,8 @@ def _check_form(column: str | None, form: str) -> None:
         format(1.0, form)
     except ValueError:
         raise UserError(
-            f"task.template: '{form}' of {{{column}:{form}}} is no format of a number.",
-            "Such as .1f, ,.0f or .0%.",
+            f"task.template: '{form}' in {{{column}:{form}}} is not a number format.",
+            "Use for example .1f, ,.0f or .0%.",
         ) from None
 
 
@@ -108,7 +110,7 @@ def _written(column: str, cell: Any, form: str) -> str:
         try:
             return format(float(cell), form)
         except (TypeError, ValueError):
-            raise ValueError(f"has no number in {column} but {cell!r}") from None
+            raise ValueError(f"has {cell!r} in {column}, not a number") from None
     if isinstance(cell, bool):
         return "yes" if cell else "no"
     if isinstance(cell, float) or (isinstance(cell, str) and FRACTION.fullmatch(cell.strip())):

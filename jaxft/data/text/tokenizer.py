@@ -16,8 +16,8 @@ from tokenizers.decoders import DecodeStream
 
 from jaxft.errors import UserError
 
-# What a tokenizer without a tokenizer.json is made of. Without any of them transformers would make
-# one that knows no word.
+# The files of a tokenizer without a tokenizer.json. Without any of them transformers would build
+# one with an empty vocabulary.
 VOCABULARIES = (
     "vocab.txt",
     "vocab.json",
@@ -35,13 +35,13 @@ class Encoded:
     Attributes:
         ids: one `[tokens]` int32 array a text, special tokens included.
         type_ids: likewise: 0 for the first text of a pair, 1 for the second.
-        tokens: tokens kept.
-        unknown: kept tokens that stand for text the vocabulary lacks.
-        cut: tokens cut away of each text, where there were any: text number -> tokens.
-        spans: where in its text each token begins and ends, one `[tokens, 2]` int32 array a text;
-            0 and 0 of a special token. Empty unless it was asked for.
-        words: likewise `[tokens]` int32: the number of the word that a token is of, as the
-            tokenizer cuts words; -1 of a special token.
+        tokens: number of tokens, after truncation.
+        unknown: how many of them stand for text that the vocabulary lacks.
+        cut: text number -> tokens truncated, for each truncated text.
+        spans: start and end of each token in its text, one `[tokens, 2]` int32 array a text; 0
+            and 0 for a special token. Empty unless requested.
+        words: likewise `[tokens]` int32: the number of the word that a token belongs to; -1 for
+            a special token.
     """
 
     ids: list[np.ndarray]
@@ -64,7 +64,7 @@ class Encoded:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Return what a person should know of the whole."""
+        """Return the totals that a person is shown."""
         return {
             "tokens": self.tokens,
             "unknown": self.unknown,
@@ -120,19 +120,18 @@ class Tokenizer:
         spelled: bool = False,
         placed: bool = False,
     ) -> Encoded:
-        """Token ids of each text, or of each pair of texts, with the special tokens of the model.
+        """Return the token ids of each text, or pair of texts, with the model's special tokens.
 
         Args:
             texts: the texts.
             pairs: the second text of each, or None.
-            max_length: the most tokens kept of one, special tokens included; a pair loses tokens
-                of its longer text first. None keeps all.
-            spelled: the texts spell out their special tokens, as a chat template's do: none are
-                added.
-            placed: whether to say of each token where it stands and which word it is of.
+            max_length: the most tokens of one, special tokens included; a pair loses tokens of its
+                longer text first. None truncates nothing.
+            spelled: the texts spell out their special tokens, as a chat template's do.
+            placed: also return the position and the word of each token.
 
         Raises:
-            UserError: a value that is no text, or a `max_length` that has no room for text.
+            UserError: a value that is not text, or a `max_length` that leaves no room for text.
         """
         _check_texts(texts)
         _check_texts(pairs or ())
@@ -140,7 +139,8 @@ class Tokenizer:
         special = 0 if spelled else added
         if max_length is not None and max_length <= special:
             raise UserError(
-                f"data.max_length {max_length} has no room for text: {special} tokens are special."
+                f"data.max_length {max_length} leaves no room for text: "
+                f"{special} tokens are special."
             )
         inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
         ids: list[np.ndarray] = []
@@ -166,13 +166,13 @@ class Tokenizer:
         )
 
     def locate(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Token ids of each text, and the characters that each token stands for.
+        """Return the token ids of each text, and the characters that each token stands for.
 
         Args:
             texts: they spell out their special tokens.
 
         Returns:
-            For each text ids [tokens] int32, and where each begins and ends, [tokens, 2] int32.
+            For each text ids [tokens] int32, and the start and end of each, [tokens, 2] int32.
         """
         located = []
         for start in range(0, len(texts), CHUNK):
@@ -191,9 +191,7 @@ class Tokenizer:
         return self._backend.id_to_token(number) or ""
 
     def stream(self) -> Callable[[int], str | None]:
-        """Return a function that takes one token id after the other and gives the text that is
-        whole.
-        """
+        """Return a function that takes one token id after another and returns the finished text."""
         return partial(DecodeStream(skip_special_tokens=True).step, self._backend)
 
     def _encodings(
@@ -234,17 +232,17 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 
 def _load_backend(folder: Path) -> tokenizers.Tokenizer:
-    """From tokenizer.json; from older files (vocab.txt, merges) by way of transformers."""
+    """Load tokenizer.json, or older files (vocab.txt, merges) through transformers."""
     file = folder / "tokenizer.json"
     if file.is_file():
         try:
             return tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises plain Exception for a file it cannot read
-            raise UserError(f"{file} is no tokenizer ({error}).") from None
+            raise UserError(f"{file} is not a tokenizer ({error}).") from None
     if not any((folder / name).is_file() for name in VOCABULARIES):
         raise UserError(
-            f"'{folder}' holds no tokenizer: neither tokenizer.json nor an older vocabulary.",
-            f"Older ones: {', '.join(VOCABULARIES)}.",
+            f"'{folder}' holds no tokenizer: neither tokenizer.json nor an older vocabulary file.",
+            f"Older files: {', '.join(VOCABULARIES)}.",
         )
     # Importing it takes seconds where torch is installed, and few folders need it.
     from transformers import AutoTokenizer
@@ -255,11 +253,11 @@ def _load_backend(folder: Path) -> tokenizers.Tokenizer:
         )
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"'{folder}' holds no tokenizer that can be read: {reason}") from None
+        raise UserError(f"The tokenizer in '{folder}' cannot be read: {reason}") from None
     backend = getattr(loaded, "backend_tokenizer", None)
     if backend is None:
         raise UserError(
-            f"'{folder}' has a tokenizer in Python only ({type(loaded).__name__}).",
+            f"The tokenizer in '{folder}' exists in Python only ({type(loaded).__name__}).",
             "Save it with a tokenizer.json.",
         )
     return backend
@@ -299,4 +297,4 @@ def _word_numbers(encoding: tokenizers.Encoding) -> np.ndarray:
 def _check_texts(texts: Sequence[Any]) -> None:
     for number, text in enumerate(texts):
         if not isinstance(text, str):
-            raise UserError(f"Example {number} is no text but {type(text).__name__} ({text!r}).")
+            raise UserError(f"Example {number} is not text but {type(text).__name__} ({text!r}).")

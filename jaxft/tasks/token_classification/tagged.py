@@ -105,7 +105,7 @@ def sentence_tags(
     fault = fault_of(named, section.scheme)
     if fault is not None:
         raise UserError(
-            f"{where}: word {fault.word + 1} ('{words[fault.word]}') {fault.said}.", fault.hint
+            f"{where}: word {fault.word + 1} ('{words[fault.word]}') {fault.problem}.", fault.hint
         )
     named, index = list(to_iob2(named)), {name: number for number, name in enumerate(names)}
     unknown = next((number for number, tag in enumerate(named) if tag not in index), None)

@@ -1,0 +1,33 @@
+"""Random access to the rows of a file or a split: what every kind of data provides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+Row = dict[str, Any]
+
+
+class Reader(Protocol):
+    """All rows of a file or a split, in its own order."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names that every row has a value for."""
+
+    @property
+    def identity(self) -> str:
+        """A hash of the content."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder that relative paths in the rows start from."""
+
+    def __len__(self) -> int: ...
+
+    def rows(self, numbers: Iterable[int], columns: Sequence[str] | None = None) -> list[Row]:
+        """Return the rows of these numbers, in this order, with `columns` (None: all) of each."""
+
+    def class_names(self, column: str) -> tuple[str, ...] | None:
+        """Return the classes in order of class id; None if the data does not name them."""
