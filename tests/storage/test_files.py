@@ -61,7 +61,7 @@ def make_link(path):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (make_link, "a is a symbolic link, which jaxft neither follows nor replaces. Name the file"),
+        (make_link, "a is a symbolic link, which jaxft neither follows nor replaces. Name the"),
         (lambda path: path.symlink_to("nowhere"), "a is a symbolic link"),
         (lambda path: os.mkfifo(path), "a is a device, a pipe or a socket"),
         (lambda path: path.mkdir(), "a is a folder"),
