@@ -15,7 +15,9 @@ MOST_FOUND = 100  # a picture's best boxes that COCO counts; more where a pictur
 
 
 def box_scores(
-    gold: Sequence[dict[str, np.ndarray]], found: Sequence[dict[str, np.ndarray]], names: Sequence
+    gold: Sequence[dict[str, np.ndarray]],
+    detections: Sequence[dict[str, np.ndarray]],
+    names: Sequence,
 ) -> dict[str, float]:
     """The mean over classes and overlaps of the average precision, as COCO has it.
 
@@ -32,17 +34,17 @@ def box_scores(
     Source: https://cocodataset.org/#detection-eval; Lin et al. (2014),
     https://arxiv.org/abs/1405.0312.
     """
-    truth, said = COCO(), COCO()
+    truth, predicted = COCO(), COCO()
     pictures = [{"id": number} for number in range(len(gold))]
     classes = [{"id": number, "name": name} for number, name in enumerate(names)]
-    for data, boxes in ((truth, gold), (said, found)):
+    for data, boxes in ((truth, gold), (predicted, detections)):
         annotations = list(_annotations(boxes))
         data.dataset = {"images": pictures, "categories": classes, "annotations": annotations}
     most = max([MOST_FOUND, *(len(one["boxes"]) for one in gold)])
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
-        said.createIndex()
-        scored = COCOeval(truth, said, "bbox")
+        predicted.createIndex()
+        scored = COCOeval(truth, predicted, "bbox")
         scored.params.maxDets = [1, 10, most]
         scored.evaluate()
         scored.accumulate()
@@ -62,14 +64,14 @@ def _mean(values: np.ndarray) -> float:
 def _annotations(pictures: Sequence[dict[str, np.ndarray]]) -> Any:
     number = 0
     for picture, one in enumerate(pictures):
-        for place, (left, top, right, bottom) in enumerate(np.asarray(one["boxes"], float)):
+        for index, (left, top, right, bottom) in enumerate(np.asarray(one["boxes"], float)):
             number += 1  # COCO takes the id 0 for no match
-            scored = {"score": float(one["scores"][place])} if "scores" in one else {}
+            scored = {"score": float(one["scores"][index])} if "scores" in one else {}
             yield scored | {
                 "id": number,
                 "image_id": picture,
-                "category_id": int(one["labels"][place]),
+                "category_id": int(one["labels"][index]),
                 "bbox": [left, top, right - left, bottom - top],
                 "area": (right - left) * (bottom - top),
-                "iscrowd": int(one["crowd"][place]) if "crowd" in one else 0,
+                "iscrowd": int(one["crowd"][index]) if "crowd" in one else 0,
             }

@@ -30,8 +30,8 @@ def classification_scores(probabilities: np.ndarray, labels: np.ndarray) -> dict
     return scores
 
 
-def detection_scores(chances: np.ndarray, found: np.ndarray) -> dict[str, float]:
-    """How well the examples of one kind are told from the rest, over all thresholds.
+def detection_scores(chances: np.ndarray, positive: np.ndarray) -> dict[str, float]:
+    """Score how well the examples of one kind are separated from the rest, over all thresholds.
 
     Args:
         chances: `[examples]`, higher where an example is more likely of that kind.
@@ -41,10 +41,10 @@ def detection_scores(chances: np.ndarray, found: np.ndarray) -> dict[str, float]
         `auroc`; `average_precision`; `recall_at_1pct_fpr`, the share of that kind that is found
         while at most 1% of the rest is taken for it.
     """
-    rest, share, _ = metrics.roc_curve(found, chances, drop_intermediate=False)
+    rest, share, _ = metrics.roc_curve(positive, chances, drop_intermediate=False)
     return {
-        "auroc": float(metrics.roc_auc_score(found, chances)),
-        "average_precision": float(metrics.average_precision_score(found, chances)),
+        "auroc": float(metrics.roc_auc_score(positive, chances)),
+        "average_precision": float(metrics.average_precision_score(positive, chances)),
         "recall_at_1pct_fpr": float(share[rest <= FALSE_ALARMS].max()),
     }
 
@@ -62,11 +62,13 @@ def multi_label_scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[st
     """
     predicted, there = probabilities > 0.5, labels > 0.5
     scores = {
-        f"f1_{way}": float(metrics.f1_score(there, predicted, average=way, zero_division=0.0))
-        for way in ("micro", "macro")
+        f"f1_{average}": float(
+            metrics.f1_score(there, predicted, average=average, zero_division=0.0)
+        )
+        for average in ("micro", "macro")
     }
     some = there.any(axis=0)
     if some.any():
-        kept = metrics.average_precision_score(there[:, some], probabilities[:, some])
-        scores["mean_average_precision"] = float(kept)
+        precision = metrics.average_precision_score(there[:, some], probabilities[:, some])
+        scores["mean_average_precision"] = float(precision)
     return scores

@@ -25,7 +25,7 @@ def entities(tags: Sequence[str]) -> list[Entity]:
 def entity_scores(
     true: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
 ) -> dict[str, float]:
-    """How well the entities of some sentences were found: both ends and the type must be right.
+    """Score the entities of some sentences: both ends and the type must be right.
 
     Args:
         true: the tags of each sentence.
@@ -37,8 +37,8 @@ def entity_scores(
     """
     both = [[list(tags) for tags in sentences] for sentences in (true, predicted)]
     types = {tag[2:] for sentences in both for tags in sentences for tag in tags if tag != "O"}
-    found = Evaluator(*both, tags=sorted(types), loader="list").evaluate()
-    whole = found["overall"][STRICT]
+    scores = Evaluator(*both, tags=sorted(types), loader="list").evaluate()
+    whole = scores["overall"][STRICT]
     scores = {name: float(getattr(whole, name)) for name in ("f1", "precision", "recall")}
-    by_type = found["entities"]
+    by_type = scores["entities"]
     return scores | {f"f1/{kind}": float(by_type[kind][STRICT].f1) for kind in sorted(by_type)}

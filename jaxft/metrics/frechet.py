@@ -1,4 +1,4 @@
-"""How far two samples of features lie apart, as normal distributions."""
+"""The Frechet distance of two samples of features, as normal distributions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well images find their texts, texts their images, and texts what belongs to them."""
+"""Retrieval scores: images by texts, texts by images, and texts by what belongs to them."""
 
 from __future__ import annotations
 
@@ -21,21 +21,23 @@ def retrieval_scores(images: np.ndarray, texts: np.ndarray, same: np.ndarray) ->
         `image_to_text_recall_at_K` and `text_to_image_recall_at_K` for 1, 5 and 10: the share of
         queries with a right answer among the K most similar; `recall_at_10`: the mean of both.
     """
-    ways = {
+    directions = {
         "image_to_text": ranks(images, texts, same),
         "text_to_image": ranks(texts, images, same),
     }
     scores = {
-        f"{way}_recall_at_{most}": float(np.mean(rank < most))
-        for way, rank in ways.items()
+        f"{direction}_recall_at_{most}": float(np.mean(rank < most))
+        for direction, rank in directions.items()
         for most in AT
     }
-    scores["recall_at_10"] = sum(scores[f"{way}_recall_at_10"] for way in ways) / len(ways)
+    scores["recall_at_10"] = sum(
+        scores[f"{direction}_recall_at_10"] for direction in directions
+    ) / len(directions)
     return scores
 
 
 def ranks(queries: np.ndarray, items: np.ndarray, same: np.ndarray) -> np.ndarray:
-    """How many wrong items come before the first right one, for each query: `[Q]`.
+    """Count the wrong items before the first right one, for each query: `[Q]`.
 
     What is as similar as the right one comes before it, and so does what is no number, so that
     embeddings that say nothing find nothing.
@@ -45,20 +47,20 @@ def ranks(queries: np.ndarray, items: np.ndarray, same: np.ndarray) -> np.ndarra
         items: `[examples, D]`.
         same: as `retrieval_scores` has it.
     """
-    found, own = [], same[: len(queries)]
+    wrong, own = [], same[: len(queries)]
     for start in range(0, len(queries), QUERIES):
         chunk = slice(start, start + QUERIES)
         scores = queries[chunk] @ items.T  # [Q, N]
         right = own[chunk, None] == same[None, :]
         best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
-        found.append((~right & ~(scores < best)).sum(axis=1))
-    return np.concatenate(found)
+        wrong.append((~right & ~(scores < best)).sum(axis=1))
+    return np.concatenate(wrong)
 
 
 def pair_scores(
-    anchors: np.ndarray, items: np.ndarray, numbers: np.ndarray, told: np.ndarray
+    anchors: np.ndarray, items: np.ndarray, numbers: np.ndarray, item_numbers: np.ndarray
 ) -> dict[str, float]:
-    """How well texts find what belongs to them, over a whole split; each text counts once.
+    """Score how well texts retrieve what belongs to them, over a split; each text counts once.
 
     Args:
         anchors: `[examples, D]` vectors of length 1 of what is asked.
@@ -72,7 +74,7 @@ def pair_scores(
         similar; `mean_reciprocal_rank`: the mean of 1 over the rank of the first right one.
     """
     _, once = np.unique(numbers[:, 0], return_index=True)
-    before = wrong_before(anchors, items, numbers, told)[once]
+    before = wrong_before(anchors, items, numbers, item_numbers)[once]
     return {
         "recall_at_1": float(np.mean(before < 1)),
         "recall_at_10": float(np.mean(before < 10)),
@@ -81,36 +83,38 @@ def pair_scores(
 
 
 def wrong_before(
-    anchors: np.ndarray, items: np.ndarray, numbers: np.ndarray, told: np.ndarray
+    anchors: np.ndarray, items: np.ndarray, numbers: np.ndarray, item_numbers: np.ndarray
 ) -> np.ndarray:
-    """How many wrong texts come before the first right one, for each example: `[examples]`.
+    """Count the wrong texts before the first right one, for each example: `[examples]`.
 
     What is as similar as the right one comes before it. Arguments: see `pair_scores`.
     """
-    _, once = np.unique(told, return_index=True)  # equal texts have equal vectors: one of each
-    items, told = items[once], told[once]
-    found = np.empty(len(anchors), np.int64)
+    _, once = np.unique(
+        item_numbers, return_index=True
+    )  # equal texts have equal vectors: one of each
+    items, item_numbers = items[once], item_numbers[once]
+    wrong = np.empty(len(anchors), np.int64)
     for start in range(0, len(anchors), QUERIES):
         chunk = slice(start, start + QUERIES)
-        scores, right = anchors[chunk] @ items.T, _right(numbers, told, chunk)  # [Q, N]
+        scores, right = anchors[chunk] @ items.T, _right(numbers, item_numbers, chunk)  # [Q, N]
         best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
-        found[chunk] = (~right & ~(scores < best)).sum(axis=1)
-    return found
+        wrong[chunk] = (~right & ~(scores < best)).sum(axis=1)
+    return wrong
 
 
 def ranking_loss(
     anchors: np.ndarray,
     items: np.ndarray,
     numbers: np.ndarray,
-    told: np.ndarray,
+    item_numbers: np.ndarray,
     temperature: float,
 ) -> float:
     """The mean cross-entropy of each example's positive among all texts that are wrong.
 
     Arguments: see `pair_scores`; the cosines are divided by `temperature`.
     """
-    _, once = np.unique(told, return_index=True)
-    distinct, total = told[once], 0.0
+    _, once = np.unique(item_numbers, return_index=True)
+    distinct, total = item_numbers[once], 0.0
     for start in range(0, len(anchors), QUERIES):
         chunk = slice(start, start + QUERIES)
         scores = (anchors[chunk] @ items[once].T).astype(np.float64) / temperature
@@ -123,13 +127,13 @@ def ranking_loss(
     return total / len(anchors)
 
 
-def _right(numbers: np.ndarray, told: np.ndarray, chunk: slice) -> np.ndarray:
+def _right(numbers: np.ndarray, item_numbers: np.ndarray, chunk: slice) -> np.ndarray:
     """Which of some distinct texts belong to some examples' anchors: `[Q, N]` bool."""
-    place = {number: at for at, number in enumerate(told.tolist())}
+    index = {number: at for at, number in enumerate(item_numbers.tolist())}
     belong: dict[int, list[int]] = {}
     for anchor, positive in numbers[:, :2].tolist():
-        belong.setdefault(anchor, []).append(place[positive])
-    right = np.zeros((len(numbers[chunk]), len(told)), bool)
+        belong.setdefault(anchor, []).append(index[positive])
+    right = np.zeros((len(numbers[chunk]), len(item_numbers)), bool)
     for row, anchor in enumerate(numbers[chunk, 0].tolist()):
         right[row, belong[anchor]] = True
     return right

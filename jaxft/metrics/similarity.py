@@ -1,4 +1,4 @@
-"""How alike two representations of the same examples are."""
+"""Similarity of two representations of the same examples."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def linear_cka(one: np.ndarray, other: np.ndarray) -> float:
 def _similarities(features: np.ndarray) -> np.ndarray:
     """Inner products of different examples, about the mean: [examples, examples]."""
     centred = features - features.mean(axis=0)
-    found = centred @ centred.T
-    np.fill_diagonal(found, 0)
-    return found
+    products = centred @ centred.T
+    np.fill_diagonal(products, 0)
+    return products
 
 
 def _dependence(one: np.ndarray, other: np.ndarray) -> float:

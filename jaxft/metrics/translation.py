@@ -1,4 +1,4 @@
-"""How near written texts are to the texts that were wanted, by sacrebleu."""
+"""Agreement of generated texts with references, by sacrebleu."""
 
 from __future__ import annotations
 

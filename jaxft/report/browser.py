@@ -23,7 +23,7 @@ OPTIONS = (
 
 
 def find_browser() -> str | None:
-    """Where Chromium is, or None."""
+    """Return the path of Chromium, or None."""
     return next(filter(None, map(shutil.which, BROWSERS)), None)
 
 

@@ -1,4 +1,4 @@
-"""What a run writes down while it trains: `metrics.jsonl`, and the same as TensorBoard events."""
+"""Event log: `metrics.jsonl`, and the same numbers as TensorBoard events."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ class EventLog:
         self._writer: SummaryWriter | None = None
         if not writes:
             return
-        kept = [] if resume_step is None else _upto(read_events(folder), resume_step)
+        earlier = [] if resume_step is None else _upto(read_events(folder), resume_step)
         self._local = LocalFolder(folder)
         file = self._local.path / METRICS
-        _rewrite(file, kept)
+        _rewrite(file, earlier)
         self._file = file.open("a", encoding="utf-8")
         if tensorboard:
             epath.Path(folder / TENSORBOARD).rmtree(missing_ok=True)
             self._writer = SummaryWriter(str(self._local.path / TENSORBOARD))
-            for event in kept:
+            for event in earlier:
                 _draw(self._writer, event)
 
     def train(self, step: int, values: Mapping[str, Any]) -> None:
@@ -203,15 +203,15 @@ def scalars(event: Mapping[str, Any]) -> dict[str, float]:
     if event["kind"] in ("multipliers", "note"):
         return {}  # a curve for each parameter would bury all others; a note has no number
     section = event.get("split", event["kind"])
-    found: dict[str, float] = {}
+    scalars: dict[str, float] = {}
     for name, value in event.items():
         if name in ("kind", "step", "time", "split"):
             continue
         inside = value if isinstance(value, Mapping) else {name: value}
         prefix = name if isinstance(value, Mapping) else section
-        found |= {
+        scalars |= {
             f"{prefix}/{leaf}": number
             for leaf, number in inside.items()
             if isinstance(number, int | float)
         }
-    return found
+    return scalars

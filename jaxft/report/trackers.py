@@ -1,4 +1,4 @@
-"""What a run tells Weights & Biases or Trackio, where its config asks for it.
+"""A run's numbers in Weights & Biases or Trackio, where its config asks for it.
 
 `metrics.jsonl` stays the truth. A tracker has a thread of its own, so that a slow network slows no
 step; one that fails is told once and left.
@@ -76,8 +76,8 @@ class Tracker:
             # Imported here, since it takes seconds and may fail like all the rest.
             tracker = importlib.import_module(self._name)
             run = tracker.init(**self._begin)
-            while (told := self._waiting.get()) is not None:
-                step, values = told
+            while (entry := self._waiting.get()) is not None:
+                step, values = entry
                 run.log(values, step=step)
             run.finish()
         except BaseException as error:  # whatever a tracker does, the run goes on
@@ -113,9 +113,9 @@ def open_trackers(
 
 
 def _begin(name: str, about: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """What `init` is told."""
+    """Return the arguments of `init`."""
     project = os.environ.get(f"{name.upper()}_PROJECT", PROJECT)
-    told = {"project": project, "name": about["name"], "config": dict(config), "resume": "allow"}
+    entry = {"project": project, "name": about["name"], "config": dict(config), "resume": "allow"}
     if name == "wandb":
-        told |= {"id": about["id"], "settings": QUIET, "dir": about["dir"]}
-    return told
+        entry |= {"id": about["id"], "settings": QUIET, "dir": about["dir"]}
+    return entry

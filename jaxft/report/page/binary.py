@@ -1,4 +1,4 @@
-"""What the page shows of two classes: the second is looked for, and a threshold finds it.
+"""Two-class results on the page: the second class is the positive one, found by a threshold.
 
 The curves are over all thresholds, by scikit-learn; the table has the few that a person may want.
 Those are chosen on the rows that chose the best step, and counted on the rows that are shown.
@@ -26,7 +26,7 @@ GRID = np.linspace(0.0, 1.0, 101)  # thresholds of the curve of costs
 
 @dataclass(frozen=True)
 class Scored:
-    """What was said of a split of two classes.
+    """Predicted probabilities of one split of a two-class run.
 
     Attributes:
         split: its name.
@@ -36,7 +36,7 @@ class Scored:
 
     split: str
     chances: np.ndarray
-    found: np.ndarray
+    positive: np.ndarray
 
 
 def scored(run: Run) -> list[Scored]:
@@ -45,9 +45,9 @@ def scored(run: Run) -> list[Scored]:
     splits = []
     for split, lines in run.predictions.items() if len(names) == 2 else ():
         chances = np.array([line["probabilities"].get(names[1], 0.0) for line in lines])
-        found = np.array([line["label"] == names[1] for line in lines])
-        if found.any() and not found.all():
-            splits.append(Scored(split, chances, found))
+        positive = np.array([line["label"] == names[1] for line in lines])
+        if positive.any() and not positive.all():
+            splits.append(Scored(split, chances, positive))
     return splits
 
 
@@ -85,16 +85,16 @@ def binary_figures(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _figure(
-    name: str, title: str, axes: tuple[str, str], shown: Sequence[tuple[int, Run, Scored]], draw
+    name: str, title: str, axes: tuple[str, str], shown: Sequence[tuple[int, Run, Scored]], curve_of
 ) -> dict[str, Any]:
     series: list[Series] = []
     for index, run, split in shown:
-        drawn = draw(run, split)
-        if drawn is None:
+        curve = curve_of(run, split)
+        if curve is None:
             continue
-        x, y, style, said = drawn
+        x, y, style, score = curve
         alone = len(shown) == 1
-        label = f"{split.split}{said}" if alone else f"{run.name}{said}"
+        label = f"{split.split}{score}" if alone else f"{run.name}{score}"
         dash = DASHES[index // 7 % len(DASHES)]
         series.append(plain_series(label, x, y, style, index, dash))
     if series:
@@ -115,33 +115,33 @@ def _by_chance(name: str, shown: Sequence[tuple[int, Run, Scored]]) -> list[Seri
     if name in ("roc", "calibration"):
         return [plain_series("", [0, 1], [0, 1], "faint", GREY, "dot")]
     if name == "pr":
-        shares = dict.fromkeys(round(float(split.found.mean()), 6) for _, _, split in shown)
+        shares = dict.fromkeys(round(float(split.positive.mean()), 6) for _, _, split in shown)
         return [plain_series("", [0, 1], [share] * 2, "faint", GREY, "dot") for share in shares]
     return []
 
 
 def _precision_recall(run: Run, split: Scored) -> tuple[list, list, str, str]:
     del run
-    precision, recall, _ = metrics.precision_recall_curve(split.found, split.chances)
-    average = metrics.average_precision_score(split.found, split.chances)
+    precision, recall, _ = metrics.precision_recall_curve(split.positive, split.chances)
+    average = metrics.average_precision_score(split.positive, split.chances)
     x, y = _thin(recall[::-1], precision[::-1])
     return x, y, "line", f", average precision {average:.3f}"
 
 
 def _roc(run: Run, split: Scored) -> tuple[list, list, str, str]:
     del run
-    rest, share, _ = metrics.roc_curve(split.found, split.chances)
+    rest, share, _ = metrics.roc_curve(split.positive, split.chances)
     x, y = _thin(rest, share)
-    return x, y, "line", f", AUROC {metrics.roc_auc_score(split.found, split.chances):.3f}"
+    return x, y, "line", f", AUROC {metrics.roc_auc_score(split.positive, split.chances):.3f}"
 
 
 def _calibration(run: Run, split: Scored) -> tuple[list, list, str, str]:
     del run
-    is_so, said = calibration_curve(
-        split.found, split.chances.clip(0, 1), n_bins=BINS, strategy="quantile"
+    observed, predicted = calibration_curve(
+        split.positive, split.chances.clip(0, 1), n_bins=BINS, strategy="quantile"
     )
-    score = metrics.brier_score_loss(split.found, split.chances.clip(0, 1))
-    return said.tolist(), is_so.tolist(), "points", f", Brier score {score:.3f}"
+    score = metrics.brier_score_loss(split.positive, split.chances.clip(0, 1))
+    return predicted.tolist(), observed.tolist(), "points", f", Brier score {score:.3f}"
 
 
 def _cost(run: Run, split: Scored) -> tuple[list, list, str, str] | None:
@@ -154,8 +154,8 @@ def _cost(run: Run, split: Scored) -> tuple[list, list, str, str] | None:
 
 def _thin(x: np.ndarray, y: np.ndarray) -> tuple[list, list]:
     """At most `MOST_POINTS` of a curve's points, with both its ends."""
-    kept = np.unique(np.linspace(0, len(x) - 1, min(len(x), MOST_POINTS)).round().astype(int))
-    return x[kept].tolist(), y[kept].tolist()
+    points = np.unique(np.linspace(0, len(x) - 1, min(len(x), MOST_POINTS)).round().astype(int))
+    return x[points].tolist(), y[points].tolist()
 
 
 # -------------------------------------------------------------------------------------- thresholds
@@ -184,7 +184,7 @@ def thresholds(run: Run) -> dict[str, Any] | None:
     rules = {
         "the likelier class": 0.5,
         "the best F1": _best(chosen, _f1),
-        f"most found at {FALSE_ALARMS:.0%} false alarms": _best(chosen, _found_quietly),
+        f"most found at {FALSE_ALARMS:.0%} false alarms": _best(chosen, _quiet_recall),
     }
     if costs is not None:
         rules["the least cost"] = _best(
@@ -194,33 +194,33 @@ def thresholds(run: Run) -> dict[str, Any] | None:
         "wanted": classes(run)[1],
         "chosen": chosen.split,
         "shown": shown.split,
-        "count": len(shown.found),
-        "there": int(shown.found.sum()),
+        "count": len(shown.positive),
+        "there": int(shown.positive.sum()),
         "costs": costs,
         "rows": [{"rule": rule, **counted(shown, at, costs)} for rule, at in rules.items()],
     }
 
 
 def counted(split: Scored, threshold: float, costs: Mapping[str, float] | None) -> dict[str, Any]:
-    """What a threshold does to a split: a chance of as much or more is called the class.
+    """Count what a threshold does to a split: a probability of at least that is called positive.
 
     Returns:
         `threshold`; `called`, the examples that are called so; `precision`, `recall`, `alarms` (the
         share of the others that is called so); `cost` of an example, None without costs.
     """
-    said = split.chances >= threshold
-    right = int((said & split.found).sum())
-    called, there = int(said.sum()), int(split.found.sum())
+    called_positive = split.chances >= threshold
+    right = int((called_positive & split.positive).sum())
+    called, there = int(called_positive.sum()), int(split.positive.sum())
     alarms, missed = called - right, there - right
     spent = None
     if costs is not None:
-        spent = (costs["false_alarm"] * alarms + costs["miss"] * missed) / len(split.found)
+        spent = (costs["false_alarm"] * alarms + costs["miss"] * missed) / len(split.positive)
     return {
         "threshold": float(threshold),
         "called": called,
         "precision": right / called if called else 0.0,
         "recall": right / there,
-        "alarms": alarms / (len(split.found) - there),
+        "alarms": alarms / (len(split.positive) - there),
         "cost": spent,
     }
 
@@ -230,21 +230,21 @@ def _best(split: Scored, worth) -> float:
 
     Of several the middle one, between chances, so that it is not one row's own.
     """
-    said = np.unique(split.chances)
-    between = np.concatenate([said[:1], (said[1:] + said[:-1]) / 2, said[-1:] + 1e-6])
+    levels = np.unique(split.chances)
+    between = np.concatenate([levels[:1], (levels[1:] + levels[:-1]) / 2, levels[-1:] + 1e-6])
     if len(between) > MOST_POINTS:
         between = np.quantile(between, np.linspace(0, 1, MOST_POINTS))
-    found = [worth(split, at) for at in between]
-    best = np.flatnonzero(np.isclose(found, max(found), rtol=1e-12, atol=0))
+    values = [worth(split, at) for at in between]
+    best = np.flatnonzero(np.isclose(values, max(values), rtol=1e-12, atol=0))
     return float(between[best[len(best) // 2]])
 
 
 def _f1(split: Scored, threshold: float) -> float:
-    found = counted(split, threshold, None)
-    both = found["precision"] + found["recall"]
-    return 2 * found["precision"] * found["recall"] / both if both else 0.0
+    counts = counted(split, threshold, None)
+    both = counts["precision"] + counts["recall"]
+    return 2 * counts["precision"] * counts["recall"] / both if both else 0.0
 
 
-def _found_quietly(split: Scored, threshold: float) -> float:
-    found = counted(split, threshold, None)
-    return found["recall"] if found["alarms"] <= FALSE_ALARMS else -1.0
+def _quiet_recall(split: Scored, threshold: float) -> float:
+    counts = counted(split, threshold, None)
+    return counts["recall"] if counts["alarms"] <= FALSE_ALARMS else -1.0

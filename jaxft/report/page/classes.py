@@ -1,4 +1,4 @@
-"""What the page shows of classes or a number told of each example: how often right, and where not.
+"""Classes or numbers predicted for each example on the page: how often right, and where not.
 
 A line of a predictions file has a `label` and what was `predicted`: a class each, lists of them
 where several may stand together, or numbers.
@@ -20,7 +20,7 @@ MOST_DOTS = 2000
 Line = Mapping[str, Any]
 
 
-def told(split: str, lines: Sequence[Line]) -> dict[str, Any]:
+def split_view(split: str, lines: Sequence[Line]) -> dict[str, Any]:
     """A split's predictions as the template shows them.
 
     Returns:
@@ -44,8 +44,8 @@ def number_figures(runs: Sequence[Run]) -> list[dict[str, Any]]:
     for index, run in enumerate(runs):
         for split, lines in [*run.predictions.items()][:1]:
             if lines and isinstance(lines[0].get("label"), int | float):
-                kept = lines[:: -(-len(lines) // MOST_DOTS)]
-                x, y = ([float(line[key]) for line in kept] for key in ("label", "predicted"))
+                thinned = lines[:: -(-len(lines) // MOST_DOTS)]
+                x, y = ([float(line[key]) for line in thinned] for key in ("label", "predicted"))
                 series.append(plain_series(run.name, x, y, "dots", index))
                 splits.append(split)
     if not series:
@@ -86,7 +86,7 @@ def confusion(predictions: Sequence[Line]) -> dict[str, Any] | None:
 
 
 def by_class(predictions: Sequence[Line]) -> list[dict[str, Any]]:
-    """How well each class was told: `name`, `there`, `said`, `precision`, `recall`, `f1`.
+    """Score each class: `name`, `there`, `said`, `precision`, `recall`, `f1`.
 
     Args:
         predictions: the lines of a predictions file; empty of more than `MOST_CLASSES`.
@@ -95,16 +95,18 @@ def by_class(predictions: Sequence[Line]) -> list[dict[str, Any]]:
     rows = []
     for name in names if len(names) <= MOST_CLASSES else ():
         there = [name in _set(line["label"]) for line in predictions]
-        said = [name in _set(line["predicted"]) for line in predictions]
-        right = sum(a and b for a, b in zip(there, said, strict=True))
+        predicted = [name in _set(line["predicted"]) for line in predictions]
+        right = sum(a and b for a, b in zip(there, predicted, strict=True))
         rows.append(
             {
                 "name": name,
                 "there": sum(there),
-                "said": sum(said),
-                "precision": right / sum(said) if any(said) else 0.0,
+                "said": sum(predicted),
+                "precision": right / sum(predicted) if any(predicted) else 0.0,
                 "recall": right / sum(there) if any(there) else 0.0,
-                "f1": 2 * right / (sum(there) + sum(said)) if any(there) or any(said) else 0.0,
+                "f1": 2 * right / (sum(there) + sum(predicted))
+                if any(there) or any(predicted)
+                else 0.0,
             }
         )
     return rows

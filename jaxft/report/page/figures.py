@@ -109,8 +109,8 @@ def _rates(runs: Sequence[Run]) -> dict[str, Any]:
     for index, run in enumerate(runs):
         if run.rates is None:
             continue
-        for place, group in enumerate(run.rates["groups"]):
-            values = [row[place] for row in run.rates["rates"]]
+        for index, group in enumerate(run.rates["groups"]):
+            values = [row[index] for row in run.rates["rates"]]
             alone = len(runs) == 1
             series.append(
                 plain_series(
@@ -119,7 +119,7 @@ def _rates(runs: Sequence[Run]) -> dict[str, Any]:
                     values,
                     "line",
                     group_colour(run, group) if alone else index,
-                    "solid" if alone else DASHES[place % len(DASHES)],
+                    "solid" if alone else DASHES[index % len(DASHES)],
                 )
             )
     unit = "" if len(runs) == 1 else _dash_key(runs)
@@ -134,11 +134,11 @@ def _depth_rates(runs: Sequence[Run]) -> dict[str, Any]:
     depths, rows = rates.get("depths", []), rates.get("by_depth", [])
     if len(runs) == 1 and any(max(row) != min(row) for row in rows):
         last = len(depths) - 1
-        for place, depth in enumerate(depths):
+        for index, depth in enumerate(depths):
             line = plain_series(
-                f"depth {depth}", rates["steps"], [row[place] for row in rows], "line"
+                f"depth {depth}", rates["steps"], [row[index] for row in rows], "line"
             )
-            series.append({**line, "shade": place / last, "unlisted": 0 < place < last})
+            series.append({**line, "shade": index / last, "unlisted": 0 < index < last})
     title, unit = "Learning rate by depth", "of each depth's fastest parameter"
     return {"id": "depth-rates", "title": title, "unit": unit, "format": ".2e", "series": series}
 
@@ -177,8 +177,8 @@ def plain_series(
 
 
 def _points(events: Sequence[Mapping[str, Any]], name: str) -> tuple[list, list]:
-    kept = [event for event in events if _is_number(event.get(name))]
-    return [event["step"] for event in kept], [event[name] for event in kept]
+    numeric = [event for event in events if _is_number(event.get(name))]
+    return [event["step"] for event in numeric], [event[name] for event in numeric]
 
 
 def _thinned(steps: list, values: list) -> tuple[list, list]:

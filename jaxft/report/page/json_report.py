@@ -1,4 +1,4 @@
-"""What the page shows, for scripts: each run's facts and scores, and the data of every figure."""
+"""The page's content for scripts: each run's metadata and scores, and every figure's data."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def report_json(runs: Sequence[Path]) -> str:
     """
     read = read_runs(runs)
     differ = dict(differences([run.config for run in read]))
-    told = {
+    content = {
         "runs": [_run(run) for run in read],
         "differences": differ if len(read) > 1 else {},
         "figures": all_figures(read).all,
     }
-    return json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False)
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def _run(run: Run) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What each layer did while the run trained, as heat maps of layer by step."""
+"""Heat maps of layer by step: norms, gradients and drift during training."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def layer_figures(run: Run) -> list[dict[str, Any]]:
 def _heat(
     events: Sequence[Mapping[str, Any]], name: str, title: str, unit: str, lead: str
 ) -> dict[str, Any]:
-    kept = [event for event in events if isinstance(event.get(name), Mapping)]
-    kept = kept[:: max(-(-len(kept) // MOST_STEPS), 1)]
-    layers = natural_order({layer for event in kept for layer in event[name]})
+    measured = [event for event in events if isinstance(event.get(name), Mapping)]
+    measured = measured[:: max(-(-len(measured) // MOST_STEPS), 1)]
+    layers = natural_order({layer for event in measured for layer in event[name]})
     return {
         "id": f"layers-{name}",
         "kind": "heat",
         "title": title,
         "unit": unit,
         "lead": lead,
-        "x": [event["step"] for event in kept],
+        "x": [event["step"] for event in measured],
         "y": layers,
-        "z": [[_number(event[name].get(layer)) for event in kept] for layer in layers],
+        "z": [[_number(event[name].get(layer)) for event in measured] for layer in layers],
     }
 
 

@@ -1,4 +1,4 @@
-"""Where training and evaluation part: a plain sentence of overfitting, from a run's events."""
+"""Overfitting in one plain sentence, from the events of a run."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def overfitting(events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     Returns:
         The note, as the page shows notes; none where the two do not part.
     """
-    told = [event for event in events if event.get("kind") == "eval" and _has_loss(event)]
+    scored = [event for event in events if event.get("kind") == "eval" and _has_loss(event)]
     scored = sorted(
-        (event for event in told if event.get("split") == "eval"), key=lambda event: event["step"]
+        (event for event in scored if event.get("split") == "eval"), key=lambda event: event["step"]
     )
     if len(scored) < 2:
         return []

@@ -154,7 +154,7 @@ def fill(
 
 
 def spans(count: int) -> list[int]:
-    """How many of the page's twelve columns each figure takes, so that every row is full."""
+    """Return how many of the page's twelve columns each figure takes, so that every row is full."""
     if count < 3:
         return [12 // max(count, 1)] * count
     rest = count - 2  # the first two, the loss and the primary metric, are the large ones

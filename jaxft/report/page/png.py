@@ -34,8 +34,8 @@ def write_pngs(runs: Sequence[Path], folder: Path) -> list[Path]:
             a file there has a figure's name and is not ours.
     """
     figures = told_apart(all_figures(read_runs(runs)).all, len(runs))
-    found = DRAWN.search(run_page(fill("png", ("drawing", "png"), figures, runs=len(runs))))
-    pictures = json.loads(html.unescape(found[1])) if found else {}
+    match = DRAWN.search(run_page(fill("png", ("drawing", "png"), figures, runs=len(runs))))
+    pictures = json.loads(html.unescape(match[1])) if match else {}
     missing = [figure["id"] for figure in figures if figure["id"] not in pictures]
     if missing:
         raise UserError(f"Chromium drew no {missing[0]}.", "Look at the page: jaxft report RUN.")

@@ -1,4 +1,4 @@
-"""What the page needs of a run folder, with a sentence for each file that is missing or broken."""
+"""Reading a run folder for the page, with a sentence for each file that is missing or broken."""
 
 from __future__ import annotations
 
@@ -194,8 +194,8 @@ def _result(folder: RunFolder) -> Any:
 
 
 def _embeddings(folder: RunFolder) -> dict[str, Any]:
-    """What there is of the eval rows' places; a run has them where `report.before` asks for it."""
-    found = {}
+    """Read the positions of the eval rows; a run has them where `report.before` asks for it."""
+    versions = {}
     for when in (BEFORE, "after"):
         name = f"embeddings-{when}.json"
         if not (folder.path / name).exists():
@@ -204,21 +204,21 @@ def _embeddings(folder: RunFolder) -> dict[str, Any]:
         _check([read], POINTS, folder, name)
         if not _is_grid([read["x"], read["y"]], ["x", "y"], read["labels"]):
             raise UserError(f"{folder.path}/{name} has not one point for each label.")
-        found[when] = read
-    return found
+        versions[when] = read
+    return versions
 
 
 def _answers(folder: RunFolder) -> dict[str, list[dict[str, Any]]]:
-    """What was answered before the first step and after the run; see `engine.answers`."""
-    found = {}
+    """Read what was answered before the first step and after the run."""
+    versions = {}
     for when in (BEFORE, "after"):
         name = f"answers-{when}.json"
         if (folder.path / name).exists():
-            found[when] = folder.read_json(name)
-            if not isinstance(found[when], list):
+            versions[when] = folder.read_json(name)
+            if not isinstance(versions[when], list):
                 raise UserError(f"{folder.path}/{name} is not laid out as jaxft writes it.")
-            _check(found[when], ANSWER, folder, name)
-    return found
+            _check(versions[when], ANSWER, folder, name)
+    return versions
 
 
 def _predictions(
@@ -251,7 +251,7 @@ def _check(items: Iterable[Any], keys: Keys, folder: RunFolder, name: str) -> No
 
 
 def _is_grid(rows: Any, lines: list, columns: Any) -> bool:
-    """Whether there is a finite number for each line and column."""
+    """Return whether there is a finite number for each line and column."""
     if not isinstance(rows, list) or not isinstance(columns, list) or len(rows) != len(lines):
         return False
     return all(

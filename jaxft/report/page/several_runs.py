@@ -1,4 +1,4 @@
-"""What keeps several runs in one figure apart: whose a line is, and its colour or shade."""
+"""Several runs in one figure: labels, colors and shades that keep them apart."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def _series_apart(figure: Mapping[str, Any], runs: int) -> dict[str, Any]:
     series = [one | {"run": one["colour"]} if one["name"] else one for one in figure["series"]]
     if runs <= FEW:
         return {"series": series}
-    kept = [one for one in series if not (one["name"] and one["style"] in ("faint", "star"))]
-    if not any(one["name"] for one in kept):
-        kept = series
+    named = [one for one in series if not (one["name"] and one["style"] in ("faint", "star"))]
+    if not any(one["name"] for one in named):
+        named = series
     by_group = figure["id"] == "rates"  # there a dash is a group
     shaded = [
         one | {"shade": one["run"] / (runs - 1)} | ({} if by_group else {"dash": "solid"})
         if one["name"]
         else one
-        for one in kept
+        for one in named
     ]
     return {"series": shaded}
 
@@ -43,7 +43,7 @@ def run_colour(index: int, runs: int) -> str:
     """A run's colour on the page, as CSS."""
     if runs <= FEW:
         return f"var(--c{index})"
-    place = index / (runs - 1) * (len(STOPS) - 1)
-    low = min(int(place), len(STOPS) - 2)
-    share = 100 * (place - low)
+    position = index / (runs - 1) * (len(STOPS) - 1)
+    low = min(int(position), len(STOPS) - 2)
+    share = 100 * (position - low)
     return f"color-mix(in srgb, var({STOPS[low + 1]}) {share:.1f}%, var({STOPS[low]}))"

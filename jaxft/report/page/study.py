@@ -53,7 +53,7 @@ def write_study_page(folder: Path) -> Path:
 
 
 def _view(about: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the template shows beside the figures."""
+    """Return what the template shows beside the figures."""
     config, keys = about["config"], setting_keys(about)
     ranking = [_ranked(entry, keys) for entry in about.get("ranking") or []]
     members = about["members"]
@@ -77,8 +77,8 @@ def _view(about: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> dict[
         "tested": any(row["test"] is not None for row in ranking),
         "ranking": ranking,
         "ranges": [
-            {"texts": [text_of(members[found["member"]], key) for key in keys], **found}
-            for found in about.get("ranges") or []
+            {"texts": [text_of(members[measured["member"]], key) for key in keys], **measured}
+            for measured in about.get("ranges") or []
         ],
         "facts": list(
             flatten({k: about[k] for k in ("versions", "devices", "host", "system")}).items()

@@ -36,7 +36,7 @@ def figures(
 
 
 def label(values: Mapping[str, Any], keys: Sequence[str]) -> str:
-    """What tells a member or setting from others: `layer_decay.rate 0.8`, without long paths."""
+    """Return what distinguishes a member or setting: `layer_decay.rate 0.8`, without long paths."""
     return ", ".join(f"{short_key(key)} {value_text(values[key])}" for key in keys if key in values)
 
 
@@ -87,15 +87,15 @@ def _score_line(
     name: str, colour: int, entries: Sequence[Mapping[str, Any]], which: str, axis: str
 ) -> dict[str, Any]:
     """The settings of one line that did not diverge, with their intervals where there are some."""
-    kept = [entry for entry in entries if entry[which]["mean"] is not None]
-    kept = [entry for entry in kept if not entry["diverged"]]
-    if all(_is_number(entry["values"].get(axis)) for entry in kept):
-        kept.sort(key=lambda entry: entry["values"][axis])
-        places = [entry["values"][axis] for entry in kept]
+    finished = [entry for entry in entries if entry[which]["mean"] is not None]
+    finished = [entry for entry in finished if not entry["diverged"]]
+    if all(_is_number(entry["values"].get(axis)) for entry in finished):
+        finished.sort(key=lambda entry: entry["values"][axis])
+        positions = [entry["values"][axis] for entry in finished]
     else:
-        places = [text_of(entry, axis) for entry in kept]
-    scores = [entry[which] for entry in kept]
-    line = {**_line(name, colour, "points"), "x": places, "y": [one["mean"] for one in scores]}
+        positions = [text_of(entry, axis) for entry in finished]
+    scores = [entry[which] for entry in finished]
+    line = {**_line(name, colour, "points"), "x": positions, "y": [one["mean"] for one in scores]}
     if scores and all(one["low"] is not None for one in scores):
         line["above"] = [one["high"] - one["mean"] for one in scores]
         line["below"] = [one["mean"] - one["low"] for one in scores]
@@ -107,7 +107,7 @@ def text_of(entry: Mapping[str, Any], key: str) -> str:
 
 
 def _drift(about: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> Figure:
-    """How far each depth of each member is from where it started."""
+    """Return how far each depth of each member is from where it started."""
     keys = setting_keys(about)
     by_member: dict[int, dict[str, float]] = {}
     for part in parts:
@@ -147,10 +147,10 @@ def _losses(about: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> Fi
         own = [e for e in events if e["kind"] == "train" and e.get("member") == one["index"]]
         own = [event for event in own if _is_number(event.get("loss"))]
         line = _line(names[one["index"]], lines.index(label(one["values"], others)), "line")
-        place = shades.index(value_text(one["values"][axis])) if axis else 0
-        line["dash"] = DASHES[place % len(DASHES)] if len(lines) > 1 else "solid"
+        shade = shades.index(value_text(one["values"][axis])) if axis else 0
+        line["dash"] = DASHES[shade % len(DASHES)] if len(lines) > 1 else "solid"
         if len(lines) == 1:
-            line["colour"] = place
+            line["colour"] = shade
         line["x"] = [event["step"] for event in own]
         losses = [event["loss"] for event in own]
         line["y"] = smooth(losses, len(losses) / 12) if len(losses) > 20 else losses
@@ -174,15 +174,15 @@ def _ranges(about: Mapping[str, Any]) -> Figure:
     """The loss against the rising rate, and the suggested range as a band."""
     names = _names(about)
     series, bands = [], []
-    for index, found in enumerate(about["ranges"]):
-        name = names[found["member"]] or "loss"
-        seen = len(found["smoothed"])
+    for index, test in enumerate(about["ranges"]):
+        name = names[test["member"]] or "loss"
+        count = len(test["smoothed"])
         faint, even = _line(name, index, "faint"), _line(name, index, "line")
-        faint["x"], faint["y"] = found["rates"][:seen], found["losses"][:seen]
-        even["x"], even["y"] = found["rates"][:seen], found["smoothed"]
+        faint["x"], faint["y"] = test["rates"][:count], test["losses"][:count]
+        even["x"], even["y"] = test["rates"][:count], test["smoothed"]
         series += [faint, even]
-        if found["low"] is not None:
-            bands.append([found["low"], found["high"]])
+        if test["low"] is not None:
+            bands.append([test["low"], test["high"]])
     return {
         "id": "range",
         "kind": "lines",

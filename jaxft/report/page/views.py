@@ -1,4 +1,4 @@
-"""What the page's template shows of each run: plain values, computed from what the folder holds."""
+"""The page template's values for each run, computed from the content of its folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxft import numbers
 from jaxft.report.page.binary import thresholds
-from jaxft.report.page.classes import told
+from jaxft.report.page.classes import split_view
 from jaxft.report.page.figures import group_colour, metrics_of
 from jaxft.report.page.overfitting import overfitting
 from jaxft.report.page.predictions.boxes import boxed
@@ -59,7 +59,7 @@ def view(run: Run, index: int) -> dict[str, Any]:
         "groups": _groups(run),
         "rows": sorted(run.table["rows"], key=lambda row: row["depth"]) if run.table else [],
         "colours": {entry["name"]: group_colour(run, entry["name"]) for entry in _groups(run)},
-        **_told(run),
+        **_predictions(run),
         "thresholds": thresholds(run),
         "notes": [
             *(note for note in run.of_kind("note") if isinstance(note.get("text"), str)),
@@ -71,8 +71,8 @@ def view(run: Run, index: int) -> dict[str, Any]:
     }
 
 
-def _told(run: Run) -> dict[str, Any]:
-    """What was said of each example, under the name of the part of the page that shows it."""
+def _predictions(run: Run) -> dict[str, Any]:
+    """Return each example's predictions, under the name of the part of the page that shows them."""
     before, classes = run.predictions.get(BEFORE, []), run.task not in LINES
     splits = {split: lines for split, lines in run.predictions.items() if split != BEFORE}
     # What was said before the first step is of the eval rows, so they come first.
@@ -83,7 +83,7 @@ def _told(run: Run) -> dict[str, Any]:
     ]
     answered = [run.answers["after"]] if "after" in run.answers else []
     return {
-        "splits": [told(*one) for one in splits.items() if classes],
+        "splits": [split_view(*one) for one in splits.items() if classes],
         "boxes": [boxed(*one) for one in splits.items() if run.task == BOXES_TASK],
         "tagged": [tagged(*one) for one in splits.items() if run.task == TAGGED_TASK],
         "filled": [filled(*one) for one in compared if run.task == MASKED_TASK],
@@ -95,7 +95,7 @@ def _told(run: Run) -> dict[str, Any]:
         "drawn": [drawn(*one) for one in splits.items() if run.task == DRAWN_TASK],
         "written": [
             *(written(*one) for one in compared if run.task in WRITTEN_TASKS),
-            *(written("eval", said, run.answers.get(BEFORE, [])) for said in answered),
+            *(written("eval", answer, run.answers.get(BEFORE, [])) for answer in answered),
         ],
     }
 

@@ -1,4 +1,4 @@
-"""What `jaxft data describe` shows in a terminal."""
+"""The terminal output of `jaxft data describe`."""
 
 from __future__ import annotations
 
@@ -91,26 +91,26 @@ def _span(one: Mapping[str, Any]) -> str:
     return f"{one['from']} and more" if one["to"] is None else f"{one['from']}-{one['to']}"
 
 
-def _against(found: Mapping[str, Any]) -> list[RenderableType]:
-    """What a checkpoint makes of the texts, and the advice."""
-    tokens = found["tokens"]
-    table = _table(f"{found['texts']:,} texts against {found['checkpoint']}", ("", "", ""))
+def _against(fit: Mapping[str, Any]) -> list[RenderableType]:
+    """Return what a checkpoint makes of the texts, and the advice."""
+    tokens = fit["tokens"]
+    table = _table(f"{fit['texts']:,} texts against {fit['checkpoint']}", ("", "", ""))
     table.show_header = False
     table.add_row("pieces a word", f"{tokens['pieces_per_word']:.2f}", "English prose: 1.1 to 1.3")
     table.add_row("unknown pieces", share(tokens["unknown"]), "")
     lengths = f"{tokens['mean']:.0f}, {tokens['p95']:.0f}, {tokens['longest']:,}"
     table.add_row("tokens: mean, 95%, most", lengths, f"the context holds {tokens['context']:,}")
     table.add_row("texts that are cut", share(tokens["cut"]), "")
-    if head := found.get("pretraining"):
+    if head := fit.get("pretraining"):
         about = f"of the checkpoint's own {head['objective']} head"
         table.add_row("pseudo-perplexity", f"{head['perplexity']:.1f}", about)
-    if distance := found.get("distance"):
+    if distance := fit.get("distance"):
         about = f"{distance['times']:.1f} times that of the reference's halves"
         table.add_row("Frechet distance", f"{distance['frechet']:.3g}", about)
-    if probe := found.get("probe"):
+    if probe := fit.get("probe"):
         about = f"± {probe['margin']:.3f}; guessing: {probe['guessing']:.3f}"
         table.add_row("linear probe, accuracy", f"{probe['accuracy']:.3f}", about)
-    return [table, *(Text(line) for line in found["advice"])]
+    return [table, *(Text(line) for line in fit["advice"])]
 
 
 def _table(title: str | None, columns: Sequence[str]) -> Table:

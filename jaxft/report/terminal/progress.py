@@ -169,7 +169,7 @@ class Progress:
         return fields
 
     def _pace(self) -> list[tuple[str, str]]:
-        """How fast it goes; tokens only where an example is several."""
+        """Return the throughput; tokens only where an example is several."""
         values = self._values
         examples, tokens = values["examples_per_second"], values.get("tokens_per_second", 0.0)
         flops = values.get("flops_per_second")

@@ -1,4 +1,4 @@
-"""What `jaxft study` prints beside its bar: what will run, and how it came out."""
+"""The terminal output of `jaxft study` beside its bar: what will run, and the results."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def ranking_table(ranking: Sequence[Mapping[str, Any]], metric: str) -> Renderab
     tested = any("test" in entry for entry in ranking)
     for name in [*columns, *["test at the end"] * tested]:
         table.add_column(name, justify="right", no_wrap=True)
-    for place, entry in enumerate(ranking, 1):
+    for rank, entry in enumerate(ranking, 1):
         best, last = entry["best"], entry["last"]
         cells = [value_text(entry["values"][key]) for key in keys]
         if repeated:
@@ -64,7 +64,7 @@ def ranking_table(ranking: Sequence[Mapping[str, Any]], metric: str) -> Renderab
             cells += [_score(best["mean"]), f"{entry['step'] or 0:,}"]
         cells.append("diverged" if entry["diverged"] else _score(last["mean"]))
         cells += [_score(entry["test"]["mean"])] if tested else []
-        table.add_row(str(place), *map(Text, cells), style="bold green" if place == 1 else "")
+        table.add_row(str(rank), *map(Text, cells), style="bold green" if rank == 1 else "")
     return table
 
 
@@ -100,10 +100,10 @@ def ranges_table(
     table = Table(
         *map(short_key, keys), "optimizer.lr from", "to", "lowest loss", box=box.SIMPLE_HEAD
     )
-    for found in ranges:
-        cells = [value_text(members[found["member"]]["values"][key]) for key in keys]
-        known = found["low"] is not None
-        cells += [rate(found["low"]), rate(found["high"])] if known else ["the loss never fell", ""]
-        cells.append(score(min(found["smoothed"])) if found["smoothed"] else "")
+    for test in ranges:
+        cells = [value_text(members[test["member"]]["values"][key]) for key in keys]
+        known = test["low"] is not None
+        cells += [rate(test["low"]), rate(test["high"])] if known else ["the loss never fell", ""]
+        cells.append(score(min(test["smoothed"])) if test["smoothed"] else "")
         table.add_row(*map(Text, cells))
     return table

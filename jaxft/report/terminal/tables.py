@@ -19,7 +19,7 @@ BAR = 16  # columns of the widest rate bar
 def loading_table(
     loaded: Sequence[str], new: Sequence[str], unused: Sequence[str], notes: Sequence[str] = ()
 ) -> RenderableType:
-    """What became of the checkpoint's tensors: how many, and which are new or unused by name.
+    """Return what became of the checkpoint's tensors: counts, and the names of new or unused ones.
 
     Args:
         loaded, new, unused: names.
@@ -37,7 +37,7 @@ def loading_table(
 
 
 def data_table(splits: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """What the data is: one line a split, before anything trains.
+    """Return a table of the data: one line a split, before anything trains.
 
     Args:
         splits: mappings with `split`, `examples`, `labels` (label -> examples; none where there
@@ -71,17 +71,17 @@ def data_table(splits: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 
 def _data_notes(split: Mapping[str, Any]) -> list[str]:
-    """What a person should know of a split beside its counts."""
+    """Return what a person should know of a split beside its counts."""
     rows = "bad row was" if split.get("skipped") == 1 else "bad rows were"
-    found = [f"{split['skipped']:,} {rows} left out."] if split.get("skipped") else []
+    notes = [f"{split['skipped']:,} {rows} left out."] if split.get("skipped") else []
     if split.get("note"):
-        found.append(f"{split['note']}.")
-    found += [
+        notes.append(f"{split['note']}.")
+    notes += [
         f"{share(part['share'])} of what is drawn is of {part['source']}, each row "
         f"{part['times']:.2g} times an epoch."
         for part in split.get("drawn", ())
     ]
-    return [f"{split['split']}: {line}" for line in found]
+    return [f"{split['split']}: {line}" for line in notes]
 
 
 def group_table(table: Mapping[str, Any]) -> RenderableType:
@@ -142,7 +142,7 @@ def depth_table(table: Mapping[str, Any]) -> RenderableType:
 def segment_table(
     segments: Sequence[Mapping[str, Any]], flops: Mapping[str, int]
 ) -> RenderableType:
-    """What a step costs in each segment of the model, from the input up.
+    """Return the cost of a step in each segment of the model, from the input up.
 
     Args:
         segments: rows as `cost.segment_flops` gives them.
@@ -207,7 +207,7 @@ def _span_of_depths(group: Mapping[str, Any], rows: Sequence[Mapping[str, Any]])
 
 
 def _totals(table: Mapping[str, Any]) -> Text:
-    """How much trains, and what freezing saves."""
+    """Return how much trains, and what freezing saves."""
     total = sum(group["parameters"] for group in table["groups"])
     training = sum(group["parameters"] for group in table["groups"] if group["trainable"])
     text = Text(f"{count(training)} of {count(total)} parameters train", "bold")

@@ -1,4 +1,4 @@
-"""What the page shows of pictures with boxes: drawings of what is there and what was found."""
+"""Images with boxes on the page: the true boxes and the detected ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the page shows of images that were drawn: over training, and beside held-out ones."""
+"""Generated images on the page: over training, and beside held-out ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def sheets(run: Path) -> list[dict[str, Any]]:
     files = sorted((run / FOLDER).glob("*.png"), key=lambda file: file.stem)
     files = [file for file in files if file.stem.isdigit()]
     last, most = len(files) - 1, min(len(files), MOST_SHEETS)
-    chosen = sorted({round(place * last / max(most - 1, 1)) for place in range(most)})
+    chosen = sorted({round(index * last / max(most - 1, 1)) for index in range(most)})
     return [{"step": int(files[at].stem), "image": _uri(files[at])} for at in chosen]
 
 

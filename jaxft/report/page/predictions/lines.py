@@ -1,4 +1,4 @@
-"""What the page reads of a line of predictions, task by task, and the types it may have."""
+"""The fields of a line of predictions, task by task, and their types."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the page shows of hidden words: what was said in their place, before training and after."""
+"""Masked words on the page: the predicted tokens, before training and after."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def filled(split: str, lines: Sequence[Line], before: Sequence[Line]) -> dict[st
 
 
 def is_right(line: Line) -> bool:
-    """Whether the likeliest token is the hidden one."""
+    """Return whether the likeliest token is the masked one."""
     return bool(line["fills"]) and line["fills"][0]["token"] == line["hidden"].lower()
 
 
 def _text(line: Line, earlier: Line | None) -> dict[str, Any]:
     start, stop = line["blank"]
-    said = [("before", earlier)] if earlier is not None else []
+    versions = [("before", earlier)] if earlier is not None else []
     return {
         "head": line["text"][:start],
         "hidden": line["hidden"],
@@ -52,6 +52,6 @@ def _text(line: Line, earlier: Line | None) -> dict[str, Any]:
                     for fill in one["fills"]
                 ],
             }
-            for when, one in [*said, ("after", line)]
+            for when, one in [*versions, ("after", line)]
         ],
     }

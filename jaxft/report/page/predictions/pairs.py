@@ -1,4 +1,4 @@
-"""What the page shows of texts as vectors: what lies nearest, and what belongs to it."""
+"""Text embeddings on the page: the nearest texts, and those that belong to each."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def paired(split: str, lines: Sequence[Line], before: Sequence[Line]) -> dict[st
 
 
 def _text(line: Line, earlier: Line | None) -> dict[str, Any]:
-    said = [("before", earlier)] if earlier is not None else []
+    versions = [("before", earlier)] if earlier is not None else []
     return {
         "text": line["text"],
         "positive": line["positive"],
@@ -42,6 +42,6 @@ def _text(line: Line, earlier: Line | None) -> dict[str, Any]:
                 "before": one["before"],
                 "found": [{**f, "hit": f["text"] == line["positive"]} for f in one["found"]],
             }
-            for when, one in [*said, ("after", line)]
+            for when, one in [*versions, ("after", line)]
         ],
     }

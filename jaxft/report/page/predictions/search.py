@@ -1,4 +1,4 @@
-"""What the page shows of texts and images in one space: the images that a text finds."""
+"""Texts and images in one space on the page: the images that a text retrieves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Line = Mapping[str, Any]
 
 
 def has_images(lines: Sequence[Line]) -> bool:
-    """Whether a predictions file tells which images its texts find; those of older runs do not."""
+    """Return whether the lines list the images that their texts retrieve; older runs do not."""
     return any(line.get("images") for line in lines)
 
 
@@ -33,12 +33,12 @@ def searched(split: str, lines: Sequence[Line], before: Sequence[Line]) -> dict[
 
 
 def _text(line: Line, earlier: Line | None) -> dict[str, Any]:
-    said = [("before", earlier)] if earlier is not None else []
+    versions = [("before", earlier)] if earlier is not None else []
     return {
         "text": line["text"],
         "image": line.get("image"),
         "said": [
             {"when": when, "before": one.get("images_before"), "found": one.get("images") or ()}
-            for when, one in [*said, ("after", line)]
+            for when, one in [*versions, ("after", line)]
         ],
     }

@@ -1,4 +1,4 @@
-"""What the page shows of texts written from texts or images: what was wanted, and what came."""
+"""Texts written from texts or images on the page: the reference, and what was generated."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def written(split: str, lines: Sequence[Line], before: Sequence[Line]) -> dict[s
 
 
 def _text(line: Line, earlier: Line | None) -> dict[str, Any]:
-    said = [("before", earlier)] if earlier is not None else []
+    versions = [("before", earlier)] if earlier is not None else []
     return {
         "source": line.get("source") or line.get("file") or f"image {line['id']}",
         "image": line.get("image"),
         "target": line["target"],
         "said": [
             {"when": when, "written": one["written"], "equal": _equal(one)}
-            for when, one in [*said, ("after", line)]
+            for when, one in [*versions, ("after", line)]
         ],
     }
 

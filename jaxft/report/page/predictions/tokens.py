@@ -1,4 +1,4 @@
-"""What the page shows of tagged texts: entities in colour, as they are and as they were found."""
+"""Tagged texts on the page: entities in color, as annotated and as predicted."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ def pieces(text: str, entities: Sequence[Line], colours: Mapping[str, int]) -> l
         entities: each with `type`, `start` and `end`.
         colours: type -> a number in the page's palette.
     """
-    found, done = [], 0
+    pieces, done = [], 0
     for one in sorted(entities, key=lambda one: one["start"]):
         start, end, kind = one["start"], one["end"], one["type"]
         if start < done:
             continue  # what was written by jaxft never overlaps
-        found.append({"text": text[done:start], "type": None, "colour": 0})
-        found.append({"text": text[start:end], "type": kind, "colour": colours[kind]})
+        pieces.append({"text": text[done:start], "type": None, "colour": 0})
+        pieces.append({"text": text[start:end], "type": kind, "colour": colours[kind]})
         done = end
-    found.append({"text": text[done:], "type": None, "colour": 0})
-    return [piece for piece in found if piece["text"]]
+    pieces.append({"text": text[done:], "type": None, "colour": 0})
+    return [piece for piece in pieces if piece["text"]]
 
 
 def _keys(entities: Sequence[Line]) -> Counter:
@@ -68,26 +68,26 @@ def _keys(entities: Sequence[Line]) -> Counter:
 
 def _mistakes(line: Line) -> int:
     """Entities that were missed, and those that are not there."""
-    gold, said = _keys(line["gold"]), _keys(line["entities"])
-    return (gold - said).total() + (said - gold).total()
+    gold, predicted = _keys(line["gold"]), _keys(line["entities"])
+    return (gold - predicted).total() + (predicted - gold).total()
 
 
 def _type(kind: str, lines: Sequence[Line], colour: int) -> dict[str, Any]:
-    """How well the entities of a type were found: both ends and the type must be right."""
-    gold = said = right = 0
+    """Score the entities of one type: both ends and the type must be right."""
+    gold = predicted = right = 0
     for line in lines:
-        there, found = (
+        there, marked = (
             _keys([one for one in line[name] if one["type"] == kind])
             for name in ("gold", "entities")
         )
-        gold, said = gold + there.total(), said + found.total()
-        right += (there & found).total()
+        gold, predicted = gold + there.total(), predicted + marked.total()
+        right += (there & marked).total()
     return {
         "type": kind,
         "colour": colour,
         "gold": gold,
-        "said": said,
-        "precision": right / said if said else 0.0,
+        "said": predicted,
+        "precision": right / predicted if predicted else 0.0,
         "recall": right / gold if gold else 0.0,
-        "f1": 2 * right / (gold + said),
+        "f1": 2 * right / (gold + predicted),
     }
