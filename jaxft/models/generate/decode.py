@@ -61,7 +61,7 @@ class Generator:
         compute: how to run it.
 
     Attributes:
-        prefill, prefill_from, decode: `transformer_cache`'s functions, compiled once a shape.
+        prefill, prefill_from, decode: `tower.cache`'s functions, compiled once a shape.
 
     Raises:
         UserError: the model ends in something else.

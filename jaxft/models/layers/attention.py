@@ -31,8 +31,6 @@ class Mask:
         causal: a position sees itself and those before it only.
         window: it sees that many positions back, itself included; None for all.
         kernel: what computes attention under it; None for XLA.
-        slot: where the one new position stands among those kept of before; None at the start.
-        kept: the block's keys and values of before, where they are kept.
     """
 
     segments: jax.Array
@@ -40,13 +38,16 @@ class Mask:
     causal: bool = field(default=False, metadata={"static": True})
     window: int | None = field(default=None, metadata={"static": True})
     kernel: Kernel | None = field(default=None, metadata={"static": True})
-    slot: jax.Array | None = None
-    kept: KeyValues | None = None
 
-    def within(self, window: jax.Array | int) -> Mask:
-        """The same mask with what lies `window` positions back or more hidden too."""
+    def within(self, window: jax.Array | int, slot: jax.Array | None = None) -> Mask:
+        """Hide what lies `window` positions back or more too.
+
+        Args:
+            window: how many positions back each sees, itself included.
+            slot: the one new position, where the others are cached; None where all are new.
+        """
         assert self.bias is not None  # a kernel that has no use for it is no choice here
-        near = _distance(self.bias.shape[-1], self.slot) < window
+        near = _distance(self.bias.shape[-1], slot) < window
         return replace(self, bias=jnp.where(near, self.bias, HIDDEN))
 
 
@@ -65,7 +66,7 @@ def make_mask(
             is a slot.
         causal: a position sees itself and those before it only.
         window: it sees that many positions back, itself included; None for all.
-        slot: the one position that is new, among S of which those before are kept; None where
+        slot: the one position that is new, among S of which those before are cached; None where
             all are new.
         kernel: what will compute attention, as `Compute.kernel` gives it; None for XLA, which
             also serves a slot.
@@ -81,7 +82,7 @@ def make_mask(
     if window is not None:
         seen &= distance < window
     bias = jnp.where(seen, 0.0, HIDDEN).astype(jnp.float32)
-    return Mask(segments, bias, causal, window, kernel, slot)
+    return Mask(segments, bias, causal, window, kernel)
 
 
 def _distance(length: int, slot: jax.Array | None) -> jax.Array:
@@ -104,7 +105,7 @@ def attention(
     soft_cap: float | None = None,
     positions: jax.Array | None = None,
 ) -> jax.Array:
-    """Softmax attention with dropout on its weights.
+    """Attend with softmax and dropout on its weights.
 
     Args:
         query: [B, T, H K].
@@ -123,16 +124,51 @@ def attention(
     Source: Vaswani et al. (2017), https://arxiv.org/abs/1706.03762; grouped queries: Ainslie
     et al. (2023), https://arxiv.org/abs/2305.13245.
     """
+    mixed, _ = cached_attention(
+        *(query, key, value, mask, None),
+        heads=heads,
+        rate=rate,
+        dropout_key=dropout_key,
+        scale=scale,
+        soft_cap=soft_cap,
+        positions=positions,
+    )
+    return mixed
+
+
+def cached_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: Mask | None,
+    cache: KeyValues | None,
+    *,
+    heads: int,
+    rate: float,
+    dropout_key: jax.Array | None,
+    scale: jax.Array | float = 1.0,
+    soft_cap: float | None = None,
+    positions: jax.Array | None = None,
+) -> tuple[jax.Array, KeyValues | None]:
+    """Attend as `attention` does, from the new positions over the cached ones too.
+
+    Args:
+        query, key, value, mask, heads, rate, dropout_key, scale, soft_cap, positions: as
+            `attention` has them; of the new positions.
+        cache: keys and values of the positions before; None where nothing is cached.
+
+    Returns:
+        [B, T, H K], and the cache with the new positions.
+    """
     width, shape = query.shape[-1] // heads, query.shape
     query = query * jnp.asarray(scale / math.sqrt(width), query.dtype)
     query, key, value = (split_heads(x, width) for x in (query, key, value))
-    if mask is not None and mask.kept is not None:
-        mask.kept.add(key, value)
+    cache = None if cache is None else cache.add(key, value)
     bias = None if mask is None else mask.bias
-    if mask is not None and mask.kept is not None and mask.slot is not None:
+    if cache is not None and cache.slot is not None:
         assert bias is not None  # no kernel serves a slot
         bias = bias if positions is None else bias + positions
-        mixed = attend(query, mask.kept, bias, soft_cap)
+        mixed = attend(query, cache, bias, soft_cap)
     elif mask is not None and mask.kernel is not None:
         causal, window = mask.causal, mask.window
         seen = mask.segments if bias is None else bias
@@ -141,7 +177,7 @@ def attention(
         )
     else:
         mixed = _by_xla(query, key, value, bias, positions, rate, dropout_key, soft_cap)
-    return mixed.transpose(0, 2, 1, 3).reshape(shape)
+    return mixed.transpose(0, 2, 1, 3).reshape(shape), cache
 
 
 def attention_weights(query: jax.Array, key: jax.Array, *, heads: int) -> jax.Array:

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxft.models.layers.attention import HIDDEN, Mask, attention
+from jaxft.models.layers.attention import HIDDEN, Mask, cached_attention
 from jaxft.models.layers.batch import Batch, segments_of
-from jaxft.models.layers.cache import attend, split_heads
+from jaxft.models.layers.cache import KeyValues, attend, split_heads
 from jaxft.models.layers.modules import Linear
 
 
@@ -25,9 +25,8 @@ class Source:
     """What every block of a decoder reads of the source.
 
     Args:
-        hidden: what the encoder made of it, [B, S, D]; None where all keys and values are kept.
-        mask: which positions of the source each target position sees; it keeps the keys and
-            values of a block where they are kept.
+        hidden: what the encoder made of it, [B, S, D]; None where its keys and values are cached.
+        mask: which positions of the source each target position sees.
     """
 
     hidden: jax.Array | None
@@ -35,7 +34,7 @@ class Source:
 
 
 def source_of(batch: Batch) -> Source:
-    """The source of a batch as `layers_batch.decoder_batch` gives it.
+    """The source of a batch as `layers.batch.decoder_batch` gives it.
 
     A target sees its own source: the one with its segment's number.
     """
@@ -83,66 +82,70 @@ def attention_over(
     read: jax.Array,
     query: jax.Array,
     project: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+    cache: KeyValues | None,
     *,
     heads: int,
     rate: float,
     dropout_key: jax.Array | None,
     scale: jax.Array | float = 1.0,
-) -> jax.Array:
-    """Softmax attention over what a block reads itself (a mask), or over a source.
+) -> tuple[jax.Array, KeyValues | None]:
+    """Attend over what a block reads itself (a mask), or over a source.
 
     Args:
         what: which of the two.
         read: what the block reads, [B, T, D].
         query: [B, T, H K].
         project: `read`, or what is encoded -> keys and values, [B, S, H K] each.
-        heads, rate, dropout_key, scale: as `layers_attention.attention` has them.
+        cache: of this attention; None where nothing is cached.
+        heads, rate, dropout_key, scale: as `layers.attention.attention` has them.
 
     Returns:
-        [B, T, H K].
+        [B, T, H K], and the cache with what is new.
     """
     how = {"heads": heads, "rate": rate, "dropout_key": dropout_key, "scale": scale}
     if isinstance(what, Source):
-        return cross_attention(query, project, what, **how)  # type: ignore[arg-type]
-    return attention(query, *project(read), what, **how)  # type: ignore[arg-type]
+        return cross_attention(query, project, what, cache, **how)  # type: ignore[arg-type]
+    return cached_attention(query, *project(read), what, cache, **how)  # type: ignore[arg-type]
 
 
 def cross_attention(
     query: jax.Array,
     project: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
     source: Source,
+    cache: KeyValues | None,
     *,
     heads: int,
     rate: float,
     dropout_key: jax.Array | None,
     scale: jax.Array | float = 1.0,
-) -> jax.Array:
-    """Softmax attention over the source, with dropout on its weights.
+) -> tuple[jax.Array, KeyValues | None]:
+    """Attend over the source, with dropout on the weights.
 
     Args:
         query: [B, T, H K].
-        project: what is encoded, [B, S, D] -> keys and values, [B, S, H K] each; it is not asked
-            where they are kept of before.
+        project: what is encoded, [B, S, D] -> keys and values, [B, S, H K] each; not called where
+            they are cached.
         source: what is read.
-        heads, rate, dropout_key, scale: as `layers_attention.attention` has them.
+        cache: keys and values of the source; None where nothing is cached.
+        heads, rate, dropout_key, scale: as `layers.attention.attention` has them.
 
     Returns:
-        [B, T, H K].
+        [B, T, H K], and the cache, which the source fills once.
     """
-    kept = source.mask.kept
-    if kept is not None and kept.key is not None:
+    if cache is not None and cache.key is not None:
         width = query.shape[-1] // heads
         bias = source.mask.bias
         rows = split_heads(query * jnp.asarray(scale / math.sqrt(width), query.dtype), width)
-        mixed = attend(rows, kept, jnp.zeros((1, 1, 1, 1)) if bias is None else bias)
-        return mixed.transpose(0, 2, 1, 3).reshape(query.shape)
-    assert source.hidden is not None  # without it the keys and values are kept
+        mixed = attend(rows, cache, jnp.zeros((1, 1, 1, 1)) if bias is None else bias)
+        return mixed.transpose(0, 2, 1, 3).reshape(query.shape), cache
+    assert source.hidden is not None  # without it the keys and values are cached
     key, value = project(source.hidden)
-    return attention(
+    return cached_attention(
         query,
         key,
         value,
         source.mask,
+        cache,
         heads=heads,
         rate=rate,
         dropout_key=dropout_key,

@@ -1,7 +1,7 @@
 """The parts that blocks are made of: modules that hold parameters and nothing else.
 
 A module is built with the shapes of its parameters only; its values come from the flat dict
-when `transformer.Part.bind` puts them in. Modules compute in the type of their input.
+when `tower.Part.bind` puts them in. Modules compute in the type of their input.
 """
 
 from __future__ import annotations

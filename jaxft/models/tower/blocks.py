@@ -6,7 +6,7 @@ B rows of T positions, D wide.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from itertools import groupby
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxft.models.layers.cache import UNCACHED, BlockCache
 from jaxft.models.layers.kernels import HEADS, ROWS
 from jaxft.models.layers.math import PRODUCT
 from jaxft.models.tower.tower import Compute, Params, Part, Tower
@@ -33,7 +34,10 @@ KEPT = {
 PIECES, FEW = 4, 4
 
 Numbers = Mapping[str, Any]
-Step = Callable[[jax.Array, Params, jax.Array | int, Numbers], jax.Array]
+Cache = Sequence[BlockCache]  # one a block
+Step = Callable[
+    [jax.Array, BlockCache, Params, jax.Array | int, Numbers], tuple[jax.Array, BlockCache]
+]
 
 
 def taken(params: Params, names: Mapping[str, str], compute: Compute) -> dict[str, jax.Array]:
@@ -49,8 +53,9 @@ def run_blocks(
     key: jax.Array | None,
     compute: Compute,
     blocks: range,
-) -> jax.Array:
-    """The stream after some of a tower's blocks, cut into runs of alike blocks.
+    cache: Cache | None = None,
+) -> tuple[jax.Array, Cache | None]:
+    """Run some of a tower's blocks, cut into runs of alike blocks.
 
     Blocks are alike when they are the same part and the same of their leaves are trained: then
     their stacked leaves are wholly trained or wholly frozen, and a scan over them computes no
@@ -64,22 +69,30 @@ def run_blocks(
         key: turns dropout on; block i uses `fold_in(key, i)`.
         compute: how to run.
         blocks: which, by their indices.
+        cache: each of these blocks' own; None where nothing is cached. Blocks with one are never
+            scanned: each cache is a buffer of its own, written in place.
 
     Returns:
-        [B, T, D].
+        The stream after them [B, T, D], and their caches with the new positions.
     """
 
     def alike(index: int) -> tuple[Part, tuple[str, ...]]:
         names = tower.block_names(index)
         return tower.blocks[index], tuple(p for p, name in names.items() if compute.trains(name))
 
+    caches: list[BlockCache] = []
     for (part, trained), run in groupby(blocks, alike):
         indices = list(run)
         step = partial(_run_block, part, context, key if trained else None, compute)
         with segment(tower, f"blocks {indices[0]}-{indices[-1]}"):
             stream = _placed(stream, compute)
-            stream = _run_alike(tower, part, step, indices, params, stream, compute)
-    return stream
+            if cache is None:
+                stream = _run_alike(tower, part, step, indices, params, stream, compute)
+            else:
+                own = [cache[index - blocks.start] for index in indices]
+                stream, added = _run_cached(tower, step, indices, params, stream, compute, own)
+                caches.extend(added)
+    return stream, None if cache is None else tuple(caches)
 
 
 def _placed(stream: jax.Array, compute: Compute) -> jax.Array:
@@ -111,15 +124,41 @@ def _run_block(
     key: jax.Array | None,
     compute: Compute,
     stream: jax.Array,
+    cache: BlockCache,
     values: Params,
     index: jax.Array | int,
     numbers: Numbers,
-) -> jax.Array:
+) -> tuple[jax.Array, BlockCache]:
     stream = checkpoint_name(stream, STREAM)
     block_key = None if key is None else jax.random.fold_in(key, index)
     block = part.bind(values, block_key, mesh=compute.mesh)
-    out = block(stream, context, block_key, **numbers)
-    return _placed(out, compute)
+    out, cache = block(stream, context, block_key, cache, **numbers)
+    return _placed(out, compute), cache
+
+
+def _run_cached(
+    tower: Tower,
+    step: Step,
+    indices: list[int],
+    params: Params,
+    stream: jax.Array,
+    compute: Compute,
+    caches: Sequence[BlockCache],
+) -> tuple[jax.Array, list[BlockCache]]:
+    """Run blocks that cache, one by one: the stream after them, and each one's cache."""
+    added = []
+    for index, cache in zip(indices, caches, strict=True):
+        stream, cache = step(stream, cache, *_inputs(tower, params, compute, index))
+        added.append(cache)
+    return stream, added
+
+
+def _inputs(
+    tower: Tower, params: Params, compute: Compute, index: int
+) -> tuple[Params, int, Numbers]:
+    """Collect what a step takes of a block: its leaves, its index, and its own numbers."""
+    numbers = {name: of[index] for name, of in tower.numbers.items()}
+    return taken(params, tower.block_names(index), compute), index, numbers
 
 
 def _run_alike(
@@ -138,9 +177,7 @@ def _run_alike(
         step = jax.checkpoint(step, prevent_cse=not scanned, policy=KEPT[compute.remat])
     if not scanned:
         for index in indices:
-            numbers = {name: of[index] for name, of in tower.numbers.items()}
-            values = taken(params, tower.block_names(index), compute)
-            stream = step(stream, values, index, numbers)
+            stream, _ = step(stream, UNCACHED, *_inputs(tower, params, compute, index))
         return stream
     if compute.remat not in KEPT:
         return _scan(tower, part, step, compute, indices, params, stream)
@@ -167,7 +204,7 @@ def _scan(
     stacked = {p: jnp.stack([block[p] for block in per_block]) for p in part.leaves}
     chosen = {name: jnp.asarray([of[i] for i in indices]) for name, of in tower.numbers.items()}
     stream, _ = jax.lax.scan(
-        lambda x, block: (step(x, *block), None),
+        lambda x, block: (step(x, UNCACHED, *block)[0], None),
         stream,
         (stacked, jnp.asarray(indices), chosen),
     )

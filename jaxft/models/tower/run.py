@@ -48,7 +48,7 @@ def run_tower(
         if given is not None:
             stream, first = given.astype(stream.dtype), tower.frozen_blocks(compute) or 0
         blocks = range(first, len(tower.blocks))
-        stream = run_blocks(tower, params, stream, context, blocks_key, compute, blocks)
+        stream, _ = run_blocks(tower, params, stream, context, blocks_key, compute, blocks)
         with segment(tower, "top"):
             top, top_key = _bind_end(tower, tower.top, params, top_key, compute)
             return top(stream, batch, top_key)
@@ -72,7 +72,8 @@ def run_trunk(
     with jax.default_matmul_precision(compute.precision):
         stem, _ = _bind_end(tower, tower.stem, params, None, compute)
         stream, context = stem(batch, None, compute)
-        return run_blocks(tower, params, stream, context, None, compute, blocks)
+        stream, _ = run_blocks(tower, params, stream, context, None, compute, blocks)
+        return stream
 
 
 def run_streams(
@@ -92,7 +93,8 @@ def run_streams(
         streams = [stream]
         for index in range(len(tower.blocks)):
             block = range(index, index + 1)
-            streams.append(run_blocks(tower, params, streams[-1], context, None, compute, block))
+            stream, _ = run_blocks(tower, params, stream, context, None, compute, block)
+            streams.append(stream)
         return streams
 
 

@@ -2,7 +2,7 @@
 
 The stem turns a batch into a stream [B, T, D] and a context that every block reads; the blocks
 turn stream into stream; the top turns the stream into named outputs. Each part is one NNX graph
-definition, bound inside the step to the leaves it needs (`transformer_run`).
+definition, bound inside the step to the leaves it needs (`tower.run`).
 """
 
 from __future__ import annotations
@@ -134,8 +134,8 @@ class Tower:
 
     Args:
         stem: called `stem(batch, key, compute) -> (stream [B, T, D], context)`; depth 0.
-        blocks: each called `block(stream, context, key, **numbers) -> stream`; block i has
-            depth i + 1. Equal neighbours are one object.
+        blocks: each called `block(stream, context, key, cache, **numbers) -> stream, cache`;
+            block i has depth i + 1. Equal neighbours are one object.
         top: called `top(stream, batch, key) -> dict of outputs`; depth n + 1.
         ties: names of the top that are another parameter: the top's path -> that one's name.
         numbers: what differs between blocks that are one object otherwise (an attention

@@ -16,6 +16,7 @@ from jaxft.models.layers.batch import (
     read_masked,
     segments_of,
 )
+from jaxft.models.layers.cache import BlockCache, KeyValues
 from jaxft.models.layers.cross import Source, attention_over
 from jaxft.models.layers.kernels import Needs
 from jaxft.models.layers.math import ACTIVATIONS, dropout
@@ -98,18 +99,21 @@ class Attention(nnx.Module):
         self.weights_rate = config.weights_rate
         self.rate = config.rate
 
-    def __call__(self, x: jax.Array, over: Mask | Source, key: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, over: Mask | Source, key: jax.Array | None, cache: KeyValues | None
+    ) -> tuple[jax.Array, KeyValues | None]:
         weights_key, output_key = split_key(key, 2)
-        mixed = attention_over(
+        mixed, cache = attention_over(
             over,
             x,
             self.query(x),
             lambda hidden: (self.key(hidden), self.value(hidden)),
+            cache,
             heads=self.heads,
             rate=self.weights_rate,
             dropout_key=weights_key,
         )
-        return self.norm(x + dropout(self.output(mixed), self.rate, output_key))
+        return self.norm(x + dropout(self.output(mixed), self.rate, output_key)), cache
 
 
 class Mlp(nnx.Module):
@@ -135,9 +139,12 @@ class Block(nnx.Module):
         self.attention = Attention(config)
         self.mlp = Mlp(config)
 
-    def __call__(self, x: jax.Array, mask: Mask, key: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, mask: Mask, key: jax.Array | None, cache: BlockCache
+    ) -> tuple[jax.Array, BlockCache]:
         attention_key, mlp_key = split_key(key, 2)
-        return self.mlp(self.attention(x, mask, attention_key), mlp_key)
+        x, own = self.attention(x, mask, attention_key, cache.own)
+        return self.mlp(x, mlp_key), BlockCache(own)
 
 
 class Plain(nnx.Module):

@@ -10,6 +10,7 @@ from flax import nnx
 from jaxft.models.families.bert.config import Config
 from jaxft.models.families.bert.modules import Attention, Embeddings, Mlp, Predictor
 from jaxft.models.layers.batch import Batch
+from jaxft.models.layers.cache import BlockCache
 from jaxft.models.layers.cross import Reading, SourceReader
 from jaxft.models.layers.decoder import CausalLm, causal_mask
 from jaxft.models.layers.kernels import Needs
@@ -48,10 +49,13 @@ class ReadingBlock(nnx.Module):
         self.cross = Attention(config)
         self.mlp = Mlp(config)
 
-    def __call__(self, x: jax.Array, context: Reading, key: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, context: Reading, key: jax.Array | None, cache: BlockCache
+    ) -> tuple[jax.Array, BlockCache]:
         attention_key, cross_key, mlp_key = split_key(key, 3)
-        x = self.attention(x, context.mask, attention_key)
-        return self.mlp(self.cross(x, context.source, cross_key), mlp_key)
+        x, own = self.attention(x, context.mask, attention_key, cache.own)
+        x, source = self.cross(x, context.source, cross_key, cache.source)
+        return self.mlp(x, mlp_key), BlockCache(own, source)
 
 
 def reading_tower(config: Config, source_width: int) -> Tower:

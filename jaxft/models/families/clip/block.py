@@ -16,6 +16,7 @@ import jax
 from flax import nnx
 
 from jaxft.models.layers.attention import Mask, attention
+from jaxft.models.layers.cache import BlockCache
 from jaxft.models.layers.kernels import Needs
 from jaxft.models.layers.math import ACTIVATIONS
 from jaxft.models.layers.modules import LayerNorm, Linear, split_key
@@ -130,8 +131,10 @@ class Block(nnx.Module):
         self.attention = Attention(fields)
         self.mlp = Mlp(fields)
 
-    def __call__(self, x: jax.Array, mask: Mask | None, key: jax.Array | None) -> jax.Array:
-        return self.mlp(self.attention(x, mask, split_key(key, 1)[0]))
+    def __call__(
+        self, x: jax.Array, mask: Mask | None, key: jax.Array | None, cache: BlockCache
+    ) -> tuple[jax.Array, BlockCache]:
+        return self.mlp(self.attention(x, mask, split_key(key, 1)[0])), cache
 
 
 def needs_of(fields: Mapping[str, Any]) -> Needs:

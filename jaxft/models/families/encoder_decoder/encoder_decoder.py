@@ -179,7 +179,7 @@ class EncoderDecoder:
         key: jax.Array | None,
         compute: Compute,
     ) -> dict[str, jax.Array]:
-        """The decoder's outputs for a batch: see `transformer_run.run_pair`."""
+        """The decoder's outputs for a batch: see `tower.run.run_pair`."""
         return run_pair(towers, params, batch, key, compute)
 
 

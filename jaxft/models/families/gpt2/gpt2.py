@@ -22,6 +22,7 @@ from flax import nnx
 from jaxft.models.families.gpt2.config import FIXED, UNREAD, Config
 from jaxft.models.layers.attention import Mask
 from jaxft.models.layers.batch import Batch, positions_of
+from jaxft.models.layers.cache import BlockCache, KeyValues
 from jaxft.models.layers.cross import Reading, Source, SourceReader, attention_over
 from jaxft.models.layers.decoder import causal_mask, decoder_top
 from jaxft.models.layers.kernels import Needs
@@ -241,22 +242,28 @@ class Attention(nnx.Module):
         self.rate = config.rate
 
     def __call__(
-        self, x: jax.Array, over: Mask | Source, key: jax.Array | None, scale: jax.Array | float
-    ) -> jax.Array:
+        self,
+        x: jax.Array,
+        over: Mask | Source,
+        key: jax.Array | None,
+        cache: KeyValues | None,
+        scale: jax.Array | float,
+    ) -> tuple[jax.Array, KeyValues | None]:
         weights_key, output_key = split_key(key, 2)
         read = self.norm(x) if self.norm_first else x
-        mixed = attention_over(
+        mixed, cache = attention_over(
             over,
             read,
             self.query(read),
             lambda hidden: (self.key(hidden), self.value(hidden)),
+            cache,
             heads=self.heads,
             rate=self.weights_rate,
             dropout_key=weights_key,
             scale=self.scale * scale,
         )
         x = x + dropout(self.output(mixed), self.rate, output_key)
-        return x if self.norm_first else self.norm(x)
+        return (x if self.norm_first else self.norm(x)), cache
 
 
 class Mlp(nnx.Module):
@@ -294,12 +301,14 @@ class Block(nnx.Module):
         x: jax.Array,
         mask: Mask,
         key: jax.Array | None,
+        cache: BlockCache,
         scale: jax.Array | float = 1.0,
         window: jax.Array | int | None = None,
-    ) -> jax.Array:
+    ) -> tuple[jax.Array, BlockCache]:
         attention_key, mlp_key = split_key(key, 2)
-        mask = mask if window is None else mask.within(window)
-        return self.mlp(self.attention(x, mask, attention_key, scale), mlp_key)
+        mask = mask if window is None else mask.within(window, cache.slot)
+        x, own = self.attention(x, mask, attention_key, cache.own, scale)
+        return self.mlp(x, mlp_key), BlockCache(own)
 
 
 class ReadingBlock(nnx.Module):
@@ -315,11 +324,13 @@ class ReadingBlock(nnx.Module):
         x: jax.Array,
         context: Reading,
         key: jax.Array | None,
+        cache: BlockCache,
         scale: jax.Array | float = 1.0,
-    ) -> jax.Array:
+    ) -> tuple[jax.Array, BlockCache]:
         attention_key, cross_key, mlp_key = split_key(key, 3)
-        x = self.attention(x, context.mask, attention_key, scale)
-        return self.mlp(self.cross(x, context.source, cross_key, scale), mlp_key)
+        x, own = self.attention(x, context.mask, attention_key, cache.own, scale)
+        x, source = self.cross(x, context.source, cross_key, cache.source, scale)
+        return self.mlp(x, mlp_key), BlockCache(own, source)
 
 
 def reading_names(model_type: str) -> tuple[Name, ...]:

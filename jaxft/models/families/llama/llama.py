@@ -23,8 +23,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxft.models.families.llama.config import FIXED, UNREAD, Config
-from jaxft.models.layers.attention import Mask, attention
+from jaxft.models.layers.attention import Mask, cached_attention
 from jaxft.models.layers.batch import Batch, positions_of
+from jaxft.models.layers.cache import BlockCache, KeyValues
 from jaxft.models.layers.decoder import causal_mask, decoder_top
 from jaxft.models.layers.kernels import Needs
 from jaxft.models.layers.math import ACTIVATIONS
@@ -200,8 +201,13 @@ class Attention(nnx.Module):
         self.rate = own["attention_dropout"]
 
     def __call__(
-        self, x: jax.Array, context: Context, key: jax.Array | None, waves: jax.Array | int
-    ) -> jax.Array:
+        self,
+        x: jax.Array,
+        context: Context,
+        key: jax.Array | None,
+        cache: KeyValues | None,
+        waves: jax.Array | int,
+    ) -> tuple[jax.Array, KeyValues | None]:
         normal = self.norm(x)
 
         def placed(projection: Linear, norm: RMSNorm | None) -> jax.Array:
@@ -211,11 +217,12 @@ class Attention(nnx.Module):
             turn = context.cosine[waves], context.sine[waves]
             return rotate(heads, turn).reshape(flat.shape)
 
-        mixed = attention(
+        mixed, cache = cached_attention(
             placed(self.query, self.query_norm),
             placed(self.key, self.key_norm),
             self.value(normal),
             context.mask,
+            cache,
             heads=self.heads,
             rate=self.rate,
             dropout_key=key,
@@ -223,7 +230,7 @@ class Attention(nnx.Module):
             soft_cap=self.soft_cap,
         )
         out = self.output(mixed)
-        return x + (out if self.output_norm is None else self.output_norm(out))
+        return x + (out if self.output_norm is None else self.output_norm(out)), cache
 
 
 class Mlp(nnx.Module):
@@ -266,12 +273,14 @@ class Block(nnx.Module):
         x: jax.Array,
         context: Context,
         key: jax.Array | None,
+        cache: BlockCache,
         window: jax.Array | int | None = None,
         waves: jax.Array | int = 0,
-    ) -> jax.Array:
+    ) -> tuple[jax.Array, BlockCache]:
         if window is not None:
-            context = replace(context, mask=context.mask.within(window))
-        return self.mlp(self.attention(x, context, key, waves))
+            context = replace(context, mask=context.mask.within(window, cache.slot))
+        x, own = self.attention(x, context, key, cache.own, waves)
+        return self.mlp(x), BlockCache(own)
 
 
 def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:

@@ -21,8 +21,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxft.models.families.t5.config import FIXED, UNREAD, Config
-from jaxft.models.layers.attention import Mask, attention, make_mask
+from jaxft.models.layers.attention import Mask, cached_attention, make_mask
 from jaxft.models.layers.batch import Batch, segments_of, slot_of
+from jaxft.models.layers.cache import BlockCache, KeyValues
 from jaxft.models.layers.cross import Source, cross_attention, source_of
 from jaxft.models.layers.kernels import Needs
 from jaxft.models.layers.loss import token_losses
@@ -167,30 +168,38 @@ class Attention(nnx.Module):
         self.output = Linear(inner, width, ("heads", "embed"), factor * inner**-0.5, False)
         self.rate, self.scale = own["dropout_rate"], math.sqrt(own["d_kv"])
 
-    def __call__(self, x: jax.Array, context: Context | Source, key: jax.Array | None) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        context: Context | Source,
+        key: jax.Array | None,
+        cache: KeyValues | None,
+    ) -> tuple[jax.Array, KeyValues | None]:
         weights_key, output_key = split_key(key, 2)
         normal = self.norm(x)
         query = self.query(normal)
         how = {"heads": self.heads, "rate": self.rate, "scale": self.scale}
         if isinstance(context, Source):
-            mixed = cross_attention(
+            mixed, cache = cross_attention(
                 query,
                 lambda hidden: (self.key(hidden), self.value(hidden)),
                 context,
+                cache,
                 dropout_key=weights_key,
                 **how,
             )
         else:
-            mixed = attention(
+            mixed, cache = cached_attention(
                 query,
                 self.key(normal),
                 self.value(normal),
                 context.mask,
+                cache,
                 dropout_key=weights_key,
                 positions=context.positions,
                 **how,
             )
-        return x + dropout(self.output(mixed), self.rate, output_key)
+        return x + dropout(self.output(mixed), self.rate, output_key), cache
 
 
 class Mlp(nnx.Module):
@@ -226,13 +235,16 @@ class Block(nnx.Module):
         self.cross = Attention(config) if decodes else None
         self.mlp = Mlp(config)
 
-    def __call__(self, x: jax.Array, context: Context, key: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, context: Context, key: jax.Array | None, cache: BlockCache
+    ) -> tuple[jax.Array, BlockCache]:
         attention_key, cross_key, mlp_key = split_key(key, 3)
-        x = self.attention(x, context, attention_key)
+        x, own = self.attention(x, context, attention_key, cache.own)
+        source = cache.source
         if self.cross is not None:
             assert context.source is not None  # a decoder's context has one
-            x = self.cross(x, context.source, cross_key)
-        return self.mlp(x, mlp_key)
+            x, source = self.cross(x, context.source, cross_key, source)
+        return self.mlp(x, mlp_key), BlockCache(own, source)
 
 
 class Bare(nnx.Module):
@@ -249,7 +261,7 @@ class Bare(nnx.Module):
 class Words(nnx.Module):
     """Scores of the next token: `logits` [B, T, V]; or, where the batch has `targets`, losses.
 
-    These are as `layers_decoder.CausalLm` has them.
+    These are as `layers.decoder.CausalLm` has them.
     """
 
     def __init__(self, config: Config):

@@ -25,6 +25,7 @@ from jaxft.errors import UserError
 from jaxft.models.families.vit.config import FIXED, UNREAD, Config
 from jaxft.models.layers.attention import Mask, attention, attention_weights, make_mask
 from jaxft.models.layers.batch import Batch
+from jaxft.models.layers.cache import BlockCache
 from jaxft.models.layers.kernels import Needs
 from jaxft.models.layers.math import ACTIVATIONS, dropout
 from jaxft.models.layers.modules import LayerNorm, Leaf, Linear, parameter, split_key
@@ -321,9 +322,11 @@ class Block(nnx.Module):
         self.attention = Attention(config)
         self.mlp = GatedMlp(config) if config.fields.get("use_swiglu_ffn") else Mlp(config)
 
-    def __call__(self, x: jax.Array, mask: Mask | None, key: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, mask: Mask | None, key: jax.Array | None, cache: BlockCache
+    ) -> tuple[jax.Array, BlockCache]:
         attention_key, mlp_key = split_key(key, 2)
-        return self.mlp(self.attention(x, mask, attention_key), mlp_key)
+        return self.mlp(self.attention(x, mask, attention_key), mlp_key), cache
 
 
 class Encoder(nnx.Module):

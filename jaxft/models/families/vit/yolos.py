@@ -24,6 +24,7 @@ from jaxft.models.families.vit.config import FIXED, Config
 from jaxft.models.families.vit.vit import VIT_NAMES, Attention, Encoder, Mlp
 from jaxft.models.layers.attention import Mask, make_mask
 from jaxft.models.layers.batch import Batch
+from jaxft.models.layers.cache import BlockCache
 from jaxft.models.layers.kernels import Needs
 from jaxft.models.layers.math import dropout
 from jaxft.models.layers.modules import LayerNorm, Leaf, Linear, parameter, split_key
@@ -191,11 +192,13 @@ class Block(nnx.Module):
         self.mlp = Mlp(config)
         self.grid = config.grid
 
-    def __call__(self, x: jax.Array, seen: Seen, key: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, seen: Seen, key: jax.Array | None, cache: BlockCache
+    ) -> tuple[jax.Array, BlockCache]:
         attention_key, mlp_key = split_key(key, 2)
         if self.position is not None:
             x = x + resized(self.position[...], self.grid, seen.grid)
-        return self.mlp(self.attention(x, seen.mask, attention_key), mlp_key)
+        return self.mlp(self.attention(x, seen.mask, attention_key), mlp_key), cache
 
 
 class Layers(nnx.Module):
