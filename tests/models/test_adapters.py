@@ -1,6 +1,7 @@
 """Adapters: what is put in, what trains, what a run keeps of it, and PEFT's files both ways."""
 
 import json
+import zlib
 from functools import partial
 from types import SimpleNamespace
 
@@ -26,13 +27,15 @@ from jaxft.export.export import export
 from jaxft.inference.predict import predict
 from jaxft.inference.score import score
 from jaxft.models.adapters.low_rank import Adapter, is_adapter
+from jaxft.models.load import describe
 from jaxft.models.load_adapters import save_adapter
 from jaxft.models.tower.cache import prefill
-from jaxft.models.tower.tower import Compute
+from jaxft.models.tower.tower import Compute, Tower
 from jaxft.runs.folder import open_run
 from jaxft.training.phase import make_stage
 from jaxft.training.story import train
-from tests.support.families import auto_class, gradients, make_pair
+from tests.support.families import FAMILIES, auto_class, gradients, make_pair
+from tests.support.random_configs import random_config
 from tests.support.tiny import tiny_config
 
 pytestmark = [
@@ -146,6 +149,35 @@ def test_dropout_is_of_an_adapters_input_alone(bert):
     ).params
     without = run(nothing, bert.batch, key, Compute(trainable=names))["logits"]
     np.testing.assert_array_equal(without, bert.ours(**bert.batch)["logits"])
+
+
+LAST_OF_EACH_FAMILY = sorted({family.__name__: kind for kind, family in FAMILIES.items()}.values())
+
+
+@pytest.mark.parametrize("kind", LAST_OF_EACH_FAMILY)
+def test_every_linear_map_of_a_block_passes_an_adapter_the_blocks_key(kind, tmp_path):
+    """Each adapter folds its own path's number into the key: a program that drops out has it."""
+    config = random_config(kind, np.random.default_rng(1)).to_dict()
+    if isinstance(config.get("decoder"), dict):  # transformers sets these with the weights
+        config["decoder"] |= {"is_decoder": True, "add_cross_attention": True}
+    (tmp_path / "config.json").write_text(json.dumps(config, default=str))
+    adapter = Adapter(1, 1.0, (r"(.*/)?blocks/\d+/.*kernel",), dropout=0.5)
+    head = next(iter(FAMILIES[kind].MODEL_TYPES[kind]))
+    model = describe(str(tmp_path), task=head, weights=False, adapter=adapter)
+    words = np.ones((2, 4), np.int32)
+    batch = {"decoder_input_ids": words} if "encoder" in model.towers else {}
+    batch |= {"input_ids": words} if model.vocab_size else {}
+    if model.image_size is not None:
+        batch["pixel_values"] = np.ones((2, 3, *model.image_size), np.float32)
+    program = str(jax.make_jaxpr(model.apply)(model.params, batch, jax.random.key(0)))
+    blocks = [
+        block for part in model.towers.values() if isinstance(part, Tower) for block in part.blocks
+    ]
+    paths = {path for block in blocks for path in block.leaves if path.endswith("/lora_a")}
+    assert paths
+    for path in paths:
+        number = zlib.crc32(path.removesuffix("/lora_a").encode())
+        assert f" {number}:u32[]" in program, f"{path} is called without a key"
 
 
 def test_a_step_costs_no_gradient_of_a_whole_kernel(bert):

@@ -134,7 +134,7 @@ def _rebuilt(part: Part, linears: tuple[tuple[str, LowRank], ...]) -> Part:
     for path, low_rank in linears:
         *above, last = path.split("/")
         owner = reduce(getattr, above, module)
-        setattr(owner, last, LowRankLinear(getattr(owner, last), low_rank))
+        setattr(owner, last, LowRankLinear(getattr(owner, last), low_rank, path))
     return Part(module)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 
 import jax
@@ -39,6 +40,7 @@ class LowRankLinear(nnx.Module):
     Args:
         plain: the linear map whose W and b it takes.
         low_rank: what is put beside them.
+        path: where it is in its block, `attention/query`: each has a dropout of its own.
 
     Source: Hu et al. (2021), https://arxiv.org/abs/2106.09685; Liu et al. (2024),
     https://arxiv.org/abs/2402.09353. As in their code, A starts as a `torch.nn.Linear` does
@@ -46,7 +48,7 @@ class LowRankLinear(nnx.Module):
     through the lengths that are divided by. Dropout is of the thin matrices' input alone.
     """
 
-    def __init__(self, plain: Linear, low_rank: LowRank):
+    def __init__(self, plain: Linear, low_rank: LowRank, path: str):
         self.kernel, self.bias = plain.kernel, plain.bias
         leaf: Leaf = plain.kernel.get_metadata()["leaf"]
         (inside, outside), (axis_in, axis_out) = leaf.shape, leaf.axes
@@ -56,12 +58,14 @@ class LowRankLinear(nnx.Module):
         length = Leaf((outside,), (axis_out,), mean=1.0, decay=False)
         self.magnitude = parameter(length) if low_rank.dora else None
         self.scale, self.rate = low_rank.scale, low_rank.rate
-        self.key: jax.Array | None = nnx.data(None)  # of dropout; `Part.bind` gives one
+        self.path_number = zlib.crc32(path.encode())
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Map `x` [..., I] to [..., O]; the block's dropout key turns dropout on."""
+        own = None if key is None or not self.rate else jax.random.fold_in(key, self.path_number)
         kernel, a, b = self.kernel[...], self.lora_a[...], self.lora_b[...]
         bias = None if self.bias is None else self.bias[...]
-        added = linear(linear(dropout(x, self.rate, self.key), a, None), b, None) * self.scale
+        added = linear(linear(dropout(x, self.rate, own), a, None), b, None) * self.scale
         if self.magnitude is None:
             return linear(x, kernel, bias) + added
         kept = lax.stop_gradient((kernel, a, b))

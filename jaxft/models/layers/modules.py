@@ -58,7 +58,8 @@ class Linear(nnx.Module):
         self.kernel = parameter(Leaf((inside, outside), axes, std=std))
         self.bias = parameter(Leaf((outside,), axes[1:], decay=False)) if bias else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Map `x`; `key` is the block's dropout key, for an adapter in this one's place."""
         return linear(x, self.kernel[...], None if self.bias is None else self.bias[...])
 
 

@@ -131,7 +131,7 @@ def _run_block(
 ) -> tuple[jax.Array, BlockCache]:
     stream = checkpoint_name(stream, STREAM)
     block_key = None if key is None else jax.random.fold_in(key, index)
-    block = part.bind(values, block_key, mesh=compute.mesh)
+    block = part.bind(values, mesh=compute.mesh)
     out, cache = block(stream, context, block_key, cache, **numbers)
     return _placed(out, compute), cache
 

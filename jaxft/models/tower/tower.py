@@ -7,16 +7,14 @@ definition, bound inside the step to the leaves it needs (`tower.run`).
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, reduce
+from functools import cached_property
 from typing import Any
 
 import jax
 from flax import nnx
 
-from jaxft.models.layers.adapter import LowRankLinear
 from jaxft.models.layers.kernels import Kernel, Needs, Setting, choose
 from jaxft.models.layers.modules import Leaf
 from jaxft.models.layers.partition import gathered
@@ -91,19 +89,9 @@ class Part:
         state = nnx.to_flat_state(nnx.split(self.module)[1])
         return {"/".join(map(str, path)): value.get_metadata()["leaf"] for path, value in state}
 
-    @cached_property
-    def dropping(self) -> list[tuple[str, ...]]:
-        """Where adapters are that have a dropout of their own."""
-        return [
-            tuple(map(str, path))
-            for path, module in nnx.iter_modules(self.module)
-            if isinstance(module, LowRankLinear) and module.rate
-        ]
-
     def bind(
         self,
         values: Params,
-        key: jax.Array | None = None,
         *,
         mesh: jax.sharding.Mesh | None = None,
     ) -> Callable[..., Any]:
@@ -111,21 +99,11 @@ class Part:
 
         Args:
             values: they come together as `gathered` says.
-            key: turns the dropout of its adapters on: a linear map is called with none.
             mesh: the devices; None where they are not known.
         """
         values = gathered(values, self.leaves, mesh)
-        module = nnx.merge(
-            self.graphdef,
-            nnx.from_flat_state(
-                [(tuple(path.split("/")), nnx.Param(values[path])) for path in self.leaves]
-            ),
-        )
-        if key is not None:
-            for path in self.dropping:
-                linear = reduce(getattr, path, module)
-                linear.key = jax.random.fold_in(key, zlib.crc32("/".join(path).encode()))
-        return module
+        leaves = [(tuple(path.split("/")), nnx.Param(values[path])) for path in self.leaves]
+        return nnx.merge(self.graphdef, nnx.from_flat_state(leaves))
 
 
 @dataclass(frozen=True, eq=False)

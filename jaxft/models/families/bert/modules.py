@@ -100,20 +100,25 @@ class Attention(nnx.Module):
         self.rate = config.rate
 
     def __call__(
-        self, x: jax.Array, over: Mask | Source, key: jax.Array | None, cache: KeyValues | None
+        self,
+        x: jax.Array,
+        over: Mask | Source,
+        key: jax.Array | None,
+        block_key: jax.Array | None,
+        cache: KeyValues | None,
     ) -> tuple[jax.Array, KeyValues | None]:
         weights_key, output_key = split_key(key, 2)
         mixed, cache = attention_over(
             over,
             x,
-            self.query(x),
-            lambda hidden: (self.key(hidden), self.value(hidden)),
+            self.query(x, block_key),
+            lambda hidden: (self.key(hidden, block_key), self.value(hidden, block_key)),
             cache,
             heads=self.heads,
             rate=self.weights_rate,
             dropout_key=weights_key,
         )
-        return self.norm(x + dropout(self.output(mixed), self.rate, output_key)), cache
+        return self.norm(x + dropout(self.output(mixed, block_key), self.rate, output_key)), cache
 
 
 class Mlp(nnx.Module):
@@ -127,9 +132,11 @@ class Mlp(nnx.Module):
         self.activation = config.activation
         self.rate = config.rate
 
-    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
-        inner = ACTIVATIONS[self.activation](self.up(x))  # [B, T, F]
-        return self.norm(x + dropout(self.down(inner), self.rate, key))
+    def __call__(
+        self, x: jax.Array, key: jax.Array | None, block_key: jax.Array | None
+    ) -> jax.Array:
+        inner = ACTIVATIONS[self.activation](self.up(x, block_key))  # [B, T, F]
+        return self.norm(x + dropout(self.down(inner, block_key), self.rate, key))
 
 
 class Block(nnx.Module):
@@ -143,8 +150,8 @@ class Block(nnx.Module):
         self, x: jax.Array, mask: Mask, key: jax.Array | None, cache: BlockCache
     ) -> tuple[jax.Array, BlockCache]:
         attention_key, mlp_key = split_key(key, 2)
-        x, own = self.attention(x, mask, attention_key, cache.own)
-        return self.mlp(x, mlp_key), BlockCache(own)
+        x, own = self.attention(x, mask, attention_key, key, cache.own)
+        return self.mlp(x, mlp_key, key), BlockCache(own)
 
 
 class Plain(nnx.Module):

@@ -53,9 +53,9 @@ class ReadingBlock(nnx.Module):
         self, x: jax.Array, context: Reading, key: jax.Array | None, cache: BlockCache
     ) -> tuple[jax.Array, BlockCache]:
         attention_key, cross_key, mlp_key = split_key(key, 3)
-        x, own = self.attention(x, context.mask, attention_key, cache.own)
-        x, source = self.cross(x, context.source, cross_key, cache.source)
-        return self.mlp(x, mlp_key), BlockCache(own, source)
+        x, own = self.attention(x, context.mask, attention_key, key, cache.own)
+        x, source = self.cross(x, context.source, cross_key, key, cache.source)
+        return self.mlp(x, mlp_key, key), BlockCache(own, source)
 
 
 def reading_tower(config: Config, source_width: int) -> Tower:

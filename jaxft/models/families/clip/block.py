@@ -95,18 +95,24 @@ class Attention(nnx.Module):
         self.heads = fields["num_attention_heads"]
         self.rate = fields["attention_dropout"]
 
-    def __call__(self, x: jax.Array, mask: Mask | None, key: jax.Array | None) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: Mask | None,
+        key: jax.Array | None,
+        block_key: jax.Array | None,
+    ) -> jax.Array:
         normal = self.norm(x)
         mixed = attention(
-            self.query(normal),
-            self.key(normal),
-            self.value(normal),
+            self.query(normal, block_key),
+            self.key(normal, block_key),
+            self.value(normal, block_key),
             mask,
             heads=self.heads,
             rate=self.rate,
             dropout_key=key,
         )
-        return x + self.output(mixed)
+        return x + self.output(mixed, block_key)
 
 
 class Mlp(nnx.Module):
@@ -119,9 +125,9 @@ class Mlp(nnx.Module):
         self.down = Linear(inner, width, ("mlp", "embed"), STD)
         self.activation = fields["hidden_act"]
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        inner = ACTIVATIONS[self.activation](self.up(self.norm(x)))  # [B, T, F]
-        return x + self.down(inner)
+    def __call__(self, x: jax.Array, block_key: jax.Array | None) -> jax.Array:
+        inner = ACTIVATIONS[self.activation](self.up(self.norm(x), block_key))  # [B, T, F]
+        return x + self.down(inner, block_key)
 
 
 class Block(nnx.Module):
@@ -134,7 +140,7 @@ class Block(nnx.Module):
     def __call__(
         self, x: jax.Array, mask: Mask | None, key: jax.Array | None, cache: BlockCache
     ) -> tuple[jax.Array, BlockCache]:
-        return self.mlp(self.attention(x, mask, split_key(key, 1)[0])), cache
+        return self.mlp(self.attention(x, mask, split_key(key, 1)[0], key), key), cache
 
 
 def needs_of(fields: Mapping[str, Any]) -> Needs:

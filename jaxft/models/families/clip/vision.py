@@ -242,7 +242,7 @@ class AttentionPool(nnx.Module):
         query = jnp.broadcast_to(query, (len(x), 1, width))
         key, value = jnp.split(linear(x, kernel[:, width:], bias[width:]), 2, axis=-1)
         mixed = attention(query, key, value, None, heads=self.heads, rate=0.0, dropout_key=None)
-        return self.mlp(self.output(mixed))[:, 0]
+        return self.mlp(self.output(mixed), None)[:, 0]
 
 
 class Top(nnx.Module):

@@ -246,6 +246,7 @@ class Attention(nnx.Module):
         x: jax.Array,
         over: Mask | Source,
         key: jax.Array | None,
+        block_key: jax.Array | None,
         cache: KeyValues | None,
         scale: jax.Array | float,
     ) -> tuple[jax.Array, KeyValues | None]:
@@ -254,15 +255,15 @@ class Attention(nnx.Module):
         mixed, cache = attention_over(
             over,
             read,
-            self.query(read),
-            lambda hidden: (self.key(hidden), self.value(hidden)),
+            self.query(read, block_key),
+            lambda hidden: (self.key(hidden, block_key), self.value(hidden, block_key)),
             cache,
             heads=self.heads,
             rate=self.weights_rate,
             dropout_key=weights_key,
             scale=self.scale * scale,
         )
-        x = x + dropout(self.output(mixed), self.rate, output_key)
+        x = x + dropout(self.output(mixed, block_key), self.rate, output_key)
         return (x if self.norm_first else self.norm(x)), cache
 
 
@@ -278,10 +279,12 @@ class Mlp(nnx.Module):
         self.norm_first = config.norm_first
         self.rate = config.rate
 
-    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, key: jax.Array | None, block_key: jax.Array | None
+    ) -> jax.Array:
         read = self.norm(x) if self.norm_first else x
-        inner = ACTIVATIONS[self.activation](self.up(read))  # [B, T, F]
-        x = x + dropout(self.down(inner), self.rate, key)
+        inner = ACTIVATIONS[self.activation](self.up(read, block_key))  # [B, T, F]
+        x = x + dropout(self.down(inner, block_key), self.rate, key)
         return x if self.norm_first else self.norm(x)
 
 
@@ -307,8 +310,8 @@ class Block(nnx.Module):
     ) -> tuple[jax.Array, BlockCache]:
         attention_key, mlp_key = split_key(key, 2)
         mask = mask if window is None else mask.within(window, cache.slot)
-        x, own = self.attention(x, mask, attention_key, cache.own, scale)
-        return self.mlp(x, mlp_key), BlockCache(own)
+        x, own = self.attention(x, mask, attention_key, key, cache.own, scale)
+        return self.mlp(x, mlp_key, key), BlockCache(own)
 
 
 class ReadingBlock(nnx.Module):
@@ -328,9 +331,9 @@ class ReadingBlock(nnx.Module):
         scale: jax.Array | float = 1.0,
     ) -> tuple[jax.Array, BlockCache]:
         attention_key, cross_key, mlp_key = split_key(key, 3)
-        x, own = self.attention(x, context.mask, attention_key, cache.own, scale)
-        x, source = self.cross(x, context.source, cross_key, cache.source, scale)
-        return self.mlp(x, mlp_key), BlockCache(own, source)
+        x, own = self.attention(x, context.mask, attention_key, key, cache.own, scale)
+        x, source = self.cross(x, context.source, cross_key, key, cache.source, scale)
+        return self.mlp(x, mlp_key, key), BlockCache(own, source)
 
 
 def reading_names(model_type: str) -> tuple[Name, ...]:

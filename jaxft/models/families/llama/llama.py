@@ -211,7 +211,7 @@ class Attention(nnx.Module):
         normal = self.norm(x)
 
         def placed(projection: Linear, norm: RMSNorm | None) -> jax.Array:
-            flat = projection(normal)
+            flat = projection(normal, key)
             heads = flat.reshape(*flat.shape[:2], -1, self.head_width)  # [B, T, H or G, K]
             heads = heads if norm is None else norm(heads)
             turn = context.cosine[waves], context.sine[waves]
@@ -220,7 +220,7 @@ class Attention(nnx.Module):
         mixed, cache = cached_attention(
             placed(self.query, self.query_norm),
             placed(self.key, self.key_norm),
-            self.value(normal),
+            self.value(normal, key),
             context.mask,
             cache,
             heads=self.heads,
@@ -229,7 +229,7 @@ class Attention(nnx.Module):
             scale=self.scale,
             soft_cap=self.soft_cap,
         )
-        out = self.output(mixed)
+        out = self.output(mixed, key)
         return x + (out if self.output_norm is None else self.output_norm(out)), cache
 
 
@@ -250,10 +250,11 @@ class Mlp(nnx.Module):
         self.output_norm = RMSNorm(width, eps, from_one=True) if config.gemma else None
         self.activation = config.activation
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
         normal = self.norm(x)
-        inner = ACTIVATIONS[self.activation](self.gate(normal)) * self.up(normal)  # [B, T, F]
-        out = self.down(inner)
+        gate = ACTIVATIONS[self.activation](self.gate(normal, key))
+        inner = gate * self.up(normal, key)  # [B, T, F]
+        out = self.down(inner, key)
         return x + (out if self.output_norm is None else self.output_norm(out))
 
 
@@ -280,7 +281,7 @@ class Block(nnx.Module):
         if window is not None:
             context = replace(context, mask=context.mask.within(window, cache.slot))
         x, own = self.attention(x, context, key, cache.own, waves)
-        return self.mlp(x), BlockCache(own)
+        return self.mlp(x, key), BlockCache(own)
 
 
 def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:

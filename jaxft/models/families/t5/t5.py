@@ -173,16 +173,17 @@ class Attention(nnx.Module):
         x: jax.Array,
         context: Context | Source,
         key: jax.Array | None,
+        block_key: jax.Array | None,
         cache: KeyValues | None,
     ) -> tuple[jax.Array, KeyValues | None]:
         weights_key, output_key = split_key(key, 2)
         normal = self.norm(x)
-        query = self.query(normal)
+        query = self.query(normal, block_key)
         how = {"heads": self.heads, "rate": self.rate, "scale": self.scale}
         if isinstance(context, Source):
             mixed, cache = cross_attention(
                 query,
-                lambda hidden: (self.key(hidden), self.value(hidden)),
+                lambda hidden: (self.key(hidden, block_key), self.value(hidden, block_key)),
                 context,
                 cache,
                 dropout_key=weights_key,
@@ -191,15 +192,15 @@ class Attention(nnx.Module):
         else:
             mixed, cache = cached_attention(
                 query,
-                self.key(normal),
-                self.value(normal),
+                self.key(normal, block_key),
+                self.value(normal, block_key),
                 context.mask,
                 cache,
                 dropout_key=weights_key,
                 positions=context.positions,
                 **how,
             )
-        return x + dropout(self.output(mixed), self.rate, output_key), cache
+        return x + dropout(self.output(mixed, block_key), self.rate, output_key), cache
 
 
 class Mlp(nnx.Module):
@@ -216,15 +217,18 @@ class Mlp(nnx.Module):
         self.down = Linear(wide, width, ("mlp", "embed"), factor * wide**-0.5, False)
         self.activation, self.rate = config.activation, own["dropout_rate"]
 
-    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, key: jax.Array | None, block_key: jax.Array | None
+    ) -> jax.Array:
         inner_key, output_key = split_key(key, 2)
         normal, act = self.norm(x), ACTIVATIONS[self.activation]
         if self.inner is not None:
-            inner = act(self.inner(normal))  # [B, T, F]
+            inner = act(self.inner(normal, block_key))  # [B, T, F]
         else:
             assert self.gate is not None and self.up is not None  # noqa: PT018 - one fact
-            inner = act(self.gate(normal)) * self.up(normal)
-        return x + dropout(self.down(dropout(inner, self.rate, inner_key)), self.rate, output_key)
+            inner = act(self.gate(normal, block_key)) * self.up(normal, block_key)
+        out = self.down(dropout(inner, self.rate, inner_key), block_key)
+        return x + dropout(out, self.rate, output_key)
 
 
 class Block(nnx.Module):
@@ -239,12 +243,12 @@ class Block(nnx.Module):
         self, x: jax.Array, context: Context, key: jax.Array | None, cache: BlockCache
     ) -> tuple[jax.Array, BlockCache]:
         attention_key, cross_key, mlp_key = split_key(key, 3)
-        x, own = self.attention(x, context, attention_key, cache.own)
+        x, own = self.attention(x, context, attention_key, key, cache.own)
         source = cache.source
         if self.cross is not None:
             assert context.source is not None  # a decoder's context has one
-            x, source = self.cross(x, context.source, cross_key, source)
-        return self.mlp(x, mlp_key), BlockCache(own, source)
+            x, source = self.cross(x, context.source, cross_key, key, source)
+        return self.mlp(x, mlp_key, key), BlockCache(own, source)
 
 
 class Bare(nnx.Module):

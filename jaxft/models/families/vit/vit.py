@@ -256,19 +256,25 @@ class Attention(nnx.Module):
         self.heads = own["num_attention_heads"]
         self.rate = own["attention_probs_dropout_prob"]
 
-    def __call__(self, x: jax.Array, mask: Mask | None, key: jax.Array | None) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: Mask | None,
+        key: jax.Array | None,
+        block_key: jax.Array | None,
+    ) -> jax.Array:
         weights_key, join_key = split_key(key, 2)
         normal = self.norm(x)
         mixed = attention(
-            self.query(normal),
-            self.key(normal),
-            self.value(normal),
+            self.query(normal, block_key),
+            self.key(normal, block_key),
+            self.value(normal, block_key),
             mask,
             heads=self.heads,
             rate=self.rate,
             dropout_key=weights_key,
         )
-        return self.join(x, self.output(mixed), join_key)
+        return self.join(x, self.output(mixed, block_key), join_key)
 
     def weights(self, x: jax.Array) -> jax.Array:
         """How much each position [B, T] reads of each, by head, without dropout: [B, H, T, T]."""
@@ -289,9 +295,11 @@ class Mlp(nnx.Module):
         self.join = Join(config)
         self.activation = own["hidden_act"]
 
-    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
-        inner = ACTIVATIONS[self.activation](self.up(self.norm(x)))  # [B, T, F]
-        return self.join(x, self.down(inner), key)
+    def __call__(
+        self, x: jax.Array, key: jax.Array | None, block_key: jax.Array | None
+    ) -> jax.Array:
+        inner = ACTIVATIONS[self.activation](self.up(self.norm(x), block_key))  # [B, T, F]
+        return self.join(x, self.down(inner, block_key), key)
 
 
 class GatedMlp(nnx.Module):
@@ -310,9 +318,12 @@ class GatedMlp(nnx.Module):
         self.gated_down = Linear(inner, width, ("mlp", "embed"), std)
         self.join = Join(config)
 
-    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
-        gate, other = jnp.split(self.gated_up(self.norm(x)), 2, axis=-1)  # [B, T, F] each
-        return self.join(x, self.gated_down(jax.nn.silu(gate) * other), key)
+    def __call__(
+        self, x: jax.Array, key: jax.Array | None, block_key: jax.Array | None
+    ) -> jax.Array:
+        up = self.gated_up(self.norm(x), block_key)
+        gate, other = jnp.split(up, 2, axis=-1)  # [B, T, F] each
+        return self.join(x, self.gated_down(jax.nn.silu(gate) * other, block_key), key)
 
 
 class Block(nnx.Module):
@@ -326,7 +337,7 @@ class Block(nnx.Module):
         self, x: jax.Array, mask: Mask | None, key: jax.Array | None, cache: BlockCache
     ) -> tuple[jax.Array, BlockCache]:
         attention_key, mlp_key = split_key(key, 2)
-        return self.mlp(self.attention(x, mask, attention_key), mlp_key), cache
+        return self.mlp(self.attention(x, mask, attention_key, key), mlp_key, key), cache
 
 
 class Encoder(nnx.Module):

@@ -198,7 +198,8 @@ class Block(nnx.Module):
         attention_key, mlp_key = split_key(key, 2)
         if self.position is not None:
             x = x + resized(self.position[...], self.grid, seen.grid)
-        return self.mlp(self.attention(x, seen.mask, attention_key), mlp_key), cache
+        x = self.attention(x, seen.mask, attention_key, key)
+        return self.mlp(x, mlp_key, key), cache
 
 
 class Layers(nnx.Module):
