@@ -49,7 +49,7 @@ def tiny_imagegpt(folder: Path, **sizes: int) -> Path:
         name: value + 0.3 * jax.random.normal(key, value.shape)
         for key, (name, value) in zip(keys, model.params.items(), strict=True)
     }
-    return model.save(folder, shaken)
+    return model.save(folder, shaken, overwrite=True)
 
 
 @pytest.fixture(scope="module")
