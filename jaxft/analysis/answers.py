@@ -1,4 +1,4 @@
-"""What a chat model answers the first eval prompts, before a run and after it."""
+"""Answers of a chat model to the first eval prompts, before a run and after it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ASKED, WRITTEN = 8, 64  # prompts, and the most tokens of an answer
 
 
 def answers(built: Build, params: Mapping[str, jax.Array]) -> list[dict[str, Any]]:
-    """What the model answers, token by token the most likely one.
+    """Generate the answers by greedy decoding.
 
     Args:
         built: the run.

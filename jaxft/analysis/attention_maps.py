@@ -1,4 +1,4 @@
-"""Where the model looked, beside each picture of an image classifier's worst mistakes."""
+"""Attention rollout beside each image of an image classifier's worst mistakes."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def with_attention(
     examples, towers = split.examples, [*built.model.towers.values()]
     if not isinstance(examples, ImageExamples) or built.model.model_type not in MODEL_TYPES:
         return lines
-    told = list(lines)  # before the first process alone writes them: all look together
-    chosen = np.array([number for number, line in enumerate(told) if "image" in line], int)
+    all_lines = list(lines)  # before the first process alone writes them: all look together
+    chosen = np.array([number for number, line in enumerate(all_lines) if "image" in line], int)
     if not len(chosen):
-        return told
+        return all_lines
     (tower,) = towers
     assert isinstance(tower, Tower)
 
@@ -50,5 +50,5 @@ def with_attention(
     for number, shares in zip(chosen.tolist(), maps, strict=True):
         ((_, row),) = split.source.each([examples.column], [number])
         image = open_image(split.source, number, row[examples.column])
-        told[number]["attention"] = heated(examples.processor.fit(image), shares)
-    return told
+        all_lines[number]["attention"] = heated(examples.processor.fit(image), shares)
+    return all_lines

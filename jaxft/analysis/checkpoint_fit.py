@@ -64,19 +64,19 @@ def hold_against(
     if not model.vocab_size:
         raise UserError(f"--against: {checkpoint} reads no text.")
     tools = Tools(model, max_length, None)
-    found: dict[str, Any] = {"checkpoint": checkpoint, "texts": len(texts)}
-    found["tokens"] = token_facts(tools, texts)
-    found["pretraining"] = _pretraining(checkpoint, tools, texts)
+    results: dict[str, Any] = {"checkpoint": checkpoint, "texts": len(texts)}
+    results["tokens"] = token_facts(tools, texts)
+    results["pretraining"] = _pretraining(checkpoint, tools, texts)
     features = token_means(model, tools, texts)
     if reference is not None:
-        found["distance"] = distance_facts(features, token_means(model, tools, reference))
+        results["distance"] = distance_facts(features, token_means(model, tools, reference))
     if labels is not None:
-        found["probe"] = probe(features, labels)
-    return {**found, "advice": advice(found)}
+        results["probe"] = probe(features, labels)
+    return {**results, "advice": advice(results)}
 
 
 def token_facts(tools: Tools, texts: Sequence[str]) -> dict[str, float]:
-    """How a tokenizer cuts texts: pieces a word, unknown pieces, lengths beside the context."""
+    """Count pieces a word, unknown pieces and lengths beside the context."""
     whole = tools.tokenizer.encode(texts, placed=True)
     lengths = np.array([len(ids) for ids in whole.ids])
     words = sum(len(text.split()) for text in texts)
@@ -114,12 +114,12 @@ def token_means(model: Model, tools: Tools, texts: Sequence[str]) -> np.ndarray:
     @jax.jit
     def compute(params: Mapping[str, jax.Array], ids: jax.Array, mask: jax.Array) -> jax.Array:
         out = model.apply(params, {"input_ids": ids, "attention_mask": mask})
-        kept = mask[..., None]  # [B, T, 1]
-        return (out["last_hidden_state"] * kept).sum(1) / kept.sum(1)
+        weights = mask[..., None]  # [B, T, 1]
+        return (out["last_hidden_state"] * weights).sum(1) / weights.sum(1)
 
     encoded = tools.tokenizer.encode(texts, max_length=tools.max_length).ids
     order = np.argsort([len(ids) for ids in encoded], kind="stable")
-    found = np.zeros((len(texts), 0))
+    results = np.zeros((len(texts), 0))
     for first in range(0, len(order), ROWS):
         chosen = order[first : first + ROWS]
         most = min(-(-max(len(encoded[one]) for one in chosen) // STEP) * STEP, model.max_positions)
@@ -130,14 +130,14 @@ def token_means(model: Model, tools: Tools, texts: Sequence[str]) -> np.ndarray:
             own = encoded[one]
             ids[row, : len(own)], mask[row, : len(own)] = own, 1
         means = np.asarray(compute(model.params, ids, mask), np.float64)[: len(chosen)]
-        if not found.size:
-            found = np.zeros((len(texts), means.shape[1]))
-        found[chosen] = means
-    return found
+        if not results.size:
+            results = np.zeros((len(texts), means.shape[1]))
+        results[chosen] = means
+    return results
 
 
 def distance_facts(features: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    """How far features lie from the reference's, beside how far its own halves lie apart.
+    """Measure the distance of features from the reference, beside that of its own halves.
 
     Small samples lie apart by chance, and by more the smaller: both distances are of samples of
     one size.
@@ -172,36 +172,38 @@ def probe(features: np.ndarray, labels: Sequence[str]) -> dict[str, Any] | None:
     return {"accuracy": mean, "guessing": float(counts.max() / counts.sum()), "margin": margin}
 
 
-def advice(found: Mapping[str, Any]) -> list[str]:
-    """What to do, in sentences; that there is nothing to mend, where there is not."""
-    tokens, said = found["tokens"], []
+def advice(fit: Mapping[str, Any]) -> list[str]:
+    """Return advice in sentences, or that there is nothing to mend."""
+    tokens, sentences = fit["tokens"], []
     if tokens["pieces_per_word"] > MANY_PIECES or tokens["unknown"] > MANY_UNKNOWN:
-        said.append(
+        sentences.append(
             "The tokenizer cuts these words into many pieces: take a checkpoint of their language "
             "or domain, or adapt this one first (language modelling on unlabelled texts of the "
             "domain), and train the embeddings too."
         )
     if tokens["cut"] > MANY_CUT:
-        said.append(
+        sentences.append(
             "Many texts are longer than the context and are cut: take a checkpoint with a longer "
             "one, or cut the texts where what matters stands."
         )
-    distance, result = found.get("distance"), found.get("probe")
+    distance, result = fit.get("distance"), fit.get("probe")
     if distance and distance["times"] > FAR:
-        said.append(
+        sentences.append(
             "The features lie far from the reference's: adapt to the domain first, and train "
             "deeper (fewer frozen blocks, a milder layer_decay.rate)."
         )
     if result and (gain := _gain(result)) < HARD:
-        said.append(
+        sentences.append(
             "A linear probe reads little of the labels out of the frozen features "
             f"({gain:.0%} of the way from guessing to all right): train deeper, and label more."
         )
     elif result:
-        said.append("The labels can be read out of the frozen features: freezing costs little.")
-    return said or ["Nothing here says that the checkpoint has not seen the like."]
+        sentences.append(
+            "The labels can be read out of the frozen features: freezing costs little."
+        )
+    return sentences or ["Nothing here says that the checkpoint has not seen the like."]
 
 
 def _gain(result: Mapping[str, float]) -> float:
-    """How far a probe comes from guessing to all right: 0 to 1."""
+    """Return how far a probe is between chance (0) and perfect (1)."""
     return (result["accuracy"] - result["guessing"]) / max(1 - result["guessing"], 1e-9)

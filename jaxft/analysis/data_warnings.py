@@ -1,4 +1,4 @@
-"""What in a run's rows would spoil it: rows that stand in two splits, classes that are rare."""
+"""Rows that would spoil a run: rows in two splits, rare classes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jaxft.tasks.parts.contract import Task
 def split_warnings(
     config: Config, task: Task, splits: Mapping[str, Split], labels: Mapping[str, Mapping[str, int]]
 ) -> dict[str, list[str]]:
-    """What a person should know of each split before training: split name -> sentences.
+    """Collect the warnings of each split before training: split name -> sentences.
 
     Args:
         config: the run.
@@ -27,20 +27,20 @@ def split_warnings(
         splits: the rows.
         labels: split name -> label -> examples.
     """
-    found: dict[str, list[str]] = {name: [] for name in splits}
+    warnings: dict[str, list[str]] = {name: [] for name in splits}
     columns = tuple(getattr(task, "input_columns", task.columns))
     root = data_cache(config.data.cache)
     own = {name: _digests(split.source, columns, root) for name, split in splits.items()}
     for name in splits:
-        if name != "train" and (said := leak(own[name], own["train"], splits[name].source)):
-            found[name].append(said)
-    if said := _imbalance(config, labels.get("train", {})):
-        found["train"].append(said)
-    return found
+        if name != "train" and (warning := leak(own[name], own["train"], splits[name].source)):
+            warnings[name].append(warning)
+    if warning := _imbalance(config, labels.get("train", {})):
+        warnings["train"].append(warning)
+    return warnings
 
 
 def leak(digests: np.ndarray, trained_on: np.ndarray, source: Source) -> str:
-    """What is said of rows that are trained on too; nothing where there are none.
+    """Warn of rows that are trained on too; empty where there are none.
 
     Args:
         digests, trained_on: `[rows]` of `source` and of the rows to train on (`row_digests`).
@@ -73,5 +73,5 @@ def _imbalance(config: Config, labels: Mapping[str, int]) -> str:
 def _digests(source: Source, columns: tuple[str, ...], root: Any) -> np.ndarray:
     """`row_digests`, computed once."""
     key = cache_key(kind="row digests", source=source.fingerprint, columns=columns)
-    kept = build_or_open(root, key, lambda: ([{"digest": row_digests(source, columns)}], {}))
-    return np.asarray(kept[0]["digest"])
+    cached = build_or_open(root, key, lambda: ([{"digest": row_digests(source, columns)}], {}))
+    return np.asarray(cached[0]["digest"])

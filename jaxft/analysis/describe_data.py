@@ -30,7 +30,7 @@ LABEL_KEYS = ("label", "tags")
 
 @dataclass(frozen=True)
 class DataDescription:
-    """What was found.
+    """Description of a source: its splits, repeated rows and fit to a checkpoint.
 
     Attributes:
         splits: of each, what `profile` gives, its `split` and `warnings`.
@@ -86,8 +86,8 @@ def describe_data(
             raise UserError("--reference says what features are compared to.", "Add --against.")
         return DataDescription(splits, _repeated(digests), None)
     first = next(iter(sources.values()))
-    held = _hold(first, reading, against, reference, sample)
-    return DataDescription(splits, _repeated(digests), held)
+    against_checkpoint = _hold(first, reading, against, reference, sample)
+    return DataDescription(splits, _repeated(digests), against_checkpoint)
 
 
 def _opened(
@@ -106,9 +106,9 @@ def _opened(
     named = [getattr(section, key, None) for key in TEXT_KEYS]
     texts = getattr(task, "input_columns", tuple(name for name in named if isinstance(name, str)))
     labels = [getattr(section, key, None) for key in LABEL_KEYS]
-    found = next((name for name in labels if isinstance(name, str)), None)
+    first_label = next((name for name in labels if isinstance(name, str)), None)
     sources = open_sources(task, config.data.specs, config.data.where, config.run.seed.data)
-    reading = Reading((text,) if text else tuple(texts), label or found)
+    reading = Reading((text,) if text else tuple(texts), label or first_label)
     for source in sources.values():
         check_columns(source, [name for name in (text, label) if name])
     return sources, reading
@@ -120,25 +120,27 @@ def _warnings(
     digests: Mapping[str, np.ndarray],
     sources: Mapping[str, Source],
 ) -> list[str]:
-    """What of a split would spoil a run."""
-    found, name, labels = [], split["split"], split["labels"]
+    """Collect what would spoil a run on this split."""
+    warnings, name, labels = [], split["split"], split["labels"]
     if reading.label is not None and len(labels) == 1:
-        found.append(f"all rows have one class, '{next(iter(labels))}': there is nothing to tell")
+        warnings.append(
+            f"all rows have one class, '{next(iter(labels))}': there is nothing to tell"
+        )
     if rare := rare_class(labels):
-        found.append(
+        warnings.append(
             f"'{rare[0]}' is {share(rare[1])} of the labels: task.class_weights=balanced or "
             "data.balance=true makes up for it"
         )
     if name not in ("train", "rows") and (
-        said := leak(digests[name], digests["train"], sources[name])
+        warning := leak(digests[name], digests["train"], sources[name])
     ):
-        found.append(said)
-    return found
+        warnings.append(warning)
+    return warnings
 
 
 def _repeated(digests: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     """The rows that come twice: in one split, and in two."""
-    found = []
+    repeated = []
     names = list(digests)
     for number, name in enumerate(names):
         own = len(digests[name]) - len(np.unique(digests[name]))
@@ -146,8 +148,8 @@ def _repeated(digests: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
             (other, name, int(np.isin(digests[other], digests[name]).sum()))
             for other in names[number + 1 :]
         ]
-        found += [{"of": one, "also_in": two, "rows": many} for one, two, many in pairs if many]
-    return found
+        repeated += [{"of": one, "also_in": two, "rows": many} for one, two, many in pairs if many]
+    return repeated
 
 
 def _hold(
@@ -169,12 +171,12 @@ def _sampled(source: Source, reading: Reading, sample: int) -> tuple[list[str], 
     """Texts that are not empty, and the class of each where each has one."""
     indices = range(min(sample, len(source)))
     texts = texts_of(source, reading.texts, indices)
-    kept = [number for number, text in enumerate(texts) if text.strip()]
-    if not kept:
+    numbers = [number for number, text in enumerate(texts) if text.strip()]
+    if not numbers:
         raise UserError(f"{source.spec}: the rows have no text in {', '.join(reading.texts)}.")
     labels = None
     if reading.label is not None:
         values = [row[reading.label] for row in source.rows(indices, [reading.label])]
         if not any(isinstance(value, list | np.ndarray) for value in values):
-            labels = [str(values[number]) for number in kept]
-    return [texts[number] for number in kept], labels
+            labels = [str(values[number]) for number in numbers]
+    return [texts[number] for number in numbers], labels

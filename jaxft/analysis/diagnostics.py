@@ -1,4 +1,4 @@
-"""What each layer does in a step: small programs beside the step's, reduced by depth on the host.
+"""Layer diagnostics of a step: small programs beside the step's, reduced by depth on the host.
 
 The step itself gives the gradient norm of each leaf, which it has at hand for the whole norm.
 All else is read off the state that the step leaves behind, in those steps that are looked at: the
@@ -39,7 +39,7 @@ def look(
     adam: tuple[float, float, float],
     mesh: Mesh,
 ) -> jax.Array:
-    """What a step did, read off the state after it: `[leaves, columns]` float32 on the device.
+    """Read what a step did off the state after it: `[leaves, columns]` float32 on the device.
 
     Nothing waits for it, where programs overlap. Leaves of a shape share a program, so that little
     is compiled.
@@ -57,15 +57,15 @@ def look(
     for index, leaf in enumerate(leaf for leaf in table.leaves if leaf.trainable):
         group = groups[leaf.group]
         rate = np.float32(rates.rates[group]) * np.float32(rates.multipliers[index])
-        told = (rate, np.float32(rates.weight_decay[group] if leaf.decays else 0.0))
+        settings = (rate, np.float32(rates.weight_decay[group] if leaf.decays else 0.0))
         param = state.trainable[leaf.name]
         rule = rule_of(leaf, table.training_groups[group].algorithm)
         if leaf.name in rates.origin:  # nor of where it began
-            row = _trace_row(param, None, *told)
+            row = _trace_row(param, None, *settings)
         elif rule == "adamw":
-            row = _adam_row(param, *moments[leaf.name], *told, adam)
+            row = _adam_row(param, *moments[leaf.name], *settings, adam)
         else:  # of the other rules' steps the state does not tell enough
-            row = _trace_row(param, traces.get(leaf.name) if rule == "sgd" else None, *told)
+            row = _trace_row(param, traces.get(leaf.name) if rule == "sgd" else None, *settings)
         rows.append(in_turn(mesh, row))
     return _stacked(rows)
 
@@ -123,13 +123,13 @@ def layers_of(model: Model) -> dict[str, str]:
 
     What is of no tower is `joint`.
     """
-    found: dict[str, str] = {}
+    by_name: dict[str, str] = {}
     for part in model.towers.values():
         if isinstance(part, Tower):
-            found |= {name: f"{part.prefix}{depth}" for name, depth in part.depths.items()}
+            by_name |= {name: f"{part.prefix}{depth}" for name, depth in part.depths.items()}
         else:
-            found |= dict.fromkeys(part.leaves, "joint")
-    return found
+            by_name |= dict.fromkeys(part.leaves, "joint")
+    return by_name
 
 
 def layer_values(
@@ -139,7 +139,7 @@ def layer_values(
     layers: Sequence[str],
     rates: np.ndarray,
 ) -> dict[str, dict[str, float | None]]:
-    """What a step did by layer: metric -> layer -> value, None where there is none.
+    """Reduce the values of a step by layer: metric -> layer -> value, None where there is none.
 
     `update_ratio` and `relative_gradient` are norms over the norm of the weights; `signal` is
     Adam's |m| / sqrt(v), the mean of the layer's elements; `rate` is that of the fastest leaf;
@@ -153,24 +153,24 @@ def layer_values(
         rates: `[leaves]` rate x multiplier.
     """
     names = natural_order(set(layers))
-    place = np.array([names.index(layer) for layer in layers])
+    layer_index = np.array([names.index(layer) for layer in layers])
 
     def total(values: np.ndarray) -> np.ndarray:
-        return np.bincount(place, values, len(names))
+        return np.bincount(layer_index, values, len(names))
 
     column = dict(zip(COLUMNS, np.asarray(sums, np.float64).T, strict=True))
     gradient = np.sqrt(total(np.square(np.asarray(norms, np.float64))))
     weight, update = (np.sqrt(total(column[name])) for name in ("weight", "update"))
     elements = np.array([leaf.parameters for leaf in leaves], np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = {
+        by_name = {
             "grad_norm": gradient,
             "weight_norm": weight,
             "update_norm": update,
             "update_ratio": update / weight,
             "relative_gradient": gradient / weight,
             "signal": total(column["signal"]) / total(elements),
-            "rate": np.array([rates[place == index].max() for index in range(len(names))]),
+            "rate": np.array([rates[layer_index == index].max() for index in range(len(names))]),
             "not_finite": total(~np.isfinite(norms)),
         }
     return {
@@ -178,7 +178,7 @@ def layer_values(
             name: float(value) if np.isfinite(value) else None
             for name, value in zip(names, values, strict=True)
         }
-        for metric, values in found.items()
+        for metric, values in by_name.items()
     }
 
 
@@ -190,15 +190,15 @@ def distances(now: jax.Array, start: jax.Array) -> jax.Array:
 
 
 def layer_drift(squares: np.ndarray, layers: Sequence[str]) -> dict[str, float | None]:
-    """How far each layer is from its start, as a share of the start's norm.
+    """Measure each layer's distance from its start, as a share of the start's norm.
 
     Args:
         squares: `[leaves, 2]`, as `distances` gives them.
         layers: each leaf's layer.
     """
-    found: dict[str, float | None] = {}
+    by_name: dict[str, float | None] = {}
     for name in natural_order(set(layers)):
         own = np.array([layer == name for layer in layers])
         moved, start = np.asarray(squares, np.float64)[own].sum(0)
-        found[name] = float(np.sqrt(moved / start)) if start > 0 and np.isfinite(moved) else None
-    return found
+        by_name[name] = float(np.sqrt(moved / start)) if start > 0 and np.isfinite(moved) else None
+    return by_name

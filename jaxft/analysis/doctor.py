@@ -47,13 +47,13 @@ class Finding:
     Attributes:
         name: what it is.
         state: `ok`, `warning` (a run may go on without it) or `wrong`.
-        said: what was found.
+        message: the finding in a sentence.
         mend: what to do, where it is not ok.
     """
 
     name: str
     state: str
-    said: str
+    message: str
     mend: str = ""
 
 
@@ -65,7 +65,7 @@ class Diagnosis:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is wrong."""
+        """Return whether nothing is wrong."""
         return all(one.state != "wrong" for one in self.findings)
 
     def to_json(self) -> str:
@@ -75,8 +75,8 @@ class Diagnosis:
         """As a table for a terminal."""
         table = Table(box=box.SIMPLE_HEAD, show_header=False, pad_edge=False)
         for one in self.findings:
-            said = f"{one.said} {one.mend}".strip()
-            table.add_row(one.name, Text(one.state, COLOURS[one.state]), Text(said))
+            message = f"{one.message} {one.mend}".strip()
+            table.add_row(one.name, Text(one.state, COLOURS[one.state]), Text(message))
         return table
 
 
@@ -100,7 +100,7 @@ def diagnose(folder: str = "runs") -> Diagnosis:
 
 
 def _guarded(name: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]:
-    """What a look finds; that it failed is a finding too, and does not keep from the others."""
+    """Run a check; its failure is a finding too, and does not stop the others."""
     try:
         return list(look())
     except Exception as error:
@@ -109,27 +109,27 @@ def _guarded(name: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]:
 
 
 def devices() -> Iterator[Finding]:
-    """What jax runs on."""
-    found = jax.devices()
-    first, count = found[0], len(found)
-    memories = (device.memory_stats() or {} for device in found)
+    """Check the devices that jax runs on."""
+    present = jax.devices()
+    first, count = present[0], len(present)
+    memories = (device.memory_stats() or {} for device in present)
     limit = min(stats.get("bytes_limit", 0) for stats in memories)
     each = f", {size(limit)} each" if limit else ""
-    said = f"{count} x {first.device_kind} ({first.platform}{each})"
+    message = f"{count} x {first.device_kind} ({first.platform}{each})"
     there = [
         name for name in ("jax-cuda13-plugin", "jax-cuda12-plugin", "libtpu") if _version(name)
     ]
     if first.platform == "cpu" and there and os.environ.get("JAX_PLATFORMS") != "cpu":
         mend = f"{there[0]} is installed, and jax does not find what it is for: look at its driver."
-        yield Finding("devices", "warning", f"{said}.", mend)
+        yield Finding("devices", "warning", f"{message}.", mend)
     else:
-        yield Finding("devices", "ok", f"{said}.")
+        yield Finding("devices", "ok", f"{message}.")
 
 
 def versions(
     needed: Sequence[str] | None = None, installed: Callable[[str], str | None] | None = None
 ) -> Iterator[Finding]:
-    """Whether what is installed is what jaxft asks for, and goes together.
+    """Check the installed versions against what jaxft requires and what works together.
 
     Args:
         needed: requirements, as a package states them; jaxft's own by default.
@@ -141,18 +141,18 @@ def versions(
         requirement = Requirement(text)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
-        found = look(requirement.name)
-        if found is None:
+        version = look(requirement.name)
+        if version is None:
             faults.append(f"{requirement.name} is not installed.")
-        elif not requirement.specifier.contains(found, prereleases=True):
-            faults.append(f"{requirement.name} {found} is not {requirement.specifier}.")
+        elif not requirement.specifier.contains(version, prereleases=True):
+            faults.append(f"{requirement.name} {version} is not {requirement.specifier}.")
     pair = look("jax"), look("jaxlib")
     if None not in pair and pair[0] != pair[1]:
         faults.append(f"jax {pair[0]} and jaxlib {pair[1]} are not of one release.")
     for one, bad, other, worse, why in KNOWN_BAD:
-        found, beside = look(one), look(other)
-        if found and beside and found in SpecifierSet(bad) and beside in SpecifierSet(worse):
-            faults.append(f"{one} {found} with {other} {beside}: {why}.")
+        version, beside = look(one), look(other)
+        if version and beside and version in SpecifierSet(bad) and beside in SpecifierSet(worse):
+            faults.append(f"{one} {version} with {other} {beside}: {why}.")
     faults += _compiler_faults(look)
     for fault in faults:
         yield Finding("versions", "wrong", fault, "pip install -U jaxft brings what goes together.")
@@ -166,18 +166,18 @@ def versions(
 
 def _compiler_faults(look: Callable[[str], str | None]) -> list[str]:
     """That the compiler for TPUs is not the one that jax's own extra asks for."""
-    found = look("libtpu")
+    version = look("libtpu")
     asked = [one for one in map(Requirement, requires("jax") or ()) if one.name == "libtpu"]
-    if found is None or not asked or asked[0].specifier.contains(found, prereleases=True):
+    if version is None or not asked or asked[0].specifier.contains(version, prereleases=True):
         return []
     return [
-        f"libtpu {found} is not {asked[0].specifier}, which this jax goes with "
+        f"libtpu {version} is not {asked[0].specifier}, which this jax goes with "
         "(pip install 'jaxft[plan]')."
     ]
 
 
 def memory() -> Iterator[Finding]:
-    """How much memory is free for this machine's own part: data, and models on CPU."""
+    """Check the free memory for this machine's own part: data, and models on CPU."""
     if not Path(MEMORY_FILE).exists():
         yield Finding("memory", "warning", "This system does not say how much is free.")
         return
@@ -190,7 +190,7 @@ def memory() -> Iterator[Finding]:
 
 
 def disk(folder: str) -> Iterator[Finding]:
-    """How much room the disk of a folder has."""
+    """Check the free space on the disk of a folder."""
     free = shutil.disk_usage(_existing(folder)).free
     name = f"disk of {folder}"
     if free < FULL_DISK:
@@ -200,20 +200,20 @@ def disk(folder: str) -> Iterator[Finding]:
 
 
 def storage(folder: str) -> Iterator[Finding]:
-    """Whether a folder, or a bucket, can be written to, listed and deleted from."""
+    """Check that a folder, or a bucket, can be written to, listed and deleted from."""
     if not is_bucket(folder):
         yield from disk(folder)
     refused = refusal(folder if is_bucket(folder) else _existing(folder))
     if refused is not None:
         mend = "Look at its permissions" + (" and at your login." if is_bucket(folder) else ".")
-        told = f"It cannot be {refused[0]}: {refused[1]}."
-        yield Finding(f"folder {folder}", "wrong", told, mend)
+        message = f"It cannot be {refused[0]}: {refused[1]}."
+        yield Finding(f"folder {folder}", "wrong", message, mend)
         return
     yield Finding(f"folder {folder}", "ok", "It can be written to, listed and deleted from.")
 
 
 def hub(environment: Mapping[str, str] = os.environ) -> Iterator[Finding]:
-    """Whether checkpoints can come from the Hugging Face hub."""
+    """Check that checkpoints can come from the Hugging Face hub."""
     offline = environment.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     address = environment.get("HF_ENDPOINT", HUB)
     if offline:
@@ -232,13 +232,13 @@ def hub(environment: Mapping[str, str] = os.environ) -> Iterator[Finding]:
 
 
 def browser() -> Iterator[Finding]:
-    """Whether there is a browser that draws a report's figures into files."""
-    found = find_browser()
-    if found is None:
+    """Check for a browser that renders a report's figures into files."""
+    path = find_browser()
+    if path is None:
         mend = "Debian: apt-get install chromium."
         yield Finding("browser", "warning", "No Chromium: no figure of a report as a PNG.", mend)
     else:
-        yield Finding("browser", "ok", f"{found}.")
+        yield Finding("browser", "ok", f"{path}.")
 
 
 def _existing(folder: str) -> Path:

@@ -1,4 +1,4 @@
-"""Where the eval rows lie in what the last block makes of them: before training, and after.
+"""Eval rows in the space of the last block's output, before training and after.
 
 Each row is the mean of its positions; the page shows the two directions in which the rows differ
 most, of each time by itself, since training turns the space.
@@ -68,7 +68,7 @@ def plane(points: np.ndarray) -> dict[str, Any]:
 
 
 def _alike(points: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """How many points have one of their own class as the nearest, and how many would by chance."""
+    """Count the points whose nearest is of their own class, and how many would be by chance."""
     squares = (points.astype(np.float64) ** 2).sum(1)
     apart = squares[:, None] + squares[None] - 2 * points.astype(np.float64) @ points.T
     np.fill_diagonal(apart, np.inf)

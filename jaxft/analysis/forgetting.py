@@ -39,7 +39,7 @@ Batch = dict[str, np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class Forgetting:
-    """What follows a run's pretraining loss.
+    """Pretraining loss of a run on held-out texts, followed during training.
 
     Attributes:
         objective: `masked_lm` or `causal_lm`.
@@ -72,7 +72,7 @@ class Forgetting:
 
 
 def open_forgetting(config: Config, built: Build) -> Forgetting | None:
-    """What follows the run's pretraining loss; None where `report.forgetting` names no texts.
+    """Open the tracking of the pretraining loss; None where `report.forgetting` names no texts.
 
     Args:
         config: the run's, whose checkpoint still has its own head.
@@ -148,18 +148,18 @@ def text_batches(
     length = max(map(len, ids))
     count = -(-len(ids) // ROWS) * ROWS
     tokens = np.full((count, length), tokenizer.pad_id, np.int32)
-    seen, targets = np.zeros_like(tokens), np.full_like(tokens, UNSCORED)
+    attended, targets = np.zeros_like(tokens), np.full_like(tokens, UNSCORED)
     for row, own in enumerate(ids):
-        tokens[row, : len(own)], seen[row, : len(own)] = own, 1
+        tokens[row, : len(own)], attended[row, : len(own)] = own, 1
         if objective == "causal_lm":
             targets[row, : len(own) - 1] = own[1:]
             continue
         places = choose(encoded.words[row], SHARE, False, Draw(0, 0).of(row))
-        found = cover(own, places, mask)
-        tokens[row, places], targets[row, places] = found.ids, found.targets
+        masked = cover(own, places, mask)
+        tokens[row, places], targets[row, places] = masked.ids, masked.targets
     if not (targets != UNSCORED).any():
         raise UserError("report.forgetting: these texts are too short to score a token of.")
-    arrays = {"input_ids": tokens, "attention_mask": seen, "targets": targets}
+    arrays = {"input_ids": tokens, "attention_mask": attended, "targets": targets}
     return [
         {name: array[first : first + ROWS] for name, array in arrays.items()}
         for first in range(0, count, ROWS)
@@ -167,7 +167,7 @@ def text_batches(
 
 
 def loss_of(model: Model, compute: Compute) -> Callable:
-    """What scores the batches of `text_batches`: `(params, batch) -> (sum, weight)`, jitted."""
+    """Return the jitted loss of `text_batches`: `(params, batch) -> (sum, weight)`."""
 
     def loss(params, batch):
         outputs = model.apply(params, batch, None, compute)

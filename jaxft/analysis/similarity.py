@@ -1,4 +1,4 @@
-"""How far fine-tuning has moved what each depth says of the same examples."""
+"""Similarity of each depth before and after fine-tuning, on the same examples."""
 
 from __future__ import annotations
 
@@ -94,6 +94,6 @@ def example_means(stream: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Arra
 
 def _of_split(built: Build, step: Any, params: Params, split: Split) -> np.ndarray:
     """Every text's or picture's features: [N, depths, D]."""
-    found = [kept for _, kept in run_split(built, step, params, split.examples)]
-    each = in_order(found, len(split.examples))["features"]  # [examples, depths, K, D]
+    outputs_of_all = [outputs for _, outputs in run_split(built, step, params, split.examples)]
+    each = in_order(outputs_of_all, len(split.examples))["features"]  # [examples, depths, K, D]
     return each.swapaxes(1, 2).reshape(-1, each.shape[1], each.shape[-1])

@@ -1,4 +1,4 @@
-"""What accelerators can do: one table, for plans before a run and for utilisation after it.
+"""Accelerators in one table, for plans before a run and for utilization after it.
 
 Peaks are dense bfloat16, as the makers tell them. No jax here, so a name is checked at once.
 """
@@ -125,12 +125,12 @@ class Topology:
 
     @property
     def chips(self) -> int:
-        """How many chips it has."""
+        """Number of chips in it."""
         return math.prod(map(int, self.shape.split("x")))
 
     @property
     def devices(self) -> int:
-        """How many devices jax sees in it."""
+        """Number of devices that jax sees in it."""
         return self.chips * self.chip.devices
 
 
@@ -145,7 +145,7 @@ def find_chip(kind: str) -> Chip | None:
 
 
 def _is_of(kind: str, chip: str) -> bool:
-    """Whether a device's kind is a chip's, with or without a maker's suffix (`L4` is no `L40S`)."""
+    """Return whether a device's kind is a chip's, with or without a suffix (`L4` is no `L40S`)."""
     return kind.startswith(chip) and not kind[len(chip) :][:1].isalnum()
 
 
@@ -169,8 +169,8 @@ def parse_topology(name: str) -> Topology:
 
 def _slices() -> str:
     """Every slice, told once for the chips that have the same."""
-    told = []
+    families = []
     for shapes in dict.fromkeys(chip.shapes for chip in TPUS):
         names = [chip.name for chip in TPUS if chip.shapes == shapes]
-        told.append(f"{', '.join(names)} with :{', :'.join(shapes)}")
-    return "; ".join(told)
+        families.append(f"{', '.join(names)} with :{', :'.join(shapes)}")
+    return "; ".join(families)

@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read from its text: kind, count, bytes, axis.
+"""Collectives of a compiled program, read from its text: kind, count, bytes, axis.
 
 The text is that of XLA's optimised program. It has a loop's body once, so what is in a loop is
 counted as often as the loop turns, by the bound in its condition.
@@ -63,11 +63,11 @@ def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
         text: the program, as `Compiled.as_text()` gives it.
         mesh: axis -> devices along it, outermost first, as the program was compiled for.
     """
-    calls, found = _read(text, mesh)
+    calls, matches = _read(text, mesh)
     times = _times(calls)
     # The parts of what is under way while others compute share one channel: it is sent once.
     sent: dict[tuple[str, ...], tuple[int, _Found]] = {}
-    for computation, one in found:
+    for computation, one in matches:
         key = (one.channel,) if one.channel else (computation, str(len(sent)))
         if times[computation] > sent.get(key, (0, one))[0]:
             sent[key] = (times[computation], one)
@@ -79,12 +79,12 @@ def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
             of = (one.kind, _axes(one.group, mesh))
             counts[of] += turns
             nbytes[of] += turns * _over_a_ring(one.kind, one.nbytes, group)
-    told = [Collective(*of, counts[of], nbytes[of]) for of in counts]
-    return sorted(told, key=lambda one: -one.sent)
+    totals = [Collective(*of, counts[of], nbytes[of]) for of in counts]
+    return sorted(totals, key=lambda one: -one.sent)
 
 
 def _over_a_ring(kind: str, nbytes: int, group: int) -> int:
-    """What a device sends, from the bytes of its result."""
+    """Return the bytes that a device sends, from the bytes of its result."""
     rest = (group - 1) / group
     factors = {
         "all-gather": rest,
@@ -104,7 +104,7 @@ def _read(text: str, mesh: Mapping[str, int]):
     """
     calls: dict[str, list[tuple[str, int]]] = defaultdict(list)
     loops: list[tuple[str, str, str]] = []
-    found: list[tuple[str, _Found]] = []
+    matches: list[tuple[str, _Found]] = []
     constants: dict[str, int] = {}
     here = ""
     for line in text.splitlines():
@@ -130,21 +130,21 @@ def _read(text: str, mesh: Mapping[str, int]):
             names = [n.strip().lstrip("%") for n in branches[1].split(",")] if branches else []
             calls[here] += [(name, 1) for name in (*called, *names)]
         if one := _collective(shape, operation, line, here, mesh):
-            found.append((here, one))
+            matches.append((here, one))
     for caller, condition, body in loops:
         calls[caller].append((body, max(constants.get(condition, 1), 1)))
-    return calls, found
+    return calls, matches
 
 
 def _one(pattern: str, line: str) -> str:
-    found = re.search(pattern, line)
-    return found[1] if found else ""
+    matches = re.search(pattern, line)
+    return matches[1] if matches else ""
 
 
 def _collective(
     shape: str, operation: str, line: str, computation: str, mesh: Mapping[str, int]
 ) -> _Found | None:
-    """What an instruction sends; None where it sends nothing, or ends what began before."""
+    """Read an instruction's collective; None where it sends nothing, or ends an earlier one."""
     kind = operation.removesuffix("-start")
     if kind not in KINDS:
         return None
@@ -169,7 +169,7 @@ def _nbytes(kind: str, sizes: str) -> int:
 
 
 def _times(calls: Mapping[str, Iterable[tuple[str, int]]]) -> Counter[str]:
-    """How often each computation runs in one run of the program."""
+    """Count how often each computation runs in one run of the program."""
     times: Counter[str] = Counter()
 
     def run(name: str, turns: int) -> None:
@@ -192,7 +192,7 @@ def _group(line: str, mesh: Mapping[str, int]) -> tuple[int, ...]:
         places = _line(dict(zip(names, sizes, strict=True)), re.findall(r"'(\w+)'", named[3]))
         if order := _ORDER.search(named[2]):
             flat = _places(order[1], order[2])
-            return tuple(flat[place] for place in places)
+            return tuple(flat[position] for position in places)
         return places
     if iota := _IOTA.search(line):
         return tuple(_places(iota[2], iota[3])[: _numbers(iota[1])[-1]])
@@ -211,8 +211,8 @@ def _places(sizes: str, axes: str | None) -> list[int]:
     order = _numbers(axes) if axes else range(len(dims))
     steps = [math.prod(dims[axis + 1 :]) for axis in order]
     return [
-        sum(step * at for step, at in zip(steps, place, strict=True))
-        for place in itertools.product(*(range(dims[axis]) for axis in order))
+        sum(step * at for step, at in zip(steps, position, strict=True))
+        for position in itertools.product(*(range(dims[axis]) for axis in order))
     ]
 
 
@@ -221,10 +221,10 @@ def _line(mesh: Mapping[str, int], axes: Iterable[str]) -> tuple[int, ...]:
     chosen = set(axes)
     ranges = [range(size) if axis in chosen else range(1) for axis, size in mesh.items()]
     sizes = list(mesh.values())
-    steps = [math.prod(sizes[place + 1 :]) for place in range(len(sizes))]
+    steps = [math.prod(sizes[position + 1 :]) for position in range(len(sizes))]
     return tuple(
-        sum(step * at for step, at in zip(steps, place, strict=True))
-        for place in itertools.product(*ranges)
+        sum(step * at for step, at in zip(steps, position, strict=True))
+        for position in itertools.product(*ranges)
     )
 
 

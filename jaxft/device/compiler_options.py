@@ -1,4 +1,4 @@
-"""What each platform's compiler is told of a step beside its program, and why.
+"""Options of each platform's compiler for a step, and why.
 
 Where several devices train, a collective (fsdp gathers a block's weights, and scatters the sum of
 its gradients) should run while something is computed. No jax here: the platform is an argument.
@@ -35,7 +35,7 @@ _REASONS: Mapping[str, Mapping[str, str]] = {
 
 
 def compiler_options(platform: str, devices: int) -> dict[str, bool] | None:
-    """What `jax.jit` and `Lowered.compile` pass on to the compiler.
+    """Return the options that `jax.jit` and `Lowered.compile` pass on to the compiler.
 
     Args:
         platform: what the mesh's devices are: `cpu`, `gpu` or `tpu`.

@@ -68,12 +68,12 @@ def _end_with(life: int) -> None:
 
 
 def processes() -> int:
-    """How many processes there are; asked without waking the devices."""
+    """Count the processes; asked without waking the devices."""
     return max(_state().num_processes, 1)
 
 
 def is_first() -> bool:
-    """Whether this process writes and prints for all."""
+    """Return whether this process writes and prints for all."""
     import jax
 
     return jax.process_index() == 0
@@ -86,7 +86,7 @@ def name_of(process: int) -> str:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What the first process makes, in all; anything JSON holds.
+    """Return in every process what the first one makes; anything JSON holds.
 
     The others wait for it as long as it lives.
 
@@ -132,10 +132,10 @@ def compare(facts: Mapping[str, Any], hint: str = "", *, patient: bool = False) 
     """
     if processes() == 1:
         return
-    found = [json.loads(text) for text in _gather(json.dumps(facts), patient=patient)]
-    for process, other in enumerate(found):
-        for name in dict.fromkeys((*found[0], *other)):
-            here, there = found[0].get(name), other.get(name)
+    answers = [json.loads(text) for text in _gather(json.dumps(facts), patient=patient)]
+    for process, other in enumerate(answers):
+        for name in dict.fromkeys((*answers[0], *other)):
+            here, there = answers[0].get(name), other.get(name)
             if here != there:
                 raise UserError(
                     f"{name_of(process).capitalize()} differs from {name_of(0)} in {name}: "
@@ -150,7 +150,7 @@ def _shown(value: Any) -> str:
 
 
 def _gather(text: str, *, patient: bool) -> list[str]:
-    """What each process gives, in order."""
+    """Collect the text of each process, in order."""
     topic, me = f"jaxft/all/{next(_rounds)}/", _state().process_id
     _state().client.key_value_set(f"{topic}{me}", text)
     end = None if patient else time.monotonic() + COMPARE_SECONDS
@@ -158,7 +158,7 @@ def _gather(text: str, *, patient: bool) -> list[str]:
 
 
 def _get(key: str, process: int, end: float | None = None) -> str:
-    """What a process sets, however late, or until some time; its death ends this process too."""
+    """Wait for the value of a key, without or with a deadline; a dead process ends this one."""
     import jax
 
     while True:

@@ -48,7 +48,7 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence | None = None
 def param_shardings(
     shapes: Mapping[str, Sequence[int]], axes: Mapping[str, Sequence[str | None]], mesh: Mesh
 ) -> dict[str, NamedSharding]:
-    """Where each parameter lies.
+    """Return the sharding of each parameter.
 
     Args:
         shapes: name -> shape.
@@ -89,7 +89,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def row_divisor(mesh: Mesh, accumulate: int) -> int:
-    """What the rows of a batch must divide by."""
+    """Return the number that the rows of a batch must divide by."""
     return mesh.shape["data"] * mesh.shape["fsdp"] * accumulate
 
 
@@ -132,7 +132,7 @@ def held(tree: Any) -> int:
 
 
 def overlaps(mesh: Mesh) -> bool:
-    """Whether two programs may be under way at once.
+    """Return whether two programs may be under way at once.
 
     Not on several CPU devices: two of which neither waits for the other can take all of XLA's
     threads there, and then wait for each other for ever.

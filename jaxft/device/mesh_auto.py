@@ -59,9 +59,9 @@ def choose_mesh(
         return (shared, 1, tensor), "; ".join(why)
     fitting = [n for n in ways if shared % n == 0 and state / (n * tensor) <= MOST_STATE * room]
     fsdp = min(fitting, default=shared)
-    held = state // (fsdp * tensor)
+    share = state // (fsdp * tensor)
     why.append(
-        f"parameters, gradients and moments take {size(state)}, and {size(held)} of a device's "
+        f"parameters, gradients and moments take {size(state)}, and {size(share)} of a device's "
         f"{size(room)} " + ("as a copy" if fsdp == 1 else f"in {fsdp} shards")
     )
     if not fitting:

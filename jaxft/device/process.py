@@ -1,4 +1,4 @@
-"""What a process that trains sets up once, before jax compiles or allocates anything."""
+"""Set-up of a training process, before jax compiles or allocates anything."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def keep_freed_memory() -> bool:
 
 
 class Stop:
-    """Whether the run was asked to end, and by which signal.
+    """Signal that asked the run to end, if any.
 
     Args:
         together: several processes train, and a signal to one is for all.
@@ -65,7 +65,7 @@ class Stop:
         self._asked = 0
 
     def asked(self) -> bool:
-        """Whether a signal came; where processes train together, all have to ask equally often."""
+        """Return whether a signal came; processes of one run all have to ask equally often."""
         self._asked += 1
         # jax's service carries the notice, and chooses a question that none has come to yet.
         if self._together and multihost_utils.reached_preemption_sync_point(self._asked):

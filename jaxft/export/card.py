@@ -58,7 +58,7 @@ def model_card(trained: Trained) -> str:
 
 
 def _scores(run: RunFolder, step: int) -> dict[str, Any] | None:
-    """How this checkpoint scored: on the rows scored last of all, else on those that chose it."""
+    """Return the scores of this checkpoint: on the last rows scored, else on the eval rows."""
     if (run.path / "result.json").exists():
         result = run.read_json("result.json")
         if result["step"] == step:
@@ -74,7 +74,7 @@ def _scores(run: RunFolder, step: int) -> dict[str, Any] | None:
 def _front_matter(
     trained: Trained, about: Mapping[str, Any], scored: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """What the hub reads."""
+    """Return the card's metadata for the hub."""
     pipeline = PIPELINES[trained.model.head][0]
     front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": pipeline}
     base = about["checkpoint"]
@@ -117,8 +117,8 @@ def checkpoint_name(checkpoint: Mapping[str, Any]) -> str:
 
 def source_name(spec: str) -> str:
     """A source string without its path: `csv:/home/me/rows.csv[:90%]` -> `csv:rows.csv[:90%]`."""
-    kind, _, place = spec.partition(":")
-    return f"{kind}:{place.replace(chr(92), '/').rstrip('/').rpartition('/')[2]}"
+    kind, _, path = spec.partition(":")
+    return f"{kind}:{path.replace(chr(92), '/').rstrip('/').rpartition('/')[2]}"
 
 
 def _score_section(scored: Mapping[str, Any] | None, about: Mapping[str, Any]) -> str:
@@ -172,7 +172,7 @@ def _rates(group: Mapping[str, Any]) -> str:
 
 
 def _training_section(trained: Trained, about: Mapping[str, Any]) -> str:
-    """How it was trained, a line a fact."""
+    """Describe the training, one fact a line."""
     config = trained.config.dump()
     optimizer, layout, seeds = config["optimizer"], about["layout"], config["run"]["seed"]
     used = {
@@ -224,9 +224,9 @@ def _use_section(trained: Trained) -> str:
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown; columns that are empty throughout are left out."""
     rows = [[_cell(cell) for cell in row] for row in rows]
-    kept = [i for i in range(len(columns)) if any(row[i] for row in rows)]
+    filled = [i for i in range(len(columns)) if any(row[i] for row in rows)]
     lines = [list(columns), ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(line[i] for i in kept) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(line[i] for i in filled) + " |" for line in lines)
 
 
 def _cell(text: str) -> str:

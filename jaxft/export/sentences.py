@@ -29,12 +29,12 @@ def write_sentence_files(trained: Trained, folder: Path) -> None:
     """
     modules = [
         {
-            "idx": place,
-            "name": str(place),
+            "idx": index,
+            "name": str(index),
             "path": path,
             "type": f"sentence_transformers.models.{name}",
         }
-        for place, (path, name) in enumerate(MODULES)
+        for index, (path, name) in enumerate(MODULES)
     ]
     pooling = {"word_embedding_dimension": _width(trained.model), "pooling_mode_mean_tokens": True}
     other = ("cls_token", "max_tokens", "mean_sqrt_len_tokens")

@@ -72,12 +72,12 @@ class Checkpoints:
         best = policies.BestN(
             get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False
         )
-        kept = [policies.LatestN(keep), *([best] if best_metric is not None else [])]
+        rules = [policies.LatestN(keep), *([best] if best_metric is not None else [])]
         pace = Pace()
         try:
             self._orbax = ocp.training.Checkpointer(
                 epath.Path(resolved(self.folder)),
-                preservation_policy=policies.AnyPreservationPolicy(kept),
+                preservation_policy=policies.AnyPreservationPolicy(rules),
                 context=writing(pace),
                 cleanup_tmp_directories=not read_only,
             )
@@ -110,8 +110,8 @@ class Checkpoints:
 
     def metrics(self, step: int) -> dict[str, float] | None:
         """The metrics saved with `step`, or None."""
-        found = {entry.step: entry.metrics for entry in self._saver.complete()}.get(step)
-        return dict(found) if found else None
+        saved = {entry.step: entry.metrics for entry in self._saver.complete()}.get(step)
+        return dict(saved) if saved else None
 
     def save(
         self,
@@ -225,7 +225,7 @@ class Checkpoints:
         return int(which)
 
     def is_saving(self) -> bool:
-        """Whether a save is under way in the background."""
+        """Return whether a save is under way in the background."""
         return self._saver.is_saving()
 
     def wait(self) -> None:
@@ -258,8 +258,8 @@ class Checkpoints:
             loaded = self._orbax.load_checkpointables(step, parts)
             return loaded, checksum(loaded)
 
-        loaded, found = attempt(read, "its arrays cannot be read")
-        verify(saved, found)
+        loaded, sums = attempt(read, "its arrays cannot be read")
+        verify(saved, sums)
         return loaded
 
     @contextlib.contextmanager

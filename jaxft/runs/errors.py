@@ -1,4 +1,4 @@
-"""What goes wrong with a checkpoint's files, in our words and once."""
+"""Damaged or unwritable checkpoint files, reported in one plain sentence."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class DamagedError(Exception):
 
 
 def attempt(read: Callable[[], Read], problem: str) -> Read:
-    """What `read` returns, or one error for the dozen types that Orbax raises for damage."""
+    """Return what `read` returns; raise one error for the dozen types that Orbax raises for damage."""
     hook = sys.unraisablehook
     sys.unraisablehook = lambda _: None  # arrays that Orbax left half-read complain when collected
     try:
@@ -38,7 +38,7 @@ def attempt(read: Callable[[], Read], problem: str) -> Read:
 
 
 def save_failure(folder: epath.Path, error: Exception, complete: list[int]) -> UserError:
-    """What to tell a person when a save failed: why, and what is still there."""
+    """Describe a failed save: why, and what is still there."""
     return UserError(
         f"A checkpoint could not be saved in {folder}: {_reason(error)}.",
         f"Complete checkpoints there: {', '.join(map(str, complete)) or 'none'}.",

@@ -43,11 +43,11 @@ class RunFolder:
         self,
         path: epath.PathLike,
         resumed: bool = False,
-        held: contextlib.ExitStack | None = None,
+        lock: contextlib.ExitStack | None = None,
     ):
         self.path = epath.Path(path)
         self.resumed = resumed
-        self._held = held or contextlib.ExitStack()
+        self._lock = lock or contextlib.ExitStack()
 
     def __enter__(self) -> RunFolder:
         return self
@@ -62,17 +62,17 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> epath.Path:
-        """Where the step checkpoints are."""
+        """Folder of the step checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def base(self) -> epath.Path:
-        """Where the parameters as they were loaded or initialised are."""
+        """Folder of the parameters as they were loaded or initialized."""
         return self.path / "base"
 
     @property
     def export(self) -> epath.Path:
-        """Where the Hugging Face folder goes."""
+        """Folder of the Hugging Face export."""
         return self.path / "export"
 
     def config(self) -> dict[str, Any]:
@@ -111,7 +111,7 @@ class RunFolder:
             self.write_json(RUN_FILE, {**self.read_json(RUN_FILE), **facts})
 
     def replaced(self) -> epath.Path | None:
-        """Where the run that this one replaces was set aside; None where it replaces none.
+        """Folder where the run that this one replaces was set aside; None where it replaces none.
 
         Raises:
             UserError: `run.json`, which may come from somebody else, names another folder.
@@ -138,7 +138,7 @@ class RunFolder:
 
     def close(self) -> None:
         """Lets go of the lock."""
-        self._held.close()
+        self._lock.close()
 
 
 def run_path(name: str, dir: epath.PathLike) -> epath.Path:
@@ -156,7 +156,7 @@ def run_path(name: str, dir: epath.PathLike) -> epath.Path:
 
 
 def check_run(name: str, dir: epath.PathLike, *, resume: bool, overwrite: bool) -> bool:
-    """Whether there is a run to go on with; touches nothing.
+    """Return whether there is a run to resume; touches nothing.
 
     Args:
         name: the run's name.
@@ -219,7 +219,7 @@ def create_run(
     """
 
     # The first process looks, writes and locks; to the others a folder is there too early or late.
-    held = contextlib.ExitStack()
+    lock = contextlib.ExitStack()
 
     def make() -> bool:
         resumed = check_run(name, dir, resume=resume, overwrite=overwrite)
@@ -228,10 +228,10 @@ def create_run(
         with contextlib.ExitStack() as undone:
             undone.enter_context(files.lock(run.path / LOCK_FILE))
             _write_start(run, config_dump, facts, replaces)
-            held.push(undone.pop_all())
+            lock.push(undone.pop_all())
         return resumed
 
-    run = RunFolder(run_path(name, dir), from_first(make), held)
+    run = RunFolder(run_path(name, dir), from_first(make), lock)
     there = (run.path / RUN_FILE).exists()
     started = run.read_json(RUN_FILE)["started"] if there else None
     compare({f"the run in {run.path}": started}, SHARED)

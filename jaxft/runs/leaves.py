@@ -33,9 +33,9 @@ def describe(parts: dict[str, Any], sums: Mapping[str, jax.Array]) -> Leaves:
         parts: trees of arrays.
         sums: what `begin_checksum` gave for them, or for what they are copies of.
     """
-    found = jax.device_get(dict(sums))
+    sums = jax.device_get(dict(sums))
     return {
-        name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "checksum": int(found[name])}
+        name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "checksum": int(sums[name])}
         for name, leaf in flat(parts).items()
     }
 
@@ -43,7 +43,7 @@ def describe(parts: dict[str, Any], sums: Mapping[str, jax.Array]) -> Leaves:
 def shapes_of(
     saved: Leaves, fields: Sequence[str], shardings: Mapping[str, jax.sharding.Sharding] | None
 ) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-    """What to read of a checkpoint's fields, those that it has: field -> name -> shape and place.
+    """Return what to read of the fields that a checkpoint has: field -> name -> shape and sharding.
 
     Args:
         saved: the checkpoint's leaves.
@@ -51,7 +51,7 @@ def shapes_of(
         shardings: name -> where to put it; None puts all on the first device.
     """
     home = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    found = {
+    sums = {
         field: {
             name: jax.ShapeDtypeStruct(
                 leaf["shape"], leaf["dtype"], sharding=shardings[name] if shardings else home
@@ -60,7 +60,7 @@ def shapes_of(
         }
         for field in fields
     }
-    return {field: leaves for field, leaves in found.items() if leaves}
+    return {field: leaves for field, leaves in sums.items() if leaves}
 
 
 def sealed(leaves: Leaves, meta: dict[str, Any]) -> dict[str, Any]:
@@ -100,13 +100,13 @@ def compare(saved: Leaves, parts: dict[str, Any], where: str) -> None:
             raise UserError(f"{where} holds '{name}', which this run does not have.", hint)
 
 
-def verify(saved: Leaves, found: dict[str, int]) -> None:
+def verify(saved: Leaves, sums: dict[str, int]) -> None:
     """Compares the checksums of what was loaded with those of what was saved.
 
     Raises:
         DamagedError: one differs.
     """
-    for name, value in found.items():
+    for name, value in sums.items():
         if value != saved[name]["checksum"]:
             raise DamagedError(f"'{name}' is not what was saved")
 
@@ -134,11 +134,11 @@ def checksum(tree: Any) -> dict[str, int]:
 
     Source: the finaliser of MurmurHash3 (Appleby, 2011).
     """
-    return {name: int(found) for name, found in jax.device_get(begin_checksum(tree)).items()}
+    return {name: int(sums) for name, sums in jax.device_get(begin_checksum(tree)).items()}
 
 
 def begin_checksum(tree: Any) -> dict[str, jax.Array]:
-    """What `checksum` gives, still being computed on the devices."""
+    """Start `checksum` on the devices; its results are still being computed."""
     sums = {}
     for name, leaf in flat(tree).items():
         sums[name] = _leaf_checksum(leaf)

@@ -66,7 +66,7 @@ class Pace(DefaultSerializationStatusCallback):
 
 
 def writing(pace: Pace) -> ocp.Context:
-    """How Orbax writes arrays: replicas share large ones only, and steps on a CPU come first.
+    """Return Orbax's options: replicas share large arrays only, and steps on a CPU come first.
 
     A replica's share is cut out of the array by a program of its own, which for a small array takes
     longer than writing it. One process writes all there is anyway, and from the host's memory.
@@ -112,7 +112,7 @@ class Saver:
         return self._complete
 
     def is_saving(self) -> bool:
-        """Whether a save is under way in the background."""
+        """Return whether a save is under way in the background."""
         begins = self._pending is not None and not self._pending.done()
         return begins or self._orbax.is_saving_in_progress()
 
@@ -170,10 +170,10 @@ class Saver:
 
 
 def can_copy(tree: Any) -> bool:
-    """Whether `on_host` can hold a state: one process, with devices that copy to the host."""
+    """Return whether `on_host` can hold a state: one process, with devices that copy to the host."""
     devices = {device for leaf in jax.tree.leaves(tree) for device in leaf.devices()}
     kinds = [{memory.kind for memory in device.addressable_memories()} for device in devices]
-    return jax.process_count() == 1 and all(HOST in found for found in kinds)
+    return jax.process_count() == 1 and all(HOST in memories for memories in kinds)
 
 
 def on_host(tree: Any) -> Any:

@@ -30,10 +30,10 @@ def test_this_machine_is_looked_at_and_left_alone(tmp_path, capsys, monkeypatch)
     found = json.loads(capsys.readouterr().out)
     assert found["sound"]
     said = {one["name"]: one for one in found["findings"]}
-    assert said["devices"]["said"] == "8 x cpu (cpu)."
+    assert said["devices"]["message"] == "8 x cpu (cpu)."
     assert said["versions"]["state"] == "ok"
-    assert said[f"folder {runs}"]["said"] == "It can be written to, listed and deleted from."
-    assert said["hub"]["said"].startswith("HF_HUB_OFFLINE")
+    assert said[f"folder {runs}"]["message"] == "It can be written to, listed and deleted from."
+    assert said["hub"]["message"].startswith("HF_HUB_OFFLINE")
     assert not (tmp_path / "a").exists()
     assert main(["doctor", "--dir", str(runs)]) == 0
     assert "written to, listed" in capsys.readouterr().out
@@ -66,7 +66,7 @@ def test_versions_that_do_not_go_together(needed, change, said):
     if said is None:
         assert found_in(findings) == {("versions", "ok")}
     else:
-        assert said in findings[0].said
+        assert said in findings[0].message
         assert findings[0].state == "wrong"
 
 
@@ -103,7 +103,7 @@ def test_little_room_is_a_warning(tmp_path, monkeypatch):
 def test_a_hub_that_is_not_there_is_a_warning():
     (finding,) = doctor.hub({"HF_ENDPOINT": "http://127.0.0.1:9"})
     assert finding.state == "warning"
-    assert "is not reached" in finding.said
+    assert "is not reached" in finding.message
 
 
 # -------------------------------------------------------------------------------- the terminal
