@@ -29,6 +29,7 @@ LEVELS = {
     "training": 11,
     "inference": 11,
     "export": 10,
+    "loop": 10,
     "analysis": 10,
     "engine": 9,
     "report": 8,

@@ -29,23 +29,56 @@ PRECISIONS = {"f32": "highest", "tf32": "tensorfloat32", "bf16": None}
 def make_compute(
     config: Config, mesh: jax.sharding.Mesh, blocks: int, table: LayerTable
 ) -> Compute:
-    """How the model runs, with every `auto` decided from the mesh's platform."""
+    """Decide how a run's model is computed; `remat: auto` is left to the train step's maker."""
+    return compute_for(
+        mesh,
+        blocks,
+        table.trainable,
+        precision=config.train.precision,
+        scan=config.train.scan,
+        remat=config.train.remat,
+        attention=config.train.attention,
+    )
+
+
+def compute_for(
+    mesh: jax.sharding.Mesh,
+    blocks: int,
+    trainable: Collection[str],
+    *,
+    precision: str = "auto",
+    scan: bool | str = "auto",
+    remat: str = "none",
+    attention: str = "auto",
+) -> Compute:
+    """Decide every `auto` of how a model is computed from the mesh's platform.
+
+    Args:
+        mesh: the devices.
+        blocks: of the deepest tower.
+        trainable: the names that are differentiated.
+        precision: auto, f32, tf32 or bf16.
+        scan: auto, True or False.
+        remat, attention: see `Compute`.
+
+    Raises:
+        UserError: the precision is not known.
+    """
     platform = mesh.devices.flat[0].platform
-    precision = config.train.precision
     if precision == "auto":
         precision = "f32" if platform == "cpu" else "bf16"
-    scan = config.train.scan
-    if scan == "auto":
-        scan = platform != "cpu" or blocks > UNROLLED_BLOCKS_ON_CPU
+    if precision not in PRECISIONS:
+        raise UserError(f"precision: '{precision}' is none of auto, {', '.join(PRECISIONS)}.")
+    unrolled = platform == "cpu" and blocks <= UNROLLED_BLOCKS_ON_CPU
     return Compute(
         dtype="bfloat16" if precision == "bf16" else "float32",
         precision=PRECISIONS[precision],  # without "highest" a TPU rounds f32 matmuls to bf16
-        scan=scan,
-        remat=config.train.remat,  # what `auto` comes to, the train step's own maker decides
+        scan=not unrolled if isinstance(scan, str) else scan,
+        remat=remat,
         platform=platform,
         mesh=mesh,
-        attention=config.train.attention,
-        trainable=frozenset(table.trainable),
+        attention=attention,
+        trainable=frozenset(trainable),
     )
 
 

@@ -11,7 +11,7 @@ from jaxft.data.batching.plans import TrainPlan
 from jaxft.durations import resolve_steps
 from jaxft.errors import UserError
 from jaxft.layerwise.phases import Phase
-from jaxft.layerwise.schedules import make_schedule, rate_table
+from jaxft.layerwise.schedules import CONSTANT, make_schedule, rate_table
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,10 @@ def resolve_rates(phase: Phase, length: Length) -> np.ndarray:
     table = rate_table(
         [
             make_schedule(
-                spec.schedule or group.schedule, group.peak_rate, steps, length.steps_per_epoch
+                spec.schedule or group.schedule or CONSTANT,
+                group.peak_rate,
+                steps,
+                length.steps_per_epoch,
             )
             for group in phase.table.training_groups
         ],

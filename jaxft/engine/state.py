@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import optax
+
+from jaxft.device.mesh import replicated
 
 
 @jax.tree_util.register_dataclass
@@ -34,3 +39,55 @@ class TrainState:
     average: dict[str, jax.Array] | None
     settled: dict[str, jax.Array]
     bad_steps: jax.Array
+
+
+def fresh_state(
+    trainable: Mapping[str, jax.Array],
+    settled: Mapping[str, jax.Array] | None = None,
+    *,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    averages: bool = False,
+) -> TrainState:
+    """Make the state before the first step: fresh moments, float32 parameters.
+
+    Args:
+        trainable: name -> array.
+        settled: see `TrainState`.
+        optimizer: of `trainable`.
+        seed: of dropout.
+        averages: keep an average, which begins at `trainable`.
+    """
+    params = {name: leaf.astype(jnp.float32) for name, leaf in trainable.items()}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        trainable=params,
+        opt_state=optimizer.init(params),
+        key=jax.random.key(seed),
+        average=jax.tree.map(jnp.copy, params) if averages else None,
+        settled={name: leaf.astype(jnp.float32) for name, leaf in (settled or {}).items()},
+        bad_steps=jnp.zeros((), jnp.int32),
+    )
+
+
+def place_state(
+    state: TrainState,
+    shardings: Mapping[str, jax.sharding.NamedSharding],
+    mesh: jax.sharding.Mesh,
+) -> Any:
+    """Find the sharding of each leaf: moments and average lie as their parameter does.
+
+    Args:
+        state: arrays, or their shapes.
+        shardings: name -> where the parameter lies.
+        mesh: on which all else lies whole.
+    """
+    shapes = {name: leaf.shape for name, leaf in {**state.settled, **state.trainable}.items()}
+    whole = replicated(mesh)
+
+    def place(path: tuple[Any, ...], leaf: Any) -> jax.sharding.NamedSharding:
+        # The parameters' dict is flat, so a leaf's own name is the last key on its path.
+        name = str(getattr(path[-1], "key", ""))
+        return shardings[name] if leaf.shape == shapes.get(name) else whole
+
+    return jax.tree_util.tree_map_with_path(place, state)

@@ -74,6 +74,7 @@ def make_train_step(
     mesh: jax.sharding.Mesh,
     pulled: Mapping[str, jax.sharding.NamedSharding] | None = None,
     grad_norms: bool = False,
+    donate: bool = True,
 ) -> Wrapped:
     """The jitted step `(state, frozen, batch, rates) -> (state, metrics)`.
 
@@ -87,9 +88,10 @@ def make_train_step(
         mesh: the mesh.
         pulled: where `Rates.origin` lies; None where it is empty.
         grad_norms: give the gradient's norm leaf by leaf too.
+        donate: give the state's memory to the next one.
 
     Returns:
-        The step. The state is donated. `metrics` holds device scalars: each of the objective's
+        The step. `metrics` holds device scalars: each of the objective's
         means, `weight`, `grad_norm`, and `bad_steps`, the not-finite steps in a row: such a step
         keeps the old parameters and moments. With `grad_norms`, an array of that name: `[leaves]`,
         in natural order of the trainable names.
@@ -102,7 +104,7 @@ def make_train_step(
     told = Rates(whole, whole, whole, dict(pulled or {}), whole if pulled else None)
     return jax.jit(
         step,
-        donate_argnums=0,
+        donate_argnums=0 if donate else (),
         in_shardings=(state_shardings, frozen_shardings, rows, told),
         out_shardings=(state_shardings, replicated(mesh)),
         compiler_options=compiler_options(mesh.devices.flat[0].platform, mesh.size),

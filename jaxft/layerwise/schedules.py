@@ -48,8 +48,10 @@ class Schedule:
 CONSTANT = Schedule("constant")
 
 
-def schedule_kind(schedule: Schedule | Multiplier) -> str:
-    """Name a schedule for people: its kind, or `own` for a function."""
+def schedule_kind(schedule: Schedule | Multiplier | None) -> str | None:
+    """Name a schedule for people: its kind, or `own` for a function; None of none."""
+    if schedule is None:
+        return None
     return schedule.kind if isinstance(schedule, Schedule) else "own"
 
 

@@ -31,7 +31,7 @@ class GroupRow:
         algorithm: the optimizer's name.
         weight_decay: decay per unit of rate, for the group's leaves that decay; None where the
             optimizer has one for all.
-        schedule: of its rate.
+        schedule: of its rate; None where the optimizer has one for all.
     """
 
     name: str
@@ -39,7 +39,7 @@ class GroupRow:
     peak_rate: float
     algorithm: str
     weight_decay: float | None
-    schedule: Schedule | Multiplier
+    schedule: Schedule | Multiplier | None
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def build_table(
     algorithm: str = ADAMW,
     adam_lr: float | None = None,
     weight_decay: float | None = None,
-    schedule: Schedule | Multiplier = CONSTANT,
+    schedule: Schedule | Multiplier | None = CONSTANT,
     only: Collection[str] | None = None,
     ratios: Mapping[str, float] | None = None,
     batch_factor: float = 1.0,

@@ -61,7 +61,7 @@ Part = Literal["vision", "text", "encoder", "decoder"]
 TOWERS: tuple[Part, Part] = ("vision", "text")
 PAIR: tuple[Part, Part] = ("encoder", "decoder")
 # Where one is, or where two are.
-Checkpoint = str | Mapping[Part, str]
+Checkpoint = str | Path | Mapping[Part, str]
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,8 @@ def resolve(checkpoint: Checkpoint, cache: str | None = None) -> Source:
         UserError: there is no such folder, package or repository, or no way to reach it; or a
             file of its tokenizer or processor is a link out of it.
     """
+    if isinstance(checkpoint, Path):
+        checkpoint = str(checkpoint)
     if not isinstance(checkpoint, str):
         names = next((known for known in (TOWERS, PAIR) if set(known) == set(checkpoint)), None)
         if names is None:

@@ -1,0 +1,149 @@
+"""The layer table and the optimizer of a loop of one's own, from plain arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxft.errors import UserError
+from jaxft.layerwise.groups import Group
+from jaxft.layerwise.optimizer import make_optimizer, rules_of
+from jaxft.layerwise.rules import descends
+from jaxft.layerwise.schedules import Multiplier, Schedule
+from jaxft.layerwise.table import LayerTable, build_table
+from jaxft.models.load import Model
+from jaxft.tree import natural_order, select
+
+DEFAULT = "default"  # the rule of groups that name none
+
+
+def layer_table(
+    model: Model,
+    *,
+    groups: Sequence[Group] = (),
+    layer_decay: float = 1.0,
+    preset: str = "mae",
+    lr: float,
+    no_decay: Sequence[str] | None = None,
+    only: Collection[str] | None = None,
+) -> LayerTable:
+    """Put every parameter of a model into one group: its rate, decay, and does it train.
+
+    Args:
+        model: loaded or described.
+        groups: in order; the first that matches a parameter owns it, the group `rest` the others.
+        layer_decay: multiplies the rate once a layer down; 1 is off.
+        preset: counts layers and exponents: timm, mae, electra or ulmfit.
+        lr: peak learning rate of groups without their own.
+        no_decay: patterns of the parameters that weight decay skips; None skips biases, norms,
+            position embeddings and scalars.
+        only: the names that may train, as for an adapter; None for all.
+
+    Raises:
+        UserError: a pattern or depth range that matches nothing, a group that owns nothing, or
+            nothing left to train.
+    """
+    names = natural_order(model.params)
+    skipped = [n for pattern in no_decay or () for n in select(pattern, names, "no_decay")]
+    return build_table(
+        model.params,
+        depths=model.depths,
+        tops=model.tops,
+        no_decay=model.no_decay if no_decay is None else skipped,
+        groups=groups,
+        layer_decay=layer_decay,
+        preset=preset,
+        lr=lr,
+        algorithm=DEFAULT,
+        schedule=None,
+        only=only,
+    )
+
+
+class OptimizerState(NamedTuple):
+    """The state of `optimizer`.
+
+    Attributes:
+        count: updates so far, int32 scalar: the step that schedules are asked for.
+        groups: of the rules, group by group.
+    """
+
+    count: jax.Array
+    groups: Any
+
+
+def optimizer(
+    table: LayerTable,
+    rule: optax.GradientTransformation | Mapping[str, optax.GradientTransformation],
+    *,
+    weight_decay: float = 0.0,
+    clip: float | None = None,
+    schedule: Multiplier | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Make an optax optimizer that moves each leaf of a table at its own rate.
+
+    Args:
+        table: of the model.
+        rule: gradients -> directions, neither negated nor scaled by a learning rate, such as
+            `optax.scale_by_adam()`; or one for each name of `Group.optimizer`, and `default`.
+        weight_decay: decoupled, scaled by the leaf's rate, of groups without their own.
+        clip: the largest norm of the whole gradient; None does not clip.
+        schedule: step -> multiplier of every peak rate; None is 1 throughout.
+
+    Returns:
+        A transformation of the trainable leaves alone: name -> array.
+
+    Raises:
+        UserError: a group names a rule that is not there, or a schedule that is no function.
+    """
+    by_name = rule if isinstance(rule, Mapping) else {DEFAULT: rule}
+    if missing := rules_of(table) - by_name.keys():
+        raise UserError(
+            f"optimizer: the table names the rule '{min(missing)}', which is not given.",
+            f"Pass {{'{DEFAULT}': ..., '{min(missing)}': ...}} as the rule.",
+        )
+    rules = {name: descends(one) for name, one in by_name.items()}
+    inner = make_optimizer(table, rules, clip)
+    multipliers, decays = table.multipliers(), table.weight_decays(weight_decay)
+    rows = [
+        (group.peak_rate, _function(group.schedule or schedule)) for group in table.training_groups
+    ]
+
+    def init(params: optax.Params) -> OptimizerState:
+        return OptimizerState(jnp.zeros((), jnp.int32), inner.init(params))
+
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        *,
+        finite: jax.Array | bool = True,
+        **more: Any,
+    ) -> tuple[optax.Updates, OptimizerState]:
+        del more
+        rates = jnp.stack(
+            [jnp.asarray(peak * scale(state.count), jnp.float32) for peak, scale in rows]
+        )
+        updates, groups = inner.update(
+            updates,
+            state.groups,
+            params,
+            finite=finite,
+            rates=rates,
+            multipliers=multipliers,
+            weight_decay=decays,
+        )
+        return updates, OptimizerState(state.count + 1, groups)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _function(schedule: Schedule | Multiplier | None) -> Multiplier:
+    """Take a schedule that is a function; 1 throughout without one."""
+    if isinstance(schedule, Schedule):
+        raise UserError("Group.schedule: here it is a function from a step to a multiplier.")
+    return schedule or optax.constant_schedule(1.0)
