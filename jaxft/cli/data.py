@@ -5,12 +5,12 @@ A story is imported when it is asked for, as in `cli.py`.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from jaxft.cli.terminal import print_report
 
 app = typer.Typer(
     help="Look at data before training on it, and write it as a TFDS data set.",
@@ -52,10 +52,7 @@ def describe(
         reference=reference,
         sample=sample,
     )
-    if as_json:
-        typer.echo(description.to_json())
-    else:
-        Console(width=None if sys.stdout.isatty() else 120).print(description.render())
+    print_report(description, as_json)
 
 
 @app.command()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from jaxft.cli.terminal import print_report
 
 
 def doctor(
@@ -19,9 +19,6 @@ def doctor(
     from jaxft.analysis.doctor import diagnose
 
     diagnosis = diagnose(folder)
-    if as_json:
-        typer.echo(diagnosis.to_json())
-    else:
-        Console(width=None if sys.stdout.isatty() else 120).print(diagnosis.render())
+    print_report(diagnosis, as_json)
     if not diagnosis.sound:
         raise typer.Exit(1)

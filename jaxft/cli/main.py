@@ -18,7 +18,6 @@ from typing import Annotated, Literal
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -30,6 +29,7 @@ from jaxft.cli.predict import predict
 from jaxft.cli.report import report
 from jaxft.cli.search import search
 from jaxft.cli.study import study
+from jaxft.cli.terminal import ConfigFile, Overrides, console
 from jaxft.errors import UserError
 from jaxft.launch.cluster import SUPERVISED, find_cluster
 from jaxft.launch.platforms import leave_out_absent_tpu
@@ -41,15 +41,6 @@ app = typer.Typer(
     help="Fine-tune Hugging Face checkpoints in JAX, layer by layer, and back to Hugging Face.",
 )
 
-ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="The run, as a YAML file.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="KEY=VALUE",
-        help="Config keys to set, such as optimizer.lr=3e-5.",
-        show_default=False,
-    ),
-]
 TracedSteps = Annotated[
     str | None, typer.Option(metavar="10:20", help="Trace these steps, for XProf.")
 ]
@@ -254,7 +245,7 @@ def config(
     elif config is not None:
         typer.echo(to_yaml(load_config(config, overrides or ()).dump()), nl=False)
     else:
-        _console().print(_key_table())
+        console().print(_key_table())
 
 
 def _key_table() -> Table:
@@ -272,8 +263,3 @@ def _key_table() -> Table:
         cells = (key.name, kind, key.default, key.meaning, key.resume)
         table.add_row(*map(Text, cells))  # plain: a slice such as [a:b] is no markup
     return table
-
-
-def _console() -> Console:
-    """Return the terminal; a file or a pipe is 120 columns wide."""
-    return Console(width=None if sys.stdout.isatty() else 120)

@@ -6,28 +6,18 @@ The story is imported when it is asked for, as in `cli.py`.
 from __future__ import annotations
 
 import importlib.metadata
-import sys
 import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
+from jaxft.cli.terminal import ConfigFile, Overrides, print_report
 from jaxft.errors import UserError
 
 if TYPE_CHECKING:
     from jaxft.config.load import Config
     from jaxft.device.chips import Topology
-
-ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="The run, as a YAML file.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="KEY=VALUE",
-        help="Config keys to set, such as optimizer.lr=3e-5.",
-        show_default=False,
-    ),
-]
 
 
 def plan(
@@ -68,10 +58,7 @@ def plan(
     from jaxft.planning.plan import plan as story
 
     made = story(checked)
-    if as_json:
-        typer.echo(made.to_json())
-    else:
-        _console().print(made.render())
+    print_report(made, as_json, highlight=False)
 
 
 def _plan_on(
@@ -101,12 +88,5 @@ def _plan_on(
         made = plan_on(
             config, topology=topology, devices=devices, largest_batch=largest_batch, tell=tell
         )
-    if as_json:
-        typer.echo(made.to_json())
-    else:
-        _console().print(made.render())
+    print_report(made, as_json, highlight=False)
     return 0 if made.fits else DOES_NOT_FIT
-
-
-def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)

@@ -5,7 +5,6 @@ A story is imported when it is asked for, as in `cli.py`.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ import typer
 
 from jaxft.cli.paths import folder_named
 from jaxft.cli.tagged import print_in_colour
+from jaxft.cli.terminal import print_json_lines
 from jaxft.errors import UserError
 
 if TYPE_CHECKING:
@@ -143,9 +143,9 @@ def _print_images(
         raise UserError(f"'{name}' draws images and writes no text.", "Leave those options out.")
     artist, to = open_artist(name, asked), draw or folder_named(name) / "drawn"
     if samples:
-        _print_lines(sample(artist, samples, label, to))
+        print_json_lines(sample(artist, samples, label, to))
     elif inputs:
-        _print_lines(complete(artist, inputs, label, to))
+        print_json_lines(complete(artist, inputs, label, to))
     else:
         raise UserError("There is nothing to draw.", "Give --samples 16, or images to complete.")
 
@@ -199,7 +199,7 @@ def _print_labels(
 
         predictions = drawn_into(draw, predictions)
     if as_json or not sys.stdout.isatty():
-        _print_lines(predictions)
+        print_json_lines(predictions)
     else:
         print_in_colour(predictions)
 
@@ -231,7 +231,7 @@ def _print_texts(
     if prompts is None:
         _talk(writer)
     elif as_json or not sys.stdout.isatty():
-        _print_lines(complete(writer, prompts))
+        print_json_lines(complete(writer, prompts))
     else:
         for prompt in prompts_of(writer, prompts):
             if writer.images is not None:
@@ -262,12 +262,6 @@ def _print(writer: Writer, conversation: list[Message]) -> str:
         print(piece, end="", flush=True)
     print()
     return "".join(pieces)
-
-
-def _print_lines(values: Iterable[dict]) -> None:
-    """JSON lines, each as soon as it is there."""
-    for value in values:
-        typer.echo(json.dumps(value, ensure_ascii=False))
 
 
 def _lines_of(file: Path) -> Iterator[str]:

@@ -5,18 +5,17 @@ The story is imported when it is asked for, as in `cli.py`.
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from jaxft.cli.paths import folder_named
+from jaxft.cli.terminal import console, print_json_lines
 from jaxft.errors import UserError
 
 if TYPE_CHECKING:
@@ -81,10 +80,9 @@ def search(
     if len(result.skipped) > MOST_NOTES:
         print(f"jaxft: and {len(result.skipped) - MOST_NOTES} more", file=sys.stderr)
     if as_json:
-        for match in result.matches:
-            typer.echo(json.dumps(match, ensure_ascii=False))
+        print_json_lines(result.matches)
         return
-    Console(width=None if sys.stdout.isatty() else 120).print(_table(result))
+    console().print(_table(result))
     if result.sheet is not None:
         typer.echo(result.sheet)
 
@@ -99,14 +97,13 @@ def _search_texts(
         raise UserError("Texts are searched for words, and give no images.", "Leave those out.")
     matches = story(run, words, file, best)
     if as_json:
-        for match in matches:
-            typer.echo(json.dumps(match, ensure_ascii=False))
+        print_json_lines(matches)
         return
     table = Table("", "similarity", "line", "text", box=box.SIMPLE_HEAD)
     for match in matches:
         rank, alike = str(match["rank"]), f"{match['similarity']:.3f}"
         table.add_row(rank, alike, str(match["line"]), Text(match["text"], overflow="fold"))
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    console().print(table)
 
 
 def _table(result: Found) -> Table:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from jaxft.cli.terminal import ConfigFile
 from jaxft.errors import UserError
 
 if TYPE_CHECKING:
     from jaxft.config.load import Config
 
-ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="The run, as a YAML file.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
