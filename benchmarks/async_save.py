@@ -27,7 +27,8 @@ from benchmarks.measure import record
 from jaxft.device.mesh import batch_sharding, place_batch
 from jaxft.device.process import prepare_process
 from jaxft.engine.initial_state import initial_state, load_params
-from jaxft.engine.setup import Build, build
+from jaxft.engine.remat import phase_setups
+from jaxft.engine.setup import Setup, build
 from jaxft.runs.checkpoint import Checkpoints
 from jaxft.training.phase import make_stage
 
@@ -38,7 +39,7 @@ MOST = 1.5
 BATCHES = (256, 32)
 
 
-def step_times(built: Build, saves: int, folder: Path) -> Iterator[tuple[float, bool]]:
+def step_times(built: Setup, saves: int, folder: Path) -> Iterator[tuple[float, bool]]:
     """Seconds of each step, and whether a save was under way beside it.
 
     Args:
@@ -47,7 +48,9 @@ def step_times(built: Build, saves: int, folder: Path) -> Iterator[tuple[float, 
         folder: where they go; the last is kept.
     """
     params = load_params(built).params
-    stage, state = make_stage(built, params), initial_state(built, params)
+    phases = phase_setups(built)
+    stage = make_stage(built, phases, phases[0], params)
+    state = initial_state(built, phases[0], params)
     make, rows = built.splits["train"].examples.collate, batch_sharding(built.mesh)
     first = [make(built.plan.batch(number), built.layout.row_length) for number in range(8)]
     ready = itertools.cycle([place_batch(batch, rows) for batch in first])

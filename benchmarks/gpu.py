@@ -97,7 +97,7 @@ def run_jaxft(config: Config, warm: int, timed: int) -> dict[str, Any]:
     from benchmarks.loop import bare_step
     from jaxft.device.process import prepare_process
     from jaxft.engine.cost import batch_shapes, gradient_flops
-    from jaxft.engine.remat import with_remat
+    from jaxft.engine.remat import phase_setups
     from jaxft.engine.setup import build
     from jaxft.models.weights.names import fresh_leaf
     from jaxft.planning.stand_in import with_tokenizer
@@ -105,17 +105,18 @@ def run_jaxft(config: Config, warm: int, timed: int) -> dict[str, Any]:
 
     prepare_process()
     with with_tokenizer(config) as (readable, _):
-        built = with_remat(build(readable, devices=jax.devices()[:1], weights=False))
+        built = build(readable, devices=jax.devices()[:1], weights=False)
+        phases = phase_setups(built)
         params = {
             name: fresh_leaf(name, leaf, "float32", 0, built.shardings[name])
             for name, leaf in built.model.leaves.items()
         }
-        flops = gradient_flops(built, built.table.trainable, batch_shapes(built))
+        flops = gradient_flops(built, phases[0].table.trainable, batch_shapes(built))
         step = bare_step(built, warm + timed, first=warm, params=params)
         return {
             "seconds": step()["second"],
             "flops": flops,
-            "peak": work_of(built, False, {"step": flops}).peak,
+            "peak": work_of(built, phases, phases[0], False, {"step": flops}).peak,
             "examples": built.layout.examples_per_step,
             "device": jax.devices()[0].device_kind,
         }

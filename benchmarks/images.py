@@ -23,14 +23,14 @@ from benchmarks.measure import median, record
 from jaxft.data.batching.loader import batches
 from jaxft.data.image.images import decode
 from jaxft.device.process import prepare_process
-from jaxft.engine.setup import Build, build
+from jaxft.engine.setup import Setup, build
 
 CONFIG = "configs/digits.yaml"
 WANTED = 2.0  # times what the step eats
 STARTED = 4  # batches before the timed ones: workers come up, and the queues fill
 
 
-def pipeline_rate(built: Build, workers: int, steps: int) -> float:
+def pipeline_rate(built: Setup, workers: int, steps: int) -> float:
     """Examples a second of the input alone."""
     collate = built.splits["train"].examples.collate
     made = batches(built.plan, collate, 0, STARTED + steps, workers=workers)
@@ -42,7 +42,7 @@ def pipeline_rate(built: Build, workers: int, steps: int) -> float:
     return steps * built.layout.rows / (time.perf_counter() - started)
 
 
-def shares(built: Build, count: int = 200) -> dict[str, float]:
+def shares(built: Setup, count: int = 200) -> dict[str, float]:
     """Where an image's time goes, in milliseconds: decoding its file, and the processor's work."""
     examples = built.splits["train"].examples
     source, processor = examples.source, examples.processor  # type: ignore[attr-defined]

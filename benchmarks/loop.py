@@ -27,7 +27,8 @@ from jaxft.data.batching.loader import batches
 from jaxft.device.mesh import batch_sharding, place_batch
 from jaxft.device.process import prepare_process
 from jaxft.engine.initial_state import frozen_params, initial_state, load_params, state_shardings
-from jaxft.engine.setup import Build, build
+from jaxft.engine.remat import phase_setups
+from jaxft.engine.setup import Setup, build, objective_of
 from jaxft.engine.step import Rates, make_train_step
 
 CONFIG = "configs/sentiment.yaml"
@@ -55,7 +56,7 @@ def step_costs(clock: CpuClock, start: float, end: float, steps: int) -> dict[st
 
 
 def bare_step(
-    built: Build, last: int, first: int = FIRST, params: dict[str, jax.Array] | None = None
+    built: Setup, last: int, first: int = FIRST, params: dict[str, jax.Array] | None = None
 ) -> Callable[[], dict[str, float]]:
     """A function that runs the compiled step on ready batches and gives its costs.
 
@@ -66,30 +67,31 @@ def bare_step(
         params: its parameters; the checkpoint's when None.
     """
     params = load_params(built).params if params is None else params
-    frozen = frozen_params(built, params)
+    now = phase_setups(built)[0]
+    frozen = frozen_params(built, now, params)
     step = make_train_step(
-        built.objective,
-        built.optimizer,
+        objective_of(built, now.compute),
+        now.optimizer,
         accumulate=built.config.train.accumulate,
         ema=built.config.train.ema,
-        state_shardings=state_shardings(built),
+        state_shardings=state_shardings(built, now),
         frozen_shardings={name: built.shardings[name] for name in frozen},
         mesh=built.mesh,
     )
     make = built.splits["train"].examples.collate
     sharding = batch_sharding(built.mesh)
     ready = [place_batch(batch, sharding) for batch in batches(built.plan, make, 0, last)]
-    decay, multipliers = built.table.weight_decays(), built.table.multipliers()
+    decay, multipliers = now.table.weight_decays(), now.table.multipliers()
 
     def costs() -> dict[str, float]:
-        state = initial_state(built, params)
+        state = initial_state(built, now, params)
         started = 0.0
         with CpuClock() as clock:
             for number, batch in enumerate(ready):
                 if number == first:
                     jax.block_until_ready(state)
                     started = time.time()
-                rates = Rates(built.rates[number], multipliers, decay)
+                rates = Rates(now.rates[number], multipliers, decay)
                 state, metrics = step(state, frozen, batch, rates)
             jax.block_until_ready((state, metrics))
             ended = time.time()

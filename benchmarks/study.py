@@ -29,8 +29,9 @@ from jaxft.device.mesh import batch_sharding, place_batch
 from jaxft.device.process import prepare_process
 from jaxft.engine.cost import count_flops
 from jaxft.engine.initial_state import initial_state, load_params
+from jaxft.engine.remat import phase_setups
 from jaxft.studies.members import make_members
-from jaxft.studies.part import Programs, begin
+from jaxft.studies.phase import Programs, begin, phases_of
 from jaxft.studies.study import make_parts
 from jaxft.training.phase import make_stage
 
@@ -103,7 +104,7 @@ def compare_steps(pairs: int, steps: int) -> dict[str, Any]:
     """The compiled steps in turns: time over time, over FLOPs over FLOPs."""
     members = make_members(jaxft.load_config(CONFIG, RECIPE), VARY)
     (part,), _ = make_parts(members)
-    built = part.builds[0]
+    built = part.setups[0]
     rows = built.splits["train"].examples
     batches = [
         place_batch(
@@ -113,8 +114,10 @@ def compare_steps(pairs: int, steps: int) -> dict[str, Any]:
         for step in range(steps)
     ]
     params = load_params(built).params
-    alone, together = make_stage(built, params), begin(part.builds, Programs())
-    states = {"alone": initial_state(built, params), "together": together[1]}
+    phases = phase_setups(built)
+    alone = make_stage(built, phases, phases[0], params)
+    together = begin(part.setups, phases_of(part.setups, 0), Programs())
+    states = {"alone": initial_state(built, phases[0], params), "together": together[1]}
     stages: dict[str, Any] = {"alone": alone, "together": together[0]}
     flops = {
         name: count_flops(stage.step, states[name], stage.frozen, batches[0], stage.rates(0))

@@ -26,7 +26,8 @@ from jaxft.device.mesh import batch_sharding, place_batch
 from jaxft.device.process import prepare_process
 from jaxft.engine.cost import step_flops
 from jaxft.engine.initial_state import initial_state, load_params
-from jaxft.engine.setup import Build, build
+from jaxft.engine.remat import phase_setups
+from jaxft.engine.setup import Setup, build
 from jaxft.engine.trunk import open_trunk
 from jaxft.engine.trunk_plan import plan_trunks
 from jaxft.report.terminal.progress import Progress
@@ -40,7 +41,7 @@ LEAST_SHARE, LEAST_HEAD = 0.85, 8.0  # of the FLOP ratio; and where the head alo
 MEASURES = ("second", "cpu_second")
 
 
-def opened(blocks: int, rows: str, cache: str) -> Build:
+def opened(blocks: int, rows: str, cache: str) -> Setup:
     """The demo's run with so many blocks frozen."""
     overrides = [
         f"groups=[{{name: trunk, depth: [0, {blocks}], freeze: true}}]",
@@ -54,17 +55,18 @@ def opened(blocks: int, rows: str, cache: str) -> Build:
     return build(jaxft.load_config(CONFIG, overrides))
 
 
-def turns(built: Build) -> dict[str, Callable[[int], dict[str, float]]]:
+def turns(built: Setup) -> dict[str, Callable[[int], dict[str, float]]]:
     """For each contestant what runs so many steps of the second epoch, and gives their costs."""
     params = load_params(built).params
-    stage = make_stage(built, params)
-    (plan,) = plan_trunks(built)
+    phases = phase_setups(built)
+    stage = make_stage(built, phases, phases[0], params)
+    (plan,) = plan_trunks(built, phases)
     progress = Progress(built.length.total_steps)
-    cached = open_trunk(built, plan, params, progress)
+    cached = open_trunk(built, stage.now.compute, plan, params, progress)
     sharding, first = batch_sharding(built.mesh), built.plan.steps_per_epoch
 
     def costs(collate: Collate, steps: int) -> dict[str, float]:
-        state, started = initial_state(built, params), 0.0
+        state, started = initial_state(built, stage.now, params), 0.0
         with CpuClock() as clock:
             made = batches(built.plan, collate, first, first + WARM + steps)
             for number, batch in enumerate(made, first):
@@ -88,7 +90,7 @@ def turns(built: Build) -> dict[str, Callable[[int], dict[str, float]]]:
 def compare(blocks: int, given: argparse.Namespace, cache: str) -> dict:
     """The ratios of plain to cached steps with so many blocks frozen."""
     built = opened(blocks, given.rows, cache)
-    flops = step_flops(built)
+    flops = step_flops(built, phase_setups(built)[0])
     wanted = flops["step"] / flops["cached"]
     steps = {"plain": given.steps, "cached": given.steps * round(min(wanted, MOST_TIMES))}
     take = turns(built)

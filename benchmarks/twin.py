@@ -23,7 +23,8 @@ from transformers.utils import logging
 
 from benchmarks.twin_rows import ROWS, Rows
 from jaxft.config.load import Config, load_config, resolve_steps
-from jaxft.engine.setup import Build, build
+from jaxft.engine.remat import phase_setups
+from jaxft.engine.setup import Setup, build
 
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 SCORED = 64  # examples a batch that is only scored
@@ -32,7 +33,7 @@ SCORED = 64  # examples a batch that is only scored
 class Twin:
     """A PyTorch model, its optimizer and its rows, as a jaxft config describes them."""
 
-    def __init__(self, built: Build):
+    def __init__(self, built: Setup):
         config = built.config
         self.config, self.plan = config, None if built.task.packs else built.plan
         torch.manual_seed(config.run.seed.init)
@@ -57,13 +58,13 @@ class Twin:
             SCHEDULES[config.schedule.kind], self.optimizer, warmup, self.total
         )
 
-    def _parameters(self, built: Build) -> list[dict]:
+    def _parameters(self, built: Setup) -> list[dict]:
         """One parameter group a leaf: the layer table's peak rate and weight decay, by HF name."""
         theirs = dict(self.model.named_parameters())
         # Of some families transformers has other names in memory than in files.
         renamed = getattr(built.model.family, "in_memory", lambda name, _: name)
         chosen = []
-        for row in built.table.rows():
+        for row in phase_setups(built)[0].table.rows():
             stored = built.model.names[row["name"]]
             parameter = theirs.pop(renamed(stored, built.model.model_type))
             parameter.requires_grad_(row["trainable"])

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from jaxft.engine.inputs import Split
-from jaxft.engine.setup import Build
+from jaxft.engine.setup import Setup
 from jaxft.metrics.entities import entity_scores
 from jaxft.tasks.image_classification.section import ImageClassificationSection
 from jaxft.tasks.parts.images import open_image
@@ -43,7 +43,7 @@ class Rows(Protocol):
     architecture: Any
     metric: str
 
-    def __init__(self, built: Build, split: Split): ...
+    def __init__(self, built: Setup, split: Split): ...
 
     def __len__(self) -> int: ...
 
@@ -60,7 +60,7 @@ class Texts:
     architecture = AutoModelForSequenceClassification
     metric = "accuracy"
 
-    def __init__(self, built: Build, split: Split):
+    def __init__(self, built: Setup, split: Split):
         task, length = built.config.task, built.config.data.max_length
         assert isinstance(task, TextClassificationSection)
         self.tokenizer = AutoTokenizer.from_pretrained(built.model.source.folder)
@@ -85,7 +85,7 @@ class Sentences:
     architecture = AutoModelForTokenClassification
     metric = "f1"
 
-    def __init__(self, built: Build, split: Split):
+    def __init__(self, built: Setup, split: Split):
         task, length = built.config.task, built.config.data.max_length
         assert isinstance(task, TokenClassificationSection)
         self.tokenizer = AutoTokenizer.from_pretrained(built.model.source.folder)
@@ -126,7 +126,7 @@ class Images:
     architecture = AutoModelForImageClassification
     metric = "accuracy"
 
-    def __init__(self, built: Build, split: Split):
+    def __init__(self, built: Setup, split: Split):
         task, size = built.config.task, built.config.model.image_size
         assert isinstance(task, ImageClassificationSection)
         given = {"size": {"height": size, "width": size}} if size else {}

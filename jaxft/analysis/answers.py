@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from jaxft.data.text.chat import load_chat_template
-from jaxft.engine.setup import Build
+from jaxft.engine.setup import Setup
 from jaxft.models.generate.decode import Generator
 from jaxft.models.generate.settings import read_settings
 from jaxft.tasks.causal_lm.task import CausalLm
@@ -18,11 +18,11 @@ from jaxft.tasks.parts.contract import Tools
 ASKED, WRITTEN = 8, 64  # prompts, and the most tokens of an answer
 
 
-def answers(built: Build, params: Mapping[str, jax.Array]) -> list[dict[str, Any]]:
+def answers(setup: Setup, params: Mapping[str, jax.Array]) -> list[dict[str, Any]]:
     """Generate the answers by greedy decoding.
 
     Args:
-        built: the run.
+        setup: the run.
         params: every parameter.
 
     Returns:
@@ -30,10 +30,10 @@ def answers(built: Build, params: Mapping[str, jax.Array]) -> list[dict[str, Any
         was asked last), `target` (the answer that is wanted) and `written`. None of a run on
         texts, or of several processes: writing is one process's.
     """
-    split, model = built.splits["eval"], replace(built.model, params=dict(params))
-    if not isinstance(built.task, CausalLm) or jax.process_count() > 1:
+    split, model = setup.splits["eval"], replace(setup.model, params=dict(params))
+    if not isinstance(setup.task, CausalLm) or jax.process_count() > 1:
         return []
-    asked = list(built.task.exchanges(split.source, split.examples, ASKED))
+    asked = list(setup.task.exchanges(split.source, split.examples, ASKED))
     template = load_chat_template(model.tokenizer_folder)
     if not asked or template is None:
         return []
@@ -46,7 +46,7 @@ def answers(built: Build, params: Mapping[str, jax.Array]) -> list[dict[str, Any
     room = model.max_positions - max(len(prompts[n]) for n in fits)
     how = {"do_sample": False, "num_beams": 1, "max_new_tokens": min(WRITTEN, room)}
     settings, _ = read_settings(model.source.folder, model.fields, how)
-    written = Generator(model, built.compute).generate([prompts[n] for n in fits], settings)
+    written = Generator(model, setup.compute).generate([prompts[n] for n in fits], settings)
     return [
         {
             "id": n,

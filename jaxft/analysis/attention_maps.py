@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxft.engine.evaluate import of_chosen
 from jaxft.engine.inputs import Split
-from jaxft.engine.setup import Build
+from jaxft.engine.setup import Setup
 from jaxft.models.families.vit.rollout import attention_rollout
 from jaxft.models.families.vit.vit import MODEL_TYPES
 from jaxft.models.tower.tower import Tower
@@ -19,12 +19,12 @@ from jaxft.tasks.parts.images import heated, open_image
 
 
 def with_attention(
-    built: Build, params: Mapping[str, jax.Array], split: Split, lines: Iterable[dict[str, Any]]
+    setup: Setup, params: Mapping[str, jax.Array], split: Split, lines: Iterable[dict[str, Any]]
 ) -> Iterable[dict[str, Any]]:
     """Predictions, of which those with a picture get one of where the model looked: `attention`.
 
     Args:
-        built: the run.
+        setup: the run.
         params: every parameter, as they predicted.
         split: what was predicted.
         lines: a prediction an example, in order.
@@ -32,8 +32,8 @@ def with_attention(
     Returns:
         The lines as they are where the model is no ViT that classifies.
     """
-    examples, towers = split.examples, [*built.model.towers.values()]
-    if not isinstance(examples, ImageExamples) or built.model.model_type not in MODEL_TYPES:
+    examples, towers = split.examples, [*setup.model.towers.values()]
+    if not isinstance(examples, ImageExamples) or setup.model.model_type not in MODEL_TYPES:
         return lines
     all_lines = list(lines)  # before the first process alone writes them: all look together
     chosen = np.array([number for number, line in enumerate(all_lines) if "image" in line], int)
@@ -43,10 +43,10 @@ def with_attention(
     assert isinstance(tower, Tower)
 
     def look(params, batch):
-        maps = attention_rollout(tower, built.model.config, params, batch, built.compute)
+        maps = attention_rollout(tower, setup.model.config, params, batch, setup.compute)
         return {}, {"maps": maps[:, None], "example_ids": batch["example_ids"]}
 
-    maps = of_chosen(built, split, look, params, chosen)["maps"]
+    maps = of_chosen(setup, split, look, params, chosen)["maps"]
     for number, shares in zip(chosen.tolist(), maps, strict=True):
         ((_, row),) = split.source.each([examples.column], [number])
         image = open_image(split.source, number, row[examples.column])

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxft.analysis.similarity import example_means
 from jaxft.engine.evaluate import of_chosen
-from jaxft.engine.setup import Build
+from jaxft.engine.setup import Setup
 from jaxft.models.tower.tower import Tower
 
 TASKS = ("text_classification", "image_classification", "embedding")
@@ -23,11 +23,11 @@ MOST = 400  # rows that are looked at
 NUMERIC = 5  # digits of a coordinate
 
 
-def eval_embeddings(built: Build, params: Mapping[str, jax.Array]) -> dict[str, Any] | None:
+def eval_embeddings(setup: Setup, params: Mapping[str, jax.Array]) -> dict[str, Any] | None:
     """The eval rows as points of a plane, evenly chosen where they are many.
 
     Args:
-        built: the run.
+        setup: the run.
         params: every parameter.
 
     Returns:
@@ -36,14 +36,14 @@ def eval_embeddings(built: Build, params: Mapping[str, jax.Array]) -> dict[str, 
         share of points whose nearest other one, by all dimensions, is of the same class) and
         `guessing` (the share that chance gives). None of a task whose rows have no class.
     """
-    examples = built.splits["eval"].examples
-    towers = [one for one in built.model.towers.values() if isinstance(one, Tower)]
-    labels = _labels(built)
-    if built.config.task.kind not in TASKS or len(towers) != 1 or labels is None:
+    examples = setup.splits["eval"].examples
+    towers = [one for one in setup.model.towers.values() if isinstance(one, Tower)]
+    labels = _labels(setup)
+    if setup.config.task.kind not in TASKS or len(towers) != 1 or labels is None:
         return None
     count = len(examples)
     chosen = np.unique(np.linspace(0, count - 1, min(count, MOST)).round().astype(int))
-    features = _features(built, params, towers[0], chosen)  # [N, K, D]
+    features = _features(setup, params, towers[0], chosen)  # [N, K, D]
     points = features.reshape(-1, features.shape[-1])
     own = [name for number in chosen for name in labels[number]]
     return {**plane(points), "labels": own, **_alike(points, np.array(own))}
@@ -78,29 +78,29 @@ def _alike(points: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     return {"alike": float(same.mean()), "guessing": float(by_chance)}
 
 
-def _labels(built: Build) -> list[tuple[str, ...]] | None:
+def _labels(setup: Setup) -> list[tuple[str, ...]] | None:
     """The names of each eval row's points."""
-    examples, section = built.splits["eval"].examples, built.config.task
+    examples, section = setup.splits["eval"].examples, setup.config.task
     if section.kind == "embedding":
         texts = tuple(c for c in (section.anchor, section.positive, section.negative) if c)
         return [texts] * len(examples)
     labels = examples.labels
     if labels is None or getattr(section, "problem", None) != "single_label":
         return None
-    return [(built.label_names[int(number)],) for number in labels]
+    return [(setup.label_names[int(number)],) for number in labels]
 
 
 def _features(
-    built: Build, params: Mapping[str, jax.Array], tower: Tower, chosen: np.ndarray
+    setup: Setup, params: Mapping[str, jax.Array], tower: Tower, chosen: np.ndarray
 ) -> np.ndarray:
     """The mean of the stream after the last block over each text, or each picture: `[N, K, D]`."""
     # The trunk of a model of which only the top trains is all of its blocks.
     top = frozenset(name for name, depth in tower.depths.items() if depth == tower.last)
-    compute = replace(built.compute, trainable=top)
+    compute = replace(setup.compute, trainable=top)
 
     def evaluate_batch(params, batch):
-        stream = built.model.trunk(params, batch, compute)
+        stream = setup.model.trunk(params, batch, compute)
         (means,) = (example_means(one, batch) for one in stream.values())
         return {}, {"features": means, "example_ids": batch["example_ids"]}
 
-    return of_chosen(built, built.splits["eval"], evaluate_batch, params, chosen)["features"]
+    return of_chosen(setup, setup.splits["eval"], evaluate_batch, params, chosen)["features"]

@@ -20,7 +20,7 @@ from jaxft.data.text.masking import SHARE, UNSCORED, choose, cover
 from jaxft.data.text.tokenizer import Tokenizer
 from jaxft.device.mesh import replicated
 from jaxft.engine.inputs import check_columns
-from jaxft.engine.setup import Build, model_options
+from jaxft.engine.setup import Setup, model_options
 from jaxft.errors import UserError
 from jaxft.models.adapters.low_rank import merge
 from jaxft.models.layers.loss import scored_losses
@@ -47,7 +47,7 @@ class Forgetting:
         shared: the names that the run's model and the pretrained one have in common.
         batches: the texts.
         loss: `(params, batch) -> (sum, weight)`, jitted.
-        built: the run.
+        setup: the run.
     """
 
     objective: str
@@ -55,7 +55,7 @@ class Forgetting:
     shared: tuple[str, ...]
     batches: list[Batch]
     loss: Callable
-    built: Build
+    setup: Setup
 
     def score(self, params: Mapping[str, jax.Array]) -> dict[str, float]:
         """The mean loss of a scored token.
@@ -63,35 +63,35 @@ class Forgetting:
         Args:
             params: every parameter of the run's model.
         """
-        if self.built.model.adapted is not None:
-            params = merge(params, self.built.model.adapted.kernels)
+        if self.setup.model.adapted is not None:
+            params = merge(params, self.setup.model.adapted.kernels)
         whole = self.own | {name: params[name] for name in self.shared}
         sums = [jax.device_get(self.loss(whole, batch)) for batch in self.batches]
         total, weight = np.sum(np.asarray(sums, np.float64), axis=0)
         return {"loss": float(total / weight)}
 
 
-def open_forgetting(config: Config, built: Build) -> Forgetting | None:
+def open_forgetting(config: Config, setup: Setup) -> Forgetting | None:
     """Open the tracking of the pretraining loss; None where `report.forgetting` names no texts.
 
     Args:
         config: the run's, whose checkpoint still has its own head.
-        built: the run.
+        setup: the run.
 
     Raises:
         UserError: the checkpoint has no head of pretraining, or the texts are not there.
     """
     if config.report.forgetting is None:
         return None
-    objective, model = _pretrained(config, built)
-    alike = built.model.head == objective
+    objective, model = _pretrained(config, setup)
+    alike = setup.model.head == objective
     shared = tuple(
         name
         for name in model.leaves
-        if name in built.model.leaves and (alike or not name.startswith("head/"))
+        if name in setup.model.leaves and (alike or not name.startswith("head/"))
     )
     own = {
-        n: read_value(model, n, built.shardings.get(n, replicated(built.mesh)))
+        n: read_value(model, n, setup.shardings.get(n, replicated(setup.mesh)))
         for n in model.leaves
         if n not in shared
     }
@@ -101,20 +101,20 @@ def open_forgetting(config: Config, built: Build) -> Forgetting | None:
     check_columns(source, [column])
     texts = [str(row[column]) for row in source.rows(range(len(source)), (column,))]
     batches = text_batches(texts, tools.tokenizer, tools.max_length, objective)
-    compute = replace(built.compute, trainable=frozenset(), attention="xla")
-    return Forgetting(objective, own, shared, batches, loss_of(model, compute), built)
+    compute = replace(setup.compute, trainable=frozenset(), attention="xla")
+    return Forgetting(objective, own, shared, batches, loss_of(model, compute), setup)
 
 
-def _pretrained(config: Config, built: Build) -> tuple[str, Model]:
+def _pretrained(config: Config, setup: Setup) -> tuple[str, Model]:
     """The checkpoint under the head that it was pretrained with, described."""
-    heads = built.model.family.MODEL_TYPES[built.model.model_type]
+    heads = setup.model.family.MODEL_TYPES[setup.model.model_type]
     options = model_options(config, ()) | {"adapter": None, "labels": None}
     for objective in (name for name in OBJECTIVES if name in heads):
         model = describe(config.model.checkpoint, **options | {"task": objective})
         if not model.matching.new:
             return objective, model
     raise UserError(
-        f"report.forgetting: {built.model.source.folder} has no head of its own pretraining "
+        f"report.forgetting: {setup.model.source.folder} has no head of its own pretraining "
         "(masked or causal language modelling).",
         "Start from a checkpoint that was saved with it, or set report.forgetting to null.",
     )

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxft.engine.evaluate import in_order, run_split
 from jaxft.engine.inputs import Split
-from jaxft.engine.setup import Build
+from jaxft.engine.setup import Setup
 from jaxft.engine.step import make_eval_step
 from jaxft.errors import UserError
 from jaxft.metrics.similarity import linear_cka
@@ -23,11 +23,11 @@ Params = Mapping[str, jax.Array]
 FEWEST = 4  # examples: below them the estimate is not defined
 
 
-def similarity(built: Build, start: Params, end: Params, split: Split) -> list[float]:
+def similarity(setup: Setup, start: Params, end: Params, split: Split) -> list[float]:
     """The alignment (CKA) of each depth's stream under two sets of parameters.
 
     Args:
-        built: the run.
+        setup: the run.
         start, end: every parameter, before and after.
         split: the examples; a text or an image is the mean of its positions.
 
@@ -37,9 +37,9 @@ def similarity(built: Build, start: Params, end: Params, split: Split) -> list[f
     Raises:
         UserError: the model has several towers, or the examples are too few.
     """
-    towers = [part for part in built.model.towers.values() if isinstance(part, Tower)]
+    towers = [part for part in setup.model.towers.values() if isinstance(part, Tower)]
     if len(towers) > 1:
-        names = ", ".join(built.model.towers)
+        names = ", ".join(setup.model.towers)
         raise UserError(
             f"--similarity follows the depths of one tower, and this model has {names}."
         )
@@ -50,23 +50,23 @@ def similarity(built: Build, start: Params, end: Params, split: Split) -> list[f
             "Give more with --data.",
         )
     step = make_eval_step(
-        lambda params, batch: ({}, features(built, towers[0], params, batch)),
-        param_shardings=dict(built.shardings),
-        mesh=built.mesh,
+        lambda params, batch: ({}, features(setup, towers[0], params, batch)),
+        param_shardings=dict(setup.shardings),
+        mesh=setup.mesh,
     )
-    before, after = (_of_split(built, step, params, split) for params in (start, end))
+    before, after = (_of_split(setup, step, params, split) for params in (start, end))
     return [linear_cka(before[:, depth], after[:, depth]) for depth in range(before.shape[1])]
 
 
 def features(
-    built: Build, tower: Tower, params: Params, batch: Mapping[str, jax.Array]
+    setup: Setup, tower: Tower, params: Params, batch: Mapping[str, jax.Array]
 ) -> dict[str, jax.Array]:
     """The mean over each example's positions of the stream at each depth.
 
     Returns:
         `features` [R, S, depths, K, D], K texts an example, and `example_ids` [R, S].
     """
-    streams = run_streams(tower, params, batch, built.compute)
+    streams = run_streams(tower, params, batch, setup.compute)
     means = jnp.stack([example_means(stream, batch) for stream in streams], axis=2)
     return {"features": means, "example_ids": batch["example_ids"]}
 
@@ -92,8 +92,10 @@ def example_means(stream: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Arra
     return means.reshape(rows, segments, texts, -1)
 
 
-def _of_split(built: Build, step: Any, params: Params, split: Split) -> np.ndarray:
+def _of_split(setup: Setup, step: Any, params: Params, split: Split) -> np.ndarray:
     """Every text's or picture's features: [N, depths, D]."""
-    outputs_of_all = [outputs for _, outputs in run_split(built, step, params, split.examples)]
+    outputs_of_all = [
+        outputs for _, outputs in run_split(setup.mesh, setup.layout, step, params, split.examples)
+    ]
     each = in_order(outputs_of_all, len(split.examples))["features"]  # [examples, depths, K, D]
     return each.swapaxes(1, 2).reshape(-1, each.shape[1], each.shape[-1])

@@ -11,7 +11,7 @@ import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -19,9 +19,10 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from jaxft.engine.setup import Build
+from jaxft.engine.setup import PhaseSetup, Setup, objective_of
 from jaxft.models.layers.math import WEIGHT_GRADIENT
-from jaxft.models.tower.tower import Tower
+from jaxft.models.model import Model
+from jaxft.models.tower.tower import Compute, Tower
 from jaxft.tree import split as split_tree
 
 FORWARD, INPUT, WEIGHT = "forward", "input_gradient", "weight_gradient"
@@ -119,7 +120,7 @@ def _dot_flops(equation: JaxprEqn) -> int:
     return 2 * batched * rows * columns * contracted
 
 
-def step_flops(built: Build) -> dict[str, int]:
+def step_flops(setup: Setup, now: PhaseSetup) -> dict[str, int]:
     """The matmul FLOPs of one training step, with nothing run or compiled.
 
     Returns:
@@ -127,56 +128,61 @@ def step_flops(built: Build) -> dict[str, int]:
         with nothing frozen; `cached`: the step with the trunk's output at hand, which is `step`
         where there is no trunk.
     """
-    batch, names, every = batch_shapes(built), built.table.trainable, tuple(param_shapes(built))
-    tally, trunk = gradient_tally(built, names, batch), trunk_shapes(built, batch)
+    batch, names, every = batch_shapes(setup), now.table.trainable, tuple(setup.model.params)
+    tally = gradient_tally(setup, names, batch)
+    trunk = trunk_shapes(setup.model, now.compute, batch)
     step = tally.total()
     # A trace of a large model takes seconds: what is the same program is not traced again.
     return {
         "forward": sum(flops for (_, purpose), flops in tally.items() if purpose == FORWARD),
         "step": step,
-        "full": step if set(names) == set(every) else gradient_flops(built, every, batch),
-        "cached": gradient_flops(built, names, batch | trunk) if trunk else step,
+        "full": step if set(names) == set(every) else gradient_flops(setup, every, batch),
+        "cached": gradient_flops(setup, names, batch | trunk) if trunk else step,
     }
 
 
 def gradient_flops(
-    built: Build, names: tuple[str, ...], batch: dict[str, jax.ShapeDtypeStruct]
+    setup: Setup, names: tuple[str, ...], batch: dict[str, jax.ShapeDtypeStruct]
 ) -> int:
     """The matmul FLOPs of the loss and its gradient; the arguments are `gradient_tally`'s."""
-    return gradient_tally(built, names, batch).total()
+    return gradient_tally(setup, names, batch).total()
 
 
 def gradient_tally(
-    built: Build, names: tuple[str, ...], batch: dict[str, jax.ShapeDtypeStruct]
+    setup: Setup, names: tuple[str, ...], batch: dict[str, jax.ShapeDtypeStruct]
 ) -> Tally:
     """The matmul FLOPs of the loss and its gradient, by segment and purpose.
 
     Args:
-        built: the run.
+        setup: the run.
         names: what is differentiated.
         batch: the shapes of the batch.
     """
-    compute = dataclasses.replace(built.compute, trainable=frozenset(names), remat="none")
-    chosen = dataclasses.replace(built, compute=compute)
-    trainable, frozen = split_tree(param_shapes(built), names)
+    compute = dataclasses.replace(setup.compute, trainable=frozenset(names), remat="none")
+    objective = objective_of(setup, compute)
+    trainable, frozen = split_tree(param_shapes(setup.model, compute.dtype), names)
 
     def loss(trainable, frozen, batch, key):
-        return chosen.objective({**frozen, **trainable}, batch, key)["loss"][0]
+        return objective({**frozen, **trainable}, batch, key)["loss"][0]
 
     return tally_flops(jax.value_and_grad(loss), trainable, frozen, batch, jax.random.key(0))
 
 
-def segment_flops(built: Build) -> list[dict[str, Any]]:
+def segment_flops(setup: Setup, names: tuple[str, ...]) -> list[dict[str, Any]]:
     """What a step costs in each segment of the model, from the input up.
 
     A segment is a tower's embeddings, a run of blocks that train alike, its top, or what is in
     no tower. The rows sum up to the step.
 
+    Args:
+        setup: the run.
+        names: what trains.
+
     Returns:
         Rows of `segment`, and FLOPs: `forward`; `input_gradient`, which has to pass wherever
         something below trains; `weight_gradient` of what trains here.
     """
-    tally = gradient_tally(built, built.table.trainable, batch_shapes(built))
+    tally = gradient_tally(setup, names, batch_shapes(setup))
     segments = dict.fromkeys(segment for segment, purpose in tally if purpose == FORWARD)
     return [
         {"segment": segment}
@@ -185,61 +191,70 @@ def segment_flops(built: Build) -> list[dict[str, Any]]:
     ]
 
 
-def lowest_block_flops(built: Build) -> int:
+def lowest_block_flops(setup: Setup) -> int:
     """The matmul FLOPs of a step in which the lowest block alone trains, in each tower."""
-    towers = [part for part in built.model.towers.values() if isinstance(part, Tower)]
+    towers = [part for part in setup.model.towers.values() if isinstance(part, Tower)]
     names = tuple(n for tower in towers for n, depth in tower.depths.items() if depth == 1)
-    return gradient_flops(built, names, batch_shapes(built))
+    return gradient_flops(setup, names, batch_shapes(setup))
 
 
-def kept_bytes(built: Build) -> int:
-    """Bytes of what the backward pass keeps of a batch over all devices, parameters left out."""
-    trainable, frozen = split_tree(param_shapes(built), built.table.trainable)
+def kept_bytes(setup: Setup, compute: Compute) -> int:
+    """Bytes of what the backward pass saves of a batch over all devices, parameters left out.
+
+    Args:
+        setup: the run.
+        compute: how the model runs: what trains, and what is computed again.
+    """
+    objective = objective_of(setup, compute)
+    shapes_of = param_shapes(setup.model, compute.dtype)
+    trainable, frozen = split_tree(shapes_of, _trained(shapes_of, compute))
     trainable = {n: jax.ShapeDtypeStruct(a.shape, "float32") for n, a in trainable.items()}
 
     def kept(trainable, frozen, batch, key):
-        batch = {**batch, **built.model.trunk({**frozen, **trainable}, batch, built.compute)}
+        batch = {**batch, **setup.model.trunk({**frozen, **trainable}, batch, compute)}
 
         def loss(trainable):
-            return built.objective({**frozen, **trainable}, batch, key)["loss"][0]
+            return objective({**frozen, **trainable}, batch, key)["loss"][0]
 
         return jax.vjp(loss, trainable)[1]
 
-    arguments = (trainable, frozen, batch_shapes(built), jax.random.key(0))
+    arguments = (trainable, frozen, batch_shapes(setup), jax.random.key(0))
     traced = jax.make_jaxpr(kept)(*arguments).jaxpr
     # What comes out as it went in are parameters and the batch, which are there anyway.
     saved = {variable for variable in traced.outvars if isinstance(variable, Var)}
     saved -= {*traced.invars, *traced.constvars}
     shapes: list[Any] = [variable.aval for variable in saved]
     nbytes = sum(math.prod(shape.shape) * shape.dtype.itemsize for shape in shapes)
-    return nbytes // built.config.train.accumulate
+    return nbytes // setup.config.train.accumulate
 
 
-def batch_shapes(built: Build) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of a training batch."""
-    examples = built.splits["train"].examples
-    first = examples.collate(built.plan.batch(0), built.layout.row_length)
+    examples = setup.splits["train"].examples
+    first = examples.collate(setup.plan.batch(0), setup.layout.row_length)
     return {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in first.items()}
 
 
-def param_shapes(built: Build) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of the parameters, in the compute type."""
-    return {
-        name: jax.ShapeDtypeStruct(leaf.shape, built.compute.dtype)
-        for name, leaf in built.model.params.items()
-    }
+def param_shapes(model: Model, dtype: str) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a model's parameters, in the type that it computes in."""
+    return {name: jax.ShapeDtypeStruct(leaf.shape, dtype) for name, leaf in model.params.items()}
 
 
 def trunk_shapes(
-    built: Build, batch: dict[str, jax.ShapeDtypeStruct]
+    model: Model, compute: Compute, batch: dict[str, jax.ShapeDtypeStruct]
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of what a batch brings beside its own where the trunk is cached; none without."""
-    run = partial(built.model.trunk, compute=built.compute)
-    return jax.eval_shape(run, param_shapes(built), batch)
+    run = partial(model.trunk, compute=compute)
+    return jax.eval_shape(run, param_shapes(model, compute.dtype), batch)
 
 
-def trunk_saving(built: Build, batch: dict[str, jax.ShapeDtypeStruct]) -> float:
+def trunk_saving(setup: Setup, compute: Compute, batch: dict[str, jax.ShapeDtypeStruct]) -> float:
     """The share of a step's FLOPs that is saved where the trunk is cached."""
-    run = partial(built.model.trunk, compute=built.compute)
-    saved = count_flops(run, param_shapes(built), batch)
-    return saved / gradient_flops(built, built.table.trainable, batch)
+    shapes = param_shapes(setup.model, compute.dtype)
+    saved = count_flops(partial(setup.model.trunk, compute=compute), shapes, batch)
+    return saved / gradient_flops(setup, _trained(shapes, compute), batch)
+
+
+def _trained(names: Iterable[str], compute: Compute) -> tuple[str, ...]:
+    """Those of the parameters that train."""
+    return tuple(n for n in names if compute.trainable is None or n in compute.trainable)

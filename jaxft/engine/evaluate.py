@@ -11,12 +11,13 @@ import jax
 import numpy as np
 
 from jaxft.data.batching.loader import Collate, batches
-from jaxft.data.batching.plans import EvalPlan, plan_eval
+from jaxft.data.batching.plans import EvalPlan, Layout, plan_eval
 from jaxft.device.mesh import batch_sharding, my_rows, overlaps, place_batch
-from jaxft.engine.inputs import Split
-from jaxft.engine.setup import Build
+from jaxft.engine.inputs import Split, with_images
+from jaxft.engine.setup import Setup, outputs_of
 from jaxft.engine.step import make_eval_step
-from jaxft.tasks.parts.contract import Examples
+from jaxft.models.tower.tower import Compute
+from jaxft.tasks.parts.contract import Examples, Task
 
 EvalStep = Callable[[Mapping[str, jax.Array], Mapping[str, jax.Array]], tuple[dict, dict]]
 
@@ -33,28 +34,35 @@ class Evaluation:
     outcomes: dict[str, np.ndarray]
 
 
-def build_eval_step(built: Build) -> EvalStep:
-    """The jitted `(params, batch) -> (sums, outcomes)` of a run's task."""
-    function = evaluation_function(built)
-    return make_eval_step(function, param_shardings=dict(built.shardings), mesh=built.mesh)
+def build_eval_step(setup: Setup, compute: Compute | None = None) -> EvalStep:
+    """The jitted `(params, batch) -> (sums, outcomes)` of a run's task.
+
+    Args:
+        setup: the run.
+        compute: how its model runs; None for the run's own, `setup.compute`.
+    """
+    function = evaluation_function(setup, compute or setup.compute)
+    return make_eval_step(function, param_shardings=dict(setup.shardings), mesh=setup.mesh)
 
 
-def evaluation_function(built: Build) -> EvalStep:
+def evaluation_function(setup: Setup, compute: Compute) -> EvalStep:
     """The `(params, batch) -> (sums, outcomes)` of a run's task itself, to be traced."""
+    forward, task = outputs_of(setup, compute), setup.task
+    size = setup.splits["train"].examples.image_size
 
     def evaluate_batch(params, batch):
-        outputs = built.outputs(params, batch)
-        if write := getattr(built.task, "write", None):
-            outputs |= write(built.model, params, built.whole(batch), built.compute)
-        sums = {"loss": built.task.loss(outputs, batch), **built.task.metrics(outputs, batch)}
-        outcomes = built.task.outcomes(outputs, batch)
+        outputs = forward(params, batch)
+        if write := getattr(task, "write", None):
+            outputs |= write(setup.model, params, with_images(batch, size), compute)
+        sums = {"loss": task.loss(outputs, batch), **task.metrics(outputs, batch)}
+        outcomes = task.outcomes(outputs, batch)
         return sums, outcomes | {"example_ids": batch["example_ids"]}
 
     return evaluate_batch
 
 
 def evaluate(
-    built: Build,
+    setup: Setup,
     step: EvalStep,
     params: Mapping[str, jax.Array],
     split: Split,
@@ -64,7 +72,7 @@ def evaluate(
     """Score every example of a split once; padding counts nowhere.
 
     Args:
-        built: the run.
+        setup: the run.
         step: from `build_eval_step`.
         params: every parameter.
         split: what to score.
@@ -75,18 +83,21 @@ def evaluate(
         Interrupted: `interrupted` said so.
     """
     found = []
-    for result in run_split(built, step, params, split.examples, collate):
+    for result in run_split(setup.mesh, setup.layout, step, params, split.examples, collate):
         if interrupted():
             raise Interrupted
         found.append(result)
-    return summarise(built, split, found)
+    return summarise(setup.task, setup.label_names, split, found)
 
 
-def summarise(built: Build, split: Split, found: Sequence[tuple[dict, dict]]) -> Evaluation:
+def summarise(
+    task: Task, names: tuple[str, ...], split: Split, found: Sequence[tuple[dict, dict]]
+) -> Evaluation:
     """What the batches of a split give together.
 
     Args:
-        built: the run.
+        task: what is learned.
+        names: the classes.
         split: what was scored.
         found: each batch's sums and outcomes, on the host.
     """
@@ -96,34 +107,40 @@ def summarise(built: Build, split: Split, found: Sequence[tuple[dict, dict]]) ->
             totals[name] = (totals[name][0] + float(total), totals[name][1] + float(weight))
     outcomes = in_order([kept for _, kept in found], len(split.examples))
     scores = {name: total / weight for name, (total, weight) in totals.items()}
-    summary = built.task.summarise(outcomes, split.examples, built.label_names)
+    summary = task.summarise(outcomes, split.examples, names)
     return Evaluation(scores | summary, outcomes)
 
 
-def predictions(built: Build, split: Split, found: Evaluation) -> Iterator[dict[str, Any]]:
+def predictions(
+    task: Task, names: tuple[str, ...], split: Split, found: Evaluation
+) -> Iterator[dict[str, Any]]:
     """What a person reads of an evaluation, one mapping an example."""
-    said = built.task.describe(split.source, found.outcomes, split.examples, built.label_names)
+    said = task.describe(split.source, found.outcomes, split.examples, names)
     for number, one in enumerate(said):
         yield {"id": number, **one}
 
 
 def run_split(
-    built: Build, step: EvalStep, params, examples: Examples, collate: Collate | None = None
+    mesh: jax.sharding.Mesh,
+    layout: Layout,
+    step: EvalStep,
+    params,
+    examples: Examples,
+    collate: Collate | None = None,
 ) -> Iterator[Any]:
     """Each batch's sums and outcomes, on the host."""
-    layout = built.layout
     segments = layout.segments if layout.segments > 1 else None
     plan = plan_eval(examples.lengths, layout.rows, layout.row_length, segments)
-    return run_plan(built, step, params, plan, collate or examples.collate)
+    return run_plan(mesh, step, params, plan, collate or examples.collate)
 
 
 def run_plan(
-    built: Build, step: EvalStep, params, plan: EvalPlan, collate: Collate
+    mesh: jax.sharding.Mesh, step: EvalStep, params, plan: EvalPlan, collate: Collate
 ) -> Iterator[Any]:
     """What a step gives of each batch of a plan, on the host; the next is under way meanwhile."""
-    overlap = overlaps(built.mesh)
-    sharding = batch_sharding(built.mesh)
-    ahead, (mine, blocks) = None, my_rows(built.mesh)
+    overlap = overlaps(mesh)
+    sharding = batch_sharding(mesh)
+    ahead, (mine, blocks) = None, my_rows(mesh)
     for batch in batches(
         plan,
         collate,
@@ -144,26 +161,26 @@ def run_plan(
 
 
 def of_chosen(
-    built: Build, split: Split, function: EvalStep, params, chosen: np.ndarray
+    setup: Setup, split: Split, function: EvalStep, params, chosen: np.ndarray
 ) -> dict[str, np.ndarray]:
     """What a function gives of some of a split's examples, in their order.
 
     Args:
-        built: the run.
+        setup: the run.
         split: the examples.
         function: `(params, batch) -> (sums, outcomes)`, to be traced; it keeps `example_ids`.
         params: every parameter.
         chosen: the numbers of the examples.
     """
-    examples, layout = split.examples, built.layout
+    examples, layout = split.examples, setup.layout
 
     def collate(index: np.ndarray, row_length: int) -> dict[str, np.ndarray]:
         numbers = np.where(index >= 0, chosen[np.maximum(index, 0)], -1)
         return {**examples.collate(numbers, row_length), "example_ids": index.astype(np.int32)}
 
-    step = make_eval_step(function, param_shardings=dict(built.shardings), mesh=built.mesh)
+    step = make_eval_step(function, param_shardings=dict(setup.shardings), mesh=setup.mesh)
     plan = plan_eval(examples.lengths[chosen], layout.rows, layout.row_length, None)
-    found = [kept for _, kept in run_plan(built, step, params, plan, collate)]
+    found = [kept for _, kept in run_plan(setup.mesh, step, params, plan, collate)]
     return in_order(found, len(chosen))
 
 

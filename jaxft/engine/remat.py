@@ -6,14 +6,14 @@ everything. The sizes are counted from the program, before anything is compiled.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from jaxft.device.chips import find_chip
 from jaxft.device.mesh import held, row_divisor
 from jaxft.engine.cost import kept_bytes
 from jaxft.engine.initial_state import abstract_frozen, abstract_origin, abstract_state
-from jaxft.engine.setup import Build
+from jaxft.engine.setup import PhaseSetup, Setup, phase_setup
 from jaxft.numbers import size
 
 ORDER = ("none", "dots", "full")  # what is computed again: more and more
@@ -21,32 +21,43 @@ ORDER = ("none", "dots", "full")  # what is computed again: more and more
 USABLE = 0.85
 
 
-def with_remat(built: Build) -> Build:
-    """The run with `remat: auto` decided for the phase that it is in, and why in `built.why`."""
-    remat, why = choose_remat(built)
-    decided = replace(built.compute, remat=remat)
-    return replace(built, compute=decided, why=(*built.why, why) if why else built.why)
+def phase_setups(setup: Setup) -> tuple[PhaseSetup, ...]:
+    """Each phase of a run, with what its steps compute again decided.
+
+    Raises:
+        UserError: as `setup`.
+    """
+    return tuple(with_remat(setup, phase_setup(setup, phase)) for phase in setup.phases)
 
 
-def choose_remat(built: Build) -> tuple[str, str]:
-    """What a run's step computes again, and why; no reason where the config says it.
+def with_remat(setup: Setup, now: PhaseSetup) -> PhaseSetup:
+    """The phase with `remat: auto` decided for its step, and why.
 
     Args:
-        built: the run in the phase whose step it is.
+        setup: the run.
+        now: its phase.
     """
-    asked = built.compute.remat
-    if asked != "auto":
-        return asked, ""
-    chip = find_chip(built.mesh.devices.flat[0].device_kind)
-    if chip is None:
-        return "none", ""
-    room = int(USABLE * chip.device_memory) - taken(built)
-    devices = row_divisor(built.mesh, 1)
+    if now.compute.remat != "auto":
+        return now
+    chip = find_chip(setup.mesh.devices.flat[0].device_kind)
+    remat, why = "none", ""
+    if chip is not None:
+        room = int(USABLE * chip.device_memory) - taken(setup, now)
+        devices = row_divisor(setup.mesh, 1)
+        remat, why = first_that_fits(
+            lambda asked: kept_bytes(setup, replace(now.compute, remat=asked)) // devices, room
+        )
+    return replace(now, compute=replace(now.compute, remat=remat), why=why)
 
-    def kept(remat: str) -> int:
-        return kept_bytes(replace(built, compute=replace(built.compute, remat=remat))) // devices
 
-    return first_that_fits(kept, room)
+def widest(phases: Sequence[PhaseSetup]) -> PhaseSetup:
+    """The phase in which the most parameters train."""
+    return max(phases, key=lambda one: len(one.table.trainable))
+
+
+def phase_after(phases: Sequence[PhaseSetup], step: int) -> PhaseSetup:
+    """The phase that took the step before `step`: whose state was saved then."""
+    return next((one for one in phases if step <= one.phase.stop), phases[-1])
 
 
 def first_that_fits(kept: Callable[[str], int], room: int) -> tuple[str, str]:
@@ -65,9 +76,8 @@ def first_that_fits(kept: Callable[[str], int], room: int) -> tuple[str, str]:
     )
 
 
-def taken(built: Build) -> int:
+def taken(setup: Setup, now: PhaseSetup) -> int:
     """Bytes of a device that are taken whatever is kept: state, gradients, what does not move."""
-    state = abstract_state(built)
-    return (
-        held(state) + held(state.trainable) + held((abstract_frozen(built), abstract_origin(built)))
-    )
+    state = abstract_state(setup, now)
+    fixed = abstract_frozen(setup, now), abstract_origin(setup, now)
+    return held(state) + held(state.trainable) + held(fixed)

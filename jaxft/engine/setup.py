@@ -1,4 +1,4 @@
-"""From a config to everything a story needs, once for all of them.
+"""From a config to everything a story needs, once for all of them: `Setup` and `PhaseSetup`.
 
 `build` reads no weights: whatever can be wrong with a config, a data set or a checkpoint's shape
 is found before anything large is read and before anything is written.
@@ -6,8 +6,9 @@ is found before anything large is read and before anything is written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -35,11 +36,11 @@ from jaxft.layerwise.phases import Phase
 from jaxft.layerwise.table import LayerTable
 from jaxft.models.load import Model, describe
 from jaxft.models.tower.tower import Compute
-from jaxft.tasks.parts.contract import Task, Tools
+from jaxft.tasks.parts.contract import Sums, Task, Tools
 
 
 @dataclass(frozen=True)
-class Build:
+class Setup:
     """A run that has everything but its weights.
 
     Attributes:
@@ -51,12 +52,10 @@ class Build:
         layout: rows, row length and segments of a batch.
         plan: which examples make each training batch.
         mesh, shardings: the devices, and where each parameter lies on them.
-        compute: how the model runs.
+        compute: how the model runs outside a train step: as the first phase has it, and with
+            nothing computed again.
         length: the run's durations in steps.
         phases: the stretches of the run; one where the config has none.
-        phase: the one that all of the following are of.
-        optimizer: the optimizer of the phase's table.
-        rates: `[steps + 1, groups]`, every training group's rate at every step of the phase.
         why: why what the config leaves to us is as it is, a line each.
     """
 
@@ -69,62 +68,93 @@ class Build:
     plan: TrainPlan
     mesh: jax.sharding.Mesh
     shardings: Mapping[str, jax.sharding.NamedSharding]
+    compute: Compute
     length: Length
     phases: tuple[Phase, ...]
+    why: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PhaseSetup:
+    """One phase of a run, with all that its train step is made of.
+
+    Attributes:
+        phase: its steps, and the LayerTable that says what trains.
+        compute: how the model runs in its steps.
+        optimizer: the optimizer of the table.
+        rates: `[steps + 1, groups]`, every training group's rate at every step of the run.
+        schedule_free: whether a rule keeps an average of its own.
+        averages: whether something else is scored than the parameters as they are.
+        anchored: the parameters under L2-SP: those that train and were not new.
+        why: why `compute.remat` is what it is, where the config leaves it to us.
+    """
+
     phase: Phase
     compute: Compute
     optimizer: optax.GradientTransformationExtraArgs
     rates: np.ndarray
-    why: tuple[str, ...] = ()
+    schedule_free: bool
+    averages: bool
+    anchored: tuple[str, ...]
+    why: str = ""
 
     @property
     def table(self) -> LayerTable:
-        """What each parameter's group and rate are in this phase."""
+        """Each parameter's group, depth and multiplier in this phase."""
         return self.phase.table
 
-    @property
-    def schedule_free(self) -> bool:
-        """Whether a rule of the run keeps an average of its own."""
-        return any(group.algorithm == SCHEDULE_FREE for group in self.table.groups)
 
-    @property
-    def averages(self) -> bool:
-        """Whether something else is scored than the parameters as they are."""
-        return self.config.train.ema is not None or self.schedule_free
+def phase_setup(setup: Setup, phase: Phase) -> PhaseSetup:
+    """A phase of a run; `train.remat: auto` is decided by `remat.phase_setups`.
 
-    def in_phase(self, index: int) -> Build:
-        """The same run in another of its phases."""
-        phase = self.phases[index]
-        return replace(
-            self,
-            phase=phase,
-            compute=replace(self.compute, trainable=frozenset(phase.table.trainable)),
-            optimizer=optimizer_from(phase.table, self.config.optimizer),
-            rates=resolve_rates(phase, self.length),
-        )
+    Args:
+        setup: the run.
+        phase: one of its phases.
+    """
+    config, table = setup.config, phase.table
+    schedule_free = any(group.algorithm == SCHEDULE_FREE for group in table.groups)
+    new = set(setup.model.report.new)
+    return PhaseSetup(
+        phase=phase,
+        compute=replace(setup.compute, trainable=frozenset(table.trainable)),
+        optimizer=optimizer_from(table, config.optimizer),
+        rates=resolve_rates(phase, setup.length),
+        schedule_free=schedule_free,
+        averages=config.train.ema is not None or schedule_free,
+        anchored=tuple(name for name in table.trainable if name not in new)
+        if config.regularise.l2_sp
+        else (),
+    )
 
-    def after(self, step: int) -> Build:
-        """The same run in the phase that took the step before `step`: whose state was saved."""
-        return self.in_phase(
-            next((p.index for p in self.phases if step <= p.stop), len(self.phases) - 1)
-        )
 
-    def under(self, config: Config) -> Build:
-        """The same run, at its first phase, under a config that differs in rates and seeds only."""
-        phases = phases_from(config, self.model, *_steps(self.length))
-        return replace(self, config=config, phases=phases).in_phase(0)
+def with_config(setup: Setup, config: Config) -> Setup:
+    """The same run under a config that differs in rates and seeds only."""
+    return replace(
+        setup, config=config, phases=phases_from(config, setup.model, *_steps(setup.length))
+    )
 
-    def objective(self, params, batch, key):
-        """The task's loss and metrics of one batch, as sums and weights."""
-        return objective(self.task, self.outputs, params, batch, key)
 
-    def outputs(self, params, batch, key=None):
-        """What the model makes of a batch, also of one that brings its trunk's output."""
-        return self.model.apply(params, self.whole(batch), key, self.compute)
+Outputs = Callable[..., dict[str, jax.Array]]
 
-    def whole(self, batch):
-        """A batch with all that the model's stems read."""
-        return with_images(batch, self.splits["train"].examples.image_size)
+
+def outputs_of(setup: Setup, compute: Compute) -> Outputs:
+    """The forward pass `(params, batch, key=None) -> outputs`.
+
+    Args:
+        setup: the run.
+        compute: how its model runs; a batch may bring its trunk's output.
+    """
+    size = setup.splits["train"].examples.image_size
+
+    def outputs(params, batch, key=None):
+        return setup.model.apply(params, with_images(batch, size), key, compute)
+
+    return outputs
+
+
+def objective_of(setup: Setup, compute: Compute) -> Callable[..., Sums]:
+    """The task's loss and metrics `(params, batch, key) -> sums and weights`."""
+    return partial(objective, setup.task, outputs_of(setup, compute))
 
 
 def build(
@@ -134,7 +164,7 @@ def build(
     layout: Layout | None = None,
     new: Sequence[str] = (),
     weights: bool = True,
-) -> Build:
+) -> Setup:
     """Open the data, describe the model, lay out the mesh and resolve durations.
 
     Args:
@@ -160,8 +190,8 @@ def build(
     layout = _lay_out(config, task, mesh, lengths, layout)
     plan = TrainPlan(lengths, config.run.seed.data, *layout.shape, mixture)
     length = resolve_length(config, plan)
-    phase, *_ = phases = phases_from(config, model, *_steps(length))
-    return Build(
+    phases = phases_from(config, model, *_steps(length))
+    return Setup(
         config=config,
         task=task,
         model=model,
@@ -171,12 +201,9 @@ def build(
         plan=plan,
         mesh=mesh,
         shardings=param_shardings(_shapes(model), model.axes, mesh),
+        compute=make_compute(config, mesh, model.num_depths - 2, phases[0].table),
         length=length,
         phases=phases,
-        phase=phase,
-        compute=make_compute(config, mesh, model.num_depths - 2, phase.table),
-        optimizer=optimizer_from(phase.table, config.optimizer),
-        rates=resolve_rates(phase, length),
         why=(why,) if why else (),
     )
 

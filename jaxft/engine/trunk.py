@@ -23,16 +23,17 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxft.data.batching.loader import Collate, batches
-from jaxft.data.batching.plans import EvalPlan, plan_eval
+from jaxft.data.batching.plans import EvalPlan, Layout, plan_eval
 from jaxft.data.cache import Ragged, build_or_open, cache_key, is_built
 from jaxft.device.mesh import batch_sharding, my_rows, place_batch, replicated
 from jaxft.engine.evaluate import Interrupted
 from jaxft.engine.inputs import data_cache
-from jaxft.engine.setup import Build
+from jaxft.engine.setup import Setup
 from jaxft.engine.trunk_plan import WORTH, TrunkPlan, is_packed
 from jaxft.errors import UserError
+from jaxft.models.model import Model
 from jaxft.models.tower.run import TRUNK
-from jaxft.models.tower.tower import Tower
+from jaxft.models.tower.tower import Compute, Tower
 from jaxft.numbers import share, size
 from jaxft.report.terminal.progress import Progress
 from jaxft.runs.leaves import checksum
@@ -87,7 +88,8 @@ class CachedBatches:
 
 
 def open_trunk(
-    built: Build,
+    setup: Setup,
+    compute: Compute,
     plan: TrunkPlan,
     params: Mapping[str, jax.Array],
     progress: Progress,
@@ -99,7 +101,8 @@ def open_trunk(
     It is read from the cache, which is filled where it is not yet.
 
     Args:
-        built: the run in the phase.
+        setup: the run.
+        compute: how its model runs in the phase.
         plan: of the phase.
         params: values of at least the trunk's parameters.
         progress: where to say what is done.
@@ -110,107 +113,119 @@ def open_trunk(
         Interrupted: `interrupted` said so; nothing is kept.
         UserError: the disk has no room, or cannot be written to.
     """
-    examples = built.splits[split].examples
+    examples = setup.splits[split].examples
     if split not in plan.kept:
         if plan.saved >= WORTH and split == "train":
             progress.message(f"The trunk runs in every step, since {plan.reason}.")
         return examples.collate
-    batches_of, order = _in_rows(built, examples)
-    leaves = trunk_leaves(built, params)
-    root, key = _root(built), _key(built, examples, leaves, order)
+    batches_of, order = _in_rows(setup.layout, examples)
+    leaves = trunk_leaves(setup.model, compute, params)
+    root, key = _root(setup.config.data.cache), _key(setup, compute, examples, leaves, order)
     told = f"the trunk's output of {len(examples):,} {split} examples, {size(plan.kept[split])}"
     ready = is_built(root, key)
     everywhere = _everywhere(ready)
     if not everywhere and not _everywhere(_has_room(root, plan.kept[split])):
         sentence = f"train.trunk_cache: {root} has no room for {told}."
-        if built.config.train.trunk_cache == "on":
+        if setup.config.train.trunk_cache == "on":
             raise UserError(sentence, "Free some space, or set data.cache to another folder.")
         progress.message(f"{sentence} It is computed each time.")
         return examples.collate
     saved = f"; a step saves {share(plan.saved)} of its FLOPs" if split == "train" else ""
     progress.message(f"{'found' if everywhere else 'storing'} {told}{saved}")
 
+    meta = _meta(setup, compute)
+
     def build():
-        return _run(built, examples, batches_of, leaves, progress, interrupted), _meta(built)
+        return _run(setup, compute, examples, batches_of, leaves, progress, interrupted), meta
 
     if ready and not everywhere:  # another process has not: it cannot run the trunk alone
         for _ in build()[0]:
             pass
     places = np.argsort(order)  # where each example lies
-    towers, outputs = built.model.towers, build_or_open(root, key, build)
+    towers, outputs = setup.model.towers, build_or_open(root, key, build)
     reader = towers.get("vision", towers.get("encoder"))  # of images, where any are read
     seen = isinstance(reader, Tower) and reader.prefix + TRUNK in outputs.meta["names"].values()
     return CachedBatches(examples.without_images() if seen else examples, outputs, places)
 
 
-def _in_rows(built: Build, examples: Examples) -> tuple[EvalPlan, np.ndarray]:
+def _in_rows(shape: Layout, examples: Examples) -> tuple[EvalPlan, np.ndarray]:
     """Examples in rows as the run's own, and their numbers in the order in which they come."""
-    shape = built.layout
     plan = plan_eval(examples.lengths, shape.rows, shape.row_length, shape.segments)
     order = np.concatenate([plan.batch(number).ravel() for number in range(len(plan))])
     return plan, order[order >= 0]
 
 
-def trunk_leaves(built: Build, params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+def trunk_leaves(
+    model: Model, compute: Compute, params: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
     """The parameters below the boundary of each tower, in the compute type."""
     found: dict[str, jax.Array] = {}
-    for tower in built.model.towers.values():
-        blocks = tower.frozen_blocks(built.compute) if isinstance(tower, Tower) else None
+    for tower in model.towers.values():
+        blocks = tower.frozen_blocks(compute) if isinstance(tower, Tower) else None
         if isinstance(tower, Tower) and blocks is not None:
             names = [name for name, depth in tower.depths.items() if depth <= blocks]
             # A decoder's is computed from all of its encoder, whose embeddings it may have too.
             names += [] if tower.reads is None else list(tower.reads.leaves)
-            found |= {name: params[name].astype(built.compute.dtype) for name in names}
+            found |= {name: params[name].astype(compute.dtype) for name in names}
     return found
 
 
-def _root(built: Build) -> Path:
+def _root(cache: str | None) -> Path:
     """The folder of entries; each of several processes has its own, since all write at once."""
-    root = data_cache(built.config.data.cache) / "trunk"
+    root = data_cache(cache) / "trunk"
     if jax.process_count() > 1:
         root /= f"process-{jax.process_index()}-of-{jax.process_count()}"
     return root
 
 
 def _key(
-    built: Build, examples: Examples, leaves: Mapping[str, jax.Array], order: np.ndarray
+    setup: Setup,
+    compute: Compute,
+    examples: Examples,
+    leaves: Mapping[str, jax.Array],
+    order: np.ndarray,
 ) -> str:
     """Changes with anything that the trunk's output depends on."""
-    beside = {} if built.model.adapted is None else built.model.adapted.kernels
+    beside = {} if setup.model.adapted is None else setup.model.adapted.kernels
     return cache_key(
         kind="trunk",
         jaxft=version("jaxft"),
-        model=repr(built.model.config.with_dropout(0.0)),  # a trunk has none
+        model=repr(setup.model.config.with_dropout(0.0)),  # a trunk has none
         adapters={name: repr(one) for name, one in beside.items() if name in leaves},
-        boundary=_meta(built)["blocks"],
+        boundary=_blocks(setup.model, compute),
         leaves=checksum(dict(leaves)),
-        compute=[built.compute.dtype, built.compute.precision, built.compute.platform],
+        compute=[compute.dtype, compute.precision, compute.platform],
         examples=examples.fingerprint,
-        row_length=built.layout.row_length,
+        row_length=setup.layout.row_length,
         order=hashlib.sha256(order.tobytes()).hexdigest(),
     )
 
 
-def _meta(built: Build) -> dict[str, Any]:
+def _meta(setup: Setup, compute: Compute) -> dict[str, Any]:
     """What an entry says of itself: which field is which tower's, and how its bytes are read."""
-    dtype = jnp.dtype(built.compute.dtype)
-    blocks = {
-        tower.prefix: tower.frozen_blocks(built.compute)
-        for tower in built.model.towers.values()
-        if isinstance(tower, Tower)
-    }
+    dtype, blocks = jnp.dtype(compute.dtype), _blocks(setup.model, compute)
     prefixes = [prefix for prefix, count in blocks.items() if count is not None]
     return {
         "names": {f"{p}{TRUNK}".replace("/", "-"): p + TRUNK for p in prefixes},
         "blocks": blocks,
         "dtype": dtype.name,
         "stored": RAW if dtype == jnp.bfloat16 else dtype.name,
-        "packed": is_packed(built),
+        "packed": is_packed(setup.layout),
+    }
+
+
+def _blocks(model: Model, compute: Compute) -> dict[str, int | None]:
+    """How many blocks of each tower are of its trunk; None where it has none."""
+    return {
+        tower.prefix: tower.frozen_blocks(compute)
+        for tower in model.towers.values()
+        if isinstance(tower, Tower)
     }
 
 
 def _run(
-    built: Build,
+    setup: Setup,
+    compute: Compute,
     examples: Examples,
     plan: EvalPlan,
     leaves: dict[str, jax.Array],
@@ -218,13 +233,13 @@ def _run(
     interrupted: Callable[[], bool],
 ) -> Iterator[dict[str, np.ndarray]]:
     """Every example's output, in the plan's order: field -> `[length, D]`, or `[1, T, D]`."""
-    rows, meta = batch_sharding(built.mesh), _meta(built)
+    rows, meta = batch_sharding(setup.mesh), _meta(setup, compute)
     run = jax.jit(
-        partial(built.model.trunk, compute=built.compute),
-        in_shardings=({name: built.shardings[name] for name in leaves}, rows),
-        out_shardings=replicated(built.mesh),  # every process keeps all of it
+        partial(setup.model.trunk, compute=compute),
+        in_shardings=({name: setup.shardings[name] for name in leaves}, rows),
+        out_shardings=replicated(setup.mesh),  # every process keeps all of it
     )
-    said, done, (mine, blocks) = time.monotonic(), 0, my_rows(built.mesh)
+    said, done, (mine, blocks) = time.monotonic(), 0, my_rows(setup.mesh)
     for number, batch in enumerate(
         batches(
             plan,
@@ -233,8 +248,8 @@ def _run(
             len(plan),
             process_index=mine,
             process_count=blocks,
-            workers=built.config.data.workers,
-            prefetch=built.config.data.prefetch,
+            workers=setup.config.data.workers,
+            prefetch=setup.config.data.prefetch,
         )
     ):
         if interrupted():

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
 
+from jaxft.data.batching.plans import Layout
 from jaxft.engine.cost import batch_shapes, trunk_saving, trunk_shapes
-from jaxft.engine.setup import Build
+from jaxft.engine.setup import PhaseSetup, Setup
 from jaxft.errors import UserError
+from jaxft.layerwise.phases import Phase
 from jaxft.numbers import share, size
 
 WORTH = 0.1  # share of a step's FLOPs from which on `auto` keeps the trunk's output
@@ -31,17 +33,21 @@ class TrunkPlan:
     saved: float = 0.0
 
 
-def plan_trunks(built: Build) -> tuple[TrunkPlan, ...]:
+def plan_trunks(setup: Setup, phases: Sequence[PhaseSetup]) -> tuple[TrunkPlan, ...]:
     """Which phases of a run keep their trunk's output.
+
+    Args:
+        setup: the run.
+        phases: each of its phases.
 
     Raises:
         UserError: `train.trunk_cache` is on and cannot be.
     """
-    batch = batch_shapes(built)
-    plans = tuple(plan_trunk(built.in_phase(phase.index), batch) for phase in built.phases)
+    batch = batch_shapes(setup)
+    plans = tuple(plan_trunk(setup, one, batch) for one in phases)
     # A run that freezes layers by itself has no trunk yet.
-    fixed = built.config.phases != "auto_freeze"
-    if built.config.train.trunk_cache == "on" and fixed and not any(plan.kept for plan in plans):
+    fixed = setup.config.phases != "auto_freeze"
+    if setup.config.train.trunk_cache == "on" and fixed and not any(plan.kept for plan in plans):
         raise UserError(
             "train.trunk_cache: there is no trunk to keep the output of, since the embeddings "
             "train in every phase.",
@@ -51,20 +57,21 @@ def plan_trunks(built: Build) -> tuple[TrunkPlan, ...]:
     return plans
 
 
-def plan_trunk(built: Build, batch: dict[str, jax.ShapeDtypeStruct]) -> TrunkPlan:
-    """Whether the phase that a run is in keeps its trunk's output.
+def plan_trunk(setup: Setup, now: PhaseSetup, batch: dict[str, jax.ShapeDtypeStruct]) -> TrunkPlan:
+    """Whether a phase keeps its trunk's output.
 
     Args:
-        built: the run in the phase.
+        setup: the run.
+        now: the phase.
         batch: its batches' shapes (`cost.batch_shapes`).
 
     Raises:
         UserError: `train.trunk_cache` is on and cannot be.
     """
-    asked, examples = built.config.train.trunk_cache, built.splits["train"].examples
+    asked, examples = setup.config.train.trunk_cache, setup.splits["train"].examples
     if asked == "off":
         return TrunkPlan({}, "train.trunk_cache is off")
-    streams = trunk_shapes(built, batch)
+    streams = trunk_shapes(setup.model, now.compute, batch)
     if not streams:
         return TrunkPlan({}, "there is no trunk: the embeddings train")
     if examples.random:
@@ -75,9 +82,9 @@ def plan_trunk(built: Build, batch: dict[str, jax.ShapeDtypeStruct]) -> TrunkPla
                 "Turn augmentation off, or leave train.trunk_cache at auto.",
             )
         return TrunkPlan({}, "an example is another each time that it is read")
-    kept = {name: _bytes(built, name, streams) for name in _splits(built)}
+    kept = {name: _bytes(setup, name, streams) for name in _splits(setup, now.phase)}
     nbytes = sum(kept.values())
-    most = built.config.train.trunk_cache_size * 1e9
+    most = setup.config.train.trunk_cache_size * 1e9
     if asked == "on":
         if nbytes > most:
             raise UserError(
@@ -87,10 +94,10 @@ def plan_trunk(built: Build, batch: dict[str, jax.ShapeDtypeStruct]) -> TrunkPla
                 f"Raise train.trunk_cache_size (GB) to {math.ceil(nbytes / 1e8) / 10} where the "
                 "disk has room, or leave train.trunk_cache at auto.",
             )
-        return TrunkPlan(kept, "", trunk_saving(built, batch))
-    if built.phase.stop - built.phase.start <= built.length.steps_per_epoch:
+        return TrunkPlan(kept, "", trunk_saving(setup, now.compute, batch))
+    if now.phase.stop - now.phase.start <= setup.length.steps_per_epoch:
         return TrunkPlan({}, "no example is read twice")
-    saved = trunk_saving(built, batch)
+    saved = trunk_saving(setup, now.compute, batch)
     if saved < WORTH:
         return TrunkPlan({}, f"it would save {share(saved)} of a step only", saved)
     if nbytes > most:
@@ -99,23 +106,23 @@ def plan_trunk(built: Build, batch: dict[str, jax.ShapeDtypeStruct]) -> TrunkPla
     return TrunkPlan(kept, "", saved)
 
 
-def _splits(built: Build) -> tuple[str, ...]:
+def _splits(setup: Setup, phase: Phase) -> tuple[str, ...]:
     """The splits whose output is kept: that of the eval rows where they are scored again."""
-    every, phase = built.length.evaluate_every, built.phase
+    every = setup.length.evaluate_every
     again = phase.stop // every - phase.start // every > 1
-    return ("train", "eval") if again and not built.splits["eval"].examples.random else ("train",)
+    return ("train", "eval") if again and not setup.splits["eval"].examples.random else ("train",)
 
 
-def _bytes(built: Build, split: str, streams: Mapping[str, jax.ShapeDtypeStruct]) -> int:
+def _bytes(setup: Setup, split: str, streams: Mapping[str, jax.ShapeDtypeStruct]) -> int:
     """What the streams `[R, T, D]` take for all examples of a split."""
-    lengths, total = built.splits[split].examples.lengths, 0
+    lengths, total = setup.splits[split].examples.lengths, 0
     for shape in streams.values():
         _, positions, width = shape.shape
-        taken = int(lengths.sum()) if is_packed(built) else len(lengths) * positions
+        taken = int(lengths.sum()) if is_packed(setup.layout) else len(lengths) * positions
         total += taken * width * shape.dtype.itemsize
     return total
 
 
-def is_packed(built: Build) -> bool:
+def is_packed(layout: Layout) -> bool:
     """Whether an example is a part of a row; else it is a row, whatever positions that has."""
-    return built.layout.row_length > 1
+    return layout.row_length > 1

@@ -55,10 +55,10 @@ def score(
         raise UserError(
             f"{run} has no {split} rows.", "Give rows with --data csv:FILE, or --split eval."
         )
-    built = build(trained.config.model_copy(update={"data": given}))
-    end = jax.device_put(trained.model.params, dict(built.shardings))
-    step, rows = build_eval_step(built), built.splits[split]
-    found = evaluate(built, step, end, rows)
+    setup = build(trained.config.model_copy(update={"data": given}))
+    end = jax.device_put(trained.model.params, dict(setup.shardings))
+    step, rows = build_eval_step(setup), setup.splits[split]
+    found = evaluate(setup, step, end, rows)
     told = {
         "run": str(run),
         "source": rows.source.spec,
@@ -68,14 +68,14 @@ def score(
     }
     if not (shares or similarity):
         return told
-    start = load_params(built).params
+    start = load_params(setup).params
     if similarity:
-        told["similarity"] = of_depths(built, start, end, rows)
+        told["similarity"] = of_depths(setup, start, end, rows)
     if shares:
         told["line"] = [
             {
                 "share": share,
-                "metrics": evaluate(built, step, between(start, end, share), rows).scores,
+                "metrics": evaluate(setup, step, between(start, end, share), rows).scores,
             }
             for share in shares
         ]

@@ -20,14 +20,13 @@ from jaxft.config.load import Config, override_config, parse_config
 from jaxft.device.chips import Chip, Topology, find_chip, parse_topology
 from jaxft.device.mesh import row_divisor
 from jaxft.engine.cost import step_flops
-from jaxft.engine.remat import with_remat
-from jaxft.engine.setup import Build, build
+from jaxft.engine.remat import phase_setups, widest
+from jaxft.engine.setup import PhaseSetup, Setup, build
 from jaxft.errors import UserError
 from jaxft.planning.fit import Try, as_try, largest_batch, remedies, try_remedies
 from jaxft.planning.roofline import FORMULA, Roofline, roofline
 from jaxft.planning.stand_in import has_weights, with_tokenizer
 from jaxft.planning.step import Compiled, OutOfMemory, compile_train_step
-from jaxft.training.metadata import in_widest_phase
 
 
 class Planner:
@@ -45,24 +44,23 @@ class Planner:
         self.chip: Chip | None = find_chip(devices[0].device_kind)
         self._known: dict[Any, Compiled | OutOfMemory] = {}
 
-    def build(self, change: Sequence[str] = ()) -> Build:
-        """The run under a change, in its widest phase."""
+    def set_up(self, change: Sequence[str] = ()) -> tuple[Setup, PhaseSetup]:
+        """The run under a change, and its widest phase."""
         config = override_config(self.config, change)
-        built = build(config, devices=self.devices, weights=self.weights)
-        return with_remat(in_widest_phase(built))
+        setup = build(config, devices=self.devices, weights=self.weights)
+        return setup, widest(phase_setups(setup))
 
-    def compile(self, change: Sequence[str] = ()) -> tuple[Build, Compiled | OutOfMemory]:
-        """The run under a change, and its compiled step or the compiler's refusal."""
-        built = self.build(change)
-        return built, self.outcome(built, change)
-
-    def outcome(self, built: Build, change: Sequence[str] = ()) -> Compiled | OutOfMemory:
-        """What the compiler says of a run; it is asked once for one change and batch shape."""
-        key = (*change, built.layout.shape)
+    def outcome(
+        self, setup: Setup, now: PhaseSetup, change: Sequence[str] = ()
+    ) -> Compiled | OutOfMemory:
+        """The compiled step or the compiler's refusal, asked once a change and batch shape."""
+        key = (*change, setup.layout.shape)
         if key not in self._known:
-            what = ", ".join(change) or f"{built.layout.rows} rows"
+            what = ", ".join(change) or f"{setup.layout.rows} rows"
             try:
-                self._known[key] = compile_train_step(built, lambda s: self.tell(f"{what}: {s}"))
+                self._known[key] = compile_train_step(
+                    setup, now, lambda s: self.tell(f"{what}: {s}")
+                )
             except OutOfMemory as refused:
                 self._known[key] = refused
         return self._known[key]
@@ -77,12 +75,13 @@ class Planner:
     def attempt(self, change: tuple[str, ...]) -> Try:
         """A change, tried; one that the config or the model refuses does not fit."""
         try:
-            built, outcome = self.compile(change)
+            setup, now = self.set_up(change)
+            outcome = self.outcome(setup, now, change)
         except UserError:
             return Try(change, False, None)
         seconds = None
         if isinstance(outcome, Compiled) and (best := self.best_time(outcome)):
-            seconds = best.seconds / built.layout.examples_per_step
+            seconds = best.seconds / setup.layout.examples_per_step
         return as_try(change, outcome, seconds)
 
     def room(self) -> int | None:
@@ -92,54 +91,57 @@ class Planner:
 
 def make_plan(planner: Planner, topology: Topology | None, largest: bool) -> dict[str, Any]:
     """All that a plan says, as plain data; see `plan_pod.PodPlan`."""
-    built, outcome = planner.compile()
-    made = _about(planner, built, topology)
+    setup, now = planner.set_up()
+    outcome = planner.outcome(setup, now)
+    made = _about(planner, setup, now, topology)
     if isinstance(outcome, Compiled):
-        made |= _compiled(planner, built, outcome)
+        planner.tell("counting FLOPs")
+        made |= _compiled(planner, step_flops(setup, now)["step"], outcome)
     else:
-        now = made["compute"]["remat"], len(planner.devices), built.layout.rows
-        tries = remedies(built.config, *now)
+        rows, devices = setup.layout.rows, len(planner.devices)
+        tries = remedies(setup.config, now.compute.remat, devices, rows)
         found = try_remedies(tries, planner.attempt)
         made |= {"fits": False, "needs": outcome.needs, "tried": [asdict(one) for one in found]}
     if largest:
-        made["largest_batch"] = _largest(planner, built)
+        made["largest_batch"] = _largest(planner, setup)
     return made
 
 
-def _about(planner: Planner, built: Build, topology: Topology | None) -> dict[str, Any]:
+def _about(
+    planner: Planner, setup: Setup, now: PhaseSetup, topology: Topology | None
+) -> dict[str, Any]:
     chip = planner.chip
     return {
         "topology": topology.name if topology else None,
         "chip": asdict(chip) if chip else None,
         "devices": len(planner.devices),
         "room": planner.room(),
-        "mesh": dict(built.mesh.shape),
+        "mesh": dict(setup.mesh.shape),
         "batch": {
-            "batch_size": built.config.data.batch_size,
-            "rows": built.layout.rows,
-            "row_length": built.layout.row_length,
-            "accumulate": built.config.train.accumulate,
+            "batch_size": setup.config.data.batch_size,
+            "rows": setup.layout.rows,
+            "row_length": setup.layout.row_length,
+            "accumulate": setup.config.train.accumulate,
         },
         "compute": {
-            "dtype": built.compute.dtype,
-            "remat": built.compute.remat,
-            "scan": built.compute.scan,
+            "dtype": now.compute.dtype,
+            "remat": now.compute.remat,
+            "scan": now.compute.scan,
         },
-        "why": built.why,
-        "parameters": sum(leaf.parameters for leaf in built.table.leaves),
-        "trainable": sum(leaf.parameters for leaf in built.table.leaves if leaf.trainable),
+        "why": (*setup.why, *([now.why] if now.why else [])),
+        "parameters": sum(leaf.parameters for leaf in now.table.leaves),
+        "trainable": sum(leaf.parameters for leaf in now.table.leaves if leaf.trainable),
     }
 
 
-def _compiled(planner: Planner, built: Build, compiled: Compiled) -> dict[str, Any]:
-    planner.tell("counting FLOPs")
+def _compiled(planner: Planner, flops: int, compiled: Compiled) -> dict[str, Any]:
     best = planner.best_time(compiled)
     return {
         "fits": True,
         "memory": asdict(compiled.memory),
         "collectives": [asdict(one) for one in compiled.collectives],
         "kernels": compiled.kernels,
-        "flops": {"model": step_flops(built)["step"], "step": compiled.flops},
+        "flops": {"model": flops, "step": compiled.flops},
         "roofline": best and {**asdict(best), "seconds": best.seconds, "bound": best.bound},
         "formula": FORMULA,
         "compile": {
@@ -150,22 +152,22 @@ def _compiled(planner: Planner, built: Build, compiled: Compiled) -> dict[str, A
     }
 
 
-def _largest(planner: Planner, built: Build) -> dict[str, Any]:
+def _largest(planner: Planner, setup: Setup) -> dict[str, Any]:
     """The largest `data.batch_size` that fits; and the next one up, which does not.
 
     Batch sizes are tried and not rows, since how many rows a batch takes is the packing's to say.
     """
-    step = row_divisor(built.mesh, built.config.train.accumulate)
+    step = row_divisor(setup.mesh, setup.config.train.accumulate)
     tried: dict[int, tuple[int, int | None]] = {}
 
     def fits(batch_size: int) -> int | None:
-        tried_build = planner.build((f"data.batch_size={batch_size}",))
-        outcome = planner.outcome(tried_build)
+        other, now = planner.set_up((f"data.batch_size={batch_size}",))
+        outcome = planner.outcome(other, now)
         peak = outcome.memory.peak if isinstance(outcome, Compiled) else None
-        tried[batch_size] = tried_build.layout.rows, peak
+        tried[batch_size] = other.layout.rows, peak
         return peak
 
-    most, refused = largest_batch(fits, step, built.config.data.batch_size, planner.room())
+    most, refused = largest_batch(fits, step, setup.config.data.batch_size, planner.room())
     rows, peak = tried.get(most, (0, None))
     return {"batch_size": most, "rows": rows, "peak": peak, "refused_batch_size": refused}
 

@@ -14,11 +14,12 @@ from rich.text import Text
 from jaxft.config.load import Config
 from jaxft.engine.cost import LOSS, lowest_block_flops, segment_flops
 from jaxft.engine.initial_state import abstract_origin, abstract_state
+from jaxft.engine.remat import phase_setups, widest
 from jaxft.engine.setup import build
 from jaxft.engine.trunk_plan import plan_trunks
 from jaxft.numbers import count, share, size
 from jaxft.report.terminal.tables import data_table, depth_table, group_table, segment_table
-from jaxft.training.metadata import in_widest_phase, run_json, table_json
+from jaxft.training.metadata import run_json, table_json
 
 WHOSE = {"average": "an average of what trains", "origin": "where what is pulled back began"}
 
@@ -143,16 +144,22 @@ def plan(config: Config) -> Plan:
     Raises:
         UserError: whatever would stop the run before its first step.
     """
-    built = build(config)
-    plan_trunks(built)  # refuses what the run would
-    chosen = in_widest_phase(built)
-    segments, lowest = segment_flops(chosen), lowest_block_flops(chosen)
+    setup = build(config)
+    phases = phase_setups(setup)
+    plan_trunks(setup, phases)  # refuses what the run would
+    chosen = widest(phases)
+    segments, lowest = segment_flops(setup, chosen.table.trainable), lowest_block_flops(setup)
     copies = {
-        "average": _float32_bytes(abstract_state(chosen).average or {}),
-        "origin": _float32_bytes(abstract_origin(chosen)),
+        "average": _float32_bytes(abstract_state(setup, chosen).average or {}),
+        "origin": _float32_bytes(abstract_origin(setup, chosen)),
     }
     return Plan(
-        run_json(built, ()), table_json(built), segments, lowest, copies, config.model.reinit
+        run_json(setup, chosen, ()),
+        table_json(setup, chosen),
+        segments,
+        lowest,
+        copies,
+        config.model.reinit,
     )
 
 

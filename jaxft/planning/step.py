@@ -5,19 +5,17 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax
-import numpy as np
 
 from jaxft.device.collectives import Collective, collectives
 from jaxft.device.mesh import batch_sharding, held
 from jaxft.engine.cost import batch_shapes, tally_program, trunk_shapes
 from jaxft.engine.initial_state import abstract_frozen, abstract_origin, abstract_state
-from jaxft.engine.setup import Build
-from jaxft.engine.step import Rates
+from jaxft.engine.setup import PhaseSetup, Setup
 from jaxft.engine.trunk_plan import plan_trunk
-from jaxft.training.phase import make_step
+from jaxft.training.phase import abstract_rates, make_step
 
 # How the compilers say that a program does not fit: what it takes, and what there is.
 REFUSALS = (
@@ -84,23 +82,26 @@ class Compiled:
     cpu: float
 
 
-def compile_train_step(built: Build, tell: Callable[[str], None] = lambda _: None) -> Compiled:
+def compile_train_step(
+    setup: Setup, now: PhaseSetup, tell: Callable[[str], None] = lambda _: None
+) -> Compiled:
     """Compile a run's train step for its mesh, without a value.
 
     Args:
-        built: the run in the phase whose step it is.
+        setup: the run.
+        now: the phase whose step it is.
         tell: is told what goes on.
 
     Raises:
         OutOfMemory: the compiler says that it does not fit.
     """
-    frozen, batch = abstract_frozen(built), step_batch(built)
-    origin = abstract_origin(built)
-    told = _rates(built, origin)
-    state = abstract_state(built)
+    frozen, batch = abstract_frozen(setup, now), step_batch(setup, now)
+    origin = abstract_origin(setup, now)
+    told = abstract_rates(now, origin)
+    state = abstract_state(setup, now)
     start = time.perf_counter()
     tell("tracing the step")
-    traced = make_step(built, frozen).trace(state, frozen, batch, told)
+    traced = make_step(setup, now, frozen).trace(state, frozen, batch, told)
     flops = tally_program(traced.jaxpr.jaxpr).total()
     lowered = traced.lower()
     begun, cpu = time.perf_counter(), time.process_time()
@@ -122,7 +123,7 @@ def compile_train_step(built: Build, tell: Callable[[str], None] = lambda _: Non
         Memory(weights, optimizer, rest, peak, int(said.temp_size_in_bytes)),
         said.argument_size_in_bytes + said.output_size_in_bytes + 2 * said.temp_size_in_bytes,
         flops,
-        tuple(collectives(text, built.mesh.shape)),
+        tuple(collectives(text, setup.mesh.shape)),
         text.count("tpu_custom_call"),
         begun - start,
         ended - begun,
@@ -130,17 +131,11 @@ def compile_train_step(built: Build, tell: Callable[[str], None] = lambda _: Non
     )
 
 
-def _rates(built: Build, origin: dict[str, jax.ShapeDtypeStruct]) -> Rates:
-    """What the step is told, with the shapes of what parameters are pulled back to."""
-    told = Rates(built.rates[0], built.table.multipliers(), built.table.weight_decays())
-    return replace(told, origin=origin, pull=np.float32(0)) if origin else told
-
-
-def step_batch(built: Build) -> dict[str, jax.ShapeDtypeStruct]:
+def step_batch(setup: Setup, now: PhaseSetup) -> dict[str, jax.ShapeDtypeStruct]:
     """A batch's shapes and where its rows lie; with the trunk's output where that is kept."""
-    batch, rows = batch_shapes(built), batch_sharding(built.mesh)
-    if plan_trunk(built, batch).kept:
-        batch |= trunk_shapes(built, batch)
+    batch, rows = batch_shapes(setup), batch_sharding(setup.mesh)
+    if plan_trunk(setup, now, batch).kept:
+        batch |= trunk_shapes(setup.model, now.compute, batch)
     return {n: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rows) for n, a in batch.items()}
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxft.engine.cost import kept_bytes
 from jaxft.engine.initial_state import abstract_state
-from jaxft.engine.setup import Build
+from jaxft.engine.setup import Setup, phase_setup
 from jaxft.errors import UserError
 from jaxft.numbers import size
 from jaxft.studies.step import takes_turns
@@ -48,26 +48,26 @@ class Need:
         return max(int(rest // max(each, 1)), 0)
 
 
-def need_of(built: Build) -> Need:
+def need_of(setup: Setup) -> Need:
     """What the members of a bucket need.
 
     Args:
-        built: any member's run; the phase in which the most trains is taken.
+        setup: any member's run; the phase in which the most trains is taken.
     """
-    widest = max(built.phases, key=lambda phase: len(phase.table.trainable))
-    chosen = built.in_phase(widest.index)
-    state = abstract_state(chosen)
+    widest = max(setup.phases, key=lambda phase: len(phase.table.trainable))
+    chosen = phase_setup(setup, widest)
+    state = abstract_state(setup, chosen)
     return Need(
-        shared=_bytes(built.model.params),
+        shared=_bytes(setup.model.params),
         state=_bytes((state.trainable, state.opt_state, state.average, state.settled)),
-        working=kept_bytes(chosen) + _bytes(state.trainable),
-        turns=takes_turns(built),
+        working=kept_bytes(setup, chosen.compute) + _bytes(state.trainable),
+        turns=takes_turns(setup.compute),
     )
 
 
-def available_bytes(built: Build) -> int:
+def available_bytes(mesh: jax.sharding.Mesh) -> int:
     """Free memory: of the run's first device, or of the host where the device is a CPU."""
-    stats = built.mesh.devices.flat[0].memory_stats()
+    stats = mesh.devices.flat[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats["bytes_in_use"]
     told = Path("/proc/meminfo")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,17 +13,12 @@ import numpy as np
 
 from jaxft.data.batching.loader import batches
 from jaxft.device.mesh import batch_sharding, place_batch
-from jaxft.engine.evaluate import EvalStep, run_split, summarise
-from jaxft.engine.initial_state import frozen_params
-from jaxft.engine.inputs import Split
-from jaxft.engine.setup import Build
-from jaxft.engine.state import TrainState
-from jaxft.engine.step import Rates
+from jaxft.engine.setup import Setup
 from jaxft.report.events import EventLog
 from jaxft.report.terminal.progress import Progress
 from jaxft.studies.members import Member
-from jaxft.studies.state import Start, drift, enter_phase, initial_states, load_start
-from jaxft.studies.step import make_study_eval, make_study_step, trained_params
+from jaxft.studies.phase import Programs, begin, phases_of
+from jaxft.studies.state import drift
 from jaxft.training.metadata import phase_line
 
 IN_FLIGHT = 2  # steps under way while the host makes the next batch
@@ -38,94 +32,18 @@ class Part:
         index: of the part in the study, from 0.
         bucket: of the bucket that it belongs to, from 0.
         members: who they are.
-        builds: one a member, of the same task, model, data and mesh.
+        setups: one a member, of the same task, model, data and mesh.
     """
 
     index: int
     bucket: int
     members: tuple[Member, ...]
-    builds: tuple[Build, ...]
+    setups: tuple[Setup, ...]
 
     @property
     def steps(self) -> int:
         """Optimizer steps of each member."""
-        return self.builds[0].length.total_steps
-
-
-class Programs:
-    """A bucket's jitted steps and evaluations, one a phase, for all of its parts."""
-
-    def __init__(self) -> None:
-        self._made: dict[int, tuple[Any, EvalStep]] = {}
-
-    def of(self, built: Build, states: TrainState, frozen: dict) -> tuple[Any, EvalStep]:
-        """Those of the phase that `built` is in; made from what first asked for them."""
-        phase = built.phase.index
-        if phase not in self._made:
-            step = make_study_step(built, states, frozen)
-            self._made[phase] = step, make_study_eval(built, states, frozen)
-        return self._made[phase]
-
-
-class Stage:
-    """A phase of a part under way: its leaves, its programs, and what each step is told."""
-
-    def __init__(
-        self, builds: Sequence[Build], states: TrainState, frozen: dict, programs: Programs
-    ):
-        self.builds = tuple(builds)
-        self.built = self.builds[0]
-        self.frozen = frozen
-        self.step, self._evaluate = programs.of(self.built, states, frozen)
-        self._rates = np.stack([one.rates for one in builds])  # [K, steps + 1, groups]
-        self._multipliers = [one.table.multipliers() for one in builds]  # K x [leaves]
-        self._decay = np.stack([one.table.weight_decays() for one in builds])  # [K, groups]
-
-    def rates(self, step: int) -> Rates:
-        """What the members' optimizers are told at a step, `[K, ...]`."""
-        paced = [
-            own * one.phase.lr_scale_at(step)
-            for own, one in zip(self._multipliers, self.builds, strict=True)
-        ]
-        return Rates(self._rates[:, step], np.stack(paced).astype(np.float32), self._decay)
-
-    def is_over(self, step: int) -> bool:
-        """Whether the step to come belongs to the next phase."""
-        phase = self.built.phase
-        return step == phase.stop and phase.index + 1 < len(self.built.phases)
-
-    def next(self, states: TrainState, programs: Programs) -> tuple[Stage, TrainState]:
-        """The phase after this one, and the states as it begins."""
-        builds = [one.in_phase(one.phase.index + 1) for one in self.builds]
-        entered = enter_phase(builds, states, self.frozen)
-        kept = entered.trainable.keys() | entered.settled.keys()
-        frozen = {name: leaf for name, leaf in self.frozen.items() if name not in kept}
-        return Stage(builds, entered, frozen, programs), entered
-
-    def score(self, states: TrainState, name: str = "eval") -> list[dict[str, float]]:
-        """Each member's scores on the rows of a split."""
-        split = self.built.splits[name]
-        params = (trained_params(states), self.frozen)
-        results = list(run_split(self.built, self._evaluate, params, split.examples))
-        return [
-            self._scores([jax.tree.map(lambda array, i=i: array[i], r) for r in results], split)
-            for i in range(len(self.builds))
-        ]
-
-    def _scores(self, results: list[tuple[dict, dict]], split: Split) -> dict[str, float]:
-        """One member's scores; not finite where its outputs are not, of which no task has one."""
-        if not all(np.isfinite(sums["loss"][0]) for sums, _ in results):
-            return dict.fromkeys(("loss", *self.built.task.metric_names), math.nan)
-        return summarise(self.built, split, results).scores
-
-
-def begin(builds: Sequence[Build], programs: Programs) -> tuple[Stage, TrainState, Start]:
-    """The first phase of some members, their states, and what they start from."""
-    start = load_start(builds)
-    states = initial_states(builds, start)
-    shared = frozen_params(builds[0], start.params)
-    frozen = {name: leaf for name, leaf in shared.items() if name not in states.settled}
-    return Stage(builds, states, frozen, programs), states, start
+        return self.setups[0].length.total_steps
 
 
 def train_part(
@@ -146,9 +64,9 @@ def train_part(
         member that did was left; `seconds`, and of them `compiling`.
     """
     began = time.monotonic()
-    stage, states, start = begin(part.builds, programs)
-    built, total = stage.built, part.steps
-    limit = built.config.train.max_bad_steps
+    stage, states, start = begin(part.setups, phases_of(part.setups, 0), programs)
+    setup, total = stage.setup, part.steps
+    limit = setup.config.train.max_bad_steps
     meter = _Meter(part, log, progress, done)
     pending: deque[tuple[int, dict[str, jax.Array]]] = deque()
     rows: list[dict[str, Any]] = []
@@ -161,30 +79,30 @@ def train_part(
 
     progress.doing("compiling the step")
     for batch in batches(
-        built.plan,
-        built.splits["train"].examples.collate,
+        setup.plan,
+        setup.splits["train"].examples.collate,
         0,
         total,
-        workers=built.config.data.workers,
-        prefetch=built.config.data.prefetch,
-        drawn=built.splits["train"].examples.random,
+        workers=setup.config.data.workers,
+        prefetch=setup.config.data.prefetch,
+        drawn=setup.splits["train"].examples.random,
     ):
         if stage.is_over(step):
             read(most=0)
             stage, states = stage.next(states, programs)
-            progress.message(phase_line(stage.built))
-        placed = place_batch(batch, batch_sharding(built.mesh))
+            progress.message(phase_line(stage.now.phase, len(setup.phases)))
+        placed = place_batch(batch, batch_sharding(setup.mesh))
         started = time.monotonic()
         states, metrics = stage.step(states, stage.frozen, placed, stage.rates(step))
-        compiling += time.monotonic() - started if step == stage.built.phase.start else 0.0
+        compiling += time.monotonic() - started if step == stage.now.phase.start else 0.0
         step += 1
         pending.append((step, metrics))
         read(most=IN_FLIGHT)
         ended = not meter.alive.any()
-        if not ended and not built.length.evaluates_at(step):
+        if not ended and not setup.length.evaluates_at(step):
             continue
         read(most=0)
-        progress.doing(f"scoring {len(built.splits['eval'].examples):,} eval rows")
+        progress.doing(f"scoring {len(setup.splits['eval'].examples):,} eval rows")
         meter.pause()
         found = stage.score(states)
         meter.go_on()
@@ -194,10 +112,10 @@ def train_part(
         if ended:
             break
     tested: list[dict[str, float | None]] = []
-    if "test" in built.splits:
-        progress.doing(f"scoring {len(built.splits['test'].examples):,} test rows")
+    if "test" in setup.splits:
+        progress.doing(f"scoring {len(setup.splits['test'].examples):,} test rows")
         tested = [_finite(scores) for scores in stage.score(states, "test")]
-    moved = drift(stage.built, states, start)
+    moved = drift(setup, states, start)
     return {
         "part": part.index,
         "bucket": part.bucket,
@@ -225,7 +143,7 @@ class _Meter:
 
     def __init__(self, part: Part, log: EventLog, progress: Progress, done: int):
         self._part, self._log, self._progress, self._done = part, log, progress, done
-        self._built = part.builds[0]
+        self._setup = part.setups[0]
         self.alive = np.ones(len(part.members), bool)
         self.diverged: dict[int, int] = {}
         self.pace = 0.0
@@ -236,7 +154,7 @@ class _Meter:
 
     def add(self, step: int, metrics: dict[str, np.ndarray], limit: int) -> None:
         """Take in one step's metrics, `[K]` each."""
-        index = self._built.plan.batch(step - 1)
+        index = self._setup.plan.batch(step - 1)
         self._examples += float((index >= 0).sum())
         finite = metrics["bad_steps"] == 0
         weight = np.where(finite, metrics["weight"], 0.0)
@@ -249,7 +167,7 @@ class _Meter:
             said = f"Member {member} diverged: it stays as it was {limit} steps ago."
             self._log.note(step, said)
             self._progress.message(said)
-        every = self._built.config.train.log_every
+        every = self._setup.config.train.log_every
         event = None
         if step % every == 0 or step == self._part.steps:
             event = self._event(step)

@@ -15,7 +15,7 @@ from jaxft.config.load import Config
 from jaxft.data.batching.loader import batches
 from jaxft.device.mesh import batch_sharding, place_batch
 from jaxft.device.process import environment, prepare_process
-from jaxft.engine.setup import Build
+from jaxft.engine.setup import PhaseSetup
 from jaxft.errors import UserError
 from jaxft.report.events import EventLog
 from jaxft.report.page.study import write_study_page
@@ -24,7 +24,8 @@ from jaxft.report.terminal.study import ranges_table
 from jaxft.storage.files import place
 from jaxft.studies.folder import check_one_process, check_study, create_study
 from jaxft.studies.members import make_members
-from jaxft.studies.part import Part, Programs, begin
+from jaxft.studies.part import Part
+from jaxft.studies.phase import Programs, begin, phases_of
 from jaxft.studies.study import Study, make_parts
 
 LOWEST, HIGHEST, STEPS = 1e-7, 1e-1, 100  # rates of `optimizer.lr`, and steps between them
@@ -107,16 +108,17 @@ def _check(config: Config, vary: Mapping[str, Sequence[Any]]) -> None:
 def _find(part: Part, log: EventLog, progress: Progress) -> list[dict[str, Any]]:
     """Each member's curve and range."""
     rates = rising_rates()
-    builds = [replace(built, rates=_of_groups(built, rates)) for built in part.builds]
-    stage, states, _ = begin(builds, Programs())
-    built = stage.built
+    base = part.setups[0].config.optimizer.lr
+    phases = [replace(one, rates=_of_groups(one, base, rates)) for one in phases_of(part.setups, 0)]
+    stage, states, _ = begin(part.setups, phases, Programs())
+    setup = stage.setup
     losses: list[np.ndarray] = []
     progress.doing("compiling the step")
-    examples = built.splits["train"].examples
+    examples = setup.splits["train"].examples
     for step, batch in enumerate(
-        batches(built.plan, examples.collate, 0, STEPS, drawn=examples.random)
+        batches(setup.plan, examples.collate, 0, STEPS, drawn=examples.random)
     ):
-        placed = place_batch(batch, batch_sharding(built.mesh))
+        placed = place_batch(batch, batch_sharding(setup.mesh))
         states, metrics = stage.step(states, stage.frozen, placed, stage.rates(step))
         loss = np.asarray(jax.device_get(metrics["loss"]), float)
         losses.append(loss)
@@ -139,10 +141,9 @@ def rising_rates() -> np.ndarray:
     return np.geomspace(LOWEST, HIGHEST, STEPS)
 
 
-def _of_groups(built: Build, rates: np.ndarray) -> np.ndarray:
+def _of_groups(now: PhaseSetup, base: float, rates: np.ndarray) -> np.ndarray:
     """The rates of each group, those of `optimizer.lr` being `rates`: `[STEPS + 1, groups]`."""
-    base = built.config.optimizer.lr
-    relative = np.array([group.peak_rate / base for group in built.table.training_groups])
+    relative = np.array([group.peak_rate / base for group in now.table.training_groups])
     table = np.concatenate([rates, rates[-1:]])[:, None] * relative
     return table.astype(np.float32)
 

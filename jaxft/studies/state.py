@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxft.device.mesh import replicated
 from jaxft.engine.initial_state import carry_on, load_params
-from jaxft.engine.setup import Build
+from jaxft.engine.setup import PhaseSetup, Setup
 from jaxft.engine.state import TrainState
 
 Params = dict[str, jax.Array]
@@ -36,65 +36,71 @@ class Start:
     own: Params
 
 
-def load_start(builds: Sequence[Build]) -> Start:
+def load_start(setups: Sequence[Setup]) -> Start:
     """Read the checkpoint once, and the new leaves of each `run.seed.init`.
 
     Args:
-        builds: one a member.
+        setups: one a member.
     """
-    first = load_params(builds[0])
-    by_seed = {builds[0].config.run.seed.init: first.params}
-    for built in builds:
-        seed = built.config.run.seed.init
+    first = load_params(setups[0])
+    by_seed = {setups[0].config.run.seed.init: first.params}
+    for setup in setups:
+        seed = setup.config.run.seed.init
         if seed not in by_seed:
-            loaded = load_params(built)
+            loaded = load_params(setup)
             by_seed[seed] = {name: loaded.params[name] for name in loaded.report.new}
     if len(by_seed) == 1:
         return Start(first.params, {})
     own = {
-        name: jnp.stack([by_seed[built.config.run.seed.init][name] for built in builds])
+        name: jnp.stack([by_seed[setup.config.run.seed.init][name] for setup in setups])
         for name in first.report.new
     }
     return Start(first.params, own)
 
 
-def initial_states(builds: Sequence[Build], start: Start) -> TrainState:
+def initial_states(setups: Sequence[Setup], now: PhaseSetup, start: Start) -> TrainState:
     """The members' states before the first step.
 
     Args:
-        builds: one a member.
+        setups: one a member.
+        now: the first phase of any.
         start: as `load_start` gave it.
     """
-    built = builds[0]
-    names = set(built.table.trainable)
-    trainable = {name: start.own.get(name, start.params[name]) for name in built.table.trainable}
+    names = set(now.table.trainable)
+    trainable = {name: start.own.get(name, start.params[name]) for name in now.table.trainable}
     settled = {name: leaf for name, leaf in start.own.items() if name not in names}
-    return _fresh(builds, trainable, settled, apart=frozenset(start.own))
+    return _fresh(setups, now, trainable, settled, apart=frozenset(start.own))
 
 
-def enter_phase(builds: Sequence[Build], states: TrainState, frozen: Params) -> TrainState:
+def enter_phase(
+    setups: Sequence[Setup], now: PhaseSetup, states: TrainState, frozen: Params
+) -> TrainState:
     """The members' states as a phase begins: all values as they were; see `build_state`.
 
     Args:
-        builds: one a member, in the phase to come.
+        setups: one a member.
+        now: the phase to come, of any member.
         states: at the end of the phase before.
         frozen: as that phase had them, without an axis of members.
     """
-    built = builds[0]
     apart = {**states.settled, **states.trainable}
     known = {**frozen, **apart}
-    left = states.average if built.schedule_free and states.average else {}
-    trainable = {name: known[name] for name in built.table.trainable}
+    left = states.average if now.schedule_free and states.average else {}
+    trainable = {name: known[name] for name in now.table.trainable}
     settled = {n: left.get(n, leaf) for n, leaf in apart.items() if n not in trainable}
-    return carry_on(states, _fresh(builds, trainable, settled, apart=frozenset(apart)))
+    return carry_on(states, _fresh(setups, now, trainable, settled, apart=frozenset(apart)))
 
 
 def _fresh(
-    builds: Sequence[Build], trainable: Params, settled: Params, apart: frozenset[str]
+    setups: Sequence[Setup],
+    now: PhaseSetup,
+    trainable: Params,
+    settled: Params,
+    apart: frozenset[str],
 ) -> TrainState:
     """States of step 0; of the leaves, those in `apart` have an axis of members already."""
-    built, count = builds[0], len(builds)
-    seeds = np.array([one.config.run.seed.dropout for one in builds])
+    setup, count = setups[0], len(setups)
+    seeds = np.array([one.config.run.seed.dropout for one in setups])
 
     def spread(name: str, leaf: jax.Array) -> jax.Array:
         whole = leaf if name in apart else jnp.broadcast_to(leaf, (count, *leaf.shape))
@@ -105,35 +111,35 @@ def _fresh(
         return TrainState(
             step=jnp.zeros(count, jnp.int32),
             trainable=trainable,
-            opt_state=jax.vmap(built.optimizer.init)(trainable),
+            opt_state=jax.vmap(now.optimizer.init)(trainable),
             key=jnp.stack([jax.random.key(int(seed)) for seed in seeds]),
-            average=jax.tree.map(jnp.copy, trainable) if built.averages else None,
+            average=jax.tree.map(jnp.copy, trainable) if now.averages else None,
             settled={name: spread(name, leaf) for name, leaf in settled.items()},
             bad_steps=jnp.zeros(count, jnp.int32),
         )
 
     shapes = jax.eval_shape(make, trainable, settled)
-    return jax.jit(make, out_shardings=shardings_of(built, shapes))(trainable, settled)
+    return jax.jit(make, out_shardings=shardings_of(setup, shapes))(trainable, settled)
 
 
-def shardings_of(built: Build, states: Any) -> Any:
+def shardings_of(setup: Setup, states: Any) -> Any:
     """Where each array of some members' states lies: as in a run, the members side by side."""
-    whole = replicated(built.mesh)
+    whole = replicated(setup.mesh)
 
     def place(path: Any, leaf: Any) -> NamedSharding:
         name = str(getattr(path[-1], "key", ""))
-        if name in built.shardings and leaf.shape[1:] == built.model.params[name].shape:
-            return NamedSharding(built.mesh, PartitionSpec(None, *built.shardings[name].spec))
+        if name in setup.shardings and leaf.shape[1:] == setup.model.params[name].shape:
+            return NamedSharding(setup.mesh, PartitionSpec(None, *setup.shardings[name].spec))
         return whole
 
     return jax.tree_util.tree_map_with_path(place, states)
 
 
-def drift(built: Build, states: TrainState, start: Start) -> dict[int, list[float | None]]:
+def drift(setup: Setup, states: TrainState, start: Start) -> dict[int, list[float | None]]:
     """How far each depth is from where it started: depth -> `||w - w0|| / ||w0||` of each member.
 
     Args:
-        built: the run; depths in which nothing ever trained are 0.
+        setup: the run; depths in which nothing ever trained are 0.
         states: the members'.
         start: what they started from.
 
@@ -141,10 +147,10 @@ def drift(built: Build, states: TrainState, start: Start) -> dict[int, list[floa
         By depth; None where it is not finite.
     """
     count = len(states.step)
-    moved = {depth: np.zeros(count) for depth in sorted(set(built.model.depths.values()))}
+    moved = {depth: np.zeros(count) for depth in sorted(set(setup.model.depths.values()))}
     whole = {depth: np.zeros(count) for depth in moved}
     now = {**states.settled, **states.trainable}
-    for name, depth in built.model.depths.items():
+    for name, depth in setup.model.depths.items():
         begun = start.own.get(name, start.params[name]).astype(jnp.float32)
         apart = name in start.own
         axes = tuple(range(1, begun.ndim)) if apart else None

@@ -12,25 +12,29 @@ import jax.numpy as jnp
 from jaxft.device.compiler_options import compiler_options
 from jaxft.device.mesh import batch_sharding, replicated
 from jaxft.engine.evaluate import EvalStep, evaluation_function
-from jaxft.engine.setup import Build
+from jaxft.engine.setup import PhaseSetup, Setup, objective_of
 from jaxft.engine.state import TrainState
 from jaxft.engine.step import Rates, step_function
-from jaxft.models.tower.tower import Tower
+from jaxft.models.model import Model
+from jaxft.models.tower.tower import Compute, Tower
 from jaxft.studies.state import shardings_of
 
 MOVED = ("step", "trainable", "opt_state", "average", "bad_steps")  # by a step, of a state
 
 
-def takes_turns(built: Build) -> bool:
+def takes_turns(compute: Compute) -> bool:
     """Whether the members run one after another: on CPU, where batched matmuls are slow."""
-    return built.compute.platform == "cpu"
+    return compute.platform == "cpu"
 
 
-def make_study_step(built: Build, states: TrainState, frozen: dict[str, jax.Array]) -> Callable:
+def make_study_step(
+    setup: Setup, now: PhaseSetup, states: TrainState, frozen: dict[str, jax.Array]
+) -> Callable:
     """The jitted step `(states, frozen, batch, rates) -> (states, metrics)` of all members.
 
     Args:
-        built: any member's run, in the phase that the step is of.
+        setup: any member's run.
+        now: its phase that the step is of.
         states: the members' states, or their shapes: `[K, ...]`.
         frozen: the leaves that all members share, or their shapes.
 
@@ -39,15 +43,19 @@ def make_study_step(built: Build, states: TrainState, frozen: dict[str, jax.Arra
         so are the metrics (see `make_train_step`). A member that was not finite in
         `train.max_bad_steps` steps in a row stays as it is from then on.
     """
-    rows = batch_sharding(built.mesh)
-    train = built.config.train
+    rows = batch_sharding(setup.mesh)
+    train = setup.config.train
     own = step_function(
-        built.objective, built.optimizer, accumulate=train.accumulate, ema=train.ema, rows=rows
+        objective_of(setup, now.compute),
+        now.optimizer,
+        accumulate=train.accumulate,
+        ema=train.ema,
+        rows=rows,
     )
-    shared = shares_trunk(built, frozenset(states.settled))
+    shared = shares_trunk(setup.model, now.compute, frozenset(states.settled))
 
     def step(states: TrainState, frozen, batch, rates: Rates):
-        batch = with_trunk(built, frozen, batch) if shared else batch
+        batch = with_trunk(setup.model, now.compute, frozen, batch) if shared else batch
 
         def advance(state: TrainState, told: Rates):
             metrics = jax.eval_shape(own, state, frozen, batch, told)[1]
@@ -59,17 +67,17 @@ def make_study_step(built: Build, states: TrainState, frozen: dict[str, jax.Arra
                 lambda: (state, {**lost, "bad_steps": state.bad_steps}),
             )
 
-        over = _in_turn if takes_turns(built) else _together
+        over = _in_turn if takes_turns(now.compute) else _together
         return over(advance, states, rates)
 
-    placed = shardings_of(built, states)
-    whole = replicated(built.mesh)
+    placed = shardings_of(setup, states)
+    whole = replicated(setup.mesh)
     return jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(placed, {name: built.shardings[name] for name in frozen}, rows, whole),
+        in_shardings=(placed, {name: setup.shardings[name] for name in frozen}, rows, whole),
         out_shardings=(placed, whole),
-        compiler_options=compiler_options(built.mesh.devices.flat[0].platform, built.mesh.size),
+        compiler_options=compiler_options(setup.mesh.devices.flat[0].platform, setup.mesh.size),
     )
 
 
@@ -100,41 +108,43 @@ def _in_turn(advance: Callable, states: TrainState, rates: Rates) -> tuple[Train
     return jax.lax.scan(one, states, (jnp.arange(len(states.step)), rates))
 
 
-def shares_trunk(built: Build, settled: frozenset[str]) -> bool:
+def shares_trunk(model: Model, compute: Compute, settled: frozenset[str]) -> bool:
     """Whether all members have the same trunk: no leaf of it differs from member to member."""
-    for tower in built.model.towers.values():
+    for tower in model.towers.values():
         if not isinstance(tower, Tower):
             continue
-        blocks = tower.frozen_blocks(built.compute)
+        blocks = tower.frozen_blocks(compute)
         for name, depth in tower.depths.items():
             if blocks is not None and depth <= blocks and name in settled:
                 return False
     return True
 
 
-def with_trunk(built: Build, frozen, batch) -> dict[str, jax.Array]:
+def with_trunk(model: Model, compute: Compute, frozen, batch) -> dict[str, jax.Array]:
     """The batch with what the trunk makes of it, from which a model then starts."""
-    return {**batch, **built.model.trunk(frozen, batch, built.compute)}
+    return {**batch, **model.trunk(frozen, batch, compute)}
 
 
-def make_study_eval(built: Build, states: TrainState, frozen: dict[str, jax.Array]) -> EvalStep:
+def make_study_eval(
+    setup: Setup, now: PhaseSetup, states: TrainState, frozen: dict[str, jax.Array]
+) -> EvalStep:
     """The jitted `((trained, frozen), batch) -> (sums, outcomes)`, all with an axis of members.
 
     Args:
-        built, states, frozen: see `make_study_step`; `trained` is `trained_params(states)`.
+        setup, now, states, frozen: see `make_study_step`; `trained` is `trained_params(states)`.
     """
-    own = evaluation_function(built)
-    shared = shares_trunk(built, frozenset(states.settled))
+    own = evaluation_function(setup, now.compute)
+    shared = shares_trunk(setup.model, now.compute, frozenset(states.settled))
 
     def evaluate(params, batch):
         trained, frozen = params
-        batch = with_trunk(built, frozen, batch) if shared else batch
-        over = jax.lax.map if takes_turns(built) else lambda one, many: jax.vmap(one)(many)
+        batch = with_trunk(setup.model, now.compute, frozen, batch) if shared else batch
+        over = jax.lax.map if takes_turns(now.compute) else lambda one, many: jax.vmap(one)(many)
         return over(lambda leaves: own({**frozen, **leaves}, batch), trained)
 
-    placed = shardings_of(built, trained_params(states))
-    fixed = {name: built.shardings[name] for name in frozen}
-    rows, whole = batch_sharding(built.mesh), replicated(built.mesh)
+    placed = shardings_of(setup, trained_params(states))
+    fixed = {name: setup.shardings[name] for name in frozen}
+    rows, whole = batch_sharding(setup.mesh), replicated(setup.mesh)
     return jax.jit(evaluate, in_shardings=((placed, fixed), rows), out_shardings=whole)
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from jaxft.config.load import Config, changed_keys, load_config, parse_config, to_yaml
 from jaxft.device.process import environment, prepare_process
-from jaxft.engine.setup import Build, build
+from jaxft.engine.setup import build, with_config
 from jaxft.engine.trained import best_metric
 from jaxft.errors import UserError
 from jaxft.report.events import METRICS, EventLog, read_events
@@ -32,7 +32,8 @@ from jaxft.studies.folder import (
 )
 from jaxft.studies.members import Member, make_buckets, make_members
 from jaxft.studies.memory import Need, available_bytes, chunk_sizes, need_of
-from jaxft.studies.part import Part, Programs, train_part
+from jaxft.studies.part import Part, train_part
+from jaxft.studies.phase import Programs
 from jaxft.studies.rank import mark_rows, rank
 from jaxft.training.auto_freeze import freezes_itself
 from jaxft.training.auto_rates import measures_rates
@@ -107,9 +108,10 @@ def study(
         before = _earlier_parts(run_path(name, config.run.dir), config, vary)
     console.print(f"{len(members)} members: opening the data", highlight=False)
     parts, needs = make_parts(members, before)
-    metric = best_metric(config, parts[0].builds[0].task)
+    any_setup = parts[0].setups[0]
+    metric = best_metric(config, any_setup.task)
     told = [_about_part(part, need, vary) for part, need in zip(parts, needs, strict=True)]
-    console.print(batch_line(parts[0].builds[0]), highlight=False)
+    console.print(batch_line(any_setup.layout, any_setup.length, any_setup.why), highlight=False)
     console.print(parts_table(told))
     about = {
         **environment(),
@@ -179,31 +181,31 @@ def make_parts(
     needs: list[Need] = []
     for bucket, group in enumerate(make_buckets(members)):
         first = build(group[0].config, devices=devices)
-        builds = {member.index: first.under(member.config) for member in group}
-        for built in builds.values():
-            _check_can_be_studied(built)
+        setups = {member.index: with_config(first, member.config) for member in group}
+        for setup in setups.values():
+            _check_can_be_studied(setup.config)
         need = need_of(first)
         if before is None:
-            sizes = chunk_sizes(need, len(group), available_bytes(first))
+            sizes = chunk_sizes(need, len(group), available_bytes(first.mesh))
         else:
-            sizes = [len(part) for part in before if part[0] in builds]
+            sizes = [len(part) for part in before if part[0] in setups]
         rest = list(group)
         for count in sizes:
             chosen, rest = tuple(rest[:count]), rest[count:]
-            own = tuple(builds[member.index] for member in chosen)
+            own = tuple(setups[member.index] for member in chosen)
             parts.append(Part(len(parts), bucket, chosen, own))
             needs.append(need)
     return parts, needs
 
 
-def _check_can_be_studied(built: Build) -> None:
+def _check_can_be_studied(config: Config) -> None:
     """Raise a UserError where what trains, or how fast, is decided on the way."""
     key = None
-    if freezes_itself(built):
+    if freezes_itself(config):
         key = "phases: auto_freeze"
-    if measures_rates(built):
+    if measures_rates(config):
         key = "layer_decay.preset: auto_rgn"
-    if built.config.regularise.l2_sp:
+    if config.regularise.l2_sp:
         raise UserError(
             "regularise.l2_sp: a study's program keeps no copy of where its members began.",
             "Train such runs one by one.",

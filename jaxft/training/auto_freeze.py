@@ -17,9 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from jaxft.config.load import Config
 from jaxft.durations import Duration
-from jaxft.engine.setup import Build
+from jaxft.engine.setup import Setup
 from jaxft.layerwise.phases import Phase, PhaseSpec, within
+from jaxft.layerwise.table import LayerTable
 
 KIND = "freeze"  # of the events
 LOOKS = 10  # steps of an interval whose layers are looked at, at least
@@ -27,21 +29,21 @@ LOOKS = 10  # steps of an interval whose layers are looked at, at least
 Events = Iterable[Mapping[str, Any]]
 
 
-def freezes_itself(built: Build) -> bool:
+def freezes_itself(config: Config) -> bool:
     """Whether a run decides by itself which layers stop."""
-    return built.config.phases == "auto_freeze"
+    return config.phases == "auto_freeze"
 
 
-def looks_at(built: Build, step: int) -> bool:
+def looks_at(setup: Setup, step: int) -> bool:
     """Whether a step's layers are needed for a decision."""
-    every = built.length.freeze_every
-    return freezes_itself(built) and step % max(every // LOOKS, 1) == 0
+    every = setup.length.freeze_every
+    return freezes_itself(setup.config) and step % max(every // LOOKS, 1) == 0
 
 
-def decides_at(built: Build, step: int) -> bool:
+def decides_at(setup: Setup, step: int) -> bool:
     """Whether a decision is due after `step` steps: from the end of the second interval on."""
-    every, total = built.length.freeze_every, built.length.total_steps
-    return freezes_itself(built) and step % every == 0 and 2 * every <= step < total
+    every, total = setup.length.freeze_every, setup.length.total_steps
+    return freezes_itself(setup.config) and step % every == 0 and 2 * every <= step < total
 
 
 def lowest_to_train(
@@ -59,16 +61,17 @@ def lowest_to_train(
     return depths[int(np.argmax(change >= np.percentile(change, percentile)))]
 
 
-def decide(built: Build, events: Events, step: int) -> int:
+def decide(setup: Setup, table: LayerTable, events: Events, step: int) -> int:
     """The lowest depth that goes on training after `step` steps.
 
     Args:
-        built: the run in its phase.
+        setup: the run.
+        table: of its phase.
         events: the run's diary up to `step`.
         step: a multiple of the interval.
     """
-    every, top = built.length.freeze_every, built.model.num_depths - 1
-    lowest = min(leaf.depth for leaf in built.table.leaves if leaf.trainable)
+    every, top = setup.length.freeze_every, setup.model.num_depths - 1
+    lowest = min(leaf.depth for leaf in table.leaves if leaf.trainable)
     looked = [event for event in events if event["kind"] == "layers"]
 
     def mean(end: int) -> dict[int, float]:
@@ -83,25 +86,25 @@ def decide(built: Build, events: Events, step: int) -> int:
     before, now = mean(step - every), mean(step)
     if not before.keys() & now.keys():
         return lowest
-    return lowest_to_train(before, now, built.config.freezing.percentile)
+    return lowest_to_train(before, now, setup.config.freezing.percentile)
 
 
-def freeze_below(built: Build, step: int, depth: int) -> Build:
+def freeze_below(setup: Setup, step: int, depth: int) -> Setup:
     """The run with a further phase from `step` on, in which nothing below `depth` trains."""
-    last = built.phases[-1]
+    last = setup.phases[-1]
     chosen = {leaf.name for leaf in last.table.leaves if leaf.trainable and leaf.depth >= depth}
     if len(chosen) == len(last.table.trainable):
-        return built
-    index, total = last.index + 1, built.length.total_steps
-    spec = PhaseSpec(Duration(100, "percent"), depth=(depth, built.model.num_depths - 1))
+        return setup
+    index, total = last.index + 1, setup.length.total_steps
+    spec = PhaseSpec(Duration(100, "percent"), depth=(depth, setup.model.num_depths - 1))
     following = Phase(index, step, total, spec, within(last.table, chosen, last.table, index))
-    phases = (*built.phases[:-1], replace(last, stop=step), following)
-    return replace(built, phases=phases).in_phase(built.phase.index)
+    phases = (*setup.phases[:-1], replace(last, stop=step), following)
+    return replace(setup, phases=phases)
 
 
-def with_decisions(built: Build, events: Events, step: int) -> Build:
+def with_decisions(setup: Setup, events: Events, step: int) -> Setup:
     """The run with the phases that it had decided on in its first `step` steps."""
     for event in events:
         if event["kind"] == KIND and event["step"] <= step:
-            built = freeze_below(built, event["step"], event["depth"])
-    return built
+            setup = freeze_below(setup, event["step"], event["depth"])
+    return setup

@@ -16,15 +16,16 @@ from typing import Any
 import numpy as np
 
 from jaxft.analysis.diagnostics import COLUMNS
-from jaxft.engine.setup import Build
-from jaxft.layerwise.table import LeafRow
+from jaxft.config.load import Config
+from jaxft.layerwise.phases import Phase
+from jaxft.layerwise.table import LayerTable, LeafRow
 
 KIND = "multipliers"  # of the events
 
 
-def measures_rates(built: Build) -> bool:
+def measures_rates(config: Config) -> bool:
     """Whether a run's multipliers are measured, and not the LayerTable's."""
-    return built.config.layer_decay.preset == "auto_rgn"
+    return config.layer_decay.preset == "auto_rgn"
 
 
 def relative_gradients(
@@ -60,31 +61,34 @@ def relative_gradients(
 
 
 def measured_multipliers(
-    built: Build, norms: np.ndarray, sums: np.ndarray, layers: Sequence[str]
+    table: LayerTable, norms: np.ndarray, sums: np.ndarray, layers: Sequence[str]
 ) -> np.ndarray:
     """The multipliers to go on with: `[leaves]` float32; `lr_mult` of a group still multiplies.
 
     Args:
-        built: the run in its phase.
+        table: of the phase.
         norms, sums, layers: see `relative_gradients`.
     """
-    leaves = [leaf for leaf in built.table.leaves if leaf.trainable]
+    leaves = [leaf for leaf in table.leaves if leaf.trainable]
     shares = relative_gradients(norms, sums, leaves, layers)
-    return (built.table.multipliers() * shares).astype(np.float32)
+    return (table.multipliers() * shares).astype(np.float32)
 
 
-def multipliers_now(built: Build, events: Iterable[Mapping[str, Any]] = ()) -> np.ndarray:
+def multipliers_now(
+    phase: Phase, measured: bool, events: Iterable[Mapping[str, Any]] = ()
+) -> np.ndarray:
     """What a phase goes on with: `[leaves]` float32.
 
     The LayerTable's multipliers; where they are measured, the last that were in this phase, or 0.
 
     Args:
-        built: the run in the phase.
+        phase: the phase.
+        measured: whether its multipliers are, see `measures_rates`.
         events: the run's diary so far.
     """
-    if not measures_rates(built):
-        return built.table.multipliers()
-    phase, names = built.phase, built.table.trainable
+    if not measured:
+        return phase.table.multipliers()
+    names = phase.table.trainable
     found = np.zeros(len(names), np.float32)
     for event in events:
         if event["kind"] == KIND and phase.start < event["step"] <= phase.stop:

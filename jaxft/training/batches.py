@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
 from typing import Self
 
 import jax
@@ -11,7 +12,7 @@ from jaxft.data.batching.loader import Batch, Collate, batches
 from jaxft.device.mesh import batch_sharding, my_rows, place_batch
 from jaxft.engine.cost import batch_shapes
 from jaxft.engine.evaluate import EvalStep, build_eval_step
-from jaxft.engine.setup import Build
+from jaxft.engine.setup import Setup
 from jaxft.engine.state import TrainState
 from jaxft.engine.trunk import open_trunk
 from jaxft.engine.trunk_plan import TrunkPlan, plan_trunk
@@ -23,7 +24,7 @@ class Batches:
     """The training batches of a run from some step on, as each phase wants them.
 
     Args:
-        built: the run.
+        setup: the run.
         eval_step: the run's evaluation.
         trunks: the plan of each phase.
         progress: where to say what is done.
@@ -36,16 +37,16 @@ class Batches:
 
     def __init__(
         self,
-        built: Build,
+        setup: Setup,
         eval_step: EvalStep,
         trunks: Sequence[TrunkPlan],
         progress: Progress,
         interrupted: Callable[[], bool],
     ):
-        self._built, self._trunks = built, trunks
+        self._setup, self._trunks = setup, trunks
         self._progress, self._interrupted = progress, interrupted
         self._whole_eval, self.eval_step = eval_step, eval_step
-        self.eval_collate: Collate = built.splits["eval"].examples.collate
+        self.eval_collate: Collate = setup.splits["eval"].examples.collate
         self.cached = False
         self._collate: Collate | None = None
         self._made: Iterator[Batch] = iter(())
@@ -57,37 +58,38 @@ class Batches:
             Interrupted: a signal came meanwhile.
             UserError: the output cannot be kept.
         """
-        index, known = stage.built.phase.index, {**stage.frozen, **state.settled}
+        index, known = stage.now.phase.index, {**stage.frozen, **state.settled}
         if index < len(self._trunks):
             plan = self._trunks[index]
         else:  # a phase that the run has decided on under way
-            plan = plan_trunk(stage.built, batch_shapes(stage.built))
-        now, told = stage.built, (self._progress, self._interrupted)
-        collate = open_trunk(now, plan, known, *told)
-        self.cached = collate != now.splits["train"].examples.collate
-        self.eval_collate = open_trunk(now, plan, known, *told, split="eval")
-        whole = self.eval_collate == now.splits["eval"].examples.collate
-        self.eval_step = self._whole_eval if whole else build_eval_step(now)
+            plan = plan_trunk(stage.setup, stage.now, batch_shapes(stage.setup))
+        setup, told = self._setup, (self._progress, self._interrupted)
+        compute = replace(stage.now.compute, remat=setup.compute.remat)  # no step is taken here
+        collate = open_trunk(setup, compute, plan, known, *told)
+        self.cached = collate != setup.splits["train"].examples.collate
+        self.eval_collate = open_trunk(setup, compute, plan, known, *told, split="eval")
+        whole = self.eval_collate == setup.splits["eval"].examples.collate
+        self.eval_step = self._whole_eval if whole else build_eval_step(setup, compute)
         if collate == self._collate:
             return  # what is made ahead fits
         self.close()
         self._collate = collate
-        mine, blocks = my_rows(now.mesh)
+        mine, blocks = my_rows(setup.mesh)
         self._made = batches(
-            self._built.plan,
+            self._setup.plan,
             collate,
             step,
-            self._built.length.total_steps,
+            self._setup.length.total_steps,
             process_index=mine,
             process_count=blocks,
-            workers=self._built.config.data.workers,
-            prefetch=self._built.config.data.prefetch,
-            drawn=now.splits["train"].examples.random,
+            workers=self._setup.config.data.workers,
+            prefetch=self._setup.config.data.prefetch,
+            drawn=setup.splits["train"].examples.random,
         )
 
     def next(self) -> dict[str, jax.Array]:
         """The next step's batch, on its way to the devices while the steps before are under way."""
-        return place_batch(next(self._made), batch_sharding(self._built.mesh))
+        return place_batch(next(self._made), batch_sharding(self._setup.mesh))
 
     def close(self) -> None:
         """Make no more."""

@@ -8,7 +8,7 @@ from typing import Any
 from jaxft.analysis.forgetting import SPLIT as FORGETTING
 from jaxft.analysis.forgetting import Forgetting
 from jaxft.engine.evaluate import EvalStep, Evaluation, Interrupted, evaluate
-from jaxft.engine.setup import Build
+from jaxft.engine.setup import Setup
 from jaxft.engine.state import TrainState
 from jaxft.errors import UserError
 from jaxft.models.load import Model
@@ -26,7 +26,7 @@ class Evals:
     """Scores a state, and tells the diary, the terminal and the run's folder.
 
     Args:
-        built: the run.
+        setup: the run.
         metric: the one that chooses the best.
         forgetting: the pretraining objective; None where it is not followed.
         origin: the model that the run began with; its values are not looked at.
@@ -37,7 +37,7 @@ class Evals:
 
     def __init__(
         self,
-        built: Build,
+        setup: Setup,
         metric: str,
         forgetting: Forgetting | None,
         origin: Model,
@@ -48,7 +48,7 @@ class Evals:
         interrupted: Callable[[], bool],
     ):
         self.metric = metric
-        self._built, self._forgetting, self._origin = built, forgetting, origin
+        self._setup, self._forgetting, self._origin = setup, forgetting, origin
         self._run, self._log, self._progress = run, log, progress
         self._interrupted = interrupted
         self._scores = scores_before(diary, metric)
@@ -57,7 +57,7 @@ class Evals:
         """Score what the run starts from, as far as that is asked for."""
         params, told = stage.params(state), (self._progress, self._interrupted)
         self._look_back(0, params)
-        score_before(self._built, self._run, self._log, eval_step, params, *told)
+        score_before(self._setup, self._run, self._log, eval_step, params, *told)
 
     def score(
         self, stage: Stage, state: TrainState, step: int, batches: Batches
@@ -73,11 +73,11 @@ class Evals:
         Raises:
             UserError: these rows have no such metric.
         """
-        rows, params = self._built.splits["eval"], stage.params(state)
+        rows, params = self._setup.splits["eval"], stage.params(state)
         self._progress.doing(f"scoring {len(rows.examples):,} eval rows")
         how = batches.eval_step, params, rows, self._interrupted, batches.eval_collate
         try:
-            found = evaluate(self._built, *how)
+            found = evaluate(self._setup, *how)
         except Interrupted:
             return None
         if self.metric not in found.scores:
@@ -89,15 +89,15 @@ class Evals:
         self._scores.append(found.scores[self.metric])
         self._log.eval(step, "eval", found.scores)
         self._look_back(step, params)
-        if self._built.length.layers_every:
+        if self._setup.length.layers_every:
             write_drift(self._log, stage, state, step, self._origin)
         self._progress.evaluation(step, found.scores, best=best)
-        write_evaluation(self._built, self._run, found, step, best=best)
+        write_evaluation(self._setup, self._run, found, step, best=best)
         return found
 
     def patience_is_over(self) -> bool:
         """Whether the metric has not improved for as many evaluations as the run waits."""
-        patience = self._built.config.checkpoint.patience
+        patience = self._setup.config.checkpoint.patience
         return patience_is_over(self.metric, self._scores, patience)
 
     def _look_back(self, step: int, params: dict[str, Any]) -> None:

@@ -19,13 +19,19 @@ from jaxft.analysis.diagnostics import (
 )
 from jaxft.device.distributed import from_first
 from jaxft.device.mesh import in_turn
+from jaxft.engine.remat import phase_setups
 from jaxft.engine.state import TrainState
 from jaxft.models.load import Model
 from jaxft.models.values import read_value
 from jaxft.report.events import EventLog
 from jaxft.training.auto_freeze import KIND as FREEZE
 from jaxft.training.auto_freeze import decide, freeze_below
-from jaxft.training.auto_rates import KIND, measured_multipliers, multipliers_now
+from jaxft.training.auto_rates import (
+    KIND,
+    measured_multipliers,
+    measures_rates,
+    multipliers_now,
+)
 from jaxft.training.phase import Stage
 
 
@@ -58,11 +64,11 @@ def see_layers(stage: Stage, state: TrainState, step: int, metrics: dict[str, An
         step: steps done, this one included.
         metrics: as the step gave them; the norms of the leaves are taken out.
     """
-    norms, built = metrics.pop("grad_norms"), stage.built
+    norms, setup = metrics.pop("grad_norms"), stage.setup
     if not stage.looks_at(step):
         return Seen(norms, None)
     told = stage.rates(step - 1)
-    return Seen(norms, look(state, told, built.table, built.config.optimizer.adam, built.mesh))
+    return Seen(norms, look(state, told, stage.now.table, setup.config.optimizer.adam, setup.mesh))
 
 
 def write_layers(log: EventLog, stage: Stage, step: int, seen: Seen, norm: float) -> None:
@@ -75,11 +81,11 @@ def write_layers(log: EventLog, stage: Stage, step: int, seen: Seen, norm: float
         seen: what it showed.
         norm: of the whole gradient.
     """
-    built, told = stage.built, stage.rates(step - 1)
-    leaves = [leaf for leaf in built.table.leaves if leaf.trainable]
-    groups = [group.name for group in built.table.training_groups]
+    table, told = stage.now.table, stage.rates(step - 1)
+    leaves = [leaf for leaf in table.leaves if leaf.trainable]
+    groups = [group.name for group in table.training_groups]
     rates = told.rates[[groups.index(leaf.group) for leaf in leaves]] * told.multipliers
-    clip = built.config.optimizer.clip
+    clip = stage.setup.config.optimizer.clip
     whole = {} if clip is None or not norm else {"clip": min(1.0, clip / norm)}
     log.of_kind("layers", step, whole | layer_values(*seen.read(), leaves, _layers(stage), rates))
 
@@ -98,14 +104,14 @@ def write_drift(log: EventLog, stage: Stage, state: TrainState, step: int, origi
         step: steps done.
         origin: the model that the run began with; its values are not looked at.
     """
-    built, now, of = stage.built, stage.params(state), layers_of(stage.built.model)
-    seed = built.config.run.seed.init
+    setup, now, of = stage.setup, stage.params(state), layers_of(stage.setup.model)
+    seed = setup.config.run.seed.init
     # New lengths of DoRA are computed from other parameters: read alone, they are not the start.
     names = [n for n in (*state.trainable, *state.settled) if not _is_new_length(n, origin)]
 
     def way(name: str) -> jax.Array:
-        start = read_value(origin, name, built.shardings[name], seed=seed)
-        return in_turn(built.mesh, distances(now[name], start))
+        start = read_value(origin, name, setup.shardings[name], seed=seed)
+        return in_turn(setup.mesh, distances(now[name], start))
 
     found = [way(name) for name in names]
     moved = layer_drift(np.asarray(jax.device_get(found)), [of[name] for name in names])
@@ -118,15 +124,18 @@ def _is_new_length(name: str, origin: Model) -> bool:
 
 def measure_again(stage: Stage, log: EventLog, step: int, seen: Seen) -> Stage:
     """The phase with the multipliers that follow from a step; the decision goes into the diary."""
-    multipliers = measured_multipliers(stage.built, *seen.read(), _layers(stage))
-    named = zip(stage.built.table.trainable, map(float, multipliers), strict=True)
+    multipliers = measured_multipliers(stage.now.table, *seen.read(), _layers(stage))
+    named = zip(stage.now.table.trainable, map(float, multipliers), strict=True)
     log.of_kind(KIND, step, {"multipliers": dict(named)})
     return replace(stage, multipliers=multipliers)
 
 
 def with_measured(stage: Stage, events: Iterable[Mapping[str, Any]]) -> Stage:
     """The phase with the multipliers that the diary holds, where they are measured."""
-    return replace(stage, multipliers=multipliers_now(stage.built, events))
+    return replace(
+        stage,
+        multipliers=multipliers_now(stage.now.phase, measures_rates(stage.setup.config), events),
+    )
 
 
 def decide_again(stage: Stage, log: EventLog, step: int) -> Stage:
@@ -137,13 +146,15 @@ def decide_again(stage: Stage, log: EventLog, step: int) -> Stage:
         log: the run's diary, which the first process alone has.
         step: steps done.
     """
-    depth = from_first(lambda: decide(stage.built, log.read(), step))
-    built = freeze_below(stage.built, step, depth)
-    if built is not stage.built:
-        log.of_kind(FREEZE, step, {"depth": depth})
-    return replace(stage, built=built)
+    depth = from_first(lambda: decide(stage.setup, stage.now.table, log.read(), step))
+    setup = freeze_below(stage.setup, step, depth)
+    if setup is stage.setup:
+        return stage
+    log.of_kind(FREEZE, step, {"depth": depth})
+    phases = phase_setups(setup)
+    return replace(stage, setup=setup, phases=phases, now=phases[stage.now.phase.index])
 
 
 def _layers(stage: Stage) -> list[str]:
-    of = layers_of(stage.built.model)
-    return [of[name] for name in stage.built.table.trainable]
+    of = layers_of(stage.setup.model)
+    return [of[name] for name in stage.now.table.trainable]

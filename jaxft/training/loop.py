@@ -72,7 +72,7 @@ class Loop:
         Args:
             eval_step: the evaluation of the whole model.
         """
-        first, length = self.step, self.stage.built.length
+        first, length = self.step, self.stage.setup.length
         missed = first and length.evaluates_at(first) and not self.checkpoints.metrics(first)
         if first < length.total_steps or missed:
             self._enter()
@@ -91,7 +91,7 @@ class Loop:
             UserError: the loss stayed not finite.
             SystemExit: 128 + the signal's number, after a signal and a save.
         """
-        length, save_due, score_due = self.stage.built.length, False, False
+        length, save_due, score_due = self.stage.setup.length, False, False
         while self.step < length.total_steps:
             if self.evals.patience_is_over():
                 self.progress.message(f"{self.evals.metric} has not improved: stopped early")
@@ -112,15 +112,15 @@ class Loop:
 
     def _choose_phase(self) -> None:
         """Go on to the next phase where this one is over, as planned or as decided now."""
-        if decides_at(self.stage.built, self.step):
+        if decides_at(self.stage.setup, self.step):
             self._read(most=0)
             self.stage = decide_again(self.stage, self.log, self.step)
         if self.stage.is_over(self.step):
             self._read(most=0)
             self.stage, self.state = next_stage(self.stage, self.state)
             self._meter.enter(self.stage)
-            self.log.note(self.step, phase_line(self.stage.built))
-            self.progress.message(phase_line(self.stage.built))
+            self.log.note(self.step, phase_line(self.stage.now.phase, len(self.stage.phases)))
+            self.progress.message(phase_line(self.stage.now.phase, len(self.stage.phases)))
             self._enter()
 
     def _enter(self) -> None:
@@ -132,7 +132,11 @@ class Loop:
             if self.step:
                 self._save(None)
             self._end_if_asked()
-        self._meter.works(work_of(self.stage.built, self.batches.cached, self.flops))
+        self._meter.works(
+            work_of(
+                self.stage.setup, self.stage.phases, self.stage.now, self.batches.cached, self.flops
+            )
+        )
         self._meter.go_on()
 
     def _take_step(self) -> None:
@@ -167,7 +171,7 @@ class Loop:
             if not self._meter.finite:
                 self.log.note(done, f"Not finite (loss {values['loss']}): the step was undone.")
                 self.progress.message(f"step {done:,} was not finite and is undone")
-            if values["bad_steps"] >= self.stage.built.config.train.max_bad_steps:
+            if values["bad_steps"] >= self.stage.setup.config.train.max_bad_steps:
                 raise not_finite(self.run, self.checkpoints, done, int(values["bad_steps"]))
 
     def _pause(self, score: bool) -> None:

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from jaxft.analysis.data_warnings import split_warnings
+from jaxft.data.batching.plans import Layout
 from jaxft.device.process import environment
 from jaxft.engine.cost import step_flops
 from jaxft.engine.inputs import describe_split
+from jaxft.engine.length import Length
 from jaxft.engine.mixture import describe_mixture
-from jaxft.engine.remat import with_remat
-from jaxft.engine.setup import Build
+from jaxft.engine.setup import PhaseSetup, Setup
 from jaxft.engine.trained import best_metric
 from jaxft.layerwise.phases import Phase
 from jaxft.numbers import count
@@ -21,15 +22,21 @@ from jaxft.numbers import count
 MOST_RATE_POINTS = 400
 
 
-def run_json(built: Build, command: Sequence[str]) -> dict[str, Any]:
-    """With what, from what and how the run is made, all that was `auto` or a duration resolved."""
-    source, train = built.model.source, built.splits["train"]
-    data = [describe_split(split, built.label_names) for split in built.splits.values()]
+def run_json(setup: Setup, chosen: PhaseSetup, command: Sequence[str]) -> dict[str, Any]:
+    """With what, from what and how the run is made, all that was `auto` or a duration resolved.
+
+    Args:
+        setup: the run.
+        chosen: the phase in which the most parameters train.
+        command: what was typed.
+    """
+    source, train = setup.model.source, setup.splits["train"]
+    data = [describe_split(split, setup.label_names) for split in setup.splits.values()]
     labels = {split["split"]: split["labels"] for split in data}
-    warned = split_warnings(built.config, built.task, built.splits, labels)
+    warned = split_warnings(setup.config, setup.task, setup.splits, labels)
     for split in data:
         split["warnings"] = warned[split["split"]]
-    data[0]["drawn"] = describe_mixture(built.config, train, built.plan.mixture)
+    data[0]["drawn"] = describe_mixture(setup.config, train, setup.plan.mixture)
     return {
         **environment(),
         "command": list(command),
@@ -39,18 +46,18 @@ def run_json(built: Build, command: Sequence[str]) -> dict[str, Any]:
             "sha256": source.sha256,
         },
         "data": data,
-        "labels": list(built.label_names),
-        "layout": vars(built.layout),
-        "resolved": vars(built.length),
-        "phases": [phase_facts(phase) for phase in built.phases],
+        "labels": list(setup.label_names),
+        "layout": vars(setup.layout),
+        "resolved": vars(setup.length),
+        "phases": [phase_facts(phase) for phase in setup.phases],
         "compute": {
-            "dtype": built.compute.dtype,
-            "precision": built.compute.precision,
-            "scan": built.compute.scan,
-            "remat": with_remat(in_widest_phase(built)).compute.remat,
+            "dtype": setup.compute.dtype,
+            "precision": setup.compute.precision,
+            "scan": setup.compute.scan,
+            "remat": chosen.compute.remat,
         },
-        "mesh": dict(built.mesh.shape),
-        "best_metric": best_metric(built.config, built.task),
+        "mesh": dict(setup.mesh.shape),
+        "best_metric": best_metric(setup.config, setup.task),
     }
 
 
@@ -66,42 +73,40 @@ def phase_facts(phase: Phase) -> dict[str, Any]:
     }
 
 
-def phase_line(built: Build) -> str:
+def phase_line(phase: Phase, count_of_phases: int) -> str:
     """What trains from here on, in one line."""
-    found = phase_facts(built.phase)
+    found = phase_facts(phase)
     low, high = found["depths"]
     return (
-        f"phase {built.phase.index + 1} of {len(built.phases)}, to step {found['stop']:,}: "
+        f"phase {phase.index + 1} of {count_of_phases}, to step {found['stop']:,}: "
         f"{count(found['parameters'])} parameters train, depths {low} to {high}"
     )
 
 
-def in_widest_phase(built: Build) -> Build:
-    """The run in the phase in which the most parameters train."""
-    return built.in_phase(max(built.phases, key=lambda p: len(p.table.trainable)).index)
-
-
-def table_json(built: Build) -> dict[str, Any]:
+def table_json(setup: Setup, chosen: PhaseSetup) -> dict[str, Any]:
     """The LayerTable by group and by parameter, with the FLOPs of a step.
 
-    With phases, it is the table of the one in which the most parameters train.
+    Args:
+        setup: the run.
+        chosen: the phase in which the most parameters train.
     """
-    chosen = in_widest_phase(built)
     return {
         "groups": chosen.table.summary(),
         "rows": chosen.table.rows(),
-        "flops": step_flops(chosen),
+        "flops": step_flops(setup, chosen),
     }
 
 
-def rates_json(built: Build) -> dict[str, Any]:
+def rates_json(total: int, phases: Sequence[PhaseSetup]) -> dict[str, Any]:
     """The rate of each training group's and depth's fastest leaf, thinned to what a curve shows.
 
     0 is a phase in which a group or a depth does not train.
+
+    Args:
+        total: steps of the run.
+        phases: each of its phases.
     """
-    total = built.length.total_steps
     steps = np.unique(np.linspace(0, total - 1, min(total, MOST_RATE_POINTS)).astype(int))
-    phases = [built.in_phase(phase.index) for phase in built.phases]
     names = list(dict.fromkeys(g.name for one in phases for g in one.table.training_groups))
     depths = sorted({leaf.depth for one in phases for leaf in one.table.leaves if leaf.trainable})
     rates, by_depth = (np.zeros((len(steps), len(columns))) for columns in (names, depths))
@@ -125,9 +130,8 @@ def rates_json(built: Build) -> dict[str, Any]:
     }
 
 
-def batch_line(built: Build) -> str:
+def batch_line(layout: Layout, length: Length, why: Sequence[str]) -> str:
     """What a step holds and how many there are; and why what is left to us is as it is."""
-    layout, length = built.layout, built.length
     batch = f"{layout.rows} examples a step"
     if layout.row_length > 1:
         batch = (
@@ -135,4 +139,4 @@ def batch_line(built: Build) -> str:
             f"{layout.examples_per_step:.1f} examples, {layout.padding:.1%} padding"
         )
     steps = f"{batch}; {length.total_steps:,} steps, {length.steps_per_epoch:,} an epoch"
-    return "\n".join([steps, *with_remat(in_widest_phase(built)).why])
+    return "\n".join([steps, *filter(None, why)])

@@ -38,18 +38,18 @@ class Meter:
             The event for `EventLog.train` where a line is due, else None.
         """
         self.finite = metrics["bad_steps"] == 0
-        index = self._built.plan.batch(step - 1)
+        index = self._setup.plan.batch(step - 1)
         real = index[index >= 0]
         self._examples += len(real)
-        self._tokens += float(self._built.splits["train"].examples.lengths[real].sum())
+        self._tokens += float(self._setup.splits["train"].examples.lengths[real].sum())
         self._flops += self._work.flops
         if self.finite:
             self._weight += metrics["weight"]
             for name, value in metrics.items():
                 if name not in ("weight", "bad_steps"):
                     self._sums[name] = self._sums.get(name, 0.0) + value * metrics["weight"]
-        every = self._built.config.train.log_every
-        if step % every and step != self._built.length.total_steps:
+        every = self._setup.config.train.log_every
+        if step % every and step != self._setup.length.total_steps:
             return None
         event = self._event(step)
         self._sums, self._weight = {}, 0.0
@@ -59,7 +59,7 @@ class Meter:
 
     def enter(self, stage: Stage) -> None:
         """Go on in another phase of the run."""
-        self._stage, self._built = stage, stage.built
+        self._stage, self._setup = stage, stage.setup
 
     def works(self, work: Work) -> None:
         """Count such work for each step to come."""
@@ -76,11 +76,11 @@ class Meter:
     def _event(self, step: int) -> dict[str, Any]:
         seconds = max(self._seconds + time.monotonic() - self._since, 1e-9)
         means = {name: total / self._weight for name, total in self._sums.items()}
-        clip, norm = self._built.config.optimizer.clip, means.get("grad_norm")
+        clip, norm = self._setup.config.optimizer.clip, means.get("grad_norm")
         if clip is not None and norm:
             means["clip"] = min(1.0, clip / norm)
         return {
-            "epoch": self._built.plan.epoch_of(step),
+            "epoch": self._setup.plan.epoch_of(step),
             **means,
             "examples_per_second": self._examples / seconds,
             "tokens_per_second": self._tokens / seconds,

@@ -15,11 +15,9 @@ from jaxft.engine.initial_state import (
     abstract_state,
     enter_phase,
     frozen_params,
-    pulled,
     state_shardings,
 )
-from jaxft.engine.remat import with_remat
-from jaxft.engine.setup import Build
+from jaxft.engine.setup import PhaseSetup, Setup, objective_of
 from jaxft.engine.state import TrainState
 from jaxft.engine.step import Rates, make_train_step
 from jaxft.training.auto_freeze import looks_at
@@ -31,7 +29,9 @@ class Stage:
     """What runs a phase.
 
     Attributes:
-        built: the run in this phase.
+        setup: the run.
+        phases: each of its phases.
+        now: this one.
         frozen: the leaves that no phase has trained yet.
         step: the jitted train step.
         multipliers: see `Rates`; `replace` them where the loop decides on others.
@@ -39,7 +39,9 @@ class Stage:
         start: what parameters that some phase pulls back began as.
     """
 
-    built: Build
+    setup: Setup
+    phases: tuple[PhaseSetup, ...]
+    now: PhaseSetup
     frozen: dict[str, jax.Array]
     step: Callable
     multipliers: np.ndarray
@@ -48,25 +50,25 @@ class Stage:
 
     def rates(self, step: int) -> Rates:
         """What the optimizer is told at a step."""
-        multipliers = self.multipliers * self.built.phase.lr_scale_at(step)
-        origin = {name: self.start[name] for name in pulled(self.built)}
-        pull = np.float32(self.built.config.regularise.l2_sp) if origin else None
-        return Rates(self.built.rates[step], multipliers, self.weight_decay, origin, pull)
+        multipliers = self.multipliers * self.now.phase.lr_scale_at(step)
+        origin = {name: self.start[name] for name in self.now.anchored}
+        pull = np.float32(self.setup.config.regularise.l2_sp) if origin else None
+        return Rates(self.now.rates[step], multipliers, self.weight_decay, origin, pull)
 
     def looks_at(self, step: int) -> bool:
         """Whether the layers are looked at in the step that ends at `step`."""
-        looks = self.built.length.looks_at(step) or looks_at(self.built, step)
+        looks = self.setup.length.looks_at(step) or looks_at(self.setup, step)
         return looks or self.measures_at(step)
 
     def measures_at(self, step: int) -> bool:
         """Whether the multipliers are measured anew in the step that ends at `step`."""
-        if not measures_rates(self.built) or step >= self.built.phase.stop:
+        if not measures_rates(self.setup.config) or step >= self.now.phase.stop:
             return False
-        return step % self.built.length.rates_every == 0 or not self.multipliers.any()
+        return step % self.setup.length.rates_every == 0 or not self.multipliers.any()
 
     def fastest(self, step: int) -> dict[str, float]:
         """The rate of each training group's fastest leaf at a step."""
-        told, table = self.rates(step), self.built.table
+        told, table = self.rates(step), self.now.table
         rates = told.rates * table.fastest(told.multipliers)
         names = [group.name for group in table.training_groups]
         return {name: float(rate) for name, rate in zip(names, rates, strict=True)}
@@ -77,53 +79,62 @@ class Stage:
 
     def is_over(self, step: int) -> bool:
         """Whether the step to come belongs to the next phase."""
-        phase = self.built.phase
-        return step == phase.stop and phase.index + 1 < len(self.built.phases)
+        phase = self.now.phase
+        return step == phase.stop and phase.index + 1 < len(self.phases)
 
 
 def make_stage(
-    built: Build, params: dict[str, jax.Array], start: Mapping[str, jax.Array] | None = None
+    setup: Setup,
+    phases: tuple[PhaseSetup, ...],
+    now: PhaseSetup,
+    params: dict[str, jax.Array],
+    start: Mapping[str, jax.Array] | None = None,
 ) -> Stage:
     """A phase with its leaves and its step.
 
     Args:
-        built: the run in the phase.
+        setup: the run.
+        phases: each of its phases.
+        now: the phase.
         params: values of at least those leaves that no phase has trained yet.
         start: what parameters began as, from the phase before; None for `params`.
     """
-    frozen = frozen_params(built, params)
+    frozen = frozen_params(setup, now, params)
     if start is None:
-        later = {name for phase in built.phases for name in pulled(built.in_phase(phase.index))}
+        later = {name for one in phases for name in one.anchored}
         start = {name: params[name].astype(np.float32) for name in later}
-    step = make_step(built, frozen)
-    return Stage(built, frozen, step, multipliers_now(built), built.table.weight_decays(), start)
+    step = make_step(setup, now, frozen)
+    multipliers = multipliers_now(now.phase, measures_rates(setup.config))
+    decay = now.table.weight_decays()
+    return Stage(setup, phases, now, frozen, step, multipliers, decay, start)
 
 
-def make_step(built: Build, frozen: Iterable[str]) -> Wrapped:
+def make_step(setup: Setup, now: PhaseSetup, frozen: Iterable[str]) -> Wrapped:
     """A phase's jitted train step.
 
     Args:
-        built: the run in the phase.
+        setup: the run.
+        now: the phase.
         frozen: the names of the leaves that no phase has trained yet.
     """
-    built = with_remat(built)
     return make_train_step(
-        built.objective,
-        built.optimizer,
-        accumulate=built.config.train.accumulate,
-        ema=built.config.train.ema,
-        state_shardings=state_shardings(built),
-        frozen_shardings={name: built.shardings[name] for name in frozen},
-        mesh=built.mesh,
-        pulled={name: built.shardings[name] for name in pulled(built)},
+        objective_of(setup, now.compute),
+        now.optimizer,
+        accumulate=setup.config.train.accumulate,
+        ema=setup.config.train.ema,
+        state_shardings=state_shardings(setup, now),
+        frozen_shardings={name: setup.shardings[name] for name in frozen},
+        mesh=setup.mesh,
+        pulled={name: setup.shardings[name] for name in now.anchored},
         grad_norms=True,
     )
 
 
 def next_stage(stage: Stage, state: TrainState) -> tuple[Stage, TrainState]:
     """The phase after this one, and the state as it begins."""
-    built = stage.built.in_phase(stage.built.phase.index + 1)
-    return make_stage(built, stage.frozen, stage.start), enter_phase(built, state, stage.frozen)
+    now = stage.phases[stage.now.phase.index + 1]
+    entered = enter_phase(stage.setup, now, state, stage.frozen)
+    return make_stage(stage.setup, stage.phases, now, stage.frozen, stage.start), entered
 
 
 Arrays = Mapping[str, jax.Array]
@@ -150,20 +161,20 @@ class Ahead:
             stage: the phase under way.
             batch: where it lies; if the next phase's batches have other shapes, nothing is won.
         """
-        index = stage.built.phase.index
+        index = stage.now.phase.index
         if index != self._phase or self._step is None:
             ready = self._next is not None and self._shapes == _shapes(batch)
             self._step = self._next.result() if self._next is not None and ready else stage.step
             self._phase, self._next, self._calls = index, None, 0
         self._calls += 1
         # The first call may compile this phase's own step: two at once only slow each other.
-        if self._calls == 2 and index + 1 < len(stage.built.phases):
+        if self._calls == 2 and index + 1 < len(stage.phases):
             self._shapes = _shapes(batch)
-            following = stage.built.in_phase(index + 1)
+            following = stage.phases[index + 1]
             frozen = {n: a for n, a in stage.frozen.items() if n in following.table.frozen}
-            origin = {name: stage.start[name] for name in pulled(following)}
+            origin = {name: stage.start[name] for name in following.anchored}
             known = (_shapes(frozen), self._shapes, _shapes(origin))
-            self._next = self._pool.submit(compile_step, following, *known)
+            self._next = self._pool.submit(compile_step, stage.setup, following, *known)
         return self._step
 
     def __enter__(self) -> Self:
@@ -174,7 +185,8 @@ class Ahead:
 
 
 def compile_step(
-    built: Build,
+    setup: Setup,
+    now: PhaseSetup,
     frozen: Mapping[str, jax.ShapeDtypeStruct],
     batch: Mapping[str, jax.ShapeDtypeStruct],
     origin: Mapping[str, jax.ShapeDtypeStruct],
@@ -182,14 +194,19 @@ def compile_step(
     """A phase's step, compiled without a value.
 
     Args:
-        built: the run in the phase.
+        setup: the run.
+        now: the phase.
         frozen, batch, origin: what its leaves, its batches and the values that its parameters
             are pulled back to are, and where they lie.
     """
-    told = Rates(built.rates[0], built.table.multipliers(), built.table.weight_decays())
-    if origin:
-        told = replace(told, origin=origin, pull=np.float32(0))
-    return make_step(built, frozen).lower(abstract_state(built), frozen, batch, told).compile()
+    rates, state = abstract_rates(now, origin), abstract_state(setup, now)
+    return make_step(setup, now, frozen).lower(state, frozen, batch, rates).compile()
+
+
+def abstract_rates(now: PhaseSetup, origin: Mapping[str, jax.ShapeDtypeStruct]) -> Rates:
+    """The inputs of a phase's steps, with the shapes of what L2-SP pulls back to."""
+    rates = Rates(now.rates[0], now.table.multipliers(), now.table.weight_decays())
+    return replace(rates, origin=dict(origin), pull=np.float32(0)) if origin else rates
 
 
 def _shapes(arrays: Arrays) -> dict[str, jax.ShapeDtypeStruct]:

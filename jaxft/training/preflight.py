@@ -14,7 +14,7 @@ import jax
 
 from jaxft.config.load import Config
 from jaxft.device.distributed import compare, is_first, processes, start
-from jaxft.engine.setup import Build
+from jaxft.engine.setup import Setup
 from jaxft.report.trackers import check_trackers
 from jaxft.runs.folder import run_path
 from jaxft.storage.buckets import check_bucket
@@ -66,23 +66,23 @@ def _compare_devices() -> None:
     )
 
 
-def compare_build(built: Build) -> None:
+def compare_setup(setup: Setup) -> None:
     """Compare the data and the checkpoint, and the batches that follow from them.
 
     Args:
-        built: the run.
+        setup: the run.
 
     Raises:
         UserError: a process differs.
     """
     prints = {
-        f"the rows of data.{name}": split.source.fingerprint for name, split in built.splits.items()
+        f"the rows of data.{name}": split.source.fingerprint for name, split in setup.splits.items()
     }
     compare(prints, "Every host has to read the same data.", patient=True)
-    source = built.model.source
+    source = setup.model.source
     compare({"model.checkpoint": source.sha256}, "Every host has to read the same checkpoint.")
     compare(
-        {"the batches": vars(built.layout), "the steps": vars(built.length)},
+        {"the batches": vars(setup.layout), "the steps": vars(setup.length)},
         "Every host has to read the same data.",
     )
 

@@ -16,8 +16,8 @@ from jaxft.analysis.eval_embeddings import eval_embeddings
 from jaxft.device.distributed import is_first
 from jaxft.engine.evaluate import EvalStep, Evaluation, Interrupted, evaluate, predictions
 from jaxft.engine.initial_state import load_params
-from jaxft.engine.setup import Build
-from jaxft.engine.trained import base_checkpoint, write_lines
+from jaxft.engine.setup import Setup
+from jaxft.engine.trained import write_lines
 from jaxft.errors import UserError
 from jaxft.report.events import EventLog
 from jaxft.report.terminal.progress import Progress
@@ -31,7 +31,7 @@ AFTER = "after"
 
 
 def score_before(
-    built: Build,
+    setup: Setup,
     run: RunFolder,
     log: EventLog,
     eval_step: EvalStep,
@@ -43,33 +43,35 @@ def score_before(
 
     Nothing is written where a signal comes meanwhile: the loop ends the run then.
     """
-    if not built.config.report.before:
+    if not setup.config.report.before:
         return
-    split = built.splits["eval"]
+    split = setup.splits["eval"]
     progress.doing(f"scoring {len(split.examples):,} eval rows before the first step")
     try:
-        found = evaluate(built, eval_step, params, split, interrupted)
+        found = evaluate(setup, eval_step, params, split, interrupted)
     except Interrupted:
         return
     log.eval(0, BEFORE, found.scores)
     progress.evaluation(0, found.scores, best=False)
-    write_lines(run, f"predictions-{BEFORE}.jsonl", predictions(built, split, found))
-    _write_views(built, run, BEFORE, params)
-    write_evaluation(built, run, found, 0, best=False)
+    write_lines(
+        run, f"predictions-{BEFORE}.jsonl", predictions(setup.task, setup.label_names, split, found)
+    )
+    _write_views(setup, run, BEFORE, params)
+    write_evaluation(setup, run, found, 0, best=False)
 
 
 def write_evaluation(
-    built: Build, run: RunFolder, found: Evaluation, step: int, *, best: bool
+    setup: Setup, run: RunFolder, found: Evaluation, step: int, *, best: bool
 ) -> None:
     """Keep what was said of the eval rows where it is the best so far, and what was drawn anyway.
 
     All that was drawn is one picture, `samples/STEP.png`.
     """
     if best:
-        lines = predictions(built, built.splits["eval"], found)
+        lines = predictions(setup.task, setup.label_names, setup.splits["eval"], found)
         write_lines(run, "predictions-eval.jsonl", lines)
-    sheet = getattr(built.task, "sheet", None)
-    drawn = None if sheet is None else sheet(found.outcomes, built.splits["eval"].examples)
+    sheet = getattr(setup.task, "sheet", None)
+    drawn = None if sheet is None else sheet(found.outcomes, setup.splits["eval"].examples)
     if drawn is not None and is_first():
         file = io.BytesIO()
         Image.fromarray(drawn).save(file, "PNG")
@@ -77,7 +79,7 @@ def write_evaluation(
 
 
 def final_result(
-    built: Build,
+    setup: Setup,
     run: RunFolder,
     checkpoints: Checkpoints,
     eval_step: EvalStep,
@@ -87,19 +89,21 @@ def final_result(
     """Score the test rows with the best checkpoint; a run without test rows repeats its best."""
     best = checkpoints.best()
     step = checkpoints.resolve("last") if best is None else best
-    name = "test" if "test" in built.splits else "eval"
-    split = built.splits[name]
+    name = "test" if "test" in setup.splits else "eval"
+    split = setup.splits[name]
     if (run.path / "result.json").exists():
         scored = run.read_json("result.json")
         if (scored["step"], scored["fingerprint"]) == (step, split.source.fingerprint):
             return scored
     console.print(f"Scoring {len(split.examples):,} {name} rows with step {step:,}.")
-    params = {**frozen, **checkpoints.load_params(step, built.shardings)}
-    if params.keys() != built.shardings.keys():  # the best is of a phase before some began to train
-        start = load_params(built, base_checkpoint(run, built.config)).params
+    params = {**frozen, **checkpoints.load_params(step, setup.shardings)}
+    if params.keys() != setup.shardings.keys():  # the best is of a phase before some began to train
+        start = load_params(setup).params
         params = {name: params.get(name, leaf) for name, leaf in start.items()}
-    found = evaluate(built, eval_step, params, split)
-    lines = with_attention(built, params, split, predictions(built, split, found))
+    found = evaluate(setup, eval_step, params, split)
+    lines = with_attention(
+        setup, params, split, predictions(setup.task, setup.label_names, split, found)
+    )
     write_lines(run, f"predictions-{name}.jsonl", lines)
     result = {
         "split": name,
@@ -109,18 +113,18 @@ def final_result(
         "examples": len(split.examples),
         "fingerprint": split.source.fingerprint,
     }
-    if built.config.report.before:
-        _write_views(built, run, AFTER, params)
+    if setup.config.report.before:
+        _write_views(setup, run, AFTER, params)
     run.write_json("result.json", result)
     return result
 
 
-def _write_views(built: Build, run: RunFolder, when: str, params: dict[str, jax.Array]) -> None:
+def _write_views(setup: Setup, run: RunFolder, when: str, params: dict[str, jax.Array]) -> None:
     """Write down where the eval rows lie and what is answered, of a task that has it to show."""
-    found = eval_embeddings(built, params)
+    found = eval_embeddings(setup, params)
     if found is not None:
         run.write_json(f"embeddings-{when}.json", found)
-    answered = answers(built, params)
+    answered = answers(setup, params)
     if answered:
         run.write_json(f"answers-{when}.json", answered)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -16,7 +15,8 @@ from jaxft.device.distributed import SHARED, compare, wait_for_all
 from jaxft.device.process import prepare_process, stop_signals
 from jaxft.engine.evaluate import build_eval_step
 from jaxft.engine.initial_state import abstract_state, initial_state, load_params
-from jaxft.engine.setup import Build, build
+from jaxft.engine.remat import phase_after, phase_setups, widest
+from jaxft.engine.setup import PhaseSetup, Setup, build
 from jaxft.engine.state import TrainState
 from jaxft.engine.trained import (
     Run,
@@ -43,7 +43,7 @@ from jaxft.training.log import find_trackers, open_diary, read_diary, tell_resul
 from jaxft.training.loop import Loop
 from jaxft.training.metadata import batch_line, rates_json, run_json, table_json
 from jaxft.training.phase import Ahead, Stage, make_stage
-from jaxft.training.preflight import compare_build, meet
+from jaxft.training.preflight import compare_setup, meet
 from jaxft.training.profile import Profile
 from jaxft.training.result import final_result
 
@@ -80,34 +80,36 @@ def train(
     console = Console(quiet=quiet)
 
     # ---------------------------------------- What can be wrong is found before anything is written
-    built = _build(config, resume=resume, overwrite=overwrite)
-    metric, forgetting = best_metric(config, built.task), open_forgetting(config, built)
-    about, table, trunks = run_json(built, command), table_json(built), plan_trunks(built)
-    compare_build(built)
-    report = built.model.report
+    setup = _set_up(config, resume=resume, overwrite=overwrite)
+    metric, forgetting = best_metric(config, setup.task), open_forgetting(config, setup)
+    phases = phase_setups(setup)
+    chosen, trunks = widest(phases), plan_trunks(setup, phases)
+    about, table = run_json(setup, chosen, command), table_json(setup, chosen)
+    compare_setup(setup)
+    report = setup.model.report
     console.print(loading_table(report.loaded, report.new, report.unused, report.notes))
     console.print(data_table(about["data"]))
     console.print(group_table(table))
-    console.print(batch_line(built), highlight=False)
+    console.print(batch_line(setup.layout, setup.length, (*setup.why, chosen.why)), highlight=False)
 
     flags = {"resume": resume, "overwrite": overwrite}
     with (
         create_run(config.dump(), config.run.name, config.run.dir, facts=about, **flags) as run,
-        open_checkpoints(run, config, built.task) as checkpoints,
+        open_checkpoints(run, config, setup.task) as checkpoints,
         find_trackers(run, config, console.print) as trackers,
     ):
         compare({"the step to go on from": checkpoints.latest()}, SHARED)
         run.write_json("table.json", table)
-        run.write_json("rates.json", rates_json(built))
+        run.write_json("rates.json", rates_json(setup.length.total_steps, phases))
 
         # -------------------------------------------------------------------------------- The steps
-        start = _start(built, config, run, checkpoints, console)
-        eval_step, first = build_eval_step(built), int(start.state.step)
+        start = _start(setup, phases, config, run, checkpoints, console)
+        eval_step, first = build_eval_step(setup), int(start.state.step)
         with (
             open_diary(run, config, first, trackers) as log,
-            Progress(built.length.total_steps, first, console, quiet) as progress,
+            Progress(setup.length.total_steps, first, console, quiet) as progress,
             stop_signals() as stop,
-            Batches(built, eval_step, trunks, progress, stop.asked) as batches,
+            Batches(setup, eval_step, trunks, progress, stop.asked) as batches,
             Ahead() as ahead,
             Profile(run.path, profile) as trace,
         ):
@@ -122,7 +124,7 @@ def train(
                 stop=stop,
                 batches=batches,
                 ahead=ahead,
-                evals=Evals(built, metric, forgetting, start.origin, start.diary, *told),
+                evals=Evals(setup, metric, forgetting, start.origin, start.diary, *told),
                 trace=trace,
                 flops=table["flops"],
             )
@@ -132,7 +134,7 @@ def train(
 
         # ------------------------------------------------ The test rows, once, with the best of all
         run.discard_old()
-        result = final_result(built, run, checkpoints, eval_step, loop.stage.frozen, console)
+        result = final_result(setup, run, checkpoints, eval_step, loop.stage.frozen, console)
         tell_result(trackers, result)
         run.update(state="finished")
         wait_for_all()
@@ -140,7 +142,7 @@ def train(
     return Run(place(run.path))
 
 
-def _build(config: Config, *, resume: bool, overwrite: bool) -> Build:
+def _set_up(config: Config, *, resume: bool, overwrite: bool) -> Setup:
     """A new run's parts, or those of the one that goes on, which has to be the same run."""
     if not check_run(config.run.name, config.run.dir, resume=resume, overwrite=overwrite):
         return build(config)
@@ -148,9 +150,9 @@ def _build(config: Config, *, resume: bool, overwrite: bool) -> Build:
     check_resume(parse_config(earlier.config(), f"{earlier.path}/config.yaml"), config)
     layout = Layout(**earlier.read_json(RUN_FILE)["layout"])
     based = with_checkpoint(config, base_checkpoint(earlier, config))
-    built = build(based, layout=layout, new=new_at_start(earlier))
-    check_base(earlier, built.model.source)
-    return built
+    setup = build(based, layout=layout, new=new_at_start(earlier))
+    check_base(earlier, setup.model.source)
+    return setup
 
 
 class _Start(NamedTuple):
@@ -169,24 +171,40 @@ class _Start(NamedTuple):
 
 
 def _start(
-    built: Build, config: Config, run: RunFolder, checkpoints: Checkpoints, console: Console
+    setup: Setup,
+    phases: tuple[PhaseSetup, ...],
+    config: Config,
+    run: RunFolder,
+    checkpoints: Checkpoints,
+    console: Console,
 ) -> _Start:
     """The weights that a run begins with, and the last checkpoint of one that goes on."""
-    origin = load_params(built, base_checkpoint(run, config))
+    origin = load_params(setup)
     diary = read_diary(run)
-    decided = partial(with_decisions, built, diary)
     if "base" not in run.read_json(RUN_FILE):
         save_base(run, config, origin)
     if run.resumed and checkpoints.latest() is not None:
-        restored = checkpoints.restore(lambda step: abstract_state(decided(step).after(step)))
+        restored = checkpoints.restore(
+            lambda step: abstract_state(*_decided(setup, phases, diary, step)[::2])
+        )
         state = restored.state
         for note in restored.notes:
             console.print(note, style="bold yellow", highlight=False)
     else:
-        state = initial_state(built, origin.params)
+        state = initial_state(setup, phases[0], origin.params)
     first = int(state.step)
-    stage = make_stage(decided(first).after(first), origin.params)
+    stage = make_stage(*_decided(setup, phases, diary, first), origin.params)
     diary = [event for event in diary if first and event["step"] <= first]
     if run.resumed:
         console.print(f"Resumed at step {first:,}.", highlight=False)
     return _Start(with_measured(stage, diary), state, replace(origin, params={}), diary)
+
+
+def _decided(
+    setup: Setup, phases: tuple[PhaseSetup, ...], diary: Sequence[dict[str, Any]], step: int
+) -> tuple[Setup, tuple[PhaseSetup, ...], PhaseSetup]:
+    """The run as its events up to `step` decided on phases, those, and the one of that step."""
+    decided = with_decisions(setup, diary, step)
+    if decided is not setup:
+        phases = phase_setups(decided)
+    return decided, phases, phase_after(phases, step)

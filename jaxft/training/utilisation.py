@@ -9,13 +9,13 @@ Source: Chowdhery et al. (2022), PaLM, appendix B, https://arxiv.org/abs/2204.02
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from jaxft.device.chips import find_chip
 from jaxft.engine.cost import batch_shapes, gradient_flops, trunk_shapes
-from jaxft.engine.setup import Build
-from jaxft.training.metadata import in_widest_phase
+from jaxft.engine.remat import widest
+from jaxft.engine.setup import PhaseSetup, Setup
 
 
 @dataclass(frozen=True)
@@ -31,19 +31,27 @@ class Work:
     peak: float | None
 
 
-def work_of(built: Build, cached: bool, known: Mapping[str, int]) -> Work:
+def work_of(
+    setup: Setup,
+    phases: Sequence[PhaseSetup],
+    now: PhaseSetup,
+    cached: bool,
+    known: Mapping[str, int],
+) -> Work:
     """The work of a step of a phase.
 
     Args:
-        built: the run in the phase.
+        setup: the run.
+        phases: each of its phases.
+        now: the phase.
         cached: whether the trunk's output is at hand.
         known: `cost.step_flops` of the phase in which the most parameters train.
     """
-    mesh = built.mesh
+    mesh = setup.mesh
     chip = find_chip(mesh.devices.flat[0].device_kind)
     peak = None if chip is None else chip.device_peak * mesh.size
-    if built.phase.index == in_widest_phase(built).phase.index:
+    if now.phase.index == widest(phases).phase.index:
         return Work(known["cached" if cached else "step"], peak)
-    batch = batch_shapes(built)
-    batch |= trunk_shapes(built, batch) if cached else {}
-    return Work(gradient_flops(built, built.table.trainable, batch), peak)
+    batch = batch_shapes(setup)
+    batch |= trunk_shapes(setup.model, now.compute, batch) if cached else {}
+    return Work(gradient_flops(setup, now.table.trainable, batch), peak)

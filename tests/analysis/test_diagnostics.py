@@ -12,15 +12,15 @@ from jaxft.analysis.diagnostics import COLUMNS, layer_values, layers_of
 from jaxft.config.load import parse_config
 from jaxft.device.mesh import batch_sharding, place_batch
 from jaxft.engine.initial_state import initial_state, load_params
-from jaxft.engine.setup import build, model_options
+from jaxft.engine.setup import build, model_options, objective_of
 from jaxft.engine.trained import open_trained
 from jaxft.errors import UserError
 from jaxft.layerwise.table import LeafRow
 from jaxft.models.load import load
 from jaxft.training.auto_rates import relative_gradients
 from jaxft.training.layers import see_layers
-from jaxft.training.phase import make_stage
 from jaxft.training.story import train
+from tests.support.phases import phase_of, stage_of
 from tests.support.tiny import tiny_config
 
 ONE = jax.devices()[:1]
@@ -60,8 +60,8 @@ class Steps:
     def __init__(self, config, devices=ONE, count=STEPS, layout=None):
         built = build(config, devices=devices, layout=layout)
         params = load_params(built).params
-        self.built, self.stage = built, make_stage(built, params)
-        state = initial_state(built, params)
+        self.built, self.stage = built, stage_of(built, params)
+        state = initial_state(built, phase_of(built), params)
         self.params, self.seen, self.batches = [_copies(state)], [], []
         for number in range(count):
             rows = built.splits["train"].examples
@@ -79,7 +79,7 @@ class Steps:
 
         def loss(trainable):
             frozen = {n: jnp.asarray(v) for n, v in self.stage.frozen.items()}
-            total, weight = self.built.objective(
+            total, weight = objective_of(self.built, phase_of(self.built).compute)(
                 {**frozen, **trainable}, self.batches[number], None
             )["loss"]
             return total / weight
@@ -95,7 +95,7 @@ def steps(folder):
 
 def test_a_step_shows_what_each_leaf_does(steps):
     """Sums of squares, and Adam's signal from moments that are kept here in float64."""
-    names, b1, b2 = steps.built.table.trainable, 0.9, 0.999
+    names, b1, b2 = phase_of(steps.built).table.trainable, 0.9, 0.999
     mean = dict.fromkeys(names, 0.0)
     square = dict(mean)
     for number in range(STEPS):
@@ -122,7 +122,7 @@ def test_a_step_shows_what_each_leaf_does(steps):
 # ---------------------------------------------------------------------- by layer, and elsewhere
 def test_layers_are_summed_up_from_their_leaves(steps):
     """Against NumPy in float64, from the arrays themselves."""
-    built, table = steps.built, steps.built.table
+    built, table = steps.built, phase_of(steps.built).table
     leaves = [leaf for leaf in table.leaves if leaf.trainable]
     of = layers_of(built.model)
     rates = np.arange(len(leaves), dtype=np.float32)
@@ -183,7 +183,7 @@ def test_scanned_sharded_and_in_parts_the_numbers_are_the_same(folder):
 
 def _rows(steps, sums):
     """The rows of the leaves in the order in which jax keeps their dict."""
-    at = dict(zip(steps.built.table.trainable, sums, strict=True))
+    at = dict(zip(phase_of(steps.built).table.trainable, sums, strict=True))
     return [at[name] for name in steps.params[0]]
 
 
@@ -193,9 +193,9 @@ def test_a_block_in_the_middle_trains_alone(folder, steps):
         config_of(folder).dump() | {"phases": [{"until": "100%", "depth": [2, 2]}]}
     )
     middle = Steps(config, count=1)
-    names = middle.built.table.trainable
-    assert {leaf.depth for leaf in middle.built.table.leaves if leaf.trainable} == {2}
-    whole = dict(zip(steps.built.table.trainable, steps.seen[0][0], strict=True))
+    names = phase_of(middle.built).table.trainable
+    assert {leaf.depth for leaf in phase_of(middle.built).table.leaves if leaf.trainable} == {2}
+    whole = dict(zip(phase_of(steps.built).table.trainable, steps.seen[0][0], strict=True))
     np.testing.assert_allclose(middle.seen[0][0], [whole[name] for name in names], rtol=1e-5)
     assert all((middle.params[1][name] != middle.params[0][name]).any() for name in names)
     groups = [
@@ -203,7 +203,7 @@ def test_a_block_in_the_middle_trains_alone(folder, steps):
         {"name": "above", "depth": [3, 3], "freeze": True},
     ]
     grouped = build(config_of(folder, groups=groups), devices=ONE)
-    assert grouped.table.trainable == names
+    assert phase_of(grouped).table.trainable == names
 
 
 # -------------------------------------------------------------------------------- Auto-RGN

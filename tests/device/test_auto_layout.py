@@ -13,10 +13,10 @@ from jaxft.device.mesh_auto import choose_mesh, state_bytes
 from jaxft.engine.compute import copies_of
 from jaxft.engine.cost import kept_bytes
 from jaxft.engine.initial_state import initial_state, load_params
-from jaxft.engine.remat import choose_remat, first_that_fits, taken, with_remat
-from jaxft.engine.setup import build
+from jaxft.engine.remat import first_that_fits, taken, with_remat
+from jaxft.engine.setup import build, phase_setup
 from jaxft.errors import UserError
-from jaxft.training.phase import make_stage
+from tests.support.phases import phase_of, stage_of
 from tests.support.tiny import tiny_config
 
 GB = 10**9
@@ -65,9 +65,11 @@ def test_what_is_pulled_back_takes_room_too(tmp_path):
         build(tiny_config(tmp_path, regularise={"l2_sp": pull}), devices=jax.devices()[:1])
         for pull in (0.0, 0.1)
     )
-    new = sum(leaf.parameters for leaf in plain.table.leaves if leaf.name.startswith("head/"))
-    whole = sum(leaf.parameters for leaf in plain.table.leaves)
-    assert taken(pulls) - taken(plain) == 4 * (whole - new)
+    new = sum(
+        leaf.parameters for leaf in phase_of(plain).table.leaves if leaf.name.startswith("head/")
+    )
+    whole = sum(leaf.parameters for leaf in phase_of(plain).table.leaves)
+    assert taken(pulls, phase_of(pulls)) - taken(plain, phase_of(plain)) == 4 * (whole - new)
 
 
 def test_mesh_auto_is_short_for_a_layout(tmp_path):
@@ -90,9 +92,7 @@ def test_as_little_is_computed_again_as_must_be():
 def test_what_is_kept_shrinks_with_what_is_computed_again(tmp_path):
     built = build(tiny_config(tmp_path, train={"scan": True}), devices=jax.devices()[:1])
     kept = {
-        name: kept_bytes(
-            dataclasses.replace(built, compute=dataclasses.replace(built.compute, remat=name))
-        )
+        name: kept_bytes(built, dataclasses.replace(built.compute, remat=name))
         for name in ("none", "dots", "full")
     }
     assert kept["full"] < kept["dots"] < kept["none"]
@@ -100,21 +100,23 @@ def test_what_is_kept_shrinks_with_what_is_computed_again(tmp_path):
 
 def test_on_a_chip_that_is_known_its_memory_decides(tmp_path, monkeypatch):
     built = build(tiny_config(tmp_path), devices=jax.devices()[:1])
-    assert choose_remat(built) == ("none", "")  # a CPU is in no table
+    now = phase_setup(built, built.phases[0])
+    assert now.compute.remat == "auto"
+    decided = with_remat(built, now)
+    assert (decided.compute.remat, decided.why) == ("none", "")  # a CPU is in no table
     small = dataclasses.replace(TPUS[0], usable=500_000)
     for chip, wanted in ((TPUS[0], "none"), (small, "full")):
         monkeypatch.setattr("jaxft.engine.remat.find_chip", lambda kind, chip=chip: chip)
-        name, why = choose_remat(built)
-        assert name == wanted
-        assert f"train.remat is {wanted}" in why
-    assert with_remat(built).compute.remat == "full"
+        decided = with_remat(built, now)
+        assert decided.compute.remat == wanted
+        assert f"train.remat is {wanted}" in decided.why
 
 
 def losses(config, devices, steps=3):
     """The losses of a run's first steps."""
     built = build(config, devices=devices)
     params = load_params(built).params
-    stage, state, found = make_stage(built, params), initial_state(built, params), []
+    stage, state, found = stage_of(built, params), initial_state(built, phase_of(built), params), []
     examples = built.splits["train"].examples
     for step in range(steps):
         batch = examples.collate(built.plan.batch(step), built.layout.row_length)

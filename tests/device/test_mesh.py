@@ -24,6 +24,7 @@ from jaxft.engine.setup import build
 from jaxft.errors import UserError
 from jaxft.models.layers.modules import Leaf
 from jaxft.models.layers.partition import gathered, partition
+from tests.support.phases import phase_of
 from tests.support.tiny import tiny_config
 
 
@@ -155,14 +156,16 @@ def test_moments_and_average_lie_as_their_parameter(tmp_path):
     )
     built = build(config)
     cut = 0
-    for path, leaf in jax.tree_util.tree_flatten_with_path(abstract_state(built))[0]:
+    for path, leaf in jax.tree_util.tree_flatten_with_path(abstract_state(built, phase_of(built)))[
+        0
+    ]:
         name = str(getattr(path[-1], "key", ""))
         if name in built.shardings and leaf.ndim:
             assert leaf.sharding == built.shardings[name], path
             cut += not leaf.sharding.is_fully_replicated
         else:
             assert leaf.sharding.is_fully_replicated, path
-    matrices = [n for n in built.table.trainable if any(built.shardings[n].spec)]
+    matrices = [n for n in phase_of(built).table.trainable if any(built.shardings[n].spec)]
     assert cut == 4 * len(matrices) > 0  # itself, two moments, its average
 
 

@@ -84,21 +84,24 @@ def losses(pair: Pair, sizes: tuple[int, int, int], name: str, trunk: bool) -> n
         mesh=mesh,
         shardings=shardings,
         model=model,
+        compute=compute,
+        phases=(SimpleNamespace(table=table),),
+        config=SimpleNamespace(run=SimpleNamespace(seed=SimpleNamespace(dropout=0))),
+    )
+    now = SimpleNamespace(
         table=table,
         optimizer=optimizer_from(table, section),
         compute=compute,
         phase=SimpleNamespace(index=0),
-        phases=(SimpleNamespace(table=table),),
         averages=False,
-        config=SimpleNamespace(run=SimpleNamespace(seed=SimpleNamespace(dropout=0))),
     )
-    frozen = frozen_params(built, model.params)
+    frozen = frozen_params(built, now, model.params)
     step = make_train_step(
         partial(objective, model, compute),
-        built.optimizer,
+        now.optimizer,
         accumulate=1,
         ema=None,
-        state_shardings=state_shardings(built),
+        state_shardings=state_shardings(built, now),
         frozen_shardings={n: shardings[n] for n in frozen},
         mesh=mesh,
     )
@@ -109,7 +112,7 @@ def losses(pair: Pair, sizes: tuple[int, int, int], name: str, trunk: bool) -> n
         table.multipliers(),
         table.weight_decays(),
     )
-    state, found = initial_state(built, model.params), []
+    state, found = initial_state(built, now, model.params), []
     for _ in range(STEPS):
         state, metrics = step(state, frozen, placed, rates)
         found.append(float(metrics["loss"]))

@@ -18,8 +18,9 @@ from jaxft.engine.cost import (
     tally_flops,
 )
 from jaxft.engine.initial_state import abstract_state
-from jaxft.engine.setup import build
+from jaxft.engine.setup import build, objective_of
 from jaxft.engine.step import Rates, make_train_step
+from tests.support.phases import phase_of
 from tests.support.tiny import tiny_checkpoint, tiny_config
 
 X, W = jax.ShapeDtypeStruct((5, 7), jnp.float32), jax.ShapeDtypeStruct((7, 3), jnp.float32)
@@ -97,18 +98,18 @@ def build_with(folder, groups=FREEZE, accumulate=1, **train):
 
 def abstract_step(built, optimizer=None):
     """The real step and the shapes of its arguments."""
-    state = abstract_state(built)
-    optimizer = optimizer or built.optimizer
-    if optimizer is not built.optimizer:
+    state = abstract_state(built, phase_of(built))
+    optimizer = optimizer or phase_of(built).optimizer
+    if optimizer is not phase_of(built).optimizer:
         fresh = jax.eval_shape(optimizer.init, state.trainable)
         whole = replicated(built.mesh)
         state = replace(state, opt_state=jax.tree.map(lambda x: x.update(sharding=whole), fresh))
     frozen = {
         name: jax.ShapeDtypeStruct(built.model.params[name].shape, built.compute.dtype)
-        for name in built.table.frozen
+        for name in phase_of(built).table.frozen
     }
     step = make_train_step(
-        built.objective,
+        objective_of(built, phase_of(built).compute),
         optimizer,
         accumulate=built.config.train.accumulate,
         ema=built.config.train.ema,
@@ -116,7 +117,11 @@ def abstract_step(built, optimizer=None):
         frozen_shardings={name: built.shardings[name] for name in frozen},
         mesh=built.mesh,
     )
-    rates = Rates(built.rates[0], built.table.multipliers(), built.table.weight_decays())
+    rates = Rates(
+        phase_of(built).rates[0],
+        phase_of(built).table.multipliers(),
+        phase_of(built).table.weight_decays(),
+    )
     return step, (state, frozen, batch_shapes(built), rates)
 
 
@@ -183,7 +188,7 @@ def test_masking_updates_instead_would_pay_in_full(folder):
     split = build_with(folder, accumulate=4)
     wanted = count_flops(*unpack(abstract_step(split)))
     masked = build_with(folder, groups=[], accumulate=4)
-    frozen = set(split.table.frozen)
+    frozen = set(phase_of(split).table.frozen)
     optimizer = optax.with_extra_args_support(
         optax.chain(
             optax.clip_by_global_norm(1.0),
@@ -228,7 +233,7 @@ def test_xla_counts_the_same_of_what_it_compiled(folder):
 def test_what_a_plan_says_a_step_costs(folder):
     built = build_with(folder)
     forward, frozen = expected(built, LOWEST)
-    flops = step_flops(built)
+    flops = step_flops(built, phase_of(built))
     assert flops["forward"] == forward
     assert flops["step"] == pytest.approx(frozen, rel=0.02)
     # The embeddings take the first block's dX; their own gradient is a scatter.
@@ -252,7 +257,9 @@ def test_training_one_low_block_pays_for_what_is_above(folder):
 
 
 def segments_of(built):
-    return {row.pop("segment"): row for row in segment_flops(built)}
+    return {
+        row.pop("segment"): row for row in segment_flops(built, phase_of(built).table.trainable)
+    }
 
 
 def test_the_segments_of_a_step_sum_up_to_it(folder):
@@ -263,7 +270,10 @@ def test_the_segments_of_a_step_sum_up_to_it(folder):
     last, inside = BLOCKS - 1, BLOCKS - LOWEST - 1
     runs = (f"0-{LOWEST - 1}", f"{LOWEST}-{last - 1}", f"{last}-{last}")
     assert list(found) == [*(f"blocks {run}" for run in runs), "top"]
-    assert sum(sum(row.values()) for row in found.values()) == step_flops(built)["step"]
+    assert (
+        sum(sum(row.values()) for row in found.values())
+        == step_flops(built, phase_of(built))["step"]
+    )
     projections, attention, output, mlp, _ = forward_parts(built)
     block, weights = projections + attention + output + mlp, projections + output + mlp
     assert list(found[f"blocks 0-{LOWEST - 1}"].values()) == [LOWEST * block, 0, 0]
@@ -291,7 +301,7 @@ def test_a_frozen_prefix_costs_what_the_formula_says(folder, frozen):
     """Of L equal blocks K frozen: forward x (1 + 2 (L - K) / L), less one input gradient."""
     groups = [{"name": "trunk", "depth": [0, frozen], "freeze": True}] if frozen else []
     built = build_with(folder, groups)
-    flops, projections = step_flops(built), forward_parts(built)[0]
+    flops, projections = step_flops(built, phase_of(built)), forward_parts(built)[0]
     formula = flops["forward"] * (1 + 2 * (BLOCKS - frozen) / BLOCKS) - (
         projections if frozen else 0
     )
@@ -301,7 +311,7 @@ def test_a_frozen_prefix_costs_what_the_formula_says(folder, frozen):
 
 def test_one_block_alone_costs_two_thirds(folder):
     built = build_with(folder, [])
-    share = lowest_block_flops(built) / step_flops(built)["full"]
+    share = lowest_block_flops(built) / step_flops(built, phase_of(built))["full"]
     print(f"block 0 alone costs {share:.3f} of a full step")
     assert 2 / 3 <= share < 0.75
 

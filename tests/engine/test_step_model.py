@@ -10,8 +10,9 @@ import pytest
 
 from jaxft.device.mesh import batch_sharding, place_batch
 from jaxft.engine.initial_state import frozen_params, initial_state, load_params, state_shardings
-from jaxft.engine.setup import Build, build
+from jaxft.engine.setup import Setup, build, objective_of
 from jaxft.engine.step import Rates, make_train_step
+from tests.support.phases import phase_of
 from tests.support.tiny import tiny_checkpoint, tiny_config
 
 ONE = {"data": 1, "fsdp": 1, "tensor": 1}
@@ -48,7 +49,7 @@ def deeper(tmp_path_factory):
 class Run:
     """A built run with its weights, and its compiled step."""
 
-    built: Build
+    built: Setup
     params: dict
     frozen: dict
     step: object
@@ -62,8 +63,8 @@ class Run:
         return split.examples.collate(plan.batch(number), length)
 
     def rates(self, step):
-        table = self.built.table
-        return Rates(self.built.rates[step], table.multipliers(), table.weight_decays())
+        table = phase_of(self.built).table
+        return Rates(phase_of(self.built).rates[step], table.multipliers(), table.weight_decays())
 
     def __call__(self, state, number, batch=None):
         batch = self.batch(number) if batch is None else batch
@@ -83,13 +84,13 @@ def prepare(folder, *, mesh=ONE, layout=None, **overrides) -> Run:
     devices = jax.devices()[: np.prod(list(mesh.values()))]
     built = build(tiny_config(folder, mesh=mesh, **overrides), devices=devices, layout=layout)
     params = load_params(built).params
-    frozen = frozen_params(built, params)
+    frozen = frozen_params(built, phase_of(built), params)
     step = make_train_step(
-        built.objective,
-        built.optimizer,
+        objective_of(built, phase_of(built).compute),
+        phase_of(built).optimizer,
         accumulate=built.config.train.accumulate,
         ema=built.config.train.ema,
-        state_shardings=state_shardings(built),
+        state_shardings=state_shardings(built, phase_of(built)),
         frozen_shardings={name: built.shardings[name] for name in frozen},
         mesh=built.mesh,
     )
@@ -138,12 +139,12 @@ def test_frozen_leaves_keep_their_bytes(folder):
     before = as_bytes(run.params)
     losses, state = run.losses(50)
     after = as_bytes(run.frozen)
-    assert after == {name: before[name] for name in run.built.table.frozen}
-    names = set(run.built.table.frozen)
+    assert after == {name: before[name] for name in phase_of(run.built).table.frozen}
+    names = set(phase_of(run.built).table.frozen)
     for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]:
         assert str(getattr(path[-1], "key", "")) not in names
     trained = as_bytes(state.trainable)
-    assert all(trained[name] != before[name] for name in run.built.table.trainable)
+    assert all(trained[name] != before[name] for name in phase_of(run.built).table.trainable)
     assert losses[-5:].mean() < losses[:5].mean()
 
 
@@ -195,8 +196,10 @@ def test_the_first_block_alone_has_its_part_of_the_whole_gradient(deeper, plain,
     ]
     alone = prepare(deeper, groups=groups, **SGD | {"train": LONG | {"scan": scan}})
     names = [name for name in plain.params if name.startswith("blocks/0/")]
-    assert list(alone.built.table.trainable) == names
-    assert alone.built.table.trunk() == tuple(n for n in plain.params if n.startswith("emb"))
+    assert list(phase_of(alone.built).table.trainable) == names
+    assert phase_of(alone.built).table.trunk() == tuple(
+        n for n in plain.params if n.startswith("emb")
+    )
     whole, _ = plain(plain.start(), 0)
     part, _ = alone(alone.start(), 0)
     for name in names:

@@ -19,7 +19,8 @@ from jaxft.device.mesh import batch_sharding, place_batch
 from jaxft.engine.cost import step_flops
 from jaxft.engine.evaluate import Interrupted, build_eval_step, evaluate
 from jaxft.engine.initial_state import load_params
-from jaxft.engine.setup import build
+from jaxft.engine.remat import phase_setups
+from jaxft.engine.setup import build, objective_of
 from jaxft.engine.trained import open_trained
 from jaxft.engine.trunk import open_trunk
 from jaxft.engine.trunk_plan import plan_trunks
@@ -28,6 +29,7 @@ from jaxft.report.terminal.progress import Progress
 from jaxft.runs.checkpoint import Checkpoints
 from jaxft.training.story import train
 from tests.support.families import assert_close_gradients
+from tests.support.phases import phase_of
 from tests.support.tiny import tiny_checkpoint, tiny_config
 from tests.support.tiny_images import tiny_image_config, tiny_pictures, tiny_vit
 
@@ -59,8 +61,8 @@ class Opened:
         self.built = build(config, devices=devices)
         self.params = change(load_params(self.built).params)
         self.examples = self.built.splits["train"].examples
-        (plan,) = plan_trunks(self.built)
-        self.cached = open_trunk(self.built, plan, self.params, SILENT)
+        (plan,) = plan_trunks(self.built, phase_setups(self.built))
+        self.cached = open_trunk(self.built, self.built.compute, plan, self.params, SILENT)
 
     def batches(self, step=1):
         """A batch as the task makes it, and with its trunk's output."""
@@ -69,7 +71,7 @@ class Opened:
 
     def gradients(self, batch):
         """Of the batch's loss, with dropout on above the trunk."""
-        trainable = {name: self.params[name] for name in self.built.table.trainable}
+        trainable = {name: self.params[name] for name in phase_of(self.built).table.trainable}
         placed = place_batch(batch, batch_sharding(self.built.mesh))
         return jax.tree.map(np.asarray, self._gradients(trainable, placed))
 
@@ -77,7 +79,9 @@ class Opened:
     def _gradients(self):
         def loss(trainable, batch):
             params = {**self.params, **trainable}
-            return self.built.objective(params, batch, jax.random.key(3))["loss"][0]
+            return objective_of(self.built, phase_of(self.built).compute)(
+                params, batch, jax.random.key(3)
+            )["loss"][0]
 
         return jax.jit(jax.grad(loss))
 
@@ -138,8 +142,8 @@ def test_on_eight_devices_it_is_the_same_step(folder, tmp_path):
 
 def test_what_it_saves_is_the_trunks_forward(folder, tmp_path):
     built = build(config_of(folder, tmp_path), devices=ONE)
-    flops = step_flops(built)
-    (plan,) = plan_trunks(built)
+    flops = step_flops(built, phase_of(built))
+    (plan,) = plan_trunks(built, phase_setups(built))
     assert plan.saved == pytest.approx(1 - flops["cached"] / flops["step"])
     assert plan.kept == {
         split: built.splits[split].examples.lengths.sum() * 32 * 4 for split in ("train", "eval")
@@ -151,8 +155,8 @@ def test_what_it_saves_is_the_trunks_forward(folder, tmp_path):
 def test_an_evaluation_starts_there_too(folder, tmp_path):
     opened = Opened(config_of(folder, tmp_path))
     built, rows = opened.built, opened.built.splits["eval"]
-    (plan,) = plan_trunks(built)
-    collate = open_trunk(built, plan, opened.params, SILENT, split="eval")
+    (plan,) = plan_trunks(built, phase_setups(built))
+    collate = open_trunk(built, phase_of(built).compute, plan, opened.params, SILENT, split="eval")
     step = build_eval_step(built)
     wanted = evaluate(built, step, opened.params, rows)
     found = evaluate(built, step, opened.params, rows, collate=collate)
@@ -160,7 +164,9 @@ def test_an_evaluation_starts_there_too(folder, tmp_path):
     for name, values in wanted.outcomes.items():
         np.testing.assert_allclose(found.outcomes[name], values, rtol=1e-5, err_msg=name)
     once = build(config_of(folder, tmp_path, evaluate_every="2 epochs"), devices=ONE)
-    assert list(plan_trunks(once)[0].kept) == ["train"], "rows that are scored once"
+    assert list(plan_trunks(once, phase_setups(once))[0].kept) == ["train"], (
+        "rows that are scored once"
+    )
 
 
 # ------------------------------------------------------------------------------- whose entry it is
@@ -219,7 +225,14 @@ def test_a_half_written_entry_is_never_used(folder, tmp_path):
     built = whole.built
     asked = iter([False, False, True])
     with pytest.raises(Interrupted):
-        open_trunk(built, plan_trunks(built)[0], whole.params, SILENT, lambda: next(asked))
+        open_trunk(
+            built,
+            phase_of(built).compute,
+            plan_trunks(built, phase_setups(built))[0],
+            whole.params,
+            SILENT,
+            lambda: next(asked),
+        )
     assert entries(tmp_path) == [], "a signal came while it was written"
     assert again() == wanted
 
@@ -235,8 +248,9 @@ def test_batches_are_made_by_other_processes_too(folder, tmp_path):
 # ----------------------------------------------------------------------------------------- refusals
 def test_what_cannot_be_kept_is_refused(folder, tmp_path):
     def refusal(change=lambda built: built, **given):
+        built = change(build(config_of(folder, tmp_path, **given), devices=ONE))
         with pytest.raises(UserError) as caught:
-            plan_trunks(change(build(config_of(folder, tmp_path, **given), devices=ONE)))
+            plan_trunks(built, phase_setups(built))
         return caught.value.message
 
     assert refusal(groups=[]) == (
@@ -261,7 +275,7 @@ def test_auto_keeps_what_pays(folder, tmp_path):
     def why_not(change=lambda built: built, **given):
         given = {"trunk_cache": "auto"} | given
         built = change(build(config_of(folder, tmp_path, **given), devices=ONE))
-        (plan,) = plan_trunks(built)
+        (plan,) = plan_trunks(built, phase_setups(built))
         assert bool(plan.kept) == (not plan.reason)
         return plan.reason
 

@@ -13,7 +13,8 @@ from sklearn.linear_model import LogisticRegression
 from jaxft.config.load import parse_config
 from jaxft.device.mesh import batch_sharding, place_batch
 from jaxft.engine.initial_state import initial_state, load_params
-from jaxft.engine.setup import build
+from jaxft.engine.remat import phase_after, phase_setups
+from jaxft.engine.setup import build, objective_of
 from jaxft.engine.trained import open_trained
 from jaxft.errors import UserError
 from jaxft.export.export import export
@@ -21,8 +22,9 @@ from jaxft.inference.score import score
 from jaxft.layerwise.phases import phase_specs
 from jaxft.models.load import load
 from jaxft.runs.checkpoint import Checkpoints
-from jaxft.training.phase import Ahead, Stage, make_stage, next_stage
+from jaxft.training.phase import Ahead, Stage, next_stage
 from jaxft.training.story import train
+from tests.support.phases import phase_of, stage_of
 from tests.support.tiny import tiny_config, tiny_reviews
 
 ONE = jax.devices()[:1]
@@ -60,11 +62,14 @@ class Stages:
     def __init__(self, config):
         built = build(config, devices=ONE)
         params = load_params(built).params
-        self.stage, self.state = make_stage(built, params), initial_state(built, params)
+        self.stage, self.state = (
+            stage_of(built, params),
+            initial_state(built, phase_of(built), params),
+        )
         self.number, self.ahead = 0, None
 
     def batch(self):
-        built = self.stage.built
+        built = self.stage.setup
         rows = built.splits["train"].examples
         batch = rows.collate(built.plan.batch(self.number), built.layout.row_length)
         return place_batch(batch, batch_sharding(built.mesh))
@@ -102,7 +107,7 @@ def test_each_phase_trains_what_it_names(folder):
     assert since["head/kernel"] == 0
     assert since["blocks/1/mlp/up/kernel"] == 1
     assert since["blocks/0/mlp/up/kernel"] == 2
-    rates = [built.in_phase(index).rates for index in range(3)]
+    rates = [phase_of(built, index).rates for index in range(3)]
     assert rates[0][:4].tolist() == [[np.float32(1e-2)]] * 4
     assert rates[1][4:8].ravel().tolist() == [np.float32(1e-3)] * 4
     np.testing.assert_allclose(rates[2][8:12].ravel(), [0, 5e-4, 1e-3, 1e-3])
@@ -111,17 +116,17 @@ def test_each_phase_trains_what_it_names(folder):
 def test_a_phase_never_trains_what_a_group_freezes(folder):
     groups = [{"name": "trunk", "depth": [0, 1], "freeze": True}]
     built = build(config_of(folder, [{"until": "100%"}], groups=groups), devices=ONE)
-    assert {leaf.depth for leaf in built.table.leaves if leaf.trainable} == {2, 3}
+    assert {leaf.depth for leaf in phase_of(built).table.leaves if leaf.trainable} == {2, 3}
 
 
 def test_a_schedule_of_a_phase_runs_over_its_steps(folder):
     schedule = {"kind": "linear", "warmup": "50%"}
     phases = [{"until": 4, "unfreeze": ["head/.*"]}, {"until": "100%", "schedule": schedule}]
-    built = build(config_of(folder, phases), devices=ONE).in_phase(1)
+    now = phase_setups(build(config_of(folder, phases), devices=ONE))[1]
     np.testing.assert_allclose(
-        built.rates[4:, 0], 1e-3 * np.array([0, 1, 2, 3, 4, 3, 2, 1, 0]) / 4, atol=1e-9
+        now.rates[4:, 0], 1e-3 * np.array([0, 1, 2, 3, 4, 3, 2, 1, 0]) / 4, atol=1e-9
     )
-    assert not built.rates[:4].any()
+    assert not now.rates[:4].any()
 
 
 def test_recipes_are_phases(folder):
@@ -158,8 +163,10 @@ def test_freeze_out_stops_each_depth_when_its_rate_is_zero(folder):
     assert {leaf.since for leaf in built.phases[2].table.leaves if leaf.trainable} == {0}
 
     def rates(step):
-        built_at = built.after(step + 1)
-        told = Stage(built_at, {}, print, built_at.table.multipliers(), np.zeros(1), {}).rates(step)
+        phases = phase_setups(built)
+        built_at = phase_after(phases, step + 1)
+        fixed = built_at.table.multipliers(), np.zeros(1), {}
+        told = Stage(built, phases, built_at, {}, print, *fixed).rates(step)
         of = dict(zip(built_at.table.trainable, told.rates[0] * told.multipliers, strict=True))
         return [of.get(name) for name in ("embeddings/word/embedding", "head/kernel")]
 
@@ -172,7 +179,7 @@ def test_freeze_out_stops_each_depth_when_its_rate_is_zero(folder):
     assert embeddings is None
     np.testing.assert_allclose(head, 5e-4 * (1 + cos(np.pi * 7 / 12)), rtol=1e-6)
     plain = freeze_out(folder, {"first": 0.5, "power": 1, "scaled": False})
-    assert set(plain.phase.lr_scale_at(0).tolist()) == {1.0}
+    assert set(plain.phases[0].lr_scale_at(0).tolist()) == {1.0}
 
 
 def test_freeze_out_is_cubic_and_lasts_to_the_end(folder):
@@ -239,8 +246,8 @@ def test_a_boundary_changes_nothing_that_trained(folder):
 def first_updates(run):
     """How far what begins to train moves in the first step of its phase, over the rate."""
     before = run.values()
-    names = [leaf.name for leaf in run.stage.built.table.leaves if leaf.since == 1]
-    rate = run.stage.built.rates[run.number, 0]
+    names = [leaf.name for leaf in run.stage.now.table.leaves if leaf.since == 1]
+    rate = run.stage.now.rates[run.number, 0]
     run.steps(1)
     after = run.values()
     moved = [np.abs(after[name] - before[name]).ravel() / rate for name in names]
@@ -411,9 +418,9 @@ def test_probing_ends_where_logistic_regression_does(tmp_path):
     sgd, penalty = {"name": "sgd", "weight_decay": 0.05}, 0.05 * (1 - 0.9)
     config = config_of(tmp_path, phases, train=length, data={"batch_size": 64}, optimizer=sgd)
     run = Stages(config)
-    run.steps(run.stage.built.phase.stop)
+    run.steps(run.stage.now.phase.stop)
 
-    built, params = run.stage.built, run.stage.params(run.state)
+    built, params = run.stage.setup, run.stage.params(run.state)
     features, labels, loss = {}, {}, {}
     for name in ("train", "eval"):
         rows = built.splits[name].examples
@@ -423,7 +430,7 @@ def test_probing_ends_where_logistic_regression_does(tmp_path):
         bare["attention_mask"] = batch["segment_ids"]
         features[name] = np.asarray(load(str(tmp_path / "checkpoint"))(**bare)["pooler_output"])
         labels[name] = rows.labels
-        loss[name] = built.objective(params, batch, None)
+        loss[name] = objective_of(built, run.stage.now.compute)(params, batch, None)
     # Two classes have two vectors here, and there their difference alone: half the penalty.
     strength = 2 / (penalty * len(labels["train"]))
     regression = LogisticRegression(C=strength).fit(features["train"], labels["train"])
@@ -436,7 +443,9 @@ def test_probing_ends_where_logistic_regression_does(tmp_path):
     # What fine-tuning starts from is what probing ended with.
     run.switch()
     batch = run.batch()
-    total, weight = run.stage.built.objective(params, batch, None)["loss"]
+    total, weight = objective_of(run.stage.setup, run.stage.now.compute)(params, batch, None)[
+        "loss"
+    ]
     stage, rates = run.stage, run.stage.rates(run.number)
     run.state, metrics = stage.step(run.state, stage.frozen, batch, rates)
     assert float(metrics["loss"]) == pytest.approx(float(total / weight), rel=1e-5)

@@ -7,6 +7,7 @@ import pytest
 import jaxft
 from jaxft.engine.evaluate import build_eval_step, evaluate
 from jaxft.engine.initial_state import abstract_state, load_params
+from jaxft.engine.remat import phase_after, phase_setups
 from jaxft.engine.setup import build
 from jaxft.engine.trained import open_checkpoints, open_trained
 from jaxft.inference.score import score
@@ -42,7 +43,9 @@ def run(config):
 def test_what_is_scored_and_exported_is_the_average(run, config):
     trained, built = open_trained(run.folder, "last"), build(config)
     with open_checkpoints(trained.run, config, trained.task, read_only=True) as checkpoints:
-        state = checkpoints.restore(lambda step: abstract_state(built.after(step))).state
+        phases = phase_setups(built)
+        restored = checkpoints.restore(lambda n: abstract_state(built, phase_after(phases, n)))
+        state = restored.state
     params = trained.model.params
     np.testing.assert_array_equal(params[MIXED], state.average[MIXED])
     assert np.abs(np.asarray(state.trainable[MIXED]) - params[MIXED]).max() > 1e-5

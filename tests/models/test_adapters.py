@@ -32,9 +32,9 @@ from jaxft.models.load_adapters import save_adapter
 from jaxft.models.tower.cache import prefill
 from jaxft.models.tower.tower import Compute, Tower
 from jaxft.runs.folder import open_run
-from jaxft.training.phase import make_stage
 from jaxft.training.story import train
 from tests.support.families import FAMILIES, auto_class, gradients, make_pair
+from tests.support.phases import phase_of, stage_of
 from tests.support.random_configs import random_config
 from tests.support.tiny import tiny_config
 
@@ -103,7 +103,10 @@ def first_step(config, shake=False):
     built = build(config, devices=ONE)
     model = load_params(built)
     model = shaken(model) if shake else model
-    stage, state = make_stage(built, model.params), initial_state(built, model.params)
+    stage, state = (
+        stage_of(built, model.params),
+        initial_state(built, phase_of(built), model.params),
+    )
     before = jax.tree.map(np.array, stage.params(state))
     rows = built.splits["train"].examples
     batch = rows.collate(built.plan.batch(0), built.layout.row_length)
@@ -246,7 +249,7 @@ def test_groups_divide_what_the_adapter_lets_train(folder):
         {"name": "b", "match": ".*/lora_b", "lr_mult": 3.0},
         {"name": "head", "match": "head/.*", "lr_mult": 10.0},
     ]
-    table = build(config_of(folder, groups=groups), devices=ONE).table
+    table = build(config_of(folder, groups=groups), devices=ONE).phases[0].table
     rows = {leaf.name: leaf for leaf in table.leaves}
     owner = {name: row.group for name, row in rows.items()}
     assert owner["blocks/0/attention/query/lora_b"] == "low"

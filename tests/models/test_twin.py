@@ -14,8 +14,9 @@ from benchmarks.twin_rows import ROWS
 from jaxft.demo.ner import tweets
 from jaxft.engine.evaluate import build_eval_step, evaluate
 from jaxft.engine.initial_state import load_params
-from jaxft.engine.setup import build
+from jaxft.engine.setup import build, objective_of
 from tests.support.launch import cache  # noqa: F401 a fixture
+from tests.support.phases import phase_of
 from tests.support.tiny import tiny_config, train_and_eval
 from tests.support.tiny_images import tiny_image_config
 from tests.tasks.test_token_classification import write_sentences
@@ -72,7 +73,7 @@ def test_the_same_weights_have_the_same_loss_and_score(kind, tmp_path):
     twin, params = twin_of(built, tmp_path)
     index = next(twin.order())
     rows = built.splits["train"].examples.collate(index[:, None].astype(np.int32), 40)
-    loss, weight = built.objective(params, rows, None)["loss"]
+    loss, weight = objective_of(built, phase_of(built).compute)(params, rows, None)["loss"]
     assert twin.step(index) == pytest.approx(float(loss / weight), rel=1e-5)
     twin, params = twin_of(built, tmp_path)  # as before the step
     found = evaluate(built, build_eval_step(built), params, built.splits["train"]).scores

@@ -64,7 +64,7 @@ def test_the_largest_batch_is_that_of_a_config_that_says_so(tmp_path, monkeypatc
     """Also where rows are packed, and fuller in a larger batch."""
     asked = []
 
-    def compile_train_step(built, tell):
+    def compile_train_step(built, now, tell):
         asked.append(built.layout.shape)
         assert built.plan.batch(0).shape[0] == built.layout.rows
         if built.layout.rows > 40:
@@ -80,7 +80,7 @@ def test_the_largest_batch_is_that_of_a_config_that_says_so(tmp_path, monkeypatc
     assert (found["rows"], found["peak"]) == (40, 1040)
     assert found["refused_batch_size"] == found["batch_size"] + 2
     laid_out = {
-        which: planner.build((f"data.batch_size={found[which]}",)).layout.rows
+        which: planner.set_up((f"data.batch_size={found[which]}",))[0].layout.rows
         for which in ("batch_size", "refused_batch_size")
     }
     assert laid_out == {"batch_size": 40, "refused_batch_size": 42}

@@ -9,13 +9,14 @@ from scipy.special import rel_entr
 
 from jaxft.engine.compute import AGAIN
 from jaxft.engine.initial_state import load_params
-from jaxft.engine.setup import build
+from jaxft.engine.setup import build, objective_of, outputs_of
 from jaxft.errors import UserError
 from jaxft.inference.score import between, shares_of
 from jaxft.report.page.overfitting import overfitting
 from jaxft.tasks.parts.classes.one import apart, logits_of, smoothed
 from jaxft.tasks.text_classification.section import TextClassificationSection
 from jaxft.training.meter import patience_is_over
+from tests.support.phases import phase_of
 from tests.support.tiny import tiny_config
 
 
@@ -66,16 +67,19 @@ def test_r_drop_is_the_mean_loss_and_how_far_two_dropouts_lie_apart(two):
     built, params, batch = two
     key = jax.random.key(7)
     one, other = (
-        built.outputs(params, batch, one) for one in (key, jax.random.fold_in(key, AGAIN))
+        outputs_of(built, built.compute)(params, batch, one)
+        for one in (key, jax.random.fold_in(key, AGAIN))
     )
     assert not np.array_equal(one["logits"], other["logits"])
     (first, weight), (second, _) = (built.task.loss(said, batch) for said in (one, other))
     different = (apart(*(logits_of(said, batch) for said in (one, other))) * batch["weights"]).sum()
-    found, counted = built.objective(params, batch, key)["loss"]
+    found, counted = objective_of(built, phase_of(built).compute)(params, batch, key)["loss"]
     assert float(found) == pytest.approx(float((first + second) / 2 + 2 * different), rel=1e-5)
     assert float(counted) == float(weight)
-    plain = built.task.loss(built.outputs(params, batch), batch)[0]
-    assert float(built.objective(params, batch, None)["loss"][0]) == pytest.approx(float(plain))
+    plain = built.task.loss(outputs_of(built, built.compute)(params, batch), batch)[0]
+    assert float(
+        objective_of(built, phase_of(built).compute)(params, batch, None)["loss"][0]
+    ) == pytest.approx(float(plain))
 
 
 def test_r_drop_is_refused_where_nothing_is_dropped(two):

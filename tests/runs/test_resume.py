@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.support.phases import phase_of
 from jaxft.cli.main import main
 from jaxft.config.load import parse_config
 from jaxft.training import evaluate as train_evals, result as train_result
@@ -98,7 +99,7 @@ def final_state(run):
     config = parse_config(json.loads(json.dumps(open_run(run).config())))
     built = build(config, devices=jax.devices()[:1])
     with Checkpoints(run / "checkpoints", read_only=True) as checkpoints:
-        state = checkpoints.restore(lambda step: abstract_state(built), STEPS).state
+        state = checkpoints.restore(lambda step: abstract_state(built, phase_of(built)), STEPS).state
     leaves, _ = jax.tree.flatten_with_path(state)
     return {
         jax.tree_util.keystr(path): np.asarray(

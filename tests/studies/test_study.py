@@ -10,17 +10,19 @@ from jaxft.config.load import override_config
 from jaxft.device.mesh import batch_sharding, place_batch
 from jaxft.engine.cost import count_flops
 from jaxft.engine.initial_state import initial_state, load_params
+from jaxft.engine.remat import phase_setups
 from jaxft.errors import UserError
 from jaxft.studies import step as study_step
 from jaxft.studies import study as story_module
 from jaxft.studies.members import make_buckets, make_members
 from jaxft.studies.memory import Need, chunk_sizes
-from jaxft.studies.part import Programs, begin
+from jaxft.studies.phase import Programs, begin, phases_of
 from jaxft.studies.rank import mark_rows, rank, summarise_seeds
 from jaxft.studies.state import drift
 from jaxft.studies.step import shares_trunk
 from jaxft.studies.study import make_parts
-from jaxft.training.phase import make_stage, next_stage
+from jaxft.training.phase import next_stage
+from tests.support.phases import phase_of, stage_of
 from tests.support.tiny import tiny_config
 
 ONE = jax.devices()[:1]
@@ -59,7 +61,8 @@ class Studied:
     """
 
     def __init__(self, part, programs, steps, spoilt=None):
-        self.stage, self.states, self.start = begin(part.builds, programs)
+        begun = begin(part.setups, phases_of(part.setups, 0), programs)
+        self.stage, self.states, self.start = begun
         if spoilt is not None:
             kernel = self.states.trainable["head/kernel"].at[spoilt].set(np.nan)
             trainable = self.states.trainable | {"head/kernel": kernel}
@@ -68,7 +71,7 @@ class Studied:
         for step in range(steps):
             if self.stage.is_over(step):
                 self.stage, self.states = self.stage.next(self.states, programs)
-            batch, rates = batch_at(self.stage.built, step), self.stage.rates(step)
+            batch, rates = batch_at(self.stage.setup, step), self.stage.rates(step)
             self.states, metrics = self.stage.step(self.states, self.stage.frozen, batch, rates)
             seen.append(jax.device_get((metrics["loss"], metrics["bad_steps"])))
         self.losses, self.bad_steps = (np.array(column) for column in zip(*seen, strict=True))
@@ -82,8 +85,8 @@ class Studied:
 def solo(built, stage, steps):
     """The losses of a run by itself, and its stage and state at the end."""
     params = load_params(built).params
-    stage = stage or make_stage(built, params)
-    state = initial_state(built, params)
+    stage = stage or stage_of(built, params)
+    state = initial_state(built, phase_of(built), params)
     losses = []
     for step in range(steps):
         if stage.is_over(step):
@@ -106,12 +109,19 @@ def four(config, programs):
 
 # ------------------------------------------------------------------------------------- one program
 def test_members_end_where_their_own_runs_end(config, four):
-    builds = part_of(config, GRID).builds
+    builds = part_of(config, GRID).setups
     stage = None
     for member, built in enumerate(builds):
         if stage is not None:  # the same program at the rates of another member
-            told = {"multipliers": built.table.multipliers()}
-            stage = replace(stage, built=built, **told, weight_decay=built.table.weight_decays())
+            phases = phase_setups(built)
+            stage = replace(
+                stage,
+                setup=built,
+                phases=phases,
+                now=phases[0],
+                multipliers=phases[0].table.multipliers(),
+                weight_decay=phases[0].table.weight_decays(),
+            )
         losses, stage, state = solo(built, stage, STEPS)
         assert losses[-5:].mean() < 0.9 * losses[:5].mean(), "its loss falls"
         np.testing.assert_allclose(four.losses[:, member], losses, rtol=1e-3)
@@ -120,12 +130,12 @@ def test_members_end_where_their_own_runs_end(config, four):
 
 
 def test_the_trunk_runs_once_for_all(config, four):
-    built = four.stage.built
+    built = four.stage.setup
     params = load_params(built).params
-    alone = make_stage(built, params)
+    alone = stage_of(built, params)
     batch = batch_at(built, 0)
     args = (alone.frozen, batch, alone.rates(0))
-    one = count_flops(alone.step, initial_state(built, params), *args)
+    one = count_flops(alone.step, initial_state(built, phase_of(built), params), *args)
     trunk = count_flops(lambda f, b: built.model.trunk(f, b, built.compute), alone.frozen, batch)
     stage = four.stage
     all_four = count_flops(stage.step, four.states, stage.frozen, batch, stage.rates(0))
@@ -136,7 +146,7 @@ def test_the_trunk_runs_once_for_all(config, four):
 
 def test_side_by_side_is_one_after_another(config, four, monkeypatch):
     """As an accelerator runs the members: one batch of them, the trunk without an axis for them."""
-    monkeypatch.setattr(study_step, "takes_turns", lambda built: False)
+    monkeypatch.setattr(study_step, "takes_turns", lambda compute: False)
     beside = Studied(part_of(config, GRID), Programs(), 5)
     np.testing.assert_allclose(beside.losses, four.losses[:5], rtol=1e-4)
     counted = [
@@ -144,7 +154,7 @@ def test_side_by_side_is_one_after_another(config, four, monkeypatch):
             one.stage.step,
             one.states,
             one.stage.frozen,
-            batch_at(one.stage.built, 0),
+            batch_at(one.stage.setup, 0),
             one.stage.rates(0),
         )
         for one in (beside, four)
@@ -181,8 +191,8 @@ def test_a_member_that_is_not_finite_leaves_the_others_as_they_are(config, progr
 
 def test_new_leaves_of_another_seed_are_those_of_a_run(config):
     part = part_of(config, {"run.seed.init": [0, 3], "run.seed.dropout": [0, 5]})
-    _, states, start = begin(part.builds, Programs())
-    for member, built in enumerate(part.builds):
+    _, states, start = begin(part.setups, phases_of(part.setups, 0), Programs())
+    for member, built in enumerate(part.setups):
         own = load_params(built).params["head/kernel"]
         np.testing.assert_array_equal(states.trainable["head/kernel"][member], own)
         assert states.key[member] == jax.random.key(built.config.run.seed.dropout)
@@ -197,13 +207,14 @@ def test_phases_move_every_member_as_they_move_a_run(config):
         {"optimizer.lr": [3e-3, 1e-2]},
     )
     together = Studied(part, Programs(), 8)
-    losses, _, _ = solo(part.builds[1], None, 8)
+    losses, _, _ = solo(part.setups[1], None, 8)
     np.testing.assert_allclose(together.losses[:, 1], losses, rtol=1e-4)
-    assert shares_trunk(together.stage.built, frozenset(together.states.settled))
-    moved = drift(together.stage.built, together.states, together.start)
+    running = together.stage.setup.model, together.stage.now.compute
+    assert shares_trunk(*running, frozenset(together.states.settled))
+    moved = drift(together.stage.setup, together.states, together.start)
     assert moved[0] == moved[1] == [0.0, 0.0]
     assert min(moved[2] + moved[3]) > 0
-    assert not shares_trunk(together.stage.built, frozenset({"blocks/0/mlp/up/kernel"}))
+    assert not shares_trunk(*running, frozenset({"blocks/0/mlp/up/kernel"}))
 
 
 # ---------------------------------------------------------------------------------- who is together
@@ -320,6 +331,6 @@ def test_what_is_decided_on_the_way_has_no_study(config, override, sentence):
 
 
 def test_what_does_not_fit_is_told_with_its_bytes(config, monkeypatch):
-    monkeypatch.setattr(story_module, "available_bytes", lambda built: 10_000)
+    monkeypatch.setattr(story_module, "available_bytes", lambda mesh: 10_000)
     with pytest.raises(UserError, match=r"A study's member needs \d+ kB of memory and 10.0 kB are"):
         make_parts(make_members(config, GRID), devices=ONE)

@@ -36,7 +36,7 @@ def scores(config: Config, layout: str) -> dict[str, float]:
     sections, devices = LAYOUTS[layout]
     changed = with_sections(config, sections)
     built = build(changed, devices=jax.devices()[:devices])
-    params = load_params(built, changed.model.checkpoint).params
+    params = load_params(built).params
     return evaluate(built, build_eval_step(built), params, built.splits["eval"]).scores
 
 

@@ -15,8 +15,9 @@ from jax.experimental import topologies
 from jaxft.config.load import load_config
 from jaxft.device.mesh import batch_sharding
 from jaxft.engine.initial_state import abstract_state, state_shardings
-from jaxft.engine.setup import build
+from jaxft.engine.setup import build, objective_of
 from jaxft.engine.step import Rates, make_train_step
+from tests.support.phases import phase_of
 
 
 def main(config: str, topology: str) -> None:
@@ -24,14 +25,14 @@ def main(config: str, topology: str) -> None:
     built = build(load_config(Path(config)), devices=devices)
     frozen = {
         name: jax.ShapeDtypeStruct(built.model.params[name].shape, built.compute.dtype)
-        for name in built.table.frozen
+        for name in phase_of(built).table.frozen
     }
     step = make_train_step(
-        built.objective,
-        built.optimizer,
+        objective_of(built, phase_of(built).compute),
+        phase_of(built).optimizer,
         accumulate=built.config.train.accumulate,
         ema=built.config.train.ema,
-        state_shardings=state_shardings(built),
+        state_shardings=state_shardings(built, phase_of(built)),
         frozen_shardings={name: built.shardings[name] for name in frozen},
         mesh=built.mesh,
     )
@@ -39,8 +40,14 @@ def main(config: str, topology: str) -> None:
     first = built.splits["train"].examples.collate(built.plan.batch(0), layout.row_length)
     rows = batch_sharding(built.mesh)
     batch = {n: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rows) for n, a in first.items()}
-    rates = Rates(built.rates[0], built.table.multipliers(), built.table.weight_decays())
-    text = step.lower(abstract_state(built), frozen, batch, rates).compile().as_text()
+    rates = Rates(
+        phase_of(built).rates[0],
+        phase_of(built).table.multipliers(),
+        phase_of(built).table.weight_decays(),
+    )
+    text = (
+        step.lower(abstract_state(built, phase_of(built)), frozen, batch, rates).compile().as_text()
+    )
     print(json.dumps({"kernels": text.count("tpu_custom_call")}))
 
 

@@ -7,6 +7,7 @@ from jaxft.cli.main import main
 from jaxft.config.load import parse_config
 from jaxft.device.chips import Chip
 from jaxft.engine.cost import batch_shapes, gradient_flops, trunk_shapes
+from jaxft.engine.remat import phase_setups
 from jaxft.engine.setup import build
 from jaxft.errors import UserError
 from jaxft.report.page.figures import figures
@@ -62,12 +63,12 @@ def told(tmp_path_factory):
 def test_model_flops_are_those_of_the_phase_and_mfu_their_share_of_all_chips(told):
     run, built, _ = told
     batch = batch_shapes(built)
-    probing = built.in_phase(0)
-    assert len(built.phases) == 2
+    probing, tuning = phase_setups(built)
     names = probing.table.trainable
-    cached = gradient_flops(probing, names, batch | trunk_shapes(probing, batch))
-    whole = gradient_flops(built.in_phase(1), built.in_phase(1).table.trainable, batch)
-    assert cached < gradient_flops(probing, names, batch) < whole
+    trunk = trunk_shapes(built.model, probing.compute, batch)
+    cached = gradient_flops(built, names, batch | trunk)
+    whole = gradient_flops(built, tuning.table.trainable, batch)
+    assert cached < gradient_flops(built, names, batch) < whole
     steps = events(run, "train")
     assert [event["step"] for event in steps] == [1, 2, 3, 4, 5, 6]
     for event in steps:
@@ -108,5 +109,6 @@ def test_steps_that_make_no_sense_are_one_sentence(text):
 
 def test_a_chip_that_no_table_has_tells_no_share(tmp_path):
     built = build(tiny_config(tmp_path))
-    work = utilisation.work_of(built, False, {"step": 7, "cached": 5})
+    phases = phase_setups(built)
+    work = utilisation.work_of(built, phases, phases[0], False, {"step": 7, "cached": 5})
     assert (work.flops, work.peak) == (7, None)
