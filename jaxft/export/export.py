@@ -12,7 +12,7 @@ from jaxft.export.sentences import KIND, write_sentence_files
 from jaxft.models.adapters.low_rank import is_adapter
 from jaxft.models.load_adapters import save_adapter
 from jaxft.runs.folder import RUN_FILE
-from jaxft.storage.files import place
+from jaxft.storage.files import place, resolved
 from jaxft.storage.outputs import check_output, write_output
 
 
@@ -42,9 +42,12 @@ def export(
     if adapter:
         return _export_adapter(trained, out)
     folder = place(trained.run.export) if out is None else place(out)
-    check_output(folder / "README.md", CARD_MARK, "--out")
-    trained.model.save(folder)
-    write_output(folder / "README.md", model_card(trained), CARD_MARK, "--out")
+    # RUN/export is jaxft's, also one of a version that left no mark.
+    own = resolved(folder) == resolved(trained.run.export)
+    mark = b"" if own else CARD_MARK
+    check_output(folder / "README.md", mark, "--out")
+    trained.model.save(folder, overwrite=own)
+    write_output(folder / "README.md", model_card(trained), mark, "--out")
     if trained.task.kind == KIND:
         write_sentence_files(trained, folder)
     return folder

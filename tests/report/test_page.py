@@ -434,3 +434,14 @@ def test_a_long_run_is_thinned(run):
     series = figures([read_run(run, "long")])[0]["series"][0]
     assert len(series["x"]) <= 1500
     assert sum(series["y"]) / len(series["y"]) == pytest.approx(0.5, abs=0.1)
+
+
+def test_the_runs_own_page_is_replaced_whichever_version_wrote_it(run):
+    """A page of a version that left no mark is jaxft's, since it is in the run's folder."""
+    (run / "report.html").write_text("<html>an older page</html>")
+    assert write_page([run]) == run / "report.html"
+    assert "an older page" not in (run / "report.html").read_text()
+    events = (run / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"metrics\.jsonl exists and was not written by jaxft"):
+        write_page([run], run / "metrics.jsonl")
+    assert (run / "metrics.jsonl").read_bytes() == events

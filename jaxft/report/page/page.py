@@ -29,6 +29,7 @@ from jaxft.report.page.views import differences, view
 from jaxft.storage import files, outputs
 from jaxft.storage.buckets import reached
 
+PAGE = "report.html"
 ASSETS = Path(__file__).parent / "assets"
 
 
@@ -63,10 +64,13 @@ def write_page(runs: Sequence[Path], out: Path | None = None) -> Path:
     """
     read = read_runs(runs)
     first = files.place(runs[0])
-    path = out or (first if len(runs) == 1 else first.parent) / "report.html"
+    path = out or (first if len(runs) == 1 else first.parent) / PAGE
+    # A page in its own run's folder is jaxft's, also one of a version that left no mark.
+    own = files.resolved(path) == files.resolved(first) / PAGE
+    mark = b"" if own else outputs.HTML_MARK
     with reached(path):
-        outputs.check_output(path, outputs.HTML_MARK, "--out")  # before the figures are made
-        outputs.write_output(path, render(read), outputs.HTML_MARK, "--out")
+        outputs.check_output(path, mark, "--out")  # before the figures are made
+        outputs.write_output(path, render(read), mark, "--out")
     return path
 
 
