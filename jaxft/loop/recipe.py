@@ -114,6 +114,11 @@ def optimizer(
     ]
 
     def init(params: optax.Params) -> OptimizerState:
+        if not isinstance(params, Mapping) or set(params) != set(table.trainable):
+            raise UserError(
+                "optimizer: these are not the trainable parameters of its table.",
+                "Make optimizer and state from the same table.",
+            )
         return OptimizerState(jnp.zeros((), jnp.int32), inner.init(params))
 
     def update(
