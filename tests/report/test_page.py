@@ -131,7 +131,8 @@ def test_a_page_replaces_an_earlier_page_and_nothing_else(run, tmp_path):
     page_of(run, out=out)
     table = tmp_path / "rows.csv"
     table.write_text("text,label\n")
-    with pytest.raises(UserError, match=r"--out: .*rows\.csv exists and was not written by jaxft\..*delete the file"):
+    refusal = r"--out: .*rows\.csv exists and was not written by jaxft\..*delete the file"
+    with pytest.raises(UserError, match=refusal):
         write_page([run], table)
     assert table.read_text() == "text,label\n"
 
