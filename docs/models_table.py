@@ -37,7 +37,7 @@ def table() -> str:
 def _rows() -> Iterator[tuple[str, ...]]:
     kinds = task_kinds()
     for model_type, family in families().items():
-        for head, architecture in family.MODEL_TYPES[model_type].items():
+        for head, architecture in family.model_types[model_type].items():
             trains = "`jaxft train`" if head in kinds else "-"
             writes = "`jaxft predict`" if head in (*WRITES, IMAGE_GENERATION) else "-"
             named = (f"`{model_type}`", f"`{architecture}`", head or "-")

@@ -94,7 +94,7 @@ def token_facts(tools: Tools, texts: Sequence[str]) -> dict[str, float]:
 
 def _pretraining(checkpoint: str, tools: Tools, texts: Sequence[str]) -> dict[str, Any] | None:
     """The loss of the checkpoint's own head; None where it has none."""
-    heads = tools.model.family.MODEL_TYPES[tools.model.model_type]
+    heads = tools.model.family.model_types[tools.model.model_type]
     for objective in (name for name in OBJECTIVES if name in heads):
         if describe(checkpoint, task=objective).matching.new:
             continue

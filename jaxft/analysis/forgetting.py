@@ -88,7 +88,7 @@ def open_forgetting(config: Config, setup: Setup) -> Forgetting | None:
     shared = tuple(
         name
         for name in model.leaves
-        if name in setup.model.leaves and (alike or not name.startswith("head/"))
+        if name in setup.model.leaves and (alike or not name.startswith(model.family.head))
     )
     own = {
         n: read_value(model, n, setup.shardings.get(n, replicated(setup.mesh)))
@@ -107,7 +107,7 @@ def open_forgetting(config: Config, setup: Setup) -> Forgetting | None:
 
 def _pretrained(config: Config, setup: Setup) -> tuple[str, Model]:
     """The checkpoint under the head that it was pretrained with, described."""
-    heads = setup.model.family.MODEL_TYPES[setup.model.model_type]
+    heads = setup.model.family.model_types[setup.model.model_type]
     options = model_options(config, ()) | {"adapter": None, "labels": None}
     for objective in (name for name in OBJECTIVES if name in heads):
         model = describe(config.model.checkpoint, **options | {"task": objective})

@@ -52,12 +52,13 @@ def table_from(
     schedule: ScheduleSection,
     only: Collection[str] | None = None,
     ratios: Mapping[str, float] | None = None,
+    final_norms: tuple[str, ...] = ("norm/",),
     batch_factor: float = 1.0,
 ) -> LayerTable:
     """Build a LayerTable from the sections of a config.
 
     Args:
-        shapes, depths, tops, only, ratios, batch_factor: see `build_table`.
+        shapes, depths, tops, only, ratios, final_norms, batch_factor: see `build_table`.
         no_decay: the names that weight decay skips where `optimizer.no_decay` is auto.
         groups, layer_decay, optimizer, schedule: the sections.
 
@@ -82,6 +83,7 @@ def table_from(
         schedule=Schedule(**dict(schedule)),
         only=only,
         ratios=ratios,
+        final_norms=final_norms,
         batch_factor=batch_factor,
     )
 
@@ -99,6 +101,7 @@ def make_table(config: Config, model: Model) -> LayerTable:
         schedule=config.schedule,
         only=chosen_leaves(config.adapter, model),
         ratios=rate_ratios(config.adapter, model),
+        final_norms=model.final_norms,
         batch_factor=config.optimizer.batch_factor(config.data.batch_size),
     )
 
@@ -176,7 +179,7 @@ def chosen_leaves(section: AdapterSection, model: Model) -> frozenset[str] | Non
         own = {name for name in model.leaves if is_adapter(name)}
         _check_kind(section, model)
     new = {name for name in model.matching.new if model.depths[name] == model.tops[name]}
-    classes = {name for name in model.leaves if name.startswith("head/")}
+    classes = {name for name in model.leaves if name.startswith(model.family.head)}
     return frozenset(own | new | (classes if model.head in CLASS_HEADS else set()))
 
 

@@ -96,7 +96,7 @@ def _front_matter(
 
 def _summary(trained: Trained, about: Mapping[str, Any]) -> str:
     model = trained.model
-    architecture = model.family.MODEL_TYPES[model.model_type][model.head]
+    architecture = model.family.model_types[model.model_type][model.head]
     return (
         f"`{architecture}`, fine-tuned from `{checkpoint_name(about['checkpoint'])}` with jaxft "
         f"{about['versions']['jaxft']}: {trained.task.kind.replace('_', ' ')}, the checkpoint of "

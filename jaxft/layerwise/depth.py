@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-FINAL_NORMS = ("norm/", "vision/norm/", "text/norm/")
 
-
-def depth_multiplier(preset: str, rate: float, depth: int, top: int, name: str) -> float:
+def depth_multiplier(
+    preset: str, rate: float, depth: int, top: int, name: str, final_norms: tuple[str, ...]
+) -> float:
     """Compute the layer-decay multiplier of one parameter, as the preset's original does.
 
     Args:
@@ -14,13 +14,14 @@ def depth_multiplier(preset: str, rate: float, depth: int, top: int, name: str) 
         depth: 0 embeddings, i + 1 block i, `top` the final norm and the head.
         top: number of blocks + 1, of the parameter's own tower.
         name: the parameter's name.
+        final_norms: how the names of final norms begin.
 
     Source: timm `param_groups_layer_decay` (the final norm counts with the last block); MAE
         `lr_decay.py` and BEiT (the final norm at 1; what they do not know, such as register
         tokens, at 1); ELECTRA `optimization.py` (a hole below the head: the last block gets
         rate ** 2); Howard and Ruder 2018, section 3.1 (each layer 1 / 2.6 of the one above).
     """
-    if preset == "timm" and depth == top and name.startswith(FINAL_NORMS):
+    if preset == "timm" and depth == top and name.startswith(final_norms):
         depth = top - 1
     if preset == "mae" and name.endswith("register_tokens"):
         depth = top

@@ -184,6 +184,7 @@ def build_table(
     schedule: Schedule | Multiplier | None = CONSTANT,
     only: Collection[str] | None = None,
     ratios: Mapping[str, float] | None = None,
+    final_norms: tuple[str, ...] = ("norm/",),
     batch_factor: float = 1.0,
 ) -> LayerTable:
     """Put every parameter into exactly one group; the first group that matches owns it.
@@ -204,6 +205,7 @@ def build_table(
         only: the parameters that groups are made of, as an adapter has it; all others are the
             frozen group `base`. None for all.
         ratios: what multiplies the rate of single parameters.
+        final_norms: how the names of final norms begin, one a tower.
         batch_factor: multiplies all rates, as they scale with the batch size.
 
     Raises:
@@ -220,7 +222,7 @@ def build_table(
     def leaf(name: str) -> LeafRow:
         group, shape = by_name.get(owner[name]), tuple(shapes[name].shape)
         frozen, mult = (False, 1.0) if group is None else (group.freeze, group.lr_mult)
-        decay = depth_multiplier(preset, layer_decay, depths[name], tops[name], name)
+        decay = depth_multiplier(preset, layer_decay, depths[name], tops[name], name, final_norms)
         of_rule = rest_ratio(rows[owner[name]], adam_lr, name, shape)
         multiplier = 0.0 if frozen else decay * mult * ratios.get(name, 1.0) * of_rule
         trained = (owner[name], depths[name], not frozen, multiplier, name not in skipped)

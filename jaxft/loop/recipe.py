@@ -61,6 +61,7 @@ def layer_table(
         algorithm=DEFAULT,
         schedule=None,
         only=only,
+        final_norms=model.final_norms,
     )
 
 

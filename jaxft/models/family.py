@@ -1,50 +1,143 @@
-"""What the file of a family gives, and what its towers hold."""
+"""The contract of a family of models, and what its towers hold."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
+import jax
 import numpy as np
 
 from jaxft.errors import UserError
+from jaxft.models.layers.batch import Batch
 from jaxft.models.layers.modules import Leaf
-from jaxft.models.tower.tower import Part, Tower
+from jaxft.models.tower.run import run_tower
+from jaxft.models.tower.tower import BLOCKS, Compute, Params, Part, Tower
 from jaxft.models.weights.names import Name
 from jaxft.tree import natural_order
 
 Towers = Mapping[str, Tower | Part]  # a part of no tower joins what the towers put out
+Refit = Callable[[np.ndarray], np.ndarray]
 
 
-class Family(Protocol):
-    """What the file of a family gives: the whole of its contract with the house.
+@dataclass(frozen=True)
+class ReadingDecoder:
+    """Members of a family whose decoder may read a source in every block.
 
-    A family of several towers gives `apply(towers, params, batch, key, compute)` too, what a
-    batch is put through; one tower is run as it is.
+    Args:
+        names: model type -> the name table of such a decoder.
+        tower: its config and the source's width -> its tower.
     """
 
-    Config: Any  # a frozen dataclass: from_hf(fields, ignore), to_hf(), with_dropout(rate)
-    # model_type -> task (None: without a head) -> Hugging Face architecture
-    MODEL_TYPES: Mapping[str, Mapping[str | None, str]]
-    FRESH: Sequence[str]  # patterns of how parameters that a checkpoint may lack begin
-    UNUSED: Sequence[str]  # patterns of tensors that may go unused
-    UNREAD: Sequence[str]  # config fields that no code reads
+    names: Callable[[str], Sequence[Name]]
+    tower: Callable[[Any, int], Tower]
 
-    def names(self, head: str | None, model_type: str) -> Sequence[Name]:
-        """The name table of a model type under a head."""
 
-    def canonical(self, name: str) -> str:
-        """A tensor's name as files have it -> as the table spells it."""
+def run_alone(
+    towers: Towers,
+    params: Params,
+    batch: Batch,
+    key: jax.Array | None,
+    compute: Compute,
+) -> dict[str, jax.Array]:
+    """Run the one tower of a model on a batch: its top's outputs, by name."""
+    (tower,) = towers.values()
+    assert isinstance(tower, Tower)  # a part alone is no model
+    return run_tower(tower, params, batch, key, compute)
 
-    def exported(self, name: str, head: str | None, model_type: str) -> str:
-        """A tensor's name as the table spells it -> as the head's architecture saves it."""
 
-    def towers(self, config: Any, head: str | None, num_labels: int | None) -> Towers:
-        """The towers under a head."""
+def same_fields(fields: Mapping[str, Any], tensors: Iterable[str]) -> dict[str, Any]:
+    """Return a config.json as it is: the names of the tensors add nothing."""
+    del tensors
+    return dict(fields)
+
+
+def no_refits(config: Any, fields: Mapping[str, Any]) -> Mapping[str, Refit]:
+    """Return no change of any tensor: they fit as the checkpoint has them."""
+    del config, fields
+    return {}
+
+
+def same_name(name: str, model_type: str) -> str:
+    """Return a tensor's name in a file: it is its name in memory too."""
+    del model_type
+    return name
+
+
+@dataclass(frozen=True)
+class Family:
+    """Contract of a family: all that the rest of jaxft knows of it.
+
+    Args:
+        name: its own.
+        config: a frozen dataclass: from_hf(fields, ignore), to_hf(), with_dropout(rate).
+        model_types: model_type -> head (None: without one) -> Hugging Face architecture.
+        fixed: config fields that are computed for one value only.
+        unread: config fields that no code reads.
+        fresh: patterns of how parameters that a checkpoint may lack begin.
+        unused: patterns of tensors that may go unused.
+        names: head, model_type -> the name table.
+        canonical: a tensor's name as files have it -> as the table spells it.
+        exported: a tensor's name as the table spells it, head, model_type -> as the head's
+            architecture saves it.
+        towers: config, head, number of classes -> the towers.
+        text: whether its configs have `max_positions` and `vocab_size`.
+        images: whether its configs have `image_size` and `with_image_size(size)`.
+        apply: what a batch is put through.
+        settled: config.json and the names of the tensors -> a config.json that says what only
+            those names say.
+        refits: config, the checkpoint's own config.json -> what makes its tensors fit a config
+            that is not quite its own, by parameter.
+        in_memory: a tensor's name as a file has it, model_type -> as transformers has it in
+            memory, and PEFT with it.
+        reading: its decoder that reads a source; None where it has none.
+        blocks, norm, pooler, head: how the names of those parts of a tower begin.
+    """
+
+    name: str
+    config: Any
+    model_types: Mapping[str, Mapping[str | None, str]]
+    fixed: Mapping[str, Any]
+    unread: Sequence[str]
+    fresh: Sequence[str]
+    unused: Sequence[str]
+    names: Callable[[str | None, str], Sequence[Name]]
+    canonical: Callable[[str], str]
+    exported: Callable[[str, str | None, str], str]
+    towers: Callable[[Any, str | None, int | None], Towers]
+    text: bool = True
+    images: bool = False
+    apply: Callable[..., dict[str, jax.Array]] = run_alone
+    settled: Callable[[Mapping[str, Any], Iterable[str]], dict[str, Any]] = same_fields
+    refits: Callable[[Any, Mapping[str, Any]], Mapping[str, Refit]] = no_refits
+    in_memory: Callable[[str, str], str] = same_name
+    reading: ReadingDecoder | None = None
+    blocks: str = BLOCKS
+    norm: str = "norm/"
+    pooler: str = "pooler/"
+    head: str = "head/"
+
+
+@dataclass(frozen=True)
+class ComposedFamily:
+    """Family of two others, which a config.json names.
+
+    Args:
+        name, model_types, fixed, unread: as `Family` has them.
+        compose: config.json, every family by its model types, and whether the parts were two
+            checkpoints -> the family.
+    """
+
+    name: str
+    model_types: Mapping[str, Mapping[str | None, str]]
+    fixed: Mapping[str, Any]
+    unread: Sequence[str]
+    compose: Callable[[Mapping[str, Any], Mapping[str, Family | ComposedFamily], bool], Family]
 
 
 def leaves_of(towers: Towers) -> dict[str, Leaf]:
-    """Every parameter's description, in natural order."""
+    """Collect every parameter's description, in natural order."""
     found = {name: leaf for part in towers.values() for name, leaf in part.leaves.items()}
     return {name: found[name] for name in natural_order(found)}
 
@@ -52,7 +145,7 @@ def leaves_of(towers: Towers) -> dict[str, Leaf]:
 def class_labels(
     fields: Mapping[str, Any], num_labels: int | None, labels: Sequence[str] | None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The checkpoint's class names, and those wanted."""
+    """List the checkpoint's class names, and those wanted."""
     given = fields.get("id2label") or {str(i): f"LABEL_{i}" for i in range(2)}
     own = tuple(given[key] for key in sorted(given, key=int))
     if labels is None:
@@ -63,26 +156,3 @@ def class_labels(
     if len(set(labels)) != len(labels):
         raise UserError(f"A label is named twice: {', '.join(labels)}.")
     return own, tuple(labels)
-
-
-def settled_fields(
-    family: Family, fields: Mapping[str, Any], tensors: Iterable[str]
-) -> dict[str, Any]:
-    """A config.json with what only the names of the tensors say.
-
-    Few families need those: theirs is `settled(fields, tensors)`.
-    """
-    settled = getattr(family, "settled", None)
-    return settled(fields, tensors) if settled else dict(fields)
-
-
-def refits_of(
-    family: Family, config: Any, fields: Mapping[str, Any]
-) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
-    """What makes the checkpoint's tensors fit a config that is not quite its own.
-
-    Few families have any: theirs is `refits(config, fields)`, with the config that is wanted and
-    the checkpoint's own config.json.
-    """
-    refits = getattr(family, "refits", None)
-    return refits(config, fields) if refits else {}

@@ -7,7 +7,7 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from jaxft.models.families.encoder_decoder import encoder_decoder
 from jaxft.models.families.gpt2 import imagegpt
 from jaxft.models.families.gpt2.imagegpt_classes import with_classes
 from jaxft.models.families.vit import yolos_from_vit
-from jaxft.models.family import Family, class_labels, leaves_of, refits_of, settled_fields
+from jaxft.models.family import ComposedFamily, Family, class_labels, leaves_of
 from jaxft.models.layers.modules import Leaf
 from jaxft.models.load_adapters import with_adapter
 from jaxft.models.model import Model
@@ -138,22 +138,22 @@ def describe(
     """
     source = resolve(checkpoint, cache)
     fields, tensors = _content(source, task, resize_vocab, detection_tokens, labels, weights)
-    fields = settled_fields(family := _family(fields, source), fields, tensors)
+    fields = (family := _family(fields, source)).settled(fields, tensors)
     head, config = _head(family, fields, task), _config(family, fields, ignore, dropout, image_size)
     own, labels = class_labels(fields, num_labels, labels)
     towers, named = family.towers(config, head, len(labels)), _named(head, labels)
     lines = resolve_names(family.names(head, fields["model_type"]), leaves := leaves_of(towers))
     matching = match(
-        tensors or promised(lines, leaves, source.folder, named is not None),
+        tensors or promised(lines, leaves, source.folder, family.head if named else None),
         *(lines, leaves),
         canonical=family.canonical,
-        fresh=family.FRESH,
-        refuse=("head/",) if named and own != labels else (),
-        unused=(*family.UNUSED, *ignore),
-        refit=refits_of(family, config, fields),
+        fresh=family.fresh,
+        refuse=(family.head,) if named and own != labels else (),
+        unused=(*family.unused, *ignore),
+        refit=family.refits(config, fields),
         grow=resize_vocab,
     )
-    matching = with_new(reinitialised(matching, towers, reinit), new)
+    matching = with_new(reinitialised(matching, towers, reinit, family.pooler), new)
     model = Model(family, config, head, named, {}, towers, source, fields, matching, image_size)
     model = model if adapter is None else with_adapter(model, adapter)
     return replace(model, params=_shapes(model.leaves, dtype, sharding))
@@ -173,17 +173,25 @@ def _shapes(
     }
 
 
-def families() -> dict[str, Family]:
-    """Every model type and the file that computes it: those with a table `MODEL_TYPES`."""
-    found: dict[str, Family] = {}
-    for part in pkgutil.walk_packages(families_package.__path__, f"{families_package.__name__}."):
-        module = importlib.import_module(part.name)
-        found |= dict.fromkeys(getattr(module, "MODEL_TYPES", ()), cast(Family, module))
-    return found
+def families() -> dict[str, Family | ComposedFamily]:
+    """Collect every model type and its family: each module of `families` may declare some."""
+    modules = (
+        importlib.import_module(part.name)
+        for part in pkgutil.walk_packages(
+            families_package.__path__, f"{families_package.__name__}."
+        )
+    )
+    declared = [
+        family
+        for module in modules
+        for family in vars(module).values()
+        if isinstance(family, Family | ComposedFamily)
+    ]
+    return {model_type: family for family in declared for model_type in family.model_types}
 
 
 def _family(fields: Mapping[str, Any], source: Source) -> Family:
-    """The file of a config's model type; of two towers, the families of both put together."""
+    """Find the family of a config's model type; of two towers, both put together."""
     known, model_type = families(), fields["model_type"]
     if model_type not in known:
         close = [f"Did you mean '{name}'? " for name in nearest(model_type, known)]
@@ -191,11 +199,10 @@ def _family(fields: Mapping[str, Any], source: Source) -> Family:
             f"config.json: the model_type '{model_type}' is not supported.",
             "".join([*close, f"Known: {', '.join(sorted(known))}."]),
         )
-    if model_type in encoder_decoder.MODEL_TYPES:
-        paired = source.second is not None
-        return cast(Family, encoder_decoder.compose(fields, known, paired))
-    two = model_type in clip.MODEL_TYPES
-    return cast(Family, clip.compose(fields, known)) if two else known[model_type]
+    family = known[model_type]
+    if isinstance(family, ComposedFamily):
+        return family.compose(fields, known, source.second is not None)
+    return family
 
 
 def _fields(source: Source, resize_vocab: bool) -> dict[str, Any]:
@@ -255,12 +262,12 @@ def _config(
     image_size: int | None,
 ) -> Any:
     """The checkpoint's config with another dropout rate and image size, where they are asked."""
-    config = family.Config.from_hf(fields, (*ignore, *family.UNREAD))
+    config = family.config.from_hf(fields, (*ignore, *family.unread))
     if dropout is not None:
         config = config.with_dropout(dropout)
-    if image_size is None or IMAGE_GENERATION in family.MODEL_TYPES[fields["model_type"]]:
+    if image_size is None or IMAGE_GENERATION in family.model_types[fields["model_type"]]:
         return config  # what reads an image as words takes any of them, as it takes any text
-    if getattr(config, "image_size", None) is None:
+    if not family.images or config.image_size is None:
         raise UserError(
             f"model.image_size: a {fields['model_type']} reads no images.", "Leave it out."
         )
@@ -269,7 +276,7 @@ def _config(
 
 def _head(family: Family, fields: Mapping[str, Any], task: str | None) -> str | None:
     """The head that a task asks for, or the checkpoint's own."""
-    heads = family.MODEL_TYPES[fields["model_type"]]
+    heads = family.model_types[fields["model_type"]]
     known = ", ".join(name for name in heads if name)
     if task in HEADLESS and None in heads:
         return None

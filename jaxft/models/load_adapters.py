@@ -94,11 +94,10 @@ def _held_names(model: Model) -> dict[str, str]:
 
     Most families' are those of their files; where one's are not, it says so by `in_memory`.
     """
-    renamed = getattr(model.family, "in_memory", None)
     found = {}
     for line in model.hf_names.values():
         name = model.family.exported(line.hf, model.head, model.model_type)
-        found[renamed(name, model.model_type) if renamed else name] = line.hf
+        found[model.family.in_memory(name, model.model_type)] = line.hf
     return found
 
 

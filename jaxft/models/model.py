@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxft.models.adapters.low_rank import Adapted, is_adapter, merge
 from jaxft.models.family import Family, Towers, leaves_of
 from jaxft.models.layers.modules import Leaf
-from jaxft.models.tower.run import TRUNK, run_tower, run_trunk
+from jaxft.models.tower.run import TRUNK, run_trunk
 from jaxft.models.tower.tower import PLAIN, Compute, Tower
 from jaxft.models.weights import export as exports
 from jaxft.models.weights.names import Matching, Name, resolve_names
@@ -40,9 +40,9 @@ class Model:
     """A checkpoint in hand: parameters as a flat dict, and pure functions of them.
 
     Args:
-        family: the module that computes it.
+        family: what computes it.
         config: the family's `Config`.
-        head: the task it ends in (a key of the family's `MODEL_TYPES[...]`).
+        head: the task it ends in (a key of the family's `model_types[...]`).
         labels: class names in order of id, where the head has classes.
         params: name -> array (ShapeDtypeStruct after `describe`).
         towers: its parts.
@@ -99,6 +99,12 @@ class Model:
         return {name: found[name] for name in self.leaves}
 
     @property
+    def final_norms(self) -> tuple[str, ...]:
+        """How the names of the towers' final norms begin."""
+        towers = [part for part in self.towers.values() if isinstance(part, Tower)]
+        return tuple(tower.prefix + self.family.norm for tower in towers)
+
+    @property
     def num_depths(self) -> int:
         """How many depths there are: n + 2 for n blocks, of the deepest tower."""
         return max(part.last for part in self.towers.values() if isinstance(part, Tower)) + 1
@@ -141,19 +147,19 @@ class Model:
     @property
     def max_positions(self) -> int:
         """The most positions an example may have in a row; 1 where it reads no text."""
-        return getattr(self.config, "max_positions", 1)
+        return self.config.max_positions if self.family.text else 1
 
     @property
     def vocab_size(self) -> int:
         """The number of rows of the word embeddings; 0 where it reads no text."""
-        return getattr(self.config, "vocab_size", 0)
+        return self.config.vocab_size if self.family.text else 0
 
     @property
     def image_size(self) -> tuple[int, int] | None:
         """Height and width of its images, as asked or else as it was made; None without any."""
         if self.asked_size is not None:
             return self.asked_size, self.asked_size
-        return getattr(self.config, "image_size", None)
+        return self.config.image_size if self.family.images else None
 
     @property
     def num_labels(self) -> int | None:
@@ -184,11 +190,7 @@ class Model:
             UserError: a text is too long for the model, or an image not of its size.
         """
         arrays = {name: jnp.asarray(value) for name, value in batch.items()}
-        if apply := getattr(self.family, "apply", None):
-            return apply(self.towers, params, arrays, key, compute)
-        (tower,) = self.towers.values()
-        assert isinstance(tower, Tower)  # a part alone is no model
-        return run_tower(tower, params, arrays, key, compute)
+        return self.family.apply(self.towers, params, arrays, key, compute)
 
     def trunk(
         self, params: Mapping[str, jax.Array], batch: Mapping[str, Any], compute: Compute
@@ -283,11 +285,11 @@ class Model:
     def _hf_config(self, types: set[str]) -> dict[str, Any]:
         """The source's config.json, brought up to what this model is."""
         stale = {"torch_dtype", "_name_or_path", "text_config_dict", "vision_config_dict"}
-        if any(name.startswith("head/") for name in self.matching.new):
+        if any(name.startswith(self.family.head) for name in self.matching.new):
             stale.add("problem_type")  # it spoke of the head that was there before
         fields = {name: value for name, value in self.fields.items() if name not in stale}
         fields |= self.config.to_hf()
-        fields["architectures"] = [self.family.MODEL_TYPES[self.model_type][self.head]]
+        fields["architectures"] = [self.family.model_types[self.model_type][self.head]]
         if self.problem_type is not None:
             fields["problem_type"] = self.problem_type
         # transformers reads every tensor in this type, so it is the widest that was written.

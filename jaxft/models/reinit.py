@@ -1,4 +1,4 @@
-"""Blocks that begin anew: what a checkpoint has of its top blocks and its pooler is not read.
+"""Re-initialization of the top blocks and the pooler: what a checkpoint has of them is not read.
 
 Source: Zhang et al. (2020), https://arxiv.org/abs/2006.05987, section 5.
 """
@@ -14,16 +14,15 @@ from jaxft.models.tower.tower import Tower
 from jaxft.models.weights.names import Matching
 from jaxft.tree import natural_order
 
-POOLER = "pooler/"
 
-
-def reinitialised(matching: Matching, towers: Towers, count: int) -> Matching:
-    """What goes where, with the top blocks and the pooler among what is new.
+def reinitialised(matching: Matching, towers: Towers, count: int, pooler: str) -> Matching:
+    """Count the top blocks and the pooler among what is new.
 
     Args:
         matching: what of the checkpoint goes where.
         towers: the model's.
         count: blocks, from the top; with 0 nothing changes.
+        pooler: how the names of the pooler begin.
 
     Raises:
         UserError: there are several towers, or not so many blocks.
@@ -42,12 +41,12 @@ def reinitialised(matching: Matching, towers: Towers, count: int) -> Matching:
     anew = {
         name
         for name, depth in tower.depths.items()
-        if tower.last - count <= depth < tower.last or name.startswith(POOLER)
+        if tower.last - count <= depth < tower.last or name.startswith(pooler)
     }
     loaded = {name: tensor for name, tensor in matching.loaded.items() if name not in anew}
     return with_new(replace(matching, loaded=loaded), anew)
 
 
 def with_new(matching: Matching, names: Iterable[str]) -> Matching:
-    """What goes where, with some names among those that count as new."""
+    """Count some names among what is new."""
     return replace(matching, new=tuple(natural_order({*matching.new, *names})))

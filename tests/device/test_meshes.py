@@ -38,7 +38,7 @@ pytestmark = [pytest.mark.full, pytest.mark.usefixtures("quick_to_compile")]
 
 def one_of_each_family() -> list:
     """The last model type of each family's file, under the first head that it has of `HEADS`."""
-    last = {family.__name__: name for name, family in FAMILIES.items()}
+    last = {family.name: name for name, family in FAMILIES.items()}
     found = []
     for name in last.values():
         name = names_of([name])[0]  # two families in one model go by the name of their pair

@@ -154,7 +154,7 @@ def test_dropout_is_of_an_adapters_input_alone(bert):
     np.testing.assert_array_equal(without, bert.ours(**bert.batch)["logits"])
 
 
-LAST_OF_EACH_FAMILY = sorted({family.__name__: kind for kind, family in FAMILIES.items()}.values())
+LAST_OF_EACH_FAMILY = sorted({family.name: kind for kind, family in FAMILIES.items()}.values())
 
 
 @pytest.mark.parametrize("kind", LAST_OF_EACH_FAMILY)
@@ -165,7 +165,7 @@ def test_every_linear_map_of_a_block_passes_an_adapter_the_blocks_key(kind, tmp_
         config["decoder"] |= {"is_decoder": True, "add_cross_attention": True}
     (tmp_path / "config.json").write_text(json.dumps(config, default=str))
     adapter = Adapter(1, 1.0, (r"(.*/)?blocks/\d+/.*kernel",), dropout=0.5)
-    head = next(iter(FAMILIES[kind].MODEL_TYPES[kind]))
+    head = next(iter(FAMILIES[kind].model_types[kind]))
     model = describe(str(tmp_path), task=head, weights=False, adapter=adapter)
     words = np.ones((2, 4), np.int32)
     batch = {"decoder_input_ids": words} if "encoder" in model.towers else {}

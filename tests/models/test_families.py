@@ -123,6 +123,6 @@ def test_what_is_known_of_each_parameter(pair):
 def test_the_docs_table_names_every_architecture():
     lines = (Path(__file__).parents[2] / "docs" / "models.md").read_text().splitlines()
     for name, family in FAMILIES.items():
-        for head, architecture in family.MODEL_TYPES[name].items():
+        for head, architecture in family.model_types[name].items():
             start = f"| `{name}` | `{architecture}` | {head or '-'} |"
             assert any(line.startswith(start) for line in lines), start

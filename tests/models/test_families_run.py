@@ -42,8 +42,8 @@ def classifiers() -> list:
     """
     found = []
     for name, family in FAMILIES.items():
-        heads = family.MODEL_TYPES[name]
-        last = name == list(family.MODEL_TYPES)[-1] and name not in BERTS_KIN
+        heads = family.model_types[name]
+        last = name == list(family.model_types)[-1] and name not in BERTS_KIN
         marks = () if last else pytest.mark.full
         for head in ("text_classification", "image_classification", "object_detection"):
             if head in heads:

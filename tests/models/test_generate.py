@@ -14,7 +14,7 @@ from jaxft.models.generate.decode import Generator, bucket
 from jaxft.models.generate.settings import Settings
 from tests.support.families import FAMILIES, make_pair
 
-CAUSAL = [kind for kind, family in FAMILIES.items() if "causal_lm" in family.MODEL_TYPES[kind]]
+CAUSAL = [kind for kind, family in FAMILIES.items() if "causal_lm" in family.model_types[kind]]
 LENGTHS, NEW = (9, 4, 13), 5
 
 

@@ -25,7 +25,7 @@ def make(model_type, folder, **fields):
     config = transformers.AutoConfig.for_model(model_type, **SIZES | fields)
     if model_type in ("vit", "deit"):
         config.intermediate_size = 20
-    config.architectures = [registry.families()[model_type].MODEL_TYPES[model_type][CLASSIFY]]
+    config.architectures = [registry.families()[model_type].model_types[model_type][CLASSIFY]]
     torch.manual_seed(0)
     auto = transformers.AutoModelForImageClassification
     model = auto.from_config(config, attn_implementation="eager").eval()

@@ -52,7 +52,7 @@ def kind_of(name: str) -> str:
 def architectures(name: str) -> dict[str | None, str]:
     """Head -> architecture of a model type, or of a pair of two by its name."""
     kind = kind_of(name)
-    return FAMILIES[kind].MODEL_TYPES[kind]
+    return FAMILIES[kind].model_types[kind]
 
 
 def names_of(kinds) -> list[str]:

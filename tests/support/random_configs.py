@@ -339,7 +339,8 @@ def random_pair(
 def draw_fields(default: PretrainedConfig, draw: Draw) -> dict[str, Any]:
     """The fields of a config that are drawn; those computed for one value only are left."""
     standard = {own: name for name, own in default.attribute_map.items()}
-    fixed = getattr(registry.families().get(default.model_type), "FIXED", ())
+    family = registry.families().get(default.model_type)
+    fixed = () if family is None else family.fixed
     return {
         field: FIELDS[standard.get(field, field)](draw)
         for field in draw.defaults
@@ -351,6 +352,6 @@ def undrawn_fields(model_type: str) -> list[str]:
     """The fields of a model type's config of which nothing here, and no family, says a word."""
     family = registry.families()[model_type]
     default = AutoConfig.for_model(model_type)
-    known = {*FIELDS, *LEFT, *HARMLESS_FIELDS, *family.FIXED, *family.UNREAD}
+    known = {*FIELDS, *LEFT, *HARMLESS_FIELDS, *family.fixed, *family.unread}
     known |= {*default.attribute_map.values(), *default.sub_configs}
     return [field for field in default.to_dict() if field not in known]

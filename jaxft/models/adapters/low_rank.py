@@ -72,7 +72,7 @@ def kernels_of(towers: Mapping[str, Tower | Part]) -> dict[str, Leaf]:
                 if isinstance(module, Linear):
                     within = "/".join(map(str, path))
                     leaf = module.kernel.get_metadata()["leaf"]
-                    found[f"{tower.prefix}blocks/{index}/{within}/kernel"] = leaf
+                    found[f"{tower.block_prefix(index)}{within}/kernel"] = leaf
     return found
 
 
@@ -110,7 +110,7 @@ def inject(
     made: dict[tuple[Part, tuple[tuple[str, LowRank], ...]], Part] = {}
 
     def block(tower: Tower, index: int) -> Part:
-        part, within = tower.blocks[index], f"{tower.prefix}blocks/{index}/"
+        part, within = tower.blocks[index], tower.block_prefix(index)
         own = tuple(
             (name.removeprefix(within).removesuffix("/kernel"), low_rank)
             for name, low_rank in kernels.items()

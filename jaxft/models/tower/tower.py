@@ -20,6 +20,7 @@ from jaxft.models.layers.modules import Leaf
 from jaxft.models.layers.partition import gathered
 
 Params = Mapping[str, jax.Array]
+BLOCKS = "blocks/"  # how the names of what is in a tower's blocks begin
 
 
 @dataclass(frozen=True)
@@ -161,8 +162,12 @@ class Tower:
 
     def block_names(self, index: int) -> dict[str, str]:
         """The parameters of a block: path -> name."""
-        within = f"{self.prefix}blocks/{index}/"
+        within = self.block_prefix(index)
         return {path: within + path for path in self.blocks[index].leaves}
+
+    def block_prefix(self, index: int) -> str:
+        """Return how the names of a block's parameters begin: `blocks/3/`."""
+        return f"{self.prefix}{BLOCKS}{index}/"
 
     @property
     def last(self) -> int:

@@ -15,7 +15,7 @@ from jaxft.models.weights.source import WEIGHTS
 
 
 def promised(
-    names: Mapping[str, Name], leaves: Mapping[str, Leaf], folder: Path, headless: bool
+    names: Mapping[str, Name], leaves: Mapping[str, Leaf], folder: Path, headless: str | None
 ) -> dict[str, Tensor]:
     """What a checkpoint of this shape has, by the names of its files; reading one is an error.
 
@@ -23,7 +23,7 @@ def promised(
         names: parameter -> its line of the name table.
         leaves: parameter -> its description.
         folder: where the weights would be.
-        headless: it lacks the head, which is that of another task.
+        headless: how the names of the head begin where it lacks one, or has another task's.
     """
 
     def read(index: Index) -> np.ndarray:
@@ -33,5 +33,5 @@ def promised(
     return {
         line.hf: Tensor(folder / WEIGHTS, stored_shape(line, leaves[name]), "F32", read)
         for name, line in names.items()
-        if not (headless and name.startswith("head/"))
+        if headless is None or not name.startswith(headless)
     }

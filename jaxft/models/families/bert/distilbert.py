@@ -10,6 +10,7 @@ import re
 
 from jaxft.models.families.bert.config import FIXED, UNREAD, Config
 from jaxft.models.families.bert.modules import Classifier, MaskedLm, Plain, TokenClassifier, tower
+from jaxft.models.family import Family
 from jaxft.models.tower.tower import Tower
 from jaxft.models.weights.names import Name, dense, embedding, norm
 
@@ -78,3 +79,18 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     if head == "token_classification":
         return tower(config, TokenClassifier(config, num_labels or 2))
     return tower(config, MaskedLm(config, config.activation) if head else Plain())
+
+
+FAMILY = Family(
+    name="distilbert",
+    config=Config,
+    model_types=MODEL_TYPES,
+    fixed=FIXED,
+    unread=UNREAD,
+    fresh=FRESH,
+    unused=UNUSED,
+    names=names,
+    canonical=canonical,
+    exported=exported,
+    towers=towers,
+)

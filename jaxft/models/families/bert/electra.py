@@ -15,6 +15,7 @@ from flax import nnx
 from jaxft.models.families.bert.config import FIXED, UNREAD, Config
 from jaxft.models.families.bert.modules import Classifier, MaskedLm, Plain, TokenClassifier, tower
 from jaxft.models.families.bert.names import encoder_names, whole_name
+from jaxft.models.family import Family
 from jaxft.models.layers.batch import Batch
 from jaxft.models.layers.math import ACTIVATIONS
 from jaxft.models.layers.modules import Linear
@@ -111,3 +112,18 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     if head == "replaced_tokens":
         return tower(config, Discriminator(config))
     return tower(config, MaskedLm(config, "gelu") if head else Plain())
+
+
+FAMILY = Family(
+    name="electra",
+    config=Config,
+    model_types=MODEL_TYPES,
+    fixed=FIXED,
+    unread=UNREAD,
+    fresh=FRESH,
+    unused=UNUSED,
+    names=names,
+    canonical=canonical,
+    exported=exported,
+    towers=towers,
+)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from jaxft.models.families.bert.config import FIXED, UNREAD, Config
 from jaxft.models.families.bert.modules import Classifier, Encoder, MaskedLm, TokenClassifier, tower
 from jaxft.models.families.bert.names import encoder_names, whole_name
+from jaxft.models.family import Family
 from jaxft.models.tower.tower import Tower
 from jaxft.models.weights.names import Name, dense, norm
 
@@ -73,3 +74,18 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     if head == "token_classification":
         return tower(config, TokenClassifier(config, num_labels or 2))
     return tower(config, MaskedLm(config, "gelu") if head else Encoder(config))
+
+
+FAMILY = Family(
+    name="roberta",
+    config=Config,
+    model_types=MODEL_TYPES,
+    fixed=FIXED,
+    unread=UNREAD,
+    fresh=FRESH,
+    unused=UNUSED,
+    names=names,
+    canonical=canonical,
+    exported=exported,
+    towers=towers,
+)

@@ -23,6 +23,7 @@ import numpy as np
 from flax import nnx
 
 from jaxft.errors import UserError
+from jaxft.models.family import ComposedFamily, Family
 from jaxft.models.layers.batch import Batch
 from jaxft.models.layers.modules import Leaf, Linear, parameter, split_key
 from jaxft.models.tower.run import run_joint, run_tower
@@ -146,8 +147,8 @@ class Reader:
         vision, text: the families.
     """
 
-    vision: Any
-    text: Any
+    vision: Family
+    text: Family
 
     def from_hf(self, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> DualConfig:
         """The config of a config.json.
@@ -162,7 +163,7 @@ class Reader:
         check_fields(fields, known=KNOWN, fixed=FIXED, ignore=(*ignore, *UNREAD))
         given = {part: part_of_config(fields, part) for part in POOLED}
         vision, text = (
-            family.Config.from_hf(given[part], (*ignore, *family.UNREAD))
+            family.config.from_hf(given[part], (*ignore, *family.unread))
             for part, family in (("vision_config", self.vision), ("text_config", self.text))
         )
         model_type = fields["model_type"]
@@ -241,16 +242,18 @@ def one_tower(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:
     return found or dict(tensors)
 
 
-def compose(fields: Mapping[str, Any], families: Mapping[str, Any]) -> DualEncoder:
+def compose(fields: Mapping[str, Any], families: Mapping[str, Any], paired: bool = False) -> Family:
     """The family of a config.json with two towers.
 
     Args:
         fields: its content.
         families: model type -> family, where the towers' are looked for.
+        paired: whether they were two checkpoints, which changes nothing here.
 
     Raises:
         UserError: a tower's model type is not known.
     """
+    del paired
     types = []
     for part, known in POOLED.items():
         model_type = part_of_config(fields, part)["model_type"]
@@ -261,7 +264,7 @@ def compose(fields: Mapping[str, Any], families: Mapping[str, Any]) -> DualEncod
                 f"Known: {', '.join(known)}.",
             )
         types.append(model_type)
-    return DualEncoder(families[types[0]], families[types[1]], *types)
+    return DualEncoder(families[types[0]], families[types[1]], *types).family()
 
 
 class Space(nnx.Module):
@@ -314,39 +317,51 @@ def _unit(x: jax.Array) -> jax.Array:
 
 @dataclass(frozen=True)
 class DualEncoder:
-    """The family of one config.json: see `jaxft.models.model.Family`.
+    """Two towers that a config.json names, put together.
 
     Args:
         vision, text: the towers' families.
         vision_type, text_type: which of their model types.
     """
 
-    vision: Any
-    text: Any
+    vision: Family
+    text: Family
     vision_type: str
     text_type: str
-    MODEL_TYPES = MODEL_TYPES
-    FIXED = FIXED
-    UNREAD = UNREAD
+
+    def family(self) -> Family:
+        """Return what both are together, under the contract of a family."""
+        return Family(
+            name="clip",
+            config=Reader(self.vision, self.text),
+            model_types=MODEL_TYPES,
+            fixed=FIXED,
+            unread=UNREAD,
+            fresh=self.fresh,
+            unused=self.unused,
+            names=self.names,
+            canonical=self.canonical,
+            exported=self.exported,
+            towers=self.towers,
+            images=True,
+            apply=self.apply,
+            refits=self.refits,
+            in_memory=self.in_memory,
+        )
 
     @property
-    def Config(self) -> Any:
-        """What reads a config.json."""
-        return Reader(self.vision, self.text)
-
-    @property
-    def FRESH(self) -> tuple[str, ...]:
+    def fresh(self) -> tuple[str, ...]:
         """Prefixes of parameters that a checkpoint may lack."""
         parts = (("vision/", self.vision), ("text/", self.text))
-        return ("head/", *(start + fresh for start, family in parts for fresh in family.FRESH))
+        return ("head/", *(start + fresh for start, family in parts for fresh in family.fresh))
 
     @cached_property
-    def UNUSED(self) -> tuple[str, ...]:
+    def unused(self) -> tuple[str, ...]:
         """Patterns of tensors that may go unused: each tower's, and what only other heads read."""
         heads = [name for head in HEADS for name in self.names(head, "")]
         read = {re.escape(name.hf).replace(r"\{i\}", r"\d+") for name in heads}
         parts = ((VISION, self.vision), (TEXT, self.text))
-        own = [re.escape(start) + unused for start, part in parts for unused in part.UNUSED]
+        own = [re.escape(start) + unused for start, part in parts for unused in part.unused]
         return (*sorted(read), *own)
 
     def names(self, head: str | None, model_type: str) -> tuple[Name, ...]:
@@ -375,19 +390,17 @@ class DualEncoder:
 
     def in_memory(self, name: str, model_type: str) -> str:
         """A tensor's name as a file has it -> as transformers 5 has it in memory."""
-        renamed = getattr(self.vision, "in_memory", None)
-        if renamed is None or not name.startswith(VISION):
+        if not name.startswith(VISION):
             return name
-        return VISION + renamed(name.removeprefix(VISION), self.vision_type)
+        return VISION + self.vision.in_memory(name.removeprefix(VISION), self.vision_type)
 
     def refits(
         self, config: DualConfig, fields: Mapping[str, Any]
     ) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
         """What makes the image tower's tensors fit images of another size."""
-        refits = getattr(self.vision, "refits", None)
         stored = part_of_config(fields, "vision_config")
-        found = {} if refits is None else refits(config.vision, stored)
-        return {f"vision/{name}": compute for name, compute in found.items()} | found
+        found = self.vision.refits(config.vision, stored)
+        return {f"vision/{name}": compute for name, compute in found.items()} | dict(found)
 
     def towers(
         self, config: DualConfig, head: str | None, num_labels: int | None
@@ -447,3 +460,6 @@ class DualEncoder:
 def _within(names: Sequence[Name], hf: str, ours: str) -> tuple[Name, ...]:
     """A tower's name table, each name behind the tower's own prefix."""
     return tuple(replace(name, hf=hf + name.hf, ours=ours + name.ours) for name in names)
+
+
+FAMILY = ComposedFamily("clip", MODEL_TYPES, FIXED, UNREAD, compose)

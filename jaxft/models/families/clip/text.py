@@ -23,6 +23,7 @@ from jaxft.models.families.clip.block import (
     projection,
     read_tower,
 )
+from jaxft.models.family import Family
 from jaxft.models.layers.attention import HIDDEN, Mask, make_mask
 from jaxft.models.layers.batch import Batch, check_length, positions_of, segments_of
 from jaxft.models.layers.modules import Embedding, LayerNorm, Linear
@@ -218,3 +219,18 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     """The tower under a head (a key of `MODEL_TYPES[...]`)."""
     blocks = (Part(Block(config.fields)),) * config.fields["num_hidden_layers"]
     return {"text": Tower(Part(Stem(config)), blocks, Part(Top(config, head is not None)))}
+
+
+FAMILY = Family(
+    name="clip_text",
+    config=Config,
+    model_types=MODEL_TYPES,
+    fixed=FIXED,
+    unread=UNREAD,
+    fresh=FRESH,
+    unused=UNUSED,
+    names=names,
+    canonical=canonical,
+    exported=exported,
+    towers=towers,
+)

@@ -26,6 +26,7 @@ from jaxft.models.families.clip.block import (
     projection,
     read_tower,
 )
+from jaxft.models.family import Family
 from jaxft.models.layers.attention import Mask, attention, make_mask
 from jaxft.models.layers.batch import Batch
 from jaxft.models.layers.math import linear
@@ -295,3 +296,21 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     classifies = head == "image_classification"
     top = Classifier(config, num_labels or 2) if classifies else Top(config, head is not None)
     return {"vision": Tower(Part(Stem(config)), blocks, Part(top))}
+
+
+FAMILY = Family(
+    name="clip_vision",
+    config=Config,
+    model_types=MODEL_TYPES,
+    fixed=FIXED,
+    unread=UNREAD,
+    fresh=FRESH,
+    unused=UNUSED,
+    names=names,
+    canonical=canonical,
+    exported=exported,
+    towers=towers,
+    text=False,
+    images=True,
+    refits=refits,
+)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxft.errors import UserError
+from jaxft.models.family import Family
 from jaxft.models.weights.config_fields import GENERATION, check_fields
 
 # The model types that each of the two may have. An encoder is its family's bare model.
@@ -41,6 +42,7 @@ class PairConfig:
         encoder, decoder: their families' own configs.
         tokens: those of `TOKENS`, None where nothing says which.
         given: what config.json says of each part, to be handed back: part -> its fields.
+        reads_text, reads_images: what the encoder reads.
     """
 
     model_type: str
@@ -48,6 +50,8 @@ class PairConfig:
     decoder: Any
     tokens: Mapping[str, Any]
     given: Mapping[str, Mapping[str, Any]]
+    reads_text: bool
+    reads_images: bool
 
     def to_hf(self) -> dict[str, Any]:
         """The fields of config.json that this config owns."""
@@ -69,7 +73,7 @@ class PairConfig:
     def max_positions(self) -> int:
         """The most tokens a text may have: a target, and a source that is one too."""
         most = self.decoder.max_positions
-        return min(most, getattr(self.encoder, "max_positions", most))
+        return min(most, self.encoder.max_positions) if self.reads_text else most
 
     @property
     def vocab_size(self) -> int:
@@ -84,7 +88,7 @@ class PairConfig:
     @property
     def image_size(self) -> tuple[int, int] | None:
         """Height and width of an image; None where the source is a text."""
-        return getattr(self.encoder, "image_size", None)
+        return self.encoder.image_size if self.reads_images else None
 
     def with_image_size(self, size: int) -> PairConfig:
         """The same config for square images of that many pixels a side."""
@@ -119,8 +123,8 @@ class Reader:
         encoder, decoder: the families.
     """
 
-    encoder: Any
-    decoder: Any
+    encoder: Family
+    decoder: Family
 
     def from_hf(self, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> PairConfig:
         """The config of a config.json.
@@ -142,9 +146,10 @@ class Reader:
                 )
         own = {name: value for name, value in given["decoder"].items() if name not in READS}
         passed = (*ignore, *GENERATION)
-        encoder = self.encoder.Config.from_hf(given["encoder"], (*passed, *self.encoder.UNREAD))
-        decoder = self.decoder.Config.from_hf(own, (*passed, *self.decoder.UNREAD))
-        return PairConfig(fields["model_type"], encoder, decoder, tokens_of(fields), given)
+        encoder = self.encoder.config.from_hf(given["encoder"], (*passed, *self.encoder.unread))
+        decoder = self.decoder.config.from_hf(own, (*passed, *self.decoder.unread))
+        reads = self.encoder.text, self.encoder.images
+        return PairConfig(fields["model_type"], encoder, decoder, tokens_of(fields), given, *reads)
 
 
 def tokens_of(fields: Mapping[str, Any]) -> dict[str, Any]:

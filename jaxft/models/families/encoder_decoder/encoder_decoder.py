@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
-import jax
 import numpy as np
 
 from jaxft.errors import UserError
@@ -31,9 +30,9 @@ from jaxft.models.families.encoder_decoder.config import (
     join_configs,
     tokens_of,
 )
-from jaxft.models.layers.batch import Batch
+from jaxft.models.family import ComposedFamily, Family, ReadingDecoder
 from jaxft.models.tower.run import run_pair
-from jaxft.models.tower.tower import Compute, Tower
+from jaxft.models.tower.tower import Tower
 from jaxft.models.weights.names import Name, dense
 
 __all__ = ["FIXED", "UNREAD", "join_configs"]
@@ -53,7 +52,7 @@ def join_tensors(encoder: Mapping[str, T], decoder: Mapping[str, T]) -> dict[str
     return {f"{part}.{name}": value for part, own in both for name, value in own.items()}
 
 
-def compose(fields: Mapping[str, Any], families: Mapping[str, Any], paired: bool) -> EncoderDecoder:
+def compose(fields: Mapping[str, Any], families: Mapping[str, Any], paired: bool) -> Family:
     """The family of a config.json of an encoder and a decoder.
 
     Args:
@@ -77,12 +76,12 @@ def compose(fields: Mapping[str, Any], families: Mapping[str, Any], paired: bool
             )
         types.append(model_type)
     encoder, decoder = types
-    return EncoderDecoder(families[encoder], families[decoder], encoder, decoder, paired)
+    return EncoderDecoder(families[encoder], families[decoder], encoder, decoder, paired).family()
 
 
 @dataclass(frozen=True)
 class EncoderDecoder:
-    """The family of one config.json: see `jaxft.models.family.Family`.
+    """An encoder and a decoder that a config.json names, put together.
 
     Args:
         encoder, decoder: the parts' families.
@@ -90,24 +89,37 @@ class EncoderDecoder:
         paired: as `compose` has it.
     """
 
-    encoder: Any
-    decoder: Any
+    encoder: Family
+    decoder: Family
     encoder_type: str
     decoder_type: str
     paired: bool
-    MODEL_TYPES = MODEL_TYPES
-    FIXED = FIXED
-    UNREAD = UNREAD
+
+    def family(self) -> Family:
+        """Return what both are together, under the contract of a family."""
+        return Family(
+            name="encoder_decoder",
+            config=Reader(self.encoder, self.decoder),
+            model_types=MODEL_TYPES,
+            fixed=FIXED,
+            unread=UNREAD,
+            fresh=self.fresh,
+            unused=self.unused,
+            names=self.names,
+            canonical=self.canonical,
+            exported=self.exported,
+            towers=self.towers,
+            images=self.encoder.images,
+            apply=run_pair,
+            settled=self.settled,
+            refits=self.refits,
+            in_memory=self.in_memory,
+        )
 
     @property
-    def Config(self) -> Any:
-        """What reads a config.json."""
-        return Reader(self.encoder, self.decoder)
-
-    @property
-    def FRESH(self) -> tuple[str, ...]:
+    def fresh(self) -> tuple[str, ...]:
         """Prefixes of parameters that a checkpoint may lack."""
-        own = tuple(f"encoder/{fresh}" for fresh in self.encoder.FRESH)
+        own = tuple(f"encoder/{fresh}" for fresh in self.encoder.fresh)
         if not self.paired:
             return own
         return (*own, "decoder/source/", "decoder/head/", r"decoder/blocks/\d+/cross/")
@@ -117,15 +129,20 @@ class EncoderDecoder:
         return {**fields, **{n: v for n, v in tokens_of(fields).items() if v is not None}}
 
     @cached_property
-    def UNUSED(self) -> tuple[str, ...]:
+    def unused(self) -> tuple[str, ...]:
         """Patterns of tensors that may go unused: those of each part."""
         both = zip(PARTS, (self.encoder, self.decoder), strict=True)
-        return tuple(rf"{part}\.{unused}" for part, own in both for unused in own.UNUSED)
+        return tuple(rf"{part}\.{unused}" for part, own in both for unused in own.unused)
+
+    @property
+    def _reading(self) -> ReadingDecoder:
+        assert self.decoder.reading is not None  # compose takes decoders that read
+        return self.decoder.reading
 
     def names(self, head: str | None, model_type: str) -> tuple[Name, ...]:
         """The name table."""
         encoder = self.encoder.names(None, self.encoder_type)
-        decoder = self.decoder.reading_names(self.decoder_type)
+        decoder = self._reading.names(self.decoder_type)
         return (*_within("encoder", encoder), *_within("decoder", decoder), *PROJECTION_NAMES)
 
     def canonical(self, name: str) -> str:
@@ -138,12 +155,7 @@ class EncoderDecoder:
 
     def in_memory(self, name: str, model_type: str) -> str:
         """A tensor's name as a file has it -> as transformers 5 has it in memory."""
-
-        def held(family: Any, own: str, head: str | None, model_type: str) -> str:
-            renamed = getattr(family, "in_memory", None)
-            return own if renamed is None else renamed(own, model_type)
-
-        return self._renamed(name, held)
+        return self._renamed(name, lambda family, own, _, kind: family.in_memory(own, kind))
 
     def _renamed(self, name: str, rename: Callable[..., str]) -> str:
         """A name with what is behind its part's prefix renamed by the part's family."""
@@ -158,8 +170,7 @@ class EncoderDecoder:
         self, config: PairConfig, fields: Mapping[str, Any]
     ) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
         """What makes the encoder's tensors fit images of another size."""
-        refits = getattr(self.encoder, "refits", None)
-        found = {} if refits is None else refits(config.encoder, fields["encoder"])
+        found = self.encoder.refits(config.encoder, fields["encoder"])
         return {f"encoder/{name}": compute for name, compute in found.items()}
 
     def towers(
@@ -168,19 +179,8 @@ class EncoderDecoder:
         """Encoder and decoder."""
         (bare,) = self.encoder.towers(config.encoder, None, None).values()
         encoder = replace(bare, prefix="encoder/")
-        decoder = self.decoder.reading_tower(config.decoder, config.source_width)
+        decoder = self._reading.tower(config.decoder, config.source_width)
         return {"encoder": encoder, "decoder": replace(decoder, prefix="decoder/", reads=encoder)}
-
-    def apply(
-        self,
-        towers: Mapping[str, Tower],
-        params: Mapping[str, jax.Array],
-        batch: Batch,
-        key: jax.Array | None,
-        compute: Compute,
-    ) -> dict[str, jax.Array]:
-        """The decoder's outputs for a batch: see `tower.run.run_pair`."""
-        return run_pair(towers, params, batch, key, compute)
 
 
 def _within(part: str, names: Sequence[Name]) -> tuple[Name, ...]:
@@ -188,3 +188,6 @@ def _within(part: str, names: Sequence[Name]) -> tuple[Name, ...]:
     return tuple(
         replace(name, hf=f"{part}.{name.hf}", ours=f"{part}/{name.ours}") for name in names
     )
+
+
+FAMILY = ComposedFamily("encoder_decoder", MODEL_TYPES, FIXED, UNREAD, compose)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxft.models.families.gpt2.config import FIXED, UNREAD, Config
+from jaxft.models.family import Family, ReadingDecoder
 from jaxft.models.layers.attention import Mask
 from jaxft.models.layers.batch import Batch, positions_of
 from jaxft.models.layers.cache import BlockCache, KeyValues
@@ -387,3 +388,19 @@ def tower(
     block = Block(config) if source_width is None else ReadingBlock(config)
     blocks = (Part(block),) * len(config.windows)
     return Tower(Part(Stem(config, source_width)), blocks, Part(top), ties, numbers)
+
+
+FAMILY = Family(
+    name="gpt2",
+    config=Config,
+    model_types=MODEL_TYPES,
+    fixed=FIXED,
+    unread=UNREAD,
+    fresh=FRESH,
+    unused=UNUSED,
+    names=names,
+    canonical=canonical,
+    exported=exported,
+    towers=towers,
+    reading=ReadingDecoder(reading_names, reading_tower),
+)

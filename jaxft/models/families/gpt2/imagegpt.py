@@ -16,6 +16,7 @@ from flax import nnx
 from jaxft.models.families.gpt2 import gpt2
 from jaxft.models.families.gpt2.config import FIXED_IMAGE as FIXED
 from jaxft.models.families.gpt2.config import UNREAD, Config
+from jaxft.models.family import Family
 from jaxft.models.layers.batch import Batch
 from jaxft.models.layers.decoder import Bare, CausalLm
 from jaxft.models.layers.modules import Linear
@@ -77,3 +78,18 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     else:
         top = Bare(gpt2.make_norm(config))
     return {"image": gpt2.tower(config, top, {})}
+
+
+FAMILY = Family(
+    name="imagegpt",
+    config=Config,
+    model_types=MODEL_TYPES,
+    fixed=FIXED,
+    unread=UNREAD,
+    fresh=FRESH,
+    unused=UNUSED,
+    names=names,
+    canonical=canonical,
+    exported=exported,
+    towers=towers,
+)

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxft.models.families.llama.config import FIXED, UNREAD, Config
+from jaxft.models.family import Family
 from jaxft.models.layers.attention import Mask, cached_attention
 from jaxft.models.layers.batch import Batch, positions_of
 from jaxft.models.layers.cache import BlockCache, KeyValues
@@ -312,3 +313,18 @@ def _numbers(config: Config) -> dict[str, list[int]]:
     if len(set(config.waves)) > 1:
         numbers["waves"] = list(config.waves)
     return numbers
+
+
+FAMILY = Family(
+    name="llama",
+    config=Config,
+    model_types=MODEL_TYPES,
+    fixed=FIXED,
+    unread=UNREAD,
+    fresh=FRESH,
+    unused=UNUSED,
+    names=names,
+    canonical=canonical,
+    exported=exported,
+    towers=towers,
+)

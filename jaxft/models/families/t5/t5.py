@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxft.models.families.t5.config import FIXED, UNREAD, Config
+from jaxft.models.family import Family
 from jaxft.models.layers.attention import Mask, cached_attention, make_mask
 from jaxft.models.layers.batch import Batch, segments_of, slot_of
 from jaxft.models.layers.cache import BlockCache, KeyValues
@@ -317,4 +318,18 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     return {"encoder": encoder, "decoder": decoder}
 
 
-apply = run_pair
+FAMILY = Family(
+    name="t5",
+    config=Config,
+    model_types=MODEL_TYPES,
+    fixed=FIXED,
+    unread=UNREAD,
+    fresh=FRESH,
+    unused=UNUSED,
+    names=names,
+    canonical=canonical,
+    exported=exported,
+    towers=towers,
+    apply=run_pair,
+    settled=settled,
+)

@@ -23,6 +23,7 @@ from flax import nnx
 
 from jaxft.errors import UserError
 from jaxft.models.families.vit.config import FIXED, UNREAD, Config
+from jaxft.models.family import Family
 from jaxft.models.layers.attention import Mask, attention, attention_weights, make_mask
 from jaxft.models.layers.batch import Batch
 from jaxft.models.layers.cache import BlockCache
@@ -391,3 +392,22 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     top = Classifier(config, num_labels or 2) if head else Encoder(config)
     blocks = (Part(Block(config)),) * config.fields["num_hidden_layers"]
     return {"vision": Tower(Part(Stem(config)), blocks, Part(top))}
+
+
+FAMILY = Family(
+    name="vit",
+    config=Config,
+    model_types=MODEL_TYPES,
+    fixed=FIXED,
+    unread=UNREAD,
+    fresh=FRESH,
+    unused=UNUSED,
+    names=names,
+    canonical=canonical,
+    exported=exported,
+    towers=towers,
+    text=False,
+    images=True,
+    refits=refits,
+    in_memory=in_memory,
+)

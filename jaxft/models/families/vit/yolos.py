@@ -22,6 +22,7 @@ from flax import nnx
 from jaxft.errors import UserError
 from jaxft.models.families.vit.config import FIXED, Config
 from jaxft.models.families.vit.vit import VIT_NAMES, Attention, Encoder, Mlp
+from jaxft.models.family import Family
 from jaxft.models.layers.attention import Mask, make_mask
 from jaxft.models.layers.batch import Batch
 from jaxft.models.layers.cache import BlockCache
@@ -252,3 +253,21 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     rest = Part(Block(config, positioned=True)) if mid else first
     blocks = (first, *[rest] * (config.fields["num_hidden_layers"] - 1))
     return {"vision": Tower(Part(Stem(config)), blocks, Part(top))}
+
+
+FAMILY = Family(
+    name="yolos",
+    config=Config,
+    model_types=MODEL_TYPES,
+    fixed=FIXED,
+    unread=UNREAD,
+    fresh=FRESH,
+    unused=UNUSED,
+    names=names,
+    canonical=canonical,
+    exported=exported,
+    towers=towers,
+    text=False,
+    images=True,
+    in_memory=in_memory,
+)
