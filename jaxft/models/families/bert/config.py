@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from jaxft.models.layers.math import ACTIVATIONS
 from jaxft.models.weights.config_fields import check_activation, check_divides, read_fields
+from jaxft.models.weights.hf_config import HfConfig
 
 _BERT: dict[str, Any] = {
     "vocab_size": None,
@@ -81,12 +82,11 @@ UNREAD = (
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(HfConfig):
     """The numbers of a BERT or of one of its kin.
 
     Args:
-        model_type: which of them.
-        fields: its own fields under their names in config.json, none missing.
+        model_type, fields: as `HfConfig` has them.
         vocab_size, max_positions, width, blocks, heads, inner: words, the most tokens of an
             example, and the widths.
         word_width: the width of the embeddings, projected where it is not the model's.
@@ -100,8 +100,6 @@ class Config:
         classifier_rate, token_rate: dropout before a text's classes, and before a token's.
     """
 
-    model_type: str
-    fields: Mapping[str, Any]
     vocab_size: int
     max_positions: int
     width: int
@@ -120,16 +118,7 @@ class Config:
     token_rate: float
 
     @classmethod
-    def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Config:
-        """The config of a config.json.
-
-        Args:
-            fields: its content.
-            ignore: fields the person has judged harmless (`model.ignore`).
-
-        Raises:
-            UserError: a field is missing, unknown, or has a value that is not supported.
-        """
+    def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Self:
         model_type = fields["model_type"]
         sizes = SIZES[model_type]
         own = read_fields(fields, FIELDS[model_type], sizes=sizes, fixed=FIXED, ignore=ignore)
@@ -149,12 +138,7 @@ class Config:
         read = _distilbert if model_type == "distilbert" else _bert
         return cls(model_type, own, **shared, **read(own))
 
-    def to_hf(self) -> dict[str, Any]:
-        """The fields of config.json that this config owns."""
-        return {"model_type": self.model_type} | dict(self.fields)
-
-    def with_dropout(self, rate: float) -> Config:
-        """The same config with one dropout rate throughout."""
+    def with_dropout(self, rate: float) -> Self:
         return self.from_hf({**self.to_hf(), **dict.fromkeys(RATES[self.model_type], rate)})
 
     @property

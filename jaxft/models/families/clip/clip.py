@@ -151,15 +151,7 @@ class Reader:
     text: Family
 
     def from_hf(self, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> DualConfig:
-        """The config of a config.json.
-
-        Args:
-            fields: its content.
-            ignore: fields the person has judged harmless (`model.ignore`).
-
-        Raises:
-            UserError: a field is missing, unknown, or has a value that is not supported.
-        """
+        """The config of a config.json; arguments and errors are those of `HfConfig.from_hf`."""
         check_fields(fields, known=KNOWN, fixed=FIXED, ignore=(*ignore, *UNREAD))
         given = {part: part_of_config(fields, part) for part in POOLED}
         vision, text = (

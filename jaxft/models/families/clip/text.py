@@ -7,8 +7,8 @@ and reads the last, padding or not, as it was trained on texts padded to one len
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from jaxft.models.layers.attention import HIDDEN, Mask, make_mask
 from jaxft.models.layers.batch import Batch, check_length, positions_of, segments_of
 from jaxft.models.layers.modules import Embedding, LayerNorm, Linear
 from jaxft.models.tower.tower import Compute, Part, Tower
+from jaxft.models.weights.hf_config import TextConfig
 from jaxft.models.weights.names import Name, dense, embedding, norm
 
 MODEL_TYPES = {
@@ -64,49 +65,16 @@ UNREAD = clip_block.UNREAD
 HIGHEST_ENDS = 2
 
 
-@dataclass(frozen=True)
-class Config:
-    """The numbers of a text tower.
-
-    Args:
-        model_type: which of `MODEL_TYPES`.
-        fields: those of `DEFAULTS` under their names in config.json, none missing.
-    """
-
-    model_type: str
-    fields: Mapping[str, Any]
+class Config(TextConfig):
+    """The numbers of a text tower."""
 
     @classmethod
-    def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Config:
-        """The config of a config.json, or of the `text_config` in one.
-
-        Args:
-            fields: its content.
-            ignore: fields the person has judged harmless (`model.ignore`).
-
-        Raises:
-            UserError: a field is unknown, or has a value that is not supported.
-        """
+    def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Self:
         model_type = fields["model_type"]
         return cls(model_type, read_tower(fields, DEFAULTS[model_type], SIZES, ignore))
 
-    def to_hf(self) -> dict[str, Any]:
-        """The fields of config.json that this config owns."""
-        return {"model_type": self.model_type} | dict(self.fields)
-
-    def with_dropout(self, rate: float) -> Config:
-        """The same config with one dropout rate throughout."""
-        return replace(self, fields={**self.fields, "attention_dropout": rate})
-
-    @property
-    def max_positions(self) -> int:
-        """The most tokens an example may have."""
-        return self.fields["max_position_embeddings"]
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of words."""
-        return self.fields["vocab_size"]
+    def with_dropout(self, rate: float) -> Self:
+        return self.with_fields(["attention_dropout"], rate)
 
     @property
     def output_width(self) -> int:

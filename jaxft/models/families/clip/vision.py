@@ -7,8 +7,7 @@ by attention from one learned query.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +30,9 @@ from jaxft.models.layers.attention import Mask, attention, make_mask
 from jaxft.models.layers.batch import Batch
 from jaxft.models.layers.math import linear
 from jaxft.models.layers.modules import Embedding, LayerNorm, Leaf, Linear, parameter
-from jaxft.models.layers.vision import PatchEmbedding, Size, grid_of, resize_grid, size_of
+from jaxft.models.layers.vision import PatchEmbedding, resize_grid
 from jaxft.models.tower.tower import Compute, Part, Tower
+from jaxft.models.weights.hf_config import ImageConfig
 from jaxft.models.weights.names import Name, dense, embedding, norm
 
 MODEL_TYPES = {
@@ -56,61 +56,27 @@ FIXED = clip_block.FIXED
 UNREAD = clip_block.UNREAD
 
 
-@dataclass(frozen=True)
-class Config:
-    """The numbers of an image tower.
-
-    Args:
-        model_type: which of `MODEL_TYPES`.
-        fields: those of `DEFAULTS` under their names in config.json, none missing.
-    """
-
-    model_type: str
-    fields: Mapping[str, Any]
+class Config(ImageConfig):
+    """The numbers of an image tower."""
 
     @classmethod
-    def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Config:
-        """The config of a config.json, or of the `vision_config` in one.
-
-        Args:
-            fields: its content.
-            ignore: fields the person has judged harmless (`model.ignore`).
-
-        Raises:
-            UserError: a field is unknown, or has a value that is not supported.
-        """
+    def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Self:
         model_type = fields["model_type"]
         config = cls(model_type, read_tower(fields, DEFAULTS[model_type], SIZES, ignore))
         config._check_grid()
         return config
 
     def _check_grid(self) -> None:
-        if 0 in grid_of(self.image_size, self.patch):
+        if 0 in self.grid:
             raise UserError("config.json: image_size is smaller than patch_size.")
 
-    def to_hf(self) -> dict[str, Any]:
-        """The fields of config.json that this config owns."""
-        return {"model_type": self.model_type} | dict(self.fields)
+    def with_dropout(self, rate: float) -> Self:
+        return self.with_fields(["attention_dropout"], rate)
 
-    def with_dropout(self, rate: float) -> Config:
-        """The same config with one dropout rate throughout."""
-        return replace(self, fields={**self.fields, "attention_dropout": rate})
-
-    def with_image_size(self, size: int) -> Config:
-        """The same config for square images of that many pixels a side."""
-        config = replace(self, fields={**self.fields, "image_size": size})
+    def with_image_size(self, size: int) -> Self:
+        config = self.with_fields(["image_size"], size)
         config._check_grid()
         return config
-
-    @property
-    def image_size(self) -> Size:
-        """Height and width of an image."""
-        return size_of(self.fields["image_size"])
-
-    @property
-    def patch(self) -> Size:
-        """Height and width of a patch."""
-        return size_of(self.fields["patch_size"])
 
     @property
     def class_token(self) -> bool:
@@ -165,7 +131,7 @@ def refits(
         fields: config.json of the checkpoint.
     """
     stored = Config.from_hf(fields, tuple(fields))
-    old, new = (grid_of(one.image_size, one.patch) for one in (stored, config))
+    old, new = (one.grid for one in (stored, config))
     first = int(config.class_token)
 
     def resized(table: np.ndarray) -> np.ndarray:  # [N, D]
@@ -181,7 +147,7 @@ class Embeddings(nnx.Module):
     def __init__(self, config: Config):
         fields, width, patch = config.fields, config.fields["hidden_size"], config.patch
         first, bias = int(config.class_token), not config.class_token
-        rows, columns = grid_of(config.image_size, patch)
+        rows, columns = config.grid
         self.patch = PatchEmbedding(fields["num_channels"], patch, width, STD, bias)
         self.position = Embedding(first + rows * columns, width, "positions", STD, decay=False)
         token = Leaf((width,), ("embed",), std=STD, decay=False)

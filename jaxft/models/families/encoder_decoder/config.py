@@ -127,15 +127,7 @@ class Reader:
     decoder: Family
 
     def from_hf(self, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> PairConfig:
-        """The config of a config.json.
-
-        Args:
-            fields: its content.
-            ignore: fields the person has judged harmless (`model.ignore`).
-
-        Raises:
-            UserError: a field is missing, unknown, or has a value that is not supported.
-        """
+        """The config of a config.json; arguments and errors are those of `HfConfig.from_hf`."""
         check_fields(fields, known=KNOWN, fixed=FIXED, ignore=(*ignore, *UNREAD))
         given = {part: dict(fields[part]) for part in PARTS}
         for name in READS:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from jaxft.errors import UserError
 from jaxft.models.layers.math import ACTIVATIONS
 from jaxft.models.weights.config_fields import check_activation, check_divides, read_fields
+from jaxft.models.weights.hf_config import HfConfig
 
 # The fields of each model type, with what a config.json without the field means.
 FIELDS: dict[str, dict[str, Any]] = {
@@ -120,12 +121,11 @@ UNREAD = (
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(HfConfig):
     """The numbers of a GPT-2, an OPT, a GPT-Neo or an ImageGPT.
 
     Args:
-        model_type: which of them.
-        fields: its own fields under their names in config.json, none missing.
+        model_type, fields: as `HfConfig` has them.
         vocab_size, max_positions, width, heads, inner: words, positions, and the widths.
         eps: added to the variance by a norm.
         std: the standard deviation of a fresh weight.
@@ -142,8 +142,6 @@ class Config:
         windows: per block: how many positions back it sees, itself included; None for all.
     """
 
-    model_type: str
-    fields: Mapping[str, Any]
     vocab_size: int
     max_positions: int
     width: int
@@ -166,16 +164,7 @@ class Config:
     final_norm: bool = True
 
     @classmethod
-    def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Config:
-        """The config of a config.json.
-
-        Args:
-            fields: its content.
-            ignore: fields the person has judged harmless (`model.ignore`).
-
-        Raises:
-            UserError: a field is missing, unknown, or has a value that is not supported.
-        """
+    def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Self:
         model_type = fields["model_type"]
         defaults, sizes = FIELDS[model_type], SIZES[model_type]
         fixed = FIXED_IMAGE if model_type == "imagegpt" else FIXED
@@ -185,12 +174,7 @@ class Config:
         check_divides(sizes[2], width, heads, "heads")
         return cls(model_type, own, **READERS[model_type](own, width, heads))
 
-    def to_hf(self) -> dict[str, Any]:
-        """The fields of config.json that this config owns."""
-        return {"model_type": self.model_type} | dict(self.fields)
-
-    def with_dropout(self, rate: float) -> Config:
-        """The same config with one dropout rate throughout."""
+    def with_dropout(self, rate: float) -> Self:
         rates = dict.fromkeys(RATES[self.model_type], rate)
         return self.from_hf({**self.to_hf(), **rates})
 

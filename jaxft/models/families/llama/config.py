@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from jaxft.errors import UserError
 from jaxft.models.layers.math import ACTIVATIONS
 from jaxft.models.layers.rotary import Rotary, read_rotary
 from jaxft.models.weights.config_fields import check_activation, check_divides, read_fields
+from jaxft.models.weights.hf_config import TextConfig
 
 # The fields that all of them have, with what a config.json without the field means.
 COMMON = {
@@ -108,33 +109,25 @@ SIZES = (
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(TextConfig):
     """The numbers of a Llama or one of its kin.
 
     Args:
-        fields: those of `COMMON` and `OWN` under their names in config.json, none missing.
+        model_type, fields: as `TextConfig` has them.
         windows: per block: how many positions back it sees, itself included; None for all.
         rotaries: the rotary embeddings there are.
         waves: per block: which of them it has.
     """
 
-    model_type: str
-    fields: Mapping[str, Any]
+    # The spelling of rotary embeddings, of which there are several: the checkpoint's own is kept.
+    READ_ONLY = ("rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq")
+
     windows: tuple[int | None, ...]
     rotaries: tuple[Rotary, ...]
     waves: tuple[int, ...]
 
     @classmethod
-    def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Config:
-        """The config of a config.json.
-
-        Args:
-            fields: its content.
-            ignore: fields the person has judged harmless (`model.ignore`).
-
-        Raises:
-            UserError: a field is missing, unknown, or has a value that is not supported.
-        """
+    def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Self:
         model_type = fields["model_type"]
         defaults = COMMON | OWN[model_type]
         own = read_fields(fields, defaults, sizes=SIZES, fixed=FIXED, ignore=ignore)
@@ -149,25 +142,8 @@ class Config:
         read = _rotaries_by_kind if "rope_local_base_freq" in own else _rotaries
         return cls(model_type, own, _windows(own), *read(fields, own))
 
-    def to_hf(self) -> dict[str, Any]:
-        """The fields of config.json that this config owns: all but how its rotary is spelled."""
-        spelled = ("rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq")
-        own = {name: value for name, value in self.fields.items() if name not in spelled}
-        return {"model_type": self.model_type} | own
-
-    def with_dropout(self, rate: float) -> Config:
-        """The same config with another dropout rate: there is one, on the attention weights."""
-        return replace(self, fields={**self.fields, "attention_dropout": rate})
-
-    @property
-    def max_positions(self) -> int:
-        """The most tokens an example may have."""
-        return self.fields["max_position_embeddings"]
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of rows of the word embeddings."""
-        return self.fields["vocab_size"]
+    def with_dropout(self, rate: float) -> Self:
+        return self.with_fields(["attention_dropout"], rate)
 
     @property
     def gemma(self) -> bool:

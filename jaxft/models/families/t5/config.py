@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Self
 
 from jaxft.errors import UserError
 from jaxft.models.layers.math import ACTIVATIONS
 from jaxft.models.weights.config_fields import check_activation, read_fields
+from jaxft.models.weights.hf_config import HfConfig
 
 # The fields of config.json that are read, with what one without the field means.
 DEFAULTS: dict[str, Any] = {
@@ -57,28 +58,13 @@ UNREAD = ("dense_act_fn", "is_gated_act", "classifier_dropout", "n_positions")
 LONGEST = 2**20  # positions: relative ones have no end
 
 
-@dataclass(frozen=True)
-class Config:
-    """The numbers of a T5.
+class Config(HfConfig):
+    """The numbers of a T5."""
 
-    Args:
-        fields: those of `DEFAULTS` under their names in config.json, none missing.
-    """
-
-    model_type: str
-    fields: Mapping[str, Any]
+    ALSO_WRITTEN = MappingProxyType({"is_encoder_decoder": True})
 
     @classmethod
-    def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Config:
-        """The config of a config.json.
-
-        Args:
-            fields: its content.
-            ignore: fields the person has judged harmless (`model.ignore`).
-
-        Raises:
-            UserError: a field is missing, unknown, or has a value that is not supported.
-        """
+    def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Self:
         model_type = fields["model_type"]
         defaults = DEFAULTS | OWN[model_type]
         own = read_fields(fields, defaults, sizes=SIZES, fixed=FIXED, ignore=ignore)
@@ -96,13 +82,8 @@ class Config:
                 )
         return config
 
-    def to_hf(self) -> dict[str, Any]:
-        """The fields of config.json that this config owns."""
-        return {"model_type": self.model_type, "is_encoder_decoder": True, **self.fields}
-
-    def with_dropout(self, rate: float) -> Config:
-        """The same config with another dropout rate: there is one."""
-        return replace(self, fields={**self.fields, "dropout_rate": rate})
+    def with_dropout(self, rate: float) -> Self:
+        return self.with_fields(["dropout_rate"], rate)
 
     @property
     def max_positions(self) -> int:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from jaxft.errors import UserError
 from jaxft.models.layers.math import ACTIVATIONS
-from jaxft.models.layers.vision import Size, grid_of, size_of
 from jaxft.models.weights.config_fields import check_activation, check_divides, read_fields
+from jaxft.models.weights.hf_config import ImageConfig
 
 # The fields that all of them have, with what a config.json without the field means.
 COMMON = {
@@ -67,29 +66,11 @@ UNREAD = (
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads")
 
 
-@dataclass(frozen=True)
-class Config:
-    """The numbers of a ViT or one of its kin.
-
-    Args:
-        model_type: which of them.
-        fields: those of `COMMON` and `OWN` under their names in config.json, none missing.
-    """
-
-    model_type: str
-    fields: Mapping[str, Any]
+class Config(ImageConfig):
+    """The numbers of a ViT or one of its kin."""
 
     @classmethod
-    def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Config:
-        """The config of a config.json.
-
-        Args:
-            fields: its content.
-            ignore: fields the person has judged harmless (`model.ignore`).
-
-        Raises:
-            UserError: a field is missing, unknown, or has a value that is not supported.
-        """
+    def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Self:
         model_type = fields["model_type"]
         defaults = COMMON | OWN[model_type]
         own = read_fields(fields, defaults, sizes=SIZES, fixed=FIXED, ignore=ignore)
@@ -109,37 +90,15 @@ class Config:
                 f"{self.model_type} takes its positions for a square."
             )
 
-    def to_hf(self) -> dict[str, Any]:
-        """The fields of config.json that this config owns."""
-        return {"model_type": self.model_type} | dict(self.fields)
+    def with_dropout(self, rate: float) -> Self:
+        return self.with_fields(["hidden_dropout_prob", "attention_probs_dropout_prob"], rate)
 
-    def with_dropout(self, rate: float) -> Config:
-        """The same config with one dropout rate throughout; stochastic depth stays as it is."""
-        rates = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), rate)
-        return replace(self, fields={**self.fields, **rates})
-
-    def with_image_size(self, size: int) -> Config:
-        """The same config for square images of that many pixels a side."""
+    def with_image_size(self, size: int) -> Self:
         if self.resizes or self.model_type == "yolos":
             return self  # any size will do
-        config = replace(self, fields={**self.fields, "image_size": size})
+        config = self.with_fields(["image_size"], size)
         config._check_grid()
         return config
-
-    @property
-    def image_size(self) -> Size:
-        """Height and width of the images that its positions are for."""
-        return size_of(self.fields["image_size"])
-
-    @property
-    def patch(self) -> Size:
-        """Height and width of a patch."""
-        return size_of(self.fields["patch_size"])
-
-    @property
-    def grid(self) -> Size:
-        """How many patches such an image has down and across."""
-        return grid_of(self.image_size, self.patch)
 
     @property
     def resizes(self) -> bool:

@@ -1,0 +1,90 @@
+"""The numbers of a model as config.json has them: what the configs of all families share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
+
+from jaxft.models.layers.vision import Size, grid_of, size_of
+
+
+@dataclass(frozen=True)
+class HfConfig(ABC):
+    """The numbers of a model of one family.
+
+    Args:
+        model_type: which type of the family it is.
+        fields: the fields that the family reads under their names in config.json, none missing.
+    """
+
+    # Fields that are written beside those that are read, and fields that are read alone.
+    ALSO_WRITTEN: ClassVar[Mapping[str, Any]] = {}
+    READ_ONLY: ClassVar[tuple[str, ...]] = ()
+
+    model_type: str
+    fields: Mapping[str, Any]
+
+    @classmethod
+    @abstractmethod
+    def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Self:
+        """Read the content of a config.json, or of a tower's part of one.
+
+        Args:
+            fields: the content.
+            ignore: fields the person has judged harmless (`model.ignore`).
+
+        Raises:
+            UserError: a field is missing, unknown, or has a value that is not supported.
+        """
+
+    @abstractmethod
+    def with_dropout(self, rate: float) -> Self:
+        """Return the same config with one dropout rate throughout; stochastic depth stays."""
+
+    def to_hf(self) -> dict[str, Any]:
+        """Return the fields of config.json that this config owns."""
+        own = {name: value for name, value in self.fields.items() if name not in self.READ_ONLY}
+        return {"model_type": self.model_type, **self.ALSO_WRITTEN, **own}
+
+    def with_fields(self, names: Sequence[str], value: Any) -> Self:
+        """Return the same config with another value of some fields that nothing is derived from."""
+        return replace(self, fields={**self.fields, **dict.fromkeys(names, value)})
+
+
+class TextConfig(HfConfig):
+    """The numbers of a model of texts with a table of positions."""
+
+    @property
+    def max_positions(self) -> int:
+        """The most tokens an example may have."""
+        return self.fields["max_position_embeddings"]
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of rows of the word embeddings."""
+        return self.fields["vocab_size"]
+
+
+class ImageConfig(HfConfig):
+    """The numbers of a model of images that are cut into patches."""
+
+    @property
+    def image_size(self) -> Size:
+        """Height and width of the images that its positions are for."""
+        return size_of(self.fields["image_size"])
+
+    @property
+    def patch(self) -> Size:
+        """Height and width of a patch."""
+        return size_of(self.fields["patch_size"])
+
+    @property
+    def grid(self) -> Size:
+        """The number of patches that such an image has down and across."""
+        return grid_of(self.image_size, self.patch)
+
+    @abstractmethod
+    def with_image_size(self, size: int) -> Self:
+        """Return the same config for square images of that many pixels a side."""
