@@ -1,11 +1,20 @@
 """Eight fake CPU devices for every test; tests marked `full` run in `make test-all` only."""
 
 import os
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# One cache of compiled programs for all workers of a session and the processes that they start: the
+# same tiny models are compiled in many tests. It is a fresh folder, so that no program of another
+# version is taken for this one's.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    folder = tempfile.TemporaryDirectory(prefix="jaxft-programs-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 from pathlib import Path
 
