@@ -1,6 +1,6 @@
-"""`jaxft data`: look at rows, and write them down.
+"""`jaxft data`: describe rows, and write them as a TFDS data set.
 
-A story is imported when it is asked for, as in `cli.py`.
+Each story is imported when it is called, as in `cli/main.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import typer
 from jaxft.cli.terminal import print_report
 
 app = typer.Typer(
-    help="Look at data before training on it, and write it as a TFDS data set.",
+    help="Describe data before training on it, or write it as a TFDS data set.",
     no_args_is_help=True,
 )
 
@@ -21,26 +21,26 @@ app = typer.Typer(
 @app.command()
 def describe(
     what: Annotated[
-        str, typer.Argument(metavar="CONFIG|SOURCE", help="A run, or rows such as csv:FILE.")
+        str, typer.Argument(metavar="CONFIG|SOURCE", help="A config, or a source such as csv:FILE.")
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Config keys to set.", show_default=False),
+        typer.Argument(metavar="KEY=VALUE", help="Config keys to override.", show_default=False),
     ] = None,
-    text: Annotated[str | None, typer.Option(help="The column that holds the text.")] = None,
-    label: Annotated[str | None, typer.Option(help="The column that holds the class.")] = None,
+    text: Annotated[str | None, typer.Option(help="The column of the text.")] = None,
+    label: Annotated[str | None, typer.Option(help="The column of the class.")] = None,
     against: Annotated[
         str | None,
-        typer.Option(metavar="CHECKPOINT", help="Whether this checkpoint suits the texts."),
+        typer.Option(metavar="CHECKPOINT", help="Measure how well this checkpoint fits the texts."),
     ] = None,
     reference: Annotated[
         str | None,
-        typer.Option(metavar="SOURCE", help="Texts to compare the features with."),
+        typer.Option(metavar="SOURCE", help="Other texts to compare the features with."),
     ] = None,
-    sample: Annotated[int, typer.Option(min=20, help="The most texts to hold against it.")] = 1000,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    sample: Annotated[int, typer.Option(min=20, help="Most texts to use for --against.")] = 1000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show columns, labels, lengths, examples, what comes twice, and what a checkpoint sees."""
+    """Show columns, labels, lengths, examples, duplicates, and how a checkpoint fits."""
     from jaxft.analysis.describe_data import describe_data as story
 
     description = story(
@@ -60,12 +60,13 @@ def build(
     what: Annotated[
         list[str],
         typer.Argument(
-            metavar="[SPLIT=]SOURCE", help="Rows, such as test=csv:FILE; or tfds:NAME to prepare."
+            metavar="[SPLIT=]SOURCE",
+            help="Sources, such as test=csv:FILE; or tfds:NAME to prepare it.",
         ),
     ],
-    out: Annotated[Path | None, typer.Option(help="The folder of the data set to write.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder of the data set.")] = None,
 ) -> None:
-    """Write sources as a TFDS data set, or prepare an official one; prints what reads it."""
+    """Write sources as a TFDS data set, or prepare an official one; print its source string."""
     from jaxft.analysis.build_data import build_data as story
 
     typer.echo(story(what, out))

@@ -1,4 +1,4 @@
-"""`jaxft doctor`: what would go wrong here."""
+"""`jaxft doctor`: problems of this machine that would stop a run."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from jaxft.cli.terminal import print_report
 
 def doctor(
     folder: Annotated[
-        str, typer.Option("--dir", metavar="DIR", help="Where runs go; may be in a bucket.")
+        str,
+        typer.Option("--dir", metavar="DIR", help="The folder of runs, which may be in a bucket."),
     ] = "runs",
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Look at devices, versions, memory, disk, hub and browser; exit code 1 if a run would fail."""
+    """Check devices, versions, memory, disk, hub and browser; exit code 1 if a run would fail."""
     from jaxft.analysis.doctor import diagnose
 
     diagnosis = diagnose(folder)

@@ -1,4 +1,4 @@
-"""The commands of jaxft: each parses, calls one story, and prints what it gave.
+"""The commands of jaxft: each parses its arguments, calls one story, and prints the result.
 
 A story and the config's schema are imported when a command runs, so that `jaxft --help` is quick.
 """
@@ -38,39 +38,40 @@ from jaxft.launch.supervise import supervise
 app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
-    help="Fine-tune Hugging Face checkpoints in JAX, layer by layer, and back to Hugging Face.",
+    help="Fine-tune Hugging Face checkpoints in JAX, layer by layer, and export them again.",
 )
 
 TracedSteps = Annotated[
-    str | None, typer.Option(metavar="10:20", help="Trace these steps, for XProf.")
+    str | None, typer.Option(metavar="10:20", help="Profile these steps for XProf.")
 ]
 Coordinator = Annotated[
-    str | None, typer.Option(metavar="HOST:PORT", help="Where process 0 is, of several.")
+    str | None,
+    typer.Option(metavar="HOST:PORT", help="Address of process 0 in a run of several processes."),
 ]
 RunName = Annotated[
     Path, typer.Argument(metavar="RUN", parser=folder_named, help="The run folder.")
 ]
-# Wherever it happens, a person mends it, and not the program: a full disk, a folder of another's.
+# Errors of the system that only the user can fix, such as a full disk or a protected folder.
 REFUSED_BY_THE_SYSTEM = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
-# What the commands do that would be in each other's way, were they started on every host.
+# Commands that would conflict if they were started on every host.
 ALONE = {"data", "eval", "predict", "search", "study", "export", "report"}
-KEYS_HELP = "Every key of a config, with its type, default and meaning: jaxft config"
+KEYS_HELP = "Run jaxft config for every config key with its type, default and meaning."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        arguments: what was typed after `jaxft`; the process's own by default. `--debug` may
-            stand anywhere before `--`.
+        arguments: the command line after `jaxft`; that of the process by default. `--debug`
+            may stand anywhere before `--`.
 
     Returns:
-        The exit code: 0; 1 where `doctor` finds what is wrong; 2 where what a person gave is wrong;
-        3 where a plan does not fit its chips; 130 after Ctrl-C and 143 after SIGTERM.
+        The exit code: 0; 1 if `doctor` finds a problem; 2 after a user error; 3 if a plan does not
+        fit its chips; 130 after Ctrl-C and 143 after SIGTERM.
     """
     if arguments is None:
-        # Python's own answer to Ctrl-C is an exception, which an import that is under way may take
-        # for its failure and a callback may swallow: end at once instead, as a signal does.
+        # Python turns Ctrl-C into an exception, which an import in progress may mistake for its own
+        # failure and a callback may swallow: end at once instead, as a signal does.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         leave_out_absent_tpu(os.environ)
     typed = list(sys.argv[1:] if arguments is None else arguments)
@@ -109,13 +110,16 @@ def jaxft(
         typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show where in jaxft a mistake was noticed.")
+        bool, typer.Option("--debug", help="Show a traceback with every error.")
     ] = False,
 ) -> None:
-    """What every command has in common; `main` takes `--debug` out, wherever it stands."""
+    """Handle the options of every command; `main` removes `--debug`, wherever it stands."""
     command = context.invoked_subcommand
     if command in ALONE and find_cluster() is not None:
-        raise UserError(f"jaxft {command} runs in one process, and this is one of several.")
+        raise UserError(
+            f"jaxft {command} runs in one process, and this is one of several.",
+            "Start it on one host, without the variables of a cluster.",
+        )
     if command is None:
         typer.echo(context.get_help())
 
@@ -126,29 +130,29 @@ def train(
     config: ConfigFile,
     overrides: Overrides = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")
+        bool, typer.Option("--resume", help="Continue from the run's last checkpoint.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the run of this name.")
+        bool, typer.Option("--overwrite", help="Replace an existing run of this name.")
     ] = False,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Print the run folder only.")
+        bool, typer.Option("--quiet", "-q", help="Print only the run folder.")
     ] = False,
     profile: TracedSteps = None,
     coordinator: Coordinator = None,
-    processes: Annotated[int | None, typer.Option(help="How many train together.")] = None,
-    process_id: Annotated[int | None, typer.Option(help="Which one this is, from 0.")] = None,
+    processes: Annotated[int | None, typer.Option(help="Number of processes of the run.")] = None,
+    process_id: Annotated[int | None, typer.Option(help="Number of this process, from 0.")] = None,
 ) -> None:
-    """Fine-tune, evaluate, keep the best, and score the test rows once."""
+    """Fine-tune a checkpoint, keep the best state, and score the test rows once."""
     if resume and overwrite:
-        raise UserError("--resume keeps a run and --overwrite replaces it.", "Give one of them.")
+        raise UserError("--resume continues a run and --overwrite replaces it.", "Use one of them.")
     from jaxft.config.load import load_config
 
     checked = load_config(config, overrides or ())
     cluster = None if SUPERVISED in os.environ else find_cluster(coordinator, processes, process_id)
     if cluster is not None:
         raise typer.Exit(supervise(cluster, context.obj[1:]))
-    if not quiet:  # importing jax takes seconds, and a person should not wait for a first word
+    if not quiet:  # importing jax takes seconds: show at once that the command has started
         typer.echo(
             f"jaxft {importlib.metadata.version('jaxft')}: {checked.run.dir}/{checked.run.name}"
         )
@@ -164,26 +168,29 @@ def train(
 def evaluate(
     run: RunName,
     split: Annotated[
-        Literal["test", "eval"], typer.Option(help="Which rows of the run's config to score.")
+        Literal["test", "eval"],
+        typer.Option(help="The rows to score, as named in the run's config."),
     ] = "test",
     data: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Other rows, such as csv:more.csv.")
+        str | None, typer.Option(metavar="SOURCE", help="Score other rows, such as csv:more.csv.")
     ] = None,
     interpolate: Annotated[
         str | None,
         typer.Option(
             metavar="FIRST:LAST:STEP",
-            help="Score shares of the way from the start to the checkpoint too, as 0:1:0.1.",
+            help="Also score interpolations from the initial weights (0) to the checkpoint (1), "
+            "such as 0:1:0.1.",
         ),
     ] = None,
     similarity: Annotated[
         bool,
         typer.Option(
-            "--similarity", help="Compare what each depth says with what it said at the start."
+            "--similarity",
+            help="Also compare each layer's output with that of the initial weights.",
         ),
     ] = False,
 ) -> None:
-    """Score a run's best checkpoint; prints JSON."""
+    """Score a run's best checkpoint and print JSON."""
     from jaxft.inference.score import score as story
 
     scores = story(run, split, data, interpolate, similarity)
@@ -204,22 +211,24 @@ def export(
     run: RunName,
     out: Annotated[
         Path | None,
-        typer.Option(parser=folder_named, help="The folder to write; RUN/export by default."),
+        typer.Option(parser=folder_named, help="The output folder; RUN/export by default."),
     ] = None,
     checkpoint: Annotated[
-        str, typer.Option(metavar="best|last|STEP", help="Which checkpoint.")
+        str, typer.Option(metavar="best|last|STEP", help="The checkpoint to export.")
     ] = "best",
     adapter: Annotated[
         bool,
         typer.Option(
-            "--adapter", help="Write the adapter alone, as PEFT does; to RUN/adapter by default."
+            "--adapter", help="Write only the adapter, in PEFT's format, to RUN/adapter by default."
         ),
     ] = False,
 ) -> None:
-    """Write a run as a Hugging Face folder that transformers loads; prints the folder."""
+    """Export a run as a Hugging Face folder that transformers loads, and print its path."""
     which = int(checkpoint) if checkpoint.isdecimal() else checkpoint
     if isinstance(which, str) and which not in ("best", "last"):
-        raise UserError(f"--checkpoint is best, last or a step's number, not '{checkpoint}'.")
+        raise UserError(
+            f"--checkpoint must be best, last or the number of a step, not '{checkpoint}'."
+        )
     from jaxft.export.export import export as story
 
     typer.echo(story(run, out, which, adapter))
@@ -228,18 +237,18 @@ def export(
 @app.command()
 def config(
     config: Annotated[
-        str | None, typer.Argument(metavar="CONFIG", help="Show this config with all its keys.")
+        str | None, typer.Argument(metavar="CONFIG", help="Print this config with all defaults.")
     ] = None,
     overrides: Overrides = None,
     schema: Annotated[
-        bool, typer.Option("--schema", help="Print the JSON schema of a config, for editors.")
+        bool, typer.Option("--schema", help="Print the JSON schema of configs, for editors.")
     ] = False,
 ) -> None:
-    """Explain every key of a config, or show a config complete with its defaults."""
+    """Explain every config key, or print a config with all defaults filled in."""
     from jaxft.config.load import load_config, schema_text, to_yaml
 
     if schema and config is not None:
-        raise UserError("--schema takes no config.", "It is the same for all.")
+        raise UserError("--schema takes no config: the schema is the same for all.", "Remove one.")
     if schema:
         typer.echo(schema_text(), nl=False)
     elif config is not None:
@@ -249,7 +258,7 @@ def config(
 
 
 def _key_table() -> Table:
-    """Return every key: type, default, unit, meaning, and whether it may change on resume."""
+    """Return the table of all keys: type, default, unit, meaning, may it change on resume."""
     table = Table("key", "type", "default", "meaning", "on resume", box=box.SIMPLE_HEAD)
     section = None
     from jaxft.config.load import describe_keys
@@ -261,5 +270,5 @@ def _key_table() -> Table:
         section = top
         kind = f"{key.type} ({key.unit})" if key.unit else key.type
         cells = (key.name, kind, key.default, key.meaning, key.resume)
-        table.add_row(*map(Text, cells))  # plain: a slice such as [a:b] is no markup
+        table.add_row(*map(Text, cells))  # plain: a slice such as [a:b] is not markup
     return table

@@ -1,6 +1,6 @@
-"""`jaxft plan`: what would be trained, and what it takes of chips that need not be there.
+"""`jaxft plan`: what a config would train, and whether it fits chips that need not be present.
 
-The story is imported when it is asked for, as in `cli.py`.
+The story is imported when it is called, as in `cli/main.py`.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ def plan(
         str | None,
         typer.Option(
             metavar="TPU:SHAPE",
-            help="Compile the step for a TPU slice such as v5e:4x4, and say if it fits.",
+            help="Compile the step for a TPU slice, such as v5e:4x4, and check that it fits.",
         ),
     ] = None,
     devices: Annotated[
         int | None,
-        typer.Option(min=1, help="Compile it for so many devices of this machine's kind."),
+        typer.Option(min=1, help="Compile it for this many devices of this machine's kind."),
     ] = None,
     largest_batch: Annotated[
-        bool, typer.Option("--largest-batch", help="Find the largest batch that fits, by trying.")
+        bool, typer.Option("--largest-batch", help="Search for the largest batch that fits.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
-    """Show what would be trained, at what rates and cost; nothing is trained.
+    """Show parameter groups, learning rates, memory and FLOPs of a config without training.
 
-    With --topology or --devices the train step is compiled for chips that need not be there, and
-    where it does not fit, changes are tried: the exit code is 3 then.
+    With --topology or --devices the train step is compiled for chips that need not be present. If
+    it does not fit, changes that make it fit are searched for, and the exit code is 3.
     """
     if topology is not None and devices is not None:
-        raise UserError("--topology and --devices both say what to plan for.", "Give one of them.")
+        raise UserError("--topology and --devices are two targets of a plan.", "Use one of them.")
     if largest_batch and topology is None and devices is None:
-        raise UserError("--largest-batch needs chips.", "Give --topology or --devices too.")
+        raise UserError("--largest-batch needs a target.", "Add --topology or --devices.")
     from jaxft.config.load import load_config
     from jaxft.device.chips import parse_topology
 
@@ -69,7 +69,7 @@ def _plan_on(
     largest_batch: bool,
     as_json: bool,
 ) -> int:
-    """Plan for chips; the exit code."""
+    """Plan for a target, and return the exit code."""
     where = topology.name if topology else f"{devices} devices"
     aside = Console(stderr=True, highlight=False)
     version = importlib.metadata.version("jaxft")

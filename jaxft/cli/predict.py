@@ -1,19 +1,20 @@
-"""`jaxft predict`: labels as JSON lines, and text as it comes.
+"""`jaxft predict`: predictions as JSON lines, and generated text as it comes.
 
-A story is imported when it is asked for, as in `cli.py`.
+Each story is imported when it is called, as in `cli/main.py`.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from jaxft.cli.inputs import read_inputs, typed_lines
 from jaxft.cli.paths import folder_named
-from jaxft.cli.tagged import print_in_colour
+from jaxft.cli.tagged import print_in_color
 from jaxft.cli.terminal import print_json_lines
 from jaxft.errors import UserError
 
@@ -21,61 +22,74 @@ if TYPE_CHECKING:
     from jaxft.inference.generate import Message, Writer
 
 TABLES = ("csv", "jsonl", "parquet")  # endings of files that hold rows, and kinds of sources
-# What a person may say of how text is written.
-WRITING: Any = {"rich_help_panel": "For models that write text", "show_default": False}
+# Options of text generation.
+WRITING: Any = {"rich_help_panel": "Text generation", "show_default": False}
 Chat = Annotated[
     bool | None,
-    typer.Option("--chat/--no-chat", help="Write through the chat template.", **WRITING),
+    typer.Option("--chat/--no-chat", help="Use the chat template, or not.", **WRITING),
 ]
-Most = Annotated[int | None, typer.Option(help="The most tokens of an answer.", **WRITING)]
+Most = Annotated[int | None, typer.Option(help="Maximum length of an answer in tokens.", **WRITING)]
 Temperature = Annotated[
-    float | None, typer.Option(help="Draw tokens; 0 takes the most likely.", **WRITING)
+    float | None, typer.Option(help="Sample at this temperature; 0 is greedy.", **WRITING)
 ]
-TopK = Annotated[int | None, typer.Option(help="Draw from so many of the most likely.", **WRITING)]
+TopK = Annotated[int | None, typer.Option(help="Sample from the K most likely tokens.", **WRITING)]
 TopP = Annotated[
-    float | None, typer.Option(help="Draw from the most likely with this probability.", **WRITING)
+    float | None,
+    typer.Option(help="Sample from the top tokens with this total probability.", **WRITING),
 ]
 MinP = Annotated[
-    float | None, typer.Option(help="Draw from those with this share of the best's.", **WRITING)
+    float | None,
+    typer.Option(help="Minimum probability, as a fraction of the top token's.", **WRITING),
 ]
-Beams = Annotated[int | None, typer.Option(help="Follow so many, and give the best.", **WRITING)]
-Seed = Annotated[int | None, typer.Option(help="Of what is drawn.", **WRITING)]
+Beams = Annotated[int | None, typer.Option(help="Beam search with this many beams.", **WRITING)]
+Seed = Annotated[int | None, typer.Option(help="Seed of the sampling.", **WRITING)]
 Stop = Annotated[
-    list[str] | None, typer.Option(help="End before this text; may be repeated.", **WRITING)
+    list[str] | None, typer.Option(help="Stop before this text; may be repeated.", **WRITING)
 ]
 Run = Annotated[
-    str, typer.Argument(metavar="RUN", help="The run folder; or a checkpoint that writes text.")
+    str,
+    typer.Argument(
+        metavar="RUN", help="A run folder, or a checkpoint that generates text or images."
+    ),
 ]
 Texts = Annotated[
     list[str] | None,
-    typer.Argument(metavar="TEXT", help="Texts to label or answer.", show_default=False),
+    typer.Argument(metavar="INPUT", help="Texts, or image files and folders.", show_default=False),
 ]
 OneFile = Annotated[
     Path | None,
     typer.Option(
-        "--file", "-f", help="A file with one input a line; or .csv, .jsonl, .parquet: rows."
+        "--file", "-f", help="A file with one input per line, or a table: .csv, .jsonl, .parquet."
     ),
 ]
-Draw = Annotated[
+Annotate = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
         parser=folder_named,
-        help="A folder for copies of the images, what is found drawn into them; of a model that "
-        "draws images, for those (RUN/drawn without it).",
+        help="Write copies of the images there, with the detected boxes.",
     ),
 ]
-DRAWING: Any = {"rich_help_panel": "For models that draw images", "show_default": False}
+IMAGES: Any = {"rich_help_panel": "Image generation", "show_default": False}
 Samples = Annotated[
     int | None,
-    typer.Option(min=1, help="Draw so many from nothing, of each class if it has any.", **DRAWING),
+    typer.Option(
+        min=1, help="Generate this many images, of each class if there are any.", **IMAGES
+    ),
 ]
 Class = Annotated[
-    str | None, typer.Option("--class", help="The class of what is drawn.", **DRAWING)
+    str | None, typer.Option("--class", help="The class of the generated images.", **IMAGES)
 ]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="JSON lines, as where the output is no terminal.")
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        parser=folder_named,
+        help="The folder for generated images; RUN/generated by default.",
+        **IMAGES,
+    ),
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON lines even to a terminal.")]
 
 
 def predict(
@@ -83,7 +97,7 @@ def predict(
     texts: Texts = None,
     file: OneFile = None,
     as_json: AsJson = False,
-    draw: Draw = None,
+    annotate: Annotate = None,
     chat: Chat = None,
     max_new_tokens: Most = None,
     temperature: Temperature = None,
@@ -95,15 +109,15 @@ def predict(
     stop: Stop = None,
     samples: Samples = None,
     label: Class = None,
+    out: Out = None,
 ) -> None:
-    """Label texts or images, or answer them: arguments, a file, or standard input a line each.
+    """Predict labels, answers or images for arguments, a file, or lines of standard input.
 
-    A model that writes text shows it as it comes, for images too (files, or folders of them); all
-    else is printed as JSON lines. One that draws images draws --samples from nothing, or
-    completes images from their upper half.
+    Generated text is shown as it comes; all else is printed as JSON lines. A model that generates
+    images makes --samples new ones, or completes the lower half of given images.
     """
-    inputs = _inputs(texts, file)
-    asked = _drawing(temperature) | {
+    inputs = read_inputs(texts, file)
+    asked = _sampling(temperature) | {
         "max_new_tokens": max_new_tokens,
         "top_k": top_k,
         "top_p": top_p,
@@ -113,17 +127,40 @@ def predict(
         "stop_strings": tuple(stop) if stop else None,
     }
     asked = {name: value for name, value in asked.items() if value is not None}
-    from jaxft.inference.generate import writes
-    from jaxft.inference.generate_images import draws
-
-    if draws(run) or samples or label:
-        _print_images(run, inputs, samples, label, draw, asked, chat)
-    elif writes(run):
+    output = _output_kind(run, bool(samples or label))
+    _check_options(run, output, annotate, out, bool(asked) or chat is not None)
+    if output == "images":
+        _print_images(run, inputs, samples, label, out, asked, chat)
+    elif output == "texts":
         _print_texts(run, inputs, chat=chat, asked=asked, as_json=as_json)
-    elif asked or chat is not None:
-        raise UserError(f"'{run}' writes no text: it takes texts and --file alone.")
     else:
-        _print_labels(folder_named(run), inputs, file, as_json, draw)
+        _print_labels(folder_named(run), inputs, file, as_json, annotate)
+
+
+def _output_kind(run: str, image_options: bool) -> Literal["images", "texts", "labels"]:
+    """Return the kind of output of a run or checkpoint; options of images ask for images."""
+    from jaxft.inference.generate import writes
+    from jaxft.inference.generate_images import generates_images
+
+    if image_options or generates_images(run):
+        return "images"
+    return "texts" if writes(run) else "labels"
+
+
+def _check_options(
+    run: str, output: str, annotate: Path | None, out: Path | None, text_options: bool
+) -> None:
+    """Raise a UserError if an option does not apply to the kind of output."""
+    if annotate is not None and output != "labels":
+        hint = "Use --out instead." if output == "images" else "Remove it."
+        raise UserError(f"--annotate shows detected boxes, and '{run}' detects none.", hint)
+    if out is not None and output != "images":
+        raise UserError(f"--out is for generated images, and '{run}' generates none.", "Remove it.")
+    if text_options and output == "labels":
+        raise UserError(
+            f"'{run}' generates no text, so the options of text generation do not apply.",
+            "Remove them.",
+        )
 
 
 def _print_images(
@@ -131,61 +168,45 @@ def _print_images(
     inputs: Iterable[str] | None,
     samples: int | None,
     label: str | None,
-    draw: Path | None,
+    out: Path | None,
     asked: Mapping[str, Any],
     chat: bool | None,
 ) -> None:
-    """Draw images, or complete those that were named, and print where each is."""
-    from jaxft.inference.generate_images import complete, open_artist, sample
+    """Generate images, or complete given ones, and print the path of each."""
+    from jaxft.inference.generate_images import complete, open_generator, sample
 
     odd = [o for o in ("max_new_tokens", "num_beams", "stop_strings") if o in asked]
     if odd or chat is not None:
-        raise UserError(f"'{name}' draws images and writes no text.", "Leave those options out.")
-    artist, to = open_artist(name, asked), draw or folder_named(name) / "drawn"
+        raise UserError(f"'{name}' generates images, not text.", "Remove the options of text.")
+    generator, to = open_generator(name, asked), out or folder_named(name) / "generated"
     if samples:
-        print_json_lines(sample(artist, samples, label, to))
+        print_json_lines(sample(generator, samples, label, to))
     elif inputs:
-        print_json_lines(complete(artist, inputs, label, to))
+        print_json_lines(complete(generator, inputs, label, to))
     else:
-        raise UserError("There is nothing to draw.", "Give --samples 16, or images to complete.")
+        raise UserError("No image to generate.", "Add --samples 16, or name images to complete.")
 
 
-def _drawing(temperature: float | None) -> dict[str, Any]:
-    """Return what a temperature says; 0 is no temperature, but the limit where nothing is drawn."""
+def _sampling(temperature: float | None) -> dict[str, Any]:
+    """Return the settings of a temperature; 0 means greedy decoding."""
     if temperature is None or temperature == 0:
         return {"do_sample": None if temperature is None else False}
     return {"do_sample": True, "temperature": temperature}
 
 
-def _inputs(texts: list[str] | None, file: Path | None) -> Iterable[str] | None:
-    """Return what a person gave, read when it is asked for; None where they are to be asked.
-
-    Raises:
-        UserError: it comes from two places.
-    """
-    if texts and file:
-        raise UserError("Texts come from arguments or from --file, not both.", "Give one of them.")
-    return texts or (_lines_of(file) if file else _typed())
-
-
-def _typed() -> Iterator[str] | None:
-    """Return the lines of standard input; None where a person sits there."""
-    return None if sys.stdin.isatty() else _decoded(sys.stdin.buffer, "standard input")
-
-
 def _print_labels(
-    run: Path, inputs: Iterable[str] | None, file: Path | None, as_json: bool, draw: Path | None
+    run: Path, inputs: Iterable[str] | None, file: Path | None, as_json: bool, annotate: Path | None
 ) -> None:
-    """Print what a run says of each input: in colour what has a text to show it in."""
+    """Print the prediction of each input, entities in color."""
     if inputs is None:
-        print("Type a text a line; Ctrl-D ends.", file=sys.stderr)
-        inputs = _decoded(sys.stdin.buffer, "standard input")
+        print("Type one text per line; Ctrl-D ends.", file=sys.stderr)
+        inputs = typed_lines()
     kind = file.suffix.lower().removeprefix(".") if file else None
-    if draw is not None and kind not in TABLES:
+    if annotate is not None and kind not in TABLES:
         from jaxft.storage.outputs import check_apart
 
         inputs = list(inputs)
-        check_apart(draw, inputs, "--draw")  # before anything is computed
+        check_apart(annotate, inputs, "--annotate")  # before anything is computed
     if kind in TABLES:
         from jaxft.inference.predict import predict_rows
 
@@ -194,14 +215,14 @@ def _print_labels(
         from jaxft.inference.predict import predict as story
 
         predictions = story(run, inputs)
-    if draw is not None:
-        from jaxft.data.image.annotate import drawn_into
+    if annotate is not None:
+        from jaxft.data.image.annotate import annotate_files
 
-        predictions = drawn_into(draw, predictions)
+        predictions = annotate_files(annotate, predictions)
     if as_json or not sys.stdout.isatty():
         print_json_lines(predictions)
     else:
-        print_in_colour(predictions)
+        print_in_color(predictions)
 
 
 def _print_texts(
@@ -212,16 +233,16 @@ def _print_texts(
     asked: Mapping[str, Any],
     as_json: bool,
 ) -> None:
-    """Go on with each prompt and print what is written.
+    """Print the text that the model generates for each prompt.
 
     Args:
         name: the run or the checkpoint.
-        prompts: one text each, or images; None to talk with the person at the terminal.
+        prompts: texts, or images; None for a conversation at the terminal.
         chat, asked: see `open_writer`.
-        as_json: print JSON lines, as is done wherever the output is no terminal.
+        as_json: print JSON lines, as is always done if the output is not a terminal.
 
     Raises:
-        UserError: the model writes no text, or a prompt or a setting is not as it has to be.
+        UserError: the model generates no text, or a prompt or a setting is invalid.
     """
     from jaxft.inference.generate import complete, open_writer, prompts_of
 
@@ -240,7 +261,7 @@ def _print_texts(
 
 
 def _talk(writer: Writer) -> None:
-    """Answer what is typed, a line at a time; with a chat template, all that was said before."""
+    """Answer typed lines; with a chat template, each with the conversation so far."""
     print("Type a text; Ctrl-D ends.", file=sys.stderr)
     conversation: list[Message] = []
     while True:
@@ -253,7 +274,7 @@ def _talk(writer: Writer) -> None:
 
 
 def _print(writer: Writer, conversation: list[Message]) -> str:
-    """Print the text as it comes, and give it back whole."""
+    """Print the text as it comes, and return it."""
     from jaxft.inference.generate import write
 
     pieces = []
@@ -262,20 +283,3 @@ def _print(writer: Writer, conversation: list[Message]) -> str:
         print(piece, end="", flush=True)
     print()
     return "".join(pieces)
-
-
-def _lines_of(file: Path) -> Iterator[str]:
-    try:
-        with file.open("rb") as lines:
-            yield from _decoded(lines, str(file))
-    except OSError as error:
-        raise UserError(f"Cannot read '{file}': {error.strerror}.") from None
-
-
-def _decoded(lines: Iterable[bytes], name: str) -> Iterator[str]:
-    """Yield each line as text, without its end."""
-    for number, line in enumerate(lines, 1):
-        try:
-            yield line.decode("utf-8").rstrip("\r\n")
-        except UnicodeDecodeError:
-            raise UserError(f"{name}, line {number} is not UTF-8 text.") from None

@@ -1,6 +1,6 @@
-"""`jaxft report`: runs as a page, as JSON or as pictures.
+"""`jaxft report`: runs as a web page, as JSON or as pictures.
 
-The story is imported when it is asked for, as in `cli.py`.
+The story is imported when it is called, as in `cli/main.py`.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ def report(
         ),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print scores and figures as JSON, and write no page.")
+        bool, typer.Option("--json", help="Print scores and figures as JSON instead.")
     ] = False,
     png: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
             parser=folder_named,
-            help="Write each figure as a PNG there, by Chromium, and no page.",
+            help="Write each figure as a PNG into this folder instead (needs Chromium).",
         ),
     ] = None,
 ) -> None:
-    """Write one page that shows the runs, complete in itself; prints its path."""
+    """Write a self-contained web page about one or more runs, and print its path."""
     if sum((out is not None, as_json, png is not None)) > 1:
-        raise UserError("--out, --json and --png are three kinds of report.", "Give one of them.")
+        raise UserError("--out, --json and --png are three kinds of report.", "Use one of them.")
     if as_json:
         from jaxft.report.page.json_report import report_json
 

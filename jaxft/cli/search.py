@@ -1,6 +1,6 @@
-"""`jaxft search`: the images of a folder that are most like some words, or like an image; texts.
+"""`jaxft search`: images, or texts, most similar to a query.
 
-The story is imported when it is asked for, as in `cli.py`.
+The story is imported when it is called, as in `cli/main.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jaxft.errors import UserError
 if TYPE_CHECKING:
     from jaxft.inference.search import Found
 
-MOST_NOTES = 5  # images that are left out by name; of more, the number is told
+MOST_NOTES = 5  # skipped images that are listed by name; more are only counted
 
 
 Run = Annotated[
@@ -29,26 +29,27 @@ Run = Annotated[
     typer.Argument(
         metavar="RUN",
         parser=folder_named,
-        help="A run of the contrastive task; of texts, embedding.",
+        help="A run of the task contrastive, or embedding for --texts.",
     ),
 ]
 Images = Annotated[
     Path | None,
-    typer.Option(metavar="FOLDER", help="Where to look, with all folders in it."),
+    typer.Option(metavar="FOLDER", help="The folder of images to search, with its subfolders."),
 ]
 Texts = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Look among texts instead: a file with one a line."),
+    typer.Option(metavar="FILE", help="Search texts instead: a file with one text per line."),
 ]
 Like = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Look for images like this one instead.")
+    Path | None,
+    typer.Option(metavar="FILE", help="Search for images similar to this one instead of words."),
 ]
 Sheet = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
         parser=folder_named,
-        help="Write them as a contact sheet too: .png or .html.",
+        help="Also write a contact sheet: .png or .html.",
     ),
 ]
 
@@ -57,26 +58,26 @@ def search(
     run: Run,
     words: Annotated[
         str | None,
-        typer.Argument(metavar="WORDS", help="What to look for.", show_default=False),
+        typer.Argument(metavar="WORDS", help="The query.", show_default=False),
     ] = None,
     images: Images = None,
     texts: Texts = None,
     image: Like = None,
-    best: Annotated[int, typer.Option(min=1, help="How many to show.")] = 10,
+    best: Annotated[int, typer.Option(min=1, help="Number of results.")] = 10,
     out: Sheet = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> None:
-    """Find the images of a folder that are most like some words, or like an image; or texts."""
+    """Find the images of a folder most similar to words or to an image, or find texts."""
     if texts is not None:
         _search_texts(run, words, texts, best, as_json, others=(images, image, out))
         return
     if images is None:
-        raise UserError("Say where to look: --images FOLDER, or --texts FILE.")
+        raise UserError("jaxft search needs something to search.", "Add --images or --texts.")
     from jaxft.inference.search import search as story
 
     result = story(run, words, images, image=image, best=best, out=out)
     for note in result.skipped[:MOST_NOTES]:
-        print(f"jaxft: left out: {note}", file=sys.stderr)
+        print(f"jaxft: skipped: {note}", file=sys.stderr)
     if len(result.skipped) > MOST_NOTES:
         print(f"jaxft: and {len(result.skipped) - MOST_NOTES} more", file=sys.stderr)
     if as_json:
@@ -90,11 +91,14 @@ def search(
 def _search_texts(
     run: Path, words: str | None, file: Path, best: int, as_json: bool, others: tuple
 ) -> None:
-    """Print the lines of a file that are most like some words."""
+    """Print the lines of a file most similar to some words."""
     from jaxft.inference.search_texts import search_texts as story
 
     if words is None or any(other is not None for other in others):
-        raise UserError("Texts are searched for words, and give no images.", "Leave those out.")
+        raise UserError(
+            "--texts needs a query in words, and does not combine with images.",
+            "Remove --images, --image and --out.",
+        )
     matches = story(run, words, file, best)
     if as_json:
         print_json_lines(matches)
@@ -107,10 +111,10 @@ def _search_texts(
 
 
 def _table(result: Found) -> Table:
-    """Return the matches, and how many images were compared."""
+    """Return the table of matches, with the number of images compared."""
     caption = f"{result.searched:,} images, {result.embedded:,} of them new"
     table = Table("", "similarity", "image", box=box.SIMPLE_HEAD, caption=caption)
     for match in result.matches:
-        file = Text(match["file"], overflow="fold")  # plain: brackets in a name are no markup
+        file = Text(match["file"], overflow="fold")  # plain: brackets in a name are not markup
         table.add_row(str(match["rank"]), f"{match['similarity']:.3f}", file)
     return table

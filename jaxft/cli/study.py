@@ -1,6 +1,6 @@
-"""`jaxft study`: many variants of a run trained together, and ranked.
+"""`jaxft study`: variants of a run, trained together and ranked.
 
-The story is imported when it is asked for, as in `cli.py`.
+Each story is imported when it is called, as in `cli/main.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="KEY=VALUE",
-        help="Config keys to set for all members, such as train.length=2.",
+        help="Config keys to override in all variants, such as train.length=2.",
         show_default=False,
     ),
 ]
@@ -29,14 +29,28 @@ Vary = Annotated[
     list[str] | None,
     typer.Option(
         metavar="KEY=A,B,C",
-        help="A config key and its values; with several keys, every combination.",
+        help="A config key and its values; several keys give every combination.",
         show_default=False,
     ),
 ]
 Name = Annotated[
     str | None,
-    typer.Option(help="The study's folder in run.dir; run.name with '-study' by default."),
+    typer.Option(help="Name of the study's folder in run.dir; NAME-study by default."),
 ]
+
+
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Train the variants that an interrupted study has not trained."),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an existing study of this name.")
+]
+LrRange = Annotated[
+    bool,
+    typer.Option("--lr-range", help="Search for a range of learning rates in a short run instead."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the study's folder.")]
 
 
 def study(
@@ -45,33 +59,27 @@ def study(
     overrides: Overrides = None,
     vary: Vary = None,
     name: Name = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Train what an earlier start did not get to.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the study of this name.")
-    ] = False,
-    lr_range: Annotated[
-        bool, typer.Option("--lr-range", help="Find a range of rates instead, in a short run.")
-    ] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Print the study's folder only.")
-    ] = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    lr_range: LrRange = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Train variants of a run together, the frozen trunk once for all, and rank them."""
+    """Train variants of a run together and rank them; they share the frozen trunk."""
     if resume and overwrite:
-        raise UserError("--resume keeps a study and --overwrite replaces it.", "Give one of them.")
+        raise UserError(
+            "--resume continues a study and --overwrite replaces it.", "Use one of them."
+        )
     checked = _checked(config, overrides or ())
     varied = parse_vary(vary or ())
     if not varied and not lr_range:
-        raise UserError("There is nothing to vary.", "Add --vary optimizer.lr=1e-5,3e-5,1e-4.")
+        raise UserError("A study needs a key to vary.", "Add --vary optimizer.lr=1e-5,3e-5,1e-4.")
     name = name or checked.run.name + ("-lr-range" if lr_range else "-study")
-    if not quiet:  # importing jax takes seconds, and a person should not wait for a first word
+    if not quiet:  # importing jax takes seconds: show at once that the command has started
         typer.echo(f"jaxft {metadata.version('jaxft')}: {checked.run.dir}/{name}")
     flags = {"name": name, "overwrite": overwrite, "quiet": quiet, "command": context.obj}
     if lr_range:
         if resume:
-            raise UserError("--lr-range is short: it cannot be resumed.", "Leave out --resume.")
+            raise UserError("--lr-range is a short run that cannot be resumed.", "Remove --resume.")
         from jaxft.studies.range import lr_range as find
 
         typer.echo(find(checked, varied, **flags).folder)
@@ -88,10 +96,10 @@ def _checked(config: str, overrides: Sequence[str]) -> Config:
 
 
 def parse_vary(words: list[str] | tuple[str, ...]) -> dict[str, list[Any]]:
-    """Return what `--vary` asks for: key -> values, each read as YAML.
+    """Parse the `--vary` options: key -> values, each read as YAML.
 
     Raises:
-        UserError: not `key=a,b,c`, or a key twice.
+        UserError: not `KEY=A,B,C`, or a key twice.
     """
     from jaxft.config.load import read_yaml
 
@@ -101,9 +109,10 @@ def parse_vary(words: list[str] | tuple[str, ...]) -> dict[str, list[Any]]:
         key = key.strip()
         if not equals or not key:
             raise UserError(
-                f"--vary {word}: it is not key=a,b,c.", "Such as optimizer.lr=1e-5,3e-5."
+                f"--vary must be KEY=A,B,C, not '{word}'.",
+                "Write for example optimizer.lr=1e-5,3e-5.",
             )
         if key in varied:
-            raise UserError(f"--vary {key} is given twice.", "Give all values at once: key=a,b,c.")
+            raise UserError(f"--vary {key} appears twice.", "List all values once: KEY=A,B,C.")
         varied[key] = read_yaml(f"[{values}]", f"--vary {key}", whole=False)[0]
     return varied

@@ -1,4 +1,4 @@
-"""The process that a parent watches: `jaxft`, but for how it ends."""
+"""The supervised process of a run: `jaxft` with exit codes for its parent."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from jaxft.cli.main import main
 from jaxft.launch.cluster import PROCESS
 from jaxft.launch.team import COMPUTATION_FAILED, STOPPED
 
-# Process 0 holds what the others still read when all find the same wrong.
+# Process 0 serves what the others still read when all fail for the same reason.
 LAST_OF_THE_FIRST = 1.0
 
 
 def end(code: int) -> None:
-    """Leave at once: at its end jax would wait for the others, who wait for this process."""
+    """Exit at once: at its end jax would wait for the others, which wait for this process."""
     if os.environ.get(PROCESS) == "0":
         time.sleep(LAST_OF_THE_FIRST)
     sys.stdout.flush()

@@ -10,12 +10,12 @@ from typing import Annotated, Any, Protocol
 import typer
 from rich.console import Console, RenderableType
 
-ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="The run, as a YAML file.")]
+ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="The config, a YAML file.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="KEY=VALUE",
-        help="Config keys to set, such as optimizer.lr=3e-5.",
+        help="Config keys to override, such as optimizer.lr=3e-5.",
         show_default=False,
     ),
 ]

@@ -14,17 +14,17 @@ Scalar = str | int | float | bool
 class MixedSource(Section):
     """One source of a mixture."""
 
-    source: str = key(..., "rows, as data.train names them", resume="fixed", min_length=1)
+    source: str = key(..., "a source string, as in data.train", resume="fixed", min_length=1)
     weight: float = key(
         1.0,
-        "its share of the examples that are drawn, beside the others' weights",
+        "weight of the source; its share of the examples is its weight over the sum of all",
         resume="fixed",
         gt=0,
     )
 
 
 class DataSection(Section):
-    """The rows to learn from, and how they become batches."""
+    """The rows of a run, and how they become batches."""
 
     train: list[MixedSource] | str = key(
         ...,
@@ -32,48 +32,50 @@ class DataSection(Section):
         "parquet:, arrow:PATH, hf:DIR:SPLIT, tfds:NAME:SPLIT, images:DIR; [a:b], :ordered",
         resume="fixed",
     )
-    eval: str = key(..., "rows that choose the best checkpoint", resume="fixed")
+    eval: str = key(..., "rows that select the best checkpoint", resume="fixed")
     test: str | None = key(
         None, "rows scored once, with the best checkpoint, at the end", resume="may change"
     )
     where: dict[str, Scalar | list[Scalar]] = Field(
         default_factory=dict,
-        description="keep only rows with this value, or one of these values, in a column",
+        description="column: value, or list of values; only rows that have it are used",
         json_schema_extra={"resume": "fixed"},
     )
     on_bad_row: Literal["error", "skip"] = key(
         "error",
-        "a row without a label or a text, with one of another kind, or with a broken image: end "
-        "with its place, or leave it out and say how many there were",
+        "a row with a missing or invalid label, text or image: stop and name the row, or skip it "
+        "and report how many were skipped",
         resume="fixed",
     )
     balance: bool = key(
-        False, "draw every class as often as the others, whatever the rows hold", resume="fixed"
+        False, "sample every class equally often, whatever its number of rows", resume="fixed"
     )
     batch_size: int = key(
-        32, "examples in an optimizer step, over all devices", resume="fixed", unit="examples", ge=1
+        32, "examples per optimizer step, over all devices", resume="fixed", unit="examples", ge=1
     )
     max_length: int | None = key(
         None,
-        "cut longer examples to this; null is the longest the model takes",
+        "truncate examples to this length; null is the longest that the model takes",
         resume="fixed",
         unit="tokens",
         ge=3,
     )
     pack: bool | Literal["auto"] = key(
-        "auto", "put several examples in one row; auto does where the task can", resume="fixed"
+        "auto", "pack several examples into one row; auto does so if the task can", resume="fixed"
     )
     row_length: int | None = key(
         None,
-        "length of a row; null is the shortest multiple of 32 that holds the longest example",
+        "length of a row; null is the smallest multiple of 32 that fits the longest example",
         resume="fixed",
         unit="tokens",
         ge=8,
     )
-    workers: int = key(0, "processes that prepare batches; 0 is threads", resume="may change", ge=0)
-    prefetch: int = key(2, "batches kept ready", resume="may change", unit="batches", ge=1)
+    workers: int = key(
+        0, "processes that prepare batches; 0 uses threads", resume="may change", ge=0
+    )
+    prefetch: int = key(2, "batches prepared in advance", resume="may change", unit="batches", ge=1)
     cache: str | None = key(
-        None, "folder for tokenised rows; null is the user's cache folder", resume="may change"
+        None, "folder for tokenized rows; null is the user's cache folder", resume="may change"
     )
 
     @property

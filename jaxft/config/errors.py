@@ -1,4 +1,4 @@
-"""What pydantic finds wrong in a config, said in one sentence."""
+"""Errors of pydantic, as one sentence each."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _TYPES = {
 }
 _VALUE = frozenset([str, int, float, bool])
 _WITH_ARTICLE = ("duration", "finite", "list", "mapping", "number", "section", "value", "whole")
-TAG = "kind"  # the key that tells sections of several kinds apart
-# What other tools call a key, where neither its letters nor its section give it away.
+TAG = "kind"  # the key that selects one of several kinds of section
+# Names of keys in other tools that resemble ours too little to be suggested.
 ALIASES = {
     "learning_rate": "optimizer.lr",
     "num_train_epochs": "train.length",
@@ -84,14 +84,16 @@ def type_name(kind: Any) -> str:
 
 
 def _either(names: list[str]) -> str:
-    """Return `a`, `a or b`, `a, b or c`."""
+    """Return `a`, `a or b`, or `a, b or c`."""
     return " or ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
 
 
 def as_user_error(
     error: ValidationError, model: type[BaseModel], written: Mapping[str, Any], origin: Origin
 ) -> UserError:
-    """Return the first mistake, unknown keys before all others: they often explain the rest."""
+    """Return the first mistake as a UserError; unknown keys come first, as they often explain the
+    rest.
+    """
     mistakes = error.errors(include_url=False)
     mistakes.sort(key=lambda item: item["type"] != "extra_forbidden")
     item = mistakes[0]
@@ -119,7 +121,7 @@ def as_user_error(
 
 
 def _wrong_tag(start: str, name: str, kind: Any, value: Any) -> UserError:
-    """Return a section of several kinds that does not say which, or says one that is not there."""
+    """Return the error of a section whose kind is missing or unknown."""
     members = sections_in(kind)
     tag = f"{name}.{TAG}"
     if not isinstance(value, Mapping) or TAG not in value:
@@ -135,9 +137,7 @@ def _wrong_tag(start: str, name: str, kind: Any, value: Any) -> UserError:
 def _walk(
     model: type[BaseModel], written: Any, loc: tuple[int | str, ...]
 ) -> tuple[tuple[str, ...], Any, type[BaseModel]]:
-    """Return the key at `loc` without pydantic's own union tags, its type, and the section it is
-    in.
-    """
+    """Return the key at `loc` without pydantic's own union tags, its type, and its section."""
     path: list[str] = []
     kind: Any = model
     section = model
@@ -177,7 +177,7 @@ def item_type(kind: Any) -> Any:
 
 
 def section_in(kind: Any) -> type[BaseModel] | None:
-    """Return the section that a type is, or may be."""
+    """Return the section that a type is or may be; None if there is none."""
     return next(iter(sections_in(kind)), None)
 
 
@@ -188,7 +188,7 @@ def sections_in(kind: Any) -> tuple[type[BaseModel], ...]:
 
 
 def tag_of(section: type[BaseModel]) -> str | None:
-    """Return what a section's `kind` says, where it is one of several."""
+    """Return the value of a section's `kind`; None if it has none."""
     field = section.model_fields.get(TAG)
     return None if field is None else get_args(field.annotation)[0]
 
@@ -205,9 +205,7 @@ def _value_at(written: Any, path: tuple[str, ...]) -> Any:
 
 
 def _suggest(path: tuple[str, ...], section: type[BaseModel], model: type[BaseModel]) -> str:
-    """Return the key that was probably meant: one spelled so in another section, or the nearest
-    here.
-    """
+    """Return a hint with the key that was probably meant."""
     if path[-1] in ALIASES:
         return f"Did you mean '{ALIASES[path[-1]]}'?"
     for top, field in model.model_fields.items():
@@ -221,7 +219,7 @@ def _suggest(path: tuple[str, ...], section: type[BaseModel], model: type[BaseMo
 
 
 def _choice(value: Any, kind: Any) -> str:
-    """Return the nearest of the words that a key may hold, where one is near."""
+    """Return a hint with the nearest allowed word, or nothing."""
     literals = [option for option in _options(kind) if get_origin(option) is Literal]
     words = [str(word) for literal in literals for word in get_args(literal)]
     close = nearest(value, words) if isinstance(value, str) else []
@@ -229,7 +227,7 @@ def _choice(value: Any, kind: Any) -> str:
 
 
 def _show(value: Any) -> str:
-    """Return a value as a config would write it, short, with its type where that may surprise."""
+    """Format a value as a config would, short, with its type if that may surprise."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):

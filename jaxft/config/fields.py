@@ -1,8 +1,7 @@
-"""What a config section and a config key are made of.
+"""The parts of a config schema: sections and keys.
 
-`resume` says whether a key may change when a run is resumed. It is "fixed" where a change would
-make the saved state not fit, the position in the data mean something else, or the score
-incomparable with those before.
+`resume` says whether a key may change when a run is resumed. It is "fixed" if a change would make
+the saved state invalid, give another position in the data, or make scores incomparable.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ def key(default: Any, meaning: str, *, resume: Resume, unit: str = "", **limits:
 
 
 def section(kind: type[BaseModel], meaning: str) -> Any:
-    """Return a section whose keys all have defaults, so that it may be left out."""
+    """Declare a section whose keys all have defaults, so that it may be omitted."""
     return Field(default_factory=kind, description=meaning)
 
 
 class Section(BaseModel):
-    """A group of keys: nothing unknown, nothing converted, nothing changed afterwards."""
+    """A group of keys: no unknown ones, no type conversion, immutable."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 

@@ -1,4 +1,4 @@
-"""Read a run's config: YAML and `key.sub=value`, checked key by key against the schema."""
+"""Reading a config: YAML and `key.sub=value`, checked key by key against the schema."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ __all__ = [
 
 
 def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
-    """Return the config in a YAML file, with `key.sub=value` overrides on top, checked.
+    """Read a YAML config, apply `key.sub=value` overrides, and check it.
 
     Args:
-        path: a YAML file, here or in a bucket.
+        path: a YAML file, local or in a bucket.
         overrides: `key.sub=value`, later ones win; the value is read as YAML, a list item is
-            reached by its number (`groups.0.lr_mult=3`).
+            selected by its number (`groups.0.lr_mult=3`).
 
     Raises:
         UserError: the file cannot be read, or a key or value is wrong.
@@ -62,16 +62,16 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 
 
 def parse_config(written: Mapping[str, Any], where: str = "config") -> Config:
-    """Return the config in a nested mapping, such as one that `Config.dump` gave.
+    """Check a config in a nested mapping, such as one from `Config.dump`.
 
     Raises:
-        UserError: a key or value is wrong; `where` is named in its sentence.
+        UserError: a key or value is wrong; the message begins with `where`.
     """
     return _check(dict(written), Origin(where, {}))
 
 
 def override_config(config: Config, overrides: Sequence[str]) -> Config:
-    """Return the same config with `key.sub=value` overrides on top, checked as `load_config` does.
+    """Apply `key.sub=value` overrides to a config, checked as in `load_config`.
 
     Raises:
         UserError: a key or value is wrong.
@@ -96,7 +96,7 @@ def _override(written: dict[str, Any], override: str, origin: Origin) -> None:
     parts = name.strip().split(".")
     if not equals or not all(parts):
         raise UserError(
-            f"'{override}' is not key.sub=value.", "Write for example optimizer.lr=3e-5."
+            f"'{override}' is not of the form KEY=VALUE.", "Write for example optimizer.lr=3e-5."
         )
     source = f"'{override}' on the command line"
     here: Any = written
@@ -113,7 +113,7 @@ def _override(written: dict[str, Any], override: str, origin: Origin) -> None:
         elif isinstance(here, dict):
             step = part
         else:
-            raise UserError(f"{source}: '{name_here}' holds a value, so it has no key '{part}'.")
+            raise UserError(f"{source}: '{name_here}' is a value, so it has no key '{part}'.")
         if depth == len(parts) - 1:
             here[step] = read_yaml(value, source, whole=False)[0]
             origin.override(tuple(parts), source)
@@ -125,7 +125,7 @@ def _override(written: dict[str, Any], override: str, origin: Origin) -> None:
 
 @dataclass(frozen=True)
 class Key:
-    """What one config key is: its dotted name, type, default, unit, meaning, and resume rule."""
+    """A config key: its dotted name, type, default, unit, meaning, and resume rule."""
 
     name: str
     type: str
@@ -136,7 +136,7 @@ class Key:
 
 
 def describe_keys() -> list[Key]:
-    """Return every key of a config in order; those of a list's items are named `groups[].name`."""
+    """List every config key in order; keys of list items are named `groups[].name`."""
     return list(_keys_of(Config, ""))
 
 
@@ -157,7 +157,7 @@ def _keys_of(model: type[BaseModel], prefix: str) -> Iterator[Key]:
 
 
 def _keys_of_kinds(kinds: Sequence[type[BaseModel]], prefix: str) -> Iterator[Key]:
-    """Yield their `kind` once, then each one's own keys with its kind behind the meaning."""
+    """Yield their `kind` once, then each one's own keys, with the kind after the meaning."""
     named = [next(_keys_of(kind, prefix)) for kind in kinds]  # the kind is each one's first key
     yield replace(named[0], type=", ".join(key.type for key in named))
     for kind in kinds:
@@ -189,12 +189,12 @@ def _extra(field: FieldInfo) -> dict[str, Any]:
 
 
 def changed_keys(old: Config, new: Config) -> list[str]:
-    """Return dotted names of the keys whose values differ."""
+    """Return the dotted names of the keys whose values differ."""
     return [name for name, _ in _changes(old, new, "")]
 
 
 def check_resume(old: Config, new: Config) -> None:
-    """Refuse to resume a run under a config that changes what its state depends on.
+    """Raise a UserError if a resumed run's config changes what its state depends on.
 
     Raises:
         UserError: names the keys that may not change, with both values.
@@ -204,12 +204,12 @@ def check_resume(old: Config, new: Config) -> None:
         pairs = [f"{name} ({_value(old, name)} -> {_value(new, name)})" for name in fixed]
         raise UserError(
             f"A run cannot be resumed with a different {', '.join(pairs)}.",
-            "Put the old value back, or train under another run.name.",
+            "Restore the old value, or train under another run.name.",
         )
 
 
 def _changes(old: BaseModel, new: BaseModel, prefix: str) -> Iterator[tuple[str, FieldInfo]]:
-    """Yield dotted name and field of every key that differs, sections and list items gone into."""
+    """Yield the dotted name and field of every key that differs."""
     for name, field in type(old).model_fields.items():
         before, after = getattr(old, name), getattr(new, name)
         dotted = prefix + name
@@ -223,7 +223,7 @@ def _changes(old: BaseModel, new: BaseModel, prefix: str) -> Iterator[tuple[str,
 
 
 def _items_alike(before: Any, after: Any) -> bool:
-    """Return two lists of sections, as long as each other."""
+    """Return whether both are lists of sections of the same length."""
     both = isinstance(before, list) and isinstance(after, list) and len(before) == len(after)
     return both and bool(before) and all(isinstance(item, BaseModel) for item in before)
 

@@ -34,41 +34,42 @@ class OptimizerSection(Section):
     lr: float = key(5e-5, "peak learning rate, before multipliers", resume="may change", ge=0)
     adam_lr: float | None = key(
         None,
-        "peak rate of what muon leaves to adamw: all but the matrices of blocks; null is lr",
+        "peak learning rate of the parameters that muon leaves to adamw: all but the matrices of "
+        "blocks; null is lr",
         resume="may change",
         ge=0,
     )
     scale: Literal["linear", "sqrt"] | None = key(
         None,
-        "all rates are of reference_batch, and multiplied by data.batch_size / reference_batch, "
-        "or by its root; null takes them as they are",
+        "scale all learning rates from reference_batch to data.batch_size, by their ratio "
+        "(linear) or its root (sqrt); null does not scale",
         resume="may change",
     )
     reference_batch: int | None = key(
         None,
-        "the batch size that the rates were found at (scale only)",
+        "the batch size for which the learning rates were tuned (scale only)",
         resume="may change",
         unit="examples",
         ge=1,
     )
     b1: float = key(
         0.9,
-        "decay of the gradient average (all but sgd, lars, adafactor)",
+        "decay of the average gradient (all but sgd, lars, adafactor)",
         resume="fixed",
         ge=0,
         lt=1,
     )
     b2: float = key(
         0.999,
-        "decay of the squared average, or lion's of its own (0.99 unless given)",
+        "decay of the average squared gradient, or lion's momentum decay (lion: 0.99)",
         resume="fixed",
         ge=0,
         lt=1,
     )
-    eps: float = key(1e-8, "added to the divisor (lamb: 1e-6 unless given)", resume="fixed", gt=0)
+    eps: float = key(1e-8, "added to the denominator (lamb: 1e-6)", resume="fixed", gt=0)
     momentum: float = key(
         0.9,
-        "decay of the gradient sum (sgd, lars, muon; muon: 0.95 unless given)",
+        "momentum (sgd, lars, muon; muon: 0.95)",
         resume="fixed",
         ge=0,
         lt=1,
@@ -76,13 +77,13 @@ class OptimizerSection(Section):
     weight_decay: float = key(0.01, "decoupled weight decay", resume="may change", ge=0)
     clip: float | None = key(
         1.0,
-        "largest norm of the whole gradient, trainable leaves only; null does not clip",
+        "maximum global gradient norm, over trainable parameters; null does not clip",
         resume="fixed",
         gt=0,
     )
     no_decay: Literal["auto"] | list[str] = key(
         "auto",
-        "patterns of parameters without weight decay; auto is biases, norms, positions, scalars",
+        "patterns of parameters without weight decay; auto: biases, norms, positions, scalars",
         resume="fixed",
     )
 
@@ -98,9 +99,11 @@ class OptimizerSection(Section):
     def _only_what_is_read(self) -> OptimizerSection:
         """Return a key that would silently do nothing is a mistake."""
         if (self.scale is None) != (self.reference_batch is None):
-            raise ValueError("'scale' and 'reference_batch' go together: give both or neither")
+            raise ValueError("'scale' and 'reference_batch' go together: set both or neither")
         if self.name == SCHEDULE_FREE and self.b1 == 0:
-            raise ValueError(f"'b1' is above 0 for {SCHEDULE_FREE}, whose average it weighs")
+            raise ValueError(
+                f"'b1' must be above 0 for {SCHEDULE_FREE}, which weights its average by it"
+            )
         return self
 
     def numbers(self, rule: str) -> dict[str, float]:
@@ -110,7 +113,7 @@ class OptimizerSection(Section):
         `NUMBERS`.
         """
         own = NUMBERS[self.name]
-        ours = rule == self.name or (rule, self.name) == ("adamw", MUON)  # which moves by both
+        ours = rule == self.name or (rule, self.name) == ("adamw", MUON)  # muon uses both rules
         taken = {name for name in NUMBERS[rule] if ours or name not in own}
         return {n: getattr(self, n) if n in taken else v for n, v in NUMBERS[rule].items()}
 
@@ -145,13 +148,13 @@ def check_optimizer(
     rules += [(g.optimizer, g.schedule or schedule) for g in groups if g.optimizer and not g.freeze]
     named = {rule for rule, _ in rules}
     if optimizer.adam_lr is not None and MUON not in named:
-        raise ValueError("'optimizer.adam_lr' is read by muon only")
+        raise ValueError("'optimizer.adam_lr' applies to muon only")
     if any(rule == SCHEDULE_FREE and moves.kind != "constant" for rule, moves in rules):
         raise ValueError(
-            f"{SCHEDULE_FREE} averages in place of a falling rate: set schedule.kind to constant"
+            f"{SCHEDULE_FREE} replaces learning rate decay: set schedule.kind to constant"
         )
     if SCHEDULE_FREE in named and ema is not None:
-        raise ValueError(f"{SCHEDULE_FREE} scores an average of its own: leave out train.ema")
+        raise ValueError(f"{SCHEDULE_FREE} already evaluates an average: remove train.ema")
 
 
 assert set(NUMBERS) == set(get_args(RuleName))

@@ -1,4 +1,4 @@
-"""The keys that say which parameters move, and how fast: schedule, decay, groups, phases."""
+"""The sections that say which parameters train, and how fast: schedule, decay, groups, phases."""
 
 from __future__ import annotations
 
@@ -13,45 +13,48 @@ from jaxft.durations import Duration
 
 
 def _as_pair(written: Any) -> Any:
-    """YAML has lists only: a list of two is what a person means by a pair."""
+    """Convert a list of two to a pair: YAML has lists only."""
     return tuple(written) if isinstance(written, list) else written
 
 
 class ScheduleSection(Section):
-    """How the learning rate moves over the steps of training."""
+    """The learning rate over the steps of training."""
 
     kind: Literal["constant", "linear", "cosine", "wsd", "slanted_triangular", "inverse_sqrt"] = (
-        key("linear", "shape of the rate after warm-up", resume="may change")
+        key("linear", "shape of the learning rate after warmup", resume="may change")
     )
     warmup: DurationKey = key(
-        Duration(0, "steps"), "length of the linear rise from zero", resume="may change"
+        Duration(0, "steps"), "length of the linear warmup from zero", resume="may change"
     )
     end: float = key(
         0.0,
-        "rate at the last step (linear, cosine, wsd)",
+        "learning rate at the last step (linear, cosine, wsd)",
         resume="may change",
         unit="fraction of the peak",
         ge=0,
         le=1,
     )
     decay: DurationKey = key(
-        Duration(20, "percent"), "length of the fall at the end (wsd only)", resume="may change"
+        Duration(20, "percent"), "length of the decay at the end (wsd only)", resume="may change"
     )
     cut_frac: float = key(
         0.1,
-        "where the peak is (slanted_triangular only)",
+        "position of the peak (slanted_triangular only)",
         resume="may change",
         unit="fraction of all steps",
         gt=0,
         lt=1,
     )
     ratio: float = key(
-        32.0, "peak over lowest rate (slanted_triangular only)", resume="may change", ge=1
+        32.0,
+        "peak learning rate over the lowest (slanted_triangular only)",
+        resume="may change",
+        ge=1,
     )
 
     @model_validator(mode="after")
     def _only_what_the_kind_reads(self) -> ScheduleSection:
-        """Return a key that would silently do nothing is a mistake."""
+        """Reject a key that would silently do nothing."""
         readers = {
             "warmup": ("constant", "linear", "cosine", "wsd", "inverse_sqrt"),
             "end": ("linear", "cosine", "wsd"),
@@ -63,30 +66,30 @@ class ScheduleSection(Section):
             is_set = getattr(self, name) != type(self).model_fields[name].default
             if is_set and self.kind not in kinds:
                 raise ValueError(
-                    f"'{name}' is read by {', '.join(kinds)} only, and kind is {self.kind}"
+                    f"'{name}' applies to {', '.join(kinds)} only, and kind is {self.kind}"
                 )
         return self
 
 
 class LayerDecaySection(Section):
-    """Lower rates for lower layers."""
+    """Lower learning rates for lower layers."""
 
     rate: float = key(
         1.0,
-        "what the rate is multiplied by, a layer down; 1 is off (ulmfit: 1/2.6 unless given)",
+        "factor of the learning rate per layer from the top; 1 is off (ulmfit: 1/2.6)",
         resume="may change",
         gt=0,
         le=1,
     )
     preset: Literal["timm", "mae", "electra", "ulmfit", "auto_rgn"] = key(
         "mae",
-        "whose way of counting layers and exponents; auto_rgn measures: each parameter's gradient "
-        "over its weight, as a share of the largest",
+        "whose layer numbers and exponents to use; auto_rgn measures each parameter's ratio of "
+        "gradient norm to weight norm, relative to the largest",
         resume="may change",
     )
     every: LengthKey = key(
         Duration(50, "steps"),
-        "how often the multipliers are measured anew (auto_rgn only)",
+        "interval between measurements of the multipliers (auto_rgn only)",
         resume="fixed",
     )
 
@@ -99,38 +102,44 @@ class LayerDecaySection(Section):
 
     @model_validator(mode="after")
     def _only_what_the_preset_reads(self) -> LayerDecaySection:
-        """Return a key that would silently do nothing is a mistake."""
+        """Reject a key that would silently do nothing."""
         measured = self.preset == "auto_rgn"
         if measured and self.rate != 1:
-            raise ValueError("'rate' and preset auto_rgn both say what lower layers get: leave one")
+            raise ValueError(
+                "'rate' and preset auto_rgn both set the multipliers of lower layers: remove one"
+            )
         if not measured and self.every != type(self).model_fields["every"].default:
-            raise ValueError(f"'every' is read by auto_rgn only, and preset is {self.preset}")
+            raise ValueError(f"'every' applies to auto_rgn only, and preset is {self.preset}")
         return self
 
 
 class Group(Section):
-    """Parameters that are trained alike, or not at all."""
+    """Parameters that share their training settings, or are frozen."""
 
     name: str = key(..., "name of the group in tables and curves", resume="fixed", pattern=NAME)
     match: str | list[str] | None = key(
-        None, "regular expressions of whole parameter names", resume="fixed"
+        None, "regular expressions that match whole parameter names", resume="fixed"
     )
     depth: Annotated[tuple[int, int], BeforeValidator(_as_pair)] | None = key(
         None,
-        "[lowest, highest] depth, both in: 0 embeddings, i + 1 block i, then final norm and head",
+        "[lowest, highest] depth, inclusive: 0 embeddings, i + 1 block i, then final norm and head",
         resume="fixed",
     )
-    freeze: bool = key(False, "never differentiated, never changed", resume="fixed")
-    lr_mult: float = key(1.0, "multiplies the rate of the group", resume="may change", ge=0)
-    lr: float | None = key(None, "peak rate in place of optimizer.lr", resume="may change", ge=0)
+    freeze: bool = key(
+        False, "freeze the group: neither differentiated nor updated", resume="fixed"
+    )
+    lr_mult: float = key(1.0, "multiplier of the group's learning rate", resume="may change", ge=0)
+    lr: float | None = key(
+        None, "peak learning rate in place of optimizer.lr", resume="may change", ge=0
+    )
     weight_decay: float | None = key(
         None, "in place of optimizer.weight_decay", resume="may change", ge=0
     )
     schedule: ScheduleSection | None = key(
-        None, "a schedule of its own, in place of the run's", resume="may change"
+        None, "the group's own schedule, in place of the run's", resume="may change"
     )
     optimizer: RuleName | None = key(
-        None, "an update rule of its own, in place of optimizer.name", resume="fixed"
+        None, "the group's own update rule, in place of optimizer.name", resume="fixed"
     )
 
     @model_validator(mode="after")
@@ -143,38 +152,44 @@ class Group(Section):
             low, high = self.depth
             raise ValueError(f"group '{self.name}': depth [{low}, {high}] is not [lowest, highest]")
         if self.name == "rest":
-            raise ValueError("'rest' is the group of all parameters no other group owns")
+            raise ValueError("'rest' is the name of the group of all remaining parameters")
         return self
 
 
 class PhaseSection(Section):
-    """A stretch of training in which only some parameters move."""
+    """A part of training in which only some parameters train."""
 
-    until: LengthKey = key(..., "where the phase ends, from the start of the run", resume="fixed")
+    until: LengthKey = key(
+        ..., "end of the phase, counted from the start of the run", resume="fixed"
+    )
     unfreeze: Literal["all"] | list[str] = key(
         "all",
-        "patterns of the parameters that train; what a group freezes never does",
+        "patterns of the parameters that train; groups with freeze stay frozen",
         resume="fixed",
     )
     depth: Annotated[tuple[int, int], BeforeValidator(_as_pair)] | None = key(
         None, "[lowest, highest] depth that trains, in place of unfreeze", resume="fixed"
     )
-    lr: float | None = key(None, "peak rate in place of optimizer.lr", resume="may change", ge=0)
+    lr: float | None = key(
+        None, "peak learning rate in place of optimizer.lr", resume="may change", ge=0
+    )
     schedule: ScheduleSection | None = key(
         None,
-        "a schedule over the phase's own steps, in place of those over the whole run",
+        "a schedule over the phase's own steps, in place of that of the whole run",
         resume="may change",
     )
     rewarm: DurationKey = key(
-        Duration(0, "steps"), "length of a rise from zero as the phase begins", resume="may change"
+        Duration(0, "steps"),
+        "length of a new warmup at the start of the phase",
+        resume="may change",
     )
 
     @model_validator(mode="after")
     def _chosen_one_way(self) -> PhaseSection:
         if self.depth is not None and self.unfreeze != "all":
-            raise ValueError("a phase names what trains by 'unfreeze' or by 'depth', not by both")
+            raise ValueError("a phase selects parameters by 'unfreeze' or by 'depth', not by both")
         if self.unfreeze == []:
-            raise ValueError("'unfreeze' is empty, so that nothing would train")
+            raise ValueError("'unfreeze' is empty, so nothing would train")
         if self.depth is not None and not 0 <= self.depth[0] <= self.depth[1]:
             low, high = self.depth
             raise ValueError(f"depth [{low}, {high}] is not [lowest, highest]")
@@ -187,11 +202,11 @@ PhaseRecipe = Literal[
 
 
 class FreezingSection(Section):
-    """How the recipes that let layers stop decide which, and when."""
+    """Settings of the recipes that freeze layers during training."""
 
     first: float = key(
         0.8,
-        "how far through the run the embeddings stop, before the power (freeze_out only)",
+        "when the embeddings freeze, before the power is applied (freeze_out only)",
         resume="fixed",
         unit="fraction of the run",
         gt=0,
@@ -199,29 +214,30 @@ class FreezingSection(Section):
     )
     power: Literal[1, 2, 3] = key(
         3,
-        "stops are spread evenly over depth, then raised to it (freeze_out only)",
+        "exponent of the freezing times, which are linear in depth before (freeze_out only)",
         resume="fixed",
     )
     scaled: bool = key(
         True,
-        "raise the rate of what stops early, so that all layers move as far (freeze_out only)",
+        "raise the learning rate of layers that freeze early in proportion (freeze_out only)",
         resume="fixed",
     )
     every: LengthKey = key(
         Duration(10, "percent"),
-        "how often layers are compared with what they did before (auto_freeze only)",
+        "interval between comparisons of the layers' gradient norms (auto_freeze only)",
         resume="fixed",
     )
     percentile: float = key(
         50.0,
-        "layers below the first one that changes by this percentile of all stop (auto_freeze only)",
+        "freeze all layers below the first whose gradient-norm change reaches this percentile "
+        "(auto_freeze only)",
         resume="fixed",
         gt=0,
         le=100,
     )
     share: float = key(
         1 / 3,
-        "how many of the blocks left an epoch freezes (pipe_transformer only)",
+        "fraction of the remaining blocks that each epoch freezes (pipe_transformer only)",
         resume="fixed",
         unit="fraction",
         gt=0,
@@ -240,13 +256,13 @@ FREEZING_READERS = {
 
 
 def check_freezing(phases: Any, freezing: FreezingSection, schedule: ScheduleSection) -> None:
-    """Raise a ValueError where a key would silently do nothing, or two would lower one rate."""
+    """Raise a ValueError if a key would do nothing, or two keys would lower one learning rate."""
     for name, reader in FREEZING_READERS.items():
         is_set = getattr(freezing, name) != FreezingSection.model_fields[name].default
         if is_set and phases != reader:
-            raise ValueError(f"'freezing.{name}' is read where 'phases' is {reader} only")
+            raise ValueError(f"'freezing.{name}' applies to 'phases: {reader}' only")
     if phases == "freeze_out" and schedule.kind != "constant":
         raise ValueError(
-            "'phases: freeze_out' lowers each layer's rate to zero by itself: "
+            "'phases: freeze_out' lowers each layer's learning rate to zero itself: "
             "set schedule.kind to constant"
         )

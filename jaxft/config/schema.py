@@ -1,4 +1,4 @@
-"""The keys of a run, section by section; those of the recipe are in `config/recipe.py`."""
+"""The sections of a config; those of the training recipe are in `config/recipe.py`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ModelSection(Section):
     ) = key(
         ...,
         "a hub id (id@revision), a folder, or package:module/path; or two of them: {vision, "
-        "text}, whose towers are put side by side, or {encoder, decoder}, which reads the other",
+        "text} for a dual encoder, or {encoder, decoder} with cross-attention",
         resume="fixed",
     )
     dropout: float | None = key(
@@ -41,17 +41,17 @@ class ModelSection(Section):
     )
     ignore: list[str] = Field(
         default_factory=list,
-        description="fields of the checkpoint's config.json to leave out of account",
+        description="fields of the checkpoint's config.json to ignore",
         json_schema_extra={"resume": "fixed"},
     )
     resize_vocab: bool = key(
         False,
-        "give the model embeddings for all pieces of its tokenizer, where it has too few",
+        "add embeddings if the tokenizer has more tokens than the model",
         resume="fixed",
     )
     reinit: int = key(
         0,
-        "so many blocks from the top begin anew, and with them the pooler; 0 for none",
+        "re-initialize this many blocks from the top, and the pooler; 0 for none",
         resume="fixed",
         unit="blocks",
         ge=0,
@@ -65,8 +65,8 @@ class ModelSection(Section):
     )
     detection_tokens: int | None = key(
         None,
-        "the most objects to find in an image, where a plain ViT becomes a detector; null is "
-        "the checkpoint's own, or 100",
+        "detection tokens, the most objects in an image; null is the checkpoint's own number, or "
+        "100 for a plain ViT",
         resume="fixed",
         ge=1,
     )
@@ -77,55 +77,55 @@ class ModelSection(Section):
 
 def _devices(size: int) -> int:
     if size == 0:
-        raise ValueError("an axis of the mesh has at least one device (or -1: all left)")
+        raise ValueError("an axis of the mesh has at least one device (or -1: all that remain)")
     return size
 
 
 def _not_of_itself(length: Duration) -> Duration:
     if length.unit == "percent":
-        raise ValueError(f"it is in steps or epochs, not {length}")
+        raise ValueError(f"it must be in steps or epochs, not {length}")
     return length
 
 
 def _spelled_out(written: Any) -> Any:
-    """Return `mesh: auto` is short for `mesh: {layout: auto}`."""
+    """Read `mesh: auto` as `mesh: {layout: auto}`."""
     return {"layout": "auto"} if written == "auto" else written
 
 
 class MeshSection(Section):
-    """How many devices along each axis of the mesh."""
+    """The number of devices along each axis of the mesh."""
 
     layout: Literal["given", "auto"] = key(
         "given",
-        "auto picks the sizes below from the model, the batch and the chip's memory, and says why; "
-        "mesh: auto is short for it",
+        "auto chooses the sizes below from the model, the batch and the chip's memory, and says "
+        "why; mesh: auto is short for it",
         resume="may change",
     )
     data: Annotated[int, AfterValidator(_devices)] = key(
         -1,
-        "copies, each with its share of the batch; -1 is all that are left",
+        "replicas, each with a part of the batch; -1 is all remaining devices",
         resume="may change",
         unit="devices",
         ge=-1,
     )
     fsdp: Annotated[int, AfterValidator(_devices)] = key(
         1,
-        "shares of parameters and optimizer state, and of the batch; or -1",
+        "shards of parameters and optimizer state, and of the batch; or -1",
         resume="may change",
         unit="devices",
         ge=-1,
     )
     tensor: Annotated[int, AfterValidator(_devices)] = key(
-        1, "shares of each wide matrix; or -1", resume="may change", unit="devices", ge=-1
+        1, "shards of each wide matrix; or -1", resume="may change", unit="devices", ge=-1
     )
 
     @model_validator(mode="after")
     def _sizes(self) -> MeshSection:
         sizes = [self.data, self.fsdp, self.tensor]
         if sizes.count(-1) > 1:
-            raise ValueError("only one axis of the mesh can be -1 (all devices left)")
+            raise ValueError("only one axis of the mesh can be -1 (all remaining devices)")
         if self.layout == "auto" and sizes != [-1, 1, 1]:
-            raise ValueError("layout: auto picks data, fsdp and tensor: leave them out")
+            raise ValueError("layout: auto chooses data, fsdp and tensor: remove them")
         return self
 
 
@@ -133,59 +133,61 @@ MeshKey = Annotated[MeshSection, BeforeValidator(_spelled_out)]
 
 
 class TrainSection(Section):
-    """How long, how exactly, and how often the run looks at itself."""
+    """Length, precision and memory of training, and intervals of evaluation and logging."""
 
     length: Annotated[LengthKey, AfterValidator(_not_of_itself)] = key(
-        Duration(3, "epochs"), "how long to train: steps or epochs", resume="may change"
+        Duration(3, "epochs"), "length of training, in steps or epochs", resume="may change"
     )
     precision: Literal["auto", "f32", "bf16", "tf32"] = key(
         "auto",
-        "type of the computation; auto is bf16 on TPU and GPU, f32 on CPU",
+        "precision of the computation; auto is bf16 on TPU and GPU, f32 on CPU",
         resume="may change",
     )
     accumulate: int = key(
-        1, "parts an optimizer step is computed in", resume="may change", unit="micro-batches", ge=1
+        1, "micro-batches per optimizer step", resume="may change", unit="micro-batches", ge=1
     )
     remat: Literal["auto", "none", "dots", "full"] = key(
         "auto",
-        "what of a block is computed again in the backward pass, to save memory: nothing, all but "
-        "what its weight matrices give (dots), or all; auto keeps what the chip has room for",
+        "rematerialization in the backward pass, to save memory: none, all but the outputs of "
+        "weight matrices (dots), or full; auto saves what fits in the chip's memory",
         resume="may change",
     )
     scan: bool | Literal["auto"] = key(
         "auto",
-        "compile equal blocks once; auto is not on CPU up to 12 blocks",
+        "compile equal blocks once, as a scan; auto does so except on CPU up to 12 blocks",
         resume="may change",
     )
     attention: Literal["auto", "xla", "cudnn", "splash"] = key(
         "auto",
-        "what computes attention; auto is a kernel where one can serve: cudnn on GPU, splash on "
+        "implementation of attention; auto uses a kernel if one applies: cudnn on GPU, splash on "
         "TPU",
         resume="may change",
     )
     trunk_cache: Literal["auto", "on", "off"] = key(
         "auto",
-        "keep what the frozen lower part makes of each example, and start steps there; auto does "
-        "where it saves a tenth of a step and examples are read more than once",
+        "cache the output of the frozen lower blocks for each example; auto does so if it saves a "
+        "tenth of a step and examples repeat",
         resume="may change",
     )
     trunk_cache_size: float = key(
-        8.0, "the most that it may take on disk", resume="may change", unit="GB", gt=0
+        8.0, "maximum size of that cache on disk", resume="may change", unit="GB", gt=0
     )
     evaluate_every: LengthKey = key(
-        Duration(1, "epochs"), "how often the eval rows are scored", resume="may change"
+        Duration(1, "epochs"), "interval between evaluations", resume="may change"
     )
-    log_every: int = key(10, "how often a line is logged", resume="may change", unit="steps", ge=1)
+    log_every: int = key(
+        10, "interval between logged steps", resume="may change", unit="steps", ge=1
+    )
     ema: float | None = key(
         None,
-        "decay of a running average of the parameters, which is what is scored",
+        "decay of an exponential moving average of the parameters, which is evaluated",
         resume="fixed",
         gt=0,
         lt=1,
     )
     max_bad_steps: int = key(
         3,
-        "steps in a row that may be not finite before the run stops",
+        "consecutive steps with a non-finite loss or gradient before the run stops",
         resume="may change",
         unit="steps",
         ge=1,
@@ -193,82 +195,88 @@ class TrainSection(Section):
 
 
 class CheckpointSection(Section):
-    """What is saved, and when to stop early."""
+    """Checkpoints, and early stopping."""
 
-    every: LengthKey = key(
-        Duration(500, "steps"), "how often the state is saved", resume="may change"
-    )
+    every: LengthKey = key(Duration(500, "steps"), "interval between saves", resume="may change")
     keep: int = key(
-        3, "latest checkpoints kept, beside the best", resume="may change", unit="checkpoints", ge=1
+        3,
+        "number of latest checkpoints to keep, besides the best",
+        resume="may change",
+        unit="checkpoints",
+        ge=1,
     )
     best: str = key(
         "auto",
-        "metric of the eval rows that names the best; auto is the task's own",
+        "metric of the eval rows that selects the best; auto is the task's own",
         resume="fixed",
         min_length=1,
     )
     patience: int | None = key(
         None,
-        "stop after so many evaluations without a better best; null never stops early",
+        "stop after this many evaluations without improvement; null never stops early",
         resume="may change",
         unit="evaluations",
         ge=1,
     )
     base: Literal["copy", "reference"] = key(
         "copy",
-        "keep the starting parameters in the run folder, or where they are and their hash",
+        "copy the initial parameters into the run folder, or store only their path and hash",
         resume="fixed",
     )
 
 
 class ReportSection(Section):
-    """Where curves go beside metrics.jsonl."""
+    """Reports and logs besides metrics.jsonl."""
 
-    tensorboard: bool = key(True, "write TensorBoard files too", resume="may change")
+    tensorboard: bool = key(True, "also write TensorBoard files", resume="may change")
     layers_every: DurationKey = key(
         Duration(50, "steps"),
-        "how often what each layer does is written down; 0 is never",
+        "interval between records of each layer's norms and updates; 0 is never",
         resume="may change",
     )
     before: bool = key(
         False,
-        "score the eval rows before the first step too, and draw where they lie then and after",
+        "evaluate before the first step too, and plot the embeddings before and after training",
         resume="may change",
     )
     forgetting: str | None = key(
         None,
-        "texts (a source) whose loss under the checkpoint's own pretraining head is followed",
+        "texts (a source) whose loss under the checkpoint's pretraining head is tracked",
         resume="may change",
     )
 
 
 class Config(Section):
-    """A run of jaxft: what is trained, on what, how, and what is kept."""
+    """The config of a run: model, task, data, training and output."""
 
-    run: RunSection = Field(description="what the run is called and where its folder goes")
+    run: RunSection = Field(description="name and folder of the run")
     model: ModelSection = Field(description="the checkpoint to start from")
-    task: AnyTask = Field(description="what is learned from a row", discriminator="kind")
-    data: DataSection = Field(description="the rows to learn from, and how they become batches")
-    adapter: AdapterKey = section(AdapterSection, "what is trained in place of the whole model")
+    task: AnyTask = Field(description="the task to learn", discriminator="kind")
+    data: DataSection = Field(description="the rows, and how they become batches")
+    adapter: AdapterKey = section(AdapterSection, "an adapter to train in place of the model")
     optimizer: OptimizerSection = section(OptimizerSection, "the update rule")
-    schedule: ScheduleSection = section(ScheduleSection, "how the rate moves over training")
-    layer_decay: LayerDecaySection = section(LayerDecaySection, "lower rates for lower layers")
+    schedule: ScheduleSection = section(ScheduleSection, "the learning rate over training")
+    layer_decay: LayerDecaySection = section(
+        LayerDecaySection, "lower learning rates for lower layers"
+    )
     groups: list[Group] = Field(
         default_factory=list,
-        description="ordered: the first match owns a parameter, the rest are the group 'rest'",
+        description="ordered: the first group that matches a parameter owns it, 'rest' the others",
         json_schema_extra={"resume": "fixed"},
     )
     phases: list[PhaseSection] | PhaseRecipe = Field(
         default_factory=list,
-        description="stretches of training in which only some parameters move, or a recipe's name",
+        description="parts of training in which only some parameters train, or a recipe's name",
         json_schema_extra={"resume": "fixed"},
     )
-    freezing: FreezingSection = section(FreezingSection, "when layers stop by themselves")
-    regularise: RegulariseSection = section(RegulariseSection, "what holds it to its checkpoint")
-    mesh: MeshKey = section(MeshSection, "how many devices along each axis of the mesh")
-    train: TrainSection = section(TrainSection, "how long, how exactly, how often looked at")
-    checkpoint: CheckpointSection = section(CheckpointSection, "what is saved, and when to stop")
-    report: ReportSection = section(ReportSection, "where curves go beside metrics.jsonl")
+    freezing: FreezingSection = section(FreezingSection, "settings of the freezing recipes")
+    regularise: RegulariseSection = section(
+        RegulariseSection, "regularization towards the checkpoint"
+    )
+    mesh: MeshKey = section(MeshSection, "the number of devices along each axis of the mesh")
+    train: TrainSection = section(TrainSection, "length, precision and memory of training")
+    checkpoint: CheckpointSection = section(CheckpointSection, "checkpoints, and early stopping")
+    report: ReportSection = section(ReportSection, "reports and logs besides metrics.jsonl")
 
     @model_validator(mode="after")
     def _group_names_differ(self) -> Config:

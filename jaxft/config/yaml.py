@@ -1,6 +1,6 @@
-"""YAML as people write it today: the 1.2 core schema, no key twice, every key's line known.
+"""YAML 1.2 with the core schema; duplicate keys are errors, and every key's line is known.
 
-PyYAML reads YAML 1.1, where `5e-5` is a text, `no` is false and `1:30` is ninety. The loader here
+PyYAML reads YAML 1.1, in which `5e-5` is text, `no` is false and `1:30` is ninety. The loader here
 is `yaml.SafeLoader` with the scalars of YAML 1.2.
 """
 
@@ -48,11 +48,11 @@ class _Dumper(yaml.SafeDumper):
 
 
 _PLAIN = [f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "float", "str", "seq", "map")]
-# Dates, sets and binary are no values of a config; None is the constructor that refuses a tag.
+# Dates, sets and binary are not config values; None is the constructor that rejects a tag.
 _Loader.yaml_constructors = {tag: yaml.SafeLoader.yaml_constructors[tag] for tag in [None, *_PLAIN]}
 for _tag, _pattern, _first in _SCALARS:
     _Loader.add_implicit_resolver(_tag, re.compile(_pattern), _first)
-# A text is quoted where either version of YAML would take it for something else.
+# Text is quoted if either version of YAML would read it as something else.
 _Dumper.yaml_implicit_resolvers = {
     first: list(resolvers) for first, resolvers in yaml.SafeDumper.yaml_implicit_resolvers.items()
 }
@@ -62,7 +62,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 class Origin:
-    """Where each key of a config was written, for error sentences."""
+    """The file and line, or override, that each key of a config came from, for errors."""
 
     def __init__(self, file: str, lines: Mapping[KeyPath, int]):
         self.file = file
@@ -70,7 +70,7 @@ class Origin:
         self._overrides: dict[KeyPath, str] = {}
 
     def override(self, path: KeyPath, source: str) -> None:
-        """Remember that `source` set the key at `path`, and with it all that is below."""
+        """Record that `source` set the key at `path` and everything below it."""
         for key in [key for key in self._lines if key[: len(path)] == path]:
             del self._lines[key]
         self._overrides[path] = source
@@ -78,7 +78,7 @@ class Origin:
     def of(self, path: KeyPath) -> str:
         """Return the override, or the file and line, that set the key at `path` or its section.
 
-        For a section the overrides inside it are named too: its mistake may be theirs.
+        For a section the overrides inside it are named too, since they may be the mistake.
         """
         inside = [source for key, source in self._overrides.items() if key[: len(path)] == path]
         overridden = f", with {' and '.join(inside)}" if inside else ""
@@ -95,11 +95,11 @@ def read_yaml(text: str, file: str, whole: bool = True) -> tuple[Any, dict[KeyPa
 
     Args:
         text: one YAML document.
-        file: what to call it in errors.
-        whole: the text must be a mapping, as a whole config is.
+        file: its name in errors.
+        whole: require a mapping, as a whole config is.
 
     Raises:
-        UserError: not YAML, a key twice, or not a mapping.
+        UserError: not YAML, a duplicate key, or not a mapping.
     """
     lines: dict[KeyPath, int] = {}
     try:
@@ -124,9 +124,9 @@ def read_yaml(text: str, file: str, whole: bool = True) -> tuple[Any, dict[KeyPa
 def _note_lines(
     node: Any, path: KeyPath, lines: dict[KeyPath, int], file: str, visited: set[int]
 ) -> None:
-    """Write the line of every key below `node` into `lines`; a key written twice is an error.
+    """Record the line of every key below `node` in `lines`; a duplicate key is an error.
 
-    A node that several aliases share is gone into once.
+    A node that several aliases share is visited once.
     """
     if id(node) in visited:
         return
@@ -141,11 +141,13 @@ def _note_lines(
             line = name.start_mark.line + 1
             if name.tag != "tag:yaml.org,2002:str":
                 shown = f"'{name.value}'" if isinstance(name, yaml.ScalarNode) else "a list or map"
-                raise UserError(f"{file}, line {line}: {shown} is no name of a key.", "Quote it.")
+                raise UserError(
+                    f"{file}, line {line}: {shown} cannot name a key.", "Put it in quotes."
+                )
             here = (*path, name.value)
             if name.value in first:
                 raise UserError(
-                    f"{file}, line {line}: '{'.'.join(here)}' is written a second time.",
+                    f"{file}, line {line}: '{'.'.join(here)}' appears a second time.",
                     f"The first is on line {first[name.value]}.",
                 )
             first[name.value] = lines[here] = line
@@ -153,5 +155,5 @@ def _note_lines(
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:
-    """Nested plain values as YAML text that `read_yaml` reads back equal."""
+    """Return nested plain values as YAML text that `read_yaml` reads back equal."""
     return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)

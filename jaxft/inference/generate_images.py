@@ -42,7 +42,7 @@ LEAST = 112  # pixels a side of a picture at least: smaller ones are enlarged by
 
 
 @dataclass(frozen=True)
-class Artist:
+class ImageGenerator:
     """A model ready to draw.
 
     Args:
@@ -58,104 +58,108 @@ class Artist:
     settings: Settings
 
 
-def draws(name: str) -> bool:
-    """Whether what a person named draws images: a run of that task, or such a checkpoint."""
+def generates_images(name: str) -> bool:
+    """Return whether a run or a checkpoint generates images."""
     path = place(name)
     if (path / RUN_FILE).is_file():
         return open_run(path).config()["task"]["kind"] == IMAGE_GENERATION
     return (path / "config.json").is_file() and describe(name).head == IMAGE_GENERATION
 
 
-def open_artist(name: str, asked: Mapping[str, Any]) -> Artist:
-    """The model that a person named, with what it takes to draw.
+def open_generator(name: str, asked: Mapping[str, Any]) -> ImageGenerator:
+    """Open a run or a checkpoint that generates images.
 
     Args:
-        name: a run folder, or a checkpoint's folder, which draws images of no class.
-        asked: fields of `generate_settings.Settings` that the person set; without any, colours
-            are drawn as the model says.
+        name: a run folder, or a checkpoint's folder, which knows no classes.
+        asked: fields of `generate_settings.Settings` that the person set; without any, colors
+            are sampled from the model's distribution.
 
     Raises:
-        UserError: it draws no images, is not understood, or a setting is out of range.
+        UserError: it generates no images, is not understood, or a setting is out of range.
     """
     prepare_process()
-    if not draws(name):
-        raise UserError(f"'{name}' draws no images: it takes no --samples and no --class.")
+    if not generates_images(name):
+        raise UserError(
+            f"'{name}' generates no images, so --samples and --class do not apply.", "Remove them."
+        )
     if (place(name) / RUN_FILE).is_file():
         trained = open_trained(place(name))
         model, classes = trained.model, trained.label_names
     else:
         model, classes = load(name), ()
     settings = Settings(**{"do_sample": True, "top_k": 0, **asked})
-    return Artist(model, Tools(model, None, None).images, classes, settings)
+    return ImageGenerator(model, Tools(model, None, None).images, classes, settings)
 
 
-def sample(artist: Artist, count: int, label: str | None, to: Path) -> Iterator[dict[str, Any]]:
-    """Draw images from nothing.
+def sample(
+    generator: ImageGenerator, count: int, label: str | None, to: Path
+) -> Iterator[dict[str, Any]]:
+    """Generate images.
 
     Args:
-        artist: what draws.
+        generator: the opened model.
         count: how many; of each class where it knows some and none is named.
         label: the class.
         to: the folder of the pictures, PNG files; made where it is not there.
 
     Yields:
-        `drawn`, the file, and `class` where there are any.
+        `generated`, the file, and `class` where there are any.
 
     Raises:
         UserError: a class that it does not know.
     """
-    named: list[str | None] = [label] if label is not None else [*artist.classes] or [None]
+    named: list[str | None] = [label] if label is not None else [*generator.classes] or [None]
     wanted = [(name, number) for name in named for number in range(count)]
-    begun = np.array([[_begins(artist, name)] for name, _ in wanted], np.int32)
-    check_apart(to, (), "--draw")
+    begun = np.array([[_begins(generator, name)] for name, _ in wanted], np.int32)
+    check_apart(to, (), "--out")
     taken: set[str] = set()
-    for (name, number), pixels in zip(wanted, _drawn(artist, begun), strict=True):
+    for (name, number), pixels in zip(wanted, _drawn(generator, begun), strict=True):
         stem = f"sample-{number:04d}" if name is None else f"{_safe(name)}-{number:04d}"
         line = {} if name is None else {"class": name}
-        yield {**line, "drawn": _write(to / distinct_name(stem, ".png", taken), pixels)}
+        yield {**line, "generated": _write(to / distinct_name(stem, ".png", taken), pixels)}
 
 
 def complete(
-    artist: Artist, inputs: Iterable[str], label: str | None, to: Path
+    generator: ImageGenerator, inputs: Iterable[str], label: str | None, to: Path
 ) -> Iterator[dict[str, Any]]:
-    """Draw the lower half of images anew.
+    """Generate the lower half of images.
 
     Args:
-        artist: what draws.
+        generator: the opened model.
         inputs: image files, and folders of them.
         label: the class that they are taken to be of; None for none.
         to: the folder of the pictures.
 
     Yields:
-        `file` and `drawn`, the image with another lower half.
+        `file` and `generated`, the image with another lower half.
 
     Raises:
         UserError: an image that does not decode, or a class that is not known; the folder is
             that of the images, or a file there that is not ours has the name of a picture.
     """
     inputs = list(inputs)
-    check_apart(to, inputs, "--draw")
-    first, taken = _begins(artist, label), set[str]()
-    height, width = artist.processor.size
+    check_apart(to, inputs, "--out")
+    first, taken = _begins(generator, label), set[str]()
+    height, width = generator.processor.size
     files = paths_from_input(inputs)
     while part := list(islice(files, ROWS)):
         source = given_rows([{"image": file} for file in part])
-        rows = [artist.processor(open_image(source, n, file)) for n, file in enumerate(part)]
-        colours = np.stack([colours_of(one, artist.processor) for one in rows])
+        rows = [generator.processor(open_image(source, n, file)) for n, file in enumerate(part)]
+        colours = np.stack([colours_of(one, generator.processor) for one in rows])
         upper = colours[:, : height // 2 * width]
         begun = np.concatenate([np.full((len(part), 1), first, np.int32), upper], axis=1)
-        for file, pixels in zip(part, _drawn(artist, begun), strict=True):
+        for file, pixels in zip(part, _drawn(generator, begun), strict=True):
             name = distinct_name(f"{Path(file).stem}-completed", ".png", taken)
-            yield {"file": file, "drawn": _write(to / name, pixels)}
+            yield {"file": file, "generated": _write(to / name, pixels)}
 
 
-def _begins(artist: Artist, label: str | None) -> int:
+def _begins(generator: ImageGenerator, label: str | None) -> int:
     """The word that an image of a class begins with, or of none.
 
     Raises:
         UserError: a class that it does not know.
     """
-    colours, classes = len(artist.processor.clusters or ()), artist.classes
+    colours, classes = len(generator.processor.clusters or ()), generator.classes
     if label is None:
         return first_word(colours, None)
     if label not in classes:
@@ -164,11 +168,11 @@ def _begins(artist: Artist, label: str | None) -> int:
     return first_word(colours, classes.index(label))
 
 
-def _drawn(artist: Artist, begun: np.ndarray) -> Iterator[np.ndarray]:
+def _drawn(generator: ImageGenerator, begun: np.ndarray) -> Iterator[np.ndarray]:
     """What becomes of images that have begun [N, 1 + G]: the pixels of each, [H, W, 3] uint8."""
-    (tower,) = artist.model.towers.values()
+    (tower,) = generator.model.towers.values()
     assert isinstance(tower, Tower)  # a part alone is no model
-    settings, processor = artist.settings, artist.processor
+    settings, processor = generator.settings, generator.processor
     seed = jax.random.key(settings.seed)
     draw = jax.jit(
         partial(
@@ -186,14 +190,14 @@ def _drawn(artist: Artist, begun: np.ndarray) -> Iterator[np.ndarray]:
         # The last batch is filled up, so that it compiles nothing; what is too much is left out.
         index = np.minimum(np.arange(first, first + rows), len(begun) - 1)
         keys = jax.vmap(partial(jax.random.fold_in, seed))(index) if settings.do_sample else None
-        colours = np.asarray(draw(artist.model.params, begun[index], keys))
+        colours = np.asarray(draw(generator.model.params, begun[index], keys))
         for one in colours[: len(begun) - first]:
             yield painted(one, processor)
 
 
 def _write(file: Path, pixels: np.ndarray) -> str:
     """Write a picture, enlarged where it is small, and say where."""
-    write_png(file, Image.fromarray(enlarged(pixels, LEAST)), "--draw")
+    write_png(file, Image.fromarray(enlarged(pixels, LEAST)), "--out")
     return str(file)
 
 

@@ -84,7 +84,7 @@ def test_train(config, story, capsys):
 def test_train_resumes_or_overwrites_but_not_both(config, story, capsys):
     calls = story("jaxft.training.story", "train", lambda *_, **__: None)
     said = refused(capsys, "train", config, "--resume", "--overwrite")
-    assert said == "jaxft: --resume keeps a run and --overwrite replaces it. Give one of them."
+    assert said == "jaxft: --resume continues a run and --overwrite replaces it. Use one of them."
     assert calls == []
 
 
@@ -160,7 +160,7 @@ def test_predict_says_which_line_is_no_text(labels, capsys, tmp_path, monkeypatc
     said = refused(capsys, "predict", "runs/first", "-f", "absent.txt")
     assert said == "jaxft: Cannot read 'absent.txt': No such file or directory."
     said = refused(capsys, "predict", "runs/first", "a text", "-f", str(file))
-    assert said.startswith("jaxft: Texts come from arguments or from --file, not both.")
+    assert said.startswith("jaxft: Inputs are arguments or the lines of --file, not both.")
 
 
 def test_export(story, capsys):
@@ -176,7 +176,7 @@ def test_export(story, capsys):
     ]
     capsys.readouterr()
     said = refused(capsys, "export", "runs/first", "--checkpoint", "first")
-    assert said == "jaxft: --checkpoint is best, last or a step's number, not 'first'."
+    assert said == "jaxft: --checkpoint must be best, last or the number of a step, not 'first'."
 
 
 def test_a_report_is_a_page_or_json_or_pictures(story, capsys):

@@ -127,7 +127,7 @@ def test_a_template_that_loops_and_one_that_is_missing(capsys, tmp_path):
 def test_a_model_that_labels_takes_no_word_on_writing(capsys, tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert "writes no text" in refused(capsys, "runs/first", "a", "--beams", 2)
+    assert "generates no text" in refused(capsys, "runs/first", "a", "--beams", 2)
 
 
 def settings_of(folder, given, config=None, **asked):

@@ -259,7 +259,7 @@ def test_what_other_tools_call_a_key_is_one_of_ours():
         (
             "kind: cosine",
             "kind: cosine, decay: 10%",
-            "c.yaml, line 11: schedule: 'decay' is read by wsd only, and kind is cosine.",
+            "c.yaml, line 11: schedule: 'decay' applies to wsd only, and kind is cosine.",
         ),
         (
             "warmup: 10%",
@@ -291,7 +291,8 @@ def test_what_other_tools_call_a_key_is_one_of_ours():
         (
             "name: trunk",
             "name: rest",
-            "c.yaml, line 15: groups.1: 'rest' is the group of all parameters no other group owns.",
+            "c.yaml, line 15: groups.1: 'rest' is the name of the group of all remaining "
+            "parameters.",
         ),
         ("name: trunk", "name: head", "c.yaml: two groups are named 'head'."),
         (
@@ -305,8 +306,7 @@ def test_what_other_tools_call_a_key_is_one_of_ours():
             "  dropout: 0.1",
             "c.yaml, line 2: 'model.checkpoint' is missing. "
             "It is a hub id (id@revision), a folder, or package:module/path; or two of them: "
-            "{vision, text}, whose towers are put side by side, or {encoder, decoder}, which reads "
-            "the other.",
+            "{vision, text} for a dual encoder, or {encoder, decoder} with cross-attention.",
         ),
         (
             "kind: text_classification",
@@ -327,13 +327,13 @@ def test_what_other_tools_call_a_key_is_one_of_ours():
         (
             "  clip: 1\n",
             "  clip: 1\nphases: [{until: 30%, unfreeze: [a], depth: [0, 1]}]\n",
-            "c.yaml, line 11: phases.0: a phase names what trains by 'unfreeze' or by 'depth', "
+            "c.yaml, line 11: phases.0: a phase selects parameters by 'unfreeze' or by 'depth', "
             "not by both.",
         ),
         (
             "  clip: 1\n",
             "  clip: 1\n  lr: 3\n",
-            "c.yaml, line 11: 'optimizer.lr' is written a second time. The first is on line 9.",
+            "c.yaml, line 11: 'optimizer.lr' appears a second time. The first is on line 9.",
         ),
         (
             "  clip: 1\n",
@@ -357,9 +357,9 @@ def test_mistakes_in_a_file(write, old, new, sentence):
     [
         (
             "optimizer.lr",
-            "'optimizer.lr' is not key.sub=value. Write for example optimizer.lr=3e-5.",
+            "'optimizer.lr' is not of the form KEY=VALUE. Write for example optimizer.lr=3e-5.",
         ),
-        ("=3", "'=3' is not key.sub=value. Write for example optimizer.lr=3e-5."),
+        ("=3", "'=3' is not of the form KEY=VALUE. Write for example optimizer.lr=3e-5."),
         (
             "optimizer.lrr=3",
             "'optimizer.lrr=3' on the command line: unknown key 'optimizer.lrr'. "
@@ -372,7 +372,7 @@ def test_mistakes_in_a_file(write, old, new, sentence):
         ),
         (
             "optimizer.lr.x=3",
-            "'optimizer.lr.x=3' on the command line: 'optimizer.lr' holds a value, "
+            "'optimizer.lr.x=3' on the command line: 'optimizer.lr' is a value, "
             "so it has no key 'x'.",
         ),
         (
@@ -396,7 +396,7 @@ def test_mistakes_in_a_file(write, old, new, sentence):
         (
             "mesh.data=0",
             "'mesh.data=0' on the command line: mesh.data: "
-            "an axis of the mesh has at least one device (or -1: all left).",
+            "an axis of the mesh has at least one device (or -1: all that remain).",
         ),
         (
             "groups.1.name=head",
@@ -410,12 +410,12 @@ def test_mistakes_in_a_file(write, old, new, sentence):
         (
             "mesh.fsdp=-1",
             "'mesh.fsdp=-1' on the command line: mesh: "
-            "only one axis of the mesh can be -1 (all devices left).",
+            "only one axis of the mesh can be -1 (all remaining devices).",
         ),
         (
             "train.length=10%",
             "'train.length=10%' on the command line: train.length: "
-            "it is in steps or epochs, not 10%.",
+            "it must be in steps or epochs, not 10%.",
         ),
         (
             "checkpoint.every=0",
@@ -443,8 +443,8 @@ def test_files_that_are_no_config(write, tmp_path):
     assert mistake(write("")).startswith("c.yaml is empty.")
     assert mistake(write("- 1\n")).startswith("c.yaml holds a list, not keys.")
     assert mistake(write("a: &x [*x]\n")).startswith("c.yaml, line 1: unknown key 'a'.")
-    assert mistake(write("1: a\n")) == "c.yaml, line 1: '1' is no name of a key. Quote it."
-    assert mistake(write("? [a]\n: b\n")).startswith("c.yaml, line 1: a list or map is no name")
+    assert mistake(write("1: a\n")) == "c.yaml, line 1: '1' cannot name a key. Put it in quotes."
+    assert mistake(write("? [a]\n: b\n")).startswith("c.yaml, line 1: a list or map cannot name")
     assert mistake(write("!!python/object:os.system {}\n")).startswith("c.yaml, line 1 is not YAML")
     assert mistake(write("a: !!timestamp x\n")).startswith("c.yaml, line 1 is not YAML")
     assert mistake(write("a: !!bool x\n")).startswith("c.yaml is not YAML")
@@ -499,7 +499,7 @@ def test_resume_may_change_only_what_the_schema_says(write):
     assert str(caught.value) == (
         "A run cannot be resumed with a different data.batch_size (32 -> 64), "
         "groups.1.depth ([0, 3] -> [0, 2]). "
-        "Put the old value back, or train under another run.name."
+        "Restore the old value, or train under another run.name."
     )
 
 

@@ -216,7 +216,10 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch_to_the_same_bits(folder, tmp_pa
     ("words", "said"),
     [
         (["task.augment={flip: 1.5}"], "'task.augment.flip'"),
-        (["task.augment={crop: [0.9, 0.2]}"], "crop goes from a share above 0 to a larger one"),
+        (
+            ["task.augment={crop: [0.9, 0.2]}"],
+            "crop must be [smallest, largest], with fractions above 0",
+        ),
         (["task.augment={magnitude: 3}"], "it does nothing"),
         (["task.augment={flp: 0.5}"], "Did you mean 'task.augment.flip'?"),
         (

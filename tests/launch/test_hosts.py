@@ -310,5 +310,6 @@ def test_a_study_of_several_processes_is_refused(file, monkeypatch, capsys):
         monkeypatch.setenv(name, value)
     assert main(["study", file, "--vary", "optimizer.lr=1e-3,1e-4"]) == 2
     assert capsys.readouterr().err == (
-        "jaxft: jaxft study runs in one process, and this is one of several.\n"
+        "jaxft: jaxft study runs in one process, and this is one of several. Start it on "
+        "one host, without the variables of a cluster.\n"
     )

@@ -210,7 +210,7 @@ def test_phases_that_cannot_be(folder, phases, sentence):
 
 
 def test_freezing_that_nothing_reads(folder):
-    sentence = r"'freezing\.power' is read where 'phases' is freeze_out only"
+    sentence = r"'freezing\.power' applies to 'phases: freeze_out' only"
     with pytest.raises(UserError, match=sentence):
         config_of(folder, freezing={"power": 1})
     with pytest.raises(UserError, match=r"set schedule\.kind to constant"):

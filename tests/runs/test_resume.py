@@ -238,7 +238,7 @@ def test_a_key_that_is_fixed_cannot_change_and_nothing_is_touched(file, stopped,
     assert main(["train", file, "optimizer.b1=0.5", "data.batch_size=8", "--resume"]) == 2
     assert capsys.readouterr().err == (
         "jaxft: A run cannot be resumed with a different data.batch_size (12 -> 8), "
-        "optimizer.b1 (0.9 -> 0.5). Put the old value back, or train under another run.name.\n"
+        "optimizer.b1 (0.9 -> 0.5). Restore the old value, or train under another run.name.\n"
     )
     assert content(tmp_path) == before
 

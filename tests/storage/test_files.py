@@ -288,11 +288,11 @@ def test_outputs_lie_apart_from_what_they_are_made_of(tmp_path, monkeypatch):
         (["photos"], "photos/deep"),
         (["other.png", "photos"], "photos/new"),
     ):
-        with pytest.raises(UserError, match=r"--draw: .* holds the input "):
-            outputs.check_apart(folder, inputs, "--draw")
-    outputs.check_apart("drawn", ["photos/x.png", "photos", "x" * 5000, "a text"], "--draw")
-    outputs.check_apart("photos", ["links"], "--draw")
-    outputs.check_apart(".", ["a text, such as one of a path that is not there"], "--draw")
+        with pytest.raises(UserError, match=r"--annotate: .* holds the input "):
+            outputs.check_apart(folder, inputs, "--annotate")
+    outputs.check_apart("drawn", ["photos/x.png", "photos", "x" * 5000, "a text"], "--annotate")
+    outputs.check_apart("photos", ["links"], "--annotate")
+    outputs.check_apart(".", ["a text, such as one of a path that is not there"], "--annotate")
 
 
 def test_names_of_outputs_are_distinct():

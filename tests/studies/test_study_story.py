@@ -128,8 +128,8 @@ def test_resume_trains_what_is_missing_and_ends_alike(study, folder, capsys):
         ([*VARY, "--resume", "--overwrite"], "--resume keeps a study and --overwrite replaces it"),
         ([*VARY[:2], "--resume"], "A study cannot be resumed with a different --vary."),
         ([*VARY, "--resume", "train.length=9"], "resumed with a different train.length."),
-        ([], "There is nothing to vary. Add --vary optimizer.lr=1e-5,3e-5,1e-4."),
-        (["--vary", "optimizer.lr"], "--vary optimizer.lr: it is not key=a,b,c."),
+        ([], "A study needs a key to vary. Add --vary optimizer.lr=1e-5,3e-5,1e-4."),
+        (["--vary", "optimizer.lr"], "--vary must be KEY=A,B,C, not 'optimizer.lr'."),
         (["--vary", "optimizer.lr=[1"], "--vary optimizer.lr is not YAML"),
         (
             ["--vary", "optimiser.lr=1e-3", "--name", "x"],
@@ -137,7 +137,7 @@ def test_resume_trains_what_is_missing_and_ends_alike(study, folder, capsys):
         ),
         (["--vary", "optimizer.lr=1e-3,fast"], "'optimizer.lr' must be a number, not the text"),
         (["--vary", "run.dir=a,b"], "--vary run.dir: a study has one for all of its members."),
-        (["--lr-range", "--resume"], "--lr-range is short: it cannot be resumed."),
+        (["--lr-range", "--resume"], "--lr-range is a short run that cannot be resumed."),
         (["--lr-range", "phases=lp_ft"], "--lr-range has no phases."),
         (["--lr-range", "--vary", "optimizer.lr=1e-3"], "--lr-range has rates of its own."),
     ],
@@ -176,7 +176,7 @@ def test_values_are_read_as_yaml():
         "phases": ["lp_ft", []],
         "seed": [{"init": 1}, {"init": 2}],
     }
-    with pytest.raises(UserError, match="--vary a is given twice"):
+    with pytest.raises(UserError, match="--vary a appears twice"):
         parse_vary(["a=1", "a=2"])
 
 

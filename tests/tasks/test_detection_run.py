@@ -1,4 +1,4 @@
-"""Object detection by the true command: two steps, a score, boxes drawn into a photo."""
+"""Object detection by the true command: two steps, a score, boxes annotated into a photo."""
 
 import csv
 import json
@@ -49,31 +49,33 @@ def test_two_steps_of_the_command(match, tmp_path, capsys):
     lines = [json.loads(one) for one in (run / "predictions-test.jsonl").read_text().splitlines()]
     assert [len(line["gold"]) for line in lines] == [4, 4]
     capsys.readouterr()
-    drawn = tmp_path / "drawn"
-    assert main(["predict", str(run), str(tmp_path / "a.png"), "--draw", str(drawn)]) == 0
+    annotated = tmp_path / "annotated"
+    assert main(["predict", str(run), str(tmp_path / "a.png"), "--annotate", str(annotated)]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["file"].endswith("a.png")
-    with Image.open(drawn / "a.png") as image:
+    with Image.open(annotated / "a.png") as image:
         assert image.size == (40, 40)
-    check_predict_spares_what_is_there(run, tmp_path, drawn, capsys)
+    check_predict_spares_what_is_there(run, tmp_path, annotated, capsys)
 
 
-def check_predict_spares_what_is_there(run, tmp_path, drawn, capsys):
+def check_predict_spares_what_is_there(run, tmp_path, annotated, capsys):
     """Two images of one name, those that are read, and those of somebody else."""
     photo = (tmp_path / "a.png").read_bytes()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "a.png").write_bytes((tmp_path / "b.png").read_bytes())
     both = [str(tmp_path / "a.png"), str(tmp_path / "other" / "a.png")]
-    assert main(["predict", str(run), *both, "--draw", str(drawn)]) == 0  # over one of ours
+    assert main(["predict", str(run), *both, "--annotate", str(annotated)]) == 0  # over one of ours
     lines = [json.loads(one) for one in capsys.readouterr().out.splitlines()]
     assert [line["file"] for line in lines] == both
-    assert [line["drawn"] for line in lines] == [str(drawn / n) for n in ("a.png", "a-2.png")]
-    assert sorted(path.name for path in drawn.iterdir()) == ["a-2.png", "a.png"]
+    assert [line["annotated"] for line in lines] == [
+        str(annotated / n) for n in ("a.png", "a-2.png")
+    ]
+    assert sorted(path.name for path in annotated.iterdir()) == ["a-2.png", "a.png"]
 
-    assert main(["predict", str(run), *both, "--draw", str(tmp_path)]) == 2
+    assert main(["predict", str(run), *both, "--annotate", str(tmp_path)]) == 2
     assert f"{tmp_path} holds the input '{both[0]}'" in capsys.readouterr().err
-    assert main(["predict", str(run), str(tmp_path / "other"), "--draw", str(tmp_path)]) == 2
+    assert main(["predict", str(run), str(tmp_path / "other"), "--annotate", str(tmp_path)]) == 2
     assert "a.png exists and was not written by jaxft" in capsys.readouterr().err
-    assert main(["predict", str(run), both[0], "--draw", str(tmp_path / "detect.yaml")]) == 2
+    assert main(["predict", str(run), both[0], "--annotate", str(tmp_path / "detect.yaml")]) == 2
     assert "detect.yaml is a file. Name a folder" in capsys.readouterr().err
     assert (tmp_path / "a.png").read_bytes() == photo

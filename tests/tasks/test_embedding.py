@@ -310,8 +310,8 @@ def test_the_nearest_lines_of_a_file_are_found(run, tmp_path, capsys):
     assert main(command) == 0
     assert "warm film" in capsys.readouterr().out
     for words, said in (
-        ([*command, "--image", "a.png"], "Texts are searched for words"),
-        (["search", str(run.folder), "a"], "Say where to look"),
+        ([*command, "--image", "a.png"], "--texts needs a query in words"),
+        (["search", str(run.folder), "a"], "jaxft search needs something to search"),
         (["search", str(run.folder), "a", "--texts", str(tmp_path)], "Cannot read"),
     ):
         assert main(words) == 2

@@ -229,19 +229,19 @@ def test_the_page_shows_what_was_drawn(run):
 
 
 def test_predict_draws_by_class_and_completes(run, pictures, tmp_path, capsys):
-    words = ["predict", str(run.folder), "--draw", str(tmp_path)]
+    words = ["predict", str(run.folder), "--out", str(tmp_path)]
     assert main([*words, "--samples", "2"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["class"] for line in lines] == [c for c in COLOURS for _ in range(2)]
-    assert len({Path(line["drawn"]).read_bytes() for line in lines}) == 6
-    assert decode(lines[0]["drawn"]).size == (114, 114)  # 6 pixels a side, 19 times
+    assert len({Path(line["generated"]).read_bytes() for line in lines}) == 6
+    assert decode(lines[0]["generated"]).size == (114, 114)  # 6 pixels a side, 19 times
     assert main([*words, "--samples", "1", "--class", "red", "--temperature", "0"]) == 0
     (line,) = (json.loads(line) for line in capsys.readouterr().out.splitlines())
-    assert Path(line["drawn"]).name == "red-0000.png"
+    assert Path(line["generated"]).name == "red-0000.png"
     file = pictures / "red" / "00.png"
     assert main([*words, str(file), "--class", "red"]) == 0
     (line,) = (json.loads(line) for line in capsys.readouterr().out.splitlines())
-    completed = np.asarray(decode(line["drawn"]))[::19, ::19]
+    completed = np.asarray(decode(line["generated"]))[::19, ::19]
     processor = load_image_processor(run.folder / "base")
     upper = colours_of(processor(decode(file)), processor).reshape(SIDE, SIDE)[: SIDE // 2]
     np.testing.assert_array_equal(completed[: SIDE // 2, :, 0], np.rint(upper * 255 / (GREYS - 1)))
@@ -249,14 +249,14 @@ def test_predict_draws_by_class_and_completes(run, pictures, tmp_path, capsys):
 
 def test_pictures_of_images_of_one_name_are_two(run, pictures, tmp_path, capsys):
     both = [str(pictures / colour / "00.png") for colour in ("red", "blue")]
-    words = ["predict", str(run.folder), *both, "--draw"]
+    words = ["predict", str(run.folder), *both, "--out"]
     assert main([*words, str(tmp_path)]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["file"] for line in lines] == both
     names = ["00-completed.png", "00-completed-2.png"]
-    assert [Path(line["drawn"]).name for line in lines] == names
+    assert [Path(line["generated"]).name for line in lines] == names
     assert main([*words, str(pictures / "red")]) == 2
-    assert "is read from. Name a folder apart from it." in capsys.readouterr().err
+    assert "holds the input" in capsys.readouterr().err
     (tmp_path / names[0]).write_bytes(b"somebody's")
     assert main([*words, str(tmp_path)]) == 2
     assert "was not written by jaxft" in capsys.readouterr().err
@@ -264,27 +264,27 @@ def test_pictures_of_images_of_one_name_are_two(run, pictures, tmp_path, capsys)
 
 
 def test_a_checkpoint_draws_without_a_run(checkpoint, tmp_path, capsys):
-    assert main(["predict", str(checkpoint), "--samples", "1", "--draw", str(tmp_path)]) == 0
-    assert json.loads(capsys.readouterr().out) == {"drawn": str(tmp_path / "sample-0000.png")}
+    assert main(["predict", str(checkpoint), "--samples", "1", "--out", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"generated": str(tmp_path / "sample-0000.png")}
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--samples", "1", "--class", "rde"], "'rde' is no class of this model. Did you mean"),
-        (["--samples", "1", "--beams", "2"], "draws images and writes no text"),
+        (["--samples", "1", "--beams", "2"], "generates images, not text"),
         (["nowhere.png"], "There is no image 'nowhere.png'"),
     ],
 )
 def test_what_cannot_be_drawn(words, said, run, tmp_path, capsys):
-    assert main(["predict", str(run.folder), *words, "--draw", str(tmp_path)]) == 2
+    assert main(["predict", str(run.folder), *words, "--out", str(tmp_path)]) == 2
     assert said in capsys.readouterr().err
 
 
 def test_a_classifier_draws_nothing(tmp_path, capsys):
     vit = tiny_vit(tmp_path / "vit")
     assert main(["predict", str(vit), "--samples", "2"]) == 2
-    assert "draws no images: it takes no --samples" in capsys.readouterr().err
+    assert "generates no images, so --samples" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------ bad input

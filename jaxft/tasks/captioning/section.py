@@ -10,7 +10,7 @@ from jaxft.config.fields import TaskSection, key
 class CaptioningSection(TaskSection):
     """What is to be seen in an image, written as a text."""
 
-    kind: Literal["captioning"] = key(..., "what is learned", resume="fixed")
+    kind: Literal["captioning"] = key(..., "the kind of task", resume="fixed")
     image: str = key(
         "image", "column that holds the image, or the path to its file", resume="fixed"
     )

@@ -12,7 +12,7 @@ from jaxft.config.fields import TaskSection, key
 class CausalLmSection(TaskSection):
     """The next token of documents, or of the answers in conversations."""
 
-    kind: Literal["causal_lm"] = key(..., "what is learned", resume="fixed")
+    kind: Literal["causal_lm"] = key(..., "the kind of task", resume="fixed")
     text: str | None = key(None, "column that holds a document", resume="fixed")
     messages: str | None = key(
         None, "column that holds a conversation: a list of {role, content}", resume="fixed"

@@ -12,7 +12,7 @@ from jaxft.config.fields import TaskSection, key
 class ContrastiveSection(TaskSection):
     """Which text belongs to which image, among all of a batch."""
 
-    kind: Literal["contrastive"] = key(..., "what is learned", resume="fixed")
+    kind: Literal["contrastive"] = key(..., "the kind of task", resume="fixed")
     image: str = key(
         "image", "column that holds the image, or the path to its file", resume="fixed"
     )

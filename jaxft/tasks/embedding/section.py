@@ -12,7 +12,7 @@ from jaxft.config.fields import TaskSection, key
 class EmbeddingSection(TaskSection):
     """Texts as vectors: those of two texts that belong together are alike."""
 
-    kind: Literal["embedding"] = key(..., "what is learned", resume="fixed")
+    kind: Literal["embedding"] = key(..., "the kind of task", resume="fixed")
     anchor: str = key("anchor", "column that holds what is asked", resume="fixed")
     positive: str = key("positive", "column that holds what belongs to it", resume="fixed")
     negative: str | None = key(

@@ -14,7 +14,7 @@ from jaxft.tasks.parts.classes.section import ClassesSection, check_target
 class ImageClassificationSection(ClassesSection):
     """One label, several, or a number for an image."""
 
-    kind: Literal["image_classification"] = key(..., "what is learned", resume="fixed")
+    kind: Literal["image_classification"] = key(..., "the kind of task", resume="fixed")
     image: str = key(
         "image", "column that holds the image, or the path to its file", resume="fixed"
     )

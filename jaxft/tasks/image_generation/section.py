@@ -12,7 +12,7 @@ from jaxft.config.fields import TaskSection, key
 class ImageGenerationSection(TaskSection):
     """Images drawn pixel by pixel, each pixel a colour out of the checkpoint's list."""
 
-    kind: Literal["image_generation"] = key(..., "what is learned", resume="fixed")
+    kind: Literal["image_generation"] = key(..., "the kind of task", resume="fixed")
     image: str = key(
         "image", "column that holds the image, or the path to its file", resume="fixed"
     )

@@ -10,7 +10,7 @@ from jaxft.config.fields import TaskSection, key
 class MaskedLmSection(TaskSection):
     """Hidden tokens of a text, told from what stands around them."""
 
-    kind: Literal["masked_lm"] = key(..., "what is learned", resume="fixed")
+    kind: Literal["masked_lm"] = key(..., "the kind of task", resume="fixed")
     text: str = key("text", "column that holds the text", resume="fixed")
     mask: float = key(
         0.15,

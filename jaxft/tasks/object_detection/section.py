@@ -12,7 +12,7 @@ from jaxft.config.fields import TaskSection, key
 class ObjectDetectionSection(TaskSection):
     """Boxes around things in an image, and what they are."""
 
-    kind: Literal["object_detection"] = key(..., "what is learned", resume="fixed")
+    kind: Literal["object_detection"] = key(..., "the kind of task", resume="fixed")
     image: str = key(
         "image", "column that holds the image, or the path to its file", resume="fixed"
     )

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxft.data.image.annotate import draw
+from jaxft.data.image.annotate import annotate
 from jaxft.data.image.tiles import absolute, unlike
 from jaxft.data.sources.open import Source
 from jaxft.errors import UserError
@@ -159,7 +159,7 @@ class ObjectDetection:
             gold = _said(truth.corners, truth.labels, names)
             if number < PICTURES:
                 image = opened(source, number, self.section.image)
-                line["image"] = picture(draw(image, gold, said), PICTURE_SIDE)
+                line["image"] = picture(annotate(image, gold, said), PICTURE_SIDE)
             yield line | {"gold": gold, "objects": said}
 
     def rows_from_input(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:

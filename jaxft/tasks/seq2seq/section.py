@@ -12,7 +12,7 @@ from jaxft.config.fields import TaskSection, key
 class Seq2SeqSection(TaskSection):
     """A text written from another: a translation, a summary, an answer."""
 
-    kind: Literal["seq2seq"] = key(..., "what is learned", resume="fixed")
+    kind: Literal["seq2seq"] = key(..., "the kind of task", resume="fixed")
     source: str = key("source", "column that holds the text that is read", resume="fixed")
     target: str = key("target", "column that holds the text that is written", resume="fixed")
     prefix: str = key(

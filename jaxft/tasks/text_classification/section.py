@@ -13,7 +13,7 @@ from jaxft.tasks.parts.classes.section import ClassesSection, check_target
 class TextClassificationSection(ClassesSection):
     """One label, several, or a number for a text, for a pair of texts, or for a table's row."""
 
-    kind: Literal["text_classification"] = key(..., "what is learned", resume="fixed")
+    kind: Literal["text_classification"] = key(..., "the kind of task", resume="fixed")
     text: str = key("text", "column that holds the text", resume="fixed")
     text_pair: str | None = key(None, "column that holds the second text", resume="fixed")
     template: str | None = key(

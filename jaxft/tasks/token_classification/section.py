@@ -12,7 +12,7 @@ from jaxft.config.fields import TaskSection, key
 class TokenClassificationSection(TaskSection):
     """Entities in a text, tagged word by word."""
 
-    kind: Literal["token_classification"] = key(..., "what is learned", resume="fixed")
+    kind: Literal["token_classification"] = key(..., "the kind of task", resume="fixed")
     tokens: str = key("tokens", "column that holds the words, a list", resume="fixed")
     tags: str = key(
         "tags", "column that holds their tags, a list: O, B-TYPE, I-TYPE", resume="fixed"

@@ -1,0 +1,47 @@
+"""Inputs of a prediction: arguments, the lines of a file, or standard input."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from jaxft.errors import UserError
+
+
+def read_inputs(texts: list[str] | None, file: Path | None) -> Iterable[str] | None:
+    """Return the inputs, read lazily; None if the person at the terminal is to type them.
+
+    Raises:
+        UserError: both arguments and a file are given.
+    """
+    if texts and file:
+        raise UserError("Inputs are arguments or the lines of --file, not both.", "Use one.")
+    return texts or (_lines_of(file) if file else piped_lines())
+
+
+def piped_lines() -> Iterator[str] | None:
+    """Return the lines of standard input; None if it is a terminal."""
+    return None if sys.stdin.isatty() else typed_lines()
+
+
+def typed_lines() -> Iterator[str]:
+    """Yield the lines of standard input."""
+    return decoded(sys.stdin.buffer, "standard input")
+
+
+def _lines_of(file: Path) -> Iterator[str]:
+    try:
+        with file.open("rb") as lines:
+            yield from decoded(lines, str(file))
+    except OSError as error:
+        raise UserError(f"Cannot read '{file}': {error.strerror}.") from None
+
+
+def decoded(lines: Iterable[bytes], name: str) -> Iterator[str]:
+    """Yield each line as text, without its line end."""
+    for number, line in enumerate(lines, 1):
+        try:
+            yield line.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError:
+            raise UserError(f"{name}, line {number} is not UTF-8 text.") from None
