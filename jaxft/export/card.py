@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from huggingface_hub import EvalResult, ModelCardData
 
 from jaxft.engine.trained import Trained
 from jaxft.models.weights.source import IMAGE_FILES
@@ -44,7 +44,7 @@ def model_card(trained: Trained) -> str:
     """
     about = trained.run.read_json(RUN_FILE)
     scored = _scores(trained.run, trained.step)
-    front = yaml.safe_dump(_front_matter(trained, about, scored), sort_keys=False)
+    front = _front_matter(trained, about, scored).to_yaml()
     sections = [
         f"# {about['name']}",
         _summary(trained, about),
@@ -54,7 +54,7 @@ def model_card(trained: Trained) -> str:
         _training_section(trained, about),
         _use_section(trained),
     ]
-    return f"---\n{front}---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
+    return f"---\n{front}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
 
 
 def _scores(run: RunFolder, step: int) -> dict[str, Any] | None:
@@ -73,25 +73,26 @@ def _scores(run: RunFolder, step: int) -> dict[str, Any] | None:
 
 def _front_matter(
     trained: Trained, about: Mapping[str, Any], scored: Mapping[str, Any] | None
-) -> dict[str, Any]:
+) -> ModelCardData:
     """Return the card's metadata for the hub."""
-    pipeline = PIPELINES[trained.model.head][0]
-    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": pipeline}
-    base = about["checkpoint"]
-    if base["revision"] and " and " not in base["asked"]:  # only what is on the hub has a name
-        front["base_model"] = base["asked"].partition("@")[0]
-    front["tags"] = ["jaxft"]
-    if scored is None:
-        return front
-    data = next(split for split in about["data"] if split["split"] == scored["split"])
-    named = source_name(data["source"])
-    metrics = [{"type": name, "value": round(v, 6)} for name, v in scored["metrics"].items()]
-    result = {
-        "task": {"type": pipeline},
-        "dataset": {"name": named, "type": named, "split": scored["split"]},
-        "metrics": metrics,
-    }
-    return front | {"model-index": [{"name": about["name"], "results": [result]}]}
+    pipeline, base = PIPELINES[trained.model.head][0], about["checkpoint"]
+    on_hub = base["revision"] and " and " not in base["asked"]  # only what is there has a name
+    results = None
+    if scored is not None:
+        data = next(split for split in about["data"] if split["split"] == scored["split"])
+        name = source_name(data["source"])
+        results = [
+            EvalResult(pipeline, name, name, metric, round(value, 6), dataset_split=scored["split"])
+            for metric, value in scored["metrics"].items()
+        ]
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag=pipeline,
+        base_model=base["asked"].partition("@")[0] if on_hub else None,
+        tags=["jaxft"],
+        model_name=about["name"] if results else None,
+        eval_results=results,
+    )
 
 
 def _summary(trained: Trained, about: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import bootstrap
 
 from jaxft.studies.members import Member
 from jaxft.tasks.parts.contract import LOWER_IS_BETTER
@@ -98,19 +99,17 @@ def summarise_seeds(scores: Sequence[float | None]) -> dict[str, float | None]:
     Returns:
         `mean`, `deviation`, `low`, `high`; the last three None of fewer than two seeds.
     """
-    kept = [score for score in scores if score is not None]
     empty = dict.fromkeys(("mean", "deviation", "low", "high"))
-    if not kept or len(kept) < len(scores):
+    if not scores or None in scores:
         return empty
-    values = np.array(kept, float)
+    values = np.array(scores, float)
     if len(values) == 1:
         return empty | {"mean": float(values[0])}
-    draw = np.random.default_rng(0)
-    means = draw.choice(values, (RESAMPLES, len(values))).mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
+    resampled = bootstrap((values,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=0)
+    interval = resampled.confidence_interval
     return {
         "mean": float(values.mean()),
         "deviation": float(values.std(ddof=1)),
-        "low": float(low),
-        "high": float(high),
+        "low": float(interval.low),
+        "high": float(interval.high),
     }
