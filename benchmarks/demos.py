@@ -30,10 +30,10 @@ from benchmarks.scratch import write_scratch
 from benchmarks.tables import table_scores
 from jaxft.config.load import Config, load_config
 from jaxft.demo import main as assets
+from jaxft.engine.setup import make_task
 from jaxft.errors import UserError, did_you_mean
 from jaxft.numbers import score, span
 from jaxft.storage.files import write_atomic
-from jaxft.tasks.parts.contract import LOWER_IS_BETTER
 
 HEAD = "{name: head, match: 'head/.*', lr_mult: 5}"
 HEAD_ALONE = f"groups=[{HEAD}, {{name: frozen, match: '.*', freeze: true}}]"
@@ -53,8 +53,9 @@ def make_row(demo: Demo, folder: Path, full: bool) -> dict[str, Any]:
         full: train on all rows.
 
     Returns:
-        `name`, `data`, `metric`, `rows` (of each split), `pixels` (None without images), `scores`
-        (by who reached them), `seconds` and `cpu_seconds` of the training that is the config's own.
+        `name`, `data`, `metric`, `lower_is_better`, `rows` (of each split), `pixels` (None without
+        images), `scores` (by who reached them), `seconds` and `cpu_seconds` of the training that is
+        the config's own.
 
     Raises:
         UserError: an asset cannot be brought, or a run fails.
@@ -76,6 +77,7 @@ def make_row(demo: Demo, folder: Path, full: bool) -> dict[str, Any]:
         "name": demo.name,
         "data": demo.data,
         "metric": demo.metric,
+        "lower_is_better": make_task(_config(demo, quick)).metrics[demo.metric].lower_is_better,
         "rows": ours["rows"],
         "pixels": ours["pixels"],
         "frozen_by": frozen.get("name", demo.frozen),
@@ -188,7 +190,7 @@ def cells(row: dict[str, Any]) -> list[str]:
     """A row as text, in the order of `COLUMNS`."""
     scores = row["scores"]
     rows = " / ".join(f"{row['rows'][name]:,}" for name in ("train", "test"))
-    best = max if row["metric"] not in LOWER_IS_BETTER else min
+    best = min if row["lower_is_better"] else max
     rivals = {"frozen": f"the frozen checkpoint ({row['frozen_by']})", "scratch": "scratch"}
     others = [name for name in scores if name not in ("jaxft", *rivals)]
     remarks = [

@@ -12,8 +12,7 @@ from jaxft.data.text.chat import load_chat_template
 from jaxft.engine.setup import Setup
 from jaxft.models.generate.decode import Generator
 from jaxft.models.generate.settings import read_settings
-from jaxft.tasks.causal_lm.task import CausalLm
-from jaxft.tasks.parts.contract import Tools
+from jaxft.tasks.parts.tools import Tools
 
 ASKED, WRITTEN = 8, 64  # prompts, and the most tokens of an answer
 
@@ -31,11 +30,11 @@ def answers(setup: Setup, params: Mapping[str, jax.Array]) -> list[dict[str, Any
         texts, or of several processes: writing is one process's.
     """
     split, model = setup.splits["eval"], replace(setup.model, params=dict(params))
-    if not isinstance(setup.task, CausalLm) or jax.process_count() > 1:
+    if jax.process_count() > 1:
         return []
-    asked = list(setup.task.exchanges(split.source, split.examples, ASKED))
-    template = load_chat_template(model.tokenizer_folder)
-    if not asked or template is None:
+    asked = list(setup.bound.exchanges(split.source, split.examples, ASKED))
+    template = load_chat_template(model.tokenizer_folder) if asked else None
+    if template is None:
         return []
     tokenizer = Tools(model, None, None).tokenizer
     texts = template.render([before for before, _ in asked], add_generation_prompt=True)

@@ -14,8 +14,7 @@ from jaxft.engine.setup import Setup
 from jaxft.models.families.vit.rollout import attention_rollout
 from jaxft.models.families.vit.vit import MODEL_TYPES
 from jaxft.models.tower.tower import Tower
-from jaxft.tasks.image_classification.task import ImageExamples
-from jaxft.tasks.parts.images import heated, open_image
+from jaxft.tasks.parts.images import heated
 
 
 def with_attention(
@@ -32,14 +31,13 @@ def with_attention(
     Returns:
         The lines as they are where the model is no ViT that classifies.
     """
-    examples, towers = split.examples, [*setup.model.towers.values()]
-    if not isinstance(examples, ImageExamples) or setup.model.model_type not in MODEL_TYPES:
+    if not setup.task.shows_attention or setup.model.model_type not in MODEL_TYPES:
         return lines
     all_lines = list(lines)  # before the first process alone writes them: all look together
     chosen = np.array([number for number, line in enumerate(all_lines) if "image" in line], int)
     if not len(chosen):
         return all_lines
-    (tower,) = towers
+    (tower,) = setup.model.towers.values()
     assert isinstance(tower, Tower)
 
     def look(params, batch):
@@ -48,7 +46,6 @@ def with_attention(
 
     maps = of_chosen(setup, split, look, params, chosen)["maps"]
     for number, shares in zip(chosen.tolist(), maps, strict=True):
-        ((_, row),) = split.source.each([examples.column], [number])
-        image = open_image(split.source, number, row[examples.column])
-        all_lines[number]["attention"] = heated(examples.processor.fit(image), shares)
+        pixels = setup.bound.pixels(split.source, split.examples, number)
+        all_lines[number]["attention"] = heated(pixels, shares)
     return all_lines

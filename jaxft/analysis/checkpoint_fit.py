@@ -23,7 +23,7 @@ from jaxft.metrics.frechet import frechet
 from jaxft.models.load import describe, load
 from jaxft.models.model import Model
 from jaxft.models.tower.tower import Compute
-from jaxft.tasks.parts.contract import Tools
+from jaxft.tasks.parts.tools import Tools
 
 NO_HEAD = "embedding"  # the task that reads the stream as it is
 ROWS = 32  # a batch of features

@@ -13,6 +13,7 @@ from jaxft.data.profile import rare_class, row_digests
 from jaxft.data.sources.open import Source
 from jaxft.engine.inputs import Split, data_cache
 from jaxft.numbers import share
+from jaxft.tasks.parts.classes.many import MULTI_LABEL
 from jaxft.tasks.parts.contract import Task
 
 
@@ -28,13 +29,13 @@ def split_warnings(
         labels: split name -> label -> examples.
     """
     warnings: dict[str, list[str]] = {name: [] for name in splits}
-    columns = tuple(getattr(task, "input_columns", task.columns))
+    columns = task.input_columns or task.columns
     root = data_cache(config.data.cache)
     own = {name: _digests(split.source, columns, root) for name, split in splits.items()}
     for name in splits:
         if name != "train" and (warning := leak(own[name], own["train"], splits[name].source)):
             warnings[name].append(warning)
-    if warning := _imbalance(config, labels.get("train", {})):
+    if warning := _imbalance(config, task, labels.get("train", {})):
         warnings["train"].append(warning)
     return warnings
 
@@ -56,10 +57,10 @@ def leak(digests: np.ndarray, trained_on: np.ndarray, source: Source) -> str:
     )
 
 
-def _imbalance(config: Config, labels: Mapping[str, int]) -> str:
-    mended = config.data.balance or getattr(config.task, "class_weights", None) is not None
+def _imbalance(config: Config, task: Task, labels: Mapping[str, int]) -> str:
+    mended = config.data.balance or task.class_weights is not None
     rare = rare_class(labels)
-    if rare is None or mended or getattr(config.task, "problem", None) == "multi_label":
+    if rare is None or mended or task.problem_type == MULTI_LABEL:
         return ""
     name, part = rare
     guessed = max(labels.values()) / sum(labels.values())

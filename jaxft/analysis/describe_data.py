@@ -23,9 +23,6 @@ from jaxft.numbers import share
 from jaxft.report.terminal.data import description_tables
 
 CONFIGS = (".yaml", ".yml")
-# The keys of a task's section that name a column of text, and that of a label.
-TEXT_KEYS = ("text", "tokens", "messages", "prompt", "answer")
-LABEL_KEYS = ("label", "tags")
 
 
 @dataclass(frozen=True)
@@ -102,13 +99,9 @@ def _opened(
         check_columns(source, [name for name in (text, label) if name])
         return {"rows": source}, reading
     config = load_config(what, overrides)
-    task, section = make_task(config), config.task
-    named = [getattr(section, key, None) for key in TEXT_KEYS]
-    texts = getattr(task, "input_columns", tuple(name for name in named if isinstance(name, str)))
-    labels = [getattr(section, key, None) for key in LABEL_KEYS]
-    first_label = next((name for name in labels if isinstance(name, str)), None)
+    task = make_task(config)
     sources = open_sources(task, config.data.specs, config.data.where, config.run.seed.data)
-    reading = Reading((text,) if text else tuple(texts), label or first_label)
+    reading = Reading((text,) if text else task.text_columns, label or task.label_column)
     for source in sources.values():
         check_columns(source, [name for name in (text, label) if name])
     return sources, reading

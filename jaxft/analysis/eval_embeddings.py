@@ -18,7 +18,6 @@ from jaxft.engine.evaluate import of_chosen
 from jaxft.engine.setup import Setup
 from jaxft.models.tower.tower import Tower
 
-TASKS = ("text_classification", "image_classification", "embedding")
 MOST = 400  # rows that are looked at
 NUMERIC = 5  # digits of a coordinate
 
@@ -38,8 +37,8 @@ def eval_embeddings(setup: Setup, params: Mapping[str, jax.Array]) -> dict[str, 
     """
     examples = setup.splits["eval"].examples
     towers = [one for one in setup.model.towers.values() if isinstance(one, Tower)]
-    labels = _labels(setup)
-    if setup.config.task.kind not in TASKS or len(towers) != 1 or labels is None:
+    labels = setup.bound.point_labels(examples)
+    if len(towers) != 1 or labels is None:
         return None
     count = len(examples)
     chosen = np.unique(np.linspace(0, count - 1, min(count, MOST)).round().astype(int))
@@ -76,18 +75,6 @@ def _alike(points: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     by_chance = (counts * (counts - 1)).sum() / max(len(labels) * (len(labels) - 1), 1)
     same = labels[apart.argmin(1)] == labels
     return {"alike": float(same.mean()), "guessing": float(by_chance)}
-
-
-def _labels(setup: Setup) -> list[tuple[str, ...]] | None:
-    """The names of each eval row's points."""
-    examples, section = setup.splits["eval"].examples, setup.config.task
-    if section.kind == "embedding":
-        texts = tuple(c for c in (section.anchor, section.positive, section.negative) if c)
-        return [texts] * len(examples)
-    labels = examples.labels
-    if labels is None or getattr(section, "problem", None) != "single_label":
-        return None
-    return [(setup.label_names[int(number)],) for number in labels]
 
 
 def _features(

@@ -28,7 +28,7 @@ from jaxft.models.load import describe
 from jaxft.models.model import Model
 from jaxft.models.tower.tower import Compute
 from jaxft.models.values import read_value
-from jaxft.tasks.parts.contract import Tools
+from jaxft.tasks.parts.tools import Tools
 
 OBJECTIVES = ("masked_lm", "causal_lm")
 SPLIT = "pretraining"  # of the evaluations in the diary
@@ -97,7 +97,7 @@ def open_forgetting(config: Config, setup: Setup) -> Forgetting | None:
     }
     tools = Tools(model, config.data.max_length, None)
     source = open_source(config.report.forgetting, where={}, seed=config.run.seed.data)
-    column = getattr(config.task, "text", "text")
+    column = setup.task.plain_text_column
     check_columns(source, [column])
     texts = [str(row[column]) for row in source.rows(range(len(source)), (column,))]
     batches = text_batches(texts, tools.tokenizer, tools.max_length, objective)

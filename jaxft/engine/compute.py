@@ -1,9 +1,9 @@
-"""The computation of a run's model: mesh, compute settings, objective and adapters."""
+"""The computation of a run's model: mesh, compute settings and adapters."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 
 import jax
 
@@ -18,8 +18,6 @@ from jaxft.layerwise.table import LayerTable
 from jaxft.models.adapters.low_rank import Adapter
 from jaxft.models.load import Model
 from jaxft.models.tower.tower import Compute
-from jaxft.tasks.parts.contract import Sums, Task
-from jaxft.tasks.text_classification.task import TextClassification
 
 # Up to here an unrolled step is quicker than a scanned one on CPU, to compile and to run.
 UNROLLED_BLOCKS_ON_CPU = 12
@@ -80,35 +78,6 @@ def compute_for(
         attention=attention,
         trainable=frozenset(trainable),
     )
-
-
-AGAIN = 2**31 - 1  # folds the key of a second dropout; blocks and parts count from 0
-
-
-def objective(task: Task, outputs: Callable, params, batch, key: jax.Array | None) -> Sums:
-    """The loss and metrics of one batch, as sums and weights.
-
-    Args:
-        task: what is learned.
-        outputs: (parameters, batch, key) -> what the model makes of the batch.
-        params, batch, key: those; with a key there is dropout, and R-Drop compares two.
-    """
-    first = outputs(params, batch, key)
-    found = {"loss": task.loss(first, batch), **task.metrics(first, batch)}
-    if key is not None and isinstance(task, TextClassification) and task.section.r_drop:
-        second = outputs(params, batch, jax.random.fold_in(key, AGAIN))
-        found["loss"] = task.loss_of_two(first, second, batch)
-    return found
-
-
-def check_dropout(config: Config, model: Model) -> None:
-    """Raise a UserError where two dropouts are asked for and there is none."""
-    asked = getattr(config.task, "r_drop", None) is not None
-    if asked and model.config == model.config.with_dropout(0.0):
-        raise UserError(
-            "task.r_drop compares two dropouts of a text, and this model has no dropout.",
-            "Set model.dropout; 0.1 is usual.",
-        )
 
 
 def asked_adapter(section: AdapterSection) -> Adapter | str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +12,12 @@ import numpy as np
 from jaxft.data.batching.loader import Collate, batches
 from jaxft.data.batching.plans import EvalPlan, Layout, plan_eval
 from jaxft.device.mesh import batch_sharding, my_rows, overlaps, place_batch
-from jaxft.engine.inputs import Split, with_images
+from jaxft.engine.inputs import Split, with_inputs
 from jaxft.engine.setup import Setup, outputs_of
 from jaxft.engine.step import make_eval_step
 from jaxft.models.tower.tower import Compute
-from jaxft.tasks.parts.contract import Examples, Task
+from jaxft.tasks.parts.contract import HIGHER, BoundTask, Metric
+from jaxft.tasks.parts.examples import Examples
 
 EvalStep = Callable[[Mapping[str, jax.Array], Mapping[str, jax.Array]], tuple[dict, dict]]
 
@@ -47,15 +47,13 @@ def build_eval_step(setup: Setup, compute: Compute | None = None) -> EvalStep:
 
 def evaluation_function(setup: Setup, compute: Compute) -> EvalStep:
     """The `(params, batch) -> (sums, outcomes)` of a run's task itself, to be traced."""
-    forward, task = outputs_of(setup, compute), setup.task
-    size = setup.splits["train"].examples.image_size
+    forward, bound = outputs_of(setup, compute), setup.bound
+    inputs = setup.splits["train"].examples.inputs
 
     def evaluate_batch(params, batch):
         outputs = forward(params, batch)
-        if write := getattr(task, "write", None):
-            outputs |= write(setup.model, params, with_images(batch, size), compute)
-        sums = {"loss": task.loss(outputs, batch), **task.metrics(outputs, batch)}
-        outcomes = task.outcomes(outputs, batch)
+        outputs |= bound.generated(params, with_inputs(batch, inputs), compute)
+        sums, outcomes = bound.sums(outputs, batch), bound.outcomes(outputs, batch)
         return sums, outcomes | {"example_ids": batch["example_ids"]}
 
     return evaluate_batch
@@ -87,36 +85,54 @@ def evaluate(
         if interrupted():
             raise Interrupted
         found.append(result)
-    return summarise(setup.task, setup.label_names, split, found)
+    return summarise(setup.bound, split, found)
 
 
 def summarise(
-    task: Task, names: tuple[str, ...], split: Split, found: Sequence[tuple[dict, dict]]
+    bound: BoundTask[Any, Any], split: Split, found: Sequence[tuple[dict, dict]]
 ) -> Evaluation:
     """What the batches of a split give together.
 
     Args:
-        task: what is learned.
-        names: the classes.
+        bound: the task on the model.
         split: what was scored.
         found: each batch's sums and outcomes, on the host.
     """
-    totals: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
-    for sums, _ in found:
-        for name, (total, weight) in sums.items():
-            totals[name] = (totals[name][0] + float(total), totals[name][1] + float(weight))
+    scores = reduced(bound.task.metrics, [sums for sums, _ in found])
     outcomes = in_order([kept for _, kept in found], len(split.examples))
-    scores = {name: total / weight for name, (total, weight) in totals.items()}
-    summary = task.summarise(outcomes, split.examples, names)
-    return Evaluation(scores | summary, outcomes)
+    return Evaluation(scores | bound.summarise(outcomes, split.examples), outcomes)
+
+
+def reduced(
+    metrics: Mapping[str, Metric], found: Sequence[Mapping[str, tuple[Any, Any]]]
+) -> dict[str, float]:
+    """The scores that the sums of a split's batches give together.
+
+    Args:
+        metrics: name -> how its sum becomes a score; a sum of no metric's name becomes its mean.
+        found: each batch's sums and weights, scalars or arrays.
+    """
+    totals: dict[str, tuple[Any, Any]] = {}
+    for sums in found:
+        for name, pair in sums.items():
+            total, weight = (np.asarray(one, np.float64) for one in pair)
+            before = totals.get(name, (0.0, 0.0))
+            totals[name] = before[0] + total, before[1] + weight
+    streams = {name: metric.stream or name for name, metric in metrics.items()}
+    own = {name: stream for name, stream in streams.items() if stream in totals}
+    rest = {name: name for name in totals if name not in own.values()}
+    return {
+        name: metrics.get(name, HIGHER).reduce(*totals[stream])
+        for name, stream in {**rest, **own}.items()
+    }
 
 
 def predictions(
-    task: Task, names: tuple[str, ...], split: Split, found: Evaluation
+    bound: BoundTask[Any, Any], split: Split, found: Evaluation
 ) -> Iterator[dict[str, Any]]:
     """What a person reads of an evaluation, one mapping an example."""
-    said = task.describe(split.source, found.outcomes, split.examples, names)
-    for number, one in enumerate(said):
+    lines = bound.describe(split.source, found.outcomes, split.examples)
+    for number, one in enumerate(lines):
         yield {"id": number, **one}
 
 

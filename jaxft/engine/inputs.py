@@ -13,7 +13,8 @@ import numpy as np
 from jaxft.data.sources.open import Source, open_mixture, open_source
 from jaxft.errors import UserError, nearest
 from jaxft.storage.files import cache_dir
-from jaxft.tasks.parts.contract import Examples, Task, Tools
+from jaxft.tasks.parts.contract import BoundTask, Task
+from jaxft.tasks.parts.examples import Examples
 from jaxft.tasks.parts.labels import BadValue
 
 SPLITS = ("train", "eval", "test")
@@ -38,8 +39,7 @@ class Split:
     @property
     def rows(self) -> np.ndarray:
         """The row of the source that each example is from: `[examples]`."""
-        rows = getattr(self.examples, "from_rows", None)
-        return np.arange(len(self.examples)) if rows is None else np.asarray(rows)
+        return self.examples.rows
 
 
 def open_sources(
@@ -81,15 +81,13 @@ def check_columns(source: Source, columns: Iterable[str]) -> None:
 
 
 def open_splits(
-    task: Task, sources: Mapping[str, Source], names: tuple[str, ...], tools: Tools, on_bad: str
+    bound: BoundTask[Any, Any], sources: Mapping[str, Source], on_bad: str
 ) -> dict[str, Split]:
     """The rows of each source as the task reads them.
 
     Args:
-        task: reads them.
+        bound: the task on a model, which reads them.
         sources: split name -> rows.
-        names: the classes.
-        tools: what the checkpoint brings.
         on_bad: `error` or `skip`.
 
     Raises:
@@ -98,17 +96,17 @@ def open_splits(
     """
     splits = {}
     for name, source in sources.items():
-        bad = bad_rows(task, source, names) if on_bad == "skip" else []
+        bad = bad_rows(bound, source) if on_bad == "skip" else []
         if len(bad) == len(source):
             raise UserError(
                 f"{source.spec}: every row is bad.", "data.on_bad_row=error says what is wrong."
             )
         kept = source.without(bad)
-        examples = task.examples(kept, names, tools)
-        if name != "train" and examples.random:
-            examples = examples.scored()  # type: ignore[attr-defined]  # what is random has it
+        examples = bound.examples(kept)
+        if name != "train":
+            examples = examples.scored()
         splits[name] = Split(name, kept, examples, len(bad))
-        only = only_class(splits[name], names)
+        only = only_class(splits[name], bound.label_names)
         if only is not None and name != "test":
             raise UserError(
                 f"{source.spec}: the split has one class only ('{only}').",
@@ -117,22 +115,12 @@ def open_splits(
     return splits
 
 
-def bad_rows(task: Task, source: Source, names: Sequence[str]) -> list[int]:
-    """The indices of the rows that the task cannot read.
-
-    Raises:
-        UserError: the task has no `check_row(source, index, row, names)`, which raises what is
-            wrong with a row.
-    """
-    check = getattr(task, "check_row", None)
-    if check is None:
-        raise UserError(
-            f"data.on_bad_row: the task '{task.kind}' cannot skip rows.", "Leave it at error."
-        )
+def bad_rows(bound: BoundTask[Any, Any], source: Source) -> list[int]:
+    """The indices of the rows that a task cannot read."""
     found = []
-    for index, row in source.each(task.columns):
+    for index, row in source.each(bound.task.columns):
         try:
-            check(source, index, row, names)
+            bound.check_row(source, index, row)
         except (BadValue, UserError):
             found.append(index)
     return found
@@ -179,15 +167,19 @@ def _counted(labels: np.ndarray, classes: int) -> list[int]:
     return [] if labels.dtype.kind == "f" else np.bincount(labels, minlength=classes).tolist()
 
 
-def with_images(batch: Mapping[str, Any], size: tuple[int, int] | None) -> Mapping[str, Any]:
+def with_inputs(
+    batch: Mapping[str, Any], inputs: Mapping[str, tuple[int, ...]]
+) -> Mapping[str, Any]:
     """A batch with all that a model's stems read, also where it brings its trunk's output.
 
     Args:
-        batch: whose images may be left out then.
-        size: their height and width; None where there are none.
+        batch: whose `Examples.inputs` may be left out then.
+        inputs: batch key -> shape of a row's.
     """
-    if size is None or "pixel_values" in batch:
-        return batch
-    # The stem reads the images' shape alone then, and XLA drops the zeros.
-    zeros = jnp.zeros((len(batch["weights"]), 3, *size), jnp.float32)
-    return {**batch, "pixel_values": zeros}
+    # The stem reads only the shape of what is left out, and XLA drops the zeros.
+    rows = len(batch["weights"])
+    return batch | {
+        name: jnp.zeros((rows, *shape), jnp.float32)
+        for name, shape in inputs.items()
+        if name not in batch
+    }

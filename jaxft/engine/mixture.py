@@ -11,13 +11,15 @@ from jaxft.config.load import Config
 from jaxft.data.batching.mixture import Mixture, drop_empty
 from jaxft.engine.inputs import Split
 from jaxft.errors import UserError
+from jaxft.tasks.parts.contract import Task
 
 
-def make_mixture(config: Config, split: Split, names: Sequence[str]) -> Mixture | None:
+def make_mixture(config: Config, task: Task, split: Split, names: Sequence[str]) -> Mixture | None:
     """What an epoch draws of the training examples; None where it is each once.
 
     Args:
         config: the run; its `data.train` may be a mixture, and `data.balance` on.
+        task: says what a class counts.
         split: the training split.
         names: the classes.
 
@@ -34,14 +36,14 @@ def make_mixture(config: Config, split: Split, names: Sequence[str]) -> Mixture 
         if not (parts == number).any():
             raise UserError(f"data.train: no example of {one.source} is left to draw.")
     if config.data.balance:
-        labels = _classes(config, split)
+        labels = _classes(task, split)
         there = [np.unique(labels[parts == part]).size for part in range(len(mixture))]
         weights = np.repeat(weights / there, len(names))
         parts = parts * len(names) + labels
     return Mixture(split.examples.lengths, *drop_empty(parts, weights.tolist()))
 
 
-def _classes(config: Config, split: Split) -> np.ndarray:
+def _classes(task: Task, split: Split) -> np.ndarray:
     """The class of each example: `[examples]`."""
     labels = split.examples.labels
     if labels is None or labels.ndim > 1 or labels.dtype.kind == "f":
@@ -49,7 +51,7 @@ def _classes(config: Config, split: Split) -> np.ndarray:
             "data.balance: these examples have no one class each, so there is none to balance.",
             "Leave it off; data.train takes several sources with weights.",
         )
-    if getattr(config.task, "class_weights", None) == "balanced":
+    if task.class_weights == "balanced":
         raise UserError(
             "data.balance and task.class_weights: balanced would both make up for rare classes.",
             "Take one of them.",

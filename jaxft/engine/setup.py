@@ -23,20 +23,19 @@ from jaxft.device.mesh import param_shardings, row_divisor
 from jaxft.engine.compute import (
     asked_adapter,
     build_mesh,
-    check_dropout,
     make_compute,
-    objective,
 )
-from jaxft.engine.inputs import Split, data_cache, open_sources, open_splits, with_images
+from jaxft.engine.inputs import Split, data_cache, open_sources, open_splits, with_inputs
 from jaxft.engine.length import Length, resolve_length, resolve_rates
 from jaxft.engine.mixture import make_mixture
 from jaxft.engine.recipe import make_table, optimizer_from, phases_from
 from jaxft.errors import UserError
 from jaxft.layerwise.phases import Phase
 from jaxft.layerwise.table import LayerTable
-from jaxft.models.load import Model, describe
+from jaxft.models.load import HEADLESS, Model, describe
 from jaxft.models.tower.tower import Compute
-from jaxft.tasks.parts.contract import Sums, Task, Tools
+from jaxft.tasks.parts.contract import BoundTask, Sums, Task
+from jaxft.tasks.parts.tools import Tools
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,7 @@ class Setup:
     Attributes:
         config: the whole config.
         task: what is learned.
+        bound: the task on the model and the classes.
         model: the model, with shapes for parameters.
         splits: train, eval and perhaps test, as the task reads them.
         label_names: the classes, in order of class id.
@@ -61,6 +61,7 @@ class Setup:
 
     config: Config
     task: Task
+    bound: BoundTask[Any, Any]
     model: Model
     splits: Mapping[str, Split]
     label_names: tuple[str, ...]
@@ -144,17 +145,17 @@ def outputs_of(setup: Setup, compute: Compute) -> Outputs:
         setup: the run.
         compute: how its model runs; a batch may bring its trunk's output.
     """
-    size = setup.splits["train"].examples.image_size
+    inputs = setup.splits["train"].examples.inputs
 
     def outputs(params, batch, key=None):
-        return setup.model.apply(params, with_images(batch, size), key, compute)
+        return setup.model.apply(params, with_inputs(batch, inputs), key, compute)
 
     return outputs
 
 
 def objective_of(setup: Setup, compute: Compute) -> Callable[..., Sums]:
     """The task's loss and metrics `(params, batch, key) -> sums and weights`."""
-    return partial(objective, setup.task, outputs_of(setup, compute))
+    return partial(setup.bound.objective, outputs_of(setup, compute))
 
 
 def build(
@@ -181,11 +182,10 @@ def build(
     sources = open_sources(task, config.data.specs, config.data.where, config.run.seed.data)
     names = task.label_names(sources["train"])
     model = describe(config.model.checkpoint, weights=weights, **model_options(config, names, new))
-    check_dropout(config, model)
     mesh, why = build_mesh(config, model, _ever_trained(config, model), devices)
-    tools = Tools(model, config.data.max_length, data_cache(config.data.cache))
-    splits = open_splits(task, sources, names, tools, config.data.on_bad_row)
-    mixture = make_mixture(config, splits["train"], names)
+    bound = bind_task(task, config, model, names)
+    splits = open_splits(bound, sources, config.data.on_bad_row)
+    mixture = make_mixture(config, task, splits["train"], names)
     lengths = splits["train"].examples.lengths if mixture is None else mixture.lengths
     layout = _lay_out(config, task, mesh, lengths, layout)
     plan = TrainPlan(lengths, config.run.seed.data, *layout.shape, mixture)
@@ -194,6 +194,7 @@ def build(
     return Setup(
         config=config,
         task=task,
+        bound=bound,
         model=model,
         splits=splits,
         label_names=names,
@@ -226,6 +227,14 @@ def make_task(config: Config) -> Task:
     return import_module(f"jaxft.tasks.{config.task.kind}.task").make(config.task)
 
 
+def bind_task(
+    task: Task, config: Config, model: Model, names: Sequence[str]
+) -> BoundTask[Any, Any]:
+    """The task on a model, its examples read within the config's length and kept in its cache."""
+    tools = Tools(model, config.data.max_length, data_cache(config.data.cache))
+    return task.bind(tools, names)
+
+
 def model_options(config: Config, names: Sequence[str], new: Sequence[str] = ()) -> dict[str, Any]:
     """How the config asks for its checkpoint to be described or loaded.
 
@@ -235,7 +244,7 @@ def model_options(config: Config, names: Sequence[str], new: Sequence[str] = ())
         new: parameters that were new when the run began.
     """
     return {
-        "task": config.task.kind,
+        "task": make_task(config).head or HEADLESS,
         "labels": names or None,
         "dropout": config.model.dropout,
         "ignore": config.model.ignore,

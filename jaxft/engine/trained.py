@@ -25,7 +25,8 @@ from jaxft.runs.checkpoint import Checkpoints
 from jaxft.runs.folder import RUN_FILE, RunFolder, open_run
 from jaxft.storage import files
 from jaxft.storage.buckets import fetched
-from jaxft.tasks.parts.contract import LOWER_IS_BETTER, Task
+from jaxft.tasks.parts.contract import BoundTask, Task
+from jaxft.tasks.parts.tools import Tools
 
 Which = int | str  # a step, "best" or "last"
 ADAPTER = "adapter"  # the folder of a run's adapter alone, and in its base of the one it began with
@@ -85,6 +86,12 @@ class Trained:
     model: Model
     step: int
 
+    @property
+    def bound(self) -> BoundTask[Any, Any]:
+        """The task on the trained model."""
+        tools = Tools(self.model, self.config.data.max_length, None)
+        return self.task.bind(tools, self.label_names)
+
 
 def open_trained(folder: Path, which: Which = "best") -> Trained:
     """Read a run's parameters: those that trained from a checkpoint, the others from its base.
@@ -120,7 +127,7 @@ def open_trained(folder: Path, which: Which = "best") -> Trained:
             "trained."
         )
     model = with_values(described, seed=config.run.seed.init, known=trained)
-    model = replace(model, problem_type=getattr(task, "problem_type", None))
+    model = replace(model, problem_type=task.problem_type)
     return Trained(run, config, task, names, model, step)
 
 
@@ -133,7 +140,7 @@ def open_checkpoints(
         run.checkpoints,
         keep=config.checkpoint.keep,
         best_metric=metric,
-        mode="min" if metric in LOWER_IS_BETTER else "max",
+        mode="min" if task.metrics[metric].lower_is_better else "max",
         read_only=read_only,
     )
 
@@ -147,10 +154,10 @@ def best_metric(config: Config, task: Task) -> str:
     asked = config.checkpoint.best
     if asked == "auto":
         return task.primary
-    if asked not in task.metric_names:
+    if asked not in task.metrics:
         raise UserError(
             f"checkpoint.best: '{asked}' is not a metric of {task.kind}.",
-            f"Known: {', '.join(task.metric_names)}.",
+            f"Known: {', '.join(task.metrics)}.",
         )
     return asked
 

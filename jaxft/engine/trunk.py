@@ -37,7 +37,7 @@ from jaxft.models.tower.tower import Compute, Tower
 from jaxft.numbers import share, size
 from jaxft.report.terminal.progress import Progress
 from jaxft.runs.leaves import checksum
-from jaxft.tasks.parts.contract import Examples
+from jaxft.tasks.parts.examples import Examples
 
 SAY_EVERY = 5.0  # seconds
 RAW = "uint16"  # how two bytes of a type that numpy does not know are kept
@@ -145,7 +145,7 @@ def open_trunk(
     towers, outputs = setup.model.towers, build_or_open(root, key, build)
     reader = towers.get("vision", towers.get("encoder"))  # of images, where any are read
     seen = isinstance(reader, Tower) and reader.prefix + TRUNK in outputs.meta["names"].values()
-    return CachedBatches(examples.without_images() if seen else examples, outputs, places)
+    return CachedBatches(examples.without(examples.inputs) if seen else examples, outputs, places)
 
 
 def _in_rows(shape: Layout, examples: Examples) -> tuple[EvalPlan, np.ndarray]:

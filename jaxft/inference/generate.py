@@ -26,8 +26,8 @@ from jaxft.models.generate.settings import Settings, read_settings
 from jaxft.models.load import describe, load
 from jaxft.runs.folder import RUN_FILE, open_run
 from jaxft.storage.files import place
-from jaxft.tasks.parts.contract import Tools
 from jaxft.tasks.parts.images import paths_from_input
+from jaxft.tasks.parts.tools import Tools
 
 PROMPTS = 8  # prompts a batch, where there are more than one
 
@@ -91,7 +91,7 @@ def open_writer(name: str, chat: bool | None, asked: Mapping[str, Any]) -> Write
     if chat and template is None:
         raise UserError(f"'{name}' has no chat template.", "Leave --chat out.")
     settings, notes = read_settings(model.source.folder, model.fields, asked)
-    prefix = "" if trained is None else getattr(trained.config.task, "prefix", "")
+    prefix = "" if trained is None else trained.task.prompt_prefix
     tools = Tools(model, None, None)
     images = tools.images if model.head == "captioning" else None
     return Writer(generator, tools.tokenizer, template, settings, notes, prefix, images)

@@ -34,8 +34,8 @@ from jaxft.runs.folder import RUN_FILE, open_run
 from jaxft.storage.files import place
 from jaxft.storage.outputs import check_apart, distinct_name
 from jaxft.tasks.image_generation.task import first_word
-from jaxft.tasks.parts.contract import Tools
 from jaxft.tasks.parts.images import open_image, paths_from_input
+from jaxft.tasks.parts.tools import Tools
 
 ROWS = 16  # images a batch
 LEAST = 112  # pixels a side of a picture at least: smaller ones are enlarged by a whole factor

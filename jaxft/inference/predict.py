@@ -18,7 +18,7 @@ from jaxft.engine.inputs import check_columns
 from jaxft.engine.trained import Trained, open_trained
 from jaxft.errors import UserError
 from jaxft.models.load import Model
-from jaxft.tasks.parts.contract import Examples, Tools
+from jaxft.tasks.parts.examples import Examples
 
 # Examples a batch, and the multiple that its length is rounded up to: few shapes to compile.
 ROWS, STRIDE = 32, 32
@@ -41,7 +41,7 @@ def predict(run: Path, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
     """
     prepare_process()
     trained = open_trained(run)
-    waiting = trained.task.rows_from_input(inputs)
+    waiting = trained.bound.rows_from_input(inputs)
     chunks = iter(lambda: list(islice(waiting, ROWS)), [])
     yield from _said(trained, (given_rows(rows) for rows in chunks))
 
@@ -62,7 +62,7 @@ def predict_rows(run: Path, spec: str) -> Iterator[dict[str, Any]]:
     """
     prepare_process()
     trained = open_trained(run)
-    columns = getattr(trained.task, "input_columns", None)
+    columns = trained.task.input_columns
     if columns is None:
         raise UserError(
             f"{spec} is a table, and what {trained.task.kind} reads is no row of one.",
@@ -78,11 +78,10 @@ def predict_rows(run: Path, spec: str) -> Iterator[dict[str, Any]]:
 
 def _said(trained: Trained, sources: Iterable[Source]) -> Iterator[dict[str, Any]]:
     """What a run says of the rows of each source, at most `ROWS` in one."""
-    task, model, names = trained.task, trained.model, trained.label_names
-    tools = Tools(model, trained.config.data.max_length, None)
-    step = jax.jit(lambda params, batch: task.outcomes(model.apply(params, batch), batch))
+    bound, model = trained.bound, trained.model
+    step = jax.jit(lambda params, batch: bound.outcomes(model.apply(params, batch), batch))
     for source in sources:
-        examples = task.examples(source, None, tools)
+        examples = bound.examples(source, labelled=False)
         batches = [  # a row may be several examples
             jax.device_get(step(model.params, _batch(examples, model, first)))
             for first in range(0, len(examples), ROWS)
@@ -91,7 +90,7 @@ def _said(trained: Trained, sources: Iterable[Source]) -> Iterator[dict[str, Any
             name: np.concatenate([batch[name][:, 0] for batch in batches])[: len(examples)]
             for name in batches[0]
         }
-        for number, said in enumerate(task.describe(source, kept, examples, names)):
+        for number, said in enumerate(bound.describe(source, kept, examples)):
             yield said | examples.remarks.get(number, {})
 
 

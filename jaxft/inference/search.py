@@ -29,7 +29,7 @@ from jaxft.inference.contact_sheet import check_sheet, write_sheet
 from jaxft.models.load import Model
 from jaxft.storage.files import cache_dir, written_aside
 from jaxft.tasks.contrastive.task import text_batch
-from jaxft.tasks.parts.contract import Tools
+from jaxft.tasks.parts.tools import Tools
 
 KIND = "contrastive"
 ROWS = 32  # images embedded at a time

@@ -91,8 +91,8 @@ class Stage:
     def _scores(self, results: list[tuple[dict, dict]], split: Split) -> dict[str, float]:
         """One member's scores; not finite where its outputs are not, of which no task has one."""
         if not all(np.isfinite(sums["loss"][0]) for sums, _ in results):
-            return dict.fromkeys(("loss", *self.setup.task.metric_names), math.nan)
-        return summarise(self.setup.task, self.setup.label_names, split, results).scores
+            return dict.fromkeys(self.setup.task.metrics, math.nan)
+        return summarise(self.setup.bound, split, results).scores
 
 
 def phases_of(setups: Sequence[Setup], index: int) -> tuple[PhaseSetup, ...]:

@@ -11,18 +11,20 @@ import numpy as np
 from scipy.stats import bootstrap
 
 from jaxft.studies.members import Member
-from jaxft.tasks.parts.contract import LOWER_IS_BETTER
 from jaxft.training.meter import is_best
 
 RESAMPLES = 2000
 
 
-def mark_rows(rows: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, Any]]:
+def mark_rows(
+    rows: Sequence[Mapping[str, Any]], metric: str, *, lower_is_better: bool
+) -> list[dict[str, Any]]:
     """The rows of all members, each with whether it is its member's last and its best.
 
     Args:
         rows: as `train_part` gives them, in order of steps within a member.
         metric: what chooses the best.
+        lower_is_better: of the metric.
     """
     marked = []
     for member in sorted({row["member"] for row in rows}):
@@ -31,7 +33,7 @@ def mark_rows(rows: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, 
         best = None
         for row in own:
             score = row["scores"].get(metric)
-            if score is not None and is_best(metric, score, before):
+            if score is not None and is_best(score, before, lower_is_better=lower_is_better):
                 best = row["step"]
             before.append(score)
         for row in own:
@@ -45,6 +47,8 @@ def rank(
     diverged: Mapping[int, int],
     metric: str,
     tested: Mapping[int, Mapping[str, float | None]] | None = None,
+    *,
+    lower_is_better: bool,
 ) -> list[dict[str, Any]]:
     """The settings, the best first: by the mean over seeds of the members' best scores.
 
@@ -54,6 +58,7 @@ def rank(
         diverged: member -> the step at which it was left. A setting that has one comes last.
         metric: what is ranked by.
         tested: member -> its scores on the test rows at its end, which rank nothing.
+        lower_is_better: of the metric.
 
     Returns:
         For each setting `values`, `members`, `diverged` (how many), `step` (of the first
@@ -81,7 +86,7 @@ def rank(
         )
         if tested:
             ranked[-1]["test"] = summarise_seeds([tested[i].get(metric) for i in indices])
-    sign = 1 if metric in LOWER_IS_BETTER else -1
+    sign = 1 if lower_is_better else -1
 
     def place(entry: Mapping[str, Any]) -> tuple[bool, float]:
         mean = entry["best"]["mean"]

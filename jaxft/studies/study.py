@@ -110,6 +110,7 @@ def study(
     parts, needs = make_parts(members, before)
     any_setup = parts[0].setups[0]
     metric = best_metric(config, any_setup.task)
+    lower_is_better = any_setup.task.metrics[metric].lower_is_better
     told = [_about_part(part, need, vary) for part, need in zip(parts, needs, strict=True)]
     console.print(batch_line(any_setup.layout, any_setup.length, any_setup.why), highlight=False)
     console.print(parts_table(told))
@@ -147,11 +148,15 @@ def study(
 
         # ------------------------------------------------------------ The table and the page
         results = [found[part.index] or {} for part in parts]
-        rows = mark_rows([row for result in results for row in result["rows"]], metric)
+        rows = mark_rows(
+            [row for result in results for row in result["rows"]],
+            metric,
+            lower_is_better=lower_is_better,
+        )
         diverged = {int(m): at for result in results for m, at in result["diverged"].items()}
         pairs = [zip(r["members"], r["test"], strict=True) for r in results if r["test"]]
         tested = {member: scores for pair in pairs for member, scores in pair}
-        ranking = rank(members, rows, diverged, metric, tested)
+        ranking = rank(members, rows, diverged, metric, tested, lower_is_better=lower_is_better)
         folder.write_table([_flat(row, members, diverged) for row in rows])
         chosen = members[ranking[0]["members"][0]]
         folder.write_text(BEST_FILE, best_yaml(chosen, name, metric))

@@ -48,6 +48,7 @@ class Evals:
         interrupted: Callable[[], bool],
     ):
         self.metric = metric
+        self._lower = setup.task.metrics[metric].lower_is_better
         self._setup, self._forgetting, self._origin = setup, forgetting, origin
         self._run, self._log, self._progress = run, log, progress
         self._interrupted = interrupted
@@ -85,8 +86,9 @@ class Evals:
                 f"checkpoint.best: these rows have no {self.metric}.",
                 f"They have {', '.join(found.scores)}.",
             )
-        best = is_best(self.metric, found.scores[self.metric], self._scores)
-        self._scores.append(found.scores[self.metric])
+        score = found.scores[self.metric]
+        best = is_best(score, self._scores, lower_is_better=self._lower)
+        self._scores.append(score)
         self._log.eval(step, "eval", found.scores)
         self._look_back(step, params)
         if self._setup.length.layers_every:
@@ -98,7 +100,7 @@ class Evals:
     def patience_is_over(self) -> bool:
         """Whether the metric has not improved for as many evaluations as the run waits."""
         patience = self._setup.config.checkpoint.patience
-        return patience_is_over(self.metric, self._scores, patience)
+        return patience_is_over(self._scores, patience, lower_is_better=self._lower)
 
     def _look_back(self, step: int, params: dict[str, Any]) -> None:
         if self._forgetting is not None:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jaxft.tasks.parts.contract import LOWER_IS_BETTER
 from jaxft.training.phase import Stage
 from jaxft.training.utilisation import Work
 
@@ -100,23 +99,27 @@ def scores_before(events: Iterable[Mapping[str, Any]], metric: str) -> list[floa
     return [event.get(metric) for event in events if event.get("split") == "eval"]
 
 
-def is_best(metric: str, score: float, before: Sequence[float | None]) -> bool:
+def is_best(score: float, before: Sequence[float | None], *, lower_is_better: bool) -> bool:
     """Whether no score before is better; of equals the later is the best, as in `Checkpoints`."""
-    return math.isfinite(score) and not any(_better(metric, value, score) for value in before)
+    return math.isfinite(score) and not any(
+        _better(value, score, lower_is_better) for value in before
+    )
 
 
-def patience_is_over(metric: str, scores: Sequence[float | None], patience: int | None) -> bool:
+def patience_is_over(
+    scores: Sequence[float | None], patience: int | None, *, lower_is_better: bool
+) -> bool:
     """Whether none of the last `patience` scores is better than all before it."""
     if patience is None or len(scores) <= patience:
         return False
     early, late = scores[:-patience], scores[-patience:]
-    return not any(all(_better(metric, value, other) for other in early) for value in late)
+    return not any(all(_better(value, other, lower_is_better) for other in early) for value in late)
 
 
-def _better(metric: str, one: float | None, other: float | None) -> bool:
-    """Whether `one` beats `other`; a lower loss does, a higher accuracy."""
+def _better(one: float | None, other: float | None, lower_is_better: bool) -> bool:
+    """Whether `one` beats `other`."""
     if one is None or not math.isfinite(one):
         return False
     if other is None or not math.isfinite(other):
         return True
-    return one < other if metric in LOWER_IS_BETTER else one > other
+    return one < other if lower_is_better else one > other

@@ -53,9 +53,7 @@ def score_before(
         return
     log.eval(0, BEFORE, found.scores)
     progress.evaluation(0, found.scores, best=False)
-    write_lines(
-        run, f"predictions-{BEFORE}.jsonl", predictions(setup.task, setup.label_names, split, found)
-    )
+    write_lines(run, f"predictions-{BEFORE}.jsonl", predictions(setup.bound, split, found))
     _write_views(setup, run, BEFORE, params)
     write_evaluation(setup, run, found, 0, best=False)
 
@@ -68,10 +66,9 @@ def write_evaluation(
     All that was drawn is one picture, `samples/STEP.png`.
     """
     if best:
-        lines = predictions(setup.task, setup.label_names, setup.splits["eval"], found)
+        lines = predictions(setup.bound, setup.splits["eval"], found)
         write_lines(run, "predictions-eval.jsonl", lines)
-    sheet = getattr(setup.task, "sheet", None)
-    drawn = None if sheet is None else sheet(found.outcomes, setup.splits["eval"].examples)
+    drawn = setup.bound.sample_sheet(found.outcomes, setup.splits["eval"].examples)
     if drawn is not None and is_first():
         file = io.BytesIO()
         Image.fromarray(drawn).save(file, "PNG")
@@ -101,9 +98,7 @@ def final_result(
         start = load_params(setup).params
         params = {name: params.get(name, leaf) for name, leaf in start.items()}
     found = evaluate(setup, eval_step, params, split)
-    lines = with_attention(
-        setup, params, split, predictions(setup.task, setup.label_names, split, found)
-    )
+    lines = with_attention(setup, params, split, predictions(setup.bound, split, found))
     write_lines(run, f"predictions-{name}.jsonl", lines)
     result = {
         "split": name,

@@ -27,6 +27,7 @@ def row(**changes):
         "name": "risk",
         "data": "credits",
         "metric": "average_precision",
+        "lower_is_better": False,
         "rows": {"train": 1500, "eval": 353, "test": 925},
         "pixels": None,
         "frozen_by": "pooled",
@@ -45,7 +46,7 @@ def test_every_config_has_a_row_or_is_a_recipe():
 def test_a_row_is_of_its_config(demo, monkeypatch):
     monkeypatch.chdir(ROOT)
     config = demos._config(demo, demo.quick)
-    assert demo.metric in make_task(config).metric_names
+    assert demo.metric in make_task(config).metrics
     read = {
         word for word in json.dumps(config.model_dump(mode="json")).split('"') if "assets/" in word
     }

@@ -253,7 +253,7 @@ def test_packed_rows_are_their_examples_alone(plain):
     def value_and_gradient(params, batch):
         def mean(params):
             outputs = built.model.apply(params, batch, None, built.compute)
-            total, weight = built.task.loss(outputs, batch)
+            total, weight = built.bound.loss(outputs, batch)
             return total / weight, (outputs["logits"], total, weight)
 
         return jax.grad(mean, has_aux=True)(params)

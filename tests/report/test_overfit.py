@@ -7,7 +7,6 @@ import optax
 import pytest
 from scipy.special import rel_entr
 
-from jaxft.engine.compute import AGAIN
 from jaxft.engine.initial_state import load_params
 from jaxft.engine.setup import build, objective_of, outputs_of
 from jaxft.errors import UserError
@@ -15,6 +14,7 @@ from jaxft.inference.score import between, shares_of
 from jaxft.report.page.overfitting import overfitting
 from jaxft.tasks.parts.classes.one import apart, logits_of, smoothed
 from jaxft.tasks.text_classification.section import TextClassificationSection
+from jaxft.tasks.text_classification.task import AGAIN
 from jaxft.training.meter import patience_is_over
 from tests.support.phases import phase_of
 from tests.support.tiny import tiny_config
@@ -71,12 +71,12 @@ def test_r_drop_is_the_mean_loss_and_how_far_two_dropouts_lie_apart(two):
         for one in (key, jax.random.fold_in(key, AGAIN))
     )
     assert not np.array_equal(one["logits"], other["logits"])
-    (first, weight), (second, _) = (built.task.loss(said, batch) for said in (one, other))
+    (first, weight), (second, _) = (built.bound.loss(said, batch) for said in (one, other))
     different = (apart(*(logits_of(said, batch) for said in (one, other))) * batch["weights"]).sum()
     found, counted = objective_of(built, phase_of(built).compute)(params, batch, key)["loss"]
     assert float(found) == pytest.approx(float((first + second) / 2 + 2 * different), rel=1e-5)
     assert float(counted) == float(weight)
-    plain = built.task.loss(outputs_of(built, built.compute)(params, batch), batch)[0]
+    plain = built.bound.loss(outputs_of(built, built.compute)(params, batch), batch)[0]
     assert float(
         objective_of(built, phase_of(built).compute)(params, batch, None)["loss"][0]
     ) == pytest.approx(float(plain))
@@ -94,9 +94,9 @@ def test_r_drop_is_refused_where_nothing_is_dropped(two):
 
 def test_nothing_stops_early_unless_asked(two):
     assert two[0].config.checkpoint.patience is None
-    assert not patience_is_over("loss", [0.1, 0.2, 0.3, 0.4], None)
-    assert patience_is_over("loss", [0.1, 0.2, 0.3], 2)
-    assert not patience_is_over("loss", [0.1, 0.2, 0.05], 2)
+    assert not patience_is_over([0.1, 0.2, 0.3, 0.4], None, lower_is_better=True)
+    assert patience_is_over([0.1, 0.2, 0.3], 2, lower_is_better=True)
+    assert not patience_is_over([0.1, 0.2, 0.05], 2, lower_is_better=True)
 
 
 def test_the_line_from_start_to_end_has_both_ends_to_the_bit():

@@ -273,11 +273,11 @@ def test_settings_are_ranked_by_the_mean_of_their_seeds_best(config):
     members = make_members(config, {"optimizer.lr": [1e-3, 1e-2], "run.seed.init": [0, 1, 2]})
     scores = {0: [0.5, 0.6], 1: [0.8, 0.7], 2: [0.7, 0.7], 3: [0.9], 4: [0.9], 5: [None]}
     rows = [row(m, i + 1, s) for m, all_of in scores.items() for i, s in enumerate(all_of)]
-    marked = mark_rows(rows, "accuracy")
+    marked = mark_rows(rows, "accuracy", lower_is_better=False)
     assert [r["step"] for r in marked if r["best"]] == [2, 1, 2, 1, 1]
     assert [r["step"] for r in marked if r["last"]] == [2, 2, 2, 1, 1, 1]
     tested = {index: {"accuracy": 0.1 * index} for index in range(6)}
-    first, second = rank(members, marked, {5: 1}, "accuracy", tested)
+    first, second = rank(members, marked, {5: 1}, "accuracy", tested, lower_is_better=False)
     assert first["members"] == [0, 1, 2]
     assert first["best"]["mean"] == pytest.approx(0.7)
     assert first["best"]["deviation"] == pytest.approx(0.1)

@@ -17,7 +17,7 @@ from jaxft.models import load as registry
 from jaxft.report.page.page import write_page
 from jaxft.tasks.causal_lm.section import CausalLmSection as Section
 from jaxft.tasks.causal_lm.task import make
-from jaxft.tasks.parts.contract import Tools
+from jaxft.tasks.parts.tools import Tools
 from jaxft.training.story import train
 from tests.models.test_decoders import END, make_checkpoint
 from tests.support.tiny import BAD, GOOD, tiny_config
@@ -46,8 +46,8 @@ def model(checkpoint):
 
 
 def examples_of(task: dict, rows: list[dict], model, length: int | None = None):
-    made = make(Section(**task))
-    return made, made.examples(given_rows(rows), (), Tools(model, length, None))
+    made = make(Section(**task)).bind(Tools(model, length, None), ())
+    return made, made.examples(given_rows(rows))
 
 
 def test_packed_rows_are_scored_as_rows_alone(model):
@@ -74,7 +74,7 @@ def test_packed_rows_are_scored_as_rows_alone(model):
 
 
 def test_scores_are_per_token_whatever_the_length_of_an_example():
-    task = make(Section(kind="causal_lm", text="text"))
+    task = make(Section(kind="causal_lm", text="text")).bind(None, ())
     outputs = {
         "losses": np.array([[1.0, 2.0, 0.0, 3.0]], np.float32),
         "hits": np.array([[True, False, False, True]]),
@@ -91,8 +91,8 @@ def test_scores_are_per_token_whatever_the_length_of_an_example():
     assert [float(x) for x in task.metrics(outputs, batch)["accuracy"]] == [2.0, 3.0]
     examples = SimpleNamespace(tokens=SimpleNamespace(meta={"bytes": 12}))
     kept = {name: value.ravel() for name, value in outcomes.items()}
-    scores = task.summarise(kept, examples, ())
-    assert scores.keys() | {"loss", "accuracy"} == set(task.metric_names)
+    scores = task.summarise(kept, examples)
+    assert scores.keys() | {"loss", "accuracy"} == set(task.task.metrics)
     np.testing.assert_allclose(scores["perplexity"], math.exp(2.0))
     np.testing.assert_allclose(scores["bits_per_byte"], 6.0 / math.log(2) / 12)
 
@@ -101,12 +101,12 @@ def test_documents_fill_rows_and_say_how_many_bytes_they_are(model):
     rows = [{"text": "a film of the cast " * 9}, {"text": "dull"}, {"text": ""}]
     task, examples = examples_of({"kind": "causal_lm", "text": "text"}, rows, model, 16)
     assert examples.lengths.max() == 16
-    assert examples.from_rows[-1] == 1
+    assert examples.rows[-1] == 1
     assert examples.counts["left_out"] == 1  # the empty one
     assert examples.tokens.meta["bytes"] == sum(len(row["text"]) for row in rows)
     count = len(examples)
     outcomes = {"loss": np.full(count, 8.0), "scored": np.full(count, 4.0)}
-    said = list(task.describe(given_rows(rows), outcomes, examples, ()))
+    said = list(task.describe(given_rows(rows), outcomes, examples))
     assert said[-1] == {"text": "dull", "tokens": 4, "loss": 2.0}
     assert len(said) == count
 

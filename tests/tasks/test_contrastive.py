@@ -29,7 +29,7 @@ from jaxft.report.page.page import write_page
 from jaxft.tasks.contrastive.found_pairs import found_pairs
 from jaxft.tasks.contrastive.section import ContrastiveSection as Section
 from jaxft.tasks.contrastive.task import METRICS, make, text_batch
-from jaxft.tasks.parts.contract import Tools
+from jaxft.tasks.parts.tools import Tools
 from tests.support.launch import cache  # noqa: F401 a fixture
 from tests.support.tiny import tiny_checkpoint
 from tests.support.tiny_images import SIDE, tiny_pictures, tiny_vit
@@ -95,7 +95,7 @@ def test_loss_is_transformers_own_of_the_true_examples(kind, padding):
     true = 5
     scores, outputs = outputs_of(true + padding, np.random.default_rng(0))
     weights = (np.arange(true + padding) < true).astype(np.float32)[:, None]
-    task = make(Section(kind="contrastive", loss=kind))
+    task = make(Section(kind="contrastive", loss=kind)).bind(None, ())
     total, weight = task.loss(outputs, {"weights": jnp.asarray(weights)})
     texts = torch.tensor(scores[:true, :true].T)
     if kind == "softmax":
@@ -112,7 +112,7 @@ def test_hard_negatives_weigh_more_and_one_in_the_mean():
     true, beta = 5, 0.7
     scores, outputs = outputs_of(true + 3, np.random.default_rng(0))
     weights = jnp.asarray((np.arange(true + 3) < true).astype(np.float32)[:, None])
-    task = make(Section(kind="contrastive", hard_negatives=beta))
+    task = make(Section(kind="contrastive", hard_negatives=beta)).bind(None, ())
     total, weight = task.loss(outputs, {"weights": weights})
     losses = []
     for way in (scores[:true, :true].astype(float), scores[:true, :true].T.astype(float)):
@@ -161,14 +161,14 @@ def test_siglips_loss_is_siglips_and_it_reads_its_padding(folder, tmp_path):
     batch = batch | {"pixel_values": pixels}
     inputs = {name: torch.tensor(value) for name, value in batch.items()}
     expected = theirs(**inputs, return_loss=True).loss.item()
-    task = make(Section(kind="contrastive", loss="sigmoid"))
+    task = make(Section(kind="contrastive", loss="sigmoid")).bind(None, ())
     total, weight = task.loss(model(**batch), {"weights": jnp.ones((4, 1))})
     assert float(total / weight) == pytest.approx(expected, rel=1e-5)
 
 
 def test_scores_are_of_the_global_batch():
     """Each of eight devices compares its images with the texts of all."""
-    task = make(Section(kind="contrastive"))
+    task = make(Section(kind="contrastive")).bind(None, ())
     draw = np.random.default_rng(0)
     vectors = [draw.normal(size=(16, 4)).astype(np.float32) for _ in range(2)]
 
@@ -207,7 +207,7 @@ def examples_of(folder, checkpoint=None):
     source = open_source(f"csv:{folder / 'rows.csv'}:ordered")
     towers = {"vision": str(folder / "vision"), "text": str(folder / "text")}
     model = describe(checkpoint or towers, task="contrastive")
-    return make(Section(kind="contrastive")).examples(source, (), Tools(model, None, None))
+    return make(Section(kind="contrastive")).bind(Tools(model, None, None), ()).examples(source)
 
 
 def test_a_batch_is_images_and_their_texts(folder):

@@ -21,7 +21,7 @@ from jaxft.report.page.page import write_page
 from jaxft.tasks.embedding.section import EmbeddingSection as Section
 from jaxft.tasks.embedding.task import make
 from jaxft.tasks.embedding.text_tuples import numbered
-from jaxft.tasks.parts.contract import Tools
+from jaxft.tasks.parts.tools import Tools
 from tests.support.laid_out import LAYOUTS, goes_on_to_the_same_bits, scores
 from tests.support.launch import cache  # noqa: F401 a fixture
 from tests.support.tiny import BAD, GOOD, PLAIN, tiny_checkpoint, tiny_config, train_and_eval
@@ -81,8 +81,8 @@ def model(tmp_path_factory):
 
 
 def examples_of(rows, model, names=(), length=None, **section):
-    task = make(Section(**TASK, **section))
-    return task, task.examples(given_rows(rows), names, Tools(model, length, None))
+    task = make(Section(**TASK, **section)).bind(Tools(model, length, None), names or ())
+    return task, task.examples(given_rows(rows), labelled=names is not None)
 
 
 def theirs(folder, texts):
@@ -155,9 +155,9 @@ def test_scores_teach_the_cosine(model):
     alike = (vectors[:, 0] * vectors[:, 1]).sum(-1)
     assert float(total) == pytest.approx(float(((alike - examples.scores) ** 2).sum()), rel=1e-5)
     assert float(weight) == 4
-    found = task.summarise({"vectors": vectors}, examples, ())
+    found = task.summarise({"vectors": vectors}, examples)
     assert found["spearman"] == pytest.approx(spearmanr(alike, examples.scores).statistic)
-    assert task.primary == "spearman"
+    assert task.task.primary == "spearman"
 
 
 def test_the_texts_of_eval_pairs_lie_nearer_after_training(run):

@@ -26,9 +26,9 @@ from jaxft.report.page.page import write_page
 from jaxft.tasks.image_classification.section import ImageClassificationSection as Section
 from jaxft.tasks.image_classification.task import PICTURES, ImageExamples, make
 from jaxft.tasks.parts import images
-from jaxft.tasks.parts.contract import Tools
 from jaxft.tasks.parts.images import heated
 from jaxft.tasks.parts.labels import Labels
+from jaxft.tasks.parts.tools import Tools
 from tests.support.launch import cache  # noqa: F401 a fixture
 from tests.support.tiny_images import COLOURS, SIDE, tiny_image_config, tiny_pictures, tiny_vit
 
@@ -108,7 +108,7 @@ class Colours(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 def task_examples(source, folder):
     task = make(Section(kind="image_classification"))
     tools = Tools(describe(str(folder / "checkpoint")), None, None)
-    return task.examples(source, task.label_names(source), tools)
+    return task.bind(tools, task.label_names(source)).examples(source)
 
 
 def test_images_of_a_tfds_set(folder, tmp_path, capsys):
@@ -231,8 +231,8 @@ def test_only_so_many_mistakes_have_a_picture(examples):
     said[-1] = examples.labels[-1]  # all of them are wrong but the last
     shares[np.arange(count), said] = 0.6
     outcomes = {"probabilities": shares, "loss": np.arange(count, dtype=float)}
-    task = make(Section(kind="image_classification"))
-    lines = list(task.describe(examples.source, outcomes, examples, NAMES))
+    task = make(Section(kind="image_classification")).bind(None, NAMES)
+    lines = list(task.describe(examples.source, outcomes, examples))
     shown = [number for number, line in enumerate(lines) if "image" in line]
     assert shown == list(range(count - 1 - PICTURES, count - 1))
     assert PICTURES == WORST  # the page shows as many

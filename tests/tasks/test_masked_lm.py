@@ -22,7 +22,7 @@ from jaxft.report.events import read_events
 from jaxft.report.page.page import write_page
 from jaxft.tasks.masked_lm.section import MaskedLmSection as Section
 from jaxft.tasks.masked_lm.task import make
-from jaxft.tasks.parts.contract import Tools
+from jaxft.tasks.parts.tools import Tools
 from tests.support.laid_out import LAYOUTS, goes_on_to_the_same_bits, scores
 from tests.support.launch import cache  # noqa: F401 a fixture
 from tests.support.tiny import VOCABULARY, tiny_checkpoint, tiny_config
@@ -74,9 +74,9 @@ def model(folder):
 
 
 def examples_of(texts, model, length=None, names=(), **section):
-    task = make(Section(**TASK, **section))
+    task = make(Section(**TASK, **section)).bind(Tools(model, length, None), names or ())
     source = given_rows([{"text": text} for text in texts])
-    return task, task.examples(source, names, Tools(model, length, None))
+    return task, task.examples(source, labelled=names is not None)
 
 
 # ------------------------------------------------------------------------------- what is hidden
@@ -236,9 +236,9 @@ def test_pseudo_perplexity_is_that_of_one_token_hidden_at_a_time(tiny_mlm):
                 share = theirs(hidden).logits[0, place].log_softmax(-1)[ids[0, place]]
             losses.append(-float(share))
     np.testing.assert_allclose(outcomes["loss"], losses, rtol=1e-4)
-    found = task.summarise(outcomes, scored, ())["pseudo_perplexity"]
+    found = task.summarise(outcomes, scored)["pseudo_perplexity"]
     assert found == pytest.approx(np.exp(np.mean(losses)), rel=1e-5)
-    said = list(task.describe(given_rows([{"text": t} for t in texts]), outcomes, scored, ()))
+    said = list(task.describe(given_rows([{"text": t} for t in texts]), outcomes, scored))
     assert [one["text"] for one in said] == ["the movie was [MASK] .", "an hour too [MASK]"]
     assert [one["hidden"] for one in said] == ["gorgeous", "long"]
     assert said[1]["loss"] == pytest.approx(np.mean(losses[5:]), rel=1e-4)

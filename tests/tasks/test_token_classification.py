@@ -24,7 +24,7 @@ from jaxft.export.export import export
 from jaxft.metrics.entities import entities, entity_scores
 from jaxft.models import load as registry
 from jaxft.report.page.page import write_page
-from jaxft.tasks.parts.contract import Tools
+from jaxft.tasks.parts.tools import Tools
 from jaxft.tasks.token_classification.section import TokenClassificationSection as Section
 from jaxft.tasks.token_classification.task import make
 from tests.support.laid_out import LAYOUTS, goes_on_to_the_same_bits, scores
@@ -83,8 +83,8 @@ def model(tmp_path_factory):
 
 
 def examples_of(rows, model, names=NAMES, length=None, **section):
-    task = make(Section(**TASK, **section))
-    return task, task.examples(given_rows(rows), names, Tools(model, length, None))
+    task = make(Section(**TASK, **section)).bind(Tools(model, length, None), names or ())
+    return task, task.examples(given_rows(rows), labelled=names is not None)
 
 
 # ---------------------------------------------------------------------------------- words and tags
@@ -209,15 +209,15 @@ def test_a_word_without_a_token_is_outside_and_counted(model):
         "loss": np.array([6.0]),
         "scored": np.array([3]),
     }
-    (said,) = task.describe(given_rows(rows), outcomes, examples, NAMES)
+    (said,) = task.describe(given_rows(rows), outcomes, examples)
     assert [one["text"] for one in said["entities"]] == ["a", "film", "of"]
     assert said["gold"] == [{"type": "good", "text": "cast", "start": 10, "end": 14}]
     assert said["loss"] == 2.0
-    assert task.summarise(outcomes, examples, NAMES)["recall"] == 0.0
+    assert task.summarise(outcomes, examples)["recall"] == 0.0
 
 
 def test_loss_is_the_cross_entropy_of_first_tokens():
-    task = make(Section(**TASK))
+    task = make(Section(**TASK)).bind(None, ())
     draw = np.random.default_rng(0)
     logits = draw.normal(size=(2, 5, 3)).astype(np.float32)
     targets = np.array([[-1, 2, -1, 0, -1], [1, 1, -1, -1, -1]])
@@ -295,7 +295,7 @@ def test_a_set_with_the_schema_of_conll2003(tmp_path, model):
     task = make(Section(**TASK, tags="ner"))
     names = task.label_names(source)
     assert names == Conll2003.NER
-    examples = task.examples(source, names, Tools(model, None, None))
+    examples = task.bind(Tools(model, None, None), names).examples(source)
     assert [tags.tolist() for tags in examples.tags[:3]] == [
         [0, 1, 2],
         [0, 1, 2, 0],
@@ -349,7 +349,7 @@ def test_tags_that_cannot_be_learned(model, tmp_path):
     path.write_text("b O\n\n\na I-x\n")
     source = open_source(f"conll:{path}", seed=1)  # a row is told by its place in the file
     with pytest.raises(UserError, match=r"bad.conll: row 2: word 1 \('a'\) has the tag 'I-x'"):
-        task.examples(source, ("O", "B-x", "I-x"), Tools(model, None, None))
+        task.bind(Tools(model, None, None), ("O", "B-x", "I-x")).examples(source)
 
 
 # --------------------------------------------------------------------------------------------- runs

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,13 +17,27 @@ import numpy as np
 
 from jaxft.data.cache import Held, Ragged, fingerprint
 from jaxft.data.image.images import ImageProcessor
+from jaxft.data.random import FIRST, Draw
 from jaxft.data.sources.open import Source
 from jaxft.errors import UserError
 from jaxft.metrics.translation import translation_scores
-from jaxft.models.model import Model
 from jaxft.models.tower.tower import Compute
 from jaxft.tasks.captioning.section import CaptioningSection as Section
-from jaxft.tasks.parts.contract import Batch, Sums, Tools
+from jaxft.tasks.parts.contract import (
+    HIGHER,
+    LOWER,
+    Apply,
+    Batch,
+    BoundTask,
+    Card,
+    Outcomes,
+    Outputs,
+    Params,
+    Sum,
+    Sums,
+    Task,
+)
+from jaxft.tasks.parts.examples import Examples
 from jaxft.tasks.parts.images import (
     check_images,
     images_fingerprint,
@@ -32,6 +46,7 @@ from jaxft.tasks.parts.images import (
     pixel_values,
 )
 from jaxft.tasks.parts.labels import read_rows, text_of
+from jaxft.tasks.parts.tools import Tools
 from jaxft.tasks.parts.written_texts import (
     Writing,
     encode_targets,
@@ -45,6 +60,7 @@ from jaxft.tasks.parts.written_texts import (
 )
 
 PICTURES = 24  # first images that are kept with their picture, as many as a report shows
+METRICS = {"loss": LOWER, **dict.fromkeys(("accuracy", "chrf", "exact_match"), HIGHER)}
 
 
 def make(section: Section) -> Captioning:
@@ -53,7 +69,7 @@ def make(section: Section) -> Captioning:
 
 
 @dataclass(frozen=True)
-class Captions:
+class Captions(Examples):
     """Images, decoded when they are batched, and their captions; see `contract.Examples`.
 
     Args:
@@ -72,9 +88,6 @@ class Captions:
     tokens: Ragged | Held
     writing: Writing
     wanted: Sequence[str]
-    labels: None = None
-    random: bool = False
-    remarks: Mapping[int, dict[str, Any]] = field(default_factory=dict)
     decoded: bool = True
 
     @property
@@ -91,17 +104,19 @@ class Captions:
         return hashlib.sha256(json.dumps([images, fingerprint(self.tokens)]).encode()).hexdigest()
 
     @property
-    def image_size(self) -> tuple[int, int]:
-        return self.processor.size
+    def inputs(self) -> Mapping[str, tuple[int, ...]]:
+        return {"pixel_values": (3, *self.processor.size)}
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def without_images(self) -> Captions:
-        return replace(self, decoded=False)
+    def without(self, inputs: Collection[str]) -> Captions:
+        return replace(self, decoded=self.decoded and "pixel_values" not in inputs)
 
-    def collate(self, index: np.ndarray, row_length: int) -> dict[str, np.ndarray]:
-        del row_length
+    def collate(
+        self, index: np.ndarray, row_length: int, draw: Draw = FIRST
+    ) -> dict[str, np.ndarray]:
+        del row_length, draw
         numbers = index[:, 0].tolist()
         targets = [None if n < 0 else self.tokens[n]["target"] for n in numbers]
         batch = {
@@ -115,75 +130,83 @@ class Captions:
 
 
 @dataclass(frozen=True)
-class Captioning:
-    """See `jaxft.tasks.parts.contract.Task`."""
+class Captioning(Task):
+    """A text for an image: an encoder reads the image, a decoder learns its caption."""
 
     section: Section
-    kind: str = "captioning"
-    primary: str = "chrf"
-    packs: bool = False
-    metric_names: tuple[str, ...] = ("loss", "accuracy", "chrf", "exact_match")
+
+    kind = "captioning"
+    head = "captioning"
+    card = Card("image-to-text", "AutoModelForImageTextToText")
+    metrics = METRICS
+    primary = "chrf"
 
     @property
     def columns(self) -> tuple[str, ...]:
         return (self.section.image, self.section.text)
 
-    def label_names(self, source: Source) -> tuple[str, ...]:
-        del source
-        return ()
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        return (self.section.text,)
 
-    def check_row(
-        self, source: Source, index: int, row: Mapping[str, Any], names: Sequence[str]
-    ) -> None:
+    @property
+    def plain_text_column(self) -> str:
+        return self.section.text
+
+    def bind(self, tools: Tools, label_names: Sequence[str]) -> BoundCaptioning:
+        return BoundCaptioning(self, tools, label_names)
+
+
+@dataclass(frozen=True)
+class BoundCaptioning(BoundTask[Captioning, Captions]):
+    """See `jaxft.tasks.parts.contract.BoundTask`."""
+
+    def check_row(self, source: Source, index: int, row: Mapping[str, Any]) -> None:
         """Raise what is wrong with a row: its caption, or an image that does not decode."""
-        del names
         self._text(row)
-        open_image(source, index, row[self.section.image])
+        open_image(source, index, row[self.task.section.image])
 
-    def examples(self, source: Source, names: Sequence[str] | None, tools: Tools) -> Captions:
-        del names
-        texts, writing = read_rows(source, self.columns, self._text), writing_of(tools)
-        check_images(source, self.section.image)
-        tokens = tools.once(
+    def examples(self, source: Source, *, labelled: bool = True) -> Captions:
+        texts, writing = read_rows(source, self.task.columns, self._text), writing_of(self.tools)
+        check_images(source, self.task.section.image)
+        tokens = self.tools.once(
             partial(self._encode, source, texts, writing),
             kind="captions",
             source=source.fingerprint,
-            tokenizer=tools.tokenizer.fingerprint,
+            tokenizer=self.tools.tokenizer.fingerprint,
             written=[writing.start, writing.end, writing.positions],
-            task=self.section.model_dump(),
+            task=self.task.section.model_dump(),
         )
-        return Captions(source, self.section.image, tools.images, tokens, writing, texts)
+        return Captions(source, self.task.section.image, self.tools.images, tokens, writing, texts)
 
     def _text(self, row: Mapping[str, Any]) -> str:
-        return text_of(row[self.section.text], self.section.text)
+        return text_of(row[self.task.section.text], self.task.section.text)
 
     def _encode(
         self, source: Source, texts: Sequence[str], writing: Writing
     ) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
         """Every caption's tokens; of the whole, counts and the longest."""
-        targets, counts = encode_targets(source, texts, self.section.text, writing)
+        targets, counts = encode_targets(source, texts, self.task.section.text, writing)
         told = {"counts": counts, "longest": max(map(len, targets))}
         return [{"target": ids} for ids in targets], told
 
-    def loss(self, outputs: Mapping[str, jax.Array], batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def objective(self, apply: Apply, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
+        return self.sums(apply(params, batch, key), batch)
+
+    def loss(self, outputs: Outputs, batch: Batch) -> Sum:
         return token_loss(outputs, batch)
 
-    def metrics(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Sums:
+    def metrics(self, outputs: Outputs, batch: Batch) -> Sums:
         return token_metrics(outputs, batch)
 
-    def write(
-        self, model: Model, params: Mapping[str, jax.Array], batch: Batch, compute: Compute
-    ) -> dict[str, jax.Array]:
+    def generated(self, params: Params, batch: Batch, compute: Compute) -> Outputs:
         """`written` [R, M]: the tokens that the model writes for each image of a batch."""
-        return written(model, params, batch, compute)
+        return written(self.tools.model, params, batch, compute)
 
-    def outcomes(self, outputs: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
+    def outcomes(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
         return token_outcomes(outputs, batch)
 
-    def summarise(
-        self, outcomes: Mapping[str, np.ndarray], examples: Captions, names: Sequence[str]
-    ) -> dict[str, float]:
-        del names
+    def summarise(self, outcomes: Outcomes, examples: Captions) -> dict[str, float]:
         texts = texts_of(outcomes["written"], examples.writing.tokenizer)
         scores = translation_scores(texts, examples.wanted)
         return {name: scores[name] for name in ("chrf", "exact_match")}
@@ -191,19 +214,17 @@ class Captioning:
     def describe(
         self,
         source: Source,
-        outcomes: Mapping[str, np.ndarray],
+        outcomes: Outcomes,
         examples: Captions,
-        names: Sequence[str],
     ) -> Iterator[dict[str, Any]]:
         """Each image and its caption, what the model wrote, and the loss of a token."""
-        del names
         texts = texts_of(outcomes["written"], examples.writing.tokenizer)
         losses = outcomes["loss"] / outcomes["scored"]
-        rows = source.each([self.section.image])
+        rows = source.each([self.task.section.image])
         for (number, row), target, text, loss in zip(
             rows, examples.wanted, texts, losses, strict=True
         ):
-            value = row[self.section.image]
+            value = row[self.task.section.image]
             file = {"file": value} if isinstance(value, str) else {}
             said = {"target": target, "written": text, "loss": float(loss)}
             shown = number < PICTURES

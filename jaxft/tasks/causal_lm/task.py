@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxft.data.batching.loader import collate_rows
+from jaxft.data.random import FIRST, Draw
 from jaxft.data.sources.open import Source
 from jaxft.data.text.chat import ChatTemplate, load_chat_template
 from jaxft.data.text.dialogue import (
@@ -26,9 +27,24 @@ from jaxft.data.text.dialogue import (
 from jaxft.data.text.tokenizer import Tokenizer
 from jaxft.errors import UserError
 from jaxft.tasks.causal_lm.section import CausalLmSection as Section
-from jaxft.tasks.parts.contract import Batch, Sums, Tools
+from jaxft.tasks.parts.contract import (
+    HIGHER,
+    LOWER,
+    Apply,
+    Batch,
+    BoundTask,
+    Card,
+    Metric,
+    Outcomes,
+    Outputs,
+    Params,
+    Sum,
+    Sums,
+    Task,
+)
 from jaxft.tasks.parts.labels import read_rows, text_of
 from jaxft.tasks.parts.token_examples import TokenExamples, of_segments, row_targets
+from jaxft.tasks.parts.tools import Tools
 
 MOST_SAID = 200  # characters of a document that a person is shown
 MOST_EXPONENT = 700  # beyond it e to that has no float
@@ -41,69 +57,76 @@ def make(section: Section) -> CausalLm:
 
 @dataclass(frozen=True)
 class Lessons(TokenExamples):
-    """Token ids, each with the next token; see `jaxft.tasks.parts.contract.Examples`.
-
-    Attributes:
-        from_rows: `[examples]` the row of the source that each is from.
-    """
-
-    labels: None = None
-    random: bool = False
+    """Token ids, each with the next token; see `jaxft.tasks.parts.contract.Examples`."""
 
     @property
-    def from_rows(self) -> list[int]:
-        return self.tokens.meta["rows"]
+    def rows(self) -> np.ndarray:
+        return np.asarray(self.tokens.meta["rows"])
 
-    def collate(self, index: np.ndarray, row_length: int) -> dict[str, np.ndarray]:
+    def collate(
+        self, index: np.ndarray, row_length: int, draw: Draw = FIRST
+    ) -> dict[str, np.ndarray]:
         batch = collate_rows(self.tokens, index, row_length)
         targets = row_targets(index, row_length, lambda number: self.tokens[number]["targets"])
         return batch | {"targets": targets}
 
 
 @dataclass(frozen=True)
-class CausalLm:
-    """See `jaxft.tasks.parts.contract.Task`."""
+class CausalLm(Task):
+    """The next token: of documents, or of the answers in conversations."""
 
     section: Section
-    kind: str = "causal_lm"
-    primary: str = "loss"
-    packs: bool = True
+
+    kind = "causal_lm"
+    head = "causal_lm"
+    card = Card("text-generation", "AutoModelForCausalLM")
+    primary = "loss"
+    packs = True
 
     @property
-    def metric_names(self) -> tuple[str, ...]:
-        names = ("loss", "accuracy", "perplexity")
-        return names if self.section.text is None else (*names, "bits_per_byte")
+    def metrics(self) -> Mapping[str, Metric]:
+        found = {"loss": LOWER, "accuracy": HIGHER, "perplexity": LOWER}
+        return found if self.section.text is None else {**found, "bits_per_byte": LOWER}
 
     @property
     def columns(self) -> tuple[str, ...]:
         own = self.section
         return tuple(c for c in (own.text, own.messages, own.prompt, own.answer) if c is not None)
 
-    def label_names(self, source: Source) -> tuple[str, ...]:
-        del source
-        return ()
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        own = self.section
+        return tuple(c for c in (own.text, own.messages, own.prompt, own.answer) if c is not None)
 
-    def check_row(
-        self, source: Source, number: int, row: Mapping[str, Any], names: Sequence[str]
-    ) -> None:
+    @property
+    def plain_text_column(self) -> str:
+        return self.section.text or "text"
+
+    def bind(self, tools: Tools, label_names: Sequence[str]) -> BoundCausalLm:
+        return BoundCausalLm(self, tools, label_names)
+
+
+@dataclass(frozen=True)
+class BoundCausalLm(BoundTask[CausalLm, Lessons]):
+    """See `jaxft.tasks.parts.contract.BoundTask`."""
+
+    def check_row(self, source: Source, number: int, row: Mapping[str, Any]) -> None:
         """Raise what is wrong with a row: its text, or its conversation."""
-        del names
-        if self.section.text is not None:
+        if self.task.section.text is not None:
             self._document(row)
         else:
             heard_of(self._conversation(row), source.place(number))
 
-    def examples(self, source: Source, names: Sequence[str] | None, tools: Tools) -> Lessons:
-        del names
-        template = None if self.section.text is not None else _template_of(tools)
-        tokens = tools.once(
-            partial(self._encode, source, tools.tokenizer, template, tools.max_length),
+    def examples(self, source: Source, *, labelled: bool = True) -> Lessons:
+        template = None if self.task.section.text is not None else _template_of(self.tools)
+        tokens = self.tools.once(
+            partial(self._encode, source, self.tools.tokenizer, template, self.tools.max_length),
             kind="next tokens",
             source=source.fingerprint,
-            tokenizer=tools.tokenizer.fingerprint,
+            tokenizer=self.tools.tokenizer.fingerprint,
             template=template and [template.text, dict(template.tokens)],
-            max_length=tools.max_length,
-            columns=self.columns,
+            max_length=self.tools.max_length,
+            columns=self.task.columns,
         )
         return Lessons(tokens)
 
@@ -113,12 +136,12 @@ class CausalLm:
         """Every example's tokens; of the whole, counts, rows, and how much of which was cut."""
         size = 0
         if template is None:
-            texts = read_rows(source, self.columns, self._document)
+            texts = read_rows(source, self.task.columns, self._document)
             lessons = list(of_documents(texts, tokenizer, length))
             taught = {lesson.row for lesson in lessons}
             size = sum(len(texts[row].encode()) for row in taught)
         else:
-            asked = read_rows(source, self.columns, self._conversation)
+            asked = read_rows(source, self.task.columns, self._conversation)
             lessons = list(of_conversations(asked, template, tokenizer, length, source.place))
         kept = [lesson for lesson in lessons if (lesson.targets != UNSCORED).any()]
         if not kept:
@@ -135,24 +158,27 @@ class CausalLm:
 
     def _document(self, row: Mapping[str, Any]) -> str:
         """A row's text; one of no letter teaches nothing, and is counted as left out."""
-        (column,) = self.columns
+        (column,) = self.task.columns
         return text_of(row[column], column, empty=True)
 
     def _conversation(self, row: Mapping[str, Any]) -> Conversation:
         """A row's messages."""
-        own = self.section
+        own = self.task.section
         if own.messages is not None:
             return row[own.messages]
-        asked, said = (text_of(row[column], column) for column in self.columns)
+        asked, said = (text_of(row[column], column) for column in self.task.columns)
         return [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
 
-    def loss(self, outputs: Mapping[str, jax.Array], batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def objective(self, apply: Apply, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
+        return self.sums(apply(params, batch, key), batch)
+
+    def loss(self, outputs: Outputs, batch: Batch) -> Sum:
         return jnp.sum(outputs["losses"]), _scored(batch).sum()
 
-    def metrics(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Sums:
+    def metrics(self, outputs: Outputs, batch: Batch) -> Sums:
         return {"accuracy": (jnp.sum(outputs["hits"], dtype=jnp.float32), _scored(batch).sum())}
 
-    def outcomes(self, outputs: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
+    def outcomes(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
         own = of_segments(batch["segment_ids"], batch["weights"].shape[1])  # [R, S, T]
 
         def over_segments(values: jax.Array) -> jax.Array:
@@ -163,26 +189,21 @@ class CausalLm:
             "scored": over_segments(_scored(batch)),
         }
 
-    def summarise(
-        self, outcomes: Mapping[str, np.ndarray], examples: Lessons, names: Sequence[str]
-    ) -> dict[str, float]:
-        del names
+    def summarise(self, outcomes: Outcomes, examples: Lessons) -> dict[str, float]:
         total = float(outcomes["loss"].sum(dtype=np.float64))
         mean = total / float(outcomes["scored"].sum())
         found = {"perplexity": math.exp(mean) if mean < MOST_EXPONENT else math.inf}
-        if self.section.text is not None:
+        if self.task.section.text is not None:
             found["bits_per_byte"] = total / math.log(2) / examples.tokens.meta["bytes"]
         return found
 
     def describe(
         self,
         source: Source,
-        outcomes: Mapping[str, np.ndarray],
+        outcomes: Outcomes,
         examples: Lessons,
-        names: Sequence[str],
     ) -> Iterator[dict[str, Any]]:
-        del names
-        rows = source.each(self.columns, examples.from_rows)
+        rows = source.each(self.task.columns, examples.rows)
         for (_, row), loss, scored in zip(rows, outcomes["loss"], outcomes["scored"], strict=True):
             shown = {c: v[:MOST_SAID] if isinstance(v, str) else v for c, v in row.items()}
             mean = float(loss / scored)
@@ -192,9 +213,11 @@ class CausalLm:
         self, source: Source, examples: Lessons, most: int
     ) -> Iterator[tuple[Conversation, str]]:
         """The first conversations up to their last answer, each with it; of texts there is none."""
-        if self.section.text is not None:
+        if self.task.section.text is not None:
             return
-        for _, row in source.each(self.columns, list(dict.fromkeys(examples.from_rows))[:most]):
+        for _, row in source.each(
+            self.task.columns, list(dict.fromkeys(examples.rows.tolist()))[:most]
+        ):
             messages = list(self._conversation(row))
             while messages and messages[-1]["role"] != "assistant":
                 messages.pop()
@@ -202,10 +225,10 @@ class CausalLm:
                 yield messages[:-1], messages[-1]["content"]
 
     def rows_from_input(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
-        if self.section.text is None:
+        if self.task.section.text is None:
             raise UserError("This run goes on with texts; it has no class to give one.")
         for text in inputs:
-            yield {self.section.text: text}
+            yield {self.task.section.text: text}
 
 
 def _scored(batch: Batch) -> jax.Array:

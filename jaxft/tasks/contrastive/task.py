@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,23 +22,39 @@ import optax
 from jaxft.data.batching.packing import round_up
 from jaxft.data.cache import Held, Ragged, fingerprint
 from jaxft.data.image.images import ImageProcessor
+from jaxft.data.random import FIRST, Draw
 from jaxft.data.sources.open import Source
 from jaxft.data.text.tokenizer import Tokenizer
 from jaxft.errors import UserError
 from jaxft.metrics.retrieval import retrieval_scores
 from jaxft.tasks.contrastive.found_pairs import found_pairs
 from jaxft.tasks.contrastive.section import ContrastiveSection as Section
-from jaxft.tasks.parts.contract import Batch, Examples, Sums, Tools
+from jaxft.tasks.parts.contract import (
+    HIGHER,
+    LOWER,
+    Apply,
+    Batch,
+    BoundTask,
+    Card,
+    Outcomes,
+    Outputs,
+    Params,
+    Sum,
+    Sums,
+    Task,
+)
+from jaxft.tasks.parts.examples import Examples
 from jaxft.tasks.parts.images import check_images, images_fingerprint, open_image, pixel_values
 from jaxft.tasks.parts.labels import column_of, read_rows, text_of
+from jaxft.tasks.parts.tools import Tools
 
 STRIDE = 8  # texts are padded to a multiple of so many tokens: one shape a split
 HIDDEN = -1e9  # added to the score of an example that is padding
-METRICS = (
-    "loss",
+RECALLS = (
     "recall_at_10",
     *(f"{way}_recall_at_{k}" for way in ("text_to_image", "image_to_text") for k in (1, 5, 10)),
 )
+METRICS = {"loss": LOWER, **dict.fromkeys(RECALLS, HIGHER)}
 
 
 def make(section: Section) -> Contrastive:
@@ -47,7 +63,7 @@ def make(section: Section) -> Contrastive:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class Pairs(Examples):
     """Images, decoded when they are batched, and their texts; see `contract.Examples`.
 
     Args:
@@ -70,9 +86,6 @@ class Pairs:
     pad_id: int
     masked: bool
     same: np.ndarray
-    labels: np.ndarray | None = None
-    remarks: Mapping[int, dict[str, Any]] = field(default_factory=dict)
-    random: bool = False
     decoded: bool = True
 
     @property
@@ -90,17 +103,19 @@ class Pairs:
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
     @property
-    def image_size(self) -> tuple[int, int]:
-        return self.processor.size
+    def inputs(self) -> Mapping[str, tuple[int, ...]]:
+        return {"pixel_values": (3, *self.processor.size)}
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def without_images(self) -> Pairs:
-        return replace(self, decoded=False)
+    def without(self, inputs: Collection[str]) -> Pairs:
+        return replace(self, decoded=self.decoded and "pixel_values" not in inputs)
 
-    def collate(self, index: np.ndarray, row_length: int) -> dict[str, np.ndarray]:
-        del row_length
+    def collate(
+        self, index: np.ndarray, row_length: int, draw: Draw = FIRST
+    ) -> dict[str, np.ndarray]:
+        del row_length, draw
         none = np.zeros(0, np.int32)
         texts = [self.tokens[int(n)]["input_ids"] if n >= 0 else none for n in index[:, 0]]
         batch = {
@@ -152,55 +167,66 @@ def padded_length(longest: int, tools: Tools) -> int:
 
 
 @dataclass(frozen=True)
-class Contrastive:
-    """See `jaxft.tasks.parts.contract.Task`."""
+class Contrastive(Task):
+    """Which text belongs to which image: embeddings of both in one space, told apart in a batch."""
 
     section: Section
-    kind: str = "contrastive"
-    primary: str = "recall_at_10"
-    metric_names: tuple[str, ...] = METRICS
-    packs: bool = False
+
+    kind = "contrastive"
+    head = "contrastive"
+    card = Card("zero-shot-image-classification", "AutoModel")
+    metrics = METRICS
+    primary = "recall_at_10"
+    searches = "images"
 
     @property
-    def columns(self) -> tuple[str, ...]:
+    def columns(self) -> tuple[str, str]:
         return (self.section.image, self.section.text)
 
-    def label_names(self, source: Source) -> tuple[str, ...]:
-        del source
-        return ()
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        return (self.section.text,)
 
-    def check_row(
-        self, source: Source, number: int, row: Mapping[str, Any], names: Sequence[str]
-    ) -> None:
+    @property
+    def plain_text_column(self) -> str:
+        return self.section.text
+
+    def bind(self, tools: Tools, label_names: Sequence[str]) -> BoundContrastive:
+        return BoundContrastive(self, tools, label_names)
+
+
+@dataclass(frozen=True)
+class BoundContrastive(BoundTask[Contrastive, Pairs]):
+    """See `jaxft.tasks.parts.contract.BoundTask`."""
+
+    def check_row(self, source: Source, number: int, row: Mapping[str, Any]) -> None:
         """Raise what is wrong with a row: its text, or an image that does not decode."""
-        del names
         self._text(row)
-        open_image(source, number, row[self.section.image])
+        open_image(source, number, row[self.task.section.image])
 
     def _text(self, row: Mapping[str, Any]) -> str:
-        return text_of(row[self.section.text], self.section.text)
+        return text_of(row[self.task.section.text], self.task.section.text)
 
-    def examples(self, source: Source, names: Sequence[str] | None, tools: Tools) -> Pairs:
-        del names
-        check_images(source, self.section.image)
-        fixed = tools.model.config.fixed_length
-        tokens = tools.once(
-            partial(self._encode, source, tools.tokenizer, tools.max_length),
+    def examples(self, source: Source, *, labelled: bool = True) -> Pairs:
+        check_images(source, self.task.section.image)
+        fixed = self.tools.model.config.fixed_length
+        tokens = self.tools.once(
+            partial(self._encode, source, self.tools.tokenizer, self.tools.max_length),
             kind="texts",
             source=source.fingerprint,
-            tokenizer=tools.tokenizer.fingerprint,
-            max_length=tools.max_length,
-            columns=(self.section.text,),
+            tokenizer=self.tools.tokenizer.fingerprint,
+            max_length=self.tools.max_length,
+            columns=(self.task.section.text,),
         )
-        texts = list(column_of(source, self.section.text))
+        texts = list(column_of(source, self.task.section.text))
         numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
         return Pairs(
             source,
-            self.section.image,
-            tools.images,
+            self.task.section.image,
+            self.tools.images,
             tokens,
-            length=fixed or padded_length(int(tokens.lengths.max()), tools),
-            pad_id=tools.tokenizer.pad_id,
+            length=fixed or padded_length(int(tokens.lengths.max()), self.tools),
+            pad_id=self.tools.tokenizer.pad_id,
             masked=fixed is None,
             same=np.array([numbers[text] for text in texts]),
         )
@@ -208,11 +234,14 @@ class Contrastive:
     def _encode(
         self, source: Source, tokenizer: Tokenizer, max_length: int
     ) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
-        texts = read_rows(source, (self.section.text,), self._text)
+        texts = read_rows(source, (self.task.section.text,), self._text)
         encoded = tokenizer.encode(texts, max_length=max_length)
         return [{"input_ids": ids} for ids in encoded.ids], {"counts": encoded.counts}
 
-    def loss(self, outputs: Mapping[str, jax.Array], batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def objective(self, apply: Apply, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
+        return self.sums(apply(params, batch, key), batch)
+
+    def loss(self, outputs: Outputs, batch: Batch) -> Sum:
         """The loss of each example in its batch; padding is no wrong answer.
 
         Source: softmax: Radford et al. (2021), https://arxiv.org/abs/2103.00020, figure 3;
@@ -221,44 +250,33 @@ class Contrastive:
         """
         of_images = outputs["logits_per_image"].astype(jnp.float32)  # [R, R]
         weights = batch["weights"][:, 0]  # [R]
-        if self.section.loss == "sigmoid":
+        if self.task.section.loss == "sigmoid":
             signs = 2.0 * jnp.eye(len(weights)) - 1.0
             losses = -jax.nn.log_sigmoid(signs * of_images) @ weights
         else:
-            hardness = self.section.hard_negatives
+            hardness = self.task.section.hard_negatives
             ways = (_softmax_loss(way, weights, hardness) for way in (of_images, of_images.T))
             losses = sum(ways) / 2
         return jnp.sum(losses * weights), jnp.sum(weights)
 
-    def metrics(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Sums:
-        del outputs, batch  # recall is of a whole split
-        return {}
-
-    def outcomes(self, outputs: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
+    def outcomes(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
         shape = batch["weights"].shape
         return {
             name: outputs[f"{name}_embeds"].astype(jnp.float32).reshape(*shape, -1)  # [R, 1, D]
             for name in ("image", "text")
         }
 
-    def summarise(
-        self, outcomes: Mapping[str, np.ndarray], examples: Examples, names: Sequence[str]
-    ) -> dict[str, float]:
-        del names
-        assert isinstance(examples, Pairs)
+    def summarise(self, outcomes: Outcomes, examples: Pairs) -> dict[str, float]:
         return retrieval_scores(outcomes["image"], outcomes["text"], examples.same)
 
     def describe(
         self,
         source: Source,
-        outcomes: Mapping[str, np.ndarray],
-        examples: Examples,
-        names: Sequence[str],
+        outcomes: Outcomes,
+        examples: Pairs,
     ) -> Iterator[dict[str, Any]]:
         """What each image and each of the first texts find: see `found_pairs`."""
-        del names
-        assert isinstance(examples, Pairs)
-        return found_pairs(source, self.columns, outcomes, examples.same)
+        return found_pairs(source, self.task.columns, outcomes, examples.same)
 
     def rows_from_input(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
         raise UserError(

@@ -23,11 +23,28 @@ from jaxft.metrics.regression import regression_scores
 from jaxft.metrics.retrieval import pair_scores, ranking_loss, wrong_before
 from jaxft.tasks.embedding.section import EmbeddingSection as Section
 from jaxft.tasks.embedding.text_tuples import TextTuples, numbered
-from jaxft.tasks.parts.contract import Batch, Examples, Sums, Tools
+from jaxft.tasks.parts.contract import (
+    HIGHER,
+    LOWER,
+    Apply,
+    Batch,
+    BoundTask,
+    Card,
+    Metric,
+    Outcomes,
+    Outputs,
+    Params,
+    Sum,
+    Sums,
+    Task,
+)
 from jaxft.tasks.parts.labels import BadValue, column_of, number_of, read_rows, text_of
 from jaxft.tasks.parts.token_examples import of_segments
+from jaxft.tasks.parts.tools import Tools
 
 SHOWN = 3  # texts that are written beside a text
+RANKING = ("recall_at_1", "recall_at_10", "mean_reciprocal_rank")
+CORRELATION = ("spearman", "pearson")
 HIDDEN = -1e9  # added to the score of what is no wrong answer
 
 
@@ -37,22 +54,25 @@ def make(section: Section) -> Embedding:
 
 
 @dataclass(frozen=True)
-class Embedding:
-    """See `jaxft.tasks.parts.contract.Task`."""
+class Embedding(Task):
+    """Texts as vectors: of two texts that belong together the vectors are alike."""
 
     section: Section
-    kind: str = "embedding"
-    packs: bool = True
+
+    kind = "embedding"
+    head = None
+    card = Card("feature-extraction", "AutoModel")
+    packs = True
+    searches = "texts"
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        own = RANKING if self.section.score is None else CORRELATION
+        return {"loss": LOWER, **dict.fromkeys(own, HIGHER)}
 
     @property
     def primary(self) -> str:
         return "recall_at_10" if self.section.score is None else "spearman"
-
-    @property
-    def metric_names(self) -> tuple[str, ...]:
-        if self.section.score is not None:
-            return ("loss", "spearman", "pearson")
-        return ("loss", "recall_at_1", "recall_at_10", "mean_reciprocal_rank")
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -64,35 +84,37 @@ class Embedding:
     def columns(self) -> tuple[str, ...]:
         return self.texts if self.section.score is None else (*self.texts, self.section.score)
 
-    def label_names(self, source: Source) -> tuple[str, ...]:
-        del source
-        return ()
+    def bind(self, tools: Tools, label_names: Sequence[str]) -> BoundEmbedding:
+        return BoundEmbedding(self, tools, label_names)
 
-    def check_row(
-        self, source: Source, number: int, row: Mapping[str, Any], names: Sequence[str]
-    ) -> None:
+
+@dataclass(frozen=True)
+class BoundEmbedding(BoundTask[Embedding, TextTuples]):
+    """See `jaxft.tasks.parts.contract.BoundTask`."""
+
+    def check_row(self, source: Source, number: int, row: Mapping[str, Any]) -> None:
         """Raise what is wrong with a row: a text that is none, or its score."""
-        del source, number, names
-        for column in self.texts:
+        del source, number
+        for column in self.task.texts:
             text_of(row[column], column)
         self._score(row)
 
-    def examples(self, source: Source, names: Sequence[str] | None, tools: Tools) -> TextTuples:
-        columns = self.texts if names is not None else (self.section.anchor,)
+    def examples(self, source: Source, *, labelled: bool = True) -> TextTuples:
+        columns = self.task.texts if labelled else (self.task.section.anchor,)
         scores = None
-        if names is not None and self.section.score is not None:
-            scores = np.array(read_rows(source, self.columns, self._score), np.float32)
-        elif names is not None and len(source) < 2:
+        if labelled and self.task.section.score is not None:
+            scores = np.array(read_rows(source, self.task.columns, self._score), np.float32)
+        elif labelled and len(source) < 2:
             raise UserError(
                 f"{source.spec}: there is one pair, and with no other no text is a wrong answer.",
                 "Check the slice and data.where.",
             )
-        tokens = tools.once(
-            partial(self._encode, source, columns, tools.tokenizer, tools.max_length),
+        tokens = self.tools.once(
+            partial(self._encode, source, columns, self.tools.tokenizer, self.tools.max_length),
             kind="texts of rows",
             source=source.fingerprint,
-            tokenizer=tools.tokenizer.fingerprint,
-            max_length=tools.max_length,
+            tokenizer=self.tools.tokenizer.fingerprint,
+            max_length=self.tools.max_length,
             columns=columns,
         )
         written = list(zip(*(column_of(source, column) for column in columns), strict=True))
@@ -110,10 +132,10 @@ class Embedding:
 
     def _score(self, row: Mapping[str, Any]) -> float:
         """How alike a row's two texts are, from 0 to 1."""
-        column = self.section.score
+        column = self.task.section.score
         if column is None:
             return 0.0
-        low, high = self.section.score_range
+        low, high = self.task.section.score_range
         value = number_of(row[column], column)
         if not low <= value <= high:
             raise BadValue(
@@ -122,7 +144,10 @@ class Embedding:
             )
         return (value - low) / (high - low)
 
-    def loss(self, outputs: Mapping[str, jax.Array], batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def objective(self, apply: Apply, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
+        return self.sums(apply(params, batch, key), batch)
+
+    def loss(self, outputs: Outputs, batch: Batch) -> Sum:
         """The loss of each example in its batch; padding is no wrong answer.
 
         Source: of pairs Henderson et al. (2017), https://arxiv.org/abs/1705.00652, section 4.4,
@@ -132,27 +157,19 @@ class Embedding:
         vectors, weights = _vectors(outputs, batch), batch["weights"].reshape(-1)
         count = vectors.shape[2]
         vectors = vectors.reshape(-1, count, vectors.shape[-1])  # [N, K, D]
-        if self.section.score is not None:
+        if self.task.section.score is not None:
             alike = jnp.sum(vectors[:, 0] * vectors[:, 1], axis=-1)
             losses = (alike - batch["scores"].reshape(-1)) ** 2
         else:
             numbers = batch["text_numbers"].reshape(-1, count)
-            losses = _ranking(vectors, numbers, weights, self.section.temperature)
+            losses = _ranking(vectors, numbers, weights, self.task.section.temperature)
         return jnp.sum(losses * weights), jnp.sum(weights)
 
-    def metrics(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Sums:
-        del outputs, batch  # what is found is of a whole split
-        return {}
-
-    def outcomes(self, outputs: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
+    def outcomes(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
         return {"vectors": _vectors(outputs, batch)}
 
-    def summarise(
-        self, outcomes: Mapping[str, np.ndarray], examples: Examples, names: Sequence[str]
-    ) -> dict[str, float]:
+    def summarise(self, outcomes: Outcomes, examples: TextTuples) -> dict[str, float]:
         """Scores over the whole split; the loss too, with every other text of it as wrong."""
-        del names
-        assert isinstance(examples, TextTuples)
         vectors, numbers = outcomes["vectors"], examples.numbers
         if examples.scores is not None:
             alike = np.sum(vectors[:, 0] * vectors[:, 1], axis=-1)
@@ -160,25 +177,22 @@ class Embedding:
             return {name: found[name] for name in ("spearman", "pearson") if name in found}
         items = np.concatenate([vectors[:, k] for k in range(1, vectors.shape[1])])
         told = np.concatenate([numbers[:, k] for k in range(1, numbers.shape[1])])
-        loss = ranking_loss(vectors[:, 0], items, numbers, told, self.section.temperature)
+        loss = ranking_loss(vectors[:, 0], items, numbers, told, self.task.section.temperature)
         return {"loss": loss, **pair_scores(vectors[:, 0], items, numbers, told)}
 
     def describe(
         self,
         source: Source,
-        outcomes: Mapping[str, np.ndarray],
-        examples: Examples,
-        names: Sequence[str],
+        outcomes: Outcomes,
+        examples: TextTuples,
     ) -> Iterator[dict[str, Any]]:
         """Each text's vector; of pairs what belongs to it, and what lies nearest."""
-        del names
-        assert isinstance(examples, TextTuples)
-        vectors, anchors = outcomes["vectors"], list(column_of(source, self.section.anchor))
+        vectors, anchors = outcomes["vectors"], list(column_of(source, self.task.section.anchor))
         if vectors.shape[1] == 1:
             for text, vector in zip(anchors, vectors[:, 0], strict=True):
                 yield {"text": text, "vector": [round(float(value), 6) for value in vector]}
             return
-        positives = list(column_of(source, self.section.positive))
+        positives = list(column_of(source, self.task.section.positive))
         before = wrong_before(
             vectors[:, 0], vectors[:, 1], examples.numbers, examples.numbers[:, 1]
         )
@@ -197,9 +211,12 @@ class Embedding:
                 "found": [{"text": t, "similarity": round(s, 6)} for t, s in best.items()],
             }
 
+    def point_labels(self, examples: TextTuples) -> list[tuple[str, ...]] | None:
+        return [self.task.texts] * len(examples)
+
     def rows_from_input(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
         for text in inputs:
-            yield {self.section.anchor: text}
+            yield {self.task.section.anchor: text}
 
 
 def _vectors(outputs: Mapping[str, jax.Array], batch: Batch) -> jax.Array:

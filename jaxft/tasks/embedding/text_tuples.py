@@ -10,10 +10,12 @@ import numpy as np
 
 from jaxft.data.batching.loader import collate_rows
 from jaxft.data.cache import Held, Ragged, fingerprint
+from jaxft.data.random import FIRST, Draw
+from jaxft.tasks.parts.examples import Examples
 
 
 @dataclass(frozen=True)
-class TextTuples:
+class TextTuples(Examples):
     """Token ids of each row's texts; see `jaxft.tasks.parts.contract.Examples`.
 
     An example's texts stand one after the other in a row, and none sees the other.
@@ -27,9 +29,6 @@ class TextTuples:
     tokens: Ragged | Held
     numbers: np.ndarray
     scores: np.ndarray | None
-    labels: None = None
-    image_size: None = None
-    random: bool = False
 
     @property
     def count(self) -> int:
@@ -60,10 +59,9 @@ class TextTuples:
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def without_images(self) -> TextTuples:
-        return self
-
-    def collate(self, index: np.ndarray, row_length: int) -> dict[str, np.ndarray]:
+    def collate(
+        self, index: np.ndarray, row_length: int, draw: Draw = FIRST
+    ) -> dict[str, np.ndarray]:
         """One batch: see `contract.Examples`.
 
         Returns:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxft.data.image.augment import Augmentation
@@ -13,8 +14,9 @@ from jaxft.data.image.images import ImageProcessor
 from jaxft.data.random import FIRST, Draw
 from jaxft.data.sources.open import Source
 from jaxft.tasks.image_classification.section import ImageClassificationSection as Section
-from jaxft.tasks.parts.classes.target import TargetTask, make_target
-from jaxft.tasks.parts.contract import Examples, Tools
+from jaxft.tasks.parts.classes.target import BoundTargetTask, TargetTask, make_target
+from jaxft.tasks.parts.contract import Apply, Batch, Card, Outcomes, Params, Sums
+from jaxft.tasks.parts.examples import Examples
 from jaxft.tasks.parts.images import (
     augmented_values,
     check_images,
@@ -26,17 +28,18 @@ from jaxft.tasks.parts.images import (
     pixel_values,
 )
 from jaxft.tasks.parts.labels import Labels
+from jaxft.tasks.parts.tools import Tools
 
 PICTURES = 20  # worst mistakes that are kept with their picture, as many as a report shows
 
 
 def make(section: Section) -> ImageClassification:
     """The task as the config's `task` section describes it."""
-    return ImageClassification(make_target(section), section)
+    return ImageClassification(section, make_target(section))
 
 
 @dataclass(frozen=True)
-class ImageExamples:
+class ImageExamples(Examples):
     """Images with a label each, decoded when they are batched; see `contract.Examples`.
 
     Attributes:
@@ -48,8 +51,6 @@ class ImageExamples:
     column: str
     processor: ImageProcessor
     labelled: Labels | None
-    counts: Mapping[str, int] = field(default_factory=dict)
-    remarks: Mapping[int, dict[str, Any]] = field(default_factory=dict)
     decoded: bool = True
     augment: Augmentation | None = None
 
@@ -70,15 +71,17 @@ class ImageExamples:
         return images_fingerprint(self.source, self.column, self.processor)
 
     @property
-    def image_size(self) -> tuple[int, int] | None:
-        return self.processor.size if self.processor.clusters is None else None
+    def inputs(self) -> Mapping[str, tuple[int, ...]]:
+        # Rows of colours are words, which a stem reads whatever its trunk has made of them.
+        pixels = {"pixel_values": (3, *self.processor.size)}
+        return pixels if self.processor.clusters is None else {}
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def without_images(self) -> ImageExamples:
-        # Rows of colours are words, which a stem reads whatever its trunk has made of them.
-        return replace(self, decoded=self.processor.clusters is not None)
+    def without(self, inputs: Collection[str]) -> ImageExamples:
+        bare = "pixel_values" in inputs and "pixel_values" in self.inputs
+        return replace(self, decoded=self.decoded and not bare)
 
     def scored(self) -> ImageExamples:
         """The same images as they are."""
@@ -113,48 +116,65 @@ class ImageExamples:
 
 @dataclass(frozen=True)
 class ImageClassification(TargetTask):
-    """See `jaxft.tasks.parts.contract.Task`."""
+    """Classes or a number for an image."""
 
     section: Section
-    kind: str = "image_classification"
-    packs: bool = False
+    kind = "image_classification"
+    head = "image_classification"
+    card = Card("image-classification", "AutoModelForImageClassification")
+    shows_attention = True
 
     @property
     def input_columns(self) -> tuple[str, ...]:
         """The column that holds the image."""
         return (self.section.image,)
 
-    def check_row(
-        self, source: Source, number: int, row: Mapping[str, Any], names: Sequence[str]
-    ) -> None:
-        """Raise what is wrong with a row: its label, or an image that does not decode."""
-        self.target.parse(row, names)
-        open_image(source, number, row[self.section.image])
+    def bind(self, tools: Tools, label_names: Sequence[str]) -> BoundImageClassification:
+        return BoundImageClassification(self, tools, label_names)
 
-    def examples(self, source: Source, names: Sequence[str] | None, tools: Tools) -> ImageExamples:
-        labelled = None if names is None else self.target.read(source, names)
-        if labelled is not None:  # what a person typed is decoded at once anyway
-            check_images(source, self.section.image)
-        section = None if names is None else self.section.augment
+
+@dataclass(frozen=True)
+class BoundImageClassification(BoundTargetTask[ImageClassification, ImageExamples]):
+    """See `jaxft.tasks.parts.contract.BoundTask`."""
+
+    def check_row(self, source: Source, number: int, row: Mapping[str, Any]) -> None:
+        """Raise what is wrong with a row: its label, or an image that does not decode."""
+        self.target.parse(row, self.label_names)
+        open_image(source, number, row[self.task.section.image])
+
+    def examples(self, source: Source, *, labelled: bool = True) -> ImageExamples:
+        labels = self.target.read(source, self.label_names) if labelled else None
+        if labelled:  # what a person typed is decoded at once anyway
+            check_images(source, self.task.section.image)
+        section = self.task.section.augment if labelled else None
         how = None if section is None else Augmentation(**dict(section))
-        return ImageExamples(source, self.section.image, tools.images, labelled, augment=how)
+        return ImageExamples(
+            source, self.task.section.image, self.tools.images, labels, augment=how
+        )
+
+    def objective(self, apply: Apply, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
+        return self.sums(apply(params, batch, key), batch)
+
+    def pixels(self, source: Source, examples: ImageExamples, number: int) -> np.ndarray:
+        ((_, row),) = source.each([examples.column], [number])
+        image = open_image(source, number, row[examples.column])
+        return examples.processor.fit(image)
 
     def describe(
         self,
         source: Source,
-        outcomes: Mapping[str, np.ndarray],
-        examples: Examples,
-        names: Sequence[str],
+        outcomes: Outcomes,
+        examples: ImageExamples,
     ) -> Iterator[dict[str, Any]]:
         shown = set(self._worst(outcomes, examples.labels))
         for number in range(len(source)):
-            value = source.rows([number], [self.section.image])[0][self.section.image]
-            said = self.target.said(number, outcomes, examples.labels, names)
+            value = source.rows([number], [self.task.section.image])[0][self.task.section.image]
+            said = self.target.said(number, outcomes, examples.labels, self.label_names)
             file = {"file": value} if isinstance(value, str) else {}
             seen = {"image": picture(open_image(source, number, value))} if number in shown else {}
             yield file | said | seen
 
-    def _worst(self, outcomes: Mapping[str, np.ndarray], labels: np.ndarray | None) -> list[int]:
+    def _worst(self, outcomes: Outcomes, labels: np.ndarray | None) -> list[int]:
         """The wrong examples with the highest loss."""
         if labels is None:
             return []
@@ -162,4 +182,4 @@ class ImageClassification(TargetTask):
         return wrong[np.argsort(-outcomes["loss"][wrong], kind="stable")][:PICTURES].tolist()
 
     def rows_from_input(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
-        return ({self.section.image: path} for path in paths_from_input(inputs))
+        return ({self.task.section.image: path} for path in paths_from_input(inputs))

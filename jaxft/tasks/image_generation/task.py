@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,18 +25,34 @@ import numpy as np
 from jaxft.data.cache import Held, Ragged, fingerprint
 from jaxft.data.image.colours import colours_of, contact_sheet, painted
 from jaxft.data.image.images import ImageProcessor
+from jaxft.data.random import FIRST, Draw
 from jaxft.data.sources.open import Source
 from jaxft.errors import UserError
 from jaxft.metrics.frechet import frechet
 from jaxft.models.generate.images import draw_images
 from jaxft.models.layers.loss import UNSCORED
-from jaxft.models.model import Model
 from jaxft.models.tower.tower import Compute, Tower
 from jaxft.tasks.image_generation.image_features import features_by
 from jaxft.tasks.image_generation.section import ImageGenerationSection as Section
-from jaxft.tasks.parts.contract import Batch, Sums, Tools
+from jaxft.tasks.parts.contract import (
+    HIGHER,
+    LOWER,
+    Apply,
+    Batch,
+    BoundTask,
+    Card,
+    Metric,
+    Outcomes,
+    Outputs,
+    Params,
+    Sum,
+    Sums,
+    Task,
+)
+from jaxft.tasks.parts.examples import Examples
 from jaxft.tasks.parts.images import check_images, exact_picture, images_fingerprint, open_image
 from jaxft.tasks.parts.labels import class_id, label_names, read_rows
+from jaxft.tasks.parts.tools import Tools
 
 DRAWN = ("drawn", "completed")
 SEED = 0  # of what is drawn: the same noise at every evaluation, so that only the model differs
@@ -55,22 +71,22 @@ def first_word(colours: int, label: int | np.ndarray | None) -> Any:
 
 
 @dataclass(frozen=True)
-class Colours:
+class Colours(Examples):
     """Images as rows of colours, a row each; see `jaxft.tasks.parts.contract.Examples`.
 
     Args:
         tokens: `colours` `[H W]` of each.
         processor: the checkpoint's.
-        labels: `[examples]` class ids; None where images are drawn without.
+        class_ids: `[examples]`; None where images are drawn without.
     """
 
     tokens: Ragged | Held
     processor: ImageProcessor
-    labels: np.ndarray | None
-    image_size: None = None  # no batch has pixels
-    random: bool = False
-    counts: Mapping[str, int] = field(default_factory=dict)
-    remarks: Mapping[int, dict[str, Any]] = field(default_factory=dict)
+    class_ids: np.ndarray | None
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        return self.class_ids
 
     @property
     def lengths(self) -> np.ndarray:
@@ -83,15 +99,14 @@ class Colours:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def without_images(self) -> Colours:
-        return self
-
     def picture(self, number: int) -> np.ndarray:
         """An image in its colours: `[H, W, 3]` uint8."""
         return painted(self.tokens[number]["colours"], self.processor)
 
-    def collate(self, index: np.ndarray, row_length: int) -> dict[str, np.ndarray]:
-        del row_length
+    def collate(
+        self, index: np.ndarray, row_length: int, draw: Draw = FIRST
+    ) -> dict[str, np.ndarray]:
+        del row_length, draw
         pixels = math.prod(self.processor.size)
         targets = np.full((len(index), pixels), UNSCORED, np.int32)
         words = np.zeros((len(index), pixels), np.int32)
@@ -111,18 +126,21 @@ class Colours:
 
 
 @dataclass(frozen=True)
-class ImageGeneration:
-    """See `jaxft.tasks.parts.contract.Task`."""
+class ImageGeneration(Task):
+    """Images drawn pixel by pixel: the next colour of rows of colours, of any class or by class."""
 
     section: Section
-    kind: str = "image_generation"
-    primary: str = "bits_per_dimension"
-    packs: bool = False
+
+    kind = "image_generation"
+    head = "image_generation"
+    # No Auto class has it.
+    card = Card("unconditional-image-generation", "ImageGPTForCausalImageModeling")
+    primary = "bits_per_dimension"
 
     @property
-    def metric_names(self) -> tuple[str, ...]:
-        names = ("loss", "bits_per_dimension", "accuracy")
-        return names if self.section.features is None else (*names, "frechet_distance")
+    def metrics(self) -> Mapping[str, Metric]:
+        found = {"loss": LOWER, "bits_per_dimension": LOWER, "accuracy": HIGHER}
+        return found if self.section.features is None else {**found, "frechet_distance": LOWER}
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -133,67 +151,77 @@ class ImageGeneration:
         own = self.section
         return () if own.label is None else label_names(source, own.label, own.labels)
 
-    def check_row(
-        self, source: Source, number: int, row: Mapping[str, Any], names: Sequence[str]
-    ) -> None:
-        """Raise what is wrong with a row: its class, or an image that does not decode."""
-        if self.section.label is not None:
-            class_id(row[self.section.label], self.section.label, names)
-        open_image(source, number, row[self.section.image])
+    @property
+    def label_column(self) -> str | None:
+        return self.section.label
 
-    def examples(self, source: Source, names: Sequence[str] | None, tools: Tools) -> Colours:
-        column, own = self.section.image, self.section
+    def bind(self, tools: Tools, label_names: Sequence[str]) -> BoundImageGeneration:
+        return BoundImageGeneration(self, tools, label_names)
+
+
+@dataclass(frozen=True)
+class BoundImageGeneration(BoundTask[ImageGeneration, Colours]):
+    """See `jaxft.tasks.parts.contract.BoundTask`."""
+
+    def check_row(self, source: Source, number: int, row: Mapping[str, Any]) -> None:
+        """Raise what is wrong with a row: its class, or an image that does not decode."""
+        if self.task.section.label is not None:
+            self._label(row)
+        open_image(source, number, row[self.task.section.image])
+
+    def examples(self, source: Source, *, labelled: bool = True) -> Colours:
+        column, own = self.task.section.image, self.task.section
         labels = None
         if own.label is not None:
-            parse = partial(self._label, names=names or ())
-            labels = np.array(read_rows(source, (own.label,), parse), np.int32)
+            labels = np.array(read_rows(source, (own.label,), self._label), np.int32)
         check_images(source, column)
-        tokens = tools.once(
-            partial(self._read, source, tools.images),
+        tokens = self.tools.once(
+            partial(self._read, source, self.tools.images),
             kind="colours",
-            images=images_fingerprint(source, column, tools.images),
+            images=images_fingerprint(source, column, self.tools.images),
         )
-        return Colours(tokens, tools.images, labels)
+        return Colours(tokens, self.tools.images, labels)
 
-    def _label(self, row: Mapping[str, Any], names: Sequence[str]) -> int:
-        assert self.section.label is not None  # else nobody asks
-        return class_id(row[self.section.label], self.section.label, names)
+    def _label(self, row: Mapping[str, Any]) -> int:
+        assert self.task.section.label is not None  # else nobody asks
+        return class_id(row[self.task.section.label], self.task.section.label, self.label_names)
 
     def _read(
         self, source: Source, processor: ImageProcessor
     ) -> tuple[Iterator[dict[str, np.ndarray]], dict[str, Any]]:
         """The colours of every image."""
-        column = self.section.image
+        column = self.task.section.image
         images = (
             processor(open_image(source, number, row[column]))
             for number, row in source.each([column])
         )
         return ({"colours": colours_of(image, processor)} for image in images), {}
 
-    def loss(self, outputs: Mapping[str, jax.Array], batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def objective(self, apply: Apply, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
+        return self.sums(apply(params, batch, key), batch)
+
+    def loss(self, outputs: Outputs, batch: Batch) -> Sum:
         return jnp.sum(outputs["losses"]), _scored(batch).sum()
 
-    def metrics(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Sums:
+    def metrics(self, outputs: Outputs, batch: Batch) -> Sums:
         total, weight = self.loss(outputs, batch)
         return {
             "bits_per_dimension": (total / math.log(2), weight),
             "accuracy": (jnp.sum(outputs["hits"], dtype=jnp.float32), weight),
         }
 
-    def write(
-        self, model: Model, params: Mapping[str, jax.Array], batch: Batch, compute: Compute
-    ) -> dict[str, jax.Array]:
+    def generated(self, params: Params, batch: Batch, compute: Compute) -> Outputs:
         """For each of the first images one `drawn` [R, N], and itself `completed` [R, N].
 
         Of an image the lower half is drawn anew, of its class where there are any. A batch without
         any of the first images costs nothing.
         """
-        if not self.section.samples:
+        if not self.task.section.samples:
             return {}
-        (tower,) = model.towers.values()
+        (tower,) = self.tools.model.towers.values()
         assert isinstance(tower, Tower)  # a part alone is no model
         begun, ids = batch["input_ids"], batch["example_ids"][:, 0]
-        processor = Tools(model, None, None).images
+        processor = self.tools.images
         height, width = processor.size
         keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(SEED)))(ids)
         draw = partial(
@@ -213,24 +241,21 @@ class ImageGeneration:
         def none_of_them() -> tuple[jax.Array, jax.Array]:
             return jnp.zeros_like(begun), jnp.zeros_like(begun)
 
-        wanted = ((ids >= 0) & (ids < self.section.samples)).any()
+        wanted = ((ids >= 0) & (ids < self.task.section.samples)).any()
         drawn, completed = jax.lax.cond(wanted, all_of_them, none_of_them)
         return {"drawn": drawn, "completed": completed}
 
-    def outcomes(self, outputs: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
+    def outcomes(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
         images = {name: outputs[name][:, None] for name in DRAWN if name in outputs}  # [R, 1, N]
         return {"loss": outputs["losses"].mean(-1, keepdims=True), **images}  # [R, 1]
 
-    def summarise(
-        self, outcomes: Mapping[str, np.ndarray], examples: Colours, names: Sequence[str]
-    ) -> dict[str, float]:
-        del names
-        count = min(self.section.samples, len(examples))
-        if self.section.features is None:
+    def summarise(self, outcomes: Outcomes, examples: Colours) -> dict[str, float]:
+        count = min(self.task.section.samples, len(examples))
+        if self.task.section.features is None:
             return {}
         if count < 2:
             raise UserError("task.features: it takes two held-out images or more to compare.")
-        features = features_by(self.section.features, self.section.feature_size)
+        features = features_by(self.task.section.features, self.task.section.feature_size)
         held_out = np.stack([examples.picture(number) for number in range(count)])
         drawn = np.stack([painted(one, examples.processor) for one in outcomes["drawn"][:count]])
         return {"frechet_distance": frechet(features(drawn), features(held_out))}
@@ -238,18 +263,17 @@ class ImageGeneration:
     def describe(
         self,
         source: Source,
-        outcomes: Mapping[str, np.ndarray],
+        outcomes: Outcomes,
         examples: Colours,
-        names: Sequence[str],
     ) -> Iterator[dict[str, Any]]:
         """The bits of each image; of the first ones also how they look, what was made of their
         upper half, and an image that was drawn beside them."""
-        shown = min(self.section.samples, SHOWN)
-        for number, row in source.each([self.section.image]):
-            value = row[self.section.image]
+        shown = min(self.task.section.samples, SHOWN)
+        for number, row in source.each([self.task.section.image]):
+            value = row[self.task.section.image]
             said: dict[str, Any] = {"file": value} if isinstance(value, str) else {}
             if examples.labels is not None:
-                said["label"] = names[int(examples.labels[number])]
+                said["label"] = self.label_names[int(examples.labels[number])]
             said["bits_per_dimension"] = float(outcomes["loss"][number]) / math.log(2)
             if number < shown:
                 said["image"] = exact_picture(examples.picture(number))
@@ -257,9 +281,9 @@ class ImageGeneration:
                     said[name] = exact_picture(painted(outcomes[name][number], examples.processor))
             yield said
 
-    def sheet(self, outcomes: Mapping[str, np.ndarray], examples: Colours) -> np.ndarray | None:
+    def sample_sheet(self, outcomes: Outcomes, examples: Colours) -> np.ndarray | None:
         """The images drawn at an evaluation side by side: `[H, W, 3]` uint8; None without any."""
-        count = min(self.section.samples, len(examples), SHEET)
+        count = min(self.task.section.samples, len(examples), SHEET)
         if not count:
             return None
         drawn = [painted(one, examples.processor) for one in outcomes["drawn"][:count]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from jaxft.data.random import FIRST, Draw
 from jaxft.data.text.masking import UNSCORED, Hidden, choose, cover, hide, most_hidden
 from jaxft.data.text.tokenizer import Tokenizer
 from jaxft.errors import UserError
+from jaxft.tasks.parts.examples import Examples
 from jaxft.tasks.parts.token_examples import TokenExamples
 
 STRIDE = 4  # blanks in a row are a multiple of so many: few shapes to compile
@@ -49,8 +49,10 @@ class MaskedTexts(TokenExamples):
     share: float
     whole: bool
     at_once: int
-    labels: None = None
-    random: bool = True
+
+    @property
+    def random(self) -> bool:
+        return True
 
     def scored(self) -> ScoredTexts:
         """The same texts as an evaluation goes through them: every token is hidden once."""
@@ -77,7 +79,7 @@ class MaskedTexts(TokenExamples):
 
 
 @dataclass(frozen=True)
-class ScoredTexts:
+class ScoredTexts(Examples):
     """Texts as they are scored: an example is a text in which some tokens wait to be told.
 
     Args:
@@ -92,9 +94,6 @@ class ScoredTexts:
     at_once: int
     texts: np.ndarray
     turns: np.ndarray
-    labels: None = None
-    image_size: None = None
-    random: bool = False
 
     @property
     def lengths(self) -> np.ndarray:
@@ -105,20 +104,15 @@ class ScoredTexts:
         return {**self.tokens.meta["counts"], "texts": len(self.tokens)}
 
     @property
-    def remarks(self) -> dict[int, dict[str, Any]]:
-        return {}
-
-    @property
     def fingerprint(self) -> str:
         return f"{fingerprint(self.tokens)} {self.at_once} at once"
 
     def __len__(self) -> int:
         return len(self.texts)
 
-    def without_images(self) -> ScoredTexts:
-        return self
-
-    def collate(self, index: np.ndarray, row_length: int) -> dict[str, np.ndarray]:
+    def collate(
+        self, index: np.ndarray, row_length: int, draw: Draw = FIRST
+    ) -> dict[str, np.ndarray]:
         there = index >= 0
         texts = np.where(there, self.texts[np.maximum(index, 0)], -1)
         batch = collate_rows(self.tokens, texts, row_length)
@@ -149,14 +143,14 @@ class Blanks(TokenExamples):
     """
 
     tokenizer: Tokenizer
-    labels: None = None
-    random: bool = False
 
     def places(self, number: int) -> np.ndarray:
         """Where a text's blanks are: `[blanks]`."""
         return np.flatnonzero(self.tokens[number]["input_ids"] == mask_of(self.tokenizer))
 
-    def collate(self, index: np.ndarray, row_length: int) -> dict[str, np.ndarray]:
+    def collate(
+        self, index: np.ndarray, row_length: int, draw: Draw = FIRST
+    ) -> dict[str, np.ndarray]:
         most = max(len(self.places(number)) for number in range(len(self)))
         most = min(-(-most // STRIDE) * STRIDE, row_length)
 

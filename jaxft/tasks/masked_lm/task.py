@@ -20,13 +20,29 @@ from jaxft.errors import UserError
 from jaxft.models.layers.loss import scored_losses
 from jaxft.tasks.masked_lm.masked_texts import Blanks, MaskedTexts, ScoredTexts, mask_of
 from jaxft.tasks.masked_lm.section import MaskedLmSection as Section
-from jaxft.tasks.parts.contract import Batch, Examples, Sums, Tools
+from jaxft.tasks.parts.contract import (
+    HIGHER,
+    LOWER,
+    Apply,
+    Batch,
+    BoundTask,
+    Card,
+    Outcomes,
+    Outputs,
+    Params,
+    Sum,
+    Sums,
+    Task,
+)
+from jaxft.tasks.parts.examples import Examples
 from jaxft.tasks.parts.labels import FILL, column_of, read_rows, text_of
 from jaxft.tasks.parts.token_examples import of_segments
+from jaxft.tasks.parts.tools import Tools
 
 FILLS = 5  # tokens that are named for a blank, the likeliest first
 AROUND = 100  # characters that a person is shown before and after a blank
 MOST_EXPONENT = 700  # beyond it e to that has no float
+METRICS = {"loss": LOWER, "accuracy": HIGHER, "pseudo_perplexity": LOWER}
 
 
 def make(section: Section) -> MaskedLm:
@@ -35,53 +51,66 @@ def make(section: Section) -> MaskedLm:
 
 
 @dataclass(frozen=True)
-class MaskedLm:
-    """See `jaxft.tasks.parts.contract.Task`."""
+class MaskedLm(Task):
+    """Hidden tokens of a text, told from what stands around them."""
 
     section: Section
-    kind: str = "masked_lm"
-    primary: str = "pseudo_perplexity"
-    metric_names: tuple[str, ...] = ("loss", "accuracy", "pseudo_perplexity")
-    packs: bool = True
+
+    kind = "masked_lm"
+    head = "masked_lm"
+    card = Card("fill-mask", "AutoModelForMaskedLM")
+    metrics = METRICS
+    primary = "pseudo_perplexity"
+    packs = True
 
     @property
     def columns(self) -> tuple[str, ...]:
         return (self.section.text,)
 
-    def label_names(self, source: Source) -> tuple[str, ...]:
-        del source
-        return ()
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        return (self.section.text,)
 
-    def check_row(
-        self, source: Source, number: int, row: Mapping[str, Any], names: Sequence[str]
-    ) -> None:
+    @property
+    def plain_text_column(self) -> str:
+        return self.section.text
+
+    def bind(self, tools: Tools, label_names: Sequence[str]) -> BoundMaskedLm:
+        return BoundMaskedLm(self, tools, label_names)
+
+
+@dataclass(frozen=True)
+class BoundMaskedLm(BoundTask[MaskedLm, Examples]):
+    """See `jaxft.tasks.parts.contract.BoundTask`."""
+
+    def check_row(self, source: Source, number: int, row: Mapping[str, Any]) -> None:
         """Raise what is wrong with a row's text."""
-        del source, number, names
-        text_of(row[self.section.text], self.section.text)
+        del source, number
+        text_of(row[self.task.section.text], self.task.section.text)
 
-    def examples(
-        self, source: Source, names: Sequence[str] | None, tools: Tools
-    ) -> MaskedTexts | Blanks:
-        tokenizer = tools.tokenizer
+    def examples(self, source: Source, *, labelled: bool = True) -> MaskedTexts | Blanks:
+        tokenizer = self.tools.tokenizer
         mask = mask_of(tokenizer)
-        if names is None:
-            return Blanks(Held(*self._blanks(source, tokenizer, mask, tools.max_length)), tokenizer)
-        tokens = tools.once(
-            partial(self._encode, source, tokenizer, tools.max_length),
+        if not labelled:
+            return Blanks(
+                Held(*self._blanks(source, tokenizer, mask, self.tools.max_length)), tokenizer
+            )
+        tokens = self.tools.once(
+            partial(self._encode, source, tokenizer, self.tools.max_length),
             kind="texts with words",
             source=source.fingerprint,
             tokenizer=tokenizer.fingerprint,
-            max_length=tools.max_length,
-            columns=self.columns,
+            max_length=self.tools.max_length,
+            columns=self.task.columns,
         )
-        own = self.section
+        own = self.task.section
         return MaskedTexts(tokens, tokenizer, own.mask, own.whole_words, own.scored_at_once)
 
     def _encode(
         self, source: Source, tokenizer: Tokenizer, length: int
     ) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
         """Every text's tokens, those of a long one in several examples; of the whole, counts."""
-        column = self.section.text
+        column = self.task.section.text
         texts = read_rows(source, (column,), lambda row: text_of(row[column], column))
         encoded = tokenizer.encode(texts, placed=True)
         examples, rows = [], []
@@ -100,7 +129,7 @@ class MaskedLm:
         self, source: Source, tokenizer: Tokenizer, mask: int, length: int
     ) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
         """What a person typed: at least one mask token in each text."""
-        texts = [str(text) for text in column_of(source, self.section.text)]
+        texts = [str(text) for text in column_of(source, self.task.section.text)]
         encoded = tokenizer.encode(texts, max_length=length)
         for text, ids in zip(texts, encoded.ids, strict=True):
             if not (ids == mask).any():
@@ -113,16 +142,19 @@ class MaskedLm:
         rows = [{"input_ids": ids, "token_type_ids": types} for ids, types in pairs]
         return rows, {"counts": encoded.counts, "cut": encoded.cut}
 
-    def loss(self, outputs: Mapping[str, jax.Array], batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def objective(self, apply: Apply, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
+        return self.sums(apply(params, batch, key), batch)
+
+    def loss(self, outputs: Outputs, batch: Batch) -> Sum:
         losses, _ = scored_losses(outputs["logits"], batch["targets"])
         return jnp.sum(losses), _scored(batch).sum(dtype=jnp.float32)
 
-    def metrics(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Sums:
+    def metrics(self, outputs: Outputs, batch: Batch) -> Sums:
         _, hits = scored_losses(outputs["logits"], batch["targets"])
         weight = _scored(batch).sum(dtype=jnp.float32)
         return {"accuracy": (hits.sum(dtype=jnp.float32), weight)}
 
-    def outcomes(self, outputs: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
+    def outcomes(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
         """Of each example the summed `loss` of `scored` tokens, and what its first blank may hold.
 
         Returns:
@@ -144,14 +176,12 @@ class MaskedLm:
             "shares": jnp.take_along_axis(shares, first, axis=1),
         }
 
-    def summarise(
-        self, outcomes: Mapping[str, np.ndarray], examples: Examples, names: Sequence[str]
-    ) -> dict[str, float]:
+    def summarise(self, outcomes: Outcomes, examples: Examples) -> dict[str, float]:
         """The pseudo-perplexity, of all tokens of the texts.
 
         Source: Salazar et al. (2020), https://arxiv.org/abs/1910.14659, equation 4.
         """
-        del examples, names
+        del examples
         mean = float(outcomes["loss"].sum(dtype=np.float64) / outcomes["scored"].sum())
         found = math.exp(mean) if mean < MOST_EXPONENT else math.inf
         return {"pseudo_perplexity": found}
@@ -159,13 +189,11 @@ class MaskedLm:
     def describe(
         self,
         source: Source,
-        outcomes: Mapping[str, np.ndarray],
+        outcomes: Outcomes,
         examples: Examples,
-        names: Sequence[str],
     ) -> Iterator[dict[str, Any]]:
         """Each text with a blank and what fills it; of a scored one what stood there too."""
-        del names
-        texts = list(column_of(source, self.section.text))
+        texts = list(column_of(source, self.task.section.text))
         if isinstance(examples, Blanks):
             yield from self._filled(texts, outcomes, examples)
             return
@@ -191,7 +219,7 @@ class MaskedLm:
             }
 
     def _filled(
-        self, texts: Sequence[str], outcomes: Mapping[str, np.ndarray], examples: Blanks
+        self, texts: Sequence[str], outcomes: Outcomes, examples: Blanks
     ) -> Iterator[dict[str, Any]]:
         for number, text in enumerate(texts):
             blanks = [(number, blank) for blank in range(len(examples.places(number)))]
@@ -200,7 +228,7 @@ class MaskedLm:
 
     def rows_from_input(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
         for text in inputs:
-            yield {self.section.text: text}
+            yield {self.task.section.text: text}
 
 
 def _scored(batch: Batch) -> jax.Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,8 +14,10 @@ from PIL import Image
 
 from jaxft.data.image.images import ImageProcessor, decode
 from jaxft.data.image.tiles import cut, relative, within
+from jaxft.data.random import FIRST, Draw
 from jaxft.data.sources.open import Source
 from jaxft.errors import UserError, did_you_mean
+from jaxft.tasks.parts.examples import Examples
 from jaxft.tasks.parts.images import images_fingerprint, open_image
 from jaxft.tasks.parts.labels import BadValue, class_id
 
@@ -38,7 +40,7 @@ class Boxes:
 
 
 @dataclass(frozen=True)
-class PieceExamples:
+class PieceExamples(Examples):
     """Pieces of pictures, cut out when they are batched; see `contract.Examples`.
 
     Attributes:
@@ -49,6 +51,7 @@ class PieceExamples:
         classes: `[examples, M]`, -1 where there are fewer.
         places: `[Q, 2]` where each detection looks, across and down; None where it may anywhere.
         decoded: whether batches bring the images.
+        totals: how many pictures and boxes there are.
     """
 
     source: Source
@@ -60,11 +63,12 @@ class PieceExamples:
     boxes: np.ndarray
     classes: np.ndarray
     places: np.ndarray | None = None
-    counts: Mapping[str, int] = field(default_factory=dict)
-    remarks: Mapping[int, dict[str, Any]] = field(default_factory=dict)
-    labels: None = None
-    random: bool = False
     decoded: bool = True
+    totals: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return self.totals
 
     @property
     def lengths(self) -> np.ndarray:
@@ -77,17 +81,19 @@ class PieceExamples:
         return digest.hexdigest()
 
     @property
-    def image_size(self) -> tuple[int, int]:
-        return self.processor.size
+    def inputs(self) -> Mapping[str, tuple[int, ...]]:
+        return {"pixel_values": (3, *self.processor.size)}
 
     def __len__(self) -> int:
         return len(self.pieces)
 
-    def without_images(self) -> PieceExamples:
-        return replace(self, decoded=False)
+    def without(self, inputs: Collection[str]) -> PieceExamples:
+        return replace(self, decoded=self.decoded and "pixel_values" not in inputs)
 
-    def collate(self, index: np.ndarray, row_length: int) -> dict[str, np.ndarray]:
-        del row_length
+    def collate(
+        self, index: np.ndarray, row_length: int, draw: Draw = FIRST
+    ) -> dict[str, np.ndarray]:
+        del row_length, draw
         there, number = index[:, 0] >= 0, np.maximum(index[:, 0], 0)
         batch = {
             "weights": (index >= 0).astype(np.float32),
@@ -99,7 +105,7 @@ class PieceExamples:
             if self.places is not None:
                 batch["places"] = np.repeat(self.places[None], len(index), axis=0)
         if self.decoded:
-            values = np.zeros((len(index), 3, *self.image_size), np.float32)
+            values = np.zeros((len(index), 3, *self.processor.size), np.float32)
             for row in np.flatnonzero(there):
                 values[row] = self.processor(self._piece(number[row]))
             batch["pixel_values"] = values
@@ -175,7 +181,7 @@ def read_examples(
         None if names is None else truth,
         boxes,
         classes,
-        counts=counts,
+        totals=counts,
     )
 
 

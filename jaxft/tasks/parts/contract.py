@@ -1,235 +1,279 @@
-"""What a task is to the engine. One floor below the tasks, so that they and it can name it."""
+"""The contract of a task: abstract bases on which every member is declared.
+
+A `Task` is what a config's `task` section asks for, before data and model are known. Bound to a
+model and the classes of the data it is a `BoundTask`, which reads rows, computes the objective and
+describes what a model predicts.
+
+R rows of a batch, S segments a row.
+"""
 
 from __future__ import annotations
 
-import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, TypeVar
 
 import jax
 import numpy as np
 
-from jaxft.data.cache import Held, Ragged, build_or_open, cache_key
-from jaxft.data.image.images import ImageProcessor, load_image_processor
 from jaxft.data.sources.open import Source
-from jaxft.data.text.tokenizer import Tokenizer, load_tokenizer
-from jaxft.errors import UserError
-from jaxft.models.model import Model
+from jaxft.models.tower.tower import Compute
+from jaxft.tasks.parts.examples import Examples
+from jaxft.tasks.parts.tools import Tools
 
+Params = Mapping[str, jax.Array]
 Batch = Mapping[str, Any]
-Sums = dict[str, tuple[jax.Array, jax.Array]]
-# Of metrics; of all others higher is better.
-LOWER_IS_BETTER = (
-    "loss",
-    "perplexity",
-    "pseudo_perplexity",
-    "rmse",
-    "bits_per_byte",
-    "bits_per_dimension",
-    "frechet_distance",
-)
+Outputs = Mapping[str, jax.Array]
+Outcomes = Mapping[str, np.ndarray]
+Sum = tuple[jax.Array, jax.Array]  # a sum and its weight
+Sums = dict[str, Sum]
+# The model's outputs for a batch; with a key there is dropout.
+Apply = Callable[[Params, Batch, jax.Array | None], Outputs]
+
+
+def mean(total: np.ndarray, weight: np.ndarray) -> float:
+    """A sum over its weight."""
+    return float(total) / float(weight)
 
 
 @dataclass(frozen=True)
-class Tools:
-    """What a checkpoint brings for reading data; each part is loaded when a task asks for it.
+class Metric:
+    """A score: which way is better, and how the sums of a split's batches become it.
 
     Args:
-        model: the model that will read the examples.
-        asked_length: the most tokens of an example, where the config says so.
-        cache: the folder of what is computed once per example; None keeps it in memory.
+        lower_is_better: whether a lower score is better.
+        reduce: (sum, weight) over all batches, float64, to the score. A sum may be an array, such
+            as a confusion matrix, which takes a reduction of its own.
+        stream: the name of the sum in `BoundTask.sums`; None for the metric's own.
     """
 
-    model: Model
-    asked_length: int | None
-    cache: Path | None
+    lower_is_better: bool = False
+    reduce: Callable[[np.ndarray, np.ndarray], float] = mean
+    stream: str | None = None
+
+
+HIGHER, LOWER = Metric(), Metric(lower_is_better=True)
+
+
+@dataclass(frozen=True)
+class Card:
+    """A task's line of the model card.
+
+    Args:
+        pipeline: the hub's name of the task (`pipeline_tag`).
+        auto_class: the class of `transformers` that loads an export.
+    """
+
+    pipeline: str
+    auto_class: str
+
+
+class Task(ABC):
+    """What is learned: the columns it reads, the model's head, metrics, and what they mean."""
 
     @property
-    def max_length(self) -> int:
-        """The most tokens of an example: the config's number, else what the positions allow.
+    @abstractmethod
+    def kind(self) -> str:
+        """The name of the task's folder."""
 
-        Raises:
-            UserError: the config asks for more than the model's positions hold.
-        """
-        asked, most = self.asked_length, self.model.max_positions
-        if asked is not None and asked > most:
-            raise UserError(
-                f"data.max_length: {asked} tokens do not fit the model's {most} positions.",
-                f"Set it to {most} or less; longer texts are cut there.",
-            )
-        return asked or most
+    @property
+    @abstractmethod
+    def head(self) -> str | None:
+        """The model's head, a key of a family's `MODEL_TYPES[...]`; None for the bare stream."""
 
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """The checkpoint's tokenizer.
+    @property
+    @abstractmethod
+    def card(self) -> Card:
+        """What the model card says of an export."""
 
-        Raises:
-            UserError: it can give ids that the embeddings do not have.
-        """
-        found = load_tokenizer(self.model.tokenizer_folder)
-        if found.vocab_size > self.model.vocab_size:
-            raise UserError(
-                f"model.checkpoint: the tokenizer knows {found.vocab_size:,} pieces and the model "
-                f"has embeddings for {self.model.vocab_size:,}.",
-                "If it is the model's own, model.resize_vocab=true adds the missing embeddings.",
-            )
-        return found
+    @property
+    @abstractmethod
+    def metrics(self) -> Mapping[str, Metric]:
+        """Every score that an evaluation gives; `loss` among them."""
 
-    @cached_property
-    def images(self) -> ImageProcessor:
-        """The checkpoint's image processor.
+    @property
+    @abstractmethod
+    def primary(self) -> str:
+        """The metric by which the best checkpoint is chosen."""
 
-        Raises:
-            UserError: the checkpoint has none, or one that is not known; or one whose pixels or
-                colours are more than the model has embeddings for.
-        """
-        found = load_image_processor(self.model.source.folder, self.model.asked_size)
-        if found.clusters is not None:
-            _check_colours(found, self.model)
-        return found
+    @property
+    @abstractmethod
+    def columns(self) -> tuple[str, ...]:
+        """The source columns that training and evaluation read."""
 
-    def once(
-        self,
-        build: Callable[[], tuple[Iterable[Mapping[str, np.ndarray]], Mapping[str, Any]]],
-        **key: Any,
-    ) -> Ragged | Held:
-        """Arrays per example, built unless an earlier run has cached them.
+    @property
+    def input_columns(self) -> tuple[str, ...] | None:
+        """The columns of a table's row that `jaxft predict` reads; None where it takes no rows."""
+        return None
 
-        Args:
-            build: gives the examples, and what to keep of the whole (see `build_or_open`).
-            key: all that the arrays depend on.
-        """
-        if self.cache is None:
-            return Held(*build())
-        return build_or_open(self.cache, cache_key(**key), build)
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """The columns of texts that `jaxft data describe` looks at."""
+        return ()
 
+    @property
+    def label_column(self) -> str | None:
+        """The one column that holds the label, where there is one."""
+        return None
 
-def _check_colours(processor: ImageProcessor, model: Model) -> None:
-    """Raise a UserError where a model cannot read images as a processor's rows of colours."""
-    (height, width), most = processor.size, model.max_positions
-    if height * width > most:
-        raise UserError(
-            f"model.checkpoint: images of {height} x {width} are {height * width:,} pixels, and "
-            f"the model has positions for {most:,}.",
-            f"Set model.image_size to {math.isqrt(most)} or less.",
-        )
-    if (colours := len(processor.clusters or ())) >= model.vocab_size:
-        raise UserError(
-            f"model.checkpoint: the image processor has {colours:,} colours, and the model has "
-            f"embeddings for {model.vocab_size - 1:,} and for what an image begins with.",
-            "Take the preprocessor_config.json that it was made with.",
-        )
+    @property
+    def plain_text_column(self) -> str:
+        """The column of plain texts in a source beside the task's own (`report.forgetting`)."""
+        return "text"
 
+    @property
+    def packs(self) -> bool:
+        """Whether several examples may share a row."""
+        return False
 
-class Examples(Protocol):
-    """A source's rows as a task reads them, ready to be batched; pickled to where batches are made.
+    @property
+    def problem_type(self) -> str | None:
+        """Hugging Face's name of the loss, where an export's config.json says it."""
+        return None
 
-    Attributes:
-        lengths: `[examples]` positions that each takes in a row; ones where a row is an example.
-        labels: `[examples]` class ids, `[examples, C]` of 0 and 1, or `[examples]` numbers (float);
-            None where there are none.
-        counts: what a person should know of the whole: tokens, truncated, unknown.
-        remarks: what a person should know of one example beside what the model says of it.
-        fingerprint: changes with anything that the model's inputs depend on.
-        image_size: height and width of the images in a batch; None where there are none.
-        random: whether an example is another in each epoch (augmentation, masks). `collate` takes
-            the `Draw` as a third argument then, and `scored()` gives the examples that an
-            evaluation reads, which are always the same.
-    """
+    @property
+    def class_weights(self) -> str | Mapping[str | int, float] | None:
+        """What examples of a class count in the loss; None where all count the same."""
+        return None
 
-    lengths: np.ndarray
-    labels: np.ndarray | None
-    counts: Mapping[str, int]
-    remarks: Mapping[int, dict[str, Any]]
-    fingerprint: str
-    image_size: tuple[int, int] | None
-    random: bool
+    @property
+    def prompt_prefix(self) -> str:
+        """What every prompt begins with where the model generates."""
+        return ""
 
-    def __len__(self) -> int: ...
+    @property
+    def shows_attention(self) -> bool:
+        """Whether predictions with a picture get a map of where the model looks (`pixels`)."""
+        return False
 
-    def collate(self, index: np.ndarray, row_length: int) -> dict[str, np.ndarray]:
-        """The arrays of one batch.
-
-        Args:
-            index: `[rows, segments]` example numbers, -1 for none.
-            row_length: positions a row.
-
-        Returns:
-            `example_ids` (the index) and `weights` (1 for an example) `[R, S]`, and what the
-            model and the loss read, `[R, ...]` each.
-        """
-
-    def without_images(self) -> Examples:
-        """The same examples, whose batches bring no `pixel_values`: nothing is decoded.
-
-        A batch that brings what a model's lower part made of its images needs no more of them.
-        """
-
-
-class Task(Protocol):
-    """The columns it reads, its head, its loss and metrics, and what a person reads of it.
-
-    Attributes:
-        kind: the file's name in `tasks/`, and the head that the model gets.
-        primary: the metric by which the best checkpoint is chosen.
-        packs: several examples may share a row.
-        metric_names: every name that `loss`, `metrics` and `summarise` can score.
-        columns: the source columns it reads.
-
-    A task that can leave bad rows out (`data.on_bad_row`) gives `check_row(source, index, row,
-    names)` too, which raises what is wrong with a row; one that is scored by what the model writes
-    gives `write(model, params, batch, compute)`, which adds to the outputs of an evaluation; one
-    whose model draws pictures gives `sheet(outcomes, examples)`, those of an evaluation side by
-    side; one whose loss Hugging Face names gives `problem_type`; one that reads whole rows of a
-    file in `jaxft predict` gives `input_columns`.
-    """
-
-    kind: str
-    primary: str
-    metric_names: tuple[str, ...]
-    packs: bool
-    columns: tuple[str, ...]
+    @property
+    def searches(self) -> str | None:
+        """What `jaxft search` finds with a run: `images` (by text or image), `texts`, or None."""
+        return None
 
     def label_names(self, source: Source) -> tuple[str, ...]:
         """The classes, in order of class id, from the training source; none where it has none."""
+        del source
+        return ()
 
-    def examples(self, source: Source, names: Sequence[str] | None, tools: Tools) -> Examples:
+    @abstractmethod
+    def bind(self, tools: Tools, label_names: Sequence[str]) -> BoundTask[Any, Any]:
+        """The task on a model.
+
+        Args:
+            tools: the model, and what its checkpoint brings for reading data.
+            label_names: the classes.
+
+        Raises:
+            UserError: the model cannot serve the task.
+        """
+
+
+TaskT = TypeVar("TaskT", bound=Task)
+ExamplesT = TypeVar("ExamplesT", bound=Examples)
+
+
+@dataclass(frozen=True)
+class BoundTask(ABC, Generic[TaskT, ExamplesT]):
+    """A task on a model: reads rows, computes the objective, describes predictions.
+
+    Args:
+        task: what is learned.
+        tools: the model, and what its checkpoint brings for reading data.
+        label_names: the classes, in order of class id.
+    """
+
+    task: TaskT
+    tools: Tools
+    label_names: Sequence[str]
+
+    @abstractmethod
+    def check_row(self, source: Source, number: int, row: Mapping[str, Any]) -> None:
+        """Raise what is wrong with a row, so that `data.on_bad_row=skip` can leave it out."""
+
+    @abstractmethod
+    def examples(self, source: Source, *, labelled: bool = True) -> ExamplesT:
         """A source's rows as examples.
 
         Args:
             source: the rows.
-            names: the classes; None for rows without labels.
-            tools: what the checkpoint brings.
+            labelled: whether the rows have labels; what a person typed has none.
 
         Raises:
             UserError: a row that is not as it has to be.
         """
 
-    def loss(self, outputs: Mapping[str, jax.Array], batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """The summed loss and its weight."""
+    @abstractmethod
+    def objective(self, apply: Apply, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
+        """The training `loss` of a batch and metrics to log beside it: sums and weights, scalars.
 
-    def metrics(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Sums:
-        """Streaming metrics as (sum, weight), cheap enough for every step."""
+        Args:
+            apply: the model's outputs for parameters, a batch and a key; call it as often as the
+                objective needs.
+            params: every parameter, and the arrays of `reference` under `REFERENCE`.
+            batch: what `Examples.collate` gave.
+            key: turns dropout on.
+        """
 
-    def outcomes(self, outputs: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
+    @abstractmethod
+    def loss(self, outputs: Outputs, batch: Batch) -> Sum:
+        """The summed loss of an evaluation's batch, and its weight."""
+
+    def metrics(self, outputs: Outputs, batch: Batch) -> Sums:
+        """Metrics that stream: sums and weights, scalars or arrays, cheap enough for a step."""
+        del outputs, batch
+        return {}
+
+    def sums(self, outputs: Outputs, batch: Batch) -> Sums:
+        """The loss and the metrics of one forward pass."""
+        return {"loss": self.loss(outputs, batch), **self.metrics(outputs, batch)}
+
+    def generated(self, params: Params, batch: Batch, compute: Compute) -> Outputs:
+        """What the model generates for an evaluation's batch; joins the outputs of its forward."""
+        del params, batch, compute
+        return {}
+
+    @abstractmethod
+    def outcomes(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
         """What evaluation keeps of each example: arrays `[R, S, ...]`."""
 
-    def summarise(
-        self, outcomes: Mapping[str, np.ndarray], examples: Examples, names: Sequence[str]
-    ) -> dict[str, float]:
+    def summarise(self, outcomes: Outcomes, examples: ExamplesT) -> dict[str, float]:
         """Metrics of a whole evaluation that no sum can give, from `[examples, ...]` arrays."""
+        del outcomes, examples
+        return {}
 
+    @abstractmethod
     def describe(
-        self,
-        source: Source,
-        outcomes: Mapping[str, np.ndarray],
-        examples: Examples,
-        names: Sequence[str],
+        self, source: Source, outcomes: Outcomes, examples: ExamplesT
     ) -> Iterator[dict[str, Any]]:
-        """What a person reads of each example, in order: what it is, and what the model says."""
+        """A line of the predictions file for each example, in order."""
 
+    @abstractmethod
     def rows_from_input(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
-        """What a person typed, as source rows without labels."""
+        """What a person typed, as source rows without labels.
+
+        Raises:
+            UserError: the task predicts nothing of an input by itself.
+        """
+
+    def sample_sheet(self, outcomes: Outcomes, examples: ExamplesT) -> np.ndarray | None:
+        """The images that were generated at an evaluation, side by side: `[H, W, 3]` uint8."""
+        del outcomes, examples
+        return None
+
+    def exchanges(
+        self, source: Source, examples: ExamplesT, most: int
+    ) -> Iterator[tuple[Sequence[Any], str]]:
+        """The first conversations, each without its last answer, and that answer."""
+        del source, examples, most
+        return iter(())
+
+    def point_labels(self, examples: ExamplesT) -> list[tuple[str, ...]] | None:
+        """The class of each point of an example where embeddings are shown; None shows none."""
+        del examples
+        return None
+
+    def pixels(self, source: Source, examples: ExamplesT, number: int) -> np.ndarray:
+        """An example's image as the model sees it, `[H, W, 3]` uint8: see `shows_attention`."""
+        raise NotImplementedError(f"{self.task.kind} shows no attention maps")

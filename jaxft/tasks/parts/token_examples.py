@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +12,11 @@ import numpy as np
 
 from jaxft.data.cache import Held, Ragged, fingerprint
 from jaxft.models.layers.loss import UNSCORED
+from jaxft.tasks.parts.examples import Examples
 
 
 @dataclass(frozen=True)
-class TokenExamples(ABC):
+class TokenExamples(Examples):
     """Examples that are token ids: the base of all of them; see `jaxft.tasks.parts.contract`.
 
     Args:
@@ -43,19 +43,8 @@ class TokenExamples(ABC):
     def fingerprint(self) -> str:
         return fingerprint(self.tokens)
 
-    @property
-    def image_size(self) -> None:
-        return None
-
     def __len__(self) -> int:
         return len(self.tokens)
-
-    def without_images(self) -> Self:
-        return self
-
-    @abstractmethod
-    def collate(self, index: np.ndarray, row_length: int) -> dict[str, np.ndarray]:
-        """See `jaxft.tasks.parts.contract.Examples`."""
 
 
 def row_targets(

@@ -20,7 +20,8 @@ from jaxft.models.generate.greedy import write_greedily
 from jaxft.models.layers.loss import UNSCORED
 from jaxft.models.model import Model
 from jaxft.models.tower.tower import Compute, Tower
-from jaxft.tasks.parts.contract import Batch, Sums, Tools
+from jaxft.tasks.parts.contract import Batch, Sums
+from jaxft.tasks.parts.tools import Tools
 
 STRIDE = 8  # sources and targets are padded to a multiple of so many tokens: one shape a split
 ROOM = 1.25  # what the model may write: that many times the tokens of the longest target

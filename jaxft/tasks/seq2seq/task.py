@@ -6,7 +6,7 @@ What is scored beside the loss is what the model writes by itself for every sour
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,13 +15,28 @@ import numpy as np
 
 from jaxft.data.batching.packing import round_up
 from jaxft.data.cache import Held, Ragged, fingerprint
+from jaxft.data.random import FIRST, Draw
 from jaxft.data.sources.open import Source
 from jaxft.errors import UserError
 from jaxft.metrics.translation import translation_scores
-from jaxft.models.model import Model
 from jaxft.models.tower.tower import Compute
-from jaxft.tasks.parts.contract import Batch, Sums, Tools
+from jaxft.tasks.parts.contract import (
+    HIGHER,
+    LOWER,
+    Apply,
+    Batch,
+    BoundTask,
+    Card,
+    Outcomes,
+    Outputs,
+    Params,
+    Sum,
+    Sums,
+    Task,
+)
+from jaxft.tasks.parts.examples import Examples
 from jaxft.tasks.parts.labels import read_rows, text_of
+from jaxft.tasks.parts.tools import Tools
 from jaxft.tasks.parts.written_texts import (
     STRIDE,
     Writing,
@@ -36,6 +51,8 @@ from jaxft.tasks.parts.written_texts import (
 )
 from jaxft.tasks.seq2seq.section import Seq2SeqSection as Section
 
+METRICS = {"loss": LOWER, **dict.fromkeys(("accuracy", "bleu", "chrf", "exact_match"), HIGHER)}
+
 
 def make(section: Section) -> Seq2Seq:
     """The task as the config's `task` section describes it."""
@@ -43,7 +60,7 @@ def make(section: Section) -> Seq2Seq:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class Pairs(Examples):
     """Sources and targets as token ids, a pair a row; see `jaxft.tasks.parts.contract.Examples`.
 
     Args:
@@ -55,10 +72,6 @@ class Pairs:
     tokens: Ragged | Held
     writing: Writing
     wanted: Sequence[str]
-    labels: None = None
-    image_size: None = None
-    random: bool = False
-    remarks: Mapping[int, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -75,11 +88,10 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def without_images(self) -> Pairs:
-        return self
-
-    def collate(self, index: np.ndarray, row_length: int) -> dict[str, np.ndarray]:
-        del row_length
+    def collate(
+        self, index: np.ndarray, row_length: int, draw: Draw = FIRST
+    ) -> dict[str, np.ndarray]:
+        del row_length, draw
         most = self.tokens.meta["longest"]
         shape = len(index), round_up(most["source"], STRIDE)
         ids, read = (
@@ -104,47 +116,54 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class Seq2Seq:
-    """See `jaxft.tasks.parts.contract.Task`."""
+class Seq2Seq(Task):
+    """A text written from another: an encoder reads the source, a decoder learns the target."""
 
     section: Section
-    kind: str = "seq2seq"
-    primary: str = "chrf"
-    packs: bool = False
-    metric_names: tuple[str, ...] = ("loss", "accuracy", "bleu", "chrf", "exact_match")
+
+    kind = "seq2seq"
+    head = "seq2seq"
+    card = Card("text2text-generation", "AutoModelForSeq2SeqLM")
+    metrics = METRICS
+    primary = "chrf"
 
     @property
     def columns(self) -> tuple[str, ...]:
         return (self.section.source, self.section.target)
 
-    def label_names(self, source: Source) -> tuple[str, ...]:
-        del source
-        return ()
+    @property
+    def prompt_prefix(self) -> str:
+        return self.section.prefix
 
-    def check_row(
-        self, source: Source, index: int, row: Mapping[str, Any], names: Sequence[str]
-    ) -> None:
+    def bind(self, tools: Tools, label_names: Sequence[str]) -> BoundSeq2Seq:
+        return BoundSeq2Seq(self, tools, label_names)
+
+
+@dataclass(frozen=True)
+class BoundSeq2Seq(BoundTask[Seq2Seq, Pairs]):
+    """See `jaxft.tasks.parts.contract.BoundTask`."""
+
+    def check_row(self, source: Source, index: int, row: Mapping[str, Any]) -> None:
         """Raise what is wrong with a row: one of its two texts."""
-        del source, index, names
+        del source, index
         self._pair(row)
 
-    def examples(self, source: Source, names: Sequence[str] | None, tools: Tools) -> Pairs:
-        del names
-        pairs, writing = read_rows(source, self.columns, self._pair), writing_of(tools)
-        texts = dict(zip(self.columns, map(list, zip(*pairs, strict=True)), strict=True))
-        tokens = tools.once(
-            partial(self._encode, source, texts, writing, tools.max_length),
+    def examples(self, source: Source, *, labelled: bool = True) -> Pairs:
+        pairs, writing = read_rows(source, self.task.columns, self._pair), writing_of(self.tools)
+        texts = dict(zip(self.task.columns, map(list, zip(*pairs, strict=True)), strict=True))
+        tokens = self.tools.once(
+            partial(self._encode, source, texts, writing, self.tools.max_length),
             kind="pairs of texts",
             source=source.fingerprint,
-            tokenizer=tools.tokenizer.fingerprint,
-            max_length=tools.max_length,
+            tokenizer=self.tools.tokenizer.fingerprint,
+            max_length=self.tools.max_length,
             written=[writing.start, writing.end, writing.positions],
-            task=self.section.model_dump(),
+            task=self.task.section.model_dump(),
         )
-        return Pairs(tokens, writing, texts[self.section.target])
+        return Pairs(tokens, writing, texts[self.task.section.target])
 
     def _pair(self, row: Mapping[str, Any]) -> tuple[str, ...]:
-        return tuple(text_of(row[column], column) for column in self.columns)
+        return tuple(text_of(row[column], column) for column in self.task.columns)
 
     def _encode(
         self,
@@ -154,7 +173,7 @@ class Seq2Seq:
         max_length: int,
     ) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
         """Every pair's tokens; of the whole, counts and the longest of each side."""
-        own = self.section
+        own = self.task.section
         sources = writing.tokenizer.encode(
             [own.prefix + one for one in texts[own.source]], None, max_length
         )
@@ -174,41 +193,37 @@ class Seq2Seq:
             "longest": longest,
         }
 
-    def loss(self, outputs: Mapping[str, jax.Array], batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def objective(self, apply: Apply, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
+        return self.sums(apply(params, batch, key), batch)
+
+    def loss(self, outputs: Outputs, batch: Batch) -> Sum:
         return token_loss(outputs, batch)
 
-    def metrics(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Sums:
+    def metrics(self, outputs: Outputs, batch: Batch) -> Sums:
         return token_metrics(outputs, batch)
 
-    def write(
-        self, model: Model, params: Mapping[str, jax.Array], batch: Batch, compute: Compute
-    ) -> dict[str, jax.Array]:
+    def generated(self, params: Params, batch: Batch, compute: Compute) -> Outputs:
         """`written` [R, M]: the tokens that the model writes for each source of a batch."""
-        return written(model, params, batch, compute)
+        return written(self.tools.model, params, batch, compute)
 
-    def outcomes(self, outputs: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
+    def outcomes(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
         return token_outcomes(outputs, batch)
 
-    def summarise(
-        self, outcomes: Mapping[str, np.ndarray], examples: Pairs, names: Sequence[str]
-    ) -> dict[str, float]:
-        del names
+    def summarise(self, outcomes: Outcomes, examples: Pairs) -> dict[str, float]:
         texts = texts_of(outcomes["written"], examples.writing.tokenizer)
         return translation_scores(texts, examples.wanted)
 
     def describe(
         self,
         source: Source,
-        outcomes: Mapping[str, np.ndarray],
+        outcomes: Outcomes,
         examples: Pairs,
-        names: Sequence[str],
     ) -> Iterator[dict[str, Any]]:
         """Each source and target, what the model wrote, and the loss of a token."""
-        del names
         texts = texts_of(outcomes["written"], examples.writing.tokenizer)
         losses = outcomes["loss"] / outcomes["scored"]
-        for (_, row), text, loss in zip(source.each(self.columns), texts, losses, strict=True):
-            own = row[self.section.source], row[self.section.target]
+        for (_, row), text, loss in zip(source.each(self.task.columns), texts, losses, strict=True):
+            own = row[self.task.section.source], row[self.task.section.target]
             yield {"source": own[0], "target": own[1], "written": text, "loss": float(loss)}
 
     def rows_from_input(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:

@@ -12,15 +12,29 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxft.data.batching.loader import collate_rows
 from jaxft.data.sources.open import Source
 from jaxft.data.text.tags import OUTSIDE, join_words, words_of
 from jaxft.data.text.tokenizer import Tokenizer
 from jaxft.metrics.entities import entities, entity_scores
 from jaxft.models.layers.loss import UNSCORED
-from jaxft.tasks.parts.contract import Batch, Sums, Tools
-from jaxft.tasks.parts.token_examples import TokenExamples, of_segments, row_targets
+from jaxft.tasks.parts.contract import (
+    HIGHER,
+    LOWER,
+    Apply,
+    Batch,
+    BoundTask,
+    Card,
+    Outcomes,
+    Outputs,
+    Params,
+    Sum,
+    Sums,
+    Task,
+)
+from jaxft.tasks.parts.token_examples import of_segments
+from jaxft.tasks.parts.tools import Tools
 from jaxft.tasks.token_classification.section import TokenClassificationSection as Section
+from jaxft.tasks.token_classification.sentences import Sentences
 from jaxft.tasks.token_classification.tagged import (
     check_sentence,
     check_words,
@@ -30,6 +44,7 @@ from jaxft.tasks.token_classification.tagged import (
 )
 
 NO_WORD = -1  # in place of the number of a word, where none begins
+METRICS = {"loss": LOWER, **dict.fromkeys(("accuracy", "f1", "precision", "recall"), HIGHER)}
 
 
 def make(section: Section) -> TokenClassification:
@@ -38,56 +53,17 @@ def make(section: Section) -> TokenClassification:
 
 
 @dataclass(frozen=True)
-class Sentences(TokenExamples):
-    """Token ids, each with the word that it begins; see `jaxft.tasks.parts.contract.Examples`.
-
-    Args:
-        tokens: `input_ids`, `token_type_ids` and `words`: the number of the word that begins in
-            the token, -1 where none does.
-        tags: each sentence's tag ids, [words] int32; None where rows have none.
-    """
-
-    tags: list[np.ndarray] | None
-    labels: None = None
-    random: bool = False
-
-    def collate(self, index: np.ndarray, row_length: int) -> dict[str, np.ndarray]:
-        batch = collate_rows(self.tokens, index, row_length)
-        if self.tags is None:
-            return batch
-        return batch | {"targets": row_targets(index, row_length, self._targets)}
-
-    def _targets(self, number: int) -> np.ndarray:
-        """The tag of each token of a sentence that begins a word: [tokens] int32."""
-        assert self.tags is not None
-        words = self.tokens[number]["words"]
-        return np.where(words >= 0, self.tags[number][words], UNSCORED).astype(np.int32)
-
-    def by_word(self, number: int, values: np.ndarray, count: int, none: Any) -> list:
-        """What is said at a sentence's tokens, word by word.
-
-        Args:
-            number: the sentence.
-            values: one for each token, [tokens or more].
-            count: its words.
-            none: for a word without a token: one that was cut off, or that has no visible letter.
-        """
-        words = self.tokens[number]["words"]
-        found = [none] * count
-        for place in np.flatnonzero(words >= 0):
-            found[words[place]] = values[place].item()
-        return found
-
-
-@dataclass(frozen=True)
-class TokenClassification:
-    """See `jaxft.tasks.parts.contract.Task`."""
+class TokenClassification(Task):
+    """Entities in a text: a tag for each word, read at its first token."""
 
     section: Section
-    kind: str = "token_classification"
-    primary: str = "f1"
-    metric_names: tuple[str, ...] = ("loss", "accuracy", "f1", "precision", "recall")
-    packs: bool = True
+
+    kind = "token_classification"
+    head = "token_classification"
+    card = Card("token-classification", "AutoModelForTokenClassification")
+    metrics = METRICS
+    primary = "f1"
+    packs = True
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -96,31 +72,47 @@ class TokenClassification:
     def label_names(self, source: Source) -> tuple[str, ...]:
         return tag_names(source, self.section)
 
-    def check_row(
-        self, source: Source, number: int, row: Mapping[str, Any], names: Sequence[str]
-    ) -> None:
-        """Raise what is wrong with a row: its words or its tags."""
-        where, own = source.place(number), self.section
-        check_sentence(where, row[own.tokens], own.tokens)
-        sentence_tags(where, row[own.tokens], row[own.tags], own, names)
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        return (self.section.tokens,)
 
-    def examples(self, source: Source, names: Sequence[str] | None, tools: Tools) -> Sentences:
-        if names is not None:
-            check_words(source, self.section.tokens)
-        tokens = tools.once(
-            partial(self._encode, source, tools.tokenizer, tools.max_length),
+    @property
+    def label_column(self) -> str | None:
+        return self.section.tags
+
+    def bind(self, tools: Tools, label_names: Sequence[str]) -> BoundTokenClassification:
+        return BoundTokenClassification(self, tools, label_names)
+
+
+@dataclass(frozen=True)
+class BoundTokenClassification(BoundTask[TokenClassification, Sentences]):
+    """See `jaxft.tasks.parts.contract.BoundTask`."""
+
+    def check_row(self, source: Source, number: int, row: Mapping[str, Any]) -> None:
+        """Raise what is wrong with a row: its words or its tags."""
+        where, own = source.place(number), self.task.section
+        check_sentence(where, row[own.tokens], own.tokens)
+        sentence_tags(where, row[own.tokens], row[own.tags], own, self.label_names)
+
+    def examples(self, source: Source, *, labelled: bool = True) -> Sentences:
+        if labelled:
+            check_words(source, self.task.section.tokens)
+        tokens = self.tools.once(
+            partial(self._encode, source, self.tools.tokenizer, self.tools.max_length),
             kind="words",
             source=source.fingerprint,
-            tokenizer=tools.tokenizer.fingerprint,
-            max_length=tools.max_length,
-            columns=(self.section.tokens,),
+            tokenizer=self.tools.tokenizer.fingerprint,
+            max_length=self.tools.max_length,
+            columns=(self.task.section.tokens,),
         )
-        return Sentences(tokens, None if names is None else tag_ids(source, self.section, names))
+        return Sentences(
+            tokens, None if not labelled else tag_ids(source, self.task.section, self.label_names)
+        )
 
     def _texts(self, source: Source) -> Iterator[tuple[str, list[tuple[int, int]]]]:
         """Each row's text, and where its words begin and end in it."""
-        for _, row in source.each((self.section.tokens,)):
-            words = row[self.section.tokens]
+        for _, row in source.each((self.task.section.tokens,)):
+            words = row[self.task.section.tokens]
             yield (words, words_of(words)) if isinstance(words, str) else join_words(words)
 
     def _encode(
@@ -139,15 +131,18 @@ class TokenClassification:
         counts["words_without_a_token"] = counts["words"] - said
         return examples, {"counts": counts, "cut": encoded.cut}
 
-    def loss(self, outputs: Mapping[str, jax.Array], batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def objective(self, apply: Apply, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
+        return self.sums(apply(params, batch, key), batch)
+
+    def loss(self, outputs: Outputs, batch: Batch) -> Sum:
         return jnp.sum(_losses(outputs, batch)), _scored(batch).sum(dtype=jnp.float32)
 
-    def metrics(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Sums:
+    def metrics(self, outputs: Outputs, batch: Batch) -> Sums:
         right = (jnp.argmax(outputs["logits"], axis=-1) == batch["targets"]) & _scored(batch)
         weight = _scored(batch).sum(dtype=jnp.float32)
         return {"accuracy": (right.sum(dtype=jnp.float32), weight)}
 
-    def outcomes(self, outputs: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
+    def outcomes(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
         """Of each example's tokens [R, S, T] the tag and how sure it is; and its loss, its words.
 
         An example begins at its own first token, whatever stands before it in its row.
@@ -171,14 +166,12 @@ class TokenClassification:
             "scored": (inside & scored[:, None, :]).sum(-1),
         }
 
-    def summarise(
-        self, outcomes: Mapping[str, np.ndarray], examples: Sentences, names: Sequence[str]
-    ) -> dict[str, float]:
+    def summarise(self, outcomes: Outcomes, examples: Sentences) -> dict[str, float]:
         if examples.tags is None:
             return {}
-        true = [[names[tag] for tag in tags] for tags in examples.tags]
+        true = [[self.label_names[tag] for tag in tags] for tags in examples.tags]
         said = [
-            [names[tag] for tag in self._said(number, outcomes, examples, len(tags), names)]
+            [self.label_names[tag] for tag in self._said(number, outcomes, examples, len(tags))]
             for number, tags in enumerate(true)
         ]
         return entity_scores(true, said)
@@ -186,30 +179,30 @@ class TokenClassification:
     def _said(
         self,
         number: int,
-        outcomes: Mapping[str, np.ndarray],
+        outcomes: Outcomes,
         examples: Sentences,
         count: int,
-        names: Sequence[str],
     ) -> list[int]:
         """The tag that each word of a sentence is given; a word without a token is outside."""
-        return examples.by_word(number, outcomes["tags"][number], count, names.index(OUTSIDE))
+        return examples.by_word(
+            number, outcomes["tags"][number], count, self.label_names.index(OUTSIDE)
+        )
 
     def describe(
         self,
         source: Source,
-        outcomes: Mapping[str, np.ndarray],
+        outcomes: Outcomes,
         examples: Sentences,
-        names: Sequence[str],
     ) -> Iterator[dict[str, Any]]:
         """Each text with the entities that are found in it and, with tags, those that are there."""
         for number, (text, words) in enumerate(self._texts(source)):
-            said = self._said(number, outcomes, examples, len(words), names)
+            said = self._said(number, outcomes, examples, len(words))
             sure = examples.by_word(number, outcomes["sure"][number], len(words), 0.0)
-            found = list(_spans(text, words, [names[tag] for tag in said], sure))
+            found = list(_spans(text, words, [self.label_names[tag] for tag in said], sure))
             if examples.tags is None:
                 yield {"text": text, "entities": found}
                 continue
-            true = [names[tag] for tag in examples.tags[number]]
+            true = [self.label_names[tag] for tag in examples.tags[number]]
             yield {
                 "text": text,
                 "entities": found,
@@ -219,7 +212,7 @@ class TokenClassification:
 
     def rows_from_input(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
         for text in inputs:
-            yield {self.section.tokens: text}
+            yield {self.task.section.tokens: text}
 
 
 def _begun(text: str, words: Sequence[tuple[int, int]], spans: np.ndarray) -> np.ndarray:

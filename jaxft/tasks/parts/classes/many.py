@@ -13,15 +13,8 @@ import optax
 
 from jaxft.data.sources.open import Source
 from jaxft.metrics.classification import multi_label_scores
-from jaxft.tasks.parts.classes.one import (
-    Batch,
-    Outcomes,
-    Outputs,
-    Section,
-    focal,
-    likeliest,
-    logits_of,
-)
+from jaxft.tasks.parts.classes.one import Section, focal, likeliest, logits_of
+from jaxft.tasks.parts.contract import HIGHER, LOWER, Batch, Outcomes, Outputs, Sum, Sums
 from jaxft.tasks.parts.labels import (
     Labels,
     check_names,
@@ -31,21 +24,19 @@ from jaxft.tasks.parts.labels import (
     read_rows,
 )
 
+MULTI_LABEL = "multi_label_classification"  # Hugging Face's name of the loss
+MEANS = ("exact_match", "mean_average_precision", "f1_micro", "f1_macro")
+SCORES = {"loss": LOWER, **dict.fromkeys(MEANS, HIGHER)}
+
 
 @dataclass(frozen=True)
 class ManyLabels:
     """Any number of labels an example: see `jaxft.tasks.parts.classes.target.Target`."""
 
     section: Section
-    problem: str = "multi_label_classification"
-    primary: str = "mean_average_precision"
-    metric_names: tuple[str, ...] = (
-        "loss",
-        "exact_match",
-        "mean_average_precision",
-        "f1_micro",
-        "f1_macro",
-    )
+    problem = MULTI_LABEL
+    primary = "mean_average_precision"
+    scores = SCORES
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -69,12 +60,12 @@ class ManyLabels:
         weights = label_weights(self.section.class_weights, values, names)
         return Labels(values, None if weights is None else np.where(values > 0, weights, 1.0))
 
-    def loss(self, outputs: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def loss(self, outputs: Outputs, batch: Batch) -> Sum:
         """The summed mean of the labels' cross-entropies, and the number of examples."""
         losses = self._losses(outputs, batch)
         return jnp.sum(losses * batch["weights"]), jnp.sum(batch["weights"])
 
-    def metrics(self, outputs: Outputs, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
+    def metrics(self, outputs: Outputs, batch: Batch) -> Sums:
         right = (logits_of(outputs, batch) > 0) == (batch["labels"] > 0.5)  # [R, S, C]
         total = jnp.sum(jnp.all(right, axis=-1) * batch["weights"])
         return {"exact_match": (total, jnp.sum(batch["weights"]))}

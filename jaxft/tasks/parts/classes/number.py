@@ -12,8 +12,11 @@ import numpy as np
 
 from jaxft.data.sources.open import Source
 from jaxft.metrics.regression import regression_scores
-from jaxft.tasks.parts.classes.one import Batch, Outcomes, Outputs, Section, logits_of
+from jaxft.tasks.parts.classes.one import Section, logits_of
+from jaxft.tasks.parts.contract import HIGHER, LOWER, Batch, Outcomes, Outputs, Sum, Sums
 from jaxft.tasks.parts.labels import Labels, number_of, read_rows
+
+SCORES = {"loss": LOWER, "pearson": HIGHER, "spearman": HIGHER, "rmse": LOWER}
 
 
 @dataclass(frozen=True)
@@ -22,9 +25,9 @@ class Number:
 
     section: Section
     column: str
-    problem: str = "regression"
-    primary: str = "pearson"
-    metric_names: tuple[str, ...] = ("loss", "pearson", "spearman", "rmse")
+    problem = "regression"
+    primary = "pearson"
+    scores = SCORES
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -43,12 +46,12 @@ class Number:
         rows = read_rows(source, self.columns, lambda row: self.parse(row, names))
         return Labels(np.array(rows, np.float32))
 
-    def loss(self, outputs: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def loss(self, outputs: Outputs, batch: Batch) -> Sum:
         """The summed squared error of a batch, and the number of its examples."""
         losses = _losses(outputs, batch)
         return jnp.sum(losses * batch["weights"]), jnp.sum(batch["weights"])
 
-    def metrics(self, outputs: Outputs, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
+    def metrics(self, outputs: Outputs, batch: Batch) -> Sums:
         """None: the mean of the losses says it already."""
         del outputs, batch
         return {}

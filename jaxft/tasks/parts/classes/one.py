@@ -19,14 +19,14 @@ import optax
 from jaxft.data.sources.open import Source
 from jaxft.metrics.classification import classification_scores
 from jaxft.tasks.parts.classes.section import ClassesSection
+from jaxft.tasks.parts.contract import HIGHER, LOWER, Batch, Outcomes, Outputs, Sum, Sums
 from jaxft.tasks.parts.labels import Labels, check_names, class_id, label_names, read_rows
 
 Section = ClassesSection
-Outputs = Mapping[str, jax.Array]
-Batch = Mapping[str, Any]
-Outcomes = Mapping[str, np.ndarray]
+SINGLE_LABEL = "single_label_classification"  # Hugging Face's name of the loss
 MOST_SAID = 20  # classes; where there are more, only this many probabilities are written
-DETECTION = ("auroc", "average_precision", "recall_at_1pct_fpr")
+OF_TWO = ("auroc", "average_precision", "recall_at_1pct_fpr")  # scores of two classes
+SCORES = {"loss": LOWER, **dict.fromkeys(("accuracy", "f1", "mcc", *OF_TWO), HIGHER)}
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class OneClass:
 
     section: Section
     column: str
-    problem: str = "single_label_classification"
-    primary: str = "accuracy"
-    metric_names: tuple[str, ...] = ("loss", "accuracy", "f1", "mcc", *DETECTION)
+    problem = SINGLE_LABEL
+    primary = "accuracy"
+    scores = SCORES
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -55,7 +55,7 @@ class OneClass:
         weights = class_weights(self.section.class_weights, values, names)
         return Labels(values, None if weights is None else weights[values])
 
-    def loss(self, outputs: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def loss(self, outputs: Outputs, batch: Batch) -> Sum:
         """The summed cross-entropy of a batch, and the weight of its examples."""
         weights = batch["weights"] * batch.get("loss_weights", 1.0)
         losses = self._losses(outputs, batch)
@@ -64,7 +64,7 @@ class OneClass:
             losses = smoothed(losses, logits_of(outputs, batch), share)
         return jnp.sum(losses * weights), jnp.sum(weights)
 
-    def metrics(self, outputs: Outputs, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
+    def metrics(self, outputs: Outputs, batch: Batch) -> Sums:
         right = jnp.argmax(logits_of(outputs, batch), axis=-1) == batch["labels"]  # [R, S]
         return {"accuracy": (jnp.sum(right * batch["weights"]), jnp.sum(batch["weights"]))}
 

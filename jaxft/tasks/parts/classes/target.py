@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -13,8 +13,18 @@ import numpy as np
 from jaxft.data.sources.open import Source
 from jaxft.tasks.parts.classes.many import ManyLabels
 from jaxft.tasks.parts.classes.number import Number
-from jaxft.tasks.parts.classes.one import Batch, OneClass, Outcomes, Outputs, Section
-from jaxft.tasks.parts.contract import Examples
+from jaxft.tasks.parts.classes.one import SINGLE_LABEL, OneClass, Section
+from jaxft.tasks.parts.contract import (
+    Batch,
+    BoundTask,
+    ExamplesT,
+    Metric,
+    Outcomes,
+    Outputs,
+    Sum,
+    Sums,
+    Task,
+)
 from jaxft.tasks.parts.labels import Labels
 
 
@@ -23,7 +33,7 @@ class Target(Protocol):
 
     Attributes:
         problem: Hugging Face's `problem_type`.
-        primary, metric_names: see `jaxft.tasks.parts.contract.Task`.
+        primary, scores: see `primary` and `metrics` of `jaxft.tasks.parts.contract.Task`.
         columns: those of the source that hold the labels.
     """
 
@@ -34,7 +44,7 @@ class Target(Protocol):
     def primary(self) -> str: ...
 
     @property
-    def metric_names(self) -> tuple[str, ...]: ...
+    def scores(self) -> Mapping[str, Metric]: ...
 
     @property
     def columns(self) -> tuple[str, ...]: ...
@@ -48,10 +58,10 @@ class Target(Protocol):
     def read(self, source: Source, names: Sequence[str]) -> Labels:
         """Every row's label; raises a UserError that names the row where one is bad."""
 
-    def loss(self, outputs: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """See `jaxft.tasks.parts.contract.Task`; so are `metrics` and `outcomes`."""
+    def loss(self, outputs: Outputs, batch: Batch) -> Sum:
+        """See `jaxft.tasks.parts.contract.BoundTask`; so are `metrics` and `outcomes`."""
 
-    def metrics(self, outputs: Outputs, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]: ...
+    def metrics(self, outputs: Outputs, batch: Batch) -> Sums: ...
 
     def outcomes(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]: ...
 
@@ -88,32 +98,45 @@ def make_target(section: Section) -> Target:
 
 
 @dataclass(frozen=True)
-class TargetTask(ABC):
-    """What is the same of all tasks that tell a target; see `jaxft.tasks.parts.contract.Task`.
+class TargetTask(Task):
+    """What tasks that predict a target have in common: its labels and its scores.
 
     Args:
-        target: what is told.
+        section: the config's `task` section.
+        target: what is predicted.
     """
 
+    section: Section
     target: Target
 
     @property
     @abstractmethod
     def input_columns(self) -> tuple[str, ...]:
-        """The columns that the target is told from."""
+        """The columns that the target is predicted from."""
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        return self.input_columns
+
+    @property
+    def label_column(self) -> str | None:
+        return self.section.label if isinstance(self.section.label, str) else None
 
     @property
     def problem_type(self) -> str:
-        """What the export's config.json calls the loss."""
         return self.target.problem
+
+    @property
+    def class_weights(self) -> str | Mapping[str | int, float] | None:
+        return self.section.class_weights
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        return self.target.scores
 
     @property
     def primary(self) -> str:
         return self.target.primary
-
-    @property
-    def metric_names(self) -> tuple[str, ...]:
-        return self.target.metric_names
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -122,18 +145,32 @@ class TargetTask(ABC):
     def label_names(self, source: Source) -> tuple[str, ...]:
         return self.target.names(source)
 
-    def loss(self, outputs: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
+
+TargetTaskT = TypeVar("TargetTaskT", bound=TargetTask)
+
+
+class BoundTargetTask(BoundTask[TargetTaskT, ExamplesT]):
+    """What tasks that predict a target have in common on a model: loss, metrics and outcomes."""
+
+    @property
+    def target(self) -> Target:
+        """What is predicted of an example."""
+        return self.task.target
+
+    def loss(self, outputs: Outputs, batch: Batch) -> Sum:
         return self.target.loss(outputs, batch)
 
-    def metrics(self, outputs: Outputs, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
+    def metrics(self, outputs: Outputs, batch: Batch) -> Sums:
         return self.target.metrics(outputs, batch)
 
     def outcomes(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
         return self.target.outcomes(outputs, batch)
 
-    def summarise(
-        self, outcomes: Mapping[str, np.ndarray], examples: Examples, names: Sequence[str]
-    ) -> dict[str, float]:
-        del names
+    def summarise(self, outcomes: Outcomes, examples: ExamplesT) -> dict[str, float]:
         labels = examples.labels
         return {} if labels is None else self.target.summarise(outcomes, labels)
+
+    def point_labels(self, examples: ExamplesT) -> list[tuple[str, ...]] | None:
+        if examples.labels is None or self.target.problem != SINGLE_LABEL:
+            return None
+        return [(self.label_names[int(number)],) for number in examples.labels]
