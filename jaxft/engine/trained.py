@@ -93,6 +93,12 @@ class Trained:
         return self.task.bind(tools, self.label_names)
 
 
+def task_of(folder: Path) -> Task:
+    """The task of a run folder, by its config alone."""
+    run = open_run(folder)
+    return make_task(parse_config(run.config(), f"{run.path}/config.yaml"))
+
+
 def open_trained(folder: Path, which: Which = "best") -> Trained:
     """Read a run's parameters: those that trained from a checkpoint, the others from its base.
 

@@ -19,21 +19,6 @@ from jaxft.runs.folder import RUN_FILE, RunFolder
 from jaxft.storage.files import place
 
 CARD_MARK = b"\ntags:\n- jaxft\n"  # of the front matter
-# Head -> what the hub calls it, and the class that loads it.
-PIPELINES: Mapping[str | None, tuple[str, str]] = {
-    None: ("feature-extraction", "AutoModel"),
-    "text_classification": ("text-classification", "AutoModelForSequenceClassification"),
-    "token_classification": ("token-classification", "AutoModelForTokenClassification"),
-    "masked_lm": ("fill-mask", "AutoModelForMaskedLM"),
-    "seq2seq": ("text2text-generation", "AutoModelForSeq2SeqLM"),
-    "causal_lm": ("text-generation", "AutoModelForCausalLM"),
-    "image_classification": ("image-classification", "AutoModelForImageClassification"),
-    # No Auto class has it.
-    "image_generation": ("unconditional-image-generation", "ImageGPTForCausalImageModeling"),
-    "object_detection": ("object-detection", "AutoModelForObjectDetection"),
-    "captioning": ("image-to-text", "AutoModelForImageTextToText"),
-    "contrastive": ("zero-shot-image-classification", "AutoModel"),
-}
 
 
 def model_card(trained: Trained) -> str:
@@ -75,7 +60,7 @@ def _front_matter(
     trained: Trained, about: Mapping[str, Any], scored: Mapping[str, Any] | None
 ) -> ModelCardData:
     """Return the card's metadata for the hub."""
-    pipeline, base = PIPELINES[trained.model.head][0], about["checkpoint"]
+    pipeline, base = trained.task.card.pipeline, about["checkpoint"]
     on_hub = base["revision"] and " and " not in base["asked"]  # only what is there has a name
     results = None
     if scored is not None:
@@ -207,7 +192,7 @@ def _settings(section: Mapping[str, Any], names: Iterable[str]) -> str:
 
 
 def _use_section(trained: Trained) -> str:
-    auto, files = PIPELINES[trained.model.head][1], trained.model.source.companions
+    auto, files = trained.task.card.auto_class, trained.model.source.companions
     readers = {
         "tokenizer": ("AutoTokenizer", any("token" in name or "vocab" in name for name in files)),
         "processor": ("AutoImageProcessor", any(name in files for name in IMAGE_FILES)),

@@ -8,7 +8,7 @@ from jaxft.engine.recipe import make_table
 from jaxft.engine.trained import ADAPTER, Trained, Which, open_trained
 from jaxft.errors import UserError
 from jaxft.export.card import CARD_MARK, checkpoint_name, model_card
-from jaxft.export.sentences import KIND, write_sentence_files
+from jaxft.export.sentences import write_sentence_files
 from jaxft.models.adapters.low_rank import is_adapter
 from jaxft.models.load_adapters import save_adapter
 from jaxft.runs.folder import RUN_FILE
@@ -48,7 +48,7 @@ def export(
     check_output(folder / "README.md", mark, "--out")
     trained.model.save(folder, overwrite=own)
     write_output(folder / "README.md", model_card(trained), mark, "--out")
-    if trained.task.kind == KIND:
+    if trained.task.searches == "texts":
         write_sentence_files(trained, folder)
     return folder
 

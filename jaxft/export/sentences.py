@@ -16,7 +16,6 @@ from jaxft.engine.trained import Trained
 from jaxft.models.load import Model
 from jaxft.storage.files import write_atomic
 
-KIND = "embedding"
 MODULES = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
 
 

@@ -19,12 +19,12 @@ from jaxft.data.text.chat import ChatTemplate, load_chat_template
 from jaxft.data.text.stream import TextStream
 from jaxft.data.text.tokenizer import Tokenizer
 from jaxft.device.process import prepare_process
-from jaxft.engine.trained import open_trained
+from jaxft.engine.trained import open_trained, task_of
 from jaxft.errors import UserError
 from jaxft.models.generate.decode import WRITES, Generator
 from jaxft.models.generate.settings import Settings, read_settings
 from jaxft.models.load import describe, load
-from jaxft.runs.folder import RUN_FILE, open_run
+from jaxft.runs.folder import RUN_FILE
 from jaxft.storage.files import place
 from jaxft.tasks.parts.images import paths_from_input
 from jaxft.tasks.parts.tools import Tools
@@ -65,7 +65,7 @@ def writes(name: str) -> bool:
     """
     path = place(name)
     if (path / RUN_FILE).is_file():
-        return open_run(path).config()["task"]["kind"] in WRITES
+        return task_of(path).head in WRITES
     if (path / "config.json").is_file() or name.startswith("package:"):
         return describe(name).head in WRITES
     return not path.parent.is_dir() and name.count("/") == 1
@@ -93,7 +93,7 @@ def open_writer(name: str, chat: bool | None, asked: Mapping[str, Any]) -> Write
     settings, notes = read_settings(model.source.folder, model.fields, asked)
     prefix = "" if trained is None else trained.task.prompt_prefix
     tools = Tools(model, None, None)
-    images = tools.images if model.head == "captioning" else None
+    images = tools.images if model.image_size is not None else None
     return Writer(generator, tools.tokenizer, template, settings, notes, prefix, images)
 
 

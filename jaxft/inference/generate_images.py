@@ -23,17 +23,16 @@ from jaxft.data.image.colours import colours_of, enlarged, painted
 from jaxft.data.image.images import ImageProcessor
 from jaxft.data.sources.open import given_rows
 from jaxft.device.process import prepare_process
-from jaxft.engine.trained import open_trained
+from jaxft.engine.trained import open_trained, task_of
 from jaxft.errors import UserError, did_you_mean
 from jaxft.models.generate.decode import numbers_of
-from jaxft.models.generate.images import draw_images
+from jaxft.models.generate.images import draw_images, first_word
 from jaxft.models.generate.settings import Settings
 from jaxft.models.load import IMAGE_GENERATION, Model, describe, load
 from jaxft.models.tower.tower import PLAIN, Tower
-from jaxft.runs.folder import RUN_FILE, open_run
+from jaxft.runs.folder import RUN_FILE
 from jaxft.storage.files import place
 from jaxft.storage.outputs import check_apart, distinct_name
-from jaxft.tasks.image_generation.task import first_word
 from jaxft.tasks.parts.images import open_image, paths_from_input
 from jaxft.tasks.parts.tools import Tools
 
@@ -62,7 +61,7 @@ def generates_images(name: str) -> bool:
     """Return whether a run or a checkpoint generates images."""
     path = place(name)
     if (path / RUN_FILE).is_file():
-        return open_run(path).config()["task"]["kind"] == IMAGE_GENERATION
+        return task_of(path).head == IMAGE_GENERATION
     return (path / "config.json").is_file() and describe(name).head == IMAGE_GENERATION
 
 

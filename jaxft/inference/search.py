@@ -28,10 +28,9 @@ from jaxft.errors import UserError
 from jaxft.inference.contact_sheet import check_sheet, write_sheet
 from jaxft.models.load import Model
 from jaxft.storage.files import cache_dir, written_aside
-from jaxft.tasks.contrastive.task import text_batch
+from jaxft.tasks.parts.padded_texts import text_batch
 from jaxft.tasks.parts.tools import Tools
 
-KIND = "contrastive"
 ROWS = 32  # images embedded at a time
 PATIENCE = 5.0  # seconds before a bar is shown
 
@@ -85,10 +84,10 @@ def search(
     files = _files_of(images)
     prepare_process()
     trained = open_trained(run)
-    if trained.task.kind != KIND:
+    if trained.task.searches != "images":
         raise UserError(
             f"'{run}' is a run of {trained.task.kind}, which does not compare texts and images.",
-            f"Search with a run of {KIND}.",
+            "Search with a run of contrastive.",
         )
     embed = Embedder(trained)
     query = embed.text(words) if words is not None else embed.picture(decode(_there(image)))

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from jaxft.engine.trained import task_of
 from jaxft.errors import UserError
-from jaxft.export.sentences import KIND
 from jaxft.inference.predict import predict
-from jaxft.runs.folder import open_run
 
 
 def search_texts(run: Path, words: str, file: Path, best: int = 10) -> list[dict[str, Any]]:
@@ -28,11 +27,11 @@ def search_texts(run: Path, words: str, file: Path, best: int = 10) -> list[dict
     Raises:
         UserError: no such run, another task's, or a file without texts.
     """
-    kind = open_run(run).config()["task"]["kind"]
-    if kind != KIND:
+    task = task_of(run)
+    if task.searches != "texts":
         raise UserError(
-            f"'{run}' is a run of {kind}, which makes no vectors of texts.",
-            f"Search texts with a run of {KIND}.",
+            f"'{run}' is a run of {task.kind}, which makes no vectors of texts.",
+            "Search texts with a run of embedding.",
         )
     try:
         lines = file.read_text(encoding="utf-8").splitlines()

@@ -58,6 +58,7 @@ def run_json(setup: Setup, chosen: PhaseSetup, command: Sequence[str]) -> dict[s
         },
         "mesh": dict(setup.mesh.shape),
         "best_metric": best_metric(setup.config, setup.task),
+        "view": setup.task.view,
     }
 
 

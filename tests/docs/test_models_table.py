@@ -4,10 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from docs.models_table import END, START, main, table, task_kinds, with_table
+from docs.models_table import END, START, main, table, with_table
 from jaxft.errors import UserError
-from jaxft.export.card import PIPELINES
-from jaxft.models.load import HEADLESS
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 
@@ -38,8 +36,3 @@ def test_a_page_that_is_stale_is_seen_and_mended(tmp_path):
     assert main(["--check", str(page)]) == 0
     with pytest.raises(UserError, match="lacks the lines"):
         with_table("a page without a place for it\n")
-
-
-def test_every_task_has_a_name_on_the_hub():
-    # What ends in no head is named as the model without one.
-    assert set(task_kinds()) - set(HEADLESS) <= set(PIPELINES)

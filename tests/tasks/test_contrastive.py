@@ -28,7 +28,8 @@ from jaxft.models.load import describe, load
 from jaxft.report.page.page import write_page
 from jaxft.tasks.contrastive.found_pairs import found_pairs
 from jaxft.tasks.contrastive.section import ContrastiveSection as Section
-from jaxft.tasks.contrastive.task import METRICS, make, text_batch
+from jaxft.tasks.contrastive.task import METRICS, make
+from jaxft.tasks.parts.padded_texts import text_batch
 from jaxft.tasks.parts.tools import Tools
 from tests.support.launch import cache  # noqa: F401 a fixture
 from tests.support.tiny import tiny_checkpoint

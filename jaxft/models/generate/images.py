@@ -20,6 +20,16 @@ Numbers = Mapping[str, Any]  # what `generate_choose.warp` reads: numbers, or No
 AS_IT_IS: Numbers = {"temperature": None, "top_p": None, "min_p": None}
 
 
+def first_word(colours: int, label: int | None) -> int:
+    """Return the word that an image begins with: that of its class, or of none.
+
+    Args:
+        colours: C.
+        label: the class id; None for an image of no class.
+    """
+    return colours if label is None else colours + 1 + label
+
+
 def draw_images(
     tower: Tower,
     params: Params,

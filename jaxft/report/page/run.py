@@ -14,7 +14,7 @@ import yaml
 
 from jaxft.errors import UserError
 from jaxft.report.events import read_events
-from jaxft.report.page.predictions.lines import ANSWER, LINES, NUMBER, PREDICTIONS, Keys
+from jaxft.report.page.predictions.lines import ANSWER, LINES, NUMBER, Keys, view_of
 from jaxft.runs.folder import RunFolder, open_run
 
 SPLITS = ("test", "eval")  # the order in which their predictions are shown
@@ -84,6 +84,11 @@ class Run:
         """The kind of its task; empty where the config could not be read."""
         return str((self.config.get("task") or {}).get("kind", ""))
 
+    @property
+    def view(self) -> str | None:
+        """The part of the page that shows its predictions; None for none."""
+        return view_of(self.about, self.config.get("task") or {})
+
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
         """The events of one kind: `train`, `eval` or `note`."""
         return [event for event in self.events if event["kind"] == kind]
@@ -111,18 +116,14 @@ def read_run(path: Path, name: str) -> Run:
 
     about = attempt(lambda: _about(folder), "what the run was made with") or {}
     config = attempt(lambda: _config(folder), "the config") or {}
-    task = config.get("task") or {}
-    kind = str(task.get("kind"))
-    classes = PREDICTIONS.get(str(task.get("problem")), PREDICTIONS["single_label"])
-    lines_of = LINES.get(kind, (classes, {}))
-    shown = kind in LINES or about.get("labels") != []  # without classes no mistakes
-    splits = [*SPLITS] if shown else []
-    if shown and (folder.path / f"predictions-{BEFORE}.jsonl").exists():
+    view = view_of(about, config.get("task") or {})
+    splits = [] if view is None else [*SPLITS]
+    if splits and (folder.path / f"predictions-{BEFORE}.jsonl").exists():
         splits.append(BEFORE)
     predictions = {}
     for split in splits:
         lines = attempt(
-            partial(_predictions, folder, split, *lines_of), f"the predictions on {split}"
+            partial(_predictions, folder, split, *LINES[str(view)]), f"the predictions on {split}"
         )
         if lines:
             predictions[split] = lines

@@ -16,14 +16,14 @@ from jaxft.report.page.overfitting import overfitting
 from jaxft.report.page.predictions.boxes import boxed
 from jaxft.report.page.predictions.images import drawn, sheets
 from jaxft.report.page.predictions.lines import (
-    BOXES_TASK,
-    DRAWN_TASK,
-    LINES,
-    MASKED_TASK,
-    PAIRED_TASK,
-    SEARCHED_TASK,
-    TAGGED_TASK,
-    WRITTEN_TASKS,
+    BLANKS,
+    BOXED,
+    CLASSES,
+    ENTITIES,
+    PAIRS,
+    RETRIEVAL,
+    SAMPLES,
+    TEXTS,
 )
 from jaxft.report.page.predictions.masked_words import filled
 from jaxft.report.page.predictions.pairs import paired
@@ -73,7 +73,7 @@ def view(run: Run, index: int) -> dict[str, Any]:
 
 def _predictions(run: Run) -> dict[str, Any]:
     """Return each example's predictions, under the name of the part of the page that shows them."""
-    before, classes = run.predictions.get(BEFORE, []), run.task not in LINES
+    before, classes = run.predictions.get(BEFORE, []), run.view in CLASSES
     splits = {split: lines for split, lines in run.predictions.items() if split != BEFORE}
     # What was said before the first step is of the eval rows, so they come first.
     compared = [
@@ -84,17 +84,17 @@ def _predictions(run: Run) -> dict[str, Any]:
     answered = [run.answers["after"]] if "after" in run.answers else []
     return {
         "splits": [split_view(*one) for one in splits.items() if classes],
-        "boxes": [boxed(*one) for one in splits.items() if run.task == BOXES_TASK],
-        "tagged": [tagged(*one) for one in splits.items() if run.task == TAGGED_TASK],
-        "filled": [filled(*one) for one in compared if run.task == MASKED_TASK],
-        "paired": [paired(*one) for one in compared if run.task == PAIRED_TASK],
+        "boxes": [boxed(*one) for one in splits.items() if run.view == BOXED],
+        "tagged": [tagged(*one) for one in splits.items() if run.view == ENTITIES],
+        "filled": [filled(*one) for one in compared if run.view == BLANKS],
+        "paired": [paired(*one) for one in compared if run.view == PAIRS],
         "searched": [
-            searched(*one) for one in compared if run.task == SEARCHED_TASK and has_images(one[1])
+            searched(*one) for one in compared if run.view == RETRIEVAL and has_images(one[1])
         ],
-        "sheets": sheets(run.path) if run.task == DRAWN_TASK else [],
-        "drawn": [drawn(*one) for one in splits.items() if run.task == DRAWN_TASK],
+        "sheets": sheets(run.path) if run.view == SAMPLES else [],
+        "drawn": [drawn(*one) for one in splits.items() if run.view == SAMPLES],
         "written": [
-            *(written(*one) for one in compared if run.task in WRITTEN_TASKS),
+            *(written(*one) for one in compared if run.view == TEXTS),
             *(written("eval", answer, run.answers.get(BEFORE, [])) for answer in answered),
         ],
     }

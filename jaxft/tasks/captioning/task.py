@@ -138,6 +138,7 @@ class Captioning(Task):
     kind = "captioning"
     head = "captioning"
     card = Card("image-to-text", "AutoModelForImageTextToText")
+    view = "texts"
     metrics = METRICS
     primary = "chrf"
 

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxft.data.batching.packing import round_up
 from jaxft.data.cache import Held, Ragged, fingerprint
 from jaxft.data.image.images import ImageProcessor
 from jaxft.data.random import FIRST, Draw
@@ -46,9 +45,9 @@ from jaxft.tasks.parts.contract import (
 from jaxft.tasks.parts.examples import Examples
 from jaxft.tasks.parts.images import check_images, images_fingerprint, open_image, pixel_values
 from jaxft.tasks.parts.labels import column_of, read_rows, text_of
+from jaxft.tasks.parts.padded_texts import pad_texts, padded_length
 from jaxft.tasks.parts.tools import Tools
 
-STRIDE = 8  # texts are padded to a multiple of so many tokens: one shape a split
 HIDDEN = -1e9  # added to the score of an example that is padding
 RECALLS = (
     "recall_at_10",
@@ -128,44 +127,6 @@ class Pairs(Examples):
         return batch
 
 
-def pad_texts(
-    texts: Sequence[np.ndarray], length: int, pad_id: int, masked: bool
-) -> dict[str, np.ndarray]:
-    """Token ids in rows of one length: `input_ids` and, where masked, `attention_mask` [R, T].
-
-    Args:
-        texts: each one's token ids; none where a row has no text.
-        length: T.
-        pad_id: the token that fills a row.
-        masked: whether the model is told which tokens are padding.
-    """
-    ids = np.full((len(texts), length), pad_id, np.int32)
-    mask = np.zeros((len(texts), length), np.int32)
-    mask[:, 0] = 1  # a row without a text still attends somewhere
-    for row, text in enumerate(texts):
-        ids[row, : len(text)] = text
-        mask[row, : len(text)] = 1
-    return {"input_ids": ids} | ({"attention_mask": mask} if masked else {})
-
-
-def text_batch(texts: Sequence[str], tools: Tools) -> dict[str, np.ndarray]:
-    """What a model's text tower reads of some texts.
-
-    Args:
-        texts: the texts; what is longer than the model's positions is cut.
-        tools: what the checkpoint brings.
-    """
-    encoded = tools.tokenizer.encode(list(texts), max_length=tools.max_length)
-    fixed = tools.model.config.fixed_length
-    length = fixed or padded_length(max(map(len, encoded.ids)), tools)
-    return pad_texts(encoded.ids, length, tools.tokenizer.pad_id, masked=fixed is None)
-
-
-def padded_length(longest: int, tools: Tools) -> int:
-    """The length that texts are padded to whose longest has so many tokens."""
-    return min(round_up(longest, STRIDE), tools.model.max_positions)
-
-
 @dataclass(frozen=True)
 class Contrastive(Task):
     """Which text belongs to which image: embeddings of both in one space, told apart in a batch."""
@@ -175,6 +136,7 @@ class Contrastive(Task):
     kind = "contrastive"
     head = "contrastive"
     card = Card("zero-shot-image-classification", "AutoModel")
+    view = "retrieval"
     metrics = METRICS
     primary = "recall_at_10"
     searches = "images"

@@ -62,6 +62,7 @@ class Embedding(Task):
     kind = "embedding"
     head = None
     card = Card("feature-extraction", "AutoModel")
+    view = "pairs"
     packs = True
     searches = "texts"
 

@@ -29,7 +29,7 @@ from jaxft.data.random import FIRST, Draw
 from jaxft.data.sources.open import Source
 from jaxft.errors import UserError
 from jaxft.metrics.frechet import frechet
-from jaxft.models.generate.images import draw_images
+from jaxft.models.generate.images import draw_images, first_word
 from jaxft.models.layers.loss import UNSCORED
 from jaxft.models.tower.tower import Compute, Tower
 from jaxft.tasks.image_generation.image_features import features_by
@@ -63,11 +63,6 @@ SHEET = 64  # drawn images on a contact sheet
 def make(section: Section) -> ImageGeneration:
     """The task as the config's `task` section describes it."""
     return ImageGeneration(section)
-
-
-def first_word(colours: int, label: int | np.ndarray | None) -> Any:
-    """The word that an image begins with: of its class, or of none."""
-    return colours if label is None else colours + 1 + label
 
 
 @dataclass(frozen=True)
@@ -135,6 +130,7 @@ class ImageGeneration(Task):
     head = "image_generation"
     # No Auto class has it.
     card = Card("unconditional-image-generation", "ImageGPTForCausalImageModeling")
+    view = "samples"
     primary = "bits_per_dimension"
 
     @property

@@ -59,6 +59,7 @@ class MaskedLm(Task):
     kind = "masked_lm"
     head = "masked_lm"
     card = Card("fill-mask", "AutoModelForMaskedLM")
+    view = "blanks"
     metrics = METRICS
     primary = "pseudo_perplexity"
     packs = True

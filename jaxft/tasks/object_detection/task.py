@@ -55,6 +55,7 @@ class ObjectDetection(Task):
     kind = "object_detection"
     head = "object_detection"
     card = Card("object-detection", "AutoModelForObjectDetection")
+    view = "boxes"
     metrics = METRICS
     primary = "map"
 

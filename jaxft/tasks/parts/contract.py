@@ -143,6 +143,11 @@ class Task(ABC):
         return ""
 
     @property
+    def view(self) -> str | None:
+        """The part of the report's page that shows predictions: a key of its `LINES`, or None."""
+        return None
+
+    @property
     def shows_attention(self) -> bool:
         """Whether predictions with a picture get a map of where the model looks (`pixels`)."""
         return False

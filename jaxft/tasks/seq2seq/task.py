@@ -124,6 +124,7 @@ class Seq2Seq(Task):
     kind = "seq2seq"
     head = "seq2seq"
     card = Card("text2text-generation", "AutoModelForSeq2SeqLM")
+    view = "texts"
     metrics = METRICS
     primary = "chrf"
 

@@ -61,6 +61,7 @@ class TokenClassification(Task):
     kind = "token_classification"
     head = "token_classification"
     card = Card("token-classification", "AutoModelForTokenClassification")
+    view = "entities"
     metrics = METRICS
     primary = "f1"
     packs = True

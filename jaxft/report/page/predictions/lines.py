@@ -1,11 +1,13 @@
-"""The fields of a line of predictions, task by task, and their types."""
+"""The fields of a line of predictions, view by view, and their types."""
 
 from __future__ import annotations
 
-TAGGED_TASK, MASKED_TASK, PAIRED_TASK = "token_classification", "masked_lm", "embedding"
-BOXES_TASK, SEARCHED_TASK = "object_detection", "contrastive"
-WRITTEN_TASKS = ("seq2seq", "captioning")
-DRAWN_TASK = "image_generation"
+from collections.abc import Mapping
+from typing import Any
+
+# The views that a run's task names in run.json, beside those of classes.
+ENTITIES, BLANKS, PAIRS, BOXED = "entities", "blanks", "pairs", "boxes"
+RETRIEVAL, TEXTS, SAMPLES = "retrieval", "texts", "samples"
 Keys = dict[str, tuple[type, ...]]
 NUMBER = (int, float)
 
@@ -15,7 +17,7 @@ SHOWN: Keys = dict.fromkeys(("text", "file", "image", "attention"), (str, type(N
 ONE_CLASS: Keys = {"label": (str,), "predicted": (str,), "probabilities": (dict,)}
 MANY_LABELS: Keys = {"label": (list,), "predicted": (list,), "probabilities": (dict,)}
 A_NUMBER: Keys = {"label": NUMBER, "predicted": NUMBER}
-PREDICTIONS: dict[str, Keys] = {  # by `task.problem`
+CLASSES: dict[str, Keys] = {  # views of classes or a number
     "single_label": {**SHOWN, **ONE_CLASS, "loss": NUMBER},
     "multi_label": {**SHOWN, **MANY_LABELS, "loss": NUMBER},
     "regression": {**SHOWN, **A_NUMBER, "loss": NUMBER},
@@ -56,13 +58,42 @@ WRITTEN: Keys = {  # of a text its source; of an image as above
 }
 ANSWER: Keys = {"id": (int,), **dict.fromkeys(("source", "target", "written"), (str,))}
 IMAGE: Keys = {"id": (int,), "bits_per_dimension": NUMBER}
-# Of tasks whose predictions are no classes: the keys of a line, and of the lists in it.
+# View -> the keys of a line, and of the lists in it.
 LINES: dict[str, tuple[Keys, dict[str, Keys]]] = {
-    TAGGED_TASK: (TAGGED, {"entities": ENTITY, "gold": ENTITY}),
-    MASKED_TASK: (FILLED, {"fills": FILL}),
-    PAIRED_TASK: (PAIRED, {"found": FOUND}),
-    BOXES_TASK: (BOXES, {}),
-    SEARCHED_TASK: (SEARCHED, {"images": FOUND_IMAGE}),
-    **dict.fromkeys(WRITTEN_TASKS, (WRITTEN, {})),
-    DRAWN_TASK: (IMAGE, {}),
+    **{view: (keys, {}) for view, keys in CLASSES.items()},
+    ENTITIES: (TAGGED, {"entities": ENTITY, "gold": ENTITY}),
+    BLANKS: (FILLED, {"fills": FILL}),
+    PAIRS: (PAIRED, {"found": FOUND}),
+    BOXED: (BOXES, {}),
+    RETRIEVAL: (SEARCHED, {"images": FOUND_IMAGE}),
+    TEXTS: (WRITTEN, {}),
+    SAMPLES: (IMAGE, {}),
 }
+# `task.kind` -> view, of runs whose run.json names no view: those before jaxft 0.2.
+EARLIER = {
+    "token_classification": ENTITIES,
+    "masked_lm": BLANKS,
+    "embedding": PAIRS,
+    "object_detection": BOXED,
+    "contrastive": RETRIEVAL,
+    "seq2seq": TEXTS,
+    "captioning": TEXTS,
+    "image_generation": SAMPLES,
+}
+
+
+def view_of(about: Mapping[str, Any], task: Mapping[str, Any]) -> str | None:
+    """The view of a run's predictions; None where the page shows none.
+
+    Args:
+        about: the content of run.json.
+        task: the config's `task` section.
+    """
+    if "view" in about:
+        return about["view"] if about["view"] in LINES else None
+    if (view := EARLIER.get(str(task.get("kind")))) is not None:
+        return view
+    if about.get("labels") == []:  # without classes no mistakes
+        return None
+    problem = str(task.get("problem"))
+    return problem if problem in CLASSES else "single_label"

@@ -123,6 +123,10 @@ class TargetTask(Task):
         return self.section.label if isinstance(self.section.label, str) else None
 
     @property
+    def view(self) -> str:
+        return self.section.problem
+
+    @property
     def problem_type(self) -> str:
         return self.target.problem
 
