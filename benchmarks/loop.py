@@ -26,10 +26,11 @@ from jaxft.config.load import Config
 from jaxft.data.batching.loader import batches
 from jaxft.device.mesh import batch_sharding, place_batch
 from jaxft.device.process import prepare_process
-from jaxft.engine.initial_state import frozen_params, initial_state, load_params, state_shardings
+from jaxft.engine.initial_state import frozen_params, initial_state, load_params
 from jaxft.engine.remat import phase_setups
-from jaxft.engine.setup import Setup, build, objective_of
-from jaxft.engine.step import Rates, make_train_step
+from jaxft.engine.setup import Setup, build
+from jaxft.engine.step import Rates
+from jaxft.training.phase import make_step
 
 CONFIG = "configs/sentiment.yaml"
 FIRST, AFTER = 10, 10  # steps before and after the timed ones: warm-up, and the run's end
@@ -69,15 +70,7 @@ def bare_step(
     params = load_params(built).params if params is None else params
     now = phase_setups(built)[0]
     frozen = frozen_params(built, now, params)
-    step = make_train_step(
-        objective_of(built, now.compute),
-        now.optimizer,
-        accumulate=built.config.train.accumulate,
-        ema=built.config.train.ema,
-        state_shardings=state_shardings(built, now),
-        frozen_shardings={name: built.shardings[name] for name in frozen},
-        mesh=built.mesh,
-    )
+    step = make_step(built, now, frozen)
     make = built.splits["train"].examples.collate
     sharding = batch_sharding(built.mesh)
     ready = [place_batch(batch, sharding) for batch in batches(built.plan, make, 0, last)]

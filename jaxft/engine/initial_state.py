@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxft.device.mesh import replicated
 from jaxft.engine.setup import PhaseSetup, Setup
-from jaxft.engine.state import TrainState
+from jaxft.engine.state import TrainState, fresh_state, place_state
 from jaxft.layerwise.optimizer import carry_state
 from jaxft.layerwise.phases import ever_trained
 from jaxft.models.load import Model
@@ -69,9 +68,7 @@ def initial_state(setup: Setup, now: PhaseSetup, params: dict[str, jax.Array]) -
     compiled step in the cache.
     """
     shardings = state_shardings(setup, now)
-    make = jax.jit(
-        partial(_fresh_state, now, setup.config.run.seed.dropout), out_shardings=shardings
-    )
+    make = jax.jit(_maker(setup, now), out_shardings=shardings)
     return make({name: params[name] for name in now.table.trainable}, {})
 
 
@@ -92,10 +89,7 @@ def enter_phase(
     trainable = {name: known[name] for name in now.table.trainable}
     # What a schedule-free rule stops to move stays where it was scored.
     settled = {n: left.get(n, known[n]) for n in now.table.frozen if n in begun}
-    make = jax.jit(
-        partial(_fresh_state, now, setup.config.run.seed.dropout),
-        out_shardings=state_shardings(setup, now),
-    )
+    make = jax.jit(_maker(setup, now), out_shardings=state_shardings(setup, now))
     return carry_on(state, make(trainable, settled))
 
 
@@ -119,20 +113,10 @@ def carry_on(before: TrainState, fresh: TrainState) -> TrainState:
     )
 
 
-def _fresh_state(
-    now: PhaseSetup, seed: int, trainable: dict[str, jax.Array], settled: dict[str, jax.Array]
-) -> TrainState:
-    trainable = {name: leaf.astype(jnp.float32) for name, leaf in trainable.items()}
-    average = jax.tree.map(jnp.copy, trainable) if now.averages else None
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        trainable=trainable,
-        opt_state=now.optimizer.init(trainable),
-        key=jax.random.key(seed),
-        average=average,
-        settled={name: leaf.astype(jnp.float32) for name, leaf in settled.items()},
-        bad_steps=jnp.zeros((), jnp.int32),
-    )
+def _maker(setup: Setup, now: PhaseSetup) -> Callable[..., TrainState]:
+    """Give the function (trainable, settled) -> the phase's fresh state."""
+    seed = setup.config.run.seed.dropout
+    return partial(fresh_state, optimizer=now.optimizer, seed=seed, averages=now.averages)
 
 
 def abstract_state(setup: Setup, now: PhaseSetup) -> TrainState:
@@ -140,29 +124,14 @@ def abstract_state(setup: Setup, now: PhaseSetup) -> TrainState:
     params, begun = setup.model.params, ever_trained(setup.phases, now.phase.index)
     trainable = {name: params[name] for name in now.table.trainable}
     settled = {name: params[name] for name in now.table.frozen if name in begun}
-    shapes = jax.eval_shape(
-        partial(_fresh_state, now, setup.config.run.seed.dropout), trainable, settled
-    )
+    shapes = jax.eval_shape(_maker(setup, now), trainable, settled)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
-        _shardings_of(setup, shapes),
+        place_state(shapes, setup.shardings, setup.mesh),
     )
 
 
 def state_shardings(setup: Setup, now: PhaseSetup) -> TrainState:
     """Where each leaf of the state lies: moments and average as their parameter does."""
     return jax.tree.map(lambda leaf: leaf.sharding, abstract_state(setup, now))
-
-
-def _shardings_of(setup: Setup, shapes: TrainState) -> Any:
-    whole = replicated(setup.mesh)
-
-    def place(path, leaf):
-        # The parameters' dict is flat, so a leaf's own name is the last key on its path.
-        name = str(getattr(path[-1], "key", ""))
-        if name in setup.shardings and leaf.shape == setup.model.params[name].shape:
-            return setup.shardings[name]
-        return whole
-
-    return jax.tree_util.tree_map_with_path(place, shapes)

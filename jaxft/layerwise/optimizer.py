@@ -170,4 +170,7 @@ def _others(leaves: Leaves) -> Leaves:
 
 def _finished(moment: jax.Array) -> jax.Array:
     """Write a moment before it is read, on CPU; elsewhere XLA writes all in one loop."""
-    return lax.platform_dependent(moment, cpu=lax.optimization_barrier, default=lambda x: x)
+    written: jax.Array = lax.platform_dependent(
+        moment, cpu=lax.optimization_barrier, default=lambda x: x
+    )
+    return written

@@ -62,7 +62,8 @@ class LeafSchedule:
     def at(self, step: int) -> np.ndarray:
         """Compute the multiplier of every leaf's rate at a step: `[leaves]` float32."""
         share = np.minimum(step / self.stops, 1)
-        return (0.5 * self.scales * (1 + np.cos(np.pi * share))).astype(np.float32)
+        scale = 0.5 * self.scales * (1 + np.cos(np.pi * share))  # [leaves]
+        return np.asarray(scale, np.float32)
 
 
 @dataclass(frozen=True)

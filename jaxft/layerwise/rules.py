@@ -82,9 +82,10 @@ def _adam_moments(b1: float, b2: float, eps: float) -> tuple[Advance, Callable[.
     def direction(state: optax.ScaleByAdamState) -> Leaves:
         # A scalar's reciprocal, since a division of every element costs a pass of its own.
         mean, square = 1 / (1 - b1**state.count), 1 / (1 - b2**state.count)
-        return jax.tree.map(
+        directions: Leaves = jax.tree.map(
             lambda mu, nu: (mu * mean) / (jnp.sqrt(nu * square) + eps), state.mu, state.nu
         )
+        return directions
 
     return advance, direction
 
@@ -178,7 +179,7 @@ def _muon(momentum: float, **adam: float) -> Rule:
 
     def wide(leaf: jax.Array) -> jax.Array:
         inside, outside = leaf.shape
-        return leaf * max(1.0, outside / inside) ** 0.5
+        return leaf * float(max(1.0, outside / inside) ** 0.5)
 
     return descends(optax.chain(direction, optax.stateless(lambda d, p: jax.tree.map(wide, d))))
 

@@ -11,7 +11,7 @@ from jaxft.data.batching.packing import round_up
 from jaxft.data.batching.plans import ROW_STEP, TrainPlan
 from jaxft.data.text.tokenizer import Encoded, load_tokenizer
 from jaxft.errors import UserError
-from jaxft.models.load import Model
+from jaxft.models.model import Model
 
 
 @dataclass(frozen=True)

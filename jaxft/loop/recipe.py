@@ -15,7 +15,7 @@ from jaxft.layerwise.optimizer import make_optimizer, rules_of
 from jaxft.layerwise.rules import descends
 from jaxft.layerwise.schedules import Multiplier, Schedule
 from jaxft.layerwise.table import LayerTable, build_table
-from jaxft.models.load import Model
+from jaxft.models.model import Model
 from jaxft.tree import natural_order, select
 
 DEFAULT = "default"  # the rule of groups that name none
@@ -69,11 +69,11 @@ class OptimizerState(NamedTuple):
     """The state of `optimizer`.
 
     Attributes:
-        count: updates so far, int32 scalar: the step that schedules are asked for.
+        step: updates so far, int32 scalar, from which schedules are computed.
         groups: of the rules, group by group.
     """
 
-    count: jax.Array
+    step: jax.Array
     groups: Any
 
 
@@ -132,7 +132,7 @@ def optimizer(
     ) -> tuple[optax.Updates, OptimizerState]:
         del more
         rates = jnp.stack(
-            [jnp.asarray(peak * scale(state.count), jnp.float32) for peak, scale in rows]
+            [jnp.asarray(peak * scale(state.step), jnp.float32) for peak, scale in rows]
         )
         updates, groups = inner.update(
             updates,
@@ -143,7 +143,7 @@ def optimizer(
             multipliers=multipliers,
             weight_decay=decays,
         )
-        return updates, OptimizerState(state.count + 1, groups)
+        return updates, OptimizerState(state.step + 1, groups)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -19,7 +19,7 @@ from jaxft.engine.state import TrainState, fresh_state, place_state
 from jaxft.engine.step import Objective, Rates, make_train_step
 from jaxft.errors import UserError
 from jaxft.layerwise.table import LayerTable
-from jaxft.models.load import Model
+from jaxft.models.model import Model
 from jaxft.models.tower.tower import Compute
 
 Params = Mapping[str, jax.Array]
@@ -168,7 +168,8 @@ def _objective(loss_fn: Loss, model: Model, compute: Compute) -> Objective:
     def apply(params: Params, batch: Batch, key: jax.Array | None = None) -> dict[str, jax.Array]:
         return model.apply(params, batch, key, compute)
 
-    def objective(params: Params, batch: Batch, key: jax.Array) -> dict[str, Sum]:
+    def objective(params: Params, batch: Batch, key: jax.Array | None) -> dict[str, Sum]:
+        assert key is not None  # a train step has one
         sums = loss_fn(apply, params, batch, key)
         named = dict(sums) if isinstance(sums, Mapping) else {"loss": sums}
         return {

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from jaxft.device.mesh import batch_sharding, place_batch
-from jaxft.engine.initial_state import frozen_params, initial_state, load_params, state_shardings
-from jaxft.engine.setup import Setup, build, objective_of
-from jaxft.engine.step import Rates, make_train_step
+from jaxft.engine.initial_state import frozen_params, initial_state, load_params
+from jaxft.engine.setup import Setup, build
+from jaxft.engine.step import Rates
+from jaxft.training.phase import make_step
 from tests.support.phases import phase_of
 from tests.support.tiny import tiny_checkpoint, tiny_config
 
@@ -55,7 +56,7 @@ class Run:
     step: object
 
     def start(self):
-        return initial_state(self.built, self.params)
+        return initial_state(self.built, phase_of(self.built), self.params)
 
     def batch(self, number):
         split = self.built.splits["train"]
@@ -85,15 +86,7 @@ def prepare(folder, *, mesh=ONE, layout=None, **overrides) -> Run:
     built = build(tiny_config(folder, mesh=mesh, **overrides), devices=devices, layout=layout)
     params = load_params(built).params
     frozen = frozen_params(built, phase_of(built), params)
-    step = make_train_step(
-        objective_of(built, phase_of(built).compute),
-        phase_of(built).optimizer,
-        accumulate=built.config.train.accumulate,
-        ema=built.config.train.ema,
-        state_shardings=state_shardings(built, phase_of(built)),
-        frozen_shardings={name: built.shardings[name] for name in frozen},
-        mesh=built.mesh,
-    )
+    step = make_step(built, phase_of(built), frozen)
     return Run(built, params, frozen, step)
 
 

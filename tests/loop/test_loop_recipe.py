@@ -85,7 +85,7 @@ def test_a_step_that_is_not_finite_keeps_the_moments_and_counts():
     before = tx.init(params)
     updates, after = tx.update(params_of(1), before, params, finite=False)
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(updates))
-    assert int(after.count) == 1
+    assert int(after.step) == 1
     for old, new in zip(jax.tree.leaves(before.groups), jax.tree.leaves(after.groups), strict=True):
         np.testing.assert_array_equal(old, new)
 

@@ -14,9 +14,10 @@ from jax.experimental import topologies
 
 from jaxft.config.load import load_config
 from jaxft.device.mesh import batch_sharding
-from jaxft.engine.initial_state import abstract_state, state_shardings
-from jaxft.engine.setup import build, objective_of
-from jaxft.engine.step import Rates, make_train_step
+from jaxft.engine.initial_state import abstract_state
+from jaxft.engine.setup import build
+from jaxft.engine.step import Rates
+from jaxft.training.phase import make_step
 from tests.support.phases import phase_of
 
 
@@ -24,18 +25,10 @@ def main(config: str, topology: str) -> None:
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     built = build(load_config(Path(config)), devices=devices)
     frozen = {
-        name: jax.ShapeDtypeStruct(built.model.params[name].shape, built.compute.dtype)
+        name: jax.ShapeDtypeStruct(built.model.params[name].shape, phase_of(built).compute.dtype)
         for name in phase_of(built).table.frozen
     }
-    step = make_train_step(
-        objective_of(built, phase_of(built).compute),
-        phase_of(built).optimizer,
-        accumulate=built.config.train.accumulate,
-        ema=built.config.train.ema,
-        state_shardings=state_shardings(built, phase_of(built)),
-        frozen_shardings={name: built.shardings[name] for name in frozen},
-        mesh=built.mesh,
-    )
+    step = make_step(built, phase_of(built), frozen)
     layout = built.layout
     first = built.splits["train"].examples.collate(built.plan.batch(0), layout.row_length)
     rows = batch_sharding(built.mesh)
