@@ -15,7 +15,7 @@ import numpy as np
 from jaxft.data.batching.loader import collate_rows
 from jaxft.data.random import FIRST, Draw
 from jaxft.data.sources.open import Source
-from jaxft.data.text.chat import ChatTemplate, load_chat_template
+from jaxft.data.text.chat import ChatTemplate
 from jaxft.data.text.dialogue import (
     UNSCORED,
     Conversation,
@@ -118,7 +118,7 @@ class BoundCausalLm(BoundTask[CausalLm, Lessons]):
             heard_of(self._conversation(row), source.place(number))
 
     def examples(self, source: Source, *, labelled: bool = True) -> Lessons:
-        template = None if self.task.section.text is not None else _template_of(self.tools)
+        template = None if self.task.section.text is not None else self.tools.chat_template
         tokens = self.tools.once(
             partial(self._encode, source, self.tools.tokenizer, template, self.tools.max_length),
             kind="next tokens",
@@ -246,15 +246,3 @@ def _counts(lessons: Sequence[Lesson], rows: int, unknown: int) -> dict[str, int
         "truncated_tokens": sum(cut),
         "left_out": rows - len({one.row for one in lessons}),
     }
-
-
-def _template_of(tools: Tools) -> ChatTemplate:
-    """The checkpoint's chat template."""
-    folder = tools.model.tokenizer_folder
-    template = load_chat_template(folder)
-    if template is None:
-        raise UserError(
-            f"model.checkpoint: '{folder}' has no chat template, and the task is conversations.",
-            "Take a chat model, or train on texts that are written out: task.text.",
-        )
-    return template

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxft.data.cache import Held, Ragged, build_or_open, cache_key
 from jaxft.data.image.images import ImageProcessor, load_image_processor
+from jaxft.data.text.chat import ChatTemplate, load_chat_template
 from jaxft.data.text.tokenizer import Tokenizer, load_tokenizer
 from jaxft.errors import UserError
 from jaxft.models.model import Model
@@ -62,6 +63,23 @@ class Tools:
                 "If it is the model's own, model.resize_vocab=true adds the missing embeddings.",
             )
         return found
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate:
+        """The checkpoint's chat template.
+
+        Raises:
+            UserError: it has none.
+        """
+        folder = self.model.tokenizer_folder
+        template = load_chat_template(folder)
+        if template is None:
+            raise UserError(
+                f"model.checkpoint: '{folder}' has no chat template, and the task is "
+                "conversations.",
+                "Take a chat model, or train on texts that are written out: task.text.",
+            )
+        return template
 
     @cached_property
     def images(self) -> ImageProcessor:
