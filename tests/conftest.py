@@ -1,6 +1,7 @@
 """Eight fake CPU devices for every test; tests marked `full` run in `make test-all` only."""
 
 import os
+import sys
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -21,6 +22,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from jaxft.cli.process import quiet_orbax
 from jaxft.demo import (
     dialogues as demo_dialogues,
 )
@@ -57,6 +59,15 @@ def pytest_collection_modifyitems(config, items):
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = kept
+
+
+@pytest.fixture(scope="session", autouse=True)
+def command_line():
+    """Logs and finalizers as the command line has them: tests run it in this process."""
+    hook = sys.unraisablehook
+    quiet_orbax()
+    yield
+    sys.unraisablehook = hook
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,7 @@ from jaxft.cli.doctor import doctor
 from jaxft.cli.paths import folder_named
 from jaxft.cli.plan import plan
 from jaxft.cli.predict import predict
+from jaxft.cli.process import prepare_command_line, prepare_computation
 from jaxft.cli.report import report
 from jaxft.cli.search import search
 from jaxft.cli.study import study
@@ -74,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # failure and a callback may swallow: end at once instead, as a signal does.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         leave_out_absent_tpu(os.environ)
+        prepare_command_line()
     typed = list(sys.argv[1:] if arguments is None else arguments)
     end = typed.index("--") if "--" in typed else len(typed)
     debug = "--debug" in typed[:end]
@@ -161,6 +163,7 @@ def train(
 
     steps = None if profile is None else parse_steps(profile)
     flags = {"resume": resume, "overwrite": overwrite, "quiet": quiet}
+    prepare_computation()
     typer.echo(story(checked, command=context.obj, profile=steps, **flags).folder)
 
 
@@ -193,6 +196,7 @@ def evaluate(
     """Score a run's best checkpoint and print JSON."""
     from jaxft.inference.score import score as story
 
+    prepare_computation()
     scores = story(run, split, data, interpolate, similarity)
     typer.echo(json.dumps(scores, indent=2, ensure_ascii=False))
 

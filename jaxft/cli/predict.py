@@ -14,6 +14,7 @@ import typer
 
 from jaxft.cli.inputs import read_inputs, typed_lines
 from jaxft.cli.paths import folder_named
+from jaxft.cli.process import prepare_computation
 from jaxft.cli.tagged import print_in_color
 from jaxft.cli.terminal import print_json_lines
 from jaxft.errors import UserError
@@ -127,6 +128,7 @@ def predict(
         "stop_strings": tuple(stop) if stop else None,
     }
     asked = {name: value for name, value in asked.items() if value is not None}
+    prepare_computation()
     output = _output_kind(run, bool(samples or label))
     _check_options(run, output, annotate, out, bool(asked) or chat is not None)
     if output == "images":

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxft.cli.paths import folder_named
+from jaxft.cli.process import prepare_computation
 from jaxft.cli.terminal import console, print_json_lines
 from jaxft.errors import UserError
 
@@ -75,6 +76,7 @@ def search(
         raise UserError("jaxft search needs something to search.", "Add --images or --texts.")
     from jaxft.inference.search import search as story
 
+    prepare_computation()
     result = story(run, words, images, image=image, best=best, out=out)
     for note in result.skipped[:MOST_NOTES]:
         print(f"jaxft: skipped: {note}", file=sys.stderr)
@@ -99,6 +101,7 @@ def _search_texts(
             "--texts needs a query in words, and does not combine with images.",
             "Remove --images, --image and --out.",
         )
+    prepare_computation()
     matches = story(run, words, file, best)
     if as_json:
         print_json_lines(matches)

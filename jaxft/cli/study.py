@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from jaxft.cli.process import prepare_computation
 from jaxft.cli.terminal import ConfigFile
 from jaxft.errors import UserError
 
@@ -76,6 +77,7 @@ def study(
     name = name or checked.run.name + ("-lr-range" if lr_range else "-study")
     if not quiet:  # importing jax takes seconds: show at once that the command has started
         typer.echo(f"jaxft {metadata.version('jaxft')}: {checked.run.dir}/{name}")
+    prepare_computation()
     flags = {"name": name, "overwrite": overwrite, "quiet": quiet, "command": context.obj}
     if lr_range:
         if resume:

@@ -18,7 +18,6 @@ from jaxft.data.image.images import ImageProcessor, decode
 from jaxft.data.text.chat import ChatTemplate, load_chat_template
 from jaxft.data.text.stream import TextStream
 from jaxft.data.text.tokenizer import Tokenizer
-from jaxft.device.process import prepare_process
 from jaxft.engine.trained import open_trained, task_of
 from jaxft.errors import UserError
 from jaxft.models.generate.decode import WRITES, Generator
@@ -83,7 +82,6 @@ def open_writer(name: str, chat: bool | None, asked: Mapping[str, Any]) -> Write
         UserError: it writes no text, has no tokenizer or no chat template where one is
             wanted, or a setting is out of range.
     """
-    prepare_process()
     trained = open_trained(place(name)) if (place(name) / RUN_FILE).is_file() else None
     model = load(name) if trained is None else trained.model
     generator = Generator(model)

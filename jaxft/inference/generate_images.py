@@ -22,7 +22,6 @@ from jaxft.data.image.annotate import write_png
 from jaxft.data.image.colours import colours_of, enlarged, painted
 from jaxft.data.image.images import ImageProcessor
 from jaxft.data.sources.open import given_rows
-from jaxft.device.process import prepare_process
 from jaxft.engine.trained import open_trained, task_of
 from jaxft.errors import UserError, did_you_mean
 from jaxft.models.generate.decode import numbers_of
@@ -76,7 +75,6 @@ def open_generator(name: str, asked: Mapping[str, Any]) -> ImageGenerator:
     Raises:
         UserError: it generates no images, is not understood, or a setting is out of range.
     """
-    prepare_process()
     if not generates_images(name):
         raise UserError(
             f"'{name}' generates no images, so --samples and --class do not apply.", "Remove them."

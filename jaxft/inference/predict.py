@@ -13,7 +13,6 @@ import numpy as np
 
 from jaxft.data.batching.packing import round_up
 from jaxft.data.sources.open import Source, given_rows, open_source
-from jaxft.device.process import prepare_process
 from jaxft.engine.inputs import check_columns
 from jaxft.engine.trained import Trained, open_trained
 from jaxft.errors import UserError
@@ -39,7 +38,6 @@ def predict(run: Path, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
     Raises:
         UserError: it is no run, or an input is not as it has to be.
     """
-    prepare_process()
     trained = open_trained(run)
     waiting = trained.bound.rows_from_input(inputs)
     chunks = iter(lambda: list(islice(waiting, ROWS)), [])
@@ -60,7 +58,6 @@ def predict_rows(run: Path, spec: str) -> Iterator[dict[str, Any]]:
         UserError: it is no run, its task reads no columns, or the rows have not those that it
             reads; a cell is not as it has to be, by the number of its row.
     """
-    prepare_process()
     trained = open_trained(run)
     columns = trained.task.input_columns
     if columns is None:

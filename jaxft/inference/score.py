@@ -8,7 +8,6 @@ from typing import Any
 import jax
 
 from jaxft.analysis.similarity import similarity as of_depths
-from jaxft.device.process import prepare_process
 from jaxft.engine.evaluate import build_eval_step, evaluate
 from jaxft.engine.initial_state import load_params
 from jaxft.engine.setup import build
@@ -45,7 +44,6 @@ def score(
         UserError: it is no run, or the rows are not as they have to be.
     """
     shares = [] if interpolate is None else shares_of(interpolate)
-    prepare_process()
     trained = open_trained(run)
     given = trained.config.data
     if data is not None:

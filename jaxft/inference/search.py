@@ -22,7 +22,6 @@ from rich.progress import Progress
 
 from jaxft.data.image.images import decode
 from jaxft.data.sources.images import ENDINGS, images_below
-from jaxft.device.process import prepare_process
 from jaxft.engine.trained import Trained, open_trained
 from jaxft.errors import UserError
 from jaxft.inference.contact_sheet import check_sheet, write_sheet
@@ -82,7 +81,6 @@ def search(
     if out is not None:
         check_sheet(out)
     files = _files_of(images)
-    prepare_process()
     trained = open_trained(run)
     if trained.task.searches != "images":
         raise UserError(

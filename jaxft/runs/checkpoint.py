@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
@@ -13,7 +12,7 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from jaxft.runs.errors import DamagedError, attempt, not_from_orbax, save_failure
+from jaxft.runs.errors import DamagedError, attempt, save_failure
 from jaxft.runs.leaves import Leaves, checksum, compare, finite, parts_of, shapes_of, unsealed, verify
 from jaxft.runs.saver import Pace, Saver, writing
 from jaxft.errors import UserError
@@ -65,7 +64,6 @@ class Checkpoints:
         self.folder = epath.Path(folder)
         if read_only and not self.folder.exists():
             raise UserError(f"{self.folder} holds no checkpoint.")
-        logging.getLogger("absl").addFilter(not_from_orbax)
         self._best_metric, self._mode = best_metric, mode
         self._resumed_at: float = math.inf
         policies = ocp.training.preservation_policies

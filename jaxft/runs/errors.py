@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import re
-import sys
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -23,8 +22,6 @@ class DamagedError(Exception):
 
 def attempt(read: Callable[[], Read], problem: str) -> Read:
     """Return what `read` returns; raise one error for the dozen types that Orbax raises for damage."""
-    hook = sys.unraisablehook
-    sys.unraisablehook = lambda _: None  # arrays that Orbax left half-read complain when collected
     try:
         return read()
     except (jax.errors.JaxRuntimeError, MemoryError):
@@ -33,7 +30,6 @@ def attempt(read: Callable[[], Read], problem: str) -> Read:
         logging.getLogger(__name__).debug(problem, exc_info=True)
     finally:
         gc.collect()
-        sys.unraisablehook = hook
     raise DamagedError(problem)
 
 
@@ -49,8 +45,3 @@ def _reason(error: Exception) -> str:
     """TensorStore wraps `No space left on device` in a paragraph of paths."""
     system = re.search(r"([^:]+) \[os_error_code", str(error))
     return system[1].strip() if system else str(error).rstrip(".")
-
-
-def not_from_orbax(record: logging.LogRecord) -> bool:
-    """Orbax logs tracebacks of what it then raises; the error is told once, by us."""
-    return "/orbax/checkpoint/" not in record.pathname

@@ -21,11 +21,6 @@ from etils import epath
 from jaxft.errors import UserError
 from jaxft.storage.files import cache_dir, check_inside, commit, is_bucket, is_committed, lock
 
-# Others write into the same folders (TensorStore, other hosts), which a cached listing would not
-# show. The setting is read when the first client is made.
-for _kind in ("gs", "gcs"):
-    fsspec.config.conf.setdefault(_kind, {})["use_listings_cache"] = False
-
 
 @contextlib.contextmanager
 def reached(path: epath.PathLike) -> Iterator[None]:

@@ -14,7 +14,7 @@ from rich.console import Console
 from jaxft.config.load import Config
 from jaxft.data.batching.loader import batches
 from jaxft.device.mesh import batch_sharding, place_batch
-from jaxft.device.process import environment, prepare_process
+from jaxft.device.process import environment
 from jaxft.engine.setup import PhaseSetup
 from jaxft.errors import UserError
 from jaxft.report.events import EventLog
@@ -63,7 +63,6 @@ def lr_range(
 
     Source: Smith (2017), https://arxiv.org/abs/1506.01186.
     """
-    prepare_process()
     check_one_process()
     console = Console(quiet=quiet)
     name = name or f"{config.run.name}-lr-range"

@@ -13,7 +13,7 @@ from etils import epath
 from rich.console import Console
 
 from jaxft.config.load import Config, changed_keys, load_config, parse_config, to_yaml
-from jaxft.device.process import environment, prepare_process
+from jaxft.device.process import environment
 from jaxft.engine.setup import build, with_config
 from jaxft.engine.trained import best_metric
 from jaxft.errors import UserError
@@ -96,7 +96,6 @@ def study(
         UserError: a key or value is wrong, the members do not fit into memory, or the folder
             holds something else.
     """
-    prepare_process()
     check_one_process()
     console = Console(quiet=quiet)
     name = name or f"{config.run.name}-study"

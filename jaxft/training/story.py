@@ -12,7 +12,7 @@ from jaxft.analysis.forgetting import open_forgetting
 from jaxft.config.load import Config, check_resume, parse_config
 from jaxft.data.batching.plans import Layout
 from jaxft.device.distributed import SHARED, compare, wait_for_all
-from jaxft.device.process import prepare_process, stop_signals
+from jaxft.device.process import stop_signals
 from jaxft.engine.evaluate import build_eval_step
 from jaxft.engine.initial_state import abstract_state, initial_state, load_params
 from jaxft.engine.remat import phase_after, phase_setups, widest
@@ -75,7 +75,6 @@ def train(
             stayed not finite, with the last good checkpoint named.
         SystemExit: 128 + the signal's number, after SIGTERM or SIGINT and a save.
     """
-    prepare_process()
     quiet = not meet(config, resume=resume, overwrite=overwrite) or quiet
     console = Console(quiet=quiet)
 

@@ -33,7 +33,16 @@ VIT = {
 }
 
 
-def make_table(depths, groups=(), *, tops=None, no_decay=(), layer_decay=None, **optimizer):
+def make_table(
+    depths,
+    groups=(),
+    *,
+    tops=None,
+    no_decay=(),
+    layer_decay=None,
+    final_norms=("norm/",),
+    **optimizer,
+):
     shapes = {name: jax.ShapeDtypeStruct((4, 2), np.float32) for name in depths}
     return table_from(
         shapes,
@@ -44,6 +53,7 @@ def make_table(depths, groups=(), *, tops=None, no_decay=(), layer_decay=None, *
         layer_decay=layer_decay or LayerDecaySection(),
         optimizer=OptimizerSection(**optimizer),
         schedule=ScheduleSection(),
+        final_norms=final_norms,
     )
 
 
@@ -257,7 +267,9 @@ TWO = {
 def two_towers(groups=(), **layer_decay):
     depths = {name: depth for name, (depth, _) in TWO.items()}
     tops = {name: top for name, (_, top) in TWO.items()}
-    return make_table(depths, groups, tops=tops, layer_decay=LayerDecaySection(**layer_decay))
+    norms = ("vision/norm/", "text/norm/")
+    decay = LayerDecaySection(**layer_decay)
+    return make_table(depths, groups, tops=tops, layer_decay=decay, final_norms=norms)
 
 
 @pytest.mark.parametrize(("preset", "norm"), [("mae", 1.0), ("timm", 0.5)])

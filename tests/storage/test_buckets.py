@@ -29,7 +29,9 @@ def server():
     with serve(BUCKET, "closed", "read-only") as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment().items():
             patch.setenv(name, value)
-        patch.setitem(fsspec.config.conf["gcs"], "token", "anon")  # it has read its environment
+        # It has read its environment; listings are as the command line has them.
+        patch.setitem(fsspec.config.conf, "gcs", {"token": "anon", "use_listings_cache": False})
+        patch.setitem(fsspec.config.conf, "gs", {"use_listings_cache": False})
         server.closed.add("closed")
         server.read_only.add("read-only")
         yield server

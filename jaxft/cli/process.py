@@ -1,0 +1,55 @@
+"""Settings of the whole process: the command line makes them, and no function of the library does.
+
+Those of jax and the allocator wait until a command computes, since importing jax takes seconds.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import sys
+from collections.abc import Callable, MutableMapping
+from functools import partial
+from typing import Any
+
+# Others write into the same folders of a bucket (TensorStore, other hosts), which a cached listing
+# would not show. fsspec reads these when it is imported.
+UNCACHED = '{"use_listings_cache": false}'
+ORBAX = "/orbax/checkpoint/"
+
+
+def prepare_command_line(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Have logs and buckets as a command wants them, before anything else is imported.
+
+    Args:
+        environ: the process's environment.
+    """
+    for kind in ("FSSPEC_GS", "FSSPEC_GCS"):
+        environ.setdefault(kind, UNCACHED)
+    quiet_orbax()
+
+
+def prepare_computation() -> None:
+    """Set the compile cache and the allocator, as a command that computes begins with."""
+    from jaxft.device.process import prepare_process
+
+    prepare_process()
+
+
+def quiet_orbax() -> None:
+    """Leave out what Orbax logs and leaves behind where jaxft reports the error itself."""
+    logging.getLogger("absl").addFilter(not_from_orbax)
+    sys.unraisablehook = partial(report_unraisable, report=sys.unraisablehook)
+
+
+def not_from_orbax(record: logging.LogRecord) -> bool:
+    """Leave out tracebacks that Orbax logs of what it then raises: the error is reported once."""
+    return ORBAX not in record.pathname
+
+
+def report_unraisable(unraisable: Any, report: Callable[[Any], Any]) -> None:
+    """Report what a finalizer raised, but for coroutines of a checkpoint that is read by halves."""
+    owner = unraisable.object
+    if not (inspect.iscoroutine(owner) and ORBAX in owner.cr_code.co_filename):
+        report(unraisable)
