@@ -183,7 +183,7 @@ def build(
     names = task.label_names(sources["train"])
     model = describe(config.model.checkpoint, weights=weights, **model_options(config, names, new))
     mesh, why = build_mesh(config, model, _ever_trained(config, model), devices)
-    bound = bind_task(task, config, model, names)
+    bound = bind_task(task, config, model, names, weights)
     splits = open_splits(bound, sources, config.data.on_bad_row)
     mixture = make_mixture(config, task, splits["train"], names)
     lengths = splits["train"].examples.lengths if mixture is None else mixture.lengths
@@ -228,10 +228,10 @@ def make_task(config: Config) -> Task:
 
 
 def bind_task(
-    task: Task, config: Config, model: Model, names: Sequence[str]
+    task: Task, config: Config, model: Model, names: Sequence[str], weights: bool
 ) -> BoundTask[Any, Any]:
     """The task on a model, its examples read within the config's length and kept in its cache."""
-    tools = Tools(model, config.data.max_length, data_cache(config.data.cache))
+    tools = Tools(model, config.data.max_length, data_cache(config.data.cache), weights)
     return task.bind(tools, names)
 
 

@@ -216,8 +216,9 @@ class BoundTask(ABC, Generic[TaskT, ExamplesT]):
         Args:
             apply: the model's outputs for parameters, a batch and a key; call it as often as the
                 objective needs.
-            params: every parameter, and the arrays of `reference` under `REFERENCE`.
-            batch: what `Examples.collate` gave.
+            params: every parameter.
+            batch: what `Examples.collate` gave; the outputs of a frozen model, a reference or a
+                teacher, are among it (`jaxft.tasks.parts.frozen_outputs`).
             key: turns dropout on.
         """
 

@@ -27,11 +27,13 @@ class Tools:
         model: the model that will read the examples.
         asked_length: the most tokens of an example, where the config says so.
         cache: the folder of what is computed once per example; None keeps it in memory.
+        weights: whether checkpoints' weights may be read; a plan needs none.
     """
 
     model: Model
     asked_length: int | None
     cache: Path | None
+    weights: bool = True
 
     @property
     def max_length(self) -> int:
