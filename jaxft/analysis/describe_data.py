@@ -14,7 +14,14 @@ from rich.console import RenderableType
 from jaxft.analysis.checkpoint_fit import hold_against
 from jaxft.analysis.data_warnings import leak
 from jaxft.config.load import load_config
-from jaxft.data.profile import Reading, guess_reading, profile, rare_class, row_digests, texts_of
+from jaxft.data.profile import (
+    TextColumns,
+    guess_columns,
+    profile,
+    rare_class,
+    row_digests,
+    texts_of,
+)
 from jaxft.data.sources.open import Source, open_source
 from jaxft.engine.inputs import check_columns, open_sources
 from jaxft.engine.setup import make_task
@@ -89,19 +96,19 @@ def describe_data(
 
 def _opened(
     what: str, overrides: Sequence[str], text: str | None, label: str | None
-) -> tuple[dict[str, Source], Reading]:
+) -> tuple[dict[str, Source], TextColumns]:
     """The splits, and how they are read."""
     if Path(what).suffix not in CONFIGS:
         if overrides:
             raise UserError(f"'{what}' is a source, which takes no KEY=VALUE.")
         source = open_source(what)
-        reading = guess_reading(source, text, label)
+        reading = guess_columns(source, text, label)
         check_columns(source, [name for name in (text, label) if name])
         return {"rows": source}, reading
     config = load_config(what, overrides)
     task = make_task(config)
     sources = open_sources(task, config.data.specs, config.data.where, config.run.seed.data)
-    reading = Reading((text,) if text else task.text_columns, label or task.label_column)
+    reading = TextColumns((text,) if text else task.text_columns, label or task.label_column)
     for source in sources.values():
         check_columns(source, [name for name in (text, label) if name])
     return sources, reading
@@ -109,7 +116,7 @@ def _opened(
 
 def _warnings(
     split: Mapping[str, Any],
-    reading: Reading,
+    reading: TextColumns,
     digests: Mapping[str, np.ndarray],
     sources: Mapping[str, Source],
 ) -> list[str]:
@@ -146,7 +153,7 @@ def _repeated(digests: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
 
 
 def _hold(
-    source: Source, reading: Reading, checkpoint: str, reference: str | None, sample: int
+    source: Source, reading: TextColumns, checkpoint: str, reference: str | None, sample: int
 ) -> dict[str, Any]:
     """The first rows of a source, which are drawn at random, held against a checkpoint."""
     if not reading.texts:
@@ -155,12 +162,14 @@ def _hold(
     others = None
     if reference is not None:
         other = open_source(reference)
-        columns = reading if set(reading.texts) <= set(other.columns) else guess_reading(other)
-        others, _ = _sampled(other, Reading(columns.texts, None), sample)
+        columns = reading if set(reading.texts) <= set(other.columns) else guess_columns(other)
+        others, _ = _sampled(other, TextColumns(columns.texts, None), sample)
     return hold_against(checkpoint, texts, labels, others)
 
 
-def _sampled(source: Source, reading: Reading, sample: int) -> tuple[list[str], list[str] | None]:
+def _sampled(
+    source: Source, reading: TextColumns, sample: int
+) -> tuple[list[str], list[str] | None]:
     """Texts that are not empty, and the class of each where each has one."""
     indices = range(min(sample, len(source)))
     texts = texts_of(source, reading.texts, indices)

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxft.config.load import Config
-from jaxft.data.random import Draw
+from jaxft.data.random import EpochRandom
 from jaxft.data.sources.open import open_source
-from jaxft.data.text.masking import SHARE, UNSCORED, choose, cover
+from jaxft.data.text.masking import SHARE, UNSCORED, choose_tokens, mask_all
 from jaxft.data.text.tokenizer import Tokenizer
 from jaxft.device.mesh import replicated
 from jaxft.engine.inputs import check_columns
@@ -154,8 +154,8 @@ def text_batches(
         if objective == "causal_lm":
             targets[row, : len(own) - 1] = own[1:]
             continue
-        places = choose(encoded.words[row], SHARE, False, Draw(0, 0).of(row))
-        masked = cover(own, places, mask)
+        places = choose_tokens(encoded.words[row], SHARE, False, EpochRandom(0, 0).of(row))
+        masked = mask_all(own, places, mask)
         tokens[row, places], targets[row, places] = masked.ids, masked.targets
     if not (targets != UNSCORED).any():
         raise UserError("report.forgetting: these texts are too short to score a token of.")

@@ -1,6 +1,6 @@
-"""Arrays computed once per example and kept: ragged, memory-mapped, never half-written.
+"""A cache of arrays per example: ragged, memory-mapped, never half-written.
 
-An entry is a folder: one file a field with every example's values end to end, the examples'
+An entry is a folder: one file per field with every example's values end to end, the examples'
 lengths, a description, and the commit marker, written last.
 """
 
@@ -28,12 +28,12 @@ LOCK_SECONDS = 3600.0  # how long to wait while another process builds the same 
 
 
 class Ragged:
-    """Examples of differing lengths, read from disk as they are asked for; cheap to pickle.
+    """Examples of differing lengths, read from disk on demand; cheap to pickle.
 
     Attributes:
         folder: the entry's folder.
         lengths: `[examples]` int64, the first axis of each example's arrays.
-        meta: what the builder said of the whole.
+        meta: facts about the whole, from the builder.
         nbytes: bytes of all arrays.
     """
 
@@ -67,12 +67,12 @@ class Ragged:
         self.__init__(state["folder"])  # type: ignore[misc]  # the folder is all there is to it
 
 
-class Held:
-    """Examples in memory, read as those of `Ragged` are.
+class InMemory:
+    """Examples in memory, with the interface of `Ragged`.
 
     Args:
         examples: field -> `[length, ...]` of each.
-        meta: what the builder said of the whole.
+        meta: facts about the whole, from the builder.
     """
 
     def __init__(self, examples: Iterable[Example], meta: Mapping[str, Any]):
@@ -94,7 +94,7 @@ def cache_key(**parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def fingerprint(examples: Ragged | Held) -> str:
+def fingerprint(examples: Ragged | InMemory) -> str:
     """Return a hash that changes with any bit of any example."""
     digest = hashlib.sha256(np.asarray(examples.lengths, np.int64).tobytes())
     for number in range(len(examples)):
@@ -107,7 +107,7 @@ def fingerprint(examples: Ragged | Held) -> str:
 def build_or_open(
     root: Path, key: str, build: Callable[[], tuple[Iterable[Example], Mapping[str, Any]]]
 ) -> Ragged:
-    """Return the entry `key`, built unless it is there already.
+    """Return the entry `key`, building it if it does not exist.
 
     Args:
         root: the folder of entries; made with mode 0700 where it is not there.
@@ -133,7 +133,7 @@ def is_built(root: Path, key: str) -> bool:
 
 
 def _build(folder: Path, build: Callable[[], tuple[Iterable[Example], Mapping[str, Any]]]) -> None:
-    """Write an entry aside and rename it; whatever half an entry lay there goes away."""
+    """Write an entry aside and rename it, replacing a half-written one."""
     examples, meta = build()
     aside = folder.with_name(f"{folder.name}.partial")
     try:
@@ -145,7 +145,7 @@ def _build(folder: Path, build: Callable[[], tuple[Iterable[Example], Mapping[st
         files.commit(folder)
     except OSError as error:
         raise UserError(
-            f"The cache folder {folder.parent} cannot be written ({error.strerror or error}).",
+            f"Cannot write the cache folder {folder.parent}: {error.strerror or error}.",
             "Free some space there, or set data.cache to another folder.",
         ) from error
     finally:
@@ -179,7 +179,7 @@ def _describe(values: np.ndarray) -> dict[str, Any]:
 
 
 def _check(example: Example, fields: Mapping[str, Any], number: int) -> None:
-    """Raise ValueError where an example does not look like the first one."""
+    """Raise a ValueError if an example differs from the first one in fields, types or shapes."""
     described = {name: _describe(values) for name, values in example.items()}
     if described != fields:
         raise ValueError(f"example {number} is {described}, and the first one is {fields}")

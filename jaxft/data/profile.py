@@ -1,4 +1,4 @@
-"""What rows are, before any model reads them: columns, labels, lengths, rows that come twice."""
+"""Statistics of a source before any model reads it: columns, labels, lengths, duplicates."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ IMBALANCE = 10.0  # the commonest class over the rarest, from which on a person 
 
 
 @dataclass(frozen=True)
-class Reading:
-    """Which columns of a source say what.
+class TextColumns:
+    """The columns of text and label in a source.
 
     Attributes:
-        texts: those that the text is made of; their values are joined.
-        label: the one that holds the class; None where there is none.
+        texts: the columns of the text; their values are joined.
+        label: the column of the class; None if there is none.
     """
 
     texts: tuple[str, ...]
     label: str | None
 
 
-def guess_reading(source: Source, text: str | None = None, label: str | None = None) -> Reading:
-    """Return the columns that a source is read by: those named, or as they are mostly called.
+def guess_columns(source: Source, text: str | None = None, label: str | None = None) -> TextColumns:
+    """Return the text and label columns of a source: those named, or the usual ones.
 
     Args:
         source: the rows.
@@ -53,7 +53,7 @@ def guess_reading(source: Source, text: str | None = None, label: str | None = N
         }
         texts = [max(sizes, key=lambda name: sizes[name])] if any(sizes.values()) else []
     labels = [name for name in (label, "label", "tags") if name in source.columns]
-    return Reading(tuple(texts), label or next(iter(labels), None))
+    return TextColumns(tuple(texts), label or next(iter(labels), None))
 
 
 def text_of(row: Row, columns: Sequence[str]) -> str:
@@ -70,12 +70,12 @@ def texts_of(source: Source, columns: Sequence[str], indices: Sequence[int]) -> 
     return [text_of(row, columns) for row in source.rows(indices, columns)]
 
 
-def profile(source: Source, reading: Reading) -> dict[str, Any]:
-    """Return a source's rows counted and measured.
+def profile(source: Source, reading: TextColumns) -> dict[str, Any]:
+    """Count and measure the rows of a source.
 
     Args:
         source: the rows.
-        reading: which columns say what.
+        reading: its columns of text and label.
 
     Returns:
         `source`, `rows`, `columns` (name, type, empty), `labels` (label -> rows), `words` (a
@@ -106,9 +106,7 @@ def profile(source: Source, reading: Reading) -> dict[str, Any]:
 
 
 def row_digests(source: Source, columns: Sequence[str]) -> np.ndarray:
-    """Return a number for what each row says in some columns, whatever its case and spaces:
-    `[rows]`.
-    """
+    """Return a hash of each row's values in some columns, ignoring case and spaces: `[rows]`."""
     digests = np.empty(len(source), np.uint64)
     for number, row in source.each(columns):
         digest = hashlib.blake2b(digest_size=8)
@@ -137,7 +135,7 @@ def _labels_of(value: Any) -> list[str]:
 
 
 def _named(labels: Counter[str], names: Sequence[str] | None) -> dict[str, int]:
-    """Rows of each label, the commonest first; class ids by their names, where these are known."""
+    """Return the number of rows of each label, the most common first, with class names if known."""
     ids = {str(number): name for number, name in enumerate(names or ())}
     return {ids.get(label, label): many for label, many in labels.most_common(MOST_LABELS)}
 
@@ -164,7 +162,7 @@ def _histogram(words: np.ndarray) -> dict[str, Any]:
 
 
 def _short(row: Row) -> dict[str, Any]:
-    """Return a row as a person can read it, and JSON can hold it."""
+    """Return a row shortened for people, as JSON can hold it."""
     cells: dict[str, Any] = {}
     for name, value in row.items():
         if isinstance(value, bytes):

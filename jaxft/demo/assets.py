@@ -157,9 +157,9 @@ def _check_hash(package: Package, kind: str, digest: str, wanted: str) -> None:
     """Raise a UserError where a package's file is not the one that is pinned."""
     if digest != wanted:
         raise UserError(
-            f"{package.name} {package.version} is another file than the one that jaxft knows: "
-            f"its {kind} differs.",
-            "Nothing was kept.",
+            f"The file of {package.name} {package.version} is not the expected one: its {kind} "
+            "differs.",
+            "Nothing was written.",
         )
 
 
@@ -179,9 +179,9 @@ def _pip_download(wheel: Wheel, scratch: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True)
     if "DO NOT MATCH THE HASHES" in done.stderr:
         raise UserError(
-            f"The package index gives another file for {wheel.name} {wheel.version} than the one "
-            "that jaxft knows: its sha256 differs.",
-            "Nothing was kept. Check which index pip uses (pip config list).",
+            f"The package index has another file for {wheel.name} {wheel.version} than expected: "
+            "its sha256 differs.",
+            "Nothing was written. Check which index pip uses (pip config list).",
         )
     if done.returncode:
         reason = (done.stderr.strip() or "pip said nothing").splitlines()[-1]
@@ -241,7 +241,7 @@ def _data_of(content: IO[bytes]) -> IO[bytes]:
                 return content
             size = int(head[48:58])
             content.seek(size + size % 2, 1)
-    raise UserError(f"{content.name} is no Debian package.")
+    raise UserError(f"{content.name} is not a Debian package.")
 
 
 def _files(folder: Path) -> list[Path]:
@@ -258,7 +258,7 @@ def link(name: Path) -> Path:
         name.unlink()
     elif name.exists():
         raise UserError(
-            f"'{name}' is in the way: it is no link to the demo's assets.", "Rename it, or move it."
+            f"'{name}' exists and is not a link to the demo's assets.", "Rename or move it."
         )
     name.symlink_to(root(), target_is_directory=True)
     return name

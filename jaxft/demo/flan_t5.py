@@ -130,6 +130,6 @@ def _tensors(graph: GraphProto, stored: Tensors, start: str) -> Iterator[tuple[s
 
 
 def _whole(stored: Tensors, base: str) -> np.ndarray:
-    """Return what a tensor of 8 bits stands for."""
+    """Return an 8-bit tensor as float32."""
     steps = stored[f"{base}_quantized"].astype(np.float32) - stored[f"{base}_zero_point"]
     return steps * stored[f"{base}_scale"]

@@ -143,13 +143,13 @@ def _emoji(described: list[dict]) -> Iterator[Emoji]:
 
 
 def _kind(unified: str) -> str:
-    """Return what an emoji's code points say once skin, sex and direction are left out."""
+    """Return an emoji's code points without skin, sex and direction."""
     points = [PEOPLE.get(point, point) for point in unified.split("-") if point not in NO_KIND]
     return "-".join(sorted(set(points)))
 
 
 def _first_kinds(emoji: list[Emoji]) -> set[str]:
-    """Kinds in order of their hash, as many as give exactly the held-out emoji without tones."""
+    """Return kinds in order of their hash, enough for the held-out emoji without tones."""
     sizes = Counter(one.kind for one in emoji if one.tone == "none")
     chosen: set[str] = set()
     left = HELD_OUT_EMOJI

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from jaxft.data.image.annotate import write_png
-from jaxft.data.image.colours import colours_of, enlarged, painted
+from jaxft.data.image.colors import colors_of, enlarged, painted
 from jaxft.data.image.images import ImageProcessor
 from jaxft.data.sources.open import given_rows
 from jaxft.engine.trained import open_trained, task_of
@@ -142,7 +142,7 @@ def complete(
     while part := list(islice(files, ROWS)):
         source = given_rows([{"image": file} for file in part])
         rows = [generator.processor(open_image(source, n, file)) for n, file in enumerate(part)]
-        colours = np.stack([colours_of(one, generator.processor) for one in rows])
+        colours = np.stack([colors_of(one, generator.processor) for one in rows])
         upper = colours[:, : height // 2 * width]
         begun = np.concatenate([np.full((len(part), 1), first, np.int32), upper], axis=1)
         for file, pixels in zip(part, _drawn(generator, begun), strict=True):

@@ -85,7 +85,7 @@ def train_part(
         total,
         workers=setup.config.data.workers,
         prefetch=setup.config.data.prefetch,
-        drawn=setup.splits["train"].examples.random,
+        augment=setup.splits["train"].examples.random,
     ):
         if stage.is_over(step):
             read(most=0)

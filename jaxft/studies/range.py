@@ -115,7 +115,7 @@ def _find(part: Part, log: EventLog, progress: Progress) -> list[dict[str, Any]]
     progress.doing("compiling the step")
     examples = setup.splits["train"].examples
     for step, batch in enumerate(
-        batches(setup.plan, examples.collate, 0, STEPS, drawn=examples.random)
+        batches(setup.plan, examples.collate, 0, STEPS, augment=examples.random)
     ):
         placed = place_batch(batch, batch_sharding(setup.mesh))
         states, metrics = stage.step(states, stage.frozen, placed, stage.rates(step))

@@ -84,7 +84,7 @@ class Batches:
             process_count=blocks,
             workers=self._setup.config.data.workers,
             prefetch=self._setup.config.data.prefetch,
-            drawn=setup.splits["train"].examples.random,
+            augment=setup.splits["train"].examples.random,
         )
 
     def next(self) -> dict[str, jax.Array]:

@@ -118,11 +118,11 @@ def test_no_compiler_for_tpus(folder, monkeypatch, capsys):
 DATA_MISTAKES = {
     "data.train=csv:absent.csv": "absent.csv",
     "data.train=orc:reviews.csv": "must start with csv:, jsonl:, conll:, boxes:, coco:, ",
-    "data.train=parquet:reviews.csv": "reviews.csv: this is no Parquet that can be read",
+    "data.train=parquet:reviews.csv": "reviews.csv cannot be read as Parquet",
     "data.train=csv:part-*.csv": "csv:part-*.csv: no file matches this pattern.",
     "data.train=csv:.": "",
     "task.text=txet": "there is no column 'txet'. Did you mean 'text'? Its columns: text, label.",
-    "data.eval=csv:reviews.csv[50%:50%]": "the selection holds no rows",
+    "data.eval=csv:reviews.csv[50%:50%]": "the selection has no rows",
     "data.eval=csv:reviews.csv[0:1]": "the split has one class only",
     "data.where={label: 1}": "the split has one class only ('1')",
     "data.where={label: 7}": "data.where wants label = 7, and no row has it. Values there: 0, 1.",

@@ -51,10 +51,10 @@ def csv_of(*images: str) -> list[str]:
 
 
 IMAGES = {
-    "no image": (b"not an image", "it is none of PNG, JPEG"),
-    "empty": (b"", "it is none of PNG, JPEG"),
-    "bomb": (png(100_000, 100_000), "its header promises more than 67,108,864 pixels"),
-    "large": (png(9_000, 9_000), "its header promises more than 67,108,864 pixels"),
+    "no image": (b"not an image", "not one of PNG, JPEG"),
+    "empty": (b"", "not one of PNG, JPEG"),
+    "bomb": (png(100_000, 100_000), "its header declares more than 67,108,864 pixels"),
+    "large": (png(9_000, 9_000), "its header declares more than 67,108,864 pixels"),
     "cut": (None, "truncated"),
 }
 
@@ -83,7 +83,7 @@ def test_a_folder_without_images_is_named(refused):
     shutil.rmtree("pictures")
     assert "There is no folder 'pictures'." in refused()
     Path("pictures").mkdir()
-    assert "'pictures' has no sub-folders" in refused()
+    assert "'pictures' has no subfolders" in refused()
 
 
 def test_a_column_that_is_not_there(refused):

@@ -11,7 +11,7 @@ from jaxft.data.batching.loader import batches
 from jaxft.data.batching.plans import TrainPlan
 from jaxft.data.image.augment import CHANGES, Augmentation, augment, beta, mix, piece
 from jaxft.data.image.images import load_image_processor
-from jaxft.data.random import Draw
+from jaxft.data.random import EpochRandom
 from jaxft.data.sources.open import open_source
 from jaxft.tasks.image_classification.section import ImageClassificationSection as Section
 from jaxft.tasks.image_classification.task import ImageExamples
@@ -54,7 +54,7 @@ def image(seed=0, width=20, height=12):
 def test_pieces_have_the_area_and_shape_that_were_asked_for():
     shares, ratios, corners = [], [], set()
     for number in range(400):
-        left, upper, right, lower = piece((300, 200), (0.2, 0.6), Draw(0, 0).of(number))
+        left, upper, right, lower = piece((300, 200), (0.2, 0.6), EpochRandom(0, 0).of(number))
         assert 0 <= left < right <= 300
         assert 0 <= upper < lower <= 200
         shares.append((right - left) * (lower - upper) / 60_000)
@@ -67,19 +67,19 @@ def test_pieces_have_the_area_and_shape_that_were_asked_for():
     assert max(ratios) < 1.36
     assert len(corners) > 380
     # No piece of this shape is so large: the middle is taken.
-    assert piece((400, 10), (0.9, 1.0), Draw(0, 0).of(0)) == (195, 0, 205, 10)
+    assert piece((400, 10), (0.9, 1.0), EpochRandom(0, 0).of(0)) == (195, 0, 205, 10)
 
 
 def test_a_flip_mirrors_and_a_crop_of_all_is_the_processors_own(folder):
     processor = load_image_processor(folder / "checkpoint")
     own = image(width=SIDE, height=SIDE)
-    mirrored = augment(own, processor, Augmentation(flip=1.0), Draw(0, 0).of(0))
+    mirrored = augment(own, processor, Augmentation(flip=1.0), EpochRandom(0, 0).of(0))
     np.testing.assert_array_equal(mirrored, processor(own)[:, :, ::-1])
-    never = augment(own, processor, Augmentation(changes=1, magnitude=0), Draw(0, 0).of(3))
+    never = augment(own, processor, Augmentation(changes=1, magnitude=0), EpochRandom(0, 0).of(3))
     assert never.shape == (3, SIDE, SIDE)
     some = [
         np.array_equal(
-            augment(own, processor, Augmentation(flip=0.5), Draw(0, 0).of(n)), processor(own)
+            augment(own, processor, Augmentation(flip=0.5), EpochRandom(0, 0).of(n)), processor(own)
         )
         for n in range(200)
     ]
@@ -107,7 +107,7 @@ def test_each_change_is_stronger_where_it_is_asked_to_be():
 
 def test_shares_are_of_the_beta_distribution():
     for alpha in (0.2, 1.0):
-        found = np.array([beta(alpha, Draw(0, 0).of(n)) for n in range(4000)])
+        found = np.array([beta(alpha, EpochRandom(0, 0).of(n)) for n in range(4000)])
         assert found.mean() == pytest.approx(0.5, abs=0.02)
         assert found.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.05)
 
@@ -117,7 +117,7 @@ def test_a_mixture_is_as_much_of_the_other_as_it_says():
     for how in ({"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}):
         kinds = set()
         for number in range(40):
-            mixed, share = mix(black, white, Augmentation(**how), Draw(0, 0).of(number))
+            mixed, share = mix(black, white, Augmentation(**how), EpochRandom(0, 0).of(number))
             assert mixed.mean() == pytest.approx(share, abs=1e-5)
             cut = set(np.unique(mixed)) <= {0.0, 1.0}
             kinds.add(cut)
@@ -130,19 +130,19 @@ def test_a_mixture_is_as_much_of_the_other_as_it_says():
 
 def test_an_image_is_the_same_in_every_batch_and_with_workers_and_another_in_the_next_epoch(folder):
     examples = examples_of(folder, **EVERYTHING)
-    draw = Draw(7, 1)
+    draw = EpochRandom(7, 1)
     alone = examples.collate(np.array([[5]]), 1, draw)
     among = examples.collate(np.array([[0], [-1], [5]]), 1, draw)
     for name in ("pixel_values", "labels", "mixed_labels", "mixed_shares"):
         np.testing.assert_array_equal(alone[name][0], among[name][2])
     assert among["pixel_values"][1].max() == 0
-    later = examples.collate(np.array([[5]]), 1, Draw(7, 2))
+    later = examples.collate(np.array([[5]]), 1, EpochRandom(7, 2))
     assert not np.array_equal(later["pixel_values"], alone["pixel_values"])
     plan = TrainPlan(examples.lengths, 3, 4, 1, 1)
     steps = plan.steps_per_epoch + 2
 
     def made(start):
-        made = batches(plan, examples.collate, start, steps, drawn=True)
+        made = batches(plan, examples.collate, start, steps, augment=True)
         return [one["pixel_values"] for one in made]
 
     np.testing.assert_array_equal(made(0)[-3:], made(steps - 3))
@@ -155,7 +155,7 @@ def test_workers_change_nothing(folder):
     few, many = (
         [
             one["pixel_values"]
-            for one in batches(plan, examples.collate, 2, 6, workers=w, drawn=True)
+            for one in batches(plan, examples.collate, 2, 6, workers=w, augment=True)
         ]
         for w in (0, 2)
     )

@@ -54,7 +54,7 @@ CASES = {
         {},
         {"image": "good.png", "label": "a"},
         [
-            ({"image": "bad.png"}, "bad.png' is no image that can be decoded"),
+            ({"image": "bad.png"}, "bad.png' cannot be decoded as an image"),
             ({"image": "gone.png"}, "There is no image"),
             ({"label": ""}, "has no label"),
         ],

@@ -13,7 +13,7 @@ from PIL import Image
 
 from jaxft.analysis.checkpoint_fit import advice, probe
 from jaxft.cli.main import main
-from jaxft.data.profile import guess_reading, profile, rare_class, row_digests
+from jaxft.data.profile import guess_columns, profile, rare_class, row_digests
 from jaxft.data.sources.open import given_rows, open_source
 from jaxft.metrics.frechet import frechet
 from tests.support.launch import write_config
@@ -44,7 +44,7 @@ def test_a_profile_counts_what_is_there():
     rows = [{"text": "a b c", "label": "x", "n": 1}, {"text": "", "label": "y", "n": 2.5}]
     rows += [{"text": "ones " * 50, "label": "x", "n": None}]
     source = given_rows(rows)
-    found = profile(source, guess_reading(source))
+    found = profile(source, guess_columns(source))
     assert found["rows"] == 3
     assert found["columns"] == [
         {"name": "text", "type": "str", "empty": 1},
@@ -60,9 +60,9 @@ def test_a_profile_counts_what_is_there():
 
 
 def test_the_text_is_found_by_its_name_or_its_length():
-    assert guess_reading(given_rows([{"id": "a" * 9, "verse": "b" * 20}])).texts == ("verse",)
-    assert guess_reading(given_rows([{"id": "a" * 9, "text": "b"}])).texts == ("text",)
-    assert guess_reading(given_rows([{"id": 1}])).texts == ()
+    assert guess_columns(given_rows([{"id": "a" * 9, "verse": "b" * 20}])).texts == ("verse",)
+    assert guess_columns(given_rows([{"id": "a" * 9, "text": "b"}])).texts == ("text",)
+    assert guess_columns(given_rows([{"id": 1}])).texts == ()
 
 
 def test_digests_pass_over_case_and_spaces_and_nothing_else():
@@ -237,7 +237,7 @@ def test_a_source_written_as_tfds_reads_back_equal(tmp_path, capsys):
         assert set(read.columns) == set(wanted.columns)
         assert read.rows(range(len(read))) == wanted.rows(range(len(wanted)))
     assert main(["data", "build", *asked, "--out", str(tmp_path / "made_set")]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
 
 
 def test_images_and_class_names_are_written_too(tmp_path, capsys):
@@ -262,7 +262,7 @@ def test_images_and_class_names_are_written_too(tmp_path, capsys):
         ('{"text": "a"}\n{"text": null}', "made", "row 2: 'text' is empty, which a TFDS data set"),
         ('{"text": {"a": 1}}', "made", "row 1: 'text' is dict, which a TFDS data set cannot hold"),
         ('{"text": "a"}\n{"text": 1}', "made", "'text' holds int or str; a column"),
-        ('{"text": "a"}', "My-set", "TFDS takes no data set by the name of 'My-set'"),
+        ('{"text": "a"}', "My-set", "'My-set' is not a valid name of a TFDS data set"),
         ('{"text": "a"}', None, "--out: a source needs a folder"),
     ],
 )

@@ -204,9 +204,9 @@ def test_what_does_not_decode_is_named(tmp_path):
         "program.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
     }.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match=f"{name}' is no image that can be decoded"):
+        with pytest.raises(UserError, match=f"{name}' cannot be decoded as an image"):
             decode(tmp_path / name)
-        with pytest.raises(UserError, match="row 3 is no image that can be decoded"):
+        with pytest.raises(UserError, match="row 3 cannot be decoded as an image"):
             decode(content, "row 3")
     with pytest.raises(UserError, match=r"There is no image '.*gone\.png'"):
         decode(tmp_path / "gone.png")

@@ -130,7 +130,7 @@ BAD_FILES = {
     "garbled quote": (b'text,label\n"twas" the night,0\n', "row 1 is not CSV"),
     "empty": (b"", "the file is empty"),
     "twice": (b"text,text\na,b\n", "names the column 'text' twice"),
-    "no rows": (b"text,label\n", "holds no rows"),
+    "no rows": (b"text,label\n", "has no rows"),
 }
 
 
@@ -149,7 +149,7 @@ def test_a_bad_csv_is_named_by_row(tmp_path, case):
     ("content", "said"),
     [
         (b'{"a": 1}\n{"a": }\n', "row 2 (line 2) is not JSON (Expecting value at column 7)"),
-        (b'{"a": 1}\n\n[1]\n', "row 2 (line 3) is no JSON object but list"),
+        (b'{"a": 1}\n\n[1]\n', "row 2 (line 3) is not a JSON object but list"),
         (b'{"a": "\xe9"}\n', "row 1 (line 1) is not UTF-8"),
     ],
 )
@@ -171,10 +171,10 @@ def test_a_bad_jsonl_is_named_by_row(tmp_path, content, said):
             {},
             "must start with csv:, jsonl:, conll:, boxes:, coco:, ",
         ),
-        ("csv:{folder}/numbers.csv[:9o%]", {}, "'9o%' is no bound of a slice"),
+        ("csv:{folder}/numbers.csv[:9o%]", {}, "'9o%' is not a bound of a slice"),
         ("csv:{folder}/numbers.csv[:101]", {}, "the slice ends at 101, and there are 100 rows"),
         ("csv:{folder}/numbers.csv[:120%]", {}, "the slice ends at 120%"),
-        ("csv:{folder}/numbers.csv[50%:10%]", {}, "holds no rows"),
+        ("csv:{folder}/numbers.csv[50%:10%]", {}, "has no rows"),
         ("csv:{folder}/numbers.csv", {"sauce": "a"}, "Its columns: text, label, source."),
         ("csv:{folder}/numbers.csv", {"source": "c"}, "Values there: a, b."),
         ("tfds:train", {}, "names a split"),
@@ -301,7 +301,7 @@ def test_the_two_splits_of_a_set_have_fingerprints_of_their_own(tfds_folder):
         ("made_reviews:trian", "Did you mean 'train'?"),
         ("made_reviews:2.0.0:train", "Prepared: 1.2.0."),
         ("made_review:train", "The TFDS data set 'made_review' is not prepared in"),
-        ("./nowhere:train", "is no folder of a prepared data set"),
+        ("./nowhere:train", "is not the folder of a prepared data set"),
     ],
 )
 def test_what_tfds_lacks_is_one_sentence(tfds_home, spec, said, monkeypatch):
@@ -415,7 +415,7 @@ def test_a_folder_without_images_is_named(photos):
     (photos / "empty").mkdir()
     with pytest.raises(UserError, match=r"class folder '.*empty' holds no images"):
         open_source(f"images:{photos}")
-    with pytest.raises(UserError, match="has no sub-folders"):
+    with pytest.raises(UserError, match="has no subfolders"):
         open_source(f"images:{photos / 'empty'}")
     with pytest.raises(UserError, match=r"There is no folder '.*gone'"):
         open_source(f"images:{photos / 'gone'}")

@@ -176,13 +176,13 @@ def bad_files(folder):
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("parquet:{}/r.csv", "r.csv: this is no Parquet that can be read (Parquet magic bytes"),
-        ("parquet:{}/cut.parquet", "cut.parquet: this is no Parquet that can be read"),
+        ("parquet:{}/r.csv", "r.csv cannot be read as Parquet (Parquet magic bytes"),
+        ("parquet:{}/cut.parquet", "cut.parquet cannot be read as Parquet"),
         ("parquet:{}/r.parket", "Did you mean 'r.parquet'?"),
-        ("arrow:{}/r.csv", "r.csv: this is no Arrow that can be read"),
-        ("arrow:{}/empty.arrow", "empty.arrow: this is no Arrow that can be read"),
+        ("arrow:{}/r.csv", "r.csv cannot be read as Arrow"),
+        ("arrow:{}/empty.arrow", "empty.arrow cannot be read as Arrow"),
         ("csv:{}/part-*.csv", "no file matches this pattern"),
-        ("hf:{}/gone", "gone' is no data set that `datasets` has saved: it has no state.json"),
+        ("hf:{}/gone", "gone' is not a data set saved by `datasets`: it has no state.json"),
         ("hf:{}/saved:train", "saved with a split 'train'"),
         ("hf:{}/all", "there is no split named"),
         ("hf:{}/all:tset", "Did you mean 'test'?"),
@@ -241,7 +241,7 @@ def replace_bytes(file, old, new):
 @pytest.mark.parametrize("offset", [10**8, 2**31 - 1, -(10**8), 600])
 @pytest.mark.parametrize("make", [films_file, films_stream, films_saved])
 def test_an_offset_that_leads_out_of_its_column_is_refused(tmp_path, make, offset):
-    """Reading such a row would end the process (SIGSEGV)."""
+    """TextColumns such a row would end the process (SIGSEGV)."""
     spec, file = make(tmp_path)
     assert len(open_source(spec)) == 40
     replace_bytes(file, struct.pack("<4i", 0, 6, 12, 18), struct.pack("<4i", 0, 6, 12, offset))
@@ -259,8 +259,7 @@ def test_text_that_is_not_utf8_is_told_by_its_row(tmp_path, make):
     with pytest.raises(UserError) as caught:
         open_source(spec)
     assert str(caught.value) == (
-        f"{file}: row 8: the column 'text' is damaged (text that is not UTF-8). "
-        "Write the file anew."
+        f"{file}: row 8: the column 'text' is damaged (text that is not UTF-8). Rewrite the file."
     )
     assert not list((tmp_path / "cache").rglob("*.arrow"))
 
@@ -279,7 +278,7 @@ def test_the_row_is_counted_over_batches_and_in_a_list_it_is_one_of_several(tmp_
 def test_a_column_whose_name_is_not_utf8_is_refused(tmp_path):
     spec, file = films_file(tmp_path)
     file.write_bytes(file.read_bytes().replace(b"label", b"la\xffel"))
-    with pytest.raises(UserError, match=r"v\.arrow: this is no Arrow that can be read"):
+    with pytest.raises(UserError, match=r"v\.arrow cannot be read as Arrow"):
         open_source(spec)
 
 
@@ -288,9 +287,7 @@ def test_a_parquet_page_that_is_damaged_is_no_failure_to_write(tmp_path):
     content = bytearray(file.read_bytes())
     content[4:8] = b"\xff\xff\xff\xff"  # the first page's header
     file.write_bytes(content)
-    with pytest.raises(
-        UserError, match=r"v\.parquet: this is no Parquet that can be read"
-    ) as caught:
+    with pytest.raises(UserError, match=r"v\.parquet cannot be read as Parquet") as caught:
         open_source(spec)
     assert "\n" not in str(caught.value)
 

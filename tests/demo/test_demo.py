@@ -120,7 +120,7 @@ def test_the_link_replaces_only_a_link(cache, tmp_path):
         assert demo_assets.link(name).resolve() == cache
     name.unlink()
     name.mkdir()
-    with pytest.raises(UserError, match="in the way"):
+    with pytest.raises(UserError, match="exists and is not a link"):
         demo_assets.link(name)
     assert name.is_dir()
 

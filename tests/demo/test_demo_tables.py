@@ -109,7 +109,7 @@ def test_a_debian_package_gives_its_files(tmp_path):
     with pytest.raises(UserError, match=r"word\.deb holds no files in usr/share/other"):
         demo_assets.unpack_deb(deb, "usr/share/other", tmp_path / "to")
     deb.write_bytes(b"<html>not found</html>")
-    with pytest.raises(UserError, match=r"word\.deb is no Debian package"):
+    with pytest.raises(UserError, match=r"word\.deb is not a Debian package"):
         demo_assets.unpack_deb(deb, "usr/share/word", tmp_path / "to")
 
 

@@ -262,7 +262,7 @@ def test_figures_as_files_replace_earlier_figures_and_nothing_else(run, tmp_path
     assert write_pngs([run], tmp_path / "figures") == paths
     paths[0].unlink()
     paths[1].write_bytes(picture.getvalue())  # a picture of somebody's
-    with pytest.raises(UserError, match=f"--png: .*{paths[1].name} is there already"):
+    with pytest.raises(UserError, match=f"--png: .*{paths[1].name} exists and was not written"):
         write_pngs([run], tmp_path / "figures")
     assert paths[1].read_bytes() == picture.getvalue()
     assert not paths[0].exists()  # nothing is written before all may be

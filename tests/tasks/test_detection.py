@@ -320,7 +320,10 @@ BAD_BOXES = [
     ((8, 4, 8, 14, "tree"), r"boxes.csv: row 2: the box \(8, 4, 8, 14\) has no area"),
     ((8, 14, 12, 4, "tree"), r"row 2: the box \(8, 14, 12, 4\) has no area"),
     (("nan", 4, 8, 14, "tree"), r"row 2: the box \(nan, 4, 8, 14\) has no area"),
-    (("x", 4, 8, 14, "tree"), r"boxes.csv: row 2 has a corner that is no number \(x, 4, 8, 14\)"),
+    (
+        ("x", 4, 8, 14, "tree"),
+        r"boxes.csv: row 2 has a corner that is not a number \(x, 4, 8, 14\)",
+    ),
     ((2, 4, 8, 14, "bush"), r"row 2 has the label 'bush', which is not among .* \(tree\)\."),
 ]
 
@@ -374,5 +377,5 @@ def test_a_broken_image_is_named(tmp_path):
     source = write_boxes(tmp_path, ("a.png", 1, 1, 9, 9, "tree"))
     whole = (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"a.png' is no image that can be decoded"):
+    with pytest.raises(UserError, match=r"a.png' cannot be decoded as an image"):
         read(source, 5)

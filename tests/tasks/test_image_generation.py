@@ -20,7 +20,7 @@ from transformers import (
 import jaxft
 from jaxft.cli.main import main
 from jaxft.config.load import parse_config
-from jaxft.data.image.colours import colours_of, contact_sheet, enlarged
+from jaxft.data.image.colors import colors_of, contact_sheet, enlarged
 from jaxft.data.image.images import decode, load_image_processor
 from jaxft.demo import imagegpt as demo_imagegpt
 from jaxft.demo.imagegpt import blank
@@ -243,7 +243,7 @@ def test_predict_draws_by_class_and_completes(run, pictures, tmp_path, capsys):
     (line,) = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     completed = np.asarray(decode(line["generated"]))[::19, ::19]
     processor = load_image_processor(run.folder / "base")
-    upper = colours_of(processor(decode(file)), processor).reshape(SIDE, SIDE)[: SIDE // 2]
+    upper = colors_of(processor(decode(file)), processor).reshape(SIDE, SIDE)[: SIDE // 2]
     np.testing.assert_array_equal(completed[: SIDE // 2, :, 0], np.rint(upper * 255 / (GREYS - 1)))
 
 
@@ -302,7 +302,7 @@ def test_another_mode_is_read_as_its_colours(mode, checkpoint, pictures, tmp_pat
     built = build(config_of(tmp_path, checkpoint, pictures, data=data))
     processor = load_image_processor(checkpoint)
     found = built.splits["train"].examples.tokens[0]["colours"]
-    np.testing.assert_array_equal(found, colours_of(processor(image.convert("RGB")), processor))
+    np.testing.assert_array_equal(found, colors_of(processor(image.convert("RGB")), processor))
 
 
 @pytest.mark.parametrize(("dtype", "mode"), [(np.uint16, "I;16"), (np.float32, "F")])

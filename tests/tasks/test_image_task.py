@@ -142,7 +142,7 @@ def test_images_are_looked_at_before_training(folder, tmp_path, monkeypatch):
     source = open_source(f"images:{pictures}")
     for content in (whole[: len(whole) // 2], b"text"):
         file.write_bytes(content)
-        with pytest.raises(UserError, match=r"red/01\.png' is no image that can be decoded"):
+        with pytest.raises(UserError, match=r"red/01\.png' cannot be decoded as an image"):
             task_examples(source, folder)
     monkeypatch.setattr(images, "DECODED_BYTES", 0)  # as behind many others: headers only
     with pytest.raises(UserError, match=r"red/01\.png' is no image"):
@@ -271,7 +271,7 @@ def test_predict_names_what_is_no_image(run, tmp_path, monkeypatch, capsys):
     for given, said in {
         "gone.png": "There is no image 'gone.png'.",
         "nothing": "The folder 'nothing' holds no images.",
-        "text.png": "'text.png' is no image that can be decoded",
+        "text.png": "'text.png' cannot be decoded as an image",
     }.items():
         assert main(["predict", str(run.folder), given]) == 2
         refused = capsys.readouterr()

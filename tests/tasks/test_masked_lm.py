@@ -12,9 +12,9 @@ import jaxft
 from jaxft.cli.main import main
 from jaxft.data.batching.loader import batches
 from jaxft.data.batching.plans import TrainPlan
-from jaxft.data.random import Draw
+from jaxft.data.random import EpochRandom
 from jaxft.data.sources.open import given_rows
-from jaxft.data.text.masking import UNSCORED, choose, hide, most_hidden
+from jaxft.data.text.masking import UNSCORED, choose_tokens, mask_tokens, most_masked
 from jaxft.errors import UserError
 from jaxft.export.export import export
 from jaxft.models import load as registry
@@ -84,47 +84,47 @@ def examples_of(texts, model, length=None, names=(), **section):
 
 def test_what_is_drawn_belongs_to_seed_epoch_and_example():
     def numbers(seed, epoch, example):
-        return Draw(seed, epoch).of(example).uniform(4).tolist()
+        return EpochRandom(seed, epoch).of(example).uniform(4).tolist()
 
     assert numbers(3, 1, 2) == numbers(3, 1, 2)
     different = {tuple(numbers(*told)) for told in ((3, 1, 2), (4, 1, 2), (3, 2, 2), (3, 1, 3))}
     assert len(different) == 4
-    many = Draw(0, 0).of(0).uniform(20_000)
+    many = EpochRandom(0, 0).of(0).uniform(20_000)
     assert many.min() >= 0
     assert many.max() < 1
     assert many.mean() == pytest.approx(0.5, abs=0.01)
-    assert sorted(Draw(0, 0).of(0).order(9).tolist()) == list(range(9))
+    assert sorted(EpochRandom(0, 0).of(0).order(9).tolist()) == list(range(9))
 
 
 def test_a_share_of_the_tokens_is_chosen_and_never_a_special_one():
     words = np.array([-1, 0, 1, 1, 1, 2, 3, 4, 4, 5, 6, 7, 8, -1])
     often = np.zeros(len(words))
     for number in range(2000):
-        chosen = choose(words, 0.25, False, Draw(0, 0).of(number))
+        chosen = choose_tokens(words, 0.25, False, EpochRandom(0, 0).of(number))
         assert len(set(chosen)) == len(chosen) == 3  # of 12, rounded
         often[chosen] += 1
     assert often[[0, -1]].tolist() == [0, 0]
     np.testing.assert_allclose(often[1:-1] / 2000, 0.25, atol=0.04)
-    assert len(choose(np.array([-1, 0, -1]), 0.15, False, Draw(0, 0).of(0))) == 1
+    assert len(choose_tokens(np.array([-1, 0, -1]), 0.15, False, EpochRandom(0, 0).of(0))) == 1
 
 
 def test_whole_words_are_chosen_with_all_of_their_tokens():
     words = np.array([-1, 0, 1, 1, 1, 2, 3, 4, 4, 5, 6, 7, 8, -1])
     seen = set()
     for number in range(200):
-        chosen = choose(words, 0.25, True, Draw(0, 0).of(number))
+        chosen = choose_tokens(words, 0.25, True, EpochRandom(0, 0).of(number))
         names = set(words[chosen].tolist())
         assert np.flatnonzero(np.isin(words, list(names))).tolist() == chosen.tolist()
         assert len(chosen) <= 3
         seen |= names
     assert seen == set(range(9))
     # A word with more tokens than may be hidden stays.
-    assert len(choose(np.array([-1, 0, 0, 0, -1]), 0.15, True, Draw(0, 0).of(0))) == 0
+    assert len(choose_tokens(np.array([-1, 0, 0, 0, -1]), 0.15, True, EpochRandom(0, 0).of(0))) == 0
 
 
 def test_of_the_chosen_80_percent_are_masked_10_are_others_and_10_stay():
     ids = np.full(40_000, 7)
-    found = hide(ids, np.arange(len(ids)), 99, 50, Draw(0, 0).of(0))
+    found = mask_tokens(ids, np.arange(len(ids)), 99, 50, EpochRandom(0, 0).of(0))
     assert (found.targets == 7).all()
     masked, same = (found.ids == 99).mean(), (found.ids == 7).mean()
     assert masked == pytest.approx(0.8, abs=0.01)
@@ -138,15 +138,15 @@ def test_a_row_has_room_for_all_that_is_hidden_in_it():
         lengths = draw.integers(1, 30, draw.integers(1, 6))
         share = draw.uniform(0.05, 0.9)
         counts = [
-            len(choose(np.r_[-1, np.arange(n), -1], share, False, Draw(0, 0).of(0)))
+            len(choose_tokens(np.r_[-1, np.arange(n), -1], share, False, EpochRandom(0, 0).of(0)))
             for n in lengths.tolist()
         ]
-        assert sum(counts) <= most_hidden(share, int(lengths.sum()) + 2 * len(lengths), len(counts))
+        assert sum(counts) <= most_masked(share, int(lengths.sum()) + 2 * len(lengths), len(counts))
 
 
 def test_packed_rows_hide_what_rows_alone_hide(model):
     _, examples = examples_of(TEXTS, model, mask=0.4)
-    draw = Draw(5, 2)
+    draw = EpochRandom(5, 2)
     packed = examples.collate(np.array([[2, 1], [0, -1]]), 24, draw)
     alone = examples.collate(np.array([[0], [1], [2]]), 16, draw)
     for place, number in enumerate((2, 1, 0)):
@@ -160,7 +160,7 @@ def test_packed_rows_hide_what_rows_alone_hide(model):
     own = alone["targets"][0] != UNSCORED
     places = alone["masked_positions"][0][own]
     assert alone["targets"][0][own].tolist() == whole[places].tolist()
-    again = examples.collate(np.array([[0], [1], [2]]), 16, Draw(5, 3))
+    again = examples.collate(np.array([[0], [1], [2]]), 16, EpochRandom(5, 3))
     assert not np.array_equal(again["masked_positions"], alone["masked_positions"])
 
 
@@ -171,7 +171,7 @@ def test_a_batch_is_the_same_wherever_a_run_begins_and_another_in_each_epoch(mod
 
     def made(start):
         return [
-            one["input_ids"] for one in batches(plan, examples.collate, start, steps, drawn=True)
+            one["input_ids"] for one in batches(plan, examples.collate, start, steps, augment=True)
         ]
 
     whole, late = made(0), made(steps - 2)
@@ -181,7 +181,9 @@ def test_a_batch_is_the_same_wherever_a_run_begins_and_another_in_each_epoch(mod
         return [int((one == MASK).sum()) for one in ids]
 
     assert min(hidden(whole)) > 0
-    first, second = (examples.collate(np.array([[0]]), 16, plan.draw(s)) for s in (0, steps - 1))
+    first, second = (
+        examples.collate(np.array([[0]]), 16, plan.epoch_random(s)) for s in (0, steps - 1)
+    )
     assert not np.array_equal(first["masked_positions"], second["masked_positions"])
 
 
@@ -191,7 +193,7 @@ def test_a_batch_is_the_same_wherever_a_run_begins_and_another_in_each_epoch(mod
 def test_the_loss_is_that_of_transformers(tiny_mlm):
     model = registry.load(str(tiny_mlm), task="masked_lm")
     task, examples = examples_of(["the movie was gorgeous .", "an hour too long ."], model)
-    batch = examples.collate(np.array([[0], [1]]), 12, Draw(1, 0))
+    batch = examples.collate(np.array([[0], [1]]), 12, EpochRandom(1, 0))
     total, weight = task.loss(model(**batch), batch)
     labels = np.full(batch["input_ids"].shape, -100)
     for row in range(2):

@@ -344,7 +344,7 @@ def test_tags_that_cannot_be_learned(model, tmp_path):
         make(Section(**TASK, labels=["B-a", "I-a"])).label_names(given_rows(ROWS))
     path = tmp_path / "bad.conll"
     path.write_text("a O\n\nfilm\n")
-    with pytest.raises(UserError, match=r"bad.conll: row 2 \(line 3\) is no word and tag"):
+    with pytest.raises(UserError, match=r"bad.conll: row 2 \(line 3\) has no tag"):
         open_source(f"conll:{path}")
     path.write_text("b O\n\n\na I-x\n")
     source = open_source(f"conll:{path}", seed=1)  # a row is told by its place in the file

@@ -264,7 +264,7 @@ def test_an_export_goes_where_nothing_of_anybody_elses_is(
     words = ["export", str(run.folder), "--out"]
     for out, said in (
         ("", "a path is empty"),
-        (".", "README.md is there already and was not written by jaxft"),
+        (".", "README.md exists and was not written by jaxft"),
         (str(run.folder / "base"), "the checkpoint that the model is made of"),
         (str(run.folder / "base" / "export"), "the checkpoint that the model is made of"),
         (str(run.folder), "and is no earlier export of jaxft's"),
@@ -288,7 +288,7 @@ def test_an_export_replaces_an_earlier_one_but_no_card_of_somebody_elses(run, tm
     assert content(out) == first | {"notes.txt": b"MINE"}
     (out / "README.md").write_text("MINE")
     assert main(words) == 2
-    assert "README.md is there already and was not written by jaxft" in capsys.readouterr().err
+    assert "README.md exists and was not written by jaxft" in capsys.readouterr().err
     assert content(out) == first | {"notes.txt": b"MINE", "README.md": b"MINE"}
 
 

@@ -1,7 +1,7 @@
-"""The batches of a plan as arrays, made ahead of time by Grain.
+"""Batches of a plan as arrays, prepared in advance by Grain.
 
-Grain maps over step numbers, so the position is the step: no state of an iterator is saved, and
-any number of processes and workers gives the same rows in the same order.
+Grain maps over step numbers, so the position is the step: no iterator state is saved, and any
+number of processes and workers gives the same rows in the same order.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ import jax
 import numpy as np
 from absl import flags
 
-from jaxft.data.cache import Held, Ragged
-from jaxft.data.random import Draw
+from jaxft.data.cache import InMemory, Ragged
+from jaxft.data.random import EpochRandom
 
 Batch = dict[str, np.ndarray]
-Collate = Callable[..., Batch]  # (index, row_length), and of what is drawn the `Draw`
+Collate = Callable[..., Batch]  # (index, row_length), with `augment` also the `EpochRandom`
 
 
 class Plan(Protocol):
-    """What `batches` needs of a plan: both are cheap to pickle."""
+    """A plan of batches, which is cheap to pickle."""
 
     def batch(self, step: int) -> np.ndarray:
-        """Example numbers of one batch: `[rows, segments]` int32, -1 for none."""
+        """Return the example numbers of one batch: `[rows, segments]` int32, -1 for none."""
 
     def row_length_at(self, step: int) -> int:
-        """Positions a row of that batch."""
+        """Return the positions per row of that batch."""
 
-    def draw(self, step: int) -> Draw:
-        """Return what is drawn from for that batch."""
+    def epoch_random(self, step: int) -> EpochRandom:
+        """Return the random numbers of the epoch of that batch."""
 
 
 def batches(
@@ -45,7 +45,7 @@ def batches(
     process_count: int = 1,
     workers: int = 0,
     prefetch: int = 2,
-    drawn: bool = False,
+    augment: bool = False,
 ) -> Iterator[Batch]:
     """Yield this process's part of the batches `start` to `stop`, made ahead of time.
 
@@ -61,7 +61,8 @@ def batches(
             quickest. With workers the main module is imported again in each, so a script needs
             `if __name__ == "__main__":`.
         prefetch: batches made ahead (by each worker, where there are any).
-        drawn: whether examples are drawn anew in each epoch: `collate` takes the plan's `Draw` too.
+        augment: examples change in each epoch (augmentation, masking): `collate` also takes the
+            plan's `EpochRandom`.
 
     Returns:
         The batches in order; the same rows in the same order whatever the number of workers.
@@ -72,7 +73,7 @@ def batches(
     rows = len(plan.batch(start)) if start < stop else process_count
     if rows % process_count:
         raise ValueError(f"{rows} rows do not divide over {process_count} processes")
-    make = _MakeBatch(plan, collate, process_index, process_count, drawn)
+    make = _MakeBatch(plan, collate, process_index, process_count, augment)
     steps = grain.MapDataset.range(stop).slice(slice(start, stop)).map(make)
     threads = min(prefetch, 1)
     made = steps.to_iter_dataset(grain.ReadOptions(threads, prefetch))
@@ -90,7 +91,7 @@ def batches(
 
 
 def collate_rows(
-    examples: Ragged | Held, index: np.ndarray, row_length: int, pad_id: int = 0
+    examples: Ragged | InMemory, index: np.ndarray, row_length: int, pad_id: int = 0
 ) -> Batch:
     """Return the arrays of some rows, without labels.
 
@@ -136,23 +137,23 @@ def collate_rows(
 
 @dataclass(frozen=True)
 class _MakeBatch:
-    """Step -> this process's rows of it."""
+    """The function from a step to this process's rows of its batch."""
 
     plan: Plan
     collate: Collate
     process_index: int
     process_count: int
-    drawn: bool
+    augment: bool
 
     def __call__(self, step: int) -> Batch:
         index = self.plan.batch(step)  # [R, S]
         block = len(index) // self.process_count
         first = self.process_index * block
         mine, length = index[first : first + block], self.plan.row_length_at(step)
-        return self.collate(mine, length, *([self.plan.draw(step)] if self.drawn else ()))
+        return self.collate(mine, length, *([self.plan.epoch_random(step)] if self.augment else ()))
 
 
 def _start_worker(worker: int, workers: int) -> None:
-    """Keep a worker off the accelerator, which its parent holds."""
+    """Keep a worker off the accelerator, which its parent uses."""
     del worker, workers
     jax.config.update("jax_platforms", "cpu")

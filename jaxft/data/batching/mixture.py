@@ -1,6 +1,7 @@
-"""Which examples an epoch reads where some count more than others: by shares, not once each.
+"""Mixtures: epochs that sample examples by shares in place of reading each once.
 
-The position in training stays the step: what an epoch draws is a pure function of seed and epoch.
+The position in training stays the step: the sample of an epoch is a pure function of seed and
+epoch.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ from functools import cached_property
 
 import numpy as np
 
-STREAM = 7  # keeps these draws apart from a plan's own, which are keyed by seed and epoch alone
+STREAM = 7  # separates these random numbers from a plan's own, keyed by seed and epoch alone
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """An epoch's examples, drawn from parts by their shares.
+    """An epoch's examples, sampled from parts by their shares.
 
-    An epoch draws as many examples as there are, of each part one at least. A part that is due
-    more than it has is read whole, as often as it fits; what is left over is drawn by turns: the
+    An epoch samples as many examples as there are, at least one of each part. A part that is due
+    more than it has is read whole, as often as it fits; the remainder is sampled in turns: the
     part is sorted by length and cut into as many strata as are due, and each gives one of its
     members an epoch, all of them before any comes again. A slot is as long as its stratum's
     longest, so that the slots' lengths, and with them the number of steps, are the same in every
@@ -37,7 +38,7 @@ class Mixture:
 
     @cached_property
     def due(self) -> np.ndarray:
-        """`[parts]` examples that an epoch draws of each."""
+        """`[parts]` examples that an epoch samples of each."""
         shares = np.array(self.weights) / sum(self.weights) * len(self.sizes)
         due = np.floor(shares).astype(np.int64)
         largest_rest = np.argsort(due - shares, kind="stable")
@@ -84,9 +85,9 @@ class Mixture:
             chosen = np.empty(len(sizes), np.int64)
             for size in np.unique(sizes).tolist():  # two sizes at most
                 turn, member = divmod(epoch, size)
-                draw = np.random.Philox([seed, turn, number, STREAM])
+                random = np.random.Philox([seed, turn, number, STREAM])
                 stratum = np.repeat(np.arange(len(sizes)), sizes)
-                order = np.lexsort((draw.random_raw(len(members)), stratum))
+                order = np.lexsort((random.random_raw(len(members)), stratum))
                 own = sizes == size
                 chosen[own] = members[order[bounds[:-1][own] + member]]
             examples.append(chosen)
@@ -97,7 +98,7 @@ class Mixture:
 
 
 def drop_empty(parts: np.ndarray, weights: Sequence[float]) -> tuple[np.ndarray, tuple[float, ...]]:
-    """Return the parts that have an example, numbered anew.
+    """Drop the parts without examples, and renumber the others.
 
     Args:
         parts: `[examples]` the part that each is of.

@@ -1,4 +1,4 @@
-"""Fitting examples into rows of a fixed length, and rows of few lengths to examples."""
+"""Packing examples into rows of a fixed length, and choosing few row lengths for examples."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ SEGMENT_LOSS = 0.002  # share of rows that a cap on the segments of a row may co
 
 
 def best_fit(lengths: np.ndarray, row_length: int, segments: int) -> tuple[np.ndarray, int]:
-    """Best-fit decreasing: where each example goes, longest first.
+    """Pack examples into rows, best-fit decreasing.
 
     Returns:
-        `[examples]` place (row x segments + segment) of the longest example, the next, and so
-        on, and the number of rows. Both depend on nothing but the lengths.
+        `[examples]` slot (row x segments + segment) of the longest example, the next, and so on,
+        and the number of rows. Both depend on nothing but the lengths.
     """
     slots = np.empty(len(lengths), np.int64)
     by_space: list[list[int]] = [[] for _ in range(row_length + 1)]  # open rows by free positions
@@ -57,13 +57,13 @@ def cap_segments(lengths: np.ndarray, row_length: int) -> int:
 
 
 def bucket_edges(lengths: np.ndarray, rows: int, row_length: int) -> list[int]:
-    """Row lengths, shortest first: the fewest that keep padding low, at most 6."""
+    """Return row lengths, shortest first: the fewest that keep padding low, at most 6."""
     edges = list(range(BUCKET_STEP, int(lengths.max()) + BUCKET_STEP, BUCKET_STEP))
     edges[-1] = min(edges[-1], row_length)
     counts = np.searchsorted(np.sort(lengths), [0, *edges], side="right")  # lengths up to an edge
 
     def positions(first: int, last: int) -> int:
-        """Return what a bucket of the edges first..last - 1 computes."""
+        """Return the positions that a bucket of the edges first..last - 1 computes."""
         return round_up(int(counts[last] - counts[first]), rows) * edges[last - 1]
 
     # best[k]: (positions, edges chosen) for the lengths up to edge k

@@ -1,7 +1,7 @@
-"""Which examples make which rows of which step: the whole of training as a pure function.
+"""Plans of batches: which examples make which rows of which step, as a pure function.
 
-The position in training is the step number and nothing else. Every process computes the same
-plan and takes its own rows, so a run resumes exactly on any number of processes and workers.
+The position in training is the step number and nothing else. Every process computes the same plan
+and takes its own rows, so a run resumes exactly on any number of processes and workers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxft.data.batching.mixture import Mixture
 from jaxft.data.batching.packing import best_fit, bucket_edges, cap_segments, count_rows, round_up
-from jaxft.data.random import FIRST, Draw
+from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.errors import UserError
 
 ROW_STEP = 32  # rows are a multiple of this many positions
@@ -98,7 +98,7 @@ def plan_epoch(
 
     Examples are packed best-fit, longest first. Which lengths share a row depends on the lengths
     alone, so every epoch has the same number of steps; which examples of a length go where, and
-    the order of the rows, is drawn by seed and epoch. Rows that stay empty because the batches
+    the order of the rows, is random by seed and epoch. Rows that stay empty because the batches
     do not come out even are spread over the batches, no two in one while that can be.
 
     Args:
@@ -147,7 +147,7 @@ class TrainPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps in which every example is seen once, or what is drawn; as many in every epoch."""
+        """Steps that read every example, or the mixture's sample, once; the same in every epoch."""
         return -(-self._filled // self.rows)
 
     @property
@@ -156,24 +156,24 @@ class TrainPlan:
         return int(self.lengths.sum()) / (self.steps_per_epoch * self.rows * self.row_length)
 
     def steps(self, epochs: float) -> int:
-        """Steps in so many epochs, to the nearest step."""
+        """Return the steps in a number of epochs, to the nearest step."""
         return round(epochs * self.steps_per_epoch)
 
     def epoch_of(self, step: int) -> float:
-        """Epochs done when `step` steps are done."""
+        """Return the epochs completed after `step` steps."""
         return step / self.steps_per_epoch
 
     def row_length_at(self, step: int) -> int:
-        """Positions a row: the same in every batch."""
+        """Return the positions per row, the same in every batch."""
         del step
         return self.row_length
 
-    def draw(self, step: int) -> Draw:
-        """Return what is drawn from in the epoch that a step is of."""
-        return Draw(self.seed, step // self.steps_per_epoch)
+    def epoch_random(self, step: int) -> EpochRandom:
+        """Return the random numbers of the epoch of a step."""
+        return EpochRandom(self.seed, step // self.steps_per_epoch)
 
     def batch(self, step: int) -> np.ndarray:
-        """Example numbers of one step: `[rows, segments]` int32, -1 for none."""
+        """Return the example numbers of one step: `[rows, segments]` int32, -1 for none."""
         epoch, number = divmod(step, self.steps_per_epoch)
         if epoch not in self._epochs:
             self._epochs[epoch] = self.epoch(epoch)
@@ -184,15 +184,15 @@ class TrainPlan:
     def epoch(self, epoch: int) -> np.ndarray:
         """Return every batch of one epoch: see `plan_epoch`."""
         # Raw Philox output is the same in every numpy, which its `permutation` need not be.
-        draw = np.random.Philox([self.seed, epoch])
-        by_chance = np.argsort(draw.random_raw(len(self.lengths)), kind="stable")
+        random = np.random.Philox([self.seed, epoch])
+        by_chance = np.argsort(random.random_raw(len(self.lengths)), kind="stable")
         longest_first = by_chance[np.argsort(-self.lengths[by_chance], kind="stable")]
         packed = np.full((self._filled, self.segments), -1, np.int32)
         packed.reshape(-1)[self._slots] = longest_first
-        packed = packed[np.argsort(draw.random_raw(self._filled), kind="stable")]
+        packed = packed[np.argsort(random.random_raw(self._filled), kind="stable")]
         if self.mixture is not None:  # so far numbers of slots
-            drawn = self.mixture.epoch(self.seed, epoch).astype(np.int32)
-            packed = np.where(packed >= 0, drawn[packed], -1)
+            sampled = self.mixture.epoch(self.seed, epoch).astype(np.int32)
+            packed = np.where(packed >= 0, sampled[packed], -1)
         batches = np.full((self.steps_per_epoch, self.rows, self.segments), -1, np.int32)
         # Row i goes to batch i mod batches, so that the batches differ by one row at most.
         row, batch = np.divmod(np.arange(self._filled), self.steps_per_epoch)
@@ -222,17 +222,17 @@ class EvalPlan:
         return len(self._indices)
 
     def batch(self, step: int) -> np.ndarray:
-        """Example numbers of one batch: `[rows, segments]` int32, -1 for none."""
+        """Return the example numbers of one batch: `[rows, segments]` int32, -1 for none."""
         return self._indices[step]
 
     def row_length_at(self, step: int) -> int:
-        """Positions a row of that batch."""
+        """Return the positions per row of that batch."""
         return self._row_lengths[step]
 
-    def draw(self, step: int) -> Draw:
-        """Return what is drawn from: always the same."""
+    def epoch_random(self, step: int) -> EpochRandom:
+        """Return the random numbers of the first epoch, always the same."""
         del step
-        return FIRST
+        return FIRST_EPOCH
 
 
 def plan_eval(lengths: np.ndarray, rows: int, row_length: int, segments: int | None) -> EvalPlan:

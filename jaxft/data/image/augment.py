@@ -1,6 +1,6 @@
-"""Images changed by chance: cut, mirrored, coloured, bent, and mixed with others.
+"""Image augmentation: random crops, flips, color and shape changes, and mixing.
 
-Everything is drawn from the `Chance` of one example in one epoch, in a fixed order.
+All random numbers come from the `ExampleRandom` of one example in one epoch, in a fixed order.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from jaxft.data.image.images import ImageProcessor, to_rgb
-from jaxft.data.random import Chance
+from jaxft.data.random import ExampleRandom
 
-TRIES = 10  # to cut a piece of the area and shape that were drawn
+TRIES = 10  # to find a crop of the sampled area and shape
 RATIO = math.log(4 / 3)  # of the logarithm of width over height, up and down
 STRONGEST = 30  # of magnitudes
 SHEAR, SHIFT, TURN, ENHANCE = 0.3, 150 / 331, 30.0, 0.9  # at the strongest
-GREY = (128, 128, 128)  # what comes in from beside the image
-LEAST_ALPHA = 0.05  # of a Beta distribution: below it nothing is left to mix
+GREY = (128, 128, 128)  # fills what lies outside the image
+LEAST_ALPHA = 0.05  # of a Beta distribution: below it nothing is mixed
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,16 @@ class Augmentation:
 
 
 def augment(
-    image: Image.Image, processor: ImageProcessor, how: Augmentation, chance: Chance
+    image: Image.Image, processor: ImageProcessor, how: Augmentation, chance: ExampleRandom
 ) -> np.ndarray:
-    """Return the pixel values of an image that was changed by chance: `[3, H, W]` float32.
+    """Return the pixel values of a randomly changed image: `[3, H, W]` float32.
 
     Args:
         image: as it was decoded.
         processor: the checkpoint's, which scales and normalises what comes out, and fits it where
             no piece is cut out of it.
-        how: what is done.
-        chance: what is drawn from.
+        how: the settings.
+        chance: the random numbers.
     """
     image = to_rgb(image)
     if how.crop is not None:
@@ -68,27 +68,27 @@ def augment(
         image = image.resize((width, height), Image.Resampling(processor.resample), box=box)
     else:
         image = Image.fromarray(processor.fit(image))
-    mirrored, *drawn = chance.uniform(1 + 3 * how.changes).tolist()
+    mirrored, *numbers = chance.uniform(1 + 3 * how.changes).tolist()
     if mirrored < how.flip:
         image = ImageOps.mirror(image)
     for number in range(how.changes):
-        which, sign = drawn[3 * number : 3 * number + 2]
+        which, sign = numbers[3 * number : 3 * number + 2]
         change = CHANGES[int(which * len(CHANGES))]
         image = change(image, how.magnitude / STRONGEST, -1.0 if sign < 0.5 else 1.0)
     return processor.values(np.asarray(image))
 
 
 def piece(
-    size: tuple[int, int], shares: tuple[float, float], chance: Chance
+    size: tuple[int, int], shares: tuple[float, float], chance: ExampleRandom
 ) -> tuple[int, int, int, int]:
-    """Return the piece of an image that is kept: left, upper, right, lower, in pixels.
+    """Return a random crop of an image: left, upper, right, lower, in pixels.
 
     Source: Szegedy et al. (2014), https://arxiv.org/abs/1409.4842, section 6.
 
     Args:
         size: width and height.
         shares: the least and most share of the area.
-        chance: what is drawn from.
+        chance: the random numbers.
     """
     width, height = size
     tries = chance.uniform(4 * TRIES).reshape(TRIES, 4).tolist()
@@ -106,9 +106,9 @@ def piece(
 
 
 def mix(
-    values: np.ndarray, other: np.ndarray, how: Augmentation, chance: Chance
+    values: np.ndarray, other: np.ndarray, how: Augmentation, chance: ExampleRandom
 ) -> tuple[np.ndarray, float]:
-    """Return an image with another in it: `[3, H, W]`, and the other's share of it.
+    """Mix an image with another: `[3, H, W]`, and the weight of the other.
 
     Source: Zhang et al. (2017), https://arxiv.org/abs/1710.09412, equation 1; Yun et al. (2019),
     https://arxiv.org/abs/1905.04899, section 3.1.
@@ -116,7 +116,7 @@ def mix(
     Args:
         values, other: `[3, H, W]`.
         how: at least one of `mixup` and `cutmix` is above 0.
-        chance: what is drawn from.
+        chance: the random numbers.
     """
     which, down, across = chance.uniform(3).tolist()
     cuts = bool(how.cutmix) and (not how.mixup or which < 0.5)
@@ -135,8 +135,8 @@ def mix(
     return mixed, mixed[0, rows, columns].size / (height * width)
 
 
-def beta(alpha: float, chance: Chance) -> float:
-    """Return a number of the Beta(alpha, alpha) distribution, for an alpha up to 1.
+def beta(alpha: float, chance: ExampleRandom) -> float:
+    """Return a sample of the Beta(alpha, alpha) distribution, for an alpha up to 1.
 
     Source: Joehnk (1964), Metrika 8, pages 5 to 15.
     """

@@ -1,4 +1,4 @@
-"""What a checkpoint's `preprocessor_config.json` says, with its processor's defaults filled in."""
+"""Settings of image processors, from `preprocessor_config.json` with the processor's defaults."""
 
 from __future__ import annotations
 
@@ -120,10 +120,10 @@ def read_settings(folder: Path) -> dict[str, Any]:
     known = {*defaults, "do_center_crop", "crop_size", "do_convert_rgb", "default_to_square"}
     for name, value in fields.items():
         if name in ONLY and name not in defaults and value not in (None, ONLY[name]):
-            raise UserError(f"{file}: '{name}' is {value!r}, which jaxft does not do.")
+            raise UserError(f"{file}: '{name}' is {value!r}, which jaxft does not support.")
         if name not in known and name not in ONLY and name not in WITHOUT_EFFECT:
             raise UserError(
-                f"{file}: '{name}' is not known, and it may change the images.",
+                f"{file}: unknown setting '{name}', which may change the images.",
                 did_you_mean(name, known),
             )
     settings = {name: value for name, value in fields.items() if value is not None}
@@ -164,12 +164,12 @@ def _read(folder: Path) -> tuple[Path, dict[str, Any]]:
             return file, fields
     raise UserError(
         f"'{folder}' holds no image processor: there is no preprocessor_config.json.",
-        "The checkpoint reads no images, or the file was not copied along.",
+        "Copy it from the original checkpoint, or use a checkpoint that reads images.",
     )
 
 
 def _kind(file: Path, fields: Mapping[str, Any]) -> str:
-    """Return the processor's name, without what older and newer versions hang on to it."""
+    """Return the processor's name, without the suffixes of older and newer versions."""
     named = fields.get("image_processor_type") or fields.get("feature_extractor_type")
     if named is None:
         config = file.parent / "config.json"
@@ -186,7 +186,7 @@ def _kind(file: Path, fields: Mapping[str, Any]) -> str:
 
 
 def _size(file: Path, name: str, value: Any, square: bool) -> tuple[int, int] | int:
-    """Height and width, or the shorter edge alone, however the file spells it."""
+    """Return height and width, or the shorter edge alone, in any spelling of the file."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = {"height": value, "width": value} if square else {"shortest_edge": value}
     if isinstance(value, list) and len(value) == 2:
@@ -197,7 +197,7 @@ def _size(file: Path, name: str, value: Any, square: bool) -> tuple[int, int] | 
             return value["height"], value["width"]
         if set(value) == {"shortest_edge"} and name == "size":
             return value["shortest_edge"]
-    raise UserError(f"{file}: '{name}' is {value!r}, which jaxft does not know.")
+    raise UserError(f"{file}: '{name}' is {value!r}, which jaxft does not support.")
 
 
 def _resample(file: Path, value: Any) -> int:
@@ -214,10 +214,10 @@ def _channels(file: Path, name: str, value: Any) -> tuple[float, ...]:
 
 
 def _clusters(file: Path, value: Any) -> tuple[tuple[float, ...], ...]:
-    """Return the colours of an ImageGPT, each of three channels as normalised."""
+    """Return the colors of an ImageGPT, each of three channels as normalised."""
     if isinstance(value, list) and value:
         return tuple(_channels(file, "clusters", one) for one in value)
     raise UserError(
-        f"{file}: 'clusters' is {value!r}; an ImageGPT reads images in a list of colours.",
-        "Copy the file of the checkpoint that it was made with.",
+        f"{file}: 'clusters' is {value!r}; an ImageGPT needs a list of colors.",
+        "Copy the file from the original checkpoint.",
     )

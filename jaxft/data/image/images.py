@@ -34,7 +34,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 @dataclass(frozen=True)
 class ImageProcessor:
-    """What is done to an image before the model sees it, in the order of the attributes.
+    """The processing of an image for the model, in the order of the attributes.
 
     Attributes:
         kind: `transformers`' name of the processor.
@@ -46,7 +46,7 @@ class ImageProcessor:
         factor: multiplies the pixels; None leaves 0 to 255.
         mean: `[3]` subtracted from the channels; None normalises nothing.
         std: `[3]` the channels are divided by.
-        clusters: the colours, `[C, 3]` as normalised, that pixels are taken for; None where they
+        clusters: the colors, `[C, 3]` as normalised, that pixels are taken for; None where they
             stay values.
     """
 
@@ -131,7 +131,7 @@ class ImageProcessor:
         if self.mean is not None and self.std is not None:
             fields |= {"image_mean": list(self.mean), "image_std": list(self.std)}
         if self.clusters is not None:
-            fields["clusters"] = [list(colour) for colour in self.clusters]
+            fields["clusters"] = [list(color) for color in self.clusters]
         return fields
 
 
@@ -230,16 +230,16 @@ def _open(source: bytes | str | Path | np.ndarray, name: str, whole: bool) -> Im
         raise UserError(f"There is no image {name}.") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(
-            f"{name} is refused: its header promises more than {MAX_PIXELS:,} pixels ({error}).",
-            "Make it smaller, or leave it out.",
+            f"{name} is refused: its header declares more than {MAX_PIXELS:,} pixels ({error}).",
+            "Make it smaller, or remove it.",
         ) from None
     except UserError:
         raise
     except Exception as error:  # each format's reader raises its own kinds on broken bytes
         reason = str(error).rstrip(".") or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            reason = f"it is none of {', '.join(FORMATS)}"
-        raise UserError(f"{name} is no image that can be decoded ({reason}).") from None
+            reason = f"not one of {', '.join(FORMATS)}"
+        raise UserError(f"{name} cannot be decoded as an image ({reason}).") from None
 
 
 def _check_depth(image: Image.Image, name: str) -> None:
@@ -250,7 +250,7 @@ def _check_depth(image: Image.Image, name: str) -> None:
     if image.mode == "F" or darkest < 0 or brightest >= LEVELS:  # type: ignore[operator]
         raise UserError(
             f"{name} has more than 8 bits a channel ({image.mode}).",
-            "Scale it to 8 bits: all that is brighter than 255 would be white.",
+            "Scale it to 8 bits, or all levels above 255 would become white.",
         )
 
 
@@ -259,7 +259,7 @@ def _from_array(pixels: np.ndarray, name: str) -> Image.Image:
     channels = pixels.shape[2:] or (1,)
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or channels[0] not in (1, 3, 4):
         raise UserError(
-            f"{name} is an array of {pixels.dtype} {list(pixels.shape)}, which is no image.",
+            f"{name} is an array of {pixels.dtype} {list(pixels.shape)}, which is not an image.",
             "Images are uint8 [height, width, channels] with 1, 3 or 4 channels.",
         )
     return Image.fromarray(pixels[:, :, 0] if pixels.ndim == 3 and channels[0] == 1 else pixels)

@@ -1,4 +1,4 @@
-"""Pictures in pieces for a detector, and boxes (left, top, right, bottom) to go with them."""
+"""Tiles of pictures for a detector, and their boxes (left, top, right, bottom)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def cut(size: tuple[int, int], shape: tuple[int, int], tile: int | None, overlap
 
 
 def _starts(length: int, tile: int, overlap: float) -> list[int]:
-    """Return where tiles begin along an edge, evenly: the last ends with the picture."""
+    """Return the starts of tiles along an edge, evenly spaced; the last ends with the picture."""
     if length <= tile:
         return [0]
     count = int(np.ceil((length - tile) / max(tile * (1 - overlap), 1))) + 1
@@ -66,14 +66,14 @@ def areas(boxes: np.ndarray) -> np.ndarray:
 
 
 def relative(boxes: np.ndarray, piece: np.ndarray) -> np.ndarray:
-    """Boxes in a piece's pixels as DETR has them: centre, width and height, as shares of it."""
+    """Return boxes in pixels of a tile as DETR has them: center and size, as fractions of it."""
     size = np.array([piece[2], piece[3]], float)
     centre, extent = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
     return np.concatenate([centre / size, extent / size], axis=1)
 
 
 def absolute(boxes: np.ndarray, piece: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return the way back of `relative`, into the picture's pixels and cut off at its edges.
+    """Return boxes in pixels of the picture, clipped to it: the inverse of `relative`.
 
     Args:
         boxes: `[N, 4]` centre, width and height as shares of the piece.
@@ -88,7 +88,7 @@ def absolute(boxes: np.ndarray, piece: np.ndarray, size: tuple[int, int]) -> np.
 
 
 def unlike(boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray, most: float) -> np.ndarray:
-    """Return the numbers of the boxes that are left when each takes away worse ones that lie on it.
+    """Return the numbers of the boxes that non-maximum suppression keeps.
 
     Args:
         boxes: `[N, 4]`.

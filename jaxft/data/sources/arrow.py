@@ -78,9 +78,7 @@ class ArrowReader:
         return rows
 
     def class_names(self, column: str) -> tuple[str, ...] | None:
-        """Return the classes of a column of ClassLabels, one a row or several; None for another
-        column.
-        """
+        """Return the classes of a column of ClassLabels, one or more per row; None for others."""
         feature = self.features.get(column, {})
         if isinstance(feature, dict) and "feature" in feature:
             feature = feature["feature"]
@@ -99,7 +97,7 @@ class ArrowReader:
 
 
 def open_parquet(path: Path) -> ArrowReader:
-    """Return a Parquet file.
+    """Open a Parquet file.
 
     Raises:
         UserError: no such file, or it is no Parquet.
@@ -126,7 +124,7 @@ def _unpack(path: Path, unpacked: Path) -> None:
 
 
 def open_arrow(path: Path) -> ArrowReader:
-    """Return an Arrow file or stream; Feather is one.
+    """Open an Arrow file or stream; Feather is one.
 
     Raises:
         UserError: no such file, or it is no Arrow.
@@ -138,8 +136,7 @@ def open_arrow(path: Path) -> ArrowReader:
 
 
 def open_saved(body: str) -> ArrowReader:
-    """Return what `datasets.Dataset.save_to_disk` wrote: `FOLDER`, or `FOLDER:SPLIT` of a
-    DatasetDict.
+    """Open a folder of `datasets.Dataset.save_to_disk`, or `FOLDER:SPLIT` of a DatasetDict.
 
     Raises:
         UserError: no such folder or split, or it is no saved data set.
@@ -159,14 +156,14 @@ def open_saved(body: str) -> ArrowReader:
         folder, split = folder / split, ""
     if not (folder / STATE).is_file() or split:
         raise UserError(
-            f"'{folder}' is no data set that `datasets` has saved"
+            f"'{folder}' is not a data set saved by `datasets`"
             + (f" with a split '{split}'." if split else f": it has no {STATE}."),
             "Dataset.save_to_disk(FOLDER) writes one.",
         )
     state = _json(folder / STATE)
     if state.get("_indices_data_files"):
         raise UserError(
-            f"'{folder}' keeps a selection of rows apart from them.",
+            f"'{folder}' stores a selection of rows separately.",
             "Call flatten_indices() before save_to_disk.",
         )
     files = tuple(folder / _inside(one["filename"], folder) for one in state["_data_files"])
@@ -243,7 +240,7 @@ def _checked(batches: Iterable[pa.RecordBatch], file: Path) -> Iterator[pa.Recor
                     where, reason = f"row {first + int(bad[1]):,}", "text that is not UTF-8"
                 raise UserError(
                     f"{file}: {where}: the column '{name}' is damaged ({reason}).",
-                    "Write the file anew.",
+                    "Rewrite the file.",
                 ) from None
         first += batch.num_rows
         yield batch
@@ -251,15 +248,13 @@ def _checked(batches: Iterable[pa.RecordBatch], file: Path) -> Iterator[pa.Recor
 
 @contextmanager
 def _refused(path: Path, form: str) -> Iterator[None]:
-    """Say in a sentence that a file is not what it was said to be."""
+    """Turn errors of reading a file into a UserError that names its form."""
     try:
         yield
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:  # a name that is not UTF-8
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the system's own refusal
-        raise UserError(
-            f"{path}: this is no {form} that can be read ({_first_line(error)})."
-        ) from None
+        raise UserError(f"{path} cannot be read as {form} ({_first_line(error)}).") from None
 
 
 def _first_line(error: Exception) -> str:

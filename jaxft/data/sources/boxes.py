@@ -1,7 +1,7 @@
-"""Pictures with boxes around things in them, a row a picture: a CSV with a box a row, COCO's JSON.
+"""Pictures with boxes, a row per picture: from a CSV with a box per row, or from COCO's JSON.
 
-A row has `image`, a path from the file's folder on, and `objects`: `bbox` (left, top, right and
-bottom of each, in pixels), `label`, `crowd` and `place`, what a message calls each.
+A row has `image`, a path relative to the file's folder, and `objects`: `bbox` (left, top, right and
+bottom of each, in pixels), `label`, `crowd` and `place`, the name of each in messages.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class BoxesReader:
 
 
 def open_boxes(path: Path) -> BoxesReader:
-    """Return a CSV with a box a row: image_path, xmin, ymin, xmax, ymax (pixels) and label.
+    """Open a CSV with a box per row: image_path, xmin, ymin, xmax, ymax (pixels) and label.
 
-    A row whose corners are all empty, or all 0, says that there is nothing in its picture.
+    A row whose corners are all empty, or all 0, marks a picture without objects.
 
     Raises:
         UserError: no such file, no such columns, or a row whose corners are no numbers.
@@ -82,14 +82,14 @@ def open_boxes(path: Path) -> BoxesReader:
             box = [float(corner) for corner in corners]
         except ValueError:
             raise UserError(
-                f"{path}: row {number} has a corner that is no number ({', '.join(corners)})."
+                f"{path}: row {number} has a corner that is not a number ({', '.join(corners)})."
             ) from None
         _add(objects, box, row["label"], False, f"{path}: row {number}")
     return BoxesReader(path, table.identity, tuple(pictures.values()))
 
 
 def open_coco(path: Path) -> BoxesReader:
-    """COCO's JSON: `images`, `annotations` and `categories`; boxes are left, top, width, height.
+    """Open COCO's JSON: `images`, `annotations`, `categories`; boxes are left, top, width, height.
 
     Raises:
         UserError: no such file, other content, or an annotation of a picture or a category that
@@ -107,8 +107,8 @@ def open_coco(path: Path) -> BoxesReader:
             _add_annotation(path, pictures, files, names, one)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is no COCO file ({type(error).__name__}: {error}).",
-            "It has images (id, file_name), annotations (image_id, category_id, bbox) and "
+            f"{path} is not a COCO file ({type(error).__name__}: {error}).",
+            "A COCO file has images (id, file_name), annotations (image_id, category_id, bbox) and "
             "categories (id, name).",
         ) from None
     ordered = tuple(names[one] for one in sorted(names))
@@ -125,7 +125,9 @@ def _add_annotation(
     origin = f"{path}: annotation {one.get('id', '?')}"
     for kind, known in (("image", files), ("category", names)):
         if one[f"{kind}_id"] not in known:
-            raise UserError(f"{origin} is of the {kind} {one[f'{kind}_id']}, which is not there.")
+            raise UserError(
+                f"{origin} names the {kind} {one[f'{kind}_id']}, which is not in the file."
+            )
     left, top, width, height = map(float, one["bbox"])
     box = [left, top, left + width, top + height]
     objects = _picture(pictures, files[one["image_id"]])
@@ -133,7 +135,7 @@ def _add_annotation(
 
 
 def _picture(pictures: dict[str, Row], name: str) -> dict[str, list]:
-    """Return the objects of a picture, which is there from now on."""
+    """Return the objects of a picture, which is added if it is new."""
     empty = {"image": name, "objects": {field: [] for field in FIELDS}}
     return pictures.setdefault(name, empty)["objects"]
 

@@ -66,12 +66,12 @@ class FileReader:
         return rows
 
     def class_names(self, column: str) -> None:
-        """None: a text file does not name its classes."""
+        """Return None: a text file does not name its classes."""
         return
 
 
 def open_csv(path: Path) -> FileReader:
-    """Return a comma-separated file in UTF-8 whose first line names the columns.
+    """Open a comma-separated file in UTF-8 whose first line names the columns.
 
     Raises:
         UserError: no such file, no header, a column named twice; or, by row, text that is not
@@ -95,7 +95,7 @@ def open_csv(path: Path) -> FileReader:
         except csv.Error as error:
             raise UserError(
                 f"{path}: row {lines.row} is not CSV ({error}).",
-                "Fields that hold commas, quotes or line ends stand in double quotes.",
+                "Put fields with commas, quotes or line ends in double quotes.",
             ) from None
     if not columns:
         raise UserError(f"{path}: the file is empty; its first line must name the columns.")
@@ -103,8 +103,7 @@ def open_csv(path: Path) -> FileReader:
 
 
 def open_jsonl(path: Path) -> FileReader:
-    """Return a file with one JSON object a line, in UTF-8; `columns` are the keys that every row
-    has.
+    """Open a UTF-8 file with one JSON object per line; `columns` are the keys in every row.
 
     Raises:
         UserError: no such file; or, by row, text that is not UTF-8 or not a JSON object.
@@ -140,7 +139,7 @@ def open_conll(path: Path) -> FileReader:
         for text in lines:
             if text.strip() and not text.startswith(DOCUMENT):
                 fields = _fields(text)
-                lines.check(len(fields) > 1 and all(fields), f"is no word and tag ('{fields[0]}')")
+                lines.check(len(fields) > 1 and all(fields), f"has no tag ('{fields[0]}')")
                 end = lines.end
                 continue
             if end > start:
@@ -212,7 +211,7 @@ def _load_object(text: str, lines: _Lines) -> Row:
         row = json.loads(text)
     except json.JSONDecodeError as error:
         lines.check(False, f"is not JSON ({error.msg} at column {error.colno})")
-    lines.check(isinstance(row, dict), f"is no JSON object but {type(row).__name__}")
+    lines.check(isinstance(row, dict), f"is not a JSON object but {type(row).__name__}")
     return row
 
 
@@ -241,7 +240,7 @@ def _long_fields() -> Iterator[None]:
 
 
 def check_is_file(path: Path) -> None:
-    """Raise a UserError that names the nearest file beside it where there is no such file."""
+    """Raise a UserError, with the nearest file name, if there is no such file."""
     if not path.is_file():
         siblings = [file.name for file in path.parent.glob("*")] if path.parent.is_dir() else []
         close = nearest(path.name, siblings)

@@ -1,4 +1,4 @@
-"""A folder of images as rows: each sub-folder is a class, and its name is the label."""
+"""Folders of images as rows: each subfolder is a class, and its name is the label."""
 
 from __future__ import annotations
 
@@ -45,13 +45,12 @@ class ImageFolderReader:
         return rows
 
     def class_names(self, column: str) -> None:
-        """None: the rows that are trained on decide, as in a text file."""
+        """Return None: the training rows define the classes, as in a text file."""
         return
 
 
 def open_image_folder(folder: Path) -> ImageFolderReader:
-    """Return the images below a folder, however deep; the first folder on the way is an image's
-    label.
+    """Open the images below a folder, at any depth; the first subfolder is the label.
 
     Raises:
         UserError: no such folder, no sub-folders, or a sub-folder without images.
@@ -61,8 +60,8 @@ def open_image_folder(folder: Path) -> ImageFolderReader:
     classes = sorted(one for one in folder.iterdir() if one.is_dir() and one.name[0] != ".")
     if not classes:
         raise UserError(
-            f"'{folder}' has no sub-folders: each class has one, and its name is the label.",
-            "Or name the images and labels in a CSV: csv:FILE.csv.",
+            f"'{folder}' has no subfolders; each class needs one, whose name is the label.",
+            "Or list images and labels in a CSV: csv:FILE.csv.",
         )
     files = []
     for one in classes:
@@ -88,7 +87,7 @@ def images_below(folder: Path) -> list[Path]:
 
 
 def _identity(paths: Sequence[str], files: Sequence[Path]) -> str:
-    """sha256 over paths and sizes, and over the content where it is not much."""
+    """Return the sha256 of paths and sizes, and of the content unless it is large."""
     sizes = [file.stat().st_size for file in files]
     digest = hashlib.sha256()
     for path, file, size in zip(paths, files, sizes, strict=True):

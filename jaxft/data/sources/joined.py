@@ -1,4 +1,4 @@
-"""Several readers or sources end to end, as one: the files of a pattern, the parts of a mixture."""
+"""Several readers or sources as one: the files of a pattern, the parts of a mixture."""
 
 from __future__ import annotations
 
@@ -46,9 +46,7 @@ class JoinedReader:
 
     @property
     def folder(self) -> Path:
-        """Return where paths in the rows start from: the one folder of all parts, or what holds
-        all.
-        """
+        """Return the common folder of all parts."""
         return Path(os.path.commonpath([part.folder.absolute() for part in self.parts]))
 
     @cached_property
@@ -60,7 +58,7 @@ class JoinedReader:
         return int(self.ends[-1])
 
     def part_of(self, numbers: np.ndarray) -> np.ndarray:
-        """Which part each row is of."""
+        """Return the part that each row belongs to."""
         return np.searchsorted(self.ends, numbers, side="right")
 
     def rows(self, numbers: Iterable[int], columns: Sequence[str] | None = None) -> list[Row]:
@@ -132,5 +130,5 @@ def check_local(kind: str, path: str) -> None:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Return `part-2` before `part-10`."""
+    """Return a sort key under which `part-2` comes before `part-10`."""
     return [(int(digits or 0), text) for text, digits in re.findall(r"(\D+)|(\d+)", name)]

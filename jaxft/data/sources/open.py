@@ -1,12 +1,12 @@
-"""Where examples come from: every kind of data as one random-access `Source`.
+"""Sources of examples: every kind of data as one random-access `Source`.
 
 A source string is `KIND:PLACE`, then an optional slice, then an optional `:ordered`:
 `csv:reviews.csv[:80%]`, `jsonl:rows.jsonl[1000:]:ordered`, `tfds:my_set:1.0.0:train[90%:]`,
 `parquet:part-*.parquet`, `arrow:rows.feather`, `hf:saved:train` (a data set that `datasets` has
 saved), `conll:tagged.txt` (a word and its tag a line), `images:photos/train` (a sub-folder a
 class), `boxes:trees.csv` and `coco:instances.json` (pictures, with what is in them).
-Rows are kept by `where`, then shuffled by the seed, then sliced; so slices of one file are drawn
-at random and never overlap where their bounds do not.
+Rows are filtered by `where`, then shuffled by the seed, then sliced; so slices of one file are
+random samples and overlap only if their bounds do.
 """
 
 from __future__ import annotations
@@ -101,9 +101,7 @@ class Source:
         return Path(self.reader.folder)
 
     def place(self, index: int) -> str:
-        """Return what a message calls the row at this index: the source, and the row's number
-        there.
-        """
+        """Return the name of a row in messages: the source, and the row number in it."""
         number = int(self.order[index])
         if not isinstance(self.reader, JoinedReader):
             return f"{self.spec}: row {number + 1}"
@@ -114,7 +112,7 @@ class Source:
         return f"{self.reader.names[owner]}: row {inside + 1}"
 
     def part_of(self, rows: np.ndarray) -> np.ndarray:
-        """Which part of a mixture each of some rows is of; all of one where it is no mixture."""
+        """Return the part of a mixture that each row belongs to; 0 if it is no mixture."""
         if not self.mixed:
             return np.zeros(len(rows), np.int64)
         assert isinstance(self.reader, JoinedReader)
@@ -163,9 +161,9 @@ def open_source(spec: str, *, where: Mapping[str, Any] | None = None, seed: int 
     if parts is None or parts["kind"] not in KINDS:
         kind = spec.partition(":")[0]
         raise UserError(
-            f"'{spec}' is no data source: it must start with "
+            f"'{spec}' is not a data source: it must start with "
             f"{', '.join(f'{name}:' for name in KINDS[:-1])} or {KINDS[-1]}:.",
-            did_you_mean(kind, KINDS) if ":" in spec else "Such as csv:reviews.csv[:80%].",
+            did_you_mean(kind, KINDS) if ":" in spec else "Write csv:reviews.csv[:80%].",
         )
     reader = _open_reader(parts["kind"], parts["place"])
     where = dict(where or {})
@@ -179,7 +177,7 @@ def open_source(spec: str, *, where: Mapping[str, Any] | None = None, seed: int 
         stop = _bound(parts["stop"] or "100%", len(order), spec)
         order = order[start:stop]
     if not len(order):
-        raise UserError(f"{spec}: the selection holds no rows.", "Check the slice and data.where.")
+        raise UserError(f"{spec}: the selection has no rows.", "Check the slice and data.where.")
     selection = [parts["slice"], parts["ordered"], where, seed]
     identity = json.dumps([reader.identity, *selection], sort_keys=True, default=str)
     return Source(spec, hashlib.sha256(identity.encode()).hexdigest(), order, reader)
@@ -233,7 +231,7 @@ def _open_reader(kind: str, path: str) -> Reader:
 
 
 def _matching(reader: Reader, where: Mapping[str, Any], spec: str) -> np.ndarray:
-    """Return the numbers of the rows that have the wanted values: `[rows]`."""
+    """Return the numbers of the rows with the wanted values: `[rows]`."""
     for column in where:
         if column not in reader.columns:
             raise UserError(
@@ -270,7 +268,7 @@ def _bound(text: str, rows: int, spec: str) -> int:
     match = BOUND.fullmatch(text.strip())
     if match is None:
         raise UserError(
-            f"{spec}: '{text}' is no bound of a slice.", "Use a row number or a percentage."
+            f"{spec}: '{text}' is not a bound of a slice.", "Use a row number or a percentage."
         )
     number, percent = match.groups()
     bound = int(number) if number else round(rows * float(percent) / 100)

@@ -1,7 +1,7 @@
 """Prepared TensorFlow Datasets as random-access rows, without TensorFlow.
 
-A folder describes its features by the names of Python classes, and TFDS imports whatever is
-named there; so a folder is opened only after every name in it was seen to be TFDS's own.
+A folder describes its features by names of Python classes, and TFDS imports them; so a folder is
+opened only after every name in it is checked to be one of TFDS's own.
 """
 
 from __future__ import annotations
@@ -61,10 +61,9 @@ class TfdsReader:
         ]
 
     def class_names(self, column: str) -> tuple[str, ...] | None:
-        """Return the classes of a column of ClassLabels, one a row or several; None for another
-        column.
+        """Return the classes of a column of ClassLabels, one or several per row; None for others.
 
-        Of a column of objects they are those of its `label`.
+        For a column of objects they are those of its `label`.
         """
         feature = self.features[column]
         if isinstance(feature, tfds.features.Sequence):
@@ -77,7 +76,7 @@ class TfdsReader:
 
 
 def open_tfds(body: str) -> TfdsReader:
-    """Return a prepared data set: `NAME:SPLIT`, `NAME:VERSION:SPLIT` or `FOLDER:SPLIT`.
+    """Open a prepared data set: `NAME:SPLIT`, `NAME:VERSION:SPLIT` or `FOLDER:SPLIT`.
 
     Args:
         body: NAME (`glue/cola` with a config) is looked up in $TFDS_DATA_DIR or
@@ -90,7 +89,7 @@ def open_tfds(body: str) -> TfdsReader:
     name, colon, split = body.rpartition(":")
     if not colon or not name or not split:
         raise UserError(
-            f"tfds:{body}: a TFDS source names a split.", "Write tfds:NAME:SPLIT, such as :train."
+            f"tfds:{body}: the split is missing.", "Write tfds:NAME:SPLIT, such as tfds:NAME:train."
         )
     folder = _find(name)
     _check_classes(folder)
@@ -118,15 +117,15 @@ def open_tfds(body: str) -> TfdsReader:
 
 
 def _find(name_or_folder: str) -> epath.Path:
-    """Return the version's folder of a data set given by folder, or by name and perhaps version."""
+    """Return the version folder of a data set, given by folder, or by name and optional version."""
     folder = epath.Path(name_or_folder).expanduser()
     if (folder / FEATURES).exists():
         return folder
     name, _, version = name_or_folder.partition(":")
     if name_or_folder.startswith((".", "~", "/")) or "://" in name_or_folder or folder.is_dir():
         raise UserError(
-            f"'{name_or_folder}' is no folder of a prepared data set: it has no {FEATURES}.",
-            "Give the version's folder, such as my_set/1.0.0.",
+            f"'{name_or_folder}' is not the folder of a prepared data set: it has no {FEATURES}.",
+            "Name the version's folder, such as my_set/1.0.0.",
         )
     home = epath.Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     versions = _versions(home / name)
@@ -190,7 +189,7 @@ def _class_names(value: Any) -> Iterator[str]:
 
 
 def _identity(folder: epath.Path, split: str) -> str:
-    """sha256 over the split's name, the folder's file names and sizes, and bytes if not many."""
+    """Return the sha256 of split, file names and sizes, and of the content unless it is large."""
     files = sorted((path for path in folder.iterdir() if path.is_file()), key=lambda p: p.name)
     sizes = [path.stat().length for path in files]
     digest = hashlib.sha256(split.encode())
@@ -203,7 +202,7 @@ def _identity(folder: epath.Path, split: str) -> str:
 
 
 def _plain(value: Any, feature: Any) -> Any:
-    """Return a TFDS value as Python and numpy know it: text as str, a scalar as a number."""
+    """Return a TFDS value as a Python or numpy one: text as str, a scalar as a number."""
     if isinstance(feature, tfds.features.FeaturesDict):
         return {name: _plain(inner, feature[name]) for name, inner in value.items()}
     if isinstance(feature, tfds.features.Sequence):

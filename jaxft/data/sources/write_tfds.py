@@ -38,12 +38,12 @@ def write_tfds(splits: Mapping[str, Source], out: Path) -> Path:
     """
     if not NAME.fullmatch(out.name):
         raise UserError(
-            f"--out: TFDS takes no data set by the name of '{out.name}'.",
-            "Small letters, digits and _, the first a letter.",
+            f"--out: '{out.name}' is not a valid name of a TFDS data set.",
+            "Use lowercase letters, digits and _, beginning with a letter.",
         )
     folder = out / VERSION
     if folder.exists():
-        raise UserError(f"{folder} is there already.", "Remove it, or write to another folder.")
+        raise UserError(f"{folder} exists already.", "Remove it, or write to another folder.")
     features = _features(splits)
     was_there = out.exists()
     builder = _Rows(out.resolve(), splits, features)
@@ -59,7 +59,7 @@ def write_tfds(splits: Mapping[str, Source], out: Path) -> Path:
 
 
 class _Rows(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """What TFDS asks for: it names a data set after a class, unless told in this order."""
+    """A TFDS builder; setting the name first keeps TFDS from naming the set after the class."""
 
     def __init__(self, out: Path, splits: Mapping[str, Source], features: Mapping[str, Any]):
         self.name = out.name
@@ -84,7 +84,7 @@ class _Rows(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
 
 
 def _features(splits: Mapping[str, Source]) -> dict[str, Any]:
-    """Return what TFDS calls each column, after every value was looked at."""
+    """Return the TFDS feature of each column, after checking every value."""
     first = next(iter(splits.values()))
     for source in splits.values():
         missing = [name for name in first.columns if name not in source.columns]
@@ -137,9 +137,7 @@ def _feature(name: str, kinds: set[str], source: Source) -> Any:
         return tfds.features.ClassLabel(names=list(names))
     if kind in (*KINDS, "str", "image"):
         return _scalar(kind)
-    raise UserError(
-        f"{source.spec}: '{name}' holds {kind}; a column of a TFDS data set is of one kind."
-    )
+    raise UserError(f"{source.spec}: '{name}' holds {kind}; a TFDS column has one type.")
 
 
 def _scalar(kind: str) -> Any:

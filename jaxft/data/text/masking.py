@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxft.data.random import Chance
+from jaxft.data.random import ExampleRandom
 
 SHARE = 0.15
 MASKED, OTHER = 0.8, 0.1  # of the chosen tokens; the rest stay
@@ -18,13 +18,13 @@ UNSCORED = -1  # the target where nothing is scored
 
 
 @dataclass(frozen=True)
-class Hidden:
-    """Tokens of a text that are to be told.
+class MaskedTokens:
+    """Masked tokens of a text, which the model predicts.
 
     Attributes:
-        places: where they stand, `[hidden]`, ascending.
-        ids: what stands there now, `[hidden]` int32.
-        targets: what stood there, `[hidden]` int32; -1 where that is not known.
+        places: their positions, `[hidden]`, ascending.
+        ids: the tokens there now, `[hidden]` int32.
+        targets: the original tokens, `[hidden]` int32; -1 if unknown.
     """
 
     places: np.ndarray
@@ -32,22 +32,25 @@ class Hidden:
     targets: np.ndarray
 
 
-def most_hidden(share: float, tokens: int, texts: int) -> int:
-    """Return the most tokens that `choose` takes of so many texts with so many tokens together."""
+def most_masked(share: float, tokens: int, texts: int) -> int:
+    """Return the most tokens that `choose_tokens` takes of this many texts and tokens."""
     return min(int(share * tokens) + texts, tokens)
 
 
-def choose(words: np.ndarray, share: float, whole: bool, chance: Chance) -> np.ndarray:
-    """Return the tokens of a text that are hidden: `[hidden]`, ascending.
+def choose_tokens(
+    words: np.ndarray, share: float, whole: bool, chance: ExampleRandom
+) -> np.ndarray:
+    """Return the tokens of a text to mask: `[hidden]`, ascending.
 
     They are `share` of its tokens, rounded, and one at least.
 
     Args:
-        words: the word that each token is of, `[tokens]`; -1 of a special token, never chosen.
-        share: of the tokens that are no special ones.
-        whole: take words, each with all of its tokens; one that would be too many is passed over,
-            so that a text of one long word may stay as it is.
-        chance: what is drawn from.
+        words: the word that each token belongs to, `[tokens]`; -1 for a special token, which is
+            never chosen.
+        share: the fraction of the tokens without special ones.
+        whole: choose whole words; one that would exceed the share is skipped, so a text of one
+            long word may stay as it is.
+        chance: the random numbers.
     """
     inner = np.flatnonzero(words >= 0)
     most = min(max(round(share * len(inner)), 1), len(inner))
@@ -64,22 +67,24 @@ def choose(words: np.ndarray, share: float, whole: bool, chance: Chance) -> np.n
     return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
 
 
-def hide(ids: np.ndarray, places: np.ndarray, mask: int, vocabulary: int, chance: Chance) -> Hidden:
-    """Chosen tokens, most of them replaced.
+def mask_tokens(
+    ids: np.ndarray, places: np.ndarray, mask: int, vocabulary: int, chance: ExampleRandom
+) -> MaskedTokens:
+    """Mask chosen tokens for training: most of them are replaced.
 
     Args:
         ids: the text's, `[tokens]`.
-        places: the tokens that are to be told.
+        places: the positions of the chosen tokens.
         mask: the mask token.
-        vocabulary: ids run below it.
-        chance: what is drawn from.
+        vocabulary: ids are below it.
+        chance: the random numbers.
     """
     kind, other = chance.uniform(len(places)), chance.below(vocabulary, len(places))
     targets = ids[places].astype(np.int32)
     put = np.where(kind < MASKED, mask, np.where(kind < MASKED + OTHER, other, targets))
-    return Hidden(places, put.astype(np.int32), targets)
+    return MaskedTokens(places, put.astype(np.int32), targets)
 
 
-def cover(ids: np.ndarray, places: np.ndarray, mask: int) -> Hidden:
-    """Chosen tokens, all of them covered by the mask token."""
-    return Hidden(places, np.full(len(places), mask, np.int32), ids[places].astype(np.int32))
+def mask_all(ids: np.ndarray, places: np.ndarray, mask: int) -> MaskedTokens:
+    """Replace all chosen tokens by the mask token."""
+    return MaskedTokens(places, np.full(len(places), mask, np.int32), ids[places].astype(np.int32))

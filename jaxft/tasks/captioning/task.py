@@ -15,9 +15,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxft.data.cache import Held, Ragged, fingerprint
+from jaxft.data.cache import InMemory, Ragged, fingerprint
 from jaxft.data.image.images import ImageProcessor
-from jaxft.data.random import FIRST, Draw
+from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.data.sources.open import Source
 from jaxft.errors import UserError
 from jaxft.metrics.translation import translation_scores
@@ -85,7 +85,7 @@ class Captions(Examples):
     source: Source
     column: str
     processor: ImageProcessor
-    tokens: Ragged | Held
+    tokens: Ragged | InMemory
     writing: Writing
     wanted: Sequence[str]
     decoded: bool = True
@@ -114,9 +114,9 @@ class Captions(Examples):
         return replace(self, decoded=self.decoded and "pixel_values" not in inputs)
 
     def collate(
-        self, index: np.ndarray, row_length: int, draw: Draw = FIRST
+        self, index: np.ndarray, row_length: int, epoch_random: EpochRandom = FIRST_EPOCH
     ) -> dict[str, np.ndarray]:
-        del row_length, draw
+        del row_length, epoch_random
         numbers = index[:, 0].tolist()
         targets = [None if n < 0 else self.tokens[n]["target"] for n in numbers]
         batch = {

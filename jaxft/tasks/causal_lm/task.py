@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxft.data.batching.loader import collate_rows
-from jaxft.data.random import FIRST, Draw
+from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.data.sources.open import Source
 from jaxft.data.text.chat import ChatTemplate
 from jaxft.data.text.dialogue import (
@@ -64,7 +64,7 @@ class Lessons(TokenExamples):
         return np.asarray(self.tokens.meta["rows"])
 
     def collate(
-        self, index: np.ndarray, row_length: int, draw: Draw = FIRST
+        self, index: np.ndarray, row_length: int, epoch_random: EpochRandom = FIRST_EPOCH
     ) -> dict[str, np.ndarray]:
         batch = collate_rows(self.tokens, index, row_length)
         targets = row_targets(index, row_length, lambda number: self.tokens[number]["targets"])

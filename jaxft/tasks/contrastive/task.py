@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxft.data.cache import Held, Ragged, fingerprint
+from jaxft.data.cache import InMemory, Ragged, fingerprint
 from jaxft.data.image.images import ImageProcessor
-from jaxft.data.random import FIRST, Draw
+from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.data.sources.open import Source
 from jaxft.data.text.tokenizer import Tokenizer
 from jaxft.errors import UserError
@@ -80,7 +80,7 @@ class Pairs(Examples):
     source: Source
     column: str
     processor: ImageProcessor
-    tokens: Ragged | Held
+    tokens: Ragged | InMemory
     length: int
     pad_id: int
     masked: bool
@@ -112,9 +112,9 @@ class Pairs(Examples):
         return replace(self, decoded=self.decoded and "pixel_values" not in inputs)
 
     def collate(
-        self, index: np.ndarray, row_length: int, draw: Draw = FIRST
+        self, index: np.ndarray, row_length: int, epoch_random: EpochRandom = FIRST_EPOCH
     ) -> dict[str, np.ndarray]:
-        del row_length, draw
+        del row_length, epoch_random
         none = np.zeros(0, np.int32)
         texts = [self.tokens[int(n)]["input_ids"] if n >= 0 else none for n in index[:, 0]]
         batch = {

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from jaxft.data.batching.loader import collate_rows
-from jaxft.data.cache import Held, Ragged, fingerprint
-from jaxft.data.random import FIRST, Draw
+from jaxft.data.cache import InMemory, Ragged, fingerprint
+from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.tasks.parts.examples import Examples
 
 
@@ -26,7 +26,7 @@ class TextTuples(Examples):
         scores: `[examples]` float32, how alike its first two texts are; None where no one says.
     """
 
-    tokens: Ragged | Held
+    tokens: Ragged | InMemory
     numbers: np.ndarray
     scores: np.ndarray | None
 
@@ -60,7 +60,7 @@ class TextTuples(Examples):
         return len(self.numbers)
 
     def collate(
-        self, index: np.ndarray, row_length: int, draw: Draw = FIRST
+        self, index: np.ndarray, row_length: int, epoch_random: EpochRandom = FIRST_EPOCH
     ) -> dict[str, np.ndarray]:
         """One batch: see `contract.Examples`.
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxft.data.image.augment import Augmentation
 from jaxft.data.image.images import ImageProcessor
-from jaxft.data.random import FIRST, Draw
+from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.data.sources.open import Source
 from jaxft.tasks.image_classification.section import ImageClassificationSection as Section
 from jaxft.tasks.parts.classes.target import BoundTargetTask, TargetTask, make_target
@@ -88,11 +88,11 @@ class ImageExamples(Examples):
         return replace(self, augment=None)
 
     def collate(
-        self, index: np.ndarray, row_length: int, draw: Draw = FIRST
+        self, index: np.ndarray, row_length: int, epoch_random: EpochRandom = FIRST_EPOCH
     ) -> dict[str, np.ndarray]:
         del row_length
         if self.augment is not None:
-            return self._changed(self.augment, index, draw)
+            return self._changed(self.augment, index, epoch_random)
         batch = {
             "weights": (index >= 0).astype(np.float32),
             "example_ids": index.astype(np.int32),
@@ -103,10 +103,10 @@ class ImageExamples(Examples):
         return batch if self.labelled is None else batch | self.labelled.batch(index)
 
     def _changed(
-        self, augment: Augmentation, index: np.ndarray, draw: Draw
+        self, augment: Augmentation, index: np.ndarray, epoch_random: EpochRandom
     ) -> dict[str, np.ndarray]:
         """A batch of images changed by chance, and their labels."""
-        how = (self.source, self.column, self.processor, augment, index, draw)
+        how = (self.source, self.column, self.processor, augment, index, epoch_random)
         values, others, shares = augmented_values(*how)
         batch = replace(self, decoded=False, augment=None).collate(index, 1)
         if augment.mixes and self.labelled is not None:

@@ -22,10 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxft.data.cache import Held, Ragged, fingerprint
-from jaxft.data.image.colours import colours_of, contact_sheet, painted
+from jaxft.data.cache import InMemory, Ragged, fingerprint
+from jaxft.data.image.colors import colors_of, contact_sheet, painted
 from jaxft.data.image.images import ImageProcessor
-from jaxft.data.random import FIRST, Draw
+from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.data.sources.open import Source
 from jaxft.errors import UserError
 from jaxft.metrics.frechet import frechet
@@ -75,7 +75,7 @@ class Colours(Examples):
         class_ids: `[examples]`; None where images are drawn without.
     """
 
-    tokens: Ragged | Held
+    tokens: Ragged | InMemory
     processor: ImageProcessor
     class_ids: np.ndarray | None
 
@@ -99,9 +99,9 @@ class Colours(Examples):
         return painted(self.tokens[number]["colours"], self.processor)
 
     def collate(
-        self, index: np.ndarray, row_length: int, draw: Draw = FIRST
+        self, index: np.ndarray, row_length: int, epoch_random: EpochRandom = FIRST_EPOCH
     ) -> dict[str, np.ndarray]:
-        del row_length, draw
+        del row_length, epoch_random
         pixels = math.prod(self.processor.size)
         targets = np.full((len(index), pixels), UNSCORED, np.int32)
         words = np.zeros((len(index), pixels), np.int32)
@@ -191,7 +191,7 @@ class BoundImageGeneration(BoundTask[ImageGeneration, Colours]):
             processor(open_image(source, number, row[column]))
             for number, row in source.each([column])
         )
-        return ({"colours": colours_of(image, processor)} for image in images), {}
+        return ({"colours": colors_of(image, processor)} for image in images), {}
 
     def objective(self, apply: Apply, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
         return self.sums(apply(params, batch, key), batch)
@@ -220,7 +220,7 @@ class BoundImageGeneration(BoundTask[ImageGeneration, Colours]):
         processor = self.tools.images
         height, width = processor.size
         keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(SEED)))(ids)
-        draw = partial(
+        epoch_random = partial(
             draw_images,
             tower,
             params,
@@ -232,7 +232,7 @@ class BoundImageGeneration(BoundTask[ImageGeneration, Colours]):
         half = 1 + height // 2 * width
 
         def all_of_them() -> tuple[jax.Array, jax.Array]:
-            return draw(begun[:, :1]), draw(begun[:, :half])
+            return epoch_random(begun[:, :1]), epoch_random(begun[:, :half])
 
         def none_of_them() -> tuple[jax.Array, jax.Array]:
             return jnp.zeros_like(begun), jnp.zeros_like(begun)

@@ -8,9 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxft.data.batching.loader import collate_rows
-from jaxft.data.cache import Held, Ragged, fingerprint
-from jaxft.data.random import FIRST, Draw
-from jaxft.data.text.masking import UNSCORED, Hidden, choose, cover, hide, most_hidden
+from jaxft.data.cache import InMemory, Ragged, fingerprint
+from jaxft.data.random import FIRST_EPOCH, EpochRandom
+from jaxft.data.text.masking import (
+    UNSCORED,
+    MaskedTokens,
+    choose_tokens,
+    mask_all,
+    mask_tokens,
+    most_masked,
+)
 from jaxft.data.text.tokenizer import Tokenizer
 from jaxft.errors import UserError
 from jaxft.tasks.parts.examples import Examples
@@ -63,18 +70,18 @@ class MaskedTexts(TokenExamples):
         return ScoredTexts(self.tokens, self.tokenizer, self.at_once, texts, turns)
 
     def collate(
-        self, index: np.ndarray, row_length: int, draw: Draw = FIRST
+        self, index: np.ndarray, row_length: int, epoch_random: EpochRandom = FIRST_EPOCH
     ) -> dict[str, np.ndarray]:
         """One batch: see `contract.Examples`, and `with_hidden`."""
 
         mask = mask_of(self.tokenizer)
 
-        def hidden(number: int) -> Hidden:
-            one, chance = self.tokens[number], draw.of(number)
-            places = choose(one["words"], self.share, self.whole, chance)
-            return hide(one["input_ids"], places, mask, self.tokenizer.vocab_size, chance)
+        def hidden(number: int) -> MaskedTokens:
+            one, chance = self.tokens[number], epoch_random.of(number)
+            places = choose_tokens(one["words"], self.share, self.whole, chance)
+            return mask_tokens(one["input_ids"], places, mask, self.tokenizer.vocab_size, chance)
 
-        most = most_hidden(self.share, row_length, index.shape[1])
+        most = most_masked(self.share, row_length, index.shape[1])
         return with_hidden(collate_rows(self.tokens, index, row_length), index, most, hidden)
 
 
@@ -89,7 +96,7 @@ class ScoredTexts(Examples):
             as there are turns.
     """
 
-    tokens: Ragged | Held
+    tokens: Ragged | InMemory
     tokenizer: Tokenizer
     at_once: int
     texts: np.ndarray
@@ -111,7 +118,7 @@ class ScoredTexts(Examples):
         return len(self.texts)
 
     def collate(
-        self, index: np.ndarray, row_length: int, draw: Draw = FIRST
+        self, index: np.ndarray, row_length: int, epoch_random: EpochRandom = FIRST_EPOCH
     ) -> dict[str, np.ndarray]:
         there = index >= 0
         texts = np.where(there, self.texts[np.maximum(index, 0)], -1)
@@ -125,12 +132,12 @@ class ScoredTexts(Examples):
         inner = np.flatnonzero(self.tokens[text]["words"] >= 0)
         return inner[: -(-len(inner) // self.at_once)]
 
-    def _hidden(self, number: int) -> Hidden:
+    def _hidden(self, number: int) -> MaskedTokens:
         one = self.tokens[int(self.texts[number])]
         inner = np.flatnonzero(one["words"] >= 0)
         turns = -(-len(inner) // self.at_once)
         places = inner[int(self.turns[number]) :: turns]
-        return cover(one["input_ids"], places, mask_of(self.tokenizer))
+        return mask_all(one["input_ids"], places, mask_of(self.tokenizer))
 
 
 @dataclass(frozen=True)
@@ -149,15 +156,15 @@ class Blanks(TokenExamples):
         return np.flatnonzero(self.tokens[number]["input_ids"] == mask_of(self.tokenizer))
 
     def collate(
-        self, index: np.ndarray, row_length: int, draw: Draw = FIRST
+        self, index: np.ndarray, row_length: int, epoch_random: EpochRandom = FIRST_EPOCH
     ) -> dict[str, np.ndarray]:
         most = max(len(self.places(number)) for number in range(len(self)))
         most = min(-(-most // STRIDE) * STRIDE, row_length)
 
-        def hidden(number: int) -> Hidden:
+        def hidden(number: int) -> MaskedTokens:
             places = self.places(number)
             ids = self.tokens[number]["input_ids"][places]
-            return Hidden(places, ids, np.full(len(places), UNSCORED, np.int32))
+            return MaskedTokens(places, ids, np.full(len(places), UNSCORED, np.int32))
 
         batch = with_hidden(collate_rows(self.tokens, index, row_length), index, most, hidden)
         del batch["targets"]  # what a person asks for, no one knows
@@ -165,7 +172,10 @@ class Blanks(TokenExamples):
 
 
 def with_hidden(
-    batch: dict[str, np.ndarray], index: np.ndarray, most: int, hidden: Callable[[int], Hidden]
+    batch: dict[str, np.ndarray],
+    index: np.ndarray,
+    most: int,
+    hidden: Callable[[int], MaskedTokens],
 ) -> dict[str, np.ndarray]:
     """A batch in whose rows tokens are hidden.
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxft.data.cache import Held
+from jaxft.data.cache import InMemory
 from jaxft.data.sources.open import Source
 from jaxft.data.text.masking import UNSCORED
 from jaxft.data.text.tokenizer import Tokenizer
@@ -94,7 +94,7 @@ class BoundMaskedLm(BoundTask[MaskedLm, Examples]):
         mask = mask_of(tokenizer)
         if not labelled:
             return Blanks(
-                Held(*self._blanks(source, tokenizer, mask, self.tools.max_length)), tokenizer
+                InMemory(*self._blanks(source, tokenizer, mask, self.tools.max_length)), tokenizer
             )
         tokens = self.tools.once(
             partial(self._encode, source, tokenizer, self.tools.max_length),

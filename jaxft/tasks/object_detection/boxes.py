@@ -14,7 +14,7 @@ from PIL import Image
 
 from jaxft.data.image.images import ImageProcessor, decode
 from jaxft.data.image.tiles import cut, relative, within
-from jaxft.data.random import FIRST, Draw
+from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.data.sources.open import Source
 from jaxft.errors import UserError, did_you_mean
 from jaxft.tasks.parts.examples import Examples
@@ -91,9 +91,9 @@ class PieceExamples(Examples):
         return replace(self, decoded=self.decoded and "pixel_values" not in inputs)
 
     def collate(
-        self, index: np.ndarray, row_length: int, draw: Draw = FIRST
+        self, index: np.ndarray, row_length: int, epoch_random: EpochRandom = FIRST_EPOCH
     ) -> dict[str, np.ndarray]:
-        del row_length, draw
+        del row_length, epoch_random
         there, number = index[:, 0] >= 0, np.maximum(index[:, 0], 0)
         batch = {
             "weights": (index >= 0).astype(np.float32),

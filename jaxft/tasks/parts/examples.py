@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxft.data.random import FIRST, Draw
+from jaxft.data.random import FIRST_EPOCH, EpochRandom
 
 
 class Examples(ABC):
@@ -29,14 +29,14 @@ class Examples(ABC):
 
     @abstractmethod
     def collate(
-        self, index: np.ndarray, row_length: int, draw: Draw = FIRST
+        self, index: np.ndarray, row_length: int, epoch_random: EpochRandom = FIRST_EPOCH
     ) -> dict[str, np.ndarray]:
         """The arrays of one batch, under the names of `jaxft.models.layers.batch_keys`.
 
         Args:
             index: `[rows, segments]` example numbers, -1 for none.
             row_length: positions a row.
-            draw: what random examples (`random`) are sampled with; others do not read it.
+            epoch_random: what random examples (`random`) are sampled with; others do not read it.
 
         Returns:
             `example_ids` (the index) and `weights` (1 for an example) `[R, S]`, and what the

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from jaxft.data.batching.packing import round_up
-from jaxft.data.cache import Held, Ragged
+from jaxft.data.cache import InMemory, Ragged
 from jaxft.models.model import Model
 from jaxft.models.tower.tower import Compute
 from jaxft.models.values import with_values
@@ -37,7 +37,7 @@ def frozen_outputs(
     *,
     kind: str,
     per_position: bool = False,
-) -> Ragged | Held:
+) -> Ragged | InMemory:
     """Run a frozen model over examples, unless an earlier run has.
 
     Args:
@@ -60,7 +60,7 @@ def frozen_outputs(
         return _rows(model, examples, arrays, per_position, weights=tools.weights)
 
     if not tools.weights:
-        return Held(rows(), {})
+        return InMemory(rows(), {})
     return tools.once(
         lambda: (rows(), {}),
         kind=kind,

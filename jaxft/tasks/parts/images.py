@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 from jaxft.data.image.augment import Augmentation, augment, mix
-from jaxft.data.image.colours import colours_of
+from jaxft.data.image.colors import colors_of
 from jaxft.data.image.images import ImageProcessor, check_header, decode, to_rgb
-from jaxft.data.random import Draw
+from jaxft.data.random import EpochRandom
 from jaxft.data.sources.images import images_below
 from jaxft.data.sources.open import Source
 from jaxft.errors import UserError
@@ -55,17 +55,17 @@ def augmented_values(
     processor: ImageProcessor,
     how: Augmentation,
     index: np.ndarray,
-    draw: Draw,
+    epoch_random: EpochRandom,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The images of a batch, changed by chance and perhaps mixed with others.
 
-    An image and what it is mixed with depend on its number and the draw alone, and on no batch.
+    An image and what it is mixed with depend on its number and the epoch alone, not on the batch.
 
     Args:
         source, column, processor: the rows, what holds the image, and the checkpoint's.
         how: what is done.
         index: `[R, 1]` example numbers, -1 for none.
-        draw: what is drawn from.
+        epoch_random: the random numbers of the epoch.
 
     Returns:
         `[R, 3, H, W]` float32, and of each row the number of what is in it too and that one's
@@ -74,7 +74,7 @@ def augmented_values(
     values = np.zeros((len(index), 3, *processor.size), np.float32)
     others, shares = np.full(index.shape, -1), np.zeros(index.shape, np.float32)
     rows = np.flatnonzero(index[:, 0] >= 0)
-    chances = [draw.of(int(index[row, 0])) for row in rows]
+    chances = [epoch_random.of(int(index[row, 0])) for row in rows]
 
     def read(numbers: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
         for (number, value), chance in zip(_values(source, column, numbers), chances, strict=True):
@@ -102,7 +102,7 @@ def inputs_of(values: np.ndarray, processor: ImageProcessor) -> dict[str, np.nda
     """
     if processor.clusters is None:
         return {"pixel_values": values}
-    return {"input_ids": np.stack([colours_of(one, processor) for one in values])}
+    return {"input_ids": np.stack([colors_of(one, processor) for one in values])}
 
 
 def images_fingerprint(source: Source, column: str, processor: ImageProcessor) -> str:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxft.data.cache import Held, Ragged, fingerprint
+from jaxft.data.cache import InMemory, Ragged, fingerprint
 from jaxft.models.layers.loss import UNSCORED
 from jaxft.tasks.parts.examples import Examples
 
@@ -23,7 +23,7 @@ class TokenExamples(Examples):
         tokens: `input_ids` of each, and what else a task keeps of every token.
     """
 
-    tokens: Ragged | Held
+    tokens: Ragged | InMemory
 
     @property
     def lengths(self) -> np.ndarray:

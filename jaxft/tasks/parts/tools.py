@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxft.data.cache import Held, Ragged, build_or_open, cache_key
+from jaxft.data.cache import InMemory, Ragged, build_or_open, cache_key
 from jaxft.data.image.images import ImageProcessor, load_image_processor
 from jaxft.data.text.chat import ChatTemplate, load_chat_template
 from jaxft.data.text.tokenizer import Tokenizer, load_tokenizer
@@ -100,7 +100,7 @@ class Tools:
         self,
         build: Callable[[], tuple[Iterable[Mapping[str, np.ndarray]], Mapping[str, Any]]],
         **key: Any,
-    ) -> Ragged | Held:
+    ) -> Ragged | InMemory:
         """Arrays per example, built unless an earlier run has cached them.
 
         Args:
@@ -108,7 +108,7 @@ class Tools:
             key: all that the arrays depend on.
         """
         if self.cache is None:
-            return Held(*build())
+            return InMemory(*build())
         return build_or_open(self.cache, cache_key(**key), build)
 
 

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from jaxft.data.batching.packing import round_up
-from jaxft.data.cache import Held, Ragged, fingerprint
-from jaxft.data.random import FIRST, Draw
+from jaxft.data.cache import InMemory, Ragged, fingerprint
+from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.data.sources.open import Source
 from jaxft.errors import UserError
 from jaxft.metrics.translation import translation_scores
@@ -69,7 +69,7 @@ class Pairs(Examples):
         wanted: `[examples]` the targets' texts.
     """
 
-    tokens: Ragged | Held
+    tokens: Ragged | InMemory
     writing: Writing
     wanted: Sequence[str]
 
@@ -89,9 +89,9 @@ class Pairs(Examples):
         return len(self.tokens)
 
     def collate(
-        self, index: np.ndarray, row_length: int, draw: Draw = FIRST
+        self, index: np.ndarray, row_length: int, epoch_random: EpochRandom = FIRST_EPOCH
     ) -> dict[str, np.ndarray]:
-        del row_length, draw
+        del row_length, epoch_random
         most = self.tokens.meta["longest"]
         shape = len(index), round_up(most["source"], STRIDE)
         ids, read = (

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxft.data.batching.loader import collate_rows
-from jaxft.data.random import FIRST, Draw
+from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.data.sources.open import Source
 from jaxft.data.text.template import Template, parse_template
 from jaxft.data.text.tokenizer import Tokenizer
@@ -50,7 +50,7 @@ class TextExamples(TokenExamples):
         return None if self.labelled is None else self.labelled.values
 
     def collate(
-        self, index: np.ndarray, row_length: int, draw: Draw = FIRST
+        self, index: np.ndarray, row_length: int, epoch_random: EpochRandom = FIRST_EPOCH
     ) -> dict[str, np.ndarray]:
         batch = collate_rows(self.tokens, index, row_length)
         return batch if self.labelled is None else batch | self.labelled.batch(index)

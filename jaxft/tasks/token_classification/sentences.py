@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxft.data.batching.loader import collate_rows
-from jaxft.data.random import FIRST, Draw
+from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.models.layers.loss import UNSCORED
 from jaxft.tasks.parts.token_examples import TokenExamples, row_targets
 
@@ -26,7 +26,7 @@ class Sentences(TokenExamples):
     tags: list[np.ndarray] | None
 
     def collate(
-        self, index: np.ndarray, row_length: int, draw: Draw = FIRST
+        self, index: np.ndarray, row_length: int, epoch_random: EpochRandom = FIRST_EPOCH
     ) -> dict[str, np.ndarray]:
         batch = collate_rows(self.tokens, index, row_length)
         if self.tags is None:

@@ -1,4 +1,4 @@
-"""Images as rows of colours out of a short list, as an ImageGPT reads and writes them."""
+"""Images as rows of colors from a short list, as an ImageGPT reads and generates them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from jaxft.data.image.images import LEVELS, ImageProcessor
 GAP, GREY = 2, 128  # pixels between pictures on a sheet, and their level
 
 
-def colours_of(values: np.ndarray, processor: ImageProcessor) -> np.ndarray:
-    """Return the nearest colour of each pixel, row by row.
+def colors_of(values: np.ndarray, processor: ImageProcessor) -> np.ndarray:
+    """Return the nearest color of each pixel, row by row.
 
     The arithmetic is `transformers`', in its types, so that ties fall as they do there.
 
     Args:
         values: pixel values `[3, H, W]` float32, as the processor makes them.
-        processor: it has the colours.
+        processor: it has the colors.
 
     Returns:
         `[H W]` int32, which of `processor.clusters`.
@@ -31,9 +31,9 @@ def colours_of(values: np.ndarray, processor: ImageProcessor) -> np.ndarray:
     return np.argmin(apart + np.square(clusters.T).sum(0), axis=1).astype(np.int32)
 
 
-def painted(colours: np.ndarray, processor: ImageProcessor) -> np.ndarray:
+def painted(colors: np.ndarray, processor: ImageProcessor) -> np.ndarray:
     """Return the picture of colors `[H W]`, as `[H, W, 3]` uint8, undoing the processor."""
-    levels = np.array(processor.clusters)[colours].reshape(*processor.size, 3)
+    levels = np.array(processor.clusters)[colors].reshape(*processor.size, 3)
     if processor.mean is not None and processor.std is not None:
         levels = levels * processor.std + processor.mean
     if processor.factor is not None:
@@ -42,7 +42,7 @@ def painted(colours: np.ndarray, processor: ImageProcessor) -> np.ndarray:
 
 
 def contact_sheet(pictures: Sequence[np.ndarray], least: int = 28) -> np.ndarray:
-    """Pictures side by side, in rows: `[H, W, 3]` uint8.
+    """Arrange pictures in rows, side by side: `[H, W, 3]` uint8.
 
     Args:
         pictures: `[h, w, 3]` uint8 each, one or more, all of one size.

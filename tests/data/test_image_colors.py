@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from jaxft.data.image.colours import colours_of, painted
+from jaxft.data.image.colors import colors_of, painted
 from jaxft.data.image.images import load_image_processor
 from jaxft.errors import UserError
 from tests.data.test_image import MODES, random_image, write_fields
@@ -31,7 +31,7 @@ def test_colours_are_transformers_own(seed, tmp_path):
     again = AutoImageProcessor.from_pretrained(str(tmp_path), backend="pil")
     for mode in MODES:
         image = random_image(random.Random(seed), mode).convert("RGB")
-        found = colours_of(ours(image), ours)
+        found = colors_of(ours(image), ours)
         for processor in (theirs, again):
             expected = processor(images=image, return_tensors="np")["input_ids"][0]
             np.testing.assert_array_equal(found, expected, err_msg=mode)
@@ -44,7 +44,7 @@ def test_colours_are_painted_as_they_were_read(tmp_path):
     shown = painted(np.array([2, 0, 1, 3]), processor)
     np.testing.assert_array_equal(shown, levels[[2, 0, 1, 3]].reshape(2, 2, 3))
     values = processor.values(shown)
-    np.testing.assert_array_equal(colours_of(values, processor), [2, 0, 1, 3])
+    np.testing.assert_array_equal(colors_of(values, processor), [2, 0, 1, 3])
 
 
 def test_another_size_keeps_the_colours(tmp_path):
@@ -57,7 +57,7 @@ def test_another_size_keeps_the_colours(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"clusters": None}, "'clusters' is None; an ImageGPT reads images in a list of colours"),
+        ({"clusters": None}, "'clusters' is None; an ImageGPT needs a list of colors"),
         ({"clusters": [[0.1, 0.2]]}, "there are three channels"),
         ({"do_color_quantize": False}, "'do_color_quantize' is False"),
     ],
