@@ -36,13 +36,17 @@ def build_data(what: Sequence[str], out: Path | None = None) -> str:
     if len(what) == 1 and OFFICIAL.fullmatch(what[0]):
         return _prepare(what[0].removeprefix("tfds:"), out)
     if out is None:
-        raise UserError("--out: a source needs a folder to be written to.", "Such as --out my_set.")
+        raise UserError(
+            "--out is missing: name a folder to write the data set to.", "Such as --out my_set."
+        )
     splits = {}
     for one in what:
         named = NAMED.fullmatch(one)
         name, spec = (named["split"], named["spec"]) if named else ("train", one)
         if name in splits:
-            raise UserError(f"Two sources are to be the split '{name}'.", "Write SPLIT=SOURCE.")
+            raise UserError(
+                f"Two sources have the same split name '{name}'.", "Write SPLIT=SOURCE."
+            )
         splits[name] = open_source(spec)
     return f"tfds:{write_tfds(splits, out)}"
 
@@ -60,5 +64,5 @@ def _prepare(name: str, out: Path | None) -> str:
     options = ["--file_format=array_record", f"--data_dir={home}"]
     done = subprocess.run([*program, *options], stdout=sys.stderr, check=False)
     if done.returncode:
-        raise UserError(f"tfds:{name} could not be prepared.", "TFDS's own words are above.")
+        raise UserError(f"tfds:{name} could not be prepared.", "TFDS's error message is above.")
     return f"tfds:{name}" if out is None else f"tfds:{home / name.partition(':')[0]}"

@@ -62,7 +62,7 @@ def hold_against(
     """
     model = load(checkpoint, task=NO_HEAD)
     if not model.vocab_size:
-        raise UserError(f"--against: {checkpoint} reads no text.")
+        raise UserError(f"--against: {checkpoint} is not a text model.")
     tools = Tools(model, max_length, None)
     results: dict[str, Any] = {"checkpoint": checkpoint, "texts": len(texts)}
     results["tokens"] = token_facts(tools, texts)
@@ -147,7 +147,7 @@ def distance_facts(features: np.ndarray, reference: np.ndarray) -> dict[str, flo
     """
     half = min(len(features), len(reference) // 2)
     if half < 2:
-        raise UserError("--reference: it takes four texts or more to compare.")
+        raise UserError("--reference: the comparison needs at least four texts.")
     own = frechet(reference[:half], reference[half : 2 * half])
     other = frechet(features[:half], reference[:half])
     return {"frechet": other, "within": own, "times": other / max(own, 1e-12), "texts": half}
@@ -177,31 +177,31 @@ def advice(fit: Mapping[str, Any]) -> list[str]:
     tokens, sentences = fit["tokens"], []
     if tokens["pieces_per_word"] > MANY_PIECES or tokens["unknown"] > MANY_UNKNOWN:
         sentences.append(
-            "The tokenizer cuts these words into many pieces: take a checkpoint of their language "
-            "or domain, or adapt this one first (language modelling on unlabelled texts of the "
-            "domain), and train the embeddings too."
+            "The tokenizer splits these words into many tokens: use a checkpoint for their "
+            "language or domain, or adapt this one first (language modeling on unlabeled "
+            "texts of the domain), and train the embeddings too."
         )
     if tokens["cut"] > MANY_CUT:
         sentences.append(
-            "Many texts are longer than the context and are cut: take a checkpoint with a longer "
-            "one, or cut the texts where what matters stands."
+            "Many texts are longer than the context and are truncated: use a checkpoint with a "
+            "longer context, or shorten the texts to the relevant part."
         )
     distance, result = fit.get("distance"), fit.get("probe")
     if distance and distance["times"] > FAR:
         sentences.append(
-            "The features lie far from the reference's: adapt to the domain first, and train "
-            "deeper (fewer frozen blocks, a milder layer_decay.rate)."
+            "The features are far from the reference's: adapt to the domain first, and train more "
+            "layers (fewer frozen blocks, layer_decay.rate closer to 1)."
         )
     if result and (gain := _gain(result)) < HARD:
         sentences.append(
-            "A linear probe reads little of the labels out of the frozen features "
-            f"({gain:.0%} of the way from guessing to all right): train deeper, and label more."
+            "A linear probe predicts the labels poorly from the frozen features "
+            f"({gain:.0%} of the way from guessing to perfect): train more layers, and label more."
         )
     elif result:
         sentences.append(
-            "The labels can be read out of the frozen features: freezing costs little."
+            "The labels can be predicted from the frozen features: freezing costs little."
         )
-    return sentences or ["Nothing here says that the checkpoint has not seen the like."]
+    return sentences or ["No sign of a domain mismatch."]
 
 
 def _gain(result: Mapping[str, float]) -> float:

@@ -53,7 +53,7 @@ def leak(digests: np.ndarray, trained_on: np.ndarray, source: Source) -> str:
     rows = "1 row is" if len(twice) == 1 else f"{len(twice):,} rows are"
     return (
         f"{rows} in train too ({share(len(twice) / len(digests))}, such as "
-        f"{source.place(int(twice[0]))}), so that the score flatters"
+        f"{source.place(int(twice[0]))}), so the score is optimistic"
     )
 
 
@@ -66,8 +66,8 @@ def _imbalance(config: Config, task: Task, labels: Mapping[str, int]) -> str:
     guessed = max(labels.values()) / sum(labels.values())
     return (
         f"'{name}' is {share(part)} of the examples, and guessing is right {share(guessed)} of the "
-        "time: task.class_weights=balanced or data.balance=true makes up for it, and "
-        "checkpoint.best=f1 or mcc tells it from guessing"
+        "time: task.class_weights=balanced or data.balance=true compensates for it, and "
+        "checkpoint.best=f1 or mcc is a better metric"
     )
 
 

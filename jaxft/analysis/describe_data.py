@@ -87,7 +87,9 @@ def describe_data(
         split["warnings"] = _warnings(split, reading, digests, sources)
     if against is None:
         if reference is not None:
-            raise UserError("--reference says what features are compared to.", "Add --against.")
+            raise UserError(
+                "--reference needs --against, whose features it is compared with.", "Add --against."
+            )
         return DataDescription(splits, _repeated(digests), None)
     first = next(iter(sources.values()))
     against_checkpoint = _hold(first, reading, against, reference, sample)
@@ -100,7 +102,7 @@ def _opened(
     """The splits, and how they are read."""
     if Path(what).suffix not in CONFIGS:
         if overrides:
-            raise UserError(f"'{what}' is a source, which takes no KEY=VALUE.")
+            raise UserError(f"'{what}' is a source; KEY=VALUE is only for a config file.")
         source = open_source(what)
         reading = guess_columns(source, text, label)
         check_columns(source, [name for name in (text, label) if name])
@@ -124,12 +126,12 @@ def _warnings(
     warnings, name, labels = [], split["split"], split["labels"]
     if reading.label is not None and len(labels) == 1:
         warnings.append(
-            f"all rows have one class, '{next(iter(labels))}': there is nothing to tell"
+            f"all rows have the same class, '{next(iter(labels))}': there is nothing to learn"
         )
     if rare := rare_class(labels):
         warnings.append(
             f"'{rare[0]}' is {share(rare[1])} of the labels: task.class_weights=balanced or "
-            "data.balance=true makes up for it"
+            "data.balance=true compensates for it"
         )
     if name not in ("train", "rows") and (
         warning := leak(digests[name], digests["train"], sources[name])
@@ -157,7 +159,7 @@ def _hold(
 ) -> dict[str, Any]:
     """The first rows of a source, which are drawn at random, held against a checkpoint."""
     if not reading.texts:
-        raise UserError("--against: no column of texts is known.", "Name it with --text.")
+        raise UserError("--against: no text column is known.", "Name it with --text.")
     texts, labels = _sampled(source, reading, sample)
     others = None
     if reference is not None:

@@ -33,10 +33,16 @@ MEMORY_FILE = "/proc/meminfo"
 COLOURS = {"ok": "green", "warning": "yellow", "wrong": "bold red"}
 # Versions that fail together: (package, its versions, other, its versions, what fails).
 KNOWN_BAD = (
-    ("jax", "<0.10", "flax", ">=0.12", "flax 0.12 calls what older jax does not have"),
-    ("jax", ">=0.10", "flax", "<0.12", "older flax calls what jax has removed"),
-    ("jinja2", "<3.1.6", "jinja2", "<3.1.6", "its sandbox, in which chat templates run, leaks"),
-    ("protobuf", "<4", "tensorflow-datasets", ">=4.9", "features.json is not understood"),
+    ("jax", "<0.10", "flax", ">=0.12", "flax 0.12 uses functions that older jax does not have"),
+    ("jax", ">=0.10", "flax", "<0.12", "older flax uses functions that jax has removed"),
+    (
+        "jinja2",
+        "<3.1.6",
+        "jinja2",
+        "<3.1.6",
+        "its sandbox, in which chat templates run, is insecure",
+    ),
+    ("protobuf", "<4", "tensorflow-datasets", ">=4.9", "features.json cannot be parsed"),
 )
 
 
@@ -120,7 +126,7 @@ def devices() -> Iterator[Finding]:
         name for name in ("jax-cuda13-plugin", "jax-cuda12-plugin", "libtpu") if _version(name)
     ]
     if first.platform == "cpu" and there and os.environ.get("JAX_PLATFORMS") != "cpu":
-        mend = f"{there[0]} is installed, and jax does not find what it is for: look at its driver."
+        mend = f"{there[0]} is installed, but jax does not find its device: check the driver."
         yield Finding("devices", "warning", f"{message}.", mend)
     else:
         yield Finding("devices", "ok", f"{message}.")
@@ -148,19 +154,21 @@ def versions(
             faults.append(f"{requirement.name} {version} is not {requirement.specifier}.")
     pair = look("jax"), look("jaxlib")
     if None not in pair and pair[0] != pair[1]:
-        faults.append(f"jax {pair[0]} and jaxlib {pair[1]} are not of one release.")
+        faults.append(f"jax {pair[0]} and jaxlib {pair[1]} are not from the same release.")
     for one, bad, other, worse, why in KNOWN_BAD:
         version, beside = look(one), look(other)
         if version and beside and version in SpecifierSet(bad) and beside in SpecifierSet(worse):
             faults.append(f"{one} {version} with {other} {beside}: {why}.")
     faults += _compiler_faults(look)
     for fault in faults:
-        yield Finding("versions", "wrong", fault, "pip install -U jaxft brings what goes together.")
+        yield Finding(
+            "versions", "wrong", fault, "pip install -U jaxft installs compatible versions."
+        )
     if not faults:
         names = ("jax", "flax", "optax", "orbax-checkpoint", "grain")
         yield Finding("versions", "ok", ", ".join(f"{name} {look(name)}" for name in names) + ".")
     if look("tensorflow") and _takes_devices():
-        mend = "CUDA_VISIBLE_DEVICES= keeps TensorFlow's own programs off it."
+        mend = "Set CUDA_VISIBLE_DEVICES= for TensorFlow's own programs."
         yield Finding("versions", "warning", "TensorFlow takes all of a GPU's memory.", mend)
 
 
@@ -171,7 +179,7 @@ def _compiler_faults(look: Callable[[str], str | None]) -> list[str]:
     if version is None or not asked or asked[0].specifier.contains(version, prereleases=True):
         return []
     return [
-        f"libtpu {version} is not {asked[0].specifier}, which this jax goes with "
+        f"libtpu {version} is not {asked[0].specifier}, which this jax needs "
         "(pip install 'jaxft[plan]')."
     ]
 
@@ -179,7 +187,7 @@ def _compiler_faults(look: Callable[[str], str | None]) -> list[str]:
 def memory() -> Iterator[Finding]:
     """Check the free memory for this machine's own part: data, and models on CPU."""
     if not Path(MEMORY_FILE).exists():
-        yield Finding("memory", "warning", "This system does not say how much is free.")
+        yield Finding("memory", "warning", "This system does not report free memory.")
         return
     lines = (line.split() for line in Path(MEMORY_FILE).read_text().splitlines())
     free = next(int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:")
@@ -205,7 +213,7 @@ def storage(folder: str) -> Iterator[Finding]:
         yield from disk(folder)
     refused = refusal(folder if is_bucket(folder) else _existing(folder))
     if refused is not None:
-        mend = "Look at its permissions" + (" and at your login." if is_bucket(folder) else ".")
+        mend = "Check its permissions" + (" and at your login." if is_bucket(folder) else ".")
         message = f"It cannot be {refused[0]}: {refused[1]}."
         yield Finding(f"folder {folder}", "wrong", message, mend)
         return
@@ -217,16 +225,16 @@ def hub(environment: Mapping[str, str] = os.environ) -> Iterator[Finding]:
     offline = environment.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     address = environment.get("HF_ENDPOINT", HUB)
     if offline:
-        yield Finding("hub", "ok", "HF_HUB_OFFLINE: checkpoints come from this machine alone.")
+        yield Finding("hub", "ok", "HF_HUB_OFFLINE is set: only local checkpoints are used.")
         return
     try:
         urllib.request.urlopen(address, timeout=HUB_SECONDS).close()
     except urllib.error.HTTPError as error:  # it answers
         yield Finding("hub", "warning", f"{address} answers {error.code}.")
     except OSError as error:
-        mend = "Checkpoints have to be folders; HF_HUB_OFFLINE=1 saves the waiting."
+        mend = "Checkpoints must be local folders; HF_HUB_OFFLINE=1 skips the attempt."
         reason = getattr(error, "reason", error)
-        yield Finding("hub", "warning", f"{address} is not reached ({reason}).", mend)
+        yield Finding("hub", "warning", f"{address} cannot be reached ({reason}).", mend)
     else:
         yield Finding("hub", "ok", f"{address} answers.")
 
@@ -236,7 +244,9 @@ def browser() -> Iterator[Finding]:
     path = find_browser()
     if path is None:
         mend = "Debian: apt-get install chromium."
-        yield Finding("browser", "warning", "No Chromium: no figure of a report as a PNG.", mend)
+        yield Finding(
+            "browser", "warning", "Chromium is not installed: report --png is not available.", mend
+        )
     else:
         yield Finding("browser", "ok", f"{path}.")
 

@@ -114,9 +114,9 @@ def _pretrained(config: Config, setup: Setup) -> tuple[str, Model]:
         if not model.matching.new:
             return objective, model
     raise UserError(
-        f"report.forgetting: {setup.model.source.folder} has no head of its own pretraining "
-        "(masked or causal language modelling).",
-        "Start from a checkpoint that was saved with it, or set report.forgetting to null.",
+        f"report.forgetting: {setup.model.source.folder} has no pretraining head "
+        "(masked or causal language modeling).",
+        "Start from a checkpoint with its pretraining head, or set report.forgetting to null.",
     )
 
 
@@ -141,7 +141,7 @@ def text_batches(
     mask = tokenizer.mask_id if objective == "masked_lm" else UNSCORED
     if mask is None:
         raise UserError(
-            f"report.forgetting: the tokenizer in {tokenizer.folder} names no mask token."
+            f"report.forgetting: the tokenizer in {tokenizer.folder} has no mask token."
         )
     encoded = tokenizer.encode(texts, max_length=max_length, placed=True)
     ids = encoded.ids
@@ -158,7 +158,7 @@ def text_batches(
         masked = mask_all(own, places, mask)
         tokens[row, places], targets[row, places] = masked.ids, masked.targets
     if not (targets != UNSCORED).any():
-        raise UserError("report.forgetting: these texts are too short to score a token of.")
+        raise UserError("report.forgetting: these texts are too short to score.")
     arrays = {"input_ids": tokens, "attention_mask": attended, "targets": targets}
     return [
         {name: array[first : first + ROWS] for name, array in arrays.items()}

@@ -40,12 +40,10 @@ def similarity(setup: Setup, start: Params, end: Params, split: Split) -> list[f
     towers = [part for part in setup.model.towers.values() if isinstance(part, Tower)]
     if len(towers) > 1:
         names = ", ".join(setup.model.towers)
-        raise UserError(
-            f"--similarity follows the depths of one tower, and this model has {names}."
-        )
+        raise UserError(f"--similarity supports models with one tower; this model has {names}.")
     if len(split.examples) < FEWEST:
         raise UserError(
-            f"--similarity takes {FEWEST} examples and more, and {split.source.spec} has "
+            f"--similarity needs at least {FEWEST} examples; {split.source.spec} has "
             f"{len(split.examples)}.",
             "Give more with --data.",
         )

@@ -158,11 +158,12 @@ def parse_topology(name: str) -> Topology:
     kind, _, shape = name.partition(":")
     known = {chip.name: chip for chip in TPUS}
     if kind not in known:
-        raise UserError(f"--topology: there is no TPU '{kind}'.", f"There are {_slices()}.")
+        raise UserError(f"--topology: unknown TPU type '{kind}'.", f"Known: {_slices()}.")
     chip = known[kind]
     if shape not in chip.shapes:
         raise UserError(
-            f"--topology: {kind} has no slice '{shape}'.", f"It has {', '.join(chip.shapes)}."
+            f"--topology: {kind} has no slice of shape '{shape}'.",
+            f"It has {', '.join(chip.shapes)}.",
         )
     return Topology(chip, shape)
 

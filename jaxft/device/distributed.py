@@ -24,7 +24,7 @@ T = TypeVar("T")
 HEARTBEAT_SECONDS = 30  # without a sign of life, after which jax takes a process for dead
 SHUTDOWN_SECONDS = 60
 COMPARE_SECONDS = 60  # in which all have to say what they are
-SHARED = "run.dir has to be one folder that every host sees, on a shared disk or in a bucket."
+SHARED = "run.dir must be a folder that every host can access, on a shared disk or in a bucket."
 _HOST = "jaxft/host/"
 _rounds = itertools.count()  # every process asks the same questions in the same order
 
@@ -170,9 +170,9 @@ def _get(key: str, process: int, end: float | None = None) -> str:
                 raise
         if end is not None:
             raise UserError(
-                f"{name_of(process).capitalize()} has not come this far within "
+                f"{name_of(process).capitalize()} did not reach this point within "
                 f"{COMPARE_SECONDS} s.",
-                "See what it does; all processes run the same command.",
+                "Check its output; all processes must run the same command.",
             )
         print(f"waiting for {name_of(process)}", file=sys.stderr, flush=True)
 

@@ -39,7 +39,7 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence | None = None
     if math.prod(sizes) != len(devices):
         raise UserError(
             f"mesh: {asked} (data x fsdp x tensor) does not divide {len(devices)} device(s).",
-            "The sizes must multiply out to the devices; -1 takes what the others leave.",
+            "The product of the sizes must be the number of devices; -1 is what remains of it.",
         )
     grid = np.asarray(devices).reshape(sizes)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
@@ -72,7 +72,7 @@ def _check_replication(shapes, specs, mesh: Mesh) -> None:
     if share > TOLERATED_REPLICATION:
         largest = max(whole, key=lambda name: size[name])
         raise UserError(
-            f"mesh: {share:.0%} of the parameters would lie whole on every device, the largest "
+            f"mesh: {share:.0%} of the parameters would be replicated on every device, the largest "
             f"{largest} {tuple(shapes[largest])}, since neither fsdp={mesh.shape['fsdp']} nor "
             f"tensor={mesh.shape['tensor']} divides its dimensions.",
             "Choose sizes that divide the model's widths.",
@@ -110,7 +110,7 @@ def my_rows(mesh: Mesh) -> tuple[int, int]:
         raise UserError(
             f"mesh: {mesh.shape['data']}x{mesh.shape['fsdp']}x{mesh.shape['tensor']} leaves "
             f"process {me} rows that are not one block of the batch.",
-            "Let mesh.tensor divide the devices of a process, or be a multiple of them.",
+            "mesh.tensor must divide the number of devices of a process, or be a multiple of it.",
         )
     return mine[0] // size, len(groups) // size
 

@@ -52,17 +52,17 @@ def choose_mesh(
     if tensor > 1:
         why.append(
             f"a batch of {batch} in {accumulate} part(s) has rows for {shared} of {devices} "
-            f"devices, so matrices are cut {tensor} ways"
+            f"devices, so tensor parallelism is {tensor}"
         )
     if room is None:
-        why.append("the memory of a device is not known, so each holds a copy")
+        why.append("the memory of a device is not known, so parameters are replicated")
         return (shared, 1, tensor), "; ".join(why)
     fitting = [n for n in ways if shared % n == 0 and state / (n * tensor) <= MOST_STATE * room]
     fsdp = min(fitting, default=shared)
     share = state // (fsdp * tensor)
     why.append(
         f"parameters, gradients and moments take {size(state)}, and {size(share)} of a device's "
-        f"{size(room)} " + ("as a copy" if fsdp == 1 else f"in {fsdp} shards")
+        f"{size(room)} " + ("replicated" if fsdp == 1 else f"sharded {fsdp} ways")
     )
     if not fitting:
         why.append("which is more than half of it: it may not fit")

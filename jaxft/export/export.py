@@ -57,7 +57,7 @@ def _export_adapter(trained: Trained, out: Path | None) -> Path:
     model = trained.model
     if model.adapted is None:
         raise UserError(
-            f"{trained.run.path}: the run has no adapter, so that nothing of it stands alone.",
+            f"{trained.run.path}: the run has no adapter to export.",
             "Leave --adapter out.",
         )
     also = [n for n in make_table(trained.config, model).trainable if not is_adapter(n)]

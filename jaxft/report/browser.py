@@ -39,7 +39,8 @@ def run_page(page: str) -> str:
     browser = find_browser()
     if browser is None:
         raise UserError(
-            "There is no Chromium, which draws the figures.", "Debian: apt-get install chromium."
+            "Chromium, which renders the figures, is not installed.",
+            "Debian: apt-get install chromium.",
         )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "page.html"
@@ -49,5 +50,5 @@ def run_page(page: str) -> str:
         try:
             ran = subprocess.run(command, capture_output=True, timeout=SECONDS, check=True)
         except (OSError, subprocess.SubprocessError) as error:
-            raise UserError(f"{browser} did not draw the figures: {error}.") from None
+            raise UserError(f"{browser} did not render the figures: {error}.") from None
     return ran.stdout.decode("utf-8", errors="replace")

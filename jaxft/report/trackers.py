@@ -69,7 +69,7 @@ class Tracker:
             self._waiting.put_nowait(None)
         self._thread.join(LAST_SECONDS)
         if self._thread.is_alive():
-            self._leave(f"it has not ended within {LAST_SECONDS:.0f} seconds")
+            self._leave(f"it did not finish within {LAST_SECONDS:.0f} seconds")
 
     def _send(self) -> None:
         try:
@@ -86,7 +86,7 @@ class Tracker:
     def _leave(self, why: str) -> None:
         if not self._left:
             self._left = True
-            self._tell(f"{TITLES[self._name]} is left out from here on: {why}")
+            self._tell(f"{TITLES[self._name]} is no longer logged to: {why}")
 
 
 @contextlib.contextmanager

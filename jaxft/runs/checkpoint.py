@@ -82,7 +82,7 @@ class Checkpoints:
         except ValueError as error:
             raise UserError(
                 f"A checkpoint in {self.folder} has metrics that are not JSON ({error}).",
-                "Move that checkpoint's folder away.",
+                "Remove that checkpoint's folder.",
             ) from error
         self._saver = Saver(self._orbax, pace)
 
@@ -171,7 +171,7 @@ class Checkpoints:
             self._resumed_at = candidate
             return Restored(dataclasses.replace(wanted, **loaded), meta, notes)
         raise UserError(
-            " ".join(notes), "" if step is not None else "No checkpoint is left to go on from."
+            " ".join(notes), "" if step is not None else "No checkpoint is left to resume from."
         )
 
     def load_params(
@@ -213,7 +213,7 @@ class Checkpoints:
         if which == "best":
             best = self.best()
             if best is None:
-                raise UserError(f"No checkpoint in {self.folder} is evaluated.", "Ask for 'last'.")
+                raise UserError(f"No checkpoint in {self.folder} has been evaluated.", "Ask for 'last'.")
             return best
         if str(which) not in map(str, known):
             raise UserError(
@@ -247,7 +247,7 @@ class Checkpoints:
         def read():
             return unsealed(self._orbax.checkpointables_metadata(step).custom_metadata)
 
-        return attempt(read, "its description cannot be read")
+        return attempt(read, "its metadata cannot be read")
 
     def _read(self, step: int, parts: dict[str, Any], saved: Leaves) -> dict[str, Any]:
         """Some fields of a checkpoint, each leaf verified."""

@@ -123,7 +123,7 @@ class RunFolder:
         if own and not os.path.islink(self.path.parent / old):
             return self.path.parent / old
         raise UserError(
-            f"{self.path / RUN_FILE}: {str(old)[:200]!r} is no run that this one has set aside.",
+            f"{self.path / RUN_FILE}: {str(old)[:200]!r} is not a run that this one replaced.",
             "Set 'replaces' to null; nothing was deleted.",
         )
 
@@ -149,8 +149,8 @@ def run_path(name: str, dir: epath.PathLike) -> epath.Path:
     """
     if name in ("", ".", "..") or "/" in name or "\\" in name or ".old-" in name:
         raise UserError(
-            f"run.name: '{name}' cannot be a folder's name.",
-            "Leave out '/', '\\' and '.old-'; set run.dir for another place.",
+            f"run.name: '{name}' is not a valid folder name.",
+            "Leave out '/', '\\' and '.old-'; set run.dir to choose another folder.",
         )
     return epath.Path(files.place(dir)) / name
 
@@ -276,7 +276,7 @@ def open_run(path: epath.PathLike) -> RunFolder:
         there = folder.exists()
     if there:
         inside = _runs_in(folder)
-        hint = f"Runs in it: {', '.join(inside)}." if inside else "A run is what jaxft train made."
+        hint = f"Runs in it: {', '.join(inside)}." if inside else "Runs are made by jaxft train."
         raise UserError(f"{folder} is not a run folder: it has no {RUN_FILE}.", hint)
     beside = _runs_in(folder.parent)
     raise UserError(f"There is no run folder {folder}.", did_you_mean(folder.name, beside))

@@ -76,7 +76,7 @@ def unsealed(record: dict[str, Any]) -> tuple[Leaves, dict[str, Any]]:
     """
     leaves, meta = record["leaves"], record["meta"]
     if record["sha256"] != _digest(leaves, meta):
-        raise ValueError("the description of the checkpoint is not what was saved")
+        raise ValueError("the checkpoint's metadata differs from what was saved")
     return leaves, meta
 
 
@@ -87,14 +87,14 @@ def _digest(leaves: Leaves, meta: dict[str, Any]) -> str:
 def compare(saved: Leaves, parts: dict[str, Any], where: str) -> None:
     """Names the first leaf that differs: Orbax names none, and casts a wrong dtype in silence."""
     wanted = flat(parts)
-    hint = "The model, the groups and the optimizer must be those of the run that saved it."
+    hint = "The model, groups and optimizer must match the run that saved it."
     for name, leaf in wanted.items():
         if name not in saved:
             raise UserError(f"{where} lacks '{name}', which this run needs.", hint)
         there = f"{tuple(saved[name]['shape'])} {saved[name]['dtype']}"
         here = f"{tuple(leaf.shape)} {leaf.dtype}"
         if there != here:
-            raise UserError(f"{where}: '{name}' is {there} there and {here} in this run.", hint)
+            raise UserError(f"{where}: '{name}' is {there} in the checkpoint and {here} in this run.", hint)
     for name in saved:
         if name not in wanted:
             raise UserError(f"{where} holds '{name}', which this run does not have.", hint)
@@ -108,7 +108,7 @@ def verify(saved: Leaves, sums: dict[str, int]) -> None:
     """
     for name, value in sums.items():
         if value != saved[name]["checksum"]:
-            raise DamagedError(f"'{name}' is not what was saved")
+            raise DamagedError(f"'{name}' differs from what was saved")
 
 
 def finite(metrics: Mapping[str, float] | None) -> dict[str, float] | None:

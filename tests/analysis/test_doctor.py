@@ -45,7 +45,7 @@ def test_a_folder_that_cannot_be_written_to_is_exit_code_one(tmp_path, capsys, m
     assert main(["doctor", "--dir", str(tmp_path / "file")]) == 1
     said = " ".join(capsys.readouterr().out.split())
     assert "It cannot be written to" in said
-    assert "Look at its permissions" in said
+    assert "Check its permissions" in said
 
 
 @pytest.mark.parametrize(
@@ -54,9 +54,9 @@ def test_a_folder_that_cannot_be_written_to_is_exit_code_one(tmp_path, capsys, m
         ((), {}, None),
         (("jax>=0.10.2",), {"jax": "0.9.0", "jaxlib": "0.9.0", "flax": "0.11"}, "jax 0.9.0 is not"),
         (("grain>=0.2",), {"grain": None}, "grain is not installed"),
-        ((), {"jaxlib": "0.10.1"}, "jax 0.10.2 and jaxlib 0.10.1 are not of one release"),
+        ((), {"jaxlib": "0.10.1"}, "jax 0.10.2 and jaxlib 0.10.1 are not from the same release"),
         ((), {"flax": "0.10.0"}, "jax 0.10.2 with flax 0.10.0: older flax"),
-        ((), {"jinja2": "3.1.4"}, "its sandbox, in which chat templates run, leaks"),
+        ((), {"jinja2": "3.1.4"}, "its sandbox, in which chat templates run, is insecure"),
         (("torch>=9; extra == 'dev'",), {}, None),
         ((), {"libtpu": "0.0.1"}, "libtpu 0.0.1 is not ==0.0."),
     ],
@@ -103,7 +103,7 @@ def test_little_room_is_a_warning(tmp_path, monkeypatch):
 def test_a_hub_that_is_not_there_is_a_warning():
     (finding,) = doctor.hub({"HF_ENDPOINT": "http://127.0.0.1:9"})
     assert finding.state == "warning"
-    assert "is not reached" in finding.message
+    assert "cannot be reached" in finding.message
 
 
 # -------------------------------------------------------------------------------- the terminal

@@ -99,7 +99,7 @@ def test_a_decoder_is_scored_token_by_token():
     (batch,) = text_batches(["abc", "ab"], Words(), 8, "causal_lm")
     assert batch["targets"][:2].tolist() == [[2, 3, UNSCORED], [2, UNSCORED, UNSCORED]]
     assert batch["attention_mask"].sum() == 5
-    with pytest.raises(UserError, match="names no mask token"):
+    with pytest.raises(UserError, match="has no mask token"):
         text_batches(["abc"], Words(), 8, "masked_lm")
     with pytest.raises(UserError, match="too short"):
         text_batches(["a"], Words(), 8, "causal_lm")
@@ -107,5 +107,5 @@ def test_a_decoder_is_scored_token_by_token():
 
 def test_a_checkpoint_without_its_head_is_one_sentence(folder):
     config = config_of(folder, folder / "checkpoint")
-    with pytest.raises(UserError, match=r"report\.forgetting: .* has no head of its own"):
+    with pytest.raises(UserError, match=r"report\.forgetting: .* has no pretraining head"):
         open_forgetting(config, build(config))

@@ -83,12 +83,12 @@ def test_frozen_depths_say_what_they_said_and_the_others_moved(run):
 def test_too_few_rows_are_refused(run, tmp_path):
     rows = tmp_path / "few.csv"
     rows.write_text("text,label\na film,0\na plot,1\n")
-    with pytest.raises(UserError, match="takes 4 examples and more"):
+    with pytest.raises(UserError, match="needs at least 4 examples"):
         score(run.folder, data=f"csv:{rows}", similarity=True)
 
 
 def test_several_towers_have_no_depths_in_common():
     towers = {name: object.__new__(Tower) for name in ("vision", "text")}
     built = SimpleNamespace(model=SimpleNamespace(towers=towers))
-    with pytest.raises(UserError, match="one tower, and this model has vision, text"):
+    with pytest.raises(UserError, match="one tower; this model has vision, text"):
         similarity(built, {}, {}, SimpleNamespace(examples=range(9)))

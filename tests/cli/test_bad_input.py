@@ -97,10 +97,10 @@ def test_config_file(refused):
 
 def test_a_topology(refused):
     said = refused("plan", "c.yaml", "--topology", "v9:2x2")
-    assert said.startswith("--topology: there is no TPU 'v9'. There are ")
+    assert said.startswith("--topology: unknown TPU type 'v9'. Known: ")
     assert "v5e" in said
     said = refused("plan", "c.yaml", "--topology", "v5e:3x3")
-    assert said.startswith("--topology: v5e has no slice '3x3'. It has 1x1, ")
+    assert said.startswith("--topology: v5e has no slice of shape '3x3'. It has 1x1, ")
 
 
 def test_no_compiler_for_tpus(folder, monkeypatch, capsys):

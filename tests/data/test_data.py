@@ -115,7 +115,7 @@ def test_describe_shows_a_config_and_its_faults(spoilt, tmp_path, capsys):
     assert found["splits"][0]["labels"] == {"0": 60, "1": 4}
     write_rows(tmp_path / "eval.csv", [("fine plot", 1), ("grim plot", 1), ("grim plot", 1)])
     found = json.loads(said_by(capsys, "data", "describe", file, "--json"))
-    assert "all rows have one class, '1'" in found["splits"][1]["warnings"][0]
+    assert "all rows have the same class, '1'" in found["splits"][1]["warnings"][0]
     assert {"of": "eval", "also_in": "eval", "rows": 1} in found["repeated"]
     assert main(["plan", file]) == 2
     assert "the split has one class only ('1')" in capsys.readouterr().err
@@ -125,7 +125,7 @@ def test_describe_shows_a_config_and_its_faults(spoilt, tmp_path, capsys):
     ("words", "said"),
     [
         (["csv:{}/reviews.csv", "--text", "txet"], "no column 'txet'. Did you mean 'text'?"),
-        (["csv:{}/reviews.csv", "a=b"], "is a source, which takes no KEY=VALUE"),
+        (["csv:{}/reviews.csv", "a=b"], "is a source; KEY=VALUE is only for a config file"),
         (["csv:{}/reviews.csv", "--reference", "csv:x"], "Add --against"),
         (["csv:{}/gone.csv"], "There is no file"),
         (["csv:{}/*.tsv"], "no file matches this pattern"),
@@ -170,13 +170,13 @@ def test_advice_follows_from_the_figures():
     good = {"pieces_per_word": 1.2, "unknown": 0.0, "cut": 0.0}
     near, far = {"times": 1.1}, {"times": 2.5}
     probes = {"accuracy": 0.9, "guessing": 0.5}, {"accuracy": 0.55, "guessing": 0.5}
-    assert "Nothing here" in advice({"tokens": good})[0]
+    assert "No sign of a domain mismatch" in advice({"tokens": good})[0]
     assert "freezing costs little" in advice({"tokens": good, "probe": probes[0]})[0]
-    assert "train deeper, and label more" in advice({"tokens": good, "probe": probes[1]})[0]
+    assert "train more layers, and label more" in advice({"tokens": good, "probe": probes[1]})[0]
     (said,) = advice({"tokens": good, "distance": far})
     assert "adapt to the domain first" in said
-    assert "Nothing" in advice({"tokens": good, "distance": near})[0]
-    assert "many pieces" in advice({"tokens": good | {"pieces_per_word": 2.1}})[0]
+    assert "No sign" in advice({"tokens": good, "distance": near})[0]
+    assert "many tokens" in advice({"tokens": good | {"pieces_per_word": 2.1}})[0]
     assert "longer than the context" in advice({"tokens": good | {"cut": 0.2}})[0]
 
 
@@ -263,7 +263,7 @@ def test_images_and_class_names_are_written_too(tmp_path, capsys):
         ('{"text": {"a": 1}}', "made", "row 1: 'text' is dict, which a TFDS data set cannot hold"),
         ('{"text": "a"}\n{"text": 1}', "made", "'text' holds int or str; a column"),
         ('{"text": "a"}', "My-set", "'My-set' is not a valid name of a TFDS data set"),
-        ('{"text": "a"}', None, "--out: a source needs a folder"),
+        ('{"text": "a"}', None, "--out is missing: name a folder"),
     ],
 )
 def test_what_tfds_cannot_hold_is_one_sentence(tmp_path, capsys, content, out, said):

@@ -114,8 +114,8 @@ def test_a_mixture_draws_by_weight_and_says_so(tmp_path, capsys):
     assert built.splits["train"].source.place(70).startswith(f"csv:{tmp_path}/other.csv: row")
     assert main(["plan", write_config(config, tmp_path / "c.yaml")]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "train: 74.8% of what is drawn is of csv:" in said
-    assert "each row 1.2 times an epoch" in said
+    assert "train: 74.8% of the samples are from csv:" in said
+    assert "each row 1.2 times per epoch" in said
 
 
 def test_balanced_classes_come_equally_often(tmp_path):

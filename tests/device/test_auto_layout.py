@@ -25,15 +25,15 @@ GB = 10**9
 @pytest.mark.parametrize(
     ("devices", "batch", "accumulate", "state", "room", "wanted", "word"),
     [
-        (16, 64, 1, 5 * GB, 16 * GB, (16, 1, 1), "as a copy"),
-        (16, 64, 1, 20 * GB, 16 * GB, (4, 4, 1), "in 4 shards"),
-        (16, 64, 1, 128 * GB, 16 * GB, (1, 16, 1), "in 16 shards"),
+        (16, 64, 1, 5 * GB, 16 * GB, (16, 1, 1), "replicated"),
+        (16, 64, 1, 20 * GB, 16 * GB, (4, 4, 1), "sharded 4 ways"),
+        (16, 64, 1, 128 * GB, 16 * GB, (1, 16, 1), "sharded 16 ways"),
         (16, 64, 1, 900 * GB, 16 * GB, (1, 16, 1), "may not fit"),
-        (16, 4, 1, 20 * GB, 16 * GB, (4, 1, 4), "matrices are cut 4 ways"),
-        (16, 4, 2, 20 * GB, 16 * GB, (2, 1, 8), "matrices are cut 8 ways"),
+        (16, 4, 1, 20 * GB, 16 * GB, (4, 1, 4), "tensor parallelism is 4"),
+        (16, 4, 2, 20 * GB, 16 * GB, (2, 1, 8), "tensor parallelism is 8"),
         (16, 64, 1, 20 * GB, None, (16, 1, 1), "not known"),
-        (1, 7, 1, 5 * GB, 16 * GB, (1, 1, 1), "as a copy"),
-        (6, 9, 1, 5 * GB, 16 * GB, (3, 1, 2), "matrices are cut 2 ways"),
+        (1, 7, 1, 5 * GB, 16 * GB, (1, 1, 1), "replicated"),
+        (6, 9, 1, 5 * GB, 16 * GB, (3, 1, 2), "tensor parallelism is 2"),
     ],
 )
 def test_the_layout_follows_from_model_batch_and_memory(

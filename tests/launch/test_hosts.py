@@ -295,7 +295,7 @@ def test_files_that_differ_are_refused(what, config, tmp_path, monkeypatch):
     wanted = {
         "reviews.csv": ("the rows of data.train: ", "Every host has to read the same data."),
         "checkpoint": ("model.checkpoint: ", "Every host has to read the same checkpoint."),
-        "runs": ("the run in runs/tiny: nothing there, ", "run.dir has to be one folder that "),
+        "runs": ("the run in runs/tiny: nothing there, ", "run.dir must be a folder that "),
     }[what]
     assert said.startswith(wanted[0])
     assert wanted[1] in said

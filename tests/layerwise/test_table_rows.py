@@ -74,7 +74,7 @@ def test_rows_are_trained_on_scored_and_predicted(config, capsys):
     result = json.loads(Path("runs/tiny/result.json").read_text())
     assert {"average_precision", "auroc", "recall_at_1pct_fpr"} <= result["metrics"].keys()
     assert main(["report", "runs/tiny"]) == 0
-    assert "A miss costs 5, a false alarm 1." in Path("runs/tiny/report.html").read_text()
+    assert "A miss costs 5, a false positive 1." in Path("runs/tiny/report.html").read_text()
 
     written = list(drawn(12, 2))
     said = lines(capsys, "--file", "test.csv")

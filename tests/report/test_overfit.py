@@ -131,7 +131,7 @@ def test_a_sentence_says_where_train_and_eval_part():
     (note,) = overfitting(events([0.9, 0.7, 0.5, 0.3, 0.2, 0.1], [0.8, 0.6, 0.9]))
     assert note["step"] == 20
     assert (
-        "rises (0.600 to 0.900 at the end) while that on train falls (0.400 to 0.150)"
+        "rises (0.600 to 0.900 at the end) while the train loss falls (0.400 to 0.150)"
         in (note["text"])
     )
 

@@ -83,11 +83,11 @@ def test_a_page_shows_the_whole_run(run):
     assert "0.8312" in body  # the test accuracy
     assert "0.7022" in body  # the baseline
     assert body.count("<code>blocks/") == 96  # the layer table has every parameter
-    assert body.count(" taken for ") == 2 * 20  # the worst of test and of eval
+    assert body.count("</b>, predicted <b") == 2 * 20  # the worst of test and of eval
     assert "the step was not finite" in body
     assert "layer_decay:" in body  # the resolved config
     assert "b9a0018dff090c14" in body  # the checkpoint's hash
-    assert "What is not here" not in body
+    assert "Missing data" not in body
 
 
 def test_the_layer_table_goes_from_the_input_up(run):
@@ -169,7 +169,7 @@ def test_several_runs_share_the_figures_and_their_configs_are_compared(tmp_path)
     assert {"one", "two", "one, train", "two, train", "one, best", "two, best"} == names
     assert drawn["rates"]["unit"] == "head solid, rest dashed"
     body = without_scripts(page)
-    compared = body.split("What differs in their configs")[1].split("</section>")[0]
+    compared = body.split("Config differences")[1].split("</section>")[0]
     keys = re.findall(r"<th scope=\"row\"><code>(.*?)</code>", compared)
     assert keys == ["run.name", "optimizer.lr"]
 
@@ -183,9 +183,9 @@ def test_a_fan_takes_depths_that_differ(run):
     write_json(run / "rates.json", older)
     page = page_of(run)
     assert "depth-rates" not in figures_in(page)
-    assert "What is not here" not in page
+    assert "Missing data" not in page
     write_json(run / "rates.json", {**rates, "depths": [0]})
-    assert "not one rate for each group and step" in page_of(run)
+    assert "does not have one rate for each group and step" in page_of(run)
 
 
 def test_the_eval_rows_are_drawn_before_and_after(run):
@@ -194,7 +194,7 @@ def test_the_eval_rows_are_drawn_before_and_after(run):
     assert [line["name"] for line in drawn["series"]] == ["negative", "positive"]
     assert sum(len(line["x"]) for line in drawn["series"]) == 200
     assert drawn["axes"] == ["component 1 (31.0%)", "component 2 (12.0%)"]
-    assert "61.0% have one of their own kind as the nearest" in drawn["lead"]
+    assert "61.0% have a nearest neighbor of their own class" in drawn["lead"]
     many = [f"class {number % 20:02}" for number in range(199)] + ["rare"]
     write_json(run / "embeddings-before.json", {**read, "labels": many})
     lines = figures_in(page_of(run))["embeddings-before"]["series"]
@@ -202,11 +202,11 @@ def test_the_eval_rows_are_drawn_before_and_after(run):
     assert [line["symbol"] for line in lines[1:]] == ["circle"] * 6 + ["diamond"] * 6
     write_json(run / "embeddings-before.json", {**read, "labels": ["one"]})
     page = page_of(run)
-    assert "has not one point for each label" in page
+    assert "does not have one point for each label" in page
     (run / "embeddings-before.json").unlink()
     page = page_of(run)
     assert "embeddings-after" not in figures_in(page)
-    assert "What is not here" not in page
+    assert "Missing data" not in page
 
 
 def test_of_many_runs_each_is_one_line_in_a_shade_of_its_own(tmp_path):
@@ -270,15 +270,15 @@ def test_figures_as_files_replace_earlier_figures_and_nothing_else(run, tmp_path
 
 def test_figures_as_files_need_a_browser(run, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="There is no Chromium"):
+    with pytest.raises(UserError, match="Chromium, which renders the figures, is not installed"):
         write_pngs([run], tmp_path / "figures")
     broken = tmp_path / "chromium"
     broken.write_text("#!/bin/sh\nexit 3\n")
     broken.chmod(0o755)
-    with pytest.raises(UserError, match="did not draw the figures"):
+    with pytest.raises(UserError, match="did not render the figures"):
         write_pngs([run], tmp_path / "figures")
     broken.write_text("#!/bin/sh\necho '<html></html>'\n")
-    with pytest.raises(UserError, match="Chromium drew no score-loss"):
+    with pytest.raises(UserError, match="Chromium did not render the figure score-loss"):
         write_pngs([run], tmp_path / "figures")
     assert not (tmp_path / "figures").exists()
 
@@ -343,8 +343,8 @@ def test_a_broken_file_is_a_sentence_in_the_page(run, name, content):
     body = without_scripts(page_of(run))
     if name == "config.yaml" and content.startswith('{"rows'):
         return  # proper YAML with keys that nobody reads
-    assert "What is not here" in body
-    assert name in body.split("What is not here")[1]
+    assert "Missing data" in body
+    assert name in body.split("Missing data")[1]
 
 
 def test_a_run_that_has_only_begun_has_a_page(tmp_path):

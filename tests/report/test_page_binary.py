@@ -94,11 +94,11 @@ def test_thresholds_are_chosen_on_eval_and_counted_on_test(run):
         return (10 * missed.sum() + alarms.sum()) / 500
 
     least = min(cost(at) for at in [*chances, 1.0])
-    assert cost(by_rule["the least cost"]["threshold"]) == pytest.approx(least, abs=0.01)
+    assert cost(by_rule["lowest cost"]["threshold"]) == pytest.approx(least, abs=0.01)
     f1 = [metrics.f1_score(found, chances >= at) for at in chances]
-    best = metrics.f1_score(found, chances >= by_rule["the best F1"]["threshold"])
+    best = metrics.f1_score(found, chances >= by_rule["best F1"]["threshold"])
     assert best == pytest.approx(max(f1), abs=0.01)
-    quiet = by_rule["most found at 1% false alarms"]["threshold"]
+    quiet = by_rule["best recall at 1% false positives"]["threshold"]
     assert (chances[~found] >= quiet).mean() <= 0.01 < (chances[~found] >= quiet - 0.03).mean()
     for row in told["rows"]:
         chances_, found_ = draw(600, 0)
@@ -130,8 +130,8 @@ def test_the_page_shows_them(run):
     body = re.sub(r"<script.*?</script>", "", page, flags=re.S)
     for name in ("pr", "roc", "calibration", "cost"):
         assert f'id="figure-{name}"' in body
-    assert "Chosen on eval, counted on test." in body
-    assert "A miss costs 10, a false alarm 1." in body
+    assert "Tuned on eval, measured on test." in body
+    assert "A miss costs 10, a false positive 1." in body
     rows = re.findall(r'<th scope="row">(good|bad)</th><td class="n">(\d+)</td>', body)
     there = draw(600, 0)[1].sum()
     assert rows[:2] == [("good", str(600 - there)), ("bad", str(there))]
@@ -154,19 +154,19 @@ def test_one_class_has_no_curves(run):
         write_lines(run, split, lines_of(np.linspace(0.1, 0.9, 20), np.zeros(20, bool)))
     assert figures_of(run) == {}
     assert thresholds(read_run(run, "fraud")) is None
-    assert "Two classes" not in write_page([run]).read_text()
+    assert "Binary metrics" not in write_page([run]).read_text()
 
 
 def test_without_eval_rows_the_table_says_so(run):
     (run / "predictions-eval.jsonl").unlink()
-    assert "Chosen on the same rows, so they flatter." in write_page([run]).read_text()
+    assert "Tuned on the same rows, so the figures are optimistic." in write_page([run]).read_text()
 
 
 @pytest.mark.parametrize("costs", [{"miss": "ten", "false_alarm": 1}, [3], {"miss": 2}])
 def test_costs_that_are_none_are_left_out(run, costs):
     set_task(run, costs=costs)
     assert "cost" not in figures_of(run)
-    assert "the least cost" not in write_page([run]).read_text()
+    assert "lowest cost" not in write_page([run]).read_text()
 
 
 # --------------------------------------------------------------------- several labels, or a number
@@ -188,7 +188,7 @@ def test_several_labels_have_a_table_of_labels(run):
     for split in ("test", "eval"):
         write_lines(run, split, lines)
     body = write_page([run]).read_text()
-    assert "What is not here" not in body
+    assert "Missing data" not in body
     assert "2 wrong of 3" in body
     assert scored(read_run(run, "fraud")) == []
 
@@ -209,4 +209,4 @@ def test_a_number_is_drawn_over_what_is_so(run):
     assert "pr" not in drawn
     assert "Worst mistakes" in page
     assert "wrong of" not in page
-    assert "What is not here" not in page
+    assert "Missing data" not in page

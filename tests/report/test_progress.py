@@ -54,7 +54,7 @@ def test_plain_lines_come_every_ten_seconds_and_at_the_end(clock):
             view.update(step, VALUES if step % 5 == 0 else None)
     steps = [line.split()[1] for line in lines(shown)[1:-1]]
     assert steps == [f"{step}/100" for step in (5, 15, 25, 35, 45, 55, 65, 75, 85, 95, 100)]
-    assert lines(shown)[-1] == "through 100 steps after 1:40"
+    assert lines(shown)[-1] == "finished 100 steps in 1:40"
 
 
 def test_a_plain_line_says_it_all(clock):
@@ -85,7 +85,7 @@ def test_a_run_that_is_cut_off_says_where(clock):
         view.update(20)
         clock[0] = 15.0
         raise KeyboardInterrupt
-    assert lines(shown)[-1] == "stopped at step 20/200 after 0:15"
+    assert lines(shown)[-1] == "stopped at step 20/200 in 0:15"
 
 
 def test_many_rates_are_shown_as_their_span(clock):
@@ -221,7 +221,7 @@ def test_loading_table_names_what_is_new():
     new = [f"head/{index}" for index in range(8)]
     text = " ".join(printed(loading_table(["a"] * 101, new, [])).split())
     assert "loaded 101" in text
-    assert "newly initialised 8 head/0, head/1, head/2, head/3, head/4, head/5 and 2 more" in text
+    assert "newly initialized 8 head/0, head/1, head/2, head/3, head/4, head/5 and 2 more" in text
     assert "unused" not in text
     assert "shape" not in text
 

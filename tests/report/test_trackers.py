@@ -109,7 +109,7 @@ def test_one_that_fails_is_told_once_and_left(text, why, stand_in):
     stand_in("wandb", text)
     tell(["wandb"], said)
     assert len(said) == 1
-    assert said[0].startswith("Weights & Biases is left out from here on: ")
+    assert said[0].startswith("Weights & Biases is no longer logged to: ")
     assert why in said[0]
 
 
@@ -132,7 +132,7 @@ def test_a_slow_one_slows_no_step(stand_in, monkeypatch):
     tell(["wandb"], said, events=50)
     released.set()
     assert time.monotonic() - start < 30  # it would have waited for ever
-    assert said == ["Weights & Biases is left out from here on: it is too slow"]
+    assert said == ["Weights & Biases is no longer logged to: it is too slow"]
 
 
 def test_one_that_does_not_end_is_not_waited_for(stand_in, monkeypatch):
@@ -143,7 +143,7 @@ def test_one_that_does_not_end_is_not_waited_for(stand_in, monkeypatch):
     said = []
     tell(["wandb"], said)
     released.set()
-    assert said == ["Weights & Biases is left out from here on: it has not ended within 0 seconds"]
+    assert said == ["Weights & Biases is no longer logged to: it did not finish within 0 seconds"]
 
 
 def test_one_that_is_not_installed_is_a_sentence(monkeypatch):

@@ -263,7 +263,7 @@ def test_a_damaged_description_is_damage_and_not_another_model(tmp_path, change)
         restored = checkpoints.restore(like(states[0]))
     assert_same(restored.state, states[1])
     assert restored.notes == [
-        f"Checkpoint 2 in {tmp_path} is damaged: its description cannot be read."
+        f"Checkpoint 2 in {tmp_path} is damaged: its metadata cannot be read."
     ]
 
 
@@ -321,11 +321,11 @@ def changed(state: TrainState, **leaves) -> TrainState:
     [
         (
             changed(make_state(), **{"head/bias": jnp.zeros((5,))}),
-            r"'trainable/head/bias' is \(3,\) float32 there and \(5,\) float32 in this run",
+            r"'trainable/head/bias' is \(3,\) float32 in the checkpoint and \(5,\) float32 in this run",
         ),
         (
             changed(make_state(), **{"blocks/2/kernel": jnp.zeros((64, 48), jnp.bfloat16)}),
-            r"'trainable/blocks/2/kernel' is \(64, 48\) float32 there and \(64, 48\) bfloat16",
+            r"'trainable/blocks/2/kernel' is \(64, 48\) float32 in the checkpoint and \(64, 48\) bfloat16",
         ),
         (changed(make_state(), new=jnp.zeros(1)), "lacks 'trainable/new', which this run needs"),
         (make_state(average=False), "holds 'average/.*', which this run does not have"),
@@ -383,7 +383,7 @@ def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
         checkpoints.save(5, make_state())
         with pytest.raises(UserError, match=r"no checkpoint 6\. There are: best, last, 5\."):
             checkpoints.load_params(6)
-        with pytest.raises(UserError, match=r"is evaluated\. Ask for 'last'\."):
+        with pytest.raises(UserError, match=r"has been evaluated\. Ask for 'last'\."):
             checkpoints.load_params("best")
 
 

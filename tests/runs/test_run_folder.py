@@ -143,7 +143,7 @@ def test_a_run_file_that_would_delete_another_folder_is_refused(tmp_path, old):
         old = old.format(tmp_path) if isinstance(old, str) else old
         run.update(replaces=old, state="stopped")
         before = content(tmp_path)
-        with pytest.raises(UserError, match=r"run\.json: .* is no run that this one has set aside"):
+        with pytest.raises(UserError, match=r"run\.json: .* is not a run that this one replaced"):
             run.discard_old()
         assert content(tmp_path) == before
     before = content(tmp_path)
@@ -159,7 +159,7 @@ def test_a_link_in_place_of_the_old_run_is_refused(tmp_path):
         (tmp_path / "a.old-2026-01-01T000000Z").symlink_to(tmp_path / "thesis")
         run.update(replaces="a.old-2026-01-01T000000Z")
         before = content(tmp_path)
-        with pytest.raises(UserError, match="is no run that this one has set aside"):
+        with pytest.raises(UserError, match="is not a run that this one replaced"):
             run.discard_old()
         assert content(tmp_path) == before
 

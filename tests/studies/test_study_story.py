@@ -206,5 +206,7 @@ def test_lr_range_writes_its_curve(folder, monkeypatch, capsys):
     (figure,) = figures(found, [], [])
     assert figure["id"] == "range"
     assert len(figure["series"]) == 2
-    assert "Loss while the rate rises" in (folder / "runs/tiny-lr-range/index.html").read_text()
+    assert (
+        "Loss as the learning rate rises" in (folder / "runs/tiny-lr-range/index.html").read_text()
+    )
     assert jax.device_count() == 8, "on a mesh of eight"

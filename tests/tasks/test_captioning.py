@@ -196,4 +196,4 @@ def test_the_page_shows_images_with_what_was_wanted_and_written(run):
         assert [said["written"] for said in one["said"]] == [earlier["written"], line["written"]]
     page = render([read_run(run.folder, "run")])
     assert page.count(shown["texts"][0]["image"]) >= 1
-    assert "Written texts" in page
+    assert "Generated texts" in page

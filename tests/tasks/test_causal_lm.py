@@ -183,9 +183,9 @@ def test_a_run_learns_to_answer_and_is_handed_back(checkpoint, tmp_path, capsys)
     assert last[0]["written"].startswith(json.loads(capsys.readouterr().out)["text"])
     assert first != last
     page = write_page([run.folder]).read_text()
-    assert "Written texts" in page
+    assert "Generated texts" in page
     assert page.count("<small>before</small>") == page.count("<small>after</small>") == 8
-    assert "What is not here" not in page
+    assert "Missing data" not in page
 
 
 def test_a_conversation_is_asked_up_to_its_last_answer(model):

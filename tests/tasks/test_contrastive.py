@@ -281,11 +281,11 @@ def test_what_compares_layers_wants_one_tower(folder):
 def test_the_page_has_nothing_to_complain_of(run):
     page = write_page([run.folder]).read_text()
     assert "recall_at_10" in page
-    assert "What is not here" not in page
+    assert "Missing data" not in page
     files = [run.folder / f"predictions-{split}.jsonl" for split in ("eval", "test")]
     queries = sum(min(24, len(file.read_text().splitlines())) for file in files)
     assert page.count('<div class="found">') == queries
-    assert "own is first" in page
+    assert "own image ranks first" in page
 
 
 def test_a_page_of_a_run_without_found_images_leaves_them_out(run, tmp_path):
@@ -296,9 +296,9 @@ def test_a_page_of_a_run_without_found_images_leaves_them_out(run, tmp_path):
         kept = ("id", "file", "text", "before", "found")
         file.write_text("".join(json.dumps({k: one[k] for k in kept}) + "\n" for one in lines))
     page = write_page([older]).read_text()
-    assert "Images found" not in page
+    assert "Retrieved images" not in page
     assert "Predictions on" not in page
-    assert "What is not here" not in page
+    assert "Missing data" not in page
 
 
 def test_predict_points_to_search(run, capsys):

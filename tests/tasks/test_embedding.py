@@ -169,7 +169,7 @@ def test_the_texts_of_eval_pairs_lie_nearer_after_training(run):
     assert len(after["x"]) == 80
     assert not np.allclose(before["x"], after["x"])
     page = write_page([run.folder]).read_text()
-    assert "Where the eval rows lie" in page
+    assert "Embeddings of the eval rows" in page
 
 
 def test_what_is_found_is_as_counted_by_hand():
@@ -280,9 +280,9 @@ def test_vectors_are_those_of_the_export(run, capsys):
 
 def test_a_page_shows_what_lies_nearest(run):
     page = write_page([run.folder]).read_text()
-    assert "What is not here" not in page
+    assert "Missing data" not in page
     assert "Nearest texts" in page
-    assert page.count("<small>belongs to it</small>") >= 24
+    assert page.count("<small>correct match</small>") >= 24
 
 
 def test_no_slope_is_lost_in_rows_without_an_example(model):

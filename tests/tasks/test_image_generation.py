@@ -225,7 +225,9 @@ def test_the_page_shows_what_was_drawn(run):
     assert page.count('<figure><img src="data:image/png') == 3
     assert "before the first step" in page
     assert "of its class" in page
-    assert page.count('alt="its upper half, completed"') == 10  # five of eval, five of test
+    assert (
+        page.count('alt="its upper half, completed by the model"') == 10
+    )  # five of eval, five of test
 
 
 def test_predict_draws_by_class_and_completes(run, pictures, tmp_path, capsys):

@@ -243,8 +243,8 @@ def test_the_page_shows_the_pictures(run):
     page = write_page([run.folder]).read_text()
     wrong = sum(line["label"] != line["predicted"] for line in lines_of(run, "test"))
     assert page.count('<img src="data:image/webp;base64,') >= 2 * wrong > 0
-    assert page.count('alt="where the model looked"') == wrong
-    assert "What is not here" not in page
+    assert page.count('alt="attention map"') == wrong
+    assert "Missing data" not in page
 
 
 def test_predict_takes_files_and_folders(run, folder, capsys):

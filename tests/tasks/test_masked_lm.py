@@ -362,10 +362,10 @@ def test_a_page_shows_blanks_before_and_after(run):
     whole = "".join(json.dumps(line) + "\n" for line in lines)
     (run.folder / "predictions-eval.jsonl").write_text(whole)
     page = write_page([run.folder]).read_text()
-    assert "What is not here" not in page
+    assert "Missing data" not in page
     assert "&lt;b&gt;<mark>a&amp;b</mark>&lt;/b&gt;" in page
     assert page.count("<small>before</small>") == 15
-    assert "before the first step it was in" in page
+    assert "before the first step in" in page
     (run.folder / "predictions-eval.jsonl").write_text(
         '{"id": 0, "text": "a", "blank": [0, 1], "hidden": "a", "fills": [1], "loss": 1}\n'
     )

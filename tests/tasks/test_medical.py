@@ -83,6 +83,6 @@ def test_the_recipe_runs_and_scores_auroc(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert main(["report", str(tmp_path / "runs" / "medical")]) == 0
     page = (tmp_path / "runs" / "medical" / "report.html").read_text()
-    assert "What is not here" not in page
+    assert "Missing data" not in page
     plain = jaxft.load_config(str(CONFIG), [f"model.checkpoint={tmp_path}/vit"])
     assert plain.data.train == "tfds:patch_camelyon:train"

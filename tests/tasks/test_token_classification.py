@@ -406,7 +406,7 @@ def test_a_page_shows_what_was_tagged_and_what_was_found(run):
     odd["gold"] = [{"type": "good", "text": "a", "start": 3, "end": 4}]
     path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, odd]))
     page = write_page([run.folder]).read_text()
-    assert "What is not here" not in page
+    assert "Missing data" not in page
     assert "Entities by type" in page
     assert '&lt;b&gt;<mark style="--k: var(--c1)">a <small>good</small></mark>&lt;/b&gt;' in page
     path.write_text('{"text": "a", "entities": [3], "gold": [], "loss": 1}\n')

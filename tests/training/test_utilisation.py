@@ -82,10 +82,10 @@ def test_model_flops_are_those_of_the_phase_and_mfu_their_share_of_all_chips(tol
 def test_the_page_tells_it_too(told):
     run = read_run(told[0], "tiny")
     tiles = dict(view(run, 0)["tiles"])
-    assert tiles["model FLOPs a second"].endswith("FLOP")
-    assert tiles["of the chips' peak (MFU)"].endswith("%")
-    assert "tokens a second" in tiles
-    assert "Model FLOPs utilisation" in [figure["title"] for figure in figures([run])]
+    assert tiles["model FLOPs per second"].endswith("FLOP")
+    assert tiles["model FLOPs utilization (MFU)"].endswith("%")
+    assert "tokens per second" in tiles
+    assert "Model FLOPs utilization" in [figure["title"] for figure in figures([run])]
 
 
 def test_a_batch_is_on_its_way_before_the_step_before_it_is_waited_for(told):

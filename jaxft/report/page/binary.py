@@ -70,16 +70,16 @@ def binary_figures(runs: Sequence[Run]) -> list[dict[str, Any]]:
         return []
     made = [
         _figure("pr", "Precision and recall", ("recall", "precision"), shown, _precision_recall),
-        _figure("roc", "ROC", ("false alarms", "found"), shown, _roc),
+        _figure("roc", "ROC", ("false positive rate", "true positive rate"), shown, _roc),
         _figure("calibration", "Calibration", ("predicted", "true"), shown, _calibration),
-        _figure("cost", "Cost of an example", ("threshold", "cost"), shown, _cost),
+        _figure("cost", "Cost per example", ("threshold", "cost"), shown, _cost),
     ]
     wanted = classes(shown[0][1])[1] if len({classes(run)[1] for _, run, _ in shown}) == 1 else ""
     leads = {
-        "pr": f"Of what is called {wanted or 'the class'}, how much is; dotted: by chance.",
-        "roc": "The share that is found, and of the others that is called so; dotted: by chance.",
-        "calibration": "How often it is so at each probability; dotted: as often as was said.",
-        "cost": "Mistakes at each threshold, at what task.costs says of them.",
+        "pr": f"Precision against recall for {wanted or 'the class'}; dotted: prevalence.",
+        "roc": "True against false positive rate; dotted: chance.",
+        "calibration": "Observed frequency per predicted probability; dotted: perfect.",
+        "cost": "Cost of the errors at each threshold, from task.costs.",
     }
     return [{**figure, "lead": leads[figure["id"]]} for figure in made if figure["series"]]
 
@@ -182,14 +182,12 @@ def thresholds(run: Run) -> dict[str, Any] | None:
         return None
     shown, chosen, costs = splits[0], splits[-1], costs_of(run)
     rules = {
-        "the likelier class": 0.5,
-        "the best F1": _best(chosen, _f1),
-        f"most found at {FALSE_ALARMS:.0%} false alarms": _best(chosen, _quiet_recall),
+        "more probable class": 0.5,
+        "best F1": _best(chosen, _f1),
+        f"best recall at {FALSE_ALARMS:.0%} false positives": _best(chosen, _quiet_recall),
     }
     if costs is not None:
-        rules["the least cost"] = _best(
-            chosen, lambda split, at: -counted(split, at, costs)["cost"]
-        )
+        rules["lowest cost"] = _best(chosen, lambda split, at: -counted(split, at, costs)["cost"])
     return {
         "wanted": classes(run)[1],
         "chosen": chosen.split,

@@ -59,7 +59,7 @@ def number_figures(runs: Sequence[Run]) -> list[dict[str, Any]]:
             "unit": ", ".join(dict.fromkeys(splits)),
             "format": ".4~g",
             "axes": ("true", "predicted"),
-            "lead": "A dot an example; on the dotted line both are the same.",
+            "lead": "One dot per example; on the dotted line the prediction is exact.",
             "series": [*series, plain_series("", ends, ends, "faint", 6, "dot")],
         }
     ]

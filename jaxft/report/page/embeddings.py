@@ -36,7 +36,7 @@ def _scatter(when: str, points: dict[str, Any]) -> dict[str, Any]:
         series.insert(0, plain_series(f"{len(counts) - len(names)} others", x, y, "dots", GREY))
     shares = [numbers.share(share) for share in points["explained"]]
     lead = (
-        f"{numbers.share(points['alike'])} have one of their own kind as the nearest; by chance "
+        f"{numbers.share(points['alike'])} have a nearest neighbor of their own class; by chance "
         f"{numbers.share(points['guessing'])}."
     )
     return {

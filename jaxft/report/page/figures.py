@@ -18,7 +18,7 @@ MOST_POINTS = 1500  # a series is thinned to so many
 TITLES = {
     "mcc": "Matthews correlation",
     "auroc": "AUROC",
-    "recall_at_1pct_fpr": "Recall at 1% false alarms",
+    "recall_at_1pct_fpr": "Recall at 1% FPR",
 }
 DASHES = ("solid", "dash", "dot", "dashdot")
 DASH_NAMES = ("solid", "dashed", "dotted", "dashes and dots")
@@ -33,7 +33,7 @@ def figures(runs: Sequence[Run]) -> list[dict[str, Any]]:
         _rates(runs),
         _depth_rates(runs),
         _training(runs, "examples_per_second", "Throughput", "examples/s"),
-        _training(runs, "mfu", "Model FLOPs utilisation", "of the chips' peak"),
+        _training(runs, "mfu", "Model FLOPs utilization", "share of the chips' peak"),
         _training(runs, "grad_norm", "Gradient norm", "before clipping"),
     ]
     return [figure for figure in made if figure["series"]]

@@ -12,10 +12,34 @@ from jaxft.tree import natural_order
 MOST_STEPS = 240  # columns of a heat map
 # Metric, kind of its events, title, unit, and what it says.
 MAPS = (
-    ("relative_gradient", "layers", "Relative gradient", "‖g‖ / ‖w‖", "Where the loss pulls."),
-    ("update_ratio", "layers", "Update over weight", "‖Δw‖ / ‖w‖", "How far one step goes."),
-    ("drift", "drift", "Drift", "‖w - w₀‖ / ‖w₀‖", "How far a layer is from its start."),
-    ("signal", "layers", "Signal over noise", "|m| / √v", "Near 1 the steps agree, near 0 not."),
+    (
+        "relative_gradient",
+        "layers",
+        "Relative gradient",
+        "‖g‖ / ‖w‖",
+        "The gradient relative to the weights.",
+    ),
+    (
+        "update_ratio",
+        "layers",
+        "Relative update",
+        "‖Δw‖ / ‖w‖",
+        "The size of one step relative to the weights.",
+    ),
+    (
+        "drift",
+        "drift",
+        "Drift",
+        "‖w - w₀‖ / ‖w₀‖",
+        "The distance of a layer from its initial weights.",
+    ),
+    (
+        "signal",
+        "layers",
+        "Signal-to-noise ratio",
+        "|m| / √v",
+        "Near 1 the gradients of successive steps agree, near 0 they are noise.",
+    ),
     ("grad_norm", "layers", "Gradient norm", "‖g‖", "Before clipping."),
     ("rate", "layers", "Rate", "", "Of a layer's fastest parameter."),
 )

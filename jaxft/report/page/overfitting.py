@@ -10,7 +10,7 @@ OPEN = 1.05  # the loss on eval over its lowest, from which it has risen and doe
 
 
 def overfitting(events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A note at the step from which the loss on eval rises while that on train falls.
+    """A note at the step from which the loss on eval rises while the train loss falls.
 
     The loss on train at an evaluation is the mean of the lines since the evaluation before.
 
@@ -38,9 +38,9 @@ def overfitting(events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     if not rises or before is None or after is None or after >= before:
         return []
     text = (
-        f"From here on the loss on eval rises ({scored[lowest]['loss']:.3f} to "
-        f"{scored[-1]['loss']:.3f} at the end) while that on train falls ({before:.3f} to "
-        f"{after:.3f}): the model learns its rows by heart. Train for less long "
+        f"From here on the eval loss rises ({scored[lowest]['loss']:.3f} to "
+        f"{scored[-1]['loss']:.3f} at the end) while the train loss falls ({before:.3f} to "
+        f"{after:.3f}): the model overfits. Train for fewer steps "
         "(checkpoint.patience), lower the rates, or freeze more."
     )
     return [{"step": scored[lowest]["step"], "text": text}]

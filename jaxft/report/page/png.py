@@ -38,7 +38,10 @@ def write_pngs(runs: Sequence[Path], folder: Path) -> list[Path]:
     pictures = json.loads(html.unescape(match[1])) if match else {}
     missing = [figure["id"] for figure in figures if figure["id"] not in pictures]
     if missing:
-        raise UserError(f"Chromium drew no {missing[0]}.", "Look at the page: jaxft report RUN.")
+        raise UserError(
+            f"Chromium did not render the figure {missing[0]}.",
+            "Look at the page: jaxft report RUN.",
+        )
     paths = {folder / f"{re.sub(UNSAFE, '-', name)}.png": pictures[name] for name in pictures}
     for path in paths:  # all of them before the first is written
         outputs.check_output(path, outputs.PNG_MARK, "--png")

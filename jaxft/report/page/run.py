@@ -114,7 +114,7 @@ def read_run(path: Path, name: str) -> Run:
             problems.append(f"{error.message} The page leaves out {left_out}.")
             return None
 
-    about = attempt(lambda: _about(folder), "what the run was made with") or {}
+    about = attempt(lambda: _about(folder), "versions and devices") or {}
     config = attempt(lambda: _config(folder), "the config") or {}
     view = view_of(about, config.get("task") or {})
     splits = [] if view is None else [*SPLITS]
@@ -137,8 +137,8 @@ def read_run(path: Path, name: str) -> Run:
         rates=attempt(lambda: _rates(folder), "the rates"),
         result=attempt(lambda: _result(folder), "the result"),
         predictions=predictions,
-        embeddings=attempt(lambda: _embeddings(folder), "where the eval rows lie") or {},
-        answers=attempt(lambda: _answers(folder), "what was answered") or {},
+        embeddings=attempt(lambda: _embeddings(folder), "the embeddings of the eval rows") or {},
+        answers=attempt(lambda: _answers(folder), "the answers") or {},
         problems=problems,
     )
 
@@ -184,7 +184,7 @@ def _rates(folder: RunFolder) -> Any:
     if "by_depth" in rates:  # runs of before there was a fan have none
         proper = proper and _is_grid(rates["by_depth"], steps, rates.get("depths"))
     if not proper:
-        raise UserError(f"{folder.path}/rates.json has not one rate for each group and step.")
+        raise UserError(f"{folder.path}/rates.json does not have one rate for each group and step.")
     return rates
 
 
@@ -204,7 +204,7 @@ def _embeddings(folder: RunFolder) -> dict[str, Any]:
         read = folder.read_json(name)
         _check([read], POINTS, folder, name)
         if not _is_grid([read["x"], read["y"]], ["x", "y"], read["labels"]):
-            raise UserError(f"{folder.path}/{name} has not one point for each label.")
+            raise UserError(f"{folder.path}/{name} does not have one point for each label.")
         versions[when] = read
     return versions
 
@@ -217,7 +217,7 @@ def _answers(folder: RunFolder) -> dict[str, list[dict[str, Any]]]:
         if (folder.path / name).exists():
             versions[when] = folder.read_json(name)
             if not isinstance(versions[when], list):
-                raise UserError(f"{folder.path}/{name} is not laid out as jaxft writes it.")
+                raise UserError(f"{folder.path}/{name} does not have the format that jaxft writes.")
             _check(versions[when], ANSWER, folder, name)
     return versions
 
@@ -245,7 +245,7 @@ def _check(items: Iterable[Any], keys: Keys, folder: RunFolder, name: str) -> No
     """Every item is a mapping that has `keys`, each of one of its types."""
     for item in items:
         if not isinstance(item, dict):
-            raise UserError(f"{folder.path}/{name} is not laid out as jaxft writes it.")
+            raise UserError(f"{folder.path}/{name} does not have the format that jaxft writes.")
         for key, types in keys.items():
             if not isinstance(item.get(key), types):
                 raise UserError(f"{folder.path}/{name} has an entry without a proper '{key}'.")

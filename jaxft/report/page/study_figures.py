@@ -124,7 +124,7 @@ def _drift(about: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> Figu
         "kind": "heat",
         "title": "Drift by depth",
         "unit": "‖w - w₀‖ / ‖w₀‖ at the end" + (", mean over seeds" if seeded else ""),
-        "lead": "Depth 0 are the embeddings, the highest is the head.",
+        "lead": "Depth 0 is the embeddings, the highest depth is the head.",
         "axis": "",
         "x": list(settings),
         "y": [str(depth) for depth in depths],
@@ -186,7 +186,7 @@ def _ranges(about: Mapping[str, Any]) -> Figure:
     return {
         "id": "range",
         "kind": "lines",
-        "title": "Loss while the rate rises",
+        "title": "Loss as the learning rate rises",
         "unit": "thin: each step; thick: smoothed; band: the suggested range",
         "lead": "",
         "axis": RATE,

@@ -47,7 +47,7 @@ def view(run: Run, index: int) -> dict[str, Any]:
     return {
         "index": index,
         "name": run.name,
-        "state": str(run.about.get("state", "of unknown state")),
+        "state": str(run.about.get("state", "state unknown")),
         "command": _command(run.about),
         "checkpoint": str((run.config.get("model") or {}).get("checkpoint", "")),
         "task": run.task.replace("_", " "),
@@ -150,22 +150,22 @@ def _tiles(run: Run) -> list[tuple[str, str]]:
     # A resumed run's clock holds the pause too, so its time says nothing.
     clock = [time for event in run.events if (time := _numbers(event).get("time"))]
     if len(clock) > 1 and not run.about.get("resumed"):
-        tiles.append(("first log to last", numbers.span(clock[-1] - clock[0])))
+        tiles.append(("training time", numbers.span(clock[-1] - clock[0])))
     examples, tokens = (_usual(train, f"{name}_per_second") for name in ("examples", "tokens"))
-    tiles += [("examples a second", numbers.count(examples))] if examples else []
-    tiles += [("tokens a second", numbers.count(tokens))] if tokens > examples else []
+    tiles += [("examples per second", numbers.count(examples))] if examples else []
+    tiles += [("tokens per second", numbers.count(tokens))] if tokens > examples else []
     flops, used = _usual(train, "flops_per_second"), _usual(train, "mfu")
-    tiles += [("model FLOPs a second", numbers.count(flops, "FLOP"))] if flops else []
-    tiles += [("of the chips' peak (MFU)", numbers.share(used))] if used else []
+    tiles += [("model FLOPs per second", numbers.count(flops, "FLOP"))] if flops else []
+    tiles += [("model FLOPs utilization (MFU)", numbers.share(used))] if used else []
     groups = _groups(run)
     if groups:
         total = sum(group["parameters"] for group in groups)
         trains = sum(group["parameters"] for group in groups if group["trainable"])
         tiles.append(("parameters", numbers.count(total)))
-        tiles.append(("of them train", numbers.share(trains / max(total, 1))))
+        tiles.append(("trainable", numbers.share(trains / max(total, 1))))
     step = _numbers((run.table or {}).get("flops") or {})
     if step.get("step") and step.get("full"):
-        tiles.append(("work saved by freezing", numbers.share(1 - step["step"] / step["full"])))
+        tiles.append(("FLOPs saved by freezing", numbers.share(1 - step["step"] / step["full"])))
     return tiles
 
 

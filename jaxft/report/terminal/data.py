@@ -30,7 +30,7 @@ def description_tables(
     for split in splits:
         shown += _split(split)
     if repeated:
-        table = _table("rows that come twice", ("rows", "of", "also in"))
+        table = _table("duplicate rows", ("rows", "of", "also in"))
         for one in repeated:
             again = "the same" if one["of"] == one["also_in"] else one["also_in"]
             table.add_row(f"{one['rows']:,}", one["of"], again)
@@ -96,16 +96,18 @@ def _against(fit: Mapping[str, Any]) -> list[RenderableType]:
     tokens = fit["tokens"]
     table = _table(f"{fit['texts']:,} texts against {fit['checkpoint']}", ("", "", ""))
     table.show_header = False
-    table.add_row("pieces a word", f"{tokens['pieces_per_word']:.2f}", "English prose: 1.1 to 1.3")
-    table.add_row("unknown pieces", share(tokens["unknown"]), "")
+    table.add_row(
+        "tokens per word", f"{tokens['pieces_per_word']:.2f}", "English prose: 1.1 to 1.3"
+    )
+    table.add_row("unknown tokens", share(tokens["unknown"]), "")
     lengths = f"{tokens['mean']:.0f}, {tokens['p95']:.0f}, {tokens['longest']:,}"
-    table.add_row("tokens: mean, 95%, most", lengths, f"the context holds {tokens['context']:,}")
-    table.add_row("texts that are cut", share(tokens["cut"]), "")
+    table.add_row("tokens: mean, 95%, maximum", lengths, f"context length {tokens['context']:,}")
+    table.add_row("truncated texts", share(tokens["cut"]), "")
     if head := fit.get("pretraining"):
-        about = f"of the checkpoint's own {head['objective']} head"
+        about = f"from the checkpoint's {head['objective']} head"
         table.add_row("pseudo-perplexity", f"{head['perplexity']:.1f}", about)
     if distance := fit.get("distance"):
-        about = f"{distance['times']:.1f} times that of the reference's halves"
+        about = f"{distance['times']:.1f} times that between halves of the reference"
         table.add_row("Frechet distance", f"{distance['frechet']:.3g}", about)
     if probe := fit.get("probe"):
         about = f"± {probe['margin']:.3f}; guessing: {probe['guessing']:.3f}"

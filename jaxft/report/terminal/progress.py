@@ -78,8 +78,8 @@ class Progress:
         else:
             took, total = span(monotonic() - self._started), f"{self._total:,}"
             done = self._step >= self._total
-            where = f"through {total} steps" if done else f"stopped at step {self._step:,}/{total}"
-            self._line(f"{where} after {took}")
+            where = f"finished {total} steps" if done else f"stopped at step {self._step:,}/{total}"
+            self._line(f"{where} in {took}")
 
     def update(self, step: int, values: Mapping[str, Any] | None = None) -> None:
         """Show that `step` steps are done.

@@ -21,8 +21,8 @@ def parts_table(parts: Sequence[Mapping[str, Any]]) -> RenderableType:
         parts: mappings with `bucket`, `members`, `differs` (bucket -> key=value), `steps`,
             `bytes` and `state` (bytes a member).
     """
-    table = Table("program", "members", "what it has", box=box.SIMPLE_HEAD)
-    for name in ("steps", "memory", "of it a member's own"):
+    table = Table("program", "members", "members", box=box.SIMPLE_HEAD)
+    for name in ("steps", "memory", "of it per member"):
         table.add_column(name, justify="right")
     for part in parts:
         table.add_row(

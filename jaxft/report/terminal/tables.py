@@ -27,7 +27,7 @@ def loading_table(
     """
     table = _table("checkpoint", [("", "left"), ("tensors", "right"), ("which", "left")])
     table.add_row("loaded", f"{len(loaded):,}", "")
-    for title, names in (("newly initialised", new), ("in the file, unused", unused)):
+    for title, names in (("newly initialized", new), ("in the file, unused", unused)):
         if names:
             more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
             table.add_row(title, f"{len(names):,}", ", ".join(names[:NAMED]) + more)
@@ -77,8 +77,8 @@ def _data_notes(split: Mapping[str, Any]) -> list[str]:
     if split.get("note"):
         notes.append(f"{split['note']}.")
     notes += [
-        f"{share(part['share'])} of what is drawn is of {part['source']}, each row "
-        f"{part['times']:.2g} times an epoch."
+        f"{share(part['share'])} of the samples are from {part['source']}, each row "
+        f"{part['times']:.2g} times per epoch."
         for part in split.get("drawn", ())
     ]
     return [f"{split['split']}: {line}" for line in notes]
@@ -149,7 +149,7 @@ def segment_table(
         flops: with `step`, the FLOPs of the step.
     """
     names = ("forward", "input_gradient", "weight_gradient")
-    columns = [("segment", "left"), ("forward", "right"), ("through", "right")]
+    columns = [("segment", "left"), ("forward", "right"), ("pass-through", "right")]
     columns += [("own gradient", "right"), ("of the step", "right")]
     shown = _table("cost of a step, in FLOP", columns)
 
