@@ -62,7 +62,7 @@ def choose_mesh(
     share = state // (fsdp * tensor)
     why.append(
         f"parameters, gradients and moments take {size(state)}, and {size(share)} of a device's "
-        f"{size(room)} " + ("replicated" if fsdp == 1 else f"sharded {fsdp} ways")
+        f"{size(room)}, " + ("replicated" if fsdp == 1 else f"sharded {fsdp} ways")
     )
     if not fitting:
         why.append("which is more than half of it: it may not fit")
