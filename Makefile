@@ -8,46 +8,46 @@ SAY    := @printf '\n\033[1m== %s\033[0m\n'
 .DEFAULT_GOAL := help
 .PHONY: help demo demos demos-full assets test test-all lint format docs bench clean
 
-help:  ## this list
+help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
-demo: $(VENV)/.runtime  ## fine-tune MiniLM on 8,530 film reviews: train, evaluate, export, report
+demo: $(VENV)/.runtime  ## fine-tune MiniLM on 8,530 movie reviews: train, evaluate, export, report
 	$(SAY) 'The checkpoint and the reviews'
 	@$(BIN)/python -m jaxft.demo
 	$(SAY) 'Train (configs/sentiment.yaml)'
 	@resume=$$(test -f $(RUN)/run.json && echo --resume); \
 	$(BIN)/jaxft train configs/sentiment.yaml $$resume
-	$(SAY) 'Evaluate on the rows that were held out'
+	$(SAY) 'Evaluate on the held-out rows'
 	@$(BIN)/jaxft eval $(RUN) --split test
 	@$(BIN)/python -m benchmarks.baseline $(RUN)
 	$(SAY) 'Export to Hugging Face'
 	@$(BIN)/jaxft export $(RUN) --out $(RUN)/export
 	$(SAY) 'Report'
 	@$(BIN)/jaxft report $(RUN) --out $(RUN)/report.html
-	$(SAY) 'Ask it'
+	$(SAY) 'Predict'
 	$(BIN)/jaxft predict $(RUN) "a gorgeous , witty , seductive movie ." "an hour too long ."
 	@printf '\n%-8s%s\n' run $(RUN) result $(RUN)/result.json export $(RUN)/export \
 	    report $(RUN)/report.html
 
-demos: $(VENV)/.demos  ## one table of all the configs: few rows, at most 5 minutes each on 2 cores
+demos: $(VENV)/.demos  ## run every config on few rows and tabulate the results: at most 5 minutes each on 2 cores
 	@$(BIN)/python -m benchmarks.demos
 
 demos-full: $(VENV)/.demos  ## the same on all rows (hours)
 	@$(BIN)/python -m benchmarks.demos --full
 
-assets: $(VENV)/.runtime  ## bring the demo's checkpoint and reviews, and link them as assets/
+assets: $(VENV)/.runtime  ## download the demo's checkpoint and reviews, and link them as assets/
 	$(BIN)/python -m jaxft.demo
 
 test: $(VENV)/.dev  ## what CI runs, about 30 minutes on 2 cores
 	$(BIN)/pytest -n auto --dist worksteal
 
-test-all: $(VENV)/.dev  ## every config, mesh, fault and fuzz; the report in headless Chromium
+test-all: $(VENV)/.dev  ## all configs and meshes, fault injection, fuzzing; the report in headless Chromium
 	@command -v chromium > /dev/null || { test "$$(id -u)" = 0 && apt-get update -q && \
 	    apt-get install -q -y --no-install-recommends chromium; } || \
 	    { echo 'test-all needs chromium on the PATH (Debian: apt-get install chromium)'; exit 1; }
 	$(BIN)/pytest -n auto --dist worksteal --full
 
-lint: $(VENV)/.dev  ## format, lint, types, and docs/ up to date
+lint: $(VENV)/.dev  ## check formatting, lint, types, and that docs/ is up to date
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -57,16 +57,16 @@ lint: $(VENV)/.dev  ## format, lint, types, and docs/ up to date
 	@$(BIN)/python -m docs.models_table --check docs/models.md || \
 	    { echo 'docs/models.md is out of date: make docs'; exit 1; }
 
-format: $(VENV)/.dev  ## format and mend what ruff can
+format: $(VENV)/.dev  ## format, and apply ruff's automatic fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(VENV)/.dev  ## write docs/schema.json and the table of docs/models.md from the code
+docs: $(VENV)/.dev  ## regenerate docs/schema.json and the table in docs/models.md
 	$(BIN)/jaxft config --schema > docs/schema.json.new
 	mv docs/schema.json.new docs/schema.json
 	$(BIN)/python -m docs.models_table docs/models.md
 
-bench: $(VENV)/.dev  ## the measurements behind the README's figures; hours on a quiet machine
+bench: $(VENV)/.dev  ## measure the README's figures; takes hours on a quiet machine
 	$(BIN)/python -m jaxft.demo
 	$(BIN)/python -m benchmarks.seeds
 	$(BIN)/python -m benchmarks.agreement
@@ -79,7 +79,7 @@ bench: $(VENV)/.dev  ## the measurements behind the README's figures; hours on a
 	$(BIN)/python -m benchmarks.trunk_cache
 	$(BIN)/python -m benchmarks.async_save
 
-clean:  ## remove the virtual environment and the tools' caches; runs/ stays
+clean:  ## remove the virtual environment and the tools' caches, but not runs/
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build *.egg-info
 
 $(BIN)/python:
@@ -94,7 +94,7 @@ $(VENV)/.runtime: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/.demos: pyproject.toml | $(BIN)/python
-	$(SAY) 'Install jaxft and what reads the checkpoints of its demos'
+	$(SAY) 'Install jaxft and the readers of its demo checkpoints'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demos]'
 	@touch $@ $(VENV)/.runtime
 
