@@ -31,7 +31,7 @@ class Examples(ABC):
     def collate(
         self, index: np.ndarray, row_length: int, epoch_random: EpochRandom = FIRST_EPOCH
     ) -> dict[str, np.ndarray]:
-        """The arrays of one batch, under the names of `jaxft.models.layers.batch_keys`.
+        """The arrays of one batch, under the names of `jaxft.models.layers.batch`.
 
         Args:
             index: `[rows, segments]` example numbers, -1 for none.
