@@ -40,7 +40,7 @@ def with_attention(
     (tower,) = setup.model.towers.values()
     assert isinstance(tower, Tower)
 
-    def look(params, batch):
+    def look(params: Any, batch: Any) -> tuple[dict, dict]:
         maps = attention_rollout(tower, setup.model.config, params, batch, setup.compute)
         return {}, {"maps": maps[:, None], "example_ids": batch["example_ids"]}
 

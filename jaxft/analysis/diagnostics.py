@@ -89,7 +89,9 @@ def _arrays(leaves: Any) -> list[tuple[str, jax.Array]]:
 
 
 @partial(jax.jit, static_argnums=6)
-def _adam_row(param, mu, nu, count, rate, decay, betas):
+def _adam_row(
+    param: Any, mu: Any, nu: Any, count: Any, rate: Any, decay: Any, betas: tuple[float, ...]
+) -> jax.Array:
     b1, b2, eps = betas
     mean, square = mu / (1 - b1**count), nu / (1 - b2**count)
     root = jnp.sqrt(square)
@@ -98,7 +100,7 @@ def _adam_row(param, mu, nu, count, rate, decay, betas):
 
 
 @jax.jit
-def _trace_row(param, trace, rate, decay):
+def _trace_row(param: Any, trace: Any, rate: Any, decay: Any) -> jax.Array:
     # Plain descent keeps nothing, and its gradient is gone.
     direction = jnp.full_like(param, jnp.nan) if trace is None else trace
     weight, update = _moved(param, direction, rate, decay)
@@ -106,7 +108,7 @@ def _trace_row(param, trace, rate, decay):
     return jnp.stack([weight, update, jnp.full_like(weight, jnp.nan)])
 
 
-def _moved(param, direction, rate, decay):
+def _moved(param: Any, direction: Any, rate: Any, decay: Any) -> tuple[jax.Array, jax.Array]:
     """Squares of the weight before the update, and of the update: -rate (direction + decay p)."""
     before = (param + rate * direction) / (1 - rate * decay)
     update = rate * (direction + decay * before)

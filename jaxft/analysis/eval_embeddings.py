@@ -85,7 +85,7 @@ def _features(
     top = frozenset(name for name, depth in tower.depths.items() if depth == tower.last)
     compute = replace(setup.compute, trainable=top)
 
-    def evaluate_batch(params, batch):
+    def evaluate_batch(params: Any, batch: Any) -> tuple[dict, dict]:
         stream = setup.model.trunk(params, batch, compute)
         (means,) = (example_means(one, batch) for one in stream.values())
         return {}, {"features": means, "example_ids": batch["example_ids"]}

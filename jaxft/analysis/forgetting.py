@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -169,7 +170,7 @@ def text_batches(
 def loss_of(model: Model, compute: Compute) -> Callable:
     """Return the jitted loss of `text_batches`: `(params, batch) -> (sum, weight)`."""
 
-    def loss(params, batch):
+    def loss(params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
         outputs = model.apply(params, batch, None, compute)
         scored = batch["targets"] != UNSCORED  # [B, T]
         if "losses" in outputs:

@@ -12,6 +12,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16}  # else the digits of the type's name
@@ -96,7 +97,7 @@ def _over_a_ring(kind: str, nbytes: int, group: int) -> int:
     return round(nbytes * factors[kind])
 
 
-def _read(text: str, mesh: Mapping[str, int]):
+def _read(text: str, mesh: Mapping[str, int]) -> tuple[Any, Any]:
     """Who calls whom and how often, and what is sent where.
 
     Returns:

@@ -65,7 +65,9 @@ def param_shardings(
     return {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
 
 
-def _check_replication(shapes, specs, mesh: Mesh) -> None:
+def _check_replication(
+    shapes: Mapping[str, Sequence[int]], specs: Mapping[str, PartitionSpec], mesh: Mesh
+) -> None:
     size = {name: math.prod(shape) for name, shape in shapes.items()}
     whole = [name for name, spec in specs.items() if len(shapes[name]) > 1 and not any(spec)]
     share = sum(size[name] for name in whole) / max(sum(size.values()), 1)

@@ -31,7 +31,7 @@ LOSS = "loss"  # the segment of what is in no part of the model
 Tally = Counter[tuple[str, str]]  # (segment, one of the three) -> FLOPs
 
 
-def count_flops(function: Callable, *args, **kwargs) -> int:
+def count_flops(function: Callable, *args: Any, **kwargs: Any) -> int:
     """Floating point operations of the matmuls that `function` runs, 2 a multiply-add.
 
     Args:
@@ -41,7 +41,7 @@ def count_flops(function: Callable, *args, **kwargs) -> int:
     return tally_flops(function, *args, **kwargs).total()
 
 
-def tally_flops(function: Callable, *args, **kwargs) -> Tally:
+def tally_flops(function: Callable, *args: Any, **kwargs: Any) -> Tally:
     """The same, by segment of the model and by what each matmul is for: see `count_flops`."""
     return tally_program(jax.make_jaxpr(function)(*args, **kwargs).jaxpr)
 
@@ -162,7 +162,7 @@ def gradient_tally(
     objective = objective_of(setup, compute)
     trainable, frozen = split_tree(param_shapes(setup.model, compute.dtype), names)
 
-    def loss(trainable, frozen, batch, key):
+    def loss(trainable: Any, frozen: Any, batch: Any, key: jax.Array) -> jax.Array:
         return objective({**frozen, **trainable}, batch, key)["loss"][0]
 
     return tally_flops(jax.value_and_grad(loss), trainable, frozen, batch, jax.random.key(0))
@@ -210,10 +210,10 @@ def kept_bytes(setup: Setup, compute: Compute) -> int:
     trainable, frozen = split_tree(shapes_of, _trained(shapes_of, compute))
     trainable = {n: jax.ShapeDtypeStruct(a.shape, "float32") for n, a in trainable.items()}
 
-    def kept(trainable, frozen, batch, key):
+    def kept(trainable: Any, frozen: Any, batch: Any, key: jax.Array) -> Any:
         batch = {**batch, **setup.model.trunk({**frozen, **trainable}, batch, compute)}
 
-        def loss(trainable):
+        def loss(trainable: Any) -> jax.Array:
             return objective({**frozen, **trainable}, batch, key)["loss"][0]
 
         return jax.vjp(loss, trainable)[1]

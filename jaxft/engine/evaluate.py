@@ -50,7 +50,7 @@ def evaluation_function(setup: Setup, compute: Compute) -> EvalStep:
     forward, bound = outputs_of(setup, compute), setup.bound
     inputs = setup.splits["train"].examples.inputs
 
-    def evaluate_batch(params, batch):
+    def evaluate_batch(params: Any, batch: Any) -> tuple[dict, dict]:
         outputs = forward(params, batch)
         outputs |= bound.generated(params, with_inputs(batch, inputs), compute)
         sums, outcomes = bound.sums(outputs, batch), bound.outcomes(outputs, batch)
@@ -140,7 +140,7 @@ def run_split(
     mesh: jax.sharding.Mesh,
     layout: Layout,
     step: EvalStep,
-    params,
+    params: Any,
     examples: Examples,
     collate: Collate | None = None,
 ) -> Iterator[Any]:
@@ -151,7 +151,7 @@ def run_split(
 
 
 def run_plan(
-    mesh: jax.sharding.Mesh, step: EvalStep, params, plan: EvalPlan, collate: Collate
+    mesh: jax.sharding.Mesh, step: EvalStep, params: Any, plan: EvalPlan, collate: Collate
 ) -> Iterator[Any]:
     """What a step gives of each batch of a plan, on the host; the next is under way meanwhile."""
     overlap = overlaps(mesh)
@@ -177,7 +177,7 @@ def run_plan(
 
 
 def of_chosen(
-    setup: Setup, split: Split, function: EvalStep, params, chosen: np.ndarray
+    setup: Setup, split: Split, function: EvalStep, params: Any, chosen: np.ndarray
 ) -> dict[str, np.ndarray]:
     """What a function gives of some of a split's examples, in their order.
 

@@ -147,7 +147,7 @@ def outputs_of(setup: Setup, compute: Compute) -> Outputs:
     """
     inputs = setup.splits["train"].examples.inputs
 
-    def outputs(params, batch, key=None):
+    def outputs(params: Any, batch: Any, key: jax.Array | None = None) -> dict[str, jax.Array]:
         return setup.model.apply(params, with_inputs(batch, inputs), key, compute)
 
     return outputs

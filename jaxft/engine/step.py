@@ -127,7 +127,9 @@ def step_function(
         rows: how a batch's rows lie on the mesh.
     """
 
-    def step(state: TrainState, frozen: Params, batch: Batch, rates: Rates):
+    def step(
+        state: TrainState, frozen: Params, batch: Batch, rates: Rates
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(state.key, state.step)
         fixed = {**frozen, **state.settled}
         gradients, sums = _mean_gradients(objective, accumulate, state, fixed, batch, key, rows)
@@ -165,14 +167,22 @@ def step_function(
     return step
 
 
-def _mean_gradients(objective, accumulate: int, state: TrainState, frozen, batch, key, rows):
+def _mean_gradients(
+    objective: Objective,
+    accumulate: int,
+    state: TrainState,
+    frozen: Params,
+    batch: Batch,
+    key: jax.Array,
+    rows: jax.sharding.NamedSharding,
+) -> tuple[Params, dict[str, Any]]:
     """Gradients of the batch's mean loss, and the objective's sums and weights over the batch."""
 
-    def loss_sum(trainable: Params, part: Batch, part_key: jax.Array):
+    def loss_sum(trainable: Params, part: Batch, part_key: jax.Array) -> tuple[jax.Array, Any]:
         sums = objective({**frozen, **trainable}, part, part_key)
         return sums["loss"][0], sums
 
-    def loss_mean(trainable: Params, part: Batch, part_key: jax.Array):
+    def loss_mean(trainable: Params, part: Batch, part_key: jax.Array) -> tuple[jax.Array, Any]:
         total, sums = loss_sum(trainable, part, part_key)
         return total / jax.lax.stop_gradient(sums["loss"][1]), sums
 
@@ -196,7 +206,7 @@ def _mean_gradients(objective, accumulate: int, state: TrainState, frozen, batch
         jax.eval_shape(gradient, state.trainable, first, keys[0]),
     )
 
-    def body(total, part_and_key):
+    def body(total: Any, part_and_key: Any) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, gradient(state.trainable, *part_and_key)), None
 
     (gradients, sums), _ = jax.lax.scan(body, zeros, (parts, keys))

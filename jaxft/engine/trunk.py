@@ -135,7 +135,7 @@ def open_trunk(
 
     meta = _meta(setup, compute)
 
-    def build():
+    def build() -> Any:
         return _run(setup, compute, examples, batches_of, leaves, progress, interrupted), meta
 
     if ready and not everywhere:  # another process has not: it cannot run the trunk alone

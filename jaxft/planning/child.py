@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any, TextIO
@@ -39,7 +39,7 @@ class Planner:
         tell: is told what goes on.
     """
 
-    def __init__(self, config: Config, devices: Sequence, weights: bool, tell):
+    def __init__(self, config: Config, devices: Sequence, weights: bool, tell: Callable[..., None]):
         self.config, self.devices, self.weights, self.tell = config, devices, weights, tell
         self.chip: Chip | None = find_chip(devices[0].device_kind)
         self._known: dict[Any, Compiled | OutOfMemory] = {}

@@ -244,7 +244,7 @@ class Checkpoints:
         return -value if self._mode == "min" else value
 
     def _record(self, step: int) -> tuple[Leaves, dict[str, Any]]:
-        def read():
+        def read() -> Any:
             return unsealed(self._orbax.checkpointables_metadata(step).custom_metadata)
 
         return attempt(read, "its metadata cannot be read")
@@ -252,7 +252,7 @@ class Checkpoints:
     def _read(self, step: int, parts: dict[str, Any], saved: Leaves) -> dict[str, Any]:
         """Some fields of a checkpoint, each leaf verified."""
 
-        def read():
+        def read() -> Any:
             loaded = self._orbax.load_checkpointables(step, parts)
             return loaded, checksum(loaded)
 

@@ -54,10 +54,10 @@ def make_study_step(
     )
     shared = shares_trunk(setup.model, now.compute, frozenset(states.settled))
 
-    def step(states: TrainState, frozen, batch, rates: Rates):
+    def step(states: TrainState, frozen: Any, batch: Any, rates: Rates) -> tuple[TrainState, Any]:
         batch = with_trunk(setup.model, now.compute, frozen, batch) if shared else batch
 
-        def advance(state: TrainState, told: Rates):
+        def advance(state: TrainState, told: Rates) -> tuple[TrainState, Any]:
             metrics = jax.eval_shape(own, state, frozen, batch, told)[1]
             del metrics["bad_steps"]
             lost = {name: jnp.full(m.shape, jnp.nan, m.dtype) for name, m in metrics.items()}
@@ -89,7 +89,7 @@ def _together(advance: Callable, states: TrainState, rates: Rates) -> tuple[Trai
 def _in_turn(advance: Callable, states: TrainState, rates: Rates) -> tuple[TrainState, Any]:
     """The members one after another, each written where it was read: no second copy of all."""
 
-    def one(states: TrainState, turn: tuple[jax.Array, Rates]):
+    def one(states: TrainState, turn: tuple[jax.Array, Rates]) -> tuple[TrainState, Any]:
         index, told = turn
         state = jax.tree.map(
             lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), states
@@ -120,7 +120,7 @@ def shares_trunk(model: Model, compute: Compute, settled: frozenset[str]) -> boo
     return True
 
 
-def with_trunk(model: Model, compute: Compute, frozen, batch) -> dict[str, jax.Array]:
+def with_trunk(model: Model, compute: Compute, frozen: Any, batch: Any) -> dict[str, jax.Array]:
     """The batch with what the trunk makes of it, from which a model then starts."""
     return {**batch, **model.trunk(frozen, batch, compute)}
 
@@ -136,7 +136,7 @@ def make_study_eval(
     own = evaluation_function(setup, now.compute)
     shared = shares_trunk(setup.model, now.compute, frozenset(states.settled))
 
-    def evaluate(params, batch):
+    def evaluate(params: Any, batch: Any) -> Any:
         trained, frozen = params
         batch = with_trunk(setup.model, now.compute, frozen, batch) if shared else batch
         over = jax.lax.map if takes_turns(now.compute) else lambda one, many: jax.vmap(one)(many)

@@ -7,7 +7,9 @@ import numpy as np
 LEAST_VISIBLE = 0.3  # of a box's area has to lie in a piece for the box to be learned there
 
 
-def cut(size: tuple[int, int], shape: tuple[int, int], tile: int | None, overlap: float):
+def cut(
+    size: tuple[int, int], shape: tuple[int, int], tile: int | None, overlap: float
+) -> np.ndarray:
     """Return the pieces of a picture: `[P, 4]` left, top, width and height in its pixels.
 
     A piece may reach over the right and bottom edge of the picture, which is black there.

@@ -42,7 +42,13 @@ def environment() -> ImmutableSandboxedEnvironment:
     def refuse(message: str) -> None:
         raise jinja2.TemplateError(message)
 
-    def as_json(value: Any, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+    def as_json(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: Any = None,
+        separators: Any = None,
+        sort_keys: bool = False,
+    ) -> str:
         return json.dumps(
             value,
             ensure_ascii=ensure_ascii,

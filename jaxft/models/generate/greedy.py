@@ -7,6 +7,7 @@ left out by the same numbers.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,14 +46,14 @@ def write_greedily(
     scores, cache, read = prefill_from(decoder, params, sources, first, most - 1, compute)
     seen = jnp.ones((rows, most), jnp.int32)
 
-    def likeliest(scores, open_):
+    def likeliest(scores: jax.Array, open_: jax.Array) -> jax.Array:
         return jnp.where(open_, jnp.argmax(scores, axis=-1).astype(jnp.int32), end)
 
-    def going_on(state):
+    def going_on(state: Any) -> jax.Array:
         slot, _, token, _ = state
         return (slot < most) & (token != end).any()
 
-    def one_more(state):
+    def one_more(state: Any) -> Any:
         slot, texts, token, cache = state
         scores, cache = decode(decoder, params, token, seen, slot, cache, compute, read)
         token = likeliest(scores, token != end)

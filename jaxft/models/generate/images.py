@@ -71,7 +71,7 @@ def draw_images(
         own = jax.vmap(lambda key: jax.random.fold_in(key, slot))(keys)
         return jax.vmap(jax.random.categorical)(own, warp(scores, numbers, top_k)).astype(jnp.int32)
 
-    def one_more(state, slot):
+    def one_more(state: Any, slot: jax.Array) -> tuple[Any, jax.Array]:
         token, cache = state
         scores, cache = decode(tower, params, token, seen, slot, cache, compute)
         token = next_of(scores, slot)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -217,12 +218,32 @@ def _by_xla(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
-def _attention(query, key, value, bias, positions, words, rate, soft_cap, precision):
+def _attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    bias: Any,
+    positions: Any,
+    words: Any,
+    rate: float,
+    soft_cap: float | None,
+    precision: Any,
+) -> jax.Array:
     inputs = query, key, value, bias, positions, words
     return _attention_forward(*inputs, rate, soft_cap, precision)[0]
 
 
-def _attention_forward(query, key, value, bias, positions, words, rate, soft_cap, precision):
+def _attention_forward(
+    query: Any,
+    key: Any,
+    value: Any,
+    bias: Any,
+    positions: Any,
+    words: Any,
+    rate: float,
+    soft_cap: float | None,
+    precision: Any,
+) -> tuple[jax.Array, Any]:
     scores = _scores("bhtk,bhsk->bhts", query, key, precision)
     capped = None
     if soft_cap is not None:
@@ -238,7 +259,9 @@ def _attention_forward(query, key, value, bias, positions, words, rate, soft_cap
     return out, (query, key, value, weights, out, words, capped, placed)
 
 
-def _attention_backward(rate, soft_cap, precision, kept, d_out):
+def _attention_backward(
+    rate: float, soft_cap: float | None, precision: Any, kept: Any, d_out: jax.Array
+) -> tuple[Any, ...]:
     """Keeps the weights (cheaper than their exponentials again) and not the dropout mask.
 
     The softmax's sum over weights is d_out . out, a product [B, H, T, K] instead of one over

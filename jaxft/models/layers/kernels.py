@@ -7,6 +7,7 @@ scores [B, H, T, T], and neither has dropout on the attention weights.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -173,11 +174,13 @@ def run_kernel(
     Returns:
         [B, H, T, K].
     """
+    local: Callable[..., jax.Array]
     if kernel.name == "cudnn":
         local = partial(_cudnn, causal=causal)
     else:
-        options = {"causal": causal, "window": window, "soft_cap": soft_cap}
-        local = partial(_splash, **options, interpret=kernel.interpret)
+        local = partial(
+            _splash, causal=causal, window=window, soft_cap=soft_cap, interpret=kernel.interpret
+        )
     if kernel.mesh is None:
         return local(query, key, value, seen)
     cut = PartitionSpec(ROWS, HEADS)
@@ -191,7 +194,9 @@ def run_kernel(
     return over_devices(query, key, value, seen)
 
 
-def _cudnn(query, key, value, bias, *, causal):
+def _cudnn(
+    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, *, causal: bool
+) -> jax.Array:
     """Source: cuDNN's flash attention, by way of jax."""
     query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))  # [B, T, H, K]
     out = jax.nn.dot_product_attention(
@@ -206,7 +211,17 @@ def _cudnn(query, key, value, bias, *, causal):
     return out.transpose(0, 2, 1, 3)
 
 
-def _splash(query, key, value, segments, *, causal, window, soft_cap, interpret):
+def _splash(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segments: jax.Array,
+    *,
+    causal: bool,
+    window: int | None,
+    soft_cap: float | None,
+    interpret: bool,
+) -> jax.Array:
     """Source: jax's splash attention; blocks that nobody sees are not computed."""
     heads, length = query.shape[1], query.shape[2]
     spare = (0, -length % LANES)

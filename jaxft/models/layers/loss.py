@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +87,7 @@ def _in_pieces(
     ]
     wide = x.astype(jnp.float32)
 
-    def score(alike, wide, piece, places) -> tuple[jax.Array, ...]:
+    def score(alike: Any, wide: Any, piece: Any, places: Any) -> tuple[jax.Array, ...]:
         of = iter(piece)
         own = [next(of) if value is None else value for value in alike]
         narrow = [value.astype(leaf.dtype) for value, leaf in zip(own, leaves, strict=True)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,12 +39,12 @@ def matmul_precision() -> str | None:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _linear(x, kernel, bias, precision):
+def _linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, precision: Any) -> jax.Array:
     out = lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), precision)
     return out if bias is None else out + bias
 
 
-def _linear_forward(x, kernel, bias, precision):
+def _linear_forward(x: Any, kernel: Any, bias: Any, precision: Any) -> tuple[jax.Array, Any]:
     # What is kept is what a wanted gradient reads: a frozen kernel costs no matmul of its own.
     # Of the bias only the structure is: an empty tuple says that there is one.
     kept = (
@@ -54,7 +55,7 @@ def _linear_forward(x, kernel, bias, precision):
     return _linear(x.value, kernel.value, None if bias is None else bias.value, precision), kept
 
 
-def _linear_backward(precision, kept, d_out):
+def _linear_backward(precision: Any, kept: Any, d_out: jax.Array) -> tuple[Any, ...]:
     x, kernel, biased = kept
     flat = d_out.reshape(-1, d_out.shape[-1])  # [N, O]
     d_x = d_kernel = d_bias = None
@@ -103,7 +104,9 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> j
     return _layer_norm_forward(x, scale, bias, eps)[0]
 
 
-def _layer_norm_forward(x, scale, bias, eps):
+def _layer_norm_forward(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float
+) -> tuple[jax.Array, Any]:
     wide = x.astype(jnp.float32)
     mean = wide.mean(-1, keepdims=True)
     centred = wide - mean
@@ -112,7 +115,7 @@ def _layer_norm_forward(x, scale, bias, eps):
     return out.astype(x.dtype), (x, mean, inverse, scale)
 
 
-def _layer_norm_backward(eps, kept, d_out):
+def _layer_norm_backward(eps: float, kept: Any, d_out: jax.Array) -> tuple[jax.Array, ...]:
     x, mean, inverse, scale = kept
     d_out = d_out.astype(jnp.float32)
     normal = (x.astype(jnp.float32) - mean) * inverse
@@ -137,14 +140,14 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     return _rms_norm_forward(x, scale, eps)[0]
 
 
-def _rms_norm_forward(x, scale, eps):
+def _rms_norm_forward(x: jax.Array, scale: jax.Array, eps: float) -> tuple[jax.Array, Any]:
     wide = x.astype(jnp.float32)
     inverse = lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + eps)
     out = wide * inverse * scale.astype(jnp.float32)
     return out.astype(x.dtype), (x, inverse, scale)
 
 
-def _rms_norm_backward(eps, kept, d_out):
+def _rms_norm_backward(eps: float, kept: Any, d_out: jax.Array) -> tuple[jax.Array, ...]:
     x, inverse, scale = kept
     d_out = d_out.astype(jnp.float32)
     normal = x.astype(jnp.float32) * inverse
@@ -173,7 +176,7 @@ def _normal_cdf(x: jax.Array) -> jax.Array:
     return 0.5 + 0.5 * lax.erf(x * math.sqrt(0.5))
 
 
-def _gelu_backward(x, d_out):
+def _gelu_backward(x: jax.Array, d_out: jax.Array) -> tuple[jax.Array]:
     wide = x.astype(jnp.float32)
     density = jnp.exp(-0.5 * wide * wide) * (1.0 / math.sqrt(2.0 * math.pi))
     slope = _normal_cdf(wide) + wide * density

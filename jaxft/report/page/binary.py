@@ -6,7 +6,7 @@ Those are chosen on the rows that chose the best step, and counted on the rows t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +85,11 @@ def binary_figures(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _figure(
-    name: str, title: str, axes: tuple[str, str], shown: Sequence[tuple[int, Run, Scored]], curve_of
+    name: str,
+    title: str,
+    axes: tuple[str, str],
+    shown: Sequence[tuple[int, Run, Scored]],
+    curve_of: Callable[..., Any],
 ) -> dict[str, Any]:
     series: list[Series] = []
     for index, run, split in shown:
@@ -223,7 +227,7 @@ def counted(split: Scored, threshold: float, costs: Mapping[str, float] | None) 
     }
 
 
-def _best(split: Scored, worth) -> float:
+def _best(split: Scored, worth: Callable[..., Any]) -> float:
     """The threshold that is worth most on a split, among the chances that were said there.
 
     Of several the middle one, between chances, so that it is not one row's own.

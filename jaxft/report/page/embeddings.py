@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from jaxft import numbers
@@ -51,7 +52,7 @@ def _scatter(when: str, points: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _of(points: dict[str, Any], wanted) -> tuple[list, list]:
+def _of(points: dict[str, Any], wanted: Callable[[Any], bool]) -> tuple[list, list]:
     """The points whose label is wanted."""
     inside = [index for index, label in enumerate(points["labels"]) if wanted(label)]
     return [points["x"][index] for index in inside], [points["y"][index] for index in inside]
