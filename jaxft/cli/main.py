@@ -56,7 +56,7 @@ RunName = Annotated[
 REFUSED_BY_THE_SYSTEM = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 # Commands that would conflict if they were started on every host.
 ALONE = {"data", "eval", "predict", "search", "study", "export", "report"}
-KEYS_HELP = "Run jaxft config for every config key with its type, default and meaning."
+KEYS_HELP = "To list every config key with its type, default and meaning: jaxft config"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
