@@ -31,6 +31,8 @@ AUTO = {
 FAMILIES = registry.families()
 # BERT's kin have its blocks: `make test` looks at what is their own, stems and heads.
 BERTS_KIN = ("camembert", "distilbert", "electra", "roberta", "xlm-roberta")
+# Their one block is repeated: it has one depth, and is scanned over as it is.
+SHARED_BLOCKS = ("albert",)
 # Of two families in one model these are always tested.
 OWN_PAIRS = ("vit+gpt2", "clip+gpt2", "bert+bert")
 OWN_HEADS = (

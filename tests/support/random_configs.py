@@ -259,6 +259,7 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "attention_probs_dropout_prob": rate,
     "attn_pdrop": rate,
     "classifier_dropout": rate,
+    "classifier_dropout_prob": rate,
     "drop_path_rate": rate,
     "dropout": rate,
     "dropout_rate": rate,
