@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from jaxft.analysis.forgetting import OBJECTIVES, loss_of, text_batches
 from jaxft.errors import UserError
 from jaxft.metrics.frechet import frechet
-from jaxft.models.load import describe, load
+from jaxft.models.load import LoadOptions, describe, load
 from jaxft.models.model import Model
 from jaxft.models.tower.tower import Compute
 from jaxft.tasks.parts.tools import Tools
@@ -96,7 +96,7 @@ def _pretraining(checkpoint: str, tools: Tools, texts: Sequence[str]) -> dict[st
     """The loss of the checkpoint's own head; None where it has none."""
     heads = tools.model.family.model_types[tools.model.model_type]
     for objective in (name for name in OBJECTIVES if name in heads):
-        if describe(checkpoint, task=objective).matching.new:
+        if describe(checkpoint, LoadOptions(task=objective)).matching.new:
             continue
         model = load(checkpoint, task=objective)
         loss = loss_of(model, Compute())

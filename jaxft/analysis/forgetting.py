@@ -109,9 +109,9 @@ def open_forgetting(config: Config, setup: Setup) -> Forgetting | None:
 def _pretrained(config: Config, setup: Setup) -> tuple[str, Model]:
     """The checkpoint under the head that it was pretrained with, described."""
     heads = setup.model.family.model_types[setup.model.model_type]
-    options = model_options(config, ()) | {"adapter": None, "labels": None}
+    options = replace(model_options(config, ()), adapter=None, labels=None)
     for objective in (name for name in OBJECTIVES if name in heads):
-        model = describe(config.model.checkpoint, **options | {"task": objective})
+        model = describe(config.model.checkpoint, replace(options, task=objective))
         if not model.matching.new:
             return objective, model
     raise UserError(

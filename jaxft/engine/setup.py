@@ -32,7 +32,7 @@ from jaxft.engine.recipe import make_table, optimizer_from, phases_from
 from jaxft.errors import UserError
 from jaxft.layerwise.phases import Phase
 from jaxft.layerwise.table import LayerTable
-from jaxft.models.load import HEADLESS, Model, describe
+from jaxft.models.load import HEADLESS, LoadOptions, Model, describe
 from jaxft.models.tower.tower import Compute
 from jaxft.tasks.parts.contract import BoundTask, Sums, Task
 from jaxft.tasks.parts.tools import Tools
@@ -181,7 +181,7 @@ def build(
     task = make_task(config)
     sources = open_sources(task, config.data.specs, config.data.where, config.run.seed.data)
     names = task.label_names(sources["train"])
-    model = describe(config.model.checkpoint, weights=weights, **model_options(config, names, new))
+    model = describe(config.model.checkpoint, model_options(config, names, new), weights=weights)
     mesh, why = build_mesh(config, model, _ever_trained(config, model), devices)
     bound = bind_task(task, config, model, names, weights)
     splits = open_splits(bound, sources, config.data.on_bad_row)
@@ -235,7 +235,7 @@ def bind_task(
     return task.bind(tools, names)
 
 
-def model_options(config: Config, names: Sequence[str], new: Sequence[str] = ()) -> dict[str, Any]:
+def model_options(config: Config, names: Sequence[str], new: Sequence[str] = ()) -> LoadOptions:
     """How the config asks for its checkpoint to be described or loaded.
 
     Args:
@@ -243,19 +243,19 @@ def model_options(config: Config, names: Sequence[str], new: Sequence[str] = ())
         names: the classes.
         new: parameters that were new when the run began.
     """
-    return {
-        "task": make_task(config).head or HEADLESS,
-        "labels": names or None,
-        "dropout": config.model.dropout,
-        "ignore": config.model.ignore,
-        "resize_vocab": config.model.resize_vocab,
-        "reinit": config.model.reinit,
-        "image_size": config.model.image_size,
-        "detection_tokens": config.model.detection_tokens,
-        "adapter": asked_adapter(config.adapter),
-        "new": new,
-        "cache": config.model.cache,
-    }
+    return LoadOptions(
+        task=make_task(config).head or HEADLESS,
+        labels=names or None,
+        dropout=config.model.dropout,
+        ignore=config.model.ignore,
+        resize_vocab=config.model.resize_vocab,
+        reinit=config.model.reinit,
+        image_size=config.model.image_size,
+        detection_tokens=config.model.detection_tokens,
+        adapter=asked_adapter(config.adapter),
+        new=new,
+        cache=config.model.cache,
+    )
 
 
 def _lay_out(

@@ -118,7 +118,8 @@ def open_trained(folder: Path, which: Which = "best") -> Trained:
     names = tuple(about["labels"])
     options = model_options(config, names, new_at_start(run))
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    described = describe(config.model.checkpoint, sharding=lambda *leaf: place, **options)
+    options = replace(options, sharding=lambda *leaf: place)
+    described = describe(config.model.checkpoint, options)
     check_base(run, described.source)
     task = make_task(config)
     with open_checkpoints(run, config, task, read_only=True) as checkpoints:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,29 @@ CLASS_HEADS = ("text_classification", "image_classification", "token_classificat
 HEADLESS = ("embedding",)
 
 ShardingOf = Callable[[str, tuple[int, ...], tuple[str, ...]], Sharding | None]
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """The choices of what a checkpoint becomes; `load` explains each."""
+
+    task: str | None = None
+    num_labels: int | None = None
+    labels: Sequence[str] | None = None
+    dtype: str = "float32"
+    dropout: float | None = None
+    ignore: Sequence[str] = ()
+    resize_vocab: bool = False
+    reinit: int = 0
+    image_size: int | None = None
+    detection_tokens: int | None = None
+    adapter: Adapter | str | Path | None = None
+    new: Sequence[str] = ()
+    sharding: ShardingOf | None = None
+    cache: str | None = None
+
+
+PLAIN = LoadOptions()  # the checkpoint as it is
 
 
 def load(
@@ -92,8 +115,7 @@ def load(
     Raises:
         UserError: the checkpoint is not there, not whole, or not understood.
     """
-    model = describe(
-        checkpoint,
+    options = LoadOptions(
         task=task,
         num_labels=num_labels,
         labels=labels,
@@ -109,38 +131,22 @@ def load(
         sharding=sharding,
         cache=cache,
     )
-    return with_values(model, dtype=dtype, seed=seed)
+    return with_values(describe(checkpoint, options), dtype=dtype, seed=seed)
 
 
 def describe(
-    checkpoint: Checkpoint,
-    *,
-    task: str | None = None,
-    num_labels: int | None = None,
-    labels: Sequence[str] | None = None,
-    dtype: str = "float32",
-    dropout: float | None = None,
-    ignore: Sequence[str] = (),
-    resize_vocab: bool = False,
-    reinit: int = 0,
-    image_size: int | None = None,
-    detection_tokens: int | None = None,
-    adapter: Adapter | str | Path | None = None,
-    new: Sequence[str] = (),
-    sharding: ShardingOf | None = None,
-    cache: str | None = None,
-    weights: bool = True,
+    checkpoint: Checkpoint, options: LoadOptions = PLAIN, *, weights: bool = True
 ) -> Model:
     """A model as `load` gives it, with shapes for parameters: no weight is read.
 
-    The arguments are those of `load`. What is wrong with a checkpoint is found here. Without
-    `weights` its config is enough, and they are taken to be as that says.
+    What is wrong with a checkpoint is found here. Without `weights` its config is enough, and they
+    are taken to be as that says.
     """
-    source = resolve(checkpoint, cache)
-    fields, tensors = _content(source, task, resize_vocab, detection_tokens, labels, weights)
+    source = resolve(checkpoint, options.cache)
+    fields, tensors = _content(source, options, weights)
     fields = (family := _family(fields, source)).settled(fields, tensors)
-    head, config = _head(family, fields, task), _config(family, fields, ignore, dropout, image_size)
-    own, labels = class_labels(fields, num_labels, labels)
+    head, config = _head(family, fields, options.task), _config(family, fields, options)
+    own, labels = class_labels(fields, options.num_labels, options.labels)
     towers, named = family.towers(config, head, len(labels)), _named(head, labels)
     lines = resolve_names(family.names(head, fields["model_type"]), leaves := leaves_of(towers))
     matching = match(
@@ -149,14 +155,15 @@ def describe(
         canonical=family.canonical,
         fresh=family.fresh,
         refuse=(family.head,) if named and own != labels else (),
-        unused=(*family.unused, *ignore),
+        unused=(*family.unused, *options.ignore),
         refit=family.refits(config, fields),
-        grow=resize_vocab,
+        grow=options.resize_vocab,
     )
-    matching = with_new(reinitialised(matching, towers, reinit, family.pooler), new)
-    model = Model(family, config, head, named, {}, towers, source, fields, matching, image_size)
-    model = model if adapter is None else with_adapter(model, adapter)
-    return replace(model, params=_shapes(model.leaves, dtype, sharding))
+    matching = with_new(reinitialised(matching, towers, options.reinit, family.pooler), options.new)
+    size = options.image_size
+    model = Model(family, config, head, named, {}, towers, source, fields, matching, size)
+    model = model if options.adapter is None else with_adapter(model, options.adapter)
+    return replace(model, params=_shapes(model.leaves, options.dtype, options.sharding))
 
 
 def _shapes(
@@ -233,20 +240,16 @@ def _tensors(source: Source) -> dict[str, Tensor]:
 
 
 def _content(
-    source: Source,
-    task: str | None,
-    resize_vocab: bool,
-    detection_tokens: int | None,
-    labels: Sequence[str] | None,
-    weights: bool,
+    source: Source, options: LoadOptions, weights: bool
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The config.json and the tensors of a checkpoint, or of what it becomes for a task."""
-    fields, tensors = _fields(source, resize_vocab), _tensors(source) if weights else {}
+    task, labels = options.task, options.labels
+    fields, tensors = _fields(source, options.resize_vocab), _tensors(source) if weights else {}
     if task == IMAGE_GENERATION and labels and fields["model_type"] in imagegpt.MODEL_TYPES:
         return with_classes(fields, tensors, source.folder, labels)
     if task != DETECTION:
         return fields, tensors
-    return yolos_from_vit.detector(fields, tensors, detection_tokens)
+    return yolos_from_vit.detector(fields, tensors, options.detection_tokens)
 
 
 def _named(head: str | None, labels: tuple[str, ...]) -> tuple[str, ...] | None:
@@ -254,24 +257,18 @@ def _named(head: str | None, labels: tuple[str, ...]) -> tuple[str, ...] | None:
     return labels if head in CLASS_HEADS else None
 
 
-def _config(
-    family: Family,
-    fields: Mapping[str, Any],
-    ignore: Sequence[str],
-    dropout: float | None,
-    image_size: int | None,
-) -> Any:
+def _config(family: Family, fields: Mapping[str, Any], options: LoadOptions) -> Any:
     """The checkpoint's config with another dropout rate and image size, where they are asked."""
-    config = family.config.from_hf(fields, (*ignore, *family.unread))
-    if dropout is not None:
-        config = config.with_dropout(dropout)
-    if image_size is None or IMAGE_GENERATION in family.model_types[fields["model_type"]]:
+    config = family.config.from_hf(fields, (*options.ignore, *family.unread))
+    if options.dropout is not None:
+        config = config.with_dropout(options.dropout)
+    if options.image_size is None or IMAGE_GENERATION in family.model_types[fields["model_type"]]:
         return config  # what reads an image as words takes any of them, as it takes any text
     if not family.images or config.image_size is None:
         raise UserError(
             f"model.image_size: a {fields['model_type']} reads no images.", "Leave it out."
         )
-    return config.with_image_size(image_size)
+    return config.with_image_size(options.image_size)
 
 
 def _head(family: Family, fields: Mapping[str, Any], task: str | None) -> str | None:

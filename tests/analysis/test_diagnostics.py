@@ -291,7 +291,7 @@ def test_drift_is_how_far_a_layer_is_from_its_start(whole):
     (told,) = events(whole, "drift")
     trained = open_trained(whole, "last")
     options = model_options(trained.config, trained.label_names)
-    start = load(str(trained.run.base), **options)
+    start = load(str(trained.run.base), **vars(options))
     of = layers_of(start)
     for layer, drift in told["drift"].items():
         now, then = (

@@ -11,7 +11,7 @@ from jaxft.config.optimizer import OptimizerSection
 from jaxft.config.recipe import Group, LayerDecaySection, ScheduleSection
 from jaxft.engine.recipe import table_from
 from jaxft.errors import UserError
-from jaxft.models.load import describe
+from jaxft.models.load import LoadOptions, describe
 from tests.support.tiny import tiny_checkpoint
 
 HERE = Path(__file__).parent
@@ -301,7 +301,7 @@ def test_a_range_of_depths_means_each_tower():
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory):
     folder = tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
-    return describe(str(folder), task="text_classification", labels=("bad", "good"))
+    return describe(str(folder), LoadOptions(task="text_classification", labels=("bad", "good")))
 
 
 def bert_table(bert, no_decay="auto"):

@@ -27,7 +27,7 @@ from jaxft.export.export import export
 from jaxft.inference.predict import predict
 from jaxft.inference.score import score
 from jaxft.models.adapters.low_rank import Adapter, is_adapter
-from jaxft.models.load import describe
+from jaxft.models.load import LoadOptions, describe
 from jaxft.models.load_adapters import save_adapter
 from jaxft.models.tower.cache import prefill
 from jaxft.models.tower.tower import Compute, Tower
@@ -166,7 +166,7 @@ def test_every_linear_map_of_a_block_passes_an_adapter_the_blocks_key(kind, tmp_
     (tmp_path / "config.json").write_text(json.dumps(config, default=str))
     adapter = Adapter(1, 1.0, (r"(.*/)?blocks/\d+/.*kernel",), dropout=0.5)
     head = next(iter(FAMILIES[kind].model_types[kind]))
-    model = describe(str(tmp_path), task=head, weights=False, adapter=adapter)
+    model = describe(str(tmp_path), LoadOptions(task=head, adapter=adapter), weights=False)
     words = np.ones((2, 4), np.int32)
     batch = {"decoder_input_ids": words} if "encoder" in model.towers else {}
     batch |= {"input_ids": words} if model.vocab_size else {}

@@ -278,7 +278,7 @@ def test_what_a_head_does_not_read_goes_unused(pair, tmp_path):
     with pytest.raises(UserError, match=r"lacks the tensor 'text_model\.encoder\.layers\.0\.mlp"):
         registry.describe(folder)
     with pytest.raises(UserError, match=r"holds 'text_model\.encoder\.layers\.0\.surprise'"):
-        registry.describe(folder, task="image_classification")
+        registry.describe(folder, registry.LoadOptions(task="image_classification"))
 
 
 def test_what_cannot_be_compared_is_refused(pair, tmp_path):

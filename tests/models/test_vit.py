@@ -129,7 +129,7 @@ def test_images_of_another_size_are_refused(tmp_path):
         registry.load(str(tmp_path))(pixel_values=images(18, 18))
     assert "model.image_size=18" in error.value.hint
     with pytest.raises(UserError, match="image_size is smaller than patch_size"):
-        registry.describe(str(tmp_path), image_size=2)
+        registry.describe(str(tmp_path), registry.LoadOptions(image_size=2))
 
 
 def test_an_image_of_less_than_a_patch_is_refused(tmp_path):
@@ -148,7 +148,7 @@ def test_positions_that_dinov2_cannot_take_for_a_square_are_refused(tmp_path):
 
 def test_a_text_model_has_no_image_size(tiny_mlm):
     with pytest.raises(UserError, match=r"model\.image_size: a bert reads no images"):
-        registry.describe(str(tiny_mlm), image_size=18)
+        registry.describe(str(tiny_mlm), registry.LoadOptions(image_size=18))
 
 
 def test_stochastic_depth_leaves_out_whole_branches(tmp_path):

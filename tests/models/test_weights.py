@@ -237,12 +237,12 @@ def test_harmless_fields_pass(folder):
     edit_config(folder, pooler_type="first_token_transform", use_cache=False, extra=None)
     registry.describe(str(folder))
     edit_config(folder, rope_theta=1e4)
-    registry.describe(str(folder), ignore=["rope_theta"])
+    registry.describe(str(folder), registry.LoadOptions(ignore=["rope_theta"]))
 
 
 def test_an_unknown_task_is_refused(folder):
     with pytest.raises(UserError, match=r"'painting' has no head on bert.*masked_lm"):
-        registry.describe(str(folder), task="painting")
+        registry.describe(str(folder), registry.LoadOptions(task="painting"))
 
 
 def test_the_classifier_is_kept_where_number_and_names_agree(folder):

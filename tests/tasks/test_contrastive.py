@@ -24,7 +24,7 @@ from jaxft.errors import UserError
 from jaxft.inference import search as story
 from jaxft.inference.search import search
 from jaxft.metrics.retrieval import ranks, retrieval_scores
-from jaxft.models.load import describe, load
+from jaxft.models.load import LoadOptions, describe, load
 from jaxft.report.page.page import write_page
 from jaxft.tasks.contrastive.found_pairs import found_pairs
 from jaxft.tasks.contrastive.section import ContrastiveSection as Section
@@ -207,7 +207,7 @@ def test_embeddings_that_say_nothing_find_nothing(value):
 def examples_of(folder, checkpoint=None):
     source = open_source(f"csv:{folder / 'rows.csv'}:ordered")
     towers = {"vision": str(folder / "vision"), "text": str(folder / "text")}
-    model = describe(checkpoint or towers, task="contrastive")
+    model = describe(checkpoint or towers, LoadOptions(task="contrastive"))
     return make(Section(kind="contrastive")).bind(Tools(model, None, None), ()).examples(source)
 
 

@@ -286,7 +286,9 @@ def test_a_row_without_a_text(text, model):
 
 
 def test_a_tokenizer_without_a_mask_token(tmp_path):
-    plain = registry.describe(str(tiny_checkpoint(tmp_path)), task="masked_lm")
+    plain = registry.describe(
+        str(tiny_checkpoint(tmp_path)), registry.LoadOptions(task="masked_lm")
+    )
     with pytest.raises(UserError, match="names no mask token"):
         examples_of(TEXTS, plain)
 

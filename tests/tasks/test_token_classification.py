@@ -144,7 +144,9 @@ def test_entities_of_tags_and_their_scores_are_as_counted_by_hand():
 def test_first_tokens_are_those_of_transformers(minilm):
     """On every tweet: the same tokens, and the same ones begin a word."""
     rows = open_source(f"conll:{tweets()}/test.conll:ordered").rows(range(260))
-    described = registry.describe(str(minilm), task="token_classification", labels=NAMES)
+    described = registry.describe(
+        str(minilm), registry.LoadOptions(task="token_classification", labels=NAMES)
+    )
     _, examples = examples_of(rows, described, names=None)
     theirs = transformers.AutoTokenizer.from_pretrained(minilm)
     encoded = theirs([row["tokens"] for row in rows], is_split_into_words=True)
