@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from jaxft.config.fields import Section, key
+from jaxft.config.fields import Section, fixed
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -14,32 +14,28 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class AugmentSection(Section):
     """Random changes of an image, new in each epoch."""
 
-    crop: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = key(
+    crop: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = fixed(
         None,
         "smallest and largest fraction of the area of a random crop, which is resized; [0.08, 1] "
         "is usual from scratch, [0.5, 1] from a checkpoint",
-        resume="fixed",
     )
-    flip: Share = key(0.0, "probability of a horizontal flip; 0.5 is usual", resume="fixed")
-    changes: int = key(
+    flip: Share = fixed(0.0, "probability of a horizontal flip; 0.5 is usual")
+    changes: int = fixed(
         0,
         "number of RandAugment operations on color and shape, in sequence; 2 is usual",
-        resume="fixed",
         ge=0,
         le=8,
     )
-    magnitude: int = key(9, "strength of these operations", resume="fixed", ge=0, le=30)
-    mixup: Share = key(
+    magnitude: int = fixed(9, "strength of these operations", ge=0, le=30)
+    mixup: Share = fixed(
         0.0,
         "mixup: blend the image and its label with another; alpha of the Beta distribution that "
         "the weight is sampled from; 0.2 is usual",
-        resume="fixed",
     )
-    cutmix: Share = key(
+    cutmix: Share = fixed(
         0.0,
         "CutMix: paste a piece of another image, and mix the labels; alpha likewise; 1 is usual; "
         "with mixup too, each is used half of the time",
-        resume="fixed",
     )
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from jaxft.config.fields import Section, key
+from jaxft.config.fields import Section, fixed, may_change
 
 Scalar = str | int | float | bool
 
@@ -14,11 +14,10 @@ Scalar = str | int | float | bool
 class MixedSource(Section):
     """One source of a mixture."""
 
-    source: str = key(..., "a source string, as in data.train", resume="fixed", min_length=1)
-    weight: float = key(
+    source: str = fixed(..., "a source string, as in data.train", min_length=1)
+    weight: float = fixed(
         1.0,
         "weight of the source; its share of the examples is its weight over the sum of all",
-        resume="fixed",
         gt=0,
     )
 
@@ -26,56 +25,46 @@ class MixedSource(Section):
 class DataSection(Section):
     """The rows of a run, and how they become batches."""
 
-    train: list[MixedSource] | str = key(
+    train: list[MixedSource] | str = fixed(
         ...,
         "rows to train on, or a list of sources, each with a weight: csv:, jsonl:, conll:, "
         "parquet:, arrow:PATH, hf:DIR:SPLIT, tfds:NAME:SPLIT, images:DIR; [a:b], :ordered",
-        resume="fixed",
     )
-    eval: str = key(..., "rows that select the best checkpoint", resume="fixed")
-    test: str | None = key(
-        None, "rows scored once, with the best checkpoint, at the end", resume="may change"
-    )
+    eval: str = fixed(..., "rows that select the best checkpoint")
+    test: str | None = may_change(None, "rows scored once, with the best checkpoint, at the end")
     where: dict[str, Scalar | list[Scalar]] = Field(
         default_factory=dict,
         description="column: value, or list of values; only rows that have it are used",
         json_schema_extra={"resume": "fixed"},
     )
-    on_bad_row: Literal["error", "skip"] = key(
+    on_bad_row: Literal["error", "skip"] = fixed(
         "error",
         "a row with a missing or invalid label, text or image: stop and name the row, or skip it "
         "and report how many were skipped",
-        resume="fixed",
     )
-    balance: bool = key(
-        False, "sample every class equally often, whatever its number of rows", resume="fixed"
+    balance: bool = fixed(False, "sample every class equally often, whatever its number of rows")
+    batch_size: int = fixed(
+        32, "examples per optimizer step, over all devices", unit="examples", ge=1
     )
-    batch_size: int = key(
-        32, "examples per optimizer step, over all devices", resume="fixed", unit="examples", ge=1
-    )
-    max_length: int | None = key(
+    max_length: int | None = fixed(
         None,
         "truncate examples to this length; null is the longest that the model takes",
-        resume="fixed",
         unit="tokens",
         ge=3,
     )
-    pack: bool | Literal["auto"] = key(
-        "auto", "pack several examples into one row; auto does so if the task can", resume="fixed"
+    pack: bool | Literal["auto"] = fixed(
+        "auto", "pack several examples into one row; auto does so if the task can"
     )
-    row_length: int | None = key(
+    row_length: int | None = fixed(
         None,
         "length of a row; null is the smallest multiple of 32 that fits the longest example",
-        resume="fixed",
         unit="tokens",
         ge=8,
     )
-    workers: int = key(
-        0, "processes that prepare batches; 0 uses threads", resume="may change", ge=0
-    )
-    prefetch: int = key(2, "batches prepared in advance", resume="may change", unit="batches", ge=1)
-    cache: str | None = key(
-        None, "folder for tokenized rows; null is the user's cache folder", resume="may change"
+    workers: int = may_change(0, "processes that prepare batches; 0 uses threads", ge=0)
+    prefetch: int = may_change(2, "batches prepared in advance", unit="batches", ge=1)
+    cache: str | None = may_change(
+        None, "folder for tokenized rows; null is the user's cache folder"
     )
 
     @property

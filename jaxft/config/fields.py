@@ -6,6 +6,7 @@ the saved state invalid, give another position in the data, or make scores incom
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,8 +17,26 @@ Resume = Literal["may change", "fixed"]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
-def key(default: Any, meaning: str, *, resume: Resume, unit: str = "", **limits: Any) -> Any:
-    """Declare a config key: its default (`...` if it is required), meaning and unit."""
+def fixed(default: Any, meaning: str, *, unit: str = "", **limits: Any) -> Any:
+    """Declare a config key that stays as it is when a run is resumed; arguments as `_key` has."""
+    return _key(default, meaning, "fixed", unit, limits)
+
+
+def may_change(default: Any, meaning: str, *, unit: str = "", **limits: Any) -> Any:
+    """Declare a config key that may change when a run is resumed; arguments as `_key` has."""
+    return _key(default, meaning, "may change", unit, limits)
+
+
+def _key(default: Any, meaning: str, resume: Resume, unit: str, limits: Mapping[str, Any]) -> Any:
+    """Declare a config key.
+
+    Args:
+        default: its value where a config leaves it out; `...` if it is required.
+        meaning: its help text.
+        resume: whether it may change when a run is resumed.
+        unit: of a number.
+        limits: on its value, as `pydantic.Field` takes them.
+    """
     extra: dict[str, Any] = {"resume": resume}
     if unit:
         extra["unit"] = unit

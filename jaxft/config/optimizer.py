@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import model_validator
 
-from jaxft.config.fields import Section, key
+from jaxft.config.fields import Section, fixed, may_change
 
 RuleName = Literal[
     "adamw", "sgd", "lion", "adafactor", "lamb", "lars", "muon", "schedule_free_adamw"
@@ -30,61 +30,43 @@ NUMBERS: Mapping[str, Mapping[str, float]] = {
 class OptimizerSection(Section):
     """The update rule."""
 
-    name: RuleName = key("adamw", "update rule", resume="fixed")
-    lr: float = key(5e-5, "peak learning rate, before multipliers", resume="may change", ge=0)
-    adam_lr: float | None = key(
+    name: RuleName = fixed("adamw", "update rule")
+    lr: float = may_change(5e-5, "peak learning rate, before multipliers", ge=0)
+    adam_lr: float | None = may_change(
         None,
         "peak learning rate of the parameters that muon leaves to adamw: all but the matrices of "
         "blocks; null is lr",
-        resume="may change",
         ge=0,
     )
-    scale: Literal["linear", "sqrt"] | None = key(
+    scale: Literal["linear", "sqrt"] | None = may_change(
         None,
         "scale all learning rates from reference_batch to data.batch_size, by their ratio "
         "(linear) or its root (sqrt); null does not scale",
-        resume="may change",
     )
-    reference_batch: int | None = key(
+    reference_batch: int | None = may_change(
         None,
         "the batch size for which the learning rates were tuned (scale only)",
-        resume="may change",
         unit="examples",
         ge=1,
     )
-    b1: float = key(
-        0.9,
-        "decay of the average gradient (all but sgd, lars, adafactor)",
-        resume="fixed",
-        ge=0,
-        lt=1,
+    b1: float = fixed(
+        0.9, "decay of the average gradient (all but sgd, lars, adafactor)", ge=0, lt=1
     )
-    b2: float = key(
+    b2: float = fixed(
         0.999,
         "decay of the average squared gradient, or lion's momentum decay (lion: 0.99)",
-        resume="fixed",
         ge=0,
         lt=1,
     )
-    eps: float = key(1e-8, "added to the denominator (lamb: 1e-6)", resume="fixed", gt=0)
-    momentum: float = key(
-        0.9,
-        "momentum (sgd, lars, muon; muon: 0.95)",
-        resume="fixed",
-        ge=0,
-        lt=1,
+    eps: float = fixed(1e-8, "added to the denominator (lamb: 1e-6)", gt=0)
+    momentum: float = fixed(0.9, "momentum (sgd, lars, muon; muon: 0.95)", ge=0, lt=1)
+    weight_decay: float = may_change(0.01, "decoupled weight decay", ge=0)
+    clip: float | None = fixed(
+        1.0, "maximum global gradient norm, over trainable parameters; null does not clip", gt=0
     )
-    weight_decay: float = key(0.01, "decoupled weight decay", resume="may change", ge=0)
-    clip: float | None = key(
-        1.0,
-        "maximum global gradient norm, over trainable parameters; null does not clip",
-        resume="fixed",
-        gt=0,
-    )
-    no_decay: Literal["auto"] | list[str] = key(
+    no_decay: Literal["auto"] | list[str] = fixed(
         "auto",
         "patterns of parameters without weight decay; auto: biases, norms, positions, scalars",
-        resume="fixed",
     )
 
     @model_validator(mode="before")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, model_validator
 
 from jaxft.config.durations import DurationKey, LengthKey
-from jaxft.config.fields import NAME, Section, key
+from jaxft.config.fields import NAME, Section, fixed, may_change
 from jaxft.config.optimizer import RuleName
 from jaxft.durations import Duration
 
@@ -21,35 +21,28 @@ class ScheduleSection(Section):
     """The learning rate over the steps of training."""
 
     kind: Literal["constant", "linear", "cosine", "wsd", "slanted_triangular", "inverse_sqrt"] = (
-        key("linear", "shape of the learning rate after warmup", resume="may change")
+        may_change("linear", "shape of the learning rate after warmup")
     )
-    warmup: DurationKey = key(
-        Duration(0, "steps"), "length of the linear warmup from zero", resume="may change"
-    )
-    end: float = key(
+    warmup: DurationKey = may_change(Duration(0, "steps"), "length of the linear warmup from zero")
+    end: float = may_change(
         0.0,
         "learning rate at the last step (linear, cosine, wsd)",
-        resume="may change",
         unit="fraction of the peak",
         ge=0,
         le=1,
     )
-    decay: DurationKey = key(
-        Duration(20, "percent"), "length of the decay at the end (wsd only)", resume="may change"
+    decay: DurationKey = may_change(
+        Duration(20, "percent"), "length of the decay at the end (wsd only)"
     )
-    cut_frac: float = key(
+    cut_frac: float = may_change(
         0.1,
         "position of the peak (slanted_triangular only)",
-        resume="may change",
         unit="fraction of all steps",
         gt=0,
         lt=1,
     )
-    ratio: float = key(
-        32.0,
-        "peak learning rate over the lowest (slanted_triangular only)",
-        resume="may change",
-        ge=1,
+    ratio: float = may_change(
+        32.0, "peak learning rate over the lowest (slanted_triangular only)", ge=1
     )
 
     @model_validator(mode="after")
@@ -74,23 +67,19 @@ class ScheduleSection(Section):
 class LayerDecaySection(Section):
     """Lower learning rates for lower layers."""
 
-    rate: float = key(
+    rate: float = may_change(
         1.0,
         "factor of the learning rate per layer from the top; 1 is off (ulmfit: 1/2.6)",
-        resume="may change",
         gt=0,
         le=1,
     )
-    preset: Literal["timm", "mae", "electra", "ulmfit", "auto_rgn"] = key(
+    preset: Literal["timm", "mae", "electra", "ulmfit", "auto_rgn"] = may_change(
         "mae",
         "whose layer numbers and exponents to use; auto_rgn measures each parameter's ratio of "
         "gradient norm to weight norm, relative to the largest",
-        resume="may change",
     )
-    every: LengthKey = key(
-        Duration(50, "steps"),
-        "interval between measurements of the multipliers (auto_rgn only)",
-        resume="fixed",
+    every: LengthKey = fixed(
+        Duration(50, "steps"), "interval between measurements of the multipliers (auto_rgn only)"
     )
 
     @model_validator(mode="before")
@@ -116,30 +105,23 @@ class LayerDecaySection(Section):
 class Group(Section):
     """Parameters that share their training settings, or are frozen."""
 
-    name: str = key(..., "name of the group in tables and curves", resume="fixed", pattern=NAME)
-    match: str | list[str] | None = key(
-        None, "regular expressions that match whole parameter names", resume="fixed"
+    name: str = fixed(..., "name of the group in tables and curves", pattern=NAME)
+    match: str | list[str] | None = fixed(
+        None, "regular expressions that match whole parameter names"
     )
-    depth: Annotated[tuple[int, int], BeforeValidator(_as_pair)] | None = key(
+    depth: Annotated[tuple[int, int], BeforeValidator(_as_pair)] | None = fixed(
         None,
         "[lowest, highest] depth, inclusive: 0 embeddings, i + 1 block i, then final norm and head",
-        resume="fixed",
     )
-    freeze: bool = key(
-        False, "freeze the group: neither differentiated nor updated", resume="fixed"
+    freeze: bool = fixed(False, "freeze the group: neither differentiated nor updated")
+    lr_mult: float = may_change(1.0, "multiplier of the group's learning rate", ge=0)
+    lr: float | None = may_change(None, "peak learning rate in place of optimizer.lr", ge=0)
+    weight_decay: float | None = may_change(None, "in place of optimizer.weight_decay", ge=0)
+    schedule: ScheduleSection | None = may_change(
+        None, "the group's own schedule, in place of the run's"
     )
-    lr_mult: float = key(1.0, "multiplier of the group's learning rate", resume="may change", ge=0)
-    lr: float | None = key(
-        None, "peak learning rate in place of optimizer.lr", resume="may change", ge=0
-    )
-    weight_decay: float | None = key(
-        None, "in place of optimizer.weight_decay", resume="may change", ge=0
-    )
-    schedule: ScheduleSection | None = key(
-        None, "the group's own schedule, in place of the run's", resume="may change"
-    )
-    optimizer: RuleName | None = key(
-        None, "the group's own update rule, in place of optimizer.name", resume="fixed"
+    optimizer: RuleName | None = fixed(
+        None, "the group's own update rule, in place of optimizer.name"
     )
 
     @model_validator(mode="after")
@@ -159,29 +141,19 @@ class Group(Section):
 class PhaseSection(Section):
     """A part of training in which only some parameters train."""
 
-    until: LengthKey = key(
-        ..., "end of the phase, counted from the start of the run", resume="fixed"
+    until: LengthKey = fixed(..., "end of the phase, counted from the start of the run")
+    unfreeze: Literal["all"] | list[str] = fixed(
+        "all", "patterns of the parameters that train; groups with freeze stay frozen"
     )
-    unfreeze: Literal["all"] | list[str] = key(
-        "all",
-        "patterns of the parameters that train; groups with freeze stay frozen",
-        resume="fixed",
+    depth: Annotated[tuple[int, int], BeforeValidator(_as_pair)] | None = fixed(
+        None, "[lowest, highest] depth that trains, in place of unfreeze"
     )
-    depth: Annotated[tuple[int, int], BeforeValidator(_as_pair)] | None = key(
-        None, "[lowest, highest] depth that trains, in place of unfreeze", resume="fixed"
+    lr: float | None = may_change(None, "peak learning rate in place of optimizer.lr", ge=0)
+    schedule: ScheduleSection | None = may_change(
+        None, "a schedule over the phase's own steps, in place of that of the whole run"
     )
-    lr: float | None = key(
-        None, "peak learning rate in place of optimizer.lr", resume="may change", ge=0
-    )
-    schedule: ScheduleSection | None = key(
-        None,
-        "a schedule over the phase's own steps, in place of that of the whole run",
-        resume="may change",
-    )
-    rewarm: DurationKey = key(
-        Duration(0, "steps"),
-        "length of a new warmup at the start of the phase",
-        resume="may change",
+    rewarm: DurationKey = may_change(
+        Duration(0, "steps"), "length of a new warmup at the start of the phase"
     )
 
     @model_validator(mode="after")
@@ -204,41 +176,33 @@ PhaseRecipe = Literal[
 class FreezingSection(Section):
     """Settings of the recipes that freeze layers during training."""
 
-    first: float = key(
+    first: float = fixed(
         0.8,
         "when the embeddings freeze, before the power is applied (freeze_out only)",
-        resume="fixed",
         unit="fraction of the run",
         gt=0,
         le=1,
     )
-    power: Literal[1, 2, 3] = key(
-        3,
-        "exponent of the freezing times, which are linear in depth before (freeze_out only)",
-        resume="fixed",
+    power: Literal[1, 2, 3] = fixed(
+        3, "exponent of the freezing times, which are linear in depth before (freeze_out only)"
     )
-    scaled: bool = key(
-        True,
-        "raise the learning rate of layers that freeze early in proportion (freeze_out only)",
-        resume="fixed",
+    scaled: bool = fixed(
+        True, "raise the learning rate of layers that freeze early in proportion (freeze_out only)"
     )
-    every: LengthKey = key(
+    every: LengthKey = fixed(
         Duration(10, "percent"),
         "interval between comparisons of the layers' gradient norms (auto_freeze only)",
-        resume="fixed",
     )
-    percentile: float = key(
+    percentile: float = fixed(
         50.0,
         "freeze all layers below the first whose gradient-norm change reaches this percentile "
         "(auto_freeze only)",
-        resume="fixed",
         gt=0,
         le=100,
     )
-    share: float = key(
+    share: float = fixed(
         1 / 3,
         "fraction of the remaining blocks that each epoch freezes (pipe_transformer only)",
-        resume="fixed",
         unit="fraction",
         gt=0,
         lt=1,

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from jaxft.config.data import DataSection
 from jaxft.config.durations import DurationKey, LengthKey
-from jaxft.config.fields import Section, key, section
+from jaxft.config.fields import Section, fixed, may_change, section
 from jaxft.config.optimizer import OptimizerSection, check_optimizer
 from jaxft.config.recipe import (
     FreezingSection,
@@ -30,49 +30,36 @@ class ModelSection(Section):
     checkpoint: (
         Annotated[str, Field(min_length=1)]
         | dict[Literal["vision", "text", "encoder", "decoder"], str]
-    ) = key(
+    ) = fixed(
         ...,
         "a hub id (id@revision), a folder, or package:module/path; or two of them: {vision, "
         "text} for a dual encoder, or {encoder, decoder} with cross-attention",
-        resume="fixed",
     )
-    dropout: float | None = key(
-        None, "dropout rate; null is the checkpoint's own", resume="fixed", ge=0, lt=1
-    )
+    dropout: float | None = fixed(None, "dropout rate; null is the checkpoint's own", ge=0, lt=1)
     ignore: list[str] = Field(
         default_factory=list,
         description="fields of the checkpoint's config.json to ignore",
         json_schema_extra={"resume": "fixed"},
     )
-    resize_vocab: bool = key(
-        False,
-        "add embeddings if the tokenizer has more tokens than the model",
-        resume="fixed",
+    resize_vocab: bool = fixed(
+        False, "add embeddings if the tokenizer has more tokens than the model"
     )
-    reinit: int = key(
+    reinit: int = fixed(
         0,
         "re-initialize this many blocks from the top, and the pooler; 0 for none",
-        resume="fixed",
         unit="blocks",
         ge=0,
     )
-    image_size: int | None = key(
-        None,
-        "height and width of the images; null is the checkpoint's own",
-        resume="fixed",
-        unit="pixels",
-        ge=1,
+    image_size: int | None = fixed(
+        None, "height and width of the images; null is the checkpoint's own", unit="pixels", ge=1
     )
-    detection_tokens: int | None = key(
+    detection_tokens: int | None = fixed(
         None,
         "detection tokens, the most objects in an image; null is the checkpoint's own number, or "
         "100 for a plain ViT",
-        resume="fixed",
         ge=1,
     )
-    cache: str | None = key(
-        None, "folder for downloaded checkpoints; null is the hub's own", resume="may change"
-    )
+    cache: str | None = may_change(None, "folder for downloaded checkpoints; null is the hub's own")
 
 
 def _devices(size: int) -> int:
@@ -95,28 +82,25 @@ def _spelled_out(written: Any) -> Any:
 class MeshSection(Section):
     """The number of devices along each axis of the mesh."""
 
-    layout: Literal["given", "auto"] = key(
+    layout: Literal["given", "auto"] = may_change(
         "given",
         "auto chooses the sizes below from the model, the batch and the chip's memory, and says "
         "why; mesh: auto is short for it",
-        resume="may change",
     )
-    data: Annotated[int, AfterValidator(_devices)] = key(
+    data: Annotated[int, AfterValidator(_devices)] = may_change(
         -1,
         "replicas, each with a part of the batch; -1 is all remaining devices",
-        resume="may change",
         unit="devices",
         ge=-1,
     )
-    fsdp: Annotated[int, AfterValidator(_devices)] = key(
+    fsdp: Annotated[int, AfterValidator(_devices)] = may_change(
         1,
         "shards of parameters and optimizer state, and of the batch; or -1",
-        resume="may change",
         unit="devices",
         ge=-1,
     )
-    tensor: Annotated[int, AfterValidator(_devices)] = key(
-        1, "shards of each wide matrix; or -1", resume="may change", unit="devices", ge=-1
+    tensor: Annotated[int, AfterValidator(_devices)] = may_change(
+        1, "shards of each wide matrix; or -1", unit="devices", ge=-1
     )
 
     @model_validator(mode="after")
@@ -135,60 +119,43 @@ MeshKey = Annotated[MeshSection, BeforeValidator(_spelled_out)]
 class TrainSection(Section):
     """Length, precision and memory of training, and intervals of evaluation and logging."""
 
-    length: Annotated[LengthKey, AfterValidator(_not_of_itself)] = key(
-        Duration(3, "epochs"), "length of training, in steps or epochs", resume="may change"
+    length: Annotated[LengthKey, AfterValidator(_not_of_itself)] = may_change(
+        Duration(3, "epochs"), "length of training, in steps or epochs"
     )
-    precision: Literal["auto", "f32", "bf16", "tf32"] = key(
-        "auto",
-        "precision of the computation; auto is bf16 on TPU and GPU, f32 on CPU",
-        resume="may change",
+    precision: Literal["auto", "f32", "bf16", "tf32"] = may_change(
+        "auto", "precision of the computation; auto is bf16 on TPU and GPU, f32 on CPU"
     )
-    accumulate: int = key(
-        1, "micro-batches per optimizer step", resume="may change", unit="micro-batches", ge=1
-    )
-    remat: Literal["auto", "none", "dots", "full"] = key(
+    accumulate: int = may_change(1, "micro-batches per optimizer step", unit="micro-batches", ge=1)
+    remat: Literal["auto", "none", "dots", "full"] = may_change(
         "auto",
         "rematerialization in the backward pass, to save memory: none, all but the outputs of "
         "weight matrices (dots), or full; auto saves what fits in the chip's memory",
-        resume="may change",
     )
-    scan: bool | Literal["auto"] = key(
-        "auto",
-        "compile equal blocks once, as a scan; auto does so except on CPU up to 12 blocks",
-        resume="may change",
+    scan: bool | Literal["auto"] = may_change(
+        "auto", "compile equal blocks once, as a scan; auto does so except on CPU up to 12 blocks"
     )
-    attention: Literal["auto", "xla", "cudnn", "splash"] = key(
+    attention: Literal["auto", "xla", "cudnn", "splash"] = may_change(
         "auto",
         "implementation of attention; auto uses a kernel if one applies: cudnn on GPU, splash on "
         "TPU",
-        resume="may change",
     )
-    trunk_cache: Literal["auto", "on", "off"] = key(
+    trunk_cache: Literal["auto", "on", "off"] = may_change(
         "auto",
         "cache the output of the frozen lower blocks for each example; auto does so if it saves a "
         "tenth of a step and examples repeat",
-        resume="may change",
     )
-    trunk_cache_size: float = key(
-        8.0, "maximum size of that cache on disk", resume="may change", unit="GB", gt=0
-    )
-    evaluate_every: LengthKey = key(
-        Duration(1, "epochs"), "interval between evaluations", resume="may change"
-    )
-    log_every: int = key(
-        10, "interval between logged steps", resume="may change", unit="steps", ge=1
-    )
-    ema: float | None = key(
+    trunk_cache_size: float = may_change(8.0, "maximum size of that cache on disk", unit="GB", gt=0)
+    evaluate_every: LengthKey = may_change(Duration(1, "epochs"), "interval between evaluations")
+    log_every: int = may_change(10, "interval between logged steps", unit="steps", ge=1)
+    ema: float | None = fixed(
         None,
         "decay of an exponential moving average of the parameters, which is evaluated",
-        resume="fixed",
         gt=0,
         lt=1,
     )
-    max_bad_steps: int = key(
+    max_bad_steps: int = may_change(
         3,
         "consecutive steps with a non-finite loss or gradient before the run stops",
-        resume="may change",
         unit="steps",
         ge=1,
     )
@@ -197,52 +164,40 @@ class TrainSection(Section):
 class CheckpointSection(Section):
     """Checkpoints, and early stopping."""
 
-    every: LengthKey = key(Duration(500, "steps"), "interval between saves", resume="may change")
-    keep: int = key(
-        3,
-        "number of latest checkpoints to keep, besides the best",
-        resume="may change",
-        unit="checkpoints",
-        ge=1,
+    every: LengthKey = may_change(Duration(500, "steps"), "interval between saves")
+    keep: int = may_change(
+        3, "number of latest checkpoints to keep, besides the best", unit="checkpoints", ge=1
     )
-    best: str = key(
+    best: str = fixed(
         "auto",
         "metric of the eval rows that selects the best; auto is the task's own",
-        resume="fixed",
         min_length=1,
     )
-    patience: int | None = key(
+    patience: int | None = may_change(
         None,
         "stop after this many evaluations without improvement; null never stops early",
-        resume="may change",
         unit="evaluations",
         ge=1,
     )
-    base: Literal["copy", "reference"] = key(
-        "copy",
-        "copy the initial parameters into the run folder, or store only their path and hash",
-        resume="fixed",
+    base: Literal["copy", "reference"] = fixed(
+        "copy", "copy the initial parameters into the run folder, or store only their path and hash"
     )
 
 
 class ReportSection(Section):
     """Reports and logs besides metrics.jsonl."""
 
-    tensorboard: bool = key(True, "also write TensorBoard files", resume="may change")
-    layers_every: DurationKey = key(
+    tensorboard: bool = may_change(True, "also write TensorBoard files")
+    layers_every: DurationKey = may_change(
         Duration(50, "steps"),
         "interval between records of each layer's norms and updates; 0 is never",
-        resume="may change",
     )
-    before: bool = key(
+    before: bool = may_change(
         False,
         "evaluate before the first step too, and plot the embeddings before and after training",
-        resume="may change",
     )
-    forgetting: str | None = key(
-        None,
-        "texts (a source) whose loss under the checkpoint's pretraining head is tracked",
-        resume="may change",
+    forgetting: str | None = may_change(
+        None, "texts (a source) whose loss under the checkpoint's pretraining head is tracked"
     )
 
 

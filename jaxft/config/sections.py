@@ -6,22 +6,22 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from jaxft.config.fields import NAME, Section, key, section
+from jaxft.config.fields import NAME, Section, fixed, may_change, section
 
 
 class SeedSection(Section):
     """The seeds of the three random sequences of a run."""
 
-    init: int = key(0, "seed of new parameters, such as a new head", resume="fixed", ge=0)
-    data: int = key(0, "seed of row order, slices and batches", resume="fixed", ge=0)
-    dropout: int = key(0, "seed of dropout", resume="fixed", ge=0)
+    init: int = fixed(0, "seed of new parameters, such as a new head", ge=0)
+    data: int = fixed(0, "seed of row order, slices and batches", ge=0)
+    dropout: int = fixed(0, "seed of dropout", ge=0)
 
 
 class RunSection(Section):
     """The name of the run and the folder for its results."""
 
-    name: str = key(..., "name of the run, and of its folder", resume="fixed", pattern=NAME)
-    dir: str = key("runs", "folder that holds the run folders", resume="may change", min_length=1)
+    name: str = fixed(..., "name of the run, and of its folder", pattern=NAME)
+    dir: str = may_change("runs", "folder that holds the run folders", min_length=1)
     seed: SeedSection = section(SeedSection, "the seeds of the run")
     trackers: list[Literal["wandb", "trackio"]] = Field(
         default_factory=list,
@@ -33,11 +33,10 @@ class RunSection(Section):
 class RegulariseSection(Section):
     """Regularization towards the checkpoint."""
 
-    l2_sp: float = key(
+    l2_sp: float = may_change(
         0.0,
         "L2-SP: decoupled decay of each parameter towards its initial value, times its learning "
         "rate; new parameters have none",
-        resume="may change",
         ge=0,
     )
 
@@ -45,34 +44,25 @@ class RegulariseSection(Section):
 class AdapterSection(Section):
     """An adapter that is trained in place of the whole model; without a kind there is none."""
 
-    kind: Literal["lora", "dora", "bitfit"] | None = key(
+    kind: Literal["lora", "dora", "bitfit"] | None = fixed(
         None,
         "parameters to train besides the head: low-rank matrices (lora), these and per-column "
         "magnitudes (dora), or biases (bitfit); null trains the whole model",
-        resume="fixed",
     )
-    rank: int = key(8, "rank of the low-rank matrices (lora, dora)", resume="fixed", ge=1)
-    alpha: float = key(
-        16.0, "their product is scaled by alpha / rank (lora, dora)", resume="fixed", gt=0
+    rank: int = fixed(8, "rank of the low-rank matrices (lora, dora)", ge=1)
+    alpha: float = fixed(16.0, "their product is scaled by alpha / rank (lora, dora)", gt=0)
+    match: Annotated[list[str], Field(min_length=1)] | None = fixed(
+        None, "patterns of the kernels that get an adapter; null is attention's query and value"
     )
-    match: Annotated[list[str], Field(min_length=1)] | None = key(
-        None,
-        "patterns of the kernels that get an adapter; null is attention's query and value",
-        resume="fixed",
-    )
-    dropout: float = key(
-        0.0, "dropout rate of the adapter's input (lora, dora)", resume="fixed", ge=0, lt=1
-    )
-    lr_ratio: float = key(
+    dropout: float = fixed(0.0, "dropout rate of the adapter's input (lora, dora)", ge=0, lt=1)
+    lr_ratio: float = may_change(
         1.0,
         "learning rate of lora_b, and of all vectors, divided by that of lora_a (LoRA+: 16)",
-        resume="may change",
         gt=0,
     )
-    checkpoint: str | None = key(
+    checkpoint: str | None = fixed(
         None,
         "a PEFT adapter folder to start from; rank, alpha, match and dropout come from it",
-        resume="fixed",
         min_length=1,
     )
 

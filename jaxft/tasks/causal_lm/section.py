@@ -6,19 +6,19 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from jaxft.config.fields import TaskSection, key
+from jaxft.config.fields import TaskSection, fixed
 
 
 class CausalLmSection(TaskSection):
     """The next token of documents, or of the answers in conversations."""
 
-    kind: Literal["causal_lm"] = key(..., "the kind of task", resume="fixed")
-    text: str | None = key(None, "column that holds a document", resume="fixed")
-    messages: str | None = key(
-        None, "column that holds a conversation: a list of {role, content}", resume="fixed"
+    kind: Literal["causal_lm"] = fixed(..., "the kind of task")
+    text: str | None = fixed(None, "column that holds a document")
+    messages: str | None = fixed(
+        None, "column that holds a conversation: a list of {role, content}"
     )
-    prompt: str | None = key(None, "column that holds what is asked", resume="fixed")
-    answer: str | None = key(None, "column that holds what is answered", resume="fixed")
+    prompt: str | None = fixed(None, "column that holds what is asked")
+    answer: str | None = fixed(None, "column that holds what is answered")
 
     @model_validator(mode="after")
     def _one_kind_of_rows(self) -> CausalLmSection:

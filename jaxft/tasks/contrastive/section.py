@@ -6,24 +6,21 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from jaxft.config.fields import TaskSection, key
+from jaxft.config.fields import TaskSection, fixed
 
 
 class ContrastiveSection(TaskSection):
     """Which text belongs to which image, among all of a batch."""
 
-    kind: Literal["contrastive"] = key(..., "the kind of task", resume="fixed")
-    image: str = key(
-        "image", "column that holds the image, or the path to its file", resume="fixed"
+    kind: Literal["contrastive"] = fixed(..., "the kind of task")
+    image: str = fixed("image", "column that holds the image, or the path to its file")
+    text: str = fixed("text", "column that holds the text")
+    loss: Literal["softmax", "sigmoid"] = fixed(
+        "softmax", "over each row of scores (CLIP), or of each score alone (SigLIP)"
     )
-    text: str = key("text", "column that holds the text", resume="fixed")
-    loss: Literal["softmax", "sigmoid"] = key(
-        "softmax", "over each row of scores (CLIP), or of each score alone (SigLIP)", resume="fixed"
-    )
-    hard_negatives: float = key(
+    hard_negatives: float = fixed(
         0.0,
         "how much more a wrong answer of the batch counts that scores high; 0 counts all alike",
-        resume="fixed",
         ge=0,
     )
 

@@ -6,28 +6,25 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from jaxft.config.fields import TaskSection, key
+from jaxft.config.fields import TaskSection, fixed
 
 
 class EmbeddingSection(TaskSection):
     """Texts as vectors: those of two texts that belong together are alike."""
 
-    kind: Literal["embedding"] = key(..., "the kind of task", resume="fixed")
-    anchor: str = key("anchor", "column that holds what is asked", resume="fixed")
-    positive: str = key("positive", "column that holds what belongs to it", resume="fixed")
-    negative: str | None = key(
-        None, "column that holds what is nearly right and is not", resume="fixed"
-    )
-    score: str | None = key(
+    kind: Literal["embedding"] = fixed(..., "the kind of task")
+    anchor: str = fixed("anchor", "column that holds what is asked")
+    positive: str = fixed("positive", "column that holds what belongs to it")
+    negative: str | None = fixed(None, "column that holds what is nearly right and is not")
+    score: str | None = fixed(
         None,
         "column that says how alike the two texts are; null makes every other row of a batch a "
         "wrong answer",
-        resume="fixed",
     )
-    score_range: Annotated[list[float], Field(min_length=2, max_length=2)] = key(
-        [0.0, 1.0], "the lowest and the highest score", resume="fixed"
+    score_range: Annotated[list[float], Field(min_length=2, max_length=2)] = fixed(
+        [0.0, 1.0], "the lowest and the highest score"
     )
-    temperature: float = key(0.05, "the cosines of pairs are divided by it", resume="fixed", gt=0)
+    temperature: float = fixed(0.05, "the cosines of pairs are divided by it", gt=0)
 
     @model_validator(mode="after")
     def _fits(self) -> EmbeddingSection:

@@ -7,19 +7,17 @@ from typing import Literal
 from pydantic import model_validator
 
 from jaxft.config.augment import AugmentSection
-from jaxft.config.fields import key
+from jaxft.config.fields import fixed
 from jaxft.tasks.parts.classes.section import ClassesSection, check_target
 
 
 class ImageClassificationSection(ClassesSection):
     """One label, several, or a number for an image."""
 
-    kind: Literal["image_classification"] = key(..., "the kind of task", resume="fixed")
-    image: str = key(
-        "image", "column that holds the image, or the path to its file", resume="fixed"
-    )
-    augment: AugmentSection | None = key(
-        None, "what is done to an image by chance, anew in each epoch", resume="fixed"
+    kind: Literal["image_classification"] = fixed(..., "the kind of task")
+    image: str = fixed("image", "column that holds the image, or the path to its file")
+    augment: AugmentSection | None = fixed(
+        None, "what is done to an image by chance, anew in each epoch"
     )
 
     @model_validator(mode="after")

@@ -6,38 +6,33 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from jaxft.config.fields import TaskSection, key
+from jaxft.config.fields import TaskSection, fixed
 
 
 class ImageGenerationSection(TaskSection):
     """Images drawn pixel by pixel, each pixel a colour out of the checkpoint's list."""
 
-    kind: Literal["image_generation"] = key(..., "the kind of task", resume="fixed")
-    image: str = key(
-        "image", "column that holds the image, or the path to its file", resume="fixed"
+    kind: Literal["image_generation"] = fixed(..., "the kind of task")
+    image: str = fixed("image", "column that holds the image, or the path to its file")
+    label: str | None = fixed(
+        None, "column that holds the class an image is drawn by; null draws without"
     )
-    label: str | None = key(
-        None, "column that holds the class an image is drawn by; null draws without", resume="fixed"
+    labels: Annotated[list[str], Field(min_length=1)] | None = fixed(
+        None, "classes in order of id; null takes those of the data"
     )
-    labels: Annotated[list[str], Field(min_length=1)] | None = key(
-        None, "classes in order of id; null takes those of the data", resume="fixed"
-    )
-    samples: int = key(
+    samples: int = fixed(
         16,
         "images drawn at each evaluation, and held-out ones completed from their upper half",
-        resume="fixed",
         ge=0,
     )
-    features: str | None = key(
+    features: str | None = fixed(
         None,
         "checkpoint of a ViT, in whose features the Frechet distance between the images drawn and "
         "as many held-out ones is taken; null takes none",
-        resume="fixed",
     )
-    feature_size: int | None = key(
+    feature_size: int | None = fixed(
         None,
         "height and width of the images there; null is that checkpoint's own",
-        resume="fixed",
         unit="pixels",
         ge=1,
     )

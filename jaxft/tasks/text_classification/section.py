@@ -6,27 +6,25 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from jaxft.config.fields import key
+from jaxft.config.fields import fixed
 from jaxft.tasks.parts.classes.section import ClassesSection, check_target
 
 
 class TextClassificationSection(ClassesSection):
     """One label, several, or a number for a text, for a pair of texts, or for a table's row."""
 
-    kind: Literal["text_classification"] = key(..., "the kind of task", resume="fixed")
-    text: str = key("text", "column that holds the text", resume="fixed")
-    text_pair: str | None = key(None, "column that holds the second text", resume="fixed")
-    template: str | None = key(
+    kind: Literal["text_classification"] = fixed(..., "the kind of task")
+    text: str = fixed("text", "column that holds the text")
+    text_pair: str | None = fixed(None, "column that holds the second text")
+    template: str | None = fixed(
         None,
         "a row as text, in place of a text column: words around columns in braces, such as "
         "'{age} years old, owes {debt:.0f}'",
-        resume="fixed",
     )
-    r_drop: float | None = key(
+    r_drop: float | None = fixed(
         None,
         "R-Drop: what it counts in the loss that two dropouts of a text say different things; 1 to "
         "5 are usual",
-        resume="fixed",
         gt=0,
     )
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from jaxft.config.fields import Section, TaskSection, key
+from jaxft.config.fields import Section, TaskSection, fixed, may_change
 
 Problem = Literal["single_label", "multi_label", "regression"]
 Labels = Annotated[list[str], Field(min_length=2)] | None
@@ -16,54 +16,37 @@ Weights = Literal["balanced"] | dict[str | int, float] | None
 class CostSection(Section):
     """What a mistake costs; the second of the two classes is the one looked for."""
 
-    false_alarm: float = key(
-        1.0, "an example of the first class called the second", resume="may change", ge=0
-    )
-    miss: float = key(
-        1.0, "an example of the second class called the first", resume="may change", ge=0
-    )
+    false_alarm: float = may_change(1.0, "an example of the first class called the second", ge=0)
+    miss: float = may_change(1.0, "an example of the second class called the first", ge=0)
 
 
 class ClassesSection(TaskSection):
     """What the sections of tasks that predict classes or a number have in common."""
 
-    label: str | list[str] = key(
-        "label",
-        "column that holds the label; or several columns of 0 and 1, a label each",
-        resume="fixed",
+    label: str | list[str] = fixed(
+        "label", "column that holds the label; or several columns of 0 and 1, a label each"
     )
-    labels: Labels = key(
-        None, "label names in order of class id; null takes those of the data", resume="fixed"
+    labels: Labels = fixed(None, "label names in order of class id; null takes those of the data")
+    problem: Problem = fixed(
+        "single_label", "one label an example, any number of labels, or a number"
     )
-    problem: Problem = key(
-        "single_label",
-        "one label an example, any number of labels, or a number",
-        resume="fixed",
-    )
-    class_weights: Weights = key(
+    class_weights: Weights = fixed(
         None,
         "what an example counts in the loss, label: weight; balanced counts each class the same "
         "(with several labels: the weight of an example that has the label)",
-        resume="fixed",
     )
-    focal: float | None = key(
-        None,
-        "focal loss: the power that takes weight from what is right already; 2 is usual",
-        resume="fixed",
-        gt=0,
+    focal: float | None = fixed(
+        None, "focal loss: the power that takes weight from what is right already; 2 is usual", gt=0
     )
-    label_smoothing: float | None = key(
+    label_smoothing: float | None = fixed(
         None,
         "label smoothing: the share of an example's weight that is spread over all classes; 0.1 is "
         "usual",
-        resume="fixed",
         gt=0,
         lt=1,
     )
-    costs: CostSection | None = key(
-        None,
-        "what the two mistakes cost, for the report's table of thresholds (two classes)",
-        resume="may change",
+    costs: CostSection | None = may_change(
+        None, "what the two mistakes cost, for the report's table of thresholds (two classes)"
     )
 
 
