@@ -7,38 +7,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxft.data.cache import InMemory, Ragged, fingerprint
-from jaxft.data.image.images import ImageProcessor
 from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.data.sources.open import Source
 from jaxft.errors import UserError
 from jaxft.metrics.translation import translation_scores
-from jaxft.models.tower.tower import Compute
 from jaxft.tasks.captioning.section import CaptioningSection as Section
 from jaxft.tasks.parts.contract import (
     HIGHER,
     LOWER,
-    Apply,
-    Batch,
-    BoundTask,
     Card,
     Outcomes,
-    Outputs,
-    Params,
-    Sum,
-    Sums,
     Task,
 )
-from jaxft.tasks.parts.examples import Examples
+from jaxft.tasks.parts.examples import row_marks
 from jaxft.tasks.parts.images import (
+    DecodedExamples,
     check_images,
     images_fingerprint,
     open_image,
@@ -48,15 +39,12 @@ from jaxft.tasks.parts.images import (
 from jaxft.tasks.parts.labels import read_rows, text_of
 from jaxft.tasks.parts.tools import Tools
 from jaxft.tasks.parts.written_texts import (
+    BoundWriting,
     Writing,
     encode_targets,
     target_batch,
     texts_of,
-    token_loss,
-    token_metrics,
-    token_outcomes,
     writing_of,
-    written,
 )
 
 PICTURES = 24  # first images that are kept with their picture, as many as a report shows
@@ -69,30 +57,18 @@ def make(section: Section) -> Captioning:
 
 
 @dataclass(frozen=True)
-class Captions(Examples):
+class Captions(DecodedExamples):
     """Images, decoded when they are batched, and their captions; see `contract.Examples`.
 
     Args:
-        source: the rows.
-        column: holds the image.
-        processor: the checkpoint's.
         tokens: each caption's token ids, its end included.
         writing: how the model writes.
         wanted: `[examples]` the captions' texts.
-        decoded: whether batches bring the images.
     """
 
-    source: Source
-    column: str
-    processor: ImageProcessor
     tokens: Ragged | InMemory
     writing: Writing
     wanted: Sequence[str]
-    decoded: bool = True
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.ones(len(self), np.int64)
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -103,15 +79,8 @@ class Captions(Examples):
         images = images_fingerprint(self.source, self.column, self.processor)
         return hashlib.sha256(json.dumps([images, fingerprint(self.tokens)]).encode()).hexdigest()
 
-    @property
-    def inputs(self) -> Mapping[str, tuple[int, ...]]:
-        return {"pixel_values": (3, *self.processor.size)}
-
     def __len__(self) -> int:
         return len(self.source)
-
-    def without(self, inputs: Collection[str]) -> Captions:
-        return replace(self, decoded=self.decoded and "pixel_values" not in inputs)
 
     def collate(
         self, index: np.ndarray, row_length: int, epoch_random: EpochRandom = FIRST_EPOCH
@@ -121,8 +90,7 @@ class Captions(Examples):
         targets = [None if n < 0 else self.tokens[n]["target"] for n in numbers]
         batch = {
             **target_batch(targets, self.tokens.meta["longest"], self.writing),
-            "weights": (index >= 0).astype(np.float32),  # [R, 1]
-            "example_ids": index.astype(np.int32),
+            **row_marks(index),
         }
         if self.decoded:
             batch["pixel_values"] = pixel_values(self.source, self.column, self.processor, index)
@@ -158,9 +126,8 @@ class Captioning(Task):
         return BoundCaptioning(self, tools, label_names)
 
 
-@dataclass(frozen=True)
-class BoundCaptioning(BoundTask[Captioning, Captions]):
-    """See `jaxft.tasks.parts.contract.BoundTask`."""
+class BoundCaptioning(BoundWriting[Captioning, Captions]):
+    """`Captioning` on a model."""
 
     def check_row(self, source: Source, index: int, row: Mapping[str, Any]) -> None:
         """Raise what is wrong with a row: its caption, or an image that does not decode."""
@@ -191,32 +158,13 @@ class BoundCaptioning(BoundTask[Captioning, Captions]):
         told = {"counts": counts, "longest": max(map(len, targets))}
         return [{"target": ids} for ids in targets], told
 
-    def objective(self, apply: Apply, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
-        return self.sums(apply(params, batch, key), batch)
-
-    def loss(self, outputs: Outputs, batch: Batch) -> Sum:
-        return token_loss(outputs, batch)
-
-    def metrics(self, outputs: Outputs, batch: Batch) -> Sums:
-        return token_metrics(outputs, batch)
-
-    def generated(self, params: Params, batch: Batch, compute: Compute) -> Outputs:
-        """`written` [R, M]: the tokens that the model writes for each image of a batch."""
-        return written(self.tools.model, params, batch, compute)
-
-    def outcomes(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
-        return token_outcomes(outputs, batch)
-
     def summarise(self, outcomes: Outcomes, examples: Captions) -> dict[str, float]:
         texts = texts_of(outcomes["written"], examples.writing.tokenizer)
         scores = translation_scores(texts, examples.wanted)
         return {name: scores[name] for name in ("chrf", "exact_match")}
 
     def describe(
-        self,
-        source: Source,
-        outcomes: Outcomes,
-        examples: Captions,
+        self, source: Source, outcomes: Outcomes, examples: Captions
     ) -> Iterator[dict[str, Any]]:
         """Each image and its caption, what the model wrote, and the loss of a token."""
         texts = texts_of(outcomes["written"], examples.writing.tokenizer)

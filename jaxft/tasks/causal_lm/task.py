@@ -30,14 +30,12 @@ from jaxft.tasks.causal_lm.section import CausalLmSection as Section
 from jaxft.tasks.parts.contract import (
     HIGHER,
     LOWER,
-    Apply,
     Batch,
     BoundTask,
     Card,
     Metric,
     Outcomes,
     Outputs,
-    Params,
     Sum,
     Sums,
     Task,
@@ -106,9 +104,8 @@ class CausalLm(Task):
         return BoundCausalLm(self, tools, label_names)
 
 
-@dataclass(frozen=True)
 class BoundCausalLm(BoundTask[CausalLm, Lessons]):
-    """See `jaxft.tasks.parts.contract.BoundTask`."""
+    """`CausalLm` on a model."""
 
     def check_row(self, source: Source, number: int, row: Mapping[str, Any]) -> None:
         """Raise what is wrong with a row: its text, or its conversation."""
@@ -169,9 +166,6 @@ class BoundCausalLm(BoundTask[CausalLm, Lessons]):
         asked, said = (text_of(row[column], column) for column in self.task.columns)
         return [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
 
-    def objective(self, apply: Apply, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
-        return self.sums(apply(params, batch, key), batch)
-
     def loss(self, outputs: Outputs, batch: Batch) -> Sum:
         return jnp.sum(outputs["losses"]), _scored(batch).sum()
 
@@ -198,10 +192,7 @@ class BoundCausalLm(BoundTask[CausalLm, Lessons]):
         return found
 
     def describe(
-        self,
-        source: Source,
-        outcomes: Outcomes,
-        examples: Lessons,
+        self, source: Source, outcomes: Outcomes, examples: Lessons
     ) -> Iterator[dict[str, Any]]:
         rows = source.each(self.task.columns, examples.rows)
         for (_, row), loss, scored in zip(rows, outcomes["loss"], outcomes["scored"], strict=True):

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,6 @@ import numpy as np
 import optax
 
 from jaxft.data.cache import InMemory, Ragged, fingerprint
-from jaxft.data.image.images import ImageProcessor
 from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.data.sources.open import Source
 from jaxft.data.text.tokenizer import Tokenizer
@@ -31,19 +30,22 @@ from jaxft.tasks.contrastive.section import ContrastiveSection as Section
 from jaxft.tasks.parts.contract import (
     HIGHER,
     LOWER,
-    Apply,
     Batch,
     BoundTask,
     Card,
     Outcomes,
     Outputs,
-    Params,
     Sum,
-    Sums,
     Task,
 )
-from jaxft.tasks.parts.examples import Examples
-from jaxft.tasks.parts.images import check_images, images_fingerprint, open_image, pixel_values
+from jaxft.tasks.parts.examples import row_marks
+from jaxft.tasks.parts.images import (
+    DecodedExamples,
+    check_images,
+    images_fingerprint,
+    open_image,
+    pixel_values,
+)
 from jaxft.tasks.parts.labels import column_of, read_rows, text_of
 from jaxft.tasks.parts.padded_texts import pad_texts, padded_length
 from jaxft.tasks.parts.tools import Tools
@@ -62,34 +64,22 @@ def make(section: Section) -> Contrastive:
 
 
 @dataclass(frozen=True)
-class Pairs(Examples):
+class Pairs(DecodedExamples):
     """Images, decoded when they are batched, and their texts; see `contract.Examples`.
 
     Args:
-        source: the rows.
-        column: holds the image.
-        processor: the checkpoint's.
         tokens: each text's token ids.
         length: positions that a text is padded to.
         pad_id: the token that does so.
         masked: whether the model is told which tokens are padding.
         same: `[examples]`: equal texts have the same number.
-        decoded: whether batches bring the images.
     """
 
-    source: Source
-    column: str
-    processor: ImageProcessor
     tokens: Ragged | InMemory
     length: int
     pad_id: int
     masked: bool
     same: np.ndarray
-    decoded: bool = True
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.ones(len(self), np.int64)
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -101,15 +91,8 @@ class Pairs(Examples):
         told = [images, fingerprint(self.tokens), self.length, self.pad_id, self.masked]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
-    @property
-    def inputs(self) -> Mapping[str, tuple[int, ...]]:
-        return {"pixel_values": (3, *self.processor.size)}
-
     def __len__(self) -> int:
         return len(self.source)
-
-    def without(self, inputs: Collection[str]) -> Pairs:
-        return replace(self, decoded=self.decoded and "pixel_values" not in inputs)
 
     def collate(
         self, index: np.ndarray, row_length: int, epoch_random: EpochRandom = FIRST_EPOCH
@@ -119,8 +102,7 @@ class Pairs(Examples):
         texts = [self.tokens[int(n)]["input_ids"] if n >= 0 else none for n in index[:, 0]]
         batch = {
             **pad_texts(texts, self.length, self.pad_id, self.masked),
-            "weights": (index >= 0).astype(np.float32),  # [R, 1]
-            "example_ids": index.astype(np.int32),
+            **row_marks(index),
         }
         if self.decoded:
             batch["pixel_values"] = pixel_values(self.source, self.column, self.processor, index)
@@ -157,9 +139,8 @@ class Contrastive(Task):
         return BoundContrastive(self, tools, label_names)
 
 
-@dataclass(frozen=True)
 class BoundContrastive(BoundTask[Contrastive, Pairs]):
-    """See `jaxft.tasks.parts.contract.BoundTask`."""
+    """`Contrastive` on a model."""
 
     def check_row(self, source: Source, number: int, row: Mapping[str, Any]) -> None:
         """Raise what is wrong with a row: its text, or an image that does not decode."""
@@ -200,9 +181,6 @@ class BoundContrastive(BoundTask[Contrastive, Pairs]):
         encoded = tokenizer.encode(texts, max_length=max_length)
         return [{"input_ids": ids} for ids in encoded.ids], {"counts": encoded.counts}
 
-    def objective(self, apply: Apply, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
-        return self.sums(apply(params, batch, key), batch)
-
     def loss(self, outputs: Outputs, batch: Batch) -> Sum:
         """The loss of each example in its batch; padding is no wrong answer.
 
@@ -232,10 +210,7 @@ class BoundContrastive(BoundTask[Contrastive, Pairs]):
         return retrieval_scores(outcomes["image"], outcomes["text"], examples.same)
 
     def describe(
-        self,
-        source: Source,
-        outcomes: Outcomes,
-        examples: Pairs,
+        self, source: Source, outcomes: Outcomes, examples: Pairs
     ) -> Iterator[dict[str, Any]]:
         """What each image and each of the first texts find: see `found_pairs`."""
         return found_pairs(source, self.task.columns, outcomes, examples.same)

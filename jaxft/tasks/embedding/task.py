@@ -26,16 +26,13 @@ from jaxft.tasks.embedding.text_tuples import TextTuples, numbered
 from jaxft.tasks.parts.contract import (
     HIGHER,
     LOWER,
-    Apply,
     Batch,
     BoundTask,
     Card,
     Metric,
     Outcomes,
     Outputs,
-    Params,
     Sum,
-    Sums,
     Task,
 )
 from jaxft.tasks.parts.labels import BadValue, column_of, number_of, read_rows, text_of
@@ -89,9 +86,8 @@ class Embedding(Task):
         return BoundEmbedding(self, tools, label_names)
 
 
-@dataclass(frozen=True)
 class BoundEmbedding(BoundTask[Embedding, TextTuples]):
-    """See `jaxft.tasks.parts.contract.BoundTask`."""
+    """`Embedding` on a model."""
 
     def check_row(self, source: Source, number: int, row: Mapping[str, Any]) -> None:
         """Raise what is wrong with a row: a text that is none, or its score."""
@@ -145,9 +141,6 @@ class BoundEmbedding(BoundTask[Embedding, TextTuples]):
             )
         return (value - low) / (high - low)
 
-    def objective(self, apply: Apply, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
-        return self.sums(apply(params, batch, key), batch)
-
     def loss(self, outputs: Outputs, batch: Batch) -> Sum:
         """The loss of each example in its batch; padding is no wrong answer.
 
@@ -182,10 +175,7 @@ class BoundEmbedding(BoundTask[Embedding, TextTuples]):
         return {"loss": loss, **pair_scores(vectors[:, 0], items, numbers, told)}
 
     def describe(
-        self,
-        source: Source,
-        outcomes: Outcomes,
-        examples: TextTuples,
+        self, source: Source, outcomes: Outcomes, examples: TextTuples
     ) -> Iterator[dict[str, Any]]:
         """Each text's vector; of pairs what belongs to it, and what lies nearest."""
         vectors, anchors = outcomes["vectors"], list(column_of(source, self.task.section.anchor))

@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxft.data.image.augment import Augmentation
@@ -15,8 +14,8 @@ from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.data.sources.open import Source
 from jaxft.tasks.image_classification.section import ImageClassificationSection as Section
 from jaxft.tasks.parts.classes.target import BoundTargetTask, TargetTask, make_target
-from jaxft.tasks.parts.contract import Apply, Batch, Card, Outcomes, Params, Sums
-from jaxft.tasks.parts.examples import Examples
+from jaxft.tasks.parts.contract import Card, Outcomes
+from jaxft.tasks.parts.examples import Examples, row_marks
 from jaxft.tasks.parts.images import (
     augmented_values,
     check_images,
@@ -63,10 +62,6 @@ class ImageExamples(Examples):
         return None if self.labelled is None else self.labelled.values
 
     @property
-    def lengths(self) -> np.ndarray:
-        return np.ones(len(self), np.int64)
-
-    @property
     def fingerprint(self) -> str:
         return images_fingerprint(self.source, self.column, self.processor)
 
@@ -93,10 +88,7 @@ class ImageExamples(Examples):
         del row_length
         if self.augment is not None:
             return self._changed(self.augment, index, epoch_random)
-        batch = {
-            "weights": (index >= 0).astype(np.float32),
-            "example_ids": index.astype(np.int32),
-        }
+        batch = row_marks(index)
         if self.decoded:
             values = pixel_values(self.source, self.column, self.processor, index)
             batch |= inputs_of(values, self.processor)
@@ -152,19 +144,13 @@ class BoundImageClassification(BoundTargetTask[ImageClassification, ImageExample
             source, self.task.section.image, self.tools.images, labels, augment=how
         )
 
-    def objective(self, apply: Apply, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
-        return self.sums(apply(params, batch, key), batch)
-
     def pixels(self, source: Source, examples: ImageExamples, number: int) -> np.ndarray:
         ((_, row),) = source.each([examples.column], [number])
         image = open_image(source, number, row[examples.column])
         return examples.processor.fit(image)
 
     def describe(
-        self,
-        source: Source,
-        outcomes: Outcomes,
-        examples: ImageExamples,
+        self, source: Source, outcomes: Outcomes, examples: ImageExamples
     ) -> Iterator[dict[str, Any]]:
         shown = set(self._worst(outcomes, examples.labels))
         for number in range(len(source)):

@@ -37,7 +37,6 @@ from jaxft.tasks.image_generation.section import ImageGenerationSection as Secti
 from jaxft.tasks.parts.contract import (
     HIGHER,
     LOWER,
-    Apply,
     Batch,
     BoundTask,
     Card,
@@ -49,7 +48,7 @@ from jaxft.tasks.parts.contract import (
     Sums,
     Task,
 )
-from jaxft.tasks.parts.examples import Examples
+from jaxft.tasks.parts.examples import Examples, row_marks
 from jaxft.tasks.parts.images import check_images, exact_picture, images_fingerprint, open_image
 from jaxft.tasks.parts.labels import class_id, label_names, read_rows
 from jaxft.tasks.parts.tools import Tools
@@ -84,10 +83,6 @@ class Colours(Examples):
         return self.class_ids
 
     @property
-    def lengths(self) -> np.ndarray:
-        return np.ones(len(self), np.int64)
-
-    @property
     def fingerprint(self) -> str:
         return fingerprint(self.tokens)
 
@@ -115,8 +110,7 @@ class Colours(Examples):
         return {
             "input_ids": words,
             "targets": targets,
-            "weights": (index >= 0).astype(np.float32),  # [R, 1]
-            "example_ids": index.astype(np.int32),
+            **row_marks(index),
         }
 
 
@@ -155,9 +149,8 @@ class ImageGeneration(Task):
         return BoundImageGeneration(self, tools, label_names)
 
 
-@dataclass(frozen=True)
 class BoundImageGeneration(BoundTask[ImageGeneration, Colours]):
-    """See `jaxft.tasks.parts.contract.BoundTask`."""
+    """`ImageGeneration` on a model."""
 
     def check_row(self, source: Source, number: int, row: Mapping[str, Any]) -> None:
         """Raise what is wrong with a row: its class, or an image that does not decode."""
@@ -192,9 +185,6 @@ class BoundImageGeneration(BoundTask[ImageGeneration, Colours]):
             for number, row in source.each([column])
         )
         return ({"colours": colors_of(image, processor)} for image in images), {}
-
-    def objective(self, apply: Apply, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
-        return self.sums(apply(params, batch, key), batch)
 
     def loss(self, outputs: Outputs, batch: Batch) -> Sum:
         return jnp.sum(outputs["losses"]), _scored(batch).sum()
@@ -257,10 +247,7 @@ class BoundImageGeneration(BoundTask[ImageGeneration, Colours]):
         return {"frechet_distance": frechet(features(drawn), features(held_out))}
 
     def describe(
-        self,
-        source: Source,
-        outcomes: Outcomes,
-        examples: Colours,
+        self, source: Source, outcomes: Outcomes, examples: Colours
     ) -> Iterator[dict[str, Any]]:
         """The bits of each image; of the first ones also how they look, what was made of their
         upper half, and an image that was drawn beside them."""

@@ -23,13 +23,11 @@ from jaxft.tasks.masked_lm.section import MaskedLmSection as Section
 from jaxft.tasks.parts.contract import (
     HIGHER,
     LOWER,
-    Apply,
     Batch,
     BoundTask,
     Card,
     Outcomes,
     Outputs,
-    Params,
     Sum,
     Sums,
     Task,
@@ -80,9 +78,8 @@ class MaskedLm(Task):
         return BoundMaskedLm(self, tools, label_names)
 
 
-@dataclass(frozen=True)
 class BoundMaskedLm(BoundTask[MaskedLm, Examples]):
-    """See `jaxft.tasks.parts.contract.BoundTask`."""
+    """`MaskedLm` on a model."""
 
     def check_row(self, source: Source, number: int, row: Mapping[str, Any]) -> None:
         """Raise what is wrong with a row's text."""
@@ -143,9 +140,6 @@ class BoundMaskedLm(BoundTask[MaskedLm, Examples]):
         rows = [{"input_ids": ids, "token_type_ids": types} for ids, types in pairs]
         return rows, {"counts": encoded.counts, "cut": encoded.cut}
 
-    def objective(self, apply: Apply, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
-        return self.sums(apply(params, batch, key), batch)
-
     def loss(self, outputs: Outputs, batch: Batch) -> Sum:
         losses, _ = scored_losses(outputs["logits"], batch["targets"])
         return jnp.sum(losses), _scored(batch).sum(dtype=jnp.float32)
@@ -188,10 +182,7 @@ class BoundMaskedLm(BoundTask[MaskedLm, Examples]):
         return {"pseudo_perplexity": found}
 
     def describe(
-        self,
-        source: Source,
-        outcomes: Outcomes,
-        examples: Examples,
+        self, source: Source, outcomes: Outcomes, examples: Examples
     ) -> Iterator[dict[str, Any]]:
         """Each text with a blank and what fills it; of a scored one what stood there too."""
         texts = list(column_of(source, self.task.section.text))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,8 +17,8 @@ from jaxft.data.image.tiles import cut, relative, within
 from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.data.sources.open import Source
 from jaxft.errors import UserError, did_you_mean
-from jaxft.tasks.parts.examples import Examples
-from jaxft.tasks.parts.images import images_fingerprint, open_image
+from jaxft.tasks.parts.examples import row_marks
+from jaxft.tasks.parts.images import DecodedExamples, images_fingerprint, open_image
 from jaxft.tasks.parts.labels import BadValue, class_id
 
 MULTIPLE = 8  # of the boxes that a batch has room for: few shapes to compile
@@ -40,7 +40,7 @@ class Boxes:
 
 
 @dataclass(frozen=True)
-class PieceExamples(Examples):
+class PieceExamples(DecodedExamples):
     """Pieces of pictures, cut out when they are batched; see `contract.Examples`.
 
     Attributes:
@@ -50,20 +50,15 @@ class PieceExamples(Examples):
         boxes: `[examples, M, 4]` as the model has them, 0 where there are fewer.
         classes: `[examples, M]`, -1 where there are fewer.
         places: `[Q, 2]` where each detection looks, across and down; None where it may anywhere.
-        decoded: whether batches bring the images.
         totals: how many pictures and boxes there are.
     """
 
-    source: Source
-    column: str
-    processor: ImageProcessor
     sizes: np.ndarray
     pieces: np.ndarray
     truth: Sequence[Boxes] | None
     boxes: np.ndarray
     classes: np.ndarray
     places: np.ndarray | None = None
-    decoded: bool = True
     totals: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -71,34 +66,20 @@ class PieceExamples(Examples):
         return self.totals
 
     @property
-    def lengths(self) -> np.ndarray:
-        return np.ones(len(self), np.int64)
-
-    @property
     def fingerprint(self) -> str:
         digest = hashlib.sha256(self.pieces.astype(np.int64).tobytes())
         digest.update(images_fingerprint(self.source, self.column, self.processor).encode())
         return digest.hexdigest()
 
-    @property
-    def inputs(self) -> Mapping[str, tuple[int, ...]]:
-        return {"pixel_values": (3, *self.processor.size)}
-
     def __len__(self) -> int:
         return len(self.pieces)
-
-    def without(self, inputs: Collection[str]) -> PieceExamples:
-        return replace(self, decoded=self.decoded and "pixel_values" not in inputs)
 
     def collate(
         self, index: np.ndarray, row_length: int, epoch_random: EpochRandom = FIRST_EPOCH
     ) -> dict[str, np.ndarray]:
         del row_length, epoch_random
         there, number = index[:, 0] >= 0, np.maximum(index[:, 0], 0)
-        batch = {
-            "weights": (index >= 0).astype(np.float32),
-            "example_ids": index.astype(np.int32),
-        }
+        batch = row_marks(index)
         if self.truth is not None:
             batch["boxes"] = np.where(there[:, None, None], self.boxes[number], 0.0)
             batch["box_labels"] = np.where(there[:, None], self.classes[number], -1)

@@ -21,15 +21,12 @@ from jaxft.tasks.object_detection.section import ObjectDetectionSection as Secti
 from jaxft.tasks.parts.contract import (
     HIGHER,
     LOWER,
-    Apply,
     Batch,
     BoundTask,
     Card,
     Outcomes,
     Outputs,
-    Params,
     Sum,
-    Sums,
     Task,
 )
 from jaxft.tasks.parts.images import check_images, open_image, paths_from_input, picture
@@ -88,9 +85,8 @@ class ObjectDetection(Task):
         return BoundObjectDetection(self, tools, label_names)
 
 
-@dataclass(frozen=True)
 class BoundObjectDetection(BoundTask[ObjectDetection, PieceExamples]):
-    """See `jaxft.tasks.parts.contract.BoundTask`."""
+    """`ObjectDetection` on a model."""
 
     def check_row(self, source: Source, number: int, row: Mapping[str, Any]) -> None:
         """Raise what is wrong with a row: a box, or an image that does not decode."""
@@ -117,9 +113,6 @@ class BoundObjectDetection(BoundTask[ObjectDetection, PieceExamples]):
         if self.task.section.match != "place":
             return examples
         return replace(examples, places=places(count, *config.grid).astype(np.float32))
-
-    def objective(self, apply: Apply, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
-        return self.sums(apply(params, batch, key), batch)
 
     def loss(self, outputs: Outputs, batch: Batch) -> Sum:
         return detection_loss(outputs, batch)
@@ -161,10 +154,7 @@ class BoundObjectDetection(BoundTask[ObjectDetection, PieceExamples]):
         return found
 
     def describe(
-        self,
-        source: Source,
-        outcomes: Outcomes,
-        examples: PieceExamples,
+        self, source: Source, outcomes: Outcomes, examples: PieceExamples
     ) -> Iterator[dict[str, Any]]:
         for number, found in enumerate(self._found(outcomes, examples)):
             sure = found["scores"] >= SURE

@@ -209,9 +209,10 @@ class BoundTask(ABC, Generic[TaskT, ExamplesT]):
             UserError: a row that is not as it has to be.
         """
 
-    @abstractmethod
     def objective(self, apply: Apply, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
         """The training `loss` of a batch and metrics to log beside it: sums and weights, scalars.
+
+        Without another objective it is the sums of one forward pass.
 
         Args:
             apply: the model's outputs for parameters, a batch and a key; call it as often as the
@@ -221,6 +222,7 @@ class BoundTask(ABC, Generic[TaskT, ExamplesT]):
                 teacher, are among it (`jaxft.tasks.parts.frozen_outputs`).
             key: turns dropout on.
         """
+        return self.sums(apply(params, batch, key), batch)
 
     @abstractmethod
     def loss(self, outputs: Outputs, batch: Batch) -> Sum:

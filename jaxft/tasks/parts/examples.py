@@ -18,9 +18,9 @@ class Examples(ABC):
     def __len__(self) -> int: ...
 
     @property
-    @abstractmethod
     def lengths(self) -> np.ndarray:
         """`[examples]` positions that each takes in a row; ones where a row is an example."""
+        return np.ones(len(self), np.int64)
 
     @property
     @abstractmethod
@@ -91,3 +91,12 @@ class Examples(ABC):
         if missing := set(inputs) & set(self.inputs):
             raise NotImplementedError(f"{type(self).__name__} always has {sorted(missing)}")
         return self
+
+
+def row_marks(index: np.ndarray) -> dict[str, np.ndarray]:
+    """The `example_ids` and `weights` of a batch: `[R, S]` each.
+
+    Args:
+        index: `[R, S]` example numbers, -1 for none.
+    """
+    return {"weights": (index >= 0).astype(np.float32), "example_ids": index.astype(np.int32)}

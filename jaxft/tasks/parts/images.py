@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image
@@ -19,12 +20,37 @@ from jaxft.data.random import EpochRandom
 from jaxft.data.sources.images import images_below
 from jaxft.data.sources.open import Source
 from jaxft.errors import UserError
+from jaxft.tasks.parts.examples import Examples
 
 # Before a run starts every image's header is read, and so many bytes of images are decoded: a few
 # seconds' work. What is broken further on ends the run when it is reached.
 DECODED_BYTES = 64 * 2**20
 PICTURE_SIDE = 96  # pixels of a picture in a report
 HEAT = (255, 150, 30)  # the colour of where a model looks
+
+
+@dataclass(frozen=True)
+class DecodedExamples(Examples):
+    """Examples with an image each, decoded when they are batched.
+
+    Args:
+        source: the rows.
+        column: holds the image.
+        processor: the checkpoint's.
+        decoded: whether batches bring the images.
+    """
+
+    source: Source
+    column: str
+    processor: ImageProcessor
+    decoded: bool = field(default=True, kw_only=True)
+
+    @property
+    def inputs(self) -> Mapping[str, tuple[int, ...]]:
+        return {"pixel_values": (3, *self.processor.size)}
+
+    def without(self, inputs: Collection[str]) -> Self:
+        return replace(self, decoded=self.decoded and "pixel_values" not in inputs)
 
 
 def pixel_values(

@@ -5,7 +5,7 @@ R rows, T positions of the targets, M tokens that a model may write.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -18,9 +18,17 @@ from jaxft.data.text.tokenizer import Tokenizer
 from jaxft.errors import UserError
 from jaxft.models.generate.greedy import write_greedily
 from jaxft.models.layers.loss import UNSCORED
-from jaxft.models.model import Model
 from jaxft.models.tower.tower import Compute, Tower
-from jaxft.tasks.parts.contract import Batch, Sums
+from jaxft.tasks.parts.contract import (
+    Batch,
+    BoundTask,
+    ExamplesT,
+    Outputs,
+    Params,
+    Sum,
+    Sums,
+    TaskT,
+)
 from jaxft.tasks.parts.tools import Tools
 
 STRIDE = 8  # sources and targets are padded to a multiple of so many tokens: one shape a split
@@ -114,44 +122,43 @@ def target_batch(
     return {"decoder_input_ids": inputs, "decoder_attention_mask": seen, "targets": wanted}
 
 
-def token_loss(outputs: Mapping[str, jax.Array], batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """The summed loss of the targets' tokens, and how many there are."""
-    return jnp.sum(outputs["losses"]), _scored(batch).sum()
+class BoundWriting(BoundTask[TaskT, ExamplesT]):
+    """A task whose examples are scored by the texts that the model writes for them."""
 
+    def loss(self, outputs: Outputs, batch: Batch) -> Sum:
+        """The summed loss of the targets' tokens, and how many there are."""
+        return jnp.sum(outputs["losses"]), _scored(batch).sum()
 
-def token_metrics(outputs: Mapping[str, jax.Array], batch: Batch) -> Sums:
-    """`accuracy` of the targets' tokens."""
-    return {"accuracy": (jnp.sum(outputs["hits"], dtype=jnp.float32), _scored(batch).sum())}
+    def metrics(self, outputs: Outputs, batch: Batch) -> Sums:
+        """`accuracy` of the targets' tokens."""
+        return {"accuracy": (jnp.sum(outputs["hits"], dtype=jnp.float32), _scored(batch).sum())}
 
+    def generated(self, params: Params, batch: Batch, compute: Compute) -> Outputs:
+        """`written` [R, M]: the tokens that the model writes for each source of a batch."""
+        model = self.tools.model
+        decoder = model.towers["decoder"]
+        assert isinstance(decoder, Tower)
+        theirs = ("decoder_", decoder.prefix)
+        sources = {n: v for n, v in batch.items() if n != "targets" and not n.startswith(theirs)}
+        length = batch["targets"].shape[1]
+        tokens = write_greedily(
+            decoder,
+            params,
+            sources,
+            compute,
+            start=model.config.start_token_id,
+            end=model.config.end_token_id,
+            most=max(length, min(int(length * ROOM), model.max_positions)),
+        )
+        return {"written": tokens}
 
-def written(
-    model: Model, params: Mapping[str, jax.Array], batch: Batch, compute: Compute
-) -> dict[str, jax.Array]:
-    """`written` [R, M]: the tokens that the model writes for each source of a batch."""
-    decoder = model.towers["decoder"]
-    assert isinstance(decoder, Tower)
-    theirs = ("decoder_", decoder.prefix)
-    sources = {n: v for n, v in batch.items() if n != "targets" and not n.startswith(theirs)}
-    length = batch["targets"].shape[1]
-    tokens = write_greedily(
-        decoder,
-        params,
-        sources,
-        compute,
-        start=model.config.start_token_id,
-        end=model.config.end_token_id,
-        most=max(length, min(int(length * ROOM), model.max_positions)),
-    )
-    return {"written": tokens}
-
-
-def token_outcomes(outputs: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
-    """Of each row the summed `loss` and the tokens `scored`, [R, 1], and `written` [R, 1, M]."""
-    return {
-        "loss": outputs["losses"].sum(-1, keepdims=True),
-        "scored": _scored(batch).sum(-1, keepdims=True),
-        "written": outputs["written"][:, None],
-    }
+    def outcomes(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
+        """Of each row the summed `loss`, the tokens `scored` [R, 1], and `written` [R, 1, M]."""
+        return {
+            "loss": outputs["losses"].sum(-1, keepdims=True),
+            "scored": _scored(batch).sum(-1, keepdims=True),
+            "written": outputs["written"][:, None],
+        }
 
 
 def texts_of(tokens: np.ndarray, tokenizer: Tokenizer) -> list[str]:

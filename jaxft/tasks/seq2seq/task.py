@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxft.data.batching.packing import round_up
@@ -19,35 +18,24 @@ from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.data.sources.open import Source
 from jaxft.errors import UserError
 from jaxft.metrics.translation import translation_scores
-from jaxft.models.tower.tower import Compute
 from jaxft.tasks.parts.contract import (
     HIGHER,
     LOWER,
-    Apply,
-    Batch,
-    BoundTask,
     Card,
     Outcomes,
-    Outputs,
-    Params,
-    Sum,
-    Sums,
     Task,
 )
-from jaxft.tasks.parts.examples import Examples
+from jaxft.tasks.parts.examples import Examples, row_marks
 from jaxft.tasks.parts.labels import read_rows, text_of
 from jaxft.tasks.parts.tools import Tools
 from jaxft.tasks.parts.written_texts import (
     STRIDE,
+    BoundWriting,
     Writing,
     encode_targets,
     target_batch,
     texts_of,
-    token_loss,
-    token_metrics,
-    token_outcomes,
     writing_of,
-    written,
 )
 from jaxft.tasks.seq2seq.section import Seq2SeqSection as Section
 
@@ -72,10 +60,6 @@ class Pairs(Examples):
     tokens: Ragged | InMemory
     writing: Writing
     wanted: Sequence[str]
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.ones(len(self), np.int64)
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -110,8 +94,7 @@ class Pairs(Examples):
             "input_ids": ids,
             "attention_mask": read,
             **target_batch(targets, most["target"], self.writing),
-            "weights": (index >= 0).astype(np.float32),  # [R, 1]
-            "example_ids": index.astype(np.int32),
+            **row_marks(index),
         }
 
 
@@ -140,9 +123,8 @@ class Seq2Seq(Task):
         return BoundSeq2Seq(self, tools, label_names)
 
 
-@dataclass(frozen=True)
-class BoundSeq2Seq(BoundTask[Seq2Seq, Pairs]):
-    """See `jaxft.tasks.parts.contract.BoundTask`."""
+class BoundSeq2Seq(BoundWriting[Seq2Seq, Pairs]):
+    """`Seq2Seq` on a model."""
 
     def check_row(self, source: Source, index: int, row: Mapping[str, Any]) -> None:
         """Raise what is wrong with a row: one of its two texts."""
@@ -194,31 +176,12 @@ class BoundSeq2Seq(BoundTask[Seq2Seq, Pairs]):
             "longest": longest,
         }
 
-    def objective(self, apply: Apply, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
-        return self.sums(apply(params, batch, key), batch)
-
-    def loss(self, outputs: Outputs, batch: Batch) -> Sum:
-        return token_loss(outputs, batch)
-
-    def metrics(self, outputs: Outputs, batch: Batch) -> Sums:
-        return token_metrics(outputs, batch)
-
-    def generated(self, params: Params, batch: Batch, compute: Compute) -> Outputs:
-        """`written` [R, M]: the tokens that the model writes for each source of a batch."""
-        return written(self.tools.model, params, batch, compute)
-
-    def outcomes(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
-        return token_outcomes(outputs, batch)
-
     def summarise(self, outcomes: Outcomes, examples: Pairs) -> dict[str, float]:
         texts = texts_of(outcomes["written"], examples.writing.tokenizer)
         return translation_scores(texts, examples.wanted)
 
     def describe(
-        self,
-        source: Source,
-        outcomes: Outcomes,
-        examples: Pairs,
+        self, source: Source, outcomes: Outcomes, examples: Pairs
     ) -> Iterator[dict[str, Any]]:
         """Each source and target, what the model wrote, and the loss of a token."""
         texts = texts_of(outcomes["written"], examples.writing.tokenizer)

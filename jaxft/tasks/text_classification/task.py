@@ -165,10 +165,7 @@ class BoundTextClassification(BoundTargetTask[TextClassification, TextExamples])
         return tuple(text_of(row[column], column, not strict) for column in self.task.input_columns)
 
     def describe(
-        self,
-        source: Source,
-        outcomes: Outcomes,
-        examples: TextExamples,
+        self, source: Source, outcomes: Outcomes, examples: TextExamples
     ) -> Iterator[dict[str, Any]]:
         for number, row in source.each(self.task.input_columns):
             text = " | ".join(self._texts(row, strict=False))

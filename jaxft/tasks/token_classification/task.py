@@ -20,13 +20,11 @@ from jaxft.models.layers.loss import UNSCORED
 from jaxft.tasks.parts.contract import (
     HIGHER,
     LOWER,
-    Apply,
     Batch,
     BoundTask,
     Card,
     Outcomes,
     Outputs,
-    Params,
     Sum,
     Sums,
     Task,
@@ -85,9 +83,8 @@ class TokenClassification(Task):
         return BoundTokenClassification(self, tools, label_names)
 
 
-@dataclass(frozen=True)
 class BoundTokenClassification(BoundTask[TokenClassification, Sentences]):
-    """See `jaxft.tasks.parts.contract.BoundTask`."""
+    """`TokenClassification` on a model."""
 
     def check_row(self, source: Source, number: int, row: Mapping[str, Any]) -> None:
         """Raise what is wrong with a row: its words or its tags."""
@@ -131,9 +128,6 @@ class BoundTokenClassification(BoundTask[TokenClassification, Sentences]):
         counts = {**encoded.counts, "words": sum(map(len, words))}
         counts["words_without_a_token"] = counts["words"] - said
         return examples, {"counts": counts, "cut": encoded.cut}
-
-    def objective(self, apply: Apply, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
-        return self.sums(apply(params, batch, key), batch)
 
     def loss(self, outputs: Outputs, batch: Batch) -> Sum:
         return jnp.sum(_losses(outputs, batch)), _scored(batch).sum(dtype=jnp.float32)
@@ -190,10 +184,7 @@ class BoundTokenClassification(BoundTask[TokenClassification, Sentences]):
         )
 
     def describe(
-        self,
-        source: Source,
-        outcomes: Outcomes,
-        examples: Sentences,
+        self, source: Source, outcomes: Outcomes, examples: Sentences
     ) -> Iterator[dict[str, Any]]:
         """Each text with the entities that are found in it and, with tags, those that are there."""
         for number, (text, words) in enumerate(self._texts(source)):
