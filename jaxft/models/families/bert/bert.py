@@ -6,9 +6,11 @@ Source: Devlin et al. (2018), https://arxiv.org/abs/1810.04805; the computation 
 
 from __future__ import annotations
 
+from functools import partial
+
 from jaxft.models.families.bert.config import FIXED, UNREAD, Config
 from jaxft.models.families.bert.modules import Classifier, Encoder, MaskedLm, TokenClassifier, tower
-from jaxft.models.families.bert.names import encoder_names, whole_name
+from jaxft.models.families.bert.names import encoder_names, saved_name, whole_name
 from jaxft.models.families.bert.reading import reading_tower
 from jaxft.models.family import Family, ReadingDecoder
 from jaxft.models.tower.tower import Tower
@@ -64,16 +66,6 @@ def reading_names(model_type: str) -> tuple[Name, ...]:
     return (*names("masked_lm", model_type), *CROSS_NAMES)
 
 
-def canonical(name: str) -> str:
-    """A tensor's name as files have it (no prefix, gamma and beta) -> as `NAMES` spells it."""
-    return whole_name(PREFIX, name)
-
-
-def exported(name: str, head: str | None, model_type: str) -> str:
-    """A tensor's name as `NAMES` spells it -> as the head's architecture saves it."""
-    return name.removeprefix(PREFIX) if head is None else name
-
-
 def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
     """The one tower of a BERT under a head (a key of `MODEL_TYPES["bert"]`)."""
     if head == "text_classification":
@@ -93,8 +85,8 @@ FAMILY = Family(
     fresh=FRESH,
     unused=UNUSED,
     names=names,
-    canonical=canonical,
-    exported=exported,
+    canonical=partial(whole_name, PREFIX),
+    exported=partial(saved_name, PREFIX),
     towers=towers,
     reading=ReadingDecoder(reading_names, reading_tower),
 )

@@ -7,9 +7,11 @@ Source: Sanh et al. (2019), https://arxiv.org/abs/1910.01108; the computation fo
 from __future__ import annotations
 
 import re
+from functools import partial
 
 from jaxft.models.families.bert.config import FIXED, UNREAD, Config
 from jaxft.models.families.bert.modules import Classifier, MaskedLm, Plain, TokenClassifier, tower
+from jaxft.models.families.bert.names import names_under, saved_name
 from jaxft.models.family import Family
 from jaxft.models.tower.tower import Tower
 from jaxft.models.weights.names import Name, dense, embedding, norm
@@ -57,19 +59,9 @@ UNUSED = (
 )
 
 
-def names(head: str | None, model_type: str) -> tuple[Name, ...]:
-    """The name table under a head."""
-    return NAMES + HEAD_NAMES[head]
-
-
 def canonical(name: str) -> str:
     """A tensor's name as files have it (perhaps no prefix) -> as `NAMES` spells it."""
     return PREFIX + name if re.match(r"(embeddings|transformer)\.", name) else name
-
-
-def exported(name: str, head: str | None, model_type: str) -> str:
-    """A tensor's name as `NAMES` spells it -> as the head's architecture saves it."""
-    return name.removeprefix(PREFIX) if head is None else name
 
 
 def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
@@ -89,8 +81,8 @@ FAMILY = Family(
     unread=UNREAD,
     fresh=FRESH,
     unused=UNUSED,
-    names=names,
+    names=partial(names_under, NAMES, HEAD_NAMES),
     canonical=canonical,
-    exported=exported,
+    exported=partial(saved_name, PREFIX),
     towers=towers,
 )

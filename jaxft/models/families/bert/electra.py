@@ -8,13 +8,15 @@ Source: Clark et al. (2020), https://arxiv.org/abs/2003.10555; the computation f
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxft.models.families.bert.config import FIXED, UNREAD, Config
 from jaxft.models.families.bert.modules import Classifier, MaskedLm, Plain, TokenClassifier, tower
-from jaxft.models.families.bert.names import encoder_names, whole_name
+from jaxft.models.families.bert.names import encoder_names, names_under, saved_name, whole_name
 from jaxft.models.family import Family
 from jaxft.models.layers.batch import Batch
 from jaxft.models.layers.math import ACTIVATIONS
@@ -65,21 +67,6 @@ UNUSED = (
 )
 
 
-def names(head: str | None, model_type: str) -> tuple[Name, ...]:
-    """The name table under a head."""
-    return NAMES + HEAD_NAMES[head]
-
-
-def canonical(name: str) -> str:
-    """A tensor's name as files have it (no prefix, gamma and beta) -> as `NAMES` spells it."""
-    return whole_name(PREFIX, name)
-
-
-def exported(name: str, head: str | None, model_type: str) -> str:
-    """A tensor's name as `NAMES` spells it -> as the head's architecture saves it."""
-    return name.removeprefix(PREFIX) if head is None else name
-
-
 class Scorer(nnx.Module):
     """A transform of the stream, and one number of it a token."""
 
@@ -122,8 +109,8 @@ FAMILY = Family(
     unread=UNREAD,
     fresh=FRESH,
     unused=UNUSED,
-    names=names,
-    canonical=canonical,
-    exported=exported,
+    names=partial(names_under, NAMES, HEAD_NAMES),
+    canonical=partial(whole_name, PREFIX),
+    exported=partial(saved_name, PREFIX),
     towers=towers,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from jaxft.models.weights.names import Name, dense, embedding, norm
 
@@ -35,3 +36,20 @@ def whole_name(prefix: str, name: str) -> str:
     name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
     bare = re.match(r"(embeddings|embeddings_project|encoder|pooler)\.", name)
     return prefix + name if bare else name
+
+
+def names_under(
+    common: tuple[Name, ...],
+    heads: Mapping[str | None, tuple[Name, ...]],
+    head: str | None,
+    model_type: str,
+) -> tuple[Name, ...]:
+    """The name table under a head: the names that all heads have in common, and its own."""
+    del model_type
+    return common + heads[head]
+
+
+def saved_name(prefix: str, name: str, head: str | None, model_type: str) -> str:
+    """A tensor's name with its prefix -> as the head's architecture saves it: bare without one."""
+    del model_type
+    return name.removeprefix(prefix) if head is None else name

@@ -7,9 +7,11 @@ computation follows `transformers`' `modeling_roberta.py`.
 
 from __future__ import annotations
 
+from functools import partial
+
 from jaxft.models.families.bert.config import FIXED, UNREAD, Config
 from jaxft.models.families.bert.modules import Classifier, Encoder, MaskedLm, TokenClassifier, tower
-from jaxft.models.families.bert.names import encoder_names, whole_name
+from jaxft.models.families.bert.names import encoder_names, names_under, saved_name, whole_name
 from jaxft.models.family import Family
 from jaxft.models.tower.tower import Tower
 from jaxft.models.weights.names import Name, dense, norm
@@ -52,21 +54,6 @@ UNUSED = (
 )
 
 
-def names(head: str | None, model_type: str) -> tuple[Name, ...]:
-    """The name table under a head."""
-    return NAMES + HEAD_NAMES[head]
-
-
-def canonical(name: str) -> str:
-    """A tensor's name as files have it (no prefix, gamma and beta) -> as `NAMES` spells it."""
-    return whole_name(PREFIX, name)
-
-
-def exported(name: str, head: str | None, model_type: str) -> str:
-    """A tensor's name as `NAMES` spells it -> as the head's architecture saves it."""
-    return name.removeprefix(PREFIX) if head is None else name
-
-
 def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
     """The one tower of a RoBERTa under a head (a key of each of `MODEL_TYPES`)."""
     if head == "text_classification":
@@ -84,8 +71,8 @@ FAMILY = Family(
     unread=UNREAD,
     fresh=FRESH,
     unused=UNUSED,
-    names=names,
-    canonical=canonical,
-    exported=exported,
+    names=partial(names_under, NAMES, HEAD_NAMES),
+    canonical=partial(whole_name, PREFIX),
+    exported=partial(saved_name, PREFIX),
     towers=towers,
 )

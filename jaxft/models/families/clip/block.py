@@ -26,7 +26,7 @@ from jaxft.models.weights.config_fields import (
     check_divides,
     read_fields,
 )
-from jaxft.models.weights.names import dense, norm
+from jaxft.models.weights.names import Name, dense, norm
 
 STD = 0.02  # of fresh kernels
 # What the fields of a tower are where its config does not name them.
@@ -55,6 +55,25 @@ BLOCK_NAMES = (
     *dense("encoder.layers.{i}.mlp.fc2", "blocks/{i}/mlp/down"),
 )
 UNUSED = (r"embeddings\.position_ids",)  # a buffer of older files
+
+
+def names_under(
+    common: tuple[Name, ...], projection: Name, head: str | None, model_type: str
+) -> tuple[Name, ...]:
+    """The name table of a tower under a head."""
+    del model_type
+    return common if head is None else (*common, projection)
+
+
+def unprefixed(prefix: str, name: str) -> str:
+    """A tensor's name as files have it, with or without prefix -> without."""
+    return name.removeprefix(prefix)
+
+
+def saved_name(prefix: str, projection: Name, name: str, head: str | None, model_type: str) -> str:
+    """A tensor's name without its prefix -> as the head's architecture saves it."""
+    del model_type
+    return name if head is None or name == projection.hf else prefix + name
 
 
 def read_tower(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Self
 
 import jax
@@ -19,9 +20,12 @@ from jaxft.models.families.clip.block import (
     BLOCK_NAMES,
     STD,
     Block,
+    names_under,
     needs_of,
     projection,
     read_tower,
+    saved_name,
+    unprefixed,
 )
 from jaxft.models.family import Family
 from jaxft.models.layers.attention import HIDDEN, Mask, make_mask
@@ -98,21 +102,6 @@ PROJECTION = Name("text_projection.weight", "head/kernel", transpose=True)
 PREFIX = "text_model."
 FRESH = ("head/",)
 UNUSED = (*clip_block.UNUSED, r"text_projection\.weight")
-
-
-def names(head: str | None, model_type: str) -> tuple[Name, ...]:
-    """The name table under a head."""
-    return NAMES if head is None else (*NAMES, PROJECTION)
-
-
-def canonical(name: str) -> str:
-    """A tensor's name as files have it (with or without prefix) -> as `NAMES` spells it."""
-    return name.removeprefix(PREFIX)
-
-
-def exported(name: str, head: str | None, model_type: str) -> str:
-    """A tensor's name as `NAMES` spells it -> as the head's architecture saves it."""
-    return name if head is None or name == PROJECTION.hf else PREFIX + name
 
 
 class Embeddings(nnx.Module):
@@ -197,8 +186,8 @@ FAMILY = Family(
     unread=UNREAD,
     fresh=FRESH,
     unused=UNUSED,
-    names=names,
-    canonical=canonical,
-    exported=exported,
+    names=partial(names_under, NAMES, PROJECTION),
+    canonical=partial(unprefixed, PREFIX),
+    exported=partial(saved_name, PREFIX, PROJECTION),
     towers=towers,
 )

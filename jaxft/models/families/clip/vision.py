@@ -7,6 +7,7 @@ by attention from one learned query.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Self
 
 import jax
@@ -21,9 +22,12 @@ from jaxft.models.families.clip.block import (
     STD,
     Block,
     Mlp,
+    names_under,
     needs_of,
     projection,
     read_tower,
+    saved_name,
+    unprefixed,
 )
 from jaxft.models.family import Family
 from jaxft.models.layers.attention import Mask, attention, make_mask
@@ -104,21 +108,6 @@ PROJECTION = Name("visual_projection.weight", "head/kernel", transpose=True)
 PREFIX = "vision_model."
 FRESH = ("head/",)
 UNUSED = (*clip_block.UNUSED, r"visual_projection\.weight")
-
-
-def names(head: str | None, model_type: str) -> tuple[Name, ...]:
-    """The name table under a head."""
-    return NAMES if head is None else (*NAMES, PROJECTION)
-
-
-def canonical(name: str) -> str:
-    """A tensor's name as files have it (with or without prefix) -> as `NAMES` spells it."""
-    return name.removeprefix(PREFIX)
-
-
-def exported(name: str, head: str | None, model_type: str) -> str:
-    """A tensor's name as `NAMES` spells it -> as the head's architecture saves it."""
-    return name if head is None or name == PROJECTION.hf else PREFIX + name
 
 
 def refits(
@@ -272,9 +261,9 @@ FAMILY = Family(
     unread=UNREAD,
     fresh=FRESH,
     unused=UNUSED,
-    names=names,
-    canonical=canonical,
-    exported=exported,
+    names=partial(names_under, NAMES, PROJECTION),
+    canonical=partial(unprefixed, PREFIX),
+    exported=partial(saved_name, PREFIX, PROJECTION),
     towers=towers,
     text=False,
     images=True,
