@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-SHOWN = 24
-Line = Mapping[str, Any]
+from jaxft.report.page.predictions.compared import Line, compare, versions
 
 
 def filled(split: str, lines: Sequence[Line], before: Sequence[Line]) -> dict[str, Any]:
-    """A split's predictions as the template shows them: its first texts, and none chosen.
+    """Return the masked words of a split, as `compare` has them.
 
-    Args:
-        split: its name.
-        lines: of its predictions file.
-        before: what was said of the same texts before the first step; empty where no one asked.
-
-    Returns:
-        `name`, `count`, `right` and `right_before` (hidden words that the likeliest token is;
-        None where nothing was said before) and `texts`.
+    `right` counts masked words that the likeliest token is.
     """
-    earlier = {line["id"]: line for line in before}
-    return {
-        "name": split,
-        "count": len(lines),
-        "right": sum(map(is_right, lines)),
-        "right_before": sum(map(is_right, before)) if before else None,
-        "texts": [_text(line, earlier.get(line["id"])) for line in lines[:SHOWN]],
-    }
+    return compare(split, lines, before, hits="right", is_hit=is_right, text=_text)
 
 
 def is_right(line: Line) -> bool:
@@ -38,7 +23,6 @@ def is_right(line: Line) -> bool:
 
 def _text(line: Line, earlier: Line | None) -> dict[str, Any]:
     start, stop = line["blank"]
-    versions = [("before", earlier)] if earlier is not None else []
     return {
         "head": line["text"][:start],
         "hidden": line["hidden"],
@@ -52,6 +36,6 @@ def _text(line: Line, earlier: Line | None) -> dict[str, Any]:
                     for fill in one["fills"]
                 ],
             }
-            for when, one in [*versions, ("after", line)]
+            for when, one in versions(line, earlier)
         ],
     }

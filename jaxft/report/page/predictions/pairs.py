@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-SHOWN = 24
-Line = Mapping[str, Any]
+from jaxft.report.page.predictions.compared import Line, compare, versions
 
 
 def paired(split: str, lines: Sequence[Line], before: Sequence[Line]) -> dict[str, Any]:
-    """A split's predictions as the template shows them: its first texts, and none chosen.
+    """Return the nearest texts of a split, as `compare` has them.
 
-    Args:
-        split: its name.
-        lines: of its predictions file.
-        before: what lay nearest before the first step; empty where no one asked.
-
-    Returns:
-        `name`, `count`, `first` and `first_before` (texts to which the nearest belongs; None where
-        no one asked before) and `texts`.
+    `first` counts texts to which the nearest belongs.
     """
-    earlier = {line["id"]: line for line in before}
-    return {
-        "name": split,
-        "count": len(lines),
-        "first": sum(line["before"] == 0 for line in lines),
-        "first_before": sum(line["before"] == 0 for line in before) if before else None,
-        "texts": [_text(line, earlier.get(line["id"])) for line in lines[:SHOWN]],
-    }
+    return compare(split, lines, before, hits="first", is_hit=_is_nearest, text=_text)
+
+
+def _is_nearest(line: Line) -> bool:
+    return line["before"] == 0
 
 
 def _text(line: Line, earlier: Line | None) -> dict[str, Any]:
-    versions = [("before", earlier)] if earlier is not None else []
     return {
         "text": line["text"],
         "positive": line["positive"],
@@ -42,6 +30,6 @@ def _text(line: Line, earlier: Line | None) -> dict[str, Any]:
                 "before": one["before"],
                 "found": [{**f, "hit": f["text"] == line["positive"]} for f in one["found"]],
             }
-            for when, one in [*versions, ("after", line)]
+            for when, one in versions(line, earlier)
         ],
     }

@@ -2,44 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-SHOWN = 24
-Line = Mapping[str, Any]
+from jaxft.report.page.predictions.compared import Line, compare, versions
 
 
 def written(split: str, lines: Sequence[Line], before: Sequence[Line]) -> dict[str, Any]:
-    """A split's predictions as the template shows them: its first texts, and none chosen.
+    """Return the generated texts of a split, as `compare` has them.
 
-    Args:
-        split: its name.
-        lines: of its predictions file.
-        before: what was written before the first step; empty where no one asked.
-
-    Returns:
-        `name`, `count`, `equal` and `equal_before` (texts that are what was wanted; None where no
-        one asked before) and `texts`.
+    `equal` counts texts that equal the reference.
     """
-    earlier = {line["id"]: line for line in before}
-    return {
-        "name": split,
-        "count": len(lines),
-        "equal": sum(map(_equal, lines)),
-        "equal_before": sum(map(_equal, before)) if before else None,
-        "texts": [_text(line, earlier.get(line["id"])) for line in lines[:SHOWN]],
-    }
+    return compare(split, lines, before, hits="equal", is_hit=_equal, text=_text)
 
 
 def _text(line: Line, earlier: Line | None) -> dict[str, Any]:
-    versions = [("before", earlier)] if earlier is not None else []
     return {
         "source": line.get("source") or line.get("file") or f"image {line['id']}",
         "image": line.get("image"),
         "target": line["target"],
         "said": [
             {"when": when, "written": one["written"], "equal": _equal(one)}
-            for when, one in [*versions, ("after", line)]
+            for when, one in versions(line, earlier)
         ],
     }
 
