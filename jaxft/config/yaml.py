@@ -1,7 +1,9 @@
 """YAML 1.2 with the core schema; duplicate keys are errors, and every key's line is known.
 
 PyYAML reads YAML 1.1, in which `5e-5` is text, `no` is false and `1:30` is ninety. The loader here
-is `yaml.SafeLoader` with the scalars of YAML 1.2.
+is `yaml.SafeLoader` with the scalars of YAML 1.2. `ruamel.yaml` reads YAML 1.2 too, but knows lines
+only with its round-trip loader, whose values are types of its own; dates, `1_000`, unknown tags and
+keys that are numbers would still have to be refused here.
 """
 
 from __future__ import annotations
