@@ -20,7 +20,7 @@ def model(tmp_path_factory):
     """A Llama of random weights, described: none of its weights is read."""
     folder = tmp_path_factory.mktemp("llama")
     make_checkpoint(folder, "llama")
-    return registry.describe(str(folder), task="causal_lm")
+    return registry.describe(str(folder), registry.LoadOptions(task="causal_lm"))
 
 
 def examples_of(tools):
