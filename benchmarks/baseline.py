@@ -67,8 +67,9 @@ def regressions(config: Config, scored: tuple[str, ...]) -> dict[str, dict[str, 
         the mean of the last block's vectors.
     """
     built = build(config)
-    options = {"ignore": config.model.ignore, "image_size": config.model.image_size}
-    model = jaxft.load(config.model.checkpoint, **options)
+    model = jaxft.load(
+        config.model.checkpoint, ignore=config.model.ignore, image_size=config.model.image_size
+    )
     labels = {name: np.asarray(split.examples.labels) for name, split in built.splits.items()}
     features = {name: _features(model, built.splits[name]) for name in ("train", *scored)}
     found: dict[str, dict[str, dict[str, float]]] = {}

@@ -22,8 +22,8 @@ def write_scratch(checkpoint: Checkpoint, folder: Path, seed: int = 0) -> list[s
         folder: where; of two towers it holds a folder each.
         seed: the weights are drawn from it and from their names.
     """
-    if isinstance(checkpoint, str):
-        _write(checkpoint, folder, seed)
+    if isinstance(checkpoint, str | Path):
+        _write(str(checkpoint), folder, seed)
         return [f"model.checkpoint={folder}"]
     for tower, one in checkpoint.items():
         _write(one, folder / tower, seed)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ def tune(start: jaxft.Run, shift: str) -> dict[str, dict[str, Any]]:
         "schedule": {"kind": "constant"},
         "train": {"length": "200 steps", "evaluate_every": "200 steps"},
     }
-    vary = {
+    vary: dict[str, Sequence[Any]] = {
         "groups": list(parts().values()),
         "optimizer.lr": RATES,
         "run.seed.data": list(SEEDS),

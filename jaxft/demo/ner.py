@@ -49,5 +49,5 @@ def _write(wheel: Path, to: Path) -> None:
         words = " ".join(line.partition("\t")[0] for line in sentence)
         file = "test.conll" if held_out(words) else "train.conll"
         chosen[file].setdefault(words, "".join(f"{line}\n" for line in sentence) + "\n")
-    for name, sentences in chosen.items():
-        (to / name).write_text("".join(sentences.values()), encoding="utf-8")
+    for name, texts in chosen.items():
+        (to / name).write_text("".join(texts.values()), encoding="utf-8")

@@ -78,8 +78,8 @@ def _write_loans(deb: Path, to: Path) -> None:
     """Write the loans; the eval rows are one in eight of those that are not held out."""
     _write_frame(deb, to, _loan)
     with (to / "train.csv").open(encoding="utf-8", newline="") as file:
-        head, *rows = csv.reader(file)
-    named = [dict(zip(head, row, strict=True)) for row in rows]
+        head, *lines = csv.reader(file)
+    named = [dict(zip(head, line, strict=True)) for line in lines]
     chosen: dict[str, list[dict[str, Any]]] = {
         "eval.csv": [row for row in named if _digest(row) // HELD_OUT % EVAL == 0],
         "train.csv": [row for row in named if _digest(row) // HELD_OUT % EVAL],

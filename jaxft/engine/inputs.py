@@ -178,7 +178,7 @@ def with_inputs(
     """
     # The stem reads only the shape of what is left out, and XLA drops the zeros.
     rows = len(batch["weights"])
-    return batch | {
+    return {**batch} | {
         name: jnp.zeros((rows, *shape), jnp.float32)
         for name, shape in inputs.items()
         if name not in batch

@@ -65,6 +65,9 @@ def same_name(name: str, model_type: str) -> str:
     return name
 
 
+ModelTypes = Mapping[str, Mapping[str | None, str]]  # model_type -> head -> architecture
+
+
 @dataclass(frozen=True)
 class Family:
     """Contract of a family: all that the rest of jaxft knows of it.
@@ -97,7 +100,7 @@ class Family:
 
     name: str
     config: Any
-    model_types: Mapping[str, Mapping[str | None, str]]
+    model_types: ModelTypes
     fixed: Mapping[str, Any]
     unread: Sequence[str]
     fresh: Sequence[str]
@@ -130,7 +133,7 @@ class ComposedFamily:
     """
 
     name: str
-    model_types: Mapping[str, Mapping[str | None, str]]
+    model_types: ModelTypes
     fixed: Mapping[str, Any]
     unread: Sequence[str]
     compose: Callable[[Mapping[str, Any], Mapping[str, Family | ComposedFamily], bool], Family]

@@ -40,7 +40,7 @@ IMAGE_GENERATION = "image_generation"
 # Those whose width is a number of named classes.
 CLASS_HEADS = ("text_classification", "image_classification", "token_classification", DETECTION)
 # Those that read the stream as it is.
-HEADLESS = ("embedding",)
+HEADLESS = "embedding"
 
 ShardingOf = Callable[[str, tuple[int, ...], tuple[str, ...]], Sharding | None]
 
@@ -275,7 +275,7 @@ def _head(family: Family, fields: Mapping[str, Any], task: str | None) -> str | 
     """The head that a task asks for, or the checkpoint's own."""
     heads = family.model_types[fields["model_type"]]
     known = ", ".join(name for name in heads if name)
-    if task in HEADLESS and None in heads:
+    if task == HEADLESS and None in heads:
         return None
     if task is not None:
         if task not in heads:

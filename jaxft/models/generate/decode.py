@@ -271,7 +271,7 @@ def numbers_of(settings: Settings) -> dict[str, np.float32 | None]:
 
 
 @partial(jax.jit, static_argnames="top_k")
-def _next(scores: Any, used: Any, key: Any, step: Any, numbers: Any, top_k: int | None) -> Any:
+def _next(scores: Any, used: Any, key: Any, step: Any, numbers: Any, top_k: int) -> Any:
     own = None if key is None else jax.random.fold_in(key, step)
     return choose(scores, used, own, numbers, top_k)
 

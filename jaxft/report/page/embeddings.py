@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
+from operator import eq
 from typing import Any
 
 from jaxft import numbers
@@ -29,7 +31,7 @@ def _scatter(when: str, points: dict[str, Any]) -> dict[str, Any]:
     names = sorted(common)
     series: list[Series] = []
     for index, name in enumerate(names):
-        x, y = _of(points, lambda label, name=name: label == name)
+        x, y = _of(points, partial(eq, name))
         shape = {"symbol": SYMBOLS[index // GREY % len(SYMBOLS)]}
         series.append(plain_series(name, x, y, "dots", index % GREY) | shape)
     if len(counts) > len(names):

@@ -23,7 +23,7 @@ import numpy as np
 from flax import nnx
 
 from jaxft.errors import UserError
-from jaxft.models.family import ComposedFamily, Family
+from jaxft.models.family import ComposedFamily, Family, ModelTypes
 from jaxft.models.layers.batch import Batch
 from jaxft.models.layers.modules import Leaf, Linear, parameter, split_key
 from jaxft.models.tower.run import run_joint, run_tower
@@ -31,7 +31,7 @@ from jaxft.models.tower.tower import Compute, Part, Tower
 from jaxft.models.weights.config_fields import check_fields
 from jaxft.models.weights.names import Name, dense
 
-MODEL_TYPES = {
+MODEL_TYPES: ModelTypes = {
     "clip": {"contrastive": "CLIPModel", "image_classification": "CLIPForImageClassification"},
     "siglip": {
         "contrastive": "SiglipModel",

@@ -27,7 +27,7 @@ from jaxft.models.families.clip.block import (
     saved_name,
     unprefixed,
 )
-from jaxft.models.family import Family
+from jaxft.models.family import Family, ModelTypes
 from jaxft.models.layers.attention import HIDDEN, Mask, make_mask
 from jaxft.models.layers.batch import Batch, check_length, positions_of, segments_of
 from jaxft.models.layers.modules import Embedding, LayerNorm, Linear
@@ -35,7 +35,7 @@ from jaxft.models.tower.tower import Compute, Part, Tower
 from jaxft.models.weights.hf_config import TextConfig
 from jaxft.models.weights.names import Name, dense, embedding, norm
 
-MODEL_TYPES = {
+MODEL_TYPES: ModelTypes = {
     "clip_text_model": {None: "CLIPTextModel", "projection": "CLIPTextModelWithProjection"},
     "siglip_text_model": {None: "SiglipTextModel"},
 }

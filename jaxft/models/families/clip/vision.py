@@ -29,7 +29,7 @@ from jaxft.models.families.clip.block import (
     saved_name,
     unprefixed,
 )
-from jaxft.models.family import Family
+from jaxft.models.family import Family, ModelTypes
 from jaxft.models.layers.attention import Mask, attention, make_mask
 from jaxft.models.layers.batch import Batch
 from jaxft.models.layers.math import linear
@@ -39,7 +39,7 @@ from jaxft.models.tower.tower import Compute, Part, Tower
 from jaxft.models.weights.hf_config import ImageConfig
 from jaxft.models.weights.names import Name, dense, embedding, norm
 
-MODEL_TYPES = {
+MODEL_TYPES: ModelTypes = {
     "clip_vision_model": {None: "CLIPVisionModel", "projection": "CLIPVisionModelWithProjection"},
     "siglip_vision_model": {None: "SiglipVisionModel"},
 }

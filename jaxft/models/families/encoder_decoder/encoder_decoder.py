@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -30,14 +30,14 @@ from jaxft.models.families.encoder_decoder.config import (
     join_configs,
     tokens_of,
 )
-from jaxft.models.family import ComposedFamily, Family, ReadingDecoder
+from jaxft.models.family import ComposedFamily, Family, ModelTypes, ReadingDecoder
 from jaxft.models.tower.run import run_pair
 from jaxft.models.tower.tower import Tower
 from jaxft.models.weights.names import Name, dense
 
 __all__ = ["FIXED", "UNREAD", "join_configs"]
 
-MODEL_TYPES = {
+MODEL_TYPES: ModelTypes = {
     "vision-encoder-decoder": {"captioning": "VisionEncoderDecoderModel"},
     "encoder-decoder": {"seq2seq": "EncoderDecoderModel"},
 }
@@ -178,7 +178,7 @@ class EncoderDecoder:
     ) -> dict[str, Tower]:
         """Encoder and decoder."""
         (bare,) = self.encoder.towers(config.encoder, None, None).values()
-        encoder = replace(bare, prefix="encoder/")
+        encoder = replace(cast(Tower, bare), prefix="encoder/")
         decoder = self._reading.tower(config.decoder, config.source_width)
         return {"encoder": encoder, "decoder": replace(decoder, prefix="decoder/", reads=encoder)}
 
