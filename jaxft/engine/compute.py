@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import jax
 
@@ -11,7 +12,7 @@ from jaxft.config.load import Config
 from jaxft.config.optimizer import SCHEDULE_FREE
 from jaxft.config.sections import AdapterSection
 from jaxft.device.chips import find_chip
-from jaxft.device.mesh import make_mesh
+from jaxft.device.mesh import make_mesh, param_shardings
 from jaxft.device.mesh_auto import choose_mesh, state_bytes
 from jaxft.errors import UserError
 from jaxft.layerwise.table import LayerTable
@@ -22,6 +23,44 @@ from jaxft.models.tower.tower import Compute
 # Up to here an unrolled step is quicker than a scanned one on CPU, to compile and to run.
 UNROLLED_BLOCKS_ON_CPU = 12
 PRECISIONS = {"f32": "highest", "tf32": "tensorfloat32", "bf16": None}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The devices that a model is computed on, and how.
+
+    Attributes:
+        mesh, shardings: the devices, and where each parameter lies on them.
+        compute: precision, scan and attention, with every `auto` decided.
+        why: why the mesh is as it is, where the config leaves it to us.
+    """
+
+    mesh: jax.sharding.Mesh
+    shardings: Mapping[str, jax.sharding.NamedSharding]
+    compute: Compute
+    why: str
+
+
+def make_runtime(
+    config: Config, model: Model, table: LayerTable, devices: Sequence | None = None
+) -> Runtime:
+    """Lay a described model out as its run is computed: in training, and wherever it runs after.
+
+    Args:
+        config: the run.
+        model: described.
+        table: its LayerTable, without phases.
+        devices: the devices to run on; all that jax sees when None.
+
+    Raises:
+        UserError: the devices cannot make the config's mesh.
+    """
+    # A later phase may train what the first does not.
+    trained = model.leaves if config.phases else table.trainable
+    mesh, why = build_mesh(config, model, trained, devices)
+    shapes = {name: leaf.shape for name, leaf in model.params.items()}
+    compute = make_compute(config, mesh, model.num_depths - 2, table)
+    return Runtime(mesh, param_shardings(shapes, model.axes, mesh), compute, why)
 
 
 def make_compute(

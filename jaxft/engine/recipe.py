@@ -115,20 +115,21 @@ def optimizer_from(
 
 
 def phases_from(
-    config: Config, model: Model, total_steps: int, steps_per_epoch: int
+    config: Config, model: Model, whole: LayerTable, total_steps: int, steps_per_epoch: int
 ) -> tuple[Phase, ...]:
     """Lay out a run's phases, each at its own peak rate where it has one.
 
     Args:
         config: the run.
         model: described or loaded.
+        whole: its LayerTable without phases (`make_table`).
         total_steps: optimizer steps in the run.
         steps_per_epoch: those in an epoch.
     """
 
     def table(rate: float | None) -> LayerTable:
         if rate is None:
-            return make_table(config, model)
+            return whole
         optimizer = config.optimizer.model_copy(update={"lr": rate})
         return make_table(config.model_copy(update={"optimizer": optimizer}), model)
 
@@ -140,7 +141,7 @@ def phases_from(
     freezing = config.freezing
     if config.phases == "freeze_out":
         return freeze_out_phases(
-            table(None),
+            whole,
             model.tops,
             total_steps,
             first=freezing.first,

@@ -19,11 +19,10 @@ import optax
 from jaxft.config.load import Config
 from jaxft.config.optimizer import SCHEDULE_FREE
 from jaxft.data.batching.plans import Layout, TrainPlan, plan_rows
-from jaxft.device.mesh import param_shardings, row_divisor
+from jaxft.device.mesh import row_divisor
 from jaxft.engine.compute import (
     asked_adapter,
-    build_mesh,
-    make_compute,
+    make_runtime,
 )
 from jaxft.engine.inputs import Split, data_cache, open_sources, open_splits, with_inputs
 from jaxft.engine.length import Length, resolve_length, resolve_rates
@@ -130,9 +129,9 @@ def phase_setup(setup: Setup, phase: Phase) -> PhaseSetup:
 
 def with_config(setup: Setup, config: Config) -> Setup:
     """The same run under a config that differs in rates and seeds only."""
-    return replace(
-        setup, config=config, phases=phases_from(config, setup.model, *_steps(setup.length))
-    )
+    table = make_table(config, setup.model)
+    phases = phases_from(config, setup.model, table, *_steps(setup.length))
+    return replace(setup, config=config, phases=phases)
 
 
 Outputs = Callable[..., dict[str, jax.Array]]
@@ -182,15 +181,16 @@ def build(
     sources = open_sources(task, config.data.specs, config.data.where, config.run.seed.data)
     names = task.label_names(sources["train"])
     model = describe(config.model.checkpoint, model_options(config, names, new), weights=weights)
-    mesh, why = build_mesh(config, model, _ever_trained(config, model), devices)
+    runtime = make_runtime(config, model, table := make_table(config, model), devices)
     bound = bind_task(task, config, model, names, weights)
     splits = open_splits(bound, sources, config.data.on_bad_row)
     mixture = make_mixture(config, task, splits["train"], names)
     lengths = splits["train"].examples.lengths if mixture is None else mixture.lengths
-    layout = _lay_out(config, task, mesh, lengths, layout)
+    layout = _lay_out(config, task, runtime.mesh, lengths, layout)
     plan = TrainPlan(lengths, config.run.seed.data, *layout.shape, mixture)
     length = resolve_length(config, plan)
-    phases = phases_from(config, model, *_steps(length))
+    phases = phases_from(config, model, table, *_steps(length))
+    first = frozenset(phases[0].table.trainable)
     return Setup(
         config=config,
         task=task,
@@ -200,26 +200,17 @@ def build(
         label_names=names,
         layout=layout,
         plan=plan,
-        mesh=mesh,
-        shardings=param_shardings(_shapes(model), model.axes, mesh),
-        compute=make_compute(config, mesh, model.num_depths - 2, phases[0].table),
+        mesh=runtime.mesh,
+        shardings=runtime.shardings,
+        compute=replace(runtime.compute, trainable=first),
         length=length,
         phases=phases,
-        why=(why,) if why else (),
+        why=(runtime.why,) if runtime.why else (),
     )
-
-
-def _ever_trained(config: Config, model: Model) -> set[str]:
-    """The parameters that may train: a later phase may train what the first does not."""
-    return set(model.leaves if config.phases else make_table(config, model).trainable)
 
 
 def _steps(length: Length) -> tuple[int, int]:
     return length.total_steps, length.steps_per_epoch
-
-
-def _shapes(model: Model) -> dict[str, tuple[int, ...]]:
-    return {name: leaf.shape for name, leaf in model.params.items()}
 
 
 def make_task(config: Config) -> Task:

@@ -13,10 +13,15 @@ import jax
 from etils.epath import PathLike
 
 from jaxft.config.load import Config, parse_config
+from jaxft.data.batching.packing import round_up
+from jaxft.data.batching.plans import Layout
 from jaxft.device.distributed import is_first, processes
+from jaxft.device.mesh import row_divisor
+from jaxft.engine.compute import Runtime, make_runtime
 from jaxft.engine.recipe import make_table
 from jaxft.engine.setup import make_task, model_options
 from jaxft.errors import UserError
+from jaxft.layerwise.table import LayerTable
 from jaxft.models.adapters.read import ADAPTER_CONFIG, ADAPTER_FILES
 from jaxft.models.load import Model, describe
 from jaxft.models.values import read_value, with_values
@@ -77,6 +82,7 @@ class Trained:
         label_names: the classes, in order of class id.
         model: the model with the trained parameters.
         step: the checkpoint that they are of.
+        table: which parameters trained, at what rates; without phases.
     """
 
     run: RunFolder
@@ -85,6 +91,7 @@ class Trained:
     label_names: tuple[str, ...]
     model: Model
     step: int
+    table: LayerTable
 
     @property
     def bound(self) -> BoundTask[Any, Any]:
@@ -125,7 +132,8 @@ def open_trained(folder: Path, which: Which = "best") -> Trained:
     with open_checkpoints(run, config, task, read_only=True) as checkpoints:
         step = checkpoints.resolve(which)
         trained = checkpoints.load_params(step)
-    expected = set(make_table(config, described).trainable)
+    table = make_table(config, described)
+    expected = set(table.trainable)
     # With phases, a checkpoint holds what had trained by then.
     odd = trained.keys() - expected if config.phases else trained.keys() ^ expected
     if odd:
@@ -135,7 +143,44 @@ def open_trained(folder: Path, which: Which = "best") -> Trained:
         )
     model = with_values(described, seed=config.run.seed.init, known=trained)
     model = replace(model, problem_type=task.problem_type)
-    return Trained(run, config, task, names, model, step)
+    return Trained(run, config, task, names, model, step, table)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A trained run's model on the devices that are here, computed as the run computed it.
+
+    Attributes:
+        model: with its parameters on the mesh.
+        runtime: the run's mesh and precision.
+        layout: the run's rows, at most `rows` of them where the caller says so.
+    """
+
+    model: Model
+    runtime: Runtime
+    layout: Layout
+
+
+def place_trained(trained: Trained, rows: int) -> Placed:
+    """Put a trained model on the devices that are here, as its run had it.
+
+    Devices that cannot make the run's mesh compute on one of them.
+
+    Args:
+        trained: the run.
+        rows: the most rows a batch; rounded up to what the mesh divides.
+    """
+    config, model, table = trained.config, trained.model, trained.table
+    try:
+        runtime = make_runtime(config, model, table)
+    except UserError:
+        single = {"layout": "given", "data": 1, "fsdp": 1, "tensor": 1}
+        alone = config.model_copy(update={"mesh": config.mesh.model_copy(update=single)})
+        runtime = make_runtime(alone, model, table, jax.local_devices()[:1])
+    layout = Layout(**trained.run.read_json(RUN_FILE)["layout"])
+    rows = round_up(min(rows, layout.rows), row_divisor(runtime.mesh, 1))
+    params = jax.device_put(model.params, dict(runtime.shardings))
+    return Placed(replace(model, params=params), runtime, replace(layout, rows=rows))
 
 
 def open_checkpoints(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jaxft.engine.recipe import make_table
 from jaxft.engine.trained import ADAPTER, Trained, Which, open_trained
 from jaxft.errors import UserError
 from jaxft.export.card import CARD_MARK, checkpoint_name, model_card
@@ -60,7 +59,7 @@ def _export_adapter(trained: Trained, out: Path | None) -> Path:
             f"{trained.run.path}: the run has no adapter to export.",
             "Leave --adapter out.",
         )
-    also = [n for n in make_table(trained.config, model).trainable if not is_adapter(n)]
+    also = [n for n in trained.table.trainable if not is_adapter(n)]
     about = trained.run.read_json(RUN_FILE)["checkpoint"]
     folder = place(trained.run.path / ADAPTER) if out is None else out
     return save_adapter(model, folder, checkpoint_name(about).partition("@")[0], also)

@@ -8,19 +8,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
-from jaxft.data.batching.packing import round_up
 from jaxft.data.sources.open import Source, given_rows, open_source
+from jaxft.engine.evaluate import in_order, run_split
 from jaxft.engine.inputs import check_columns
-from jaxft.engine.trained import Trained, open_trained
+from jaxft.engine.step import make_eval_step
+from jaxft.engine.trained import Trained, open_trained, place_trained
 from jaxft.errors import UserError
-from jaxft.models.load import Model
-from jaxft.tasks.parts.examples import Examples
 
-# Examples a batch, and the multiple that its length is rounded up to: few shapes to compile.
-ROWS, STRIDE = 32, 32
+ROWS = 32  # inputs that are read before the first is answered, and the most rows of a batch
 
 
 def predict(run: Path, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
@@ -76,27 +71,18 @@ def predict_rows(run: Path, spec: str) -> Iterator[dict[str, Any]]:
 def _said(trained: Trained, sources: Iterable[Source]) -> Iterator[dict[str, Any]]:
     """What a run says of the rows of each source, at most `ROWS` in one."""
     bound, model = trained.bound, trained.model
-    step = jax.jit(lambda params, batch: bound.outcomes(model.apply(params, batch), batch))
+    placed = place_trained(trained, ROWS)
+    mesh, compute = placed.runtime.mesh, placed.runtime.compute
+
+    def outcomes(params, batch):
+        outputs = model.apply(params, batch, None, compute)
+        return {}, bound.outcomes(outputs, batch) | {"example_ids": batch["example_ids"]}
+
+    shardings = dict(placed.runtime.shardings)
+    step = make_eval_step(outcomes, param_shardings=shardings, mesh=mesh)
     for source in sources:
         examples = bound.examples(source, labelled=False)
-        batches = [  # a row may be several examples
-            jax.device_get(step(model.params, _batch(examples, model, first)))
-            for first in range(0, len(examples), ROWS)
-        ]
-        kept = {
-            name: np.concatenate([batch[name][:, 0] for batch in batches])[: len(examples)]
-            for name in batches[0]
-        }
-        for number, said in enumerate(bound.describe(source, kept, examples)):
-            yield said | examples.remarks.get(number, {})
-
-
-def _batch(examples: Examples, model: Model, first: int) -> dict[str, np.ndarray]:
-    """At most `ROWS` examples from one on, one a row; the rows that are left over hold none."""
-    index = np.full((ROWS, 1), -1)
-    numbers = np.arange(first, min(first + ROWS, len(examples)))
-    index[: len(numbers), 0] = numbers
-    longest = int(examples.lengths.max())
-    if longest > 1:  # where an example is a row, whatever its arrays are, a row is one position
-        longest = min(round_up(longest, STRIDE), model.max_positions)
-    return examples.collate(index, longest)
+        results = run_split(mesh, placed.layout, step, placed.model.params, examples)
+        each = in_order([outcome for _, outcome in results], len(examples))
+        for number, line in enumerate(bound.describe(source, each, examples)):
+            yield line | examples.remarks.get(number, {})

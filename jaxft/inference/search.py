@@ -15,17 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from jaxft.data.batching.packing import round_up
 from jaxft.data.image.images import decode
 from jaxft.data.sources.images import ENDINGS, images_below
-from jaxft.engine.trained import Trained, open_trained
+from jaxft.device.mesh import row_divisor
+from jaxft.engine.step import make_eval_step
+from jaxft.engine.trained import Trained, open_trained, place_trained
 from jaxft.errors import UserError
 from jaxft.inference.contact_sheet import check_sheet, write_sheet
-from jaxft.models.load import Model
 from jaxft.storage.files import cache_dir, written_aside
 from jaxft.tasks.parts.padded_texts import text_batch
 from jaxft.tasks.parts.tools import Tools
@@ -128,14 +129,23 @@ class Embedder:
     """
 
     def __init__(self, trained: Trained):
-        self.model: Model = trained.model
+        placed = place_trained(trained, ROWS)
+        self.model, self._runtime = placed.model, placed.runtime
         self.tools = Tools(self.model, trained.config.data.max_length, None)
-        self._step = jax.jit(self.model.apply)
+        compute, mesh = self._runtime.compute, self._runtime.mesh
+        self._step = make_eval_step(
+            lambda params, batch: self.model.apply(params, batch, None, compute),
+            param_shardings=dict(self._runtime.shardings),
+            mesh=mesh,
+        )
+        self._divisor = row_divisor(mesh, 1)  # of a batch's rows
 
     @property
     def fingerprint(self) -> str:
         """sha256 of all that an image's embedding comes from: parameters, and its processor."""
         digest = hashlib.sha256(self.tools.images.fingerprint.encode())
+        compute = self._runtime.compute
+        digest.update(f"{compute.platform} {compute.dtype} {compute.precision}".encode())
         for name, value in self.model.params.items():
             if name.startswith(("vision/", "head/vision/")):
                 digest.update(name.encode())
@@ -144,7 +154,7 @@ class Embedder:
 
     def text(self, words: str) -> np.ndarray:
         """The embedding of a text: [D]."""
-        batch = text_batch([words], self.tools)
+        batch = text_batch([words] * self._divisor, self.tools)
         return np.asarray(self._step(self.model.params, batch)["text_embeds"])[0]
 
     def picture(self, image: Any) -> np.ndarray:
@@ -165,7 +175,8 @@ class Embedder:
 
     def _pixels(self, pixels: list[np.ndarray]) -> np.ndarray:
         """[images, D] of at most ROWS images [3, H, W]: one shape to compile."""
-        values = np.zeros((ROWS, *pixels[0].shape), np.float32)
+        rows = round_up(ROWS, self._divisor)
+        values = np.zeros((rows, *pixels[0].shape), np.float32)
         values[: len(pixels)] = pixels
         outputs = self._step(self.model.params, {"pixel_values": values})
         return np.asarray(outputs["image_embeds"])[: len(pixels)]
