@@ -30,7 +30,7 @@ from jaxft.engine.initial_state import initial_state, load_params
 from jaxft.engine.remat import phase_setups
 from jaxft.engine.setup import Setup, build
 from jaxft.runs.checkpoint import Checkpoints
-from jaxft.training.phase import make_stage
+from jaxft.training.phase import make_phase_step
 
 CONFIG = "configs/sentiment.yaml"
 BETWEEN = 3  # steps from the end of a save to the next one
@@ -49,7 +49,7 @@ def step_times(built: Setup, saves: int, folder: Path) -> Iterator[tuple[float, 
     """
     params = load_params(built).params
     phases = phase_setups(built)
-    stage = make_stage(built, phases, phases[0], params)
+    stage = make_phase_step(built, phases, phases[0], params)
     state = initial_state(built, phases[0], params)
     make, rows = built.splits["train"].examples.collate, batch_sharding(built.mesh)
     first = [make(built.plan.batch(number), built.layout.row_length) for number in range(8)]

@@ -33,7 +33,7 @@ from jaxft.engine.remat import phase_setups
 from jaxft.studies.members import make_members
 from jaxft.studies.phase import Programs, begin, phases_of
 from jaxft.studies.study import make_parts
-from jaxft.training.phase import make_stage
+from jaxft.training.phase import make_phase_step
 
 CONFIG = "configs/sentiment.yaml"
 RECIPE = [
@@ -115,7 +115,7 @@ def compare_steps(pairs: int, steps: int) -> dict[str, Any]:
     ]
     params = load_params(built).params
     phases = phase_setups(built)
-    alone = make_stage(built, phases, phases[0], params)
+    alone = make_phase_step(built, phases, phases[0], params)
     together = begin(part.setups, phases_of(part.setups, 0), Programs())
     states = {"alone": initial_state(built, phases[0], params), "together": together[1]}
     stages: dict[str, Any] = {"alone": alone, "together": together[0]}

@@ -31,7 +31,7 @@ from jaxft.engine.setup import Setup, build
 from jaxft.engine.trunk import open_trunk
 from jaxft.engine.trunk_plan import plan_trunks
 from jaxft.report.terminal.progress import Progress
-from jaxft.training.phase import make_stage
+from jaxft.training.phase import make_phase_step
 
 CONFIG = "configs/sentiment.yaml"
 BLOCKS = (4, 5, 6)
@@ -59,7 +59,7 @@ def turns(built: Setup) -> dict[str, Callable[[int], dict[str, float]]]:
     """For each contestant what runs so many steps of the second epoch, and gives their costs."""
     params = load_params(built).params
     phases = phase_setups(built)
-    stage = make_stage(built, phases, phases[0], params)
+    stage = make_phase_step(built, phases, phases[0], params)
     (plan,) = plan_trunks(built, phases)
     progress = Progress(built.length.total_steps)
     cached = open_trunk(built, stage.now.compute, plan, params, progress)

@@ -17,7 +17,7 @@ from jaxft.engine.state import TrainState
 from jaxft.engine.trunk import open_trunk
 from jaxft.engine.trunk_plan import TrunkPlan, plan_trunk
 from jaxft.report.terminal.progress import Progress
-from jaxft.training.phase import Stage
+from jaxft.training.phase import PhaseStep
 
 
 class Batches:
@@ -51,7 +51,7 @@ class Batches:
         self._collate: Collate | None = None
         self._made: Iterator[Batch] = iter(())
 
-    def enter(self, stage: Stage, state: TrainState, step: int) -> None:
+    def enter(self, stage: PhaseStep, state: TrainState, step: int) -> None:
         """Go on from `step` in a phase; where it keeps its trunk's output, that is made first.
 
         Raises:

@@ -7,31 +7,30 @@ from typing import Any
 
 from jaxft.analysis.forgetting import SPLIT as FORGETTING
 from jaxft.analysis.forgetting import Forgetting
-from jaxft.engine.evaluate import EvalStep, Evaluation, Interrupted, evaluate
+from jaxft.engine.evaluate import EvalStep, Interrupted, evaluate
 from jaxft.engine.setup import Setup
 from jaxft.engine.state import TrainState
 from jaxft.errors import UserError
 from jaxft.models.load import Model
-from jaxft.report.events import EventLog
-from jaxft.report.terminal.progress import Progress
 from jaxft.runs.folder import RunFolder
 from jaxft.training.batches import Batches
 from jaxft.training.layers import write_drift
+from jaxft.training.log import Log
 from jaxft.training.meter import is_best, patience_is_over, scores_before
-from jaxft.training.phase import Stage
+from jaxft.training.phase import PhaseStep
 from jaxft.training.result import score_before, write_evaluation
 
 
-class Evals:
-    """Scores a state, and tells the diary, the terminal and the run's folder.
+class Evaluator:
+    """Scores a state, for the event log, the terminal and the run's folder.
 
     Args:
         setup: the run.
         metric: the one that chooses the best.
         forgetting: the pretraining objective; None where it is not followed.
         origin: the model that the run began with; its values are not looked at.
-        diary: the events so far, with the evaluations before.
-        run, log, progress: where to tell.
+        events: the events so far, with the evaluations before.
+        run, log: where scores and predictions go.
         interrupted: asked while rows are scored.
     """
 
@@ -41,28 +40,27 @@ class Evals:
         metric: str,
         forgetting: Forgetting | None,
         origin: Model,
-        diary: Iterable[Mapping[str, Any]],
+        events: Iterable[Mapping[str, Any]],
         run: RunFolder,
-        log: EventLog,
-        progress: Progress,
+        log: Log,
         interrupted: Callable[[], bool],
     ):
         self.metric = metric
         self._lower = setup.task.metrics[metric].lower_is_better
         self._setup, self._forgetting, self._origin = setup, forgetting, origin
-        self._run, self._log, self._progress = run, log, progress
+        self._run, self._log, self._progress = run, log.events, log.progress
         self._interrupted = interrupted
-        self._scores = scores_before(diary, metric)
+        self._scores = scores_before(events, metric)
 
-    def before(self, stage: Stage, state: TrainState, eval_step: EvalStep) -> None:
+    def before(self, stage: PhaseStep, state: TrainState, eval_step: EvalStep) -> None:
         """Score what the run starts from, as far as that is asked for."""
         params, told = stage.params(state), (self._progress, self._interrupted)
         self._look_back(0, params)
         score_before(self._setup, self._run, self._log, eval_step, params, *told)
 
     def score(
-        self, stage: Stage, state: TrainState, step: int, batches: Batches
-    ) -> Evaluation | None:
+        self, stage: PhaseStep, state: TrainState, step: int, batches: Batches
+    ) -> dict[str, float] | None:
         """Score the eval rows; None where a signal came before they were through.
 
         Args:
@@ -95,7 +93,7 @@ class Evals:
             write_drift(self._log, stage, state, step, self._origin)
         self._progress.evaluation(step, found.scores, best=best)
         write_evaluation(self._setup, self._run, found, step, best=best)
-        return found
+        return found.scores
 
     def patience_is_over(self) -> bool:
         """Whether the metric has not improved for as many evaluations as the run waits."""

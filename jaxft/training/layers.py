@@ -32,7 +32,7 @@ from jaxft.training.auto_rates import (
     measures_rates,
     multipliers_now,
 )
-from jaxft.training.phase import Stage
+from jaxft.training.phase import PhaseStep
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Seen:
         return norms, np.asarray(jax.device_get(self.sums))
 
 
-def see_layers(stage: Stage, state: TrainState, step: int, metrics: dict[str, Any]) -> Seen:
+def see_layers(stage: PhaseStep, state: TrainState, step: int, metrics: dict[str, Any]) -> Seen:
     """Take out of a step's metrics what is of each leaf, and look at the rest where it is due.
 
     Args:
@@ -71,7 +71,7 @@ def see_layers(stage: Stage, state: TrainState, step: int, metrics: dict[str, An
     return Seen(norms, look(state, told, stage.now.table, setup.config.optimizer.adam, setup.mesh))
 
 
-def write_layers(log: EventLog, stage: Stage, step: int, seen: Seen, norm: float) -> None:
+def write_layers(log: EventLog, stage: PhaseStep, step: int, seen: Seen, norm: float) -> None:
     """Write what each layer did in a step.
 
     Args:
@@ -90,7 +90,9 @@ def write_layers(log: EventLog, stage: Stage, step: int, seen: Seen, norm: float
     log.of_kind("layers", step, whole | layer_values(*seen.read(), leaves, _layers(stage), rates))
 
 
-def write_drift(log: EventLog, stage: Stage, state: TrainState, step: int, origin: Model) -> None:
+def write_drift(
+    log: EventLog, stage: PhaseStep, state: TrainState, step: int, origin: Model
+) -> None:
     """Write how far each layer that has trained is from where it began.
 
     The start is read again from the checkpoint, a parameter at a time into its own shards. It
@@ -122,7 +124,7 @@ def _is_new_length(name: str, origin: Model) -> bool:
     return name.endswith("/magnitude") and name not in origin.matching.loaded
 
 
-def measure_again(stage: Stage, log: EventLog, step: int, seen: Seen) -> Stage:
+def measure_again(stage: PhaseStep, log: EventLog, step: int, seen: Seen) -> PhaseStep:
     """The phase with the multipliers that follow from a step; the decision goes into the diary."""
     multipliers = measured_multipliers(stage.now.table, *seen.read(), _layers(stage))
     named = zip(stage.now.table.trainable, map(float, multipliers), strict=True)
@@ -130,7 +132,7 @@ def measure_again(stage: Stage, log: EventLog, step: int, seen: Seen) -> Stage:
     return replace(stage, multipliers=multipliers)
 
 
-def with_measured(stage: Stage, events: Iterable[Mapping[str, Any]]) -> Stage:
+def with_measured(stage: PhaseStep, events: Iterable[Mapping[str, Any]]) -> PhaseStep:
     """The phase with the multipliers that the diary holds, where they are measured."""
     return replace(
         stage,
@@ -138,7 +140,7 @@ def with_measured(stage: Stage, events: Iterable[Mapping[str, Any]]) -> Stage:
     )
 
 
-def decide_again(stage: Stage, log: EventLog, step: int) -> Stage:
+def decide_again(stage: PhaseStep, log: EventLog, step: int) -> PhaseStep:
     """The phase with a further one after `step`, where the layers below some depth stop.
 
     Args:
@@ -155,6 +157,6 @@ def decide_again(stage: Stage, log: EventLog, step: int) -> Stage:
     return replace(stage, setup=setup, phases=phases, now=phases[stage.now.phase.index])
 
 
-def _layers(stage: Stage) -> list[str]:
+def _layers(stage: PhaseStep) -> list[str]:
     of = layers_of(stage.setup.model)
     return [of[name] for name in stage.now.table.trainable]

@@ -7,7 +7,8 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jaxft.training.phase import Stage
+from jaxft.engine.setup import Setup
+from jaxft.training.phase import PhaseStep
 from jaxft.training.utilisation import Work
 
 
@@ -18,18 +19,21 @@ class Meter:
         finite: whether the last step read was finite.
     """
 
-    def __init__(self, stage: Stage):
+    def __init__(self, setup: Setup):
         self.finite = True
-        self.enter(stage)
+        self._setup = setup
         self._work = Work(0, None)
         self._sums: dict[str, float] = {}
         self._weight = self._examples = self._tokens = self._flops = 0.0
         self._seconds, self._since = 0.0, time.monotonic()
 
-    def add(self, step: int, metrics: Mapping[str, float]) -> dict[str, Any] | None:
+    def add(
+        self, phase: PhaseStep, step: int, metrics: Mapping[str, float]
+    ) -> dict[str, Any] | None:
         """Take in one step's metrics.
 
         Args:
+            phase: the phase that the step was in.
             step: steps done, this one included.
             metrics: what the train step gave, on the host.
 
@@ -50,15 +54,11 @@ class Meter:
         every = self._setup.config.train.log_every
         if step % every and step != self._setup.length.total_steps:
             return None
-        event = self._event(step)
+        event = self._event(phase, step)
         self._sums, self._weight = {}, 0.0
         self._examples = self._tokens = self._flops = 0.0
         self._seconds, self._since = 0.0, time.monotonic()
         return event
-
-    def enter(self, stage: Stage) -> None:
-        """Go on in another phase of the run."""
-        self._stage, self._setup = stage, stage.setup
 
     def works(self, work: Work) -> None:
         """Count such work for each step to come."""
@@ -72,7 +72,7 @@ class Meter:
         """Start the clock again."""
         self._since = time.monotonic()
 
-    def _event(self, step: int) -> dict[str, Any]:
+    def _event(self, phase: PhaseStep, step: int) -> dict[str, Any]:
         seconds = max(self._seconds + time.monotonic() - self._since, 1e-9)
         means = {name: total / self._weight for name, total in self._sums.items()}
         clip, norm = self._setup.config.optimizer.clip, means.get("grad_norm")
@@ -85,7 +85,7 @@ class Meter:
             "tokens_per_second": self._tokens / seconds,
             "flops_per_second": self._flops / seconds,
             **self._utilisation(seconds),
-            "rates": self._stage.fastest(step - 1),
+            "rates": phase.fastest(step - 1),
         }
 
     def _utilisation(self, seconds: float) -> dict[str, float]:

@@ -25,8 +25,8 @@ from jaxft.training.auto_rates import measures_rates, multipliers_now
 
 
 @dataclass(frozen=True)
-class Stage:
-    """What runs a phase.
+class PhaseStep:
+    """The compiled step and constant inputs of one phase.
 
     Attributes:
         setup: the run.
@@ -83,13 +83,13 @@ class Stage:
         return step == phase.stop and phase.index + 1 < len(self.phases)
 
 
-def make_stage(
+def make_phase_step(
     setup: Setup,
     phases: tuple[PhaseSetup, ...],
     now: PhaseSetup,
     params: dict[str, jax.Array],
     start: Mapping[str, jax.Array] | None = None,
-) -> Stage:
+) -> PhaseStep:
     """A phase with its leaves and its step.
 
     Args:
@@ -106,7 +106,7 @@ def make_stage(
     step = make_step(setup, now, frozen)
     multipliers = multipliers_now(now.phase, measures_rates(setup.config))
     decay = now.table.weight_decays()
-    return Stage(setup, phases, now, frozen, step, multipliers, decay, start)
+    return PhaseStep(setup, phases, now, frozen, step, multipliers, decay, start)
 
 
 def make_step(setup: Setup, now: PhaseSetup, frozen: Iterable[str]) -> Wrapped:
@@ -130,17 +130,44 @@ def make_step(setup: Setup, now: PhaseSetup, frozen: Iterable[str]) -> Wrapped:
     )
 
 
-def next_stage(stage: Stage, state: TrainState) -> tuple[Stage, TrainState]:
+def next_phase_step(stage: PhaseStep, state: TrainState) -> tuple[PhaseStep, TrainState]:
     """The phase after this one, and the state as it begins."""
     now = stage.phases[stage.now.phase.index + 1]
     entered = enter_phase(stage.setup, now, state, stage.frozen)
-    return make_stage(stage.setup, stage.phases, now, stage.frozen, stage.start), entered
+    return make_phase_step(stage.setup, stage.phases, now, stage.frozen, stage.start), entered
+
+
+class Phases:
+    """The phases of a run under way, each with its step, compiled ahead while the last one runs.
+
+    Attributes:
+        now: the phase under way; replaced where its rates or the phases to come are decided anew.
+    """
+
+    def __init__(self, now: PhaseStep):
+        self.now = now
+        self._precompiler = PhasePrecompiler()
+
+    def step(self, batch: Arrays) -> Callable:
+        """The compiled step `(state, frozen, batch, inputs) -> (state, metrics)` for a batch."""
+        return self._precompiler.step(self.now, batch)
+
+    def enter_next(self, state: TrainState) -> TrainState:
+        """Go on in the next phase: the state as it begins."""
+        self.now, state = next_phase_step(self.now, state)
+        return state
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._precompiler.__exit__(*error)
 
 
 Arrays = Mapping[str, jax.Array]
 
 
-class Ahead:
+class PhasePrecompiler:
     """Gives each phase's step, and has that of the phase after it compiled meanwhile.
 
     Leaving the context waits for a compilation under way, which nothing can stop.
@@ -154,7 +181,7 @@ class Ahead:
         self._shapes: Any = None  # of the batches that the next is for
         self._calls = 0
 
-    def step(self, stage: Stage, batch: Arrays) -> Callable:
+    def step(self, stage: PhaseStep, batch: Arrays) -> Callable:
         """The train step for a batch.
 
         Args:

@@ -22,7 +22,7 @@ from jaxft.storage.buckets import check_bucket
 PACKAGES = ("jaxft", "jax", "jaxlib", "orbax-checkpoint")
 
 
-def meet(config: Config, *, resume: bool, overwrite: bool) -> bool:
+def join_processes(config: Config, *, resume: bool, overwrite: bool) -> bool:
     """Join the other processes of the run, and compare what was asked of each and its devices.
 
     Args:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 from rich.console import Console
 
@@ -12,8 +13,8 @@ from jaxft.analysis.forgetting import open_forgetting
 from jaxft.config.load import Config, check_resume, parse_config
 from jaxft.data.batching.plans import Layout
 from jaxft.device.distributed import SHARED, compare, wait_for_all
-from jaxft.device.process import stop_signals
-from jaxft.engine.evaluate import build_eval_step
+from jaxft.device.process import Stop, stop_signals
+from jaxft.engine.evaluate import Interrupted, build_eval_step
 from jaxft.engine.initial_state import abstract_state, initial_state, load_params
 from jaxft.engine.remat import phase_after, phase_setups, widest
 from jaxft.engine.setup import PhaseSetup, Setup, build
@@ -29,23 +30,21 @@ from jaxft.engine.trained import (
     with_checkpoint,
 )
 from jaxft.engine.trunk_plan import plan_trunks
-from jaxft.models.load import Model
-from jaxft.report.terminal.progress import Progress
 from jaxft.report.terminal.tables import data_table, group_table, loading_table, result_table
 from jaxft.runs.checkpoint import Checkpoints
 from jaxft.runs.folder import RUN_FILE, RunFolder, check_run, create_run, open_run, run_path
 from jaxft.storage.files import place
-from jaxft.training.auto_freeze import with_decisions
+from jaxft.training.auto_freeze import decides_at, with_decisions
 from jaxft.training.batches import Batches
-from jaxft.training.evaluate import Evals
-from jaxft.training.layers import with_measured
-from jaxft.training.log import find_trackers, open_diary, read_diary, tell_result
-from jaxft.training.loop import Loop
-from jaxft.training.metadata import batch_line, rates_json, run_json, table_json
-from jaxft.training.phase import Ahead, Stage, make_stage
-from jaxft.training.preflight import compare_setup, meet
+from jaxft.training.evaluate import Evaluator
+from jaxft.training.layers import decide_again, measure_again, see_layers, with_measured
+from jaxft.training.log import IN_FLIGHT, Log, earlier_events, find_trackers, log_result
+from jaxft.training.metadata import batch_line, phase_line, rates_json, run_json, table_json
+from jaxft.training.phase import Phases, PhaseStep, make_phase_step
+from jaxft.training.preflight import compare_setup, join_processes
 from jaxft.training.profile import Profile
-from jaxft.training.result import final_result
+from jaxft.training.result import final_result, not_finite
+from jaxft.training.utilisation import work_of
 
 
 def train(
@@ -75,22 +74,26 @@ def train(
             stayed not finite, with the last good checkpoint named.
         SystemExit: 128 + the signal's number, after SIGTERM or SIGINT and a save.
     """
-    quiet = not meet(config, resume=resume, overwrite=overwrite) or quiet
+    # ----------------------------------------------------------------------------- Processes
+    quiet = not join_processes(config, resume=resume, overwrite=overwrite) or quiet
     console = Console(quiet=quiet)
 
-    # ---------------------------------------- What can be wrong is found before anything is written
+    # ------------------------------------------ Set-up: what is wrong is found before any write
     setup = _set_up(config, resume=resume, overwrite=overwrite)
     metric, forgetting = best_metric(config, setup.task), open_forgetting(config, setup)
     phases = phase_setups(setup)
     chosen, trunks = widest(phases), plan_trunks(setup, phases)
     about, table = run_json(setup, chosen, command), table_json(setup, chosen)
     compare_setup(setup)
+
+    # -------------------------------------------------- What is reported before any write
     report = setup.model.report
     console.print(loading_table(report.loaded, report.new, report.unused, report.notes))
     console.print(data_table(about["data"]))
     console.print(group_table(table))
     console.print(batch_line(setup.layout, setup.length, (*setup.why, chosen.why)), highlight=False)
 
+    # ---------------------------------------------------------------------------- The folder
     flags = {"resume": resume, "overwrite": overwrite}
     with (
         create_run(config.dump(), config.run.name, config.run.dir, facts=about, **flags) as run,
@@ -101,40 +104,99 @@ def train(
         run.write_json("table.json", table)
         run.write_json("rates.json", rates_json(setup.length.total_steps, phases))
 
-        # -------------------------------------------------------------------------------- The steps
-        start = _start(setup, phases, config, run, checkpoints, console)
-        eval_step, first = build_eval_step(setup), int(start.state.step)
+        # --------------------------------------------------------------------- Weights and state
+        origin, events = load_params(setup), earlier_events(run)
+        if "base" not in run.read_json(RUN_FILE):
+            save_base(run, config, origin)
+        state = _restore(setup, phases, events, run, checkpoints, console)
+        if state is None:
+            state = initial_state(setup, phases[0], origin.params)
+        first, total = int(state.step), setup.length.total_steps
+        events = [event for event in events if first and event["step"] <= first]
+        start = make_phase_step(*_decided(setup, phases, events, first), origin.params)
+        origin = replace(origin, params={})  # a step donates its state
+        eval_step, failure = build_eval_step(setup), partial(not_finite, run, checkpoints)
         with (
-            open_diary(run, config, first, trackers) as log,
-            Progress(setup.length.total_steps, first, console, quiet) as progress,
+            Log(run, setup, first, trackers, console, quiet, failure) as log,
             stop_signals() as stop,
-            Batches(setup, eval_step, trunks, progress, stop.asked) as batches,
-            Ahead() as ahead,
+            Batches(setup, eval_step, trunks, log.progress, stop.asked) as batches,
+            Phases(with_measured(start, events)) as running,
             Profile(run.path, profile) as trace,
         ):
-            told = run, log, progress, stop.asked
-            loop = Loop(
-                stage=start.stage,
-                state=start.state,
-                run=run,
-                checkpoints=checkpoints,
-                log=log,
-                progress=progress,
-                stop=stop,
-                batches=batches,
-                ahead=ahead,
-                evals=Evals(setup, metric, forgetting, start.origin, start.diary, *told),
-                trace=trace,
-                flops=table["flops"],
-            )
-            del start  # the state is the loop's, which donates it to each step
-            loop.begin(eval_step)
-            loop.go()
+            del start
+            evaluator = Evaluator(setup, metric, forgetting, origin, events, run, log, stop.asked)
+            end_if_asked = partial(_end_if_asked, run, checkpoints, log, stop)
+            length, flops, save_due, score_due = setup.length, table["flops"], False, False
+
+            # A run that goes on may have missed an evaluation: a signal came while it was scored.
+            missed = first and length.evaluates_at(first) and not checkpoints.metrics(first)
+            begins = first < total or missed
+            if begins and not _enter(batches, running.now, state, first, log, flops):
+                if first:
+                    _save(checkpoints, log, first, state)
+                end_if_asked(first)
+            if missed:
+                scores = evaluator.score(running.now, state, first, batches)
+                _save(checkpoints, log, first, state, scores)
+                end_if_asked(first)
+            if first == 0:
+                evaluator.before(running.now, state, eval_step)
+            if first < total:
+                log.progress.doing("compiling the step")
+
+            # ------------------------------------------------------------------------- The steps
+            for step in range(first, total):
+                if evaluator.patience_is_over():
+                    log.progress.message(f"{metric} has not improved: stopped early")
+                    break
+
+                if decides_at(running.now.setup, step):  # which layers stop
+                    log.read()
+                    running.now = decide_again(running.now, log.events, step)
+                if running.now.is_over(step):
+                    log.read()
+                    state = running.enter_next(state)
+                    line = phase_line(running.now.now.phase, len(running.now.phases))
+                    log.say(step, line, line)
+                    if not _enter(batches, running.now, state, step, log, flops):
+                        _save(checkpoints, log, step, state)
+                        end_if_asked(step)
+
+                trace.before(step, state)
+                batch = batches.next()
+                train_step, inputs = running.step(batch), running.now.rates(step)
+                state, metrics = train_step(state, running.now.frozen, batch, inputs)
+                del batch  # its memory, while the state is scored
+                done = step + 1
+                layers = see_layers(running.now, state, done, metrics)
+                log.started(done, running.now, metrics, layers)
+                if running.now.measures_at(done) and log.read():  # rates that follow from it
+                    running.now = measure_again(running.now, log.events, done, layers)
+                log.read(most=IN_FLIGHT)
+
+                save_due |= length.saves_at(done)
+                score_due |= length.evaluates_at(done)
+                if not save_due and not stop.asked():
+                    continue
+                # A save waits for the step's verdict: a late NaN cannot push out good ones.
+                if log.read() or done == total or stop.asked():
+                    log.meter.pause()
+                    scores = None
+                    if score_due and not stop.asked():
+                        scores = evaluator.score(running.now, state, done, batches)
+                    _save(checkpoints, log, done, state, scores)
+                    log.meter.go_on()
+                    end_if_asked(done)
+                    if checkpoints.latest() is not None:
+                        run.discard_old()
+                    save_due = score_due = False
+            checkpoints.wait()
+            frozen = running.now.frozen
 
         # ------------------------------------------------ The test rows, once, with the best of all
         run.discard_old()
-        result = final_result(setup, run, checkpoints, eval_step, loop.stage.frozen, console)
-        tell_result(trackers, result)
+        result = final_result(setup, run, checkpoints, eval_step, frozen, console)
+        log_result(trackers, result)
         run.update(state="finished")
         wait_for_all()
         console.print(result_table(result))
@@ -154,49 +216,75 @@ def _set_up(config: Config, *, resume: bool, overwrite: bool) -> Setup:
     return setup
 
 
-class _Start(NamedTuple):
-    """Where the steps begin.
-
-    Attributes:
-        stage, state: the phase and the state.
-        origin: the model that the run began with, without its parameters.
-        diary: the events up to here.
-    """
-
-    stage: Stage
-    state: TrainState
-    origin: Model
-    diary: list[dict[str, Any]]
-
-
-def _start(
+def _restore(
     setup: Setup,
     phases: tuple[PhaseSetup, ...],
-    config: Config,
+    events: Sequence[dict[str, Any]],
     run: RunFolder,
     checkpoints: Checkpoints,
     console: Console,
-) -> _Start:
-    """The weights that a run begins with, and the last checkpoint of one that goes on."""
-    origin = load_params(setup)
-    diary = read_diary(run)
-    if "base" not in run.read_json(RUN_FILE):
-        save_base(run, config, origin)
-    if run.resumed and checkpoints.latest() is not None:
-        restored = checkpoints.restore(
-            lambda step: abstract_state(*_decided(setup, phases, diary, step)[::2])
-        )
+) -> TrainState | None:
+    """The state of the last checkpoint of a run that goes on; None where there is none."""
+    if not run.resumed:
+        return None
+    state = None
+    if checkpoints.latest() is not None:
+
+        def saved(step: int) -> TrainState:
+            decided, _, phase = _decided(setup, phases, events, step)
+            return abstract_state(decided, phase)
+
+        restored = checkpoints.restore(saved)
         state = restored.state
         for note in restored.notes:
             console.print(note, style="bold yellow", highlight=False)
-    else:
-        state = initial_state(setup, phases[0], origin.params)
-    first = int(state.step)
-    stage = make_stage(*_decided(setup, phases, diary, first), origin.params)
-    diary = [event for event in diary if first and event["step"] <= first]
-    if run.resumed:
-        console.print(f"Resumed at step {first:,}.", highlight=False)
-    return _Start(with_measured(stage, diary), state, replace(origin, params={}), diary)
+    step = 0 if state is None else int(state.step)
+    console.print(f"Resumed at step {step:,}.", highlight=False)
+    return state
+
+
+def _enter(
+    batches: Batches,
+    phase: PhaseStep,
+    state: TrainState,
+    step: int,
+    log: Log,
+    flops: Mapping[str, int],
+) -> bool:
+    """Whether a phase's batches are under way; no where a signal came while its trunk ran."""
+    log.meter.pause()
+    try:
+        batches.enter(phase, state, step)
+    except Interrupted:
+        return False
+    work = work_of(phase.setup, phase.phases, phase.now, batches.cached, flops)
+    log.meter.works(work)
+    log.meter.go_on()
+    return True
+
+
+def _save(
+    checkpoints: Checkpoints,
+    log: Log,
+    step: int,
+    state: TrainState,
+    scores: dict[str, float] | None = None,
+) -> None:
+    log.events.keep()  # a run that goes on from here has logged all that was before
+    checkpoints.save(step, state, metrics=scores)
+
+
+def _end_if_asked(
+    run: RunFolder, checkpoints: Checkpoints, log: Log, stop: Stop, step: int
+) -> None:
+    """After a signal: end once the save is complete."""
+    if not stop.asked():
+        return
+    checkpoints.wait()
+    message = f"stopped and saved at step {step:,}; --resume goes on"
+    log.say(step, f"Stopped by a signal after step {step}.", message)
+    run.update(state="stopped")
+    raise SystemExit(128 + (stop.signal or 0))
 
 
 def _decided(

@@ -22,7 +22,7 @@ from jaxft.inference.score import score
 from jaxft.layerwise.phases import phase_specs
 from jaxft.models.load import load
 from jaxft.runs.checkpoint import Checkpoints
-from jaxft.training.phase import Ahead, Stage, next_stage
+from jaxft.training.phase import PhasePrecompiler, PhaseStep, next_phase_step
 from jaxft.training.story import train
 from tests.support.phases import phase_of, stage_of
 from tests.support.tiny import tiny_config, tiny_reviews
@@ -83,7 +83,7 @@ class Stages:
 
     def switch(self):
         assert self.stage.is_over(self.number)
-        self.stage, self.state = next_stage(self.stage, self.state)
+        self.stage, self.state = next_phase_step(self.stage, self.state)
 
     def values(self):
         return jax.tree.map(np.asarray, self.stage.params(self.state))
@@ -166,7 +166,7 @@ def test_freeze_out_stops_each_depth_when_its_rate_is_zero(folder):
         phases = phase_setups(built)
         built_at = phase_after(phases, step + 1)
         fixed = built_at.table.multipliers(), np.zeros(1), {}
-        told = Stage(built, phases, built_at, {}, print, *fixed).rates(step)
+        told = PhaseStep(built, phases, built_at, {}, print, *fixed).rates(step)
         of = dict(zip(built_at.table.trainable, told.rates[0] * told.multipliers, strict=True))
         return [of.get(name) for name in ("embeddings/word/embedding", "head/kernel")]
 
@@ -379,7 +379,7 @@ def test_the_next_phase_is_compiled_ahead(folder):
     """The same program, ready at the boundary; none of it is compiled again there."""
     phases = [{"until": 4, "unfreeze": ["head/.*"]}, {"until": "100%", "unfreeze": "all"}]
     results = []
-    for ahead in (None, Ahead()):
+    for ahead in (None, PhasePrecompiler()):
         run = Stages(config_of(folder, phases, model={"dropout": 0.1}))
         run.ahead = ahead
         run.steps(4)
@@ -395,7 +395,7 @@ def test_the_next_phase_is_compiled_ahead(folder):
 
 def test_what_was_compiled_for_other_batches_is_not_used(folder):
     run = Stages(config_of(folder))
-    with Ahead() as run.ahead:
+    with PhasePrecompiler() as run.ahead:
         run.steps(4)
         run.switch()
         odd = {name: array[:, :8] for name, array in run.batch().items()}

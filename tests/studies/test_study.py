@@ -21,7 +21,7 @@ from jaxft.studies.rank import mark_rows, rank, summarise_seeds
 from jaxft.studies.state import drift
 from jaxft.studies.step import shares_trunk
 from jaxft.studies.study import make_parts
-from jaxft.training.phase import next_stage
+from jaxft.training.phase import next_phase_step
 from tests.support.phases import phase_of, stage_of
 from tests.support.tiny import tiny_config
 
@@ -90,7 +90,7 @@ def solo(built, stage, steps):
     losses = []
     for step in range(steps):
         if stage.is_over(step):
-            stage, state = next_stage(stage, state)
+            stage, state = next_phase_step(stage, state)
         state, metrics = stage.step(state, stage.frozen, batch_at(built, step), stage.rates(step))
         losses.append(float(metrics["loss"]))
     return np.array(losses), stage, state

@@ -1,7 +1,7 @@
 """A run's phases as tests take them: one by its number, ready to step."""
 
 from jaxft.engine.remat import phase_setups
-from jaxft.training.phase import make_stage
+from jaxft.training.phase import make_phase_step
 
 
 def phase_of(setup, index=0):
@@ -12,4 +12,4 @@ def phase_of(setup, index=0):
 def stage_of(setup, params, index=0):
     """A phase with its leaves and its compiled step."""
     phases = phase_setups(setup)
-    return make_stage(setup, phases, phases[index], params)
+    return make_phase_step(setup, phases, phases[index], params)

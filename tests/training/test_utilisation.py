@@ -47,9 +47,9 @@ def told(tmp_path_factory):
         order.append("placed")
         return place(*arguments)
 
-    def adding(meter, step, metrics):
+    def adding(meter, phase, step, metrics):
         order.append(f"read {step}")
-        return add(meter, step, metrics)
+        return add(meter, phase, step, metrics)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_batches, "place_batch", placing)
