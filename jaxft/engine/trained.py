@@ -13,11 +13,7 @@ import jax
 from etils.epath import PathLike
 
 from jaxft.config.load import Config, parse_config
-from jaxft.data.batching.packing import round_up
-from jaxft.data.batching.plans import Layout
 from jaxft.device.distributed import is_first, processes
-from jaxft.device.mesh import row_divisor
-from jaxft.engine.compute import Runtime, make_runtime
 from jaxft.engine.recipe import make_table
 from jaxft.engine.setup import make_task, model_options
 from jaxft.errors import UserError
@@ -144,43 +140,6 @@ def open_trained(folder: Path, which: Which = "best") -> Trained:
     model = with_values(described, seed=config.run.seed.init, known=trained)
     model = replace(model, problem_type=task.problem_type)
     return Trained(run, config, task, names, model, step, table)
-
-
-@dataclass(frozen=True)
-class Placed:
-    """A trained run's model on the devices that are here, computed as the run computed it.
-
-    Attributes:
-        model: with its parameters on the mesh.
-        runtime: the run's mesh and precision.
-        layout: the run's rows, at most `rows` of them where the caller says so.
-    """
-
-    model: Model
-    runtime: Runtime
-    layout: Layout
-
-
-def place_trained(trained: Trained, rows: int) -> Placed:
-    """Put a trained model on the devices that are here, as its run had it.
-
-    Devices that cannot make the run's mesh compute on one of them.
-
-    Args:
-        trained: the run.
-        rows: the most rows a batch; rounded up to what the mesh divides.
-    """
-    config, model, table = trained.config, trained.model, trained.table
-    try:
-        runtime = make_runtime(config, model, table)
-    except UserError:
-        single = {"layout": "given", "data": 1, "fsdp": 1, "tensor": 1}
-        alone = config.model_copy(update={"mesh": config.mesh.model_copy(update=single)})
-        runtime = make_runtime(alone, model, table, jax.local_devices()[:1])
-    layout = Layout(**trained.run.read_json(RUN_FILE)["layout"])
-    rows = round_up(min(rows, layout.rows), row_divisor(runtime.mesh, 1))
-    params = jax.device_put(model.params, dict(runtime.shardings))
-    return Placed(replace(model, params=params), runtime, replace(layout, rows=rows))
 
 
 def open_checkpoints(

@@ -11,9 +11,10 @@ from typing import Any
 from jaxft.data.sources.open import Source, given_rows, open_source
 from jaxft.engine.evaluate import in_order, run_split
 from jaxft.engine.inputs import check_columns
-from jaxft.engine.step import make_eval_step
-from jaxft.engine.trained import Trained, open_trained, place_trained
+from jaxft.engine.step import Batch, Params, make_eval_step
+from jaxft.engine.trained import Trained, open_trained
 from jaxft.errors import UserError
+from jaxft.inference.placed import place_trained
 
 ROWS = 32  # inputs that are read before the first is answered, and the most rows of a batch
 
@@ -74,7 +75,7 @@ def _said(trained: Trained, sources: Iterable[Source]) -> Iterator[dict[str, Any
     placed = place_trained(trained, ROWS)
     mesh, compute = placed.runtime.mesh, placed.runtime.compute
 
-    def outcomes(params, batch):
+    def outcomes(params: Params, batch: Batch) -> tuple[dict, dict]:
         outputs = model.apply(params, batch, None, compute)
         return {}, bound.outcomes(outputs, batch) | {"example_ids": batch["example_ids"]}
 

@@ -24,9 +24,10 @@ from jaxft.data.image.images import decode
 from jaxft.data.sources.images import ENDINGS, images_below
 from jaxft.device.mesh import row_divisor
 from jaxft.engine.step import make_eval_step
-from jaxft.engine.trained import Trained, open_trained, place_trained
+from jaxft.engine.trained import Trained, open_trained
 from jaxft.errors import UserError
 from jaxft.inference.contact_sheet import check_sheet, write_sheet
+from jaxft.inference.placed import place_trained
 from jaxft.storage.files import cache_dir, written_aside
 from jaxft.tasks.parts.padded_texts import text_batch
 from jaxft.tasks.parts.tools import Tools
@@ -134,7 +135,7 @@ class Embedder:
         self.tools = Tools(self.model, trained.config.data.max_length, None)
         compute, mesh = self._runtime.compute, self._runtime.mesh
         self._step = make_eval_step(
-            lambda params, batch: self.model.apply(params, batch, None, compute),
+            lambda params, batch: ({}, self.model.apply(params, batch, None, compute)),
             param_shardings=dict(self._runtime.shardings),
             mesh=mesh,
         )
@@ -155,7 +156,7 @@ class Embedder:
     def text(self, words: str) -> np.ndarray:
         """The embedding of a text: [D]."""
         batch = text_batch([words] * self._divisor, self.tools)
-        return np.asarray(self._step(self.model.params, batch)["text_embeds"])[0]
+        return np.asarray(self._step(self.model.params, batch)[1]["text_embeds"])[0]
 
     def picture(self, image: Any) -> np.ndarray:
         """The embedding of an image: [D]."""
@@ -178,7 +179,7 @@ class Embedder:
         rows = round_up(ROWS, self._divisor)
         values = np.zeros((rows, *pixels[0].shape), np.float32)
         values[: len(pixels)] = pixels
-        outputs = self._step(self.model.params, {"pixel_values": values})
+        _, outputs = self._step(self.model.params, {"pixel_values": values})
         return np.asarray(outputs["image_embeds"])[: len(pixels)]
 
 

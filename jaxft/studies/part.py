@@ -19,9 +19,8 @@ from jaxft.report.terminal.progress import Progress
 from jaxft.studies.members import Member
 from jaxft.studies.phase import Programs, begin, phases_of
 from jaxft.studies.state import drift
+from jaxft.training.log import IN_FLIGHT
 from jaxft.training.metadata import phase_line
-
-IN_FLIGHT = 2  # steps under way while the host makes the next batch
 
 
 @dataclass(frozen=True)
