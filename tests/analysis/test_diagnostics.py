@@ -77,11 +77,11 @@ class Steps:
     def gradients(self, number):
         """The gradient of a step's mean loss, by jax and by itself."""
 
+        objective = objective_of(self.built, phase_of(self.built).compute)
+
         def loss(trainable):
             frozen = {n: jnp.asarray(v) for n, v in self.stage.frozen.items()}
-            total, weight = objective_of(self.built, phase_of(self.built).compute)(
-                {**frozen, **trainable}, self.batches[number], None
-            )["loss"]
+            total, weight = objective({**frozen, **trainable}, self.batches[number], None)["loss"]
             return total / weight
 
         found = jax.jit(jax.grad(loss))(self.params[number])
