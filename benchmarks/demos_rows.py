@@ -171,6 +171,7 @@ DEMOS = (
 # Configs that show a way to train on rows of another; they have a README row and no row here.
 RECIPES = (
     "auto_freeze",
+    "distill",
     "freeze_out",
     "gradual_unfreezing",
     "instruct_lora",

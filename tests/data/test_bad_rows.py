@@ -22,6 +22,11 @@ CASES = {
         {"text": "fine", "label": "a"},
         [({"text": " "}, "has no text"), ({"label": "c"}, "has the label 'c'")],
     ),
+    "distillation": (
+        {"teacher": "none"},
+        {"text": "fine", "label": "a"},
+        [({"text": " "}, "has no text"), ({"label": "c"}, "has the label 'c'")],
+    ),
     "token_classification": (
         {},
         WORDS,
