@@ -13,6 +13,8 @@ from collections.abc import Callable, MutableMapping
 from functools import partial
 from typing import Any
 
+import absl.logging
+
 # Others write into the same folders of a bucket (TensorStore, other hosts), which a cached listing
 # would not show. fsspec reads these when it is imported.
 UNCACHED = '{"use_listings_cache": false}'
@@ -39,7 +41,8 @@ def prepare_computation() -> None:
 
 def quiet_orbax() -> None:
     """Leave out what Orbax logs and leaves behind where jaxft reports the error itself."""
-    logging.getLogger("absl").addFilter(not_from_orbax)
+    # absl's own logger: one that is made before absl's would not know which file logs.
+    absl.logging.get_absl_logger().addFilter(not_from_orbax)
     sys.unraisablehook = partial(report_unraisable, report=sys.unraisablehook)
 
 

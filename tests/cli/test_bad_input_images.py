@@ -65,7 +65,7 @@ def test_an_image_that_does_not_decode_is_named(kind, refused):
     file = Path("pictures/red/05.png")
     file.write_bytes(bytes_of if bytes_of is not None else file.read_bytes()[:200])
     sentence = refused()
-    assert "'pictures/red/05.png' is " in sentence
+    assert "'pictures/red/05.png' cannot be decoded as an image " in sentence
     assert said in sentence
 
 

@@ -177,7 +177,7 @@ def test_a_bad_jsonl_is_named_by_row(tmp_path, content, said):
         ("csv:{folder}/numbers.csv[50%:10%]", {}, "has no rows"),
         ("csv:{folder}/numbers.csv", {"sauce": "a"}, "Its columns: text, label, source."),
         ("csv:{folder}/numbers.csv", {"source": "c"}, "Values there: a, b."),
-        ("tfds:train", {}, "names a split"),
+        ("tfds:train", {}, "the split is missing"),
     ],
 )
 def test_a_bad_source_string_is_one_sentence(numbers, spec, where, said):

@@ -183,7 +183,7 @@ def bad_files(folder):
         ("arrow:{}/empty.arrow", "empty.arrow cannot be read as Arrow"),
         ("csv:{}/part-*.csv", "no file matches this pattern"),
         ("hf:{}/gone", "gone' is not a data set saved by `datasets`: it has no state.json"),
-        ("hf:{}/saved:train", "saved with a split 'train'"),
+        ("hf:{}/saved:train", "saved by `datasets` with a split 'train'"),
         ("hf:{}/all", "there is no split named"),
         ("hf:{}/all:tset", "Did you mean 'test'?"),
         ("hf:{}/out", "names the file '../r.csv', which is not in its folder"),
