@@ -67,7 +67,10 @@ CASES = {
     "contrastive": (
         {},
         {"image": "good.png", "text": "fine"},
-        [({"image": "bad.png"}, "bad.png' is no image"), ({"text": " "}, "has no text")],
+        [
+            ({"image": "bad.png"}, "bad.png' cannot be decoded as an image"),
+            ({"text": " "}, "has no text"),
+        ],
     ),
     "captioning": (
         {},
@@ -78,14 +81,17 @@ CASES = {
         {},
         {"image": "good.png", "objects": BOX},
         [
-            ({"image": "bad.png"}, "bad.png' is no image"),
+            ({"image": "bad.png"}, "bad.png' cannot be decoded as an image"),
             ({"objects": {**BOX, "label": ["z"]}}, "has the label 'z'"),
         ],
     ),
     "image_generation": (
         {"label": "label"},
         {"image": "good.png", "label": "a"},
-        [({"image": "bad.png"}, "bad.png' is no image"), ({"label": "z"}, "has the label 'z'")],
+        [
+            ({"image": "bad.png"}, "bad.png' cannot be decoded as an image"),
+            ({"label": "z"}, "has the label 'z'"),
+        ],
     ),
 }
 NAMES = {"token_classification": ("O", "B-x", "I-x")}

@@ -261,7 +261,11 @@ def test_images_and_class_names_are_written_too(tmp_path, capsys):
     [
         ('{"text": "a"}\n{"text": null}', "made", "row 2: 'text' is empty, which a TFDS data set"),
         ('{"text": {"a": 1}}', "made", "row 1: 'text' is dict, which a TFDS data set cannot hold"),
-        ('{"text": "a"}\n{"text": 1}', "made", "'text' holds int or str; a column"),
+        (
+            '{"text": "a"}\n{"text": 1}',
+            "made",
+            "'text' holds int or str; a TFDS column has one type",
+        ),
         ('{"text": "a"}', "My-set", "'My-set' is not a valid name of a TFDS data set"),
         ('{"text": "a"}', None, "--out is missing: name a folder"),
     ],

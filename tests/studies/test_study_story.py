@@ -125,7 +125,10 @@ def test_resume_trains_what_is_missing_and_ends_alike(study, folder, capsys):
     ("words", "sentence"),
     [
         (VARY, "runs/tiny-study already holds a study. Add --resume to go on with it"),
-        ([*VARY, "--resume", "--overwrite"], "--resume keeps a study and --overwrite replaces it"),
+        (
+            [*VARY, "--resume", "--overwrite"],
+            "--resume continues a study and --overwrite replaces it",
+        ),
         ([*VARY[:2], "--resume"], "A study cannot be resumed with a different --vary."),
         ([*VARY, "--resume", "train.length=9"], "resumed with a different train.length."),
         ([], "A study needs a key to vary. Add --vary optimizer.lr=1e-5,3e-5,1e-4."),
