@@ -22,8 +22,9 @@ from jaxft.tasks.parts.contract import Batch, Outputs, Params
 from jaxft.tasks.parts.examples import Examples
 from jaxft.tasks.parts.tools import Tools
 
-# Examples a batch, and the multiple that its length is rounded up to: one shape to compile.
-ROWS, STRIDE = 32, 32
+# The most examples and positions of a batch, whose scores of words are held at once, and the
+# multiple that its length is rounded up to: one shape to compile.
+ROWS, POSITIONS, STRIDE = 32, 1024, 32
 EXACT = Compute(precision="highest")
 
 Arrays = Callable[[Outputs, Batch], dict[str, jax.Array]]
@@ -83,10 +84,13 @@ def _rows(
         return arrays(model.apply(params, batch, None, EXACT), batch)
 
     longest = int(examples.lengths.max())
-    length = 1 if longest == 1 else min(round_up(longest, STRIDE), model.max_positions)
-    for first in range(0, len(examples), ROWS):
-        numbers = np.arange(first, min(first + ROWS, len(examples)))
-        index = np.full((ROWS, 1), -1)
+    # An example of several texts may be longer than the positions that each of them has.
+    most = max(longest, model.max_positions)
+    length = 1 if longest == 1 else min(round_up(longest, STRIDE), most)
+    size = max(1, min(ROWS, POSITIONS // length))
+    for first in range(0, len(examples), size):
+        numbers = np.arange(first, min(first + size, len(examples)))
+        index = np.full((size, 1), -1)
         index[: len(numbers), 0] = numbers
         batch = examples.collate(index, length)
         if weights:
