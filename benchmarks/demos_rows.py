@@ -120,6 +120,14 @@ DEMOS = (
         quick=("data.train=jsonl:assets/dialogues/train.jsonl[:300]",),
     ),
     Demo(
+        "dpo",
+        "answers against those to other questions",
+        ("smollm2", "dialogues"),
+        "preference_accuracy",
+        "as it is",
+        quick=("data.train=jsonl:assets/dialogues/train.jsonl[:100]",),
+    ),
+    Demo(
         "domain_adapt",
         "words left out of film reviews",
         ("tiny_mlm", "reviews"),

@@ -45,6 +45,15 @@ CASES = {
         {"prompt": "who?", "answer": "me"},
         [({"prompt": ""}, "has no prompt"), ({"answer": None}, "has no answer")],
     ),
+    "dpo": (
+        {},
+        {"prompt": "who?", "chosen": "me", "rejected": "you"},
+        [
+            ({"prompt": []}, "has no prompt"),
+            ({"chosen": None}, "has no chosen"),
+            ({"rejected": "me"}, "has the same answer in chosen and rejected"),
+        ],
+    ),
     "embedding": (
         {},
         {"anchor": "a", "positive": "b"},

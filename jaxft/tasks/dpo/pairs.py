@@ -1,0 +1,226 @@
+"""Preference pairs: a prompt with two answers, read from rows, as two token sequences."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxft.data.batching.loader import collate_rows
+from jaxft.data.cache import InMemory, Ragged, fingerprint
+from jaxft.data.random import FIRST_EPOCH, EpochRandom
+from jaxft.data.text.chat import ChatTemplate
+from jaxft.data.text.dialogue import ASSISTANT, UNSCORED, Conversation, Lesson, of_conversations
+from jaxft.data.text.tokenizer import Tokenizer
+from jaxft.tasks.dpo.loss import REFERENCE
+from jaxft.tasks.parts.examples import Examples
+from jaxft.tasks.parts.labels import BadValue, text_of
+from jaxft.tasks.parts.token_examples import row_targets
+
+WHOLE = 2**31  # a length that truncates nothing
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A row: the messages of its prompt, the preferred answer and the other one."""
+
+    prompt: Conversation
+    chosen: str
+    rejected: str
+
+
+@dataclass(frozen=True)
+class Pairs(Examples):
+    """Token sequences of preference pairs; see `jaxft.tasks.parts.contract.Examples`.
+
+    The two sequences of a pair stand one after the other in a row, and neither sees the other.
+
+    Args:
+        tokens: `input_ids` and `targets` of each sequence: chosen, rejected, chosen, ...
+        reference: `[pairs, 2]` float32 log-probabilities of the answers under the reference
+            model; None before they are computed.
+    """
+
+    tokens: Ragged | InMemory
+    reference: np.ndarray | None = None
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self.tokens.lengths.reshape(-1, 2).sum(axis=1)
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return self.tokens.meta["counts"]
+
+    @property
+    def remarks(self) -> dict[int, dict[str, Any]]:
+        """The number of tokens truncated from a pair, where there are any."""
+        return {int(pair): {"cut": cut} for pair, cut in self.tokens.meta["cut"].items()}
+
+    @property
+    def rows(self) -> np.ndarray:
+        return np.asarray(self.tokens.meta["rows"])
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.tokens)
+
+    def __len__(self) -> int:
+        return len(self.tokens) // 2
+
+    def collate(
+        self, index: np.ndarray, row_length: int, epoch_random: EpochRandom = FIRST_EPOCH
+    ) -> dict[str, np.ndarray]:
+        """One batch: see `contract.Examples`.
+
+        Returns:
+            What `collate_rows` gives of `[R, 2 S]` sequences, with `read_positions` of each
+            pair's first; `targets` `[R, T]`, and `reference_log_probs` `[R, S, 2]`.
+        """
+        real = index >= 0
+        sequences = np.where(real[..., None], 2 * index[..., None] + np.arange(2), -1)
+        sequences = sequences.reshape(len(index), -1)  # [R, 2 S]
+        batch = collate_rows(self.tokens, sequences, row_length)
+        batch |= {
+            "targets": row_targets(sequences, row_length, lambda n: self.tokens[n]["targets"]),
+            "read_positions": batch["read_positions"][:, ::2],
+            "weights": real.astype(np.float32),
+            "example_ids": index.astype(np.int32),
+        }
+        if self.reference is not None:
+            values = np.where(real[..., None], self.reference[np.maximum(index, 0)], 0)
+            batch[REFERENCE] = values.astype(np.float32)
+        return batch
+
+
+def prompt_of(cell: Any, column: str) -> Conversation:
+    """The messages of a prompt: a text is the user's only message.
+
+    Raises:
+        BadValue: it is empty, or no conversation that an answer can follow.
+    """
+    if not isinstance(cell, list | tuple):
+        return [{"role": "user", "content": text_of(cell, column)}]
+    messages = [one for one in cell if isinstance(one, Mapping) and "content" in one]
+    if not messages or len(messages) < len(cell) or messages[-1].get("role") == ASSISTANT:
+        raise BadValue(
+            f"has no prompt in {column}",
+            "A prompt is a text, or a list of messages {role, content} that ends before the "
+            "assistant's answer.",
+        )
+    return messages
+
+
+def answer_of(cell: Any, column: str) -> str:
+    """The text of an answer: a text, or a list of one message by the assistant.
+
+    Raises:
+        BadValue: it is neither.
+    """
+    if isinstance(cell, list | tuple) and len(cell) == 1 and isinstance(cell[0], Mapping):
+        if cell[0].get("role") != ASSISTANT:
+            raise BadValue(f"has no answer by the {ASSISTANT} in {column}")
+        cell = cell[0].get("content")
+    return text_of(cell, column)
+
+
+def sampled_answers(prompts: Sequence[Conversation], answers: Sequence[str]) -> list[str | None]:
+    """An answer of another row for each row, the same in each run.
+
+    Args:
+        prompts: the rows' prompts.
+        answers: the rows' answers.
+
+    Returns:
+        Answers that no row with the same prompt has; None where every answer is one of those.
+    """
+    names = [json.dumps([dict(message) for message in prompt]) for prompt in prompts]
+    right: dict[str, set[str]] = {}
+    for name, answer in zip(names, answers, strict=True):
+        right.setdefault(name, set()).add(answer)
+    count = len(answers)
+    sampled: list[str | None] = []
+    for row, name in enumerate(names):
+        start = int(FIRST_EPOCH.of(row).below(count, 1)[0])
+        others = (answers[(start + step) % count] for step in range(count))
+        sampled.append(next((one for one in others if one not in right[name]), None))
+    return sampled
+
+
+def encode_pairs(
+    pairs: Sequence[Pair],
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    length: int,
+    places: Sequence[str],
+) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
+    """The sequences of pairs, chosen before rejected; of the whole, counts, cuts and rows.
+
+    Args:
+        pairs: of each row.
+        template: writes the conversations.
+        tokenizer: the model's.
+        length: the most tokens of a sequence; the rest is truncated.
+        places: each row's name in messages.
+
+    Returns:
+        The examples and what to keep of the whole: see `Tools.once`. A pair that has an answer
+        without any token within `length` is left out.
+    """
+    written = [
+        [*pair.prompt, {"role": ASSISTANT, "content": answer}]
+        for pair in pairs
+        for answer in (pair.chosen, pair.rejected)
+    ]
+    lessons = list(of_conversations(written, template, tokenizer, WHOLE, lambda n: places[n // 2]))
+    taught = [
+        _cut(_last_answer(lesson) if _answered(pairs[number // 2]) else lesson, length)
+        for number, lesson in enumerate(lessons)
+    ]
+    used = [row for row in range(len(pairs)) if all(map(_scored, taught[2 * row : 2 * row + 2]))]
+    whole = [taught[number] for row in used for number in (2 * row, 2 * row + 1)]
+    cuts = {
+        number: whole[2 * number].cut + whole[2 * number + 1].cut for number in range(len(used))
+    }
+    unknown = tokenizer.unknown_id
+    return [{"input_ids": one.ids, "targets": one.targets} for one in whole], {
+        "counts": {
+            "tokens": sum(len(one.ids) for one in whole),
+            "scored": sum(map(_scored, whole)),
+            "unknown": sum(int((one.ids == unknown).sum()) for one in whole),
+            "truncated": sum(one.cut > 0 for one in whole),
+            "truncated_tokens": sum(cuts.values()),
+            "left_out": len(pairs) - len(used),
+        },
+        "cut": {number: cut for number, cut in cuts.items() if cut},
+        "rows": used,
+    }
+
+
+def _scored(lesson: Lesson) -> int:
+    """The number of tokens that count."""
+    return int((lesson.targets != UNSCORED).sum())
+
+
+def _answered(pair: Pair) -> bool:
+    """Whether the prompt has answers of its own, which do not count."""
+    return any(message.get("role") == ASSISTANT for message in pair.prompt)
+
+
+def _last_answer(lesson: Lesson) -> Lesson:
+    """The sequence with its last answer's tokens scored alone."""
+    scored = np.flatnonzero(lesson.targets != UNSCORED)
+    runs = np.split(scored, np.flatnonzero(np.diff(scored) > 1) + 1)
+    targets = lesson.targets.copy()
+    targets[: runs[-1][0]] = UNSCORED
+    return Lesson(lesson.row, lesson.ids, targets, lesson.cut)
+
+
+def _cut(lesson: Lesson, length: int) -> Lesson:
+    """The sequence within a length; the last token that fits has no next one."""
+    targets = lesson.targets[:length].copy()
+    targets[length - 1 :] = UNSCORED
+    return Lesson(lesson.row, lesson.ids[:length], targets, max(len(lesson.ids) - length, 0))
