@@ -70,5 +70,5 @@ def test_colours_that_are_none(fields, said, tmp_path):
 
 def test_a_processor_without_colours_takes_none(tmp_path):
     write_fields(tmp_path, {"image_processor_type": "ViTImageProcessor", "clusters": [[0, 0, 0]]})
-    with pytest.raises(UserError, match="'clusters' is not known"):
+    with pytest.raises(UserError, match="unknown setting 'clusters'"):
         load_image_processor(tmp_path)
