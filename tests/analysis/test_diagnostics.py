@@ -306,7 +306,10 @@ def test_drift_is_how_far_a_layer_is_from_its_start(whole):
 @pytest.mark.parametrize(
     ("section", "sentence"),
     [
-        ({"preset": "auto_rgn", "rate": 0.9}, "'rate' and preset auto_rgn both say"),
+        (
+            {"preset": "auto_rgn", "rate": 0.9},
+            "'rate' and preset auto_rgn both set the multipliers",
+        ),
         ({"every": 10}, "'every' applies to auto_rgn only, and preset is mae"),
     ],
 )

@@ -145,11 +145,11 @@ def test_images_are_looked_at_before_training(folder, tmp_path, monkeypatch):
         with pytest.raises(UserError, match=r"red/01\.png' cannot be decoded as an image"):
             task_examples(source, folder)
     monkeypatch.setattr(images, "DECODED_BYTES", 0)  # as behind many others: headers only
-    with pytest.raises(UserError, match=r"red/01\.png' is no image"):
+    with pytest.raises(UserError, match=r"red/01\.png' cannot be decoded as an image"):
         task_examples(source, folder)
     file.write_bytes(whole[: len(whole) // 2])
     examples = task_examples(source, folder)
-    with pytest.raises(UserError, match=r"red/01\.png' is no image"):
+    with pytest.raises(UserError, match=r"red/01\.png' cannot be decoded as an image"):
         examples.collate(np.arange(6)[:, None], 1)
 
 
