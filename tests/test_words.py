@@ -14,7 +14,6 @@ QUESTIONS = {"What", "Whether", "How", "Where"}
 NOT_YET = (
     "engine",
     "inference",
-    "layerwise",
     "models",
     "planning",
     "studies",
