@@ -37,8 +37,8 @@ def entity_scores(
     """
     both = [[list(tags) for tags in sentences] for sentences in (true, predicted)]
     types = {tag[2:] for sentences in both for tags in sentences for tag in tags if tag != "O"}
-    scores = Evaluator(*both, tags=sorted(types), loader="list").evaluate()
-    whole = scores["overall"][STRICT]
+    evaluation = Evaluator(*both, tags=sorted(types), loader="list").evaluate()
+    whole = evaluation["overall"][STRICT]
     scores = {name: float(getattr(whole, name)) for name in ("f1", "precision", "recall")}
-    by_type = scores["entities"]
+    by_type = evaluation["entities"]
     return scores | {f"f1/{kind}": float(by_type[kind][STRICT].f1) for kind in sorted(by_type)}

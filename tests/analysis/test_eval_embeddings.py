@@ -8,7 +8,7 @@ import pytest
 from jaxft.analysis.eval_embeddings import eval_embeddings, plane
 from jaxft.data.batching.plans import plan_eval
 from jaxft.engine.initial_state import load_params
-from jaxft.engine.setup import build
+from jaxft.engine.setup import build, make_task
 from jaxft.models import load as registry
 from tests.support.launch import cache  # noqa: F401 a fixture
 from tests.support.tiny import tiny_config
@@ -93,6 +93,7 @@ def test_a_picture_is_the_mean_of_its_patches(tmp_path):
 
 
 def test_a_number_has_no_class(built):
-    task = built.config.task.model_copy(update={"problem": "regression"})
-    other = replace(built, config=built.config.model_copy(update={"task": task}))
+    section = built.config.task.model_copy(update={"problem": "regression"})
+    task = make_task(built.config.model_copy(update={"task": section}))
+    other = replace(built, bound=task.bind(built.bound.tools, ()))
     assert eval_embeddings(other, {}) is None

@@ -272,7 +272,7 @@ def test_long_texts_become_several_examples_without_a_token_lost(model):
     ]
     assert inner[0] == inner[1]
     assert pieces.tokens.meta["rows"][:4] == [0, 0, 0, 1]
-    with pytest.raises(UserError, match="leaves no room for text"):
+    with pytest.raises(UserError, match="has no room for text"):
         examples_of(TEXTS, model, length=2)
 
 

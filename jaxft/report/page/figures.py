@@ -109,8 +109,8 @@ def _rates(runs: Sequence[Run]) -> dict[str, Any]:
     for index, run in enumerate(runs):
         if run.rates is None:
             continue
-        for index, group in enumerate(run.rates["groups"]):
-            values = [row[index] for row in run.rates["rates"]]
+        for column, group in enumerate(run.rates["groups"]):
+            values = [row[column] for row in run.rates["rates"]]
             alone = len(runs) == 1
             series.append(
                 plain_series(
@@ -119,7 +119,7 @@ def _rates(runs: Sequence[Run]) -> dict[str, Any]:
                     values,
                     "line",
                     group_colour(run, group) if alone else index,
-                    "solid" if alone else DASHES[index % len(DASHES)],
+                    "solid" if alone else DASHES[column % len(DASHES)],
                 )
             )
     unit = "" if len(runs) == 1 else _dash_key(runs)
