@@ -371,8 +371,8 @@ def test_l2_sp_pulls_back_what_is_not_new():
                 rates=jnp.full(1, 0.1),
                 multipliers=jnp.asarray(run.table.multipliers()),
                 weight_decay=jnp.zeros(1),
-                origin=origin,
-                pull=jnp.float32(0.5),
+                anchor=origin,
+                anchor_decay=jnp.float32(0.5),
             )[0]
 
         assert not any(np.asarray(leaf).any() for leaf in pulled(run.params).values())

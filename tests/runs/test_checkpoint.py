@@ -403,9 +403,12 @@ def run_python(body: str, *arguments: str) -> subprocess.CompletedProcess:
     setup = """
         import os, resource, signal, sys, time
         import jax, jax.numpy as jnp
+        from jaxft.cli.process import quiet_orbax
         from jaxft.runs.checkpoint import Checkpoints
         from jaxft.engine.state import TrainState
         from jaxft.errors import UserError
+
+        quiet_orbax()  # as the command line does
 
         def state(seed):
             kernel = jax.random.normal(jax.random.key(seed), (3000, 3000))
