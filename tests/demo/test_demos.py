@@ -71,7 +71,8 @@ def test_a_row_says_what_it_does_not_beat():
     ]
     lost = row(scores={"jaxft": 0.8, "frozen": 0.7, "scratch": 0.9, "trees": 0.85})
     assert cells(lost)[-1] == "does not beat scratch; does not beat trees; trees: 0.8500"
-    lower = row(metric="perplexity", scores={"jaxft": 9.0, "frozen": 17.0, "scratch": 8.0})
+    scores = {"jaxft": 9.0, "frozen": 17.0, "scratch": 8.0}
+    lower = row(metric="perplexity", lower_is_better=True, scores=scores)
     assert cells(lower)[-1] == "does not beat scratch"
     assert cells(row(pixels=98))[2] == "1,500 / 925, 98 px"
     assert len({line.count("|") for line in markdown([row(), lost]).splitlines()}) == 1
