@@ -50,23 +50,23 @@ def csv_of(*images: str) -> list[str]:
     return ["train", "c.yaml", f"data.train={source}", f"data.eval={source}", "data.test=null"]
 
 
+UNREADABLE = "cannot be decoded as an image"
+LARGE = "is refused: its header declares more than 67,108,864 pixels"
 IMAGES = {
-    "no image": (b"not an image", "not one of PNG, JPEG"),
-    "empty": (b"", "not one of PNG, JPEG"),
-    "bomb": (png(100_000, 100_000), "its header declares more than 67,108,864 pixels"),
-    "large": (png(9_000, 9_000), "its header declares more than 67,108,864 pixels"),
-    "cut": (None, "truncated"),
+    "no image": (b"not an image", f"{UNREADABLE} (not one of PNG, JPEG"),
+    "empty": (b"", f"{UNREADABLE} (not one of PNG, JPEG"),
+    "bomb": (png(100_000, 100_000), LARGE),
+    "large": (png(9_000, 9_000), LARGE),
+    "cut": (None, f"{UNREADABLE} (image file is truncated"),
 }
 
 
 @pytest.mark.parametrize("kind", IMAGES)
 def test_an_image_that_does_not_decode_is_named(kind, refused):
-    bytes_of, said = IMAGES[kind]
+    bytes_of, refusal = IMAGES[kind]
     file = Path("pictures/red/05.png")
     file.write_bytes(bytes_of if bytes_of is not None else file.read_bytes()[:200])
-    sentence = refused()
-    assert "'pictures/red/05.png' cannot be decoded as an image " in sentence
-    assert said in sentence
+    assert f"'pictures/red/05.png' {refusal}" in refused()
 
 
 def test_a_file_that_is_not_there_is_named(refused):
