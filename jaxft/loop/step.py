@@ -136,6 +136,7 @@ def make_step(
     def step(state: LoopState, batch: Batch) -> tuple[LoopState, dict[str, jax.Array]]:
         key = (state.model, state.compute)
         if key not in compiled:
+            _require_own_optimizer(updates, state.train)
             shardings = _shardings(state.model, state.mesh)
             shapes = jax.eval_shape(lambda: state.train)
             compiled[key] = make_train_step(
@@ -162,6 +163,16 @@ def trained(model: Model, state: LoopState) -> Model:
         for name, leaf in state.frozen.items()
     }
     return model.with_params({**frozen, **state.train.trainable})
+
+
+def _require_own_optimizer(tx: optax.GradientTransformation, train: TrainState) -> None:
+    mend = "Make optimizer, state and step from the same table."
+    try:
+        own = jax.eval_shape(tx.init, dict(train.trainable))
+    except UserError as error:
+        raise UserError("make_step: the state is not of the step's optimizer.", mend) from error
+    if jax.tree.structure(own) != jax.tree.structure(train.opt_state):
+        raise UserError("make_step: the state is not of the step's optimizer.", mend)
 
 
 def _objective(loss_fn: Loss, model: Model, compute: Compute) -> Objective:

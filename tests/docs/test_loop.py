@@ -83,5 +83,9 @@ def test_its_step_costs_what_that_of_jaxft_train_does(loop):
     table = jaxft.layer_table(names["model"], lr=1e-3)
     with pytest.raises(jaxft.UserError, match="from the same table"):
         jaxft.init_state(names["model"], table, names["tx"])
-    state = jaxft.init_state(names["model"], table, jaxft.optimizer(table, optax.scale_by_adam()))
-    assert jaxft.count_flops(names["step"], state, batch) > 1.5 * ours
+    tx = jaxft.optimizer(table, optax.scale_by_adam())
+    state = jaxft.init_state(names["model"], table, tx)
+    with pytest.raises(jaxft.UserError, match="the state is not of the step's optimizer"):
+        names["step"](state, batch)
+    whole = jaxft.make_step(names["loss_fn"], tx)
+    assert jaxft.count_flops(whole, state, batch) > 1.5 * ours

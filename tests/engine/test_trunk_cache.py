@@ -4,7 +4,7 @@ import csv
 import json
 import pickle
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cached_property
 
 import jax
@@ -77,11 +77,10 @@ class Opened:
 
     @cached_property
     def _gradients(self):
+        objective = objective_of(self.built, phase_of(self.built).compute)
+
         def loss(trainable, batch):
-            params = {**self.params, **trainable}
-            return objective_of(self.built, phase_of(self.built).compute)(
-                params, batch, jax.random.key(3)
-            )["loss"][0]
+            return objective({**self.params, **trainable}, batch, jax.random.key(3))["loss"][0]
 
         return jax.jit(jax.grad(loss))
 
@@ -267,7 +266,9 @@ def test_what_cannot_be_kept_is_refused(folder, tmp_path):
 def drawn_anew(built):
     """A run whose training examples are augmented."""
     rows = built.splits["train"]
-    random = replace(rows, examples=replace(rows.examples, random=True))
+    augmented = type("Augmented", (type(rows.examples),), {"random": True})
+    given = {field.name: getattr(rows.examples, field.name) for field in fields(rows.examples)}
+    random = replace(rows, examples=augmented(**given))
     return replace(built, splits={**built.splits, "train": random})
 
 

@@ -226,7 +226,7 @@ def test_all_workers_run_the_project_and_the_first_is_shown(cloud, tmp_path, mon
     assert "worker 1 of 4" not in printed
     assert "worker 3 of 4" in (tmp_path / "kept" / "logs" / "0" / "3.log").read_text()
     home = cloud / "pod" / "worker-2" / "jaxft"
-    assert (home / "jaxft" / "cli.py").is_file()
+    assert (home / "jaxft" / "cli" / "main.py").is_file()
     assert not (home / ".git").exists()
     assert not (home / "assets").exists()
     assert "run       through from step 0" in script("status.sh", "pod")

@@ -80,7 +80,7 @@ def test_a_roberta_takes_fewer_tokens_than_it_has_positions(roberta):
     [("roberta", "masked_lm"), ("distilbert", "masked_lm"), ("electra", "replaced_tokens")],
 )
 def test_a_pretrained_checkpoint_becomes_a_classifier(model_type, head, tmp_path: Path):
-    folder = make_pair(model_type, head, 0, tmp_path).folder
+    folder = make_pair(model_type, head, 0, tmp_path / "checkpoint").folder
     model = registry.load(folder, task="text_classification", num_labels=3)
     top = ("head/bias", "head/kernel", "pooler/bias", "pooler/kernel")
     assert set(model.report.new) == set(top)

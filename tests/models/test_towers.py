@@ -33,8 +33,8 @@ class Block(nnx.Module):
     def __init__(self):
         self.up = Linear(WIDTH, WIDTH, ("embed", "mlp"), 1.0)
 
-    def __call__(self, x, context, key, scale=1.0):
-        return x + scale * dropout(self.up(x), 0.5, split_key(key, 1)[0])
+    def __call__(self, x, context, key, cache, scale=1.0):
+        return x + scale * dropout(self.up(x), 0.5, split_key(key, 1)[0]), cache
 
 
 class Top(nnx.Module):

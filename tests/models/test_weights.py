@@ -134,7 +134,7 @@ def test_a_family_may_compute_a_tensor_of_another_shape(folder, tmp_path, monkey
             "embeddings/word/embedding": lambda old: old * 0,  # of the right shape as it is
         }
 
-    monkeypatch.setattr(bert, "refits", refits, raising=False)
+    monkeypatch.setattr(bert, "FAMILY", replace(bert.FAMILY, refits=refits))
     mesh = Mesh(np.array(jax.devices()[:4]), ("fsdp",))
     rows = NamedSharding(mesh, PartitionSpec("fsdp"))
     model = registry.load(

@@ -11,6 +11,7 @@ from jaxft.errors import UserError
 from jaxft.models import load as registry
 from jaxft.models.families.vit.yolos import Seen
 from jaxft.models.families.vit.yolos_from_vit import evenly, places
+from jaxft.models.layers.cache import UNCACHED
 from jaxft.models.layers.math import layer_norm
 from tests.support.families import (
     Pair,
@@ -70,10 +71,11 @@ def test_other_classes_renew_the_last_layer_alone(yolos):
 @pytest.mark.parametrize("kind", ["ViT", "DeiT", "Dinov2"])
 def test_a_plain_vit_becomes_a_detector(kind, tmp_path):
     """Its patches' stream is the ViT's own where no detection token is looked at."""
+    checkpoint = tmp_path / "checkpoint"
     config = getattr(transformers, f"{kind}Config")(**SMALL, image_size=16)
-    plain = random_model(getattr(transformers, f"{kind}ForImageClassification")(config), tmp_path)
+    plain = random_model(getattr(transformers, f"{kind}ForImageClassification")(config), checkpoint)
     model = jaxft.load(
-        str(tmp_path), task="object_detection", labels=("tree", "car"), detection_tokens=5
+        str(checkpoint), task="object_detection", labels=("tree", "car"), detection_tokens=5
     )
     assert {name.split("/")[0] for name in model.report.new} == {"class_mlp", "box_mlp", "head"}
     tokens, grey = (
@@ -143,7 +145,7 @@ def cut_stream(tower, params, images) -> np.ndarray:
     )
     x = x + params["embeddings/position"]
     for index, block in enumerate(tower.blocks):
-        x = part(block, f"blocks/{index}/")(x, Seen(None, (4, 4)), None)
+        x, _ = part(block, f"blocks/{index}/")(x, Seen(None, (4, 4)), None, UNCACHED)
     return layer_norm(x, params["norm/scale"], params["norm/bias"], tower.top.module.norm.eps)
 
 
