@@ -54,7 +54,7 @@ def step_times(built: Setup, saves: int, folder: Path) -> Iterator[tuple[float, 
     make, rows = built.splits["train"].examples.collate, batch_sharding(built.mesh)
     first = [make(built.plan.batch(number), built.layout.row_length) for number in range(8)]
     ready = itertools.cycle([place_batch(batch, rows) for batch in first])
-    rates = stage.rates(0)
+    rates = stage.inputs(0)
     state, _ = stage.step(state, stage.frozen, next(ready), rates)
     with Checkpoints(folder, keep=1) as checkpoints:
         for save in range(WARM_UP + saves):

@@ -29,7 +29,7 @@ from jaxft.device.process import prepare_process
 from jaxft.engine.initial_state import frozen_params, initial_state, load_params
 from jaxft.engine.remat import phase_setups
 from jaxft.engine.setup import Setup, build
-from jaxft.engine.step import Rates
+from jaxft.engine.step import StepInputs
 from jaxft.training.phase import make_step
 
 CONFIG = "configs/sentiment.yaml"
@@ -84,7 +84,7 @@ def bare_step(
                 if number == first:
                     jax.block_until_ready(state)
                     started = time.time()
-                rates = Rates(now.rates[number], multipliers, decay)
+                rates = StepInputs(now.rates[number], multipliers, decay)
                 state, metrics = step(state, frozen, batch, rates)
             jax.block_until_ready((state, metrics))
             ended = time.time()

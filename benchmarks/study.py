@@ -120,7 +120,7 @@ def compare_steps(pairs: int, steps: int) -> dict[str, Any]:
     states = {"alone": initial_state(built, phases[0], params), "together": together[1]}
     stages: dict[str, Any] = {"alone": alone, "together": together[0]}
     flops = {
-        name: count_flops(stage.step, states[name], stage.frozen, batches[0], stage.rates(0))
+        name: count_flops(stage.step, states[name], stage.frozen, batches[0], stage.inputs(0))
         for name, stage in stages.items()
     }
 
@@ -128,7 +128,9 @@ def compare_steps(pairs: int, steps: int) -> dict[str, Any]:
         stage = stages[name]
         began, cpu = time.time(), time.process_time()
         for step, batch in enumerate(batches):
-            states[name], metrics = stage.step(states[name], stage.frozen, batch, stage.rates(step))
+            states[name], metrics = stage.step(
+                states[name], stage.frozen, batch, stage.inputs(step)
+            )
         jax.block_until_ready((states[name], metrics))
         return {"second": time.time() - began, "cpu_second": time.process_time() - cpu}
 

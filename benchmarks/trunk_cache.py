@@ -74,7 +74,7 @@ def turns(built: Setup) -> dict[str, Callable[[int], dict[str, float]]]:
                     jax.block_until_ready(state)
                     started = time.time()
                 placed = place_batch(batch, sharding)
-                state, metrics = stage.step(state, stage.frozen, placed, stage.rates(number))
+                state, metrics = stage.step(state, stage.frozen, placed, stage.inputs(number))
             jax.block_until_ready((state, metrics))
             ended = time.time()
         spent = (ended - started, clock.between(started, ended))

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from jaxft.device.mesh import in_turn
 from jaxft.engine.state import TrainState
-from jaxft.engine.step import Rates
+from jaxft.engine.step import StepInputs
 from jaxft.layerwise.optimizer import rule_of
 from jaxft.layerwise.table import LayerTable, LeafRow
 from jaxft.models.load import Model
@@ -34,7 +34,7 @@ COLUMNS = ("weight", "update", "signal")
 
 def look(
     state: TrainState,
-    rates: Rates,
+    inputs: StepInputs,
     table: LayerTable,
     adam: tuple[float, float, float],
     mesh: Mesh,
@@ -46,7 +46,7 @@ def look(
 
     Args:
         state: as the step left it.
-        rates: what the step was told.
+        inputs: the step's.
         table: whose trainable leaves, in their order.
         adam: b1, b2 and eps of AdamW.
         mesh: on which the state lies.
@@ -56,11 +56,11 @@ def look(
     rows = []
     for index, leaf in enumerate(leaf for leaf in table.leaves if leaf.trainable):
         group = groups[leaf.group]
-        rate = np.float32(rates.rates[group]) * np.float32(rates.multipliers[index])
-        settings = (rate, np.float32(rates.weight_decay[group] if leaf.decays else 0.0))
+        rate = np.float32(inputs.rates[group]) * np.float32(inputs.multipliers[index])
+        settings = (rate, np.float32(inputs.weight_decay[group] if leaf.decays else 0.0))
         param = state.trainable[leaf.name]
         rule = rule_of(leaf, table.training_groups[group].algorithm)
-        if leaf.name in rates.origin:  # nor of where it began
+        if leaf.name in inputs.anchor:  # nor of where it began
             row = _trace_row(param, None, *settings)
         elif rule == "adamw":
             row = _adam_row(param, *moments[leaf.name], *settings, adam)

@@ -51,8 +51,8 @@ def abstract_frozen(setup: Setup, now: PhaseSetup) -> dict[str, jax.ShapeDtypeSt
     }
 
 
-def abstract_origin(setup: Setup, now: PhaseSetup) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and shardings of what parameters are pulled back to in this phase."""
+def abstract_anchor(setup: Setup, now: PhaseSetup) -> dict[str, jax.ShapeDtypeStruct]:
+    """Describe the anchor of a phase under L2-SP: shapes, dtypes and shardings, no values."""
     return {
         name: jax.ShapeDtypeStruct(
             setup.model.params[name].shape, jnp.float32, sharding=setup.shardings[name]

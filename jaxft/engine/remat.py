@@ -12,7 +12,7 @@ from dataclasses import replace
 from jaxft.device.chips import find_chip
 from jaxft.device.mesh import held, row_divisor
 from jaxft.engine.cost import kept_bytes
-from jaxft.engine.initial_state import abstract_frozen, abstract_origin, abstract_state
+from jaxft.engine.initial_state import abstract_anchor, abstract_frozen, abstract_state
 from jaxft.engine.setup import PhaseSetup, Setup, phase_setup
 from jaxft.numbers import size
 
@@ -79,5 +79,5 @@ def first_that_fits(kept: Callable[[str], int], room: int) -> tuple[str, str]:
 def taken(setup: Setup, now: PhaseSetup) -> int:
     """Bytes of a device that are taken whatever is kept: state, gradients, what does not move."""
     state = abstract_state(setup, now)
-    fixed = abstract_frozen(setup, now), abstract_origin(setup, now)
+    fixed = abstract_frozen(setup, now), abstract_anchor(setup, now)
     return held(state) + held(state.trainable) + held(fixed)

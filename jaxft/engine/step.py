@@ -28,37 +28,37 @@ Objective = Callable[[Params, Batch, jax.Array | None], dict[str, tuple[jax.Arra
 
 
 @dataclass(frozen=True)
-class Rates:
-    """What the optimizer is told at each step; none of it is compiled in.
+class StepInputs:
+    """The optimizer's inputs at one step: arguments of the compiled step, never constants in it.
 
     Attributes:
         rates: `[groups]` learning rates at this step.
         multipliers: `[leaves]`, in the order of `LayerTable.trainable`.
         weight_decay: `[groups]`.
-        origin: name -> where a parameter began; those that nothing pulls back are not in it.
-        pull: the decay towards `origin`; None where nothing is in it.
+        anchor: name -> initial value of each parameter under L2-SP; empty without L2-SP.
+        anchor_decay: the decay towards `anchor`; None where that is empty.
     """
 
     rates: Any
     multipliers: Any
     weight_decay: Any
-    origin: Any = field(default_factory=dict)
-    pull: Any = None
+    anchor: Any = field(default_factory=dict)
+    anchor_decay: Any = None
 
     def arguments(self) -> dict[str, Any]:
-        """Name them as the optimizer's `update` takes them."""
+        """Return them as keyword arguments of the optimizer's `update`."""
         return {
             "rates": self.rates,
             "multipliers": self.multipliers,
             "weight_decay": self.weight_decay,
-            "anchor": self.origin,
-            "anchor_decay": self.pull,
+            "anchor": self.anchor,
+            "anchor_decay": self.anchor_decay,
         }
 
 
 jax.tree_util.register_dataclass(
-    Rates,
-    data_fields=["rates", "multipliers", "weight_decay", "origin", "pull"],
+    StepInputs,
+    data_fields=["rates", "multipliers", "weight_decay", "anchor", "anchor_decay"],
     meta_fields=[],
 )
 
@@ -72,40 +72,40 @@ def make_train_step(
     state_shardings: TrainState,
     frozen_shardings: dict[str, jax.sharding.NamedSharding],
     mesh: jax.sharding.Mesh,
-    pulled: Mapping[str, jax.sharding.NamedSharding] | None = None,
+    anchored: Mapping[str, jax.sharding.NamedSharding] | None = None,
     grad_norms: bool = False,
     donate: bool = True,
 ) -> Wrapped:
-    """The jitted step `(state, frozen, batch, rates) -> (state, metrics)`.
+    """Jit the train step `(state, frozen, batch, inputs) -> (state, metrics)`.
 
     Args:
         objective: the model's loss and metrics as sums and weights.
         optimizer: the LayerTable's optimizer.
         accumulate: micro-batches a step; gradients are summed and divided by the weight once.
-        ema: decay of the running average of the trainable parameters, or None; a state's average
-            is then that which a schedule-free rule keeps, if any.
-        state_shardings, frozen_shardings: where state and frozen parameters lie.
+        ema: decay of the moving average of the trainable parameters; None without one. A state's
+            average is then that of a schedule-free rule, if there is one.
+        state_shardings, frozen_shardings: of the state and the frozen parameters.
         mesh: the mesh.
-        pulled: where `Rates.origin` lies; None where it is empty.
-        grad_norms: give the gradient's norm leaf by leaf too.
-        donate: give the state's memory to the next one.
+        anchored: shardings of `StepInputs.anchor`; None where it is empty.
+        grad_norms: also return the gradient norm of each leaf.
+        donate: reuse the state's memory for the next state.
 
     Returns:
-        The step. `metrics` holds device scalars: each of the objective's
-        means, `weight`, `grad_norm`, and `bad_steps`, the not-finite steps in a row: such a step
-        keeps the old parameters and moments. With `grad_norms`, an array of that name: `[leaves]`,
-        in natural order of the trainable names.
+        The step. `metrics` holds device scalars: each mean of the objective, `weight`,
+        `grad_norm`, and `bad_steps`, the number of consecutive steps that were not finite: such a
+        step leaves parameters and moments unchanged. With `grad_norms`, an array of that name:
+        `[leaves]`, in natural order of the trainable names.
     """
     rows = batch_sharding(mesh)
     step = step_function(
         objective, optimizer, accumulate=accumulate, ema=ema, rows=rows, grad_norms=grad_norms
     )
     whole = replicated(mesh)
-    told = Rates(whole, whole, whole, dict(pulled or {}), whole if pulled else None)
+    inputs = StepInputs(whole, whole, whole, dict(anchored or {}), whole if anchored else None)
     return jax.jit(
         step,
         donate_argnums=0 if donate else (),
-        in_shardings=(state_shardings, frozen_shardings, rows, told),
+        in_shardings=(state_shardings, frozen_shardings, rows, inputs),
         out_shardings=(state_shardings, replicated(mesh)),
         compiler_options=compiler_options(mesh.devices.flat[0].platform, mesh.size),
     )
@@ -120,15 +120,15 @@ def step_function(
     rows: jax.sharding.NamedSharding,
     grad_norms: bool = False,
 ) -> Callable:
-    """The step `(state, frozen, batch, rates) -> (state, metrics)` itself, to be traced.
+    """Build the train step `(state, frozen, batch, inputs) -> (state, metrics)`, not yet jitted.
 
     Args:
         objective, optimizer, accumulate, ema, grad_norms: see `make_train_step`.
-        rows: how a batch's rows lie on the mesh.
+        rows: the sharding of a batch's rows.
     """
 
     def step(
-        state: TrainState, frozen: Params, batch: Batch, rates: Rates
+        state: TrainState, frozen: Params, batch: Batch, inputs: StepInputs
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(state.key, state.step)
         fixed = {**frozen, **state.settled}
@@ -137,7 +137,7 @@ def step_function(
         grad_norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss_sum) & jnp.isfinite(grad_norm)
         updates, opt_state = optimizer.update(
-            gradients, state.opt_state, state.trainable, finite=finite, **rates.arguments()
+            gradients, state.opt_state, state.trainable, finite=finite, **inputs.arguments()
         )
         trainable = optax.apply_updates(state.trainable, updates)
         average = state.average
@@ -176,7 +176,7 @@ def _mean_gradients(
     key: jax.Array,
     rows: jax.sharding.NamedSharding,
 ) -> tuple[Params, dict[str, Any]]:
-    """Gradients of the batch's mean loss, and the objective's sums and weights over the batch."""
+    """Differentiate the batch's mean loss; return its gradients, and the objective's sums."""
 
     def loss_sum(trainable: Params, part: Batch, part_key: jax.Array) -> tuple[jax.Array, Any]:
         sums = objective({**frozen, **trainable}, part, part_key)
@@ -187,7 +187,7 @@ def _mean_gradients(
         return total / jax.lax.stop_gradient(sums["loss"][1]), sums
 
     if accumulate == 1:
-        # The scale goes in at the loss, a scalar: at the gradients it is a pass over all of them.
+        # Scaling the loss, a scalar, saves the pass over all gradients that scaling them takes.
         return jax.grad(loss_mean, has_aux=True)(state.trainable, batch, key)
     gradient = jax.grad(loss_sum, has_aux=True)
 
@@ -220,15 +220,15 @@ def make_eval_step(
     param_shardings: dict[str, jax.sharding.NamedSharding],
     mesh: jax.sharding.Mesh,
 ) -> Callable:
-    """The jitted evaluation `(params, batch) -> (sums, outcomes)`.
+    """Jit the evaluation step `(params, batch) -> (sums, outcomes)`.
 
     Args:
         evaluate: `(params, batch)` to the objective's sums and to each example's outcomes.
-        param_shardings: where the parameters lie.
+        param_shardings: name -> sharding.
         mesh: the mesh.
 
     Returns:
-        The step. Its outputs lie whole on every device, so any process reads all of them.
+        The step. Its outputs are replicated, so that every process can read all of them.
     """
     return jax.jit(
         evaluate,

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxft.device.mesh import AXES, batch_sharding, make_mesh, param_shardings, place_batch
 from jaxft.engine.compute import compute_for
 from jaxft.engine.state import TrainState, fresh_state, place_state
-from jaxft.engine.step import Objective, Rates, make_train_step
+from jaxft.engine.step import Objective, StepInputs, make_train_step
 from jaxft.errors import UserError
 from jaxft.layerwise.table import LayerTable
 from jaxft.models.model import Model
@@ -30,7 +30,7 @@ Apply = Callable[[Params, Batch, jax.Array | None], dict[str, jax.Array]]
 # (apply, params, batch, dropout key) -> (sum of losses, their weight), or metrics by name, each
 # a sum and a weight, the loss under "loss".
 Loss = Callable[[Apply, Params, Batch, jax.Array], Sum | Mapping[str, Sum]]
-NO_INPUTS = Rates(None, None, None)  # an optimizer with rates of its own is told none
+NO_INPUTS = StepInputs(None, None, None)  # an optimizer with its own rates needs none
 
 
 @jax.tree_util.register_dataclass

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from jaxft.config.load import Config
 from jaxft.engine.cost import LOSS, lowest_block_flops, segment_flops
-from jaxft.engine.initial_state import abstract_origin, abstract_state
+from jaxft.engine.initial_state import abstract_anchor, abstract_state
 from jaxft.engine.remat import phase_setups, widest
 from jaxft.engine.setup import build
 from jaxft.engine.trunk_plan import plan_trunks
@@ -21,7 +21,7 @@ from jaxft.numbers import count, share, size
 from jaxft.report.terminal.tables import data_table, depth_table, group_table, segment_table
 from jaxft.training.metadata import run_json, table_json
 
-WHOSE = {"average": "an average of what trains", "origin": "where what is pulled back began"}
+COPIES = {"average": "their moving average", "origin": "the anchor of L2-SP"}
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,13 @@ class Plan:
             f"{count(self.flops['full'], 'FLOP')}, {share(self.saved)} saved",
             f"optimizer  {size(moments)} of moments",
         ]
-        told = [f"{size(many)} of {WHOSE[name]}" for name, many in self.copies.items() if many]
+        copies = [
+            f"{size(nbytes)} for {COPIES[name]}" for name, nbytes in self.copies.items() if nbytes
+        ]
         if self.reinit:
             blocks = "block" if self.reinit == 1 else f"{self.reinit} blocks"
-            lines.append(f"anew       the top {blocks} and the pooler, whatever the checkpoint has")
-        lines += [f"copies     {', '.join(told)}"] if told else []
+            lines.append(f"reset      the top {blocks} and the pooler are re-initialized")
+        lines += [f"copies     {', '.join(copies)}"] if copies else []
         return Group(
             data_table(self.about["data"]),
             group_table(self.table),
@@ -151,7 +153,7 @@ def plan(config: Config) -> Plan:
     segments, lowest = segment_flops(setup, chosen.table.trainable), lowest_block_flops(setup)
     copies = {
         "average": _float32_bytes(abstract_state(setup, chosen).average or {}),
-        "origin": _float32_bytes(abstract_origin(setup, chosen)),
+        "origin": _float32_bytes(abstract_anchor(setup, chosen)),
     }
     return Plan(
         run_json(setup, chosen, ()),

@@ -12,10 +12,10 @@ import jax
 from jaxft.device.collectives import Collective, collectives
 from jaxft.device.mesh import batch_sharding, held
 from jaxft.engine.cost import batch_shapes, tally_program, trunk_shapes
-from jaxft.engine.initial_state import abstract_frozen, abstract_origin, abstract_state
+from jaxft.engine.initial_state import abstract_anchor, abstract_frozen, abstract_state
 from jaxft.engine.setup import PhaseSetup, Setup
 from jaxft.engine.trunk_plan import plan_trunk
-from jaxft.training.phase import abstract_rates, make_step
+from jaxft.training.phase import abstract_inputs, make_step
 
 # How the compilers say that a program does not fit: what it takes, and what there is.
 REFUSALS = (
@@ -96,12 +96,12 @@ def compile_train_step(
         OutOfMemory: the compiler says that it does not fit.
     """
     frozen, batch = abstract_frozen(setup, now), step_batch(setup, now)
-    origin = abstract_origin(setup, now)
-    told = abstract_rates(now, origin)
+    anchor = abstract_anchor(setup, now)
+    inputs = abstract_inputs(now, anchor)
     state = abstract_state(setup, now)
     start = time.perf_counter()
     tell("tracing the step")
-    traced = make_step(setup, now, frozen).trace(state, frozen, batch, told)
+    traced = make_step(setup, now, frozen).trace(state, frozen, batch, inputs)
     flops = tally_program(traced.jaxpr.jaxpr).total()
     lowered = traced.lower()
     begun, cpu = time.perf_counter(), time.process_time()
@@ -115,7 +115,7 @@ def compile_train_step(
     ended, cpu = time.perf_counter(), time.process_time() - cpu
     said, text = compiled.memory_analysis(), compiled.as_text()
     assert said is not None  # both compilers say
-    weights = held((state.trainable, state.settled, state.average, frozen, origin))
+    weights = held((state.trainable, state.settled, state.average, frozen, anchor))
     optimizer = held(state.opt_state)
     peak = int(said.peak_memory_in_bytes)
     rest = max(peak - weights - optimizer - held(batch), 0)

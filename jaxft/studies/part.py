@@ -92,7 +92,7 @@ def train_part(
             progress.message(phase_line(stage.now.phase, len(setup.phases)))
         placed = place_batch(batch, batch_sharding(setup.mesh))
         started = time.monotonic()
-        states, metrics = stage.step(states, stage.frozen, placed, stage.rates(step))
+        states, metrics = stage.step(states, stage.frozen, placed, stage.inputs(step))
         compiling += time.monotonic() - started if step == stage.now.phase.start else 0.0
         step += 1
         pending.append((step, metrics))

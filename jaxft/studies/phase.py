@@ -14,7 +14,7 @@ from jaxft.engine.initial_state import frozen_params
 from jaxft.engine.inputs import Split
 from jaxft.engine.setup import PhaseSetup, Setup, phase_setup
 from jaxft.engine.state import TrainState
-from jaxft.engine.step import Rates
+from jaxft.engine.step import StepInputs
 from jaxft.studies.state import Start, enter_phase, initial_states, load_start
 from jaxft.studies.step import make_study_eval, make_study_step, trained_params
 
@@ -55,13 +55,13 @@ class Stage:
         self._multipliers = [one.table.multipliers() for one in phases]  # K x [leaves]
         self._decay = np.stack([one.table.weight_decays() for one in phases])  # [K, groups]
 
-    def rates(self, step: int) -> Rates:
-        """What the members' optimizers are told at a step, `[K, ...]`."""
+    def inputs(self, step: int) -> StepInputs:
+        """Return the inputs of the members' optimizers at a step, `[K, ...]`."""
         paced = [
             own * one.phase.lr_scale_at(step)
             for own, one in zip(self._multipliers, self.phases, strict=True)
         ]
-        return Rates(self._rates[:, step], np.stack(paced).astype(np.float32), self._decay)
+        return StepInputs(self._rates[:, step], np.stack(paced).astype(np.float32), self._decay)
 
     def is_over(self, step: int) -> bool:
         """Whether the step to come belongs to the next phase."""

@@ -118,7 +118,7 @@ def _find(part: Part, log: EventLog, progress: Progress) -> list[dict[str, Any]]
         batches(setup.plan, examples.collate, 0, STEPS, augment=examples.random)
     ):
         placed = place_batch(batch, batch_sharding(setup.mesh))
-        states, metrics = stage.step(states, stage.frozen, placed, stage.rates(step))
+        states, metrics = stage.step(states, stage.frozen, placed, stage.inputs(step))
         loss = np.asarray(jax.device_get(metrics["loss"]), float)
         losses.append(loss)
         for member, value in zip(part.members, loss, strict=True):

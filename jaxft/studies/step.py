@@ -14,7 +14,7 @@ from jaxft.device.mesh import batch_sharding, replicated
 from jaxft.engine.evaluate import EvalStep, evaluation_function
 from jaxft.engine.setup import PhaseSetup, Setup, objective_of
 from jaxft.engine.state import TrainState
-from jaxft.engine.step import Rates, step_function
+from jaxft.engine.step import StepInputs, step_function
 from jaxft.models.model import Model
 from jaxft.models.tower.tower import Compute, Tower
 from jaxft.studies.state import shardings_of
@@ -30,7 +30,7 @@ def takes_turns(compute: Compute) -> bool:
 def make_study_step(
     setup: Setup, now: PhaseSetup, states: TrainState, frozen: dict[str, jax.Array]
 ) -> Callable:
-    """The jitted step `(states, frozen, batch, rates) -> (states, metrics)` of all members.
+    """Jit the step `(states, frozen, batch, inputs) -> (states, metrics)` of all members.
 
     Args:
         setup: any member's run.
@@ -39,9 +39,9 @@ def make_study_step(
         frozen: the leaves that all members share, or their shapes.
 
     Returns:
-        The step. The states are donated. `rates` are `Rates` with a leading axis of members, and
-        so are the metrics (see `make_train_step`). A member that was not finite in
-        `train.max_bad_steps` steps in a row stays as it is from then on.
+        The step. The states are donated. `inputs` are `StepInputs` with a leading axis of members,
+        and so are the metrics (see `make_train_step`). A member whose loss or gradient was not
+        finite for `train.max_bad_steps` consecutive steps is not updated any more.
     """
     rows = batch_sharding(setup.mesh)
     train = setup.config.train
@@ -54,21 +54,23 @@ def make_study_step(
     )
     shared = shares_trunk(setup.model, now.compute, frozenset(states.settled))
 
-    def step(states: TrainState, frozen: Any, batch: Any, rates: Rates) -> tuple[TrainState, Any]:
+    def step(
+        states: TrainState, frozen: Any, batch: Any, inputs: StepInputs
+    ) -> tuple[TrainState, Any]:
         batch = with_trunk(setup.model, now.compute, frozen, batch) if shared else batch
 
-        def advance(state: TrainState, told: Rates) -> tuple[TrainState, Any]:
-            metrics = jax.eval_shape(own, state, frozen, batch, told)[1]
+        def advance(state: TrainState, own_inputs: StepInputs) -> tuple[TrainState, Any]:
+            metrics = jax.eval_shape(own, state, frozen, batch, own_inputs)[1]
             del metrics["bad_steps"]
             lost = {name: jnp.full(m.shape, jnp.nan, m.dtype) for name, m in metrics.items()}
             return jax.lax.cond(
                 state.bad_steps < train.max_bad_steps,
-                lambda: own(state, frozen, batch, told),
+                lambda: own(state, frozen, batch, own_inputs),
                 lambda: (state, {**lost, "bad_steps": state.bad_steps}),
             )
 
         over = _in_turn if takes_turns(now.compute) else _together
-        return over(advance, states, rates)
+        return over(advance, states, inputs)
 
     placed = shardings_of(setup, states)
     whole = replicated(setup.mesh)
@@ -81,20 +83,20 @@ def make_study_step(
     )
 
 
-def _together(advance: Callable, states: TrainState, rates: Rates) -> tuple[TrainState, Any]:
-    """The members side by side, as one batch of them."""
-    return jax.vmap(advance)(states, rates)
+def _together(advance: Callable, states: TrainState, inputs: StepInputs) -> tuple[TrainState, Any]:
+    """Advance all members at once, vectorized over them."""
+    return jax.vmap(advance)(states, inputs)
 
 
-def _in_turn(advance: Callable, states: TrainState, rates: Rates) -> tuple[TrainState, Any]:
-    """The members one after another, each written where it was read: no second copy of all."""
+def _in_turn(advance: Callable, states: TrainState, inputs: StepInputs) -> tuple[TrainState, Any]:
+    """Advance the members one after another, each in place: no second copy of all states."""
 
-    def one(states: TrainState, turn: tuple[jax.Array, Rates]) -> tuple[TrainState, Any]:
-        index, told = turn
+    def one(states: TrainState, turn: tuple[jax.Array, StepInputs]) -> tuple[TrainState, Any]:
+        index, own_inputs = turn
         state = jax.tree.map(
             lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), states
         )
-        after, metrics = advance(state, told)
+        after, metrics = advance(state, own_inputs)
         moved = {
             field: jax.tree.map(
                 lambda leaf, new: jax.lax.dynamic_update_index_in_dim(leaf, new, index, 0),
@@ -105,7 +107,7 @@ def _in_turn(advance: Callable, states: TrainState, rates: Rates) -> tuple[Train
         }
         return replace(states, **moved), metrics
 
-    return jax.lax.scan(one, states, (jnp.arange(len(states.step)), rates))
+    return jax.lax.scan(one, states, (jnp.arange(len(states.step)), inputs))
 
 
 def shares_trunk(model: Model, compute: Compute, settled: frozenset[str]) -> bool:

@@ -67,8 +67,8 @@ def see_layers(stage: PhaseStep, state: TrainState, step: int, metrics: dict[str
     norms, setup = metrics.pop("grad_norms"), stage.setup
     if not stage.looks_at(step):
         return Seen(norms, None)
-    told = stage.rates(step - 1)
-    return Seen(norms, look(state, told, stage.now.table, setup.config.optimizer.adam, setup.mesh))
+    inputs, adam = stage.inputs(step - 1), setup.config.optimizer.adam
+    return Seen(norms, look(state, inputs, stage.now.table, adam, setup.mesh))
 
 
 def write_layers(log: EventLog, stage: PhaseStep, step: int, seen: Seen, norm: float) -> None:
@@ -81,10 +81,10 @@ def write_layers(log: EventLog, stage: PhaseStep, step: int, seen: Seen, norm: f
         seen: what it showed.
         norm: of the whole gradient.
     """
-    table, told = stage.now.table, stage.rates(step - 1)
+    table, inputs = stage.now.table, stage.inputs(step - 1)
     leaves = [leaf for leaf in table.leaves if leaf.trainable]
     groups = [group.name for group in table.training_groups]
-    rates = told.rates[[groups.index(leaf.group) for leaf in leaves]] * told.multipliers
+    rates = inputs.rates[[groups.index(leaf.group) for leaf in leaves]] * inputs.multipliers
     clip = stage.setup.config.optimizer.clip
     whole = {} if clip is None or not norm else {"clip": min(1.0, clip / norm)}
     log.of_kind("layers", step, whole | layer_values(*seen.read(), leaves, _layers(stage), rates))

@@ -19,7 +19,7 @@ from jaxft.engine.initial_state import (
 )
 from jaxft.engine.setup import PhaseSetup, Setup, objective_of
 from jaxft.engine.state import TrainState
-from jaxft.engine.step import Rates, make_train_step
+from jaxft.engine.step import StepInputs, make_train_step
 from jaxft.training.auto_freeze import looks_at
 from jaxft.training.auto_rates import measures_rates, multipliers_now
 
@@ -34,9 +34,9 @@ class PhaseStep:
         now: this one.
         frozen: the leaves that no phase has trained yet.
         step: the jitted train step.
-        multipliers: see `Rates`; `replace` them where the loop decides on others.
-        weight_decay: see `Rates`.
-        start: what parameters that some phase pulls back began as.
+        multipliers: see `StepInputs`; `replace` them where the loop decides on others.
+        weight_decay: see `StepInputs`.
+        anchors: initial values of all parameters that are under L2-SP in some phase.
     """
 
     setup: Setup
@@ -46,14 +46,14 @@ class PhaseStep:
     step: Callable
     multipliers: np.ndarray
     weight_decay: np.ndarray
-    start: Mapping[str, jax.Array]
+    anchors: Mapping[str, jax.Array]
 
-    def rates(self, step: int) -> Rates:
-        """What the optimizer is told at a step."""
+    def inputs(self, step: int) -> StepInputs:
+        """Return the optimizer's inputs at a step."""
         multipliers = self.multipliers * self.now.phase.lr_scale_at(step)
-        origin = {name: self.start[name] for name in self.now.anchored}
-        pull = np.float32(self.setup.config.regularise.l2_sp) if origin else None
-        return Rates(self.now.rates[step], multipliers, self.weight_decay, origin, pull)
+        anchor = {name: self.anchors[name] for name in self.now.anchored}
+        decay = np.float32(self.setup.config.regularise.l2_sp) if anchor else None
+        return StepInputs(self.now.rates[step], multipliers, self.weight_decay, anchor, decay)
 
     def looks_at(self, step: int) -> bool:
         """Whether the layers are looked at in the step that ends at `step`."""
@@ -68,8 +68,8 @@ class PhaseStep:
 
     def fastest(self, step: int) -> dict[str, float]:
         """The rate of each training group's fastest leaf at a step."""
-        told, table = self.rates(step), self.now.table
-        rates = told.rates * table.fastest(told.multipliers)
+        inputs, table = self.inputs(step), self.now.table
+        rates = inputs.rates * table.fastest(inputs.multipliers)
         names = [group.name for group in table.training_groups]
         return {name: float(rate) for name, rate in zip(names, rates, strict=True)}
 
@@ -88,7 +88,7 @@ def make_phase_step(
     phases: tuple[PhaseSetup, ...],
     now: PhaseSetup,
     params: dict[str, jax.Array],
-    start: Mapping[str, jax.Array] | None = None,
+    anchors: Mapping[str, jax.Array] | None = None,
 ) -> PhaseStep:
     """A phase with its leaves and its step.
 
@@ -97,16 +97,16 @@ def make_phase_step(
         phases: each of its phases.
         now: the phase.
         params: values of at least those leaves that no phase has trained yet.
-        start: what parameters began as, from the phase before; None for `params`.
+        anchors: those of the phase before; None takes them from `params`.
     """
     frozen = frozen_params(setup, now, params)
-    if start is None:
-        later = {name for one in phases for name in one.anchored}
-        start = {name: params[name].astype(np.float32) for name in later}
+    if anchors is None:
+        anchored = {name for one in phases for name in one.anchored}
+        anchors = {name: params[name].astype(np.float32) for name in anchored}
     step = make_step(setup, now, frozen)
     multipliers = multipliers_now(now.phase, measures_rates(setup.config))
     decay = now.table.weight_decays()
-    return PhaseStep(setup, phases, now, frozen, step, multipliers, decay, start)
+    return PhaseStep(setup, phases, now, frozen, step, multipliers, decay, anchors)
 
 
 def make_step(setup: Setup, now: PhaseSetup, frozen: Iterable[str]) -> Wrapped:
@@ -125,7 +125,7 @@ def make_step(setup: Setup, now: PhaseSetup, frozen: Iterable[str]) -> Wrapped:
         state_shardings=state_shardings(setup, now),
         frozen_shardings={name: setup.shardings[name] for name in frozen},
         mesh=setup.mesh,
-        pulled={name: setup.shardings[name] for name in now.anchored},
+        anchored={name: setup.shardings[name] for name in now.anchored},
         grad_norms=True,
     )
 
@@ -134,7 +134,7 @@ def next_phase_step(stage: PhaseStep, state: TrainState) -> tuple[PhaseStep, Tra
     """The phase after this one, and the state as it begins."""
     now = stage.phases[stage.now.phase.index + 1]
     entered = enter_phase(stage.setup, now, state, stage.frozen)
-    return make_phase_step(stage.setup, stage.phases, now, stage.frozen, stage.start), entered
+    return make_phase_step(stage.setup, stage.phases, now, stage.frozen, stage.anchors), entered
 
 
 class Phases:
@@ -199,9 +199,9 @@ class PhasePrecompiler:
             self._shapes = _shapes(batch)
             following = stage.phases[index + 1]
             frozen = {n: a for n, a in stage.frozen.items() if n in following.table.frozen}
-            origin = {name: stage.start[name] for name in following.anchored}
-            known = (_shapes(frozen), self._shapes, _shapes(origin))
-            self._next = self._pool.submit(compile_step, stage.setup, following, *known)
+            anchor = {name: stage.anchors[name] for name in following.anchored}
+            shapes = (_shapes(frozen), self._shapes, _shapes(anchor))
+            self._next = self._pool.submit(compile_step, stage.setup, following, *shapes)
         return self._step
 
     def __enter__(self) -> Self:
@@ -216,24 +216,24 @@ def compile_step(
     now: PhaseSetup,
     frozen: Mapping[str, jax.ShapeDtypeStruct],
     batch: Mapping[str, jax.ShapeDtypeStruct],
-    origin: Mapping[str, jax.ShapeDtypeStruct],
+    anchor: Mapping[str, jax.ShapeDtypeStruct],
 ) -> Callable:
-    """A phase's step, compiled without a value.
+    """Compile a phase's step from shapes alone.
 
     Args:
         setup: the run.
         now: the phase.
-        frozen, batch, origin: what its leaves, its batches and the values that its parameters
-            are pulled back to are, and where they lie.
+        frozen, batch, anchor: shapes, dtypes and shardings of its frozen leaves, its batches and
+            the anchor of L2-SP.
     """
-    rates, state = abstract_rates(now, origin), abstract_state(setup, now)
-    return make_step(setup, now, frozen).lower(state, frozen, batch, rates).compile()
+    inputs, state = abstract_inputs(now, anchor), abstract_state(setup, now)
+    return make_step(setup, now, frozen).lower(state, frozen, batch, inputs).compile()
 
 
-def abstract_rates(now: PhaseSetup, origin: Mapping[str, jax.ShapeDtypeStruct]) -> Rates:
-    """The inputs of a phase's steps, with the shapes of what L2-SP pulls back to."""
-    rates = Rates(now.rates[0], now.table.multipliers(), now.table.weight_decays())
-    return replace(rates, origin=dict(origin), pull=np.float32(0)) if origin else rates
+def abstract_inputs(now: PhaseSetup, anchor: Mapping[str, jax.ShapeDtypeStruct]) -> StepInputs:
+    """Make inputs of a phase's step with the shapes of its anchor, to trace or compile it."""
+    inputs = StepInputs(now.rates[0], now.table.multipliers(), now.table.weight_decays())
+    return replace(inputs, anchor=dict(anchor), anchor_decay=np.float32(0)) if anchor else inputs
 
 
 def _shapes(arrays: Arrays) -> dict[str, jax.ShapeDtypeStruct]:

@@ -164,7 +164,7 @@ def train(
 
                 trace.before(step, state)
                 batch = batches.next()
-                train_step, inputs = running.step(batch), running.now.rates(step)
+                train_step, inputs = running.step(batch), running.now.inputs(step)
                 state, metrics = train_step(state, running.now.frozen, batch, inputs)
                 del batch  # its memory, while the state is scored
                 done = step + 1

@@ -68,7 +68,7 @@ class Steps:
             batch = rows.collate(built.plan.batch(number), built.layout.row_length)
             placed = place_batch(batch, batch_sharding(built.mesh))
             state, metrics = self.stage.step(
-                state, self.stage.frozen, placed, self.stage.rates(number)
+                state, self.stage.frozen, placed, self.stage.inputs(number)
             )
             self.seen.append(see_layers(self.stage, state, number + 1, metrics).read())
             self.batches.append(batch)

@@ -121,7 +121,7 @@ def losses(config, devices, steps=3):
     for step in range(steps):
         batch = examples.collate(built.plan.batch(step), built.layout.row_length)
         placed = place_batch(batch, batch_sharding(built.mesh))
-        state, metrics = stage.step(state, stage.frozen, placed, stage.rates(step))
+        state, metrics = stage.step(state, stage.frozen, placed, stage.inputs(step))
         found.append(float(metrics["loss"]))
     return found
 

@@ -52,4 +52,4 @@ def test_the_step_is_compiled_with_them(monkeypatch):
     state = TrainState(count, {"a": leaf}, (), jax.random.key(0), None, {}, count)
     batch = {"a": jnp.ones(8)}
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_wonders"):
-        made(state, {}, batch, step.Rates(leaf, leaf, leaf))
+        made(state, {}, batch, step.StepInputs(leaf, leaf, leaf))

@@ -18,7 +18,7 @@ from jaxft.config.recipe import Group, LayerDecaySection, ScheduleSection
 from jaxft.device.mesh import batch_sharding, make_mesh, place_batch
 from jaxft.engine.initial_state import frozen_params, initial_state, state_shardings
 from jaxft.engine.recipe import optimizer_from, table_from
-from jaxft.engine.step import Rates, make_train_step
+from jaxft.engine.step import StepInputs, make_train_step
 from jaxft.models import load as registry
 from jaxft.models.layers.partition import partition
 from jaxft.models.tower.tower import Compute
@@ -107,7 +107,7 @@ def losses(pair: Pair, sizes: tuple[int, int, int], name: str, trunk: bool) -> n
     )
     batch = {n: np.concatenate([value] * ROWS)[:ROWS] for n, value in pair.batch.items()}
     placed = place_batch(batch, batch_sharding(mesh))
-    rates = Rates(
+    rates = StepInputs(
         np.full(len(table.training_groups), RATES.get(pair.ours.head, 1e-3), np.float32),
         table.multipliers(),
         table.weight_decays(),

@@ -19,7 +19,7 @@ from jaxft.engine.cost import (
 )
 from jaxft.engine.initial_state import abstract_state
 from jaxft.engine.setup import build, objective_of
-from jaxft.engine.step import Rates, make_train_step
+from jaxft.engine.step import StepInputs, make_train_step
 from tests.support.phases import phase_of
 from tests.support.tiny import tiny_checkpoint, tiny_config
 
@@ -117,7 +117,7 @@ def abstract_step(built, optimizer=None):
         frozen_shardings={name: built.shardings[name] for name in frozen},
         mesh=built.mesh,
     )
-    rates = Rates(
+    rates = StepInputs(
         phase_of(built).rates[0],
         phase_of(built).table.multipliers(),
         phase_of(built).table.weight_decays(),

@@ -11,7 +11,7 @@ from jaxft.config.recipe import Group, LayerDecaySection, ScheduleSection
 from jaxft.device.mesh import batch_sharding, make_mesh, place_batch, replicated
 from jaxft.engine.recipe import optimizer_from, table_from
 from jaxft.engine.state import TrainState
-from jaxft.engine.step import Rates, make_eval_step, make_train_step
+from jaxft.engine.step import StepInputs, make_eval_step, make_train_step
 
 SHAPES = {"body/kernel": (4, 3), "body/bias": (3,), "head/kernel": (3, 2)}
 DEPTHS = {"body/kernel": 0, "body/bias": 0, "head/kernel": 1}
@@ -69,10 +69,12 @@ class Toy:
         )
         return jax.device_put(state, replicated(self.mesh))
 
-    def rates(self, rate=0.1, table=None) -> Rates:
+    def rates(self, rate=0.1, table=None) -> StepInputs:
         table = table or self.table
         count = len(table.training_groups)
-        return Rates(np.full(count, rate, np.float32), table.multipliers(), table.weight_decays())
+        return StepInputs(
+            np.full(count, rate, np.float32), table.multipliers(), table.weight_decays()
+        )
 
     def __call__(self, state, batch, rates=None):
         placed = place_batch(batch, batch_sharding(self.mesh))

@@ -11,7 +11,7 @@ import pytest
 from jaxft.device.mesh import batch_sharding, place_batch
 from jaxft.engine.initial_state import frozen_params, initial_state, load_params
 from jaxft.engine.setup import Setup, build
-from jaxft.engine.step import Rates
+from jaxft.engine.step import StepInputs
 from jaxft.training.phase import make_step
 from tests.support.phases import phase_of
 from tests.support.tiny import tiny_checkpoint, tiny_config
@@ -65,7 +65,9 @@ class Run:
 
     def rates(self, step):
         table = phase_of(self.built).table
-        return Rates(phase_of(self.built).rates[step], table.multipliers(), table.weight_decays())
+        return StepInputs(
+            phase_of(self.built).rates[step], table.multipliers(), table.weight_decays()
+        )
 
     def __call__(self, state, number, batch=None):
         batch = self.batch(number) if batch is None else batch

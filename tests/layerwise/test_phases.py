@@ -76,7 +76,7 @@ class Stages:
 
     def steps(self, count):
         for _ in range(count):
-            stage, batch, rates = self.stage, self.batch(), self.stage.rates(self.number)
+            stage, batch, rates = self.stage, self.batch(), self.stage.inputs(self.number)
             step = self.ahead.step(stage, batch) if self.ahead else stage.step
             self.state, _ = step(self.state, stage.frozen, batch, rates)
             self.number += 1
@@ -166,7 +166,7 @@ def test_freeze_out_stops_each_depth_when_its_rate_is_zero(folder):
         phases = phase_setups(built)
         built_at = phase_after(phases, step + 1)
         fixed = built_at.table.multipliers(), np.zeros(1), {}
-        told = PhaseStep(built, phases, built_at, {}, print, *fixed).rates(step)
+        told = PhaseStep(built, phases, built_at, {}, print, *fixed).inputs(step)
         of = dict(zip(built_at.table.trainable, told.rates[0] * told.multipliers, strict=True))
         return [of.get(name) for name in ("embeddings/word/embedding", "head/kernel")]
 
@@ -446,6 +446,6 @@ def test_probing_ends_where_logistic_regression_does(tmp_path):
     total, weight = objective_of(run.stage.setup, run.stage.now.compute)(params, batch, None)[
         "loss"
     ]
-    stage, rates = run.stage, run.stage.rates(run.number)
+    stage, rates = run.stage, run.stage.inputs(run.number)
     run.state, metrics = stage.step(run.state, stage.frozen, batch, rates)
     assert float(metrics["loss"]) == pytest.approx(float(total / weight), rel=1e-5)

@@ -111,7 +111,7 @@ def first_step(config, shake=False):
     rows = built.splits["train"].examples
     batch = rows.collate(built.plan.batch(0), built.layout.row_length)
     placed = place_batch(batch, batch_sharding(built.mesh))
-    state, _ = stage.step(state, stage.frozen, placed, stage.rates(0))
+    state, _ = stage.step(state, stage.frozen, placed, stage.inputs(0))
     return before, jax.tree.map(np.array, stage.params(state))
 
 

@@ -71,7 +71,7 @@ class Studied:
         for step in range(steps):
             if self.stage.is_over(step):
                 self.stage, self.states = self.stage.next(self.states, programs)
-            batch, rates = batch_at(self.stage.setup, step), self.stage.rates(step)
+            batch, rates = batch_at(self.stage.setup, step), self.stage.inputs(step)
             self.states, metrics = self.stage.step(self.states, self.stage.frozen, batch, rates)
             seen.append(jax.device_get((metrics["loss"], metrics["bad_steps"])))
         self.losses, self.bad_steps = (np.array(column) for column in zip(*seen, strict=True))
@@ -91,7 +91,7 @@ def solo(built, stage, steps):
     for step in range(steps):
         if stage.is_over(step):
             stage, state = next_phase_step(stage, state)
-        state, metrics = stage.step(state, stage.frozen, batch_at(built, step), stage.rates(step))
+        state, metrics = stage.step(state, stage.frozen, batch_at(built, step), stage.inputs(step))
         losses.append(float(metrics["loss"]))
     return np.array(losses), stage, state
 
@@ -134,11 +134,11 @@ def test_the_trunk_runs_once_for_all(config, four):
     params = load_params(built).params
     alone = stage_of(built, params)
     batch = batch_at(built, 0)
-    args = (alone.frozen, batch, alone.rates(0))
+    args = (alone.frozen, batch, alone.inputs(0))
     one = count_flops(alone.step, initial_state(built, phase_of(built), params), *args)
     trunk = count_flops(lambda f, b: built.model.trunk(f, b, built.compute), alone.frozen, batch)
     stage = four.stage
-    all_four = count_flops(stage.step, four.states, stage.frozen, batch, stage.rates(0))
+    all_four = count_flops(stage.step, four.states, stage.frozen, batch, stage.inputs(0))
     assert trunk > 0
     assert all_four <= 4 * one - 2.9 * trunk
     assert all_four >= 4 * one - 3.1 * trunk, "no member's own work is left out"
@@ -155,7 +155,7 @@ def test_side_by_side_is_one_after_another(config, four, monkeypatch):
             one.states,
             one.stage.frozen,
             batch_at(one.stage.setup, 0),
-            one.stage.rates(0),
+            one.stage.inputs(0),
         )
         for one in (beside, four)
     ]

@@ -16,7 +16,7 @@ from jaxft.config.load import load_config
 from jaxft.device.mesh import batch_sharding
 from jaxft.engine.initial_state import abstract_state
 from jaxft.engine.setup import build
-from jaxft.engine.step import Rates
+from jaxft.engine.step import StepInputs
 from jaxft.training.phase import make_step
 from tests.support.phases import phase_of
 
@@ -33,7 +33,7 @@ def main(config: str, topology: str) -> None:
     first = built.splits["train"].examples.collate(built.plan.batch(0), layout.row_length)
     rows = batch_sharding(built.mesh)
     batch = {n: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rows) for n, a in first.items()}
-    rates = Rates(
+    rates = StepInputs(
         phase_of(built).rates[0],
         phase_of(built).table.multipliers(),
         phase_of(built).table.weight_decays(),

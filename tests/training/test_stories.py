@@ -114,17 +114,17 @@ def test_a_plan_counts_the_copies_of_what_trains(tmp_path, capsys):
     )
     plan = jaxft.plan(config)
     trains = [row for row in plan.table["rows"] if row["trainable"]]
-    anew = ("blocks/1/", "pooler/", "head/")  # nothing pulls these back
-    pulled = [row for row in trains if not row["name"].startswith(anew)]
+    fresh = ("blocks/1/", "pooler/", "head/")  # L2-SP skips these: they have no pretrained value
+    anchored = [row for row in trains if not row["name"].startswith(fresh)]
     assert plan.copies == {
         "average": 4 * sum(row["parameters"] for row in trains),
-        "origin": 4 * sum(row["parameters"] for row in pulled),
+        "origin": 4 * sum(row["parameters"] for row in anchored),
     }
     Console(width=120).print(plan.render())
     shown = " ".join(capsys.readouterr().out.split())
-    assert "of an average of what trains" in shown
-    assert "of where what is pulled back began" in shown
-    assert "the top block and the pooler, whatever the checkpoint has" in shown
+    assert "for their moving average" in shown
+    assert "for the anchor of L2-SP" in shown
+    assert "the top block and the pooler are re-initialized" in shown
     assert json.loads(plan.to_json())["copies"] == plan.copies
 
 
