@@ -20,7 +20,7 @@ from jaxft.cli.terminal import console, print_json_lines
 from jaxft.errors import UserError
 
 if TYPE_CHECKING:
-    from jaxft.inference.search import Found
+    from jaxft.inference.search import SearchResult
 
 MOST_NOTES = 5  # skipped images that are listed by name; more are only counted
 
@@ -113,7 +113,7 @@ def _search_texts(
     console().print(table)
 
 
-def _table(result: Found) -> Table:
+def _table(result: SearchResult) -> Table:
     """Return the table of matches, with the number of images compared."""
     caption = f"{result.searched:,} images, {result.embedded:,} of them new"
     table = Table("", "similarity", "image", box=box.SIMPLE_HEAD, caption=caption)

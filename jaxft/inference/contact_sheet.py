@@ -1,4 +1,4 @@
-"""A contact sheet: the images that a search found, in order, as a PNG or a page."""
+"""Contact sheets: the images that a search matched, in order, as a PNG or an HTML page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jaxft.tasks.parts.images import picture
 MARKS = {".png": PNG_MARK, ".html": HTML_MARK}
 COLUMNS = 5
 SIDE, GAP, LINE = 144, 16, 18  # pixels: of an image, around it, and of a line of text
-MOST_LETTERS = 22  # of a file's name under its image
+MOST_LETTERS = 22  # of a file name below its image
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="generator" content="jaxft"><title>{title}</title><style>
@@ -34,10 +34,12 @@ img {{ display: block; width: 96px; height: 96px; object-fit: contain }}
 
 
 def check_sheet(path: Path) -> None:
-    """Raises a UserError where no contact sheet can be `path`: its ending, or what is there."""
+    """Raise a UserError if `path` has another extension, or is a file that jaxft did not write."""
     kind = path.suffix.lower()
     if kind not in MARKS:
-        raise UserError(f"The contact sheet '{path}' is neither .png nor .html.")
+        raise UserError(
+            f"The contact sheet '{path}' is neither .png nor .html.", "Change its extension."
+        )
     check_output(path, MARKS[kind], "--out")
 
 
@@ -46,11 +48,11 @@ def write_sheet(path: Path, title: str, matches: Sequence[Mapping[str, Any]]) ->
 
     Args:
         path: ends in .png or .html.
-        title: what was looked for.
+        title: the query.
         matches: `rank`, `similarity` and `file` of each image, the best first.
 
     Raises:
-        UserError: it cannot be written, or a file that is not ours has its name.
+        UserError: it cannot be written, or would replace a file that jaxft did not write.
     """
     kind = path.suffix.lower()
     if kind == ".html":
@@ -60,13 +62,13 @@ def write_sheet(path: Path, title: str, matches: Sequence[Mapping[str, Any]]) ->
 
 
 def _sheet(title: str, matches: Sequence[Mapping[str, Any]]) -> Image.Image:
-    """Rows of images over white, each with its rank, similarity and name below it."""
+    """Lay out the images in rows on white, with rank, similarity and file name below each."""
     rows = math.ceil(len(matches) / COLUMNS)
     cell = (SIDE + GAP, SIDE + 2 * LINE + GAP)
     top = GAP + 2 * LINE
     sheet = Image.new("RGB", (GAP + COLUMNS * cell[0], top + rows * cell[1]), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    draw.text((GAP, GAP), title, "black", ImageFont.load_default(18))
+    canvas, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    canvas.text((GAP, GAP), title, "black", ImageFont.load_default(18))
     for number, match in enumerate(matches):
         left = GAP + number % COLUMNS * cell[0]
         upper = top + number // COLUMNS * cell[1]
@@ -74,15 +76,15 @@ def _sheet(title: str, matches: Sequence[Mapping[str, Any]]) -> Image.Image:
         scale = SIDE / max(image.size)
         image = image.resize([max(round(scale * side), 1) for side in image.size])
         sheet.paste(image, (left + (SIDE - image.width) // 2, upper + (SIDE - image.height) // 2))
-        said = f"{match['rank']}   {match['similarity']:.3f}"
-        draw.text((left, upper + SIDE + 2), said, "black", font)
+        caption = f"{match['rank']}   {match['similarity']:.3f}"
+        canvas.text((left, upper + SIDE + 2), caption, "black", font)
         name = Path(match["file"]).name[:MOST_LETTERS]
-        draw.text((left, upper + SIDE + LINE), name, "gray", font)
+        canvas.text((left, upper + SIDE + LINE), name, "gray", font)
     return sheet
 
 
 def _page(title: str, matches: Sequence[Mapping[str, Any]]) -> str:
-    """A page that needs nothing outside itself."""
+    """Return a self-contained HTML page."""
     items = [
         f'<li><img alt="" src="{picture(decode(Path(match["file"])))}">'
         f"{match['similarity']:.3f}<br>{html.escape(Path(match['file']).name)}</li>"

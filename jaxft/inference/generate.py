@@ -1,7 +1,7 @@
-"""The generation story: prompts in, the text that a model writes out.
+"""Text generation: the continuation of each prompt by a trained model.
 
-The model is a run's best checkpoint, or any checkpoint that ends in next-token scores: a decoder
-goes on with its prompt, an encoder-decoder answers it; of one that reads images, prompts are files.
+The model is a run's best checkpoint, or any checkpoint with a language-model head. A decoder
+continues its prompt, an encoder-decoder answers it; an image-to-text model takes image files.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from jaxft.storage.files import place
 from jaxft.tasks.parts.images import paths_from_input
 from jaxft.tasks.parts.tools import Tools
 
-PROMPTS = 8  # prompts a batch, where there are more than one
+PROMPTS = 8  # the most prompts of a batch
 
 Message = Mapping[str, str]  # `role` and `content`
 
 
 @dataclass(frozen=True)
 class Writer:
-    """A model ready to write.
+    """A model ready to generate text.
 
     Args:
         generator: the model.
         tokenizer: its tokenizer.
-        template: how its conversations are written; None where prompts are plain text.
-        settings: how texts go on.
-        notes: a sentence on each thing that the checkpoint asks for and does not get.
-        prefix: what every prompt is put behind, as in the run's training.
-        images: how images are read, where a text is written for one.
+        template: the chat template; None if prompts are plain text.
+        settings: the generation settings.
+        notes: a sentence on each setting of the checkpoint that is not supported.
+        prefix: text put before every prompt, as in the run's training.
+        images: the image processor of an image-to-text model; None if prompts are texts.
     """
 
     generator: Generator
@@ -57,10 +57,10 @@ class Writer:
 
 
 def writes(name: str) -> bool:
-    """Whether what a person named writes text: a run of such a task, or such a checkpoint.
+    """Return whether a run or a checkpoint generates text.
 
-    A name that is nowhere is taken for a hub id where it looks like one and is in no folder that
-    is here.
+    A name of no existing path counts as a hub id, and true, if it has the form `owner/name` and
+    there is no folder `owner`.
     """
     path = place(name)
     if (path / RUN_FILE).is_file():
@@ -71,16 +71,16 @@ def writes(name: str) -> bool:
 
 
 def open_writer(name: str, chat: bool | None, asked: Mapping[str, Any]) -> Writer:
-    """The model that a person named, with what it takes to write.
+    """Open a run or a checkpoint for text generation.
 
     Args:
-        name: a run folder, or a checkpoint as `model.checkpoint` has it.
-        chat: write through the chat template; None where there is one.
-        asked: fields of `generate_settings.Settings` that the person set.
+        name: a run folder, or a checkpoint as in `model.checkpoint`.
+        chat: whether to use the chat template; None uses it if there is one.
+        asked: fields of `jaxft.models.generate.settings.Settings` set by the user.
 
     Raises:
-        UserError: it writes no text, has no tokenizer or no chat template where one is
-            wanted, or a setting is out of range.
+        UserError: the model generates no text, lacks a tokenizer or the requested chat template,
+            or a setting is out of range.
     """
     trained = open_trained(place(name)) if (place(name) / RUN_FILE).is_file() else None
     model = load(name) if trained is None else trained.model
@@ -95,18 +95,18 @@ def open_writer(name: str, chat: bool | None, asked: Mapping[str, Any]) -> Write
     return Writer(generator, tools.tokenizer, template, settings, notes, prefix, images)
 
 
-def prompts_of(writer: Writer, given: Iterable[str]) -> Iterable[str]:
-    """What is to be written for: texts, or image files and those below the folders named."""
-    return given if writer.images is None else paths_from_input(given)
+def prompts_of(writer: Writer, inputs: Iterable[str]) -> Iterable[str]:
+    """Return the prompts: the texts themselves, or image files, those of folders included."""
+    return inputs if writer.images is None else paths_from_input(inputs)
 
 
 def write(writer: Writer, conversation: Sequence[Message]) -> Iterator[str]:
-    """Go on with one conversation, and give the text as it comes.
+    """Continue one conversation, and yield the text as it is generated.
 
     Args:
-        writer: what writes.
-        conversation: the messages; a writer without a template reads the last one's text alone,
-            or the image file that it names.
+        writer: the opened model.
+        conversation: the messages; without a chat template only the last one is read, as a text
+            or as the path of an image.
 
     Raises:
         UserError: the prompt is empty or longer than the model's positions.
@@ -129,30 +129,30 @@ def write(writer: Writer, conversation: Sequence[Message]) -> Iterator[str]:
 
 
 def complete(writer: Writer, prompts: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Go on with each prompt, some of them at a time.
+    """Continue each prompt, in batches.
 
     Args:
-        writer: what writes.
-        prompts: one text each, or image files and folders of them.
+        writer: the opened model.
+        prompts: texts, or image files and folders of them.
 
     Yields:
-        `prompt` (of an image `file`), `text`, `tokens` (how many are new), `whole` (whether it
-        ended by itself), and `tokens_per_second`: after the first, of all that were written
-        together with it; None for beam search, which gives them at once.
+        `prompt` (`file` for an image), `text`, `tokens` (the number generated), `whole` (whether
+        the text ended before the token limit), and `tokens_per_second` of the batch, not counting
+        the first token; None for beam search, which returns all tokens at once.
 
     Raises:
         UserError: a prompt is empty or longer than the model's positions.
     """
-    waiting = iter(prompts_of(writer, prompts))
+    remaining = iter(prompts_of(writer, prompts))
     rows = 0
-    while part := list(islice(waiting, PROMPTS)):
+    while part := list(islice(remaining, PROMPTS)):
         rows = max(rows, len(part))
-        # The last batch is filled up, so that it compiles nothing; what is too much is left out.
+        # The last batch is padded to the shape compiled already; the padding's output is dropped.
         yield from _complete(writer, part, rows)
 
 
 def _complete(writer: Writer, asked: list[str], rows: int) -> Iterator[dict[str, Any]]:
-    """What is written after each prompt of one batch, which has so many rows."""
+    """Continue the prompts of one batch, padded to `rows` rows."""
     prompts = asked + asked[-1:] * (rows - len(asked))
     settings = writer.settings
     ids = _encode(writer, [[{"role": "user", "content": prompt}] for prompt in prompts])
@@ -166,8 +166,8 @@ def _complete(writer: Writer, asked: list[str], rows: int) -> Iterator[dict[str,
 
     moments: list[float] = []
     written = writer.generator.generate(ids, settings, stopped)
-    taken = moments[-1] - moments[0] if moments else 0.0
-    speed = round((len(moments) - len(asked)) / taken, 1) if taken else None
+    seconds = moments[-1] - moments[0] if moments else 0.0
+    speed = round((len(moments) - len(asked)) / seconds, 1) if seconds else None
     for prompt, tokens, stream in zip(asked, written, streams, strict=False):
         stream.end()
         yield {
@@ -182,7 +182,7 @@ def _complete(writer: Writer, asked: list[str], rows: int) -> Iterator[dict[str,
 def _encode(
     writer: Writer, conversations: Sequence[Sequence[Message]]
 ) -> Sequence[Sequence[int] | np.ndarray]:
-    """The token ids of each prompt, or the pixels of each image."""
+    """Return the token ids of each prompt, or the pixels of each image."""
     if writer.images is not None:
         return [writer.images(decode(messages[-1]["content"])) for messages in conversations]
     if writer.template is None:

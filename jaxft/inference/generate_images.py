@@ -1,6 +1,6 @@
-"""The drawing story: images that a model draws, of any class or of one, or completes.
+"""Image generation: images sampled from an ImageGPT, of any class or of one, or completed.
 
-The model is a run's best checkpoint, or any checkpoint that ends in scores of colours.
+The model is a run's best checkpoint, or any ImageGPT checkpoint.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from jaxft.storage.outputs import check_apart, distinct_name
 from jaxft.tasks.parts.images import open_image, paths_from_input
 from jaxft.tasks.parts.tools import Tools
 
-ROWS = 16  # images a batch
-LEAST = 112  # pixels a side of a picture at least: smaller ones are enlarged by a whole factor
+ROWS = 16  # images per batch
+LEAST = 112  # pixels: images with a shorter side are enlarged by an integer factor
 
 
 @dataclass(frozen=True)
 class ImageGenerator:
-    """A model ready to draw.
+    """A model ready to generate images.
 
     Args:
         model: an ImageGPT.
         processor: its image processor.
-        classes: what it knows, in order of class id; none where it draws without.
-        settings: how colours are drawn.
+        classes: the class names in order of class id; empty for an unconditional model.
+        settings: the sampling settings.
     """
 
     model: Model
@@ -68,12 +68,12 @@ def open_generator(name: str, asked: Mapping[str, Any]) -> ImageGenerator:
     """Open a run or a checkpoint that generates images.
 
     Args:
-        name: a run folder, or a checkpoint's folder, which knows no classes.
-        asked: fields of `generate_settings.Settings` that the person set; without any, colors
-            are sampled from the model's distribution.
+        name: a run folder, or a checkpoint's folder, which has no classes.
+        asked: fields of `jaxft.models.generate.settings.Settings` set by the user; by default,
+            colors are sampled from the model's distribution.
 
     Raises:
-        UserError: it generates no images, is not understood, or a setting is out of range.
+        UserError: the model generates no images or cannot be read, or a setting is out of range.
     """
     if not generates_images(name):
         raise UserError(
@@ -95,25 +95,25 @@ def sample(
 
     Args:
         generator: the opened model.
-        count: how many; of each class where it knows some and none is named.
-        label: the class.
-        to: the folder of the pictures, PNG files; made where it is not there.
+        count: the number of images; per class if the model has classes and `label` is None.
+        label: the class, or None.
+        to: the output folder of the PNG files; created if missing.
 
     Yields:
-        `generated`, the file, and `class` where there are any.
+        `generated`, the path of the file, and `class` if the model has classes.
 
     Raises:
-        UserError: a class that it does not know.
+        UserError: the model has no such class.
     """
     named: list[str | None] = [label] if label is not None else [*generator.classes] or [None]
     wanted = [(name, number) for name in named for number in range(count)]
-    begun = np.array([[_begins(generator, name)] for name, _ in wanted], np.int32)
+    starts = np.array([[_start_token(generator, name)] for name, _ in wanted], np.int32)
     check_apart(to, (), "--out")
-    taken: set[str] = set()
-    for (name, number), pixels in zip(wanted, _drawn(generator, begun), strict=True):
+    used_names: set[str] = set()
+    for (name, number), pixels in zip(wanted, _generated(generator, starts), strict=True):
         stem = f"sample-{number:04d}" if name is None else f"{_safe(name)}-{number:04d}"
         line = {} if name is None else {"class": name}
-        yield {**line, "generated": _write(to / distinct_name(stem, ".png", taken), pixels)}
+        yield {**line, "generated": _write(to / distinct_name(stem, ".png", used_names), pixels)}
 
 
 def complete(
@@ -124,54 +124,54 @@ def complete(
     Args:
         generator: the opened model.
         inputs: image files, and folders of them.
-        label: the class that they are taken to be of; None for none.
-        to: the folder of the pictures.
+        label: the class to condition on; None for an unconditional model.
+        to: the output folder.
 
     Yields:
-        `file` and `generated`, the image with another lower half.
+        `file` and `generated`, the path of the image with a new lower half.
 
     Raises:
-        UserError: an image that does not decode, or a class that is not known; the folder is
-            that of the images, or a file there that is not ours has the name of a picture.
+        UserError: an image does not decode, the model has no such class, the output folder is
+            that of the images, or an output would replace a file that jaxft did not write.
     """
     inputs = list(inputs)
     check_apart(to, inputs, "--out")
-    first, taken = _begins(generator, label), set[str]()
+    first, used_names = _start_token(generator, label), set[str]()
     height, width = generator.processor.size
     files = paths_from_input(inputs)
     while part := list(islice(files, ROWS)):
         source = given_rows([{"image": file} for file in part])
         rows = [generator.processor(open_image(source, n, file)) for n, file in enumerate(part)]
-        colours = np.stack([colors_of(one, generator.processor) for one in rows])
-        upper = colours[:, : height // 2 * width]
-        begun = np.concatenate([np.full((len(part), 1), first, np.int32), upper], axis=1)
-        for file, pixels in zip(part, _drawn(generator, begun), strict=True):
-            name = distinct_name(f"{Path(file).stem}-completed", ".png", taken)
+        colors = np.stack([colors_of(one, generator.processor) for one in rows])
+        upper = colors[:, : height // 2 * width]
+        starts = np.concatenate([np.full((len(part), 1), first, np.int32), upper], axis=1)
+        for file, pixels in zip(part, _generated(generator, starts), strict=True):
+            name = distinct_name(f"{Path(file).stem}-completed", ".png", used_names)
             yield {"file": file, "generated": _write(to / name, pixels)}
 
 
-def _begins(generator: ImageGenerator, label: str | None) -> int:
-    """The word that an image of a class begins with, or of none.
+def _start_token(generator: ImageGenerator, label: str | None) -> int:
+    """Return the start token of an image: that of its class, or the unconditional one.
 
     Raises:
-        UserError: a class that it does not know.
+        UserError: the model has no such class.
     """
-    colours, classes = len(generator.processor.clusters or ()), generator.classes
+    colors, classes = len(generator.processor.clusters or ()), generator.classes
     if label is None:
-        return first_word(colours, None)
+        return first_word(colors, None)
     if label not in classes:
         hint = did_you_mean(label, classes) or "It was not trained by class."
         raise UserError(f"--class: '{label}' is no class of this model.", hint)
-    return first_word(colours, classes.index(label))
+    return first_word(colors, classes.index(label))
 
 
-def _drawn(generator: ImageGenerator, begun: np.ndarray) -> Iterator[np.ndarray]:
-    """What becomes of images that have begun [N, 1 + G]: the pixels of each, [H, W, 3] uint8."""
+def _generated(generator: ImageGenerator, starts: np.ndarray) -> Iterator[np.ndarray]:
+    """Continue images `[N, 1 + G]` (a start token and G pixels); yield `[H, W, 3]` uint8 each."""
     (tower,) = generator.model.towers.values()
-    assert isinstance(tower, Tower)  # a part alone is no model
+    assert isinstance(tower, Tower)  # ImageGPT has one tower
     settings, processor = generator.settings, generator.processor
     seed = jax.random.key(settings.seed)
-    draw = jax.jit(
+    generate = jax.jit(
         partial(
             draw_images,
             tower,
@@ -182,22 +182,22 @@ def _drawn(generator: ImageGenerator, begun: np.ndarray) -> Iterator[np.ndarray]
             top_k=settings.top_k,
         )
     )
-    rows = min(ROWS, len(begun))
-    for first in range(0, len(begun), rows):
-        # The last batch is filled up, so that it compiles nothing; what is too much is left out.
-        index = np.minimum(np.arange(first, first + rows), len(begun) - 1)
+    rows = min(ROWS, len(starts))
+    for first in range(0, len(starts), rows):
+        # The last batch is padded to the shape compiled already; the padding's output is dropped.
+        index = np.minimum(np.arange(first, first + rows), len(starts) - 1)
         keys = jax.vmap(partial(jax.random.fold_in, seed))(index) if settings.do_sample else None
-        colours = np.asarray(draw(generator.model.params, begun[index], keys))
-        for one in colours[: len(begun) - first]:
+        colors = np.asarray(generate(generator.model.params, starts[index], keys))
+        for one in colors[: len(starts) - first]:
             yield painted(one, processor)
 
 
 def _write(file: Path, pixels: np.ndarray) -> str:
-    """Write a picture, enlarged where it is small, and say where."""
+    """Write an image, enlarged if it is small, and return its path."""
     write_png(file, Image.fromarray(enlarged(pixels, LEAST)), "--out")
     return str(file)
 
 
 def _safe(name: str) -> str:
-    """A class's name as part of a file's."""
+    """Return a class name with the characters that file names may not have replaced."""
     return re.sub(r"[^\w.-]+", "_", name)

@@ -1,4 +1,4 @@
-"""A trained run's model on the devices that are here."""
+"""Trained models placed on the available devices."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from jaxft.runs.folder import RUN_FILE
 
 @dataclass(frozen=True)
 class Placed:
-    """A trained run's model on the devices that are here, computed as the run computed it.
+    """A trained run's model on the available devices, with the run's precision.
 
     Attributes:
-        model: with its parameters on the mesh.
+        model: the model, its parameters sharded over the mesh.
         runtime: the run's mesh and precision.
-        layout: the run's rows, at most `rows` of them where the caller says so.
+        layout: the run's layout of batches, with at most the requested number of rows.
     """
 
     model: Model
@@ -32,13 +32,13 @@ class Placed:
 
 
 def place_trained(trained: Trained, rows: int) -> Placed:
-    """Put a trained model on the devices that are here, as its run had it.
+    """Place a trained model on the available devices, on the run's mesh if they can form it.
 
-    Devices that cannot make the run's mesh compute on one of them.
+    Otherwise it computes on one device.
 
     Args:
         trained: the run.
-        rows: the most rows a batch; rounded up to what the mesh divides.
+        rows: the most rows of a batch; rounded up to a multiple of the mesh's row divisor.
     """
     config, model, table = trained.config, trained.model, trained.table
     try:

@@ -1,4 +1,4 @@
-"""The prediction story: inputs in, what the run's best checkpoint says of each out."""
+"""Predictions of a run's best checkpoint."""
 
 from __future__ import annotations
 
@@ -16,61 +16,61 @@ from jaxft.engine.trained import Trained, open_trained
 from jaxft.errors import UserError
 from jaxft.inference.placed import place_trained
 
-ROWS = 32  # inputs that are read before the first is answered, and the most rows of a batch
+ROWS = 32  # inputs read before the first prediction, and the most rows of a batch
 
 
 def predict(run: Path, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Say of each input what the run learned to say.
+    """Predict each input with a run's best checkpoint.
 
     Args:
         run: the run folder.
-        inputs: as the task reads them: one text each, a pair with a tab between, a row of a table
-            as a JSON object, image files.
+        inputs: as the task reads them: texts, pairs of texts separated by a tab, rows of a table
+            as JSON objects, or image files.
 
     Yields:
-        The input and what the task says of it (`label`, `probabilities`); for texts `cut` too,
-        the number of tokens that the model's positions did not hold, where there are any.
+        The input and its prediction (`label`, `probabilities`); for truncated texts also `cut`,
+        the number of tokens beyond the model's positions.
 
     Raises:
-        UserError: it is no run, or an input is not as it has to be.
+        UserError: the folder is no run, or an input is invalid.
     """
     trained = open_trained(run)
-    waiting = trained.bound.rows_from_input(inputs)
-    chunks = iter(lambda: list(islice(waiting, ROWS)), [])
-    yield from _said(trained, (given_rows(rows) for rows in chunks))
+    rows = trained.bound.rows_from_input(inputs)
+    chunks = iter(lambda: list(islice(rows, ROWS)), [])
+    yield from _predictions(trained, (given_rows(chunk) for chunk in chunks))
 
 
 def predict_rows(run: Path, spec: str) -> Iterator[dict[str, Any]]:
-    """Say of each row of a table what the run learned to say.
+    """Predict each row of a table with a run's best checkpoint.
 
     Args:
         run: the run folder, of a task that reads columns.
-        spec: a source string; the rows may have more columns than are read.
+        spec: a source string; further columns are ignored.
 
     Yields:
         As `predict`.
 
     Raises:
-        UserError: it is no run, its task reads no columns, or the rows have not those that it
-            reads; a cell is not as it has to be, by the number of its row.
+        UserError: the folder is no run, its task reads no columns, a column is missing, or a cell
+            is invalid; the message names the row.
     """
     trained = open_trained(run)
     columns = trained.task.input_columns
     if columns is None:
         raise UserError(
-            f"{spec} is a table, and what {trained.task.kind} reads is no row of one.",
-            "Give a file with one input a line.",
+            f"{spec} is a table, and a run of {trained.task.kind} reads no rows of tables.",
+            "Give a file with one input per line.",
         )
     source = open_source(spec)
     check_columns(source, columns)
     starts = range(0, len(source), ROWS)
-    yield from _said(
+    yield from _predictions(
         trained, (replace(source, order=source.order[start : start + ROWS]) for start in starts)
     )
 
 
-def _said(trained: Trained, sources: Iterable[Source]) -> Iterator[dict[str, Any]]:
-    """What a run says of the rows of each source, at most `ROWS` in one."""
+def _predictions(trained: Trained, sources: Iterable[Source]) -> Iterator[dict[str, Any]]:
+    """Yield a run's predictions of the rows of each source, at most `ROWS` in one."""
     bound, model = trained.bound, trained.model
     placed = place_trained(trained, ROWS)
     mesh, compute = placed.runtime.mesh, placed.runtime.compute

@@ -1,4 +1,4 @@
-"""The evaluation story: a run's best checkpoint on rows of its own or on others."""
+"""Evaluation of a run's best checkpoint, on a split of the run or on other rows."""
 
 from __future__ import annotations
 
@@ -24,68 +24,68 @@ def score(
     interpolate: str | None = None,
     similarity: bool = False,
 ) -> dict[str, Any]:
-    """Score a run's best checkpoint, or what lies on the line to it from where it started.
+    """Score a run's best checkpoint, and interpolations between it and the initial parameters.
 
     Args:
         run: the run folder.
         split: `test` or `eval`, of the run's config.
         data: other rows with the same columns, in place of the split.
-        interpolate: `first:last:step`, shares of the way from the start to the checkpoint.
-        similarity: compare what each depth says of the rows with what it said at the start.
+        interpolate: `first:last:step`: weights of the checkpoint in the interpolation.
+        similarity: whether to compare each depth's activations with those of the initial model.
 
     Returns:
         `run`, `source`, `step`, `examples` and `metrics`; with `interpolate` also `line`: the
         metrics at each `share`, and `new`: the parameters that were random at the start; with
-        `similarity` also that: the alignment (CKA) of each depth, embeddings first.
+        `similarity` also `similarity`: the alignment (CKA) of each depth, embeddings first.
 
     Source: WiSE-FT, Wortsman et al. (2021), https://arxiv.org/abs/2109.01903.
 
     Raises:
-        UserError: it is no run, or the rows are not as they have to be.
+        UserError: the folder is no run, or a row is invalid.
     """
     shares = [] if interpolate is None else shares_of(interpolate)
     trained = open_trained(run)
-    given = trained.config.data
+    data_section = trained.config.data
     if data is not None:
-        given = given.model_copy(update={"test": data, "where": {}})
+        data_section = data_section.model_copy(update={"test": data, "where": {}})
         split = "test"
-    if getattr(given, split) is None:
+    if getattr(data_section, split) is None:
         raise UserError(
-            f"{run} has no {split} rows.", "Give rows with --data csv:FILE, or --split eval."
+            f"{run} has no {split} rows.", "Give rows with --data csv:FILE, or use --split eval."
         )
-    setup = build(trained.config.model_copy(update={"data": given}))
+    setup = build(trained.config.model_copy(update={"data": data_section}))
     end = jax.device_put(trained.model.params, dict(setup.shardings))
     step, rows = build_eval_step(setup), setup.splits[split]
-    found = evaluate(setup, step, end, rows)
-    told = {
+    result = evaluate(setup, step, end, rows)
+    report = {
         "run": str(run),
         "source": rows.source.spec,
         "step": trained.step,
         "examples": len(rows.examples),
-        "metrics": found.scores,
+        "metrics": result.scores,
     }
     if not (shares or similarity):
-        return told
+        return report
     start = load_params(setup).params
     if similarity:
-        told["similarity"] = of_depths(setup, start, end, rows)
+        report["similarity"] = of_depths(setup, start, end, rows)
     if shares:
-        told["line"] = [
+        report["line"] = [
             {
                 "share": share,
                 "metrics": evaluate(setup, step, between(start, end, share), rows).scores,
             }
             for share in shares
         ]
-        told["new"] = list(new_at_start(trained.run))
-    return told
+        report["new"] = list(new_at_start(trained.run))
+    return report
 
 
 def shares_of(written: str) -> list[float]:
-    """The shares that `first:last:step` names, both ends in.
+    """Parse `first:last:step` into shares, both ends included.
 
     Raises:
-        UserError: it is not three numbers from 0 to 1, or the step leads nowhere.
+        UserError: it is not three numbers from 0 to 1 in order, with a positive step.
     """
     try:
         first, last, step = (float(part) for part in written.split(":"))
@@ -94,14 +94,14 @@ def shares_of(written: str) -> list[float]:
     except ValueError:
         raise UserError(
             f"--interpolate: '{written}' is not first:last:step, shares from 0 to 1.",
-            "Such as 0:1:0.1; 0 is where the run started, 1 its checkpoint.",
+            "For example 0:1:0.1, where 0 is the initial model and 1 the checkpoint.",
         ) from None
     count = int((last - first) / step + 1e-9) + 1
     return [round(first + number * step, 10) for number in range(count)]
 
 
 def between(start: Params, end: Params, share: float) -> Params:
-    """Parameters on the line from one set to another; its ends are those sets to the bit."""
+    """Interpolate linearly between parameters; shares 0 and 1 return them bit for bit."""
     if share in (0, 1):
         return end if share else start
     return {name: (1 - share) * leaf + share * end[name] for name, leaf in start.items()}

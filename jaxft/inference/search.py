@@ -1,8 +1,8 @@
-"""The search story: words or an image in, the images of a folder that are most like them out.
+"""Image search: the images of a folder most similar to words or to an image.
 
-Images are embedded once. What a folder's images came out as is kept in the user's cache folder,
-under the hash of everything that embeds them, and an image is embedded again where its file has
-another size or time.
+Each image is embedded once. A folder's embeddings are stored in the user's cache folder, under a
+hash of the model and its processor; an image whose file size or modification time has changed is
+embedded again.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from jaxft.storage.files import cache_dir, written_aside
 from jaxft.tasks.parts.padded_texts import text_batch
 from jaxft.tasks.parts.tools import Tools
 
-ROWS = 32  # images embedded at a time
-PATIENCE = 5.0  # seconds before a bar is shown
+ROWS = 32  # images per batch
+PATIENCE = 5.0  # seconds before the progress bar appears
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a search gave.
+class SearchResult:
+    """The result of a search.
 
     Attributes:
         matches: the best first: `rank`, `similarity` (the cosine) and `file`.
-        searched: images compared.
-        embedded: those of them that were new or had changed.
-        skipped: why each image that did not decode was left out.
-        sheet: the contact sheet, where one was asked for.
+        searched: the number of images compared.
+        embedded: the number of those that were new or had changed.
+        skipped: an error message for each image that does not decode.
+        sheet: the path of the contact sheet, if one was requested.
     """
 
     matches: list[dict[str, Any]]
@@ -63,23 +63,25 @@ def search(
     image: Path | None = None,
     best: int = 10,
     out: Path | None = None,
-) -> Found:
-    """Find the images that are most like some words, or like an image.
+) -> SearchResult:
+    """Find the images most similar to some words, or to an image.
 
     Args:
         run: the folder of a run of the contrastive task.
-        words: what is looked for; None where it is an image.
-        images: the folder, with all folders in it.
-        image: what is looked for in place of words.
-        best: how many are given.
-        out: a contact sheet to write, PNG or HTML by its ending.
+        words: the query; None if it is an image.
+        images: the folder to search, with its subfolders.
+        image: the query in place of words.
+        best: the most matches returned.
+        out: a contact sheet to write, PNG or HTML by its extension.
 
     Raises:
-        UserError: no such run, another task's, no images, or none that decodes.
+        UserError: there is no such run, it is of another task, or no image decodes.
     """
-    # ------------------------------------------------------------------ what is asked, and of what
+    # --------------------------------------------------------------------------- query and folder
     if (words is None) == (image is None):
-        raise UserError("Search for words or for an image: give one of the two.")
+        raise UserError(
+            "A search needs one query, words or an image.", "Give either WORDS or --image."
+        )
     if out is not None:
         check_sheet(out)
     files = _files_of(images)
@@ -87,14 +89,14 @@ def search(
     if trained.task.searches != "images":
         raise UserError(
             f"'{run}' is a run of {trained.task.kind}, which does not compare texts and images.",
-            "Search with a run of contrastive.",
+            "Search images with a run of contrastive.",
         )
     embed = Embedder(trained)
-    query = embed.text(words) if words is not None else embed.picture(decode(_there(image)))
+    query = embed.text(words) if words is not None else embed.picture(decode(_query_image(image)))
 
-    # --------------------------------------------------------- every image's embedding, most kept
-    kept = _Index(images, embed.fingerprint)
-    known = kept.read()
+    # ----------------------------------------------------- embeddings of the images, most cached
+    index = _Index(images, embed.fingerprint)
+    known = index.read()
     stats = {file: _stat(file) for file in files}
     new = [file for file in files if known.get(str(file), (None,))[0] != stats[file]]
     skipped = []
@@ -104,26 +106,26 @@ def search(
             known.pop(str(file), None)
         else:
             known[str(file)] = (stats[file], vector)
-    there = [str(file) for file in files if str(file) in known]
-    if not there:
+    readable = [str(file) for file in files if str(file) in known]
+    if not readable:
         raise UserError(f"None of the {len(files)} images in '{images}' decodes. {skipped[0]}")
-    if new or len(known) > len(there):
-        kept.write({file: known[file] for file in there})
+    if new or len(known) > len(readable):
+        index.write({file: known[file] for file in readable})
 
-    # ------------------------------------------------------------------------------ the most alike
-    scores = np.stack([known[file][1] for file in there]) @ query  # [images]
+    # ------------------------------------------------------------------------------ best matches
+    scores = np.stack([known[file][1] for file in readable]) @ query  # [images]
     order = np.argsort(-scores, kind="stable")[:best]
     matches = [
-        {"rank": rank, "similarity": round(float(scores[number]), 6), "file": there[number]}
+        {"rank": rank, "similarity": round(float(scores[number]), 6), "file": readable[number]}
         for rank, number in enumerate(order, 1)
     ]
     if out is not None:
         write_sheet(out, words or str(image), matches)
-    return Found(matches, len(there), len(new) - len(skipped), skipped, out)
+    return SearchResult(matches, len(readable), len(new) - len(skipped), skipped, out)
 
 
 class Embedder:
-    """A run's towers, each by itself, as unit vectors.
+    """The towers of a dual encoder, which map a text or an image to a unit vector.
 
     Args:
         trained: a run of the contrastive task.
@@ -139,11 +141,11 @@ class Embedder:
             param_shardings=dict(self._runtime.shardings),
             mesh=mesh,
         )
-        self._divisor = row_divisor(mesh, 1)  # of a batch's rows
+        self._divisor = row_divisor(mesh, 1)  # a batch's rows are a multiple of it
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of all that an image's embedding comes from: parameters, and its processor."""
+        """The sha256 of everything an image's embedding depends on: parameters and processor."""
         digest = hashlib.sha256(self.tools.images.fingerprint.encode())
         compute = self._runtime.compute
         digest.update(f"{compute.platform} {compute.dtype} {compute.precision}".encode())
@@ -154,16 +156,16 @@ class Embedder:
         return digest.hexdigest()
 
     def text(self, words: str) -> np.ndarray:
-        """The embedding of a text: [D]."""
+        """Embed a text: `[D]`."""
         batch = text_batch([words] * self._divisor, self.tools)
         return np.asarray(self._step(self.model.params, batch)[1]["text_embeds"])[0]
 
     def picture(self, image: Any) -> np.ndarray:
-        """The embedding of an image: [D]."""
+        """Embed an image: `[D]`."""
         return self._pixels([self.tools.images(image)])[0]
 
     def files(self, files: Sequence[Path]) -> Iterator[tuple[Path, np.ndarray | UserError]]:
-        """Each file and its image's embedding [D], or why there is none; by the batch."""
+        """Yield each file and the embedding `[D]` of its image, or its error, batch by batch."""
         for start in range(0, len(files), ROWS):
             read: dict[Path, np.ndarray] = {}
             for file in files[start : start + ROWS]:
@@ -175,7 +177,7 @@ class Embedder:
                 yield from zip(read, self._pixels(list(read.values())), strict=True)
 
     def _pixels(self, pixels: list[np.ndarray]) -> np.ndarray:
-        """[images, D] of at most ROWS images [3, H, W]: one shape to compile."""
+        """Embed at most `ROWS` images `[3, H, W]`, padded to one shape: `[images, D]`."""
         rows = round_up(ROWS, self._divisor)
         values = np.zeros((rows, *pixels[0].shape), np.float32)
         values[: len(pixels)] = pixels
@@ -184,11 +186,11 @@ class Embedder:
 
 
 class _Index:
-    """The embeddings of a folder's images as they are kept: file -> (stat, [D]).
+    """The stored embeddings of a folder's images: file -> (stat, `[D]`).
 
     Args:
-        folder: the images'.
-        fingerprint: of what embeds them.
+        folder: the folder of the images.
+        fingerprint: the embedder's.
     """
 
     def __init__(self, folder: Path, fingerprint: str):
@@ -196,17 +198,17 @@ class _Index:
         self.path = cache_dir() / "search" / f"{name}.npz"
 
     def read(self) -> dict[str, tuple[tuple[int, int] | None, np.ndarray]]:
-        """What is kept; nothing where that cannot be read."""
+        """Read the stored embeddings; empty if there are none that can be read."""
         try:
-            with np.load(self.path, allow_pickle=False) as held:
-                files, stats, vectors = held["files"], held["stats"], held["vectors"]
+            with np.load(self.path, allow_pickle=False) as archive:
+                files, stats, vectors = archive["files"], archive["stats"], archive["vectors"]
         except (OSError, ValueError, KeyError, EOFError):
             return {}
         rows = zip(files, stats.tolist(), vectors, strict=True)
         return {str(file): ((size, when), vector) for file, (size, when), vector in rows}
 
     def write(self, known: dict[str, tuple[tuple[int, int] | None, np.ndarray]]) -> None:
-        """Keep these and no others."""
+        """Store these embeddings in place of the previous ones."""
         with written_aside(self.path) as aside, aside.open("wb") as file:
             np.savez(
                 file,
@@ -217,28 +219,28 @@ class _Index:
 
 
 def _files_of(folder: Path) -> list[Path]:
-    """Every image file in a folder."""
+    """List the image files of a folder."""
     if not folder.is_dir():
-        raise UserError(f"There is no folder '{folder}'.")
+        raise UserError(f"There is no folder '{folder}'.", "Check --images.")
     files = images_below(folder)
     if not files:
-        raise UserError(f"'{folder}' holds no images.", f"Images end in {', '.join(ENDINGS)}.")
+        raise UserError(f"'{folder}' holds no images.", f"Image files end in {', '.join(ENDINGS)}.")
     return files
 
 
-def _there(file: Path | None) -> Path:
-    assert file is not None, "search asks for words or an image"
+def _query_image(file: Path | None) -> Path:
+    assert file is not None  # `search` has checked that there is one query
     return file
 
 
 def _stat(file: Path) -> tuple[int, int]:
-    """A file's size in bytes and its time in nanoseconds."""
+    """Return a file's size in bytes and its modification time in nanoseconds."""
     stat = file.stat()
     return stat.st_size, stat.st_mtime_ns
 
 
 def _with_bar(items: Iterable[Any], total: int) -> Iterator[Any]:
-    """The items, with a bar on a terminal's standard error once they take a while."""
+    """Yield the items, with a progress bar on a terminal once they take a while."""
     started = time.monotonic()
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as bar:

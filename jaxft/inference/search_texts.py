@@ -1,4 +1,4 @@
-"""The search story of texts: words in, the lines of a file that are most like them out."""
+"""Text search: the lines of a file most similar to a query."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from jaxft.inference.predict import predict
 
 
 def search_texts(run: Path, words: str, file: Path, best: int = 10) -> list[dict[str, Any]]:
-    """Find the lines that are most like some words.
+    """Find the lines most similar to some words.
 
     Args:
         run: the folder of a run of the embedding task.
-        words: what is looked for.
-        file: one text a line; empty lines are passed over.
-        best: how many are given.
+        words: the query.
+        file: one text per line; blank lines are ignored.
+        best: the most matches returned.
 
     Returns:
         The best first: `rank`, `similarity` (the cosine), `line` (from 1) and `text`.
 
     Raises:
-        UserError: no such run, another task's, or a file without texts.
+        UserError: there is no such run, it is of another task, or the file has no text.
     """
     task = task_of(run)
     if task.searches != "texts":
         raise UserError(
-            f"'{run}' is a run of {task.kind}, which makes no vectors of texts.",
+            f"'{run}' is a run of {task.kind}, which does not embed texts.",
             "Search texts with a run of embedding.",
         )
     try:
@@ -39,16 +39,16 @@ def search_texts(run: Path, words: str, file: Path, best: int = 10) -> list[dict
         raise UserError(f"Cannot read '{file}' as text ({error}).") from None
     texts = {number: line for number, line in enumerate(lines, 1) if line.strip()}
     if not texts:
-        raise UserError(f"'{file}' holds no text.")
+        raise UserError(f"'{file}' holds no text.", "It needs one text per line.")
     query, *vectors = (np.array(one["vector"]) for one in predict(run, [words, *texts.values()]))
-    alike = np.stack(vectors) @ query  # [texts]
+    similarities = np.stack(vectors) @ query  # [texts]
     numbers = list(texts)
     return [
         {
             "rank": rank,
-            "similarity": round(float(alike[place]), 6),
-            "line": numbers[place],
-            "text": texts[numbers[place]],
+            "similarity": round(float(similarities[index]), 6),
+            "line": numbers[index],
+            "text": texts[numbers[index]],
         }
-        for rank, place in enumerate(np.argsort(-alike, kind="stable")[:best], 1)
+        for rank, index in enumerate(np.argsort(-similarities, kind="stable")[:best], 1)
     ]

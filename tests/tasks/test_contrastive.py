@@ -391,8 +391,8 @@ def test_a_contact_sheet_shows_what_was_found(run, folder, tmp_path, ending, cap
     ("words", "said"),
     [
         (["warm", "--images", "nowhere"], "There is no folder 'nowhere'"),
-        (["--images", "."], "Search for words or for an image"),
-        (["warm", "--image", "a.png", "--images", "."], "Search for words or for an image"),
+        (["--images", "."], "A search needs one query"),
+        (["warm", "--image", "a.png", "--images", "."], "A search needs one query"),
         (["warm", "--images", ".", "--out", "sheet.gif"], "neither .png nor .html"),
         (["warm", "--images", "."], "holds no images"),
     ],
