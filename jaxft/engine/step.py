@@ -7,7 +7,7 @@ never see a frozen leaf, so XLA has no frozen gradient to compute, whatever else
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -23,8 +23,8 @@ from jaxft.tree import natural_order
 
 Params = dict[str, jax.Array]
 Batch = Mapping[str, jax.Array]
-# (params, batch, dropout key) -> {name: (sum, weight)}, the loss under "loss".
-Objective = Callable[[Params, Batch, jax.Array | None], dict[str, tuple[jax.Array, jax.Array]]]
+Sums = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight), the loss under "loss"
+Objective = Callable[[Params, Batch, jax.Array | None], Sums]  # of params, batch, dropout key
 
 
 @dataclass(frozen=True)
@@ -127,12 +127,31 @@ def step_function(
         rows: the sharding of a batch's rows.
     """
 
+    def summed_loss(
+        trainable: Params, fixed: Params, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Sums]:
+        sums = objective({**fixed, **trainable}, batch, key)
+        return sums["loss"][0], sums
+
+    def mean_loss(
+        trainable: Params, fixed: Params, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Sums]:
+        total, sums = summed_loss(trainable, fixed, batch, key)
+        return total / jax.lax.stop_gradient(sums["loss"][1]), sums
+
     def step(
         state: TrainState, frozen: Params, batch: Batch, inputs: StepInputs
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(state.key, state.step)
         fixed = {**frozen, **state.settled}
-        gradients, sums = _mean_gradients(objective, accumulate, state, fixed, batch, key, rows)
+        if accumulate == 1:
+            # Scaling the loss, a scalar, saves the pass over all gradients that scaling them takes.
+            gradients, sums = jax.grad(mean_loss, has_aux=True)(state.trainable, fixed, batch, key)
+        else:
+            gradient = jax.grad(summed_loss, has_aux=True)
+            gradients, sums = _accumulated(
+                gradient, accumulate, rows, state.trainable, fixed, batch, key
+            )
         loss_sum, weight = sums["loss"]
         grad_norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss_sum) & jnp.isfinite(grad_norm)
@@ -153,13 +172,12 @@ def step_function(
         if grad_norms:
             each = [optax.tree.norm(gradients[name]) for name in natural_order(gradients)]
             metrics["grad_norms"] = jnp.stack(each)
-        new_state = TrainState(
+        new_state = replace(
+            state,
             step=state.step + 1,
             trainable=trainable,
             opt_state=opt_state,
-            key=state.key,
             average=average,
-            settled=state.settled,
             bad_steps=bad_steps,
         )
         return new_state, metrics
@@ -167,29 +185,26 @@ def step_function(
     return step
 
 
-def _mean_gradients(
-    objective: Objective,
+def _accumulated(
+    gradient: Callable[..., tuple[Params, Sums]],
     accumulate: int,
-    state: TrainState,
-    frozen: Params,
+    rows: jax.sharding.NamedSharding,
+    trainable: Params,
+    fixed: Params,
     batch: Batch,
     key: jax.Array,
-    rows: jax.sharding.NamedSharding,
-) -> tuple[Params, dict[str, Any]]:
-    """Differentiate the batch's mean loss; return its gradients, and the objective's sums."""
+) -> tuple[Params, Sums]:
+    """Sum the gradients of micro-batches, and divide them by the weight of the whole batch.
 
-    def loss_sum(trainable: Params, part: Batch, part_key: jax.Array) -> tuple[jax.Array, Any]:
-        sums = objective({**frozen, **trainable}, part, part_key)
-        return sums["loss"][0], sums
-
-    def loss_mean(trainable: Params, part: Batch, part_key: jax.Array) -> tuple[jax.Array, Any]:
-        total, sums = loss_sum(trainable, part, part_key)
-        return total / jax.lax.stop_gradient(sums["loss"][1]), sums
-
-    if accumulate == 1:
-        # Scaling the loss, a scalar, saves the pass over all gradients that scaling them takes.
-        return jax.grad(loss_mean, has_aux=True)(state.trainable, batch, key)
-    gradient = jax.grad(loss_sum, has_aux=True)
+    Args:
+        gradient: `(trainable, fixed, batch, key)` to the gradients of the summed loss, and the
+            objective's sums.
+        accumulate: micro-batches.
+        rows: the sharding of a batch's rows.
+        trainable, fixed: the parameters.
+        batch: the whole batch.
+        key: of the step; each micro-batch gets its own.
+    """
 
     def micro(array: jax.Array) -> jax.Array:
         # Row i * accumulate + k goes to micro-batch k: every device keeps its own rows.
@@ -203,13 +218,13 @@ def _mean_gradients(
     first = jax.tree.map(lambda array: array[0], parts)
     zeros = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-        jax.eval_shape(gradient, state.trainable, first, keys[0]),
+        jax.eval_shape(gradient, trainable, fixed, first, keys[0]),
     )
 
-    def body(total: Any, part_and_key: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, gradient(state.trainable, *part_and_key)), None
+    def add(total: Any, part_and_key: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, gradient(trainable, fixed, *part_and_key)), None
 
-    (gradients, sums), _ = jax.lax.scan(body, zeros, (parts, keys))
+    (gradients, sums), _ = jax.lax.scan(add, zeros, (parts, keys))
     share = 1 / sums["loss"][1]
     return jax.tree.map(lambda g: g * share, gradients), sums
 
