@@ -161,9 +161,7 @@ def step_function(
         trainable = optax.apply_updates(state.trainable, updates)
         average = state.average
         if ema is not None:
-            average = jax.tree.map(
-                lambda a, p: jnp.where(finite, ema * a + (1 - ema) * p, a), average, trainable
-            )
+            average = _moving_average(ema, finite, average, trainable)
         elif average is not None:
             average = scored(opt_state, trainable)
         bad_steps = jnp.where(finite, 0, state.bad_steps + 1)
@@ -183,6 +181,13 @@ def step_function(
         return new_state, metrics
 
     return step
+
+
+def _moving_average(ema: float, finite: jax.Array, average: Any, trainable: Params) -> Params:
+    """Move the average towards the parameters; a step that is not finite leaves it unchanged."""
+    return jax.tree.map(
+        lambda a, p: jnp.where(finite, ema * a + (1 - ema) * p, a), average, trainable
+    )
 
 
 def _accumulated(
