@@ -15,6 +15,7 @@ from jaxft.models.layers.modules import Leaf
 from jaxft.models.tower.run import run_tower
 from jaxft.models.tower.tower import BLOCKS, Compute, Params, Part, Tower
 from jaxft.models.weights.names import Name
+from jaxft.models.weights.tensor_names import TensorNames
 from jaxft.tree import natural_order
 
 Towers = Mapping[str, Tower | Part]  # a part of no tower joins what the towers put out
@@ -59,12 +60,6 @@ def no_refits(config: Any, fields: Mapping[str, Any]) -> Mapping[str, Refit]:
     return {}
 
 
-def same_name(name: str, model_type: str) -> str:
-    """Return a tensor's name in a file: it is its name in memory too."""
-    del model_type
-    return name
-
-
 ModelTypes = Mapping[str, Mapping[str | None, str]]  # model_type -> head -> architecture
 
 
@@ -74,16 +69,9 @@ class Family:
 
     Args:
         name: its own.
-        config: a frozen dataclass: from_hf(fields, ignore), to_hf(), with_dropout(rate).
+        config: reads a config.json: `HfConfig` or what has its `from_hf`, `FIXED` and `UNREAD`.
         model_types: model_type -> head (None: without one) -> Hugging Face architecture.
-        fixed: config fields that are computed for one value only.
-        unread: config fields that no code reads.
-        fresh: patterns of how parameters that a checkpoint may lack begin.
-        unused: patterns of tensors that may go unused.
-        names: head, model_type -> the name table.
-        canonical: a tensor's name as files have it -> as the table spells it.
-        exported: a tensor's name as the table spells it, head, model_type -> as the head's
-            architecture saves it.
+        tensors: the tensor names of its checkpoints.
         towers: config, head, number of classes -> the towers.
         text: whether its configs have `max_positions` and `vocab_size`.
         images: whether its configs have `image_size` and `with_image_size(size)`.
@@ -92,8 +80,6 @@ class Family:
             those names say.
         refits: config, the checkpoint's own config.json -> what makes its tensors fit a config
             that is not quite its own, by parameter.
-        in_memory: a tensor's name as a file has it, model_type -> as transformers has it in
-            memory, and PEFT with it.
         reading: its decoder that reads a source; None where it has none.
         blocks, norm, pooler, head: how the names of those parts of a tower begin.
     """
@@ -101,20 +87,13 @@ class Family:
     name: str
     config: Any
     model_types: ModelTypes
-    fixed: Mapping[str, Any]
-    unread: Sequence[str]
-    fresh: Sequence[str]
-    unused: Sequence[str]
-    names: Callable[[str | None, str], Sequence[Name]]
-    canonical: Callable[[str], str]
-    exported: Callable[[str, str | None, str], str]
+    tensors: TensorNames
     towers: Callable[[Any, str | None, int | None], Towers]
     text: bool = True
     images: bool = False
     apply: Callable[..., dict[str, jax.Array]] = run_alone
     settled: Callable[[Mapping[str, Any], Iterable[str]], dict[str, Any]] = same_fields
     refits: Callable[[Any, Mapping[str, Any]], Mapping[str, Refit]] = no_refits
-    in_memory: Callable[[str, str], str] = same_name
     reading: ReadingDecoder | None = None
     blocks: str = BLOCKS
     norm: str = "norm/"
@@ -127,15 +106,14 @@ class ComposedFamily:
     """Family of two others, which a config.json names.
 
     Args:
-        name, model_types, fixed, unread: as `Family` has them.
+        name, config, model_types: as `Family` has them.
         compose: config.json, every family by its model types, and whether the parts were two
             checkpoints -> the family.
     """
 
     name: str
+    config: Any
     model_types: ModelTypes
-    fixed: Mapping[str, Any]
-    unread: Sequence[str]
     compose: Callable[[Mapping[str, Any], Mapping[str, Family | ComposedFamily], bool], Family]
 
 

@@ -148,14 +148,15 @@ def describe(
     head, config = _head(family, fields, options.task), _config(family, fields, options)
     own, labels = class_labels(fields, options.num_labels, options.labels)
     towers, named = family.towers(config, head, len(labels)), _named(head, labels)
-    lines = resolve_names(family.names(head, fields["model_type"]), leaves := leaves_of(towers))
+    table = family.tensors.table(head, fields["model_type"])
+    lines = resolve_names(table, leaves := leaves_of(towers))
     matching = match(
         tensors or promised(lines, leaves, source.folder, family.head if named else None),
         *(lines, leaves),
-        canonical=family.canonical,
-        fresh=family.fresh,
+        canonical=family.tensors.canonical,
+        fresh=family.tensors.fresh,
         refuse=(family.head,) if named and own != labels else (),
-        unused=(*family.unused, *options.ignore),
+        unused=(*family.tensors.unused, *options.ignore),
         refit=family.refits(config, fields),
         grow=options.resize_vocab,
     )
@@ -259,7 +260,7 @@ def _named(head: str | None, labels: tuple[str, ...]) -> tuple[str, ...] | None:
 
 def _config(family: Family, fields: Mapping[str, Any], options: LoadOptions) -> Any:
     """The checkpoint's config with another dropout rate and image size, where they are asked."""
-    config = family.config.from_hf(fields, (*options.ignore, *family.unread))
+    config = family.config.from_hf(fields, options.ignore)
     if options.dropout is not None:
         config = config.with_dropout(options.dropout)
     if options.image_size is None or IMAGE_GENERATION in family.model_types[fields["model_type"]]:

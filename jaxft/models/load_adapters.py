@@ -36,7 +36,7 @@ def with_adapter(model: Model, adapter: Adapter | str | Path) -> Model:
         held = _held_names(model)
 
         def spelled(name: str) -> str:
-            return held.get(name) or model.family.canonical(name)
+            return held.get(name) or model.family.tensors.canonical(name)
 
         files = Path(adapter), model.hf_names, model.leaves
         kernels, loaded = read_adapter(*files, kernels_of(model.towers), spelled)
@@ -96,8 +96,8 @@ def _held_names(model: Model) -> dict[str, str]:
     """
     found = {}
     for line in model.hf_names.values():
-        name = model.family.exported(line.hf, model.head, model.model_type)
-        found[model.family.in_memory(name, model.model_type)] = line.hf
+        name = model.family.tensors.exported(line.hf, model.head, model.model_type)
+        found[model.family.tensors.in_memory(name, model.model_type)] = line.hf
     return found
 
 

@@ -123,7 +123,7 @@ class Model:
     def names(self) -> dict[str, str]:
         """Our name -> the name in a Hugging Face file of this architecture."""
         return {
-            ours: self.family.exported(name.hf, self.head, self.model_type)
+            ours: self.family.tensors.exported(name.hf, self.head, self.model_type)
             for ours, name in self.hf_names.items()
         }
 
@@ -131,7 +131,7 @@ class Model:
     def hf_names(self) -> dict[str, Name]:
         """Our name -> its line of the family's name table; adapters have none."""
         own = [name for name in self.leaves if not is_adapter(name)]
-        return resolve_names(self.family.names(self.head, self.model_type), own)
+        return resolve_names(self.family.tensors.table(self.head, self.model_type), own)
 
     @property
     def report(self) -> Report:
@@ -274,7 +274,7 @@ class Model:
     def _write(self, folder: Path, params: Mapping[str, Any] | None, max_shard: int) -> None:
         tensors = exports.to_tensors(params or self.params, self.hf_names, self.matching.loaded)
         exported = (
-            (self.family.exported(name, self.head, self.model_type), value)
+            (self.family.tensors.exported(name, self.head, self.model_type), value)
             for name, value in tensors
         )
         types = exports.write_weights(folder, exported, max_shard)

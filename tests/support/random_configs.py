@@ -341,7 +341,7 @@ def draw_fields(default: PretrainedConfig, draw: Draw) -> dict[str, Any]:
     """The fields of a config that are drawn; those computed for one value only are left."""
     standard = {own: name for name, own in default.attribute_map.items()}
     family = registry.families().get(default.model_type)
-    fixed = () if family is None else family.fixed
+    fixed = () if family is None else family.config.FIXED
     return {
         field: FIELDS[standard.get(field, field)](draw)
         for field in draw.defaults
@@ -353,6 +353,6 @@ def undrawn_fields(model_type: str) -> list[str]:
     """The fields of a model type's config of which nothing here, and no family, says a word."""
     family = registry.families()[model_type]
     default = AutoConfig.for_model(model_type)
-    known = {*FIELDS, *LEFT, *HARMLESS_FIELDS, *family.fixed, *family.unread}
+    known = {*FIELDS, *LEFT, *HARMLESS_FIELDS, *family.config.FIXED, *family.config.UNREAD}
     known |= {*default.attribute_map.values(), *default.sub_configs}
     return [field for field in default.to_dict() if field not in known]

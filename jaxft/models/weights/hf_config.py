@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from jaxft.models.layers.vision import Size, grid_of, size_of
+from jaxft.models.weights.config_fields import read_fields
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,10 @@ class HfConfig(ABC):
         fields: the fields that the family reads under their names in config.json, none missing.
     """
 
+    # Fields that change the computation and are computed for one value only, and fields that no
+    # code reads.
+    FIXED: ClassVar[Mapping[str, Any]] = {}
+    UNREAD: ClassVar[tuple[str, ...]] = ()
     # Fields that are written beside those that are read, and fields that are read alone.
     ALSO_WRITTEN: ClassVar[Mapping[str, Any]] = {}
     READ_ONLY: ClassVar[tuple[str, ...]] = ()
@@ -38,6 +43,18 @@ class HfConfig(ABC):
         Raises:
             UserError: a field is missing, unknown, or has a value that is not supported.
         """
+
+    @classmethod
+    def _read(
+        cls,
+        fields: Mapping[str, Any],
+        defaults: Mapping[str, Any],
+        sizes: Iterable[str],
+        ignore: Sequence[str],
+    ) -> dict[str, Any]:
+        """Read checked fields as `read_fields` does, under this config's fixed and unread ones."""
+        passed = (*ignore, *cls.UNREAD)
+        return read_fields(fields, defaults, sizes=sizes, fixed=cls.FIXED, ignore=passed)
 
     @abstractmethod
     def with_dropout(self, rate: float) -> Self:

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxft.models.families.bert import config as bert_config
-from jaxft.models.families.bert.config import UNREAD
 from jaxft.models.families.bert.modules import (
     Attention,
     Classifier,
@@ -26,17 +25,15 @@ from jaxft.models.families.bert.modules import (
     Stem,
     TokenClassifier,
 )
-from jaxft.models.families.bert.names import whole_name
+from jaxft.models.families.bert.names import FIRST, BertNames
 from jaxft.models.family import Family
 from jaxft.models.layers.attention import Mask
 from jaxft.models.layers.cache import BlockCache
 from jaxft.models.layers.math import ACTIVATIONS
 from jaxft.models.layers.modules import LayerNorm, Linear, split_key
 from jaxft.models.tower.tower import Part, Tower
-from jaxft.models.weights.config_fields import check_activation, check_divides, read_fields
+from jaxft.models.weights.config_fields import check_activation, check_divides
 from jaxft.models.weights.names import Name, dense, embedding, norm
-
-__all__ = ["UNREAD", "Config"]
 
 MODEL_TYPES = {
     "albert": {
@@ -64,9 +61,6 @@ FIELDS: dict[str, Any] = {
 }
 SIZES = tuple(FIELDS)[:7]
 RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout_prob")
-# One group of one block is what all published checkpoints have.
-FIXED = bert_config.FIXED | {"num_hidden_groups": 1, "inner_group_num": 1}
-PREFIX = "albert."
 LAYER = "albert.encoder.albert_layer_groups.0.albert_layers.0"
 NAMES = (
     *embedding("albert.embeddings.word_embeddings", "embeddings/word"),
@@ -85,7 +79,6 @@ NAMES = (
     *dense("albert.pooler", "pooler"),
 )
 HEAD_NAMES = {
-    None: (),
     "text_classification": dense("classifier", "head"),
     "token_classification": dense("classifier", "head"),
     "masked_lm": (
@@ -94,7 +87,6 @@ HEAD_NAMES = {
         Name("predictions.bias", "head/bias"),
     ),
 }
-FRESH = ("pooler/", "head/")
 UNUSED = (
     r"albert\.embeddings\.position_ids",
     r"albert\.pooler\..*",
@@ -103,14 +95,18 @@ UNUSED = (
     r"classifier\..*",
     r"qa_outputs\..*",
 )
+TENSORS = BertNames({"albert": NAMES}, HEAD_NAMES, UNUSED, ("pooler/", "head/"), {"albert.": FIRST})
 
 
 class Config(bert_config.Config):
     """The numbers of an ALBERT, as those of a BERT; `blocks` is how often its block is repeated."""
 
+    # One group of one block is what all published checkpoints have.
+    FIXED = bert_config.FIXED | {"num_hidden_groups": 1, "inner_group_num": 1}
+
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Self:
-        own = read_fields(fields, FIELDS, sizes=SIZES, fixed=FIXED, ignore=ignore)
+        own = cls._read(fields, FIELDS, SIZES, ignore)
         check_activation("hidden_act", own["hidden_act"], ACTIVATIONS)
         check_divides("hidden_size", own["hidden_size"], own["num_attention_heads"], "heads")
         return cls(
@@ -136,21 +132,6 @@ class Config(bert_config.Config):
 
     def with_dropout(self, rate: float) -> Self:
         return self.from_hf({**self.to_hf(), **dict.fromkeys(RATES, rate)})
-
-
-def names(head: str | None, model_type: str) -> tuple[Name, ...]:
-    """The name table under a head."""
-    return NAMES + HEAD_NAMES[head]
-
-
-def canonical(name: str) -> str:
-    """A tensor's name as files have it (no prefix, gamma and beta) -> as `NAMES` spells it."""
-    return whole_name(PREFIX, name)
-
-
-def exported(name: str, head: str | None, model_type: str) -> str:
-    """A tensor's name as `NAMES` spells it -> as the head's architecture saves it."""
-    return name.removeprefix(PREFIX) if head is None else name
 
 
 class Mlp(nnx.Module):
@@ -209,12 +190,6 @@ FAMILY = Family(
     name="albert",
     config=Config,
     model_types=MODEL_TYPES,
-    fixed=FIXED,
-    unread=UNREAD,
-    fresh=FRESH,
-    unused=UNUSED,
-    names=names,
-    canonical=canonical,
-    exported=exported,
+    tensors=TENSORS,
     towers=towers,
 )

@@ -6,18 +6,13 @@ Source: Devlin et al. (2018), https://arxiv.org/abs/1810.04805; the computation 
 
 from __future__ import annotations
 
-from functools import partial
-
-from jaxft.models.families.bert.config import FIXED, UNREAD, Config
+from jaxft.models.families.bert.config import Config
 from jaxft.models.families.bert.modules import Classifier, Encoder, MaskedLm, TokenClassifier, tower
-from jaxft.models.families.bert.names import encoder_names, saved_name, whole_name
+from jaxft.models.families.bert.names import FIRST, BertNames, encoder_names
 from jaxft.models.families.bert.reading import reading_tower
 from jaxft.models.family import Family, ReadingDecoder
 from jaxft.models.tower.tower import Tower
 from jaxft.models.weights.names import Name, dense, norm
-
-__all__ = ["FIXED", "UNREAD", "Config", "reading_tower"]
-
 
 MODEL_TYPES = {
     "bert": {
@@ -31,11 +26,16 @@ MODEL_TYPES = {
 NAMES = (
     *encoder_names("bert."),
     *dense("bert.pooler.dense", "pooler"),
-    *dense("classifier", "head"),
-    *dense("cls.predictions.transform.dense", "head/transform"),
-    *norm("cls.predictions.transform.LayerNorm", "head/norm"),
-    Name("cls.predictions.bias", "head/bias"),
 )
+HEAD_NAMES = {
+    "text_classification": dense("classifier", "head"),
+    "token_classification": dense("classifier", "head"),
+    "masked_lm": (
+        *dense("cls.predictions.transform.dense", "head/transform"),
+        *norm("cls.predictions.transform.LayerNorm", "head/norm"),
+        Name("cls.predictions.bias", "head/bias"),
+    ),
+}
 # Of the attention of a decoder over what an encoder made of a source.
 CROSS_NAMES = (
     *dense("bert.encoder.layer.{i}.crossattention.self.query", "blocks/{i}/cross/query"),
@@ -44,8 +44,6 @@ CROSS_NAMES = (
     *dense("bert.encoder.layer.{i}.crossattention.output.dense", "blocks/{i}/cross/output"),
     *norm("bert.encoder.layer.{i}.crossattention.output.LayerNorm", "blocks/{i}/cross/norm"),
 )
-PREFIX = "bert."
-FRESH = ("pooler/", "head/")
 UNUSED = (
     r"bert\.embeddings\.position_ids",
     r"bert\.pooler\..*",
@@ -53,17 +51,12 @@ UNUSED = (
     r"classifier\..*",
     r"qa_outputs\..*",
 )
-
-
-def names(head: str | None, model_type: str) -> tuple[Name, ...]:
-    """The name table under a head: `head/bias` is the classifier's or the masked LM's."""
-    other = "cls." if head != "masked_lm" else "classifier."
-    return tuple(name for name in NAMES if not name.hf.startswith(other))
+TENSORS = BertNames({"bert": NAMES}, HEAD_NAMES, UNUSED, ("pooler/", "head/"), {"bert.": FIRST})
 
 
 def reading_names(model_type: str) -> tuple[Name, ...]:
     """The name table of a BERT that reads a source."""
-    return (*names("masked_lm", model_type), *CROSS_NAMES)
+    return (*TENSORS.table("masked_lm", model_type), *CROSS_NAMES)
 
 
 def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
@@ -80,13 +73,7 @@ FAMILY = Family(
     name="bert",
     config=Config,
     model_types=MODEL_TYPES,
-    fixed=FIXED,
-    unread=UNREAD,
-    fresh=FRESH,
-    unused=UNUSED,
-    names=names,
-    canonical=partial(whole_name, PREFIX),
-    exported=partial(saved_name, PREFIX),
+    tensors=TENSORS,
     towers=towers,
     reading=ReadingDecoder(reading_names, reading_tower),
 )

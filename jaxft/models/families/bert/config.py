@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from jaxft.models.layers.math import ACTIVATIONS
-from jaxft.models.weights.config_fields import check_activation, check_divides, read_fields
+from jaxft.models.weights.config_fields import check_activation, check_divides
 from jaxft.models.weights.hf_config import HfConfig
 
 _BERT: dict[str, Any] = {
@@ -100,6 +100,9 @@ class Config(HfConfig):
         classifier_rate, token_rate: dropout before a text's classes, and before a token's.
     """
 
+    FIXED = FIXED
+    UNREAD = UNREAD
+
     vocab_size: int
     max_positions: int
     width: int
@@ -121,7 +124,7 @@ class Config(HfConfig):
     def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Self:
         model_type = fields["model_type"]
         sizes = SIZES[model_type]
-        own = read_fields(fields, FIELDS[model_type], sizes=sizes, fixed=FIXED, ignore=ignore)
+        own = cls._read(fields, FIELDS[model_type], sizes, ignore)
         activation = "activation" if model_type == "distilbert" else "hidden_act"
         check_activation(activation, own[activation], ACTIVATIONS)
         words, width, blocks, heads, inner, _ = (own[name] for name in sizes[:6])

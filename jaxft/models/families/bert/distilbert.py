@@ -6,17 +6,12 @@ Source: Sanh et al. (2019), https://arxiv.org/abs/1910.01108; the computation fo
 
 from __future__ import annotations
 
-import re
-from functools import partial
-
-from jaxft.models.families.bert.config import FIXED, UNREAD, Config
+from jaxft.models.families.bert.config import Config
 from jaxft.models.families.bert.modules import Classifier, MaskedLm, Plain, TokenClassifier, tower
-from jaxft.models.families.bert.names import names_under, saved_name
 from jaxft.models.family import Family
 from jaxft.models.tower.tower import Tower
 from jaxft.models.weights.names import Name, dense, embedding, norm
-
-__all__ = ["FIXED", "UNREAD", "Config"]
+from jaxft.models.weights.tensor_names import PrefixedNames
 
 MODEL_TYPES = {
     "distilbert": {
@@ -26,7 +21,6 @@ MODEL_TYPES = {
         "masked_lm": "DistilBertForMaskedLM",
     }
 }
-PREFIX = "distilbert."
 NAMES = (
     *embedding("distilbert.embeddings.word_embeddings", "embeddings/word"),
     *embedding("distilbert.embeddings.position_embeddings", "embeddings/position"),
@@ -41,7 +35,6 @@ NAMES = (
     *norm("distilbert.transformer.layer.{i}.output_layer_norm", "blocks/{i}/mlp/norm"),
 )
 HEAD_NAMES = {
-    None: (),
     "text_classification": (*dense("pre_classifier", "pooler"), *dense("classifier", "head")),
     "token_classification": dense("classifier", "head"),
     "masked_lm": (
@@ -50,18 +43,19 @@ HEAD_NAMES = {
         Name("vocab_projector.bias", "head/bias"),
     ),
 }
-FRESH = ("pooler/", "head/")
 UNUSED = (
     r"distilbert\.embeddings\.position_ids",
     r"vocab_(transform|layer_norm|projector)\..*",
     r"(pre_)?classifier\..*",
     r"qa_outputs\..*",
 )
-
-
-def canonical(name: str) -> str:
-    """A tensor's name as files have it (perhaps no prefix) -> as `NAMES` spells it."""
-    return PREFIX + name if re.match(r"(embeddings|transformer)\.", name) else name
+TENSORS = PrefixedNames(
+    {"distilbert": NAMES},
+    HEAD_NAMES,
+    UNUSED,
+    fresh=("pooler/", "head/"),
+    prefixes={"distilbert.": "embeddings|transformer"},
+)
 
 
 def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
@@ -77,12 +71,6 @@ FAMILY = Family(
     name="distilbert",
     config=Config,
     model_types=MODEL_TYPES,
-    fixed=FIXED,
-    unread=UNREAD,
-    fresh=FRESH,
-    unused=UNUSED,
-    names=partial(names_under, NAMES, HEAD_NAMES),
-    canonical=canonical,
-    exported=partial(saved_name, PREFIX),
+    tensors=TENSORS,
     towers=towers,
 )

@@ -8,23 +8,19 @@ Source: Clark et al. (2020), https://arxiv.org/abs/2003.10555; the computation f
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxft.models.families.bert.config import FIXED, UNREAD, Config
+from jaxft.models.families.bert.config import Config
 from jaxft.models.families.bert.modules import Classifier, MaskedLm, Plain, TokenClassifier, tower
-from jaxft.models.families.bert.names import encoder_names, names_under, saved_name, whole_name
+from jaxft.models.families.bert.names import FIRST, BertNames, encoder_names
 from jaxft.models.family import Family
 from jaxft.models.layers.batch import Batch
 from jaxft.models.layers.math import ACTIVATIONS
 from jaxft.models.layers.modules import Linear
 from jaxft.models.tower.tower import Tower
 from jaxft.models.weights.names import Name, dense, norm
-
-__all__ = ["FIXED", "UNREAD", "Config"]
 
 MODEL_TYPES = {
     "electra": {
@@ -41,7 +37,6 @@ NAMES = (
     *dense("electra.embeddings_project", "embeddings/projection"),
 )
 HEAD_NAMES = {
-    None: (),
     "text_classification": (
         *dense("classifier.dense", "pooler"),
         *dense("classifier.out_proj", "head"),
@@ -57,7 +52,6 @@ HEAD_NAMES = {
         *dense("discriminator_predictions.dense_prediction", "head/score"),
     ),
 }
-FRESH = ("pooler/", "head/")
 UNUSED = (
     r"electra\.embeddings\.position_ids",
     r"(generator|discriminator)_predictions\..*",
@@ -65,6 +59,7 @@ UNUSED = (
     r"classifier\..*",
     r"qa_outputs\..*",
 )
+TENSORS = BertNames({"electra": NAMES}, HEAD_NAMES, UNUSED, ("pooler/", "head/"), {PREFIX: FIRST})
 
 
 class Scorer(nnx.Module):
@@ -105,12 +100,6 @@ FAMILY = Family(
     name="electra",
     config=Config,
     model_types=MODEL_TYPES,
-    fixed=FIXED,
-    unread=UNREAD,
-    fresh=FRESH,
-    unused=UNUSED,
-    names=partial(names_under, NAMES, HEAD_NAMES),
-    canonical=partial(whole_name, PREFIX),
-    exported=partial(saved_name, PREFIX),
+    tensors=TENSORS,
     towers=towers,
 )

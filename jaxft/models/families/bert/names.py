@@ -1,11 +1,15 @@
-"""The names that BERT, RoBERTa and ELECTRA have in common."""
+"""Tensor names that BERT, RoBERTa, ELECTRA and ALBERT have in common."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from dataclasses import dataclass
 
 from jaxft.models.weights.names import Name, dense, embedding, norm
+from jaxft.models.weights.tensor_names import PrefixedNames
+
+# The first components of names below a model's own prefix.
+FIRST = "embeddings|embeddings_project|encoder|pooler"
 
 
 def encoder_names(prefix: str) -> tuple[Name, ...]:
@@ -27,29 +31,11 @@ def encoder_names(prefix: str) -> tuple[Name, ...]:
     )
 
 
-def whole_name(prefix: str, name: str) -> str:
-    """A tensor's name as a model with a head has it, and its norms' leaves as they are called now.
+@dataclass(frozen=True)
+class BertNames(PrefixedNames):
+    """Tensor names of a BERT or one of its kin: old files say gamma and beta of a norm."""
 
-    Files of a model without a head have no prefix, and old files say gamma and beta.
-    """
-    name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
-    name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
-    bare = re.match(r"(embeddings|embeddings_project|encoder|pooler)\.", name)
-    return prefix + name if bare else name
-
-
-def names_under(
-    common: tuple[Name, ...],
-    heads: Mapping[str | None, tuple[Name, ...]],
-    head: str | None,
-    model_type: str,
-) -> tuple[Name, ...]:
-    """The name table under a head: the names that all heads have in common, and its own."""
-    del model_type
-    return common + heads[head]
-
-
-def saved_name(prefix: str, name: str, head: str | None, model_type: str) -> str:
-    """A tensor's name with its prefix -> as the head's architecture saves it: bare without one."""
-    del model_type
-    return name.removeprefix(prefix) if head is None else name
+    def canonical(self, name: str) -> str:
+        name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
+        name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
+        return super().canonical(name)

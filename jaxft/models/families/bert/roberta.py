@@ -7,16 +7,12 @@ computation follows `transformers`' `modeling_roberta.py`.
 
 from __future__ import annotations
 
-from functools import partial
-
-from jaxft.models.families.bert.config import FIXED, UNREAD, Config
+from jaxft.models.families.bert.config import Config
 from jaxft.models.families.bert.modules import Classifier, Encoder, MaskedLm, TokenClassifier, tower
-from jaxft.models.families.bert.names import encoder_names, names_under, saved_name, whole_name
+from jaxft.models.families.bert.names import FIRST, BertNames, encoder_names
 from jaxft.models.family import Family
 from jaxft.models.tower.tower import Tower
 from jaxft.models.weights.names import Name, dense, norm
-
-__all__ = ["FIXED", "UNREAD", "Config"]
 
 _ENDS = {
     None: "Model",
@@ -44,13 +40,15 @@ HEAD_NAMES = {
         Name("lm_head.bias", "head/bias"),
     ),
 }
-FRESH = ("pooler/", "head/")
 UNUSED = (
     r"roberta\.embeddings\.position_ids",
     r"roberta\.pooler\..*",
     r"lm_head\..*",
     r"classifier\..*",
     r"qa_outputs\..*",
+)
+TENSORS = BertNames(
+    dict.fromkeys(MODEL_TYPES, NAMES), HEAD_NAMES, UNUSED, ("pooler/", "head/"), {PREFIX: FIRST}
 )
 
 
@@ -67,12 +65,6 @@ FAMILY = Family(
     name="roberta",
     config=Config,
     model_types=MODEL_TYPES,
-    fixed=FIXED,
-    unread=UNREAD,
-    fresh=FRESH,
-    unused=UNUSED,
-    names=partial(names_under, NAMES, HEAD_NAMES),
-    canonical=partial(whole_name, PREFIX),
-    exported=partial(saved_name, PREFIX),
+    tensors=TENSORS,
     towers=towers,
 )

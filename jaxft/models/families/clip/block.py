@@ -9,6 +9,7 @@ https://arxiv.org/abs/2303.15343; the computation follows `transformers`' `model
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ from jaxft.models.weights.config_fields import (
     read_fields,
 )
 from jaxft.models.weights.names import Name, dense, norm
+from jaxft.models.weights.tensor_names import BareNames
 
 STD = 0.02  # of fresh kernels
 # What the fields of a tower are where its config does not name them.
@@ -57,23 +59,24 @@ BLOCK_NAMES = (
 UNUSED = (r"embeddings\.position_ids",)  # a buffer of older files
 
 
-def names_under(
-    common: tuple[Name, ...], projection: Name, head: str | None, model_type: str
-) -> tuple[Name, ...]:
-    """The name table of a tower under a head."""
-    del model_type
-    return common if head is None else (*common, projection)
+def tower_names(
+    bare: str, projected: str, names: Sequence[Name], prefix: str, projection: Name
+) -> BareNames:
+    """The tensor names of CLIP's and SigLIP's towers of one kind.
 
-
-def unprefixed(prefix: str, name: str) -> str:
-    """A tensor's name as files have it, with or without prefix -> without."""
-    return name.removeprefix(prefix)
-
-
-def saved_name(prefix: str, projection: Name, name: str, head: str | None, model_type: str) -> str:
-    """A tensor's name without its prefix -> as the head's architecture saves it."""
-    del model_type
-    return name if head is None or name == projection.hf else prefix + name
+    Args:
+        bare: SigLIP's model type, which has no projection.
+        projected: CLIP's, which may have one.
+        names: the lines of the bare tower.
+        prefix: of a tower with a projection.
+        projection: its line.
+    """
+    return BareNames(
+        dict.fromkeys((bare, projected), names),
+        {"projection": (projection,)},
+        (*UNUSED, re.escape(projection.hf)),
+        prefixes={projected: prefix},
+    )
 
 
 def read_tower(

@@ -14,8 +14,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +29,7 @@ from jaxft.models.tower.run import run_joint, run_tower
 from jaxft.models.tower.tower import Compute, Part, Tower
 from jaxft.models.weights.config_fields import check_fields
 from jaxft.models.weights.names import Name, dense
+from jaxft.models.weights.tensor_names import ComposedNames, Member, unused_of, within
 
 MODEL_TYPES: ModelTypes = {
     "clip": {"contrastive": "CLIPModel", "image_classification": "CLIPForImageClassification"},
@@ -57,11 +57,8 @@ POOLED = {
     ),
     "text_config": ("bert", "clip_text_model", "siglip_text_model"),
 }
-FIXED: dict[str, Any] = {"is_encoder_decoder": False}
-UNREAD = ("initializer_factor", "logit_scale_init_value", "text_config_dict", "vision_config_dict")
 KNOWN = ("vision_config", "text_config", "projection_dim")
 T = TypeVar("T")
-HEADS = ("contrastive", "image_classification")
 VISION, TEXT = "vision_model.", "text_model."
 JOINT_NAMES = (
     Name("visual_projection.weight", "head/vision/kernel", transpose=True),
@@ -147,15 +144,23 @@ class Reader:
         vision, text: the families.
     """
 
+    FIXED: ClassVar[Mapping[str, Any]] = {"is_encoder_decoder": False}
+    UNREAD: ClassVar[tuple[str, ...]] = (
+        "initializer_factor",
+        "logit_scale_init_value",
+        "text_config_dict",
+        "vision_config_dict",
+    )
+
     vision: Family
     text: Family
 
     def from_hf(self, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> DualConfig:
         """The config of a config.json; arguments and errors are those of `HfConfig.from_hf`."""
-        check_fields(fields, known=KNOWN, fixed=FIXED, ignore=(*ignore, *UNREAD))
+        check_fields(fields, known=KNOWN, fixed=self.FIXED, ignore=(*ignore, *self.UNREAD))
         given = {part: part_of_config(fields, part) for part in POOLED}
         vision, text = (
-            family.config.from_hf(given[part], (*ignore, *family.unread))
+            family.config.from_hf(given[part], ignore)
             for part, family in (("vision_config", self.vision), ("text_config", self.text))
         )
         model_type = fields["model_type"]
@@ -327,64 +332,42 @@ class DualEncoder:
             name="clip",
             config=Reader(self.vision, self.text),
             model_types=MODEL_TYPES,
-            fixed=FIXED,
-            unread=UNREAD,
-            fresh=self.fresh,
-            unused=self.unused,
-            names=self.names,
-            canonical=self.canonical,
-            exported=self.exported,
+            tensors=self.tensors(),
             towers=self.towers,
             images=True,
             apply=self.apply,
             refits=self.refits,
-            in_memory=self.in_memory,
         )
 
-    @property
-    def fresh(self) -> tuple[str, ...]:
-        """Prefixes of parameters that a checkpoint may lack."""
-        parts = (("vision/", self.vision), ("text/", self.text))
-        return ("head/", *(start + fresh for start, family in parts for fresh in family.fresh))
-
-    @cached_property
-    def unused(self) -> tuple[str, ...]:
-        """Patterns of tensors that may go unused: each tower's, and what only other heads read."""
-        heads = [name for head in HEADS for name in self.names(head, "")]
-        read = {re.escape(name.hf).replace(r"\{i\}", r"\d+") for name in heads}
-        parts = ((VISION, self.vision), (TEXT, self.text))
-        own = [re.escape(start) + unused for start, part in parts for unused in part.unused]
-        return (*sorted(read), *own)
-
-    def names(self, head: str | None, model_type: str) -> tuple[Name, ...]:
-        """The name table under a head."""
-        vision = self.vision.names(None, self.vision_type)
-        if head == "image_classification":
-            return (*_within(vision, VISION, ""), *dense("classifier", "head"))
-        text = self.text.names(None, self.text_type)
-        return (*_within(vision, VISION, "vision/"), *_within(text, TEXT, "text/"), *JOINT_NAMES)
-
-    def canonical(self, name: str) -> str:
-        """A tensor's name as files have it -> as the table spells it."""
-        for start, family in ((VISION, self.vision), (TEXT, self.text)):
-            if name.startswith(start):
-                return start + family.canonical(name.removeprefix(start))
-        return name
-
-    def exported(self, name: str, head: str | None, model_type: str) -> str:
-        """A tensor's name as the table spells it -> as the architectures save it."""
-        if name.startswith(VISION):  # a tower is its bare model under every head
-            own = name.removeprefix(VISION)
-            return VISION + self.vision.exported(own, None, self.vision_type)
-        if name.startswith(TEXT):
-            return TEXT + self.text.exported(name.removeprefix(TEXT), None, self.text_type)
-        return name
-
-    def in_memory(self, name: str, model_type: str) -> str:
-        """A tensor's name as a file has it -> as transformers 5 has it in memory."""
-        if not name.startswith(VISION):
-            return name
-        return VISION + self.vision.in_memory(name.removeprefix(VISION), self.vision_type)
+    def tensors(self) -> ComposedNames:
+        """Return the tensor names of both, whose towers are bare models under every head."""
+        vision = Member(self.vision.tensors, self.vision_type)
+        text = Member(self.text.tensors, self.text_type)
+        image_lines = vision.names.table(None, self.vision_type)
+        heads = {
+            "image_classification": (
+                *within(image_lines, VISION, ""),
+                *dense("classifier", "head"),
+            ),
+            "contrastive": (
+                *within(image_lines, VISION, "vision/"),
+                *within(text.names.table(None, self.text_type), TEXT, "text/"),
+                *JOINT_NAMES,
+            ),
+        }
+        # A checkpoint may hold all that another head reads.
+        read = {
+            re.escape(n.hf).replace(r"\{i\}", r"\d+") for lines in heads.values() for n in lines
+        }
+        members = {VISION: vision, TEXT: text}
+        fresh = (("vision/", vision), ("text/", text))
+        return ComposedNames(
+            dict.fromkeys(MODEL_TYPES, ()),
+            heads,
+            (*sorted(read), *unused_of(members)),
+            ("head/", *(start + one for start, part in fresh for one in part.names.fresh)),
+            members,
+        )
 
     def refits(
         self, config: DualConfig, fields: Mapping[str, Any]
@@ -449,9 +432,4 @@ class DualEncoder:
         return run_joint(joint, params, compute, *vectors)
 
 
-def _within(names: Sequence[Name], hf: str, ours: str) -> tuple[Name, ...]:
-    """A tower's name table, each name behind the tower's own prefix."""
-    return tuple(replace(name, hf=hf + name.hf, ours=ours + name.ours) for name in names)
-
-
-FAMILY = ComposedFamily("clip", MODEL_TYPES, FIXED, UNREAD, compose)
+FAMILY = ComposedFamily("clip", Reader, MODEL_TYPES, compose)

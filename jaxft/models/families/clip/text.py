@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, Self
 
 import jax
@@ -20,12 +19,10 @@ from jaxft.models.families.clip.block import (
     BLOCK_NAMES,
     STD,
     Block,
-    names_under,
     needs_of,
     projection,
     read_tower,
-    saved_name,
-    unprefixed,
+    tower_names,
 )
 from jaxft.models.family import Family, ModelTypes
 from jaxft.models.layers.attention import HIDDEN, Mask, make_mask
@@ -63,14 +60,15 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "projection_size": None,
     },
 }
-FIXED = clip_block.FIXED
-UNREAD = clip_block.UNREAD
 # CLIP's first configs name a wrong end of text; transformers takes it for the highest word.
 HIGHEST_ENDS = 2
 
 
 class Config(TextConfig):
     """The numbers of a text tower."""
+
+    FIXED = clip_block.FIXED
+    UNREAD = clip_block.UNREAD
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Self:
@@ -99,9 +97,7 @@ NAMES = (
     *dense("head", "pooler"),
 )
 PROJECTION = Name("text_projection.weight", "head/kernel", transpose=True)
-PREFIX = "text_model."
-FRESH = ("head/",)
-UNUSED = (*clip_block.UNUSED, r"text_projection\.weight")
+TENSORS = tower_names("siglip_text_model", "clip_text_model", NAMES, "text_model.", PROJECTION)
 
 
 class Embeddings(nnx.Module):
@@ -182,12 +178,6 @@ FAMILY = Family(
     name="clip_text",
     config=Config,
     model_types=MODEL_TYPES,
-    fixed=FIXED,
-    unread=UNREAD,
-    fresh=FRESH,
-    unused=UNUSED,
-    names=partial(names_under, NAMES, PROJECTION),
-    canonical=partial(unprefixed, PREFIX),
-    exported=partial(saved_name, PREFIX, PROJECTION),
+    tensors=TENSORS,
     towers=towers,
 )

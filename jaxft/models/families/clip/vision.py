@@ -7,7 +7,6 @@ by attention from one learned query.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, Self
 
 import jax
@@ -22,12 +21,10 @@ from jaxft.models.families.clip.block import (
     STD,
     Block,
     Mlp,
-    names_under,
     needs_of,
     projection,
     read_tower,
-    saved_name,
-    unprefixed,
+    tower_names,
 )
 from jaxft.models.family import Family, ModelTypes
 from jaxft.models.layers.attention import Mask, attention, make_mask
@@ -56,12 +53,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "clip_vision_model": clip_block.CLIP | COMMON | {"patch_size": 32, "projection_dim": 512},
     "siglip_vision_model": clip_block.SIGLIP | COMMON | {"patch_size": 16, "vision_use_head": True},
 }
-FIXED = clip_block.FIXED
-UNREAD = clip_block.UNREAD
 
 
 class Config(ImageConfig):
     """The numbers of an image tower."""
+
+    FIXED = clip_block.FIXED
+    UNREAD = clip_block.UNREAD
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Self:
@@ -105,9 +103,9 @@ NAMES = (
     *dense("head.mlp.fc2", f"{POOL}/mlp/down"),
 )
 PROJECTION = Name("visual_projection.weight", "head/kernel", transpose=True)
-PREFIX = "vision_model."
-FRESH = ("head/",)
-UNUSED = (*clip_block.UNUSED, r"visual_projection\.weight")
+TENSORS = tower_names(
+    "siglip_vision_model", "clip_vision_model", NAMES, "vision_model.", PROJECTION
+)
 
 
 def refits(
@@ -257,13 +255,7 @@ FAMILY = Family(
     name="clip_vision",
     config=Config,
     model_types=MODEL_TYPES,
-    fixed=FIXED,
-    unread=UNREAD,
-    fresh=FRESH,
-    unused=UNUSED,
-    names=partial(names_under, NAMES, PROJECTION),
-    canonical=partial(unprefixed, PREFIX),
-    exported=partial(saved_name, PREFIX, PROJECTION),
+    tensors=TENSORS,
     towers=towers,
     text=False,
     images=True,

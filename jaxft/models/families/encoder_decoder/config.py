@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxft.errors import UserError
 from jaxft.models.family import Family
@@ -26,9 +26,6 @@ DECODERS = ("gpt2", "bert")
 PARTS = ("encoder", "decoder")
 TOKENS = ("decoder_start_token_id", "eos_token_id", "pad_token_id")
 KNOWN = (*PARTS, *TOKENS)
-FIXED: dict[str, Any] = {"is_encoder_decoder": True}
-# The decoder's config says whether its words are tied, and how many there are.
-UNREAD = ("tie_word_embeddings", "vocab_size", *(n for n in GENERATION if n not in TOKENS))
 # Of a decoder's config: it is read as any model's of its type that has none of these.
 READS = ("is_decoder", "add_cross_attention")
 
@@ -123,12 +120,20 @@ class Reader:
         encoder, decoder: the families.
     """
 
+    FIXED: ClassVar[Mapping[str, Any]] = {"is_encoder_decoder": True}
+    # The decoder's config says whether its words are tied, and how many there are.
+    UNREAD: ClassVar[tuple[str, ...]] = (
+        "tie_word_embeddings",
+        "vocab_size",
+        *(name for name in GENERATION if name not in TOKENS),
+    )
+
     encoder: Family
     decoder: Family
 
     def from_hf(self, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> PairConfig:
         """The config of a config.json; arguments and errors are those of `HfConfig.from_hf`."""
-        check_fields(fields, known=KNOWN, fixed=FIXED, ignore=(*ignore, *UNREAD))
+        check_fields(fields, known=KNOWN, fixed=self.FIXED, ignore=(*ignore, *self.UNREAD))
         given = {part: dict(fields[part]) for part in PARTS}
         for name in READS:
             if given["decoder"].get(name) is False:
@@ -138,8 +143,8 @@ class Reader:
                 )
         own = {name: value for name, value in given["decoder"].items() if name not in READS}
         passed = (*ignore, *GENERATION)
-        encoder = self.encoder.config.from_hf(given["encoder"], (*passed, *self.encoder.unread))
-        decoder = self.decoder.config.from_hf(own, (*passed, *self.decoder.unread))
+        encoder = self.encoder.config.from_hf(given["encoder"], passed)
+        decoder = self.decoder.config.from_hf(own, passed)
         reads = self.encoder.text, self.encoder.images
         return PairConfig(fields["model_type"], encoder, decoder, tokens_of(fields), given, *reads)
 

@@ -11,9 +11,8 @@ https://arxiv.org/abs/2109.10282; the computation follows `transformers`'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -22,9 +21,7 @@ from jaxft.errors import UserError
 from jaxft.models.families.encoder_decoder.config import (
     DECODERS,
     ENCODERS,
-    FIXED,
     PARTS,
-    UNREAD,
     PairConfig,
     Reader,
     join_configs,
@@ -33,9 +30,10 @@ from jaxft.models.families.encoder_decoder.config import (
 from jaxft.models.family import ComposedFamily, Family, ModelTypes, ReadingDecoder
 from jaxft.models.tower.run import run_pair
 from jaxft.models.tower.tower import Tower
-from jaxft.models.weights.names import Name, dense
+from jaxft.models.weights.names import dense
+from jaxft.models.weights.tensor_names import ComposedNames, Member, unused_of, within
 
-__all__ = ["FIXED", "UNREAD", "join_configs"]
+__all__ = ["join_configs"]
 
 MODEL_TYPES: ModelTypes = {
     "vision-encoder-decoder": {"captioning": "VisionEncoderDecoderModel"},
@@ -43,6 +41,8 @@ MODEL_TYPES: ModelTypes = {
 }
 HEAD = "causal_lm"  # what a decoder ends in, in its own family
 PROJECTION_NAMES = dense("enc_to_dec_proj", "decoder/source/projection")
+# Parameters that two checkpoints lack: those that the decoder reads the encoder by.
+PAIRED_FRESH = ("decoder/source/", "decoder/head/", r"decoder/blocks/\d+/cross/")
 T = TypeVar("T")
 
 
@@ -101,70 +101,41 @@ class EncoderDecoder:
             name="encoder_decoder",
             config=Reader(self.encoder, self.decoder),
             model_types=MODEL_TYPES,
-            fixed=FIXED,
-            unread=UNREAD,
-            fresh=self.fresh,
-            unused=self.unused,
-            names=self.names,
-            canonical=self.canonical,
-            exported=self.exported,
+            tensors=self.tensors(),
             towers=self.towers,
             images=self.encoder.images,
             apply=run_pair,
             settled=self.settled,
             refits=self.refits,
-            in_memory=self.in_memory,
         )
 
-    @property
-    def fresh(self) -> tuple[str, ...]:
-        """Prefixes of parameters that a checkpoint may lack."""
-        own = tuple(f"encoder/{fresh}" for fresh in self.encoder.fresh)
-        if not self.paired:
-            return own
-        return (*own, "decoder/source/", "decoder/head/", r"decoder/blocks/\d+/cross/")
+    def tensors(self) -> ComposedNames:
+        """Return the tensor names of both."""
+        encoder = Member(self.encoder.tensors, self.encoder_type)
+        decoder = Member(self.decoder.tensors, self.decoder_type, HEAD)
+        lines = (
+            *within(encoder.names.table(None, self.encoder_type), "encoder.", "encoder/"),
+            *within(self._reading.names(self.decoder_type), "decoder.", "decoder/"),
+            *PROJECTION_NAMES,
+        )
+        members = {"encoder.": encoder, "decoder.": decoder}
+        fresh = tuple(f"encoder/{one}" for one in encoder.names.fresh)
+        return ComposedNames(
+            dict.fromkeys(MODEL_TYPES, lines),
+            {},
+            unused_of(members),
+            (*fresh, *PAIRED_FRESH) if self.paired else fresh,
+            members,
+        )
 
     def settled(self, fields: Mapping[str, Any], tensors: Iterable[str]) -> dict[str, Any]:
         """A config.json that says itself what its decoder's says of tokens."""
         return {**fields, **{n: v for n, v in tokens_of(fields).items() if v is not None}}
 
-    @cached_property
-    def unused(self) -> tuple[str, ...]:
-        """Patterns of tensors that may go unused: those of each part."""
-        both = zip(PARTS, (self.encoder, self.decoder), strict=True)
-        return tuple(rf"{part}\.{unused}" for part, own in both for unused in own.unused)
-
     @property
     def _reading(self) -> ReadingDecoder:
         assert self.decoder.reading is not None  # compose takes decoders that read
         return self.decoder.reading
-
-    def names(self, head: str | None, model_type: str) -> tuple[Name, ...]:
-        """The name table."""
-        encoder = self.encoder.names(None, self.encoder_type)
-        decoder = self._reading.names(self.decoder_type)
-        return (*_within("encoder", encoder), *_within("decoder", decoder), *PROJECTION_NAMES)
-
-    def canonical(self, name: str) -> str:
-        """A tensor's name as files have it -> as the table spells it."""
-        return self._renamed(name, lambda family, own, *_: family.canonical(own))
-
-    def exported(self, name: str, head: str | None, model_type: str) -> str:
-        """A tensor's name as the table spells it -> as the architectures save it."""
-        return self._renamed(name, lambda family, own, *how: family.exported(own, *how))
-
-    def in_memory(self, name: str, model_type: str) -> str:
-        """A tensor's name as a file has it -> as transformers 5 has it in memory."""
-        return self._renamed(name, lambda family, own, _, kind: family.in_memory(own, kind))
-
-    def _renamed(self, name: str, rename: Callable[..., str]) -> str:
-        """A name with what is behind its part's prefix renamed by the part's family."""
-        part, _, own = name.partition(".")
-        if part == "encoder":
-            return f"encoder.{rename(self.encoder, own, None, self.encoder_type)}"
-        if part == "decoder":
-            return f"decoder.{rename(self.decoder, own, HEAD, self.decoder_type)}"
-        return name
 
     def refits(
         self, config: PairConfig, fields: Mapping[str, Any]
@@ -183,11 +154,4 @@ class EncoderDecoder:
         return {"encoder": encoder, "decoder": replace(decoder, prefix="decoder/", reads=encoder)}
 
 
-def _within(part: str, names: Sequence[Name]) -> tuple[Name, ...]:
-    """A part's name table, each name behind the part's own prefix."""
-    return tuple(
-        replace(name, hf=f"{part}.{name.hf}", ours=f"{part}/{name.ours}") for name in names
-    )
-
-
-FAMILY = ComposedFamily("encoder_decoder", MODEL_TYPES, FIXED, UNREAD, compose)
+FAMILY = ComposedFamily("encoder_decoder", Reader, MODEL_TYPES, compose)

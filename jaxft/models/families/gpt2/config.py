@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from jaxft.errors import UserError
 from jaxft.models.layers.math import ACTIVATIONS
-from jaxft.models.weights.config_fields import check_activation, check_divides, read_fields
+from jaxft.models.weights.config_fields import check_activation, check_divides
 from jaxft.models.weights.hf_config import HfConfig
 
 # The fields of each model type, with what a config.json without the field means.
@@ -97,8 +97,6 @@ RATES = {
 RATES["imagegpt"] = RATES["gpt2"]
 # Fields that change the computation and are computed for one value only.
 FIXED = {"add_cross_attention": False, "is_encoder_decoder": False}
-# ImageGPT scores one word less than it has embeddings for: the two cannot be tied.
-FIXED_IMAGE = {**FIXED, "tie_word_embeddings": False}
 # The order of arithmetic in half precision, the head for multiple choice, blocks left out at
 # random while training, what follows from `attention_types`, and leftovers.
 UNREAD = (
@@ -142,6 +140,9 @@ class Config(HfConfig):
         windows: per block: how many positions back it sees, itself included; None for all.
     """
 
+    FIXED = FIXED
+    UNREAD = UNREAD
+
     vocab_size: int
     max_positions: int
     width: int
@@ -167,8 +168,7 @@ class Config(HfConfig):
     def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Self:
         model_type = fields["model_type"]
         defaults, sizes = FIELDS[model_type], SIZES[model_type]
-        fixed = FIXED_IMAGE if model_type == "imagegpt" else FIXED
-        own = read_fields(fields, defaults, sizes=sizes, fixed=fixed, ignore=ignore)
+        own = cls._read(fields, defaults, sizes, ignore)
         check_activation("activation_function", own["activation_function"], ACTIVATIONS)
         width, heads = own[sizes[2]], own[sizes[4]]
         check_divides(sizes[2], width, heads, "heads")
@@ -182,6 +182,12 @@ class Config(HfConfig):
     def activation(self) -> str:
         """The name of the MLP's activation function."""
         return self.fields["activation_function"]
+
+
+class ImageConfig(Config):
+    """The numbers of an ImageGPT: it scores one word less than it embeds, so they are not tied."""
+
+    FIXED = Config.FIXED | {"tie_word_embeddings": False}
 
 
 def _gpt2(own: Mapping[str, Any], width: int, heads: int) -> dict[str, Any]:

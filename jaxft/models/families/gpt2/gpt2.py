@@ -11,7 +11,6 @@ Source: Radford et al. (2019), "Language Models are Unsupervised Multitask Learn
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from functools import partial
 
@@ -19,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxft.models.families.gpt2.config import FIXED, UNREAD, Config
+from jaxft.models.families.gpt2.config import Config
 from jaxft.models.family import Family, ReadingDecoder
 from jaxft.models.layers.attention import Mask
 from jaxft.models.layers.batch import Batch, positions_of
@@ -31,8 +30,7 @@ from jaxft.models.layers.math import ACTIVATIONS, dropout
 from jaxft.models.layers.modules import Embedding, LayerNorm, Linear, RMSNorm, split_key
 from jaxft.models.tower.tower import Compute, Part, Tower
 from jaxft.models.weights.names import Name, dense, embedding, norm
-
-__all__ = ["FIXED", "UNREAD", "Config"]
+from jaxft.models.weights.tensor_names import PrefixedNames
 
 MODEL_TYPES = {
     "gpt2": {
@@ -122,11 +120,9 @@ CROSS_NAMES = (
     *conv("transformer.h.{i}.crossattention.c_proj", "blocks/{i}/cross/output"),
 )
 HEAD_NAMES = {
-    None: (),
     "causal_lm": (Name("lm_head.weight", "head/kernel", transpose=True),),
     "text_classification": (Name("score.weight", "head/kernel", transpose=True),),
 }
-FRESH = ("head/",)
 UNUSED = (
     # The causal mask, as a buffer.
     r"transformer\.h\.\d+\.attn\.(attention\.)?(bias|masked_bias)",
@@ -135,22 +131,8 @@ UNUSED = (
     r"score\.weight",
     r"multiple_choice_head\..*",
 )
-
-
-def names(head: str | None, model_type: str) -> tuple[Name, ...]:
-    """The name table of a model type under a head."""
-    return NAMES[model_type] + HEAD_NAMES[head]
-
-
-def canonical(name: str) -> str:
-    """A tensor's name as files have it (with or without prefix) -> as `NAMES` spells it."""
-    name = f"transformer.{name}" if re.match(r"(wte|wpe|h|ln_f)\.", name) else name
-    return f"model.{name}" if name.startswith("decoder.") else name
-
-
-def exported(name: str, head: str | None, model_type: str) -> str:
-    """A tensor's name as `NAMES` spells it -> as the head's architecture saves it."""
-    return re.sub(r"^(transformer|model)\.", "", name) if head is None else name
+PREFIXES = {"transformer.": "wte|wpe|h|ln_f", "model.": "decoder"}
+TENSORS = PrefixedNames(NAMES, HEAD_NAMES, UNUSED, prefixes=PREFIXES)
 
 
 def make_norm(config: Config) -> LayerNorm | RMSNorm:
@@ -339,7 +321,7 @@ class ReadingBlock(nnx.Module):
 
 def reading_names(model_type: str) -> tuple[Name, ...]:
     """The name table of a GPT-2 that reads a source."""
-    return (*names("causal_lm", model_type), *CROSS_NAMES)
+    return (*TENSORS.table("causal_lm", model_type), *CROSS_NAMES)
 
 
 def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
@@ -394,13 +376,7 @@ FAMILY = Family(
     name="gpt2",
     config=Config,
     model_types=MODEL_TYPES,
-    fixed=FIXED,
-    unread=UNREAD,
-    fresh=FRESH,
-    unused=UNUSED,
-    names=names,
-    canonical=canonical,
-    exported=exported,
+    tensors=TENSORS,
     towers=towers,
     reading=ReadingDecoder(reading_names, reading_tower),
 )

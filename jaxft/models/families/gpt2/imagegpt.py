@@ -9,21 +9,20 @@ Source: Chen et al. (2020), "Generative Pretraining from Pixels"; the computatio
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxft.models.families.gpt2 import gpt2
-from jaxft.models.families.gpt2.config import FIXED_IMAGE as FIXED
-from jaxft.models.families.gpt2.config import UNREAD, Config
+from jaxft.models.families.gpt2.config import ImageConfig
 from jaxft.models.family import Family
 from jaxft.models.layers.batch import Batch
 from jaxft.models.layers.decoder import Bare, CausalLm
 from jaxft.models.layers.modules import Linear
 from jaxft.models.tower.tower import Tower
 from jaxft.models.weights.names import Name
-
-__all__ = ["FIXED", "UNREAD", "Config"]
 
 MODEL_TYPES = {
     "imagegpt": {
@@ -33,33 +32,17 @@ MODEL_TYPES = {
     }
 }
 HEAD_NAMES = {
-    None: (),
     "image_generation": (Name("lm_head.weight", "head/kernel", transpose=True),),
     "image_classification": (Name("score.weight", "head/kernel", transpose=True),),
 }
-FRESH = gpt2.FRESH
-UNUSED = gpt2.UNUSED
-
-
-def names(head: str | None, model_type: str) -> tuple[Name, ...]:
-    """The name table under a head: GPT-2's, whose biases of norms are not there."""
-    return gpt2.NAMES["gpt2"] + HEAD_NAMES[head]
-
-
-def canonical(name: str) -> str:
-    """A tensor's name as files have it (with or without prefix) -> as `names` spells it."""
-    return gpt2.canonical(name)
-
-
-def exported(name: str, head: str | None, model_type: str) -> str:
-    """A tensor's name as `names` spells it -> as the head's architecture saves it."""
-    return gpt2.exported(name, head, model_type)
+# The names are GPT-2's, of which no leaf asks for the biases of norms.
+TENSORS = replace(gpt2.TENSORS, tables={"imagegpt": gpt2.NAMES["gpt2"]}, heads=HEAD_NAMES)
 
 
 class MeanClassifier(nnx.Module):
     """Scores of classes from the mean of the normalised stream: `logits` [B, C]."""
 
-    def __init__(self, config: Config, num_labels: int):
+    def __init__(self, config: ImageConfig, num_labels: int):
         self.norm = gpt2.make_norm(config)
         self.head = Linear(config.width, num_labels, ("embed", "labels"), config.std, bias=False)
 
@@ -67,7 +50,7 @@ class MeanClassifier(nnx.Module):
         return {"logits": self.head(self.norm(x).mean(axis=1)).astype(jnp.float32)}
 
 
-def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
+def towers(config: ImageConfig, head: str | None, num_labels: int | None) -> dict[str, Tower]:
     """The one tower of an ImageGPT under a head (a key of `MODEL_TYPES["imagegpt"]`)."""
     if head == "image_classification":
         top: nnx.Module = MeanClassifier(config, num_labels or 2)
@@ -82,14 +65,8 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
 
 FAMILY = Family(
     name="imagegpt",
-    config=Config,
+    config=ImageConfig,
     model_types=MODEL_TYPES,
-    fixed=FIXED,
-    unread=UNREAD,
-    fresh=FRESH,
-    unused=UNUSED,
-    names=names,
-    canonical=canonical,
-    exported=exported,
+    tensors=TENSORS,
     towers=towers,
 )

@@ -10,7 +10,7 @@ from typing import Any, Self
 from jaxft.errors import UserError
 from jaxft.models.layers.math import ACTIVATIONS
 from jaxft.models.layers.rotary import Rotary, read_rotary
-from jaxft.models.weights.config_fields import check_activation, check_divides, read_fields
+from jaxft.models.weights.config_fields import check_activation, check_divides
 from jaxft.models.weights.hf_config import TextConfig
 
 # The fields that all of them have, with what a config.json without the field means.
@@ -83,6 +83,7 @@ OWN: dict[str, dict[str, Any]] = {
         "final_logit_softcapping": None,
     },
 }
+GEMMAS = ("gemma2", "gemma3_text")
 # Fields that change the computation and are computed for one value only.
 FIXED = {
     "is_encoder_decoder": False,
@@ -119,6 +120,8 @@ class Config(TextConfig):
         waves: per block: which of them it has.
     """
 
+    FIXED = FIXED
+    UNREAD = UNREAD
     # The spelling of rotary embeddings, of which there are several: the checkpoint's own is kept.
     READ_ONLY = ("rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq")
 
@@ -130,7 +133,7 @@ class Config(TextConfig):
     def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Self:
         model_type = fields["model_type"]
         defaults = COMMON | OWN[model_type]
-        own = read_fields(fields, defaults, sizes=SIZES, fixed=FIXED, ignore=ignore)
+        own = cls._read(fields, defaults, SIZES, ignore)
         heads = own["num_attention_heads"]
         own["num_key_value_heads"] = own["num_key_value_heads"] or heads
         check_divides("num_attention_heads", heads, own["num_key_value_heads"], "groups")
@@ -148,7 +151,7 @@ class Config(TextConfig):
     @property
     def gemma(self) -> bool:
         """Whether it is a Gemma: scaled embeddings, and norms around attention and MLP."""
-        return self.model_type in ("gemma2", "gemma3_text")
+        return self.model_type in GEMMAS
 
     @property
     def activation(self) -> str:

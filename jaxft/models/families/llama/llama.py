@@ -14,7 +14,6 @@ https://arxiv.org/abs/2408.00118; the computation follows `transformers`' `model
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -22,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxft.models.families.llama.config import FIXED, UNREAD, Config
+from jaxft.models.families.llama.config import GEMMAS, Config
 from jaxft.models.family import Family
 from jaxft.models.layers.attention import Mask, cached_attention
 from jaxft.models.layers.batch import Batch, positions_of
@@ -34,8 +33,7 @@ from jaxft.models.layers.modules import Embedding, Linear, RMSNorm
 from jaxft.models.layers.rotary import rotary_waves, rotate
 from jaxft.models.tower.tower import Compute, Part, Tower
 from jaxft.models.weights.names import Name, dense, embedding
-
-__all__ = ["FIXED", "UNREAD", "Config"]
+from jaxft.models.weights.tensor_names import PrefixedNames
 
 
 def heads_of(stem: str) -> dict[str | None, str]:
@@ -89,33 +87,20 @@ GEMMA_NORMS = (
     *scale("model.layers.{i}.post_feedforward_layernorm", "blocks/{i}/mlp/output_norm"),
 )
 HEAD_NAMES = {
-    None: (),
     "causal_lm": (Name("lm_head.weight", "head/kernel", transpose=True),),
     "text_classification": (Name("score.weight", "head/kernel", transpose=True),),
 }
-PREFIX = "model."
-FRESH = ("head/",)
 UNUSED = (
     r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",  # computed, as a buffer of old files
     r"lm_head\.weight",
     r"score\.weight",
 )
-
-
-def names(head: str | None, model_type: str) -> tuple[Name, ...]:
-    """The name table of a model type under a head."""
-    gemma = model_type in ("gemma2", "gemma3_text")
-    return NAMES + (GEMMA_NORMS if gemma else NORMS) + HEAD_NAMES[head]
-
-
-def canonical(name: str) -> str:
-    """A tensor's name as files have it (with or without prefix) -> as `NAMES` spells it."""
-    return PREFIX + name if re.match(r"(embed_tokens|layers|norm)\.", name) else name
-
-
-def exported(name: str, head: str | None, model_type: str) -> str:
-    """A tensor's name as `NAMES` spells it -> as the head's architecture saves it."""
-    return name.removeprefix(PREFIX) if head is None else name
+TENSORS = PrefixedNames(
+    {name: NAMES + (GEMMA_NORMS if name in GEMMAS else NORMS) for name in MODEL_TYPES},
+    HEAD_NAMES,
+    UNUSED,
+    prefixes={"model.": "embed_tokens|layers|norm"},
+)
 
 
 @jax.tree_util.register_dataclass
@@ -319,12 +304,6 @@ FAMILY = Family(
     name="llama",
     config=Config,
     model_types=MODEL_TYPES,
-    fixed=FIXED,
-    unread=UNREAD,
-    fresh=FRESH,
-    unused=UNUSED,
-    names=names,
-    canonical=canonical,
-    exported=exported,
+    tensors=TENSORS,
     towers=towers,
 )

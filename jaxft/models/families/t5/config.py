@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from jaxft.errors import UserError
 from jaxft.models.layers.math import ACTIVATIONS
-from jaxft.models.weights.config_fields import check_activation, read_fields
+from jaxft.models.weights.config_fields import check_activation
 from jaxft.models.weights.hf_config import HfConfig
 
 # The fields of config.json that are read, with what one without the field means.
@@ -61,13 +61,15 @@ LONGEST = 2**20  # positions: relative ones have no end
 class Config(HfConfig):
     """The numbers of a T5."""
 
+    FIXED = FIXED
+    UNREAD = UNREAD
     ALSO_WRITTEN = MappingProxyType({"is_encoder_decoder": True})
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Self:
         model_type = fields["model_type"]
         defaults = DEFAULTS | OWN[model_type]
-        own = read_fields(fields, defaults, sizes=SIZES, fixed=FIXED, ignore=ignore)
+        own = cls._read(fields, defaults, SIZES, ignore)
         own["num_decoder_layers"] = own["num_decoder_layers"] or own["num_layers"]
         if own["scale_decoder_outputs"] is None:  # only transformers 5 says so in so many words
             own["scale_decoder_outputs"] = own["tie_word_embeddings"] is not False

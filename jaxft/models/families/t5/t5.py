@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxft.models.families.t5.config import FIXED, UNREAD, Config
+from jaxft.models.families.t5.config import Config
 from jaxft.models.family import Family
 from jaxft.models.layers.attention import Mask, cached_attention, make_mask
 from jaxft.models.layers.batch import Batch, segments_of, slot_of
@@ -34,8 +34,7 @@ from jaxft.models.layers.relative import RelativePositions
 from jaxft.models.tower.run import run_pair
 from jaxft.models.tower.tower import Compute, Part, Tower
 from jaxft.models.weights.names import Name, embedding
-
-__all__ = ["FIXED", "UNREAD", "Config"]
+from jaxft.models.weights.tensor_names import TensorNames
 
 HEAD_FILE_NAME = "lm_head.weight"
 MODEL_TYPES = {
@@ -71,29 +70,14 @@ NAMES = (
     *embedding("shared", "encoder/word"),
     *_tower_names("encoder", 1),
     *_tower_names("decoder", 2),
-    Name(HEAD_FILE_NAME, "decoder/head/kernel", transpose=True),
 )
-FRESH = ()
+HEAD_NAMES = {"seq2seq": (Name(HEAD_FILE_NAME, "decoder/head/kernel", transpose=True),)}
 UNUSED = (
     r"(encoder|decoder)\.embed_tokens\.weight",  # the shared ones again, in old files
     r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",
     r"lm_head\.weight",
 )
-
-
-def names(head: str | None, model_type: str) -> tuple[Name, ...]:
-    """The name table under a head."""
-    return NAMES if head == "seq2seq" else NAMES[:-1]
-
-
-def canonical(name: str) -> str:
-    """A tensor's name as files have it -> as `NAMES` spells it."""
-    return name
-
-
-def exported(name: str, head: str | None, model_type: str) -> str:
-    """A tensor's name as `NAMES` spells it -> as the head's architecture saves it."""
-    return name
+TENSORS = TensorNames(dict.fromkeys(MODEL_TYPES, NAMES), HEAD_NAMES, UNUSED, fresh=())
 
 
 def settled(fields: Mapping[str, Any], tensors: Iterable[str]) -> dict[str, Any]:
@@ -322,13 +306,7 @@ FAMILY = Family(
     name="t5",
     config=Config,
     model_types=MODEL_TYPES,
-    fixed=FIXED,
-    unread=UNREAD,
-    fresh=FRESH,
-    unused=UNUSED,
-    names=names,
-    canonical=canonical,
-    exported=exported,
+    tensors=TENSORS,
     towers=towers,
     apply=run_pair,
     settled=settled,

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from jaxft.errors import UserError
 from jaxft.models.layers.math import ACTIVATIONS
-from jaxft.models.weights.config_fields import check_activation, check_divides, read_fields
+from jaxft.models.weights.config_fields import check_activation, check_divides
 from jaxft.models.weights.hf_config import ImageConfig
 
 # The fields that all of them have, with what a config.json without the field means.
@@ -69,11 +69,14 @@ SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads")
 class Config(ImageConfig):
     """The numbers of a ViT or one of its kin."""
 
+    FIXED = FIXED
+    UNREAD = UNREAD
+
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Self:
         model_type = fields["model_type"]
         defaults = COMMON | OWN[model_type]
-        own = read_fields(fields, defaults, sizes=SIZES, fixed=FIXED, ignore=ignore)
+        own = cls._read(fields, defaults, SIZES, ignore)
         check_divides("hidden_size", own["hidden_size"], own["num_attention_heads"], "heads")
         for name in ("hidden_act", "pooler_act"):
             check_activation(name, own.get(name, "gelu"), ACTIVATIONS)

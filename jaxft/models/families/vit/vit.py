@@ -12,8 +12,8 @@ al. (2023), https://arxiv.org/abs/2309.16588. The computation follows `transform
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ import numpy as np
 from flax import nnx
 
 from jaxft.errors import UserError
-from jaxft.models.families.vit.config import FIXED, UNREAD, Config
+from jaxft.models.families.vit.config import Config
 from jaxft.models.family import Family
 from jaxft.models.layers.attention import Mask, attention, attention_weights, make_mask
 from jaxft.models.layers.batch import Batch
@@ -33,8 +33,7 @@ from jaxft.models.layers.modules import LayerNorm, Leaf, Linear, parameter, spli
 from jaxft.models.layers.vision import PatchEmbedding, grid_of, resize_grid
 from jaxft.models.tower.tower import Compute, Part, Tower
 from jaxft.models.weights.names import Name, dense, norm
-
-__all__ = ["FIXED", "UNREAD", "Config"]
+from jaxft.models.weights.tensor_names import BareNames
 
 Outputs = dict[str, jax.Array]
 
@@ -60,7 +59,6 @@ NAMES = (
     *dense("encoder.layer.{i}.attention.attention.value", "blocks/{i}/attention/value"),
     *dense("encoder.layer.{i}.attention.output.dense", "blocks/{i}/attention/output"),
     *norm("layernorm", "norm"),
-    *dense("classifier", "head"),
 )
 VIT_NAMES = (
     *NAMES,
@@ -94,7 +92,6 @@ IN_MEMORY = (
     ("intermediate.dense", "mlp.fc1"),
     ("output.dense", "mlp.fc2"),
 )
-FRESH = ("pooler/", "head/", "embeddings/mask_token")
 UNUSED = (
     r"embeddings\.mask_token",
     r"pooler\..*",
@@ -104,27 +101,24 @@ UNUSED = (
 )
 
 
-def names(head: str | None, model_type: str) -> tuple[Name, ...]:
-    """The name table of a model type under a head."""
-    return VIT_NAMES if model_type in ("vit", "deit") else DINOV2_NAMES
+@dataclass(frozen=True)
+class VitNames(BareNames):
+    """Tensor names of a ViT or one of its kin, whose modules transformers 5 names otherwise."""
+
+    def in_memory(self, name: str, model_type: str) -> str:
+        renamed = IN_MEMORY if model_type in ("vit", "deit") else IN_MEMORY[:4]
+        for stored, module in renamed:
+            name = name.replace(stored, module)
+        return name
 
 
-def canonical(name: str) -> str:
-    """A tensor's name as files have it (with or without prefix) -> as the tables spell it."""
-    return re.sub(r"^(vit|deit|dinov2|dinov2_with_registers)\.", "", name)
-
-
-def exported(name: str, head: str | None, model_type: str) -> str:
-    """A tensor's name as the tables spell it -> as the head's architecture saves it."""
-    return name if head is None or name.startswith("classifier.") else f"{model_type}.{name}"
-
-
-def in_memory(name: str, model_type: str) -> str:
-    """A tensor's name as a file has it -> as transformers 5 has it in memory, and PEFT with it."""
-    own = IN_MEMORY if model_type in ("vit", "deit") else IN_MEMORY[:4]
-    for stored, held in own:
-        name = name.replace(stored, held)
-    return name
+TENSORS = VitNames(
+    {name: VIT_NAMES if name in ("vit", "deit") else DINOV2_NAMES for name in MODEL_TYPES},
+    {"image_classification": dense("classifier", "head")},
+    UNUSED,
+    fresh=("pooler/", "head/", "embeddings/mask_token"),
+    prefixes={name: f"{name}." for name in MODEL_TYPES},
+)
 
 
 def refits(
@@ -398,16 +392,9 @@ FAMILY = Family(
     name="vit",
     config=Config,
     model_types=MODEL_TYPES,
-    fixed=FIXED,
-    unread=UNREAD,
-    fresh=FRESH,
-    unused=UNUSED,
-    names=names,
-    canonical=canonical,
-    exported=exported,
+    tensors=TENSORS,
     towers=towers,
     text=False,
     images=True,
     refits=refits,
-    in_memory=in_memory,
 )

@@ -11,8 +11,8 @@ Source: Fang et al. (2021), https://arxiv.org/abs/2106.00666. The computation fo
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxft.errors import UserError
-from jaxft.models.families.vit.config import FIXED, Config
+from jaxft.models.families.vit import config as vit_config
 from jaxft.models.families.vit.vit import VIT_NAMES, Attention, Encoder, Mlp
 from jaxft.models.family import Family
 from jaxft.models.layers.attention import Mask, make_mask
@@ -32,17 +32,18 @@ from jaxft.models.layers.modules import LayerNorm, Leaf, Linear, parameter, spli
 from jaxft.models.layers.vision import PatchEmbedding, Size, grid_of, resize_grid
 from jaxft.models.tower.tower import Compute, Part, Tower
 from jaxft.models.weights.names import Name, dense
-
-__all__ = ["FIXED", "Config"]
+from jaxft.models.weights.tensor_names import BareNames
 
 Outputs = dict[str, jax.Array]
 HEAD_LAYERS = 3  # of the MLP that reads a class, and of the one that reads a box
 
 MODEL_TYPES = {"yolos": {None: "YolosModel", "object_detection": "YolosForObjectDetection"}}
 NAMES = (
-    *(line for line in VIT_NAMES if not line.ours.startswith("head/")),
+    *VIT_NAMES,
     Name("embeddings.detection_tokens", "embeddings/detection_tokens"),
     Name("encoder.mid_position_embeddings", "blocks/{i}/position", stacked=True),
+)
+HEAD_NAMES = (
     *(
         line
         for layer in range(HEAD_LAYERS - 1)
@@ -56,7 +57,6 @@ NAMES = (
         for line in dense(f"bbox_predictor.layers.{layer}", f"box_mlp/layers/{layer}")
     ),
 )
-FRESH = ("pooler/", "head/", "class_mlp/", "box_mlp/", "embeddings/detection_tokens")
 UNUSED = (
     r"pooler\..*",
     r"(class_labels_classifier|bbox_predictor)\..*",
@@ -64,37 +64,38 @@ UNUSED = (
     r"(classifier|cls_classifier|distillation_classifier|decoder)\..*",
     r"embeddings\.(mask_token|distillation_token)",
 )
-# What its loss is weighted by: no output depends on them.
-UNREAD = (
-    "auxiliary_loss",
-    "class_cost",
-    "bbox_cost",
-    "giou_cost",
-    "bbox_loss_coefficient",
-    "giou_loss_coefficient",
-    "eos_coefficient",
+
+
+class Config(vit_config.Config):
+    """The numbers of a YOLOS."""
+
+    # Weights of its loss: no output depends on them.
+    UNREAD = (
+        "auxiliary_loss",
+        "class_cost",
+        "bbox_cost",
+        "giou_cost",
+        "bbox_loss_coefficient",
+        "giou_loss_coefficient",
+        "eos_coefficient",
+    )
+
+
+@dataclass(frozen=True)
+class YolosNames(BareNames):
+    """Tensor names of a YOLOS."""
+
+    def in_memory(self, name: str, model_type: str) -> str:
+        return name.replace("encoder.mid_position", "encoder.interpolation.mid_position")
+
+
+TENSORS = YolosNames(
+    {"yolos": NAMES},
+    {"object_detection": HEAD_NAMES},
+    UNUSED,
+    fresh=("pooler/", "head/", "class_mlp/", "box_mlp/", "embeddings/detection_tokens"),
+    prefixes={"yolos": "vit."},
 )
-
-
-def names(head: str | None, model_type: str) -> tuple[Name, ...]:
-    """The name table under a head."""
-    return NAMES
-
-
-def canonical(name: str) -> str:
-    """A tensor's name as files have it (with or without prefix) -> as the table spells it."""
-    return re.sub(r"^vit\.", "", name)
-
-
-def exported(name: str, head: str | None, model_type: str) -> str:
-    """A tensor's name as the table spells it -> as the head's architecture saves it."""
-    own = name.startswith(("class_labels_classifier.", "bbox_predictor."))
-    return name if head is None or own else f"vit.{name}"
-
-
-def in_memory(name: str, model_type: str) -> str:
-    """A tensor's name as a file has it -> as transformers 5 has it in memory, and PEFT with it."""
-    return name.replace("encoder.mid_position", "encoder.interpolation.mid_position")
 
 
 class Seen(NamedTuple):
@@ -259,15 +260,8 @@ FAMILY = Family(
     name="yolos",
     config=Config,
     model_types=MODEL_TYPES,
-    fixed=FIXED,
-    unread=UNREAD,
-    fresh=FRESH,
-    unused=UNUSED,
-    names=names,
-    canonical=canonical,
-    exported=exported,
+    tensors=TENSORS,
     towers=towers,
     text=False,
     images=True,
-    in_memory=in_memory,
 )
