@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from jaxft.models.weights.names import Name
 
+HeadLines = Mapping[str | None, Sequence[Name]]  # head -> its own lines of a name table
+
 
 @dataclass(frozen=True)
 class TensorNames:
@@ -22,7 +24,7 @@ class TensorNames:
     """
 
     tables: Mapping[str, Sequence[Name]]
-    heads: Mapping[str | None, Sequence[Name]]
+    heads: HeadLines
     unused: Sequence[str]
     fresh: Sequence[str] = ("head/",)
 

@@ -34,6 +34,7 @@ from jaxft.models.layers.modules import LayerNorm, Linear, split_key
 from jaxft.models.tower.tower import Part, Tower
 from jaxft.models.weights.config_fields import check_activation, check_divides
 from jaxft.models.weights.names import Name, dense, embedding, norm
+from jaxft.models.weights.tensor_names import HeadLines
 
 MODEL_TYPES = {
     "albert": {
@@ -78,7 +79,7 @@ NAMES = (
     *norm(f"{LAYER}.full_layer_layer_norm", "blocks/0/mlp/norm"),
     *dense("albert.pooler", "pooler"),
 )
-HEAD_NAMES = {
+HEAD_NAMES: HeadLines = {
     "text_classification": dense("classifier", "head"),
     "token_classification": dense("classifier", "head"),
     "masked_lm": (
@@ -186,10 +187,4 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     return {"text": Tower(Part(Stem(config)), (Part(RepeatedBlock(config)),), Part(top), ties)}
 
 
-FAMILY = Family(
-    name="albert",
-    config=Config,
-    model_types=MODEL_TYPES,
-    tensors=TENSORS,
-    towers=towers,
-)
+FAMILY = Family("albert", Config, MODEL_TYPES, TENSORS, towers)

@@ -13,6 +13,7 @@ from jaxft.models.families.bert.reading import reading_tower
 from jaxft.models.family import Family, ReadingDecoder
 from jaxft.models.tower.tower import Tower
 from jaxft.models.weights.names import Name, dense, norm
+from jaxft.models.weights.tensor_names import HeadLines
 
 MODEL_TYPES = {
     "bert": {
@@ -27,7 +28,7 @@ NAMES = (
     *encoder_names("bert."),
     *dense("bert.pooler.dense", "pooler"),
 )
-HEAD_NAMES = {
+HEAD_NAMES: HeadLines = {
     "text_classification": dense("classifier", "head"),
     "token_classification": dense("classifier", "head"),
     "masked_lm": (
@@ -70,10 +71,10 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
 
 
 FAMILY = Family(
-    name="bert",
-    config=Config,
-    model_types=MODEL_TYPES,
-    tensors=TENSORS,
-    towers=towers,
+    "bert",
+    Config,
+    MODEL_TYPES,
+    TENSORS,
+    towers,
     reading=ReadingDecoder(reading_names, reading_tower),
 )

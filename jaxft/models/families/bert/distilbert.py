@@ -11,7 +11,7 @@ from jaxft.models.families.bert.modules import Classifier, MaskedLm, Plain, Toke
 from jaxft.models.family import Family
 from jaxft.models.tower.tower import Tower
 from jaxft.models.weights.names import Name, dense, embedding, norm
-from jaxft.models.weights.tensor_names import PrefixedNames
+from jaxft.models.weights.tensor_names import HeadLines, PrefixedNames
 
 MODEL_TYPES = {
     "distilbert": {
@@ -34,7 +34,7 @@ NAMES = (
     *dense("distilbert.transformer.layer.{i}.ffn.lin2", "blocks/{i}/mlp/down"),
     *norm("distilbert.transformer.layer.{i}.output_layer_norm", "blocks/{i}/mlp/norm"),
 )
-HEAD_NAMES = {
+HEAD_NAMES: HeadLines = {
     "text_classification": (*dense("pre_classifier", "pooler"), *dense("classifier", "head")),
     "token_classification": dense("classifier", "head"),
     "masked_lm": (
@@ -67,10 +67,4 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     return tower(config, MaskedLm(config, config.activation) if head else Plain())
 
 
-FAMILY = Family(
-    name="distilbert",
-    config=Config,
-    model_types=MODEL_TYPES,
-    tensors=TENSORS,
-    towers=towers,
-)
+FAMILY = Family("distilbert", Config, MODEL_TYPES, TENSORS, towers)

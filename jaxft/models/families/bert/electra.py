@@ -21,6 +21,7 @@ from jaxft.models.layers.math import ACTIVATIONS
 from jaxft.models.layers.modules import Linear
 from jaxft.models.tower.tower import Tower
 from jaxft.models.weights.names import Name, dense, norm
+from jaxft.models.weights.tensor_names import HeadLines
 
 MODEL_TYPES = {
     "electra": {
@@ -36,7 +37,7 @@ NAMES = (
     *encoder_names(PREFIX),
     *dense("electra.embeddings_project", "embeddings/projection"),
 )
-HEAD_NAMES = {
+HEAD_NAMES: HeadLines = {
     "text_classification": (
         *dense("classifier.dense", "pooler"),
         *dense("classifier.out_proj", "head"),
@@ -96,10 +97,4 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     return tower(config, MaskedLm(config, "gelu") if head else Plain())
 
 
-FAMILY = Family(
-    name="electra",
-    config=Config,
-    model_types=MODEL_TYPES,
-    tensors=TENSORS,
-    towers=towers,
-)
+FAMILY = Family("electra", Config, MODEL_TYPES, TENSORS, towers)

@@ -13,6 +13,7 @@ from jaxft.models.families.bert.names import FIRST, BertNames, encoder_names
 from jaxft.models.family import Family
 from jaxft.models.tower.tower import Tower
 from jaxft.models.weights.names import Name, dense, norm
+from jaxft.models.weights.tensor_names import HeadLines
 
 _ENDS = {
     None: "Model",
@@ -27,7 +28,7 @@ MODEL_TYPES = {
 }
 PREFIX = "roberta."
 NAMES = encoder_names(PREFIX)
-HEAD_NAMES = {
+HEAD_NAMES: HeadLines = {
     None: dense("roberta.pooler.dense", "pooler"),
     "text_classification": (
         *dense("classifier.dense", "pooler"),
@@ -61,10 +62,4 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     return tower(config, MaskedLm(config, "gelu") if head else Encoder(config))
 
 
-FAMILY = Family(
-    name="roberta",
-    config=Config,
-    model_types=MODEL_TYPES,
-    tensors=TENSORS,
-    towers=towers,
-)
+FAMILY = Family("roberta", Config, MODEL_TYPES, TENSORS, towers)

@@ -29,7 +29,7 @@ from jaxft.models.tower.run import run_joint, run_tower
 from jaxft.models.tower.tower import Compute, Part, Tower
 from jaxft.models.weights.config_fields import check_fields
 from jaxft.models.weights.names import Name, dense
-from jaxft.models.weights.tensor_names import ComposedNames, Member, unused_of, within
+from jaxft.models.weights.tensor_names import ComposedNames, HeadLines, Member, unused_of, within
 
 MODEL_TYPES: ModelTypes = {
     "clip": {"contrastive": "CLIPModel", "image_classification": "CLIPForImageClassification"},
@@ -344,7 +344,7 @@ class DualEncoder:
         vision = Member(self.vision.tensors, self.vision_type)
         text = Member(self.text.tensors, self.text_type)
         image_lines = vision.names.table(None, self.vision_type)
-        heads = {
+        heads: HeadLines = {
             "image_classification": (
                 *within(image_lines, VISION, ""),
                 *dense("classifier", "head"),

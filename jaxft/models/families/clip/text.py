@@ -174,10 +174,4 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     return {"text": Tower(Part(Stem(config)), blocks, Part(Top(config, head is not None)))}
 
 
-FAMILY = Family(
-    name="clip_text",
-    config=Config,
-    model_types=MODEL_TYPES,
-    tensors=TENSORS,
-    towers=towers,
-)
+FAMILY = Family("clip_text", Config, MODEL_TYPES, TENSORS, towers)

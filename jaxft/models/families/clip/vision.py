@@ -252,12 +252,5 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
 
 
 FAMILY = Family(
-    name="clip_vision",
-    config=Config,
-    model_types=MODEL_TYPES,
-    tensors=TENSORS,
-    towers=towers,
-    text=False,
-    images=True,
-    refits=refits,
+    "clip_vision", Config, MODEL_TYPES, TENSORS, towers, text=False, images=True, refits=refits
 )

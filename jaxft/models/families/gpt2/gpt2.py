@@ -30,7 +30,7 @@ from jaxft.models.layers.math import ACTIVATIONS, dropout
 from jaxft.models.layers.modules import Embedding, LayerNorm, Linear, RMSNorm, split_key
 from jaxft.models.tower.tower import Compute, Part, Tower
 from jaxft.models.weights.names import Name, dense, embedding, norm
-from jaxft.models.weights.tensor_names import PrefixedNames
+from jaxft.models.weights.tensor_names import HeadLines, PrefixedNames
 
 MODEL_TYPES = {
     "gpt2": {
@@ -119,7 +119,7 @@ CROSS_NAMES = (
     ),
     *conv("transformer.h.{i}.crossattention.c_proj", "blocks/{i}/cross/output"),
 )
-HEAD_NAMES = {
+HEAD_NAMES: HeadLines = {
     "causal_lm": (Name("lm_head.weight", "head/kernel", transpose=True),),
     "text_classification": (Name("score.weight", "head/kernel", transpose=True),),
 }
@@ -373,10 +373,10 @@ def tower(
 
 
 FAMILY = Family(
-    name="gpt2",
-    config=Config,
-    model_types=MODEL_TYPES,
-    tensors=TENSORS,
-    towers=towers,
+    "gpt2",
+    Config,
+    MODEL_TYPES,
+    TENSORS,
+    towers,
     reading=ReadingDecoder(reading_names, reading_tower),
 )

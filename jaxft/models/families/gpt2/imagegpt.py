@@ -23,6 +23,7 @@ from jaxft.models.layers.decoder import Bare, CausalLm
 from jaxft.models.layers.modules import Linear
 from jaxft.models.tower.tower import Tower
 from jaxft.models.weights.names import Name
+from jaxft.models.weights.tensor_names import HeadLines
 
 MODEL_TYPES = {
     "imagegpt": {
@@ -31,7 +32,7 @@ MODEL_TYPES = {
         "image_classification": "ImageGPTForImageClassification",
     }
 }
-HEAD_NAMES = {
+HEAD_NAMES: HeadLines = {
     "image_generation": (Name("lm_head.weight", "head/kernel", transpose=True),),
     "image_classification": (Name("score.weight", "head/kernel", transpose=True),),
 }
@@ -63,10 +64,4 @@ def towers(config: ImageConfig, head: str | None, num_labels: int | None) -> dic
     return {"image": gpt2.tower(config, top, {})}
 
 
-FAMILY = Family(
-    name="imagegpt",
-    config=ImageConfig,
-    model_types=MODEL_TYPES,
-    tensors=TENSORS,
-    towers=towers,
-)
+FAMILY = Family("imagegpt", ImageConfig, MODEL_TYPES, TENSORS, towers)

@@ -33,7 +33,7 @@ from jaxft.models.layers.modules import Embedding, Linear, RMSNorm
 from jaxft.models.layers.rotary import rotary_waves, rotate
 from jaxft.models.tower.tower import Compute, Part, Tower
 from jaxft.models.weights.names import Name, dense, embedding
-from jaxft.models.weights.tensor_names import PrefixedNames
+from jaxft.models.weights.tensor_names import HeadLines, PrefixedNames
 
 
 def heads_of(stem: str) -> dict[str | None, str]:
@@ -86,7 +86,7 @@ GEMMA_NORMS = (
     *scale("model.layers.{i}.pre_feedforward_layernorm", "blocks/{i}/mlp/norm"),
     *scale("model.layers.{i}.post_feedforward_layernorm", "blocks/{i}/mlp/output_norm"),
 )
-HEAD_NAMES = {
+HEAD_NAMES: HeadLines = {
     "causal_lm": (Name("lm_head.weight", "head/kernel", transpose=True),),
     "text_classification": (Name("score.weight", "head/kernel", transpose=True),),
 }
@@ -300,10 +300,4 @@ def _numbers(config: Config) -> dict[str, list[int]]:
     return numbers
 
 
-FAMILY = Family(
-    name="llama",
-    config=Config,
-    model_types=MODEL_TYPES,
-    tensors=TENSORS,
-    towers=towers,
-)
+FAMILY = Family("llama", Config, MODEL_TYPES, TENSORS, towers)

@@ -34,7 +34,7 @@ from jaxft.models.layers.relative import RelativePositions
 from jaxft.models.tower.run import run_pair
 from jaxft.models.tower.tower import Compute, Part, Tower
 from jaxft.models.weights.names import Name, embedding
-from jaxft.models.weights.tensor_names import TensorNames
+from jaxft.models.weights.tensor_names import HeadLines, TensorNames
 
 HEAD_FILE_NAME = "lm_head.weight"
 MODEL_TYPES = {
@@ -71,7 +71,7 @@ NAMES = (
     *_tower_names("encoder", 1),
     *_tower_names("decoder", 2),
 )
-HEAD_NAMES = {"seq2seq": (Name(HEAD_FILE_NAME, "decoder/head/kernel", transpose=True),)}
+HEAD_NAMES: HeadLines = {"seq2seq": (Name(HEAD_FILE_NAME, "decoder/head/kernel", transpose=True),)}
 UNUSED = (
     r"(encoder|decoder)\.embed_tokens\.weight",  # the shared ones again, in old files
     r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",
@@ -302,12 +302,4 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     return {"encoder": encoder, "decoder": decoder}
 
 
-FAMILY = Family(
-    name="t5",
-    config=Config,
-    model_types=MODEL_TYPES,
-    tensors=TENSORS,
-    towers=towers,
-    apply=run_pair,
-    settled=settled,
-)
+FAMILY = Family("t5", Config, MODEL_TYPES, TENSORS, towers, apply=run_pair, settled=settled)

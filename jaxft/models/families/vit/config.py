@@ -55,7 +55,7 @@ OWN: dict[str, dict[str, Any]] = {
 # Fields that change the computation and are computed for one value only.
 FIXED = {"is_encoder_decoder": False}
 # Of masked image modelling, and of what reads the stream between the blocks.
-UNREAD = (
+UNREAD: tuple[str, ...] = (
     "encoder_stride",
     "apply_layernorm",
     "out_features",

@@ -388,13 +388,4 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     return {"vision": Tower(Part(Stem(config)), blocks, Part(top))}
 
 
-FAMILY = Family(
-    name="vit",
-    config=Config,
-    model_types=MODEL_TYPES,
-    tensors=TENSORS,
-    towers=towers,
-    text=False,
-    images=True,
-    refits=refits,
-)
+FAMILY = Family("vit", Config, MODEL_TYPES, TENSORS, towers, text=False, images=True, refits=refits)

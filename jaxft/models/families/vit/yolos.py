@@ -256,12 +256,4 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     return {"vision": Tower(Part(Stem(config)), blocks, Part(top))}
 
 
-FAMILY = Family(
-    name="yolos",
-    config=Config,
-    model_types=MODEL_TYPES,
-    tensors=TENSORS,
-    towers=towers,
-    text=False,
-    images=True,
-)
+FAMILY = Family("yolos", Config, MODEL_TYPES, TENSORS, towers, text=False, images=True)
