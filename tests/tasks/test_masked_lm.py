@@ -331,6 +331,26 @@ def test_a_run_learns_and_goes_on_to_the_same_bits(run, config, tmp_path):
     goes_on_to_the_same_bits(run, config, 40, tmp_path)
 
 
+def test_blanks_of_packed_rows_are_filled_as_those_of_rows_alone(model):
+    texts = ["a [MASK] film", "[MASK] [MASK] and a warm [MASK]", "dull [MASK]", "the [MASK]"]
+    task, examples = examples_of(texts, model, names=None)
+
+    def outcomes(index, row_length):
+        batch = examples.collate(index, row_length)
+        return task.outcomes(model.apply(model.params, batch, None), batch)
+
+    packed = outcomes(np.array([[2, 1], [0, 3], [-1, -1]]), 24)
+    alone = outcomes(np.arange(4)[:, None], 16)
+    for place, number in enumerate((2, 1, 0, 3)):
+        blanks = len(examples.places(number))
+        for name, tolerance in (("fills", 0), ("shares", 1e-6)):
+            np.testing.assert_allclose(
+                packed[name].reshape(-1, *packed[name].shape[2:])[place, :blanks],
+                alone[name][number, 0, :blanks],
+                atol=tolerance,
+            )
+
+
 def test_blanks_are_filled_as_by_the_export_in_transformers(run, capsys):
     texts = ["a [MASK] film with a [MASK]", "[MASK]"]
     assert main(["predict", str(run.folder), *texts]) == 0

@@ -158,7 +158,7 @@ class Blanks(TokenExamples):
     def collate(
         self, index: np.ndarray, row_length: int, epoch_random: EpochRandom = FIRST_EPOCH
     ) -> dict[str, np.ndarray]:
-        most = max(len(self.places(number)) for number in range(len(self)))
+        most = max(len(self.places(number)) for number in range(len(self))) * index.shape[1]
         most = min(-(-most // STRIDE) * STRIDE, row_length)
 
         def hidden(number: int) -> MaskedTokens:

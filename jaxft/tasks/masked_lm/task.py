@@ -153,14 +153,18 @@ class BoundMaskedLm(BoundTask[MaskedLm, Examples]):
         """Of each example the summed `loss` of `scored` tokens, and what its first blank may hold.
 
         Returns:
-            `loss`, `scored` [R, S], `fills` (ids) and `shares` [R, S, 5]; where nothing is known
-            of the blanks, `fills` and `shares` [R, 1, M, 5] of each.
+            `loss`, `scored` [R, S], `fills` (ids) and `shares` [R, S, 5]; of a batch without
+            targets `fills` and `shares` [R, S, M, 5], an example's own blanks first.
         """
         shares, fills = jax.lax.top_k(jax.nn.softmax(outputs["logits"], axis=-1), FILLS)
-        if "targets" not in batch:
-            return {"fills": fills[:, None], "shares": shares[:, None]}
         owners = jnp.take_along_axis(batch["segment_ids"], batch["masked_positions"], axis=1)
-        own = of_segments(owners, batch["weights"].shape[1])  # [R, S, M]
+        own = of_segments(owners, batch["read_positions"].shape[1])  # [R, S, M]
+        if "targets" not in batch:
+            order = jnp.argsort(~own, axis=-1, stable=True)[..., None]
+            return {
+                "fills": jnp.take_along_axis(fills[:, None], order, axis=2),
+                "shares": jnp.take_along_axis(shares[:, None], order, axis=2),
+            }
         own &= _scored(batch)[:, None, :]
         first = jnp.argmax(own, axis=-1)[..., None]  # [R, S, 1]
         losses, _ = scored_losses(outputs["logits"], batch["targets"])
