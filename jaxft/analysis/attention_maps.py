@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxft.engine.evaluate import of_chosen
+from jaxft.engine.evaluate import outcomes_of
 from jaxft.engine.inputs import Split
 from jaxft.engine.setup import Setup
 from jaxft.models.families.vit.rollout import attention_rollout
@@ -44,7 +44,7 @@ def with_attention(
         maps = attention_rollout(tower, setup.model.config, params, batch, setup.compute)
         return {}, {"maps": maps[:, None], "example_ids": batch["example_ids"]}
 
-    maps = of_chosen(setup, split, look, params, chosen)["maps"]
+    maps = outcomes_of(setup, split, look, params, chosen)["maps"]
     for number, shares in zip(chosen.tolist(), maps, strict=True):
         pixels = setup.bound.pixels(split.source, split.examples, number)
         all_lines[number]["attention"] = heated(pixels, shares)

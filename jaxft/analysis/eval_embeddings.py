@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from jaxft.analysis.similarity import example_means
-from jaxft.engine.evaluate import of_chosen
+from jaxft.engine.evaluate import outcomes_of
 from jaxft.engine.setup import Setup
 from jaxft.models.tower.tower import Tower
 
@@ -90,4 +90,4 @@ def _features(
         (means,) = (example_means(one, batch) for one in stream.values())
         return {}, {"features": means, "example_ids": batch["example_ids"]}
 
-    return of_chosen(setup, setup.splits["eval"], evaluate_batch, params, chosen)["features"]
+    return outcomes_of(setup, setup.splits["eval"], evaluate_batch, params, chosen)["features"]

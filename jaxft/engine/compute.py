@@ -1,4 +1,4 @@
-"""The computation of a run's model: mesh, compute settings and adapters."""
+"""Devices and compute settings of a run's model, and how its adapter is loaded."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ PRECISIONS = {"f32": "highest", "tf32": "tensorfloat32", "bf16": None}
 
 @dataclass(frozen=True)
 class Runtime:
-    """The devices that a model is computed on, and how.
+    """Devices of a model, and its compute settings.
 
     Attributes:
-        mesh, shardings: the devices, and where each parameter lies on them.
-        compute: precision, scan and attention, with every `auto` decided.
-        why: why the mesh is as it is, where the config leaves it to us.
+        mesh, shardings: the devices, and the sharding of each parameter.
+        compute: precision, scan and attention, with every `auto` resolved.
+        why: the reason for the mesh, where the config leaves it open.
     """
 
     mesh: jax.sharding.Mesh
@@ -44,16 +44,16 @@ class Runtime:
 def make_runtime(
     config: Config, model: Model, table: LayerTable, devices: Sequence | None = None
 ) -> Runtime:
-    """Lay a described model out as its run is computed: in training, and wherever it runs after.
+    """Decide a run's mesh, shardings and compute settings, for training and for inference.
 
     Args:
         config: the run.
         model: described.
         table: its LayerTable, without phases.
-        devices: the devices to run on; all that jax sees when None.
+        devices: the devices to run on; None for all.
 
     Raises:
-        UserError: the devices cannot make the config's mesh.
+        UserError: the devices cannot form the config's mesh.
     """
     # A later phase may train what the first does not.
     trained = model.leaves if config.phases else table.trainable
@@ -66,7 +66,7 @@ def make_runtime(
 def make_compute(
     config: Config, mesh: jax.sharding.Mesh, blocks: int, table: LayerTable
 ) -> Compute:
-    """Decide how a run's model is computed; `remat: auto` is left to the train step's maker."""
+    """Resolve a run's compute settings; `remat: auto` is resolved with its train step."""
     return compute_for(
         mesh,
         blocks,
@@ -88,24 +88,24 @@ def compute_for(
     remat: str = "none",
     attention: str = "auto",
 ) -> Compute:
-    """Decide every `auto` of how a model is computed from the mesh's platform.
+    """Resolve every `auto` of the compute settings by the mesh's platform.
 
     Args:
         mesh: the devices.
-        blocks: of the deepest tower.
+        blocks: the number of blocks of the deepest tower.
         trainable: the names that are differentiated.
         precision: auto, f32, tf32 or bf16.
         scan: auto, True or False.
         remat, attention: see `Compute`.
 
     Raises:
-        UserError: the precision is not known.
+        UserError: unknown precision.
     """
     platform = mesh.devices.flat[0].platform
     if precision == "auto":
         precision = "f32" if platform == "cpu" else "bf16"
     if precision not in PRECISIONS:
-        raise UserError(f"precision: '{precision}' is none of auto, {', '.join(PRECISIONS)}.")
+        raise UserError(f"precision: '{precision}' is not one of auto, {', '.join(PRECISIONS)}.")
     unrolled = platform == "cpu" and blocks <= UNROLLED_BLOCKS_ON_CPU
     return Compute(
         dtype="bfloat16" if precision == "bf16" else "float32",
@@ -119,8 +119,8 @@ def compute_for(
     )
 
 
-def asked_adapter(section: AdapterSection) -> Adapter | str | None:
-    """What to load a model with: new adapters, PEFT's folder of some, or none."""
+def adapter_option(section: AdapterSection) -> Adapter | str | None:
+    """Return the adapter to load a model with: new matrices, a PEFT folder, or None."""
     if section.kind in (None, "bitfit"):
         return None
     if section.checkpoint is not None:
@@ -133,17 +133,17 @@ def asked_adapter(section: AdapterSection) -> Adapter | str | None:
 def build_mesh(
     config: Config, model: Model, trained: Collection[str], devices: Sequence | None
 ) -> tuple[jax.sharding.Mesh, str]:
-    """The mesh, and why it is so where that was left to us.
+    """Build the mesh; return it and the reason for it, which is empty where the config sets it.
 
     Args:
         config: the run.
         model: described.
         trained: the parameters that train in some phase.
-        devices: those to run on; all that jax sees when None.
+        devices: the devices to run on; None for all.
     """
-    devices, asked = jax.devices() if devices is None else list(devices), config.mesh
-    if asked.layout == "given":
-        return make_mesh(asked.data, asked.fsdp, asked.tensor, devices), ""
+    devices, section = jax.devices() if devices is None else list(devices), config.mesh
+    if section.layout == "given":
+        return make_mesh(section.data, section.fsdp, section.tensor, devices), ""
     sizes = {name: math.prod(leaf.shape) for name, leaf in model.leaves.items()}
     narrow = 4 if config.train.precision == "f32" else 2
     state = state_bytes(sizes, trained, narrow, copies_of(config))
@@ -154,7 +154,7 @@ def build_mesh(
 
 
 def copies_of(config: Config) -> int:
-    """How many copies of what trains a run keeps beside: its average, and its start."""
+    """Count the copies of the trained parameters that a run keeps: average and anchor."""
     rules = {config.optimizer.name, *(group.optimizer for group in config.groups)}
     average = config.train.ema is not None or SCHEDULE_FREE in rules
     return int(average) + int(config.regularise.l2_sp > 0)

@@ -1,8 +1,8 @@
-"""What a step costs: FLOPs counted from its jaxpr.
+"""Cost of a step: FLOPs counted from its jaxpr.
 
-XLA's own count takes a loop's body once and knows no trip counts, so matmuls are counted where
-they are exact: each `dot_general` in the jaxpr, times the trips of the scans around it. Each is in
-a segment of the model by the name that the program gives it (`transformer_blocks.segment`).
+XLA's own count ignores the trip counts of loops, so matmuls are counted where the count is exact:
+each `dot_general` in the jaxpr, times the trip counts of the scans around it. The name stack of
+the program assigns each to a segment of the model (`transformer_blocks.segment`).
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from jaxft.models.tower.tower import Compute, Tower
 from jaxft.tree import split as split_tree
 
 FORWARD, INPUT, WEIGHT = "forward", "input_gradient", "weight_gradient"
-LOSS = "loss"  # the segment of what is in no part of the model
+LOSS = "loss"  # the segment of matmuls outside every part of the model
 
 Tally = Counter[tuple[str, str]]  # (segment, one of the three) -> FLOPs
 
 
 def count_flops(function: Callable, *args: Any, **kwargs: Any) -> int:
-    """Floating point operations of the matmuls that `function` runs, 2 a multiply-add.
+    """Count the floating point operations of a function's matmuls, 2 per multiply-add.
 
     Args:
         function: any traceable function; a jitted one is counted through.
@@ -42,22 +42,22 @@ def count_flops(function: Callable, *args: Any, **kwargs: Any) -> int:
 
 
 def tally_flops(function: Callable, *args: Any, **kwargs: Any) -> Tally:
-    """The same, by segment of the model and by what each matmul is for: see `count_flops`."""
+    """Count them by segment of the model and by purpose; see `count_flops`."""
     return tally_program(jax.make_jaxpr(function)(*args, **kwargs).jaxpr)
 
 
 def tally_program(jaxpr: Jaxpr) -> Tally:
-    """The same of a function that has been traced: what is computed again counts again."""
-    # What nothing reads XLA does not run: of a cached trunk's stem, all but the context.
+    """Count them in a traced function; recomputation counts again."""
+    # XLA removes dead code, such as most of the stem of a cached trunk.
     return _tally(dce_jaxpr(jaxpr, True)[0], "")
 
 
 def _tally(jaxpr: Jaxpr, around: str) -> Tally:
-    """The matmuls of a program; `around` is the name of where it stands."""
-    found: Tally = Counter()
+    """Count the matmuls of a program inside the scope named `around`."""
+    tally: Tally = Counter()
     for equation in jaxpr.eqns:
-        found.update(_tally_equation(equation, f"{around}/{equation.source_info.name_stack}"))
-    return found
+        tally.update(_tally_equation(equation, f"{around}/{equation.source_info.name_stack}"))
+    return tally
 
 
 def _tally_equation(equation: JaxprEqn, name: str) -> Tally:
@@ -69,9 +69,9 @@ def _tally_equation(equation: JaxprEqn, name: str) -> Tally:
     times = 1
     if equation.primitive.name == "scan":
         times = equation.params["length"]
-    elif equation.primitive.name == "pallas_call":  # a kernel, for each place of its grid
+    elif equation.primitive.name == "pallas_call":  # the kernel runs once per grid cell
         times = math.prod(equation.params["grid_mapping"].grid)
-    elif equation.primitive.name == "shard_map":  # what every device runs
+    elif equation.primitive.name == "shard_map":  # every device runs it
         times = equation.params["mesh"].size
     whole: Tally = Counter()
     for part in inner:
@@ -80,31 +80,31 @@ def _tally_equation(equation: JaxprEqn, name: str) -> Tally:
 
 
 def _segment(name: str) -> str:
-    """The segment that a program's name speaks of."""
+    """Return the segment of the model that a name stack belongs to."""
     named = re.findall(r"\[([^\]]+)\]", name.replace(WEIGHT_GRADIENT, ""))
     return named[0] if named else LOSS
 
 
 def _purpose(name: str, equation: JaxprEqn) -> str:
-    """What a matmul is for: `transpose` is jax's word for the way back."""
+    """Classify a matmul: jax names the backward pass `transpose`."""
     if "transpose(" not in name:
         return FORWARD
     (contract, _), (batch, _) = equation.params["dimension_numbers"]
-    # The gradient of a tied table is a sum over rows and positions, and no product has two sums
-    # else: attention's have heads beside them.
+    # Only the gradient of a tied embedding contracts over two axes, rows and positions, without a
+    # batch axis: the products of attention have one, the heads.
     weight = WEIGHT_GRADIENT in name or (len(contract) > 1 and not batch)
     return WEIGHT if weight else INPUT
 
 
 def _sub_jaxprs(equation: JaxprEqn) -> list[Jaxpr]:
-    found = []
+    jaxprs = []
     for value in equation.params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(item, ClosedJaxpr):
-                found.append(item.jaxpr)
+                jaxprs.append(item.jaxpr)
             elif isinstance(item, Jaxpr):
-                found.append(item)
-    return found
+                jaxprs.append(item)
+    return jaxprs
 
 
 def _dot_flops(equation: JaxprEqn) -> int:
@@ -121,18 +121,18 @@ def _dot_flops(equation: JaxprEqn) -> int:
 
 
 def step_flops(setup: Setup, now: PhaseSetup) -> dict[str, int]:
-    """The matmul FLOPs of one training step, with nothing run or compiled.
+    """Count the matmul FLOPs of one training step, with nothing run or compiled.
 
     Returns:
-        `forward`: the forward pass; `step`: the step as the LayerTable has it; `full`: the step
-        with nothing frozen; `cached`: the step with the trunk's output at hand, which is `step`
-        where there is no trunk.
+        `forward`: the forward pass; `step`: the step under the LayerTable; `full`: the step with
+        nothing frozen; `cached`: the step with a cached trunk, the same as `step` where there is
+        no trunk.
     """
     batch, names, every = batch_shapes(setup), now.table.trainable, tuple(setup.model.params)
     tally = gradient_tally(setup, names, batch)
     trunk = trunk_shapes(setup.model, now.compute, batch)
     step = tally.total()
-    # A trace of a large model takes seconds: what is the same program is not traced again.
+    # Tracing a large model takes seconds, so no program is traced twice.
     return {
         "forward": sum(flops for (_, purpose), flops in tally.items() if purpose == FORWARD),
         "step": step,
@@ -144,18 +144,18 @@ def step_flops(setup: Setup, now: PhaseSetup) -> dict[str, int]:
 def gradient_flops(
     setup: Setup, names: tuple[str, ...], batch: dict[str, jax.ShapeDtypeStruct]
 ) -> int:
-    """The matmul FLOPs of the loss and its gradient; the arguments are `gradient_tally`'s."""
+    """Count the matmul FLOPs of the loss and its gradient; see `gradient_tally`."""
     return gradient_tally(setup, names, batch).total()
 
 
 def gradient_tally(
     setup: Setup, names: tuple[str, ...], batch: dict[str, jax.ShapeDtypeStruct]
 ) -> Tally:
-    """The matmul FLOPs of the loss and its gradient, by segment and purpose.
+    """Count the matmul FLOPs of the loss and its gradient, by segment and purpose.
 
     Args:
         setup: the run.
-        names: what is differentiated.
+        names: the parameters that are differentiated.
         batch: the shapes of the batch.
     """
     compute = dataclasses.replace(setup.compute, trainable=frozenset(names), remat="none")
@@ -169,18 +169,18 @@ def gradient_tally(
 
 
 def segment_flops(setup: Setup, names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """What a step costs in each segment of the model, from the input up.
+    """Count the FLOPs of a step in each segment of the model, from the input up.
 
-    A segment is a tower's embeddings, a run of blocks that train alike, its top, or what is in
-    no tower. The rows sum up to the step.
+    A segment is a tower's embeddings, consecutive blocks that are all frozen or all trained, its
+    top, or everything outside the towers. The rows add up to the step.
 
     Args:
         setup: the run.
-        names: what trains.
+        names: the parameters that train.
 
     Returns:
-        Rows of `segment`, and FLOPs: `forward`; `input_gradient`, which has to pass wherever
-        something below trains; `weight_gradient` of what trains here.
+        Rows of `segment` and FLOPs: `forward`; `input_gradient`, needed wherever something below
+        trains; `weight_gradient`, of the parameters that train in this segment.
     """
     tally = gradient_tally(setup, names, batch_shapes(setup))
     segments = dict.fromkeys(segment for segment, purpose in tally if purpose == FORWARD)
@@ -192,25 +192,25 @@ def segment_flops(setup: Setup, names: tuple[str, ...]) -> list[dict[str, Any]]:
 
 
 def lowest_block_flops(setup: Setup) -> int:
-    """The matmul FLOPs of a step in which the lowest block alone trains, in each tower."""
+    """Count the matmul FLOPs of a step that trains only the lowest block of each tower."""
     towers = [part for part in setup.model.towers.values() if isinstance(part, Tower)]
     names = tuple(n for tower in towers for n, depth in tower.depths.items() if depth == 1)
     return gradient_flops(setup, names, batch_shapes(setup))
 
 
-def kept_bytes(setup: Setup, compute: Compute) -> int:
-    """Bytes of what the backward pass saves of a batch over all devices, parameters left out.
+def residual_bytes(setup: Setup, compute: Compute) -> int:
+    """Count the bytes that the backward pass saves of a batch, without the parameters.
 
     Args:
         setup: the run.
-        compute: how the model runs: what trains, and what is computed again.
+        compute: the compute settings: the parameters that train, and rematerialization.
     """
     objective = objective_of(setup, compute)
     shapes_of = param_shapes(setup.model, compute.dtype)
     trainable, frozen = split_tree(shapes_of, _trained(shapes_of, compute))
     trainable = {n: jax.ShapeDtypeStruct(a.shape, "float32") for n, a in trainable.items()}
 
-    def kept(trainable: Any, frozen: Any, batch: Any, key: jax.Array) -> Any:
+    def residuals(trainable: Any, frozen: Any, batch: Any, key: jax.Array) -> Any:
         batch = {**batch, **setup.model.trunk({**frozen, **trainable}, batch, compute)}
 
         def loss(trainable: Any) -> jax.Array:
@@ -219,8 +219,8 @@ def kept_bytes(setup: Setup, compute: Compute) -> int:
         return jax.vjp(loss, trainable)[1]
 
     arguments = (trainable, frozen, batch_shapes(setup), jax.random.key(0))
-    traced = jax.make_jaxpr(kept)(*arguments).jaxpr
-    # What comes out as it went in are parameters and the batch, which are there anyway.
+    traced = jax.make_jaxpr(residuals)(*arguments).jaxpr
+    # Outputs that are inputs are parameters and the batch, which are in memory anyway.
     saved = {variable for variable in traced.outvars if isinstance(variable, Var)}
     saved -= {*traced.invars, *traced.constvars}
     shapes: list[Any] = [variable.aval for variable in saved]
@@ -229,32 +229,32 @@ def kept_bytes(setup: Setup, compute: Compute) -> int:
 
 
 def batch_shapes(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a training batch."""
+    """Return the shapes of a training batch."""
     examples = setup.splits["train"].examples
     first = examples.collate(setup.plan.batch(0), setup.layout.row_length)
     return {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in first.items()}
 
 
 def param_shapes(model: Model, dtype: str) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a model's parameters, in the type that it computes in."""
+    """Return the shapes of a model's parameters, in the compute type."""
     return {name: jax.ShapeDtypeStruct(leaf.shape, dtype) for name, leaf in model.params.items()}
 
 
 def trunk_shapes(
     model: Model, compute: Compute, batch: dict[str, jax.ShapeDtypeStruct]
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of what a batch brings beside its own where the trunk is cached; none without."""
+    """Return the shapes of a cached trunk's outputs for a batch; empty without a trunk."""
     run = partial(model.trunk, compute=compute)
     return jax.eval_shape(run, param_shapes(model, compute.dtype), batch)
 
 
 def trunk_saving(setup: Setup, compute: Compute, batch: dict[str, jax.ShapeDtypeStruct]) -> float:
-    """The share of a step's FLOPs that is saved where the trunk is cached."""
+    """Compute the share of a step's FLOPs that a cached trunk saves."""
     shapes = param_shapes(setup.model, compute.dtype)
     saved = count_flops(partial(setup.model.trunk, compute=compute), shapes, batch)
     return saved / gradient_flops(setup, _trained(shapes, compute), batch)
 
 
 def _trained(names: Iterable[str], compute: Compute) -> tuple[str, ...]:
-    """Those of the parameters that train."""
+    """Select the parameters that train."""
     return tuple(n for n in names if compute.trainable is None or n in compute.trainable)

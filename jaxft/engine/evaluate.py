@@ -1,4 +1,4 @@
-"""One evaluation: a split through the model, as scores and as what it said of each example."""
+"""Evaluation of a split: its scores, and the outcomes of each example."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EvalStep = Callable[[Mapping[str, jax.Array], Mapping[str, jax.Array]], tuple[di
 
 
 class Interrupted(Exception):
-    """An evaluation was asked to end before it was through."""
+    """A request to stop that came during an evaluation."""
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,18 @@ class Evaluation:
 
 
 def build_eval_step(setup: Setup, compute: Compute | None = None) -> EvalStep:
-    """The jitted `(params, batch) -> (sums, outcomes)` of a run's task.
+    """Jit the evaluation step `(params, batch) -> (sums, outcomes)` of a run's task.
 
     Args:
         setup: the run.
-        compute: how its model runs; None for the run's own, `setup.compute`.
+        compute: the model's compute settings; None for `setup.compute`.
     """
     function = evaluation_function(setup, compute or setup.compute)
     return make_eval_step(function, param_shardings=dict(setup.shardings), mesh=setup.mesh)
 
 
 def evaluation_function(setup: Setup, compute: Compute) -> EvalStep:
-    """The `(params, batch) -> (sums, outcomes)` of a run's task itself, to be traced."""
+    """Build the evaluation step `(params, batch) -> (sums, outcomes)`, not yet jitted."""
     forward, bound = outputs_of(setup, compute), setup.bound
     inputs = setup.splits["train"].examples.inputs
 
@@ -74,46 +74,46 @@ def evaluate(
         step: from `build_eval_step`.
         params: every parameter.
         split: what to score.
-        interrupted: asked before each batch.
-        collate: makes the split's batches; None is as the task does.
+        interrupted: called before each batch; True stops the evaluation.
+        collate: makes the split's batches; None for the task's own.
 
     Raises:
-        Interrupted: `interrupted` said so.
+        Interrupted: `interrupted` returned True.
     """
-    found = []
+    results = []
     for result in run_split(setup.mesh, setup.layout, step, params, split.examples, collate):
         if interrupted():
             raise Interrupted
-        found.append(result)
-    return summarise(setup.bound, split, found)
+        results.append(result)
+    return summarise(setup.bound, split, results)
 
 
 def summarise(
-    bound: BoundTask[Any, Any], split: Split, found: Sequence[tuple[dict, dict]]
+    bound: BoundTask[Any, Any], split: Split, results: Sequence[tuple[dict, dict]]
 ) -> Evaluation:
-    """What the batches of a split give together.
+    """Reduce the results of a split's batches to its evaluation.
 
     Args:
         bound: the task on the model.
-        split: what was scored.
-        found: each batch's sums and outcomes, on the host.
+        split: the split that was scored.
+        results: each batch's sums and outcomes, on the host.
     """
-    scores = reduced(bound.task.metrics, [sums for sums, _ in found])
-    outcomes = in_order([kept for _, kept in found], len(split.examples))
+    scores = reduced(bound.task.metrics, [sums for sums, _ in results])
+    outcomes = in_order([arrays for _, arrays in results], len(split.examples))
     return Evaluation(scores | bound.summarise(outcomes, split.examples), outcomes)
 
 
 def reduced(
-    metrics: Mapping[str, Metric], found: Sequence[Mapping[str, tuple[Any, Any]]]
+    metrics: Mapping[str, Metric], batch_sums: Sequence[Mapping[str, tuple[Any, Any]]]
 ) -> dict[str, float]:
-    """The scores that the sums of a split's batches give together.
+    """Reduce the sums of a split's batches to scores.
 
     Args:
-        metrics: name -> how its sum becomes a score; a sum of no metric's name becomes its mean.
-        found: each batch's sums and weights, scalars or arrays.
+        metrics: name -> the reduction from sums to a score; a sum without a metric becomes a mean.
+        batch_sums: each batch's sums and weights, scalars or arrays.
     """
     totals: dict[str, tuple[Any, Any]] = {}
-    for sums in found:
+    for sums in batch_sums:
         for name, pair in sums.items():
             total, weight = (np.asarray(one, np.float64) for one in pair)
             before = totals.get(name, (0.0, 0.0))
@@ -128,10 +128,10 @@ def reduced(
 
 
 def predictions(
-    bound: BoundTask[Any, Any], split: Split, found: Evaluation
+    bound: BoundTask[Any, Any], split: Split, evaluation: Evaluation
 ) -> Iterator[dict[str, Any]]:
-    """What a person reads of an evaluation, one mapping an example."""
-    lines = bound.describe(split.source, found.outcomes, split.examples)
+    """Yield the line of each example in a predictions file."""
+    lines = bound.describe(split.source, evaluation.outcomes, split.examples)
     for number, one in enumerate(lines):
         yield {"id": number, **one}
 
@@ -144,7 +144,7 @@ def run_split(
     examples: Examples,
     collate: Collate | None = None,
 ) -> Iterator[Any]:
-    """Each batch's sums and outcomes, on the host."""
+    """Yield each batch's sums and outcomes, on the host."""
     segments = layout.segments if layout.segments > 1 else None
     plan = plan_eval(examples.lengths, layout.rows, layout.row_length, segments)
     return run_plan(mesh, step, params, plan, collate or examples.collate)
@@ -153,7 +153,7 @@ def run_split(
 def run_plan(
     mesh: jax.sharding.Mesh, step: EvalStep, params: Any, plan: EvalPlan, collate: Collate
 ) -> Iterator[Any]:
-    """What a step gives of each batch of a plan, on the host; the next is under way meanwhile."""
+    """Yield a step's result for each batch of a plan, on the host, while the next one runs."""
     overlap = overlaps(mesh)
     sharding = batch_sharding(mesh)
     ahead, (mine, blocks) = None, my_rows(mesh)
@@ -176,15 +176,15 @@ def run_plan(
         yield jax.device_get(ahead)
 
 
-def of_chosen(
+def outcomes_of(
     setup: Setup, split: Split, function: EvalStep, params: Any, chosen: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """What a function gives of some of a split's examples, in their order.
+    """Compute a function's outcomes for some examples of a split, in their order.
 
     Args:
         setup: the run.
         split: the examples.
-        function: `(params, batch) -> (sums, outcomes)`, to be traced; it keeps `example_ids`.
+        function: `(params, batch) -> (sums, outcomes)`, traceable; it returns `example_ids` too.
         params: every parameter.
         chosen: the numbers of the examples.
     """
@@ -196,22 +196,22 @@ def of_chosen(
 
     step = make_eval_step(function, param_shardings=dict(setup.shardings), mesh=setup.mesh)
     plan = plan_eval(examples.lengths[chosen], layout.rows, layout.row_length, None)
-    found = [kept for _, kept in run_plan(setup.mesh, step, params, plan, collate)]
-    return in_order(found, len(chosen))
+    outcomes = [arrays for _, arrays in run_plan(setup.mesh, step, params, plan, collate)]
+    return in_order(outcomes, len(chosen))
 
 
-def in_order(kept: list[dict[str, np.ndarray]], count: int) -> dict[str, np.ndarray]:
-    """Outcomes of batches `[R, S, ...]` as one array an outcome, in order of examples.
+def in_order(batch_outcomes: list[dict[str, np.ndarray]], count: int) -> dict[str, np.ndarray]:
+    """Concatenate the outcomes `[R, S, ...]` of batches, in order of examples.
 
-    Where an outcome is as long as its batch's rows, shorter ones end in zeros.
+    An outcome whose shape differs between batches is padded with zeros.
     """
-    ids = np.concatenate([part["example_ids"].ravel() for part in kept])
+    ids = np.concatenate([part["example_ids"].ravel() for part in batch_outcomes])
     real = ids >= 0
     ordered = {}
-    for name in kept[0]:
+    for name in batch_outcomes[0]:
         if name == "example_ids":
             continue
-        parts = _alike([part[name].reshape(-1, *part[name].shape[2:]) for part in kept])
+        parts = _alike([part[name].reshape(-1, *part[name].shape[2:]) for part in batch_outcomes])
         values = np.concatenate(parts)[real]
         ordered[name] = np.empty((count, *values.shape[1:]), values.dtype)
         ordered[name][ids[real]] = values
@@ -219,7 +219,7 @@ def in_order(kept: list[dict[str, np.ndarray]], count: int) -> dict[str, np.ndar
 
 
 def _alike(parts: list[np.ndarray]) -> list[np.ndarray]:
-    """Arrays with the axes after the first as long as the longest."""
-    most = np.max([part.shape for part in parts], axis=0)  # of the first axis it does not count
+    """Pad arrays to equal shapes, except for their first axis."""
+    most = np.max([part.shape for part in parts], axis=0)  # the first axis is not padded
     spare = [[(0, 0), *((0, end) for end in (most - part.shape)[1:])] for part in parts]
     return [np.pad(part, ends) for part, ends in zip(parts, spare, strict=True)]

@@ -1,4 +1,4 @@
-"""The parameters and the state of a run that is set up, each leaf where the mesh wants it."""
+"""The initial parameters and state of a run, and its state as a phase begins, sharded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jaxft.models.values import with_values
 
 
 def load_params(setup: Setup) -> Model:
-    """The model with its weights, read straight into their shards; new leaves from the seed."""
+    """Load the model's weights directly into their shards; initialize new leaves from the seed."""
     placed = {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=setup.shardings[name])
         for name, leaf in setup.model.params.items()
@@ -30,14 +30,14 @@ def load_params(setup: Setup) -> Model:
 def frozen_params(
     setup: Setup, now: PhaseSetup, params: dict[str, jax.Array]
 ) -> dict[str, jax.Array]:
-    """The leaves that no phase has trained yet: in the compute type those that none ever does."""
+    """Select the leaves that no phase has trained yet; those never trained in the compute type."""
     return {
         name: params[name].astype(leaf.dtype) for name, leaf in abstract_frozen(setup, now).items()
     }
 
 
 def abstract_frozen(setup: Setup, now: PhaseSetup) -> dict[str, jax.ShapeDtypeStruct]:
-    """What `frozen_params` gives: shapes, dtypes and shardings, without a value."""
+    """Describe the result of `frozen_params`: shapes, dtypes and shardings, no values."""
     dtype, ever = jnp.dtype(now.compute.dtype), ever_trained(setup.phases)
     begun = ever_trained(setup.phases, now.phase.index + 1)
     return {
@@ -62,10 +62,10 @@ def abstract_anchor(setup: Setup, now: PhaseSetup) -> dict[str, jax.ShapeDtypeSt
 
 
 def initial_state(setup: Setup, now: PhaseSetup, params: dict[str, jax.Array]) -> TrainState:
-    """The state before the first step: trainable leaves in float32, fresh moments, step 0.
+    """Make the state before the first step: trainable leaves in float32, fresh moments, step 0.
 
-    Every leaf is committed to its sharding, as a restored one is, so that a resumed run finds the
-    compiled step in the cache.
+    Every leaf is committed to its sharding, as a restored one is, so that a resumed run hits the
+    compilation cache.
     """
     shardings = state_shardings(setup, now)
     make = jax.jit(_maker(setup, now), out_shardings=shardings)
@@ -75,30 +75,30 @@ def initial_state(setup: Setup, now: PhaseSetup, params: dict[str, jax.Array]) -
 def enter_phase(
     setup: Setup, now: PhaseSetup, state: TrainState, frozen: dict[str, jax.Array]
 ) -> TrainState:
-    """The state as a phase begins: all values as they were, and moments of what still trains.
+    """Make the state as a phase begins: same values, and the moments of what still trains.
 
     Args:
         setup: the run.
-        now: the phase to come.
-        state: at the end of the phase before.
-        frozen: as that phase had them.
+        now: the phase that begins.
+        state: the state at the end of the previous phase.
+        frozen: the frozen parameters of that phase.
     """
     left = state.average if now.schedule_free and state.average else {}
     known = {**frozen, **state.settled, **state.trainable}
     begun = ever_trained(setup.phases, now.phase.index)
     trainable = {name: known[name] for name in now.table.trainable}
-    # What a schedule-free rule stops to move stays where it was scored.
+    # A parameter that a schedule-free rule stops training keeps its averaged value.
     settled = {n: left.get(n, known[n]) for n in now.table.frozen if n in begun}
     make = jax.jit(_maker(setup, now), out_shardings=state_shardings(setup, now))
     return carry_on(state, make(trainable, settled))
 
 
 def carry_on(before: TrainState, fresh: TrainState) -> TrainState:
-    """A phase's fresh state with all that goes on from the phase before.
+    """Carry everything that survives a phase change into the next phase's fresh state.
 
     Args:
-        before: at the end of the phase before.
-        fresh: the next phase's, with the parameters in it and nothing else of `before`.
+        before: the state at the end of the previous phase.
+        fresh: the new phase's state, in which only the parameters are those of `before`.
     """
     average = fresh.average
     if average is not None and before.average is not None:
@@ -114,13 +114,13 @@ def carry_on(before: TrainState, fresh: TrainState) -> TrainState:
 
 
 def _maker(setup: Setup, now: PhaseSetup) -> Callable[..., TrainState]:
-    """Give the function (trainable, settled) -> the phase's fresh state."""
+    """Return the function that makes a phase's fresh state from its parameters."""
     seed = setup.config.run.seed.dropout
     return partial(fresh_state, optimizer=now.optimizer, seed=seed, averages=now.averages)
 
 
 def abstract_state(setup: Setup, now: PhaseSetup) -> TrainState:
-    """The state's shapes, dtypes and shardings, without a value."""
+    """Describe the state: shapes, dtypes and shardings, no values."""
     params, begun = setup.model.params, ever_trained(setup.phases, now.phase.index)
     trainable = {name: params[name] for name in now.table.trainable}
     settled = {name: params[name] for name in now.table.frozen if name in begun}
@@ -133,5 +133,5 @@ def abstract_state(setup: Setup, now: PhaseSetup) -> TrainState:
 
 
 def state_shardings(setup: Setup, now: PhaseSetup) -> TrainState:
-    """Where each leaf of the state lies: moments and average as their parameter does."""
+    """Return the sharding of each leaf of the state; moments and average follow their parameter."""
     return jax.tree.map(lambda leaf: leaf.sharding, abstract_state(setup, now))

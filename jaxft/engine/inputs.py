@@ -1,4 +1,4 @@
-"""A run's splits: opened, and read as the task reads them."""
+"""Splits of a run: their sources, opened, and their rows, read by the task."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ SPLITS = ("train", "eval", "test")
 
 @dataclass(frozen=True)
 class Split:
-    """One split, ready to be batched.
+    """Split of a data set, ready for batching.
 
     Attributes:
         name: train, eval or test.
         source: its rows.
-        examples: its rows as the task reads them.
-        skipped: bad rows that were left out.
+        examples: its rows, read by the task.
+        skipped: the number of bad rows that were left out.
     """
 
     name: str
@@ -38,20 +38,20 @@ class Split:
 
     @property
     def rows(self) -> np.ndarray:
-        """The row of the source that each example is from: `[examples]`."""
+        """Row of the source that each example is from: `[examples]`."""
         return self.examples.rows
 
 
 def open_sources(
     task: Task, specs: Mapping[str, Sequence[str]], where: Mapping[str, Any], seed: int
 ) -> dict[str, Source]:
-    """Every split that the config names.
+    """Open every split that the config names.
 
     Args:
-        task: says which columns are read.
-        specs: split name -> source strings; several are mixed, none is no such split.
+        task: its `columns` are read.
+        specs: split name -> source strings; several are mixed, none means no such split.
         where: column -> value or values that a row must have.
-        seed: of the shuffle that slices are cut from.
+        seed: of the shuffle that precedes slicing.
 
     Raises:
         UserError: a missing file or column, or an empty split.
@@ -83,51 +83,50 @@ def check_columns(source: Source, columns: Iterable[str]) -> None:
 def open_splits(
     bound: BoundTask[Any, Any], sources: Mapping[str, Source], on_bad: str
 ) -> dict[str, Split]:
-    """The rows of each source as the task reads them.
+    """Read the rows of each source with the task.
 
     Args:
-        bound: the task on a model, which reads them.
+        bound: the task on a model.
         sources: split name -> rows.
         on_bad: `error` or `skip`.
 
     Raises:
-        UserError: a bad row, where it is not to be skipped; a split to train on or to choose by
-            with one class only.
+        UserError: a bad row that may not be skipped; or a train or eval split with only one class.
     """
     splits = {}
     for name, source in sources.items():
         bad = bad_rows(bound, source) if on_bad == "skip" else []
         if len(bad) == len(source):
             raise UserError(
-                f"{source.spec}: every row is bad.", "data.on_bad_row=error says what is wrong."
+                f"{source.spec}: no row can be read.", "Set data.on_bad_row=error to see why."
             )
-        kept = source.without(bad)
-        examples = bound.examples(kept)
+        readable = source.without(bad)
+        examples = bound.examples(readable)
         if name != "train":
             examples = examples.scored()
-        splits[name] = Split(name, kept, examples, len(bad))
+        splits[name] = Split(name, readable, examples, len(bad))
         only = only_class(splits[name], bound.label_names)
         if only is not None and name != "test":
             raise UserError(
-                f"{source.spec}: the split has one class only ('{only}').",
+                f"{source.spec}: the split has only one class ('{only}').",
                 "Check data.where and the slice; slices are cut from a seeded shuffle.",
             )
     return splits
 
 
 def bad_rows(bound: BoundTask[Any, Any], source: Source) -> list[int]:
-    """The indices of the rows that a task cannot read."""
-    found = []
+    """List the indices of the rows that a task cannot read."""
+    indices = []
     for index, row in source.each(bound.task.columns):
         try:
             bound.check_row(source, index, row)
         except (BadValue, UserError):
-            found.append(index)
-    return found
+            indices.append(index)
+    return indices
 
 
 def only_class(split: Split, names: Sequence[str]) -> str | None:
-    """The class of all of a split's examples; None where there are several, or no classes."""
+    """Return the class that all examples of a split have; None if they differ or have none."""
     labels = split.examples.labels
     if labels is None or labels.ndim > 1 or labels.dtype.kind == "f":
         return None
@@ -135,12 +134,12 @@ def only_class(split: Split, names: Sequence[str]) -> str | None:
 
 
 def data_cache(folder: str | None) -> Path:
-    """The folder of what is computed once per example: the config's, else the user's own."""
+    """Return the folder for data computed once per example: the config's, or the default."""
     return Path(folder) if folder else cache_dir() / "data"
 
 
 def describe_split(split: Split, names: Sequence[str]) -> dict[str, Any]:
-    """What a person should know of a split before training."""
+    """Describe a split for `run.json` and the terminal."""
     examples, labels = split.examples, {}
     if examples.labels is not None and (counted := _counted(examples.labels, len(names))):
         labels = dict(zip(names, counted, strict=True))
@@ -156,12 +155,12 @@ def describe_split(split: Split, names: Sequence[str]) -> dict[str, Any]:
     if split.skipped:
         about["skipped"] = split.skipped
     if only := only_class(split, names):
-        about["note"] = f"all are '{only}', so that no score compares classes (AUROC and its kin)"
+        about["note"] = f"all are '{only}', so AUROC and similar metrics are undefined"
     return about
 
 
 def _counted(labels: np.ndarray, classes: int) -> list[int]:
-    """How many examples have each label; empty where the labels are numbers."""
+    """Count the examples of each label; empty where labels are numbers."""
     if labels.ndim > 1:
         return labels.astype(np.int64).sum(axis=0).tolist()
     return [] if labels.dtype.kind == "f" else np.bincount(labels, minlength=classes).tolist()
@@ -170,13 +169,13 @@ def _counted(labels: np.ndarray, classes: int) -> list[int]:
 def with_inputs(
     batch: Mapping[str, Any], inputs: Mapping[str, tuple[int, ...]]
 ) -> Mapping[str, Any]:
-    """A batch with all that a model's stems read, also where it brings its trunk's output.
+    """Complete a batch with all arrays that a model's stems expect.
 
     Args:
-        batch: whose `Examples.inputs` may be left out then.
-        inputs: batch key -> shape of a row's.
+        batch: a batch; one with cached trunk output may lack `Examples.inputs`.
+        inputs: batch key -> shape of one row.
     """
-    # The stem reads only the shape of what is left out, and XLA drops the zeros.
+    # With a cached trunk the stem reads only the shapes of these, and XLA removes the zeros.
     rows = len(batch["weights"])
     return {**batch} | {
         name: jnp.zeros((rows, *shape), jnp.float32)

@@ -1,4 +1,4 @@
-"""A config's durations in optimizer steps, resolved once, and the rates that follow from them."""
+"""Durations of a config in optimizer steps, and the learning rates at each of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jaxft.layerwise.schedules import CONSTANT, make_schedule, rate_table
 
 @dataclass(frozen=True)
 class Length:
-    """The run's durations, resolved to optimizer steps once."""
+    """Durations of a run in optimizer steps."""
 
     total_steps: int
     steps_per_epoch: int
@@ -27,21 +27,21 @@ class Length:
     freeze_every: int = 0
 
     def evaluates_at(self, step: int) -> bool:
-        """Whether the eval rows are scored after `step` steps: at each interval and at the end."""
+        """Return whether step `step` is followed by an evaluation: each interval, and the end."""
         return step % self.evaluate_every == 0 or step == self.total_steps
 
     def saves_at(self, step: int) -> bool:
-        """Whether the state is saved after `step` steps; each evaluation is saved too."""
+        """Return whether the state is saved after `step` steps; each evaluation is saved too."""
         return step % self.save_every == 0 or self.evaluates_at(step)
 
     def looks_at(self, step: int) -> bool:
-        """Whether what each layer does in the step is written down; in the first and last too."""
+        """Return whether a step's layers are logged: each interval, the first and the last step."""
         often = self.layers_every
         return bool(often) and (step % often == 0 or step in (1, self.total_steps))
 
 
 def resolve_length(config: Config, plan: TrainPlan) -> Length:
-    """Every duration of a run in steps.
+    """Resolve every duration of a run to steps.
 
     Raises:
         UserError: the run would have no step.
@@ -63,10 +63,10 @@ def resolve_length(config: Config, plan: TrainPlan) -> Length:
 
 
 def resolve_rates(phase: Phase, length: Length) -> np.ndarray:
-    """Every training group's rate at every step of a phase: `[steps + 1, groups]` float32.
+    """Compute the rates of the training groups in a phase: `[steps + 1, groups]` float32.
 
-    Rows are the run's steps; those outside the phase are 0. A schedule of the phase's own runs
-    over its steps only, all others over the whole run.
+    Rows are the run's steps; those outside the phase are 0. A phase's own schedule spans the
+    phase, every other schedule spans the run.
     """
     spec = phase.spec
     first, steps = (0, length.total_steps)

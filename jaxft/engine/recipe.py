@@ -1,4 +1,4 @@
-"""A config's recipe as plain arguments: schedules, groups, layer table, optimizer and phases."""
+"""Recipe of a config as plain arguments: schedules, groups, table, optimizer and phases."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from jaxft.tree import natural_order, select
 
 
 def as_schedule(section: ScheduleSection | None) -> Schedule | None:
-    """Make a schedule of its section; None of none."""
+    """Convert a schedule section; None stays None."""
     return None if section is None else Schedule(**dict(section))
 
 
 def as_group(section: GroupSection) -> Group:
-    """Make a group of its section."""
+    """Convert a group section."""
     return Group(**{**dict(section), "schedule": as_schedule(section.schedule)})
 
 
 def as_phase(section: PhaseSection) -> PhaseSpec:
-    """Make a phase of its section."""
+    """Convert a phase section."""
     return PhaseSpec(**{**dict(section), "schedule": as_schedule(section.schedule)})
 
 
@@ -109,7 +109,7 @@ def make_table(config: Config, model: Model) -> LayerTable:
 def optimizer_from(
     table: LayerTable, section: OptimizerSection
 ) -> optax.GradientTransformationExtraArgs:
-    """Make the optimizer of a LayerTable with the numbers of the config's `optimizer`."""
+    """Make a LayerTable's optimizer with the hyperparameters of the `optimizer` section."""
     rules = {name: make_rule(name, section.numbers(name)) for name in rules_of(table)}
     return make_optimizer(table, rules, section.clip)
 
@@ -117,7 +117,7 @@ def optimizer_from(
 def phases_from(
     config: Config, model: Model, whole: LayerTable, total_steps: int, steps_per_epoch: int
 ) -> tuple[Phase, ...]:
-    """Lay out a run's phases, each at its own peak rate where it has one.
+    """Make a run's phases, each with its own peak rate if it sets one.
 
     Args:
         config: the run.
@@ -136,7 +136,7 @@ def phases_from(
     if config.phases == "auto_freeze" and len(model.towers) > 1:
         raise UserError(
             "phases: auto_freeze compares the layers of one tower, and this model has several.",
-            "Take freeze_out, which counts in each tower by itself.",
+            "Use freeze_out, which treats each tower separately.",
         )
     freezing = config.freezing
     if config.phases == "freeze_out":
@@ -161,8 +161,8 @@ def phases_from(
 def chosen_leaves(section: AdapterSection, model: Model) -> frozenset[str] | None:
     """Choose the leaves that may train under an adapter; None for all.
 
-    They are the adapter's own, or biases, and the head: that of named classes, and whatever else
-    the model ends in that is new. Scores of words come from the checkpoint and stay.
+    They are the adapter's leaves, or biases, and the head: that of named classes, and all new
+    leaves at the top of the model. An output embedding comes from the checkpoint and stays frozen.
 
     Raises:
         UserError: the model has none of what the section's kind trains.
@@ -174,7 +174,7 @@ def chosen_leaves(section: AdapterSection, model: Model) -> frozenset[str] | Non
         if not own:
             raise UserError(
                 f"adapter.kind: bitfit trains biases, and a {model.model_type} has none.",
-                "Take lora.",
+                "Use lora.",
             )
     else:
         own = {name for name in model.leaves if is_adapter(name)}
@@ -187,18 +187,18 @@ def chosen_leaves(section: AdapterSection, model: Model) -> frozenset[str] | Non
 def _check_kind(section: AdapterSection, model: Model) -> None:
     kinds = {one.dora for one in model.adapted.kernels.values()} if model.adapted else set()
     if kinds != {section.kind == "dora"}:
-        there = "dora" if True in kinds else "lora"
+        stored = "dora" if True in kinds else "lora"
         raise UserError(
-            f"adapter.kind is {section.kind}, but '{section.checkpoint}' holds {there}.",
-            f"Write adapter.kind={there}.",
+            f"adapter.kind is {section.kind}, but '{section.checkpoint}' holds {stored}.",
+            f"Set adapter.kind={stored}.",
         )
 
 
 def rate_ratios(section: AdapterSection, model: Model) -> dict[str, float]:
     """Compute the ratios that LoRA+ multiplies rates by: parameter -> ratio.
 
-    Source: Hayou et al. (2024), https://arxiv.org/abs/2402.12354; as in their code, what is no
-    matrix goes with B.
+    Source: Hayou et al. (2024), https://arxiv.org/abs/2402.12354; as in their code, parameters
+    that are no matrix are treated like B.
     """
     faster = [n for n, leaf in model.leaves.items() if n.endswith("/lora_b") or len(leaf.shape) < 2]
     return dict.fromkeys(faster, section.lr_ratio)

@@ -1,7 +1,7 @@
-"""From a config to everything a story needs, once for all of them: `Setup` and `PhaseSetup`.
+"""Setup of a run from its config, shared by training, studies, plans and inference.
 
-`build` reads no weights: whatever can be wrong with a config, a data set or a checkpoint's shape
-is found before anything large is read and before anything is written.
+`build` reads no weights: an error in the config, the data set or the checkpoint's shapes is
+reported before anything large is read and before anything is written.
 """
 
 from __future__ import annotations
@@ -20,10 +20,7 @@ from jaxft.config.load import Config
 from jaxft.config.optimizer import SCHEDULE_FREE
 from jaxft.data.batching.plans import Layout, TrainPlan, plan_rows
 from jaxft.device.mesh import row_divisor
-from jaxft.engine.compute import (
-    asked_adapter,
-    make_runtime,
-)
+from jaxft.engine.compute import adapter_option, make_runtime
 from jaxft.engine.inputs import Split, data_cache, open_sources, open_splits, with_inputs
 from jaxft.engine.length import Length, resolve_length, resolve_rates
 from jaxft.engine.mixture import make_mixture
@@ -39,23 +36,23 @@ from jaxft.tasks.parts.tools import Tools
 
 @dataclass(frozen=True)
 class Setup:
-    """A run that has everything but its weights.
+    """Setup of a run: everything but its weights.
 
     Attributes:
         config: the whole config.
         task: what is learned.
         bound: the task on the model and the classes.
         model: the model, with shapes for parameters.
-        splits: train, eval and perhaps test, as the task reads them.
+        splits: train, eval and optionally test, read by the task.
         label_names: the classes, in order of class id.
         layout: rows, row length and segments of a batch.
         plan: which examples make each training batch.
-        mesh, shardings: the devices, and where each parameter lies on them.
-        compute: how the model runs outside a train step: as the first phase has it, and with
-            nothing computed again.
+        mesh, shardings: the devices, and the sharding of each parameter.
+        compute: the model's compute settings outside a train step: those of the first phase,
+            without rematerialization.
         length: the run's durations in steps.
-        phases: the stretches of the run; one where the config has none.
-        why: why what the config leaves to us is as it is, a line each.
+        phases: in order; one where the config has none.
+        why: reasons for the settings that the config leaves open, one line each.
     """
 
     config: Config
@@ -76,17 +73,17 @@ class Setup:
 
 @dataclass(frozen=True)
 class PhaseSetup:
-    """One phase of a run, with all that its train step is made of.
+    """Setup of one phase: everything that its train step is made of.
 
     Attributes:
-        phase: its steps, and the LayerTable that says what trains.
-        compute: how the model runs in its steps.
+        phase: its steps and its LayerTable.
+        compute: the model's compute settings in its steps.
         optimizer: the optimizer of the table.
         rates: `[steps + 1, groups]`, every training group's rate at every step of the run.
-        schedule_free: whether a rule keeps an average of its own.
-        averages: whether something else is scored than the parameters as they are.
-        anchored: the parameters under L2-SP: those that train and were not new.
-        why: why `compute.remat` is what it is, where the config leaves it to us.
+        schedule_free: whether one of the optimizer's rules is schedule-free.
+        averages: whether an average of the parameters is scored in their place.
+        anchored: the parameters under L2-SP: those that train and are pretrained.
+        why: the reason for `compute.remat`, where the config leaves it open.
     """
 
     phase: Phase
@@ -100,12 +97,12 @@ class PhaseSetup:
 
     @property
     def table(self) -> LayerTable:
-        """Each parameter's group, depth and multiplier in this phase."""
+        """Group, depth and multiplier of each parameter in this phase."""
         return self.phase.table
 
 
 def phase_setup(setup: Setup, phase: Phase) -> PhaseSetup:
-    """A phase of a run; `train.remat: auto` is decided by `remat.phase_setups`.
+    """Set up a phase; `remat.phase_setups` also resolves its `remat: auto`.
 
     Args:
         setup: the run.
@@ -128,7 +125,7 @@ def phase_setup(setup: Setup, phase: Phase) -> PhaseSetup:
 
 
 def with_config(setup: Setup, config: Config) -> Setup:
-    """The same run under a config that differs in rates and seeds only."""
+    """Return the run under a config that differs only in rates and seeds."""
     table = make_table(config, setup.model)
     phases = phases_from(config, setup.model, table, *_steps(setup.length))
     return replace(setup, config=config, phases=phases)
@@ -138,11 +135,11 @@ Outputs = Callable[..., dict[str, jax.Array]]
 
 
 def outputs_of(setup: Setup, compute: Compute) -> Outputs:
-    """The forward pass `(params, batch, key=None) -> outputs`.
+    """Build the forward pass `(params, batch, key=None) -> outputs`.
 
     Args:
         setup: the run.
-        compute: how its model runs; a batch may bring its trunk's output.
+        compute: the model's compute settings; a batch may hold the trunk's output.
     """
     inputs = setup.splits["train"].examples.inputs
 
@@ -153,7 +150,7 @@ def outputs_of(setup: Setup, compute: Compute) -> Outputs:
 
 
 def objective_of(setup: Setup, compute: Compute) -> Callable[..., Sums]:
-    """The task's loss and metrics `(params, batch, key) -> sums and weights`."""
+    """Build the task's objective `(params, batch, key) -> sums`."""
     return partial(setup.bound.objective, outputs_of(setup, compute))
 
 
@@ -169,10 +166,10 @@ def build(
 
     Args:
         config: the whole config.
-        devices: the devices to run on; all that jax sees when None.
-        layout: the batches of the run that is resumed; None lays them out anew.
-        new: the parameters that were new when it began.
-        weights: whether the checkpoint's are there; else its config is enough.
+        devices: the devices to run on; None for all.
+        layout: the batch layout of the run that is resumed; None computes it.
+        new: the parameters that were new when that run started.
+        weights: whether the checkpoint has weights; without them its config is enough.
 
     Raises:
         UserError: anything that is wrong with the config, the data or the checkpoint.
@@ -214,25 +211,25 @@ def _steps(length: Length) -> tuple[int, int]:
 
 
 def make_task(config: Config) -> Task:
-    """The task that `task.kind` names: the folder of that name in `tasks/`."""
+    """Make the task that `task.kind` names: the folder of that name in `tasks/`."""
     return import_module(f"jaxft.tasks.{config.task.kind}.task").make(config.task)
 
 
 def bind_task(
     task: Task, config: Config, model: Model, names: Sequence[str], weights: bool
 ) -> BoundTask[Any, Any]:
-    """The task on a model, its examples read within the config's length and kept in its cache."""
+    """Bind the task to a model, with the config's maximum length and cache."""
     tools = Tools(model, config.data.max_length, data_cache(config.data.cache), weights)
     return task.bind(tools, names)
 
 
 def model_options(config: Config, names: Sequence[str], new: Sequence[str] = ()) -> LoadOptions:
-    """How the config asks for its checkpoint to be described or loaded.
+    """Return the options that the config loads or describes its checkpoint with.
 
     Args:
         config: the run.
         names: the classes.
-        new: parameters that were new when the run began.
+        new: parameters that were new when the run started.
     """
     return LoadOptions(
         task=make_task(config).head or HEADLESS,
@@ -243,34 +240,37 @@ def model_options(config: Config, names: Sequence[str], new: Sequence[str] = ())
         reinit=config.model.reinit,
         image_size=config.model.image_size,
         detection_tokens=config.model.detection_tokens,
-        adapter=asked_adapter(config.adapter),
+        adapter=adapter_option(config.adapter),
         new=new,
         cache=config.model.cache,
     )
 
 
 def _lay_out(
-    config: Config, task: Task, mesh: jax.sharding.Mesh, lengths: np.ndarray, given: Layout | None
+    config: Config, task: Task, mesh: jax.sharding.Mesh, lengths: np.ndarray, earlier: Layout | None
 ) -> Layout:
-    """The shape of the batches: that of the run that is resumed, where the mesh divides it."""
-    if given is not None:
-        _check_rows(given, mesh, config.train.accumulate)
-        return given
+    """Return the batch layout: that of the run that is resumed, or a new one."""
+    if earlier is not None:
+        _check_rows(earlier, mesh, config.train.accumulate)
+        return earlier
     if config.data.pack is True and not task.packs:
-        raise UserError(f"data.pack: the task '{task.kind}' reads one example a row.")
+        raise UserError(
+            f"data.pack: examples of the task '{task.kind}' cannot be packed.",
+            "Set data.pack to auto.",
+        )
     packs = task.packs if config.data.pack == "auto" else config.data.pack
     divisor = row_divisor(mesh, config.train.accumulate)
-    # Where an example is a row, whatever its arrays are, a row is one position.
+    # A row has one position where every example is a row of its own.
     row_length = 1 if lengths.max() == 1 else config.data.row_length
     return plan_rows(lengths, config.data.batch_size, row_length, packs, divisor)
 
 
 def _check_rows(layout: Layout, mesh: jax.sharding.Mesh, accumulate: int) -> None:
-    """A resumed run keeps its batches, so the new mesh has to divide them."""
+    """Raise a UserError where the mesh does not divide the batches of a resumed run."""
     divisor = row_divisor(mesh, accumulate)
     if layout.rows % divisor:
         raise UserError(
             f"mesh: this run's batches have {layout.rows} rows, which data x fsdp x "
             f"train.accumulate = {divisor} does not divide.",
-            "Resume with sizes that do; another batch would be another run.",
+            "Resume with sizes whose product divides it.",
         )

@@ -1,4 +1,4 @@
-"""What changes from one training step to the next, as one value."""
+"""Training state, and where its leaves lie on the mesh."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from jaxft.device.mesh import replicated
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything that a resumed run needs, and nothing that never changes.
+    """Training state: everything that changes from step to step, and nothing else.
 
-    Frozen parameters are not in it: they go beside it, so that no update, average or checkpoint
-    ever sees them.
+    Frozen parameters are an argument of their own, so that no update, average or checkpoint
+    includes them.
 
     Attributes:
         step: updates done so far, int32 scalar; it is also the position in the data.
         trainable: the trained parameters, name -> array.
         opt_state: the optimizer's state for `trainable`.
-        key: the key that each step's dropout key is folded from.
-        average: what is scored in place of `trainable` (same names): their moving average, or
-            that of a schedule-free rule; None where neither is asked for.
+        key: each step folds its number into this key for dropout.
+        average: scored in place of `trainable` (same names): their moving average, or that of a
+            schedule-free rule; None without either.
         settled: the parameters that an earlier phase trained and this one does not, in float32.
-        bad_steps: steps in a row whose loss or gradient was not finite, int32 scalar.
+        bad_steps: consecutive steps whose loss or gradient was not finite, int32 scalar.
     """
 
     step: jax.Array
@@ -56,7 +56,7 @@ def fresh_state(
         settled: see `TrainState`.
         optimizer: of `trainable`.
         seed: of dropout.
-        averages: keep an average, which begins at `trainable`.
+        averages: keep an average, with `trainable` as its initial value.
     """
     params = {name: leaf.astype(jnp.float32) for name, leaf in trainable.items()}
     return TrainState(
@@ -75,12 +75,12 @@ def place_state(
     shardings: Mapping[str, jax.sharding.NamedSharding],
     mesh: jax.sharding.Mesh,
 ) -> Any:
-    """Find the sharding of each leaf: moments and average lie as their parameter does.
+    """Return the sharding of each leaf; moments and average follow their parameter.
 
     Args:
         state: arrays, or their shapes.
-        shardings: name -> where the parameter lies.
-        mesh: on which all else lies whole.
+        shardings: name -> sharding of the parameter.
+        mesh: all other leaves are replicated on it.
     """
     shapes = {name: leaf.shape for name, leaf in {**state.settled, **state.trainable}.items()}
     whole = replicated(mesh)

@@ -1,4 +1,4 @@
-"""A run that has trained: its best parameters on the model they belong to."""
+"""Trained run: its best parameters on their model, and the base that they started from."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from jaxft.tasks.parts.contract import BoundTask, Task
 from jaxft.tasks.parts.tools import Tools
 
 Which = int | str  # a step, "best" or "last"
-ADAPTER = "adapter"  # the folder of a run's adapter alone, and in its base of the one it began with
+ADAPTER = "adapter"  # the folder of a run's adapter, and in its base of its initial adapter
 
 
 @dataclass(frozen=True)
@@ -45,21 +45,21 @@ class Run:
 
     @cached_property
     def result(self) -> dict[str, Any]:
-        """The content of `result.json`: split, step, metrics, examples."""
+        """Content of `result.json`: split, step, metrics, examples."""
         return open_run(self.folder).read_json("result.json")
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The scores of the final evaluation."""
+        """Scores of the final evaluation."""
         return self.result["metrics"]
 
     @property
     def best(self) -> int:
-        """The step of the best checkpoint."""
+        """Step of the best checkpoint."""
         return self.result["step"]
 
     def model(self, which: Which = "best") -> Model:
-        """The trained model.
+        """Load the trained model.
 
         Args:
             which: `best`, `last`, or a step.
@@ -69,16 +69,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Trained:
-    """What eval, predict and export need of a run.
+    """A trained model with its task and config, as eval, predict and export need it.
 
     Attributes:
         run: the folder.
-        config: the run's config; its checkpoint is where the untrained parameters lie.
+        config: the run's config; its checkpoint has the untrained parameters.
         task: what was learned.
         label_names: the classes, in order of class id.
         model: the model with the trained parameters.
-        step: the checkpoint that they are of.
-        table: which parameters trained, at what rates; without phases.
+        step: the step of their checkpoint.
+        table: the LayerTable without phases.
     """
 
     run: RunFolder
@@ -91,26 +91,26 @@ class Trained:
 
     @property
     def bound(self) -> BoundTask[Any, Any]:
-        """The task on the trained model."""
+        """Task on the trained model."""
         tools = Tools(self.model, self.config.data.max_length, None)
         return self.task.bind(tools, self.label_names)
 
 
 def task_of(folder: Path) -> Task:
-    """The task of a run folder, by its config alone."""
+    """Return the task of a run folder, from its config alone."""
     run = open_run(folder)
     return make_task(parse_config(run.config(), f"{run.path}/config.yaml"))
 
 
 def open_trained(folder: Path, which: Which = "best") -> Trained:
-    """Read a run's parameters: those that trained from a checkpoint, the others from its base.
+    """Load a run's parameters: the trained from a checkpoint, the others from its base.
 
     Args:
         folder: the run folder.
         which: `best`, `last`, or a step.
 
     Raises:
-        UserError: it is no run, has no such checkpoint, or its base has changed.
+        UserError: it is not a run folder, has no such checkpoint, or its base has changed.
     """
     run = open_run(folder)
     config = parse_config(run.config(), f"{run.path}/config.yaml")
@@ -120,8 +120,8 @@ def open_trained(folder: Path, which: Which = "best") -> Trained:
     config = with_checkpoint(config, base_checkpoint(run, config))
     names = tuple(about["labels"])
     options = model_options(config, names, new_at_start(run))
-    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    options = replace(options, sharding=lambda *leaf: place)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    options = replace(options, sharding=lambda *leaf: device)
     described = describe(config.model.checkpoint, options)
     check_base(run, described.source)
     task = make_task(config)
@@ -130,12 +130,13 @@ def open_trained(folder: Path, which: Which = "best") -> Trained:
         trained = checkpoints.load_params(step)
     table = make_table(config, described)
     expected = set(table.trainable)
-    # With phases, a checkpoint holds what had trained by then.
+    # With phases, a checkpoint holds only the parameters that had trained by then.
     odd = trained.keys() - expected if config.phases else trained.keys() ^ expected
     if odd:
         raise UserError(
             f"{run.path}: checkpoint {step} and config.yaml disagree on whether '{min(odd)}' "
-            "trained."
+            "trained.",
+            "Restore the config.yaml that the run was trained with.",
         )
     model = with_values(described, seed=config.run.seed.init, known=trained)
     model = replace(model, problem_type=task.problem_type)
@@ -145,7 +146,7 @@ def open_trained(folder: Path, which: Which = "best") -> Trained:
 def open_checkpoints(
     run: RunFolder, config: Config, task: Task, *, read_only: bool = False
 ) -> Checkpoints:
-    """A run's checkpoints, under its own measure of the best."""
+    """Open a run's checkpoints, with the metric that chooses its best."""
     metric = best_metric(config, task)
     return Checkpoints(
         run.checkpoints,
@@ -157,7 +158,7 @@ def open_checkpoints(
 
 
 def best_metric(config: Config, task: Task) -> str:
-    """The metric that chooses the best checkpoint.
+    """Return the metric that chooses the best checkpoint.
 
     Raises:
         UserError: the task has no metric of that name.
@@ -174,40 +175,40 @@ def best_metric(config: Config, task: Task) -> str:
 
 
 def base_checkpoint(run: RunFolder, config: Config) -> Checkpoint:
-    """Where the parameters that a run started from lie: its own copy, else the source."""
+    """Return the checkpoint that a run started from: its own copy, or else the source."""
     copied = (run.base / "config.json").exists()  # `Model.save` writes it last
     return str(run.base) if copied else config.model.checkpoint
 
 
 def with_checkpoint(config: Config, checkpoint: Checkpoint) -> Config:
-    """The same config on another checkpoint, and on the adapter that was kept beside it."""
+    """Return the config with another checkpoint, and with the adapter stored beside that."""
     update: dict[str, Any] = {"model": config.model.model_copy(update={"checkpoint": checkpoint})}
     if config.adapter.checkpoint is not None and isinstance(checkpoint, str):
-        kept = files.place(checkpoint) / ADAPTER
-        if (kept / ADAPTER_CONFIG).exists():
-            here = str(fetched(kept))
+        adapter_folder = files.place(checkpoint) / ADAPTER
+        if (adapter_folder / ADAPTER_CONFIG).exists():
+            here = str(fetched(adapter_folder))
             update["adapter"] = config.adapter.model_copy(update={"checkpoint": here})
     return config.model_copy(update=update)
 
 
 def new_at_start(run: RunFolder) -> tuple[str, ...]:
-    """The parameters that were new when a run began: its own base has them all."""
+    """Return the parameters that were new when a run started; its base has them all."""
     return tuple(run.read_json(RUN_FILE).get("base", {}).get("new", ()))
 
 
 def save_base(run: RunFolder, config: Config, model: Model) -> None:
-    """Keep what a run starts from, before its first step, with its hash in `run.json`.
+    """Save the parameters that a run starts from, and their hash in `run.json`.
 
-    A copy is a Hugging Face folder, so that the run needs nothing outside itself any more.
+    A copy is a Hugging Face folder, which makes the run self-contained.
     """
     if not is_first():
         return
     plain, copy = model.plain(), config.checkpoint.base == "copy"
     if copy and config.adapter.checkpoint is not None:
         copy_adapter(fetched(config.adapter.checkpoint), run.base / ADAPTER)
-    # Of several processes none holds all of a value, and what is wanted is where it came from.
-    values = plain.params if processes() == 1 else AsItBegan(plain, config.run.seed.init)
-    # The run's own folder: a start that was killed may have left a part of it there.
+    # With several processes no single one has whole values, so each is read again from its source.
+    values = plain.params if processes() == 1 else InitialParams(plain, config.run.seed.init)
+    # Overwrite: a start that was killed may have left part of the copy in the run's folder.
     source = (
         resolve(str(plain.save(str(run.base), values, overwrite=True))) if copy else model.source
     )
@@ -219,17 +220,17 @@ def copy_adapter(folder: Path, target: PathLike) -> None:
     """Copy an adapter's files.
 
     Raises:
-        UserError: one is a link out of its folder.
+        UserError: one of them is a link out of its folder.
     """
-    found = [path for path in map(folder.joinpath, ADAPTER_FILES) if path.is_file()]
-    for path in found:
+    paths = [path for path in map(folder.joinpath, ADAPTER_FILES) if path.is_file()]
+    for path in paths:
         check_own_file(path, folder)
-    for path in found:
+    for path in paths:
         files.write_atomic(files.place(target) / path.name, path.read_bytes())
 
 
-class AsItBegan(Mapping[str, jax.Array]):
-    """A model's parameters as they begin, each read when it is asked for, in this process alone."""
+class InitialParams(Mapping[str, jax.Array]):
+    """Initial parameters of a model, each read by this process when it is accessed."""
 
     def __init__(self, model: Model, seed: int):
         self._model, self._seed = model, seed
@@ -246,17 +247,17 @@ class AsItBegan(Mapping[str, jax.Array]):
 
 
 def check_base(run: RunFolder, source: Source) -> None:
-    """Raise a UserError where a run's base is not what it started from any more."""
+    """Raise a UserError where the base of a run has changed since it started."""
     base = run.read_json(RUN_FILE).get("base")
     if base is not None and source.sha256 != base["sha256"]:
         raise UserError(
             f"{source.folder}: the weights are not those that the run started from.",
-            "Its checkpoints hold only what was trained; bring the base back.",
+            "Its checkpoints hold only what was trained; restore the original weights.",
         )
 
 
 def write_lines(run: RunFolder, name: str, lines: Any) -> None:
-    """Write JSON lines into a run folder, whole or not at all; only the first process does."""
+    """Write JSON lines into a run folder atomically; only the first process writes."""
     if is_first():
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         files.write_atomic(run.path / name, text)

@@ -1,8 +1,8 @@
-"""The trunk cache: what the frozen lower part makes of each example, computed once and kept.
+"""Trunk cache: the output of the frozen lower blocks for each example, computed once.
 
-A phase that has a trunk and reads its examples more than once lets the trunk run over each of
-them first, and keeps its output on disk; from then on a batch brings that, and the step starts
-where the trunk ends. An entry belongs to its trunk's weights, so runs that share them share it.
+A phase that has a trunk and reads its examples more than once first runs the trunk over each of
+them and stores its output on disk; batches then contain that output, and the step starts where the
+trunk ends. A cache entry is keyed by the trunk's weights, so runs that share them share it.
 """
 
 from __future__ import annotations
@@ -39,50 +39,50 @@ from jaxft.report.terminal.progress import Progress
 from jaxft.runs.leaves import checksum
 from jaxft.tasks.parts.examples import Examples
 
-SAY_EVERY = 5.0  # seconds
-RAW = "uint16"  # how two bytes of a type that numpy does not know are kept
+REPORT_EVERY = 5.0  # seconds
+RAW = "uint16"  # storage type of bfloat16, which numpy does not know
 
 
 @dataclass(frozen=True, eq=False)
 class CachedBatches:
-    """A task's batches, each with what the trunk made of its examples.
+    """Batches of a task, each with the trunk's output for its examples.
 
     Args:
-        examples: as the task reads them; without images where the trunk has seen those.
-        outputs: the trunk's, an entry of the cache.
-        places: `[examples]` where each one's output lies in it.
+        examples: read by the task; without images where the cached output replaces those.
+        outputs: the trunk's outputs, an entry of the cache.
+        indices: `[examples]`, the index of each example's output in it.
     """
 
     examples: Examples
     outputs: Ragged
-    places: np.ndarray
+    indices: np.ndarray
 
     def __call__(self, index: np.ndarray, row_length: int) -> dict[str, np.ndarray]:
-        """The arrays of one batch, as `Examples.collate` has them; `trunk` [R, T, D] of each tower.
+        """Collate a batch as `Examples.collate` does, with `trunk` [R, T, D] of each tower.
 
         Args:
             index: `[rows, segments]` example numbers, -1 for none.
             row_length: positions a row.
         """
-        batch, told = self.examples.collate(index, row_length), self.outputs.meta
-        for field, name in told["names"].items():
-            stream = np.zeros((len(index), *self._row(field, row_length)), told["stored"])
+        batch, meta = self.examples.collate(index, row_length), self.outputs.meta
+        for field, name in meta["names"].items():
+            stream = np.zeros((len(index), *self._row(field, row_length)), meta["stored"])
             for row, numbers in enumerate(index):
-                places = self.places[numbers[numbers >= 0]]
-                if not told["packed"]:
-                    # A row without an example takes any: zeros have no length to divide by.
-                    stream[row] = self.outputs[int(places[0]) if len(places) else 0][field][0]
+                indices = self.indices[numbers[numbers >= 0]]
+                if not meta["packed"]:
+                    # A row without an example gets any output: zeros would be divided by length 0.
+                    stream[row] = self.outputs[int(indices[0]) if len(indices) else 0][field][0]
                     continue
                 begin = 0
-                for place in places:
-                    values = self.outputs[int(place)][field]
+                for entry in indices:
+                    values = self.outputs[int(entry)][field]
                     stream[row, begin : begin + len(values)] = values
                     begin += len(values)
-            batch[name] = stream.view(jnp.dtype(told["dtype"]))
+            batch[name] = stream.view(jnp.dtype(meta["dtype"]))
         return batch
 
     def _row(self, field: str, row_length: int) -> tuple[int, ...]:
-        """A row's positions and width."""
+        """Return the positions and width of a row."""
         one = self.outputs[0][field].shape[1:]
         return (row_length, *one) if self.outputs.meta["packed"] else one
 
@@ -96,60 +96,64 @@ def open_trunk(
     interrupted: Callable[[], bool] = lambda: False,
     split: str = "train",
 ) -> Collate:
-    """What makes a phase's batches of a split: with the trunk's output where that is kept.
+    """Return what makes a split's batches in a phase: with the trunk's output if it is cached.
 
-    It is read from the cache, which is filled where it is not yet.
+    The output is computed and stored unless the cache has it already.
 
     Args:
         setup: the run.
-        compute: how its model runs in the phase.
+        compute: the model's compute settings in the phase.
         plan: of the phase.
         params: values of at least the trunk's parameters.
-        progress: where to say what is done.
-        interrupted: asked before each batch that the trunk runs on.
+        progress: shows messages.
+        interrupted: called before each batch that the trunk runs on; True stops it.
         split: whose batches.
 
     Raises:
-        Interrupted: `interrupted` said so; nothing is kept.
-        UserError: the disk has no room, or cannot be written to.
+        Interrupted: `interrupted` returned True; nothing is stored.
+        UserError: the disk is full, or cannot be written to.
     """
     examples = setup.splits[split].examples
-    if split not in plan.kept:
+    if split not in plan.split_bytes:
         if plan.saved >= WORTH and split == "train":
             progress.message(f"The trunk runs in every step, since {plan.reason}.")
         return examples.collate
     batches_of, order = _in_rows(setup.layout, examples)
     leaves = trunk_leaves(setup.model, compute, params)
     root, key = _root(setup.config.data.cache), _key(setup, compute, examples, leaves, order)
-    told = f"the trunk's output of {len(examples):,} {split} examples, {size(plan.kept[split])}"
+    nbytes = plan.split_bytes[split]
+    output = f"the trunk's output of {len(examples):,} {split} examples, {size(nbytes)}"
     ready = is_built(root, key)
     everywhere = _everywhere(ready)
-    if not everywhere and not _everywhere(_has_room(root, plan.kept[split])):
-        sentence = f"train.trunk_cache: {root} has no room for {told}."
+    if not everywhere and not _everywhere(_has_room(root, nbytes)):
+        sentence = f"train.trunk_cache: {root} has no room for {output}."
         if setup.config.train.trunk_cache == "on":
             raise UserError(sentence, "Free some space, or set data.cache to another folder.")
         progress.message(f"{sentence} It is computed each time.")
         return examples.collate
     saved = f"; a step saves {share(plan.saved)} of its FLOPs" if split == "train" else ""
-    progress.message(f"{'found' if everywhere else 'storing'} {told}{saved}")
-
+    progress.message(f"{'found' if everywhere else 'storing'} {output}{saved}")
     meta = _meta(setup, compute)
 
     def build() -> Any:
         return _run(setup, compute, examples, batches_of, leaves, progress, interrupted), meta
 
-    if ready and not everywhere:  # another process has not: it cannot run the trunk alone
+    if ready and not everywhere:  # another process needs it, and cannot run the trunk alone
         for _ in build()[0]:
             pass
-    places = np.argsort(order)  # where each example lies
-    towers, outputs = setup.model.towers, build_or_open(root, key, build)
-    reader = towers.get("vision", towers.get("encoder"))  # of images, where any are read
-    seen = isinstance(reader, Tower) and reader.prefix + TRUNK in outputs.meta["names"].values()
-    return CachedBatches(examples.without(examples.inputs) if seen else examples, outputs, places)
+    outputs = build_or_open(root, key, build)
+    read = examples.without(examples.inputs) if _has_images(setup.model, outputs) else examples
+    return CachedBatches(read, outputs, np.argsort(order))
+
+
+def _has_images(model: Model, outputs: Ragged) -> bool:
+    """Return whether the cached outputs include those of the tower that reads images."""
+    reader = model.towers.get("vision", model.towers.get("encoder"))
+    return isinstance(reader, Tower) and reader.prefix + TRUNK in outputs.meta["names"].values()
 
 
 def _in_rows(shape: Layout, examples: Examples) -> tuple[EvalPlan, np.ndarray]:
-    """Examples in rows as the run's own, and their numbers in the order in which they come."""
+    """Plan batches laid out like the run's, and return the order of their examples."""
     plan = plan_eval(examples.lengths, shape.rows, shape.row_length, shape.segments)
     order = np.concatenate([plan.batch(number).ravel() for number in range(len(plan))])
     return plan, order[order >= 0]
@@ -158,20 +162,20 @@ def _in_rows(shape: Layout, examples: Examples) -> tuple[EvalPlan, np.ndarray]:
 def trunk_leaves(
     model: Model, compute: Compute, params: Mapping[str, jax.Array]
 ) -> dict[str, jax.Array]:
-    """The parameters below the boundary of each tower, in the compute type."""
-    found: dict[str, jax.Array] = {}
+    """Select the parameters of each tower's trunk, in the compute type."""
+    leaves: dict[str, jax.Array] = {}
     for tower in model.towers.values():
         blocks = tower.frozen_blocks(compute) if isinstance(tower, Tower) else None
         if isinstance(tower, Tower) and blocks is not None:
             names = [name for name, depth in tower.depths.items() if depth <= blocks]
-            # A decoder's is computed from all of its encoder, whose embeddings it may have too.
+            # A decoder's trunk reads the whole encoder, with which it may share embeddings.
             names += [] if tower.reads is None else list(tower.reads.leaves)
-            found |= {name: params[name].astype(compute.dtype) for name in names}
-    return found
+            leaves |= {name: params[name].astype(compute.dtype) for name in names}
+    return leaves
 
 
 def _root(cache: str | None) -> Path:
-    """The folder of entries; each of several processes has its own, since all write at once."""
+    """Return the folder of entries; each process has its own, since all write at once."""
     root = data_cache(cache) / "trunk"
     if jax.process_count() > 1:
         root /= f"process-{jax.process_index()}-of-{jax.process_count()}"
@@ -185,7 +189,7 @@ def _key(
     leaves: Mapping[str, jax.Array],
     order: np.ndarray,
 ) -> str:
-    """Changes with anything that the trunk's output depends on."""
+    """Return a cache key of everything that the trunk's output depends on."""
     beside = {} if setup.model.adapted is None else setup.model.adapted.kernels
     return cache_key(
         kind="trunk",
@@ -202,7 +206,7 @@ def _key(
 
 
 def _meta(setup: Setup, compute: Compute) -> dict[str, Any]:
-    """What an entry says of itself: which field is which tower's, and how its bytes are read."""
+    """Describe an entry: the tower of each field, and how to read its bytes."""
     dtype, blocks = jnp.dtype(compute.dtype), _blocks(setup.model, compute)
     prefixes = [prefix for prefix, count in blocks.items() if count is not None]
     return {
@@ -215,7 +219,7 @@ def _meta(setup: Setup, compute: Compute) -> dict[str, Any]:
 
 
 def _blocks(model: Model, compute: Compute) -> dict[str, int | None]:
-    """How many blocks of each tower are of its trunk; None where it has none."""
+    """Count the blocks in each tower's trunk; None without one."""
     return {
         tower.prefix: tower.frozen_blocks(compute)
         for tower in model.towers.values()
@@ -232,14 +236,14 @@ def _run(
     progress: Progress,
     interrupted: Callable[[], bool],
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Every example's output, in the plan's order: field -> `[length, D]`, or `[1, T, D]`."""
+    """Yield each example's output in the plan's order: field -> `[length, D]` or `[1, T, D]`."""
     rows, meta = batch_sharding(setup.mesh), _meta(setup, compute)
     run = jax.jit(
         partial(setup.model.trunk, compute=compute),
         in_shardings=({name: setup.shardings[name] for name in leaves}, rows),
         out_shardings=replicated(setup.mesh),  # every process keeps all of it
     )
-    said, done, (mine, blocks) = time.monotonic(), 0, my_rows(setup.mesh)
+    reported, done, (mine, blocks) = time.monotonic(), 0, my_rows(setup.mesh)
     for number, batch in enumerate(
         batches(
             plan,
@@ -254,8 +258,8 @@ def _run(
     ):
         if interrupted():
             raise Interrupted
-        if not number or time.monotonic() - said > SAY_EVERY:
-            said = time.monotonic()
+        if not number or time.monotonic() - reported > REPORT_EVERY:
+            reported = time.monotonic()
             progress.doing(f"running the trunk once: {done:,} of {len(examples):,} examples")
         streams = jax.device_get(run(leaves, place_batch(batch, rows)))
         index = plan.batch(number)
@@ -269,7 +273,7 @@ def _run(
 def _cut(
     fields: dict[str, np.ndarray], index: np.ndarray, lengths: np.ndarray, packed: bool
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Each example's part of a batch's streams `[R, T, D]`."""
+    """Yield each example's part of a batch's streams `[R, T, D]`."""
     for row, numbers in enumerate(index):
         begin = 0
         for number in numbers[numbers >= 0]:
@@ -282,7 +286,7 @@ def _cut(
 
 
 def _everywhere(here: bool) -> bool:
-    """Whether all processes say so."""
+    """Return whether the value is true in all processes."""
     if jax.process_count() == 1:
         return here
     return bool(multihost_utils.process_allgather(np.array(here)).all())

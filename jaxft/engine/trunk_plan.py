@@ -1,4 +1,4 @@
-"""Whether a phase keeps its trunk's output: what that takes, and what it saves."""
+"""Decision whether a phase caches its trunk's output: size on disk, and FLOPs saved."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ from jaxft.errors import UserError
 from jaxft.layerwise.phases import Phase
 from jaxft.numbers import share, size
 
-WORTH = 0.1  # share of a step's FLOPs from which on `auto` keeps the trunk's output
+WORTH = 0.1  # `auto` caches the trunk if that saves at least this share of a step's FLOPs
 
 
 @dataclass(frozen=True)
 class TrunkPlan:
-    """What a phase's trunk cache takes and saves.
+    """Plan of a phase's trunk cache: its size and saving, or why there is none.
 
     Attributes:
-        kept: split -> bytes that its trunk's output takes on disk; empty where none is kept.
-        reason: where none is, why.
-        saved: the share of a step's FLOPs that is saved; 0 where that was not worked out.
+        split_bytes: split -> bytes of its cached output on disk; empty without a cache.
+        reason: why there is no cache, if there is none.
+        saved: the share of a step's FLOPs that is saved; 0 where that was not computed.
     """
 
-    kept: Mapping[str, int]
+    split_bytes: Mapping[str, int]
     reason: str = ""
     saved: float = 0.0
 
 
 def plan_trunks(setup: Setup, phases: Sequence[PhaseSetup]) -> tuple[TrunkPlan, ...]:
-    """Which phases of a run keep their trunk's output.
+    """Decide for each phase of a run whether it caches its trunk's output.
 
     Args:
         setup: the run.
         phases: each of its phases.
 
     Raises:
-        UserError: `train.trunk_cache` is on and cannot be.
+        UserError: `train.trunk_cache` is on, but no phase can cache its trunk.
     """
     batch = batch_shapes(setup)
     plans = tuple(plan_trunk(setup, one, batch) for one in phases)
-    # A run that freezes layers by itself has no trunk yet.
-    fixed = setup.config.phases != "auto_freeze"
-    if setup.config.train.trunk_cache == "on" and fixed and not any(plan.kept for plan in plans):
+    # AutoFreeze decides only during the run which layers are frozen.
+    config, cached = setup.config, any(plan.split_bytes for plan in plans)
+    if config.train.trunk_cache == "on" and config.phases != "auto_freeze" and not cached:
         raise UserError(
-            "train.trunk_cache: there is no trunk to keep the output of, since the embeddings "
-            "train in every phase.",
+            "train.trunk_cache: there is no frozen trunk to cache, since the embeddings train in "
+            "every phase.",
             "Freeze from the embeddings up (a group with depth: [0, n] and freeze: true), or "
             "leave it at auto.",
         )
@@ -58,7 +58,7 @@ def plan_trunks(setup: Setup, phases: Sequence[PhaseSetup]) -> tuple[TrunkPlan, 
 
 
 def plan_trunk(setup: Setup, now: PhaseSetup, batch: dict[str, jax.ShapeDtypeStruct]) -> TrunkPlan:
-    """Whether a phase keeps its trunk's output.
+    """Decide whether a phase caches its trunk's output.
 
     Args:
         setup: the run.
@@ -66,7 +66,7 @@ def plan_trunk(setup: Setup, now: PhaseSetup, batch: dict[str, jax.ShapeDtypeStr
         batch: its batches' shapes (`cost.batch_shapes`).
 
     Raises:
-        UserError: `train.trunk_cache` is on and cannot be.
+        UserError: `train.trunk_cache` is on, but the trunk cannot be cached.
     """
     asked, examples = setup.config.train.trunk_cache, setup.splits["train"].examples
     if asked == "off":
@@ -77,44 +77,44 @@ def plan_trunk(setup: Setup, now: PhaseSetup, batch: dict[str, jax.ShapeDtypeStr
     if examples.random:
         if asked == "on":
             raise UserError(
-                "train.trunk_cache: an example is another each time that it is read "
-                "(augmentation), so that what the trunk makes of it cannot be kept.",
+                "train.trunk_cache: examples change each time they are read (augmentation), so "
+                "the trunk's output cannot be cached.",
                 "Turn augmentation off, or leave train.trunk_cache at auto.",
             )
-        return TrunkPlan({}, "an example is another each time that it is read")
-    kept = {name: _bytes(setup, name, streams) for name in _splits(setup, now.phase)}
-    nbytes = sum(kept.values())
+        return TrunkPlan({}, "examples change each time they are read")
+    split_bytes = {name: _bytes(setup, name, streams) for name in _splits(setup, now.phase)}
+    nbytes = sum(split_bytes.values())
     most = setup.config.train.trunk_cache_size * 1e9
     if asked == "on":
         if nbytes > most:
             raise UserError(
-                f"train.trunk_cache: the trunk's output of all {' and '.join(kept)} examples "
-                f"takes {size(nbytes)} ({nbytes:,} bytes), and train.trunk_cache_size allows "
-                f"{size(most)}.",
+                f"train.trunk_cache: the trunk's output of all {' and '.join(split_bytes)} "
+                f"examples takes {size(nbytes)} ({nbytes:,} bytes), and train.trunk_cache_size "
+                f"allows {size(most)}.",
                 f"Raise train.trunk_cache_size (GB) to {math.ceil(nbytes / 1e8) / 10} where the "
                 "disk has room, or leave train.trunk_cache at auto.",
             )
-        return TrunkPlan(kept, "", trunk_saving(setup, now.compute, batch))
+        return TrunkPlan(split_bytes, "", trunk_saving(setup, now.compute, batch))
     if now.phase.stop - now.phase.start <= setup.length.steps_per_epoch:
         return TrunkPlan({}, "no example is read twice")
     saved = trunk_saving(setup, now.compute, batch)
     if saved < WORTH:
-        return TrunkPlan({}, f"it would save {share(saved)} of a step only", saved)
+        return TrunkPlan({}, f"it would save only {share(saved)} of a step", saved)
     if nbytes > most:
-        reason = f"{size(nbytes)} are more than train.trunk_cache_size ({size(most)})"
+        reason = f"{size(nbytes)} is more than train.trunk_cache_size ({size(most)})"
         return TrunkPlan({}, reason, saved)
-    return TrunkPlan(kept, "", saved)
+    return TrunkPlan(split_bytes, "", saved)
 
 
 def _splits(setup: Setup, phase: Phase) -> tuple[str, ...]:
-    """The splits whose output is kept: that of the eval rows where they are scored again."""
+    """List the splits to cache: also the eval rows if they are scored more than once."""
     every = setup.length.evaluate_every
     again = phase.stop // every - phase.start // every > 1
     return ("train", "eval") if again and not setup.splits["eval"].examples.random else ("train",)
 
 
 def _bytes(setup: Setup, split: str, streams: Mapping[str, jax.ShapeDtypeStruct]) -> int:
-    """What the streams `[R, T, D]` take for all examples of a split."""
+    """Count the bytes of the streams `[R, T, D]` for all examples of a split."""
     lengths, total = setup.splits[split].examples.lengths, 0
     for shape in streams.values():
         _, positions, width = shape.shape
@@ -124,5 +124,5 @@ def _bytes(setup: Setup, split: str, streams: Mapping[str, jax.ShapeDtypeStruct]
 
 
 def is_packed(layout: Layout) -> bool:
-    """Whether an example is a part of a row; else it is a row, whatever positions that has."""
+    """Return whether a row may hold several examples."""
     return layout.row_length > 1

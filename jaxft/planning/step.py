@@ -134,7 +134,7 @@ def compile_train_step(
 def step_batch(setup: Setup, now: PhaseSetup) -> dict[str, jax.ShapeDtypeStruct]:
     """A batch's shapes and where its rows lie; with the trunk's output where that is kept."""
     batch, rows = batch_shapes(setup), batch_sharding(setup.mesh)
-    if plan_trunk(setup, now, batch).kept:
+    if plan_trunk(setup, now, batch).split_bytes:
         batch |= trunk_shapes(setup.model, now.compute, batch)
     return {n: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rows) for n, a in batch.items()}
 

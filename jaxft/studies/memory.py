@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxft.engine.cost import kept_bytes
+from jaxft.engine.cost import residual_bytes
 from jaxft.engine.initial_state import abstract_state
 from jaxft.engine.setup import Setup, phase_setup
 from jaxft.errors import UserError
@@ -60,7 +60,7 @@ def need_of(setup: Setup) -> Need:
     return Need(
         shared=_bytes(setup.model.params),
         state=_bytes((state.trainable, state.opt_state, state.average, state.settled)),
-        working=kept_bytes(setup, chosen.compute) + _bytes(state.trainable),
+        working=residual_bytes(setup, chosen.compute) + _bytes(state.trainable),
         turns=takes_turns(setup.compute),
     )
 

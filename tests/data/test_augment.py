@@ -232,7 +232,7 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch_to_the_same_bits(folder, tmp_pa
                 "train.trunk_cache=on",
                 "groups=[{name: low, depth: [0, 1], freeze: true}]",
             ],
-            "an example is another each time that it is read",
+            "examples change each time they are read",
         ),
     ],
 )

@@ -118,7 +118,7 @@ def test_describe_shows_a_config_and_its_faults(spoilt, tmp_path, capsys):
     assert "all rows have the same class, '1'" in found["splits"][1]["warnings"][0]
     assert {"of": "eval", "also_in": "eval", "rows": 1} in found["repeated"]
     assert main(["plan", file]) == 2
-    assert "the split has one class only ('1')" in capsys.readouterr().err
+    assert "the split has only one class ('1')" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -183,14 +183,14 @@ def test_what_cannot_be_drawn_is_one_sentence(tmp_path):
     ):
         build(tiny_config(tmp_path, data=data))
     data = mixed(tmp_path, balance=True)
-    with pytest.raises(UserError, match="Take one of them"):
+    with pytest.raises(UserError, match="Use one of them"):
         build(tiny_config(tmp_path, data=data, task={"class_weights": "balanced"}))
-    with pytest.raises(UserError, match=r"data\.balance: these examples have no one class"):
+    with pytest.raises(UserError, match=r"data\.balance: the examples do not have one class"):
         build(tiny_config(tmp_path, data=data, task={"problem": "regression"}))
     (tmp_path / "bad.csv").write_text("text,label\nwarm,\n")
     data = mixed(tmp_path, on_bad_row="skip")
     data["train"][1]["source"] = f"csv:{tmp_path}/bad.csv"
-    with pytest.raises(UserError, match=r"no example of csv:.*bad\.csv is left to draw"):
+    with pytest.raises(UserError, match=r"no example of csv:.*bad\.csv is left\."):
         build(tiny_config(tmp_path, data=data))
 
 

@@ -11,7 +11,7 @@ from jaxft.device.chips import TPUS
 from jaxft.device.mesh import batch_sharding, place_batch
 from jaxft.device.mesh_auto import choose_mesh, state_bytes
 from jaxft.engine.compute import copies_of
-from jaxft.engine.cost import kept_bytes
+from jaxft.engine.cost import residual_bytes
 from jaxft.engine.initial_state import initial_state, load_params
 from jaxft.engine.remat import first_that_fits, taken, with_remat
 from jaxft.engine.setup import build, phase_setup
@@ -92,7 +92,7 @@ def test_as_little_is_computed_again_as_must_be():
 def test_what_is_kept_shrinks_with_what_is_computed_again(tmp_path):
     built = build(tiny_config(tmp_path, train={"scan": True}), devices=jax.devices()[:1])
     kept = {
-        name: kept_bytes(built, dataclasses.replace(built.compute, remat=name))
+        name: residual_bytes(built, dataclasses.replace(built.compute, remat=name))
         for name in ("none", "dots", "full")
     }
     assert kept["full"] < kept["dots"] < kept["none"]

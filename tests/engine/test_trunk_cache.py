@@ -144,11 +144,11 @@ def test_what_it_saves_is_the_trunks_forward(folder, tmp_path):
     flops = step_flops(built, phase_of(built))
     (plan,) = plan_trunks(built, phase_setups(built))
     assert plan.saved == pytest.approx(1 - flops["cached"] / flops["step"])
-    assert plan.kept == {
+    assert plan.split_bytes == {
         split: built.splits[split].examples.lengths.sum() * 32 * 4 for split in ("train", "eval")
     }
     opened = Opened(config_of(folder, tmp_path))
-    assert opened.cached.outputs.nbytes == plan.kept["train"]
+    assert opened.cached.outputs.nbytes == plan.split_bytes["train"]
 
 
 def test_an_evaluation_starts_there_too(folder, tmp_path):
@@ -163,7 +163,7 @@ def test_an_evaluation_starts_there_too(folder, tmp_path):
     for name, values in wanted.outcomes.items():
         np.testing.assert_allclose(found.outcomes[name], values, rtol=1e-5, err_msg=name)
     once = build(config_of(folder, tmp_path, evaluate_every="2 epochs"), devices=ONE)
-    assert list(plan_trunks(once, phase_setups(once))[0].kept) == ["train"], (
+    assert list(plan_trunks(once, phase_setups(once))[0].split_bytes) == ["train"], (
         "rows that are scored once"
     )
 
@@ -253,14 +253,14 @@ def test_what_cannot_be_kept_is_refused(folder, tmp_path):
         return caught.value.message
 
     assert refusal(groups=[]) == (
-        "train.trunk_cache: there is no trunk to keep the output of, since the embeddings train "
-        "in every phase."
+        "train.trunk_cache: there is no frozen trunk to cache, since the embeddings train in "
+        "every phase."
     )
     assert refusal(trunk_cache_size=1e-5) == (
         "train.trunk_cache: the trunk's output of all train and eval examples takes 109 kB "
         "(108,800 bytes), and train.trunk_cache_size allows 10.0 kB."
     )
-    assert "it is read (augmentation)" in refusal(drawn_anew)
+    assert "they are read (augmentation)" in refusal(drawn_anew)
 
 
 def drawn_anew(built):
@@ -277,18 +277,18 @@ def test_auto_keeps_what_pays(folder, tmp_path):
         given = {"trunk_cache": "auto"} | given
         built = change(build(config_of(folder, tmp_path, **given), devices=ONE))
         (plan,) = plan_trunks(built, phase_setups(built))
-        assert bool(plan.kept) == (not plan.reason)
+        assert bool(plan.split_bytes) == (not plan.reason)
         return plan.reason
 
     assert why_not() == ""
     assert why_not(trunk_cache="off") == "train.trunk_cache is off"
     assert why_not(length="1 epoch") == "no example is read twice"
     assert why_not(groups=[]) == "there is no trunk: the embeddings train"
-    assert why_not(drawn_anew) == "an example is another each time that it is read"
+    assert why_not(drawn_anew) == "examples change each time they are read"
     stem = [{"name": "low", "depth": [0, 0], "freeze": True}]
-    assert why_not(groups=stem) == "it would save 0.0% of a step only"
+    assert why_not(groups=stem) == "it would save only 0.0% of a step"
     assert why_not(trunk_cache_size=1e-5) == (
-        "109 kB are more than train.trunk_cache_size (10.0 kB)"
+        "109 kB is more than train.trunk_cache_size (10.0 kB)"
     )
 
 

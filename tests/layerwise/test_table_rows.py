@@ -149,7 +149,7 @@ def test_a_test_split_of_one_class_has_no_auroc_and_says_so(config, capsys):
     assert "all are 'good'" in " ".join(capsys.readouterr().out.split())
     write_table(Path("eval.csv"), [("warm", 1, "plot", "good")] * 5)
     said = refused(capsys, "train", "c.yaml", "run.name=other", "--quiet")
-    assert said.startswith("csv:eval.csv:ordered: the split has one class only ('good').")
+    assert said.startswith("csv:eval.csv:ordered: the split has only one class ('good').")
 
 
 def test_a_template_that_names_a_column_that_is_not_there(config, capsys):

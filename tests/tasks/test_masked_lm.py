@@ -309,7 +309,7 @@ def test_a_column_that_is_not_there(config, folder, capsys):
         )
         == 2
     )
-    assert "an example is another each time" in capsys.readouterr().err
+    assert "examples change each time" in capsys.readouterr().err
 
 
 # ----------------------------------------------------------------------------------------- runs
