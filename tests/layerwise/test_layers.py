@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxft.models.layers.attention import attention, make_mask
+from jaxft.models.layers.attention import AttentionOptions, attention, make_mask
 from jaxft.models.layers.math import dropout, gelu, keep_mask, key_words, layer_norm, linear
 
 
@@ -37,8 +37,7 @@ SEGMENTS = jnp.array([[1, 1, 1, 2, 2, 0, 0], [1, 1, 1, 1, 1, 1, 2]])
 
 def our_attention(query, key, value, segments=SEGMENTS, soft_cap=None):
     mask = None if segments is None else make_mask(segments)
-    options = {"rate": 0.0, "dropout_key": None, "soft_cap": soft_cap}
-    return attention(query, key, value, mask, heads=3, **options)
+    return attention(query, key, value, mask, AttentionOptions(heads=3, soft_cap=soft_cap))
 
 
 CASES = {
@@ -94,7 +93,8 @@ def test_attention_dropout_has_the_gradient_of_its_mask():
     weight = normal(9, 2, 7, 12)
 
     def ours(*qkv):
-        out = attention(*qkv, make_mask(SEGMENTS), heads=3, rate=rate, dropout_key=dropout_key)
+        options = AttentionOptions(heads=3, rate=rate, dropout_key=dropout_key)
+        out = attention(*qkv, make_mask(SEGMENTS), options)
         return (out * weight).sum()
 
     def plain(*qkv):

@@ -16,7 +16,7 @@ from jaxft.config.load import to_yaml
 from jaxft.device.mesh import make_mesh
 from jaxft.engine.cost import count_flops
 from jaxft.errors import UserError
-from jaxft.models.layers.attention import attention, make_mask
+from jaxft.models.layers.attention import AttentionOptions, attention, make_mask
 from jaxft.models.layers.kernels import Kernel, Needs, Setting, choose
 from tests.models.test_decoders import make_checkpoint
 from tests.support.tiny import tiny_config
@@ -105,7 +105,7 @@ def mixed_and_slopes(arrays, kernel, **seen):
     def run(*arrays):
         def mixed(*arrays):
             mask = make_mask(segments(), **seen, kernel=kernel)
-            out = attention(*arrays, mask, heads=4, rate=0.1, dropout_key=None)
+            out = attention(*arrays, mask, AttentionOptions(heads=4, rate=0.1))
             return (out * jnp.cos(jnp.arange(out.size)).reshape(out.shape)).sum(), out
 
         return jax.grad(mixed, argnums=(0, 1, 2), has_aux=True)(*arrays)
@@ -141,7 +141,7 @@ def test_a_kernels_flops_are_counted_over_its_grid_and_the_mesh():
 
     def loss(*arrays):
         mask = make_mask(jnp.ones((8, 512), jnp.int32), kernel=kernel)
-        return attention(*arrays, mask, heads=4, rate=0.0, dropout_key=None).sum()
+        return attention(*arrays, mask, AttentionOptions(heads=4)).sum()
 
     once = 2 * 8 * 4 * 512 * 512 * 16
     sums = once // 512  # of the output times its gradient

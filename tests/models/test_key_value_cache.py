@@ -4,12 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxft.models.layers.attention import Mask, attention, cached_attention, make_mask
+from jaxft.models.layers.attention import (
+    AttentionOptions,
+    Mask,
+    attention,
+    cached_attention,
+    make_mask,
+)
 from jaxft.models.layers.cache import KeyValues
 from jaxft.models.layers.cross import Source, cross_attention
 
 BATCH, LENGTH, PROMPT, HEADS, GROUPS, WIDTH = 2, 6, 3, 4, 2, 8
-OPTIONS = {"heads": HEADS, "rate": 0.0, "dropout_key": None}
+OPTIONS = AttentionOptions(HEADS)
 
 
 def arrays():
@@ -23,11 +29,11 @@ def arrays():
 def test_one_position_at_a_time_over_a_cache_is_attention_over_all():
     query, key, value = arrays()
     segments = jnp.ones((BATCH, LENGTH), jnp.int32)
-    whole = attention(query, key, value, make_mask(segments, causal=True), **OPTIONS)
+    whole = attention(query, key, value, make_mask(segments, causal=True), OPTIONS)
 
     def part(cache, positions, mask):
         own = (x[:, positions] for x in (query, key, value))
-        return cached_attention(*own, mask, cache, **OPTIONS)
+        return cached_attention(*own, mask, cache, OPTIONS)
 
     blank = KeyValues(LENGTH)
     first = make_mask(segments[:, :PROMPT], causal=True)
@@ -56,8 +62,8 @@ def test_a_source_is_projected_once_and_read_from_the_cache():
         return key, value
 
     source = Source(jnp.zeros((BATCH, LENGTH, 1)), Mask(jnp.ones((BATCH, LENGTH), jnp.int32), None))
-    whole, filled = cross_attention(query, project, source, KeyValues(LENGTH), **OPTIONS)
-    one, same = cross_attention(query[:, :1], project, source, filled, **OPTIONS)
+    whole, filled = cross_attention(query, project, source, KeyValues(LENGTH), OPTIONS)
+    one, same = cross_attention(query[:, :1], project, source, filled, OPTIONS)
     assert len(calls) == 1
     assert same is filled
     np.testing.assert_allclose(one, whole[:, :1], atol=1e-6)

@@ -93,18 +93,33 @@ def _distance(length: int, slot: jax.Array | None) -> jax.Array:
     return own[:, None] - places[None, :]
 
 
+@dataclass(frozen=True)
+class AttentionOptions:
+    """Options of one attention.
+
+    Args:
+        heads: the number of heads H.
+        rate: dropout on the attention weights.
+        dropout_key: None turns that dropout off.
+        scale: of the scores, on top of 1 / sqrt(K).
+        soft_cap: bound of the absolute scores; None for none.
+        positions: learned position scores to add, [H, T, S]; XLA alone supports them.
+    """
+
+    heads: int
+    rate: float = 0.0
+    dropout_key: jax.Array | None = None
+    scale: jax.Array | float = 1.0
+    soft_cap: float | None = None
+    positions: jax.Array | None = None
+
+
 def attention(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
     mask: Mask | None,
-    *,
-    heads: int,
-    rate: float,
-    dropout_key: jax.Array | None,
-    scale: jax.Array | float = 1.0,
-    soft_cap: float | None = None,
-    positions: jax.Array | None = None,
+    options: AttentionOptions,
 ) -> jax.Array:
     """Attend with softmax and dropout on its weights.
 
@@ -112,12 +127,7 @@ def attention(
         query: [B, T, H K].
         key, value: [B, S, H K], or [B, S, G K] where head g serves H / G heads of queries.
         mask: which positions see which, None where all see all; it gets no gradient.
-        heads: the number of heads H.
-        rate: dropout on the attention weights.
-        dropout_key: None turns that dropout off.
-        scale: of the scores, on top of 1 / sqrt(K).
-        soft_cap: what no score goes beyond, either way; None for none.
-        positions: what a model has learned to add to the scores, [H, T, S]; XLA alone takes it.
+        options: heads, dropout and scores.
 
     Returns:
         [B, T, H K].
@@ -125,16 +135,7 @@ def attention(
     Source: Vaswani et al. (2017), https://arxiv.org/abs/1706.03762; grouped queries: Ainslie
     et al. (2023), https://arxiv.org/abs/2305.13245.
     """
-    mixed, _ = cached_attention(
-        *(query, key, value, mask, None),
-        heads=heads,
-        rate=rate,
-        dropout_key=dropout_key,
-        scale=scale,
-        soft_cap=soft_cap,
-        positions=positions,
-    )
-    return mixed
+    return cached_attention(query, key, value, mask, None, options)[0]
 
 
 def cached_attention(
@@ -143,26 +144,20 @@ def cached_attention(
     value: jax.Array,
     mask: Mask | None,
     cache: KeyValues | None,
-    *,
-    heads: int,
-    rate: float,
-    dropout_key: jax.Array | None,
-    scale: jax.Array | float = 1.0,
-    soft_cap: float | None = None,
-    positions: jax.Array | None = None,
+    options: AttentionOptions,
 ) -> tuple[jax.Array, KeyValues | None]:
     """Attend as `attention` does, from the new positions over the cached ones too.
 
     Args:
-        query, key, value, mask, heads, rate, dropout_key, scale, soft_cap, positions: as
-            `attention` has them; of the new positions.
+        query, key, value, mask, options: as `attention` has them; of the new positions.
         cache: keys and values of the positions before; None where nothing is cached.
 
     Returns:
         [B, T, H K], and the cache with the new positions.
     """
-    width, shape = query.shape[-1] // heads, query.shape
-    query = query * jnp.asarray(scale / math.sqrt(width), query.dtype)
+    soft_cap, positions = options.soft_cap, options.positions
+    width, shape = query.shape[-1] // options.heads, query.shape
+    query = query * jnp.asarray(options.scale / math.sqrt(width), query.dtype)
     query, key, value = (split_heads(x, width) for x in (query, key, value))
     cache = None if cache is None else cache.add(key, value)
     bias = None if mask is None else mask.bias
@@ -177,7 +172,7 @@ def cached_attention(
             mask.kernel, query, key, value, seen, causal=causal, window=window, soft_cap=soft_cap
         )
     else:
-        mixed = _by_xla(query, key, value, bias, positions, rate, dropout_key, soft_cap)
+        mixed = _by_xla(query, key, value, bias, options)
     return mixed.transpose(0, 2, 1, 3).reshape(shape), cache
 
 
@@ -202,35 +197,21 @@ def _by_xla(
     key: jax.Array,
     value: jax.Array,
     bias: jax.Array | None,
-    positions: jax.Array | None,
-    rate: float,
-    dropout_key: jax.Array | None,
-    soft_cap: float | None,
+    options: AttentionOptions,
 ) -> jax.Array:
     """[B, H, T, K] from queries [B, H, T, K], and keys and values [B, H or G, S, K]."""
-    heads = query.shape[1]
+    heads, dropout_key = query.shape[1], options.dropout_key
     if key.shape[1] != heads:
         key, value = (jnp.repeat(x, heads // x.shape[1], axis=1) for x in (key, value))
     words = jnp.zeros(2, jnp.uint32) if dropout_key is None else key_words(dropout_key)
-    rate = 0.0 if dropout_key is None else rate
-    precision = matmul_precision()
-    return _attention(query, key, value, bias, positions, words, rate, soft_cap, precision)
+    rate = 0.0 if dropout_key is None else options.rate
+    inputs = query, key, value, bias, options.positions, words
+    return _attention(*inputs, rate, options.soft_cap, matmul_precision())
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
-def _attention(
-    query: Any,
-    key: Any,
-    value: Any,
-    bias: Any,
-    positions: Any,
-    words: Any,
-    rate: float,
-    soft_cap: float | None,
-    precision: Any,
-) -> jax.Array:
-    inputs = query, key, value, bias, positions, words
-    return _attention_forward(*inputs, rate, soft_cap, precision)[0]
+def _attention(*inputs: Any) -> jax.Array:
+    return _attention_forward(*inputs)[0]
 
 
 def _attention_forward(

@@ -13,10 +13,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxft.models.layers.attention import HIDDEN, Mask, cached_attention
+from jaxft.models.layers.attention import HIDDEN, AttentionOptions, Mask, cached_attention
 from jaxft.models.layers.batch import Batch, segments_of
 from jaxft.models.layers.cache import KeyValues, attend, split_heads
-from jaxft.models.layers.modules import Linear
+from jaxft.models.layers.modules import Keys, Linear
+
+# The input of keys and values [B, S, D] -> both, [B, S, H K] each.
+Projection = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
 
 @jax.tree_util.register_dataclass
@@ -78,76 +81,112 @@ class SourceReader(nnx.Module):
 
 
 def attention_over(
-    what: Mask | Source,
+    source: Mask | Source | None,
     read: jax.Array,
     query: jax.Array,
-    project: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+    project: Projection,
     cache: KeyValues | None,
-    *,
-    heads: int,
-    rate: float,
-    dropout_key: jax.Array | None,
-    scale: jax.Array | float = 1.0,
+    options: AttentionOptions,
 ) -> tuple[jax.Array, KeyValues | None]:
-    """Attend over what a block reads itself (a mask), or over a source.
+    """Attend over a block's own input, or over a source.
 
     Args:
-        what: which of the two.
-        read: what the block reads, [B, T, D].
+        source: the source; or the mask of the block's own input, None where all see all.
+        read: the block's input, [B, T, D].
         query: [B, T, H K].
-        project: `read`, or what is encoded -> keys and values, [B, S, H K] each.
+        project: `read`, or the encoded source -> keys and values, [B, S, H K] each.
         cache: of this attention; None where nothing is cached.
-        heads, rate, dropout_key, scale: as `layers.attention.attention` has them.
+        options: heads, dropout and scores.
 
     Returns:
         [B, T, H K], and the cache with what is new.
     """
-    how = {"heads": heads, "rate": rate, "dropout_key": dropout_key, "scale": scale}
-    if isinstance(what, Source):
-        return cross_attention(query, project, what, cache, **how)  # type: ignore[arg-type]
-    return cached_attention(query, *project(read), what, cache, **how)  # type: ignore[arg-type]
+    if isinstance(source, Source):
+        return cross_attention(query, project, source, cache, options)
+    return cached_attention(query, *project(read), source, cache, options)
 
 
 def cross_attention(
     query: jax.Array,
-    project: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+    project: Projection,
     source: Source,
     cache: KeyValues | None,
-    *,
-    heads: int,
-    rate: float,
-    dropout_key: jax.Array | None,
-    scale: jax.Array | float = 1.0,
+    options: AttentionOptions,
 ) -> tuple[jax.Array, KeyValues | None]:
     """Attend over the source, with dropout on the weights.
 
     Args:
         query: [B, T, H K].
-        project: what is encoded, [B, S, D] -> keys and values, [B, S, H K] each; not called where
-            they are cached.
-        source: what is read.
+        project: the encoded source, [B, S, D] -> keys and values, [B, S, H K] each; not called
+            where they are cached.
+        source: the source.
         cache: keys and values of the source; None where nothing is cached.
-        heads, rate, dropout_key, scale: as `layers.attention.attention` has them.
+        options: heads, dropout and scale.
 
     Returns:
         [B, T, H K], and the cache, which the source fills once.
     """
     if cache is not None and cache.key is not None:
-        width = query.shape[-1] // heads
+        width = query.shape[-1] // options.heads
         bias = source.mask.bias
-        rows = split_heads(query * jnp.asarray(scale / math.sqrt(width), query.dtype), width)
+        rows = split_heads(
+            query * jnp.asarray(options.scale / math.sqrt(width), query.dtype), width
+        )
         mixed = attend(rows, cache, jnp.zeros((1, 1, 1, 1)) if bias is None else bias)
         return mixed.transpose(0, 2, 1, 3).reshape(query.shape), cache
     assert source.hidden is not None  # without it the keys and values are cached
-    key, value = project(source.hidden)
-    return cached_attention(
-        query,
-        key,
-        value,
-        source.mask,
-        cache,
-        heads=heads,
-        rate=rate,
-        dropout_key=dropout_key,
-        scale=scale,
-    )
+    return cached_attention(query, *project(source.hidden), source.mask, cache, options)
+
+
+class AttentionMaps(nnx.Module):
+    """Query, key, value and output maps of an attention whose width is the stream's.
+
+    Args:
+        width: D, which is H K.
+        heads: H.
+        std: the standard deviation of fresh kernels.
+        rate: dropout on the attention weights.
+        bias, output_bias: whether the first three maps, and the last, have a bias.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        std: float,
+        rate: float,
+        bias: bool = True,
+        output_bias: bool = True,
+    ):
+        self.query = Linear(width, width, ("embed", "heads"), std, bias)
+        self.key = Linear(width, width, ("embed", "heads"), std, bias)
+        self.value = Linear(width, width, ("embed", "heads"), std, bias)
+        self.output = Linear(width, width, ("heads", "embed"), std, output_bias)
+        self.heads, self.weights_rate = heads, rate
+
+    def attend(
+        self,
+        x: jax.Array,
+        source: Mask | Source | None,
+        keys: Keys,
+        cache: KeyValues | None = None,
+        scale: jax.Array | float = 1.0,
+    ) -> tuple[jax.Array, KeyValues | None]:
+        """Attend from `x` [B, T, D]: the output [B, T, D], and the cache.
+
+        Args:
+            x: the input.
+            source, cache: as `attention_over` has them.
+            keys: the dropout key of the attention weights, and the block's.
+            scale: as `AttentionOptions` has it.
+        """
+        options = AttentionOptions(self.heads, self.weights_rate, keys.own, scale)
+        mixed, cache = attention_over(
+            source,
+            x,
+            self.query(x, keys.block),
+            lambda hidden: (self.key(hidden, keys.block), self.value(hidden, keys.block)),
+            cache,
+            options,
+        )
+        return self.output(mixed, keys.block), cache

@@ -7,6 +7,7 @@ when `tower.Part.bind` puts them in. Modules compute in the type of their input.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -131,3 +132,24 @@ class Embedding(nnx.Module):
 def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:
     """`count` keys out of one; no key (no dropout) stays no key."""
     return [None] * count if key is None else list(jax.random.split(key, count))
+
+
+class Keys(NamedTuple):
+    """Dropout keys of a module in a block; without keys there is no dropout.
+
+    Attributes:
+        own: the module's own.
+        block: the block's, which linear maps pass to their adapters.
+    """
+
+    own: jax.Array | None
+    block: jax.Array | None
+
+    def split(self, count: int) -> list[Keys]:
+        """Split the module's own key into `count`."""
+        return [Keys(own, self.block) for own in split_key(self.own, count)]
+
+
+def block_keys(key: jax.Array | None, count: int) -> list[Keys]:
+    """Split a block's dropout key into the keys of its `count` modules."""
+    return Keys(key, key).split(count)

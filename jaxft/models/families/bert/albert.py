@@ -30,7 +30,7 @@ from jaxft.models.family import Family
 from jaxft.models.layers.attention import Mask
 from jaxft.models.layers.cache import BlockCache
 from jaxft.models.layers.math import ACTIVATIONS
-from jaxft.models.layers.modules import LayerNorm, Linear, split_key
+from jaxft.models.layers.modules import LayerNorm, Linear, block_keys
 from jaxft.models.tower.tower import Part, Tower
 from jaxft.models.weights.config_fields import check_activation, check_divides
 from jaxft.models.weights.names import Name, dense, embedding, norm
@@ -166,8 +166,8 @@ class RepeatedBlock(nnx.Module):
     ) -> tuple[jax.Array, BlockCache]:
         def once(x: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
             own_key = None if key is None else jax.random.fold_in(key, number)
-            (attention_key,) = split_key(own_key, 1)
-            x, _ = self.attention(x, mask, attention_key, own_key, None)
+            (attention_keys,) = block_keys(own_key, 1)
+            x, _ = self.attention(x, mask, attention_keys, None)
             return self.mlp(x, own_key), None
 
         x, _ = jax.lax.scan(once, x, jnp.arange(self.times))

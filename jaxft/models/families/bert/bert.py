@@ -7,9 +7,15 @@ Source: Devlin et al. (2018), https://arxiv.org/abs/1810.04805; the computation 
 from __future__ import annotations
 
 from jaxft.models.families.bert.config import Config
-from jaxft.models.families.bert.modules import Classifier, Encoder, MaskedLm, TokenClassifier, tower
+from jaxft.models.families.bert.modules import (
+    Classifier,
+    Encoder,
+    MaskedLm,
+    TokenClassifier,
+    reading_tower,
+    tower,
+)
 from jaxft.models.families.bert.names import FIRST, BertNames, encoder_names
-from jaxft.models.families.bert.reading import reading_tower
 from jaxft.models.family import Family, ReadingDecoder
 from jaxft.models.tower.tower import Tower
 from jaxft.models.weights.names import Name, dense, norm
@@ -70,11 +76,5 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     return tower(config, MaskedLm(config, config.activation) if head else Encoder(config))
 
 
-FAMILY = Family(
-    "bert",
-    Config,
-    MODEL_TYPES,
-    TENSORS,
-    towers,
-    reading=ReadingDecoder(reading_names, reading_tower),
-)
+READING = ReadingDecoder(reading_names, reading_tower)
+FAMILY = Family("bert", Config, MODEL_TYPES, TENSORS, towers, reading=READING)

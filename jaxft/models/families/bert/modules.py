@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -17,10 +19,20 @@ from jaxft.models.layers.batch import (
     segments_of,
 )
 from jaxft.models.layers.cache import BlockCache, KeyValues
-from jaxft.models.layers.cross import Source, attention_over
+from jaxft.models.layers.cross import AttentionMaps, Reading, Source, SourceReader
+from jaxft.models.layers.decoder import CausalLm, causal_mask
 from jaxft.models.layers.kernels import Needs
 from jaxft.models.layers.math import ACTIVATIONS, dropout
-from jaxft.models.layers.modules import Embedding, LayerNorm, Leaf, Linear, parameter, split_key
+from jaxft.models.layers.modules import (
+    Embedding,
+    Keys,
+    LayerNorm,
+    Leaf,
+    Linear,
+    block_keys,
+    parameter,
+    split_key,
+)
 from jaxft.models.tower.tower import Compute, Part, Tower
 
 
@@ -68,57 +80,48 @@ def after_padding(ids: jax.Array, positions: jax.Array, padding: int) -> jax.Arr
 
 
 class Stem(nnx.Module):
-    """What comes before the blocks: the embeddings, and which positions see each other."""
+    """Embeddings and the mask of the blocks, and the source of a decoder.
 
-    def __init__(self, config: Config):
+    Args:
+        config: the model's.
+        source_width: the width of the source that the blocks of a decoder read; None in an encoder.
+    """
+
+    def __init__(self, config: Config, source_width: int | None = None):
         self.embeddings = Embeddings(config)
+        width, std = config.width, config.std
+        self.source = None if source_width is None else SourceReader(width, source_width, std)
         self.max_positions = config.max_positions
         heads, rate = config.heads, config.weights_rate
-        self.needs = Needs(heads, heads, config.width // heads, rate)
+        self.needs = Needs(heads, heads, width // heads, rate)
 
     def __call__(
         self, batch: Batch, key: jax.Array | None, compute: Compute
-    ) -> tuple[jax.Array, Mask]:
+    ) -> tuple[jax.Array, Mask | Reading]:
+        kernel = partial(compute.kernel, self.needs)
+        if self.source is not None:
+            mask = causal_mask(batch, self.max_positions, None, kernel)
+            return self.embeddings(batch, key), Reading(mask, self.source(batch))
         check_length(batch, self.max_positions)
         segments = segments_of(batch)
-        kernel = compute.kernel(self.needs, segments.shape)
-        return self.embeddings(batch, key), make_mask(segments, kernel=kernel)
+        served = kernel(segments.shape)
+        return self.embeddings(batch, key), make_mask(segments, kernel=served)
 
 
-class Attention(nnx.Module):
-    """Attention over its input or over a source, added to the input and normalised."""
+class Attention(AttentionMaps):
+    """Attention over its input or over a source, added to the input and normalized."""
 
     def __init__(self, config: Config):
-        width, std = config.width, config.std
-        self.query = Linear(width, width, ("embed", "heads"), std)
-        self.key = Linear(width, width, ("embed", "heads"), std)
-        self.value = Linear(width, width, ("embed", "heads"), std)
-        self.output = Linear(width, width, ("heads", "embed"), std)
-        self.norm = LayerNorm(width, config.eps)
-        self.heads = config.heads
-        self.weights_rate = config.weights_rate
+        super().__init__(config.width, config.heads, config.std, config.weights_rate)
+        self.norm = LayerNorm(config.width, config.eps)
         self.rate = config.rate
 
     def __call__(
-        self,
-        x: jax.Array,
-        over: Mask | Source,
-        key: jax.Array | None,
-        block_key: jax.Array | None,
-        cache: KeyValues | None,
+        self, x: jax.Array, source: Mask | Source, keys: Keys, cache: KeyValues | None
     ) -> tuple[jax.Array, KeyValues | None]:
-        weights_key, output_key = split_key(key, 2)
-        mixed, cache = attention_over(
-            over,
-            x,
-            self.query(x, block_key),
-            lambda hidden: (self.key(hidden, block_key), self.value(hidden, block_key)),
-            cache,
-            heads=self.heads,
-            rate=self.weights_rate,
-            dropout_key=weights_key,
-        )
-        return self.norm(x + dropout(self.output(mixed, block_key), self.rate, output_key)), cache
+        weights_keys, output_keys = keys.split(2)
+        out, cache = self.attend(x, source, weights_keys, cache)
+        return self.norm(x + dropout(out, self.rate, output_keys.own)), cache
 
 
 class Mlp(nnx.Module):
@@ -132,26 +135,31 @@ class Mlp(nnx.Module):
         self.activation = config.activation
         self.rate = config.rate
 
-    def __call__(
-        self, x: jax.Array, key: jax.Array | None, block_key: jax.Array | None
-    ) -> jax.Array:
-        inner = ACTIVATIONS[self.activation](self.up(x, block_key))  # [B, T, F]
-        return self.norm(x + dropout(self.down(inner, block_key), self.rate, key))
+    def __call__(self, x: jax.Array, keys: Keys) -> jax.Array:
+        inner = ACTIVATIONS[self.activation](self.up(x, keys.block))  # [B, T, F]
+        return self.norm(x + dropout(self.down(inner, keys.block), self.rate, keys.own))
 
 
 class Block(nnx.Module):
-    """Attention, then MLP: [B, T, D] -> [B, T, D]."""
+    """Attention, in a decoder attention over the source, then MLP: [B, T, D] -> [B, T, D]."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, decodes: bool = False):
         self.attention = Attention(config)
+        self.cross = Attention(config) if decodes else None
         self.mlp = Mlp(config)
 
     def __call__(
-        self, x: jax.Array, mask: Mask, key: jax.Array | None, cache: BlockCache
+        self, x: jax.Array, context: Mask | Reading, key: jax.Array | None, cache: BlockCache
     ) -> tuple[jax.Array, BlockCache]:
-        attention_key, mlp_key = split_key(key, 2)
-        x, own = self.attention(x, mask, attention_key, key, cache.own)
-        return self.mlp(x, mlp_key, key), BlockCache(own)
+        if isinstance(context, Mask):
+            attention_keys, mlp_keys = block_keys(key, 2)
+            x, own = self.attention(x, context, attention_keys, cache.own)
+            return self.mlp(x, mlp_keys), BlockCache(own)
+        assert self.cross is not None  # only a decoder has a source
+        attention_keys, cross_keys, mlp_keys = block_keys(key, 3)
+        x, own = self.attention(x, context.mask, attention_keys, cache.own)
+        x, source = self.cross(x, context.source, cross_keys, cache.source)
+        return self.mlp(x, mlp_keys), BlockCache(own, source)
 
 
 class Plain(nnx.Module):
@@ -245,3 +253,13 @@ def tower(config: Config, top: nnx.Module) -> dict[str, Tower]:
     ties = {"head/decoder/embedding": "embeddings/word/embedding"} if tied else {}
     blocks = (Part(Block(config)),) * config.blocks
     return {"text": Tower(Part(Stem(config)), blocks, Part(top), ties)}
+
+
+def reading_tower(config: Config, source_width: int) -> Tower:
+    """Build a BERT that scores next tokens and reads a source of that width in every block."""
+    return Tower(
+        Part(Stem(config, source_width)),
+        (Part(Block(config, decodes=True)),) * config.blocks,
+        Part(CausalLm(None, Predictor(config, config.activation))),
+        {"head/decoder/embedding": "embeddings/word/embedding"},
+    )

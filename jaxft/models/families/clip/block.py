@@ -16,11 +16,12 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jaxft.models.layers.attention import Mask, attention
+from jaxft.models.layers.attention import Mask
 from jaxft.models.layers.cache import BlockCache
+from jaxft.models.layers.cross import AttentionMaps
 from jaxft.models.layers.kernels import Needs
 from jaxft.models.layers.math import ACTIVATIONS
-from jaxft.models.layers.modules import LayerNorm, Linear, split_key
+from jaxft.models.layers.modules import Keys, LayerNorm, Linear, block_keys
 from jaxft.models.weights.config_fields import (
     GENERATION,
     check_activation,
@@ -104,37 +105,16 @@ def read_tower(
     return whole
 
 
-class Attention(nnx.Module):
-    """Self-attention over the normalised input, added to the input."""
+class Attention(AttentionMaps):
+    """Self-attention over the normalized input, added to the input."""
 
     def __init__(self, fields: Mapping[str, Any]):
-        width = fields["hidden_size"]
+        width, heads = fields["hidden_size"], fields["num_attention_heads"]
+        super().__init__(width, heads, STD, fields["attention_dropout"])
         self.norm = LayerNorm(width, fields["layer_norm_eps"])
-        self.query = Linear(width, width, ("embed", "heads"), STD)
-        self.key = Linear(width, width, ("embed", "heads"), STD)
-        self.value = Linear(width, width, ("embed", "heads"), STD)
-        self.output = Linear(width, width, ("heads", "embed"), STD)
-        self.heads = fields["num_attention_heads"]
-        self.rate = fields["attention_dropout"]
 
-    def __call__(
-        self,
-        x: jax.Array,
-        mask: Mask | None,
-        key: jax.Array | None,
-        block_key: jax.Array | None,
-    ) -> jax.Array:
-        normal = self.norm(x)
-        mixed = attention(
-            self.query(normal, block_key),
-            self.key(normal, block_key),
-            self.value(normal, block_key),
-            mask,
-            heads=self.heads,
-            rate=self.rate,
-            dropout_key=key,
-        )
-        return x + self.output(mixed, block_key)
+    def __call__(self, x: jax.Array, mask: Mask | None, keys: Keys) -> jax.Array:
+        return x + self.attend(self.norm(x), mask, keys)[0]
 
 
 class Mlp(nnx.Module):
@@ -162,7 +142,8 @@ class Block(nnx.Module):
     def __call__(
         self, x: jax.Array, mask: Mask | None, key: jax.Array | None, cache: BlockCache
     ) -> tuple[jax.Array, BlockCache]:
-        return self.mlp(self.attention(x, mask, split_key(key, 1)[0], key), key), cache
+        (keys,) = block_keys(key, 1)
+        return self.mlp(self.attention(x, mask, keys), key), cache
 
 
 def needs_of(fields: Mapping[str, Any]) -> Needs:

@@ -27,7 +27,7 @@ from jaxft.models.families.clip.block import (
     tower_names,
 )
 from jaxft.models.family import Family, ModelTypes
-from jaxft.models.layers.attention import Mask, attention, make_mask
+from jaxft.models.layers.attention import AttentionOptions, Mask, attention, make_mask
 from jaxft.models.layers.batch import Batch
 from jaxft.models.layers.math import linear
 from jaxft.models.layers.modules import Embedding, LayerNorm, Leaf, Linear, parameter
@@ -195,7 +195,7 @@ class AttentionPool(nnx.Module):
         query = linear(self.query[0], kernel[:, :width], bias[:width])  # [1, D]
         query = jnp.broadcast_to(query, (len(x), 1, width))
         key, value = jnp.split(linear(x, kernel[:, width:], bias[width:]), 2, axis=-1)
-        mixed = attention(query, key, value, None, heads=self.heads, rate=0.0, dropout_key=None)
+        mixed = attention(query, key, value, None, AttentionOptions(self.heads))
         return self.mlp(self.output(mixed), None)[:, 0]
 
 

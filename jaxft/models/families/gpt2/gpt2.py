@@ -23,11 +23,11 @@ from jaxft.models.family import Family, ReadingDecoder
 from jaxft.models.layers.attention import Mask
 from jaxft.models.layers.batch import Batch, positions_of
 from jaxft.models.layers.cache import BlockCache, KeyValues
-from jaxft.models.layers.cross import Reading, Source, SourceReader, attention_over
+from jaxft.models.layers.cross import AttentionMaps, Reading, Source, SourceReader
 from jaxft.models.layers.decoder import causal_mask, decoder_top
 from jaxft.models.layers.kernels import Needs
 from jaxft.models.layers.math import ACTIVATIONS, dropout
-from jaxft.models.layers.modules import Embedding, LayerNorm, Linear, RMSNorm, split_key
+from jaxft.models.layers.modules import Embedding, Keys, LayerNorm, Linear, RMSNorm, block_keys
 from jaxft.models.tower.tower import Compute, Part, Tower
 from jaxft.models.weights.names import Name, dense, embedding, norm
 from jaxft.models.weights.tensor_names import HeadLines, PrefixedNames
@@ -204,49 +204,33 @@ class Stem(nnx.Module):
         return self.embeddings(batch, key), context
 
 
-class Attention(nnx.Module):
+class Attention(AttentionMaps):
     """Attention over its input or over a source, added to the input.
 
     The norm stands before it or after the sum.
     """
 
     def __init__(self, config: Config):
-        width, std, inward = config.width, config.std, config.inward_bias
+        bias = config.inward_bias, config.bias
+        super().__init__(config.width, config.heads, config.std, config.weights_rate, *bias)
         self.norm = make_norm(config)
-        self.query = Linear(width, width, ("embed", "heads"), std, inward)
-        self.key = Linear(width, width, ("embed", "heads"), std, inward)
-        self.value = Linear(width, width, ("embed", "heads"), std, inward)
-        self.output = Linear(width, width, ("heads", "embed"), std, config.bias)
-        self.heads = config.heads
         # One scale for all blocks is here; scales that differ come with each call.
         self.scale = config.scales[0] if len(set(config.scales)) == 1 else 1.0
         self.norm_first = config.norm_first
-        self.weights_rate = config.weights_rate
         self.rate = config.rate
 
     def __call__(
         self,
         x: jax.Array,
-        over: Mask | Source,
-        key: jax.Array | None,
-        block_key: jax.Array | None,
+        source: Mask | Source,
+        keys: Keys,
         cache: KeyValues | None,
         scale: jax.Array | float,
     ) -> tuple[jax.Array, KeyValues | None]:
-        weights_key, output_key = split_key(key, 2)
+        weights_keys, output_keys = keys.split(2)
         read = self.norm(x) if self.norm_first else x
-        mixed, cache = attention_over(
-            over,
-            read,
-            self.query(read, block_key),
-            lambda hidden: (self.key(hidden, block_key), self.value(hidden, block_key)),
-            cache,
-            heads=self.heads,
-            rate=self.weights_rate,
-            dropout_key=weights_key,
-            scale=self.scale * scale,
-        )
-        x = x + dropout(self.output(mixed, block_key), self.rate, output_key)
+        out, cache = self.attend(read, source, weights_keys, cache, self.scale * scale)
+        x = x + dropout(out, self.rate, output_keys.own)
         return (x if self.norm_first else self.norm(x)), cache
 
 
@@ -262,61 +246,44 @@ class Mlp(nnx.Module):
         self.norm_first = config.norm_first
         self.rate = config.rate
 
-    def __call__(
-        self, x: jax.Array, key: jax.Array | None, block_key: jax.Array | None
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, keys: Keys) -> jax.Array:
         read = self.norm(x) if self.norm_first else x
-        inner = ACTIVATIONS[self.activation](self.up(read, block_key))  # [B, T, F]
-        x = x + dropout(self.down(inner, block_key), self.rate, key)
+        inner = ACTIVATIONS[self.activation](self.up(read, keys.block))  # [B, T, F]
+        x = x + dropout(self.down(inner, keys.block), self.rate, keys.own)
         return x if self.norm_first else self.norm(x)
 
 
 class Block(nnx.Module):
-    """Attention, then MLP: [B, T, D] -> [B, T, D].
+    """Attention, in a decoder of a source attention over that, then MLP: [B, T, D] -> [B, T, D].
 
-    Where blocks differ, `scale` is this one's of its scores, and `window` how many positions back
-    it sees.
+    Where blocks differ, `scale` is this block's factor on its scores, and `window` the number of
+    positions that each attends to, itself included.
     """
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, decodes: bool = False):
         self.attention = Attention(config)
+        self.cross = Attention(config) if decodes else None
         self.mlp = Mlp(config)
 
     def __call__(
         self,
         x: jax.Array,
-        mask: Mask,
+        context: Mask | Reading,
         key: jax.Array | None,
         cache: BlockCache,
         scale: jax.Array | float = 1.0,
         window: jax.Array | int | None = None,
     ) -> tuple[jax.Array, BlockCache]:
-        attention_key, mlp_key = split_key(key, 2)
-        mask = mask if window is None else mask.within(window, cache.slot)
-        x, own = self.attention(x, mask, attention_key, key, cache.own, scale)
-        return self.mlp(x, mlp_key, key), BlockCache(own)
-
-
-class ReadingBlock(nnx.Module):
-    """As `Block`, with attention over a source before the MLP."""
-
-    def __init__(self, config: Config):
-        self.attention = Attention(config)
-        self.cross = Attention(config)
-        self.mlp = Mlp(config)
-
-    def __call__(
-        self,
-        x: jax.Array,
-        context: Reading,
-        key: jax.Array | None,
-        cache: BlockCache,
-        scale: jax.Array | float = 1.0,
-    ) -> tuple[jax.Array, BlockCache]:
-        attention_key, cross_key, mlp_key = split_key(key, 3)
-        x, own = self.attention(x, context.mask, attention_key, key, cache.own, scale)
-        x, source = self.cross(x, context.source, cross_key, key, cache.source, scale)
-        return self.mlp(x, mlp_key, key), BlockCache(own, source)
+        if isinstance(context, Mask):
+            attention_keys, mlp_keys = block_keys(key, 2)
+            mask = context if window is None else context.within(window, cache.slot)
+            x, own = self.attention(x, mask, attention_keys, cache.own, scale)
+            return self.mlp(x, mlp_keys), BlockCache(own)
+        assert self.cross is not None  # only a decoder has a source
+        attention_keys, cross_keys, mlp_keys = block_keys(key, 3)
+        x, own = self.attention(x, context.mask, attention_keys, cache.own, scale)
+        x, source = self.cross(x, context.source, cross_keys, cache.source, scale)
+        return self.mlp(x, mlp_keys), BlockCache(own, source)
 
 
 def reading_names(model_type: str) -> tuple[Name, ...]:
@@ -367,16 +334,10 @@ def tower(
         numbers["scale"] = list(config.scales)
     if len(set(config.windows)) > 1:
         numbers["window"] = [window or config.max_positions for window in config.windows]
-    block = Block(config) if source_width is None else ReadingBlock(config)
-    blocks = (Part(block),) * len(config.windows)
+    block = Part(Block(config, decodes=source_width is not None))
+    blocks = (block,) * len(config.windows)
     return Tower(Part(Stem(config, source_width)), blocks, Part(top), ties, numbers)
 
 
-FAMILY = Family(
-    "gpt2",
-    Config,
-    MODEL_TYPES,
-    TENSORS,
-    towers,
-    reading=ReadingDecoder(reading_names, reading_tower),
-)
+READING = ReadingDecoder(reading_names, reading_tower)
+FAMILY = Family("gpt2", Config, MODEL_TYPES, TENSORS, towers, reading=READING)

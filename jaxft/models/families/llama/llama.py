@@ -23,7 +23,7 @@ from flax import nnx
 
 from jaxft.models.families.llama.config import GEMMAS, Config
 from jaxft.models.family import Family
-from jaxft.models.layers.attention import Mask, cached_attention
+from jaxft.models.layers.attention import AttentionOptions, Mask, cached_attention
 from jaxft.models.layers.batch import Batch, positions_of
 from jaxft.models.layers.cache import BlockCache, KeyValues
 from jaxft.models.layers.decoder import causal_mask, decoder_top
@@ -209,11 +209,7 @@ class Attention(nnx.Module):
             self.value(normal, key),
             context.mask,
             cache,
-            heads=self.heads,
-            rate=self.rate,
-            dropout_key=key,
-            scale=self.scale,
-            soft_cap=self.soft_cap,
+            AttentionOptions(self.heads, self.rate, key, self.scale, self.soft_cap),
         )
         out = self.output(mixed, key)
         return x + (out if self.output_norm is None else self.output_norm(out)), cache

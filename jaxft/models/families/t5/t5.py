@@ -22,14 +22,14 @@ from flax import nnx
 
 from jaxft.models.families.t5.config import Config
 from jaxft.models.family import Family
-from jaxft.models.layers.attention import Mask, cached_attention, make_mask
+from jaxft.models.layers.attention import AttentionOptions, Mask, make_mask
 from jaxft.models.layers.batch import Batch, segments_of, slot_of
 from jaxft.models.layers.cache import BlockCache, KeyValues
-from jaxft.models.layers.cross import Source, cross_attention, source_of
+from jaxft.models.layers.cross import Source, attention_over, source_of
 from jaxft.models.layers.kernels import Needs
 from jaxft.models.layers.loss import token_losses
 from jaxft.models.layers.math import ACTIVATIONS, dropout
-from jaxft.models.layers.modules import Embedding, Linear, RMSNorm, split_key
+from jaxft.models.layers.modules import Embedding, Keys, Linear, RMSNorm, block_keys
 from jaxft.models.layers.relative import RelativePositions
 from jaxft.models.tower.run import run_pair
 from jaxft.models.tower.tower import Compute, Part, Tower
@@ -156,36 +156,24 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: jax.Array,
-        context: Context | Source,
-        key: jax.Array | None,
-        block_key: jax.Array | None,
+        source: Mask | Source,
+        keys: Keys,
         cache: KeyValues | None,
+        positions: jax.Array | None = None,
     ) -> tuple[jax.Array, KeyValues | None]:
-        weights_key, output_key = split_key(key, 2)
+        weights_keys, output_keys = keys.split(2)
         normal = self.norm(x)
-        query = self.query(normal, block_key)
-        how = {"heads": self.heads, "rate": self.rate, "scale": self.scale}
-        if isinstance(context, Source):
-            mixed, cache = cross_attention(
-                query,
-                lambda hidden: (self.key(hidden, block_key), self.value(hidden, block_key)),
-                context,
-                cache,
-                dropout_key=weights_key,
-                **how,
-            )
-        else:
-            mixed, cache = cached_attention(
-                query,
-                self.key(normal, block_key),
-                self.value(normal, block_key),
-                context.mask,
-                cache,
-                dropout_key=weights_key,
-                positions=context.positions,
-                **how,
-            )
-        return x + dropout(self.output(mixed, block_key), self.rate, output_key), cache
+        mixed, cache = attention_over(
+            source,
+            normal,
+            self.query(normal, keys.block),
+            lambda hidden: (self.key(hidden, keys.block), self.value(hidden, keys.block)),
+            cache,
+            AttentionOptions(
+                self.heads, self.rate, weights_keys.own, self.scale, positions=positions
+            ),
+        )
+        return x + dropout(self.output(mixed, keys.block), self.rate, output_keys.own), cache
 
 
 class Mlp(nnx.Module):
@@ -202,18 +190,16 @@ class Mlp(nnx.Module):
         self.down = Linear(wide, width, ("mlp", "embed"), factor * wide**-0.5, False)
         self.activation, self.rate = config.activation, own["dropout_rate"]
 
-    def __call__(
-        self, x: jax.Array, key: jax.Array | None, block_key: jax.Array | None
-    ) -> jax.Array:
-        inner_key, output_key = split_key(key, 2)
+    def __call__(self, x: jax.Array, keys: Keys) -> jax.Array:
+        inner_keys, output_keys = keys.split(2)
         normal, act = self.norm(x), ACTIVATIONS[self.activation]
         if self.inner is not None:
-            inner = act(self.inner(normal, block_key))  # [B, T, F]
+            inner = act(self.inner(normal, keys.block))  # [B, T, F]
         else:
             assert self.gate is not None and self.up is not None  # noqa: PT018 - one fact
-            inner = act(self.gate(normal, block_key)) * self.up(normal, block_key)
-        out = self.down(dropout(inner, self.rate, inner_key), block_key)
-        return x + dropout(out, self.rate, output_key)
+            inner = act(self.gate(normal, keys.block)) * self.up(normal, keys.block)
+        out = self.down(dropout(inner, self.rate, inner_keys.own), keys.block)
+        return x + dropout(out, self.rate, output_keys.own)
 
 
 class Block(nnx.Module):
@@ -227,13 +213,13 @@ class Block(nnx.Module):
     def __call__(
         self, x: jax.Array, context: Context, key: jax.Array | None, cache: BlockCache
     ) -> tuple[jax.Array, BlockCache]:
-        attention_key, cross_key, mlp_key = split_key(key, 3)
-        x, own = self.attention(x, context, attention_key, key, cache.own)
+        attention_keys, cross_keys, mlp_keys = block_keys(key, 3)
+        x, own = self.attention(x, context.mask, attention_keys, cache.own, context.positions)
         source = cache.source
         if self.cross is not None:
             assert context.source is not None  # a decoder's context has one
-            x, source = self.cross(x, context.source, cross_key, key, source)
-        return self.mlp(x, mlp_key, key), BlockCache(own, source)
+            x, source = self.cross(x, context.source, cross_keys, source)
+        return self.mlp(x, mlp_keys), BlockCache(own, source)
 
 
 class Bare(nnx.Module):

@@ -24,12 +24,13 @@ from flax import nnx
 from jaxft.errors import UserError
 from jaxft.models.families.vit.config import Config
 from jaxft.models.family import Family
-from jaxft.models.layers.attention import Mask, attention, attention_weights, make_mask
+from jaxft.models.layers.attention import Mask, attention_weights, make_mask
 from jaxft.models.layers.batch import Batch
 from jaxft.models.layers.cache import BlockCache
+from jaxft.models.layers.cross import AttentionMaps
 from jaxft.models.layers.kernels import Needs
 from jaxft.models.layers.math import ACTIVATIONS, dropout
-from jaxft.models.layers.modules import LayerNorm, Leaf, Linear, parameter, split_key
+from jaxft.models.layers.modules import Keys, LayerNorm, Leaf, Linear, block_keys, parameter
 from jaxft.models.layers.vision import PatchEmbedding, grid_of, resize_grid
 from jaxft.models.tower.tower import Compute, Part, Tower
 from jaxft.models.weights.names import Name, dense, norm
@@ -236,40 +237,21 @@ class Join(nnx.Module):
         return x + branch * self.layer_scale[...] * kept
 
 
-class Attention(nnx.Module):
-    """Self-attention over the normalised input, joined to the input."""
+class Attention(AttentionMaps):
+    """Self-attention over the normalized input, joined to the input."""
 
     def __init__(self, config: Config):
         own = config.fields
-        width, std, biased = own["hidden_size"], own["initializer_range"], own["qkv_bias"]
+        width, heads, std = own["hidden_size"], own["num_attention_heads"], own["initializer_range"]
+        rate = own["attention_probs_dropout_prob"]
+        super().__init__(width, heads, std, rate, bias=own["qkv_bias"])
         self.norm = LayerNorm(width, own["layer_norm_eps"])
-        self.query = Linear(width, width, ("embed", "heads"), std, biased)
-        self.key = Linear(width, width, ("embed", "heads"), std, biased)
-        self.value = Linear(width, width, ("embed", "heads"), std, biased)
-        self.output = Linear(width, width, ("heads", "embed"), std)
         self.join = Join(config)
-        self.heads = own["num_attention_heads"]
-        self.rate = own["attention_probs_dropout_prob"]
 
-    def __call__(
-        self,
-        x: jax.Array,
-        mask: Mask | None,
-        key: jax.Array | None,
-        block_key: jax.Array | None,
-    ) -> jax.Array:
-        weights_key, join_key = split_key(key, 2)
-        normal = self.norm(x)
-        mixed = attention(
-            self.query(normal, block_key),
-            self.key(normal, block_key),
-            self.value(normal, block_key),
-            mask,
-            heads=self.heads,
-            rate=self.rate,
-            dropout_key=weights_key,
-        )
-        return self.join(x, self.output(mixed, block_key), join_key)
+    def __call__(self, x: jax.Array, mask: Mask | None, keys: Keys) -> jax.Array:
+        weights_keys, join_keys = keys.split(2)
+        out, _ = self.attend(self.norm(x), mask, weights_keys)
+        return self.join(x, out, join_keys.own)
 
     def weights(self, x: jax.Array) -> jax.Array:
         """How much each position [B, T] reads of each, by head, without dropout: [B, H, T, T]."""
@@ -290,11 +272,9 @@ class Mlp(nnx.Module):
         self.join = Join(config)
         self.activation = own["hidden_act"]
 
-    def __call__(
-        self, x: jax.Array, key: jax.Array | None, block_key: jax.Array | None
-    ) -> jax.Array:
-        inner = ACTIVATIONS[self.activation](self.up(self.norm(x), block_key))  # [B, T, F]
-        return self.join(x, self.down(inner, block_key), key)
+    def __call__(self, x: jax.Array, keys: Keys) -> jax.Array:
+        inner = ACTIVATIONS[self.activation](self.up(self.norm(x), keys.block))  # [B, T, F]
+        return self.join(x, self.down(inner, keys.block), keys.own)
 
 
 class GatedMlp(nnx.Module):
@@ -313,12 +293,10 @@ class GatedMlp(nnx.Module):
         self.gated_down = Linear(inner, width, ("mlp", "embed"), std)
         self.join = Join(config)
 
-    def __call__(
-        self, x: jax.Array, key: jax.Array | None, block_key: jax.Array | None
-    ) -> jax.Array:
-        up = self.gated_up(self.norm(x), block_key)
+    def __call__(self, x: jax.Array, keys: Keys) -> jax.Array:
+        up = self.gated_up(self.norm(x), keys.block)
         gate, other = jnp.split(up, 2, axis=-1)  # [B, T, F] each
-        return self.join(x, self.gated_down(jax.nn.silu(gate) * other, block_key), key)
+        return self.join(x, self.gated_down(jax.nn.silu(gate) * other, keys.block), keys.own)
 
 
 class Block(nnx.Module):
@@ -331,8 +309,8 @@ class Block(nnx.Module):
     def __call__(
         self, x: jax.Array, mask: Mask | None, key: jax.Array | None, cache: BlockCache
     ) -> tuple[jax.Array, BlockCache]:
-        attention_key, mlp_key = split_key(key, 2)
-        return self.mlp(self.attention(x, mask, attention_key, key), mlp_key, key), cache
+        attention_keys, mlp_keys = block_keys(key, 2)
+        return self.mlp(self.attention(x, mask, attention_keys), mlp_keys), cache
 
 
 class Encoder(nnx.Module):

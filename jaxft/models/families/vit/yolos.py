@@ -28,7 +28,7 @@ from jaxft.models.layers.batch import Batch
 from jaxft.models.layers.cache import BlockCache
 from jaxft.models.layers.kernels import Needs
 from jaxft.models.layers.math import dropout
-from jaxft.models.layers.modules import LayerNorm, Leaf, Linear, parameter, split_key
+from jaxft.models.layers.modules import LayerNorm, Leaf, Linear, block_keys, parameter
 from jaxft.models.layers.vision import PatchEmbedding, Size, grid_of, resize_grid
 from jaxft.models.tower.tower import Compute, Part, Tower
 from jaxft.models.weights.names import Name, dense
@@ -197,11 +197,10 @@ class Block(nnx.Module):
     def __call__(
         self, x: jax.Array, seen: Seen, key: jax.Array | None, cache: BlockCache
     ) -> tuple[jax.Array, BlockCache]:
-        attention_key, mlp_key = split_key(key, 2)
+        attention_keys, mlp_keys = block_keys(key, 2)
         if self.position is not None:
             x = x + resized(self.position[...], self.grid, seen.grid)
-        x = self.attention(x, seen.mask, attention_key, key)
-        return self.mlp(x, mlp_key, key), cache
+        return self.mlp(self.attention(x, seen.mask, attention_keys), mlp_keys), cache
 
 
 class Layers(nnx.Module):
