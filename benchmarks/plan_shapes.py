@@ -62,13 +62,13 @@ def main() -> int:
     for name in names:
         shape = SHAPES[name]
         config = load_config(f"benchmarks/shapes/{shape.config}.yaml", shape.overrides)
-        told = plan_on(config, topology=parse_topology(shape.topology)).told
-        if not told["fits"]:
+        facts = plan_on(config, topology=parse_topology(shape.topology)).facts
+        if not facts["fits"]:
             print(f"{name:<14} does not fit", flush=True)
             continue
-        memory = {key: nbytes / 1e9 for key, nbytes in told["memory"].items()}
+        memory = {key: nbytes / 1e9 for key, nbytes in facts["memory"].items()}
         goal = "fits" if shape.goal is None else f"{shape.of} <= {shape.goal}"
-        spent = told["compile"]["cpu_seconds"]
+        spent = facts["compile"]["cpu_seconds"]
         peak, temporary = memory["peak"], memory["temporary"]
         print(f"{name:<14} {peak:8.2f} {temporary:8.2f} {goal:>14} {spent:10.0f} s", flush=True)
     return 0

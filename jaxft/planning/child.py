@@ -1,7 +1,7 @@
-"""The process that compiles for a plan: libtpu is loaded once in a process, and may end it.
+"""Child process that compiles for a plan: libtpu loads once per process, and may abort it.
 
-It reads a request from its standard input, a JSON object of `config`, `topology`, `devices` and
-`largest_batch`, and writes lines of JSON: `doing` while it works, then `plan` or `error`.
+It reads a request from its standard input, a JSON object with `config`, `topology`, `devices` and
+`largest_batch`, and writes lines of JSON: `doing` for progress, then `plan` or `error`.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from jaxft.planning.step import Compiled, OutOfMemory, compile_train_step
 
 
 class Planner:
-    """Compiles variants of a run for devices that need not be there.
+    """Compiler of variants of a run, for devices that need not be present.
 
     Args:
         config: the run, with a checkpoint that has a tokenizer.
-        devices: what to compile for.
-        weights: whether the checkpoint's are there.
-        tell: is told what goes on.
+        devices: the devices to compile for.
+        weights: whether the checkpoint has weights.
+        tell: called with progress messages.
     """
 
     def __init__(self, config: Config, devices: Sequence, weights: bool, tell: Callable[..., None]):
@@ -45,7 +45,7 @@ class Planner:
         self._known: dict[Any, Compiled | OutOfMemory] = {}
 
     def set_up(self, change: Sequence[str] = ()) -> tuple[Setup, PhaseSetup]:
-        """The run under a change, and its widest phase."""
+        """Set up the run under a change; return its setup and its widest phase."""
         config = override_config(self.config, change)
         setup = build(config, devices=self.devices, weights=self.weights)
         return setup, widest(phase_setups(setup))
@@ -53,27 +53,27 @@ class Planner:
     def outcome(
         self, setup: Setup, now: PhaseSetup, change: Sequence[str] = ()
     ) -> Compiled | OutOfMemory:
-        """The compiled step or the compiler's refusal, asked once a change and batch shape."""
+        """Compile the step, once per change and batch shape; return it or the refusal."""
         key = (*change, setup.layout.shape)
         if key not in self._known:
-            what = ", ".join(change) or f"{setup.layout.rows} rows"
+            subject = ", ".join(change) or f"{setup.layout.rows} rows"
             try:
                 self._known[key] = compile_train_step(
-                    setup, now, lambda s: self.tell(f"{what}: {s}")
+                    setup, now, lambda stage: self.tell(f"{subject}: {stage}")
                 )
             except OutOfMemory as refused:
                 self._known[key] = refused
         return self._known[key]
 
     def best_time(self, compiled: Compiled) -> Roofline | None:
-        """The least that a step takes; None where the chip is not known."""
+        """Compute the roofline of a step; None where the chip is not known."""
         if self.chip is None:
             return None
         sent = sum(one.sent for one in compiled.collectives)
         return roofline(self.chip, len(self.devices), compiled.flops, compiled.traffic, sent)
 
     def attempt(self, change: tuple[str, ...]) -> Try:
-        """A change, tried; one that the config or the model refuses does not fit."""
+        """Try a change; one that the config or the model rejects does not fit."""
         try:
             setup, now = self.set_up(change)
             outcome = self.outcome(setup, now, change)
@@ -85,26 +85,26 @@ class Planner:
         return as_try(change, outcome, seconds)
 
     def room(self) -> int | None:
-        """Bytes that a program may have on a device; None where the chip is not known."""
+        """Return the bytes of memory of a device; None where the chip is not known."""
         return None if self.chip is None else self.chip.device_memory
 
 
 def make_plan(planner: Planner, topology: Topology | None, largest: bool) -> dict[str, Any]:
-    """All that a plan says, as plain data; see `plan_pod.PodPlan`."""
+    """Make a plan as JSON data; see `PodPlan`."""
     setup, now = planner.set_up()
     outcome = planner.outcome(setup, now)
-    made = _about(planner, setup, now, topology)
+    facts = _about(planner, setup, now, topology)
     if isinstance(outcome, Compiled):
         planner.tell("counting FLOPs")
-        made |= _compiled(planner, step_flops(setup, now)["step"], outcome)
+        facts |= _compiled(planner, step_flops(setup, now)["step"], outcome)
     else:
         rows, devices = setup.layout.rows, len(planner.devices)
         tries = remedies(setup.config, now.compute.remat, devices, rows)
-        found = try_remedies(tries, planner.attempt)
-        made |= {"fits": False, "needs": outcome.needs, "tried": [asdict(one) for one in found]}
+        attempts = try_remedies(tries, planner.attempt)
+        facts |= {"fits": False, "needs": outcome.needs, "tried": [asdict(one) for one in attempts]}
     if largest:
-        made["largest_batch"] = _largest(planner, setup)
-    return made
+        facts["largest_batch"] = _largest(planner, setup)
+    return facts
 
 
 def _about(
@@ -153,9 +153,9 @@ def _compiled(planner: Planner, flops: int, compiled: Compiled) -> dict[str, Any
 
 
 def _largest(planner: Planner, setup: Setup) -> dict[str, Any]:
-    """The largest `data.batch_size` that fits; and the next one up, which does not.
+    """Search for the largest `data.batch_size` that fits, and the next one, which does not.
 
-    Batch sizes are tried and not rows, since how many rows a batch takes is the packing's to say.
+    Batch sizes are tried instead of rows, since packing decides how many rows a batch has.
     """
     step = row_divisor(setup.mesh, setup.config.train.accumulate)
     tried: dict[int, tuple[int, int | None]] = {}
@@ -173,23 +173,26 @@ def _largest(planner: Planner, setup: Setup) -> dict[str, Any]:
 
 
 def _devices(topology: Topology | None, count: int | None) -> Sequence:
-    """The devices to compile for: a TPU's, by its compiler, or those that jax sees here."""
+    """Return the devices to compile for: a TPU slice of the compiler's, or this machine's."""
     if topology is None:
-        here = jax.devices()
-        wanted = len(here) if count is None else count
-        if wanted > len(here):
-            raise UserError(f"--devices: there are {len(here)}, and {wanted} were asked for.")
-        return here[:wanted]
+        available = jax.devices()
+        needed = len(available) if count is None else count
+        if needed > len(available):
+            raise UserError(
+                f"--devices: {needed} are asked for, and this machine has {len(available)}.",
+                f"Ask for at most {len(available)}.",
+            )
+        return available[:needed]
     options: dict[str, Any] = {}
     if topology.chip.name == "v4":
-        options["chip_config_name"] = "megacore"  # its two cores are one device, as on a true one
+        options["chip_config_name"] = "megacore"  # both cores are one device, as on hardware
     if topology.chips == 1:
         options["chips_per_host_bounds"] = (1, 1, 1)
-    found = topologies.get_topology_desc(
+    slice_devices = topologies.get_topology_desc(
         platform="tpu", topology_name=topology.name, **options
     ).devices
-    assert len(found) == topology.devices, (len(found), topology)
-    return found
+    assert len(slice_devices) == topology.devices, (len(slice_devices), topology)
+    return slice_devices
 
 
 def main(source: TextIO, sink: TextIO) -> None:
@@ -198,17 +201,17 @@ def main(source: TextIO, sink: TextIO) -> None:
     def say(**line: Any) -> None:
         print(json.dumps(line), file=sink, flush=True)
 
-    asked = json.load(source)
-    topology = parse_topology(asked["topology"]) if asked["topology"] else None
-    config = parse_config(asked["config"])
+    request = json.load(source)
+    topology = parse_topology(request["topology"]) if request["topology"] else None
+    config = parse_config(request["config"])
     try:
         with ExitStack() as stack:
             say(doing="reading the data")
             weights = has_weights(config.model.checkpoint)
             config, note = stack.enter_context(with_tokenizer(config))
-            devices = _devices(topology, asked["devices"])
-            planner = Planner(config, devices, weights, lambda what: say(doing=what))
-            say(plan=make_plan(planner, topology, asked["largest_batch"]) | {"note": note})
+            devices = _devices(topology, request["devices"])
+            planner = Planner(config, devices, weights, lambda message: say(doing=message))
+            say(plan=make_plan(planner, topology, request["largest_batch"]) | {"note": note})
     except UserError as error:
         say(error=[error.message, error.hint])
 

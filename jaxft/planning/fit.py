@@ -1,6 +1,6 @@
-"""What a run that does not fit could change, and the largest batch that fits: by trying.
+"""Search for a variant that fits: changes that save memory, and the largest batch.
 
-A try is a whole compilation: nothing here guesses whether a step fits, only what to try next.
+A try is a full compilation: nothing here estimates whether a step fits, only what to try next.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from jaxft.engine.remat import ORDER
 from jaxft.planning.step import Compiled, OutOfMemory
 
 MOST_TRIES = 8
-FURTHEST = 2**20  # examples beyond which nobody looks
+FURTHEST = 2**20  # examples at which the search for the largest batch ends
 
 
 @dataclass(frozen=True)
 class Try:
-    """A change that was tried.
+    """Result of compiling a run under a change.
 
     Attributes:
-        change: config keys and their values, as they are typed: `train.remat=full`.
-        fits: whether the compiler takes it.
-        needs: bytes of a device that it takes; None where the compiler does not say.
-        seconds: the least that an example takes; None where it does not fit, or no chip is known.
+        change: config overrides, such as `train.remat=full`.
+        fits: whether the compiler accepts it.
+        needs: bytes that it takes on a device; None where the compiler does not say.
+        seconds: the lower bound for an example; None where it does not fit or no chip is known.
     """
 
     change: tuple[str, ...]
@@ -34,12 +34,12 @@ class Try:
 
 
 def remedies(config: Config, remat: str, devices: int, rows: int) -> Iterator[tuple[str, ...]]:
-    """Changes that take less memory, the cheapest first; each as overrides of the config.
+    """Yield changes that take less memory, the cheapest first, each as overrides.
 
     Args:
         config: the run that does not fit.
-        remat: what it computes again.
-        devices: how many there are.
+        remat: its resolved `train.remat`.
+        devices: their number.
         rows: of a batch.
     """
     single = [*_remat(remat), *_shards(config, devices), *_parts(config, devices, rows)]
@@ -57,12 +57,12 @@ def remedies(config: Config, remat: str, devices: int, rows: int) -> Iterator[tu
 
 
 def _remat(now: str) -> list[tuple[str, ...]]:
-    """To keep less of each block for the way back."""
+    """List the values of `train.remat` that save fewer activations."""
     return [(f"train.remat={name}",) for name in ORDER[ORDER.index(now) + 1 :]]
 
 
 def _shards(config: Config, devices: int) -> list[tuple[str, ...]]:
-    """A shard of the parameters on every device, where there are copies."""
+    """Shard the parameters over all devices, if they are replicated."""
     mesh = config.mesh
     if devices == 1 or mesh.layout == "auto" or mesh.fsdp in (-1, devices) or mesh.tensor != 1:
         return []
@@ -70,14 +70,14 @@ def _shards(config: Config, devices: int) -> list[tuple[str, ...]]:
 
 
 def _parts(config: Config, devices: int, rows: int) -> list[tuple[str, ...]]:
-    """Micro-batches, as long as each has a row for every device."""
+    """List numbers of micro-batches that leave a row for every device."""
     now = config.train.accumulate
     fitting = [now * times for times in (2, 8) if rows % (devices * now * times) == 0]
     return [(f"train.accumulate={parts}",) for parts in fitting]
 
 
 def _smaller(config: Config, devices: int) -> list[tuple[str, ...]]:
-    """Half the batch and an eighth of it, in whole rows for every device."""
+    """Divide the batch by two and by eight, in whole rows for every device."""
     step = devices * config.train.accumulate
     sizes = [config.data.batch_size // times // step * step for times in (2, 8)]
     return [(f"data.batch_size={size}",) for size in dict.fromkeys(sizes) if size]
@@ -88,12 +88,12 @@ def try_remedies(
     attempt: Callable[[tuple[str, ...]], Try],
     enough: int = 2,
 ) -> list[Try]:
-    """Tries of changes, best first: those that fit by time, then those that lack the least.
+    """Try changes; return those that fit by time, then the others by memory.
 
     Args:
-        changes: what to try, in order.
+        changes: in the order to try them.
         attempt: compiles the run under a change.
-        enough: how many that fit end the search.
+        enough: end the search after this many that fit.
     """
     tried: list[Try] = []
     for change in changes:
@@ -104,7 +104,7 @@ def try_remedies(
 
 
 def _rank(one: Try) -> tuple[bool, float, int, float]:
-    """By fit, by time of an example, by how much is changed, by what it takes."""
+    """Rank by fit, time per example, number of changed keys, and memory."""
     most = float("inf")
     needs = most if one.needs is None else one.needs
     return not one.fits, one.seconds or 0.0, len(one.change), needs
@@ -113,21 +113,20 @@ def _rank(one: Try) -> tuple[bool, float, int, float]:
 def largest_batch(
     fits: Callable[[int], int | None], step: int, start: int, room: int | None
 ) -> tuple[int, int | None]:
-    """The largest batch size that fits, by trying: it does, and `step` more does not.
+    """Search for the largest batch size that fits, by trying.
 
-    Memory grows nearly in a line with the batch, so two tries say where to try next; each guess
-    is kept between the most that fit and the least that do not, which half the distance each time
-    where the line misleads.
+    Memory grows almost linearly with the batch, so the next try extrapolates from the last two
+    that fit. Every second try bisects instead, so that the search ends soon in any case.
 
     Args:
-        fits: batch size -> bytes that it takes where it fits, else None.
-        step: what a batch size must be a multiple of.
+        fits: batch size -> bytes that it takes if it fits, else None.
+        step: batch sizes must be a multiple of it.
         start: the batch size to try first.
-        room: bytes that there are; None where that is not known.
+        room: available bytes; None where that is unknown.
 
     Returns:
-        The largest that fits, and the least that was refused: `step` more; 0 where none fits, and
-        None where nothing was refused.
+        The largest that fits, and the smallest that was refused, `step` more; 0 where none fits,
+        and None where none was refused.
     """
     low, high = 0, None
     known: dict[int, int] = {}
@@ -146,7 +145,7 @@ def largest_batch(
 
 
 def _next(known: Mapping[int, int], low: int, high: int | None, room: int | None, turn: int) -> int:
-    """Where to try next: on the line through the last two that fit, or half way."""
+    """Choose the next try: extrapolated from the last two that fit, or half way."""
     last = sorted(known)[-2:]
     guess = None
     if len(last) == 2 and room is not None:
@@ -162,7 +161,7 @@ def _next(known: Mapping[int, int], low: int, high: int | None, room: int | None
 def as_try(
     change: Sequence[str], outcome: Compiled | OutOfMemory, seconds: float | None = None
 ) -> Try:
-    """What came of compiling the run under a change."""
+    """Make the `Try` of a compilation's outcome."""
     if isinstance(outcome, OutOfMemory):
         return Try(tuple(change), False, outcome.needs)
     return Try(tuple(change), True, outcome.memory.peak, seconds)

@@ -1,4 +1,4 @@
-"""The planning story: what a run would train, at what rates and cost. Nothing is trained."""
+"""The planning story: groups, rates and cost of a run, with nothing trained."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ COPIES = {"average": "their moving average", "origin": "the anchor of L2-SP"}
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do.
+    """Plan of a run: data, groups, rates, FLOPs and memory.
 
     Attributes:
         about: `run.json` as the run would write it: data, layout, resolved durations, mesh.
         table: `table.json`: groups, parameters, and the FLOPs of a step.
-        segments: what the step costs in each segment of the model, see `cost.segment_flops`.
-        lowest: the FLOPs of a step in which the lowest block alone trains.
-        copies: bytes of what is kept of the parameters beside: `average`, `origin`.
-        reinit: how many blocks begin anew.
+        segments: FLOPs of the step in each segment of the model, see `cost.segment_flops`.
+        lowest: FLOPs of a step that trains only the lowest block.
+        copies: bytes of further copies of the parameters: `average`, and `origin`, the anchor.
+        reinit: the number of re-initialized blocks.
     """
 
     about: dict[str, Any]
@@ -51,11 +51,11 @@ class Plan:
 
     @property
     def saved(self) -> float:
-        """The share of a full step's FLOPs that freezing saves."""
+        """Share of a full step's FLOPs that freezing saves."""
         return 1 - self.flops["step"] / self.flops["full"]
 
     def to_json(self) -> str:
-        """All of it as JSON."""
+        """Format the plan as JSON."""
         return json.dumps({**self.about, **self.table, **self._derived()}, indent=2)
 
     def _derived(self) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class Plan:
         }
 
     def render(self) -> RenderableType:
-        """All of it as tables for a terminal."""
+        """Format the plan as tables for a terminal."""
         layout, resolved = self.about["layout"], self.about["resolved"]
         moments = sum(group["optimizer_bytes"] for group in self.table["groups"])
         phases = self.about["phases"]
@@ -105,7 +105,7 @@ class Plan:
         )
 
     def _surprises(self) -> list[str]:
-        """What of a step's cost surprises people."""
+        """List the facts about a step's cost that surprise people."""
         flops = self.flops
         passing = sum(
             row["input_gradient"]
@@ -115,13 +115,13 @@ class Plan:
         lines = []
         if flops["cached"] < flops["step"]:
             lines.append(
-                f"trunk      with its output kept a step takes {count(flops['cached'], 'FLOP')}, "
+                f"trunk      with its output cached a step takes {count(flops['cached'], 'FLOP')}, "
                 f"{share(flops['cached'] / flops['step'])} of this one"
             )
         if passing:
             lines.append(
-                f"passing    {share(passing / flops['step'])} of a step is the gradient on its way "
-                "through frozen layers, to what trains below them"
+                f"passing    {share(passing / flops['step'])} of a step propagates the gradient "
+                "through frozen layers, to trained layers below them"
             )
         lines.append(
             f"one block  training only block 0 takes {share(self.lowest / flops['full'])} of a "
@@ -131,7 +131,7 @@ class Plan:
 
 
 def _batch(layout: Mapping[str, Any]) -> str:
-    """What a step holds; where an example is a row, there is nothing to say of rows."""
+    """Describe a batch; rows are left out where every example is one."""
     if layout["row_length"] == 1:
         return f"{layout['rows']} examples"
     return (
@@ -141,14 +141,14 @@ def _batch(layout: Mapping[str, Any]) -> str:
 
 
 def plan(config: Config) -> Plan:
-    """Work out a run without training it: no weight is read, nothing is compiled or written.
+    """Plan a run without training it: no weight is read, nothing is compiled or written.
 
     Raises:
-        UserError: whatever would stop the run before its first step.
+        UserError: any error that would stop the run before its first step.
     """
     setup = build(config)
     phases = phase_setups(setup)
-    plan_trunks(setup, phases)  # refuses what the run would
+    plan_trunks(setup, phases)  # raises the errors that the run would raise
     chosen = widest(phases)
     segments, lowest = segment_flops(setup, chosen.table.trainable), lowest_block_flops(setup)
     copies = {
@@ -166,5 +166,5 @@ def plan(config: Config) -> Plan:
 
 
 def _float32_bytes(leaves: Mapping[str, Any]) -> int:
-    """Bytes of float32 arrays, whole."""
+    """Count the bytes of leaves in float32, over all devices."""
     return 4 * sum(math.prod(leaf.shape) for leaf in leaves.values())

@@ -1,6 +1,6 @@
-"""The planning story for devices that need not be there: what a step takes of each, and if it fits.
+"""The planning story for absent devices: memory and time of a step on each, and whether it fits.
 
-The work is done in a process of its own (`plan_child`); here it is asked, watched and told.
+A child process (`jaxft.planning.child`) compiles; this module starts it and shows its results.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from jaxft.numbers import count, share, size
 
 DOES_NOT_FIT = 3  # the exit code of `jaxft plan` where the compiler refuses the step
 INSTALL = "pip install 'jaxft[plan]'"
-# libtpu looks for no TPU and no metadata server, and lets other processes load it too.
+# With these libtpu looks for no TPU and no metadata server, and other processes can load it too.
 TPU_SETTINGS = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -40,40 +40,40 @@ TPU_SETTINGS = {
 
 @dataclass(frozen=True)
 class PodPlan:
-    """What a step takes of each device.
+    """Plan of a step on given devices.
 
     Attributes:
-        told: all of it as plain data: `fits`, `memory`, `collectives`, `flops`, `roofline`,
-            `compile`, `mesh`, `batch`; where it does not fit `needs` and `tried`; and
-            `largest_batch` where that was asked for.
+        facts: JSON data: `fits`, `memory`, `collectives`, `flops`, `roofline`, `compile`, `mesh`,
+            `batch`; `needs` and `tried` where it does not fit; and `largest_batch` if that was
+            asked for.
     """
 
-    told: dict[str, Any]
+    facts: dict[str, Any]
 
     @property
     def fits(self) -> bool:
-        """Whether the compiler takes the step."""
-        return self.told["fits"]
+        """True if the step fits, according to the compiler."""
+        return self.facts["fits"]
 
     def to_json(self) -> str:
-        """All of it as JSON."""
-        return json.dumps(self.told, indent=2)
+        """Format the plan as JSON."""
+        return json.dumps(self.facts, indent=2)
 
     def render(self) -> RenderableType:
-        """All of it as tables for a terminal."""
-        told = self.told
-        lines = [_where(told), *_auto(told)]
-        if told["note"]:
-            lines.append(f"note       {told['note']}")
+        """Format the plan as tables for a terminal."""
+        facts = self.facts
+        lines = [_target(facts), *_auto(facts)]
+        if facts["note"]:
+            lines.append(f"note       {facts['note']}")
         if not self.fits:
-            lines.append(_refusal(told))
-            return Group(Text("\n".join(lines)), _tried_table(told), *_largest(told))
+            lines.append(_refusal(facts))
+            return Group(Text("\n".join(lines)), _tried_table(facts), *_largest(facts))
         return Group(
             Text("\n".join(lines)),
-            _memory_table(told),
-            _sent_table(told["collectives"]),
-            Text("\n".join(_costs(told))),
-            *_largest(told),
+            _memory_table(facts),
+            _sent_table(facts["collectives"]),
+            Text("\n".join(_costs(facts))),
+            *_largest(facts),
         )
 
 
@@ -85,22 +85,22 @@ def plan_on(
     largest_batch: bool = False,
     tell: Callable[[str], None] = lambda _: None,
 ) -> PodPlan:
-    """Compile a run's train step for devices that need not be there, and say what it takes.
+    """Compile a run's train step for devices that need not be present.
 
     Args:
-        config: the run; of its checkpoint the config.json is enough.
+        config: the run; the config.json of its checkpoint is enough.
         topology: the TPU slice; None for the devices of this machine.
-        devices: how many of those; a CPU counts as so many.
-        largest_batch: find the largest batch that fits, too.
-        tell: is told what goes on.
+        devices: the number of those; a CPU is divided into as many.
+        largest_batch: also search for the largest batch that fits.
+        tell: called with progress messages.
 
     Raises:
-        UserError: there is no compiler for TPUs here; or whatever would stop the run before its
-            first step.
+        UserError: the TPU compiler is not installed; or any error that would stop the run before
+            its first step.
     """
     if topology is not None:
         _check_compiler()
-    asked = {
+    request = {
         "config": config.dump(),
         "topology": topology.name if topology else None,
         "devices": devices,
@@ -118,9 +118,9 @@ def plan_on(
         ) as child,
     ):
         try:
-            return _listen(child, asked, tell, noise)
+            return _ask(child, request, tell, noise)
         finally:
-            child.kill()  # it has answered, or nobody waits for it any more
+            child.kill()  # after its answer, or after an error here
 
 
 def _check_compiler() -> None:
@@ -132,7 +132,7 @@ def _check_compiler() -> None:
 
 
 def _environment(topology: Topology | None, devices: int | None) -> dict[str, str]:
-    """What the child runs under; of this machine's CPU it sees as many devices as are asked."""
+    """Return the child's environment, in which a CPU is divided into `devices`."""
     if topology is not None:
         return os.environ | TPU_SETTINGS
     flags = os.environ.get("XLA_FLAGS", "")
@@ -142,59 +142,59 @@ def _environment(topology: Topology | None, devices: int | None) -> dict[str, st
     return os.environ | {"XLA_FLAGS": flags}
 
 
-def _listen(
-    child: subprocess.Popen, asked: dict[str, Any], tell: Callable[[str], None], noise: IO[str]
+def _ask(
+    child: subprocess.Popen, request: dict[str, Any], tell: Callable[[str], None], noise: IO[str]
 ) -> PodPlan:
-    """What the child answers."""
+    """Send the request to the child and wait for its answer."""
     assert child.stdin is not None  # both are pipes
     assert child.stdout is not None
     with child.stdin:
-        json.dump(asked, child.stdin)
+        json.dump(request, child.stdin)
     for line in child.stdout:
         if not line.startswith("{"):
-            continue  # a library that prints
-        said = json.loads(line)
-        if "doing" in said:
-            tell(said["doing"])
-        elif "error" in said:
-            raise UserError(*said["error"])
+            continue  # printed by a library
+        answer = json.loads(line)
+        if "doing" in answer:
+            tell(answer["doing"])
+        elif "error" in answer:
+            raise UserError(*answer["error"])
         else:
-            return PodPlan(said["plan"])
+            return PodPlan(answer["plan"])
     code = child.wait()
     noise.seek(0)
     last = [line.strip() for line in noise.read().splitlines() if line.strip()]
     named = [line for line in last if re.match(r"F\d{4} |\w*Error\b", line)]
     raise UserError(
-        f"The compiler ended without an answer (exit code {code}): {(named or last or ['-'])[-1]}"
+        f"The compiler ended without a result (exit code {code}): {(named or last or ['-'])[-1]}"
     )
 
 
-def _where(told: dict[str, Any]) -> str:
-    mesh, batch = told["mesh"], told["batch"]
-    name = told["topology"] or (told["chip"] or {}).get("name") or "CPU"
+def _target(facts: dict[str, Any]) -> str:
+    mesh, batch = facts["mesh"], facts["batch"]
+    name = facts["topology"] or (facts["chip"] or {}).get("name") or "CPU"
     return (
-        f"devices    {told['devices']} of {name}, mesh data x fsdp x tensor = "
+        f"devices    {facts['devices']} of {name}, mesh data x fsdp x tensor = "
         f"{mesh['data']}x{mesh['fsdp']}x{mesh['tensor']}\n"
         f"batch      {batch['batch_size']} examples in {batch['rows']} rows of "
-        f"{batch['row_length']}, in {batch['accumulate']} part(s); {told['compute']['dtype']}, "
-        f"remat {told['compute']['remat']}\n"
-        f"parameters {count(told['parameters'])}, of which {count(told['trainable'])} train"
+        f"{batch['row_length']}, in {batch['accumulate']} part(s); {facts['compute']['dtype']}, "
+        f"remat {facts['compute']['remat']}\n"
+        f"parameters {count(facts['parameters'])}, of which {count(facts['trainable'])} train"
     )
 
 
-def _auto(told: dict[str, Any]) -> list[str]:
-    """Why what was left to jaxft is as it is."""
-    return [f"auto       {line}" for line in told.get("why", ())]
+def _auto(facts: dict[str, Any]) -> list[str]:
+    """List the reasons for settings that the config leaves open."""
+    return [f"auto       {line}" for line in facts.get("why", ())]
 
 
-def _refusal(told: dict[str, Any]) -> str:
-    needs, room = told["needs"], told["room"]
-    takes = size(needs) if needs else "more than there is"
+def _refusal(facts: dict[str, Any]) -> str:
+    needs, room = facts["needs"], facts["room"]
+    takes = size(needs) if needs else "more than is available"
     return f"memory     does not fit: a step takes {takes} of a device's {size(room or 0)}"
 
 
-def _memory_table(told: dict[str, Any]) -> Table:
-    memory, room = told["memory"], told["room"]
+def _memory_table(facts: dict[str, Any]) -> Table:
+    memory, room = facts["memory"], facts["room"]
     table = _table("memory of a device", ["", "bytes", "share"])
     rows = {
         "weights": memory["weights"],
@@ -205,7 +205,7 @@ def _memory_table(told: dict[str, Any]) -> Table:
     for name, nbytes in rows.items():
         table.add_row(name, size(nbytes), share(nbytes / room) if room else "")
     if room:
-        table.add_row("there is", size(room), "")
+        table.add_row("available", size(room), "")
     return table
 
 
@@ -218,20 +218,20 @@ def _sent_table(collectives: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _costs(told: dict[str, Any]) -> list[str]:
-    flops, compiled, best = told["flops"], told["compile"], told["roofline"]
+def _costs(facts: dict[str, Any]) -> list[str]:
+    flops, compiled, best = facts["flops"], facts["compile"], facts["roofline"]
     again = flops["step"] / flops["model"] - 1
     lines = [
         f"FLOPs      {count(flops['model'], 'FLOP')} a step of the model; "
         f"{count(flops['step'], 'FLOP')} are run"
-        + (f", {share(again)} of it again" if again > 0.005 else "")
+        + (f", {share(again)} more for recomputation" if again > 0.005 else "")
     ]
     if best:
         parts = ", ".join(f"{name} {_time(best[name])}" for name in ("compute", "memory", "links"))
         lines += [
             f"time       {_time(best['seconds'])} a step at least, bound by {best['bound']} "
             f"({parts})",
-            f"           {told['formula']}",
+            f"           {facts['formula']}",
         ]
     lines.append(
         f"compiled   in {compiled['seconds']:.0f} s ({compiled['cpu_seconds']:.0f} CPU seconds), "
@@ -244,10 +244,10 @@ def _time(seconds: float) -> str:
     return f"{1000 * seconds:,.1f} ms" if seconds < 10 else f"{seconds:,.1f} s"
 
 
-def _tried_table(told: dict[str, Any]) -> Table:
-    """What was tried to make it fit, best first."""
+def _tried_table(facts: dict[str, Any]) -> Table:
+    """Make a table of the changes that were tried, best first."""
     table = _table("what fits instead", ["change", "fits", "of a device", "an example"])
-    for one in told["tried"]:
+    for one in facts["tried"]:
         table.add_row(
             " ".join(one["change"]),
             "yes" if one["fits"] else "no",
@@ -257,16 +257,16 @@ def _tried_table(told: dict[str, Any]) -> Table:
     return table
 
 
-def _largest(told: dict[str, Any]) -> list[Text]:
-    found = told.get("largest_batch")
-    if not found:
+def _largest(facts: dict[str, Any]) -> list[Text]:
+    largest = facts.get("largest_batch")
+    if not largest:
         return []
-    if not found["batch_size"]:
+    if not largest["batch_size"]:
         return [Text("largest    no batch fits")]
-    line = f"largest    {found['batch_size']} examples ({found['rows']} rows) fit, "
-    line += f"with {size(found['peak'])} at the peak"
-    if found["refused_batch_size"]:
-        line += f"; {found['refused_batch_size']} are refused"
+    line = f"largest    {largest['batch_size']} examples ({largest['rows']} rows) fit, "
+    line += f"with {size(largest['peak'])} at the peak"
+    if largest["refused_batch_size"]:
+        line += f"; {largest['refused_batch_size']} are refused"
     return [Text(line)]
 
 

@@ -1,4 +1,4 @@
-"""How long a step takes at best: the slowest of what a chip does at once."""
+"""Roofline of a step: the time that its scarcest resource needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FORMULA = (
 
 @dataclass(frozen=True)
 class Roofline:
-    """The least seconds of a step, by what bounds it.
+    """Lower bounds of a step's seconds, by resource.
 
     Source: Williams, Waterman, Patterson (2009), https://doi.org/10.1145/1498765.1498785.
     """
@@ -25,22 +25,22 @@ class Roofline:
 
     @property
     def seconds(self) -> float:
-        """The least that the step takes."""
+        """Lower bound of the step's time."""
         return max(self.compute, self.memory, self.links)
 
     @property
     def bound(self) -> str:
-        """What that is: compute, memory or links."""
+        """Resource that sets this bound: compute, memory or links."""
         return max(("compute", "memory", "links"), key=lambda name: getattr(self, name))
 
 
 def roofline(chip: Chip, devices: int, flops: int, traffic: int, sent: int) -> Roofline:
-    """The roofline of a step.
+    """Compute the roofline of a step.
 
     Args:
-        chip: what it runs on.
-        devices: how many share the FLOPs.
-        flops: of all of them.
+        chip: the chip of each device.
+        devices: their number.
+        flops: of all devices together.
         traffic: bytes that one device moves from and to its memory.
         sent: bytes that one device sends.
     """

@@ -1,4 +1,4 @@
-"""What stands in for the parts of a checkpoint that a plan does not need: weights, a tokenizer."""
+"""Stand-ins for the parts of a checkpoint that a plan does not need: weights, tokenizer."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ TOKENIZERS = ("tokenizer.json", *VOCABULARIES)
 
 
 def has_weights(checkpoint: object) -> bool:
-    """Whether a checkpoint has weights; only of a folder is it known that it has none."""
+    """Return whether a checkpoint has weights; True where it is not a local folder."""
     folder = _folder(checkpoint)
     return folder is None or any((folder / name).is_file() for name in (WEIGHTS, INDEX, PICKLED))
 
 
 @contextmanager
 def with_tokenizer(config: Config) -> Iterator[tuple[Config, str]]:
-    """The config with a checkpoint that has a tokenizer, and a note where that stands in for one.
+    """Give the config a checkpoint with a tokenizer, and a note if that is a stand-in.
 
-    A folder with a config.json alone gets one that takes each word for a token: a plan needs how
-    long the rows are, and no meaning.
+    A folder with only a config.json gets a tokenizer that makes each word a token, since a plan
+    needs nothing but the lengths of rows.
 
     Args:
         config: the run.
@@ -39,8 +39,8 @@ def with_tokenizer(config: Config) -> Iterator[tuple[Config, str]]:
     if folder is None or fields is None or any((folder / name).is_file() for name in TOKENIZERS):
         yield config, ""
         return
-    with TemporaryDirectory(prefix="jaxft-plan-") as made:
-        copy = Path(made) / folder.name
+    with TemporaryDirectory(prefix="jaxft-plan-") as temporary:
+        copy = Path(temporary) / folder.name
         copy.mkdir()
         shutil.copy(folder / "config.json", copy)
         tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
@@ -54,15 +54,15 @@ def with_tokenizer(config: Config) -> Iterator[tuple[Config, str]]:
 
 
 def _folder(checkpoint: object) -> Path | None:
-    """Where a checkpoint is, where it is one folder of this machine."""
+    """Return a checkpoint's folder on this machine; None if it is not one."""
     path = Path(checkpoint).expanduser() if isinstance(checkpoint, str) else None
     return path.resolve() if path is not None and path.is_dir() else None
 
 
 def _text_fields(folder: Path | None) -> dict | None:
-    """The config.json of a folder whose model reads words; None of any other."""
+    """Read the config.json of a folder's text model; None for any other model."""
     try:
         fields = json.loads((folder / "config.json").read_text()) if folder else None
     except (OSError, ValueError):
-        return None  # what is wrong with it is found, and told, where it is read
+        return None  # the error is reported where the model is described
     return fields if isinstance(fields, dict) and "vocab_size" in fields else None

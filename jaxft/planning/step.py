@@ -1,4 +1,4 @@
-"""The step that a run would train with, compiled for devices that need not be there."""
+"""Train step of a run, compiled for devices that need not be present."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxft.engine.setup import PhaseSetup, Setup
 from jaxft.engine.trunk_plan import plan_trunk
 from jaxft.training.phase import abstract_inputs, make_step
 
-# How the compilers say that a program does not fit: what it takes, and what there is.
+# Messages of the compilers where a program does not fit: needed and available bytes.
 REFUSALS = (
     r"Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm",
     r"temporaries \(([\d.]+[KMGT]?)\) exceeds available HBM \(([\d.]+[KMGT]?)\)",
@@ -27,15 +27,14 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one device.
+    """Bytes that a step takes on one device.
 
     Attributes:
-        weights: parameters, trained ones in float32; their average, and what they are pulled back
-            to, where there are such.
+        weights: parameters, trained ones in float32; their average and anchor, if there are any.
         optimizer: its state.
-        activations: all else at the fullest moment: activations, gradients, gathered parameters.
-        peak: the fullest moment, as the compiler says; what it takes where it does not fit.
-        temporary: of it, what the compiler allocates beside arguments and results.
+        activations: the rest of the peak: activations, gradients, gathered parameters.
+        peak: the peak that the compiler reports.
+        temporary: of it, memory allocated beside arguments and results.
     """
 
     weights: int
@@ -46,7 +45,7 @@ class Memory:
 
 
 class OutOfMemory(Exception):
-    """The compiler refuses: a step takes more than a device has.
+    """The compiler's refusal of a step that takes more memory than a device has.
 
     Args:
         needs: bytes that it takes; None where the compiler does not say.
@@ -63,13 +62,13 @@ class Compiled:
 
     Attributes:
         memory: of one device.
-        traffic: bytes that a device moves from and to its memory at least: arguments are read and
-            results written once, and what lies between is written and read once.
-        flops: of its matmuls on all devices, what is computed again counted again.
-        collectives: what is sent between devices.
-        kernels: how many Pallas kernels it calls.
-        traced, compiled: seconds.
-        cpu: CPU seconds of compiling, all threads together.
+        traffic: the least bytes that a device moves from and to its memory: arguments are read,
+            results are written, temporaries are written and read once.
+        flops: of its matmuls on all devices, recomputation included.
+        collectives: communication between devices.
+        kernels: the number of Pallas kernels.
+        traced, compiled: seconds of tracing and compiling.
+        cpu: CPU seconds of compiling, over all threads.
     """
 
     memory: Memory
@@ -85,15 +84,15 @@ class Compiled:
 def compile_train_step(
     setup: Setup, now: PhaseSetup, tell: Callable[[str], None] = lambda _: None
 ) -> Compiled:
-    """Compile a run's train step for its mesh, without a value.
+    """Compile a run's train step for its mesh, from shapes alone.
 
     Args:
         setup: the run.
-        now: the phase whose step it is.
-        tell: is told what goes on.
+        now: the phase of the step.
+        tell: called with progress messages.
 
     Raises:
-        OutOfMemory: the compiler says that it does not fit.
+        OutOfMemory: it does not fit, according to the compiler.
     """
     frozen, batch = abstract_frozen(setup, now), step_batch(setup, now)
     anchor = abstract_anchor(setup, now)
@@ -113,15 +112,15 @@ def compile_train_step(
             raise
         raise OutOfMemory(_needs(str(error))) from None
     ended, cpu = time.perf_counter(), time.process_time() - cpu
-    said, text = compiled.memory_analysis(), compiled.as_text()
-    assert said is not None  # both compilers say
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    assert memory is not None  # both compilers report it
     weights = held((state.trainable, state.settled, state.average, frozen, anchor))
     optimizer = held(state.opt_state)
-    peak = int(said.peak_memory_in_bytes)
+    peak = int(memory.peak_memory_in_bytes)
     rest = max(peak - weights - optimizer - held(batch), 0)
     return Compiled(
-        Memory(weights, optimizer, rest, peak, int(said.temp_size_in_bytes)),
-        said.argument_size_in_bytes + said.output_size_in_bytes + 2 * said.temp_size_in_bytes,
+        Memory(weights, optimizer, rest, peak, int(memory.temp_size_in_bytes)),
+        memory.argument_size_in_bytes + memory.output_size_in_bytes + 2 * memory.temp_size_in_bytes,
         flops,
         tuple(collectives(text, setup.mesh.shape)),
         text.count("tpu_custom_call"),
@@ -132,18 +131,18 @@ def compile_train_step(
 
 
 def step_batch(setup: Setup, now: PhaseSetup) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch's shapes and where its rows lie; with the trunk's output where that is kept."""
+    """Describe a batch, sharded over its rows, with the trunk's output if that is cached."""
     batch, rows = batch_shapes(setup), batch_sharding(setup.mesh)
     if plan_trunk(setup, now, batch).split_bytes:
         batch |= trunk_shapes(setup.model, now.compute, batch)
     return {n: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rows) for n, a in batch.items()}
 
 
-def _needs(said: str) -> int | None:
-    """The bytes that a refused program takes, by the compiler's words."""
+def _needs(message: str) -> int | None:
+    """Parse the bytes that a refused program needs from the compiler's message."""
     for pattern in REFUSALS:
-        if found := re.search(pattern, said):
-            return _bytes(found[1])
+        if match := re.search(pattern, message):
+            return _bytes(match[1])
     return None
 
 

@@ -43,7 +43,7 @@ class TestByTheCompiler:
             tiny_config(tmp_path / name, mesh={"data": 1, "fsdp": 4}) for name in ("one", "other")
         ]
         with ThreadPoolExecutor() as pool:
-            both = list(pool.map(lambda config: plan_on(config, topology=SLICE).told, configs))
+            both = list(pool.map(lambda config: plan_on(config, topology=SLICE).facts, configs))
         first, second = ({**told, "compile": None} for told in both)
         assert first == second
         assert first["memory"]["peak"] > first["memory"]["weights"] > 0
@@ -57,7 +57,7 @@ class TestByTheCompiler:
 
         def told(rows, **how):
             config = tiny_config(tmp_path, data={"batch_size": rows, "pack": False})
-            return plan_on(config, topology=SLICE, **how).told
+            return plan_on(config, topology=SLICE, **how).facts
 
         found = told(1024, largest_batch=True)
         largest = found["largest_batch"]
