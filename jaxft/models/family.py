@@ -61,6 +61,20 @@ def no_refits(config: Any, fields: Mapping[str, Any]) -> Mapping[str, Refit]:
 
 
 ModelTypes = Mapping[str, Mapping[str | None, str]]  # model_type -> head -> architecture
+# Head -> the end of an architecture's name, as transformers has most of them.
+ENDINGS = {
+    None: "Model",
+    "text_classification": "ForSequenceClassification",
+    "token_classification": "ForTokenClassification",
+    "masked_lm": "ForMaskedLM",
+    "causal_lm": "ForCausalLM",
+    "image_classification": "ForImageClassification",
+}
+
+
+def architectures(stem: str, *heads: str) -> dict[str | None, str]:
+    """Name a model type's architectures, without a head and with each of `heads`."""
+    return {head: stem + ENDINGS[head] for head in (None, *heads)}
 
 
 @dataclass(frozen=True)

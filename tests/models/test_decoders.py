@@ -14,7 +14,7 @@ from jaxft.errors import UserError
 from jaxft.export.export import export
 from jaxft.models import load as registry
 from jaxft.models.families.gpt2 import config as gpt2_config
-from jaxft.models.families.llama.config import UNREAD, Config
+from jaxft.models.families.llama.config import Config
 from jaxft.models.layers.batch import read_last
 from jaxft.models.layers.rotary import read_rotary, rotary_waves
 from jaxft.models.weights.config_fields import pad_token_id
@@ -177,7 +177,7 @@ def test_a_gemma_in_its_old_spelling_is_what_transformers_reads(model_type):
         }
         rope |= {"sliding_window_pattern": 3}
     old, new = gemma(model_type, sliding_window=5, hidden_activation="gelu_pytorch_tanh", **rope)
-    ours, theirs = (Config.from_hf(fields, UNREAD) for fields in (old, new))
+    ours, theirs = (Config.from_hf(fields) for fields in (old, new))
     assert ours.windows == theirs.windows
     assert ours.waves == theirs.waves
     assert len(set(ours.waves)) == (2 if model_type == "gemma3_text" else 1)

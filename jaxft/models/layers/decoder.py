@@ -32,10 +32,15 @@ class Bare(nnx.Module):
         self.projection = projection
 
     def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> Outputs:
-        return {"last_hidden_state": _finished(x, self.norm, self.projection)}
+        return {"last_hidden_state": self.finished(x)}
+
+    def finished(self, x: jax.Array) -> jax.Array:
+        """Normalize and project the stream for a head: [..., D] -> [..., E]."""
+        x = x if self.norm is None else self.norm(x)
+        return x if self.projection is None else self.projection(x)
 
 
-class CausalLm(nnx.Module):
+class CausalLm(Bare):
     """Scores of the next token: `logits` [B, T, V].
 
     Where the batch has `targets` [B, T] (the next token, -1 where none is scored), each one's
@@ -55,8 +60,7 @@ class CausalLm(nnx.Module):
         projection: Linear | None = None,
         soft_cap: float | None = None,
     ):
-        self.norm = norm
-        self.projection = projection
+        super().__init__(norm, projection)
         self.head = head
         self.soft_cap = soft_cap
 
@@ -69,11 +73,11 @@ class CausalLm(nnx.Module):
     def scores(self, x: jax.Array) -> jax.Array:
         """The scores at each position: [B, T, D] -> [B, T, V] float32."""
         score = self.head.scores if isinstance(self.head, Embedding) else self.head
-        scores = score(_finished(x, self.norm, self.projection)).astype(jnp.float32)
+        scores = score(self.finished(x)).astype(jnp.float32)
         return scores if self.soft_cap is None else soft_capped(scores, self.soft_cap)
 
 
-class LastToken(nnx.Module):
+class LastToken(Bare):
     """Scores of classes, read at the last token: `logits` [B, C], or [R, S, C] when packed.
 
     Args:
@@ -89,20 +93,13 @@ class LastToken(nnx.Module):
         pad_token_id: int | None,
         projection: Linear | None = None,
     ):
-        self.norm = norm
-        self.projection = projection
+        super().__init__(norm, projection)
         self.head = head
         self.pad_token_id = pad_token_id
 
     def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> Outputs:
-        last = _finished(read_last(x, batch, self.pad_token_id), self.norm, self.projection)
+        last = self.finished(read_last(x, batch, self.pad_token_id))
         return {"logits": self.head(last).astype(jnp.float32)}
-
-
-def _finished(x: jax.Array, norm: Norm | None, projection: Linear | None) -> jax.Array:
-    """The stream as a head reads it: [..., D] -> [..., E]."""
-    x = x if norm is None else norm(x)
-    return x if projection is None else projection(x)
 
 
 def causal_mask(

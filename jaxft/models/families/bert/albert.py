@@ -9,8 +9,7 @@ Source: Lan et al. (2019), https://arxiv.org/abs/1909.11942; the computation fol
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,52 +21,31 @@ from jaxft.models.families.bert.modules import (
     Classifier,
     Encoder,
     MaskedLm,
+    Mlp,
     Stem,
     TokenClassifier,
 )
-from jaxft.models.families.bert.names import FIRST, BertNames
-from jaxft.models.family import Family
+from jaxft.models.families.bert.names import FIRST, HEADS, BertNames, embedding_names
+from jaxft.models.family import Family, architectures
 from jaxft.models.layers.attention import Mask
 from jaxft.models.layers.cache import BlockCache
-from jaxft.models.layers.math import ACTIVATIONS
-from jaxft.models.layers.modules import LayerNorm, Linear, block_keys
+from jaxft.models.layers.modules import Keys, block_keys
 from jaxft.models.tower.tower import Part, Tower
-from jaxft.models.weights.config_fields import check_activation, check_divides
-from jaxft.models.weights.names import Name, dense, embedding, norm
+from jaxft.models.weights.names import Name, dense, norm
 from jaxft.models.weights.tensor_names import HeadLines
 
-MODEL_TYPES = {
-    "albert": {
-        None: "AlbertModel",
-        "text_classification": "AlbertForSequenceClassification",
-        "token_classification": "AlbertForTokenClassification",
-        "masked_lm": "AlbertForMaskedLM",
-    }
-}
+MODEL_TYPES = {"albert": architectures("Albert", *HEADS)}
 FIELDS: dict[str, Any] = {
-    "vocab_size": None,
-    "hidden_size": None,
-    "num_hidden_layers": None,
-    "num_attention_heads": None,
-    "intermediate_size": None,
-    "max_position_embeddings": None,
+    **{name: value for name, value in bert_config.BERT.items() if name != "classifier_dropout"},
     "embedding_size": 128,
-    "type_vocab_size": 2,
     "hidden_act": "gelu_new",
-    "layer_norm_eps": 1e-12,
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
     "classifier_dropout_prob": 0.1,
-    "initializer_range": 0.02,
 }
-SIZES = tuple(FIELDS)[:7]
-RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout_prob")
 LAYER = "albert.encoder.albert_layer_groups.0.albert_layers.0"
 NAMES = (
-    *embedding("albert.embeddings.word_embeddings", "embeddings/word"),
-    *embedding("albert.embeddings.position_embeddings", "embeddings/position"),
-    *embedding("albert.embeddings.token_type_embeddings", "embeddings/token_type"),
-    *norm("albert.embeddings.LayerNorm", "embeddings/norm"),
+    *embedding_names("albert."),
     *dense("albert.encoder.embedding_hidden_mapping_in", "embeddings/projection"),
     *dense(f"{LAYER}.attention.query", "blocks/0/attention/query"),
     *dense(f"{LAYER}.attention.key", "blocks/0/attention/key"),
@@ -102,55 +80,11 @@ TENSORS = BertNames({"albert": NAMES}, HEAD_NAMES, UNUSED, ("pooler/", "head/"),
 class Config(bert_config.Config):
     """The numbers of an ALBERT, as those of a BERT; `blocks` is how often its block is repeated."""
 
+    DEFAULTS: ClassVar = {"albert": FIELDS}
+    SIZES: ClassVar = {"albert": bert_config.SIZES["electra"]}
+    RATES: ClassVar = {"albert": [name for name in FIELDS if "dropout" in name]}
     # One group of one block is what all published checkpoints have.
-    FIXED = bert_config.FIXED | {"num_hidden_groups": 1, "inner_group_num": 1}
-
-    @classmethod
-    def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Self:
-        own = cls._read(fields, FIELDS, SIZES, ignore)
-        check_activation("hidden_act", own["hidden_act"], ACTIVATIONS)
-        check_divides("hidden_size", own["hidden_size"], own["num_attention_heads"], "heads")
-        return cls(
-            fields["model_type"],
-            own,
-            vocab_size=own["vocab_size"],
-            max_positions=own["max_position_embeddings"],
-            width=own["hidden_size"],
-            blocks=own["num_hidden_layers"],
-            heads=own["num_attention_heads"],
-            inner=own["intermediate_size"],
-            word_width=own["embedding_size"],
-            types=own["type_vocab_size"],
-            padding=None,
-            activation=own["hidden_act"],
-            eps=own["layer_norm_eps"],
-            std=own["initializer_range"],
-            rate=own["hidden_dropout_prob"],
-            weights_rate=own["attention_probs_dropout_prob"],
-            classifier_rate=own["classifier_dropout_prob"],
-            token_rate=own["classifier_dropout_prob"],
-        )
-
-    def with_dropout(self, rate: float) -> Self:
-        return self.from_hf({**self.to_hf(), **dict.fromkeys(RATES, rate)})
-
-
-class Mlp(nnx.Module):
-    """Two linear maps with an activation between, added to their input and normalised.
-
-    Unlike BERT's it has no dropout.
-    """
-
-    def __init__(self, config: Config):
-        width, inner, std = config.width, config.inner, config.std
-        self.up = Linear(width, inner, ("embed", "mlp"), std)
-        self.down = Linear(inner, width, ("mlp", "embed"), std)
-        self.norm = LayerNorm(width, config.eps)
-        self.activation = config.activation
-
-    def __call__(self, x: jax.Array, block_key: jax.Array | None) -> jax.Array:
-        inner = ACTIVATIONS[self.activation](self.up(x, block_key))  # [B, T, F]
-        return self.norm(x + self.down(inner, block_key))
+    FIXED: ClassVar = {**bert_config.Config.FIXED, "num_hidden_groups": 1, "inner_group_num": 1}
 
 
 class RepeatedBlock(nnx.Module):
@@ -158,7 +92,7 @@ class RepeatedBlock(nnx.Module):
 
     def __init__(self, config: Config):
         self.attention = Attention(config)
-        self.mlp = Mlp(config)
+        self.mlp = Mlp(config, drops=False)
         self.times = config.blocks
 
     def __call__(
@@ -168,7 +102,7 @@ class RepeatedBlock(nnx.Module):
             own_key = None if key is None else jax.random.fold_in(key, number)
             (attention_keys,) = block_keys(own_key, 1)
             x, _ = self.attention(x, mask, attention_keys, None)
-            return self.mlp(x, own_key), None
+            return self.mlp(x, Keys(None, own_key)), None
 
         x, _ = jax.lax.scan(once, x, jnp.arange(self.times))
         return x, cache

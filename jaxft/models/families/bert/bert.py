@@ -15,20 +15,13 @@ from jaxft.models.families.bert.modules import (
     reading_tower,
     tower,
 )
-from jaxft.models.families.bert.names import FIRST, BertNames, encoder_names
-from jaxft.models.family import Family, ReadingDecoder
+from jaxft.models.families.bert.names import FIRST, HEADS, BertNames, encoder_names
+from jaxft.models.family import Family, ReadingDecoder, architectures
 from jaxft.models.tower.tower import Tower
 from jaxft.models.weights.names import Name, dense, norm
 from jaxft.models.weights.tensor_names import HeadLines
 
-MODEL_TYPES = {
-    "bert": {
-        None: "BertModel",
-        "text_classification": "BertForSequenceClassification",
-        "token_classification": "BertForTokenClassification",
-        "masked_lm": "BertForMaskedLM",
-    }
-}
+MODEL_TYPES = {"bert": architectures("Bert", *HEADS)}
 
 NAMES = (
     *encoder_names("bert."),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from jaxft.models.layers.math import ACTIVATIONS
 from jaxft.models.weights.config_fields import check_activation, check_divides
 from jaxft.models.weights.hf_config import HfConfig
 
-_BERT: dict[str, Any] = {
+BERT: dict[str, Any] = {
     "vocab_size": None,
     "hidden_size": None,
     "num_hidden_layers": None,
@@ -26,14 +26,14 @@ _BERT: dict[str, Any] = {
     "initializer_range": 0.02,
 }
 # RoBERTa counts positions from the padding word's id on.
-_ROBERTA = _BERT | {"pad_token_id": 1}
+_ROBERTA = BERT | {"pad_token_id": 1}
 # The fields of each model type, with what a config.json without the field means.
 FIELDS: dict[str, dict[str, Any]] = {
-    "bert": _BERT,
+    "bert": BERT,
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
     "camembert": _ROBERTA,
-    "electra": _BERT | {"embedding_size": 128},
+    "electra": BERT | {"embedding_size": 128},
     "distilbert": {
         "vocab_size": None,
         "dim": None,
@@ -50,35 +50,12 @@ FIELDS: dict[str, dict[str, Any]] = {
 }
 # Vocabulary, width, blocks, heads, the MLP's width and positions, in each's own words.
 SIZES = {name: tuple(fields)[:6] for name, fields in FIELDS.items()} | {
-    "electra": (*tuple(_BERT)[:6], "embedding_size")
+    "electra": (*tuple(BERT)[:6], "embedding_size")
 }
-_RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
-RATES = dict.fromkeys(FIELDS, _RATES) | {
+HIDDEN_RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+RATES = dict.fromkeys(FIELDS, HIDDEN_RATES) | {
     "distilbert": ("dropout", "attention_dropout", "seq_classif_dropout")
 }
-# Fields that change the computation and are computed for one value only.
-FIXED = {
-    "position_embedding_type": "absolute",
-    "is_decoder": False,
-    "add_cross_attention": False,
-    "is_encoder_decoder": False,
-    "tie_word_embeddings": True,
-}
-# Old multilingual files carry the shape of a pooler that no code ever read; ELECTRA's summary is
-# of a head for multiple choice; DistilBERT's sines are what its positions begin with.
-UNREAD = (
-    "pooler_fc_size",
-    "pooler_num_attention_heads",
-    "pooler_num_fc_layers",
-    "pooler_size_per_head",
-    "pooler_type",
-    "summary_activation",
-    "summary_last_dropout",
-    "summary_type",
-    "summary_use_proj",
-    "sinusoidal_pos_embds",
-    "qa_dropout",
-)
 
 
 @dataclass(frozen=True)
@@ -100,8 +77,33 @@ class Config(HfConfig):
         classifier_rate, token_rate: dropout before a text's classes, and before a token's.
     """
 
-    FIXED = FIXED
-    UNREAD = UNREAD
+    # Of each model type.
+    DEFAULTS: ClassVar[Mapping[str, Mapping[str, Any]]] = FIELDS
+    SIZES: ClassVar[Mapping[str, Sequence[str]]] = SIZES
+    RATES: ClassVar[Mapping[str, Sequence[str]]] = RATES
+    # Fields that change the computation and are computed for one value only.
+    FIXED: ClassVar[Mapping[str, Any]] = {
+        "position_embedding_type": "absolute",
+        "is_decoder": False,
+        "add_cross_attention": False,
+        "is_encoder_decoder": False,
+        "tie_word_embeddings": True,
+    }
+    # The pooler's shape in old multilingual files, ELECTRA's multiple-choice head, and the sines
+    # that DistilBERT's positions are initialized with.
+    UNREAD: ClassVar[tuple[str, ...]] = (
+        "pooler_fc_size",
+        "pooler_num_attention_heads",
+        "pooler_num_fc_layers",
+        "pooler_size_per_head",
+        "pooler_type",
+        "summary_activation",
+        "summary_last_dropout",
+        "summary_type",
+        "summary_use_proj",
+        "sinusoidal_pos_embds",
+        "qa_dropout",
+    )
 
     vocab_size: int
     max_positions: int
@@ -123,8 +125,8 @@ class Config(HfConfig):
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Self:
         model_type = fields["model_type"]
-        sizes = SIZES[model_type]
-        own = cls._read(fields, FIELDS[model_type], sizes, ignore)
+        sizes = cls.SIZES[model_type]
+        own = cls._read(fields, cls.DEFAULTS[model_type], sizes, ignore)
         activation = "activation" if model_type == "distilbert" else "hidden_act"
         check_activation(activation, own[activation], ACTIVATIONS)
         words, width, blocks, heads, inner, _ = (own[name] for name in sizes[:6])
@@ -142,7 +144,7 @@ class Config(HfConfig):
         return cls(model_type, own, **shared, **read(own))
 
     def with_dropout(self, rate: float) -> Self:
-        return self.from_hf({**self.to_hf(), **dict.fromkeys(RATES[self.model_type], rate)})
+        return self.from_hf({**self.to_hf(), **dict.fromkeys(self.RATES[self.model_type], rate)})
 
     @property
     def positions(self) -> int:
@@ -152,7 +154,7 @@ class Config(HfConfig):
 
 def _bert(own: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of BERT, RoBERTa and ELECTRA as a `Config`'s."""
-    before_head = own["classifier_dropout"]
+    before_head = own.get("classifier_dropout", own.get("classifier_dropout_prob"))
     before_head = own["hidden_dropout_prob"] if before_head is None else before_head
     padding = own.get("pad_token_id")
     return {

@@ -8,19 +8,13 @@ from __future__ import annotations
 
 from jaxft.models.families.bert.config import Config
 from jaxft.models.families.bert.modules import Classifier, MaskedLm, Plain, TokenClassifier, tower
-from jaxft.models.family import Family
+from jaxft.models.families.bert.names import HEADS
+from jaxft.models.family import Family, architectures
 from jaxft.models.tower.tower import Tower
 from jaxft.models.weights.names import Name, dense, embedding, norm
 from jaxft.models.weights.tensor_names import HeadLines, PrefixedNames
 
-MODEL_TYPES = {
-    "distilbert": {
-        None: "DistilBertModel",
-        "text_classification": "DistilBertForSequenceClassification",
-        "token_classification": "DistilBertForTokenClassification",
-        "masked_lm": "DistilBertForMaskedLM",
-    }
-}
+MODEL_TYPES = {"distilbert": architectures("DistilBert", *HEADS)}
 NAMES = (
     *embedding("distilbert.embeddings.word_embeddings", "embeddings/word"),
     *embedding("distilbert.embeddings.position_embeddings", "embeddings/position"),

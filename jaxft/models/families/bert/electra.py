@@ -14,8 +14,8 @@ from flax import nnx
 
 from jaxft.models.families.bert.config import Config
 from jaxft.models.families.bert.modules import Classifier, MaskedLm, Plain, TokenClassifier, tower
-from jaxft.models.families.bert.names import FIRST, BertNames, encoder_names
-from jaxft.models.family import Family
+from jaxft.models.families.bert.names import FIRST, HEADS, BertNames, encoder_names
+from jaxft.models.family import Family, architectures
 from jaxft.models.layers.batch import Batch
 from jaxft.models.layers.math import ACTIVATIONS
 from jaxft.models.layers.modules import Linear
@@ -24,13 +24,7 @@ from jaxft.models.weights.names import Name, dense, norm
 from jaxft.models.weights.tensor_names import HeadLines
 
 MODEL_TYPES = {
-    "electra": {
-        None: "ElectraModel",
-        "text_classification": "ElectraForSequenceClassification",
-        "token_classification": "ElectraForTokenClassification",
-        "masked_lm": "ElectraForMaskedLM",
-        "replaced_tokens": "ElectraForPreTraining",
-    }
+    "electra": architectures("Electra", *HEADS) | {"replaced_tokens": "ElectraForPreTraining"}
 }
 PREFIX = "electra."
 NAMES = (

@@ -125,15 +125,20 @@ class Attention(AttentionMaps):
 
 
 class Mlp(nnx.Module):
-    """Two linear maps with an activation between, added to their input and normalised."""
+    """Two linear maps with an activation between, added to their input and normalized.
 
-    def __init__(self, config: Config):
+    Args:
+        config: the model's.
+        drops: whether there is dropout before the sum.
+    """
+
+    def __init__(self, config: Config, drops: bool = True):
         width, inner, std = config.width, config.inner, config.std
         self.up = Linear(width, inner, ("embed", "mlp"), std)
         self.down = Linear(inner, width, ("mlp", "embed"), std)
         self.norm = LayerNorm(width, config.eps)
         self.activation = config.activation
-        self.rate = config.rate
+        self.rate = config.rate if drops else 0.0
 
     def __call__(self, x: jax.Array, keys: Keys) -> jax.Array:
         inner = ACTIVATIONS[self.activation](self.up(x, keys.block))  # [B, T, F]

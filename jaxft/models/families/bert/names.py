@@ -8,18 +8,27 @@ from dataclasses import dataclass
 from jaxft.models.weights.names import Name, dense, embedding, norm
 from jaxft.models.weights.tensor_names import PrefixedNames
 
+# The heads that all of them have.
+HEADS = ("text_classification", "token_classification", "masked_lm")
 # The first components of names below a model's own prefix.
 FIRST = "embeddings|embeddings_project|encoder|pooler"
+
+
+def embedding_names(prefix: str) -> tuple[Name, ...]:
+    """Return the name table of the embeddings, below a model's own prefix in files."""
+    return (
+        *embedding(f"{prefix}embeddings.word_embeddings", "embeddings/word"),
+        *embedding(f"{prefix}embeddings.position_embeddings", "embeddings/position"),
+        *embedding(f"{prefix}embeddings.token_type_embeddings", "embeddings/token_type"),
+        *norm(f"{prefix}embeddings.LayerNorm", "embeddings/norm"),
+    )
 
 
 def encoder_names(prefix: str) -> tuple[Name, ...]:
     """The name table of embeddings and blocks, below a model's own prefix in files."""
     layer = f"{prefix}encoder.layer.{{i}}"
     return (
-        *embedding(f"{prefix}embeddings.word_embeddings", "embeddings/word"),
-        *embedding(f"{prefix}embeddings.position_embeddings", "embeddings/position"),
-        *embedding(f"{prefix}embeddings.token_type_embeddings", "embeddings/token_type"),
-        *norm(f"{prefix}embeddings.LayerNorm", "embeddings/norm"),
+        *embedding_names(prefix),
         *dense(f"{layer}.attention.self.query", "blocks/{i}/attention/query"),
         *dense(f"{layer}.attention.self.key", "blocks/{i}/attention/key"),
         *dense(f"{layer}.attention.self.value", "blocks/{i}/attention/value"),

@@ -9,22 +9,16 @@ from __future__ import annotations
 
 from jaxft.models.families.bert.config import Config
 from jaxft.models.families.bert.modules import Classifier, Encoder, MaskedLm, TokenClassifier, tower
-from jaxft.models.families.bert.names import FIRST, BertNames, encoder_names
-from jaxft.models.family import Family
+from jaxft.models.families.bert.names import FIRST, HEADS, BertNames, encoder_names
+from jaxft.models.family import Family, architectures
 from jaxft.models.tower.tower import Tower
 from jaxft.models.weights.names import Name, dense, norm
 from jaxft.models.weights.tensor_names import HeadLines
 
-_ENDS = {
-    None: "Model",
-    "text_classification": "ForSequenceClassification",
-    "token_classification": "ForTokenClassification",
-    "masked_lm": "ForMaskedLM",
-}
-_STARTS = {"xlm-roberta": "XLMRoberta", "camembert": "Camembert", "roberta": "Roberta"}
 MODEL_TYPES = {
-    model_type: {head: start + end for head, end in _ENDS.items()}
-    for model_type, start in _STARTS.items()
+    "xlm-roberta": architectures("XLMRoberta", *HEADS),
+    "camembert": architectures("Camembert", *HEADS),
+    "roberta": architectures("Roberta", *HEADS),
 }
 PREFIX = "roberta."
 NAMES = encoder_names(PREFIX)

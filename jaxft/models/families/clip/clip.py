@@ -136,38 +136,6 @@ class DualConfig:
         return self.max_positions if self.sigmoid else None
 
 
-@dataclass(frozen=True)
-class Reader:
-    """Reads the config of two towers with the readers of their families.
-
-    Args:
-        vision, text: the families.
-    """
-
-    FIXED: ClassVar[Mapping[str, Any]] = {"is_encoder_decoder": False}
-    UNREAD: ClassVar[tuple[str, ...]] = (
-        "initializer_factor",
-        "logit_scale_init_value",
-        "text_config_dict",
-        "vision_config_dict",
-    )
-
-    vision: Family
-    text: Family
-
-    def from_hf(self, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> DualConfig:
-        """The config of a config.json; arguments and errors are those of `HfConfig.from_hf`."""
-        check_fields(fields, known=KNOWN, fixed=self.FIXED, ignore=(*ignore, *self.UNREAD))
-        given = {part: part_of_config(fields, part) for part in POOLED}
-        vision, text = (
-            family.config.from_hf(given[part], ignore)
-            for part, family in (("vision_config", self.vision), ("text_config", self.text))
-        )
-        model_type = fields["model_type"]
-        width = None if model_type == "siglip" else fields.get("projection_dim", PROJECTION)
-        return DualConfig(model_type, vision, text, width, given)
-
-
 def check_space(config: DualConfig) -> None:
     """Raises a UserError where the towers end in nothing that can be compared."""
     if config.vision.to_hf().get("vision_use_head") is False:
@@ -321,6 +289,14 @@ class DualEncoder:
         vision_type, text_type: which of their model types.
     """
 
+    FIXED: ClassVar[Mapping[str, Any]] = {"is_encoder_decoder": False}
+    UNREAD: ClassVar[tuple[str, ...]] = (
+        "initializer_factor",
+        "logit_scale_init_value",
+        "text_config_dict",
+        "vision_config_dict",
+    )
+
     vision: Family
     text: Family
     vision_type: str
@@ -328,16 +304,20 @@ class DualEncoder:
 
     def family(self) -> Family:
         """Return what both are together, under the contract of a family."""
-        return Family(
-            name="clip",
-            config=Reader(self.vision, self.text),
-            model_types=MODEL_TYPES,
-            tensors=self.tensors(),
-            towers=self.towers,
-            images=True,
-            apply=self.apply,
-            refits=self.refits,
+        parts = self, MODEL_TYPES, self.tensors(), self.towers
+        return Family("clip", *parts, images=True, apply=self.apply, refits=self.refits)
+
+    def from_hf(self, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> DualConfig:
+        """The config of a config.json; arguments and errors are those of `HfConfig.from_hf`."""
+        check_fields(fields, known=KNOWN, fixed=self.FIXED, ignore=(*ignore, *self.UNREAD))
+        given = {part: part_of_config(fields, part) for part in POOLED}
+        vision, text = (
+            family.config.from_hf(given[part], ignore)
+            for part, family in (("vision_config", self.vision), ("text_config", self.text))
         )
+        model_type = fields["model_type"]
+        width = None if model_type == "siglip" else fields.get("projection_dim", PROJECTION)
+        return DualConfig(model_type, vision, text, width, given)
 
     def tensors(self) -> ComposedNames:
         """Return the tensor names of both, whose towers are bare models under every head."""
@@ -432,4 +412,4 @@ class DualEncoder:
         return run_joint(joint, params, compute, *vectors)
 
 
-FAMILY = ComposedFamily("clip", Reader, MODEL_TYPES, compose)
+FAMILY = ComposedFamily("clip", DualEncoder, MODEL_TYPES, compose)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 from jaxft.errors import UserError
-from jaxft.models.family import Family
-from jaxft.models.weights.config_fields import GENERATION, check_fields
 
 # The model types that each of the two may have. An encoder is its family's bare model.
 ENCODERS = {
@@ -110,43 +108,6 @@ class PairConfig:
                 "Add it: transformers needs it too.",
             )
         return found
-
-
-@dataclass(frozen=True)
-class Reader:
-    """Reads the config of an encoder and a decoder with the readers of their families.
-
-    Args:
-        encoder, decoder: the families.
-    """
-
-    FIXED: ClassVar[Mapping[str, Any]] = {"is_encoder_decoder": True}
-    # The decoder's config says whether its words are tied, and how many there are.
-    UNREAD: ClassVar[tuple[str, ...]] = (
-        "tie_word_embeddings",
-        "vocab_size",
-        *(name for name in GENERATION if name not in TOKENS),
-    )
-
-    encoder: Family
-    decoder: Family
-
-    def from_hf(self, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> PairConfig:
-        """The config of a config.json; arguments and errors are those of `HfConfig.from_hf`."""
-        check_fields(fields, known=KNOWN, fixed=self.FIXED, ignore=(*ignore, *self.UNREAD))
-        given = {part: dict(fields[part]) for part in PARTS}
-        for name in READS:
-            if given["decoder"].get(name) is False:
-                raise UserError(
-                    f"config.json: the decoder's {name} is false, so it reads no encoder.",
-                    "Set it to true: what it lacks for that begins at random.",
-                )
-        own = {name: value for name, value in given["decoder"].items() if name not in READS}
-        passed = (*ignore, *GENERATION)
-        encoder = self.encoder.config.from_hf(given["encoder"], passed)
-        decoder = self.decoder.config.from_hf(own, passed)
-        reads = self.encoder.text, self.encoder.images
-        return PairConfig(fields["model_type"], encoder, decoder, tokens_of(fields), given, *reads)
 
 
 def tokens_of(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,9 +11,9 @@ https://arxiv.org/abs/2109.10282; the computation follows `transformers`'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 
@@ -21,15 +21,18 @@ from jaxft.errors import UserError
 from jaxft.models.families.encoder_decoder.config import (
     DECODERS,
     ENCODERS,
+    KNOWN,
     PARTS,
+    READS,
+    TOKENS,
     PairConfig,
-    Reader,
     join_configs,
     tokens_of,
 )
 from jaxft.models.family import ComposedFamily, Family, ModelTypes, ReadingDecoder
 from jaxft.models.tower.run import run_pair
 from jaxft.models.tower.tower import Tower
+from jaxft.models.weights.config_fields import GENERATION, check_fields
 from jaxft.models.weights.names import dense
 from jaxft.models.weights.tensor_names import ComposedNames, Member, unused_of, within
 
@@ -89,6 +92,14 @@ class EncoderDecoder:
         paired: as `compose` has it.
     """
 
+    FIXED: ClassVar[Mapping[str, Any]] = {"is_encoder_decoder": True}
+    # The decoder's config says whether its words are tied, and how many there are.
+    UNREAD: ClassVar[tuple[str, ...]] = (
+        "tie_word_embeddings",
+        "vocab_size",
+        *(name for name in GENERATION if name not in TOKENS),
+    )
+
     encoder: Family
     decoder: Family
     encoder_type: str
@@ -98,16 +109,29 @@ class EncoderDecoder:
     def family(self) -> Family:
         """Return what both are together, under the contract of a family."""
         return Family(
-            name="encoder_decoder",
-            config=Reader(self.encoder, self.decoder),
-            model_types=MODEL_TYPES,
-            tensors=self.tensors(),
-            towers=self.towers,
+            *("encoder_decoder", self, MODEL_TYPES, self.tensors(), self.towers),
             images=self.encoder.images,
             apply=run_pair,
             settled=self.settled,
             refits=self.refits,
         )
+
+    def from_hf(self, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> PairConfig:
+        """The config of a config.json; arguments and errors are those of `HfConfig.from_hf`."""
+        check_fields(fields, known=KNOWN, fixed=self.FIXED, ignore=(*ignore, *self.UNREAD))
+        given = {part: dict(fields[part]) for part in PARTS}
+        for name in READS:
+            if given["decoder"].get(name) is False:
+                raise UserError(
+                    f"config.json: the decoder's {name} is false, so it reads no encoder.",
+                    "Set it to true: what it lacks for that begins at random.",
+                )
+        own = {name: value for name, value in given["decoder"].items() if name not in READS}
+        passed = (*ignore, *GENERATION)
+        encoder = self.encoder.config.from_hf(given["encoder"], passed)
+        decoder = self.decoder.config.from_hf(own, passed)
+        reads = self.encoder.text, self.encoder.images
+        return PairConfig(fields["model_type"], encoder, decoder, tokens_of(fields), given, *reads)
 
     def tensors(self) -> ComposedNames:
         """Return the tensor names of both."""
@@ -154,4 +178,4 @@ class EncoderDecoder:
         return {"encoder": encoder, "decoder": replace(decoder, prefix="decoder/", reads=encoder)}
 
 
-FAMILY = ComposedFamily("encoder_decoder", Reader, MODEL_TYPES, compose)
+FAMILY = ComposedFamily("encoder_decoder", EncoderDecoder, MODEL_TYPES, compose)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from jaxft.errors import UserError
 from jaxft.models.layers.math import ACTIVATIONS
@@ -95,27 +95,6 @@ RATES = {
     "gpt_neo": ("embed_dropout", "attention_dropout", "resid_dropout"),
 }
 RATES["imagegpt"] = RATES["gpt2"]
-# Fields that change the computation and are computed for one value only.
-FIXED = {"add_cross_attention": False, "is_encoder_decoder": False}
-# The order of arithmetic in half precision, the head for multiple choice, blocks left out at
-# random while training, what follows from `attention_types`, and leftovers.
-UNREAD = (
-    "reorder_and_upcast_attn",
-    "summary_activation",
-    "summary_first_dropout",
-    "summary_proj_to_labels",
-    "summary_type",
-    "summary_use_proj",
-    "layerdrop",
-    "attention_layers",
-    "classifier_dropout",
-    "activation_dropout",
-    "prefix",
-    "_num_labels",
-    "n_ctx",
-    "n_special",
-    "predict_special_tokens",
-)
 
 
 @dataclass(frozen=True)
@@ -140,8 +119,27 @@ class Config(HfConfig):
         windows: per block: how many positions back it sees, itself included; None for all.
     """
 
-    FIXED = FIXED
-    UNREAD = UNREAD
+    # Fields that change the computation and are computed for one value only.
+    FIXED: ClassVar[Mapping[str, Any]] = {"add_cross_attention": False, "is_encoder_decoder": False}
+    # The order of arithmetic in half precision, the head for multiple choice, blocks left out at
+    # random while training, what follows from `attention_types`, and leftovers.
+    UNREAD: ClassVar[tuple[str, ...]] = (
+        "reorder_and_upcast_attn",
+        "summary_activation",
+        "summary_first_dropout",
+        "summary_proj_to_labels",
+        "summary_type",
+        "summary_use_proj",
+        "layerdrop",
+        "attention_layers",
+        "classifier_dropout",
+        "activation_dropout",
+        "prefix",
+        "_num_labels",
+        "n_ctx",
+        "n_special",
+        "predict_special_tokens",
+    )
 
     vocab_size: int
     max_positions: int
@@ -172,7 +170,9 @@ class Config(HfConfig):
         check_activation("activation_function", own["activation_function"], ACTIVATIONS)
         width, heads = own[sizes[2]], own[sizes[4]]
         check_divides(sizes[2], width, heads, "heads")
-        return cls(model_type, own, **READERS[model_type](own, width, heads))
+        shared = {"vocab_size": own[sizes[0]], "max_positions": own[sizes[1]]}
+        shared |= {"width": width, "heads": heads}
+        return cls(model_type, own, **shared, **READERS[model_type](own, width, heads))
 
     def with_dropout(self, rate: float) -> Self:
         rates = dict.fromkeys(RATES[self.model_type], rate)
@@ -187,7 +187,7 @@ class Config(HfConfig):
 class ImageConfig(Config):
     """The numbers of an ImageGPT: it scores one word less than it embeds, so they are not tied."""
 
-    FIXED = Config.FIXED | {"tie_word_embeddings": False}
+    FIXED: ClassVar = dict(Config.FIXED) | {"tie_word_embeddings": False}
 
 
 def _gpt2(own: Mapping[str, Any], width: int, heads: int) -> dict[str, Any]:
@@ -195,10 +195,6 @@ def _gpt2(own: Mapping[str, Any], width: int, heads: int) -> dict[str, Any]:
     count, scale = own["n_layer"], 1.0 if own["scale_attn_weights"] else math.sqrt(width // heads)
     by_depth = own["scale_attn_by_inverse_layer_idx"]
     return {
-        "vocab_size": own["vocab_size"],
-        "max_positions": own["n_positions"],
-        "width": width,
-        "heads": heads,
         "inner": own["n_inner"] or 4 * width,
         "eps": own["layer_norm_epsilon"],
         "std": own["initializer_range"],
@@ -215,10 +211,6 @@ def _opt(own: Mapping[str, Any], width: int, heads: int) -> dict[str, Any]:
     """OPT's fields as a `Config`'s."""
     count, first = own["num_hidden_layers"], own["do_layer_norm_before"]
     return {
-        "vocab_size": own["vocab_size"],
-        "max_positions": own["max_position_embeddings"],
-        "width": width,
-        "heads": heads,
         "inner": own["ffn_dim"],
         "eps": 1e-5,
         "std": own["init_std"],
@@ -241,10 +233,6 @@ def _gpt_neo(own: Mapping[str, Any], width: int, heads: int) -> dict[str, Any]:
     """GPT-Neo's fields as a `Config`'s: it never divides scores by sqrt(K)."""
     count = own["num_layers"]
     return {
-        "vocab_size": own["vocab_size"],
-        "max_positions": own["max_position_embeddings"],
-        "width": width,
-        "heads": heads,
         "inner": own["intermediate_size"] or 4 * width,
         "eps": own["layer_norm_epsilon"],
         "std": own["initializer_range"],

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxft.models.families.gpt2.config import Config
-from jaxft.models.family import Family, ReadingDecoder
+from jaxft.models.family import Family, ReadingDecoder, architectures
 from jaxft.models.layers.attention import Mask
 from jaxft.models.layers.batch import Batch, positions_of
 from jaxft.models.layers.cache import BlockCache, KeyValues
@@ -32,22 +32,11 @@ from jaxft.models.tower.tower import Compute, Part, Tower
 from jaxft.models.weights.names import Name, dense, embedding, norm
 from jaxft.models.weights.tensor_names import HeadLines, PrefixedNames
 
+HEADS = ("causal_lm", "text_classification")
 MODEL_TYPES = {
-    "gpt2": {
-        None: "GPT2Model",
-        "causal_lm": "GPT2LMHeadModel",
-        "text_classification": "GPT2ForSequenceClassification",
-    },
-    "gpt_neo": {
-        None: "GPTNeoModel",
-        "causal_lm": "GPTNeoForCausalLM",
-        "text_classification": "GPTNeoForSequenceClassification",
-    },
-    "opt": {
-        None: "OPTModel",
-        "causal_lm": "OPTForCausalLM",
-        "text_classification": "OPTForSequenceClassification",
-    },
+    "gpt2": architectures("GPT2", *HEADS) | {"causal_lm": "GPT2LMHeadModel"},
+    "gpt_neo": architectures("GPTNeo", *HEADS),
+    "opt": architectures("OPT", *HEADS),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from jaxft.errors import UserError
 from jaxft.models.layers.math import ACTIVATIONS
@@ -84,21 +84,6 @@ OWN: dict[str, dict[str, Any]] = {
     },
 }
 GEMMAS = ("gemma2", "gemma3_text")
-# Fields that change the computation and are computed for one value only.
-FIXED = {
-    "is_encoder_decoder": False,
-    "partial_rotary_factor": 1.0,
-    "use_bidirectional_attention": False,
-}
-# How it was trained in parallel, notes to other programs, and what layer_types was made from.
-UNREAD = (
-    "pretraining_tp",
-    "is_llama_config",
-    "rope_interleaved",
-    "transformers.js_config",
-    "cache_implementation",
-    "_sliding_window_pattern",
-)
 SIZES = (
     "vocab_size",
     "hidden_size",
@@ -120,8 +105,21 @@ class Config(TextConfig):
         waves: per block: which of them it has.
     """
 
-    FIXED = FIXED
-    UNREAD = UNREAD
+    # Fields that change the computation and are computed for one value only.
+    FIXED: ClassVar[Mapping[str, Any]] = {
+        "is_encoder_decoder": False,
+        "partial_rotary_factor": 1.0,
+        "use_bidirectional_attention": False,
+    }
+    # How it was trained in parallel, notes to other programs, and what layer_types was made from.
+    UNREAD: ClassVar[tuple[str, ...]] = (
+        "pretraining_tp",
+        "is_llama_config",
+        "rope_interleaved",
+        "transformers.js_config",
+        "cache_implementation",
+        "_sliding_window_pattern",
+    )
     # The spelling of rotary embeddings, of which there are several: the checkpoint's own is kept.
     READ_ONLY = ("rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq")
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxft.models.families.llama.config import GEMMAS, Config
-from jaxft.models.family import Family
+from jaxft.models.family import Family, architectures
 from jaxft.models.layers.attention import AttentionOptions, Mask, cached_attention
 from jaxft.models.layers.batch import Batch, positions_of
 from jaxft.models.layers.cache import BlockCache, KeyValues
@@ -35,28 +35,15 @@ from jaxft.models.tower.tower import Compute, Part, Tower
 from jaxft.models.weights.names import Name, dense, embedding
 from jaxft.models.weights.tensor_names import HeadLines, PrefixedNames
 
-
-def heads_of(stem: str) -> dict[str | None, str]:
-    """A model type's architectures: transformers names them all in one way."""
-    return {
-        None: f"{stem}Model",
-        "causal_lm": f"{stem}ForCausalLM",
-        "text_classification": f"{stem}ForSequenceClassification",
-    }
-
-
+HEADS = ("causal_lm", "text_classification")
 MODEL_TYPES = {
-    "llama": heads_of("Llama"),
-    "mistral": heads_of("Mistral"),
-    "qwen2": heads_of("Qwen2"),
-    "qwen3": heads_of("Qwen3"),
-    "smollm3": heads_of("SmolLM3"),
-    "gemma2": heads_of("Gemma2"),
-    "gemma3_text": {
-        None: "Gemma3TextModel",
-        "causal_lm": "Gemma3ForCausalLM",
-        "text_classification": "Gemma3TextForSequenceClassification",
-    },
+    "llama": architectures("Llama", *HEADS),
+    "mistral": architectures("Mistral", *HEADS),
+    "qwen2": architectures("Qwen2", *HEADS),
+    "qwen3": architectures("Qwen3", *HEADS),
+    "smollm3": architectures("SmolLM3", *HEADS),
+    "gemma2": architectures("Gemma2", *HEADS),
+    "gemma3_text": architectures("Gemma3Text", *HEADS) | {"causal_lm": "Gemma3ForCausalLM"},
 }
 
 

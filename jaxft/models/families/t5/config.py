@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from jaxft.errors import UserError
 from jaxft.models.layers.math import ACTIVATIONS
 from jaxft.models.weights.config_fields import check_activation
-from jaxft.models.weights.hf_config import HfConfig
+from jaxft.models.weights.hf_config import TextConfig
 
 # The fields of config.json that are read, with what one without the field means.
 DEFAULTS: dict[str, Any] = {
@@ -52,17 +52,20 @@ SIZES = (
     "relative_attention_num_buckets",
     "relative_attention_max_distance",
 )
-FIXED = {"is_encoder_decoder": True, "is_decoder": False}
-# What follows from feed_forward_proj, what only other heads read, and how long texts once were.
-UNREAD = ("dense_act_fn", "is_gated_act", "classifier_dropout", "n_positions")
 LONGEST = 2**20  # positions: relative ones have no end
 
 
-class Config(HfConfig):
+class Config(TextConfig):
     """The numbers of a T5."""
 
-    FIXED = FIXED
-    UNREAD = UNREAD
+    FIXED: ClassVar[Mapping[str, Any]] = {"is_encoder_decoder": True, "is_decoder": False}
+    # What follows from feed_forward_proj, what only other heads read, and how long texts once were.
+    UNREAD: ClassVar[tuple[str, ...]] = (
+        "dense_act_fn",
+        "is_gated_act",
+        "classifier_dropout",
+        "n_positions",
+    )
     ALSO_WRITTEN = MappingProxyType({"is_encoder_decoder": True})
 
     @classmethod
@@ -91,11 +94,6 @@ class Config(HfConfig):
     def max_positions(self) -> int:
         """The most tokens an example may have."""
         return LONGEST
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of rows of the word embeddings."""
-        return self.fields["vocab_size"]
 
     @property
     def start_token_id(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from jaxft.errors import UserError
 from jaxft.models.layers.math import ACTIVATIONS
@@ -52,25 +52,23 @@ OWN: dict[str, dict[str, Any]] = {
         "use_mid_position_embeddings": True,
     },
 }
-# Fields that change the computation and are computed for one value only.
-FIXED = {"is_encoder_decoder": False}
-# Of masked image modelling, and of what reads the stream between the blocks.
-UNREAD: tuple[str, ...] = (
-    "encoder_stride",
-    "apply_layernorm",
-    "out_features",
-    "out_indices",
-    "reshape_hidden_states",
-    "stage_names",
-)
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads")
 
 
 class Config(ImageConfig):
     """The numbers of a ViT or one of its kin."""
 
-    FIXED = FIXED
-    UNREAD = UNREAD
+    # Fields that change the computation and are computed for one value only.
+    FIXED: ClassVar[Mapping[str, Any]] = {"is_encoder_decoder": False}
+    # Of masked image modelling, and of what reads the stream between the blocks.
+    UNREAD: ClassVar[tuple[str, ...]] = (
+        "encoder_stride",
+        "apply_layernorm",
+        "out_features",
+        "out_indices",
+        "reshape_hidden_states",
+        "stage_names",
+    )
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Self:

@@ -23,7 +23,7 @@ from flax import nnx
 
 from jaxft.errors import UserError
 from jaxft.models.families.vit.config import Config
-from jaxft.models.family import Family
+from jaxft.models.family import Family, architectures
 from jaxft.models.layers.attention import Mask, attention_weights, make_mask
 from jaxft.models.layers.batch import Batch
 from jaxft.models.layers.cache import BlockCache
@@ -39,16 +39,12 @@ from jaxft.models.weights.tensor_names import BareNames
 Outputs = dict[str, jax.Array]
 
 
-def heads_of(stem: str) -> dict[str | None, str]:
-    """A model type's architectures: transformers names them all in one way."""
-    return {None: f"{stem}Model", "image_classification": f"{stem}ForImageClassification"}
-
-
+HEAD = "image_classification"
 MODEL_TYPES = {
-    "vit": heads_of("ViT"),
-    "deit": heads_of("DeiT"),
-    "dinov2": heads_of("Dinov2"),
-    "dinov2_with_registers": heads_of("Dinov2WithRegisters"),
+    "vit": architectures("ViT", HEAD),
+    "deit": architectures("DeiT", HEAD),
+    "dinov2": architectures("Dinov2", HEAD),
+    "dinov2_with_registers": architectures("Dinov2WithRegisters", HEAD),
 }
 
 NAMES = (
@@ -115,7 +111,7 @@ class VitNames(BareNames):
 
 TENSORS = VitNames(
     {name: VIT_NAMES if name in ("vit", "deit") else DINOV2_NAMES for name in MODEL_TYPES},
-    {"image_classification": dense("classifier", "head")},
+    {HEAD: dense("classifier", "head")},
     UNUSED,
     fresh=("pooler/", "head/", "embeddings/mask_token"),
     prefixes={name: f"{name}." for name in MODEL_TYPES},
@@ -187,13 +183,17 @@ class Embeddings(nnx.Module):
         return jnp.concatenate([first, resized.reshape(1, -1, width)], axis=1)
 
 
+def needs_of(config: Config) -> Needs:
+    """Return what the blocks ask of an attention kernel."""
+    own, heads = config.fields, config.fields["num_attention_heads"]
+    return Needs(heads, heads, own["hidden_size"] // heads, own["attention_probs_dropout_prob"])
+
+
 class Stem(nnx.Module):
     """What comes before the blocks: the embeddings; all positions of an image see each other."""
 
     def __init__(self, config: Config):
-        own = config.fields
-        heads, rate = own["num_attention_heads"], own["attention_probs_dropout_prob"]
-        self.needs = Needs(heads, heads, own["hidden_size"] // heads, rate)
+        self.needs = needs_of(config)
         self.embeddings = Embeddings(config)
         self.image_size = None if config.resizes else config.image_size
 

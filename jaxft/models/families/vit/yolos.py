@@ -21,12 +21,11 @@ from flax import nnx
 
 from jaxft.errors import UserError
 from jaxft.models.families.vit import config as vit_config
-from jaxft.models.families.vit.vit import VIT_NAMES, Attention, Encoder, Mlp
+from jaxft.models.families.vit.vit import VIT_NAMES, Attention, Encoder, Mlp, needs_of
 from jaxft.models.family import Family
 from jaxft.models.layers.attention import Mask, make_mask
 from jaxft.models.layers.batch import Batch
 from jaxft.models.layers.cache import BlockCache
-from jaxft.models.layers.kernels import Needs
 from jaxft.models.layers.math import dropout
 from jaxft.models.layers.modules import LayerNorm, Leaf, Linear, block_keys, parameter
 from jaxft.models.layers.vision import PatchEmbedding, Size, grid_of, resize_grid
@@ -162,9 +161,7 @@ class Stem(nnx.Module):
     """What comes before the blocks: the embeddings; all positions of an image see each other."""
 
     def __init__(self, config: Config):
-        own = config.fields
-        heads, rate = own["num_attention_heads"], own["attention_probs_dropout_prob"]
-        self.needs = Needs(heads, heads, own["hidden_size"] // heads, rate)
+        self.needs = needs_of(config)
         self.embeddings = Embeddings(config)
 
     def __call__(
