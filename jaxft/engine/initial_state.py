@@ -84,13 +84,13 @@ def enter_phase(
         frozen: the frozen parameters of that phase.
     """
     left = state.average if now.schedule_free and state.average else {}
-    known = {**frozen, **state.settled, **state.trainable}
+    known = {**frozen, **state.previously_trained, **state.trainable}
     begun = ever_trained(setup.phases, now.phase.index)
     trainable = {name: known[name] for name in now.table.trainable}
     # A parameter that a schedule-free rule stops training keeps its averaged value.
-    settled = {n: left.get(n, known[n]) for n in now.table.frozen if n in begun}
+    previously_trained = {n: left.get(n, known[n]) for n in now.table.frozen if n in begun}
     make = jax.jit(_maker(setup, now), out_shardings=state_shardings(setup, now))
-    return carry_on(state, make(trainable, settled))
+    return carry_on(state, make(trainable, previously_trained))
 
 
 def carry_on(before: TrainState, fresh: TrainState) -> TrainState:
@@ -123,8 +123,8 @@ def abstract_state(setup: Setup, now: PhaseSetup) -> TrainState:
     """Describe the state: shapes, dtypes and shardings, no values."""
     params, begun = setup.model.params, ever_trained(setup.phases, now.phase.index)
     trainable = {name: params[name] for name in now.table.trainable}
-    settled = {name: params[name] for name in now.table.frozen if name in begun}
-    shapes = jax.eval_shape(_maker(setup, now), trainable, settled)
+    previously_trained = {name: params[name] for name in now.table.frozen if name in begun}
+    shapes = jax.eval_shape(_maker(setup, now), trainable, previously_trained)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,

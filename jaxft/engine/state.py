@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxft.device.mesh import replicated
+from jaxft.runs.leaves import STORED
 
 
 @jax.tree_util.register_dataclass
@@ -28,7 +29,8 @@ class TrainState:
         key: each step folds its number into this key for dropout.
         average: scored in place of `trainable` (same names): their moving average, or that of a
             schedule-free rule; None without either.
-        settled: the parameters that an earlier phase trained and this one does not, in float32.
+        previously_trained: the parameters that an earlier phase trained and this one does not, in
+            float32; stored as `settled`.
         bad_steps: consecutive steps whose loss or gradient was not finite, int32 scalar.
     """
 
@@ -37,13 +39,13 @@ class TrainState:
     opt_state: Any
     key: jax.Array
     average: dict[str, jax.Array] | None
-    settled: dict[str, jax.Array]
+    previously_trained: dict[str, jax.Array] = dataclasses.field(metadata={STORED: "settled"})
     bad_steps: jax.Array
 
 
 def fresh_state(
     trainable: Mapping[str, jax.Array],
-    settled: Mapping[str, jax.Array] | None = None,
+    previously_trained: Mapping[str, jax.Array] | None = None,
     *,
     optimizer: optax.GradientTransformation,
     seed: int,
@@ -53,7 +55,7 @@ def fresh_state(
 
     Args:
         trainable: name -> array.
-        settled: see `TrainState`.
+        previously_trained: see `TrainState`.
         optimizer: of `trainable`.
         seed: of dropout.
         averages: keep an average, with `trainable` as its initial value.
@@ -65,7 +67,9 @@ def fresh_state(
         opt_state=optimizer.init(params),
         key=jax.random.key(seed),
         average=jax.tree.map(jnp.copy, params) if averages else None,
-        settled={name: leaf.astype(jnp.float32) for name, leaf in (settled or {}).items()},
+        previously_trained={
+            name: leaf.astype(jnp.float32) for name, leaf in (previously_trained or {}).items()
+        },
         bad_steps=jnp.zeros((), jnp.int32),
     )
 
@@ -82,7 +86,9 @@ def place_state(
         shardings: name -> sharding of the parameter.
         mesh: all other leaves are replicated on it.
     """
-    shapes = {name: leaf.shape for name, leaf in {**state.settled, **state.trainable}.items()}
+    shapes = {
+        name: leaf.shape for name, leaf in {**state.previously_trained, **state.trainable}.items()
+    }
     whole = replicated(mesh)
 
     def place(path: tuple[Any, ...], leaf: Any) -> jax.sharding.NamedSharding:

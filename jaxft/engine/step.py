@@ -143,7 +143,7 @@ def step_function(
         state: TrainState, frozen: Params, batch: Batch, inputs: StepInputs
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(state.key, state.step)
-        fixed = {**frozen, **state.settled}
+        fixed = {**frozen, **state.previously_trained}
         if accumulate == 1:
             # Scaling the loss, a scalar, saves the pass over all gradients that scaling them takes.
             gradients, sums = jax.grad(mean_loss, has_aux=True)(state.trainable, fixed, batch, key)

@@ -114,7 +114,7 @@ def compile_train_step(
     ended, cpu = time.perf_counter(), time.process_time() - cpu
     memory, text = compiled.memory_analysis(), compiled.as_text()
     assert memory is not None  # both compilers report it
-    weights = held((state.trainable, state.settled, state.average, frozen, anchor))
+    weights = held((state.trainable, state.previously_trained, state.average, frozen, anchor))
     optimizer = held(state.opt_state)
     peak = int(memory.peak_memory_in_bytes)
     rest = max(peak - weights - optimizer - held(batch), 0)

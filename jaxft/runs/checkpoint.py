@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple
 
 import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from jaxft.runs.errors import DamagedError, attempt, save_failure
-from jaxft.runs.leaves import Leaves, checksum, compare, finite, parts_of, shapes_of, unsealed, verify
+from jaxft.runs.leaves import (
+    Leaves,
+    State,
+    checksum,
+    compare,
+    finite,
+    parts_of,
+    shapes_of,
+    unsealed,
+    verify,
+    with_parts,
+)
 from jaxft.runs.saver import Pace, Saver, writing
 from jaxft.errors import UserError
 from jaxft.storage.files import resolved
 from jaxft.tree import under
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-State = TypeVar("State", bound="DataclassInstance")
 
 
 class Restored(NamedTuple, Generic[State]):
@@ -169,7 +174,7 @@ class Checkpoints:
                 notes.append(f"Checkpoint {candidate} in {self.folder} is damaged: {damage}.")
                 continue
             self._resumed_at = candidate
-            return Restored(dataclasses.replace(wanted, **loaded), meta, notes)
+            return Restored(with_parts(wanted, loaded), meta, notes)
         raise UserError(
             " ".join(notes), "" if step is not None else "No checkpoint is left to resume from."
         )

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,29 @@ from jaxft.runs.errors import DamagedError
 from jaxft.errors import UserError
 from jaxft.tree import under
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+State = TypeVar("State", bound="DataclassInstance")
 Leaves = dict[str, dict[str, Any]]  # name -> {"shape", "dtype", "checksum"}
+STORED = "stored"  # metadata of a state's field: its name in checkpoints, if that is another
 
 
 def parts_of(state: Any) -> dict[str, Any]:
-    """The fields of a state that hold arrays; Orbax refuses an empty tree."""
-    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-    return {name: tree for name, tree in fields.items() if jax.tree.leaves(tree)}
+    """Select the fields of a state that hold arrays; Orbax refuses an empty tree."""
+    fields = {stored: getattr(state, name) for stored, name in _stored_names(state).items()}
+    return {stored: tree for stored, tree in fields.items() if jax.tree.leaves(tree)}
+
+
+def with_parts(state: State, parts: Mapping[str, Any]) -> State:
+    """Replace the fields of a state by those that `parts_of` or a checkpoint gave."""
+    names = _stored_names(state)
+    return dataclasses.replace(state, **{names[stored]: tree for stored, tree in parts.items()})
+
+
+def _stored_names(state: Any) -> dict[str, str]:
+    """Return the field of each stored name."""
+    return {field.metadata.get(STORED, field.name): field.name for field in dataclasses.fields(state)}
 
 
 def describe(parts: dict[str, Any], sums: Mapping[str, jax.Array]) -> Leaves:

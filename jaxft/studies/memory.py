@@ -59,7 +59,7 @@ def need_of(setup: Setup) -> Need:
     state = abstract_state(setup, chosen)
     return Need(
         shared=_bytes(setup.model.params),
-        state=_bytes((state.trainable, state.opt_state, state.average, state.settled)),
+        state=_bytes((state.trainable, state.opt_state, state.average, state.previously_trained)),
         working=residual_bytes(setup, chosen.compute) + _bytes(state.trainable),
         turns=takes_turns(setup.compute),
     )

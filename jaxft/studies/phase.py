@@ -72,7 +72,7 @@ class Stage:
         """The phase after this one, and the states as it begins."""
         phases = phases_of(self.setups, self.now.phase.index + 1)
         entered = enter_phase(self.setups, phases[0], states, self.frozen)
-        kept = entered.trainable.keys() | entered.settled.keys()
+        kept = entered.trainable.keys() | entered.previously_trained.keys()
         frozen = {name: leaf for name, leaf in self.frozen.items() if name not in kept}
         return Stage(self.setups, phases, entered, frozen, programs), entered
 
@@ -113,5 +113,5 @@ def begin(
     start = load_start(setups)
     states = initial_states(setups, phases[0], start)
     shared = frozen_params(setups[0], phases[0], start.params)
-    frozen = {name: leaf for name, leaf in shared.items() if name not in states.settled}
+    frozen = {name: leaf for name, leaf in shared.items() if name not in states.previously_trained}
     return Stage(setups, phases, states, frozen, programs), states, start

@@ -1,7 +1,7 @@
 """The state of all members of a study as one: every array has a leading axis of members, [K, ...].
 
 What differs from member to member and does not train (a new head of another seed that a phase
-keeps frozen, what an earlier phase trained) goes into `settled`, as in a run.
+keeps frozen, what an earlier phase trained) goes into `previously_trained`, as in a run.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def initial_states(setups: Sequence[Setup], now: PhaseSetup, start: Start) -> Tr
     """
     names = set(now.table.trainable)
     trainable = {name: start.own.get(name, start.params[name]) for name in now.table.trainable}
-    settled = {name: leaf for name, leaf in start.own.items() if name not in names}
-    return _fresh(setups, now, trainable, settled, apart=frozenset(start.own))
+    previously_trained = {name: leaf for name, leaf in start.own.items() if name not in names}
+    return _fresh(setups, now, trainable, previously_trained, apart=frozenset(start.own))
 
 
 def enter_phase(
@@ -83,19 +83,21 @@ def enter_phase(
         states: at the end of the phase before.
         frozen: as that phase had them, without an axis of members.
     """
-    apart = {**states.settled, **states.trainable}
+    apart = {**states.previously_trained, **states.trainable}
     known = {**frozen, **apart}
     left = states.average if now.schedule_free and states.average else {}
     trainable = {name: known[name] for name in now.table.trainable}
-    settled = {n: left.get(n, leaf) for n, leaf in apart.items() if n not in trainable}
-    return carry_on(states, _fresh(setups, now, trainable, settled, apart=frozenset(apart)))
+    previously_trained = {n: left.get(n, leaf) for n, leaf in apart.items() if n not in trainable}
+    return carry_on(
+        states, _fresh(setups, now, trainable, previously_trained, apart=frozenset(apart))
+    )
 
 
 def _fresh(
     setups: Sequence[Setup],
     now: PhaseSetup,
     trainable: Params,
-    settled: Params,
+    previously_trained: Params,
     apart: frozenset[str],
 ) -> TrainState:
     """States of step 0; of the leaves, those in `apart` have an axis of members already."""
@@ -106,7 +108,7 @@ def _fresh(
         whole = leaf if name in apart else jnp.broadcast_to(leaf, (count, *leaf.shape))
         return whole.astype(jnp.float32)
 
-    def make(trainable: Params, settled: Params) -> TrainState:
+    def make(trainable: Params, previously_trained: Params) -> TrainState:
         trainable = {name: spread(name, leaf) for name, leaf in trainable.items()}
         return TrainState(
             step=jnp.zeros(count, jnp.int32),
@@ -114,12 +116,14 @@ def _fresh(
             opt_state=jax.vmap(now.optimizer.init)(trainable),
             key=jnp.stack([jax.random.key(int(seed)) for seed in seeds]),
             average=jax.tree.map(jnp.copy, trainable) if now.averages else None,
-            settled={name: spread(name, leaf) for name, leaf in settled.items()},
+            previously_trained={
+                name: spread(name, leaf) for name, leaf in previously_trained.items()
+            },
             bad_steps=jnp.zeros(count, jnp.int32),
         )
 
-    shapes = jax.eval_shape(make, trainable, settled)
-    return jax.jit(make, out_shardings=shardings_of(setup, shapes))(trainable, settled)
+    shapes = jax.eval_shape(make, trainable, previously_trained)
+    return jax.jit(make, out_shardings=shardings_of(setup, shapes))(trainable, previously_trained)
 
 
 def shardings_of(setup: Setup, states: Any) -> Any:
@@ -149,7 +153,7 @@ def drift(setup: Setup, states: TrainState, start: Start) -> dict[int, list[floa
     count = len(states.step)
     moved = {depth: np.zeros(count) for depth in sorted(set(setup.model.depths.values()))}
     whole = {depth: np.zeros(count) for depth in moved}
-    now = {**states.settled, **states.trainable}
+    now = {**states.previously_trained, **states.trainable}
     for name, depth in setup.model.depths.items():
         begun = start.own.get(name, start.params[name]).astype(jnp.float32)
         apart = name in start.own

@@ -52,7 +52,7 @@ def make_study_step(
         ema=train.ema,
         rows=rows,
     )
-    shared = shares_trunk(setup.model, now.compute, frozenset(states.settled))
+    shared = shares_trunk(setup.model, now.compute, frozenset(states.previously_trained))
 
     def step(
         states: TrainState, frozen: Any, batch: Any, inputs: StepInputs
@@ -110,14 +110,14 @@ def _in_turn(advance: Callable, states: TrainState, inputs: StepInputs) -> tuple
     return jax.lax.scan(one, states, (jnp.arange(len(states.step)), inputs))
 
 
-def shares_trunk(model: Model, compute: Compute, settled: frozenset[str]) -> bool:
+def shares_trunk(model: Model, compute: Compute, previously_trained: frozenset[str]) -> bool:
     """Whether all members have the same trunk: no leaf of it differs from member to member."""
     for tower in model.towers.values():
         if not isinstance(tower, Tower):
             continue
         blocks = tower.frozen_blocks(compute)
         for name, depth in tower.depths.items():
-            if blocks is not None and depth <= blocks and name in settled:
+            if blocks is not None and depth <= blocks and name in previously_trained:
                 return False
     return True
 
@@ -136,7 +136,7 @@ def make_study_eval(
         setup, now, states, frozen: see `make_study_step`; `trained` is `trained_params(states)`.
     """
     own = evaluation_function(setup, now.compute)
-    shared = shares_trunk(setup.model, now.compute, frozenset(states.settled))
+    shared = shares_trunk(setup.model, now.compute, frozenset(states.previously_trained))
 
     def evaluate(params: Any, batch: Any) -> Any:
         trained, frozen = params
@@ -152,4 +152,4 @@ def make_study_eval(
 
 def trained_params(states: TrainState) -> dict[str, jax.Array]:
     """Every leaf that has an axis of members, trained ones as their average where there is one."""
-    return {**states.settled, **(states.average or states.trainable)}
+    return {**states.previously_trained, **(states.average or states.trainable)}

@@ -58,7 +58,7 @@ class Batches:
             Interrupted: a signal came meanwhile.
             UserError: the output cannot be kept.
         """
-        index, known = stage.now.phase.index, {**stage.frozen, **state.settled}
+        index, known = stage.now.phase.index, {**stage.frozen, **state.previously_trained}
         if index < len(self._trunks):
             plan = self._trunks[index]
         else:  # a phase that the run has decided on under way

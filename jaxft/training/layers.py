@@ -108,8 +108,10 @@ def write_drift(
     """
     setup, now, of = stage.setup, stage.params(state), layers_of(stage.setup.model)
     seed = setup.config.run.seed.init
-    # New lengths of DoRA are computed from other parameters: read alone, they are not the start.
-    names = [n for n in (*state.trainable, *state.settled) if not _is_new_length(n, origin)]
+    # A new DoRA magnitude is computed from other parameters: read alone, it is not its start.
+    names = [
+        n for n in (*state.trainable, *state.previously_trained) if not _is_new_length(n, origin)
+    ]
 
     def way(name: str) -> jax.Array:
         start = read_value(origin, name, setup.shardings[name], seed=seed)

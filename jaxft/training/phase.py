@@ -75,7 +75,7 @@ class PhaseStep:
 
     def params(self, state: TrainState) -> dict[str, jax.Array]:
         """Every parameter, trained ones as their average where there is one."""
-        return {**self.frozen, **state.settled, **(state.average or state.trainable)}
+        return {**self.frozen, **state.previously_trained, **(state.average or state.trainable)}
 
     def is_over(self, step: int) -> bool:
         """Whether the step to come belongs to the next phase."""

@@ -64,7 +64,7 @@ class Toy:
             opt_state=self.optimizer.init(trainable),
             key=jax.random.key(0),
             average=None if self.ema is None else jax.tree.map(jnp.copy, trainable),
-            settled={},
+            previously_trained={},
             bad_steps=jnp.zeros((), jnp.int32),
         )
         return jax.device_put(state, replicated(self.mesh))

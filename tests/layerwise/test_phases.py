@@ -280,8 +280,8 @@ def test_what_settles_stays_as_it_was(folder):
     trained = {name: np.asarray(leaf) for name, leaf in run.state.trainable.items()}
     run.switch()
     run.steps(3)
-    assert run.state.settled.keys() == trained.keys()
-    for name, leaf in run.state.settled.items():
+    assert run.state.previously_trained.keys() == trained.keys()
+    for name, leaf in run.state.previously_trained.items():
         assert leaf.dtype == np.float32
         assert np.asarray(leaf).tobytes() == trained[name].tobytes()
     assert not [path for path in moments(run.state) if "blocks/1" in path]

@@ -49,7 +49,7 @@ def make_state(seed: int = 0, average: bool = True, groups: str = "ab") -> Train
         opt_state=opt_state,
         key=jax.random.key(seed),
         average=jax.tree.map(lambda leaf: leaf * 0.5, trainable) if average else None,
-        settled={},
+        previously_trained={},
         bad_steps=jnp.int32(0),
     )
 
@@ -360,14 +360,15 @@ def test_parameters_alone_come_from_the_average_where_there_is_one(tmp_path):
 
 
 def test_parameters_alone_are_those_that_trained_before_too(tmp_path):
-    """Settled leaves come along, though they train no more; a state is asked for by its step."""
-    early, late = make_state(1), dataclasses.replace(make_state(2), settled={"old": jnp.ones(3)})
+    """Leaves of an earlier phase come along, under their old name; `like` is called by step."""
+    early, late = make_state(1), dataclasses.replace(make_state(2), previously_trained={"old": jnp.ones(3)})
     states = {1: early, 2: late}
     with Checkpoints(tmp_path) as checkpoints:
         for step, state in states.items():
             checkpoints.save(step, state)
         assert_same(checkpoints.load_params(1), early.average)
-        assert_same(checkpoints.load_params(2), late.average | late.settled)
+        assert_same(checkpoints.load_params(2), late.average | late.previously_trained)
+        assert (tmp_path / "2" / "settled").is_dir(), "checkpoints of earlier versions have it"
         for step, state in states.items():
             found = checkpoints.restore(lambda at: like(states[at])(at), step).state
             assert_same(found, state)

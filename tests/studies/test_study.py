@@ -210,7 +210,7 @@ def test_phases_move_every_member_as_they_move_a_run(config):
     losses, _, _ = solo(part.setups[1], None, 8)
     np.testing.assert_allclose(together.losses[:, 1], losses, rtol=1e-4)
     running = together.stage.setup.model, together.stage.now.compute
-    assert shares_trunk(*running, frozenset(together.states.settled))
+    assert shares_trunk(*running, frozenset(together.states.previously_trained))
     moved = drift(together.stage.setup, together.states, together.start)
     assert moved[0] == moved[1] == [0.0, 0.0]
     assert min(moved[2] + moved[3]) > 0
