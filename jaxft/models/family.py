@@ -1,4 +1,4 @@
-"""The contract of a family of models, and what its towers hold."""
+"""Contract of a model family."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Refit = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class ReadingDecoder:
-    """Members of a family whose decoder may read a source in every block.
+    """Decoders of a family that attend to an encoder's output in every block.
 
     Args:
         names: model type -> the name table of such a decoder.
@@ -42,20 +42,20 @@ def run_alone(
     key: jax.Array | None,
     compute: Compute,
 ) -> dict[str, jax.Array]:
-    """Run the one tower of a model on a batch: its top's outputs, by name."""
+    """Run the one tower of a model on a batch and return the outputs of its top by name."""
     (tower,) = towers.values()
     assert isinstance(tower, Tower)  # a part alone is no model
     return run_tower(tower, params, batch, key, compute)
 
 
 def same_fields(fields: Mapping[str, Any], tensors: Iterable[str]) -> dict[str, Any]:
-    """Return a config.json as it is: the names of the tensors add nothing."""
+    """Return a config.json as it is: the tensor names add nothing."""
     del tensors
     return dict(fields)
 
 
 def no_refits(config: Any, fields: Mapping[str, Any]) -> Mapping[str, Refit]:
-    """Return no change of any tensor: they fit as the checkpoint has them."""
+    """Return no changes: the tensors fit as they are stored."""
     del config, fields
     return {}
 
@@ -79,7 +79,7 @@ def architectures(stem: str, *heads: str) -> dict[str | None, str]:
 
 @dataclass(frozen=True)
 class Family:
-    """Contract of a family: all that the rest of jaxft knows of it.
+    """Contract of a family, all that the rest of jaxft knows of it.
 
     Args:
         name: its own.
@@ -117,7 +117,7 @@ class Family:
 
 @dataclass(frozen=True)
 class ComposedFamily:
-    """Family of two others, which a config.json names.
+    """Family of models that are made of members of two others, which config.json names.
 
     Args:
         name, config, model_types: as `Family` has them.
@@ -133,16 +133,16 @@ class ComposedFamily:
 
 def leaves_of(towers: Towers) -> dict[str, Leaf]:
     """Collect every parameter's description, in natural order."""
-    found = {name: leaf for part in towers.values() for name, leaf in part.leaves.items()}
-    return {name: found[name] for name in natural_order(found)}
+    leaves = {name: leaf for part in towers.values() for name, leaf in part.leaves.items()}
+    return {name: leaves[name] for name in natural_order(leaves)}
 
 
 def class_labels(
     fields: Mapping[str, Any], num_labels: int | None, labels: Sequence[str] | None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """List the checkpoint's class names, and those wanted."""
-    given = fields.get("id2label") or {str(i): f"LABEL_{i}" for i in range(2)}
-    own = tuple(given[key] for key in sorted(given, key=int))
+    """Return the class names of the checkpoint, and those that are asked for."""
+    stored = fields.get("id2label") or {str(i): f"LABEL_{i}" for i in range(2)}
+    own = tuple(stored[key] for key in sorted(stored, key=int))
     if labels is None:
         count = len(own) if num_labels is None else num_labels
         return own, own if count == len(own) else tuple(f"LABEL_{i}" for i in range(count))

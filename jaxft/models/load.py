@@ -1,4 +1,4 @@
-"""From a checkpoint to a Model and back: the family is found by the config's `model_type`."""
+"""From a checkpoint to a Model: the family is found by the config's `model_type`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from jaxft.models.family import ComposedFamily, Family, class_labels, leaves_of
 from jaxft.models.layers.modules import Leaf
 from jaxft.models.load_adapters import with_adapter
 from jaxft.models.model import Model
-from jaxft.models.reinit import reinitialised, with_new
+from jaxft.models.reinit import reinitialized, with_new
 from jaxft.models.values import with_values
 from jaxft.models.weights.config_fields import pad_token_id
 from jaxft.models.weights.files import Tensor, open_tensors
@@ -47,7 +47,7 @@ ShardingOf = Callable[[str, tuple[int, ...], tuple[str, ...]], Sharding | None]
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """The choices of what a checkpoint becomes; `load` explains each."""
+    """Options of loading a checkpoint; `load` explains each."""
 
     task: str | None = None
     num_labels: int | None = None
@@ -87,7 +87,7 @@ def load(
     sharding: ShardingOf | None = None,
     cache: str | None = None,
 ) -> Model:
-    """A model with the parameters of a checkpoint.
+    """Load a checkpoint as a model with parameters.
 
     Args:
         checkpoint: a folder, a hub id (`owner/name@revision`) or `package:module/path`; or two
@@ -137,7 +137,7 @@ def load(
 def describe(
     checkpoint: Checkpoint, options: LoadOptions = PLAIN, *, weights: bool = True
 ) -> Model:
-    """A model as `load` gives it, with shapes for parameters: no weight is read.
+    """Describe the model of a checkpoint, with shapes for parameters: no weight is read.
 
     What is wrong with a checkpoint is found here. Without `weights` its config is enough, and they
     are taken to be as that says.
@@ -160,7 +160,7 @@ def describe(
         refit=family.refits(config, fields),
         grow=options.resize_vocab,
     )
-    matching = with_new(reinitialised(matching, towers, options.reinit, family.pooler), options.new)
+    matching = with_new(reinitialized(matching, towers, options.reinit, family.pooler), options.new)
     size = options.image_size
     model = Model(family, config, head, named, {}, towers, source, fields, matching, size)
     model = model if options.adapter is None else with_adapter(model, options.adapter)
@@ -170,7 +170,7 @@ def describe(
 def _shapes(
     leaves: Mapping[str, Leaf], dtype: str, sharding: ShardingOf | None
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Every parameter before its value: shape, type and place."""
+    """Return the shape, type and sharding of every parameter."""
     return {
         name: jax.ShapeDtypeStruct(
             leaf.shape,
@@ -214,7 +214,7 @@ def _family(fields: Mapping[str, Any], source: Source) -> Family:
 
 
 def _fields(source: Source, resize_vocab: bool) -> dict[str, Any]:
-    """The config.json of a checkpoint, or of two, with what the tokenizer says beside it."""
+    """Read the config.json of one or two checkpoints, and what their tokenizer adds."""
     fields, folder = read_config(source.folder), source.tokenizer_folder
     if source.second is not None:
         second = read_config(source.second.folder)
@@ -230,20 +230,20 @@ def _fields(source: Source, resize_vocab: bool) -> dict[str, Any]:
 
 
 def _tensors(source: Source) -> dict[str, Tensor]:
-    """Every tensor of a checkpoint, or of two."""
-    found = open_tensors(source.weight_files, source.weight_map)
+    """Open the tensors of one or two checkpoints."""
+    tensors = open_tensors(source.weight_files, source.weight_map)
     if source.second is None:
-        return found
+        return tensors
     second = open_tensors(source.second.weight_files, source.second.weight_map)
     if source.decodes:
-        return encoder_decoder.join_tensors(clip.one_tower(found, clip.VISION), second)
-    return clip.join_tensors(found, second)
+        return encoder_decoder.join_tensors(clip.one_tower(tensors, clip.VISION), second)
+    return clip.join_tensors(tensors, second)
 
 
 def _content(
     source: Source, options: LoadOptions, weights: bool
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The config.json and the tensors of a checkpoint, or of what it becomes for a task."""
+    """Return the config.json and the tensors of a checkpoint as they are converted for a task."""
     task, labels = options.task, options.labels
     fields, tensors = _fields(source, options.resize_vocab), _tensors(source) if weights else {}
     if task == IMAGE_GENERATION and labels and fields["model_type"] in imagegpt.MODEL_TYPES:
@@ -254,12 +254,12 @@ def _content(
 
 
 def _named(head: str | None, labels: tuple[str, ...]) -> tuple[str, ...] | None:
-    """The classes, where a head has any."""
+    """Return the classes of a head that has any."""
     return labels if head in CLASS_HEADS else None
 
 
 def _config(family: Family, fields: Mapping[str, Any], options: LoadOptions) -> Any:
-    """The checkpoint's config with another dropout rate and image size, where they are asked."""
+    """Read the config, with another dropout rate and image size if asked for."""
     config = family.config.from_hf(fields, options.ignore)
     if options.dropout is not None:
         config = config.with_dropout(options.dropout)
@@ -273,7 +273,7 @@ def _config(family: Family, fields: Mapping[str, Any], options: LoadOptions) -> 
 
 
 def _head(family: Family, fields: Mapping[str, Any], task: str | None) -> str | None:
-    """The head that a task asks for, or the checkpoint's own."""
+    """Return the head that a task asks for, or the checkpoint's own."""
     heads = family.model_types[fields["model_type"]]
     known = ", ".join(name for name in heads if name)
     if task == HEADLESS and None in heads:

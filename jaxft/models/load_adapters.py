@@ -1,4 +1,4 @@
-"""A model with adapters beside its kernels, and the adapters alone as PEFT has them."""
+"""Models with adapters: LoRA beside kernels, and PEFT's folders of adapters."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jaxft.tree import natural_order
 
 
 def with_adapter(model: Model, adapter: Adapter | str | Path) -> Model:
-    """A model with adapters beside its kernels, without their values.
+    """Describe a model with adapters beside its kernels, without their values.
 
     Args:
         model: without any.
@@ -33,10 +33,10 @@ def with_adapter(model: Model, adapter: Adapter | str | Path) -> Model:
     if isinstance(adapter, Adapter):
         kernels = choose(model.towers, adapter)
     else:
-        held = _held_names(model)
+        in_memory = _names_in_memory(model)
 
         def spelled(name: str) -> str:
-            return held.get(name) or model.family.tensors.canonical(name)
+            return in_memory.get(name) or model.family.tensors.canonical(name)
 
         files = Path(adapter), model.hf_names, model.leaves
         kernels, loaded = read_adapter(*files, kernels_of(model.towers), spelled)
@@ -55,7 +55,7 @@ def with_adapter(model: Model, adapter: Adapter | str | Path) -> Model:
 def save_adapter(
     model: Model, folder: str | Path, base: str | None = None, also: Sequence[str] = ()
 ) -> Path:
-    """Writes a model's adapters alone, as PEFT does.
+    """Write a model's adapters alone, as PEFT does.
 
     Args:
         model: with adapters.
@@ -75,7 +75,7 @@ def save_adapter(
         raise UserError("The model has no adapter that could be saved by itself.")
     check_folder(folder, model.source)
     names = model.hf_names
-    held = {hf: name for name, hf in _held_names(model).items()}
+    in_memory = {hf: name for name, hf in _names_in_memory(model).items()}
     modules = {_module(names[name].hf) for name in also} - {""}
     whole = {n: line for n, line in names.items() if n in also or _module(line.hf) in modules}
     tensors = to_tensors(model.params, whole, model.matching.loaded)
@@ -83,24 +83,24 @@ def save_adapter(
         "base_model_name_or_path": base or model.source.asked,
         "task_type": TASKS.get(model.head),
     }
-    chosen = {held[hf]: value for hf, value in tensors}
+    chosen = {in_memory[hf]: value for hf, value in tensors}
     with published(folder) as here:
-        write_adapter(here, model.params, model.adapted.kernels, names, held, chosen, about)
+        write_adapter(here, model.params, model.adapted.kernels, names, in_memory, chosen, about)
     return place(folder)
 
 
-def _held_names(model: Model) -> dict[str, str]:
-    """Each tensor's name as PyTorch holds it in memory, and as the name table spells it.
+def _names_in_memory(model: Model) -> dict[str, str]:
+    """Map each tensor's name in a transformers module to its spelling in the name table.
 
     Most families' are those of their files; where one's are not, it says so by `in_memory`.
     """
-    found = {}
+    names = {}
     for line in model.hf_names.values():
         name = model.family.tensors.exported(line.hf, model.head, model.model_type)
-        found[model.family.tensors.in_memory(name, model.model_type)] = line.hf
-    return found
+        names[model.family.tensors.in_memory(name, model.model_type)] = line.hf
+    return names
 
 
 def _module(hf: str) -> str:
-    """The module that a tensor is of; none for what is in no module."""
+    """Return the module of a tensor; empty if it belongs to none."""
     return hf.rpartition(".")[0]

@@ -1,4 +1,4 @@
-"""A checkpoint in hand: its parameters, what is known of each, and what it computes."""
+"""Model: the parameters of a checkpoint, their descriptions, and the computation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from jaxft.tree import natural_order
 
 @dataclass(frozen=True)
 class Report:
-    """What loading did: names of parameters loaded and new, of checkpoint tensors unused, notes."""
+    """Report of loading: parameters that were loaded or are new, tensors left unused, and notes."""
 
     loaded: tuple[str, ...]
     new: tuple[str, ...]
@@ -37,7 +37,7 @@ class Report:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A checkpoint in hand: parameters as a flat dict, and pure functions of them.
+    """Model of a checkpoint: parameters as a flat dict, and pure functions of them.
 
     Args:
         family: what computes it.
@@ -69,59 +69,59 @@ class Model:
 
     @cached_property
     def leaves(self) -> dict[str, Leaf]:
-        """Every parameter's description, in natural order."""
+        """Return every parameter's description, in natural order."""
         return leaves_of(self.towers)
 
     @property
     def axes(self) -> dict[str, tuple[str, ...]]:
-        """name -> a logical axis name per dimension."""
+        """Map each parameter to its logical axes, one name a dimension."""
         return {name: leaf.axes for name, leaf in self.leaves.items()}
 
     @cached_property
     def depths(self) -> dict[str, int]:
-        """name -> depth in its own tower: 0 embeddings, i + 1 block i, n + 1 what is above.
+        """Map each parameter to its depth in its tower: 0 embeddings, i + 1 block i, n + 1 the top.
 
         What belongs to no tower is as deep as the deepest of them.
         """
-        found: dict[str, int] = {}
+        depths: dict[str, int] = {}
         for part in self.towers.values():
             alone = dict.fromkeys(part.leaves, self.num_depths - 1)
-            found |= part.depths if isinstance(part, Tower) else alone
-        return {name: found[name] for name in self.leaves}
+            depths |= part.depths if isinstance(part, Tower) else alone
+        return {name: depths[name] for name in self.leaves}
 
     @cached_property
     def tops(self) -> dict[str, int]:
-        """name -> the depth of the top of its own tower: n + 1 for n blocks."""
-        found: dict[str, int] = {}
+        """Map each parameter to the depth of its tower's top: n + 1 for n blocks."""
+        tops: dict[str, int] = {}
         for part in self.towers.values():
             last = part.last if isinstance(part, Tower) else self.num_depths - 1
-            found |= dict.fromkeys(part.leaves, last)
-        return {name: found[name] for name in self.leaves}
+            tops |= dict.fromkeys(part.leaves, last)
+        return {name: tops[name] for name in self.leaves}
 
     @property
     def final_norms(self) -> tuple[str, ...]:
-        """How the names of the towers' final norms begin."""
+        """Return the name prefixes of the towers' final norms."""
         towers = [part for part in self.towers.values() if isinstance(part, Tower)]
         return tuple(tower.prefix + self.family.norm for tower in towers)
 
     @property
     def num_depths(self) -> int:
-        """How many depths there are: n + 2 for n blocks, of the deepest tower."""
+        """Return the number of depths: n + 2 for n blocks, of the deepest tower."""
         return max(part.last for part in self.towers.values() if isinstance(part, Tower)) + 1
 
     @property
     def no_decay(self) -> frozenset[str]:
-        """Parameters that weight decay is not meant for: biases, norms, positions, scalars."""
+        """Return the parameters without weight decay: biases, norms, positions, scalars."""
         return frozenset(n for n, leaf in self.leaves.items() if not leaf.decay)
 
     @property
     def model_type(self) -> str:
-        """The `model_type` of its config.json."""
+        """Return the `model_type` of its config.json."""
         return self.fields["model_type"]
 
     @cached_property
     def names(self) -> dict[str, str]:
-        """Our name -> the name in a Hugging Face file of this architecture."""
+        """Map each parameter to its name in a Hugging Face file of this architecture."""
         return {
             ours: self.family.tensors.exported(name.hf, self.head, self.model_type)
             for ours, name in self.hf_names.items()
@@ -129,41 +129,41 @@ class Model:
 
     @cached_property
     def hf_names(self) -> dict[str, Name]:
-        """Our name -> its line of the family's name table; adapters have none."""
+        """Map each parameter to its line of the family's name table; adapters have none."""
         own = [name for name in self.leaves if not is_adapter(name)]
         return resolve_names(self.family.tensors.table(self.head, self.model_type), own)
 
     @property
     def report(self) -> Report:
-        """What loading did."""
-        found = self.matching
-        return Report(tuple(found.loaded), found.new, found.unused, found.notes)
+        """Return the report of loading."""
+        matching = self.matching
+        return Report(tuple(matching.loaded), matching.new, matching.unused, matching.notes)
 
     @property
     def tokenizer_folder(self) -> Path:
-        """The folder with the tokenizer's files."""
+        """Return the folder with the tokenizer's files."""
         return self.source.tokenizer_folder
 
     @property
     def max_positions(self) -> int:
-        """The most positions an example may have in a row; 1 where it reads no text."""
+        """Return the most positions an example may have in a row; 1 where it reads no text."""
         return self.config.max_positions if self.family.text else 1
 
     @property
     def vocab_size(self) -> int:
-        """The number of rows of the word embeddings; 0 where it reads no text."""
+        """Return the number of rows of the word embeddings; 0 where it reads no text."""
         return self.config.vocab_size if self.family.text else 0
 
     @property
     def image_size(self) -> tuple[int, int] | None:
-        """Height and width of its images, as asked or else as it was made; None without any."""
+        """Return height and width of its images, as asked for or its own; None if it reads none."""
         if self.asked_size is not None:
             return self.asked_size, self.asked_size
         return self.config.image_size if self.family.images else None
 
     @property
     def num_labels(self) -> int | None:
-        """The number of classes, where the head has classes."""
+        """Return the number of classes, where the head has classes."""
         return None if self.labels is None else len(self.labels)
 
     def apply(
@@ -173,7 +173,7 @@ class Model:
         key: jax.Array | None = None,
         compute: Compute = PLAIN,
     ) -> dict[str, jax.Array]:
-        """The outputs for a batch: pure in (params, batch, key).
+        """Compute the outputs for a batch: pure in (params, batch, key).
 
         Args:
             params: the flat dict.
@@ -195,7 +195,7 @@ class Model:
     def trunk(
         self, params: Mapping[str, jax.Array], batch: Mapping[str, Any], compute: Compute
     ) -> dict[str, jax.Array]:
-        """The stream of each tower that has a trunk, where that ends: `trunk` -> [B, T, D].
+        """Compute the stream at the end of each tower's trunk: `trunk` -> [B, T, D].
 
         Put into the batch, they are what `apply` starts from under the same `compute`.
         """
@@ -206,7 +206,7 @@ class Model:
         }
 
     def __call__(self, **batch: Any) -> dict[str, jax.Array]:
-        """The outputs for Hugging Face's inputs, with this model's parameters and no dropout."""
+        """Compute the outputs for Hugging Face's inputs, with own parameters and no dropout."""
         return self._forward(self.params, batch)
 
     @cached_property
@@ -214,14 +214,14 @@ class Model:
         return jax.jit(lambda params, batch: self.apply(params, batch))
 
     def with_params(self, params: Mapping[str, Any]) -> Model:
-        """The same model with other values for all of its parameters."""
+        """Return the same model with other values for all of its parameters."""
         if params.keys() != self.leaves.keys():
             odd = natural_order(params.keys() ^ self.leaves.keys())
             raise ValueError(f"not this model's parameters: {odd[0]} ({len(odd)} differ)")
         return replace(self, params={name: params[name] for name in self.leaves})
 
     def plain(self) -> Model:
-        """The model without its adapters."""
+        """Return the model without its adapters."""
         if self.adapted is None:
             return self
         params = {name: leaf for name, leaf in self.params.items() if not is_adapter(name)}
@@ -231,7 +231,7 @@ class Model:
         return replace(self, params=params, towers=towers, matching=matching, adapted=None)
 
     def merged(self) -> Model:
-        """The model with its adapters taken into their kernels."""
+        """Return the model with its adapters merged into their kernels."""
         if self.adapted is None:
             return self
         return self.plain().with_params(merge(self.params, self.adapted.kernels))
@@ -243,7 +243,7 @@ class Model:
         max_shard: int = exports.MAX_SHARD,
         overwrite: bool = False,
     ) -> Path:
-        """Writes a Hugging Face folder: config, weights, and the source's files beside them.
+        """Write a Hugging Face folder: config, weights, and the source's files beside them.
 
         Adapters are taken into their kernels first.
 
@@ -283,7 +283,7 @@ class Model:
         write_atomic(folder / "config.json", text.encode())
 
     def _hf_config(self, types: set[str]) -> dict[str, Any]:
-        """The source's config.json, brought up to what this model is."""
+        """Return the source's config.json, updated for this model."""
         stale = {"torch_dtype", "_name_or_path", "text_config_dict", "vision_config_dict"}
         if any(name.startswith(self.family.head) for name in self.matching.new):
             stale.add("problem_type")  # it spoke of the head that was there before

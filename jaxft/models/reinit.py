@@ -15,8 +15,8 @@ from jaxft.models.weights.names import Matching
 from jaxft.tree import natural_order
 
 
-def reinitialised(matching: Matching, towers: Towers, count: int, pooler: str) -> Matching:
-    """Count the top blocks and the pooler among what is new.
+def reinitialized(matching: Matching, towers: Towers, count: int, pooler: str) -> Matching:
+    """Count the top blocks and the pooler as new.
 
     Args:
         matching: what of the checkpoint goes where.
@@ -48,5 +48,5 @@ def reinitialised(matching: Matching, towers: Towers, count: int, pooler: str) -
 
 
 def with_new(matching: Matching, names: Iterable[str]) -> Matching:
-    """Count some names among what is new."""
+    """Count some names as new."""
     return replace(matching, new=tuple(natural_order({*matching.new, *names})))

@@ -1,4 +1,4 @@
-"""A described model's parameters: read from its checkpoint, drawn, or given."""
+"""Parameters of a described model: read from its checkpoint, sampled, or supplied."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def with_values(
     seed: int = 0,
     known: Mapping[str, jax.Array] | None = None,
 ) -> Model:
-    """A described model with its parameters, read where the checkpoint has them.
+    """Give a described model its parameters, read where the checkpoint has them.
 
     Args:
         model: as `registry.describe` gives it.
@@ -44,7 +44,7 @@ def with_values(
 def read_value(
     model: Model, name: str, where: Any = None, *, dtype: str = "float32", seed: int = 0
 ) -> jax.Array:
-    """One parameter as its model begins, and no other; the lengths of DoRA but as they are made.
+    """Read or initialize one parameter alone; magnitudes of DoRA as their leaf describes them.
 
     Args:
         model: a described model, or a loaded one, whose own value is not looked at.

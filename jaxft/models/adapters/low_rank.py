@@ -26,7 +26,7 @@ DEFAULT = r"(.*/)?blocks/\d+/attention/(query|value)/kernel"  # as the LoRA pape
 
 @dataclass(frozen=True)
 class Adapter:
-    """What is to be put beside which kernels.
+    """Adapters to put beside kernels.
 
     Args:
         rank: r.
@@ -45,7 +45,7 @@ class Adapter:
 
 @dataclass(frozen=True, eq=False)
 class Adapted:
-    """What was put beside a model's kernels.
+    """Adapters of a model.
 
     Args:
         kernels: kernel -> what is beside it.
@@ -57,13 +57,13 @@ class Adapted:
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter is an adapter's."""
+    """Return whether a parameter is an adapter's."""
     return name.rpartition("/")[2] in LEAVES
 
 
 def kernels_of(towers: Mapping[str, Tower | Part]) -> dict[str, Leaf]:
-    """The kernels that may have an adapter, those of linear maps in blocks: name -> description."""
-    found = {}
+    """Return the kernels that may have an adapter, those of the blocks' linear maps, by name."""
+    kernels = {}
     for tower in towers.values():
         if not isinstance(tower, Tower):
             continue
@@ -72,12 +72,12 @@ def kernels_of(towers: Mapping[str, Tower | Part]) -> dict[str, Leaf]:
                 if isinstance(module, Linear):
                     within = "/".join(map(str, path))
                     leaf = module.kernel.get_metadata()["leaf"]
-                    found[f"{tower.block_prefix(index)}{within}/kernel"] = leaf
-    return found
+                    kernels[f"{tower.block_prefix(index)}{within}/kernel"] = leaf
+    return kernels
 
 
 def choose(towers: Mapping[str, Tower | Part], adapter: Adapter) -> dict[str, LowRank]:
-    """The kernels that an adapter asks for: kernel -> what goes beside it.
+    """Return the kernels that an adapter asks for: kernel -> what goes beside it.
 
     Raises:
         UserError: a pattern matches no kernel of a block, or a rank is larger than a matrix.
@@ -101,7 +101,7 @@ def choose(towers: Mapping[str, Tower | Part], adapter: Adapter) -> dict[str, Lo
 def inject(
     towers: Mapping[str, Tower | Part], kernels: Mapping[str, LowRank]
 ) -> dict[str, Tower | Part]:
-    """The towers with adapters beside some kernels; blocks that stay alike stay one object.
+    """Put adapters beside some kernels of the towers; equal blocks stay one object.
 
     Args:
         towers: without any.
@@ -129,7 +129,7 @@ def inject(
 
 
 def _rebuilt(part: Part, linears: tuple[tuple[str, LowRank], ...]) -> Part:
-    """A block whose linear maps at some paths have adapters."""
+    """Return a block whose linear maps at some paths have adapters."""
     module = nnx.clone(part.module)
     for path, low_rank in linears:
         *above, last = path.split("/")
@@ -139,38 +139,38 @@ def _rebuilt(part: Part, linears: tuple[tuple[str, LowRank], ...]) -> Part:
 
 
 def beside(kernel: str, leaf: str) -> str:
-    """The name of an adapter's leaf beside a kernel."""
+    """Return the name of an adapter's leaf beside a kernel."""
     return f"{kernel.removesuffix('kernel')}{leaf}"
 
 
 def with_lengths(
     params: Mapping[str, jax.Array], kernels: Mapping[str, LowRank], wanted: set[str]
 ) -> dict[str, jax.Array]:
-    """The parameters with new magnitudes at the lengths of the columns that they stand for.
+    """Return the parameters with new magnitudes at the lengths of the columns that they stand for.
 
     Args:
         params: the flat dict.
         kernels: kernel -> what is beside it.
         wanted: the magnitudes that are new.
     """
-    found = dict(params)
+    updated = dict(params)
     for kernel, low_rank in kernels.items():
         name = beside(kernel, "magnitude")
         if name in wanted:
             three = (params[kernel], *(params[beside(kernel, leaf)] for leaf in LEAVES[:2]))
             measure = jax.jit(column_lengths, static_argnums=3, out_shardings=params[name].sharding)
-            found[name] = measure(*three, low_rank.scale).astype(params[name].dtype)
-    return found
+            updated[name] = measure(*three, low_rank.scale).astype(params[name].dtype)
+    return updated
 
 
 def merge(params: Mapping[str, jax.Array], kernels: Mapping[str, LowRank]) -> dict[str, jax.Array]:
-    """The parameters without adapters, which the kernels have taken in.
+    """Return the parameters without adapters, which the kernels have taken in.
 
     Args:
         params: the flat dict.
         kernels: kernel -> what is beside it.
     """
-    found = {name: value for name, value in params.items() if not is_adapter(name)}
+    merged = {name: value for name, value in params.items() if not is_adapter(name)}
     with jax.default_matmul_precision("highest"):
         for name, low_rank in kernels.items():
             a, b = (params[beside(name, leaf)] for leaf in LEAVES[:2])
@@ -178,5 +178,5 @@ def merge(params: Mapping[str, jax.Array], kernels: Mapping[str, LowRank]) -> di
             if low_rank.dora:
                 magnitude = params[beside(name, "magnitude")].astype(jnp.float32)
                 whole *= magnitude / column_lengths(params[name], a, b, low_rank.scale)
-            found[name] = whole.astype(params[name].dtype)
-    return found
+            merged[name] = whole.astype(params[name].dtype)
+    return merged

@@ -55,7 +55,7 @@ class _Module:
 
 
 def stored_leaf(name: str) -> Name:
-    """How a file has an adapter's leaf: matrices as those of a `torch.nn.Linear`."""
+    """Return an adapter leaf's name-table line: matrices are stored as a `torch.nn.Linear`'s."""
     return Name(name, name, transpose=not name.endswith("/magnitude"))
 
 
@@ -66,7 +66,7 @@ def read_adapter(
     kernels: Iterable[str],
     canonical: Callable[[str], str],
 ) -> tuple[dict[str, LowRank], dict[str, Tensor]]:
-    """What PEFT's folder puts beside a model's kernels, and the parameters it brings.
+    """Read the adapters of a PEFT folder, and the parameters that it saved whole.
 
     Args:
         folder: where the two files are.
@@ -91,14 +91,14 @@ def read_adapter(
     possible = set(kernels)
     low_ranks: dict[str, LowRank] = {}
     loaded: dict[str, Tensor] = {}
-    for module, found in modules.items():
+    for module, matrices in modules.items():
         own = parameters.get(canonical(f"{module}.weight"), [])
         if not own or not possible.issuperset(own):
             raise _of_another(folder, f"it adapts '{module}', and this model has no such kernel")
-        low_rank = _low_rank(config, module, found)
+        low_rank = _low_rank(config, module, matrices)
         for kernel in own:
             low_ranks[kernel] = low_rank
-            loaded |= _parts(folder, module, found, names[kernel], kernel, leaves[kernel])
+            loaded |= _parts(folder, module, matrices, names[kernel], kernel, leaves[kernel])
     for name, tensor in rest.items():
         own = parameters.get(canonical(name), [])
         if not own:
@@ -139,7 +139,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _by_module(folder: Path) -> tuple[dict[str, _Module], dict[str, Tensor]]:
-    """The tensors of adapters by module, and what else there is, without PEFT's own prefix."""
+    """Sort the tensors into adapters by module, and others, all without PEFT's own prefix."""
     path = folder / ADAPTER_WEIGHTS
     path = path if path.exists() else folder / PICKLED
     if not path.exists():
@@ -155,47 +155,47 @@ def _by_module(folder: Path) -> tuple[dict[str, _Module], dict[str, Tensor]]:
             raise UserError(f"{path}: '{name}' is not computed here: only linear maps are adapted.")
         else:
             rest[short] = tensor
-    found = {}
+    modules = {}
     for module, parts in matrices.items():
         if "A" not in parts or "B" not in parts:
             raise UserError(f"{path}: '{module}' has one of lora_A and lora_B, and not the other.")
-        found[module] = _Module(parts["A"], parts["B"], parts.get("magnitude_vector"))
-    return found, rest
+        modules[module] = _Module(parts["A"], parts["B"], parts.get("magnitude_vector"))
+    return modules, rest
 
 
-def _low_rank(config: Mapping[str, Any], module: str, found: _Module) -> LowRank:
-    """What a module's adapter is; a pattern in the config outranks what holds for all."""
-    alpha, rank = config.get("lora_alpha", 8), found.a.shape[0]
+def _low_rank(config: Mapping[str, Any], module: str, matrices: _Module) -> LowRank:
+    """Describe a module's adapter; a pattern in the config outranks the common value."""
+    alpha, rank = config.get("lora_alpha", 8), matrices.a.shape[0]
     for pattern, own in (config.get("alpha_pattern") or {}).items():
         if re.fullmatch(rf"(.*\.)?({pattern})", module):
             alpha = own
             break
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return LowRank(rank, scale, found.magnitude is not None, config.get("lora_dropout", 0.0))
+    return LowRank(rank, scale, matrices.magnitude is not None, config.get("lora_dropout", 0.0))
 
 
 def _parts(
-    folder: Path, module: str, found: _Module, name: Name, kernel: str, leaf: Leaf
+    folder: Path, module: str, matrices: _Module, name: Name, kernel: str, leaf: Leaf
 ) -> dict[str, Tensor]:
-    """The tensors of one kernel's adapter: all of A, and its own rows of B and of the lengths."""
+    """Return the tensors of one kernel's adapter: all of A, its own rows of B and magnitudes."""
     part, count = name.part or (0, 1)
     inside, outside = leaf.shape
-    rank = found.a.shape[0]
-    _check(folder, f"{module}.lora_A.weight", found.a.shape, (rank, inside))
-    _check(folder, f"{module}.lora_B.weight", found.b.shape, (outside * count, rank))
+    rank = matrices.a.shape[0]
+    _check(folder, f"{module}.lora_A.weight", matrices.a.shape, (rank, inside))
+    _check(folder, f"{module}.lora_B.weight", matrices.b.shape, (outside * count, rank))
     tensors = {
-        beside(kernel, "lora_a"): found.a,
-        beside(kernel, "lora_b"): _rows(found.b, part * outside, outside),
+        beside(kernel, "lora_a"): matrices.a,
+        beside(kernel, "lora_b"): _rows(matrices.b, part * outside, outside),
     }
-    if found.magnitude is not None:
-        lengths = found.magnitude
+    if matrices.magnitude is not None:
+        lengths = matrices.magnitude
         _check(folder, f"{module}.lora_magnitude_vector", lengths.shape, (outside * count,))
         tensors[beside(kernel, "magnitude")] = part_of(lengths, name.part)
     return tensors
 
 
 def _rows(tensor: Tensor, first: int, count: int) -> Tensor:
-    """Some rows of a tensor, as a tensor that is read by itself."""
+    """Return `count` rows of a tensor, read on their own."""
 
     def read(index: Index) -> np.ndarray:
         start, stop, _ = index[0].indices(count)
@@ -204,9 +204,9 @@ def _rows(tensor: Tensor, first: int, count: int) -> Tensor:
     return replace(tensor, shape=(count, *tensor.shape[1:]), read=read)
 
 
-def _check(folder: Path, name: str, found: Sequence[int], wanted: Sequence[int]) -> None:
-    if tuple(found) != tuple(wanted):
-        raise _of_another(folder, f"its '{name}' is {list(found)}, and here it is {list(wanted)}")
+def _check(folder: Path, name: str, shape: Sequence[int], wanted: Sequence[int]) -> None:
+    if tuple(shape) != tuple(wanted):
+        raise _of_another(folder, f"its '{name}' is {list(shape)}, and here it is {list(wanted)}")
 
 
 def _of_another(folder: Path, why: str) -> UserError:

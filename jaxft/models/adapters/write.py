@@ -1,4 +1,4 @@
-"""Adapters into PEFT's files: the way back of `adapters_read`."""
+"""PEFT's adapter files, written: the inverse of `adapters.read`."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ def write_adapter(
     params: Mapping[str, Any],
     adapted: Mapping[str, LowRank],
     names: Mapping[str, Name],
-    held: Mapping[str, str],
+    in_memory: Mapping[str, str],
     modules: Mapping[str, np.ndarray],
     base: Mapping[str, Any],
 ) -> None:
-    """Writes an adapter as PEFT does.
+    """Write an adapter as PEFT does.
 
     Args:
         folder: where; it is there.
         params: the flat dict.
         adapted: kernel -> what is beside it.
         names: parameter -> its line of the name table.
-        held: a tensor's name as the table spells it -> as PyTorch holds it in memory.
+        in_memory: a tensor's name as the table spells it -> as PyTorch holds it in memory.
         modules: tensors of modules that trained whole, as PyTorch names and has them.
         base: fields of the config that say of which model it is.
 
@@ -58,12 +58,12 @@ def write_adapter(
     for hf in dict.fromkeys(kernels.values()):
         beside_each = [kernel for kernel, name in names.items() if name.hf == hf]
         beside_each.sort(key=lambda kernel: names[kernel].part or ())
-        module = held[hf].removesuffix(".weight")
+        module = in_memory[hf].removesuffix(".weight")
         scale = next(adapted[kernel].scale for kernel in beside_each if kernel in adapted)
         matrices = _fused(params, adapted, beside_each, scale)
         ranks[module] = (matrices["lora_A.weight"].shape[0], scale)
         tensors |= {f"{ROOT}{module}.{leaf}": value for leaf, value in matrices.items()}
-    everything = [name.removesuffix(".weight") for name in held.values()]
+    everything = [name.removesuffix(".weight") for name in in_memory.values()]
     config = {
         **base,
         **_ranks(ranks),
@@ -86,7 +86,7 @@ def write_adapter(
 def _fused(
     params: Mapping[str, Any], adapted: Mapping[str, LowRank], parts: Sequence[str], scale: float
 ) -> dict[str, np.ndarray]:
-    """One adapter for the kernels that a module holds side by side, under the scale of all."""
+    """Stack the adapters of kernels that one module stores side by side, under one common scale."""
     low, lengths = [], []
     for kernel in parts:
         if kernel in adapted:
@@ -105,17 +105,17 @@ def _fused(
     for _, b in low:
         blocks[row : row + b.shape[0], column : column + b.shape[1]] = b
         row, column = row + b.shape[0], column + b.shape[1]
-    found = {
+    fused = {
         "lora_A.weight": np.concatenate([a for a, _ in low], 1).T,
         "lora_B.weight": blocks.T,
     }
     if any(adapted[kernel].dora for kernel in parts if kernel in adapted):
-        found["lora_magnitude_vector"] = np.concatenate(lengths)
-    return {leaf: np.ascontiguousarray(value, np.float32) for leaf, value in found.items()}
+        fused["lora_magnitude_vector"] = np.concatenate(lengths)
+    return {leaf: np.ascontiguousarray(value, np.float32) for leaf, value in fused.items()}
 
 
 def _ranks(ranks: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
-    """The rank and alpha that most modules have, and by name those of the others."""
+    """Return the most common rank and alpha, and by name those of the other modules."""
 
     def alpha(rank: int, scale: float) -> float:
         exact = rank * scale
@@ -132,7 +132,7 @@ def _ranks(ranks: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
 
 
 def _own_modules(modules: Mapping[str, np.ndarray]) -> list[str]:
-    """The modules that tensors belong to, by name."""
+    """Return the modules that tensors belong to, by name."""
     for name in modules:
         if not name.endswith((".weight", ".bias")):
             raise UserError(
@@ -143,7 +143,7 @@ def _own_modules(modules: Mapping[str, np.ndarray]) -> list[str]:
 
 
 def _shortest(modules: Sequence[str], everything: Sequence[str]) -> list[str]:
-    """The ends of the modules' names where these are all that end so, else the whole names."""
+    """Return the names' last components if no other module ends in them, else the whole names."""
     ends = list(dict.fromkeys(module.rpartition(".")[2] for module in modules))
     ending = {name for name in everything if name.rpartition(".")[2] in ends}
     return ends if ending == set(modules) else list(modules)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
-from jaxft.models.generate.choose import penalise
+from jaxft.models.generate.choose import penalize
 
 WORST = -1e9
 
@@ -15,7 +15,7 @@ WORST = -1e9
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Beams:
-    """The texts that are followed, and the best that are whole.
+    """Beams that are being extended, and the best finished texts.
 
     Args:
         running: [B, N, M] int32, and their log-probabilities [B, N].
@@ -34,7 +34,7 @@ class Beams:
 
 
 def start(batch: int, beams: int, room: int) -> Beams:
-    """Beams of nothing: the first alone counts, so that the same text is not followed N times."""
+    """Return empty beams, of which only the first counts: the same text is not followed N times."""
     blank = jnp.zeros((batch, beams, room), jnp.int32)
     first = jnp.where(jnp.arange(beams) == 0, 0.0, WORST)
     return Beams(
@@ -59,7 +59,7 @@ def advance(
     length_penalty: float,
     early_stopping: bool | str,
 ) -> tuple[Beams, jax.Array, jax.Array, jax.Array]:
-    """One more token of each running text.
+    """Extend each running text by one token.
 
     Args:
         beams: the state.
@@ -78,7 +78,7 @@ def advance(
     words = scores.shape[-1]
     chances = jax.nn.log_softmax(scores)
     if used is not None:
-        chances = penalise(chances, used, penalty)
+        chances = penalize(chances, used, penalty)
     total = chances.reshape(batch, count, words) + beams.running_scores[..., None]
     # Enough that N running ones are left where every end of text is among the best.
     wide = max(2, 1 + len(ends)) * count
@@ -113,7 +113,7 @@ def _with_whole(
     length_penalty: float,
     early_stopping: bool | str,
 ) -> Beams:
-    """The best whole texts out of those so far and those that end now.
+    """Select the best finished texts among those so far and those that end now.
 
     Args:
         texts, best, ending: the candidates [B, W, M], their log-probabilities and whether they
@@ -141,6 +141,6 @@ def _with_whole(
 
 
 def _gather(values: jax.Array, places: jax.Array) -> jax.Array:
-    """`values` [B, X, ...] at `places` [B, Y]: [B, Y, ...]."""
+    """Gather `values` [B, X, ...] at `places` [B, Y]: [B, Y, ...]."""
     places = places.reshape(*places.shape, *(1,) * (values.ndim - 2))
     return jnp.take_along_axis(values, places, axis=1)

@@ -1,4 +1,4 @@
-"""The next token out of scores: the most likely, or drawn. B batch, V words.
+"""Selection of the next token from scores: the most likely, or sampled. B batch, V words.
 
 Each function is `transformers`' logits processor of that name; `choose` applies them in its
 order.
@@ -21,7 +21,7 @@ def choose(
     numbers: Mapping[str, jax.Array | None],
     top_k: int,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """The next token of each text.
+    """Choose the next token of each text.
 
     Args:
         scores: [B, V] float32.
@@ -35,7 +35,7 @@ def choose(
     """
     penalty = numbers["repetition_penalty"]
     if used is not None and penalty is not None:
-        scores = penalise(scores, used, penalty)
+        scores = penalize(scores, used, penalty)
     if key is None:
         tokens = scores.argmax(-1)
     else:
@@ -45,8 +45,8 @@ def choose(
     return tokens.astype(jnp.int32), used
 
 
-def penalise(scores: jax.Array, used: jax.Array, penalty: jax.Array | float) -> jax.Array:
-    """Scores [..., V] with those of `used` tokens made lower.
+def penalize(scores: jax.Array, used: jax.Array, penalty: jax.Array | float) -> jax.Array:
+    """Lower the scores [..., V] of tokens that are already `used`.
 
     Source: Keskar et al. (2019), https://arxiv.org/abs/1909.05858.
     """
@@ -55,7 +55,7 @@ def penalise(scores: jax.Array, used: jax.Array, penalty: jax.Array | float) -> 
 
 
 def warp(scores: jax.Array, numbers: Mapping[str, jax.Array | None], top_k: int) -> jax.Array:
-    """Scores [B, V] over the temperature, with those that cannot be drawn at minus infinity.
+    """Divide scores [B, V] by the temperature, and set excluded tokens to minus infinity.
 
     Args:
         scores: [B, V] float32.
@@ -68,10 +68,10 @@ def warp(scores: jax.Array, numbers: Mapping[str, jax.Array | None], top_k: int)
     words = scores.shape[-1]
     if numbers["temperature"] is not None:
         scores = scores / numbers["temperature"]
-    kept = min(top_k, words) if top_k else words
+    count = min(top_k, words) if top_k else words
     top_p, min_p = numbers["top_p"], numbers["min_p"]
-    if kept < words or top_p is not None:
-        best = jax.lax.top_k(scores, kept)[0]  # [B, kept], from the highest
+    if count < words or top_p is not None:
+        best = jax.lax.top_k(scores, count)[0]  # [B, kept], from the highest
         scores = jnp.where(scores < best[:, -1:], NEVER, scores)
         if top_p is not None:
             scores = jnp.where(scores < _least_of_top_p(best, top_p), NEVER, scores)
@@ -83,11 +83,11 @@ def warp(scores: jax.Array, numbers: Mapping[str, jax.Array | None], top_k: int)
 
 
 def _least_of_top_p(best: jax.Array, top_p: jax.Array) -> jax.Array:
-    """The lowest score that is kept: [B, 1], of scores [B, kept] from the highest.
+    """Return the lowest score within top-p, [B, 1], of scores [B, count] in descending order.
 
     Added up from the least likely, as transformers does: a token goes where it and all less
     likely ones have no more than 1 - top_p together.
     """
     below = jnp.cumsum(jax.nn.softmax(best)[:, ::-1], axis=-1)[:, ::-1]  # itself and those lower
-    kept = (below > 1 - top_p).sum(-1, keepdims=True)
-    return jnp.take_along_axis(best, jnp.maximum(kept, 1) - 1, axis=-1)
+    count = (below > 1 - top_p).sum(-1, keepdims=True)
+    return jnp.take_along_axis(best, jnp.maximum(count, 1) - 1, axis=-1)

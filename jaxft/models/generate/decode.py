@@ -1,4 +1,4 @@
-"""Text goes on: a decoder with a key-value cache, its tokens greedy, drawn, or by beam search.
+"""Text generation: a decoder with a key-value cache, greedy, sampled, or by beam search.
 
 B prompts, T positions (a bucket: the longest prompt rounded up), M new tokens at most, and
 S = T + M slots in the cache. One program a shape: the prompts are filled up on the left, where
@@ -30,31 +30,31 @@ Stopped = Callable[[int, Sequence[int]], bool]  # which prompt, its new tokens s
 
 
 class WritingModel(Protocol):
-    """What of a `registry.Model` is read here."""
+    """Attributes of a `model.Model` that are read here."""
 
     @property
     def config(self) -> Any:
-        """The family's; of a model that writes from a source it has the `start_token_id`."""
+        """Return its family's config, with a `start_token_id` if it writes from a source."""
 
     @property
     def head(self) -> str | None:
-        """What it ends in."""
+        """Return its head."""
 
     @property
     def params(self) -> Mapping[str, Any]:
-        """The flat dict."""
+        """Return the flat dict."""
 
     @property
     def towers(self) -> Mapping[str, Any]:
-        """One tower, or `encoder` and `decoder`."""
+        """Return one tower, or `encoder` and `decoder`."""
 
     @property
     def max_positions(self) -> int:
-        """The most tokens that prompt and new tokens may have together."""
+        """Return the most tokens that prompt and new tokens may have together."""
 
 
 class Generator:
-    """A model ready to go on with prompts; it keeps the programs that it has compiled.
+    """Text generator of a model, which holds the programs that it has compiled.
 
     Args:
         model: a decoder under its `causal_lm` head, or an encoder-decoder.
@@ -78,7 +78,7 @@ class Generator:
         self._positions = model.max_positions
         self._params = model.params
         self.prefill = jax.jit(
-            lambda params, ids, seen, room: prefill(tower, params, ids, seen, room, compute),
+            lambda params, ids, mask, room: prefill(tower, params, ids, mask, room, compute),
             static_argnums=3,
         )
         self.prefill_from = jax.jit(
@@ -88,8 +88,8 @@ class Generator:
             static_argnums=3,
         )
         self.decode = jax.jit(
-            lambda params, cache, ids, seen, slot, read=None: decode(
-                tower, params, ids, seen, slot, cache, compute, read
+            lambda params, cache, ids, mask, slot, read=None: decode(
+                tower, params, ids, mask, slot, cache, compute, read
             ),
             donate_argnums=1,
         )
@@ -100,7 +100,7 @@ class Generator:
         settings: Settings,
         stopped: Stopped | None = None,
     ) -> list[list[int]]:
-        """The new tokens of each prompt, that which ended it included.
+        """Generate the new tokens of each prompt, with the one that ended it.
 
         Args:
             prompts: token ids, none empty; of a model that writes from a source, the sources',
@@ -125,15 +125,15 @@ class Generator:
         settings: Settings,
         stopped: Stopped | None = None,
     ) -> Iterator[list[int | None]]:
-        """The next token of each prompt, None where it has ended, as soon as it is there.
+        """Yield the next token of each prompt as it is generated, None for a text that has ended.
 
         The arguments and errors are those of `generate`, without beam search.
         """
-        ids, seen, limits = self._fill(prompts, settings)
+        ids, mask, limits = self._fill(prompts, settings)
         length, room = ids.shape[1], max(limits)
         key = jax.random.key(settings.seed) if settings.do_sample else None
-        scores, cache, read = self._begin(prompts, ids, seen, room)
-        used = _used(ids, seen, scores.shape[-1], settings)
+        scores, cache, read = self._begin(prompts, ids, mask, room)
+        used = _used(ids, mask, scores.shape[-1], settings)
         numbers = numbers_of(settings)
         texts: list[list[int]] = [[] for _ in prompts]
         running = [True] * len(prompts)
@@ -141,7 +141,7 @@ class Generator:
             tokens, used = _next(scores, used, key, np.int32(step), numbers, settings.top_k)
             if step + 1 < room:  # the device goes on while the host reads
                 slot = np.int32(length + step)
-                scores, cache = self.decode(self._params, cache, tokens, seen, slot, read)
+                scores, cache = self.decode(self._params, cache, tokens, mask, slot, read)
             new = [
                 token if on else None for token, on in zip(tokens.tolist(), running, strict=True)
             ]
@@ -158,16 +158,16 @@ class Generator:
                 return
 
     def _search(self, prompts: Prompts, settings: Settings) -> list[list[int]]:
-        """The best whole text of each prompt, by beam search."""
-        ids, seen, limits = self._fill(prompts, settings)
+        """Return the best finished text of each prompt, by beam search."""
+        ids, mask, limits = self._fill(prompts, settings)
         length, room, count = ids.shape[1], min(limits), settings.num_beams
         beams = generate_beams.start(len(prompts), count, room)
-        scores, cache, read = self._begin(prompts, ids, seen, room)
-        used = _used(ids, seen, scores.shape[-1], settings)
+        scores, cache, read = self._begin(prompts, ids, mask, room)
+        used = _used(ids, mask, scores.shape[-1], settings)
         first = np.repeat(np.arange(len(prompts)), count)
         all_beams = scores, used, cache, read
         scores, used, cache, read = _rows(all_beams, first, len(prompts))
-        seen = seen[first, : length + room]
+        mask = mask[first, : length + room]
         for step in range(room):
             beams, rows, tokens, more = _advance(
                 beams,
@@ -185,23 +185,23 @@ class Generator:
             if used is not None:
                 used = used.at[np.arange(len(rows)), tokens].set(True)
             slot = np.int32(length + step)
-            scores, cache = self.decode(self._params, cache, tokens, seen, slot, read)
+            scores, cache = self.decode(self._params, cache, tokens, mask, slot, read)
         best, lengths = np.asarray(beams.whole[:, 0]), np.asarray(beams.lengths[:, 0])
         return [text[:end].tolist() for text, end in zip(best, lengths, strict=True)]
 
     def _begin(
-        self, prompts: Prompts, ids: np.ndarray, seen: np.ndarray, room: int
+        self, prompts: Prompts, ids: np.ndarray, mask: np.ndarray, room: int
     ) -> tuple[jax.Array, Cache, Read | None]:
-        """The scores of the first new token, and what is kept of prompts and sources."""
+        """Return the scores of the first new token, and the caches of prompts and sources."""
         length = ids.shape[1]
         if self._start is None:
-            return *self.prefill(self._params, ids, seen[:, :length], room), None
+            return *self.prefill(self._params, ids, mask[:, :length], room), None
         return self.prefill_from(self._params, fill_sources(prompts, self._positions), ids, room)
 
     def _fill(
         self, prompts: Prompts, settings: Settings
     ) -> tuple[np.ndarray, np.ndarray, list[int]]:
-        """Prompts filled up on the left [B, T], the slots seen [B, S], and each's limit."""
+        """Pad prompts on the left [B, T]; return their slot mask [B, S] and token limits too."""
         if not min(map(len, prompts)):
             raise UserError("The prompt is empty.", "Give at least one token to go on from.")
         if self._start is not None:
@@ -222,15 +222,15 @@ class Generator:
         limits = [min(most, self._positions - len(prompt) + 1) for prompt in prompts]
         length = bucket(longest) if self._start is None else 1
         ids = np.zeros((len(prompts), length), np.int32)
-        seen = np.ones((len(prompts), length + max(limits)), np.int32)
+        mask = np.ones((len(prompts), length + max(limits)), np.int32)
         for row, prompt in enumerate(prompts):
             ids[row, length - len(prompt) :] = prompt
-            seen[row, : length - len(prompt)] = 0
-        return ids, seen, limits
+            mask[row, : length - len(prompt)] = 0
+        return ids, mask, limits
 
 
 def fill_sources(sources: Prompts, most: int) -> dict[str, np.ndarray]:
-    """Sources filled up on the right: `input_ids` and `attention_mask`, [B, R] int32 each.
+    """Pad sources on the right: `input_ids` and `attention_mask`, [B, R] int32 each.
 
     They are filled up to `most` tokens at most, as many as the model takes. Of images, which are
     all of one size, it is `pixel_values` [B, 3, H, W].
@@ -239,30 +239,30 @@ def fill_sources(sources: Prompts, most: int) -> dict[str, np.ndarray]:
         return {"pixel_values": np.asarray(sources, np.float32)}
     longest = max(map(len, sources))
     shape = len(sources), min(bucket(longest), max(longest, most))
-    ids, seen = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    ids, mask = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     for row, source in enumerate(sources):
-        ids[row, : len(source)], seen[row, : len(source)] = source, 1
-    return {"input_ids": ids, "attention_mask": seen}
+        ids[row, : len(source)], mask[row, : len(source)] = source, 1
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 def bucket(length: int) -> int:
-    """The length that a prompt is filled up to: few shapes to compile, little to compute."""
+    """Round a prompt's length up, to few shapes with little padding."""
     stride = 32 if length <= 256 else 256
     return -(-length // stride) * stride
 
 
-def _used(ids: np.ndarray, seen: np.ndarray, words: int, settings: Settings) -> jax.Array | None:
-    """The tokens of each prompt: [B, V] bool; None where nothing asks for them."""
+def _used(ids: np.ndarray, mask: np.ndarray, words: int, settings: Settings) -> jax.Array | None:
+    """Mark the tokens of each prompt: [B, V] bool; None where no penalty needs them."""
     if settings.repetition_penalty == 1.0:
         return None
     used = np.zeros((len(ids), words), bool)
-    row, place = np.nonzero(seen[:, : ids.shape[1]])
-    used[row, ids[row, place]] = True
+    row, column = np.nonzero(mask[:, : ids.shape[1]])
+    used[row, ids[row, column]] = True
     return jnp.asarray(used)
 
 
 def numbers_of(settings: Settings) -> dict[str, np.float32 | None]:
-    """The numbers of a choice as arrays, so that another value compiles nothing."""
+    """Return the numeric settings as arrays, so that another value compiles nothing."""
     neutral = {"temperature": 1.0, "top_p": 1.0, "min_p": None, "repetition_penalty": 1.0}
     return {
         name: None if getattr(settings, name) == nothing else np.float32(getattr(settings, name))
@@ -284,7 +284,7 @@ _advance = jax.jit(
 
 @partial(jax.jit, static_argnames="count")
 def _rows(values: Any, rows: jax.Array, count: int) -> Any:
-    """Every array of `values` at these of its `count` rows, each of which may be several."""
+    """Select these of the `count` row groups in every array of `values`."""
 
     def chosen(value: jax.Array) -> jax.Array:
         grouped = value.reshape(count, -1, *value.shape[1:])

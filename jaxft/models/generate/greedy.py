@@ -1,4 +1,4 @@
-"""Texts from sources inside a traced program: the likeliest token each time.
+"""Greedy generation from sources inside a traced program.
 
 So a whole evaluation set is written as it is scored: batch by batch, over any mesh, its padding
 left out by the same numbers.
@@ -26,7 +26,7 @@ def write_greedily(
     end: int,
     most: int,
 ) -> jax.Array:
-    """The tokens that a decoder writes from each source, the end included.
+    """Generate text from each source, with the end token.
 
     Args:
         decoder: a tower that reads an encoder.
@@ -44,7 +44,7 @@ def write_greedily(
     first = jnp.full((rows, 1), start, jnp.int32)
     # The last token is put out and never put in, so it needs no slot.
     scores, cache, read = prefill_from(decoder, params, sources, first, most - 1, compute)
-    seen = jnp.ones((rows, most), jnp.int32)
+    mask = jnp.ones((rows, most), jnp.int32)
 
     def likeliest(scores: jax.Array, open_: jax.Array) -> jax.Array:
         return jnp.where(open_, jnp.argmax(scores, axis=-1).astype(jnp.int32), end)
@@ -55,7 +55,7 @@ def write_greedily(
 
     def one_more(state: Any) -> Any:
         slot, texts, token, cache = state
-        scores, cache = decode(decoder, params, token, seen, slot, cache, compute, read)
+        scores, cache = decode(decoder, params, token, mask, slot, cache, compute, read)
         token = likeliest(scores, token != end)
         return slot + 1, texts.at[:, slot].set(token), token, cache
 

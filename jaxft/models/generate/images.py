@@ -1,4 +1,4 @@
-"""Images drawn pixel by pixel inside a traced program, so that a batch is drawn as it is scored.
+"""Image generation pixel by pixel inside a traced program, so that whole batches are scored.
 
 B batch, G pixels that are given, N pixels in all, C colours.
 """
@@ -42,7 +42,7 @@ def draw_images(
     numbers: Numbers = AS_IT_IS,
     top_k: int = 0,
 ) -> jax.Array:
-    """Images that go on from what is given of them.
+    """Return images that go on from what is given of them.
 
     Args:
         tower: an ImageGPT under its `image_generation` head.
@@ -61,7 +61,7 @@ def draw_images(
     """
     rows, length = begun.shape
     # The last pixel is put out and never put in, so it needs no slot.
-    seen = jnp.ones((rows, pixels), jnp.int32)
+    mask = jnp.ones((rows, pixels), jnp.int32)
 
     def next_of(scores: jax.Array, slot: jax.Array | int) -> jax.Array:
         words = jnp.arange(scores.shape[-1])
@@ -73,11 +73,11 @@ def draw_images(
 
     def one_more(state: Any, slot: jax.Array) -> tuple[Any, jax.Array]:
         token, cache = state
-        scores, cache = decode(tower, params, token, seen, slot, cache, compute)
+        scores, cache = decode(tower, params, token, mask, slot, cache, compute)
         token = next_of(scores, slot)
         return (token, cache), token
 
-    scores, cache = prefill(tower, params, begun, seen[:, :length], pixels - length, compute)
+    scores, cache = prefill(tower, params, begun, mask[:, :length], pixels - length, compute)
     first = next_of(scores, length - 1)
     slots = jnp.arange(length, pixels)
     _, rest = jax.lax.scan(one_more, (first, cache), slots)  # [N - G - 1, B]

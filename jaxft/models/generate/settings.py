@@ -1,4 +1,4 @@
-"""How a text goes on: what a person asks for, over what the checkpoint's files say."""
+"""Settings of text generation: the user's, over those of the checkpoint's files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST_NEW_TOKENS = 256  # where nobody says how many
 
 @dataclass(frozen=True)
 class Settings:
-    """How to go on with a prompt: names, meanings and defaults are `transformers`'.
+    """Settings of text generation, with the names, meanings and defaults of `transformers`.
 
     Args:
         max_new_tokens: the most tokens added to a prompt.
@@ -123,7 +123,7 @@ NEUTRAL: Mapping[str, Any] = {
 def read_settings(
     folder: Path, fields: Mapping[str, Any], asked: Mapping[str, Any]
 ) -> tuple[Settings, tuple[str, ...]]:
-    """What a person asked for, else generation_config.json, else config.json's end of text.
+    """Read the settings: the user's, else generation_config.json's, else config.json's end of text.
 
     Args:
         folder: the checkpoint's.
@@ -138,15 +138,15 @@ def read_settings(
         UserError: the file is no JSON object, or a value is out of range.
     """
     path = folder / "generation_config.json"
-    given = _read(path) if path.is_file() else {"eos_token_id": fields.get("eos_token_id")}
-    given = {name: value for name, value in given.items() if value is not None}
-    odd = [n for n in given if n not in KNOWN and n not in HARMLESS and _says(given[n], n)]
+    stored = _read(path) if path.is_file() else {"eos_token_id": fields.get("eos_token_id")}
+    stored = {name: value for name, value in stored.items() if value is not None}
+    odd = [n for n in stored if n not in KNOWN and n not in HARMLESS and _says(stored[n], n)]
     notes = tuple(
-        f"generation_config.json: {name} ({json.dumps(given[name])}) is not supported, and tokens "
+        f"generation_config.json: {name} ({json.dumps(stored[name])}) is not supported, and tokens "
         "are chosen without it."
         for name in odd
     )
-    own = {name: given[name] for name in KNOWN if name in given}
+    own = {name: stored[name] for name in KNOWN if name in stored}
     own |= {name: _tuple(own[name]) for name in ("eos_token_id", "stop_strings") if name in own}
     try:
         Settings(**_agreed(own, {}))
@@ -158,7 +158,7 @@ def read_settings(
 
 
 def _agreed(own: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What the file says and the person asked, without what of the file no longer goes with it."""
+    """Merge the file's settings and the user's, without the file's that conflict with them."""
     both = {**own, **asked}
     if "max_new_tokens" in both:
         both.pop("max_length", None)
@@ -172,7 +172,7 @@ def _agreed(own: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _says(value: Any, name: str) -> bool:
-    """Whether a field's value means that tokens are chosen otherwise."""
+    """Return whether a field's value means that tokens are chosen otherwise."""
     return value != NEUTRAL[name] if name in NEUTRAL else value not in (False, [], {})
 
 
@@ -182,9 +182,9 @@ def _tuple(value: Any) -> tuple[Any, ...]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}).") from None
-    if not isinstance(given, dict):
+    if not isinstance(content, dict):
         raise UserError(f"{path} is no JSON object.")
-    return given
+    return content

@@ -1,4 +1,4 @@
-"""A linear map with two thin matrices beside its kernel, which alone are meant to train."""
+"""Linear map with LoRA: low-rank matrices beside its kernel, trained in its place."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jaxft.models.layers.modules import Leaf, Linear, parameter
 
 @dataclass(frozen=True)
 class LowRank:
-    """What is put beside a kernel [I, O].
+    """Adapter of a kernel [I, O].
 
     Args:
         rank: r, of the matrices [I, r] and [r, O].
@@ -68,17 +68,17 @@ class LowRankLinear(nnx.Module):
         added = linear(linear(dropout(x, self.rate, own), a, None), b, None) * self.scale
         if self.magnitude is None:
             return linear(x, kernel, bias) + added
-        kept = lax.stop_gradient((kernel, a, b))
-        lengths = column_lengths(*kept, self.scale)
+        constants = lax.stop_gradient((kernel, a, b))
+        lengths = column_lengths(*constants, self.scale)
         out = (linear(x, kernel, None) + added) * (self.magnitude[...] / lengths).astype(x.dtype)
         return out if bias is None else out + bias
 
 
 def column_lengths(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
-    """The length of each column of W + A B scale: [O] float32."""
+    """Return the length of each column of W + A B scale: [O] float32."""
     return jnp.sqrt(jnp.square(summed(kernel, a, b, scale)).sum(0))
 
 
 def summed(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
-    """W + A B scale: [I, O] float32."""
+    """Return W + A B scale: [I, O] float32."""
     return kernel.astype(jnp.float32) + (a @ b).astype(jnp.float32) * scale

@@ -23,7 +23,7 @@ HIDDEN = -1e9  # finite, so that no row of scores is ever empty
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Mask:
-    """Which positions see which: made once by a stem, read by every block.
+    """Attention mask of a batch: made once by a stem, read by every block.
 
     Args:
         segments: [B, T] int32: positions with the same number see each other.
@@ -41,7 +41,7 @@ class Mask:
     kernel: Kernel | None = field(default=None, metadata={"static": True})
 
     def within(self, window: jax.Array | int, slot: jax.Array | None = None) -> Mask:
-        """Hide what lies `window` positions back or more too.
+        """Hide the keys that lie `window` positions back or more as well.
 
         Args:
             window: how many positions back each sees, itself included.
@@ -60,7 +60,7 @@ def make_mask(
     slot: jax.Array | None = None,
     kernel: Kernel | None = None,
 ) -> Mask:
-    """The mask under which a position sees its own segment only.
+    """Make the mask under which a position attends only to its own segment.
 
     Args:
         segments: [B, T] int32: positions with the same number see each other; [B, S] where there
@@ -76,18 +76,18 @@ def make_mask(
     if kernel is not None and not kernel.reads_bias:
         return Mask(segments, None, causal, window, kernel)
     own = segments if slot is None else segments[:, slot][:, None]
-    seen = own[:, None, :, None] == segments[:, None, None, :]
+    visible = own[:, None, :, None] == segments[:, None, None, :]
     distance = _distance(segments.shape[1], slot)
     if causal:
-        seen &= distance >= 0
+        visible &= distance >= 0
     if window is not None:
-        seen &= distance < window
-    bias = jnp.where(seen, 0.0, HIDDEN).astype(jnp.float32)
+        visible &= distance < window
+    bias = jnp.where(visible, 0.0, HIDDEN).astype(jnp.float32)
     return Mask(segments, bias, causal, window, kernel)
 
 
 def _distance(length: int, slot: jax.Array | None) -> jax.Array:
-    """How far before a position another lies: [T, S] int32, with T = 1 where there is a slot."""
+    """Return how far each key lies before each query: [T, S] int32, T = 1 where there is a slot."""
     places = jnp.arange(length, dtype=jnp.int32)
     own = places if slot is None else slot[None]
     return own[:, None] - places[None, :]
@@ -167,9 +167,16 @@ def cached_attention(
         mixed = attend(query, cache, bias, soft_cap)
     elif mask is not None and mask.kernel is not None:
         causal, window = mask.causal, mask.window
-        seen = mask.segments if bias is None else bias
+        visibility = mask.segments if bias is None else bias
         mixed = run_kernel(
-            mask.kernel, query, key, value, seen, causal=causal, window=window, soft_cap=soft_cap
+            mask.kernel,
+            query,
+            key,
+            value,
+            visibility,
+            causal=causal,
+            window=window,
+            soft_cap=soft_cap,
         )
     else:
         mixed = _by_xla(query, key, value, bias, options)
@@ -177,7 +184,7 @@ def cached_attention(
 
 
 def attention_weights(query: jax.Array, key: jax.Array, *, heads: int) -> jax.Array:
-    """What `attention` weighs its values by, where all positions see each other.
+    """Compute the weights that `attention` gives its values where all positions attend to all.
 
     Args:
         query, key: [B, T, H K].
@@ -199,7 +206,7 @@ def _by_xla(
     bias: jax.Array | None,
     options: AttentionOptions,
 ) -> jax.Array:
-    """[B, H, T, K] from queries [B, H, T, K], and keys and values [B, H or G, S, K]."""
+    """Attend [B, H, T, K] from queries [B, H, T, K] to keys and values [B, H or G, S, K]."""
     heads, dropout_key = query.shape[1], options.dropout_key
     if key.shape[1] != heads:
         key, value = (jnp.repeat(x, heads // x.shape[1], axis=1) for x in (key, value))
@@ -241,14 +248,14 @@ def _attention_forward(
 
 
 def _attention_backward(
-    rate: float, soft_cap: float | None, precision: Any, kept: Any, d_out: jax.Array
+    rate: float, soft_cap: float | None, precision: Any, residuals: Any, d_out: jax.Array
 ) -> tuple[Any, ...]:
-    """Keeps the weights (cheaper than their exponentials again) and not the dropout mask.
+    """Compute the gradients from saved weights, which cost less than new exponentials.
 
     The softmax's sum over weights is d_out . out, a product [B, H, T, K] instead of one over
     T x S, as in Dao et al. (2022), https://arxiv.org/abs/2205.14135.
     """
-    query, key, value, weights, out, words, capped, placed = kept
+    query, key, value, weights, out, words, capped, placed = residuals
     dropped = drop(weights, rate, words) if rate else weights
     d_value = jnp.einsum("bhts,bhtk->bhsk", dropped, d_out, precision=precision)
     d_weights = _scores("bhtk,bhsk->bhts", d_out, value, precision)

@@ -1,4 +1,4 @@
-"""What a batch says, plain or packed: positions, segments, and where an example is read.
+"""Batch of a model, plain or packed: positions, segments, and where an example is read.
 
 A plain batch has Hugging Face's names: `input_ids` and perhaps `attention_mask` [B, T]. Packed
 rows have `input_ids`, `position_ids`, `segment_ids` [R, T] and `read_positions` [R, S].
@@ -24,7 +24,7 @@ TEXT_NAMES = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "
 
 
 def check_length(batch: Batch, most: int) -> None:
-    """Raises a UserError where a plain batch has more positions than the model takes."""
+    """Raise a UserError if a plain batch has more positions than the model takes."""
     length = batch["input_ids"].shape[1]
     if "position_ids" not in batch and length > most:
         raise UserError(
@@ -33,13 +33,13 @@ def check_length(batch: Batch, most: int) -> None:
 
 
 def positions_of(batch: Batch) -> jax.Array:
-    """Each token's position in its example: [B or 1, T] int32."""
+    """Return each token's position in its example: [B or 1, T] int32."""
     length = batch["input_ids"].shape[1]
     return batch.get("position_ids", jnp.arange(length, dtype=jnp.int32)[None])
 
 
 def segments_of(batch: Batch) -> jax.Array:
-    """Which tokens are of one example: [B, T] int32.
+    """Return the segment, an example or padding, of each token: [B, T] int32.
 
     A mask is one segment and its padding: a padding position then sees padding only, which no
     true position reads.
@@ -49,12 +49,12 @@ def segments_of(batch: Batch) -> jax.Array:
 
 
 def slot_of(batch: Batch) -> jax.Array | None:
-    """Where the one new position stands, of which those before are kept; None where none are."""
+    """Return the slot of the one new position, after those that are cached; None if none are."""
     return batch.get("slot")
 
 
 def decoder_batch(batch: Batch, encoded: jax.Array) -> Batch:
-    """What a decoder reads of a batch of sources and targets, under a text's own names.
+    """Build a decoder's batch from one of sources and targets, under a text's own names.
 
     Args:
         batch: of both: what is behind `decoder_` is the decoder's.
@@ -72,21 +72,21 @@ def decoder_batch(batch: Batch, encoded: jax.Array) -> Batch:
 
 
 def read_first(x: jax.Array, batch: Batch) -> jax.Array:
-    """The first position of each example: [B, D], or [R, S, D] where a row holds S segments."""
+    """Select the first position of each example: [B, D], or [R, S, D] with S segments a row."""
     if "read_positions" not in batch:
         return x[:, 0]
     return jnp.take_along_axis(x, batch["read_positions"][..., None], axis=1)
 
 
 def read_masked(x: jax.Array, batch: Batch) -> jax.Array:
-    """The positions that wait to be told, where a batch names them: [B, T, D] -> [B, M, D]."""
+    """Select the masked positions if a batch names them: [B, T, D] -> [B, M, D]."""
     if "masked_positions" not in batch:
         return x
     return jnp.take_along_axis(x, batch["masked_positions"][..., None], axis=1)
 
 
 def read_last(x: jax.Array, batch: Batch, pad_token_id: int | None) -> jax.Array:
-    """The last position of each example: [B, D], or [R, S, D] where a row holds S segments.
+    """Select the last position of each example: [B, D], or [R, S, D] with S segments a row.
 
     As in transformers, that is the last token that is not `pad_token_id` (the first where all
     are), so that an export reads what was trained, also where a text ends in that token.

@@ -62,7 +62,7 @@ class BlockCache:
 
     @property
     def slot(self) -> jax.Array | None:
-        """Where the one new position stands among the cached, an int32; None at the start."""
+        """Return the slot of the one new position among the cached, an int32; None at the start."""
         return None if self.own is None else self.own.slot
 
 

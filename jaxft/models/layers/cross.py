@@ -25,7 +25,7 @@ Projection = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Source:
-    """What every block of a decoder reads of the source.
+    """Source that every block of a decoder reads.
 
     Args:
         hidden: what the encoder made of it, [B, S, D]; None where its keys and values are cached.
@@ -37,7 +37,7 @@ class Source:
 
 
 def source_of(batch: Batch) -> Source:
-    """The source of a batch as `layers.batch.decoder_batch` gives it.
+    """Return the source of a batch that `layers.batch.decoder_batch` made.
 
     A target sees its own source: the one with its segment's number.
     """
@@ -54,14 +54,14 @@ def source_of(batch: Batch) -> Source:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Reading:
-    """What every block of a decoder reads beside the stream: its mask, and the source."""
+    """Context of a decoder's blocks: its mask, and the source."""
 
     mask: Mask
     source: Source
 
 
 class SourceReader(nnx.Module):
-    """The source of a batch as a decoder's blocks read it: projected where it is of another width.
+    """Source of a batch for a decoder's blocks, projected where its width is another.
 
     Args:
         width: of the decoder.

@@ -1,4 +1,4 @@
-"""What decoders share: their mask, and their tops (bare stream, next-token scores, a class)."""
+"""Mask and tops of decoders: bare stream, next-token scores, a class."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Norm = LayerNorm | RMSNorm
 
 
 class Bare(nnx.Module):
-    """The normalised stream: `last_hidden_state` [B, T, D].
+    """Normalized stream: `last_hidden_state` [B, T, D].
 
     Args:
         norm: of the stream; None where the last block ends in one.
@@ -71,14 +71,14 @@ class CausalLm(Bare):
         return {"logits": self.scores(x)}
 
     def scores(self, x: jax.Array) -> jax.Array:
-        """The scores at each position: [B, T, D] -> [B, T, V] float32."""
+        """Score the next token at each position: [B, T, D] -> [B, T, V] float32."""
         score = self.head.scores if isinstance(self.head, Embedding) else self.head
         scores = score(self.finished(x)).astype(jnp.float32)
         return scores if self.soft_cap is None else soft_capped(scores, self.soft_cap)
 
 
 class LastToken(Bare):
-    """Scores of classes, read at the last token: `logits` [B, C], or [R, S, C] when packed.
+    """Class scores, read at the last token: `logits` [B, C], or [R, S, C] when packed.
 
     Args:
         norm, projection: as `Bare` has them.
@@ -108,7 +108,7 @@ def causal_mask(
     window: int | None,
     kernel: Callable[[tuple[int, ...]], Kernel | None],
 ) -> Mask:
-    """The mask under which each position of a text sees itself and those before it.
+    """Make the mask under which each position of a text attends to itself and those before it.
 
     Args:
         batch: the texts.
@@ -138,7 +138,7 @@ def decoder_top(
     projection: Linear | None = None,
     soft_cap: float | None = None,
 ) -> tuple[nnx.Module, dict[str, str]]:
-    """The top of a decoder under a head, and its ties.
+    """Build the top of a decoder under a head, and return its ties.
 
     Args:
         head: `text_classification`, `causal_lm`, or None for the bare stream.

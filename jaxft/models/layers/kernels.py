@@ -1,4 +1,4 @@
-"""The attention kernels of accelerators: which of them can serve a model, and how each is called.
+"""Attention kernels of accelerators: which can serve a model, and their calls.
 
 B rows, T positions, H heads, G heads of keys and values, K width of a head. Neither kernel keeps
 scores [B, H, T, T], and neither has dropout on the attention weights.
@@ -27,7 +27,7 @@ WIDEST = 128  # head that cudnn takes on every GPU
 
 @dataclass(frozen=True)
 class Needs:
-    """What a model asks of attention.
+    """Requirements of a model on an attention kernel.
 
     Args:
         heads, groups: H and G.
@@ -49,7 +49,7 @@ class Needs:
 
 @dataclass(frozen=True)
 class Setting:
-    """Where attention runs.
+    """Setting in which attention runs.
 
     Args:
         platform: what the program is compiled for.
@@ -69,7 +69,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel that serves.
+    """Attention kernel that serves a model.
 
     Args:
         name: `cudnn` or `splash`.
@@ -83,12 +83,12 @@ class Kernel:
 
     @property
     def reads_bias(self) -> bool:
-        """Whether it reads what is added to the scores; else it reads the segments."""
+        """Return whether it reads the bias of the scores; else it reads the segments."""
         return self.name == "cudnn"
 
 
 def choose(asked: str, needs: Needs, setting: Setting) -> Kernel | None:
-    """The kernel for a model; None for XLA's own attention.
+    """Choose the kernel for a model; None for XLA's own attention.
 
     Args:
         asked: `auto` takes a kernel where one can serve; `xla`; or a kernel's name.
@@ -113,7 +113,7 @@ def choose(asked: str, needs: Needs, setting: Setting) -> Kernel | None:
 
 
 def refusal(name: str, needs: Needs, setting: Setting) -> str | None:
-    """Why a kernel cannot serve a model, in words that go on from "since"; None where it can."""
+    """Return why a kernel cannot serve a model, to follow "since"; None if it can."""
     shares = 1 if setting.mesh is None else math.prod(setting.mesh.shape[axis] for axis in ROWS)
     tensor = 1 if setting.mesh is None else setting.mesh.shape[HEADS]
     reasons = {
@@ -146,7 +146,7 @@ def refusal(name: str, needs: Needs, setting: Setting) -> str | None:
 
 
 def _fits(name: str, setting: Setting) -> bool:
-    """Whether a row is whole blocks of the kernel, so that nothing is computed for filling."""
+    """Return whether a row is whole blocks of the kernel, so that no padding is computed."""
     return name != "splash" or setting.length % LANES == 0
 
 
@@ -155,19 +155,19 @@ def run_kernel(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    seen: jax.Array,
+    visibility: jax.Array,
     *,
     causal: bool,
     window: int | None,
     soft_cap: float | None = None,
 ) -> jax.Array:
-    """Attention by a kernel, each device on its own rows and heads.
+    """Attend with a kernel, each device on its own rows and heads.
 
     Args:
         kernel: as `choose` gives it.
         query: [B, H, T, K], scaled.
         key, value: [B, G, T, K].
-        seen: what the kernel reads of who sees whom: a bias [B, 1, T, T], or segments [B, T].
+        visibility: what the kernel reads of who sees whom: a bias [B, 1, T, T], or segments [B, T].
         causal, window: as of a mask.
         soft_cap: bound of the scores.
 
@@ -182,7 +182,7 @@ def run_kernel(
             _splash, causal=causal, window=window, soft_cap=soft_cap, interpret=kernel.interpret
         )
     if kernel.mesh is None:
-        return local(query, key, value, seen)
+        return local(query, key, value, visibility)
     cut = PartitionSpec(ROWS, HEADS)
     over_devices = jax.shard_map(
         local,
@@ -191,13 +191,13 @@ def run_kernel(
         out_specs=cut,
         check_vma=False,  # a kernel does not say over which axes its output varies
     )
-    return over_devices(query, key, value, seen)
+    return over_devices(query, key, value, visibility)
 
 
 def _cudnn(
     query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, *, causal: bool
 ) -> jax.Array:
-    """Source: cuDNN's flash attention, by way of jax."""
+    """Attend with cuDNN's flash attention, through jax."""
     query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))  # [B, T, H, K]
     out = jax.nn.dot_product_attention(
         query,
@@ -222,7 +222,7 @@ def _splash(
     soft_cap: float | None,
     interpret: bool,
 ) -> jax.Array:
-    """Source: jax's splash attention; blocks that nobody sees are not computed."""
+    """Attend with jax's splash attention, which skips blocks that are masked out."""
     heads, length = query.shape[1], query.shape[2]
     spare = (0, -length % LANES)
     if spare[1]:
@@ -245,7 +245,7 @@ def _splash(
 
 
 def _seen(length: int, causal: bool, window: int | None) -> splash.Mask:
-    """Who sees whom within a segment, as splash is told it."""
+    """Return splash's mask within a segment."""
     shape = (length, length)
     if window is not None:
         return splash.LocalMask(shape, (window - 1, 0 if causal else None), 0)

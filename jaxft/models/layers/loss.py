@@ -1,4 +1,4 @@
-"""The loss of next tokens over a large vocabulary: B rows, T positions, D width, V words."""
+"""Next-token loss over a large vocabulary: B rows, T positions, D width, V words."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ FILLED = -2  # the place of what is no word, and no target
 
 
 class Scorer(Protocol):
-    """A module that gives the scores of the next token: [B, T, D] -> [B, T, V] float32.
+    """Module that scores the next token: [B, T, D] -> [B, T, V] float32.
 
     Of its parameters those that hold words have a dimension of V, which no other dimension is;
     without some of their words they give the scores of the others.
     """
 
     def scores(self, x: jax.Array) -> jax.Array:
-        """The scores at each position."""
+        """Score the next token at each position."""
 
 
 def token_losses(top: Scorer, x: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Each position's cross-entropy, and whether the highest score is the target's.
+    """Compute each position's cross-entropy, and whether its target has the highest score.
 
     Scores of shape [B, T, V] never exist in full where a row has many of them, neither on the way
     forward nor on the way back: words are taken a piece at a time, and each piece's scores are
@@ -60,7 +60,7 @@ def token_losses(top: Scorer, x: jax.Array, targets: jax.Array) -> tuple[jax.Arr
 def _in_pieces(
     top: Scorer, x: jax.Array, targets: jax.Array, words: int, count: int
 ) -> tuple[jax.Array, ...]:
-    """What each piece of the words says, one after the other: [pieces, B, T] each.
+    """Compute the softmax statistics of each piece of the vocabulary in turn, [pieces, B, T] each.
 
     Words are dealt out to the pieces a chunk at a time: where devices have shared the words out,
     each has as many of every piece. Given are the logarithm of the sum of exponentials, the
@@ -72,7 +72,7 @@ def _in_pieces(
     shares = math.gcd(size, MOST_SHARES)
 
     def cut(value: jax.Array) -> jax.Array:
-        """[..., V, ...] -> [pieces, ..., V / pieces, ...], filled up with zeros."""
+        """Deal out [..., V, ...] into [pieces, ..., V / pieces, ...], padded with zeros."""
         axis = value.shape.index(words)
         spare = [(0, size * count - words if n == axis else 0) for n in range(value.ndim)]
         before, after = value.shape[:axis], value.shape[axis + 1 :]
@@ -81,9 +81,10 @@ def _in_pieces(
 
     holds = [words in leaf.shape for leaf in leaves]
     # Each piece adds to the gradient of what all pieces read, in the type that the scan is given.
-    pieces = [cut(leaf) for leaf, held in zip(leaves, holds, strict=True) if held]
+    pieces = [cut(leaf) for leaf, split in zip(leaves, holds, strict=True) if split]
     alike = [
-        None if held else leaf.astype(jnp.float32) for leaf, held in zip(leaves, holds, strict=True)
+        None if split else leaf.astype(jnp.float32)
+        for leaf, split in zip(leaves, holds, strict=True)
     ]
     wide = x.astype(jnp.float32)
 
@@ -97,23 +98,30 @@ def _in_pieces(
     # Nothing is merged between the turns of a scan, so the guard against it would cost for nothing.
     again = jax.checkpoint(score, prevent_cse=False)
     places = cut(jnp.arange(words, dtype=jnp.int32) - FILLED) + FILLED
-    _, found = lax.scan(lambda _, piece: (None, again(alike, wide, *piece)), None, (pieces, places))
-    return found
+    _, statistics = lax.scan(
+        lambda _, piece: (None, again(alike, wide, *piece)), None, (pieces, places)
+    )
+    return statistics
 
 
 def _of_piece(
     scores: jax.Array, targets: jax.Array, places: jax.Array, filled: bool
 ) -> tuple[jax.Array, ...]:
-    """What `_in_pieces` gives of one piece, from its scores [B, T, V / pieces] and its words."""
+    """Compute the statistics of one piece, from its scores [B, T, V / pieces] and its words."""
     if filled:
         scores = jnp.where(places == FILLED, -jnp.inf, scores)
     own = jnp.where(places == targets[..., None], scores, 0.0).sum(-1)
-    seen = lax.stop_gradient(scores)
-    return jax.nn.logsumexp(scores, axis=-1), own, seen.max(-1), places[jnp.argmax(seen, axis=-1)]
+    constant = lax.stop_gradient(scores)
+    return (
+        jax.nn.logsumexp(scores, axis=-1),
+        own,
+        constant.max(-1),
+        places[jnp.argmax(constant, axis=-1)],
+    )
 
 
 def scored_losses(scores: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy and hits [B, T] from scores [B, T, V]; 0 and False where the target is -1.
+    """Return cross-entropy and hits [B, T] of scores [B, T, V]; 0 and False at targets of -1.
 
     The target's score is read through a comparison and not a gather: where the words are cut over
     devices, each looks among its own.

@@ -1,7 +1,7 @@
-"""The arithmetic of layers as plain functions, each with the backward pass that is cheapest.
+"""Arithmetic of layers as plain functions, each with the cheapest backward pass.
 
 Where a backward pass is written out, it keeps less than jax would and is quicker on XLA:CPU; it
-is plain jax, so it runs everywhere. What is sensitive (normalisation) is in float32 inside.
+is plain jax, so it runs everywhere. What is sensitive (normalization) is in float32 inside.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WEIGHT_GRADIENT = "[dW]"  # the name, in a program, of what a kernel's own gradi
 
 
 def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """x W + b, or x W: `[..., I] -> [..., O]`, with `kernel` [I, O].
+    """Compute x W + b, or x W: `[..., I] -> [..., O]`, with `kernel` [I, O].
 
     Its backward pass is written out for one matmul's sake: XLA:CPU reads the left side of
     x^T dy badly, and an explicit transpose costs less than it saves.
@@ -30,7 +30,7 @@ def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array
 
 
 def matmul_precision() -> str | None:
-    """The precision in force now (`with jax.default_matmul_precision`).
+    """Return the matmul precision in force (`with jax.default_matmul_precision`).
 
     A backward pass is traced after that block has been left, so a function with a backward pass
     of its own takes the precision along.
@@ -47,16 +47,18 @@ def _linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, precision: 
 def _linear_forward(x: Any, kernel: Any, bias: Any, precision: Any) -> tuple[jax.Array, Any]:
     # What is kept is what a wanted gradient reads: a frozen kernel costs no matmul of its own.
     # Of the bias only the structure is: an empty tuple says that there is one.
-    kept = (
+    residuals = (
         x.value if kernel.perturbed else None,
         kernel.value if x.perturbed else None,
         None if bias is None else (),
     )
-    return _linear(x.value, kernel.value, None if bias is None else bias.value, precision), kept
+    return _linear(
+        x.value, kernel.value, None if bias is None else bias.value, precision
+    ), residuals
 
 
-def _linear_backward(precision: Any, kept: Any, d_out: jax.Array) -> tuple[Any, ...]:
-    x, kernel, biased = kept
+def _linear_backward(precision: Any, residuals: Any, d_out: jax.Array) -> tuple[Any, ...]:
+    x, kernel, biased = residuals
     flat = d_out.reshape(-1, d_out.shape[-1])  # [N, O]
     d_x = d_kernel = d_bias = None
     if biased is not None:
@@ -75,12 +77,12 @@ def _linear_backward(precision: Any, kept: Any, d_out: jax.Array) -> tuple[Any, 
 
 
 def _product_over_rows(x: jax.Array, y: jax.Array, precision: str | None) -> jax.Array:
-    """x^T y: [N, I], [N, O] -> [I, O]."""
+    """Compute x^T y: [N, I], [N, O] -> [I, O]."""
     return lax.dot_general(x, y, (((0,), (0,)), ((), ())), precision)
 
 
 def _product_of_transpose(x: jax.Array, y: jax.Array, precision: str | None) -> jax.Array:
-    """x^T y, the transpose made in memory: the barriers keep XLA from folding it away."""
+    """Compute x^T y with x^T in memory; the barriers keep XLA from folding it away."""
     turned = lax.optimization_barrier(lax.optimization_barrier(x).T)
     return lax.dot_general(turned, y, (((1,), (0,)), ((), ())), precision)
 
@@ -89,13 +91,13 @@ _linear.defvjp(_linear_forward, _linear_backward, symbolic_zeros=True)
 
 
 def embed(table: jax.Array, ids: jax.Array) -> jax.Array:
-    """Rows of `table` [V, D] at `ids` [...]: `[..., D]`."""
+    """Look up rows of `table` [V, D] at `ids` [...]: `[..., D]`."""
     return table[ids]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
-    """Layer normalisation over the last axis, in float32 inside.
+    """Apply layer normalization over the last axis, in float32 inside.
 
     Its backward pass keeps the input and two numbers a position.
 
@@ -115,8 +117,8 @@ def _layer_norm_forward(
     return out.astype(x.dtype), (x, mean, inverse, scale)
 
 
-def _layer_norm_backward(eps: float, kept: Any, d_out: jax.Array) -> tuple[jax.Array, ...]:
-    x, mean, inverse, scale = kept
+def _layer_norm_backward(eps: float, residuals: Any, d_out: jax.Array) -> tuple[jax.Array, ...]:
+    x, mean, inverse, scale = residuals
     d_out = d_out.astype(jnp.float32)
     normal = (x.astype(jnp.float32) - mean) * inverse
     d_normal = d_out * scale.astype(jnp.float32)
@@ -133,7 +135,7 @@ layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """`x` over the root of its mean square along the last axis, in float32 inside.
+    """Divide `x` by its root mean square over the last axis, in float32 inside.
 
     Source: Zhang, Sennrich (2019), https://arxiv.org/abs/1910.07467.
     """
@@ -147,8 +149,8 @@ def _rms_norm_forward(x: jax.Array, scale: jax.Array, eps: float) -> tuple[jax.A
     return out.astype(x.dtype), (x, inverse, scale)
 
 
-def _rms_norm_backward(eps: float, kept: Any, d_out: jax.Array) -> tuple[jax.Array, ...]:
-    x, inverse, scale = kept
+def _rms_norm_backward(eps: float, residuals: Any, d_out: jax.Array) -> tuple[jax.Array, ...]:
+    x, inverse, scale = residuals
     d_out = d_out.astype(jnp.float32)
     normal = x.astype(jnp.float32) * inverse
     d_normal = d_out * scale.astype(jnp.float32)
@@ -162,7 +164,7 @@ rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-    """GELU through the exact error function, as BERT and ViT have it.
+    """Apply GELU by the exact error function, as BERT and ViT do.
 
     `jax.nn.gelu` goes through erfc, which costs three times erf on XLA:CPU; only x is kept.
 
@@ -187,17 +189,17 @@ gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 def gelu_tanh(x: jax.Array) -> jax.Array:
-    """GELU through its tanh approximation, as GPT-2 has it."""
+    """Apply GELU by its tanh approximation, as GPT-2 does."""
     return jax.nn.gelu(x, approximate=True)
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
-    """GELU through the logistic function, as OpenAI's CLIP has it."""
+    """Apply GELU by its sigmoid approximation, as OpenAI's CLIP does."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
 def soft_capped(scores: jax.Array, most: float) -> jax.Array:
-    """`scores` bent so that none is further from 0 than `most`, as Gemma has it.
+    """Bound `scores` smoothly to +-`most`, as Gemma does.
 
     Source: Gemma Team (2024), https://arxiv.org/abs/2408.00118.
     """
@@ -217,7 +219,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """`x` with a share `rate` of its elements zeroed and the rest scaled up; no key, no dropout.
+    """Zero a share `rate` of the elements of `x` and scale up the rest; no key, no dropout.
 
     The backward pass draws the mask again: nothing is kept but two words of the key.
     """
@@ -228,7 +230,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def drop(x: jax.Array, rate: float, words: jax.Array) -> jax.Array:
-    """`dropout` at a rate above 0, from the words of a key."""
+    """Apply `dropout` at a rate above 0, from the words of a key."""
     return jnp.where(keep_mask(words, rate, x.shape), x * (1.0 / (1.0 - rate)), 0.0).astype(x.dtype)
 
 
@@ -239,12 +241,12 @@ drop.defvjp(
 
 
 def key_words(key: jax.Array) -> jax.Array:
-    """Two uint32 words [2] out of a key: what `keep_mask` starts from."""
+    """Return the two uint32 words [2] of a key that seed `keep_mask`."""
     return jax.random.bits(key, (2,), jnp.uint32)
 
 
 def keep_mask(words: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
-    """True with probability 1 - `rate`, independently for each element and key.
+    """Sample True with probability 1 - `rate`, independently for each element and key.
 
     A counter hash in place of threefry, which is 12-22% of a step on CPU: the index of a row
     (all axes but the last) is mixed with the key, the column is added as a Weyl sequence, and

@@ -1,4 +1,4 @@
-"""The parts that blocks are made of: modules that hold parameters and nothing else.
+"""Modules that blocks are made of, which hold parameters and nothing else.
 
 A module is built with the shapes of its parameters only; its values come from the flat dict
 when `tower.Part.bind` puts them in. Modules compute in the type of their input.
@@ -19,7 +19,7 @@ from jaxft.models.layers.math import embed, layer_norm, linear, rms_norm
 
 @dataclass(frozen=True)
 class Leaf:
-    """What is known of a parameter before its value.
+    """Description of a parameter.
 
     Args:
         shape: its shape.
@@ -39,12 +39,12 @@ class Leaf:
 
 
 def parameter(leaf: Leaf) -> nnx.Param:
-    """A parameter of a module that has a description and no value yet."""
+    """Make a module's parameter, which has a description and no value yet."""
     return nnx.Param(jax.ShapeDtypeStruct(leaf.shape, jnp.float32), leaf=leaf)
 
 
 class Linear(nnx.Module):
-    """x W + b, or x W, with the kernel [I, O].
+    """Linear map x W + b, or x W, with the kernel [I, O].
 
     Args:
         inside, outside: I and O.
@@ -65,7 +65,7 @@ class Linear(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Layer normalisation with a scale and a bias of width D, or with neither.
+    """Layer normalization with a scale and a bias of width D, or with neither.
 
     Args:
         width: D.
@@ -109,7 +109,7 @@ class RMSNorm(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """A table [V, D] of vectors.
+    """Table [V, D] of vectors.
 
     Args:
         count, width: V and D.
@@ -125,12 +125,12 @@ class Embedding(nnx.Module):
         return embed(self.embedding[...], ids)
 
     def scores(self, x: jax.Array) -> jax.Array:
-        """The product of `x` [..., D] with every row: `[..., V]`."""
+        """Multiply `x` [..., D] with every row: `[..., V]`."""
         return lax.dot_general(x, self.embedding[...], (((x.ndim - 1,), (1,)), ((), ())))
 
 
 def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:
-    """`count` keys out of one; no key (no dropout) stays no key."""
+    """Split a key into `count`; without a key (no dropout) return as many None."""
     return [None] * count if key is None else list(jax.random.split(key, count))
 
 

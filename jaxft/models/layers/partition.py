@@ -1,4 +1,4 @@
-"""How the devices of a mesh cut a parameter, and how its parts come together where it is used."""
+"""Partitioning of parameters over a mesh, and their gathering where they are used."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
 
 
 def partition(shape: Sequence[int], axes: Sequence[str | None], mesh: Mesh) -> PartitionSpec:
-    """How one parameter is cut.
+    """Return the partitioning of one parameter over a mesh.
 
     Vectors stay whole over `fsdp`: gathering a few hundred numbers costs more than keeping them.
 
@@ -47,7 +47,7 @@ def partition(shape: Sequence[int], axes: Sequence[str | None], mesh: Mesh) -> P
 def gathered(
     values: Mapping[str, jax.Array], leaves: Mapping[str, Leaf], mesh: Mesh | None
 ) -> Mapping[str, jax.Array]:
-    """Parameters as a part of the model is bound to them: whole over `fsdp`, in words.
+    """Constrain the parameters of a bound part to be whole over `fsdp`.
 
     On a mesh whose three axes all cut, XLA does not gather a kernel that is larger than what it is
     multiplied with: it moves rows round instead, and those of some devices end up with others, so

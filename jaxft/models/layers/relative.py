@@ -1,4 +1,4 @@
-"""Relative positions, learned: how far one position is from another, added to the scores.
+"""Learned relative positions, added to the attention scores by distance.
 
 H heads, T positions, S source positions.
 """
@@ -16,7 +16,7 @@ from jaxft.models.layers.modules import Leaf, parameter
 
 
 class RelativePositions(nnx.Module):
-    """A score for each head and bucket of distances: near ones have their own, far ones share.
+    """Table of a score for each head and bucket of distances; far distances share a bucket.
 
     Args:
         buckets: how many there are.
@@ -34,17 +34,17 @@ class RelativePositions(nnx.Module):
         self.buckets, self.furthest, self.both_ways = buckets, furthest, both_ways
 
     def __call__(self, length: int, slot: jax.Array | None = None) -> jax.Array:
-        """The scores of `length` positions, or of the one at `slot` among them: [H, T, S]."""
+        """Score `length` positions, or the one at `slot` among them: [H, T, S]."""
         places = jnp.arange(length, dtype=jnp.int32)
         own = places if slot is None else slot[None]
         back = own[:, None] - places  # [T, S], how far the other lies before
         table = bucket_table(self.buckets, self.furthest, self.both_ways)
-        found = jnp.asarray(table)[jnp.clip(back, -self.furthest, self.furthest) + self.furthest]
-        return self.embedding[...][found].transpose(2, 0, 1)
+        buckets = jnp.asarray(table)[jnp.clip(back, -self.furthest, self.furthest) + self.furthest]
+        return self.embedding[...][buckets].transpose(2, 0, 1)
 
 
 def bucket_table(buckets: int, furthest: int, both_ways: bool) -> np.ndarray:
-    """The bucket of each distance from -`furthest` (that far after) to `furthest` (before).
+    """Return the bucket of each distance, from -`furthest` (after) to `furthest` (before).
 
     Args:
         buckets, furthest, both_ways: as `RelativePositions` has them.
@@ -61,5 +61,5 @@ def bucket_table(buckets: int, furthest: int, both_ways: bool) -> np.ndarray:
     grown = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact))
     grown = grown / np.float32(math.log(furthest / exact)) * np.float32(side - exact)
     far = np.minimum(exact + grown.astype(np.int32), side - 1)
-    found = np.where(distance < exact, distance, far)
-    return (found + np.where(both_ways & (back < 0), side, 0)).astype(np.int32)
+    bucket = np.where(distance < exact, distance, far)
+    return (bucket + np.where(both_ways & (back < 0), side, 0)).astype(np.int32)

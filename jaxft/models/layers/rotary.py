@@ -38,7 +38,7 @@ EVERYWHERE = ("rope_type", "type", "rope_theta", "original_max_position_embeddin
 
 @dataclass(frozen=True)
 class Rotary:
-    """A rotary embedding.
+    """Rotary embedding of positions.
 
     Args:
         width: the width K of a head.
@@ -56,30 +56,30 @@ class Rotary:
     numbers: tuple[tuple[str, Any], ...] = ()
 
     def frequencies(self, far: bool = False) -> tuple[np.ndarray, float]:
-        """Angles per position [K / 2] float32, and a factor on cosine and sine.
+        """Return the angles per position [K / 2] float32, and the factor on cosine and sine.
 
         Args:
             far: whether a text goes beyond the original positions; for `longrope` alone.
         """
-        given = dict(self.numbers)
+        numbers = dict(self.numbers)
         if self.kind == "still":
             return np.zeros(self.width // 2, np.float32), 1.0
         exponents = np.arange(0, self.width, 2, dtype=np.float32) / np.float32(self.width)
         plain = np.float32(1) / np.float32(self.theta) ** exponents
         if self.kind == "linear":
-            return plain / np.float32(given["factor"]), 1.0
+            return plain / np.float32(numbers["factor"]), 1.0
         if self.kind == "llama3":
-            return _llama3(plain, self.original, given), 1.0
+            return _llama3(plain, self.original, numbers), 1.0
         if self.kind == "yarn":
-            return _yarn(plain, self.theta, self.original, given)
+            return _yarn(plain, self.theta, self.original, numbers)
         if self.kind == "longrope":
-            factors = given["long_factor" if far else "short_factor"]
-            return plain / np.asarray(factors, np.float32), given["attention_factor"]
+            factors = numbers["long_factor" if far else "short_factor"]
+            return plain / np.asarray(factors, np.float32), numbers["attention_factor"]
         return plain, 1.0
 
 
 def read_rotary(fields: Mapping[str, Any], width: int, theta: float) -> Rotary:
-    """The rotary embedding of a config.json, in the spelling of any year.
+    """Read the rotary embedding of a config.json, in the old or the new spelling.
 
     Args:
         fields: `rope_parameters`, or `rope_scaling` and `rope_theta`; `max_position_embeddings`.
@@ -89,8 +89,8 @@ def read_rotary(fields: Mapping[str, Any], width: int, theta: float) -> Rotary:
     Raises:
         UserError: a kind that is not supported, a number that is missing, unknown or no number.
     """
-    given = dict(fields.get("rope_scaling") or fields.get("rope_parameters") or {})
-    kind = given.get("rope_type", given.get("type", "default"))
+    scaling = dict(fields.get("rope_scaling") or fields.get("rope_parameters") or {})
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in NEEDED:
         raise UserError(
             f"config.json: the rotary scaling '{kind}' is not supported.",
@@ -99,93 +99,93 @@ def read_rotary(fields: Mapping[str, Any], width: int, theta: float) -> Rotary:
     if width % 2:
         raise UserError(f"config.json: a rotary embedding needs an even head width, not {width}.")
     known = (*EVERYWHERE, *NEEDED[kind], *OPTIONAL.get(kind, ()))
-    partial = given.pop("partial_rotary_factor", None)
-    odd = [name for name in given if name not in known]
+    partial = scaling.pop("partial_rotary_factor", None)
+    odd = [name for name in scaling if name not in known]
     if odd or partial not in (None, 1, 1.0):
         name = odd[0] if odd else "partial_rotary_factor"
         raise UserError(
             f"config.json: the rotary scaling '{kind}' has '{name}', which is not known."
         )
     for name in NEEDED[kind]:
-        if not isinstance(given.get(name), int | float):
+        if not isinstance(scaling.get(name), int | float):
             raise UserError(f"config.json: the rotary scaling '{kind}' has no number '{name}'.")
-    base = given.get("rope_theta") or fields.get("rope_theta") or theta
-    original = given.get("original_max_position_embeddings") or fields["max_position_embeddings"]
+    base = scaling.get("rope_theta") or fields.get("rope_theta") or theta
+    original = scaling.get("original_max_position_embeddings") or fields["max_position_embeddings"]
     if kind == "longrope":
-        given |= _longrope(given, width, fields["max_position_embeddings"])
-    numbers = tuple((name, given[name]) for name in known if name in given and name != "type")
+        scaling |= _longrope(scaling, width, fields["max_position_embeddings"])
+    numbers = tuple((name, scaling[name]) for name in known if name in scaling and name != "type")
     return Rotary(width, float(base), kind, int(original), numbers)
 
 
-def _longrope(given: Mapping[str, Any], width: int, positions: int) -> dict[str, Any]:
-    """The numbers of `longrope` that are lists, checked, and its factor on cosine and sine.
+def _longrope(scaling: Mapping[str, Any], width: int, positions: int) -> dict[str, Any]:
+    """Check the factor lists of `longrope`, and return them and its factor on cosine and sine.
 
     Source: Ding et al. (2024), https://arxiv.org/abs/2402.13753; `transformers`.
     """
-    found: dict[str, Any] = {}
+    checked: dict[str, Any] = {}
     for name in ("short_factor", "long_factor"):
-        factors = given.get(name)
+        factors = scaling.get(name)
         if not isinstance(factors, list) or len(factors) != width // 2:
             raise UserError(
                 f"config.json: the rotary scaling 'longrope' needs '{name}', {width // 2} numbers."
             )
-        found[name] = tuple(map(float, factors))
-    original = given["original_max_position_embeddings"]
-    factor = given.get("factor") or positions / original
+        checked[name] = tuple(map(float, factors))
+    original = scaling["original_max_position_embeddings"]
+    factor = scaling.get("factor") or positions / original
     suggested = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
-    return found | {"attention_factor": given.get("attention_factor") or suggested}
+    return checked | {"attention_factor": scaling.get("attention_factor") or suggested}
 
 
-def _llama3(plain: np.ndarray, original: int, given: Mapping[str, Any]) -> np.ndarray:
-    """Long waves are stretched, short ones kept, and those between are mixed.
+def _llama3(plain: np.ndarray, original: int, scaling: Mapping[str, Any]) -> np.ndarray:
+    """Stretch long wavelengths, keep short ones, and interpolate between.
 
     Source: Llama Team (2024), https://arxiv.org/abs/2407.21783; `transformers`.
     """
-    low, high = given["low_freq_factor"], given["high_freq_factor"]
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     turns = original * plain / np.float32(2 * math.pi)  # over the original length
     mix = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return ((1 - mix) * plain / given["factor"] + mix * plain).astype(np.float32)
+    return ((1 - mix) * plain / scaling["factor"] + mix * plain).astype(np.float32)
 
 
 def _yarn(
-    plain: np.ndarray, theta: float, original: int, given: Mapping[str, Any]
+    plain: np.ndarray, theta: float, original: int, scaling: Mapping[str, Any]
 ) -> tuple[np.ndarray, float]:
-    """As `_llama3`, mixed along the dimension; cosine and sine get a factor.
+    """Stretch as `_llama3` does, interpolated by dimension; scale cosine and sine.
 
     Source: Peng et al. (2023), https://arxiv.org/abs/2309.00071; `transformers`.
     """
-    width, factor = 2 * len(plain), given["factor"]
+    width, factor = 2 * len(plain), scaling["factor"]
 
     def dimension(turns: float) -> float:
-        """The one whose wave turns so often over the original length."""
+        """Return the dimension whose wave turns that often over the original length."""
         return width * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
-    low = dimension(given.get("beta_fast") or 32)
-    high = dimension(given.get("beta_slow") or 1)
-    if given.get("truncate", True):
+    low = dimension(scaling.get("beta_fast") or 32)
+    high = dimension(scaling.get("beta_slow") or 1)
+    if scaling.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, width - 1)
     high += 0.001 if low == high else 0.0
     ramp = np.clip((np.arange(len(plain), dtype=np.float32) - low) / (high - low), 0.0, 1.0)
     mixed = plain / factor * ramp + plain * (1 - ramp)
-    return mixed.astype(np.float32), _yarn_scale(factor, given)
+    return mixed.astype(np.float32), _yarn_scale(factor, scaling)
 
 
-def _yarn_scale(factor: float, given: Mapping[str, Any]) -> float:
-    """The factor on cosine and sine: that given, or as the paper suggests."""
+def _yarn_scale(factor: float, scaling: Mapping[str, Any]) -> float:
+    """Return the factor on cosine and sine: the configured one, or the paper's."""
 
     def suggested(weight: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
-    if given.get("attention_factor") is not None:
-        return float(given["attention_factor"])
-    if given.get("mscale") and given.get("mscale_all_dim"):
-        return suggested(given["mscale"]) / suggested(given["mscale_all_dim"])
+    if scaling.get("attention_factor") is not None:
+        return float(scaling["attention_factor"])
+    if scaling.get("mscale") and scaling.get("mscale_all_dim"):
+        return suggested(scaling["mscale"]) / suggested(scaling["mscale_all_dim"])
     return suggested(1.0)
 
 
 def rotary_waves(rotary: Rotary, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine at `positions` [B or 1, T]: each [B or 1, T, 1, K / 2] float32.
+    """Compute cosine and sine at `positions` [B or 1, T]: each [B or 1, T, 1, K / 2] float32.
 
     As in transformers, one text beyond the original positions turns all of the batch by the
     `longrope` of long texts.
@@ -200,7 +200,7 @@ def rotary_waves(rotary: Rotary, positions: jax.Array) -> tuple[jax.Array, jax.A
 
 
 def rotate(x: jax.Array, waves: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """`x` [B, T, H, K] turned by its positions: element i is paired with i + K / 2."""
+    """Rotate `x` [B, T, H, K] by its positions: element i is paired with i + K / 2."""
     cosine, sine = waves
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = (first * cosine - second * sine, second * cosine + first * sine)

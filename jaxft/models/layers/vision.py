@@ -1,4 +1,4 @@
-"""What the towers of images share: patches as vectors, and learned positions on another grid."""
+"""Image patches as vectors, and learned positions resized to another grid."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Size = tuple[int, int]  # height, width
 
 
 def size_of(value: Any) -> Size:
-    """A field of config.json that is one number for a square, or height and width."""
+    """Read an image size of config.json: one number for a square, or height and width."""
     height, width = (value, value) if isinstance(value, int) else value
     return int(height), int(width)
 
 
 class PatchEmbedding(nnx.Module):
-    """A vector for each patch of an image: a convolution whose stride is its kernel, as a matmul.
+    """Embedding of image patches: a convolution whose stride is its kernel, as a matmul.
 
     Args:
         channels: C of an image.
@@ -41,7 +41,7 @@ class PatchEmbedding(nnx.Module):
         self.patch = patch
 
     def __call__(self, pixels: jax.Array) -> jax.Array:
-        """[B, C, H, W] -> [B, (H // P) (W // Q), D], row by row; what fills no patch is cut off.
+        """Embed [B, C, H, W] as [B, (H // P) (W // Q), D], row by row; partial patches are cut off.
 
         Raises:
             UserError: the image has another number of channels.
@@ -60,12 +60,12 @@ class PatchEmbedding(nnx.Module):
 
 
 def grid_of(image: tuple[int, ...], patch: Size) -> Size:
-    """How many patches an image of (height, width) has down and across."""
+    """Count the patches of an image of (height, width), down and across."""
     return image[0] // patch[0], image[1] // patch[1]
 
 
 def resize_grid(grid: Any, new: Size, antialias: bool = False) -> Any:
-    """Vectors on a grid, bicubically on another one: [H, W, D] -> [H', W', D].
+    """Resize a grid of vectors bicubically: [H, W, D] -> [H', W', D].
 
     Args:
         grid: numpy or jax array; the matrices that it is multiplied with are constants.
@@ -79,7 +79,7 @@ def resize_grid(grid: Any, new: Size, antialias: bool = False) -> Any:
 
 
 def resize_matrix(old: int, new: int, antialias: bool = False) -> np.ndarray:
-    """The matrix [new, old] float32 that resizes a line of `old` samples to `new`, bicubically.
+    """Return the matrix [new, old] float32 that resizes a line of samples bicubically.
 
     It is what `torch.nn.functional.interpolate(mode="bicubic", align_corners=False)` computes.
 
@@ -107,7 +107,7 @@ def resize_matrix(old: int, new: int, antialias: bool = False) -> np.ndarray:
 
 
 def _cubic(x: np.ndarray, slope: float) -> np.ndarray:
-    """The cubic convolution kernel with that slope at 1: 1 at 0, and 0 at 1, 2 and beyond."""
+    """Evaluate the cubic convolution kernel whose slope at 1 is `slope`; it is 0 from 2 on."""
     x = np.abs(x)
     near = ((slope + 2) * x - (slope + 3)) * x * x + 1
     far = slope * (((x - 5) * x + 8) * x - 4)

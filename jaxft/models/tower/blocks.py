@@ -1,4 +1,4 @@
-"""A tower's blocks as a pure function of the flat parameters: runs of alike blocks, scanned or not.
+"""Blocks of a tower as a pure function of the flat parameters, scanned in runs of equal blocks.
 
 B rows of T positions, D wide.
 """
@@ -41,7 +41,7 @@ Step = Callable[
 
 
 def taken(params: Params, names: Mapping[str, str], compute: Compute) -> dict[str, jax.Array]:
-    """What a part is bound to (path -> array), from the names of its parameters, as they run."""
+    """Collect the arrays that a part is bound to, path -> array, cast to the compute type."""
     return {path: params[name].astype(compute.dtype) for path, name in names.items()}
 
 
@@ -96,7 +96,7 @@ def run_blocks(
 
 
 def _placed(stream: jax.Array, compute: Compute) -> jax.Array:
-    """The stream [B, T, D] with each device's rows where its batch is.
+    """Constrain the stream [B, T, D] so that each device holds the rows of its own batch.
 
     Without a word the partitioner moves activations to where the parameters' shards are: every
     device then computes all rows of its part of the width, and sends whole activations round.
@@ -114,7 +114,7 @@ def _placed(stream: jax.Array, compute: Compute) -> jax.Array:
 
 
 def segment(tower: Tower, name: str) -> AbstractContextManager:
-    """What is run inside is a segment of the tower: so profiles and counted costs name it."""
+    """Name a segment of the tower for profiles and counted costs."""
     return jax.named_scope(f"[{tower.prefix}{name}]")
 
 
@@ -170,7 +170,7 @@ def _run_alike(
     stream: jax.Array,
     compute: Compute,
 ) -> jax.Array:
-    """The stream after a run of alike blocks: scans over their stacked leaves, or unrolled."""
+    """Run equal blocks and return the stream: scanned over their stacked leaves, or unrolled."""
     scanned = compute.scan and len(indices) > 1
     if compute.remat in KEPT:
         # Between the iterations of a scan nothing is merged, so the guard would cost for nothing.
@@ -199,7 +199,7 @@ def _scan(
     params: Params,
     stream: jax.Array,
 ) -> jax.Array:
-    """The stream after one scan over alike blocks."""
+    """Run one scan over equal blocks and return the stream."""
     per_block = [taken(params, tower.block_names(index), compute) for index in indices]
     stacked = {p: jnp.stack([block[p] for block in per_block]) for p in part.leaves}
     chosen = {name: jnp.asarray([of[i] for i in indices]) for name, of in tower.numbers.items()}

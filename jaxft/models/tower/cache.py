@@ -1,4 +1,4 @@
-"""A tower with a key-value cache: prefill of prompts, and decoding of one position at a time.
+"""Decoding with a key-value cache: prefill of prompts, then one position at a time.
 
 B batch, T positions, S slots, G heads of keys and values, K width of a head, V words; a decoder
 that reads an encoder caches those of the source too, R positions, which never change.
@@ -40,7 +40,7 @@ def prefill(
     tower: Tower,
     params: Params,
     ids: jax.Array,
-    seen: jax.Array,
+    mask: jax.Array,
     room: int,
     compute: Compute = PLAIN,
 ) -> tuple[jax.Array, Cache]:
@@ -50,14 +50,14 @@ def prefill(
         tower: a decoder under its `causal_lm` head.
         params: the flat dict.
         ids: [B, T] int32, filled up on the left.
-        seen: [B, T] int32, 0 where `ids` is filled up, else 1.
+        mask: [B, T] int32, 0 where `ids` is filled up, else 1.
         room: how many positions there is room for beyond T.
         compute: how to run.
 
     Returns:
         [B, V] float32, and the cache with T + `room` slots.
     """
-    batch = {"input_ids": ids, "attention_mask": seen, "position_ids": _positions(seen)}
+    batch = {"input_ids": ids, "attention_mask": mask, "position_ids": _positions(mask)}
     blank = BlockCache(KeyValues(ids.shape[1] + room))
     scores, added = _run(tower, params, batch, [blank] * len(tower.blocks), compute)
     return scores, _own(added)
@@ -97,7 +97,7 @@ def decode(
     tower: Tower,
     params: Params,
     ids: jax.Array,
-    seen: jax.Array,
+    mask: jax.Array,
     slot: jax.Array,
     cache: Cache,
     compute: Compute = PLAIN,
@@ -109,7 +109,7 @@ def decode(
         tower: a decoder under its `causal_lm` head.
         params: the flat dict.
         ids: [B] int32.
-        seen: [B, S] int32, 0 in the slots that were filled up, else 1.
+        mask: [B, S] int32, 0 in the slots that were filled up, else 1.
         slot: where the new tokens go, an int32: those before are taken, those after are not.
         cache: of the positions so far; where `jax.jit` may write into it (donated), it is not
             copied.
@@ -121,11 +121,11 @@ def decode(
     """
     batch = {
         "input_ids": ids[:, None],
-        "attention_mask": seen,
-        "position_ids": _positions(seen)[:, slot][:, None],
+        "attention_mask": mask,
+        "position_ids": _positions(mask)[:, slot][:, None],
         "slot": slot,
     }
-    slots = seen.shape[1]
+    slots = mask.shape[1]
     caches = [BlockCache(KeyValues(slots, slot, *arrays)) for arrays in cache]
     if read is not None:
         if read.segments is not None:
@@ -136,9 +136,9 @@ def decode(
     return scores, _own(added)
 
 
-def _positions(seen: jax.Array) -> jax.Array:
-    """Each slot's position in its own text: [B, S] int32, 0 in what is filled up."""
-    return jnp.maximum(jnp.cumsum(seen, axis=-1) - 1, 0)
+def _positions(mask: jax.Array) -> jax.Array:
+    """Return each slot's position in its own text: [B, S] int32, 0 in padding."""
+    return jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
 
 
 def _run(

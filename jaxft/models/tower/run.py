@@ -1,4 +1,4 @@
-"""Running a tower as a pure function of its flat parameters: stem, blocks in segments, top."""
+"""Towers as pure functions of their flat parameters: stem, blocks in segments, top."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run_tower(
     key: jax.Array | None = None,
     compute: Compute = PLAIN,
 ) -> dict[str, jax.Array]:
-    """The outputs of a tower for a batch: stem, blocks, top.
+    """Run a tower on a batch: stem, blocks, top.
 
     Args:
         tower: what to run.
@@ -38,15 +38,15 @@ def run_tower(
         The top's outputs, by name.
     """
     stem_key, blocks_key, top_key = split_key(key, 3)
-    given = batch.get(tower.prefix + TRUNK)
+    trunk = batch.get(tower.prefix + TRUNK)
     with jax.default_matmul_precision(compute.precision):
         with segment(tower, "embeddings"):
             stem, stem_key = _bind_end(tower, tower.stem, params, stem_key, compute)
             # Of a stem whose stream is not read, XLA computes the context alone.
             stream, context = stem(batch, stem_key, replace(compute, dropout=key is not None))
         first = 0
-        if given is not None:
-            stream, first = given.astype(stream.dtype), tower.frozen_blocks(compute) or 0
+        if trunk is not None:
+            stream, first = trunk.astype(stream.dtype), tower.frozen_blocks(compute) or 0
         blocks = range(first, len(tower.blocks))
         stream, _ = run_blocks(tower, params, stream, context, blocks_key, compute, blocks)
         with segment(tower, "top"):
@@ -57,7 +57,7 @@ def run_tower(
 def run_trunk(
     tower: Tower, params: Params, batch: Mapping[str, jax.Array], compute: Compute
 ) -> jax.Array:
-    """A tower's stream where its trunk ends: [B, T, D].
+    """Run a tower up to the end of its trunk: the stream [B, T, D].
 
     Args:
         tower: one with a trunk (`Tower.frozen_blocks`).
@@ -79,7 +79,7 @@ def run_trunk(
 def run_streams(
     tower: Tower, params: Params, batch: Mapping[str, jax.Array], compute: Compute
 ) -> list[jax.Array]:
-    """A tower's stream at each depth below its top: [B, T, D] after the stem and each block.
+    """Return a tower's stream at each depth below its top: [B, T, D] after the stem and each block.
 
     Args:
         tower: one that reads no other.
@@ -105,7 +105,7 @@ def run_pair(
     key: jax.Array | None = None,
     compute: Compute = PLAIN,
 ) -> dict[str, jax.Array]:
-    """The outputs of a decoder that reads an encoder's.
+    """Run an encoder, and a decoder that reads its output.
 
     Args:
         towers: `encoder` and `decoder`.
@@ -129,13 +129,13 @@ def run_pair(
     assert isinstance(encoder, Tower) and isinstance(decoder, Tower)  # noqa: PT018 - one fact
     encoder_key, decoder_key = split_key(key, 2)
     encoded = run_tower(encoder, params, batch, encoder_key, compute)["last_hidden_state"]
-    given = decoder_batch(batch, encoded)
-    outputs = run_tower(decoder, params, given, decoder_key, compute)
+    targets = decoder_batch(batch, encoded)
+    outputs = run_tower(decoder, params, targets, decoder_key, compute)
     return outputs | {"encoder_last_hidden_state": encoded}
 
 
 def run_joint(part: Part, params: Params, compute: Compute, *inputs: Any) -> Any:
-    """What a part of no tower, which reads the outputs of several, makes of `inputs`.
+    """Run a part that belongs to no tower and reads the outputs of several.
 
     Args:
         part: what to run.
@@ -157,7 +157,7 @@ def _bind_end(
     key: jax.Array | None,
     compute: Compute,
 ) -> tuple[Callable[..., Any], jax.Array | None]:
-    """A stem or top bound to its leaves, and its dropout key: none where nothing is trained."""
+    """Bind a stem or top, and return its dropout key too: None if nothing in it is trained."""
     names = tower.end_names(part)
     module = part.bind(taken(params, names, compute), mesh=compute.mesh)
     trained = any(compute.trains(name) for path, name in names.items() if tower.owns(path))

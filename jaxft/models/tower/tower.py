@@ -1,4 +1,4 @@
-"""A tower: stem, blocks and top, each a description of its parameters until values are bound.
+"""Tower: stem, blocks and top, each a description of its parameters until values are bound.
 
 The stem turns a batch into a stream [B, T, D] and a context that every block reads; the blocks
 turn stream into stream; the top turns the stream into named outputs. Each part is one NNX graph
@@ -25,7 +25,7 @@ BLOCKS = "blocks/"  # how the names of what is in a tower's blocks begin
 
 @dataclass(frozen=True)
 class Compute:
-    """How to run a model: the only place that says so, and static under jit.
+    """Options of running a model, the only place that sets them; static under jit.
 
     Args:
         dtype: the type in which matmuls run; parameters are cast to it on use.
@@ -53,11 +53,11 @@ class Compute:
     trainable: frozenset[str] | None = None
 
     def trains(self, name: str) -> bool:
-        """Whether the parameter `name` is differentiated."""
+        """Return whether the parameter `name` is differentiated."""
         return self.trainable is None or name in self.trainable
 
     def kernel(self, needs: Needs, shape: tuple[int, ...]) -> Kernel | None:
-        """The attention kernel for rows and positions [B, T]; None for XLA's own attention.
+        """Choose the attention kernel for rows and positions [B, T]; None for XLA's own attention.
 
         Raises:
             UserError: the kernel that `attention` names cannot serve.
@@ -71,7 +71,7 @@ PLAIN = Compute()
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One NNX module without its values: a graph definition and the leaves that fill it.
+    """NNX module without its values: a graph definition and the leaves that fill it.
 
     Args:
         module: the module, its parameters made by `layers.parameter`.
@@ -81,12 +81,12 @@ class Part:
 
     @cached_property
     def graphdef(self) -> nnx.GraphDef:
-        """The module's structure and static settings."""
+        """Return the module's structure and static settings."""
         return nnx.split(self.module)[0]
 
     @cached_property
     def leaves(self) -> dict[str, Leaf]:
-        """The module's parameters: path joined by `/` -> description."""
+        """Return the module's parameters: path joined by `/` -> description."""
         state = nnx.to_flat_state(nnx.split(self.module)[1])
         return {"/".join(map(str, path)): value.get_metadata()["leaf"] for path, value in state}
 
@@ -96,7 +96,7 @@ class Part:
         *,
         mesh: jax.sharding.Mesh | None = None,
     ) -> Callable[..., Any]:
-        """The module with `values` (path -> array) in it, ready to be called.
+        """Return the module with `values` (path -> array) in it, ready to be called.
 
         Args:
             values: they come together as `gathered` says.
@@ -109,7 +109,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Tower:
-    """A stack of blocks with what comes before and after it.
+    """Stack of blocks, with a stem before it and a top after it.
 
     Args:
         stem: called `stem(batch, key, compute) -> (stream [B, T, D], context)`; depth 0.
@@ -137,45 +137,45 @@ class Tower:
 
     @cached_property
     def _described(self) -> dict[str, tuple[int, Leaf]]:
-        """Every parameter of the tower, once: name -> depth and description."""
+        """Map every parameter of the tower, once, to its depth and description."""
 
         def own(part: Part, depth: int) -> dict[str, tuple[int, Leaf]]:
             names = {path: name for path, name in self.end_names(part).items() if self.owns(path)}
             return {name: (depth, part.leaves[path]) for path, name in names.items()}
 
-        found = own(self.stem, 0)
+        described = own(self.stem, 0)
         for index, block in enumerate(self.blocks):
             names = self.block_names(index)
-            found |= {names[path]: (index + 1, leaf) for path, leaf in block.leaves.items()}
-        return found | own(self.top, self.last)
+            described |= {names[path]: (index + 1, leaf) for path, leaf in block.leaves.items()}
+        return described | own(self.top, self.last)
 
     def owns(self, path: str) -> bool:
-        """Whether what the stem or the top has at `path` is a parameter of its own."""
+        """Return whether `path` of the stem or the top is a parameter of its own."""
         return path not in self.ties and path not in self.borrowed
 
     def end_names(self, part: Part) -> dict[str, str]:
-        """The parameters of the stem or the top: path -> name, which may be another's."""
+        """Map the paths of the stem or the top to parameter names, which may be another's."""
         return {
             path: self.borrowed.get(path, self.prefix + self.ties.get(path, path))
             for path in part.leaves
         }
 
     def block_names(self, index: int) -> dict[str, str]:
-        """The parameters of a block: path -> name."""
+        """Map the paths of a block to parameter names."""
         within = self.block_prefix(index)
         return {path: within + path for path in self.blocks[index].leaves}
 
     def block_prefix(self, index: int) -> str:
-        """Return how the names of a block's parameters begin: `blocks/3/`."""
+        """Return the prefix of a block's parameter names: `blocks/3/`."""
         return f"{self.prefix}{BLOCKS}{index}/"
 
     @property
     def last(self) -> int:
-        """The depth of the top: n + 1 for n blocks."""
+        """Return the depth of the top: n + 1 for n blocks."""
         return len(self.blocks) + 1
 
     def frozen_blocks(self, compute: Compute) -> int | None:
-        """How many blocks the trunk has: those below the lowest that trains anything.
+        """Count the blocks of the trunk: those below the lowest that trains anything.
 
         None where there is no trunk, since the stem trains, or something in a tower that it reads.
         """
@@ -186,10 +186,10 @@ class Tower:
 
     @cached_property
     def leaves(self) -> dict[str, Leaf]:
-        """Every parameter of the tower, once: name -> description."""
+        """Map every parameter of the tower, once, to its description."""
         return {name: leaf for name, (_, leaf) in self._described.items()}
 
     @cached_property
     def depths(self) -> dict[str, int]:
-        """name -> depth: 0 for the stem, i + 1 for block i, n + 1 for the top."""
+        """Map every parameter to its depth: 0 the stem, i + 1 block i, n + 1 the top."""
         return {name: depth for name, (depth, _) in self._described.items()}

@@ -1,4 +1,4 @@
-"""What a config.json says, checked: nothing that may change the outputs is passed over."""
+"""Fields of a config.json, checked: none that may change the outputs is passed over."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def read_fields(
     fixed: Mapping[str, Any],
     ignore: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The fields that a family reads, none missing: a config.json's, or what it means without.
+    """Read the fields of a family from a config.json, with defaults for absent ones.
 
     Args:
         fields: config.json.
@@ -109,7 +109,7 @@ def check_fields(
     fixed: Mapping[str, Any],
     ignore: Sequence[str] = (),
 ) -> None:
-    """Refuses a config with a field that may change the computation and is not understood.
+    """Refuse a config with a field that may change the computation and is not understood.
 
     Args:
         fields: config.json.
@@ -137,14 +137,14 @@ def check_fields(
 
 
 def check_sizes(fields: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Raises a UserError unless each of the fields is there and a whole number above 0."""
+    """Raise a UserError unless each of the fields is there and a whole number above 0."""
     for name in names:
         if not isinstance(fields.get(name), int) or fields[name] < 1:
             raise UserError(f"config.json: {name} must be a whole number above 0.")
 
 
 def check_activation(name: str, value: str, known: Iterable[str]) -> None:
-    """Raises a UserError unless the activation function that the field `name` asks for is known."""
+    """Raise a UserError unless the activation function that the field `name` asks for is known."""
     if value not in known:
         raise UserError(
             f"config.json: the activation {name} '{value}' is not supported.",
@@ -153,13 +153,13 @@ def check_activation(name: str, value: str, known: Iterable[str]) -> None:
 
 
 def check_divides(name: str, whole: int, count: int, what: str) -> None:
-    """Raises a UserError unless `whole`, the value of the field `name`, divides into `count`."""
+    """Raise a UserError unless `whole`, the value of the field `name`, divides into `count`."""
     if whole % count:
         raise UserError(f"config.json: {name} {whole} does not divide into {count} {what}.")
 
 
 def pad_token_id(fields: Mapping[str, Any], folder: Path) -> int | None:
-    """The id of the token that fills a row: the config's, the tokenizer's, else the end of text.
+    """Return the id of the padding token: the config's, the tokenizer's, else the end of text.
 
     Decoders are told nothing of padding before they are fine-tuned to classify, and transformers
     then needs to know: it reads the last token that is not this one.
@@ -168,17 +168,17 @@ def pad_token_id(fields: Mapping[str, Any], folder: Path) -> int | None:
         fields: config.json.
         folder: where the tokenizer's files are.
     """
-    given = fields.get("pad_token_id")
-    if isinstance(given, int) and given >= 0:
-        return given
+    stored = fields.get("pad_token_id")
+    if isinstance(stored, int) and stored >= 0:
+        return stored
     ends = fields.get("eos_token_id")
     end = ends[0] if isinstance(ends, list) and ends else ends
-    found = _tokenizer_pad(folder)
-    return found if found is not None else (end if isinstance(end, int) else None)
+    pad = _tokenizer_pad(folder)
+    return pad if pad is not None else (end if isinstance(end, int) else None)
 
 
 def _tokenizer_pad(folder: Path) -> int | None:
-    """The id of the pad token that the tokenizer's files name."""
+    """Return the id of the pad token that the tokenizer's files name."""
     token = _read_json(folder / "tokenizer_config.json").get("pad_token")
     token = token or _read_json(folder / "special_tokens_map.json").get("pad_token")
     token = token.get("content") if isinstance(token, dict) else token
@@ -191,7 +191,7 @@ def _tokenizer_pad(folder: Path) -> int | None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """The content of a tokenizer's file; empty where `data/text/tokenizer.py` will refuse it."""
+    """Read a tokenizer's file; empty where `data/text/tokenizer.py` will refuse it."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -41,7 +41,7 @@ MARK = b'{"__metadata__":' + json.dumps(METADATA, separators=(",", ":")).encode(
 def to_tensors(
     params: Mapping[str, jax.Array], names: Mapping[str, Name], loaded: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Parameters as Hugging Face tensors, one after another: the way back of the name table.
+    """Yield parameters as Hugging Face tensors, by the name table in reverse.
 
     A parameter that still has the value it was loaded with is given as the source has it, in
     the source's type, so that it is the same byte for byte.
@@ -66,7 +66,7 @@ def to_tensors(
 
 
 def _stored(param: jax.Array, name: Name, source: Tensor | None) -> np.ndarray:
-    """A parameter as a file has it; what was not changed as its source has it."""
+    """Return a parameter as a file stores it, with the source's own bits if it is unchanged."""
     value = _on_host(param)
     value = np.asarray(np.moveaxis(value, -1, 0) if name.transpose else value, order="C")
     if source is None:
@@ -77,7 +77,7 @@ def _stored(param: jax.Array, name: Name, source: Tensor | None) -> np.ndarray:
 
 
 def _on_host(param: jax.Array) -> np.ndarray:
-    """A parameter's value; jax would keep what it has put together of shards beside the array."""
+    """Return a parameter's value without jax's cache of the gathered array."""
     if not isinstance(param, jax.Array):
         return np.asarray(param)
     shards = [shard.data for shard in param.addressable_shards]
@@ -86,14 +86,14 @@ def _on_host(param: jax.Array) -> np.ndarray:
 
 
 def _bits(value: np.ndarray) -> np.ndarray:
-    """The bytes of an array: two zeros of unlike sign differ, two like NaNs do not."""
+    """Return the bytes of an array: 0.0 and -0.0 differ in them, equal NaNs do not."""
     return value.reshape(-1).view(np.uint8)
 
 
 def write_weights(
     folder: Path, tensors: Iterable[tuple[str, np.ndarray]], limit: int = MAX_SHARD
 ) -> set[str]:
-    """Writes weights as Hugging Face lays them out: one file, or shards and their index.
+    """Write weights in Hugging Face's layout: one file, or shards and their index.
 
     What an earlier export left is replaced when all of the new files are whole. No more than one
     shard is held at a time.
@@ -130,15 +130,15 @@ def write_weights(
 def _parts(
     tensors: Iterable[tuple[str, np.ndarray]], limit: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The tensors by files: as many of them, in order, as fit the limit."""
+    """Yield the tensors of each file: as many of them, in order, as fit the limit."""
     part: dict[str, np.ndarray] = {}
-    held = 0
+    size = 0
     for name, value in tensors:
-        if part and held + value.nbytes > limit:
+        if part and size + value.nbytes > limit:
             yield part
-            part, held = {}, 0
+            part, size = {}, 0
         part[name] = value
-        held += value.nbytes
+        size += value.nbytes
     yield part
 
 
@@ -149,7 +149,7 @@ def _write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def save_marked(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes a safetensors file that says in its metadata that jaxft wrote it.
+    """Write a safetensors file whose metadata says that jaxft wrote it.
 
     The library writes the metadata in an order that differs from one process to the next; here it
     has one order, so that the same weights are the same bytes.
@@ -163,7 +163,7 @@ def save_marked(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def _is_ours(path: epath.Path) -> bool:
-    """Whether a file of weights is one that jaxft wrote."""
+    """Return whether jaxft wrote a file of weights."""
     if not is_bucket(path) and (Path(path).is_symlink() or not Path(path).is_file()):
         return False
     with path.open("rb") as file:
@@ -171,7 +171,7 @@ def _is_ours(path: epath.Path) -> bool:
 
 
 def check_folder(folder: str | Path, source: Source) -> None:
-    """Raises a UserError where an export into `folder` would cost somebody something.
+    """Raise a UserError if an export into `folder` would overwrite anything but an export.
 
     A new folder will do, an empty one, and one whose weights are all of an earlier export of
     jaxft's. What a process that was killed left half-written counts for nothing.
@@ -203,7 +203,7 @@ def check_folder(folder: str | Path, source: Source) -> None:
 
 
 def write_companions(folder: Path, source: Source, size: int | None) -> None:
-    """Writes what goes along with the weights: files of tokenizer, image processor, generation.
+    """Write the files beside the weights: tokenizer, image processor, generation.
 
     Args:
         folder: where to.
@@ -219,7 +219,7 @@ def write_companions(folder: Path, source: Source, size: int | None) -> None:
 
 
 def _put_in_place(folder: Path, shards: list[tuple[Path, list[str]]], total: int) -> None:
-    """Gives whole files their names, and removes jaxft's earlier shards that are none of them.
+    """Give finished files their names, and remove jaxft's stale shards.
 
     A single file outranks an index, so that it is the last to come and the first to go.
     """

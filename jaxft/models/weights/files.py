@@ -44,12 +44,12 @@ class Tensor:
     read: Callable[[Index], np.ndarray]
 
     def whole(self) -> np.ndarray:
-        """All of it."""
+        """Read all of it."""
         return self.read((slice(None),) * len(self.shape))
 
 
 def part_of(tensor: Tensor, part: tuple[int, int] | None, stacked: bool = False) -> Tensor:
-    """One of some equal parts along the last axis, as a tensor that is read by itself.
+    """Return one of some equal parts along the last axis, as a tensor that is read by itself.
 
     Args:
         tensor: the whole.
@@ -79,7 +79,7 @@ def part_of(tensor: Tensor, part: tuple[int, int] | None, stacked: bool = False)
 def open_tensors(
     files: Sequence[Path], promised: Mapping[str, Path] | None = None
 ) -> dict[str, Tensor]:
-    """Every tensor of the weight files, by the name it has there; only headers are read.
+    """Return every tensor of the weight files, by the name it has there; only headers are read.
 
     Args:
         files: the files.
@@ -89,16 +89,16 @@ def open_tensors(
         UserError: a file is cut short or is not safetensors, a name comes twice, a promised
             tensor is not there, or the file is a `.bin` and torch is not installed.
     """
-    found: dict[str, Tensor] = {}
+    opened: dict[str, Tensor] = {}
     for path in files:
         tensors = _open_pickled(path) if path.suffix == ".bin" else _open_safetensors(path)
-        if twice := found.keys() & tensors.keys():
+        if twice := opened.keys() & tensors.keys():
             raise UserError(f"{path} holds '{min(twice)}', which another weight file holds too.")
-        found |= tensors
+        opened |= tensors
     for name, path in (promised or {}).items():
-        if name not in found or found[name].file != path:
+        if name not in opened or opened[name].file != path:
             raise UserError(f"{path} lacks the tensor '{name}', which the index says it holds.")
-    return found
+    return opened
 
 
 class _OpenFile:
@@ -115,13 +115,13 @@ class _OpenFile:
         self._file.close()
 
     def bytes(self, count: int) -> bytes:
-        """The next `count` bytes."""
+        """Return the next `count` bytes."""
         return self._file.read(count)
 
     def array(
         self, dtype: np.dtype, offset: int, shape: tuple[int, ...], index: Index
     ) -> np.ndarray:
-        """The part `index` of the array at `offset`, as a view of the file."""
+        """Return the part `index` of the array at `offset`, as a view of the file."""
         if index:  # only the rows that are asked for
             start, stop, _ = index[0].indices(shape[0])
             offset += start * math.prod(shape[1:]) * dtype.itemsize
@@ -134,7 +134,7 @@ class _OpenFile:
 
 
 def _open_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file that the library finds whole."""
+    """Return the tensors of a file that the library finds whole."""
     try:
         with safe_open(path, framework="np"):
             pass  # opening checks the header, and that the file is as long as it says

@@ -1,4 +1,4 @@
-"""The numbers of a model as config.json has them: what the configs of all families share."""
+"""Config classes of all families: the numbers of a model as config.json has them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxft.models.weights.config_fields import read_fields
 
 @dataclass(frozen=True)
 class HfConfig(ABC):
-    """The numbers of a model of one family.
+    """Config of a model of one family.
 
     Args:
         model_type: which type of the family it is.
@@ -71,35 +71,35 @@ class HfConfig(ABC):
 
 
 class TextConfig(HfConfig):
-    """The numbers of a model of texts with a table of positions."""
+    """Config of a model of texts with a table of positions."""
 
     @property
     def max_positions(self) -> int:
-        """The most tokens an example may have."""
+        """Return the most tokens an example may have."""
         return self.fields["max_position_embeddings"]
 
     @property
     def vocab_size(self) -> int:
-        """The number of rows of the word embeddings."""
+        """Return the number of rows of the word embeddings."""
         return self.fields["vocab_size"]
 
 
 class ImageConfig(HfConfig):
-    """The numbers of a model of images that are cut into patches."""
+    """Config of a model of images that are cut into patches."""
 
     @property
     def image_size(self) -> Size:
-        """Height and width of the images that its positions are for."""
+        """Return the height and width of the images that its positions are for."""
         return size_of(self.fields["image_size"])
 
     @property
     def patch(self) -> Size:
-        """Height and width of a patch."""
+        """Return the height and width of a patch."""
         return size_of(self.fields["patch_size"])
 
     @property
     def grid(self) -> Size:
-        """The number of patches that such an image has down and across."""
+        """Return the number of patches that such an image has down and across."""
         return grid_of(self.image_size, self.patch)
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""A family's name table applied to weight files, both ways: strict, and straight into shards."""
+"""Name tables applied to weight files, in both directions, strictly and shard by shard."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MOST_MAPPED = 2**24  # bytes of a file mapped at a time
 
 @dataclass(frozen=True)
 class Name:
-    """One line of a family's name table; `{i}` in both names stands for a block's number.
+    """Line of a family's name table; `{i}` in both names stands for a block's number.
 
     Args:
         hf: the tensor's name in a Hugging Face file.
@@ -43,36 +43,36 @@ class Name:
 
 
 def dense(hf: str, ours: str) -> tuple[Name, ...]:
-    """The lines of a `torch.nn.Linear`, or of a convolution."""
+    """Return the lines of a `torch.nn.Linear`, or of a convolution."""
     return Name(f"{hf}.weight", f"{ours}/kernel", True), Name(f"{hf}.bias", f"{ours}/bias")
 
 
 def norm(hf: str, ours: str) -> tuple[Name, ...]:
-    """The lines of a `torch.nn.LayerNorm`."""
+    """Return the lines of a `torch.nn.LayerNorm`."""
     return Name(f"{hf}.weight", f"{ours}/scale"), Name(f"{hf}.bias", f"{ours}/bias")
 
 
 def embedding(hf: str, ours: str) -> tuple[Name, ...]:
-    """The line of a `torch.nn.Embedding`."""
+    """Return the line of a `torch.nn.Embedding`."""
     return (Name(f"{hf}.weight", f"{ours}/embedding"),)
 
 
 def resolve_names(names: Sequence[Name], leaves: Iterable[str]) -> dict[str, Name]:
-    """The table's line for each parameter, its block number filled in: parameter -> line."""
+    """Return the table's line for each parameter, with its block number filled in."""
     patterns = [(re.compile(re.escape(n.ours).replace(r"\{i\}", r"(\d+)")), n) for n in names]
-    found = {}
+    resolved = {}
     for leaf in leaves:
         matches = [(m, name) for pattern, name in patterns if (m := pattern.fullmatch(leaf))]
         if len(matches) != 1:
             raise ValueError(f"{leaf} is in {len(matches)} lines of the name table, not in one")
         match, name = matches[0]
         hf = name.hf.replace("{i}", match.group(1) if match.groups() else "")
-        found[leaf] = replace(name, hf=hf, ours=leaf)
-    return found | _stacked(found)
+        resolved[leaf] = replace(name, hf=hf, ours=leaf)
+    return resolved | _stacked(resolved)
 
 
 def _stacked(lines: Mapping[str, Name]) -> dict[str, Name]:
-    """The lines of parameters that are slices of one tensor, with which slice each is."""
+    """Return the lines of parameters that are slices of one tensor, with the index of each."""
     together: dict[str, list[str]] = {}
     for leaf in natural_order(leaf for leaf, line in lines.items() if line.stacked):
         together.setdefault(lines[leaf].hf, []).append(leaf)
@@ -82,7 +82,7 @@ def _stacked(lines: Mapping[str, Name]) -> dict[str, Name]:
 
 @dataclass(frozen=True)
 class Matching:
-    """What of a checkpoint goes where.
+    """Assignment of a checkpoint's tensors to parameters.
 
     Args:
         loaded: parameter -> the tensor it is read from.
@@ -109,7 +109,7 @@ def match(
     refit: Mapping[str, Callable[[np.ndarray], np.ndarray]] | None = None,
     grow: bool = False,
 ) -> Matching:
-    """Pairs every parameter with a tensor, and accounts for every tensor.
+    """Pair every parameter with a tensor, and account for every tensor.
 
     Args:
         tensors: the checkpoint's.
@@ -127,18 +127,18 @@ def match(
         UserError: a tensor is missing, unknown, of the wrong shape, or no float.
     """
     by_name: dict[str, str] = {}
-    for found in tensors:
-        if (known := canonical(found)) in by_name:
-            raise UserError(f"The checkpoint holds '{known}' twice (as '{found}' too).")
-        by_name[known] = found
+    for stored in tensors:
+        if (known := canonical(stored)) in by_name:
+            raise UserError(f"The checkpoint holds '{known}' twice (as '{stored}' too).")
+        by_name[known] = stored
     wanted = {p: by_name[n.hf] for p, n in names.items() if n.hf in by_name}
     wanted = {p: n for p, n in wanted.items() if not p.startswith(tuple(refuse))}
     new = tuple(name for name in names if name not in wanted)
     _check_missing(new, wanted, names, fresh)
-    left = tuple(found for found in tensors if found not in set(wanted.values()))
+    left = tuple(stored for stored in tensors if stored not in set(wanted.values()))
     passed = [re.compile(pattern) for pattern in unused]
     _check_unknown([n for n in left if not any(p.fullmatch(canonical(n)) for p in passed)])
-    whole = {parameter: tensors[found] for parameter, found in wanted.items()}
+    whole = {parameter: tensors[stored] for parameter, stored in wanted.items()}
     shapes = {parameter: stored_shape(names[parameter], leaves[parameter]) for parameter in whole}
     words = [p for p in whole if "vocab" in leaves[p].axes] if grow else []
     notes = [*_refit(whole, shapes, refit or {}), *_grow(whole, shapes, words)]
@@ -148,7 +148,7 @@ def match(
 
 
 def stored_shape(name: Name, leaf: Leaf) -> tuple[int, ...]:
-    """The shape that a tensor has in a file."""
+    """Return the shape of a tensor in a file."""
     shape = (leaf.shape[-1], *leaf.shape[:-1]) if name.transpose else leaf.shape
     if name.part is None:
         return shape
@@ -160,7 +160,7 @@ def _refit(
     shapes: Mapping[str, tuple[int, ...]],
     refit: Mapping[str, Callable[[np.ndarray], np.ndarray]],
 ) -> Iterator[str]:
-    """Replaces tensors of another shape by what is computed from them, and says so."""
+    """Replace tensors of another shape by computed ones, and yield a note on each."""
     for parameter, compute in refit.items():
         if parameter in whole and (stored := whole[parameter]).shape != shapes[parameter]:
             whole[parameter] = _refitted(stored, shapes[parameter], compute)
@@ -173,7 +173,7 @@ def _refit(
 def _grow(
     whole: dict[str, Tensor], shapes: Mapping[str, tuple[int, ...]], words: Sequence[str]
 ) -> Iterator[str]:
-    """Replaces tensors with too few rows, and no other difference, by longer ones; says so."""
+    """Replace tensors that lack rows, and differ in nothing else, by longer ones; yield notes."""
     for parameter in words:
         stored, wanted = whole[parameter], shapes[parameter]
         if stored.shape[0] < wanted[0] and stored.shape[1:] == wanted[1:]:
@@ -187,7 +187,7 @@ def _grow(
 def _refitted(
     tensor: Tensor, shape: tuple[int, ...], compute: Callable[[np.ndarray], np.ndarray]
 ) -> Tensor:
-    """A tensor that is computed from a stored one whenever it is read."""
+    """Return a tensor that is computed from a stored one whenever it is read."""
 
     def read(index: Index) -> np.ndarray:
         return compute(tensor.whole().astype(np.float32)).astype(FLOATS[tensor.dtype])[index]
@@ -201,9 +201,9 @@ def _check_missing(
     names: Mapping[str, Name],
     fresh: Sequence[str],
 ) -> None:
-    """A part that may be new is new as a whole; everything else must be there."""
+    """Raise a UserError unless what is missing is a whole part that may be new."""
     for name in new:
-        part = next((found[0] for pattern in fresh if (found := re.match(pattern, name))), None)
+        part = next((matched[0] for pattern in fresh if (matched := re.match(pattern, name))), None)
         if part is None or any(other.startswith(part) for other in wanted):
             raise UserError(
                 f"The checkpoint lacks the tensor '{names[name].hf}' ({len(new)} missing in all)."
@@ -238,7 +238,7 @@ def _check_shapes(
 def load_leaf(
     tensor: Tensor, name: Name, leaf: Leaf, dtype: str, sharding: Sharding | None
 ) -> jax.Array:
-    """The parameter that a tensor holds; of a file, each device's shard is read by itself.
+    """Load a parameter from a tensor; each device's shard of a file is read by itself.
 
     Args:
         tensor: where to read it.
@@ -266,7 +266,7 @@ def load_leaf(
 
 
 def _copied(tensor: Tensor, index: Index, dtype: np.dtype) -> np.ndarray:
-    """A part of a tensor in memory of its own, in the order of the file, some rows at a time.
+    """Copy a part of a tensor into memory, in the order of the file, some rows at a time.
 
     What is mapped counts as this process's memory while it is, and a shard that takes a piece of
     every row would map the whole.
@@ -287,7 +287,7 @@ def _copied(tensor: Tensor, index: Index, dtype: np.dtype) -> np.ndarray:
 def fresh_leaf(
     name: str, leaf: Leaf, dtype: str, seed: int, sharding: Sharding | None
 ) -> jax.Array:
-    """A new value that depends on the seed and the parameter's own name only."""
+    """Initialize a parameter from the seed and its own name only."""
 
     def make() -> jax.Array:
         key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))

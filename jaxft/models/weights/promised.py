@@ -1,4 +1,4 @@
-"""Tensors that a checkpoint would hold, where only its config is at hand: to plan, not to load."""
+"""Tensors that a checkpoint is expected to hold when only its config is at hand: to plan with."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxft.models.weights.source import WEIGHTS
 def promised(
     names: Mapping[str, Name], leaves: Mapping[str, Leaf], folder: Path, headless: str | None
 ) -> dict[str, Tensor]:
-    """What a checkpoint of this shape has, by the names of its files; reading one is an error.
+    """Describe the tensors that a checkpoint of this config has; reading one is an error.
 
     Args:
         names: parameter -> its line of the name table.

@@ -1,4 +1,4 @@
-"""Where a checkpoint is: a hub id at a revision, a folder, or a folder inside a package.
+"""Source of a checkpoint: a hub id at a revision, a folder, or a folder inside a package.
 
 Nothing of a checkpoint is ever run: a package is found, not imported, and of a repository only
 config, tokenizer and weight files are fetched.
@@ -84,7 +84,7 @@ class Source:
 
     @cached_property
     def weight_files(self) -> tuple[Path, ...]:
-        """The files that hold the weights: one safetensors, its shards, or one `.bin`.
+        """Return the files that hold the weights: one safetensors, its shards, or one `.bin`.
 
         Raises:
             UserError: there are none, or the index names a file outside the folder.
@@ -99,7 +99,7 @@ class Source:
 
     @cached_property
     def weight_map(self) -> dict[str, Path]:
-        """Tensor -> the shard that holds it; empty where the weights are not sharded.
+        """Map each tensor to its shard; empty if the weights are not sharded.
 
         Raises:
             UserError: the index cannot be read, or names a file that is not beside it.
@@ -109,7 +109,7 @@ class Source:
 
     @cached_property
     def sha256(self) -> str:
-        """One hash over the bytes of the weight files, in order."""
+        """Return one hash over the bytes of the weight files, in order."""
         digest = hashlib.sha256()
         for path in self.weight_files:
             with path.open("rb") as file:
@@ -120,12 +120,12 @@ class Source:
 
     @property
     def tokenizer_folder(self) -> Path:
-        """The folder with the tokenizer's files."""
+        """Return the folder with the tokenizer's files."""
         return self.folder if self.second is None else self.second.folder
 
     @cached_property
     def companions(self) -> dict[str, Path]:
-        """The files of tokenizer, image processor and generation: path in the folder -> file.
+        """Return the files of tokenizer, image processor and generation: path in folder -> file.
 
         Raises:
             UserError: one is a link to what is outside the checkpoint, or is of no credible size.
@@ -148,13 +148,13 @@ class Source:
 
 
 def resolve(checkpoint: Checkpoint, cache: str | None = None) -> Source:
-    """The checkpoint's place on this machine, fetched from the hub where need be.
+    """Return the checkpoint's place on this machine, fetched from the hub where need be.
 
     Args:
         checkpoint: a folder, here or in a bucket, `package:module/path`, or a hub id with an
             optional `@revision`; or two of them: `vision` and `text`, whose towers are put side
             by side, or `encoder` and `decoder`.
-        cache: the hub's cache folder; None for the usual one. HF_HUB_OFFLINE is honoured.
+        cache: the hub's cache folder; None for the usual one. HF_HUB_OFFLINE is honored.
 
     Raises:
         UserError: there is no such folder, package or repository, or no way to reach it; or a
@@ -178,7 +178,7 @@ def resolve(checkpoint: Checkpoint, cache: str | None = None) -> Source:
 
 
 def _one_source(checkpoint: str, cache: str | None) -> Source:
-    """See `resolve`."""
+    """Resolve one checkpoint, as `resolve` does."""
     if checkpoint.startswith("package:"):
         return Source(checkpoint, _package_folder(checkpoint))
     folder = fetched(checkpoint).expanduser()
@@ -214,7 +214,7 @@ def check_own_file(path: Path, folder: Path) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's config.json.
+    """Return the folder's config.json.
 
     Raises:
         UserError: it is missing, is no JSON object, or names no `model_type`.
@@ -235,24 +235,24 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _read_index(index: Path) -> dict[str, Path]:
-    """Tensor -> shard file, each of which must lie beside the index."""
+    """Read an index of shards, which must lie beside it: tensor -> shard file."""
     try:
         named = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        found = {tensor: str(shard) for tensor, shard in named.items()}
+        weight_map = {tensor: str(shard) for tensor, shard in named.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
-        found = {}
-    if not found:
+        weight_map = {}
+    if not weight_map:
         raise UserError(f"{index} is not an index of safetensors files.")
-    for name in sorted(set(found.values())):
+    for name in sorted(set(weight_map.values())):
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise UserError(f"{index} names '{name}', which is not a safetensors file beside it.")
         if not (index.parent / name).is_file():
             raise UserError(f"{index} names '{name}', which is missing.")
-    return {tensor: index.parent / name for tensor, name in found.items()}
+    return {tensor: index.parent / name for tensor, name in weight_map.items()}
 
 
 def _package_folder(checkpoint: str) -> Path:
-    """The folder of `package:module/path`, found without running the package."""
+    """Return the folder of `package:module/path`, found without running the package."""
     top, _, inside = checkpoint.removeprefix("package:").partition("/")
     if not top.isidentifier() or ".." in Path(inside).parts or Path(inside).is_absolute():
         raise UserError(
@@ -279,7 +279,7 @@ def _package_folder(checkpoint: str) -> Path:
 
 
 def _download(repo: str, revision: str | None, patterns: Sequence[str], cache: str | None) -> str:
-    """The folder of a hub snapshot that holds the files of `patterns`."""
+    """Return the folder of a hub snapshot that holds the files of `patterns`."""
     where = f"model.checkpoint: '{repo}'" + (f" at revision '{revision}'" if revision else "")
     try:
         return huggingface_hub.snapshot_download(
@@ -294,7 +294,7 @@ def _download(repo: str, revision: str | None, patterns: Sequence[str], cache: s
     except LocalEntryNotFoundError:
         raise UserError(
             f"{where} is neither a folder nor in the hub's cache, and the hub is out of reach.",
-            "Check the spelling and the network (HF_HUB_OFFLINE is honoured).",
+            "Check the spelling and the network (HF_HUB_OFFLINE is honored).",
         ) from None
     except (HfHubHTTPError, OSError) as error:
         raise UserError(f"{where} could not be fetched from the hub ({error}).") from None

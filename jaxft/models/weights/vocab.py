@@ -1,4 +1,4 @@
-"""A vocabulary that grows: embeddings for words that the checkpoint has none for.
+"""Growth of a vocabulary: embeddings of words that the checkpoint lacks.
 
 The new rows are the mean of the old, so that a new word is at first as likely as words are on
 average. `transformers` (`mean_resizing`) also adds a little noise of the old rows' covariance; it
@@ -23,7 +23,7 @@ ROWS = 4096  # read at a time for the mean
 
 
 def grown(tensor: Tensor, count: int) -> Tensor:
-    """A tensor with more rows than the stored one; those beyond it are the mean of its own.
+    """Return a tensor with more rows than the stored one; those beyond it are the mean of its own.
 
     Args:
         tensor: [stored words, ...], as the file has it.
@@ -55,7 +55,7 @@ def grown(tensor: Tensor, count: int) -> Tensor:
 
 
 def with_vocabulary(fields: Mapping[str, Any], pieces: int) -> dict[str, Any]:
-    """A config.json whose vocabulary has room for a tokenizer's pieces.
+    """Return a config.json whose vocabulary has room for a tokenizer's pieces.
 
     Args:
         fields: config.json; the vocabulary of a text tower is in its `text_config`, and that of

@@ -78,7 +78,7 @@ TENSORS = BertNames({"albert": NAMES}, HEAD_NAMES, UNUSED, ("pooler/", "head/"),
 
 
 class Config(bert_config.Config):
-    """The numbers of an ALBERT, as those of a BERT; `blocks` is how often its block is repeated."""
+    """Config of an ALBERT: a BERT's, where `blocks` counts the repetitions of the one block."""
 
     DEFAULTS: ClassVar = {"albert": FIELDS}
     SIZES: ClassVar = {"albert": bert_config.SIZES["electra"]}
@@ -109,7 +109,7 @@ class RepeatedBlock(nnx.Module):
 
 
 def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
-    """The one tower of an ALBERT under a head (a key of `MODEL_TYPES["albert"]`)."""
+    """Build the tower of an ALBERT under a head."""
     top: nnx.Module
     if head == "text_classification":
         top = Classifier(config, num_labels or 2, "tanh", drops_first=False)

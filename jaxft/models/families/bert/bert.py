@@ -55,12 +55,12 @@ TENSORS = BertNames({"bert": NAMES}, HEAD_NAMES, UNUSED, ("pooler/", "head/"), {
 
 
 def reading_names(model_type: str) -> tuple[Name, ...]:
-    """The name table of a BERT that reads a source."""
+    """Return the name table of a BERT that reads a source."""
     return (*TENSORS.table("masked_lm", model_type), *CROSS_NAMES)
 
 
 def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
-    """The one tower of a BERT under a head (a key of `MODEL_TYPES["bert"]`)."""
+    """Build the tower of a BERT under a head."""
     if head == "text_classification":
         classifier = Classifier(config, num_labels or 2, "tanh", drops_first=False)
         return tower(config, classifier)

@@ -1,4 +1,4 @@
-"""What the config.json of a BERT or of one of its kin says, as one set of numbers."""
+"""Config of a BERT or one of its kin: config.json as one set of numbers."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ RATES = dict.fromkeys(FIELDS, HIDDEN_RATES) | {
 
 @dataclass(frozen=True)
 class Config(HfConfig):
-    """The numbers of a BERT or of one of its kin.
+    """Config of a BERT or one of its kin.
 
     Args:
         model_type, fields: as `HfConfig` has them.
@@ -148,12 +148,12 @@ class Config(HfConfig):
 
     @property
     def positions(self) -> int:
-        """Rows of the position embeddings."""
+        """Return rows of the position embeddings."""
         return self.fields["max_position_embeddings"]
 
 
 def _bert(own: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of BERT, RoBERTa and ELECTRA as a `Config`'s."""
+    """Map the fields of BERT, RoBERTa, ELECTRA and ALBERT to a `Config`'s."""
     before_head = own.get("classifier_dropout", own.get("classifier_dropout_prob"))
     before_head = own["hidden_dropout_prob"] if before_head is None else before_head
     padding = own.get("pad_token_id")
@@ -171,7 +171,7 @@ def _bert(own: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _distilbert(own: Mapping[str, Any]) -> dict[str, Any]:
-    """DistilBERT's fields as a `Config`'s."""
+    """Map DistilBERT's fields to a `Config`'s."""
     return {
         "max_positions": own["max_position_embeddings"],
         "word_width": own["dim"],

@@ -53,7 +53,7 @@ TENSORS = PrefixedNames(
 
 
 def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
-    """The one tower of a DistilBERT under a head (a key of `MODEL_TYPES["distilbert"]`)."""
+    """Build the tower of a DistilBERT under a head."""
     if head == "text_classification":
         return tower(config, Classifier(config, num_labels or 2, "relu", drops_first=False))
     if head == "token_classification":

@@ -58,7 +58,7 @@ TENSORS = BertNames({"electra": NAMES}, HEAD_NAMES, UNUSED, ("pooler/", "head/")
 
 
 class Scorer(nnx.Module):
-    """A transform of the stream, and one number of it a token."""
+    """Score of each token: a transform of the stream, and one number a token."""
 
     def __init__(self, config: Config):
         width, std = config.width, config.std
@@ -71,7 +71,7 @@ class Scorer(nnx.Module):
 
 
 class Discriminator(nnx.Module):
-    """The top of an ElectraForPreTraining: `logits` [B, T], above 0 where a word was replaced."""
+    """Top of an ElectraForPreTraining: `logits` [B, T], positive where a token was replaced."""
 
     def __init__(self, config: Config):
         self.head = Scorer(config)
@@ -81,7 +81,7 @@ class Discriminator(nnx.Module):
 
 
 def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
-    """The one tower of an ELECTRA under a head (a key of `MODEL_TYPES["electra"]`)."""
+    """Build the tower of an ELECTRA under a head."""
     if head == "text_classification":
         return tower(config, Classifier(config, num_labels or 2, "gelu", drops_first=True))
     if head == "token_classification":

@@ -1,4 +1,4 @@
-"""The modules of BERT and its kin: embeddings, post-norm blocks, and what may stand on them."""
+"""Modules of BERT and its kin: embeddings, post-norm blocks, and tops."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from jaxft.models.tower.tower import Compute, Part, Tower
 
 
 class Embeddings(nnx.Module):
-    """Word + position (+ token-type) vectors, normalised, and projected where they are narrower."""
+    """Word + position (+ token-type) vectors, normalized, and projected where they are narrower."""
 
     def __init__(self, config: Config):
         std, width = config.std, config.word_width
@@ -63,7 +63,7 @@ class Embeddings(nnx.Module):
 
 
 def after_padding(ids: jax.Array, positions: jax.Array, padding: int) -> jax.Array:
-    """RoBERTa's positions: [B, T] int32, counted from the padding word's id on.
+    """Compute RoBERTa's positions, [B, T] int32, which count from the padding token's id.
 
     A padding word has that id for its position and is not counted, wherever it stands.
 
@@ -168,14 +168,14 @@ class Block(nnx.Module):
 
 
 class Plain(nnx.Module):
-    """The top of a model without a head: the stream as it is."""
+    """Top of a model without a head: the stream as it is."""
 
     def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
         return {"last_hidden_state": x}
 
 
 class Encoder(nnx.Module):
-    """The top of a plain BertModel: the stream as it is, and the pooled first position."""
+    """Top of a bare BertModel: the stream, and the pooled first position."""
 
     def __init__(self, config: Config):
         self.pooler = Linear(config.width, config.width, ("embed", "pooled"), config.std)
@@ -186,7 +186,7 @@ class Encoder(nnx.Module):
 
 
 class Classifier(nnx.Module):
-    """Classes of the pooled first position: `logits` [B, C], or [R, S, C] when packed.
+    """Class scores from the pooled first position: `logits` [B, C], or [R, S, C] when packed.
 
     Args:
         config: the model's.
@@ -211,7 +211,7 @@ class Classifier(nnx.Module):
 
 
 class TokenClassifier(nnx.Module):
-    """Classes of every token: `logits` [B, T, C]."""
+    """Class scores of every token: `logits` [B, T, C]."""
 
     def __init__(self, config: Config, num_labels: int):
         self.head = Linear(config.width, num_labels, ("embed", "labels"), config.std)
@@ -222,7 +222,7 @@ class TokenClassifier(nnx.Module):
 
 
 class Predictor(nnx.Module):
-    """A transform of the stream, scored against the word embeddings (tied)."""
+    """Word scores: a transform of the stream, scored against the word embeddings (tied)."""
 
     def __init__(self, config: Config, activation: str):
         words = config.word_width
@@ -238,7 +238,7 @@ class Predictor(nnx.Module):
 
 
 class MaskedLm(nnx.Module):
-    """Words for every token: `logits` [B, T, V], or [B, M, V] of the masked positions.
+    """Word scores of every token: `logits` [B, T, V], or [B, M, V] of the masked positions.
 
     Args:
         config: the model's.
@@ -253,7 +253,7 @@ class MaskedLm(nnx.Module):
 
 
 def tower(config: Config, top: nnx.Module) -> dict[str, Tower]:
-    """The one tower of a model, with `top` at its end."""
+    """Build the one tower of a model that ends in `top`."""
     tied = isinstance(top, MaskedLm)
     ties = {"head/decoder/embedding": "embeddings/word/embedding"} if tied else {}
     blocks = (Part(Block(config)),) * config.blocks

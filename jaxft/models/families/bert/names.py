@@ -25,7 +25,7 @@ def embedding_names(prefix: str) -> tuple[Name, ...]:
 
 
 def encoder_names(prefix: str) -> tuple[Name, ...]:
-    """The name table of embeddings and blocks, below a model's own prefix in files."""
+    """Return the name table of embeddings and blocks, below a model's own prefix in files."""
     layer = f"{prefix}encoder.layer.{{i}}"
     return (
         *embedding_names(prefix),

@@ -48,7 +48,7 @@ TENSORS = BertNames(
 
 
 def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
-    """The one tower of a RoBERTa under a head (a key of each of `MODEL_TYPES`)."""
+    """Build the tower of a RoBERTa under a head."""
     if head == "text_classification":
         return tower(config, Classifier(config, num_labels or 2, "tanh", drops_first=True))
     if head == "token_classification":

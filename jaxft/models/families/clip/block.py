@@ -1,4 +1,4 @@
-"""What the towers of CLIP and SigLIP share: the fields of their configs, and the block.
+"""Block and config fields that the towers of CLIP and SigLIP share.
 
 Both are stacks of pre-norm blocks; what comes before and after the blocks is each tower's own.
 
@@ -63,7 +63,7 @@ UNUSED = (r"embeddings\.position_ids",)  # a buffer of older files
 def tower_names(
     bare: str, projected: str, names: Sequence[Name], prefix: str, projection: Name
 ) -> BareNames:
-    """The tensor names of CLIP's and SigLIP's towers of one kind.
+    """Return the tensor names of CLIP's and SigLIP's towers of one modality.
 
     Args:
         bare: SigLIP's model type, which has no projection.
@@ -86,7 +86,7 @@ def read_tower(
     sizes: Sequence[str],
     ignore: Sequence[str],
 ) -> dict[str, Any]:
-    """The fields of a tower's config, checked, with defaults for those that it does not name.
+    """Read and check the fields of a tower's config, with defaults for absent ones.
 
     Args:
         fields: the content of a config.json, or of its part for the tower.
@@ -118,7 +118,7 @@ class Attention(AttentionMaps):
 
 
 class Mlp(nnx.Module):
-    """Two linear maps with an activation between, over the normalised input, added to it."""
+    """Two linear maps with an activation between, over the normalized input, added to it."""
 
     def __init__(self, fields: Mapping[str, Any]):
         width, inner = fields["hidden_size"], fields["intermediate_size"]
@@ -147,12 +147,12 @@ class Block(nnx.Module):
 
 
 def needs_of(fields: Mapping[str, Any]) -> Needs:
-    """What the blocks ask of attention."""
+    """Return what the blocks ask of an attention kernel."""
     heads = fields["num_attention_heads"]
     return Needs(heads, heads, fields["hidden_size"] // heads, fields["attention_dropout"])
 
 
 def projection(fields: Mapping[str, Any]) -> Linear:
-    """The map of a tower's vector into the common space: no bias."""
+    """Build the map of a tower's vector into the common space; it has no bias."""
     axes = ("embed", "projected")
     return Linear(fields["hidden_size"], fields["projection_dim"], axes, STD, bias=False)

@@ -1,4 +1,4 @@
-"""An image tower and a text tower that meet in one space: CLIP, SigLIP, and any two families.
+"""CLIP, SigLIP, and dual encoders of any two families: images and texts in one vector space.
 
 The towers are other families' bare models; here is what joins them: projections into the common
 space, and the scale (and SigLIP's bias) of the similarity.
@@ -75,69 +75,69 @@ SIGMOID_SCALE, SIGMOID_BIAS = math.log(10.0), -10.0
 
 @dataclass(frozen=True)
 class DualConfig:
-    """The numbers of two towers and their common space.
+    """Config of two towers and their common space.
 
     Args:
         model_type: which of `MODEL_TYPES`.
         vision, text: the towers' own configs.
         projection_dim: the width of the common space; None where the towers' own width is it.
-        given: what config.json says of each tower, to be handed back: part -> its fields.
+        stored: the fields of config.json of each tower, to be handed back: part -> its fields.
     """
 
     model_type: str
     vision: Any
     text: Any
     projection_dim: int | None
-    given: Mapping[str, Mapping[str, Any]]
+    stored: Mapping[str, Mapping[str, Any]]
 
     def to_hf(self) -> dict[str, Any]:
-        """The fields of config.json that this config owns."""
+        """Return the fields of config.json that this config owns."""
         parts = {"vision_config": self.vision, "text_config": self.text}
         fields: dict[str, Any] = {
-            part: {**self.given[part], **config.to_hf()} for part, config in parts.items()
+            part: {**self.stored[part], **config.to_hf()} for part, config in parts.items()
         }
         if self.projection_dim is not None:
             fields["projection_dim"] = self.projection_dim
         return fields | {"model_type": self.model_type}
 
     def with_dropout(self, rate: float) -> DualConfig:
-        """The same config with one dropout rate throughout."""
+        """Return the same config with one dropout rate throughout."""
         return replace(
             self, vision=self.vision.with_dropout(rate), text=self.text.with_dropout(rate)
         )
 
     @property
     def max_positions(self) -> int:
-        """The most tokens a text may have."""
+        """Return the most tokens a text may have."""
         return self.text.max_positions
 
     @property
     def vocab_size(self) -> int:
-        """The number of words."""
+        """Return the number of words."""
         return self.text.vocab_size
 
     def with_image_size(self, size: int) -> DualConfig:
-        """The same config for square images of that many pixels a side."""
+        """Return the same config for square images of that many pixels a side."""
         return replace(self, vision=self.vision.with_image_size(size))
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width of an image."""
+        """Return the height and width of an image."""
         return self.vision.image_size
 
     @property
     def sigmoid(self) -> bool:
-        """Whether each pair is judged by itself, as SigLIP does."""
+        """Return whether the loss judges each pair by itself, as SigLIP's does."""
         return self.model_type == "siglip"
 
     @property
     def fixed_length(self) -> int | None:
-        """The length that every text has been padded to, the padding read as text; else None."""
+        """Return the length to which texts are padded if padding is read as text; else None."""
         return self.max_positions if self.sigmoid else None
 
 
 def check_space(config: DualConfig) -> None:
-    """Raises a UserError where the towers end in nothing that can be compared."""
+    """Raise a UserError unless the towers end in vectors that can be compared."""
     if config.vision.to_hf().get("vision_use_head") is False:
         raise UserError("config.json: vision_use_head is false: nothing to compare texts with.")
     pooled = config.vision.to_hf().get("pooler_output_size")
@@ -155,27 +155,27 @@ def check_space(config: DualConfig) -> None:
 
 
 def _width(config: Any) -> int:
-    """The width of the vector that a tower ends in."""
+    """Return the width of the vector that a tower ends in."""
     fields = config.to_hf()
     return fields.get("projection_size") or fields["hidden_size"]
 
 
 def part_of_config(fields: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """One tower's part of a config.json, with its `model_type`.
+    """Return one tower's part of a config.json, with its `model_type`.
 
     Args:
         fields: the whole.
         part: `vision_config` or `text_config`.
     """
     own = TOWERS[fields["model_type"]][part == "text_config"]
-    said = fields.get(part)
+    stored = fields.get(part)
     if fields["model_type"] == "clip" and fields.get(f"{part}_dict") is not None:
-        said = fields[f"{part}_dict"]  # the first files say it twice; transformers goes by this
-    return {"model_type": own} | dict(said or {})
+        stored = fields[f"{part}_dict"]  # the first files say it twice; transformers goes by this
+    return {"model_type": own} | dict(stored or {})
 
 
 def join_configs(vision: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of a model whose towers are two checkpoints' own.
+    """Build the config.json of a model whose towers are two checkpoints.
 
     Args:
         vision, text: the content of each one's config.json; where one has two towers itself, the
@@ -191,24 +191,24 @@ def join_configs(vision: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str
 
 
 def one_config(fields: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """The config.json of one tower: as it is, or where it has two that part of it."""
+    """Return a tower's config.json: the whole, or its part of a dual encoder's."""
     return part_of_config(fields, part) if fields["model_type"] in TOWERS else dict(fields)
 
 
 def join_tensors(vision: Mapping[str, T], text: Mapping[str, T]) -> dict[str, T]:
-    """The tensors of such a model, as its file would name them: those of each tower."""
+    """Collect a dual encoder's tensors from two checkpoints, under the names of its file."""
     both = ((VISION, one_tower(vision, VISION)), (TEXT, one_tower(text, TEXT)))
     return {start + name: value for start, own in both for name, value in own.items()}
 
 
 def one_tower(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:
-    """A tower's tensors out of its own file, or out of one of two towers: those with `prefix`."""
-    found = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
-    return found or dict(tensors)
+    """Return a tower's tensors: those with `prefix` of a dual encoder's, else all."""
+    prefixed = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
+    return prefixed or dict(tensors)
 
 
 def compose(fields: Mapping[str, Any], families: Mapping[str, Any], paired: bool = False) -> Family:
-    """The family of a config.json with two towers.
+    """Build the family of a config.json with two towers.
 
     Args:
         fields: its content.
@@ -233,7 +233,7 @@ def compose(fields: Mapping[str, Any], families: Mapping[str, Any], paired: bool
 
 
 class Space(nnx.Module):
-    """The common space: projections into it where there are any, and how similarity is scaled."""
+    """Common space: projections into it if any, and the scale and bias of the similarity."""
 
     def __init__(self, config: DualConfig):
         self.vision = _projection(config.vision, config.projection_dim)
@@ -246,20 +246,20 @@ class Space(nnx.Module):
 
 
 def _projection(tower: Any, width: int | None) -> Linear | None:
-    """From the vector of a tower, by its config, into a common space of that width."""
+    """Build the map of a tower's vector into a common space of that width; None without a width."""
     if width is None:
         return None
     return Linear(_width(tower), width, ("embed", "projected"), STD, bias=False)
 
 
 class Joint(nnx.Module):
-    """What joins the towers: their vectors -> embeddings of length 1, and their similarities."""
+    """Joint part of both towers: unit embeddings from their vectors, and the similarities."""
 
     def __init__(self, config: DualConfig):
         self.head = Space(config)
 
     def __call__(self, image: jax.Array | None, text: jax.Array | None) -> dict[str, jax.Array]:
-        """Args are [I, D] and [T, E]; one of them may be missing, and what it is for too."""
+        """Embed image vectors [I, D], text vectors [T, E], or both, and then compare them."""
         head, outputs = self.head, {}
         if image is not None:
             outputs["image_embeds"] = _unit(image if head.vision is None else head.vision(image))
@@ -275,14 +275,14 @@ class Joint(nnx.Module):
 
 
 def _unit(x: jax.Array) -> jax.Array:
-    """Rows of length 1, in float32."""
+    """Scale rows to length 1, in float32."""
     x = x.astype(jnp.float32)
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
 @dataclass(frozen=True)
 class DualEncoder:
-    """Two towers that a config.json names, put together.
+    """Dual encoder of two families, which a config.json names.
 
     Args:
         vision, text: the towers' families.
@@ -303,21 +303,21 @@ class DualEncoder:
     text_type: str
 
     def family(self) -> Family:
-        """Return what both are together, under the contract of a family."""
+        """Return the family of both together."""
         parts = self, MODEL_TYPES, self.tensors(), self.towers
         return Family("clip", *parts, images=True, apply=self.apply, refits=self.refits)
 
     def from_hf(self, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> DualConfig:
-        """The config of a config.json; arguments and errors are those of `HfConfig.from_hf`."""
+        """Read a config.json, with the arguments and errors of `HfConfig.from_hf`."""
         check_fields(fields, known=KNOWN, fixed=self.FIXED, ignore=(*ignore, *self.UNREAD))
-        given = {part: part_of_config(fields, part) for part in POOLED}
+        parts = {part: part_of_config(fields, part) for part in POOLED}
         vision, text = (
-            family.config.from_hf(given[part], ignore)
+            family.config.from_hf(parts[part], ignore)
             for part, family in (("vision_config", self.vision), ("text_config", self.text))
         )
         model_type = fields["model_type"]
         width = None if model_type == "siglip" else fields.get("projection_dim", PROJECTION)
-        return DualConfig(model_type, vision, text, width, given)
+        return DualConfig(model_type, vision, text, width, parts)
 
     def tensors(self) -> ComposedNames:
         """Return the tensor names of both, whose towers are bare models under every head."""
@@ -352,27 +352,27 @@ class DualEncoder:
     def refits(
         self, config: DualConfig, fields: Mapping[str, Any]
     ) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-        """What makes the image tower's tensors fit images of another size."""
+        """Return the functions that fit the image tower's tensors to another image size."""
         stored = part_of_config(fields, "vision_config")
-        found = self.vision.refits(config.vision, stored)
-        return {f"vision/{name}": compute for name, compute in found.items()} | dict(found)
+        of_vision = self.vision.refits(config.vision, stored)
+        return {f"vision/{name}": compute for name, compute in of_vision.items()} | dict(of_vision)
 
     def towers(
         self, config: DualConfig, head: str | None, num_labels: int | None
     ) -> dict[str, Tower | Part]:
-        """Both towers and what joins them; the image tower alone where it classifies."""
+        """Build both towers and their joint part; only the image tower of a classifier."""
         if head == "image_classification":
             return dict(self.vision.towers(config.vision, head, num_labels))
         check_space(config)
-        found: dict[str, Tower | Part] = {}
+        towers: dict[str, Tower | Part] = {}
         for name, family, own in (
             ("vision", self.vision, config.vision),
             ("text", self.text, config.text),
         ):
             (tower,) = family.towers(own, None, None).values()
             assert isinstance(tower, Tower), "compose takes families of one tower"
-            found[name] = replace(tower, prefix=f"{name}/")
-        return found | {"head": Part(Joint(config))}
+            towers[name] = replace(tower, prefix=f"{name}/")
+        return towers | {"head": Part(Joint(config))}
 
     def apply(
         self,
@@ -382,7 +382,7 @@ class DualEncoder:
         key: jax.Array | None,
         compute: Compute,
     ) -> dict[str, jax.Array]:
-        """The outputs for a batch, under Hugging Face's names.
+        """Compute the outputs for a batch, under Hugging Face's names.
 
         Args:
             towers: as `towers` gives them.
@@ -406,7 +406,7 @@ class DualEncoder:
         if "head" not in towers:
             return image
         text = run("text", "input_ids")
-        vectors = [found.get("pooler_output") for found in (image, text)]
+        vectors = [outputs.get("pooler_output") for outputs in (image, text)]
         joint = towers["head"]
         assert isinstance(joint, Part)
         return run_joint(joint, params, compute, *vectors)

@@ -65,7 +65,7 @@ HIGHEST_ENDS = 2
 
 
 class Config(TextConfig):
-    """The numbers of a text tower."""
+    """Config of a text tower."""
 
     FIXED = clip_block.FIXED
     UNREAD = clip_block.UNREAD
@@ -80,12 +80,12 @@ class Config(TextConfig):
 
     @property
     def output_width(self) -> int:
-        """The width of the text's vector."""
+        """Return the width of the text's vector."""
         return self.fields.get("projection_size") or self.fields["hidden_size"]
 
     @property
     def causal(self) -> bool:
-        """Whether a position sees itself and those before it only."""
+        """Return whether a position attends only to itself and those before it."""
         return self.model_type == "clip_text_model"
 
 
@@ -101,7 +101,7 @@ TENSORS = tower_names("siglip_text_model", "clip_text_model", NAMES, "text_model
 
 
 class Embeddings(nnx.Module):
-    """Word + position vectors."""
+    """Sum of word and position vectors."""
 
     def __init__(self, config: Config):
         width = config.fields["hidden_size"]
@@ -113,7 +113,7 @@ class Embeddings(nnx.Module):
 
 
 class Stem(nnx.Module):
-    """What comes before the blocks: the embeddings, and which positions see which."""
+    """Stem: the embeddings and the attention mask."""
 
     def __init__(self, config: Config):
         self.embeddings = Embeddings(config)
@@ -137,7 +137,7 @@ class Stem(nnx.Module):
 
 
 class Top(nnx.Module):
-    """The normalised stream and the vector of each text: `pooler_output` [B, D], or `text_embeds`.
+    """Normalized stream, and the vector of each text: `pooler_output` [B, D], or `text_embeds`.
 
     Args:
         config: the tower's.
@@ -163,13 +163,13 @@ class Top(nnx.Module):
         return {"last_hidden_state": x, "text_embeds": self.head(pooled)}
 
     def _at_end(self, x: jax.Array, ids: jax.Array) -> jax.Array:
-        """The first end of text in each row: [B, T, D] -> [B, D]; the first word where none is."""
-        place = jnp.argmax(ids if self.end == HIGHEST_ENDS else ids == self.end, axis=-1)  # [B]
-        return jnp.take_along_axis(x, place[:, None, None], axis=1)[:, 0]
+        """Select the first end of text in each row, else the first token: [B, T, D] -> [B, D]."""
+        end = jnp.argmax(ids if self.end == HIGHEST_ENDS else ids == self.end, axis=-1)  # [B]
+        return jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
 
 
 def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
-    """The tower under a head (a key of `MODEL_TYPES[...]`)."""
+    """Build the tower under a head."""
     blocks = (Part(Block(config.fields)),) * config.fields["num_hidden_layers"]
     return {"text": Tower(Part(Stem(config)), blocks, Part(Top(config, head is not None)))}
 

@@ -56,7 +56,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 class Config(ImageConfig):
-    """The numbers of an image tower."""
+    """Config of an image tower."""
 
     FIXED = clip_block.FIXED
     UNREAD = clip_block.UNREAD
@@ -82,7 +82,7 @@ class Config(ImageConfig):
 
     @property
     def class_token(self) -> bool:
-        """Whether a position of its own stands before the patches."""
+        """Return whether a class token stands before the patches."""
         return self.model_type == "clip_vision_model"
 
 
@@ -111,7 +111,7 @@ TENSORS = tower_names(
 def refits(
     config: Config, fields: Mapping[str, Any]
 ) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    """How positions stored for another image size are taken over: resized on their grid.
+    """Return the function that resizes stored positions to another image size, on their grid.
 
     Args:
         config: of the model wanted.
@@ -129,7 +129,7 @@ def refits(
 
 
 class Embeddings(nnx.Module):
-    """Patches behind a class token (CLIP), with positions, normalised (CLIP)."""
+    """Patches behind a class token (CLIP), with positions, normalized (CLIP)."""
 
     def __init__(self, config: Config):
         fields, width, patch = config.fields, config.fields["hidden_size"], config.patch
@@ -158,7 +158,7 @@ class Embeddings(nnx.Module):
 
 
 class Stem(nnx.Module):
-    """What comes before the blocks: the embeddings; every patch sees every other."""
+    """Stem: the embeddings; every patch attends to every other."""
 
     def __init__(self, config: Config):
         self.embeddings = Embeddings(config)
@@ -174,7 +174,7 @@ class Stem(nnx.Module):
 
 
 class AttentionPool(nnx.Module):
-    """One vector from all patches: attention from a learned query, then an MLP.
+    """Vector of an image: attention over its patches from a learned query, then an MLP.
 
     Source: Zhai et al. (2022), https://arxiv.org/abs/2106.04560, section 2.3.
     """
@@ -200,7 +200,7 @@ class AttentionPool(nnx.Module):
 
 
 class Top(nnx.Module):
-    """The stream and the vector of each image: `pooler_output` [B, D], or `image_embeds`.
+    """Stream and vector of each image: `pooler_output` [B, D], or `image_embeds`.
 
     Args:
         config: the tower's.
@@ -216,7 +216,7 @@ class Top(nnx.Module):
 
     def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
         pooled = None
-        if self.class_token:  # only what is read of the stream is normalised
+        if self.class_token:  # only what is read of the stream is normalized
             pooled = self.norm(x[:, 0])
         else:
             x = self.norm(x)
@@ -229,7 +229,7 @@ class Top(nnx.Module):
 
 
 class Classifier(nnx.Module):
-    """Classes from the mean of the patches: `logits` [B, C]; what `Top` has beside goes unread."""
+    """Class scores from the mean of the patches: `logits` [B, C]; no other output is computed."""
 
     def __init__(self, config: Config, num_labels: int):
         fields, width = config.fields, config.fields["hidden_size"]
@@ -244,7 +244,7 @@ class Classifier(nnx.Module):
 
 
 def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
-    """The tower under a head: a key of `MODEL_TYPES[...]`, or `image_classification`."""
+    """Build the tower under a head; `image_classification` is CLIP's and SigLIP's."""
     blocks = (Part(Block(config.fields)),) * config.fields["num_hidden_layers"]
     classifies = head == "image_classification"
     top = Classifier(config, num_labels or 2) if classifies else Top(config, head is not None)

@@ -1,4 +1,4 @@
-"""What the config.json of an encoder and a decoder of two families says."""
+"""Config of an encoder and a decoder of two families."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ READS = ("is_decoder", "add_cross_attention")
 
 @dataclass(frozen=True)
 class PairConfig:
-    """The numbers of an encoder and of a decoder that reads it.
+    """Config of an encoder and a decoder that reads it.
 
     Args:
         model_type: `vision-encoder-decoder` or `encoder-decoder`.
         encoder, decoder: their families' own configs.
         tokens: those of `TOKENS`, None where nothing says which.
-        given: what config.json says of each part, to be handed back: part -> its fields.
+        stored: the fields of config.json of each part, to be handed back: part -> its fields.
         reads_text, reads_images: what the encoder reads.
     """
 
@@ -44,74 +44,74 @@ class PairConfig:
     encoder: Any
     decoder: Any
     tokens: Mapping[str, Any]
-    given: Mapping[str, Mapping[str, Any]]
+    stored: Mapping[str, Mapping[str, Any]]
     reads_text: bool
     reads_images: bool
 
     def to_hf(self) -> dict[str, Any]:
-        """The fields of config.json that this config owns."""
+        """Return the fields of config.json that this config owns."""
         reads = dict.fromkeys(READS, True)
         return {
             "model_type": self.model_type,
             "is_encoder_decoder": True,
-            "encoder": {**self.given["encoder"], **self.encoder.to_hf()},
-            "decoder": {**self.given["decoder"], **self.decoder.to_hf(), **reads},
+            "encoder": {**self.stored["encoder"], **self.encoder.to_hf()},
+            "decoder": {**self.stored["decoder"], **self.decoder.to_hf(), **reads},
             **{name: token for name, token in self.tokens.items() if token is not None},
         }
 
     def with_dropout(self, rate: float) -> PairConfig:
-        """The same config with one dropout rate throughout."""
+        """Return the same config with one dropout rate throughout."""
         both = self.encoder.with_dropout(rate), self.decoder.with_dropout(rate)
         return replace(self, encoder=both[0], decoder=both[1])
 
     @property
     def max_positions(self) -> int:
-        """The most tokens a text may have: a target, and a source that is one too."""
+        """Return the most tokens that a target may have, and a source that is a text too."""
         most = self.decoder.max_positions
         return min(most, self.encoder.max_positions) if self.reads_text else most
 
     @property
     def vocab_size(self) -> int:
-        """The number of words that are written."""
+        """Return the size of the decoder's vocabulary."""
         return self.decoder.vocab_size
 
     @property
     def source_width(self) -> int:
-        """The width of what the encoder puts out."""
+        """Return the width of the encoder's output."""
         return self.encoder.to_hf()["hidden_size"]
 
     @property
     def image_size(self) -> tuple[int, int] | None:
-        """Height and width of an image; None where the source is a text."""
+        """Return the height and width of an image; None where the source is a text."""
         return self.encoder.image_size if self.reads_images else None
 
     def with_image_size(self, size: int) -> PairConfig:
-        """The same config for square images of that many pixels a side."""
+        """Return the same config for square images of that many pixels a side."""
         return replace(self, encoder=self.encoder.with_image_size(size))
 
     @property
     def start_token_id(self) -> int:
-        """What a target is written after."""
+        """Return the id of the token that every target starts with."""
         return self._token("decoder_start_token_id", "what a text begins with")
 
     @property
     def end_token_id(self) -> int:
-        """What ends a target: the first of them, where there are several."""
+        """Return the id of the token that ends a target, the first if there are several."""
         return self._token("eos_token_id", "what ends a text")
 
     def _token(self, name: str, meaning: str) -> int:
-        found = self.tokens[name]
-        found = found[0] if isinstance(found, list) and found else found
-        if not isinstance(found, int):
+        token = self.tokens[name]
+        token = token[0] if isinstance(token, list) and token else token
+        if not isinstance(token, int):
             raise UserError(
                 f"config.json: it does not say the {name}, {meaning}.",
                 "Add it: transformers needs it too.",
             )
-        return found
+        return token
 
 
 def tokens_of(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `TOKENS` that a config.json names, as transformers looks for them.
+    """Return those of `TOKENS` that a config.json names, as transformers looks them up.
 
     Itself first, and then its decoder; what begins a text may be its `bos_token_id`.
     """
@@ -120,15 +120,15 @@ def tokens_of(fields: Mapping[str, Any]) -> dict[str, Any]:
     def named(name: str) -> Any:
         return fields.get(name) if fields.get(name) is not None else decoder.get(name)
 
-    found = {name: named(name) for name in TOKENS}
-    start = found["decoder_start_token_id"]
-    return found | {"decoder_start_token_id": named("bos_token_id") if start is None else start}
+    tokens = {name: named(name) for name in TOKENS}
+    start = tokens["decoder_start_token_id"]
+    return tokens | {"decoder_start_token_id": named("bos_token_id") if start is None else start}
 
 
 def join_configs(
     encoder: Mapping[str, Any], decoder: Mapping[str, Any], start: int | None, end: int | None
 ) -> dict[str, Any]:
-    """The config.json of a model whose parts are two checkpoints' own.
+    """Build the config.json of a model whose parts are two checkpoints.
 
     Args:
         encoder, decoder: the content of each one's config.json.
@@ -144,11 +144,11 @@ def join_configs(
         "encoder": dict(encoder),
         "decoder": {**decoder, **dict.fromkeys(READS, True)},
     }
-    said = tokens_of(joined)
+    tokens = tokens_of(joined)
     own = {"decoder_start_token_id": start, "eos_token_id": end}
-    return joined | {n: v for n, v in {**own, **_true(said)}.items() if v is not None}
+    return joined | {n: v for n, v in {**own, **_true(tokens)}.items() if v is not None}
 
 
 def _true(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that say something."""
+    """Return the fields that are not None."""
     return {name: value for name, value in fields.items() if value is not None}

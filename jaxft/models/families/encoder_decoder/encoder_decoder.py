@@ -1,4 +1,4 @@
-"""An encoder of images or texts, and a decoder of another family that reads it in every block.
+"""Encoder-decoders of two families: images or texts to text.
 
 Each is its family's own; here is what joins them: the names, the tokens that a text begins and
 ends with, and the projection of what is encoded where the widths differ. Text is told from the
@@ -50,13 +50,13 @@ T = TypeVar("T")
 
 
 def join_tensors(encoder: Mapping[str, T], decoder: Mapping[str, T]) -> dict[str, T]:
-    """The tensors of two checkpoints, as one file of both would name them."""
+    """Collect the tensors of two checkpoints under the names of one file of both."""
     both = zip(PARTS, (encoder, decoder), strict=True)
     return {f"{part}.{name}": value for part, own in both for name, value in own.items()}
 
 
 def compose(fields: Mapping[str, Any], families: Mapping[str, Any], paired: bool) -> Family:
-    """The family of a config.json of an encoder and a decoder.
+    """Build the family of a config.json of an encoder and a decoder.
 
     Args:
         fields: its content.
@@ -71,9 +71,9 @@ def compose(fields: Mapping[str, Any], families: Mapping[str, Any], paired: bool
         own = fields.get(part)
         model_type = own.get("model_type") if isinstance(own, Mapping) else None
         if model_type not in known:
-            said = "names no" if model_type is None else f"has a '{model_type}' for its"
+            problem = "names no" if model_type is None else f"has a '{model_type}' for its"
             raise UserError(
-                f"config.json: the {fields['model_type']} {said} {part}"
+                f"config.json: the {fields['model_type']} {problem} {part}"
                 f"{'.' if model_type is None else ', which is not supported.'}",
                 f"Known: {', '.join(known)}.",
             )
@@ -84,7 +84,7 @@ def compose(fields: Mapping[str, Any], families: Mapping[str, Any], paired: bool
 
 @dataclass(frozen=True)
 class EncoderDecoder:
-    """An encoder and a decoder that a config.json names, put together.
+    """Encoder and decoder of two families, which a config.json names.
 
     Args:
         encoder, decoder: the parts' families.
@@ -107,7 +107,7 @@ class EncoderDecoder:
     paired: bool
 
     def family(self) -> Family:
-        """Return what both are together, under the contract of a family."""
+        """Return the family of both together."""
         return Family(
             *("encoder_decoder", self, MODEL_TYPES, self.tensors(), self.towers),
             images=self.encoder.images,
@@ -117,21 +117,21 @@ class EncoderDecoder:
         )
 
     def from_hf(self, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> PairConfig:
-        """The config of a config.json; arguments and errors are those of `HfConfig.from_hf`."""
+        """Read a config.json, with the arguments and errors of `HfConfig.from_hf`."""
         check_fields(fields, known=KNOWN, fixed=self.FIXED, ignore=(*ignore, *self.UNREAD))
-        given = {part: dict(fields[part]) for part in PARTS}
+        parts = {part: dict(fields[part]) for part in PARTS}
         for name in READS:
-            if given["decoder"].get(name) is False:
+            if parts["decoder"].get(name) is False:
                 raise UserError(
                     f"config.json: the decoder's {name} is false, so it reads no encoder.",
                     "Set it to true: what it lacks for that begins at random.",
                 )
-        own = {name: value for name, value in given["decoder"].items() if name not in READS}
+        own = {name: value for name, value in parts["decoder"].items() if name not in READS}
         passed = (*ignore, *GENERATION)
-        encoder = self.encoder.config.from_hf(given["encoder"], passed)
+        encoder = self.encoder.config.from_hf(parts["encoder"], passed)
         decoder = self.decoder.config.from_hf(own, passed)
         reads = self.encoder.text, self.encoder.images
-        return PairConfig(fields["model_type"], encoder, decoder, tokens_of(fields), given, *reads)
+        return PairConfig(fields["model_type"], encoder, decoder, tokens_of(fields), parts, *reads)
 
     def tensors(self) -> ComposedNames:
         """Return the tensor names of both."""
@@ -153,7 +153,7 @@ class EncoderDecoder:
         )
 
     def settled(self, fields: Mapping[str, Any], tensors: Iterable[str]) -> dict[str, Any]:
-        """A config.json that says itself what its decoder's says of tokens."""
+        """Add the token ids of the decoder's config to the fields of a config.json."""
         return {**fields, **{n: v for n, v in tokens_of(fields).items() if v is not None}}
 
     @property
@@ -164,14 +164,14 @@ class EncoderDecoder:
     def refits(
         self, config: PairConfig, fields: Mapping[str, Any]
     ) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-        """What makes the encoder's tensors fit images of another size."""
-        found = self.encoder.refits(config.encoder, fields["encoder"])
-        return {f"encoder/{name}": compute for name, compute in found.items()}
+        """Return the functions that fit the encoder's tensors to another image size."""
+        of_encoder = self.encoder.refits(config.encoder, fields["encoder"])
+        return {f"encoder/{name}": compute for name, compute in of_encoder.items()}
 
     def towers(
         self, config: PairConfig, head: str | None, num_labels: int | None
     ) -> dict[str, Tower]:
-        """Encoder and decoder."""
+        """Build the encoder and the decoder."""
         (bare,) = self.encoder.towers(config.encoder, None, None).values()
         encoder = replace(cast(Tower, bare), prefix="encoder/")
         decoder = self._reading.tower(config.decoder, config.source_width)

@@ -1,4 +1,4 @@
-"""What the config.json of a GPT-2, an OPT, a GPT-Neo or an ImageGPT says, as one set of numbers."""
+"""Config of a GPT-2, an OPT, a GPT-Neo or an ImageGPT, as one set of numbers."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ RATES["imagegpt"] = RATES["gpt2"]
 
 @dataclass(frozen=True)
 class Config(HfConfig):
-    """The numbers of a GPT-2, an OPT, a GPT-Neo or an ImageGPT.
+    """Config of a GPT-2, an OPT, a GPT-Neo or an ImageGPT.
 
     Args:
         model_type, fields: as `HfConfig` has them.
@@ -180,18 +180,18 @@ class Config(HfConfig):
 
     @property
     def activation(self) -> str:
-        """The name of the MLP's activation function."""
+        """Return the name of the MLP's activation function."""
         return self.fields["activation_function"]
 
 
 class ImageConfig(Config):
-    """The numbers of an ImageGPT: it scores one word less than it embeds, so they are not tied."""
+    """Config of an ImageGPT, which scores one word less than it embeds, so the two are not tied."""
 
     FIXED: ClassVar = dict(Config.FIXED) | {"tie_word_embeddings": False}
 
 
 def _gpt2(own: Mapping[str, Any], width: int, heads: int) -> dict[str, Any]:
-    """GPT-2's fields as a `Config`'s."""
+    """Map GPT-2's fields to a `Config`'s."""
     count, scale = own["n_layer"], 1.0 if own["scale_attn_weights"] else math.sqrt(width // heads)
     by_depth = own["scale_attn_by_inverse_layer_idx"]
     return {
@@ -208,7 +208,7 @@ def _gpt2(own: Mapping[str, Any], width: int, heads: int) -> dict[str, Any]:
 
 
 def _opt(own: Mapping[str, Any], width: int, heads: int) -> dict[str, Any]:
-    """OPT's fields as a `Config`'s."""
+    """Map OPT's fields to a `Config`'s."""
     count, first = own["num_hidden_layers"], own["do_layer_norm_before"]
     return {
         "inner": own["ffn_dim"],
@@ -230,7 +230,7 @@ def _opt(own: Mapping[str, Any], width: int, heads: int) -> dict[str, Any]:
 
 
 def _gpt_neo(own: Mapping[str, Any], width: int, heads: int) -> dict[str, Any]:
-    """GPT-Neo's fields as a `Config`'s: it never divides scores by sqrt(K)."""
+    """Map GPT-Neo's fields to a `Config`'s; it never divides scores by sqrt(K)."""
     count = own["num_layers"]
     return {
         "inner": own["intermediate_size"] or 4 * width,
@@ -247,7 +247,7 @@ def _gpt_neo(own: Mapping[str, Any], width: int, heads: int) -> dict[str, Any]:
 
 
 def _imagegpt(own: Mapping[str, Any], width: int, heads: int) -> dict[str, Any]:
-    """ImageGPT's fields as a `Config`'s."""
+    """Map ImageGPT's fields to a `Config`'s."""
     return {**_gpt2(own, width, heads), "centred": False}
 
 
@@ -255,10 +255,10 @@ READERS = {"gpt2": _gpt2, "opt": _opt, "gpt_neo": _gpt_neo, "imagegpt": _imagegp
 
 
 def _windows(types: Sequence[Any], window: int, count: int) -> tuple[int | None, ...]:
-    """Per block: its window, from patterns of kinds of blocks, each with how often it comes."""
+    """Return each block's window, from patterns of block kinds and their repetitions."""
     kinds = [kind for pattern, times in types for kind in list(pattern) * times]
     odd = [kind for kind in kinds if kind not in ("global", "local")]
     if odd or len(kinds) != count:
-        said = f"has '{odd[0]}', which is not known" if odd else f"is not of {count} blocks"
-        raise UserError(f"config.json: attention_types {said}.")
+        problem = f"has '{odd[0]}', which is not known" if odd else f"is not of {count} blocks"
+        raise UserError(f"config.json: attention_types {problem}.")
     return tuple(window if kind == "local" else None for kind in kinds)

@@ -41,12 +41,12 @@ MODEL_TYPES = {
 
 
 def conv(hf: str, ours: str) -> tuple[Name, ...]:
-    """The lines of a `Conv1D`, whose kernel is stored (in, out) as ours is."""
+    """Return the lines of a `Conv1D`, whose kernel is stored (in, out) as ours is."""
     return Name(f"{hf}.weight", f"{ours}/kernel"), Name(f"{hf}.bias", f"{ours}/bias")
 
 
 def fused(hf: str, *ours: str) -> tuple[Name, ...]:
-    """The lines of a `Conv1D` that holds several side by side."""
+    """Return the lines of a `Conv1D` that stores several kernels side by side."""
     return tuple(
         Name(f"{hf}.{theirs}", f"{one}/{leaf}", part=(number, len(ours)))
         for number, one in enumerate(ours)
@@ -125,14 +125,14 @@ TENSORS = PrefixedNames(NAMES, HEAD_NAMES, UNUSED, prefixes=PREFIXES)
 
 
 def make_norm(config: Config) -> LayerNorm | RMSNorm:
-    """A norm of the stream."""
+    """Build a norm of the stream."""
     if not config.centred:
         return RMSNorm(config.width, config.eps)
     return LayerNorm(config.width, config.eps, config.affine)
 
 
 class Embeddings(nnx.Module):
-    """Word + position vectors.
+    """Sum of word and position vectors.
 
     Token types are passed over: transformers would look them up among the words, but no GPT-2
     tokenizer gives any, and packed rows carry zeros.
@@ -156,7 +156,7 @@ class Embeddings(nnx.Module):
         return dropout(x, self.rate, key)
 
     def _rows(self, batch: Batch) -> jax.Array:
-        """Each token's row of the position embeddings: OPT counts true tokens only."""
+        """Return each token's row of the position embeddings; OPT does not count padding."""
         if self.offset and "position_ids" not in batch and "attention_mask" in batch:
             mask = batch["attention_mask"]
             return jnp.cumsum(mask, axis=1) * mask - 1 + self.offset
@@ -164,7 +164,7 @@ class Embeddings(nnx.Module):
 
 
 class Stem(nnx.Module):
-    """What comes before the blocks: the embeddings, and which positions see which.
+    """Stem: the embeddings, the attention mask, and the source of a decoder.
 
     Args:
         config: the model's.
@@ -276,24 +276,24 @@ class Block(nnx.Module):
 
 
 def reading_names(model_type: str) -> tuple[Name, ...]:
-    """The name table of a GPT-2 that reads a source."""
+    """Return the name table of a GPT-2 that reads a source."""
     return (*TENSORS.table("causal_lm", model_type), *CROSS_NAMES)
 
 
 def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
-    """The one tower of a model under a head (a key of each of `MODEL_TYPES`)."""
+    """Build the tower of a model under a head."""
     return {"text": tower(config, *_top(config, head, num_labels))}
 
 
 def reading_tower(config: Config, source_width: int) -> Tower:
-    """A GPT-2 that scores next tokens and reads a source of that width in every block."""
+    """Build a GPT-2 that scores next tokens and reads a source of that width in every block."""
     return tower(config, *_top(config, "causal_lm", None), source_width)
 
 
 def _top(
     config: Config, head: str | None, num_labels: int | None
 ) -> tuple[nnx.Module, dict[str, str]]:
-    """What comes after the blocks, and its ties."""
+    """Build the top, and return its ties."""
     width, words, std = config.width, config.word_width, config.std
     axes = ("embed", "words")
     return decoder_top(
@@ -312,7 +312,7 @@ def _top(
 def tower(
     config: Config, top: nnx.Module, ties: Mapping[str, str], source_width: int | None = None
 ) -> Tower:
-    """The tower of a config, with what comes after its blocks and which names of that are ties.
+    """Build the tower of a config, with its top and the names of the top that are ties.
 
     Args:
         config, top, ties: these.

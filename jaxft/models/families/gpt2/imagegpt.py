@@ -1,4 +1,4 @@
-"""ImageGPT: a GPT-2 whose words are colours, which writes an image pixel by pixel.
+"""ImageGPT: a GPT-2 whose words are colors, which generates an image pixel by pixel.
 
 Its norms are RMS norms, and it scores colours alone, with a matrix of its own: the last word, that
 every image begins with, comes nowhere else. To tell classes it takes the mean of the stream.
@@ -41,7 +41,7 @@ TENSORS = replace(gpt2.TENSORS, tables={"imagegpt": gpt2.NAMES["gpt2"]}, heads=H
 
 
 class MeanClassifier(nnx.Module):
-    """Scores of classes from the mean of the normalised stream: `logits` [B, C]."""
+    """Class scores from the mean of the normalized stream: `logits` [B, C]."""
 
     def __init__(self, config: ImageConfig, num_labels: int):
         self.norm = gpt2.make_norm(config)
@@ -52,7 +52,7 @@ class MeanClassifier(nnx.Module):
 
 
 def towers(config: ImageConfig, head: str | None, num_labels: int | None) -> dict[str, Tower]:
-    """The one tower of an ImageGPT under a head (a key of `MODEL_TYPES["imagegpt"]`)."""
+    """Build the tower of an ImageGPT under a head."""
     if head == "image_classification":
         top: nnx.Module = MeanClassifier(config, num_labels or 2)
     elif head == "image_generation":

@@ -1,4 +1,4 @@
-"""Classes for an ImageGPT: a word for each, with which an image of that class begins.
+"""Class words of an ImageGPT: an image of a class starts with the word of that class.
 
 They stand behind the word that an image of no class begins with, so that a checkpoint with classes
 is an ImageGPT of a larger vocabulary, which `transformers` loads with the same outputs: the word of
@@ -25,7 +25,7 @@ def with_classes(
     folder: Path,
     labels: Sequence[str],
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The config.json and the tensors of an ImageGPT that knows these classes.
+    """Return the config.json and the tensors of an ImageGPT with these classes.
 
     A class that the checkpoint knows keeps its word; any other begins as the image of no class.
 
@@ -40,8 +40,8 @@ def with_classes(
     colours = len(read_settings(folder)["clusters"] or ())
     words = fields.get("vocab_size", 0)
     known = words - 1 - colours
-    given = fields.get("id2label") or {}
-    own = [given[key] for key in sorted(given, key=int)] if known > 0 else []
+    stored_labels = fields.get("id2label") or {}
+    own = [stored_labels[key] for key in sorted(stored_labels, key=int)] if known > 0 else []
     if own == list(labels):
         return dict(fields), dict(tensors)
     rows = [*range(colours + 1)]
@@ -52,17 +52,17 @@ def with_classes(
         "id2label": {str(number): name for number, name in enumerate(labels)},
         "label2id": {name: number for number, name in enumerate(labels)},
     }
-    found = dict(tensors)
+    replaced = dict(tensors)
     for name, tensor in tensors.items():
         if name.endswith("wte.weight") and tensor.shape[0] == words:
-            found[name] = _chosen(tensor, rows)
+            replaced[name] = _chosen(tensor, rows)
         elif name == "lm_head.weight" and tensor.shape[0] == words - 1:
-            found[name] = _scored(tensor, colours, len(rows) - 1)
-    return made, found
+            replaced[name] = _scored(tensor, colours, len(rows) - 1)
+    return made, replaced
 
 
 def _chosen(tensor: Tensor, rows: Sequence[int]) -> Tensor:
-    """Embeddings [V, D] of other words: those of these rows."""
+    """Select rows of embeddings [V, D]."""
 
     def read(index: Index) -> np.ndarray:
         return tensor.whole()[list(rows)][index]
@@ -71,7 +71,7 @@ def _chosen(tensor: Tensor, rows: Sequence[int]) -> Tensor:
 
 
 def _scored(tensor: Tensor, colours: int, count: int) -> Tensor:
-    """A head [V, D] of `count` words, of which all that are no colour begin as their mean."""
+    """Extend a head [V, D] to `count` words; those that are no color start as the colors' mean."""
 
     def read(index: Index) -> np.ndarray:
         own = tensor.whole()[:colours]

@@ -1,4 +1,4 @@
-"""What the config.json of a Llama or one of its kin says."""
+"""Config of a Llama or one of its kin."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ SIZES = (
 
 @dataclass(frozen=True)
 class Config(TextConfig):
-    """The numbers of a Llama or one of its kin.
+    """Config of a Llama or one of its kin.
 
     Args:
         model_type, fields: as `TextConfig` has them.
@@ -148,30 +148,30 @@ class Config(TextConfig):
 
     @property
     def gemma(self) -> bool:
-        """Whether it is a Gemma: scaled embeddings, and norms around attention and MLP."""
+        """Return whether it is a Gemma: scaled embeddings, and norms around attention and MLP."""
         return self.model_type in GEMMAS
 
     @property
     def activation(self) -> str:
-        """The name of the MLP's activation function."""
+        """Return the name of the MLP's activation function."""
         return self.fields.get("hidden_activation") or self.fields["hidden_act"]
 
     @property
     def scale(self) -> float:
-        """A factor on the scores of attention on top of 1 / sqrt(K)."""
+        """Return the factor on the attention scores on top of 1 / sqrt(K)."""
         own = self.fields
         return math.sqrt(own["head_dim"] / own.get("query_pre_attn_scalar", own["head_dim"]))
 
     @property
     def soft_cap(self) -> float | None:
-        """What no score of attention goes beyond: Gemma 3 has the field and does not read it."""
+        """Return the bound of the attention scores; Gemma 3 has the field and does not read it."""
         return self.fields["attn_logit_softcapping"] if self.model_type == "gemma2" else None
 
 
 def _rotaries(
     fields: Mapping[str, Any], own: Mapping[str, Any]
 ) -> tuple[tuple[Rotary, ...], tuple[int, ...]]:
-    """The rotary embeddings there are, and per block which of them it has."""
+    """Return the rotary embeddings, and the index of each block's."""
     rotary = read_rotary(fields, own["head_dim"], own["rope_theta"])
     rotated = _rotated(own)
     there = [rotary] * any(rotated) + [replace(rotary, kind="still")] * (not all(rotated))
@@ -181,15 +181,15 @@ def _rotaries(
 def _rotaries_by_kind(
     fields: Mapping[str, Any], own: Mapping[str, Any]
 ) -> tuple[tuple[Rotary, ...], tuple[int, ...]]:
-    """The same of Gemma 3, where blocks with a window have an embedding of their own."""
-    given, bases = (
+    """Return the same for Gemma 3, whose blocks with a window have their own embedding."""
+    parameters, bases = (
         own["rope_parameters"] or {},
         {
             "full_attention": own["rope_theta"],
             "sliding_attention": own["rope_local_base_freq"],
         },
     )
-    if odd := [name for name in given if name not in bases]:
+    if odd := [name for name in parameters if name not in bases]:
         raise UserError(f"config.json: rope_parameters has '{odd[0]}', which is no kind of block.")
     # The old spelling scales the blocks without a window only.
     scaling = {"full_attention": fields.get("rope_scaling")}
@@ -197,14 +197,14 @@ def _rotaries_by_kind(
     there = [kind for kind in bases if kind in types]
     rotaries = []
     for kind in there:
-        rope = {"rope_parameters": given.get(kind), "rope_scaling": scaling.get(kind)}
+        rope = {"rope_parameters": parameters.get(kind), "rope_scaling": scaling.get(kind)}
         rope["max_position_embeddings"] = own["max_position_embeddings"]
         rotaries.append(read_rotary(rope, own["head_dim"], bases[kind]))
     return tuple(rotaries), tuple(there.index(kind) for kind in types)
 
 
 def _rotated(own: Mapping[str, Any]) -> tuple[bool, ...]:
-    """Per block: whether it has positions; SmolLM3 leaves out one in four."""
+    """Return for each block whether it has positions; SmolLM3 leaves out one in four."""
     count, interval = own["num_hidden_layers"], own.get("no_rope_layer_interval")
     if interval is None:
         return (True,) * count
@@ -216,7 +216,7 @@ def _rotated(own: Mapping[str, Any]) -> tuple[bool, ...]:
 
 
 def _windows(own: Mapping[str, Any]) -> tuple[int | None, ...]:
-    """Per block: its sliding window, or None where it sees everything before it."""
+    """Return each block's sliding window, None for full attention."""
     window = own.get("sliding_window") if own.get("use_sliding_window", True) else None
     types = _layer_types(own)
     if window is None and own.get("layer_types") and "sliding_attention" in types:
@@ -225,7 +225,7 @@ def _windows(own: Mapping[str, Any]) -> tuple[int | None, ...]:
 
 
 def _layer_types(own: Mapping[str, Any]) -> tuple[str, ...]:
-    """Per block: `full_attention` or `sliding_attention`; as transformers has it by default."""
+    """Return each block's `full_attention` or `sliding_attention`, with transformers' defaults."""
     count, types = own["num_hidden_layers"], own.get("layer_types")
     if types is None:
         if "query_pre_attn_scalar" in own:  # Gemma: each so-many-th block sees everything
@@ -238,6 +238,6 @@ def _layer_types(own: Mapping[str, Any]) -> tuple[str, ...]:
         return tuple("sliding_attention" if one else "full_attention" for one in slides)
     odd = [one for one in types if one not in ("full_attention", "sliding_attention")]
     if odd or len(types) != count:
-        said = f"has '{odd[0]}', which is not supported" if odd else f"is not of {count} blocks"
-        raise UserError(f"config.json: layer_types {said}.")
+        problem = f"has '{odd[0]}', which is not supported" if odd else f"is not of {count} blocks"
+        raise UserError(f"config.json: layer_types {problem}.")
     return tuple(types)

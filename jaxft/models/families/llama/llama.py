@@ -1,6 +1,6 @@
 """Llama and its kin: decoders of pre-norm blocks with rotary positions and a gated MLP.
 
-Mistral sees through a sliding window, Qwen2 has biases, Qwen3 normalises queries and keys, SmolLM3
+Mistral sees through a sliding window, Qwen2 has biases, Qwen3 normalizes queries and keys, SmolLM3
 leaves some blocks without positions; Gemma scales its embeddings, has norms after attention and
 MLP too, and caps scores (2) or turns positions by another base in windows (3). All else is one
 computation.
@@ -48,7 +48,7 @@ MODEL_TYPES = {
 
 
 def scale(hf: str, ours: str) -> tuple[Name, ...]:
-    """The line of an RMSNorm."""
+    """Return the line of an RMSNorm."""
     return (Name(f"{hf}.weight", f"{ours}/scale"),)
 
 
@@ -93,7 +93,7 @@ TENSORS = PrefixedNames(
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Context:
-    """What every block reads beside the stream.
+    """Context that every block reads beside the stream.
 
     Args:
         mask: which positions see which.
@@ -121,7 +121,7 @@ class Embeddings(nnx.Module):
 
 
 class Stem(nnx.Module):
-    """What comes before the blocks: the embeddings, which positions see which, the waves."""
+    """Stem: the embeddings, the attention mask, and the rotary cosines and sines."""
 
     def __init__(self, config: Config):
         self.embeddings = Embeddings(config)
@@ -150,7 +150,7 @@ class Stem(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Self-attention of grouped queries over the normalised input, added to the input."""
+    """Self-attention of grouped queries over the normalized input, added to the input."""
 
     def __init__(self, config: Config):
         own = config.fields
@@ -203,7 +203,7 @@ class Attention(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """Two maps up, one of them a gate, and one down, over the normalised input, added to it.
+    """Two maps up, one of them a gate, and one down, over the normalized input, added to it.
 
     Source: Shazeer (2020), https://arxiv.org/abs/2002.05202.
     """
@@ -254,7 +254,7 @@ class Block(nnx.Module):
 
 
 def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
-    """The one tower of a model under a head (a key of each of `MODEL_TYPES`)."""
+    """Build the tower of a model under a head."""
     own = config.fields
     width = own["hidden_size"]
     top, ties = decoder_top(
@@ -273,7 +273,7 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
 
 
 def _numbers(config: Config) -> dict[str, list[int]]:
-    """What differs between blocks; nothing where they are alike."""
+    """Collect the numbers in which the blocks differ, if any."""
     numbers = {}
     if len(set(config.windows)) > 1:
         everything = config.max_positions

@@ -1,4 +1,4 @@
-"""What the config.json of a T5 or an mT5 says."""
+"""Config of a T5 or an mT5."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ LONGEST = 2**20  # positions: relative ones have no end
 
 
 class Config(TextConfig):
-    """The numbers of a T5."""
+    """Config of a T5 or an mT5."""
 
     FIXED: ClassVar[Mapping[str, Any]] = {"is_encoder_decoder": True, "is_decoder": False}
     # What follows from feed_forward_proj, what only other heads read, and how long texts once were.
@@ -92,33 +92,33 @@ class Config(TextConfig):
 
     @property
     def max_positions(self) -> int:
-        """The most tokens an example may have."""
+        """Return the most tokens an example may have."""
         return LONGEST
 
     @property
     def start_token_id(self) -> int:
-        """What a target is written after."""
+        """Return the id of the token that every target starts with."""
         return self.fields["decoder_start_token_id"]
 
     @property
     def end_token_id(self) -> int:
-        """What ends a target: the first of them, where there are several."""
+        """Return the id of the token that ends a target, the first if there are several."""
         ends = self.fields["eos_token_id"]
         return ends[0] if isinstance(ends, list) else ends
 
     @property
     def gated(self) -> bool:
-        """Whether an MLP has a gate."""
+        """Return whether an MLP has a gate."""
         return self.fields["feed_forward_proj"].startswith("gated-")
 
     @property
     def activation(self) -> str:
-        """The name of the MLP's activation function."""
-        said = self.fields["feed_forward_proj"]
-        return "gelu_new" if said == "gated-gelu" else said.removeprefix("gated-")
+        """Return the name of the MLP's activation function."""
+        projection = self.fields["feed_forward_proj"]
+        return "gelu_new" if projection == "gated-gelu" else projection.removeprefix("gated-")
 
     @property
     def scale(self) -> float:
-        """What the decoder's output is multiplied with before words are scored."""
+        """Return the factor on the decoder's output before words are scored."""
         scaled = self.model_type != "mt5" and self.fields["scale_decoder_outputs"]
         return self.fields["d_model"] ** -0.5 if scaled else 1.0

@@ -44,13 +44,13 @@ MODEL_TYPES = {
 
 
 def _kernels(hf: str, ours: str, parts: Mapping[str, str]) -> Iterable[Name]:
-    """The lines of linear maps without a bias: Hugging Face's name of each -> ours."""
+    """Yield the lines of linear maps without a bias, from Hugging Face's name of each to ours."""
     for theirs, own in parts.items():
         yield Name(f"{hf}.{theirs}.weight", f"{ours}/{own}/kernel", transpose=True)
 
 
 def _tower_names(tower: str, mlp: int) -> Iterable[Name]:
-    """The lines of a tower, whose blocks have their MLP as layer `mlp`."""
+    """Yield the lines of a tower whose blocks have their MLP as layer `mlp`."""
     hf, ours = f"{tower}.block.{{i}}.layer", f"{tower}/blocks/{{i}}"
     first = f"{tower}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     yield Name(first, f"{tower}/positions/embedding")
@@ -81,7 +81,7 @@ TENSORS = TensorNames(dict.fromkeys(MODEL_TYPES, NAMES), HEAD_NAMES, UNUSED, fre
 
 
 def settled(fields: Mapping[str, Any], tensors: Iterable[str]) -> dict[str, Any]:
-    """A config.json that says whether words are scored by a matrix of their own.
+    """Correct what a config.json says of the word scores by the tensors of the checkpoint.
 
     What transformers writes says of every T5 that they are not: it goes by the file.
 
@@ -98,7 +98,7 @@ def settled(fields: Mapping[str, Any], tensors: Iterable[str]) -> dict[str, Any]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Context:
-    """What every block reads beside the stream.
+    """Context that every block reads beside the stream.
 
     Args:
         mask: which positions see which.
@@ -112,7 +112,7 @@ class Context:
 
 
 class Stem(nnx.Module):
-    """What comes before the blocks: word vectors, the mask, the scores of distances."""
+    """Stem: word vectors, attention mask, relative position scores, and a decoder's source."""
 
     def __init__(self, config: Config, decodes: bool):
         own = config.fields
@@ -138,7 +138,7 @@ class Stem(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Attention of the normalised input over itself or over a source, added to the input."""
+    """Attention of the normalized input over itself or over a source, added to the input."""
 
     def __init__(self, config: Config):
         own = config.fields
@@ -177,7 +177,7 @@ class Attention(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """One map up or two, one of them a gate, and one down, over the normalised input, added."""
+    """One map up or two, one of them a gate, and one down, over the normalized input, added."""
 
     def __init__(self, config: Config):
         own = config.fields
@@ -223,7 +223,7 @@ class Block(nnx.Module):
 
 
 class Bare(nnx.Module):
-    """The normalised stream: `last_hidden_state` [B, T, D]."""
+    """Normalized stream: `last_hidden_state` [B, T, D]."""
 
     def __init__(self, config: Config):
         self.norm = RMSNorm(config.fields["d_model"], config.fields["layer_norm_epsilon"])
@@ -259,14 +259,14 @@ class Words(nnx.Module):
         return {"logits": self.scores(x)}
 
     def scores(self, x: jax.Array) -> jax.Array:
-        """The scores at each position of the normalised stream: [B, T, D] -> [B, T, V] float32."""
+        """Score words at each position of the normalized stream: [B, T, D] -> [B, T, V] float32."""
         x = x * jnp.asarray(self.scale, x.dtype)
         score = self.head.scores if isinstance(self.head, Embedding) else self.head
         return score(x).astype(jnp.float32)
 
 
 def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
-    """Encoder and decoder, which reads the encoder's output and has its word embeddings."""
+    """Build the encoder, and the decoder that reads its output and shares its word embeddings."""
     own = config.fields
     block = Part(Block(config, decodes=False))
     encoder = Tower(

@@ -1,4 +1,4 @@
-"""What the config.json of a ViT or one of its kin says."""
+"""Config of a ViT or one of its kin."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads")
 
 
 class Config(ImageConfig):
-    """The numbers of a ViT or one of its kin."""
+    """Config of a ViT or one of its kin."""
 
     # Fields that change the computation and are computed for one value only.
     FIXED: ClassVar[Mapping[str, Any]] = {"is_encoder_decoder": False}
@@ -103,10 +103,10 @@ class Config(ImageConfig):
 
     @property
     def resizes(self) -> bool:
-        """Whether it resizes its positions to the image itself: any size will do."""
+        """Return whether the model resizes its positions to the image, so that any size fits."""
         return "layerscale_value" in self.fields
 
     @property
     def specials(self) -> int:
-        """How many of its positions are for tokens that are no patch."""
+        """Return the number of positions of tokens that are no patch."""
         return 2 if self.model_type == "deit" else 1

@@ -1,4 +1,4 @@
-"""Where a ViT looks: how much of each patch its attention has carried to the class token."""
+"""Attention rollout: how much of each patch the attention has carried to the class token."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def attention_rollout(
     batch: Mapping[str, jax.Array],
     compute: Compute,
 ) -> jax.Array:
-    """The share of each patch in the class token, by the attention of all blocks.
+    """Compute the share of each patch in the class token, by the attention of all blocks.
 
     Heads are averaged, and half of a position's stream is taken to be its own, since each block
     adds to the stream that it reads.

@@ -121,7 +121,7 @@ TENSORS = VitNames(
 def refits(
     config: Config, fields: Mapping[str, Any]
 ) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    """What makes the positions of a checkpoint fit images of another size."""
+    """Return the function that resizes a checkpoint's positions to images of another size."""
     own = Config.from_hf(fields, tuple(fields))
 
     def resized(stored: np.ndarray) -> np.ndarray:  # [1, N, D]
@@ -171,7 +171,7 @@ class Embeddings(nnx.Module):
         return dropout(x, self.rate, key)
 
     def positions(self, image: tuple[int, ...]) -> jax.Array:
-        """The positions [1, N, D] of the tokens of an image of (height, width)."""
+        """Return the positions [1, N, D] of the tokens of an image of (height, width)."""
         position = self.position[...]
         first, patches = position[:, : self.specials], position[0, self.specials :]
         grid, (count, width) = grid_of(image, self.patch.patch), patches.shape
@@ -190,7 +190,7 @@ def needs_of(config: Config) -> Needs:
 
 
 class Stem(nnx.Module):
-    """What comes before the blocks: the embeddings; all positions of an image see each other."""
+    """Stem: the embeddings; all positions of an image attend to each other."""
 
     def __init__(self, config: Config):
         self.needs = needs_of(config)
@@ -202,14 +202,14 @@ class Stem(nnx.Module):
     ) -> tuple[jax.Array, Mask | None]:
         pixels = batch["pixel_values"]
         image, wanted = pixels.shape[2:], self.image_size
-        said = f"The images are {image[0]} x {image[1]}"
+        size = f"The images are {image[0]} x {image[1]}"
         if wanted not in (None, image):
             raise UserError(
-                f"{said}; the model takes {wanted[0]} x {wanted[1]}.",
+                f"{size}; the model takes {wanted[0]} x {wanted[1]}.",
                 f"Resize them, or have the model for them: model.image_size={image[0]}.",
             )
         if min(grid_of(image, self.embeddings.patch.patch)) < 1:
-            raise UserError(f"{said}, which is less than a patch.")
+            raise UserError(f"{size}, which is less than a patch.")
         x = self.embeddings(pixels, key)
         kernel = compute.kernel(self.needs, x.shape[:2])
         segments = jnp.zeros(x.shape[:2], jnp.int32)
@@ -217,7 +217,7 @@ class Stem(nnx.Module):
 
 
 class Join(nnx.Module):
-    """Adds a branch to the stream: after dropout in ViT, scaled and at times left out in DINOv2.
+    """Residual sum of a branch: after dropout in ViT, scaled and dropped as a whole in DINOv2.
 
     Source: layer scale: Touvron et al. (2021), https://arxiv.org/abs/2103.17239; stochastic depth:
     Huang et al. (2016), https://arxiv.org/abs/1603.09382.
@@ -233,8 +233,8 @@ class Join(nnx.Module):
     def __call__(self, x: jax.Array, branch: jax.Array, key: jax.Array | None) -> jax.Array:
         if self.layer_scale is None:
             return x + dropout(branch, self.rate, key)
-        kept = dropout(jnp.ones((len(x), 1, 1), x.dtype), self.rate, key)
-        return x + branch * self.layer_scale[...] * kept
+        survives = dropout(jnp.ones((len(x), 1, 1), x.dtype), self.rate, key)
+        return x + branch * self.layer_scale[...] * survives
 
 
 class Attention(AttentionMaps):
@@ -254,13 +254,13 @@ class Attention(AttentionMaps):
         return self.join(x, out, join_keys.own)
 
     def weights(self, x: jax.Array) -> jax.Array:
-        """How much each position [B, T] reads of each, by head, without dropout: [B, H, T, T]."""
+        """Compute the attention weights of [B, T] by head, without dropout: [B, H, T, T]."""
         normal = self.norm(x)
         return attention_weights(self.query(normal), self.key(normal), heads=self.heads)
 
 
 class Mlp(nnx.Module):
-    """A map up, an activation and a map down over the normalised input, joined to the input."""
+    """A map up, an activation and a map down over the normalized input, joined to the input."""
 
     def __init__(self, config: Config):
         own = config.fields
@@ -314,7 +314,7 @@ class Block(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """The top of a plain model: the normalised stream, and its first position.
+    """Top of a bare model: the normalized stream, and its pooled first position.
 
     That one goes through one more map and an activation in ViT and DeiT, and not in DINOv2.
     """
@@ -337,7 +337,7 @@ class Encoder(nnx.Module):
 
 
 class Classifier(nnx.Module):
-    """The top of an image classifier: `logits` [B, C].
+    """Top of an image classifier: `logits` [B, C].
 
     It reads the class token; in DINOv2 the mean of the patches beside it.
     """
@@ -360,7 +360,7 @@ class Classifier(nnx.Module):
 
 
 def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
-    """The one tower of a model under a head (a key of each of `MODEL_TYPES`)."""
+    """Build the tower of a model under a head."""
     top = Classifier(config, num_labels or 2) if head else Encoder(config)
     blocks = (Part(Block(config)),) * config.fields["num_hidden_layers"]
     return {"vision": Tower(Part(Stem(config)), blocks, Part(top))}

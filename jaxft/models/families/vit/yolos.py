@@ -1,4 +1,4 @@
-"""YOLOS: a ViT whose last tokens each find one object of the image, or none.
+"""YOLOS: a ViT whose last tokens each detect one object of the image, or none.
 
 Learned detection tokens go through the blocks behind the patches; two small MLPs read a class and
 a box from each. Positions are resized to whatever image comes; the larger models have positions
@@ -66,7 +66,7 @@ UNUSED = (
 
 
 class Config(vit_config.Config):
-    """The numbers of a YOLOS."""
+    """Config of a YOLOS."""
 
     # Weights of its loss: no output depends on them.
     UNREAD = (
@@ -97,8 +97,8 @@ TENSORS = YolosNames(
 )
 
 
-class Seen(NamedTuple):
-    """What every block reads beside the stream.
+class Context(NamedTuple):
+    """Context that every block reads beside the stream.
 
     Attributes:
         mask: of the attention.
@@ -110,7 +110,7 @@ class Seen(NamedTuple):
 
 
 def resized(position: jax.Array, grid: Size, new: Size) -> jax.Array:
-    """Positions [1, 1 + N + Q, D] of the class token, N patches and Q detections on a new grid.
+    """Resize positions [1, 1 + N + Q, D] of class token, N patches and Q detections to a grid.
 
     Args:
         position: those of a grid of patches.
@@ -134,7 +134,7 @@ def _position(config: Config) -> nnx.Param:
 
 
 class Embeddings(nnx.Module):
-    """The class token, the patches and the detection tokens, with their positions: [B, T, D]."""
+    """Class token, patches and detection tokens, with their positions: [B, T, D]."""
 
     def __init__(self, config: Config):
         own = config.fields
@@ -158,7 +158,7 @@ class Embeddings(nnx.Module):
 
 
 class Stem(nnx.Module):
-    """What comes before the blocks: the embeddings; all positions of an image see each other."""
+    """Stem: the embeddings; all positions of an image attend to each other."""
 
     def __init__(self, config: Config):
         self.needs = needs_of(config)
@@ -166,7 +166,7 @@ class Stem(nnx.Module):
 
     def __call__(
         self, batch: Batch, key: jax.Array | None, compute: Compute
-    ) -> tuple[jax.Array, Seen]:
+    ) -> tuple[jax.Array, Context]:
         pixels = batch["pixel_values"]
         image = pixels.shape[2:]
         grid = grid_of(image, self.embeddings.patch.patch)
@@ -176,7 +176,7 @@ class Stem(nnx.Module):
         kernel = compute.kernel(self.needs, x.shape[:2])
         segments = jnp.zeros(x.shape[:2], jnp.int32)
         mask = None if kernel is None else make_mask(segments, kernel=kernel)
-        return x, Seen(mask, grid)
+        return x, Context(mask, grid)
 
 
 class Block(nnx.Module):
@@ -192,16 +192,16 @@ class Block(nnx.Module):
         self.grid = config.grid
 
     def __call__(
-        self, x: jax.Array, seen: Seen, key: jax.Array | None, cache: BlockCache
+        self, x: jax.Array, context: Context, key: jax.Array | None, cache: BlockCache
     ) -> tuple[jax.Array, BlockCache]:
         attention_keys, mlp_keys = block_keys(key, 2)
         if self.position is not None:
-            x = x + resized(self.position[...], self.grid, seen.grid)
-        return self.mlp(self.attention(x, seen.mask, attention_keys), mlp_keys), cache
+            x = x + resized(self.position[...], self.grid, context.grid)
+        return self.mlp(self.attention(x, context.mask, attention_keys), mlp_keys), cache
 
 
 class Layers(nnx.Module):
-    """Linear maps from width D on, a ReLU between them."""
+    """Stack of linear maps from width D, with a ReLU between them."""
 
     def __init__(self, width: int, outside: Sequence[tuple[int, str]], std: float):
         made = [Linear(width, size, ("embed", axis), std) for size, axis in outside]
@@ -216,7 +216,7 @@ class Layers(nnx.Module):
 
 
 class Detector(nnx.Module):
-    """The top of a detector.
+    """Top of a detector.
 
     `logits` [B, Q, C + 1], the last of which is of no object, and `pred_boxes` [B, Q, 4]: centre,
     width and height as shares of the image's.
@@ -234,16 +234,16 @@ class Detector(nnx.Module):
 
     def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> Outputs:
         x = self.norm(x)
-        found = x[:, -self.detections :]  # [B, Q, D]
+        detections = x[:, -self.detections :]  # [B, Q, D]
         return {
-            "logits": self.head(jax.nn.relu(self.class_mlp(found))).astype(jnp.float32),
-            "pred_boxes": jax.nn.sigmoid(self.box_mlp(found).astype(jnp.float32)),
+            "logits": self.head(jax.nn.relu(self.class_mlp(detections))).astype(jnp.float32),
+            "pred_boxes": jax.nn.sigmoid(self.box_mlp(detections).astype(jnp.float32)),
             "last_hidden_state": x,
         }
 
 
 def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
-    """The one tower of a model under a head (a key of each of `MODEL_TYPES`)."""
+    """Build the tower of a model under a head."""
     top = Detector(config, num_labels or 2) if head else Encoder(config)
     first = Part(Block(config, positioned=False))
     mid = config.fields["use_mid_position_embeddings"]

@@ -1,4 +1,4 @@
-"""A plain ViT as the beginning of a YOLOS: detection tokens, and its weights where it has any.
+"""Initialization of a YOLOS from a plain ViT: detection tokens, and the ViT's weights.
 
 A detection token begins as a patch of the mean colour at a place of its own, spread evenly over
 the image: frozen blocks know such a token, and make of it what is around its place. Before the last
@@ -61,7 +61,7 @@ SCALED = {
 def detector(
     fields: dict[str, Any], tensors: dict[str, Tensor], detection_tokens: int | None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A detector's own config.json and tensors, or those of the detector that a ViT becomes.
+    """Return a detector's config.json and tensors, converted from a ViT's where it is one.
 
     Args:
         fields, tensors: the checkpoint's.
@@ -84,7 +84,7 @@ def detector(
 def begin(
     fields: Mapping[str, Any], tensors: Mapping[str, Tensor], count: int
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The config.json and the tensors of the YOLOS that a ViT becomes.
+    """Return the config.json and the tensors of the YOLOS that a ViT becomes.
 
     Args:
         fields: the ViT's config.json, of one of `SOURCES`.
@@ -110,19 +110,19 @@ def begin(
         "use_mid_position_embeddings": own["num_hidden_layers"] > 1,
         "pad_token_id": fields.get("pad_token_id"),
     }
-    found = {re.sub(r"^(vit|deit|dinov2)\.", "", name): one for name, one in tensors.items()}
-    if POSITION in found:
-        position = found[POSITION]
-        found[POSITION] = _with_detections(position, config, count)
+    renamed = {re.sub(r"^(vit|deit|dinov2)\.", "", name): one for name, one in tensors.items()}
+    if POSITION in renamed:
+        position = renamed[POSITION]
+        renamed[POSITION] = _with_detections(position, config, count)
         if made["use_mid_position_embeddings"]:
-            found[MID_POSITION] = _before_blocks(position, config, count)
-    if PATCH_BIAS in found:
-        found[DETECTIONS] = _repeated(found[PATCH_BIAS], count)
-    return made, _plain(found) if fields["model_type"] == "dinov2" else found
+            renamed[MID_POSITION] = _before_blocks(position, config, count)
+    if PATCH_BIAS in renamed:
+        renamed[DETECTIONS] = _repeated(renamed[PATCH_BIAS], count)
+    return made, _plain(renamed) if fields["model_type"] == "dinov2" else renamed
 
 
 def _with_detections(tensor: Tensor, config: Config, count: int) -> Tensor:
-    """Positions [1, S + N, D] as those of a class token, N patches and `count` detections."""
+    """Replace the special tokens in positions [1, S + N, D] by a class token and detections."""
     _, length, width = tensor.shape
 
     def read(index: Index) -> np.ndarray:
@@ -133,7 +133,7 @@ def _with_detections(tensor: Tensor, config: Config, count: int) -> Tensor:
 
 
 def _before_blocks(tensor: Tensor, config: Config, count: int) -> Tensor:
-    """Of positions [1, S + N, D] those before each block but the first: of detections alone.
+    """Return the positions before each block but the first, of detection tokens alone.
 
     They are 0 before all but the last blocks: among the first a token would be lost in its place,
     and never see what is there.
@@ -146,22 +146,22 @@ def _before_blocks(tensor: Tensor, config: Config, count: int) -> Tensor:
         own = _own(tensor, config, count).astype(np.float32)
         own -= own.mean(axis=0)
         own *= LOUD / max(float(own.std()), 1e-12)
-        told = np.zeros(shape, np.float32)
-        told[-TOLD:, :, 1 + patches :] = own
-        return told.astype(FLOATS[tensor.dtype])[index]
+        positions = np.zeros(shape, np.float32)
+        positions[-TOLD:, :, 1 + patches :] = own
+        return positions.astype(FLOATS[tensor.dtype])[index]
 
     return replace(tensor, shape=shape, read=read)
 
 
 def _own(tensor: Tensor, config: Config, count: int) -> np.ndarray:
-    """The positions [count, D] that patches at the detection tokens' places would have."""
+    """Interpolate patch positions [count, D] at the locations of the detection tokens."""
     stored = tensor.whole()
     patches = stored[0, config.specials :].reshape(*config.grid, tensor.shape[-1])
     return evenly(patches, count).astype(stored.dtype)
 
 
 def evenly(grid: np.ndarray, count: int) -> np.ndarray:
-    """What a grid holds at `count` places spread evenly over it, between cells by linear weights.
+    """Interpolate a grid bilinearly at `count` points spread evenly over it.
 
     Args:
         grid: [rows, columns, D].
@@ -177,7 +177,7 @@ def evenly(grid: np.ndarray, count: int) -> np.ndarray:
 
 
 def places(count: int, rows: float, columns: float) -> np.ndarray:
-    """Where detection tokens begin: [count, 2] across and down as shares, line by line.
+    """Return the initial points of detection tokens: [count, 2], x and y in 0..1, row by row.
 
     Args:
         count: how many; they lie in about as many lines as in columns of equal distance.
@@ -191,13 +191,13 @@ def places(count: int, rows: float, columns: float) -> np.ndarray:
 
 
 def between(places: np.ndarray, cells: int) -> np.ndarray:
-    """The linear weights [places, cells] of the cells' centres around each place of 0 to 1."""
+    """Return linear interpolation weights [places, cells] of cell centers for points in 0..1."""
     at = np.clip(places * cells - 0.5, 0, cells - 1)
     return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(cells)))
 
 
 def _repeated(bias: Tensor, count: int) -> Tensor:
-    """What a patch of the mean colour is embedded as, [D], for each detection: [1, count, D]."""
+    """Return the embedding of a patch of the mean color, [D], for each detection: [1, count, D]."""
     width = bias.shape[-1]
     return replace(
         bias,
@@ -207,8 +207,8 @@ def _repeated(bias: Tensor, count: int) -> Tensor:
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """DINOv2's tensors under ViT's names, each branch's scale in the map before it."""
-    found, scales = {}, {}
+    """Rename DINOv2's tensors to ViT's, with each branch's scale folded into the map before it."""
+    plain, scales = {}, {}
     for name, tensor in tensors.items():
         block = re.match(r"encoder\.layer\.\d+\.", name)
         rest = name[block.end() :] if block else ""
@@ -218,16 +218,16 @@ def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for old, new in RENAMED.items():
             if block and rest.startswith(old):
                 name = block.group() + new + rest.removeprefix(old)
-        found[name] = tensor
+        plain[name] = tensor
     for stem, scale in scales.items():
         for name in (f"{stem}.weight", f"{stem}.bias"):
-            if name in found:
-                found[name] = _scaled(found[name], scale)
-    return found
+            if name in plain:
+                plain[name] = _scaled(plain[name], scale)
+    return plain
 
 
 def _scaled(tensor: Tensor, scale: Tensor) -> Tensor:
-    """A map's weight [O, I] or bias [O] with each output multiplied by a scale [O]."""
+    """Multiply each output of a map's weight [O, I] or bias [O] by a scale [O]."""
 
     def read(index: Index) -> np.ndarray:
         stored = tensor.whole().astype(np.float32)
