@@ -14,7 +14,6 @@ QUESTIONS = {"What", "Whether", "How", "Where"}
 NOT_YET = (
     "studies",
     "tasks",
-    "training",
 )
 
 

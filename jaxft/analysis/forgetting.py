@@ -32,7 +32,7 @@ from jaxft.models.values import read_value
 from jaxft.tasks.parts.tools import Tools
 
 OBJECTIVES = ("masked_lm", "causal_lm")
-SPLIT = "pretraining"  # of the evaluations in the diary
+SPLIT = "pretraining"  # of its evaluations in the event log
 ROWS = 8
 
 Batch = dict[str, np.ndarray]

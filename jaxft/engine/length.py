@@ -34,7 +34,7 @@ class Length:
         """Return whether the state is saved after `step` steps; each evaluation is saved too."""
         return step % self.save_every == 0 or self.evaluates_at(step)
 
-    def looks_at(self, step: int) -> bool:
+    def logs_layers_at(self, step: int) -> bool:
         """Return whether a step's layers are logged: each interval, the first and the last step."""
         often = self.layers_every
         return bool(often) and (step % often == 0 or step in (1, self.total_steps))

@@ -23,7 +23,7 @@ TENSORBOARD = "tensorboard"
 
 
 class EventLog:
-    """The run's diary: one JSON line an event, flushed, so that a killed run loses nothing.
+    """The event log: one JSON line an event, flushed, so that a killed run loses nothing.
 
     `metrics.jsonl` is the truth and TensorBoard a view of it: on resume the lines after
     `resume_step` are dropped and the view is drawn again from the rest, so that no step of a

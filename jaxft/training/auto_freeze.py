@@ -1,9 +1,9 @@
-"""AutoFreeze: the lowest layers stop once their gradients change less than those above them do.
+"""AutoFreeze: freezes the lowest layers once their gradients change less than those above them.
 
-A run is cut into intervals. At the end of each the mean gradient norm of every layer is compared
-with the interval before, and the layers below the first one that changed by at least a percentile
-of all changes stop. The norms are those of the steps whose layers are looked at, as the run's
-diary has them, and so is each decision: a resumed run decides the same.
+A run is divided into intervals. At the end of each, the mean gradient norm of every layer is
+compared with that of the previous interval, and all layers below the first one whose change
+reaches a percentile of all changes are frozen. Norms and decisions are in the event log, so that a
+resumed run decides the same.
 
 Source: Liu, Agarwal and Venkataraman (2021), https://arxiv.org/abs/2102.01386, with the layers'
     gradient norms compared as PipeTransformer's code does, https://arxiv.org/abs/2102.03161.
@@ -24,24 +24,24 @@ from jaxft.layerwise.phases import Phase, PhaseSpec, within
 from jaxft.layerwise.table import LayerTable
 
 KIND = "freeze"  # of the events
-LOOKS = 10  # steps of an interval whose layers are looked at, at least
+READINGS = 10  # the least number of steps in an interval whose gradient norms are logged
 
 Events = Iterable[Mapping[str, Any]]
 
 
 def freezes_itself(config: Config) -> bool:
-    """Whether a run decides by itself which layers stop."""
+    """Return whether a run decides during training which layers to freeze."""
     return config.phases == "auto_freeze"
 
 
-def looks_at(setup: Setup, step: int) -> bool:
-    """Whether a step's layers are needed for a decision."""
+def needs_layers_at(setup: Setup, step: int) -> bool:
+    """Return whether a decision needs the gradient norms of a step."""
     every = setup.length.freeze_every
-    return freezes_itself(setup.config) and step % max(every // LOOKS, 1) == 0
+    return freezes_itself(setup.config) and step % max(every // READINGS, 1) == 0
 
 
 def decides_at(setup: Setup, step: int) -> bool:
-    """Whether a decision is due after `step` steps: from the end of the second interval on."""
+    """Return whether a decision is due after `step` steps, two or more whole intervals."""
     every, total = setup.length.freeze_every, setup.length.total_steps
     return freezes_itself(setup.config) and step % every == 0 and 2 * every <= step < total
 
@@ -49,12 +49,12 @@ def decides_at(setup: Setup, step: int) -> bool:
 def lowest_to_train(
     before: Mapping[int, float], now: Mapping[int, float], percentile: float
 ) -> int:
-    """The lowest depth that goes on training.
+    """Choose the lowest depth that continues to train.
 
     Args:
-        before, now: depth -> mean gradient norm in the interval before and in this one.
-        percentile: of all changes, 0 to 100: what a layer has to change by, relative to what it
-            was, to go on.
+        before, now: depth -> mean gradient norm in the previous and in this interval.
+        percentile: 0 to 100; a layer keeps training if its relative change reaches this percentile
+            of all changes.
     """
     depths = sorted(before.keys() & now.keys())
     change = np.array([abs(before[d] - now[d]) / max(before[d], 1e-30) for d in depths])
@@ -62,26 +62,26 @@ def lowest_to_train(
 
 
 def decide(setup: Setup, table: LayerTable, events: Events, step: int) -> int:
-    """The lowest depth that goes on training after `step` steps.
+    """Choose the lowest depth that continues to train after `step` steps.
 
     Args:
         setup: the run.
         table: of its phase.
-        events: the run's diary up to `step`.
+        events: the event log up to `step`.
         step: a multiple of the interval.
     """
     every, top = setup.length.freeze_every, setup.model.num_depths - 1
     lowest = min(leaf.depth for leaf in table.leaves if leaf.trainable)
-    looked = [event for event in events if event["kind"] == "layers"]
+    logged = [event for event in events if event["kind"] == "layers"]
 
     def mean(end: int) -> dict[int, float]:
-        """Of the interval that ends after `end` steps; the top never stops, so it is left out."""
-        norms = [e["grad_norm"] for e in looked if end - every < e["step"] <= end]
-        found: dict[int, list[float]] = {}
+        """Average the norms of the interval up to `end`, without the top, which always trains."""
+        norms = [e["grad_norm"] for e in logged if end - every < e["step"] <= end]
+        by_depth: dict[int, list[float]] = {}
         for depth, norm in ((int(d), n) for of in norms for d, n in of.items()):
             if lowest <= depth < top and norm is not None:
-                found.setdefault(depth, []).append(norm)
-        return {depth: float(np.mean(values)) for depth, values in found.items()}
+                by_depth.setdefault(depth, []).append(norm)
+        return {depth: float(np.mean(values)) for depth, values in by_depth.items()}
 
     before, now = mean(step - every), mean(step)
     if not before.keys() & now.keys():
@@ -90,7 +90,7 @@ def decide(setup: Setup, table: LayerTable, events: Events, step: int) -> int:
 
 
 def freeze_below(setup: Setup, step: int, depth: int) -> Setup:
-    """The run with a further phase from `step` on, in which nothing below `depth` trains."""
+    """Add a phase to the run, from `step` on, in which nothing below `depth` trains."""
     last = setup.phases[-1]
     chosen = {leaf.name for leaf in last.table.leaves if leaf.trainable and leaf.depth >= depth}
     if len(chosen) == len(last.table.trainable):
@@ -103,7 +103,7 @@ def freeze_below(setup: Setup, step: int, depth: int) -> Setup:
 
 
 def with_decisions(setup: Setup, events: Events, step: int) -> Setup:
-    """The run with the phases that it had decided on in its first `step` steps."""
+    """Add the phases that the run decided on in its first `step` steps."""
     for event in events:
         if event["kind"] == KIND and event["step"] <= step:
             setup = freeze_below(setup, event["step"], event["depth"])

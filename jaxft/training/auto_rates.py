@@ -1,9 +1,8 @@
-"""Auto-RGN: rates that follow from what the layers do, as multipliers measured while training.
+"""Auto-RGN: learning rate multipliers measured during training, by relative gradient norm.
 
-A phase begins with multipliers of 0: its first step measures and moves nothing. From then on the
-multipliers are taken anew every `layer_decay.every`, from the gradients of that one step, and act
-from the very next. Each decision is an event of the run's diary, in full precision, so that a
-resumed run goes on with the same bits.
+A phase begins with multipliers of 0: its first step measures and updates nothing. The multipliers
+are then measured every `layer_decay.every`, from the gradients of one step, and apply from the
+next step on. They are logged in full precision, so that a resumed run continues bit for bit.
 
 Source: Lee et al. (2022), surgical fine-tuning, https://arxiv.org/abs/2210.11466.
 """
@@ -24,38 +23,38 @@ KIND = "multipliers"  # of the events
 
 
 def measures_rates(config: Config) -> bool:
-    """Whether a run's multipliers are measured, and not the LayerTable's."""
+    """Return whether a run measures its multipliers instead of taking the LayerTable's."""
     return config.layer_decay.preset == "auto_rgn"
 
 
 def relative_gradients(
     norms: np.ndarray, sums: np.ndarray, leaves: Sequence[LeafRow], layers: Sequence[str]
 ) -> np.ndarray:
-    """Each leaf's gradient norm over its weight norm, as a share of the largest: `[leaves]`.
+    """Divide each leaf's gradient norm by its weight norm, and by the largest: `[leaves]`.
 
-    A vector (a bias, a norm's scale) takes the ratio of its layer's matrices. Its own may have no
-    meaning: a fresh bias is 0, and once it has moved a little, its ratio would dwarf all others.
+    A vector (a bias, a norm's scale) takes the ratio of its layer's matrices. Its own can be
+    meaningless: a new bias is 0, and after a small update its ratio would dwarf all others.
 
     Args:
         norms: `[leaves]` gradient norms.
-        sums: `[leaves, columns]`, as `diagnostics.look` gives them.
+        sums: `[leaves, columns]`, from `diagnostics.look`.
         leaves: the trainable leaves, in the same order.
         layers: each leaf's layer.
     """
     gradient = np.square(np.asarray(norms, np.float64))
     weight = np.asarray(sums, np.float64)[:, COLUMNS.index("weight")]
     names = list(dict.fromkeys(layers))
-    place = np.array([names.index(layer) for layer in layers])
+    layer_index = np.array([names.index(layer) for layer in layers])
     matrix = np.array([len(leaf.shape) > 1 for leaf in leaves])
     with np.errstate(divide="ignore", invalid="ignore"):
         own = np.sqrt(gradient / weight)
         layer = np.sqrt(
-            np.bincount(place, gradient * matrix, len(names))
-            / np.bincount(place, weight * matrix, len(names))
+            np.bincount(layer_index, gradient * matrix, len(names))
+            / np.bincount(layer_index, weight * matrix, len(names))
         )
-    ratio = np.where(matrix | ~np.isfinite(layer[place]), own, layer[place])
+    ratio = np.where(matrix | ~np.isfinite(layer[layer_index]), own, layer[layer_index])
     largest = max(ratio[np.isfinite(ratio)], default=0.0)
-    # What is 0 itself has no ratio, and everything to learn.
+    # Weights that are all 0 have no ratio, and take the largest.
     share = ratio / largest if largest > 0 else np.zeros_like(ratio)
     return np.where(np.isfinite(share), share, 1.0)
 
@@ -63,7 +62,7 @@ def relative_gradients(
 def measured_multipliers(
     table: LayerTable, norms: np.ndarray, sums: np.ndarray, layers: Sequence[str]
 ) -> np.ndarray:
-    """The multipliers to go on with: `[leaves]` float32; `lr_mult` of a group still multiplies.
+    """Compute the multipliers from a step: `[leaves]` float32; a group's `lr_mult` applies too.
 
     Args:
         table: of the phase.
@@ -77,20 +76,20 @@ def measured_multipliers(
 def multipliers_now(
     phase: Phase, measured: bool, events: Iterable[Mapping[str, Any]] = ()
 ) -> np.ndarray:
-    """What a phase goes on with: `[leaves]` float32.
+    """Return the multipliers that a phase continues with: `[leaves]` float32.
 
-    The LayerTable's multipliers; where they are measured, the last that were in this phase, or 0.
+    These are the LayerTable's; or the last that were measured in this phase, 0 before the first.
 
     Args:
         phase: the phase.
-        measured: whether its multipliers are, see `measures_rates`.
-        events: the run's diary so far.
+        measured: whether its multipliers are measured, see `measures_rates`.
+        events: the event log so far.
     """
     if not measured:
         return phase.table.multipliers()
     names = phase.table.trainable
-    found = np.zeros(len(names), np.float32)
+    multipliers = np.zeros(len(names), np.float32)
     for event in events:
         if event["kind"] == KIND and phase.start < event["step"] <= phase.stop:
-            found = np.array([event["multipliers"][name] for name in names], np.float32)
-    return found
+            multipliers = np.array([event["multipliers"][name] for name in names], np.float32)
+    return multipliers

@@ -1,4 +1,4 @@
-"""A run's batches: made ahead, and with the trunk's output in the phases that keep it."""
+"""Training batches of a run: prefetched, and with the trunk's output where it is cached."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from jaxft.training.phase import PhaseStep
 
 
 class Batches:
-    """The training batches of a run from some step on, as each phase wants them.
+    """Training batches of a run, made for each phase.
 
     Args:
         setup: the run.
         eval_step: the run's evaluation.
         trunks: the plan of each phase.
-        progress: where to say what is done.
-        interrupted: asked while a trunk runs over the examples.
+        progress: shows messages.
+        interrupted: called while a trunk runs over the examples; True stops it.
 
     Attributes:
-        eval_step, eval_collate: the phase's own evaluation, and what makes its batches.
-        cached: whether the trunk's output is at hand in the phase.
+        eval_step, eval_collate: the phase's evaluation, and the function that makes its batches.
+        cached: whether the phase reads the trunk's output from the cache.
     """
 
     def __init__(
@@ -52,26 +52,26 @@ class Batches:
         self._made: Iterator[Batch] = iter(())
 
     def enter(self, stage: PhaseStep, state: TrainState, step: int) -> None:
-        """Go on from `step` in a phase; where it keeps its trunk's output, that is made first.
+        """Continue from `step` in a phase, after caching the output of its trunk if it has one.
 
         Raises:
             Interrupted: a signal came meanwhile.
-            UserError: the output cannot be kept.
+            UserError: the output cannot be stored.
         """
         index, known = stage.now.phase.index, {**stage.frozen, **state.previously_trained}
         if index < len(self._trunks):
             plan = self._trunks[index]
-        else:  # a phase that the run has decided on under way
+        else:  # a phase that AutoFreeze added
             plan = plan_trunk(stage.setup, stage.now, batch_shapes(stage.setup))
-        setup, told = self._setup, (self._progress, self._interrupted)
-        compute = replace(stage.now.compute, remat=setup.compute.remat)  # no step is taken here
-        collate = open_trunk(setup, compute, plan, known, *told)
+        setup, reports = self._setup, (self._progress, self._interrupted)
+        compute = replace(stage.now.compute, remat=setup.compute.remat)  # no backward pass here
+        collate = open_trunk(setup, compute, plan, known, *reports)
         self.cached = collate != setup.splits["train"].examples.collate
-        self.eval_collate = open_trunk(setup, compute, plan, known, *told, split="eval")
+        self.eval_collate = open_trunk(setup, compute, plan, known, *reports, split="eval")
         whole = self.eval_collate == setup.splits["eval"].examples.collate
         self.eval_step = self._whole_eval if whole else build_eval_step(setup, compute)
         if collate == self._collate:
-            return  # what is made ahead fits
+            return  # the prefetched batches are still right
         self.close()
         self._collate = collate
         mine, blocks = my_rows(setup.mesh)
@@ -88,11 +88,11 @@ class Batches:
         )
 
     def next(self) -> dict[str, jax.Array]:
-        """The next step's batch, on its way to the devices while the steps before are under way."""
+        """Return the next batch, transferred to the devices while earlier steps still run."""
         return place_batch(next(self._made), batch_sharding(self._setup.mesh))
 
     def close(self) -> None:
-        """Make no more."""
+        """Stop the prefetching."""
         if isinstance(self._made, Generator):
             self._made.close()
 

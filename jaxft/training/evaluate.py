@@ -1,4 +1,4 @@
-"""A run's evaluations: its eval rows, and its pretraining objective where that is asked for."""
+"""Evaluations during a run: its eval rows and, if asked for, its pretraining objective."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from jaxft.training.result import score_before, write_evaluation
 
 
 class Evaluator:
-    """Scores a state, for the event log, the terminal and the run's folder.
+    """Scores of a run's states, written to the event log, the terminal and the run's folder.
 
     Args:
         setup: the run.
-        metric: the one that chooses the best.
-        forgetting: the pretraining objective; None where it is not followed.
-        origin: the model that the run began with; its values are not looked at.
-        events: the events so far, with the evaluations before.
-        run, log: where scores and predictions go.
-        interrupted: asked while rows are scored.
+        metric: chooses the best checkpoint.
+        forgetting: the pretraining objective; None where it is not scored.
+        initial: the initial model, without its values.
+        events: the event log so far, with the previous evaluations.
+        run, log: receive scores and predictions.
+        interrupted: called while rows are scored; True stops the evaluation.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Evaluator:
         setup: Setup,
         metric: str,
         forgetting: Forgetting | None,
-        origin: Model,
+        initial: Model,
         events: Iterable[Mapping[str, Any]],
         run: RunFolder,
         log: Log,
@@ -47,59 +47,59 @@ class Evaluator:
     ):
         self.metric = metric
         self._lower = setup.task.metrics[metric].lower_is_better
-        self._setup, self._forgetting, self._origin = setup, forgetting, origin
+        self._setup, self._forgetting, self._initial = setup, forgetting, initial
         self._run, self._log, self._progress = run, log.events, log.progress
         self._interrupted = interrupted
         self._scores = scores_before(events, metric)
 
     def before(self, stage: PhaseStep, state: TrainState, eval_step: EvalStep) -> None:
-        """Score what the run starts from, as far as that is asked for."""
-        params, told = stage.params(state), (self._progress, self._interrupted)
-        self._look_back(0, params)
-        score_before(self._setup, self._run, self._log, eval_step, params, *told)
+        """Score the initial parameters, as far as the config asks for it."""
+        params, reports = stage.params(state), (self._progress, self._interrupted)
+        self._score_forgetting(0, params)
+        score_before(self._setup, self._run, self._log, eval_step, params, *reports)
 
     def score(
         self, stage: PhaseStep, state: TrainState, step: int, batches: Batches
     ) -> dict[str, float] | None:
-        """Score the eval rows; None where a signal came before they were through.
+        """Score the eval rows; return None where a signal came before all were scored.
 
         Args:
-            stage: the phase under way.
+            stage: the current phase.
             state: the state after `step` steps.
             step: steps done.
-            batches: the phase's, with its own evaluation.
+            batches: the phase's, with its evaluation.
 
         Raises:
-            UserError: these rows have no such metric.
+            UserError: the metric is undefined for these rows.
         """
         rows, params = self._setup.splits["eval"], stage.params(state)
         self._progress.doing(f"scoring {len(rows.examples):,} eval rows")
-        how = batches.eval_step, params, rows, self._interrupted, batches.eval_collate
+        arguments = batches.eval_step, params, rows, self._interrupted, batches.eval_collate
         try:
-            found = evaluate(self._setup, *how)
+            evaluation = evaluate(self._setup, *arguments)
         except Interrupted:
             return None
-        if self.metric not in found.scores:
+        if self.metric not in evaluation.scores:
             raise UserError(
                 f"checkpoint.best: these rows have no {self.metric}.",
-                f"They have {', '.join(found.scores)}.",
+                f"They have {', '.join(evaluation.scores)}.",
             )
-        score = found.scores[self.metric]
+        score = evaluation.scores[self.metric]
         best = is_best(score, self._scores, lower_is_better=self._lower)
         self._scores.append(score)
-        self._log.eval(step, "eval", found.scores)
-        self._look_back(step, params)
+        self._log.eval(step, "eval", evaluation.scores)
+        self._score_forgetting(step, params)
         if self._setup.length.layers_every:
-            write_drift(self._log, stage, state, step, self._origin)
-        self._progress.evaluation(step, found.scores, best=best)
-        write_evaluation(self._setup, self._run, found, step, best=best)
-        return found.scores
+            write_drift(self._log, stage, state, step, self._initial)
+        self._progress.evaluation(step, evaluation.scores, best=best)
+        write_evaluation(self._setup, self._run, evaluation, step, best=best)
+        return evaluation.scores
 
     def patience_is_over(self) -> bool:
-        """Whether the metric has not improved for as many evaluations as the run waits."""
+        """Return whether the metric has not improved for `checkpoint.patience` evaluations."""
         patience = self._setup.config.checkpoint.patience
         return patience_is_over(self._scores, patience, lower_is_better=self._lower)
 
-    def _look_back(self, step: int, params: dict[str, Any]) -> None:
+    def _score_forgetting(self, step: int, params: dict[str, Any]) -> None:
         if self._forgetting is not None:
             self._log.eval(step, FORGETTING, self._forgetting.score(params))

@@ -1,4 +1,4 @@
-"""What the layers did in the steps that were looked at: into the diary, and into measured rates."""
+"""Readings of the layers during training, for the event log and for measured rates."""
 
 from __future__ import annotations
 
@@ -36,49 +36,53 @@ from jaxft.training.phase import PhaseStep
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a step showed of its layers; still on the device until it is read.
+class LayerReadings:
+    """Readings of a step's layers, on the device until `read`.
 
     Attributes:
         norms: `[leaves]` gradient norms.
-        sums: `[leaves, columns]`, see `diagnostics`; None where the step was not looked at.
+        sums: `[leaves, columns]`, see `diagnostics`; None in steps that are not analyzed.
     """
 
     norms: jax.Array
     sums: jax.Array | None
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
-        """Both on the host; not a number where there is nothing."""
+        """Fetch both to the host; NaN in place of sums that are None."""
         norms = np.asarray(jax.device_get(self.norms))
         if self.sums is None:
             return norms, np.full((len(norms), len(COLUMNS)), np.nan)
         return norms, np.asarray(jax.device_get(self.sums))
 
 
-def see_layers(stage: PhaseStep, state: TrainState, step: int, metrics: dict[str, Any]) -> Seen:
-    """Take out of a step's metrics what is of each leaf, and look at the rest where it is due.
+def read_layers(
+    stage: PhaseStep, state: TrainState, step: int, metrics: dict[str, Any]
+) -> LayerReadings:
+    """Take the leaves' gradient norms out of a step's metrics, and analyze the step if due.
 
     Args:
-        stage: the phase that the step was in.
-        state: as the step left it.
+        stage: the phase of the step.
+        state: the state after the step.
         step: steps done, this one included.
-        metrics: as the step gave them; the norms of the leaves are taken out.
+        metrics: of the step; the norms of the leaves are removed.
     """
     norms, setup = metrics.pop("grad_norms"), stage.setup
-    if not stage.looks_at(step):
-        return Seen(norms, None)
+    if not stage.reads_layers_at(step):
+        return LayerReadings(norms, None)
     inputs, adam = stage.inputs(step - 1), setup.config.optimizer.adam
-    return Seen(norms, look(state, inputs, stage.now.table, adam, setup.mesh))
+    return LayerReadings(norms, look(state, inputs, stage.now.table, adam, setup.mesh))
 
 
-def write_layers(log: EventLog, stage: PhaseStep, step: int, seen: Seen, norm: float) -> None:
-    """Write what each layer did in a step.
+def write_layers(
+    log: EventLog, stage: PhaseStep, step: int, readings: LayerReadings, norm: float
+) -> None:
+    """Write a step's values of each layer to the event log.
 
     Args:
-        log: the run's diary.
-        stage: the phase that the step was in.
+        log: the event log.
+        stage: the phase of the step.
         step: steps done, this one included.
-        seen: what it showed.
+        readings: of the step.
         norm: of the whole gradient.
     """
     table, inputs = stage.now.table, stage.inputs(step - 1)
@@ -87,55 +91,59 @@ def write_layers(log: EventLog, stage: PhaseStep, step: int, seen: Seen, norm: f
     rates = inputs.rates[[groups.index(leaf.group) for leaf in leaves]] * inputs.multipliers
     clip = stage.setup.config.optimizer.clip
     whole = {} if clip is None or not norm else {"clip": min(1.0, clip / norm)}
-    log.of_kind("layers", step, whole | layer_values(*seen.read(), leaves, _layers(stage), rates))
+    log.of_kind(
+        "layers", step, whole | layer_values(*readings.read(), leaves, _layers(stage), rates)
+    )
 
 
 def write_drift(
-    log: EventLog, stage: PhaseStep, state: TrainState, step: int, origin: Model
+    log: EventLog, stage: PhaseStep, state: TrainState, step: int, initial: Model
 ) -> None:
-    """Write how far each layer that has trained is from where it began.
+    """Write the distance of each trained layer from its initial value.
 
-    The start is read again from the checkpoint, a parameter at a time into its own shards. It
-    costs a pass over a file beside an evaluation, where a copy kept would cost as much memory as
-    the parameters, for the whole run.
+    Initial values are read from the checkpoint again, one parameter at a time, into their shards:
+    a pass over a file at each evaluation, instead of the memory for a second copy of all
+    parameters throughout the run.
 
     Args:
-        log: the run's diary.
-        stage: the phase under way.
+        log: the event log.
+        stage: the current phase.
         state: the state.
         step: steps done.
-        origin: the model that the run began with; its values are not looked at.
+        initial: the initial model, without its values.
     """
     setup, now, of = stage.setup, stage.params(state), layers_of(stage.setup.model)
     seed = setup.config.run.seed.init
     # A new DoRA magnitude is computed from other parameters: read alone, it is not its start.
     names = [
-        n for n in (*state.trainable, *state.previously_trained) if not _is_new_length(n, origin)
+        n
+        for n in (*state.trainable, *state.previously_trained)
+        if not _is_new_magnitude(n, initial)
     ]
 
-    def way(name: str) -> jax.Array:
-        start = read_value(origin, name, setup.shardings[name], seed=seed)
+    def squared_distances(name: str) -> jax.Array:
+        start = read_value(initial, name, setup.shardings[name], seed=seed)
         return in_turn(setup.mesh, distances(now[name], start))
 
-    found = [way(name) for name in names]
-    moved = layer_drift(np.asarray(jax.device_get(found)), [of[name] for name in names])
+    squares = [squared_distances(name) for name in names]
+    moved = layer_drift(np.asarray(jax.device_get(squares)), [of[name] for name in names])
     log.of_kind("drift", step, {"drift": moved})
 
 
-def _is_new_length(name: str, origin: Model) -> bool:
-    return name.endswith("/magnitude") and name not in origin.matching.loaded
+def _is_new_magnitude(name: str, initial: Model) -> bool:
+    return name.endswith("/magnitude") and name not in initial.matching.loaded
 
 
-def measure_again(stage: PhaseStep, log: EventLog, step: int, seen: Seen) -> PhaseStep:
-    """The phase with the multipliers that follow from a step; the decision goes into the diary."""
-    multipliers = measured_multipliers(stage.now.table, *seen.read(), _layers(stage))
+def measure_again(stage: PhaseStep, log: EventLog, step: int, readings: LayerReadings) -> PhaseStep:
+    """Return the phase with multipliers measured in a step, which are logged."""
+    multipliers = measured_multipliers(stage.now.table, *readings.read(), _layers(stage))
     named = zip(stage.now.table.trainable, map(float, multipliers), strict=True)
     log.of_kind(KIND, step, {"multipliers": dict(named)})
     return replace(stage, multipliers=multipliers)
 
 
 def with_measured(stage: PhaseStep, events: Iterable[Mapping[str, Any]]) -> PhaseStep:
-    """The phase with the multipliers that the diary holds, where they are measured."""
+    """Return the phase with the last logged multipliers, if it measures them."""
     return replace(
         stage,
         multipliers=multipliers_now(stage.now.phase, measures_rates(stage.setup.config), events),
@@ -143,11 +151,11 @@ def with_measured(stage: PhaseStep, events: Iterable[Mapping[str, Any]]) -> Phas
 
 
 def decide_again(stage: PhaseStep, log: EventLog, step: int) -> PhaseStep:
-    """The phase with a further one after `step`, where the layers below some depth stop.
+    """Return the phase under a new decision of AutoFreeze, which is logged.
 
     Args:
-        stage: the phase under way.
-        log: the run's diary, which the first process alone has.
+        stage: the current phase.
+        log: the event log, which only the first process has.
         step: steps done.
     """
     depth = from_first(lambda: decide(stage.setup, stage.now.table, log.read(), step))

@@ -1,4 +1,4 @@
-"""A run's log: its events, the terminal, the trackers, and the metrics of steps under way."""
+"""Log of a run: its events, the terminal, the trackers, and the metrics of steps in flight."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jaxft.report.events import EventLog, read_events
 from jaxft.report.terminal.progress import Progress
 from jaxft.report.trackers import Tracker, open_trackers
 from jaxft.runs.folder import RUN_FILE, RunFolder
-from jaxft.training.layers import Seen, write_layers
+from jaxft.training.layers import LayerReadings, write_layers
 from jaxft.training.meter import Meter
 from jaxft.training.phase import PhaseStep
 
@@ -28,18 +28,18 @@ IN_FLIGHT = 2
 
 
 class Log:
-    """The event log, the terminal and the meter of a run; used in a `with` block.
+    """Event log, terminal and meter of a run; used in a `with` block.
 
     Args:
         run: the run's folder.
         setup: the run.
-        first: the step that it goes on from.
-        trackers: what else is sent each event's numbers.
+        first: the step that it continues from.
+        trackers: also receive each event's numbers.
         console, quiet: the terminal.
-        failure: (step, steps in a row) -> the error to end with where the loss stays not finite.
+        failure: (step, number of consecutive steps that were not finite) -> the error to raise.
 
     Attributes:
-        events, progress, meter: those.
+        events, progress, meter: the three of them.
     """
 
     def __init__(
@@ -54,9 +54,9 @@ class Log:
     ):
         config, self._open = setup.config, ExitStack()
         self._limit, self._failure = config.train.max_bad_steps, failure
-        self._pending: deque[tuple[int, PhaseStep, dict[str, jax.Array], Seen]] = deque()
+        self._pending: deque[tuple[int, PhaseStep, dict[str, jax.Array], LayerReadings]] = deque()
         self.meter = Meter(setup)
-        # Of several processes the first alone writes.
+        # Only the first process writes.
         resumed = first or None
         self.events = EventLog(run.path, config.report.tensorboard, resumed, is_first(), trackers)
         self.progress = Progress(setup.length.total_steps, first, console, quiet)
@@ -70,25 +70,25 @@ class Log:
         self._open.__exit__(*error)
 
     def started(
-        self, step: int, phase: PhaseStep, metrics: dict[str, jax.Array], layers: Seen
+        self, step: int, phase: PhaseStep, metrics: dict[str, jax.Array], layers: LayerReadings
     ) -> None:
-        """Take a step that is under way; its numbers are still on the devices.
+        """Add a step in flight, whose results are still on the devices.
 
         Args:
-            step: steps begun, this one included.
-            phase: the phase that it is of.
-            metrics, layers: as it gives them.
+            step: steps started, this one included.
+            phase: its phase.
+            metrics, layers: its results.
         """
         self._pending.append((step, phase, metrics, layers))
 
     def read(self, most: int = 0) -> bool:
-        """Read the metrics of all but the last `most` steps: those are over, or nearly.
+        """Read the metrics of all but the last `most` steps, which are done or almost done.
 
         Returns:
-            Whether the last step that was ever read was finite.
+            Whether the last step read was finite.
 
         Raises:
-            UserError: too many steps in a row were not.
+            UserError: too many consecutive steps were not finite.
         """
         while len(self._pending) > most:
             step, phase, metrics, layers = self._pending.popleft()
@@ -97,7 +97,7 @@ class Log:
             if event:
                 self.events.train(step, event)
             self.progress.update(step, event)
-            if phase.looks_at(step) or not self.meter.finite:
+            if phase.reads_layers_at(step) or not self.meter.finite:
                 write_layers(self.events, phase, step, layers, values["grad_norm"])
             if not self.meter.finite:
                 note = f"Not finite (loss {values['loss']}): the step was undone."
@@ -108,20 +108,20 @@ class Log:
         return self.meter.finite
 
     def say(self, step: int, event: str, message: str) -> None:
-        """Note a sentence in the event log, and another in the terminal."""
+        """Write a note to the event log, and a message to the terminal."""
         self.events.note(step, event)
         self.progress.message(message)
 
 
 def earlier_events(run: RunFolder) -> list[dict[str, Any]]:
-    """What a resumed run has told so far, the same in every process."""
+    """Read the events of a resumed run; every process gets the same."""
     return from_first(lambda: read_events(run.path) if run.resumed else [])
 
 
 def find_trackers(
-    run: RunFolder, config: Config, tell: Callable[[str], None]
+    run: RunFolder, config: Config, warn: Callable[[str], None]
 ) -> AbstractContextManager[list[Tracker]]:
-    """The trackers of a run, in the first process; a resumed run is the same to them."""
+    """Open the trackers of a run in the first process; a resumed run keeps its identity."""
     started = f"{config.run.name} {run.read_json(RUN_FILE)['started']}"
     about = {
         "name": config.run.name,
@@ -129,11 +129,11 @@ def find_trackers(
         "dir": str(run.path),
     }
     names = config.run.trackers if is_first() else ()
-    return open_trackers(names, about, config.dump(), tell)
+    return open_trackers(names, about, config.dump(), warn)
 
 
 def log_result(trackers: Sequence[Tracker], result: dict[str, Any]) -> None:
-    """Hand on the final scores, and the step that they are of."""
+    """Send the final scores and their step to the trackers."""
     scores = {f"result/{name}": value for name, value in result["metrics"].items()}
     for tracker in trackers:
         tracker.log(None, {**scores, "result/step": result["step"]})

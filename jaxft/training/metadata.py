@@ -1,4 +1,4 @@
-"""What a run writes down of itself before it trains: `run.json`, `table.json`, `rates.json`."""
+"""Metadata that a run writes before it trains: `run.json`, `table.json`, `rates.json`."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ MOST_RATE_POINTS = 400
 
 
 def run_json(setup: Setup, chosen: PhaseSetup, command: Sequence[str]) -> dict[str, Any]:
-    """With what, from what and how the run is made, all that was `auto` or a duration resolved.
+    """Describe a run's environment, inputs and settings, with every `auto` and duration resolved.
 
     Args:
         setup: the run.
-        chosen: the phase in which the most parameters train.
-        command: what was typed.
+        chosen: its widest phase.
+        command: the command line.
     """
     source, train = setup.model.source, setup.splits["train"]
     data = [describe_split(split, setup.label_names) for split in setup.splits.values()]
@@ -63,7 +63,7 @@ def run_json(setup: Setup, chosen: PhaseSetup, command: Sequence[str]) -> dict[s
 
 
 def phase_facts(phase: Phase) -> dict[str, Any]:
-    """A phase's steps, and how much trains in it."""
+    """Describe a phase: its steps and the size of its trainable part."""
     leaves = [leaf for leaf in phase.table.leaves if leaf.trainable]
     return {
         "start": phase.start,
@@ -75,21 +75,21 @@ def phase_facts(phase: Phase) -> dict[str, Any]:
 
 
 def phase_line(phase: Phase, count_of_phases: int) -> str:
-    """What trains from here on, in one line."""
-    found = phase_facts(phase)
-    low, high = found["depths"]
+    """Describe in one line what trains in a phase."""
+    facts = phase_facts(phase)
+    low, high = facts["depths"]
     return (
-        f"phase {phase.index + 1} of {count_of_phases}, to step {found['stop']:,}: "
-        f"{count(found['parameters'])} parameters train, depths {low} to {high}"
+        f"phase {phase.index + 1} of {count_of_phases}, to step {facts['stop']:,}: "
+        f"{count(facts['parameters'])} parameters train, depths {low} to {high}"
     )
 
 
 def table_json(setup: Setup, chosen: PhaseSetup) -> dict[str, Any]:
-    """The LayerTable by group and by parameter, with the FLOPs of a step.
+    """Describe the LayerTable by group and by parameter, with the FLOPs of a step.
 
     Args:
         setup: the run.
-        chosen: the phase in which the most parameters train.
+        chosen: its widest phase.
     """
     return {
         "groups": chosen.table.summary(),
@@ -99,9 +99,9 @@ def table_json(setup: Setup, chosen: PhaseSetup) -> dict[str, Any]:
 
 
 def rates_json(total: int, phases: Sequence[PhaseSetup]) -> dict[str, Any]:
-    """The rate of each training group's and depth's fastest leaf, thinned to what a curve shows.
+    """List the rates of the fastest leaf of each training group and depth, thinned for a plot.
 
-    0 is a phase in which a group or a depth does not train.
+    A rate is 0 in phases in which the group or depth does not train.
 
     Args:
         total: steps of the run.
@@ -116,12 +116,12 @@ def rates_json(total: int, phases: Sequence[PhaseSetup]) -> dict[str, Any]:
         of = [names.index(leaf.group) for leaf in one.table.leaves if leaf.trainable]
         at = [depths.index(leaf.depth) for leaf in one.table.leaves if leaf.trainable]
         columns = [names.index(group.name) for group in one.table.training_groups]
-        for place in np.flatnonzero(inside):
+        for row in np.flatnonzero(inside):
             driven = np.zeros(len(names))
-            driven[columns] = one.rates[steps[place]]
-            rate = driven[of] * one.table.multipliers() * one.phase.lr_scale_at(steps[place])
-            np.maximum.at(rates[place], of, rate)
-            np.maximum.at(by_depth[place], at, rate)
+            driven[columns] = one.rates[steps[row]]
+            rate = driven[of] * one.table.multipliers() * one.phase.lr_scale_at(steps[row])
+            np.maximum.at(rates[row], of, rate)
+            np.maximum.at(by_depth[row], at, rate)
     return {
         "groups": names,
         "steps": steps.tolist(),
@@ -132,7 +132,7 @@ def rates_json(total: int, phases: Sequence[PhaseSetup]) -> dict[str, Any]:
 
 
 def batch_line(layout: Layout, length: Length, why: Sequence[str]) -> str:
-    """What a step holds and how many there are; and why what is left to us is as it is."""
+    """Describe the batches and steps, and give the reasons for settings left open."""
     batch = f"{layout.rows} examples a step"
     if layout.row_length > 1:
         batch = (

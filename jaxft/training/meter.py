@@ -1,4 +1,4 @@
-"""What the training loop reads off its steps: means between log lines, pace, and patience."""
+"""Metrics of training between log lines: means, throughput, best score and patience."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxft.training.utilisation import Work
 
 
 class Meter:
-    """Gathers the metrics of steps that are over, and gives an event every `log_every` steps.
+    """Means and throughput of steps, as one event every `log_every` steps.
 
     Attributes:
         finite: whether the last step read was finite.
@@ -30,7 +30,7 @@ class Meter:
     def add(
         self, phase: PhaseStep, step: int, metrics: Mapping[str, float]
     ) -> dict[str, Any] | None:
-        """Take in one step's metrics.
+        """Add one step's metrics.
 
         Args:
             phase: the phase that the step was in.
@@ -61,11 +61,11 @@ class Meter:
         return event
 
     def works(self, work: Work) -> None:
-        """Count such work for each step to come."""
+        """Set the work of each following step."""
         self._work = work
 
     def pause(self) -> None:
-        """Stop the clock: what follows is an evaluation or a save."""
+        """Stop the clock for an evaluation or a save."""
         self._seconds += time.monotonic() - self._since
 
     def go_on(self) -> None:
@@ -89,18 +89,18 @@ class Meter:
         }
 
     def _utilisation(self, seconds: float) -> dict[str, float]:
-        """The share of the chips' peak that the model's FLOPs are, where the chips are known."""
+        """Compute the share of the chips' peak that is used, where the chips are known."""
         peak = self._work.peak
         return {} if peak is None else {"mfu": self._flops / seconds / peak}
 
 
 def scores_before(events: Iterable[Mapping[str, Any]], metric: str) -> list[float | None]:
-    """The metric at each evaluation that a run's diary holds, in order."""
+    """List the metric at each evaluation in the event log, in order."""
     return [event.get(metric) for event in events if event.get("split") == "eval"]
 
 
 def is_best(score: float, before: Sequence[float | None], *, lower_is_better: bool) -> bool:
-    """Whether no score before is better; of equals the later is the best, as in `Checkpoints`."""
+    """Return whether no earlier score is better; ties go to the later, as in `Checkpoints`."""
     return math.isfinite(score) and not any(
         _better(value, score, lower_is_better) for value in before
     )
@@ -109,7 +109,7 @@ def is_best(score: float, before: Sequence[float | None], *, lower_is_better: bo
 def patience_is_over(
     scores: Sequence[float | None], patience: int | None, *, lower_is_better: bool
 ) -> bool:
-    """Whether none of the last `patience` scores is better than all before it."""
+    """Return whether none of the last `patience` scores is better than all before it."""
     if patience is None or len(scores) <= patience:
         return False
     early, late = scores[:-patience], scores[-patience:]
@@ -117,7 +117,7 @@ def patience_is_over(
 
 
 def _better(one: float | None, other: float | None, lower_is_better: bool) -> bool:
-    """Whether `one` beats `other`."""
+    """Return whether `one` is better than `other`."""
     if one is None or not math.isfinite(one):
         return False
     if other is None or not math.isfinite(other):

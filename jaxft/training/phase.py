@@ -20,18 +20,18 @@ from jaxft.engine.initial_state import (
 from jaxft.engine.setup import PhaseSetup, Setup, objective_of
 from jaxft.engine.state import TrainState
 from jaxft.engine.step import StepInputs, make_train_step
-from jaxft.training.auto_freeze import looks_at
+from jaxft.training.auto_freeze import needs_layers_at
 from jaxft.training.auto_rates import measures_rates, multipliers_now
 
 
 @dataclass(frozen=True)
 class PhaseStep:
-    """The compiled step and constant inputs of one phase.
+    """Compiled step and constant inputs of one phase.
 
     Attributes:
         setup: the run.
         phases: each of its phases.
-        now: this one.
+        now: this phase.
         frozen: the leaves that no phase has trained yet.
         step: the jitted train step.
         multipliers: see `StepInputs`; `replace` them where the loop decides on others.
@@ -55,30 +55,30 @@ class PhaseStep:
         decay = np.float32(self.setup.config.regularise.l2_sp) if anchor else None
         return StepInputs(self.now.rates[step], multipliers, self.weight_decay, anchor, decay)
 
-    def looks_at(self, step: int) -> bool:
-        """Whether the layers are looked at in the step that ends at `step`."""
-        looks = self.setup.length.looks_at(step) or looks_at(self.setup, step)
-        return looks or self.measures_at(step)
+    def reads_layers_at(self, step: int) -> bool:
+        """Return whether the layers are analyzed in the step that ends at `step`."""
+        logged = self.setup.length.logs_layers_at(step) or needs_layers_at(self.setup, step)
+        return logged or self.measures_at(step)
 
     def measures_at(self, step: int) -> bool:
-        """Whether the multipliers are measured anew in the step that ends at `step`."""
+        """Return whether the multipliers are measured in the step that ends at `step`."""
         if not measures_rates(self.setup.config) or step >= self.now.phase.stop:
             return False
         return step % self.setup.length.rates_every == 0 or not self.multipliers.any()
 
     def fastest(self, step: int) -> dict[str, float]:
-        """The rate of each training group's fastest leaf at a step."""
+        """Return the rate of each training group's fastest leaf at a step."""
         inputs, table = self.inputs(step), self.now.table
         rates = inputs.rates * table.fastest(inputs.multipliers)
         names = [group.name for group in table.training_groups]
         return {name: float(rate) for name, rate in zip(names, rates, strict=True)}
 
     def params(self, state: TrainState) -> dict[str, jax.Array]:
-        """Every parameter, trained ones as their average where there is one."""
+        """Return every parameter, trained ones as their average if there is one."""
         return {**self.frozen, **state.previously_trained, **(state.average or state.trainable)}
 
     def is_over(self, step: int) -> bool:
-        """Whether the step to come belongs to the next phase."""
+        """Return whether the step to come belongs to the next phase."""
         phase = self.now.phase
         return step == phase.stop and phase.index + 1 < len(self.phases)
 
@@ -90,7 +90,7 @@ def make_phase_step(
     params: dict[str, jax.Array],
     anchors: Mapping[str, jax.Array] | None = None,
 ) -> PhaseStep:
-    """A phase with its leaves and its step.
+    """Make a phase's step and its constant inputs.
 
     Args:
         setup: the run.
@@ -110,7 +110,7 @@ def make_phase_step(
 
 
 def make_step(setup: Setup, now: PhaseSetup, frozen: Iterable[str]) -> Wrapped:
-    """A phase's jitted train step.
+    """Make a phase's jitted train step.
 
     Args:
         setup: the run.
@@ -131,17 +131,17 @@ def make_step(setup: Setup, now: PhaseSetup, frozen: Iterable[str]) -> Wrapped:
 
 
 def next_phase_step(stage: PhaseStep, state: TrainState) -> tuple[PhaseStep, TrainState]:
-    """The phase after this one, and the state as it begins."""
+    """Make the step of the next phase, and the state as that begins."""
     now = stage.phases[stage.now.phase.index + 1]
     entered = enter_phase(stage.setup, now, state, stage.frozen)
     return make_phase_step(stage.setup, stage.phases, now, stage.frozen, stage.anchors), entered
 
 
 class Phases:
-    """The phases of a run under way, each with its step, compiled ahead while the last one runs.
+    """Phases of a run; the step of each is compiled while the previous one runs.
 
     Attributes:
-        now: the phase under way; replaced where its rates or the phases to come are decided anew.
+        now: the current phase; replaced when its rates or later phases are decided during the run.
     """
 
     def __init__(self, now: PhaseStep):
@@ -149,11 +149,11 @@ class Phases:
         self._precompiler = PhasePrecompiler()
 
     def step(self, batch: Arrays) -> Callable:
-        """The compiled step `(state, frozen, batch, inputs) -> (state, metrics)` for a batch."""
+        """Return the compiled step `(state, frozen, batch, inputs) -> (state, metrics)`."""
         return self._precompiler.step(self.now, batch)
 
     def enter_next(self, state: TrainState) -> TrainState:
-        """Go on in the next phase: the state as it begins."""
+        """Enter the next phase; return the state as it begins."""
         self.now, state = next_phase_step(self.now, state)
         return state
 
@@ -168,9 +168,9 @@ Arrays = Mapping[str, jax.Array]
 
 
 class PhasePrecompiler:
-    """Gives each phase's step, and has that of the phase after it compiled meanwhile.
+    """Train steps of the phases, each compiled in a thread while the previous one runs.
 
-    Leaving the context waits for a compilation under way, which nothing can stop.
+    Leaving the context waits for a running compilation, which cannot be canceled.
     """
 
     def __init__(self) -> None:
@@ -182,11 +182,11 @@ class PhasePrecompiler:
         self._calls = 0
 
     def step(self, stage: PhaseStep, batch: Arrays) -> Callable:
-        """The train step for a batch.
+        """Return the train step for a batch.
 
         Args:
-            stage: the phase under way.
-            batch: where it lies; if the next phase's batches have other shapes, nothing is won.
+            stage: the current phase.
+            batch: a batch, sharded; precompiling helps only if the next phase's have its shapes.
         """
         index = stage.now.phase.index
         if index != self._phase or self._step is None:
@@ -194,7 +194,7 @@ class PhasePrecompiler:
             self._step = self._next.result() if self._next is not None and ready else stage.step
             self._phase, self._next, self._calls = index, None, 0
         self._calls += 1
-        # The first call may compile this phase's own step: two at once only slow each other.
+        # The first call may compile this phase's step: two compilations at once slow each other.
         if self._calls == 2 and index + 1 < len(stage.phases):
             self._shapes = _shapes(batch)
             following = stage.phases[index + 1]

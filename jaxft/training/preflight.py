@@ -1,7 +1,7 @@
-"""Whether all processes of a run are about to do the same, found out before anything is compiled.
+"""Check that all processes of a run agree, before anything is compiled.
 
 A process that differs would not fail: it would wait for the others in a computation that they never
-reach, or train on other rows. With one process there is nothing to compare.
+reach, or train on other rows. A single process has nothing to compare.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ PACKAGES = ("jaxft", "jax", "jaxlib", "orbax-checkpoint")
 
 
 def join_processes(config: Config, *, resume: bool, overwrite: bool) -> bool:
-    """Join the other processes of the run, and compare what was asked of each and its devices.
+    """Join the run's processes; compare their versions, configs, flags and devices.
 
     Args:
         config: the run.
-        resume, overwrite: as they were asked for.
+        resume, overwrite: the flags of the command.
 
     Returns:
         Whether this process is the first, which writes and prints for all.
 
     Raises:
-        UserError: a process differs, or is not there within a minute; a tracker is not installed;
-            or the bucket of the run's folder refuses what a run does there.
+        UserError: a process differs, or does not join within a minute; a tracker is not installed;
+            or the bucket of the run's folder refuses access.
     """
     check_trackers(config.run.trackers)
     check_bucket(run_path(config.run.name, config.run.dir))
@@ -45,7 +45,7 @@ def join_processes(config: Config, *, resume: bool, overwrite: bool) -> bool:
 
 
 def _compare_start(config: Config, flags: Mapping[str, bool]) -> None:
-    """Versions and configs, before jax looks for devices."""
+    """Compare versions and configs, before jax looks for devices."""
     compare(
         {f"the version of {name}": version(name) for name in PACKAGES},
         "Install the same versions on every host.",
@@ -62,12 +62,12 @@ def _compare_devices() -> None:
     local = jax.local_devices()
     compare(
         {"devices": f"{len(local)} x {local[0].device_kind}"},
-        "Every process needs as many devices of the same kind; JAX_LOCAL_DEVICE_IDS chooses them.",
+        "Give every process equally many devices of one kind, by JAX_LOCAL_DEVICE_IDS.",
     )
 
 
 def compare_setup(setup: Setup) -> None:
-    """Compare the data and the checkpoint, and the batches that follow from them.
+    """Compare the data, the checkpoint and the batches.
 
     Args:
         setup: the run.
@@ -88,7 +88,7 @@ def compare_setup(setup: Setup) -> None:
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The keys of a config as they are typed, `optimizer.lr`."""
+    """Yield the keys of a config in dotted form, such as `optimizer.lr`."""
     for name, value in tree.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")

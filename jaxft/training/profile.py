@@ -1,4 +1,4 @@
-"""A trace of some steps, for XProf."""
+"""Profile of some steps, for XProf."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ FOLDER = "profile"  # in the run folder
 
 
 def parse_steps(text: str) -> tuple[int, int]:
-    """The first step and the last of `10:20`, counted from 1.
+    """Parse the first and the last step of `10:20`, counted from 1.
 
     Raises:
-        UserError: it is not two such numbers.
+        UserError: the text is not two such numbers.
     """
-    found = re.fullmatch(r"(\d+):(\d+)", text)
-    first, last = map(int, found.groups()) if found else (0, 0)
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    first, last = map(int, match.groups()) if match else (0, 0)
     if not 0 < first <= last:
         raise UserError(
-            f"--profile is the first step and the last, counted from 1, not '{text}'.",
-            "Such as 10:20.",
+            f"--profile: '{text}' is not a first and a last step, counted from 1.",
+            "Write them as 10:20.",
         )
     return first, last
 
 
 class Profile:
-    """Traces some steps of a run, in the first process.
+    """Trace of some steps of a run, recorded by the first process.
 
     Args:
-        run: the run folder; the trace goes to `profile` in it.
-        steps: the first and the last; None for none.
+        run: the run folder; the trace is written to `profile` in it.
+        steps: the first and the last; None for no trace.
     """
 
     def __init__(self, run: Path, steps: tuple[int, int] | None):
@@ -45,11 +45,11 @@ class Profile:
         self._traces: LocalFolder | None = None
 
     def before(self, step: int, state: Any) -> None:
-        """Begin or end the trace where it is time to.
+        """Start or stop the trace when it is time.
 
         Args:
-            step: steps begun.
-            state: what the last of them makes; waited for, so that the trace holds whole steps.
+            step: steps started.
+            state: the result of the last one; waited for, so that the trace has whole steps.
         """
         if self._steps is None:
             return
@@ -63,7 +63,7 @@ class Profile:
             jax.profiler.start_trace(self._traces.path)
 
     def close(self) -> None:
-        """End the trace, if one is under way."""
+        """Stop the trace if it is running."""
         if self._traces:
             local, self._traces, self._steps = self._traces, None, None
             jax.profiler.stop_trace()
@@ -73,5 +73,5 @@ class Profile:
         return self
 
     def __exit__(self, *error: object) -> None:
-        with contextlib.suppress(RuntimeError):  # what went wrong before is told
+        with contextlib.suppress(RuntimeError):  # the error that ended the block is reported
             self.close()

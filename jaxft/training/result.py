@@ -1,4 +1,4 @@
-"""How a run ends: the test rows scored once with the best checkpoint, or the reason it stopped."""
+"""End of a run: the test rows scored with the best checkpoint, or the reason for stopping."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from jaxft.runs.checkpoint import Checkpoints
 from jaxft.runs.folder import RunFolder
 from jaxft.storage.files import write_atomic
 
-SAMPLES = "samples"  # the folder of the pictures drawn at each evaluation
-BEFORE = "before"  # of the evaluations in the diary, and of the predictions in the folder
-AFTER = "after"
+SAMPLES = "samples"  # the folder of the images generated at each evaluation
+# Evaluations in the event log and files in the folder, before the first step and after the last.
+BEFORE, AFTER = "before", "after"
 
 
 def score_before(
@@ -39,39 +39,39 @@ def score_before(
     progress: Progress,
     interrupted: Callable[[], bool],
 ) -> None:
-    """Score the eval rows with what the run starts from, where `report.before` asks for it.
+    """Score the eval rows with the initial parameters, if `report.before` asks for it.
 
-    Nothing is written where a signal comes meanwhile: the loop ends the run then.
+    Nothing is written if a signal comes meanwhile: the loop then ends the run.
     """
     if not setup.config.report.before:
         return
     split = setup.splits["eval"]
     progress.doing(f"scoring {len(split.examples):,} eval rows before the first step")
     try:
-        found = evaluate(setup, eval_step, params, split, interrupted)
+        evaluation = evaluate(setup, eval_step, params, split, interrupted)
     except Interrupted:
         return
-    log.eval(0, BEFORE, found.scores)
-    progress.evaluation(0, found.scores, best=False)
-    write_lines(run, f"predictions-{BEFORE}.jsonl", predictions(setup.bound, split, found))
+    log.eval(0, BEFORE, evaluation.scores)
+    progress.evaluation(0, evaluation.scores, best=False)
+    write_lines(run, f"predictions-{BEFORE}.jsonl", predictions(setup.bound, split, evaluation))
     _write_views(setup, run, BEFORE, params)
-    write_evaluation(setup, run, found, 0, best=False)
+    write_evaluation(setup, run, evaluation, 0, best=False)
 
 
 def write_evaluation(
-    setup: Setup, run: RunFolder, found: Evaluation, step: int, *, best: bool
+    setup: Setup, run: RunFolder, evaluation: Evaluation, step: int, *, best: bool
 ) -> None:
-    """Keep what was said of the eval rows where it is the best so far, and what was drawn anyway.
+    """Write the predictions if the evaluation is the best so far, and any generated images.
 
-    All that was drawn is one picture, `samples/STEP.png`.
+    The images of an evaluation are one sheet, `samples/STEP.png`.
     """
     if best:
-        lines = predictions(setup.bound, setup.splits["eval"], found)
+        lines = predictions(setup.bound, setup.splits["eval"], evaluation)
         write_lines(run, "predictions-eval.jsonl", lines)
-    drawn = setup.bound.sample_sheet(found.outcomes, setup.splits["eval"].examples)
-    if drawn is not None and is_first():
+    sheet = setup.bound.sample_sheet(evaluation.outcomes, setup.splits["eval"].examples)
+    if sheet is not None and is_first():
         file = io.BytesIO()
-        Image.fromarray(drawn).save(file, "PNG")
+        Image.fromarray(sheet).save(file, "PNG")
         write_atomic(run.path / SAMPLES / f"{step:08d}.png", file.getvalue())
 
 
@@ -97,14 +97,14 @@ def final_result(
     if params.keys() != setup.shardings.keys():  # the best is of a phase before some began to train
         start = load_params(setup).params
         params = {name: params.get(name, leaf) for name, leaf in start.items()}
-    found = evaluate(setup, eval_step, params, split)
-    lines = with_attention(setup, params, split, predictions(setup.bound, split, found))
+    evaluation = evaluate(setup, eval_step, params, split)
+    lines = with_attention(setup, params, split, predictions(setup.bound, split, evaluation))
     write_lines(run, f"predictions-{name}.jsonl", lines)
     result = {
         "split": name,
         "step": step,
         "checkpoint": "last" if best is None else "best",
-        "metrics": found.scores,
+        "metrics": evaluation.scores,
         "examples": len(split.examples),
         "fingerprint": split.source.fingerprint,
     }
@@ -115,23 +115,23 @@ def final_result(
 
 
 def _write_views(setup: Setup, run: RunFolder, when: str, params: dict[str, jax.Array]) -> None:
-    """Write down where the eval rows lie and what is answered, of a task that has it to show."""
-    found = eval_embeddings(setup, params)
-    if found is not None:
-        run.write_json(f"embeddings-{when}.json", found)
+    """Write embeddings and answers on the eval rows, for tasks that show them."""
+    embeddings = eval_embeddings(setup, params)
+    if embeddings is not None:
+        run.write_json(f"embeddings-{when}.json", embeddings)
     answered = answers(setup, params)
     if answered:
         run.write_json(f"answers-{when}.json", answered)
 
 
 def not_finite(run: RunFolder, checkpoints: Checkpoints, step: int, count: int) -> UserError:
-    """Why a run stops whose loss stays not finite, and where its last good state is."""
+    """Make the error of a run whose loss stays not finite, with its last good state."""
     checkpoints.wait()
     run.update(state="failed")
-    kept = checkpoints.latest()
-    good = f"checkpoint {kept} in {checkpoints.folder}" if kept else "its starting point"
+    latest = checkpoints.latest()
+    good = f"checkpoint {latest} in {checkpoints.folder}" if latest else "its starting point"
     return UserError(
-        f"The loss or its gradient was not finite in {count} steps in a row, up to step {step}; "
+        f"The loss or its gradient was not finite in {count} consecutive steps, up to step {step}; "
         f"the last good state is {good}.",
         "Lower optimizer.lr or lengthen schedule.warmup.",
     )

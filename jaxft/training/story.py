@@ -37,7 +37,7 @@ from jaxft.storage.files import place
 from jaxft.training.auto_freeze import decides_at, with_decisions
 from jaxft.training.batches import Batches
 from jaxft.training.evaluate import Evaluator
-from jaxft.training.layers import decide_again, measure_again, see_layers, with_measured
+from jaxft.training.layers import decide_again, measure_again, read_layers, with_measured
 from jaxft.training.log import IN_FLIGHT, Log, earlier_events, find_trackers, log_result
 from jaxft.training.metadata import batch_line, phase_line, rates_json, run_json, table_json
 from jaxft.training.phase import Phases, PhaseStep, make_phase_step
@@ -60,25 +60,25 @@ def train(
 
     Args:
         config: the run.
-        resume: go on from the run's last checkpoint, or start it where there is none.
+        resume: continue from the run's last checkpoint, or start it if there is none.
         overwrite: replace the run of this name.
         quiet: print nothing.
-        command: what was typed, for `run.json`.
-        profile: the first and last step of a trace for XProf, counted from 1; None for none.
+        command: the command line, for `run.json`.
+        profile: the first and last step of a trace for XProf, counted from 1; None for no trace.
 
     Returns:
         The run.
 
     Raises:
-        UserError: the config, data, checkpoint or run folder is not as it has to be; or the loss
-            stayed not finite, with the last good checkpoint named.
+        UserError: an error in the config, data, checkpoint or run folder; or too many consecutive
+            steps that were not finite, with the last good checkpoint named.
         SystemExit: 128 + the signal's number, after SIGTERM or SIGINT and a save.
     """
     # ----------------------------------------------------------------------------- Processes
     quiet = not join_processes(config, resume=resume, overwrite=overwrite) or quiet
     console = Console(quiet=quiet)
 
-    # ------------------------------------------ Set-up: what is wrong is found before any write
+    # --------------------------------------------- Set-up: errors are raised before any write
     setup = _set_up(config, resume=resume, overwrite=overwrite)
     metric, forgetting = best_metric(config, setup.task), open_forgetting(config, setup)
     phases = phase_setups(setup)
@@ -86,7 +86,7 @@ def train(
     about, table = run_json(setup, chosen, command), table_json(setup, chosen)
     compare_setup(setup)
 
-    # -------------------------------------------------- What is reported before any write
+    # ------------------------------------------------------------------------------ Report
     report = setup.model.report
     console.print(loading_table(report.loaded, report.new, report.unused, report.notes))
     console.print(data_table(about["data"]))
@@ -105,16 +105,16 @@ def train(
         run.write_json("rates.json", rates_json(setup.length.total_steps, phases))
 
         # --------------------------------------------------------------------- Weights and state
-        origin, events = load_params(setup), earlier_events(run)
+        initial, events = load_params(setup), earlier_events(run)
         if "base" not in run.read_json(RUN_FILE):
-            save_base(run, config, origin)
+            save_base(run, config, initial)
         state = _restore(setup, phases, events, run, checkpoints, console)
         if state is None:
-            state = initial_state(setup, phases[0], origin.params)
+            state = initial_state(setup, phases[0], initial.params)
         first, total = int(state.step), setup.length.total_steps
         events = [event for event in events if first and event["step"] <= first]
-        start = make_phase_step(*_decided(setup, phases, events, first), origin.params)
-        origin = replace(origin, params={})  # a step donates its state
+        start = make_phase_step(*_decided(setup, phases, events, first), initial.params)
+        initial = replace(initial, params={})  # the first step donates them
         eval_step, failure = build_eval_step(setup), partial(not_finite, run, checkpoints)
         with (
             Log(run, setup, first, trackers, console, quiet, failure) as log,
@@ -124,11 +124,11 @@ def train(
             Profile(run.path, profile) as trace,
         ):
             del start
-            evaluator = Evaluator(setup, metric, forgetting, origin, events, run, log, stop.asked)
+            evaluator = Evaluator(setup, metric, forgetting, initial, events, run, log, stop.asked)
             end_if_asked = partial(_end_if_asked, run, checkpoints, log, stop)
             length, flops, save_due, score_due = setup.length, table["flops"], False, False
 
-            # A run that goes on may have missed an evaluation: a signal came while it was scored.
+            # A signal during an evaluation ended the run without it: a resumed run catches up.
             missed = first and length.evaluates_at(first) and not checkpoints.metrics(first)
             begins = first < total or missed
             if begins and not _enter(batches, running.now, state, first, log, flops):
@@ -150,7 +150,7 @@ def train(
                     log.progress.message(f"{metric} has not improved: stopped early")
                     break
 
-                if decides_at(running.now.setup, step):  # which layers stop
+                if decides_at(running.now.setup, step):  # AutoFreeze
                     log.read()
                     running.now = decide_again(running.now, log.events, step)
                 if running.now.is_over(step):
@@ -166,11 +166,11 @@ def train(
                 batch = batches.next()
                 train_step, inputs = running.step(batch), running.now.inputs(step)
                 state, metrics = train_step(state, running.now.frozen, batch, inputs)
-                del batch  # its memory, while the state is scored
+                del batch  # frees its memory while the state is scored
                 done = step + 1
-                layers = see_layers(running.now, state, done, metrics)
+                layers = read_layers(running.now, state, done, metrics)
                 log.started(done, running.now, metrics, layers)
-                if running.now.measures_at(done) and log.read():  # rates that follow from it
+                if running.now.measures_at(done) and log.read():  # Auto-RGN
                     running.now = measure_again(running.now, log.events, done, layers)
                 log.read(most=IN_FLIGHT)
 
@@ -178,7 +178,7 @@ def train(
                 score_due |= length.evaluates_at(done)
                 if not save_due and not stop.asked():
                     continue
-                # A save waits for the step's verdict: a late NaN cannot push out good ones.
+                # Save only after the step proved finite: a late NaN must not replace good states.
                 if log.read() or done == total or stop.asked():
                     log.meter.pause()
                     scores = None
@@ -193,7 +193,7 @@ def train(
             checkpoints.wait()
             frozen = running.now.frozen
 
-        # ------------------------------------------------ The test rows, once, with the best of all
+        # ------------------------------------------------- The test rows, with the best checkpoint
         run.discard_old()
         result = final_result(setup, run, checkpoints, eval_step, frozen, console)
         log_result(trackers, result)
@@ -204,7 +204,7 @@ def train(
 
 
 def _set_up(config: Config, *, resume: bool, overwrite: bool) -> Setup:
-    """A new run's parts, or those of the one that goes on, which has to be the same run."""
+    """Set up a new run, or the one that is resumed, whose fixed keys must be unchanged."""
     if not check_run(config.run.name, config.run.dir, resume=resume, overwrite=overwrite):
         return build(config)
     earlier = open_run(run_path(config.run.name, config.run.dir))
@@ -224,7 +224,7 @@ def _restore(
     checkpoints: Checkpoints,
     console: Console,
 ) -> TrainState | None:
-    """The state of the last checkpoint of a run that goes on; None where there is none."""
+    """Restore the last checkpoint of a resumed run; None where there is none."""
     if not run.resumed:
         return None
     state = None
@@ -251,7 +251,7 @@ def _enter(
     log: Log,
     flops: Mapping[str, int],
 ) -> bool:
-    """Whether a phase's batches are under way; no where a signal came while its trunk ran."""
+    """Prepare a phase's batches; return False where a signal came while its trunk ran."""
     log.meter.pause()
     try:
         batches.enter(phase, state, step)
@@ -270,14 +270,14 @@ def _save(
     state: TrainState,
     scores: dict[str, float] | None = None,
 ) -> None:
-    log.events.keep()  # a run that goes on from here has logged all that was before
+    log.events.keep()  # a run resumed from here has all earlier events
     checkpoints.save(step, state, metrics=scores)
 
 
 def _end_if_asked(
     run: RunFolder, checkpoints: Checkpoints, log: Log, stop: Stop, step: int
 ) -> None:
-    """After a signal: end once the save is complete."""
+    """End the run after a signal, once the save is complete."""
     if not stop.asked():
         return
     checkpoints.wait()
@@ -288,10 +288,10 @@ def _end_if_asked(
 
 
 def _decided(
-    setup: Setup, phases: tuple[PhaseSetup, ...], diary: Sequence[dict[str, Any]], step: int
+    setup: Setup, phases: tuple[PhaseSetup, ...], events: Sequence[dict[str, Any]], step: int
 ) -> tuple[Setup, tuple[PhaseSetup, ...], PhaseSetup]:
-    """The run as its events up to `step` decided on phases, those, and the one of that step."""
-    decided = with_decisions(setup, diary, step)
+    """Apply AutoFreeze's decisions up to `step`; return setup, phases, and that step's phase."""
+    decided = with_decisions(setup, events, step)
     if decided is not setup:
         phases = phase_setups(decided)
     return decided, phases, phase_after(phases, step)

@@ -1,10 +1,10 @@
-"""What of their chips' peak a run's steps use: model FLOPs, counted, over what the chips could do.
+"""Model FLOPs utilization: the FLOPs that steps need, over the peak of the chips.
 
-Model FLOPs are the matmuls of the forward pass and of the backward pass that happens: nothing for
-gradients that freezing leaves out, for a trunk whose output is kept, or for what remat runs again.
+Model FLOPs are the matmuls of the forward pass and of the actual backward pass: without gradients
+that freezing makes unnecessary, without a cached trunk, and without recomputation by remat.
 
 Source: Chowdhery et al. (2022), PaLM, appendix B, https://arxiv.org/abs/2204.02311, with the FLOPs
-    of the step's own jaxpr in place of 6 a parameter and token.
+    of the step's jaxpr instead of 6 per parameter and token.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from jaxft.engine.setup import PhaseSetup, Setup
 
 @dataclass(frozen=True)
 class Work:
-    """What a step asks for, and what there is.
+    """Model FLOPs of a step, and the peak of the devices.
 
     Attributes:
         flops: model FLOPs of a step, on all devices together.
-        peak: bfloat16 FLOPs a second of all devices; None where the chip is in no table.
+        peak: bfloat16 FLOPs a second of all devices; None where the chip is not known.
     """
 
     flops: int
@@ -38,14 +38,14 @@ def work_of(
     cached: bool,
     known: Mapping[str, int],
 ) -> Work:
-    """The work of a step of a phase.
+    """Compute the work of a step of a phase.
 
     Args:
         setup: the run.
         phases: each of its phases.
         now: the phase.
-        cached: whether the trunk's output is at hand.
-        known: `cost.step_flops` of the phase in which the most parameters train.
+        cached: whether the phase reads the trunk's output from the cache.
+        known: `cost.step_flops` of the widest phase.
     """
     mesh = setup.mesh
     chip = find_chip(mesh.devices.flat[0].device_kind)

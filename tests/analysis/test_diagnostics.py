@@ -18,7 +18,7 @@ from jaxft.errors import UserError
 from jaxft.layerwise.table import LeafRow
 from jaxft.models.load import load
 from jaxft.training.auto_rates import relative_gradients
-from jaxft.training.layers import see_layers
+from jaxft.training.layers import read_layers
 from jaxft.training.story import train
 from tests.support.phases import phase_of, stage_of
 from tests.support.tiny import tiny_config
@@ -70,7 +70,7 @@ class Steps:
             state, metrics = self.stage.step(
                 state, self.stage.frozen, placed, self.stage.inputs(number)
             )
-            self.seen.append(see_layers(self.stage, state, number + 1, metrics).read())
+            self.seen.append(read_layers(self.stage, state, number + 1, metrics).read())
             self.batches.append(batch)
             self.params.append(_copies(state))
 

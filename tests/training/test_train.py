@@ -236,7 +236,7 @@ def test_steps_that_are_not_finite_stop_the_run_and_harm_no_checkpoint(tmp_path,
     assert said.count("\n") == 1
     # Step 5 was finite and broke the parameters; 6 and 7 are judged, and nothing later is saved.
     assert said == (
-        "jaxft: The loss or its gradient was not finite in 2 steps in a row, up to step 7; "
+        "jaxft: The loss or its gradient was not finite in 2 consecutive steps, up to step 7; "
         f"the last good state is checkpoint 4 in {run}/checkpoints. "
         "Lower optimizer.lr or lengthen schedule.warmup.\n"
     )

@@ -103,7 +103,7 @@ def test_the_traced_steps_are_in_the_run_folder(told):
 
 @pytest.mark.parametrize("text", ["", "10", "0:3", "5:4", "a:b", "1:2:3"])
 def test_steps_that_make_no_sense_are_one_sentence(text):
-    with pytest.raises(UserError, match=f"--profile is the first step .* not '{text}'"):
+    with pytest.raises(UserError, match=f"--profile: '{text}' is not a first and a last step"):
         parse_steps(text)
 
 
