@@ -4,8 +4,12 @@ import os
 import sys
 import tempfile
 
+from tests.support.xla import DEVICES, QUICK
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker has the flags of the session
+    quick = () if "--full" in sys.argv else QUICK
+    os.environ["XLA_FLAGS"] = " ".join([*quick, f"{DEVICES}=8"])
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # One cache of compiled programs for all workers of a session and the processes that they start: the
@@ -19,7 +23,6 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 from pathlib import Path
 
-import jax
 import pytest
 
 from jaxft.cli.process import quiet_orbax
@@ -134,11 +137,3 @@ def vits() -> Path:
 def dinov2() -> Path:
     """A real checkpoint folder: the same weights as `vits`, as the `Dinov2Model` that they are."""
     return demo_vits.dinov2()
-
-
-@pytest.fixture(scope="module")
-def quick_to_compile(request):
-    """Programs that run once are compiled without most optimisations; with `--full` as ever."""
-    jax.config.update("jax_disable_most_optimizations", not request.config.getoption("--full"))
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)

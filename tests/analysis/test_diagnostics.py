@@ -25,7 +25,6 @@ from tests.support.tiny import tiny_config
 
 ONE = jax.devices()[:1]
 STEPS = 3
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from jaxft.training.story import train
 from tests.support.launch import cache  # noqa: F401 a fixture
 from tests.support.tiny import tiny_config
 
-pytestmark = pytest.mark.usefixtures("cache", "quick_to_compile")
+pytestmark = pytest.mark.usefixtures("cache")
 TEXTS = ["A fine film with a warm plot.", "Dull.", "The cast of this story is grim and stale."]
 
 

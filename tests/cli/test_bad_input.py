@@ -15,6 +15,7 @@ from jaxft.cli.main import main
 from jaxft.config.load import to_yaml
 from tests.support.launch import cache, content  # noqa: F401 a fixture
 from tests.support.tiny import tiny_config
+from tests.support.xla import xla_flags
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -299,7 +300,7 @@ def test_a_disk_that_fills_while_saving(folder):
         "from jaxft.cli.main import main\n"
         "sys.exit(main())\n"
     )
-    environment = {**os.environ, "XLA_FLAGS": ""}
+    environment = {**os.environ, "XLA_FLAGS": xla_flags(1)}
     done = subprocess.run(
         [sys.executable, "-c", program, *words[3:]],
         capture_output=True,

@@ -14,7 +14,7 @@ from tests.support.tiny import BAD, GOOD, PLAIN, tiny_checkpoint, tiny_config, t
 from tests.support.tiny_images import tiny_image_config, tiny_pictures, tiny_vit
 from tests.tasks.test_causal_lm import CHAT, ROWS, TEMPLATE
 
-pytestmark = pytest.mark.usefixtures("cache", "quick_to_compile")
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def talks(folder):

@@ -33,7 +33,7 @@ HEADS = (
     *("text_classification", "image_classification", "causal_lm", "contrastive", "masked_lm"),
     *("seq2seq", "captioning", "object_detection"),
 )
-pytestmark = [pytest.mark.full, pytest.mark.usefixtures("quick_to_compile")]
+pytestmark = pytest.mark.full
 
 
 def one_of_each_family() -> list:

@@ -18,6 +18,7 @@ from benchmarks import gpu, measure, seeds, trainer
 from benchmarks.measure import median
 from benchmarks.studies.page import drift_of
 from jaxft.config.load import override_config
+from tests.support.xla import xla_flags
 
 ROOT = Path(__file__).parents[2]
 
@@ -108,7 +109,7 @@ def assets(tmp_path, minilm, reviews) -> Path:
 
 def run(name: str, *words: str, at: Path) -> str:
     """The last line that a benchmark prints, run in the folder `at` on one device."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": xla_flags(1)}
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{name}", *words],
         cwd=at,

@@ -33,7 +33,6 @@ from tests.support.phases import phase_of
 from tests.support.tiny import tiny_checkpoint, tiny_config
 from tests.support.tiny_images import tiny_image_config, tiny_pictures, tiny_vit
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 FULL = pytest.mark.full
 ONE = jax.devices()[:1]
 LOW = [{"name": "low", "depth": [0, 1], "freeze": True}]  # the embeddings and one of two blocks

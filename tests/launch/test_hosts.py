@@ -24,12 +24,13 @@ from tests.support.launch import (  # noqa: F401 two fixtures
     write_config,
 )
 from tests.support.tiny import tiny_checkpoint, tiny_config, tiny_reviews
+from tests.support.xla import xla_flags
 
 STEPS = 16
 HOST = socket.gethostname()
 # The program is not what is looked at, and several processes compile it.
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-pytestmark = pytest.mark.usefixtures("cache", "ended", "quick_to_compile")
+pytestmark = pytest.mark.usefixtures("cache", "ended")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def config(tmp_path_factory, cache):  # noqa: F811 the fixture above
 
 
 @pytest.fixture(scope="module")
-def alone(config, quick_to_compile):
+def alone(config):
     """The run folder of one process with eight devices."""
     file = write_config(config, Path(config.run.dir).parent / "tiny.yaml")
     assert main(["train", file, "--quiet"]) == 0
@@ -269,7 +270,7 @@ def test_versions_that_differ_are_refused(file, tmp_path):
 
 @pytest.mark.full
 def test_devices_that_differ_are_refused(file, tmp_path):
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}
+    flags = {"XLA_FLAGS": xla_flags(3)}
     said = refused(tmp_path, "train", file, "--quiet", last_variables=flags)
     assert said.startswith("devices: 3 x cpu there, 1 x cpu on the first. ")
 

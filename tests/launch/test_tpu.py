@@ -13,6 +13,7 @@ from jaxft.engine.trained import open_trained
 from tests.support import fake_gcloud
 from tests.support.launch import events
 from tests.support.tiny import tiny_config
+from tests.support.xla import xla_flags
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = [*sorted((ROOT / "tpu").glob("*.sh")), ROOT / "tpu" / "slurm.sbatch"]
@@ -47,7 +48,7 @@ TRUE = f"""
 mkdir -p .venv/bin
 cat > .venv/bin/jaxft <<'END'
 #!/usr/bin/env bash
-exec env XLA_FLAGS= {sys.executable} -m jaxft "$@"
+exec env XLA_FLAGS='{xla_flags(1)}' {sys.executable} -m jaxft "$@"
 END
 chmod +x .venv/bin/jaxft
 """

@@ -22,7 +22,6 @@ from jaxft.models.tower.tower import Compute
 from tests.layerwise.test_optimizer import Run, gradients_at
 from tests.support.tiny import tiny_checkpoint
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 NEW = sorted(set(NUMBERS) - {"adamw", "sgd"})
 STEPS, RATE, ADAM_RATE, DECAY = 10, 2e-3, 5e-4, 0.1
 # Attention does not depend on a key's bias: its gradient is rounding, which Adam would magnify.

@@ -12,7 +12,7 @@ from jaxft.config.load import to_yaml
 from tests.support.launch import cache  # noqa: F401 a fixture
 from tests.support.tiny import tiny_config
 
-pytestmark = pytest.mark.usefixtures("cache", "quick_to_compile")
+pytestmark = pytest.mark.usefixtures("cache")
 TEMPLATE = "a {mood} film of {cost:.0f} in the {place}"
 COLUMNS = ("mood", "cost", "place", "kind")
 

@@ -39,7 +39,6 @@ from tests.support.random_configs import random_config
 from tests.support.tiny import tiny_config
 
 pytestmark = [
-    pytest.mark.usefixtures("quick_to_compile"),
     # PEFT asks transformers for what transformers no longer likes to be asked.
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated"),
 ]

@@ -31,8 +31,6 @@ from tests.support.families import (
     torch_gradients,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 def encoder_decoders() -> list:
     """(model type or pair, head) of each: T5 and a pair of either kind are always tested."""

@@ -28,8 +28,6 @@ from tests.support.families import (
 )
 from tests.support.random_configs import PAIRS, undrawn_fields
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 def is_kin(name: str, head: str | None) -> bool:
     """Whether what a model has is tested in another."""

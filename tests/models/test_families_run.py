@@ -33,8 +33,6 @@ from tests.support.families import (
     torch_gradients,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 def classifiers() -> list:
     """(model type, head) of each that can classify: the last of a file is always tested.

@@ -15,8 +15,6 @@ from jaxft.errors import UserError
 from jaxft.models import load as registry
 from tests.support.families import make_pair
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:

@@ -15,6 +15,7 @@ from jaxft.data.text.tokenizer import load_tokenizer
 from jaxft.models import load as registry
 from jaxft.models.generate.decode import Generator
 from jaxft.models.generate.settings import read_settings
+from tests.support.xla import xla_flags
 
 QUESTIONS = (
     "What is the capital of France?",
@@ -89,7 +90,7 @@ def test_the_command_answers(smollm2):
         [sys.executable, "-m", "jaxft", "predict", str(smollm2), QUESTIONS[0]],
         capture_output=True,
         text=True,
-        env={**os.environ, "XLA_FLAGS": ""},
+        env={**os.environ, "XLA_FLAGS": xla_flags(1)},
     )
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)

@@ -19,9 +19,10 @@ from tests.support.launch import cache  # noqa: F401 a fixture
 from tests.support.phases import phase_of
 from tests.support.tiny import tiny_config, train_and_eval
 from tests.support.tiny_images import tiny_image_config
+from tests.support.xla import xla_flags
 from tests.tasks.test_token_classification import write_sentences
 
-pytestmark = pytest.mark.usefixtures("cache", "quiet", "quick_to_compile")
+pytestmark = pytest.mark.usefixtures("cache", "quiet")
 ROOT = Path(__file__).parents[2]
 WITHOUT_DROPOUT = {"dropout": 0.0}
 
@@ -124,5 +125,5 @@ def test_pytorch_agrees_on_500_rows(name, minilm, vits, reviews, digits, tmp_pat
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("XLA_FLAGS", xla_flags(1))
     assert agreement.complaints(name, agreement.compare(name)) == []

@@ -21,7 +21,6 @@ from tests.support.families import (
     torch_gradients,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 SMALL = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 4}
 
 

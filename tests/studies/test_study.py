@@ -30,8 +30,6 @@ GRID = {"layer_decay.rate": [1.0, 0.5], "optimizer.lr": [3e-3, 1e-2]}
 STEPS = 50
 TRUNK = [{"name": "trunk", "depth": [0, 1], "freeze": True}]
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):

@@ -21,7 +21,7 @@ from jaxft.studies.range import range_of, rising_rates
 from tests.support.launch import cache, content  # noqa: F401 a fixture
 from tests.support.tiny import tiny_config
 
-pytestmark = pytest.mark.usefixtures("cache", "quick_to_compile")
+pytestmark = pytest.mark.usefixtures("cache")
 VARY = ["--vary", "optimizer.lr=1e-2,1e38", "--vary", "run.seed.data=0,1"]
 
 

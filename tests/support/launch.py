@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from jaxft.config.load import Config, to_yaml
+from tests.support.xla import xla_flags
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ class Launched:
 
     def __init__(self, folder: Path, *words: str, cwd: Path | None = None, **variables: str):
         self._output = folder / f"output-{len(list(folder.glob('output-*')))}.txt"
-        environment = {**os.environ, "XLA_FLAGS": "", "COLUMNS": "200", **variables}
+        environment = {**os.environ, "XLA_FLAGS": xla_flags(1), "COLUMNS": "200", **variables}
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "jaxft", *words],
@@ -134,7 +135,7 @@ def launch_hosts(
     """
     coordinator, supervisor = free_ports(2)
     about = {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": xla_flags(devices),
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{coordinator}",
         "JAXFT_SUPERVISOR_PORT": str(supervisor),
         "JAX_NUM_PROCESSES": str(count),

@@ -23,8 +23,6 @@ from jaxft.report.page.views import view
 from jaxft.training.story import train
 from tests.support.small_assets import COLOURS, SMALL, THINGS, write_emoji
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 def write_parts(folder: Path) -> None:
     """A ViT and a BERT of two blocks, and a tokenizer of the words in the emoji's names."""

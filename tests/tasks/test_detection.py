@@ -20,7 +20,6 @@ from jaxft.metrics.boxes import box_scores
 from jaxft.tasks.object_detection.boxes import read_boxes, read_examples
 from jaxft.tasks.object_detection.detection_loss import box_loss, detection_loss, match, on_box
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 CLASSES, QUERIES = 3, 7
 COUNTS = (4, 0, 1, 7)  # boxes of each image: some, none, one, as many as can be found
 

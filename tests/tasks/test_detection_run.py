@@ -10,8 +10,6 @@ from PIL import Image, ImageDraw
 from jaxft.cli.main import main
 from tests.support.tiny_images import tiny_vit
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 def write_photos(folder) -> None:
     """Two photos of 40 x 40 with a red square in each quarter, all of them told."""

@@ -15,7 +15,7 @@ from tests.models.test_families_run import (  # noqa: F401 - collected here, for
 )
 from tests.support.families import Pair
 
-pytestmark = [pytest.mark.full, pytest.mark.usefixtures("quick_to_compile")]
+pytestmark = pytest.mark.full
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,6 @@ from jaxft.report.page.page import write_page
 from tests.support.launch import cache  # noqa: F401 a fixture
 from tests.support.tiny_images import tiny_pictures, tiny_vit
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 SIDE, GREYS = 6, 5
 PIXELS = SIDE * SIDE
 COLOURS = ("blue", "green", "red")

@@ -19,7 +19,6 @@ from jaxft.report.page.views import view
 from jaxft.training.story import train
 from tests.support.small_assets import write_t5, write_verses
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 PREFIX = "translate : "
 
 

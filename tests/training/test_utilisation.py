@@ -22,7 +22,6 @@ from tests.support.tiny import tiny_config
 
 TOY = Chip("toy", ("cpu",), 3e9, 1, 1, 1, "", devices=2)
 PHASES = [{"until": 3, "unfreeze": ["head/.*"]}, {"until": "100%", "unfreeze": "all"}]
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 
 @pytest.fixture(scope="module")
