@@ -1,0 +1,111 @@
+"""JSON files of others: bounded in size and nesting, and refused in a sentence that names the file.
+
+Python's own reader raises RecursionError on deep nesting, which no caller expects, and reads files
+of any size.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from typing import Any
+
+from jaxft.errors import UserError
+from jaxft.numbers import size
+
+# The largest JSON files of the hub are vocabularies of about 35 MB; those of data sets may be larger
+# and name a limit of their own.
+MOST_BYTES = 256 << 20
+# Far more than any file nests, and far less than the recursion limit of Python: whatever reads the
+# content may recurse over it.
+MOST_NESTED = 100
+TOO_DEEP = f"nests JSON more than {MOST_NESTED} levels deep"
+
+
+def parse_json(text: str | bytes, name: str | os.PathLike) -> Any:
+    """Parse JSON text from outside the project.
+
+    Args:
+        text: JSON, in UTF-8 if bytes.
+        name: the file or place that it is from, for the message.
+
+    Raises:
+        UserError: it is not JSON, not UTF-8, nested more than `MOST_NESTED` deep, or has half of a
+            surrogate pair, which no text file can hold.
+    """
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise UserError(f"{os.fspath(name)} {TOO_DEEP}.") from None
+    except ValueError as error:  # not JSON, not UTF-8, or a number of thousands of digits
+        raise UserError(f"{os.fspath(name)} is not JSON ({error}).") from None
+    if fault := json_fault(content):
+        raise UserError(f"{os.fspath(name)} {fault}.")
+    return content
+
+
+def json_fault(content: Any) -> str:
+    """Return what is wrong with parsed JSON, as the rest of a sentence; empty if nothing is."""
+    if _is_nested_deeper(content, MOST_NESTED):
+        return TOO_DEEP
+    try:
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        return f"has half of a surrogate pair (\\u{ord(error.object[error.start]):x})"
+    return ""
+
+
+def read_json(path: pathlib.Path, most_bytes: int = MOST_BYTES) -> Any:
+    """Read a JSON file from outside the project.
+
+    Args:
+        path: a regular file, or a link to one; in a bucket too.
+        most_bytes: the largest file that is read.
+
+    Raises:
+        UserError: it is no regular file, larger than `most_bytes`, or refused by `parse_json`.
+        OSError: it is not there, or the system refuses to open it.
+    """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is not a regular file.")
+    with path.open("rb") as file:
+        text = file.read(most_bytes + 1)
+    if len(text) > most_bytes:
+        raise UserError(f"{path} is larger than {size(most_bytes)}, the most JSON that is read.")
+    return parse_json(text, path)
+
+
+def read_json_object(path: pathlib.Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
+    """Read a JSON file that must hold an object.
+
+    Raises:
+        UserError: as `read_json`, or the content is not an object.
+        OSError: as `read_json`.
+    """
+    content = read_json(path, most_bytes)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds {json_type(content)} and not a JSON object.")
+    return content
+
+
+def json_type(value: Any) -> str:
+    """Name the JSON type of a parsed value with its article, as a message has it."""
+    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean"}
+    return "null" if value is None else names.get(type(value), "a number")
+
+
+def _is_nested_deeper(content: Any, most: int) -> bool:
+    """Return whether containers are nested more than `most` deep, without recursion."""
+    level = [content]
+    for _ in range(most):
+        level = [
+            inner
+            for value in level
+            if isinstance(value, dict | list)
+            for inner in (value.values() if isinstance(value, dict) else value)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True
