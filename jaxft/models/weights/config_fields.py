@@ -193,6 +193,6 @@ def _tokenizer_pad(folder: Path) -> int | None:
 def _read_json(path: Path) -> dict[str, Any]:
     """Read a tokenizer's file; empty where `data/text/tokenizer.py` will refuse it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json_object(path)
+    except (OSError, UserError):
         return {}

@@ -225,25 +225,18 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder} has no config.json, so it is not a Hugging Face checkpoint.",
             "Point model.checkpoint at the folder that holds config.json and the weights.",
         )
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}).") from None
-    if not isinstance(fields, dict) or not isinstance(fields.get("model_type"), str):
+    fields = read_json_object(path)
+    if not isinstance(fields.get("model_type"), str):
         raise UserError(f"{path} does not say its model_type.")
     return fields
 
 
 def _read_index(index: Path) -> dict[str, Path]:
     """Read an index of shards, which must lie beside it: tensor -> shard file."""
-    try:
-        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        weight_map = {tensor: str(shard) for tensor, shard in named.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        weight_map = {}
-    if not weight_map:
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index} is not an index of safetensors files.")
-    for name in sorted(set(weight_map.values())):
+    for name in sorted(set(map(str, weight_map.values()))):
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise UserError(f"{index} names '{name}', which is not a safetensors file beside it.")
         if not (index.parent / name).is_file():
