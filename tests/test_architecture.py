@@ -47,6 +47,7 @@ LEVELS = {
     "durations": 2,
     "errors": 1,
     "numbers": 1,
+    "visible": 1,
     "metrics": 1,
 }
 # Functions that read from top to bottom as one, and are longer than the others.
@@ -74,7 +75,7 @@ LAZY = {
     # PyTorch is no dependency: it is asked for when a `.bin` is to be read.
     ("models.weights.files", "torch"),
     # transformers takes seconds to import and is needed only without a tokenizer.json.
-    ("data.text.tokenizer", "transformers"),
+    ("data.text.tokenizer_files", "transformers"),
 }
 # Libraries that no module may import at its head, and some not at all.
 NEVER_AT_HEAD = {"torch", "tensorflow", "transformers"}

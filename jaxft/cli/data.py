@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from jaxft.cli.terminal import print_report
+from jaxft.cli.terminal import echo, print_report
 
 app = typer.Typer(
     help="Describe data before training on it, or write it as a TFDS data set.",
@@ -69,4 +69,4 @@ def build(
     """Write sources as a TFDS data set, or prepare an official one; print its source string."""
     from jaxft.analysis.build_data import build_data as story
 
-    typer.echo(story(what, out))
+    echo(story(what, out))

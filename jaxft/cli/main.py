@@ -5,7 +5,6 @@ A story and the config's schema are imported when a command runs, so that `jaxft
 
 from __future__ import annotations
 
-import errno
 import importlib.metadata
 import json
 import os
@@ -30,7 +29,7 @@ from jaxft.cli.process import prepare_command_line, prepare_computation
 from jaxft.cli.report import report
 from jaxft.cli.search import search
 from jaxft.cli.study import study
-from jaxft.cli.terminal import ConfigFile, Overrides, console
+from jaxft.cli.terminal import ConfigFile, Overrides, console, echo
 from jaxft.errors import UserError
 from jaxft.launch.cluster import SUPERVISED, find_cluster
 from jaxft.launch.platforms import leave_out_absent_tpu
@@ -52,8 +51,6 @@ Coordinator = Annotated[
 RunName = Annotated[
     Path, typer.Argument(metavar="RUN", parser=folder_named, help="The run folder.")
 ]
-# Errors of the system that only the user can fix, such as a full disk or a protected folder.
-REFUSED_BY_THE_SYSTEM = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 # Commands that would conflict if they were started on every host.
 ALONE = {"data", "eval", "predict", "search", "study", "export", "report"}
 KEYS_HELP = "To list every config key with its type, default and meaning: jaxft config"
@@ -86,21 +83,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         message = str(error) if isinstance(error, UserError) else error.format_message()
-        print(f"jaxft: {' '.join(message.split())}", file=sys.stderr)
+        echo(f"jaxft: {' '.join(message.split())}", err=True)
         return 2
-    except OSError as error:
-        if error.errno not in REFUSED_BY_THE_SYSTEM:
+    except Exception as error:
+        sentence = of_the_system(error)
+        if sentence is None:
             raise
         if debug:
             traceback.print_exc()
-        print(f"jaxft: {error.filename or 'A file'}: {error.strerror}.", file=sys.stderr)
+        echo(f"jaxft: {sentence}", err=True)
         return 2
     return code if isinstance(code, int) else 0
 
 
+def of_the_system(error: Exception) -> str | None:
+    """Return the sentence for an error that the machine caused and only its user can mend.
+
+    These are files that cannot be opened or written, such as on a full disk, and memory that ran
+    out, on the host or on a device; None of anything else.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'A file'}: {error.strerror}."
+    if isinstance(error, ValueError) and str(error) == "embedded null byte":
+        return "A path holds a null byte, which no file name can."
+    on_device = type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error)
+    if on_device or isinstance(error, MemoryError):
+        memory = "device" if on_device else "host"
+        return (
+            f"Out of {memory} memory. Lower data.batch_size, or set train.accumulate, train.remat "
+            "or more devices in mesh; `jaxft plan CONFIG` tells what a step needs."
+        )
+    return None
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"jaxft {importlib.metadata.version('jaxft')}")
+        echo(f"jaxft {importlib.metadata.version('jaxft')}")
         raise typer.Exit
 
 
@@ -155,16 +173,14 @@ def train(
     if cluster is not None:
         raise typer.Exit(supervise(cluster, context.obj[1:]))
     if not quiet:  # importing jax takes seconds: show at once that the command has started
-        typer.echo(
-            f"jaxft {importlib.metadata.version('jaxft')}: {checked.run.dir}/{checked.run.name}"
-        )
+        echo(f"jaxft {importlib.metadata.version('jaxft')}: {checked.run.dir}/{checked.run.name}")
     from jaxft.training.profile import parse_steps
     from jaxft.training.story import train as story
 
     steps = None if profile is None else parse_steps(profile)
     flags = {"resume": resume, "overwrite": overwrite, "quiet": quiet}
     prepare_computation()
-    typer.echo(story(checked, command=context.obj, profile=steps, **flags).folder)
+    echo(story(checked, command=context.obj, profile=steps, **flags).folder)
 
 
 @app.command("eval")
@@ -198,7 +214,7 @@ def evaluate(
 
     prepare_computation()
     scores = story(run, split, data, interpolate, similarity)
-    typer.echo(json.dumps(scores, indent=2, ensure_ascii=False))
+    echo(json.dumps(scores, indent=2, ensure_ascii=False))
 
 
 app.command(epilog=KEYS_HELP)(plan)
@@ -235,7 +251,7 @@ def export(
         )
     from jaxft.export.export import export as story
 
-    typer.echo(story(run, out, which, adapter))
+    echo(story(run, out, which, adapter))
 
 
 @app.command()
@@ -254,9 +270,9 @@ def config(
     if schema and config is not None:
         raise UserError("--schema takes no config: the schema is the same for all.", "Remove one.")
     if schema:
-        typer.echo(schema_text(), nl=False)
+        echo(schema_text(), end="")
     elif config is not None:
-        typer.echo(to_yaml(load_config(config, overrides or ()).dump()), nl=False)
+        echo(to_yaml(load_config(config, overrides or ()).dump()), end="")
     else:
         console().print(_key_table())
 

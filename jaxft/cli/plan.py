@@ -10,10 +10,10 @@ import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from jaxft.cli.terminal import ConfigFile, Overrides, print_report
 from jaxft.errors import UserError
+from jaxft.report.terminal.console import EscapingConsole
 
 if TYPE_CHECKING:
     from jaxft.config.load import Config
@@ -71,7 +71,7 @@ def _plan_on(
 ) -> int:
     """Plan for a target, and return the exit code."""
     where = topology.name if topology else f"{devices} devices"
-    aside = Console(stderr=True, highlight=False)
+    aside = EscapingConsole(stderr=True, highlight=False)
     version = importlib.metadata.version("jaxft")
     aside.print(f"jaxft {version}: the train step of {name} for {where}")
     from jaxft.planning.pod import DOES_NOT_FIT, plan_on

@@ -16,7 +16,7 @@ from jaxft.cli.inputs import read_inputs, typed_lines
 from jaxft.cli.paths import folder_named
 from jaxft.cli.process import prepare_computation
 from jaxft.cli.tagged import print_in_color
-from jaxft.cli.terminal import print_json_lines
+from jaxft.cli.terminal import echo, print_json_lines
 from jaxft.errors import UserError
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ def _print_labels(
 ) -> None:
     """Print the prediction of each input, entities in color."""
     if inputs is None:
-        print("Type one text per line; Ctrl-D ends.", file=sys.stderr)
+        echo("Type one text per line; Ctrl-D ends.", err=True)
         inputs = typed_lines()
     kind = file.suffix.lower().removeprefix(".") if file else None
     if annotate is not None and kind not in TABLES:
@@ -250,7 +250,7 @@ def _print_texts(
 
     writer = open_writer(name, chat, asked)
     for note in writer.notes:
-        print(f"jaxft: {note}", file=sys.stderr)
+        echo(f"jaxft: {note}", err=True)
     if prompts is None:
         _talk(writer)
     elif as_json or not sys.stdout.isatty():
@@ -258,13 +258,13 @@ def _print_texts(
     else:
         for prompt in prompts_of(writer, prompts):
             if writer.images is not None:
-                print(f"{prompt}: ", end="")
+                echo(f"{prompt}: ", end="")
             _print(writer, [{"role": "user", "content": prompt}])
 
 
 def _talk(writer: Writer) -> None:
     """Answer typed lines; with a chat template, each with the conversation so far."""
-    print("Type a text; Ctrl-D ends.", file=sys.stderr)
+    echo("Type a text; Ctrl-D ends.", err=True)
     conversation: list[Message] = []
     while True:
         try:
@@ -282,6 +282,6 @@ def _print(writer: Writer, conversation: list[Message]) -> str:
     pieces = []
     for piece in write(writer, conversation):
         pieces.append(piece)
-        print(piece, end="", flush=True)
+        echo(piece, end="")
     print()
     return "".join(pieces)

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from jaxft.cli.paths import folder_named
+from jaxft.cli.terminal import echo
 from jaxft.errors import UserError
 
 
@@ -43,13 +44,13 @@ def report(
     if as_json:
         from jaxft.report.page.json_report import report_json
 
-        typer.echo(report_json(runs))
+        echo(report_json(runs))
     elif png is not None:
         from jaxft.report.page.png import write_pngs
 
         for path in write_pngs(runs, png):
-            typer.echo(path)
+            echo(path)
     else:
         from jaxft.report.page.page import write_page
 
-        typer.echo(write_page(runs, out))
+        echo(write_page(runs, out))

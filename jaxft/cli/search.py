@@ -5,7 +5,6 @@ The story is imported when it is called, as in `cli/main.py`.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +15,7 @@ from rich.text import Text
 
 from jaxft.cli.paths import folder_named
 from jaxft.cli.process import prepare_computation
-from jaxft.cli.terminal import console, print_json_lines
+from jaxft.cli.terminal import console, echo, print_json_lines
 from jaxft.errors import UserError
 
 if TYPE_CHECKING:
@@ -79,15 +78,15 @@ def search(
     prepare_computation()
     result = story(run, words, images, image=image, best=best, out=out)
     for note in result.skipped[:MOST_NOTES]:
-        print(f"jaxft: skipped: {note}", file=sys.stderr)
+        echo(f"jaxft: skipped: {note}", err=True)
     if len(result.skipped) > MOST_NOTES:
-        print(f"jaxft: and {len(result.skipped) - MOST_NOTES} more", file=sys.stderr)
+        echo(f"jaxft: and {len(result.skipped) - MOST_NOTES} more", err=True)
     if as_json:
         print_json_lines(result.matches)
         return
     console().print(_table(result))
     if result.sheet is not None:
-        typer.echo(result.sheet)
+        echo(result.sheet)
 
 
 def _search_texts(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jaxft.cli.process import prepare_computation
-from jaxft.cli.terminal import ConfigFile
+from jaxft.cli.terminal import ConfigFile, echo
 from jaxft.errors import UserError
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def study(
         raise UserError("A study needs a key to vary.", "Add --vary optimizer.lr=1e-5,3e-5,1e-4.")
     name = name or checked.run.name + ("-lr-range" if lr_range else "-study")
     if not quiet:  # importing jax takes seconds: show at once that the command has started
-        typer.echo(f"jaxft {metadata.version('jaxft')}: {checked.run.dir}/{name}")
+        echo(f"jaxft {metadata.version('jaxft')}: {checked.run.dir}/{name}")
     prepare_computation()
     flags = {"name": name, "overwrite": overwrite, "quiet": quiet, "command": context.obj}
     if lr_range:
@@ -84,11 +84,11 @@ def study(
             raise UserError("--lr-range is a short run that cannot be resumed.", "Remove --resume.")
         from jaxft.studies.range import lr_range as find
 
-        typer.echo(find(checked, varied, **flags).folder)
+        echo(find(checked, varied, **flags).folder)
         return
     from jaxft.studies.study import study as story
 
-    typer.echo(story(checked, varied, resume=resume, **flags).folder)
+    echo(story(checked, varied, resume=resume, **flags).folder)
 
 
 def _checked(config: str, overrides: Sequence[str]) -> Config:

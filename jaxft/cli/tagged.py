@@ -6,21 +6,22 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import typer
-from rich.console import Console
 from rich.text import Text
+
+from jaxft.cli.terminal import echo
+from jaxft.report.terminal.console import EscapingConsole
 
 COLORS = ("cyan", "yellow", "green", "magenta", "blue", "red")
 
 
 def print_in_color(predictions: Iterable[Mapping[str, Any]]) -> None:
     """Print each prediction as it comes: a text with its entities marked, or JSON."""
-    console, colors = Console(highlight=False), dict[str, str]()
+    console, colors = EscapingConsole(highlight=False), dict[str, str]()
     for line in predictions:
         if "entities" in line:
             console.print(marked(line, colors), soft_wrap=True)
         else:
-            typer.echo(json.dumps(line, ensure_ascii=False))
+            echo(json.dumps(line, ensure_ascii=False))
 
 
 def marked(line: Mapping[str, Any], colors: dict[str, str]) -> Text:

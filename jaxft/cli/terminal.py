@@ -10,6 +10,9 @@ from typing import Annotated, Any, Protocol
 import typer
 from rich.console import Console, RenderableType
 
+from jaxft.report.terminal.console import EscapingConsole
+from jaxft.visible import visible
+
 ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="The config, a YAML file.")]
 Overrides = Annotated[
     list[str] | None,
@@ -31,10 +34,16 @@ class Report(Protocol):
         """Return it as rich prints it."""
 
 
+def echo(text: object, end: str = "\n", err: bool = False) -> None:
+    """Print a text with its control characters written out, at once."""
+    stream = sys.stderr if err else sys.stdout
+    print(visible(str(text)), end=end, file=stream, flush=True)
+
+
 def print_report(report: Report, as_json: bool, *, highlight: bool = True) -> None:
     """Print the result of a command; `highlight` colors its numbers and strings."""
     if as_json:
-        typer.echo(report.to_json())
+        echo(report.to_json())
     else:
         console(highlight).print(report.render())
 
@@ -42,9 +51,9 @@ def print_report(report: Report, as_json: bool, *, highlight: bool = True) -> No
 def print_json_lines(records: Iterable[Mapping[str, Any]]) -> None:
     """Print each record as it comes, as JSON on a line of its own."""
     for record in records:
-        typer.echo(json.dumps(record, ensure_ascii=False))
+        echo(json.dumps(record, ensure_ascii=False))
 
 
 def console(highlight: bool = True) -> Console:
     """Return the terminal; a file or a pipe is 120 columns wide."""
-    return Console(width=None if sys.stdout.isatty() else 120, highlight=highlight)
+    return EscapingConsole(width=None if sys.stdout.isatty() else 120, highlight=highlight)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.progress import Progress
 
 from jaxft.data.batching.packing import round_up
@@ -28,6 +27,7 @@ from jaxft.engine.trained import Trained, open_trained
 from jaxft.errors import UserError
 from jaxft.inference.contact_sheet import check_sheet, write_sheet
 from jaxft.inference.placed import place_trained
+from jaxft.report.terminal.console import EscapingConsole
 from jaxft.storage.files import cache_dir, written_aside
 from jaxft.tasks.parts.padded_texts import text_batch
 from jaxft.tasks.parts.tools import Tools
@@ -242,7 +242,7 @@ def _stat(file: Path) -> tuple[int, int]:
 def _with_bar(items: Iterable[Any], total: int) -> Iterator[Any]:
     """Yield the items, with a progress bar on a terminal once they take a while."""
     started = time.monotonic()
-    console = Console(stderr=True)
+    console = EscapingConsole(stderr=True)
     with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("embedding images", total=total, visible=False)
         for item in items:

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from jaxft.config.load import Config
-from jaxft.data.text.tokenizer import VOCABULARIES
+from jaxft.data.text.tokenizer_files import VOCABULARIES
 from jaxft.models.weights.source import INDEX, PICKLED, WEIGHTS
 
 TOKENIZERS = ("tokenizer.json", *VOCABULARIES)

@@ -17,6 +17,7 @@ import yaml
 from etils import epath
 
 from jaxft.storage import files
+from jaxft.storage.json_files import read_json
 from jaxft.storage.buckets import reached
 from jaxft.device.distributed import SHARED, compare, from_first, is_first
 from jaxft.errors import UserError, did_you_mean
@@ -93,11 +94,9 @@ class RunFolder:
         """
         file = self.path / name
         try:
-            return json.loads(file.read_text())
+            return read_json(file)
         except FileNotFoundError:
             raise UserError(f"{self.path} has no {name}.") from None
-        except ValueError as error:  # not JSON, or not UTF-8
-            raise UserError(f"{file} is not JSON: {error}.") from None
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes one of the run's JSON files whole, or not at all."""

@@ -14,8 +14,8 @@ from typing import Any
 from jaxft.errors import UserError
 from jaxft.numbers import size
 
-# The largest JSON files of the hub are vocabularies of about 35 MB; those of data sets may be larger
-# and name a limit of their own.
+# The largest JSON files of the hub are vocabularies of about 35 MB; a data set's may be larger, and
+# its reader names a limit of its own.
 MOST_BYTES = 256 << 20
 # Far more than any file nests, and far less than the recursion limit of Python: whatever reads the
 # content may recurse over it.

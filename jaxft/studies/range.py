@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
 
 from jaxft.config.load import Config
 from jaxft.data.batching.loader import batches
@@ -19,6 +18,7 @@ from jaxft.engine.setup import PhaseSetup
 from jaxft.errors import UserError
 from jaxft.report.events import EventLog
 from jaxft.report.page.study import write_study_page
+from jaxft.report.terminal.console import EscapingConsole
 from jaxft.report.terminal.progress import Progress
 from jaxft.report.terminal.study import ranges_table
 from jaxft.storage.files import place
@@ -64,7 +64,7 @@ def lr_range(
     Source: Smith (2017), https://arxiv.org/abs/1506.01186.
     """
     check_one_process()
-    console = Console(quiet=quiet)
+    console = EscapingConsole(quiet=quiet)
     name = name or f"{config.run.name}-lr-range"
     _check(config, vary)
     members = make_members(config, vary)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from etils import epath
-from rich.console import Console
 
 from jaxft.config.load import Config, changed_keys, load_config, parse_config, to_yaml
 from jaxft.device.process import environment
@@ -19,6 +18,7 @@ from jaxft.engine.trained import best_metric
 from jaxft.errors import UserError
 from jaxft.report.events import METRICS, EventLog, read_events
 from jaxft.report.page.study import write_study_page
+from jaxft.report.terminal.console import EscapingConsole
 from jaxft.report.terminal.progress import Progress
 from jaxft.report.terminal.study import parts_table, ranking_table, value_text
 from jaxft.runs.folder import run_path
@@ -97,7 +97,7 @@ def study(
             holds something else.
     """
     check_one_process()
-    console = Console(quiet=quiet)
+    console = EscapingConsole(quiet=quiet)
     name = name or f"{config.run.name}-study"
 
     # ------------------------------------- What can be wrong is found before anything is written

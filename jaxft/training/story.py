@@ -30,6 +30,7 @@ from jaxft.engine.trained import (
     with_checkpoint,
 )
 from jaxft.engine.trunk_plan import plan_trunks
+from jaxft.report.terminal.console import EscapingConsole
 from jaxft.report.terminal.tables import data_table, group_table, loading_table, result_table
 from jaxft.runs.checkpoint import Checkpoints
 from jaxft.runs.folder import RUN_FILE, RunFolder, check_run, create_run, open_run, run_path
@@ -76,7 +77,7 @@ def train(
     """
     # ----------------------------------------------------------------------------- Processes
     quiet = not join_processes(config, resume=resume, overwrite=overwrite) or quiet
-    console = Console(quiet=quiet)
+    console = EscapingConsole(quiet=quiet)
 
     # --------------------------------------------- Set-up: errors are raised before any write
     setup = _set_up(config, resume=resume, overwrite=overwrite)

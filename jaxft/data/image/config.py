@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxft.errors import UserError, did_you_mean
+from jaxft.storage.json_files import read_json_object
 
 FILES = ("processor_config.json", "preprocessor_config.json")  # the first one may hold the second
 HALF = (0.5, 0.5, 0.5)
@@ -154,12 +154,9 @@ def _read(folder: Path) -> tuple[Path, dict[str, Any]]:
         file = folder / name
         if not file.is_file():
             continue
-        try:
-            fields = json.loads(file.read_text())
-        except ValueError as error:
-            raise UserError(f"{file} is not JSON ({error}).") from None
+        fields = read_json_object(file)
         if name == FILES[0]:
-            fields = fields.get("image_processor") if isinstance(fields, dict) else None
+            fields = fields.get("image_processor")
         if isinstance(fields, dict):
             return file, fields
     raise UserError(
@@ -173,7 +170,7 @@ def _kind(file: Path, fields: Mapping[str, Any]) -> str:
     named = fields.get("image_processor_type") or fields.get("feature_extractor_type")
     if named is None:
         config = file.parent / "config.json"
-        model_type = json.loads(config.read_text()).get("model_type") if config.is_file() else None
+        model_type = read_json_object(config).get("model_type") if config.is_file() else None
         named = OF_MODEL.get(str(model_type), f"none, for a '{model_type}'")
     name = str(named).removesuffix("Fast").removesuffix("Pil")
     name = name.replace("FeatureExtractor", "ImageProcessor")

@@ -22,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from jaxft.data.image.config import FILES, read_settings
 from jaxft.errors import UserError
 from jaxft.storage.files import write_atomic
+from jaxft.storage.json_files import read_json_object
 
 # Decoding fills memory with every pixel that the header promises: 64 Mpx are 192 MB.
 MAX_PIXELS = 64 * 1024 * 1024
@@ -173,7 +174,7 @@ def save_processor(source: Path, folder: Path, size: int) -> None:
             continue
         fields = load_image_processor(source, size).to_hf()
         if file.name == FILES[0]:  # what reads texts is in it too
-            fields = json.loads(file.read_text()) | {"image_processor": fields}
+            fields = read_json_object(file) | {"image_processor": fields}
         text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
         write_atomic(folder / file.name, text.encode())
 

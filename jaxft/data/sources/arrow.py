@@ -10,7 +10,6 @@ of its column would end the process, or give bytes of something else.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from jaxft.data.sources.files import check_is_file
 from jaxft.data.sources.reader import Row
 from jaxft.errors import UserError, did_you_mean
 from jaxft.storage.files import cache_dir, sha256, written_aside
+from jaxft.storage.json_files import parse_json, read_json_object
 
 FILE_FORMAT = b"ARROW1"  # how an Arrow file begins that is no stream
 FEATURES = b"huggingface"  # where `datasets` keeps its features in an Arrow schema
@@ -146,7 +146,9 @@ def open_saved(body: str) -> ArrowReader:
         left, _, split = body.rpartition(":")
         folder = Path(left).expanduser()
     if (folder / SPLITS).is_file():
-        known = _json(folder / SPLITS)["splits"]
+        known = read_json_object(folder / SPLITS).get("splits")
+        if not isinstance(known, list) or not all(isinstance(name, str) for name in known):
+            raise UserError(f"{folder / SPLITS} names no splits.", "Save the set again.")
         if split not in known:
             missing = f"no split '{split}'" if split else "no split named"
             raise UserError(
@@ -160,13 +162,13 @@ def open_saved(body: str) -> ArrowReader:
             + (f" with a split '{split}'." if split else f": it has no {STATE}."),
             "Dataset.save_to_disk(FOLDER) writes one.",
         )
-    state = _json(folder / STATE)
+    state = read_json_object(folder / STATE)
     if state.get("_indices_data_files"):
         raise UserError(
             f"'{folder}' stores a selection of rows separately.",
             "Call flatten_indices() before save_to_disk.",
         )
-    files = tuple(folder / _inside(one["filename"], folder) for one in state["_data_files"])
+    files = tuple(folder / _inside(name, folder) for name in _file_names(state, folder))
     for file in files:
         check_is_file(file)
     for file in files:
@@ -176,13 +178,39 @@ def open_saved(body: str) -> ArrowReader:
         return _open(folder, files, " ".join(map(sha256, files)))
 
 
+def _file_names(state: Mapping[str, Any], folder: Path) -> list[str]:
+    entries = state.get("_data_files", [])
+    names = (
+        [entry.get("filename") if isinstance(entry, dict) else None for entry in entries]
+        if isinstance(entries, list)
+        else [None]
+    )
+    if not all(name and isinstance(name, str) for name in names):
+        raise UserError(f"{folder / STATE} names no files of rows.", "Save the set again.")
+    return names
+
+
 def _open(folder: Path, files: tuple[Path, ...], identity: str) -> ArrowReader:
     schemas = [_read(file).schema for file in files]
     if not schemas:
         raise UserError(f"'{folder}' holds no rows.")
-    described = json.loads((schemas[0].metadata or {}).get(FEATURES, b"{}"))
-    features = described.get("info", {}).get("features") or {}
-    return ArrowReader(folder, files, tuple(schemas[0].names), identity, features)
+    columns = tuple(schemas[0].names)
+    twice = [name for number, name in enumerate(columns) if name in columns[:number]]
+    if twice:
+        raise UserError(f"{folder}: two columns are named '{twice[0]}'.", "Rename one.")
+    return ArrowReader(folder, files, columns, identity, _features(folder, schemas[0].metadata))
+
+
+def _features(folder: Path, metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
+    """Return the description of the columns that `datasets` leaves in a schema: name -> feature."""
+    name = f"{folder}: the description of its columns ({FEATURES.decode()})"
+    features = parse_json((metadata or {}).get(FEATURES, b"{}"), name)
+    for key in ("info", "features"):
+        features = (features.get(key) or {}) if isinstance(features, dict) else features
+    described = features.values() if isinstance(features, dict) else [None]
+    if not all(isinstance(feature, dict | list) for feature in described):
+        raise UserError(f"{name} is not what `datasets` writes.", "Save the set again.")
+    return features
 
 
 def _read(file: Path) -> pa.Table:
@@ -259,13 +287,6 @@ def _refused(path: Path, form: str) -> Iterator[None]:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}).") from None
 
 
 def _inside(name: str, folder: Path) -> str:

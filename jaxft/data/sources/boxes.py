@@ -6,7 +6,6 @@ bottom of each, in pixels), `label`, `crowd` and `place`, the name of each in me
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,11 @@ from jaxft.data.sources.files import check_is_file, open_csv
 from jaxft.data.sources.reader import Row
 from jaxft.errors import UserError
 from jaxft.storage.files import sha256
+from jaxft.storage.json_files import read_json_object
 
 COLUMNS = ("image", "objects")
 FIELDS = ("bbox", "label", "crowd", "place")
+MOST_COCO_BYTES = 4 << 30  # the annotations of COCO itself have 470 MB
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -97,7 +98,7 @@ def open_coco(path: Path) -> BoxesReader:
     """
     check_is_file(path)
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json_object(path, most_bytes=MOST_COCO_BYTES)
         files = {one["id"]: one["file_name"] for one in content["images"]}
         names = {one["id"]: one["name"] for one in content["categories"]}
         pictures: dict[str, Row] = {}
@@ -105,13 +106,13 @@ def open_coco(path: Path) -> BoxesReader:
             _picture(pictures, name)
         for one in content["annotations"]:
             _add_annotation(path, pictures, files, names, one)
-    except (ValueError, KeyError, TypeError) as error:
+        ordered = tuple(names[one] for one in sorted(names))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is not a COCO file ({type(error).__name__}: {error}).",
             "A COCO file has images (id, file_name), annotations (image_id, category_id, bbox) and "
             "categories (id, name).",
         ) from None
-    ordered = tuple(names[one] for one in sorted(names))
     return BoxesReader(path, sha256(path), tuple(pictures.values()), ordered)
 
 

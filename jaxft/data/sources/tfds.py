@@ -19,6 +19,7 @@ from etils import epath
 
 from jaxft.data.sources.reader import Row
 from jaxft.errors import UserError, did_you_mean
+from jaxft.storage.json_files import read_json_object
 
 FEATURES = "features.json"
 OWN_CLASSES = "tensorflow_datasets.core.features."
@@ -157,10 +158,7 @@ def _builder(folder: epath.Path) -> Any:
 
 def _check_classes(folder: epath.Path) -> None:
     """Raise a UserError where features.json names a class that is not TFDS's own."""
-    try:
-        described = json.loads((folder / FEATURES).read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{folder / FEATURES} is not JSON ({error}).") from None
+    described = read_json_object(folder / FEATURES)
     for name in _class_names(described):
         if not name.startswith(OWN_CLASSES):
             raise UserError(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxft.errors import UserError
+from jaxft.storage.json_files import read_json_object
 
 Messages = Sequence[Mapping[str, Any]]  # each with `role` and `content`
 
@@ -126,8 +127,4 @@ def _tokens(fields: Mapping[str, Any]) -> dict[str, str]:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}).") from None
-    return fields if isinstance(fields, dict) else {}
+    return read_json_object(path)

@@ -14,17 +14,15 @@ import numpy as np
 import tokenizers
 from tokenizers.decoders import DecodeStream
 
+from jaxft.data.text.tokenizer_files import (
+    count_ids,
+    first_line,
+    load_backend,
+    special_id,
+    unknown_id,
+)
 from jaxft.errors import UserError
 
-# The files of a tokenizer without a tokenizer.json. Without any of them transformers would build
-# one with an empty vocabulary.
-VOCABULARIES = (
-    "vocab.txt",
-    "vocab.json",
-    "spiece.model",
-    "tokenizer.model",
-    "sentencepiece.bpe.model",
-)
 CHUNK = 1000  # texts encoded at a time; keeps the library's own objects few
 
 
@@ -78,7 +76,7 @@ class Tokenizer:
 
     Attributes:
         fingerprint: sha256 of the tokenizer.
-        vocab_size: ids run below it.
+        vocab_size: ids run below it; where some are free it is more than there are tokens.
         pad_id: the id that fills a row.
         end_id: the id that ends a text; None where the folder names none.
         first_id, last_id: what a text begins and ends with by any name (BERT: class, separator).
@@ -88,19 +86,19 @@ class Tokenizer:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self._backend = _load_backend(self.folder)
+        self._backend = load_backend(self.folder)
         # Some files carry a length to cut and pad to (sentence-transformers' do).
         self._backend.no_truncation()
         self._backend.no_padding()
+        self.vocab_size = count_ids(self.folder, self._backend)
         described = self._backend.to_str()
-        self.unknown_id = _unknown_id(json.loads(described)["model"], self._backend)
+        self.unknown_id = unknown_id(json.loads(described)["model"], self._backend)
         self.fingerprint = hashlib.sha256(described.encode()).hexdigest()
-        self.vocab_size = self._backend.get_vocab_size()
-        self.pad_id = _special_id("pad_token", self.folder, self._backend) or 0
-        self.end_id = _special_id("eos_token", self.folder, self._backend)
-        self.mask_id = _special_id("mask_token", self.folder, self._backend)
+        self.pad_id = special_id("pad_token", self.folder, self._backend) or 0
+        self.end_id = special_id("eos_token", self.folder, self._backend)
+        self.mask_id = special_id("mask_token", self.folder, self._backend)
         bos, cls, sep = (
-            _special_id(f"{role}_token", self.folder, self._backend)
+            special_id(f"{role}_token", self.folder, self._backend)
             for role in ("bos", "cls", "sep")
         )
         self.first_id = cls if bos is None else bos
@@ -200,7 +198,7 @@ class Tokenizer:
         """Yield each input's encoding, cut to `max_length`, and the tokens cut away."""
         for start in range(0, len(inputs), CHUNK):
             chunk = inputs[start : start + CHUNK]
-            encodings = self._backend.encode_batch(chunk, add_special_tokens=not spelled)
+            encodings = self._encode(chunk, spelled)
             long = _longer_than(encodings, max_length)
             if not long or max_length is None:
                 yield from ((encoding, 0) for encoding in encodings)
@@ -217,9 +215,22 @@ class Tokenizer:
     ) -> list[tokenizers.Encoding]:
         self._backend.enable_truncation(max_length)
         try:
-            return self._backend.encode_batch(inputs, add_special_tokens=not spelled)
+            return self._encode(inputs, spelled)
         finally:
             self._backend.no_truncation()
+
+    def _encode(self, inputs: list[Any], spelled: bool) -> list[tokenizers.Encoding]:
+        """Encode texts; what the library raises of a damaged tokenizer names its folder."""
+        try:
+            return self._backend.encode_batch(inputs, add_special_tokens=not spelled)
+        except BaseException as error:
+            # A panic of its Rust code is no Exception.
+            if not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
+                raise
+            raise UserError(
+                f"The tokenizer in '{self.folder}' cannot encode a text ({first_line(error)}).",
+                "Its tokenizer.json is damaged; copy it from the original checkpoint.",
+            ) from None
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
@@ -229,59 +240,6 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         UserError: the folder holds no tokenizer that `tokenizers` or `transformers` reads.
     """
     return Tokenizer(folder)
-
-
-def _load_backend(folder: Path) -> tokenizers.Tokenizer:
-    """Load tokenizer.json, or older files (vocab.txt, merges) through transformers."""
-    file = folder / "tokenizer.json"
-    if file.is_file():
-        try:
-            return tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises plain Exception for a file it cannot read
-            raise UserError(f"{file} is not a tokenizer ({error}).") from None
-    if not any((folder / name).is_file() for name in VOCABULARIES):
-        raise UserError(
-            f"'{folder}' holds no tokenizer: neither tokenizer.json nor an older vocabulary file.",
-            f"Older files: {', '.join(VOCABULARIES)}.",
-        )
-    # Importing it takes seconds where torch is installed, and few folders need it.
-    from transformers import AutoTokenizer
-
-    try:
-        loaded = AutoTokenizer.from_pretrained(
-            str(folder), trust_remote_code=False, local_files_only=True
-        )
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"The tokenizer in '{folder}' cannot be read: {reason}") from None
-    backend = getattr(loaded, "backend_tokenizer", None)
-    if backend is None:
-        raise UserError(
-            f"The tokenizer in '{folder}' exists in Python only ({type(loaded).__name__}).",
-            "Save it with a tokenizer.json.",
-        )
-    return backend
-
-
-def _unknown_id(model: dict[str, Any], backend: tokenizers.Tokenizer) -> int:
-    """Return the id of the unknown token; -1 where the vocabulary spells every text."""
-    if model.get("unk_id") is not None:
-        return int(model["unk_id"])
-    token = model.get("unk_token")
-    number = backend.token_to_id(token) if token else None
-    return -1 if number is None else number
-
-
-def _special_id(role: str, folder: Path, backend: tokenizers.Tokenizer) -> int | None:
-    """Return the id of the token that the folder names as `role`; None where it names none."""
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        if (folder / name).is_file():
-            token = json.loads((folder / name).read_text()).get(role)
-            token = token.get("content") if isinstance(token, dict) else token
-            number = backend.token_to_id(token) if token else None
-            if number is not None:
-                return number
-    return None
 
 
 def _longer_than(encodings: Sequence[tokenizers.Encoding], max_length: int | None) -> set[int]:

@@ -27,6 +27,7 @@ from jaxft.models.layers.modules import Leaf
 from jaxft.models.weights.export import ADAPTER_WEIGHTS
 from jaxft.models.weights.files import Index, Tensor, open_tensors, part_of
 from jaxft.models.weights.names import Name, stored_shape
+from jaxft.storage.json_files import read_json_object
 
 ADAPTER_CONFIG = "adapter_config.json"
 PICKLED = "adapter_model.bin"
@@ -113,16 +114,14 @@ def read_adapter(
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / ADAPTER_CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json_object(path)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"'{folder}' is no adapter: it has no {ADAPTER_CONFIG}.",
             "Give a folder that PEFT saved, or `jaxft export RUN --adapter`.",
         ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}).") from None
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else None
+    if config.get("peft_type") != "LORA":
+        kind = config.get("peft_type")
         raise UserError(f"{path}: the peft_type is {kind}, and LORA is what is read here.")
     known = (*READ, "init_lora_weights", "bias")
     odd = [name for name, value in config.items() if value and name not in known]

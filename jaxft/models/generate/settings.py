@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxft.errors import UserError
+from jaxft.storage.json_files import read_json_object
 
 MOST_NEW_TOKENS = 256  # where nobody says how many
 
@@ -138,7 +139,9 @@ def read_settings(
         UserError: the file is no JSON object, or a value is out of range.
     """
     path = folder / "generation_config.json"
-    stored = _read(path) if path.is_file() else {"eos_token_id": fields.get("eos_token_id")}
+    stored = {"eos_token_id": fields.get("eos_token_id")}
+    if path.is_file():
+        stored = read_json_object(path)
     stored = {name: value for name, value in stored.items() if value is not None}
     odd = [n for n in stored if n not in KNOWN and n not in HARMLESS and _says(stored[n], n)]
     notes = tuple(
@@ -178,13 +181,3 @@ def _says(value: Any, name: str) -> bool:
 
 def _tuple(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}).") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is no JSON object.")
-    return content

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxft.errors import UserError, did_you_mean
+from jaxft.storage.json_files import read_json_object
 
 # Fields of any Hugging Face config that leave the forward computation as it is.
 HARMLESS_FIELDS = frozenset(

@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxft.numbers import count, rate, score, share, span
+from jaxft.report.terminal.console import EscapingConsole
 
 PLAIN_EVERY = 10.0  # seconds between plain lines
 BARS = "▁▂▃▄▅▆▇█"
@@ -42,7 +43,7 @@ class Progress:
         console: Console | None = None,
         quiet: bool = False,
     ):
-        self.console = console or Console()
+        self.console = console or EscapingConsole()
         self._quiet = quiet
         self._total = total_steps
         self._step = start_step
