@@ -18,7 +18,7 @@ from jaxft.models.weights.names import Name
 from jaxft.models.weights.tensor_names import TensorNames
 from jaxft.tree import natural_order
 
-Towers = Mapping[str, Tower | Part]  # a part of no tower joins what the towers put out
+Towers = Mapping[str, Tower | Part]  # a part outside the towers joins their outputs
 Refit = Callable[[np.ndarray], np.ndarray]
 
 
@@ -89,13 +89,13 @@ class Family:
         towers: config, head, number of classes -> the towers.
         text: whether its configs have `max_positions` and `vocab_size`.
         images: whether its configs have `image_size` and `with_image_size(size)`.
-        apply: what a batch is put through.
-        settled: config.json and the names of the tensors -> a config.json that says what only
-            those names say.
-        refits: config, the checkpoint's own config.json -> what makes its tensors fit a config
-            that is not quite its own, by parameter.
-        reading: its decoder that reads a source; None where it has none.
-        blocks, norm, pooler, head: how the names of those parts of a tower begin.
+        apply: runs a batch through the towers.
+        infer_fields: config.json and the tensor names -> config.json with the fields that only
+            those names imply.
+        refits: config, the checkpoint's config.json -> by parameter, the function that fits a
+            stored tensor to a config that differs from it (another image size).
+        reading: its decoders that attend to a source; None if it has none.
+        blocks, norm, pooler, head: name prefixes of those parts of a tower.
     """
 
     name: str
@@ -106,7 +106,7 @@ class Family:
     text: bool = True
     images: bool = False
     apply: Callable[..., dict[str, jax.Array]] = run_alone
-    settled: Callable[[Mapping[str, Any], Iterable[str]], dict[str, Any]] = same_fields
+    infer_fields: Callable[[Mapping[str, Any], Iterable[str]], dict[str, Any]] = same_fields
     refits: Callable[[Any, Mapping[str, Any]], Mapping[str, Refit]] = no_refits
     reading: ReadingDecoder | None = None
     blocks: str = BLOCKS
@@ -121,7 +121,7 @@ class ComposedFamily:
 
     Args:
         name, config, model_types: as `Family` has them.
-        compose: config.json, every family by its model types, and whether the parts were two
+        compose: config.json, every family by model type, and whether the parts come from two
             checkpoints -> the family.
     """
 

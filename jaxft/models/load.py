@@ -29,17 +29,17 @@ from jaxft.models.model import Model
 from jaxft.models.reinit import reinitialized, with_new
 from jaxft.models.values import with_values
 from jaxft.models.weights.config_fields import pad_token_id
+from jaxft.models.weights.expected import expected_tensors
 from jaxft.models.weights.files import Tensor, open_tensors
 from jaxft.models.weights.names import match, resolve_names
-from jaxft.models.weights.promised import promised
 from jaxft.models.weights.source import Checkpoint, Source, read_config, resolve
 from jaxft.models.weights.vocab import with_vocabulary
 
 DETECTION = "object_detection"
 IMAGE_GENERATION = "image_generation"
-# Those whose width is a number of named classes.
+# Heads whose width is the number of named classes.
 CLASS_HEADS = ("text_classification", "image_classification", "token_classification", DETECTION)
-# Those that read the stream as it is.
+# The task that reads the stream without a head.
 HEADLESS = "embedding"
 
 ShardingOf = Callable[[str, tuple[int, ...], tuple[str, ...]], Sharding | None]
@@ -91,25 +91,25 @@ def load(
 
     Args:
         checkpoint: a folder, a hub id (`owner/name@revision`) or `package:module/path`; or two
-            of them: `vision` and `text`, whose towers are put side by side in a new space, or
-            `encoder` and `decoder`, which is to read the other.
-        task: what the model is to end in; None for the checkpoint's own architecture.
+            of them: `vision` and `text`, for a dual encoder with a new common space, or `encoder`
+            and `decoder`, for a decoder that attends to the encoder's output.
+        task: the model's head; None for that of the checkpoint's own architecture.
         num_labels: classes of the head; None for as many as `labels`, or as the checkpoint says.
         labels: class names in order of id. The checkpoint's own classifier is kept where number
             and names agree, and is new otherwise.
         dtype: the type to hold parameters in.
-        seed: from which new parameters are drawn.
+        seed: of the initial values of new parameters.
         dropout: one rate throughout; None for the checkpoint's own.
-        ignore: fields of config.json, and tensors, that may be passed over.
+        ignore: fields of config.json, and tensors, to ignore.
         resize_vocab: grow the embeddings where the tokenizer has more pieces; a new row is the
             mean of the old.
-        reinit: blocks from the top that begin anew, and with them the pooler; 0 for none.
+        reinit: how many top blocks to re-initialize, with the pooler; 0 for none.
         image_size: pixels a side of the images to take; None for the checkpoint's own.
-        detection_tokens: the most objects to find in an image, where a ViT becomes a detector.
-        adapter: thin matrices to put beside kernels; or PEFT's folder of some.
-        new: parameters that count as new, although the checkpoint has them: a run's own has
-            what the run began with.
-        sharding: (name, shape, axes) -> where the parameter's shards go.
+        detection_tokens: the most objects to detect in an image, where a ViT becomes a detector.
+        adapter: low-rank matrices (LoRA) to put beside kernels; or a PEFT folder of them.
+        new: parameters to count as new although the checkpoint has them: a run's own checkpoint
+            holds those that were new at its start.
+        sharding: (name, shape, axes) -> the parameter's sharding.
         cache: the hub's cache folder.
 
     Raises:
@@ -139,19 +139,19 @@ def describe(
 ) -> Model:
     """Describe the model of a checkpoint, with shapes for parameters: no weight is read.
 
-    What is wrong with a checkpoint is found here. Without `weights` its config is enough, and they
-    are taken to be as that says.
+    Errors of a checkpoint are raised here. Without `weights` its config is enough, and the tensors
+    are assumed to match it.
     """
     source = resolve(checkpoint, options.cache)
     fields, tensors = _content(source, options, weights)
-    fields = (family := _family(fields, source)).settled(fields, tensors)
+    fields = (family := _family(fields, source)).infer_fields(fields, tensors)
     head, config = _head(family, fields, options.task), _config(family, fields, options)
     own, labels = class_labels(fields, options.num_labels, options.labels)
     towers, named = family.towers(config, head, len(labels)), _named(head, labels)
     table = family.tensors.table(head, fields["model_type"])
     lines = resolve_names(table, leaves := leaves_of(towers))
     matching = match(
-        tensors or promised(lines, leaves, source.folder, family.head if named else None),
+        tensors or expected_tensors(lines, leaves, source.folder, family.head if named else None),
         *(lines, leaves),
         canonical=family.tensors.canonical,
         fresh=family.tensors.fresh,
@@ -264,10 +264,11 @@ def _config(family: Family, fields: Mapping[str, Any], options: LoadOptions) -> 
     if options.dropout is not None:
         config = config.with_dropout(options.dropout)
     if options.image_size is None or IMAGE_GENERATION in family.model_types[fields["model_type"]]:
-        return config  # what reads an image as words takes any of them, as it takes any text
+        return config  # a model that reads images as words takes any size
     if not family.images or config.image_size is None:
         raise UserError(
-            f"model.image_size: a {fields['model_type']} reads no images.", "Leave it out."
+            f"model.image_size is set, and a {fields['model_type']} reads no images.",
+            "Leave it out.",
         )
     return config.with_image_size(options.image_size)
 

@@ -72,7 +72,7 @@ def save_adapter(
             the folder holds anything else.
     """
     if model.adapted is None:
-        raise UserError("The model has no adapter that could be saved by itself.")
+        raise UserError("The model has no adapter to save.")
     check_folder(folder, model.source)
     names = model.hf_names
     in_memory = {hf: name for name, hf in _names_in_memory(model).items()}

@@ -40,18 +40,18 @@ class Model:
     """Model of a checkpoint: parameters as a flat dict, and pure functions of them.
 
     Args:
-        family: what computes it.
+        family: the family that computes it.
         config: the family's `Config`.
-        head: the task it ends in (a key of the family's `model_types[...]`).
+        head: its head (a key of the family's `model_types[...]`).
         labels: class names in order of id, where the head has classes.
         params: name -> array (ShapeDtypeStruct after `describe`).
         towers: its parts.
-        source: where it came from.
+        source: its checkpoint.
         fields: the source's config.json.
         matching: which tensor each parameter was read from.
-        asked_size: pixels a side of its images, where it was loaded for others than its own.
-        adapted: what was put beside its kernels, if anything.
-        problem_type: Hugging Face's name of the loss, where it is not the source's own.
+        asked_size: pixels a side of its images, if not the checkpoint's own.
+        adapted: its adapters, if any.
+        problem_type: Hugging Face's name of the loss, if not the source's own.
     """
 
     family: Family
@@ -81,7 +81,7 @@ class Model:
     def depths(self) -> dict[str, int]:
         """Map each parameter to its depth in its tower: 0 embeddings, i + 1 block i, n + 1 the top.
 
-        What belongs to no tower is as deep as the deepest of them.
+        A part outside the towers is as deep as the deepest of them.
         """
         depths: dict[str, int] = {}
         for part in self.towers.values():
@@ -197,7 +197,7 @@ class Model:
     ) -> dict[str, jax.Array]:
         """Compute the stream at the end of each tower's trunk: `trunk` -> [B, T, D].
 
-        Put into the batch, they are what `apply` starts from under the same `compute`.
+        `apply` starts from them if they are in the batch, under the same `compute`.
         """
         return {
             tower.prefix + TRUNK: run_trunk(tower, params, batch, compute)
@@ -245,7 +245,7 @@ class Model:
     ) -> Path:
         """Write a Hugging Face folder: config, weights, and the source's files beside them.
 
-        Adapters are taken into their kernels first.
+        Adapters are merged into their kernels first.
 
         Args:
             folder: new, empty, or with an earlier export. Each file is whole or not there, and
@@ -286,7 +286,7 @@ class Model:
         """Return the source's config.json, updated for this model."""
         stale = {"torch_dtype", "_name_or_path", "text_config_dict", "vision_config_dict"}
         if any(name.startswith(self.family.head) for name in self.matching.new):
-            stale.add("problem_type")  # it spoke of the head that was there before
+            stale.add("problem_type")  # it describes the previous head
         fields = {name: value for name, value in self.fields.items() if name not in stale}
         fields |= self.config.to_hf()
         fields["architectures"] = [self.family.model_types[self.model_type][self.head]]

@@ -31,11 +31,13 @@ def reinitialized(matching: Matching, towers: Towers, count: int, pooler: str) -
         return matching
     alone = [part for part in towers.values() if isinstance(part, Tower)]
     if len(alone) != 1:
-        raise UserError("model.reinit: this model has several towers.", "Leave it out.")
+        raise UserError(
+            "model.reinit is for models of one tower, and this model has several.", "Leave it out."
+        )
     (tower,) = alone
     if count > len(tower.blocks):
         raise UserError(
-            f"model.reinit: {count} blocks are to begin anew, and the model has "
+            f"model.reinit: cannot re-initialize {count} blocks of a model with "
             f"{len(tower.blocks)}."
         )
     anew = {

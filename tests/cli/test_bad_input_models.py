@@ -50,7 +50,7 @@ FIELDS = [
         "Bert",
         "use_sliding_window",
         True,
-        "may change its outputs. If it does not, say so: model.ig",
+        "may change its outputs. If it does not, set model.ig",
     ),
     ("Bert", "position_embedding_type", "relative_key", 'only "absolute" is supported for bert'),
     ("GPT2", "add_cross_attention", True, "add_cross_attention is true; only false is supported"),

@@ -108,7 +108,7 @@ def test_a_stop_string_ends_the_text_before_it(folder, capsys):
         (["x" * 500], "The model takes 64."),
         (["a", "--top-p", 0], "top_p must be above 0"),
         (["a", "--temperature", -1], "temperature must be above 0"),
-        (["a", "--beams", 2, "--temperature", 1], "Beam search draws nothing"),
+        (["a", "--beams", 2, "--temperature", 1], "Beam search does not sample"),
         (["a", "--max-new-tokens", 0], "max_new_tokens must be at least 1"),
         (["", "--no-chat"], "The prompt is empty"),
     ],
@@ -181,5 +181,5 @@ def test_beams_and_drawing_do_not_go_together(tmp_path):
     for asked, expected in asked_for:
         found, _ = settings_of(tmp_path, both, **asked)
         assert (found.num_beams, found.do_sample) == expected
-    with pytest.raises(UserError, match="draws nothing"):
+    with pytest.raises(UserError, match="does not sample"):
         settings_of(tmp_path, both, num_beams=2, do_sample=True)

@@ -142,7 +142,7 @@ def test_a_folder_of_somebody_elses_is_not_written_into(folder, tmp_path, name):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(FOREIGN[name])
     first = name.partition("/")[0]
-    said = f"holds '{re.escape(first)}', and is no earlier export of jaxft's"
+    said = f"holds '{re.escape(first)}', and is not an earlier export of jaxft"
     refused(registry.load(str(folder)), tmp_path, said)
 
 
@@ -151,7 +151,7 @@ def test_a_checkpoint_of_transformers_is_not_written_into(folder, tmp_path):
     theirs.save_pretrained(tmp_path, max_shard_size=LIMIT)
     assert len(list(tmp_path.glob("model-*"))) > 1
     model = registry.load(str(folder))
-    refused(model, tmp_path, "is no earlier export")
+    refused(model, tmp_path, "is not an earlier export")
     model.save(tmp_path, overwrite=True)
 
 

@@ -53,7 +53,7 @@ def test_a_saved_model_has_what_was_drawn(checkpoint, tmp_path):
 
 
 def test_more_blocks_than_there_are(checkpoint):
-    with pytest.raises(UserError, match="3 blocks are to begin anew, and the model has 2"):
+    with pytest.raises(UserError, match="cannot re-initialize 3 blocks of a model with 2"):
         registry.describe(checkpoint, registry.LoadOptions(reinit=3))
 
 

@@ -328,7 +328,7 @@ def test_a_runs_adapter_alone_is_pefts(run, folder):
     files = {path.name: path.read_bytes() for path in alone.iterdir()}
     assert export(run.folder, alone, adapter=True) == alone  # over an earlier one
     assert {path.name: path.read_bytes() for path in alone.iterdir()} == files
-    with pytest.raises(UserError, match=r"holds .* and is no earlier export of jaxft"):
+    with pytest.raises(UserError, match=r"holds .* and is not an earlier export of jaxft"):
         export(run.folder, folder, adapter=True)
     assert {path.name for path in alone.iterdir()} == {
         *("adapter_config.json", "adapter_model.safetensors")
@@ -426,7 +426,10 @@ def test_pefts_files_both_ways(tmp_path, kind, head, dora, targets):
 @pytest.mark.parametrize(
     ("adapter", "said"),
     [
-        ({"kind": "lora", "rank": 33}, "adapter.rank: 33 is more than 'blocks/0/attention/query"),
+        (
+            {"kind": "lora", "rank": 33},
+            "adapter.rank: 33 is more than the rank of 'blocks/0/attention/query",
+        ),
         ({"kind": "lora", "match": ["blocks/0/atention/.*"]}, "matches no parameter.*Nearest"),
         ({"kind": "lora", "match": ["head/kernel"]}, "matches no parameter"),
         ({"kind": "lroa"}, "'adapter.kind' must be lora, dora or bitfit.*Did you mean 'lora'"),
@@ -436,7 +439,7 @@ def test_pefts_files_both_ways(tmp_path, kind, head, dora, targets):
             {"kind": "lora", "checkpoint": "x", "alpha": 1.0},
             "'alpha' comes from adapter.checkpoint",
         ),
-        ({"kind": "lora", "checkpoint": "nowhere"}, "'nowhere' is no adapter"),
+        ({"kind": "lora", "checkpoint": "nowhere"}, "'nowhere' is not an adapter"),
     ],
 )
 def test_what_is_wrong_with_an_adapter_is_said(folder, adapter, said):
@@ -446,17 +449,19 @@ def test_what_is_wrong_with_an_adapter_is_said(folder, adapter, said):
 
 def test_a_folder_that_does_not_fit_is_refused(run, folder, bert, tmp_path):
     alone = export(run.folder, tmp_path / "alone", adapter=True)
-    with pytest.raises(UserError, match=r"of another base: its '.*lora_A.weight' is \[2, 32\]"):
+    with pytest.raises(
+        UserError, match=r"for another base model: its '.*lora_A.weight' is \[2, 32\]"
+    ):
         jaxft.load(bert.folder, adapter=alone)
     llama = make_pair("llama", "text_classification", 0, tmp_path / "llama")
-    with pytest.raises(UserError, match="of another base: it adapts 'bert"):
+    with pytest.raises(UserError, match="for another base model: it adapts 'bert"):
         jaxft.load(llama.folder, adapter=alone)
     config = config_of(folder, {"kind": "dora", "checkpoint": str(alone)})
     with pytest.raises(UserError, match=r"adapter.kind is dora, but '.*alone' holds lora"):
         build(config, devices=ONE)
     about = json.loads((alone / "adapter_config.json").read_text())
     (alone / "adapter_config.json").write_text(json.dumps(about | {"lora_bias": True}))
-    with pytest.raises(UserError, match="'lora_bias' is true, which is not computed here"):
+    with pytest.raises(UserError, match="'lora_bias' is true, which is not supported"):
         jaxft.load(str(run.folder / "base"), adapter=alone)
     no_biases = SimpleNamespace(leaves={"norm/scale": None}, model_type="llama")
     with pytest.raises(UserError, match="bitfit trains biases, and a llama has none"):
@@ -464,11 +469,11 @@ def test_a_folder_that_does_not_fit_is_refused(run, folder, bert, tmp_path):
 
 
 def test_only_an_adapter_stands_alone(bert, tmp_path):
-    with pytest.raises(UserError, match="no adapter that could be saved"):
+    with pytest.raises(UserError, match="no adapter to save"):
         save_adapter(bert.ours, tmp_path / "alone")
     clip = make_pair("clip", "contrastive", 0, tmp_path / "clip")
     model = jaxft.load(clip.folder, adapter=Adapter(2, 4.0))
-    with pytest.raises(UserError, match="'logit_scale' trained too, and PEFT has no place"):
+    with pytest.raises(UserError, match="PEFT cannot store 'logit_scale'"):
         save_adapter(model, tmp_path / "alone", also=("head/logit_scale",))
     assert not (tmp_path / "alone").exists()
 

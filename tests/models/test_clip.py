@@ -287,5 +287,5 @@ def test_what_cannot_be_compared_is_refused(pair, tmp_path):
     folder = rewritten(
         pair, tmp_path / "no", lambda f: f["vision_config"].update(vision_use_head=False)
     )
-    with pytest.raises(UserError, match="nothing to compare texts with"):
+    with pytest.raises(UserError, match="no vector to compare texts with"):
         registry.describe(folder)

@@ -121,11 +121,11 @@ def test_the_pad_token_is_the_configs_the_tokenizers_or_the_end(tmp_path):
         ({"rope_type": "spiral"}, "rotary scaling 'spiral' is not supported"),
         (
             {"rope_type": "longrope", "original_max_position_embeddings": 4, "long_factor": [1.0]},
-            "'longrope' needs 'short_factor', 2 numbers",
+            "'longrope' needs 2 numbers in 'short_factor'",
         ),
         ({"rope_type": "lineer", "factor": 2}, "'linear'"),
         ({"type": "linear"}, "'linear' has no number 'factor'"),
-        ({"rope_type": "linear", "factor": 2.0, "odd": 1}, "has 'odd', which is not known"),
+        ({"rope_type": "linear", "factor": 2.0, "odd": 1}, "has the unknown field 'odd'"),
         ({"rope_type": "default", "partial_rotary_factor": 0.5}, "'partial_rotary_factor'"),
     ],
 )
@@ -202,7 +202,7 @@ def test_what_a_gemma_may_not_ask_for(model_type, own, said):
 
 @pytest.mark.parametrize(
     ("types", "said"),
-    [([[["global", "near"], 1]], "has 'near'"), ([[["local"], 3]], "of 2 blocks")],
+    [([[["global", "near"], 1]], "has 'near'"), ([[["local"], 3]], "does not describe 2 blocks")],
 )
 def test_a_pattern_of_blocks_that_is_not_understood_is_refused(types, said):
     fields = {"model_type": "gpt_neo", "vocab_size": 50, "max_position_embeddings": 16}

@@ -187,7 +187,7 @@ def test_a_text_ends_where_the_positions_do(llama, generator):
 
 
 def test_a_model_that_writes_no_text_is_refused(tmp_path):
-    with pytest.raises(UserError, match="ends in masked_lm writes no text"):
+    with pytest.raises(UserError, match="the head masked_lm cannot generate text"):
         Generator(make_pair("bert", "masked_lm", 0, tmp_path).ours)
 
 

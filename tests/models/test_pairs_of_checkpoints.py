@@ -100,7 +100,7 @@ def test_a_whole_checkpoint_lacks_nothing(folder, tmp_path):
     [
         (
             {"decoder_start_token_id": None, "decoder": {"bos_token_id": None}},
-            "does not say the decoder_start_token_id",
+            "has no decoder_start_token_id",
         ),
         ({"decoder": {"add_cross_attention": False}}, "add_cross_attention is false"),
         ({"decoder": None}, "names no decoder"),

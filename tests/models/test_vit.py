@@ -134,7 +134,7 @@ def test_images_of_another_size_are_refused(tmp_path):
 
 def test_an_image_of_less_than_a_patch_is_refused(tmp_path):
     make("dinov2", tmp_path, image_size=12, patch_size=3)
-    with pytest.raises(UserError, match="2 x 9, which is less than a patch"):
+    with pytest.raises(UserError, match="2 x 9, smaller than a patch"):
         registry.load(str(tmp_path))(pixel_values=images(2, 9))
 
 
@@ -142,12 +142,12 @@ def test_positions_that_dinov2_cannot_take_for_a_square_are_refused(tmp_path):
     make("dinov2", tmp_path, image_size=12, patch_size=3)
     fields = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(fields | {"image_size": [6, 9]}))
-    with pytest.raises(UserError, match="2 x 3 patches; dinov2 takes its positions for a square"):
+    with pytest.raises(UserError, match="2 x 3 patches; dinov2 needs a square of them"):
         registry.describe(str(tmp_path))
 
 
 def test_a_text_model_has_no_image_size(tiny_mlm):
-    with pytest.raises(UserError, match=r"model\.image_size: a bert reads no images"):
+    with pytest.raises(UserError, match=r"model\.image_size is set, and a bert reads no images"):
         registry.describe(str(tiny_mlm), registry.LoadOptions(image_size=18))
 
 

@@ -267,8 +267,8 @@ def test_an_export_goes_where_nothing_of_anybody_elses_is(
         (".", "README.md exists and was not written by jaxft"),
         (str(run.folder / "base"), "the checkpoint that the model is made of"),
         (str(run.folder / "base" / "export"), "the checkpoint that the model is made of"),
-        (str(run.folder), "and is no earlier export of jaxft's"),
-        (config.model.checkpoint, "and is no earlier export of jaxft's"),
+        (str(run.folder), "and is not an earlier export of jaxft"),
+        (config.model.checkpoint, "and is not an earlier export of jaxft"),
     ):
         before = content(run.folder), content(Path(config.model.checkpoint))
         assert main([*words, out]) == 2, out

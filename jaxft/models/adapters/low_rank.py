@@ -30,10 +30,10 @@ class Adapter:
 
     Args:
         rank: r.
-        alpha: the product of the matrices is multiplied by alpha / r.
+        alpha: the factor on the matrices' product is alpha / r.
         match: patterns of kernels of blocks; None for the queries' and values'.
-        dora: whether columns have lengths of their own.
-        dropout: of what the matrices read.
+        dora: whether each column has a learned magnitude.
+        dropout: of the matrices' input.
     """
 
     rank: int
@@ -48,8 +48,8 @@ class Adapted:
     """Adapters of a model.
 
     Args:
-        kernels: kernel -> what is beside it.
-        plain: the towers without it.
+        kernels: kernel -> its adapter.
+        plain: the towers without adapters.
     """
 
     kernels: Mapping[str, LowRank]
@@ -91,9 +91,9 @@ def choose(towers: Mapping[str, Tower | Part], adapter: Adapter) -> dict[str, Lo
         if adapter.rank > min(kernels[name].shape):
             inside, outside = kernels[name].shape
             raise UserError(
-                f"adapter.rank: {adapter.rank} is more than '{name}' has, which is {inside} x "
-                f"{outside}.",
-                "A rank far below both is what an adapter is for.",
+                f"adapter.rank: {adapter.rank} is more than the rank of '{name}', which is "
+                f"{inside} x {outside}.",
+                "Set a rank far below both.",
             )
     return {name: one for name in names if name in matched}
 
@@ -105,7 +105,7 @@ def inject(
 
     Args:
         towers: without any.
-        kernels: kernel -> what goes beside it.
+        kernels: kernel -> its adapter.
     """
     made: dict[tuple[Part, tuple[tuple[str, LowRank], ...]], Part] = {}
 
@@ -150,7 +150,7 @@ def with_lengths(
 
     Args:
         params: the flat dict.
-        kernels: kernel -> what is beside it.
+        kernels: kernel -> its adapter.
         wanted: the magnitudes that are new.
     """
     updated = dict(params)
@@ -168,7 +168,7 @@ def merge(params: Mapping[str, jax.Array], kernels: Mapping[str, LowRank]) -> di
 
     Args:
         params: the flat dict.
-        kernels: kernel -> what is beside it.
+        kernels: kernel -> its adapter.
     """
     merged = {name: value for name, value in params.items() if not is_adapter(name)}
     with jax.default_matmul_precision("highest"):

@@ -1,8 +1,8 @@
 """Adapters in PEFT's files, `adapter_config.json` and `adapter_model.safetensors`, both ways.
 
-Which module a kernel is, and which part of it, is what the family's name table says of the kernel
-itself. Where PyTorch holds several of our kernels side by side (GPT-2's `c_attn`), theirs is one
-adapter: A is stacked, and B made of blocks, so that the sum stays exact; on the way back, each
+The family's name table says which module a kernel is, and which part of it. Where a
+PyTorch module stores several of our kernels side by side (GPT-2's `c_attn`), it has one adapter: A
+is stacked, and B block-diagonal, so that the sum stays exact; in reading, each
 part takes the whole A and its own rows of B.
 
 Source: the layout is that of `peft`'s `save_pretrained`.
@@ -34,7 +34,7 @@ PICKLED = "adapter_model.bin"
 ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, PICKLED)
 ROOT = "base_model.model."  # what PEFT puts before a module's name
 MATRIX = re.compile(r"(.*)\.lora_(A|B)\.weight|(.*)\.lora_(magnitude_vector)(?:\.weight)?")
-# Fields that are read here, or say nothing of what is computed.
+# Fields that are read here, or do not affect the computation.
 READ = (
     *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path"),
     *("revision", "inference_mode", "r", "target_modules", "exclude_modules", "lora_alpha"),
@@ -42,7 +42,7 @@ READ = (
     *("layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "runtime_config"),
     *("megatron_core", "qalora_group_size"),
 )
-# Where the adapter starts, which changes the base itself in all other cases.
+# Initializations that leave the base model as it is; all others change it.
 STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
@@ -77,12 +77,12 @@ def read_adapter(
         canonical: a name as found in a file -> as the table spells it.
 
     Returns:
-        kernel -> what goes beside it, and parameter -> the tensor it is read from: those of
+        kernel -> its adapter, and parameter -> the tensor it is read from: those of
         adapters, and of modules that were trained whole (a head).
 
     Raises:
-        UserError: it is no such folder, asks for what is not computed here, or is of another
-            base.
+        UserError: it is no such folder, needs anything unsupported, or is for another base
+            model.
     """
     config = _read_config(folder)
     parameters: dict[str, list[str]] = {}
@@ -117,12 +117,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config = read_json_object(path)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"'{folder}' is no adapter: it has no {ADAPTER_CONFIG}.",
+            f"'{folder}' is not an adapter: it has no {ADAPTER_CONFIG}.",
             "Give a folder that PEFT saved, or `jaxft export RUN --adapter`.",
         ) from None
     if config.get("peft_type") != "LORA":
         kind = config.get("peft_type")
-        raise UserError(f"{path}: the peft_type is {kind}, and LORA is what is read here.")
+        raise UserError(f"{path}: the peft_type {kind} is not supported; only LORA is.")
     known = (*READ, "init_lora_weights", "bias")
     odd = [name for name, value in config.items() if value and name not in known]
     if config.get("init_lora_weights") not in STARTS:
@@ -131,8 +131,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
         odd.append("bias")
     if odd:
         raise UserError(
-            f"{path}: '{odd[0]}' is {json.dumps(config[odd[0]])}, which is not computed here.",
-            "Merge the adapter into its model with PEFT, and start from that.",
+            f"{path}: '{odd[0]}' is {json.dumps(config[odd[0]])}, which is not supported.",
+            "Merge the adapter into its model with PEFT, and load the merged model.",
         )
     return config
 
@@ -142,7 +142,7 @@ def _by_module(folder: Path) -> tuple[dict[str, _Module], dict[str, Tensor]]:
     path = folder / ADAPTER_WEIGHTS
     path = path if path.exists() else folder / PICKLED
     if not path.exists():
-        raise UserError(f"'{folder}' is no adapter: it has no {ADAPTER_WEIGHTS}.")
+        raise UserError(f"'{folder}' is not an adapter: it has no {ADAPTER_WEIGHTS}.")
     matrices: dict[str, dict[str, Tensor]] = {}
     rest: dict[str, Tensor] = {}
     for name, tensor in open_tensors([path]).items():
@@ -151,13 +151,13 @@ def _by_module(folder: Path) -> tuple[dict[str, _Module], dict[str, Tensor]]:
             module, kind = matched[1] or matched[3], matched[2] or matched[4]
             matrices.setdefault(module, {})[kind] = tensor
         elif "lora_" in short:
-            raise UserError(f"{path}: '{name}' is not computed here: only linear maps are adapted.")
+            raise UserError(f"{path}: '{name}' is not supported: only linear maps are adapted.")
         else:
             rest[short] = tensor
     modules = {}
     for module, parts in matrices.items():
         if "A" not in parts or "B" not in parts:
-            raise UserError(f"{path}: '{module}' has one of lora_A and lora_B, and not the other.")
+            raise UserError(f"{path}: '{module}' has only one of lora_A and lora_B.")
         modules[module] = _Module(parts["A"], parts["B"], parts.get("magnitude_vector"))
     return modules, rest
 
@@ -210,6 +210,6 @@ def _check(folder: Path, name: str, shape: Sequence[int], wanted: Sequence[int])
 
 def _of_another(folder: Path, why: str) -> UserError:
     return UserError(
-        f"The adapter '{folder}' is of another base: {why}.",
-        f"Its {ADAPTER_CONFIG} names the base that it was trained on.",
+        f"The adapter '{folder}' is for another base model: {why}.",
+        f"Its {ADAPTER_CONFIG} names the model that it was trained on.",
     )

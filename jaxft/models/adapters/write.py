@@ -19,7 +19,7 @@ from jaxft.models.weights.export import save_marked
 from jaxft.models.weights.names import Name
 from jaxft.storage.files import write_atomic, written_aside
 
-# What a head is for, in PEFT's words.
+# Head -> PEFT's task type.
 TASKS = {
     "text_classification": "SEQ_CLS",
     "token_classification": "TOKEN_CLS",
@@ -40,12 +40,12 @@ def write_adapter(
     """Write an adapter as PEFT does.
 
     Args:
-        folder: where; it is there.
+        folder: an existing folder.
         params: the flat dict.
-        adapted: kernel -> what is beside it.
+        adapted: kernel -> its adapter.
         names: parameter -> its line of the name table.
-        in_memory: a tensor's name as the table spells it -> as PyTorch holds it in memory.
-        modules: tensors of modules that trained whole, as PyTorch names and has them.
+        in_memory: a tensor's name in the table -> its name in the transformers module.
+        modules: tensors of modules that were trained whole, in PyTorch's names and layouts.
         base: fields of the config that say of which model it is.
 
     Raises:
@@ -136,8 +136,8 @@ def _own_modules(modules: Mapping[str, np.ndarray]) -> list[str]:
     for name in modules:
         if not name.endswith((".weight", ".bias")):
             raise UserError(
-                f"'{name}' trained too, and PEFT has no place for what is in no module.",
-                "Export the whole model: leave --adapter out.",
+                f"PEFT cannot store '{name}', which was trained too and belongs to no module.",
+                "Export the whole model, without --adapter.",
             )
     return list(dict.fromkeys(name.rpartition(".")[0] for name in modules))
 

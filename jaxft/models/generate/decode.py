@@ -70,7 +70,7 @@ class Generator:
     def __init__(self, model: WritingModel, compute: Compute = PLAIN):
         if model.head not in WRITES:
             raise UserError(
-                f"A model that ends in {model.head} writes no text.",
+                f"A model with the head {model.head} cannot generate text.",
                 f"Load it as {' or '.join(WRITES)}.",
             )
         *_, tower = model.towers.values()  # of two, the decoder comes last
@@ -203,7 +203,7 @@ class Generator:
     ) -> tuple[np.ndarray, np.ndarray, list[int]]:
         """Pad prompts on the left [B, T]; return their slot mask [B, S] and token limits too."""
         if not min(map(len, prompts)):
-            raise UserError("The prompt is empty.", "Give at least one token to go on from.")
+            raise UserError("The prompt is empty.", "Give at least one token to continue.")
         if self._start is not None:
             prompts = [[self._start]] * len(prompts)
         longest = max(map(len, prompts))
@@ -218,7 +218,7 @@ class Generator:
                 f"The prompt has {longest} tokens, and max_length is {settings.max_length}.",
                 "Give max_new_tokens.",
             )
-        # The last token is put out and never put in, so it needs no position.
+        # The last token is output and never input, so it needs no position.
         limits = [min(most, self._positions - len(prompt) + 1) for prompt in prompts]
         length = bucket(longest) if self._start is None else 1
         ids = np.zeros((len(prompts), length), np.int32)

@@ -42,7 +42,7 @@ def write_greedily(
     """
     rows = len(next(iter(sources.values())))
     first = jnp.full((rows, 1), start, jnp.int32)
-    # The last token is put out and never put in, so it needs no slot.
+    # The last token is output and never input, so it needs no slot.
     scores, cache, read = prefill_from(decoder, params, sources, first, most - 1, compute)
     mask = jnp.ones((rows, most), jnp.int32)
 

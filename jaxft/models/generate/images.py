@@ -60,7 +60,7 @@ def draw_images(
         [B, N] int32, the pixels given among them.
     """
     rows, length = begun.shape
-    # The last pixel is put out and never put in, so it needs no slot.
+    # The last pixel is output and never input, so it needs no slot.
     mask = jnp.ones((rows, pixels), jnp.int32)
 
     def next_of(scores: jax.Array, slot: jax.Array | int) -> jax.Array:

@@ -68,9 +68,14 @@ class Settings:
             self.early_stopping in (True, False, "never"), "early_stopping", "true, false or never"
         )
         if self.num_beams > 1 and self.do_sample:
-            raise UserError("Beam search draws nothing.", "Give num_beams or a temperature.")
+            raise UserError(
+                "Beam search does not sample.", "Give num_beams or a temperature, not both."
+            )
         if self.num_beams > 1 and self.stop_strings:
-            raise UserError("Beam search does not look for stop strings.", "Leave one of them.")
+            raise UserError(
+                "Beam search does not support stop strings.",
+                "Give num_beams or stop_strings, not both.",
+            )
 
 
 def _is_count(value: int | None, least: int) -> bool:
@@ -154,7 +159,7 @@ def read_settings(
     try:
         Settings(**_agreed(own, {}))
     except TypeError:
-        raise UserError(f"{path} has a word where a number should be.") from None
+        raise UserError(f"{path} has text where a number is expected.") from None
     except UserError as error:
         raise UserError(f"{path}: {error.message}", error.hint) from None
     return Settings(**_agreed(own, asked)), notes

@@ -20,9 +20,9 @@ class LowRank:
 
     Args:
         rank: r, of the matrices [I, r] and [r, O].
-        scale: what their product is multiplied by, alpha / r.
-        dora: whether each column of the sum has a length of its own, a parameter too.
-        rate: dropout of what the matrices read.
+        scale: the factor on their product, alpha / r.
+        dora: whether each column of the sum has a magnitude, a parameter too.
+        rate: dropout of the matrices' input.
     """
 
     rank: int
@@ -34,18 +34,18 @@ class LowRank:
 class LowRankLinear(nnx.Module):
     """x W + (x A) B scale + b; with DoRA, the columns of W + A B scale at the lengths m.
 
-    The sum of the matrices is never made for x's sake, so that a frozen W costs no gradient of
-    its own size.
+    W + A B is never formed for the product with x, so that a frozen W costs no gradient of its
+    size.
 
     Args:
-        plain: the linear map whose W and b it takes.
-        low_rank: what is put beside them.
-        path: where it is in its block, `attention/query`: each has a dropout of its own.
+        plain: the linear map with W and b.
+        low_rank: its adapter.
+        path: the map's path in its block, `attention/query`, which seeds its dropout.
 
     Source: Hu et al. (2021), https://arxiv.org/abs/2106.09685; Liu et al. (2024),
     https://arxiv.org/abs/2402.09353. As in their code, A starts as a `torch.nn.Linear` does
     (uniform, up to 1 / sqrt(I)), B at 0 and m at the columns' own lengths, and no gradient goes
-    through the lengths that are divided by. Dropout is of the thin matrices' input alone.
+    through the lengths that are divided by. Dropout applies to the matrices' input alone.
     """
 
     def __init__(self, plain: Linear, low_rank: LowRank, path: str):

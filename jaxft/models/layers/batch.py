@@ -3,9 +3,9 @@
 A plain batch has Hugging Face's names: `input_ids` and perhaps `attention_mask` [B, T]. Packed
 rows have `input_ids`, `position_ids`, `segment_ids` [R, T] and `read_positions` [R, S].
 Where an encoder reads sources and a decoder targets, the decoder's are `decoder_input_ids` and so
-on, of as many rows.
-Where tokens wait to be told, `masked_positions` [B, M] are theirs.
-A text that goes on by one position has `input_ids` and `position_ids` [B, 1], its `slot` (an
+on, with the same rows.
+The `masked_positions` [B, M] are those of tokens to predict.
+A batch that decodes one position has `input_ids` and `position_ids` [B, 1], its `slot` (an
 int32) and the `attention_mask` [B, S] of all slots.
 """
 
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxft.errors import UserError
 
 Batch = Mapping[str, jax.Array]
-DECODER = "decoder_"  # what the names of a decoder's own start with, where it has an encoder
+DECODER = "decoder_"  # prefix of the decoder's names in the batch of an encoder-decoder
 TEXT_NAMES = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "segment_ids")
 
 
@@ -27,9 +27,7 @@ def check_length(batch: Batch, most: int) -> None:
     """Raise a UserError if a plain batch has more positions than the model takes."""
     length = batch["input_ids"].shape[1]
     if "position_ids" not in batch and length > most:
-        raise UserError(
-            f"The text has {length} tokens; the model takes {most}.", "Cut it to that many."
-        )
+        raise UserError(f"The text has {length} tokens; the model takes {most}.", "Truncate it.")
 
 
 def positions_of(batch: Batch) -> jax.Array:
@@ -41,8 +39,8 @@ def positions_of(batch: Batch) -> jax.Array:
 def segments_of(batch: Batch) -> jax.Array:
     """Return the segment, an example or padding, of each token: [B, T] int32.
 
-    A mask is one segment and its padding: a padding position then sees padding only, which no
-    true position reads.
+    A mask is one segment and its padding: a padding position then attends only to padding, and no
+    other position attends to it.
     """
     alone = batch.get("attention_mask", jnp.ones_like(batch["input_ids"]))
     return batch.get("segment_ids", alone).astype(jnp.int32)
@@ -57,8 +55,8 @@ def decoder_batch(batch: Batch, encoded: jax.Array) -> Batch:
     """Build a decoder's batch from one of sources and targets, under a text's own names.
 
     Args:
-        batch: of both: what is behind `decoder_` is the decoder's.
-        encoded: what the encoder made of the sources, [B, S, D].
+        batch: of both; names that start with `decoder_` are the decoder's.
+        encoded: the encoder's output, [B, S, D].
 
     Returns:
         The decoder's, with `encoder_hidden_states`, the `encoder_segment_ids` [B, S] of their

@@ -107,7 +107,7 @@ def choose(asked: str, needs: Needs, setting: Setting) -> Kernel | None:
         if asked != "auto":
             raise UserError(
                 f"train.attention: {name} cannot serve this run: {why}.",
-                "With auto it is used where it can be.",
+                "Use train.attention=auto, which takes a kernel only where it can serve.",
             )
     return None
 

@@ -10,18 +10,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-# Scores of one row that are held at once, or nearly: positions x words. In float32 128 MiB a row.
+# Scores of one row in memory at once, approximately: positions x words. In float32 128 MiB a row.
 MOST_SCORES = 2**25
-MOST_SHARES = 32  # devices that have shared out the words, each of which finds its own in any piece
-UNSCORED = -1  # the target of a position that counts for nothing
-FILLED = -2  # the place of what is no word, and no target
+MOST_SHARES = 32  # devices over which words are sharded, each with an equal part of every piece
+UNSCORED = -1  # the target of a position that is not scored
+FILLED = -2  # the index of padding, which is no word and no target
 
 
 class Scorer(Protocol):
     """Module that scores the next token: [B, T, D] -> [B, T, V] float32.
 
-    Of its parameters those that hold words have a dimension of V, which no other dimension is;
-    without some of their words they give the scores of the others.
+    Its parameters with a dimension of V, which no other dimension equals, can be sliced along it to
+    score a part of the words.
     """
 
     def scores(self, x: jax.Array) -> jax.Array:
@@ -31,13 +31,13 @@ class Scorer(Protocol):
 def token_losses(top: Scorer, x: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Compute each position's cross-entropy, and whether its target has the highest score.
 
-    Scores of shape [B, T, V] never exist in full where a row has many of them, neither on the way
-    forward nor on the way back: words are taken a piece at a time, and each piece's scores are
-    computed again for its gradient. How many pieces depends on T x V alone. So over devices that
-    share the head, no more than a piece of it is gathered, or of its gradient added up, at once.
+    Large scores [B, T, V] never exist in full, neither in the forward nor in the backward pass:
+    the vocabulary is processed in pieces, whose scores are recomputed for their gradient. The
+    number of pieces depends on T x V alone. Where devices shard the head, no more than one piece
+    of it is gathered, or of its gradient reduced, at once.
 
     Args:
-        top: what gives the scores; its parameters are in it.
+        top: the module that scores, bound to its parameters.
         x: the stream, [B, T, D].
         targets: the right token at each position, [B, T] int32; -1 where none is scored.
 
@@ -46,7 +46,7 @@ def token_losses(top: Scorer, x: jax.Array, targets: jax.Array) -> tuple[jax.Arr
     """
     words = jax.eval_shape(top.scores, x).shape[-1]
     ratio = x.shape[1] * words / MOST_SCORES
-    # Powers of two divide most vocabularies, also when devices have shared them out.
+    # Powers of two divide most vocabularies, also those that are sharded.
     count = 2 ** round(math.log2(ratio)) if ratio > 1 else 1
     if count == 1:
         return scored_losses(top.scores(x), targets)
@@ -62,8 +62,8 @@ def _in_pieces(
 ) -> tuple[jax.Array, ...]:
     """Compute the softmax statistics of each piece of the vocabulary in turn, [pieces, B, T] each.
 
-    Words are dealt out to the pieces a chunk at a time: where devices have shared the words out,
-    each has as many of every piece. Given are the logarithm of the sum of exponentials, the
+    Words are dealt to the pieces in chunks, so that devices that shard the words have equal parts
+    of every piece. Returned are the logarithm of the sum of exponentials, the
     target's own score (0 where it is in another piece), the highest score, and its word.
     """
     graph, values = nnx.split(top)
@@ -80,7 +80,7 @@ def _in_pieces(
         return jnp.moveaxis(dealt, axis + 1, 0).reshape(count, *before, size, *after)
 
     holds = [words in leaf.shape for leaf in leaves]
-    # Each piece adds to the gradient of what all pieces read, in the type that the scan is given.
+    # All pieces add to the gradients of shared leaves, in the type that the scan reads: float32.
     pieces = [cut(leaf) for leaf, split in zip(leaves, holds, strict=True) if split]
     alike = [
         None if split else leaf.astype(jnp.float32)
@@ -95,7 +95,7 @@ def _in_pieces(
         module = nnx.merge(graph, jax.tree.unflatten(tree, narrow))
         return _of_piece(module.scores(wide.astype(x.dtype)), targets, places, size * count > words)
 
-    # Nothing is merged between the turns of a scan, so the guard against it would cost for nothing.
+    # XLA merges nothing between the iterations of a scan: prevent_cse would only cost time.
     again = jax.checkpoint(score, prevent_cse=False)
     places = cut(jnp.arange(words, dtype=jnp.int32) - FILLED) + FILLED
     _, statistics = lax.scan(
@@ -123,8 +123,8 @@ def _of_piece(
 def scored_losses(scores: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return cross-entropy and hits [B, T] of scores [B, T, V]; 0 and False at targets of -1.
 
-    The target's score is read through a comparison and not a gather: where the words are cut over
-    devices, each looks among its own.
+    The target's score is selected by a comparison and not a gather: where devices shard the words,
+    each compares its own.
     """
     scored = targets != UNSCORED
     words = lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)

@@ -1,7 +1,7 @@
 """Arithmetic of layers as plain functions, each with the cheapest backward pass.
 
-Where a backward pass is written out, it keeps less than jax would and is quicker on XLA:CPU; it
-is plain jax, so it runs everywhere. What is sensitive (normalization) is in float32 inside.
+A custom backward pass saves less than jax's own and is faster on XLA:CPU; it is plain jax, so it
+runs everywhere. Normalization is in float32 inside.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array
 def matmul_precision() -> str | None:
     """Return the matmul precision in force (`with jax.default_matmul_precision`).
 
-    A backward pass is traced after that block has been left, so a function with a backward pass
-    of its own takes the precision along.
+    A backward pass is traced after that block has ended, so a function with a custom one passes
+    the precision to it.
     """
     return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined] # made at run time
 
@@ -45,8 +45,8 @@ def _linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, precision: 
 
 
 def _linear_forward(x: Any, kernel: Any, bias: Any, precision: Any) -> tuple[jax.Array, Any]:
-    # What is kept is what a wanted gradient reads: a frozen kernel costs no matmul of its own.
-    # Of the bias only the structure is: an empty tuple says that there is one.
+    # Saved is only what a required gradient reads: a frozen kernel costs no matmul of its own.
+    # Of the bias only its presence is saved, as an empty tuple.
     residuals = (
         x.value if kernel.perturbed else None,
         kernel.value if x.perturbed else None,
@@ -99,7 +99,7 @@ def embed(table: jax.Array, ids: jax.Array) -> jax.Array:
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
     """Apply layer normalization over the last axis, in float32 inside.
 
-    Its backward pass keeps the input and two numbers a position.
+    Its backward pass saves the input and two numbers a position.
 
     Source: Ba, Kiros, Hinton (2016), https://arxiv.org/abs/1607.06450.
     """
@@ -166,7 +166,7 @@ rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
 def gelu(x: jax.Array) -> jax.Array:
     """Apply GELU by the exact error function, as BERT and ViT do.
 
-    `jax.nn.gelu` goes through erfc, which costs three times erf on XLA:CPU; only x is kept.
+    `jax.nn.gelu` goes through erfc, which costs three times erf on XLA:CPU; only x is saved.
 
     Source: Hendrycks, Gimpel (2016), https://arxiv.org/abs/1606.08415.
     """
@@ -221,7 +221,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Zero a share `rate` of the elements of `x` and scale up the rest; no key, no dropout.
 
-    The backward pass draws the mask again: nothing is kept but two words of the key.
+    The backward pass regenerates the mask: only two words of the key are saved.
     """
     if key is None or rate == 0.0:
         return x

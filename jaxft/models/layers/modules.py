@@ -23,11 +23,11 @@ class Leaf:
 
     Args:
         shape: its shape.
-        axes: a logical axis name per dimension (what sharding rules speak of).
-        mean: the mean of a fresh value.
-        std: the standard deviation of a fresh value (normal); 0 for a constant.
-        decay: whether weight decay is meant for it.
-        spread: how far a fresh value may lie from the mean (uniform), where it is not normal.
+        axes: a logical axis name per dimension, for sharding rules.
+        mean: the mean of the initial value.
+        std: the standard deviation of the initial value (normal); 0 for a constant.
+        decay: whether weight decay applies to it.
+        spread: the largest distance of the initial value from the mean (uniform), if not normal.
     """
 
     shape: tuple[int, ...]
@@ -93,7 +93,7 @@ class RMSNorm(nnx.Module):
         width: D.
         eps: added to the mean square.
         axis: the logical name of D.
-        from_one: whether the scale is told as its distance from 1, as Gemma has it.
+        from_one: whether the stored scale is an offset from 1, as Gemma's is.
     """
 
     def __init__(self, width: int, eps: float, axis: str = "embed", from_one: bool = False):
@@ -115,7 +115,7 @@ class Embedding(nnx.Module):
         count, width: V and D.
         axis: the logical name of V.
         std: the standard deviation of a fresh table.
-        decay: whether weight decay is meant for it (not for positions).
+        decay: whether weight decay applies to it (not to positions).
     """
 
     def __init__(self, count: int, width: int, axis: str, std: float, decay: bool = True):

@@ -22,23 +22,23 @@ RULES: Mapping[str, tuple[str, ...]] = {
 def partition(shape: Sequence[int], axes: Sequence[str | None], mesh: Mesh) -> PartitionSpec:
     """Return the partitioning of one parameter over a mesh.
 
-    Vectors stay whole over `fsdp`: gathering a few hundred numbers costs more than keeping them.
+    Vectors stay whole over `fsdp`: gathering a few hundred numbers costs more than storing them.
 
     Args:
         shape: the parameter's shape.
         axes: its logical axis names, one a dimension.
-        mesh: the mesh to lie on.
+        mesh: the devices.
     """
-    taken: set[str] = set()
+    used_axes: set[str] = set()
     spec: list[str | None] = []
     for size, axis in zip(shape, axes, strict=True):
         choice = None
         for candidate in RULES.get(axis or "", ()):
-            ways = mesh.shape[candidate]
+            shards = mesh.shape[candidate]
             whole = candidate == "fsdp" and len(shape) < 2
-            if ways > 1 and not whole and candidate not in taken and size % ways == 0:
+            if shards > 1 and not whole and candidate not in used_axes and size % shards == 0:
                 choice = candidate
-                taken.add(candidate)
+                used_axes.add(candidate)
                 break
         spec.append(choice)
     return PartitionSpec(*spec)
@@ -49,10 +49,10 @@ def gathered(
 ) -> Mapping[str, jax.Array]:
     """Constrain the parameters of a bound part to be whole over `fsdp`.
 
-    On a mesh whose three axes all cut, XLA does not gather a kernel that is larger than what it is
-    multiplied with: it moves rows round instead, and those of some devices end up with others, so
-    that `x @ w` itself is wrong (jaxlib 0.10.2: x over (data, fsdp), w over (tensor, fsdp)). Said
-    like this, it gathers. On any other mesh the partitioner is left to itself.
+    On a mesh with three axes longer than 1, XLA does not gather a kernel that is larger than the
+    activations: it moves rows instead, some of them to the wrong devices, so that `x @ w` is wrong
+    (jaxlib 0.10.2: x over (data, fsdp), w over (tensor, fsdp)). This constraint makes it gather.
+    Other meshes are left to the partitioner.
 
     Args:
         values: path -> array.

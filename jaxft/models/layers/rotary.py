@@ -103,9 +103,7 @@ def read_rotary(fields: Mapping[str, Any], width: int, theta: float) -> Rotary:
     odd = [name for name in scaling if name not in known]
     if odd or partial not in (None, 1, 1.0):
         name = odd[0] if odd else "partial_rotary_factor"
-        raise UserError(
-            f"config.json: the rotary scaling '{kind}' has '{name}', which is not known."
-        )
+        raise UserError(f"config.json: the rotary scaling '{kind}' has the unknown field '{name}'.")
     for name in NEEDED[kind]:
         if not isinstance(scaling.get(name), int | float):
             raise UserError(f"config.json: the rotary scaling '{kind}' has no number '{name}'.")
@@ -127,7 +125,8 @@ def _longrope(scaling: Mapping[str, Any], width: int, positions: int) -> dict[st
         factors = scaling.get(name)
         if not isinstance(factors, list) or len(factors) != width // 2:
             raise UserError(
-                f"config.json: the rotary scaling 'longrope' needs '{name}', {width // 2} numbers."
+                f"config.json: the rotary scaling 'longrope' needs {width // 2} numbers in "
+                f"'{name}'."
             )
         checked[name] = tuple(map(float, factors))
     original = scaling["original_max_position_embeddings"]

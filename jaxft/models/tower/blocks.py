@@ -22,15 +22,15 @@ from jaxft.models.layers.kernels import HEADS, ROWS
 from jaxft.models.layers.math import PRODUCT
 from jaxft.models.tower.tower import Compute, Params, Part, Tower
 
-STREAM = "stream"  # the name of what a block reads, for those who keep it when much is not
-# What is kept for the way back, in a block and between the blocks of a scan.
-KEPT = {
+STREAM = "stream"  # the name of a block's input, which the policies below save
+# What the backward pass saves, in a block and between the blocks of a scan.
+SAVED = {
     "full": jax.checkpoint_policies.save_only_these_names(STREAM),
     "dots": jax.checkpoint_policies.save_only_these_names(STREAM, PRODUCT),
 }
-# A run whose blocks are computed again is scanned in so many pieces, of few blocks each: only one
-# piece's weights are then stacked and narrowed at a time, on the way there and on the way back.
-# Each piece is a program to compile.
+# A run of recomputed blocks is scanned in at most PIECES pieces of at least FEW blocks: only one
+# piece's weights are stacked and cast at a time, in the forward and in the backward pass. Each
+# piece is a program to compile.
 PIECES, FEW = 4, 4
 
 Numbers = Mapping[str, Any]
@@ -40,7 +40,7 @@ Step = Callable[
 ]
 
 
-def taken(params: Params, names: Mapping[str, str], compute: Compute) -> dict[str, jax.Array]:
+def part_values(params: Params, names: Mapping[str, str], compute: Compute) -> dict[str, jax.Array]:
     """Collect the arrays that a part is bound to, path -> array, cast to the compute type."""
     return {path: params[name].astype(compute.dtype) for path, name in names.items()}
 
@@ -59,13 +59,13 @@ def run_blocks(
 
     Blocks are alike when they are the same part and the same of their leaves are trained: then
     their stacked leaves are wholly trained or wholly frozen, and a scan over them computes no
-    gradient that nobody asked for.
+    unneeded gradient.
 
     Args:
         tower: whose blocks.
         params: the flat dict.
         stream: [B, T, D].
-        context: what every block reads beside the stream.
+        context: the blocks' other input, such as the mask.
         key: turns dropout on; block i uses `fold_in(key, i)`.
         compute: how to run.
         blocks: which, by their indices.
@@ -98,17 +98,17 @@ def run_blocks(
 def _placed(stream: jax.Array, compute: Compute) -> jax.Array:
     """Constrain the stream [B, T, D] so that each device holds the rows of its own batch.
 
-    Without a word the partitioner moves activations to where the parameters' shards are: every
-    device then computes all rows of its part of the width, and sends whole activations round.
-    What every device of a tensor group would hold alike (the stream between the wide matrices)
-    is cut along T, so that norms are computed once.
+    Without this constraint the partitioner moves activations to the parameters' shards: every
+    device then computes all rows of its part of the width, and exchanges whole activations. The
+    stream between the wide matrices, which all devices of a tensor group would replicate, is
+    sharded along T, so that norms are computed once.
     Source: Korthikanti et al. (2022), https://arxiv.org/abs/2205.05198.
     """
     mesh = compute.mesh
     if mesh is None or mesh.size == 1:
         return stream
     if stream.shape[0] % math.prod(mesh.shape[axis] for axis in ROWS):
-        return stream  # such rows are on no mesh's devices alike: leave it to the partitioner
+        return stream  # rows that do not divide over the devices: leave it to the partitioner
     along = HEADS if stream.shape[1] % mesh.shape[HEADS] == 0 else None
     return jax.lax.with_sharding_constraint(stream, NamedSharding(mesh, PartitionSpec(ROWS, along)))
 
@@ -158,7 +158,7 @@ def _inputs(
 ) -> tuple[Params, int, Numbers]:
     """Collect what a step takes of a block: its leaves, its index, and its own numbers."""
     numbers = {name: of[index] for name, of in tower.numbers.items()}
-    return taken(params, tower.block_names(index), compute), index, numbers
+    return part_values(params, tower.block_names(index), compute), index, numbers
 
 
 def _run_alike(
@@ -172,21 +172,21 @@ def _run_alike(
 ) -> jax.Array:
     """Run equal blocks and return the stream: scanned over their stacked leaves, or unrolled."""
     scanned = compute.scan and len(indices) > 1
-    if compute.remat in KEPT:
-        # Between the iterations of a scan nothing is merged, so the guard would cost for nothing.
-        step = jax.checkpoint(step, prevent_cse=not scanned, policy=KEPT[compute.remat])
+    if compute.remat in SAVED:
+        # XLA merges nothing between the iterations of a scan: prevent_cse would only cost time.
+        step = jax.checkpoint(step, prevent_cse=not scanned, policy=SAVED[compute.remat])
     if not scanned:
         for index in indices:
             stream, _ = step(stream, UNCACHED, *_inputs(tower, params, compute, index))
         return stream
-    if compute.remat not in KEPT:
+    if compute.remat not in SAVED:
         return _scan(tower, part, step, compute, indices, params, stream)
     count = max(1, min(PIECES, len(indices) // FEW))
     for number in range(count):
         first, last = (len(indices) * n // count for n in (number, number + 1))
         scan = partial(_scan, tower, part, step, compute, indices[first:last])
-        # The stack is made again on the way back; the streams, by their name, are not.
-        stream = jax.checkpoint(scan, policy=KEPT[compute.remat])(params, stream)
+        # The backward pass stacks again; it does not recompute the streams, saved by name.
+        stream = jax.checkpoint(scan, policy=SAVED[compute.remat])(params, stream)
     return stream
 
 
@@ -200,7 +200,7 @@ def _scan(
     stream: jax.Array,
 ) -> jax.Array:
     """Run one scan over equal blocks and return the stream."""
-    per_block = [taken(params, tower.block_names(index), compute) for index in indices]
+    per_block = [part_values(params, tower.block_names(index), compute) for index in indices]
     stacked = {p: jnp.stack([block[p] for block in per_block]) for p in part.leaves}
     chosen = {name: jnp.asarray([of[i] for i in indices]) for name, of in tower.numbers.items()}
     stream, _ = jax.lax.scan(

@@ -1,7 +1,7 @@
 """Decoding with a key-value cache: prefill of prompts, then one position at a time.
 
 B batch, T positions, S slots, G heads of keys and values, K width of a head, V words; a decoder
-that reads an encoder caches those of the source too, R positions, which never change.
+that reads an encoder also caches those of the source, R positions, which never change.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxft.models.layers.batch import decoder_batch
 from jaxft.models.layers.cache import BlockCache, KeyValues
-from jaxft.models.tower.blocks import run_blocks, taken
+from jaxft.models.tower.blocks import part_values, run_blocks
 from jaxft.models.tower.run import run_tower
 from jaxft.models.tower.tower import PLAIN, Compute, Params, Part, Tower
 
@@ -29,7 +29,7 @@ class Read:
 
     Args:
         cache: block -> keys and values of the source, each [B G, R, K].
-        segments: [B, R] int32, 0 where a source is filled up; None where none is.
+        segments: [B, R] int32, 0 at padding of a source; None without padding.
     """
 
     cache: Cache
@@ -44,14 +44,14 @@ def prefill(
     room: int,
     compute: Compute = PLAIN,
 ) -> tuple[jax.Array, Cache]:
-    """Score what follows each prompt, and cache the prompts.
+    """Score the first new token of each prompt, and cache the prompts.
 
     Args:
         tower: a decoder under its `causal_lm` head.
         params: the flat dict.
-        ids: [B, T] int32, filled up on the left.
-        mask: [B, T] int32, 0 where `ids` is filled up, else 1.
-        room: how many positions there is room for beyond T.
+        ids: [B, T] int32, padded on the left.
+        mask: [B, T] int32, 0 at padding, else 1.
+        room: slots for new positions beyond T.
         compute: how to run.
 
     Returns:
@@ -71,20 +71,20 @@ def prefill_from(
     room: int,
     compute: Compute = PLAIN,
 ) -> tuple[jax.Array, Cache, Read]:
-    """Score the first new token of each text that is written from a source.
+    """Score the first new token of each text that is generated from a source.
 
     Args:
         tower: a decoder that reads an encoder.
         params: the flat dict of both.
-        sources: what the encoder reads: `input_ids` [B, R] and `attention_mask`, or images.
-        ids: [B, T] int32, what every text begins with.
-        room: how many positions there is room for beyond T.
+        sources: the encoder's input: `input_ids` [B, R] and `attention_mask`, or images.
+        ids: [B, T] int32, the start of every text.
+        room: slots for new positions beyond T.
         compute: how to run.
 
     Returns:
         [B, V] float32, the cache with T + `room` slots, and that of the sources.
     """
-    assert tower.reads is not None  # else there is nothing to write from
+    assert tower.reads is not None  # else there is no source
     encoded = run_tower(tower.reads, params, sources, None, compute)["last_hidden_state"]
     batch = {**decoder_batch(sources, encoded), "input_ids": ids}
     blank = BlockCache(KeyValues(ids.shape[1] + room), KeyValues(encoded.shape[1]))
@@ -103,18 +103,17 @@ def decode(
     compute: Compute = PLAIN,
     read: Read | None = None,
 ) -> tuple[jax.Array, Cache]:
-    """Score what follows one more token of each text.
+    """Score the next token after one more token of each text.
 
     Args:
         tower: a decoder under its `causal_lm` head.
         params: the flat dict.
         ids: [B] int32.
-        mask: [B, S] int32, 0 in the slots that were filled up, else 1.
-        slot: where the new tokens go, an int32: those before are taken, those after are not.
-        cache: of the positions so far; where `jax.jit` may write into it (donated), it is not
-            copied.
+        mask: [B, S] int32, 0 in slots of padding, else 1.
+        slot: the slot of the new tokens, an int32; only slots before it are in use.
+        cache: of the positions so far; `jax.jit` writes into it without a copy if it is donated.
         compute: how to run.
-        read: the cache of the sources, where the texts have some.
+        read: the cache of the sources, if any.
 
     Returns:
         [B, V] float32, and the cache with the new tokens.
@@ -151,7 +150,7 @@ def _run(
     """Run stem, blocks and the top of the last position: its scores [B, V], and the caches."""
 
     def bind(part: Part) -> Any:
-        return part.bind(taken(params, tower.end_names(part), compute), mesh=compute.mesh)
+        return part.bind(part_values(params, tower.end_names(part), compute), mesh=compute.mesh)
 
     with jax.default_matmul_precision(compute.precision):
         stream, context = bind(tower.stem)(batch, None, compute)

@@ -11,10 +11,10 @@ import jax
 from jaxft.errors import UserError
 from jaxft.models.layers.batch import decoder_batch
 from jaxft.models.layers.modules import split_key
-from jaxft.models.tower.blocks import run_blocks, segment, taken
+from jaxft.models.tower.blocks import part_values, run_blocks, segment
 from jaxft.models.tower.tower import PLAIN, Compute, Params, Part, Tower
 
-TRUNK = "trunk"  # a batch may bring a tower's stream under this name, behind the tower's prefix
+TRUNK = "trunk"  # the key of a tower's precomputed stream in a batch, behind the tower's prefix
 
 
 def run_tower(
@@ -29,8 +29,8 @@ def run_tower(
     Args:
         tower: what to run.
         params: the flat dict; names the tower does not have are not read.
-        batch: what the stem and the top read; with a `trunk` (behind the tower's prefix) as
-            `run_trunk` gave it, the tower starts where the trunk ends.
+        batch: input of the stem and the top; with a `trunk` (behind the tower's prefix) from
+            `run_trunk`, the tower starts where the trunk ends.
         key: turns dropout on.
         compute: how to run.
 
@@ -42,7 +42,7 @@ def run_tower(
     with jax.default_matmul_precision(compute.precision):
         with segment(tower, "embeddings"):
             stem, stem_key = _bind_end(tower, tower.stem, params, stem_key, compute)
-            # Of a stem whose stream is not read, XLA computes the context alone.
+            # If a trunk replaces the stem's stream, XLA computes the context alone.
             stream, context = stem(batch, stem_key, replace(compute, dropout=key is not None))
         first = 0
         if trunk is not None:
@@ -110,7 +110,7 @@ def run_pair(
     Args:
         towers: `encoder` and `decoder`.
         params: the flat dict.
-        batch: what the encoder reads, and what the decoder does behind `decoder_`.
+        batch: the encoder's input, and the decoder's under names that start with `decoder_`.
         key: turns dropout on.
         compute: how to run.
 
@@ -118,12 +118,12 @@ def run_pair(
         The decoder's outputs, and `encoder_last_hidden_state` [B, S, D].
 
     Raises:
-        UserError: the batch has nothing for the decoder.
+        UserError: the batch has no input for the decoder.
     """
     if "decoder_input_ids" not in batch:
         raise UserError(
-            "The model is an encoder and a decoder, and the batch has no decoder_input_ids.",
-            "Give the target's tokens, moved on by one behind the model's start token.",
+            "The batch has no decoder_input_ids, which an encoder-decoder needs.",
+            "Give the target's tokens, shifted right by one behind the model's start token.",
         )
     encoder, decoder = towers["encoder"], towers["decoder"]
     assert isinstance(encoder, Tower) and isinstance(decoder, Tower)  # noqa: PT018 - one fact
@@ -144,7 +144,7 @@ def run_joint(part: Part, params: Params, compute: Compute, *inputs: Any) -> Any
         inputs: what the part is called with.
     """
     values = {path: params[path] for path in part.leaves}
-    # What is no matrix stays whole: a scale of scores in bfloat16 would be a per cent off.
+    # Scalars and vectors stay in float32: a scale of scores in bfloat16 would be off by a percent.
     cast = {path: v.astype(compute.dtype) if v.ndim > 1 else v for path, v in values.items()}
     with jax.default_matmul_precision(compute.precision), jax.named_scope("[joint]"):
         return part.bind(cast, mesh=compute.mesh)(*inputs)
@@ -159,6 +159,6 @@ def _bind_end(
 ) -> tuple[Callable[..., Any], jax.Array | None]:
     """Bind a stem or top, and return its dropout key too: None if nothing in it is trained."""
     names = tower.end_names(part)
-    module = part.bind(taken(params, names, compute), mesh=compute.mesh)
+    module = part.bind(part_values(params, names, compute), mesh=compute.mesh)
     trained = any(compute.trains(name) for path, name in names.items() if tower.owns(path))
     return module, key if trained else None

@@ -20,7 +20,7 @@ from jaxft.models.layers.modules import Leaf
 from jaxft.models.layers.partition import gathered
 
 Params = Mapping[str, jax.Array]
-BLOCKS = "blocks/"  # how the names of what is in a tower's blocks begin
+BLOCKS = "blocks/"  # name prefix of the parameters of a tower's blocks
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Compute:
         dtype: the type in which matmuls run; parameters are cast to it on use.
         precision: jax's matmul precision (`highest` keeps float32 whole); None for the default.
         scan: run equal blocks under one `lax.scan` instead of unrolled.
-        remat: `full` recomputes each block on the way back instead of keeping its activations,
-            `dots` all of it but the products with its weights; anything else nothing.
-        platform: what the program is compiled for; nothing in a step asks the default device.
+        remat: `full` recomputes each block in the backward pass instead of saving its
+            activations, `dots` all but the products with its weights; else nothing.
+        platform: the platform that the program is compiled for, not the default device's.
         mesh: the devices that it is compiled for; None where they are not known.
         attention: `auto` takes a kernel where one can serve, else XLA; `xla`, `cudnn` or
             `splash` is that one, or a UserError.
-        dropout: whether a stem is told of dropout: `run_tower` says so.
+        dropout: whether dropout is on, for the choice of a kernel; `run_tower` sets it.
         trainable: the names that are differentiated; None for all. Blocks with different
             trainable leaves never share a scan, and a part without any has no dropout.
     """
@@ -99,7 +99,7 @@ class Part:
         """Return the module with `values` (path -> array) in it, ready to be called.
 
         Args:
-            values: they come together as `gathered` says.
+            values: the parameters, gathered over `fsdp` as `gathered` does.
             mesh: the devices; None where they are not known.
         """
         values = gathered(values, self.leaves, mesh)
@@ -120,7 +120,7 @@ class Tower:
         numbers: what differs between blocks that are one object otherwise (an attention
             window, a scale): name -> one number a block. A scan reads it as data.
         prefix: what its parameters' names start with, where a model has several towers
-            (`vision/`); `ties` are told without it.
+            (`vision/`); `ties` are given without it.
         reads: the tower whose output its blocks read, where there is one: a decoder's encoder.
         borrowed: names of the stem and the top that are a parameter of `reads`: this tower's
             path -> the parameter's whole name.
@@ -177,7 +177,7 @@ class Tower:
     def frozen_blocks(self, compute: Compute) -> int | None:
         """Count the blocks of the trunk: those below the lowest that trains anything.
 
-        None where there is no trunk, since the stem trains, or something in a tower that it reads.
+        None without a trunk, if the stem trains, or anything in a tower that this one reads.
         """
         if self.reads is not None and any(map(compute.trains, self.reads.leaves)):
             return None

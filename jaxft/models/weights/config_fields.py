@@ -133,7 +133,7 @@ def check_fields(
             raise UserError(
                 f"config.json: the field '{name}' ({json.dumps(value)}) is not known for "
                 f"{fields['model_type']} and may change its outputs.",
-                f"If it does not, say so: model.ignore=[{name}].",
+                f"If it does not, set model.ignore=[{name}].",
             )
 
 

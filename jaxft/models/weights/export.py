@@ -186,7 +186,7 @@ def check_folder(folder: str | Path, source: Source) -> None:
         own = epath.Path(part.asked if is_bucket(part.asked) else part.folder.resolve())
         if path == own or own in path.parents:
             raise UserError(
-                f"{folder} is in {part.asked}, the checkpoint that the model is made of.",
+                f"{folder} is inside {part.asked}, the checkpoint that the model was loaded from.",
                 "Name a folder outside it with --out.",
             )
     if path.exists() and not path.is_dir():
@@ -197,7 +197,7 @@ def check_folder(folder: str | Path, source: Source) -> None:
     foreign = [name for name in weights if not _is_ours(path / name)] if weights else names
     if foreign:
         raise UserError(
-            f"{folder} holds '{min(foreign)}', and is no earlier export of jaxft's.",
+            f"{folder} holds '{min(foreign)}', and is not an earlier export of jaxft.",
             "Name a new or an empty folder with --out, or delete what is in it.",
         )
 

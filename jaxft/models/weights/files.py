@@ -77,16 +77,16 @@ def part_of(tensor: Tensor, part: tuple[int, int] | None, stacked: bool = False)
 
 
 def open_tensors(
-    files: Sequence[Path], promised: Mapping[str, Path] | None = None
+    files: Sequence[Path], indexed: Mapping[str, Path] | None = None
 ) -> dict[str, Tensor]:
     """Return every tensor of the weight files, by the name it has there; only headers are read.
 
     Args:
         files: the files.
-        promised: tensors that an index names -> the file it says they are in.
+        indexed: tensor -> its file, from an index of shards.
 
     Raises:
-        UserError: a file is cut short or is not safetensors, a name comes twice, a promised
+        UserError: a file is cut short or is not safetensors, a name comes twice, an indexed
             tensor is not there, or the file is a `.bin` and torch is not installed.
     """
     opened: dict[str, Tensor] = {}
@@ -95,7 +95,7 @@ def open_tensors(
         if twice := opened.keys() & tensors.keys():
             raise UserError(f"{path} holds '{min(twice)}', which another weight file holds too.")
         opened |= tensors
-    for name, path in (promised or {}).items():
+    for name, path in (indexed or {}).items():
         if name not in opened or opened[name].file != path:
             raise UserError(f"{path} lacks the tensor '{name}', which the index says it holds.")
     return opened

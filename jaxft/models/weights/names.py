@@ -32,7 +32,7 @@ class Name:
         transpose: the tensor is stored (out, in), or (out, in, height, width) where it is a
             convolution's: its first axis is our last one.
         part: which equal part, of how many along the tensor's last axis; None for the whole.
-        stacked: the parameter is one slice of the first axis, `part` told by the blocks there are.
+        stacked: the parameter is one slice of the first axis; `part` follows from the blocks.
     """
 
     hf: str
@@ -86,9 +86,9 @@ class Matching:
 
     Args:
         loaded: parameter -> the tensor it is read from.
-        new: parameters the checkpoint does not give, in order.
-        unused: tensors of the checkpoint that no parameter takes, in order.
-        notes: what of a parameter is not as the checkpoint has it, a sentence each.
+        new: parameters that are not in the checkpoint, in order.
+        unused: tensors of the checkpoint that no parameter reads, in order.
+        notes: a sentence on each parameter that differs from the checkpoint's tensor.
     """
 
     loaded: Mapping[str, Tensor]
@@ -117,11 +117,11 @@ def match(
         leaves: parameter -> its description.
         canonical: a name as found in a file -> as the table spells it.
         fresh: patterns of beginnings of names that may be absent (whole), such as `head/`.
-        refuse: those of them that are to be new even where the checkpoint has them.
+        refuse: those of them that are new even if the checkpoint has them.
         unused: patterns of tensors that may go unused.
-        refit: parameter -> what makes a tensor of another shape fit: called with all of it, as
-            stored and in float32, it returns one of the wanted shape.
-        grow: give parameters that have a row for each word rows for the words they lack.
+        refit: parameter -> the function that makes a tensor of another shape fit: it maps the
+            whole stored tensor, in float32, to one of the parameter's shape.
+        grow: add the missing rows to parameters that have a row for each word.
 
     Raises:
         UserError: a tensor is missing, unknown, of the wrong shape, or no float.
@@ -213,9 +213,9 @@ def _check_missing(
 def _check_unknown(names: Sequence[str]) -> None:
     if names:
         raise UserError(
-            f"The checkpoint holds '{names[0]}', which the model has no place for "
-            f"({len(names)} such in all).",
-            "If it may go unused, say so: model.ignore=[NAME].",
+            f"The checkpoint holds '{names[0]}', which no parameter of the model reads "
+            f"({len(names)} unread in all).",
+            "If it may go unused, set model.ignore=[NAME].",
         )
 
 
@@ -255,7 +255,7 @@ def load_leaf(
             part = np.moveaxis(_copied(tensor, (index[-1], *index[:-1]), target), 0, -1)
         else:
             part = _copied(tensor, index, target)
-        # Shard by shard, so that no more than one is on its way.
+        # Shard by shard, so that no more than one is in host memory.
         return jax.block_until_ready(jax.device_put(part, device))
 
     if sharding is None:
@@ -268,8 +268,8 @@ def load_leaf(
 def _copied(tensor: Tensor, index: Index, dtype: np.dtype) -> np.ndarray:
     """Copy a part of a tensor into memory, in the order of the file, some rows at a time.
 
-    What is mapped counts as this process's memory while it is, and a shard that takes a piece of
-    every row would map the whole.
+    Mapped pages count as this process's memory, and a shard that reads a part of every row would
+    map the whole file.
     """
     if not index:
         return tensor.read(index).astype(dtype)
@@ -278,8 +278,8 @@ def _copied(tensor: Tensor, index: Index, dtype: np.dtype) -> np.ndarray:
     width = math.prod(tensor.shape[1:]) * FLOATS[tensor.dtype].itemsize  # bytes of a row
     rows = max(MOST_MAPPED // max(width, 1), 1)
     for first in range(0, len(copy), rows):
-        taken = spans[0][first : first + rows]
-        part = slice(taken.start, taken.stop)
+        span = spans[0][first : first + rows]
+        part = slice(span.start, span.stop)
         copy[first : first + rows] = tensor.read((part, *index[1:]))
     return copy
 

@@ -137,7 +137,7 @@ class Source:
             if (size := path.stat().st_size) > LARGEST_COMPANION:
                 raise UserError(
                     f"{path} has {size:,} bytes; at most {LARGEST_COMPANION:,} are copied.",
-                    "Take it away: no tokenizer or processor is that large.",
+                    "Remove it: no tokenizer or processor is that large.",
                 )
         if self.second is None:
             return own
@@ -209,7 +209,7 @@ def check_own_file(path: Path, folder: Path) -> None:
     if not any(target.is_relative_to(one) for one in tops):
         raise UserError(
             f"{path} is a link to {target}, which is outside the checkpoint.",
-            "Put the file itself there, or take the link away.",
+            "Put the file itself there, or remove the link.",
         )
 
 
@@ -227,7 +227,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     fields = read_json_object(path)
     if not isinstance(fields.get("model_type"), str):
-        raise UserError(f"{path} does not say its model_type.")
+        raise UserError(f"{path} has no model_type.")
     return fields
 
 

@@ -70,4 +70,4 @@ def with_vocabulary(fields: Mapping[str, Any], pieces: int) -> dict[str, Any]:
     for part in ("text_config", "decoder"):
         if isinstance(fields.get(part), dict):
             return {**fields, part: with_vocabulary(fields[part], pieces)}
-    raise UserError("model.resize_vocab: config.json says no vocab_size that could grow.")
+    raise UserError("model.resize_vocab: config.json has no vocab_size to increase.")

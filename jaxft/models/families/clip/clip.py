@@ -139,7 +139,10 @@ class DualConfig:
 def check_space(config: DualConfig) -> None:
     """Raise a UserError unless the towers end in vectors that can be compared."""
     if config.vision.to_hf().get("vision_use_head") is False:
-        raise UserError("config.json: vision_use_head is false: nothing to compare texts with.")
+        raise UserError(
+            "config.json: vision_use_head is false, so an image has no vector to compare "
+            "texts with."
+        )
     pooled = config.vision.to_hf().get("pooler_output_size")
     image, text = _width(config.vision), _width(config.text)
     if pooled not in (None, image):
@@ -149,8 +152,8 @@ def check_space(config: DualConfig) -> None:
         )
     if config.projection_dim is None and image != text:
         raise UserError(
-            f"config.json: the image tower ends in {image} numbers and the text tower in {text}; "
-            "to be compared they must be as many."
+            f"config.json: the image vectors have {image} numbers and the text vectors {text}; "
+            "to be compared they need the same width."
         )
 
 

@@ -147,7 +147,7 @@ class Embeddings(nnx.Module):
             raise UserError(
                 f"The images are {pixels.shape[2]} x {pixels.shape[3]} pixels; the model takes "
                 f"{self.image_size[0]} x {self.image_size[1]}.",
-                f"Resize them, or have the model for them: model.image_size={pixels.shape[2]}.",
+                f"Resize them, or set model.image_size={pixels.shape[2]}.",
             )
         x = self.patch(pixels)  # [B, N, D]
         if self.class_token is not None:

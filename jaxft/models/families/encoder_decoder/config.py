@@ -24,7 +24,7 @@ DECODERS = ("gpt2", "bert")
 PARTS = ("encoder", "decoder")
 TOKENS = ("decoder_start_token_id", "eos_token_id", "pad_token_id")
 KNOWN = (*PARTS, *TOKENS)
-# Of a decoder's config: it is read as any model's of its type that has none of these.
+# Fields of a decoder's config, which is otherwise read as any config of its model type.
 READS = ("is_decoder", "add_cross_attention")
 
 
@@ -35,8 +35,8 @@ class PairConfig:
     Args:
         model_type: `vision-encoder-decoder` or `encoder-decoder`.
         encoder, decoder: their families' own configs.
-        tokens: those of `TOKENS`, None where nothing says which.
-        stored: the fields of config.json of each part, to be handed back: part -> its fields.
+        tokens: those of `TOKENS`, None for an unknown one.
+        stored: part -> its fields in config.json, which are written back.
         reads_text, reads_images: what the encoder reads.
     """
 
@@ -92,20 +92,20 @@ class PairConfig:
     @property
     def start_token_id(self) -> int:
         """Return the id of the token that every target starts with."""
-        return self._token("decoder_start_token_id", "what a text begins with")
+        return self._token("decoder_start_token_id", "the token that starts a text")
 
     @property
     def end_token_id(self) -> int:
         """Return the id of the token that ends a target, the first if there are several."""
-        return self._token("eos_token_id", "what ends a text")
+        return self._token("eos_token_id", "the token that ends a text")
 
     def _token(self, name: str, meaning: str) -> int:
         token = self.tokens[name]
         token = token[0] if isinstance(token, list) and token else token
         if not isinstance(token, int):
             raise UserError(
-                f"config.json: it does not say the {name}, {meaning}.",
-                "Add it: transformers needs it too.",
+                f"config.json has no {name}, {meaning}.",
+                "Add it; transformers needs it too.",
             )
         return token
 
@@ -113,7 +113,7 @@ class PairConfig:
 def tokens_of(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of `TOKENS` that a config.json names, as transformers looks them up.
 
-    Itself first, and then its decoder; what begins a text may be its `bos_token_id`.
+    The config itself comes first, then its decoder; a `bos_token_id` may start a text.
     """
     decoder = fields["decoder"]
 
@@ -132,7 +132,7 @@ def join_configs(
 
     Args:
         encoder, decoder: the content of each one's config.json.
-        start, end: what the decoder's tokenizer begins and ends a text with.
+        start, end: the ids with which the decoder's tokenizer starts and ends a text.
 
     Raises:
         UserError: the decoder is of a type that reads no encoder.

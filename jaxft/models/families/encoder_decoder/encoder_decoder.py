@@ -1,8 +1,8 @@
 """Encoder-decoders of two families: images or texts to text.
 
-Each is its family's own; here is what joins them: the names, the tokens that a text begins and
-ends with, and the projection of what is encoded where the widths differ. Text is told from the
-encoder's last stream, as `transformers` has it.
+Each is its family's own; this module joins them: tensor names, the tokens that start and end a
+text, and the projection of the encoder's output where the widths differ. The decoder attends to
+the encoder's last hidden states, as in `transformers`.
 
 Source: Rothe et al. (2020), https://arxiv.org/abs/1907.12461; Li et al. (2021),
 https://arxiv.org/abs/2109.10282; the computation follows `transformers`'
@@ -42,9 +42,9 @@ MODEL_TYPES: ModelTypes = {
     "vision-encoder-decoder": {"captioning": "VisionEncoderDecoderModel"},
     "encoder-decoder": {"seq2seq": "EncoderDecoderModel"},
 }
-HEAD = "causal_lm"  # what a decoder ends in, in its own family
+HEAD = "causal_lm"  # the head of a decoder in its own family
 PROJECTION_NAMES = dense("enc_to_dec_proj", "decoder/source/projection")
-# Parameters that two checkpoints lack: those that the decoder reads the encoder by.
+# Parameters that two checkpoints lack: the decoder's cross-attention and head.
 PAIRED_FRESH = ("decoder/source/", "decoder/head/", r"decoder/blocks/\d+/cross/")
 T = TypeVar("T")
 
@@ -61,7 +61,7 @@ def compose(fields: Mapping[str, Any], families: Mapping[str, Any], paired: bool
     Args:
         fields: its content.
         families: model type -> family, where both are looked for.
-        paired: whether they were two checkpoints: none has what the decoder reads the other by.
+        paired: whether they come from two checkpoints, which lack the cross-attention.
 
     Raises:
         UserError: a part is missing, or its model type is not known.
@@ -112,7 +112,7 @@ class EncoderDecoder:
             *("encoder_decoder", self, MODEL_TYPES, self.tensors(), self.towers),
             images=self.encoder.images,
             apply=run_pair,
-            settled=self.settled,
+            infer_fields=self.infer_fields,
             refits=self.refits,
         )
 
@@ -124,7 +124,7 @@ class EncoderDecoder:
             if parts["decoder"].get(name) is False:
                 raise UserError(
                     f"config.json: the decoder's {name} is false, so it reads no encoder.",
-                    "Set it to true: what it lacks for that begins at random.",
+                    "Set it to true; its attention over the encoder is then initialized at random.",
                 )
         own = {name: value for name, value in parts["decoder"].items() if name not in READS}
         passed = (*ignore, *GENERATION)
@@ -152,7 +152,7 @@ class EncoderDecoder:
             members,
         )
 
-    def settled(self, fields: Mapping[str, Any], tensors: Iterable[str]) -> dict[str, Any]:
+    def infer_fields(self, fields: Mapping[str, Any], tensors: Iterable[str]) -> dict[str, Any]:
         """Add the token ids of the decoder's config to the fields of a config.json."""
         return {**fields, **{n: v for n, v in tokens_of(fields).items() if v is not None}}
 

@@ -259,6 +259,10 @@ def _windows(types: Sequence[Any], window: int, count: int) -> tuple[int | None,
     kinds = [kind for pattern, times in types for kind in list(pattern) * times]
     odd = [kind for kind in kinds if kind not in ("global", "local")]
     if odd or len(kinds) != count:
-        problem = f"has '{odd[0]}', which is not known" if odd else f"is not of {count} blocks"
+        problem = (
+            f"has '{odd[0]}', which is not supported"
+            if odd
+            else f"does not describe {count} blocks"
+        )
         raise UserError(f"config.json: attention_types {problem}.")
     return tuple(window if kind == "local" else None for kind in kinds)

@@ -190,7 +190,9 @@ def _rotaries_by_kind(
         },
     )
     if odd := [name for name in parameters if name not in bases]:
-        raise UserError(f"config.json: rope_parameters has '{odd[0]}', which is no kind of block.")
+        raise UserError(
+            f"config.json: rope_parameters has '{odd[0]}', which is not a kind of block."
+        )
     # The old spelling scales the blocks without a window only.
     scaling = {"full_attention": fields.get("rope_scaling")}
     types = _layer_types(own)
@@ -211,7 +213,7 @@ def _rotated(own: Mapping[str, Any]) -> tuple[bool, ...]:
     if own["no_rope_layers"] is None:
         return tuple((index + 1) % interval != 0 for index in range(count))
     if len(own["no_rope_layers"]) < count:
-        raise UserError(f"config.json: no_rope_layers does not speak of all {count} blocks.")
+        raise UserError(f"config.json: no_rope_layers has fewer entries than the {count} blocks.")
     return tuple(map(bool, own["no_rope_layers"][:count]))
 
 
@@ -220,7 +222,9 @@ def _windows(own: Mapping[str, Any]) -> tuple[int | None, ...]:
     window = own.get("sliding_window") if own.get("use_sliding_window", True) else None
     types = _layer_types(own)
     if window is None and own.get("layer_types") and "sliding_attention" in types:
-        raise UserError("config.json: layer_types asks for sliding_window, which is not set.")
+        raise UserError(
+            "config.json: layer_types has sliding_attention, and sliding_window is not set."
+        )
     return tuple(window if one == "sliding_attention" else None for one in types)
 
 
@@ -238,6 +242,8 @@ def _layer_types(own: Mapping[str, Any]) -> tuple[str, ...]:
         return tuple("sliding_attention" if one else "full_attention" for one in slides)
     odd = [one for one in types if one not in ("full_attention", "sliding_attention")]
     if odd or len(types) != count:
-        problem = f"has '{odd[0]}', which is not supported" if odd else f"is not of {count} blocks"
+        problem = (
+            f"has '{odd[0]}', which is not supported" if odd else f"does not have {count} entries"
+        )
         raise UserError(f"config.json: layer_types {problem}.")
     return tuple(types)

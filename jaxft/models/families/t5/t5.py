@@ -1,8 +1,8 @@
 """T5 and mT5: an encoder and a decoder of pre-norm blocks with learned relative positions.
 
 The first T5 has one map up in its MLPs and scores words against their own embeddings, scaled; v1.1,
-Flan-T5 and mT5 have a gate and, as a rule, a matrix of their own for the scores. Scores of
-attention are not scaled: that is in the initial values.
+Flan-T5 and mT5 have a gate and, as a rule, a matrix of their own for the scores. Attention
+scores are not scaled: the initial values contain the factor.
 
 Source: Raffel et al. (2020), https://arxiv.org/abs/1910.10683; Shazeer (2020),
 https://arxiv.org/abs/2002.05202; Xue et al. (2021), https://arxiv.org/abs/2010.11934; the
@@ -80,10 +80,10 @@ UNUSED = (
 TENSORS = TensorNames(dict.fromkeys(MODEL_TYPES, NAMES), HEAD_NAMES, UNUSED, fresh=())
 
 
-def settled(fields: Mapping[str, Any], tensors: Iterable[str]) -> dict[str, Any]:
+def infer_fields(fields: Mapping[str, Any], tensors: Iterable[str]) -> dict[str, Any]:
     """Correct what a config.json says of the word scores by the tensors of the checkpoint.
 
-    What transformers writes says of every T5 that they are not: it goes by the file.
+    transformers writes that every T5 ties them, and decides by the file.
 
     Args:
         fields: config.json.
@@ -146,7 +146,7 @@ class Attention(nnx.Module):
         inner, factor = self.heads * own["d_kv"], own["initializer_factor"]
         std = factor * width**-0.5
         self.norm = RMSNorm(width, own["layer_norm_epsilon"])
-        # Unscaled scores: what others divide them by is in the queries' initial values.
+        # Scores are not divided by sqrt(K): the queries' initial values contain that factor.
         self.query = Linear(width, inner, ("embed", "heads"), std * own["d_kv"] ** -0.5, False)
         self.key = Linear(width, inner, ("embed", "heads"), std, False)
         self.value = Linear(width, inner, ("embed", "heads"), std, False)
@@ -288,4 +288,6 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     return {"encoder": encoder, "decoder": decoder}
 
 
-FAMILY = Family("t5", Config, MODEL_TYPES, TENSORS, towers, apply=run_pair, settled=settled)
+FAMILY = Family(
+    "t5", Config, MODEL_TYPES, TENSORS, towers, apply=run_pair, infer_fields=infer_fields
+)

@@ -88,7 +88,7 @@ class Config(ImageConfig):
         if self.resizes and math.isqrt(math.prod(self.grid)) ** 2 != math.prod(self.grid):
             raise UserError(
                 f"config.json: an image of image_size has {self.grid[0]} x {self.grid[1]} patches; "
-                f"{self.model_type} takes its positions for a square."
+                f"{self.model_type} needs a square of them."
             )
 
     def with_dropout(self, rate: float) -> Self:

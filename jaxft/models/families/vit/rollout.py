@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxft.models.families.vit.config import Config
 from jaxft.models.layers.vision import grid_of
-from jaxft.models.tower.run import run_streams, taken
+from jaxft.models.tower.run import part_values, run_streams
 from jaxft.models.tower.tower import Compute, Tower
 
 
@@ -22,7 +22,7 @@ def attention_rollout(
 ) -> jax.Array:
     """Compute the share of each patch in the class token, by the attention of all blocks.
 
-    Heads are averaged, and half of a position's stream is taken to be its own, since each block
+    Heads are averaged, and half of a position's stream is assumed to be its own, since each block
     adds to the stream that it reads.
 
     Args:
@@ -43,7 +43,7 @@ def attention_rollout(
     with jax.default_matmul_precision(compute.precision):
         for index in reversed(range(len(tower.blocks))):
             part = tower.blocks[index]
-            values = taken(params, tower.block_names(index), compute)
+            values = part_values(params, tower.block_names(index), compute)
             block = part.bind(values, mesh=compute.mesh)
             attention = block.attention  # type: ignore[attr-defined]
             weights = attention.weights(streams[index]).mean(1)  # [B, T, T]

@@ -206,10 +206,10 @@ class Stem(nnx.Module):
         if wanted not in (None, image):
             raise UserError(
                 f"{size}; the model takes {wanted[0]} x {wanted[1]}.",
-                f"Resize them, or have the model for them: model.image_size={image[0]}.",
+                f"Resize them, or set model.image_size={image[0]}.",
             )
         if min(grid_of(image, self.embeddings.patch.patch)) < 1:
-            raise UserError(f"{size}, which is less than a patch.")
+            raise UserError(f"{size}, smaller than a patch.")
         x = self.embeddings(pixels, key)
         kernel = compute.kernel(self.needs, x.shape[:2])
         segments = jnp.zeros(x.shape[:2], jnp.int32)

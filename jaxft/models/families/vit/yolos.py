@@ -171,7 +171,7 @@ class Stem(nnx.Module):
         image = pixels.shape[2:]
         grid = grid_of(image, self.embeddings.patch.patch)
         if min(grid) < 1:
-            raise UserError(f"The images are {image[0]} x {image[1]}, which is less than a patch.")
+            raise UserError(f"The images are {image[0]} x {image[1]}, smaller than a patch.")
         x = self.embeddings(pixels, grid, key)
         kernel = compute.kernel(self.needs, x.shape[:2])
         segments = jnp.zeros(x.shape[:2], jnp.int32)

@@ -76,7 +76,7 @@ def detector(
     if detection_tokens not in (None, own):
         raise UserError(
             f"model.detection_tokens is {detection_tokens}, and the checkpoint has {own}.",
-            "Leave it out: only a plain ViT is given new ones.",
+            "Leave it out: only a plain ViT gets new ones.",
         )
     return fields, tensors
 
@@ -98,8 +98,8 @@ def begin(
     own = config.fields
     if own.get("use_swiglu_ffn"):
         raise UserError(
-            "config.json: use_swiglu_ffn is true; a detector has no gates in its MLPs.",
-            "Take a checkpoint without them: DINOv2's small, base and large have none.",
+            "config.json: use_swiglu_ffn is true, and a detector has no gated MLPs.",
+            "Use a checkpoint without gates, such as DINOv2 small, base or large.",
         )
     inner = own.get("intermediate_size") or int(own["hidden_size"] * own["mlp_ratio"])
     made = {name: own[name] for name in KEPT} | {

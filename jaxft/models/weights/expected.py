@@ -14,7 +14,7 @@ from jaxft.models.weights.names import Name, stored_shape
 from jaxft.models.weights.source import WEIGHTS
 
 
-def promised(
+def expected_tensors(
     names: Mapping[str, Name], leaves: Mapping[str, Leaf], folder: Path, headless: str | None
 ) -> dict[str, Tensor]:
     """Describe the tensors that a checkpoint of this config has; reading one is an error.
@@ -22,8 +22,8 @@ def promised(
     Args:
         names: parameter -> its line of the name table.
         leaves: parameter -> its description.
-        folder: where the weights would be.
-        headless: how the names of the head begin where it lacks one, or has another task's.
+        folder: the folder of the absent weights.
+        headless: name prefix of the head if the checkpoint lacks one or has another task's.
     """
 
     def read(index: Index) -> np.ndarray:
