@@ -20,6 +20,7 @@ from jaxft.models.tower.tower import Compute, Tower
 from tests.support.families import (
     Pair,
     assert_close_gradients,
+    compiled,
     gradients,
     make_pair,
     outputs_of,
@@ -115,8 +116,8 @@ def test_eight_devices_compute_what_one_does(pair):
 def test_scores_are_float32_and_their_scale_whole(pair):
     params = {**pair.ours.params, "head/logit_scale": pair.ours.params["head/logit_scale"] + 0.01}
     rough = Compute(dtype="bfloat16")
-    plain = pair.ours.apply(pair.ours.params, pair.batch, None, rough)["logits_per_image"]
-    more = pair.ours.apply(params, pair.batch, None, rough)["logits_per_image"]
+    plain = compiled(pair.ours, pair.ours.params, pair.batch, compute=rough)["logits_per_image"]
+    more = compiled(pair.ours, params, pair.batch, compute=rough)["logits_per_image"]
     assert plain.dtype == np.float32
     bias = pair.ours.params.get("head/logit_bias", 0.0)
     np.testing.assert_allclose(more - bias, (plain - bias) * np.exp(0.01), rtol=1e-4)

@@ -28,6 +28,7 @@ from tests.support.families import (
     SHARED_BLOCKS,
     Pair,
     assert_close_gradients,
+    compiled,
     gradients,
     make_pair,
     torch_gradients,
@@ -355,8 +356,8 @@ def test_eight_devices_compute_what_one_does(classifier):
     placed = {name: jax.device_put(value, rows) for name, value in batch.items()}
     key = jax.random.key(0)
     np.testing.assert_allclose(
-        many.apply(many.params, placed, key)["logits"],
-        one.apply(one.params, batch, key)["logits"],
+        compiled(many, many.params, placed, key)["logits"],
+        compiled(one, one.params, batch, key)["logits"],
         atol=1e-5,
     )
     assert_eight_devices_have_the_gradients_of_one(classifier, many, rows)
@@ -383,7 +384,8 @@ def test_more_configs_run_alike(which, seed, tmp_path):
 
 def test_bfloat16_stays_near_float32(classifier):
     model = classifier.ours
-    exact = model.apply(model.params, classifier.batch)["logits"]
-    rough = model.apply(model.params, classifier.batch, None, Compute(dtype="bfloat16"))["logits"]
+    params, batch = model.params, classifier.batch
+    exact = compiled(model, params, batch)["logits"]
+    rough = compiled(model, params, batch, compute=Compute(dtype="bfloat16"))["logits"]
     assert rough.dtype == jnp.float32
     assert 0 < np.abs(rough - exact).max() < 0.02 * np.abs(exact).max() + 0.02

@@ -25,6 +25,7 @@ from jaxft.models.values import with_values
 from jaxft.models.weights.files import Tensor, open_tensors
 from jaxft.models.weights.names import Name, load_leaf
 from jaxft.models.weights.vocab import grown
+from tests.support.families import compiled
 
 SMALL = {
     "vocab_size": 20,
@@ -494,12 +495,12 @@ def test_a_full_disk_leaves_the_old_export(folder, tmp_path):
 def test_dropout_of_the_config_is_the_one_that_is_exported(folder, tmp_path):
     model = registry.load(str(folder), dropout=0.25)
     key = jax.random.key(0)
-    with_key, without = (model.apply(model.params, BATCH, k)["logits"] for k in (key, None))
+    with_key, without = (compiled(model, model.params, BATCH, k)["logits"] for k in (key, None))
     assert not np.array_equal(with_key, without)
     fields = json.loads((model.save(tmp_path / "export") / "config.json").read_text())
     assert fields["hidden_dropout_prob"] == fields["classifier_dropout"] == 0.25
     none = registry.load(str(folder), dropout=0.0)
-    with_key, without = (none.apply(none.params, BATCH, k)["logits"] for k in (key, None))
+    with_key, without = (compiled(none, none.params, BATCH, k)["logits"] for k in (key, None))
     assert np.array_equal(with_key, without)
 
 

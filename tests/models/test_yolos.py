@@ -9,7 +9,7 @@ import transformers
 import jaxft
 from jaxft.errors import UserError
 from jaxft.models import load as registry
-from jaxft.models.families.vit.yolos import Seen
+from jaxft.models.families.vit.yolos import Context
 from jaxft.models.families.vit.yolos_from_vit import evenly, places
 from jaxft.models.layers.cache import UNCACHED
 from jaxft.models.layers.math import layer_norm
@@ -144,7 +144,7 @@ def cut_stream(tower, params, images) -> np.ndarray:
     )
     x = x + params["embeddings/position"]
     for index, block in enumerate(tower.blocks):
-        x, _ = part(block, f"blocks/{index}/")(x, Seen(None, (4, 4)), None, UNCACHED)
+        x, _ = part(block, f"blocks/{index}/")(x, Context(None, (4, 4)), None, UNCACHED)
     return layer_norm(x, params["norm/scale"], params["norm/bias"], tower.top.module.norm.eps)
 
 

@@ -173,6 +173,12 @@ def random_texts(
     return batch
 
 
+def compiled(model, params, batch, key=None, compute=None):
+    """`model.apply` as one program: one at a time, its operations are hundreds to compile."""
+    more = () if compute is None else (compute,)
+    return jax.jit(lambda params, batch: model.apply(params, batch, key, *more))(params, batch)
+
+
 def outputs_of(pair: Pair) -> list[tuple[np.ndarray, np.ndarray]]:
     """Our outputs and PyTorch's, by pairs; positions that are padding are zero in both."""
     ours = pair.ours(**pair.batch)
