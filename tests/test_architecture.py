@@ -74,6 +74,8 @@ LAZY = {
     ("demo.tables", "rdata"),
     # PyTorch is no dependency: it is asked for when a `.bin` is to be read.
     ("models.weights.files", "torch"),
+    # tensorboardX imports PyTorch where it is installed, which takes seconds.
+    ("report.events", "tensorboardX"),
     # transformers takes seconds to import and is needed only without a tokenizer.json.
     ("data.text.tokenizer_files", "transformers"),
 }

@@ -9,14 +9,16 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from etils import epath
-from tensorboardX import SummaryWriter
 
 from jaxft.errors import UserError
 from jaxft.report.trackers import Tracker
 from jaxft.storage.buckets import LocalFolder
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -60,6 +62,8 @@ class EventLog:
         _rewrite(file, earlier)
         self._file = file.open("a", encoding="utf-8")
         if tensorboard:
+            from tensorboardX import SummaryWriter
+
             epath.Path(folder / TENSORBOARD).rmtree(missing_ok=True)
             self._writer = SummaryWriter(str(self._local.path / TENSORBOARD))
             for event in earlier:

@@ -28,8 +28,7 @@ def attempt(read: Callable[[], Read], problem: str) -> Read:
         raise  # not the checkpoint's fault
     except Exception:
         logging.getLogger(__name__).debug(problem, exc_info=True)
-    finally:
-        gc.collect()
+    gc.collect()  # what Orbax leaves of a read that failed is finalized here, where it is expected
     raise DamagedError(problem)
 
 
