@@ -32,7 +32,7 @@ def with_values(
     params = {
         name: read_value(model, name, model.params[name].sharding, dtype=dtype, seed=seed)
         for name in model.leaves
-        # New lengths of DoRA are those of what its matrices begin as, which is drawn.
+        # New magnitudes of DoRA depend on the initial matrices, so those are sampled too.
         if name not in known or name not in model.matching.loaded
     }
     if model.adapted is not None:

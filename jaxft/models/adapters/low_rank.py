@@ -1,4 +1,4 @@
-"""Adapters: thin matrices put beside the kernels of a tower's blocks, and merged into them again.
+"""Adapters: low-rank matrices beside the kernels of a tower's blocks, and merged into them again.
 
 What trains is not decided here: the matrices are leaves as any other, with names, depths and
 groups.

@@ -26,7 +26,7 @@ def choose(
     Args:
         scores: [B, V] float32.
         used: [B, V] bool, the tokens that are there already; None without a penalty on them.
-        key: from which tokens are drawn; None for the most likely.
+        key: samples the tokens; None for the most likely.
         numbers: `repetition_penalty`, `temperature`, `top_p` and `min_p`; None for without.
         top_k: draw from so many of the most likely; 0 for all.
 

@@ -1,9 +1,9 @@
 """Text generation: a decoder with a key-value cache, greedy, sampled, or by beam search.
 
 B prompts, T positions (a bucket: the longest prompt rounded up), M new tokens at most, and
-S = T + M slots in the cache. One program a shape: the prompts are filled up on the left, where
-nothing sees them. Of a model that writes from a source, the prompts are the sources, filled up on
-the right, and every text begins with one token.
+S = T + M slots in the cache. One program a shape: the prompts are padded on the left, where
+nothing attends to them. For a model that writes from a source, the prompts are the sources, padded
+on the right, and every text begins with one token.
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ class Generator:
 def fill_sources(sources: Prompts, most: int) -> dict[str, np.ndarray]:
     """Pad sources on the right: `input_ids` and `attention_mask`, [B, R] int32 each.
 
-    They are filled up to `most` tokens at most, as many as the model takes. Of images, which are
+    They are padded to `most` tokens at most, as many as the model takes. Of images, which are
     all of one size, it is `pixel_values` [B, 3, H, W].
     """
     if np.ndim(sources[0]) == 3:

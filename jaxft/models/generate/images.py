@@ -48,7 +48,7 @@ def draw_images(
         tower: an ImageGPT under its `image_generation` head.
         params: the flat dict.
         begun: [B, 1 + G] int32: the word that each image begins with, and the pixels given.
-        keys: [B] of which each image is drawn, whatever else is in the batch; None takes the
+        keys: [B], a sampling key for each image, whatever else is in the batch; None takes the
             likeliest colour each time.
         compute: how to run.
         pixels: N.

@@ -22,7 +22,7 @@ class Settings:
         max_new_tokens: the most tokens added to a prompt.
         max_length: the most tokens of prompt and what is added, where `max_new_tokens` is None.
         do_sample: draw tokens instead of taking the most likely.
-        temperature: scores are divided by it before tokens are drawn.
+        temperature: scores are divided by it before sampling.
         top_k: draw from so many of the most likely; 0 for all.
         top_p: draw from the most likely that have this probability together.
         min_p: draw from those that have this share of the most likely one's probability.
@@ -34,7 +34,7 @@ class Settings:
             ones are unlikely to become better (False), or cannot ("never").
         eos_token_id: tokens that end a text.
         stop_strings: texts that end a text; looked for on the host.
-        seed: of what is drawn.
+        seed: of the sampling.
 
     Raises:
         UserError: a value out of range, or two that do not go together.

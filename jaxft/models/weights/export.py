@@ -1,4 +1,4 @@
-"""Parameters back into Hugging Face weight files: the way back of the name table, in shards."""
+"""Export of parameters into Hugging Face weight files, by the name table in reverse, in shards."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ CLIP = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "attention_dropout":
 SIGLIP = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "attention_dropout": 0.0}
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 FIXED = {"is_encoder_decoder": False, "add_cross_attention": False, "is_decoder": False}
-# How fresh weights are drawn, and what older files kept for text generation, which CLIP does not.
+# The initialization of weights, and fields of older files for text generation, which CLIP has not.
 UNREAD = (
     "initializer_factor",
     "dropout",
