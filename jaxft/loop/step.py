@@ -171,7 +171,7 @@ def _require_own_optimizer(tx: optax.GradientTransformation, train: TrainState) 
         own = jax.eval_shape(tx.init, dict(train.trainable))
     except UserError as error:
         raise UserError("make_step: the state is not of the step's optimizer.", mend) from error
-    if jax.tree.structure(own) != jax.tree.structure(train.opt_state):
+    if str(jax.tree.structure(own)) != str(jax.tree.structure(train.opt_state)):
         raise UserError("make_step: the state is not of the step's optimizer.", mend)
 
 

@@ -1,8 +1,8 @@
-"""Every command and every line of Python in README and docs runs, in order, page by page.
+"""Every command and every line of Python in README and docs runs, in order.
 
-A page runs in a folder that looks like the repository: the true `configs/`, and in `assets/` random
-models of width 16 and few rows (`tests/support/small_assets.py`), so that `jaxft train` takes
-seconds.
+A page, or each part of it that uses no run of the parts before, runs in a folder that looks like
+the repository: the true `configs/`, and in `assets/` random models of width 16 and few rows
+(`tests/support/small_assets.py`), so that `jaxft train` takes seconds.
 `make` commands are looked up in the Makefile, `python -m` modules are imported (they run for
 minutes and more); `make demo` itself is `tests/demo/test_make_demo.py`.
 """
@@ -40,9 +40,31 @@ def workspace(tmp_path, monkeypatch, assets) -> Path:
     return tmp_path
 
 
-def blocks(page: Path) -> list[tuple[str, str]]:
+def blocks(text: str) -> list[tuple[str, str]]:
     """The fenced `sh` and `python` blocks of a page, in order."""
-    return FENCE.findall(page.read_text())
+    return FENCE.findall(text)
+
+
+def parts(page: Path) -> list[str]:
+    """A page cut at its sections, but not before one that uses what an earlier one has made."""
+    first, *sections = re.split(r"^(?=## )", page.read_text(), flags=re.MULTILINE)
+    found = [first]
+    for section in sections:
+        commands = "\n".join(text for _, text in blocks(section))
+        made = re.findall(r"^jaxft train configs/(\w+)\.yaml", commands, flags=re.MULTILINE)
+        used = re.findall(r"\bruns/(\w+)", commands)
+        if not commands or "python" in dict(blocks(section)) or set(used) - set(made):
+            found[-1] += section
+        else:
+            found.append(section)
+    return found
+
+
+PARTS = [
+    pytest.param(part, id=f"{page.name}-{number}")
+    for page in PAGES
+    for number, part in enumerate(parts(page))
+]
 
 
 def run_command(line: str) -> None:
@@ -61,11 +83,11 @@ def run_command(line: str) -> None:
         assert main(words[1:]) == 0, line
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_commands_of_a_page_run(page, workspace):
-    for language, text in blocks(page):
+@pytest.mark.parametrize("part", PARTS)
+def test_the_commands_of_a_page_run(part, workspace):
+    for language, text in blocks(part):
         if language == "python":
-            exec(compile(text, str(page), "exec"), {})
+            exec(compile(text, "python of a page", "exec"), {})
         else:
             for line in text.splitlines():
                 run_command(line)

@@ -154,9 +154,8 @@ def _read(folder: Path) -> tuple[Path, dict[str, Any]]:
         file = folder / name
         if not file.is_file():
             continue
-        fields = read_json_object(file)
-        if name == FILES[0]:
-            fields = fields.get("image_processor")
+        content = read_json_object(file)
+        fields = content.get("image_processor") if name == FILES[0] else content
         if isinstance(fields, dict):
             return file, fields
     raise UserError(

@@ -180,12 +180,10 @@ def open_saved(body: str) -> ArrowReader:
 
 def _file_names(state: Mapping[str, Any], folder: Path) -> list[str]:
     entries = state.get("_data_files", [])
-    names = (
-        [entry.get("filename") if isinstance(entry, dict) else None for entry in entries]
-        if isinstance(entries, list)
-        else [None]
-    )
-    if not all(name and isinstance(name, str) for name in names):
+    names: list[str] = []
+    if isinstance(entries, list):
+        names = [str(entry["filename"]) for entry in entries if isinstance(entry, dict)]
+    if not isinstance(entries, list) or len(names) != len(entries):
         raise UserError(f"{folder / STATE} names no files of rows.", "Save the set again.")
     return names
 

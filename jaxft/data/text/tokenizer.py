@@ -219,7 +219,7 @@ class Tokenizer:
         finally:
             self._backend.no_truncation()
 
-    def _encode(self, inputs: list[Any], spelled: bool) -> list[tokenizers.Encoding]:
+    def _encode(self, inputs: Sequence[Any], spelled: bool) -> list[tokenizers.Encoding]:
         """Encode texts; what the library raises of a damaged tokenizer names its folder."""
         try:
             return self._backend.encode_batch(inputs, add_special_tokens=not spelled)
