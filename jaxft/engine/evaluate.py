@@ -16,8 +16,9 @@ from jaxft.engine.inputs import Split, with_inputs
 from jaxft.engine.setup import Setup, outputs_of
 from jaxft.engine.step import make_eval_step
 from jaxft.models.tower.tower import Compute
-from jaxft.tasks.parts.contract import HIGHER, BoundTask, Metric
+from jaxft.tasks.parts.contract import BoundTask
 from jaxft.tasks.parts.examples import Examples
+from jaxft.tasks.parts.metric import HIGHER, Metric
 
 EvalStep = Callable[[Mapping[str, jax.Array], Mapping[str, jax.Array]], tuple[dict, dict]]
 

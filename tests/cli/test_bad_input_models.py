@@ -115,8 +115,7 @@ def test_a_tokenizer_larger_than_the_vocabulary(refused, capsys):  # noqa: F811 
     edit_config(vocab_size=few)
     said = refused("train", "c.yaml", "--quiet")
     assert said.startswith(
-        f"model.checkpoint: the tokenizer knows {few + 2} pieces and the model has embeddings for "
-        f"{few}."
+        f"model.checkpoint: the tokenizer has {few + 2} tokens and the model embeddings for {few}."
     )
     assert "model.resize_vocab=true" in said
     assert main(["train", "c.yaml", "model.resize_vocab=true", "train.length=1"]) == 0

@@ -224,7 +224,7 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch_to_the_same_bits(folder, tmp_pa
         (["task.augment={flp: 0.5}"], "Did you mean 'task.augment.flip'?"),
         (
             ["task.augment={mixup: 0.2}", "task.class_weights=balanced"],
-            "a mixture of two classes has no class_weights",
+            "class_weights does not combine with mixed images",
         ),
         (
             [

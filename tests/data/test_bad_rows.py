@@ -34,12 +34,16 @@ CASES = {
             ({"tags": ["O", "x"]}, "word 2 ('b') has the tag 'x', which is neither O nor B-TYPE"),
             ({"tags": ["O", "I-x"]}, "word 2 ('b') has the tag 'I-x' after 'O'"),
             ({"tags": ["O"]}, "has 2 words and 1 tags."),
-            ({"tags": "O"}, "has tags that are no list"),
+            ({"tags": "O"}, "has tags that are not a list"),
             ({"tokens": ["a", ""]}, "word 2 is empty."),
             ({"tokens": [], "tags": []}, "has no words."),
         ],
     ),
-    "masked_lm": ({}, {"text": "fine"}, [({"text": ""}, "has no text"), ({"text": 7}, "but 7")]),
+    "masked_lm": (
+        {},
+        {"text": "fine"},
+        [({"text": ""}, "has no text"), ({"text": 7}, "has 7 in text")],
+    ),
     "causal_lm": (
         {"prompt": "prompt", "answer": "answer"},
         {"prompt": "who?", "answer": "me"},
@@ -57,7 +61,10 @@ CASES = {
     "embedding": (
         {},
         {"anchor": "a", "positive": "b"},
-        [({"anchor": ""}, "has no anchor"), ({"positive": 3}, "has no text in positive but 3")],
+        [
+            ({"anchor": ""}, "has no anchor"),
+            ({"positive": 3}, "has 3 in positive, which is not a text"),
+        ],
     ),
     "seq2seq": (
         {},

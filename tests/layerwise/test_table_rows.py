@@ -103,7 +103,7 @@ def test_rows_are_trained_on_scored_and_predicted(config, capsys):
     said = refused(capsys, "predict", "runs/tiny", "-f", "less.csv")
     assert said.startswith("csv:less.csv:ordered: there is no column 'cost'.")
     said = refused(capsys, "predict", "runs/tiny", '{"mood": "cold", "cots": 1, "place": "x"}')
-    assert said.startswith("line 1: the row has no 'cost'; null says that it is not known.")
+    assert said.startswith("line 1: the row has no 'cost'; use null for a missing value.")
     said = refused(capsys, "predict", "runs/tiny", "cold")
     assert said.startswith(
         "line 1: this run reads rows of a table, and the line is no JSON object."
@@ -112,7 +112,7 @@ def test_rows_are_trained_on_scored_and_predicted(config, capsys):
 
 BAD = {
     "no number": (("cold", "much", "plot", "bad"), "has 'much' in cost, not a number"),
-    "no cells": (("", "", "NA", "bad"), "has none of the template's cells"),
+    "no cells": (("", "", "NA", "bad"), "has no value in any column of the template"),
     "no label": (("cold", "1", "plot", ""), "has no kind"),
     "no class": (("cold", "1", "plot", "odd"), "has the label 'odd'"),
 }

@@ -179,10 +179,22 @@ def test_scores_of_numbers_are_scipys():
 # ------------------------------------------------------------------------------------- bad labels
 
 BAD = {
-    "number": ({"problem": "regression"}, ["1.5", "high"], "has no number in label but 'high'"),
-    "endless": ({"problem": "regression"}, [1.0, float("inf")], "has no number in label but inf"),
+    "number": (
+        {"problem": "regression"},
+        ["1.5", "high"],
+        "has 'high' in label, which is not a number",
+    ),
+    "endless": (
+        {"problem": "regression"},
+        [1.0, float("inf")],
+        "has inf in label, which is not a number",
+    ),
     "no number": ({"problem": "regression"}, [1.0, None], "has no label"),
-    "no list": ({"problem": "multi_label"}, [["a"], "b"], "has no list of labels in label but 'b'"),
+    "no list": (
+        {"problem": "multi_label"},
+        [["a"], "b"],
+        "has 'b' in label, which is not a list of labels",
+    ),
     "list": ({"problem": "multi_label"}, [["a", "b"], ["c"]], "has the label 'c', which is not"),
     "no class": ({}, ["a", None], "has no label"),
     "class": (

@@ -34,9 +34,12 @@ def test_smoothed_labels_are_optaxs():
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"label_smoothing": 0.1, "focal": 2.0}, "both bend the loss"),
-        ({"label_smoothing": 0.1, "problem": "multi_label"}, "a single label an example"),
-        ({"label_smoothing": 0.1, "problem": "regression"}, "label_smoothing says nothing"),
+        ({"label_smoothing": 0.1, "focal": 2.0}, "focal and label_smoothing do not combine"),
+        (
+            {"label_smoothing": 0.1, "problem": "multi_label"},
+            "does not combine with problem: multi_label",
+        ),
+        ({"label_smoothing": 0.1, "problem": "regression"}, "no classes: remove label_smoothing"),
         ({"label_smoothing": 1.0}, "less than 1"),
     ],
 )
@@ -88,7 +91,7 @@ def test_r_drop_is_refused_where_nothing_is_dropped(two):
     with pytest.raises(UserError) as refused:
         build(config.model_copy(update={"model": model}))
     assert "compares two dropouts of a text, and this model has no dropout" in str(refused.value)
-    with pytest.raises(ValueError, match="r_drop is for a single label"):
+    with pytest.raises(ValueError, match="r_drop needs problem: single_label"):
         TextClassificationSection(kind="text_classification", r_drop=1.0, problem="regression")
 
 

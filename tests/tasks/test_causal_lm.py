@@ -118,7 +118,7 @@ def test_what_cannot_be_learned_from_is_a_sentence(model, tmp_path):
         examples_of({"kind": "causal_lm", "messages": "m"}, [{"m": "hello"}], model)
     bare = tmp_path / "bare"
     make_checkpoint(bare, "gpt2")
-    with pytest.raises(UserError, match="has no chat template, and the task is conversations"):
+    with pytest.raises(UserError, match="has no chat template, and the task reads conversations"):
         examples_of(CHAT, ROWS, registry.load(str(bare)))
 
 

@@ -9,7 +9,8 @@ from jaxft.engine.evaluate import reduced
 from jaxft.engine.setup import make_task
 from jaxft.models.load import families
 from jaxft.report.page.predictions.lines import EARLIER, LINES, view_of
-from jaxft.tasks.parts.contract import HIGHER, LOWER, BoundTask, Metric, Task
+from jaxft.tasks.parts.contract import BoundTask, Task
+from jaxft.tasks.parts.metric import HIGHER, LOWER, Metric
 from tests.data.test_bad_rows import CASES
 
 HEADS = {

@@ -27,9 +27,9 @@ from jaxft.inference.search import search
 from jaxft.metrics.retrieval import ranks, retrieval_scores
 from jaxft.models.load import LoadOptions, describe, load
 from jaxft.report.page.page import write_page
-from jaxft.tasks.contrastive.found_pairs import found_pairs
+from jaxft.tasks.contrastive.nearest_pairs import nearest_pairs
 from jaxft.tasks.contrastive.section import ContrastiveSection as Section
-from jaxft.tasks.contrastive.task import METRICS, make
+from jaxft.tasks.contrastive.task import Contrastive, make
 from jaxft.tasks.parts.padded_texts import text_batch
 from jaxft.tasks.parts.tools import Tools
 from tests.support.launch import cache  # noqa: F401 a fixture
@@ -129,7 +129,7 @@ def test_hard_negatives_weigh_more_and_one_in_the_mean():
     assert np.isfinite(slopes(outputs["logits_per_image"])).all()
     alone = task.loss(outputs, {"weights": weights * (jnp.arange(8)[:, None] < 1)})
     assert float(alone[0]) == pytest.approx(0), "an example without others has no wrong answer"
-    with pytest.raises(UserError, match="hard_negatives weigh what a softmax compares"):
+    with pytest.raises(UserError, match="hard_negatives weights the negatives of a softmax"):
         parse_config(
             {
                 "run": {"name": "t"},
@@ -195,7 +195,7 @@ def test_recall_counts_equal_texts_as_right():
     scores = retrieval_scores(queries, items, np.arange(4))
     assert scores["image_to_text_recall_at_1"] == scores["text_to_image_recall_at_1"] == 0.5
     assert scores["image_to_text_recall_at_5"] == scores["recall_at_10"] == 1.0
-    assert {"loss", *scores} == set(METRICS)
+    assert {"loss", *scores} == set(Contrastive.metrics)
 
 
 @pytest.mark.parametrize("value", [1.0, np.nan])
@@ -228,7 +228,7 @@ def test_a_batch_is_images_and_their_texts(folder):
 
 # -------------------------------------------------------------------------------------- a whole run
 def test_a_run_is_scored_by_recall(run, folder):
-    assert set(run.metrics) == set(METRICS)
+    assert set(run.metrics) == set(Contrastive.metrics)
     lines = (run.folder / "predictions-test.jsonl").read_text().splitlines()
     said = json.loads(lines[0])
     assert said["text"].startswith("a ")
@@ -260,7 +260,7 @@ def test_the_images_found_are_those_of_the_vectors(folder):
     images = np.stack([np.cos(turns), np.sin(turns)], 1).astype(np.float32)
     same = np.arange(len(source))
     wanted = {"image": images, "text": images[::-1]}
-    lines = list(found_pairs(source, ("image", "text"), wanted, same))
+    lines = list(nearest_pairs(source, ("image", "text"), wanted, same))
     files = [source[number]["image"] for number in same]
     assert [image["file"] for image in lines[0]["images"]] == files[:-7:-1]
     assert (lines[0]["images_before"], lines[0]["before"]) == (len(source) - 1,) * 2

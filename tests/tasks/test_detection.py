@@ -314,8 +314,8 @@ def test_coco_names_its_classes_and_crowds(tmp_path):
 
 
 BAD_BOXES = [
-    ((2, 4, 60, 14, "tree"), r"boxes.csv: row 2: the box \(2, 4, 60, 14\) reaches out of its"),
-    ((-9, 4, 10, 14, "tree"), r"row 2: the box \(-9, 4, 10, 14\) reaches out of its image, which"),
+    ((2, 4, 60, 14, "tree"), r"boxes.csv: row 2: the box \(2, 4, 60, 14\) is partly outside its"),
+    ((-9, 4, 10, 14, "tree"), r"row 2: the box \(-9, 4, 10, 14\) is partly outside its image of"),
     ((8, 4, 8, 14, "tree"), r"boxes.csv: row 2: the box \(8, 4, 8, 14\) has no area"),
     ((8, 14, 12, 4, "tree"), r"row 2: the box \(8, 14, 12, 4\) has no area"),
     (("nan", 4, 8, 14, "tree"), r"row 2: the box \(nan, 4, 8, 14\) has no area"),

@@ -185,7 +185,7 @@ def test_a_teacher_that_does_not_fit_is_refused(teacher, student, tmp_path):
             given_rows([{"text": "fine", "label": "warm"}])
         )
     bare = tiny_checkpoint(tmp_path / "bare", **SMALL)
-    with pytest.raises(UserError, match=r"is no trained classifier: 'head/.*' is not in it"):
+    with pytest.raises(UserError, match=r"is not a trained classifier: it lacks 'head/.*'"):
         bound_of(tools, teacher=str(bare)).examples(given_rows(ROWS))
     for keys, message in (
         ({"problem": "regression"}, "for a single label"),

@@ -204,7 +204,11 @@ def test_what_is_found_is_as_counted_by_hand():
     [
         ({"anchor": "", "positive": "a"}, {}, "input: row 2 has no anchor."),
         ({"anchor": "a", "positive": None}, {}, "input: row 2 has no positive."),
-        ({"anchor": "a", "positive": 3}, {}, "input: row 2 has no text in positive but 3."),
+        (
+            {"anchor": "a", "positive": 3},
+            {},
+            "input: row 2 has 3 in positive, which is not a text.",
+        ),
         (
             {"anchor": "a", "positive": "b", "score": 7},
             {"score": "score"},
@@ -220,7 +224,7 @@ def test_a_row_that_is_not_as_it_has_to_be(row, section, said, model):
 
 
 def test_one_pair_teaches_nothing(model):
-    with pytest.raises(UserError, match="there is one pair"):
+    with pytest.raises(UserError, match="a single pair has no negatives"):
         examples_of(ROWS[:1], model)
 
 
@@ -228,8 +232,11 @@ def test_one_pair_teaches_nothing(model):
     ("words", "said"),
     [
         (["task.positive=psitive"], "there is no column 'psitive'. Did you mean 'positive'?"),
-        (["task.score=score", "task.negative=positive"], "it takes no negative"),
-        (["task.score_range=[5.0, 0.0]"], "score_range goes from a lower to a higher score"),
+        (
+            ["task.score=score", "task.negative=positive"],
+            "so that it does not combine with negative",
+        ),
+        (["task.score_range=[5.0, 0.0]"], "score_range has the lower score first"),
     ],
 )
 def test_a_config_that_cannot_be(words, said, config, folder, capsys):

@@ -357,8 +357,8 @@ def test_more_colours_than_words_are_refused(pictures, tmp_path):
 @pytest.mark.parametrize(
     ("task", "said"),
     [
-        ({"labels": ["a"]}, "name it in label"),
-        ({"features": "x", "samples": 1}, "samples is 2 or more"),
+        ({"labels": ["a"]}, "labels needs label, the column"),
+        ({"features": "x", "samples": 1}, "set samples to 2 or more"),
         ({"feature_size": 9}, "name a checkpoint there"),
         ({"samples": -1}, "must be 0 or more, not -1"),
     ],

@@ -154,7 +154,7 @@ def test_images_are_looked_at_before_training(folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("value", "said"), [("", "has no image"), (3, "neither a path nor an image but 3")]
+    ("value", "said"), [("", "has no image"), (3, "has 3, which is no path or image")]
 )
 def test_a_row_without_an_image_is_named(value, said, folder, tmp_path):
     lines = [{"image": "a.png", "label": "x"}, {"image": value, "label": "y"}]

@@ -102,7 +102,7 @@ def test_the_run_writes_what_is_asked(run, capsys):
         ({"es": None, "en": "the"}, "row 3 has no es."),
         (
             {"es": "el", "en": "the red red red red red"},
-            "row 3: its en has 7 tokens, and the decoder is to write 5 at most.",
+            "row 3: its en has 7 tokens, and task.max_target_length is 5.",
         ),
     ],
     ids=["empty-target", "unpaired", "too-long"],

@@ -318,9 +318,9 @@ def test_a_set_with_the_schema_of_conll2003(tmp_path, model):
         ({"tokens": ["a", "b"], "tags": ["O"]}, "has 2 words and 1 tags."),
         ({"tokens": [], "tags": []}, "has no words."),
         ({"tokens": ["a", " "], "tags": ["O", "O"]}, "word 2 is empty."),
-        ({"tokens": "a film", "tags": ["O", "O"]}, "has tokens that are no list of words"),
-        ({"tokens": ["a", 1], "tags": ["O", "O"]}, "has tokens that are no list of words"),
-        ({"tokens": ["a"], "tags": "O"}, "has tags that are no list"),
+        ({"tokens": "a film", "tags": ["O", "O"]}, "has tokens that are not a list of words"),
+        ({"tokens": ["a", 1], "tags": ["O", "O"]}, "has tokens that are not a list of words"),
+        ({"tokens": ["a"], "tags": "O"}, "has tags that are not a list"),
     ],
 )
 def test_a_row_that_is_not_as_it_has_to_be(row, said, model):
@@ -340,7 +340,7 @@ def test_tags_that_cannot_be_learned(model, tmp_path):
         task.label_names(
             given_rows([{"tokens": ["a"], "tags": ["O"]}, {"tokens": ["b"], "tags": ["film"]}])
         )
-    with pytest.raises(UserError, match="row 1 has numbers for tags, and nothing names them"):
+    with pytest.raises(UserError, match="row 1 has numbers for tags, which have no names"):
         task.label_names(given_rows([{"tokens": ["a"], "tags": [1]}]))
     with pytest.raises(UserError, match="the list of tags lacks O"):
         make(Section(**TASK, labels=["B-a", "I-a"])).label_names(given_rows(ROWS))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from jaxft.config.fields import TaskSection, fixed
+from jaxft.config.fields import fixed
+from jaxft.tasks.parts.sections import ImageTextSection
 
 
-class CaptioningSection(TaskSection):
-    """What is to be seen in an image, written as a text."""
+class CaptioningSection(ImageTextSection):
+    """Captions of images."""
 
     kind: Literal["captioning"] = fixed(..., "the kind of task")
-    image: str = fixed("image", "column that holds the image, or the path to its file")
-    text: str = fixed("text", "column that holds the text that is written")

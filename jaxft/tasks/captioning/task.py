@@ -1,15 +1,14 @@
-"""A text for an image: an encoder reads the image, a decoder learns its caption.
+"""Image captioning: an encoder reads the image, a decoder learns its caption.
 
-What is scored beside the loss is what the model writes by itself for every image of a split.
+The scores beside the loss are of captions that the model generates for every image of a split.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,52 +16,37 @@ import numpy as np
 from jaxft.data.cache import InMemory, Ragged, fingerprint
 from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.data.sources.open import Source
-from jaxft.errors import UserError
 from jaxft.metrics.translation import translation_scores
 from jaxft.tasks.captioning.section import CaptioningSection as Section
-from jaxft.tasks.parts.contract import (
-    HIGHER,
-    LOWER,
-    Card,
-    Outcomes,
-    Task,
-)
+from jaxft.tasks.parts.contract import Card, Outcomes
 from jaxft.tasks.parts.examples import row_marks
 from jaxft.tasks.parts.images import (
     DecodedExamples,
+    ImageTextTask,
     check_images,
-    images_fingerprint,
     open_image,
     picture,
-    pixel_values,
 )
-from jaxft.tasks.parts.labels import read_rows, text_of
-from jaxft.tasks.parts.tools import Tools
+from jaxft.tasks.parts.labels import read_rows, text_in
+from jaxft.tasks.parts.metric import loss_and
 from jaxft.tasks.parts.written_texts import (
     BoundWriting,
     Writing,
     encode_targets,
     target_batch,
-    texts_of,
     writing_of,
 )
 
-PICTURES = 24  # first images that are kept with their picture, as many as a report shows
-METRICS = {"loss": LOWER, **dict.fromkeys(("accuracy", "chrf", "exact_match"), HIGHER)}
-
-
-def make(section: Section) -> Captioning:
-    """The task as the config's `task` section describes it."""
-    return Captioning(section)
+PICTURES = 24  # first images stored with their predictions, as many as a report shows
 
 
 @dataclass(frozen=True)
 class Captions(DecodedExamples):
-    """Images, decoded when they are batched, and their captions; see `contract.Examples`.
+    """Images and their captions; see `jaxft.tasks.parts.examples.Examples`.
 
     Args:
-        tokens: each caption's token ids, its end included.
-        writing: how the model writes.
+        tokens: the token ids of each caption, with its end token.
+        writing: the decoder's tokenizer and special tokens.
         wanted: `[examples]` the captions' texts.
     """
 
@@ -76,11 +60,8 @@ class Captions(DecodedExamples):
 
     @property
     def fingerprint(self) -> str:
-        images = images_fingerprint(self.source, self.column, self.processor)
-        return hashlib.sha256(json.dumps([images, fingerprint(self.tokens)]).encode()).hexdigest()
-
-    def __len__(self) -> int:
-        return len(self.source)
+        hashes = [self.images_fingerprint, fingerprint(self.tokens)]
+        return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
     def collate(
         self, index: np.ndarray, row_length: int, epoch_random: EpochRandom = FIRST_EPOCH
@@ -88,97 +69,71 @@ class Captions(DecodedExamples):
         del row_length, epoch_random
         numbers = index[:, 0].tolist()
         targets = [None if n < 0 else self.tokens[n]["target"] for n in numbers]
-        batch = {
+        return {
             **target_batch(targets, self.tokens.meta["longest"], self.writing),
             **row_marks(index),
+            **self.pixel_values(index),
         }
-        if self.decoded:
-            batch["pixel_values"] = pixel_values(self.source, self.column, self.processor, index)
-        return batch
 
 
-@dataclass(frozen=True)
-class Captioning(Task):
-    """A text for an image: an encoder reads the image, a decoder learns its caption."""
-
-    section: Section
-
-    kind = "captioning"
-    head = "captioning"
-    card = Card("image-to-text", "AutoModelForImageTextToText")
-    view = "texts"
-    metrics = METRICS
-    primary = "chrf"
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return (self.section.image, self.section.text)
-
-    @property
-    def text_columns(self) -> tuple[str, ...]:
-        return (self.section.text,)
-
-    @property
-    def plain_text_column(self) -> str:
-        return self.section.text
-
-    def bind(self, tools: Tools, label_names: Sequence[str]) -> BoundCaptioning:
-        return BoundCaptioning(self, tools, label_names)
-
-
-class BoundCaptioning(BoundWriting[Captioning, Captions]):
+class BoundCaptioning(BoundWriting["Captioning", Captions]):
     """`Captioning` on a model."""
 
-    def check_row(self, source: Source, index: int, row: Mapping[str, Any]) -> None:
-        """Raise what is wrong with a row: its caption, or an image that does not decode."""
-        self._text(row)
-        open_image(source, index, row[self.task.section.image])
+    def check_row(self, source: Source, number: int, row: Mapping[str, Any]) -> None:
+        text_in(self.task.text_column)(row)
+        open_image(source, number, row[self.task.section.image])
 
     def examples(self, source: Source, *, labelled: bool = True) -> Captions:
-        texts, writing = read_rows(source, self.task.columns, self._text), writing_of(self.tools)
-        check_images(source, self.task.section.image)
+        image, text = self.task.columns
+        texts = read_rows(source, self.task.columns, text_in(text))
+        writing = writing_of(self.tools)
+        check_images(source, image)
         tokens = self.tools.once(
-            partial(self._encode, source, texts, writing),
+            lambda: self._encode(source, texts, writing),
             kind="captions",
             source=source.fingerprint,
             tokenizer=self.tools.tokenizer.fingerprint,
             written=[writing.start, writing.end, writing.positions],
             task=self.task.section.model_dump(),
         )
-        return Captions(source, self.task.section.image, self.tools.images, tokens, writing, texts)
-
-    def _text(self, row: Mapping[str, Any]) -> str:
-        return text_of(row[self.task.section.text], self.task.section.text)
+        return Captions(source, image, self.tools.images, tokens, writing, texts)
 
     def _encode(
         self, source: Source, texts: Sequence[str], writing: Writing
     ) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
-        """Every caption's tokens; of the whole, counts and the longest."""
+        """Encode every caption; the metadata are counts and the longest length."""
         targets, counts = encode_targets(source, texts, self.task.section.text, writing)
-        told = {"counts": counts, "longest": max(map(len, targets))}
-        return [{"target": ids} for ids in targets], told
+        about = {"counts": counts, "longest": max(map(len, targets))}
+        return [{"target": ids} for ids in targets], about
 
     def summarise(self, outcomes: Outcomes, examples: Captions) -> dict[str, float]:
-        texts = texts_of(outcomes["written"], examples.writing.tokenizer)
-        scores = translation_scores(texts, examples.wanted)
+        scores = translation_scores(self.texts(outcomes), examples.wanted)
         return {name: scores[name] for name in ("chrf", "exact_match")}
 
     def describe(
         self, source: Source, outcomes: Outcomes, examples: Captions
     ) -> Iterator[dict[str, Any]]:
-        """Each image and its caption, what the model wrote, and the loss of a token."""
-        texts = texts_of(outcomes["written"], examples.writing.tokenizer)
-        losses = outcomes["loss"] / outcomes["scored"]
-        rows = source.each([self.task.section.image])
-        for (number, row), target, text, loss in zip(
-            rows, examples.wanted, texts, losses, strict=True
-        ):
-            value = row[self.task.section.image]
-            file = {"file": value} if isinstance(value, str) else {}
-            said = {"target": target, "written": text, "loss": float(loss)}
-            shown = number < PICTURES
-            seen = {"image": picture(open_image(source, number, value))} if shown else {}
-            yield file | said | seen
+        column = self.task.section.image
+        captions = zip(examples.wanted, self.texts_and_losses(outcomes), strict=True)
+        for (number, row), (target, generated) in zip(source.each([column]), captions, strict=True):
+            value = row[column]
+            line = {"file": value} if isinstance(value, str) else {}
+            line |= {"target": target, **generated}
+            if number < PICTURES:
+                line["image"] = picture(open_image(source, number, value))
+            yield line
 
-    def rows_from_input(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
-        raise UserError("This run writes texts for images, and has no class to give one.")
+
+class Captioning(ImageTextTask):
+    """Image captioning: a decoder learns the text of an image."""
+
+    section: Section
+
+    bound = BoundCaptioning
+    card = Card("image-to-text", "AutoModelForImageTextToText")
+    metrics = loss_and("accuracy", "chrf", "exact_match")
+    primary = "chrf"
+    view = "texts"
+
+
+make = Captioning

@@ -10,20 +10,20 @@ from jaxft.config.fields import TaskSection, fixed
 
 
 class CausalLmSection(TaskSection):
-    """The next token of documents, or of the answers in conversations."""
+    """Causal language modeling: the next token of documents, or of answers in conversations."""
 
     kind: Literal["causal_lm"] = fixed(..., "the kind of task")
     text: str | None = fixed(None, "column that holds a document")
     messages: str | None = fixed(
         None, "column that holds a conversation: a list of {role, content}"
     )
-    prompt: str | None = fixed(None, "column that holds what is asked")
-    answer: str | None = fixed(None, "column that holds what is answered")
+    prompt: str | None = fixed(None, "column that holds the prompt")
+    answer: str | None = fixed(None, "column that holds the answer")
 
     @model_validator(mode="after")
     def _one_kind_of_rows(self) -> CausalLmSection:
         pair = (self.prompt is not None, self.answer is not None)
         kinds = [self.text is not None, self.messages is not None, any(pair)]
         if sum(kinds) != 1 or (any(pair) and not all(pair)):
-            raise ValueError("it names text, or messages, or prompt and answer")
+            raise ValueError("give one of text, messages, or prompt and answer")
         return self

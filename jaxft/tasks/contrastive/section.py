@@ -6,26 +6,27 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from jaxft.config.fields import TaskSection, fixed
+from jaxft.config.fields import fixed
+from jaxft.tasks.parts.sections import ImageTextSection
 
 
-class ContrastiveSection(TaskSection):
-    """Which text belongs to which image, among all of a batch."""
+class ContrastiveSection(ImageTextSection):
+    """Contrastive learning of images and texts."""
 
     kind: Literal["contrastive"] = fixed(..., "the kind of task")
-    image: str = fixed("image", "column that holds the image, or the path to its file")
-    text: str = fixed("text", "column that holds the text")
     loss: Literal["softmax", "sigmoid"] = fixed(
-        "softmax", "over each row of scores (CLIP), or of each score alone (SigLIP)"
+        "softmax", "over each row of scores (CLIP), or over each score (SigLIP)"
     )
     hard_negatives: float = fixed(
         0.0,
-        "how much more a wrong answer of the batch counts that scores high; 0 counts all alike",
+        "how much more the loss weights negatives with high scores; 0 weights all equally",
         ge=0,
     )
 
     @model_validator(mode="after")
     def _fits(self) -> ContrastiveSection:
         if self.hard_negatives and self.loss == "sigmoid":
-            raise ValueError("hard_negatives weigh what a softmax compares: loss is softmax")
+            raise ValueError(
+                "hard_negatives weights the negatives of a softmax: set loss to softmax"
+            )
         return self

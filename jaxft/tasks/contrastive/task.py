@@ -1,17 +1,16 @@
-"""Which text belongs to which image: embeddings of both in one space, told apart in a batch.
+"""Contrastive learning of images and texts: embeddings in one space, compared within a batch.
 
-Every other example of the batch is a wrong answer, over all devices. Under `train.accumulate` it
-is every other of the micro-batch: a step is not the step of the whole batch then, and a larger
-`data.batch_size` on more devices is.
+All other examples of the batch, over all devices, are negatives. Under `train.accumulate` only
+those of the micro-batch are, so that a step differs from one on the whole batch; a larger
+`data.batch_size` on more devices does not.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -22,56 +21,31 @@ import optax
 from jaxft.data.cache import InMemory, Ragged, fingerprint
 from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.data.sources.open import Source
-from jaxft.data.text.tokenizer import Tokenizer
 from jaxft.errors import UserError
 from jaxft.metrics.retrieval import retrieval_scores
-from jaxft.tasks.contrastive.found_pairs import found_pairs
+from jaxft.tasks.contrastive.nearest_pairs import nearest_pairs
 from jaxft.tasks.contrastive.section import ContrastiveSection as Section
-from jaxft.tasks.parts.contract import (
-    HIGHER,
-    LOWER,
-    Batch,
-    BoundTask,
-    Card,
-    Outcomes,
-    Outputs,
-    Sum,
-    Task,
-)
+from jaxft.tasks.parts.contract import Batch, BoundTask, Card, Outcomes, Outputs, Sum
 from jaxft.tasks.parts.examples import row_marks
-from jaxft.tasks.parts.images import (
-    DecodedExamples,
-    check_images,
-    images_fingerprint,
-    open_image,
-    pixel_values,
-)
-from jaxft.tasks.parts.labels import column_of, read_rows, text_of
+from jaxft.tasks.parts.images import DecodedExamples, ImageTextTask, check_images, open_image
+from jaxft.tasks.parts.labels import column_of, read_rows, text_in
+from jaxft.tasks.parts.metric import loss_and
 from jaxft.tasks.parts.padded_texts import pad_texts, padded_length
-from jaxft.tasks.parts.tools import Tools
 
-HIDDEN = -1e9  # added to the score of an example that is padding
-RECALLS = (
-    "recall_at_10",
-    *(f"{way}_recall_at_{k}" for way in ("text_to_image", "image_to_text") for k in (1, 5, 10)),
-)
-METRICS = {"loss": LOWER, **dict.fromkeys(RECALLS, HIGHER)}
-
-
-def make(section: Section) -> Contrastive:
-    """The task as the config's `task` section describes it."""
-    return Contrastive(section)
+HIDDEN = -1e9  # added to the score of padding
+DIRECTIONS = ("text_to_image", "image_to_text")
+RECALLS = ("recall_at_10", *(f"{d}_recall_at_{k}" for d in DIRECTIONS for k in (1, 5, 10)))
 
 
 @dataclass(frozen=True)
 class Pairs(DecodedExamples):
-    """Images, decoded when they are batched, and their texts; see `contract.Examples`.
+    """Images and their texts; see `jaxft.tasks.parts.examples.Examples`.
 
     Args:
-        tokens: each text's token ids.
-        length: positions that a text is padded to.
-        pad_id: the token that does so.
-        masked: whether the model is told which tokens are padding.
+        tokens: the token ids of each text.
+        length: the padded length of texts.
+        pad_id: the padding token.
+        masked: whether the model takes an attention mask.
         same: `[examples]`: equal texts have the same number.
     """
 
@@ -87,12 +61,9 @@ class Pairs(DecodedExamples):
 
     @property
     def fingerprint(self) -> str:
-        images = images_fingerprint(self.source, self.column, self.processor)
-        told = [images, fingerprint(self.tokens), self.length, self.pad_id, self.masked]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
-
-    def __len__(self) -> int:
-        return len(self.source)
+        hashes = [self.images_fingerprint, fingerprint(self.tokens)]
+        parts = [*hashes, self.length, self.pad_id, self.masked]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def collate(
         self, index: np.ndarray, row_length: int, epoch_random: EpochRandom = FIRST_EPOCH
@@ -100,89 +71,47 @@ class Pairs(DecodedExamples):
         del row_length, epoch_random
         none = np.zeros(0, np.int32)
         texts = [self.tokens[int(n)]["input_ids"] if n >= 0 else none for n in index[:, 0]]
-        batch = {
+        return {
             **pad_texts(texts, self.length, self.pad_id, self.masked),
             **row_marks(index),
+            **self.pixel_values(index),
         }
-        if self.decoded:
-            batch["pixel_values"] = pixel_values(self.source, self.column, self.processor, index)
-        return batch
 
 
-@dataclass(frozen=True)
-class Contrastive(Task):
-    """Which text belongs to which image: embeddings of both in one space, told apart in a batch."""
-
-    section: Section
-
-    kind = "contrastive"
-    head = "contrastive"
-    card = Card("zero-shot-image-classification", "AutoModel")
-    view = "retrieval"
-    metrics = METRICS
-    primary = "recall_at_10"
-    searches = "images"
-
-    @property
-    def columns(self) -> tuple[str, str]:
-        return (self.section.image, self.section.text)
-
-    @property
-    def text_columns(self) -> tuple[str, ...]:
-        return (self.section.text,)
-
-    @property
-    def plain_text_column(self) -> str:
-        return self.section.text
-
-    def bind(self, tools: Tools, label_names: Sequence[str]) -> BoundContrastive:
-        return BoundContrastive(self, tools, label_names)
-
-
-class BoundContrastive(BoundTask[Contrastive, Pairs]):
+class BoundContrastive(BoundTask["Contrastive", Pairs]):
     """`Contrastive` on a model."""
 
     def check_row(self, source: Source, number: int, row: Mapping[str, Any]) -> None:
-        """Raise what is wrong with a row: its text, or an image that does not decode."""
-        self._text(row)
+        text_in(self.task.text_column)(row)
         open_image(source, number, row[self.task.section.image])
 
-    def _text(self, row: Mapping[str, Any]) -> str:
-        return text_of(row[self.task.section.text], self.task.section.text)
-
     def examples(self, source: Source, *, labelled: bool = True) -> Pairs:
-        check_images(source, self.task.section.image)
+        image, text = self.task.columns
+        check_images(source, image)
         fixed = self.tools.model.config.fixed_length
-        tokens = self.tools.once(
-            partial(self._encode, source, self.tools.tokenizer, self.tools.max_length),
-            kind="texts",
-            source=source.fingerprint,
-            tokenizer=self.tools.tokenizer.fingerprint,
-            max_length=self.tools.max_length,
-            columns=(self.task.section.text,),
-        )
-        texts = list(column_of(source, self.task.section.text))
-        numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+        tokens = self.tools.encoded_once(self._encode, source, kind="texts", columns=(text,))
+        texts = list(column_of(source, text))
+        numbers = {one: number for number, one in enumerate(dict.fromkeys(texts))}
         return Pairs(
             source,
-            self.task.section.image,
+            image,
             self.tools.images,
             tokens,
             length=fixed or padded_length(int(tokens.lengths.max()), self.tools),
             pad_id=self.tools.tokenizer.pad_id,
             masked=fixed is None,
-            same=np.array([numbers[text] for text in texts]),
+            same=np.array([numbers[one] for one in texts]),
         )
 
-    def _encode(
-        self, source: Source, tokenizer: Tokenizer, max_length: int
-    ) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
-        texts = read_rows(source, (self.task.section.text,), self._text)
-        encoded = tokenizer.encode(texts, max_length=max_length)
+    def _encode(self, source: Source) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
+        """Encode every row's text; the metadata are counts."""
+        column = self.task.text_column
+        texts = read_rows(source, (column,), text_in(column))
+        encoded = self.tools.tokenizer.encode(texts, max_length=self.tools.max_length)
         return [{"input_ids": ids} for ids in encoded.ids], {"counts": encoded.counts}
 
     def loss(self, outputs: Outputs, batch: Batch) -> Sum:
-        """The loss of each example in its batch; padding is no wrong answer.
+        """Return the summed loss of a batch, whose other examples are the negatives, and weight.
 
         Source: softmax: Radford et al. (2021), https://arxiv.org/abs/2103.00020, figure 3;
         sigmoid: Zhai et al. (2023), https://arxiv.org/abs/2303.15343, equation 2; hard negatives:
@@ -195,8 +124,7 @@ class BoundContrastive(BoundTask[Contrastive, Pairs]):
             losses = -jax.nn.log_sigmoid(signs * of_images) @ weights
         else:
             hardness = self.task.section.hard_negatives
-            ways = (_softmax_loss(way, weights, hardness) for way in (of_images, of_images.T))
-            losses = sum(ways) / 2
+            losses = sum(_softmax_loss(s, weights, hardness) for s in (of_images, of_images.T)) / 2
         return jnp.sum(losses * weights), jnp.sum(weights)
 
     def outcomes(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
@@ -212,26 +140,41 @@ class BoundContrastive(BoundTask[Contrastive, Pairs]):
     def describe(
         self, source: Source, outcomes: Outcomes, examples: Pairs
     ) -> Iterator[dict[str, Any]]:
-        """What each image and each of the first texts find: see `found_pairs`."""
-        return found_pairs(source, self.task.columns, outcomes, examples.same)
+        return nearest_pairs(source, self.task.columns, outcomes, examples.same)
 
     def rows_from_input(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
         raise UserError(
-            "This run tells which texts belong to which images, and predicts nothing of one alone.",
+            "This run compares images with texts, and predicts nothing of a single input.",
             'Search with it: jaxft search RUN "words" --images FOLDER.',
         )
 
 
 def _softmax_loss(scores: jax.Array, weights: jax.Array, hardness: float) -> jax.Array:
-    """Cross-entropy of the diagonal among each row's true columns: [R, R], [R] -> [R].
+    """Compute the cross-entropy of each row's diagonal among real columns: `[R, R], [R] -> [R]`.
 
-    With a hardness the wrong answers of a row weigh `exp(hardness x score)`, 1 in the mean.
+    With `hardness`, the negatives of a row have weights `exp(hardness x score)`, 1 on average.
     """
     scores = scores + jnp.where(weights > 0, 0.0, HIDDEN)
     if hardness:
         own = jnp.eye(len(scores), dtype=bool)
-        told = jnp.where(own, HIDDEN, scores) * hardness
-        wrong = jnp.maximum(weights.sum() - 1.0, 1.0)
-        heavier = told - jax.nn.logsumexp(told, axis=1, keepdims=True) + jnp.log(wrong)
-        scores = scores + jnp.where(own, 0.0, heavier)
+        negatives = jnp.where(own, HIDDEN, scores) * hardness
+        count = jnp.maximum(weights.sum() - 1.0, 1.0)
+        bonus = negatives - jax.nn.logsumexp(negatives, axis=1, keepdims=True) + jnp.log(count)
+        scores = scores + jnp.where(own, 0.0, bonus)
     return optax.softmax_cross_entropy_with_integer_labels(scores, jnp.arange(len(scores)))
+
+
+class Contrastive(ImageTextTask):
+    """Contrastive learning of images and texts."""
+
+    section: Section
+
+    bound = BoundContrastive
+    card = Card("zero-shot-image-classification", "AutoModel")
+    metrics = loss_and(*RECALLS)
+    primary = "recall_at_10"
+    view = "retrieval"
+    searches = "images"
+
+
+make = Contrastive

@@ -1,7 +1,7 @@
 """Knowledge distillation: a text classifier learns from labels and from a larger classifier.
 
-The teacher never trains: its logits are computed once per example, before training, and kept in the
-cache of examples. It reads the texts with its own tokenizer.
+The teacher is frozen: its logits are computed once per example, before training, and cached. It
+reads the texts with its own tokenizer.
 """
 
 from __future__ import annotations
@@ -24,19 +24,10 @@ from jaxft.tasks.distillation.loss import divergences
 from jaxft.tasks.distillation.section import DistillationSection as Section
 from jaxft.tasks.parts.classes.one import logits_of
 from jaxft.tasks.parts.classes.target import BoundTargetTask, TargetTask
-from jaxft.tasks.parts.contract import (
-    HIGHER,
-    LOWER,
-    Batch,
-    Card,
-    Metric,
-    Outcomes,
-    Outputs,
-    Sum,
-    Sums,
-)
-from jaxft.tasks.parts.examples import Examples
+from jaxft.tasks.parts.contract import Batch, Card, Outcomes, Outputs, Sum, Sums
+from jaxft.tasks.parts.examples import values_of
 from jaxft.tasks.parts.frozen_outputs import frozen_outputs
+from jaxft.tasks.parts.metric import HIGHER, LOWER, Metric
 from jaxft.tasks.parts.tools import Tools
 from jaxft.tasks.text_classification.section import TextClassificationSection
 from jaxft.tasks.text_classification.task import (
@@ -47,14 +38,19 @@ from jaxft.tasks.text_classification.task import (
 from jaxft.tasks.text_classification.task import make as make_texts
 
 TEACHER = "teacher_logits"  # of a batch: [R, S, C] float32, in the student's order of classes
-OWN = {"kind", "teacher", "temperature", "alpha"}  # keys that text_classification has not, or other
+OWN = {
+    "kind",
+    "teacher",
+    "temperature",
+    "alpha",
+}  # keys that text_classification lacks or defines differently
 
 
 def make(section: Section) -> Distillation:
     """Make the task as the config's `task` section describes it.
 
     Raises:
-        UserError: `task.template` is none.
+        UserError: `task.template` is invalid.
     """
     shared = section.model_dump(exclude=OWN)
     texts = make_texts(TextClassificationSection(kind="text_classification", **shared))
@@ -62,84 +58,25 @@ def make(section: Section) -> Distillation:
 
 
 @dataclass(frozen=True)
-class DistillationExamples(Examples):
-    """Labelled texts with the teacher's logits; see `jaxft.tasks.parts.contract.Examples`.
+class DistillationExamples(TextExamples):
+    """Texts with labels and the teacher's logits; see `jaxft.tasks.parts.examples.Examples`.
 
     Args:
-        texts: as text_classification reads them.
-        teacher: `[examples, C]` float32; None where a text has no label either.
+        teacher: `[examples, C]` float32; None for texts without labels.
     """
 
-    texts: TextExamples
     teacher: np.ndarray | None
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return self.texts.lengths
-
-    @property
-    def labels(self) -> np.ndarray | None:
-        return self.texts.labels
-
-    @property
-    def counts(self) -> Mapping[str, int]:
-        return self.texts.counts
-
-    @property
-    def remarks(self) -> Mapping[int, Mapping[str, Any]]:
-        return self.texts.remarks
-
-    @property
-    def fingerprint(self) -> str:
-        return self.texts.fingerprint
-
-    def __len__(self) -> int:
-        return len(self.texts)
 
     def collate(
         self, index: np.ndarray, row_length: int, epoch_random: EpochRandom = FIRST_EPOCH
     ) -> dict[str, np.ndarray]:
-        batch = self.texts.collate(index, row_length, epoch_random)
+        batch = self.text_batch(index, row_length)
         if self.teacher is None:
             return batch
-        logits = np.where(index[..., None] >= 0, self.teacher[np.maximum(index, 0)], 0)
-        return batch | {TEACHER: logits.astype(np.float32)}
+        return batch | {TEACHER: values_of(self.teacher, index).astype(np.float32)}
 
 
-@dataclass(frozen=True)
-class Distillation(TargetTask):
-    """One label for a text, learned from the labels and from a teacher's probabilities.
-
-    Args:
-        texts: the same task without a teacher, which reads the rows.
-    """
-
-    section: Section
-    texts: TextClassification
-
-    kind = "distillation"
-    head = "text_classification"
-    card = Card("text-classification", "AutoModelForSequenceClassification")
-    packs = True
-
-    @property
-    def metrics(self) -> Mapping[str, Metric]:
-        parts = {"cross_entropy": LOWER, "divergence": LOWER, "teacher_agreement": HIGHER}
-        return {**self.target.scores, **parts}
-
-    @property
-    def input_columns(self) -> tuple[str, ...]:
-        return self.texts.input_columns
-
-    @property
-    def plain_text_column(self) -> str:
-        return self.section.text
-
-    def bind(self, tools: Tools, label_names: Sequence[str]) -> BoundDistillation:
-        return BoundDistillation(self, tools, label_names)
-
-
-class BoundDistillation(BoundTargetTask[Distillation, DistillationExamples]):
+class BoundDistillation(BoundTargetTask["Distillation", DistillationExamples]):
     """`Distillation` on a model."""
 
     def check_row(self, source: Source, number: int, row: Mapping[str, Any]) -> None:
@@ -147,16 +84,18 @@ class BoundDistillation(BoundTargetTask[Distillation, DistillationExamples]):
 
     def examples(self, source: Source, *, labelled: bool = True) -> DistillationExamples:
         texts = self._texts.examples(source, labelled=labelled)
-        return DistillationExamples(texts, self._teacher_logits(source) if labelled else None)
+        return DistillationExamples(
+            texts.tokens, texts.labelled, self._teacher_logits(source) if labelled else None
+        )
 
     def loss(self, outputs: Outputs, batch: Batch) -> Sum:
-        """Sum (1 - alpha) cross-entropy + alpha T^2 KL(teacher_T || student_T), and weights."""
+        """Sum (1 - alpha) cross-entropy + alpha T^2 KL(teacher_T || student_T); and the weight."""
         alpha = self.task.section.alpha
         labels, weight = self.target.loss(outputs, batch)
         return (1 - alpha) * labels + alpha * self._divergence(outputs, batch), weight
 
     def metrics(self, outputs: Outputs, batch: Batch) -> Sums:
-        """Both parts of the loss, and how often the student's class is the teacher's."""
+        """Return both parts of the loss, and how often student and teacher agree on the class."""
         cross_entropy, weight = self.target.loss(outputs, batch)
         choices = (jnp.argmax(one, -1) for one in (logits_of(outputs, batch), batch[TEACHER]))
         same, weights = jnp.equal(*choices), batch["weights"]  # [R, S]
@@ -168,7 +107,7 @@ class BoundDistillation(BoundTargetTask[Distillation, DistillationExamples]):
         }
 
     def _divergence(self, outputs: Outputs, batch: Batch) -> jax.Array:
-        """The summed T^2 KL of a batch; an example counts what it does in the cross-entropy."""
+        """Sum T^2 KL over a batch, with the example weights of the cross-entropy."""
         weights = batch["weights"] * batch.get("loss_weights", 1.0)
         logits, temperature = logits_of(outputs, batch), self.task.section.temperature
         return jnp.sum(divergences(batch[TEACHER], logits, temperature) * weights)
@@ -176,18 +115,18 @@ class BoundDistillation(BoundTargetTask[Distillation, DistillationExamples]):
     def describe(
         self, source: Source, outcomes: Outcomes, examples: DistillationExamples
     ) -> Iterator[dict[str, Any]]:
-        return self._texts.describe(source, outcomes, examples.texts)
+        return self._texts.describe(source, outcomes, examples)
 
     def rows_from_input(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
         return self._texts.rows_from_input(inputs)
 
     @property
     def _texts(self) -> BoundTextClassification:
-        """The same task without a teacher on this model."""
+        """Text classification on this model, without a teacher."""
         return BoundTextClassification(self.task.texts, self.tools, self.label_names)
 
     def _teacher_logits(self, source: Source) -> np.ndarray:
-        """The teacher's logits of a source's rows in the student's order: `[examples, C]`."""
+        """Return the teacher's logits of a source's rows, classes in the student's order."""
         teacher = self._teacher
         texts = BoundTextClassification(self.task.texts, teacher, teacher.model.labels or ())
         outputs = frozen_outputs(
@@ -203,10 +142,10 @@ class BoundDistillation(BoundTargetTask[Distillation, DistillationExamples]):
 
     @cached_property
     def _teacher(self) -> Tools:
-        """The teacher, with what it reads texts with.
+        """The teacher, with its own tokenizer.
 
         Raises:
-            UserError: it is no classifier, or has other classes.
+            UserError: it is not a trained classifier, or has other classes.
         """
         own = self.tools
         options = LoadOptions(task=self.task.head)
@@ -217,13 +156,13 @@ class BoundDistillation(BoundTargetTask[Distillation, DistillationExamples]):
 
 
 def _check_teacher(name: str, model: Model, label_names: Sequence[str], weights: bool) -> None:
-    """Raise a UserError where a teacher has no trained classifier of the student's classes.
+    """Raise a UserError if a teacher is not a trained classifier of the student's classes.
 
-    Without `weights` its config alone is read, which does not tell whether there is a classifier.
+    Without `weights` only its config is read, which does not say whether it is trained.
     """
     if weights and (new := model.report.new):
         raise UserError(
-            f"task.teacher: '{name}' is no trained classifier: '{new[0]}' is not in it.",
+            f"task.teacher: '{name}' is not a trained classifier: it lacks '{new[0]}'.",
             "Train one with task.kind=text_classification, and name its export.",
         )
     if set(model.labels or ()) != set(label_names):
@@ -236,5 +175,35 @@ def _check_teacher(name: str, model: Model, label_names: Sequence[str], weights:
 
 
 def _teacher_arrays(outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
-    """What is kept of a batch of one text a row: `[R, C]` float32."""
+    """Return the logits of a batch of one text per row: `[R, C]` float32."""
     return {"logits": logits_of(outputs, batch)[:, 0]}
+
+
+@dataclass(frozen=True)
+class Distillation(TargetTask):
+    """One label for a text, learned from the labels and from a teacher's probabilities.
+
+    Args:
+        texts: text classification, which reads the rows.
+    """
+
+    section: Section
+    texts: TextClassification
+
+    head = "text_classification"
+    bound = BoundDistillation
+    card = Card("text-classification", "AutoModelForSequenceClassification")
+    packs = True
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        parts = {"cross_entropy": LOWER, "divergence": LOWER, "teacher_agreement": HIGHER}
+        return {**self.target.scores, **parts}
+
+    @property
+    def input_columns(self) -> tuple[str, ...]:
+        return self.texts.input_columns
+
+    @property
+    def text_column(self) -> str:
+        return self.section.text

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from jaxft.models.layers.loss import UNSCORED
 from jaxft.tasks.dpo.section import DpoSection as Section
-from jaxft.tasks.parts.token_examples import of_segments
+from jaxft.tasks.parts.token_examples import is_scored, of_segments
 
 REFERENCE = "reference_log_probs"  # of a batch: [R, S, 2] float32, under the initial model
 
@@ -17,7 +16,7 @@ REFERENCE = "reference_log_probs"  # of a batch: [R, S, 2] float32, under the in
 def answer_log_probs(
     outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probabilities summed over each answer's tokens, and their number: `[R, S, 2]` float32.
+    """Sum log-probabilities over each answer's tokens, and count these: `[R, S, 2]` float32.
 
     Args:
         outputs: `losses` `[R, T]`, each scored token's cross-entropy.
@@ -26,7 +25,7 @@ def answer_log_probs(
     """
     rows, pairs = batch["weights"].shape
     own = of_segments(batch["segment_ids"], 2 * pairs)  # [R, 2 S, T]
-    scored = batch["targets"] != UNSCORED
+    scored = is_scored(batch)
     sums = jnp.where(own, -outputs["losses"][:, None, :], 0.0).sum(-1)
     counts = (own & scored[:, None, :]).sum(-1, dtype=jnp.float32)
     return sums.reshape(rows, pairs, 2), counts.reshape(rows, pairs, 2)
@@ -35,7 +34,7 @@ def answer_log_probs(
 def rewards(
     section: Section, log_probs: jax.Array, reference: jax.Array, counts: jax.Array
 ) -> jax.Array:
-    """The implicit rewards, beta times the log-ratio to the reference: `[..., 2]`.
+    """Compute the implicit rewards, beta times the log-ratio to the reference: `[..., 2]`.
 
     Args:
         section: the task's.
@@ -49,7 +48,7 @@ def rewards(
 
 
 def preference_losses(section: Section, rewards: jax.Array) -> jax.Array:
-    """The loss of each pair, from the rewards `[..., 2]` of the chosen and the rejected answer.
+    """Compute each pair's loss from the rewards `[..., 2]` of its chosen and rejected answer.
 
     Source: Rafailov et al. (2023), https://arxiv.org/abs/2305.18290, equation 7; smoothing as in
     https://ericmitchell.ai/cdpo.pdf; IPO from Azar et al. (2023),

@@ -9,16 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxft.data.batching.loader import collate_rows
-from jaxft.data.cache import InMemory, Ragged, fingerprint
 from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.data.text.chat import ChatTemplate
 from jaxft.data.text.dialogue import ASSISTANT, UNSCORED, Conversation, Lesson, of_conversations
 from jaxft.data.text.tokenizer import Tokenizer
 from jaxft.tasks.dpo.loss import REFERENCE
-from jaxft.tasks.parts.examples import Examples
+from jaxft.tasks.parts.examples import values_of
 from jaxft.tasks.parts.labels import BadValue, text_of
-from jaxft.tasks.parts.token_examples import row_targets
+from jaxft.tasks.parts.token_examples import GroupedExamples, row_targets
 
 WHOLE = 2**31  # a length that truncates nothing
 
@@ -33,10 +31,8 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Pairs(Examples):
-    """Token sequences of preference pairs; see `jaxft.tasks.parts.contract.Examples`.
-
-    The two sequences of a pair stand one after the other in a row, and neither sees the other.
+class Pairs(GroupedExamples):
+    """Token sequences of preference pairs; see `jaxft.tasks.parts.examples.Examples`.
 
     Args:
         tokens: `input_ids` and `targets` of each sequence: chosen, rejected, chosen, ...
@@ -44,16 +40,11 @@ class Pairs(Examples):
             model; None before they are computed.
     """
 
-    tokens: Ragged | InMemory
     reference: np.ndarray | None = None
 
     @property
-    def lengths(self) -> np.ndarray:
-        return self.tokens.lengths.reshape(-1, 2).sum(axis=1)
-
-    @property
-    def counts(self) -> Mapping[str, int]:
-        return self.tokens.meta["counts"]
+    def count(self) -> int:
+        return 2
 
     @property
     def remarks(self) -> dict[int, dict[str, Any]]:
@@ -64,40 +55,26 @@ class Pairs(Examples):
     def rows(self) -> np.ndarray:
         return np.asarray(self.tokens.meta["rows"])
 
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint(self.tokens)
-
-    def __len__(self) -> int:
-        return len(self.tokens) // 2
-
     def collate(
         self, index: np.ndarray, row_length: int, epoch_random: EpochRandom = FIRST_EPOCH
     ) -> dict[str, np.ndarray]:
-        """One batch: see `contract.Examples`.
+        """Collate one batch: see `GroupedExamples.rows_of`.
 
         Returns:
-            What `collate_rows` gives of `[R, 2 S]` sequences, with `read_positions` of each
-            pair's first; `targets` `[R, T]`, and `reference_log_probs` `[R, S, 2]`.
+            Its arrays, `targets` `[R, T]` and `reference_log_probs` `[R, S, 2]`.
         """
-        real = index >= 0
-        sequences = np.where(real[..., None], 2 * index[..., None] + np.arange(2), -1)
-        sequences = sequences.reshape(len(index), -1)  # [R, 2 S]
-        batch = collate_rows(self.tokens, sequences, row_length)
-        batch |= {
-            "targets": row_targets(sequences, row_length, lambda n: self.tokens[n]["targets"]),
-            "read_positions": batch["read_positions"][:, ::2],
-            "weights": real.astype(np.float32),
-            "example_ids": index.astype(np.int32),
-        }
+        batch = self.rows_of(index, row_length)
+        targets = row_targets(
+            self.sequences(index), row_length, lambda number: self.tokens[number]["targets"]
+        )
+        batch["targets"] = targets
         if self.reference is not None:
-            values = np.where(real[..., None], self.reference[np.maximum(index, 0)], 0)
-            batch[REFERENCE] = values.astype(np.float32)
+            batch[REFERENCE] = values_of(self.reference, index).astype(np.float32)
         return batch
 
 
 def prompt_of(cell: Any, column: str) -> Conversation:
-    """The messages of a prompt: a text is the user's only message.
+    """Return the messages of a prompt; a text is the user's only message.
 
     Raises:
         BadValue: it is empty, or no conversation that an answer can follow.
@@ -115,7 +92,7 @@ def prompt_of(cell: Any, column: str) -> Conversation:
 
 
 def answer_of(cell: Any, column: str) -> str:
-    """The text of an answer: a text, or a list of one message by the assistant.
+    """Return the text of an answer: a text, or a list of one message by the assistant.
 
     Raises:
         BadValue: it is neither.
@@ -128,7 +105,7 @@ def answer_of(cell: Any, column: str) -> str:
 
 
 def sampled_answers(prompts: Sequence[Conversation], answers: Sequence[str]) -> list[str | None]:
-    """An answer of another row for each row, the same in each run.
+    """Sample an answer of another row for each row, the same in each run.
 
     Args:
         prompts: the rows' prompts.
@@ -157,7 +134,7 @@ def encode_pairs(
     length: int,
     places: Sequence[str],
 ) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
-    """The sequences of pairs, chosen before rejected; of the whole, counts, cuts and rows.
+    """Encode pairs, chosen before rejected; the metadata are counts, truncated tokens and rows.
 
     Args:
         pairs: of each row.
@@ -167,8 +144,8 @@ def encode_pairs(
         places: each row's name in messages.
 
     Returns:
-        The examples and what to keep of the whole: see `Tools.once`. A pair that has an answer
-        without any token within `length` is left out.
+        The examples and their metadata: see `Tools.once`. A pair with an answer that has no token
+        within `length` is left out.
     """
     written = [
         [*pair.prompt, {"role": ASSISTANT, "content": answer}]
@@ -201,17 +178,17 @@ def encode_pairs(
 
 
 def _scored(lesson: Lesson) -> int:
-    """The number of tokens that count."""
+    """Count the scored tokens of a sequence."""
     return int((lesson.targets != UNSCORED).sum())
 
 
 def _answered(pair: Pair) -> bool:
-    """Whether the prompt has answers of its own, which do not count."""
+    """Return whether the prompt has answers of its own, which are not scored."""
     return any(message.get("role") == ASSISTANT for message in pair.prompt)
 
 
 def _last_answer(lesson: Lesson) -> Lesson:
-    """The sequence with its last answer's tokens scored alone."""
+    """Return the sequence with only its last answer scored."""
     scored = np.flatnonzero(lesson.targets != UNSCORED)
     runs = np.split(scored, np.flatnonzero(np.diff(scored) > 1) + 1)
     targets = lesson.targets.copy()
@@ -220,7 +197,7 @@ def _last_answer(lesson: Lesson) -> Lesson:
 
 
 def _cut(lesson: Lesson, length: int) -> Lesson:
-    """The sequence within a length; the last token that fits has no next one."""
+    """Truncate a sequence; its last token has no next one, so that it is not scored."""
     targets = lesson.targets[:length].copy()
     targets[length - 1 :] = UNSCORED
     return Lesson(lesson.row, lesson.ids[:length], targets, max(len(lesson.ids) - length, 0))

@@ -1,4 +1,4 @@
-"""Direct preference optimization: of two answers the chosen one is to become likelier.
+"""Direct preference optimization: the chosen one of two answers becomes likelier.
 
 The reference model is the initial one. Its log-probabilities of every answer are computed once,
 before training, and kept in the cache of examples.
@@ -6,9 +6,8 @@ before training, and kept in the cache of examples.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -21,77 +20,28 @@ from jaxft.errors import UserError
 from jaxft.tasks.dpo.loss import REFERENCE, answer_log_probs, preference_losses, rewards
 from jaxft.tasks.dpo.pairs import Pair, Pairs, answer_of, encode_pairs, prompt_of, sampled_answers
 from jaxft.tasks.dpo.section import DpoSection as Section
-from jaxft.tasks.parts.contract import (
-    HIGHER,
-    LOWER,
-    Apply,
-    Batch,
-    BoundTask,
-    Card,
-    Metric,
-    Outcomes,
-    Outputs,
-    Params,
-    Sum,
-    Sums,
-    Task,
-)
+from jaxft.tasks.parts.contract import Batch, BoundTask, Card, Outcomes, Outputs, Sum, Sums, Task
 from jaxft.tasks.parts.frozen_outputs import frozen_outputs
 from jaxft.tasks.parts.labels import BadValue, read_rows
-from jaxft.tasks.parts.tools import Tools
+from jaxft.tasks.parts.metric import LOWER, loss_and
+
+MEANS = ("preference_accuracy", "likelihood_accuracy", "reward_margin", "reward_chosen")
+METRICS = {**loss_and(*MEANS), "reward_rejected": LOWER}
 
 
-def make(section: Section) -> Dpo:
-    """The task as the config's `task` section describes it."""
-    return Dpo(section)
-
-
-@dataclass(frozen=True)
-class Dpo(Task):
-    """Of two answers to a prompt the chosen one is to become likelier than the other."""
-
-    section: Section
-
-    kind = "dpo"
-    head = "causal_lm"
-    card = Card("text-generation", "AutoModelForCausalLM")
-    primary = "preference_accuracy"
-    packs = True
-
-    @property
-    def metrics(self) -> Mapping[str, Metric]:
-        higher = ("preference_accuracy", "likelihood_accuracy", "reward_margin", "reward_chosen")
-        return {"loss": LOWER, **dict.fromkeys(higher, HIGHER), "reward_rejected": LOWER}
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        own = (self.section.prompt, self.section.chosen, self.section.rejected)
-        return tuple(column for column in own if column is not None)
-
-    @property
-    def text_columns(self) -> tuple[str, ...]:
-        return self.columns
-
-    def bind(self, tools: Tools, label_names: Sequence[str]) -> BoundDpo:
-        return BoundDpo(self, tools, label_names)
-
-
-@dataclass(frozen=True)
-class BoundDpo(BoundTask[Dpo, Pairs]):
-    """See `jaxft.tasks.parts.contract.BoundTask`."""
+class BoundDpo(BoundTask["Dpo", Pairs]):
+    """`Dpo` on a model."""
 
     def check_row(self, source: Source, number: int, row: Mapping[str, Any]) -> None:
         self._read(row)
 
     def examples(self, source: Source, *, labelled: bool = True) -> Pairs:
         template, tools = self.tools.chat_template, self.tools
-        tokens = tools.once(
-            partial(self._encode, source),
+        tokens = tools.encoded_once(
+            self._encode,
+            source,
             kind="preference pairs",
-            source=source.fingerprint,
-            tokenizer=tools.tokenizer.fingerprint,
             template=[template.text, dict(template.tokens)],
-            max_length=tools.max_length,
             columns=[*self.task.columns, self.task.section.rejected is None],
         )
         pairs = Pairs(tokens)
@@ -100,11 +50,11 @@ class BoundDpo(BoundTask[Dpo, Pairs]):
         return replace(pairs, reference=self._reference(pairs))
 
     def _reference(self, pairs: Pairs) -> np.ndarray:
-        """Log-probabilities of the answers under the model as the run begins: `[pairs, 2]`."""
+        """Return the log-probabilities of the answers under the initial model: `[pairs, 2]`."""
         if new := self.tools.model.plain().report.new:
             raise UserError(
-                f"model.checkpoint: '{new[0]}' is not in the checkpoint, or begins anew, and the "
-                "reference of dpo is the checkpoint's model.",
+                f"model.checkpoint: '{new[0]}' is not in the checkpoint, or is re-initialized, "
+                "and the reference of dpo is the checkpoint's model.",
                 "Fine-tune it with task.kind=causal_lm first, and set model.reinit=0.",
             )
         outputs = frozen_outputs(
@@ -113,7 +63,7 @@ class BoundDpo(BoundTask[Dpo, Pairs]):
         return np.concatenate([outputs[number]["log_probs"] for number in range(len(pairs))])
 
     def _encode(self, source: Source) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
-        """Every pair's sequences, and what to keep of the whole."""
+        """Encode the sequences of every pair, and the metadata of the whole."""
         tools, places = self.tools, [source.place(row) for row in range(len(source))]
         pairs = self._pairs(source)
         examples, about = encode_pairs(
@@ -128,7 +78,7 @@ class BoundDpo(BoundTask[Dpo, Pairs]):
         return examples, about
 
     def _pairs(self, source: Source) -> list[Pair]:
-        """Each row's prompt and answers, the rejected one sampled where no column has it."""
+        """Return each row's prompt and answers; the rejected one is sampled if it has no column."""
         rows = read_rows(source, self.task.columns, self._read)
         if self.task.section.rejected is not None:
             return [Pair(prompt, chosen, rejected) for prompt, chosen, rejected in rows]
@@ -137,14 +87,14 @@ class BoundDpo(BoundTask[Dpo, Pairs]):
         for number, ((prompt, chosen, _), other) in enumerate(zip(rows, sampled, strict=True)):
             if other is None:
                 raise UserError(
-                    f"{source.place(number)}: no other row has an answer that its prompt has not.",
+                    f"{source.place(number)}: no other row has an answer to another prompt.",
                     "Name a column of rejected answers: task.rejected.",
                 )
             pairs.append(Pair(prompt, chosen, other))
         return pairs
 
     def _read(self, row: Mapping[str, Any]) -> tuple[Conversation, str, str]:
-        """A row's prompt, chosen and rejected answer (empty where it is sampled)."""
+        """Read a row's prompt, chosen and rejected answer (empty if sampled)."""
         own = self.task.section
         prompt = prompt_of(row[own.prompt], own.prompt)
         chosen = answer_of(row[own.chosen], own.chosen)
@@ -158,15 +108,12 @@ class BoundDpo(BoundTask[Dpo, Pairs]):
             )
         return prompt, chosen, rejected
 
-    def objective(self, apply: Apply, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
-        return self.sums(apply(params, batch, key), batch)
-
     def loss(self, outputs: Outputs, batch: Batch) -> Sum:
         losses = preference_losses(self.task.section, self._rewards(outputs, batch))
         return jnp.sum(losses * batch["weights"]), jnp.sum(batch["weights"])
 
     def metrics(self, outputs: Outputs, batch: Batch) -> Sums:
-        """Accuracies, in which a tie counts half, and the means of the rewards."""
+        """Return accuracies, in which a tie counts half, and the means of the rewards."""
         weights, own = batch["weights"], self._rewards(outputs, batch)
         log_probs, _ = answer_log_probs(outputs, batch)
         values = {
@@ -179,7 +126,7 @@ class BoundDpo(BoundTask[Dpo, Pairs]):
         return {name: (jnp.sum(one * weights), jnp.sum(weights)) for name, one in values.items()}
 
     def _rewards(self, outputs: Outputs, batch: Batch) -> jax.Array:
-        """The implicit rewards of a batch's answers: `[R, S, 2]`."""
+        """Return the implicit rewards of a batch's answers: `[R, S, 2]`."""
         log_probs, counts = answer_log_probs(outputs, batch)
         return rewards(self.task.section, log_probs, batch[REFERENCE], counts)
 
@@ -207,7 +154,7 @@ class BoundDpo(BoundTask[Dpo, Pairs]):
     def exchanges(
         self, source: Source, examples: Pairs, most: int
     ) -> Iterator[tuple[Conversation, str]]:
-        """The first prompts with their chosen answers."""
+        """Yield the first prompts with their chosen answers."""
         for _, row in source.each(self.task.columns, examples.rows[:most].tolist()):
             prompt, chosen, _ = self._read(row)
             yield prompt, chosen
@@ -220,10 +167,35 @@ class BoundDpo(BoundTask[Dpo, Pairs]):
 
 
 def _first_is_higher(values: jax.Array) -> jax.Array:
-    """1 where the chosen answer's value is the higher one, 0.5 where both are equal: `[R, S]`."""
+    """Return 1 if the chosen answer's value is higher, 0.5 if both are equal: `[R, S]`."""
     return (1 + jnp.sign(values[..., 0] - values[..., 1])) / 2
 
 
 def _reference_arrays(outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
-    """What is kept of a batch of one pair a row: the summed log-probabilities, `[R, 2]`."""
+    """Return the summed log-probabilities of a batch of one pair per row: `[R, 2]`."""
     return {"log_probs": answer_log_probs(outputs, batch)[0][:, 0]}
+
+
+class Dpo(Task):
+    """Direct preference optimization of a causal model."""
+
+    section: Section
+
+    head = "causal_lm"
+    bound = BoundDpo
+    card = Card("text-generation", "AutoModelForCausalLM")
+    primary = "preference_accuracy"
+    packs = True
+    metrics = METRICS
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        own = (self.section.prompt, self.section.chosen, self.section.rejected)
+        return tuple(column for column in own if column is not None)
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        return self.columns
+
+
+make = Dpo

@@ -17,12 +17,12 @@ class ImageClassificationSection(ClassesSection):
     kind: Literal["image_classification"] = fixed(..., "the kind of task")
     image: str = fixed("image", "column that holds the image, or the path to its file")
     augment: AugmentSection | None = fixed(
-        None, "what is done to an image by chance, anew in each epoch"
+        None, "random augmentation of images, sampled anew in each epoch"
     )
 
     @model_validator(mode="after")
     def _fits(self) -> ImageClassificationSection:
         check_target(self)
         if self.augment is not None and self.augment.mixes and self.class_weights is not None:
-            raise ValueError("a mixture of two classes has no class_weights: take one of the two")
+            raise ValueError("class_weights does not combine with mixed images: remove one of them")
         return self

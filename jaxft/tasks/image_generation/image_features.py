@@ -1,4 +1,4 @@
-"""What a ViT makes of pictures: the features by which two sets of them are compared."""
+"""Features of images by a ViT, by which two sets of images are compared."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from jaxft.data.image.images import load_image_processor
 from jaxft.errors import UserError
 from jaxft.models.load import load
 
-HEADLESS = "embedding"  # the task that reads the stream as it is
-ROWS = 32  # pictures a batch
+HEADLESS = "embedding"  # the task without a head
+ROWS = 32  # images per batch
 
 Features = Callable[[np.ndarray], np.ndarray]
 
 
 @lru_cache(maxsize=1)
 def features_by(checkpoint: str, size: int | None) -> Features:
-    """What turns pictures `[N, H, W, 3]` uint8 into features `[N, D]`: a ViT's class token.
+    """Return the function from images `[N, H, W, 3]` uint8 to a ViT's class tokens `[N, D]`.
 
     Args:
-        checkpoint: the ViT's, as `model.checkpoint` has it.
-        size: height and width of the images it is given; None for its own.
+        checkpoint: the ViT's, as in `model.checkpoint`.
+        size: height and width of its input; None for its own.
 
     Raises:
-        UserError: the checkpoint is not understood, or reads no images.
+        UserError: the checkpoint cannot be read, or takes no images.
     """
     model = load(checkpoint, task=HEADLESS, image_size=size)
     if model.image_size is None:
-        raise UserError(f"task.features: {checkpoint} reads no images.", "Name a ViT.")
+        raise UserError(f"task.features: {checkpoint} takes no images.", "Name a ViT.")
     processor = load_image_processor(model.source.folder, size)
 
     @jax.jit
@@ -40,13 +40,13 @@ def features_by(checkpoint: str, size: int | None) -> Features:
         return model.apply(params, {"pixel_values": values})["last_hidden_state"][:, 0]
 
     def features(pictures: np.ndarray) -> np.ndarray:
-        found = []
+        tokens = []
         for first in range(0, len(pictures), ROWS):
             some = pictures[first : first + ROWS]
             values = np.zeros((ROWS, 3, *processor.size), np.float32)
             for row, pixels in enumerate(some):
                 values[row] = processor(Image.fromarray(pixels))
-            found.append(np.asarray(class_tokens(model.params, values), np.float64)[: len(some)])
-        return np.concatenate(found)
+            tokens.append(np.asarray(class_tokens(model.params, values), np.float64)[: len(some)])
+        return np.concatenate(tokens)
 
     return features

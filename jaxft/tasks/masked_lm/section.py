@@ -8,21 +8,21 @@ from jaxft.config.fields import TaskSection, fixed
 
 
 class MaskedLmSection(TaskSection):
-    """Hidden tokens of a text, told from what stands around them."""
+    """Masked language modeling: the hidden tokens of a text, predicted from their context."""
 
     kind: Literal["masked_lm"] = fixed(..., "the kind of task")
     text: str = fixed("text", "column that holds the text")
     mask: float = fixed(
         0.15,
-        "share of a text's tokens to be told in training, drawn anew in each epoch: 80% of them "
-        "become the mask token, 10% any token, 10% stay",
+        "share of a text's tokens to predict in training, sampled anew in each epoch: 80% of them "
+        "become the mask token, 10% a random token, 10% stay",
         gt=0,
         lt=1,
     )
-    whole_words: bool = fixed(False, "choose words, each with all of its tokens")
+    whole_words: bool = fixed(False, "mask whole words, with all of their tokens")
     scored_at_once: int = fixed(
         1,
-        "tokens of a text that are hidden at a time where it is scored: a text takes as many "
-        "turns as it has tokens, divided by this",
+        "tokens of a text hidden at a time in scoring, which takes as many passes as the text has "
+        "tokens, divided by this",
         ge=1,
     )

@@ -1,4 +1,4 @@
-"""Pictures with boxes as examples: cut into pieces, each with the boxes that it shows."""
+"""Images with boxes as examples: cut into pieces, each with the boxes that it shows."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.data.sources.open import Source
 from jaxft.errors import UserError, did_you_mean
 from jaxft.tasks.parts.examples import row_marks
-from jaxft.tasks.parts.images import DecodedExamples, images_fingerprint, open_image
+from jaxft.tasks.parts.images import DecodedExamples, open_image
 from jaxft.tasks.parts.labels import BadValue, class_id
 
-MULTIPLE = 8  # of the boxes that a batch has room for: few shapes to compile
+MULTIPLE = 8  # boxes are padded to a multiple of it: few shapes to compile
 
 
 @dataclass(frozen=True)
 class Boxes:
-    """What is in a picture.
+    """The true boxes of an image.
 
     Attributes:
         corners: `[N, 4]` left, top, right, bottom in pixels.
         labels: `[N]` class ids.
-        crowd: `[N]` whether a box is round many things at once: not learned, and never wrong.
+        crowd: `[N]` whether a box surrounds many objects: not learned, ignored in the scores.
     """
 
     corners: np.ndarray
@@ -41,16 +41,16 @@ class Boxes:
 
 @dataclass(frozen=True)
 class PieceExamples(DecodedExamples):
-    """Pieces of pictures, cut out when they are batched; see `contract.Examples`.
+    """Pieces of images, cropped when they are batched; see `jaxft.tasks.parts.examples.Examples`.
 
     Attributes:
-        sizes: `[pictures, 2]` height and width of each.
-        pieces: `[examples, 5]` each piece's picture, left, top, width and height.
-        truth: the boxes of each picture; None where nothing is known of them.
-        boxes: `[examples, M, 4]` as the model has them, 0 where there are fewer.
-        classes: `[examples, M]`, -1 where there are fewer.
-        places: `[Q, 2]` where each detection looks, across and down; None where it may anywhere.
-        totals: how many pictures and boxes there are.
+        sizes: `[images, 2]` height and width of each.
+        pieces: `[examples, 5]` each piece's image, left, top, width and height.
+        truth: the boxes of each image; None for inputs.
+        boxes: `[examples, M, 4]` in the model's coordinates, padded with 0.
+        classes: `[examples, M]`, padded with -1.
+        places: `[Q, 2]` the position of each detection, across and down; None without positions.
+        totals: the numbers of images and boxes.
     """
 
     sizes: np.ndarray
@@ -68,7 +68,7 @@ class PieceExamples(DecodedExamples):
     @property
     def fingerprint(self) -> str:
         digest = hashlib.sha256(self.pieces.astype(np.int64).tobytes())
-        digest.update(images_fingerprint(self.source, self.column, self.processor).encode())
+        digest.update(self.images_fingerprint.encode())
         return digest.hexdigest()
 
     def __len__(self) -> int:
@@ -78,16 +78,16 @@ class PieceExamples(DecodedExamples):
         self, index: np.ndarray, row_length: int, epoch_random: EpochRandom = FIRST_EPOCH
     ) -> dict[str, np.ndarray]:
         del row_length, epoch_random
-        there, number = index[:, 0] >= 0, np.maximum(index[:, 0], 0)
+        present, number = index[:, 0] >= 0, np.maximum(index[:, 0], 0)
         batch = row_marks(index)
         if self.truth is not None:
-            batch["boxes"] = np.where(there[:, None, None], self.boxes[number], 0.0)
-            batch["box_labels"] = np.where(there[:, None], self.classes[number], -1)
+            batch["boxes"] = np.where(present[:, None, None], self.boxes[number], 0.0)
+            batch["box_labels"] = np.where(present[:, None], self.classes[number], -1)
             if self.places is not None:
                 batch["places"] = np.repeat(self.places[None], len(index), axis=0)
         if self.decoded:
             values = np.zeros((len(index), 3, *self.processor.size), np.float32)
-            for row in np.flatnonzero(there):
+            for row in np.flatnonzero(present):
                 values[row] = self.processor(self._piece(number[row]))
             batch["pixel_values"] = values
         return batch
@@ -95,13 +95,13 @@ class PieceExamples(DecodedExamples):
     def _piece(self, number: int) -> Image.Image:
         picture, left, top, width, height = (int(one) for one in self.pieces[number])
         image = opened(self.source, picture, self.column)
-        if image.mode in ("P", "PA"):  # what lies over the edge is black in no palette
+        if image.mode in ("P", "PA"):  # a palette need not have black for the area beyond the edge
             image = image.convert("RGBA" if "transparency" in image.info else "RGB")
         return image.crop((left, top, left + width, top + height))
 
 
 def opened(source: Source, picture: int, column: str) -> Image.Image:
-    """A picture; of files the last few are kept, since a picture's pieces come together."""
+    """Open an image; the last few files stay open, since an image's pieces come together."""
     value = source.rows([picture], [column])[0][column]
     if not isinstance(value, str):
         return open_image(source, picture, value)
@@ -124,18 +124,19 @@ def read_examples(
     most: int,
     **cutting: Any,
 ) -> PieceExamples:
-    """A source's pictures, cut into pieces.
+    """Read a source's images, cut into pieces.
 
     Args:
         source: the rows.
-        columns: which hold the image and the objects.
-        names: the classes; None for pictures without boxes.
-        processor: the checkpoint's; a piece is resized to what it puts out, and nothing is cropped.
-        most: the most boxes that a piece may have.
-        cutting: `tile` and `overlap` of `tiles.cut`, and `form`, how the boxes are told.
+        columns: the columns of the image and the objects.
+        names: the classes; None for images without boxes.
+        processor: the checkpoint's image processor; a piece is resized to its output size, and
+            not cropped.
+        most: the most boxes of a piece.
+        cutting: `tile` and `overlap` of `tiles.cut`, and `form`, the format of boxes.
 
     Raises:
-        UserError: a picture that does not decode, a box that is none, or a piece with too many.
+        UserError: an image does not decode, a box is invalid, or a piece has too many boxes.
     """
     processor = replace(processor, resize=processor.size, crop=None)
     form = cutting.pop("form")
@@ -167,20 +168,20 @@ def read_examples(
 
 
 def _shown(truth: Boxes, piece: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The boxes that a piece shows, as the model has them, and their classes."""
+    """Return the boxes that a piece shows, in the model's coordinates, and their classes."""
     learned = ~truth.crowd
-    boxes, kept = within(truth.corners[learned], piece)
-    return relative(boxes, piece), truth.labels[learned][kept]
+    boxes, visible = within(truth.corners[learned], piece)
+    return relative(boxes, piece), truth.labels[learned][visible]
 
 
 def _padded(
     shown: Sequence[tuple[np.ndarray, np.ndarray]], most: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes `[E, M, 4]` and classes `[E, M]` of all pieces, as long as the longest."""
+    """Pad boxes `[E, M, 4]` and classes `[E, M]` of all pieces to the longest."""
     longest = max((len(labels) for _, labels in shown), default=0)
     if longest > most:
         raise UserError(
-            f"A piece of a picture has {longest} boxes, and the model has {most} detection tokens.",
+            f"A piece of an image has {longest} boxes, and the model has {most} detection tokens.",
             "Cut smaller pieces (task.tile), or give a plain ViT more (model.detection_tokens).",
         )
     room = min(max(-(-longest // MULTIPLE) * MULTIPLE, 1), most)
@@ -192,26 +193,26 @@ def _padded(
 
 
 def read_boxes(
-    objects: Any, names: Sequence[str], size: tuple[int, int], form: str, place: str
+    objects: Any, names: Sequence[str], size: tuple[int, int], form: str, row: str
 ) -> Boxes:
-    """A row's objects: `bbox`, `label` and, where there are any, `crowd` (TFDS's `is_crowd`).
+    """Read a row's objects: `bbox`, `label` and perhaps `crowd` (TFDS's `is_crowd`).
 
     Args:
-        objects: the row's.
+        objects: the row's cell.
         names: the classes.
-        size: height and width of the picture.
+        size: height and width of the image.
         form: `pascal_voc` (left, top, right, bottom), `coco` (left, top, width, height) or `tfds`
-            (top, left, bottom, right as shares of the picture).
-        place: what a message calls the row, where an object has no place of its own.
+            (top, left, bottom, right as shares of the image).
+        row: the row's name in messages, for objects without a location of their own.
 
     Raises:
-        UserError: a box outside the picture or of no area, or a label that is no class.
+        UserError: a box is outside the image or has no area, or a label is no class.
     """
     objects = dict(objects or {"bbox": [], "label": []})
-    given = objects.get("label", objects.get("category", objects.get("categories", [])))
+    classes = objects.get("label", objects.get("category", objects.get("categories", [])))
     boxes = np.array(list(objects["bbox"]), float).reshape(-1, 4)
     crowd = objects.get("crowd", objects.get("is_crowd", [False] * len(boxes)))
-    places = objects.get("place") or [place] * len(boxes)
+    places = objects.get("place") or [row] * len(boxes)
     height, width = size
     if form == "coco":
         boxes = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
@@ -219,30 +220,32 @@ def read_boxes(
         boxes = boxes[:, [1, 0, 3, 2]] * np.array([width, height, width, height])
     for box, where in zip(boxes, places, strict=True):
         _check_box(box, size, where)
-    labels = [_class_id(one, names, where) for one, where in zip(given, places, strict=True)]
+    labels = [_class_id(one, names, where) for one, where in zip(classes, places, strict=True)]
     limit = np.array([width, height, width, height])
     return Boxes(np.clip(boxes, 0, limit), np.array(labels, np.int32), np.array(crowd, bool))
 
 
-def _check_box(box: np.ndarray, size: tuple[int, int], place: str) -> None:
+def _check_box(box: np.ndarray, size: tuple[int, int], where: str) -> None:
+    """Raise a UserError if a box has no area, or is partly outside its image."""
     left, top, right, bottom = box
     height, width = size
-    said = f"({', '.join(f'{number:g}' for number in box)})"
+    values = f"({', '.join(f'{number:g}' for number in box)})"
     if not np.isfinite(box).all() or right <= left or bottom <= top:
         raise UserError(
-            f"{place}: the box {said} has no area.", "Its right and bottom are beyond left and top."
+            f"{where}: the box {values} has no area.",
+            "Its right has to exceed its left, and its bottom its top.",
         )
-    # A pixel over the edge is how some tools round.
+    # Some tools round a pixel beyond the edge.
     if left < -1 or top < -1 or right > width + 1 or bottom > height + 1:
         raise UserError(
-            f"{place}: the box {said} reaches out of its image, which is {width} x {height}.",
-            "Boxes are in the image's own pixels: left, top, right, bottom.",
+            f"{where}: the box {values} is partly outside its image of {width} x {height} pixels.",
+            "Give boxes in the image's pixels: left, top, right, bottom (see task.box_format).",
         )
 
 
-def _class_id(label: Any, names: Sequence[str], place: str) -> int:
+def _class_id(label: Any, names: Sequence[str], where: str) -> int:
     try:
         return class_id(label, "label", names)
     except BadValue as bad:
         hint = bad.hint or did_you_mean(str(label), names)
-        raise UserError(f"{place} {bad.said}.", hint) from None
+        raise UserError(f"{where} {bad.problem}.", hint) from None

@@ -1,9 +1,8 @@
-"""DETR's loss: each true box is matched with one detection, and all others are to find nothing.
+"""DETR's loss: each true box is matched with one detection; the target of others is `no object`.
 
 The matching is exact (`optax.assignment`, the Hungarian algorithm) and part of the compiled step,
-so it runs wherever the step does, with no call back to a host. Where detections have places, each
-whose place is on a box is matched with it instead: heads that begin at random learn that from few
-images.
+without a callback to the host. If detections have positions, each whose position is on a box is
+matched with that box instead, which heads with random initialization learn from few images.
 
 Source: Carion et al. (2020), https://arxiv.org/abs/2005.12872; the numbers are those of
 `transformers`' `loss_for_object_detection.py`.
@@ -18,21 +17,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
-CLASS_COST, BOX, GIOU = 1.0, 5.0, 2.0  # of the matching; the last two of the loss too
-NOTHING_WEIGHT = 0.1  # of a detection that is to find nothing, in the cross-entropy
-LARGE = 1e6  # a cost in place of one that is not finite
+CLASS_COST, BOX, GIOU = 1.0, 5.0, 2.0  # weights of the matching; the last two also of the loss
+NOTHING_WEIGHT = 0.1  # the cross-entropy's weight of a detection whose target is `no object`
+LARGE = 1e6  # replaces a cost that is not finite
 
 
 def detection_loss(
     outputs: Mapping[str, jax.Array], batch: Mapping[str, Any]
 ) -> tuple[jax.Array, jax.Array]:
-    """The summed loss of a batch and its weight: the number of true boxes, or 1 without any.
+    """Return a batch's summed loss and its weight, the number of true boxes, or 1 without any.
 
     Args:
-        outputs: `logits` `[R, Q, C + 1]`, the last of which is of nothing; `pred_boxes`
-            `[R, Q, 4]`, centre, width and height as shares of the image.
+        outputs: `logits` `[R, Q, C + 1]`, the last for `no object`; `pred_boxes` `[R, Q, 4]`,
+            center, width and height as shares of the image.
         batch: `boxes` `[R, M, 4]`, `box_labels` `[R, M]` (-1 for none) and `weights` `[R, 1]`;
-            and `places` `[R, Q, 2]`, across and down, where a detection is to find what is there.
+            with `task.match: place` also `places` `[R, Q, 2]`, across and down.
     """
     if "places" in batch:
         return _loss_by_place(outputs, batch)
@@ -58,57 +57,57 @@ def detection_loss(
 def _loss_by_place(
     outputs: Mapping[str, jax.Array], batch: Mapping[str, Any]
 ) -> tuple[jax.Array, jax.Array]:
-    """As `detection_loss`, of detections that have places; the weight is how many are on a box."""
+    """Compute the loss by position; the weight is the number of detections on a box."""
     logits, predicted = (outputs[name].astype(jnp.float32) for name in ("logits", "pred_boxes"))
     rows = batch["weights"]  # [R, 1]
     box = on_box(batch["places"], batch["boxes"], batch["box_labels"])  # [R, Q]
-    there = (box >= 0) * rows
+    matched = (box >= 0) * rows
     box = jnp.maximum(box, 0)
     labels = jnp.take_along_axis(batch["box_labels"], box, axis=1)
-    target = jnp.where(there > 0, labels, logits.shape[-1] - 1)
+    target = jnp.where(matched > 0, labels, logits.shape[-1] - 1)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, target)
     wanted = jnp.take_along_axis(batch["boxes"], box[..., None], axis=1)  # [R, Q, 4]
-    number = jnp.maximum(there.sum(), jnp.minimum(rows.sum(), 1.0))
-    asked = jnp.maximum(rows.sum() * logits.shape[1], 1.0)
-    mean_class = jnp.sum(losses * rows) / asked
-    return mean_class * number + jnp.sum(box_loss(predicted, wanted) * there), number
+    number = jnp.maximum(matched.sum(), jnp.minimum(rows.sum(), 1.0))
+    total = jnp.maximum(rows.sum() * logits.shape[1], 1.0)
+    mean_class = jnp.sum(losses * rows) / total
+    return mean_class * number + jnp.sum(box_loss(predicted, wanted) * matched), number
 
 
 def on_box(places: jax.Array, boxes: jax.Array, labels: jax.Array) -> jax.Array:
-    """The box that each place is on, the one with the nearest centre of several: `[R, Q]`, or -1.
+    """Return the box that each place is on, or -1; of several, that of nearest center: `[R, Q]`.
 
-    A box that no place is on has the place that is nearest to its centre.
+    A box that no place is on gets the place nearest to its center.
 
     Args:
         places: `[R, Q, 2]`, across and down.
         boxes: `[R, M, 4]`.
         labels: `[R, M]`, -1 for none.
 
-    Source: the centres of Tian et al. (2019), https://arxiv.org/abs/1904.01355.
+    Source: the centers of Tian et al. (2019), https://arxiv.org/abs/1904.01355.
     """
     away = jnp.abs(places[:, :, None] - boxes[:, None, :, :2])  # [R, Q, M, 2]
     halves = (away / jnp.maximum(boxes[:, None, :, 2:] / 2, 1e-9)).max(-1)
     lone = (halves.min(1, keepdims=True) > 1) & (
         away.sum(-1) == away.sum(-1).min(1, keepdims=True)
-    )  # of no place that is on it, the nearest
+    )  # the nearest place of a box that has none on it
     halves = jnp.where(lone, 0.0, halves)
     halves = jnp.where(labels[:, None] < 0, jnp.inf, halves)
     return jnp.where(halves.min(-1) <= 1, halves.argmin(-1), -1)
 
 
 def box_loss(predicted: jax.Array, boxes: jax.Array) -> jax.Array:
-    """How far each box is from the one it is to be, as DETR weights it: `[..., 4]` -> `[...]`."""
-    far = jnp.abs(predicted - boxes).sum(-1)
+    """Compute DETR's weighted distance of each box from its target: `[..., 4]` -> `[...]`."""
+    distance = jnp.abs(predicted - boxes).sum(-1)
     apart = 1.0 - generalised_iou(corners(predicted), corners(boxes))
-    return BOX * far + GIOU * apart
+    return BOX * distance + GIOU * apart
 
 
 def match(
     logits: jax.Array, predicted: jax.Array, boxes: jax.Array, labels: jax.Array
 ) -> jax.Array:
-    """Which detection each box is matched with, at the least total cost: `[R, M]`, no two alike.
+    """Match each box with a detection at the least total cost: `[R, M]`, all different.
 
-    Boxes that are none take what is left.
+    Padding takes the remaining detections.
 
     Args:
         logits: `[R, Q, C + 1]`.
@@ -128,15 +127,15 @@ def match(
 
 
 def corners(boxes: jax.Array) -> jax.Array:
-    """Centre, width and height -> left, top, right, bottom: `[..., 4]`."""
-    centre, half = boxes[..., :2], boxes[..., 2:] / 2
-    return jnp.concatenate([centre - half, centre + half], axis=-1)
+    """Convert center, width and height to left, top, right, bottom: `[..., 4]`."""
+    center, half = boxes[..., :2], boxes[..., 2:] / 2
+    return jnp.concatenate([center - half, center + half], axis=-1)
 
 
 def generalised_iou(first: jax.Array, second: jax.Array) -> jax.Array:
-    """Intersection over union, less the share of the box round both that neither covers: `[...]`.
+    """Compute generalized IoU: IoU less the share of the enclosing box outside both: `[...]`.
 
-    Boxes of no area in the same place give 0, not a number that is none.
+    Identical boxes without area give 0, not NaN.
 
     Args:
         first, second: `[..., 4]` left, top, right, bottom.

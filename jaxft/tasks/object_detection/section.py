@@ -10,36 +10,35 @@ from jaxft.config.fields import TaskSection, fixed
 
 
 class ObjectDetectionSection(TaskSection):
-    """Boxes around things in an image, and what they are."""
+    """Object detection: boxes around objects in an image, and their classes."""
 
     kind: Literal["object_detection"] = fixed(..., "the kind of task")
     image: str = fixed("image", "column that holds the image, or the path to its file")
-    objects: str = fixed("objects", "column that holds what is in it: bbox and label, a list each")
+    objects: str = fixed("objects", "column that holds its objects: bbox and label, a list each")
     labels: Annotated[list[str], Field(min_length=1)] | None = fixed(
         None, "classes in order of id; null takes those of the data"
     )
     box_format: Literal["pascal_voc", "coco", "tfds"] = fixed(
         "pascal_voc",
-        "what a box is told by: left, top, right, bottom in pixels (also those of boxes: and "
-        "coco: files); left, top, width, height; or top, left, bottom, right as shares",
+        "format of a box: left, top, right, bottom in pixels (also for boxes: and coco: files); "
+        "left, top, width, height; or top, left, bottom, right as shares of the image",
     )
     match: Literal["box", "place"] = fixed(
         "box",
-        "which detection is to find a thing: by the boxes that they find, each thing one (DETR's "
-        "matching); or by place, all that look where it is, for detection tokens that a plain "
-        "ViT was given",
+        "assignment of objects to detections: each object to one, by predicted boxes (DETR's "
+        "matching); or to all whose position is on it, for detection tokens added to a plain ViT",
     )
     tile: int | None = fixed(
         None,
-        "height of the pieces that pictures are cut into; null takes each whole",
+        "height of the pieces that images are cut into; null reads whole images",
         unit="pixels",
         ge=1,
     )
-    overlap: float = fixed(0.25, "share of a piece that the next one has too", ge=0, lt=1)
+    overlap: float = fixed(0.25, "share of a piece that overlaps the next one", ge=0, lt=1)
     merge: float = fixed(
         0.5,
-        "overlap (intersection over union) from which two boxes of one class are one, where "
-        "pieces of one picture, or several detections by place, found them",
+        "intersection over union from which two boxes of one class count as one, in the union of "
+        "an image's pieces, or of detections matched by place",
         gt=0,
         le=1,
     )

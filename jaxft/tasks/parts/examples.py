@@ -1,4 +1,4 @@
-"""A source's rows as a task reads them: the abstract base of every task's examples."""
+"""Examples, a source's rows as a task reads them: the abstract base of every task's own."""
 
 from __future__ import annotations
 
@@ -12,89 +12,92 @@ from jaxft.data.random import FIRST_EPOCH, EpochRandom
 
 
 class Examples(ABC):
-    """A source's rows, ready to be batched; pickled to where batches are made."""
+    """A source's rows, ready for batching; pickled to the processes that make batches."""
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @property
     def lengths(self) -> np.ndarray:
-        """`[examples]` positions that each takes in a row; ones where a row is an example."""
+        """`[examples]` positions that each takes in a row; ones if a row is one example."""
         return np.ones(len(self), np.int64)
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Changes with anything that the model's inputs depend on."""
+        """A hash that changes with everything the model's inputs depend on."""
 
     @abstractmethod
     def collate(
         self, index: np.ndarray, row_length: int, epoch_random: EpochRandom = FIRST_EPOCH
     ) -> dict[str, np.ndarray]:
-        """The arrays of one batch, under the names of `jaxft.models.layers.batch`.
+        """Make the arrays of one batch, under the names of `jaxft.models.layers.batch`.
 
         Args:
             index: `[rows, segments]` example numbers, -1 for none.
-            row_length: positions a row.
-            epoch_random: what random examples (`random`) are sampled with; others do not read it.
+            row_length: positions per row.
+            epoch_random: the epoch's random numbers; only random examples (`random`) read it.
 
         Returns:
-            `example_ids` (the index) and `weights` (1 for an example) `[R, S]`, and what the
-            model and the loss read, `[R, ...]` each.
+            `example_ids` (the index) and `weights` (1 for an example) `[R, S]`, and the inputs of
+            the model and the loss, `[R, ...]` each.
         """
 
     @property
     def labels(self) -> np.ndarray | None:
-        """`[examples]` class ids, `[examples, C]` of 0 and 1, or `[examples]` numbers (float).
-
-        None where there are none.
-        """
+        """`[examples]` class ids, `[examples, C]` of 0 and 1, or `[examples]` numbers; or None."""
         return None
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """What a person should know of the whole: tokens, truncated, unknown."""
+        """Counts over all examples for the user: tokens, truncated, unknown."""
         return {}
 
     @property
     def remarks(self) -> Mapping[int, Mapping[str, Any]]:
-        """What a person should know of one example beside the model's prediction."""
+        """Notes on single examples, added to their predictions."""
         return {}
 
     @property
     def rows(self) -> np.ndarray:
-        """`[examples]` the row of the source that each is from."""
+        """`[examples]` the source row of each."""
         return np.arange(len(self))
 
     @property
     def random(self) -> bool:
-        """Whether an example is another in each epoch (augmentation, masks)."""
+        """True if examples change with the epoch (augmentation, masking)."""
         return False
 
     def scored(self) -> Examples:
-        """The examples that an evaluation reads, which are always the same."""
+        """Return the examples of an evaluation, which do not change with the epoch."""
         return self
 
     @property
     def inputs(self) -> Mapping[str, tuple[int, ...]]:
-        """Inputs of the model's stems that cost time to make: batch key -> shape of a row's.
+        """Stem inputs that are expensive to make, such as decoded images: batch key -> row shape.
 
-        Such are decoded images; token ids are not. `without` leaves them out of batches.
+        `without` leaves them out of batches.
         """
         return {}
 
     def without(self, inputs: Collection[str]) -> Examples:
-        """The same examples, whose batches bring none of these `inputs`: nothing is decoded.
+        """Return the examples without some of their `inputs`, so that nothing is decoded.
 
-        A batch that brings what a model's lower part made of its images needs no more of them.
+        A batch with the cached output of a model's trunk needs no images.
         """
         if missing := set(inputs) & set(self.inputs):
             raise NotImplementedError(f"{type(self).__name__} always has {sorted(missing)}")
         return self
 
 
+def values_of(values: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Take the examples `[R, S]` of values `[examples, ...]`; 0 where there is no example."""
+    present = (index >= 0).reshape(*index.shape, *[1] * (values.ndim - 1))
+    return np.where(present, values[np.maximum(index, 0)], 0).astype(values.dtype)
+
+
 def row_marks(index: np.ndarray) -> dict[str, np.ndarray]:
-    """The `example_ids` and `weights` of a batch: `[R, S]` each.
+    """Return the `example_ids` and `weights` of a batch: `[R, S]` each.
 
     Args:
         index: `[R, S]` example numbers, -1 for none.

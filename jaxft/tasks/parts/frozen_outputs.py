@@ -1,9 +1,9 @@
-"""What a frozen model gives for each example, computed once and kept: references and teachers.
+"""Outputs of a frozen model for each example, computed once and cached: references and teachers.
 
-An objective that compares the model with one that never trains (the reference of DPO, the teacher
-of distillation) reads that one's outputs from the batch: `BoundTask.examples` computes them here,
-and `Examples.collate` puts them under batch keys of the task's own. A step then costs nothing more,
-and no second model takes memory while the first one trains.
+An objective that compares the model with a frozen one (the reference of DPO, the teacher of
+distillation) reads the frozen model's outputs from the batch: `BoundTask.examples` computes them
+here, and `Examples.collate` puts them under batch keys of the task. A step then costs nothing more,
+and no second model takes memory during training.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from jaxft.tasks.parts.contract import Batch, Outputs, Params
 from jaxft.tasks.parts.examples import Examples
 from jaxft.tasks.parts.tools import Tools
 
-# The most examples and positions of a batch, whose scores of words are held at once, and the
-# multiple that its length is rounded up to: one shape to compile.
+# The most examples and positions of a batch, which bound the memory of its logits, and the
+# multiple to which its length is rounded up, so that one shape is compiled.
 ROWS, POSITIONS, STRIDE = 32, 1024, 32
 EXACT = Compute(precision="highest")
 
@@ -43,20 +43,20 @@ def frozen_outputs(
     """Run a frozen model over examples, unless an earlier run has.
 
     Args:
-        tools: say where arrays are kept.
-        model: a described model, such as `tools.model` as it begins; its weights are read when
+        tools: the cache.
+        model: a described model, such as the initial `tools.model`; its weights are read when
             they are needed.
-        examples: what it reads; each stays the same (`Examples.random` is false).
-        arrays: outputs and batch -> what to keep, name -> `[R, ...]`, an example a row; a row
-            that holds no example is left out.
-        kind: tells what is kept apart from what other functions keep of the same examples.
+        examples: its inputs, which do not change with the epoch (`Examples.random` is false).
+        arrays: outputs and batch -> the arrays to cache, name -> `[R, ...]` with one example per
+            row; rows without an example are dropped.
+        kind: a name of the arrays, which separates their cache entries from others.
         per_position: whether arrays are `[R, T, ...]`, of which an example's own positions are
-            kept.
+            cached.
 
     Returns:
-        Of each example name -> `[1, ...]`, or `[length, ...]`.
+        For each example name -> `[1, ...]`, or `[length, ...]`.
     """
-    assert not examples.random  # what changes with each epoch cannot be computed once
+    assert not examples.random  # examples that change with the epoch have no constant outputs
 
     def rows() -> Iterator[dict[str, np.ndarray]]:
         return _rows(model, examples, arrays, per_position, weights=tools.weights)
@@ -75,9 +75,9 @@ def frozen_outputs(
 
 
 def _digest(model: Model) -> str:
-    """A hash of the values that the model begins with, one read after the other.
+    """Hash the model's initial values, read one after the other.
 
-    A run's own copy of its base is another file with the same values, and needs no other pass.
+    Hashing values, not files, lets a run's own copy of its base share the cache entry.
     """
     digest = hashlib.sha256()
     for name in sorted(model.leaves):
@@ -90,7 +90,7 @@ def _digest(model: Model) -> str:
 def _rows(
     model: Model, examples: Examples, arrays: Arrays, per_position: bool, *, weights: bool
 ) -> Iterator[dict[str, np.ndarray]]:
-    """What is kept of each example, in order; zeros of the same shapes without weights."""
+    """Yield the arrays of each example, in order; zeros of the same shapes without weights."""
     params = with_values(model).params if weights else model.params
 
     @jax.jit
@@ -98,7 +98,7 @@ def _rows(
         return arrays(model.apply(params, batch, None, EXACT), batch)
 
     longest = int(examples.lengths.max())
-    # An example of several texts may be longer than the positions that each of them has.
+    # An example of several texts may be longer than the positions of one.
     most = max(longest, model.max_positions)
     length = 1 if longest == 1 else min(round_up(longest, STRIDE), most)
     size = max(1, min(ROWS, POSITIONS // length))

@@ -1,4 +1,4 @@
-"""Images as data sources hold them: files, bytes of files, or arrays of pixels."""
+"""Images of data sources: files, bytes of files, or arrays of pixels."""
 
 from __future__ import annotations
 
@@ -20,24 +20,26 @@ from jaxft.data.random import EpochRandom
 from jaxft.data.sources.images import images_below
 from jaxft.data.sources.open import Source
 from jaxft.errors import UserError
+from jaxft.tasks.parts.contract import Task
 from jaxft.tasks.parts.examples import Examples
+from jaxft.tasks.parts.sections import ImageTextSection
 
-# Before a run starts every image's header is read, and so many bytes of images are decoded: a few
-# seconds' work. What is broken further on ends the run when it is reached.
+# Before a run starts, every image's header is read and images of this total size are decoded, which
+# takes a few seconds. A corrupt image after them ends the run when it is read.
 DECODED_BYTES = 64 * 2**20
-PICTURE_SIDE = 96  # pixels of a picture in a report
-HEAT = (255, 150, 30)  # the colour of where a model looks
+PICTURE_SIDE = 96  # pixels of an image in a report
+HEAT = (255, 150, 30)  # the color of high attention
 
 
 @dataclass(frozen=True)
 class DecodedExamples(Examples):
-    """Examples with an image each, decoded when they are batched.
+    """Examples with one image each, decoded when they are batched.
 
     Args:
         source: the rows.
-        column: holds the image.
-        processor: the checkpoint's.
-        decoded: whether batches bring the images.
+        column: the column of the image.
+        processor: the checkpoint's image processor.
+        decoded: whether batches include the images.
     """
 
     source: Source
@@ -47,25 +49,55 @@ class DecodedExamples(Examples):
 
     @property
     def inputs(self) -> Mapping[str, tuple[int, ...]]:
-        return {"pixel_values": (3, *self.processor.size)}
+        # Sequences of colors are tokens, which a stem reads even if its trunk's output is cached.
+        pixels = {"pixel_values": (3, *self.processor.size)}
+        return pixels if self.processor.clusters is None else {}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def images_fingerprint(self) -> str:
+        """A hash that changes with any image, or with the processor."""
+        return images_fingerprint(self.source, self.column, self.processor)
 
     def without(self, inputs: Collection[str]) -> Self:
-        return replace(self, decoded=self.decoded and "pixel_values" not in inputs)
+        return replace(self, decoded=self.decoded and not set(inputs) & set(self.inputs))
+
+    def pixel_values(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        """Return `pixel_values` of the examples `[R, 1]`; nothing without images."""
+        if not self.decoded:
+            return {}
+        return {"pixel_values": pixel_values(self.source, self.column, self.processor, index)}
+
+
+class ImageTextTask(Task):
+    """A task of images with a text each."""
+
+    section: ImageTextSection
+
+    @property
+    def columns(self) -> tuple[str, str]:
+        return (self.section.image, self.section.text)
+
+    @property
+    def text_column(self) -> str:
+        return self.section.text
 
 
 def pixel_values(
     source: Source, column: str, processor: ImageProcessor, index: np.ndarray
 ) -> np.ndarray:
-    """The images of a batch: `[R, 3, H, W]` float32, zeros where a row has no example.
+    """Decode the images of a batch: `[R, 3, H, W]` float32, zeros where a row has no example.
 
     Args:
         source: the rows.
-        column: holds the image.
-        processor: the checkpoint's.
+        column: the column of the image.
+        processor: the checkpoint's image processor.
         index: `[R, 1]` example numbers, -1 for none.
 
     Raises:
-        UserError: an image that does not decode; it names the file or the row.
+        UserError: an image does not decode; the message names the file or the row.
     """
     values = np.zeros((len(index), 3, *processor.size), np.float32)
     rows = np.flatnonzero(index[:, 0] >= 0)
@@ -79,23 +111,23 @@ def augmented_values(
     source: Source,
     column: str,
     processor: ImageProcessor,
-    how: Augmentation,
+    augmentation: Augmentation,
     index: np.ndarray,
     epoch_random: EpochRandom,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The images of a batch, changed by chance and perhaps mixed with others.
+    """Decode the images of a batch, augmented and, if configured, mixed with others.
 
-    An image and what it is mixed with depend on its number and the epoch alone, not on the batch.
+    An image's augmentation and partner depend only on its number and the epoch, not on the batch.
 
     Args:
-        source, column, processor: the rows, what holds the image, and the checkpoint's.
-        how: what is done.
+        source, column, processor: as in `pixel_values`.
+        augmentation: the random changes.
         index: `[R, 1]` example numbers, -1 for none.
         epoch_random: the random numbers of the epoch.
 
     Returns:
-        `[R, 3, H, W]` float32, and of each row the number of what is in it too and that one's
-        share, `[R, 1]` each; -1 and 0 where there is none.
+        `[R, 3, H, W]` float32, and each row's partner in the mixture and its share, `[R, 1]`
+        each; -1 and 0 without one.
     """
     values = np.zeros((len(index), 3, *processor.size), np.float32)
     others, shares = np.full(index.shape, -1), np.zeros(index.shape, np.float32)
@@ -104,27 +136,27 @@ def augmented_values(
 
     def read(numbers: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
         for (number, value), chance in zip(_values(source, column, numbers), chances, strict=True):
-            yield augment(open_image(source, number, value), processor, how, chance)
+            yield augment(open_image(source, number, value), processor, augmentation, chance)
 
     for row, pixels in zip(rows, read(index[rows, 0]), strict=True):
         values[row] = pixels
-    if how.mixes:
+    if augmentation.mixes:
         others[rows, 0] = [int(chance.below(len(source), 1)[0]) for chance in chances]
         pairs = zip(rows, read(others[rows, 0]), chances, strict=True)
         for row, pixels, chance in pairs:
-            values[row], shares[row, 0] = mix(values[row], pixels, how, chance)
+            values[row], shares[row, 0] = mix(values[row], pixels, augmentation, chance)
     return values, others, shares
 
 
 def inputs_of(values: np.ndarray, processor: ImageProcessor) -> dict[str, np.ndarray]:
-    """What a model reads of the images of a batch: their pixels, or their colours as words.
+    """Return a model's inputs for the images of a batch: pixels, or color ids as tokens.
 
     Args:
         values: `[R, 3, H, W]` float32.
-        processor: the checkpoint's.
+        processor: the checkpoint's image processor.
 
     Returns:
-        `pixel_values`; where the processor has colours, `input_ids` `[R, H W]` int32.
+        `pixel_values`; `input_ids` `[R, H W]` int32 if the processor has color clusters.
     """
     if processor.clusters is None:
         return {"pixel_values": values}
@@ -132,9 +164,9 @@ def inputs_of(values: np.ndarray, processor: ImageProcessor) -> dict[str, np.nda
 
 
 def images_fingerprint(source: Source, column: str, processor: ImageProcessor) -> str:
-    """A hash that changes with any image, or with what is done to it.
+    """Compute a hash that changes with any image, or with the processor.
 
-    Files are known by size and time, since a table that names them says nothing of their content.
+    Files are identified by size and modification time, since their table lists only names.
     """
     digest = hashlib.sha256(f"{source.fingerprint}\0{column}\0{processor.fingerprint}".encode())
     for _, value in _values(source, column, range(len(source))):
@@ -145,19 +177,19 @@ def images_fingerprint(source: Source, column: str, processor: ImageProcessor) -
 
 
 def open_image(source: Source, number: int, value: Any) -> Image.Image:
-    """The image that a row holds: a path from the source's folder on, bytes, or pixels.
+    """Open a row's image: a path relative to the source's folder, bytes, or pixels.
 
     Raises:
-        UserError: there is none, or it does not decode; it names the file or the row.
+        UserError: there is none, or it does not decode; the message names the file or the row.
     """
     return decode(*_place(source, number, value))
 
 
 def check_images(source: Source, column: str) -> None:
-    """Look at every image before anything is trained on them: at its header, or all of it.
+    """Check every image before training, by its header or whole.
 
     Raises:
-        UserError: an image that is missing, is none, or has too many pixels.
+        UserError: an image is missing, cannot be decoded, or has too many pixels.
     """
     left = DECODED_BYTES
     for number, value in _values(source, column, range(len(source))):
@@ -170,10 +202,10 @@ def check_images(source: Source, column: str) -> None:
 
 
 def paths_from_input(inputs: Iterable[str]) -> Iterator[str]:
-    """The image files that a person named, and those below the folders that they named.
+    """Yield the paths of image files, and of all images below folders.
 
     Raises:
-        UserError: a folder without images.
+        UserError: a folder has no images.
     """
     for one in inputs:
         path = Path(one).expanduser()
@@ -187,7 +219,7 @@ def paths_from_input(inputs: Iterable[str]) -> Iterator[str]:
 
 
 def picture(image: Image.Image, side: int = PICTURE_SIDE) -> str:
-    """An image as a small `data:` URI for a page, no longer than `side` pixels."""
+    """Encode an image as a small `data:` URI of at most `side` pixels per side."""
     small = to_rgb(image)
     small.thumbnail((side, side))
     file = io.BytesIO()
@@ -196,12 +228,12 @@ def picture(image: Image.Image, side: int = PICTURE_SIDE) -> str:
 
 
 def heated(pixels: np.ndarray, shares: np.ndarray, side: int = PICTURE_SIDE) -> str:
-    """An image in grey, the warmer the higher a patch's share, as a small `data:` URI.
+    """Overlay a heat map on a gray image, as a small `data:` URI.
 
     Args:
-        pixels: `[H, W, 3]` uint8, as the model saw them.
-        shares: `[h, w]`, a number for each of the patches that cover it.
-        side: the most pixels of a side.
+        pixels: `[H, W, 3]` uint8, the model's input.
+        shares: `[h, w]`, a value per patch.
+        side: the most pixels per side.
     """
     least, most = shares.min(), shares.max()
     heat = (shares - least) / max(most - least, 1e-12)
@@ -209,15 +241,15 @@ def heated(pixels: np.ndarray, shares: np.ndarray, side: int = PICTURE_SIDE) -> 
     mask = Image.fromarray((255 * heat).round().astype(np.uint8)).resize(
         size, Image.Resampling.BICUBIC
     )
-    grey = Image.fromarray(pixels).convert("L").point(lambda level: 40 + level // 2)
+    gray = Image.fromarray(pixels).convert("L").point(lambda level: 40 + level // 2)
     warm = Image.new("RGB", size, HEAT)
     return picture(
-        Image.composite(warm, grey.convert("RGB"), mask.point(lambda on: on * 3 // 4)), side
+        Image.composite(warm, gray.convert("RGB"), mask.point(lambda on: on * 3 // 4)), side
     )
 
 
 def exact_picture(pixels: np.ndarray) -> str:
-    """Pixels `[H, W, 3]` uint8 as a `data:` URI for a page, none of them changed."""
+    """Encode pixels `[H, W, 3]` uint8 losslessly as a `data:` URI."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
@@ -226,20 +258,20 @@ def exact_picture(pixels: np.ndarray) -> str:
 def _values(
     source: Source, column: str, numbers: Sequence[int] | np.ndarray
 ) -> Iterator[tuple[int, Any]]:
-    """The column's value in each of these rows, few rows in memory at a time."""
+    """Yield each row number and its value in a column, with few rows in memory at a time."""
     for number, row in source.each([column], numbers):
         yield number, row[column]
 
 
 def _place(source: Source, number: int, value: Any) -> tuple[Any, str]:
-    """What `decode` reads, and what a message calls it."""
+    """Return the input of `decode`, and its name in messages."""
     if isinstance(value, str) and value.strip():
         path = source.folder / value
         return path, f"'{path}'"
     if isinstance(value, bytes | np.ndarray):
         return value, f"the image of {source.place(number)}"
-    said = "no image" if value in ("", None) else f"neither a path nor an image but {value!r}"
-    raise UserError(f"{source.place(number)} has {said}.")
+    content = "no image" if value in ("", None) else f"{value!r}, which is no path or image"
+    raise UserError(f"{source.place(number)} has {content}.", "Fill it in, or leave the row out.")
 
 
 def _size(image: Path | np.ndarray) -> int:

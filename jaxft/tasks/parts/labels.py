@@ -1,4 +1,4 @@
-"""Labels and texts as data sources hold them: names from the data, each row's label as a number."""
+"""Labels and texts of data sources: the classes' names, and the value of each row's cell."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ import numpy as np
 from jaxft.data.sources.open import Source
 from jaxft.data.text.template import is_missing
 from jaxft.errors import UserError, did_you_mean
+from jaxft.tasks.parts.examples import values_of
 
-MOST_NAMED = 10  # labels in a sentence
+MOST_NAMED = 10  # labels listed in a message
 FILL = "Fill it in, leave the row out, or say data.on_bad_row=skip."
 ONES = {"1": True, "0": False, "true": True, "false": False, "1.0": True, "0.0": False}
 
 
 class BadValue(ValueError):
-    """What is wrong with a row, as the end of a sentence that begins with where the row is."""
+    """An invalid value of a row; its message continues a sentence that begins with the row."""
 
-    def __init__(self, said: str, hint: str = ""):
-        self.said, self.hint = said, hint
-        super().__init__(said)
+    def __init__(self, problem: str, hint: str = ""):
+        self.problem, self.hint = problem, hint
+        super().__init__(problem)
 
 
 @dataclass(frozen=True)
@@ -33,32 +34,33 @@ class Labels:
     Attributes:
         values: `[examples]` int32 class ids, `[examples, C]` float32 of 0 and 1, or `[examples]`
             float32 numbers.
-        weights: what each counts in the loss, of the same shape; None where all count the same.
+        weights: weights in the loss, of the same shape; None if all are equal.
     """
 
     values: np.ndarray
     weights: np.ndarray | None = None
 
     def batch(self, index: np.ndarray) -> dict[str, np.ndarray]:
-        """A batch's `labels` and perhaps `loss_weights`: `[R, S, ...]`, 0 where there is none.
+        """Return a batch's `labels` and `loss_weights`, if any: `[R, S, ...]`, 0 without example.
 
         Args:
             index: `[rows, segments]` example numbers, -1 for none.
         """
-        found = {"labels": self.values, "loss_weights": self.weights}
-        return {name: _taken(values, index) for name, values in found.items() if values is not None}
+        arrays = {"labels": self.values, "loss_weights": self.weights}
+        return {name: values_of(one, index) for name, one in arrays.items() if one is not None}
 
     def mixed(self, index: np.ndarray, other: np.ndarray, shares: np.ndarray) -> dict[str, Any]:
-        """A batch's labels where each example is a mixture of two.
+        """Return a batch's labels if each example is a mixture of two (mixup, CutMix).
 
         Args:
             index, other: `[rows, segments]` numbers of the two, -1 for none.
             shares: `[rows, segments]` of the other.
 
         Returns:
-            `labels`; of classes `mixed_labels` and `mixed_shares` too. Numbers are mixed as such.
+            `labels`; for class ids also `mixed_labels` and `mixed_shares`. Float labels are
+            interpolated.
         """
-        batch, second = self.batch(index), _taken(self.values, other)
+        batch, second = self.batch(index), values_of(self.values, other)
         if self.values.dtype.kind == "f":
             wide = shares.reshape(*shares.shape, *[1] * (self.values.ndim - 1))
             mixed = (1 - wide) * batch["labels"] + wide * second
@@ -66,14 +68,8 @@ class Labels:
         return batch | {"mixed_labels": second, "mixed_shares": shares.astype(np.float32)}
 
 
-def _taken(values: np.ndarray, index: np.ndarray) -> np.ndarray:
-    taken = values[np.maximum(index, 0)]
-    there = (index >= 0).reshape(*index.shape, *[1] * (values.ndim - 1))
-    return np.where(there, taken, 0).astype(values.dtype)
-
-
 def column_of(source: Source, column: str) -> Iterator[Any]:
-    """Each row's value in a column.
+    """Return each row's value in a column.
 
     Raises:
         UserError: the source has no such column.
@@ -83,7 +79,7 @@ def column_of(source: Source, column: str) -> Iterator[Any]:
 
 
 def check_column(source: Source, column: str) -> None:
-    """Raise a UserError that lists the source's columns where one is missing."""
+    """Raise a UserError that lists the source's columns if it lacks one."""
     if column not in source.columns:
         raise UserError(
             f"{source.spec}: there is no column '{column}'.",
@@ -92,16 +88,15 @@ def check_column(source: Source, column: str) -> None:
 
 
 def label_names(source: Source, column: str, named: Sequence[str] | None) -> tuple[str, ...]:
-    """The classes in order of class id: those named, else the data's own, else its values.
+    """Return the classes in order of class id: the config's, else the data's, else its values.
 
     Args:
         source: the training rows; an empty cell is no class.
-        column: holds the label, or a list of labels.
+        column: the column of the label, or of a list of labels.
         named: the config's names, or None.
     """
-    given = named or source.class_names(column)
-    if given:
-        return tuple(given)
+    if names := named or source.class_names(column):
+        return tuple(names)
     values: set[str] = set()
     for cell in column_of(source, column):
         values |= {str(one) for one in (cell if isinstance(cell, list) else [cell])} - {"None"}
@@ -113,39 +108,39 @@ def label_names(source: Source, column: str, named: Sequence[str] | None) -> tup
 def read_rows(
     source: Source, columns: Sequence[str], parse: Callable[[Mapping[str, Any]], Any]
 ) -> list[Any]:
-    """Each row's label or text, as `parse` reads it.
+    """Read each row's label or text with `parse`.
 
     Raises:
         UserError: a column is missing, or `parse` raised BadValue; it names the row.
     """
     for column in columns:
         check_column(source, column)
-    found = []
+    values = []
     for number, row in source.each(columns):
         try:
-            found.append(parse(row))
+            values.append(parse(row))
         except BadValue as bad:
-            raise UserError(f"{source.place(number)} {bad.said}.", bad.hint) from None
-    return found
+            raise UserError(f"{source.place(number)} {bad.problem}.", bad.hint) from None
+    return values
 
 
 def class_id(cell: Any, column: str, names: Sequence[str]) -> int:
-    """The class id of a cell: a class's name, or its id.
+    """Return the class id of a cell, which holds a class's name or its id.
 
     Raises:
-        BadValue: it is empty, or no class.
+        BadValue: the cell is empty, or no class.
     """
     value = str(cell)
     if cell is None or not value.strip():
         raise BadValue(f"has no {column}", FILL)
-    found = _ids(tuple(names)).get(value)
-    if found is None:
+    number = _ids(tuple(names)).get(value)
+    if number is None:
         more = ", ..." if len(names) > MOST_NAMED else ""
         raise BadValue(
             f"has the label '{value}', which is not among the train set's labels "
             f"({', '.join(names[:MOST_NAMED])}{more})",
         )
-    return found
+    return number
 
 
 @lru_cache(maxsize=8)
@@ -155,15 +150,15 @@ def _ids(names: tuple[str, ...]) -> dict[str, int]:
 
 
 def class_flags(cell: Any, column: str, names: Sequence[str]) -> np.ndarray:
-    """The classes that a cell lists, as `[C]` float32 of 0 and 1.
+    """Return the classes that a cell lists, as `[C]` float32 of 0 and 1.
 
     Raises:
-        BadValue: it is no list, or one of them is no class.
+        BadValue: the cell is no list, or has a label that is no class.
     """
     if not isinstance(cell, list):
         raise BadValue(
-            f"has no list of labels in {column} but {cell!r}",
-            "Write rows as JSON lines, or give one column of 0 and 1 a label: task.label=[a, b].",
+            f"has {cell!r} in {column}, which is not a list of labels",
+            "Write rows as JSON lines, or use a column of 0 and 1 per label: task.label=[a, b].",
         )
     flags = np.zeros(len(names), np.float32)
     for one in cell:
@@ -172,24 +167,24 @@ def class_flags(cell: Any, column: str, names: Sequence[str]) -> np.ndarray:
 
 
 def one_or_zero(cell: Any, column: str) -> bool:
-    """Whether a label is there.
+    """Return whether a cell is 1.
 
     Raises:
         BadValue: the cell is neither 0 nor 1.
     """
     if is_missing(cell):
         raise BadValue(f"has no {column}", FILL)
-    found = ONES.get(str(cell).strip().lower())
-    if found is None:
+    value = ONES.get(str(cell).strip().lower())
+    if value is None:
         raise BadValue(f"has {cell!r} in {column}, which is neither 0 nor 1")
-    return found
+    return value
 
 
 def number_of(cell: Any, column: str) -> float:
-    """The number in a cell.
+    """Return the number in a cell.
 
     Raises:
-        BadValue: it is empty, or no finite number.
+        BadValue: the cell is empty, or no finite number.
     """
     if is_missing(cell):
         raise BadValue(f"has no {column}", FILL)
@@ -198,30 +193,41 @@ def number_of(cell: Any, column: str) -> float:
     except (TypeError, ValueError):
         value = np.nan
     if not np.isfinite(value):
-        raise BadValue(f"has no number in {column} but {cell!r}")
+        raise BadValue(f"has {cell!r} in {column}, which is not a number")
     return value
 
 
 def text_of(cell: Any, column: str, empty: bool = False) -> str:
-    """The text in a cell.
+    """Return the text in a cell.
 
     Args:
         cell: the cell.
-        column: it is of.
-        empty: whether a text of no letter will do.
+        column: its column.
+        empty: whether a blank text is valid.
 
     Raises:
-        BadValue: it is empty, or no text.
+        BadValue: the cell is blank, or no text.
     """
     if not empty and (cell is None or not str(cell).strip()):
         raise BadValue(f"has no {column}", FILL)
     if not isinstance(cell, str):
-        raise BadValue(f"has no text in {column} but {cell!r}")
+        raise BadValue(f"has {cell!r} in {column}, which is not a text")
     return cell
 
 
-def check_names(wanted: Sequence[str], names: Sequence[str]) -> None:
-    """Raise a UserError where a weight is given to what is no class."""
-    for name in wanted:
+def text_in(column: str) -> Callable[[Mapping[str, Any]], str]:
+    """Return the function that reads a row's text in a column, for `read_rows`."""
+    return lambda row: text_of(row[column], column)
+
+
+def named_weights(weights: Mapping[str | int, float], names: Sequence[str]) -> np.ndarray:
+    """Return the weights of classes by name as `[C]` float32; 1 without a weight.
+
+    Raises:
+        UserError: a name is no class.
+    """
+    by_name = {str(name): weight for name, weight in weights.items()}
+    for name in by_name:
         if name not in names:
             raise UserError(f"task.class_weights: '{name}' is no label.", did_you_mean(name, names))
+    return np.array([by_name.get(name, 1.0) for name in names], np.float32)

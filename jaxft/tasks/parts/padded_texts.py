@@ -1,4 +1,4 @@
-"""Texts in rows of one length, as the text tower of a dual encoder reads them."""
+"""Padded texts, the input of the text tower of a dual encoder."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import numpy as np
 from jaxft.data.batching.packing import round_up
 from jaxft.tasks.parts.tools import Tools
 
-STRIDE = 8  # texts are padded to a multiple of so many tokens: one shape a split
+STRIDE = 8  # tokens: the padded length is a multiple of it, one shape per split
 
 
 def pad_texts(
     texts: Sequence[np.ndarray], length: int, pad_id: int, masked: bool
 ) -> dict[str, np.ndarray]:
-    """Token ids in rows of one length: `input_ids` and, where masked, `attention_mask` [R, T].
+    """Pad token ids to one length: `input_ids` and, if masked, `attention_mask` `[R, T]`.
 
     Args:
-        texts: each one's token ids; none where a row has no text.
+        texts: the token ids of each text; empty if a row has no text.
         length: T.
-        pad_id: the token that fills a row.
-        masked: whether the model is told which tokens are padding.
+        pad_id: the padding token.
+        masked: whether the model takes an attention mask.
     """
     ids = np.full((len(texts), length), pad_id, np.int32)
     mask = np.zeros((len(texts), length), np.int32)
-    mask[:, 0] = 1  # a row without a text still attends somewhere
+    mask[:, 0] = 1  # softmax needs a position to attend to, even in an empty row
     for row, text in enumerate(texts):
         ids[row, : len(text)] = text
         mask[row, : len(text)] = 1
@@ -33,11 +33,11 @@ def pad_texts(
 
 
 def text_batch(texts: Sequence[str], tools: Tools) -> dict[str, np.ndarray]:
-    """What a model's text tower reads of some texts.
+    """Make a batch of texts for a model's text tower.
 
     Args:
-        texts: the texts; what is longer than the model's positions is cut.
-        tools: what the checkpoint brings.
+        texts: the texts; longer ones than the model's positions are truncated.
+        tools: the checkpoint's tools.
     """
     encoded = tools.tokenizer.encode(list(texts), max_length=tools.max_length)
     fixed = tools.model.config.fixed_length
@@ -46,5 +46,5 @@ def text_batch(texts: Sequence[str], tools: Tools) -> dict[str, np.ndarray]:
 
 
 def padded_length(longest: int, tools: Tools) -> int:
-    """The length that texts are padded to whose longest has so many tokens."""
+    """Return the padded length of texts whose longest has `longest` tokens."""
     return min(round_up(longest, STRIDE), tools.model.max_positions)

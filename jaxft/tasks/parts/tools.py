@@ -1,4 +1,4 @@
-"""What a checkpoint brings for reading data: lengths, tokenizer, image processor, and a cache."""
+"""A checkpoint's tools for reading data: lengths, tokenizer, image processor, and a cache."""
 
 from __future__ import annotations
 
@@ -13,20 +13,24 @@ import numpy as np
 
 from jaxft.data.cache import InMemory, Ragged, build_or_open, cache_key
 from jaxft.data.image.images import ImageProcessor, load_image_processor
+from jaxft.data.sources.open import Source
 from jaxft.data.text.chat import ChatTemplate, load_chat_template
 from jaxft.data.text.tokenizer import Tokenizer, load_tokenizer
 from jaxft.errors import UserError
 from jaxft.models.model import Model
 
+# Arrays of each example, and metadata of the whole.
+Encoded = tuple[Iterable[Mapping[str, np.ndarray]], Mapping[str, Any]]
+
 
 @dataclass(frozen=True)
 class Tools:
-    """A checkpoint's parts for reading data; each is loaded when a task asks for it.
+    """A checkpoint's tools for reading data, each loaded when a task first uses it.
 
     Args:
         model: the model that will read the examples.
-        asked_length: the most tokens of an example, where the config says so.
-        cache: the folder of what is computed once per example; None keeps it in memory.
+        asked_length: the config's maximum number of tokens of an example, if set.
+        cache: the folder of arrays computed once per example; None keeps them in memory.
         weights: whether checkpoints' weights may be read; a plan needs none.
     """
 
@@ -37,7 +41,7 @@ class Tools:
 
     @property
     def max_length(self) -> int:
-        """The most tokens of an example: the config's number, else what the positions allow.
+        """The most tokens of an example: the config's number, else the model's positions.
 
         Raises:
             UserError: the config asks for more than the model's positions hold.
@@ -46,7 +50,7 @@ class Tools:
         if asked is not None and asked > most:
             raise UserError(
                 f"data.max_length: {asked} tokens do not fit the model's {most} positions.",
-                f"Set it to {most} or less; longer texts are cut there.",
+                f"Set it to {most} or less; longer texts are truncated to it.",
             )
         return asked or most
 
@@ -55,16 +59,16 @@ class Tools:
         """The checkpoint's tokenizer.
 
         Raises:
-            UserError: it can give ids that the embeddings do not have.
+            UserError: it has more tokens than the model has embeddings.
         """
-        found = load_tokenizer(self.model.tokenizer_folder)
-        if found.vocab_size > self.model.vocab_size:
+        tokenizer = load_tokenizer(self.model.tokenizer_folder)
+        if tokenizer.vocab_size > self.model.vocab_size:
             raise UserError(
-                f"model.checkpoint: the tokenizer knows {found.vocab_size:,} pieces and the model "
-                f"has embeddings for {self.model.vocab_size:,}.",
+                f"model.checkpoint: the tokenizer has {tokenizer.vocab_size:,} tokens and the "
+                f"model embeddings for {self.model.vocab_size:,}.",
                 "If it is the model's own, model.resize_vocab=true adds the missing embeddings.",
             )
-        return found
+        return tokenizer
 
     @cached_property
     def chat_template(self) -> ChatTemplate:
@@ -77,9 +81,9 @@ class Tools:
         template = load_chat_template(folder)
         if template is None:
             raise UserError(
-                f"model.checkpoint: '{folder}' has no chat template, and the task is "
+                f"model.checkpoint: '{folder}' has no chat template, and the task reads "
                 "conversations.",
-                "Take a chat model, or train on texts that are written out: task.text.",
+                "Use a chat model, or train on plain texts: task.text.",
             )
         return template
 
@@ -88,32 +92,50 @@ class Tools:
         """The checkpoint's image processor.
 
         Raises:
-            UserError: the checkpoint has none, or one that is not known; or one whose pixels or
-                colours are more than the model has embeddings for.
+            UserError: the checkpoint has none, or an unsupported one; or its images have more
+                pixels than the model has positions, or more colors than it has embeddings.
         """
-        found = load_image_processor(self.model.source.folder, self.model.asked_size)
-        if found.clusters is not None:
-            _check_colours(found, self.model)
-        return found
+        processor = load_image_processor(self.model.source.folder, self.model.asked_size)
+        if processor.clusters is not None:
+            _check_colors(processor, self.model)
+        return processor
 
     def once(
         self,
-        build: Callable[[], tuple[Iterable[Mapping[str, np.ndarray]], Mapping[str, Any]]],
+        build: Callable[[], Encoded],
         **key: Any,
     ) -> Ragged | InMemory:
-        """Arrays per example, built unless an earlier run has cached them.
+        """Build arrays per example, or open those that an earlier run has cached.
 
         Args:
-            build: gives the examples, and what to keep of the whole (see `build_or_open`).
-            key: all that the arrays depend on.
+            build: returns the examples, and metadata of the whole (see `build_or_open`).
+            key: everything that the arrays depend on.
         """
         if self.cache is None:
             return InMemory(*build())
         return build_or_open(self.cache, cache_key(**key), build)
 
+    def encoded_once(
+        self, encode: Callable[[Source], Encoded], source: Source, **key: Any
+    ) -> Ragged | InMemory:
+        """Encode a source's texts, or open those that an earlier run has cached.
 
-def _check_colours(processor: ImageProcessor, model: Model) -> None:
-    """Raise a UserError where a model cannot read images as a processor's rows of colours."""
+        Args:
+            encode: reads a source with `tokenizer`, each text cut to `max_length`.
+            source: the rows.
+            key: everything else that the token ids depend on.
+        """
+        return self.once(
+            lambda: encode(source),
+            source=source.fingerprint,
+            tokenizer=self.tokenizer.fingerprint,
+            max_length=self.max_length,
+            **key,
+        )
+
+
+def _check_colors(processor: ImageProcessor, model: Model) -> None:
+    """Raise a UserError if a model cannot read a processor's sequences of colors."""
     (height, width), most = processor.size, model.max_positions
     if height * width > most:
         raise UserError(
@@ -121,9 +143,9 @@ def _check_colours(processor: ImageProcessor, model: Model) -> None:
             f"the model has positions for {most:,}.",
             f"Set model.image_size to {math.isqrt(most)} or less.",
         )
-    if (colours := len(processor.clusters or ())) >= model.vocab_size:
+    if (colors := len(processor.clusters or ())) >= model.vocab_size:
         raise UserError(
-            f"model.checkpoint: the image processor has {colours:,} colours, and the model has "
-            f"embeddings for {model.vocab_size - 1:,} and for what an image begins with.",
-            "Take the preprocessor_config.json that it was made with.",
+            f"model.checkpoint: the image processor has {colors:,} colors, and the model has "
+            f"embeddings for {model.vocab_size - 1:,} and a start token.",
+            "Use the preprocessor_config.json of the model's own checkpoint.",
         )

@@ -1,12 +1,13 @@
-"""What tasks share that are scored by the texts that a model writes from sources.
+"""The common part of tasks scored by the texts that a model generates from sources.
 
-R rows, T positions of the targets, M tokens that a model may write.
+R rows, T positions of the targets, M the most tokens generated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,25 +24,27 @@ from jaxft.tasks.parts.contract import (
     Batch,
     BoundTask,
     ExamplesT,
+    Outcomes,
     Outputs,
     Params,
     Sum,
     Sums,
     TaskT,
 )
+from jaxft.tasks.parts.token_examples import is_scored, summed_losses, token_accuracy
 from jaxft.tasks.parts.tools import Tools
 
-STRIDE = 8  # sources and targets are padded to a multiple of so many tokens: one shape a split
-ROOM = 1.25  # what the model may write: that many times the tokens of the longest target
+STRIDE = 8  # tokens: the padded length is a multiple of it, one shape per split
+ROOM = 1.25  # the most tokens generated, as a multiple of the longest target's
 
 
 @dataclass(frozen=True)
 class Writing:
-    """How a model writes.
+    """The decoder's tokenizer, special tokens and positions.
 
     Args:
-        tokenizer: the checkpoint's.
-        start, end: the token that a target is written after, and the one that ends it.
+        tokenizer: the checkpoint's tokenizer.
+        start, end: the tokens before and at the end of a target.
         positions: the most tokens of a target.
     """
 
@@ -52,10 +55,10 @@ class Writing:
 
 
 def writing_of(tools: Tools) -> Writing:
-    """How the model writes that reads the examples.
+    """Return the `Writing` of a model.
 
     Raises:
-        UserError: its config does not say what a text begins or ends with.
+        UserError: its config has no start or end token.
     """
     config = tools.model.config
     ends = config.start_token_id, config.end_token_id
@@ -65,35 +68,36 @@ def writing_of(tools: Tools) -> Writing:
 def encode_targets(
     source: Source, texts: Sequence[str], column: str, writing: Writing, most: int | None = None
 ) -> tuple[list[np.ndarray], dict[str, int]]:
-    """Each target's tokens as they are to be written, and counts of the whole.
+    """Encode targets as the model generates them, without start and with end token, and count.
 
-    A tokenizer may begin a text with what the model writes it after (BERT's does), which it does
-    not write itself, and may leave out what ends one (GPT-2's does).
+    Some tokenizers begin a text with the start token (BERT's), which the model does not generate,
+    and some do not append the end token (GPT-2's).
 
     Args:
-        source: the rows, whose place is told of one that is too long.
-        texts: a target a row.
-        column: holds them.
-        writing: how the model writes.
-        most: the most tokens of a target, where a person says so.
+        source: the rows, named in messages.
+        texts: a target per row.
+        column: the column of the targets.
+        writing: the decoder's tokenizer and special tokens.
+        most: the config's maximum number of tokens of a target, if set.
 
     Raises:
-        UserError: a target of more tokens than that, or than the decoder's positions.
+        UserError: a target has more tokens than that, or than the decoder has positions.
     """
     encoded = writing.tokenizer.encode(list(texts))
     targets = []
     for index, ids in enumerate(encoded.ids):
         ids = ids[1:] if len(ids) and ids[0] == writing.start != writing.end else ids
         ids = ids if len(ids) and ids[-1] == writing.end else np.append(ids, writing.end)
-        said, mend = f"{source.place(index)}: its {column} has {len(ids)} tokens, and the ", ""
+        length = f"{source.place(index)}: its {column} has {len(ids)} tokens, and"
         if most is not None and len(ids) > most:
-            said += f"decoder is to write {most} at most."
-            mend = "Raise task.max_target_length, or leave the row out."
-        elif len(ids) > writing.positions:
-            said += f"decoder has positions for {writing.positions}."
-            mend = "Shorten it, or leave the row out."
-        if mend:
-            raise UserError(said, mend)
+            raise UserError(
+                f"{length} task.max_target_length is {most}.", "Raise it, or leave the row out."
+            )
+        if len(ids) > writing.positions:
+            raise UserError(
+                f"{length} the decoder has positions for {writing.positions}.",
+                "Shorten it, or leave the row out.",
+            )
         targets.append(ids.astype(np.int32))
     return targets, {"target_tokens": sum(map(len, targets)), "target_unknown": encoded.unknown}
 
@@ -101,45 +105,47 @@ def encode_targets(
 def target_batch(
     targets: Sequence[np.ndarray | None], longest: int, writing: Writing
 ) -> dict[str, np.ndarray]:
-    """What a decoder and the loss read of a batch of targets, moved on by one.
+    """Make the decoder's inputs, which are the targets shifted by one, and the targets.
 
     Args:
-        targets: each row's tokens; None where a row holds no example.
-        longest: tokens of the longest of the whole split.
-        writing: how the model writes.
+        targets: each row's tokens; None if a row has no example.
+        longest: tokens of the longest target of the split.
+        writing: the decoder's tokenizer and special tokens.
 
     Returns:
         `decoder_input_ids`, `decoder_attention_mask` and `targets`, [R, T] int32 each.
     """
     shape = len(targets), min(round_up(longest, STRIDE), max(longest, writing.positions))
-    inputs, seen = np.full(shape, writing.tokenizer.pad_id, np.int32), np.zeros(shape, np.int32)
+    inputs, mask = np.full(shape, writing.tokenizer.pad_id, np.int32), np.zeros(shape, np.int32)
     wanted = np.full(shape, UNSCORED, np.int32)
-    seen[:, 0] = 1  # a row without an example still attends somewhere
+    mask[:, 0] = 1  # softmax needs a position to attend to, even in an empty row
     for row, target in enumerate(targets):
         if target is not None:
             inputs[row, 0], inputs[row, 1 : len(target)] = writing.start, target[:-1]
-            wanted[row, : len(target)], seen[row, : len(target)] = target, 1
-    return {"decoder_input_ids": inputs, "decoder_attention_mask": seen, "targets": wanted}
+            wanted[row, : len(target)], mask[row, : len(target)] = target, 1
+    return {"decoder_input_ids": inputs, "decoder_attention_mask": mask, "targets": wanted}
 
 
 class BoundWriting(BoundTask[TaskT, ExamplesT]):
-    """A task whose examples are scored by the texts that the model writes for them."""
+    """A task whose examples are scored by the texts that the model generates for them."""
 
     def loss(self, outputs: Outputs, batch: Batch) -> Sum:
-        """The summed loss of the targets' tokens, and how many there are."""
-        return jnp.sum(outputs["losses"]), _scored(batch).sum()
+        return summed_losses(outputs, batch)
 
     def metrics(self, outputs: Outputs, batch: Batch) -> Sums:
-        """`accuracy` of the targets' tokens."""
-        return {"accuracy": (jnp.sum(outputs["hits"], dtype=jnp.float32), _scored(batch).sum())}
+        return token_accuracy(outputs, batch)
 
     def generated(self, params: Params, batch: Batch, compute: Compute) -> Outputs:
-        """`written` [R, M]: the tokens that the model writes for each source of a batch."""
+        """Generate greedily from each source of a batch: `written` `[R, M]` token ids."""
         model = self.tools.model
         decoder = model.towers["decoder"]
         assert isinstance(decoder, Tower)
-        theirs = ("decoder_", decoder.prefix)
-        sources = {n: v for n, v in batch.items() if n != "targets" and not n.startswith(theirs)}
+        decoder_keys = ("decoder_", decoder.prefix)
+        sources = {
+            name: value
+            for name, value in batch.items()
+            if name != "targets" and not name.startswith(decoder_keys)
+        }
         length = batch["targets"].shape[1]
         tokens = write_greedily(
             decoder,
@@ -153,19 +159,20 @@ class BoundWriting(BoundTask[TaskT, ExamplesT]):
         return {"written": tokens}
 
     def outcomes(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
-        """Of each row the summed `loss`, the tokens `scored` [R, 1], and `written` [R, 1, M]."""
+        """Return each row's summed `loss`, `scored` tokens `[R, 1]`, and `written` `[R, 1, M]`."""
         return {
             "loss": outputs["losses"].sum(-1, keepdims=True),
-            "scored": _scored(batch).sum(-1, keepdims=True),
+            "scored": is_scored(batch).astype(jnp.float32).sum(-1, keepdims=True),
             "written": outputs["written"][:, None],
         }
 
+    def texts(self, outcomes: Outcomes) -> list[str]:
+        """Decode the generated texts of an evaluation."""
+        decode = self.tools.tokenizer.decode  # the end token, which is also the padding, is no text
+        return [decode(row.tolist()) for row in outcomes["written"]]
 
-def texts_of(tokens: np.ndarray, tokenizer: Tokenizer) -> list[str]:
-    """The texts of tokens [examples, M]: the end, which fills them up, is no text."""
-    return [tokenizer.decode(row.tolist()) for row in tokens]
-
-
-def _scored(batch: Batch) -> jax.Array:
-    """1 where a token is scored: [R, T]."""
-    return (batch["targets"] != UNSCORED).astype(jnp.float32)
+    def texts_and_losses(self, outcomes: Outcomes) -> list[dict[str, Any]]:
+        """Return each example's generated text `written`, and the mean `loss` of its tokens."""
+        losses = outcomes["loss"] / outcomes["scored"]
+        pairs = zip(self.texts(outcomes), losses, strict=True)
+        return [{"written": text, "loss": float(loss)} for text, loss in pairs]

@@ -10,13 +10,13 @@ from jaxft.config.fields import TaskSection, fixed
 
 
 class Seq2SeqSection(TaskSection):
-    """A text written from another: a translation, a summary, an answer."""
+    """Sequence-to-sequence learning: a text generated from another, such as a translation."""
 
     kind: Literal["seq2seq"] = fixed(..., "the kind of task")
-    source: str = fixed("source", "column that holds the text that is read")
-    target: str = fixed("target", "column that holds the text that is written")
-    prefix: str = fixed("", "what every source is put behind (`translate English to German: `)")
+    source: str = fixed("source", "column that holds the source text")
+    target: str = fixed("target", "column that holds the target text")
+    prefix: str = fixed("", "prefix of every source, such as `translate English to German: `")
     max_target_length: Annotated[int, Field(ge=2)] | None = fixed(
         None,
-        "most tokens of a target, its end included; a longer one is an error; null has no limit",
+        "most tokens of a target, with its end token; a longer one is an error; null sets no limit",
     )

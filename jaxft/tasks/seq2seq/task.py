@@ -1,115 +1,135 @@
-"""A text written from another: an encoder reads the source, a decoder learns the target.
+"""Sequence-to-sequence learning: an encoder reads the source, a decoder learns the target.
 
-What is scored beside the loss is what the model writes by itself for every source of a split.
+The scores beside the loss are of texts that the model generates from every source of a split.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from jaxft.data.batching.packing import round_up
-from jaxft.data.cache import InMemory, Ragged, fingerprint
 from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.data.sources.open import Source
-from jaxft.errors import UserError
 from jaxft.metrics.translation import translation_scores
-from jaxft.tasks.parts.contract import (
-    HIGHER,
-    LOWER,
-    Card,
-    Outcomes,
-    Task,
-)
-from jaxft.tasks.parts.examples import Examples, row_marks
+from jaxft.tasks.parts.contract import Card, Outcomes, Task
+from jaxft.tasks.parts.examples import row_marks
 from jaxft.tasks.parts.labels import read_rows, text_of
-from jaxft.tasks.parts.tools import Tools
+from jaxft.tasks.parts.metric import loss_and
+from jaxft.tasks.parts.padded_texts import pad_texts
+from jaxft.tasks.parts.token_examples import CachedExamples
 from jaxft.tasks.parts.written_texts import (
     STRIDE,
     BoundWriting,
     Writing,
     encode_targets,
     target_batch,
-    texts_of,
     writing_of,
 )
 from jaxft.tasks.seq2seq.section import Seq2SeqSection as Section
 
-METRICS = {"loss": LOWER, **dict.fromkeys(("accuracy", "bleu", "chrf", "exact_match"), HIGHER)}
-
-
-def make(section: Section) -> Seq2Seq:
-    """The task as the config's `task` section describes it."""
-    return Seq2Seq(section)
-
 
 @dataclass(frozen=True)
-class Pairs(Examples):
-    """Sources and targets as token ids, a pair a row; see `jaxft.tasks.parts.contract.Examples`.
+class Pairs(CachedExamples):
+    """Pairs of source and target, one per row; see `jaxft.tasks.parts.examples.Examples`.
 
     Args:
-        tokens: of each pair, the source's and then the target's ids, and which are `of_target`.
-        writing: how the model writes.
+        tokens: the token ids of each source and then its target (`both`), and which are
+            `of_target`.
+        writing: the decoder's tokenizer and special tokens.
         wanted: `[examples]` the targets' texts.
     """
 
-    tokens: Ragged | InMemory
     writing: Writing
     wanted: Sequence[str]
-
-    @property
-    def counts(self) -> Mapping[str, int]:
-        return self.tokens.meta["counts"]
-
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint(self.tokens)
-
-    def __len__(self) -> int:
-        return len(self.tokens)
 
     def collate(
         self, index: np.ndarray, row_length: int, epoch_random: EpochRandom = FIRST_EPOCH
     ) -> dict[str, np.ndarray]:
         del row_length, epoch_random
-        most = self.tokens.meta["longest"]
-        shape = len(index), round_up(most["source"], STRIDE)
-        ids, read = (
-            np.full(shape, self.writing.tokenizer.pad_id, np.int32),
-            np.zeros(shape, np.int32),
-        )
-        read[:, 0] = 1  # a row without an example still attends somewhere
+        longest = self.tokens.meta["longest"]
+        sources: list[np.ndarray] = [np.zeros(0, np.int32)] * len(index)
         targets: list[np.ndarray | None] = [None] * len(index)
-        for row, number in enumerate(index[:, 0].tolist()):
-            if number < 0:
-                continue
-            both, of_target = (self.tokens[number][name] for name in ("both", "of_target"))
-            source, targets[row] = both[of_target == 0], both[of_target == 1]
-            ids[row, : len(source)], read[row, : len(source)] = source, 1
+        for row in np.flatnonzero(index[:, 0] >= 0):
+            pair = self.tokens[int(index[row, 0])]
+            is_target = pair["of_target"] == 1
+            sources[row], targets[row] = pair["both"][~is_target], pair["both"][is_target]
+        pad_id, length = self.writing.tokenizer.pad_id, round_up(longest["source"], STRIDE)
         return {
-            "input_ids": ids,
-            "attention_mask": read,
-            **target_batch(targets, most["target"], self.writing),
+            **pad_texts(sources, length, pad_id, masked=True),
+            **target_batch(targets, longest["target"], self.writing),
             **row_marks(index),
         }
 
 
-@dataclass(frozen=True)
+class BoundSeq2Seq(BoundWriting["Seq2Seq", Pairs]):
+    """`Seq2Seq` on a model."""
+
+    def check_row(self, source: Source, number: int, row: Mapping[str, Any]) -> None:
+        self._pair(row)
+
+    def examples(self, source: Source, *, labelled: bool = True) -> Pairs:
+        pairs, writing = read_rows(source, self.task.columns, self._pair), writing_of(self.tools)
+        texts = dict(zip(self.task.columns, map(list, zip(*pairs, strict=True)), strict=True))
+        tokens = self.tools.encoded_once(
+            lambda rows: self._encode(rows, texts, writing),
+            source,
+            kind="pairs of texts",
+            written=[writing.start, writing.end, writing.positions],
+            task=self.task.section.model_dump(),
+        )
+        return Pairs(tokens, writing, texts[self.task.section.target])
+
+    def _pair(self, row: Mapping[str, Any]) -> tuple[str, ...]:
+        """Read the source and the target of a row."""
+        return tuple(text_of(row[column], column) for column in self.task.columns)
+
+    def _encode(
+        self, source: Source, texts: Mapping[str, list[str]], writing: Writing
+    ) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
+        """Encode every pair; the metadata are counts and the longest length of each side."""
+        own = self.task.section
+        sources = writing.tokenizer.encode(
+            [own.prefix + one for one in texts[own.source]], None, self.tools.max_length
+        )
+        wanted = texts[own.target], own.target
+        targets, counts = encode_targets(source, *wanted, writing, own.max_target_length)
+        sides = {"source": sources.ids, "target": targets}
+        examples = [
+            {
+                "both": np.concatenate([ids, new]),
+                "of_target": np.repeat(np.array([0, 1], np.int32), [len(ids), len(new)]),
+            }
+            for ids, new in zip(sources.ids, targets, strict=True)
+        ]
+        longest = {side: max(map(len, ids)) for side, ids in sides.items()}
+        return examples, {"counts": sources.counts | counts, "longest": longest}
+
+    def summarise(self, outcomes: Outcomes, examples: Pairs) -> dict[str, float]:
+        return translation_scores(self.texts(outcomes), examples.wanted)
+
+    def describe(
+        self, source: Source, outcomes: Outcomes, examples: Pairs
+    ) -> Iterator[dict[str, Any]]:
+        rows = source.each(self.task.columns)
+        for (_, row), generated in zip(rows, self.texts_and_losses(outcomes), strict=True):
+            own = self.task.section
+            yield {"source": row[own.source], "target": row[own.target], **generated}
+
+
 class Seq2Seq(Task):
-    """A text written from another: an encoder reads the source, a decoder learns the target."""
+    """Sequence-to-sequence learning: a decoder learns the target of a source."""
 
     section: Section
 
-    kind = "seq2seq"
-    head = "seq2seq"
+    bound = BoundSeq2Seq
     card = Card("text2text-generation", "AutoModelForSeq2SeqLM")
-    view = "texts"
-    metrics = METRICS
+    metrics = loss_and("accuracy", "bleu", "chrf", "exact_match")
     primary = "chrf"
+    view = "texts"
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -119,76 +139,5 @@ class Seq2Seq(Task):
     def prompt_prefix(self) -> str:
         return self.section.prefix
 
-    def bind(self, tools: Tools, label_names: Sequence[str]) -> BoundSeq2Seq:
-        return BoundSeq2Seq(self, tools, label_names)
 
-
-class BoundSeq2Seq(BoundWriting[Seq2Seq, Pairs]):
-    """`Seq2Seq` on a model."""
-
-    def check_row(self, source: Source, index: int, row: Mapping[str, Any]) -> None:
-        """Raise what is wrong with a row: one of its two texts."""
-        del source, index
-        self._pair(row)
-
-    def examples(self, source: Source, *, labelled: bool = True) -> Pairs:
-        pairs, writing = read_rows(source, self.task.columns, self._pair), writing_of(self.tools)
-        texts = dict(zip(self.task.columns, map(list, zip(*pairs, strict=True)), strict=True))
-        tokens = self.tools.once(
-            partial(self._encode, source, texts, writing, self.tools.max_length),
-            kind="pairs of texts",
-            source=source.fingerprint,
-            tokenizer=self.tools.tokenizer.fingerprint,
-            max_length=self.tools.max_length,
-            written=[writing.start, writing.end, writing.positions],
-            task=self.task.section.model_dump(),
-        )
-        return Pairs(tokens, writing, texts[self.task.section.target])
-
-    def _pair(self, row: Mapping[str, Any]) -> tuple[str, ...]:
-        return tuple(text_of(row[column], column) for column in self.task.columns)
-
-    def _encode(
-        self,
-        source: Source,
-        texts: Mapping[str, list[str]],
-        writing: Writing,
-        max_length: int,
-    ) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
-        """Every pair's tokens; of the whole, counts and the longest of each side."""
-        own = self.task.section
-        sources = writing.tokenizer.encode(
-            [own.prefix + one for one in texts[own.source]], None, max_length
-        )
-        wanted = texts[own.target], own.target
-        targets, counts = encode_targets(source, *wanted, writing, own.max_target_length)
-        sides = {"source": sources.ids, "target": targets}
-        longest = {side: max(map(len, ids)) for side, ids in sides.items()}
-        pairs = zip(sources.ids, targets, strict=True)
-        return [
-            {
-                "both": np.concatenate([ids, new]),
-                "of_target": np.repeat(np.array([0, 1], np.int32), [len(ids), len(new)]),
-            }
-            for ids, new in pairs
-        ], {
-            "counts": sources.counts | counts,
-            "longest": longest,
-        }
-
-    def summarise(self, outcomes: Outcomes, examples: Pairs) -> dict[str, float]:
-        texts = texts_of(outcomes["written"], examples.writing.tokenizer)
-        return translation_scores(texts, examples.wanted)
-
-    def describe(
-        self, source: Source, outcomes: Outcomes, examples: Pairs
-    ) -> Iterator[dict[str, Any]]:
-        """Each source and target, what the model wrote, and the loss of a token."""
-        texts = texts_of(outcomes["written"], examples.writing.tokenizer)
-        losses = outcomes["loss"] / outcomes["scored"]
-        for (_, row), text, loss in zip(source.each(self.task.columns), texts, losses, strict=True):
-            own = row[self.task.section.source], row[self.task.section.target]
-            yield {"source": own[0], "target": own[1], "written": text, "loss": float(loss)}
-
-    def rows_from_input(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
-        raise UserError("This run writes texts from sources, and has no class to give one.")
+make = Seq2Seq

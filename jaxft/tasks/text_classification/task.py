@@ -1,9 +1,9 @@
-"""Classes or a number for a text, for a pair of texts, or for a table's row written as text."""
+"""Text classification: classes or a number for a text, a pair, or a table's row as text."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,24 +16,22 @@ from jaxft.data.batching.loader import collate_rows
 from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.data.sources.open import Source
 from jaxft.data.text.template import Template, parse_template
-from jaxft.data.text.tokenizer import Tokenizer
 from jaxft.errors import UserError, did_you_mean
 from jaxft.tasks.parts.classes.one import apart, logits_of
 from jaxft.tasks.parts.classes.target import BoundTargetTask, TargetTask, make_target
 from jaxft.tasks.parts.contract import Apply, Batch, Card, Outcomes, Outputs, Params, Sum, Sums
 from jaxft.tasks.parts.labels import FILL, BadValue, Labels, read_rows, text_of
 from jaxft.tasks.parts.token_examples import TokenExamples
-from jaxft.tasks.parts.tools import Tools
 from jaxft.tasks.text_classification.section import TextClassificationSection as Section
 
-AGAIN = 2**31 - 1  # folds the key of a second dropout; blocks and parts count from 0
+AGAIN = 2**31 - 1  # folded into the key of the second dropout; blocks and parts count from 0
 
 
 def make(section: Section) -> TextClassification:
-    """The task as the config's `task` section describes it.
+    """Make the task as the config's `task` section describes it.
 
     Raises:
-        UserError: `task.template` is none.
+        UserError: `task.template` is invalid.
     """
     template = None if section.template is None else parse_template(section.template)
     return TextClassification(section, make_target(section), template)
@@ -41,7 +39,7 @@ def make(section: Section) -> TextClassification:
 
 @dataclass(frozen=True)
 class TextExamples(TokenExamples):
-    """Token ids with a label each; see `jaxft.tasks.parts.contract.Examples`."""
+    """Texts as token ids, with labels; see `jaxft.tasks.parts.examples.Examples`."""
 
     labelled: Labels | None
 
@@ -52,56 +50,35 @@ class TextExamples(TokenExamples):
     def collate(
         self, index: np.ndarray, row_length: int, epoch_random: EpochRandom = FIRST_EPOCH
     ) -> dict[str, np.ndarray]:
+        return self.text_batch(index, row_length)
+
+    def text_batch(self, index: np.ndarray, row_length: int) -> dict[str, np.ndarray]:
+        """Collate one batch of tokens and labels."""
         batch = collate_rows(self.tokens, index, row_length)
         return batch if self.labelled is None else batch | self.labelled.batch(index)
 
 
 @dataclass(frozen=True)
-class TextClassification(TargetTask):
-    """Classes or a number for a text, for a pair of texts, or for a table's row written as text."""
+class BoundTextClassification(BoundTargetTask["TextClassification", TextExamples]):
+    """`TextClassification` on a model."""
 
-    section: Section
-    template: Template | None = None
-    kind = "text_classification"
-    head = "text_classification"
-    card = Card("text-classification", "AutoModelForSequenceClassification")
-    packs = True
-
-    @property
-    def input_columns(self) -> tuple[str, ...]:
-        """The columns that the text is made of."""
-        if self.template is not None:
-            return self.template.columns
-        pair = self.section.text_pair
-        return (self.section.text,) if pair is None else (self.section.text, pair)
-
-    @property
-    def plain_text_column(self) -> str:
-        return self.section.text
-
-    def bind(self, tools: Tools, label_names: Sequence[str]) -> BoundTextClassification:
-        if self.section.r_drop is not None:
-            _check_dropout(tools.model.config)
-        return BoundTextClassification(self, tools, label_names)
-
-
-@dataclass(frozen=True)
-class BoundTextClassification(BoundTargetTask[TextClassification, TextExamples]):
-    """See `jaxft.tasks.parts.contract.BoundTask`."""
+    def __post_init__(self) -> None:
+        if self.task.section.r_drop is not None:
+            _check_dropout(self.tools.model.config)
 
     def objective(self, apply: Apply, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
         outputs = apply(params, batch, key)
-        found = self.sums(outputs, batch)
+        sums = self.sums(outputs, batch)
         if key is not None and self.task.section.r_drop:
             again = apply(params, batch, jax.random.fold_in(key, AGAIN))
-            found["loss"] = self.loss_of_two(outputs, again, batch)
-        return found
+            sums["loss"] = self.loss_of_two(outputs, again, batch)
+        return sums
 
     def loss_of_two(self, outputs: Outputs, again: Outputs, batch: Batch) -> Sum:
-        """R-Drop's loss: the mean of two dropouts' losses, and what they say differently.
+        """Compute R-Drop's loss: the mean loss of two dropouts, and their weighted divergence.
 
-        It is half of Wu et al.'s, https://arxiv.org/abs/2106.14448, equation 4, whose first part is
-        a sum, so that a rate means what it means without.
+        It is half of Wu et al.'s, https://arxiv.org/abs/2106.14448, equation 4, whose first term is
+        a sum; so learning rates have the same effect as without R-Drop.
         """
         (first, weight), (second, _) = self.loss(outputs, batch), self.loss(again, batch)
         weights = batch["weights"] * batch.get("loss_weights", 1.0)
@@ -111,36 +88,33 @@ class BoundTextClassification(BoundTargetTask[TextClassification, TextExamples])
         return (first + second) / 2 + share * jnp.sum(different * weights), weight
 
     def check_row(self, source: Source, number: int, row: Mapping[str, Any]) -> None:
-        """Raise what is wrong with a row: its label, or its text."""
-        del source, number
         self.target.parse(row, self.label_names)
         self._texts(row)
 
     def examples(self, source: Source, *, labelled: bool = True) -> TextExamples:
         labels = self.target.read(source, self.label_names) if labelled else None
-        tokens = self.tools.once(
-            partial(self._encode, source, self.tools.tokenizer, self.tools.max_length, labelled),
+        tokens = self.tools.encoded_once(
+            partial(self._encode, labelled),
+            source,
             kind="tokens",
-            source=source.fingerprint,
-            tokenizer=self.tools.tokenizer.fingerprint,
-            max_length=self.tools.max_length,
             columns=self.task.input_columns,
             template=self.task.section.template,
         )
         return TextExamples(tokens, labels)
 
     def _encode(
-        self, source: Source, tokenizer: Tokenizer, max_length: int, strict: bool
+        self, strict: bool, source: Source
     ) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
-        """Every row's token ids; of the whole, counts, and how much of which text was cut.
+        """Encode every row; the metadata are counts and truncated tokens.
 
         Args:
-            source, tokenizer, max_length: the rows, and how they are read.
-            strict: an empty text is an error; what a person typed may be one.
+            strict: whether a blank text is an error.
+            source: the rows.
         """
         texts = read_rows(source, self.task.input_columns, lambda row: self._texts(row, strict))
         pairs = [text[1] for text in texts] if len(texts[0]) > 1 else None
-        encoded = tokenizer.encode([text[0] for text in texts], pairs, max_length=max_length)
+        encode, most = self.tools.tokenizer.encode, self.tools.max_length
+        encoded = encode([text[0] for text in texts], pairs, max_length=most)
         examples = [
             {"input_ids": ids, "token_type_ids": types}
             for ids, types in zip(encoded.ids, encoded.type_ids, strict=True)
@@ -148,16 +122,16 @@ class BoundTextClassification(BoundTargetTask[TextClassification, TextExamples])
         return examples, {"counts": encoded.counts, "cut": encoded.cut}
 
     def _texts(self, row: Mapping[str, Any], strict: bool = True) -> tuple[str, ...]:
-        """The text of a row, or the two texts.
+        """Read the text of a row, or the two texts.
 
         Raises:
-            BadValue: a cell is no text, or no number where the template asks for one; or, of a
-                strict reading, a text is empty.
+            BadValue: a cell is not a text, or not a number of the template; or, if `strict`, a
+                text is blank.
         """
         template = self.task.template
         if template is not None:
             if strict and template.is_empty(row):
-                raise BadValue("has none of the template's cells", FILL)
+                raise BadValue("has no value in any column of the template", FILL)
             try:
                 return (template.render(row),)
             except ValueError as error:
@@ -169,7 +143,7 @@ class BoundTextClassification(BoundTargetTask[TextClassification, TextExamples])
     ) -> Iterator[dict[str, Any]]:
         for number, row in source.each(self.task.input_columns):
             text = " | ".join(self._texts(row, strict=False))
-            yield {"text": text} | self.target.said(
+            yield {"text": text} | self.target.prediction(
                 number, outcomes, examples.labels, self.label_names
             )
 
@@ -190,7 +164,7 @@ class BoundTextClassification(BoundTargetTask[TextClassification, TextExamples])
             yield {self.task.section.text: first, self.task.section.text_pair: second}
 
     def _row_of_json(self, text: str, number: int) -> dict[str, Any]:
-        """The cells that the template reads, of a JSON object that a person typed."""
+        """Parse an input line, a JSON object, into the cells that the template reads."""
         try:
             row = json.loads(text)
         except json.JSONDecodeError:
@@ -199,21 +173,44 @@ class BoundTextClassification(BoundTargetTask[TextClassification, TextExamples])
             shown = json.dumps(dict.fromkeys(self.task.input_columns[:2], "..."))
             raise UserError(
                 f"line {number}: this run reads rows of a table, and the line is no JSON object.",
-                f"Such as {shown}; or name a CSV file with --file.",
+                f"Write for example {shown}, or name a CSV file with --file.",
             )
         for column in self.task.input_columns:
             if column not in row:
                 raise UserError(
-                    f"line {number}: the row has no '{column}'; null says that it is not known.",
+                    f"line {number}: the row has no '{column}'; use null for a missing value.",
                     did_you_mean(column, row),
                 )
         return {column: row[column] for column in self.task.input_columns}
 
 
 def _check_dropout(config: Any) -> None:
-    """Raise a UserError where two dropouts are asked for and there is none."""
+    """Raise a UserError if the model has no dropout, which R-Drop needs."""
     if config == config.with_dropout(0.0):
         raise UserError(
             "task.r_drop compares two dropouts of a text, and this model has no dropout.",
             "Set model.dropout; 0.1 is usual.",
         )
+
+
+@dataclass(frozen=True)
+class TextClassification(TargetTask):
+    """Text classification: classes or a number for a text, a pair, or a table's row as text."""
+
+    section: Section
+    template: Template | None = None
+    bound = BoundTextClassification
+    card = Card("text-classification", "AutoModelForSequenceClassification")
+    packs = True
+
+    @property
+    def input_columns(self) -> tuple[str, ...]:
+        """The columns of the text or texts."""
+        if self.template is not None:
+            return self.template.columns
+        pair = self.section.text_pair
+        return (self.section.text,) if pair is None else (self.section.text, pair)
+
+    @property
+    def text_column(self) -> str:
+        return self.section.text

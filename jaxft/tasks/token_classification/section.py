@@ -10,7 +10,7 @@ from jaxft.config.fields import TaskSection, fixed
 
 
 class TokenClassificationSection(TaskSection):
-    """Entities in a text, tagged word by word."""
+    """Named entities in a text, tagged word by word."""
 
     kind: Literal["token_classification"] = fixed(..., "the kind of task")
     tokens: str = fixed("tokens", "column that holds the words, a list")

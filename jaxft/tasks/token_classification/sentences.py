@@ -1,4 +1,4 @@
-"""Tagged sentences as token ids, each with the word that it begins."""
+"""Tagged sentences as token ids, with the word that begins in each token."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from jaxft.tasks.parts.token_examples import TokenExamples, row_targets
 
 @dataclass(frozen=True)
 class Sentences(TokenExamples):
-    """Token ids, each with the word that it begins; see `jaxft.tasks.parts.contract.Examples`.
+    """Tagged sentences; see `jaxft.tasks.parts.examples.Examples`.
 
     Args:
         tokens: `input_ids`, `token_type_ids` and `words`: the number of the word that begins in
-            the token, -1 where none does.
-        tags: each sentence's tag ids, [words] int32; None where rows have none.
+            the token, or -1.
+        tags: the tag ids of each sentence, `[words]` int32; None if rows have none.
     """
 
     tags: list[np.ndarray] | None
@@ -34,22 +34,22 @@ class Sentences(TokenExamples):
         return batch | {"targets": row_targets(index, row_length, self._targets)}
 
     def _targets(self, number: int) -> np.ndarray:
-        """The tag of each token of a sentence that begins a word: [tokens] int32."""
+        """Return the tag of each token that begins a word, else -1: `[tokens]` int32."""
         assert self.tags is not None
         words = self.tokens[number]["words"]
         return np.where(words >= 0, self.tags[number][words], UNSCORED).astype(np.int32)
 
     def by_word(self, number: int, values: np.ndarray, count: int, none: Any) -> list:
-        """What is said at a sentence's tokens, word by word.
+        """Return the values of a sentence's words, taken at their first tokens.
 
         Args:
             number: the sentence.
-            values: one for each token, [tokens or more].
-            count: its words.
-            none: for a word without a token: one that was cut off, or that has no visible letter.
+            values: a value per token, `[tokens or more]`.
+            count: the number of words.
+            none: the value of a word without a token, which is truncated or has no visible letter.
         """
         words = self.tokens[number]["words"]
-        found = [none] * count
-        for place in np.flatnonzero(words >= 0):
-            found[words[place]] = values[place].item()
-        return found
+        by_word = [none] * count
+        for position in np.flatnonzero(words >= 0):
+            by_word[words[position]] = values[position].item()
+        return by_word

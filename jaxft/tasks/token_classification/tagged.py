@@ -1,4 +1,4 @@
-"""Tagged sentences as data sources hold them: words and tags row by row, checked."""
+"""Tagged sentences of data sources: words and tags row by row, checked."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from jaxft.tasks.token_classification.section import TokenClassificationSection 
 
 
 def check_words(source: Source, column: str) -> None:
-    """Raises a UserError where a row is no sentence: a list of words, none of them empty."""
+    """Raise a UserError if a row is not a sentence, a list of words that are not empty."""
     for row, words in enumerate(column_of(source, column)):
         check_sentence(source.place(row), words, column)
 
 
 def check_sentence(where: str, words: Any, column: str) -> None:
-    """Raises a UserError where a cell is no list of words, or one of them is empty."""
+    """Raise a UserError if a cell is not a list of words, or one of them is empty."""
     if not _is_list(words) or not all(isinstance(word, str) for word in words):
         raise UserError(
-            f"{where} has {column} that are no list of words ({str(words)[:40]!r}).",
-            "A row is a list of words and a list of as many tags: conll: or jsonl:.",
+            f"{where} has {column} that are not a list of words ({str(words)[:40]!r}).",
+            "Give a list of words and a list of as many tags: conll: or jsonl:.",
         )
     if not len(words):
         raise UserError(f"{where} has no words.", "Leave the row out.")
@@ -36,35 +36,35 @@ def check_sentence(where: str, words: Any, column: str) -> None:
 
 
 def tag_names(source: Source, section: Section) -> tuple[str, ...]:
-    """The tags in order of id: those named, else the data's own, else those of its types.
+    """Return the tags in order of id: the config's, else the data's names, else its tags.
 
     Args:
         source: the training rows.
         section: the config's `task`.
 
     Raises:
-        UserError: the tags are numbers without names, or none of them names an entity's type.
+        UserError: the tags are numbers without names, or none of them is of an entity.
     """
-    given = section.labels or source.class_names(section.tags)
-    found = tuple(given or names_of(_written(source, section)))
-    fault = fault_of(found, "iob1")
-    if fault is not None or OUTSIDE not in found:
-        odd = "lacks O" if fault is None else f"has '{found[fault.word]}'"
+    named = section.labels or source.class_names(section.tags)
+    tags = tuple(named or names_of(_written(source, section)))
+    fault = fault_of(tags, "iob1")
+    if fault is not None or OUTSIDE not in tags:
+        odd = "lacks O" if fault is None else f"has '{tags[fault.word]}'"
         raise UserError(
-            f"task.labels: the list of tags {odd} ({', '.join(found[:MOST_NAMED])}).",
+            f"task.labels: the list of tags {odd} ({', '.join(tags[:MOST_NAMED])}).",
             "Tags are O, and B-TYPE and I-TYPE of each type.",
         )
-    if len(found) < 2:
-        tag_ids(source, section, found)  # what is no tag is told by its row
+    if len(tags) < 2:
+        tag_ids(source, section, tags)  # raises for a row with an invalid tag
         raise UserError(
             f"{source.spec}: every word is tagged {OUTSIDE}, so there is no entity to learn.",
-            "Check the slice, and which column task.tags names.",
+            "Check the slice, and the column of task.tags.",
         )
-    return found
+    return tags
 
 
 def tag_ids(source: Source, section: Section, names: Sequence[str]) -> list[np.ndarray]:
-    """Each sentence's tag ids: [words] int32.
+    """Return the tag ids of each sentence: `[words]` int32.
 
     Args:
         source: the rows; a tag is its name, or its id.
@@ -72,8 +72,8 @@ def tag_ids(source: Source, section: Section, names: Sequence[str]) -> list[np.n
         names: the tags in order of id.
 
     Raises:
-        UserError: as many tags as words are not there, a tag is not among `names`, or an entity
-            does not begin as its scheme says.
+        UserError: the numbers of tags and words differ, a tag is not among `names`, or an entity
+            does not begin by its scheme.
     """
     words, tags = section.tokens, section.tags
     return [
@@ -85,10 +85,10 @@ def tag_ids(source: Source, section: Section, names: Sequence[str]) -> list[np.n
 def sentence_tags(
     where: str, words: Any, tags: Any, section: Section, names: Sequence[str]
 ) -> np.ndarray:
-    """A sentence's tag ids: [words] int32.
+    """Return the tag ids of a sentence: `[words]` int32.
 
     Args:
-        where: what a message calls its row.
+        where: the row's name in messages.
         words, tags: the row's cells.
         section, names: as in `tag_ids`.
 
@@ -96,10 +96,13 @@ def sentence_tags(
         UserError: as `tag_ids`.
     """
     if not _is_list(tags):
-        raise UserError(f"{where} has {section.tags} that are no list ({str(tags)[:40]!r}).")
+        raise UserError(
+            f"{where} has {section.tags} that are not a list ({str(tags)[:40]!r}).",
+            "Give a list of tags, one per word.",
+        )
     if len(words) != len(tags):
         raise UserError(
-            f"{where} has {len(words)} words and {len(tags)} tags.", "Each word has one tag."
+            f"{where} has {len(words)} words and {len(tags)} tags.", "Give each word one tag."
         )
     named = [_name(tag, names) for tag in tags]
     fault = fault_of(named, section.scheme)
@@ -113,26 +116,27 @@ def sentence_tags(
         raise UserError(
             f"{where}: word {unknown + 1} ('{words[unknown]}') has the tag "
             f"'{named[unknown]}', which is not among the train set's "
-            f"({', '.join(names[:MOST_NAMED])}{', ...' if len(names) > MOST_NAMED else ''})."
+            f"({', '.join(names[:MOST_NAMED])}{', ...' if len(names) > MOST_NAMED else ''}).",
+            "Correct the tag, or leave the row out.",
         )
     return np.array([index[tag] for tag in named], np.int32)
 
 
 def _written(source: Source, section: Section) -> Iterator[list[str]]:
-    """The tags of each row that has a list of them, as they are written."""
+    """Yield the tags of each row that has a list of them, as written."""
     for row, tags in enumerate(column_of(source, section.tags)):
         if not _is_list(tags):
-            continue  # it is told, or left out, where the row is read
+            continue  # refused, or left out, when the row is read
         if any(not isinstance(tag, str) for tag in tags):
             raise UserError(
-                f"{source.place(row)} has numbers for tags, and nothing names them.",
+                f"{source.place(row)} has numbers for tags, which have no names.",
                 "Name them in order in task.labels: [O, B-person, I-person, ...].",
             )
         yield list(tags)
 
 
 def _name(tag: Any, names: Sequence[str]) -> str:
-    """A tag's name; a number is its place among the names."""
+    """Return a tag's name; a number is an index of `names`."""
     if isinstance(tag, str):
         return tag
     known = isinstance(tag, int | np.integer) and 0 <= tag < len(names)

@@ -1,4 +1,4 @@
-"""Several labels an example, each there or not: a sigmoid each."""
+"""Multi-label classification: a sigmoid per label."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ import optax
 
 from jaxft.data.sources.open import Source
 from jaxft.metrics.classification import multi_label_scores
-from jaxft.tasks.parts.classes.one import Section, focal, likeliest, logits_of
-from jaxft.tasks.parts.contract import HIGHER, LOWER, Batch, Outcomes, Outputs, Sum, Sums
+from jaxft.tasks.parts.classes.one import Section, focal, labelled_loss, logits_of, prediction_of
+from jaxft.tasks.parts.contract import Batch, Outcomes, Outputs, Sum, Sums
 from jaxft.tasks.parts.labels import (
     Labels,
-    check_names,
     class_flags,
     label_names,
+    named_weights,
     one_or_zero,
     read_rows,
 )
+from jaxft.tasks.parts.metric import loss_and
 
 MULTI_LABEL = "multi_label_classification"  # Hugging Face's name of the loss
 MEANS = ("exact_match", "mean_average_precision", "f1_micro", "f1_macro")
-SCORES = {"loss": LOWER, **dict.fromkeys(MEANS, HIGHER)}
+SCORES = loss_and(*MEANS)
 
 
 @dataclass(frozen=True)
 class ManyLabels:
-    """Any number of labels an example: see `jaxft.tasks.parts.classes.target.Target`."""
+    """Any number of labels per example: see `jaxft.tasks.parts.classes.target.Target`."""
 
     section: Section
     problem = MULTI_LABEL
@@ -61,7 +62,7 @@ class ManyLabels:
         return Labels(values, None if weights is None else np.where(values > 0, weights, 1.0))
 
     def loss(self, outputs: Outputs, batch: Batch) -> Sum:
-        """The summed mean of the labels' cross-entropies, and the number of examples."""
+        """Return the sum over examples of the labels' mean cross-entropy, and the example count."""
         losses = self._losses(outputs, batch)
         return jnp.sum(losses * batch["weights"]), jnp.sum(batch["weights"])
 
@@ -71,11 +72,9 @@ class ManyLabels:
         return {"exact_match": (total, jnp.sum(batch["weights"]))}
 
     def outcomes(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
-        """`probabilities` `[R, S, C]` of each label and, with labels, the `loss` `[R, S]`."""
-        kept = {"probabilities": jax.nn.sigmoid(logits_of(outputs, batch))}
-        if "labels" in batch:
-            kept["loss"] = self._losses(outputs, batch)
-        return kept
+        """Return `probabilities` `[R, S, C]` and, with labels, the `loss` `[R, S]`."""
+        probabilities = jax.nn.sigmoid(logits_of(outputs, batch))
+        return {"probabilities": probabilities, **labelled_loss(self._losses, outputs, batch)}
 
     def summarise(self, outcomes: Outcomes, labels: np.ndarray) -> dict[str, float]:
         return multi_label_scores(outcomes["probabilities"], labels)
@@ -83,23 +82,15 @@ class ManyLabels:
     def wrong(self, outcomes: Outcomes, labels: np.ndarray) -> np.ndarray:
         return ((outcomes["probabilities"] > 0.5) != (labels > 0.5)).any(axis=-1)
 
-    def said(
+    def prediction(
         self, number: int, outcomes: Outcomes, labels: np.ndarray | None, names: Sequence[str]
     ) -> dict[str, Any]:
-        shares = outcomes["probabilities"][number]  # [C]
-        said = _there(shares, names)
-        probabilities = likeliest(shares, names)
-        if labels is None:
-            return {"label": said, "probabilities": probabilities}
-        return {
-            "label": _there(labels[number], names),
-            "predicted": said,
-            "probabilities": probabilities,
-            "loss": float(outcomes["loss"][number]),
-        }
+        predicted = _likely(outcomes["probabilities"][number], names)
+        true = None if labels is None else _likely(labels[number], names)
+        return prediction_of(number, outcomes, predicted, true, names)
 
     def _losses(self, outputs: Outputs, batch: Batch) -> jax.Array:
-        """The mean over the labels of each example: `[R, S]`."""
+        """Return each example's mean cross-entropy over its labels: `[R, S]`."""
         losses = optax.sigmoid_binary_cross_entropy(logits_of(outputs, batch), batch["labels"])
         losses = focal(losses, self.section.focal) * batch.get("loss_weights", 1.0)  # [R, S, C]
         return jnp.mean(losses, axis=-1)
@@ -108,9 +99,9 @@ class ManyLabels:
 def label_weights(
     asked: str | Mapping[str | int, float] | None, values: np.ndarray, names: Sequence[str]
 ) -> np.ndarray | None:
-    """What an example that has a label counts for it: `[C]` float32; None where it counts 1.
+    """Return the weight of each label's positive examples: `[C]` float32; None if all are 1.
 
-    `balanced` lets those with a label count as much as those without it, as in PyTorch's
+    `balanced` gives positives and negatives the same total weight, as in PyTorch's
     `BCEWithLogitsLoss(pos_weight=...)`.
 
     Args:
@@ -121,12 +112,11 @@ def label_weights(
     if asked is None:
         return None
     if isinstance(asked, str):
-        have = values.sum(axis=0)
-        return ((len(values) - have) / np.maximum(have, 1)).astype(np.float32)
-    given = {str(name): weight for name, weight in asked.items()}
-    check_names(list(given), names)
-    return np.array([given.get(name, 1.0) for name in names], np.float32)
+        positives = values.sum(axis=0)
+        return ((len(values) - positives) / np.maximum(positives, 1)).astype(np.float32)
+    return named_weights(asked, names)
 
 
-def _there(shares: np.ndarray, names: Sequence[str]) -> list[str]:
+def _likely(shares: np.ndarray, names: Sequence[str]) -> list[str]:
+    """List the labels with a probability above 0.5."""
     return [name for name, share in zip(names, shares, strict=True) if share > 0.5]

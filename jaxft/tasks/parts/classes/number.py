@@ -1,9 +1,8 @@
-"""A number an example: the squared error."""
+"""Regression: a number per example, learned by the squared error."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -12,29 +11,23 @@ import numpy as np
 
 from jaxft.data.sources.open import Source
 from jaxft.metrics.regression import regression_scores
-from jaxft.tasks.parts.classes.one import Section, logits_of
-from jaxft.tasks.parts.contract import HIGHER, LOWER, Batch, Outcomes, Outputs, Sum, Sums
+from jaxft.tasks.parts.classes.one import ColumnTarget, labelled_loss, logits_of
+from jaxft.tasks.parts.contract import Batch, Outcomes, Outputs, Sum, Sums
 from jaxft.tasks.parts.labels import Labels, number_of, read_rows
+from jaxft.tasks.parts.metric import HIGHER, LOWER
 
 SCORES = {"loss": LOWER, "pearson": HIGHER, "spearman": HIGHER, "rmse": LOWER}
 
 
-@dataclass(frozen=True)
-class Number:
-    """A number an example: see `jaxft.tasks.parts.classes.target.Target`."""
+class Number(ColumnTarget):
+    """A number per example: see `jaxft.tasks.parts.classes.target.Target`."""
 
-    section: Section
-    column: str
     problem = "regression"
     primary = "pearson"
     scores = SCORES
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return (self.column,)
-
     def names(self, source: Source) -> tuple[str, ...]:
-        """The one output is named after the column."""
+        """Return the column, which names the only output."""
         del source
         return self.columns
 
@@ -47,31 +40,29 @@ class Number:
         return Labels(np.array(rows, np.float32))
 
     def loss(self, outputs: Outputs, batch: Batch) -> Sum:
-        """The summed squared error of a batch, and the number of its examples."""
+        """Return the summed squared error of a batch, and the number of its examples."""
         losses = _losses(outputs, batch)
         return jnp.sum(losses * batch["weights"]), jnp.sum(batch["weights"])
 
     def metrics(self, outputs: Outputs, batch: Batch) -> Sums:
-        """None: the mean of the losses says it already."""
+        """Return none: the loss is the only streaming metric."""
         del outputs, batch
         return {}
 
     def outcomes(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
-        """The `value` `[R, S]` of each example and, with labels, its `loss` `[R, S]`."""
-        kept = {"value": logits_of(outputs, batch)[..., 0]}
-        if "labels" in batch:
-            kept["loss"] = _losses(outputs, batch)
-        return kept
+        """Return the `value` `[R, S]` of each example and, with labels, its `loss` `[R, S]`."""
+        value = logits_of(outputs, batch)[..., 0]
+        return {"value": value, **labelled_loss(_losses, outputs, batch)}
 
     def summarise(self, outcomes: Outcomes, labels: np.ndarray) -> dict[str, float]:
         return regression_scores(outcomes["value"], labels)
 
     def wrong(self, outcomes: Outcomes, labels: np.ndarray) -> np.ndarray:
-        """All of them, more or less."""
+        """Return true for all: a predicted number is never exact."""
         del outcomes
         return np.ones(len(labels), bool)
 
-    def said(
+    def prediction(
         self, number: int, outcomes: Outcomes, labels: np.ndarray | None, names: Sequence[str]
     ) -> dict[str, Any]:
         del names
@@ -86,5 +77,5 @@ class Number:
 
 
 def _losses(outputs: Outputs, batch: Batch) -> jax.Array:
-    """The squared error of each example: `[R, S]`."""
+    """Return the squared error of each example: `[R, S]`."""
     return (logits_of(outputs, batch)[..., 0] - batch["labels"]) ** 2

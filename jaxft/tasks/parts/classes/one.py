@@ -1,13 +1,12 @@
-"""What the tasks share that tell one class of an example; and several labels, or a number.
+"""Single-label classification, and functions of logits that other targets share.
 
-A target is what is told of an example: how its labels are read and its loss, metrics and words are
-made. `classes_many.py` has several labels, `classes_number.py` a number, `classes_target.py` takes
-the one that a config asks for.
+A target defines how labels are read, the loss, the metrics, and the prediction of an example.
+`many.py` has several labels, `number.py` a number, and `target.py` selects by config.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,29 +18,35 @@ import optax
 from jaxft.data.sources.open import Source
 from jaxft.metrics.classification import classification_scores
 from jaxft.tasks.parts.classes.section import ClassesSection
-from jaxft.tasks.parts.contract import HIGHER, LOWER, Batch, Outcomes, Outputs, Sum, Sums
-from jaxft.tasks.parts.labels import Labels, check_names, class_id, label_names, read_rows
+from jaxft.tasks.parts.contract import Batch, Outcomes, Outputs, Sum, Sums
+from jaxft.tasks.parts.labels import Labels, class_id, label_names, named_weights, read_rows
+from jaxft.tasks.parts.metric import loss_and
 
 Section = ClassesSection
 SINGLE_LABEL = "single_label_classification"  # Hugging Face's name of the loss
-MOST_SAID = 20  # classes; where there are more, only this many probabilities are written
-OF_TWO = ("auroc", "average_precision", "recall_at_1pct_fpr")  # scores of two classes
-SCORES = {"loss": LOWER, **dict.fromkeys(("accuracy", "f1", "mcc", *OF_TWO), HIGHER)}
+MOST_LISTED = 20  # the most classes whose probabilities are written
+BINARY = ("auroc", "average_precision", "recall_at_1pct_fpr")  # scores of two classes
+SCORES = loss_and("accuracy", "f1", "mcc", *BINARY)
 
 
 @dataclass(frozen=True)
-class OneClass:
-    """One class an example: see `jaxft.tasks.parts.classes.target.Target`."""
+class ColumnTarget:
+    """A target whose labels are in one column: see `jaxft.tasks.parts.classes.target.Target`."""
 
     section: Section
     column: str
-    problem = SINGLE_LABEL
-    primary = "accuracy"
-    scores = SCORES
 
     @property
     def columns(self) -> tuple[str, ...]:
         return (self.column,)
+
+
+class OneClass(ColumnTarget):
+    """One class per example: see `jaxft.tasks.parts.classes.target.Target`."""
+
+    problem = SINGLE_LABEL
+    primary = "accuracy"
+    scores = SCORES
 
     def names(self, source: Source) -> tuple[str, ...]:
         return label_names(source, self.column, self.section.labels)
@@ -56,7 +61,7 @@ class OneClass:
         return Labels(values, None if weights is None else weights[values])
 
     def loss(self, outputs: Outputs, batch: Batch) -> Sum:
-        """The summed cross-entropy of a batch, and the weight of its examples."""
+        """Return the summed cross-entropy of a batch, and the weight of its examples."""
         weights = batch["weights"] * batch.get("loss_weights", 1.0)
         losses = self._losses(outputs, batch)
         share = self.section.label_smoothing
@@ -69,11 +74,9 @@ class OneClass:
         return {"accuracy": (jnp.sum(right * batch["weights"]), jnp.sum(batch["weights"]))}
 
     def outcomes(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
-        """`probabilities` `[R, S, C]` of each example and, with labels, its `loss` `[R, S]`."""
-        kept = {"probabilities": jax.nn.softmax(logits_of(outputs, batch), axis=-1)}
-        if "labels" in batch:
-            kept["loss"] = self._losses(outputs, batch)
-        return kept
+        """Return `probabilities` `[R, S, C]` and, with labels, the `loss` `[R, S]`."""
+        probabilities = jax.nn.softmax(logits_of(outputs, batch), axis=-1)
+        return {"probabilities": probabilities, **labelled_loss(self._losses, outputs, batch)}
 
     def summarise(self, outcomes: Outcomes, labels: np.ndarray) -> dict[str, float]:
         return classification_scores(outcomes["probabilities"], labels)
@@ -81,23 +84,15 @@ class OneClass:
     def wrong(self, outcomes: Outcomes, labels: np.ndarray) -> np.ndarray:
         return outcomes["probabilities"].argmax(axis=-1) != labels
 
-    def said(
+    def prediction(
         self, number: int, outcomes: Outcomes, labels: np.ndarray | None, names: Sequence[str]
     ) -> dict[str, Any]:
         shares = outcomes["probabilities"][number]  # [C]
-        said = names[int(shares.argmax())]
-        probabilities = likeliest(shares, names)
-        if labels is None:
-            return {"label": said, "probabilities": probabilities}
-        return {
-            "label": names[int(labels[number])],
-            "predicted": said,
-            "probabilities": probabilities,
-            "loss": float(outcomes["loss"][number]),
-        }
+        true = None if labels is None else names[int(labels[number])]
+        return prediction_of(number, outcomes, names[int(shares.argmax())], true, names)
 
     def _losses(self, outputs: Outputs, batch: Batch) -> jax.Array:
-        """Cross-entropy, or focal loss, of each example: `[R, S]`."""
+        """Compute the cross-entropy, or focal loss, of each example: `[R, S]`."""
         scores = logits_of(outputs, batch)
 
         def of(labels: jax.Array) -> jax.Array:
@@ -106,18 +101,18 @@ class OneClass:
 
         if "mixed_labels" not in batch:
             return of(batch["labels"])
-        share = batch["mixed_shares"]  # of the other image, and of what it shows
+        share = batch["mixed_shares"]  # of the partner in the mixture
         return (1 - share) * of(batch["labels"]) + share * of(batch["mixed_labels"])
 
 
 def logits_of(outputs: Outputs, batch: Batch) -> jax.Array:
-    """The scores of each example's classes in float32: `[R, S, C]`, with one a row too."""
+    """Return each example's logits in float32: `[R, S, C]`, also if rows are examples."""
     logits = outputs["logits"].astype(jnp.float32)
     return logits.reshape(*batch["weights"].shape, logits.shape[-1])
 
 
 def focal(losses: jax.Array, power: float | None) -> jax.Array:
-    """Cross-entropies times (1 - p)^power, where p is the probability of what is true.
+    """Multiply cross-entropies by (1 - p)^power, where p is the probability of the true label.
 
     Source: Lin et al. (2017), https://arxiv.org/abs/1708.02002, without its class weights.
 
@@ -127,17 +122,17 @@ def focal(losses: jax.Array, power: float | None) -> jax.Array:
     """
     if power is None:
         return losses
-    # The floor keeps the slope of powers below one finite where p is 1.
+    # The floor keeps the gradient of powers below one finite where p is 1.
     return losses * jnp.maximum(-jnp.expm1(-losses), 1e-7) ** power
 
 
 def smoothed(losses: jax.Array, logits: jax.Array, share: float) -> jax.Array:
-    """Cross-entropies with a share of what is true spread evenly over all classes.
+    """Smooth cross-entropies: a share of the true class is spread evenly over all classes.
 
     Source: Szegedy et al. (2015), https://arxiv.org/abs/1512.00567.
 
     Args:
-        losses: -log p of what is true, `[...]`.
+        losses: -log p of the true class, `[...]`.
         logits: `[..., C]`.
         share: epsilon.
     """
@@ -146,7 +141,7 @@ def smoothed(losses: jax.Array, logits: jax.Array, share: float) -> jax.Array:
 
 
 def apart(one: jax.Array, other: jax.Array) -> jax.Array:
-    """How far two predictions of an example lie apart: the mean of both their KL divergences.
+    """Compute the symmetric KL divergence of two predictions, the mean of both directions.
 
     Source: Wu et al. (2021), https://arxiv.org/abs/2106.14448, equation 2.
 
@@ -164,35 +159,63 @@ def apart(one: jax.Array, other: jax.Array) -> jax.Array:
 def class_weights(
     asked: str | Mapping[str | int, float] | None, values: np.ndarray, names: Sequence[str]
 ) -> np.ndarray | None:
-    """What each class counts: `[C]` float32; None where all count the same.
+    """Return the weight of each class in the loss: `[C]` float32; None if all are equal.
 
-    `balanced` is scikit-learn's: every class that the rows have counts the same in total, and an
-    example 1 on average. A class without a weight of its own has 1.
+    `balanced` is scikit-learn's: every class of the rows has the same total weight, and an example
+    1 on average. A class without a weight of its own has 1.
 
     Args:
         asked: `task.class_weights`.
-        values: `[examples]` class ids, of the rows that are weighted.
+        values: `[examples]` class ids of the weighted rows.
         names: the classes.
     """
     if asked is None:
         return None
     if isinstance(asked, str):
         counts = np.bincount(values, minlength=len(names))
-        there = np.count_nonzero(counts)
-        return (len(values) / (there * np.maximum(counts, 1))).astype(np.float32)
-    given = {str(name): weight for name, weight in asked.items()}
-    check_names(list(given), names)
-    return np.array([given.get(name, 1.0) for name in names], np.float32)
+        present = np.count_nonzero(counts)
+        return (len(values) / (present * np.maximum(counts, 1))).astype(np.float32)
+    return named_weights(asked, names)
 
 
 def likeliest(shares: np.ndarray, names: Sequence[str]) -> dict[str, float]:
-    """The probabilities that are written of an example: of all classes, or of the 20 likeliest.
+    """Return an example's probabilities by class: of all classes, or of the 20 likeliest.
 
     Args:
         shares: `[C]`.
         names: the classes.
     """
     chosen = list(range(len(names)))
-    if len(names) > MOST_SAID:
-        chosen = np.argsort(-shares, kind="stable")[:MOST_SAID].tolist()
+    if len(names) > MOST_LISTED:
+        chosen = np.argsort(-shares, kind="stable")[:MOST_LISTED].tolist()
     return {names[one]: round(float(shares[one]), 6) for one in chosen}
+
+
+def labelled_loss(
+    losses: Callable[[Outputs, Batch], jax.Array], outputs: Outputs, batch: Batch
+) -> dict[str, jax.Array]:
+    """Return each example's `loss` `[R, S]` if the batch has labels."""
+    return {"loss": losses(outputs, batch)} if "labels" in batch else {}
+
+
+def prediction_of(
+    number: int, outcomes: Outcomes, predicted: Any, true: Any, names: Sequence[str]
+) -> dict[str, Any]:
+    """Return an example's line of the predictions file: see `Target.prediction`.
+
+    Args:
+        number: the example.
+        outcomes: `probabilities` and, with labels, `loss` of every example.
+        predicted: the predicted class or classes.
+        true: the true ones; None without labels.
+        names: the classes.
+    """
+    probabilities = likeliest(outcomes["probabilities"][number], names)
+    if true is None:
+        return {"label": predicted, "probabilities": probabilities}
+    return {
+        "label": true,
+        "predicted": predicted,
+        "probabilities": probabilities,
+        "loss": float(outcomes["loss"][number]),
+    }

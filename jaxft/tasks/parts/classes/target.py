@@ -1,4 +1,4 @@
-"""What is told of an example, as `task.problem` asks: a class, several labels, or a number."""
+"""Prediction targets, selected by `task.problem`: a class, several labels, or a number."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from jaxft.tasks.parts.contract import (
     Batch,
     BoundTask,
     ExamplesT,
-    Metric,
     Outcomes,
     Outputs,
     Sum,
@@ -26,15 +25,16 @@ from jaxft.tasks.parts.contract import (
     Task,
 )
 from jaxft.tasks.parts.labels import Labels
+from jaxft.tasks.parts.metric import Metric
 
 
 class Target(Protocol):
-    """How labels are read, and the loss, the metrics and the words that they give.
+    """A prediction target: reads labels; computes loss, metrics and predictions.
 
     Attributes:
         problem: Hugging Face's `problem_type`.
         primary, scores: see `primary` and `metrics` of `jaxft.tasks.parts.contract.Task`.
-        columns: those of the source that hold the labels.
+        columns: the source columns of the labels.
     """
 
     @property
@@ -50,31 +50,31 @@ class Target(Protocol):
     def columns(self) -> tuple[str, ...]: ...
 
     def names(self, source: Source) -> tuple[str, ...]:
-        """The model's outputs in order, from the training rows."""
+        """Return the names of the model's outputs in order, from the training rows."""
 
     def parse(self, row: Mapping[str, Any], names: Sequence[str]) -> Any:
-        """A row's label as a number or several; raises BadValue where it has none."""
+        """Read a row's label as one or several numbers; raise BadValue if it is invalid."""
 
     def read(self, source: Source, names: Sequence[str]) -> Labels:
-        """Every row's label; raises a UserError that names the row where one is bad."""
+        """Read every row's label; raise a UserError that names the first invalid row."""
 
     def loss(self, outputs: Outputs, batch: Batch) -> Sum:
-        """See `jaxft.tasks.parts.contract.BoundTask`; so are `metrics` and `outcomes`."""
+        """See `BoundTask.loss`; likewise `metrics` and `outcomes`."""
 
     def metrics(self, outputs: Outputs, batch: Batch) -> Sums: ...
 
     def outcomes(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]: ...
 
     def summarise(self, outcomes: Outcomes, labels: np.ndarray) -> dict[str, float]:
-        """Scores of a whole evaluation."""
+        """Compute the scores of a whole evaluation."""
 
     def wrong(self, outcomes: Outcomes, labels: np.ndarray) -> np.ndarray:
-        """Which examples are not as they should be: `[examples]` bool."""
+        """Return which predictions are wrong: `[examples]` bool."""
 
-    def said(
+    def prediction(
         self, number: int, outcomes: Outcomes, labels: np.ndarray | None, names: Sequence[str]
     ) -> dict[str, Any]:
-        """What the model says of one example.
+        """Return the prediction of one example, for the predictions file.
 
         Args:
             number: the example.
@@ -83,27 +83,27 @@ class Target(Protocol):
             names: the model's outputs.
 
         Returns:
-            `label` (of a number `value`) and `probabilities`, those of the 20 likeliest classes
-            at most; with labels `label` is the true one, and `predicted` and `loss` stand beside.
+            `label` (`value` for a number) and `probabilities` of the 20 likeliest classes at most;
+            with labels, `label` is the true one, beside `predicted` and `loss`.
         """
 
 
 def make_target(section: Section) -> Target:
-    """The target that a config's `task` section asks for."""
+    """Make the target of a config's `task` section."""
     if section.problem == "multi_label":
         return ManyLabels(section)
-    assert isinstance(section.label, str)  # the config has seen to it
+    assert isinstance(section.label, str)  # checked by the config
     kind = OneClass if section.problem == "single_label" else Number
     return kind(section, section.label)
 
 
 @dataclass(frozen=True)
 class TargetTask(Task):
-    """What tasks that predict a target have in common: its labels and its scores.
+    """The common part of tasks that predict a target: its labels and its scores.
 
     Args:
         section: the config's `task` section.
-        target: what is predicted.
+        target: the prediction target.
     """
 
     section: Section
@@ -112,7 +112,7 @@ class TargetTask(Task):
     @property
     @abstractmethod
     def input_columns(self) -> tuple[str, ...]:
-        """The columns that the target is predicted from."""
+        """The columns of the model's inputs."""
 
     @property
     def text_columns(self) -> tuple[str, ...]:
@@ -154,11 +154,11 @@ TargetTaskT = TypeVar("TargetTaskT", bound=TargetTask)
 
 
 class BoundTargetTask(BoundTask[TargetTaskT, ExamplesT]):
-    """What tasks that predict a target have in common on a model: loss, metrics and outcomes."""
+    """The common part of such tasks on a model: loss, metrics and outcomes."""
 
     @property
     def target(self) -> Target:
-        """What is predicted of an example."""
+        """The prediction target."""
         return self.task.target
 
     def loss(self, outputs: Outputs, batch: Batch) -> Sum:
