@@ -10,8 +10,6 @@ PACKAGE = Path(__file__).parents[1] / "jaxft"
 # Past participles and fillers: as the name of a variable they say nothing of its content.
 EMPTY_NAMES = {"told", "said", "found", "seen", "kept", "given", "held", "way", "place"}
 QUESTIONS = {"What", "Whether", "How", "Where"}
-# Folders and files of the package whose words are still being revised. The list only gets shorter.
-NOT_YET = ("studies",)
 
 
 def bound_names(tree: ast.AST) -> Iterator[tuple[str, int]]:
@@ -55,17 +53,11 @@ def question_docstrings(source: str) -> list[str]:
     return [f"{line}: {word}" for word, line in words if word in QUESTIONS]
 
 
-def done_files() -> list[Path]:
-    """Return the files of the package that the rules hold for."""
-    files = sorted(PACKAGE.rglob("*.py"))
-    return [path for path in files if path.relative_to(PACKAGE).parts[0] not in NOT_YET]
-
-
 @pytest.mark.parametrize("rule", [empty_names, question_docstrings])
 def test_words(rule):
     wrong = [
         f"{path.relative_to(PACKAGE)}:{line}"
-        for path in done_files()
+        for path in sorted(PACKAGE.rglob("*.py"))
         for line in rule(path.read_text("utf-8"))
     ]
     assert not wrong, "\n".join(wrong)

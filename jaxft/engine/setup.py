@@ -25,6 +25,7 @@ from jaxft.engine.inputs import Split, data_cache, open_sources, open_splits, wi
 from jaxft.engine.length import Length, resolve_length, resolve_rates
 from jaxft.engine.mixture import make_mixture
 from jaxft.engine.recipe import make_table, optimizer_from, phases_from
+from jaxft.engine.step import StepInputs
 from jaxft.errors import UserError
 from jaxft.layerwise.phases import Phase
 from jaxft.layerwise.table import LayerTable
@@ -70,6 +71,10 @@ class Setup:
     phases: tuple[Phase, ...]
     why: tuple[str, ...] = ()
 
+    def is_over(self, phase: Phase, step: int) -> bool:
+        """Return whether step `step` belongs to the phase after this one."""
+        return step == phase.stop and phase.index + 1 < len(self.phases)
+
 
 @dataclass(frozen=True)
 class PhaseSetup:
@@ -99,6 +104,16 @@ class PhaseSetup:
     def table(self) -> LayerTable:
         """Group, depth and multiplier of each parameter in this phase."""
         return self.phase.table
+
+    def inputs(self, step: int, multipliers: np.ndarray) -> StepInputs:
+        """Return the optimizer's inputs at a step, without an anchor.
+
+        Args:
+            step: steps done before it.
+            multipliers: `[leaves]` float32.
+        """
+        scaled = multipliers * self.phase.lr_scale_at(step)
+        return StepInputs(self.rates[step], scaled, self.table.weight_decays())
 
 
 def phase_setup(setup: Setup, phase: Phase) -> PhaseSetup:

@@ -11,6 +11,7 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from jaxft.errors import UserError
 from jaxft.runs.errors import DamagedError, attempt, save_failure
 from jaxft.runs.leaves import (
     Leaves,
@@ -25,7 +26,6 @@ from jaxft.runs.leaves import (
     with_parts,
 )
 from jaxft.runs.saver import Pace, Saver, writing
-from jaxft.errors import UserError
 from jaxft.storage.files import resolved
 from jaxft.tree import under
 
@@ -218,7 +218,9 @@ class Checkpoints:
         if which == "best":
             best = self.best()
             if best is None:
-                raise UserError(f"No checkpoint in {self.folder} has been evaluated.", "Ask for 'last'.")
+                raise UserError(
+                    f"No checkpoint in {self.folder} has been evaluated.", "Ask for 'last'."
+                )
             return best
         if str(which) not in map(str, known):
             raise UserError(

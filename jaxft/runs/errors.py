@@ -21,7 +21,7 @@ class DamagedError(Exception):
 
 
 def attempt(read: Callable[[], Read], problem: str) -> Read:
-    """Return what `read` returns; raise one error for the dozen types that Orbax raises for damage."""
+    """Call `read`; raise one error for the dozen types that Orbax raises for damage."""
     try:
         return read()
     except (jax.errors.JaxRuntimeError, MemoryError):

@@ -10,24 +10,24 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 import yaml
 from etils import epath
 
-from jaxft.storage import files
-from jaxft.storage.json_files import read_json
-from jaxft.storage.buckets import reached
 from jaxft.device.distributed import SHARED, compare, from_first, is_first
 from jaxft.errors import UserError, did_you_mean
+from jaxft.runs.kinds import SET_ASIDE, FolderKind, check_folder, set_aside, utc_now
+from jaxft.storage import files
+from jaxft.storage.buckets import reached
+from jaxft.storage.json_files import read_json
 
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
 LOCK_FILE = "run.lock"
-SET_ASIDE = r"\.old-\d{4}-\d\d-\d\dT\d{6}Z"  # what `_set_aside` adds to a run's name
-# What a kill may leave behind, whole or half-written, of a run that was about to be made.
-_LEFT = {CONFIG_FILE, LOCK_FILE, f"{LOCK_FILE}.owner", RUN_FILE}
+
+
+RUN = FolderKind("run", RUN_FILE, LOCK_FILE, "run.name", (CONFIG_FILE,))
 
 
 class RunFolder:
@@ -168,28 +168,10 @@ def check_run(name: str, dir: epath.PathLike, *, resume: bool, overwrite: bool) 
             a link and would be replaced; `run.json` would have a foreign folder deleted.
     """
     path = run_path(name, dir)
-    if resume and overwrite:
-        raise UserError("--resume and --overwrite exclude each other.", "Give one of them.")
-    if (path / RUN_FILE).exists():
-        if not resume and not overwrite:
-            raise UserError(
-                f"{path} already holds a run.",
-                "Add --resume to go on with it, --overwrite to replace it, or set run.name.",
-            )
-        if resume:
-            RunFolder(path).replaced()
-        else:
-            files.check_no_link(path)
-        return resume
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file.", "Set run.name or run.dir.")
-    if files.names_in(path) - _LEFT:
-        raise UserError(
-            f"{path} is not empty and holds no run (it has no {RUN_FILE}), so neither --resume "
-            "nor --overwrite takes it.",
-            "Set run.name or run.dir, or empty it.",
-        )
-    return False
+    resumed = check_folder(path, RUN, resume=resume, overwrite=overwrite)
+    if resumed:
+        RunFolder(path).replaced()
+    return resumed
 
 
 def create_run(
@@ -223,7 +205,7 @@ def create_run(
     def make() -> bool:
         resumed = check_run(name, dir, resume=resume, overwrite=overwrite)
         run = RunFolder(run_path(name, dir), resumed)
-        replaces = _set_aside(run.path) if overwrite else None
+        replaces = set_aside(run.path, RUN) if overwrite else None
         with contextlib.ExitStack() as undone:
             undone.enter_context(files.lock(run.path / LOCK_FILE))
             _write_start(run, config_dump, facts, replaces)
@@ -240,26 +222,16 @@ def create_run(
 def _write_start(
     run: RunFolder, config_dump: Mapping, facts: Mapping, replaces: str | None
 ) -> None:
-    now = _now()
+    started = utc_now()
     text = yaml.safe_dump(dict(config_dump), sort_keys=False, allow_unicode=True, width=100)
     files.write_atomic(run.path / CONFIG_FILE, text)
     if run.resumed:
         first = run.read_json(RUN_FILE)
-        resumed = [*first.get("resumed", []), {"started": now, **facts}]
+        resumed = [*first.get("resumed", []), {"started": started, **facts}]
         run.write_json(RUN_FILE, {**first, "state": "running", "resumed": resumed})
         return
-    about = {"name": run.name, "state": "running", "started": now, "replaces": replaces}
+    about = {"name": run.name, "state": "running", "started": started, "replaces": replaces}
     run.write_json(RUN_FILE, {**about, **facts})
-
-
-def _set_aside(path: epath.Path) -> str | None:
-    """Moves the run at `path` to `NAME.old-TIME`, and gives that name; None where there is none."""
-    if not (path / RUN_FILE).exists():
-        return None
-    old = f"{path.name}.old-{_now().replace(':', '')}"
-    with files.lock(path / LOCK_FILE):  # not under the feet of a process that trains in it
-        path.rename(path.parent / old)
-    return old
 
 
 def open_run(path: epath.PathLike) -> RunFolder:
@@ -285,7 +257,3 @@ def _runs_in(folder: epath.Path) -> list[str]:
     if not folder.is_dir():
         return []
     return sorted(entry.name for entry in folder.iterdir() if (entry / RUN_FILE).exists())
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxft.runs.errors import DamagedError
 from jaxft.errors import UserError
+from jaxft.runs.errors import DamagedError
 from jaxft.tree import under
 
 if TYPE_CHECKING:
@@ -39,7 +39,9 @@ def with_parts(state: State, parts: Mapping[str, Any]) -> State:
 
 def _stored_names(state: Any) -> dict[str, str]:
     """Return the field of each stored name."""
-    return {field.metadata.get(STORED, field.name): field.name for field in dataclasses.fields(state)}
+    return {
+        field.metadata.get(STORED, field.name): field.name for field in dataclasses.fields(state)
+    }
 
 
 def describe(parts: dict[str, Any], sums: Mapping[str, jax.Array]) -> Leaves:
@@ -110,7 +112,9 @@ def compare(saved: Leaves, parts: dict[str, Any], where: str) -> None:
         there = f"{tuple(saved[name]['shape'])} {saved[name]['dtype']}"
         here = f"{tuple(leaf.shape)} {leaf.dtype}"
         if there != here:
-            raise UserError(f"{where}: '{name}' is {there} in the checkpoint and {here} in this run.", hint)
+            raise UserError(
+                f"{where}: '{name}' is {there} in the checkpoint and {here} in this run.", hint
+            )
     for name in saved:
         if name not in wanted:
             raise UserError(f"{where} holds '{name}', which this run does not have.", hint)

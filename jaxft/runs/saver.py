@@ -170,7 +170,7 @@ class Saver:
 
 
 def can_copy(tree: Any) -> bool:
-    """Return whether `on_host` can hold a state: one process, with devices that copy to the host."""
+    """Return whether `on_host` can hold a state: one process, and devices that copy to it."""
     devices = {device for leaf in jax.tree.leaves(tree) for device in leaf.devices()}
     kinds = [{memory.kind for memory in device.addressable_memories()} for device in devices]
     return jax.process_count() == 1 and all(HOST in memories for memories in kinds)

@@ -1,4 +1,4 @@
-"""The members of a study: the grid over what is varied, and which of them share a program."""
+"""Members of a study: the grid over the varied keys, and which members share a program."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 from jaxft.config.load import Config, override_config
 from jaxft.errors import UserError
 
-SEEDS = "run.seed"  # keys under it repeat a setting and make no new one
-# What a study has once for all of its members.
+SEEDS = "run.seed"  # members that differ only in keys under it repeat one setting
+# Keys that are common to all members of a study.
 SHARED = ("run.name", "run.dir", "checkpoint", "report")
-# What a bucket's program is told as numbers: (section, keys; None for the whole section).
-TOLD: Mapping[str, Sequence[str] | None] = {
+# Keys that are inputs of a program, or do not affect it: section -> keys, None for all of them.
+PROGRAM_INPUTS: Mapping[str, Sequence[str] | None] = {
     "run": ("name", "dir"),
     "optimizer": ("lr", "adam_lr", "scale", "reference_batch", "weight_decay"),
     "schedule": None,
@@ -23,18 +23,18 @@ TOLD: Mapping[str, Sequence[str] | None] = {
     "checkpoint": None,
     "report": None,
 }
-TOLD_OF_A_GROUP = ("lr", "lr_mult", "weight_decay", "schedule")
-TOLD_OF_A_PHASE = ("lr", "schedule", "rewarm")
+GROUP_INPUTS = ("lr", "lr_mult", "weight_decay", "schedule")
+PHASE_INPUTS = ("lr", "schedule", "rewarm")
 
 
 @dataclass(frozen=True)
 class Member:
-    """One run of a study.
+    """Member of a study: one run.
 
     Attributes:
         index: its number in the study, from 0.
-        values: what it has of each varied key.
-        config: the whole config, as `jaxft train` would take it.
+        values: its value of each varied key.
+        config: its whole config, as for `jaxft train`.
     """
 
     index: int
@@ -43,30 +43,30 @@ class Member:
 
     @property
     def setting(self) -> dict[str, Any]:
-        """Its values but for seeds: members of one setting are repeats of it."""
+        """Its values without seeds: members of one setting are repeats of it."""
         return {key: value for key, value in self.values.items() if not is_seed(key)}
 
 
 def is_seed(key: str) -> bool:
-    """Whether a varied key is a seed, so that its values are repeats."""
+    """Return whether a varied key is a seed, so that its values are repeats."""
     return key == SEEDS or key.startswith(f"{SEEDS}.")
 
 
 def make_members(config: Config, vary: Mapping[str, Sequence[Any]]) -> tuple[Member, ...]:
-    """Every combination of the varied values, the last key quickest.
+    """Make a member of every combination of the varied values, the last key fastest.
 
     Args:
         config: what the members have in common.
-        vary: config key -> its values; a list item is reached by its number.
+        vary: config key -> its values; an item of a list is addressed by its number.
 
     Raises:
-        UserError: an unknown key, a value that the config does not take, or one given twice.
+        UserError: an unknown key, an invalid value, or a repeated one.
     """
     for key, values in vary.items():
         if any(key == shared or key.startswith(f"{shared}.") for shared in SHARED):
             raise UserError(f"--vary {key}: a study has one for all of its members.")
         if not values:
-            raise UserError(f"--vary {key}: there is no value.", "Write key=a,b,c.")
+            raise UserError(f"--vary {key}: it has no value.", "Write key=a,b,c.")
         if len({json.dumps(value) for value in values}) < len(values):
             raise UserError(f"--vary {key}: a value is given twice.", "Give each once.")
     members = []
@@ -78,7 +78,7 @@ def make_members(config: Config, vary: Mapping[str, Sequence[Any]]) -> tuple[Mem
 
 
 def make_buckets(members: Sequence[Member]) -> list[list[Member]]:
-    """The members by the program that trains them: those of one differ in numbers only."""
+    """Group the members by program: those of one bucket differ only in its inputs."""
     buckets: dict[str, list[Member]] = {}
     for member in members:
         buckets.setdefault(_program(member.config), []).append(member)
@@ -86,18 +86,18 @@ def make_buckets(members: Sequence[Member]) -> list[list[Member]]:
 
 
 def _program(config: Config) -> str:
-    """All of a config that its compiled step, its data or its frozen set depends on."""
+    """Serialize the part of a config that its compiled step, data and frozen set depend on."""
     written = config.dump()
-    for section, keys in TOLD.items():
+    for section, keys in PROGRAM_INPUTS.items():
         if keys is None:
             del written[section]
         else:
             written[section] = _without(written[section], keys)
-    # The order of the data is one for all members of a program; the other seeds are numbers.
+    # All members of a program share the order of the data; the other seeds are inputs.
     written["run"]["seed"] = _without(written["run"]["seed"], ("init", "dropout"))
-    written["groups"] = [_without(group, TOLD_OF_A_GROUP) for group in written["groups"]]
+    written["groups"] = [_without(group, GROUP_INPUTS) for group in written["groups"]]
     if isinstance(written["phases"], list):
-        written["phases"] = [_without(phase, TOLD_OF_A_PHASE) for phase in written["phases"]]
+        written["phases"] = [_without(phase, PHASE_INPUTS) for phase in written["phases"]]
     return json.dumps(written, sort_keys=True)
 
 

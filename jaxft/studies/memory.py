@@ -1,4 +1,4 @@
-"""What a study's members need of memory, told before anything is compiled; chunks that fit."""
+"""Memory that a study's members need, known before anything is compiled; chunks that fit."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ USABLE = 0.9  # share of the free memory that a study may take
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that a bucket needs.
+    """Memory that a bucket needs, in bytes.
 
     Attributes:
-        shared: the parameters as they were loaded, once for all members.
+        shared: the loaded parameters, once for all members.
         state: one member's trained parameters, moments and average.
-        working: one member's activations, as its backward pass reads them, and gradients.
-        turns: members run one after another, so that one works at a time.
+        working: one member's gradients, and activations saved for the backward pass.
+        turns: members run one after another, so that only one needs `working`.
     """
 
     shared: int
@@ -38,21 +38,21 @@ class Need:
     turns: bool
 
     def of(self, members: int) -> int:
-        """Bytes for so many members in one program."""
+        """Return the bytes for a number of members in one program."""
         return self.shared + members * self.state + self.working * (1 if self.turns else members)
 
     def most(self, available: int) -> int:
-        """The most members that fit into so many bytes."""
+        """Return the largest number of members that fit into the available bytes."""
         each = self.state + (0 if self.turns else self.working)
         rest = available - self.shared - (self.working if self.turns else 0)
         return max(int(rest // max(each, 1)), 0)
 
 
 def need_of(setup: Setup) -> Need:
-    """What the members of a bucket need.
+    """Compute the memory that the members of a bucket need.
 
     Args:
-        setup: any member's run; the phase in which the most trains is taken.
+        setup: any member's run; its widest phase counts.
     """
     widest = max(setup.phases, key=lambda phase: len(phase.table.trainable))
     chosen = phase_setup(setup, widest)
@@ -66,27 +66,27 @@ def need_of(setup: Setup) -> Need:
 
 
 def available_bytes(mesh: jax.sharding.Mesh) -> int:
-    """Free memory: of the run's first device, or of the host where the device is a CPU."""
+    """Return the free memory of the first device, or of the host where that is a CPU."""
     stats = mesh.devices.flat[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats["bytes_in_use"]
-    told = Path("/proc/meminfo")
-    if told.exists():
-        lines = dict(line.split(":", 1) for line in told.read_text().splitlines())
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         return int(lines["MemAvailable"].split()[0]) * 1024
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def chunk_sizes(need: Need, members: int, available: int) -> list[int]:
-    """How many members run together, one chunk after another, as even as can be.
+    """Divide members into chunks that fit into memory, as evenly as possible.
 
     Args:
-        need: what they need.
-        members: in the bucket.
+        need: of the bucket.
+        members: their number.
         available: bytes.
 
     Raises:
-        UserError: not even one member fits; the bytes are named.
+        UserError: not even one member fits.
     """
     most = need.most(int(available * USABLE))
     if most < 1:

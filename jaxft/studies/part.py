@@ -1,4 +1,4 @@
-"""A part of a study, trained: members that share a program and fit into memory together."""
+"""Part of a study: members that share a program and fit into memory together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxft.data.batching.loader import batches
 from jaxft.device.mesh import batch_sharding, place_batch
 from jaxft.engine.setup import Setup
 from jaxft.report.events import EventLog
@@ -19,8 +18,10 @@ from jaxft.report.terminal.progress import Progress
 from jaxft.studies.members import Member
 from jaxft.studies.phase import Programs, begin, phases_of
 from jaxft.studies.state import drift
-from jaxft.training.log import IN_FLIGHT
+from jaxft.training.batches import training_batches
+from jaxft.training.log import IN_FLIGHT, taken
 from jaxft.training.metadata import phase_line
+from jaxft.training.meter import Clock
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,10 @@ class Part:
     """Members that train together.
 
     Attributes:
-        index: of the part in the study, from 0.
-        bucket: of the bucket that it belongs to, from 0.
-        members: who they are.
-        setups: one a member, of the same task, model, data and mesh.
+        index: number of the part in the study, from 0.
+        bucket: number of its bucket, from 0.
+        members: its members.
+        setups: one per member, of the same task, model, data and mesh.
     """
 
     index: int
@@ -48,19 +49,19 @@ class Part:
 def train_part(
     part: Part, programs: Programs, log: EventLog, progress: Progress, done: int
 ) -> dict[str, Any]:
-    """Train a part's members to their end.
+    """Train the members of a part.
 
     Args:
-        part: who.
+        part: the part.
         programs: of the part's bucket.
-        log: takes the loss curves and the scores.
-        progress: the bar of the whole study.
-        done: steps that earlier parts took.
+        log: receives loss curves and scores.
+        progress: the progress bar of the whole study.
+        done: steps of earlier parts.
 
     Returns:
-        `rows`, one a member and evaluation; `test`, each member's scores on the test rows at its
-        end, empty where there are none; `drift` by depth; `diverged`, the step at which each
-        member that did was left; `seconds`, and of them `compiling`.
+        `rows`, one per member and evaluation; `test`, each member's final scores on the test
+        rows, empty without such rows; `drift` by depth; `diverged`, the step at which each
+        diverged member stopped; `seconds`, and of these `compiling`.
     """
     began = time.monotonic()
     stage, states, start = begin(part.setups, phases_of(part.setups, 0), programs)
@@ -72,20 +73,12 @@ def train_part(
     step, compiling = 0, 0.0
 
     def read(most: int) -> None:
-        while len(pending) > most:
-            at, metrics = pending.popleft()
-            meter.add(at, jax.device_get(metrics), limit)
+        for number, metrics in taken(pending, most):
+            meter.add(number, jax.device_get(metrics), limit)
 
     progress.doing("compiling the step")
-    for batch in batches(
-        setup.plan,
-        setup.splits["train"].examples.collate,
-        0,
-        total,
-        workers=setup.config.data.workers,
-        prefetch=setup.config.data.prefetch,
-        augment=setup.splits["train"].examples.random,
-    ):
+    collate = setup.splits["train"].examples.collate
+    for batch in training_batches(setup, collate, 0, total):
         if stage.is_over(step):
             read(most=0)
             stage, states = stage.next(states, programs)
@@ -102,10 +95,9 @@ def train_part(
             continue
         read(most=0)
         progress.doing(f"scoring {len(setup.splits['eval'].examples):,} eval rows")
-        meter.pause()
-        found = stage.score(states)
-        meter.go_on()
-        for member, scores in zip(part.members, found, strict=True):
+        with meter.clock.paused():
+            member_scores = stage.score(states)
+        for member, scores in zip(part.members, member_scores, strict=True):
             log.eval(step, "eval", {"member": member.index, **scores})
             rows.append(_row(member, part.bucket, step, scores))
         if ended:
@@ -138,7 +130,7 @@ def _finite(scores: dict[str, float]) -> dict[str, float | None]:
 
 
 class _Meter:
-    """Reads the steps of a part: each member's loss, who is alive, and the pace."""
+    """Metrics of a part's steps: each member's loss, who is alive, and the throughput."""
 
     def __init__(self, part: Part, log: EventLog, progress: Progress, done: int):
         self._part, self._log, self._progress, self._done = part, log, progress, done
@@ -148,37 +140,28 @@ class _Meter:
         self.pace = 0.0
         self._sums = np.zeros(len(part.members))
         self._weights = np.zeros(len(part.members))
-        self._examples = self._seconds = 0.0
-        self._since = time.monotonic()
+        self._examples, self.clock = 0.0, Clock()
 
     def add(self, step: int, metrics: dict[str, np.ndarray], limit: int) -> None:
-        """Take in one step's metrics, `[K]` each."""
+        """Add one step's metrics, `[K]` each."""
         index = self._setup.plan.batch(step - 1)
         self._examples += float((index >= 0).sum())
         finite = metrics["bad_steps"] == 0
         weight = np.where(finite, metrics["weight"], 0.0)
         self._sums += np.where(finite, metrics["loss"] * weight, 0.0)
         self._weights += weight
-        for place in np.flatnonzero(self.alive & (metrics["bad_steps"] >= limit)):
-            member = self._part.members[place].index
-            self.alive[place] = False
+        for row in np.flatnonzero(self.alive & (metrics["bad_steps"] >= limit)):
+            member = self._part.members[row].index
+            self.alive[row] = False
             self.diverged[member] = step
-            said = f"Member {member} diverged: it stays as it was {limit} steps ago."
-            self._log.note(step, said)
-            self._progress.message(said)
+            note = f"Member {member} diverged: it keeps its state of {limit} steps ago."
+            self._log.note(step, note)
+            self._progress.message(note)
         every = self._setup.config.train.log_every
         event = None
         if step % every == 0 or step == self._part.steps:
             event = self._event(step)
         self._progress.update(self._done + step, event)
-
-    def pause(self) -> None:
-        """Stop the clock: what follows is an evaluation."""
-        self._seconds += time.monotonic() - self._since
-
-    def go_on(self) -> None:
-        """Start the clock again."""
-        self._since = time.monotonic()
 
     def _event(self, step: int) -> dict[str, Any]:
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -186,14 +169,12 @@ class _Meter:
         for member, loss in zip(self._part.members, losses, strict=True):
             if math.isfinite(loss):
                 self._log.train(step, {"member": member.index, "loss": loss})
-        seconds = max(self._seconds + time.monotonic() - self._since, 1e-9)
-        self.pace = self._examples / seconds
+        self.pace = self._examples / self.clock.lap()
         alive = f"{self.alive.sum()} of {len(self.alive)} members"
         self._progress.heading(f"bucket {self._part.bucket + 1}, {alive}")
-        told = [loss for loss in losses if math.isfinite(loss)]
-        self._sums[:], self._weights[:] = 0.0, 0.0
-        self._examples, self._seconds, self._since = 0.0, 0.0, time.monotonic()
-        if not told:
+        finite = [loss for loss in losses if math.isfinite(loss)]
+        self._sums[:], self._weights[:], self._examples = 0.0, 0.0, 0.0
+        if not finite:
             return {"examples_per_second": self.pace}
-        mean, best = float(np.mean(told)), float(np.min(told))
+        mean, best = float(np.mean(finite)), float(np.min(finite))
         return {"loss": mean, "best": best, "examples_per_second": self.pace}

@@ -1,4 +1,4 @@
-"""A phase of members that train together: its programs, its leaves, and each step's inputs."""
+"""Phase of members that train together: programs, leaves, and the inputs of each step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jaxft.studies.step import make_study_eval, make_study_step, trained_params
 
 
 class Programs:
-    """A bucket's jitted steps and evaluations, one a phase, for all of its parts."""
+    """Jitted steps and evaluations of a bucket, one per phase, for all of its parts."""
 
     def __init__(self) -> None:
         self._made: dict[int, tuple[Any, EvalStep]] = {}
@@ -28,7 +28,7 @@ class Programs:
     def of(
         self, setup: Setup, now: PhaseSetup, states: TrainState, frozen: dict
     ) -> tuple[Any, EvalStep]:
-        """Those of a phase; made from what first asked for them."""
+        """Return those of a phase, made at the first call."""
         index = now.phase.index
         if index not in self._made:
             step = make_study_step(setup, now, states, frozen)
@@ -37,7 +37,7 @@ class Programs:
 
 
 class Stage:
-    """A phase of a part under way: its leaves, its programs, and what each step is told."""
+    """Phase of a part during training: its leaves, programs and step inputs."""
 
     def __init__(
         self,
@@ -51,33 +51,28 @@ class Stage:
         self.setup, self.now = self.setups[0], self.phases[0]
         self.frozen = frozen
         self.step, self._evaluate = programs.of(self.setup, self.now, states, frozen)
-        self._rates = np.stack([one.rates for one in phases])  # [K, steps + 1, groups]
         self._multipliers = [one.table.multipliers() for one in phases]  # K x [leaves]
-        self._decay = np.stack([one.table.weight_decays() for one in phases])  # [K, groups]
 
     def inputs(self, step: int) -> StepInputs:
-        """Return the inputs of the members' optimizers at a step, `[K, ...]`."""
-        paced = [
-            own * one.phase.lr_scale_at(step)
-            for own, one in zip(self._multipliers, self.phases, strict=True)
-        ]
-        return StepInputs(self._rates[:, step], np.stack(paced).astype(np.float32), self._decay)
+        """Return the inputs of the members' optimizers at a step, `[K, ...]` float32."""
+        members = zip(self.phases, self._multipliers, strict=True)
+        inputs = [one.inputs(step, multipliers) for one, multipliers in members]
+        return jax.tree.map(lambda *leaves: np.stack(leaves).astype(np.float32), *inputs)
 
     def is_over(self, step: int) -> bool:
-        """Whether the step to come belongs to the next phase."""
-        phase = self.now.phase
-        return step == phase.stop and phase.index + 1 < len(self.setup.phases)
+        """Return whether the step to come belongs to the next phase."""
+        return self.setup.is_over(self.now.phase, step)
 
     def next(self, states: TrainState, programs: Programs) -> tuple[Stage, TrainState]:
-        """The phase after this one, and the states as it begins."""
+        """Make the next phase, and the states as it begins."""
         phases = phases_of(self.setups, self.now.phase.index + 1)
         entered = enter_phase(self.setups, phases[0], states, self.frozen)
-        kept = entered.trainable.keys() | entered.previously_trained.keys()
-        frozen = {name: leaf for name, leaf in self.frozen.items() if name not in kept}
+        trained = entered.trainable.keys() | entered.previously_trained.keys()
+        frozen = {name: leaf for name, leaf in self.frozen.items() if name not in trained}
         return Stage(self.setups, phases, entered, frozen, programs), entered
 
     def score(self, states: TrainState, name: str = "eval") -> list[dict[str, float]]:
-        """Each member's scores on the rows of a split."""
+        """Score each member on the rows of a split."""
         split = self.setup.splits[name]
         params = (trained_params(states), self.frozen)
         results = list(
@@ -89,25 +84,25 @@ class Stage:
         ]
 
     def _scores(self, results: list[tuple[dict, dict]], split: Split) -> dict[str, float]:
-        """One member's scores; not finite where its outputs are not, of which no task has one."""
+        """Score one member; NaN where its outputs are not finite, which tasks cannot handle."""
         if not all(np.isfinite(sums["loss"][0]) for sums, _ in results):
             return dict.fromkeys(self.setup.task.metrics, math.nan)
         return summarise(self.setup.bound, split, results).scores
 
 
 def phases_of(setups: Sequence[Setup], index: int) -> tuple[PhaseSetup, ...]:
-    """One phase of each member."""
+    """Set up one phase of each member."""
     return tuple(phase_setup(setup, setup.phases[index]) for setup in setups)
 
 
 def begin(
     setups: Sequence[Setup], phases: Sequence[PhaseSetup], programs: Programs
 ) -> tuple[Stage, TrainState, Start]:
-    """The first phase of some members, their states, and what they start from.
+    """Make the first phase of some members, their states, and their initial parameters.
 
     Args:
-        setups: one a member.
-        phases: the first of each.
+        setups: one per member.
+        phases: the first phase of each.
         programs: of their bucket.
     """
     start = load_start(setups)

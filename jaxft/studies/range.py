@@ -1,4 +1,4 @@
-"""A range of rates in one short run: the rate rises by a factor a step until the loss blows up."""
+"""Learning rate range test: the rate rises by a factor each step until the loss blows up."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ import jax
 import numpy as np
 
 from jaxft.config.load import Config
-from jaxft.data.batching.loader import batches
 from jaxft.device.mesh import batch_sharding, place_batch
-from jaxft.device.process import environment
 from jaxft.engine.setup import PhaseSetup
 from jaxft.errors import UserError
 from jaxft.report.events import EventLog
@@ -22,18 +20,19 @@ from jaxft.report.terminal.console import EscapingConsole
 from jaxft.report.terminal.progress import Progress
 from jaxft.report.terminal.study import ranges_table
 from jaxft.storage.files import place
-from jaxft.studies.folder import check_one_process, check_study, create_study
+from jaxft.studies.folder import check_one_process, check_study, create_study, study_facts
 from jaxft.studies.members import make_members
 from jaxft.studies.part import Part
 from jaxft.studies.phase import Programs, begin, phases_of
 from jaxft.studies.study import Study, make_parts
+from jaxft.training.batches import training_batches
 
 LOWEST, HIGHEST, STEPS = 1e-7, 1e-1, 100  # rates of `optimizer.lr`, and steps between them
-KEPT = 0.9  # of the smoothed loss, from step to step
-BLOWN_UP = 2.0  # the smoothed loss over its lowest, at which there is nothing more to see
-SETTLED = 10  # steps before which nothing is judged
-FALLEN = 0.1  # the range begins where this share of the fall is behind
-BELOW_LOWEST = 3.0  # and ends so far below the rate at which the loss is lowest
+DECAY = 0.9  # of the exponential mean of the loss
+BLOWN_UP = 2.0  # a curve ends where the mean is this factor above its minimum
+WARM_UP = 10  # steps that are left out of every judgment
+FALLEN = 0.1  # the range begins after this share of the loss's fall
+BELOW_LOWEST = 3.0  # the range ends at the rate of the lowest loss divided by this
 
 
 def lr_range(
@@ -49,17 +48,17 @@ def lr_range(
 
     Args:
         config: the run; groups keep their rates relative to `optimizer.lr`.
-        vary: config key -> its values, where several runs are to be looked at; may be empty.
-        name: of the folder in `run.dir`; the run's name with `-lr-range` when None.
+        vary: config key -> its values, to compare several runs; may be empty.
+        name: of the folder in `run.dir`; None for the run's name with `-lr-range`.
         overwrite: replace the study of this name.
         quiet: print nothing.
-        command: what was typed, for `study.json`.
+        command: the command line, for `study.json`.
 
     Returns:
         The study; `about["ranges"]` has each member's curve and range.
 
     Raises:
-        UserError: as `study`; or a config with phases, a rate of 0, or a varied rate.
+        UserError: see `study`; or a config with phases, a rate of 0, or a varied rate.
 
     Source: Smith (2017), https://arxiv.org/abs/1506.01186.
     """
@@ -70,14 +69,7 @@ def lr_range(
     members = make_members(config, vary)
     check_study(name, config.run.dir, resume=False, overwrite=overwrite)
     parts, _ = make_parts(members)
-    about = {
-        **environment(),
-        "command": list(command),
-        "metric": "loss",
-        "vary": {key: list(values) for key, values in vary.items()},
-        "config": config.dump(),
-        "members": [{"index": m.index, "values": dict(m.values)} for m in members],
-    }
+    about = study_facts(config, vary, members, "loss", command)
     ranges: list[dict[str, Any]] = []
     with create_study(name, config.run.dir, overwrite=overwrite, facts=about) as folder:
         path = place(folder.path)
@@ -96,16 +88,16 @@ def lr_range(
 
 def _check(config: Config, vary: Mapping[str, Sequence[Any]]) -> None:
     if config.phases:
-        raise UserError("--lr-range has no phases.", "Leave them out: add phases=[].")
+        raise UserError("--lr-range does not support phases.", "Remove them: add phases=[].")
     if config.optimizer.lr == 0:
-        raise UserError("optimizer.lr is 0, so that no rate can rise with it.")
+        raise UserError("optimizer.lr is 0, so --lr-range cannot scale it.", "Set it above 0.")
     for key in vary:
         if key == "optimizer.lr" or key.startswith("schedule"):
-            raise UserError(f"--vary {key}: --lr-range has rates of its own.", "Leave it out.")
+            raise UserError(f"--vary {key}: --lr-range sets the rates itself.", "Remove the key.")
 
 
 def _find(part: Part, log: EventLog, progress: Progress) -> list[dict[str, Any]]:
-    """Each member's curve and range."""
+    """Train a part's members; return each one's curve and range."""
     rates = rising_rates()
     base = part.setups[0].config.optimizer.lr
     phases = [replace(one, rates=_of_groups(one, base, rates)) for one in phases_of(part.setups, 0)]
@@ -113,17 +105,15 @@ def _find(part: Part, log: EventLog, progress: Progress) -> list[dict[str, Any]]
     setup = stage.setup
     losses: list[np.ndarray] = []
     progress.doing("compiling the step")
-    examples = setup.splits["train"].examples
-    for step, batch in enumerate(
-        batches(setup.plan, examples.collate, 0, STEPS, augment=examples.random)
-    ):
+    collate = setup.splits["train"].examples.collate
+    for step, batch in enumerate(training_batches(setup, collate, 0, STEPS)):
         placed = place_batch(batch, batch_sharding(setup.mesh))
         states, metrics = stage.step(states, stage.frozen, placed, stage.inputs(step))
         loss = np.asarray(jax.device_get(metrics["loss"]), float)
         losses.append(loss)
         for member, value in zip(part.members, loss, strict=True):
-            told = {"member": member.index, "loss": float(value), "rate": float(rates[step])}
-            log.train(step + 1, told)
+            point = {"member": member.index, "loss": float(value), "rate": float(rates[step])}
+            log.train(step + 1, point)
         mean = float(np.mean(loss[np.isfinite(loss)])) if np.isfinite(loss).any() else math.nan
         progress.update(part.index * STEPS + step + 1, {"loss": mean, "rates": {"": rates[step]}})
         columns = np.array(losses).T  # [K, steps]
@@ -136,56 +126,56 @@ def _find(part: Part, log: EventLog, progress: Progress) -> list[dict[str, Any]]
 
 
 def rising_rates() -> np.ndarray:
-    """The rate of each step: `[STEPS]`, each the same factor above the one before."""
+    """Return the rate of each step: `[STEPS]`, in geometric progression."""
     return np.geomspace(LOWEST, HIGHEST, STEPS)
 
 
 def _of_groups(now: PhaseSetup, base: float, rates: np.ndarray) -> np.ndarray:
-    """The rates of each group, those of `optimizer.lr` being `rates`: `[STEPS + 1, groups]`."""
+    """Compute the rates of each group from those of `optimizer.lr`: `[STEPS + 1, groups]`."""
     relative = np.array([group.peak_rate / base for group in now.table.training_groups])
     table = np.concatenate([rates, rates[-1:]])[:, None] * relative
     return table.astype(np.float32)
 
 
 def smoothed(losses: np.ndarray) -> np.ndarray:
-    """The exponential mean of a curve, unbiased at its start: `[steps]`."""
+    """Compute the exponential mean of a curve, unbiased at its start: `[steps]`."""
     mean, weight, out = 0.0, 0.0, []
     for loss in losses:
-        mean, weight = KEPT * mean + (1 - KEPT) * loss, KEPT * weight + (1 - KEPT)
+        mean, weight = DECAY * mean + (1 - DECAY) * loss, DECAY * weight + (1 - DECAY)
         out.append(mean / weight)
     return np.array(out)
 
 
 def before_blowing_up(losses: np.ndarray) -> np.ndarray:
-    """The smoothed curve up to where the loss is not finite, or far above its lowest."""
+    """Cut the smoothed curve where the loss is not finite or far above its lowest."""
     bad = np.flatnonzero(~np.isfinite(losses))
     even = smoothed(losses[: bad[0]] if len(bad) else losses)
     lowest = np.minimum.accumulate(even)
-    high = np.flatnonzero((even > BLOWN_UP * lowest) & (np.arange(len(even)) >= SETTLED))
+    high = np.flatnonzero((even > BLOWN_UP * lowest) & (np.arange(len(even)) >= WARM_UP))
     return even[: high[0]] if len(high) else even
 
 
 def range_of(rates: np.ndarray, losses: np.ndarray) -> dict[str, Any]:
-    """The range that a curve suggests.
+    """Compute the range that a curve suggests.
 
     Args:
         rates: `[steps]`, rising.
         losses: `[steps]`.
 
     Returns:
-        `rates`, `losses` (None where not finite), `smoothed` up to where it blew up, and `low`
-        and `high`: None where the loss never fell.
+        `rates`, `losses` (None where not finite), `smoothed` up to where it blew up, and the range
+        `low` to `high`: None where the loss never fell.
     """
     even = before_blowing_up(losses)
     low = high = None
-    # The mean of few losses is nothing to fall from.
-    if len(even) > SETTLED:
-        start = even[SETTLED - 1]
-        place = int(np.argmin(even))
-        if place >= SETTLED and even[place] < start:
-            begun = np.flatnonzero(even <= start - FALLEN * (start - even[place]))
-            begun = begun[begun >= SETTLED]
-            high = float(rates[place]) / BELOW_LOWEST
+    # The mean of a few losses is too noisy to compare with.
+    if len(even) > WARM_UP:
+        start = even[WARM_UP - 1]
+        lowest = int(np.argmin(even))
+        if lowest >= WARM_UP and even[lowest] < start:
+            begun = np.flatnonzero(even <= start - FALLEN * (start - even[lowest]))
+            begun = begun[begun >= WARM_UP]
+            high = float(rates[lowest]) / BELOW_LOWEST
             low = min(float(rates[begun[0]]), high / BELOW_LOWEST)
     return {
         "rates": rates.tolist(),

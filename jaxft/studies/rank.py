@@ -1,4 +1,4 @@
-"""A study's outcome: each member's last and best score, and settings ranked over their seeds."""
+"""Ranking of a study: each member's last and best score, and settings ranked over seeds."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ RESAMPLES = 2000
 def mark_rows(
     rows: Sequence[Mapping[str, Any]], metric: str, *, lower_is_better: bool
 ) -> list[dict[str, Any]]:
-    """The rows of all members, each with whether it is its member's last and its best.
+    """Mark the rows that are their member's last, and its best.
 
     Args:
-        rows: as `train_part` gives them, in order of steps within a member.
-        metric: what chooses the best.
+        rows: from `train_part`, in order of steps for each member.
+        metric: chooses the best.
         lower_is_better: of the metric.
     """
     marked = []
@@ -50,20 +50,19 @@ def rank(
     *,
     lower_is_better: bool,
 ) -> list[dict[str, Any]]:
-    """The settings, the best first: by the mean over seeds of the members' best scores.
+    """Rank the settings, best first, by the mean over seeds of the members' best scores.
 
     Args:
         members: of the study; those of one setting differ in seeds only.
-        rows: as `mark_rows` gives them.
-        diverged: member -> the step at which it was left. A setting that has one comes last.
-        metric: what is ranked by.
-        tested: member -> its scores on the test rows at its end, which rank nothing.
+        rows: from `mark_rows`.
+        diverged: member -> the step at which it stopped; settings with such members come last.
+        metric: ranks the settings.
+        tested: member -> its final scores on the test rows, which do not affect the rank.
         lower_is_better: of the metric.
 
     Returns:
-        For each setting `values`, `members`, `diverged` (how many), `step` (of the first
-        member's best), and `best`, `last` and, where there are test rows, `test`: each a mapping
-        as `summarise_seeds` gives it.
+        For each setting `values`, `members`, `diverged` (a count), `step` (of the first member's
+        best), and `best`, `last` and, with test rows, `test`: results of `summarise_seeds`.
     """
     settings: dict[str, list[Member]] = {}
     for member in members:
@@ -88,18 +87,18 @@ def rank(
             ranked[-1]["test"] = summarise_seeds([tested[i].get(metric) for i in indices])
     sign = 1 if lower_is_better else -1
 
-    def place(entry: Mapping[str, Any]) -> tuple[bool, float]:
+    def order(entry: Mapping[str, Any]) -> tuple[bool, float]:
         mean = entry["best"]["mean"]
         return entry["diverged"] > 0, math.inf if mean is None else sign * mean
 
-    return sorted(ranked, key=place)
+    return sorted(ranked, key=order)
 
 
 def summarise_seeds(scores: Sequence[float | None]) -> dict[str, float | None]:
-    """Mean, standard deviation, and the 95% bootstrap interval of the mean.
+    """Compute mean, standard deviation, and the mean's 95% bootstrap interval.
 
     Args:
-        scores: one a seed; None where it is not finite, which makes all of it None.
+        scores: one per seed; None where it is not finite, which makes every result None.
 
     Returns:
         `mean`, `deviation`, `low`, `high`; the last three None of fewer than two seeds.

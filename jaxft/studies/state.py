@@ -1,7 +1,7 @@
-"""The state of all members of a study as one: every array has a leading axis of members, [K, ...].
+"""State of all members of a study as one: every array has a leading axis of members, [K, ...].
 
-What differs from member to member and does not train (a new head of another seed that a phase
-keeps frozen, what an earlier phase trained) goes into `previously_trained`, as in a run.
+Leaves that differ between members but do not train (a frozen new head of another seed, the leaves
+of an earlier phase) are in `previously_trained`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Params = dict[str, jax.Array]
 
 @dataclass(frozen=True)
 class Start:
-    """What the members start from.
+    """Initial parameters of the members.
 
     Attributes:
-        params: every parameter, as the first member has it.
-        own: of them, those that differ by `run.seed.init`: `[K, ...]`.
+        params: every parameter of the first member.
+        own: those of them that differ by `run.seed.init`: `[K, ...]`.
     """
 
     params: Params
@@ -59,12 +59,12 @@ def load_start(setups: Sequence[Setup]) -> Start:
 
 
 def initial_states(setups: Sequence[Setup], now: PhaseSetup, start: Start) -> TrainState:
-    """The members' states before the first step.
+    """Make the members' states before the first step.
 
     Args:
         setups: one a member.
         now: the first phase of any.
-        start: as `load_start` gave it.
+        start: from `load_start`.
     """
     names = set(now.table.trainable)
     trainable = {name: start.own.get(name, start.params[name]) for name in now.table.trainable}
@@ -75,13 +75,13 @@ def initial_states(setups: Sequence[Setup], now: PhaseSetup, start: Start) -> Tr
 def enter_phase(
     setups: Sequence[Setup], now: PhaseSetup, states: TrainState, frozen: Params
 ) -> TrainState:
-    """The members' states as a phase begins: all values as they were; see `build_state`.
+    """Make the members' states as a phase begins, with unchanged values.
 
     Args:
         setups: one a member.
-        now: the phase to come, of any member.
-        states: at the end of the phase before.
-        frozen: as that phase had them, without an axis of members.
+        now: the phase that begins, of any member.
+        states: the states at the end of the previous phase.
+        frozen: the frozen parameters of that phase, without an axis of members.
     """
     apart = {**states.previously_trained, **states.trainable}
     known = {**frozen, **apart}
@@ -100,7 +100,7 @@ def _fresh(
     previously_trained: Params,
     apart: frozenset[str],
 ) -> TrainState:
-    """States of step 0; of the leaves, those in `apart` have an axis of members already."""
+    """Make states of step 0; the leaves in `apart` have an axis of members already."""
     setup, count = setups[0], len(setups)
     seeds = np.array([one.config.run.seed.dropout for one in setups])
 
@@ -127,7 +127,7 @@ def _fresh(
 
 
 def shardings_of(setup: Setup, states: Any) -> Any:
-    """Where each array of some members' states lies: as in a run, the members side by side."""
+    """Return the shardings of members' states: as in a run, replicated over members."""
     whole = replicated(setup.mesh)
 
     def place(path: Any, leaf: Any) -> NamedSharding:
@@ -140,12 +140,12 @@ def shardings_of(setup: Setup, states: Any) -> Any:
 
 
 def drift(setup: Setup, states: TrainState, start: Start) -> dict[int, list[float | None]]:
-    """How far each depth is from where it started: depth -> `||w - w0|| / ||w0||` of each member.
+    """Measure each depth's relative drift `||w - w0|| / ||w0||`: depth -> one value per member.
 
     Args:
-        setup: the run; depths in which nothing ever trained are 0.
-        states: the members'.
-        start: what they started from.
+        setup: the run; untrained depths are 0.
+        states: of the members.
+        start: their initial parameters.
 
     Returns:
         By depth; None where it is not finite.

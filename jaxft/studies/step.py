@@ -1,4 +1,4 @@
-"""One program for all members of a study: the frozen trunk once, then each member's own step."""
+"""One program for all members of a study: the frozen trunk once, then each member's step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MOVED = ("step", "trainable", "opt_state", "average", "bad_steps")  # by a step,
 
 
 def takes_turns(compute: Compute) -> bool:
-    """Whether the members run one after another: on CPU, where batched matmuls are slow."""
+    """Return whether members run one after another: on CPU, where batched matmuls are slow."""
     return compute.platform == "cpu"
 
 
@@ -34,7 +34,7 @@ def make_study_step(
 
     Args:
         setup: any member's run.
-        now: its phase that the step is of.
+        now: the phase of the step.
         states: the members' states, or their shapes: `[K, ...]`.
         frozen: the leaves that all members share, or their shapes.
 
@@ -111,7 +111,7 @@ def _in_turn(advance: Callable, states: TrainState, inputs: StepInputs) -> tuple
 
 
 def shares_trunk(model: Model, compute: Compute, previously_trained: frozenset[str]) -> bool:
-    """Whether all members have the same trunk: no leaf of it differs from member to member."""
+    """Return whether all members have the same trunk, leaf by leaf."""
     for tower in model.towers.values():
         if not isinstance(tower, Tower):
             continue
@@ -123,14 +123,14 @@ def shares_trunk(model: Model, compute: Compute, previously_trained: frozenset[s
 
 
 def with_trunk(model: Model, compute: Compute, frozen: Any, batch: Any) -> dict[str, jax.Array]:
-    """The batch with what the trunk makes of it, from which a model then starts."""
+    """Add the trunk's output to a batch, from which the model then starts."""
     return {**batch, **model.trunk(frozen, batch, compute)}
 
 
 def make_study_eval(
     setup: Setup, now: PhaseSetup, states: TrainState, frozen: dict[str, jax.Array]
 ) -> EvalStep:
-    """The jitted `((trained, frozen), batch) -> (sums, outcomes)`, all with an axis of members.
+    """Jit the evaluation `((trained, frozen), batch) -> (sums, outcomes)` of all members.
 
     Args:
         setup, now, states, frozen: see `make_study_step`; `trained` is `trained_params(states)`.
@@ -151,5 +151,5 @@ def make_study_eval(
 
 
 def trained_params(states: TrainState) -> dict[str, jax.Array]:
-    """Every leaf that has an axis of members, trained ones as their average where there is one."""
+    """Return the leaves with an axis of members, trained ones as their average if there is one."""
     return {**states.previously_trained, **(states.average or states.trainable)}

@@ -1,4 +1,4 @@
-"""The study story: variants of a run trained together in as few programs as can be, and ranked."""
+"""The study story: variants of a run, trained together in few programs, and ranked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 from etils import epath
 
 from jaxft.config.load import Config, changed_keys, load_config, parse_config, to_yaml
-from jaxft.device.process import environment
 from jaxft.engine.setup import build, with_config
 from jaxft.engine.trained import best_metric
 from jaxft.errors import UserError
@@ -29,6 +28,7 @@ from jaxft.studies.folder import (
     check_one_process,
     check_study,
     create_study,
+    study_facts,
 )
 from jaxft.studies.members import Member, make_buckets, make_members
 from jaxft.studies.memory import Need, available_bytes, chunk_sizes, need_of
@@ -44,7 +44,7 @@ BEST_FILE = "best.yaml"
 
 @dataclass(frozen=True)
 class Study:
-    """A study's folder.
+    """Folder of a study.
 
     Attributes:
         folder: where it is.
@@ -54,17 +54,17 @@ class Study:
 
     @cached_property
     def about(self) -> dict[str, Any]:
-        """The content of `study.json`."""
+        """Content of `study.json`."""
         return StudyFolder(self.folder).about()
 
     @property
     def ranking(self) -> list[dict[str, Any]]:
-        """The settings, the best first; see `study_rank.rank`."""
+        """Settings, best first; see `rank.rank`."""
         return self.about["ranking"]
 
     @property
     def best(self) -> Config:
-        """The best setting's config, ready to train."""
+        """Config of the best setting, ready to train."""
         return load_config(self.folder / BEST_FILE)
 
 
@@ -83,11 +83,11 @@ def study(
     Args:
         config: what the members have in common.
         vary: config key -> its values.
-        name: of the study's folder in `run.dir`; the run's name with `-study` when None.
-        resume: train what an earlier start of this study did not get to.
+        name: of the study's folder in `run.dir`; None for the run's name with `-study`.
+        resume: train the parts that an earlier start of this study did not finish.
         overwrite: replace the study of this name.
         quiet: print nothing.
-        command: what was typed, for `study.json`.
+        command: the command line, for `study.json`.
 
     Returns:
         The study.
@@ -100,7 +100,7 @@ def study(
     console = EscapingConsole(quiet=quiet)
     name = name or f"{config.run.name}-study"
 
-    # ------------------------------------- What can be wrong is found before anything is written
+    # -------------------------------------------- Set-up: errors are raised before any write
     members = make_members(config, vary)
     before = None
     if check_study(name, config.run.dir, resume=resume, overwrite=overwrite):
@@ -110,43 +110,37 @@ def study(
     any_setup = parts[0].setups[0]
     metric = best_metric(config, any_setup.task)
     lower_is_better = any_setup.task.metrics[metric].lower_is_better
-    told = [_about_part(part, need, vary) for part, need in zip(parts, needs, strict=True)]
+    described = [_about_part(part, need, vary) for part, need in zip(parts, needs, strict=True)]
     console.print(batch_line(any_setup.layout, any_setup.length, any_setup.why), highlight=False)
-    console.print(parts_table(told))
-    about = {
-        **environment(),
-        "command": list(command),
-        "metric": metric,
-        "vary": {key: list(values) for key, values in vary.items()},
-        "config": config.dump(),
-        "members": [{"index": m.index, "values": dict(m.values)} for m in members],
-        "parts": told,
-    }
+    console.print(parts_table(described))
+    about = study_facts(config, vary, members, metric, command) | {"parts": described}
 
     with create_study(name, config.run.dir, overwrite=overwrite, facts=about) as folder:
-        found = {part.index: folder.part(part.index) for part in parts}
-        left = [part for part in parts if found[part.index] is None]
+        results_of = {part.index: folder.part(part.index) for part in parts}
+        remaining = [part for part in parts if results_of[part.index] is None]
         steps = sum(part.steps for part in parts)
-        done = steps - sum(part.steps for part in left)
-        if len(left) < len(parts):
-            console.print(f"{len(parts) - len(left)} of {len(parts)} programs are through.")
+        done = steps - sum(part.steps for part in remaining)
+        if len(remaining) < len(parts):
+            console.print(f"{len(parts) - len(remaining)} of {len(parts)} programs are done.")
 
         # -------------------------------------------------- The programs, one after another
         programs: dict[int, Programs] = {part.bucket: Programs() for part in parts}
-        first = _keep_events(files.place(folder.path), [m.index for p in left for m in p.members])
+        first = _keep_events(
+            files.place(folder.path), [m.index for p in remaining for m in p.members]
+        )
         with (
             EventLog(files.place(folder.path), tensorboard=False, resume_step=first) as log,
             Progress(steps, done, console, quiet) as progress,
         ):
-            for part in left:
+            for part in remaining:
                 progress.heading(f"bucket {part.bucket + 1}, {len(part.members)} members")
                 result = train_part(part, programs[part.bucket], log, progress, done)
                 folder.write_part(part.index, json.loads(json.dumps(result)))
-                found[part.index] = folder.part(part.index)
+                results_of[part.index] = folder.part(part.index)
                 done += part.steps
 
         # ------------------------------------------------------------ The table and the page
-        results = [found[part.index] or {} for part in parts]
+        results = [results_of[part.index] or {} for part in parts]
         rows = mark_rows(
             [row for result in results for row in result["rows"]],
             metric,
@@ -171,12 +165,12 @@ def make_parts(
     before: Sequence[Sequence[int]] | None = None,
     devices: Sequence | None = None,
 ) -> tuple[list[Part], list[Need]]:
-    """Who trains together, and what each bucket needs of memory.
+    """Decide which members train together, and compute the memory of each bucket.
 
     Args:
         members: of the study.
-        before: the members of each part, where an earlier start has decided.
-        devices: the devices to run on; all that jax sees when None.
+        before: the members of each part of the study that is resumed.
+        devices: the devices to run on; None for all.
 
     Raises:
         UserError: a config, its data or its checkpoint is wrong, or a member does not fit.
@@ -203,7 +197,7 @@ def make_parts(
 
 
 def _check_can_be_studied(config: Config) -> None:
-    """Raise a UserError where what trains, or how fast, is decided on the way."""
+    """Raise a UserError where leaves or rates are decided during training."""
     key = None
     if freezes_itself(config):
         key = "phases: auto_freeze"
@@ -211,18 +205,18 @@ def _check_can_be_studied(config: Config) -> None:
         key = "layer_decay.preset: auto_rgn"
     if config.regularise.l2_sp:
         raise UserError(
-            "regularise.l2_sp: a study's program keeps no copy of where its members began.",
+            "regularise.l2_sp: a study keeps no copy of the initial parameters.",
             "Train such runs one by one.",
         )
     if key is not None:
         raise UserError(
-            f"{key} decides on the way, for each run by itself, so a study cannot have it.",
+            f"{key} decides during training, for each run separately, so a study cannot use it.",
             "Train such runs one by one.",
         )
 
 
 def _about_part(part: Part, need: Need, vary: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-    """What `study.json` and the terminal say of a part before it runs."""
+    """Describe a part for `study.json` and the terminal."""
     common = {
         key: part.members[0].values[key]
         for key in vary
@@ -242,10 +236,10 @@ def _about_part(part: Part, need: Need, vary: Mapping[str, Sequence[Any]]) -> di
 def _earlier_parts(
     path: epath.Path, config: Config, vary: Mapping[str, Sequence[Any]]
 ) -> list[list[int]]:
-    """The members of each part of the study that is resumed.
+    """Return the members of each part of the study that is resumed.
 
     Raises:
-        UserError: it is not the study that was begun.
+        UserError: it is not the same study.
     """
     old = StudyFolder(path).about()
     odd = changed_keys(parse_config(old["config"], f"{path}/{STUDY_FILE}"), config)
@@ -254,25 +248,25 @@ def _earlier_parts(
     if odd:
         raise UserError(
             f"A study cannot be resumed with a different {', '.join(odd)}.",
-            "Put the old value back, or give the new study another --name.",
+            "Restore the old value, or give the new study another --name.",
         )
     return [part["members"] for part in old["parts"]]
 
 
 def _keep_events(folder: Path, again: Sequence[int]) -> int | None:
-    """Drop the events of members that train again; the last step that is kept, or None."""
-    kept = [event for event in read_events(folder) if event.get("member") not in again]
-    kept = [event for event in kept if event["kind"] != "note"]
-    if not kept:
+    """Drop the events of members that train again; return the last remaining step, or None."""
+    events = [event for event in read_events(folder) if event.get("member") not in again]
+    events = [event for event in events if event["kind"] != "note"]
+    if not events:
         return None
-    files.write_atomic(folder / METRICS, "".join(json.dumps(event) + "\n" for event in kept))
-    return max(event["step"] for event in kept)
+    files.write_atomic(folder / METRICS, "".join(json.dumps(event) + "\n" for event in events))
+    return max(event["step"] for event in events)
 
 
 def _flat(
     row: Mapping[str, Any], members: Sequence[Member], diverged: Mapping[int, int]
 ) -> dict[str, Any]:
-    """A row of `study.parquet`: the varied keys and the metrics beside each other."""
+    """Make a row of `study.parquet`, with the varied keys and the metrics side by side."""
     member = members[row["member"]]
     return {
         "member": member.index,
@@ -287,7 +281,7 @@ def _flat(
 
 
 def best_yaml(member: Member, name: str, metric: str) -> str:
-    """The best setting's config with a head comment that says how to run it."""
+    """Format the best setting's config, with a comment that says how to run it."""
     written = member.config.dump()
     written["run"]["name"] = f"{name}-best"
     values = ", ".join(f"{key} {value_text(value)}" for key, value in member.values.items())

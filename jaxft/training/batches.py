@@ -20,6 +20,29 @@ from jaxft.report.terminal.progress import Progress
 from jaxft.training.phase import PhaseStep
 
 
+def training_batches(setup: Setup, collate: Collate, first: int, stop: int) -> Iterator[Batch]:
+    """Yield this process's part of a run's training batches, made ahead of time.
+
+    Args:
+        setup: the run.
+        collate: makes the batches.
+        first: the first step.
+        stop: the step after the last.
+    """
+    index, count = my_rows(setup.mesh)
+    return batches(
+        setup.plan,
+        collate,
+        first,
+        stop,
+        process_index=index,
+        process_count=count,
+        workers=setup.config.data.workers,
+        prefetch=setup.config.data.prefetch,
+        augment=setup.splits["train"].examples.random,
+    )
+
+
 class Batches:
     """Training batches of a run, made for each phase.
 
@@ -74,18 +97,7 @@ class Batches:
             return  # the prefetched batches are still right
         self.close()
         self._collate = collate
-        mine, blocks = my_rows(setup.mesh)
-        self._made = batches(
-            self._setup.plan,
-            collate,
-            step,
-            self._setup.length.total_steps,
-            process_index=mine,
-            process_count=blocks,
-            workers=self._setup.config.data.workers,
-            prefetch=self._setup.config.data.prefetch,
-            augment=setup.splits["train"].examples.random,
-        )
+        self._made = training_batches(setup, collate, step, setup.length.total_steps)
 
     def next(self) -> dict[str, jax.Array]:
         """Return the next batch, transferred to the devices while earlier steps still run."""

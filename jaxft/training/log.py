@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import jax
 from rich.console import Console
@@ -23,7 +23,8 @@ from jaxft.training.layers import LayerReadings, write_layers
 from jaxft.training.meter import Meter
 from jaxft.training.phase import PhaseStep
 
-# Steps under way while the host makes the next batch and reads the metrics of those before.
+T = TypeVar("T")
+# Steps in flight while the host makes the next batch and reads the metrics of those before.
 IN_FLIGHT = 2
 
 
@@ -90,8 +91,7 @@ class Log:
         Raises:
             UserError: too many consecutive steps were not finite.
         """
-        while len(self._pending) > most:
-            step, phase, metrics, layers = self._pending.popleft()
+        for step, phase, metrics, layers in taken(self._pending, most):
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
             event = self.meter.add(phase, step, values)
             if event:
@@ -111,6 +111,12 @@ class Log:
         """Write a note to the event log, and a message to the terminal."""
         self.events.note(step, event)
         self.progress.message(message)
+
+
+def taken(pending: deque[T], most: int) -> Iterator[T]:
+    """Remove and yield the entries of a queue, oldest first, until `most` are left."""
+    while len(pending) > most:
+        yield pending.popleft()
 
 
 def earlier_events(run: RunFolder) -> list[dict[str, Any]]:

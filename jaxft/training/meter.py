@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from jaxft.engine.setup import Setup
@@ -12,20 +13,41 @@ from jaxft.training.phase import PhaseStep
 from jaxft.training.utilisation import Work
 
 
+class Clock:
+    """Clock of training time, without the time of evaluations and saves."""
+
+    def __init__(self) -> None:
+        self._seconds, self._since = 0.0, time.monotonic()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stop the clock for a block."""
+        self._seconds += time.monotonic() - self._since
+        yield
+        self._since = time.monotonic()
+
+    def lap(self) -> float:
+        """Return the seconds since the last lap, more than 0, and start the next."""
+        now = time.monotonic()
+        seconds = max(self._seconds + now - self._since, 1e-9)
+        self._seconds, self._since = 0.0, now
+        return seconds
+
+
 class Meter:
     """Means and throughput of steps, as one event every `log_every` steps.
 
     Attributes:
+        clock: the time that throughput is measured by.
         finite: whether the last step read was finite.
     """
 
     def __init__(self, setup: Setup):
-        self.finite = True
+        self.clock, self.finite = Clock(), True
         self._setup = setup
         self._work = Work(0, None)
         self._sums: dict[str, float] = {}
         self._weight = self._examples = self._tokens = self._flops = 0.0
-        self._seconds, self._since = 0.0, time.monotonic()
 
     def add(
         self, phase: PhaseStep, step: int, metrics: Mapping[str, float]
@@ -57,23 +79,14 @@ class Meter:
         event = self._event(phase, step)
         self._sums, self._weight = {}, 0.0
         self._examples = self._tokens = self._flops = 0.0
-        self._seconds, self._since = 0.0, time.monotonic()
         return event
 
     def works(self, work: Work) -> None:
         """Set the work of each following step."""
         self._work = work
 
-    def pause(self) -> None:
-        """Stop the clock for an evaluation or a save."""
-        self._seconds += time.monotonic() - self._since
-
-    def go_on(self) -> None:
-        """Start the clock again."""
-        self._since = time.monotonic()
-
     def _event(self, phase: PhaseStep, step: int) -> dict[str, Any]:
-        seconds = max(self._seconds + time.monotonic() - self._since, 1e-9)
+        seconds = self.clock.lap()
         means = {name: total / self._weight for name, total in self._sums.items()}
         clip, norm = self._setup.config.optimizer.clip, means.get("grad_norm")
         if clip is not None and norm:

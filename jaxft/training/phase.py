@@ -35,7 +35,6 @@ class PhaseStep:
         frozen: the leaves that no phase has trained yet.
         step: the jitted train step.
         multipliers: see `StepInputs`; `replace` them where the loop decides on others.
-        weight_decay: see `StepInputs`.
         anchors: initial values of all parameters that are under L2-SP in some phase.
     """
 
@@ -45,15 +44,14 @@ class PhaseStep:
     frozen: dict[str, jax.Array]
     step: Callable
     multipliers: np.ndarray
-    weight_decay: np.ndarray
     anchors: Mapping[str, jax.Array]
 
     def inputs(self, step: int) -> StepInputs:
         """Return the optimizer's inputs at a step."""
-        multipliers = self.multipliers * self.now.phase.lr_scale_at(step)
+        inputs = self.now.inputs(step, self.multipliers)
         anchor = {name: self.anchors[name] for name in self.now.anchored}
         decay = np.float32(self.setup.config.regularise.l2_sp) if anchor else None
-        return StepInputs(self.now.rates[step], multipliers, self.weight_decay, anchor, decay)
+        return replace(inputs, anchor=anchor, anchor_decay=decay)
 
     def reads_layers_at(self, step: int) -> bool:
         """Return whether the layers are analyzed in the step that ends at `step`."""
@@ -79,8 +77,7 @@ class PhaseStep:
 
     def is_over(self, step: int) -> bool:
         """Return whether the step to come belongs to the next phase."""
-        phase = self.now.phase
-        return step == phase.stop and phase.index + 1 < len(self.phases)
+        return self.setup.is_over(self.now.phase, step)
 
 
 def make_phase_step(
@@ -105,8 +102,7 @@ def make_phase_step(
         anchors = {name: params[name].astype(np.float32) for name in anchored}
     step = make_step(setup, now, frozen)
     multipliers = multipliers_now(now.phase, measures_rates(setup.config))
-    decay = now.table.weight_decays()
-    return PhaseStep(setup, phases, now, frozen, step, multipliers, decay, anchors)
+    return PhaseStep(setup, phases, now, frozen, step, multipliers, anchors)
 
 
 def make_step(setup: Setup, now: PhaseSetup, frozen: Iterable[str]) -> Wrapped:
@@ -232,7 +228,7 @@ def compile_step(
 
 def abstract_inputs(now: PhaseSetup, anchor: Mapping[str, jax.ShapeDtypeStruct]) -> StepInputs:
     """Make inputs of a phase's step with the shapes of its anchor, to trace or compile it."""
-    inputs = StepInputs(now.rates[0], now.table.multipliers(), now.table.weight_decays())
+    inputs = now.inputs(now.phase.start, now.table.multipliers())
     return replace(inputs, anchor=dict(anchor), anchor_decay=np.float32(0)) if anchor else inputs
 
 

@@ -181,12 +181,11 @@ def train(
                     continue
                 # Save only after the step proved finite: a late NaN must not replace good states.
                 if log.read() or done == total or stop.asked():
-                    log.meter.pause()
-                    scores = None
-                    if score_due and not stop.asked():
-                        scores = evaluator.score(running.now, state, done, batches)
-                    _save(checkpoints, log, done, state, scores)
-                    log.meter.go_on()
+                    with log.meter.clock.paused():
+                        scores = None
+                        if score_due and not stop.asked():
+                            scores = evaluator.score(running.now, state, done, batches)
+                        _save(checkpoints, log, done, state, scores)
                     end_if_asked(done)
                     if checkpoints.latest() is not None:
                         run.discard_old()
@@ -253,14 +252,12 @@ def _enter(
     flops: Mapping[str, int],
 ) -> bool:
     """Prepare a phase's batches; return False where a signal came while its trunk ran."""
-    log.meter.pause()
-    try:
-        batches.enter(phase, state, step)
-    except Interrupted:
-        return False
-    work = work_of(phase.setup, phase.phases, phase.now, batches.cached, flops)
-    log.meter.works(work)
-    log.meter.go_on()
+    with log.meter.clock.paused():
+        try:
+            batches.enter(phase, state, step)
+        except Interrupted:
+            return False
+        log.meter.works(work_of(phase.setup, phase.phases, phase.now, batches.cached, flops))
     return True
 
 

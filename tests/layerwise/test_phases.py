@@ -165,9 +165,9 @@ def test_freeze_out_stops_each_depth_when_its_rate_is_zero(folder):
     def rates(step):
         phases = phase_setups(built)
         built_at = phase_after(phases, step + 1)
-        fixed = built_at.table.multipliers(), np.zeros(1), {}
-        told = PhaseStep(built, phases, built_at, {}, print, *fixed).inputs(step)
-        of = dict(zip(built_at.table.trainable, told.rates[0] * told.multipliers, strict=True))
+        fixed = built_at.table.multipliers(), {}
+        inputs = PhaseStep(built, phases, built_at, {}, print, *fixed).inputs(step)
+        of = dict(zip(built_at.table.trainable, inputs.rates[0] * inputs.multipliers, strict=True))
         return [of.get(name) for name in ("embeddings/word/embedding", "head/kernel")]
 
     cos, share = np.cos, 1 / 0.5  # what stops earlier starts higher, so that it moves as far

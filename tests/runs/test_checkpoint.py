@@ -19,11 +19,11 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
+from jaxft.engine.state import TrainState
+from jaxft.errors import UserError
 from jaxft.runs import saver as checkpoint_saver
 from jaxft.runs.checkpoint import Checkpoints
 from jaxft.runs.leaves import checksum
-from jaxft.engine.state import TrainState
-from jaxft.errors import UserError
 
 ONE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
@@ -321,11 +321,13 @@ def changed(state: TrainState, **leaves) -> TrainState:
     [
         (
             changed(make_state(), **{"head/bias": jnp.zeros((5,))}),
-            r"'trainable/head/bias' is \(3,\) float32 in the checkpoint and \(5,\) float32 in this run",
+            r"'trainable/head/bias' is \(3,\) float32 in the checkpoint and \(5,\) float32 in "
+            "this run",
         ),
         (
             changed(make_state(), **{"blocks/2/kernel": jnp.zeros((64, 48), jnp.bfloat16)}),
-            r"'trainable/blocks/2/kernel' is \(64, 48\) float32 in the checkpoint and \(64, 48\) bfloat16",
+            r"'trainable/blocks/2/kernel' is \(64, 48\) float32 in the checkpoint and "
+            r"\(64, 48\) bfloat16",
         ),
         (changed(make_state(), new=jnp.zeros(1)), "lacks 'trainable/new', which this run needs"),
         (make_state(average=False), "holds 'average/.*', which this run does not have"),
@@ -361,7 +363,10 @@ def test_parameters_alone_come_from_the_average_where_there_is_one(tmp_path):
 
 def test_parameters_alone_are_those_that_trained_before_too(tmp_path):
     """Leaves of an earlier phase come along, under their old name; `like` is called by step."""
-    early, late = make_state(1), dataclasses.replace(make_state(2), previously_trained={"old": jnp.ones(3)})
+    early, late = (
+        make_state(1),
+        dataclasses.replace(make_state(2), previously_trained={"old": jnp.ones(3)}),
+    )
     states = {1: early, 2: late}
     with Checkpoints(tmp_path) as checkpoints:
         for step, state in states.items():

@@ -11,15 +11,16 @@ import jax
 import numpy as np
 import pytest
 
-from tests.support.phases import phase_of
 from jaxft.cli.main import main
 from jaxft.config.load import parse_config
-from jaxft.training import evaluate as train_evals, result as train_result
-from jaxft.engine.setup import build
 from jaxft.engine.initial_state import abstract_state
+from jaxft.engine.setup import build
 from jaxft.runs.checkpoint import Checkpoints
 from jaxft.runs.folder import open_run
+from jaxft.training import evaluate as train_evals
+from jaxft.training import result as train_result
 from tests.support.launch import Launched, cache, content, events, write_config  # noqa: F401 a fixture
+from tests.support.phases import phase_of
 from tests.support.tiny import tiny_config
 
 STEPS, EVERY = 60, 5
@@ -99,7 +100,9 @@ def final_state(run):
     config = parse_config(json.loads(json.dumps(open_run(run).config())))
     built = build(config, devices=jax.devices()[:1])
     with Checkpoints(run / "checkpoints", read_only=True) as checkpoints:
-        state = checkpoints.restore(lambda step: abstract_state(built, phase_of(built)), STEPS).state
+        state = checkpoints.restore(
+            lambda step: abstract_state(built, phase_of(built)), STEPS
+        ).state
     leaves, _ = jax.tree.flatten_with_path(state)
     return {
         jax.tree_util.keystr(path): np.asarray(

@@ -10,11 +10,11 @@ import textwrap
 
 import pytest
 
-from jaxft.storage import files
 from jaxft.device.process import environment
-from jaxft.runs.folder import check_run, create_run, open_run
-from jaxft.studies.folder import check_study
 from jaxft.errors import UserError
+from jaxft.runs.folder import check_run, create_run, open_run
+from jaxft.storage import files
+from jaxft.studies.folder import check_study
 
 CONFIG = {"run": {"name": "a"}, "optimizer": {"lr": 5e-5}, "groups": [{"name": "köpf"}]}
 
@@ -169,7 +169,9 @@ def test_a_link_is_refused_before_it_would_be_replaced(tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "a").symlink_to(tmp_path / "scratch" / "a")
     before = content(tmp_path)
-    with pytest.raises(UserError, match=r"runs/a is a symbolic link, which --overwrite does not replace"):
+    with pytest.raises(
+        UserError, match=r"runs/a is a symbolic link, which --overwrite does not replace"
+    ):
         create(tmp_path / "runs", overwrite=True)
     assert content(tmp_path) == before
     create(tmp_path / "runs", resume=True).close()
@@ -242,6 +244,8 @@ def test_a_study_that_is_a_link_is_refused_before_it_would_be_replaced(tmp_path)
     (tmp_path / "scratch").mkdir()
     (tmp_path / "scratch" / "study.json").write_text("{}")
     (tmp_path / "a").symlink_to(tmp_path / "scratch")
-    with pytest.raises(UserError, match=r"a is a symbolic link, which --overwrite does not replace"):
+    with pytest.raises(
+        UserError, match=r"a is a symbolic link, which --overwrite does not replace"
+    ):
         check_study("a", tmp_path, resume=False, overwrite=True)
     assert check_study("a", tmp_path, resume=True, overwrite=False)

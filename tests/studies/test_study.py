@@ -304,7 +304,7 @@ def test_an_interval_is_that_of_the_mean():
         ({"groups.3.lr_mult": [1]}, "'groups' has items 0 to 0, not '3'"),
         ({"optimizer.lr": [-1.0]}, "'optimizer.lr' must be 0 or more"),
         ({"optimizer.lr": [1e-3, 1e-3]}, "--vary optimizer.lr: a value is given twice"),
-        ({"optimizer.lr": []}, "there is no value"),
+        ({"optimizer.lr": []}, "it has no value"),
         ({"run.name": ["a", "b"]}, "--vary run.name: a study has one for all of its members"),
         ({"checkpoint.best": ["loss", "f1"]}, "--vary checkpoint.best: a study has one"),
     ],
@@ -318,8 +318,8 @@ def test_what_cannot_be_varied(config, vary, sentence):
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("phases=auto_freeze", "phases: auto_freeze decides on the way"),
-        ("layer_decay.preset=auto_rgn", "layer_decay.preset: auto_rgn decides on the way"),
+        ("phases=auto_freeze", "phases: auto_freeze decides during training"),
+        ("layer_decay.preset=auto_rgn", "layer_decay.preset: auto_rgn decides during training"),
     ],
 )
 def test_what_is_decided_on_the_way_has_no_study(config, override, sentence):

@@ -113,7 +113,7 @@ def test_resume_trains_what_is_missing_and_ends_alike(study, folder, capsys):
     kept = (study / "parts" / "0.json").read_bytes()
     (study / "parts" / "1.json").unlink()
     assert main(["study", str(folder / "c.yaml"), *VARY, "--resume"]) == 0
-    assert "1 of 2 programs are through" in capsys.readouterr().out
+    assert "1 of 2 programs are done" in capsys.readouterr().out
     assert (study / "parts" / "0.json").read_bytes() == kept
     after = pyarrow.parquet.read_table(study / "study.parquet")
     assert after == before
@@ -124,7 +124,7 @@ def test_resume_trains_what_is_missing_and_ends_alike(study, folder, capsys):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (VARY, "runs/tiny-study already holds a study. Add --resume to go on with it"),
+        (VARY, "runs/tiny-study already holds a study. Add --resume to continue it"),
         (
             [*VARY, "--resume", "--overwrite"],
             "--resume continues a study and --overwrite replaces it",
@@ -141,8 +141,8 @@ def test_resume_trains_what_is_missing_and_ends_alike(study, folder, capsys):
         (["--vary", "optimizer.lr=1e-3,fast"], "'optimizer.lr' must be a number, not the text"),
         (["--vary", "run.dir=a,b"], "--vary run.dir: a study has one for all of its members."),
         (["--lr-range", "--resume"], "--lr-range is a short run that cannot be resumed."),
-        (["--lr-range", "phases=lp_ft"], "--lr-range has no phases."),
-        (["--lr-range", "--vary", "optimizer.lr=1e-3"], "--lr-range has rates of its own."),
+        (["--lr-range", "phases=lp_ft"], "--lr-range does not support phases."),
+        (["--lr-range", "--vary", "optimizer.lr=1e-3"], "--lr-range sets the rates itself."),
     ],
 )
 def test_what_is_wrong_is_one_sentence(study, folder, capsys, words, sentence):

@@ -319,7 +319,7 @@ def test_a_run_that_is_there_is_replaced_only_when_asked(tmp_path, capsys):
     capsys.readouterr()
     assert main(["train", file, "-q"]) == 2
     said = capsys.readouterr().err
-    assert "already holds a run. Add --resume to go on with it, --overwrite to replace it" in said
+    assert "already holds a run. Add --resume to continue it, --overwrite to replace it" in said
     assert content(tmp_path / "runs") == before
 
     assert main(["train", file, "optimizer.lr=1e-4", "--overwrite", "-q"]) == 0
