@@ -102,7 +102,7 @@ def test_an_index_that_names_what_no_shard_holds(refused):  # noqa: F811 the fix
     )
     said = refused("train", "c.yaml", "--quiet")
     assert said.endswith("lacks the tensor 'x', which the index says it holds.")
-    INDEX.write_text("[]")
+    INDEX.write_text('{"weight_map": []}')
     assert "is not an index of safetensors files." in refused("train", "c.yaml", "--quiet")
 
 

@@ -22,6 +22,8 @@ ESCAPE = "\x1b]52;c;ZWNobyBwd24=\x1b\\"  # sets the clipboard of many terminals
     [
         ("checkpoint/config.json", DEEP, "nests JSON more than 100 levels deep"),
         ("checkpoint/config.json", "[1]", "holds an array and not a JSON object"),
+        ("checkpoint/config.json", '{"model_type": "bert", "architectures": 5}', "list of strings"),
+        ("checkpoint/config.json", '{"model_type": "bert", "id2label": {"a": "b"}}', "numbers and"),
         ("checkpoint/tokenizer_config.json", DEEP, "nests JSON more than 100 levels deep"),
         ("checkpoint/tokenizer_config.json", "[1]", "holds an array and not a JSON object"),
         ("checkpoint/tokenizer_config.json", '{"pad_token": 5}', "pad_token is a number"),
@@ -35,7 +37,7 @@ def test_a_checkpoints_file(refused, file, content, sentence):  # noqa: F811 the
         Path("checkpoint/tokenizer_config.json").unlink(missing_ok=True)
     Path(file).write_text(content)
     said = refused(*TRAIN)
-    assert file in said
+    assert Path(file).name in said
     assert sentence in said
 
 
@@ -54,7 +56,7 @@ def test_a_token_whose_id_has_no_embedding(refused):  # noqa: F811 the fixture a
     fields = json.loads(file.read_text())
     fields["model"]["vocab"]["film"] = 5000
     file.write_text(json.dumps(fields))
-    assert "the tokenizer knows 5,001 pieces" in refused(*TRAIN)
+    assert "the tokenizer has 5,001 tokens" in refused(*TRAIN)
 
 
 def test_a_tokenizer_that_panics(refused):  # noqa: F811 the fixture above

@@ -9,6 +9,7 @@ import transformers
 from jaxft.cli.main import main
 from jaxft.errors import UserError
 from jaxft.models.generate.settings import MOST_NEW_TOKENS, Settings, read_settings
+from jaxft.visible import visible
 from tests.models.test_decoders import make_checkpoint
 
 TEMPLATE = (
@@ -70,7 +71,7 @@ class Terminal(io.StringIO):
 
 def test_a_terminal_shows_the_text_as_it_comes(folder, capsys, monkeypatch):
     words = (folder, "a witty plot", "--max-new-tokens", 6)
-    text = json.loads(said(capsys, *words, "--json"))["text"]
+    text = visible(json.loads(said(capsys, *words, "--json"))["text"])
     shown = Terminal()
     monkeypatch.setattr("sys.stdout", shown)
     assert main(["predict", *map(str, words)]) == 0
@@ -167,7 +168,7 @@ def test_a_field_that_would_change_the_tokens_is_named(tmp_path):
         settings_of(tmp_path, None)
     with pytest.raises(UserError, match=r"generation_config\.json: top_k must be"):
         settings_of(tmp_path, {"top_k": 1.5})
-    with pytest.raises(UserError, match=r"generation_config\.json has a word"):
+    with pytest.raises(UserError, match=r"generation_config\.json has text where"):
         settings_of(tmp_path, {"temperature": "hot"})
 
 

@@ -182,7 +182,8 @@ def _file_names(state: Mapping[str, Any], folder: Path) -> list[str]:
     entries = state.get("_data_files", [])
     names: list[str] = []
     if isinstance(entries, list):
-        names = [str(entry["filename"]) for entry in entries if isinstance(entry, dict)]
+        named = [entry.get("filename") for entry in entries if isinstance(entry, dict)]
+        names = [name for name in named if isinstance(name, str)]
     if not isinstance(entries, list) or len(names) != len(entries):
         raise UserError(f"{folder / STATE} names no files of rows.", "Save the set again.")
     return names

@@ -89,7 +89,10 @@ def read_rotary(fields: Mapping[str, Any], width: int, theta: float) -> Rotary:
     Raises:
         UserError: a kind that is not supported, a number that is missing, unknown or no number.
     """
-    scaling = dict(fields.get("rope_scaling") or fields.get("rope_parameters") or {})
+    scaling = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
+    if not isinstance(scaling, dict):
+        raise UserError("config.json: rope_parameters must be an object.")
+    scaling = dict(scaling)
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in NEEDED:
         raise UserError(
@@ -105,8 +108,11 @@ def read_rotary(fields: Mapping[str, Any], width: int, theta: float) -> Rotary:
         name = odd[0] if odd else "partial_rotary_factor"
         raise UserError(f"config.json: the rotary scaling '{kind}' has the unknown field '{name}'.")
     for name in NEEDED[kind]:
-        if not isinstance(scaling.get(name), int | float):
-            raise UserError(f"config.json: the rotary scaling '{kind}' has no number '{name}'.")
+        value = scaling.get(name)
+        if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+            raise UserError(
+                f"config.json: the rotary scaling '{kind}' has no number '{name}' above 0."
+            )
     base = scaling.get("rope_theta") or fields.get("rope_theta") or theta
     original = scaling.get("original_max_position_embeddings") or fields["max_position_embeddings"]
     if kind == "longrope":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxft.errors import UserError, did_you_mean
+from jaxft.models.weights.field_kinds import MOST, MOST_BLOCKS, check_kind, is_whole, quoted
 from jaxft.storage.json_files import read_json_object
 
 # Fields of any Hugging Face config that leave the forward computation as it is.
@@ -99,7 +100,11 @@ def read_fields(
     """
     check_fields(fields, known=list(defaults), fixed=fixed, ignore=ignore)
     own = {name: fields.get(name, default) for name, default in defaults.items()}
+    sizes = tuple(sizes)
     check_sizes(own, sizes)
+    for name, default in defaults.items():
+        if name not in sizes:
+            check_kind(name, own[name], default)
     return own
 
 
@@ -126,12 +131,12 @@ def check_fields(
             continue
         if name in fixed and value not in (fixed[name], None):
             raise UserError(
-                f"config.json: {name} is {json.dumps(value)}; "
+                f"config.json: {name} is {quoted(value)}; "
                 f"only {json.dumps(fixed[name])} is supported for {fields['model_type']}."
             )
         if name not in fixed and value not in (None, False, [], {}):
             raise UserError(
-                f"config.json: the field '{name}' ({json.dumps(value)}) is not known for "
+                f"config.json: the field '{name}' ({quoted(value)}) is not known for "
                 f"{fields['model_type']} and may change its outputs.",
                 f"If it does not, set model.ignore=[{name}].",
             )
@@ -140,16 +145,17 @@ def check_fields(
 def check_sizes(fields: Mapping[str, Any], names: Iterable[str]) -> None:
     """Raise a UserError unless each of the fields is there and a whole number above 0."""
     for name in names:
-        if not isinstance(fields.get(name), int) or fields[name] < 1:
-            raise UserError(f"config.json: {name} must be a whole number above 0.")
+        most = MOST_BLOCKS if name.endswith(("layer", "layers")) else MOST
+        if not (is_whole(fields.get(name)) and 1 <= fields[name] <= most):
+            raise UserError(f"config.json: {name} must be a whole number from 1 to {most:,}.")
 
 
-def check_activation(name: str, value: str, known: Iterable[str]) -> None:
+def check_activation(name: str, value: Any, known: Iterable[str]) -> None:
     """Raise a UserError unless the activation function that the field `name` asks for is known."""
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise UserError(
-            f"config.json: the activation {name} '{value}' is not supported.",
-            did_you_mean(value, known),
+            f"config.json: the activation {name} '{str(value)[:80]}' is not supported.",
+            did_you_mean(str(value), known),
         )
 
 

@@ -25,6 +25,7 @@ from huggingface_hub.errors import (
 )
 
 from jaxft.errors import UserError, did_you_mean
+from jaxft.models.weights.field_kinds import check_kind
 from jaxft.storage.buckets import fetched
 from jaxft.storage.json_files import read_json_object
 
@@ -228,6 +229,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     fields = read_json_object(path)
     if not isinstance(fields.get("model_type"), str):
         raise UserError(f"{path} has no model_type.")
+    for name in ("architectures", "id2label"):
+        check_kind(name, fields.get(name), None)
     return fields
 
 

@@ -28,6 +28,7 @@ from jaxft.models.layers.modules import Leaf, Linear, parameter, split_key
 from jaxft.models.tower.run import run_joint, run_tower
 from jaxft.models.tower.tower import Compute, Part, Tower
 from jaxft.models.weights.config_fields import check_fields
+from jaxft.models.weights.field_kinds import quoted
 from jaxft.models.weights.names import Name, dense
 from jaxft.models.weights.tensor_names import ComposedNames, HeadLines, Member, unused_of, within
 
@@ -169,12 +170,17 @@ def part_of_config(fields: Mapping[str, Any], part: str) -> dict[str, Any]:
     Args:
         fields: the whole.
         part: `vision_config` or `text_config`.
+
+    Raises:
+        UserError: it is no object.
     """
     own = TOWERS[fields["model_type"]][part == "text_config"]
     stored = fields.get(part)
     if fields["model_type"] == "clip" and fields.get(f"{part}_dict") is not None:
         stored = fields[f"{part}_dict"]  # the first files say it twice; transformers goes by this
-    return {"model_type": own} | dict(stored or {})
+    if not isinstance(stored, dict | None):
+        raise UserError(f"config.json: {part} is {quoted(stored)}, and must be an object.")
+    return {"model_type": own} | (stored or {})
 
 
 def join_configs(vision: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from jaxft.models.family import ComposedFamily, Family, ModelTypes, ReadingDecod
 from jaxft.models.tower.run import run_pair
 from jaxft.models.tower.tower import Tower
 from jaxft.models.weights.config_fields import GENERATION, check_fields
+from jaxft.models.weights.field_kinds import check_kind
 from jaxft.models.weights.names import dense
 from jaxft.models.weights.tensor_names import ComposedNames, Member, unused_of, within
 
@@ -126,6 +127,8 @@ class EncoderDecoder:
                     f"config.json: the decoder's {name} is false, so it reads no encoder.",
                     "Set it to true; its attention over the encoder is then initialized at random.",
                 )
+        for name, value in tokens_of(fields).items():
+            check_kind(name, value, None)
         own = {name: value for name, value in parts["decoder"].items() if name not in READS}
         passed = (*ignore, *GENERATION)
         encoder = self.encoder.config.from_hf(parts["encoder"], passed)

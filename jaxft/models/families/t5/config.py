@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 from jaxft.errors import UserError
 from jaxft.models.layers.math import ACTIVATIONS
 from jaxft.models.weights.config_fields import check_activation
+from jaxft.models.weights.field_kinds import quoted
 from jaxft.models.weights.hf_config import TextConfig
 
 # The fields of config.json that are read, with what one without the field means.
@@ -81,7 +82,7 @@ class Config(TextConfig):
         for name, meant in (("dense_act_fn", config.activation), ("is_gated_act", config.gated)):
             if fields.get(name, meant) != meant:
                 raise UserError(
-                    f"config.json: {name} is {fields[name]!r}, and feed_forward_proj "
+                    f"config.json: {name} is {quoted(fields[name])}, and feed_forward_proj "
                     f"'{own['feed_forward_proj']}' means {meant!r}.",
                     "Correct one of them.",
                 )

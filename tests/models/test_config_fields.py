@@ -1,0 +1,69 @@
+"""Every field of every family's config with every kind of value: a config, or one sentence."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jaxft.errors import UserError
+from jaxft.models.family import ComposedFamily, leaves_of
+from tests.support.families import FAMILIES, names_of
+from tests.support.random_configs import random_config
+
+VALUES = [
+    None,
+    True,
+    "x",
+    "",
+    -1,
+    0,
+    1.5,
+    float("nan"),
+    float("inf"),
+    10**5,
+    10**400,
+    [],
+    ["x"],
+    [3, "x"],
+    {},
+    {"x": 1},
+    {"rope_type": "llama3", "factor": "x"},
+    {"rope_type": "linear", "factor": 0},
+]
+
+
+def fields_of(model_type):
+    return json.loads(random_config(model_type, np.random.default_rng(0)).to_json_string())
+
+
+def tried(family, fields, head):
+    """Whether a config is read and its towers are described; else it is refused."""
+    try:
+        if isinstance(family, ComposedFamily):
+            family = family.compose(fields, FAMILIES, False)
+        config = family.config.from_hf(fields)
+        leaves_of(family.towers(config, head, 2))
+    except UserError as error:
+        sentence = str(error)
+    else:
+        return True
+    assert sentence.startswith("config.json")
+    assert len(sentence) < 400
+    return False
+
+
+@pytest.mark.parametrize("name", names_of(FAMILIES))
+def test_a_field_of_another_kind(name):
+    fields = fields_of(name)
+    family = FAMILIES[fields["model_type"]]
+    head = next(iter(family.model_types[fields["model_type"]]))
+    assert tried(family, fields, head)
+    counts, faults = [0, 0], []
+    for field in sorted(fields.keys() - {"model_type"}):
+        for value in VALUES:
+            try:
+                counts[tried(family, {**fields, field: value}, head)] += 1
+            except Exception as error:
+                faults.append(f"{field} = {str(value)[:40]}: {type(error).__name__}: {error}")
+    assert not faults, "\n".join(faults)
+    assert min(counts) > 20
