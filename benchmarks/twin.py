@@ -62,7 +62,7 @@ class Twin:
         """One parameter group a leaf: the layer table's peak rate and weight decay, by HF name."""
         theirs = dict(self.model.named_parameters())
         # Of some families transformers has other names in memory than in files.
-        renamed = getattr(built.model.family, "in_memory", lambda name, _: name)
+        renamed = built.model.family.tensors.in_memory
         chosen = []
         for row in phase_setups(built)[0].table.rows():
             stored = built.model.names[row["name"]]

@@ -115,7 +115,7 @@ def test_offline_is_honoured(tmp_path):
 def test_a_folder_without_config_is_said(tmp_path):
     with pytest.raises(UserError, match=r"has no config\.json"):
         read_config(tmp_path)
-    for text, sentence in (("{", "is not JSON"), ("[]", "model_type"), ("{}", "model_type")):
+    for text, sentence in (("{", "is not JSON"), ("[]", "holds an array"), ("{}", "model_type")):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(UserError, match=sentence):
             read_config(tmp_path)
