@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from jaxft.device.mesh import batch_sharding, my_rows, overlaps, place_batch
 from jaxft.engine.inputs import Split, with_inputs
 from jaxft.engine.setup import Setup, outputs_of
 from jaxft.engine.step import make_eval_step
+from jaxft.errors import UserError
 from jaxft.models.tower.tower import Compute
 from jaxft.tasks.parts.contract import BoundTask
 from jaxft.tasks.parts.examples import Examples
@@ -25,6 +27,16 @@ EvalStep = Callable[[Mapping[str, jax.Array], Mapping[str, jax.Array]], tuple[di
 
 class Interrupted(Exception):
     """A request to stop that came during an evaluation."""
+
+
+class NotFiniteError(UserError):
+    """Evaluation whose loss is NaN or infinite, so that there are no metrics."""
+
+    def __init__(self, split: str):
+        super().__init__(
+            f"The loss on the {split} rows is not finite.",
+            "The weights or the rows hold NaN or infinite values, or optimizer.lr was too high.",
+        )
 
 
 @dataclass(frozen=True)
@@ -98,8 +110,13 @@ def summarise(
         bound: the task on the model.
         split: the split that was scored.
         results: each batch's sums and outcomes, on the host.
+
+    Raises:
+        NotFiniteError: the loss is NaN or infinite.
     """
     scores = reduced(bound.task.metrics, [sums for sums, _ in results])
+    if not math.isfinite(scores.get("loss", 0.0)):
+        raise NotFiniteError(split.name)
     outcomes = in_order([arrays for _, arrays in results], len(split.examples))
     return Evaluation(scores | bound.summarise(outcomes, split.examples), outcomes)
 

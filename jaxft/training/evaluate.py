@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxft.analysis.forgetting import SPLIT as FORGETTING
 from jaxft.analysis.forgetting import Forgetting
-from jaxft.engine.evaluate import EvalStep, Interrupted, evaluate
+from jaxft.engine.evaluate import EvalStep, Interrupted, NotFiniteError, evaluate
 from jaxft.engine.setup import Setup
 from jaxft.engine.state import TrainState
 from jaxft.errors import UserError
@@ -32,6 +32,7 @@ class Evaluator:
         events: the event log so far, with the previous evaluations.
         run, log: receive scores and predictions.
         interrupted: called while rows are scored; True stops the evaluation.
+        failure: as `Log` has it; of no step where the loss on the eval rows is not finite.
     """
 
     def __init__(
@@ -44,12 +45,13 @@ class Evaluator:
         run: RunFolder,
         log: Log,
         interrupted: Callable[[], bool],
+        failure: Callable[[int, int], UserError],
     ):
         self.metric = metric
         self._lower = setup.task.metrics[metric].lower_is_better
         self._setup, self._forgetting, self._initial = setup, forgetting, initial
         self._run, self._log, self._progress = run, log.events, log.progress
-        self._interrupted = interrupted
+        self._interrupted, self._failure = interrupted, failure
         self._scores = scores_before(events, metric)
 
     def before(self, stage: PhaseStep, state: TrainState, eval_step: EvalStep) -> None:
@@ -70,7 +72,7 @@ class Evaluator:
             batches: the phase's, with its evaluation.
 
         Raises:
-            UserError: the metric is undefined for these rows.
+            UserError: the metric is undefined for these rows, or the loss is not finite.
         """
         rows, params = self._setup.splits["eval"], stage.params(state)
         self._progress.doing(f"scoring {len(rows.examples):,} eval rows")
@@ -79,6 +81,8 @@ class Evaluator:
             evaluation = evaluate(self._setup, *arguments)
         except Interrupted:
             return None
+        except NotFiniteError as error:
+            raise self._failure(step, 0) from error
         if self.metric not in evaluation.scores:
             raise UserError(
                 f"checkpoint.best: these rows have no {self.metric}.",

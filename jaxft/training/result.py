@@ -125,13 +125,21 @@ def _write_views(setup: Setup, run: RunFolder, when: str, params: dict[str, jax.
 
 
 def not_finite(run: RunFolder, checkpoints: Checkpoints, step: int, count: int) -> UserError:
-    """Make the error of a run whose loss stays not finite, with its last good state."""
+    """Make the error of a run whose loss is not finite, with its last good state.
+
+    Args:
+        run, checkpoints: the run's.
+        step: steps done.
+        count: consecutive steps that were not finite; 0 where it is the loss on the eval rows.
+    """
     checkpoints.wait()
     run.update(state="failed")
     latest = checkpoints.latest()
     good = f"checkpoint {latest} in {checkpoints.folder}" if latest else "its starting point"
+    losses = f"loss or its gradient was not finite in {count} consecutive steps, up to step {step}"
+    if not count:
+        losses = f"loss on the eval rows was not finite after step {step}"
     return UserError(
-        f"The loss or its gradient was not finite in {count} consecutive steps, up to step {step}; "
-        f"the last good state is {good}.",
+        f"The {losses}; the last good state is {good}.",
         "Lower optimizer.lr or lengthen schedule.warmup.",
     )

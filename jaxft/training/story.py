@@ -125,7 +125,8 @@ def train(
             Profile(run.path, profile) as trace,
         ):
             del start
-            evaluator = Evaluator(setup, metric, forgetting, initial, events, run, log, stop.asked)
+            ends = stop.asked, failure
+            evaluator = Evaluator(setup, metric, forgetting, initial, events, run, log, *ends)
             end_if_asked = partial(_end_if_asked, run, checkpoints, log, stop)
             length, flops, save_due, score_due = setup.length, table["flops"], False, False
 

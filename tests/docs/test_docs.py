@@ -46,18 +46,22 @@ def blocks(text: str) -> list[tuple[str, str]]:
 
 
 def parts(page: Path) -> list[str]:
-    """A page cut at its sections, but not before one that uses what an earlier one has made."""
+    """A page cut at its sections; one that needs a run is in one part with what has made it."""
     first, *sections = re.split(r"^(?=## )", page.read_text(), flags=re.MULTILINE)
-    found = [first]
+    done = [first]
     for section in sections:
-        commands = "\n".join(text for _, text in blocks(section))
-        made = re.findall(r"^jaxft train configs/(\w+)\.yaml", commands, flags=re.MULTILINE)
-        used = re.findall(r"\bruns/(\w+)", commands)
-        if not commands or "python" in dict(blocks(section)) or set(used) - set(made):
-            found[-1] += section
-        else:
-            found.append(section)
-    return found
+        done.append(section)
+        while len(done) > 1 and needs_more(done[-1]):
+            done[-2:] = [done[-2] + done[-1]]
+    return done
+
+
+def needs_more(part: str) -> bool:
+    """Whether a part of a page has no command, or uses a run that it has not made itself."""
+    commands = "\n".join(text for _, text in blocks(part))
+    made = re.findall(r"^jaxft train configs/(\w+)\.yaml", commands, flags=re.MULTILINE)
+    used = re.findall(r"\bruns/(\w+)", commands)
+    return not commands or "python" in dict(blocks(part)) or bool(set(used) - set(made))
 
 
 PARTS = [

@@ -225,7 +225,7 @@ def test_from_python(tmp_path, capfd):
 
 def test_steps_that_are_not_finite_stop_the_run_and_harm_no_checkpoint(tmp_path, capsys):
     config = tiny_config(
-        tmp_path, train=steps(4, evaluate_every="2 steps"), checkpoint={"every": 2}
+        tmp_path, train=steps(4, evaluate_every="4 steps"), checkpoint={"every": 2}
     )
     run = jaxft.train(config, quiet=True).folder
     before = content(run / "checkpoints")
@@ -251,6 +251,22 @@ def test_steps_that_are_not_finite_stop_the_run_and_harm_no_checkpoint(tmp_path,
     )
     assert [event["step"] for event in events(run, "train")] == [1, 2, 3, 4, 5, 6]
     assert events(run, "note") == []
+
+
+def test_a_loss_on_the_eval_rows_that_is_not_finite_stops_the_run(tmp_path):
+    config = tiny_config(
+        tmp_path,
+        train=steps(4, evaluate_every="4 steps", max_bad_steps=9),
+        checkpoint={"every": 4},
+    )
+    spoil(tmp_path / "checkpoint" / "model.safetensors", "pooler.dense.bias", np.nan)
+    with pytest.raises(UserError) as caught:
+        jaxft.train(config, quiet=True)
+    assert caught.value.message == (
+        "The loss on the eval rows was not finite after step 4; the last good state is its "
+        "starting point."
+    )
+    assert run_json(tmp_path / "runs" / "tiny")["state"] == "failed"
 
 
 def test_a_run_that_is_not_finite_from_the_start_has_no_good_checkpoint(tmp_path):
