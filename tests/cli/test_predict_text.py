@@ -111,6 +111,7 @@ def test_a_stop_string_ends_the_text_before_it(folder, capsys):
         (["a", "--temperature", -1], "temperature must be above 0"),
         (["a", "--beams", 2, "--temperature", 1], "Beam search does not sample"),
         (["a", "--max-new-tokens", 0], "max_new_tokens must be at least 1"),
+        (["a", "--beams", 1000000], "num_beams must be from 1 to 256"),
         (["", "--no-chat"], "The prompt is empty"),
     ],
 )

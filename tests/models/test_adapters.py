@@ -463,6 +463,18 @@ def test_a_folder_that_does_not_fit_is_refused(run, folder, bert, tmp_path):
     (alone / "adapter_config.json").write_text(json.dumps(about | {"lora_bias": True}))
     with pytest.raises(UserError, match="'lora_bias' is true, which is not supported"):
         jaxft.load(str(run.folder / "base"), adapter=alone)
+    for fields, sentence in (
+        ({"lora_alpha": "x"}, "lora_alpha must be a number"),
+        ({"lora_alpha": None}, "lora_alpha must be a number"),
+        ({"lora_alpha": float("nan")}, "lora_alpha must be a number"),
+        ({"lora_dropout": 5}, "lora_dropout one from 0 to less than 1"),
+        ({"alpha_pattern": ["x"]}, "alpha_pattern must be an object"),
+        ({"alpha_pattern": {"(": 1}}, r"the alpha_pattern '\(' is wrong"),
+        ({"alpha_pattern": {"((.*)*)*!": 1}}, "repeats a group"),
+    ):
+        (alone / "adapter_config.json").write_text(json.dumps(about | fields))
+        with pytest.raises(UserError, match=sentence):
+            jaxft.load(str(run.folder / "base"), adapter=alone)
     no_biases = SimpleNamespace(leaves={"norm/scale": None}, model_type="llama")
     with pytest.raises(UserError, match="bitfit trains biases, and a llama has none"):
         chosen_leaves(AdapterSection(kind="bitfit"), no_biases)

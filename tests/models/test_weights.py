@@ -429,6 +429,20 @@ def test_a_bin_is_read_as_weights_only(folder, dtype):
         registry.load(str(folder))
 
 
+@pytest.mark.parametrize("wrap", [list, lambda state: {"state_dict": state}, lambda _: {3: 4}])
+def test_a_bin_of_something_else_than_named_tensors(folder, wrap):
+    tensors = load_file(folder / "model.safetensors")
+    state = {name: torch.tensor(value) for name, value in tensors.items()}
+    (folder / "model.safetensors").unlink()
+    torch.save(wrap(state), folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="holds something else than named tensors"):
+        registry.load(str(folder))
+    parameters = {name: torch.nn.Parameter(value) for name, value in state.items()}
+    torch.save(parameters, folder / "pytorch_model.bin")
+    model = registry.load(str(folder))
+    np.testing.assert_array_equal(model.params["pooler/bias"], tensors["bert.pooler.dense.bias"])
+
+
 def test_a_bin_without_torch_says_what_to_do(folder, monkeypatch):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,8 @@ PROCESSORS: dict[str, dict[str, Any]] = {
         "clusters": None,
     },
 }
+MOST_PIXELS = 2**14  # a side of an image
+LARGEST = 1e30  # of numbers that pixels are scaled by, which are float32
 # Fields that change no pixel.
 WITHOUT_EFFECT = {
     "image_processor_type",
@@ -142,7 +145,7 @@ def _settings(file: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
         "crop": _size(file, "crop_size", fields.get("crop_size"), True)
         if fields.get("do_center_crop")
         else None,
-        "factor": float(fields["rescale_factor"]) if fields["do_rescale"] else None,
+        "factor": _factor(file, fields["rescale_factor"]) if fields["do_rescale"] else None,
         "mean": _channels(file, "image_mean", fields["image_mean"]) if normalise else None,
         "std": _channels(file, "image_std", fields["image_std"]) if normalise else None,
         "clusters": _clusters(file, fields["clusters"]) if "clusters" in fields else None,
@@ -188,25 +191,44 @@ def _size(file: Path, name: str, value: Any, square: bool) -> tuple[int, int] | 
     if isinstance(value, list) and len(value) == 2:
         value = {"height": value[0], "width": value[1]}
     numbers = value.values() if isinstance(value, dict) else [None]
-    if all(isinstance(number, int) and number > 0 for number in numbers):
+    if all(isinstance(number, int) and 0 < number <= MOST_PIXELS for number in numbers):
         if set(value) == {"height", "width"}:
             return value["height"], value["width"]
         if set(value) == {"shortest_edge"} and name == "size":
             return value["shortest_edge"]
-    raise UserError(f"{file}: '{name}' is {value!r}, which jaxft does not support.")
+    raise UserError(
+        f"{file}: '{name}' is {value!r}, which jaxft does not support.",
+        f"A side has 1 to {MOST_PIXELS:,} pixels.",
+    )
 
 
 def _resample(file: Path, value: Any) -> int:
-    if value not in range(6):
+    if not isinstance(value, int) or value not in range(6):
         raise UserError(f"{file}: 'resample' is {value!r}; Pillow's filters are 0 to 5.")
     return int(value)
 
 
 def _channels(file: Path, name: str, value: Any) -> tuple[float, ...]:
     values = value if isinstance(value, list | tuple) else [value] * 3
-    if len(values) != 3 or not all(isinstance(one, int | float) for one in values):
-        raise UserError(f"{file}: '{name}' is {value!r}; there are three channels.")
+    if len(values) != 3 or not all(map(_is_number, values)):
+        raise UserError(
+            f"{file}: '{name}' is {value!r}; there are three channels, a number for each."
+        )
+    if name == "image_std" and not all(one > 0 for one in values):
+        raise UserError(f"{file}: 'image_std' is {value!r}; pixels are divided by it.")
     return tuple(float(one) for one in values)
+
+
+def _factor(file: Path, value: Any) -> float:
+    if not _is_number(value) or value <= 0:
+        raise UserError(f"{file}: 'rescale_factor' is {value!r}, and must be a number above 0.")
+    return float(value)
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether a value is a number that a float32 pixel can be scaled by."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value) and abs(value) < LARGEST
 
 
 def _clusters(file: Path, value: Any) -> tuple[tuple[float, ...], ...]:

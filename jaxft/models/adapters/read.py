@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from jaxft.models.weights.names import Name, stored_shape
 from jaxft.storage.json_files import read_json_object
 
 ADAPTER_CONFIG = "adapter_config.json"
+LONGEST_PATTERN = 200  # characters of a pattern of modules
 PICKLED = "adapter_model.bin"
 ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, PICKLED)
 ROOT = "base_model.model."  # what PEFT puts before a module's name
@@ -164,13 +165,51 @@ def _by_module(folder: Path) -> tuple[dict[str, _Module], dict[str, Tensor]]:
 
 def _low_rank(config: Mapping[str, Any], module: str, matrices: _Module) -> LowRank:
     """Describe a module's adapter; a pattern in the config outranks the common value."""
+    if len(matrices.a.shape) != 2 or not matrices.a.shape[0]:
+        raise UserError(f"{ADAPTER_CONFIG}: the adapter of '{module}' has no rank.")
     alpha, rank = config.get("lora_alpha", 8), matrices.a.shape[0]
-    for pattern, own in (config.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", module):
+    for pattern, own in _alpha_patterns(config):
+        if pattern.fullmatch(module):
             alpha = own
             break
+    dropout = config.get("lora_dropout") or 0.0
+    if not _is_number(alpha) or not _is_number(dropout) or not 0 <= dropout < 1:
+        raise UserError(
+            f"{ADAPTER_CONFIG}: lora_alpha must be a number, and lora_dropout one from 0 to less "
+            f"than 1; for '{module}' they are {json.dumps(alpha)} and {json.dumps(dropout)}."
+        )
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return LowRank(rank, scale, matrices.magnitude is not None, config.get("lora_dropout", 0.0))
+    return LowRank(rank, scale, matrices.magnitude is not None, dropout)
+
+
+def _alpha_patterns(config: Mapping[str, Any]) -> Iterator[tuple[re.Pattern[str], Any]]:
+    """Yield the patterns of modules with an alpha of their own, and the alpha.
+
+    A pattern is PEFT's regular expression for the end of a module's name. One that repeats a group
+    is refused: the file may be a stranger's, and matching it could take forever.
+    """
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise UserError(f"{ADAPTER_CONFIG}: alpha_pattern must be an object.")
+    for text, alpha in patterns.items():
+        try:
+            pattern = re.compile(rf"(.*\.)?({text})")
+        except re.error as error:
+            raise UserError(
+                f"{ADAPTER_CONFIG}: alpha_pattern '{text}' is wrong: {error}."
+            ) from None
+        if re.search(r"\)[*+{]", text) or len(text) > LONGEST_PATTERN:
+            raise UserError(
+                f"{ADAPTER_CONFIG}: alpha_pattern '{text[:LONGEST_PATTERN]}' repeats a group, or "
+                f"is longer than {LONGEST_PATTERN} characters.",
+                "Name the modules one by one.",
+            )
+        yield pattern, alpha
+
+
+def _is_number(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value)
 
 
 def _parts(

@@ -59,7 +59,8 @@ class Settings:
         _refuse_unless(_is_count(self.max_new_tokens, 1), "max_new_tokens", "at least 1")
         _refuse_unless(_is_count(self.max_length, 1), "max_length", "at least 1")
         _refuse_unless(_is_count(self.top_k, 0), "top_k", "a whole number, 0 for all")
-        _refuse_unless(_is_count(self.num_beams, 1), "num_beams", "at least 1")
+        beams = _is_count(self.num_beams, 1) and self.num_beams <= MOST_BEAMS
+        _refuse_unless(beams, "num_beams", f"from 1 to {MOST_BEAMS}")
         _refuse_unless(self.temperature > 0, "temperature", "above 0")
         _refuse_unless(self.repetition_penalty > 0, "repetition_penalty", "above 0")
         _refuse_unless(0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
@@ -87,6 +88,7 @@ def _refuse_unless(holds: bool, name: str, wanted: str) -> None:
         raise UserError(f"{name} must be {wanted}.")
 
 
+MOST_BEAMS = 256  # each has a cache of its own
 KNOWN = tuple(name for name in Settings.__dataclass_fields__ if name != "seed")
 # Fields that leave the tokens as they are; and, of the others, the values that mean nothing.
 HARMLESS = (

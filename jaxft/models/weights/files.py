@@ -176,7 +176,18 @@ def _open_pickled(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever its unpickler met
-        raise UserError(f"{path} cannot be read as weights only ({error}).") from None
+        raise UserError(
+            f"{path} cannot be read as weights only ({type(error).__name__}): it is damaged, or "
+            "holds objects that are no tensors, which may run code.",
+            "Save the model's state_dict, or better as safetensors.",
+        ) from None
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    ):
+        raise UserError(
+            f"{path} holds something else than named tensors.", "Save the model's state_dict."
+        )
+    state = {name: value.detach() for name, value in state.items()}  # one may be a Parameter
 
     def reader(value: Any) -> Callable[[Index], np.ndarray]:
         # numpy has no bfloat16 of its own, so torch hands its bits over as integers.
