@@ -469,7 +469,7 @@ def test_a_folder_that_does_not_fit_is_refused(run, folder, bert, tmp_path):
         ({"lora_alpha": float("nan")}, "lora_alpha must be a number"),
         ({"lora_dropout": 5}, "lora_dropout one from 0 to less than 1"),
         ({"alpha_pattern": ["x"]}, "alpha_pattern must be an object"),
-        ({"alpha_pattern": {"(": 1}}, r"the alpha_pattern '\(' is wrong"),
+        ({"alpha_pattern": {"(": 1}}, r"alpha_pattern '\(' is wrong"),
         ({"alpha_pattern": {"((.*)*)*!": 1}}, "repeats a group"),
     ):
         (alone / "adapter_config.json").write_text(json.dumps(about | fields))
