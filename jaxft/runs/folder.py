@@ -17,12 +17,13 @@ from etils import epath
 
 from jaxft.device.distributed import SHARED, compare, from_first, is_first
 from jaxft.errors import UserError, did_you_mean
+from jaxft.runs.formats import RUN_FILE, check_format
 from jaxft.runs.kinds import SET_ASIDE, FolderKind, check_folder, set_aside, utc_now
 from jaxft.storage import files
 from jaxft.storage.buckets import reached
 from jaxft.storage.json_files import read_json
+from jaxft.storage.plain_yaml import dump_plain_yaml, load_plain_yaml
 
-RUN_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
 LOCK_FILE = "run.lock"
 
@@ -80,7 +81,7 @@ class RunFolder:
         """The resolved config that the run was last started with."""
         file = self.path / CONFIG_FILE
         try:
-            return yaml.safe_load(file.read_text())
+            return load_plain_yaml(file.read_text())
         except FileNotFoundError:
             raise UserError(f"{self.path} has no {CONFIG_FILE}.") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -90,13 +91,15 @@ class RunFolder:
         """The content of one of the run's JSON files.
 
         Raises:
-            UserError: it is not there, or is no JSON.
+            UserError: it is not there, is no JSON, or has another format than jaxft writes.
         """
         file = self.path / name
         try:
-            return read_json(file)
+            content = read_json(file)
         except FileNotFoundError:
             raise UserError(f"{self.path} has no {name}.") from None
+        check_format(name, content, str(file))
+        return content
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes one of the run's JSON files whole, or not at all."""
@@ -223,7 +226,7 @@ def _write_start(
     run: RunFolder, config_dump: Mapping, facts: Mapping, replaces: str | None
 ) -> None:
     started = utc_now()
-    text = yaml.safe_dump(dict(config_dump), sort_keys=False, allow_unicode=True, width=100)
+    text = dump_plain_yaml(config_dump)
     files.write_atomic(run.path / CONFIG_FILE, text)
     if run.resumed:
         first = run.read_json(RUN_FILE)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import random
 import zlib
@@ -15,6 +16,12 @@ from jaxft.errors import UserError
 
 MODES = ("RGB", "RGB", "L", "RGBA", "LA", "P", "1", "CMYK", "I;16")
 KINDS = ("ViT", "DeiT", "CLIP", "Bit", "Siglip")
+
+
+def test_a_fifo_is_no_image(tmp_path):
+    os.mkfifo(tmp_path / "picture.png")
+    with pytest.raises(UserError, match=r"picture\.png' cannot be decoded.*not a regular file"):
+        decode(tmp_path / "picture.png")
 
 
 def random_fields(draw: random.Random) -> dict:

@@ -219,6 +219,39 @@ def test_a_folder_that_is_no_run_names_the_runs_near_it(tmp_path):
         open_run(tmp_path / "nowhere" / "b")
 
 
+@pytest.mark.parametrize(
+    ("name", "facts", "sentence"),
+    [
+        ("run.json", {"labels": 5}, "labels: Input should be a valid list"),
+        ("run.json", {"labels": ["a", 5]}, "labels.1: Input should be a valid string"),
+        ("run.json", {"base": 5}, "base: Input should be a valid dictionary"),
+        ("run.json", {"data": 5}, "data: Input should be a valid list"),
+        ("run.json", {"data": [{"labels": {"a": "x"}}]}, "data.0.labels.a: Input should be"),
+        ("run.json", [], "its content: Input should be a valid dictionary"),
+        ("result.json", {"metrics": {"loss": "x"}}, "metrics.loss: Input should be a valid number"),
+    ],
+)
+def test_values_of_another_type_are_named(tmp_path, name, facts, sentence):
+    run = create(tmp_path)
+    run.close()
+    (run.path / name).write_text(json.dumps(facts))
+    with pytest.raises(UserError) as caught:
+        open_run(run.path).read_json(name)
+    assert f"{run.path / name} does not have the format that jaxft writes" in str(caught.value)
+    assert sentence in str(caught.value)
+
+
+def test_a_config_with_aliases_is_refused_and_none_is_written(tmp_path):
+    shared = [1, 2]
+    run = create(tmp_path, {"run": {"name": "a"}, "one": shared, "two": shared})
+    run.close()
+    assert open_run(run.path).config()["two"] == shared
+    for text in ("a: &a [x]\nb: [*a, *a]", "a: &a {b: *a}"):
+        (run.path / "config.yaml").write_text(text)
+        with pytest.raises(UserError, match=r"config\.yaml is not YAML: an alias \(\*a\)"):
+            open_run(run.path).config()
+
+
 def test_broken_files_of_a_run_are_named(tmp_path):
     run = create(tmp_path)
     run.close()

@@ -118,7 +118,6 @@ def test_members_end_where_their_own_runs_end(config, four):
                 phases=phases,
                 now=phases[0],
                 multipliers=phases[0].table.multipliers(),
-                weight_decay=phases[0].table.weight_decays(),
             )
         losses, stage, state = solo(built, stage, STEPS)
         assert losses[-5:].mean() < 0.9 * losses[:5].mean(), "its loss falls"

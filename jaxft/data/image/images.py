@@ -219,6 +219,8 @@ def _open(source: bytes | str | Path | np.ndarray, name: str, whole: bool) -> Im
         return _from_array(source, name)
     file: Any = io.BytesIO(source) if isinstance(source, bytes) else source
     name = name or ("the image" if isinstance(source, bytes) else f"'{source}'")
+    if isinstance(source, str | Path) and Path(source).exists() and not Path(source).is_file():
+        raise UserError(f"{name} cannot be decoded as an image (not a regular file).")
     try:
         with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -230,10 +232,8 @@ def _open(source: bytes | str | Path | np.ndarray, name: str, whole: bool) -> Im
     except FileNotFoundError:
         raise UserError(f"There is no image {name}.") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(
-            f"{name} is refused: its header declares more than {MAX_PIXELS:,} pixels ({error}).",
-            "Make it smaller, or remove it.",
-        ) from None
+        many = f"its header declares more than {MAX_PIXELS:,} pixels ({error})"
+        raise UserError(f"{name} is refused: {many}.", "Make it smaller, or remove it.") from None
     except UserError:
         raise
     except Exception as error:  # each format's reader raises its own kinds on broken bytes

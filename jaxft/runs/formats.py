@@ -1,0 +1,94 @@
+"""Types of what a run's JSON files hold; a run folder may be another person's, or damaged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from jaxft.errors import UserError
+
+RUN_FILE = "run.json"
+
+
+class _Format(BaseModel):
+    """Fields that are checked where they are there; further ones are their readers'."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class Base(_Format):
+    """Copy of the initial weights, or where they are."""
+
+    kind: str = ""
+    sha256: str | None = None
+    new: list[str] = []
+
+
+class Checkpoint(_Format):
+    """Checkpoint that a run started from."""
+
+    asked: str = ""
+    revision: str | None = None
+    sha256: str | None = None
+
+
+class Data(_Format):
+    """Split of a run's data."""
+
+    split: str = ""
+    source: str = ""
+    fingerprint: str = ""
+    examples: int = 0
+    tokens: int = 0
+    labels: dict[str, int] = {}
+    warnings: list[str] = []
+
+
+class RunFacts(_Format):
+    """Content of run.json."""
+
+    name: str = ""
+    state: str = ""
+    started: str = ""
+    versions: dict[str, str | None] = {}
+    command: list[str] = []
+    checkpoint: Checkpoint = Checkpoint()
+    data: list[Data] = []
+    labels: list[str] | None = None
+    layout: dict[str, float | None] = {}
+    best_metric: str = ""
+    base: Base = Base()
+
+
+class Result(_Format):
+    """Content of result.json."""
+
+    split: str = ""
+    step: int = 0
+    metrics: dict[str, float | None] = {}
+    examples: int = 0
+
+
+_FORMATS: dict[str, type[BaseModel]] = {RUN_FILE: RunFacts, "result.json": Result}
+
+
+def check_format(name: str, content: Any, file: str) -> None:
+    """Raise a UserError if a file of a run has a value of another type than jaxft writes.
+
+    Args:
+        name: the file's name; files without a format here are their readers' to check.
+        content: the parsed JSON.
+        file: its path, for the message.
+    """
+    if name not in _FORMATS:
+        return
+    try:
+        _FORMATS[name].model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "its content"
+        raise UserError(
+            f"{file} does not have the format that jaxft writes: {key}: {first['msg']}.",
+            "Restore the file.",
+        ) from None
