@@ -29,7 +29,7 @@ def loop(tmp_path_factory):
         writer.writerow(["text", "label"])
         names = {"0": "negative", "1": "positive"}
         writer.writerows([row["text"], names[row["label"]]] for row in rows)
-    ((language, text),) = blocks(PAGE)
+    ((language, text),) = blocks(PAGE.read_text())
     assert language == "python"
     names = {}
     with pytest.MonkeyPatch.context() as patch:
@@ -39,7 +39,7 @@ def loop(tmp_path_factory):
 
 
 def test_it_is_at_most_thirty_lines():
-    ((_, text),) = blocks(PAGE)
+    ((_, text),) = blocks(PAGE.read_text())
     assert len([line for line in text.splitlines() if line.strip()]) <= 30
 
 

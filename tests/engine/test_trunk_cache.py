@@ -5,7 +5,7 @@ import json
 import pickle
 import shutil
 from dataclasses import fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,13 @@ FULL = pytest.mark.full
 ONE = jax.devices()[:1]
 LOW = [{"name": "low", "depth": [0, 1], "freeze": True}]  # the embeddings and one of two blocks
 SILENT = Progress(1, quiet=True)
+
+
+@pytest.fixture
+def usual_fusions(monkeypatch):
+    """Programs fused as without the session's XLA flags: bits are compared of two programs."""
+    options = {"xla_cpu_use_fusion_emitters": True}
+    monkeypatch.setattr(jax, "jit", partial(jax.jit, compiler_options=options))
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +100,7 @@ def same(ours, theirs):
 
 
 # ------------------------------------------------------------------------ what a cached step does
+@pytest.mark.usefixtures("usual_fusions")
 def test_in_rows_of_the_same_shape_gradients_are_bit_equal(folder, tmp_path):
     """In float32 on CPU, under a scan."""
     opened = Opened(config_of(folder, tmp_path, data={"pack": False}, scan=True))
@@ -339,6 +347,7 @@ def pairs(tmp_path_factory):
     }
 
 
+@pytest.mark.usefixtures("usual_fusions")
 @pytest.mark.parametrize(
     "towers", [pytest.param("vision", marks=FULL), "text", pytest.param("(vision|text)")]
 )

@@ -170,7 +170,7 @@ def test_a_model_is_not_saved_over_its_own_source(folder, tmp_path):
     model = registry.load(str(source))
     (tmp_path / "link").symlink_to(source)
     for target in (source, tmp_path / "link", source / "deep" / "er"):
-        refused(model, target, "the checkpoint that the model is made of. Name a folder outside")
+        refused(model, target, "the checkpoint that the model was loaded from")
     assert not (source / "deep").exists()
 
 

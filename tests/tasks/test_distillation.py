@@ -188,7 +188,7 @@ def test_a_teacher_that_does_not_fit_is_refused(teacher, student, tmp_path):
     with pytest.raises(UserError, match=r"is not a trained classifier: it lacks 'head/.*'"):
         bound_of(tools, teacher=str(bare)).examples(given_rows(ROWS))
     for keys, message in (
-        ({"problem": "regression"}, "for a single label"),
+        ({"problem": "regression"}, "needs problem: single_label"),
         ({"alpha": 1.5}, "less than or equal to 1"),
         ({"temperature": 0.0}, "greater than 0"),
     ):

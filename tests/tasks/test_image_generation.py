@@ -350,7 +350,7 @@ def test_more_colours_than_words_are_refused(pictures, tmp_path):
     fields = json.loads((folder / "preprocessor_config.json").read_text())
     fields["clusters"] += [[0.1, 0.2, 0.3]]
     (folder / "preprocessor_config.json").write_text(json.dumps(fields))
-    with pytest.raises(UserError, match="has 6 colours, and the model has embeddings for 5"):
+    with pytest.raises(UserError, match="has 6 colors, and the model has embeddings for 5"):
         build(config_of(tmp_path, folder, pictures))
 
 
@@ -359,7 +359,7 @@ def test_more_colours_than_words_are_refused(pictures, tmp_path):
     [
         ({"labels": ["a"]}, "labels needs label, the column"),
         ({"features": "x", "samples": 1}, "set samples to 2 or more"),
-        ({"feature_size": 9}, "name a checkpoint there"),
+        ({"feature_size": 9}, "feature_size needs features, the checkpoint"),
         ({"samples": -1}, "must be 0 or more, not -1"),
     ],
 )

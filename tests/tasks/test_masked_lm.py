@@ -342,7 +342,7 @@ def test_blanks_of_packed_rows_are_filled_as_those_of_rows_alone(model):
     packed = outcomes(np.array([[2, 1], [0, 3], [-1, -1]]), 24)
     alone = outcomes(np.arange(4)[:, None], 16)
     for place, number in enumerate((2, 1, 0, 3)):
-        blanks = len(examples.places(number))
+        blanks = len(examples.positions(number))
         for name, tolerance in (("fills", 0), ("shares", 1e-6)):
             np.testing.assert_allclose(
                 packed[name].reshape(-1, *packed[name].shape[2:])[place, :blanks],

@@ -265,8 +265,8 @@ def test_an_export_goes_where_nothing_of_anybody_elses_is(
     for out, said in (
         ("", "a path is empty"),
         (".", "README.md exists and was not written by jaxft"),
-        (str(run.folder / "base"), "the checkpoint that the model is made of"),
-        (str(run.folder / "base" / "export"), "the checkpoint that the model is made of"),
+        (str(run.folder / "base"), "the checkpoint that the model was loaded from"),
+        (str(run.folder / "base" / "export"), "the checkpoint that the model was loaded from"),
         (str(run.folder), "and is not an earlier export of jaxft"),
         (config.model.checkpoint, "and is not an earlier export of jaxft"),
     ):
