@@ -34,5 +34,5 @@ def test_a_run_stays_near_its_checkpoint(tmp_path):
     start = jaxft.load(str(tmp_path / "checkpoint")).params
     free, pulled = (np.linalg.norm(np.asarray(end[NAME] - start[NAME])) for end in ends)
     assert 0 < pulled < 0.7 * free
-    with pytest.raises(UserError, match="a study's program keeps no copy"):
+    with pytest.raises(UserError, match="a study keeps no copy"):
         study(config(tmp_path, 0.1), vary={"optimizer.lr": [1e-3, 1e-2]})
