@@ -72,7 +72,7 @@ def typed(tmp_path_factory, cache):  # noqa: F811 the fixture above
         printed = []
         patch.syspath_prepend(folder)
         patch.delitem(sys.modules, "wandb", raising=False)
-        patch.setattr("typer.echo", lambda text: printed.append(str(text)))
+        patch.setattr("jaxft.cli.main.echo", lambda text: printed.append(str(text)))
         assert main(["train", file, "optimizer.weight_decay=0.02"]) == 0
         del sys.modules["wandb"]
     return (
