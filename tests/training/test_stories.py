@@ -164,7 +164,8 @@ def test_eval_of_rows_that_the_run_has_not(config, tmp_path, capsys):
     run = jaxft.train(parse_config(dumped), quiet=True)
     assert main(["eval", str(run.folder)]) == 2
     assert capsys.readouterr().err == (
-        f"jaxft: {run.folder} has no test rows. Give rows with --data csv:FILE, or use --split eval.\n"
+        f"jaxft: {run.folder} has no test rows. Give rows with --data csv:FILE, or use --split "
+        "eval.\n"
     )
 
 
