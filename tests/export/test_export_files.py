@@ -164,6 +164,17 @@ def test_anothers_shards_in_an_export_are_not_deleted(folder, tmp_path):
     assert (tmp_path / "model-00001-of-00009.safetensors").read_bytes() == b"mine"
 
 
+def test_an_export_names_no_code_of_the_source(folder, tmp_path):
+    """The rest of the file is as it was, and files without such names are byte for byte."""
+    source = registry.load(str(folder)).save(tmp_path / "source")
+    fields = {"pad_token": "[PAD]", "auto_map": {"AutoTokenizer": ["evil.py", None]}}
+    (source / "tokenizer_config.json").write_text(json.dumps(fields))
+    (source / "special_tokens_map.json").write_text('{"pad_token":   "[PAD]"}')
+    out = registry.load(str(source)).save(tmp_path / "export")
+    assert json.loads((out / "tokenizer_config.json").read_text()) == {"pad_token": "[PAD]"}
+    assert (out / "special_tokens_map.json").read_text() == '{"pad_token":   "[PAD]"}'
+
+
 def test_a_model_is_not_saved_over_its_own_source(folder, tmp_path):
     source = tmp_path / "source"
     registry.load(str(folder)).save(source)

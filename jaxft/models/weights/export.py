@@ -28,11 +28,13 @@ from jaxft.storage.files import (
     settle_file,
     write_atomic,
 )
+from jaxft.storage.json_files import read_json
 
 MAX_SHARD = 5 * 10**9  # bytes, as transformers splits
 SHARDS = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ASIDE = ".weights-"  # how the folder begins that weights are written in before they have names
+AUTO_MAP = "auto_map"  # of a tokenizer's or a processor's file: classes in a repository's code
 METADATA = {"format": "pt", "writer": "jaxft"}
 # By it an earlier export is known again; it follows the 8 bytes of the header's length.
 MARK = b'{"__metadata__":' + json.dumps(METADATA, separators=(",", ":")).encode()
@@ -213,9 +215,25 @@ def write_companions(folder: Path, source: Source, size: int | None) -> None:
     for name, file in source.companions.items():
         target = folder / name
         if file.resolve() != target.resolve():
-            write_atomic(target, file.read_bytes())
+            write_atomic(target, _without_code(file))
     if size:
         save_processor(source.folder, folder, size)
+
+
+def _without_code(file: Path) -> bytes:
+    """Return a file's content, a JSON object without `auto_map`.
+
+    It names Python code that the export does not have, and `transformers` would run it from the
+    hub for whoever loads the export with `trust_remote_code`.
+    """
+    content = file.read_bytes()
+    if file.suffix != ".json" or AUTO_MAP.encode() not in content:
+        return content
+    fields = read_json(file)
+    if not isinstance(fields, dict) or AUTO_MAP not in fields:
+        return content
+    del fields[AUTO_MAP]
+    return (json.dumps(fields, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _put_in_place(folder: Path, shards: list[tuple[Path, list[str]]], total: int) -> None:
