@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import urllib.error
 import urllib.request
@@ -224,19 +225,20 @@ def hub(environment: Mapping[str, str] = os.environ) -> Iterator[Finding]:
     """Check that checkpoints can come from the Hugging Face hub."""
     offline = environment.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     address = environment.get("HF_ENDPOINT", HUB)
+    shown = re.sub(r"//[^/@]*@", "//", address)  # without a password
     if offline:
         yield Finding("hub", "ok", "HF_HUB_OFFLINE is set: only local checkpoints are used.")
         return
     try:
         urllib.request.urlopen(address, timeout=HUB_SECONDS).close()
     except urllib.error.HTTPError as error:  # it answers
-        yield Finding("hub", "warning", f"{address} answers {error.code}.")
+        yield Finding("hub", "warning", f"{shown} answers {error.code}.")
     except OSError as error:
         mend = "Checkpoints must be local folders; HF_HUB_OFFLINE=1 skips the attempt."
         reason = getattr(error, "reason", error)
-        yield Finding("hub", "warning", f"{address} cannot be reached ({reason}).", mend)
+        yield Finding("hub", "warning", f"{shown} cannot be reached ({reason}).", mend)
     else:
-        yield Finding("hub", "ok", f"{address} answers.")
+        yield Finding("hub", "ok", f"{shown} answers.")
 
 
 def browser() -> Iterator[Finding]:

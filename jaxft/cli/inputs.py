@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import IO
 
 from jaxft.errors import UserError
+from jaxft.numbers import size
+
+MOST_LINE = 16 << 20  # bytes of one text
 
 
 def read_inputs(texts: list[str] | None, file: Path | None) -> Iterable[str] | None:
@@ -38,9 +43,11 @@ def _lines_of(file: Path) -> Iterator[str]:
         raise UserError(f"Cannot read '{file}': {error.strerror}.") from None
 
 
-def decoded(lines: Iterable[bytes], name: str) -> Iterator[str]:
+def decoded(lines: IO[bytes], name: str) -> Iterator[str]:
     """Yield each line as text, without its line end."""
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(iter(partial(lines.readline, MOST_LINE + 1), b""), 1):
+        if len(line) > MOST_LINE:
+            raise UserError(f"{name}, line {number} is longer than {size(MOST_LINE)}.")
         try:
             yield line.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError:

@@ -16,6 +16,7 @@ from jaxft.config.schema import Config
 from jaxft.config.yaml import Origin, read_yaml, to_yaml
 from jaxft.durations import Duration, resolve_steps
 from jaxft.errors import UserError
+from jaxft.numbers import size
 from jaxft.storage.buckets import fetched
 
 __all__ = [
@@ -35,6 +36,9 @@ __all__ = [
 ]
 
 
+MOST_BYTES = 1 << 20  # of a config
+
+
 def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
     """Read a YAML config, apply `key.sub=value` overrides, and check it.
 
@@ -47,18 +51,22 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         UserError: the file cannot be read, or a key or value is wrong.
     """
     try:
-        text = fetched(path).read_text(encoding="utf-8")
+        with fetched(path).open("rb") as file:
+            written = file.read(MOST_BYTES + 1)
+        if len(written) > MOST_BYTES:
+            raise UserError(f"{path} is larger than {size(MOST_BYTES)}: it is no config.")
+        text = written.decode("utf-8")
     except FileNotFoundError:
         raise UserError(f"There is no config file '{path}'.") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text.", "A config is a YAML file.") from None
     except OSError as error:
         raise UserError(f"Cannot read the config '{path}': {error.strerror}.") from None
-    written, lines = read_yaml(text, str(path))
+    values, lines = read_yaml(text, str(path))
     origin = Origin(str(path), lines)
     for override in overrides:
-        _override(written, override, origin)
-    return _check(written, origin)
+        _override(values, override, origin)
+    return _check(values, origin)
 
 
 def parse_config(written: Mapping[str, Any], where: str = "config") -> Config:

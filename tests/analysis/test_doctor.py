@@ -106,6 +106,12 @@ def test_a_hub_that_is_not_there_is_a_warning():
     assert "cannot be reached" in finding.message
 
 
+def test_a_password_in_the_hubs_address_is_not_shown():
+    (finding,) = doctor.hub({"HF_ENDPOINT": "http://me:secret@127.0.0.1:9"})
+    assert "http://127.0.0.1:9 cannot be reached" in finding.message
+    assert "secret" not in str(finding)
+
+
 # -------------------------------------------------------------------------------- the terminal
 
 
