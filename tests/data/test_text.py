@@ -34,6 +34,12 @@ def as_lists(arrays):
     return [array.tolist() for array in arrays]
 
 
+def test_half_of_a_surrogate_pair_is_named(minilm):
+    tokenizer = load_tokenizer(minilm)
+    with pytest.raises(UserError, match="Example 1 has half of a surrogate pair at character 3"):
+        tokenizer.encode(["fine \N{GRINNING FACE}", "a \ud83d"])
+
+
 def test_the_files_own_length_neither_cuts_nor_pads(folder):
     encoded = load_tokenizer(folder).encode(["a b c d e", "H", ""])
     assert as_lists(encoded.ids) == [[2, 4, 5, 6, 7, 8, 3], [2, 11, 3], [2, 3]]

@@ -256,3 +256,10 @@ def _check_texts(texts: Sequence[Any]) -> None:
     for number, text in enumerate(texts):
         if not isinstance(text, str):
             raise UserError(f"Example {number} is not text but {type(text).__name__} ({text!r}).")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"Example {number} has half of a surrogate pair at character {error.start + 1}.",
+                "Replace it, or the whole emoji that it was cut from.",
+            ) from None
