@@ -19,6 +19,7 @@ import absl.logging
 # would not show. fsspec reads these when it is imported.
 UNCACHED = '{"use_listings_cache": false}'
 ORBAX = "/orbax/checkpoint/"
+LOOP_CLOSED = "Event loop is closed"
 
 
 def prepare_command_line(environ: MutableMapping[str, str] = os.environ) -> None:
@@ -52,7 +53,13 @@ def not_from_orbax(record: logging.LogRecord) -> bool:
 
 
 def report_unraisable(unraisable: Any, report: Callable[[Any], Any]) -> None:
-    """Report what a finalizer raised, but for coroutines of a checkpoint that is read by halves."""
-    owner = unraisable.object
-    if not (inspect.iscoroutine(owner) and ORBAX in owner.cr_code.co_filename):
+    """Report what a finalizer raised, but for what is left of a checkpoint read that failed.
+
+    Such a read is reported once, as an error. Orbax leaves coroutines of it behind, and closes its
+    event loop while TensorStore's other reads have yet to end, which then call into it.
+    """
+    owner, error = unraisable.object, unraisable.exc_value
+    coroutine = inspect.iscoroutine(owner) and ORBAX in owner.cr_code.co_filename
+    late = owner is None and isinstance(error, RuntimeError) and str(error) == LOOP_CLOSED
+    if not (coroutine or late):
         report(unraisable)

@@ -4,6 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
+
+from jaxft.cli import process
 
 CONFIG = """
 run: {{name: none, dir: {folder}/runs}}
@@ -103,3 +106,15 @@ def test_the_command_line_sets_its_process_up(tmp_path):
     assert not state["hook"]
     assert state["filters"] > 0
     assert state["listings"] is False
+
+
+def test_what_is_left_of_a_failed_checkpoint_read_is_not_reported_again():
+    def reported(error, owner=None):
+        told = []
+        process.report_unraisable(SimpleNamespace(object=owner, exc_value=error), told.append)
+        return bool(told)
+
+    assert not reported(RuntimeError("Event loop is closed"))
+    assert reported(RuntimeError("Event loop is closed"), owner=reported)
+    assert reported(RuntimeError("something else"))
+    assert reported(ValueError("Event loop is closed"))
