@@ -60,6 +60,6 @@ def report_unraisable(unraisable: Any, report: Callable[[Any], Any]) -> None:
     """
     owner, error = unraisable.object, unraisable.exc_value
     coroutine = inspect.iscoroutine(owner) and ORBAX in owner.cr_code.co_filename
-    late = owner is None and isinstance(error, RuntimeError) and str(error) == LOOP_CLOSED
+    late = isinstance(error, RuntimeError) and str(error) == LOOP_CLOSED
     if not (coroutine or late):
         report(unraisable)
