@@ -38,7 +38,7 @@ demos-full: $(VENV)/.demos  ## the same on all rows (hours)
 assets: $(VENV)/.runtime  ## download the demo's checkpoint and reviews, and link them as assets/
 	$(BIN)/python -m jaxft.demo
 
-test: $(VENV)/.dev  ## what CI runs, about 30 minutes on 2 cores
+test: $(VENV)/.dev  ## what CI runs, about 25 minutes on 2 cores
 	$(BIN)/pytest -n auto --dist worksteal
 
 test-all: $(VENV)/.dev  ## all configs and meshes, fault injection, fuzzing; the report in headless Chromium
