@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from typing import Any
+from typing import Any, TypeGuard
 
 from jaxft.errors import UserError
 from jaxft.numbers import size
@@ -20,6 +20,7 @@ MOST_BYTES = 256 << 20
 # Far more than any file nests, and far less than the recursion limit of Python: whatever reads the
 # content may recurse over it.
 MOST_NESTED = 100
+LARGEST = 1e30
 TOO_DEEP = f"nests JSON more than {MOST_NESTED} levels deep"
 
 
@@ -35,20 +36,26 @@ def parse_json(text: str | bytes, name: str | os.PathLike) -> Any:
             surrogate pair, which no text file can hold.
     """
     try:
+        text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
         content = json.loads(text)
     except RecursionError:
         raise UserError(f"{os.fspath(name)} {TOO_DEEP}.") from None
     except ValueError as error:  # not JSON, not UTF-8, or a number of thousands of digits
         raise UserError(f"{os.fspath(name)} is not JSON ({error}).") from None
-    if fault := json_fault(content):
+    if fault := json_fault(content, text):
         raise UserError(f"{os.fspath(name)} {fault}.")
     return content
 
 
-def json_fault(content: Any) -> str:
-    """Return what is wrong with parsed JSON, as the rest of a sentence; empty if nothing is."""
-    if _is_nested_deeper(content, MOST_NESTED):
+def json_fault(content: Any, text: str) -> str:
+    """Return what is wrong with parsed JSON, as the rest of a sentence; empty if nothing is.
+
+    Only content whose text can have a fault is looked at: rows are many, and files large.
+    """
+    if text.count("[") + text.count("{") > MOST_NESTED and _is_nested_deeper(content, MOST_NESTED):
         return TOO_DEEP
+    if r"\u" not in text:
+        return ""
     try:
         json.dumps(content, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -87,6 +94,12 @@ def read_json_object(path: pathlib.Path, most_bytes: int = MOST_BYTES) -> dict[s
     if not isinstance(content, dict):
         raise UserError(f"{path} holds {json_type(content)} and not a JSON object.")
     return content
+
+
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Return whether a parsed value is a number that float32 holds, and neither true nor false."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and abs(value) <= LARGEST  # of NaN and infinity this is false
 
 
 def json_type(value: Any) -> str:

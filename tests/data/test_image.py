@@ -169,6 +169,7 @@ def test_it_goes_to_another_process_and_is_known_by_what_it_does(tmp_path):
         ({"image_std": [0.5, 0.5, float("nan")]}, "there are three channels"),
         ({"image_std": [0, 0, 0]}, "pixels are divided by it"),
         ({"rescale_factor": "x"}, "must be a number above 0"),
+        ({"rescale_factor": 10**400}, "must be a number above 0"),
         ({"rescale_factor": float("nan")}, "must be a number above 0"),
         ({"size": 10**9}, "A side has 1 to 16,384 pixels"),
         ({"resample": 2.5}, "Pillow's filters are 0 to 5"),

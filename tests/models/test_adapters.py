@@ -467,6 +467,7 @@ def test_a_folder_that_does_not_fit_is_refused(run, folder, bert, tmp_path):
         ({"lora_alpha": "x"}, "lora_alpha must be a number"),
         ({"lora_alpha": None}, "lora_alpha must be a number"),
         ({"lora_alpha": float("nan")}, "lora_alpha must be a number"),
+        ({"lora_alpha": 10**400}, "lora_alpha must be a number"),
         ({"lora_dropout": 5}, "lora_dropout one from 0 to less than 1"),
         ({"alpha_pattern": ["x"]}, "alpha_pattern must be an object"),
         ({"alpha_pattern": {"(": 1}}, r"alpha_pattern '\(' is wrong"),

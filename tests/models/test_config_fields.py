@@ -29,6 +29,7 @@ VALUES = [
     {"x": 1},
     {"rope_type": "llama3", "factor": "x"},
     {"rope_type": "linear", "factor": 0},
+    {"rope_type": "linear", "factor": 10**400},
 ]
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxft.errors import UserError, did_you_mean
-from jaxft.storage.json_files import read_json_object
+from jaxft.storage.json_files import is_number, read_json_object
 
 FILES = ("processor_config.json", "preprocessor_config.json")  # the first one may hold the second
 HALF = (0.5, 0.5, 0.5)
@@ -73,7 +72,6 @@ PROCESSORS: dict[str, dict[str, Any]] = {
     },
 }
 MOST_PIXELS = 2**14  # a side of an image
-LARGEST = 1e30  # of numbers that pixels are scaled by, which are float32
 # Fields that change no pixel.
 WITHOUT_EFFECT = {
     "image_processor_type",
@@ -210,7 +208,7 @@ def _resample(file: Path, value: Any) -> int:
 
 def _channels(file: Path, name: str, value: Any) -> tuple[float, ...]:
     values = value if isinstance(value, list | tuple) else [value] * 3
-    if len(values) != 3 or not all(map(_is_number, values)):
+    if len(values) != 3 or not all(map(is_number, values)):
         raise UserError(
             f"{file}: '{name}' is {value!r}; there are three channels, a number for each."
         )
@@ -220,15 +218,9 @@ def _channels(file: Path, name: str, value: Any) -> tuple[float, ...]:
 
 
 def _factor(file: Path, value: Any) -> float:
-    if not _is_number(value) or value <= 0:
+    if not is_number(value) or value <= 0:
         raise UserError(f"{file}: 'rescale_factor' is {value!r}, and must be a number above 0.")
     return float(value)
-
-
-def _is_number(value: Any) -> bool:
-    """Return whether a value is a number that a float32 pixel can be scaled by."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value) and abs(value) < LARGEST
 
 
 def _clusters(file: Path, value: Any) -> tuple[tuple[float, ...], ...]:

@@ -20,7 +20,7 @@ import numpy as np
 from jaxft.data.sources.reader import Row
 from jaxft.errors import UserError, nearest
 from jaxft.storage.files import sha256
-from jaxft.storage.json_files import MOST_NESTED, TOO_DEEP, json_fault
+from jaxft.storage.json_files import TOO_DEEP, json_fault
 
 # A field may be a whole document; the csv module's own limit is 131,072 characters.
 FIELD_LIMIT = 2**31 - 1
@@ -216,10 +216,8 @@ def _load_object(text: str, lines: _Lines) -> Row:
         lines.check(False, TOO_DEEP)
     except ValueError as error:  # a number of thousands of digits
         lines.check(False, f"is not JSON ({error})")
-    # Rows are many: only those that can have a fault are looked at.
-    if r"\u" in text or text.count("[") + text.count("{") > MOST_NESTED:
-        fault = json_fault(row)
-        lines.check(not fault, fault)
+    fault = json_fault(row, text)
+    lines.check(not fault, fault)
     lines.check(isinstance(row, dict), f"is not a JSON object but {type(row).__name__}")
     return row
 

@@ -27,7 +27,7 @@ from jaxft.models.layers.modules import Leaf
 from jaxft.models.weights.export import ADAPTER_WEIGHTS
 from jaxft.models.weights.files import Index, Tensor, open_tensors, part_of
 from jaxft.models.weights.names import Name, stored_shape
-from jaxft.storage.json_files import read_json_object
+from jaxft.storage.json_files import is_number, read_json_object
 
 ADAPTER_CONFIG = "adapter_config.json"
 LONGEST_PATTERN = 200  # characters of a pattern of modules
@@ -173,7 +173,7 @@ def _low_rank(config: Mapping[str, Any], module: str, matrices: _Module) -> LowR
             alpha = own
             break
     dropout = config.get("lora_dropout") or 0.0
-    if not _is_number(alpha) or not _is_number(dropout) or not 0 <= dropout < 1:
+    if not is_number(alpha) or not is_number(dropout) or not 0 <= dropout < 1:
         raise UserError(
             f"{ADAPTER_CONFIG}: lora_alpha must be a number, and lora_dropout one from 0 to less "
             f"than 1; for '{module}' they are {json.dumps(alpha)} and {json.dumps(dropout)}."
@@ -205,11 +205,6 @@ def _alpha_patterns(config: Mapping[str, Any]) -> Iterator[tuple[re.Pattern[str]
                 "Name the modules one by one.",
             )
         yield pattern, alpha
-
-
-def _is_number(value: Any) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value)
 
 
 def _parts(

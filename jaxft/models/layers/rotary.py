@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxft.errors import UserError, did_you_mean
+from jaxft.storage.json_files import is_number
 
 # Kind of scaling -> the numbers it must have.
 NEEDED = {
@@ -109,7 +110,7 @@ def read_rotary(fields: Mapping[str, Any], width: int, theta: float) -> Rotary:
         raise UserError(f"config.json: the rotary scaling '{kind}' has the unknown field '{name}'.")
     for name in NEEDED[kind]:
         value = scaling.get(name)
-        if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+        if not is_number(value) or value <= 0:
             raise UserError(
                 f"config.json: the rotary scaling '{kind}' has no number '{name}' above 0."
             )

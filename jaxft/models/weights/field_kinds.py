@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jaxft.data.image.config import MOST_PIXELS
 from jaxft.errors import UserError
+from jaxft.storage.json_files import is_number
 
 MOST = 2**31 - 1  # of a whole number
 MOST_BLOCKS = 1024  # the deepest models have some 130; each costs time before any weight is read
-MOST_PIXELS = 2**16  # a side of an image
 LONGEST_QUOTE = 80  # characters of a value in a message
 
 
@@ -27,26 +27,20 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: Any) -> bool:
-    return (is_whole(value) and abs(value) <= MOST) or (
-        isinstance(value, float) and math.isfinite(value)
-    )
-
-
 def _is_scale(value: Any) -> bool:
-    return _is_number(value) and value >= 0
+    return is_number(value) and value >= 0
 
 
 def _is_epsilon(value: Any) -> bool:
-    return _is_number(value) and 0 < value < 1
+    return is_number(value) and 0 < value < 1
 
 
 def _is_positive(value: Any) -> bool:
-    return _is_number(value) and value > 0
+    return is_number(value) and value > 0
 
 
 def _is_rate(value: Any) -> bool:
-    return _is_number(value) and 0 <= value < 1
+    return is_number(value) and 0 <= value < 1
 
 
 def _is_image_size(value: Any) -> bool:
@@ -121,7 +115,7 @@ KINDS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
 OF_DEFAULT: Mapping[type, tuple[str, Callable[[Any], bool]]] = {
     bool: ("true or false", lambda value: value in (True, False)),
     int: ("a whole number of 0 or more", lambda value: is_whole(value) and 0 <= value <= MOST),
-    float: ("a number", _is_number),
+    float: ("a number", is_number),
     str: ("a string", lambda value: isinstance(value, str)),
 }
 ANY = ("anything", lambda value: True)  # its reader checks it
