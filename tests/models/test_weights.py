@@ -494,12 +494,13 @@ def test_a_full_disk_leaves_the_old_export(folder, tmp_path):
     model = registry.load(str(folder))
     out = model.save(tmp_path / "export")
     before = {path.name: path.read_bytes() for path in out.iterdir()}
+    changed = {name: value + 1 for name, value in model.params.items()}  # may write to jax's cache
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
         with pytest.raises(UserError, match=r"model\.safetensors could not be written"):
-            model.save(out, {name: value + 1 for name, value in model.params.items()})
+            model.save(out, changed)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
