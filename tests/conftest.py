@@ -25,7 +25,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxft.cli.process import quiet_orbax
+from jaxft.cli.parts.process import quiet_orbax
 from jaxft.demo import (
     dialogues as demo_dialogues,
 )

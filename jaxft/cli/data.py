@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from jaxft.cli.terminal import echo, print_report
+from jaxft.cli.parts.terminal import echo, print_report
 
 app = typer.Typer(
     help="Describe data before training on it, or write it as a TFDS data set.",

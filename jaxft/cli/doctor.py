@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jaxft.cli.terminal import print_report
+from jaxft.cli.parts.terminal import print_report
 
 
 def doctor(

@@ -22,14 +22,14 @@ from rich.text import Text
 
 from jaxft.cli.data import app as data
 from jaxft.cli.doctor import doctor
-from jaxft.cli.paths import folder_named
+from jaxft.cli.parts.paths import folder_named
+from jaxft.cli.parts.process import prepare_command_line, prepare_computation
+from jaxft.cli.parts.terminal import ConfigFile, Overrides, console, echo
 from jaxft.cli.plan import plan
 from jaxft.cli.predict import predict
-from jaxft.cli.process import prepare_command_line, prepare_computation
 from jaxft.cli.report import report
 from jaxft.cli.search import search
 from jaxft.cli.study import study
-from jaxft.cli.terminal import ConfigFile, Overrides, console, echo
 from jaxft.errors import UserError
 from jaxft.launch.cluster import SUPERVISED, find_cluster
 from jaxft.launch.platforms import leave_out_absent_tpu

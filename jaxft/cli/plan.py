@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jaxft.cli.terminal import ConfigFile, Overrides, print_report
+from jaxft.cli.parts.terminal import ConfigFile, Overrides, print_report
 from jaxft.errors import UserError
 from jaxft.report.terminal.console import EscapingConsole
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from jaxft.cli.inputs import read_inputs, typed_lines
-from jaxft.cli.paths import folder_named
-from jaxft.cli.process import prepare_computation
-from jaxft.cli.tagged import print_in_color
-from jaxft.cli.terminal import echo, print_json_lines
+from jaxft.cli.parts.inputs import read_inputs, typed_lines
+from jaxft.cli.parts.paths import folder_named
+from jaxft.cli.parts.process import prepare_computation
+from jaxft.cli.parts.tagged import print_in_color
+from jaxft.cli.parts.terminal import echo, print_json_lines
 from jaxft.errors import UserError
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from jaxft.cli.paths import folder_named
-from jaxft.cli.terminal import echo
+from jaxft.cli.parts.paths import folder_named
+from jaxft.cli.parts.terminal import echo
 from jaxft.errors import UserError
 
 

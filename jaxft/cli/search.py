@@ -13,9 +13,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from jaxft.cli.paths import folder_named
-from jaxft.cli.process import prepare_computation
-from jaxft.cli.terminal import console, echo, print_json_lines
+from jaxft.cli.parts.paths import folder_named
+from jaxft.cli.parts.process import prepare_computation
+from jaxft.cli.parts.terminal import console, echo, print_json_lines
 from jaxft.errors import UserError
 
 if TYPE_CHECKING:

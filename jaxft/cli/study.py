@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jaxft.cli.process import prepare_computation
-from jaxft.cli.terminal import ConfigFile, echo
+from jaxft.cli.parts.process import prepare_computation
+from jaxft.cli.parts.terminal import ConfigFile, echo
 from jaxft.errors import UserError
 
 if TYPE_CHECKING:

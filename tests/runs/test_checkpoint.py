@@ -409,7 +409,7 @@ def run_python(body: str, *arguments: str) -> subprocess.CompletedProcess:
     setup = """
         import os, resource, signal, sys, time
         import jax, jax.numpy as jnp
-        from jaxft.cli.process import quiet_orbax
+        from jaxft.cli.parts.process import quiet_orbax
         from jaxft.runs.checkpoint import Checkpoints
         from jaxft.engine.state import TrainState
         from jaxft.errors import UserError

@@ -14,7 +14,7 @@ from rich.text import Text
 
 import jaxft
 from jaxft.cli.main import main
-from jaxft.cli.tagged import marked
+from jaxft.cli.parts.tagged import marked
 from jaxft.data.sources.open import given_rows, open_source
 from jaxft.data.text.tags import fault_of, join_words, to_iob2, words_of
 from jaxft.data.text.tokenizer import load_tokenizer

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.text import Text
 
-from jaxft.cli.terminal import echo
+from jaxft.cli.parts.terminal import echo
 from jaxft.report.terminal.console import EscapingConsole
 
 COLORS = ("cyan", "yellow", "green", "magenta", "blue", "red")
