@@ -6,7 +6,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
-from jaxft.cli import process
+from jaxft.cli.parts import process
 
 CONFIG = """
 run: {{name: none, dir: {folder}/runs}}
