@@ -110,6 +110,16 @@ def test_thresholds_are_chosen_on_eval_and_counted_on_test(run):
         )
 
 
+def test_no_threshold_is_chosen_on_the_untrained_model(run):
+    trained = thresholds(read_run(run, "fraud"))
+    # Before the first step every probability is near one half.
+    untrained = np.random.default_rng(5).uniform(0.487, 0.515, 500)
+    write_lines(run, "before", lines_of(untrained, draw(500, 1)[1]))
+    assert thresholds(read_run(run, "fraud")) == trained
+    (run / "predictions-eval.jsonl").unlink()
+    assert thresholds(read_run(run, "fraud"))["chosen"] == "test"
+
+
 def test_what_a_threshold_does_is_counted():
     split = Scored("test", np.array([0.9, 0.8, 0.3, 0.2]), np.array([True, False, True, False]))
     found = counted(split, 0.5, {"miss": 10, "false_alarm": 1})

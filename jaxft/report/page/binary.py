@@ -16,7 +16,7 @@ from sklearn.calibration import calibration_curve
 
 from jaxft.metrics.classification import FALSE_ALARMS
 from jaxft.report.page.figures import DASHES, Series, plain_series
-from jaxft.report.page.run import Run
+from jaxft.report.page.run import BEFORE, Run
 
 MOST_POINTS = 400  # a curve is thinned to so many
 BINS = 10  # of the calibration curve: equally many examples each
@@ -30,8 +30,8 @@ class Scored:
 
     Attributes:
         split: its name.
-        chances: `[examples]` probability of the class that is looked for.
-        found: `[examples]` bool, whether it is that class.
+        chances: `[examples]` probability of the positive class.
+        positive: `[examples]` bool, whether the label is the positive class.
     """
 
     split: str
@@ -40,10 +40,15 @@ class Scored:
 
 
 def scored(run: Run) -> list[Scored]:
-    """The splits of a run that tells two classes apart, `test` first; those with one class not."""
+    """List the splits of a two-class run that the trained model was scored on, `test` first.
+
+    Left out are splits with one class only, and the predictions from before the first step.
+    """
     names = classes(run)
     splits = []
     for split, lines in run.predictions.items() if len(names) == 2 else ():
+        if split == BEFORE:
+            continue
         chances = np.array([line["probabilities"].get(names[1], 0.0) for line in lines])
         positive = np.array([line["label"] == names[1] for line in lines])
         if positive.any() and not positive.all():
