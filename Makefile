@@ -13,7 +13,7 @@ help:  ## list the targets
 
 demo: $(VENV)/.runtime  ## fine-tune MiniLM on 8,530 movie reviews: train, evaluate, export, report
 	$(SAY) 'The checkpoint and the reviews'
-	@$(BIN)/python -m jaxft.demo
+	@$(BIN)/jaxft assets
 	$(SAY) 'Train (configs/sentiment.yaml)'
 	@resume=$$(test -f $(RUN)/run.json && echo --resume); \
 	$(BIN)/jaxft train configs/sentiment.yaml $$resume
@@ -36,7 +36,7 @@ demos-full: $(VENV)/.demos  ## the same on all rows (hours)
 	@$(BIN)/python -m benchmarks.demos --full
 
 assets: $(VENV)/.runtime  ## download the demo's checkpoint and reviews, and link them as assets/
-	$(BIN)/python -m jaxft.demo
+	$(BIN)/jaxft assets
 
 test: $(VENV)/.dev  ## what CI runs, about 25 minutes on 2 cores
 	$(BIN)/pytest -n auto --dist worksteal
@@ -67,7 +67,7 @@ docs: $(VENV)/.dev  ## regenerate docs/schema.json and the table in docs/models.
 	$(BIN)/python -m docs.models_table docs/models.md
 
 bench: $(VENV)/.dev  ## measure the README's figures; takes hours on a quiet machine
-	$(BIN)/python -m jaxft.demo
+	$(BIN)/jaxft assets
 	$(BIN)/python -m benchmarks.seeds
 	$(BIN)/python -m benchmarks.agreement
 	$(BIN)/python -m benchmarks.loop

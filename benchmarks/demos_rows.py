@@ -16,7 +16,7 @@ class Demo:
     Attributes:
         name: of the file in `configs/`.
         data: what the rows are, in a few words.
-        assets: what `python -m jaxft.demo` brings for it.
+        assets: what `jaxft assets` brings for it.
         metric: of the test rows.
         frozen: what the frozen checkpoint is scored by.
         quick: overrides that keep a row below five minutes on two quiet cores.

@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich import box
-from rich.table import Table
-from rich.text import Text
 
+from jaxft.cli.config import config
+from jaxft.cli.configs import app as configs
 from jaxft.cli.data import app as data
+from jaxft.cli.demo import assets, demo
 from jaxft.cli.doctor import doctor
 from jaxft.cli.parts.paths import folder_named
 from jaxft.cli.parts.process import prepare_command_line, prepare_computation
-from jaxft.cli.parts.terminal import ConfigFile, Overrides, console, echo
+from jaxft.cli.parts.terminal import ConfigFile, Overrides, echo
 from jaxft.cli.plan import plan
 from jaxft.cli.predict import predict
 from jaxft.cli.report import report
@@ -52,7 +52,7 @@ RunName = Annotated[
     Path, typer.Argument(metavar="RUN", parser=folder_named, help="The run folder.")
 ]
 # Commands that would conflict if they were started on every host.
-ALONE = {"data", "eval", "predict", "search", "study", "export", "report"}
+ALONE = {"data", "eval", "predict", "search", "study", "export", "report", "demo"}
 KEYS_HELP = "To list every config key with its type, default and meaning: jaxft config"
 
 
@@ -254,41 +254,7 @@ def export(
     echo(story(run, out, which, adapter))
 
 
-@app.command()
-def config(
-    config: Annotated[
-        str | None, typer.Argument(metavar="CONFIG", help="Print this config with all defaults.")
-    ] = None,
-    overrides: Overrides = None,
-    schema: Annotated[
-        bool, typer.Option("--schema", help="Print the JSON schema of configs, for editors.")
-    ] = False,
-) -> None:
-    """Explain every config key, or print a config with all defaults filled in."""
-    from jaxft.config.load import load_config, schema_text, to_yaml
-
-    if schema and config is not None:
-        raise UserError("--schema takes no config: the schema is the same for all.", "Remove one.")
-    if schema:
-        echo(schema_text(), end="")
-    elif config is not None:
-        echo(to_yaml(load_config(config, overrides or ()).dump()), end="")
-    else:
-        console().print(_key_table())
-
-
-def _key_table() -> Table:
-    """Return the table of all keys: type, default, unit, meaning, may it change on resume."""
-    table = Table("key", "type", "default", "meaning", "on resume", box=box.SIMPLE_HEAD)
-    section = None
-    from jaxft.config.load import describe_keys
-
-    for key in describe_keys():
-        top = key.name.split(".")[0].removesuffix("[]")
-        if top != section and section is not None:
-            table.add_section()
-        section = top
-        kind = f"{key.type} ({key.unit})" if key.unit else key.type
-        cells = (key.name, kind, key.default, key.meaning, key.resume)
-        table.add_row(*map(Text, cells))  # plain: a slice such as [a:b] is not markup
-    return table
+app.command()(config)
+app.add_typer(configs, name="configs")
+app.command()(assets)
+app.command()(demo)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from jaxft.config.errors import as_user_error, item_type, section_in, sections_in, tag_of, type_name
+from jaxft.config.errors import as_user_error
+from jaxft.config.keys import Key, describe_keys, extra_of
 from jaxft.config.schema import Config
 from jaxft.config.yaml import Origin, read_yaml, to_yaml
 from jaxft.durations import Duration, resolve_steps
@@ -131,71 +131,6 @@ def _override(written: dict[str, Any], override: str, origin: Origin) -> None:
         here = here[step]
 
 
-@dataclass(frozen=True)
-class Key:
-    """A config key: its dotted name, type, default, unit, meaning, and resume rule."""
-
-    name: str
-    type: str
-    default: str
-    unit: str
-    meaning: str
-    resume: str
-
-
-def describe_keys() -> list[Key]:
-    """List every config key in order; keys of list items are named `groups[].name`."""
-    return list(_keys_of(Config, ""))
-
-
-def _keys_of(model: type[BaseModel], prefix: str) -> Iterator[Key]:
-    for name, field in model.model_fields.items():
-        inner = section_in(field.annotation)
-        item = section_in(item_type(field.annotation))
-        kinds = sections_in(field.annotation)
-        if len(kinds) > 1:
-            yield from _keys_of_kinds(kinds, f"{prefix}{name}.")
-            continue
-        if field.annotation is inner and inner is not None:
-            yield from _keys_of(inner, f"{prefix}{name}.")
-            continue
-        yield _describe(prefix + name, field)
-        if item is not None:
-            yield from _keys_of(item, f"{prefix}{name}[].")
-
-
-def _keys_of_kinds(kinds: Sequence[type[BaseModel]], prefix: str) -> Iterator[Key]:
-    """Yield their `kind` once, then each one's own keys, with the kind after the meaning."""
-    named = [next(_keys_of(kind, prefix)) for kind in kinds]  # the kind is each one's first key
-    yield replace(named[0], type=", ".join(key.type for key in named))
-    for kind in kinds:
-        for key in _keys_of(kind, prefix):
-            if key.name != named[0].name:
-                yield replace(key, meaning=f"{key.meaning} ({tag_of(kind)})")
-
-
-def _describe(name: str, field: FieldInfo) -> Key:
-    extra = _extra(field)
-    if field.is_required():
-        default = "(required)"
-    else:
-        value = field.get_default(call_default_factory=True, validated_data={})
-        default = str(value) if isinstance(value, Duration) else json.dumps(value)
-        default = value if isinstance(value, str) else default
-    return Key(
-        name=name,
-        type=type_name(field.annotation),
-        default=default,
-        unit=str(extra.get("unit", "")),
-        meaning=field.description or "",
-        resume=str(extra["resume"]),
-    )
-
-
-def _extra(field: FieldInfo) -> dict[str, Any]:
-    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-
-
 def changed_keys(old: Config, new: Config) -> list[str]:
     """Return the dotted names of the keys whose values differ."""
     return [name for name, _ in _changes(old, new, "")]
@@ -207,7 +142,7 @@ def check_resume(old: Config, new: Config) -> None:
     Raises:
         UserError: names the keys that may not change, with both values.
     """
-    fixed = [name for name, field in _changes(old, new, "") if _extra(field)["resume"] == "fixed"]
+    fixed = [name for name, field in _changes(old, new, "") if extra_of(field)["resume"] == "fixed"]
     if fixed:
         pairs = [f"{name} ({_value(old, name)} -> {_value(new, name)})" for name in fixed]
         raise UserError(

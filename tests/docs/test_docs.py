@@ -81,7 +81,8 @@ def run_command(line: str) -> None:
         started = import_module(words[2])
         # Of a package its `__main__` is run, which does not wait to be asked.
         assert hasattr(started, "main") or find_spec(f"{words[2]}.__main__"), line
-        assert words[2] != "jaxft.demo" or set(words[3:]) <= ASSETS.keys(), line
+    elif words[:2] in (["jaxft", "assets"], ["jaxft", "demo"]):  # downloads
+        assert set(words[2:]) <= {"--list", *ASSETS}, line
     elif words[0] == "make":
         done = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
