@@ -113,7 +113,8 @@ def study(
     described = [_about_part(part, need, vary) for part, need in zip(parts, needs, strict=True)]
     console.print(batch_line(any_setup.layout, any_setup.length, any_setup.why), highlight=False)
     console.print(parts_table(described))
-    about = study_facts(config, vary, members, metric, command) | {"parts": described}
+    about = study_facts(config, vary, members, metric, command)
+    about |= {"lower_is_better": lower_is_better, "parts": described}
 
     with create_study(name, config.run.dir, overwrite=overwrite, facts=about) as folder:
         results_of = {part.index: folder.part(part.index) for part in parts}

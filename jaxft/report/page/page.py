@@ -7,8 +7,8 @@ import hashlib
 import importlib.metadata
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,39 @@ from jaxft.storage.buckets import reached
 
 PAGE = "report.html"
 ASSETS = Path(__file__).parent / "assets"
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a page shows besides while it is served, and what it was made of, to be sent again.
+
+    Attributes:
+        home: address of the list of all runs.
+        controls: markup below the title that is not sent again, such as buttons.
+        log: the last events as lines of text, oldest first.
+        stored: regions of an earlier page that have not changed and are not made again.
+        regions: name -> markup, filled as the page is made.
+        figures: filled as the page is made.
+    """
+
+    home: str
+    controls: Markup = field(default_factory=Markup)
+    log: Sequence[str] = ()
+    stored: Mapping[str, Markup] = field(default_factory=dict)
+    regions: dict[str, Markup] = field(default_factory=dict)
+    figures: list[Mapping[str, Any]] = field(default_factory=list)
+
+    def region(self, name: str, caller: Callable[[], Markup]) -> Markup:
+        """Return a region of the page as an element that `live.js` can replace the content of.
+
+        Args:
+            name: its name, a plain word.
+            caller: makes its content.
+        """
+        self.regions[name] = self.stored[name] if name in self.stored else caller()
+        return Markup('<div class="region" data-region="{}">{}</div>').format(
+            name, self.regions[name]
+        )
 
 
 @dataclass(frozen=True)
@@ -105,24 +138,39 @@ def all_figures(runs: Sequence[Run]) -> Figures:
 
 def render(runs: Sequence[Run]) -> str:
     """The page of these runs."""
-    drawn = all_figures(runs)
-    return fill(
-        "page",
-        ("drawing", "page"),
-        told_apart(drawn.all, len(runs)),
-        heat=drawn.layers,
-        curves=drawn.thresholds,
-        scatters=drawn.scatters,
-        places=[*zip(drawn.curves, spans(len(drawn.curves)), strict=True)],
-        colours=[run_colour(index, len(runs)) for index in range(len(runs))],
-        few=len(runs) <= FEW,
-        runs=[view(run, index) for index, run in enumerate(runs)],
-        differences=differences([run.config for run in runs]),
-    )
+    drawn, shown = all_figures(runs), [view(run, index) for index, run in enumerate(runs)]
+    figures = told_apart(drawn.all, len(runs))
+    return fill("page", ("drawing", "page"), figures, **page_content(runs, drawn, shown))
+
+
+def page_content(
+    runs: Sequence[Run], drawn: Figures, shown: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return what the page's template shows.
+
+    Args:
+        runs: as they were read.
+        drawn: their figures.
+        shown: what `view` gives for each of them.
+    """
+    return {
+        "heat": drawn.layers,
+        "curves": drawn.thresholds,
+        "scatters": drawn.scatters,
+        "places": [*zip(drawn.curves, spans(len(drawn.curves)), strict=True)],
+        "colours": [run_colour(index, len(runs)) for index in range(len(runs))],
+        "few": len(runs) <= FEW,
+        "runs": shown,
+        "differences": differences([run.config for run in runs]),
+    }
 
 
 def fill(
-    template: str, own: Sequence[str], drawn: Sequence[Mapping[str, Any]], **content: Any
+    template: str,
+    own: Sequence[str],
+    drawn: Sequence[Mapping[str, Any]],
+    served: Served | None = None,
+    **content: Any,
 ) -> str:
     """A page of `TEMPLATE.html` with scripts of ours.
 
@@ -133,8 +181,11 @@ def fill(
         template: its name in `assets/`.
         own: names of the scripts there, in order.
         drawn: the figures, as plain data.
+        served: by a server that goes on to send what changes; None for a file.
         content: what else the template shows.
     """
+    if served is not None:
+        served.figures.extend(drawn)
     texts = [(ASSETS / f"{name}.js").read_text(encoding="utf-8") for name in own]
     scripts = [get_plotlyjs(), *texts]
     hashes = [hashlib.sha256(script.encode()).digest() for script in scripts]
@@ -153,6 +204,8 @@ def fill(
         hashes=[base64.b64encode(digest).decode() for digest in hashes],
         figures=_as_json(drawn),
         version=importlib.metadata.version("jaxft"),
+        served=served,
+        region=served.region if served else _as_it_is,
         **content,
     )
 
@@ -164,6 +217,12 @@ def spans(count: int) -> list[int]:
     rest = count - 2  # the first two, the loss and the primary metric, are the large ones
     last = {0: [], 1: [3, 3, 3, 3], 2: [6, 6]}[rest % 3] if rest != 1 else [12]
     return [6, 6, *[4] * (rest - len(last)), *last]
+
+
+def _as_it_is(name: str, caller: Callable[[], Markup]) -> Markup:
+    """A region of a page that does not change."""
+    del name
+    return caller()
 
 
 def _as_json(content: Any) -> Markup:

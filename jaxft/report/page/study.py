@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxft import numbers
 from jaxft.report.events import read_events
-from jaxft.report.page.page import fill
+from jaxft.report.page.page import Served, fill
 from jaxft.report.page.study_figures import figures, label, setting_keys, text_of
 from jaxft.report.page.views import flatten
 from jaxft.report.terminal.study import short_key
@@ -32,24 +32,43 @@ def write_study_page(folder: Path) -> Path:
     read = RunFolder(folder)
     about = read.read_json("study.json")
     parts = [read.read_json(f"parts/{part['index']}.json") for part in about.get("parts", [])]
-    events = read_events(folder)
-    drawn = figures(about, parts, events)
-    best = folder / "best.yaml"
-    page = fill(
+    path = folder / "index.html"
+    files.write_atomic(path, render_study(folder, about, parts, read_events(folder)))
+    return path
+
+
+def render_study(
+    folder: Path,
+    about: Mapping[str, Any],
+    parts: Sequence[Mapping[str, Any]],
+    events: Sequence[Mapping[str, Any]],
+    scripts: Sequence[str] = (),
+    served: Served | None = None,
+) -> str:
+    """Return the page of a study.
+
+    Args:
+        folder: its folder, which has `best.yaml` once the study is through.
+        about: the content of `study.json`.
+        parts: the content of those of `parts/` that there are.
+        events: the lines of `metrics.jsonl`.
+        scripts: names of scripts in `assets/` that come after the study's own.
+        served: by a server that goes on to send what changes; None for a file.
+    """
+    drawn, best = figures(about, parts, events), folder / "best.yaml"
+    return fill(
         "study",
-        ("study",),
+        ("study", *scripts),
         [
             {k: v for k, v in figure.items() if k not in ("lead", "span", "unit")}
             for figure in drawn
         ],
+        served,
         shown=drawn,
         best=best.read_text(encoding="utf-8") if best.exists() else "",
         notes=[event for event in events if event["kind"] == "note"],
         **_view(about, parts),
     )
-    path = folder / "index.html"
-    files.write_atomic(path, page)
-    return path
 
 
 def _view(about: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

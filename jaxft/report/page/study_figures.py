@@ -29,6 +29,8 @@ def figures(
         drawn += [_scores(about, "best"), _scores(about, "last")]
     if parts:
         drawn.append(_drift(about, parts))
+    going = about.get("state") == "running" and any(e["kind"] == "train" for e in events)
+    if parts or going:
         drawn.append(_losses(about, events))
     if about.get("ranges"):
         drawn.append(_ranges(about))

@@ -2,15 +2,17 @@
 
 let picked = null; // of several runs, the one that a person wants to see before the others
 
+function drawFigure(figure) {
+  Plotly.react(
+    document.getElementById(`figure-${figure.id}`),
+    traces(figure, picked),
+    layout(figure),
+    { responsive: true, displaylogo: false, displayModeBar: false },
+  );
+}
+
 function draw() {
-  for (const figure of figures) {
-    Plotly.react(
-      document.getElementById(`figure-${figure.id}`),
-      traces(figure, picked),
-      layout(figure),
-      { responsive: true, displaylogo: false, displayModeBar: false },
-    );
-  }
+  figures.forEach(drawFigure);
 }
 
 function sortable(table) {
@@ -61,12 +63,17 @@ function opened() {
   if (target instanceof HTMLDetailsElement) target.open = true;
 }
 
+// What of a part of the page answers to a person.
+function wire(part) {
+  part.querySelectorAll(".pick").forEach((button) => {
+    button.addEventListener("click", () => pick(button));
+  });
+  part.querySelectorAll("table.sortable").forEach(sortable);
+  part.querySelectorAll("input[data-filters]").forEach(filtered);
+}
+
 draw();
+wire(document);
 opened();
 addEventListener("hashchange", opened);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-document.querySelectorAll(".pick").forEach((button) => {
-  button.addEventListener("click", () => pick(button));
-});
-document.querySelectorAll("table.sortable").forEach(sortable);
-document.querySelectorAll("input[data-filters]").forEach(filtered);

@@ -116,18 +116,22 @@ function layout(figure) {
   };
 }
 
-function draw() {
-  for (const figure of figures) {
-    Plotly.react(
-      document.getElementById(`figure-${figure.id}`),
-      figure.kind === "heat"
-        ? heat(figure)
-        : figure.series.map((series) => line(series, figure.format)),
-      layout(figure),
-      { responsive: true, displaylogo: false, displayModeBar: false },
-    );
-  }
+function drawFigure(figure) {
+  Plotly.react(
+    document.getElementById(`figure-${figure.id}`),
+    figure.kind === "heat"
+      ? heat(figure)
+      : figure.series.map((series) => line(series, figure.format)),
+    layout(figure),
+    { responsive: true, displaylogo: false, displayModeBar: false },
+  );
 }
+
+function draw() {
+  figures.forEach(drawFigure);
+}
+
+function wire() {} // nothing of a study's page answers to a person but its figures
 
 draw();
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
