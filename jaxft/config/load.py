@@ -136,6 +136,11 @@ def changed_keys(old: Config, new: Config) -> list[str]:
     return [name for name, _ in _changes(old, new, "")]
 
 
+def changed_values(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Return the old and the new value, as JSON has them, of each key whose values differ."""
+    return {name: (_dumped(old, name), _dumped(new, name)) for name in changed_keys(old, new)}
+
+
 def check_resume(old: Config, new: Config) -> None:
     """Raise a UserError if a resumed run's config changes what its state depends on.
 
@@ -171,11 +176,16 @@ def _items_alike(before: Any, after: Any) -> bool:
     return both and bool(before) and all(isinstance(item, BaseModel) for item in before)
 
 
-def _value(config: Config, dotted: str) -> str:
+def _dumped(config: Config, dotted: str) -> Any:
     here: Any = config.dump()
     for part in dotted.split("."):
         here = here[int(part)] if isinstance(here, list) else here[part]
-    return json.dumps(here) if not isinstance(here, str) else here
+    return here
+
+
+def _value(config: Config, dotted: str) -> str:
+    value = _dumped(config, dotted)
+    return json.dumps(value) if not isinstance(value, str) else value
 
 
 def schema_text() -> str:

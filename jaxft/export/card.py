@@ -16,6 +16,7 @@ from jaxft.models.weights.source import IMAGE_FILES
 from jaxft.numbers import count, rate, score, share
 from jaxft.report.events import read_events
 from jaxft.runs.folder import RUN_FILE, RunFolder
+from jaxft.runs.history import Piece, affects_parameters, group_pieces, pieces_text, setting_pieces
 from jaxft.storage.files import place
 
 CARD_MARK = b"\ntags:\n- jaxft\n"  # of the front matter
@@ -128,14 +129,15 @@ def _data_section(about: Mapping[str, Any]) -> str:
 
 def _layer_section(trained: Trained) -> str:
     """The LayerTable by group."""
-    groups = trained.run.read_json("table.json")["groups"]
+    table = trained.run.read_json("table.json")
+    groups = table["groups"]
     rows = [
         (
             group["name"],
             "-".join(str(depth) for depth in sorted(set(group["depths"]))),
             count(group["parameters"]),
             "trained" if group["trainable"] else "frozen",
-            _rates(group),
+            pieces_text(group_pieces(table, group, _rates, trained.step)),
             "" if group["weight_decay"] is None else f"{group['weight_decay']:g}",
         )
         for group in groups
@@ -151,7 +153,7 @@ def _layer_section(trained: Trained) -> str:
 
 def _rates(group: Mapping[str, Any]) -> str:
     """The rates of a group's parameters at their peak, from the lowest to the highest."""
-    if not group["trainable"]:
+    if not group.get("trainable", True):
         return ""
     low, high = rate(group["lowest_peak_rate"]), rate(group["peak_rate"])
     return high if low == high else f"{low} to {high}"
@@ -159,7 +161,7 @@ def _rates(group: Mapping[str, Any]) -> str:
 
 def _training_section(trained: Trained, about: Mapping[str, Any]) -> str:
     """Describe the training, one fact a line."""
-    config = trained.config.dump()
+    config, past = trained.config.dump(), _Past(trained, about)
     optimizer, layout, seeds = config["optimizer"], about["layout"], config["run"]["seed"]
     used = {
         "adamw": ("lr", "b1", "b2", "eps", "weight_decay", "clip"),
@@ -170,14 +172,18 @@ def _training_section(trained: Trained, about: Mapping[str, Any]) -> str:
     facts = {
         "steps": f"{trained.step:,} of {about['resolved']['total_steps']:,}",
         "batch": f"{layout['examples_per_step']:.1f} examples on average, {layout['rows']} rows",
-        "optimizer": f"{optimizer['name']} ({_settings(optimizer, used)})",
-        "schedule": f"{config['schedule']['kind']}, warm-up {config['schedule']['warmup']}",
-        "layer decay": f"{decay['rate']} ({decay['preset']})" if decay["rate"] != 1 else "none",
-        "seeds": _settings(seeds, seeds),
+        "optimizer": f"{optimizer['name']} ({past.settings('optimizer', used)})",
+        "schedule": f"{past.text('schedule.kind')}, warm-up {past.text('schedule.warmup')}",
+        "layer decay": f"{past.text('layer_decay.rate')} ({past.text('layer_decay.preset')})",
+        "seeds": past.settings("run.seed", seeds),
         "computed in": compute["dtype"],
         "devices": f"{devices['count']} x {devices['kind']}",
         "versions": ", ".join(f"{name} {one}" for name, one in about["versions"].items()),
     }
+    if decay["rate"] == 1 and not past.changed("layer_decay.rate"):
+        facts["layer decay"] = "none"
+    if past.rest():
+        facts["changed on resume"] = "; ".join(past.rest())
     phases = [
         f"steps {phase['start']:,} to {phase['stop']:,}: {count(phase['parameters'])} parameters"
         for phase in about.get("phases", ())
@@ -187,8 +193,45 @@ def _training_section(trained: Trained, about: Mapping[str, Any]) -> str:
     return "## Training\n\n" + _table(("", ""), facts.items())
 
 
-def _settings(section: Mapping[str, Any], names: Iterable[str]) -> str:
-    return ", ".join(f"{name} {section[name]}" for name in names if section[name] is not None)
+class _Past:
+    """Config keys with all the values that steps were trained with."""
+
+    def __init__(self, trained: Trained, about: Mapping[str, Any]):
+        self._config, self._step = trained.config.dump(), trained.step
+        self._resumed = about.get("resumed", [])
+        self._shown: set[str] = set()
+
+    def text(self, key: str) -> str:
+        """Describe a key's values: `5e-05 to step 38, 0.001 after`."""
+        self._shown.add(key)
+        return pieces_text(self._pieces(key))
+
+    def settings(self, section: str, names: Iterable[str]) -> str:
+        """Describe keys of a section, without those that are null."""
+        keys = {name: f"{section}.{name}" for name in names}
+        set_keys = {name: key for name, key in keys.items() if self._pieces(key) != [(None, None)]}
+        return ", ".join(f"{name} {self.text(key)}" for name, key in set_keys.items())
+
+    def changed(self, key: str) -> bool:
+        """Return whether steps were trained with different values of a key."""
+        return len(self._pieces(key)) > 1
+
+    def rest(self) -> list[str]:
+        """Describe the changed keys that were not described before and affect the parameters."""
+        keys = dict.fromkeys(key for entry in self._resumed for key in entry.get("changed", {}))
+        return [
+            f"{key} {self.text(key)}"
+            for key in keys
+            if key not in self._shown and affects_parameters(key) and self.changed(key)
+        ]
+
+    def _pieces(self, key: str) -> list[Piece]:
+        value: Any = self._config
+        for part in key.split("."):
+            parts = dict(enumerate(value)) if isinstance(value, list) else value
+            index = int(part) if isinstance(value, list) and part.isdigit() else part
+            value = parts.get(index) if isinstance(parts, dict) else None
+        return setting_pieces(self._resumed, key, value, self._step)
 
 
 def _use_section(trained: Trained) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from jaxft.errors import UserError
 
@@ -45,6 +45,13 @@ class Data(_Format):
     warnings: list[str] = []
 
 
+class Resumed(_Format):
+    """Start of a run that continued from a checkpoint."""
+
+    step: int = 0
+    changed: dict[str, Annotated[list[Any], Field(min_length=2, max_length=2)]] = {}
+
+
 class RunFacts(_Format):
     """Content of run.json."""
 
@@ -59,6 +66,7 @@ class RunFacts(_Format):
     layout: dict[str, float | None] = {}
     best_metric: str = ""
     base: Base = Base()
+    resumed: list[Resumed] = []
 
 
 class Result(_Format):
@@ -70,7 +78,44 @@ class Result(_Format):
     examples: int = 0
 
 
-_FORMATS: dict[str, type[BaseModel]] = {RUN_FILE: RunFacts, "result.json": Result}
+class Group(_Format):
+    """Group of parameters with the rates that it trained with."""
+
+    name: str
+    peak_rate: float
+    lowest_peak_rate: float
+
+
+class EarlierGroups(_Format):
+    """Groups as they were until a resume changed them."""
+
+    stop: int
+    groups: list[Group]
+
+
+class Table(_Format):
+    """Content of table.json, as far as a resume and a model card read it."""
+
+    groups: list[dict[str, Any]]
+    earlier: list[EarlierGroups] = []
+
+
+class Rates(_Format):
+    """Content of rates.json."""
+
+    groups: list[str]
+    steps: list[int]
+    rates: list[list[float]]
+    depths: list[int] = []
+    by_depth: list[list[float]] = []
+
+
+_FORMATS: dict[str, type[BaseModel]] = {
+    RUN_FILE: RunFacts,
+    "result.json": Result,
+    "table.json": Table,
+    "rates.json": Rates,
+}
 
 
 def check_format(name: str, content: Any, file: str) -> None:

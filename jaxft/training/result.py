@@ -16,6 +16,7 @@ from jaxft.analysis.eval_embeddings import eval_embeddings
 from jaxft.device.distributed import is_first
 from jaxft.engine.evaluate import EvalStep, Evaluation, Interrupted, evaluate, predictions
 from jaxft.engine.initial_state import load_params
+from jaxft.engine.inputs import Split
 from jaxft.engine.setup import Setup
 from jaxft.engine.trained import write_lines
 from jaxft.errors import UserError
@@ -25,6 +26,7 @@ from jaxft.runs.checkpoint import Checkpoints
 from jaxft.runs.folder import RunFolder
 from jaxft.storage.files import write_atomic
 
+RESULT = "result.json"
 SAMPLES = "samples"  # the folder of the images generated at each evaluation
 # Evaluations in the event log and files in the folder, before the first step and after the last.
 BEFORE, AFTER = "before", "after"
@@ -75,6 +77,11 @@ def write_evaluation(
         write_atomic(run.path / SAMPLES / f"{step:08d}.png", file.getvalue())
 
 
+def scored_split(setup: Setup) -> Split:
+    """Return the rows that the best checkpoint is scored on: test, or else eval."""
+    return setup.splits["test" if "test" in setup.splits else "eval"]
+
+
 def final_result(
     setup: Setup,
     run: RunFolder,
@@ -86,10 +93,10 @@ def final_result(
     """Score the test rows with the best checkpoint; a run without test rows repeats its best."""
     best = checkpoints.best()
     step = checkpoints.resolve("last") if best is None else best
-    name = "test" if "test" in setup.splits else "eval"
-    split = setup.splits[name]
-    if (run.path / "result.json").exists():
-        scored = run.read_json("result.json")
+    split = scored_split(setup)
+    name = split.name
+    if (run.path / RESULT).exists():
+        scored = run.read_json(RESULT)
         if (scored["step"], scored["fingerprint"]) == (step, split.source.fingerprint):
             return scored
     console.print(f"Scoring {len(split.examples):,} {name} rows with step {step:,}.")
@@ -110,7 +117,7 @@ def final_result(
     }
     if setup.config.report.before:
         _write_views(setup, run, AFTER, params)
-    run.write_json("result.json", result)
+    run.write_json(RESULT, result)
     return result
 
 

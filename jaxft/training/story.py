@@ -5,37 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
-
-from rich.console import Console
 
 from jaxft.analysis.forgetting import open_forgetting
-from jaxft.config.load import Config, check_resume, parse_config
-from jaxft.data.batching.plans import Layout
+from jaxft.config.load import Config
 from jaxft.device.distributed import SHARED, compare, wait_for_all
 from jaxft.device.process import Stop, stop_signals
 from jaxft.engine.evaluate import Interrupted, build_eval_step
-from jaxft.engine.initial_state import abstract_state, initial_state, load_params
-from jaxft.engine.remat import phase_after, phase_setups, widest
-from jaxft.engine.setup import PhaseSetup, Setup, build
+from jaxft.engine.initial_state import initial_state, load_params
+from jaxft.engine.remat import phase_setups, widest
 from jaxft.engine.state import TrainState
-from jaxft.engine.trained import (
-    Run,
-    base_checkpoint,
-    best_metric,
-    check_base,
-    new_at_start,
-    open_checkpoints,
-    save_base,
-    with_checkpoint,
-)
+from jaxft.engine.trained import Run, best_metric, open_checkpoints, save_base
 from jaxft.engine.trunk_plan import plan_trunks
 from jaxft.report.terminal.console import EscapingConsole
 from jaxft.report.terminal.tables import data_table, group_table, loading_table, result_table
 from jaxft.runs.checkpoint import Checkpoints
-from jaxft.runs.folder import RUN_FILE, RunFolder, check_run, create_run, open_run, run_path
+from jaxft.runs.folder import RUN_FILE, RunFolder, create_run, run_path
 from jaxft.storage.files import place
-from jaxft.training.auto_freeze import decides_at, with_decisions
+from jaxft.training.auto_freeze import decides_at
 from jaxft.training.batches import Batches
 from jaxft.training.evaluate import Evaluator
 from jaxft.training.layers import decide_again, measure_again, read_layers, with_measured
@@ -45,6 +31,14 @@ from jaxft.training.phase import Phases, PhaseStep, make_phase_step
 from jaxft.training.preflight import compare_setup, join_processes
 from jaxft.training.profile import Profile
 from jaxft.training.result import final_result, not_finite
+from jaxft.training.resume import (
+    change_line,
+    decided_at,
+    finished_line,
+    restore,
+    set_up,
+    write_settings,
+)
 from jaxft.training.utilisation import work_of
 
 
@@ -80,7 +74,11 @@ def train(
     console = EscapingConsole(quiet=quiet)
 
     # --------------------------------------------- Set-up: errors are raised before any write
-    setup = _set_up(config, resume=resume, overwrite=overwrite)
+    begin = set_up(config, resume=resume, overwrite=overwrite)
+    setup = begin.setup
+    if begin.finished is not None:
+        console.print(finished_line(begin), highlight=False)
+        return Run(place(run_path(config.run.name, config.run.dir)))
     metric, forgetting = best_metric(config, setup.task), open_forgetting(config, setup)
     phases = phase_setups(setup)
     chosen, trunks = widest(phases), plan_trunks(setup, phases)
@@ -96,25 +94,25 @@ def train(
 
     # ---------------------------------------------------------------------------- The folder
     flags = {"resume": resume, "overwrite": overwrite}
+    facts = {**about, "changed": begin.changed} if begin.changed else about
     with (
-        create_run(config.dump(), config.run.name, config.run.dir, facts=about, **flags) as run,
+        create_run(config.dump(), config.run.name, config.run.dir, facts=facts, **flags) as run,
         open_checkpoints(run, config, setup.task) as checkpoints,
         find_trackers(run, config, console.print) as trackers,
     ):
         compare({"the step to go on from": checkpoints.latest()}, SHARED)
-        run.write_json("table.json", table)
-        run.write_json("rates.json", rates_json(setup.length.total_steps, phases))
 
         # --------------------------------------------------------------------- Weights and state
         initial, events = load_params(setup), earlier_events(run)
         if "base" not in run.read_json(RUN_FILE):
             save_base(run, config, initial)
-        state = _restore(setup, phases, events, run, checkpoints, console)
+        state = restore(setup, phases, events, run, checkpoints, console)
         if state is None:
             state = initial_state(setup, phases[0], initial.params)
         first, total = int(state.step), setup.length.total_steps
+        write_settings(run, begin, first, table, rates_json(total, phases))
         events = [event for event in events if first and event["step"] <= first]
-        start = make_phase_step(*_decided(setup, phases, events, first), initial.params)
+        start = make_phase_step(*decided_at(setup, phases, events, first), initial.params)
         initial = replace(initial, params={})  # the first step donates them
         eval_step, failure = build_eval_step(setup), partial(not_finite, run, checkpoints)
         with (
@@ -125,6 +123,8 @@ def train(
             Profile(run.path, profile) as trace,
         ):
             del start
+            if first and change_line(begin):
+                log.events.note(first, change_line(begin))
             ends = stop.asked, failure
             evaluator = Evaluator(setup, metric, forgetting, initial, events, run, log, *ends)
             end_if_asked = partial(_end_if_asked, run, checkpoints, log, stop)
@@ -204,46 +204,6 @@ def train(
     return Run(place(run.path))
 
 
-def _set_up(config: Config, *, resume: bool, overwrite: bool) -> Setup:
-    """Set up a new run, or the one that is resumed, whose fixed keys must be unchanged."""
-    if not check_run(config.run.name, config.run.dir, resume=resume, overwrite=overwrite):
-        return build(config)
-    earlier = open_run(run_path(config.run.name, config.run.dir))
-    check_resume(parse_config(earlier.config(), f"{earlier.path}/config.yaml"), config)
-    layout = Layout(**earlier.read_json(RUN_FILE)["layout"])
-    based = with_checkpoint(config, base_checkpoint(earlier, config))
-    setup = build(based, layout=layout, new=new_at_start(earlier))
-    check_base(earlier, setup.model.source)
-    return setup
-
-
-def _restore(
-    setup: Setup,
-    phases: tuple[PhaseSetup, ...],
-    events: Sequence[dict[str, Any]],
-    run: RunFolder,
-    checkpoints: Checkpoints,
-    console: Console,
-) -> TrainState | None:
-    """Restore the last checkpoint of a resumed run; None where there is none."""
-    if not run.resumed:
-        return None
-    state = None
-    if checkpoints.latest() is not None:
-
-        def saved(step: int) -> TrainState:
-            decided, _, phase = _decided(setup, phases, events, step)
-            return abstract_state(decided, phase)
-
-        restored = checkpoints.restore(saved)
-        state = restored.state
-        for note in restored.notes:
-            console.print(note, style="bold yellow", highlight=False)
-    step = 0 if state is None else int(state.step)
-    console.print(f"Resumed at step {step:,}.", highlight=False)
-    return state
-
-
 def _enter(
     batches: Batches,
     phase: PhaseStep,
@@ -284,13 +244,3 @@ def _end_if_asked(
     log.say(step, f"Stopped by a signal after step {step}.", message)
     run.update(state="stopped")
     raise SystemExit(128 + (stop.signal or 0))
-
-
-def _decided(
-    setup: Setup, phases: tuple[PhaseSetup, ...], events: Sequence[dict[str, Any]], step: int
-) -> tuple[Setup, tuple[PhaseSetup, ...], PhaseSetup]:
-    """Apply AutoFreeze's decisions up to `step`; return setup, phases, and that step's phase."""
-    decided = with_decisions(setup, events, step)
-    if decided is not setup:
-        phases = phase_setups(decided)
-    return decided, phases, phase_after(phases, step)

@@ -15,6 +15,8 @@ from jaxft.cli.main import main
 from jaxft.config.load import parse_config
 from jaxft.engine.initial_state import abstract_state
 from jaxft.engine.setup import build
+from jaxft.export.export import export
+from jaxft.report.page.page import write_page
 from jaxft.runs.checkpoint import Checkpoints
 from jaxft.runs.folder import open_run
 from jaxft.training import evaluate as train_evals
@@ -262,23 +264,41 @@ def test_a_finished_run_ends_at_once_and_is_not_scored_again(
 ):
     shutil.copytree(undisturbed.parent, tmp_path / "runs")
     run = tmp_path / "runs" / "tiny"
-    kept = ("result.json", "metrics.jsonl", "predictions-test.jsonl", "predictions-eval.jsonl")
-    before = {name: (run / name).read_bytes() for name in kept}
+    before = content(tmp_path / "runs")
     monkeypatch.setattr(train_evals, "evaluate", None)
     monkeypatch.setattr(train_result, "evaluate", None)
-    assert main(["train", file, *ON_EIGHT, "--resume"]) == 0
-    assert {name: (run / name).read_bytes() for name in kept} == before
+    assert main(["train", file, *ON_EIGHT, "optimizer.lr=0.01", "--resume"]) == 0
+    assert content(tmp_path / "runs") == before, "config, table, rates, result and events stay"
     said = capsys.readouterr().out
+    assert f"The run is finished at step {STEPS}; nothing was trained." in said
+    assert "Not applied: optimizer.lr" in " ".join(said.split())
     assert "compiling" not in said
     assert said.splitlines()[-1] == str(run)
 
 
-def test_a_finished_run_can_be_made_longer(file, undisturbed, tmp_path):
+def test_a_finished_run_can_be_made_longer_and_both_rates_are_recorded(file, undisturbed, tmp_path):
     shutil.copytree(undisturbed.parent, tmp_path / "runs")
     run = tmp_path / "runs" / "tiny"
-    assert main(["train", file, *ON_EIGHT, "train.length=62", "--resume", "--quiet"]) == 0
+    rates = json.loads((run / "rates.json").read_text())
+    longer = ("train.length=62", "optimizer.lr=0.0005")
+    assert main(["train", file, *ON_EIGHT, *longer, "--resume", "--quiet"]) == 0
     assert [event["step"] for event in events(run, "train")] == list(range(1, 63))
     assert [event["step"] for event in events(run, "eval")] == [20, 40, 60, 62]
+    resumed = json.loads((run / "run.json").read_text())["resumed"][-1]
+    assert resumed["step"] == STEPS
+    assert resumed["changed"]["optimizer.lr"] == [0.001, 0.0005]
+    after = json.loads((run / "rates.json").read_text())
+    assert after["steps"] == [*range(62)]
+    assert after["rates"][:STEPS] == rates["rates"]
+    (note,) = events(run, "note")
+    assert "optimizer.lr 0.0005 (was 0.001)" in note["text"]
+    card = (export(run, which="last") / "README.md").read_text()
+    assert f"1e-3 to step {STEPS}, 5e-4 after" in card
+    assert f"lr 0.001 to step {STEPS}, 0.0005 after" in card
+    page = write_page([run]).read_text()
+    assert f"1e-3 to step {STEPS}, 5e-4 after" in page
+    # The best of the first 60 steps was trained at the first rate alone.
+    assert "5e-4 after" not in (export(run, tmp_path / "at60", STEPS) / "README.md").read_text()
 
 
 def test_a_run_whose_checkpoint_is_gone_goes_on_from_its_own_copy(

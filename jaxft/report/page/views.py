@@ -32,6 +32,7 @@ from jaxft.report.page.predictions.texts import written
 from jaxft.report.page.predictions.tokens import tagged
 from jaxft.report.page.run import BEFORE, Run, config_text
 from jaxft.report.terminal.tables import part_of
+from jaxft.runs.history import group_pieces, pieces_text
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
@@ -57,6 +58,8 @@ def view(run: Run, index: int) -> dict[str, Any]:
         "scores": _scores(run),
         "depths": _depths(run),
         "groups": _groups(run),
+        "peaks": _peaks(run),
+        "earlier_rates": bool((run.table or {}).get("earlier")),
         "rows": sorted(run.table["rows"], key=lambda row: row["depth"]) if run.table else [],
         "colours": {entry["name"]: group_colour(run, entry["name"]) for entry in _groups(run)},
         **_predictions(run),
@@ -181,6 +184,20 @@ def _scores(run: Run) -> dict[str, float]:
 
 def _groups(run: Run) -> list[Mapping[str, Any]]:
     return run.table["groups"] if run.table else []
+
+
+def _peaks(run: Run) -> dict[str, str]:
+    """Each group's peak rate; several where a resume changed it: `5e-5 to step 38, 1e-3 after`."""
+    train = run.of_kind("train")
+    last = train[-1]["step"] if train else 0
+
+    def peak(group: Mapping[str, Any]) -> str:
+        return numbers.rate(group["peak_rate"])
+
+    return {
+        group["name"]: pieces_text(group_pieces(run.table or {}, group, peak, last))
+        for group in _groups(run)
+    }
 
 
 def _depths(run: Run) -> list[dict[str, Any]]:

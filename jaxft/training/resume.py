@@ -1,0 +1,193 @@
+"""Start of a run: set up anew, or resumed with what its steps so far were trained with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from jaxft.config.load import Config, changed_values, check_resume, parse_config
+from jaxft.data.batching.plans import Layout
+from jaxft.device.distributed import from_first
+from jaxft.engine.initial_state import abstract_state
+from jaxft.engine.remat import phase_after, phase_setups
+from jaxft.engine.setup import PhaseSetup, Setup, build
+from jaxft.engine.state import TrainState
+from jaxft.engine.trained import (
+    base_checkpoint,
+    best_metric,
+    check_base,
+    new_at_start,
+    open_checkpoints,
+    with_checkpoint,
+)
+from jaxft.report.events import read_events
+from jaxft.runs.checkpoint import Checkpoints
+from jaxft.runs.folder import RUN_FILE, RunFolder, check_run, open_run, run_path
+from jaxft.runs.history import affects_parameters
+from jaxft.training.auto_freeze import with_decisions
+from jaxft.training.meter import patience_is_over, scores_before
+from jaxft.training.result import RESULT, scored_split
+
+TABLE, RATES = "table.json", "rates.json"
+
+
+@dataclass(frozen=True)
+class Start:
+    """A run that is set up, new or resumed.
+
+    Attributes:
+        setup: the run.
+        changed: config key -> old and new value, of a resumed run.
+        finished: the step at which the run has finished, so that nothing is left to train.
+    """
+
+    setup: Setup
+    changed: dict[str, tuple[Any, Any]]
+    finished: int | None
+
+
+def set_up(config: Config, *, resume: bool, overwrite: bool) -> Start:
+    """Set up a new run, or the one that is resumed, whose fixed keys must be unchanged."""
+    if not check_run(config.run.name, config.run.dir, resume=resume, overwrite=overwrite):
+        return Start(build(config), {}, None)
+    run = open_run(run_path(config.run.name, config.run.dir))
+    earlier = parse_config(run.config(), f"{run.path}/config.yaml")
+    check_resume(earlier, config)
+    layout = Layout(**run.read_json(RUN_FILE)["layout"])
+    based = with_checkpoint(config, base_checkpoint(run, config))
+    setup = build(based, layout=layout, new=new_at_start(run))
+    check_base(run, setup.model.source)
+    finished = from_first(lambda: finished_at(run, setup))
+    return Start(setup, changed_values(earlier, config), finished)
+
+
+def finished_at(run: RunFolder, setup: Setup) -> int | None:
+    """Return the step at which a run has finished; None where there are steps or rows left.
+
+    A run that was given more steps, more patience or other test rows has not finished.
+    """
+    if run.read_json(RUN_FILE)["state"] != "finished" or not (run.path / RESULT).exists():
+        return None
+    if run.read_json(RESULT)["fingerprint"] != scored_split(setup).source.fingerprint:
+        return None
+    with open_checkpoints(run, setup.config, setup.task, read_only=True) as checkpoints:
+        latest = checkpoints.latest()
+    if latest is None:
+        return None
+    metric, patience = best_metric(setup.config, setup.task), setup.config.checkpoint.patience
+    scores = scores_before(read_events(run.path), metric)
+    lower = setup.task.metrics[metric].lower_is_better
+    stopped = patience_is_over(scores, patience, lower_is_better=lower)
+    return latest if stopped or latest >= setup.length.total_steps else None
+
+
+def finished_line(start: Start) -> str:
+    """Describe the resume of a finished run, which trains nothing and writes nothing."""
+    line = f"The run is finished at step {start.finished:,}; nothing was trained."
+    ignored = [key for key in start.changed if affects_parameters(key)]
+    if ignored:
+        line += f" Not applied: {', '.join(ignored)}."
+    return f"{line} To continue it, set a longer train.length."
+
+
+def write_settings(
+    run: RunFolder, start: Start, step: int, table: dict[str, Any], rates: dict[str, Any]
+) -> None:
+    """Write `table.json` and `rates.json`; a resumed run keeps what was used before its step.
+
+    Args:
+        run: the run's folder.
+        start: the run.
+        step: the step that it continues from; 0 for a new run.
+        table, rates: of the present config.
+    """
+    if step and (run.path / TABLE).exists():
+        table = with_earlier_groups(table, run.read_json(TABLE), step)
+    if step and (run.path / RATES).exists():
+        rates = with_earlier_rates(rates, run.read_json(RATES), step)
+    run.write_json(TABLE, table)
+    run.write_json(RATES, rates)
+    resumed = run.read_json(RUN_FILE).get("resumed")
+    if run.resumed and resumed:
+        run.update(resumed=[*resumed[:-1], {**resumed[-1], "step": step}])
+
+
+def with_earlier_groups(
+    table: dict[str, Any], before: Mapping[str, Any], step: int
+) -> dict[str, Any]:
+    """Return the layer table with the groups of before a resume under `earlier`, if they differ."""
+    earlier = list(before.get("earlier", ()))
+    if before["groups"] != table["groups"]:
+        earlier.append({"stop": step, "groups": before["groups"]})
+    return {**table, "earlier": earlier} if earlier else table
+
+
+def with_earlier_rates(
+    rates: dict[str, Any], before: Mapping[str, Any], step: int
+) -> dict[str, Any]:
+    """Return the rates with those of before a resume for the steps that were trained with them."""
+    kept = [index for index, at in enumerate(before["steps"]) if at < step]
+    new = [index for index, at in enumerate(rates["steps"]) if at >= step]
+    merged = {
+        **rates,
+        "steps": [before["steps"][i] for i in kept] + [rates["steps"][i] for i in new],
+    }
+    for names, rows in (("groups", "rates"), ("depths", "by_depth")):
+        if not {names, rows} <= before.keys():  # written before there were rates by depth
+            del merged[names], merged[rows]
+            continue
+        columns = [dict(zip(before[names], before[rows][i], strict=False)) for i in kept]
+        earlier = [[column.get(name, 0.0) for name in rates[names]] for column in columns]
+        merged[rows] = earlier + [rates[rows][i] for i in new]
+    return merged
+
+
+def change_line(start: Start) -> str:
+    """Describe for the event log how a resume changed the training; empty where it did not."""
+    pairs = [
+        f"{key} {json.dumps(new)} (was {json.dumps(old)})"
+        for key, (old, new) in start.changed.items()
+        if affects_parameters(key)
+    ]
+    return f"Resumed with {', '.join(pairs)}." if pairs else ""
+
+
+def restore(
+    setup: Setup,
+    phases: tuple[PhaseSetup, ...],
+    events: Sequence[dict[str, Any]],
+    run: RunFolder,
+    checkpoints: Checkpoints,
+    console: Console,
+) -> TrainState | None:
+    """Restore the last checkpoint of a resumed run; None where there is none."""
+    if not run.resumed:
+        return None
+    state = None
+    if checkpoints.latest() is not None:
+
+        def saved(step: int) -> TrainState:
+            decided, _, phase = decided_at(setup, phases, events, step)
+            return abstract_state(decided, phase)
+
+        restored = checkpoints.restore(saved)
+        state = restored.state
+        for note in restored.notes:
+            console.print(note, style="bold yellow", highlight=False)
+    step = 0 if state is None else int(state.step)
+    console.print(f"Resumed at step {step:,}.", highlight=False)
+    return state
+
+
+def decided_at(
+    setup: Setup, phases: tuple[PhaseSetup, ...], events: Sequence[dict[str, Any]], step: int
+) -> tuple[Setup, tuple[PhaseSetup, ...], PhaseSetup]:
+    """Apply AutoFreeze's decisions up to `step`; return setup, phases, and that step's phase."""
+    decided = with_decisions(setup, events, step)
+    if decided is not setup:
+        phases = phase_setups(decided)
+    return decided, phases, phase_after(phases, step)
