@@ -30,9 +30,10 @@ from jaxft.models.reinit import reinitialized, with_new
 from jaxft.models.values import with_values
 from jaxft.models.weights.config_fields import pad_token_id
 from jaxft.models.weights.expected import expected_tensors
-from jaxft.models.weights.files import Tensor, open_tensors
+from jaxft.models.weights.files import open_tensors
 from jaxft.models.weights.names import match, resolve_names
 from jaxft.models.weights.source import Checkpoint, Source, read_config, resolve
+from jaxft.models.weights.tensor import Tensor
 from jaxft.models.weights.vocab import with_vocabulary
 
 DETECTION = "object_detection"

@@ -13,7 +13,7 @@ from jaxft.models.adapters.write import TASKS, write_adapter
 from jaxft.models.family import leaves_of
 from jaxft.models.model import Model
 from jaxft.models.weights.export import check_folder, to_tensors
-from jaxft.models.weights.files import Tensor
+from jaxft.models.weights.tensor import Tensor
 from jaxft.storage.buckets import published
 from jaxft.storage.files import place
 from jaxft.tree import natural_order

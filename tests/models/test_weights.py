@@ -22,8 +22,9 @@ from jaxft.models import load as registry
 from jaxft.models.families.bert import bert
 from jaxft.models.layers.modules import Leaf
 from jaxft.models.values import with_values
-from jaxft.models.weights.files import Tensor, open_tensors
+from jaxft.models.weights.files import open_tensors
 from jaxft.models.weights.names import Name, load_leaf
+from jaxft.models.weights.tensor import Tensor
 from jaxft.models.weights.vocab import grown
 from tests.support.families import compiled
 
@@ -441,6 +442,24 @@ def test_a_bin_of_something_else_than_named_tensors(folder, wrap):
     torch.save(parameters, folder / "pytorch_model.bin")
     model = registry.load(str(folder))
     np.testing.assert_array_equal(model.params["pooler/bias"], tensors["bert.pooler.dense.bias"])
+
+
+def test_a_bin_in_shards_is_read_by_its_index(folder):
+    whole = registry.load(str(folder)).params
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    weight_map = {}
+    for part in (1, 2):
+        names, file = list(tensors)[part - 1 :: 2], f"pytorch_model-0000{part}-of-00002.bin"
+        torch.save({name: torch.tensor(tensors[name]) for name in names}, folder / file)
+        weight_map |= dict.fromkeys(names, file)
+    index = folder / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    for name, value in registry.load(str(folder)).params.items():
+        np.testing.assert_array_equal(value, whole[name])
+    (folder / file).unlink()
+    with pytest.raises(UserError, match=f"names '{file}', which is missing"):
+        registry.load(str(folder))
 
 
 def test_a_bin_without_torch_says_what_to_do(folder, monkeypatch):

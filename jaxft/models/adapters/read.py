@@ -25,8 +25,9 @@ from jaxft.models.adapters.low_rank import beside
 from jaxft.models.layers.adapter import LowRank
 from jaxft.models.layers.modules import Leaf
 from jaxft.models.weights.export import ADAPTER_WEIGHTS
-from jaxft.models.weights.files import Index, Tensor, open_tensors, part_of
+from jaxft.models.weights.files import open_tensors
 from jaxft.models.weights.names import Name, stored_shape
+from jaxft.models.weights.tensor import Index, Tensor, part_of
 from jaxft.storage.json_files import is_number, read_json_object
 
 ADAPTER_CONFIG = "adapter_config.json"

@@ -16,9 +16,9 @@ from safetensors.numpy import save_file
 
 from jaxft.data.image.images import save_processor
 from jaxft.errors import UserError
-from jaxft.models.weights.files import Tensor
 from jaxft.models.weights.names import Name
 from jaxft.models.weights.source import INDEX, WEIGHTS, Source
+from jaxft.models.weights.tensor import Tensor
 from jaxft.storage.files import (
     create_file,
     is_bucket,

@@ -1,4 +1,4 @@
-"""Weight files as named tensors that are read in parts: safetensors, or a `.bin` through torch."""
+"""Weight files as named tensors: safetensors, PyTorch's `.bin`, or Flax's `.msgpack`."""
 
 from __future__ import annotations
 
@@ -7,73 +7,15 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jaxft.errors import UserError
-
-FLOATS = {
-    "F64": np.dtype("float64"),
-    "F32": np.dtype("float32"),
-    "F16": np.dtype("float16"),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-}
-Index = tuple[slice, ...]
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """One tensor of a weight file, not yet read.
-
-    Args:
-        file: the file it is in.
-        shape: its shape there.
-        dtype: its type there, as safetensors spells it (`F32`).
-        read: reads a part: a tuple of slices, one per dimension, -> numpy array, which may be a
-            view of the file.
-    """
-
-    file: Path
-    shape: tuple[int, ...]
-    dtype: str
-    read: Callable[[Index], np.ndarray]
-
-    def whole(self) -> np.ndarray:
-        """Read all of it."""
-        return self.read((slice(None),) * len(self.shape))
-
-
-def part_of(tensor: Tensor, part: tuple[int, int] | None, stacked: bool = False) -> Tensor:
-    """Return one of some equal parts along the last axis, as a tensor that is read by itself.
-
-    Args:
-        tensor: the whole.
-        part: which, of how many; None for the whole.
-        stacked: the parts are the slices of the first axis, which they do not have.
-    """
-    if part is None:
-        return tensor
-    if stacked:
-        here = slice(part[0], part[0] + 1)
-        return Tensor(
-            tensor.file,
-            tensor.shape[1:],
-            tensor.dtype,
-            lambda index: tensor.read((here, *index))[0],
-        )
-    width = tensor.shape[-1] // part[1]
-    first = width * part[0]
-
-    def read(index: Index) -> np.ndarray:
-        start, stop, _ = index[-1].indices(width)
-        return tensor.read((*index[:-1], slice(first + start, first + stop)))
-
-    return Tensor(tensor.file, (*tensor.shape[:-1], width), tensor.dtype, read)
+from jaxft.models.weights.flax_files import open_flax
+from jaxft.models.weights.tensor import FLOATS, Index, Tensor
 
 
 def open_tensors(
@@ -91,7 +33,7 @@ def open_tensors(
     """
     opened: dict[str, Tensor] = {}
     for path in files:
-        tensors = _open_pickled(path) if path.suffix == ".bin" else _open_safetensors(path)
+        tensors = READERS[path.suffix](path)
         if twice := opened.keys() & tensors.keys():
             raise UserError(f"{path} holds '{min(twice)}', which another weight file holds too.")
         opened |= tensors
@@ -201,3 +143,6 @@ def _open_pickled(path: Path) -> dict[str, Tensor]:
         )
         for name, value in state.items()
     }
+
+
+READERS = {".safetensors": _open_safetensors, ".bin": _open_pickled, ".msgpack": open_flax}

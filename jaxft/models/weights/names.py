@@ -15,7 +15,7 @@ from jax.sharding import Sharding
 
 from jaxft.errors import UserError
 from jaxft.models.layers.modules import Leaf
-from jaxft.models.weights.files import FLOATS, Index, Tensor, part_of
+from jaxft.models.weights.tensor import FLOATS, Index, Tensor, part_of
 from jaxft.models.weights.vocab import grown
 from jaxft.tree import natural_order
 

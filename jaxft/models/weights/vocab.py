@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from jaxft.errors import UserError
-from jaxft.models.weights.files import FLOATS, Index, Tensor
+from jaxft.models.weights.tensor import FLOATS, Index, Tensor
 
 ROWS = 4096  # read at a time for the mean
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from jaxft.data.image.config import read_settings
-from jaxft.models.weights.files import FLOATS, Index, Tensor
+from jaxft.models.weights.tensor import FLOATS, Index, Tensor
 
 
 def with_classes(

@@ -22,7 +22,7 @@ import numpy as np
 
 from jaxft.errors import UserError
 from jaxft.models.families.vit.config import Config
-from jaxft.models.weights.files import FLOATS, Index, Tensor
+from jaxft.models.weights.tensor import FLOATS, Index, Tensor
 
 SOURCES = ("vit", "deit", "dinov2")
 DETECTION_TOKENS = 100  # where none are asked for: as many as YOLOS has
