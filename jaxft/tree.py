@@ -2,14 +2,21 @@
 
 A name is a path joined by `/`, such as `blocks/3/attention/query/kernel`. Nothing else in jaxft
 walks a nested tree of parameters.
+
+Patterns are regular expressions in the syntax of Python's `re`, and run in the library `regex`,
+which has a time limit: `((.*)*)*x` takes time exponential in the length of a name. RE2 takes linear
+time, but has no look-ahead, with which patterns exclude names.
 """
 
 from __future__ import annotations
 
-import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
+import regex
+
+from jaxft.bounds import PATTERN_CHARACTERS, PATTERN_SECONDS
 from jaxft.errors import UserError, nearest
 
 Leaf = TypeVar("Leaf")
@@ -34,13 +41,9 @@ def select(pattern: str, names: Sequence[str], where: str) -> list[str]:
         where: the config key of the pattern, for the error.
 
     Raises:
-        UserError: the pattern does not compile, or matches nothing.
+        UserError: the pattern matches nothing, or is refused by `matches_of`.
     """
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"{where}: '{pattern}' is not a regular expression ({error}).") from None
-    matches = [name for name in names if compiled.fullmatch(name)]
+    (matches,) = matches_of([pattern], names, where)
     if not matches:
         close = nearest(pattern.replace(".*", ""), names, 3) or list(names[:3])
         raise UserError(
@@ -48,6 +51,46 @@ def select(pattern: str, names: Sequence[str], where: str) -> list[str]:
             f"Nearest names: {', '.join(close)}.",
         )
     return matches
+
+
+def matches_of(patterns: Sequence[str], names: Iterable[str], where: str) -> list[list[str]]:
+    """Return the names that each of some patterns matches completely.
+
+    Args:
+        patterns: regular expressions, from a config or a file of others.
+        names: the names of parameters, tensors or modules.
+        where: the key of the patterns, for the error.
+
+    Raises:
+        UserError: a pattern does not compile, is longer than `PATTERN_CHARACTERS`, or all
+            together take longer than `PATTERN_SECONDS`.
+    """
+    names, end = list(names), time.monotonic() + PATTERN_SECONDS
+    return [_matches(pattern, names, end, where) for pattern in patterns]
+
+
+def _matches(pattern: str, names: Sequence[str], end: float, where: str) -> list[str]:
+    if len(pattern) > PATTERN_CHARACTERS:
+        raise UserError(
+            f"{where}: the pattern '{pattern[:60]}...' is longer than {PATTERN_CHARACTERS:,} "
+            "characters.",
+            "Name a part by several patterns.",
+        )
+    try:
+        compiled = regex.compile(pattern)
+        return [
+            name
+            for name in names
+            if compiled.fullmatch(name, timeout=max(end - time.monotonic(), 1e-3))
+        ]
+    except (regex.error, RecursionError, OverflowError) as error:
+        raise UserError(f"{where}: '{pattern}' is not a regular expression ({error}).") from None
+    except TimeoutError:
+        raise UserError(
+            f"{where}: the pattern '{pattern}' takes more than {PATTERN_SECONDS:g} seconds.",
+            "Repetitions inside repetitions, such as (.*)*, take exponential time; write it "
+            "without them.",
+        ) from None
 
 
 def split(

@@ -46,6 +46,7 @@ LEVELS = {
     "tree": 2,
     "durations": 2,
     "errors": 1,
+    "bounds": 1,
     "numbers": 1,
     "visible": 1,
     "metrics": 1,

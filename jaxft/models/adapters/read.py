@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,9 @@ from jaxft.models.weights.files import open_tensors
 from jaxft.models.weights.names import Name, stored_shape
 from jaxft.models.weights.tensor import Index, Tensor, part_of
 from jaxft.storage.json_files import is_number, read_json_object
+from jaxft.tree import matches_of
 
 ADAPTER_CONFIG = "adapter_config.json"
-LONGEST_PATTERN = 200  # characters of a pattern of modules
 PICKLED = "adapter_model.bin"
 ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, PICKLED)
 ROOT = "base_model.model."  # what PEFT puts before a module's name
@@ -93,12 +93,13 @@ def read_adapter(
     modules, rest = _by_module(folder)
     possible = set(kernels)
     low_ranks: dict[str, LowRank] = {}
+    alphas = _alphas(config, modules)
     loaded: dict[str, Tensor] = {}
     for module, matrices in modules.items():
         own = parameters.get(canonical(f"{module}.weight"), [])
         if not own or not possible.issuperset(own):
             raise _of_another(folder, f"it adapts '{module}', and this model has no such kernel")
-        low_rank = _low_rank(config, module, matrices)
+        low_rank = _low_rank(config, module, matrices, alphas[module])
         for kernel in own:
             low_ranks[kernel] = low_rank
             loaded |= _parts(folder, module, matrices, names[kernel], kernel, leaves[kernel])
@@ -164,16 +165,11 @@ def _by_module(folder: Path) -> tuple[dict[str, _Module], dict[str, Tensor]]:
     return modules, rest
 
 
-def _low_rank(config: Mapping[str, Any], module: str, matrices: _Module) -> LowRank:
-    """Describe a module's adapter; a pattern in the config outranks the common value."""
+def _low_rank(config: Mapping[str, Any], module: str, matrices: _Module, alpha: Any) -> LowRank:
+    """Describe a module's adapter."""
     if len(matrices.a.shape) != 2 or not matrices.a.shape[0]:
         raise UserError(f"{ADAPTER_CONFIG}: the adapter of '{module}' has no rank.")
-    alpha, rank = config.get("lora_alpha", 8), matrices.a.shape[0]
-    for pattern, own in _alpha_patterns(config):
-        if pattern.fullmatch(module):
-            alpha = own
-            break
-    dropout = config.get("lora_dropout") or 0.0
+    rank, dropout = matrices.a.shape[0], config.get("lora_dropout") or 0.0
     if not is_number(alpha) or not is_number(dropout) or not 0 <= dropout < 1:
         raise UserError(
             f"{ADAPTER_CONFIG}: lora_alpha must be a number, and lora_dropout one from 0 to less "
@@ -183,29 +179,20 @@ def _low_rank(config: Mapping[str, Any], module: str, matrices: _Module) -> LowR
     return LowRank(rank, scale, matrices.magnitude is not None, dropout)
 
 
-def _alpha_patterns(config: Mapping[str, Any]) -> Iterator[tuple[re.Pattern[str], Any]]:
-    """Yield the patterns of modules with an alpha of their own, and the alpha.
+def _alphas(config: Mapping[str, Any], modules: Iterable[str]) -> dict[str, Any]:
+    """Return the alpha of each module: that of the first pattern that matches, else the common one.
 
-    A pattern is PEFT's regular expression for the end of a module's name. One that repeats a group
-    is refused: the file may be a stranger's, and matching it could take forever.
+    A pattern is PEFT's regular expression for the end of a module's name.
     """
     patterns = config.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
         raise UserError(f"{ADAPTER_CONFIG}: alpha_pattern must be an object.")
-    for text, alpha in patterns.items():
-        try:
-            pattern = re.compile(rf"(.*\.)?({text})")
-        except re.error as error:
-            raise UserError(
-                f"{ADAPTER_CONFIG}: alpha_pattern '{text}' is wrong: {error}."
-            ) from None
-        if re.search(r"\)[*+{]", text) or len(text) > LONGEST_PATTERN:
-            raise UserError(
-                f"{ADAPTER_CONFIG}: alpha_pattern '{text[:LONGEST_PATTERN]}' repeats a group, or "
-                f"is longer than {LONGEST_PATTERN} characters.",
-                "Name the modules one by one.",
-            )
-        yield pattern, alpha
+    alphas = dict.fromkeys(modules, config.get("lora_alpha", 8))
+    whole = [rf"(.*\.)?({pattern})" for pattern in patterns]
+    matched = matches_of(whole, alphas, f"{ADAPTER_CONFIG}: alpha_pattern")
+    for names, alpha in reversed(list(zip(matched, patterns.values(), strict=True))):
+        alphas |= dict.fromkeys(names, alpha)
+    return alphas
 
 
 def _parts(

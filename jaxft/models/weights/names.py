@@ -17,7 +17,7 @@ from jaxft.errors import UserError
 from jaxft.models.layers.modules import Leaf
 from jaxft.models.weights.tensor import FLOATS, Index, Tensor, part_of
 from jaxft.models.weights.vocab import grown
-from jaxft.tree import natural_order
+from jaxft.tree import matches_of, natural_order
 
 MOST_MAPPED = 2**24  # bytes of a file mapped at a time
 
@@ -136,9 +136,9 @@ def match(
     new = tuple(name for name in names if name not in wanted)
     _check_missing(new, wanted, names, fresh)
     left = tuple(stored for stored in tensors if stored not in set(wanted.values()))
-    passed = [re.compile(pattern) for pattern in unused]
-    _check_unknown([n for n in left if not any(p.fullmatch(canonical(n)) for p in passed)])
-    whole = {parameter: tensors[stored] for parameter, stored in wanted.items()}
+    passed = set().union(*matches_of(unused, map(canonical, left), "model.ignore"))
+    _check_unknown([n for n in left if canonical(n) not in passed])
+    whole = {p: tensors[n] for p, n in wanted.items()}
     shapes = {parameter: stored_shape(names[parameter], leaves[parameter]) for parameter in whole}
     words = [p for p in whole if "vocab" in leaves[p].axes] if grow else []
     notes = [*_refit(whole, shapes, refit or {}), *_grow(whole, shapes, words)]
