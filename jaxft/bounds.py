@@ -34,8 +34,10 @@ IMAGE_PIXELS = 64 << 20
 BLOCKS = 1024
 FIELD_VALUE = 2**31 - 1
 FREE_IDS = 1 << 20
-TEXT_GROWTH = 64  # characters that a tokenizer's replacements may make of one
-ENCODE_SECONDS = 60
+PIECE_CHARACTERS = 10_000  # of one token
+TEXT_GROWTH = 256  # characters that a tokenizer's replacements may make of one
+SPECIAL_TOKENS = 1000  # that a tokenizer adds to a text
+ENCODE_SECONDS = 60  # for a batch of texts, and a second more for 20,000 characters
 BEAMS = 256
 
 # Configs.

@@ -101,16 +101,25 @@ def load_chat_template(folder: str | Path) -> ChatTemplate | None:
     folder = Path(folder)
     config = _read(folder / "tokenizer_config.json")
     file = folder / "chat_template.jinja"
-    text = file.read_text(encoding="utf-8") if file.is_file() else config.get("chat_template")
+    text = _template_in(file) if file.is_file() else config.get("chat_template")
     if isinstance(text, list):
-        named = {one.get("name"): one.get("template") for one in text if isinstance(one, dict)}
-        text = named.get("default")
+        named = [one for one in text if isinstance(one, dict) and one.get("name") == "default"]
+        text = named[-1].get("template") if named else None
     if not text:
         return None
     if not isinstance(text, str):
         raise UserError(f"{folder / 'tokenizer_config.json'}: chat_template is not text.")
     fields = _read(folder / "special_tokens_map.json") | config
     return ChatTemplate(folder, text, _tokens(fields))
+
+
+def _template_in(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(
+            f"{file} is not UTF-8 text.", "Copy it from the original checkpoint, or remove it."
+        ) from None
 
 
 def _tokens(fields: Mapping[str, Any]) -> dict[str, str]:

@@ -15,11 +15,13 @@ import tokenizers
 from tokenizers.decoders import DecodeStream
 
 from jaxft.data.text.tokenizer_files import (
+    check_growth,
     count_ids,
     first_line,
     load_backend,
     special_id,
     unknown_id,
+    within_time,
 )
 from jaxft.errors import UserError
 
@@ -92,7 +94,9 @@ class Tokenizer:
         self._backend.no_padding()
         self.vocab_size = count_ids(self.folder, self._backend)
         described = self._backend.to_str()
-        self.unknown_id = unknown_id(json.loads(described)["model"], self._backend)
+        content = json.loads(described)
+        check_growth(self.folder, self._backend, content)
+        self.unknown_id = unknown_id(content["model"], self._backend)
         self.fingerprint = hashlib.sha256(described.encode()).hexdigest()
         self.pad_id = special_id("pad_token", self.folder, self._backend) or 0
         self.end_id = special_id("eos_token", self.folder, self._backend)
@@ -175,7 +179,7 @@ class Tokenizer:
         located = []
         for start in range(0, len(texts), CHUNK):
             chunk = list(texts[start : start + CHUNK])
-            for one in self._backend.encode_batch(chunk, add_special_tokens=False):
+            for one in self._encode(chunk, spelled=True):
                 spans = np.array(one.offsets, np.int32).reshape(-1, 2)
                 located.append((np.array(one.ids, np.int32), spans))
         return located
@@ -214,15 +218,15 @@ class Tokenizer:
         self, inputs: list[Any], max_length: int, spelled: bool
     ) -> list[tokenizers.Encoding]:
         self._backend.enable_truncation(max_length)
-        try:
-            return self._encode(inputs, spelled)
-        finally:
-            self._backend.no_truncation()
+        encodings = self._encode(inputs, spelled)
+        self._backend.no_truncation()  # not after an error: a thread may still encode
+        return encodings
 
     def _encode(self, inputs: Sequence[Any], spelled: bool) -> list[tokenizers.Encoding]:
         """Encode texts; what the library raises of a damaged tokenizer names its folder."""
         try:
-            return self._backend.encode_batch(inputs, add_special_tokens=not spelled)
+            batch = partial(self._backend.encode_batch, inputs, add_special_tokens=not spelled)
+            return within_time(sum(map(_characters, inputs)), batch)
         except BaseException as error:
             # A panic of its Rust code is no Exception.
             if not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
@@ -246,6 +250,11 @@ def _longer_than(encodings: Sequence[tokenizers.Encoding], max_length: int | Non
     if max_length is None:
         return set()
     return {i for i, encoding in enumerate(encodings) if len(encoding.ids) > max_length}
+
+
+def _characters(text: str | tuple[str, str]) -> int:
+    """Return the number of characters of a text or a pair."""
+    return len(text) if isinstance(text, str) else sum(map(len, text))
 
 
 def _word_numbers(encoding: tokenizers.Encoding) -> np.ndarray:

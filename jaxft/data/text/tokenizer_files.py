@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import math
+import queue
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tokenizers
 
+from jaxft.bounds import ENCODE_SECONDS, FREE_IDS, PIECE_CHARACTERS, SPECIAL_TOKENS, TEXT_GROWTH
 from jaxft.errors import UserError
 from jaxft.storage.json_files import json_type, read_json_object
 
@@ -19,7 +25,9 @@ VOCABULARIES = (
     "tokenizer.model",
     "sentencepiece.bpe.model",
 )
-MOST_FREE_IDS = 1 << 20  # far more than models reserve; each costs memory
+PER_SECOND = 20_000  # characters, a fiftieth of what encoding takes on one slow core
+PARTS = ("normalizers", "pretokenizers", "decoders")  # of a Sequence
+Result = TypeVar("Result")
 
 
 def load_backend(folder: Path) -> tokenizers.Tokenizer:
@@ -56,19 +64,103 @@ def load_backend(folder: Path) -> tokenizers.Tokenizer:
 
 
 def count_ids(folder: Path, backend: tokenizers.Tokenizer) -> int:
-    """Return the number of ids up to the highest, which is checked.
+    """Return the number of ids up to the highest, which is checked, as are the longest tokens.
 
     The library fills an array up to the highest id, whatever that is.
     """
     vocabulary = backend.get_vocab()
+    longest = max(vocabulary, key=len, default="")
+    if len(longest) > PIECE_CHARACTERS:
+        raise UserError(
+            f"The tokenizer in '{folder}' has a token of {len(longest):,} characters, "
+            f"'{longest[:20]}...'; at most {PIECE_CHARACTERS:,} are allowed."
+        )
     token, highest = max(vocabulary.items(), key=lambda item: item[1], default=("", -1))
-    if highest > len(vocabulary) + MOST_FREE_IDS:
+    if highest > len(vocabulary) + FREE_IDS:
         raise UserError(
             f"The tokenizer in '{folder}' has {len(vocabulary):,} tokens, and gives '{token}' the "
             f"id {highest:,}.",
-            f"At most {MOST_FREE_IDS:,} ids may be free.",
+            f"At most {FREE_IDS:,} ids may be free.",
         )
     return highest + 1
+
+
+def check_growth(folder: Path, backend: tokenizers.Tokenizer, described: dict[str, Any]) -> None:
+    """Raise a UserError if a tokenizer could make a text so much longer that memory runs out.
+
+    Args:
+        folder: the tokenizer's.
+        backend: the tokenizer.
+        described: the content of its tokenizer.json.
+    """
+    for role in ("normalizer", "decoder"):
+        growth = math.prod(map(_growth, _parts_of(described.get(role))))
+        if growth > TEXT_GROWTH:
+            raise UserError(
+                f"The {role} of the tokenizer in '{folder}' may make a text {growth:,} times as "
+                f"long; at most {TEXT_GROWTH} times are allowed.",
+                "Copy its tokenizer.json from the original checkpoint.",
+            )
+    added = max(backend.num_special_tokens_to_add(is_pair=pair) for pair in (False, True))
+    if added > SPECIAL_TOKENS:
+        raise UserError(
+            f"The tokenizer in '{folder}' adds {added:,} special tokens to each text; at most "
+            f"{SPECIAL_TOKENS} are allowed."
+        )
+
+
+def _parts_of(part: Any) -> Iterator[dict[str, Any]]:
+    """Yield the steps of a normalizer or a decoder, sequences taken apart."""
+    if isinstance(part, dict):
+        inner = [one for name in PARTS for one in part.get(name) or ()]
+        if not inner:
+            yield part
+        for one in inner:
+            yield from _parts_of(one)
+
+
+def _growth(part: dict[str, Any]) -> int:
+    """Return the most characters that a step makes of one."""
+    if part.get("type") == "Replace":
+        literal = part["pattern"].get("String")
+        # A regular expression may match between any two characters.
+        made = len(part["content"])
+        return max(1, math.ceil(made / len(literal)) if literal else made + 1)
+    if part.get("type") == "Prepend":
+        return 1 + len(part["prepend"])
+    if part.get("type") == "Precompiled":  # sentencepiece's table: a trie, then its replacements
+        table = base64.b64decode(part["precompiled_charsmap"] or "")
+        replacements = table[4 + int.from_bytes(table[:4], "little") :].split(b"\0")
+        return max(1, max(len(one.decode("utf-8", "replace")) for one in replacements))
+    return 1
+
+
+def within_time(characters: int, encode: Callable[[], Result]) -> Result:
+    """Return what `encode` returns, unless it takes far longer than texts of that length take.
+
+    The regular expressions of a tokenizer may take exponential time. Nothing can interrupt the
+    library: its thread is left behind, and ends with the process.
+
+    Raises:
+        TimeoutError: it takes more than `ENCODE_SECONDS`, and a second for `PER_SECOND` characters.
+    """
+    answers: queue.SimpleQueue[tuple[Result | None, BaseException | None]] = queue.SimpleQueue()
+
+    def answer() -> None:
+        try:
+            answers.put((encode(), None))
+        except BaseException as error:  # a panic of Rust code is no Exception
+            answers.put((None, error))
+
+    threading.Thread(target=answer, daemon=True, name="tokenizer").start()
+    seconds = ENCODE_SECONDS + characters / PER_SECOND
+    try:
+        result, error = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"it did not finish in {seconds:.0f} seconds") from None
+    if error is not None:
+        raise error
+    return result  # type: ignore[return-value]  # the result is None only where there is an error
 
 
 def first_line(error: BaseException) -> str:

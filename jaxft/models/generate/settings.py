@@ -68,6 +68,10 @@ class Settings:
         _refuse_unless(
             self.early_stopping in (True, False, "never"), "early_stopping", "true, false or never"
         )
+        ends = all(isinstance(end, int) for end in self.eos_token_id)
+        _refuse_unless(ends, "eos_token_id", "a token id, or a list of them")
+        stops = all(isinstance(stop, str) and stop for stop in self.stop_strings)
+        _refuse_unless(stops, "stop_strings", "strings that are not empty")
         if self.num_beams > 1 and self.do_sample:
             raise UserError(
                 "Beam search does not sample.", "Give num_beams or a temperature, not both."
