@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from jaxft.config.load import Config
 from jaxft.data.text.tokenizer_files import VOCABULARIES
-from jaxft.models.weights.source import INDEX, PICKLED, WEIGHTS
+from jaxft.models.weights.shards import INDEX, PICKLED, WEIGHTS
 
 TOKENIZERS = ("tokenizer.json", *VOCABULARIES)
 

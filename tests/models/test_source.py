@@ -120,7 +120,7 @@ def test_a_folder_without_config_is_said(tmp_path):
 
 
 def test_a_folder_without_weights_is_said(tmp_path):
-    with pytest.raises(UserError, match=r"has no model\.safetensors"):
+    with pytest.raises(UserError, match=r"has no weights: no model\.safetensors"):
         _ = Source("here", tmp_path).weight_files
 
 

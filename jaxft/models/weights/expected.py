@@ -10,7 +10,7 @@ import numpy as np
 from jaxft.errors import UserError
 from jaxft.models.layers.modules import Leaf
 from jaxft.models.weights.names import Name, stored_shape
-from jaxft.models.weights.source import WEIGHTS
+from jaxft.models.weights.shards import WEIGHTS
 from jaxft.models.weights.tensor import Index, Tensor
 
 

@@ -17,7 +17,8 @@ from safetensors.numpy import save_file
 from jaxft.data.image.images import save_processor
 from jaxft.errors import UserError
 from jaxft.models.weights.names import Name
-from jaxft.models.weights.source import INDEX, WEIGHTS, Source
+from jaxft.models.weights.shards import INDEX, WEIGHTS
+from jaxft.models.weights.source import Source
 from jaxft.models.weights.tensor import Tensor
 from jaxft.storage.files import (
     create_file,

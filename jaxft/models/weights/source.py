@@ -26,17 +26,17 @@ from huggingface_hub.errors import (
 
 from jaxft.errors import UserError, did_you_mean
 from jaxft.models.weights.field_kinds import check_kind
-from jaxft.models.weights.flax_files import pytorch_name
+from jaxft.models.weights.shards import (
+    FLAX_FILES,
+    INDEX,
+    PICKLED_FILES,
+    WEIGHT_FILES,
+    read_weight_map,
+    weight_files,
+)
 from jaxft.storage.buckets import fetched
 from jaxft.storage.json_files import read_json_object
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-FLAX = ("flax_model.msgpack", "flax_model.msgpack.index.json")
-WEIGHT_FILES = (WEIGHTS, INDEX, *PICKLED, *FLAX)  # the first that is there is read
-# Index of shards -> what the names of its shards end in.
-INDEXES = {INDEX: "safetensors", PICKLED[1]: "bin", FLAX[1]: "msgpack"}
 GENERATION_FILE = "generation_config.json"
 # What a checkpoint has beside its config and weights: tokenizer, image processor, generation. Each
 # file is named, so that nothing else of a stranger's folder goes into what is published.
@@ -62,9 +62,6 @@ COMPANIONS = (
 LARGEST_COMPANION = 1 << 28  # bytes; the tokenizers of 262,000 tokens take 33 MB
 IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 HUB_FILES = ("config.json", "model*.safetensors", INDEX, *COMPANIONS)
-# Fetched only where a repository has nothing better.
-PICKLED_FILES = ("pytorch_model*.bin", PICKLED[1])
-FLAX_FILES = ("flax_model*.msgpack", FLAX[1])
 # The names of two checkpoints that become one model: two towers, or one that reads the other.
 Part = Literal["vision", "text", "encoder", "decoder"]
 TOWERS: tuple[Part, Part] = ("vision", "text")
@@ -93,31 +90,13 @@ class Source:
 
     @cached_property
     def weight_files(self) -> tuple[Path, ...]:
-        """Return the files that hold the weights: the first that is there of `WEIGHT_FILES`.
-
-        Raises:
-            UserError: there are none, or the index names a file outside the folder.
-        """
-        if self._weights in INDEXES:
-            return tuple(sorted(set(self.weight_map.values())))
-        return (self.folder / self._weights,)
+        """Return the files that hold the weights, as `weight_files` finds them."""
+        return weight_files(self.folder, self.weight_map)
 
     @cached_property
     def weight_map(self) -> dict[str, Path]:
-        """Map each tensor to its shard; empty if the weights are not sharded.
-
-        Raises:
-            UserError: the index cannot be read, or names a file that is not beside it.
-        """
-        return _read_index(self.folder / self._weights) if self._weights in INDEXES else {}
-
-    @cached_property
-    def _weights(self) -> str:
-        """Return the name of the weight file, or of the index of its shards."""
-        for name in WEIGHT_FILES:
-            if (self.folder / name).is_file():
-                return name
-        raise UserError(f"{self.folder} has no weights: none of {', '.join(WEIGHT_FILES)}.")
+        """Map each tensor to its shard; empty if the weights are not sharded."""
+        return read_weight_map(self.folder)
 
     @cached_property
     def sha256(self) -> str:
@@ -244,23 +223,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     for name in ("architectures", "id2label"):
         check_kind(name, fields.get(name), None)
     return fields
-
-
-def _read_index(index: Path) -> dict[str, Path]:
-    """Read an index of shards, which must lie beside it: tensor, as PyTorch names it -> shard."""
-    weight_map, ending = read_json_object(index).get("weight_map"), INDEXES[index.name]
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{index} is not an index of {ending} files.")
-    for name in sorted(set(map(str, weight_map.values()))):
-        if Path(name).name != name or not name.endswith(f".{ending}"):
-            raise UserError(f"{index} names '{name}', which is not a {ending} file beside it.")
-        if not (index.parent / name).is_file():
-            raise UserError(f"{index} names '{name}', which is missing.")
-    flax = index.name in FLAX
-    return {
-        pytorch_name(tensor.split("/")) if flax else tensor: index.parent / name
-        for tensor, name in weight_map.items()
-    }
 
 
 def _package_folder(checkpoint: str) -> Path:
