@@ -10,10 +10,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from jaxft.analysis.model_catalog import entries
 from jaxft.config.tasks import task_sections
 from jaxft.errors import UserError
-from jaxft.models.generate.decode import WRITES
-from jaxft.models.load import IMAGE_GENERATION, families
 from jaxft.storage.files import write_atomic
 
 START, END = "<!-- the table: make docs writes it -->\n", "<!-- the end of the table -->\n"
@@ -36,12 +35,11 @@ def table() -> str:
 
 def _rows() -> Iterator[tuple[str, ...]]:
     kinds = task_kinds()
-    for model_type, family in families().items():
-        for head, architecture in family.model_types[model_type].items():
-            trains = "`jaxft train`" if head in kinds else "-"
-            writes = "`jaxft predict`" if head in (*WRITES, IMAGE_GENERATION) else "-"
-            named = (f"`{model_type}`", f"`{architecture}`", head or "-")
-            yield (*named, "yes", trains, "yes", writes)
+    for entry in entries():
+        trains = "`jaxft train`" if entry.head in kinds else "-"
+        writes = "`jaxft predict`" if entry.generates else "-"
+        named = (f"`{entry.model_type}`", f"`{entry.architecture}`", entry.head or "-")
+        yield (*named, "yes", trains, "yes", writes)
 
 
 def with_table(page: str) -> str:

@@ -22,6 +22,7 @@ from jaxft.cli.configs import app as configs
 from jaxft.cli.data import app as data
 from jaxft.cli.demo import assets, demo
 from jaxft.cli.doctor import doctor
+from jaxft.cli.models import models
 from jaxft.cli.parts.paths import folder_named
 from jaxft.cli.parts.process import prepare_command_line, prepare_computation
 from jaxft.cli.parts.terminal import ConfigFile, Overrides, echo
@@ -64,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             may stand anywhere before `--`.
 
     Returns:
-        The exit code: 0; 1 if `doctor` finds a problem; 2 after a user error; 3 if a plan does not
+        The exit code: 0; 1 if `doctor` finds a problem, or `models` a checkpoint
+        that cannot be loaded; 2 after a user error; 3 if a plan does not
         fit its chips; 130 after Ctrl-C and 143 after SIGTERM.
     """
     if arguments is None:
@@ -256,5 +258,6 @@ def export(
 
 app.command()(config)
 app.add_typer(configs, name="configs")
+app.command()(models)
 app.command()(assets)
 app.command()(demo)

@@ -168,24 +168,53 @@ def resolve(checkpoint: Checkpoint, cache: str | None = None) -> Source:
     return source
 
 
+def config_folder(checkpoint: str, cache: str | None = None) -> Path:
+    """Return a folder with the config.json of a checkpoint; of the hub only that is fetched.
+
+    Args:
+        checkpoint, cache: as in `resolve`, of one checkpoint.
+
+    Raises:
+        UserError: as in `resolve`.
+    """
+    folder = _local_folder(checkpoint)
+    if folder is not None:
+        return folder
+    repo, _, revision = checkpoint.partition("@")
+    return Path(_download(repo, revision or None, ("config.json",), cache))
+
+
 def _one_source(checkpoint: str, cache: str | None) -> Source:
     """Resolve one checkpoint, as `resolve` does."""
-    if checkpoint.startswith("package:"):
-        return Source(checkpoint, _package_folder(checkpoint))
-    folder = fetched(checkpoint).expanduser()
-    if folder.is_dir():
-        return Source(checkpoint, folder.resolve())
+    folder = _local_folder(checkpoint)
+    if folder is not None:
+        return Source(checkpoint, folder)
     repo, _, revision = checkpoint.partition("@")
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", repo) or folder.is_file():
-        raise UserError(
-            f"model.checkpoint: there is no folder '{checkpoint}'.",
-            "Give a folder, a hub id (owner/name@revision) or package:module/path.",
-        )
     snapshot = Path(_download(repo, revision or None, HUB_FILES, cache))
     for names in (PICKLED_FILES, FLAX_FILES):
         if not any((snapshot / name).is_file() for name in WEIGHT_FILES):
             snapshot = Path(_download(repo, revision or None, ("config.json", *names), cache))
     return Source(checkpoint, snapshot, revision=snapshot.name)
+
+
+def _local_folder(checkpoint: str) -> Path | None:
+    """Return the folder of a checkpoint on this machine or in a bucket; None for a hub id.
+
+    Raises:
+        UserError: it is neither, or there is no such package.
+    """
+    if checkpoint.startswith("package:"):
+        return _package_folder(checkpoint)
+    folder = fetched(checkpoint).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    repo = checkpoint.partition("@")[0]
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", repo) or folder.is_file():
+        raise UserError(
+            f"model.checkpoint: there is no folder '{checkpoint}'.",
+            "Give a folder, a hub id (owner/name@revision) or package:module/path.",
+        )
+    return None
 
 
 def check_own_file(path: Path, folder: Path) -> None:
