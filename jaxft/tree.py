@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import regex
 
-from jaxft.bounds import PATTERN_CHARACTERS, PATTERN_SECONDS
+from jaxft.bounds import MOST_PATTERN_CHARACTERS, MOST_PATTERN_SECONDS
 from jaxft.errors import UserError, nearest
 
 Leaf = TypeVar("Leaf")
@@ -62,17 +62,17 @@ def matches_of(patterns: Sequence[str], names: Iterable[str], where: str) -> lis
         where: the key of the patterns, for the error.
 
     Raises:
-        UserError: a pattern does not compile, is longer than `PATTERN_CHARACTERS`, or all
-            together take longer than `PATTERN_SECONDS`.
+        UserError: a pattern does not compile, is longer than `MOST_PATTERN_CHARACTERS`, or all
+            together take longer than `MOST_PATTERN_SECONDS`.
     """
-    names, end = list(names), time.monotonic() + PATTERN_SECONDS
+    names, end = list(names), time.monotonic() + MOST_PATTERN_SECONDS
     return [_matches(pattern, names, end, where) for pattern in patterns]
 
 
 def _matches(pattern: str, names: Sequence[str], end: float, where: str) -> list[str]:
-    if len(pattern) > PATTERN_CHARACTERS:
+    if len(pattern) > MOST_PATTERN_CHARACTERS:
         raise UserError(
-            f"{where}: the pattern '{pattern[:60]}...' is longer than {PATTERN_CHARACTERS:,} "
+            f"{where}: the pattern '{pattern[:60]}...' is longer than {MOST_PATTERN_CHARACTERS:,} "
             "characters.",
             "Name a part by several patterns.",
         )
@@ -87,7 +87,7 @@ def _matches(pattern: str, names: Sequence[str], end: float, where: str) -> list
         raise UserError(f"{where}: '{pattern}' is not a regular expression ({error}).") from None
     except TimeoutError:
         raise UserError(
-            f"{where}: the pattern '{pattern}' takes more than {PATTERN_SECONDS:g} seconds.",
+            f"{where}: the pattern '{pattern}' takes more than {MOST_PATTERN_SECONDS:g} seconds.",
             "Repetitions inside repetitions, such as (.*)*, take exponential time; write it "
             "without them.",
         ) from None

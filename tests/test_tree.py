@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxft.bounds import PATTERN_CHARACTERS
+from jaxft.bounds import MOST_PATTERN_CHARACTERS
 from jaxft.errors import UserError
 from jaxft.tree import matches_of, select
 
@@ -19,7 +19,7 @@ def test_each_pattern_selects_its_own_names():
 
 
 def test_a_pattern_that_takes_exponential_time(monkeypatch):
-    monkeypatch.setattr("jaxft.tree.PATTERN_SECONDS", 0.05)
+    monkeypatch.setattr("jaxft.tree.MOST_PATTERN_SECONDS", 0.05)
     with pytest.raises(UserError, match=r"groups\[0\].match: the pattern .* takes more than 0.05"):
         select(ENDLESS, NAMES, "groups[0].match")
 
@@ -32,4 +32,4 @@ def test_a_pattern_of_no_meaning_is_refused_or_matches_nothing(pattern):
 
 def test_a_pattern_that_is_too_long():
     with pytest.raises(UserError, match="is longer than 1,000 characters"):
-        matches_of(["x" * (PATTERN_CHARACTERS + 1)], NAMES, "key")
+        matches_of(["x" * (MOST_PATTERN_CHARACTERS + 1)], NAMES, "key")

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from jaxft.bounds import MOST_CONFIG_BYTES
 from jaxft.config.errors import as_user_error
 from jaxft.config.keys import Key, describe_keys, extra_of
 from jaxft.config.schema import Config
@@ -36,9 +37,6 @@ __all__ = [
 ]
 
 
-MOST_BYTES = 1 << 20  # of a config
-
-
 def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
     """Read a YAML config, apply `key.sub=value` overrides, and check it.
 
@@ -52,9 +50,9 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     """
     try:
         with fetched(path).open("rb") as file:
-            written = file.read(MOST_BYTES + 1)
-        if len(written) > MOST_BYTES:
-            raise UserError(f"{path} is larger than {size(MOST_BYTES)}: it is no config.")
+            written = file.read(MOST_CONFIG_BYTES + 1)
+        if len(written) > MOST_CONFIG_BYTES:
+            raise UserError(f"{path} is larger than {size(MOST_CONFIG_BYTES)}: it is no config.")
         text = written.decode("utf-8")
     except FileNotFoundError:
         raise UserError(f"There is no config file '{path}'.") from None

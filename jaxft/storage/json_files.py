@@ -11,17 +11,12 @@ import os
 import pathlib
 from typing import Any, TypeGuard
 
+from jaxft.bounds import MOST_JSON_BYTES, MOST_JSON_LEVELS
 from jaxft.errors import UserError
 from jaxft.numbers import size
 
-# The largest JSON files of the hub are vocabularies of about 35 MB; a data set's may be larger, and
-# its reader names a limit of its own.
-MOST_BYTES = 256 << 20
-# Far more than any file nests, and far less than the recursion limit of Python: whatever reads the
-# content may recurse over it.
-MOST_NESTED = 100
 LARGEST = 1e30
-TOO_DEEP = f"nests JSON more than {MOST_NESTED} levels deep"
+TOO_DEEP = f"nests JSON more than {MOST_JSON_LEVELS} levels deep"
 
 
 def parse_json(text: str | bytes, name: str | os.PathLike) -> Any:
@@ -32,8 +27,8 @@ def parse_json(text: str | bytes, name: str | os.PathLike) -> Any:
         name: the file or place that it is from, for the message.
 
     Raises:
-        UserError: it is not JSON, not UTF-8, nested more than `MOST_NESTED` deep, or has half of a
-            surrogate pair, which no text file can hold.
+        UserError: it is not JSON, not UTF-8, nested more than `MOST_JSON_LEVELS` deep, or has
+            half of a surrogate pair, which no text file can hold.
     """
     try:
         text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
@@ -52,7 +47,8 @@ def json_fault(content: Any, text: str) -> str:
 
     Only content whose text can have a fault is looked at: rows are many, and files large.
     """
-    if text.count("[") + text.count("{") > MOST_NESTED and _is_nested_deeper(content, MOST_NESTED):
+    containers = text.count("[") + text.count("{")
+    if containers > MOST_JSON_LEVELS and _is_nested_deeper(content, MOST_JSON_LEVELS):
         return TOO_DEEP
     if r"\u" not in text:
         return ""
@@ -63,7 +59,7 @@ def json_fault(content: Any, text: str) -> str:
     return ""
 
 
-def read_json(path: pathlib.Path, most_bytes: int = MOST_BYTES) -> Any:
+def read_json(path: pathlib.Path, most_bytes: int = MOST_JSON_BYTES) -> Any:
     """Read a JSON file from outside the project.
 
     Args:
@@ -83,7 +79,7 @@ def read_json(path: pathlib.Path, most_bytes: int = MOST_BYTES) -> Any:
     return parse_json(text, path)
 
 
-def read_json_object(path: pathlib.Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
+def read_json_object(path: pathlib.Path, most_bytes: int = MOST_JSON_BYTES) -> dict[str, Any]:
     """Read a JSON file that must hold an object.
 
     Raises:

@@ -7,7 +7,7 @@ import pytest
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, processors
 
-from jaxft.bounds import PIECE_CHARACTERS, SPECIAL_TOKENS
+from jaxft.bounds import MOST_SPECIAL_TOKENS, MOST_TOKEN_CHARACTERS
 from jaxft.data.text import tokenizer_files
 from jaxft.data.text.chat import load_chat_template
 from jaxft.data.text.tokenizer import load_tokenizer
@@ -15,7 +15,7 @@ from jaxft.errors import UserError
 from jaxft.models.generate.settings import read_settings
 
 REPEATED = processors.TemplateProcessing(
-    single=" ".join(["[CLS]"] * (SPECIAL_TOKENS + 1)) + " $A", special_tokens=[("[CLS]", 1)]
+    single=" ".join(["[CLS]"] * (MOST_SPECIAL_TOKENS + 1)) + " $A", special_tokens=[("[CLS]", 1)]
 )
 
 
@@ -43,7 +43,7 @@ def save(folder, vocabulary=(), **parts):
         ({"decoder": decoders.Replace("a", "b" * 1000)}, "The decoder .* 1,000 times as long"),
         ({"post_processor": REPEATED}, "adds 1,001 special tokens to each text; at most 1000"),
         (
-            {"vocabulary": [("x" * (PIECE_CHARACTERS + 1), 2)]},
+            {"vocabulary": [("x" * (MOST_TOKEN_CHARACTERS + 1), 2)]},
             "has a token of 10,001 characters, 'x{20}...'; at most 10,000",
         ),
     ],
@@ -63,7 +63,7 @@ def test_what_real_tokenizers_replace_is_not(tmp_path):
 
 
 def test_encoding_that_does_not_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenizer_files, "ENCODE_SECONDS", 0.05)
+    monkeypatch.setattr(tokenizer_files, "MOST_ENCODE_SECONDS", 0.05)
     save(tmp_path)
     tokenizer, never = load_tokenizer(tmp_path), threading.Event()
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from jaxft.data.image.images import MAX_PIXELS, decode, load_image_processor
+from jaxft.bounds import MOST_PIXELS
+from jaxft.data.image.images import decode, load_image_processor
 from jaxft.errors import UserError
 
 MODES = ("RGB", "RGB", "L", "RGBA", "LA", "P", "1", "CMYK", "I;16")
@@ -201,7 +202,7 @@ def png(width: int, height: int) -> bytes:
 def test_an_image_bomb_is_refused_by_its_header(width, tmp_path):
     file = tmp_path / "bomb.png"
     file.write_bytes(png(width, width))
-    assert width * width > MAX_PIXELS
+    assert width * width > MOST_PIXELS
     with pytest.raises(UserError, match=r"bomb\.png' is refused.*67,108,864 pixels"):
         decode(file)
 

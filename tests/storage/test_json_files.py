@@ -4,9 +4,10 @@ import os
 
 import pytest
 
+from jaxft.bounds import MOST_JSON_LEVELS
 from jaxft.errors import UserError
 from jaxft.storage import json_files
-from jaxft.storage.json_files import MOST_NESTED, read_json, read_json_object
+from jaxft.storage.json_files import read_json, read_json_object
 
 
 def nested(depth: int) -> str:
@@ -20,7 +21,7 @@ def nested(depth: int) -> str:
         (b"\xff{}", "is not JSON ('utf-8' codec can't decode"),
         (b"9" * 5000, "is not JSON (Exceeds the limit"),
         (nested(100_000).encode(), "nests JSON more than 100 levels deep"),
-        (f'{{"a": {nested(MOST_NESTED)}}}'.encode(), "nests JSON more than 100 levels deep"),
+        (f'{{"a": {nested(MOST_JSON_LEVELS)}}}'.encode(), "nests JSON more than 100 levels deep"),
         (rb'{"a": "half \ud83d"}', r"has half of a surrogate pair (\ud83d)"),
         (b"[1]", "holds an array and not a JSON object"),
         (b"null", "holds null and not a JSON object"),
@@ -39,7 +40,7 @@ def test_a_fault_is_named_with_the_file(tmp_path, content, fault):
 
 def test_what_is_whole_is_read(tmp_path):
     path = tmp_path / "config.json"
-    path.write_text(f'{{"a": {nested(MOST_NESTED - 1)}, "face": "\\ud83d\\ude00"}}')
+    path.write_text(f'{{"a": {nested(MOST_JSON_LEVELS - 1)}, "face": "\\ud83d\\ude00"}}')
     assert read_json_object(path)["face"] == "\N{GRINNING FACE}"
 
 

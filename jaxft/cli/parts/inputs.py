@@ -8,10 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
+from jaxft.bounds import MOST_LINE_BYTES
 from jaxft.errors import UserError
 from jaxft.numbers import size
-
-MOST_LINE = 16 << 20  # bytes of one text
 
 
 def read_inputs(texts: list[str] | None, file: Path | None) -> Iterable[str] | None:
@@ -45,9 +44,9 @@ def _lines_of(file: Path) -> Iterator[str]:
 
 def decoded(lines: IO[bytes], name: str) -> Iterator[str]:
     """Yield each line as text, without its line end."""
-    for number, line in enumerate(iter(partial(lines.readline, MOST_LINE + 1), b""), 1):
-        if len(line) > MOST_LINE:
-            raise UserError(f"{name}, line {number} is longer than {size(MOST_LINE)}.")
+    for number, line in enumerate(iter(partial(lines.readline, MOST_LINE_BYTES + 1), b""), 1):
+        if len(line) > MOST_LINE_BYTES:
+            raise UserError(f"{name}, line {number} is longer than {size(MOST_LINE_BYTES)}.")
         try:
             yield line.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxft.bounds import MOST_SIDE_PIXELS
 from jaxft.errors import UserError, did_you_mean
 from jaxft.storage.json_files import is_number, read_json_object
 
@@ -71,7 +72,6 @@ PROCESSORS: dict[str, dict[str, Any]] = {
         "clusters": None,
     },
 }
-MOST_PIXELS = 2**14  # a side of an image
 # Fields that change no pixel.
 WITHOUT_EFFECT = {
     "image_processor_type",
@@ -189,14 +189,14 @@ def _size(file: Path, name: str, value: Any, square: bool) -> tuple[int, int] | 
     if isinstance(value, list) and len(value) == 2:
         value = {"height": value[0], "width": value[1]}
     numbers = value.values() if isinstance(value, dict) else [None]
-    if all(isinstance(number, int) and 0 < number <= MOST_PIXELS for number in numbers):
+    if all(isinstance(number, int) and 0 < number <= MOST_SIDE_PIXELS for number in numbers):
         if set(value) == {"height", "width"}:
             return value["height"], value["width"]
         if set(value) == {"shortest_edge"} and name == "size":
             return value["shortest_edge"]
     raise UserError(
         f"{file}: '{name}' is {value!r}, which jaxft does not support.",
-        f"A side has 1 to {MOST_PIXELS:,} pixels.",
+        f"A side has 1 to {MOST_SIDE_PIXELS:,} pixels.",
     )
 
 

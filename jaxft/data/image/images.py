@@ -19,13 +19,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from jaxft.bounds import MOST_PIXELS
 from jaxft.data.image.config import FILES, read_settings
 from jaxft.errors import UserError
 from jaxft.storage.files import write_atomic
 from jaxft.storage.json_files import read_json_object
 
-# Decoding fills memory with every pixel that the header promises: 64 Mpx are 192 MB.
-MAX_PIXELS = 64 * 1024 * 1024
 # Not every format that Pillow knows: some (EPS) start another program.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 LEVELS = 256  # values that a channel of a pixel can have
@@ -223,7 +222,7 @@ def _open(source: bytes | str | Path | np.ndarray, name: str, whole: bool) -> Im
         raise UserError(f"{name} cannot be decoded as an image (not a regular file).")
     try:
         with Image.open(file, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
+            if image.width * image.height > MOST_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height}")
             if whole:
                 image.load()
@@ -232,7 +231,7 @@ def _open(source: bytes | str | Path | np.ndarray, name: str, whole: bool) -> Im
     except FileNotFoundError:
         raise UserError(f"There is no image {name}.") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        many = f"its header declares more than {MAX_PIXELS:,} pixels ({error})"
+        many = f"its header declares more than {MOST_PIXELS:,} pixels ({error})"
         raise UserError(f"{name} is refused: {many}.", "Make it smaller, or remove it.") from None
     except UserError:
         raise

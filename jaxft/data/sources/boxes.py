@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxft.bounds import MOST_COCO_BYTES
 from jaxft.data.sources.files import check_is_file, open_csv
 from jaxft.data.sources.reader import Row
 from jaxft.errors import UserError
@@ -19,7 +20,6 @@ from jaxft.storage.json_files import read_json_object
 
 COLUMNS = ("image", "objects")
 FIELDS = ("bbox", "label", "crowd", "place")
-MOST_COCO_BYTES = 4 << 30  # the annotations of COCO itself have 470 MB
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 

@@ -12,7 +12,13 @@ from typing import Any, TypeVar
 
 import tokenizers
 
-from jaxft.bounds import ENCODE_SECONDS, FREE_IDS, PIECE_CHARACTERS, SPECIAL_TOKENS, TEXT_GROWTH
+from jaxft.bounds import (
+    MOST_ENCODE_SECONDS,
+    MOST_FREE_IDS,
+    MOST_SPECIAL_TOKENS,
+    MOST_TEXT_GROWTH,
+    MOST_TOKEN_CHARACTERS,
+)
 from jaxft.errors import UserError
 from jaxft.storage.json_files import json_type, read_json_object
 
@@ -70,17 +76,17 @@ def count_ids(folder: Path, backend: tokenizers.Tokenizer) -> int:
     """
     vocabulary = backend.get_vocab()
     longest = max(vocabulary, key=len, default="")
-    if len(longest) > PIECE_CHARACTERS:
+    if len(longest) > MOST_TOKEN_CHARACTERS:
         raise UserError(
             f"The tokenizer in '{folder}' has a token of {len(longest):,} characters, "
-            f"'{longest[:20]}...'; at most {PIECE_CHARACTERS:,} are allowed."
+            f"'{longest[:20]}...'; at most {MOST_TOKEN_CHARACTERS:,} are allowed."
         )
     token, highest = max(vocabulary.items(), key=lambda item: item[1], default=("", -1))
-    if highest > len(vocabulary) + FREE_IDS:
+    if highest > len(vocabulary) + MOST_FREE_IDS:
         raise UserError(
             f"The tokenizer in '{folder}' has {len(vocabulary):,} tokens, and gives '{token}' the "
             f"id {highest:,}.",
-            f"At most {FREE_IDS:,} ids may be free.",
+            f"At most {MOST_FREE_IDS:,} ids may be free.",
         )
     return highest + 1
 
@@ -95,17 +101,17 @@ def check_growth(folder: Path, backend: tokenizers.Tokenizer, described: dict[st
     """
     for role in ("normalizer", "decoder"):
         growth = math.prod(map(_growth, _parts_of(described.get(role))))
-        if growth > TEXT_GROWTH:
+        if growth > MOST_TEXT_GROWTH:
             raise UserError(
                 f"The {role} of the tokenizer in '{folder}' may make a text {growth:,} times as "
-                f"long; at most {TEXT_GROWTH} times are allowed.",
+                f"long; at most {MOST_TEXT_GROWTH} times are allowed.",
                 "Copy its tokenizer.json from the original checkpoint.",
             )
     added = max(backend.num_special_tokens_to_add(is_pair=pair) for pair in (False, True))
-    if added > SPECIAL_TOKENS:
+    if added > MOST_SPECIAL_TOKENS:
         raise UserError(
             f"The tokenizer in '{folder}' adds {added:,} special tokens to each text; at most "
-            f"{SPECIAL_TOKENS} are allowed."
+            f"{MOST_SPECIAL_TOKENS} are allowed."
         )
 
 
@@ -142,7 +148,8 @@ def within_time(characters: int, encode: Callable[[], Result]) -> Result:
     library: its thread is left behind, and ends with the process.
 
     Raises:
-        TimeoutError: it takes more than `ENCODE_SECONDS`, and a second for `PER_SECOND` characters.
+        TimeoutError: it takes more than `MOST_ENCODE_SECONDS`, and a second for each
+            `PER_SECOND` characters.
     """
     answers: queue.SimpleQueue[tuple[Result | None, BaseException | None]] = queue.SimpleQueue()
 
@@ -153,7 +160,7 @@ def within_time(characters: int, encode: Callable[[], Result]) -> Result:
             answers.put((None, error))
 
     threading.Thread(target=answer, daemon=True, name="tokenizer").start()
-    seconds = ENCODE_SECONDS + characters / PER_SECOND
+    seconds = MOST_ENCODE_SECONDS + characters / PER_SECOND
     try:
         result, error = answers.get(timeout=seconds)
     except queue.Empty:

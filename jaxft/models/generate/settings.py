@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxft.bounds import MOST_BEAMS
 from jaxft.errors import UserError
 from jaxft.storage.json_files import read_json_object
 
@@ -92,7 +93,6 @@ def _refuse_unless(holds: bool, name: str, wanted: str) -> None:
         raise UserError(f"{name} must be {wanted}.")
 
 
-MOST_BEAMS = 256  # each has a cache of its own
 KNOWN = tuple(name for name in Settings.__dataclass_fields__ if name != "seed")
 # Fields that leave the tokens as they are; and, of the others, the values that mean nothing.
 HARMLESS = (

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxft.bounds import MOST_BLOCKS, MOST_VALUE
 from jaxft.errors import UserError, did_you_mean
-from jaxft.models.weights.field_kinds import MOST, MOST_BLOCKS, check_kind, is_whole, quoted
+from jaxft.models.weights.field_kinds import check_kind, is_whole, quoted
 from jaxft.storage.json_files import read_json_object
 
 # Fields of any Hugging Face config that leave the forward computation as it is.
@@ -145,7 +146,7 @@ def check_fields(
 def check_sizes(fields: Mapping[str, Any], names: Iterable[str]) -> None:
     """Raise a UserError unless each of the fields is there and a whole number above 0."""
     for name in names:
-        most = MOST_BLOCKS if name.endswith(("layer", "layers")) else MOST
+        most = MOST_BLOCKS if name.endswith(("layer", "layers")) else MOST_VALUE
         if not (is_whole(fields.get(name)) and 1 <= fields[name] <= most):
             raise UserError(f"config.json: {name} must be a whole number from 1 to {most:,}.")
 

@@ -7,12 +7,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxft.data.image.config import MOST_PIXELS
+from jaxft.bounds import MOST_BLOCKS, MOST_SIDE_PIXELS, MOST_VALUE
 from jaxft.errors import UserError
 from jaxft.storage.json_files import is_number
 
-MOST = 2**31 - 1  # of a whole number
-MOST_BLOCKS = 1024  # the deepest models have some 130; each costs time before any weight is read
 LONGEST_QUOTE = 80  # characters of a value in a message
 
 
@@ -45,16 +43,18 @@ def _is_rate(value: Any) -> bool:
 
 def _is_image_size(value: Any) -> bool:
     sides = value if isinstance(value, list | tuple) else [value, value]
-    return len(sides) == 2 and all(is_whole(side) and 1 <= side <= MOST_PIXELS for side in sides)
+    return len(sides) == 2 and all(
+        is_whole(side) and 1 <= side <= MOST_SIDE_PIXELS for side in sides
+    )
 
 
 def _are_token_ids(value: Any) -> bool:
     ids = value if isinstance(value, list) and value else [value]
-    return all(is_whole(one) and -1 <= one <= MOST for one in ids)
+    return all(is_whole(one) and -1 <= one <= MOST_VALUE for one in ids)
 
 
 def _is_count(value: Any) -> bool:
-    return is_whole(value) and 1 <= value <= MOST
+    return is_whole(value) and 1 <= value <= MOST_VALUE
 
 
 def _are_block_kinds(value: Any) -> bool:
@@ -114,7 +114,10 @@ KINDS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
 # Likewise by the type of its default, where no pattern matches.
 OF_DEFAULT: Mapping[type, tuple[str, Callable[[Any], bool]]] = {
     bool: ("true or false", lambda value: value in (True, False)),
-    int: ("a whole number of 0 or more", lambda value: is_whole(value) and 0 <= value <= MOST),
+    int: (
+        "a whole number of 0 or more",
+        lambda value: is_whole(value) and 0 <= value <= MOST_VALUE,
+    ),
     float: ("a number", is_number),
     str: ("a string", lambda value: isinstance(value, str)),
 }

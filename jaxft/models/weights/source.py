@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from jaxft.bounds import MOST_COMPANION_BYTES
 from jaxft.errors import UserError, did_you_mean
 from jaxft.models.weights.field_kinds import check_kind
 from jaxft.models.weights.shards import (
@@ -59,7 +60,6 @@ COMPANIONS = (
     "processor_config.json",
     GENERATION_FILE,
 )
-LARGEST_COMPANION = 1 << 28  # bytes; the tokenizers of 262,000 tokens take 33 MB
 IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 HUB_FILES = ("config.json", "model*.safetensors", INDEX, *COMPANIONS)
 # The names of two checkpoints that become one model: two towers, or one that reads the other.
@@ -125,9 +125,9 @@ class Source:
         own = {str(p.relative_to(self.folder)): p for p in sorted(paths) if p.is_file()}
         for path in own.values():
             check_own_file(path, self.folder)
-            if (size := path.stat().st_size) > LARGEST_COMPANION:
+            if (size := path.stat().st_size) > MOST_COMPANION_BYTES:
                 raise UserError(
-                    f"{path} has {size:,} bytes; at most {LARGEST_COMPANION:,} are copied.",
+                    f"{path} has {size:,} bytes; at most {MOST_COMPANION_BYTES:,} are copied.",
                     "Remove it: no tokenizer or processor is that large.",
                 )
         if self.second is None:
