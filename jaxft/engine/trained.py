@@ -139,7 +139,9 @@ def open_trained(folder: Path, which: Which = "best") -> Trained:
             "Restore the config.yaml that the run was trained with.",
         )
     model = with_values(described, seed=config.run.seed.init, known=trained)
-    model = replace(model, problem_type=task.problem_type)
+    truncates = task.truncates and model.max_positions > 1
+    length = Tools(model, config.data.max_length, None).max_length if truncates else None
+    model = replace(model, problem_type=task.problem_type, text_length=length)
     return Trained(run, config, task, names, model, step, table)
 
 

@@ -176,6 +176,7 @@ def _training_section(trained: Trained, about: Mapping[str, Any]) -> str:
         "schedule": f"{past.text('schedule.kind')}, warm-up {past.text('schedule.warmup')}",
         "layer decay": f"{past.text('layer_decay.rate')} ({past.text('layer_decay.preset')})",
         "seeds": past.settings("run.seed", seeds),
+        "length of a text": _length(trained),
         "computed in": compute["dtype"],
         "devices": f"{devices['count']} x {devices['kind']}",
         "versions": ", ".join(f"{name} {one}" for name, one in about["versions"].items()),
@@ -184,6 +185,7 @@ def _training_section(trained: Trained, about: Mapping[str, Any]) -> str:
         facts["layer decay"] = "none"
     if past.rest():
         facts["changed on resume"] = "; ".join(past.rest())
+    facts = {name: fact for name, fact in facts.items() if fact}
     phases = [
         f"steps {phase['start']:,} to {phase['stop']:,}: {count(phase['parameters'])} parameters"
         for phase in about.get("phases", ())
@@ -191,6 +193,14 @@ def _training_section(trained: Trained, about: Mapping[str, Any]) -> str:
     if len(phases) > 1:
         facts["phases"] = "; ".join(phases)
     return "## Training\n\n" + _table(("", ""), facts.items())
+
+
+def _length(trained: Trained) -> str:
+    """Describe the truncation of texts in training; empty where the model reads none."""
+    length = trained.model.text_length
+    if length is None:
+        return ""
+    return f"at most {length:,} tokens; the tokenizer truncates to it with `truncation=True`"
 
 
 class _Past:
@@ -241,13 +251,19 @@ def _use_section(trained: Trained) -> str:
         "processor": ("AutoImageProcessor", any(name in files for name in IMAGE_FILES)),
     }
     loads = {"model": auto} | {name: reader for name, (reader, there) in readers.items() if there}
-    lines = [f"{name} = {loader}.from_pretrained(folder)" for name, loader in loads.items()]
-    return (
-        f"## Use\n\n```python\nfrom transformers import {', '.join(loads.values())}\n\n"
-        'folder = "."  # where this file lies, or its name on the hub\n'
-        + "\n".join(lines)
-        + "\n```\n\nor, in JAX, `jaxft.load(folder)`."
-    )
+    example = "\n".join(trained.task.card.lines)
+    if any(f"{name}." in example or f"{name}(" in example for name in readers.keys() - loads):
+        example = ""
+    lines = [
+        *(["from PIL import Image"] if "Image." in example else []),
+        f"from transformers import {', '.join(loads.values())}",
+        "",
+        'folder = "."  # where this file lies, or its name on the hub',
+        *(f"{name} = {loader}.from_pretrained(folder)" for name, loader in loads.items()),
+        *filter(None, [example]),
+    ]
+    code = "\n".join(lines)
+    return f"## Use\n\n```python\n{code}\n```\n\nor, in JAX, `jaxft.load(folder)`."
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -52,6 +52,7 @@ class Model:
         asked_size: pixels a side of its images, if not the checkpoint's own.
         adapted: its adapters, if any.
         problem_type: Hugging Face's name of the loss, if not the source's own.
+        text_length: the tokens that an export's tokenizer truncates to, if not the source's own.
     """
 
     family: Family
@@ -66,6 +67,7 @@ class Model:
     asked_size: int | None = None
     adapted: Adapted | None = None
     problem_type: str | None = None
+    text_length: int | None = None
 
     @cached_property
     def leaves(self) -> dict[str, Leaf]:
@@ -146,7 +148,7 @@ class Model:
 
     @property
     def max_positions(self) -> int:
-        """Return the most positions an example may have in a row; 1 where it reads no text."""
+        """Return the most positions of an example in a row; 1 where it reads no text."""
         return self.config.max_positions if self.family.text else 1
 
     @property
@@ -248,12 +250,10 @@ class Model:
         Adapters are merged into their kernels first.
 
         Args:
-            folder: new, empty, or with an earlier export. Each file is whole or not there, and
-                config.json, which makes the folder a checkpoint, comes last.
+            folder: new, empty, or with an earlier export; config.json is written last.
             params: the values; None for this model's own. Those that were never changed are
                 written byte for byte as the source has them.
-            max_shard: bytes of a file of weights at most; there are several and an index where
-                they do not fit one.
+            max_shard: bytes of a file of weights at most; more are split, with an index.
             overwrite: write into the folder whatever it holds, were it the source itself.
 
         Returns:
@@ -278,7 +278,7 @@ class Model:
             for name, value in tensors
         )
         types = exports.write_weights(folder, exported, max_shard)
-        exports.write_companions(folder, self.source, self.asked_size)
+        exports.write_companions(folder, self.source, self.asked_size, self.text_length)
         text = json.dumps(self._hf_config(types), indent=2, sort_keys=True) + "\n"
         write_atomic(folder / "config.json", text.encode())
 

@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 import jaxft
 from jaxft.export.card import checkpoint_name, source_name
 from jaxft.export.export import export
+from jaxft.inference.predict import predict
 from tests.support.launch import cache  # noqa: F401 a fixture
 from tests.support.tiny import tiny_config
 
@@ -66,6 +67,34 @@ def test_what_a_person_reads(run, card):
     assert "model = AutoModelForSequenceClassification.from_pretrained(folder)" in text
     assert "tokenizer = AutoTokenizer.from_pretrained(folder)" in text
     assert "AutoImageProcessor" not in text
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory, cache):  # noqa: F811 the fixture above
+    """A run that truncates its texts to 6 tokens, of a model that could read 40."""
+    folder = tmp_path_factory.mktemp("short")
+    data = {"max_length": 6}
+    return jaxft.train(
+        tiny_config(folder, data=data, train={"length": "2 steps", "evaluate_every": "2 steps"}),
+        quiet=True,
+    )
+
+
+def test_the_cards_code_gives_the_predictions_of_the_run(short, tmp_path):
+    """Also of texts that are longer than data.max_length."""
+    folder = export(short.folder, tmp_path / "out")
+    assert json.loads((folder / "tokenizer_config.json").read_text())["model_max_length"] == 6
+    card = ModelCard((folder / "README.md").read_text()).text
+    assert "| length of a text | at most 6 tokens; the tokenizer truncates" in card
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
+    long = "the plot of a film with a lovely warm witty cast in the story of a scene"
+    code = code.replace('folder = "."', f"folder = {str(folder)!r}").replace("Your text.", long)
+    names: dict = {}
+    exec(code, names)
+    (line,) = predict(short.folder, [long])
+    chances = names["outputs"].logits.softmax(-1)[0].tolist()
+    labels = [names["model"].config.id2label[index] for index in range(2)]
+    assert dict(zip(labels, chances, strict=True)) == pytest.approx(line["probabilities"], abs=1e-5)
 
 
 def test_a_card_tells_no_path_no_machine_and_no_text(run, card):

@@ -29,12 +29,14 @@ from jaxft.storage.files import (
     settle_file,
     write_atomic,
 )
-from jaxft.storage.json_files import read_json
+from jaxft.storage.json_files import read_json, read_json_object
 
 MAX_SHARD = 5 * 10**9  # bytes, as transformers splits
 SHARDS = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ASIDE = ".weights-"  # how the folder begins that weights are written in before they have names
+TOKENIZER_CONFIG = "tokenizer_config.json"
+TOKENIZER_FILES = ("tokenizer", "vocab", "spiece", "sentencepiece")  # how their names begin
 AUTO_MAP = "auto_map"  # of a tokenizer's or a processor's file: classes in a repository's code
 METADATA = {"format": "pt", "writer": "jaxft"}
 # By it an earlier export is known again; it follows the 8 bytes of the header's length.
@@ -205,20 +207,33 @@ def check_folder(folder: str | Path, source: Source) -> None:
         )
 
 
-def write_companions(folder: Path, source: Source, size: int | None) -> None:
+def write_companions(
+    folder: Path, source: Source, size: int | None, length: int | None = None
+) -> None:
     """Write the files beside the weights: tokenizer, image processor, generation.
 
     Args:
         folder: where to.
         source: the checkpoint that has them.
         size: pixels a side of the images, where they are others than the source's.
+        length: the most tokens of a text in training, where inference is to truncate to it too.
     """
     for name, file in source.companions.items():
         target = folder / name
         if file.resolve() != target.resolve():
             write_atomic(target, _without_code(file))
+    if length and any(name.startswith(TOKENIZER_FILES) for name in source.companions):
+        write_atomic(folder / TOKENIZER_CONFIG, _with_length(source, length))
     if size:
         save_processor(source.folder, folder, size)
+
+
+def _with_length(source: Source, length: int) -> str:
+    """Return the content of tokenizer_config.json with the length that inputs are truncated to."""
+    file = source.companions.get(TOKENIZER_CONFIG)
+    fields = {} if file is None else read_json_object(file)
+    fields = {name: value for name, value in fields.items() if name != AUTO_MAP}
+    return json.dumps({**fields, "model_max_length": length}, indent=2, ensure_ascii=False) + "\n"
 
 
 def _without_code(file: Path) -> bytes:

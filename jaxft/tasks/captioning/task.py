@@ -18,7 +18,7 @@ from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.data.sources.open import Source
 from jaxft.metrics.translation import translation_scores
 from jaxft.tasks.captioning.section import CaptioningSection as Section
-from jaxft.tasks.parts.contract import Card, Outcomes
+from jaxft.tasks.parts.contract import GENERATE, READ_IMAGE, WRITE, Card, Outcomes
 from jaxft.tasks.parts.examples import row_marks
 from jaxft.tasks.parts.images import (
     DecodedExamples,
@@ -130,7 +130,7 @@ class Captioning(ImageTextTask):
     section: Section
 
     bound = BoundCaptioning
-    card = Card("image-to-text", "AutoModelForImageTextToText")
+    card = Card("image-to-text", "AutoModelForImageTextToText", (READ_IMAGE, GENERATE, WRITE))
     metrics = loss_and("accuracy", "chrf", "exact_match")
     primary = "chrf"
     view = "texts"

@@ -23,7 +23,18 @@ from jaxft.data.text.dialogue import (
 )
 from jaxft.errors import UserError
 from jaxft.tasks.causal_lm.section import CausalLmSection as Section
-from jaxft.tasks.parts.contract import Batch, BoundTask, Card, Outcomes, Outputs, Sum, Sums, Task
+from jaxft.tasks.parts.contract import (
+    GENERATE,
+    WRITE,
+    Batch,
+    BoundTask,
+    Card,
+    Outcomes,
+    Outputs,
+    Sum,
+    Sums,
+    Task,
+)
 from jaxft.tasks.parts.labels import read_rows, text_of
 from jaxft.tasks.parts.metric import HIGHER, LOWER, Metric, exponential
 from jaxft.tasks.parts.token_examples import (
@@ -185,9 +196,14 @@ class CausalLm(Task):
     section: Section
 
     bound = BoundCausalLm
-    card = Card("text-generation", "AutoModelForCausalLM")
+    card = Card(
+        "text-generation",
+        "AutoModelForCausalLM",
+        ('inputs = tokenizer("Your prompt", return_tensors="pt")', GENERATE, WRITE),
+    )
     primary = "loss"
     packs = True
+    truncates = False
 
     @property
     def metrics(self) -> Mapping[str, Metric]:

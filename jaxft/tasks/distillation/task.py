@@ -24,7 +24,16 @@ from jaxft.tasks.distillation.loss import divergences
 from jaxft.tasks.distillation.section import DistillationSection as Section
 from jaxft.tasks.parts.classes.one import logits_of
 from jaxft.tasks.parts.classes.target import BoundTargetTask, TargetTask
-from jaxft.tasks.parts.contract import Batch, Card, Outcomes, Outputs, Sum, Sums
+from jaxft.tasks.parts.contract import (
+    APPLY,
+    READ_TEXT,
+    Batch,
+    Card,
+    Outcomes,
+    Outputs,
+    Sum,
+    Sums,
+)
 from jaxft.tasks.parts.examples import values_of
 from jaxft.tasks.parts.frozen_outputs import frozen_outputs
 from jaxft.tasks.parts.metric import HIGHER, LOWER, Metric
@@ -192,7 +201,11 @@ class Distillation(TargetTask):
 
     head = "text_classification"
     bound = BoundDistillation
-    card = Card("text-classification", "AutoModelForSequenceClassification")
+    card = Card(
+        "text-classification",
+        "AutoModelForSequenceClassification",
+        (READ_TEXT, APPLY, "print(outputs.logits)"),
+    )
     packs = True
 
     @property

@@ -20,7 +20,18 @@ from jaxft.errors import UserError
 from jaxft.tasks.dpo.loss import REFERENCE, answer_log_probs, preference_losses, rewards
 from jaxft.tasks.dpo.pairs import Pair, Pairs, answer_of, encode_pairs, prompt_of, sampled_answers
 from jaxft.tasks.dpo.section import DpoSection as Section
-from jaxft.tasks.parts.contract import Batch, BoundTask, Card, Outcomes, Outputs, Sum, Sums, Task
+from jaxft.tasks.parts.contract import (
+    GENERATE,
+    WRITE,
+    Batch,
+    BoundTask,
+    Card,
+    Outcomes,
+    Outputs,
+    Sum,
+    Sums,
+    Task,
+)
 from jaxft.tasks.parts.frozen_outputs import frozen_outputs
 from jaxft.tasks.parts.labels import BadValue, read_rows
 from jaxft.tasks.parts.metric import LOWER, loss_and
@@ -183,9 +194,14 @@ class Dpo(Task):
 
     head = "causal_lm"
     bound = BoundDpo
-    card = Card("text-generation", "AutoModelForCausalLM")
+    card = Card(
+        "text-generation",
+        "AutoModelForCausalLM",
+        ('inputs = tokenizer("Your prompt", return_tensors="pt")', GENERATE, WRITE),
+    )
     primary = "preference_accuracy"
     packs = True
+    truncates = False
     metrics = METRICS
 
     @property

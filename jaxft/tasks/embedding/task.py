@@ -21,7 +21,17 @@ from jaxft.metrics.regression import regression_scores
 from jaxft.metrics.retrieval import pair_scores, ranking_loss, wrong_before
 from jaxft.tasks.embedding.section import EmbeddingSection as Section
 from jaxft.tasks.embedding.text_tuples import TextTuples, numbered
-from jaxft.tasks.parts.contract import Batch, BoundTask, Card, Outcomes, Outputs, Sum, Task
+from jaxft.tasks.parts.contract import (
+    APPLY,
+    READ_TEXT,
+    Batch,
+    BoundTask,
+    Card,
+    Outcomes,
+    Outputs,
+    Sum,
+    Task,
+)
 from jaxft.tasks.parts.labels import BadValue, column_of, number_of, read_rows, text_of
 from jaxft.tasks.parts.metric import Metric, loss_and
 from jaxft.tasks.parts.token_examples import of_segments
@@ -193,7 +203,16 @@ class Embedding(Task):
 
     head = None
     bound = BoundEmbedding
-    card = Card("feature-extraction", "AutoModel")
+    card = Card(
+        "feature-extraction",
+        "AutoModel",
+        (
+            READ_TEXT,
+            APPLY,
+            "vector = outputs.last_hidden_state.mean(1)[0]",
+            "vector = vector / vector.norm()",
+        ),
+    )
     view = "pairs"
     packs = True
     searches = "texts"

@@ -13,7 +13,7 @@ from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.data.sources.open import Source
 from jaxft.tasks.image_classification.section import ImageClassificationSection as Section
 from jaxft.tasks.parts.classes.target import BoundTargetTask, TargetTask, make_target
-from jaxft.tasks.parts.contract import Card, Outcomes
+from jaxft.tasks.parts.contract import APPLY, READ_IMAGE, Card, Outcomes
 from jaxft.tasks.parts.examples import row_marks
 from jaxft.tasks.parts.images import (
     DecodedExamples,
@@ -137,7 +137,11 @@ class ImageClassification(TargetTask):
 
     section: Section
     bound = BoundImageClassification
-    card = Card("image-classification", "AutoModelForImageClassification")
+    card = Card(
+        "image-classification",
+        "AutoModelForImageClassification",
+        (READ_IMAGE, APPLY, "print(outputs.logits)"),
+    )
     shows_attention = True
 
     @property

@@ -42,10 +42,21 @@ class Card:
     Args:
         pipeline: the hub's name of the task (`pipeline_tag`).
         auto_class: the class of `transformers` that loads an export.
+        lines: lines of Python that read one input and compute the outputs, with the names
+            `tokenizer`, `processor` and `model`.
     """
 
     pipeline: str
     auto_class: str
+    lines: tuple[str, ...] = ()
+
+
+# Lines of a card.
+READ_TEXT = 'inputs = tokenizer("Your text.", truncation=True, return_tensors="pt")'
+READ_IMAGE = 'inputs = processor(Image.open("image.png").convert("RGB"), return_tensors="pt")'
+APPLY = "outputs = model(**inputs)"
+GENERATE = "generated = model.generate(**inputs)"
+WRITE = "print(tokenizer.decode(generated[0], skip_special_tokens=True))"
 
 
 @dataclass(frozen=True)
@@ -120,6 +131,11 @@ class Task(ABC):
     def packs(self) -> bool:
         """True if several examples may share a row."""
         return False
+
+    @property
+    def truncates(self) -> bool:
+        """True if inference truncates a text to the length of training, as training does."""
+        return True
 
     @property
     def problem_type(self) -> str | None:

@@ -15,7 +15,7 @@ from jaxft.data.batching.packing import round_up
 from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.data.sources.open import Source
 from jaxft.metrics.translation import translation_scores
-from jaxft.tasks.parts.contract import Card, Outcomes, Task
+from jaxft.tasks.parts.contract import GENERATE, READ_TEXT, WRITE, Card, Outcomes, Task
 from jaxft.tasks.parts.examples import row_marks
 from jaxft.tasks.parts.labels import read_rows, text_of
 from jaxft.tasks.parts.metric import loss_and
@@ -126,7 +126,7 @@ class Seq2Seq(Task):
     section: Section
 
     bound = BoundSeq2Seq
-    card = Card("text2text-generation", "AutoModelForSeq2SeqLM")
+    card = Card("text2text-generation", "AutoModelForSeq2SeqLM", (READ_TEXT, GENERATE, WRITE))
     metrics = loss_and("accuracy", "bleu", "chrf", "exact_match")
     primary = "chrf"
     view = "texts"

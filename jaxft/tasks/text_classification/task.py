@@ -19,7 +19,18 @@ from jaxft.data.text.template import Template, parse_template
 from jaxft.errors import UserError, did_you_mean
 from jaxft.tasks.parts.classes.one import apart, logits_of
 from jaxft.tasks.parts.classes.target import BoundTargetTask, TargetTask, make_target
-from jaxft.tasks.parts.contract import Apply, Batch, Card, Outcomes, Outputs, Params, Sum, Sums
+from jaxft.tasks.parts.contract import (
+    APPLY,
+    READ_TEXT,
+    Apply,
+    Batch,
+    Card,
+    Outcomes,
+    Outputs,
+    Params,
+    Sum,
+    Sums,
+)
 from jaxft.tasks.parts.labels import FILL, BadValue, Labels, read_rows, text_of
 from jaxft.tasks.parts.token_examples import TokenExamples
 from jaxft.tasks.text_classification.section import TextClassificationSection as Section
@@ -200,8 +211,17 @@ class TextClassification(TargetTask):
     section: Section
     template: Template | None = None
     bound = BoundTextClassification
-    card = Card("text-classification", "AutoModelForSequenceClassification")
     packs = True
+
+    @property
+    def card(self) -> Card:
+        read = READ_TEXT
+        if self.template is not None:
+            read += "  # as task.template writes a row"
+        elif self.section.text_pair is not None:
+            read = READ_TEXT.replace('"Your text."', '"First text.", "Second text."')
+        lines = (read, APPLY, "print(outputs.logits)")
+        return Card("text-classification", "AutoModelForSequenceClassification", lines)
 
     @property
     def input_columns(self) -> tuple[str, ...]:
