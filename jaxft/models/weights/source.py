@@ -9,24 +9,16 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import huggingface_hub
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-
 from jaxft.bounds import MOST_COMPANION_BYTES
 from jaxft.errors import UserError, did_you_mean
 from jaxft.models.weights.field_kinds import check_kind
+from jaxft.models.weights.hub import download
 from jaxft.models.weights.shards import (
     FLAX_FILES,
     INDEX,
@@ -181,7 +173,7 @@ def config_folder(checkpoint: str, cache: str | None = None) -> Path:
     if folder is not None:
         return folder
     repo, _, revision = checkpoint.partition("@")
-    return Path(_download(repo, revision or None, ("config.json",), cache))
+    return Path(download(repo, revision or None, ("config.json",), cache))
 
 
 def _one_source(checkpoint: str, cache: str | None) -> Source:
@@ -190,10 +182,10 @@ def _one_source(checkpoint: str, cache: str | None) -> Source:
     if folder is not None:
         return Source(checkpoint, folder)
     repo, _, revision = checkpoint.partition("@")
-    snapshot = Path(_download(repo, revision or None, HUB_FILES, cache))
+    snapshot = Path(download(repo, revision or None, HUB_FILES, cache))
     for names in (PICKLED_FILES, FLAX_FILES):
         if not any((snapshot / name).is_file() for name in WEIGHT_FILES):
-            snapshot = Path(_download(repo, revision or None, ("config.json", *names), cache))
+            snapshot = Path(download(repo, revision or None, ("config.json", *names), cache))
     return Source(checkpoint, snapshot, revision=snapshot.name)
 
 
@@ -279,25 +271,3 @@ def _package_folder(checkpoint: str) -> Path:
         f"model.checkpoint: the package '{top}' has no folder '{inside}'.",
         did_you_mean(inside, folders),
     )
-
-
-def _download(repo: str, revision: str | None, patterns: Sequence[str], cache: str | None) -> str:
-    """Return the folder of a hub snapshot that holds the files of `patterns`."""
-    where = f"model.checkpoint: '{repo}'" + (f" at revision '{revision}'" if revision else "")
-    try:
-        return huggingface_hub.snapshot_download(
-            repo, revision=revision, allow_patterns=list(patterns), cache_dir=cache
-        )
-    except GatedRepoError:
-        raise UserError(f"{where} needs a log-in.", "Run `hf auth login`.") from None
-    except RevisionNotFoundError:
-        raise UserError(f"{where} is not on the hub: no such revision.") from None
-    except RepositoryNotFoundError:
-        raise UserError(f"{where} is neither a folder nor a repository on the hub.") from None
-    except LocalEntryNotFoundError:
-        raise UserError(
-            f"{where} is neither a folder nor in the hub's cache, and the hub is out of reach.",
-            "Check the spelling and the network (HF_HUB_OFFLINE is honored).",
-        ) from None
-    except (HfHubHTTPError, OSError) as error:
-        raise UserError(f"{where} could not be fetched from the hub ({error}).") from None
