@@ -93,7 +93,7 @@ def _names(entry: Entry) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Abilities:
-    """What jaxft can do with a checkpoint, by its config.json alone.
+    """Possible uses of a checkpoint, by its config.json alone.
 
     Attributes:
         checkpoint: what was asked for.
