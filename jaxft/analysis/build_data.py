@@ -19,13 +19,16 @@ NAMED = re.compile(r"(?P<split>\w+)=(?P<spec>\w+:.+)", re.DOTALL)
 HOME = "~/tensorflow_datasets"
 
 
-def build_data(what: Sequence[str], out: Path | None = None) -> str:
+def build_data(
+    what: Sequence[str], out: Path | None = None, image_folder: Path | None = None
+) -> str:
     """Write sources as one TFDS data set, or prepare an official one.
 
     Args:
         what: `SOURCE`, which becomes the split train, or `SPLIT=SOURCE`, several of them; or
             `tfds:NAME` of TFDS's own catalogue, which TensorFlow prepares.
         out: the data set's folder; of an official one the folder of all, by default TFDS's own.
+        image_folder: a folder that image paths may lead into, besides their table's own.
 
     Returns:
         What reads it: `tfds:FOLDER`, to which `:SPLIT` is added.
@@ -47,7 +50,7 @@ def build_data(what: Sequence[str], out: Path | None = None) -> str:
             raise UserError(
                 f"Two sources have the same split name '{name}'.", "Write SPLIT=SOURCE."
             )
-        splits[name] = open_source(spec)
+        splits[name] = open_source(spec, image_folder=image_folder)
     return f"tfds:{write_tfds(splits, out)}"
 
 

@@ -109,7 +109,8 @@ def _opened(
         return {"rows": source}, reading
     config = load_config(what, overrides)
     task = make_task(config)
-    sources = open_sources(task, config.data.specs, config.data.where, config.run.seed.data)
+    data, seed = config.data, config.run.seed.data
+    sources = open_sources(task, data.specs, data.where, seed, data.image_folder)
     reading = TextColumns((text,) if text else task.text_columns, label or task.label_column)
     for source in sources.values():
         check_columns(source, [name for name in (text, label) if name])

@@ -65,8 +65,14 @@ def build(
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="The folder of the data set.")] = None,
+    image_folder: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder that image paths may lead into, besides the folder of their table."
+        ),
+    ] = None,
 ) -> None:
     """Write sources as a TFDS data set, or prepare an official one; print its source string."""
     from jaxft.analysis.build_data import build_data as story
 
-    echo(story(what, out))
+    echo(story(what, out, image_folder))

@@ -37,6 +37,11 @@ class DataSection(Section):
         description="column: value, or list of values; only rows that have it are used",
         json_schema_extra={"resume": "fixed"},
     )
+    image_folder: str | None = may_change(
+        None,
+        "folder that image paths in rows may lead into, by links too, besides the folder of their "
+        "table",
+    )
     on_bad_row: Literal["error", "skip"] = fixed(
         "error",
         "a row with a missing or invalid label, text or image: stop and name the row, or skip it "

@@ -43,7 +43,11 @@ class Split:
 
 
 def open_sources(
-    task: Task, specs: Mapping[str, Sequence[str]], where: Mapping[str, Any], seed: int
+    task: Task,
+    specs: Mapping[str, Sequence[str]],
+    where: Mapping[str, Any],
+    seed: int,
+    image_folder: str | None = None,
 ) -> dict[str, Source]:
     """Open every split that the config names.
 
@@ -52,18 +56,20 @@ def open_sources(
         specs: split name -> source strings; several are mixed, none means no such split.
         where: column -> value or values that a row must have.
         seed: of the shuffle that precedes slicing.
+        image_folder: a folder that image paths may lead into, besides their table's own.
 
     Raises:
         UserError: a missing file or column, or an empty split.
     """
     sources = {}
+    options: dict[str, Any] = {"where": where, "seed": seed, "image_folder": image_folder}
     for name, strings in specs.items():
         if not strings:
             continue
         if len(strings) == 1:
-            sources[name] = open_source(strings[0], where=where, seed=seed)
+            sources[name] = open_source(strings[0], **options)
         else:
-            sources[name] = open_mixture(strings, where=where, seed=seed)
+            sources[name] = open_mixture(strings, **options)
         for source in sources[name].mixed or (sources[name],):
             check_columns(source, task.columns)
     return sources

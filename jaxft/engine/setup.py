@@ -190,7 +190,8 @@ def build(
         UserError: anything that is wrong with the config, the data or the checkpoint.
     """
     task = make_task(config)
-    sources = open_sources(task, config.data.specs, config.data.where, config.run.seed.data)
+    data, seed = config.data, config.run.seed.data
+    sources = open_sources(task, data.specs, data.where, seed, data.image_folder)
     names = task.label_names(sources["train"])
     model = describe(config.model.checkpoint, model_options(config, names, new), weights=weights)
     runtime = make_runtime(config, model, table := make_table(config, model), devices)

@@ -61,7 +61,7 @@ def predict_rows(run: Path, spec: str) -> Iterator[dict[str, Any]]:
             f"{spec} is a table, and a run of {trained.task.kind} reads no rows of tables.",
             "Give a file with one input per line.",
         )
-    source = open_source(spec)
+    source = open_source(spec, image_folder=trained.config.data.image_folder)
     check_columns(source, columns)
     starts = range(0, len(source), ROWS)
     yield from _predictions(

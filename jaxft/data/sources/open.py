@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from jaxft.data.sources.boxes import open_boxes, open_coco
 from jaxft.data.sources.files import open_conll, open_csv, open_jsonl
 from jaxft.data.sources.images import open_image_folder
 from jaxft.data.sources.joined import JoinedReader, check_local, open_files
-from jaxft.data.sources.reader import Reader, Row
+from jaxft.data.sources.reader import MemoryReader, Reader, Row
 from jaxft.data.sources.tfds import open_tfds
 from jaxft.errors import UserError, did_you_mean
 
@@ -62,12 +63,14 @@ class Source:
             does not count, so that a moved file keeps its caches.
         order: `[rows]` the reader's row number of each of our rows.
         reader: reads the rows.
+        image_folder: a folder that paths in the rows may lead into, besides the rows' own.
     """
 
     spec: str
     fingerprint: str
     order: np.ndarray
     reader: Reader
+    image_folder: Path | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -111,6 +114,32 @@ class Source:
             return part.place(inside)
         return f"{self.reader.names[owner]}: row {inside + 1}"
 
+    def path_of(self, index: int, name: str) -> Path:
+        """Return the path of a file that a row names, from the folder of the row's table.
+
+        A table may be a stranger's, and what its paths lead to is shown in reports and copied into
+        data sets; so they may lead out of its folder, by links too, into `image_folder` only. What
+        a person typed may lead anywhere.
+
+        Raises:
+            UserError: the path leads elsewhere.
+        """
+        if isinstance(self.reader, JoinedReader):
+            owner, inside = self.reader.locate(int(self.order[index]))
+            if isinstance(part := self.reader.parts[owner], Source):
+                return part.path_of(inside, name)
+        path = self.folder / name
+        if isinstance(self.reader, MemoryReader):
+            return path
+        allowed = [folder for folder in (self.folder, self.image_folder) if folder is not None]
+        if "\0" in name or not any(_is_inside(path, folder) for folder in allowed):
+            raise UserError(
+                f"{self.place(index)}: the path '{name}' leads out of the folder of its table.",
+                "If you trust the table, name the folder that it leads into: data.image_folder, or "
+                "--image-folder of jaxft data build.",
+            )
+        return path
+
     def part_of(self, rows: np.ndarray) -> np.ndarray:
         """Return the part of a mixture that each row belongs to; 0 if it is no mixture."""
         if not self.mixed:
@@ -142,7 +171,13 @@ class Source:
         return self.reader.class_names(column)
 
 
-def open_source(spec: str, *, where: Mapping[str, Any] | None = None, seed: int = 0) -> Source:
+def open_source(
+    spec: str,
+    *,
+    where: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    image_folder: str | Path | None = None,
+) -> Source:
     """Return the rows that a source string names.
 
     Args:
@@ -152,6 +187,7 @@ def open_source(spec: str, *, where: Mapping[str, Any] | None = None, seed: int 
             shuffle).
         where: column -> the value, or list of values, that a row must have.
         seed: of the shuffle.
+        image_folder: see `Source`.
 
     Raises:
         UserError: a string of another form, missing data, malformed rows, a column of `where`
@@ -180,40 +216,14 @@ def open_source(spec: str, *, where: Mapping[str, Any] | None = None, seed: int 
         raise UserError(f"{spec}: the selection has no rows.", "Check the slice and data.where.")
     selection = [parts["slice"], parts["ordered"], where, seed]
     identity = json.dumps([reader.identity, *selection], sort_keys=True, default=str)
-    return Source(spec, hashlib.sha256(identity.encode()).hexdigest(), order, reader)
+    allowed = None if image_folder is None else Path(image_folder).expanduser()
+    return Source(spec, hashlib.sha256(identity.encode()).hexdigest(), order, reader, allowed)
 
 
-def open_mixture(specs: Sequence[str], *, where: Mapping[str, Any], seed: int) -> Source:
-    """Return the rows of several source strings as one source; see `open_source`."""
-    joined = JoinedReader(
-        [open_source(spec, where=where, seed=seed) for spec in specs], tuple(specs)
-    )
+def open_mixture(specs: Sequence[str], **options: Any) -> Source:
+    """Return the rows of several source strings as one source; options as of `open_source`."""
+    joined = JoinedReader([open_source(spec, **options) for spec in specs], tuple(specs))
     return Source(" + ".join(specs), joined.identity, np.arange(len(joined)), joined)
-
-
-@dataclass(frozen=True)
-class MemoryReader:
-    """Rows in memory, such as texts that a person typed; see `Reader`."""
-
-    records: Sequence[Row]
-    identity: str = ""
-    folder: Path = Path()
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Names that every row has a value for."""
-        return tuple(self.records[0]) if self.records else ()
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def rows(self, numbers: Iterable[int], columns: Sequence[str] | None = None) -> list[Row]:
-        """Return the rows of these numbers, in this order, with `columns` (None: all) of each."""
-        chosen = [self.records[number] for number in numbers]
-        return chosen if columns is None else [{c: row[c] for c in columns} for row in chosen]
-
-    def class_names(self, column: str) -> None:
-        """Return None: rows in memory name no classes."""
 
 
 def given_rows(rows: Sequence[Row], spec: str = "input") -> Source:
@@ -228,6 +238,12 @@ def _open_reader(kind: str, path: str) -> Reader:
     if kind == "images":
         return open_image_folder(Path(path).expanduser())
     return open_saved(path) if kind == "hf" else open_tfds(path)
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Return whether a path, with links resolved, is below a folder."""
+    top = os.path.realpath(folder)
+    return os.path.realpath(path).startswith(top if top.endswith(os.sep) else top + os.sep)
 
 
 def _matching(reader: Reader, where: Mapping[str, Any], spec: str) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,3 +32,28 @@ class Reader(Protocol):
 
     def class_names(self, column: str) -> tuple[str, ...] | None:
         """Return the classes in order of class id; None if the data does not name them."""
+
+
+@dataclass(frozen=True)
+class MemoryReader:
+    """Rows in memory, such as texts that a person typed; see `Reader`."""
+
+    records: Sequence[Row]
+    identity: str = ""
+    folder: Path = Path()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names that every row has a value for."""
+        return tuple(self.records[0]) if self.records else ()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def rows(self, numbers: Iterable[int], columns: Sequence[str] | None = None) -> list[Row]:
+        """Return the rows of these numbers, in this order, with `columns` (None: all) of each."""
+        chosen = [self.records[number] for number in numbers]
+        return chosen if columns is None else [{c: row[c] for c in columns} for row in chosen]
+
+    def class_names(self, column: str) -> None:
+        """Return None: rows in memory name no classes."""

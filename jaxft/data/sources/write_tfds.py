@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -49,8 +50,11 @@ def write_tfds(splits: Mapping[str, Source], out: Path) -> Path:
     builder = _Rows(out.resolve(), splits, features)
     try:
         tfds.disable_progress_bar()
-        with redirect_stdout(io.StringIO()):
-            builder.download_and_prepare()
+        with (
+            tempfile.TemporaryDirectory(prefix="jaxft-") as downloads,  # else beside the set
+            redirect_stdout(io.StringIO()),
+        ):
+            builder.download_and_prepare(download_dir=downloads)
     except BaseException:
         if not was_there and out.exists() and not any(out.iterdir()):
             out.rmdir()
@@ -80,7 +84,7 @@ class _Rows(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
 
     def _generate_examples(self, source: Source) -> Iterator[tuple[int, Row]]:
         for number, row in source.each(list(self._columns)):
-            yield number, _encoded(row, self._columns, source)
+            yield number, _encoded(row, self._columns, source, number)
 
 
 def _features(splits: Mapping[str, Source]) -> dict[str, Any]:
@@ -105,7 +109,7 @@ def _kind(value: Any, name: str, source: Source, number: int) -> str:
     if type(value).__name__ in KINDS:
         return type(value).__name__
     if isinstance(value, str):
-        return "image" if _is_file(value, source) else "str"
+        return "image" if _is_file(value, source, number) else "str"
     if isinstance(value, bytes) and _is_image(value):
         return "image"
     if isinstance(value, list | np.ndarray):
@@ -146,21 +150,26 @@ def _scalar(kind: str) -> Any:
     return tfds.features.Image() if kind == "image" else tfds.features.Scalar(KINDS[kind])
 
 
-def _encoded(row: Row, features: Mapping[str, Any], source: Source) -> Row:
+def _encoded(row: Row, features: Mapping[str, Any], source: Source, number: int) -> Row:
     """Return a row as TFDS takes it: an image as the bytes of its file, which stay as they are."""
     encoded = dict(row)
     for name, feature in features.items():
         if isinstance(feature, tfds.features.Image) and isinstance(row[name], str):
-            encoded[name] = (source.folder / row[name]).read_bytes()
+            encoded[name] = source.path_of(number, row[name]).read_bytes()
     return encoded
 
 
-def _is_file(value: str, source: Source) -> bool:
-    """Return whether a text is the path of an image, from the rows' folder."""
+def _is_file(value: str, source: Source, number: int) -> bool:
+    """Return whether a text is the path of an image, from the rows' folder.
+
+    Raises:
+        UserError: it is one, and leads out of that folder.
+    """
     if not re.search(r"\.(png|jpe?g)$", value, re.IGNORECASE) or "\n" in value:
         return False
-    path = source.folder / value
-    return path.is_file() and _is_image(path.read_bytes())
+    if not (source.folder / value).is_file():
+        return False
+    return _is_image(source.path_of(number, value).read_bytes())
 
 
 def _is_image(content: bytes) -> bool:

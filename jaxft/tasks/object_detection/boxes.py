@@ -105,7 +105,7 @@ def opened(source: Source, picture: int, column: str) -> Image.Image:
     value = source.rows([picture], [column])[0][column]
     if not isinstance(value, str):
         return open_image(source, picture, value)
-    path = source.folder / value
+    path = source.path_of(picture, value)
     changed = path.stat().st_mtime_ns if path.is_file() else 0
     return _opened(path, changed)
 

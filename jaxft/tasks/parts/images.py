@@ -169,9 +169,9 @@ def images_fingerprint(source: Source, column: str, processor: ImageProcessor) -
     Files are identified by size and modification time, since their table lists only names.
     """
     digest = hashlib.sha256(f"{source.fingerprint}\0{column}\0{processor.fingerprint}".encode())
-    for _, value in _values(source, column, range(len(source))):
+    for number, value in _values(source, column, range(len(source))):
         if isinstance(value, str):
-            file = (source.folder / value).stat()
+            file = source.path_of(number, value).stat()
             digest.update(f"\0{value}\0{file.st_size}\0{file.st_mtime_ns}".encode())
     return digest.hexdigest()
 
@@ -266,7 +266,7 @@ def _values(
 def _place(source: Source, number: int, value: Any) -> tuple[Any, str]:
     """Return the input of `decode`, and its name in messages."""
     if isinstance(value, str) and value.strip():
-        path = source.folder / value
+        path = source.path_of(number, value)
         return path, f"'{path}'"
     if isinstance(value, bytes | np.ndarray):
         return value, f"the image of {source.place(number)}"
