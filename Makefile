@@ -1,12 +1,16 @@
 # `make demo` and `make test` need Python 3.11 or newer, make and pip, and nothing else.
+#   PYTHON=python3.13  another interpreter, in a virtual environment of its own
+#   LOCK=none          the newest release of everything, instead of the versions in requirements/
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-VENV   ?= .venv
+LOCK   ?= requirements
+VENV   ?= .venv$(if $(filter command line environment,$(origin PYTHON)),-$(notdir $(PYTHON)))$(if \
+    $(filter none,$(LOCK)),-newest)
 RUN    ?= runs/sentiment
 BIN    := $(VENV)/bin
 SAY    := @printf '\n\033[1m== %s\033[0m\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demos demos-full assets test test-all lint format docs bench clean
+.PHONY: help demo demos demos-full assets test test-all lint format docs lock bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -66,6 +70,12 @@ docs: $(VENV)/.dev  ## regenerate docs/schema.json and the table in docs/models.
 	mv docs/schema.json.new docs/schema.json
 	$(BIN)/python -m docs.models_table docs/models.md
 
+lock: $(VENV)/.dev  ## pin the newest releases that pyproject.toml allows, with their hashes, in requirements/
+	$(COMPILE) pyproject.toml requirements/lock.in --extra dev -o requirements/dev.txt
+	$(COMPILE) pyproject.toml --extra demos -c requirements/dev.txt -o requirements/demos.txt
+	$(COMPILE) pyproject.toml -c requirements/dev.txt -o requirements/run.txt
+	echo setuptools | $(COMPILE) - -c requirements/dev.txt -o requirements/build.txt
+
 bench: $(VENV)/.dev  ## measure the README's figures; takes hours on a quiet machine
 	$(BIN)/jaxft assets
 	$(BIN)/python -m benchmarks.seeds
@@ -79,8 +89,25 @@ bench: $(VENV)/.dev  ## measure the README's figures; takes hours on a quiet mac
 	$(BIN)/python -m benchmarks.trunk_cache
 	$(BIN)/python -m benchmarks.async_save
 
-clean:  ## remove the virtual environment and the tools' caches, but not runs/
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build *.egg-info
+clean:  ## remove the virtual environments and the tools' caches, but not runs/
+	rm -rf $(VENV) .venv .venv-* .pytest_cache .ruff_cache .mypy_cache build *.egg-info
+
+# One file serves every Python from 3.11 on: a version that is for some of them has a marker.
+COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate \
+    --generate-hashes --excludes requirements/unlocked.in --custom-compile-command 'make lock'
+PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# $(call install,FILE,EXTRAS): jaxft with its extras, in the versions of requirements/FILE.txt. They
+# and what they are built with are checked against their hashes; the last line brings only PyTorch.
+ifeq ($(LOCK),none)
+install = @$(PIP) --upgrade --upgrade-strategy eager --editable '.$(2)'
+else
+define install
+@$(PIP) --require-hashes --no-deps --requirement $(LOCK)/build.txt
+@$(PIP) --require-hashes --no-deps --no-build-isolation --requirement $(LOCK)/$(1).txt
+@$(PIP) --no-build-isolation --editable '.$(2)'
+endef
+endif
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -88,17 +115,17 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) || \
 	    { rm -rf $(VENV); echo 'No venv module (Debian: apt-get install python3-venv).'; exit 1; }
 
-$(VENV)/.runtime: pyproject.toml | $(BIN)/python
+$(VENV)/.runtime: pyproject.toml $(wildcard requirements/*.txt) | $(BIN)/python
 	$(SAY) 'Install jaxft into $(VENV)'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(call install,run)
 	@touch $@
 
-$(VENV)/.demos: pyproject.toml | $(BIN)/python
+$(VENV)/.demos: pyproject.toml $(wildcard requirements/*.txt) | $(BIN)/python
 	$(SAY) 'Install jaxft and the readers of its demo checkpoints'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demos]'
+	$(call install,demos,[demos])
 	@touch $@ $(VENV)/.runtime
 
-$(VENV)/.dev: pyproject.toml | $(BIN)/python
+$(VENV)/.dev: pyproject.toml $(wildcard requirements/*.txt) | $(BIN)/python
 	$(SAY) 'Install jaxft and its tools into $(VENV)'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(call install,dev,[dev])
 	@touch $@ $(VENV)/.runtime $(VENV)/.demos
