@@ -10,7 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import requires
 from pathlib import Path
 
 import jax
@@ -21,6 +21,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from jaxft.device.libtpu import installed_version, libtpu_mismatch
 from jaxft.numbers import size
 from jaxft.report.browser import find_browser
 from jaxft.storage.buckets import refusal
@@ -124,7 +125,9 @@ def devices() -> Iterator[Finding]:
     each = f", {size(limit)} each" if limit else ""
     message = f"{count} x {first.device_kind} ({first.platform}{each})"
     there = [
-        name for name in ("jax-cuda13-plugin", "jax-cuda12-plugin", "libtpu") if _version(name)
+        name
+        for name in ("jax-cuda13-plugin", "jax-cuda12-plugin", "libtpu")
+        if installed_version(name)
     ]
     if first.platform == "cpu" and there and os.environ.get("JAX_PLATFORMS") != "cpu":
         mend = f"{there[0]} is installed, but jax does not find its device: check the driver."
@@ -142,7 +145,7 @@ def versions(
         needed: requirements, as a package states them; jaxft's own by default.
         installed: a package -> its version, or None.
     """
-    look = installed or _version
+    look = installed or installed_version
     faults = []
     for text in requires("jaxft") or () if needed is None else needed:
         requirement = Requirement(text)
@@ -160,29 +163,19 @@ def versions(
         version, beside = look(one), look(other)
         if version and beside and version in SpecifierSet(bad) and beside in SpecifierSet(worse):
             faults.append(f"{one} {version} with {other} {beside}: {why}.")
-    faults += _compiler_faults(look)
     for fault in faults:
         yield Finding(
             "versions", "wrong", fault, "pip install -U jaxft installs compatible versions."
         )
-    if not faults:
+    mismatch = libtpu_mismatch(look)
+    if mismatch is not None:
+        yield Finding("versions", "wrong", *mismatch)
+    if not faults and mismatch is None:
         names = ("jax", "flax", "optax", "orbax-checkpoint", "grain")
         yield Finding("versions", "ok", ", ".join(f"{name} {look(name)}" for name in names) + ".")
     if look("tensorflow") and _takes_devices():
         mend = "Set CUDA_VISIBLE_DEVICES= for TensorFlow's own programs."
         yield Finding("versions", "warning", "TensorFlow takes all of a GPU's memory.", mend)
-
-
-def _compiler_faults(look: Callable[[str], str | None]) -> list[str]:
-    """That the compiler for TPUs is not the one that jax's own extra asks for."""
-    version = look("libtpu")
-    asked = [one for one in map(Requirement, requires("jax") or ()) if one.name == "libtpu"]
-    if version is None or not asked or asked[0].specifier.contains(version, prereleases=True):
-        return []
-    return [
-        f"libtpu {version} is not {asked[0].specifier}, which this jax needs "
-        "(pip install 'jaxft[plan]')."
-    ]
 
 
 def memory() -> Iterator[Finding]:
@@ -257,13 +250,6 @@ def _existing(folder: str) -> Path:
     """A local folder, or the nearest above it that is there."""
     path = Path(folder).expanduser().absolute()
     return next(one for one in (path, *path.parents) if one.exists())
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _takes_devices() -> bool:

@@ -69,7 +69,8 @@ class Planner:
         """Compute the roofline of a step; None where the chip is not known."""
         if self.chip is None:
             return None
-        sent = sum(one.sent for one in compiled.collectives)
+        known = compiled.collectives
+        sent = None if known is None else sum(one.sent for one in known)
         return roofline(self.chip, len(self.devices), compiled.flops, compiled.traffic, sent)
 
     def attempt(self, change: tuple[str, ...]) -> Try:
@@ -135,11 +136,11 @@ def _about(
 
 
 def _compiled(planner: Planner, flops: int, compiled: Compiled) -> dict[str, Any]:
-    best = planner.best_time(compiled)
+    best, sent = planner.best_time(compiled), compiled.collectives
     return {
         "fits": True,
         "memory": asdict(compiled.memory),
-        "collectives": [asdict(one) for one in compiled.collectives],
+        "collectives": None if sent is None else [asdict(one) for one in sent],
         "kernels": compiled.kernels,
         "flops": {"model": flops, "step": compiled.flops},
         "roofline": best and {**asdict(best), "seconds": best.seconds, "bound": best.bound},

@@ -23,6 +23,7 @@ from rich.text import Text
 
 from jaxft.config.load import Config
 from jaxft.device.chips import Topology
+from jaxft.device.libtpu import libtpu_mismatch
 from jaxft.errors import UserError
 from jaxft.numbers import count, share, size
 
@@ -43,8 +44,9 @@ class PodPlan:
     """Plan of a step on given devices.
 
     Attributes:
-        facts: JSON data: `fits`, `memory`, `collectives`, `flops`, `roofline`, `compile`, `mesh`,
-            `batch`; `needs` and `tried` where it does not fit; and `largest_batch` if that was
+        facts: JSON data: `fits`, `memory`, `collectives` (None where the compiler cannot print
+            its program), `flops`, `roofline`, `compile`, `mesh`, `batch`, `mismatch` (of libtpu
+            and jax); `needs` and `tried` where it does not fit; and `largest_batch` if that was
             asked for.
     """
 
@@ -63,8 +65,7 @@ class PodPlan:
         """Format the plan as tables for a terminal."""
         facts = self.facts
         lines = [_target(facts), *_auto(facts)]
-        if facts["note"]:
-            lines.append(f"note       {facts['note']}")
+        lines += [f"note       {facts[name]}" for name in ("note", "mismatch") if facts[name]]
         if not self.fits:
             lines.append(_refusal(facts))
             return Group(Text("\n".join(lines)), _tried_table(facts), *_largest(facts))
@@ -118,7 +119,8 @@ def plan_on(
         ) as child,
     ):
         try:
-            return _ask(child, request, tell, noise)
+            mismatch = None if topology is None else _mismatch()
+            return _ask(child, request, mismatch, tell, noise)
         finally:
             child.kill()  # after its answer, or after an error here
 
@@ -129,6 +131,14 @@ def _check_compiler() -> None:
             "--topology: the compiler for TPUs (libtpu) is not installed.",
             f"{INSTALL} brings it, on Linux x86-64; it needs no TPU.",
         )
+
+
+def _mismatch() -> str | None:
+    """Return the sentence on a libtpu that does not belong to jax; None where it does."""
+    if "TPU_LIBRARY_PATH" in os.environ:
+        return None  # the library is not the package's
+    mismatch = libtpu_mismatch()
+    return mismatch and " ".join(mismatch)
 
 
 def _environment(topology: Topology | None, devices: int | None) -> dict[str, str]:
@@ -143,7 +153,11 @@ def _environment(topology: Topology | None, devices: int | None) -> dict[str, st
 
 
 def _ask(
-    child: subprocess.Popen, request: dict[str, Any], tell: Callable[[str], None], noise: IO[str]
+    child: subprocess.Popen,
+    request: dict[str, Any],
+    mismatch: str | None,
+    tell: Callable[[str], None],
+    noise: IO[str],
 ) -> PodPlan:
     """Send the request to the child and wait for its answer."""
     assert child.stdin is not None  # both are pipes
@@ -159,13 +173,14 @@ def _ask(
         elif "error" in answer:
             raise UserError(*answer["error"])
         else:
-            return PodPlan(answer["plan"])
+            return PodPlan(answer["plan"] | {"mismatch": mismatch})
     code = child.wait()
     noise.seek(0)
     last = [line.strip() for line in noise.read().splitlines() if line.strip()]
     named = [line for line in last if re.match(r"F\d{4} |\w*Error\b", line)]
     raise UserError(
-        f"The compiler ended without a result (exit code {code}): {(named or last or ['-'])[-1]}"
+        f"The compiler ended without a result (exit code {code}): {(named or last or ['-'])[-1]}",
+        mismatch or "",
     )
 
 
@@ -209,7 +224,9 @@ def _memory_table(facts: dict[str, Any]) -> Table:
     return table
 
 
-def _sent_table(collectives: list[dict[str, Any]]) -> Table:
+def _sent_table(collectives: list[dict[str, Any]] | None) -> RenderableType:
+    if collectives is None:
+        return Text("sent       not available: the compiler cannot print its program")
     table = _table("sent between devices in a step", ["", "axis", "times", "bytes a device"])
     for one in collectives:
         table.add_row(one["kind"], one["axes"], f"{one['count']:,}", size(one["sent"]))
@@ -227,7 +244,11 @@ def _costs(facts: dict[str, Any]) -> list[str]:
         + (f", {share(again)} more for recomputation" if again > 0.005 else "")
     ]
     if best:
-        parts = ", ".join(f"{name} {_time(best[name])}" for name in ("compute", "memory", "links"))
+        seconds = {name: best[name] for name in ("compute", "memory", "links")}
+        parts = ", ".join(
+            f"{name} {'not available' if value is None else _time(value)}"
+            for name, value in seconds.items()
+        )
         lines += [
             f"time       {_time(best['seconds'])} a step at least, bound by {best['bound']} "
             f"({parts})",

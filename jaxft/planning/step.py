@@ -65,8 +65,9 @@ class Compiled:
         traffic: the least bytes that a device moves from and to its memory: arguments are read,
             results are written, temporaries are written and read once.
         flops: of its matmuls on all devices, recomputation included.
-        collectives: communication between devices.
-        kernels: the number of Pallas kernels.
+        collectives: communication between devices; None where the compiler cannot print its
+            program, as a libtpu of another release than jax's may not.
+        kernels: the number of Pallas kernels; None likewise.
         traced, compiled: seconds of tracing and compiling.
         cpu: CPU seconds of compiling, over all threads.
     """
@@ -74,8 +75,8 @@ class Compiled:
     memory: Memory
     traffic: int
     flops: int
-    collectives: tuple[Collective, ...]
-    kernels: int
+    collectives: tuple[Collective, ...] | None
+    kernels: int | None
     traced: float
     compiled: float
     cpu: float
@@ -112,7 +113,7 @@ def compile_train_step(
             raise
         raise OutOfMemory(_needs(str(error))) from None
     ended, cpu = time.perf_counter(), time.process_time() - cpu
-    memory, text = compiled.memory_analysis(), compiled.as_text()
+    memory, text = compiled.memory_analysis(), program_text(compiled)
     assert memory is not None  # both compilers report it
     weights = held((state.trainable, state.previously_trained, state.average, frozen, anchor))
     optimizer = held(state.opt_state)
@@ -122,12 +123,24 @@ def compile_train_step(
         Memory(weights, optimizer, rest, peak, int(memory.temp_size_in_bytes)),
         memory.argument_size_in_bytes + memory.output_size_in_bytes + 2 * memory.temp_size_in_bytes,
         flops,
-        tuple(collectives(text, setup.mesh.shape)),
-        text.count("tpu_custom_call"),
+        None if text is None else tuple(collectives(text, setup.mesh.shape)),
+        None if text is None else text.count("tpu_custom_call"),
         begun - start,
         ended - begun,
         cpu,
     )
+
+
+def program_text(compiled: jax.stages.Compiled) -> str | None:
+    """Return the text of a compiled program; None where its compiler cannot print it.
+
+    jax reads the program back with its own XLA to print it. Where libtpu's is a newer one, it may
+    hold instructions that this XLA does not know.
+    """
+    try:
+        return compiled.as_text()
+    except jax.errors.JaxRuntimeError:
+        return None
 
 
 def step_batch(setup: Setup, now: PhaseSetup) -> dict[str, jax.ShapeDtypeStruct]:

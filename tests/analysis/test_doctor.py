@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from jaxft.analysis import doctor
 from jaxft.cli.main import main
+from jaxft.device.libtpu import libtpu_mismatch
 from jaxft.report import browser
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +60,7 @@ def test_a_folder_that_cannot_be_written_to_is_exit_code_one(tmp_path, capsys, m
         ((), {"flax": "0.10.0"}, "jax 0.10.2 with flax 0.10.0: older flax"),
         ((), {"jinja2": "3.1.4"}, "its sandbox, in which chat templates run, is insecure"),
         (("torch>=9; extra == 'dev'",), {}, None),
-        ((), {"libtpu": "0.0.1"}, "libtpu 0.0.1 is not ==0.0."),
+        ((), {"libtpu": "0.0.1"}, "libtpu 0.0.1 is installed, and jax 0.10.2 pins libtpu==0.0."),
     ],
 )
 def test_versions_that_do_not_go_together(needed, change, said):
@@ -68,6 +70,17 @@ def test_versions_that_do_not_go_together(needed, change, said):
     else:
         assert said in findings[0].message
         assert findings[0].state == "wrong"
+
+
+def test_a_mismatch_of_the_tpu_compiler_has_the_command_that_mends_it():
+    pinned = SpecifierSet("==0.0.42.*")
+    for version in ("0.0.42.1", "0.0.42", None):
+        assert libtpu_mismatch({"libtpu": version, "jax": "0.10.2"}.get, pinned) is None
+    fault, mend = libtpu_mismatch({"libtpu": "0.0.52", "jax": "0.10.2"}.get, pinned)
+    assert fault == "libtpu 0.0.52 is installed, and jax 0.10.2 pins libtpu==0.0.42.*."
+    assert mend == "Install it: pip install 'libtpu==0.0.42.*'"
+    versions = GOOD | {"libtpu": "0.0.1"}
+    assert next(iter(doctor.versions((), versions.get))).mend.startswith("Install it: pip install")
 
 
 def test_the_compiler_of_plans_is_the_one_that_jax_pins():

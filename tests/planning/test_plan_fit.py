@@ -1,12 +1,17 @@
 """What fits instead, and the largest batch that does: the searches, on a compiler of our own."""
 
+import json
+
 import jax
 import pytest
+from rich.console import Console
 
+from jaxft.device.chips import find_chip
 from jaxft.planning import child as plan_child
 from jaxft.planning.child import Planner, make_plan
 from jaxft.planning.fit import Try, largest_batch, remedies, try_remedies
-from jaxft.planning.step import Compiled, Memory, OutOfMemory
+from jaxft.planning.pod import PodPlan
+from jaxft.planning.step import Compiled, Memory, OutOfMemory, program_text
 from tests.support.tiny import tiny_config
 
 
@@ -57,6 +62,35 @@ def test_where_nothing_fits_that_is_said():
     fits, asked = compiler(lambda rows: 2000 + rows, 1000)
     assert largest_batch(fits, 16, 64, 1000) == (0, 16)
     assert asked[-1] == 16
+
+
+def test_a_program_that_cannot_be_printed_has_a_plan_without_its_collectives(tmp_path, monkeypatch):
+    """A libtpu of another release compiles instructions that jax cannot read back to print them."""
+
+    class Unreadable:
+        def as_text(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure: async-update ...")
+
+    text = program_text(Unreadable())
+    assert text is None
+
+    def compile_train_step(built, now, tell):
+        return Compiled(Memory(100, 200, 300, 600), 10**9, 10**12, text, text, 0.0, 0.0, 0.0)
+
+    monkeypatch.setattr(plan_child, "compile_train_step", compile_train_step)
+    planner = Planner(tiny_config(tmp_path), jax.devices()[:2], True, lambda _: None)
+    planner.chip = find_chip("TPU v6 lite")
+    facts = make_plan(planner, None, largest=False) | {"note": None, "mismatch": "Another libtpu."}
+    assert (facts["collectives"], facts["kernels"], facts["roofline"]["links"]) == (None,) * 3
+    assert facts["roofline"]["bound"] == "memory"
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(PodPlan(json.loads(PodPlan(facts).to_json())).render())
+    shown = capture.get()
+    assert "note       Another libtpu." in shown
+    assert "sent       not available: the compiler cannot print its program" in shown
+    assert "links not available" in shown
+    assert "600 B" in shown
 
 
 @pytest.mark.parametrize("pack", [True, False])

@@ -6,13 +6,19 @@ from importlib.util import find_spec
 
 import pytest
 
-from jaxft.device.chips import parse_topology
+from jaxft.device.chips import TPUS, parse_topology
 from jaxft.errors import UserError
 from jaxft.planning import pod as plan_pod
 from jaxft.planning.pod import plan_on
 from tests.support.tiny import tiny_checkpoint, tiny_config
 
 SLICE = parse_topology("v5e:2x2")
+# A small slice of every generation; all but the cheapest to compile for run with `--full`.
+GENERATIONS = [
+    pytest.param(f"{chip.name}:{chip.shapes[1]}", id=chip.name, marks=marks)
+    for chip in TPUS
+    for marks in [() if chip.name == "v5e" else pytest.mark.full]
+]
 by_libtpu = pytest.mark.skipif(
     find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ,
     reason="libtpu is not installed (Linux on x86-64)",
@@ -33,6 +39,21 @@ def test_a_mesh_that_does_not_multiply_out_is_refused(tmp_path):
     config = tiny_config(tmp_path, mesh={"data": 3})
     with pytest.raises(UserError, match=r"3x1x1 .* does not divide 4 device"):
         plan_on(config, topology=SLICE)
+
+
+@by_libtpu
+@pytest.mark.parametrize("name", GENERATIONS)
+def test_each_generation_has_a_plan(name, tmp_path):
+    """libtpu's release decides which chips it compiles for, and whether jax can read the result."""
+    config = tiny_config(tmp_path, mesh={"data": 1, "fsdp": -1})
+    plan = plan_on(config, topology=parse_topology(name))
+    facts = plan.facts
+    assert plan.fits
+    assert facts["mismatch"] is None
+    assert (facts["topology"], facts["devices"]) == (name, parse_topology(name).devices)
+    assert facts["memory"]["peak"] > facts["memory"]["weights"] > 0
+    assert "all-gather" in {one["kind"] for one in facts["collectives"]}
+    assert facts["roofline"]["links"] > 0
 
 
 @pytest.mark.full  # some seconds of the compiler each, and a dozen of them for the largest batch
