@@ -10,7 +10,7 @@ BIN    := $(VENV)/bin
 SAY    := @printf '\n\033[1m== %s\033[0m\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demos demos-full assets test test-all lint format docs lock bench clean
+.PHONY: help demo demos demos-full assets test test-quick test-install test-all lint format docs lock bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -45,17 +45,35 @@ assets: $(VENV)/.runtime  ## download the demo's checkpoint and reviews, and lin
 test: $(VENV)/.dev  ## what CI runs, about 25 minutes on 2 cores
 	$(BIN)/pytest -n auto --dist worksteal
 
+# Without PyTorch, so that a new Python and its newest packages are quick to install and test.
+QUICK := tests/test_architecture.py tests/test_words.py tests/install tests/config tests/cli/test_cli.py \
+    tests/layerwise/test_table.py tests/layerwise/test_schedules.py tests/data/test_plans.py \
+    tests/engine/test_step.py tests/engine/test_step_model.py tests/loop tests/storage/test_json_files.py \
+    tests/training/test_train.py tests/export/test_card.py
+
+test-quick: $(VENV)/.test  ## imports, architecture, config, command line, a step, a tiny run and its export
+	$(BIN)/pytest -n auto --dist worksteal $(QUICK)
+
+test-install: $(VENV)/.test  ## build wheel and source archive, install them alone, train and export
+	$(BIN)/pytest --full tests/install
+
 test-all: $(VENV)/.dev  ## all configs and meshes, fault injection, fuzzing; the report in headless Chromium
 	@command -v chromium > /dev/null || { test "$$(id -u)" = 0 && apt-get update -q && \
 	    apt-get install -q -y --no-install-recommends chromium; } || \
 	    { echo 'test-all needs chromium on the PATH (Debian: apt-get install chromium)'; exit 1; }
 	$(BIN)/pytest -n auto --dist worksteal --full
 
+SCHEMA := $(BIN)/check-jsonschema -q --builtin-schema vendor.github
 lint: $(VENV)/.dev  ## check formatting, lint, types, and that docs/ is up to date
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck -x tpu/*.sh tpu/slurm.sbatch
+	$(BIN)/shellcheck -x tpu/*.sh tpu/slurm.sbatch .ci/run
+	$(BIN)/hadolint Dockerfile
+	$(SCHEMA)-workflows .github/workflows/*.yml
+	$(SCHEMA)-issue-forms $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
+	$(SCHEMA)-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(BIN)/check-jsonschema -q --builtin-schema vendor.citation-file-format CITATION.cff
 	@$(BIN)/jaxft config --schema | diff docs/schema.json - || \
 	    { echo 'docs/schema.json is out of date: make docs'; exit 1; }
 	@$(BIN)/python -m docs.models_table --check docs/models.md || \
@@ -73,6 +91,7 @@ docs: $(VENV)/.dev  ## regenerate docs/schema.json and the table in docs/models.
 lock: $(VENV)/.dev  ## pin the newest releases that pyproject.toml allows, with their hashes, in requirements/
 	$(COMPILE) pyproject.toml requirements/lock.in --extra dev -o requirements/dev.txt
 	$(COMPILE) pyproject.toml --extra demos -c requirements/dev.txt -o requirements/demos.txt
+	$(COMPILE) pyproject.toml --extra test -c requirements/dev.txt -o requirements/test.txt
 	$(COMPILE) pyproject.toml -c requirements/dev.txt -o requirements/run.txt
 	echo setuptools | $(COMPILE) - -c requirements/dev.txt -o requirements/build.txt
 
@@ -125,7 +144,12 @@ $(VENV)/.demos: pyproject.toml $(wildcard requirements/*.txt) | $(BIN)/python
 	$(call install,demos,[demos])
 	@touch $@ $(VENV)/.runtime
 
+$(VENV)/.test: pyproject.toml $(wildcard requirements/*.txt) | $(BIN)/python
+	$(SAY) 'Install jaxft and pytest into $(VENV)'
+	$(call install,test,[test])
+	@touch $@ $(VENV)/.runtime
+
 $(VENV)/.dev: pyproject.toml $(wildcard requirements/*.txt) | $(BIN)/python
 	$(SAY) 'Install jaxft and its tools into $(VENV)'
 	$(call install,dev,[dev])
-	@touch $@ $(VENV)/.runtime $(VENV)/.demos
+	@touch $@ $(VENV)/.runtime $(VENV)/.demos $(VENV)/.test
