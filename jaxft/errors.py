@@ -5,21 +5,32 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 1000  # characters of a message, and of a hint
+
 
 class UserError(Exception):
     """A mistake in user input: a config, a file, a checkpoint.
 
-    The command line prints it as one line and exits with code 2, without a traceback.
+    The command line prints it as one line and exits with code 2, without a traceback. The middle of
+    a very long one is left out: it may quote a value of any length.
 
-        Args:
-            message: one plain sentence: what is wrong and where (file, line, key).
-            hint: how to fix it, unless the message already says so.
+    Args:
+        message: one plain sentence: what is wrong and where (file, line, key).
+        hint: how to fix it, unless the message already says so.
     """
 
     def __init__(self, message: str, hint: str = ""):
-        self.message = message
-        self.hint = hint
-        super().__init__(f"{message} {hint}".strip())
+        self.message = shortened(message)
+        self.hint = shortened(hint)
+        super().__init__(f"{self.message} {self.hint}".strip())
+
+
+def shortened(text: str, most: int = LONGEST) -> str:
+    """Return a text of at most `most` characters, without its middle where it is longer."""
+    if len(text) <= most:
+        return text
+    end = most // 4
+    return f"{text[: most - end - 5]} ... {text[-end:]}"
 
 
 def nearest(word: str, candidates: Iterable[str], count: int = 1) -> list[str]:

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any, TypeGuard
+
+
+def is_finite(value: Any) -> TypeGuard[int | float]:
+    """Return whether a parsed value is a number that a float holds, and neither true nor false."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max  # of NaN and infinity this is false
+
 
 def score(value: float) -> str:
     """Format a loss or a metric: `0.8312`, `12.41`."""

@@ -109,7 +109,7 @@ def _override(written: dict[str, Any], override: str, origin: Origin) -> None:
     for depth, part in enumerate(parts):
         name_here = ".".join(parts[:depth])
         if isinstance(here, list):
-            if not part.isdigit() or int(part) >= len(here):
+            if not part.isdecimal() or int(part) >= len(here):
                 raise UserError(
                     f"{source}: '{name_here}' has items 0 to {len(here) - 1}, not '{part}'."
                     if here

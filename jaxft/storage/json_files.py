@@ -15,6 +15,7 @@ from jaxft.bounds import MOST_JSON_BYTES, MOST_JSON_LEVELS
 from jaxft.errors import UserError
 from jaxft.numbers import size
 
+BLOCK = 1 << 20  # bytes
 LARGEST = 1e30
 TOO_DEEP = f"nests JSON more than {MOST_JSON_LEVELS} levels deep"
 
@@ -72,11 +73,14 @@ def read_json(path: pathlib.Path, most_bytes: int = MOST_JSON_BYTES) -> Any:
     """
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is not a regular file.")
+    text = bytearray()
     with path.open("rb") as file:
-        text = file.read(most_bytes + 1)
-    if len(text) > most_bytes:
-        raise UserError(f"{path} is larger than {size(most_bytes)}, the most JSON that is read.")
-    return parse_json(text, path)
+        while block := file.read(BLOCK):  # at once, it would reserve memory for the largest file
+            text += block
+            if len(text) > most_bytes:
+                most = size(most_bytes)
+                raise UserError(f"{path} is larger than {most}, the most JSON that is read.")
+    return parse_json(bytes(text), path)
 
 
 def read_json_object(path: pathlib.Path, most_bytes: int = MOST_JSON_BYTES) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from jaxft.bounds import MOST_PIXELS
+from jaxft.bounds import MOST_PIXELS, MOST_SIDE_PIXELS
 from jaxft.data.image.config import FILES, read_settings
 from jaxft.errors import UserError
 from jaxft.storage.files import write_atomic
@@ -187,6 +187,13 @@ def _resized(processor: ImageProcessor, size: int) -> ImageProcessor:
     elif resize is not None:
         (height, width), crop = resize, processor.crop
         resize = (round(height * size / crop[0]), round(width * size / crop[1]))
+    sides = () if resize is None else (resize,) if isinstance(resize, int) else resize
+    if not all(1 <= side <= MOST_SIDE_PIXELS for side in sides):
+        raise UserError(
+            f"The image processor resizes to {processor.resize} and crops to {processor.crop}; for "
+            f"{size} pixels that would be a resize to {resize}.",
+            "Set model.image_size to the size of the crop.",
+        )
     return replace(processor, resize=resize, crop=(size, size))
 
 
@@ -280,8 +287,8 @@ def _target(image: Image.Image, resize: tuple[int, int] | int) -> tuple[int, int
         return resize
     width, height = image.size
     if width <= height:
-        return int(resize * height / width), resize
-    return resize, int(resize * width / height)
+        return max(int(resize * height / width), 1), resize
+    return resize, max(int(resize * width / height), 1)
 
 
 def _crop(pixels: np.ndarray, crop: tuple[int, int]) -> np.ndarray:

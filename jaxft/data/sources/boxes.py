@@ -107,7 +107,7 @@ def open_coco(path: Path) -> BoxesReader:
         for one in content["annotations"]:
             _add_annotation(path, pictures, files, names, one)
         ordered = tuple(names[one] for one in sorted(names))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(
             f"{path} is not a COCO file ({type(error).__name__}: {error}).",
             "A COCO file has images (id, file_name), annotations (image_id, category_id, bbox) and "

@@ -8,10 +8,10 @@ through it, and those that are `unlisted` are in no legend.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxft import numbers
 from jaxft.report.page.run import Run
 
 MOST_POINTS = 1500  # a series is thinned to so many
@@ -192,4 +192,4 @@ def _thinned(steps: list, values: list) -> tuple[list, list]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value) and not isinstance(value, bool)
+    return numbers.is_finite(value)

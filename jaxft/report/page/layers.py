@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxft import numbers
 from jaxft.report.page.run import Run
 from jaxft.tree import natural_order
 
@@ -74,4 +74,4 @@ def _heat(
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    return float(value) if numbers.is_finite(value) else None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from jaxft import numbers
 
 OPEN = 1.05  # the loss on eval over its lowest, from which it has risen and does not waver
 
@@ -48,7 +49,7 @@ def overfitting(events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _has_loss(event: Mapping[str, Any]) -> bool:
     loss = event.get("loss")
-    return isinstance(loss, int | float) and math.isfinite(loss)
+    return numbers.is_finite(loss)
 
 
 def _mean(values: Sequence[float]) -> float | None:

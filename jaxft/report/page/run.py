@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,10 +10,12 @@ from typing import Any
 
 import yaml
 
+from jaxft import numbers
 from jaxft.errors import UserError
 from jaxft.report.events import read_events
 from jaxft.report.page.predictions.lines import ANSWER, LINES, NUMBER, Keys, view_of
 from jaxft.runs.folder import RunFolder, open_run
+from jaxft.storage.json_files import parse_json
 
 SPLITS = ("test", "eval")  # the order in which their predictions are shown
 BEFORE = "before"  # what was said of the eval rows before the first step, where that was asked for
@@ -180,7 +180,7 @@ def _rates(folder: RunFolder) -> Any:
     keys: Keys = {"groups": (list,), "steps": (list,), "rates": (list,)}
     _check([rates], keys, folder, "rates.json")
     steps = rates["steps"]
-    proper = all(map(_finite, steps)) and _is_grid(rates["rates"], steps, rates["groups"])
+    proper = all(map(numbers.is_finite, steps)) and _is_grid(rates["rates"], steps, rates["groups"])
     if "by_depth" in rates:  # runs of before there was a fan have none
         proper = proper and _is_grid(rates["by_depth"], steps, rates.get("depths"))
     if not proper:
@@ -205,6 +205,10 @@ def _embeddings(folder: RunFolder) -> dict[str, Any]:
         _check([read], POINTS, folder, name)
         if not _is_grid([read["x"], read["y"]], ["x", "y"], read["labels"]):
             raise UserError(f"{folder.path}/{name} does not have one point for each label.")
+        if not all(isinstance(label, str) for label in read["labels"]) or not all(
+            map(numbers.is_finite, read["explained"])
+        ):
+            raise UserError(f"{folder.path}/{name} does not have the format that jaxft writes.")
         versions[when] = read
     return versions
 
@@ -231,23 +235,33 @@ def _predictions(
         raise UserError(f"{folder.path} has no {name}.")
     lines = []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            raise UserError(f"{path}, line {number}: not JSON.") from None
+        lines.append(parse_json(line, f"{path}, line {number}"))
     _check(lines, keys, folder, name)
+    if not all(map(_names_classes, lines)):
+        raise UserError(f"{folder.path}/{name} has classes or probabilities of another type.")
     for key, own in inside.items():
         _check([one for line in lines for one in line.get(key) or ()], own, folder, name)
     return lines
 
 
+def _names_classes(line: Mapping[str, Any]) -> bool:
+    """Return whether the classes in a line are texts, and their probabilities numbers."""
+    labels = [line.get(key) for key in ("label", "predicted")]
+    texts = [text for label in labels if isinstance(label, list) for text in label]
+    chances = line.get("probabilities")
+    values = chances.values() if isinstance(chances, dict) else ()
+    return all(isinstance(text, str) for text in texts) and all(map(numbers.is_finite, values))
+
+
 def _check(items: Iterable[Any], keys: Keys, folder: RunFolder, name: str) -> None:
-    """Every item is a mapping that has `keys`, each of one of its types."""
+    """Every item is a mapping that has `keys`, each of one of its types; numbers are finite."""
     for item in items:
         if not isinstance(item, dict):
             raise UserError(f"{folder.path}/{name} does not have the format that jaxft writes.")
         for key, types in keys.items():
-            if not isinstance(item.get(key), types):
+            value = item.get(key)
+            number = float in types and isinstance(value, int | float)
+            if not isinstance(value, types) or (number and not numbers.is_finite(value)):
                 raise UserError(f"{folder.path}/{name} has an entry without a proper '{key}'.")
 
 
@@ -256,10 +270,6 @@ def _is_grid(rows: Any, lines: list, columns: Any) -> bool:
     if not isinstance(rows, list) or not isinstance(columns, list) or len(rows) != len(lines):
         return False
     return all(
-        isinstance(row, list) and len(row) == len(columns) and all(map(_finite, row))
+        isinstance(row, list) and len(row) == len(columns) and all(map(numbers.is_finite, row))
         for row in rows
     )
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxft import numbers
 from jaxft.report.page.figures import DASHES, smooth
 from jaxft.report.terminal.study import short_key, value_text
 
@@ -211,7 +212,7 @@ def _line(name: str, colour: int, style: str) -> dict[str, Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return numbers.is_finite(value)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

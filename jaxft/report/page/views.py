@@ -227,12 +227,10 @@ def _command(about: Mapping[str, Any]) -> str:
     return shlex.join(map(str, command)) if isinstance(command, list) else str(command)
 
 
-def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    return {
-        name: float(value)
-        for name, value in values.items()
-        if isinstance(value, int | float) and math.isfinite(value) and not isinstance(value, bool)
-    }
+def _numbers(values: Any) -> dict[str, float]:
+    """Return the finite numbers of a mapping; none if a damaged file has something else there."""
+    items = values.items() if isinstance(values, Mapping) else ()
+    return {name: float(value) for name, value in items if numbers.is_finite(value)}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
