@@ -200,6 +200,16 @@ def _size(file: Path, name: str, value: Any, square: bool) -> tuple[int, int] | 
     )
 
 
+def check_scaled(size: int, resize: tuple[int, int] | int | None) -> None:
+    """Raise a UserError if images of `size` would first be resized to no side that there can be."""
+    for side in (resize,) if isinstance(resize, int) else resize or ():
+        if not 1 <= side <= MOST_SIDE_PIXELS:
+            raise UserError(
+                f"model.image_size: {size} would be a resize to {resize} pixels before the crop.",
+                "Check size and crop_size in preprocessor_config.json.",
+            )
+
+
 def _resample(file: Path, value: Any) -> int:
     if not isinstance(value, int) or value not in range(6):
         raise UserError(f"{file}: 'resample' is {value!r}; Pillow's filters are 0 to 5.")

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from jaxft.bounds import MOST_PIXELS, MOST_SIDE_PIXELS
-from jaxft.data.image.config import FILES, read_settings
+from jaxft.bounds import MOST_PIXELS
+from jaxft.data.image.config import FILES, check_scaled, read_settings
 from jaxft.errors import UserError
 from jaxft.storage.files import write_atomic
 from jaxft.storage.json_files import read_json_object
@@ -179,21 +179,14 @@ def save_processor(source: Path, folder: Path, size: int) -> None:
 
 
 def _resized(processor: ImageProcessor, size: int) -> ImageProcessor:
-    if processor.crop is None:
+    resize, crop = processor.resize, processor.crop
+    if crop is None:
         return replace(processor, resize=(size, size))
-    resize = processor.resize
     if isinstance(resize, int):
-        resize = round(resize * size / min(processor.crop))
+        resize = round(resize * size / min(crop))
     elif resize is not None:
-        (height, width), crop = resize, processor.crop
-        resize = (round(height * size / crop[0]), round(width * size / crop[1]))
-    sides = () if resize is None else (resize,) if isinstance(resize, int) else resize
-    if not all(1 <= side <= MOST_SIDE_PIXELS for side in sides):
-        raise UserError(
-            f"The image processor resizes to {processor.resize} and crops to {processor.crop}; for "
-            f"{size} pixels that would be a resize to {resize}.",
-            "Set model.image_size to the size of the crop.",
-        )
+        resize = (round(resize[0] * size / crop[0]), round(resize[1] * size / crop[1]))
+    check_scaled(size, resize)
     return replace(processor, resize=resize, crop=(size, size))
 
 
