@@ -10,7 +10,7 @@ BIN    := $(VENV)/bin
 SAY    := @printf '\n\033[1m== %s\033[0m\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demos demos-full assets test test-quick test-install test-all lint format docs lock bench clean
+.PHONY: help demo demos demos-full assets test test-quick test-install test-all lint format docs site lock bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -64,7 +64,7 @@ test-all: $(VENV)/.dev  ## all configs and meshes, fault injection, fuzzing; the
 	$(BIN)/pytest -n auto --dist worksteal --full
 
 SCHEMA := $(BIN)/check-jsonschema -q --builtin-schema vendor.github
-lint: $(VENV)/.dev  ## check formatting, lint, types, and that docs/ is up to date
+lint: $(VENV)/.dev  ## check formatting, lint, types, that docs/ is up to date, and the site's links
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -78,15 +78,24 @@ lint: $(VENV)/.dev  ## check formatting, lint, types, and that docs/ is up to da
 	    { echo 'docs/schema.json is out of date: make docs'; exit 1; }
 	@$(BIN)/python -m docs.models_table --check docs/models.md || \
 	    { echo 'docs/models.md is out of date: make docs'; exit 1; }
+	@$(BIN)/python -m docs.reference_pages --check
+	@$(MKDOCS) --quiet --strict --site-dir $(VENV)/site
 
 format: $(VENV)/.dev  ## format, and apply ruff's automatic fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(VENV)/.dev  ## regenerate docs/schema.json and the table in docs/models.md
+docs: $(VENV)/.dev  ## regenerate docs/schema.json, docs/reference/ and the table in docs/models.md
 	$(BIN)/jaxft config --schema > docs/schema.json.new
 	mv docs/schema.json.new docs/schema.json
 	$(BIN)/python -m docs.models_table docs/models.md
+	$(BIN)/python -m docs.reference_pages
+
+# MkDocs' warning of its own next major version, which pyproject.toml excludes, is not about the pages.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+site: $(VENV)/.dev  ## build the documentation as a website: site/index.html
+	@$(MKDOCS) --quiet --strict
 
 lock: $(VENV)/.dev  ## pin the newest releases that pyproject.toml allows, with their hashes, in requirements/
 	$(COMPILE) pyproject.toml requirements/lock.in --extra dev -o requirements/dev.txt

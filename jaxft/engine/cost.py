@@ -36,7 +36,8 @@ def count_flops(function: Callable, *args: Any, **kwargs: Any) -> int:
 
     Args:
         function: any traceable function; a jitted one is counted through.
-        args, kwargs: arrays or `ShapeDtypeStruct`s.
+        *args: arrays or `ShapeDtypeStruct`s.
+        **kwargs: the same, by name.
     """
     return tally_flops(function, *args, **kwargs).total()
 

@@ -1,5 +1,7 @@
 """Every command and every line of Python in README and docs runs, in order.
 
+A YAML block with a title is the file of that name, which the commands after it read.
+
 A page, or each part of it that uses no run of the parts before, runs in a folder that looks like
 the repository: the true `configs/`, and in `assets/` random models of width 16 and few rows
 (`tests/support/small_assets.py`), so that `jaxft train` takes seconds.
@@ -25,7 +27,9 @@ PAGES = [
     *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")),
     *sorted((ROOT / "docs").glob("**/*.md")),
 ]
-FENCE = re.compile(r"^```(sh|python)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(
+    r'^```(?:(sh|python)|yaml title="([\w-]+\.yaml)")\n(.*?)^```', re.DOTALL | re.MULTILINE
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +48,8 @@ def workspace(tmp_path, monkeypatch, assets) -> Path:
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
-    """The fenced `sh` and `python` blocks of a page, in order."""
-    return FENCE.findall(text)
+    """The blocks of a page, in order: `sh`, `python` or the name of a YAML file, and the text."""
+    return [(language or file, block) for language, file, block in FENCE.findall(text)]
 
 
 def parts(page: Path) -> list[str]:
@@ -60,15 +64,19 @@ def parts(page: Path) -> list[str]:
 
 
 def needs_more(part: str) -> bool:
-    """Whether a part of a page has no command, or uses a run that it has not made itself."""
-    commands = "\n".join(text for _, text in blocks(part))
-    made = re.findall(r"^jaxft train configs/(\w+)\.yaml", commands, flags=re.MULTILINE)
-    used = re.findall(r"\bruns/(\w+)", commands)
-    return not commands or "python" in dict(blocks(part)) or bool(set(used) - set(made))
+    """Whether a part has no command, or uses a run or a file that it has not made itself."""
+    commands = "\n".join(text for kind, text in blocks(part) if kind in ("sh", "python"))
+    made = re.findall(r"^jaxft train (?:configs/)?([\w-]+)\.yaml", commands, flags=re.MULTILINE)
+    used = re.findall(r"\bruns/([\w-]+?)(?:-study)?\b(?!-)", commands)
+    read = re.findall(r"(?<![\w/-])([\w-]+\.yaml)", commands)
+    copied = re.findall(r"^jaxft configs copy \w+ ([\w-]+\.yaml)", commands, flags=re.MULTILINE)
+    written = {*dict(blocks(part)), *copied}
+    lacking = (set(used) - set(made)) | (set(read) - written)
+    return not commands or "python" in dict(blocks(part)) or bool(lacking)
 
 
 PARTS = [
-    pytest.param(part, id=f"{page.name}-{number}")
+    pytest.param(part, id=f"{page.relative_to(ROOT)}-{number}")
     for page in PAGES
     for number, part in enumerate(parts(page))
 ]
@@ -96,6 +104,8 @@ def test_the_commands_of_a_page_run(part, workspace):
     for language, text in blocks(part):
         if language == "python":
             exec(compile(text, "python of a page", "exec"), {})
+        elif language != "sh":
+            (workspace / language).write_text(text, encoding="utf-8")
         else:
             for line in text.splitlines():
                 run_command(line)
