@@ -25,6 +25,7 @@ MOST_UNPACKED_BYTES = 1 << 30  # of a Parquet file; a larger one if it is within
 MOST_UNPACKED_TIMES = 100  # its packed size
 MOST_UNPACK_MEMORY = 4 << 30
 MOST_SHARDS = 100_000
+MOST_CLASSES = 1 << 20
 
 # Images: 64 million pixels are 192 MB once decoded.
 MOST_PIXELS = 64 << 20

@@ -1,15 +1,10 @@
-"""Prepared TensorFlow Datasets as random-access rows, without TensorFlow.
-
-A folder describes its features by names of Python classes, and TFDS imports them; so a folder is
-opened only after every name in it is checked to be one of TFDS's own.
-"""
+"""Prepared TensorFlow Datasets as random-access rows, without TensorFlow."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +13,9 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from jaxft.data.sources.reader import Row
+from jaxft.data.sources.tfds_folder import FEATURES, check_folder, check_shards, refused
 from jaxft.errors import UserError, did_you_mean
-from jaxft.storage.json_files import read_json_object
 
-FEATURES = "features.json"
-OWN_CLASSES = "tensorflow_datasets.core.features."
-# How features.json spells "class": protobuf's two spellings and the one before protobuf.
-CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
 HASHED_BYTES = 2**30  # sets up to this size are known by content, larger ones by file sizes
 
 
@@ -55,11 +46,14 @@ class TfdsReader:
         """Return the rows of these numbers, in this order, with `columns` (None: all) of each."""
         wanted = self.columns if columns is None else columns
         numbers = [int(number) for number in numbers]
-        records = self.data.__getitems__(numbers) if numbers else []
-        return [
-            {name: _plain(record[name], self.features[name]) for name in wanted}
-            for record in records
-        ]
+        if not numbers:
+            return []
+        rows = f"rows {min(numbers) + 1:,} to {max(numbers) + 1:,}"
+        with refused(f"{self.folder}: {rows} of '{self.split}' cannot be read"):
+            return [
+                {name: _plain(record[name], self.features[name]) for name in wanted}
+                for record in self.data.__getitems__(numbers)
+            ]
 
     def class_names(self, column: str) -> tuple[str, ...] | None:
         """Return the classes of a column of ClassLabels, one or several per row; None for others.
@@ -85,7 +79,8 @@ def open_tfds(body: str) -> TfdsReader:
             version's folder.
 
     Raises:
-        UserError: no such set, version or split; a foreign class; files that need TensorFlow.
+        UserError: no such set, version or split; a foreign class; files that need TensorFlow; a
+            folder that is damaged or not what TFDS writes.
     """
     name, colon, split = body.rpartition(":")
     if not colon or not name or not split:
@@ -93,9 +88,10 @@ def open_tfds(body: str) -> TfdsReader:
             f"tfds:{body}: the split is missing.", "Write tfds:NAME:SPLIT, such as tfds:NAME:train."
         )
     folder = _find(name)
-    _check_classes(folder)
-    builder = _builder(folder)
-    form = builder.info.file_format
+    check_folder(folder)
+    with refused(f"{folder} is not a folder that TFDS reads"):
+        builder = tfds.builder_from_directory(os.fspath(folder))
+        form, features = builder.info.file_format, builder.info.features
     if form is None or form.value != "array_record":
         raise UserError(
             f"{folder}: the files are {form.value if form else 'of an unknown form'}, which only "
@@ -106,14 +102,16 @@ def open_tfds(body: str) -> TfdsReader:
         raise UserError(
             f"{folder}: there is no split '{split}'.", did_you_mean(split, builder.info.splits)
         )
-    features = builder.info.features
+    about = builder.info.splits[split]
+    check_shards(about.filepaths, about.shard_lengths, folder)
     # Images are bounded and decoded by `image.decode`, and not at all where no one looks at them.
     decoders = {
         name: tfds.decode.SkipDecoding()
         for name, feature in features.items()
         if isinstance(feature, tfds.features.Image) and feature.np_dtype == np.uint8
     }
-    data = builder.as_data_source(split=split, decoders=decoders)
+    with refused(f"{folder} is not a folder that TFDS reads"):
+        data = builder.as_data_source(split=split, decoders=decoders)
     return TfdsReader(folder, split, tuple(features), _identity(folder, split), features, data)
 
 
@@ -150,40 +148,6 @@ def _versions(folder: epath.Path) -> list[str]:
     prepared = [path.name for path in folder.iterdir() if (path / FEATURES).exists()]
     named = [name for name in prepared if all(part.isdigit() for part in name.split("."))]
     return sorted(named, key=lambda name: [int(part) for part in name.split(".")])
-
-
-def _builder(folder: epath.Path) -> Any:
-    return tfds.builder_from_directory(os.fspath(folder))
-
-
-def _check_classes(folder: epath.Path) -> None:
-    """Raise a UserError where features.json names a class that is not TFDS's own."""
-    described = read_json_object(folder / FEATURES)
-    for name in _class_names(described):
-        if not name.startswith(OWN_CLASSES):
-            raise UserError(
-                f"{folder / FEATURES} names the class '{name}', which is not TFDS's own; opening "
-                "the folder would import it, so it was not opened.",
-                "Rebuild the set with features of tensorflow_datasets.features only.",
-            )
-
-
-def _class_names(value: Any) -> Iterator[str]:
-    """Yield every class named anywhere in a description, JSON kept inside strings included."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            if key in CLASS_KEYS and isinstance(inner, str):  # a column may be called `type`
-                yield inner
-            yield from _class_names(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _class_names(inner)
-    elif isinstance(value, str) and value.lstrip().startswith(("{", "[", '"')):
-        try:
-            inner = json.loads(value)
-        except json.JSONDecodeError:
-            return
-        yield from _class_names(inner)
 
 
 def _identity(folder: epath.Path, split: str) -> str:
