@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         message = str(error) if isinstance(error, UserError) else error.format_message()
-        echo(f"jaxft: {' '.join(message.split())}", err=True)
+        _print_error(message, error)
         return 2
     except Exception as error:
         sentence = of_the_system(error)
@@ -93,9 +93,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         if debug:
             traceback.print_exc()
-        echo(f"jaxft: {sentence}", err=True)
+        _print_error(sentence, error)
         return 2
     return code if isinstance(code, int) else 0
+
+
+def _print_error(message: str, error: Exception) -> None:
+    """Print an error in one line, with what was noted on its way: where a replaced run is."""
+    notes = getattr(error, "__notes__", ())
+    echo(f"jaxft: {' '.join(' '.join([message, *notes]).split())}", err=True)
 
 
 def of_the_system(error: Exception) -> str | None:

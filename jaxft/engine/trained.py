@@ -177,7 +177,14 @@ def best_metric(config: Config, task: Task) -> str:
 
 
 def base_checkpoint(run: RunFolder, config: Config) -> Checkpoint:
-    """Return the checkpoint that a run started from: its own copy, or else the source."""
+    """Return the checkpoint that a run started from: its own copy, or else the source.
+
+    Raises:
+        UserError: a file of the copy is not what was written.
+    """
+    if "base" in run.read_json(RUN_FILE):
+        for name in run.digests.names(f"{run.base.name}/"):
+            run.check(name)
     copied = (run.base / "config.json").exists()  # `Model.save` writes it last
     return str(run.base) if copied else config.model.checkpoint
 
@@ -214,8 +221,17 @@ def save_base(run: RunFolder, config: Config, model: Model) -> None:
     source = (
         resolve(str(plain.save(str(run.base), values, overwrite=True))) if copy else model.source
     )
+    if copy:
+        run.digests.record(_small_files(source.folder, run.base.name))
     about = {"kind": config.checkpoint.base, "sha256": source.sha256, "new": plain.report.new}
     run.update(base=about)
+
+
+def _small_files(folder: Path, name: str) -> dict[str, bytes]:
+    """Return the files of a base but for its weights, whose hash is in `run.json`."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = [path for path in paths if path.parent != folder or path.suffix != ".safetensors"]
+    return {f"{name}/{path.relative_to(folder).as_posix()}": path.read_bytes() for path in paths}
 
 
 def copy_adapter(folder: Path, target: PathLike) -> None:
@@ -261,5 +277,4 @@ def check_base(run: RunFolder, source: Source) -> None:
 def write_lines(run: RunFolder, name: str, lines: Any) -> None:
     """Write JSON lines into a run folder atomically; only the first process writes."""
     if is_first():
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        files.write_atomic(run.path / name, text)
+        run.write(name, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -15,6 +16,7 @@ from etils import epath
 
 from jaxft.errors import UserError
 from jaxft.report.trackers import Tracker
+from jaxft.runs.digests import Digests
 from jaxft.storage.buckets import LocalFolder
 
 if TYPE_CHECKING:
@@ -37,9 +39,10 @@ class EventLog:
         resume_step: the step the run goes on from; None starts afresh.
         writes: whether this process writes for all; where another does, nothing is written.
         trackers: what else is told each event's numbers.
+        digests: of the run's files: `keep` sets that of the lines so far; None for none.
 
     Raises:
-        UserError: on resume, a line of `metrics.jsonl` is not JSON.
+        UserError: on resume, a line of `metrics.jsonl` is not JSON, or it is damaged.
     """
 
     def __init__(
@@ -49,22 +52,27 @@ class EventLog:
         resume_step: int | None = None,
         writes: bool = True,
         trackers: Sequence[Tracker] = (),
+        digests: Digests | None = None,
     ):
-        self._trackers = trackers
+        self._trackers, self._digests = trackers, digests
         self._local: LocalFolder | None = None
-        self._file: IO[str] | None = None
+        self._file: IO[bytes] | None = None
         self._writer: SummaryWriter | None = None
         if not writes:
             return
         earlier = [] if resume_step is None else _upto(read_events(folder), resume_step)
         self._local = LocalFolder(folder)
         file = self._local.path / METRICS
-        _rewrite(file, earlier)
-        self._file = file.open("a", encoding="utf-8")
+        text = "".join(json.dumps(event) + "\n" for event in earlier).encode()
+        self._size, self._sha256 = len(text), hashlib.sha256(text)
+        if digests is not None:
+            digests.record({METRICS: text})
+        _rewrite(file, text)
+        self._file = file.open("ab")
         if tensorboard:
             from tensorboardX import SummaryWriter
 
-            epath.Path(folder / TENSORBOARD).rmtree(missing_ok=True)
+            _remove_tensorboard(epath.Path(folder / TENSORBOARD))
             self._writer = SummaryWriter(str(self._local.path / TENSORBOARD))
             for event in earlier:
                 _draw(self._writer, event)
@@ -104,11 +112,14 @@ class EventLog:
         return read_events(self._local.path) if self._local else []
 
     def keep(self) -> None:
-        """Put what was written so far into the bucket, where the run is in one."""
+        """Make what was written so far last: on the disk or in the bucket, with its digest."""
         if self._writer:
             self._writer.flush()
         if self._local:
             self._local.keep()
+        if self._file is not None and self._digests is not None:
+            os.fsync(self._file.fileno())
+            self._digests.record_prefix(METRICS, self._size, self._sha256.hexdigest())
 
     def close(self) -> None:
         """Flush and close both files; a second call does nothing."""
@@ -130,13 +141,20 @@ class EventLog:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        try:
+            if error is None:
+                self.keep()
+        finally:
+            self.close()
 
     def _write(self, event: dict[str, Any]) -> None:
         if self._file is None:
             return
-        self._file.write(json.dumps(event, allow_nan=False) + "\n")
+        line = (json.dumps(event, allow_nan=False) + "\n").encode()
+        self._file.write(line)
         self._file.flush()
+        self._size += len(line)
+        self._sha256.update(line)
         if self._writer:
             _draw(self._writer, event)
         for tracker in self._trackers:
@@ -149,9 +167,11 @@ def read_events(folder: Path) -> list[dict[str, Any]]:
     A last line without its end, as a killed run leaves it, is passed over.
 
     Raises:
-        UserError: another line is not a JSON object with a kind and a step.
+        UserError: another line is not a JSON object with a kind and a step; or the file is not
+            what was written, by its digest.
     """
     path = folder / METRICS
+    Digests(folder).check_prefix(METRICS)
     if not path.is_file():
         return []
     lines = path.read_bytes().split(b"\n")
@@ -176,11 +196,18 @@ def _upto(events: Iterable[dict[str, Any]], step: int) -> list[dict[str, Any]]:
     return [event for event in events if event["step"] <= step]
 
 
-def _rewrite(path: Path, events: Iterable[dict[str, Any]]) -> None:
+def _rewrite(path: Path, text: bytes) -> None:
     """Write aside, then rename: a run killed here keeps either the old file or the new one."""
     aside = path.with_name(path.name + ".part")
-    aside.write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
+    aside.write_bytes(text)
     os.replace(aside, path)
+
+
+def _remove_tensorboard(folder: epath.Path) -> None:
+    """Remove the events of an earlier start; the folder may be a link, to another disk."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name.startswith("events.out.tfevents"):
+            path.unlink()
 
 
 def _plain(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, Literal, NamedTuple
 
 import jax
@@ -25,9 +25,12 @@ from jaxft.runs.leaves import (
     verify,
     with_parts,
 )
-from jaxft.runs.saver import Pace, Saver, writing
+from jaxft.runs.saver import Pace, PreserveBest, Saver, writing
 from jaxft.storage.files import resolved
+from jaxft.storage.json_files import read_json_object
 from jaxft.tree import under
+
+DESCRIPTION = "_CHECKPOINT_METADATA"  # Orbax's file of a checkpoint with what `sealed` gave
 
 
 class Restored(NamedTuple, Generic[State]):
@@ -71,11 +74,9 @@ class Checkpoints:
             raise UserError(f"{self.folder} holds no checkpoint.")
         self._best_metric, self._mode = best_metric, mode
         self._resumed_at: float = math.inf
+        self._metrics: dict[int, Mapping[str, float] | None] = {}  # of checkpoints, by step
         policies = ocp.training.preservation_policies
-        best = policies.BestN(
-            get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False
-        )
-        rules = [policies.LatestN(keep), *([best] if best_metric is not None else [])]
+        rules = [policies.LatestN(keep), PreserveBest(self._best_of)]
         pace = Pace()
         try:
             self._orbax = ocp.training.Checkpointer(
@@ -107,13 +108,11 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step with the best metric (the latest among equals), or None if none has one."""
-        scored = [(self._score(entry.metrics), entry.step) for entry in self._saver.complete()]
-        score, step = max(scored, default=(-math.inf, None))
-        return step if score > -math.inf else None
+        return self._best_of(self._saver.complete())
 
     def metrics(self, step: int) -> dict[str, float] | None:
         """The metrics saved with `step`, or None."""
-        saved = {entry.step: entry.metrics for entry in self._saver.complete()}.get(step)
+        saved = {entry.step: self._metrics_of(entry) for entry in self._saver.complete()}.get(step)
         return dict(saved) if saved else None
 
     def save(
@@ -146,6 +145,7 @@ class Checkpoints:
             saved = step in self.steps()
             if saved and (scores is None or self.metrics(step) is not None):
                 return
+            self._metrics.pop(step, None)
             self._saver.save(step, parts_of(state), scores, meta or {}, overwrite=saved)
 
     def restore(self, like: Callable[[int], State], step: int | None = None) -> Restored[State]:
@@ -167,7 +167,8 @@ class Checkpoints:
             wanted = like(candidate)
             parts = parts_of(wanted)
             try:
-                saved, meta = self._record(candidate)
+                record = self._record(candidate)
+                saved, meta = record["leaves"], record["meta"]
                 compare(saved, parts, f"{self.folder}/{candidate}")
                 loaded = self._read(candidate, parts, saved)
             except DamagedError as damage:
@@ -196,7 +197,7 @@ class Checkpoints:
         self.wait()
         step = self.resolve(which)
         try:
-            leaves, _ = self._record(step)
+            leaves: Leaves = self._record(step)["leaves"]
             field = "average" if under(leaves, "average") else "trainable"
             parts = shapes_of(leaves, (field, "settled"), shardings)
             loaded = self._read(step, parts, leaves)
@@ -243,6 +244,12 @@ class Checkpoints:
         with self._failures_named():
             self._saver.close()
 
+    def _best_of(self, entries: Sequence[Any]) -> int | None:
+        """The step with the best metric among Orbax's entries, the latest among equals."""
+        scored = [(self._score(self._metrics_of(entry)), entry.step) for entry in entries]
+        score, step = max(scored, default=(-math.inf, None))
+        return step if score > -math.inf else None
+
     def _score(self, metrics: Mapping[str, float] | None) -> float:
         """Higher is better; a checkpoint without the metric comes last."""
         value = (metrics or {}).get(self._best_metric or "")
@@ -250,9 +257,24 @@ class Checkpoints:
             return -math.inf
         return -value if self._mode == "min" else value
 
-    def _record(self, step: int) -> tuple[Leaves, dict[str, Any]]:
+    def _metrics_of(self, entry: Any) -> Mapping[str, float] | None:
+        """The metrics of one of Orbax's entries, from the checkpoint's own sealed description.
+
+        Orbax's file of metrics has no checksum. It serves where the description has none, of an
+        earlier version, or is damaged, which is told when the checkpoint is read.
+        """
+        if entry.step not in self._metrics:
+            try:
+                described = self._record(entry.step)
+            except DamagedError:
+                described = {}
+            self._metrics[entry.step] = described.get("metrics", entry.metrics)
+        return self._metrics[entry.step]
+
+    def _record(self, step: int) -> dict[str, Any]:
         def read() -> Any:
-            return unsealed(self._orbax.checkpointables_metadata(step).custom_metadata)
+            path = self.folder / str(step) / DESCRIPTION
+            return unsealed(read_json_object(path)["custom_metadata"])
 
         return attempt(read, "its metadata cannot be read")
 

@@ -7,28 +7,36 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import yaml
 from etils import epath
 
+from jaxft.bounds import MOST_JSON_BYTES
 from jaxft.device.distributed import SHARED, compare, from_first, is_first
 from jaxft.errors import UserError, did_you_mean
+from jaxft.runs.digests import DIGESTS, Digests
 from jaxft.runs.formats import RUN_FILE, check_format
-from jaxft.runs.kinds import SET_ASIDE, FolderKind, check_folder, set_aside, utc_now
+from jaxft.runs.kinds import (
+    FolderKind,
+    check_folder,
+    put_back,
+    remove_replaced,
+    replaced,
+    set_aside,
+    utc_now,
+)
 from jaxft.storage import files
 from jaxft.storage.buckets import reached
-from jaxft.storage.json_files import read_json
+from jaxft.storage.json_files import parse_json, read_regular
 from jaxft.storage.plain_yaml import dump_plain_yaml, load_plain_yaml
 
 CONFIG_FILE = "config.yaml"
 LOCK_FILE = "run.lock"
 
 
-RUN = FolderKind("run", RUN_FILE, LOCK_FILE, "run.name", (CONFIG_FILE,))
+RUN = FolderKind("run", RUN_FILE, LOCK_FILE, "run.name", (CONFIG_FILE, DIGESTS))
 
 
 class RunFolder:
@@ -39,6 +47,7 @@ class RunFolder:
     Attributes:
         path: the folder, local or in a bucket.
         resumed: whether the run was there before.
+        digests: of its files.
     """
 
     def __init__(
@@ -47,15 +56,19 @@ class RunFolder:
         resumed: bool = False,
         lock: contextlib.ExitStack | None = None,
     ):
-        self.path = epath.Path(path)
-        self.resumed = resumed
+        self.path, self.resumed = epath.Path(path), resumed
+        self.digests = Digests(self.path)
         self._lock = lock or contextlib.ExitStack()
 
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        try:
+            if isinstance(error, Exception):
+                self._fail(error)
+        finally:
+            self.close()
 
     @property
     def name(self) -> str:
@@ -81,9 +94,7 @@ class RunFolder:
         """The resolved config that the run was last started with."""
         file = self.path / CONFIG_FILE
         try:
-            return load_plain_yaml(file.read_text())
-        except FileNotFoundError:
-            raise UserError(f"{self.path} has no {CONFIG_FILE}.") from None
+            return load_plain_yaml(self.read(CONFIG_FILE).decode())
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}.") from None
 
@@ -94,18 +105,38 @@ class RunFolder:
             UserError: it is not there, is no JSON, or has another format than jaxft writes.
         """
         file = self.path / name
-        try:
-            content = read_json(file)
-        except FileNotFoundError:
-            raise UserError(f"{self.path} has no {name}.") from None
+        content = parse_json(self.read(name), file)
         check_format(name, content, str(file))
         return content
 
-    def write_json(self, name: str, content: Any) -> None:
-        """Writes one of the run's JSON files whole, or not at all."""
+    def read(self, name: str, most_bytes: int = MOST_JSON_BYTES) -> bytes:
+        """The content of one of the run's files, compared with its digest.
+
+        Raises:
+            UserError: it is not there, is no regular file, is larger than `most_bytes`, or is not
+                what was written.
+        """
+        try:
+            return self.digests.verified(name, lambda: read_regular(self.path / name, most_bytes))
+        except FileNotFoundError:
+            raise UserError(f"{self.path} has no {name}.") from None
+
+    def check(self, name: str) -> None:
+        """Raises a UserError if one of the run's files is not there, or not what was written."""
+        try:
+            self.digests.verified(name, lambda: (self.path / name).read_bytes())
+        except OSError:
+            raise self.digests.damaged(name) from None
+
+    def write(self, name: str, text: str) -> None:
+        """Writes one of the run's files whole, or not at all, with its digest."""
         if is_first():
-            text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-            files.write_atomic(self.path / name, text + "\n")
+            self.digests.write(name, text.encode())
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Writes one of the run's JSON files whole, or not at all, with its digest."""
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+        self.write(name, text + "\n")
 
     def update(self, **facts: Any) -> None:
         """Adds facts to `run.json`, such as `state="finished"`; the others stay."""
@@ -118,25 +149,24 @@ class RunFolder:
         Raises:
             UserError: `run.json`, which may come from somebody else, names another folder.
         """
-        old = self.read_json(RUN_FILE).get("replaces")
-        if old is None:
-            return None
-        own = isinstance(old, str) and re.fullmatch(re.escape(self.name) + SET_ASIDE, old)
-        if own and not os.path.islink(self.path.parent / old):
-            return self.path.parent / old
-        raise UserError(
-            f"{self.path / RUN_FILE}: {str(old)[:200]!r} is not a run that this one replaced.",
-            "Set 'replaces' to null; nothing was deleted.",
-        )
+        return replaced(self.path, RUN, self.read_json(RUN_FILE).get("replaces"))
 
     def discard_old(self) -> None:
         """Deletes the run that this one replaced; to be called after the first save."""
         folder = self.replaced() if is_first() else None
-        if folder is None:
-            return
-        if (folder / RUN_FILE).exists():
-            folder.rmtree()
-        self.update(replaces=None)
+        if folder is not None:
+            remove_replaced(folder, self.name, RUN)
+            self.update(replaces=None)
+
+    def _fail(self, error: Exception) -> None:
+        """Note in `run.json` that the run failed, and in the error where the run before it is."""
+        with contextlib.suppress(UserError, OSError):  # the disk may be full
+            if self.read_json(RUN_FILE)["state"] == "running":
+                self.update(state="failed")
+        with contextlib.suppress(UserError, OSError):
+            old = self.replaced()
+            if old is not None and old.exists():
+                error.add_note(f"The run that this one was to replace is in {old}.")
 
     def close(self) -> None:
         """Lets go of the lock."""
@@ -158,7 +188,9 @@ def run_path(name: str, dir: epath.PathLike) -> epath.Path:
 
 
 def check_run(name: str, dir: epath.PathLike, *, resume: bool, overwrite: bool) -> bool:
-    """Return whether there is a run to resume; touches nothing.
+    """Return whether there is a run to resume; changes nothing.
+
+    Only a run that a killed `--overwrite` set aside, with nothing yet in its place, is put back.
 
     Args:
         name: the run's name.
@@ -171,6 +203,7 @@ def check_run(name: str, dir: epath.PathLike, *, resume: bool, overwrite: bool) 
             a link and would be replaced; `run.json` would have a foreign folder deleted.
     """
     path = run_path(name, dir)
+    put_back(path, RUN)
     resumed = check_folder(path, RUN, resume=resume, overwrite=overwrite)
     if resumed:
         RunFolder(path).replaced()
@@ -209,10 +242,16 @@ def create_run(
         resumed = check_run(name, dir, resume=resume, overwrite=overwrite)
         run = RunFolder(run_path(name, dir), resumed)
         replaces = set_aside(run.path, RUN) if overwrite else None
-        with contextlib.ExitStack() as undone:
-            undone.enter_context(files.lock(run.path / LOCK_FILE))
-            _write_start(run, config_dump, facts, replaces)
-            lock.push(undone.pop_all())
+        try:
+            with contextlib.ExitStack() as undone:
+                undone.enter_context(files.lock(run.path / LOCK_FILE))
+                for folder in (run.path, run.base, run.base / "adapter", run.path / "samples"):
+                    files.remove_leftovers(folder)
+                _write_start(run, config_dump, facts, replaces)
+                lock.push(undone.pop_all())
+        except BaseException:
+            put_back(run.path, RUN)
+            raise
         return resumed
 
     run = RunFolder(run_path(name, dir), from_first(make), lock)
@@ -226,8 +265,7 @@ def _write_start(
     run: RunFolder, config_dump: Mapping, facts: Mapping, replaces: str | None
 ) -> None:
     started = utc_now()
-    text = dump_plain_yaml(config_dump)
-    files.write_atomic(run.path / CONFIG_FILE, text)
+    run.write(CONFIG_FILE, dump_plain_yaml(config_dump))
     if run.resumed:
         first = run.read_json(RUN_FILE)
         resumed = [*first.get("resumed", []), {"started": started, **facts}]

@@ -81,25 +81,28 @@ def shapes_of(
     return {field: leaves for field, leaves in sums.items() if leaves}
 
 
-def sealed(leaves: Leaves, meta: dict[str, Any]) -> dict[str, Any]:
+def sealed(
+    leaves: Leaves, meta: dict[str, Any], metrics: Mapping[str, float] | None
+) -> dict[str, Any]:
     """The description of a checkpoint, with a hash that tells when it was damaged itself."""
-    return {"leaves": leaves, "meta": meta, "sha256": _digest(leaves, meta)}
+    record = {"leaves": leaves, "meta": meta, "metrics": metrics}
+    return {**record, "sha256": _digest(*record.values())}
 
 
-def unsealed(record: dict[str, Any]) -> tuple[Leaves, dict[str, Any]]:
-    """The leaves and the meta of a description.
+def unsealed(record: dict[str, Any]) -> dict[str, Any]:
+    """The description itself, with `leaves`, `meta` and, but for earlier versions, `metrics`.
 
     Raises:
         ValueError: it is not what `sealed` gave.
     """
-    leaves, meta = record["leaves"], record["meta"]
-    if record["sha256"] != _digest(leaves, meta):
+    parts = [record[name] for name in ("leaves", "meta", "metrics") if name in record]
+    if record["sha256"] != _digest(*parts):
         raise ValueError("the checkpoint's metadata differs from what was saved")
-    return leaves, meta
+    return record
 
 
-def _digest(leaves: Leaves, meta: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps([leaves, meta], sort_keys=True).encode()).hexdigest()
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def compare(saved: Leaves, parts: dict[str, Any], where: str) -> None:

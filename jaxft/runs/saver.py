@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
+from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 # Named in the documentation of `MemoryOptions`, and exported nowhere (0.12.8).
+from orbax.checkpoint._src.path.atomicity_types import TMP_DIR_SUFFIX
 from orbax.checkpoint._src.serialization.types import (
     DefaultSerializationStatusCallback,
     TransferPriority,
 )
 
+from jaxft.device.distributed import is_first
 from jaxft.runs.leaves import begin_checksum, describe, sealed
+from jaxft.storage.files import is_bucket
 
 HOST = "pinned_host"
 PIECE = 16 << 20  # bytes of an array or several that are written at a time beside steps on a CPU
@@ -84,6 +89,53 @@ def writing(pace: Pace) -> ocp.Context:
     return context
 
 
+class PreserveBest:
+    """Orbax's policy that keeps the best checkpoint.
+
+    Args:
+        best: chooses the step among Orbax's entries; None for none.
+    """
+
+    def __init__(self, best: Callable[[Sequence[Any]], int | None]):
+        self._best = best
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: object) -> Sequence[bool]:
+        """Return for each checkpoint whether it is the best."""
+        del context
+        best = self._best(checkpoints)
+        return [entry.step == best for entry in checkpoints]
+
+
+class RenamingDeleter:
+    """Deleter for Orbax that gives a checkpoint a temporary name before it deletes it.
+
+    Orbax deletes file by file: a process killed meanwhile leaves a half checkpoint, which is listed
+    like a whole one. One with a temporary name is not, and Orbax deletes it at the next start.
+
+    Args:
+        folder: local, of the checkpoints.
+    """
+
+    def __init__(self, folder: epath.Path):
+        self._folder = folder
+
+    def delete(self, step: int) -> None:
+        """Delete the checkpoint of a step; of several processes only the first does."""
+        path = self._folder / str(step)
+        if is_first() and path.exists():
+            aside = self._folder / f"{step}{TMP_DIR_SUFFIX}-{secrets.token_hex(8)}"
+            path.rename(aside)
+            aside.rmtree()
+
+    def delete_steps(self, steps: Sequence[int]) -> None:
+        """Delete the checkpoints of several steps."""
+        for step in steps:
+            self.delete(step)
+
+    def close(self) -> None:
+        """Do nothing: no deletion is in the background."""
+
+
 class Saver:
     """Writes through one of Orbax's checkpointers without holding up the steps.
 
@@ -101,6 +153,10 @@ class Saver:
 
     def __init__(self, orbax: ocp.training.Checkpointer, pace: Pace):
         self._orbax, self._pace = orbax, pace
+        folder = epath.Path(orbax.directory)
+        if not is_bucket(folder):  # where nothing can be renamed
+            # The option `todelete_subdir` of Orbax's manager is not to be had here (0.12.8).
+            orbax._manager._checkpoint_deleter = RenamingDeleter(folder)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="jaxft-save")
         self._pending: Future[None] | None = None
         self._complete: list[Any] = []
@@ -144,7 +200,7 @@ class Saver:
                 force=True,
                 overwrite=overwrite,
                 metrics=metrics,
-                custom_metadata=sealed(describe(parts, sums), dict(meta)),
+                custom_metadata=sealed(describe(parts, sums), dict(meta), metrics),
             )
 
         if can_copy(parts):

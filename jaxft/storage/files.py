@@ -191,6 +191,14 @@ def is_leftover(name: str) -> bool:
     return _ASIDE.fullmatch(name) is not None
 
 
+def remove_leftovers(folder: epath.PathLike) -> None:
+    """Delete the half-written files that killed processes left in a local folder."""
+    path = pathlib.Path(folder)
+    for entry in path.iterdir() if not is_bucket(folder) and path.is_dir() else ():
+        if is_leftover(entry.name) and entry.is_file() and not entry.is_symlink():
+            entry.unlink(missing_ok=True)
+
+
 def names_in(folder: epath.PathLike) -> set[str]:
     """Return the names of the entries of a folder; an empty set if it does not exist.
 

@@ -71,16 +71,25 @@ def read_json(path: pathlib.Path, most_bytes: int = MOST_JSON_BYTES) -> Any:
         UserError: it is no regular file, larger than `most_bytes`, or refused by `parse_json`.
         OSError: it is not there, or the system refuses to open it.
     """
+    return parse_json(read_regular(path, most_bytes), path)
+
+
+def read_regular(path: pathlib.Path, most_bytes: int = MOST_JSON_BYTES) -> bytes:
+    """Read a regular file of bounded size, or a link to one; in a bucket too.
+
+    Raises:
+        UserError: it is no regular file, or larger than `most_bytes`.
+        OSError: it is not there, or the system refuses to open it.
+    """
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is not a regular file.")
-    text = bytearray()
+    content = bytearray()
     with path.open("rb") as file:
         while block := file.read(BLOCK):  # at once, it would reserve memory for the largest file
-            text += block
-            if len(text) > most_bytes:
-                most = size(most_bytes)
-                raise UserError(f"{path} is larger than {most}, the most JSON that is read.")
-    return parse_json(bytes(text), path)
+            content += block
+            if len(content) > most_bytes:
+                raise UserError(f"{path} is larger than {size(most_bytes)}, the most that is read.")
+    return bytes(content)
 
 
 def read_json_object(path: pathlib.Path, most_bytes: int = MOST_JSON_BYTES) -> dict[str, Any]:

@@ -19,8 +19,17 @@ from etils import epath
 from jaxft.config.load import Config
 from jaxft.device.process import environment
 from jaxft.errors import UserError
+from jaxft.runs.digests import DIGESTS
 from jaxft.runs.folder import RunFolder, run_path
-from jaxft.runs.kinds import FolderKind, check_folder, set_aside, utc_now
+from jaxft.runs.kinds import (
+    FolderKind,
+    check_folder,
+    put_back,
+    remove_replaced,
+    replaced,
+    set_aside,
+    utc_now,
+)
 from jaxft.storage import files
 from jaxft.storage.buckets import check_bucket
 from jaxft.studies.members import Member
@@ -28,7 +37,7 @@ from jaxft.studies.members import Member
 STUDY_FILE = "study.json"
 TABLE_FILE = "study.parquet"
 PARTS = "parts"
-STUDY = FolderKind("study", STUDY_FILE, "study.lock", "--name")
+STUDY = FolderKind("study", STUDY_FILE, "study.lock", "--name", (DIGESTS,))
 
 
 class StudyFolder:
@@ -36,17 +45,10 @@ class StudyFolder:
 
     Attributes:
         path: the folder.
-        replaces: the study that it replaces, renamed to this path until `discard_old`.
     """
 
-    def __init__(
-        self,
-        path: epath.PathLike,
-        replaces: epath.Path | None = None,
-        lock: contextlib.ExitStack | None = None,
-    ):
+    def __init__(self, path: epath.PathLike, lock: contextlib.ExitStack | None = None):
         self.path = epath.Path(path)
-        self.replaces = replaces
         self._files = RunFolder(self.path, lock=lock)
 
     def __enter__(self) -> StudyFolder:
@@ -89,15 +91,17 @@ class StudyFolder:
 
     def discard_old(self) -> None:
         """Delete the study that this one replaced."""
-        if self.replaces is not None and (self.replaces / STUDY_FILE).exists():
-            self.replaces.rmtree()
-        self.replaces = None
+        old = replaced(self.path, STUDY, self.about().get("replaces"))
+        if old is not None:
+            remove_replaced(old, self.path.name, STUDY)
+            self.update(replaces=None)
 
 
 def check_study(name: str, dir: epath.PathLike, *, resume: bool, overwrite: bool) -> bool:
     """Return whether there is a study to resume; arguments and errors as `check_run`."""
     path = run_path(name, dir)
     check_bucket(path)
+    put_back(path, STUDY)
     return check_folder(path, STUDY, resume=resume, overwrite=overwrite)
 
 
@@ -117,10 +121,18 @@ def create_study(
     """
     path, lock = run_path(name, dir), contextlib.ExitStack()
     old = set_aside(path, STUDY) if overwrite else None
-    lock.enter_context(files.lock(path / STUDY.lock))
-    study = StudyFolder(path, None if old is None else path.parent / old, lock)
-    if not (path / STUDY_FILE).exists():
-        study.update(name=name, state="running", started=utc_now(), **facts)
+    study = StudyFolder(path, lock)
+    try:
+        with contextlib.ExitStack() as undone:
+            undone.enter_context(files.lock(path / STUDY.lock))
+            for folder in (path, path / PARTS):
+                files.remove_leftovers(folder)
+            if not (path / STUDY_FILE).exists():
+                study.update(name=name, state="running", started=utc_now(), replaces=old, **facts)
+            lock.push(undone.pop_all())
+    except BaseException:
+        put_back(path, STUDY)
+        raise
     return study
 
 

@@ -59,7 +59,8 @@ class Log:
         self.meter = Meter(setup)
         # Only the first process writes.
         resumed = first or None
-        self.events = EventLog(run.path, config.report.tensorboard, resumed, is_first(), trackers)
+        where = run.path, config.report.tensorboard, resumed, is_first()
+        self.events = EventLog(*where, trackers, run.digests)
         self.progress = Progress(setup.length.total_steps, first, console, quiet)
 
     def __enter__(self) -> Self:

@@ -185,11 +185,12 @@ def test_a_model_is_not_saved_over_its_own_source(folder, tmp_path):
     assert not (source / "deep").exists()
 
 
-def test_what_a_killed_export_left_is_in_no_exports_way(folder, tmp_path):
-    (tmp_path / ".weights-x").mkdir()
-    (tmp_path / ".weights-x" / "0").write_bytes(b"half")
+def test_what_a_killed_export_left_is_cleared_by_the_next(folder, tmp_path):
+    (tmp_path / ".weights-0a_bcdef").mkdir()
+    (tmp_path / ".weights-0a_bcdef" / "0").write_bytes(b"half")
     (tmp_path / ".config.json.0123abcd.tmp").write_bytes(b"half")
     registry.load(str(folder)).save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 def test_a_file_is_no_folder(folder, tmp_path):

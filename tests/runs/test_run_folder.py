@@ -234,6 +234,7 @@ def test_a_folder_that_is_no_run_names_the_runs_near_it(tmp_path):
 def test_values_of_another_type_are_named(tmp_path, name, facts, sentence):
     run = create(tmp_path)
     run.close()
+    (run.path / "digests.json").unlink()  # as it may be in a run folder of somebody else
     (run.path / name).write_text(json.dumps(facts))
     with pytest.raises(UserError) as caught:
         open_run(run.path).read_json(name)
@@ -246,6 +247,7 @@ def test_a_config_with_aliases_is_refused_and_none_is_written(tmp_path):
     run = create(tmp_path, {"run": {"name": "a"}, "one": shared, "two": shared})
     run.close()
     assert open_run(run.path).config()["two"] == shared
+    (run.path / "digests.json").unlink()
     for text in ("a: &a [x]\nb: [*a, *a]", "a: &a {b: *a}"):
         (run.path / "config.yaml").write_text(text)
         with pytest.raises(UserError, match=r"config\.yaml is not YAML: an alias \(\*a\)"):
@@ -257,6 +259,7 @@ def test_broken_files_of_a_run_are_named(tmp_path):
     run.close()
     with pytest.raises(UserError, match=r"a has no result\.json"):
         run.read_json("result.json")
+    (run.path / "digests.json").unlink()
     (run.path / "result.json").write_text('{"half')
     with pytest.raises(UserError, match=r"result\.json is not JSON"):
         run.read_json("result.json")

@@ -382,6 +382,7 @@ def test_a_page_shows_blanks_before_and_after(run):
     assert len(lines) == len(earlier) == 15
     lines[0] |= {"text": "<b>[MASK]</b>", "blank": [3, 9], "hidden": "a&b"}
     whole = "".join(json.dumps(line) + "\n" for line in lines)
+    (run.folder / "digests.json").unlink()
     (run.folder / "predictions-eval.jsonl").write_text(whole)
     page = write_page([run.folder]).read_text()
     assert "Missing data" not in page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from jaxft.storage.files import (
     create_file,
     is_bucket,
     is_leftover,
+    remove_leftovers,
     replace_file,
     resolved,
     settle_file,
@@ -116,6 +118,7 @@ def write_weights(
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(folder)
         with tempfile.TemporaryDirectory(prefix=ASIDE, dir=folder) as aside:
             shards: list[tuple[Path, list[str]]] = []
             types, total = set(), 0
@@ -130,6 +133,14 @@ def write_weights(
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"{folder / WEIGHTS} could not be written: {reason}.") from None
     return types
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Delete what a process that was killed in `write_weights` or beside it left half-written."""
+    remove_leftovers(folder)
+    for path in folder.iterdir():
+        if re.fullmatch(re.escape(ASIDE) + "[a-z0-9_]{8}", path.name) and not path.is_symlink():
+            shutil.rmtree(path)
 
 
 def _parts(

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from jaxft import numbers
+from jaxft.bounds import MOST_PREDICTIONS_BYTES
 from jaxft.errors import UserError
 from jaxft.report.events import read_events
 from jaxft.report.page.predictions.lines import ANSWER, LINES, NUMBER, Keys, view_of
@@ -231,10 +232,9 @@ def _predictions(
 ) -> list[dict[str, Any]]:
     name = f"predictions-{split}.jsonl"
     path = folder.path / name
-    if not path.exists():
-        raise UserError(f"{folder.path} has no {name}.")
     lines = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    content = folder.read(name, MOST_PREDICTIONS_BYTES)
+    for number, line in enumerate(content.splitlines(), 1):
         lines.append(parse_json(line, f"{path}, line {number}"))
     _check(lines, keys, folder, name)
     if not all(map(_names_classes, lines)):
