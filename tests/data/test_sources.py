@@ -129,7 +129,7 @@ BAD_FILES = {
     "open quote": (b'text,label\ngood,0\n"never,1\nclosed,0\n', "row 2 is not CSV"),
     "garbled quote": (b'text,label\n"twas" the night,0\n', "row 1 is not CSV"),
     "empty": (b"", "the file is empty"),
-    "twice": (b"text,text\na,b\n", "names the column 'text' twice"),
+    "twice": (b"text,text\na,b\n", "two columns are named 'text'"),
     "no rows": (b"text,label\n", "has no rows"),
 }
 

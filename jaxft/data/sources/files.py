@@ -9,6 +9,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,16 +19,17 @@ from typing import BinaryIO
 
 import numpy as np
 
+from jaxft.bounds import MOST_COLUMNS, MOST_ROW_BYTES, MOST_ROWS
 from jaxft.data.sources.reader import Row
 from jaxft.errors import UserError, nearest
+from jaxft.numbers import size
 from jaxft.storage.files import sha256
 from jaxft.storage.json_files import TOO_DEEP, json_fault
 
-# A field may be a whole document; the csv module's own limit is 131,072 characters.
-FIELD_LIMIT = 2**31 - 1
 BOM = b"\xef\xbb\xbf"
 CONLL_COLUMNS = ("tokens", "tags")
 DOCUMENT = "-DOCSTART-"
+NAMED = 20  # columns in a message
 
 
 @dataclass(frozen=True)
@@ -82,17 +85,15 @@ def open_csv(path: Path) -> FileReader:
         lines = _Lines(file, path)
         table = csv.reader(lines, strict=True)
         columns: list[str] = []
-        spans: list[tuple[int, int]] = []
-        start = lines.end
+        spans = array("q")
         try:
             for fields in table:
                 if fields and not columns:
-                    columns = _header(fields, path)
+                    check_columns(columns := fields, path)
                 elif fields:
                     lines.check(len(fields) == len(columns), _field_count(fields, columns))
-                    spans.append((start, lines.end))
-                    lines.row += 1
-                start = lines.end
+                    spans.extend(lines.end_row())
+                lines.start = lines.end
         except csv.Error as error:
             raise UserError(
                 f"{path}: row {lines.row} is not CSV ({error}).",
@@ -110,17 +111,15 @@ def open_jsonl(path: Path) -> FileReader:
         UserError: no such file; or, by row, text that is not UTF-8 or not a JSON object.
     """
     columns: list[str] = []
-    spans: list[tuple[int, int]] = []
+    spans = array("q")
     with _open(path) as file:
         lines = _Lines(file, path)
-        start = lines.end
         for text in lines:
             if text.strip():
                 row = _load_object(text, lines)
                 columns = list(row) if not spans else [name for name in columns if name in row]
-                spans.append((start, lines.end))
-                lines.row += 1
-            start = lines.end
+                spans.extend(lines.end_row())
+            lines.start = lines.end
     return FileReader(path, tuple(columns), sha256(path), _as_spans(spans), _parse_json)
 
 
@@ -133,22 +132,22 @@ def open_conll(path: Path) -> FileReader:
     Raises:
         UserError: no such file; or, by row, text that is not UTF-8 or a word without a tag.
     """
-    spans: list[tuple[int, int]] = []
+    spans = array("q")
     with _open(path) as file:
         lines = _Lines(file, path)
-        start = end = lines.end
+        end = lines.end
         for text in lines:
             if text.strip() and not text.startswith(DOCUMENT):
                 fields = _fields(text)
                 lines.check(len(fields) > 1 and all(fields), f"has no tag ('{fields[0]}')")
                 end = lines.end
                 continue
-            if end > start:
-                spans.append((start, end))
-                lines.row += 1
-            start = end = lines.end
-        if end > start:
-            spans.append((start, end))
+            if end > lines.start:
+                spans.extend((lines.start, end))
+                lines.end_row()
+            lines.start = end = lines.end
+        if end > lines.start:
+            spans.extend((lines.start, end))
     return FileReader(path, CONLL_COLUMNS, sha256(path), _as_spans(spans), _parse_conll)
 
 
@@ -164,13 +163,14 @@ def _parse_conll(text: str, columns: Sequence[str]) -> Row:
 
 
 class _Lines:
-    """The decoded lines of a file, with the place reached: `end` in bytes, `line`, `row`."""
+    """The decoded lines of a file, and the position: `start` of the row, `end`, `line`, `row`."""
 
     def __init__(self, file: BinaryIO, path: Path):
         self.path = path
         self.row = 1  # number of the row being read; the header is none
         self.line = 0
         self.end = len(BOM) if file.read(len(BOM)) == BOM else 0
+        self.start = self.end
         file.seek(self.end)
         self._file = file
 
@@ -178,9 +178,13 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
-        raw = next(self._file)
+        raw = self._file.readline(MOST_ROW_BYTES + 1)
+        if not raw:
+            raise StopIteration
         self.end += len(raw)
         self.line += 1
+        right = self.end - self.start <= MOST_ROW_BYTES
+        self.check(right, f"is longer than {size(MOST_ROW_BYTES)}, the most that is read")
         try:
             return raw.decode()
         except UnicodeDecodeError as error:
@@ -190,21 +194,32 @@ class _Lines:
                 "Save the file as UTF-8.",
             ) from None
 
+    def end_row(self) -> tuple[int, int]:
+        """Count a row that has been read, and return its first byte and the one after its last."""
+        self.check(self.row <= MOST_ROWS, f"is one too many: at most {MOST_ROWS:,} are read")
+        self.row += 1
+        return self.start, self.end
+
     def check(self, right: bool, fault: str) -> None:
         """Raise a UserError that says where the fault is, unless `right`."""
         if not right:
             raise UserError(f"{self.path}: row {self.row} (line {self.line}) {fault}.")
 
 
-def _header(fields: list[str], path: Path) -> list[str]:
-    twice = [name for number, name in enumerate(fields) if name in fields[:number]]
-    if twice:
-        raise UserError(f"{path}: the header names the column '{twice[0]}' twice.")
-    return fields
+def check_columns(names: Sequence[str], where: str | Path) -> None:
+    """Raise a UserError where a table has too many columns, or two of one name."""
+    if len(names) > MOST_COLUMNS:
+        raise UserError(
+            f"{where}: there are {len(names):,} columns; at most {MOST_COLUMNS:,} are read."
+        )
+    common, times = Counter(names).most_common(1)[0] if names else ("", 0)
+    if times > 1:
+        raise UserError(f"{where}: two columns are named '{common}'.", "Rename one.")
 
 
 def _field_count(fields: Sequence[str], columns: Sequence[str]) -> str:
-    return f"has {len(fields)} fields, and the header has {len(columns)} ({', '.join(columns)})"
+    names = ", ".join(columns[:NAMED]) + (", ..." if len(columns) > NAMED else "")
+    return f"has {len(fields)} fields, and the header has {len(columns)} ({names})"
 
 
 def _load_object(text: str, lines: _Lines) -> Row:
@@ -219,6 +234,9 @@ def _load_object(text: str, lines: _Lines) -> Row:
     fault = json_fault(row, text)
     lines.check(not fault, fault)
     lines.check(isinstance(row, dict), f"is not a JSON object but {type(row).__name__}")
+    lines.check(
+        len(row) <= MOST_COLUMNS, f"has {len(row):,} keys; at most {MOST_COLUMNS:,} are read"
+    )
     return row
 
 
@@ -232,14 +250,14 @@ def _parse_json(text: str, columns: Sequence[str]) -> Row:
     return {name: row[name] for name in columns}
 
 
-def _as_spans(spans: list[tuple[int, int]]) -> np.ndarray:
-    return np.array(spans, np.int64).reshape(-1, 2)
+def _as_spans(spans: array[int]) -> np.ndarray:
+    return np.frombuffer(spans, np.int64).reshape(-1, 2) if spans else np.empty((0, 2), np.int64)
 
 
 @contextmanager
 def _long_fields() -> Iterator[None]:
     """Raise the csv module's limit on the length of a field, and put it back."""
-    before = csv.field_size_limit(FIELD_LIMIT)
+    before = csv.field_size_limit(MOST_ROW_BYTES)
     try:
         yield
     finally:
