@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from jaxft.studies.state import drift
 from jaxft.training.batches import training_batches
 from jaxft.training.log import IN_FLIGHT, taken
 from jaxft.training.metadata import phase_line
-from jaxft.training.meter import Clock
+from jaxft.training.meter import Clock, Ended, Pace
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,13 @@ def train_part(
     setup, total = stage.setup, part.steps
     limit = setup.config.train.max_bad_steps
     meter = _Meter(part, log, progress, done)
-    pending: deque[tuple[int, dict[str, jax.Array]]] = deque()
+    pending: deque[tuple[int, dict[str, jax.Array], Future[Ended]]] = deque()
     rows: list[dict[str, Any]] = []
     step, compiling = 0, 0.0
 
     def read(most: int) -> None:
-        for number, metrics in taken(pending, most):
-            meter.add(number, jax.device_get(metrics), limit)
+        for number, metrics, ended in taken(pending, most):
+            meter.add(number, jax.device_get(metrics), limit, ended.result())
 
     progress.doing("compiling the step")
     collate = setup.splits["train"].examples.collate
@@ -82,13 +83,14 @@ def train_part(
         if stage.is_over(step):
             read(most=0)
             stage, states = stage.next(states, programs)
+            meter.pace.interrupt()
             progress.message(phase_line(stage.now.phase, len(setup.phases)))
         placed = place_batch(batch, batch_sharding(setup.mesh))
         started = time.monotonic()
         states, metrics = stage.step(states, stage.frozen, placed, stage.inputs(step))
         compiling += time.monotonic() - started if step == stage.now.phase.start else 0.0
         step += 1
-        pending.append((step, metrics))
+        pending.append((step, metrics, meter.clock.ends(metrics["loss"])))
         read(most=IN_FLIGHT)
         ended = not meter.alive.any()
         if not ended and not setup.length.evaluates_at(step):
@@ -102,6 +104,7 @@ def train_part(
             rows.append(_row(member, part.bucket, step, scores))
         if ended:
             break
+    meter.clock.close()
     tested: list[dict[str, float | None]] = []
     if "test" in setup.splits:
         progress.doing(f"scoring {len(setup.splits['test'].examples):,} test rows")
@@ -117,7 +120,7 @@ def train_part(
         "diverged": meter.diverged,
         "seconds": time.monotonic() - began,
         "compiling": compiling,
-        "examples_per_second": meter.pace,
+        "examples_per_second": meter.examples_per_second,
     }
 
 
@@ -137,15 +140,15 @@ class _Meter:
         self._setup = part.setups[0]
         self.alive = np.ones(len(part.members), bool)
         self.diverged: dict[int, int] = {}
-        self.pace = 0.0
+        self.pace, self.examples_per_second = Pace(), 0.0
         self._sums = np.zeros(len(part.members))
         self._weights = np.zeros(len(part.members))
-        self._examples, self.clock = 0.0, Clock()
+        self.clock = Clock()
 
-    def add(self, step: int, metrics: dict[str, np.ndarray], limit: int) -> None:
+    def add(self, step: int, metrics: dict[str, np.ndarray], limit: int, ended: Ended) -> None:
         """Add one step's metrics, `[K]` each."""
         index = self._setup.plan.batch(step - 1)
-        self._examples += float((index >= 0).sum())
+        self.pace.add(ended.active, examples=float((index >= 0).sum()))
         finite = metrics["bad_steps"] == 0
         weight = np.where(finite, metrics["weight"], 0.0)
         self._sums += np.where(finite, metrics["loss"] * weight, 0.0)
@@ -161,7 +164,7 @@ class _Meter:
         event = None
         if step % every == 0 or step == self._part.steps:
             event = self._event(step)
-        self._progress.update(self._done + step, event)
+        self._progress.update(self._done + step, event, ended.wall)
 
     def _event(self, step: int) -> dict[str, Any]:
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -169,12 +172,12 @@ class _Meter:
         for member, loss in zip(self._part.members, losses, strict=True):
             if math.isfinite(loss):
                 self._log.train(step, {"member": member.index, "loss": loss})
-        self.pace = self._examples / self.clock.lap()
+        rates = {f"{name}_per_second": rate for name, rate in self.pace.rates().items()}
+        self.examples_per_second = rates.get("examples_per_second", self.examples_per_second)
         alive = f"{self.alive.sum()} of {len(self.alive)} members"
         self._progress.heading(f"bucket {self._part.bucket + 1}, {alive}")
         finite = [loss for loss in losses if math.isfinite(loss)]
-        self._sums[:], self._weights[:], self._examples = 0.0, 0.0, 0.0
+        self._sums[:], self._weights[:] = 0.0, 0.0
         if not finite:
-            return {"examples_per_second": self.pace}
-        mean, best = float(np.mean(finite)), float(np.min(finite))
-        return {"loss": mean, "best": best, "examples_per_second": self.pace}
+            return rates
+        return {"loss": float(np.mean(finite)), "best": float(np.min(finite)), **rates}

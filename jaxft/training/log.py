@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any, Self, TypeVar
 
@@ -20,7 +21,7 @@ from jaxft.report.terminal.progress import Progress
 from jaxft.report.trackers import Tracker, open_trackers
 from jaxft.runs.folder import RUN_FILE, RunFolder
 from jaxft.training.layers import LayerReadings, write_layers
-from jaxft.training.meter import Meter
+from jaxft.training.meter import Ended, Meter
 from jaxft.training.phase import PhaseStep
 
 T = TypeVar("T")
@@ -55,7 +56,9 @@ class Log:
     ):
         config, self._open = setup.config, ExitStack()
         self._limit, self._failure = config.train.max_bad_steps, failure
-        self._pending: deque[tuple[int, PhaseStep, dict[str, jax.Array], LayerReadings]] = deque()
+        self._pending: deque[
+            tuple[int, PhaseStep, dict[str, jax.Array], LayerReadings, Future[Ended]]
+        ] = deque()
         self.meter = Meter(setup)
         # Only the first process writes.
         resumed = first or None
@@ -69,6 +72,7 @@ class Log:
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self.meter.clock.close()
         self._open.__exit__(*error)
 
     def started(
@@ -81,7 +85,8 @@ class Log:
             phase: its phase.
             metrics, layers: its results.
         """
-        self._pending.append((step, phase, metrics, layers))
+        ended = self.meter.clock.ends(metrics["loss"])
+        self._pending.append((step, phase, metrics, layers, ended))
 
     def read(self, most: int = 0) -> bool:
         """Read the metrics of all but the last `most` steps, which are done or almost done.
@@ -92,12 +97,13 @@ class Log:
         Raises:
             UserError: too many consecutive steps were not finite.
         """
-        for step, phase, metrics, layers in taken(self._pending, most):
+        for step, phase, metrics, layers, end in taken(self._pending, most):
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            event = self.meter.add(phase, step, values)
+            ended = end.result()
+            event = self.meter.add(phase, step, values, ended.active)
             if event:
                 self.events.train(step, event)
-            self.progress.update(step, event)
+            self.progress.update(step, event, ended.wall)
             if phase.reads_layers_at(step) or not self.meter.finite:
                 write_layers(self.events, phase, step, layers, values["grad_norm"])
             if not self.meter.finite:

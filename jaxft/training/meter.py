@@ -3,35 +3,116 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from queue import SimpleQueue
+from typing import Any, NamedTuple
+
+import jax
 
 from jaxft.engine.setup import Setup
 from jaxft.training.phase import PhaseStep
 from jaxft.training.utilisation import Work
 
 
+class Ended(NamedTuple):
+    """Moment at which a step ended on the devices.
+
+    Attributes:
+        active: seconds of training, without evaluations and saves.
+        wall: `time.monotonic()`.
+    """
+
+    active: float
+    wall: float
+
+
 class Clock:
-    """Clock of training time, without the time of evaluations and saves."""
+    """Clock of training time, without the time of evaluations and saves.
+
+    A step is read some steps after it was started, so that the time at which it is read says
+    nothing of the time that it took. A thread waits for the end of each step in order.
+    """
 
     def __init__(self) -> None:
-        self._seconds, self._since = 0.0, time.monotonic()
+        self._seconds = 0.0
+        self._since: float | None = time.monotonic()
+        self._steps: SimpleQueue[tuple[Any, Future[Ended]] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Stop the clock for a block."""
-        self._seconds += time.monotonic() - self._since
+        self._seconds, self._since = self._active(), None
         yield
         self._since = time.monotonic()
 
-    def lap(self) -> float:
-        """Return the seconds since the last lap, more than 0, and start the next."""
-        now = time.monotonic()
-        seconds = max(self._seconds + now - self._since, 1e-9)
-        self._seconds, self._since = 0.0, now
-        return seconds
+    def ends(self, result: Any) -> Future[Ended]:
+        """Return the moment at which an array that a step computes is there.
+
+        Args:
+            result: any result of the step; steps are given in order.
+        """
+        if self._thread is None:
+            # A daemon: devices that never answer must not keep the process alive.
+            self._thread = threading.Thread(target=self._watch, name="step-clock", daemon=True)
+            self._thread.start()
+        ended: Future[Ended] = Future()
+        self._steps.put((result, ended))
+        return ended
+
+    def close(self) -> None:
+        """Let the thread end after the steps that it was given."""
+        self._steps.put(None)
+
+    def _active(self) -> float:
+        since = self._since
+        return self._seconds + (0.0 if since is None else time.monotonic() - since)
+
+    def _watch(self) -> None:
+        while (item := self._steps.get()) is not None:
+            result, ended = item
+            with suppress(Exception):  # whoever reads the step's metrics gets its error
+                jax.block_until_ready(result)
+            ended.set_result(Ended(self._active(), time.monotonic()))
+
+
+class Pace:
+    """Work of the steps of a window, over the time in which they ran.
+
+    The first step after a program was compiled has no known beginning and is left out, so a
+    window with no other step has no rates.
+    """
+
+    def __init__(self) -> None:
+        self._previous: float | None = None
+        self._seconds = 0.0
+        self._work: dict[str, float] = {}
+
+    def interrupt(self) -> None:
+        """Leave the next step out: a program is compiled before it, or a run begins with it."""
+        self._previous = None
+
+    def add(self, ended: float, **work: float) -> None:
+        """Add a step.
+
+        Args:
+            ended: active seconds at its end.
+            work: its examples, tokens and so on.
+        """
+        if self._previous is not None:
+            self._seconds += ended - self._previous
+            self._work = {name: self._work.get(name, 0.0) + one for name, one in work.items()}
+        self._previous = ended
+
+    def rates(self) -> dict[str, float]:
+        """Return the window's work per second, empty where no step was timed; begin the next."""
+        rates = {name: one / self._seconds for name, one in self._work.items() if self._seconds > 0}
+        self._seconds, self._work = 0.0, {}
+        return rates
 
 
 class Meter:
@@ -47,10 +128,10 @@ class Meter:
         self._setup = setup
         self._work = Work(0, None)
         self._sums: dict[str, float] = {}
-        self._weight = self._examples = self._tokens = self._flops = 0.0
+        self._weight, self._pace = 0.0, Pace()
 
     def add(
-        self, phase: PhaseStep, step: int, metrics: Mapping[str, float]
+        self, phase: PhaseStep, step: int, metrics: Mapping[str, float], ended: float
     ) -> dict[str, Any] | None:
         """Add one step's metrics.
 
@@ -58,6 +139,7 @@ class Meter:
             phase: the phase that the step was in.
             step: steps done, this one included.
             metrics: what the train step gave, on the host.
+            ended: active seconds at the step's end.
 
         Returns:
             The event for `EventLog.train` where a line is due, else None.
@@ -65,9 +147,8 @@ class Meter:
         self.finite = metrics["bad_steps"] == 0
         index = self._setup.plan.batch(step - 1)
         real = index[index >= 0]
-        self._examples += len(real)
-        self._tokens += float(self._setup.splits["train"].examples.lengths[real].sum())
-        self._flops += self._work.flops
+        tokens = float(self._setup.splits["train"].examples.lengths[real].sum())
+        self._pace.add(ended, examples=len(real), tokens=tokens, flops=self._work.flops)
         if self.finite:
             self._weight += metrics["weight"]
             for name, value in metrics.items():
@@ -78,33 +159,31 @@ class Meter:
             return None
         event = self._event(phase, step)
         self._sums, self._weight = {}, 0.0
-        self._examples = self._tokens = self._flops = 0.0
         return event
 
     def works(self, work: Work) -> None:
-        """Set the work of each following step."""
+        """Set the work of each following step, the first of which is compiled."""
         self._work = work
+        self._pace.interrupt()
 
     def _event(self, phase: PhaseStep, step: int) -> dict[str, Any]:
-        seconds = self.clock.lap()
         means = {name: total / self._weight for name, total in self._sums.items()}
         clip, norm = self._setup.config.optimizer.clip, means.get("grad_norm")
         if clip is not None and norm:
             means["clip"] = min(1.0, clip / norm)
+        rates = self._pace.rates()
         return {
             "epoch": self._setup.plan.epoch_of(step),
             **means,
-            "examples_per_second": self._examples / seconds,
-            "tokens_per_second": self._tokens / seconds,
-            "flops_per_second": self._flops / seconds,
-            **self._utilisation(seconds),
+            **{f"{name}_per_second": rate for name, rate in rates.items()},
+            **self._utilisation(rates),
             "rates": phase.fastest(step - 1),
         }
 
-    def _utilisation(self, seconds: float) -> dict[str, float]:
-        """Compute the share of the chips' peak that is used, where the chips are known."""
+    def _utilisation(self, rates: Mapping[str, float]) -> dict[str, float]:
+        """Compute the share of the chips' peak that is used, where chips and pace are known."""
         peak = self._work.peak
-        return {} if peak is None else {"mfu": self._flops / seconds / peak}
+        return {} if peak is None or not rates else {"mfu": rates["flops"] / peak}
 
 
 def scores_before(events: Iterable[Mapping[str, Any]], metric: str) -> list[float | None]:

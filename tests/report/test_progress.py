@@ -69,6 +69,24 @@ def test_a_plain_line_says_it_all(clock):
     )
 
 
+def test_the_time_left_is_by_the_ends_of_steps_and_not_by_their_reading(clock):
+    shown = console()
+    with Progress(102, console=shown) as view:
+        clock[0] = 50.0
+        view.update(1, ended=20.0)
+        view.update(2, {"loss": 1.0}, ended=50.0)  # read in the same moment as the first
+    assert "step 2/102  50:00 left" in lines(shown)[1]
+
+
+def test_one_step_and_the_last_have_no_time_left(clock):
+    shown = console()
+    with Progress(2, console=shown) as view:
+        view.update(1, {"loss": 1.0})
+        clock[0] = 15.0
+        view.update(2, {"loss": 1.0})
+    assert not [line for line in lines(shown) if "left" in line]
+
+
 def test_pace_is_told_in_examples_tokens_flops_and_as_a_share_of_the_peak(clock):
     shown = console()
     pace = {"tokens_per_second": 1980.0, "flops_per_second": 3.4e12, "mfu": 0.431}

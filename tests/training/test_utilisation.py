@@ -46,9 +46,9 @@ def told(tmp_path_factory):
         order.append("placed")
         return place(*arguments)
 
-    def adding(meter, phase, step, metrics):
+    def adding(meter, phase, step, metrics, ended):
         order.append(f"read {step}")
-        return add(meter, phase, step, metrics)
+        return add(meter, phase, step, metrics, ended)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_batches, "place_batch", placing)
@@ -71,6 +71,9 @@ def test_model_flops_are_those_of_the_phase_and_mfu_their_share_of_all_chips(tol
     steps = events(run, "train")
     assert [event["step"] for event in steps] == [1, 2, 3, 4, 5, 6]
     for event in steps:
+        if event["step"] in (1, 4):  # compiled: the first step of each phase is not timed
+            assert not [name for name in event if name.endswith("per_second") or name == "mfu"]
+            continue
         examples = np.sum(built.plan.batch(event["step"] - 1) >= 0)
         an_example = event["flops_per_second"] / event["examples_per_second"]
         wanted = cached if event["step"] <= 3 else whole

@@ -6,6 +6,7 @@ import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from jaxft import numbers
@@ -152,8 +153,9 @@ def _tiles(run: Run) -> list[tuple[str, str]]:
         tiles += [("epochs", f"{epochs:.2f}".rstrip("0").rstrip("."))] if epochs else []
     # A resumed run's clock holds the pause too, so its time says nothing.
     clock = [time for event in run.events if (time := _numbers(event).get("time"))]
-    if len(clock) > 1 and not run.about.get("resumed"):
-        tiles.append(("training time", numbers.span(clock[-1] - clock[0])))
+    began = _seconds(run.about.get("started"))
+    if clock and began is not None and clock[-1] >= began and not run.about.get("resumed"):
+        tiles.append(("from start to last event", numbers.span(clock[-1] - began)))
     examples, tokens = (_usual(train, f"{name}_per_second") for name in ("examples", "tokens"))
     tiles += [("examples per second", numbers.count(examples))] if examples else []
     tiles += [("tokens per second", numbers.count(tokens))] if tokens > examples else []
@@ -170,6 +172,14 @@ def _tiles(run: Run) -> list[tuple[str, str]]:
     if step.get("step") and step.get("full"):
         tiles.append(("FLOPs saved by freezing", numbers.share(1 - step["step"] / step["full"])))
     return tiles
+
+
+def _seconds(started: Any) -> float | None:
+    """The seconds since 1970 of a time like `2026-01-31T12:00:00Z`; None of anything else."""
+    try:
+        return datetime.fromisoformat(str(started)).replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return None
 
 
 def _usual(train: Sequence[Mapping[str, Any]], name: str) -> float:

@@ -52,6 +52,7 @@ class Progress:
         self._rates: dict[str, float] = {}
         self._losses: list[float] = []
         self._first: tuple[float, int] | None = None  # time and step of the first update
+        self._latest = 0.0  # the time of the last one
         self._last_line = float("-inf")
         self._spinner = Spinner("dots", style="cyan")
         self._live = None
@@ -82,15 +83,19 @@ class Progress:
             where = f"finished {total} steps" if done else f"stopped at step {self._step:,}/{total}"
             self._line(f"{where} in {took}")
 
-    def update(self, step: int, values: Mapping[str, Any] | None = None) -> None:
+    def update(
+        self, step: int, values: Mapping[str, Any] | None = None, ended: float | None = None
+    ) -> None:
         """Show that `step` steps are done.
 
         Args:
             step: the number of steps done.
             values: what `EventLog.train` takes, where this step was logged; else None.
+            ended: `time.monotonic()` at the step's end, if not now: steps are read late.
         """
         now = monotonic()
-        self._first = self._first or (now, step)
+        self._latest = now if ended is None else ended
+        self._first = self._first or (self._latest, step)
         self._step, self._doing = step, ""
         if not values:
             return
@@ -150,8 +155,9 @@ class Progress:
         """From the mean pace since the first step, so that evaluations and saves count."""
         if self._first is None or self._step <= self._first[1]:
             return None
-        pace = (monotonic() - self._first[0]) / (self._step - self._first[1])
-        return pace * (self._total - self._step)
+        pace = (self._latest - self._first[0]) / (self._step - self._first[1])
+        left = pace * (self._total - self._step) - (monotonic() - self._latest)
+        return left if left >= 1 else None
 
     def _fields(self) -> list[tuple[str, str]]:
         """The logged values as (name, text), those that matter most first."""
