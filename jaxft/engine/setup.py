@@ -176,6 +176,7 @@ def build(
     layout: Layout | None = None,
     new: Sequence[str] = (),
     weights: bool = True,
+    facts: Mapping[str, float] | None = None,
 ) -> Setup:
     """Open the data, describe the model, lay out the mesh and resolve durations.
 
@@ -185,6 +186,7 @@ def build(
         layout: the batch layout of the run that is resumed; None computes it.
         new: the parameters that were new when that run started.
         weights: whether the checkpoint has weights; without them its config is enough.
+        facts: what the task knew of the training rows when that run started; None computes it.
 
     Raises:
         UserError: anything that is wrong with the config, the data or the checkpoint.
@@ -197,6 +199,10 @@ def build(
     runtime = make_runtime(config, model, table := make_table(config, model), devices)
     bound = bind_task(task, config, model, names, weights)
     splits = open_splits(bound, sources, config.data.on_bad_row)
+    if facts is None:
+        facts = task.fit(splits["train"].examples.labels, model)
+    task = task.fitted(facts)
+    bound = replace(bound, task=task)
     mixture = make_mixture(config, task, splits["train"], names)
     lengths = splits["train"].examples.lengths if mixture is None else mixture.lengths
     layout = _lay_out(config, task, runtime.mesh, lengths, layout)

@@ -59,12 +59,13 @@ class Run:
         return self.result["step"]
 
     def model(self, which: Which = "best") -> Model:
-        """Load the trained model.
+        """Load the trained model; a number that it predicts has the units of the data.
 
         Args:
             which: `best`, `last`, or a step.
         """
-        return open_trained(self.folder, which).model
+        trained = open_trained(self.folder, which)
+        return trained.task.in_units(trained.model)
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Trained:
         config: the run's config; its checkpoint has the untrained parameters.
         task: what was learned.
         label_names: the classes, in order of class id.
-        model: the model with the trained parameters.
+        model: the model with the trained parameters, in the units that it was trained in.
         step: the step of their checkpoint.
         table: the LayerTable without phases.
     """
@@ -117,14 +118,14 @@ def open_trained(folder: Path, which: Which = "best") -> Trained:
     about = run.read_json(RUN_FILE)
     if "base" not in about:
         raise UserError(f"{run.path}: the run ended before its first step.")
-    config = with_checkpoint(config, base_checkpoint(run, config))
+    config = with_best_metric(with_checkpoint(config, base_checkpoint(run, config)), run)
     names = tuple(about["labels"])
     options = model_options(config, names, new_at_start(run))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     options = replace(options, sharding=lambda *leaf: device)
     described = describe(config.model.checkpoint, options)
     check_base(run, described.source)
-    task = make_task(config)
+    task = make_task(config).fitted(about.get("fitted", {}))
     with open_checkpoints(run, config, task, read_only=True) as checkpoints:
         step = checkpoints.resolve(which)
         trained = checkpoints.load_params(step)
@@ -174,6 +175,18 @@ def best_metric(config: Config, task: Task) -> str:
             f"Known: {', '.join(task.metrics)}.",
         )
     return asked
+
+
+def with_best_metric(config: Config, run: RunFolder) -> Config:
+    """Return the config with the metric that a run has chosen its best by.
+
+    A later version may choose by another one by default.
+    """
+    chosen = run.read_json(RUN_FILE).get("best_metric")
+    if config.checkpoint.best != "auto" or not chosen:
+        return config
+    section = config.checkpoint.model_copy(update={"best": chosen})
+    return config.model_copy(update={"checkpoint": section})
 
 
 def base_checkpoint(run: RunFolder, config: Config) -> Checkpoint:

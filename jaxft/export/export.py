@@ -45,7 +45,7 @@ def export(
     own = resolved(folder) == resolved(trained.run.export)
     mark = b"" if own else CARD_MARK
     check_output(folder / "README.md", mark, "--out")
-    trained.model.save(folder, overwrite=own)
+    trained.task.in_units(trained.model).save(folder, overwrite=own)
     write_output(folder / "README.md", model_card(trained), mark, "--out")
     if trained.task.searches == "texts":
         write_sentence_files(trained, folder)
@@ -53,7 +53,7 @@ def export(
 
 
 def _export_adapter(trained: Trained, out: Path | None) -> Path:
-    model = trained.model
+    model = trained.task.in_units(trained.model)
     if model.adapted is None:
         raise UserError(
             f"{trained.run.path}: the run has no adapter to export.",

@@ -53,7 +53,8 @@ def score(
         raise UserError(
             f"{run} has no {split} rows.", "Give rows with --data csv:FILE, or use --split eval."
         )
-    setup = build(trained.config.model_copy(update={"data": data_section}))
+    config = trained.config.model_copy(update={"data": data_section})
+    setup = build(config, facts=trained.task.facts)
     end = jax.device_put(trained.model.params, dict(setup.shardings))
     step, rows = build_eval_step(setup), setup.splits[split]
     result = evaluate(setup, step, end, rows)

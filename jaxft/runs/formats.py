@@ -63,6 +63,7 @@ class RunFacts(_Format):
     checkpoint: Checkpoint = Checkpoint()
     data: list[Data] = []
     labels: list[str] | None = None
+    fitted: dict[str, float] = {}
     layout: dict[str, float | None] = {}
     best_metric: str = ""
     base: Base = Base()
@@ -76,6 +77,7 @@ class Result(_Format):
     step: int = 0
     metrics: dict[str, float | None] = {}
     examples: int = 0
+    warnings: list[str] = []
 
 
 class Group(_Format):

@@ -48,13 +48,13 @@ def used_pieces(pieces: Iterable[Piece], last: int) -> list[Piece]:
             step in between.
         last: steps trained.
     """
-    clipped: list[Piece] = []
-    stop = last
+    clipped: list[tuple[Any, int]] = []
+    limit = last
     for value, end in reversed(list(pieces)):
-        stop = min(stop, last if end is None else end)
-        clipped.append((value, stop))
+        limit = min(limit, last if end is None else end)
+        clipped.append((value, limit))
     clipped.reverse()
-    used: list[Piece] = []
+    used: list[tuple[Any, int]] = []
     start = 0
     for value, stop in clipped:
         if stop > start:

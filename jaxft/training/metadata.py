@@ -32,8 +32,7 @@ def run_json(setup: Setup, chosen: PhaseSetup, command: Sequence[str]) -> dict[s
     """
     source, train = setup.model.source, setup.splits["train"]
     data = [describe_split(split, setup.label_names) for split in setup.splits.values()]
-    labels = {split["split"]: split["labels"] for split in data}
-    warned = split_warnings(setup.config, setup.task, setup.splits, labels)
+    warned = split_warnings(setup.config, setup.bound, setup.splits, data)
     for split in data:
         split["warnings"] = warned[split["split"]]
     data[0]["drawn"] = describe_mixture(setup.config, train, setup.plan.mixture)
@@ -47,6 +46,7 @@ def run_json(setup: Setup, chosen: PhaseSetup, command: Sequence[str]) -> dict[s
         },
         "data": data,
         "labels": list(setup.label_names),
+        "fitted": dict(setup.task.facts),
         "layout": vars(setup.layout),
         "resolved": vars(setup.length),
         "phases": [phase_facts(phase) for phase in setup.phases],

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from jaxft.analysis.answers import answers
 from jaxft.analysis.attention_maps import with_attention
+from jaxft.analysis.baselines import baselines
 from jaxft.analysis.eval_embeddings import eval_embeddings
 from jaxft.device.distributed import is_first
 from jaxft.engine.evaluate import EvalStep, Evaluation, Interrupted, evaluate, predictions
@@ -107,6 +108,7 @@ def final_result(
     evaluation = evaluate(setup, eval_step, params, split)
     lines = with_attention(setup, params, split, predictions(setup.bound, split, evaluation))
     write_lines(run, f"predictions-{name}.jsonl", lines)
+    simple = baselines(setup.bound, setup.splits["train"], split) if is_first() else {}
     result = {
         "split": name,
         "step": step,
@@ -114,6 +116,8 @@ def final_result(
         "metrics": evaluation.scores,
         "examples": len(split.examples),
         "fingerprint": split.source.fingerprint,
+        "warnings": setup.bound.warnings(evaluation.outcomes, split.examples),
+        **({"baselines": simple} if simple else {}),
     }
     if setup.config.report.before:
         _write_views(setup, run, AFTER, params)

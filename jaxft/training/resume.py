@@ -22,6 +22,7 @@ from jaxft.engine.trained import (
     check_base,
     new_at_start,
     open_checkpoints,
+    with_best_metric,
     with_checkpoint,
 )
 from jaxft.report.events import read_events
@@ -57,9 +58,10 @@ def set_up(config: Config, *, resume: bool, overwrite: bool) -> Start:
     run = open_run(run_path(config.run.name, config.run.dir))
     earlier = parse_config(run.config(), f"{run.path}/config.yaml")
     check_resume(earlier, config)
-    layout = Layout(**run.read_json(RUN_FILE)["layout"])
-    based = with_checkpoint(config, base_checkpoint(run, config))
-    setup = build(based, layout=layout, new=new_at_start(run))
+    about = run.read_json(RUN_FILE)
+    layout, facts = Layout(**about["layout"]), about.get("fitted", {})
+    based = with_best_metric(with_checkpoint(config, base_checkpoint(run, config)), run)
+    setup = build(based, layout=layout, new=new_at_start(run), facts=facts)
     check_base(run, setup.model.source)
     finished = from_first(lambda: finished_at(run, setup))
     return Start(setup, changed_values(earlier, config), finished)

@@ -79,7 +79,7 @@ def train(
     if begin.finished is not None:
         console.print(finished_line(begin), highlight=False)
         return Run(place(run_path(config.run.name, config.run.dir)))
-    metric, forgetting = best_metric(config, setup.task), open_forgetting(config, setup)
+    metric, forgetting = best_metric(setup.config, setup.task), open_forgetting(config, setup)
     phases = phase_setups(setup)
     chosen, trunks = widest(phases), plan_trunks(setup, phases)
     about, table = run_json(setup, chosen, command), table_json(setup, chosen)
@@ -97,7 +97,7 @@ def train(
     facts = {**about, "changed": begin.changed} if begin.changed else about
     with (
         create_run(config.dump(), config.run.name, config.run.dir, facts=facts, **flags) as run,
-        open_checkpoints(run, config, setup.task) as checkpoints,
+        open_checkpoints(run, setup.config, setup.task) as checkpoints,
         find_trackers(run, config, console.print) as trackers,
     ):
         compare({"the step to go on from": checkpoints.latest()}, SHARED)
@@ -198,7 +198,7 @@ def train(
         run.discard_old()
         result = final_result(setup, run, checkpoints, eval_step, frozen, console)
         log_result(trackers, result)
-        run.update(state="finished")
+        run.update(state="finished", warnings=result.get("warnings", []))
         wait_for_all()
         console.print(result_table(result))
     return Run(place(run.path))

@@ -174,6 +174,47 @@ def test_scores_of_numbers_are_scipys():
     assert found["spearman"] == pytest.approx(stats.spearmanr(NUMBERS, LOGITS[:, 0])[0])
     assert regression_scores(np.ones(12), NUMBERS)["pearson"] == 0
     assert set(regression_scores(LOGITS[:, 0], np.ones(12))) == {"rmse"}
+    assert found["r2"] == pytest.approx(metrics.r2_score(NUMBERS, LOGITS[:, 0]))
+
+
+def test_a_standardized_number_is_learned_in_deviations_and_given_in_units():
+    """The loss of always predicting the mean is 1, and predictions have the units of the data."""
+    raw = 152 + 79 * NUMBERS
+    one = target(problem="regression").fitted({"mean": float(raw.mean()), "deviation": 79.0})
+    labels = one.read(rows_of(map(str, raw)), one.names(None))
+    logits = np.zeros((12, 1), np.float32)
+    assert loss_of(one, labels, logits) == pytest.approx(float(np.var(raw)) / 79**2, rel=1e-5)
+    batch = {"weights": jnp.ones((12, 1)), "labels": jnp.asarray(labels.values)[:, None]}
+    value = one.outcomes({"logits": jnp.asarray(logits)[:, None]}, batch)["value"]
+    np.testing.assert_allclose(value[:, 0], raw.mean(), rtol=1e-6)
+    assert target(problem="regression").facts == {}, "as a run that is resumed from before"
+
+
+@pytest.mark.parametrize(
+    ("problem", "predicted", "sentence"),
+    [
+        ("single_label", [[0.9, 0.1]] * 4, "all 4 predictions are 'a'"),
+        ("single_label", [[0.4, 0.6]] * 3 + [[0.6, 0.4]], "is not above 75.0%, that of always"),
+        ("single_label", [[0.9, 0.1]] * 3 + [[0.1, 0.9]], None),
+        ("multi_label", [[0.9, 0.2]] * 4, "all 4 predictions are a; lower or raise"),
+        ("multi_label", [[0.9, 0.2]] * 3 + [[0.1, 0.9]], None),
+        ("regression", [2.0] * 4, "all predictions are about 2.0000: the model did not learn"),
+        ("regression", [9.0, 1.0, 5.0, 1.0], "is not below 1.1180, that of always predicting"),
+        ("regression", [1.0, 2.1, 3.0, 4.0], None),
+    ],
+)
+def test_a_model_that_learned_nothing_is_a_warning_with_its_mend(problem, predicted, sentence):
+    label = ["a", "b"] if problem == "multi_label" else "label"
+    one = target(problem=problem, label=label)
+    key = "value" if problem == "regression" else "probabilities"
+    labels = {
+        "single_label": np.array([0, 0, 0, 1]),
+        "multi_label": np.array([[1, 0], [1, 0], [0, 1], [0, 1]]),
+        "regression": np.array([1.0, 2.0, 3.0, 4.0]),
+    }[problem]
+    warned = one.warnings({key: np.array(predicted)}, labels, ("a", "b"))
+    assert [sentence in warning for warning in warned] == ([] if sentence is None else [True])
+    assert all("train longer" in warning for warning in warned)
 
 
 # ------------------------------------------------------------------------------------- bad labels

@@ -12,7 +12,7 @@ from jaxft.report.page.run import Run
 from jaxft.report.page.views import differences, view
 
 # Of what the template shows of a run; the rest are its tables, texts and words.
-SHOWN = ("name", "state", "task", "checkpoint", "command", "started", "groups", "notes")
+SHOWN = ("name", "state", "task", "checkpoint", "command", "started", "groups", "notes", "warnings")
 OF_A_SPLIT = ("name", "count", "wrong", "classes", "confusion")
 
 

@@ -69,6 +69,7 @@ def view(run: Run, index: int) -> dict[str, Any]:
             *(note for note in run.of_kind("note") if isinstance(note.get("text"), str)),
             *overfitting(run.events),
         ],
+        "warnings": _warnings(run),
         "config": config_text(run) if run.config else "",
         "facts": list(flatten(run.about).items()),
         "problems": run.problems,
@@ -194,6 +195,15 @@ def _scores(run: Run) -> dict[str, float]:
 
 def _groups(run: Run) -> list[Mapping[str, Any]]:
     return run.table["groups"] if run.table else []
+
+
+def _warnings(run: Run) -> list[str]:
+    """The warnings of data and result, each after the name of its split."""
+    data = [one for one in run.about.get("data") or () if isinstance(one, Mapping)]
+    warned = [(one.get("split"), line) for one in data for line in one.get("warnings") or ()]
+    result = run.result or {}
+    warned += [(result.get("split"), line) for line in result.get("warnings") or ()]
+    return [f"{split}: {line}." for split, line in warned]
 
 
 def _peaks(run: Run) -> dict[str, str]:

@@ -177,8 +177,9 @@ def result_table(result: Mapping[str, Any]) -> RenderableType:
         table.add_row(name, Text(score(value), "bold"))
     for name, value in result.get("baselines", {}).items():
         table.add_row(Text(name, "dim"), Text(score(value), "dim"))
+    warned = [f"{result['split']}: {line}." for line in result.get("warnings", ())]
     # Above the table and not its title, which would be wrapped to the table's width.
-    return Group(Text(title, "bold"), table)
+    return Group(Text(title, "bold"), table, *(Text(line, "bold yellow") for line in warned))
 
 
 def part_of(name: str) -> str:

@@ -18,7 +18,8 @@ from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.data.sources.open import Source
 from jaxft.metrics.translation import translation_scores
 from jaxft.tasks.captioning.section import CaptioningSection as Section
-from jaxft.tasks.parts.contract import GENERATE, READ_IMAGE, WRITE, Card, Outcomes
+from jaxft.tasks.parts.card import GENERATE, READ_IMAGE, WRITE, Card
+from jaxft.tasks.parts.contract import Outcomes
 from jaxft.tasks.parts.examples import row_marks
 from jaxft.tasks.parts.images import (
     DecodedExamples,

@@ -23,18 +23,8 @@ from jaxft.data.text.dialogue import (
 )
 from jaxft.errors import UserError
 from jaxft.tasks.causal_lm.section import CausalLmSection as Section
-from jaxft.tasks.parts.contract import (
-    GENERATE,
-    WRITE,
-    Batch,
-    BoundTask,
-    Card,
-    Outcomes,
-    Outputs,
-    Sum,
-    Sums,
-    Task,
-)
+from jaxft.tasks.parts.card import GENERATE, WRITE, Card
+from jaxft.tasks.parts.contract import Batch, BoundTask, Outcomes, Outputs, Sum, Sums, Task
 from jaxft.tasks.parts.labels import read_rows, text_of
 from jaxft.tasks.parts.metric import HIGHER, LOWER, Metric, exponential
 from jaxft.tasks.parts.token_examples import (

@@ -25,7 +25,8 @@ from jaxft.errors import UserError
 from jaxft.metrics.retrieval import retrieval_scores
 from jaxft.tasks.contrastive.nearest_pairs import nearest_pairs
 from jaxft.tasks.contrastive.section import ContrastiveSection as Section
-from jaxft.tasks.parts.contract import Batch, BoundTask, Card, Outcomes, Outputs, Sum
+from jaxft.tasks.parts.card import Card
+from jaxft.tasks.parts.contract import Batch, BoundTask, Outcomes, Outputs, Sum
 from jaxft.tasks.parts.examples import row_marks
 from jaxft.tasks.parts.images import DecodedExamples, ImageTextTask, check_images, open_image
 from jaxft.tasks.parts.labels import column_of, read_rows, text_in

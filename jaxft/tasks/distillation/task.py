@@ -22,18 +22,10 @@ from jaxft.models.load import LoadOptions, describe
 from jaxft.models.model import Model
 from jaxft.tasks.distillation.loss import divergences
 from jaxft.tasks.distillation.section import DistillationSection as Section
+from jaxft.tasks.parts.card import APPLY, READ_TEXT, Card
 from jaxft.tasks.parts.classes.one import logits_of
 from jaxft.tasks.parts.classes.target import BoundTargetTask, TargetTask
-from jaxft.tasks.parts.contract import (
-    APPLY,
-    READ_TEXT,
-    Batch,
-    Card,
-    Outcomes,
-    Outputs,
-    Sum,
-    Sums,
-)
+from jaxft.tasks.parts.contract import Batch, Outcomes, Outputs, Sum, Sums
 from jaxft.tasks.parts.examples import values_of
 from jaxft.tasks.parts.frozen_outputs import frozen_outputs
 from jaxft.tasks.parts.metric import HIGHER, LOWER, Metric

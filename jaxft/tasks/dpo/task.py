@@ -20,18 +20,8 @@ from jaxft.errors import UserError
 from jaxft.tasks.dpo.loss import REFERENCE, answer_log_probs, preference_losses, rewards
 from jaxft.tasks.dpo.pairs import Pair, Pairs, answer_of, encode_pairs, prompt_of, sampled_answers
 from jaxft.tasks.dpo.section import DpoSection as Section
-from jaxft.tasks.parts.contract import (
-    GENERATE,
-    WRITE,
-    Batch,
-    BoundTask,
-    Card,
-    Outcomes,
-    Outputs,
-    Sum,
-    Sums,
-    Task,
-)
+from jaxft.tasks.parts.card import GENERATE, WRITE, Card
+from jaxft.tasks.parts.contract import Batch, BoundTask, Outcomes, Outputs, Sum, Sums, Task
 from jaxft.tasks.parts.frozen_outputs import frozen_outputs
 from jaxft.tasks.parts.labels import BadValue, read_rows
 from jaxft.tasks.parts.metric import LOWER, loss_and

@@ -21,17 +21,8 @@ from jaxft.metrics.regression import regression_scores
 from jaxft.metrics.retrieval import pair_scores, ranking_loss, wrong_before
 from jaxft.tasks.embedding.section import EmbeddingSection as Section
 from jaxft.tasks.embedding.text_tuples import TextTuples, numbered
-from jaxft.tasks.parts.contract import (
-    APPLY,
-    READ_TEXT,
-    Batch,
-    BoundTask,
-    Card,
-    Outcomes,
-    Outputs,
-    Sum,
-    Task,
-)
+from jaxft.tasks.parts.card import APPLY, READ_TEXT, Card
+from jaxft.tasks.parts.contract import Batch, BoundTask, Outcomes, Outputs, Sum, Task
 from jaxft.tasks.parts.labels import BadValue, column_of, number_of, read_rows, text_of
 from jaxft.tasks.parts.metric import Metric, loss_and
 from jaxft.tasks.parts.token_examples import of_segments

@@ -12,8 +12,9 @@ from jaxft.data.image.augment import Augmentation
 from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.data.sources.open import Source
 from jaxft.tasks.image_classification.section import ImageClassificationSection as Section
+from jaxft.tasks.parts.card import APPLY, READ_IMAGE, Card
 from jaxft.tasks.parts.classes.target import BoundTargetTask, TargetTask, make_target
-from jaxft.tasks.parts.contract import APPLY, READ_IMAGE, Card, Outcomes
+from jaxft.tasks.parts.contract import Outcomes
 from jaxft.tasks.parts.examples import row_marks
 from jaxft.tasks.parts.images import (
     DecodedExamples,

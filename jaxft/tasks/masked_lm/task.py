@@ -16,17 +16,8 @@ from jaxft.errors import UserError
 from jaxft.models.layers.loss import scored_losses
 from jaxft.tasks.masked_lm.masked_texts import Blanks, MaskedTexts, ScoredTexts, mask_of
 from jaxft.tasks.masked_lm.section import MaskedLmSection as Section
-from jaxft.tasks.parts.contract import (
-    APPLY,
-    Batch,
-    BoundTask,
-    Card,
-    Outcomes,
-    Outputs,
-    Sum,
-    Sums,
-    Task,
-)
+from jaxft.tasks.parts.card import APPLY, Card
+from jaxft.tasks.parts.contract import Batch, BoundTask, Outcomes, Outputs, Sum, Sums, Task
 from jaxft.tasks.parts.examples import Examples
 from jaxft.tasks.parts.labels import FILL, column_of, read_rows, text_in
 from jaxft.tasks.parts.metric import HIGHER, LOWER, exponential

@@ -18,17 +18,8 @@ from jaxft.models.families.vit.yolos_from_vit import places
 from jaxft.tasks.object_detection.boxes import PieceExamples, opened, read_boxes, read_examples
 from jaxft.tasks.object_detection.detection_loss import detection_loss
 from jaxft.tasks.object_detection.section import ObjectDetectionSection as Section
-from jaxft.tasks.parts.contract import (
-    APPLY,
-    READ_IMAGE,
-    Batch,
-    BoundTask,
-    Card,
-    Outcomes,
-    Outputs,
-    Sum,
-    Task,
-)
+from jaxft.tasks.parts.card import APPLY, READ_IMAGE, Card
+from jaxft.tasks.parts.contract import Batch, BoundTask, Outcomes, Outputs, Sum, Task
 from jaxft.tasks.parts.images import check_images, open_image, paths_from_input, picture
 from jaxft.tasks.parts.metric import loss_and
 

@@ -1,10 +1,7 @@
 """The contract of a task: abstract bases on which every member is declared.
 
-A `Task` is the meaning of a config's `task` section, before data and model are known. Bound to a
-model and the classes of the data it is a `BoundTask`, which reads rows, computes the objective and
-describes predictions.
-
-R rows of a batch, S segments per row.
+A `Task` is the meaning of a config's `task` section, before data and model are known; bound to a
+model and the classes of the data it is a `BoundTask`. R rows of a batch, S segments per row.
 """
 
 from __future__ import annotations
@@ -12,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import jax
 import numpy as np
@@ -20,7 +17,9 @@ import numpy as np
 from jaxft.config.fields import TaskSection
 from jaxft.data.sources.open import Source
 from jaxft.errors import UserError
+from jaxft.models.model import Model
 from jaxft.models.tower.tower import Compute
+from jaxft.tasks.parts.card import Card
 from jaxft.tasks.parts.examples import Examples
 from jaxft.tasks.parts.metric import Metric
 from jaxft.tasks.parts.tools import Tools
@@ -35,28 +34,7 @@ Sums = dict[str, Sum]
 Apply = Callable[[Params, Batch, jax.Array | None], Outputs]
 
 
-@dataclass(frozen=True)
-class Card:
-    """A task's line of the model card.
-
-    Args:
-        pipeline: the hub's name of the task (`pipeline_tag`).
-        auto_class: the class of `transformers` that loads an export.
-        lines: lines of Python that read one input and compute the outputs, with the names
-            `tokenizer`, `processor` and `model`.
-    """
-
-    pipeline: str
-    auto_class: str
-    lines: tuple[str, ...] = ()
-
-
-# Lines of a card.
-READ_TEXT = 'inputs = tokenizer("Your text.", truncation=True, return_tensors="pt")'
-READ_IMAGE = 'inputs = processor(Image.open("image.png").convert("RGB"), return_tensors="pt")'
-APPLY = "outputs = model(**inputs)"
-GENERATE = "generated = model.generate(**inputs)"
-WRITE = "print(tokenizer.decode(generated[0], skip_special_tokens=True))"
+TaskT = TypeVar("TaskT", bound="Task")
 
 
 @dataclass(frozen=True)
@@ -65,9 +43,18 @@ class Task(ABC):
 
     Args:
         section: the config's `task` section.
+
+    Attributes:
+        packs: several examples may share a row.
+        truncates: inference truncates a text to the length of training, as training does.
+        shows_attention: predictions with an image get an attention map (`BoundTask.pixels`).
     """
 
     section: TaskSection
+
+    packs: ClassVar[bool] = False
+    truncates: ClassVar[bool] = True
+    shows_attention: ClassVar[bool] = False
 
     @property
     def kind(self) -> str:
@@ -76,10 +63,7 @@ class Task(ABC):
 
     @property
     def head(self) -> str | None:
-        """The model's head, a key of a family's `MODEL_TYPES[...]`; None for the bare stream.
-
-        By default it has the name of the task.
-        """
+        """The model's head, a key of a family's `model_types`; None for the bare stream."""
         return self.kind
 
     @property
@@ -128,16 +112,6 @@ class Task(ABC):
         return None
 
     @property
-    def packs(self) -> bool:
-        """True if several examples may share a row."""
-        return False
-
-    @property
-    def truncates(self) -> bool:
-        """True if inference truncates a text to the length of training, as training does."""
-        return True
-
-    @property
     def problem_type(self) -> str | None:
         """Hugging Face's name of the loss, for the config.json of an export."""
         return None
@@ -158,11 +132,6 @@ class Task(ABC):
         return None
 
     @property
-    def shows_attention(self) -> bool:
-        """True if predictions with an image get an attention map (see `BoundTask.pixels`)."""
-        return False
-
-    @property
     def searches(self) -> str | None:
         """The objects of `jaxft search`: `images` (by text or image), `texts`, or None."""
         return None
@@ -171,6 +140,25 @@ class Task(ABC):
         """Return the classes of the training source, in order of class id; by default none."""
         del source
         return ()
+
+    @property
+    def facts(self) -> Mapping[str, float]:
+        """The numbers that `fitted` set, kept in `run.json`."""
+        return {}
+
+    def fit(self, labels: np.ndarray | None, model: Model) -> Mapping[str, float]:
+        """Compute what the task needs to know of the labels of all training examples."""
+        del labels, model
+        return {}
+
+    def fitted(self: TaskT, facts: Mapping[str, float]) -> TaskT:
+        """Return the task with what `fit` computed, perhaps for an earlier start of the run."""
+        del facts
+        return self
+
+    def in_units(self, model: Model) -> Model:
+        """Return a trained model whose outputs have the units of the data, for an export."""
+        return model
 
     @property
     @abstractmethod
@@ -190,7 +178,6 @@ class Task(ABC):
         return self.bound(self, tools, label_names)
 
 
-TaskT = TypeVar("TaskT", bound=Task)
 ExamplesT = TypeVar("ExamplesT", bound=Examples)
 
 
@@ -266,11 +253,21 @@ class BoundTask(ABC, Generic[TaskT, ExamplesT]):
         del outcomes, examples
         return {}
 
+    def warnings(self, outcomes: Outcomes, examples: ExamplesT) -> list[str]:
+        """Return a sentence for each reason to distrust the scores of a whole evaluation."""
+        del outcomes, examples
+        return []
+
     @abstractmethod
     def describe(
         self, source: Source, outcomes: Outcomes, examples: ExamplesT
     ) -> Iterator[dict[str, Any]]:
         """Yield a line of the predictions file for each example, in order."""
+
+    def row_texts(self, row: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the texts of a row as the model reads them; by default none."""
+        del row
+        return ()
 
     def rows_from_input(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
         """Turn inputs of `jaxft predict` into source rows without labels.

@@ -15,7 +15,8 @@ from jaxft.data.batching.packing import round_up
 from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.data.sources.open import Source
 from jaxft.metrics.translation import translation_scores
-from jaxft.tasks.parts.contract import GENERATE, READ_TEXT, WRITE, Card, Outcomes, Task
+from jaxft.tasks.parts.card import GENERATE, READ_TEXT, WRITE, Card
+from jaxft.tasks.parts.contract import Outcomes, Task
 from jaxft.tasks.parts.examples import row_marks
 from jaxft.tasks.parts.labels import read_rows, text_of
 from jaxft.tasks.parts.metric import loss_and

@@ -17,20 +17,10 @@ from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.data.sources.open import Source
 from jaxft.data.text.template import Template, parse_template
 from jaxft.errors import UserError, did_you_mean
+from jaxft.tasks.parts.card import APPLY, READ_TEXT, Card
 from jaxft.tasks.parts.classes.one import apart, logits_of
 from jaxft.tasks.parts.classes.target import BoundTargetTask, TargetTask, make_target
-from jaxft.tasks.parts.contract import (
-    APPLY,
-    READ_TEXT,
-    Apply,
-    Batch,
-    Card,
-    Outcomes,
-    Outputs,
-    Params,
-    Sum,
-    Sums,
-)
+from jaxft.tasks.parts.contract import Apply, Batch, Outcomes, Outputs, Params, Sum, Sums
 from jaxft.tasks.parts.labels import FILL, BadValue, Labels, read_rows, text_of
 from jaxft.tasks.parts.token_examples import TokenExamples
 from jaxft.tasks.text_classification.section import TextClassificationSection as Section
@@ -157,6 +147,9 @@ class BoundTextClassification(BoundTargetTask["TextClassification", TextExamples
             yield {"text": text} | self.target.prediction(
                 number, outcomes, examples.labels, self.label_names
             )
+
+    def row_texts(self, row: Mapping[str, Any]) -> tuple[str, ...]:
+        return self._texts(row, strict=False)
 
     def rows_from_input(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
         for number, text in enumerate(inputs, start=1):

@@ -13,18 +13,8 @@ import optax
 from jaxft.data.sources.open import Source
 from jaxft.data.text.tags import OUTSIDE, join_words, words_of
 from jaxft.metrics.entities import entities, entity_scores
-from jaxft.tasks.parts.contract import (
-    APPLY,
-    READ_TEXT,
-    Batch,
-    BoundTask,
-    Card,
-    Outcomes,
-    Outputs,
-    Sum,
-    Sums,
-    Task,
-)
+from jaxft.tasks.parts.card import APPLY, READ_TEXT, Card
+from jaxft.tasks.parts.contract import Batch, BoundTask, Outcomes, Outputs, Sum, Sums, Task
 from jaxft.tasks.parts.metric import loss_and
 from jaxft.tasks.parts.token_examples import is_scored, of_segments
 from jaxft.tasks.token_classification.section import TokenClassificationSection as Section

@@ -13,7 +13,14 @@ import optax
 
 from jaxft.data.sources.open import Source
 from jaxft.metrics.classification import multi_label_scores
-from jaxft.tasks.parts.classes.one import Section, focal, labelled_loss, logits_of, prediction_of
+from jaxft.tasks.parts.classes.one import (
+    LOWER_OR_LONGER,
+    Section,
+    focal,
+    labelled_loss,
+    logits_of,
+    prediction_of,
+)
 from jaxft.tasks.parts.contract import Batch, Outcomes, Outputs, Sum, Sums
 from jaxft.tasks.parts.labels import (
     Labels,
@@ -88,6 +95,14 @@ class ManyLabels:
         predicted = _likely(outcomes["probabilities"][number], names)
         true = None if labels is None else _likely(labels[number], names)
         return prediction_of(number, outcomes, predicted, true, names)
+
+    def warnings(self, outcomes: Outcomes, labels: np.ndarray, names: Sequence[str]) -> list[str]:
+        """Warn of predictions that are the same for every example."""
+        predicted = outcomes["probabilities"] > 0.5
+        if len(labels) < 2 or (labels == labels[0]).all() or (predicted != predicted[0]).any():
+            return []
+        same = ", ".join(_likely(outcomes["probabilities"][0], names)) or "no label"
+        return [f"all {len(labels):,} predictions are {same}; {LOWER_OR_LONGER}"]
 
     def _losses(self, outputs: Outputs, batch: Batch) -> jax.Array:
         """Return each example's mean cross-entropy over its labels: `[R, S]`."""

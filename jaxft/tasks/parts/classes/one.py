@@ -17,6 +17,7 @@ import optax
 
 from jaxft.data.sources.open import Source
 from jaxft.metrics.classification import classification_scores
+from jaxft.numbers import share as percent
 from jaxft.tasks.parts.classes.section import ClassesSection
 from jaxft.tasks.parts.contract import Batch, Outcomes, Outputs, Sum, Sums
 from jaxft.tasks.parts.labels import Labels, class_id, label_names, named_weights, read_rows
@@ -26,6 +27,7 @@ Section = ClassesSection
 SINGLE_LABEL = "single_label_classification"  # Hugging Face's name of the loss
 MOST_LISTED = 20  # the most classes whose probabilities are written
 BINARY = ("auroc", "average_precision", "recall_at_1pct_fpr")  # scores of two classes
+LOWER_OR_LONGER = "lower or raise optimizer.lr, or train longer"
 SCORES = loss_and("accuracy", "f1", "mcc", *BINARY)
 
 
@@ -39,6 +41,12 @@ class ColumnTarget:
     @property
     def columns(self) -> tuple[str, ...]:
         return (self.column,)
+
+
+def majority(labels: np.ndarray) -> tuple[int, float]:
+    """Return the most frequent class id of `[examples]` and its share."""
+    counts = np.bincount(labels)
+    return int(counts.argmax()), float(counts.max() / len(labels))
 
 
 class OneClass(ColumnTarget):
@@ -90,6 +98,25 @@ class OneClass(ColumnTarget):
         shares = outcomes["probabilities"][number]  # [C]
         true = None if labels is None else names[int(labels[number])]
         return prediction_of(number, outcomes, names[int(shares.argmax())], true, names)
+
+    def warnings(self, outcomes: Outcomes, labels: np.ndarray, names: Sequence[str]) -> list[str]:
+        """Warn of predictions of a single class, or no better than the most frequent class."""
+        predicted = outcomes["probabilities"].argmax(axis=-1)
+        common, most = majority(labels)
+        if most == 1:
+            return []
+        if (predicted == predicted[0]).all():
+            return [
+                f"all {len(labels):,} predictions are '{names[int(predicted[0])]}': the model does "
+                f"not tell the classes apart; {LOWER_OR_LONGER}"
+            ]
+        accuracy = float((predicted == labels).mean())
+        if accuracy > most:
+            return []
+        return [
+            f"the accuracy of {percent(accuracy)} is not above {percent(most)}, that of always "
+            f"predicting '{names[common]}'; {LOWER_OR_LONGER}, or choose by another metric"
+        ]
 
     def _losses(self, outputs: Outputs, batch: Batch) -> jax.Array:
         """Compute the cross-entropy, or focal loss, of each example: `[R, S]`."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import jax
 import numpy as np
 
 from jaxft.data.sources.open import Source
+from jaxft.models.model import Model
 from jaxft.tasks.parts.classes.many import ManyLabels
 from jaxft.tasks.parts.classes.number import Number
 from jaxft.tasks.parts.classes.one import SINGLE_LABEL, OneClass, Section
@@ -71,6 +72,9 @@ class Target(Protocol):
     def wrong(self, outcomes: Outcomes, labels: np.ndarray) -> np.ndarray:
         """Return which predictions are wrong: `[examples]` bool."""
 
+    def warnings(self, outcomes: Outcomes, labels: np.ndarray, names: Sequence[str]) -> list[str]:
+        """Return a sentence for each reason to distrust the scores of a whole evaluation."""
+
     def prediction(
         self, number: int, outcomes: Outcomes, labels: np.ndarray | None, names: Sequence[str]
     ) -> dict[str, Any]:
@@ -95,6 +99,9 @@ def make_target(section: Section) -> Target:
     assert isinstance(section.label, str)  # checked by the config
     kind = OneClass if section.problem == "single_label" else Number
     return kind(section, section.label)
+
+
+TargetTaskT = TypeVar("TargetTaskT", bound="TargetTask")
 
 
 @dataclass(frozen=True)
@@ -149,8 +156,22 @@ class TargetTask(Task):
     def label_names(self, source: Source) -> tuple[str, ...]:
         return self.target.names(source)
 
+    @property
+    def facts(self) -> Mapping[str, float]:
+        return self.target.facts if isinstance(self.target, Number) else {}
 
-TargetTaskT = TypeVar("TargetTaskT", bound=TargetTask)
+    def fit(self, labels: np.ndarray | None, model: Model) -> Mapping[str, float]:
+        if labels is None or not isinstance(self.target, Number):
+            return {}
+        return self.target.fit(labels, model)
+
+    def fitted(self: TargetTaskT, facts: Mapping[str, float]) -> TargetTaskT:
+        if not isinstance(self.target, Number):
+            return self
+        return replace(self, target=self.target.fitted(facts))
+
+    def in_units(self, model: Model) -> Model:
+        return self.target.in_units(model) if isinstance(self.target, Number) else model
 
 
 class BoundTargetTask(BoundTask[TargetTaskT, ExamplesT]):
@@ -173,6 +194,10 @@ class BoundTargetTask(BoundTask[TargetTaskT, ExamplesT]):
     def summarise(self, outcomes: Outcomes, examples: ExamplesT) -> dict[str, float]:
         labels = examples.labels
         return {} if labels is None else self.target.summarise(outcomes, labels)
+
+    def warnings(self, outcomes: Outcomes, examples: ExamplesT) -> list[str]:
+        labels = examples.labels
+        return [] if labels is None else self.target.warnings(outcomes, labels, self.label_names)
 
     def point_labels(self, examples: ExamplesT) -> list[tuple[str, ...]] | None:
         if examples.labels is None or self.target.problem != SINGLE_LABEL:
