@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,15 @@ def open_splits(
                 "Check data.where and the slice; slices are cut from a seeded shuffle.",
             )
     return splits
+
+
+def fit_task(
+    bound: BoundTask[Any, Any], train: Split, facts: Mapping[str, float] | None
+) -> BoundTask[Any, Any]:
+    """Give a task what it has to know of the training rows; None computes it from them."""
+    task = bound.task
+    known = task.fit(train.examples.labels, bound.tools.model) if facts is None else facts
+    return replace(bound, task=task.fitted(known))
 
 
 def bad_rows(bound: BoundTask[Any, Any], source: Source) -> list[int]:

@@ -21,7 +21,7 @@ from jaxft.config.optimizer import SCHEDULE_FREE
 from jaxft.data.batching.plans import Layout, TrainPlan, plan_rows
 from jaxft.device.mesh import row_divisor
 from jaxft.engine.compute import adapter_option, make_runtime
-from jaxft.engine.inputs import Split, data_cache, open_sources, open_splits, with_inputs
+from jaxft.engine.inputs import Split, data_cache, fit_task, open_sources, open_splits, with_inputs
 from jaxft.engine.length import Length, resolve_length, resolve_rates
 from jaxft.engine.mixture import make_mixture
 from jaxft.engine.recipe import make_table, optimizer_from, phases_from
@@ -199,17 +199,13 @@ def build(
     runtime = make_runtime(config, model, table := make_table(config, model), devices)
     bound = bind_task(task, config, model, names, weights)
     splits = open_splits(bound, sources, config.data.on_bad_row)
-    if facts is None:
-        facts = task.fit(splits["train"].examples.labels, model)
-    task = task.fitted(facts)
-    bound = replace(bound, task=task)
+    task = (bound := fit_task(bound, splits["train"], facts)).task
     mixture = make_mixture(config, task, splits["train"], names)
     lengths = splits["train"].examples.lengths if mixture is None else mixture.lengths
     layout = _lay_out(config, task, runtime.mesh, lengths, layout)
     plan = TrainPlan(lengths, config.run.seed.data, *layout.shape, mixture)
     length = resolve_length(config, plan)
     phases = phases_from(config, model, table, *_steps(length))
-    first = frozenset(phases[0].table.trainable)
     return Setup(
         config=config,
         task=task,
@@ -221,7 +217,7 @@ def build(
         plan=plan,
         mesh=runtime.mesh,
         shardings=runtime.shardings,
-        compute=replace(runtime.compute, trainable=first),
+        compute=replace(runtime.compute, trainable=frozenset(phases[0].table.trainable)),
         length=length,
         phases=phases,
         why=(runtime.why,) if runtime.why else (),

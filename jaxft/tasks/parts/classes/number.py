@@ -66,7 +66,7 @@ class Number(ColumnTarget):
         return {"mean": mean, "deviation": deviation if deviation > 0 else 1.0}
 
     def fitted(self, facts: Mapping[str, float]) -> Number:
-        return replace(self, **{name: facts[name] for name in ("mean", "deviation") if facts})
+        return replace(self, mean=facts.get("mean", 0.0), deviation=facts.get("deviation", 1.0))
 
     def in_units(self, model: Model) -> Model:
         """Return the model whose output has the units of the data."""
