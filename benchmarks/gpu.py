@@ -99,7 +99,7 @@ def run_jaxft(config: Config, warm: int, timed: int) -> dict[str, Any]:
     from jaxft.engine.cost import batch_shapes, gradient_flops
     from jaxft.engine.remat import phase_setups
     from jaxft.engine.setup import build
-    from jaxft.models.weights.names import fresh_leaf
+    from jaxft.models.weights.leaves import fresh_leaf
     from jaxft.planning.stand_in import with_tokenizer
     from jaxft.training.utilisation import work_of
 

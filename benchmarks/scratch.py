@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 import jaxft
-from jaxft.models.weights.names import fresh_leaf
+from jaxft.models.weights.leaves import fresh_leaf
 from jaxft.models.weights.source import Checkpoint
 
 

@@ -16,7 +16,7 @@ from jaxft.demo.assets import once
 from jaxft.demo.images import digits
 from jaxft.errors import UserError
 from jaxft.models.load import describe
-from jaxft.models.weights.names import fresh_leaf
+from jaxft.models.weights.leaves import fresh_leaf
 
 SIDE, GREYS = 14, 8  # pixels of an image, and levels that a pixel has
 WIDTH, BLOCKS, HEADS = 64, 4, 4

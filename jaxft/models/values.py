@@ -11,7 +11,7 @@ import jax
 from jaxft.models.adapters.low_rank import with_lengths
 from jaxft.models.adapters.read import stored_leaf
 from jaxft.models.model import Model
-from jaxft.models.weights.names import fresh_leaf, load_leaf
+from jaxft.models.weights.leaves import fresh_leaf, load_leaf
 
 
 def with_values(

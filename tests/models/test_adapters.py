@@ -372,6 +372,7 @@ BOTH_WAYS = [
     ("gpt2", "causal_lm", False, ["c_attn", "c_fc"]),
     ("gpt2", None, True, ["c_attn"]),
     ("llama", "text_classification", True, ["q_proj", "v_proj"]),
+    ("modernbert", "masked_lm", False, ["Wqkv", "Wi"]),
     pytest.param("vit", "image_classification", False, ["q_proj", "fc1"], marks=pytest.mark.full),
     pytest.param("clip", "contrastive", True, ["q_proj", "v_proj"], marks=pytest.mark.full),
 ]

@@ -23,7 +23,8 @@ from jaxft.models.families.bert import bert
 from jaxft.models.layers.modules import Leaf
 from jaxft.models.values import with_values
 from jaxft.models.weights.files import open_tensors
-from jaxft.models.weights.names import Name, load_leaf
+from jaxft.models.weights.leaves import load_leaf
+from jaxft.models.weights.names import Name
 from jaxft.models.weights.tensor import Tensor
 from jaxft.models.weights.vocab import grown
 from tests.support.families import compiled

@@ -225,7 +225,7 @@ def torch_gradients(pair: Pair) -> dict[str, np.ndarray]:
         if name.stacked:
             value = value[name.part[0]]
         elif name.part is not None:
-            value = np.split(value, name.part[1], axis=-1)[name.part[0]]
+            value = np.split(value, name.part[1], axis=name.axis)[name.part[0]]
         found[ours] = np.moveaxis(value, 0, -1) if name.transpose else value
     return found
 

@@ -110,7 +110,8 @@ def read_adapter(
         for parameter in own:
             shape = stored_shape(names[parameter], leaves[parameter])
             _check(folder, name, tensor.shape, shape)
-            loaded[parameter] = part_of(tensor, names[parameter].part)
+            line = names[parameter]
+            loaded[parameter] = part_of(tensor, line.part, line.stacked, line.axis)
     return low_ranks, loaded
 
 

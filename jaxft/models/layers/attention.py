@@ -41,14 +41,16 @@ class Mask:
     kernel: Kernel | None = field(default=None, metadata={"static": True})
 
     def within(self, window: jax.Array | int, slot: jax.Array | None = None) -> Mask:
-        """Hide the keys that lie `window` positions back or more as well.
+        """Hide the keys that lie `window` positions away or more as well.
 
         Args:
-            window: how many positions back each sees, itself included.
+            window: how many positions back each sees, itself included; as many ahead where the
+                mask is not causal.
             slot: the one new position, where the others are cached; None where all are new.
         """
         assert self.bias is not None  # a kernel that has no use for it is no choice here
-        near = _distance(self.bias.shape[-1], slot) < window
+        distance = _distance(self.bias.shape[-1], slot)
+        near = (distance if self.causal else jnp.abs(distance)) < window
         return replace(self, bias=jnp.where(near, self.bias, HIDDEN))
 
 

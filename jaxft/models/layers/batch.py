@@ -76,6 +76,23 @@ def read_first(x: jax.Array, batch: Batch) -> jax.Array:
     return jnp.take_along_axis(x, batch["read_positions"][..., None], axis=1)
 
 
+def read_mean(x: jax.Array, batch: Batch) -> jax.Array:
+    """Average the positions of each example: [B, D], or [R, S, D] with S segments a row.
+
+    A segment that a row lacks is read as its first one.
+    """
+    segments = segments_of(batch)  # [B, T]
+    if "read_positions" in batch:
+        own = jnp.take_along_axis(segments, batch["read_positions"], axis=1)  # [R, S]
+        inside = segments[:, None, :] == own[..., None]
+    else:
+        inside = segments[:, None, :] > 0
+    weights = inside.astype(jnp.float32)  # [B, S, T]
+    sums = jnp.einsum("bst,btd->bsd", weights, x.astype(jnp.float32), precision="highest")
+    means = (sums / weights.sum(-1, keepdims=True)).astype(x.dtype)
+    return means if "read_positions" in batch else means[:, 0]
+
+
 def read_masked(x: jax.Array, batch: Batch) -> jax.Array:
     """Select the masked positions if a batch names them: [B, T, D] -> [B, M, D]."""
     if "masked_positions" not in batch:

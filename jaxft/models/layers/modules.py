@@ -65,25 +65,25 @@ class Linear(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Layer normalization with a scale and a bias of width D, or with neither.
+    """Layer normalization with a scale and a bias of width D, a scale alone, or neither.
 
     Args:
         width: D.
         eps: added to the variance.
-        affine: whether there is a scale and a bias.
+        affine: whether there is a scale.
+        bias: whether there is a bias beside a scale.
     """
 
-    def __init__(self, width: int, eps: float, affine: bool = True):
-        scale = Leaf((width,), ("embed",), mean=1.0, decay=False)
+    def __init__(self, width: int, eps: float, affine: bool = True, bias: bool = True):
+        scale, shift = Leaf((width,), ("embed",), mean=1.0, decay=False), affine and bias
         self.scale = parameter(scale) if affine else None
-        self.bias = parameter(Leaf((width,), ("embed",), decay=False)) if affine else None
+        self.bias = parameter(Leaf((width,), ("embed",), decay=False)) if shift else None
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        if self.scale is None or self.bias is None:
-            ones = jnp.ones(x.shape[-1], x.dtype)
-            return layer_norm(x, ones, jnp.zeros_like(ones), self.eps)
-        return layer_norm(x, self.scale[...], self.bias[...], self.eps)
+        scale = jnp.ones(x.shape[-1], x.dtype) if self.scale is None else self.scale[...]
+        bias = jnp.zeros_like(scale) if self.bias is None else self.bias[...]
+        return layer_norm(x, scale, bias, self.eps)
 
 
 class RMSNorm(nnx.Module):

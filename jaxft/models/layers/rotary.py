@@ -8,7 +8,7 @@ Source: Su et al. (2021), https://arxiv.org/abs/2104.09864.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,6 +120,42 @@ def read_rotary(fields: Mapping[str, Any], width: int, theta: float) -> Rotary:
         scaling |= _longrope(scaling, width, fields["max_position_embeddings"])
     numbers = tuple((name, scaling[name]) for name in known if name in scaling and name != "type")
     return Rotary(width, float(base), kind, int(original), numbers)
+
+
+def read_rotaries_by_kind(
+    fields: Mapping[str, Any],
+    kinds: Sequence[str],
+    bases: Mapping[str, float],
+    scaling: Mapping[str, Any],
+    width: int,
+) -> tuple[tuple[Rotary, ...], tuple[int, ...]]:
+    """Read the rotary embeddings of a model whose blocks are of several kinds.
+
+    Args:
+        fields: `rope_parameters`, by kind or none, and `max_position_embeddings`.
+        kinds: each block's.
+        bases: every kind that there may be -> the base where none is given.
+        scaling: kind -> its `rope_scaling` in the old spelling.
+        width: the width of a head.
+
+    Returns:
+        The embeddings that blocks have, and the index of each block's.
+
+    Raises:
+        UserError: a kind that there is not, or what `read_rotary` refuses.
+    """
+    parameters = fields["rope_parameters"] or {}
+    if odd := [name for name in parameters if name not in bases]:
+        raise UserError(
+            f"config.json: rope_parameters has '{odd[0]}', which is not a kind of block."
+        )
+    there = [kind for kind in bases if kind in kinds]
+    rotaries = []
+    for kind in there:
+        rope = {"rope_parameters": parameters.get(kind), "rope_scaling": scaling.get(kind)}
+        rope["max_position_embeddings"] = fields["max_position_embeddings"]
+        rotaries.append(read_rotary(rope, width, bases[kind]))
+    return tuple(rotaries), tuple(there.index(kind) for kind in kinds)
 
 
 def _longrope(scaling: Mapping[str, Any], width: int, positions: int) -> dict[str, Any]:

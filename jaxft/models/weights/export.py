@@ -69,7 +69,8 @@ def to_tensors(
         if names[parts[0]].stacked:
             yield hf, np.stack(values)
         else:
-            yield hf, np.concatenate(values, -1) if len(values) > 1 else values[0]
+            axis = names[parts[0]].axis
+            yield hf, np.concatenate(values, axis) if len(values) > 1 else values[0]
 
 
 def _stored(param: jax.Array, name: Name, source: Tensor | None) -> np.ndarray:

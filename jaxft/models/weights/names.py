@@ -1,25 +1,18 @@
-"""Name tables applied to weight files, in both directions, strictly and shard by shard."""
+"""Name tables applied to weight files, strictly and in both directions."""
 
 from __future__ import annotations
 
-import math
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Sharding
 
 from jaxft.errors import UserError
 from jaxft.models.layers.modules import Leaf
 from jaxft.models.weights.tensor import FLOATS, Index, Tensor, part_of
 from jaxft.models.weights.vocab import grown
 from jaxft.tree import matches_of, natural_order
-
-MOST_MAPPED = 2**24  # bytes of a file mapped at a time
 
 
 @dataclass(frozen=True)
@@ -31,7 +24,8 @@ class Name:
         ours: the parameter's name.
         transpose: the tensor is stored (out, in), or (out, in, height, width) where it is a
             convolution's: its first axis is our last one.
-        part: which equal part, of how many along the tensor's last axis; None for the whole.
+        part: which equal part of the tensor's outputs, of how many: along its last axis, or its
+            first one where it is transposed; None for the whole.
         stacked: the parameter is one slice of the first axis; `part` follows from the blocks.
     """
 
@@ -41,10 +35,28 @@ class Name:
     part: tuple[int, int] | None = None
     stacked: bool = False
 
+    @property
+    def axis(self) -> int:
+        """Return the axis of the tensor along which it has parts."""
+        return 0 if self.transpose else -1
+
 
 def dense(hf: str, ours: str) -> tuple[Name, ...]:
     """Return the lines of a `torch.nn.Linear`, or of a convolution."""
     return Name(f"{hf}.weight", f"{ours}/kernel", True), Name(f"{hf}.bias", f"{ours}/bias")
+
+
+def fused(hf: str, *ours: str) -> tuple[Name, ...]:
+    """Return the lines of a `torch.nn.Linear` whose outputs are those of several linear maps."""
+    parts = [(name, (index, len(ours))) for index, name in enumerate(ours)]
+    return tuple(
+        line
+        for name, part in parts
+        for line in (
+            Name(f"{hf}.weight", f"{name}/kernel", True, part),
+            Name(f"{hf}.bias", f"{name}/bias", False, part),
+        )
+    )
 
 
 def norm(hf: str, ours: str) -> tuple[Name, ...]:
@@ -143,7 +155,9 @@ def match(
     words = [p for p in whole if "vocab" in leaves[p].axes] if grow else []
     notes = [*_refit(whole, shapes, refit or {}), *_grow(whole, shapes, words)]
     _check_shapes(whole, names, shapes)
-    loaded = {p: part_of(t, names[p].part, names[p].stacked) for p, t in whole.items()}
+    loaded = {
+        p: part_of(t, names[p].part, names[p].stacked, names[p].axis) for p, t in whole.items()
+    }
     return Matching(loaded, new, left, tuple(notes))
 
 
@@ -152,7 +166,11 @@ def stored_shape(name: Name, leaf: Leaf) -> tuple[int, ...]:
     shape = (leaf.shape[-1], *leaf.shape[:-1]) if name.transpose else leaf.shape
     if name.part is None:
         return shape
-    return (name.part[1], *shape) if name.stacked else (*shape[:-1], shape[-1] * name.part[1])
+    if name.stacked:
+        return (name.part[1], *shape)
+    whole = list(shape)
+    whole[name.axis] *= name.part[1]
+    return tuple(whole)
 
 
 def _refit(
@@ -233,68 +251,3 @@ def _check_shapes(
             )
         if tensor.dtype not in FLOATS:
             raise UserError(f"{tensor.file}: '{name.hf}' is of type {tensor.dtype}, not a float.")
-
-
-def load_leaf(
-    tensor: Tensor, name: Name, leaf: Leaf, dtype: str, sharding: Sharding | None
-) -> jax.Array:
-    """Load a parameter from a tensor; each device's shard of a file is read by itself.
-
-    Args:
-        tensor: where to read it.
-        name: its line of the name table.
-        leaf: its description.
-        dtype: the type to hold it in.
-        sharding: where its shards go; None for the default device.
-    """
-    target = jnp.dtype(dtype)
-
-    def put(index: Index, device: jax.Device | None) -> jax.Array:
-        index = index or (slice(None),) * len(leaf.shape)
-        if name.transpose:
-            part = np.moveaxis(_copied(tensor, (index[-1], *index[:-1]), target), 0, -1)
-        else:
-            part = _copied(tensor, index, target)
-        # Shard by shard, so that no more than one is in host memory.
-        return jax.block_until_ready(jax.device_put(part, device))
-
-    if sharding is None:
-        return put((), None)
-    places = sharding.addressable_devices_indices_map(leaf.shape)
-    shards = [put(index or (), device) for device, index in places.items()]
-    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, shards)
-
-
-def _copied(tensor: Tensor, index: Index, dtype: np.dtype) -> np.ndarray:
-    """Copy a part of a tensor into memory, in the order of the file, some rows at a time.
-
-    Mapped pages count as this process's memory, and a shard that reads a part of every row would
-    map the whole file.
-    """
-    if not index:
-        return tensor.read(index).astype(dtype)
-    spans = [range(size)[part] for part, size in zip(index, tensor.shape, strict=True)]
-    copy = np.empty([len(span) for span in spans], dtype)
-    width = math.prod(tensor.shape[1:]) * FLOATS[tensor.dtype].itemsize  # bytes of a row
-    rows = max(MOST_MAPPED // max(width, 1), 1)
-    for first in range(0, len(copy), rows):
-        span = spans[0][first : first + rows]
-        part = slice(span.start, span.stop)
-        copy[first : first + rows] = tensor.read((part, *index[1:]))
-    return copy
-
-
-def fresh_leaf(
-    name: str, leaf: Leaf, dtype: str, seed: int, sharding: Sharding | None
-) -> jax.Array:
-    """Initialize a parameter from the seed and its own name only."""
-
-    def make() -> jax.Array:
-        key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
-        if leaf.spread:
-            noise = jax.random.uniform(key, leaf.shape, minval=-leaf.spread, maxval=leaf.spread)
-            return (leaf.mean + noise).astype(dtype)
-        noise = jax.random.normal(key, leaf.shape) if leaf.std else jnp.zeros(leaf.shape)
-        return (leaf.mean + leaf.std * noise).astype(dtype)
-
-    return jax.jit(make, out_shardings=sharding)()

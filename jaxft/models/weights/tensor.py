@@ -40,13 +40,16 @@ class Tensor:
         return self.read((slice(None),) * len(self.shape))
 
 
-def part_of(tensor: Tensor, part: tuple[int, int] | None, stacked: bool = False) -> Tensor:
-    """Return one of some equal parts along the last axis, as a tensor that is read by itself.
+def part_of(
+    tensor: Tensor, part: tuple[int, int] | None, stacked: bool = False, axis: int = -1
+) -> Tensor:
+    """Return one of some equal parts along an axis, as a tensor that is read by itself.
 
     Args:
         tensor: the whole.
         part: which, of how many; None for the whole.
         stacked: the parts are the slices of the first axis, which they do not have.
+        axis: the first one (0) or the last one (-1).
     """
     if part is None:
         return tensor
@@ -58,11 +61,13 @@ def part_of(tensor: Tensor, part: tuple[int, int] | None, stacked: bool = False)
             tensor.dtype,
             lambda index: tensor.read((here, *index))[0],
         )
-    width = tensor.shape[-1] // part[1]
+    width = tensor.shape[axis] // part[1]
     first = width * part[0]
+    before, after = (tensor.shape[:axis], ()) if axis else ((), tensor.shape[1:])
 
     def read(index: Index) -> np.ndarray:
-        start, stop, _ = index[-1].indices(width)
-        return tensor.read((*index[:-1], slice(first + start, first + stop)))
+        start, stop, _ = index[axis].indices(width)
+        own = slice(first + start, first + stop)
+        return tensor.read((*index[:-1], own) if axis else (own, *index[1:]))
 
-    return Tensor(tensor.file, (*tensor.shape[:-1], width), tensor.dtype, read)
+    return Tensor(tensor.file, (*before, width, *after), tensor.dtype, read)

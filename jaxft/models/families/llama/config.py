@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 
 from jaxft.errors import UserError
 from jaxft.models.layers.math import ACTIVATIONS
-from jaxft.models.layers.rotary import Rotary, read_rotary
+from jaxft.models.layers.rotary import Rotary, read_rotaries_by_kind, read_rotary
 from jaxft.models.weights.config_fields import check_activation, check_divides
 from jaxft.models.weights.hf_config import TextConfig
 
@@ -182,27 +182,13 @@ def _rotaries_by_kind(
     fields: Mapping[str, Any], own: Mapping[str, Any]
 ) -> tuple[tuple[Rotary, ...], tuple[int, ...]]:
     """Return the same for Gemma 3, whose blocks with a window have their own embedding."""
-    parameters, bases = (
-        own["rope_parameters"] or {},
-        {
-            "full_attention": own["rope_theta"],
-            "sliding_attention": own["rope_local_base_freq"],
-        },
-    )
-    if odd := [name for name in parameters if name not in bases]:
-        raise UserError(
-            f"config.json: rope_parameters has '{odd[0]}', which is not a kind of block."
-        )
+    bases = {
+        "full_attention": own["rope_theta"],
+        "sliding_attention": own["rope_local_base_freq"],
+    }
     # The old spelling scales the blocks without a window only.
     scaling = {"full_attention": fields.get("rope_scaling")}
-    types = _layer_types(own)
-    there = [kind for kind in bases if kind in types]
-    rotaries = []
-    for kind in there:
-        rope = {"rope_parameters": parameters.get(kind), "rope_scaling": scaling.get(kind)}
-        rope["max_position_embeddings"] = own["max_position_embeddings"]
-        rotaries.append(read_rotary(rope, own["head_dim"], bases[kind]))
-    return tuple(rotaries), tuple(there.index(kind) for kind in types)
+    return read_rotaries_by_kind(own, _layer_types(own), bases, scaling, own["head_dim"])
 
 
 def _rotated(own: Mapping[str, Any]) -> tuple[bool, ...]:
