@@ -22,6 +22,7 @@ from jaxft.cli.configs import app as configs
 from jaxft.cli.data import app as data
 from jaxft.cli.demo import assets, demo
 from jaxft.cli.doctor import doctor
+from jaxft.cli.init import init
 from jaxft.cli.models import models
 from jaxft.cli.parts.paths import folder_named
 from jaxft.cli.parts.process import prepare_command_line, prepare_computation
@@ -264,6 +265,7 @@ def export(
 
 app.command()(config)
 app.add_typer(configs, name="configs")
+app.command()(init)
 app.command()(models)
 app.command()(assets)
 app.command()(demo)

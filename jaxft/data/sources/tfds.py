@@ -115,6 +115,17 @@ def open_tfds(body: str) -> TfdsReader:
     return TfdsReader(folder, split, tuple(features), _identity(folder, split), features, data)
 
 
+def prepared_splits(name_or_folder: str) -> tuple[str, ...]:
+    """Return the names of the splits of a prepared data set; see `open_tfds`.
+
+    Raises:
+        UserError: there is no such set, or it names a foreign class.
+    """
+    folder = _find(name_or_folder)
+    _check_classes(folder)
+    return tuple(_builder(folder).info.splits)
+
+
 def _find(name_or_folder: str) -> epath.Path:
     """Return the version folder of a data set, given by folder, or by name and optional version."""
     folder = epath.Path(name_or_folder).expanduser()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -160,11 +160,14 @@ def resolve(checkpoint: Checkpoint, cache: str | None = None) -> Source:
     return source
 
 
-def config_folder(checkpoint: str, cache: str | None = None) -> Path:
-    """Return a folder with the config.json of a checkpoint; of the hub only that is fetched.
+def config_folder(
+    checkpoint: str, cache: str | None = None, files: Sequence[str] = ("config.json",)
+) -> Path:
+    """Return a folder with the config.json of a checkpoint; of the hub, no weights are fetched.
 
     Args:
         checkpoint, cache: as in `resolve`, of one checkpoint.
+        files: what is fetched of the hub.
 
     Raises:
         UserError: as in `resolve`.
@@ -173,7 +176,7 @@ def config_folder(checkpoint: str, cache: str | None = None) -> Path:
     if folder is not None:
         return folder
     repo, _, revision = checkpoint.partition("@")
-    return Path(download(repo, revision or None, ("config.json",), cache))
+    return Path(download(repo, revision or None, files, cache))
 
 
 def _one_source(checkpoint: str, cache: str | None) -> Source:

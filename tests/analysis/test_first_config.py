@@ -1,0 +1,366 @@
+"""`jaxft init`: what it decides about a data set, what it asks, and what it refuses."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from jaxft.analysis.first_config import sample as samples
+from jaxft.analysis.first_config.locate import locate
+from jaxft.analysis.first_config.questions import Answers
+from jaxft.analysis.first_config.sample import take_sample
+from jaxft.analysis.first_config.story import first_config
+from jaxft.cli.main import main
+from jaxft.config.load import load_config
+from jaxft.data.sources.open import open_source
+from jaxft.engine.setup import build
+from tests.support.tiny import BAD, GOOD, PLAIN, tiny_checkpoint
+from tests.support.tiny_images import COLOURS, SIDE, tiny_vit
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working directory with a tiny BERT in `bert` and a tiny ViT in `vit`."""
+    tiny_checkpoint(tmp_path / "bert")
+    tiny_vit(tmp_path / "vit")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def reviews(rows: int = 60, seed: int = 0) -> list[dict]:
+    """Rows of a text of some words and its label, `good` or `bad`."""
+    draw = np.random.default_rng(seed)
+    made = []
+    for number in range(rows):
+        words = GOOD if number % 3 else BAD
+        text = " ".join(draw.choice([*words, *PLAIN], size=6))
+        made.append({"number": number, "review": text, "verdict": "good" if number % 3 else "bad"})
+    return made
+
+
+def write_csv(path: Path, rows: list[dict]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def pictures(folder: Path, classes: int = 3, each: int = 10) -> Path:
+    for name, colour in list(COLOURS.items())[:classes]:
+        (folder / name).mkdir(parents=True)
+        for number in range(each):
+            shade = tuple(min(255, value + number) for value in colour)
+            Image.new("RGB", (SIDE // 2, SIDE // 2), shade).save(folder / name / f"{number}.png")
+    return folder
+
+
+def init(capsys, *words, checkpoint="bert"):
+    """The config that `jaxft init` writes."""
+    assert main(["init", *words, "--checkpoint", checkpoint, "--out", "made.yaml"]) == 0
+    assert "jaxft train made.yaml" in capsys.readouterr().out
+    return load_config("made.yaml")
+
+
+def refused(capsys, *words):
+    assert main(["init", *words]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    return err.strip()
+
+
+# ------------------------------------------------------------------------------ what it decides
+
+
+def test_texts_and_labels(here, capsys):
+    write_csv(here / "films.csv", reviews())
+    config = init(capsys, "films.csv")
+    assert (config.run.name, config.model.checkpoint) == ("films", "bert")
+    assert (config.task.kind, config.task.text, config.task.label) == (
+        "text_classification",
+        "review",
+        "verdict",
+    )
+    assert config.data.train == "csv:films.csv[:80%]"
+    assert config.data.max_length == 16
+    assert [group.name for group in config.groups] == ["head", "trunk"]
+    text = Path("made.yaml").read_text()
+    assert "2 classes, good 66.7%, bad 33.3%" in text, "the reason stands beside the choice"
+    build(config)  # the splits, the columns and the model fit
+
+
+def test_what_is_written_trains_and_predicts(here, capsys):
+    write_csv(here / "films.csv", reviews())
+    init(capsys, "films.csv")
+    assert main(["train", "made.yaml", "--quiet"]) == 0
+    result = json.loads(Path("runs/films/result.json").read_text())
+    assert result["metrics"]["accuracy"] > 0.5
+    capsys.readouterr()
+    assert main(["predict", "runs/films", "a bright witty film", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["label"] in ("good", "bad")
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet", "arrow"])
+def test_other_files(form, here, capsys):
+    rows = reviews()
+    if form == "jsonl":
+        Path("films.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif form == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), "films.parquet")
+    else:
+        table = pa.Table.from_pylist(rows)
+        with pa.OSFile("films.arrow", "wb") as file, pa.ipc.new_file(file, table.schema) as out:
+            out.write_table(table)
+    config = init(capsys, f"films.{form}")
+    assert (config.task.text, config.task.label) == ("review", "verdict")
+    assert config.data.train == f"{form}:films.{form}[:80%]"
+
+
+def test_images_in_class_folders(here, capsys):
+    pictures(here / "shots")
+    config = init(capsys, "shots", checkpoint="vit")
+    assert config.task.kind == "image_classification"
+    assert config.data.train == "images:shots[:80%]"
+    build(config)
+
+
+def test_folders_named_by_number_are_classes(here, capsys):
+    for number, folder in enumerate(sorted(pictures(here / "shots").iterdir())):
+        folder.rename(folder.with_name(str(number)))
+    assert init(capsys, "shots", checkpoint="vit").task.problem == "single_label"
+
+
+def test_splits_by_folder_and_by_file(here, capsys):
+    pictures(here / "shots" / "train")
+    pictures(here / "shots" / "test")
+    config = init(capsys, "shots", checkpoint="vit")
+    assert config.data.train == "images:shots/train[:90%]"
+    assert config.data.eval == "images:shots/train[90%:]"
+    assert config.data.test == "images:shots/test"
+    folder = here / "films"
+    folder.mkdir()
+    for name in ("train", "val", "test"):
+        write_csv(folder / f"{name}.csv", reviews())
+    located = locate("films")
+    assert (located.name, located.eval, located.test) == (
+        "films",
+        "csv:films/val.csv",
+        "csv:films/test.csv",
+    )
+
+
+def test_a_table_with_a_number_to_predict(here, capsys):
+    draw = np.random.default_rng(0)
+    rows = [
+        {"age": 20 + n % 50, "bmi": round(draw.normal(25, 3), 3), "city": "ABC"[n % 3], "cost": c}
+        for n, c in enumerate(np.round(draw.normal(100, 20, 60), 2).tolist())
+    ]
+    write_csv(here / "costs.csv", rows)
+    config = init(capsys, "costs.csv", "--label", "cost")
+    assert config.task.problem == "regression"
+    assert config.task.template == "age {age:.0f}, bmi {bmi:.1f}, city {city}"
+    build(config)
+
+
+def test_several_columns_of_labels(here, capsys):
+    rows = [row | {"short": n % 2, "new": n % 3 % 2} for n, row in enumerate(reviews())]
+    write_csv(here / "films.csv", rows)
+    config = init(capsys, "films.csv", "--label", "short,new")
+    assert (config.task.problem, config.task.label) == ("multi_label", ["short", "new"])
+
+
+def test_words_with_tags(here, capsys):
+    lines = ["a O\nfilm B-THING\n\n", "the O\nstory B-THING\n\n"] * 20
+    Path("tagged.conll").write_text("".join(lines))
+    config = init(capsys, "tagged.conll")
+    assert (config.task.kind, config.task.tokens, config.task.tags) == (
+        "token_classification",
+        "tokens",
+        "tags",
+    )
+    build(config)
+
+
+def test_the_seed_keeps_rare_classes_in_every_split(here, capsys):
+    rows = reviews(60)
+    for row in rows[:4]:
+        row["verdict"] = "mixed"
+    write_csv(here / "films.csv", rows)
+    config = init(capsys, "films.csv")
+    seed = config.run.seed.data
+    for spec in (config.data.eval, config.data.test):
+        source = open_source(spec, seed=seed)
+        assert {row["verdict"] for _, row in source.each(["verdict"])} == {"good", "bad", "mixed"}
+
+
+@pytest.mark.parametrize(
+    ("freeze", "depth"),
+    [("none", None), ("embeddings", [0, 0]), ("half", [0, 1]), ("head-only", [0, 2])],
+)
+def test_what_is_frozen(freeze, depth, here, capsys):
+    write_csv(here / "films.csv", reviews())
+    config = init(capsys, "films.csv", "--freeze", freeze)
+    trunk = [group.depth for group in config.groups if group.name == "trunk"]
+    assert [list(one) for one in trunk] == ([depth] if depth else [])
+    build(config)
+
+
+def test_lora(here, capsys):
+    write_csv(here / "films.csv", reviews())
+    assert init(capsys, "films.csv", "--freeze", "lora").adapter.kind == "lora"
+
+
+# --------------------------------------------------------------------------- large files
+
+
+def test_a_large_file_is_looked_at_in_parts(here, monkeypatch):
+    """All classes are there although the rows are sorted, and the number of rows is estimated."""
+    rows = sorted(reviews(6000), key=lambda row: row["verdict"])
+    write_csv(here / "films.csv", rows)
+    for name, value in {"MOST_BYTES": 20_000, "HEAD": 8_000, "CHUNK": 2_000}.items():
+        monkeypatch.setattr(samples, name, value)
+    sample = take_sample("csv:films.csv")
+    assert len(sample.rows) < 1000
+    assert not sample.whole
+    assert {row["verdict"] for row in sample.rows} == {"good", "bad"}
+    assert sample.total == pytest.approx(6000, rel=0.05)
+
+
+def test_records_of_several_lines_are_not_cut(here, monkeypatch):
+    rows = [row | {"review": f'{row["review"]},\n"and" more'} for row in reviews(600)]
+    write_csv(here / "films.csv", rows)
+    for name, value in {"MOST_BYTES": 20_000, "HEAD": 8_000, "CHUNK": 2_000}.items():
+        monkeypatch.setattr(samples, name, value)
+    sample = take_sample("csv:films.csv")
+    texts = {row["review"] for row in rows}
+    assert all(row["review"] in texts for row in sample.rows)
+
+
+def test_few_rows_of_a_large_parquet_file_are_read(here, monkeypatch):
+    pq.write_table(pa.Table.from_pylist(reviews(4000)), "films.parquet", row_group_size=500)
+    monkeypatch.setattr(samples, "MOST_ROWS", 80)
+    sample = take_sample("parquet:films.parquet")
+    assert len(sample.rows) == 80
+    assert sample.total == 4000
+    assert {row["number"] // 500 for row in sample.rows} == set(range(8))
+
+
+# ----------------------------------------------------------------------- what it asks and refuses
+
+
+def test_what_is_open_is_asked(here):
+    rows = [row | {"kind": "AB"[n % 2]} for n, row in enumerate(reviews())]
+    write_csv(here / "films.csv", rows)
+    asked = []
+
+    def ask(question):
+        asked.append(question.option)
+        return {"--label": "kind", "--checkpoint": "bert"}.get(question.option, question.default)
+
+    made = first_config("films.csv", Answers({}, ask))
+    assert asked == ["--task", "--text", "--label", "--checkpoint", "--freeze"]
+    assert load_config(made.path).task.label == "kind"
+
+
+def test_a_terminal_asks_again_until_it_is_an_answer(here, capsys, monkeypatch):
+    rows = [row | {"kind": "AB"[n % 2]} for n, row in enumerate(reviews())]
+    write_csv(here / "films.csv", rows)
+    typed = iter(["", "", "knd", "kind", ""])
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("typer.prompt", lambda *_, default, **__: next(typed) or default)
+    config = init(capsys, "films.csv")
+    assert config.task.label == "kind"
+    assert next(typed, None) is None
+
+
+@pytest.mark.parametrize("yes", [(), ("--yes",)])
+def test_two_columns_that_could_be_the_label(yes, here, capsys):
+    rows = [row | {"kind": "AB"[n % 2]} for n, row in enumerate(reviews())]
+    write_csv(here / "films.csv", rows)
+    message = refused(capsys, "films.csv", *yes)
+    assert "2 columns could be the column of the labels: verdict, kind" in message
+    assert "--label" in message
+    assert not Path("films.yaml").exists()
+
+
+def test_whole_numbers_may_be_classes_or_a_quantity(here, capsys):
+    rows = [row | {"verdict": 1 + n % 5} for n, row in enumerate(reviews())]
+    write_csv(here / "films.csv", rows)
+    words = ("films.csv", "--label", "verdict")
+    message = refused(capsys, *words, "--checkpoint", "bert")
+    assert "5 different whole numbers, which may be classes or a quantity" in message
+    assert "Add --problem single_label or regression, or --yes for single_label." in message
+    assert init(capsys, *words, "--problem", "regression").task.problem == "regression"
+    Path("made.yaml").unlink()
+    assert init(capsys, *words, "--yes").task.problem == "single_label"
+
+
+def test_texts_alone_may_be_masked_or_continued(here, capsys):
+    write_csv(here / "films.csv", [{"review": row["review"]} for row in reviews()])
+    assert "which fits masked_lm or causal_lm. Add --task" in refused(capsys, "films.csv", "--yes")
+
+
+BAD_INPUTS = {
+    "an empty file": (lambda p: p.write_text(""), "films.csv"),
+    "no rows": (lambda p: p.write_text("review,verdict\n"), "films.csv"),
+    "few rows": (lambda p: write_csv(p, reviews(5)), "has 5 rows, of which none can be held out"),
+    "one column of numbers": (
+        lambda p: p.write_text("size\n" + "".join(f"{n * 0.7}\n" for n in range(40))),
+        "There is one column, 'size' (number)",
+    ),
+    "mixed encodings": (
+        lambda p: p.write_bytes("review,verdict\ncafé noir chaud,good\n".encode() + b"caf\xe9,x\n"),
+        "not UTF-8",
+    ),
+    "one class": (
+        lambda p: write_csv(p, [row | {"verdict": "good"} for row in reviews()]),
+        "All rows have the same label in 'verdict', 'good'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("write", "message"), BAD_INPUTS.values(), ids=BAD_INPUTS)
+def test_bad_files_are_one_sentence(write, message, here, capsys):
+    write(here / "films.csv")
+    assert message in refused(capsys, "films.csv", "--checkpoint", "bert", "--yes")
+    assert not Path("films.yaml").exists()
+
+
+def test_images_of_one_class_are_one_sentence(here, capsys):
+    pictures(here / "shots", classes=1)
+    message = refused(capsys, "shots", "--checkpoint", "vit")
+    assert "All rows have the same label in 'label', 'blue'" in message
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("absent",), "There is no file or folder 'absent', and no prepared TFDS data set"),
+        (("empty",), "'empty' holds neither tables nor images"),
+        (("bert/model.safetensors",), "has no ending that says what it holds"),
+        (("csv:films.csv[:10%]",), "Leave the slice and :ordered out"),
+        (("films.csv", "--label", "verdct"), "no column 'verdct'. Did you mean 'verdict'?"),
+        (("films.csv", "--task", "sorting"), "--task: 'sorting' is not one of"),
+        (("films.csv", "--freeze", "tenth"), "--freeze: 'tenth' is not one of"),
+        (("films.csv", "--column", "prompt"), "'prompt' is not of the form KEY=COLUMN"),
+        (("films.csv", "--checkpoint", "./none"), "there is no folder './none'"),
+        (("films.csv", "--checkpoint", "vit"), "has no head on vit"),
+    ],
+)
+def test_what_is_not_there_is_one_sentence(words, message, here, capsys):
+    (here / "empty").mkdir()
+    write_csv(here / "films.csv", reviews())
+    checkpoint = () if "--checkpoint" in words else ("--checkpoint", "bert")
+    assert message in refused(capsys, *words, *checkpoint)
+
+
+def test_a_file_that_is_there_stays(here, capsys):
+    write_csv(here / "films.csv", reviews())
+    Path("films.yaml").write_text("mine")
+    assert "films.yaml exists already" in refused(capsys, "films.csv", "--checkpoint", "bert")
+    assert Path("films.yaml").read_text() == "mine"
