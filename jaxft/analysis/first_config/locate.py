@@ -94,8 +94,8 @@ def _source_string(what: str, kind: str, body: str) -> Located:
 def _name(path: str) -> str:
     """Return a run's name from a path: its last part, without ending and odd characters."""
     stem = Path(path.rstrip("/")).name.partition(".")[0]
-    kept = "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "-" for c in stem)
-    return kept.strip("-_") or "run"
+    letters = "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "-" for c in stem)
+    return letters.strip("-_") or "run"
 
 
 def _with_siblings(path: Path) -> Located:

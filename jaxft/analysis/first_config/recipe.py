@@ -162,8 +162,8 @@ def make_splits(located: Located, sample: Sample, label: str | None) -> Splits:
     else:
         cuts = {"train": "[:80%]", "eval": "[80%:90%]", "test": "[90%:]"}
         share, text = 0.8, "two tenths of the rows are held out, for eval and test"
-    held = [cut for split, cut in cuts.items() if split != "train"]
-    seed = _stratifying_seed(train, held, sample, label)
+    cuts_out = [cut for split, cut in cuts.items() if split != "train"]
+    seed = _stratifying_seed(train, cuts_out, sample, label)
     why = f"{text}; rows are shuffled by run.seed.data"
     if seed is not None:
         why += f" = {seed}, chosen to keep the share of each class close"
@@ -172,14 +172,16 @@ def make_splits(located: Located, sample: Sample, label: str | None) -> Splits:
     return Splits(spec, f"{train}{cuts['eval']}", test, seed or 0, int(total * share), why)
 
 
-def _stratifying_seed(train: str, held: list[str], sample: Sample, label: str | None) -> int | None:
+def _stratifying_seed(
+    train: str, cuts_out: list[str], sample: Sample, label: str | None
+) -> int | None:
     """Return the seed whose held-out rows have the classes most nearly as all rows have them."""
     if label is None or sample.source is None or len(sample.source) > MOST_TRIED:
         return None
     whole = _shares(sample.source, label)
     many = SEEDS if len(sample.source) > FEW else 8 * SEEDS
     worst = {
-        seed: max(_deviation(open_source(train + cut, seed=seed), label, whole) for cut in held)
+        seed: max(_deviation(open_source(train + cut, seed=seed), label, whole) for cut in cuts_out)
         for seed in range(many)
     }
     return min(worst, key=lambda seed: (worst[seed], seed))

@@ -192,9 +192,9 @@ def _sides(sample: Sample, column: str) -> list[int]:
 
 def _head(what: str, path: Path, sample: Sample) -> str:
     rows = f"{sample.total:,} rows" if sample.whole else f"about {sample.total:,} rows"
-    seen = "" if len(sample.rows) == sample.total else f", {len(sample.rows):,} of them looked at"
+    looked = "" if len(sample.rows) == sample.total else f", {len(sample.rows):,} of them looked at"
     return (
-        f"Written by `jaxft init {what}`: {rows}{seen}. Each choice has its reason; edit any.\n"
+        f"Written by `jaxft init {what}`: {rows}{looked}. Each choice has its reason; edit any.\n"
         f"  jaxft data describe {path}    columns, labels, lengths, repeated rows\n"
         f"  jaxft plan {path}             groups, memory, FLOPs; nothing is trained\n"
         f"  jaxft train {path}"
