@@ -364,3 +364,13 @@ def test_a_file_that_is_there_stays(here, capsys):
     Path("films.yaml").write_text("mine")
     assert "films.yaml exists already" in refused(capsys, "films.csv", "--checkpoint", "bert")
     assert Path("films.yaml").read_text() == "mine"
+
+
+def test_a_folder_of_tfds(here, capsys):
+    write_csv(here / "films.csv", reviews())
+    assert main(["data", "build", "train=csv:films.csv", "--out", "films_set"]) == 0
+    capsys.readouterr()
+    config = init(capsys, "films_set")
+    version = next(Path("films_set").iterdir())
+    assert config.data.train == f"tfds:{version}:train[:80%]"
+    assert (config.task.text, config.task.label) == ("review", "verdict")

@@ -100,7 +100,7 @@ def _classes(columns: dict[str, Column], draft: Draft) -> int | None:
     label = draft.task.get("label")
     if isinstance(label, list):
         return len(label)
-    return columns[label].distinct if draft.label else None
+    return columns[draft.label].distinct if draft.label is not None else None
 
 
 def _sections(

@@ -122,8 +122,9 @@ def prepared_splits(name_or_folder: str) -> tuple[str, ...]:
         UserError: there is no such set, or it names a foreign class.
     """
     folder = _find(name_or_folder)
-    _check_classes(folder)
-    return tuple(_builder(folder).info.splits)
+    check_folder(folder)
+    with refused(f"{folder} is not a folder that TFDS reads"):
+        return tuple(tfds.builder_from_directory(os.fspath(folder)).info.splits)
 
 
 def _find(name_or_folder: str) -> epath.Path:
