@@ -20,76 +20,84 @@ from jaxft.errors import UserError
 
 if TYPE_CHECKING:
     from jaxft.analysis.first_config.questions import Question
+    from jaxft.analysis.first_config.story import FirstConfig
 
 PARTS: Any = {"show_default": False}
 
 
+SourceName = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="A CSV, JSON lines, Parquet or Arrow file; a folder of images, of a TFDS or `datasets` data set, or of train and test files; a TFDS name; or a source string.",
+    ),
+]
+Task = Annotated[str | None, typer.Option(metavar="KIND", help="The task.kind to learn.", **PARTS)]
+TextColumn = Annotated[
+    str | None, typer.Option(metavar="COLUMN", help="The column of the texts.", **PARTS)
+]
+ImageColumn = Annotated[
+    str | None, typer.Option(metavar="COLUMN", help="The column of the images.", **PARTS)
+]
+LabelColumn = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COLUMN", help="The column of the labels; A,B,C for one per label.", **PARTS
+    ),
+]
+Problem = Annotated[
+    str | None,
+    typer.Option(help="Whether the labels are classes or numbers.", metavar="KIND", **PARTS),
+]
+OtherColumns = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=COLUMN", help="A column of another task, as in prompt=question.", **PARTS
+    ),
+]
+CheckpointName = Annotated[
+    str | None,
+    typer.Option(
+        help="The checkpoint to start from; assets/NAME is downloaded if it is not there.", **PARTS
+    ),
+]
+Freeze = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PART",
+        help="What to freeze: none, embeddings, third, half, two-thirds (of the blocks), head-only, or lora.",
+        **PARTS,
+    ),
+]
+EvalSource = Annotated[
+    str | None, typer.Option("--eval", metavar="SOURCE", help="The eval rows.", **PARTS)
+]
+TestSource = Annotated[
+    str | None, typer.Option("--test", metavar="SOURCE", help="The test rows.", **PARTS)
+]
+RunName = Annotated[str | None, typer.Option(help="The name of the run.", **PARTS)]
+OutFile = Annotated[
+    Path | None,
+    typer.Option(parser=folder_named, help="The config to write; NAME.yaml by default.", **PARTS),
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Take every default without asking.")]
+
+
 def init(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SOURCE",
-            help="A CSV, JSON lines, Parquet or Arrow file; a folder of images, of a TFDS or "
-            "`datasets` data set, or of train and test files; a TFDS name; or a source string.",
-        ),
-    ],
-    task: Annotated[
-        str | None, typer.Option(metavar="KIND", help="The task.kind to learn.", **PARTS)
-    ] = None,
-    text: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="The column of the texts.", **PARTS)
-    ] = None,
-    image: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="The column of the images.", **PARTS)
-    ] = None,
-    label: Annotated[
-        str | None,
-        typer.Option(
-            metavar="COLUMN", help="The column of the labels; A,B,C for one per label.", **PARTS
-        ),
-    ] = None,
-    problem: Annotated[
-        str | None,
-        typer.Option(help="Whether the labels are classes or numbers.", metavar="KIND", **PARTS),
-    ] = None,
-    column: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=COLUMN", help="A column of another task, as in prompt=question.", **PARTS
-        ),
-    ] = None,
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(
-            help="The checkpoint to start from; assets/NAME is downloaded if it is not there.",
-            **PARTS,
-        ),
-    ] = None,
-    freeze: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PART",
-            help="What to freeze: none, embeddings, third, half, two-thirds (of the blocks), "
-            "head-only, or lora.",
-            **PARTS,
-        ),
-    ] = None,
-    eval_source: Annotated[
-        str | None, typer.Option("--eval", metavar="SOURCE", help="The eval rows.", **PARTS)
-    ] = None,
-    test_source: Annotated[
-        str | None, typer.Option("--test", metavar="SOURCE", help="The test rows.", **PARTS)
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="The name of the run.", **PARTS)] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            parser=folder_named, help="The config to write; NAME.yaml by default.", **PARTS
-        ),
-    ] = None,
-    yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Take every default without asking.")
-    ] = False,
+    source: SourceName,
+    task: Task = None,
+    text: TextColumn = None,
+    image: ImageColumn = None,
+    label: LabelColumn = None,
+    problem: Problem = None,
+    column: OtherColumns = None,
+    checkpoint: CheckpointName = None,
+    freeze: Freeze = None,
+    eval_source: EvalSource = None,
+    test_source: TestSource = None,
+    name: RunName = None,
+    out: OutFile = None,
+    yes: Yes = False,
 ) -> None:
     """Write a config for a data set: look at some of its rows, and ask what they leave open.
 
@@ -113,6 +121,11 @@ def init(
         _bring(checkpoint)
     ask = _ask if sys.stdin.isatty() and not yes else None
     made = first_config(source, Answers(options, ask, yes), out, name, eval_source, test_source)
+    _show(made)
+
+
+def _show(made: FirstConfig) -> None:
+    """Print what was decided and why, and the next commands."""
     table = Table("key", "value", "why", box=box.SIMPLE_HEAD)
     for row in made.decisions:
         table.add_row(*map(Text, row))
