@@ -29,7 +29,8 @@ SourceName = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="A CSV, JSON lines, Parquet or Arrow file; a folder of images, of a TFDS or `datasets` data set, or of train and test files; a TFDS name; or a source string.",
+        help="A CSV, JSON lines, Parquet or Arrow file; a folder of images, of a TFDS or "
+        "`datasets` data set, or of train and test files; a TFDS name; or a source string.",
     ),
 ]
 Task = Annotated[str | None, typer.Option(metavar="KIND", help="The task.kind to learn.", **PARTS)]
@@ -65,7 +66,8 @@ Freeze = Annotated[
     str | None,
     typer.Option(
         metavar="PART",
-        help="What to freeze: none, embeddings, third, half, two-thirds (of the blocks), head-only, or lora.",
+        help="What to freeze: none, embeddings, third, half, two-thirds (of the blocks), "
+        "head-only, or lora.",
         **PARTS,
     ),
 ]
