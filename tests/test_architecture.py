@@ -32,6 +32,7 @@ LEVELS = {
     "loop": 10,
     "analysis": 10,
     "engine": 9,
+    "board": 9,
     "report": 8,
     "runs": 7,
     "device": 6,
@@ -83,7 +84,7 @@ LAZY = {
 # Libraries that no module may import at its head, and some not at all.
 NEVER_AT_HEAD = {"torch", "tensorflow", "transformers"}
 # What reads a finished run's files, so that a report needs no accelerator and starts at once.
-WITHOUT_JAX = ("report", "runs.folder", "numbers", "errors", "storage", "launch")
+WITHOUT_JAX = ("report", "board", "runs.folder", "numbers", "errors", "storage", "launch")
 
 
 def room(module):

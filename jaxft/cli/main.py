@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from jaxft.cli.board import board
 from jaxft.cli.config import config
 from jaxft.cli.configs import app as configs
 from jaxft.cli.data import app as data
@@ -54,7 +55,7 @@ RunName = Annotated[
     Path, typer.Argument(metavar="RUN", parser=folder_named, help="The run folder.")
 ]
 # Commands that would conflict if they were started on every host.
-ALONE = {"data", "eval", "predict", "search", "study", "export", "report", "demo"}
+ALONE = {"data", "eval", "predict", "search", "study", "export", "report", "board", "demo"}
 KEYS_HELP = "To list every config key with its type, default and meaning: jaxft config"
 
 
@@ -233,6 +234,7 @@ app.command(epilog=KEYS_HELP)(study)
 app.add_typer(data, name="data")
 app.command()(doctor)
 app.command()(report)
+app.command()(board)
 
 
 @app.command()

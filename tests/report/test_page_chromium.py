@@ -1,14 +1,13 @@
 """The page in a real browser, driven over Chromium's debugging pipe: Debian's `chromium`."""
 
 import json
-import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from benchmarks.browser import Browser
 from jaxft.report.page.page import write_page
 from jaxft.report.page.png import write_pngs
 from tests.support.synthetic_run import write_json, write_run
@@ -19,94 +18,6 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
 ]
 EVIL = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
-
-
-class Browser:
-    """One page in headless Chromium; `errors` is what its console and its log complained about."""
-
-    def __init__(self, profile):
-        ours_in, theirs_out = os.pipe()
-        theirs_in, ours_out = os.pipe()
-        script = f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}'
-        options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
-        self.process = subprocess.Popen(
-            ["bash", "-c", script, "bash", CHROMIUM, *options, "--remote-debugging-pipe"],
-            pass_fds=(theirs_in, theirs_out),
-            stderr=subprocess.DEVNULL,
-        )
-        os.close(theirs_in)
-        os.close(theirs_out)
-        self.reader = os.fdopen(ours_in, "rb")
-        self.writer = os.fdopen(ours_out, "wb")
-        self.errors = []
-        self.session, self.number = None, 0
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        found = self.call("Target.attachToTarget", targetId=target, flatten=True)
-        self.session = found["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable")
-
-    def call(self, method, **params):
-        self.number += 1
-        message = {"id": self.number, "method": method, "params": params}
-        if self.session:
-            message["sessionId"] = self.session
-        self.writer.write(json.dumps(message).encode() + b"\0")
-        self.writer.flush()
-        while True:
-            answer = self._read()
-            if answer.get("id") == self.number:
-                assert "error" not in answer, answer
-                return answer["result"]
-
-    def _read(self):
-        data = bytearray()
-        while (byte := self.reader.read(1)) != b"\0":
-            assert byte, "chromium went away"
-            data += byte
-        event = json.loads(data)
-        params = event.get("params", {})
-        if event.get("method") == "Runtime.exceptionThrown":
-            self.errors.append(params["exceptionDetails"])
-        if event.get("method") == "Runtime.consoleAPICalled" and params["type"] != "log":
-            self.errors.append(params)
-        if event.get("method") == "Log.entryAdded" and params["entry"]["level"] == "error":
-            self.errors.append(params["entry"])
-        if event.get("method") == "Network.requestWillBeSent":
-            url = params["request"]["url"]
-            if not url.startswith(("data:", "blob:")):
-                self.requests.append(url)
-        return event
-
-    def open(self, path, scheme="light"):
-        self.requests = []
-        self.scheme(scheme)
-        self.call("Page.navigate", url=path.as_uri())
-        self.wait("document.readyState === 'complete'")
-
-    def scheme(self, name):
-        feature = {"name": "prefers-color-scheme", "value": name}
-        self.call("Emulation.setEmulatedMedia", features=[feature])
-
-    def ask(self, expression):
-        """The value of a JavaScript expression; promises are awaited."""
-        asked = {"expression": expression, "returnByValue": True, "awaitPromise": True}
-        answer = self.call("Runtime.evaluate", **asked)
-        assert "exceptionDetails" not in answer, answer
-        return answer["result"].get("value")
-
-    def wait(self, condition):
-        for _ in range(200):
-            if self.ask(condition):
-                return
-            self.ask("new Promise(done => setTimeout(done, 50))")
-        pytest.fail(f"never came true: {condition}")
-
-    def close(self):
-        self.process.kill()
-        self.process.wait()
-        self.reader.close()
-        self.writer.close()
 
 
 @pytest.fixture(scope="module")

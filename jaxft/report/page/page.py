@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -39,31 +40,40 @@ class Served:
 
     Attributes:
         home: address of the list of all runs.
-        controls: markup below the title that is not sent again, such as buttons.
-        log: the last events as lines of text, oldest first.
+        events: address of what is sent as the page changes.
+        controls: of each run that can be stopped, its key and name.
+        log: the last events as lines of text, newest last.
+        whole: whether the page is sent with its scripts; else only its regions are wanted.
         stored: regions of an earlier page that have not changed and are not made again.
         regions: name -> markup, filled as the page is made.
+        outlines: the same without the regions inside, which change on their own.
         figures: filled as the page is made.
     """
 
     home: str
-    controls: Markup = field(default_factory=Markup)
-    log: Sequence[str] = ()
-    stored: Mapping[str, Markup] = field(default_factory=dict)
+    events: str
+    whole: bool = True
+    controls: list[tuple[str, str]] = field(default_factory=list)
+    log: list[str] = field(default_factory=list)
+    stored: dict[str, Markup] = field(default_factory=dict)
     regions: dict[str, Markup] = field(default_factory=dict)
+    outlines: dict[str, str] = field(default_factory=dict)
     figures: list[Mapping[str, Any]] = field(default_factory=list)
 
     def region(self, name: str, caller: Callable[[], Markup]) -> Markup:
         """Return a region of the page as an element that `live.js` can replace the content of.
 
         Args:
-            name: its name, a plain word.
+            name: its name, a plain word; the same each time that the page is made.
             caller: makes its content.
         """
-        self.regions[name] = self.stored[name] if name in self.stored else caller()
-        return Markup('<div class="region" data-region="{}">{}</div>').format(
-            name, self.regions[name]
-        )
+        earlier = set(self.regions)
+        markup = self.stored[name] if name in self.stored else caller()
+        outline = str(markup)
+        for inner in self.regions.keys() - earlier:
+            outline = outline.replace(str(self.regions[inner]), "", 1)
+        self.regions[name], self.outlines[name] = markup, outline
+        return Markup('<div class="region" data-region="{}">{}</div>').format(name, markup)
 
 
 @dataclass(frozen=True)
@@ -126,13 +136,21 @@ def read_runs(runs: Sequence[Path]) -> list[Run]:
     ]
 
 
-def all_figures(runs: Sequence[Run]) -> Figures:
-    """Every figure of these runs."""
+def all_figures(runs: Sequence[Run], earlier: Figures | None = None) -> Figures:
+    """Every figure of these runs.
+
+    Args:
+        runs: the runs.
+        earlier: their figures when they had fewer events, and the same predictions.
+    """
+    alone = len(runs) == 1
     return Figures(
         curves=figures(runs),
-        layers=layer_figures(runs[0]) if len(runs) == 1 else [],
-        thresholds=[*binary_figures(runs), *number_figures(runs)],
-        scatters=embedding_figures(runs[0]) if len(runs) == 1 else [],
+        layers=layer_figures(runs[0]) if alone else [],
+        thresholds=earlier.thresholds
+        if earlier
+        else [*binary_figures(runs), *number_figures(runs)],
+        scatters=earlier.scatters if earlier else embedding_figures(runs[0]) if alone else [],
     )
 
 
@@ -170,6 +188,7 @@ def fill(
     own: Sequence[str],
     drawn: Sequence[Mapping[str, Any]],
     served: Served | None = None,
+    plots: bool = True,
     **content: Any,
 ) -> str:
     """A page of `TEMPLATE.html` with scripts of ours.
@@ -182,13 +201,31 @@ def fill(
         own: names of the scripts there, in order.
         drawn: the figures, as plain data.
         served: by a server that goes on to send what changes; None for a file.
+        plots: whether it has figures, now or later.
         content: what else the template shows.
     """
     if served is not None:
         served.figures.extend(drawn)
-    texts = [(ASSETS / f"{name}.js").read_text(encoding="utf-8") for name in own]
-    scripts = [get_plotlyjs(), *texts]
-    hashes = [hashlib.sha256(script.encode()).digest() for script in scripts]
+    whole = served is None or served.whole
+    scripts, hashes = _scripts(tuple(own), plots) if whole else ([], [])
+    return (
+        _environment()
+        .get_template(f"{template}.html")
+        .render(
+            style=Markup((ASSETS / "page.css").read_text(encoding="utf-8")),
+            scripts=scripts,
+            hashes=hashes,
+            figures=_as_json(drawn if whole else []),
+            version=importlib.metadata.version("jaxft"),
+            served=served,
+            region=served.region if served else _as_it_is,
+            **content,
+        )
+    )
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(ASSETS),
         autoescape=True,
@@ -198,16 +235,16 @@ def fill(
     )
     formats = ("score", "rate", "count", "size", "share", "span")
     environment.filters.update({name: getattr(numbers, name) for name in formats})
-    return environment.get_template(f"{template}.html").render(
-        style=Markup((ASSETS / "page.css").read_text(encoding="utf-8")),
-        scripts=[Markup(script) for script in scripts],
-        hashes=[base64.b64encode(digest).decode() for digest in hashes],
-        figures=_as_json(drawn),
-        version=importlib.metadata.version("jaxft"),
-        served=served,
-        region=served.region if served else _as_it_is,
-        **content,
-    )
+    return environment
+
+
+@functools.cache
+def _scripts(own: tuple[str, ...], plots: bool) -> tuple[list[Markup], list[str]]:
+    """Return scripts of ours, before them Plotly where `plots`, and the hash of each."""
+    texts = [(ASSETS / f"{name}.js").read_text(encoding="utf-8") for name in own]
+    scripts = [*([get_plotlyjs()] if plots else []), *texts]
+    hashes = [hashlib.sha256(script.encode()).digest() for script in scripts]
+    return [*map(Markup, scripts)], [base64.b64encode(digest).decode() for digest in hashes]
 
 
 def spans(count: int) -> list[int]:

@@ -95,12 +95,13 @@ class Run:
         return [event for event in self.events if event["kind"] == kind]
 
 
-def read_run(path: Path, name: str) -> Run:
+def read_run(path: Path, name: str, events: list[dict[str, Any]] | None = None) -> Run:
     """Read a run folder for the page.
 
     Args:
         path: the folder.
         name: what the page shall call it.
+        events: of its `metrics.jsonl`, where they have been read; None reads them.
 
     Raises:
         UserError: the folder is not a run.
@@ -133,7 +134,7 @@ def read_run(path: Path, name: str) -> Run:
         path=path,
         about=about,
         config=config,
-        events=attempt(lambda: _events(folder), "the curves") or [],
+        events=(attempt(lambda: _events(folder), "the curves") or []) if events is None else events,
         table=attempt(lambda: _table(folder), "the layer table"),
         rates=attempt(lambda: _rates(folder), "the rates"),
         result=attempt(lambda: _result(folder), "the result"),

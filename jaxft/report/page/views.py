@@ -47,15 +47,13 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[st
 def view(run: Run, index: int) -> dict[str, Any]:
     """A run as the template shows it."""
     return {
+        **changing_view(run),
         "index": index,
         "name": run.name,
-        "state": str(run.about.get("state", "state unknown")),
         "command": _command(run.about),
         "checkpoint": str((run.config.get("model") or {}).get("checkpoint", "")),
         "task": run.task.replace("_", " "),
         "started": str(run.about.get("started", "")).replace("T", " ").removesuffix("Z"),
-        "headline": _headline(run),
-        "tiles": _tiles(run),
         "scores": _scores(run),
         "depths": _depths(run),
         "groups": _groups(run),
@@ -65,14 +63,23 @@ def view(run: Run, index: int) -> dict[str, Any]:
         "colours": {entry["name"]: group_colour(run, entry["name"]) for entry in _groups(run)},
         **_predictions(run),
         "thresholds": thresholds(run),
-        "notes": [
-            *(note for note in run.of_kind("note") if isinstance(note.get("text"), str)),
-            *overfitting(run.events),
-        ],
         "warnings": _warnings(run),
         "config": config_text(run) if run.config else "",
         "facts": list(flatten(run.about).items()),
         "problems": run.problems,
+    }
+
+
+def changing_view(run: Run) -> dict[str, Any]:
+    """The part of `view` that changes with each event of a run."""
+    return {
+        "state": str(run.about.get("state", "state unknown")),
+        "headline": _headline(run),
+        "tiles": _tiles(run),
+        "notes": [
+            *(note for note in run.of_kind("note") if isinstance(note.get("text"), str)),
+            *overfitting(run.events),
+        ],
     }
 
 
