@@ -12,6 +12,8 @@ minutes and more); `make demo` itself is `tests/demo/test_make_demo.py`.
 import re
 import shlex
 import subprocess
+import sys
+import urllib.request
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -94,9 +96,23 @@ def run_command(line: str) -> None:
     elif words[0] == "make":
         done = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
+    elif words[:2] == ["jaxft", "board"]:
+        serve_once(words)
     else:
         assert words[0] == "jaxft", f"no test runs '{line}'"
         assert main(words[1:]) == 0, line
+
+
+def serve_once(words: list[str]) -> None:
+    """Run `jaxft board` on a free port, open its page, and end it."""
+    command = [sys.executable, "-m", *words, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as board:
+        try:
+            address = board.stdout.readline().strip()
+            with urllib.request.urlopen(address, timeout=60) as answer:
+                assert b"jaxft board" in answer.read()
+        finally:
+            board.terminate()
 
 
 @pytest.mark.parametrize("part", PARTS)

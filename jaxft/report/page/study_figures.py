@@ -119,7 +119,8 @@ def _drift(about: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> Figu
                 by_member.setdefault(member, {})[depth] = value
     settings: dict[str, list[int]] = {}
     for one in about["members"]:
-        settings.setdefault(label(one["values"], keys), []).append(one["index"])
+        if one["index"] in by_member:  # while a study goes on, others are still to come
+            settings.setdefault(label(one["values"], keys), []).append(one["index"])
     depths = sorted({int(depth) for one in by_member.values() for depth in one})
     seeded = len(settings) < len(by_member)
     return {
