@@ -136,12 +136,11 @@ class Changes:
             self._mark = mark
             served = Served(home=self._page.address("/"), events="", whole=False)
             self._page.render(served)
-            states = dict(self._page.states())
+            before, self._states = self._states, dict(self._page.states())
         message = change(served, self._sent)
         if message is None:
             return None
-        message["said"] = _said(self._states, states)
-        self._states = states
+        message["said"] = _said(before, self._states)
         return json.dumps(message, allow_nan=False)
 
 
@@ -153,13 +152,19 @@ def _said(before: dict[str, str] | None, now: dict[str, str]) -> str:
     return "; ".join(changed[:5])
 
 
-def make_app(top: Path, token: str, names: frozenset[str] = frozenset()) -> Starlette:
+def make_app(
+    top: Path,
+    token: str,
+    names: frozenset[str] = frozenset(),
+    is_ending: Callable[[], bool] = lambda: False,
+) -> Starlette:
     """Return the board as an ASGI application.
 
     Args:
         top: the folder of runs and studies.
         token: that each request must have in its address; empty for none.
         names: of this machine, by which it may be asked besides numbers and `localhost`.
+        is_ending: tells whether the server is about to end, and waits for open streams.
     """
     board = Board(top, token)
 
@@ -175,7 +180,7 @@ def make_app(top: Path, token: str, names: frozenset[str] = frozenset()) -> Star
             return PlainTextResponse("Too many pages of this board are open.", 503)
         return await _answered(
             lambda: StreamingResponse(
-                stream(board, board.changes(asked.get("page", ""), keys, load)),
+                stream(board, board.changes(asked.get("page", ""), keys, load), is_ending),
                 media_type="text/event-stream",
             )
         )
@@ -192,12 +197,14 @@ def make_app(top: Path, token: str, names: frozenset[str] = frozenset()) -> Star
     return Starlette(routes=routes, middleware=[Middleware(Guard, token=token, names=names)])
 
 
-async def stream(board: Board, changes: Changes) -> AsyncIterator[str]:
-    """Yield the changes of a page as server-sent events, until its reader is gone."""
+async def stream(
+    board: Board, changes: Changes, is_ending: Callable[[], bool] = lambda: False
+) -> AsyncIterator[str]:
+    """Yield the changes of a page as server-sent events, until its reader or the server is gone."""
     board.streams += 1
     quiet = 0.0
     try:
-        while True:
+        while not is_ending():
             try:
                 message = await run_in_threadpool(changes.next)
             except UserError:
@@ -264,11 +271,12 @@ def serve(top: Path, host: str, port: int, asks_token: bool, say: Callable[[str]
         address = f"http://{name}:{opened.getsockname()[1]}/"
         say(f"{address}?token={token}" if token else address)
         config = uvicorn.Config(
-            make_app(top, token, machine_names(host)),
+            make_app(top, token, machine_names(host), lambda: server.should_exit),
             log_level="error",
             access_log=False,  # addresses have the token
             server_header=False,
-            timeout_graceful_shutdown=1,
+            timeout_graceful_shutdown=5,
             lifespan="off",
         )
-        uvicorn.Server(config).run(sockets=[opened])
+        server = uvicorn.Server(config)
+        server.run(sockets=[opened])
