@@ -114,7 +114,7 @@ class Board:
 
 
 class Changes:
-    """What one open page has to be sent.
+    """Changes that one open page has to be sent.
 
     Args:
         page: the page.

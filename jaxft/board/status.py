@@ -1,4 +1,4 @@
-"""How far a run or study is, whether its process lives, and how long it still takes."""
+"""Progress of a run or study: its state, whether its process lives, the time it still takes."""
 
 from __future__ import annotations
 
