@@ -36,7 +36,7 @@ ASSETS = Path(__file__).parent / "assets"
 
 @dataclass(frozen=True)
 class Served:
-    """What a page shows besides while it is served, and what it was made of, to be sent again.
+    """Parts of a page that is served: what it shows besides, and what can be sent again.
 
     Attributes:
         home: address of the list of all runs.
