@@ -33,14 +33,14 @@ RECIPE = (
 )
 
 
-def adapted(run: Path, overrides: list[str]) -> str:
-    """The export of the adapted checkpoint, whose run is trained where it is not there yet."""
+def trained_export(config: str, run: Path, overrides: list[str]) -> str:
+    """The export of a config's run, which is trained where it is not there yet."""
     export = run / "export"
     if not export.exists():
         where = [f"run.dir={run.parent}", f"run.name={run.name}", *overrides]
         again = ["--resume"] if (run / "run.json").exists() else []
         jaxft = [sys.executable, "-m", "jaxft"]
-        subprocess.run([*jaxft, "train", ADAPT, *where, "--quiet", *again], check=True)
+        subprocess.run([*jaxft, "train", config, *where, "--quiet", *again], check=True)
         subprocess.run([*jaxft, "export", str(run), "--out", str(export)], check=True)
     return str(export)
 
@@ -54,7 +54,7 @@ def main() -> int:
     original = load_config(ADAPT).model.checkpoint
     with tempfile.TemporaryDirectory() as folder:
         starts = {
-            "adapted": [f"model.checkpoint={adapted(given.run, given.overrides)}"],
+            "adapted": [f"model.checkpoint={trained_export(ADAPT, given.run, given.overrides)}"],
             "original": [f"model.checkpoint={original}"],
             "from scratch": write_scratch(original, Path(folder) / "drawn"),
         }
