@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+NEAR = 0.75
 LONGEST = 1000  # characters of a message, and of a hint
 
 
@@ -33,9 +34,17 @@ def shortened(text: str, most: int = LONGEST) -> str:
     return f"{text[: most - end - 5]} ... {text[-end:]}"
 
 
-def nearest(word: str, candidates: Iterable[str], count: int = 1) -> list[str]:
-    """Return the candidates spelled most like `word`, best first; empty if none is close."""
-    return difflib.get_close_matches(word, list(candidates), n=count, cutoff=0.5)
+def nearest(word: str, candidates: Iterable[str], count: int = 1, cutoff: float = 0.5) -> list[str]:
+    """Return the candidates spelled most like `word`, best first; empty if none is close.
+
+    Args:
+        word: as it was written.
+        candidates: what there is.
+        count: the most that are returned.
+        cutoff: the least similarity, from 0 to 1; names of files take `NEAR`, since there is
+            always some file.
+    """
+    return difflib.get_close_matches(word, list(candidates), n=count, cutoff=cutoff)
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:

@@ -87,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         message = str(error) if isinstance(error, UserError) else error.format_message()
+        message = message.replace(": Value error, ", ": ")  # pydantic's name of the fault
         _print_error(message, error)
         return 2
     except Exception as error:

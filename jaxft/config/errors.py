@@ -106,7 +106,8 @@ def as_user_error(
         return UserError(f"{start}: unknown key '{name}'.", _suggest(path, section, model))
     if item["type"] == "missing" and item["loc"][-1] == path[-1]:
         meaning = section.model_fields[path[-1]].description
-        return UserError(f"{start}: '{name}' is missing.", f"It is {meaning}.")
+        hint = " ".join([f"It is {meaning}.", *_advice(name, written)])
+        return UserError(f"{start}: '{name}' is missing.", hint)
     if item["type"] == "value_error":
         prefix = f"{name}: " if name else ""
         return UserError(f"{start}: {prefix}{item['ctx']['error']}.")
@@ -115,9 +116,32 @@ def as_user_error(
         limit, words = _LIMITS[item["type"]]
         value, wanted = item["input"], words.format(item.get("ctx", {}).get(limit, ""))
     article = "a " if wanted.startswith(_WITH_ARTICLE) else ""
+    hints = [_choice(value, kind)]
+    if value is None:
+        hints += _advice(name, written)
+    elif wanted == "section" and section_in(kind) is not None:
+        hints += _keys_for(value, name, section_in(kind))
     return UserError(
-        f"{start}: '{name}' must be {article}{wanted}, not {_show(value)}.", _choice(value, kind)
+        f"{start}: '{name}' must be {article}{wanted}, not {_show(value)}.",
+        " ".join(filter(None, hints)),
     )
+
+
+def _advice(name: str, written: Mapping[str, Any]) -> list[str]:
+    """Return a sentence on where the value of a missing key may come from."""
+    train = _value_at(written, ("data", "train"))
+    if name != "data.eval" or not isinstance(train, str) or train.endswith("]"):
+        return []
+    return [f"Take a tenth of the rows: data.train={train}[:90%] and data.eval={train}[90%:]."]
+
+
+def _keys_for(value: Any, name: str, section: type[BaseModel] | None) -> list[str]:
+    """Return a hint with the first key of a section that takes such a value."""
+    for key, field in section.model_fields.items() if section else ():
+        numeric = isinstance(value, int | float) and not isinstance(value, bool)
+        if numeric and float in _options(field.annotation):
+            return [f"Did you mean '{name}.{key}'?"]
+    return []
 
 
 def _wrong_tag(start: str, name: str, kind: Any, value: Any) -> UserError:

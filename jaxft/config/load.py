@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -16,7 +17,7 @@ from jaxft.config.keys import Key, describe_keys, extra_of
 from jaxft.config.schema import Config
 from jaxft.config.yaml import Origin, read_yaml, to_yaml
 from jaxft.durations import Duration, resolve_steps
-from jaxft.errors import UserError
+from jaxft.errors import NEAR, UserError, nearest
 from jaxft.numbers import size
 from jaxft.storage.buckets import fetched
 
@@ -55,7 +56,7 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
             raise UserError(f"{path} is larger than {size(MOST_CONFIG_BYTES)}: it is no config.")
         text = written.decode("utf-8")
     except FileNotFoundError:
-        raise UserError(f"There is no config file '{path}'.") from None
+        raise UserError(f"There is no config file '{path}'.", _near_config(path)) from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text.", "A config is a YAML file.") from None
     except OSError as error:
@@ -129,6 +130,16 @@ def _override(written: dict[str, Any], override: str, origin: Origin) -> None:
         here = here[step]
 
 
+def _near_config(path: str | os.PathLike[str]) -> str:
+    """Return a hint with the config beside a path that has nearly its name; empty if none."""
+    wanted = Path(path)
+    if not wanted.parent.is_dir():
+        return ""
+    files = {one.stem: one for one in wanted.parent.iterdir() if one.suffix in (".yaml", ".yml")}
+    close = nearest(wanted.stem, files, cutoff=NEAR)
+    return f"Did you mean '{files[close[0]]}'?" if close else ""
+
+
 def changed_keys(old: Config, new: Config) -> list[str]:
     """Return the dotted names of the keys whose values differ."""
     return [name for name, _ in _changes(old, new, "")]
@@ -182,8 +193,19 @@ def _dumped(config: Config, dotted: str) -> Any:
 
 
 def _value(config: Config, dotted: str) -> str:
-    value = _dumped(config, dotted)
-    return json.dumps(value) if not isinstance(value, str) else value
+    """Format a key's value without what has its default: a list of groups is long otherwise."""
+    here: Any = config
+    for part in dotted.split("."):
+        here = here[int(part)] if isinstance(here, list) else getattr(here, part)
+    items = here if isinstance(here, list) else [here]
+    if not any(isinstance(item, BaseModel) for item in items):
+        value = _dumped(config, dotted)
+        return json.dumps(value) if not isinstance(value, str) else value
+    short = [
+        item.model_dump(mode="json", exclude_defaults=True) if isinstance(item, BaseModel) else item
+        for item in items
+    ]
+    return json.dumps(short if isinstance(here, list) else short[0])
 
 
 def schema_text() -> str:

@@ -22,7 +22,7 @@ from jaxft.layerwise.schedules import Schedule
 from jaxft.layerwise.table import LayerTable, build_table
 from jaxft.models.adapters.low_rank import is_adapter
 from jaxft.models.load import CLASS_HEADS, Model
-from jaxft.tree import natural_order, select
+from jaxft.tree import matches_of, natural_order, select
 
 
 def as_schedule(section: ScheduleSection | None) -> Schedule | None:
@@ -90,6 +90,36 @@ def table_from(
 
 def make_table(config: Config, model: Model) -> LayerTable:
     """Build a model's LayerTable under the config's groups, decay, optimizer and schedule."""
+    try:
+        return _table_of(config, model)
+    except UserError:
+        check_names(config, model)
+        raise
+
+
+def check_names(config: Config, model: Model) -> None:
+    """Raise a UserError if a group's pattern is of Hugging Face's names of parameters."""
+    ours_of = {theirs: ours for ours, theirs in model.names.items()}
+    for index, group in enumerate(config.groups):
+        patterns = [group.match] if isinstance(group.match, str) else group.match or []
+        for pattern in patterns:
+            where = f"groups[{index}] ({group.name}).match"
+            own, theirs = (
+                matches_of([one], names, where)[0]
+                for one, names in (
+                    (pattern, list(model.leaves)),
+                    (rf"(.*\.)?(?:{pattern})", list(ours_of)),
+                )
+            )
+            if theirs and not own:
+                raise UserError(
+                    f"{where}: '{pattern}' matches Hugging Face's names of parameters; jaxft has "
+                    "names of its own.",
+                    f"'{theirs[0]}' is '{ours_of[theirs[0]]}' here.",
+                )
+
+
+def _table_of(config: Config, model: Model) -> LayerTable:
     return table_from(
         model.params,
         depths=model.depths,

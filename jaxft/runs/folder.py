@@ -15,7 +15,7 @@ from etils import epath
 
 from jaxft.bounds import MOST_JSON_BYTES
 from jaxft.device.distributed import SHARED, compare, from_first, is_first
-from jaxft.errors import UserError, did_you_mean
+from jaxft.errors import NEAR, UserError, nearest
 from jaxft.runs.digests import DIGESTS, Digests
 from jaxft.runs.formats import RUN_FILE, check_format
 from jaxft.runs.kinds import (
@@ -34,8 +34,6 @@ from jaxft.storage.plain_yaml import dump_plain_yaml, load_plain_yaml
 
 CONFIG_FILE = "config.yaml"
 LOCK_FILE = "run.lock"
-
-
 RUN = FolderKind("run", RUN_FILE, LOCK_FILE, "run.name", (CONFIG_FILE, DIGESTS))
 
 
@@ -276,11 +274,7 @@ def _write_start(
 
 
 def open_run(path: epath.PathLike) -> RunFolder:
-    """A run to read from; nothing in it is locked or changed.
-
-    Raises:
-        UserError: `path` is no run folder; runs near it are named.
-    """
+    """A run to read from, neither locked nor changed; UserError if `path` is no run folder."""
     folder = epath.Path(files.place(path))
     with reached(path):
         if (folder / RUN_FILE).exists():
@@ -289,9 +283,12 @@ def open_run(path: epath.PathLike) -> RunFolder:
     if there:
         inside = _runs_in(folder)
         hint = f"Runs in it: {', '.join(inside)}." if inside else "Runs are made by jaxft train."
+        if (folder / "study.json").exists():
+            hint = "It is a study: open its index.html, and train its best.yaml for a run."
         raise UserError(f"{folder} is not a run folder: it has no {RUN_FILE}.", hint)
-    beside = _runs_in(folder.parent)
-    raise UserError(f"There is no run folder {folder}.", did_you_mean(folder.name, beside))
+    close = nearest(folder.name, _runs_in(folder.parent), cutoff=NEAR)
+    hint = f"Did you mean '{close[0]}'?" if close else "`jaxft train CONFIG` makes a run."
+    raise UserError(f"There is no run folder {folder}.", hint)
 
 
 def _runs_in(folder: epath.Path) -> list[str]:

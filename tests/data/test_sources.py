@@ -169,8 +169,9 @@ def test_a_bad_jsonl_is_named_by_row(tmp_path, content, said):
         (
             "{folder}/numbers.csv",
             {},
-            "must start with csv:, jsonl:, conll:, boxes:, coco:, ",
+            "numbers.csv' is not a data source: it names no format. Did you mean 'csv:/",
         ),
+        ("{folder}/numbers", {}, "must start with csv:, jsonl:, conll:, boxes:, coco:, "),
         ("csv:{folder}/numbers.csv[:9o%]", {}, "'9o%' is not a bound of a slice"),
         ("csv:{folder}/numbers.csv[:101]", {}, "the slice ends at 101, and there are 100 rows"),
         ("csv:{folder}/numbers.csv[:120%]", {}, "the slice ends at 120%"),

@@ -213,7 +213,7 @@ def test_a_folder_that_is_no_run_names_the_runs_near_it(tmp_path):
     create(tmp_path / "runs").close()
     with pytest.raises(UserError, match=r"runs is not a run folder.* Runs in it: a\."):
         open_run(tmp_path / "runs")
-    with pytest.raises(UserError, match=r"There is no run folder .*b\. Known: a\."):
+    with pytest.raises(UserError, match=r"There is no run folder .*b\. `jaxft train"):
         open_run(tmp_path / "runs" / "b")
     with pytest.raises(UserError, match="There is no run folder"):
         open_run(tmp_path / "nowhere" / "b")

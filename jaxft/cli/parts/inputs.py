@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import IO
 
 from jaxft.bounds import MOST_LINE_BYTES
+from jaxft.cli.parts.terminal import echo
 from jaxft.errors import UserError
 from jaxft.numbers import size
+
+TEXT_FILES = (".csv", ".json", ".jsonl", ".md", ".tsv", ".txt")
 
 
 def read_inputs(texts: list[str] | None, file: Path | None) -> Iterable[str] | None:
@@ -21,7 +24,15 @@ def read_inputs(texts: list[str] | None, file: Path | None) -> Iterable[str] | N
     """
     if texts and file:
         raise UserError("Inputs are arguments or the lines of --file, not both.", "Use one.")
+    for text in texts or ():
+        if looks_like_a_file(text):
+            echo(f"note: '{text}' is read as a text; --file {text} reads the file.", err=True)
     return texts or (_lines_of(file) if file else piped_lines())
+
+
+def looks_like_a_file(text: str) -> bool:
+    """Return whether an input text is more likely the name of a file of texts."""
+    return not any(map(str.isspace, text)) and text.lower().endswith(TEXT_FILES)
 
 
 def piped_lines() -> Iterator[str] | None:

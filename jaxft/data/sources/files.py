@@ -29,6 +29,7 @@ from jaxft.storage.json_files import TOO_DEEP, json_fault
 BOM = b"\xef\xbb\xbf"
 CONLL_COLUMNS = ("tokens", "tags")
 DOCUMENT = "-DOCSTART-"
+ARRAY = "begins a JSON array; jsonl: reads one object per line (jq -c '.[]' FILE > rows.jsonl)"
 NAMED = 20  # columns in a message
 
 
@@ -90,6 +91,7 @@ def open_csv(path: Path) -> FileReader:
             for fields in table:
                 if fields and not columns:
                     check_columns(columns := fields, path)
+                    check_separator(columns, path)
                 elif fields:
                     lines.check(len(fields) == len(columns), _field_count(fields, columns))
                     spans.extend(lines.end_row())
@@ -102,6 +104,16 @@ def open_csv(path: Path) -> FileReader:
     if not columns:
         raise UserError(f"{path}: the file is empty; its first line must name the columns.")
     return FileReader(path, tuple(columns), sha256(path), _as_spans(spans), _parse_csv)
+
+
+def check_separator(columns: Sequence[str], path: Path) -> None:
+    """Raise a UserError if a header's fields are separated by something else than commas."""
+    for name, character in {"semicolons": ";", "tabs": "\t"}.items():
+        if len(columns) == 1 and character in columns[0]:
+            raise UserError(
+                f"{path}: the columns are separated by {name}; csv: reads commas.",
+                f"Convert it: pandas.read_csv(FILE, sep={character!r}).to_csv(NEW, index=False).",
+            )
 
 
 def open_jsonl(path: Path) -> FileReader:
@@ -226,6 +238,8 @@ def _load_object(text: str, lines: _Lines) -> Row:
     try:
         row = json.loads(text)
     except json.JSONDecodeError as error:
+        if lines.row == 1 and text.lstrip().startswith("["):
+            lines.check(False, ARRAY)
         lines.check(False, f"is not JSON ({error.msg} at column {error.colno})")
     except RecursionError:
         lines.check(False, TOO_DEEP)
@@ -233,6 +247,8 @@ def _load_object(text: str, lines: _Lines) -> Row:
         lines.check(False, f"is not JSON ({error})")
     fault = json_fault(row, text)
     lines.check(not fault, fault)
+    if isinstance(row, list) and lines.row == 1:
+        lines.check(False, ARRAY)
     lines.check(isinstance(row, dict), f"is not a JSON object but {type(row).__name__}")
     lines.check(
         len(row) <= MOST_COLUMNS, f"has {len(row):,} keys; at most {MOST_COLUMNS:,} are read"

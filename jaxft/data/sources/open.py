@@ -37,6 +37,8 @@ SPEC = re.compile(
     r"(?P<ordered>:ordered)?",
     re.DOTALL,
 )
+# The path of a file that is written without its format.
+FILE = re.compile(r"(?!\w+:(?!//)).+\.(csv|jsonl|parquet|arrow|conll)(\[[^]]*\])?(:ordered)?", re.S)
 BOUND = re.compile(r"(\d+)|(\d+(?:\.\d+)?)%")
 
 
@@ -196,6 +198,9 @@ def open_source(
     parts = SPEC.fullmatch(spec)
     if parts is None or parts["kind"] not in KINDS:
         kind = spec.partition(":")[0]
+        if file := FILE.fullmatch(spec):
+            named = f"Did you mean '{file[1]}:{spec}'?"
+            raise UserError(f"'{spec}' is not a data source: it names no format.", named)
         raise UserError(
             f"'{spec}' is not a data source: it must start with "
             f"{', '.join(f'{name}:' for name in KINDS[:-1])} or {KINDS[-1]}:.",

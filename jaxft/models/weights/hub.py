@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub.errors import (
@@ -13,7 +14,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from jaxft.errors import UserError
+from jaxft.errors import NEAR, UserError, nearest
 
 
 def download(repo: str, revision: str | None, patterns: Sequence[str], cache: str | None) -> str:
@@ -32,11 +33,22 @@ def download(repo: str, revision: str | None, patterns: Sequence[str], cache: st
     except RevisionNotFoundError:
         raise UserError(f"{where} is not on the hub: no such revision.") from None
     except RepositoryNotFoundError:
-        raise UserError(f"{where} is neither a folder nor a repository on the hub.") from None
+        sentence = f"{where} is neither a folder nor a repository on the hub."
+        raise UserError(sentence, _near_folder(repo)) from None
     except LocalEntryNotFoundError:
         raise UserError(
             f"{where} is neither a folder nor in the hub's cache, and the hub is out of reach.",
-            "Check the spelling and the network (HF_HUB_OFFLINE is honored).",
+            _near_folder(repo) or "Check the spelling and the network.",
         ) from None
     except (HfHubHTTPError, OSError) as error:
         raise UserError(f"{where} could not be fetched from the hub ({error}).") from None
+
+
+def _near_folder(name: str) -> str:
+    """Return a hint with a local folder that has nearly a checkpoint's name; empty if none."""
+    path = Path(name)
+    if not path.parent.is_dir():
+        return ""
+    folders = [one.name for one in path.parent.iterdir() if one.is_dir()]
+    close = nearest(path.name, folders, cutoff=NEAR)
+    return f"Did you mean the folder '{path.parent / close[0]}'?" if close else ""
