@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any, TypeGuard
 
+LARGEST_FLOAT32 = 3.4028234e38
+
 
 def is_finite(value: Any) -> TypeGuard[int | float]:
     """Return whether a parsed value is a number that a float holds, and neither true nor false."""

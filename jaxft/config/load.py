@@ -18,7 +18,7 @@ from jaxft.config.schema import Config
 from jaxft.config.yaml import Origin, read_yaml, to_yaml
 from jaxft.durations import Duration, resolve_steps
 from jaxft.errors import NEAR, UserError, nearest
-from jaxft.numbers import size
+from jaxft.numbers import LARGEST_FLOAT32, size
 from jaxft.storage.buckets import fetched
 
 __all__ = [
@@ -92,9 +92,26 @@ def override_config(config: Config, overrides: Sequence[str]) -> Config:
 
 def _check(written: dict[str, Any], origin: Origin) -> Config:
     try:
-        return Config.model_validate(written)
+        config = Config.model_validate(written)
     except ValidationError as error:
         raise as_user_error(error, Config, written, origin) from None
+    _check_size(config.model_dump(), (), origin)
+    return config
+
+
+def _check_size(value: Any, path: tuple[str, ...], origin: Origin) -> None:
+    """Raise a UserError for a number that float32, which training computes with, does not hold."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_size(inner, (*path, str(key)), origin)
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            _check_size(inner, (*path, str(index)), origin)
+    elif isinstance(value, int | float) and abs(value) > LARGEST_FLOAT32:
+        name, most = ".".join(path), f"{LARGEST_FLOAT32:.2g}"
+        raise UserError(
+            f"{origin.of(path)}: '{name}' must be {most} or less, not {str(value)[:20]}."
+        )
 
 
 def _override(written: dict[str, Any], override: str, origin: Origin) -> None:

@@ -17,6 +17,7 @@ from jaxft.layerwise.defaults import ADAMW, check_matrices, rest_ratio, state_si
 from jaxft.layerwise.depth import depth_multiplier
 from jaxft.layerwise.groups import BASE, REST, Group, find_owners
 from jaxft.layerwise.schedules import CONSTANT, Multiplier, Schedule, schedule_kind
+from jaxft.numbers import LARGEST_FLOAT32
 from jaxft.tree import natural_order
 
 
@@ -235,7 +236,21 @@ def build_table(
     check_matrices(table.leaves, table.training_groups)
     if not table.trainable:
         raise UserError("groups: every parameter is frozen, so nothing would be trained.")
+    _check_rates(table)
     return table
+
+
+def _check_rates(table: LayerTable) -> None:
+    """Raise a UserError for a learning rate that float32 does not hold."""
+    peaks = {group.name: group.peak_rate for group in table.groups}
+    for leaf in table.leaves:
+        rate = peaks[leaf.group] * leaf.multiplier
+        if max(rate, leaf.multiplier, peaks[leaf.group]) > LARGEST_FLOAT32:
+            raise UserError(
+                f"The learning rate of '{leaf.name}' is {rate:.3g}, with the multiplier "
+                f"{leaf.multiplier:.3g}: more than float32 holds.",
+                f"Lower optimizer.lr, or lr and lr_mult of group '{leaf.group}'.",
+            )
 
 
 def _row(group: Group, rest: GroupRow) -> GroupRow:

@@ -263,7 +263,8 @@ def lock(path: epath.PathLike, timeout: float = 0.0) -> Iterator[None]:
         write_atomic(owner, describe_process())
         yield
     finally:
-        owner.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a disk that fails hides no error from inside
+            owner.unlink(missing_ok=True)
         file_lock.release()
 
 

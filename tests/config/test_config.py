@@ -427,6 +427,16 @@ def test_mistakes_in_a_file(write, old, new, sentence):
             "'train.ema=1' on the command line: 'train.ema' must be less than 1, not 1.",
         ),
         (
+            "optimizer.lr=1e39",
+            "'optimizer.lr=1e39' on the command line: 'optimizer.lr' must be 3.4e+38 or less, "
+            "not 1e+39.",
+        ),
+        (
+            "groups=[{name: a, match: x, lr_mult: 1e300}]",
+            "'groups=[{name: a, match: x, lr_mult: 1e300}]' on the command line: "
+            "'groups.0.lr_mult' must be 3.4e+38 or less, not 1e+300.",
+        ),
+        (
             "data.train=",
             "'data.train=' on the command line: 'data.train' must be a list of sections or text, "
             "not null.",

@@ -203,6 +203,12 @@ def test_all_frozen_is_an_error():
         make_table(DEPTHS, [Group(name="all", match=".*", freeze=True)])
 
 
+def test_a_rate_that_float32_does_not_hold_is_an_error():
+    with pytest.raises(UserError, match=r"learning rate of 'head/.* is 1e\+40, .* group 'fast'\."):
+        fast = Group(name="fast", match="head/.*", lr_mult=1e20)
+        make_table(DEPTHS, [fast], lr=1e20)
+
+
 def test_the_trunk_is_the_frozen_prefix():
     """A frozen block above the lowest trained one is no trunk: gradients go through it."""
     groups = [

@@ -285,3 +285,117 @@ def test_a_study_that_is_a_link_is_refused_before_it_would_be_replaced(tmp_path)
     ):
         check_study("a", tmp_path, resume=False, overwrite=True)
     assert check_study("a", tmp_path, resume=True, overwrite=False)
+
+
+# --------------------------------------------------------------------- digests, and what is left
+
+
+def test_a_changed_file_is_named_and_a_folder_without_digests_opens(tmp_path):
+    with create(tmp_path, labels=["a", "b"]) as run:
+        run.write_json("result.json", {"split": "eval", "step": 3})
+    again = open_run(run.path)
+    assert again.read_json("result.json")["step"] == 3
+    (run.path / "result.json").write_text('{"split": "eval", "step": 4}')
+    (run.path / "config.yaml").write_text("run: {name: b}\n")
+    for read in (lambda: again.read_json("result.json"), again.config):
+        with pytest.raises(UserError, match=r"is damaged.* Restore it .* delete .*digests\.json"):
+            read()
+    (run.path / "digests.json").unlink()
+    assert again.read_json("result.json")["step"] == 4
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"sha256": "0", "files": {}}', None])
+def test_damaged_digests_are_a_sentence(tmp_path, content):
+    create(tmp_path).close()
+    path = tmp_path / "a" / "digests.json"
+    path.unlink()
+    path.mkdir() if content is None else path.write_text(content)
+    with pytest.raises(UserError, match=r"digests\.json is damaged\. Restore it from a copy, or"):
+        open_run(tmp_path / "a").config()
+
+
+def test_a_process_killed_between_digest_and_file_leaves_no_damage(tmp_path, monkeypatch):
+    create(tmp_path, steps=1).close()
+    with monkeypatch.context() as patch:
+        write = files.write_atomic
+
+        def killed(path, content):
+            if pathlib.Path(path).name != "digests.json":
+                raise KeyboardInterrupt
+            write(path, content)
+
+        patch.setattr(files, "write_atomic", killed)
+        with pytest.raises(KeyboardInterrupt):
+            open_run(tmp_path / "a").update(state="finished")
+    run = open_run(tmp_path / "a")
+    assert run.read_json("run.json")["state"] == "running"
+    for state in ("stopped", "finished"):
+        run.update(state=state)
+        assert open_run(tmp_path / "a").read_json("run.json")["state"] == state
+
+
+def test_a_run_that_a_killed_overwrite_set_aside_is_put_back(tmp_path):
+    create(tmp_path, steps=1).close()
+    (tmp_path / "a").rename(tmp_path / "a.old-2026-01-01T000000Z")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "run.lock").write_text("")
+    with pytest.raises(UserError, match="a already holds a run"):
+        create(tmp_path, steps=2)
+    assert os.listdir(tmp_path) == ["a"]
+    assert open_run(tmp_path / "a").read_json("run.json")["steps"] == 1
+
+
+def test_an_overwrite_that_cannot_begin_puts_the_old_run_back(tmp_path, monkeypatch):
+    create(tmp_path, steps=1).close()
+
+    def full(path, content):
+        raise UserError("Cannot write: No space left on device.")
+
+    monkeypatch.setattr("jaxft.runs.digests.files.write_atomic", full)
+    with pytest.raises(UserError, match="No space left"):
+        create(tmp_path, overwrite=True, steps=2)
+    assert os.listdir(tmp_path) == ["a"]
+    assert open_run(tmp_path / "a").read_json("run.json")["steps"] == 1
+
+
+def test_a_run_that_fails_says_so_and_where_the_old_one_is(tmp_path):
+    create(tmp_path, steps=1).close()
+    with pytest.raises(MemoryError) as caught, create(tmp_path, overwrite=True, steps=2):
+        raise MemoryError
+    (old,) = (path.name for path in tmp_path.iterdir() if path.name != "a")
+    assert caught.value.__notes__ == [
+        f"The run that this one was to replace is in {tmp_path / old}."
+    ]
+    assert open_run(tmp_path / "a").read_json("run.json")["state"] == "failed"
+
+
+def test_runs_replaced_before_their_first_save_are_deleted_together(tmp_path, monkeypatch):
+    for second in range(3):
+        moment = f"2026-01-01T00:00:0{second}Z"
+        monkeypatch.setattr("jaxft.runs.kinds.utc_now", lambda moment=moment: moment)
+        create(tmp_path, overwrite=True, steps=second).close()
+    assert len(os.listdir(tmp_path)) == 3
+    with create(tmp_path, resume=True) as run:
+        run.discard_old()
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("content", ["{}", '{"state": "done"}', "[]", "half"])
+def test_a_run_file_of_something_else_is_not_overwritten(tmp_path, content):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "run.json").write_text(content)
+    (tmp_path / "a" / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match=r"run\.json is not one that jaxft writes, so --overwrite"):
+        create(tmp_path, overwrite=True)
+    assert (tmp_path / "a" / "thesis.tex").read_text() == "years of work"
+
+
+def test_half_written_files_go_at_the_next_start_and_nothing_else(tmp_path):
+    create(tmp_path).close()
+    (tmp_path / "a" / "base").mkdir()
+    for folder in (tmp_path / "a", tmp_path / "a" / "base"):
+        (folder / ".run.json.0123456789abcdef.tmp").write_text("{")
+        (folder / "notes.tmp").write_text("mine")
+    create(tmp_path, resume=True).close()
+    names = [path.name for path in tmp_path.rglob("*.tmp")]
+    assert names == ["notes.tmp", "notes.tmp"]
