@@ -204,8 +204,8 @@ def test_all_frozen_is_an_error():
 
 
 def test_a_rate_that_float32_does_not_hold_is_an_error():
+    fast = Group(name="fast", match="head/.*", lr_mult=1e20)
     with pytest.raises(UserError, match=r"learning rate of 'head/.* is 1e\+40, .* group 'fast'\."):
-        fast = Group(name="fast", match="head/.*", lr_mult=1e20)
         make_table(DEPTHS, [fast], lr=1e20)
 
 
