@@ -22,7 +22,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="KEY=VALUE",
-        help="Config keys to override in all variants, such as train.length=2.",
+        help="Config keys to override in all variants, such as train.length=500.",
         show_default=False,
     ),
 ]

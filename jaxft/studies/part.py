@@ -175,7 +175,7 @@ class _Meter:
         rates = {f"{name}_per_second": rate for name, rate in self.pace.rates().items()}
         self.examples_per_second = rates.get("examples_per_second", self.examples_per_second)
         alive = f"{self.alive.sum()} of {len(self.alive)} members"
-        self._progress.heading(f"bucket {self._part.bucket + 1}, {alive}")
+        self._progress.heading(f"program {self._part.bucket + 1}, {alive}")
         finite = [loss for loss in losses if math.isfinite(loss)]
         self._sums[:], self._weights[:] = 0.0, 0.0
         if not finite:

@@ -22,6 +22,7 @@ from jaxft.report.terminal.progress import Progress
 from jaxft.report.terminal.study import parts_table, ranking_table, value_text
 from jaxft.runs.folder import run_path
 from jaxft.storage import files
+from jaxft.studies.findings import findings, length_finding
 from jaxft.studies.folder import (
     STUDY_FILE,
     StudyFolder,
@@ -113,6 +114,8 @@ def study(
     described = [_about_part(part, need, vary) for part, need in zip(parts, needs, strict=True)]
     console.print(batch_line(any_setup.layout, any_setup.length, any_setup.why), highlight=False)
     console.print(parts_table(described))
+    if warning := length_finding(any_setup.length.total_steps, any_setup.length.steps_per_epoch):
+        console.print(warning, style="bold yellow", highlight=False)
     about = study_facts(config, vary, members, metric, command)
     about |= {"lower_is_better": lower_is_better, "parts": described}
 
@@ -134,7 +137,7 @@ def study(
             Progress(steps, done, console, quiet) as progress,
         ):
             for part in remaining:
-                progress.heading(f"bucket {part.bucket + 1}, {len(part.members)} members")
+                progress.heading(f"program {part.bucket + 1}, {len(part.members)} members")
                 result = train_part(part, programs[part.bucket], log, progress, done)
                 folder.write_part(part.index, json.loads(json.dumps(result)))
                 results_of[part.index] = folder.part(part.index)
@@ -154,10 +157,13 @@ def study(
         folder.write_table([_flat(row, members, diverged) for row in rows])
         chosen = members[ranking[0]["members"][0]]
         folder.write_text(BEST_FILE, best_yaml(chosen, name, metric))
-        folder.update(state="finished", ranking=ranking, best=chosen.index)
+        limits = findings(ranking, rows, vary, metric, any_setup)
+        folder.update(state="finished", ranking=ranking, best=chosen.index, findings=limits)
         write_study_page(files.place(folder.path))
         folder.discard_old()
     console.print(ranking_table(ranking, metric))
+    for limit in limits:
+        console.print(limit, style="bold yellow", highlight=False)
     return Study(files.place(folder.path))
 
 

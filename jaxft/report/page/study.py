@@ -92,6 +92,7 @@ def _view(about: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> dict[
         "tiles": tiles,
         "keys": [short_key(key) for key in keys],
         "metric": about["metric"],
+        "findings": [str(sentence) for sentence in about.get("findings") or []],
         "seeded": any(row["seeds"] > 1 for row in ranking),
         "tested": any(row["test"] is not None for row in ranking),
         "ranking": ranking,
