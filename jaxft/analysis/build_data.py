@@ -51,7 +51,7 @@ def build_data(
                 f"Two sources have the same split name '{name}'.", "Write SPLIT=SOURCE."
             )
         splits[name] = open_source(spec, image_folder=image_folder)
-    return f"tfds:{write_tfds(splits, out)}"
+    return f"tfds:{write_tfds(splits, out.expanduser())}"
 
 
 def _prepare(name: str, out: Path | None) -> str:

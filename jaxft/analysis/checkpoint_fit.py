@@ -18,6 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from jaxft.analysis.forgetting import OBJECTIVES, loss_of, text_batches
+from jaxft.bounds import MOST_SAMPLE_CHARACTERS
 from jaxft.errors import UserError
 from jaxft.metrics.frechet import frechet
 from jaxft.models.load import LoadOptions, describe, load
@@ -64,7 +65,9 @@ def hold_against(
     if not model.vocab_size:
         raise UserError(f"--against: {checkpoint} is not a text model.")
     tools = Tools(model, max_length, None)
-    results: dict[str, Any] = {"checkpoint": checkpoint, "texts": len(texts)}
+    long = sum(len(text) > MOST_SAMPLE_CHARACTERS for text in texts)
+    texts = [text[:MOST_SAMPLE_CHARACTERS] for text in texts]
+    results: dict[str, Any] = {"checkpoint": checkpoint, "texts": len(texts), "shortened": long}
     results["tokens"] = token_facts(tools, texts)
     results["pretraining"] = _pretraining(checkpoint, tools, texts)
     features = token_means(model, tools, texts)
@@ -175,6 +178,11 @@ def probe(features: np.ndarray, labels: Sequence[str]) -> dict[str, Any] | None:
 def advice(fit: Mapping[str, Any]) -> list[str]:
     """Return advice in sentences, or that there is nothing to mend."""
     tokens, sentences = fit["tokens"], []
+    if count := fit.get("shortened"):
+        sentences.append(
+            f"Of {count} long text(s) only the first {MOST_SAMPLE_CHARACTERS:,} characters were "
+            "read."
+        )
     if tokens["pieces_per_word"] > MANY_PIECES or tokens["unknown"] > MANY_UNKNOWN:
         sentences.append(
             "The tokenizer splits these words into many tokens: use a checkpoint for their "

@@ -143,7 +143,9 @@ def _output_kind(run: str, image_options: bool) -> Literal["images", "texts", "l
     """Return the kind of output of a run or checkpoint; options of images ask for images."""
     from jaxft.inference.generate import writes
     from jaxft.inference.generate_images import generates_images
+    from jaxft.storage.buckets import check_network
 
+    check_network(run)
     if image_options or generates_images(run):
         return "images"
     return "texts" if writes(run) else "labels"

@@ -56,6 +56,7 @@ _LIMITS = {
     ),
     "string_too_short": ("min_length", "text of {} characters or more"),
     "too_short": ("min_length", "list of {} or more"),
+    "too_long": ("max_length", "list of {:,} or fewer"),
     "finite_number": ("", "finite number"),
 }
 

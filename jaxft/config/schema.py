@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from jaxft.bounds import MOST_GROUPS
 from jaxft.config.data import DataSection
 from jaxft.config.durations import DurationKey, LengthKey
 from jaxft.config.fields import Section, fixed, may_change, section
@@ -216,6 +217,7 @@ class Config(Section):
     )
     groups: list[Group] = Field(
         default_factory=list,
+        max_length=MOST_GROUPS,
         description="ordered: the first group that matches a parameter owns it, 'rest' the others",
         json_schema_extra={"resume": "fixed"},
     )

@@ -194,13 +194,20 @@ def _is_whole(folder: Path) -> bool:
     try:
         described = json.loads((folder / DESCRIPTION).read_text())
         total = int(np.load(folder / LENGTHS).sum())
-        return all(
-            (folder / f"{name}.bin").stat().st_size
-            == total * int(np.prod(field["shape"])) * np.dtype(field["dtype"]).itemsize
+        return isinstance(described["meta"], dict) and all(
+            (folder / f"{name}.bin").stat().st_size == total * _bytes_each(field)
             for name, field in described["fields"].items()
         )
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError):
         return False  # damaged from outside: built again
+
+
+def _bytes_each(field: Mapping[str, Any]) -> int:
+    """Return the bytes of one value; an array of Python objects would be addresses of memory."""
+    dtype = np.dtype(field["dtype"])
+    if dtype.hasobject:
+        raise ValueError("an array of objects")
+    return int(np.prod(field["shape"])) * dtype.itemsize
 
 
 def _map(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:

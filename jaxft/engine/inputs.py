@@ -150,7 +150,7 @@ def only_class(split: Split, names: Sequence[str]) -> str | None:
 
 def data_cache(folder: str | None) -> Path:
     """Return the folder for data computed once per example: the config's, or the default."""
-    return Path(folder) if folder else cache_dir() / "data"
+    return Path(folder).expanduser() if folder else cache_dir() / "data"
 
 
 def describe_split(split: Split, names: Sequence[str]) -> dict[str, Any]:

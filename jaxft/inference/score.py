@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from jaxft.analysis.similarity import similarity as of_depths
+from jaxft.bounds import MOST_INTERPOLATIONS
 from jaxft.engine.evaluate import build_eval_step, evaluate
 from jaxft.engine.initial_state import load_params
 from jaxft.engine.setup import build
@@ -97,6 +98,12 @@ def shares_of(written: str) -> list[float]:
             f"--interpolate: '{written}' is not first:last:step, shares from 0 to 1.",
             "For example 0:1:0.1, where 0 is the initial model and 1 the checkpoint.",
         ) from None
+    if (last - first) / step > MOST_INTERPOLATIONS:
+        raise UserError(
+            f"--interpolate: '{written}' has more than {MOST_INTERPOLATIONS:,} steps, and each "
+            "scores all rows.",
+            "Choose a larger step.",
+        )
     count = int((last - first) / step + 1e-9) + 1
     return [round(first + number * step, 10) for number in range(count)]
 

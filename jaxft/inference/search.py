@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from rich.progress import Progress
@@ -200,12 +202,12 @@ class _Index:
     def read(self) -> dict[str, tuple[tuple[int, int] | None, np.ndarray]]:
         """Read the stored embeddings; empty if there are none that can be read."""
         try:
-            with np.load(self.path, allow_pickle=False) as archive:
+            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 files, stats, vectors = archive["files"], archive["stats"], archive["vectors"]
-        except (OSError, ValueError, KeyError, EOFError):
-            return {}
-        rows = zip(files, stats.tolist(), vectors, strict=True)
-        return {str(file): ((size, when), vector) for file, (size, when), vector in rows}
+            rows = list(zip(files, stats.tolist(), vectors, strict=True))
+            return {str(file): ((size, when), vector) for file, (size, when), vector in rows}
+        except (OSError, ValueError, KeyError, EOFError, TypeError, BadZipFile, zlib.error):
+            return {}  # damaged: the images are embedded again
 
     def write(self, known: dict[str, tuple[tuple[int, int] | None, np.ndarray]]) -> None:
         """Store these embeddings in place of the previous ones."""

@@ -182,7 +182,7 @@ def run_path(name: str, dir: epath.PathLike) -> epath.Path:
             f"run.name: '{name}' is not a valid folder name.",
             "Leave out '/', '\\' and '.old-'; set run.dir to choose another folder.",
         )
-    return epath.Path(files.place(dir)) / name
+    return epath.Path(files.place(dir)).expanduser() / name
 
 
 def check_run(name: str, dir: epath.PathLike, *, resume: bool, overwrite: bool) -> bool:

@@ -9,8 +9,13 @@ import contextlib
 import hashlib
 import os
 import pathlib
+import queue
 import re
+import socket
 import tempfile
+import threading
+import urllib.parse
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -18,13 +23,17 @@ from typing import Any
 import fsspec
 from etils import epath
 
+from jaxft.bounds import MOST_BUCKET_SECONDS
 from jaxft.errors import UserError
 from jaxft.storage.files import cache_dir, check_inside, commit, is_bucket, is_committed, lock
+
+STORAGE = "https://storage.googleapis.com"
 
 
 @contextlib.contextmanager
 def reached(path: epath.PathLike) -> Iterator[None]:
     """Turn whatever a bucket's client raises inside the block into a UserError."""
+    check_network(path)
     try:
         yield
     except UserError:
@@ -42,6 +51,55 @@ def reached(path: epath.PathLike) -> Iterator[None]:
             "Check the bucket's name, its permissions and your login "
             "(gcloud auth application-default login).",
         ) from error
+
+
+def check_network(path: epath.PathLike) -> None:
+    """Raise a UserError if `path` is in a bucket and Cloud Storage cannot be reached at all.
+
+    The clients of buckets retry for minutes where there is no network.
+
+    Raises:
+        UserError: no connection within `MOST_BUCKET_SECONDS`.
+    """
+    if not is_bucket(path):
+        return
+    proxy = urllib.request.getproxies().get("https")
+    address = os.environ.get("STORAGE_EMULATOR_HOST") or proxy or STORAGE
+    parts = urllib.parse.urlsplit(address if "//" in address else f"//{address}")
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    reason = _connection_fault(parts.hostname or "", port)
+    if reason:
+        raise UserError(
+            f"{path} cannot be reached: {parts.hostname} does not answer ({reason}).",
+            "Check the network; everything else is read from local paths.",
+        )
+
+
+_REACHED: set[tuple[str, int]] = set()  # hosts that have answered this process
+
+
+def _connection_fault(host: str, port: int) -> str:
+    """Return why no connection to a host can be made; empty if one can be."""
+    if (host, port) in _REACHED:
+        return ""
+    answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def connect() -> None:
+        try:
+            socket.create_connection((host, port), MOST_BUCKET_SECONDS).close()
+            answers.put("")
+        except OSError as error:
+            answers.put(error.strerror or str(error))
+
+    # The name is looked up first, which has no limit of its own.
+    threading.Thread(target=connect, daemon=True, name="bucket").start()
+    try:
+        reason = answers.get(timeout=MOST_BUCKET_SECONDS)
+    except queue.Empty:
+        reason = f"no answer in {MOST_BUCKET_SECONDS} seconds"
+    if not reason:
+        _REACHED.add((host, port))
+    return reason
 
 
 def fetched(path: epath.PathLike) -> pathlib.Path:
@@ -159,6 +217,10 @@ def refusal(folder: epath.PathLike) -> tuple[str, str] | None:
 
     A file with an unlikely name is written, listed and deleted.
     """
+    try:
+        check_network(folder)
+    except UserError as error:
+        return "reached", error.message
     root = epath.Path(folder)
     probe = root / f".jaxft-{uuid.uuid4().hex}"
 
@@ -181,9 +243,8 @@ def refusal(folder: epath.PathLike) -> tuple[str, str] | None:
 
 def check_bucket(folder: epath.PathLike) -> None:
     """Raise a UserError if `folder` is in a bucket that cannot hold a run."""
-    if not is_bucket(folder):
-        return
-    refused = refusal(folder)
+    check_network(folder)
+    refused = refusal(folder) if is_bucket(folder) else None
     if refused is not None:
         raise UserError(
             f"{folder} cannot be {refused[0]}: {refused[1]}.",

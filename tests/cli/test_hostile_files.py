@@ -164,7 +164,7 @@ def test_escapes_in_texts_do_not_reach_the_terminal(folder, capsys):  # noqa: F8
 
 
 def test_endless_files(refused, monkeypatch):  # noqa: F811 the fixture above
-    assert "/dev/zero is larger than 1.0 MB" in refused("config", "/dev/zero")
+    assert "/dev/zero is larger than 262 kB" in refused("config", "/dev/zero")
     monkeypatch.setattr("jaxft.cli.parts.inputs.MOST_LINE_BYTES", 1000)
     with open("/dev/zero", "rb") as zeros, pytest.raises(UserError, match="line 1 is longer than"):
         next(decoded(zeros, "zeros"))

@@ -2,6 +2,8 @@
 
 import json
 import signal
+import socket
+import threading
 
 import fsspec
 import pytest
@@ -269,3 +271,45 @@ def test_a_study_lies_in_a_bucket_as_in_a_folder_and_goes_on_there(server, confi
     assert json.loads(server.objects[BUCKET]["runs/study/study.json"][0]) == ranking
     capsys.readouterr()
     assert main(["plan", f"gs://{BUCKET}/runs/study/best.yaml"]) == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["data", "describe", "csv:gs://b/r.csv", "--text", "text"],
+        ["data", "describe", "csv:gs://b/part-*.csv", "--text", "text"],
+        ["config", "gs://b/c.yaml"],
+        ["eval", "gs://b/runs/one"],
+        ["report", "gs://b/runs/one"],
+        ["export", "gs://b/runs/one", "--out", "gs://b/export"],
+        ["predict", "gs://b/runs/one", "text"],
+    ],
+)
+def test_no_network_is_one_sentence(monkeypatch, capsys, words):
+    """The clients try again and again, and log pages of tracebacks."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "cannot be reached: 127.0.0.1 does not answer (Connection refused)" in said
+
+
+def test_a_host_that_does_not_answer(monkeypatch):
+    monkeypatch.setattr("jaxft.storage.buckets.MOST_BUCKET_SECONDS", 0.05)
+    release = threading.Event()
+
+    def wait(*_):
+        release.wait()
+        raise OSError("released")
+
+    monkeypatch.setattr(socket, "create_connection", wait)
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://nowhere.invalid")
+    try:
+        with pytest.raises(
+            UserError, match=r"nowhere\.invalid does not answer \(no answer in 0.05"
+        ):
+            fetched("gs://b/r.csv")
+    finally:
+        release.set()

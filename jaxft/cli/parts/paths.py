@@ -11,13 +11,16 @@ def folder_named(text: str) -> Path:
     """Return a local path or one in a bucket (`gs://bucket/runs/sentiment`).
 
     Raises:
-        UserError: the text is empty, as an unset shell variable is.
+        UserError: the text is empty, as an unset shell variable is, or buckets are out of reach.
     """
     if not text:
         raise UserError(
             "An option or argument that takes a path is empty: ''.",
             "Name one, as in --out my-model, or check that the shell variable is set.",
         )
-    from jaxft.storage.files import place
+    from jaxft.storage.buckets import check_network
+    from jaxft.storage.files import is_bucket, place
 
-    return place(text)
+    check_network(text)
+    path = place(text)
+    return path if is_bucket(text) else path.expanduser()

@@ -30,6 +30,8 @@ def prepare_command_line(environ: MutableMapping[str, str] = os.environ) -> None
     """
     for kind in ("FSSPEC_GS", "FSSPEC_GCS"):
         environ.setdefault(kind, UNCACHED)
+    # It logs pages of tracebacks, and raises the last error, which is reported.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     quiet_orbax()
 
 

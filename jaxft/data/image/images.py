@@ -30,6 +30,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 LEVELS = 256  # values that a channel of a pixel can have
 # Pillow warns of images that `decode` refuses with a sentence of its own.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# It warns of tags that it does not know in images that it decodes.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 @dataclass(frozen=True)

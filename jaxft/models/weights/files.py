@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import os
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from jaxft.errors import UserError
 from jaxft.models.weights.flax_files import open_flax
 from jaxft.models.weights.tensor import FLOATS, Index, Tensor
+from jaxft.numbers import size
 
 
 def open_tensors(
@@ -101,12 +103,31 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
     }
 
 
+def _check_zip(path: Path) -> None:
+    """Raise a UserError where a `.bin` is a zip that unpacks to more than torch ever writes.
+
+    torch compresses nothing; older files are no zip.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return
+    if unpacked > path.stat().st_size:
+        raise UserError(
+            f"{path} has {size(path.stat().st_size)} and unpacks to {size(unpacked)}; torch writes "
+            "no such file.",
+            "Save the model's state_dict with torch.save, or better as safetensors.",
+        )
+
+
 def _open_pickled(path: Path) -> dict[str, Tensor]:
     if importlib.util.find_spec("torch") is None:
         raise UserError(
             f"{path} is a pickled checkpoint, which takes torch to read safely.",
             "Install torch, or save the checkpoint as safetensors.",
         )
+    _check_zip(path)
     import torch  # here, because it takes seconds and only a .bin needs it
 
     names = {
