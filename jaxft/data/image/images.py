@@ -28,7 +28,7 @@ from jaxft.storage.json_files import read_json_object
 # Not every format that Pillow knows: some (EPS) start another program.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 LEVELS = 256  # values that a channel of a pixel can have
-# Pillow warns of images that `decode` refuses with a sentence of its own, and of odd tags in others.
+# Pillow warns of images that `decode` refuses with a sentence of its own, and of odd tags.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
