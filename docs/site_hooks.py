@@ -7,6 +7,7 @@ become links to the pages that the site has of those files.
 
 from __future__ import annotations
 
+import json
 import logging
 import posixpath
 import re
@@ -25,6 +26,10 @@ PAGES = {
     "tpu/README.md": "tpu/README.md",
 }
 EXAMPLES = "reference/configs.md"
+NOTEBOOKS = {
+    f"notebooks/{path.name}": f"notebooks/{path.stem}.md"
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
+}
 LINK = re.compile(r"(\]\(|(?:src|href)=\")((?!\w+:|#|/)[^)\s#\"]+)(#[^)\s\"]*)?(?=[)\"])")
 CODE = re.compile(r"(^```.*?^```|`[^`\n]*`)", re.DOTALL | re.MULTILINE)
 log = logging.getLogger("mkdocs.hooks")
@@ -35,8 +40,20 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for source, page in PAGES.items():
         content = (ROOT / source).read_text(encoding="utf-8")
         files.append(File.generated(config, page, content=content))
+    for source, page in NOTEBOOKS.items():
+        files.append(File.generated(config, page, content=notebook_page(ROOT / source)))
     files.append(File.generated(config, EXAMPLES, content=examples_page()))
     return files
+
+
+def notebook_page(path: Path) -> str:
+    """Return a notebook as a page: its texts, and its code in blocks."""
+    parts = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        text = "".join(cell["source"])
+        parts.append(f"```python\n{text}\n```" if cell["cell_type"] == "code" else text)
+    parts.insert(1, f"This page is `notebooks/{path.name}`, which the tests run.")
+    return "\n\n".join(parts) + "\n"
 
 
 def examples_page() -> str:
@@ -54,6 +71,8 @@ def examples_page() -> str:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Return the page with its links to files outside docs/ turned into links within the site."""
     uri = page.file.src_uri
+    if uri.startswith("from/"):  # two scripts side by side need the width of the table of contents
+        page.meta["hide"] = ["toc"]
     source = next((path for path, name in PAGES.items() if name == uri), f"docs/{uri}")
     pieces = CODE.split(markdown)
     pieces[::2] = [
@@ -68,8 +87,8 @@ def _mended(match: re.Match[str], source: str, uri: str) -> str:
     path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
     if path.startswith("docs/"):
         there = path.removeprefix("docs/")
-    elif path in PAGES:
-        there = PAGES[path]
+    elif path in PAGES or path in NOTEBOOKS:
+        there = (PAGES | NOTEBOOKS)[path]
     elif path == "configs" or path.startswith("configs/"):
         there = EXAMPLES
         anchor = f"#{posixpath.basename(path).replace('.', '')}" if path != "configs" else ""

@@ -89,6 +89,8 @@ def _keys_of(model: type[BaseModel], prefix: str) -> Iterator[Key]:
         yield _describe(prefix + name, field)
         if item is not None:
             yield from _keys_of(item, f"{prefix}{name}[].")
+        if inner is not None:  # a section that may be null
+            yield from _keys_of(inner, f"{prefix}{name}.")
 
 
 def _keys_of_kinds(kinds: Sequence[type[BaseModel]], prefix: str) -> Iterator[Key]:

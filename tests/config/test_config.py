@@ -23,7 +23,7 @@ from jaxft.config.load import (
     schema_text,
     to_yaml,
 )
-from jaxft.config.recipe import PhaseSection
+from jaxft.config.recipe import PhaseSection, ScheduleSection
 from jaxft.config.tasks import task_sections
 from jaxft.errors import UserError
 
@@ -535,10 +535,14 @@ def test_every_key_is_described(write):
     assert others == [name for name in dumped if name[:5] != "task."]
     for kind, section in task_sections().items():
         own = {key.name for key in keys if key.meaning.endswith(f"({kind})")}
-        assert own == {f"task.{name}" for name in section.model_fields} - {"task.kind"}
+        inner = {name for name in own if name.count(".") > 1}  # of a section that may be null
+        assert own - inner == {f"task.{name}" for name in section.model_fields} - {"task.kind"}
+        assert {name.rpartition(".")[0] for name in inner} <= {"task.augment", "task.costs"}
     assert {key.name for key in keys if "[]" in key.name} == {
         *(f"groups[].{name}" for name in load_config(write(FULL)).dump()["groups"][0]),
         *(f"phases[].{name}" for name in PhaseSection.model_fields),
+        *(f"groups[].schedule.{name}" for name in ScheduleSection.model_fields),
+        *(f"phases[].schedule.{name}" for name in ScheduleSection.model_fields),
         *(f"data.train[].{name}" for name in MixedSource.model_fields),
     }
     for key in keys:
@@ -549,6 +553,7 @@ def test_every_key_is_described(write):
     assert by_name["optimizer.lr"].default == "5e-05"
     assert by_name["train.length"].default == "3 epochs"
     assert by_name["run.name"].default == "(required)"
+    assert by_name["task.augment.flip"].default == "0.0"
     assert by_name["data.batch_size"].unit == "examples"
     assert by_name["data.batch_size"].resume == "fixed"
     assert by_name["mesh.data"].resume == "may change"

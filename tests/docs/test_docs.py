@@ -22,22 +22,16 @@ import pytest
 
 from jaxft.cli.main import main
 from jaxft.demo.main import ASSETS
-from tests.support.small_assets import small_assets
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
     *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")),
     *sorted((ROOT / "docs").glob("**/*.md")),
 ]
+GUIDE = ROOT / "docs/from/flax-auto-model.md"
 FENCE = re.compile(
     r'^```(?:(sh|python)|yaml title="([\w-]+\.yaml)")\n(.*?)^```', re.DOTALL | re.MULTILINE
 )
-
-
-@pytest.fixture(scope="module")
-def assets(tmp_path_factory, minilm, reviews) -> Path:
-    """What `assets/` holds, of the same form and much smaller."""
-    return small_assets(tmp_path_factory.mktemp("assets"), minilm, reviews)
 
 
 @pytest.fixture
@@ -77,8 +71,13 @@ def needs_more(part: str) -> bool:
     return not commands or "python" in dict(blocks(part)) or bool(lacking)
 
 
+def marks(page: Path) -> tuple[pytest.MarkDecorator, ...]:
+    """Guides train a model each: `make test` runs one of them, `make test-all` the others."""
+    return (pytest.mark.full,) if page.parent.name == "from" and page != GUIDE else ()
+
+
 PARTS = [
-    pytest.param(part, id=f"{page.relative_to(ROOT)}-{number}")
+    pytest.param(part, id=f"{page.relative_to(ROOT)}-{number}", marks=marks(page))
     for page in PAGES
     for number, part in enumerate(parts(page))
 ]

@@ -9,7 +9,7 @@ import pytest
 
 import jaxft
 from docs import reference_pages
-from docs.site_hooks import examples_page, on_page_markdown
+from docs.site_hooks import examples_page, notebook_page, on_page_markdown
 from jaxft.config.keys import describe_keys
 from jaxft.errors import UserError
 
@@ -56,6 +56,15 @@ def test_links_beyond_the_docs_lead_to_pages_of_the_site():
     page.file.src_uri = "reference/api.md"
     assert on_page_markdown("[a](../../README.md)", page, None, None) == "[a](../index.md)"
     assert "\n## ner.yaml\n" in examples_page()
+    page.file.src_uri = "index.md"
+    there = "[a](notebooks/tpu.md)"
+    assert on_page_markdown("[a](../notebooks/tpu.ipynb)", page, None, None) == there
+
+
+def test_a_notebook_is_a_page_of_its_texts_and_its_code():
+    page = notebook_page(ROOT / "notebooks/tpu.ipynb")
+    assert page.startswith("# A TPU VM (v5e-8) from nothing\n")
+    assert "\n```python\n!jaxft plan reviews_tpu.yaml --topology v5e:2x4\n```\n" in page
 
 
 def test_a_link_to_a_file_without_a_page_is_a_warning(caplog):
