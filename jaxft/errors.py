@@ -34,6 +34,13 @@ def shortened(text: str, most: int = LONGEST) -> str:
     return f"{text[: most - end - 5]} ... {text[-end:]}"
 
 
+class Note(str):
+    """Sentence for the person, added to an error on its way (`add_note`).
+
+    The command line prints it after the error; libraries add notes of their own, which it leaves.
+    """
+
+
 def nearest(word: str, candidates: Iterable[str], count: int = 1, cutoff: float = 0.5) -> list[str]:
     """Return the candidates spelled most like `word`, best first; empty if none is close.
 

@@ -33,7 +33,7 @@ from jaxft.cli.predict import predict
 from jaxft.cli.report import report
 from jaxft.cli.search import search
 from jaxft.cli.study import study
-from jaxft.errors import UserError
+from jaxft.errors import Note, UserError
 from jaxft.launch.cluster import SUPERVISED, find_cluster
 from jaxft.launch.platforms import leave_out_absent_tpu
 from jaxft.launch.supervise import supervise
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _print_error(message: str, error: Exception) -> None:
     """Print an error in one line, with what was noted on its way: where a replaced run is."""
-    notes = getattr(error, "__notes__", ())
+    notes = [note for note in getattr(error, "__notes__", ()) if isinstance(note, Note)]
     echo(f"jaxft: {' '.join(' '.join([message, *notes]).split())}", err=True)
 
 

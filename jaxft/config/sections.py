@@ -12,9 +12,9 @@ from jaxft.config.fields import NAME, Section, fixed, may_change, section
 class SeedSection(Section):
     """The seeds of the three random sequences of a run."""
 
-    init: int = fixed(0, "seed of new parameters, such as a new head", ge=0)
-    data: int = fixed(0, "seed of row order, slices and batches", ge=0)
-    dropout: int = fixed(0, "seed of dropout", ge=0)
+    init: int = fixed(0, "seed of new parameters, such as a new head", ge=0, lt=2**63)
+    data: int = fixed(0, "seed of row order, slices and batches", ge=0, lt=2**63)
+    dropout: int = fixed(0, "seed of dropout", ge=0, lt=2**63)
 
 
 class RunSection(Section):

@@ -15,7 +15,7 @@ from etils import epath
 
 from jaxft.bounds import MOST_JSON_BYTES
 from jaxft.device.distributed import SHARED, compare, from_first, is_first
-from jaxft.errors import NEAR, UserError, nearest
+from jaxft.errors import Note, UserError
 from jaxft.runs.digests import DIGESTS, Digests
 from jaxft.runs.formats import RUN_FILE, check_format
 from jaxft.runs.kinds import (
@@ -164,7 +164,7 @@ class RunFolder:
         with contextlib.suppress(UserError, OSError):
             old = self.replaced()
             if old is not None and old.exists():
-                error.add_note(f"The run that this one was to replace is in {old}.")
+                error.add_note(Note(f"The run that this one was to replace is in {old}."))
 
     def close(self) -> None:
         """Lets go of the lock."""

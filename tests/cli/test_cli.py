@@ -13,7 +13,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from jaxft.cli.main import main
-from jaxft.errors import UserError
+from jaxft.errors import Note, UserError
 
 CONFIG = """\
 run: {name: first}
@@ -340,3 +340,18 @@ def test_a_report_imports_no_jax():
     modules = "jaxft.cli.main, jaxft.report.page.page, jaxft.report.page.json_report"
     code = f"import sys, {modules}; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_what_is_noted_on_an_error_is_printed_and_what_libraries_note_is_not(monkeypatch, capsys):
+    def app(**_):
+        error = MemoryError()
+        error.add_note(Note("The run that this one was to replace is in runs/a.old."))
+        error.add_note("JAX has removed its internal frames.")
+        raise error
+
+    monkeypatch.setattr("jaxft.cli.main.app", app)
+    assert main(["train", "c.yaml"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(
+        "what a step needs. The run that this one was to replace is in runs/a.old."
+    )
