@@ -15,7 +15,7 @@ from etils import epath
 
 from jaxft.bounds import MOST_JSON_BYTES
 from jaxft.device.distributed import SHARED, compare, from_first, is_first
-from jaxft.errors import Note, UserError
+from jaxft.errors import NEAR, Note, UserError, nearest
 from jaxft.runs.digests import DIGESTS, Digests
 from jaxft.runs.formats import RUN_FILE, check_format
 from jaxft.runs.kinds import (
