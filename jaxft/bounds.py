@@ -41,6 +41,7 @@ MOST_TEXT_GROWTH = 256  # characters that a tokenizer's replacements may make of
 MOST_SPECIAL_TOKENS = 1000  # that a tokenizer adds to a text
 MOST_ENCODE_SECONDS = 60  # for a batch of texts, and a second more for 20,000 characters
 MOST_BEAMS = 256
+MOST_CACHED_TOKENS = 1 << 22  # of all texts that are written together, with all their beams
 
 # Configs.
 MOST_GROUPS = 1000

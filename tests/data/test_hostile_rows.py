@@ -3,6 +3,7 @@
 import json
 
 import pyarrow as pa
+import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
 
@@ -145,10 +146,19 @@ def write_bomb(path, characters, rows):
 def test_parquet_that_unpacks_to_more_than_is_allowed(folder, monkeypatch):
     write_bomb(folder / "r.parquet", 10_000, 4000)
     assert len(open_source("parquet:r.parquet")) == 4000
-    monkeypatch.setattr("jaxft.data.sources.parquet.MOST_UNPACKED_BYTES", 10_000_000)
+    monkeypatch.setattr("jaxft.data.sources.arrow_files.MOST_UNPACKED_BYTES", 10_000_000)
     write_bomb(folder / "r.parquet", 10_001, 4000)
     refused("parquet:r.parquet", r"r\.parquet has .* unpacks to more than 10\.0 MB")
     assert not list((folder / "cache").rglob("*.tmp"))
+
+
+def test_arrow_that_unpacks_to_more_than_is_allowed(folder, monkeypatch):
+    monkeypatch.setattr("jaxft.data.sources.arrow_files.MOST_UNPACKED_BYTES", 10_000_000)
+    table = pa.table({"text": ["a" * 1000] * 20_000})
+    feather.write_feather(table, folder / "r.arrow", compression="zstd", chunksize=1000)
+    refused("arrow:r.arrow", r"r\.arrow has .* unpacks to more than 10\.0 MB")
+    feather.write_feather(table, folder / "r.arrow", compression="uncompressed")
+    assert len(open_source("arrow:r.arrow")) == 20_000
 
 
 def test_parquet_that_needs_more_memory_than_is_allowed(folder, monkeypatch):

@@ -12,7 +12,7 @@ from jaxft.data.text import tokenizer_files
 from jaxft.data.text.chat import load_chat_template
 from jaxft.data.text.tokenizer import load_tokenizer
 from jaxft.errors import UserError
-from jaxft.models.generate.settings import read_settings
+from jaxft.models.generate.settings import Settings, check_cache, read_settings
 
 REPEATED = processors.TemplateProcessing(
     single=" ".join(["[CLS]"] * (MOST_SPECIAL_TOKENS + 1)) + " $A", special_tokens=[("[CLS]", 1)]
@@ -129,3 +129,10 @@ def test_generation_settings_of_any_kind(tmp_path, settings, sentence):
     (tmp_path / "generation_config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match=f"generation_config.json.*{sentence}"):
         read_settings(tmp_path, {}, {})
+
+
+def test_texts_and_beams_that_no_memory_holds():
+    check_cache(32 * 8192, Settings(num_beams=16))
+    for tokens, beams in ((2**31, 1), (2**20, 5)):
+        with pytest.raises(UserError, match=r"beam.* are more than 4,194,304"):
+            check_cache(tokens, Settings(num_beams=beams))

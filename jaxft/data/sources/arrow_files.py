@@ -14,7 +14,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jaxft.bounds import MOST_ROW_BYTES, MOST_ROWS
+from jaxft.bounds import (
+    MOST_ROW_BYTES,
+    MOST_ROWS,
+    MOST_UNPACKED_BYTES,
+    MOST_UNPACKED_TIMES,
+)
 from jaxft.errors import UserError
 from jaxft.numbers import size
 
@@ -43,9 +48,33 @@ def batches_of(file: Path) -> Iterator[pa.RecordBatch]:
 
 
 def check_file(file: Path) -> None:
-    """Raise a UserError where a value of an Arrow file is damaged."""
-    for _ in checked(batches_of(file), file):
-        pass
+    """Check every value of an Arrow file, a batch in memory at a time.
+
+    Raises:
+        UserError: a value is damaged, or columns that are compressed in the file unpack to more
+            than `most_unpacked` of its size.
+    """
+    packed, total = file.stat().st_size, 0
+    for batch in checked(batches_of(file), file):
+        # A dictionary counts in each batch, and is in the file once.
+        plain = [one for one in batch.columns if not pa.types.is_dictionary(one.type)]
+        total += sum(column.nbytes for column in plain)
+        if total > most_unpacked(packed):
+            raise too_large(file, packed)
+
+
+def most_unpacked(packed: int) -> int:
+    """Return the most bytes that a file of `packed` bytes may unpack to."""
+    return max(MOST_UNPACKED_BYTES, MOST_UNPACKED_TIMES * packed)
+
+
+def too_large(file: Path, packed: int) -> UserError:
+    """Return the error of a file that unpacks to more than that."""
+    return UserError(
+        f"{file} has {size(packed)} and unpacks to more than {size(most_unpacked(packed))}.",
+        f"At most {size(MOST_UNPACKED_BYTES)}, or {MOST_UNPACKED_TIMES} times its size, are "
+        "unpacked; split it into several files.",
+    )
 
 
 def is_sound(file: Path) -> bool:

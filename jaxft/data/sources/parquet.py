@@ -8,10 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from jaxft.bounds import MOST_UNPACK_MEMORY, MOST_UNPACKED_BYTES, MOST_UNPACKED_TIMES
-from jaxft.data.sources.arrow_files import batches_of, checked
+from jaxft.bounds import MOST_UNPACK_MEMORY
+from jaxft.data.sources.arrow_files import batches_of, checked, most_unpacked, too_large
 from jaxft.errors import UserError
-from jaxft.numbers import size
 from jaxft.storage.files import written_aside
 
 SANDBOX = Path(__file__).with_name("parquet_sandbox.py")
@@ -22,9 +21,9 @@ def unpack_parquet(path: Path, unpacked: Path) -> None:
 
     A process of its own does so, with limits on its memory and on what it writes.
     """
-    most = max(MOST_UNPACKED_BYTES, MOST_UNPACKED_TIMES * path.stat().st_size)
+    packed = path.stat().st_size
     with written_aside(unpacked) as aside:
-        asked = {"source": str(path), "target": str(aside), "most_bytes": most}
+        asked = {"source": str(path), "target": str(aside), "most_bytes": most_unpacked(packed)}
         done = subprocess.run(
             [sys.executable, "-P", str(SANDBOX)],
             input=json.dumps(asked | {"memory": MOST_UNPACK_MEMORY}),
@@ -40,11 +39,7 @@ def unpack_parquet(path: Path, unpacked: Path) -> None:
         if "errno" in answer:
             raise OSError(answer["errno"], os.strerror(answer["errno"]))
         if "bytes" in answer:
-            raise UserError(
-                f"{path} has {size(path.stat().st_size)} and unpacks to more than {size(most)}.",
-                f"At most {size(MOST_UNPACKED_BYTES)}, or {MOST_UNPACKED_TIMES} times its size, "
-                "are unpacked; split it into several files.",
-            )
+            raise too_large(path, packed)
         if "error" in answer:
             raise UserError(f"{path} cannot be read as Parquet ({answer['error']}).")
         for _ in checked(batches_of(aside), path):

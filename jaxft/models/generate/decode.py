@@ -19,7 +19,7 @@ import numpy as np
 from jaxft.errors import UserError
 from jaxft.models.generate import beams as generate_beams
 from jaxft.models.generate.choose import choose
-from jaxft.models.generate.settings import Settings
+from jaxft.models.generate.settings import Settings, check_cache
 from jaxft.models.tower.cache import Cache, Read, decode, prefill, prefill_from
 from jaxft.models.tower.tower import PLAIN, Compute
 
@@ -220,6 +220,7 @@ class Generator:
             )
         # The last token is output and never input, so it needs no position.
         limits = [min(most, self._positions - len(prompt) + 1) for prompt in prompts]
+        check_cache(len(prompts) * (longest + max(limits)), settings)
         length = bucket(longest) if self._start is None else 1
         ids = np.zeros((len(prompts), length), np.int32)
         mask = np.ones((len(prompts), length + max(limits)), np.int32)

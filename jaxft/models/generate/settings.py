@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxft.bounds import MOST_BEAMS
+from jaxft.bounds import MOST_BEAMS, MOST_CACHED_TOKENS
 from jaxft.errors import UserError
 from jaxft.storage.json_files import read_json_object
 
@@ -82,6 +82,21 @@ class Settings:
                 "Beam search does not support stop strings.",
                 "Give num_beams or stop_strings, not both.",
             )
+
+
+def check_cache(tokens: int, settings: Settings) -> None:
+    """Raise a UserError if a batch of texts has more tokens than a cache is made for.
+
+    Args:
+        tokens: of all texts that are written together, prompts included.
+        settings: each beam has a cache of its own.
+    """
+    if tokens * settings.num_beams > MOST_CACHED_TOKENS:
+        raise UserError(
+            f"{tokens:,} tokens with {settings.num_beams} beam(s) are more than "
+            f"{MOST_CACHED_TOKENS:,}, the most that are written together.",
+            "Lower max_new_tokens (--max-new-tokens) or num_beams (--beams).",
+        )
 
 
 def _is_count(value: int | None, least: int) -> bool:
