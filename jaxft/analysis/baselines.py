@@ -62,9 +62,9 @@ def _texts(bound: BoundTask[Any, Any], split: Split) -> list[str] | None:
     texts: list[str] = []
     characters = 0
     for _, row in split.source.each(bound.task.input_columns or ()):
-        text = " ".join(bound.row_texts(row))
+        text = " ".join(bound.task.row_texts(row))
         characters += len(text)
-        if (not text and not bound.row_texts(row)) or characters > MOST_CHARACTERS:
+        if (not text and not bound.task.row_texts(row)) or characters > MOST_CHARACTERS:
             return None
         texts.append(text)
     return texts

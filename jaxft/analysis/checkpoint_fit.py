@@ -101,6 +101,8 @@ def _pretraining(checkpoint: str, tools: Tools, texts: Sequence[str]) -> dict[st
     for objective in (name for name in OBJECTIVES if name in heads):
         if describe(checkpoint, LoadOptions(task=objective)).matching.new:
             continue
+        if objective == "masked_lm" and tools.tokenizer.mask_id is None:
+            continue  # nothing to hide a word with; the other figures stand
         model = load(checkpoint, task=objective)
         loss = loss_of(model, Compute())
         batches = text_batches(texts[:LM_TEXTS], tools.tokenizer, tools.max_length, objective)
@@ -183,7 +185,11 @@ def advice(fit: Mapping[str, Any]) -> list[str]:
             f"Of {count} long text(s) only the first {MOST_SAMPLE_CHARACTERS:,} characters were "
             "read."
         )
-    if tokens["pieces_per_word"] > MANY_PIECES or tokens["unknown"] > MANY_UNKNOWN:
+    result = fit.get("probe")
+    readable = result is not None and _gain(result) >= HARD
+    if tokens["unknown"] > MANY_UNKNOWN or (
+        tokens["pieces_per_word"] > MANY_PIECES and not readable
+    ):
         sentences.append(
             "The tokenizer splits these words into many tokens: use a checkpoint for their "
             "language or domain, or adapt this one first (language modeling on unlabeled "
@@ -194,16 +200,17 @@ def advice(fit: Mapping[str, Any]) -> list[str]:
             "Many texts are longer than the context and are truncated: use a checkpoint with a "
             "longer context, or shorten the texts to the relevant part."
         )
-    distance, result = fit.get("distance"), fit.get("probe")
+    distance = fit.get("distance")
     if distance and distance["times"] > FAR:
         sentences.append(
             "The features are far from the reference's: adapt to the domain first, and train more "
             "layers (fewer frozen blocks, layer_decay.rate closer to 1)."
         )
-    if result and (gain := _gain(result)) < HARD:
+    if result and not readable:
         sentences.append(
             "A linear probe predicts the labels poorly from the frozen features "
-            f"({gain:.0%} of the way from guessing to perfect): train more layers, and label more."
+            f"({_gain(result):.0%} of the way from guessing to perfect): train more layers, and "
+            "label more."
         )
     elif result:
         sentences.append(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,14 @@ from jaxft.data.profile import (
     texts_of,
 )
 from jaxft.data.sources.open import Source, open_source
+from jaxft.data.sources.reader import Row
 from jaxft.engine.inputs import check_columns, open_sources
 from jaxft.engine.setup import make_task
 from jaxft.errors import UserError
 from jaxft.numbers import share
 from jaxft.report.terminal.data import description_tables
+from jaxft.tasks.parts.classes.number import Number
+from jaxft.tasks.parts.contract import Task
 
 CONFIGS = (".yaml", ".yml")
 
@@ -111,10 +114,23 @@ def _opened(
     task = make_task(config)
     data, seed = config.data, config.run.seed.data
     sources = open_sources(task, data.specs, data.where, seed, data.image_folder)
-    reading = TextColumns((text,) if text else task.text_columns, label or task.label_column)
+    reading = TextColumns(
+        (text,) if text else task.text_columns,
+        label or task.label_column,
+        None if text else _render_of(task, next(iter(sources.values()))),
+        None if task.problem_type is None else task.problem_type == Number.problem,
+    )
     for source in sources.values():
         check_columns(source, [name for name in (text, label) if name])
     return sources, reading
+
+
+def _render_of(task: Task, source: Source) -> Callable[[Row], str] | None:
+    """Return what makes the text that the model reads of a row; None if the task has no such."""
+    (first,) = source.rows([0])
+    if task.row_texts(first) in ((), tuple(first[name] for name in task.text_columns)):
+        return None  # the cells are what is read
+    return lambda row: " | ".join(task.row_texts(row))
 
 
 def _warnings(
@@ -175,7 +191,7 @@ def _sampled(
 ) -> tuple[list[str], list[str] | None]:
     """Texts that are not empty, and the class of each where each has one."""
     indices = range(min(sample, len(source)))
-    texts = texts_of(source, reading.texts, indices)
+    texts = texts_of(source, reading, indices)
     numbers = [number for number, text in enumerate(texts) if text.strip()]
     if not numbers:
         raise UserError(f"{source.spec}: the rows have no text in {', '.join(reading.texts)}.")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ GLANCE = 1000  # rows that a column is guessed by
 SHOWN = 3  # examples
 MOST_CHARACTERS = 200  # of an example's cell
 MOST_LABELS = 50
+MOST_CLASSES = 30  # of numbers in a column of labels
 BINS = (0, 5, 10, 20, 40, 80, 160, 320, 640, 1280)  # words from; the last is open
 IMBALANCE = 10.0  # the commonest class over the rarest, from which on a person is told
 
@@ -29,11 +31,19 @@ class TextColumns:
 
     Attributes:
         texts: the columns of the text; their values are joined.
-        label: the column of the class; None if there is none.
+        label: the column of the class or number; None if there is none.
+        render: makes the text that a model reads of a row, if it is more than the joined values.
+        numeric: whether the label is a number; None if that is to be guessed.
     """
 
     texts: tuple[str, ...]
     label: str | None
+    render: Callable[[Row], str] | None = None
+    numeric: bool | None = None
+
+    def text(self, row: Row) -> str:
+        """Return a row's text."""
+        return text_of(row, self.texts) if self.render is None else self.render(row)
 
 
 def guess_columns(source: Source, text: str | None = None, label: str | None = None) -> TextColumns:
@@ -65,9 +75,9 @@ def text_of(row: Row, columns: Sequence[str]) -> str:
     return " ".join(parts)
 
 
-def texts_of(source: Source, columns: Sequence[str], indices: Sequence[int]) -> list[str]:
+def texts_of(source: Source, reading: TextColumns, indices: Sequence[int]) -> list[str]:
     """Return the texts of some rows."""
-    return [text_of(row, columns) for row in source.rows(indices, columns)]
+    return [reading.text(row) for row in source.rows(indices, reading.texts)]
 
 
 def profile(source: Source, reading: TextColumns) -> dict[str, Any]:
@@ -78,20 +88,23 @@ def profile(source: Source, reading: TextColumns) -> dict[str, Any]:
         reading: its columns of text and label.
 
     Returns:
-        `source`, `rows`, `columns` (name, type, empty), `labels` (label -> rows), `words` (a
-        histogram: `from`, `to`, `rows`; and mean, median, longest), `examples`.
+        `source`, `rows`, `columns` (name, type, empty), `labels` (label -> rows, the most frequent
+        50) and `distinct` (their count), or `numbers` (mean, deviation, least, greatest) where the
+        label is a number; `words` (a histogram: `from`, `to`, `rows`; and mean, median, longest),
+        `examples`, whose text is the one that the model reads.
     """
     empty, kinds = Counter[str](), {name: Counter[str]() for name in source.columns}
     labels, words = Counter[str](), []
     for _, row in source.each():
         for name, value in row.items():
             empty[name] += is_missing(value)
-            kinds[name][type(value).__name__] += not is_missing(value)
+            kinds[name][_type_of(value)] += not is_missing(value)
         if reading.label is not None:
             labels.update(_labels_of(row[reading.label]))
         if reading.texts:
-            words.append(len(text_of(row, reading.texts).split()))
+            words.append(len(reading.text(row).split()))
     names = source.class_names(reading.label) if reading.label else None
+    numbers = None if names else _numbers(labels, reading.numeric)
     return {
         "source": source.spec,
         "rows": len(source),
@@ -99,10 +112,56 @@ def profile(source: Source, reading: TextColumns) -> dict[str, Any]:
             {"name": name, "type": _kind(kinds[name]), "empty": empty[name]}
             for name in source.columns
         ],
-        "labels": _named(labels, names),
+        "labels": {} if numbers else _named(labels, names),
+        "distinct": len(labels),
+        "numbers": numbers,
         "words": _histogram(np.array(words, np.int64)) if words else None,
-        "examples": [_short(row) for row in source.rows(range(min(SHOWN, len(source))))],
+        "examples": [
+            _short(_as_read(row, reading)) for row in source.rows(range(min(SHOWN, len(source))))
+        ],
     }
+
+
+def _as_read(row: Row, reading: TextColumns) -> Row:
+    """Return a row with the text that the model reads in place of the cells that it is made of."""
+    if reading.render is None:
+        return row
+    label = {} if reading.label is None else {reading.label: row[reading.label]}
+    return {"text": reading.render(row), **label}
+
+
+def _numbers(labels: Counter[str], numeric: bool | None) -> dict[str, float] | None:
+    """Summarise labels that are numbers; None if they are classes.
+
+    A guess takes numbers for classes unless there are more than `MOST_CLASSES` of them.
+    """
+    if numeric is False or (numeric is None and len(labels) <= MOST_CLASSES):
+        return None
+    if not labels or not all(map(_is_number, labels)):
+        return None
+    values = np.array([float(label) for label in labels])
+    counts = np.array(list(labels.values()))
+    mean = float(np.average(values, weights=counts))
+    return {
+        "mean": mean,
+        "deviation": float(np.sqrt(np.average((values - mean) ** 2, weights=counts))),
+        "least": float(values.min()),
+        "greatest": float(values.max()),
+    }
+
+
+def _type_of(value: Any) -> str:
+    """Return the name of a cell's type; a text file's numbers are texts that hold one."""
+    if isinstance(value, str) and _is_number(value):
+        return "number"
+    return type(value).__name__
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def row_digests(source: Source, columns: Sequence[str]) -> np.ndarray:

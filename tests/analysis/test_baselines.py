@@ -33,10 +33,8 @@ def split_of(labels, texts):
 
 
 def bound_of(texts=True):
-    return SimpleNamespace(
-        task=SimpleNamespace(input_columns=("text",)),
-        row_texts=lambda row: (row["text"],) if texts else (),
-    )
+    read = (lambda row: (row["text"],)) if texts else (lambda row: ())
+    return SimpleNamespace(task=SimpleNamespace(input_columns=("text",), row_texts=read))
 
 
 def test_the_most_frequent_class_and_a_linear_model_of_words():

@@ -59,6 +59,61 @@ def test_a_profile_counts_what_is_there():
     assert len(found["examples"][2]["text"]) == 203, "long cells are cut"
 
 
+def test_labels_that_are_numbers_have_a_mean_and_no_classes():
+    rows = [{"text": "a", "label": str(number * 1.5)} for number in range(40)]
+    found = profile(given_rows(rows), guess_columns(given_rows(rows)))
+    assert found["labels"] == {}
+    assert found["numbers"] == {
+        "mean": pytest.approx(29.25),
+        "deviation": pytest.approx(np.std(np.arange(40) * 1.5)),
+        "least": 0.0,
+        "greatest": 58.5,
+    }
+    assert found["columns"][1] == {"name": "label", "type": "number", "empty": 0}
+    few = given_rows(rows[:4])
+    assert profile(few, guess_columns(few))["numbers"] is None, "a few numbers are classes"
+
+
+def test_describe_shows_the_text_that_the_model_reads(tmp_path, capsys):
+    """The template is applied, a target is a number, and shares are of all rows."""
+    with (tmp_path / "rows.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["age", "bmi", "score"])
+        writer.writerows([[20 + n, 30.5, 100 + n] for n in range(40)])
+    rows = f"csv:{tmp_path}/rows.csv"
+    task = {"template": "a patient of {age} years, BMI {bmi}", "label": "score"}
+    config = tiny_config(
+        tmp_path,
+        data={"train": rows, "eval": rows, "test": None},
+        task={"problem": "regression", **task},
+    )
+    file = write_config(config, tmp_path / "c.yaml")
+    found = json.loads(said_by(capsys, "data", "describe", file, "--json"))["splits"][0]
+    assert "a patient of" in found["examples"][0]["text"]
+    assert "BMI 30.5" in found["examples"][0]["text"]
+    assert found["words"]["mean"] == 7
+    assert found["numbers"]["mean"] == pytest.approx(119.5)
+    said = said_by(capsys, "data", "describe", file)
+    assert "label: mean 119.5, standard deviation 11.5434, from 100 to 139" in said
+
+
+def test_shares_are_of_all_rows(tmp_path, capsys):
+    write_rows(tmp_path / "rows.csv", [(f"film {n}", f"class {n % 20}") for n in range(100)])
+    said = said_by(capsys, "data", "describe", f"csv:{tmp_path}/rows.csv")
+    assert "class 0 5 5.0%" in said
+    assert "and 8 more labels" in said
+
+
+def test_advice_does_not_contradict_a_good_probe():
+    tokens = {"pieces_per_word": 3.1, "unknown": 0.0, "cut": 0.0}
+    good = {"accuracy": 0.967, "guessing": 0.7, "margin": 0.01}
+    assert advice({"tokens": tokens, "probe": good}) == [
+        "The labels can be predicted from the frozen features: freezing costs little."
+    ]
+    (sentence,) = advice({"tokens": tokens, "probe": None})
+    assert "train the embeddings too" in sentence
+
+
 def test_the_text_is_found_by_its_name_or_its_length():
     assert guess_columns(given_rows([{"id": "a" * 9, "verse": "b" * 20}])).texts == ("verse",)
     assert guess_columns(given_rows([{"id": "a" * 9, "text": "b"}])).texts == ("text",)

@@ -46,13 +46,19 @@ def _split(split: Mapping[str, Any]) -> list[RenderableType]:
     labels = split["labels"]
     if labels:
         bars = [(name, many) for name, many in labels.items()][:MOST_LABELS]
-        shown.append(_bars("labels", bars))
-        if len(labels) > MOST_LABELS:
-            shown.append(Text(f"and {len(labels) - MOST_LABELS} more labels"))
+        shown.append(_bars("labels", bars, split["rows"]))
+        if split["distinct"] > MOST_LABELS:
+            shown.append(Text(f"and {split['distinct'] - MOST_LABELS:,} more labels"))
+    if numbers := split["numbers"]:
+        mean, deviation, least, greatest = (
+            f"{numbers[name]:,.6g}" for name in ("mean", "deviation", "least", "greatest")
+        )
+        about = f"label: mean {mean}, standard deviation {deviation}, from {least} to {greatest}"
+        shown.append(Text(about, "bold"))
     if words := split["words"]:
         bars = [(_span(one), one["rows"]) for one in words["histogram"]]
         about = f"words: mean {words['mean']:.1f}, median {words['median']:g}, longest"
-        shown.append(_bars(f"{about} {words['longest']:,}", bars))
+        shown.append(_bars(f"{about} {words['longest']:,}", bars, split["rows"]))
     shown.append(_examples(split["examples"]))
     shown += [Text(f"{split['split']}: {line}.", "bold yellow") for line in split["warnings"]]
     return [*shown, Text("")]
@@ -77,13 +83,16 @@ def _examples(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _bars(title: str, counts: Sequence[tuple[str, int]]) -> Table:
+def _bars(title: str, counts: Sequence[tuple[str, int]], total: int) -> Table:
+    """Return counts as bars, with their shares of all rows."""
     table = _table(title, ("", "rows", "", ""))
     table.show_header = False
-    total, most = sum(many for _, many in counts) or 1, max(many for _, many in counts) or 1
+    most = max(many for _, many in counts) or 1
     for name, many in counts:
         bar = "━" * max(round(BAR * many / most), 1) if many else ""
-        table.add_row(Text(str(name)), f"{many:,}", share(many / total), Text(bar, "magenta"))
+        table.add_row(
+            Text(str(name)), f"{many:,}", share(many / max(total, 1)), Text(bar, "magenta")
+        )
     return table
 
 

@@ -136,6 +136,11 @@ class Task(ABC):
         """The objects of `jaxft search`: `images` (by text or image), `texts`, or None."""
         return None
 
+    def row_texts(self, row: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the texts of a row as the model reads them; by default none."""
+        del row
+        return ()
+
     def label_names(self, source: Source) -> tuple[str, ...]:
         """Return the classes of the training source, in order of class id; by default none."""
         del source
@@ -263,11 +268,6 @@ class BoundTask(ABC, Generic[TaskT, ExamplesT]):
         self, source: Source, outcomes: Outcomes, examples: ExamplesT
     ) -> Iterator[dict[str, Any]]:
         """Yield a line of the predictions file for each example, in order."""
-
-    def row_texts(self, row: Mapping[str, Any]) -> tuple[str, ...]:
-        """Return the texts of a row as the model reads them; by default none."""
-        del row
-        return ()
 
     def rows_from_input(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
         """Turn inputs of `jaxft predict` into source rows without labels.

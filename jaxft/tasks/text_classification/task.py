@@ -90,7 +90,7 @@ class BoundTextClassification(BoundTargetTask["TextClassification", TextExamples
 
     def check_row(self, source: Source, number: int, row: Mapping[str, Any]) -> None:
         self.target.parse(row, self.label_names)
-        self._texts(row)
+        self.task.texts(row)
 
     def examples(self, source: Source, *, labelled: bool = True) -> TextExamples:
         labels = self.target.read(source, self.label_names) if labelled else None
@@ -112,7 +112,7 @@ class BoundTextClassification(BoundTargetTask["TextClassification", TextExamples
             strict: whether a blank text is an error.
             source: the rows.
         """
-        texts = read_rows(source, self.task.input_columns, lambda row: self._texts(row, strict))
+        texts = read_rows(source, self.task.input_columns, lambda row: self.task.texts(row, strict))
         pairs = [text[1] for text in texts] if len(texts[0]) > 1 else None
         encode, most = self.tools.tokenizer.encode, self.tools.max_length
         encoded = encode([text[0] for text in texts], pairs, max_length=most)
@@ -122,34 +122,14 @@ class BoundTextClassification(BoundTargetTask["TextClassification", TextExamples
         ]
         return examples, {"counts": encoded.counts, "cut": encoded.cut}
 
-    def _texts(self, row: Mapping[str, Any], strict: bool = True) -> tuple[str, ...]:
-        """Read the text of a row, or the two texts.
-
-        Raises:
-            BadValue: a cell is not a text, or not a number of the template; or, if `strict`, a
-                text is blank.
-        """
-        template = self.task.template
-        if template is not None:
-            if strict and template.is_empty(row):
-                raise BadValue("has no value in any column of the template", FILL)
-            try:
-                return (template.render(row),)
-            except ValueError as error:
-                raise BadValue(str(error)) from None
-        return tuple(text_of(row[column], column, not strict) for column in self.task.input_columns)
-
     def describe(
         self, source: Source, outcomes: Outcomes, examples: TextExamples
     ) -> Iterator[dict[str, Any]]:
         for number, row in source.each(self.task.input_columns):
-            text = " | ".join(self._texts(row, strict=False))
+            text = " | ".join(self.task.texts(row, strict=False))
             yield {"text": text} | self.target.prediction(
                 number, outcomes, examples.labels, self.label_names
             )
-
-    def row_texts(self, row: Mapping[str, Any]) -> tuple[str, ...]:
-        return self._texts(row, strict=False)
 
     def rows_from_input(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
         for number, text in enumerate(inputs, start=1):
@@ -227,3 +207,23 @@ class TextClassification(TargetTask):
     @property
     def text_column(self) -> str:
         return self.section.text
+
+    def row_texts(self, row: Mapping[str, Any]) -> tuple[str, ...]:
+        return self.texts(row, strict=False)
+
+    def texts(self, row: Mapping[str, Any], strict: bool = True) -> tuple[str, ...]:
+        """Read the text of a row, or the two texts.
+
+        Raises:
+            BadValue: a cell is not a text, or not a number of the template; or, if `strict`, a
+                text is blank.
+        """
+        template = self.template
+        if template is not None:
+            if strict and template.is_empty(row):
+                raise BadValue("has no value in any column of the template", FILL)
+            try:
+                return (template.render(row),)
+            except ValueError as error:
+                raise BadValue(str(error)) from None
+        return tuple(text_of(row[column], column, not strict) for column in self.input_columns)
