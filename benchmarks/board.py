@@ -184,7 +184,8 @@ def _cpu_of_tasks(traced: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def measure(events: int, seconds: float) -> dict[str, Any]:
     """Watch the page of three runs, and of one of them."""
     with tempfile.TemporaryDirectory() as scratch:
-        top, results = Path(scratch) / "runs", {}
+        top = Path(scratch) / "runs"
+        results: dict[str, Any] = {}
         with live_runs(top, events), served_when_written(top, events) as address:
             browser = Browser(Path(scratch) / "profile")
             try:

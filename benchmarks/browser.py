@@ -50,6 +50,7 @@ class Browser:
         self.errors: list[dict[str, Any]] = []
         self._traced: list[dict[str, Any]] = []
         self._tracing = False
+        self.requests: list[str] = []
         self.session, self.number = None, 0
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)

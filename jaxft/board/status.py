@@ -27,7 +27,7 @@ RUNNING, KILLED, FAILED = "running", "killed", "failed"
 
 @dataclass(frozen=True)
 class Status:
-    """What a run or study is doing.
+    """State and progress of a run or study.
 
     Attributes:
         state: `running`, `killed` (its process died), `failed` (it ended with an error),
