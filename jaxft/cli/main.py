@@ -25,6 +25,7 @@ from jaxft.cli.demo import assets, demo
 from jaxft.cli.doctor import doctor
 from jaxft.cli.init import init
 from jaxft.cli.models import models
+from jaxft.cli.parts.checkpoints import CheckpointOfRun, checkpoint_named
 from jaxft.cli.parts.paths import folder_named
 from jaxft.cli.parts.process import prepare_command_line, prepare_computation
 from jaxft.cli.parts.terminal import ConfigFile, Overrides, echo
@@ -198,9 +199,10 @@ def train(
 def evaluate(
     run: RunName,
     split: Annotated[
-        Literal["test", "eval"],
+        Literal["test", "eval", "train"],
         typer.Option(help="The rows to score, as named in the run's config."),
     ] = "test",
+    checkpoint: CheckpointOfRun = "best",
     data: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Score other rows, such as csv:more.csv.")
     ] = None,
@@ -220,11 +222,12 @@ def evaluate(
         ),
     ] = False,
 ) -> None:
-    """Score a run's best checkpoint and print JSON."""
+    """Score a run's best checkpoint, or another, and print JSON."""
+    which = checkpoint_named(checkpoint)
     from jaxft.inference.score import score as story
 
     prepare_computation()
-    scores = story(run, split, data, interpolate, similarity)
+    scores = story(run, split, data, interpolate, similarity, which=which)
     echo(json.dumps(scores, indent=2, ensure_ascii=False))
 
 
@@ -245,9 +248,7 @@ def export(
         Path | None,
         typer.Option(parser=folder_named, help="The output folder; RUN/export by default."),
     ] = None,
-    checkpoint: Annotated[
-        str, typer.Option(metavar="best|last|STEP", help="The checkpoint to export.")
-    ] = "best",
+    checkpoint: CheckpointOfRun = "best",
     adapter: Annotated[
         bool,
         typer.Option(
@@ -256,11 +257,7 @@ def export(
     ] = False,
 ) -> None:
     """Export a run as a Hugging Face folder that transformers loads, and print its path."""
-    which = int(checkpoint) if checkpoint.isdecimal() else checkpoint
-    if isinstance(which, str) and which not in ("best", "last"):
-        raise UserError(
-            f"--checkpoint must be best, last or the number of a step, not '{checkpoint}'."
-        )
+    which = checkpoint_named(checkpoint)
     from jaxft.export.export import export as story
 
     echo(story(run, out, which, adapter))

@@ -18,7 +18,7 @@ from jaxft.data.image.images import ImageProcessor, decode
 from jaxft.data.text.chat import ChatTemplate, load_chat_template
 from jaxft.data.text.stream import TextStream
 from jaxft.data.text.tokenizer import Tokenizer
-from jaxft.engine.trained import open_trained, task_of
+from jaxft.engine.trained import Which, open_trained, task_of
 from jaxft.errors import UserError
 from jaxft.models.generate.decode import WRITES, Generator
 from jaxft.models.generate.settings import Settings, read_settings
@@ -70,19 +70,22 @@ def writes(name: str) -> bool:
     return not path.parent.is_dir() and name.count("/") == 1
 
 
-def open_writer(name: str, chat: bool | None, asked: Mapping[str, Any]) -> Writer:
+def open_writer(
+    name: str, chat: bool | None, asked: Mapping[str, Any], which: Which = "best"
+) -> Writer:
     """Open a run or a checkpoint for text generation.
 
     Args:
         name: a run folder, or a checkpoint as in `model.checkpoint`.
         chat: whether to use the chat template; None uses it if there is one.
         asked: fields of `jaxft.models.generate.settings.Settings` set by the user.
+        which: the checkpoint of a run: `best`, `last`, or a step.
 
     Raises:
         UserError: the model generates no text, lacks a tokenizer or the requested chat template,
             or a setting is out of range.
     """
-    trained = open_trained(place(name)) if (place(name) / RUN_FILE).is_file() else None
+    trained = open_trained(place(name), which) if (place(name) / RUN_FILE).is_file() else None
     model = load(name) if trained is None else trained.model
     generator = Generator(model)
     template = None if chat is False else load_chat_template(model.tokenizer_folder)

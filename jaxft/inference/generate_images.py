@@ -22,7 +22,7 @@ from jaxft.data.image.annotate import write_png
 from jaxft.data.image.colors import colors_of, enlarged, painted
 from jaxft.data.image.images import ImageProcessor
 from jaxft.data.sources.open import given_rows
-from jaxft.engine.trained import open_trained, task_of
+from jaxft.engine.trained import Which, open_trained, task_of
 from jaxft.errors import UserError, did_you_mean
 from jaxft.models.generate.decode import numbers_of
 from jaxft.models.generate.images import draw_images, first_word
@@ -64,13 +64,14 @@ def generates_images(name: str) -> bool:
     return (path / "config.json").is_file() and describe(name).head == IMAGE_GENERATION
 
 
-def open_generator(name: str, asked: Mapping[str, Any]) -> ImageGenerator:
+def open_generator(name: str, asked: Mapping[str, Any], which: Which = "best") -> ImageGenerator:
     """Open a run or a checkpoint that generates images.
 
     Args:
         name: a run folder, or a checkpoint's folder, which has no classes.
         asked: fields of `jaxft.models.generate.settings.Settings` set by the user; by default,
             colors are sampled from the model's distribution.
+        which: the checkpoint of a run: `best`, `last`, or a step.
 
     Raises:
         UserError: the model generates no images or cannot be read, or a setting is out of range.
@@ -80,7 +81,7 @@ def open_generator(name: str, asked: Mapping[str, Any]) -> ImageGenerator:
             f"'{name}' generates no images, so --samples and --class do not apply.", "Remove them."
         )
     if (place(name) / RUN_FILE).is_file():
-        trained = open_trained(place(name))
+        trained = open_trained(place(name), which)
         model, classes = trained.model, trained.label_names
     else:
         model, classes = load(name), ()

@@ -1,4 +1,4 @@
-"""Predictions of a run's best checkpoint."""
+"""Predictions of a run."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from jaxft.data.sources.open import Source, given_rows, open_source
 from jaxft.engine.evaluate import in_order, run_split
 from jaxft.engine.inputs import check_columns
 from jaxft.engine.step import Batch, Params, make_eval_step
-from jaxft.engine.trained import Trained, open_trained
+from jaxft.engine.trained import Trained, Which, open_trained
 from jaxft.errors import UserError
 from jaxft.inference.placed import place_trained
 
 ROWS = 32  # inputs read before the first prediction, and the most rows of a batch
 
 
-def predict(run: Path, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Predict each input with a run's best checkpoint.
+def predict(run: Path, inputs: Iterable[str], which: Which = "best") -> Iterator[dict[str, Any]]:
+    """Predict each input with a checkpoint of a run.
 
     Args:
         run: the run folder.
         inputs: as the task reads them: texts, pairs of texts separated by a tab, rows of a table
             as JSON objects, or image files.
+        which: `best`, `last`, or a step.
 
     Yields:
         The input and its prediction (`label`, `probabilities`); for truncated texts also `cut`,
@@ -34,18 +35,19 @@ def predict(run: Path, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
     Raises:
         UserError: the folder is no run, or an input is invalid.
     """
-    trained = open_trained(run)
+    trained = open_trained(run, which)
     rows = trained.bound.rows_from_input(inputs)
     chunks = iter(lambda: list(islice(rows, ROWS)), [])
     yield from _predictions(trained, (given_rows(chunk) for chunk in chunks))
 
 
-def predict_rows(run: Path, spec: str) -> Iterator[dict[str, Any]]:
-    """Predict each row of a table with a run's best checkpoint.
+def predict_rows(run: Path, spec: str, which: Which = "best") -> Iterator[dict[str, Any]]:
+    """Predict each row of a table with a checkpoint of a run.
 
     Args:
         run: the run folder, of a task that reads columns.
         spec: a source string; further columns are ignored.
+        which: `best`, `last`, or a step.
 
     Yields:
         As `predict`.
@@ -54,7 +56,7 @@ def predict_rows(run: Path, spec: str) -> Iterator[dict[str, Any]]:
         UserError: the folder is no run, its task reads no columns, a column is missing, or a cell
             is invalid; the message names the row.
     """
-    trained = open_trained(run)
+    trained = open_trained(run, which)
     columns = trained.task.input_columns
     if columns is None:
         raise UserError(

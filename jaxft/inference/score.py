@@ -9,10 +9,11 @@ import jax
 
 from jaxft.analysis.similarity import similarity as of_depths
 from jaxft.bounds import MOST_INTERPOLATIONS
+from jaxft.config.data import DataSection
 from jaxft.engine.evaluate import build_eval_step, evaluate
 from jaxft.engine.initial_state import load_params
 from jaxft.engine.setup import build
-from jaxft.engine.trained import new_at_start, open_trained
+from jaxft.engine.trained import Which, new_at_start, open_trained
 from jaxft.errors import UserError
 
 Params = dict[str, jax.Array]
@@ -24,15 +25,18 @@ def score(
     data: str | None = None,
     interpolate: str | None = None,
     similarity: bool = False,
+    *,
+    which: Which = "best",
 ) -> dict[str, Any]:
-    """Score a run's best checkpoint, and interpolations between it and the initial parameters.
+    """Score a checkpoint of a run, and interpolations between it and the initial parameters.
 
     Args:
         run: the run folder.
-        split: `test` or `eval`, of the run's config.
+        split: `test`, `eval` or `train`, of the run's config.
         data: other rows with the same columns, in place of the split.
         interpolate: `first:last:step`: weights of the checkpoint in the interpolation.
         similarity: whether to compare each depth's activations with those of the initial model.
+        which: `best`, `last`, or a step.
 
     Returns:
         `run`, `source`, `step`, `examples` and `metrics`; with `interpolate` also `line`: the
@@ -45,11 +49,13 @@ def score(
         UserError: the folder is no run, or a row is invalid.
     """
     shares = [] if interpolate is None else shares_of(interpolate)
-    trained = open_trained(run)
+    trained = open_trained(run, which)
     data_section = trained.config.data
     if data is not None:
         data_section = data_section.model_copy(update={"test": data, "where": {}})
         split = "test"
+    if split == "train":
+        data_section, split = as_test_rows(data_section), "test"
     if getattr(data_section, split) is None:
         raise UserError(
             f"{run} has no {split} rows.", "Give rows with --data csv:FILE, or use --split eval."
@@ -81,6 +87,20 @@ def score(
         ]
         report["new"] = list(new_at_start(trained.run))
     return report
+
+
+def as_test_rows(data: DataSection) -> DataSection:
+    """Return the data with the training rows as the test rows, to be read without augmentation.
+
+    Raises:
+        UserError: they come from several sources.
+    """
+    if not isinstance(data.train, str):
+        raise UserError(
+            "--split train: the run was trained on several sources.",
+            f"Name one of them, as in --data {data.mixture[0].source}.",
+        )
+    return data.model_copy(update={"test": data.train})
 
 
 def shares_of(written: str) -> list[float]:

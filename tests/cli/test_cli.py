@@ -13,6 +13,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from jaxft.cli.main import main
+from jaxft.cli.parts.tagged import labelled
 from jaxft.errors import Note, UserError
 
 CONFIG = """\
@@ -100,17 +101,20 @@ def test_plan(config, story, capsys):
 
 def test_eval(story, capsys):
     result = {"split": "test", "metrics": {"accuracy": 0.83}}
-    calls = story("jaxft.inference.score", "score", lambda *_: result)
+    calls = story("jaxft.inference.score", "score", lambda *_, **__: result)
     assert main(["eval", "runs/first"]) == 0
     assert json.loads(capsys.readouterr().out) == result
     assert main(["eval", "runs/first", "--split", "eval", "--data", "csv:more.csv"]) == 0
     assert main(["eval", "runs/first", "--interpolate", "0:1:0.5"]) == 0
     assert main(["eval", "runs/first", "--similarity"]) == 0
+    assert main(["eval", "runs/first", "--split", "train", "--checkpoint", "40"]) == 0
+    assert [options["which"] for _, options in calls] == [*["best"] * 4, 40]
     assert [args for args, _ in calls] == [
         (Path("runs/first"), "test", None, None, False),
         (Path("runs/first"), "eval", "csv:more.csv", None, False),
         (Path("runs/first"), "test", None, "0:1:0.5", False),
         (Path("runs/first"), "test", None, None, True),
+        (Path("runs/first"), "train", None, None, False),
     ]
 
 
@@ -121,7 +125,9 @@ def labels(story):
     return story(
         "jaxft.inference.predict",
         "predict",
-        lambda run, texts: ({"run": str(run), "text": text} for text in texts),
+        lambda run, texts, which: (
+            {"run": str(run), "text": text, "which": which} for text in texts
+        ),
     )
 
 
@@ -142,11 +148,60 @@ def test_predict_takes_arguments_a_file_or_standard_input(labels, capsys, tmp_pa
     file = tmp_path / "texts.txt"
     file.write_bytes(b"one\r\n\nthree\n")
     assert main(["predict", "runs/first", "--file", str(file)]) == 0
-    assert texts_of(capsys) == ["one", "", "three"], "an answer for each line, the empty one too"
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["text"] for line in out.splitlines()] == ["one", "three"]
+    assert "was read as 2 inputs, one per line, without its 1 blank lines. --whole-file" in err
+    assert main(["predict", "runs/first", "--file", str(file), "--whole-file"]) == 0
+    assert texts_of(capsys) == ["one\r\n\nthree\n"]
 
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("für\nalle".encode())))
     assert main(["predict", "runs/first"]) == 0
     assert texts_of(capsys) == ["für", "alle"]
+
+
+def test_predict_of_another_checkpoint(labels, capsys):
+    for written, which in (("last", "last"), ("40", 40)):
+        assert main(["predict", "runs/first", "good", "--checkpoint", written]) == 0
+        assert json.loads(capsys.readouterr().out)["which"] == which
+    message = refused(capsys, "predict", "runs/first", "good", "--checkpoint", "first")
+    assert message.endswith("--checkpoint must be best, last or the number of a step, not 'first'.")
+
+
+def test_predict_writes_a_new_file(labels, capsys, tmp_path):
+    out = tmp_path / "predictions.jsonl"
+    assert main(["predict", "runs/first", "good", "bad", "--out", str(out)]) == 0
+    assert capsys.readouterr().err == f"{out}: 2 predictions\n"
+    assert [json.loads(line)["text"] for line in out.read_text().splitlines()] == ["good", "bad"]
+    assert "exists already" in refused(capsys, "predict", "runs/first", "x", "--out", str(out))
+    assert len(out.read_text().splitlines()) == 2
+
+
+def test_whole_file_needs_a_file(labels, capsys):
+    assert "--whole-file needs --file" in refused(capsys, "predict", "runs/first", "--whole-file")
+
+
+@pytest.mark.parametrize(
+    ("prediction", "shown"),
+    [
+        (
+            {"text": "win\nmoney", "label": "spam", "probabilities": {"spam": 0.99912, "ham": 0.1}},
+            "spam 0.999  win money",
+        ),
+        (
+            {"text": "a", "label": ["x", "y"], "probabilities": {"x": 0.9, "y": 0.6}, "cut": 12},
+            "x 0.900 y 0.600 [12 tokens cut]  a",
+        ),
+        ({"text": "a", "label": [], "probabilities": {"x": 0.1}}, "none  a"),
+        ({"text": "a", "value": 152.25}, "152.2  a"),
+        ({"file": "a.png", "label": "cat", "probabilities": {"cat": 1.0}}, "cat 1.000  a.png"),
+    ],
+)
+def test_a_terminal_shows_the_verdict_first(prediction, shown):
+    assert labelled(prediction, {}).plain == shown
+
+
+def test_other_predictions_are_json_in_a_terminal_too():
+    assert labelled({"text": "a [MASK]", "filled": [["b", 0.5]]}, {}) is None
 
 
 def test_predict_says_which_line_is_no_text(labels, capsys, tmp_path, monkeypatch):
@@ -252,7 +307,7 @@ def test_a_mistake_is_one_line_and_code_2(config, capsys):
     assert refused(capsys, "plan", config, "--jsn").startswith("jaxft: No such option")
     assert refused(capsys, "train") == "jaxft: Missing argument 'CONFIG'."
     assert refused(capsys, "trian", config).endswith("Did you mean 'train'?")
-    assert refused(capsys, "eval", "runs/first", "--split", "train").startswith("jaxft: Invalid")
+    assert refused(capsys, "eval", "runs/first", "--split", "tst").startswith("jaxft: Invalid")
     assert list(Path().iterdir()) == [Path(config)], "nothing is written"
 
 
@@ -302,6 +357,7 @@ def test_help_and_keys_do_not_wait_for_jax():
     code = """
 import sys
 from jaxft.cli.main import main
+from jaxft.cli.parts.tagged import labelled
 for words in (["--help"], ["train", "--help"], ["config"], ["config", "--schema"]):
     assert main(words) == 0
 heavy = {"jax", "flax", "optax", "orbax", "torch", "transformers", "numpy"} & set(sys.modules)

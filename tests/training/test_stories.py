@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 import jaxft
 from jaxft.cli.main import main
 from jaxft.config.load import parse_config
+from jaxft.errors import UserError
 from jaxft.inference.score import score
 from tests.support.launch import cache, content, events, write_config  # noqa: F401 a fixture
 from tests.support.tiny import tiny_config
@@ -154,6 +155,16 @@ def test_eval_of_other_rows(run, tmp_path):
     ]
     right = np.mean([label == wanted for label, wanted in zip(labelled, "101", strict=True)])
     assert said["metrics"]["accuracy"] == pytest.approx(right)
+
+
+def test_eval_of_the_training_rows_and_of_another_step(run, config):
+    """The rows of `data.train`, each once, as if they were named by `--data`."""
+    scored = score(run.folder, "train", which="last")
+    assert scored == score(run.folder, data=config.data.train, which="last")
+    assert scored["source"] == config.data.train
+    assert scored["step"] == 18
+    with pytest.raises(UserError, match="holds no checkpoint 3"):
+        score(run.folder, which=3)
 
 
 def test_eval_of_rows_that_the_run_has_not(config, tmp_path, capsys):

@@ -16,18 +16,29 @@ from jaxft.numbers import size
 TEXT_FILES = (".csv", ".json", ".jsonl", ".md", ".tsv", ".txt")
 
 
-def read_inputs(texts: list[str] | None, file: Path | None) -> Iterable[str] | None:
+def read_inputs(
+    texts: list[str] | None, file: Path | None, whole: bool = False
+) -> Iterable[str] | None:
     """Return the inputs, read lazily; None if the person at the terminal is to type them.
 
+    Args:
+        texts: the arguments.
+        file: a file with one input per line.
+        whole: the file is one input.
+
     Raises:
-        UserError: both arguments and a file are given.
+        UserError: both arguments and a file are given; or `whole` without a file.
     """
     if texts and file:
         raise UserError("Inputs are arguments or the lines of --file, not both.", "Use one.")
+    if whole and file is None:
+        raise UserError("--whole-file needs --file, the file to read.", "Add --file FILE.")
     for text in texts or ():
         if looks_like_a_file(text):
             echo(f"note: '{text}' is read as a text; --file {text} reads the file.", err=True)
-    return texts or (_lines_of(file) if file else piped_lines())
+    if file is None:
+        return texts or piped_lines()
+    return _content_of(file) if whole else _lines_of(file)
 
 
 def looks_like_a_file(text: str) -> bool:
@@ -41,16 +52,42 @@ def piped_lines() -> Iterator[str] | None:
 
 
 def typed_lines() -> Iterator[str]:
-    """Yield the lines of standard input."""
-    return decoded(sys.stdin.buffer, "standard input")
+    """Yield the lines of standard input that are not blank."""
+    return filter(str.strip, decoded(sys.stdin.buffer, "standard input"))
 
 
 def _lines_of(file: Path) -> Iterator[str]:
+    """Yield the lines that are not blank; blank ones are a sign of a text over several lines."""
+    texts = blank = 0
     try:
         with file.open("rb") as lines:
-            yield from decoded(lines, str(file))
+            for line in decoded(lines, str(file)):
+                texts, blank = texts + bool(line.strip()), blank + (not line.strip())
+                if line.strip():
+                    yield line
     except OSError as error:
         raise UserError(f"Cannot read '{file}': {error.strerror}.") from None
+    if blank:
+        echo(
+            f"jaxft: {file} was read as {texts:,} inputs, one per line, without its {blank:,} "
+            "blank lines. --whole-file reads it as one.",
+            err=True,
+        )
+
+
+def _content_of(file: Path) -> Iterator[str]:
+    """Yield the whole file as one text."""
+    try:
+        with file.open("rb") as content:
+            raw = content.read(MOST_LINE_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"Cannot read '{file}': {error.strerror}.") from None
+    if len(raw) > MOST_LINE_BYTES:
+        raise UserError(f"{file} is longer than {size(MOST_LINE_BYTES)}, the most of one text.")
+    try:
+        yield raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{file} is not UTF-8 text.") from None
 
 
 def decoded(lines: IO[bytes], name: str) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 import typer
@@ -52,6 +53,24 @@ def print_json_lines(records: Iterable[Mapping[str, Any]]) -> None:
     """Print each record as it comes, as JSON on a line of its own."""
     for record in records:
         echo(json.dumps(record, ensure_ascii=False))
+
+
+def write_json_lines(records: Iterable[Mapping[str, Any]], file: Path) -> None:
+    """Write each record as it comes to a new file, which appears when all are written.
+
+    Raises:
+        UserError: the file exists, or cannot be written.
+    """
+    from jaxft.storage.files import written_aside
+    from jaxft.storage.outputs import check_new
+
+    check_new(file)
+    count = 0
+    with written_aside(file) as aside, aside.open("w", encoding="utf-8") as lines:
+        for record in records:
+            lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+            count += 1
+    echo(f"{file}: {count:,} predictions", err=True)
 
 
 def console(highlight: bool = True) -> Console:
