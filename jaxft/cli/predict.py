@@ -111,15 +111,9 @@ def predict(
     given images.
     """
     which, inputs = checkpoint_named(checkpoint), read_inputs(texts, file, whole_file)
-    asked = _sampling(temperature) | {
-        "max_new_tokens": max_new_tokens,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "num_beams": beams,
-        "seed": seed,
-        "stop_strings": tuple(stop) if stop else None,
-    }
+    stops = tuple(stop) if stop else None
+    asked = _sampling(temperature) | {"top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
+    asked |= {"max_new_tokens": max_new_tokens, "num_beams": beams, "stop_strings": stops}
     asked = {name: value for name, value in asked.items() if value is not None}
     prepare_computation()
     output = _output_kind(run, bool(samples or label))
