@@ -9,6 +9,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from jaxft.errors import UserError
 from jaxft.report.events import EventLog, read_events
+from jaxft.runs.digests import Digests
 
 
 def scalars(folder):
@@ -112,3 +113,39 @@ def test_a_broken_line_is_named(tmp_path, line):
 
 def test_without_a_file_there_are_no_events(tmp_path):
     assert read_events(tmp_path) == []
+
+
+def test_the_lines_up_to_the_last_save_have_a_digest(tmp_path):
+    digests = Digests(tmp_path)
+    with EventLog(tmp_path, tensorboard=False, digests=digests) as log:
+        for step in (1, 2):
+            log.train(step, {"loss": 0.5})
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"kind": "train", "st')  # by a later start, which was killed
+    assert [event["step"] for event in read_events(tmp_path)] == [1, 2]
+    for damaged in (whole[:-40], whole.replace(b"0.5", b"0.7"), b""):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"metrics\.jsonl is damaged"):
+            read_events(tmp_path)
+    path.unlink()
+    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged"):
+        read_events(tmp_path)
+    path.write_bytes(whole)
+    with EventLog(tmp_path, False, 1, digests=Digests(tmp_path)) as log:
+        assert [event["step"] for event in read_events(tmp_path)] == [1]
+        log.train(2, {"loss": 0.25})
+    assert [event["loss"] for event in read_events(tmp_path)] == [0.5, 0.25]
+
+
+def test_a_linked_tensorboard_folder_keeps_what_is_not_of_the_run(tmp_path):
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "scratch" / "notes.txt").write_text("mine")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "tensorboard").symlink_to(tmp_path / "scratch")
+    for resume_step in (None, 1):
+        with EventLog(run, resume_step=resume_step) as log:
+            log.train(1, {"loss": 0.5}) if resume_step is None else log.train(2, {"loss": 0.4})
+    assert scalars(run) == {("train/loss", 1): [0.5], ("train/loss", 2): [pytest.approx(0.4)]}
+    assert (tmp_path / "scratch" / "notes.txt").read_text() == "mine"

@@ -213,6 +213,33 @@ def test_the_last_two_and_the_best_stay(tmp_path, mode, scores, kept, best):
         assert again.metrics(4) == (None if scores[3] is None else {"f1": scores[3], "loss": 1.0})
 
 
+def test_a_changed_file_of_metrics_changes_no_best_and_no_deletion(tmp_path):
+    state = make_state()
+    with Checkpoints(tmp_path, keep=1, best_metric="f1") as checkpoints:
+        checkpoints.save(1, state, {"f1": 0.9})
+        checkpoints.save(2, state, {"f1": 0.5})
+    (tmp_path / "1" / "metrics" / "metrics").write_text('{"f1": 0.1}')
+    shutil.rmtree(tmp_path / "2" / "metrics")
+    with Checkpoints(tmp_path, keep=1, best_metric="f1") as checkpoints:
+        assert (checkpoints.best(), checkpoints.metrics(2)) == (1, {"f1": 0.5})
+        checkpoints.save(3, state, {"f1": 0.6})
+        checkpoints.wait()
+        assert (checkpoints.steps(), checkpoints.best()) == ([1, 3], 1)
+
+
+def test_a_checkpoint_whose_deletion_is_killed_is_not_listed(tmp_path, monkeypatch):
+    state = make_state()
+    with monkeypatch.context() as patch, Checkpoints(tmp_path, keep=1) as checkpoints:
+        patch.setattr("etils.epath.gpath.PosixGPath.rmtree", lambda *_, **__: None)
+        for step in (1, 2):
+            checkpoints.save(step, state)
+    assert len(list(tmp_path.iterdir())) == 2
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        assert checkpoints.steps() == [2]
+        checkpoints.save(3, state)
+    assert [path.name for path in tmp_path.iterdir()] == ["3"]
+
+
 def test_another_best_metric_may_be_chosen_later(tmp_path):
     state = make_state()
     with Checkpoints(tmp_path, keep=1, best_metric="f1") as checkpoints:
