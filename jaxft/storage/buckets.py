@@ -64,7 +64,8 @@ def check_network(path: epath.PathLike) -> None:
     if not is_bucket(path):
         return
     proxy = urllib.request.getproxies().get("https")
-    address = os.environ.get("STORAGE_EMULATOR_HOST") or proxy or STORAGE
+    chosen = map(os.environ.get, ("STORAGE_EMULATOR_HOST", "FSSPEC_GCS_ENDPOINT_URL"))
+    address = next(filter(None, chosen), proxy or STORAGE)
     parts = urllib.parse.urlsplit(address if "//" in address else f"//{address}")
     port = parts.port or (443 if parts.scheme == "https" else 80)
     reason = _connection_fault(parts.hostname or "", port)
