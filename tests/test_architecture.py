@@ -50,6 +50,7 @@ LEVELS = {
     "bounds": 1,
     "numbers": 1,
     "visible": 1,
+    "waiting": 1,
     "metrics": 1,
 }
 # Functions that read from top to bottom as one, and are longer than the others.

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ from jaxft.launch.cluster import Cluster
 PORT = "JAXFT_SUPERVISOR_PORT"
 LONGEST = 1 << 20  # bytes of a message
 RETRY = 0.2  # seconds
+ALIVE = {"alive": True}  # a message that says nothing else
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Line:
 
     def __init__(self, connection: socket.socket):
         self._socket = connection
+        self._sending = threading.Lock()
         self._read = connection.makefile("rb")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         # A host that loses power closes no connection: probe after 10 silent seconds, 4 times.
@@ -57,7 +60,7 @@ class Line:
 
     def send(self, message: dict[str, Any]) -> None:
         """Send a message; if the other end is gone, reading reports it."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), self._sending:
             self._socket.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self, seconds: float | None = None) -> dict[str, Any] | None:
@@ -70,6 +73,26 @@ class Line:
         except (OSError, ValueError):
             return None
         return message if isinstance(message, dict) else None
+
+    def next_report(self, silent_seconds: float) -> dict[str, Any] | None:
+        """Return the next message but signs of life; None if the other end is gone.
+
+        Raises:
+            TimeoutError: not even a sign of life came for so many seconds. Its system may still
+                answer for a process or a machine that has stopped, so TCP does not notice.
+        """
+        while True:
+            try:
+                self._socket.settimeout(silent_seconds)
+                message = json.loads(self._read.readline(LONGEST))
+            except TimeoutError:
+                raise
+            except (OSError, ValueError):
+                return None
+            if not isinstance(message, dict):
+                return None
+            if message != ALIVE:
+                return message
 
     def close(self) -> None:
         """Close the connection; the other end sees that."""

@@ -7,18 +7,20 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from jaxft.launch.cluster import Cluster
-from jaxft.launch.roll import Line, Member, answer_roll, call_roll
+from jaxft.launch.roll import ALIVE, Line, Member, answer_roll, call_roll
 
 STOPPED = 128 + signal.SIGTERM
 # The exit code of a process that could not compute with the others: perhaps one is gone.
 COMPUTATION_FAILED = 76
 # Seconds in which the cause of a failure may still arrive after its first consequence.
 SETTLE, SETTLE_CONSEQUENCE = 1.0, 6.0
+# Each parent sends a sign of life this often; one that is silent for so long has stopped answering.
+ALIVE_SECONDS, SILENT_SECONDS = 5.0, 30.0
 STOP_SECONDS = 300.0  # from the first that has saved and stopped to the last
 
 
@@ -86,7 +88,11 @@ class Team:
 
 def _hear_verdict(team: Team, line: Line) -> None:
     """Receive the outcome from process 0's parent."""
-    message = line.receive()
+    try:
+        message = line.next_report(SILENT_SECONDS)
+    except TimeoutError:
+        team.settle(End(0, None, "stopped answering"))
+        return
     if message is None:
         team.settle(End(0, None, "is gone with its parent"))
     else:
@@ -95,9 +101,20 @@ def _hear_verdict(team: Team, line: Line) -> None:
 
 def _hear(process: int, line: Line, ends: queue.Queue[End]) -> None:
     """Receive the reports of another process's parent until it is gone."""
-    while (message := line.receive()) is not None:
-        ends.put(_end(message))
-    ends.put(End(process, None, "is gone with its parent"))
+    try:
+        while (message := line.next_report(SILENT_SECONDS)) is not None:
+            ends.put(_end(message))
+    except TimeoutError:
+        ends.put(End(process, None, "stopped answering"))
+    else:
+        ends.put(End(process, None, "is gone with its parent"))
+
+
+def _stay_alive(lines: Sequence[Line], over: threading.Event) -> None:
+    """Send a sign of life on every connection until the run is over."""
+    while not over.wait(ALIVE_SECONDS):
+        for line in lines:
+            line.send(ALIVE)
 
 
 def _judge(team: Team, lines: Mapping[int, Line], reported: queue.Queue[End]) -> None:
@@ -170,9 +187,12 @@ def join(cluster: Cluster, seconds: float) -> Iterator[Team]:
         lines = {0: line}
         team = Team(members, lambda end: line.send(asdict(end)))
         _meanwhile(_hear_verdict, team, line)
+    over = threading.Event()
+    _meanwhile(_stay_alive, [*lines.values()], over)
     try:
         yield team
     finally:
+        over.set()
         for line in lines.values():
             line.close()
 

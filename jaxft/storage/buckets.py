@@ -26,16 +26,26 @@ from etils import epath
 from jaxft.bounds import MOST_BUCKET_SECONDS
 from jaxft.errors import UserError
 from jaxft.storage.files import cache_dir, check_inside, commit, is_bucket, is_committed, lock
+from jaxft.visible import visible
+from jaxft.waiting import reported
+
+SLOW_SECONDS = 5.0
 
 STORAGE = "https://storage.googleapis.com"
 
 
 @contextlib.contextmanager
 def reached(path: epath.PathLike) -> Iterator[None]:
-    """Turn whatever a bucket's client raises inside the block into a UserError."""
+    """Turn whatever a bucket's client raises inside the block into a UserError.
+
+    A bucket that answers slowly is shown as waited for.
+    """
+    name = visible(str(path))
+    slow = reported(SLOW_SECONDS, lambda: f"waiting for {name}, which answers slowly.")
     check_network(path)
     try:
-        yield
+        with slow if is_bucket(path) else contextlib.nullcontext():
+            yield
     except UserError:
         raise
     except ImportError as error:

@@ -1,8 +1,10 @@
 """The loader: the same rows in the same order whoever makes them, from any step on."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from functools import partial
 
 import numpy as np
@@ -10,7 +12,9 @@ import pytest
 
 from jaxft.data.batching.loader import batches, collate_rows
 from jaxft.data.batching.plans import TrainPlan, plan_eval
+from jaxft.data.batching.workers import state, watched
 from jaxft.data.cache import build_or_open
+from jaxft.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +161,44 @@ def fail(index, row_length):
 def test_an_error_while_making_a_batch_reaches_the_loop(plan, workers):
     with pytest.raises(Exception, match="no such row"):
         collect(plan, fail, 0, 3, workers=workers)
+
+
+def reporting(index, row_length):
+    return {"process": os.getpid()}
+
+
+def test_a_worker_that_dies_is_one_sentence(plan):
+    made = batches(plan, reporting, 0, 200, workers=1, prefetch=1)
+    process = next(made)["process"]
+    os.kill(process, signal.SIGKILL)
+    with pytest.raises(UserError, match=r"A data worker was killed by SIGKILL\. .* lower data"):
+        list(made)
+
+
+class Slow:
+    """An iterator whose first batch takes a second."""
+
+    def __next__(self):
+        time.sleep(1.2)
+        return 7
+
+
+def test_workers_without_a_batch_are_reported_once_and_waited_for():
+    sentences = []
+    made = watched(Slow(), 0.1, sentences.append)
+    assert next(made) == 7
+    made.close()
+    assert len(sentences) == 1
+    assert sentences[0].startswith("waiting for a batch from the data workers for 0 s (processes: ")
+
+
+def test_a_worker_that_is_stopped_is_named(plan):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        assert state(process.pid) == ""
+        os.kill(process.pid, signal.SIGSTOP)
+        os.waitpid(process.pid, os.WUNTRACED)
+        assert state(process.pid) == " (stopped)"
+        process.kill()
 
 
 ABANDON = """

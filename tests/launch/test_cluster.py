@@ -11,7 +11,7 @@ import pytest
 from jaxft.cli.main import main
 from jaxft.errors import UserError
 from jaxft.launch.cluster import Cluster, find_cluster, join_seconds
-from jaxft.launch.roll import Member
+from jaxft.launch.roll import Member, answer_roll, call_roll
 from jaxft.launch.team import STOPPED, End, cause, join
 from tests.support.launch import free_ports
 
@@ -236,6 +236,30 @@ def test_a_parent_that_is_gone_is_named_to_the_others(alone):
     assert together(*of(alone, 3), ended=[gone]) == {0: gone, 2: gone}
     first = End(0, None, "is gone with its parent")
     assert together(*of(alone, 3), ended=[first]) == {1: first, 2: first}
+
+
+@pytest.mark.parametrize("silent", [0, 1])
+def test_a_parent_that_is_silent_has_stopped_answering(silent, alone, monkeypatch):
+    """Its connections stay open, as those of a stopped process do."""
+    monkeypatch.setattr("jaxft.launch.team.ALIVE_SECONDS", 0.1)
+    monkeypatch.setattr("jaxft.launch.team.SILENT_SECONDS", 1.0)
+    monkeypatch.setattr("jaxft.launch.team.SETTLE_CONSEQUENCE", 0.1)
+    clusters, over = of(alone, 3), threading.Event()
+
+    def stop():
+        roll = call_roll if silent == 0 else answer_roll
+        _, lines = roll(clusters[silent], 10)
+        over.wait(60)
+        for line in lines.values() if silent == 0 else [lines]:
+            line.close()
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    others = [cluster for cluster in clusters if cluster.process != silent]
+    came = together(*others, seconds=10)
+    over.set()
+    thread.join()
+    assert came == dict.fromkeys((0, 1), End(silent, None, "stopped answering"))
 
 
 def test_the_cause_is_told_from_what_follows_from_it():

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from jaxft.data.batching.workers import watched
 from jaxft.data.cache import InMemory, Ragged
 from jaxft.data.random import EpochRandom
 
@@ -69,6 +70,7 @@ def batches(
 
     Raises:
         ValueError: the rows do not divide over the processes.
+        UserError: a worker died.
     """
     rows = len(plan.batch(start)) if start < stop else process_count
     if rows % process_count:
@@ -85,7 +87,7 @@ def batches(
         made = made.mp_prefetch(options, worker_init_fn=_start_worker)
     iterator = iter(made)
     try:
-        yield from iterator
+        yield from watched(iterator) if workers else iterator
     finally:
         iterator.close()
 
