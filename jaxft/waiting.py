@@ -29,16 +29,16 @@ class Watch:
     def __init__(self, report: Callable[[str], None] = to_stderr):
         self._report = report
         # Replaced as one, so that the thread sees both of one wait.
-        self._expected: tuple[float, Callable[[], str]] | None = None
+        self._expected: tuple[float, Callable[[], str | None]] | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True, name="jaxft-watch")
 
-    def expect(self, seconds: float, sentence: Callable[[], str]) -> None:
+    def expect(self, seconds: float, sentence: Callable[[], str | None]) -> None:
         """Begin a wait, in place of the one before.
 
         Args:
             seconds: after which it is reported.
-            sentence: makes the sentence, then.
+            sentence: makes the sentence, then; None if there is no reason to report.
         """
         self._expected = (time.monotonic() + seconds, sentence)
 
@@ -50,9 +50,10 @@ class Watch:
         while not self._over.wait(LOOK_SECONDS):
             expected = self._expected
             if expected is not None and time.monotonic() > expected[0]:
-                self._report(expected[1]())
                 if self._expected is expected:
                     self._expected = None
+                if (sentence := expected[1]()) is not None:
+                    self._report(sentence)
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -21,8 +21,9 @@ from jaxft.report.terminal.progress import Progress
 from jaxft.report.trackers import Tracker, open_trackers
 from jaxft.runs.folder import RUN_FILE, RunFolder
 from jaxft.training.layers import LayerReadings, write_layers
-from jaxft.training.meter import Ended, Meter
+from jaxft.training.meter import Ended, Meter, SlowSteps
 from jaxft.training.phase import PhaseStep
+from jaxft.waiting import Watch
 
 T = TypeVar("T")
 # Steps in flight while the host makes the next batch and reads the metrics of those before.
@@ -65,10 +66,13 @@ class Log:
         where = run.path, config.report.tensorboard, resumed, is_first()
         self.events = EventLog(*where, trackers, run.digests)
         self.progress = Progress(setup.length.total_steps, first, console, quiet)
+        self._watch = Watch(self.progress.message)
+        self._slow = SlowSteps(self.meter.clock, self._watch)
 
     def __enter__(self) -> Self:
         self._open.enter_context(self.events)
         self._open.enter_context(self.progress)
+        self._open.enter_context(self._watch)
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -100,6 +104,8 @@ class Log:
         for step, phase, metrics, layers, end in taken(self._pending, most):
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
             ended = end.result()
+            if slow := self._slow.add(step, phase.now.phase.index, ended.active):
+                self.say(step, slow, slow)
             event = self.meter.add(phase, step, values, ended.active)
             if event:
                 self.events.train(step, event)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import statistics
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -16,6 +18,11 @@ import jax
 from jaxft.engine.setup import Setup
 from jaxft.training.phase import PhaseStep
 from jaxft.training.utilisation import Work
+from jaxft.waiting import Watch
+
+# A step is slow from so many times the median on; one of milliseconds may well wait that often.
+TIMES, LEAST_SECONDS = 20, 10.0
+FEWEST, MOST = 20, 200  # steps that the median is of
 
 
 class Ended(NamedTuple):
@@ -49,6 +56,11 @@ class Clock:
         self._seconds, self._since = self._active(), None
         yield
         self._since = time.monotonic()
+
+    @property
+    def is_paused(self) -> bool:
+        """Return whether an evaluation, a save or a compilation runs."""
+        return self._since is None
 
     def ends(self, result: Any) -> Future[Ended]:
         """Return the moment at which an array that a step computes is there.
@@ -113,6 +125,64 @@ class Pace:
         rates = {name: one / self._seconds for name, one in self._work.items() if self._seconds > 0}
         self._seconds, self._work = 0.0, {}
         return rates
+
+
+class SlowSteps:
+    """Watch over the times of steps; the first slow one is reported, and only that.
+
+    Args:
+        clock: the clock of training, which does not run during evaluations and saves.
+        watch: reports the step while it runs: it may never end.
+    """
+
+    def __init__(self, clock: Clock, watch: Watch):
+        self._clock, self._watch = clock, watch
+        self._phase, self._previous = -1, 0.0
+        self._seconds: deque[float] = deque(maxlen=MOST)
+        self._reported = False
+
+    def add(self, step: int, phase: int, ended: float) -> str | None:
+        """Add a step that has ended, and begin to wait for the next.
+
+        Args:
+            step: steps done, this one included.
+            phase: its phase, whose first step waits for a compilation and is left out.
+            ended: seconds of training at its end.
+
+        Returns:
+            A sentence on the step, if it is the first slow one.
+        """
+        seconds, sentence = ended - self._previous, None
+        if phase != self._phase:
+            self._seconds.clear()
+        elif self._is_slow(seconds):
+            self._reported = True
+            sentence = f"Step {step:,} took {seconds:.0f} s; {self._usual()}."
+        else:
+            self._seconds.append(seconds)
+        self._phase, self._previous = phase, ended
+        if len(self._seconds) >= FEWEST and not self._reported:
+            self._watch.expect(self._limit(), lambda: self._late(step + 1))
+        else:
+            self._watch.arrived()
+        return sentence
+
+    def _is_slow(self, seconds: float) -> bool:
+        return len(self._seconds) >= FEWEST and not self._reported and seconds > self._limit()
+
+    def _limit(self) -> float:
+        return max(TIMES * statistics.median(self._seconds), LEAST_SECONDS)
+
+    def _late(self, step: int) -> str | None:
+        if self._clock.is_paused:
+            return None
+        return (
+            f"step {step:,} has not ended for {self._limit():.0f} s; {self._usual()}. It goes on "
+            "when the devices, the data and the other processes answer."
+        )
+
+    def _usual(self) -> str:
+        return f"the median of the steps before is {statistics.median(self._seconds):.3g} s"
 
 
 class Meter:
