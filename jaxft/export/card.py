@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from jaxft.engine.trained import Trained
 from jaxft.models.weights.source import IMAGE_FILES
 from jaxft.numbers import count, rate, score, share
-from jaxft.report.events import read_events
+from jaxft.report.events import each_event
 from jaxft.runs.folder import RUN_FILE, RunFolder
 from jaxft.runs.history import Piece, affects_parameters, group_pieces, pieces_text, setting_pieces
 from jaxft.storage.files import place
@@ -49,7 +49,7 @@ def _scores(run: RunFolder, step: int) -> dict[str, Any] | None:
         result = run.read_json("result.json")
         if result["step"] == step:
             return result
-    evals = [e for e in read_events(place(run.path)) if e["kind"] == "eval" and e["step"] == step]
+    evals = [e for e in each_event(place(run.path)) if e["kind"] == "eval" and e["step"] == step]
     if not evals:
         return None
     about = ("kind", "step", "split", "time")

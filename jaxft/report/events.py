@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
+MOST_SHOWN = 10_000  # events of each kind that a page shows
 
 
 class EventLog:
@@ -164,6 +165,52 @@ class EventLog:
 def read_events(folder: Path) -> list[dict[str, Any]]:
     """Every event of a run, in order; empty where there is no `metrics.jsonl`.
 
+    Raises:
+        UserError: as `each_event`.
+    """
+    return list(each_event(folder))
+
+
+def thinned_events(folder: Path, most: int = MOST_SHOWN) -> list[dict[str, Any]]:
+    """Read the events of a run for display, at most about `most` of each kind.
+
+    Of a kind with more, every second, fourth, eighth and so on is left, and the last: memory is
+    bounded, however long the run.
+
+    Raises:
+        UserError: as `each_event`.
+    """
+    kinds: dict[str, _Thinned] = {}
+    for number, event in enumerate(each_event(folder)):
+        kinds.setdefault(str(event["kind"]), _Thinned(most)).add(number, event)
+    numbered = [one for kind in kinds.values() for one in kind.events()]
+    return [event for _, event in sorted(numbered, key=lambda one: one[0])]
+
+
+class _Thinned:
+    """At most `most` of the events of one kind, evenly spaced, and the last."""
+
+    def __init__(self, most: int):
+        self._most, self._every, self._count = most, 1, 0
+        self._events: list[tuple[int, dict[str, Any]]] = []
+        self._last: list[tuple[int, dict[str, Any]]] = []
+
+    def add(self, number: int, event: dict[str, Any]) -> None:
+        self._last = [(number, event)]
+        if self._count % self._every == 0:
+            self._events += self._last
+        self._count += 1
+        if len(self._events) > self._most:
+            self._events, self._every = self._events[::2], 2 * self._every
+
+    def events(self) -> list[tuple[int, dict[str, Any]]]:
+        more = [one for one in self._last if one not in self._events[-1:]]
+        return [*self._events, *more]
+
+
+def each_event(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield every event of a run, in order; none where there is no `metrics.jsonl`.
+
     A last line without its end, as a killed run leaves it, is passed over.
 
     Raises:
@@ -173,16 +220,18 @@ def read_events(folder: Path) -> list[dict[str, Any]]:
     path = folder / METRICS
     Digests(folder).check_prefix(METRICS)
     if not path.is_file():
-        return []
-    lines = path.read_bytes().split(b"\n")
-    # What follows the last line end is empty, or torn: a whole event ends with one.
-    return [_parse(line, number, path) for number, line in enumerate(lines[:-1], 1) if line.strip()]
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            # Without its end a line is torn: a whole event ends with one.
+            if line.endswith(b"\n") and line.strip():
+                yield _parse(line, number, path)
 
 
 def _parse(line: bytes, number: int, path: Path) -> dict[str, Any]:
     try:
         event = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         event = None
     if not isinstance(event, dict) or "kind" not in event or not isinstance(event.get("step"), int):
         raise UserError(

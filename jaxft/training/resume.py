@@ -25,7 +25,7 @@ from jaxft.engine.trained import (
     with_best_metric,
     with_checkpoint,
 )
-from jaxft.report.events import read_events
+from jaxft.report.events import each_event
 from jaxft.runs.checkpoint import Checkpoints
 from jaxft.runs.folder import RUN_FILE, RunFolder, check_run, open_run, run_path
 from jaxft.runs.history import affects_parameters
@@ -81,7 +81,7 @@ def finished_at(run: RunFolder, setup: Setup) -> int | None:
     if latest is None:
         return None
     metric, patience = best_metric(setup.config, setup.task), setup.config.checkpoint.patience
-    scores = scores_before(read_events(run.path), metric)
+    scores = scores_before(each_event(run.path), metric)
     lower = setup.task.metrics[metric].lower_is_better
     stopped = patience_is_over(scores, patience, lower_is_better=lower)
     return latest if stopped or latest >= setup.length.total_steps else None

@@ -8,7 +8,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from jaxft.errors import UserError
-from jaxft.report.events import EventLog, read_events
+from jaxft.report.events import METRICS, EventLog, read_events, thinned_events
 from jaxft.runs.digests import Digests
 
 
@@ -149,3 +149,27 @@ def test_a_linked_tensorboard_folder_keeps_what_is_not_of_the_run(tmp_path):
             log.train(1, {"loss": 0.5}) if resume_step is None else log.train(2, {"loss": 0.4})
     assert scalars(run) == {("train/loss", 1): [0.5], ("train/loss", 2): [pytest.approx(0.4)]}
     assert (tmp_path / "scratch" / "notes.txt").read_text() == "mine"
+
+
+def test_events_of_a_long_run_are_thinned_kind_by_kind(tmp_path):
+    lines = []
+    for step in range(1, 1001):
+        lines.append({"kind": "train", "step": step})
+        if step % 100 == 0:
+            lines.append({"kind": "eval", "step": step})
+    path = tmp_path / METRICS
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    events = thinned_events(tmp_path, most=100)
+    trained = [event["step"] for event in events if event["kind"] == "train"]
+    assert trained == [*range(1, 1000, 16), 1000]
+    assert sum(event["kind"] == "eval" for event in events) == 10
+    order = [lines.index(event) for event in events]
+    assert order == sorted(order)
+    assert thinned_events(tmp_path) == lines == read_events(tmp_path)
+
+
+def test_a_line_nested_deep_is_no_event(tmp_path):
+    deep = "[" * 100_000 + "]" * 100_000
+    (tmp_path / METRICS).write_text(f'{{"kind": "train", "step": 1, "x": {deep}}}\n')
+    with pytest.raises(UserError, match="line 1: not an event"):
+        read_events(tmp_path)

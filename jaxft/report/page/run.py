@@ -13,7 +13,7 @@ import yaml
 from jaxft import numbers
 from jaxft.bounds import MOST_PREDICTIONS_BYTES
 from jaxft.errors import UserError
-from jaxft.report.events import read_events
+from jaxft.report.events import thinned_events
 from jaxft.report.page.predictions.lines import ANSWER, LINES, NUMBER, Keys, view_of
 from jaxft.runs.folder import RunFolder, open_run
 from jaxft.storage.json_files import parse_json
@@ -163,7 +163,7 @@ def _config(folder: RunFolder) -> Any:
 
 
 def _events(folder: RunFolder) -> list[dict[str, Any]]:
-    events = read_events(folder.path)
+    events = thinned_events(folder.path)
     if not events:
         raise UserError(f"{folder.path} has no metrics.jsonl, or an empty one.")
     return events
