@@ -227,7 +227,7 @@ def test_a_host_that_stops_is_named_and_one_process_goes_on_as_if_alone(
     """As a paused machine, or one behind a dead link: its parent process is silent too."""
     run = tmp_path / "runs" / "tiny"
     hosts = launch_hosts(tmp_path, 2, "train", file, **QUICK)
-    hosts[0].until(lambda: reached(run, 9))
+    hosts[0].until(lambda: (run / "checkpoints/8").exists())
     host, other = hosts[stopped], hosts[1 - stopped]
     processes = [host.pid, host.child()]
     for process in processes:
