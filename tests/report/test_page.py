@@ -446,3 +446,16 @@ def test_the_runs_own_page_is_replaced_whichever_version_wrote_it(run):
     with pytest.raises(UserError, match=r"metrics\.jsonl exists and was not written by jaxft"):
         write_page([run], run / "metrics.jsonl")
     assert (run / "metrics.jsonl").read_bytes() == events
+
+
+def test_characters_that_reorder_or_control_are_written_out(tmp_path):
+    run = write_run(tmp_path)
+    hostile = "a \u202egnp.exe \x1b]52;c;eA==\x07 \x9b2J"
+    line = {"id": 0, "text": hostile, "label": hostile, "predicted": "other", "loss": 9.0}
+    text = json.dumps({**line, "probabilities": {hostile: 0.1, "other": 0.9}})
+    (run / "predictions-test.jsonl").write_text(text + "\n")
+    about = json.loads((run / "run.json").read_text())
+    write_json(run / "run.json", {**about, "command": hostile})
+    page = page_of(run)
+    assert "a \\u202egnp.exe \\u001b]52;c;eA==\\u0007 \\u009b2J" in page
+    assert not {"\u202e", "\x1b", "\x9b"} & set(page)

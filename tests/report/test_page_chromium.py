@@ -158,3 +158,22 @@ def test_a_text_of_a_run_does_not_run(browser, tmp_path):
     assert browser.ask("document.querySelector('.mistakes p').textContent") == EVIL
     assert browser.ask("typeof window.hacked") == "undefined"
     assert browser.requests == [page.as_uri()]
+
+
+def test_a_label_is_no_markup_in_a_figure(browser, tmp_path):
+    run = write_run(tmp_path)
+    link = "<a href='https://evil.example'>good</a>"
+    for when in ("before", "after"):
+        path = run / f"embeddings-{when}.json"
+        points = json.loads(path.read_text())
+        labels = [
+            {"positive": link, "negative": "<b>bad</b> \u202eeno"}[one] for one in points["labels"]
+        ]
+        write_json(path, {**points, "labels": labels})
+    browser.open(write_page([run], tmp_path / "page.html"))
+    browser.wait("document.querySelectorAll('.legendtext').length > 0")
+    assert browser.ask("document.querySelectorAll('.figure a[href], .figure svg a').length") == 0
+    texts = browser.ask(f"{FIGURES}.map(f => f.querySelector('.legend')?.textContent ?? '').join()")
+    assert link in texts
+    assert "<b>bad</b> \\u202eeno" in texts
+    assert browser.ask("document.body.textContent.includes('\u202e')") is False

@@ -29,6 +29,7 @@ from jaxft.report.page.several_runs import FEW, run_colour, told_apart
 from jaxft.report.page.views import differences, view
 from jaxft.storage import files, outputs
 from jaxft.storage.buckets import reached
+from jaxft.visible import visible
 
 PAGE = "report.html"
 ASSETS = Path(__file__).parent / "assets"
@@ -229,6 +230,7 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(ASSETS),
         autoescape=True,
+        finalize=_visible,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -245,6 +247,11 @@ def _scripts(own: tuple[str, ...], plots: bool) -> tuple[list[Markup], list[str]
     scripts = [*([get_plotlyjs()] if plots else []), *texts]
     hashes = [hashlib.sha256(script.encode()).digest() for script in scripts]
     return [*map(Markup, scripts)], [base64.b64encode(digest).decode() for digest in hashes]
+
+
+def _visible(value: Any) -> Any:
+    """Write out control characters and those that reorder a line in a text of a run."""
+    return visible(value) if type(value) is str else value  # the page's own text is `Markup`
 
 
 def spans(count: int) -> list[int]:

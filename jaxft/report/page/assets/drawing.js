@@ -8,6 +8,18 @@ const PALETTE = 7;
 // Several runs share one legend, in the page itself.
 const several = document.body.dataset.runs !== "1";
 
+// Plotly reads `<b>` and `<a href>` in a text as markup, and shows entities as what they stand for.
+// Characters that control a terminal or reorder a line are written out, as elsewhere on the page.
+function plain(text) {
+  return String(text ?? "")
+    .replaceAll("&", "&amp;")
+    .replaceAll("<", "&lt;")
+    .replace(
+      /[\u0000-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/g,
+      (one) => `\\u${one.charCodeAt(0).toString(16).padStart(4, "0")}`,
+    );
+}
+
 function themed(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }
@@ -31,7 +43,7 @@ function trace(series, format, curve, picked) {
   return {
     x: series.x,
     y: series.y,
-    name: series.name,
+    name: plain(series.name),
     mode: star || series.style === "dots" ? "markers" : series.style === "points" ? "lines+markers" : "lines",
     line: { color: colour, width: faint ? 1.25 : 2.25, dash: series.dash },
     marker: star
@@ -53,7 +65,7 @@ function heat(figure) {
   return {
     type: "heatmap",
     x: figure.x,
-    y: figure.y,
+    y: figure.y.map(plain),
     z: figure.z.map((row) => row.map((value) => (value > 0 ? Math.log10(value) : null))),
     text: figure.z.map((row) => row.map((value) => (value === null ? "" : value.toExponential(2)))),
     hovertemplate: "step %{x}, layer %{y}: %{text}<extra></extra>",
