@@ -1,6 +1,9 @@
 """XLA's flags of the test session, and of the processes that tests start."""
 
 import os
+from importlib.metadata import version
+
+from packaging.version import Version
 
 DEVICES = "--xla_force_host_platform_device_count"
 # The tests compile thousands of small programs that run once or a few times: without LLVM's and
@@ -9,7 +12,12 @@ DEVICES = "--xla_force_host_platform_device_count"
 QUICK = (
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
-    "--xla_cpu_use_fusion_emitters=false",
+    # Later releases have no such flag, and end the process at one that they do not know.
+    *(
+        ["--xla_cpu_use_fusion_emitters=false"]
+        if Version(version("jaxlib")) < Version("0.11")
+        else []
+    ),
 )
 
 
