@@ -71,9 +71,11 @@ fi
 need_gcloud
 LOGS=${LOGS:-$PROJECT/tpu-logs/$NAME}
 # The machines of some TPUs have Python 3.10, so uv brings a newer one where there is none.
+# A machine that is created again after weeks has the versions that began the run.
 INSTALL=${INSTALL:-"export PIP_BREAK_SYSTEM_PACKAGES=1 && python3 -m pip install --quiet --user uv && \
 python3 -m uv venv --quiet --allow-existing --python '>=3.11' .venv && \
-python3 -m uv pip install --quiet --python .venv/bin/python --editable '.[tpu,gcs]'"}
+python3 -m uv pip install --quiet --python .venv/bin/python --constraint requirements/run.txt \
+--editable '.[tpu,gcs]'"}
 
 # --------------------------------------------------------------------------------- The three steps
 # on_all COMMAND [FLAG ...]: on every worker.
