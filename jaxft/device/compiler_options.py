@@ -7,6 +7,9 @@ its gradients) should run while something is computed. No jax here: the platform
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import version
+
+from packaging.version import Version
 
 # A TPU's compiler is told nothing. It hides collectives by itself: libtpu 0.0.42 made the same
 # program of a scan over blocks with fsdp, fused collectives and all, with
@@ -32,14 +35,20 @@ _REASONS: Mapping[str, Mapping[str, str]] = {
         ),
     }
 }
+# Later releases of jaxlib know no such options, and one that is not known ends the run.
+_PIPELINED = "xla_gpu_enable_pipelined_"
+_WITHOUT_PIPELINED = Version("0.11")
 
 
-def compiler_options(platform: str, devices: int) -> dict[str, bool] | None:
+def compiler_options(
+    platform: str, devices: int, jaxlib: str | None = None
+) -> dict[str, bool] | None:
     """Return the options that `jax.jit` and `Lowered.compile` pass on to the compiler.
 
     Args:
         platform: what the mesh's devices are: `cpu`, `gpu` or `tpu`.
         devices: how many; one has no collectives.
+        jaxlib: its version; that of the installed one by default.
 
     Returns:
         Option -> value, or None for none.
@@ -48,4 +57,5 @@ def compiler_options(platform: str, devices: int) -> dict[str, bool] | None:
         measured here, where no two GPUs are at hand.
     """
     reasons = _REASONS.get(platform, {}) if devices > 1 else {}
-    return dict.fromkeys(reasons, True) or None
+    known = Version(jaxlib or version("jaxlib")) < _WITHOUT_PIPELINED
+    return {name: True for name in reasons if known or not name.startswith(_PIPELINED)} or None

@@ -27,6 +27,14 @@ def test_several_gpus_are_told_what_their_compiler_knows():
         lowered.compile(compiler_options={**told, "xla_gpu_enable_wonders": True})
 
 
+def test_a_later_jaxlib_is_told_nothing_that_it_has_dropped():
+    pipelined = {f"xla_gpu_enable_pipelined_{kind}" for kind in ("all_gather", "all_reduce")}
+    assert pipelined < compiler_options("gpu", 8, "0.10.2").keys()
+    for version in ("0.11.0", "0.12.0.1"):
+        left = compiler_options("gpu", 8, version)
+        assert left == {"xla_gpu_enable_latency_hiding_scheduler": True}
+
+
 def test_the_step_is_compiled_with_them(monkeypatch):
     """A word that no compiler knows, told for the platform and devices of the mesh."""
     asked = []
