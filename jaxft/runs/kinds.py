@@ -83,7 +83,7 @@ def set_aside(path: epath.Path, kind: FolderKind) -> str | None:
     return old
 
 
-def is_set_aside(parent: epath.Path, name: str, old: Any) -> TypeGuard[str]:
+def is_set_aside(old: Any, parent: epath.Path, name: str) -> TypeGuard[str]:
     """Return whether `old` is a name that `set_aside` gives to the folder `name` of `parent`."""
     own = isinstance(old, str) and re.fullmatch(re.escape(name) + SET_ASIDE, old) is not None
     return own and not os.path.islink(parent / old)
@@ -99,7 +99,7 @@ def put_back(path: epath.Path, kind: FolderKind) -> None:
     asides = [
         entry
         for entry in path.parent.iterdir()
-        if is_set_aside(path.parent, path.name, entry.name) and (entry / kind.file).exists()
+        if is_set_aside(entry.name, path.parent, path.name) and (entry / kind.file).exists()
     ]
     if not asides or files.names_in(path) - _start_files(kind):
         return
@@ -123,7 +123,7 @@ def replaced(path: epath.Path, kind: FolderKind, old: Any) -> epath.Path | None:
     """
     if old is None:
         return None
-    if is_set_aside(path.parent, path.name, old):
+    if is_set_aside(old, path.parent, path.name):
         return path.parent / old
     raise UserError(
         f"{path / kind.file}: {str(old)[:200]!r} is not a {kind.noun} that this one replaced.",
@@ -144,7 +144,7 @@ def remove_replaced(folder: epath.Path, name: str, kind: FolderKind) -> None:
         chain.append(folder)
         with contextlib.suppress(UserError):
             old = read_json_object(folder / kind.file).get("replaces")
-            if is_set_aside(folder.parent, name, old):
+            if is_set_aside(old, folder.parent, name):
                 folder = folder.parent / old
     for one in reversed(chain or [folder]):
         _remove(one, kind)
