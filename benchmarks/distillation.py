@@ -40,7 +40,7 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of every run")
     options = parser.parse_args()
     teacher = trained_export(TEACHER, options.run, options.overrides)
-    original = Path(load_config(TEACHER).model.checkpoint)
+    original = Path(str(load_config(TEACHER).model.checkpoint))
     with tempfile.TemporaryDirectory() as scratch:
         student = write_lower_blocks(original, BLOCKS, Path(scratch) / "student")
         tasks = {
