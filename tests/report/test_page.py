@@ -122,7 +122,7 @@ def test_the_figures_hold_the_events(run):
         [0.6561e-4, 0.729e-4, 0.81e-4, 9e-5, 5e-4]
     )
     assert [line["shade"] for line in fan] == [0, 0.25, 0.5, 0.75, 1]
-    assert [line["unlisted"] for line in fan] == [False, True, True, True, False]
+    assert [line["unlisted"] for line in fan] == [False] * 5, "each of a few lines has a name"
 
 
 def test_a_page_replaces_an_earlier_page_and_nothing_else(run, tmp_path):

@@ -20,6 +20,7 @@ TITLES = {
     "auroc": "AUROC",
     "recall_at_1pct_fpr": "Recall at 1% FPR",
 }
+MOST_LISTED = 9  # depths in a legend; of more only the first and the last
 DASHES = ("solid", "dash", "dot", "dashdot")
 DASH_NAMES = ("solid", "dashed", "dotted", "dashes and dots")
 Series = dict[str, Any]
@@ -84,7 +85,9 @@ def _scores(runs: Sequence[Run], name: str) -> dict[str, Any]:
         for split in splits:
             events = [event for event in run.of_kind("eval") if str(event.get("split")) == split]
             steps, values = _points(events, name)
-            colour = index + 1 if alone else index
+            others = [other for other in splits if other != "eval"]
+            own = 0 if split == "eval" else 1 + others.index(split)
+            colour = index + 1 + own if alone else index
             label = split if alone else run.name if len(splits) == 1 else f"{run.name}, {split}"
             if values:
                 series.append(plain_series(label, steps, values, "points", colour, dash))
@@ -138,7 +141,8 @@ def _depth_rates(runs: Sequence[Run]) -> dict[str, Any]:
             line = plain_series(
                 f"depth {depth}", rates["steps"], [row[index] for row in rows], "line"
             )
-            series.append({**line, "shade": index / last, "unlisted": 0 < index < last})
+            unlisted = len(depths) > MOST_LISTED and 0 < index < last
+            series.append({**line, "shade": index / last, "unlisted": unlisted})
     title, unit = "Learning rate by depth", "of each depth's fastest parameter"
     return {"id": "depth-rates", "title": title, "unit": unit, "format": ".2e", "series": series}
 

@@ -61,14 +61,18 @@ function trace(series, format, curve, picked) {
 function heat(figure) {
   const positive = figure.z.flat().filter((value) => value > 0);
   const [low, high] = [Math.min(...positive), Math.max(...positive)].map(Math.log10);
+  // A measurement stands for the steps since the one before it, so nothing lies after the last.
+  const before = Math.max(figure.x[0] - (figure.x.length > 1 ? figure.x[1] - figure.x[0] : 1), 0);
   const ticks = high - low > 0.01 ? [low, (low + high) / 2, high] : [low];
   return {
     type: "heatmap",
-    x: figure.x,
+    x: [before, ...figure.x],
     y: figure.y.map(plain),
     z: figure.z.map((row) => row.map((value) => (value > 0 ? Math.log10(value) : null))),
-    text: figure.z.map((row) => row.map((value) => (value === null ? "" : value.toExponential(2)))),
-    hovertemplate: "step %{x}, layer %{y}: %{text}<extra></extra>",
+    text: figure.z.map((row) =>
+      row.map((value, i) => (value === null ? "" : `step ${figure.x[i]}: ${value.toExponential(2)}`)),
+    ),
+    hovertemplate: "layer %{y}, %{text}<extra></extra>",
     hoverongaps: false,
     colorscale: [
       [0, themed("--line")],
