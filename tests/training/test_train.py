@@ -242,7 +242,9 @@ def test_steps_that_are_not_finite_stop_the_run_and_harm_no_checkpoint(tmp_path,
     )
     assert content(run / "checkpoints") == before
     assert run_json(run)["state"] == "failed"
-    notes = [(event["step"], event["text"]) for event in events(run, "note")]
+    resumed, *notes = [(event["step"], event["text"]) for event in events(run, "note")]
+    assert resumed[0] == 4
+    assert "Resumed with optimizer.lr 1e+30 (was 0.001)" in resumed[1]
     assert [step for step, _ in notes] == [6, 7]
     assert all("undone" in text for _, text in notes)
 
@@ -250,7 +252,8 @@ def test_steps_that_are_not_finite_stop_the_run_and_harm_no_checkpoint(tmp_path,
         "with a rate that is sane"
     )
     assert [event["step"] for event in events(run, "train")] == [1, 2, 3, 4, 5, 6]
-    assert events(run, "note") == []
+    notes = [(event["step"], event["text"][:13]) for event in events(run, "note")]
+    assert notes == [(4, "Resumed with ")] * 2
 
 
 def test_a_loss_on_the_eval_rows_that_is_not_finite_stops_the_run(tmp_path):
