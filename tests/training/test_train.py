@@ -93,6 +93,7 @@ def test_a_run_from_the_command_line_is_complete(typed):
         "base",
         "checkpoints",
         "config.yaml",
+        "digests.json",
         "embeddings-after.json",
         "embeddings-before.json",
         "metrics.jsonl",
