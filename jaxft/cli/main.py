@@ -31,6 +31,7 @@ from jaxft.cli.parts.process import prepare_command_line, prepare_computation
 from jaxft.cli.parts.terminal import ConfigFile, Overrides, echo
 from jaxft.cli.plan import plan
 from jaxft.cli.predict import predict
+from jaxft.cli.push import push
 from jaxft.cli.report import report
 from jaxft.cli.search import search
 from jaxft.cli.study import study
@@ -56,7 +57,7 @@ RunName = Annotated[
     Path, typer.Argument(metavar="RUN", parser=folder_named, help="The run folder.")
 ]
 # Commands that would conflict if they were started on every host.
-ALONE = {"data", "eval", "predict", "search", "study", "export", "report", "board", "demo"}
+ALONE = {"data", "eval", "predict", "search", "study", "export", "report", "board", "demo", "push"}
 KEYS_HELP = "To list every config key with its type, default and meaning: jaxft config"
 
 
@@ -265,6 +266,7 @@ def export(
 
 app.command()(config)
 app.add_typer(configs, name="configs")
+app.command()(push)
 app.command()(init)
 app.command()(models)
 app.command()(assets)
