@@ -18,8 +18,8 @@ from typing import Annotated, Literal
 import typer
 
 from jaxft.cli.board import board
+from jaxft.cli.config import app as configs
 from jaxft.cli.config import config
-from jaxft.cli.configs import app as configs
 from jaxft.cli.data import app as data
 from jaxft.cli.demo import assets, demo
 from jaxft.cli.doctor import doctor

@@ -57,7 +57,7 @@ class Child:
         life, self._life = os.pipe()
         environment = {**os.environ, **cluster.environment(), SUPERVISED: str(life)}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "jaxft.cli.parts.supervised", *words],
+            [sys.executable, "-m", "jaxft.cli.supervised", *words],
             env=environment,
             stdout=None if cluster.process == 0 else subprocess.DEVNULL,
             stderr=subprocess.PIPE,
