@@ -8,7 +8,7 @@ import pytest
 from jaxft.errors import LONGEST, UserError
 from tests.faults.grammar import Draw
 from tests.faults.judge import LONGEST as SENTENCE
-from tests.faults.judge import Case, count, in_own_process, judged
+from tests.faults.judge import SECONDS, Case, count, in_own_process, judged
 from tests.faults.readers import MAKERS
 
 # Kinds that hold whatever is in a file: it is a problem that the page names.
@@ -18,6 +18,7 @@ NEVER_REFUSED = {"run"}
 def check(counts, inputs):
     assert not counts.others, counts.lines()
     assert counts.tried == inputs
+    assert counts.slowest[0] < SECONDS
     assert counts.refused.keys() | NEVER_REFUSED == counts.accepted.keys() | NEVER_REFUSED
     assert len(counts.accepted) >= len(MAKERS)
 
