@@ -127,7 +127,7 @@ def leaks(seen: Sequence[Look]) -> dict[str, float]:
     steps = np.array([one.step for one in late])
     slope = np.polyfit(steps / 1000, [one.memory for one in late], 1)[0]
     third = len(late) // 3
-    counts = {}
+    counts: dict[str, float] = {}
     for name in ("files", "threads"):
         values = [getattr(one, name) for one in late]
         ends = (np.median(values[:third]), np.median(values[-third:]))
