@@ -132,17 +132,17 @@ def with_earlier_rates(
     rates: dict[str, Any], before: Mapping[str, Any], step: int
 ) -> dict[str, Any]:
     """Return the rates with those of before a resume for the steps that were trained with them."""
-    earlier = [index for index, at in enumerate(before["steps"]) if at < step]
+    past = [index for index, at in enumerate(before["steps"]) if at < step]
     new = [index for index, at in enumerate(rates["steps"]) if at >= step]
     merged = {
         **rates,
-        "steps": [before["steps"][i] for i in earlier] + [rates["steps"][i] for i in new],
+        "steps": [before["steps"][i] for i in past] + [rates["steps"][i] for i in new],
     }
     for names, rows in (("groups", "rates"), ("depths", "by_depth")):
         if not {names, rows} <= before.keys():  # written before there were rates by depth
             del merged[names], merged[rows]
             continue
-        columns = [dict(zip(before[names], before[rows][i], strict=False)) for i in earlier]
+        columns = [dict(zip(before[names], before[rows][i], strict=False)) for i in past]
         earlier = [[column.get(name, 0.0) for name in rates[names]] for column in columns]
         merged[rows] = earlier + [rates[rows][i] for i in new]
     return merged
