@@ -10,14 +10,14 @@ from typing import Annotated
 
 import typer
 
-from jaxft.cli.parts.paths import folder_named
+from jaxft.cli.parts.paths import path_named
 from jaxft.cli.parts.terminal import echo
 
 
 def board(
     folder: Annotated[
         Path,
-        typer.Argument(metavar="[DIR]", parser=folder_named, help="The folder of runs."),
+        typer.Argument(metavar="[DIR]", parser=path_named, help="The folder of runs."),
     ] = Path("runs"),
     host: Annotated[
         str, typer.Option(help="The address to listen on; other machines reach 0.0.0.0 only.")
