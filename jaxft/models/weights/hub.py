@@ -38,10 +38,17 @@ def download(repo: str, revision: str | None, patterns: Sequence[str], cache: st
     except LocalEntryNotFoundError:
         raise UserError(
             f"{where} is neither a folder nor in the hub's cache, and the hub is out of reach.",
-            _near_folder(repo) or "Check the spelling and the network.",
+            _near_folder(repo) or _offline_hint(),
         ) from None
     except (HfHubHTTPError, OSError) as error:
         raise UserError(f"{where} could not be fetched from the hub ({error}).") from None
+
+
+def _offline_hint() -> str:
+    """Return what to check where the hub is out of reach."""
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return "Check the spelling, or unset HF_HUB_OFFLINE, which keeps jaxft off the network."
+    return "Check the spelling and the network."
 
 
 def _near_folder(name: str) -> str:
