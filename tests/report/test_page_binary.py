@@ -217,6 +217,6 @@ def test_a_number_is_drawn_over_what_is_so(run):
     assert drawn["numbers"]["series"][0]["x"] == [0, 1, 2, 3, 4]
     assert drawn["numbers"]["series"][0]["y"] == [0.5, 1.5, 2.5, 3.5, 4.5]
     assert "pr" not in drawn
-    assert "Worst mistakes" in page
+    assert "Largest errors" in page
     assert "wrong of" not in page
     assert "Missing data" not in page
