@@ -49,7 +49,7 @@ def test_a_file_that_is_too_large_is_not_parsed(tmp_path, monkeypatch):
     path.write_text("[1, 2]")
     assert read_json(path, most_bytes=6) == [1, 2]
     monkeypatch.setattr(json_files, "parse_json", None)
-    with pytest.raises(UserError, match=r"config\.json is larger than 5 B, the most JSON"):
+    with pytest.raises(UserError, match=r"config\.json is larger than 5 B, the most that is read"):
         read_json(path, most_bytes=5)
 
 
