@@ -327,6 +327,7 @@ def test_the_python_face(run, exported, tmp_path):
 
 def test_a_run_whose_checkpoint_is_gone_predicts_and_exports(config, run, exported, tmp_path):
     moved = shutil.copytree(run.folder, tmp_path / "tiny")
+    (moved / "digests.json").unlink()  # config.yaml is changed on purpose
     config_file = moved / "config.yaml"
     text = config_file.read_text()
     assert config.model.checkpoint in text
