@@ -1,5 +1,6 @@
 """Eight fake CPU devices for every test; tests marked `full` run in `make test-all` only."""
 
+import gc
 import os
 import sys
 import tempfile
@@ -25,7 +26,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxft.cli.parts.process import quiet_orbax
+from jaxft.cli.parts.process import GC_THRESHOLDS, quiet_orbax
 from jaxft.demo import (
     dialogues as demo_dialogues,
 )
@@ -62,6 +63,12 @@ def pytest_collection_modifyitems(config, items):
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = kept
+
+
+def pytest_collection_finish():
+    """Leave what is imported out of garbage collection, which else takes a fifth of the time."""
+    gc.set_threshold(*GC_THRESHOLDS)
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -137,3 +144,21 @@ def vits() -> Path:
 def dinov2() -> Path:
     """A real checkpoint folder: the same weights as `vits`, as the `Dinov2Model` that they are."""
     return demo_vits.dinov2()
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    """One page in headless Chromium; a test takes `browser`."""
+    from benchmarks.browser import Browser  # only its tests need it
+
+    opened = Browser(tmp_path_factory.mktemp("profile"))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def browser(chromium):
+    """The page in Chromium; what its console complains about during the test is a failure."""
+    chromium.errors.clear()
+    yield chromium
+    assert chromium.errors == []

@@ -12,7 +12,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from jaxft.errors import UserError
-from jaxft.runs.errors import DamagedError, attempt, save_failure
+from jaxft.runs.errors import DamagedError, attempt, attempt_restore, save_failure
 from jaxft.runs.leaves import (
     Leaves,
     State,
@@ -285,7 +285,7 @@ class Checkpoints:
             loaded = self._orbax.load_checkpointables(step, parts)
             return loaded, checksum(loaded)
 
-        loaded, sums = attempt(read, "its arrays cannot be read")
+        loaded, sums = attempt_restore(read, "its arrays cannot be read")
         verify(saved, sums)
         return loaded
 

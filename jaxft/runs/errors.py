@@ -28,8 +28,16 @@ def attempt(read: Callable[[], Read], problem: str) -> Read:
         raise  # not the checkpoint's fault
     except Exception:
         logging.getLogger(__name__).debug(problem, exc_info=True)
-    gc.collect()  # what Orbax leaves of a read that failed is finalized here, where it is expected
     raise DamagedError(problem)
+
+
+def attempt_restore(read: Callable[[], Read], problem: str) -> Read:
+    """Call `read`, which restores arrays with Orbax, as `attempt` does."""
+    try:
+        return attempt(read, problem)
+    except DamagedError:
+        gc.collect()  # the coroutines that Orbax leaves are finalized here, where it is expected
+        raise
 
 
 def save_failure(folder: epath.Path, error: Exception, complete: list[int]) -> UserError:

@@ -1,6 +1,7 @@
 """Settings of the whole process: the command line makes them, a call of the library none."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -15,14 +16,15 @@ task: {{kind: text_classification, text: text, label: label}}
 data: {{train: "csv:{folder}/rows.csv", eval: "csv:{folder}/rows.csv", batch_size: 2}}
 """
 STATE = """
-import json, logging, sys
+import gc, json, logging, sys
 import fsspec, jax
 def state():
     return {
         "programs": jax.config.jax_compilation_cache_dir,
         "seconds": jax.config.jax_persistent_cache_min_compile_time_secs,
         "hook": sys.unraisablehook is sys.__unraisablehook__,
-        "filters": len(logging.getLogger("absl").filters),
+        "filters": [len(logging.getLogger(name).filters) for name in ("absl", "asyncio")],
+        "collections": gc.get_threshold(),
         "listings": fsspec.config.conf.get("gs", {}).get("use_listings_cache", True),
     }
 """
@@ -104,7 +106,8 @@ def test_the_command_line_sets_its_process_up(tmp_path):
     assert state["programs"].endswith("programs")
     assert state["seconds"] == 0.5
     assert not state["hook"]
-    assert state["filters"] > 0
+    assert min(state["filters"]) > 0
+    assert tuple(state["collections"]) == process.GC_THRESHOLDS
     assert state["listings"] is False
 
 
@@ -117,3 +120,13 @@ def test_what_is_left_of_a_failed_checkpoint_read_is_not_reported_again():
     assert not reported(RuntimeError("Event loop is closed"))
     assert reported(RuntimeError("something else"))
     assert reported(ValueError("Event loop is closed"))
+
+
+def test_a_read_of_a_checkpoint_that_failed_beside_another_is_not_logged():
+    def logged(text):
+        record = logging.LogRecord("asyncio", logging.ERROR, "", 0, text, None, None)
+        return process.not_about_orbax(record)
+
+    never = "Task exception was never retrieved\nfuture: <Task coro=<read() done, defined at {}>>"
+    assert not logged(never.format("/lib/orbax/checkpoint/_src/serialization.py:394"))
+    assert logged(never.format("/home/someone/loop.py:3"))
