@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
@@ -24,6 +25,9 @@ from jaxft.models.layers.math import WEIGHT_GRADIENT
 from jaxft.models.model import Model
 from jaxft.models.tower.tower import Compute, Tower
 from jaxft.tree import split as split_tree
+
+# Tracing a large model takes seconds, and a run asks for the same counts several times.
+_COUNTED: WeakKeyDictionary[Setup, dict[Any, Tally]] = WeakKeyDictionary()
 
 FORWARD, INPUT, WEIGHT = "forward", "input_gradient", "weight_gradient"
 LOSS = "loss"  # the segment of matmuls outside every part of the model
@@ -133,7 +137,6 @@ def step_flops(setup: Setup, now: PhaseSetup) -> dict[str, int]:
     tally = gradient_tally(setup, names, batch)
     trunk = trunk_shapes(setup.model, now.compute, batch)
     step = tally.total()
-    # Tracing a large model takes seconds, so no program is traced twice.
     return {
         "forward": sum(flops for (_, purpose), flops in tally.items() if purpose == FORWARD),
         "step": step,
@@ -159,6 +162,16 @@ def gradient_tally(
         names: the parameters that are differentiated.
         batch: the shapes of the batch.
     """
+    known = _COUNTED.setdefault(setup, {})
+    key = (tuple(names), tuple((name, a.shape, a.dtype) for name, a in sorted(batch.items())))
+    if key not in known:
+        known[key] = _count_gradient(setup, names, batch)
+    return known[key]
+
+
+def _count_gradient(
+    setup: Setup, names: tuple[str, ...], batch: dict[str, jax.ShapeDtypeStruct]
+) -> Tally:
     compute = dataclasses.replace(setup.compute, trainable=frozenset(names), remat="none")
     objective = objective_of(setup, compute)
     trainable, frozen = split_tree(param_shapes(setup.model, compute.dtype), names)

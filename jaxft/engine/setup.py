@@ -35,7 +35,7 @@ from jaxft.tasks.parts.contract import BoundTask, Sums, Task
 from jaxft.tasks.parts.tools import Tools
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Setup:
     """Setup of a run: everything but its weights.
 

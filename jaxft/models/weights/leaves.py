@@ -70,13 +70,15 @@ def fresh_leaf(
     name: str, leaf: Leaf, dtype: str, seed: int, sharding: Sharding | None
 ) -> jax.Array:
     """Initialize a parameter from the seed and its own name only."""
+    # One program for all parameters of a shape: a run reads its initial values at every evaluation.
+    initialize = jax.jit(_initialize, static_argnums=(1, 2, 3), out_shardings=sharding)
+    return initialize(np.uint32(zlib.crc32(name.encode())), leaf, dtype, seed)
 
-    def make() -> jax.Array:
-        key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
-        if leaf.spread:
-            noise = jax.random.uniform(key, leaf.shape, minval=-leaf.spread, maxval=leaf.spread)
-            return (leaf.mean + noise).astype(dtype)
-        noise = jax.random.normal(key, leaf.shape) if leaf.std else jnp.zeros(leaf.shape)
-        return (leaf.mean + leaf.std * noise).astype(dtype)
 
-    return jax.jit(make, out_shardings=sharding)()
+def _initialize(number: jax.Array, leaf: Leaf, dtype: str, seed: int) -> jax.Array:
+    key = jax.random.fold_in(jax.random.key(seed), number)
+    if leaf.spread:
+        noise = jax.random.uniform(key, leaf.shape, minval=-leaf.spread, maxval=leaf.spread)
+        return (leaf.mean + noise).astype(dtype)
+    noise = jax.random.normal(key, leaf.shape) if leaf.std else jnp.zeros(leaf.shape)
+    return (leaf.mean + leaf.std * noise).astype(dtype)
