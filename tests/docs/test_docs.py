@@ -35,7 +35,7 @@ FENCE = re.compile(
 
 
 @pytest.fixture
-def workspace(tmp_path, monkeypatch, assets) -> Path:
+def workspace(tmp_path, monkeypatch, assets, one_device) -> Path:
     """The working directory of one page."""
     (tmp_path / "assets").symlink_to(assets)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
