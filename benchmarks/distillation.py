@@ -13,11 +13,10 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from statistics import mean
 
 from benchmarks.domain_gain import trained_export
 from benchmarks.measure import record
-from benchmarks.seeds import jaxft_score
+from benchmarks.seeds import seeded_scores
 from jaxft.config.load import load_config
 
 TEACHER, STUDENT = "configs/sentiment.yaml", "configs/distill.yaml"
@@ -47,15 +46,9 @@ def main() -> int:
             "with a teacher": [f"task.teacher={teacher}"],
             "labels alone": ["task={kind: text_classification}"],
         }
-        scores: dict[str, list[float]] = {name: [] for name in tasks}
-        for seed in range(SEEDS):
-            for name, task in tasks.items():
-                overrides = [f"model.checkpoint={student}", *task, *options.overrides]
-                runs = Path(scratch) / name.replace(" ", "-")
-                scores[name].append(jaxft_score(STUDENT, "accuracy", seed, runs, overrides))
-                print(f"seed {seed}, {name}: {scores[name][-1]:.3f}", flush=True)
-    for name, each in scores.items():
-        print(f"{name}: mean {mean(each):.3f}")
+        own = [f"model.checkpoint={student}"]
+        variants = {name: [*own, *task, *options.overrides] for name, task in tasks.items()}
+        scores = seeded_scores(STUDENT, variants, Path(scratch), SEEDS)
     record("distillation", scores)
     return 0
 

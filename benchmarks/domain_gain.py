@@ -12,11 +12,10 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from statistics import mean
 
 from benchmarks.measure import record
 from benchmarks.scratch import write_scratch
-from benchmarks.seeds import jaxft_score
+from benchmarks.seeds import seeded_scores
 from jaxft.config.load import load_config
 
 ADAPT, SENTIMENT = "configs/domain_adapt.yaml", "configs/sentiment.yaml"
@@ -58,16 +57,9 @@ def main() -> int:
             "original": [f"model.checkpoint={original}"],
             "from scratch": write_scratch(original, Path(folder) / "drawn"),
         }
-        found: dict[str, list[float]] = {name: [] for name in starts}
-        for seed in range(SEEDS):
-            for name, checkpoint in starts.items():
-                runs = Path(folder) / name.replace(" ", "-")
-                overrides = [*RECIPE, *checkpoint]
-                found[name].append(jaxft_score(SENTIMENT, "accuracy", seed, runs, overrides))
-                print(f"seed {seed}, {name}: {found[name][-1]:.3f}", flush=True)
-    for name, scores in found.items():
-        print(f"{name}: mean {mean(scores):.3f}")
-    record("domain_gain", found)
+        variants = {name: [*RECIPE, *start] for name, start in starts.items()}
+        scores = seeded_scores(SENTIMENT, variants, Path(folder), SEEDS)
+    record("domain_gain", scores)
     return 0
 
 

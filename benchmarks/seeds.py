@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
@@ -30,6 +31,21 @@ def jaxft_score(config: str, metric: str, seed: int, folder: Path, overrides: li
     subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL)
     result = json.loads((folder / f"seed-{seed}" / "result.json").read_text())
     return result["metrics"][metric]
+
+
+def seeded_scores(
+    config: str, variants: Mapping[str, Sequence[str]], folder: Path, count: int = 3
+) -> dict[str, list[float]]:
+    """The test accuracies of a config's variants (name -> overrides), printed with their means."""
+    scores: dict[str, list[float]] = {name: [] for name in variants}
+    for seed in range(count):
+        for name, overrides in variants.items():
+            runs = folder / name.replace(" ", "-")
+            scores[name].append(jaxft_score(config, "accuracy", seed, runs, [*overrides]))
+            print(f"seed {seed}, {name}: {scores[name][-1]:.3f}", flush=True)
+    for name, each in scores.items():
+        print(f"{name}: mean {mean(each):.3f}")
+    return scores
 
 
 def torch_score(config: str, seed: int, overrides: list[str]) -> float:

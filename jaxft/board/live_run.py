@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jaxft import numbers
+import jaxft.numbers as numbers
 from jaxft.board.folders import Folder
 from jaxft.board.status import RUNNING, Status, StatusReader
 from jaxft.board.tail import Tail

@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 from markupsafe import Markup
 
-from jaxft import numbers
+import jaxft.numbers as numbers
 from jaxft.board.folders import Folder, find_folders
 from jaxft.board.live_run import LiveRun
 from jaxft.board.live_study import LiveStudy

@@ -7,7 +7,6 @@ import time
 
 import pytest
 
-from benchmarks.browser import Browser
 from jaxft.report.browser import find_browser
 from jaxft.report.events import EventLog
 from tests.board.test_board import EVIL, TRAINER, key_of, set_running
@@ -19,20 +18,6 @@ pytestmark = [
     pytest.mark.skipif(find_browser() is None, reason="chromium is not installed"),
 ]
 POINTS = "figures.find(one => one.id === 'score-loss').series[0].x.length"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    opened = Browser(tmp_path_factory.mktemp("profile"))
-    yield opened
-    opened.close()
-
-
-@pytest.fixture(autouse=True)
-def _no_errors(browser):
-    browser.errors.clear()
-    yield
-    assert browser.errors == []
 
 
 @pytest.fixture(scope="module")

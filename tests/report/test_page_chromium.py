@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks.browser import Browser
 from jaxft.report.page.page import write_page
 from jaxft.report.page.png import write_pngs
 from tests.support.synthetic_run import write_json, write_run
@@ -18,20 +17,6 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
 ]
 EVIL = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    opened = Browser(tmp_path_factory.mktemp("profile"))
-    yield opened
-    opened.close()
-
-
-@pytest.fixture(autouse=True)
-def _no_errors(browser):
-    browser.errors.clear()
-    yield
-    assert browser.errors == []
 
 
 @pytest.fixture

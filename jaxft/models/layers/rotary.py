@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxft.errors import UserError, did_you_mean
+from jaxft.models.layers.attention import Mask
 from jaxft.storage.json_files import is_number
 
 # Kind of scaling -> the numbers it must have.
@@ -239,6 +240,29 @@ def rotary_waves(rotary: Rotary, positions: jax.Array) -> tuple[jax.Array, jax.A
         frequencies = jnp.where(positions.max() >= rotary.original, far, frequencies)
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
     return jnp.cos(angles) * scale, jnp.sin(angles) * scale
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class RotaryContext:
+    """Context of blocks with rotary positions: what each reads beside the stream.
+
+    Args:
+        mask: which positions see which.
+        cosine, sine: the waves of each rotary embedding at each position:
+            [N, B or 1, T, 1, K / 2] float32.
+    """
+
+    mask: Mask
+    cosine: jax.Array
+    sine: jax.Array
+
+
+def rotary_context(mask: Mask, rotaries: Sequence[Rotary], positions: jax.Array) -> RotaryContext:
+    """Compute the waves of every rotary embedding at `positions` [B or 1, T]."""
+    waves = [rotary_waves(rotary, positions) for rotary in rotaries]
+    cosine, sine = (jnp.stack(parts) for parts in zip(*waves, strict=True))
+    return RotaryContext(mask, cosine, sine)
 
 
 def rotate(x: jax.Array, waves: tuple[jax.Array, jax.Array]) -> jax.Array:

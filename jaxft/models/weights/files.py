@@ -112,7 +112,7 @@ def _check_zip(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return
+        return  # no zip, or one that torch refuses, with its own error
     if unpacked > path.stat().st_size:
         raise UserError(
             f"{path} has {size(path.stat().st_size)} and unpacks to {size(unpacked)}; torch writes "

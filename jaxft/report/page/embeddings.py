@@ -8,7 +8,7 @@ from functools import partial
 from operator import eq
 from typing import Any
 
-from jaxft import numbers
+import jaxft.numbers as numbers
 from jaxft.report.page.figures import Series, plain_series
 from jaxft.report.page.run import Run
 

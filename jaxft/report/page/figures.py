@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxft import numbers
+import jaxft.numbers as numbers
 from jaxft.report.page.run import Run
 
 MOST_POINTS = 1500  # a series is thinned to so many

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxft import numbers
+import jaxft.numbers as numbers
 from jaxft.report.page.run import Run
 from jaxft.tree import natural_order
 

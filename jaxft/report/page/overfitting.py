@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxft import numbers
+import jaxft.numbers as numbers
 
 OPEN = 1.05  # the loss on eval over its lowest, from which it has risen and does not waver
 

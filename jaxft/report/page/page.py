@@ -17,7 +17,7 @@ import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from jaxft import numbers
+import jaxft.numbers as numbers
 from jaxft.errors import UserError
 from jaxft.report.page.binary import binary_figures
 from jaxft.report.page.classes import number_figures

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from jaxft import numbers
+import jaxft.numbers as numbers
 from jaxft.bounds import MOST_PREDICTIONS_BYTES
 from jaxft.errors import UserError
 from jaxft.report.events import thinned_events

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxft import numbers
+import jaxft.numbers as numbers
 from jaxft.report.events import read_events
 from jaxft.report.page.page import Served, fill
 from jaxft.report.page.study_figures import figures, label, setting_keys, text_of

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxft import numbers
+import jaxft.numbers as numbers
 from jaxft.report.page.figures import DASHES, smooth
 from jaxft.report.terminal.study import short_key, value_text
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from jaxft import numbers
+import jaxft.numbers as numbers
 from jaxft.report.page.binary import thresholds
 from jaxft.report.page.classes import split_view
 from jaxft.report.page.figures import group_colour, metrics_of

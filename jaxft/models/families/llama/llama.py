@@ -14,7 +14,7 @@ https://arxiv.org/abs/2408.00118; the computation follows `transformers`' `model
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -23,14 +23,14 @@ from flax import nnx
 
 from jaxft.models.families.llama.config import GEMMAS, Config
 from jaxft.models.family import Family, architectures
-from jaxft.models.layers.attention import AttentionOptions, Mask, cached_attention
+from jaxft.models.layers.attention import AttentionOptions, cached_attention
 from jaxft.models.layers.batch import Batch, positions_of
 from jaxft.models.layers.cache import BlockCache, KeyValues
 from jaxft.models.layers.decoder import causal_mask, decoder_top
 from jaxft.models.layers.kernels import Needs
 from jaxft.models.layers.math import ACTIVATIONS
 from jaxft.models.layers.modules import Embedding, Linear, RMSNorm
-from jaxft.models.layers.rotary import rotary_waves, rotate
+from jaxft.models.layers.rotary import RotaryContext, rotary_context, rotate
 from jaxft.models.tower.tower import Compute, Part, Tower
 from jaxft.models.weights.names import Name, dense, embedding
 from jaxft.models.weights.tensor_names import HeadLines, PrefixedNames
@@ -90,22 +90,6 @@ TENSORS = PrefixedNames(
 )
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Context:
-    """Context that every block reads beside the stream.
-
-    Args:
-        mask: which positions see which.
-        cosine, sine: the waves of each rotary embedding at each position:
-            [N, B or 1, T, 1, K / 2] float32.
-    """
-
-    mask: Mask
-    cosine: jax.Array
-    sine: jax.Array
-
-
 class Embeddings(nnx.Module):
     """Word vectors, times `scale`."""
 
@@ -140,13 +124,10 @@ class Stem(nnx.Module):
 
     def __call__(
         self, batch: Batch, key: jax.Array | None, compute: Compute
-    ) -> tuple[jax.Array, Context]:
+    ) -> tuple[jax.Array, RotaryContext]:
         kernel = partial(compute.kernel, self.needs)
         mask = causal_mask(batch, self.max_positions, self.window, kernel)
-        positions = positions_of(batch)
-        waves = [rotary_waves(rotary, positions) for rotary in self.rotaries]
-        cosine, sine = (jnp.stack(parts) for parts in zip(*waves, strict=True))
-        return self.embeddings(batch), Context(mask, cosine, sine)
+        return self.embeddings(batch), rotary_context(mask, self.rotaries, positions_of(batch))
 
 
 class Attention(nnx.Module):
@@ -176,7 +157,7 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: jax.Array,
-        context: Context,
+        context: RotaryContext,
         key: jax.Array | None,
         cache: KeyValues | None,
         waves: jax.Array | int,
@@ -241,7 +222,7 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: jax.Array,
-        context: Context,
+        context: RotaryContext,
         key: jax.Array | None,
         cache: BlockCache,
         window: jax.Array | int | None = None,

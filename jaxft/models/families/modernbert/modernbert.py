@@ -8,7 +8,7 @@ Source: Warner et al. (2024), https://arxiv.org/abs/2412.13663; the computation 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -17,7 +17,7 @@ from flax import nnx
 
 from jaxft.models.families.modernbert.config import Config
 from jaxft.models.family import Family, architectures
-from jaxft.models.layers.attention import AttentionOptions, Mask, attention, make_mask
+from jaxft.models.layers.attention import AttentionOptions, attention, make_mask
 from jaxft.models.layers.batch import (
     Batch,
     check_length,
@@ -39,7 +39,7 @@ from jaxft.models.layers.modules import (
     block_keys,
     parameter,
 )
-from jaxft.models.layers.rotary import rotary_waves, rotate
+from jaxft.models.layers.rotary import RotaryContext, rotary_context, rotate
 from jaxft.models.tower.tower import Compute, Part, Tower
 from jaxft.models.weights.names import Name, dense, embedding, fused, norm
 from jaxft.models.weights.tensor_names import HeadLines, PrefixedNames
@@ -91,22 +91,6 @@ def layer_norm(config: Config) -> LayerNorm:
     return LayerNorm(own["hidden_size"], own["norm_eps"], bias=own["norm_bias"])
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Context:
-    """Context that every block reads beside the stream.
-
-    Args:
-        mask: which positions see which.
-        cosine, sine: the waves of each rotary embedding at each position:
-            [N, B or 1, T, 1, K / 2] float32.
-    """
-
-    mask: Mask
-    cosine: jax.Array
-    sine: jax.Array
-
-
 class Embeddings(nnx.Module):
     """Word vectors, normalized."""
 
@@ -139,13 +123,11 @@ class Stem(nnx.Module):
 
     def __call__(
         self, batch: Batch, key: jax.Array | None, compute: Compute
-    ) -> tuple[jax.Array, Context]:
+    ) -> tuple[jax.Array, RotaryContext]:
         check_length(batch, self.max_positions)
-        segments, positions = segments_of(batch), positions_of(batch)
+        segments = segments_of(batch)
         mask = make_mask(segments, kernel=compute.kernel(self.needs, segments.shape))
-        waves = [rotary_waves(rotary, positions) for rotary in self.rotaries]
-        cosine, sine = (jnp.stack(parts) for parts in zip(*waves, strict=True))
-        return self.embeddings(batch, key), Context(mask, cosine, sine)
+        return self.embeddings(batch, key), rotary_context(mask, self.rotaries, positions_of(batch))
 
 
 class Attention(nnx.Module):
@@ -166,7 +148,7 @@ class Attention(nnx.Module):
         self.heads, self.rate = own["num_attention_heads"], own["attention_dropout"]
 
     def __call__(
-        self, x: jax.Array, context: Context, keys: Keys, waves: jax.Array | int
+        self, x: jax.Array, context: RotaryContext, keys: Keys, waves: jax.Array | int
     ) -> jax.Array:
         weights_keys, output_keys = keys.split(2)
         normal = x if self.norm is None else self.norm(x)
@@ -222,7 +204,7 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: jax.Array,
-        context: Context,
+        context: RotaryContext,
         key: jax.Array | None,
         cache: BlockCache,
         window: jax.Array | int | None = None,
