@@ -138,9 +138,15 @@ def test_what_a_page_points_to_is_there(page):
     text = page.read_text()
     links = re.findall(r"\]\(([^)#]+)\)", text)
     links = [page.parent / link for link in links if "://" not in link]
-    tests = [ROOT / name for name in re.findall(r"`(tests/[\w/]+\.py)`", text)]
+    tests = [ROOT / name for name in re.findall(r"`(tests/[\w/]+\.py)(?:::\w+)?`", text)]
     modules = re.findall(r"python -m ((?:benchmarks|jaxft)[.\w]+)", text)
     missing = [str(path) for path in [*links, *tests] if not path.exists()]
+    functions = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
+    missing += [
+        f"{file}::{name}"
+        for file, name in functions
+        if f"def {name}(" not in (ROOT / file).read_text()
+    ]
     assert not missing + [name for name in modules if not _is_run_by_name(ROOT, name)]
 
 
