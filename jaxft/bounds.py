@@ -48,6 +48,7 @@ MOST_GROUPS = 1000
 MOST_PATTERN_CHARACTERS = 1000
 MOST_PATTERN_SECONDS = 2.0
 MOST_INTERPOLATIONS = 1000
+MOST_STEPS = 10**8  # of a run, whose rates at every step are one array
 
 # Buckets.
 MOST_BUCKET_SECONDS = 10

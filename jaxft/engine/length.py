@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jaxft.bounds import MOST_STEPS
 from jaxft.config.load import Config
 from jaxft.data.batching.plans import TrainPlan
 from jaxft.durations import resolve_steps
@@ -44,13 +45,19 @@ def resolve_length(config: Config, plan: TrainPlan) -> Length:
     """Resolve every duration of a run to steps.
 
     Raises:
-        UserError: the run would have no step.
+        UserError: the run would have no step, or too many.
     """
     train = config.train
     per_epoch = plan.steps_per_epoch
     total = resolve_steps(train.length, None, per_epoch)
     if total < 1:
         raise UserError(f"train.length: '{train.length}' is less than one step.")
+    if total > MOST_STEPS:
+        raise UserError(
+            f"train.length: '{train.length}' is {total:,} steps, and a run has at most "
+            f"{MOST_STEPS:,}.",
+            "Write a shorter one; `--resume train.length=...` makes a run longer later.",
+        )
     return Length(
         total_steps=total,
         steps_per_epoch=per_epoch,

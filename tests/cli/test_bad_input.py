@@ -70,6 +70,7 @@ CONFIG_MISTAKES = {
     "train.ema=1.5": "'train.ema'",
     "checkpoint.patience=0": "'checkpoint.patience'",
     "train.length=3 weeks": "train.length",
+    "train.length=1000000000000 steps": "a run has at most 100,000,000.",
     "checkpoint.best=acuracy": "checkpoint.best: 'acuracy' is not a metric of text_classification.",
     "groups=[{name: low, match: 'blocks/9/.*', freeze: true}]": "matches no parameter",
     "groups=[{name: low, match: 'blocks/(', freeze: true}]": "blocks/(",
