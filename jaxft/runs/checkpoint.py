@@ -11,8 +11,10 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from jaxft.device.distributed import is_first
 from jaxft.errors import UserError
-from jaxft.runs.errors import DamagedError, attempt, attempt_restore, save_failure
+from jaxft.runs.description import add_metrics, read_description
+from jaxft.runs.errors import DamagedError, attempt_restore, save_failure
 from jaxft.runs.leaves import (
     Leaves,
     State,
@@ -21,16 +23,12 @@ from jaxft.runs.leaves import (
     finite,
     parts_of,
     shapes_of,
-    unsealed,
     verify,
     with_parts,
 )
 from jaxft.runs.saver import Pace, PreserveBest, Saver, writing
 from jaxft.storage.files import resolved
-from jaxft.storage.json_files import read_json_object
 from jaxft.tree import under
-
-DESCRIPTION = "_CHECKPOINT_METADATA"  # Orbax's file of a checkpoint with what `sealed` gave
 
 
 class Restored(NamedTuple, Generic[State]):
@@ -124,8 +122,9 @@ class Checkpoints:
     ) -> None:
         """Saves a state in the background; the arrays may be donated once this returns.
 
-        A step that is saved already is written again only to add metrics. The first save after a
-        restore deletes the checkpoints later than the one restored: that future is abandoned.
+        A step that is saved already is not written again; only its metrics are, if it had none. The
+        first save after a restore deletes the checkpoints later than the one restored: that future
+        is abandoned.
 
         Args:
             step: the position, in steps.
@@ -142,11 +141,13 @@ class Checkpoints:
             for later in [saved for saved in self.steps() if saved > self._resumed_at]:
                 self._orbax.delete(later)
             self._resumed_at = math.inf
-            saved = step in self.steps()
-            if saved and (scores is None or self.metrics(step) is not None):
-                return
-            self._metrics.pop(step, None)
-            self._saver.save(step, parts_of(state), scores, meta or {}, overwrite=saved)
+            if step not in self.steps():
+                self._metrics.pop(step, None)
+                self._saver.save(step, parts_of(state), scores, meta or {})
+            elif scores is not None and self.metrics(step) is None:
+                if is_first():
+                    add_metrics(self.folder / str(step), scores)
+                self._metrics[step] = scores
 
     def restore(self, like: Callable[[int], State], step: int | None = None) -> Restored[State]:
         """The state of a checkpoint, checked leaf by leaf.
@@ -167,7 +168,7 @@ class Checkpoints:
             wanted = like(candidate)
             parts = parts_of(wanted)
             try:
-                record = self._record(candidate)
+                record = read_description(self.folder / str(candidate))
                 saved, meta = record["leaves"], record["meta"]
                 compare(saved, parts, f"{self.folder}/{candidate}")
                 loaded = self._read(candidate, parts, saved)
@@ -197,7 +198,7 @@ class Checkpoints:
         self.wait()
         step = self.resolve(which)
         try:
-            leaves: Leaves = self._record(step)["leaves"]
+            leaves: Leaves = read_description(self.folder / str(step))["leaves"]
             field = "average" if under(leaves, "average") else "trainable"
             parts = shapes_of(leaves, (field, "settled"), shardings)
             loaded = self._read(step, parts, leaves)
@@ -265,18 +266,11 @@ class Checkpoints:
         """
         if entry.step not in self._metrics:
             try:
-                described = self._record(entry.step)
+                described = read_description(self.folder / str(entry.step))
             except DamagedError:
                 described = {}
             self._metrics[entry.step] = described.get("metrics", entry.metrics)
         return self._metrics[entry.step]
-
-    def _record(self, step: int) -> dict[str, Any]:
-        def read() -> Any:
-            path = self.folder / str(step) / DESCRIPTION
-            return unsealed(read_json_object(path)["custom_metadata"])
-
-        return attempt(read, "its metadata cannot be read")
 
     def _read(self, step: int, parts: dict[str, Any], saved: Leaves) -> dict[str, Any]:
         """Some fields of a checkpoint, each leaf verified."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -79,30 +77,6 @@ def shapes_of(
         for field in fields
     }
     return {field: leaves for field, leaves in sums.items() if leaves}
-
-
-def sealed(
-    leaves: Leaves, meta: dict[str, Any], metrics: Mapping[str, float] | None
-) -> dict[str, Any]:
-    """The description of a checkpoint, with a hash that tells when it was damaged itself."""
-    record = {"leaves": leaves, "meta": meta, "metrics": metrics}
-    return {**record, "sha256": _digest(*record.values())}
-
-
-def unsealed(record: dict[str, Any]) -> dict[str, Any]:
-    """The description itself, with `leaves`, `meta` and, but for earlier versions, `metrics`.
-
-    Raises:
-        ValueError: it is not what `sealed` gave.
-    """
-    parts = [record[name] for name in ("leaves", "meta", "metrics") if name in record]
-    if record["sha256"] != _digest(*parts):
-        raise ValueError("the checkpoint's metadata differs from what was saved")
-    return record
-
-
-def _digest(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def compare(saved: Leaves, parts: dict[str, Any], where: str) -> None:

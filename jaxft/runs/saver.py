@@ -21,7 +21,8 @@ from orbax.checkpoint._src.serialization.types import (
 )
 
 from jaxft.device.distributed import is_first
-from jaxft.runs.leaves import begin_checksum, describe, sealed
+from jaxft.runs.description import sealed
+from jaxft.runs.leaves import begin_checksum, describe
 from jaxft.storage.files import is_bucket
 
 HOST = "pinned_host"
@@ -178,16 +179,14 @@ class Saver:
         parts: dict[str, Any],
         metrics: Mapping[str, float] | None,
         meta: Mapping[str, Any],
-        overwrite: bool,
     ) -> None:
         """Begins a save, the one before being over; the arrays may be donated once this returns.
 
         Args:
-            step: the position.
+            step: the position, which no checkpoint has.
             parts: trees of arrays by the name that each is stored under.
             metrics: results of an evaluation.
             meta: anything JSON holds.
-            overwrite: whether `step` is there already.
         """
         self.complete()  # what the readers are told until the save is over
         sums = begin_checksum(parts)
@@ -198,7 +197,6 @@ class Saver:
                 step,
                 dict(parts),  # Orbax adds to the dict that it is given
                 force=True,
-                overwrite=overwrite,
                 metrics=metrics,
                 custom_metadata=sealed(describe(parts, sums), dict(meta), metrics),
             )

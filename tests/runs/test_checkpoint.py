@@ -252,14 +252,21 @@ def test_another_best_metric_may_be_chosen_later(tmp_path):
         assert (checkpoints.steps(), checkpoints.best()) == ([2, 3], 2)
 
 
-def test_a_saved_step_is_written_again_only_for_its_metrics(tmp_path):
+def test_a_step_that_is_saved_gets_its_metrics_and_is_never_deleted(tmp_path):
     with Checkpoints(tmp_path, best_metric="f1") as checkpoints:
         checkpoints.save(1, make_state(1))
         checkpoints.save(1, make_state(2))
         assert_same(checkpoints.restore(like(make_state())).state, make_state(1))
+        checkpoints.wait()
+        before = (tmp_path / "1").stat().st_ino
         checkpoints.save(1, make_state(1), {"f1": 0.5})
         checkpoints.wait()
         assert (checkpoints.steps(), checkpoints.best()) == ([1], 1)
+    # Orbax deletes a checkpoint before it writes it again: a kill meanwhile would leave none.
+    assert (tmp_path / "1").stat().st_ino == before
+    with Checkpoints(tmp_path, best_metric="f1") as checkpoints:
+        assert (checkpoints.best(), checkpoints.metrics(1)) == (1, {"f1": 0.5})
+        assert_same(checkpoints.restore(like(make_state())).state, make_state(1))
 
 
 @pytest.mark.parametrize("part", ["trainable", "opt_state", "average"])
