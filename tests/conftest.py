@@ -73,10 +73,17 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="session", autouse=True)
 def command_line():
-    """Logs and finalizers as the command line has them: tests run it in this process."""
+    """Logs and finalizers as the command line has them: tests run it in this process.
+
+    But not the compile cache and the allocator, which are for a process that runs one command:
+    programs would no longer be shared by the tests, and a heap that only grows slows all that come
+    after.
+    """
     hook = sys.unraisablehook
     quiet_orbax()
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jaxft.device.process.prepare_process", lambda: None)
+        yield
     sys.unraisablehook = hook
 
 
