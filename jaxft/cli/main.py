@@ -24,6 +24,7 @@ from jaxft.cli.data import app as data
 from jaxft.cli.demo import assets, demo
 from jaxft.cli.doctor import doctor
 from jaxft.cli.init import init
+from jaxft.cli.layers.tune_rates import tune_rates
 from jaxft.cli.models import models
 from jaxft.cli.parts.checkpoints import CheckpointOfRun, checkpoint_named
 from jaxft.cli.parts.paths import folder_named
@@ -57,7 +58,19 @@ RunName = Annotated[
     Path, typer.Argument(metavar="RUN", parser=folder_named, help="The run folder.")
 ]
 # Commands that would conflict if they were started on every host.
-ALONE = {"data", "eval", "predict", "search", "study", "export", "report", "board", "demo", "push"}
+ALONE = {
+    "board",
+    "data",
+    "demo",
+    "eval",
+    "export",
+    "predict",
+    "push",
+    "report",
+    "search",
+    "study",
+    "tune-rates",
+}
 KEYS_HELP = "To list every config key with its type, default and meaning: jaxft config"
 
 
@@ -236,6 +249,7 @@ app.command(epilog=KEYS_HELP)(plan)
 app.command()(predict)
 app.command()(search)
 app.command(epilog=KEYS_HELP)(study)
+app.command("tune-rates", epilog=KEYS_HELP)(tune_rates)
 app.add_typer(data, name="data")
 app.command()(doctor)
 app.command()(report)

@@ -83,11 +83,26 @@ def _adam_moments(b1: float, b2: float, eps: float) -> tuple[Advance, Callable[.
         # A scalar's reciprocal, since a division of every element costs a pass of its own.
         mean, square = 1 / (1 - b1**state.count), 1 / (1 - b2**state.count)
         directions: Leaves = jax.tree.map(
-            lambda mu, nu: (mu * mean) / (jnp.sqrt(nu * square) + eps), state.mu, state.nu
+            lambda mu, nu: (mu * mean) / (_root(nu * square) + eps), state.mu, state.nu
         )
         return directions
 
     return advance, direction
+
+
+@jax.custom_jvp
+def _root(squares: jax.Array) -> jax.Array:
+    return jnp.sqrt(squares)
+
+
+@_root.defjvp
+def _root_derivative(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """Differentiate the root; it has no slope where an element never had a gradient: 0 there."""
+    root = _root(primals[0])
+    nonzero = root > 0
+    return root, jnp.where(nonzero, tangents[0] / (2 * jnp.where(nonzero, root, 1.0)), 0.0)
 
 
 def _adamw(b1: float, b2: float, eps: float) -> Rule:

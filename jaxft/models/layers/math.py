@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+# The rules of a `custom_vjp` call plain functions only, so that a gradient can be differentiated
+# forward once more (`studies.tuning`): such a function itself cannot.
 PRODUCT = "product"  # the name of what a kernel gives, for those who keep it when much is not
 WEIGHT_GRADIENT = "[dW]"  # the name, in a program, of what a kernel's own gradient costs
 
@@ -40,6 +42,10 @@ def matmul_precision() -> str | None:
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, precision: Any) -> jax.Array:
+    return _affine(x, kernel, bias, precision)
+
+
+def _affine(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, precision: Any) -> jax.Array:
     out = lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), precision)
     return out if bias is None else out + bias
 
@@ -52,9 +58,8 @@ def _linear_forward(x: Any, kernel: Any, bias: Any, precision: Any) -> tuple[jax
         kernel.value if x.perturbed else None,
         None if bias is None else (),
     )
-    return _linear(
-        x.value, kernel.value, None if bias is None else bias.value, precision
-    ), residuals
+    values = x.value, kernel.value, None if bias is None else bias.value
+    return _affine(*values, precision), residuals
 
 
 def _linear_backward(precision: Any, residuals: Any, d_out: jax.Array) -> tuple[Any, ...]:
@@ -170,6 +175,10 @@ def gelu(x: jax.Array) -> jax.Array:
 
     Source: Hendrycks, Gimpel (2016), https://arxiv.org/abs/1606.08415.
     """
+    return _gelu(x)
+
+
+def _gelu(x: jax.Array) -> jax.Array:
     wide = x.astype(jnp.float32)
     return (wide * _normal_cdf(wide)).astype(x.dtype)
 
@@ -185,7 +194,7 @@ def _gelu_backward(x: jax.Array, d_out: jax.Array) -> tuple[jax.Array]:
     return ((d_out.astype(jnp.float32) * slope).astype(x.dtype),)
 
 
-gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+gelu.defvjp(lambda x: (_gelu(x), x), _gelu_backward)
 
 
 def gelu_tanh(x: jax.Array) -> jax.Array:
@@ -225,16 +234,20 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """
     if key is None or rate == 0.0:
         return x
-    return drop(x, rate, key_words(key))
+    return _dropout(x, rate, key_words(key))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _dropout(x: jax.Array, rate: float, words: jax.Array) -> jax.Array:
+    return drop(x, rate, words)
+
+
 def drop(x: jax.Array, rate: float, words: jax.Array) -> jax.Array:
     """Apply `dropout` at a rate above 0, from the words of a key."""
     return jnp.where(keep_mask(words, rate, x.shape), x * (1.0 / (1.0 - rate)), 0.0).astype(x.dtype)
 
 
-drop.defvjp(
+_dropout.defvjp(
     lambda x, rate, words: (drop(x, rate, words), words),
     lambda rate, words, d_out: (drop(d_out, rate, words), None),
 )

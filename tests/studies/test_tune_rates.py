@@ -1,0 +1,70 @@
+"""`jaxft tune-rates`: what it learns is what it writes, and what it cannot do is one sentence."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jaxft.cli.main import main
+from jaxft.config.load import load_config
+from jaxft.engine.recipe import make_table
+from jaxft.models.load import LoadOptions, describe
+from tests.support.tiny import tiny_config
+
+FROZEN = {"name": "trunk", "depth": [0, 0], "freeze": True}
+HEAD = {"name": "head", "match": "head/.*", "lr_mult": 5, "weight_decay": 0.0}
+
+
+def test_what_it_writes_has_the_rates_that_it_learned(tmp_path, capsys):
+    config = tiny_config(tmp_path, groups=[HEAD, FROZEN], layer_decay={"rate": 0.8})
+    file, new = tmp_path / "run.yaml", tmp_path / "new.yaml"
+    file.write_text(json.dumps(config.dump()))
+    options = ["--steps", "3", "--rounds", "2", "--draws", "2", "--eval-batches", "1"]
+    assert main(["tune-rates", str(file), *options, "--json", "--write", str(new)]) == 0
+    out, err = capsys.readouterr()
+    tuned = json.loads(out)
+    assert "6 trainings of 3 steps, each with 3 derivatives" in err
+    assert tuned["depths"] == [1, 2, 3]
+    np.testing.assert_allclose(tuned["base"][:2], [0.8**2, 0.8])
+    assert tuned["loss_after"] < tuned["loss_before"]
+    for draw in tuned["draws"]:
+        first, moved = np.array(draw["logs"][0]), np.array(draw["logs"][1])
+        # Each depth moves against its derivative.
+        assert (np.sign(moved - first) == -np.sign(draw["derivatives"][0])).all()
+    low, learned, high = (np.array(tuned[key]) for key in ("low", "multipliers", "high"))
+    assert (low <= learned).all()
+    assert (learned <= high).all()
+
+    before, after = (make_table(one, described(one)) for one in (config, load_config(str(new))))
+    factors = dict(zip(tuned["depths"], learned / tuned["base"], strict=True))
+    assert after.trainable == before.trainable
+    for old, leaf in zip(before.leaves, after.leaves, strict=True):
+        assert leaf.trainable == old.trainable
+        if leaf.trainable:
+            assert leaf.multiplier == pytest.approx(old.multiplier * factors[leaf.depth], rel=1e-3)
+            assert leaf.decays == old.decays
+    heads = [group for group in after.groups if group.name.startswith("head-")]
+    assert {group.weight_decay for group in heads} == {0.0}
+
+
+def described(config):
+    options = LoadOptions(task="text_classification", labels=("0", "1"))
+    return describe(config.model.checkpoint, options)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--steps", "0"], "--steps must be at least 1, not 0."),
+        (["--draws", "1"], "--draws must be at least 2, not 1."),
+        (["phases=auto_freeze"], "phases: the rates of one phase are learned at a time"),
+        (["layer_decay={preset: auto_rgn}"], "layer_decay.preset: auto_rgn measures"),
+        (["--write", "run.yaml"], "--write: run.yaml exists."),
+    ],
+)
+def test_what_has_no_derivative_is_one_sentence(tmp_path, monkeypatch, capsys, words, sentence):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(json.dumps(tiny_config(tmp_path).dump()))
+    assert main(["tune-rates", "run.yaml", *words]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert sum(sentence in line for line in errors) == 1
