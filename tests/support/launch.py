@@ -88,7 +88,7 @@ class Launched:
             assert time.monotonic() < end, f"the moment did not come:\n{self.said}"
             time.sleep(0.001)
 
-    def stop(self, number: signal.Signals, seconds: float = 10) -> int:
+    def stop(self, number: signal.Signals, seconds: float = 60) -> int:
         """Send a signal, and give the exit code that follows within so many seconds."""
         assert self._process.poll() is None, f"it ended too early:\n{self.said}"
         self._process.send_signal(number)
