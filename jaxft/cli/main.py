@@ -44,7 +44,7 @@ from jaxft.launch.supervise import supervise
 app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
-    help="Fine-tune Hugging Face checkpoints in JAX, layer by layer, and export them for transformers.",
+    help="Fine-tune Hugging Face checkpoints in JAX, layer by layer, and export to transformers.",
 )
 
 TracedSteps = Annotated[
