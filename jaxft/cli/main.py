@@ -20,7 +20,7 @@ import typer
 from jaxft.cli.board import board
 from jaxft.cli.config import app as configs
 from jaxft.cli.config import config
-from jaxft.cli.data import app as data
+from jaxft.cli.data.commands import app as data
 from jaxft.cli.demo import assets, demo
 from jaxft.cli.doctor import doctor
 from jaxft.cli.init import init

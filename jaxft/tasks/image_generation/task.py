@@ -64,6 +64,10 @@ class ColorImages(CachedExamples):
     def labels(self) -> np.ndarray | None:
         return self.class_ids
 
+    @property
+    def colors(self) -> ImageProcessor:
+        return self.processor
+
     def picture(self, number: int) -> np.ndarray:
         """Return an image in its colors: `[H, W, 3]` uint8."""
         return painted(self.tokens[number]["colours"], self.processor)

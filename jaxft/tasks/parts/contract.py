@@ -33,7 +33,6 @@ Sums = dict[str, Sum]
 # The model's outputs for a batch; dropout is on if there is a key.
 Apply = Callable[[Params, Batch, jax.Array | None], Outputs]
 
-
 TaskT = TypeVar("TaskT", bound="Task")
 
 
@@ -48,6 +47,7 @@ class Task(ABC):
         packs: several examples may share a row.
         truncates: inference truncates a text to the length of training, as training does.
         shows_attention: predictions with an image get an attention map (`BoundTask.pixels`).
+        tags_tokens: the `targets` of a batch are classes of its tokens, not token ids.
     """
 
     section: TaskSection
@@ -55,6 +55,7 @@ class Task(ABC):
     packs: ClassVar[bool] = False
     truncates: ClassVar[bool] = True
     shows_attention: ClassVar[bool] = False
+    tags_tokens: ClassVar[bool] = False
 
     @property
     def kind(self) -> str:

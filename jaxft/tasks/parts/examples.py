@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxft.data.image.images import ImageProcessor
 from jaxft.data.random import FIRST_EPOCH, EpochRandom
 
 
@@ -67,6 +68,11 @@ class Examples(ABC):
     def random(self) -> bool:
         """True if examples change with the epoch (augmentation, masking)."""
         return False
+
+    @property
+    def colors(self) -> ImageProcessor | None:
+        """The processor whose colors the `input_ids` are; None if they are a tokenizer's."""
+        return None
 
     def scored(self) -> Examples:
         """Return the examples of an evaluation, which do not change with the epoch."""

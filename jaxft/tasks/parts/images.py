@@ -53,6 +53,10 @@ class DecodedExamples(Examples):
         pixels = {"pixel_values": (3, *self.processor.size)}
         return pixels if self.processor.clusters is None else {}
 
+    @property
+    def colors(self) -> ImageProcessor | None:
+        return None if self.processor.clusters is None else self.processor
+
     def __len__(self) -> int:
         return len(self.source)
 

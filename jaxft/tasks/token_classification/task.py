@@ -195,6 +195,7 @@ class TokenClassification(Task):
     primary = "f1"
     view = "entities"
     packs = True
+    tags_tokens = True
 
     @property
     def columns(self) -> tuple[str, ...]:

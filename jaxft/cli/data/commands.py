@@ -1,4 +1,4 @@
-"""`jaxft data`: describe rows, and write them as a TFDS data set.
+"""`jaxft data`: describe rows, show what a model reads of them, and write them as a TFDS data set.
 
 Each story is imported when it is called, as in `cli/main.py`.
 """
@@ -10,10 +10,11 @@ from typing import Annotated
 
 import typer
 
+from jaxft.cli.data.show import show
 from jaxft.cli.parts.terminal import echo, print_report
 
 app = typer.Typer(
-    help="Describe data before training on it, or write it as a TFDS data set.",
+    help="Look at data before training on it, or write it as a TFDS data set.",
     no_args_is_help=True,
 )
 
@@ -53,6 +54,9 @@ def describe(
         sample=sample,
     )
     print_report(description, as_json)
+
+
+app.command()(show)
 
 
 @app.command()
