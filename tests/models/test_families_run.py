@@ -294,7 +294,7 @@ def test_dropout_is_for_what_is_trained(classifier):
     assert np.array_equal(logits(first), logits(first))
     assert not np.array_equal(logits(first), logits(first, key=jax.random.key(1)))
     # BERT's classifier has a dropout of its own, its kin's too; the others' have none.
-    drops = model.model_type in ("bert", "albert", "modernbert", *BERTS_KIN)
+    drops = model.model_type in ("bert", "albert", "modernbert", "deberta-v2", *BERTS_KIN)
     assert np.array_equal(logits("head/kernel"), plain) is not drops
 
 
@@ -321,13 +321,28 @@ def assert_frozen_blocks_cost_their_forward_pass(pair: Pair) -> None:
     block = forward(blocks) - forward(blocks - 1)
     assert block > 0
     for frozen in range(blocks - 1):
-        saved = 2 * block
-        if tower.blocks[frozen] is not tower.blocks[frozen + 1]:
-            # ModernBERT's first block has no norm: its maps' input needs no gradient.
-            inward = ("query", "key", "value")
-            kernels = [model.params[f"blocks/{frozen}/attention/{n}/kernel"] for n in inward]
-            saved -= 2 * pair.batch["input_ids"].size * sum(kernel.size for kernel in kernels)
+        saved = 2 * block + unlike_twice_the_forward_pass(pair, frozen)
         assert step(frozen) - step(frozen + 1) == saved
+
+
+def unlike_twice_the_forward_pass(pair: Pair, frozen: int) -> int:
+    """FLOPs of a block's backward pass beyond twice those of its forward pass, by family."""
+    model, config = pair.ours, pair.ours.config
+    rows, length = pair.batch["input_ids"].shape if "input_ids" in pair.batch else (0, 0)
+    if model.model_type == "modernbert" and frozen == 0:
+        # Its first block has no norm: its maps' input needs no gradient.
+        inward = ("query", "key", "value")
+        kernels = [model.params[f"blocks/{frozen}/attention/{n}/kernel"] for n in inward]
+        return -2 * rows * length * sum(kernel.size for kernel in kernels)
+    if model.model_type == "deberta-v2":
+        # The vectors of distances are the stem's, and frozen with it: their maps' input needs no
+        # gradient. Nor does that of the convolution, which is the first block's input.
+        width = config.fields["hidden_size"]
+        vectors = int(np.ptp(config.buckets.rows(length))) + 1
+        maps = -2 * vectors * width**2 * len(config.relative)
+        convolution = 2 * rows * length * width**2 * config.fields["conv_kernel_size"]
+        return maps + (convolution if frozen == 0 else 0)
+    return 0
 
 
 def on_eight_devices(pair: Pair):

@@ -163,6 +163,30 @@ def attention_types(draw: Draw) -> list[Any]:
     return [[["local", "global"], first // 2], [["local"], first % 2], *rest]
 
 
+def token_types(draw: Draw) -> int:
+    """Two or three; or none where that is the default."""
+    return draw.number(2, 4) if draw.defaults["type_vocab_size"] else draw.one_of(0, 2, 3)
+
+
+def distance_kinds(draw: Draw) -> Any:
+    """DeBERTa's relative scores, as a list or joined by a bar, as its own files have them."""
+    return draw.one_of(["c2p", "p2c"], ["p2c", "c2p"], "p2c|c2p", ["c2p"], ["p2c"], None)
+
+
+def of_deberta(draw: Draw, legacy: bool) -> dict[str, Any]:
+    """Fields that its files have and its config class does not name."""
+    return {
+        "position_buckets": draw.one_of(-1, 6, 8, 16),
+        "share_att_key": draw.flag(),
+        "norm_rel_ebd": draw.one_of("layer_norm", "none"),
+        "conv_kernel_size": draw.one_of(0, 3, 5),
+        "conv_act": activation(draw),
+        # transformers scores words by the other head only with embeddings as wide as the model.
+        "embedding_size": draw.one_of(draw.width, draw.number(6, 20)) if legacy else draw.width,
+        "cls_dropout": rate(draw),
+    }
+
+
 def rate(draw: Draw) -> float:
     """A dropout rate: outputs are compared without dropout, but tests turn it on."""
     return 0.1
@@ -179,7 +203,7 @@ def image_size(draw: Draw) -> int | list[int]:
 FIELDS: dict[str, Callable[[Draw], Any]] = {
     # Sizes.
     "vocab_size": lambda draw: draw.number(40, 90),
-    "type_vocab_size": lambda draw: draw.number(2, 4),
+    "type_vocab_size": token_types,
     "hidden_size": lambda draw: draw.width,
     "num_hidden_layers": lambda draw: draw.layers,
     "num_attention_heads": lambda draw: draw.heads,
@@ -209,6 +233,7 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "activation_function": activation,
     "activation": activation,
     "pooler_act": activation,
+    "pooler_hidden_act": activation,
     "feed_forward_proj": lambda draw: draw.one_of("relu", "silu", "gated-gelu", "gated-silu"),
     "classifier_activation": activation,
     "layer_norm_eps": epsilon,
@@ -254,6 +279,11 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "relative_attention_num_buckets": lambda draw: draw.one_of(8, 12, 32),
     "relative_attention_max_distance": lambda draw: draw.one_of(18, 128),
     "attention_types": attention_types,
+    "relative_attention": lambda draw: draw.one_of(False, True, True, True),
+    "max_relative_positions": lambda draw: draw.one_of(-1, 12),
+    "pos_att_type": distance_kinds,
+    "position_biased_input": Draw.flag,
+    "legacy": Draw.flag,
     # Tokens: a padding word is never among the others (see `make_pair`).
     "pad_token_id": lambda draw: 0,
     "bos_token_id": lambda draw: 1,
@@ -275,6 +305,7 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "mlp_dropout": rate,
     "embed_dropout": rate,
     "hidden_dropout_prob": rate,
+    "pooler_dropout": rate,
     "resid_dropout": rate,
     "resid_pdrop": rate,
     "seq_classif_dropout": rate,
@@ -296,6 +327,7 @@ LEFT = {
     "_sliding_window_pattern",  # what layer_types was made from
     "dense_act_fn",  # from feed_forward_proj
     "is_gated_act",
+    "pooler_hidden_size",  # from hidden_size
     "scale_decoder_outputs",  # from tie_word_embeddings
     "initializer_factor",
     "init_std",
@@ -315,7 +347,10 @@ def random_config(model_type: str, generator: np.random.Generator) -> Pretrained
     fields, parts = default.to_dict(), sorted(default.sub_configs)
     if not parts:
         labels = int(generator.integers(2, 6))
-        drawn = draw_fields(default, make_draw(generator, fields))
+        draw = make_draw(generator, fields)
+        drawn = draw_fields(default, draw)
+        if model_type == "deberta-v2":
+            drawn |= of_deberta(draw, drawn["legacy"])
         return AutoConfig.for_model(model_type, num_labels=labels, **drawn)
     own = make_draw(generator, fields)
     drawn = draw_fields(default, own)

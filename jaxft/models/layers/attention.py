@@ -105,7 +105,8 @@ class AttentionOptions:
         dropout_key: None turns that dropout off.
         scale: of the scores, on top of 1 / sqrt(K).
         soft_cap: bound of the absolute scores; None for none.
-        positions: learned position scores to add, [H, T, S]; XLA alone supports them.
+        positions: learned position scores to add, [H, T, S], or [B, H, T, S] where the rows
+            differ; XLA alone supports them.
     """
 
     heads: int
@@ -245,7 +246,7 @@ def _attention_forward(
     weights = (powers * (1.0 / powers.sum(-1, keepdims=True))).astype(query.dtype)
     dropped = drop(weights, rate, words) if rate else weights
     out = jnp.einsum("bhts,bhsk->bhtk", dropped, value, precision=precision)
-    placed = None if positions is None else ()  # an empty tuple says that there are some
+    placed = None if positions is None else positions[..., :0]  # empty: a shape and a type
     return out, (query, key, value, weights, out, words, capped, placed)
 
 
@@ -264,7 +265,9 @@ def _attention_backward(
     d_weights = drop(d_weights, rate, words) if rate else d_weights
     shared = (d_out.astype(jnp.float32) * out).sum(-1, keepdims=True)
     d_scores = weights * (d_weights - shared)
-    d_positions = None if placed is None else d_scores.sum(0).astype(query.dtype)
+    d_positions = None
+    if placed is not None:
+        d_positions = (d_scores.sum(0) if placed.ndim == 3 else d_scores).astype(placed.dtype)
     if capped is not None:  # the slope of tanh
         d_scores *= 1.0 - jnp.square(capped.astype(jnp.float32) / soft_cap)
     d_scores = d_scores.astype(query.dtype)

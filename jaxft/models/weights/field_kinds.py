@@ -134,6 +134,8 @@ def check_kind(name: str, value: Any, default: Any) -> None:
     """
     if value is None and (default is None or re.search(NULLABLE, name)):
         return
+    if is_whole(value) and is_whole(default) and value == default:  # -1 or 0 for none, mostly
+        return
     by_name = [(kind, is_right) for pattern, kind, is_right in KINDS if re.search(pattern, name)]
     kind, is_right = by_name[0] if by_name else OF_DEFAULT.get(type(default), ANY)
     if not is_right(value):
