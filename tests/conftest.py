@@ -24,9 +24,11 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 from pathlib import Path
 
+import jax
+import jax.extend
 import pytest
 
-from jaxft.cli.parts.process import GC_THRESHOLDS, quiet_orbax
+from jaxft.cli.parts.process import quiet_orbax
 from jaxft.demo import (
     dialogues as demo_dialogues,
 )
@@ -49,6 +51,8 @@ from jaxft.demo import (
     vits as demo_vits,
 )
 
+MOST_PROGRAMS = 500
+
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="also run the tests marked `full`")
@@ -65,10 +69,15 @@ def pytest_collection_modifyitems(config, items):
         items[:] = kept
 
 
-def pytest_collection_finish():
-    """Leave what is imported out of garbage collection, which else takes a fifth of the time."""
-    gc.set_threshold(*GC_THRESHOLDS)
-    gc.freeze()
+def pytest_runtest_logfinish():
+    """Forget compiled programs before there are too many of them in the process.
+
+    jax keeps an MLIR context for each, and MLIR looks through all of a thread's contexts for each
+    new one: with some thousands of them a program that takes 15 ms to lower takes 200.
+    """
+    if len(jax.extend.backend.get_backend().live_executables()) > MOST_PROGRAMS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,7 +5,6 @@ Those of jax and the allocator wait until a command computes, since importing ja
 
 from __future__ import annotations
 
-import gc
 import inspect
 import logging
 import os
@@ -21,18 +20,14 @@ import absl.logging
 UNCACHED = '{"use_listings_cache": false}'
 ORBAX = "/orbax/checkpoint/"
 LOOP_CLOSED = "Event loop is closed"
-# Importing jax and transformers, and tracing a model, make hundreds of thousands of objects that
-# stay. At Python's own thresholds a quarter of the start's CPU time goes to looking through them.
-GC_THRESHOLDS = 100_000, 20, 50
 
 
 def prepare_command_line(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Have garbage collection, logs and buckets as a command wants them, before other imports.
+    """Have logs and buckets as a command wants them, before anything else is imported.
 
     Args:
         environ: the process's environment.
     """
-    gc.set_threshold(*GC_THRESHOLDS)
     for kind in ("FSSPEC_GS", "FSSPEC_GCS"):
         environ.setdefault(kind, UNCACHED)
     # It logs pages of tracebacks, and raises the last error, which is reported.
