@@ -100,7 +100,7 @@ def owners_of(batch: Batch, role: str = "") -> np.ndarray:
         batch: a batch.
         role: the prefix of the text's names, `decoder_` or none.
     """
-    present = (batch["weights"] > 0).any(axis=1)[:, None]
+    present = np.any(batch["weights"] > 0, axis=1, keepdims=True)
     ids = batch[f"{role}input_ids"]
     for name in (f"{role}segment_ids", f"{role}attention_mask"):
         if name in batch:
@@ -169,7 +169,7 @@ def label_of(
     value = batch["labels"][at] if "labels" in batch else labels[number]
     if np.ndim(value):  # several classes, of a mixture by their shares
         whole = set(np.unique(value).tolist()) <= {0.0, 1.0}
-        shares = {names[one]: round(float(value[one]), 4) for one in np.flatnonzero(value)}
+        shares = {names[i]: round(float(value[i]), 4) for i in np.flatnonzero(value).tolist()}
         return list(shares) if whole else shares
     if value.dtype.kind == "f":
         return float(value)

@@ -173,8 +173,8 @@ class Attention(nnx.Module):
         self, query: jax.Array, key: jax.Array, distances: jax.Array, block: jax.Array | None
     ) -> jax.Array:
         """Compute the scores of distances, [B, H, T, T], from their vectors [R, D]."""
-        rows = self.buckets.rows(query.shape[1])
-        rows = jnp.asarray(rows - rows.min())  # [2 T - 1]
+        buckets = self.buckets.rows(query.shape[1])
+        rows = jnp.asarray(buckets - buckets.min())  # [2 T - 1]
         scale = jnp.asarray(self.scale * (query.shape[-1] // self.heads) ** -0.5, query.dtype)
 
         def of_distances(kind: str, own: Linear | None, shared: Linear) -> jax.Array | None:
