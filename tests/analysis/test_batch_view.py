@@ -158,7 +158,7 @@ def test_hostile_labels_and_tokens_are_written_out(tmp_path, capsys):
     (tmp_path / "reviews.csv").write_text(rows)
     out = shown(capsys, write_config(config, tmp_path / "c.yaml"), "-n", 2)
     assert "\x1b" not in out
-    assert "\\u001b[31m" in out
+    assert "\\u001b[31m" in out.replace("\n", "")  # a narrow terminal folds the line
 
 
 def test_a_number_is_a_label_and_the_eval_rows_can_be_shown(tmp_path, capsys):
