@@ -152,14 +152,13 @@ def test_a_terminal_has_rows_labels_padding_and_brackets(tmp_path, capsys):
     assert "The loss scores" not in out, "the label is scored, and no token"
 
 
-def test_hostile_labels_and_tokens_are_written_out(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "400")  # the folder's path may be long
+def test_hostile_labels_and_tokens_are_written_out(tmp_path, capsys):
     config = tiny_config(tmp_path)
     rows = "text,label\n" + "".join(f"a film \u202e,x\x1b[31m{n % 2}\n" for n in range(40))
     (tmp_path / "reviews.csv").write_text(rows)
     out = shown(capsys, write_config(config, tmp_path / "c.yaml"), "-n", 2)
     assert "\x1b" not in out
-    assert "\\u001b[31m" in out
+    assert "\\u001b[31m" in out.replace("\n", "")  # a narrow terminal folds the line
 
 
 def test_a_number_is_a_label_and_the_eval_rows_can_be_shown(tmp_path, capsys):

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from jaxft.visible import visible
+
 MOST_TOKENS = 400  # of a sequence
 SCORED, UNSCORED, TARGET, PADDING = "bold green", "dim", "magenta", "dim"
 OPEN, CLOSE = "⟦", "⟧"  # around what is scored: color alone is lost in a file
@@ -63,12 +65,13 @@ def _row(number: int, row: Mapping[str, Any]) -> list[RenderableType]:
 
 def _example(example: Mapping[str, Any]) -> Text:
     """Return the line of an example: its row in the source, its label, tokens cut away."""
-    line = Text(f"  {example['row']}")
+    # Written out before the line is broken, which would else cut what is longer then.
+    line = Text(visible(f"  {example['row']}"))
     if "label" in example:
-        line.append("  label ").append(label_text(example["label"]), "bold cyan")
+        line.append("  label ").append(visible(label_text(example["label"])), "bold cyan")
     for name, value in example.items():
         if name not in ("example", "row", "label", "cut"):
-            line.append(f"  {name} {value}")
+            line.append(visible(f"  {name} {value}"))
     if cut := example.get("cut"):
         line.append(f"  {cut:,} tokens cut", "yellow")
     return line
@@ -84,7 +87,7 @@ def label_text(label: Any) -> str:
 
 
 def _box(one: Mapping[str, Any]) -> str:
-    return f"{one['label']}: {', '.join(f'{side:.0f}' for side in one['box'])}"
+    return f"{visible(one['label'])}: {', '.join(f'{side:.0f}' for side in one['box'])}"
 
 
 def _name(text: Mapping[str, Any], sequences: int) -> str:
@@ -108,9 +111,9 @@ def _tokens(text: Mapping[str, Any], name: str) -> Text:
             line.append(CLOSE if before and not scored else "", SCORED).append(" ")
         if scored and not before:
             line.append(OPEN, SCORED)
-        line.append(token["piece"], SCORED if scored else plain)
+        line.append(visible(token["piece"]), SCORED if scored else plain)
         if token["target"] is not None:
-            line.append(f"→{token['target']}", TARGET)
+            line.append(visible(f"→{token['target']}"), TARGET)
         before = scored
     line.append(CLOSE if before else "", SCORED)
     left = len(text["tokens"]) - len(tokens)
