@@ -24,6 +24,7 @@ from jaxft.cli.data.commands import app as data
 from jaxft.cli.demo import assets, demo
 from jaxft.cli.doctor import doctor
 from jaxft.cli.init import init
+from jaxft.cli.layers.command import layers
 from jaxft.cli.layers.tune_rates import tune_rates
 from jaxft.cli.models import models
 from jaxft.cli.parts.checkpoints import CheckpointOfRun, checkpoint_named
@@ -64,6 +65,7 @@ ALONE = {
     "demo",
     "eval",
     "export",
+    "layers",
     "predict",
     "push",
     "report",
@@ -246,6 +248,7 @@ def evaluate(
 
 
 app.command(epilog=KEYS_HELP)(plan)
+app.command(epilog=KEYS_HELP)(layers)
 app.command()(predict)
 app.command()(search)
 app.command(epilog=KEYS_HELP)(study)

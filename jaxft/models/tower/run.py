@@ -70,8 +70,7 @@ def run_trunk(
         batch = decoder_batch(batch, encoded)
     blocks = range(tower.frozen_blocks(compute) or 0)
     with jax.default_matmul_precision(compute.precision):
-        stem, _ = _bind_end(tower, tower.stem, params, None, compute)
-        stream, context = stem(batch, None, compute)
+        stream, context = run_stem(tower, params, batch, compute)
         stream, _ = run_blocks(tower, params, stream, context, None, compute, blocks)
         return stream
 
@@ -88,14 +87,28 @@ def run_streams(
         compute: how to run.
     """
     with jax.default_matmul_precision(compute.precision):
-        stem, _ = _bind_end(tower, tower.stem, params, None, compute)
-        stream, context = stem(batch, None, compute)
+        stream, context = run_stem(tower, params, batch, compute)
         streams = [stream]
         for index in range(len(tower.blocks)):
             block = range(index, index + 1)
             stream, _ = run_blocks(tower, params, stream, context, None, compute, block)
             streams.append(stream)
         return streams
+
+
+def run_stem(
+    tower: Tower, params: Params, batch: Mapping[str, jax.Array], compute: Compute
+) -> tuple[jax.Array, Any]:
+    """Run a tower's stem without dropout: the stream [B, T, D], and what every block reads.
+
+    Args:
+        tower: whose stem.
+        params: the flat dict.
+        batch: what the stem reads.
+        compute: how to run.
+    """
+    stem, _ = _bind_end(tower, tower.stem, params, None, compute)
+    return stem(batch, None, compute)
 
 
 def run_pair(
