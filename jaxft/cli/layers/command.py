@@ -26,34 +26,40 @@ BATCHES = 8
 BY, TRAIN = "spectrum", "50%"
 
 
+Batches = Annotated[int, typer.Option(min=1, metavar="N", help="Training batches to read.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the criteria as JSON.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(metavar="PAGE.html", help="Also write a page with a heat map per criterion."),
+]
+Write = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="GROUPS.yaml", help="Also write groups in which the chosen matrices train."
+    ),
+]
+By = Annotated[
+    str | None,
+    typer.Option(metavar="CRITERION", help=f"What --write chooses by; {BY} by default."),
+]
+Train = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SHARE",
+        help=f"The share of the matrices of each kind that trains; {TRAIN} by default.",
+    ),
+]
+
+
 def layers(
     config: ConfigFile,
     overrides: Overrides = None,
-    batches: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Training batches to read.")
-    ] = BATCHES,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the criteria as JSON.")] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="PAGE.html", help="Also write a page with a heat map per criterion."),
-    ] = None,
-    write: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="GROUPS.yaml", help="Also write groups in which the chosen matrices train."
-        ),
-    ] = None,
-    by: Annotated[
-        str | None,
-        typer.Option(metavar="CRITERION", help=f"What --write chooses by; {BY} by default."),
-    ] = None,
-    train: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SHARE",
-            help=f"The share of the matrices of each kind that trains; {TRAIN} by default.",
-        ),
-    ] = None,
+    batches: Batches = BATCHES,
+    as_json: AsJson = False,
+    out: Out = None,
+    write: Write = None,
+    by: By = None,
+    train: Train = None,
 ) -> None:
     """Measure how every matrix of a model scores by the published criteria of layers.
 
@@ -67,16 +73,9 @@ def layers(
 
     checked = load_config(config, overrides or ())
     echo(f"jaxft {importlib.metadata.version('jaxft')}: layers of {config}", err=True)
-    from jaxft.layerwise.criteria.choose import CHOICES
     from jaxft.storage.outputs import HTML_MARK, check_output, write_output
 
-    chosen = BY if by is None else by
-    if chosen not in CHOICES:
-        close = nearest(chosen, CHOICES, 1)
-        raise UserError(
-            f"--by: there is no criterion '{chosen}'.",
-            f"Did you mean '{close[0]}'?" if close else f"Choose one of {', '.join(CHOICES)}.",
-        )
+    chosen = _criterion(BY if by is None else by)
     prepare_computation()
     from jaxft.analysis.layer_criteria.story import GROUPS_MARK
 
@@ -91,6 +90,23 @@ def layers(
 
         write_output(out, render_criteria(report.content()), HTML_MARK, "--out")
     print_report(report, as_json, highlight=False)
+
+
+def _criterion(name: str) -> str:
+    """Return the name of a criterion to choose by.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    from jaxft.layerwise.criteria.choose import CHOICES
+
+    if name not in CHOICES:
+        close = nearest(name, CHOICES, 1)
+        raise UserError(
+            f"--by: there is no criterion '{name}'.",
+            f"Did you mean '{close[0]}'?" if close else f"Choose one of {', '.join(CHOICES)}.",
+        )
+    return name
 
 
 def _measured(config: Config, batches: int) -> LayerCriteria:
