@@ -70,7 +70,7 @@ class LayerCriteria:
     def _row(self, index: int) -> dict[str, Any]:
         one = self.measured.matrices[index]
         fit = self.measured.fits.get(one.name)
-        fitted = {"alpha_interval": None, "alpha_error": None, "alpha_xmin": None}
+        fitted: dict[str, Any] = dict.fromkeys(("alpha_interval", "alpha_error", "alpha_xmin"))
         if fit is not None:
             fitted = {
                 "alpha_interval": list(fit.interval),

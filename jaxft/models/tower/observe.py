@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -90,7 +91,10 @@ def observe(
             )
             numbers = {name: of[index] for name, of in tower.numbers.items()}
             after, _ = block(stream, context, None, UNCACHED, **numbers)
-            squares = {names[p]: sum(_squares(x, weights) for x in xs) for p, xs in inputs.items()}
+            squares = {
+                names[p]: reduce(operator.add, [_squares(x, weights) for x in xs])
+                for p, xs in inputs.items()
+            }
             tokens = {names[p]: sum(x.size // x.shape[-1] for x in xs) for p, xs in inputs.items()}
             states.append(BlockStates(stream, after, weights, squares, tokens))
             stream = after
