@@ -25,7 +25,7 @@ function trace(figure) {
     z: figure.signed ? figure.z : ranks(figure.z),
     text: figure.text,
     texttemplate: "%{text}",
-    textfont: { color: themed("--ink"), size: 11 },
+    textfont: { size: 11 },  // its color is the one of the two that contrasts
     hovertemplate: "%{y}, %{x}: %{text}<extra></extra>",
     hoverongaps: false,
     ...range,
