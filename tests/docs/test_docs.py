@@ -28,7 +28,7 @@ PAGES = [
     *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")),
     *sorted((ROOT / "docs").glob("**/*.md")),
 ]
-GUIDE = ROOT / "docs/from/flax-auto-model.md"
+GUIDE, TASKS = ROOT / "docs/from/flax-auto-model.md", ROOT / "docs/tasks.md"
 FENCE = re.compile(
     r'^```(?:(sh|python)|yaml title="([\w-]+\.yaml)")\n(.*?)^```', re.DOTALL | re.MULTILINE
 )
@@ -71,13 +71,17 @@ def needs_more(part: str) -> bool:
     return not commands or "python" in dict(blocks(part)) or bool(lacking)
 
 
-def marks(page: Path) -> tuple[pytest.MarkDecorator, ...]:
-    """Guides train a model each: `make test` runs one of them, `make test-all` the others."""
-    return (pytest.mark.full,) if page.parent.name == "from" and page != GUIDE else ()
+def marks(page: Path, number: int) -> tuple[pytest.MarkDecorator, ...]:
+    """Guides train a model each: `make test` runs one of them, `make test-all` the others.
+
+    So do the parts of the page of tasks, each of which `tests/tasks` trains too.
+    """
+    guide = page.parent.name == "from" and page != GUIDE
+    return (pytest.mark.full,) if guide or (page == TASKS and number > 1) else ()
 
 
 PARTS = [
-    pytest.param(part, id=f"{page.relative_to(ROOT)}-{number}", marks=marks(page))
+    pytest.param(part, id=f"{page.relative_to(ROOT)}-{number}", marks=marks(page, number))
     for page in PAGES
     for number, part in enumerate(parts(page))
 ]
