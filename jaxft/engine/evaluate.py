@@ -163,9 +163,14 @@ def run_split(
     collate: Collate | None = None,
 ) -> Iterator[Any]:
     """Yield each batch's sums and outcomes, on the host."""
-    segments = layout.segments if layout.segments > 1 else None
-    plan = plan_eval(examples.lengths, layout.rows, layout.row_length, segments)
+    plan = evaluation_plan(layout, examples)
     return run_plan(mesh, step, params, plan, collate or examples.collate)
+
+
+def evaluation_plan(layout: Layout, examples: Examples) -> EvalPlan:
+    """Plan the batches of an evaluation in the run's layout: every example once."""
+    segments = layout.segments if layout.segments > 1 else None
+    return plan_eval(examples.lengths, layout.rows, layout.row_length, segments)
 
 
 def run_plan(

@@ -1,6 +1,7 @@
 """`jaxft tune-rates`: what it learns is what it writes, and what it cannot do is one sentence."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ HEAD = {"name": "head", "match": "head/.*", "lr_mult": 5, "weight_decay": 0.0}
 
 
 def test_what_it_writes_has_the_rates_that_it_learned(tmp_path, capsys):
-    config = tiny_config(tmp_path, groups=[HEAD, FROZEN], layer_decay={"rate": 0.8})
+    still = {"name": "still", "match": "blocks/0/.*", "lr_mult": 0}
+    config = tiny_config(tmp_path, groups=[HEAD, FROZEN, still], layer_decay={"rate": 0.8})
     file, new = tmp_path / "run.yaml", tmp_path / "new.yaml"
     file.write_text(json.dumps(config.dump()))
     options = ["--steps", "3", "--rounds", "2", "--draws", "2", "--eval-batches", "1"]
@@ -25,7 +27,7 @@ def test_what_it_writes_has_the_rates_that_it_learned(tmp_path, capsys):
     tuned = json.loads(out)
     assert "6 trainings of 3 steps, each with 3 derivatives" in err
     assert tuned["depths"] == [1, 2, 3]
-    np.testing.assert_allclose(tuned["base"][:2], [0.8**2, 0.8])
+    np.testing.assert_allclose(tuned["base"][:2], [0, 0.8])
     assert tuned["loss_after"] < tuned["loss_before"]
     for draw in tuned["draws"]:
         first, moved = np.array(draw["logs"][0]), np.array(draw["logs"][1])
@@ -36,7 +38,7 @@ def test_what_it_writes_has_the_rates_that_it_learned(tmp_path, capsys):
     assert (learned <= high).all()
 
     before, after = (make_table(one, described(one)) for one in (config, load_config(str(new))))
-    factors = dict(zip(tuned["depths"], learned / tuned["base"], strict=True))
+    factors = dict(zip(tuned["depths"], tuned["learned"], strict=True))
     assert after.trainable == before.trainable
     for old, leaf in zip(before.leaves, after.leaves, strict=True):
         assert leaf.trainable == old.trainable
@@ -58,6 +60,7 @@ def described(config):
         (["--steps", "0"], "--steps must be at least 1, not 0."),
         (["--draws", "1"], "--draws must be at least 2, not 1."),
         (["phases=auto_freeze"], "phases: the rates of one phase are learned at a time"),
+        (["regularise.l2_sp=0.1"], "Pass regularise={}."),
         (["layer_decay={preset: auto_rgn}"], "layer_decay.preset: auto_rgn measures"),
         (["--write", "run.yaml"], "--write: run.yaml exists."),
     ],
@@ -68,3 +71,5 @@ def test_what_has_no_derivative_is_one_sentence(tmp_path, monkeypatch, capsys, w
     assert main(["tune-rates", "run.yaml", *words]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert sum(sentence in line for line in errors) == 1
+    for override in re.findall(r"pass (\S+=\S+)\.", errors[-1], re.IGNORECASE):
+        load_config("run.yaml", [override])  # the mend is one

@@ -23,12 +23,13 @@ from jaxft.analysis.batch_view.rows import (
 from jaxft.analysis.batch_view.sheet import check_sheet, pixels_of, write_sheet
 from jaxft.config.load import load_config
 from jaxft.config.schema import MeshSection
-from jaxft.data.batching.plans import EvalPlan, TrainPlan, plan_eval
+from jaxft.data.batching.plans import EvalPlan, TrainPlan
 from jaxft.data.image.colors import painted
+from jaxft.engine.evaluate import evaluation_plan
 from jaxft.engine.inputs import Split
 from jaxft.engine.setup import Setup, build
 from jaxft.errors import UserError
-from jaxft.report.terminal.batch import batch_rows
+from jaxft.report.terminal.batch import batch_rows, label_text
 from jaxft.tasks.parts.contract import BoundTask
 from jaxft.tasks.parts.examples import Examples
 
@@ -111,12 +112,11 @@ def _batch(
     setup: Setup, split: Split, name: str, step: int, count: int
 ) -> tuple[TrainPlan | EvalPlan, np.ndarray, Batch]:
     """Return the plan of a split, and the examples and arrays of a batch's first rows."""
-    examples, layout = split.examples, setup.layout
+    examples = split.examples
     plan: TrainPlan | EvalPlan = setup.plan
     steps = setup.length.total_steps
     if name != "train":
-        segments = layout.segments if layout.segments > 1 else None
-        plan = plan_eval(examples.lengths, layout.rows, layout.row_length, segments)
+        plan = evaluation_plan(setup.layout, examples)
         steps = len(plan)
     if not 0 <= step < steps:
         raise UserError(f"--step: {name} has batches 1 to {steps:,}, and no {step + 1:,}.")
@@ -196,12 +196,8 @@ def _write(
 def _caption(row: Mapping[str, Any]) -> str:
     """Return the caption of a row's image: its label, or its text."""
     label = row["examples"][0].get("label")
-    if isinstance(label, dict):
-        return " + ".join(f"{share:.2f} {name}" for name, share in label.items())
-    if isinstance(label, list):
-        return ", ".join(label)
     if label is not None:
-        return label if isinstance(label, str) else f"{label:.6g}"
+        return label_text(label)
     if "boxes" in row:
         return f"{len(row['boxes'])} boxes"
     return " ".join(token["piece"] for text in row.get("texts", ()) for token in text["tokens"])

@@ -1,7 +1,8 @@
 """Arithmetic of layers as plain functions, each with the cheapest backward pass.
 
 A custom backward pass saves less than jax's own and is faster on XLA:CPU; it is plain jax, so it
-runs everywhere. Normalization is in float32 inside.
+runs everywhere. Normalization is in float32 inside. The rules of a `custom_vjp` function call plain
+functions only, so that a gradient can be differentiated forward once more (`studies.tuning`).
 """
 
 from __future__ import annotations
@@ -16,8 +17,6 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-# The rules of a `custom_vjp` call plain functions only, so that a gradient can be differentiated
-# forward once more (`studies.tuning`): such a function itself cannot.
 PRODUCT = "product"  # the name of what a kernel gives, for those who keep it when much is not
 WEIGHT_GRADIENT = "[dW]"  # the name, in a program, of what a kernel's own gradient costs
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxft.numbers import count, size
 from jaxft.report.page.page import fill
-from jaxft.report.terminal.criteria import significant
+from jaxft.report.terminal.criteria import value_text
 
 UNITS = {"alpha": "± half its 95% interval", "outliers": "5 x mean"}
 
@@ -54,21 +53,9 @@ def _heat(
         "x": kinds,
         "y": blocks,
         "z": [[row.get(name) for row in line] for line in grid],
-        "text": [[_text(name, row) for row in line] for line in grid],
+        "text": [[value_text(name, row) for row in line] for line in grid],
         "signed": False,
     }
-
-
-def _text(name: str, row: Mapping[str, Any]) -> str:
-    value = row.get(name)
-    if value is None:
-        return ""
-    if name == "alpha":
-        low, high = row["alpha_interval"]
-        return f"{value:.2f} ± {(high - low) / 2:.2f}"
-    if name == "flops":
-        return count(value)
-    return size(value) if name == "optimizer_bytes" else significant(value)
 
 
 def _agreement(content: Mapping[str, Any]) -> dict[str, Any]:

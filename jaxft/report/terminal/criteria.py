@@ -39,17 +39,23 @@ def _matrix_table(title: str, content: Mapping[str, Any], names: Sequence[str]) 
     table = _table(title, ["block", "kind", *columns], left=2)
     before = None
     for row in content["matrices"]:
-        cells = [_cell(name, row) for name in names]
+        cells = [value_text(name, row) or "-" for name in names]
         block = row["block"].replace(BLOCKS, "")  # `3`, behind a tower's prefix `vision/3`
         table.add_row(block if row["block"] != before else "", row["kind"], *cells)
         before = row["block"]
     return table
 
 
-def _cell(name: str, row: Mapping[str, Any]) -> str:
-    value = row[name]
+def value_text(name: str, row: Mapping[str, Any]) -> str:
+    """Format the value of a criterion for a matrix; empty where it has none.
+
+    Args:
+        name: of the criterion.
+        row: of the matrix, in what `jaxft layers --json` prints.
+    """
+    value = row.get(name)
     if value is None:
-        return "-"
+        return ""
     if name == "alpha":
         low, high = row["alpha_interval"]
         return f"{value:.2f} ± {(high - low) / 2:.2f}"

@@ -6,8 +6,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from jaxft.config.load import Config
 from jaxft.layerwise.table import LeafRow
 from jaxft.studies.tuning.tune import Tuned
@@ -24,7 +22,7 @@ def tuned_groups(config: Config, table: Sequence[LeafRow], tuned: Tuned) -> list
         table: the leaves of its LayerTable.
         tuned: what was learned.
     """
-    learned = dict(zip(tuned.depths, np.divide(tuned.multipliers, tuned.base), strict=True))
+    learned = dict(zip(tuned.depths, tuned.learned, strict=True))
     own = {group.name: group.model_dump(exclude_none=True) for group in config.groups}
     groups = [fields for fields in own.values() if fields["freeze"]]
     parts: dict[tuple[str, int, float], list[str]] = {}

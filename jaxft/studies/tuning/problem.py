@@ -12,8 +12,8 @@ import numpy as np
 
 from jaxft.config.load import Config
 from jaxft.data.batching.loader import batches
-from jaxft.data.batching.plans import plan_eval
 from jaxft.device.mesh import batch_sharding, place_batch, replicated
+from jaxft.engine.evaluate import evaluation_plan
 from jaxft.engine.initial_state import load_params
 from jaxft.engine.remat import phase_setups
 from jaxft.engine.setup import PhaseSetup, Setup, build, objective_of
@@ -112,9 +112,8 @@ def train_batches(setup: Setup, first: int, count: int) -> Batch:
 
 def _eval_batches(setup: Setup, most: int) -> Iterator[Batch]:
     """Make the first batches of the eval rows."""
-    examples, layout = setup.splits["eval"].examples, setup.layout
-    segments = layout.segments if layout.segments > 1 else None
-    plan = plan_eval(examples.lengths, layout.rows, layout.row_length, segments)
+    examples = setup.splits["eval"].examples
+    plan = evaluation_plan(setup.layout, examples)
     sharding = batch_sharding(setup.mesh)
     for batch in batches(plan, examples.collate, 0, min(len(plan), most)):
         yield place_batch(batch, sharding)

@@ -54,7 +54,8 @@ class Tuned:
     Attributes:
         depths: the depths.
         base: `[depths]`, the config's own multiplier: the geometric mean over the depth's leaves.
-        multipliers: `[depths]`, the learned ones, times the config's own.
+        learned: `[depths]`, the factors that were learned: the geometric mean over the draws.
+        multipliers: `[depths]`, those times the config's own.
         low, high: `[depths]`, their 95% interval over the draws (Student's t of the logarithms).
         loss_before, loss_after: the mean loss on the eval rows after training with the config's
             own multipliers and with those of each draw, mean over the draws.
@@ -64,6 +65,7 @@ class Tuned:
 
     depths: tuple[int, ...]
     base: tuple[float, ...]
+    learned: tuple[float, ...]
     multipliers: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
@@ -93,7 +95,7 @@ def check_tunable(config: Config, steps: int, rounds: int, draws: int) -> None:
     if config.phases:
         raise UserError(
             "phases: the rates of one phase are learned at a time, and this config has several.",
-            "Remove the key phases, or pass phases=null.",
+            "Remove the key phases, or pass phases=[].",
         )
     if config.layer_decay.preset == "auto_rgn":
         raise UserError(
@@ -102,7 +104,7 @@ def check_tunable(config: Config, steps: int, rounds: int, draws: int) -> None:
             "Use mae, timm or electra.",
         )
     if config.regularise.l2_sp:
-        raise UserError("regularise.l2_sp: not supported by tune-rates.", "Pass regularise=null.")
+        raise UserError("regularise.l2_sp: not supported by tune-rates.", "Pass regularise={}.")
 
 
 def tune(
@@ -130,7 +132,7 @@ def tune(
     leaves = [leaf for leaf in problem.now.table.leaves if leaf.trainable]
     base = np.array(
         [
-            np.exp(np.mean([np.log(leaf.multiplier) for leaf in leaves if leaf.depth == depth]))
+            stats.gmean([leaf.multiplier for leaf in leaves if leaf.depth == depth])
             for depth in problem.depths
         ]
     )
@@ -138,6 +140,7 @@ def tune(
     return Tuned(
         depths=problem.depths,
         base=tuple(base.tolist()),
+        learned=tuple(np.exp(mean).tolist()),
         multipliers=tuple((base * np.exp(mean)).tolist()),
         low=tuple((base * np.exp(mean - reach)).tolist()),
         high=tuple((base * np.exp(mean + reach)).tolist()),
