@@ -43,7 +43,7 @@ TABLES = ("csv", "jsonl", "parquet")  # endings of files that hold rows, and kin
 Run = Annotated[
     str,
     typer.Argument(
-        metavar="RUN", help="A run folder, or a checkpoint that generates text or images."
+        metavar="RUN", help="A run folder, or a checkpoint with the trained head of a task."
     ),
 ]
 Texts = Annotated[
@@ -80,6 +80,15 @@ Out = Annotated[
 WholeFile = Annotated[
     bool, typer.Option("--whole-file", help="Read --file as one text, not one per line.")
 ]
+TaskOfCheckpoint = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        metavar="KIND",
+        show_default=False,
+        help="The task of a checkpoint whose config.json does not name one, such as masked_lm.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON lines even to a terminal.")]
 
 
@@ -89,6 +98,7 @@ def predict(
     file: OneFile = None,
     whole_file: WholeFile = False,
     checkpoint: CheckpointOfRun = "best",
+    task: TaskOfCheckpoint = None,
     as_json: AsJson = False,
     out: Out = None,
     annotate: Annotate = None,
@@ -116,28 +126,30 @@ def predict(
     asked |= {"max_new_tokens": max_new_tokens, "num_beams": beams, "stop_strings": stops}
     asked = {name: value for name, value in asked.items() if value is not None}
     prepare_computation()
-    output = _output_kind(run, bool(samples or label))
+    output = _output_kind(run, bool(samples or label), task)
     _check_options(run, output, annotate, bool(asked) or chat is not None)
     as_lines = partial(write_json_lines, file=out) if out else print_json_lines if as_json else None
     if output == "images":
         _print_images(run, inputs, samples, label, out, asked, chat, which)
     elif output == "texts":
-        _print_texts(run, inputs, chat=chat, asked=asked, as_lines=as_lines, which=which)
+        _print_texts(run, inputs, chat=chat, asked=asked, as_lines=as_lines, which=which, kind=task)
     else:
         table = None if whole_file else file
-        _print_labels(folder_named(run), inputs, table, as_lines, annotate, which)
+        _print_labels(run, inputs, table, as_lines, annotate, which, task)
 
 
-def _output_kind(run: str, image_options: bool) -> Literal["images", "texts", "labels"]:
+def _output_kind(
+    run: str, image_options: bool, task: str | None
+) -> Literal["images", "texts", "labels"]:
     """Return the kind of output of a run or checkpoint; options of images ask for images."""
     from jaxft.inference.generate import writes
     from jaxft.inference.generate_images import generates_images
     from jaxft.storage.buckets import check_network
 
     check_network(run)
-    if image_options or generates_images(run):
+    if image_options or generates_images(run, task):
         return "images"
-    return "texts" if writes(run) else "labels"
+    return "texts" if writes(run, task) else "labels"
 
 
 def _check_options(run: str, output: str, annotate: Path | None, text_options: bool) -> None:
@@ -185,12 +197,13 @@ def _sampling(temperature: float | None) -> dict[str, Any]:
 
 
 def _print_labels(
-    run: Path,
+    name: str,
     inputs: Iterable[str] | None,
     file: Path | None,
     as_lines: Lines | None,
     annotate: Path | None,
     which: Which,
+    task: str | None,
 ) -> None:
     """Print the prediction of each input, entities in color."""
     if inputs is None:
@@ -202,14 +215,17 @@ def _print_labels(
 
         inputs = list(inputs)
         check_apart(annotate, inputs, "--annotate")  # before anything is computed
+    from jaxft.inference.predictor import is_checkpoint
+
+    run = name if is_checkpoint(name) else folder_named(name)
     if kind in TABLES:
         from jaxft.inference.predict import predict_rows
 
-        predictions = predict_rows(run, f"{kind}:{file}:ordered", which)
+        predictions = predict_rows(run, f"{kind}:{file}:ordered", which, task)
     else:
         from jaxft.inference.predict import predict as story
 
-        predictions = story(run, inputs, which)
+        predictions = story(run, inputs, which, task)
     if annotate is not None:
         from jaxft.data.image.annotate import annotate_files
 
@@ -230,22 +246,22 @@ def _print_texts(
     asked: Mapping[str, Any],
     as_lines: Lines | None,
     which: Which,
+    kind: str | None,
 ) -> None:
     """Print the text that the model generates for each prompt.
 
     Args:
         name: the run or the checkpoint.
         prompts: texts, or images; None for a conversation at the terminal.
-        chat, asked: see `open_writer`.
+        chat, asked, which, kind: see `open_writer`.
         as_lines: prints or writes JSON lines; None prints them unless the output is a terminal.
-        which: the checkpoint of a run.
 
     Raises:
         UserError: the model generates no text, or a prompt or a setting is invalid.
     """
     from jaxft.inference.generate import complete, open_writer, prompts_of
 
-    writer = open_writer(name, chat, asked, which)
+    writer = open_writer(name, chat, asked, which, kind)
     for note in writer.notes:
         echo(f"jaxft: {note}", err=True)
     if prompts is None:

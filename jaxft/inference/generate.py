@@ -20,10 +20,10 @@ from jaxft.data.text.stream import TextStream
 from jaxft.data.text.tokenizer import Tokenizer
 from jaxft.engine.trained import Which, open_trained, task_of
 from jaxft.errors import UserError
+from jaxft.inference.predictor import head_of, is_checkpoint, is_run
 from jaxft.models.generate.decode import WRITES, Generator
 from jaxft.models.generate.settings import Settings, read_settings
-from jaxft.models.load import describe, load
-from jaxft.runs.folder import RUN_FILE
+from jaxft.models.load import load
 from jaxft.storage.files import place
 from jaxft.tasks.parts.images import paths_from_input
 from jaxft.tasks.parts.tools import Tools
@@ -56,22 +56,24 @@ class Writer:
     images: ImageProcessor | None = None
 
 
-def writes(name: str) -> bool:
+def writes(name: str, kind: str | None = None) -> bool:
     """Return whether a run or a checkpoint generates text.
 
-    A name of no existing path counts as a hub id, and true, if it has the form `owner/name` and
-    there is no folder `owner`.
+    Args:
+        name: a run folder or a checkpoint.
+        kind: the kind of task of a checkpoint whose config.json does not name one.
     """
-    path = place(name)
-    if (path / RUN_FILE).is_file():
-        return task_of(path).head in WRITES
-    if (path / "config.json").is_file() or name.startswith("package:"):
-        return describe(name).head in WRITES
-    return not path.parent.is_dir() and name.count("/") == 1
+    if is_run(name):
+        return task_of(place(name)).head in WRITES
+    return is_checkpoint(name) and head_of(name, kind) in WRITES
 
 
 def open_writer(
-    name: str, chat: bool | None, asked: Mapping[str, Any], which: Which = "best"
+    name: str,
+    chat: bool | None,
+    asked: Mapping[str, Any],
+    which: Which = "best",
+    kind: str | None = None,
 ) -> Writer:
     """Open a run or a checkpoint for text generation.
 
@@ -80,13 +82,14 @@ def open_writer(
         chat: whether to use the chat template; None uses it if there is one.
         asked: fields of `jaxft.models.generate.settings.Settings` set by the user.
         which: the checkpoint of a run: `best`, `last`, or a step.
+        kind: the kind of task of a checkpoint whose config.json does not name one.
 
     Raises:
         UserError: the model generates no text, lacks a tokenizer or the requested chat template,
             or a setting is out of range.
     """
-    trained = open_trained(place(name), which) if (place(name) / RUN_FILE).is_file() else None
-    model = load(name) if trained is None else trained.model
+    trained = open_trained(place(name), which) if is_run(name) else None
+    model = load(name, task=kind) if trained is None else trained.model
     generator = Generator(model)
     template = None if chat is False else load_chat_template(model.tokenizer_folder)
     if chat and template is None:

@@ -24,12 +24,12 @@ from jaxft.data.image.images import ImageProcessor
 from jaxft.data.sources.open import given_rows
 from jaxft.engine.trained import Which, open_trained, task_of
 from jaxft.errors import UserError, did_you_mean
+from jaxft.inference.predictor import head_of, is_run
 from jaxft.models.generate.decode import numbers_of
 from jaxft.models.generate.images import draw_images, first_word
 from jaxft.models.generate.settings import Settings
-from jaxft.models.load import IMAGE_GENERATION, Model, describe, load
+from jaxft.models.load import IMAGE_GENERATION, Model, load
 from jaxft.models.tower.tower import PLAIN, Tower
-from jaxft.runs.folder import RUN_FILE
 from jaxft.storage.files import place
 from jaxft.storage.outputs import check_apart, distinct_name
 from jaxft.tasks.parts.images import open_image, paths_from_input
@@ -56,12 +56,16 @@ class ImageGenerator:
     settings: Settings
 
 
-def generates_images(name: str) -> bool:
-    """Return whether a run or a checkpoint generates images."""
-    path = place(name)
-    if (path / RUN_FILE).is_file():
-        return task_of(path).head == IMAGE_GENERATION
-    return (path / "config.json").is_file() and describe(name).head == IMAGE_GENERATION
+def generates_images(name: str, kind: str | None = None) -> bool:
+    """Return whether a run or a checkpoint generates images.
+
+    Args:
+        name: a run folder or a checkpoint's folder.
+        kind: the kind of task of a checkpoint whose config.json does not name one.
+    """
+    if is_run(name):
+        return task_of(place(name)).head == IMAGE_GENERATION
+    return (place(name) / "config.json").is_file() and head_of(name, kind) == IMAGE_GENERATION
 
 
 def open_generator(name: str, asked: Mapping[str, Any], which: Which = "best") -> ImageGenerator:
@@ -80,7 +84,7 @@ def open_generator(name: str, asked: Mapping[str, Any], which: Which = "best") -
         raise UserError(
             f"'{name}' generates no images, so --samples and --class do not apply.", "Remove them."
         )
-    if (place(name) / RUN_FILE).is_file():
+    if is_run(name):
         trained = open_trained(place(name), which)
         model, classes = trained.model, trained.label_names
     else:

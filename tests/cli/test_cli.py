@@ -121,11 +121,11 @@ def test_eval(story, capsys):
 @pytest.fixture
 def labels(story):
     """A story that labels every text, one at a time."""
-    story("jaxft.inference.generate", "writes", lambda run: False)
+    story("jaxft.inference.generate", "writes", lambda run, kind: False)
     return story(
         "jaxft.inference.predict",
         "predict",
-        lambda run, texts, which: (
+        lambda run, texts, which, task: (
             {"run": str(run), "text": text, "which": which} for text in texts
         ),
     )
