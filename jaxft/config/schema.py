@@ -36,6 +36,12 @@ class ModelSection(Section):
         "a hub id (id@revision), a folder, or package:module/path; or two of them: {vision, "
         "text} for a dual encoder, or {encoder, decoder} with cross-attention",
     )
+    tokenizer: str | None = fixed(
+        None,
+        "a hub id, a folder or package:module/path with the tokenizer's files, for a checkpoint "
+        "with none of its own or a wrong one; null is the checkpoint's own",
+        min_length=1,
+    )
     dropout: float | None = fixed(None, "dropout rate; null is the checkpoint's own", ge=0, lt=1)
     ignore: list[str] = Field(
         default_factory=list,

@@ -261,6 +261,7 @@ def model_options(config: Config, names: Sequence[str], new: Sequence[str] = ())
         adapter=adapter_option(config.adapter),
         new=new,
         cache=config.model.cache,
+        tokenizer=config.model.tokenizer,
     )
 
 

@@ -204,7 +204,10 @@ def base_checkpoint(run: RunFolder, config: Config) -> Checkpoint:
 
 def with_checkpoint(config: Config, checkpoint: Checkpoint) -> Config:
     """Return the config with another checkpoint, and with the adapter stored beside that."""
-    update: dict[str, Any] = {"model": config.model.model_copy(update={"checkpoint": checkpoint})}
+    model: dict[str, Any] = {"checkpoint": checkpoint}
+    if checkpoint != config.model.checkpoint:  # a run's copy holds its tokenizer
+        model["tokenizer"] = None
+    update: dict[str, Any] = {"model": config.model.model_copy(update=model)}
     if config.adapter.checkpoint is not None and isinstance(checkpoint, str):
         adapter_folder = files.place(checkpoint) / ADAPTER
         if (adapter_folder / ADAPTER_CONFIG).exists():

@@ -27,6 +27,7 @@ from jaxft.models.layers.modules import Leaf
 from jaxft.models.load_adapters import with_adapter
 from jaxft.models.model import Model
 from jaxft.models.reinit import reinitialized, with_new
+from jaxft.models.tokenizer_source import with_tokenizer
 from jaxft.models.values import with_values
 from jaxft.models.weights.config_fields import pad_token_id
 from jaxft.models.weights.expected import expected_tensors
@@ -64,6 +65,7 @@ class LoadOptions:
     new: Sequence[str] = ()
     sharding: ShardingOf | None = None
     cache: str | None = None
+    tokenizer: str | None = None
 
 
 PLAIN = LoadOptions()  # the checkpoint as it is
@@ -87,6 +89,7 @@ def load(
     new: Sequence[str] = (),
     sharding: ShardingOf | None = None,
     cache: str | None = None,
+    tokenizer: str | None = None,
 ) -> Model:
     """Load a checkpoint as a model with parameters.
 
@@ -112,6 +115,7 @@ def load(
             holds those that were new at its start.
         sharding: (name, shape, axes) -> the parameter's sharding.
         cache: the hub's cache folder.
+        tokenizer: where the tokenizer's files are, if not in the checkpoint.
 
     Raises:
         UserError: the checkpoint is not there, not whole, or not understood.
@@ -131,6 +135,7 @@ def load(
         new=new,
         sharding=sharding,
         cache=cache,
+        tokenizer=tokenizer,
     )
     return with_values(describe(checkpoint, options), dtype=dtype, seed=seed)
 
@@ -143,7 +148,7 @@ def describe(
     Errors of a checkpoint are raised here. Without `weights` its config is enough, and the tensors
     are assumed to match it.
     """
-    source = resolve(checkpoint, options.cache)
+    source = with_tokenizer(resolve(checkpoint, options.cache), options.tokenizer, options.cache)
     fields, tensors = _content(source, options, weights)
     fields = (family := _family(fields, source)).infer_fields(fields, tensors)
     head, config = _head(family, fields, options.task), _config(family, fields, options)

@@ -36,7 +36,8 @@ def with_tokenizer(config: Config) -> Iterator[tuple[Config, str]]:
     """
     folder = _folder(config.model.checkpoint)
     fields = _text_fields(folder)
-    if folder is None or fields is None or any((folder / name).is_file() for name in TOKENIZERS):
+    has_files = folder is not None and any((folder / name).is_file() for name in TOKENIZERS)
+    if folder is None or fields is None or has_files or config.model.tokenizer is not None:
         yield config, ""
         return
     with TemporaryDirectory(prefix="jaxft-plan-") as temporary:

@@ -47,7 +47,8 @@ def load_backend(folder: Path) -> tokenizers.Tokenizer:
     if not any((folder / name).is_file() for name in VOCABULARIES):
         raise UserError(
             f"'{folder}' holds no tokenizer: neither tokenizer.json nor an older vocabulary file.",
-            f"Older files: {', '.join(VOCABULARIES)}.",
+            f"Older files: {', '.join(VOCABULARIES)}. model.tokenizer names another folder or hub "
+            "id that has them.",
         )
     # Importing it takes seconds where torch is installed, and few folders need it.
     from transformers import AutoTokenizer

@@ -53,6 +53,7 @@ COMPANIONS = (
     GENERATION_FILE,
 )
 IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
+NO_TOKENIZER = (*IMAGE_FILES, GENERATION_FILE)  # the companions of other kinds
 HUB_FILES = ("config.json", "model*.safetensors", INDEX, *COMPANIONS)
 # The names of two checkpoints that become one model: two towers, or one that reads the other.
 Part = Literal["vision", "text", "encoder", "decoder"]
@@ -72,6 +73,7 @@ class Source:
         revision: the resolved commit where it came from the hub, else None.
         second: where the other one is, where this is the first of two checkpoints.
         decodes: whether that one is a decoder, which is to read this one's output.
+        tokenizer: the folder with the tokenizer's files, where it is another's.
     """
 
     asked: str
@@ -79,6 +81,7 @@ class Source:
     revision: str | None = None
     second: Source | None = None
     decodes: bool = False
+    tokenizer: Source | None = None
 
     @cached_property
     def weight_files(self) -> tuple[Path, ...]:
@@ -104,6 +107,8 @@ class Source:
     @property
     def tokenizer_folder(self) -> Path:
         """Return the folder with the tokenizer's files."""
+        if self.tokenizer is not None:
+            return self.tokenizer.folder
         return self.folder if self.second is None else self.second.folder
 
     @cached_property
@@ -113,6 +118,11 @@ class Source:
         Raises:
             UserError: one is a link to what is outside the checkpoint, or is of no credible size.
         """
+        if self.tokenizer is not None:
+            others = replace(self, tokenizer=None).companions
+            own = {name: file for name, file in others.items() if name in NO_TOKENIZER}
+            named = self.tokenizer.companions
+            return own | {name: file for name, file in named.items() if name not in NO_TOKENIZER}
         paths = {path for pattern in COMPANIONS for path in self.folder.glob(pattern)}
         own = {str(p.relative_to(self.folder)): p for p in sorted(paths) if p.is_file()}
         for path in own.values():
@@ -126,8 +136,8 @@ class Source:
             return own
         images = {name: path for name, path in own.items() if name in IMAGE_FILES}
         # How the second one alone goes on with a text is not how both write one.
-        left = (*IMAGE_FILES, GENERATION_FILE)
-        return {n: p for n, p in self.second.companions.items() if n not in left} | images
+        second = self.second.companions
+        return {n: p for n, p in second.items() if n not in NO_TOKENIZER} | images
 
 
 def resolve(checkpoint: Checkpoint, cache: str | None = None) -> Source:

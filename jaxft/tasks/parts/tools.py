@@ -63,9 +63,11 @@ class Tools:
         """
         tokenizer = load_tokenizer(self.model.tokenizer_folder)
         if tokenizer.vocab_size > self.model.vocab_size:
+            other = self.model.source.tokenizer
+            key = "model.checkpoint" if other is None else f"model.tokenizer: '{other.asked}'"
             raise UserError(
-                f"model.checkpoint: the tokenizer has {tokenizer.vocab_size:,} tokens and the "
-                f"model embeddings for {self.model.vocab_size:,}.",
+                f"{key}: the tokenizer has {tokenizer.vocab_size:,} tokens and the model "
+                f"embeddings for {self.model.vocab_size:,}.",
                 "If it is the model's own, model.resize_vocab=true adds the missing embeddings.",
             )
         return tokenizer
