@@ -62,8 +62,7 @@ def test_what_is_wrong_with_it_is_one_sentence(tmp_path, capsys):
         return capsys.readouterr().err
 
     assert refused("large").startswith(
-        "jaxft: model.tokenizer: 'large': the tokenizer has 103 tokens and the model embeddings "
-        "for 32."
+        "jaxft: model.tokenizer: 'large' has 103 tokens and the model embeddings for 32."
     )
     assert "model.tokenizer: 'lage' is neither a folder nor" in refused("lage")
     Path("empty").mkdir()

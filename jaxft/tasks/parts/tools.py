@@ -63,12 +63,19 @@ class Tools:
         """
         tokenizer = load_tokenizer(self.model.tokenizer_folder)
         if tokenizer.vocab_size > self.model.vocab_size:
+            tokens, embeddings = f"{tokenizer.vocab_size:,}", f"{self.model.vocab_size:,}"
+            hint = "If it is the model's own, model.resize_vocab=true adds the missing embeddings."
             other = self.model.source.tokenizer
-            key = "model.checkpoint" if other is None else f"model.tokenizer: '{other.asked}'"
+            if other is not None:
+                raise UserError(
+                    f"model.tokenizer: '{other.asked}' has {tokens} tokens and the model "
+                    f"embeddings for {embeddings}.",
+                    hint,
+                )
             raise UserError(
-                f"{key}: the tokenizer has {tokenizer.vocab_size:,} tokens and the model "
-                f"embeddings for {self.model.vocab_size:,}.",
-                "If it is the model's own, model.resize_vocab=true adds the missing embeddings.",
+                f"model.checkpoint: the tokenizer has {tokens} tokens and the model embeddings "
+                f"for {embeddings}.",
+                hint,
             )
         return tokenizer
 
