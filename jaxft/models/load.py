@@ -165,6 +165,7 @@ def describe(
         unused=(*family.tensors.unused, *options.ignore),
         refit=family.refits(config, fields),
         grow=options.resize_vocab,
+        aliases=family.tensors.aliases,
     )
     matching = with_new(reinitialized(matching, towers, options.reinit, family.pooler), options.new)
     size = options.image_size
@@ -286,11 +287,10 @@ def _head(family: Family, fields: Mapping[str, Any], task: str | None) -> str | 
     if task == HEADLESS and None in heads:
         return None
     if task is not None:
-        if task not in heads:
-            raise UserError(
-                f"The task '{task}' has no head on {fields['model_type']}.", f"Known: {known}."
-            )
-        return task
+        if task in heads:
+            return task
+        message = f"The task '{task}' has no head on {fields['model_type']}."
+        raise UserError(message, f"Known: {known}.")
     own = (fields.get("architectures") or list(heads.values()))[0]
     for head, architecture in heads.items():
         if architecture == own:

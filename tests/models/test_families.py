@@ -12,8 +12,10 @@ from safetensors.numpy import load_file
 
 from jaxft.models import load as registry
 from tests.support.families import (
+    BARTS_KIN,
     BERTS_KIN,
     FAMILIES,
+    LIKE_OTHERS,
     OWN_HEADS,
     OWN_PAIRS,
     Pair,
@@ -33,6 +35,8 @@ def is_kin(name: str, head: str | None) -> bool:
     """Whether what a model has is tested in another."""
     if name in PAIRS:
         return name not in OWN_PAIRS
+    if name in BARTS_KIN:
+        return head is None or name in LIKE_OTHERS
     return name in BERTS_KIN and (name, head) not in OWN_HEADS
 
 

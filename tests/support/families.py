@@ -31,6 +31,10 @@ AUTO = {
 FAMILIES = registry.families()
 # BERT's kin have its blocks: `make test` looks at what is their own, stems and heads.
 BERTS_KIN = ("camembert", "distilbert", "electra", "roberta", "xlm-roberta")
+# BART's kin are one computation: `make test` runs the heads of those that have a choice of their
+# own, and not of the two that combine the others'.
+BARTS_KIN = ("bart", "marian", "m2m_100", "mbart", "pegasus")
+LIKE_OTHERS = ("mbart", "pegasus")
 # Their one block is repeated: it has one depth, and is scanned over as it is.
 SHARED_BLOCKS = ("albert",)
 # Of two families in one model these are always tested.
@@ -103,10 +107,21 @@ def make_pair(model_type: str, head: str | None, seed: int, folder: Path) -> Pai
     if config.is_encoder_decoder and hasattr(model, "lm_head") and draw.integers(2):
         untie(model)
     with torch.no_grad():  # fresh norms and biases are ones and zeros: nothing would be tested
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
+        for value in (*model.parameters(), *written_buffers(model).values()):
+            if is_free(value):
+                value.add_(torch.randn_like(value) * 0.1)
     model.save_pretrained(folder)
     return Pair(registry.load(str(folder)), model, str(folder), random_batch(model, draw))
+
+
+def written_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The buffers that a model writes beside its parameters: BART's bias of the word scores."""
+    return {name: value for name, value in model.named_buffers() if name in model.state_dict()}
+
+
+def is_free(value: torch.Tensor) -> bool:
+    """Whether a value may be any number: a parameter that is not trained is a fixed table."""
+    return value.requires_grad or not isinstance(value, torch.nn.Parameter)
 
 
 def untie(model: torch.nn.Module) -> None:
@@ -216,6 +231,8 @@ def torch_gradients(pair: Pair) -> dict[str, np.ndarray]:
         # Of two names that are tied it is the file that knows which is saved.
         for name, value in pair.torch.named_parameters(remove_duplicate=False)
     }
+    # What is no parameter is not trained.
+    grads |= {n: torch.zeros_like(v) for n, v in written_buffers(pair.torch).items()}
     with tempfile.TemporaryDirectory() as folder:  # a file's names are not always the model's own
         pair.torch.save_pretrained(folder, state_dict=grads)
         theirs = load_file(f"{folder}/model.safetensors")

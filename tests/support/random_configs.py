@@ -214,6 +214,11 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "n_inner": inner("n_inner"),
     "ffn_dim": inner("ffn_dim"),
     "d_ff": inner("d_ff"),
+    "encoder_ffn_dim": inner("encoder_ffn_dim"),
+    "decoder_ffn_dim": inner("decoder_ffn_dim"),
+    "decoder_attention_heads": lambda draw: draw.one_of(draw.heads, 1),
+    "decoder_layers": lambda draw: draw.number(2, 5),
+    "decoder_vocab_size": lambda draw: None,  # as many as of the encoder
     "num_decoder_layers": lambda draw: draw.one_of(None, draw.number(2, 5)),
     "mlp_ratio": lambda draw: draw.number(1, 4),
     "hidden_dim": inner("hidden_dim"),
@@ -260,6 +265,8 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "_remove_final_layer_norm": Draw.flag,
     "layer_norm_elementwise_affine": Draw.flag,
     "use_swiglu_ffn": Draw.flag,
+    "scale_embedding": Draw.flag,
+    "share_encoder_decoder_embeddings": Draw.flag,
     "use_mask_token": Draw.flag,
     "use_mid_position_embeddings": Draw.flag,
     "vision_use_head": lambda draw: draw.joined or draw.flag(),
@@ -288,6 +295,7 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "pad_token_id": lambda draw: 0,
     "bos_token_id": lambda draw: 1,
     "decoder_start_token_id": lambda draw: 0,
+    "forced_eos_token_id": lambda draw: None,  # tests of generation force tokens themselves
     # CLIP takes 2 for the highest word there is.
     "eos_token_id": lambda draw: draw.number(2, 4),
     # Dropout.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
-from jaxft.models.generate.choose import penalize
+from jaxft.models.generate.choose import FREE, Rule, penalize, restrict
 
 WORST = -1e9
 
@@ -58,6 +58,7 @@ def advance(
     penalty: float,
     length_penalty: float,
     early_stopping: bool | str,
+    rule: Rule = FREE,
 ) -> tuple[Beams, jax.Array, jax.Array, jax.Array]:
     """Extend each running text by one token.
 
@@ -68,7 +69,8 @@ def advance(
         step: how many tokens were added before.
         ends: tokens that end a text.
         penalty: on tokens that are there already.
-        length_penalty, early_stopping: see `generate_settings.Settings`.
+        length_penalty, early_stopping: see `settings.Settings`.
+        rule: the tokens that may come.
 
     Returns:
         The new state; the row in the batch that each running text goes on from, and its new
@@ -76,7 +78,7 @@ def advance(
     """
     batch, count, room = beams.running.shape
     words = scores.shape[-1]
-    chances = jax.nn.log_softmax(scores)
+    chances = restrict(jax.nn.log_softmax(scores), rule)
     if used is not None:
         chances = penalize(chances, used, penalty)
     total = chances.reshape(batch, count, words) + beams.running_scores[..., None]

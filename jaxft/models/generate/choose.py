@@ -7,11 +7,27 @@ order.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 NEVER = -jnp.inf
+
+
+class Rule(NamedTuple):
+    """Tokens that may come at one step.
+
+    Attributes:
+        never: tokens that may not.
+        forced: if any, one of these comes.
+    """
+
+    never: tuple[int, ...] = ()
+    forced: tuple[int, ...] = ()
+
+
+FREE = Rule()
 
 
 def choose(
@@ -20,6 +36,7 @@ def choose(
     key: jax.Array | None,
     numbers: Mapping[str, jax.Array | None],
     top_k: int,
+    rule: Rule = FREE,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Choose the next token of each text.
 
@@ -29,6 +46,7 @@ def choose(
         key: samples the tokens; None for the most likely.
         numbers: `repetition_penalty`, `temperature`, `top_p` and `min_p`; None for without.
         top_k: draw from so many of the most likely; 0 for all.
+        rule: the tokens that may come.
 
     Returns:
         Tokens [B] int32, and `used` with them.
@@ -36,6 +54,7 @@ def choose(
     penalty = numbers["repetition_penalty"]
     if used is not None and penalty is not None:
         scores = penalize(scores, used, penalty)
+    scores = restrict(scores, rule)
     if key is None:
         tokens = scores.argmax(-1)
     else:
@@ -43,6 +62,13 @@ def choose(
     if used is not None:
         used = used.at[jnp.arange(len(tokens)), tokens].set(True)
     return tokens.astype(jnp.int32), used
+
+
+def restrict(scores: jax.Array, rule: Rule) -> jax.Array:
+    """Set scores [..., V] of tokens that may not come to minus infinity; forced ones score 0."""
+    if rule.forced:
+        return jnp.full_like(scores, NEVER).at[..., jnp.asarray(rule.forced)].set(0.0)
+    return scores.at[..., jnp.asarray(rule.never)].set(NEVER) if rule.never else scores
 
 
 def penalize(scores: jax.Array, used: jax.Array, penalty: jax.Array | float) -> jax.Array:

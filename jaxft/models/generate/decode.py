@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxft.errors import UserError
 from jaxft.models.generate import beams as generate_beams
-from jaxft.models.generate.choose import choose
+from jaxft.models.generate.choose import Rule, choose
 from jaxft.models.generate.settings import Settings, check_cache
 from jaxft.models.tower.cache import Cache, Read, decode, prefill, prefill_from
 from jaxft.models.tower.tower import PLAIN, Compute
@@ -138,7 +138,8 @@ class Generator:
         texts: list[list[int]] = [[] for _ in prompts]
         running = [True] * len(prompts)
         for step in range(room):
-            tokens, used = _next(scores, used, key, np.int32(step), numbers, settings.top_k)
+            rule = settings.rule(step, step + 1 == room, self._start is not None)
+            tokens, used = _next(scores, used, key, np.int32(step), numbers, settings.top_k, rule)
             if step + 1 < room:  # the device goes on while the host reads
                 slot = np.int32(length + step)
                 scores, cache = self.decode(self._params, cache, tokens, mask, slot, read)
@@ -178,6 +179,7 @@ class Generator:
                 penalty=settings.repetition_penalty,
                 length_penalty=settings.length_penalty,
                 early_stopping=settings.early_stopping,
+                rule=settings.rule(step, step + 1 == room, self._start is not None),
             )
             if step + 1 == room or not more:
                 break
@@ -271,15 +273,15 @@ def numbers_of(settings: Settings) -> dict[str, np.float32 | None]:
     }
 
 
-@partial(jax.jit, static_argnames="top_k")
-def _next(scores: Any, used: Any, key: Any, step: Any, numbers: Any, top_k: int) -> Any:
+@partial(jax.jit, static_argnames=("top_k", "rule"))
+def _next(scores: Any, used: Any, key: Any, step: Any, numbers: Any, top_k: int, rule: Rule) -> Any:
     own = None if key is None else jax.random.fold_in(key, step)
-    return choose(scores, used, own, numbers, top_k)
+    return choose(scores, used, own, numbers, top_k, rule)
 
 
 _advance = jax.jit(
     generate_beams.advance,
-    static_argnames=("ends", "penalty", "length_penalty", "early_stopping"),
+    static_argnames=("ends", "penalty", "length_penalty", "early_stopping", "rule"),
 )
 
 

@@ -10,9 +10,13 @@ from typing import Any
 
 from jaxft.bounds import MOST_BEAMS, MOST_CACHED_TOKENS
 from jaxft.errors import UserError
+from jaxft.models.generate.choose import Rule
 from jaxft.storage.json_files import read_json_object
 
 MOST_NEW_TOKENS = 256  # where nobody says how many
+TOKEN_LISTS = ("eos_token_id", "forced_eos_token_id", "bad_words_ids")
+# What is read from config.json where there is no generation_config.json.
+OF_CONFIG = (*TOKEN_LISTS, "forced_bos_token_id")
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,10 @@ class Settings:
         early_stopping: end as soon as there are `num_beams` whole texts (True), when the running
             ones are unlikely to become better (False), or cannot ("never").
         eos_token_id: tokens that end a text.
+        forced_bos_token_id: the first token of a text that is generated from a source, such as the
+            language to translate into; None for any.
+        forced_eos_token_id: the last token of a text that reaches its limit; empty for any.
+        bad_words_ids: tokens that are never generated.
         stop_strings: texts that end a text; looked for on the host.
         seed: of the sampling.
 
@@ -53,6 +61,9 @@ class Settings:
     length_penalty: float = 1.0
     early_stopping: bool | str = False
     eos_token_id: tuple[int, ...] = ()
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: tuple[int, ...] = ()
+    bad_words_ids: tuple[int, ...] = ()
     stop_strings: tuple[str, ...] = ()
     seed: int = 0
 
@@ -69,8 +80,12 @@ class Settings:
         _refuse_unless(
             self.early_stopping in (True, False, "never"), "early_stopping", "true, false or never"
         )
-        ends = all(isinstance(end, int) for end in self.eos_token_id)
-        _refuse_unless(ends, "eos_token_id", "a token id, or a list of them")
+        for name in TOKEN_LISTS:
+            least = -1 if name == "eos_token_id" else 0  # some files end texts by no token
+            ids = all(_is_count(token, least) for token in getattr(self, name))
+            _refuse_unless(ids, name, "a token id, or a list of them")
+        first = _is_count(self.forced_bos_token_id, 0)
+        _refuse_unless(first, "forced_bos_token_id", "a token id")
         stops = all(isinstance(stop, str) and stop for stop in self.stop_strings)
         _refuse_unless(stops, "stop_strings", "strings that are not empty")
         if self.num_beams > 1 and self.do_sample:
@@ -82,6 +97,22 @@ class Settings:
                 "Beam search does not support stop strings.",
                 "Give num_beams or stop_strings, not both.",
             )
+
+    def rule(self, step: int, last: bool, from_source: bool) -> Rule:
+        """Return which tokens may come at a step.
+
+        Args:
+            step: how many tokens were added before.
+            last: whether a text reaches its limit with this one.
+            from_source: whether texts are generated from sources.
+        """
+        first = self.forced_bos_token_id
+        # Where both are forced, transformers forces the end.
+        forced = self.forced_eos_token_id if last else ()
+        if not forced and first is not None and from_source and step == 0:
+            forced = (first,)
+        ends = self.eos_token_id
+        return Rule(tuple(token for token in self.bad_words_ids if token not in ends), forced)
 
 
 def check_cache(tokens: int, settings: Settings) -> None:
@@ -165,18 +196,21 @@ def read_settings(
         UserError: the file is no JSON object, or a value is out of range.
     """
     path = folder / "generation_config.json"
-    stored = {"eos_token_id": fields.get("eos_token_id")}
+    stored = {name: fields.get(name) for name in OF_CONFIG}
     if path.is_file():
         stored = read_json_object(path)
     stored = {name: value for name, value in stored.items() if value is not None}
-    odd = [n for n in stored if n not in KNOWN and n not in HARMLESS and _says(stored[n], n)]
+    words = _single_tokens(stored.get("bad_words_ids"))
+    longer = {"bad_words_ids"} - words.keys()
+    passed = {*KNOWN, *HARMLESS} - longer
+    odd = [n for n in stored if n not in passed and _says(stored[n], n)]
     notes = tuple(
         f"generation_config.json: {name} ({json.dumps(stored[name])}) is not supported, and tokens "
         "are chosen without it."
         for name in odd
     )
-    own = {name: stored[name] for name in KNOWN if name in stored}
-    own |= {name: _tuple(own[name]) for name in ("eos_token_id", "stop_strings") if name in own}
+    own = {n: stored[n] for n in KNOWN if n in stored and n != "bad_words_ids"} | words
+    own |= {name: _tuple(own[name]) for name in (*TOKEN_LISTS, "stop_strings") if name in own}
     try:
         Settings(**_agreed(own, {}))
     except TypeError:
@@ -203,6 +237,14 @@ def _agreed(own: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
 def _says(value: Any, name: str) -> bool:
     """Return whether a field's value means that tokens are chosen otherwise."""
     return value != NEUTRAL[name] if name in NEUTRAL else value not in (False, [], {})
+
+
+def _single_tokens(words: Any) -> dict[str, tuple[Any, ...]]:
+    """Return `bad_words_ids` of a file, lists of tokens, where each word is one token."""
+    lists = isinstance(words, list) and all(isinstance(word, list) for word in words)
+    if not lists or any(len(word) != 1 for word in words):
+        return {}
+    return {"bad_words_ids": tuple(word[0] for word in words)}
 
 
 def _tuple(value: Any) -> tuple[Any, ...]:

@@ -120,6 +120,7 @@ def match(
     unused: Sequence[str],
     refit: Mapping[str, Callable[[np.ndarray], np.ndarray]] | None = None,
     grow: bool = False,
+    aliases: Mapping[str, Sequence[str]] | None = None,
 ) -> Matching:
     """Pair every parameter with a tensor, and account for every tensor.
 
@@ -134,6 +135,7 @@ def match(
         refit: parameter -> the function that makes a tensor of another shape fit: it maps the
             whole stored tensor, in float32, to one of the parameter's shape.
         grow: add the missing rows to parameters that have a row for each word.
+        aliases: a tensor -> those that a checkpoint may hold instead, first choice first.
 
     Raises:
         UserError: a tensor is missing, unknown, of the wrong shape, or no float.
@@ -143,6 +145,9 @@ def match(
         if (known := canonical(stored)) in by_name:
             raise UserError(f"The checkpoint holds '{known}' twice (as '{stored}' too).")
         by_name[known] = stored
+    for name, others in (aliases or {}).items():
+        first = next((one for one in (name, *others) if one in by_name), None)
+        by_name |= {} if first is None else {name: by_name[first]}
     wanted = {p: by_name[n.hf] for p, n in names.items() if n.hf in by_name}
     wanted = {p: n for p, n in wanted.items() if not p.startswith(tuple(refuse))}
     new = tuple(name for name in names if name not in wanted)

@@ -21,12 +21,14 @@ class TensorNames:
         heads: head -> its own lines; a head without any may be absent.
         unused: patterns of tensors that a checkpoint may hold without a parameter to read them.
         fresh: patterns of name prefixes of parameters that a checkpoint may lack.
+        aliases: a tensor of the table -> others with its values, which a file may hold instead.
     """
 
     tables: Mapping[str, Sequence[Name]]
     heads: HeadLines
     unused: Sequence[str]
     fresh: Sequence[str] = ("head/",)
+    aliases: Mapping[str, Sequence[str]] = field(default_factory=dict, kw_only=True)
 
     def table(self, head: str | None, model_type: str) -> tuple[Name, ...]:
         """Return the name table of a model type under a head."""
