@@ -30,7 +30,7 @@ AUTO = {
 }
 FAMILIES = registry.families()
 # BERT's kin have its blocks: `make test` looks at what is their own, stems and heads.
-BERTS_KIN = ("camembert", "distilbert", "electra", "roberta", "xlm-roberta")
+BERTS_KIN = ("camembert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
 # BART's kin are one computation: `make test` runs the heads of those that have a choice of their
 # own, and not of the two that combine the others'.
 BARTS_KIN = ("bart", "marian", "m2m_100", "mbart", "pegasus")
@@ -45,6 +45,8 @@ OWN_HEADS = (
     ("electra", "masked_lm"),
     ("electra", "replaced_tokens"),
     ("electra", "text_classification"),
+    ("mpnet", "masked_lm"),
+    ("mpnet", "text_classification"),
     ("roberta", "masked_lm"),
     ("roberta", "text_classification"),
 )
@@ -173,9 +175,11 @@ def random_texts(
     """Three padded texts, the longest as long as the batch; or of that many words."""
     length = shorter or int(draw.integers(12, 24))
     mask = (np.arange(length) < np.array([length, length // 2, 3])[:, None]).astype(np.int64)
+    # Word 0 is the padding word: PyTorch gives it no gradient, and takes no class from it. MPNet's
+    # is word 1, whatever its config says.
+    pad = 1 if config.model_type == "mpnet" else 0
     batch = {
-        # Word 0 is the padding word: PyTorch gives it no gradient, and takes no class from it.
-        "input_ids": draw.integers(1, config.vocab_size, mask.shape) * mask,
+        "input_ids": np.where(mask, draw.integers(pad + 1, config.vocab_size, mask.shape), pad),
         "attention_mask": mask,
     }
     end = getattr(config, "eos_token_id", None)
