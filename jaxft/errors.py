@@ -6,7 +6,8 @@ import difflib
 from collections.abc import Iterable
 
 NEAR = 0.75
-LONGEST = 1000  # characters of a message, and of a hint
+LONGEST = 1000  # characters of a message
+LONGEST_HINT = 900
 
 
 class UserError(Exception):
@@ -22,7 +23,7 @@ class UserError(Exception):
 
     def __init__(self, message: str, hint: str = ""):
         self.message = shortened(message)
-        self.hint = shortened(hint)
+        self.hint = shortened(hint, LONGEST_HINT)
         super().__init__(f"{self.message} {self.hint}".strip())
 
 

@@ -22,9 +22,17 @@ from jaxft.errors import UserError, nearest
 Leaf = TypeVar("Leaf")
 
 
+MOST_DIGITS = 18  # of a number in a name; a longer one is text
+
+
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     """Return a sort key under which `blocks/2` comes before `blocks/10`."""
-    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split("/"))
+    parts = name.split("/")
+    return tuple((0, int(part), "") if _is_number(part) else (1, 0, part) for part in parts)
+
+
+def _is_number(part: str) -> bool:
+    return part.isascii() and part.isdigit() and len(part) <= MOST_DIGITS
 
 
 def natural_order(names: Iterable[str]) -> list[str]:

@@ -4,7 +4,7 @@ import pytest
 
 from jaxft.bounds import MOST_PATTERN_CHARACTERS
 from jaxft.errors import UserError
-from jaxft.tree import matches_of, select
+from jaxft.tree import matches_of, natural_order, select
 
 NAMES = [f"blocks/{number}/attention/query/kernel" for number in range(12)]
 ENDLESS = r"(?:(.|.)+)+[^a-z/0-9]"  # tries 2^36 divisions of a name
@@ -33,3 +33,9 @@ def test_a_pattern_of_no_meaning_is_refused_or_matches_nothing(pattern):
 def test_a_pattern_that_is_too_long():
     with pytest.raises(UserError, match="is longer than 1,000 characters"):
         matches_of(["x" * (MOST_PATTERN_CHARACTERS + 1)], NAMES, "key")
+
+
+def test_numbers_in_names_are_in_order_and_very_long_ones_are_text():
+    names = ["blocks/10", "blocks/2", "blocks/" + "9" * 5000, "blocks/²", "head"]
+    assert natural_order(names)[:2] == ["blocks/2", "blocks/10"]
+    assert sorted(natural_order(names)) == sorted(names)

@@ -173,6 +173,7 @@ def test_a_bad_jsonl_is_named_by_row(tmp_path, content, said):
         ),
         ("{folder}/numbers", {}, "must start with csv:, jsonl:, conll:, boxes:, coco:, "),
         ("csv:{folder}/numbers.csv[:9o%]", {}, "'9o%' is not a bound of a slice"),
+        (f"csv:{{folder}}/numbers.csv[:{'9' * 5000}]", {}, "9' is not a bound of a slice"),
         ("csv:{folder}/numbers.csv[:101]", {}, "the slice ends at 101, and there are 100 rows"),
         ("csv:{folder}/numbers.csv[:120%]", {}, "the slice ends at 120%"),
         ("csv:{folder}/numbers.csv[50%:10%]", {}, "has no rows"),

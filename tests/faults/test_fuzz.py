@@ -75,3 +75,10 @@ def test_a_long_message_has_no_middle():
     assert len(sentence) <= LONGEST + 20 < SENTENCE
     assert sentence.startswith("The value is 9")
     assert sentence.endswith("9 in rows.csv. Lower it.")
+
+
+def test_a_long_message_and_a_long_hint_are_one_sentence_still():
+    def refuse():
+        raise UserError("The field " + "9" * 5000 + " is unknown.", "Set " + "9" * 5000 + ".")
+
+    assert len(judged(refuse)) < SENTENCE

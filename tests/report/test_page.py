@@ -8,6 +8,7 @@ import os
 import re
 
 import pytest
+import yaml
 from PIL import Image
 
 from jaxft.cli.main import main
@@ -345,6 +346,14 @@ def test_a_broken_file_is_a_sentence_in_the_page(run, name, content):
         return  # proper YAML with keys that nobody reads
     assert "Missing data" in body
     assert name in body.split("Missing data")[1]
+
+
+@pytest.mark.parametrize("section", ["model", "task"])
+def test_a_config_with_a_section_of_another_type_is_a_sentence_in_the_page(run, section):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump(config | {section: "bert"}))
+    body = without_scripts(page_of(run))
+    assert f"config.yaml has an entry without a proper &#39;{section}&#39;." in body
 
 
 def test_a_run_that_has_only_begun_has_a_page(tmp_path):

@@ -220,3 +220,12 @@ def test_a_number_is_drawn_over_what_is_so(run):
     assert "Largest errors" in page
     assert "wrong of" not in page
     assert "Missing data" not in page
+
+
+def test_probabilities_in_a_line_of_another_view_are_not_drawn(run):
+    about = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(about | {"view": "texts"}))
+    odd = {"id": 0, "target": "a", "written": "b", "loss": 1.0}
+    first = odd | {"label": "good", "probabilities": {"good": 0.5, "bad": 0.5}}
+    write_lines(run, "test", [first, odd])
+    assert figures_of(run) == {}

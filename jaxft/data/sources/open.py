@@ -39,7 +39,7 @@ SPEC = re.compile(
 )
 # The path of a file that is written without its format.
 FILE = re.compile(r"(?!\w+:(?!//)).+\.(csv|jsonl|parquet|arrow|conll)(\[[^]]*\])?(:ordered)?", re.S)
-BOUND = re.compile(r"(\d+)|(\d+(?:\.\d+)?)%")
+BOUND = re.compile(r"(\d{1,18})|(\d{1,18}(?:\.\d{1,18})?)%")
 
 
 # Kinds of one file, or of the files of a pattern; and the others.

@@ -58,7 +58,7 @@ def scored(run: Run) -> list[Scored]:
 
 def classes(run: Run) -> list[str]:
     """The classes that a run's predictions give probabilities for, where an example has one."""
-    for lines in run.predictions.values():
+    for lines in run.predictions.values() if run.view == "single_label" else ():
         if lines and isinstance(lines[0].get("label"), str) and "probabilities" in lines[0]:
             return list(lines[0]["probabilities"])
     return []

@@ -18,6 +18,7 @@ from jaxft.report.page.predictions.lines import ANSWER, LINES, NUMBER, Keys, vie
 from jaxft.runs.folder import RunFolder, open_run
 from jaxft.storage.json_files import parse_json
 
+SECTIONS: Keys = dict.fromkeys(("model", "task"), (dict, type(None)))  # of a config, as read here
 SPLITS = ("test", "eval")  # the order in which their predictions are shown
 BEFORE = "before"  # what was said of the eval rows before the first step, where that was asked for
 ROW: Keys = {
@@ -158,7 +159,7 @@ def _about(folder: RunFolder) -> Any:
 
 def _config(folder: RunFolder) -> Any:
     config = folder.config()
-    _check([config], {}, folder, "config.yaml")
+    _check([config], SECTIONS, folder, "config.yaml")
     return config
 
 
