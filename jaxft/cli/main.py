@@ -37,7 +37,7 @@ from jaxft.cli.push import push
 from jaxft.cli.report import report
 from jaxft.cli.search import search
 from jaxft.cli.study import study
-from jaxft.errors import Note, UserError
+from jaxft.errors import Note, UserError, shortened
 from jaxft.launch.cluster import SUPERVISED, find_cluster
 from jaxft.launch.platforms import leave_out_absent_tpu
 from jaxft.launch.supervise import supervise
@@ -131,7 +131,7 @@ def of_the_system(error: Exception) -> str | None:
     out, on the host or on a device; None of anything else.
     """
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'A file'}: {error.strerror}."
+        return f"{shortened(str(error.filename or 'A file'))}: {error.strerror}."
     if isinstance(error, ValueError) and str(error) == "embedded null byte":
         return "A path holds a null byte, which no file name can."
     on_device = type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error)

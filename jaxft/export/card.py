@@ -44,8 +44,13 @@ def model_card(trained: Trained) -> str:
 
 
 def _scores(run: RunFolder, step: int) -> dict[str, Any] | None:
-    """Return the scores of this checkpoint: on the last rows scored, else on the eval rows."""
-    if (run.path / "result.json").exists():
+    """Return the scores of this checkpoint: on the last rows scored, else on the eval rows.
+
+    Raises:
+        UserError: the result of a finished run is not there.
+    """
+    finished = run.read_json(RUN_FILE).get("state") == "finished"
+    if finished or (run.path / "result.json").exists():
         result = run.read_json("result.json")
         if result["step"] == step:
             return result

@@ -45,8 +45,9 @@ def export(
     own = resolved(folder) == resolved(trained.run.export)
     mark = b"" if own else CARD_MARK
     check_output(folder / "README.md", mark, "--out")
+    card = model_card(trained)  # what it reads may be damaged
     trained.task.in_units(trained.model).save(folder, overwrite=own)
-    write_output(folder / "README.md", model_card(trained), mark, "--out")
+    write_output(folder / "README.md", card, mark, "--out")
     if trained.task.searches == "texts":
         write_sentence_files(trained, folder)
     return folder

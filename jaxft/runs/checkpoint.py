@@ -280,7 +280,7 @@ class Checkpoints:
             return loaded, checksum(loaded)
 
         loaded, sums = attempt_restore(read, "its arrays cannot be read")
-        verify(saved, sums)
+        verify(saved, loaded, sums)
         return loaded
 
     @contextlib.contextmanager

@@ -97,14 +97,23 @@ def compare(saved: Leaves, parts: dict[str, Any], where: str) -> None:
             raise UserError(f"{where} holds '{name}', which this run does not have.", hint)
 
 
-def verify(saved: Leaves, sums: dict[str, int]) -> None:
-    """Compares the checksums of what was loaded with those of what was saved.
+def verify(saved: Leaves, loaded: Any, sums: Mapping[str, int]) -> None:
+    """Compares what was loaded with what was saved: shapes, types and checksums.
+
+    Orbax reads a random key without its metadata as plain integers, and says nothing.
+
+    Args:
+        saved: the leaves as they were saved.
+        loaded: trees of arrays.
+        sums: what `checksum` gave for them.
 
     Raises:
         DamagedError: one differs.
     """
-    for name, value in sums.items():
-        if value != saved[name]["checksum"]:
+    for name, leaf in flat(loaded).items():
+        same_type = str(leaf.dtype) == saved[name]["dtype"]
+        same_shape = list(leaf.shape) == saved[name]["shape"]
+        if not (same_type and same_shape and sums[name] == saved[name]["checksum"]):
             raise DamagedError(f"'{name}' differs from what was saved")
 
 

@@ -183,6 +183,9 @@ def test_errors_of_the_machine_are_sentences():
     assert (
         of_the_system(OSError(24, os.strerror(24), "rows.csv")) == "rows.csv: Too many open files."
     )
+    long = of_the_system(OSError(36, os.strerror(36), "x" * 5000))
+    assert long.endswith(": File name too long.")
+    assert len(long) < 1100
     assert of_the_system(MemoryError()).startswith("Out of host memory. Lower data.batch_size")
     refusal = type("JaxRuntimeError", (RuntimeError,), {})
     full = refusal("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")

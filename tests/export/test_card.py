@@ -3,12 +3,14 @@
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 
 import jaxft
+from jaxft.errors import UserError
 from jaxft.export.card import checkpoint_name, source_name
 from jaxft.export.export import export
 from jaxft.inference.predict import predict
@@ -78,6 +80,14 @@ def short(tmp_path_factory, cache):  # noqa: F811 the fixture above
         tiny_config(folder, data=data, train={"length": "2 steps", "evaluate_every": "2 steps"}),
         quiet=True,
     )
+
+
+def test_a_finished_run_without_its_result_is_not_exported(run, tmp_path):
+    copy = Path(shutil.copytree(run.folder, tmp_path / "copy"))
+    (copy / "result.json").unlink()
+    with pytest.raises(UserError, match=r"copy has no result\.json"):
+        export(copy, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_cards_code_gives_the_predictions_of_the_run(short, tmp_path):

@@ -284,6 +284,18 @@ def test_damage_is_found_and_the_one_before_is_used(tmp_path, capfd, part, how):
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_key_that_is_read_as_integers_is_damage(tmp_path):
+    states = three_saved(tmp_path)
+    # The kind of key is there only; Orbax reads its integers without it, and says nothing.
+    (tmp_path / "2/key/array_metadatas/process_0").unlink()
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore(like(states[0]))
+    assert_same(restored.state, states[1])
+    assert restored.notes == [
+        f"Checkpoint 2 in {tmp_path} is damaged: 'key' differs from what was saved."
+    ]
+
+
 @pytest.mark.parametrize("change", [b'"checksum": 9', b'"shape": [7'])
 def test_a_damaged_description_is_damage_and_not_another_model(tmp_path, change):
     states = three_saved(tmp_path)
