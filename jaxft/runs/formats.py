@@ -52,6 +52,15 @@ class Resumed(_Format):
     changed: dict[str, Annotated[list[Any], Field(min_length=2, max_length=2)]] = {}
 
 
+class Time(_Format):
+    """Time of a start of the run, by its parts, and the work of its steps."""
+
+    seconds: dict[str, Annotated[float, Field(ge=0)]]
+    steps: int
+    flops: Annotated[float, Field(ge=0)]
+    peak: float | None
+
+
 class RunFacts(_Format):
     """Content of run.json."""
 
@@ -68,6 +77,7 @@ class RunFacts(_Format):
     best_metric: str = ""
     base: Base = Base()
     resumed: list[Resumed] = []
+    time: Time | None = None
 
 
 class Result(_Format):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -68,6 +69,7 @@ class Log:
         self.progress = Progress(setup.length.total_steps, first, console, quiet)
         self._watch = Watch(self.progress.message)
         self._slow = SlowSteps(self.meter.clock, self._watch)
+        self._last = 0.0  # when the last step read had ended
 
     def __enter__(self) -> Self:
         self._open.enter_context(self.events)
@@ -89,6 +91,7 @@ class Log:
             phase: its phase.
             metrics, layers: its results.
         """
+        self.meter.compiles = False
         ended = self.meter.clock.ends(metrics["loss"])
         self._pending.append((step, phase, metrics, layers, ended))
 
@@ -104,6 +107,7 @@ class Log:
         for step, phase, metrics, layers, end in taken(self._pending, most):
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
             ended = end.result()
+            self._last = ended.wall
             if slow := self._slow.add(step, phase.now.phase.index, ended.active):
                 self.say(step, slow, slow)
             event = self.meter.add(phase, step, values, ended.active)
@@ -120,10 +124,33 @@ class Log:
                 raise self._failure(step, int(values["bad_steps"]))
         return self.meter.finite
 
+    def idle(self, since: float) -> float:
+        """Return for how many seconds the devices have had no step.
+
+        Args:
+            since: the most of them, as a moment of `time.monotonic()`.
+        """
+        ends = [end for *_, end in self._pending]
+        return idle_seconds(ends, self._last, since, time.monotonic())
+
     def say(self, step: int, event: str, message: str) -> None:
         """Write a note to the event log, and a message to the terminal."""
         self.events.note(step, event)
         self.progress.message(message)
+
+
+def idle_seconds(ends: Sequence[Future[Ended]], last: float, since: float, now: float) -> float:
+    """Return for how long the devices have had no step.
+
+    Args:
+        ends: the ends of the steps in flight, oldest first.
+        last: when the last step before these ended.
+        since: the moment that idle time counts from.
+        now: the moment that it counts to.
+    """
+    if not all(end.done() for end in ends):
+        return 0.0
+    return max(0.0, now - max(since, ends[-1].result().wall if ends else last))
 
 
 def taken(pending: deque[T], most: int) -> Iterator[T]:

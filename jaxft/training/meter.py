@@ -191,10 +191,13 @@ class Meter:
     Attributes:
         clock: the time that throughput is measured by.
         finite: whether the last step read was finite.
+        compiles: whether the next step is the first of its program.
+        steps, flops: number and model FLOPs of all steps read.
     """
 
     def __init__(self, setup: Setup):
-        self.clock, self.finite = Clock(), True
+        self.clock, self.finite, self.compiles = Clock(), True, False
+        self.steps = self.flops = 0
         self._setup = setup
         self._work = Work(0, None)
         self._sums: dict[str, float] = {}
@@ -218,6 +221,7 @@ class Meter:
         index = self._setup.plan.batch(step - 1)
         real = index[index >= 0]
         tokens = float(self._setup.splits["train"].examples.lengths[real].sum())
+        self.steps, self.flops = self.steps + 1, self.flops + self._work.flops
         self._pace.add(ended, examples=len(real), tokens=tokens, flops=self._work.flops)
         if self.finite:
             self._weight += metrics["weight"]
@@ -233,8 +237,13 @@ class Meter:
 
     def works(self, work: Work) -> None:
         """Set the work of each following step, the first of which is compiled."""
-        self._work = work
+        self._work, self.compiles = work, True
         self._pace.interrupt()
+
+    @property
+    def peak(self) -> float | None:
+        """Return the FLOPs a second of all devices; None where the chip is not known."""
+        return self._work.peak
 
     def _event(self, phase: PhaseStep, step: int) -> dict[str, Any]:
         means = {name: total / self._weight for name, total in self._sums.items()}

@@ -1,14 +1,17 @@
-"""Profile of some steps, for XProf."""
+"""Where the time goes: a stopwatch of a run's parts, and a trace of some steps for XProf."""
 
 from __future__ import annotations
 
 import contextlib
 import re
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
 import jax
 
+from jaxft.analysis.time_use import COMPILE, EVALUATE, INPUT, SAVE, SET_UP, STEPS, TRUNK
 from jaxft.device.distributed import is_first
 from jaxft.errors import UserError
 from jaxft.storage.buckets import LocalFolder
@@ -75,3 +78,44 @@ class Profile:
     def __exit__(self, *error: object) -> None:
         with contextlib.suppress(RuntimeError):  # the error that ended the block is reported
             self.close()
+
+
+class Times:
+    """Stopwatch of a run; it starts with the first part, set-up."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._seconds = dict.fromkeys((SET_UP, TRUNK, COMPILE, INPUT, EVALUATE, SAVE), 0.0)
+
+    @contextlib.contextmanager
+    def of(self, part: str) -> Iterator[None]:
+        """Count the time of a block as that of a part."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.add(part, time.monotonic() - began)
+
+    def add(self, part: str, seconds: float) -> None:
+        """Add seconds to a part."""
+        self._seconds[part] += seconds
+
+    def is_set_up(self) -> None:
+        """End the first part."""
+        self._seconds[SET_UP] = time.monotonic() - self._began
+
+    def facts(self, steps: int, flops: int, peak: float | None) -> dict[str, Any]:
+        """Return the times for `run.json`.
+
+        Args:
+            steps: those of this start of the run.
+            flops: their model FLOPs, on all devices together.
+            peak: bfloat16 FLOPs a second of all devices; None where the chip is not known.
+
+        Returns:
+            `seconds` by part, with `steps` for the rest, and the arguments.
+        """
+        total = time.monotonic() - self._began
+        parts = self._seconds | {STEPS: max(0.0, total - sum(self._seconds.values()))}
+        seconds = {name: round(value, 3) for name, value in parts.items()}
+        return {"seconds": seconds, "steps": steps, "flops": flops, "peak": peak}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
 from jaxft.analysis.forgetting import open_forgetting
+from jaxft.analysis.time_use import COMPILE, EVALUATE, INPUT, SAVE, TRUNK, paragraph, time_use
 from jaxft.config.load import Config
 from jaxft.device.distributed import SHARED, compare, wait_for_all
 from jaxft.device.process import Stop, stop_signals
@@ -29,7 +32,7 @@ from jaxft.training.log import IN_FLIGHT, Log, earlier_events, find_trackers, lo
 from jaxft.training.metadata import batch_line, phase_line, rates_json, run_json, table_json
 from jaxft.training.phase import Phases, PhaseStep, make_phase_step
 from jaxft.training.preflight import compare_setup, join_processes
-from jaxft.training.profile import Profile
+from jaxft.training.profile import Profile, Times
 from jaxft.training.result import final_result, not_finite
 from jaxft.training.resume import (
     change_line,
@@ -70,6 +73,7 @@ def train(
         SystemExit: 128 + the signal's number, after SIGTERM or SIGINT and a save.
     """
     # ----------------------------------------------------------------------------- Processes
+    times = Times()
     quiet = not join_processes(config, resume=resume, overwrite=overwrite) or quiet
     console = EscapingConsole(quiet=quiet)
 
@@ -131,18 +135,21 @@ def train(
             length, flops, save_due, score_due = setup.length, table["flops"], False, False
 
             # A signal during an evaluation ended the run without it: a resumed run catches up.
+            times.is_set_up()
             missed = first and length.evaluates_at(first) and not checkpoints.metrics(first)
             begins = first < total or missed
-            if begins and not _enter(batches, running.now, state, first, log, flops):
+            if begins and not _enter(batches, running.now, state, first, log, flops, times):
                 if first:
                     _save(checkpoints, log, first, state)
                 end_if_asked(first)
             if missed:
-                scores = evaluator.score(running.now, state, first, batches)
+                with times.of(EVALUATE):
+                    scores = evaluator.score(running.now, state, first, batches)
                 _save(checkpoints, log, first, state, scores)
                 end_if_asked(first)
             if first == 0:
-                evaluator.before(running.now, state, eval_step)
+                with times.of(EVALUATE):
+                    evaluator.before(running.now, state, eval_step)
             if first < total:
                 log.progress.doing("compiling the step")
 
@@ -160,14 +167,17 @@ def train(
                     state = running.enter_next(state)
                     line = phase_line(running.now.now.phase, len(running.now.phases))
                     log.say(step, line, line)
-                    if not _enter(batches, running.now, state, step, log, flops):
+                    if not _enter(batches, running.now, state, step, log, flops, times):
                         _save(checkpoints, log, step, state)
                         end_if_asked(step)
 
                 trace.before(step, state)
+                asked = time.monotonic()
                 batch = batches.next()
+                times.add(INPUT, log.idle(since=asked))
                 train_step, inputs = running.step(batch), running.now.inputs(step)
-                state, metrics = train_step(state, running.now.frozen, batch, inputs)
+                with times.of(COMPILE) if log.meter.compiles else nullcontext():
+                    state, metrics = train_step(state, running.now.frozen, batch, inputs)
                 del batch  # frees its memory while the state is scored
                 done = step + 1
                 layers = read_layers(running.now, state, done, metrics)
@@ -185,22 +195,29 @@ def train(
                     with log.meter.clock.paused():
                         scores = None
                         if score_due and not stop.asked():
-                            scores = evaluator.score(running.now, state, done, batches)
-                        _save(checkpoints, log, done, state, scores)
+                            with times.of(EVALUATE):
+                                scores = evaluator.score(running.now, state, done, batches)
+                        with times.of(SAVE):
+                            _save(checkpoints, log, done, state, scores)
                     end_if_asked(done)
                     if checkpoints.latest() is not None:
                         run.discard_old()
                     save_due = score_due = False
-            checkpoints.wait()
-            frozen = running.now.frozen
+            with times.of(SAVE):
+                checkpoints.wait()
+            frozen, meter = running.now.frozen, log.meter
 
         # ------------------------------------------------- The test rows, with the best checkpoint
         run.discard_old()
-        result = final_result(setup, run, checkpoints, eval_step, frozen, console)
+        with times.of(EVALUATE):
+            result = final_result(setup, run, checkpoints, eval_step, frozen, console)
         log_result(trackers, result)
-        run.update(state="finished", warnings=result.get("warnings", []))
+        spent = times.facts(meter.steps, meter.flops, meter.peak)
+        run.update(state="finished", warnings=result.get("warnings", []), time=spent)
         wait_for_all()
         console.print(result_table(result))
+        if (use := time_use(about | {"time": spent})) is not None:
+            console.print(paragraph(use), highlight=False)
     return Run(place(run.path))
 
 
@@ -211,9 +228,10 @@ def _enter(
     step: int,
     log: Log,
     flops: Mapping[str, int],
+    times: Times,
 ) -> bool:
     """Prepare a phase's batches; return False where a signal came while its trunk ran."""
-    with log.meter.clock.paused():
+    with log.meter.clock.paused(), times.of(TRUNK):
         try:
             batches.enter(phase, state, step)
         except Interrupted:

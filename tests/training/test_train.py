@@ -126,6 +126,10 @@ def test_a_run_from_the_command_line_is_complete(typed):
     assert [part["split"] for part in about["data"]] == ["train", "eval", "test"]
     assert all(re.fullmatch("[0-9a-f]{64}", part["fingerprint"]) for part in about["data"])
     assert [part["examples"] for part in about["data"]] == [67, 15, 14]
+    assert about["time"]["steps"] == 4
+    assert about["time"]["flops"] > 0
+    seconds = about["time"]["seconds"]
+    assert min(seconds[part] for part in ("steps", "compile", "evaluate", "save", "set_up")) > 0
     assert about["resolved"] == {
         "total_steps": 4,
         "steps_per_epoch": 9,
