@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import jax
@@ -159,7 +160,7 @@ class Saver:
             # The option `todelete_subdir` of Orbax's manager is not to be had here (0.12.8).
             orbax._manager._checkpoint_deleter = RenamingDeleter(folder)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="jaxft-save")
-        self._pending: Future[None] | None = None
+        self._pending: Future[ocp.AsyncResponse[bool]] | None = None
         self._complete: list[Any] = []
 
     def complete(self) -> list[Any]:
@@ -192,8 +193,8 @@ class Saver:
         sums = begin_checksum(parts)
         self._pace.ease()
 
-        def write(parts: dict[str, Any]) -> None:
-            self._orbax.save_checkpointables_async(
+        def write(parts: dict[str, Any]) -> ocp.AsyncResponse[bool]:
+            return self._orbax.save_checkpointables_async(
                 step,
                 dict(parts),  # Orbax adds to the dict that it is given
                 force=True,
@@ -204,15 +205,21 @@ class Saver:
         if can_copy(parts):
             self._pending = self._thread.submit(write, on_host(parts))
         else:
-            write(parts)
+            self._pending = Future()
+            self._pending.set_result(write(parts))
 
     def wait(self) -> None:
         """Waits for the save in the background, and raises what went wrong with it."""
         self._pace.hurry()
         pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
-        self._orbax.wait()
+        response = None if pending is None else pending.result()
+        try:
+            self._orbax.wait()
+        except BaseException:
+            with suppress(Exception):  # the same error
+                _end(response)
+            raise
+        _end(response)
 
     def close(self) -> None:
         """Waits for the save in the background, and ends."""
@@ -221,6 +228,12 @@ class Saver:
         finally:
             self._thread.shutdown()
             self._orbax.close()
+
+
+def _end(response: ocp.AsyncResponse[bool] | None) -> None:
+    """End the thread that waits for a save; Orbax keeps it until somebody asks for the result."""
+    if response is not None:
+        response.result()
 
 
 def can_copy(tree: Any) -> bool:

@@ -284,6 +284,20 @@ def test_damage_is_found_and_the_one_before_is_used(tmp_path, capfd, part, how):
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_save_leaves_no_event_loop_behind(tmp_path):
+    """Orbax has a thread with a loop of its own for each save, until its result is asked for."""
+
+    def loops():
+        return [thread for thread in threading.enumerate() if "_run_loop" in thread.name]
+
+    before = len(loops())
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in range(4):
+            checkpoints.save(step, make_state(step))
+        checkpoints.wait()
+        assert len(loops()) == before
+
+
 def test_a_key_that_is_read_as_integers_is_damage(tmp_path):
     states = three_saved(tmp_path)
     # The kind of key is there only; Orbax reads its integers without it, and says nothing.
