@@ -13,7 +13,7 @@ import numpy as np
 from jaxft.data.sources.open import Source, open_mixture, open_source
 from jaxft.errors import UserError, nearest
 from jaxft.storage.files import cache_dir
-from jaxft.tasks.parts.contract import BoundTask, Task
+from jaxft.tasks.parts.contract import BoundTask, Facts, Task
 from jaxft.tasks.parts.examples import Examples
 from jaxft.tasks.parts.labels import BadValue
 
@@ -120,9 +120,7 @@ def open_splits(
     return splits
 
 
-def fit_task(
-    bound: BoundTask[Any, Any], train: Split, facts: Mapping[str, float] | None
-) -> BoundTask[Any, Any]:
+def fit_task(bound: BoundTask[Any, Any], train: Split, facts: Facts | None) -> BoundTask[Any, Any]:
     """Give a task what it has to know of the training rows; None computes it from them."""
     task = bound.task
     known = task.fit(train.examples.labels, bound.tools.model) if facts is None else facts

@@ -31,7 +31,7 @@ from jaxft.layerwise.phases import Phase
 from jaxft.layerwise.table import LayerTable
 from jaxft.models.load import HEADLESS, LoadOptions, Model, describe
 from jaxft.models.tower.tower import Compute
-from jaxft.tasks.parts.contract import BoundTask, Sums, Task
+from jaxft.tasks.parts.contract import BoundTask, Facts, Sums, Task
 from jaxft.tasks.parts.tools import Tools
 
 
@@ -176,7 +176,7 @@ def build(
     layout: Layout | None = None,
     new: Sequence[str] = (),
     weights: bool = True,
-    facts: Mapping[str, float] | None = None,
+    facts: Facts | None = None,
 ) -> Setup:
     """Open the data, describe the model, lay out the mesh and resolve durations.
 
@@ -220,7 +220,7 @@ def build(
         compute=replace(runtime.compute, trainable=frozenset(phases[0].table.trainable)),
         length=length,
         phases=phases,
-        why=(runtime.why,) if runtime.why else (),
+        why=(*((runtime.why,) if runtime.why else ()), *task.notes),
     )
 
 

@@ -1,4 +1,4 @@
-"""The files that make an export a model of sentence-transformers: mean pooling, length 1.
+"""The files that make an export a model of sentence-transformers: pooling, vectors of length 1.
 
 Source: https://www.sbert.net, `modules.json` and the folders that it names.
 """
@@ -14,7 +14,9 @@ import jax.numpy as jnp
 
 from jaxft.engine.trained import Trained
 from jaxft.models.load import Model
+from jaxft.models.weights.source import MODULES_FILE, POOLING_FILE
 from jaxft.storage.files import write_atomic
+from jaxft.tasks.embedding.pooling import pooling_config
 
 MODULES = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
 
@@ -35,14 +37,11 @@ def write_sentence_files(trained: Trained, folder: Path) -> None:
         }
         for index, (path, name) in enumerate(MODULES)
     ]
-    pooling = {"word_embedding_dimension": _width(trained.model), "pooling_mode_mean_tokens": True}
-    other = ("cls_token", "max_tokens", "mean_sqrt_len_tokens")
     length = trained.config.data.max_length or trained.model.max_positions
-    _write(
-        folder / "1_Pooling" / "config.json", pooling | {f"pooling_mode_{n}": False for n in other}
-    )
+    pooling = pooling_config(trained.task.facts["pooling"], _width(trained.model))
+    _write(folder / POOLING_FILE, pooling)
     _write(folder / "sentence_bert_config.json", {"max_seq_length": length, "do_lower_case": False})
-    _write(folder / "modules.json", modules)
+    _write(folder / MODULES_FILE, modules)
 
 
 def _width(model: Model) -> int:

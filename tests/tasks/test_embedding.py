@@ -1,6 +1,8 @@
 """Texts as vectors: pooling, losses and scores, a run, its page, its predictions and its export."""
 
 import json
+import re
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,7 @@ from jaxft.export.export import export
 from jaxft.metrics.retrieval import pair_scores, ranking_loss, wrong_before
 from jaxft.models import load as registry
 from jaxft.report.page.page import write_page
+from jaxft.tasks.embedding.pooling import pooling_config
 from jaxft.tasks.embedding.section import EmbeddingSection as Section
 from jaxft.tasks.embedding.task import make
 from jaxft.tasks.embedding.text_tuples import numbered
@@ -283,6 +286,107 @@ def test_vectors_are_those_of_the_export(run, capsys):
         assert one["text"] == text
         np.testing.assert_allclose(one["vector"], vector, atol=2e-5)
         np.testing.assert_allclose(one["vector"], other, atol=2e-5)
+
+
+# ------------------------------------------------------------------------------------- pooling
+
+POOLINGS = {  # ours -> sentence-transformers' own name
+    "mean": "mean",
+    "cls": "cls",
+    "last": "lasttoken",
+    "max": "max",
+    "weighted_mean": "weightedmean",
+}
+MODULES = ("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")
+
+
+def write_modules(folder, pooling, modules=MODULES):
+    """The files in which a checkpoint of sentence-transformers says how it pools."""
+    listed = [
+        {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for n, (path, kind) in enumerate(modules)
+    ]
+    (folder / "modules.json").write_text(json.dumps(listed))
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+
+
+def fitted(folder, **section):
+    """The task on a checkpoint, as a run begins with it."""
+    model = registry.load(str(folder), task="embedding")
+    task = make(Section(**TASK, **section))
+    return task.fitted(task.fit(None, model)).bind(Tools(model, None, None), ())
+
+
+@pytest.mark.parametrize("written", ["one key", "a key each"])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_a_checkpoint_pools_as_its_own_files_say(tmp_path, pooling, written):
+    folder = tiny_checkpoint(tmp_path / "bert")
+    width = {"word_embedding_dimension": 32}
+    one_key = {"embedding_dimension": 32, "pooling_mode": POOLINGS[pooling]}
+    write_modules(folder, one_key if written == "one key" else pooling_config(pooling, 32) | width)
+    task = fitted(folder)
+    assert task.task.pooling == pooling
+    assert task.task.notes == ()
+    examples = task.examples(given_rows(ROWS))
+    batch = examples.collate(np.array([[2, 0], [1, -1], [3, -1]]), 40)
+    vectors = np.asarray(task.outcomes(task.tools.model(**batch), batch)["vectors"])
+    encoder = SentenceTransformer(str(folder), device="cpu")
+    for number, place in ((2, (0, 0)), (0, (0, 1)), (1, (1, 0))):
+        texts = [ROWS[number][column] for column in ("anchor", "positive")]
+        expected = encoder.encode(texts, show_progress_bar=False)
+        np.testing.assert_allclose(vectors[place], expected, atol=1e-5)
+
+
+def test_where_no_file_says_how_to_pool_that_is_said(tmp_path):
+    folder = tiny_checkpoint(tmp_path / "bert")
+    task = fitted(folder).task
+    assert task.pooling == "mean"
+    assert "has no modules.json" in task.notes[0]
+    chosen = fitted(folder, pooling="cls").task
+    assert (chosen.pooling, chosen.notes) == ("cls", ())
+
+
+@pytest.mark.parametrize(
+    ("pooling", "modules", "message"),
+    [
+        ({"pooling_mode": "cls"}, MODULES, "task.pooling is mean, and the .* says cls"),
+        ({"pooling_mode": ["cls", "mean"]}, MODULES, "the pooling .* is not supported"),
+        ({"pooling_mode": "sum"}, MODULES, "the pooling .* is not supported"),
+        ({"pooling_mode": {}}, MODULES, "the pooling .* is not supported"),
+        ({}, (*MODULES[:2], ("2_Dense", "Dense")), "the module Dense changes the vectors"),
+        ({}, (MODULES[0], ("pool", "Pooling")), "the pooling is in 'pool', not in 1_Pooling"),
+        ([], MODULES, "not a JSON object"),
+    ],
+)
+def test_a_pooling_that_is_wrong_or_not_known_is_refused(tmp_path, pooling, modules, message):
+    folder = tiny_checkpoint(tmp_path / "bert")
+    write_modules(folder, pooling, modules)
+    with pytest.raises(UserError, match=message):
+        fitted(folder, pooling="mean")
+    (folder / "modules.json").write_text("[3]")
+    with pytest.raises(UserError, match=r"modules\.json is not a list of modules"):
+        fitted(folder)
+
+
+@pytest.mark.parametrize("pooling", [name for name in POOLINGS if name != "mean"])
+def test_an_export_pools_as_the_run_did(run, tmp_path, capsys, pooling):
+    copy = shutil.copytree(run.folder, tmp_path / "run")
+    facts = json.loads((copy / "run.json").read_text())
+    assert facts["fitted"] == {"pooling": "mean"}
+    (copy / "run.json").write_text(json.dumps(facts | {"fitted": {"pooling": pooling}}))
+    (copy / "digests.json").unlink()
+    texts = ["a warm film", "dull"]
+    assert main(["predict", str(copy), *texts]) == 0
+    vectors = [json.loads(line)["vector"] for line in capsys.readouterr().out.splitlines()]
+    folder = export(copy)
+    encoder = SentenceTransformer(str(folder), device="cpu")
+    expected = encoder.encode(texts, show_progress_bar=False)
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
+    names = {}
+    exec(code.replace("Your text.", texts[0]).replace('"."', repr(str(folder))), names)
+    np.testing.assert_allclose(names["vector"].detach().numpy(), expected[0], atol=1e-5)
 
 
 def test_a_page_shows_what_lies_nearest(run):

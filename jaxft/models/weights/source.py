@@ -54,7 +54,13 @@ COMPANIONS = (
 )
 IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 NO_TOKENIZER = (*IMAGE_FILES, GENERATION_FILE)  # the companions of other kinds
-HUB_FILES = ("config.json", "model*.safetensors", INDEX, *COMPANIONS)
+# How a checkpoint of sentence-transformers pools its tokens.
+MODULES_FILE, POOLING_FILE = "modules.json", "1_Pooling/config.json"
+HUB_FILES = (
+    *("config.json", "model*.safetensors", INDEX),
+    *COMPANIONS,
+    *(MODULES_FILE, POOLING_FILE),
+)
 # The names of two checkpoints that become one model: two towers, or one that reads the other.
 Part = Literal["vision", "text", "encoder", "decoder"]
 TOWERS: tuple[Part, Part] = ("vision", "text")

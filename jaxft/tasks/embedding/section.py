@@ -26,6 +26,12 @@ class EmbeddingSection(TaskSection):
     score_range: Annotated[list[float], Field(min_length=2, max_length=2)] = fixed(
         [0.0, 1.0], "the lowest and the highest score"
     )
+    pooling: Literal["mean", "cls", "last", "max", "weighted_mean"] | None = fixed(
+        None,
+        "how the states of a text's tokens become its vector: their mean, the first or the last "
+        "one, their maximum, or a mean whose weights rise; null takes the checkpoint's own "
+        "(modules.json), or the mean where it has none",
+    )
     temperature: float = fixed(0.05, "divisor of the cosines of pairs", gt=0)
 
     @model_validator(mode="after")

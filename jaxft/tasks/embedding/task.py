@@ -7,6 +7,7 @@ those of the micro-batch are, so that a step differs from one on the whole batch
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,14 +20,23 @@ from jaxft.data.sources.open import Source
 from jaxft.errors import UserError
 from jaxft.metrics.regression import regression_scores
 from jaxft.metrics.retrieval import pair_scores, ranking_loss, wrong_before
+from jaxft.models.model import Model
+from jaxft.tasks.embedding.pooling import MEAN, pool, read_pooling
 from jaxft.tasks.embedding.section import EmbeddingSection as Section
 from jaxft.tasks.embedding.text_tuples import TextTuples, numbered
 from jaxft.tasks.parts.card import APPLY, READ_TEXT, Card
-from jaxft.tasks.parts.contract import Batch, BoundTask, Outcomes, Outputs, Sum, Task
+from jaxft.tasks.parts.contract import Batch, BoundTask, Facts, Outcomes, Outputs, Sum, Task
 from jaxft.tasks.parts.labels import BadValue, column_of, number_of, read_rows, text_of
 from jaxft.tasks.parts.metric import Metric, loss_and
-from jaxft.tasks.parts.token_examples import of_segments
 
+# The same on the states of one text, `[T, D]`, in PyTorch.
+POOLED = {
+    "mean": "states.mean(0)",
+    "cls": "states[0]",
+    "last": "states[-1]",
+    "max": "states.max(0).values",
+    "weighted_mean": "states.flip(0).cumsum(0).sum(0)  # the sum of number times state",
+}
 SHOWN = 3  # nearest texts written for each text
 RANKING = ("recall_at_1", "recall_at_10", "mean_reciprocal_rank")
 CORRELATION = ("spearman", "pearson")
@@ -88,7 +98,7 @@ class BoundEmbedding(BoundTask["Embedding", TextTuples]):
         with the cosine over a temperature; of scores the squared error of the cosine, Reimers and
         Gurevych (2019), https://arxiv.org/abs/1908.10084, section 3.
         """
-        vectors, weights = _vectors(outputs, batch), batch["weights"].reshape(-1)
+        vectors, weights = self._vectors(outputs, batch), batch["weights"].reshape(-1)
         count = vectors.shape[2]
         vectors = vectors.reshape(-1, count, vectors.shape[-1])  # [N, K, D]
         if self.task.section.score is not None:
@@ -100,7 +110,7 @@ class BoundEmbedding(BoundTask["Embedding", TextTuples]):
         return jnp.sum(losses * weights), jnp.sum(weights)
 
     def outcomes(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
-        return {"vectors": _vectors(outputs, batch)}
+        return {"vectors": self._vectors(outputs, batch)}
 
     def summarise(self, outcomes: Outcomes, examples: TextTuples) -> dict[str, float]:
         """Compute scores over the whole split; its other texts are the negatives of the loss."""
@@ -142,24 +152,19 @@ class BoundEmbedding(BoundTask["Embedding", TextTuples]):
                 "found": [{"text": t, "similarity": round(s, 6)} for t, s in best.items()],
             }
 
+    def _vectors(self, outputs: Outputs, batch: Batch) -> jax.Array:
+        """Pool each text to a unit vector: `[R, S, K, D]` float32."""
+        stream = outputs["last_hidden_state"].astype(jnp.float32)  # [R, T, D]
+        rows, segments, count = batch["text_numbers"].shape  # [R, S, K]
+        pooled = pool(stream, batch["segment_ids"], segments * count, self.task.pooling)
+        unit = pooled / jnp.linalg.norm(pooled, axis=-1, keepdims=True)
+        return unit.reshape(rows, segments, count, -1)
+
     def point_labels(self, examples: TextTuples) -> list[tuple[str, ...]] | None:
         return [self.task.texts] * len(examples)
 
     def rows_from_input(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
         return ({self.task.section.anchor: text} for text in inputs)
-
-
-def _vectors(outputs: Outputs, batch: Batch) -> jax.Array:
-    """Mean-pool each text, special tokens included, to a unit vector: `[R, S, K, D]` float32."""
-    stream = outputs["last_hidden_state"].astype(jnp.float32)  # [R, T, D]
-    rows, segments, count = batch["text_numbers"].shape  # [R, S, K]
-    own = of_segments(batch["segment_ids"], segments * count)  # [R, S x K, T]
-    means = jnp.einsum("rst,rtd->rsd", own.astype(jnp.float32), stream, precision="highest")
-    # An empty segment would be a zero vector, whose norm has no gradient: it is set to ones.
-    present = own.any(-1, keepdims=True)
-    means = jnp.where(present, means / jnp.maximum(own.sum(-1, keepdims=True), 1), 1.0)
-    unit = means / jnp.linalg.norm(means, axis=-1, keepdims=True)
-    return unit.reshape(rows, segments, count, -1)
 
 
 def _ranking(
@@ -187,26 +192,64 @@ def _ranking(
     return optax.softmax_cross_entropy_with_integer_labels(scores, jnp.arange(count))
 
 
+@dataclass(frozen=True)
 class Embedding(Task):
-    """Text embeddings: vectors of texts, similar for texts that belong together."""
+    """Text embeddings: vectors of texts, similar for texts that belong together.
+
+    Args:
+        section: the config's `task` section.
+        pooling: how a text's states become its vector.
+        assumed: whether neither the config nor the checkpoint says how.
+    """
 
     section: Section
+    pooling: str = MEAN
+    assumed: bool = False
 
     head = None
     bound = BoundEmbedding
-    card = Card(
-        "feature-extraction",
-        "AutoModel",
-        (
-            READ_TEXT,
-            APPLY,
-            "vector = outputs.last_hidden_state.mean(1)[0]",
-            "vector = vector / vector.norm()",
-        ),
-    )
     view = "pairs"
     packs = True
     searches = "texts"
+
+    @property
+    def card(self) -> Card:
+        pooled = f"vector = {POOLED[self.pooling]}"
+        lines = (READ_TEXT, APPLY, "states = outputs.last_hidden_state[0]", pooled)
+        return Card("feature-extraction", "AutoModel", (*lines, "vector = vector / vector.norm()"))
+
+    @property
+    def facts(self) -> Facts:
+        return {"pooling": self.pooling}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        if not self.assumed:
+            return ()
+        return (
+            "The checkpoint has no modules.json, which says how it pools: a text's vector is the "
+            f"{self.pooling} of its tokens' states. task.pooling changes that.",
+        )
+
+    def fit(self, labels: np.ndarray | None, model: Model) -> Facts:
+        """Return how the checkpoint pools.
+
+        Raises:
+            UserError: `task.pooling` contradicts the checkpoint.
+        """
+        del labels
+        own, asked = read_pooling(model.source.folder), self.section.pooling
+        if None not in (own, asked) and own != asked:
+            raise UserError(
+                f"task.pooling is {asked}, and the checkpoint's modules.json says {own}.",
+                "Remove task.pooling; vectors of another pooling are not those it was trained for.",
+            )
+        chosen = own or asked
+        return {"pooling": chosen or MEAN, "assumed": chosen is None}
+
+    def fitted(self, facts: Facts) -> Embedding:
+        pooling, assumed = str(facts.get("pooling", MEAN)), bool(facts.get("assumed", False))
+        return replace(self, pooling=pooling, assumed=assumed)
 
     @property
     def metrics(self) -> Mapping[str, Metric]:

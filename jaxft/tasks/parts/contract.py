@@ -28,6 +28,7 @@ Params = Mapping[str, jax.Array]
 Batch = Mapping[str, Any]
 Outputs = Mapping[str, jax.Array]
 Outcomes = Mapping[str, np.ndarray]
+Facts = Mapping[str, Any]  # numbers and names, as JSON holds them
 Sum = tuple[jax.Array, jax.Array]  # a sum and its weight
 Sums = dict[str, Sum]
 # The model's outputs for a batch; dropout is on if there is a key.
@@ -148,16 +149,21 @@ class Task(ABC):
         return ()
 
     @property
-    def facts(self) -> Mapping[str, float]:
-        """The numbers that `fitted` set, kept in `run.json`."""
+    def facts(self) -> Facts:
+        """The facts that `fitted` set, kept in `run.json`."""
         return {}
 
-    def fit(self, labels: np.ndarray | None, model: Model) -> Mapping[str, float]:
-        """Compute what the task needs to know of the labels of all training examples."""
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences on what `fitted` decided, for a person who starts a run; by default none."""
+        return ()
+
+    def fit(self, labels: np.ndarray | None, model: Model) -> Facts:
+        """Compute what the task needs to know of the model and all training examples' labels."""
         del labels, model
         return {}
 
-    def fitted(self: TaskT, facts: Mapping[str, float]) -> TaskT:
+    def fitted(self: TaskT, facts: Facts) -> TaskT:
         """Return the task with what `fit` computed, perhaps for an earlier start of the run."""
         del facts
         return self
@@ -172,15 +178,7 @@ class Task(ABC):
         """The class of the task on a model."""
 
     def bind(self, tools: Tools, label_names: Sequence[str]) -> BoundTask[Any, Any]:
-        """Bind the task to a model.
-
-        Args:
-            tools: the model, and the checkpoint's tools for reading data.
-            label_names: the classes.
-
-        Raises:
-            UserError: the model does not support the task.
-        """
+        """Bind the task to a model; a UserError if it does not support the task."""
         return self.bound(self, tools, label_names)
 
 

@@ -20,7 +20,7 @@ from jaxft.tasks.parts.classes.one import (
     labelled_loss,
     logits_of,
 )
-from jaxft.tasks.parts.contract import Batch, Outcomes, Outputs, Sum, Sums
+from jaxft.tasks.parts.contract import Batch, Facts, Outcomes, Outputs, Sum, Sums
 from jaxft.tasks.parts.labels import Labels, number_of, read_rows
 from jaxft.tasks.parts.metric import HIGHER, LOWER
 
@@ -65,7 +65,7 @@ class Number(ColumnTarget):
         mean = float(np.mean(labels, dtype=np.float64))
         return {"mean": mean, "deviation": deviation if deviation > 0 else 1.0}
 
-    def fitted(self, facts: Mapping[str, float]) -> Number:
+    def fitted(self, facts: Facts) -> Number:
         return replace(self, mean=facts.get("mean", 0.0), deviation=facts.get("deviation", 1.0))
 
     def in_units(self, model: Model) -> Model:

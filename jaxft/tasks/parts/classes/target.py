@@ -19,6 +19,7 @@ from jaxft.tasks.parts.contract import (
     Batch,
     BoundTask,
     ExamplesT,
+    Facts,
     Outcomes,
     Outputs,
     Sum,
@@ -157,15 +158,15 @@ class TargetTask(Task):
         return self.target.names(source)
 
     @property
-    def facts(self) -> Mapping[str, float]:
+    def facts(self) -> Facts:
         return self.target.facts if isinstance(self.target, Number) else {}
 
-    def fit(self, labels: np.ndarray | None, model: Model) -> Mapping[str, float]:
+    def fit(self, labels: np.ndarray | None, model: Model) -> Facts:
         if labels is None or not isinstance(self.target, Number):
             return {}
         return self.target.fit(labels, model)
 
-    def fitted(self: TargetTaskT, facts: Mapping[str, float]) -> TargetTaskT:
+    def fitted(self: TargetTaskT, facts: Facts) -> TargetTaskT:
         if not isinstance(self.target, Number):
             return self
         return replace(self, target=self.target.fitted(facts))

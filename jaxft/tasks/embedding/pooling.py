@@ -1,0 +1,139 @@
+"""Pooling: from the states of a text's tokens to its vector, as its checkpoint means it.
+
+Source: https://www.sbert.net, `modules.json` and `1_Pooling/config.json`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxft.errors import UserError
+from jaxft.models.weights.source import MODULES_FILE, POOLING_FILE
+from jaxft.storage.json_files import read_json, read_json_object
+from jaxft.tasks.parts.token_examples import of_segments
+
+MEAN = "mean"
+# Pooling -> its key in 1_Pooling/config.json, as every version of sentence-transformers reads it.
+KEYS = {
+    MEAN: "pooling_mode_mean_tokens",
+    "cls": "pooling_mode_cls_token",
+    "last": "pooling_mode_lasttoken",
+    "max": "pooling_mode_max_tokens",
+    "weighted_mean": "pooling_mode_weightedmean_tokens",
+}
+# Its length differs from the mean's only, and vectors have length 1.
+ROOT_MEAN = "pooling_mode_mean_sqrt_len_tokens"
+# Names of versions from 5.2 on, which write one key.
+NAMES = {
+    "mean": MEAN,
+    "mean_sqrt_len_tokens": MEAN,
+    "cls": "cls",
+    "lasttoken": "last",
+    "max": "max",
+    "weightedmean": "weighted_mean",
+}
+# Modules beside the encoder and its pooling that leave the direction of a vector as it is.
+HARMLESS = ("Transformer", "Pooling", "Normalize", "Dropout")
+
+
+def read_pooling(folder: Path) -> str | None:
+    """Read how a checkpoint of sentence-transformers pools; None where it does not say.
+
+    Args:
+        folder: the checkpoint.
+
+    Raises:
+        UserError: its files are not JSON of the known form, or it has a module or a pooling that
+            is not supported.
+    """
+    path = folder / MODULES_FILE
+    if not path.is_file():
+        return None
+    modules = read_json(path)
+    if not isinstance(modules, list) or not all(isinstance(one, dict) for one in modules):
+        raise UserError(f"{path} is not a list of modules.")
+    kinds = [str(one.get("type", "")).rpartition(".")[2] for one in modules]
+    for kind in kinds:
+        if kind not in HARMLESS:
+            raise UserError(
+                f"{path}: the module {kind} changes the vectors and is not supported.",
+                f"Supported: {', '.join(HARMLESS)}.",
+            )
+    if "Pooling" not in kinds:
+        return None
+    if (where := modules[kinds.index("Pooling")].get("path")) != POOLING_FILE.partition("/")[0]:
+        raise UserError(f"{path}: the pooling is in {where!r}, not in 1_Pooling.")
+    return _pooling_of(folder / POOLING_FILE)
+
+
+def _pooling_of(path: Path) -> str:
+    """Read the pooling of a `1_Pooling/config.json`."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing, and modules.json names it.")
+    fields = read_json_object(path)
+    modes = _modes(fields)
+    if len(modes) != 1 or modes[0] is None:
+        written = {name: value for name, value in fields.items() if name.startswith("pooling")}
+        raise UserError(
+            f"{path}: the pooling {written} is not supported.", f"Supported: {', '.join(KEYS)}."
+        )
+    return modes[0]
+
+
+def _modes(fields: dict[str, Any]) -> list[str | None]:
+    """Return the poolings that a config asks for, None for an unknown one."""
+    if (named := fields.get("pooling_mode")) is not None:
+        names = named if isinstance(named, list) else [named]
+        return [NAMES.get(name) if isinstance(name, str) else None for name in names]
+    own = {key: pooling for pooling, key in KEYS.items()} | {ROOT_MEAN: MEAN}
+    flags = {key for key, value in fields.items() if key.startswith("pooling_mode_") and value}
+    return [own.get(key) for key in sorted(flags)] or [MEAN]
+
+
+def pooling_config(pooling: str, width: int) -> dict[str, Any]:
+    """Return a `1_Pooling/config.json`.
+
+    Args:
+        pooling: a key of `KEYS`.
+        width: of the vectors.
+    """
+    modes = {key: name == pooling for name, key in KEYS.items()} | {ROOT_MEAN: False}
+    return {"word_embedding_dimension": width, **modes}
+
+
+def pool(stream: jax.Array, owners: jax.Array, count: int, pooling: str) -> jax.Array:
+    """Pool the states of each text, special tokens included: `[R, S, D]` float32.
+
+    A segment without tokens becomes a vector of ones, whose norm has a gradient.
+
+    Args:
+        stream: `[R, T, D]` float32, the states.
+        owners: `[R, T]` the text of each token in its row, from 1 on; 0 for none.
+        count: S.
+        pooling: a key of `KEYS`.
+    """
+    own = of_segments(owners, count)  # [R, S, T]
+    if pooling == "max":
+        most = jax.vmap(partial(jax.ops.segment_max, num_segments=count + 1))(stream, owners)
+        pooled = most[:, 1:]
+    else:
+        weights = _weights(own, pooling)
+        total = jnp.maximum(weights.sum(-1, keepdims=True), 1.0)
+        pooled = jnp.einsum("rst,rtd->rsd", weights, stream, precision="highest") / total
+    return jnp.where(own.any(-1, keepdims=True), pooled, 1.0)
+
+
+def _weights(own: jax.Array, pooling: str) -> jax.Array:
+    """Return the weight of each token in its text's vector, `[R, S, T]` float32."""
+    number = jnp.cumsum(own, axis=-1)  # of a token in its text, from 1 on
+    if pooling == "cls":
+        return (own & (number == 1)).astype(jnp.float32)
+    if pooling == "last":
+        return (own & (number == own.sum(-1, keepdims=True))).astype(jnp.float32)
+    weights = own.astype(jnp.float32)
+    return weights * number if pooling == "weighted_mean" else weights
