@@ -348,6 +348,12 @@ def test_a_broken_file_is_a_sentence_in_the_page(run, name, content):
     assert name in body.split("Missing data")[1]
 
 
+def test_a_number_that_no_float_holds_is_a_sentence_in_the_page(run):
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | {"examples": 10**400}))
+    assert "an entry without a proper &#39;examples&#39;" in without_scripts(page_of(run))
+
+
 @pytest.mark.parametrize("section", ["model", "task"])
 def test_a_config_with_a_section_of_another_type_is_a_sentence_in_the_page(run, section):
     config = yaml.safe_load((run / "config.yaml").read_text())

@@ -394,3 +394,6 @@ def test_a_page_shows_blanks_before_and_after(run):
     )
     page = write_page([run.folder]).read_text()
     assert "The page leaves out the predictions on eval." in page
+    lines[0] |= {"blank": [3]}
+    (run.folder / "predictions-eval.jsonl").write_text(json.dumps(lines[0]) + "\n")
+    assert "not a start and an end" in write_page([run.folder]).read_text()

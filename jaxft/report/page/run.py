@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -241,9 +241,16 @@ def _predictions(
     _check(lines, keys, folder, name)
     if not all(map(_names_classes, lines)):
         raise UserError(f"{folder.path}/{name} has classes or probabilities of another type.")
+    if not all(_is_span(line["blank"]) for line in lines if "blank" in keys):
+        raise UserError(f"{folder.path}/{name} has a 'blank' that is not a start and an end.")
     for key, own in inside.items():
         _check([one for line in lines for one in line.get(key) or ()], own, folder, name)
     return lines
+
+
+def _is_span(value: Sequence[Any]) -> bool:
+    """Return whether a list is the start and the end of a span of characters."""
+    return len(value) == 2 and all(type(one) is int and one >= 0 for one in value)
 
 
 def _names_classes(line: Mapping[str, Any]) -> bool:
@@ -262,7 +269,7 @@ def _check(items: Iterable[Any], keys: Keys, folder: RunFolder, name: str) -> No
             raise UserError(f"{folder.path}/{name} does not have the format that jaxft writes.")
         for key, types in keys.items():
             value = item.get(key)
-            number = float in types and isinstance(value, int | float)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
             if not isinstance(value, types) or (number and not numbers.is_finite(value)):
                 raise UserError(f"{folder.path}/{name} has an entry without a proper '{key}'.")
 
