@@ -226,7 +226,7 @@ def test_a_truncated_file_is_named(folder, keep):
         ({"hidden_act": "gelu_neww"}, "Did you mean 'gelu_new'"),
         ({"num_attention_heads": 3}, "8 does not divide into 3 heads"),
         ({"hidden_size": None}, "hidden_size must be a whole number"),
-        ({"model_type": "bart"}, "model_type 'bart' is not supported.*'bert'"),
+        ({"model_type": "bort"}, "model_type 'bort' is not supported.*'bert'"),
         ({"architectures": ["BertForQuestionAnswering"]}, "Name a task: text_class"),
     ],
 )
