@@ -125,7 +125,9 @@ def mean_gradient(
     """
     total: Any = None
     for batch in batches:
-        one = gradient(trainable, batch)
+        # On CPU devices the small programs below, many at once, could take all of XLA's threads
+        # while the gradient's collectives wait for each other.
+        one = jax.block_until_ready(gradient(trainable, batch))
         total = one if total is None else jax.tree.map(jnp.add, total, one)
     (loss, weight), gradients = total
     return loss / weight, jax.tree.map(lambda leaf: leaf / weight, gradients)
