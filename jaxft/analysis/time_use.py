@@ -130,8 +130,7 @@ def paragraph(use: TimeUse) -> str:
         text += f" The steps ran at {count(rate, 'FLOP/s')}"
         peak = "" if use.utilization is None else f", {use.utilization:.0%} of the chips' peak"
         text += f"{peak}."
-    found = changes(use)
-    return f"{text} {' '.join(found)}" if found else text
+    return " ".join([text, *changes(use)])
 
 
 def changes(use: TimeUse) -> list[str]:

@@ -29,7 +29,7 @@ def model_card(trained: Trained) -> str:
         trained: the run and the checkpoint that is exported.
     """
     about = trained.run.read_json(RUN_FILE)
-    scored = _scores(trained.run, trained.step)
+    scored = _scores(trained.run, about, trained.step)
     front = _front_matter(trained, about, scored).to_yaml()
     sections = [
         f"# {about['name']}",
@@ -43,22 +43,21 @@ def model_card(trained: Trained) -> str:
     return f"---\n{front}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _scores(run: RunFolder, step: int) -> dict[str, Any] | None:
+def _scores(run: RunFolder, about: Mapping[str, Any], step: int) -> dict[str, Any] | None:
     """Return the scores of this checkpoint: on the last rows scored, else on the eval rows.
 
     Raises:
         UserError: the result of a finished run is not there.
     """
-    finished = run.read_json(RUN_FILE).get("state") == "finished"
-    if finished or (run.path / "result.json").exists():
+    if about.get("state") == "finished" or (run.path / "result.json").exists():
         result = run.read_json("result.json")
         if result["step"] == step:
             return result
     evals = [e for e in each_event(place(run.path)) if e["kind"] == "eval" and e["step"] == step]
     if not evals:
         return None
-    about = ("kind", "step", "split", "time")
-    metrics = {name: value for name, value in evals[-1].items() if name not in about}
+    no_metrics = ("kind", "step", "split", "time")
+    metrics = {name: value for name, value in evals[-1].items() if name not in no_metrics}
     return {"split": evals[-1]["split"], "metrics": metrics}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,7 +138,14 @@ def _config_of(name: str, kind: str) -> Config:
         UserError: there is no such kind, or it has none.
     """
     try:
-        config = parse_config(_written(name, {"kind": kind}))
+        config = parse_config(
+            {
+                "run": {"name": "predict"},
+                "model": {"checkpoint": name},
+                "task": {"kind": kind},
+                "data": {"train": UNREAD, "eval": UNREAD},
+            }
+        )
     except UserError as error:
         if "'task.kind'" not in error.message:  # a task with keys that no checkpoint states
             raise _no_head(kind) from None
@@ -162,18 +168,10 @@ def _with_problem(config: Config, model: Model) -> Config:
     if not isinstance(config.task, ClassesSection):
         return config
     stated = model.fields.get("problem_type")
-    # transformers trains one output by the squared error.
-    problem = "regression" if len(model.labels or ()) == 1 else PROBLEMS.get(str(stated))
+    problem = PROBLEMS.get(str(stated))
+    if problem is None and len(model.labels or ()) == 1:
+        problem = "regression"  # transformers trains one output by the squared error
     if problem is None:
         return config
     task: TaskSection = config.task.model_copy(update={"problem": problem})
     return config.model_copy(update={"task": task})
-
-
-def _written(name: str, task: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "run": {"name": "predict"},
-        "model": {"checkpoint": name},
-        "task": dict(task),
-        "data": {"train": UNREAD, "eval": UNREAD},
-    }

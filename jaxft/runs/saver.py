@@ -205,8 +205,9 @@ class Saver:
         if can_copy(parts):
             self._pending = self._thread.submit(write, on_host(parts))
         else:
+            response = write(parts)  # an error leaves nothing that would be waited for
             self._pending = Future()
-            self._pending.set_result(write(parts))
+            self._pending.set_result(response)
 
     def wait(self) -> None:
         """Waits for the save in the background, and raises what went wrong with it."""

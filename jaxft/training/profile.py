@@ -1,4 +1,4 @@
-"""Where the time goes: a stopwatch of a run's parts, and a trace of some steps for XProf."""
+"""Stopwatch of a run's parts, and a trace of some steps for XProf."""
 
 from __future__ import annotations
 

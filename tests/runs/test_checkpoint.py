@@ -298,6 +298,24 @@ def test_a_save_leaves_no_event_loop_behind(tmp_path):
         assert len(loops()) == before
 
 
+def test_a_save_that_cannot_begin_leaves_nothing_to_wait_for(tmp_path, monkeypatch):
+    """As on several hosts, where Orbax is called at once."""
+
+    def refuse(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_saver, "can_copy", lambda _: False)
+    with Checkpoints(tmp_path) as checkpoints:
+        saver = checkpoints._saver
+        monkeypatch.setattr(saver._orbax, "save_checkpointables_async", refuse)
+        with pytest.raises(UserError, match="could not be saved"):
+            checkpoints.save(0, make_state(0))
+        waiting = threading.Thread(target=checkpoints.wait, daemon=True)
+        waiting.start()
+        waiting.join(30)
+        assert not waiting.is_alive()
+
+
 def test_a_key_that_is_read_as_integers_is_damage(tmp_path):
     states = three_saved(tmp_path)
     # The kind of key is there only; Orbax reads its integers without it, and says nothing.
