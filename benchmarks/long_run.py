@@ -3,9 +3,9 @@
 `python -m benchmarks.long_run` trains a 2-block BERT on the demo's reviews for 20,000 steps, with
 an evaluation and a save every 500, as `jaxft train` does. The process is looked at from outside.
 Wanted after a warm-up of 5,000 steps: memory grows by less than 1 MB per 1,000 steps, open files
-and threads stay as many as they are, and the CPU time of a step drifts by at most 3% from the first
-step to the last. Then the report reads the run with a million events in its log, in a process of
-its own, and again with a tenth of them.
+and threads between saves stay as many as they are, and the CPU time of a step drifts by at most 3%
+from the first step to the last. Then the report reads the run with a million events in its log, in
+a process of its own, and again with a tenth of them.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ WINDOW = 1000  # steps of one measured time
 WARM_UP = 5000
 MOST_SLOPE = 1.0  # MB per 1,000 steps
 MOST_DRIFT = 0.03
+MOST_MORE = {"files": 0, "threads": 1}  # a thread of a pool that has just begun or is about to end
 EVENTS = 1_000_000
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -119,9 +120,10 @@ def leaks(seen: Sequence[Look]) -> dict[str, float]:
         seen: the looks, in order.
 
     Returns:
-        `memory_slope` in MB per 1,000 steps; medians of `files` and `threads` in the first and the
-        last third; `step_cpu_ms`, the median of a step's CPU time, and `drift`, the change from
-        first to last on a straight line through the windows' times, as a share of that median.
+        `memory_slope` in MB per 1,000 steps; the fewest `files` and `threads` of any look in the
+        first and in the last third, since a save under way has dozens of both and a leak stays
+        when it has ended; `step_cpu_ms`, the median of a step's CPU time, and `drift`, the change
+        from first to last on a straight line through the windows' times, as a share of that median.
     """
     late = [one for one in seen if one.step > WARM_UP]
     steps = np.array([one.step for one in late])
@@ -130,8 +132,7 @@ def leaks(seen: Sequence[Look]) -> dict[str, float]:
     counts: dict[str, float] = {}
     for name in ("files", "threads"):
         values = [getattr(one, name) for one in late]
-        ends = (np.median(values[:third]), np.median(values[-third:]))
-        counts |= {f"{name}_first": float(ends[0]), f"{name}_last": float(ends[1])}
+        counts |= {f"{name}_first": min(values[:third]), f"{name}_last": min(values[-third:])}
     ticks = np.arange(steps[0], steps[-1] - WINDOW, WINDOW)
     cpu = np.interp([ticks, ticks + WINDOW], steps, [one.cpu for one in late])  # [2, windows]
     times = (cpu[1] - cpu[0]) / WINDOW
@@ -202,8 +203,10 @@ def main() -> int:
         f"report on {words.events:,} events: {many[0]:.0f} MB, {many[1]:.0f} s of CPU; "
         f"on a tenth: {few[0]:.0f} MB, {few[1]:.0f} s"
     )
-    same = all(result[f"{name}_first"] == result[f"{name}_last"] for name in ("files", "threads"))
-    holds = result["memory_slope"] < MOST_SLOPE and result["drift"] <= MOST_DRIFT and same
+    no_leak = all(
+        result[f"{name}_last"] - result[f"{name}_first"] <= more for name, more in MOST_MORE.items()
+    )
+    holds = result["memory_slope"] < MOST_SLOPE and result["drift"] <= MOST_DRIFT and no_leak
     return 0 if holds else 1
 
 
