@@ -102,6 +102,31 @@ class LayerDecaySection(Section):
         return self
 
 
+class SelectSection(Section):
+    """The choice of a group's parameters by a criterion of layers, made once before training."""
+
+    by: Literal[
+        "alpha",
+        "hill",
+        "above_noise",
+        "spectrum",
+        "relative_gradient",
+        "gradient_signal",
+        "fisher",
+        "outliers",
+        "residual",
+        "cosine",
+        "random",
+    ] = fixed("spectrum", "criterion, a column of `jaxft layers`; random is the control")
+    fraction: float = fixed(0.5, "how much is chosen", unit="fraction of the matrices", gt=0, le=1)
+    per: Literal["kind", "model", "block"] = fixed(
+        "kind",
+        "choose among the matrices of each kind, among all of the model, or whole blocks by the "
+        "mean rank of their matrices",
+    )
+    batches: int = fixed(8, "training batches that gradients and states are measured on", ge=1)
+
+
 class Group(Section):
     """Parameters that share their training settings, or are frozen."""
 
@@ -112,6 +137,11 @@ class Group(Section):
     depth: Annotated[tuple[int, int], BeforeValidator(_as_pair)] | None = fixed(
         None,
         "[lowest, highest] depth, inclusive: 0 embeddings, i + 1 block i, then final norm and head",
+    )
+    select: SelectSection | None = fixed(
+        None,
+        "choose matrices of the blocks by a criterion when the run starts; the run's config has "
+        "the choice in match, and where match is set nothing is measured again",
     )
     freeze: bool = fixed(False, "freeze the group: neither differentiated nor updated")
     lr_mult: float = may_change(1.0, "multiplier of the group's learning rate", ge=0)
@@ -126,8 +156,12 @@ class Group(Section):
 
     @model_validator(mode="after")
     def _chosen_one_way(self) -> Group:
-        if (self.match is None) == (self.depth is None):
-            raise ValueError(f"group '{self.name}' needs exactly one of 'match' and 'depth'")
+        # A group whose parameters are chosen has select alone before the choice, and match after.
+        ways = [self.depth, self.match if self.select is None else self.select]
+        if sum(way is not None for way in ways) != 1:
+            raise ValueError(
+                f"group '{self.name}' needs exactly one of 'match', 'depth' and 'select'"
+            )
         if self.match == []:
             raise ValueError(f"group '{self.name}' has an empty 'match'")
         if self.depth is not None and not 0 <= self.depth[0] <= self.depth[1]:

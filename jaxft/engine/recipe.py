@@ -31,8 +31,18 @@ def as_schedule(section: ScheduleSection | None) -> Schedule | None:
 
 
 def as_group(section: GroupSection) -> Group:
-    """Convert a group section."""
-    return Group(**{**dict(section), "schedule": as_schedule(section.schedule)})
+    """Convert a group section.
+
+    Raises:
+        UserError: its parameters are still to be chosen.
+    """
+    if section.select is not None and section.match is None:
+        raise UserError(
+            f"Group '{section.name}' has select, and its parameters have not been chosen.",
+            "jaxft train, plan, study and tune-rates choose them; match names them directly.",
+        )
+    fields = {name: value for name, value in section if name != "select"}
+    return Group(**{**fields, "schedule": as_schedule(section.schedule)})
 
 
 def as_phase(section: PhaseSection) -> PhaseSpec:

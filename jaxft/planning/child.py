@@ -16,6 +16,7 @@ from typing import Any, TextIO
 import jax
 from jax.experimental import topologies
 
+from jaxft.analysis.layer_criteria.select import choose_groups
 from jaxft.config.load import Config, override_config, parse_config
 from jaxft.device.chips import Chip, Topology, find_chip, parse_topology
 from jaxft.device.mesh import row_divisor
@@ -27,6 +28,7 @@ from jaxft.planning.fit import Try, as_try, largest_batch, remedies, try_remedie
 from jaxft.planning.roofline import FORMULA, Roofline, roofline
 from jaxft.planning.stand_in import has_weights, with_tokenizer
 from jaxft.planning.step import Compiled, OutOfMemory, compile_train_step
+from jaxft.report.terminal.console import EscapingConsole
 
 
 class Planner:
@@ -210,6 +212,7 @@ def main(source: TextIO, sink: TextIO) -> None:
             say(doing="reading the data")
             weights = has_weights(config.model.checkpoint)
             config, note = stack.enter_context(with_tokenizer(config))
+            config = choose_groups(config, EscapingConsole(quiet=True))
             devices = _devices(topology, request["devices"])
             planner = Planner(config, devices, weights, lambda message: say(doing=message))
             say(plan=make_plan(planner, topology, request["largest_batch"]) | {"note": note})

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from jaxft.analysis.layer_criteria.select import choose_groups
 from jaxft.config.load import Config
 from jaxft.engine.cost import LOSS, lowest_block_flops, segment_flops
 from jaxft.engine.initial_state import abstract_anchor, abstract_state
@@ -18,6 +19,7 @@ from jaxft.engine.remat import phase_setups, widest
 from jaxft.engine.setup import build
 from jaxft.engine.trunk_plan import plan_trunks
 from jaxft.numbers import count, share, size
+from jaxft.report.terminal.console import EscapingConsole
 from jaxft.report.terminal.tables import data_table, depth_table, group_table, segment_table
 from jaxft.training.metadata import run_json, table_json
 
@@ -141,11 +143,14 @@ def _batch(layout: Mapping[str, Any]) -> str:
 
 
 def plan(config: Config) -> Plan:
-    """Plan a run without training it: no weight is read, nothing is compiled or written.
+    """Plan a run without training it: nothing is compiled or written, and no weight is read.
+
+    Groups with `select` are the exception: their criteria are measured, as when the run starts.
 
     Raises:
         UserError: any error that would stop the run before its first step.
     """
+    config = choose_groups(config, EscapingConsole(stderr=True))
     setup = build(config)
     phases = phase_setups(setup)
     plan_trunks(setup, phases)  # raises the errors that the run would raise

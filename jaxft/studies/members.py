@@ -5,10 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from rich.console import Console
+
+from jaxft.analysis.layer_criteria.select import choose_groups
 from jaxft.config.load import Config, override_config
+from jaxft.config.recipe import Group
 from jaxft.errors import UserError
 
 SEEDS = "run.seed"  # members that differ only in keys under it repeat one setting
@@ -75,6 +79,31 @@ def make_members(config: Config, vary: Mapping[str, Sequence[Any]]) -> tuple[Mem
         overrides = [f"{key}={json.dumps(value)}" for key, value in own.items()]
         members.append(Member(index, own, override_config(config, overrides)))
     return tuple(members)
+
+
+def choose_members_groups(members: Sequence[Member], console: Console) -> tuple[Member, ...]:
+    """Choose the groups of each member that has `groups[].select`; alike members share a choice.
+
+    Args:
+        members: of the study.
+        console: shows what is measured and chosen.
+
+    Raises:
+        UserError: see `choose_groups`.
+    """
+    groups: dict[tuple[str, int], list[Group]] = {}
+
+    def chosen(member: Member) -> Member:
+        key = _program(member.config), member.config.run.seed.init
+        if key not in groups:
+            groups[key] = choose_groups(member.config, console).groups
+        own = [
+            group.model_copy(update={"match": one.match}) if group.match is None else group
+            for group, one in zip(member.config.groups, groups[key], strict=True)
+        ]
+        return replace(member, config=member.config.model_copy(update={"groups": own}))
+
+    return tuple(map(chosen, members))
 
 
 def make_buckets(members: Sequence[Member]) -> list[list[Member]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from jaxft.analysis.layer_criteria.select import choose_groups, with_choices_of
 from jaxft.config.load import Config, changed_values, check_resume, parse_config
 from jaxft.data.batching.plans import Layout
 from jaxft.device.distributed import from_first
@@ -41,22 +42,26 @@ class Start:
     """A run that is set up, new or resumed.
 
     Attributes:
+        config: of the run, with the groups that were chosen by a criterion.
         setup: the run.
         changed: config key -> old and new value, of a resumed run.
         finished: the step at which the run has finished, so that nothing is left to train.
     """
 
+    config: Config
     setup: Setup
     changed: dict[str, tuple[Any, Any]]
     finished: int | None
 
 
-def set_up(config: Config, *, resume: bool, overwrite: bool) -> Start:
+def set_up(config: Config, console: Console, *, resume: bool, overwrite: bool) -> Start:
     """Set up a new run, or the one that is resumed, whose fixed keys must be unchanged."""
     if not check_run(config.run.name, config.run.dir, resume=resume, overwrite=overwrite):
-        return Start(build(config), {}, None)
+        config = choose_groups(config, console)
+        return Start(config, build(config), {}, None)
     run = open_run(run_path(config.run.name, config.run.dir))
     earlier = parse_config(run.config(), f"{run.path}/config.yaml")
+    config = with_choices_of(earlier, config)
     check_resume(earlier, config)
     about = run.read_json(RUN_FILE)
     layout, facts = Layout(**about["layout"]), about.get("fitted", {})
@@ -64,7 +69,7 @@ def set_up(config: Config, *, resume: bool, overwrite: bool) -> Start:
     setup = build(based, layout=layout, new=new_at_start(run), facts=facts)
     check_base(run, setup.model.source)
     finished = from_first(lambda: finished_at(run, setup))
-    return Start(setup, changed_values(earlier, config), finished)
+    return Start(config, setup, changed_values(earlier, config), finished)
 
 
 def finished_at(run: RunFolder, setup: Setup) -> int | None:

@@ -78,8 +78,8 @@ def train(
     console = EscapingConsole(quiet=quiet)
 
     # --------------------------------------------- Set-up: errors are raised before any write
-    begin = set_up(config, resume=resume, overwrite=overwrite)
-    setup = begin.setup
+    begin = set_up(config, console, resume=resume, overwrite=overwrite)
+    config, setup = begin.config, begin.setup
     if begin.finished is not None:
         console.print(finished_line(begin), highlight=False)
         return Run(place(run_path(config.run.name, config.run.dir)))

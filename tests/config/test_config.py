@@ -23,7 +23,7 @@ from jaxft.config.load import (
     schema_text,
     to_yaml,
 )
-from jaxft.config.recipe import PhaseSection, ScheduleSection
+from jaxft.config.recipe import PhaseSection, ScheduleSection, SelectSection
 from jaxft.config.tasks import task_sections
 from jaxft.errors import UserError
 
@@ -275,7 +275,8 @@ def test_what_other_tools_call_a_key_is_one_of_ours():
         (
             "depth: [0, 3], ",
             "",
-            "c.yaml, line 15: groups.1: group 'trunk' needs exactly one of 'match' and 'depth'.",
+            "c.yaml, line 15: groups.1: group 'trunk' needs exactly one of 'match', 'depth' and "
+            "'select'.",
         ),
         (
             "depth: [0, 3]",
@@ -405,7 +406,7 @@ def test_mistakes_in_a_file(write, old, new, sentence):
         (
             "groups.1.match=x",
             "c.yaml, line 15, with 'groups.1.match=x' on the command line: groups.1: "
-            "group 'trunk' needs exactly one of 'match' and 'depth'.",
+            "group 'trunk' needs exactly one of 'match', 'depth' and 'select'.",
         ),
         (
             "mesh.fsdp=-1",
@@ -542,6 +543,7 @@ def test_every_key_is_described(write):
         *(f"groups[].{name}" for name in load_config(write(FULL)).dump()["groups"][0]),
         *(f"phases[].{name}" for name in PhaseSection.model_fields),
         *(f"groups[].schedule.{name}" for name in ScheduleSection.model_fields),
+        *(f"groups[].select.{name}" for name in SelectSection.model_fields),
         *(f"phases[].schedule.{name}" for name in ScheduleSection.model_fields),
         *(f"data.train[].{name}" for name in MixedSource.model_fields),
     }

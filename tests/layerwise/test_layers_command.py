@@ -138,7 +138,8 @@ def test_written_groups_train_the_chosen_half(folder, rows, config, measured):
     for kind in {row["kind"] for row in rows.values()}:
         own = [name for name in rows if rows[name]["kind"] == kind]
         expected.add(max(own, key=lambda name: rows[name]["fisher"]))
-    assert trainable == expected | {
+    biases = {name.replace("kernel", "bias") for name in expected}
+    assert trainable == expected | biases | {
         "pooler/kernel", "pooler/bias", "head/kernel", "head/bias"
     }  # fmt: skip
 
@@ -149,8 +150,8 @@ def test_train_accepts_the_written_groups(folder, config):
     run = jaxft.train(parse_config({**config.dump(), **written, "train": short}), quiet=True)
     rows = json.loads((run.folder / "table.json").read_text())["rows"]
     trained = {row["name"] for row in rows if row["group"] == "chosen" and row["trainable"]}
-    assert re.escape(min(trained)) in written["groups"][0]["match"]
-    assert len(trained) == len(written["groups"][0]["match"]) == 6
+    assert re.escape(min(trained)).replace("bias", ".*") in written["groups"][0]["match"]
+    assert len(trained) == 2 * len(written["groups"][0]["match"]) == 12
 
 
 def test_page_has_a_heat_map_per_criterion(folder, content):

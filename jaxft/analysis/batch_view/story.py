@@ -86,8 +86,9 @@ def show_batch(
     if out is not None:
         check_sheet(out)
     config = load_config(config_file, overrides)
-    # The rows of a batch do not depend on the devices, and those of a pod are not here.
-    alone = config.model_copy(update={"mesh": MeshSection(data=1)})
+    # The rows of a batch depend neither on the devices, and those of a pod are not here, nor on
+    # what trains, which may be chosen only when the run starts.
+    alone = config.model_copy(update={"mesh": MeshSection(data=1), "groups": []})
     setup = build(alone, devices=jax.devices()[:1], weights=False)
     if split not in setup.splits:
         raise UserError(f"The config has no data.{split}.", f"Set data.{split}.")

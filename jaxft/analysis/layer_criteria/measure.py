@@ -101,6 +101,14 @@ def matrices_of(setup: Setup) -> tuple[Matrix, ...]:
     return tuple(made)
 
 
+def measurements(setup: Setup, batches: int, wanted: Collection[str]) -> int:
+    """Count how often `measure` will call `advance`."""
+    count = min(batches, setup.length.steps_per_epoch)
+    passes = sum(any(name in wanted for name in one) for one in (GRADIENTS, STATES))
+    spectra = len(matrices_of(setup)) if any(name in wanted for name in SPECTRA) else 0
+    return spectra + passes * count
+
+
 def measure(
     setup: Setup, wanted: Collection[str], batches: int, advance: Advance = lambda _: None
 ) -> Measured:

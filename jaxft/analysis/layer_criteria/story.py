@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,21 +13,14 @@ from rich.console import RenderableType
 from jaxft.analysis.layer_criteria.measure import (
     Advance,
     Measured,
-    matrices_of,
     measure,
     measured_setup,
+    measurements,
 )
+from jaxft.analysis.layer_criteria.select import chosen_matrices, patterns
 from jaxft.config.load import Config, to_yaml
 from jaxft.engine.setup import Setup
-from jaxft.errors import UserError
-from jaxft.layerwise.criteria.choose import (
-    CHOICES,
-    CRITERIA,
-    RANDOM,
-    choose,
-    random_scores,
-    rank_correlations,
-)
+from jaxft.layerwise.criteria.choose import CRITERIA, rank_correlations
 from jaxft.report.terminal.criteria import criteria_tables
 
 GROUPS_MARK = b"# Groups by jaxft layers"
@@ -98,8 +91,8 @@ class LayerCriteria:
     def groups(self, by: str, fraction: float) -> str:
         """Write groups in which a share of the matrices of each kind trains, as YAML.
 
-        The other parameters of the blocks and the embeddings are frozen; the final norm, the
-        pooler and the head of each tower train as well.
+        Biases train with their matrices. The other parameters of the blocks and the embeddings
+        are frozen; the final norm, the pooler and the head of each tower train as well.
 
         Args:
             by: a criterion, one of `CHOICES`.
@@ -108,18 +101,15 @@ class LayerCriteria:
         chosen = chosen_matrices(self.setup, self.measured, by, fraction)
         model = self.setup.model
         tops = [name for name in model.leaves if model.depths[name] == model.tops[name]]
-        groups: list[dict[str, Any]] = [{"name": "chosen", "match": patterns(chosen)}]
+        groups: list[dict[str, Any]] = [
+            {"name": "chosen", "match": patterns(chosen, self.measured.matrices)}
+        ]
         if tops:
-            groups.append({"name": "top", "match": patterns(tops)})
+            groups.append({"name": "top", "match": [re.escape(name) for name in tops]})
         groups.append({"name": "frozen", "match": ".*", "freeze": True})
         total = len(self.measured.matrices)
         head = f"{GROUPS_MARK.decode()}: {len(chosen)} of {total} matrices train, by {by}."
         return f"{head}\n{to_yaml({'groups': groups})}"
-
-
-def patterns(names: Sequence[str]) -> list[str]:
-    """Return patterns that match these names of parameters and no others."""
-    return [re.escape(name) for name in names]
 
 
 def layer_criteria(config: Config, batches: int, begin: Begin, advance: Advance) -> LayerCriteria:
@@ -135,35 +125,5 @@ def layer_criteria(config: Config, batches: int, begin: Begin, advance: Advance)
         UserError: anything that is wrong with the config, the data or the checkpoint.
     """
     setup = measured_setup(config)
-    begin(len(matrices_of(setup)) + 2 * min(batches, setup.length.steps_per_epoch))
+    begin(measurements(setup, batches, CRITERIA))
     return LayerCriteria(setup, measure(setup, CRITERIA, batches, advance))
-
-
-def chosen_matrices(
-    setup: Setup, measured: Measured, by: str, fraction: float, per: str = "kind"
-) -> list[str]:
-    """Choose matrices by a criterion.
-
-    Args:
-        setup: the run, whose seed of initial weights is that of a random choice.
-        measured: with the criterion, unless the choice is random.
-        by: a criterion, one of `CHOICES`.
-        fraction: of the matrices of each kind, or of all.
-        per: `kind`, or `model` for all together.
-
-    Raises:
-        UserError: a matrix has no value of the criterion.
-    """
-    kinds = measured.kinds if per == "kind" else dict.fromkeys(measured.kinds, "")
-    if by == RANDOM:
-        return choose(random_scores(list(kinds), setup.config.run.seed.init), kinds, fraction)
-    values = {name: value for name, value in measured.scores[by].items() if value is not None}
-    missing = [name for name in kinds if name not in values]
-    if missing:
-        raise UserError(
-            f"The criterion '{by}' is not defined for '{missing[0]}'.",
-            "gradient_signal needs two batches, and alpha ten singular values; choose another of "
-            f"{', '.join(one for one in CHOICES if one != by)}.",
-        )
-    sign = 1 if CRITERIA[by].highest else -1
-    return choose({name: sign * value for name, value in values.items()}, kinds, fraction)

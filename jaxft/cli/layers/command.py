@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from jaxft.cli.parts.process import prepare_computation
 from jaxft.cli.parts.terminal import ConfigFile, Overrides, echo, print_report
@@ -112,17 +111,9 @@ def _criterion(name: str) -> str:
 def _measured(config: Config, batches: int) -> LayerCriteria:
     """Measure with a bar on standard error, so that standard output is the report alone."""
     from jaxft.analysis.layer_criteria.story import layer_criteria
+    from jaxft.report.terminal.criteria import measuring_bar
 
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    with Progress(*columns, console=EscapingConsole(stderr=True), transient=True) as bar:
-        task = bar.add_task("loading", total=None)
-
-        def begin(total: int) -> None:
-            bar.update(task, total=total, description="spectra")
-
-        def advance(what: str) -> None:
-            bar.update(task, advance=1, description=what)
-
+    with measuring_bar(EscapingConsole(stderr=True)) as (begin, advance):
         return layer_criteria(config, batches, begin, advance)
 
 

@@ -102,6 +102,27 @@ def choose(scores: Mapping[str, float], kinds: Mapping[str, str], fraction: floa
     return [name for name in scores if name in chosen]
 
 
+def mean_ranks(
+    scores: Mapping[str, float], kinds: Mapping[str, str], blocks: Mapping[str, str]
+) -> dict[str, float]:
+    """Average the ranks of each block's matrices, taken within their kinds.
+
+    Args:
+        scores: matrix -> score.
+        kinds, blocks: matrix -> kind, and block.
+
+    Returns:
+        Block -> mean rank, from -0.5 for the lowest to 0.5 for the highest, in the order of
+        `scores`.
+    """
+    names = list(scores)
+    ranks = dict(zip(names, _centered_ranks(names, scores, kinds).tolist(), strict=True))
+    return {
+        block: float(np.mean([ranks[name] for name in names if blocks[name] == block]))
+        for block in dict.fromkeys(blocks[name] for name in names)
+    }
+
+
 def random_scores(names: Sequence[str], seed: int) -> dict[str, float]:
     """Give every matrix a random score, by the seed.
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +19,32 @@ WEIGHTS = ("alpha", "hill", "above_noise", "spectrum")
 COSTS = ("flops", "optimizer_bytes")
 BLOCKS = "blocks/"
 BATCHES = ("relative_gradient", "gradient_signal", "fisher", "outliers", "residual", "cosine")
+
+
+@contextmanager
+def measuring_bar(
+    console: Console,
+) -> Iterator[tuple[Callable[[int], None], Callable[[str], None]]]:
+    """Show a bar while criteria are measured.
+
+    Args:
+        console: the terminal.
+
+    Yields:
+        `begin(total)`, called with the number of measurements to come, and `advance(what)`, called
+        after each with what was measured.
+    """
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("loading", total=None)
+
+        def begin(total: int) -> None:
+            bar.update(task, total=total, description="measuring layers")
+
+        def advance(what: str) -> None:
+            bar.update(task, advance=1, description=what)
+
+        yield begin, advance
 
 
 def criteria_tables(content: Mapping[str, Any]) -> RenderableType:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxft.analysis.layer_criteria.select import choose_groups
 from jaxft.config.load import Config
 from jaxft.data.batching.loader import batches
 from jaxft.device.mesh import batch_sharding, place_batch, replicated
@@ -19,6 +20,7 @@ from jaxft.engine.remat import phase_setups
 from jaxft.engine.setup import PhaseSetup, Setup, build, objective_of
 from jaxft.engine.state import TrainState
 from jaxft.engine.step import Batch, Params, step_function
+from jaxft.report.terminal.console import EscapingConsole
 from jaxft.studies.tuning.derivative import Multipliers, trained
 from jaxft.training.batches import training_batches
 
@@ -57,6 +59,7 @@ def open_problem(config: Config, steps: int, most_eval_batches: int) -> Problem:
     """
     # An average would lag behind so few steps.
     section = config.train.model_copy(update={"ema": None})
+    config = choose_groups(config, EscapingConsole(stderr=True))
     setup = build(config.model_copy(update={"train": section}))
     (now,) = phase_setups(setup)
     leaves = [leaf for leaf in now.table.leaves if leaf.trainable]
