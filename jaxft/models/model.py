@@ -132,7 +132,7 @@ class Model:
     @cached_property
     def hf_names(self) -> dict[str, Name]:
         """Map each parameter to its line of the family's name table; adapters have none."""
-        own = [name for name in self.leaves if not is_adapter(name)]
+        own = {name: leaf for name, leaf in self.leaves.items() if not is_adapter(name)}
         return resolve_names(self.family.tensors.table(self.head, self.model_type), own)
 
     @property
@@ -285,6 +285,7 @@ class Model:
     def _hf_config(self, types: set[str]) -> dict[str, Any]:
         """Return the source's config.json, updated for this model."""
         stale = {"torch_dtype", "_name_or_path", "text_config_dict", "vision_config_dict"}
+        stale.add(exports.AUTO_MAP)  # it names code that the export does not have
         if any(name.startswith(self.family.head) for name in self.matching.new):
             stale.add("problem_type")  # it describes the previous head
         fields = {name: value for name, value in self.fields.items() if name not in stale}

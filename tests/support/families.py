@@ -245,8 +245,9 @@ def torch_gradients(pair: Pair) -> dict[str, np.ndarray]:
         name, value = pair.ours.hf_names[ours], theirs[hf]
         if name.stacked:
             value = value[name.part[0]]
-        elif name.part is not None:
-            value = np.split(value, name.part[1], axis=name.axis)[name.part[0]]
+        elif name.span is not None:
+            first, width, _ = name.span
+            value = np.take(value, range(first, first + width), axis=name.axis)
         found[ours] = np.moveaxis(value, 0, -1) if name.transpose else value
     return found
 

@@ -14,11 +14,9 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from jaxft.errors import UserError
 from jaxft.models.adapters.low_rank import beside
@@ -27,7 +25,7 @@ from jaxft.models.layers.modules import Leaf
 from jaxft.models.weights.export import ADAPTER_WEIGHTS
 from jaxft.models.weights.files import open_tensors
 from jaxft.models.weights.names import Name, stored_shape
-from jaxft.models.weights.tensor import Index, Tensor, part_of
+from jaxft.models.weights.tensor import Span, Tensor, part_of
 from jaxft.storage.json_files import is_number, read_json_object
 from jaxft.tree import matches_of
 
@@ -110,8 +108,7 @@ def read_adapter(
         for parameter in own:
             shape = stored_shape(names[parameter], leaves[parameter])
             _check(folder, name, tensor.shape, shape)
-            line = names[parameter]
-            loaded[parameter] = part_of(tensor, line.part, line.stacked, line.axis)
+            loaded[parameter] = names[parameter].own_part(tensor)
     return low_ranks, loaded
 
 
@@ -200,30 +197,20 @@ def _parts(
     folder: Path, module: str, matrices: _Module, name: Name, kernel: str, leaf: Leaf
 ) -> dict[str, Tensor]:
     """Return the tensors of one kernel's adapter: all of A, its own rows of B and magnitudes."""
-    part, count = name.part or (0, 1)
     inside, outside = leaf.shape
+    span = name.span or Span(0, outside, outside)
     rank = matrices.a.shape[0]
     _check(folder, f"{module}.lora_A.weight", matrices.a.shape, (rank, inside))
-    _check(folder, f"{module}.lora_B.weight", matrices.b.shape, (outside * count, rank))
+    _check(folder, f"{module}.lora_B.weight", matrices.b.shape, (span.whole, rank))
     tensors = {
         beside(kernel, "lora_a"): matrices.a,
-        beside(kernel, "lora_b"): _rows(matrices.b, part * outside, outside),
+        beside(kernel, "lora_b"): part_of(matrices.b, span, axis=0),
     }
     if matrices.magnitude is not None:
         lengths = matrices.magnitude
-        _check(folder, f"{module}.lora_magnitude_vector", lengths.shape, (outside * count,))
-        tensors[beside(kernel, "magnitude")] = part_of(lengths, name.part)
+        _check(folder, f"{module}.lora_magnitude_vector", lengths.shape, (span.whole,))
+        tensors[beside(kernel, "magnitude")] = part_of(lengths, span)
     return tensors
-
-
-def _rows(tensor: Tensor, first: int, count: int) -> Tensor:
-    """Return `count` rows of a tensor, read on their own."""
-
-    def read(index: Index) -> np.ndarray:
-        start, stop, _ = index[0].indices(count)
-        return tensor.read((slice(first + start, first + stop), *index[1:]))
-
-    return replace(tensor, shape=(count, *tensor.shape[1:]), read=read)
 
 
 def _check(folder: Path, name: str, shape: Sequence[int], wanted: Sequence[int]) -> None:

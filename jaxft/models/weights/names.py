@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from jaxft.errors import UserError
 from jaxft.models.layers.modules import Leaf
-from jaxft.models.weights.tensor import FLOATS, Index, Tensor, part_of
+from jaxft.models.weights.tensor import FLOATS, Index, Span, Tensor, part_of, slice_of
 from jaxft.models.weights.vocab import grown
 from jaxft.tree import matches_of, natural_order
 
@@ -24,9 +24,10 @@ class Name:
         ours: the parameter's name.
         transpose: the tensor is stored (out, in), or (out, in, height, width) where it is a
             convolution's: its first axis is our last one.
-        part: which equal part of the tensor's outputs, of how many: along its last axis, or its
-            first one where it is transposed; None for the whole.
+        part: which part of the tensor's outputs, of how many side by side: along its last axis, or
+            its first one where it is transposed; None for the whole.
         stacked: the parameter is one slice of the first axis; `part` follows from the blocks.
+        span: the outputs of that part, which follow from the shapes of all of them.
     """
 
     hf: str
@@ -34,11 +35,19 @@ class Name:
     transpose: bool = False
     part: tuple[int, int] | None = None
     stacked: bool = False
+    span: Span | None = None
 
     @property
     def axis(self) -> int:
         """Return the axis of the tensor along which it has parts."""
         return 0 if self.transpose else -1
+
+    def own_part(self, tensor: Tensor) -> Tensor:
+        """Return what of the tensor is the parameter's."""
+        if self.stacked:
+            assert self.part is not None  # since `resolve_names`
+            return slice_of(tensor, self.part[0])
+        return tensor if self.span is None else part_of(tensor, self.span, self.axis)
 
 
 def dense(hf: str, ours: str) -> tuple[Name, ...]:
@@ -69,8 +78,8 @@ def embedding(hf: str, ours: str) -> tuple[Name, ...]:
     return (Name(f"{hf}.weight", f"{ours}/embedding"),)
 
 
-def resolve_names(names: Sequence[Name], leaves: Iterable[str]) -> dict[str, Name]:
-    """Return the table's line for each parameter, with its block number filled in."""
+def resolve_names(names: Sequence[Name], leaves: Mapping[str, Leaf]) -> dict[str, Name]:
+    """Return the table's line for each parameter, with its block number and its part filled in."""
     patterns = [(re.compile(re.escape(n.ours).replace(r"\{i\}", r"(\d+)")), n) for n in names]
     resolved = {}
     for leaf in leaves:
@@ -80,7 +89,7 @@ def resolve_names(names: Sequence[Name], leaves: Iterable[str]) -> dict[str, Nam
         match, name = matches[0]
         hf = name.hf.replace("{i}", match.group(1) if match.groups() else "")
         resolved[leaf] = replace(name, hf=hf, ours=leaf)
-    return resolved | _stacked(resolved)
+    return resolved | _stacked(resolved) | _side_by_side(resolved, leaves)
 
 
 def _stacked(lines: Mapping[str, Name]) -> dict[str, Name]:
@@ -90,6 +99,20 @@ def _stacked(lines: Mapping[str, Name]) -> dict[str, Name]:
         together.setdefault(lines[leaf].hf, []).append(leaf)
     parts = [(leaf, (i, len(all_))) for all_ in together.values() for i, leaf in enumerate(all_)]
     return {leaf: replace(lines[leaf], part=part) for leaf, part in parts}
+
+
+def _side_by_side(lines: Mapping[str, Name], leaves: Mapping[str, Leaf]) -> dict[str, Name]:
+    """Return the lines of parameters that are parts of a tensor's outputs, each with its span."""
+    together: dict[str, list[tuple[int, str]]] = {}
+    for leaf, line in lines.items():
+        if line.part is not None and not line.stacked:
+            together.setdefault(line.hf, []).append((line.part[0], leaf))
+    spans = {}
+    for parts in together.values():
+        widths = [leaves[leaf].shape[-1] for _, leaf in sorted(parts)]
+        for number, leaf in parts:
+            spans[leaf] = Span(sum(widths[:number]), widths[number], sum(widths))
+    return {leaf: replace(lines[leaf], span=span) for leaf, span in spans.items()}
 
 
 @dataclass(frozen=True)
@@ -160,21 +183,20 @@ def match(
     words = [p for p in whole if "vocab" in leaves[p].axes] if grow else []
     notes = [*_refit(whole, shapes, refit or {}), *_grow(whole, shapes, words)]
     _check_shapes(whole, names, shapes)
-    loaded = {
-        p: part_of(t, names[p].part, names[p].stacked, names[p].axis) for p, t in whole.items()
-    }
+    loaded = {parameter: names[parameter].own_part(tensor) for parameter, tensor in whole.items()}
     return Matching(loaded, new, left, tuple(notes))
 
 
 def stored_shape(name: Name, leaf: Leaf) -> tuple[int, ...]:
     """Return the shape of a tensor in a file."""
     shape = (leaf.shape[-1], *leaf.shape[:-1]) if name.transpose else leaf.shape
-    if name.part is None:
-        return shape
     if name.stacked:
+        assert name.part is not None  # since `resolve_names`
         return (name.part[1], *shape)
+    if name.span is None:
+        return shape
     whole = list(shape)
-    whole[name.axis] *= name.part[1]
+    whole[name.axis] = name.span.whole
     return tuple(whole)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -16,6 +17,19 @@ FLOATS = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 Index = tuple[slice, ...]
+
+
+class Span(NamedTuple):
+    """Part of a tensor along one of its axes.
+
+    Attributes:
+        first, width: where it begins, and how long it is.
+        whole: how long the tensor is.
+    """
+
+    first: int
+    width: int
+    whole: int
 
 
 @dataclass(frozen=True)
@@ -40,29 +54,23 @@ class Tensor:
         return self.read((slice(None),) * len(self.shape))
 
 
-def part_of(
-    tensor: Tensor, part: tuple[int, int] | None, stacked: bool = False, axis: int = -1
-) -> Tensor:
-    """Return one of some equal parts along an axis, as a tensor that is read by itself.
+def slice_of(tensor: Tensor, number: int) -> Tensor:
+    """Return one slice of a tensor's first axis, without that axis, read by itself."""
+    here = slice(number, number + 1)
+    return Tensor(
+        tensor.file, tensor.shape[1:], tensor.dtype, lambda index: tensor.read((here, *index))[0]
+    )
+
+
+def part_of(tensor: Tensor, span: Span, axis: int = -1) -> Tensor:
+    """Return a part of a tensor, read by itself.
 
     Args:
         tensor: the whole.
-        part: which, of how many; None for the whole.
-        stacked: the parts are the slices of the first axis, which they do not have.
-        axis: the first one (0) or the last one (-1).
+        span: which part.
+        axis: along the first axis (0) or the last one (-1).
     """
-    if part is None:
-        return tensor
-    if stacked:
-        here = slice(part[0], part[0] + 1)
-        return Tensor(
-            tensor.file,
-            tensor.shape[1:],
-            tensor.dtype,
-            lambda index: tensor.read((here, *index))[0],
-        )
-    width = tensor.shape[axis] // part[1]
-    first = width * part[0]
+    first, width, _ = span
     before, after = (tensor.shape[:axis], ()) if axis else ((), tensor.shape[1:])
 
     def read(index: Index) -> np.ndarray:
