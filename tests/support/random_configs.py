@@ -114,8 +114,24 @@ def soft_cap(draw: Draw) -> float | None:
 
 def rotary(draw: Draw) -> dict[str, Any]:
     """Any kind of rotary embedding, its base and numbers; one for each kind of block if asked."""
-    kinds = [k for k, v in draw.defaults["rope_parameters"].items() if isinstance(v, dict)]
+    default = draw.defaults["rope_parameters"]
+    kinds = [k for k, v in default.items() if isinstance(v, dict)]
+    if "partial_rotary_factor" in default:
+        return phi3_rotary(draw)
     return {kind: one_rotary(draw) for kind in kinds} or one_rotary(draw)
+
+
+def phi3_rotary(draw: Draw) -> dict[str, Any]:
+    """Phi-3's: of a whole head or a part of it, plain or stretched."""
+    shares = [share for share in (1.0, 0.5, 0.75, 0.4) if int(draw.head * share) % 2 == 0]
+    share = draw.one_of(*shares)
+    rope = {"rope_theta": draw.one_of(100.0, 1e4), "partial_rotary_factor": share}
+    if draw.flag():
+        return rope | {"rope_type": "default"}
+    factors = [
+        [1.0 + draw.number(0, 9) / 4 for _ in range(int(draw.head * share) // 2)] for _ in "12"
+    ]
+    return rope | {"rope_type": "longrope", "short_factor": factors[0], "long_factor": factors[1]}
 
 
 def one_rotary(draw: Draw) -> dict[str, Any]:
@@ -272,6 +288,8 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "vision_use_head": lambda draw: draw.joined or draw.flag(),
     # Positions and windows.
     "rope_parameters": rotary,
+    # Every text of a test is beyond it or none is: a cache from before it is none from after.
+    "original_max_position_embeddings": lambda draw: draw.one_of(6, draw.positions),
     "use_sliding_window": lambda draw: draw.slides,
     "sliding_window": sliding_window,
     "max_window_layers": lambda draw: draw.number(0, draw.layers + 1),

@@ -43,7 +43,7 @@ class Rotary:
     """Rotary embedding of positions.
 
     Args:
-        width: the width K of a head.
+        width: the width K of a head, or of the first part of it that is rotated.
         theta: the base of the wavelengths.
         kind: how it was stretched to longer texts, a key of `NEEDED`; or `still`, which turns
             nothing: a block that has no positions.
@@ -266,8 +266,13 @@ def rotary_context(mask: Mask, rotaries: Sequence[Rotary], positions: jax.Array)
 
 
 def rotate(x: jax.Array, waves: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotate `x` [B, T, H, K] by its positions: element i is paired with i + K / 2."""
+    """Rotate `x` [B, T, H, K] by its positions: element i is paired with i + K / 2.
+
+    Where the waves are for less than K, the elements beyond are left as they are.
+    """
     cosine, sine = waves
+    if (width := 2 * cosine.shape[-1]) < x.shape[-1]:
+        return jnp.concatenate([rotate(x[..., :width], waves), x[..., width:]], axis=-1)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = (first * cosine - second * sine, second * cosine + first * sine)
     return jnp.concatenate(turned, axis=-1).astype(x.dtype)

@@ -17,6 +17,7 @@ HARMLESS_FIELDS = frozenset(
     (
         "_name_or_path",
         "architectures",
+        "auto_map",  # Python code of the repository, which is never run
         "bos_token_id",
         "chunk_size_feed_forward",
         "directionality",

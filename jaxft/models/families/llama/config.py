@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from jaxft.errors import UserError
+from jaxft.models.families.llama.phi3 import phi3_rotary
 from jaxft.models.layers.math import ACTIVATIONS
 from jaxft.models.layers.rotary import Rotary, read_rotaries_by_kind, read_rotary
 from jaxft.models.weights.config_fields import check_activation, check_divides
@@ -68,6 +69,14 @@ OWN: dict[str, dict[str, Any]] = {
         "no_rope_layers": None,
         "no_rope_layer_interval": 4,
     },
+    "phi3": {
+        "rms_norm_eps": 1e-5,
+        "resid_pdrop": 0.0,
+        "sliding_window": None,
+        "pad_token_id": 32_000,
+        "original_max_position_embeddings": 4096,
+        "partial_rotary_factor": None,
+    },
     "gemma2": GEMMA
     | {
         "rope_theta": 10_000.0,
@@ -110,6 +119,8 @@ class Config(TextConfig):
         "is_encoder_decoder": False,
         "partial_rotary_factor": 1.0,
         "use_bidirectional_attention": False,
+        "full_attn_mod": 1,  # of Phi-4's own code, which can skip blocks
+        "interpolate_factor": 1,
     }
     # How it was trained in parallel, notes to other programs, and what layer_types was made from.
     UNREAD: ClassVar[tuple[str, ...]] = (
@@ -119,9 +130,13 @@ class Config(TextConfig):
         "transformers.js_config",
         "cache_implementation",
         "_sliding_window_pattern",
+        "embd_pdrop",  # Phi-3 has it and drops no embeddings
     )
     # The spelling of rotary embeddings, of which there are several: the checkpoint's own is kept.
-    READ_ONLY = ("rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq")
+    READ_ONLY = (
+        *("rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq"),
+        *("partial_rotary_factor", "original_max_position_embeddings"),
+    )
 
     windows: tuple[int | None, ...]
     rotaries: tuple[Rotary, ...]
@@ -144,7 +159,8 @@ class Config(TextConfig):
         return cls(model_type, own, _windows(own), *read(fields, own))
 
     def with_dropout(self, rate: float) -> Self:
-        return self.with_fields(["attention_dropout"], rate)
+        rates = ("attention_dropout", "resid_pdrop")
+        return self.with_fields([name for name in rates if name in self.fields], rate)
 
     @property
     def gemma(self) -> bool:
@@ -172,6 +188,8 @@ def _rotaries(
     fields: Mapping[str, Any], own: Mapping[str, Any]
 ) -> tuple[tuple[Rotary, ...], tuple[int, ...]]:
     """Return the rotary embeddings, and the index of each block's."""
+    if "partial_rotary_factor" in own:
+        return (phi3_rotary(own),), (0,) * own["num_hidden_layers"]
     rotary = read_rotary(fields, own["head_dim"], own["rope_theta"])
     rotated = _rotated(own)
     there = [rotary] * any(rotated) + [replace(rotary, kind="still")] * (not all(rotated))

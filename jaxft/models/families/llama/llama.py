@@ -1,14 +1,14 @@
 """Llama and its kin: decoders of pre-norm blocks with rotary positions and a gated MLP.
 
 Mistral sees through a sliding window, Qwen2 has biases, Qwen3 normalizes queries and keys, SmolLM3
-leaves some blocks without positions; Gemma scales its embeddings, has norms after attention and
-MLP too, and caps scores (2) or turns positions by another base in windows (3). All else is one
-computation.
+leaves some blocks without positions, Phi-3 may rotate a part of each head only; Gemma scales its
+embeddings, has norms after attention and MLP too, and caps scores (2) or turns positions by another
+base in windows (3). All else is one computation.
 
 Source: Touvron et al. (2023), https://arxiv.org/abs/2302.13971; Gemma Team (2024),
 https://arxiv.org/abs/2408.00118; the computation follows `transformers`' `modeling_llama.py`,
 `modeling_mistral.py`, `modeling_qwen2.py`, `modeling_qwen3.py`, `modeling_smollm3.py`,
-`modeling_gemma2.py` and `modeling_gemma3.py`.
+`modeling_phi3.py`, `modeling_gemma2.py` and `modeling_gemma3.py`.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxft.models.families.llama.config import GEMMAS, Config
+from jaxft.models.families.llama.config import Config
+from jaxft.models.families.llama.names import HEAD_NAMES, UNUSED, lines_of
 from jaxft.models.family import Family, architectures
 from jaxft.models.layers.attention import AttentionOptions, cached_attention
 from jaxft.models.layers.batch import Batch, positions_of
 from jaxft.models.layers.cache import BlockCache, KeyValues
 from jaxft.models.layers.decoder import causal_mask, decoder_top
 from jaxft.models.layers.kernels import Needs
-from jaxft.models.layers.math import ACTIVATIONS
+from jaxft.models.layers.math import ACTIVATIONS, dropout
 from jaxft.models.layers.modules import Embedding, Linear, RMSNorm
 from jaxft.models.layers.rotary import RotaryContext, rotary_context, rotate
 from jaxft.models.tower.tower import Compute, Part, Tower
-from jaxft.models.weights.names import Name, dense, embedding
-from jaxft.models.weights.tensor_names import HeadLines, PrefixedNames
+from jaxft.models.weights.tensor_names import PrefixedNames
 
 HEADS = ("causal_lm", "text_classification")
 MODEL_TYPES = {
@@ -42,48 +42,14 @@ MODEL_TYPES = {
     "qwen2": architectures("Qwen2", *HEADS),
     "qwen3": architectures("Qwen3", *HEADS),
     "smollm3": architectures("SmolLM3", *HEADS),
+    "phi3": architectures("Phi3", *HEADS),
     "gemma2": architectures("Gemma2", *HEADS),
     "gemma3_text": architectures("Gemma3Text", *HEADS) | {"causal_lm": "Gemma3ForCausalLM"},
 }
 
 
-def scale(hf: str, ours: str) -> tuple[Name, ...]:
-    """Return the line of an RMSNorm."""
-    return (Name(f"{hf}.weight", f"{ours}/scale"),)
-
-
-NAMES = (
-    *embedding("model.embed_tokens", "embeddings/word"),
-    *scale("model.layers.{i}.input_layernorm", "blocks/{i}/attention/norm"),
-    *dense("model.layers.{i}.self_attn.q_proj", "blocks/{i}/attention/query"),
-    *dense("model.layers.{i}.self_attn.k_proj", "blocks/{i}/attention/key"),
-    *dense("model.layers.{i}.self_attn.v_proj", "blocks/{i}/attention/value"),
-    *dense("model.layers.{i}.self_attn.o_proj", "blocks/{i}/attention/output"),
-    *scale("model.layers.{i}.self_attn.q_norm", "blocks/{i}/attention/query_norm"),
-    *scale("model.layers.{i}.self_attn.k_norm", "blocks/{i}/attention/key_norm"),
-    *dense("model.layers.{i}.mlp.gate_proj", "blocks/{i}/mlp/gate"),
-    *dense("model.layers.{i}.mlp.up_proj", "blocks/{i}/mlp/up"),
-    *dense("model.layers.{i}.mlp.down_proj", "blocks/{i}/mlp/down"),
-    *scale("model.norm", "norm"),
-)
-# The norms after attention and MLP: a Gemma has four a block, the others two.
-NORMS = scale("model.layers.{i}.post_attention_layernorm", "blocks/{i}/mlp/norm")
-GEMMA_NORMS = (
-    *scale("model.layers.{i}.post_attention_layernorm", "blocks/{i}/attention/output_norm"),
-    *scale("model.layers.{i}.pre_feedforward_layernorm", "blocks/{i}/mlp/norm"),
-    *scale("model.layers.{i}.post_feedforward_layernorm", "blocks/{i}/mlp/output_norm"),
-)
-HEAD_NAMES: HeadLines = {
-    "causal_lm": (Name("lm_head.weight", "head/kernel", transpose=True),),
-    "text_classification": (Name("score.weight", "head/kernel", transpose=True),),
-}
-UNUSED = (
-    r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",  # computed, as a buffer of old files
-    r"lm_head\.weight",
-    r"score\.weight",
-)
 TENSORS = PrefixedNames(
-    {name: NAMES + (GEMMA_NORMS if name in GEMMAS else NORMS) for name in MODEL_TYPES},
+    {name: lines_of(name) for name in MODEL_TYPES},
     HEAD_NAMES,
     UNUSED,
     prefixes={"model.": "embed_tokens|layers|norm"},
@@ -153,6 +119,7 @@ class Attention(nnx.Module):
         self.output_norm = RMSNorm(width, eps, from_one=True) if config.gemma else None
         self.scale, self.soft_cap = config.scale, config.soft_cap
         self.rate = own["attention_dropout"]
+        self.residual_rate = own.get("resid_pdrop", 0.0)
 
     def __call__(
         self,
@@ -180,7 +147,8 @@ class Attention(nnx.Module):
             AttentionOptions(self.heads, self.rate, key, self.scale, self.soft_cap),
         )
         out = self.output(mixed, key)
-        return x + (out if self.output_norm is None else self.output_norm(out)), cache
+        out = out if self.output_norm is None else self.output_norm(out)
+        return x + residual_dropout(out, self.residual_rate, key, 1), cache
 
 
 class Mlp(nnx.Module):
@@ -199,13 +167,22 @@ class Mlp(nnx.Module):
         self.down = Linear(inner, width, ("mlp", "embed"), std, bias)
         self.output_norm = RMSNorm(width, eps, from_one=True) if config.gemma else None
         self.activation = config.activation
+        self.residual_rate = own.get("resid_pdrop", 0.0)
 
     def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
         normal = self.norm(x)
         gate = ACTIVATIONS[self.activation](self.gate(normal, key))
         inner = gate * self.up(normal, key)  # [B, T, F]
         out = self.down(inner, key)
-        return x + (out if self.output_norm is None else self.output_norm(out))
+        out = out if self.output_norm is None else self.output_norm(out)
+        return x + residual_dropout(out, self.residual_rate, key, 2)
+
+
+def residual_dropout(x: jax.Array, rate: float, key: jax.Array | None, number: int) -> jax.Array:
+    """Apply dropout to what is added to the stream; `number` tells one mask from another."""
+    if key is None or rate == 0.0:
+        return x
+    return dropout(x, rate, jax.random.fold_in(key, number))
 
 
 class Block(nnx.Module):

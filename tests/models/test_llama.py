@@ -1,0 +1,108 @@
+"""Llama's kin beyond the contract: the spellings of their files on the hub, and what is refused."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.numpy import load_file
+
+from jaxft.errors import UserError
+from jaxft.models import load as registry
+from jaxft.models.families.llama.config import Config
+
+SIZES = {
+    "vocab_size": 60,
+    "hidden_size": 48,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+SCALING = {"short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5], "long_factor": [1.0, 1.5, 2, 2.5, 3, 4]}
+# As the hub's microsoft/Phi-4-mini-instruct spells it, with other numbers.
+PHI4 = SIZES | {
+    "model_type": "phi3",
+    "attention_bias": False,
+    "auto_map": {"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"},
+    "embd_pdrop": 0.0,
+    "full_attn_mod": 1,
+    "interpolate_factor": 1,
+    "lm_head_bias": False,
+    "mlp_bias": False,
+    "original_max_position_embeddings": 16,
+    "partial_rotary_factor": 0.75,
+    "resid_pdrop": 0.0,
+    "rms_norm_eps": 1e-5,
+    "rope_scaling": SCALING | {"type": "longrope"},
+    "rope_theta": 1e4,
+    "sliding_window": 12,
+    "tie_word_embeddings": True,
+}
+
+
+def texts():
+    ids = np.arange(1, 41).reshape(2, 20) % 58 + 2
+    mask = np.ones((2, 20), np.int64)
+    mask[1, 11:] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def logits_of_both(folder, batch):
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation="eager"
+    ).eval()
+    with torch.no_grad():
+        expected = theirs(**{name: torch.tensor(value) for name, value in batch.items()}).logits
+    mask = batch["attention_mask"][..., None]
+    ours = registry.load(str(folder), task="causal_lm")
+    return np.asarray(ours(**batch)["logits"]) * mask, expected.numpy() * mask, ours
+
+
+def test_phi3_files_of_the_hub_are_what_transformers_reads(tmp_path):
+    torch.manual_seed(0)
+    fields = copy.deepcopy(PHI4)
+    known = {name: value for name, value in PHI4.items() if name != "auto_map"}
+    new = transformers.AutoConfig.for_model(**copy.deepcopy(known))
+    # transformers 5.24 has a line for `su`, the first name of it, and then refuses it.
+    old = [fields | {"rope_scaling": SCALING | {"type": kind}} for kind in ("su", "yarn")]
+    for one in (fields, new.to_dict(), *old):
+        (rotary,) = Config.from_hf(one).rotaries
+        assert (rotary.width, rotary.kind, rotary.original) == (12, "longrope", 16)
+        assert Config.from_hf(one).windows == (12, 12)
+    transformers.Phi3ForCausalLM(new).save_pretrained(tmp_path / "new")
+    (tmp_path / "new/config.json").write_text(json.dumps(fields))
+    ours, theirs, model = logits_of_both(tmp_path / "new", texts())
+    np.testing.assert_allclose(ours, theirs, atol=2e-5)
+    # Three heads of queries and one of keys: the fused tensor has parts of unlike sizes.
+    model.save(tmp_path / "again")
+    before, after = (load_file(tmp_path / f"{n}/model.safetensors") for n in ("new", "again"))
+    name = "model.layers.1.self_attn.qkv_proj.weight"
+    assert before[name].shape == (48 + 2 * 16, 48)
+    np.testing.assert_array_equal(after[name], before[name])
+    written = json.loads((tmp_path / "again/config.json").read_text())
+    assert written["rope_scaling"] == fields["rope_scaling"]
+    assert written["partial_rotary_factor"] == 0.75
+    assert "auto_map" not in written
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "'linear' is not supported for phi3"),
+        ({"partial_rotary_factor": 0.7}, "needs an even head width, not 11"),
+        ({"partial_rotary_factor": 1.5}, "partial_rotary_factor must be a number above 0"),
+        ({"partial_rotary_factor": 0.5}, "needs 4 numbers in 'short_factor'"),
+        ({"full_attn_mod": 2}, "full_attn_mod is 2; only 1 is supported"),
+        ({"attention_bias": True}, "'attention_bias'"),
+    ],
+)
+def test_what_phi3_does_not_compute_is_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        Config.from_hf(PHI4 | fields)
