@@ -45,7 +45,8 @@ def classifiers() -> list:
         heads = family.model_types[name]
         last = name == list(family.model_types)[-1] and name not in BERTS_KIN
         marks = () if last else pytest.mark.full
-        for head in ("text_classification", "image_classification", "object_detection"):
+        scored = ("text_classification", "image_classification", "object_detection")
+        for head in scored if set(scored) & set(heads) else ("causal_lm",):
             if head in heads:
                 found.append(pytest.param((name, head), marks=marks, id=f"{name}-{head}"))
     return found

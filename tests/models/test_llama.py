@@ -3,6 +3,7 @@
 import copy
 import json
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -43,6 +44,23 @@ PHI4 = SIZES | {
     "rope_scaling": SCALING | {"type": "longrope"},
     "rope_theta": 1e4,
     "sliding_window": 12,
+    "tie_word_embeddings": True,
+}
+
+# As the hub's ibm-granite/granite-3.3-2b-instruct spells it, with other sizes.
+GRANITE = SIZES | {
+    "model_type": "granite",
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "attention_multiplier": 0.015625,
+    "embedding_multiplier": 12.0,
+    "hidden_act": "silu",
+    "logits_scaling": 8.0,
+    "mlp_bias": False,
+    "residual_multiplier": 0.22,
+    "rms_norm_eps": 1e-5,
+    "rope_scaling": None,
+    "rope_theta": 1e7,
     "tie_word_embeddings": True,
 }
 
@@ -106,3 +124,33 @@ def test_phi3_files_of_the_hub_are_what_transformers_reads(tmp_path):
 def test_what_phi3_does_not_compute_is_refused(fields, message):
     with pytest.raises(UserError, match=message):
         Config.from_hf(PHI4 | fields)
+
+
+def test_granite_files_of_the_hub_are_what_transformers_reads(tmp_path):
+    torch.manual_seed(0)
+    new = transformers.AutoConfig.for_model(**GRANITE)
+    transformers.GraniteForCausalLM(new).save_pretrained(tmp_path)
+    for fields in (new.to_dict(), GRANITE):
+        (tmp_path / "config.json").write_text(json.dumps(fields))
+        ours, theirs, model = logits_of_both(tmp_path, texts())
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+        assert model.config.rotaries[0].theta == 1e7
+
+
+def test_losses_of_words_are_of_granites_divided_scores(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(**GRANITE | {"initializer_range": 0.5})
+    transformers.GraniteForCausalLM(config).save_pretrained(tmp_path)
+    model = registry.load(str(tmp_path), task="causal_lm")
+    batch = texts()
+    scores = jax.nn.log_softmax(model(**batch)["logits"])
+    targets = np.roll(batch["input_ids"], -1, axis=1)
+    expected = -np.take_along_axis(np.asarray(scores), targets[..., None], axis=-1)[..., 0]
+    losses = model(**batch, targets=targets)["losses"]
+    np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["logits_scaling", "residual_multiplier"])
+def test_a_factor_of_granite_is_a_number_above_0(name):
+    with pytest.raises(UserError, match=f"{name} is 0, and must be a number above 0"):
+        Config.from_hf(GRANITE | {name: 0})

@@ -51,6 +51,7 @@ class CausalLm(Bare):
         norm, projection: as `Bare` has them.
         head: a matrix of its own, or the word embeddings (tied); or a module that ends in those.
         soft_cap: bound of the scores; None for none.
+        divisor: what the scores are divided by before that.
     """
 
     def __init__(
@@ -59,10 +60,12 @@ class CausalLm(Bare):
         head: Embedding | Callable[[jax.Array], jax.Array],
         projection: Linear | None = None,
         soft_cap: float | None = None,
+        divisor: float = 1.0,
     ):
         super().__init__(norm, projection)
         self.head = head
         self.soft_cap = soft_cap
+        self.divisor = divisor
 
     def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> Outputs:
         if "targets" in batch:
@@ -74,6 +77,7 @@ class CausalLm(Bare):
         """Score the next token at each position: [B, T, D] -> [B, T, V] float32."""
         score = self.head.scores if isinstance(self.head, Embedding) else self.head
         scores = score(self.finished(x)).astype(jnp.float32)
+        scores = scores if self.divisor == 1.0 else scores / self.divisor
         return scores if self.soft_cap is None else soft_capped(scores, self.soft_cap)
 
 
@@ -137,6 +141,7 @@ def decoder_top(
     pad_token_id: int | None,
     projection: Linear | None = None,
     soft_cap: float | None = None,
+    divisor: float = 1.0,
 ) -> tuple[nnx.Module, dict[str, str]]:
     """Build the top of a decoder under a head, and return its ties.
 
@@ -149,7 +154,7 @@ def decoder_top(
         tied: whether words are scored against their own embeddings.
         num_labels: classes; None for two.
         pad_token_id: the token that no class is read from.
-        soft_cap: bound of the scores of words.
+        soft_cap, divisor: of the scores of words, as `CausalLm` has them.
     """
     if head == "text_classification":
         classes = Linear(width, num_labels or 2, ("embed", "labels"), std, bias=False)
@@ -159,6 +164,6 @@ def decoder_top(
     if tied:
         words = Embedding(vocab_size, width, "vocab", std)
         ties = {"head/embedding": "embeddings/word/embedding"}
-        return CausalLm(norm, words, projection, soft_cap), ties
+        return CausalLm(norm, words, projection, soft_cap, divisor), ties
     scores = Linear(width, vocab_size, ("embed", "vocab"), std, bias=False)
-    return CausalLm(norm, scores, projection, soft_cap), {}
+    return CausalLm(norm, scores, projection, soft_cap, divisor), {}

@@ -102,7 +102,11 @@ KINDS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     (r"_(eps|epsilon)$", "a number above 0 and below 1", _is_epsilon),
     (r"^(initializer_range|initializer_factor|init_std)$", "a number of 0 or more", _is_scale),
     (r"^(rope_theta|rope_local_base_freq)$", "a number above 0", _is_positive),
-    (r"(softcapping|^query_pre_attn_scalar|^mlp_ratio)$", "a number above 0", _is_positive),
+    (
+        r"(softcapping|_multiplier|^logits_scaling|^query_pre_attn_scalar|^mlp_ratio)$",
+        "a number above 0",
+        _is_positive,
+    ),
     (r"^rope_(parameters|scaling)$", "an object", lambda value: isinstance(value, dict)),
     (r"^(layer_types|architectures)$", "a list of strings", _are_strings),
     (r"^id2label$", "an object of numbers and names", _are_labels),

@@ -77,6 +77,14 @@ OWN: dict[str, dict[str, Any]] = {
         "original_max_position_embeddings": 4096,
         "partial_rotary_factor": None,
     },
+    "granite": {
+        "attention_bias": False,
+        "mlp_bias": False,
+        "embedding_multiplier": 1.0,
+        "attention_multiplier": 1.0,
+        "residual_multiplier": 1.0,
+        "logits_scaling": 1.0,
+    },
     "gemma2": GEMMA
     | {
         "rope_theta": 10_000.0,
@@ -173,9 +181,17 @@ class Config(TextConfig):
         return self.fields.get("hidden_activation") or self.fields["hidden_act"]
 
     @property
+    def embedding_scale(self) -> float | None:
+        """Return the factor on the word vectors, None for none."""
+        own = self.fields
+        return math.sqrt(own["hidden_size"]) if self.gemma else own.get("embedding_multiplier")
+
+    @property
     def scale(self) -> float:
         """Return the factor on the attention scores on top of 1 / sqrt(K)."""
         own = self.fields
+        if "attention_multiplier" in own:
+            return math.sqrt(own["head_dim"]) * own["attention_multiplier"]
         return math.sqrt(own["head_dim"] / own.get("query_pre_attn_scalar", own["head_dim"]))
 
     @property

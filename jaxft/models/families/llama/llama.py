@@ -1,20 +1,20 @@
 """Llama and its kin: decoders of pre-norm blocks with rotary positions and a gated MLP.
 
 Mistral sees through a sliding window, Qwen2 has biases, Qwen3 normalizes queries and keys, SmolLM3
-leaves some blocks without positions, Phi-3 may rotate a part of each head only; Gemma scales its
-embeddings, has norms after attention and MLP too, and caps scores (2) or turns positions by another
-base in windows (3). All else is one computation.
+leaves some blocks without positions, Phi-3 may rotate a part of each head only, Granite has factors
+on embeddings, scores and branches; Gemma scales its embeddings, has norms after attention and MLP
+too, and caps scores (2) or turns positions by another base in windows (3). All else is one
+computation.
 
 Source: Touvron et al. (2023), https://arxiv.org/abs/2302.13971; Gemma Team (2024),
 https://arxiv.org/abs/2408.00118; the computation follows `transformers`' `modeling_llama.py`,
 `modeling_mistral.py`, `modeling_qwen2.py`, `modeling_qwen3.py`, `modeling_smollm3.py`,
-`modeling_phi3.py`, `modeling_gemma2.py` and `modeling_gemma3.py`.
+`modeling_phi3.py`, `modeling_granite.py`, `modeling_gemma2.py` and `modeling_gemma3.py`.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -43,6 +43,7 @@ MODEL_TYPES = {
     "qwen3": architectures("Qwen3", *HEADS),
     "smollm3": architectures("SmolLM3", *HEADS),
     "phi3": architectures("Phi3", *HEADS),
+    "granite": architectures("Granite", "causal_lm"),
     "gemma2": architectures("Gemma2", *HEADS),
     "gemma3_text": architectures("Gemma3Text", *HEADS) | {"causal_lm": "Gemma3ForCausalLM"},
 }
@@ -63,7 +64,7 @@ class Embeddings(nnx.Module):
         own = config.fields
         std, width = own["initializer_range"], own["hidden_size"]
         self.word = Embedding(own["vocab_size"], width, "vocab", std)
-        self.scale = math.sqrt(width) if config.gemma else None
+        self.scale = config.embedding_scale
 
     def __call__(self, batch: Batch) -> jax.Array:
         x = self.word(batch["input_ids"])  # [B, T, D]
@@ -96,6 +97,33 @@ class Stem(nnx.Module):
         return self.embeddings(batch), rotary_context(mask, self.rotaries, positions_of(batch))
 
 
+@dataclass(frozen=True)
+class Residual:
+    """Sum of the stream and what attention or MLP gives.
+
+    Args:
+        scale: the factor on what they give.
+        rate: the dropout of it.
+        number: tells one dropout of a block from another.
+    """
+
+    scale: float
+    rate: float
+    number: int
+
+    def __call__(self, x: jax.Array, out: jax.Array, key: jax.Array | None) -> jax.Array:
+        """Add `out` [B, T, D] to the stream `x` [B, T, D]; `key` turns dropout on."""
+        if key is not None and self.rate:
+            out = dropout(out, self.rate, jax.random.fold_in(key, self.number))
+        return x + (out if self.scale == 1.0 else out * self.scale)
+
+
+def residual_of(config: Config, number: int) -> Residual:
+    """Return a branch's sum with the stream as the config describes it."""
+    own = config.fields
+    return Residual(own.get("residual_multiplier", 1.0), own.get("resid_pdrop", 0.0), number)
+
+
 class Attention(nnx.Module):
     """Self-attention of grouped queries over the normalized input, added to the input."""
 
@@ -119,7 +147,7 @@ class Attention(nnx.Module):
         self.output_norm = RMSNorm(width, eps, from_one=True) if config.gemma else None
         self.scale, self.soft_cap = config.scale, config.soft_cap
         self.rate = own["attention_dropout"]
-        self.residual_rate = own.get("resid_pdrop", 0.0)
+        self.add = residual_of(config, 1)
 
     def __call__(
         self,
@@ -148,7 +176,7 @@ class Attention(nnx.Module):
         )
         out = self.output(mixed, key)
         out = out if self.output_norm is None else self.output_norm(out)
-        return x + residual_dropout(out, self.residual_rate, key, 1), cache
+        return self.add(x, out, key), cache
 
 
 class Mlp(nnx.Module):
@@ -167,7 +195,7 @@ class Mlp(nnx.Module):
         self.down = Linear(inner, width, ("mlp", "embed"), std, bias)
         self.output_norm = RMSNorm(width, eps, from_one=True) if config.gemma else None
         self.activation = config.activation
-        self.residual_rate = own.get("resid_pdrop", 0.0)
+        self.add = residual_of(config, 2)
 
     def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
         normal = self.norm(x)
@@ -175,14 +203,7 @@ class Mlp(nnx.Module):
         inner = gate * self.up(normal, key)  # [B, T, F]
         out = self.down(inner, key)
         out = out if self.output_norm is None else self.output_norm(out)
-        return x + residual_dropout(out, self.residual_rate, key, 2)
-
-
-def residual_dropout(x: jax.Array, rate: float, key: jax.Array | None, number: int) -> jax.Array:
-    """Apply dropout to what is added to the stream; `number` tells one mask from another."""
-    if key is None or rate == 0.0:
-        return x
-    return dropout(x, rate, jax.random.fold_in(key, number))
+        return self.add(x, out, key)
 
 
 class Block(nnx.Module):
@@ -225,6 +246,7 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
         num_labels=num_labels,
         pad_token_id=own["pad_token_id"],
         soft_cap=own.get("final_logit_softcapping"),
+        divisor=own.get("logits_scaling", 1.0),
     )
     blocks = (Part(Block(config)),) * own["num_hidden_layers"]
     return {"text": Tower(Part(Stem(config)), blocks, Part(top), ties, _numbers(config))}
