@@ -330,8 +330,8 @@ def unlike_twice_the_forward_pass(pair: Pair, frozen: int) -> int:
     """FLOPs of a block's backward pass beyond twice those of its forward pass, by family."""
     model, config = pair.ours, pair.ours.config
     rows, length = pair.batch["input_ids"].shape if "input_ids" in pair.batch else (0, 0)
-    if model.model_type == "modernbert" and frozen == 0:
-        # Its first block has no norm: its maps' input needs no gradient.
+    if model.model_type in ("modernbert", "olmo2") and frozen == 0:
+        # The first block has no norm before attention: its maps' input needs no gradient.
         inward = ("query", "key", "value")
         kernels = [model.params[f"blocks/{frozen}/attention/{n}/kernel"] for n in inward]
         return -2 * rows * length * sum(kernel.size for kernel in kernels)

@@ -64,6 +64,18 @@ GRANITE = SIZES | {
     "tie_word_embeddings": True,
 }
 
+# As the hub's allenai/OLMo-2-0425-1B spells it, with other sizes.
+OLMO2 = SIZES | {
+    "model_type": "olmo2",
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "rope_scaling": None,
+    "rope_theta": 5e5,
+    "tie_word_embeddings": False,
+}
+
 
 def texts():
     ids = np.arange(1, 41).reshape(2, 20) % 58 + 2
@@ -126,15 +138,16 @@ def test_what_phi3_does_not_compute_is_refused(fields, message):
         Config.from_hf(PHI4 | fields)
 
 
-def test_granite_files_of_the_hub_are_what_transformers_reads(tmp_path):
+@pytest.mark.parametrize("old", [GRANITE, OLMO2], ids=["granite", "olmo2"])
+def test_files_of_the_hub_are_what_transformers_reads(old, tmp_path):
     torch.manual_seed(0)
-    new = transformers.AutoConfig.for_model(**GRANITE)
-    transformers.GraniteForCausalLM(new).save_pretrained(tmp_path)
-    for fields in (new.to_dict(), GRANITE):
+    new = transformers.AutoConfig.for_model(**old)
+    transformers.AutoModelForCausalLM.from_config(new).save_pretrained(tmp_path)
+    for fields in (new.to_dict(), old):
         (tmp_path / "config.json").write_text(json.dumps(fields))
         ours, theirs, model = logits_of_both(tmp_path, texts())
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
-        assert model.config.rotaries[0].theta == 1e7
+        assert model.config.rotaries[0].theta == old["rope_theta"]
 
 
 def test_losses_of_words_are_of_granites_divided_scores(tmp_path):

@@ -85,6 +85,7 @@ OWN: dict[str, dict[str, Any]] = {
         "residual_multiplier": 1.0,
         "logits_scaling": 1.0,
     },
+    "olmo2": {"rms_norm_eps": 1e-5, "pad_token_id": 1, "attention_bias": False},
     "gemma2": GEMMA
     | {
         "rope_theta": 10_000.0,
@@ -101,6 +102,10 @@ OWN: dict[str, dict[str, Any]] = {
     },
 }
 GEMMAS = ("gemma2", "gemma3_text")
+# Those that normalize what attention and MLP give.
+NORMED_OUTPUTS = (*GEMMAS, "olmo2")
+# Those that normalize queries and keys: each head of them, or all heads as one vector.
+NORMED_QUERIES = {"qwen3": "head", "gemma3_text": "head", "olmo2": "heads"}
 SIZES = (
     "vocab_size",
     "hidden_size",
@@ -174,6 +179,16 @@ class Config(TextConfig):
     def gemma(self) -> bool:
         """Return whether it is a Gemma: scaled embeddings, and norms around attention and MLP."""
         return self.model_type in GEMMAS
+
+    @property
+    def normed_inputs(self) -> bool:
+        """Return whether attention and MLP normalize what they read."""
+        return self.model_type != "olmo2"
+
+    @property
+    def normed_outputs(self) -> bool:
+        """Return whether they normalize what they give."""
+        return self.model_type in NORMED_OUTPUTS
 
     @property
     def activation(self) -> str:

@@ -2,14 +2,16 @@
 
 Mistral sees through a sliding window, Qwen2 has biases, Qwen3 normalizes queries and keys, SmolLM3
 leaves some blocks without positions, Phi-3 may rotate a part of each head only, Granite has factors
-on embeddings, scores and branches; Gemma scales its embeddings, has norms after attention and MLP
+on embeddings, scores and branches, OLMo 2 normalizes behind attention and MLP and not before them,
+and queries and keys over all heads; Gemma scales its embeddings, has norms after attention and MLP
 too, and caps scores (2) or turns positions by another base in windows (3). All else is one
 computation.
 
 Source: Touvron et al. (2023), https://arxiv.org/abs/2302.13971; Gemma Team (2024),
 https://arxiv.org/abs/2408.00118; the computation follows `transformers`' `modeling_llama.py`,
 `modeling_mistral.py`, `modeling_qwen2.py`, `modeling_qwen3.py`, `modeling_smollm3.py`,
-`modeling_phi3.py`, `modeling_granite.py`, `modeling_gemma2.py` and `modeling_gemma3.py`.
+`modeling_phi3.py`, `modeling_granite.py`, `modeling_olmo2.py`, `modeling_gemma2.py` and
+`modeling_gemma3.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxft.models.families.llama.config import Config
+from jaxft.models.families.llama.config import NORMED_QUERIES, Config
 from jaxft.models.families.llama.names import HEAD_NAMES, UNUSED, lines_of
 from jaxft.models.family import Family, architectures
 from jaxft.models.layers.attention import AttentionOptions, cached_attention
@@ -44,6 +46,7 @@ MODEL_TYPES = {
     "smollm3": architectures("SmolLM3", *HEADS),
     "phi3": architectures("Phi3", *HEADS),
     "granite": architectures("Granite", "causal_lm"),
+    "olmo2": architectures("Olmo2", *HEADS),
     "gemma2": architectures("Gemma2", *HEADS),
     "gemma3_text": architectures("Gemma3Text", *HEADS) | {"causal_lm": "Gemma3ForCausalLM"},
 }
@@ -125,7 +128,7 @@ def residual_of(config: Config, number: int) -> Residual:
 
 
 class Attention(nnx.Module):
-    """Self-attention of grouped queries over the normalized input, added to the input."""
+    """Self-attention of grouped queries, between its norms, added to its input."""
 
     def __init__(self, config: Config):
         own = config.fields
@@ -135,16 +138,18 @@ class Attention(nnx.Module):
         keys = own["num_key_value_heads"] * self.head_width
         biased = own.get("attention_bias", False)
         inward = biased or config.model_type == "qwen2"
-        self.norm = RMSNorm(width, eps, from_one=config.gemma)
+        self.norm = RMSNorm(width, eps, from_one=config.gemma) if config.normed_inputs else None
         self.query = Linear(width, queries, ("embed", "heads"), std, inward)
         self.key = Linear(width, keys, ("embed", "heads"), std, inward)
         self.value = Linear(width, keys, ("embed", "heads"), std, inward)
         self.output = Linear(queries, width, ("heads", "embed"), std, biased)
-        normed = config.model_type in ("qwen3", "gemma3_text")
-        norm = partial(RMSNorm, self.head_width, eps, "head", config.gemma)
-        self.query_norm = norm() if normed else None
-        self.key_norm = norm() if normed else None
-        self.output_norm = RMSNorm(width, eps, from_one=True) if config.gemma else None
+        self.normed = NORMED_QUERIES.get(config.model_type)
+        whole = self.normed == "heads"
+        norm = partial(RMSNorm, eps=eps, axis=self.normed or "head", from_one=config.gemma)
+        self.query_norm = norm(queries if whole else self.head_width) if self.normed else None
+        self.key_norm = norm(keys if whole else self.head_width) if self.normed else None
+        normed = config.normed_outputs
+        self.output_norm = RMSNorm(width, eps, from_one=config.gemma) if normed else None
         self.scale, self.soft_cap = config.scale, config.soft_cap
         self.rate = own["attention_dropout"]
         self.add = residual_of(config, 1)
@@ -157,12 +162,15 @@ class Attention(nnx.Module):
         cache: KeyValues | None,
         waves: jax.Array | int,
     ) -> tuple[jax.Array, KeyValues | None]:
-        normal = self.norm(x)
+        normal = x if self.norm is None else self.norm(x)
 
         def placed(projection: Linear, norm: RMSNorm | None) -> jax.Array:
             flat = projection(normal, key)
+            if norm is not None and self.normed == "heads":
+                flat = norm(flat)
             heads = flat.reshape(*flat.shape[:2], -1, self.head_width)  # [B, T, H or G, K]
-            heads = heads if norm is None else norm(heads)
+            if norm is not None and self.normed == "head":
+                heads = norm(heads)
             turn = context.cosine[waves], context.sine[waves]
             return rotate(heads, turn).reshape(flat.shape)
 
@@ -180,7 +188,7 @@ class Attention(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """Two maps up, one of them a gate, and one down, over the normalized input, added to it.
+    """Two maps up, one of them a gate, and one down, between norms, added to the input.
 
     Source: Shazeer (2020), https://arxiv.org/abs/2002.05202.
     """
@@ -189,16 +197,17 @@ class Mlp(nnx.Module):
         own = config.fields
         width, inner, std = own["hidden_size"], own["intermediate_size"], own["initializer_range"]
         bias, eps = own.get("mlp_bias", False), own["rms_norm_eps"]
-        self.norm = RMSNorm(width, eps, from_one=config.gemma)
+        self.norm = RMSNorm(width, eps, from_one=config.gemma) if config.normed_inputs else None
         self.gate = Linear(width, inner, ("embed", "mlp"), std, bias)
         self.up = Linear(width, inner, ("embed", "mlp"), std, bias)
         self.down = Linear(inner, width, ("mlp", "embed"), std, bias)
-        self.output_norm = RMSNorm(width, eps, from_one=True) if config.gemma else None
+        normed = config.normed_outputs
+        self.output_norm = RMSNorm(width, eps, from_one=config.gemma) if normed else None
         self.activation = config.activation
         self.add = residual_of(config, 2)
 
     def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
-        normal = self.norm(x)
+        normal = x if self.norm is None else self.norm(x)
         gate = ACTIVATIONS[self.activation](self.gate(normal, key))
         inner = gate * self.up(normal, key)  # [B, T, F]
         out = self.down(inner, key)

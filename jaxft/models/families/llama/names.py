@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxft.models.families.llama.config import GEMMAS
+from jaxft.models.families.llama.config import NORMED_OUTPUTS
 from jaxft.models.weights.names import Name, dense, embedding, fused
 from jaxft.models.weights.tensor_names import HeadLines
 
@@ -36,9 +36,9 @@ FUSED = (
     *fused(f"{LAYER}.self_attn.qkv_proj", *INWARD),
     *fused(f"{LAYER}.mlp.gate_up_proj", f"{BLOCK}/mlp/gate", f"{BLOCK}/mlp/up"),
 )
-# The norms after attention and MLP: a Gemma has four a block, the others two.
+# The norms of a block: before attention and MLP, before and after (Gemma), or after (OLMo).
 NORMS = scale(f"{LAYER}.post_attention_layernorm", f"{BLOCK}/mlp/norm")
-GEMMA_NORMS = (
+OUTPUT_NORMS = (
     *scale(f"{LAYER}.post_attention_layernorm", f"{BLOCK}/attention/output_norm"),
     *scale(f"{LAYER}.pre_feedforward_layernorm", f"{BLOCK}/mlp/norm"),
     *scale(f"{LAYER}.post_feedforward_layernorm", f"{BLOCK}/mlp/output_norm"),
@@ -56,5 +56,5 @@ UNUSED = (
 
 def lines_of(model_type: str) -> tuple[Name, ...]:
     """Return the lines of the name table that a model type's heads share."""
-    norms = GEMMA_NORMS if model_type in GEMMAS else NORMS
+    norms = OUTPUT_NORMS if model_type in NORMED_OUTPUTS else NORMS
     return (*SHARED, *(FUSED if model_type == "phi3" else APART), *norms)
