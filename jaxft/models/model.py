@@ -284,8 +284,7 @@ class Model:
 
     def _hf_config(self, types: set[str]) -> dict[str, Any]:
         """Return the source's config.json, updated for this model."""
-        stale = {"torch_dtype", "_name_or_path", "text_config_dict", "vision_config_dict"}
-        stale.add(exports.AUTO_MAP)  # it names code that the export does not have
+        stale = set(exports.STALE_FIELDS)
         if any(name.startswith(self.family.head) for name in self.matching.new):
             stale.add("problem_type")  # it describes the previous head
         fields = {name: value for name, value in self.fields.items() if name not in stale}

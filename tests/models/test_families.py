@@ -15,6 +15,7 @@ from tests.support.families import (
     BARTS_KIN,
     BERTS_KIN,
     FAMILIES,
+    KIN_HEADS,
     LIKE_OTHERS,
     OWN_HEADS,
     OWN_PAIRS,
@@ -37,6 +38,8 @@ def is_kin(name: str, head: str | None) -> bool:
         return name not in OWN_PAIRS
     if name in BARTS_KIN:
         return head is None or name in LIKE_OTHERS
+    if name in KIN_HEADS:
+        return head != KIN_HEADS[name]
     return name in BERTS_KIN and (name, head) not in OWN_HEADS
 
 

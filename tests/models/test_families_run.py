@@ -25,6 +25,7 @@ from jaxft.models.tower.tower import Compute, Part
 from tests.support.families import (
     BERTS_KIN,
     FAMILIES,
+    KIN_HEADS,
     SHARED_BLOCKS,
     Pair,
     assert_close_gradients,
@@ -38,12 +39,12 @@ from tests.support.families import (
 def classifiers() -> list:
     """(model type, head) of each that can classify: the last of a file is always tested.
 
-    But for BERT's kin, which have its blocks.
+    But for BERT's kin, which have its blocks, and those of `KIN_HEADS`.
     """
     found = []
     for name, family in FAMILIES.items():
         heads = family.model_types[name]
-        last = name == list(family.model_types)[-1] and name not in BERTS_KIN
+        last = name == list(family.model_types)[-1] and name not in (*BERTS_KIN, *KIN_HEADS)
         marks = () if last else pytest.mark.full
         scored = ("text_classification", "image_classification", "object_detection")
         for head in scored if set(scored) & set(heads) else ("causal_lm",):

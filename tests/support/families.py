@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from jaxft.models import load as registry
 from jaxft.models.tower.tower import Compute
+from tests.support.dinov3 import DINOv3ViTForImageClassification
 from tests.support.random_configs import PAIRS, random_config
 
 AUTO = {
@@ -28,6 +29,8 @@ AUTO = {
     "object_detection": transformers.AutoModelForObjectDetection,
     "contrastive": transformers.AutoModel,
 }
+# Architectures that transformers does not have.
+OWN_CLASSES = {one.__name__: one for one in (DINOv3ViTForImageClassification,)}
 FAMILIES = registry.families()
 # BERT's kin have its blocks: `make test` looks at what is their own, stems and heads.
 BERTS_KIN = ("camembert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
@@ -35,6 +38,13 @@ BERTS_KIN = ("camembert", "distilbert", "electra", "mpnet", "roberta", "xlm-robe
 # own, and not of the two that combine the others'.
 BARTS_KIN = ("bart", "marian", "m2m_100", "mbart", "pegasus")
 LIKE_OTHERS = ("mbart", "pegasus")
+# Llama's kin and the last of ViT's, of which `make test` looks at one head.
+KIN_HEADS = {
+    "dinov3_vit": "image_classification",
+    "granite": "causal_lm",
+    "olmo2": "causal_lm",
+    "phi3": "causal_lm",
+}
 # Their one block is repeated: it has one depth, and is scanned over as it is.
 SHARED_BLOCKS = ("albert",)
 # Of two families in one model these are always tested.
@@ -138,9 +148,11 @@ def untie(model: torch.nn.Module) -> None:
 def auto_class(model_type: str, head: str | None):
     """What makes a model of a config and loads it: transformers' Auto class, or the architecture.
 
-    Towers with a projection, and SigLIP's text tower, are in no Auto class.
+    Towers with a projection, and SigLIP's text tower, are in no Auto class. DINOv3's classifier is
+    one of our tests' own.
     """
-    architecture = getattr(transformers, architectures(model_type)[head])
+    name = architectures(model_type)[head]
+    architecture = OWN_CLASSES.get(name) or getattr(transformers, name)
     auto = AUTO.get(head)
     if auto is not None and architecture.config_class in auto._model_mapping:
         return auto

@@ -73,12 +73,13 @@ def make_draw(generator: np.random.Generator, defaults: dict[str, Any], **shared
     """The sizes of one config, or of one part of it; `shared` are those of all its parts."""
     grouped = "num_key_value_heads" in defaults
     named = not {"head_dim", "d_kv"}.isdisjoint(defaults)
+    step = 4 if "pos_embed_rescale" in defaults else 2  # DINOv3 turns quarters of a head
     groups, queries = (int(n) for n in generator.integers(1, 4, 2))
     own = {
         "groups": groups if grouped else groups * queries,
         "queries": queries if grouped else 1,
         # A norm over four numbers may divide by nearly nothing, in PyTorch too: not so over eight.
-        "head": (head := 2 * int(generator.integers(4, 8))),
+        "head": (head := 2 * int(generator.integers(4, 8)) // step * step),
         "head_dim": 2 * int(generator.integers(2, 7)) if named else head,
         "layers": int(generator.integers(2, 5)),
         "positions": int(generator.integers(24, 40)),
@@ -274,6 +275,10 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "attention_bias": Draw.flag,
     "mlp_bias": Draw.flag,
     "qkv_bias": Draw.flag,
+    "query_bias": Draw.flag,
+    "key_bias": Draw.flag,
+    "value_bias": Draw.flag,
+    "proj_bias": Draw.flag,
     "enable_bias": Draw.flag,
     "norm_bias": Draw.flag,
     "decoder_bias": Draw.flag,
@@ -285,12 +290,17 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "_remove_final_layer_norm": Draw.flag,
     "layer_norm_elementwise_affine": Draw.flag,
     "use_swiglu_ffn": Draw.flag,
+    "use_gated_mlp": Draw.flag,
     "scale_embedding": Draw.flag,
     "share_encoder_decoder_embeddings": Draw.flag,
     "use_mask_token": Draw.flag,
     "use_mid_position_embeddings": Draw.flag,
     "vision_use_head": lambda draw: draw.joined or draw.flag(),
     # Positions and windows.
+    "rope_theta": lambda draw: draw.one_of(100.0, 1e4),
+    "pos_embed_shift": lambda draw: draw.one_of(None, 0.1),
+    "pos_embed_jitter": lambda draw: draw.one_of(None, 1.5),
+    "pos_embed_rescale": lambda draw: draw.one_of(None, 2.0),
     "rope_parameters": rotary,
     # Every text of a test is beyond it or none is: a cache from before it is none from after.
     "original_max_position_embeddings": lambda draw: draw.one_of(6, draw.positions),

@@ -52,6 +52,14 @@ PROCESSORS: dict[str, dict[str, Any]] = {
         "default_to_square": False,
         "do_convert_rgb": True,
     },
+    # transformers resizes behind the rescaling, without rounding to whole numbers between the two.
+    "DINOv3ViTImageProcessor": ALL
+    | {
+        "resample": BILINEAR,
+        "image_mean": IMAGENET_MEAN,
+        "image_std": IMAGENET_STD,
+        "size": {"height": 224, "width": 224},
+    },
     # Its longest edge and its padding of a batch are for images of differing sizes.
     "YolosImageProcessor": ALL
     | {
@@ -102,6 +110,7 @@ OF_MODEL = {
     "deit": "DeiTImageProcessor",
     "dinov2": "BitImageProcessor",
     "dinov2_with_registers": "BitImageProcessor",
+    "dinov3_vit": "DINOv3ViTImageProcessor",
     "clip": "CLIPImageProcessor",
     "siglip": "SiglipImageProcessor",
     "imagegpt": "ImageGPTImageProcessor",

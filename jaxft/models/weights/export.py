@@ -40,6 +40,8 @@ ASIDE = ".weights-"  # how the folder begins that weights are written in before 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENIZER_FILES = ("tokenizer", "vocab", "spiece", "sentencepiece")  # how their names begin
 AUTO_MAP = "auto_map"  # of a tokenizer's or a processor's file: classes in a repository's code
+# Fields of a source's config.json that its exports do not have.
+STALE_FIELDS = ("torch_dtype", "_name_or_path", "text_config_dict", "vision_config_dict", AUTO_MAP)
 METADATA = {"format": "pt", "writer": "jaxft"}
 # By it an earlier export is known again; it follows the 8 bytes of the header's length.
 MARK = b'{"__metadata__":' + json.dumps(METADATA, separators=(",", ":")).encode()

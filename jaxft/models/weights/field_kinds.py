@@ -88,7 +88,9 @@ def _are_strings(value: Any) -> bool:
 
 
 # Fields that real files set to null though a file without them means something.
-NULLABLE = r"_token_id$|^(sliding_window|num_key_value_heads|head_dim)$|softcapping$"
+NULLABLE = (
+    r"_token_id$|^(sliding_window|num_key_value_heads|head_dim|pos_embed_rescale)$|softcapping$"
+)
 COUNTS = (
     r"^(num_|n_inner$|head_dim|ffn_dim|intermediate_size|embedding_size|word_embed_proj_dim|"
     r"pooler_output_size|projection_|type_vocab_size|window_size|sliding_window|"
@@ -107,6 +109,8 @@ KINDS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
         "a number above 0",
         _is_positive,
     ),
+    (r"^pos_embed_(jitter|rescale)$", "a number above 0", _is_positive),
+    (r"^pos_embed_shift$", "a number of 0 or more", _is_scale),
     (r"^rope_(parameters|scaling)$", "an object", lambda value: isinstance(value, dict)),
     (r"^(layer_types|architectures)$", "a list of strings", _are_strings),
     (r"^id2label$", "an object of numbers and names", _are_labels),

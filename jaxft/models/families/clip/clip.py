@@ -53,6 +53,7 @@ POOLED = {
         "deit",
         "dinov2",
         "dinov2_with_registers",
+        "dinov3_vit",
         "clip_vision_model",
         "siglip_vision_model",
     ),

@@ -38,13 +38,35 @@ SCALED = {
     "layerscale_value": 1.0,
     "drop_path_rate": 0.0,
 }
-# Those that a model type has beside them, or means otherwise.
-OWN: dict[str, dict[str, Any]] = {
-    "vit": POOLED,
-    "deit": POOLED,
-    "dinov2": SCALED | {"patch_size": 14, "use_mask_token": True},
-    "dinov2_with_registers": SCALED | {"num_register_tokens": 4},
-    "yolos": {
+# DINOv3's, which has positions by rotation and a bias of its own for each map.
+ROTARY = {
+    "intermediate_size": None,
+    "layer_norm_eps": 1e-5,
+    "attention_dropout": 0.0,
+    "drop_path_rate": 0.0,
+    "layerscale_value": 1.0,
+    "num_register_tokens": 0,
+    "query_bias": True,
+    "key_bias": False,
+    "value_bias": True,
+    "proj_bias": True,
+    "mlp_bias": True,
+    "use_gated_mlp": False,
+    "rope_theta": 100.0,
+    "pos_embed_shift": None,
+    "pos_embed_jitter": None,
+    "pos_embed_rescale": 2.0,
+}
+LEARNED = ("qkv_bias", "hidden_dropout_prob", "attention_probs_dropout_prob")
+# Model type -> its fields.
+FIELDS: dict[str, dict[str, Any]] = {
+    "vit": COMMON | POOLED,
+    "deit": COMMON | POOLED,
+    "dinov2": COMMON | SCALED | {"patch_size": 14, "use_mask_token": True},
+    "dinov2_with_registers": COMMON | SCALED | {"num_register_tokens": 4},
+    "dinov3_vit": {n: value for n, value in COMMON.items() if n not in LEARNED} | ROTARY,
+    "yolos": COMMON
+    | {
         "intermediate_size": 3072,
         "layer_norm_eps": 1e-12,
         "image_size": (512, 864),
@@ -53,6 +75,7 @@ OWN: dict[str, dict[str, Any]] = {
     },
 }
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout")
 
 
 class Config(ImageConfig):
@@ -67,15 +90,20 @@ class Config(ImageConfig):
         "out_features",
         "out_indices",
         "reshape_hidden_states",
+        "return_class_token",
         "stage_names",
     )
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Self:
         model_type = fields["model_type"]
-        defaults = COMMON | OWN[model_type]
-        own = cls._read(fields, defaults, SIZES, ignore)
+        defaults = FIELDS[model_type]
+        sizes = [n for n in (*SIZES, "intermediate_size") if defaults.get(n, 1) is None]
+        own = cls._read(fields, defaults, sizes, ignore)
         check_divides("hidden_size", own["hidden_size"], own["num_attention_heads"], "heads")
+        if "rope_theta" in own:
+            width = own["hidden_size"] // own["num_attention_heads"]
+            check_divides("the head width", width, 4, "parts")
         for name in ("hidden_act", "pooler_act"):
             check_activation(name, own.get(name, "gelu"), ACTIVATIONS)
         config = cls(model_type, own)
@@ -85,14 +113,19 @@ class Config(ImageConfig):
     def _check_grid(self) -> None:
         if min(self.grid) < 1:
             raise UserError("config.json: image_size is smaller than patch_size.")
-        if self.resizes and math.isqrt(math.prod(self.grid)) ** 2 != math.prod(self.grid):
+        learned = "rope_theta" not in self.fields
+        if (
+            self.resizes
+            and learned
+            and math.isqrt(math.prod(self.grid)) ** 2 != math.prod(self.grid)
+        ):
             raise UserError(
                 f"config.json: an image of image_size has {self.grid[0]} x {self.grid[1]} patches; "
                 f"{self.model_type} needs a square of them."
             )
 
     def with_dropout(self, rate: float) -> Self:
-        return self.with_fields(["hidden_dropout_prob", "attention_probs_dropout_prob"], rate)
+        return self.with_fields([name for name in RATES if name in self.fields], rate)
 
     def with_image_size(self, size: int) -> Self:
         if self.resizes or self.model_type == "yolos":
@@ -103,7 +136,7 @@ class Config(ImageConfig):
 
     @property
     def resizes(self) -> bool:
-        """Return whether the model resizes its positions to the image, so that any size fits."""
+        """Return whether the model fits its positions to the image, so that any size will do."""
         return "layerscale_value" in self.fields
 
     @property

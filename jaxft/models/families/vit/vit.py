@@ -228,7 +228,7 @@ class Join(nnx.Module):
         scale = own.get("layerscale_value", 1.0)
         leaf = Leaf((own["hidden_size"],), ("embed",), mean=scale, decay=False)
         self.layer_scale = parameter(leaf) if config.resizes else None
-        self.rate = own.get("drop_path_rate", own["hidden_dropout_prob"])
+        self.rate = own["drop_path_rate" if config.resizes else "hidden_dropout_prob"]
 
     def __call__(self, x: jax.Array, branch: jax.Array, key: jax.Array | None) -> jax.Array:
         if self.layer_scale is None:
