@@ -30,7 +30,7 @@ from jaxft.cli.models import models
 from jaxft.cli.parts.checkpoints import CheckpointOfRun, checkpoint_named
 from jaxft.cli.parts.paths import folder_named
 from jaxft.cli.parts.process import prepare_command_line, prepare_computation
-from jaxft.cli.parts.terminal import ConfigFile, Overrides, echo
+from jaxft.cli.parts.terminal import ConfigFile, Overrides, announce, echo
 from jaxft.cli.plan import plan
 from jaxft.cli.predict import predict
 from jaxft.cli.push import push
@@ -240,6 +240,7 @@ def evaluate(
 ) -> None:
     """Score a run's best checkpoint, or another, and print JSON."""
     which = checkpoint_named(checkpoint)
+    announce(f"scores of {run}")
     from jaxft.inference.score import score as story
 
     prepare_computation()
@@ -276,6 +277,7 @@ def export(
 ) -> None:
     """Export a run as a Hugging Face folder that transformers loads, and print its path."""
     which = checkpoint_named(checkpoint)
+    announce(f"export of {run}")
     from jaxft.export.export import export as story
 
     echo(story(run, out, which, adapter))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jaxft.cli.parts.terminal import ConfigFile, Overrides, print_report
+from jaxft.cli.parts.terminal import ConfigFile, Overrides, announce, print_report
 from jaxft.errors import UserError
 from jaxft.report.terminal.console import EscapingConsole
 
@@ -55,6 +55,7 @@ def plan(
     checked = load_config(config, overrides or ())
     if chosen is not None or devices is not None:
         raise typer.Exit(_plan_on(checked, config, chosen, devices, largest_batch, as_json))
+    announce(f"plan of {config}")
     from jaxft.planning.plan import plan as story
 
     made = story(checked)

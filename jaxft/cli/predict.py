@@ -31,7 +31,7 @@ from jaxft.cli.parts.inputs import read_inputs, typed_lines
 from jaxft.cli.parts.paths import folder_named
 from jaxft.cli.parts.process import prepare_computation
 from jaxft.cli.parts.tagged import print_in_color
-from jaxft.cli.parts.terminal import echo, print_json_lines, write_json_lines
+from jaxft.cli.parts.terminal import announce, echo, print_json_lines, write_json_lines
 from jaxft.errors import UserError
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ def predict(
     asked = _sampling(temperature) | {"top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
     asked |= {"max_new_tokens": max_new_tokens, "num_beams": beams, "stop_strings": stops}
     asked = {name: value for name, value in asked.items() if value is not None}
+    announce(f"predictions of {run}")
     prepare_computation()
     output = _output_kind(run, bool(samples or label), task)
     _check_options(run, output, annotate, bool(asked) or chat is not None)
@@ -230,12 +231,8 @@ def _print_labels(
         from jaxft.data.image.annotate import annotate_files
 
         predictions = annotate_files(annotate, predictions)
-    if as_lines is not None:
-        as_lines(predictions)
-    elif sys.stdout.isatty():
-        print_in_color(predictions)
-    else:
-        print_json_lines(predictions)
+    show = print_in_color if sys.stdout.isatty() else print_json_lines
+    (as_lines or show)(predictions)
 
 
 def _print_texts(

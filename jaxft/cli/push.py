@@ -12,7 +12,7 @@ import typer
 
 from jaxft.cli.parts.checkpoints import CheckpointOfRun, checkpoint_named
 from jaxft.cli.parts.paths import folder_named
-from jaxft.cli.parts.terminal import echo
+from jaxft.cli.parts.terminal import announce, echo
 
 
 def push(
@@ -27,6 +27,7 @@ def push(
 ) -> None:
     """Export a run, upload it with its model card to the Hugging Face hub; print the address."""
     which = checkpoint_named(checkpoint)
+    announce(f"push of {run}")
     from jaxft.export.push import push as story
 
     echo(story(run, repo, which, public))

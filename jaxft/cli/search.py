@@ -15,7 +15,7 @@ from rich.text import Text
 
 from jaxft.cli.parts.paths import folder_named
 from jaxft.cli.parts.process import prepare_computation
-from jaxft.cli.parts.terminal import console, echo, print_json_lines
+from jaxft.cli.parts.terminal import announce, console, echo, print_json_lines
 from jaxft.errors import UserError
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def search(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> None:
     """Find the images of a folder most similar to words or to an image, or find texts."""
+    announce(f"search with {run}")
     if texts is not None:
         _search_texts(run, words, texts, best, as_json, others=(images, image, out))
         return

@@ -23,9 +23,12 @@ _TYPES = {
 _VALUE = frozenset([str, int, float, bool])
 _WITH_ARTICLE = ("duration", "finite", "list", "mapping", "number", "section", "value", "whole")
 TAG = "kind"  # the key that selects one of several kinds of section
-# Names of keys in other tools that resemble ours too little to be suggested.
+# Names of keys that resemble ours too little to be suggested, with their section where that tells
+# them apart.
 ALIASES = {
     "learning_rate": "optimizer.lr",
+    "optimizer.rate": "optimizer.lr",
+    "wd": "optimizer.weight_decay",
     "num_train_epochs": "train.length",
     "epochs": "train.length",
     "max_steps": "train.length",
@@ -231,8 +234,9 @@ def _value_at(written: Any, path: tuple[str, ...]) -> Any:
 
 def _suggest(path: tuple[str, ...], section: type[BaseModel], model: type[BaseModel]) -> str:
     """Return a hint with the key that was probably meant."""
-    if path[-1] in ALIASES:
-        return f"Did you mean '{ALIASES[path[-1]]}'?"
+    for name in (".".join(path), path[-1]):
+        if name in ALIASES:
+            return f"Did you mean '{ALIASES[name]}'?"
     for top, field in model.model_fields.items():
         there = any(path[-1] in inner.model_fields for inner in sections_in(field.annotation))
         if there and path != (top, path[-1]):

@@ -3,6 +3,7 @@
 The stories are stand-ins here; `test_demo.py` and the engine's tests run the real ones.
 """
 
+import importlib.metadata
 import io
 import json
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 from jaxft.cli.main import main
 from jaxft.cli.parts.tagged import labelled
+from jaxft.cli.parts.terminal import announce
 from jaxft.errors import Note, UserError
 
 CONFIG = """\
@@ -358,6 +360,7 @@ def test_help_and_keys_do_not_wait_for_jax():
 import sys
 from jaxft.cli.main import main
 from jaxft.cli.parts.tagged import labelled
+from jaxft.cli.parts.terminal import announce
 for words in (["--help"], ["train", "--help"], ["config"], ["config", "--schema"]):
     assert main(words) == 0
 heavy = {"jax", "flax", "optax", "orbax", "torch", "transformers", "numpy"} & set(sys.modules)
@@ -411,3 +414,13 @@ def test_what_is_noted_on_an_error_is_printed_and_what_libraries_note_is_not(mon
     assert line.endswith(
         "what a step needs. The run that this one was to replace is in runs/a.old."
     )
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_command_is_announced_to_a_person_only(monkeypatch, capsys, terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    announce("plan of mine\x1b[2J.yaml")
+    said = capsys.readouterr()
+    version = importlib.metadata.version("jaxft")
+    assert said.err == (f"jaxft {version}: plan of mine\\u001b[2J.yaml\n" if terminal else "")
+    assert said.out == ""

@@ -228,6 +228,16 @@ def test_what_other_tools_call_a_key_is_one_of_ours():
             "c.yaml, line 9: unknown key 'optimizer.learning_rate'. Did you mean 'optimizer.lr'?",
         ),
         (
+            "lr: 5e-5",
+            "rate: 5e-5",
+            "c.yaml, line 9: unknown key 'optimizer.rate'. Did you mean 'optimizer.lr'?",
+        ),
+        (
+            "lr: 5e-5",
+            "wd: 0.1",
+            "c.yaml, line 9: unknown key 'optimizer.wd'. Did you mean 'optimizer.weight_decay'?",
+        ),
+        (
             "run: {name: first}",
             "run: {name: first}\nnum_train_epochs: 3",
             "c.yaml, line 2: unknown key 'num_train_epochs'. Did you mean 'train.length'?",

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from jaxft.cli.data.show import show
-from jaxft.cli.parts.terminal import echo, print_report
+from jaxft.cli.parts.terminal import announce, echo, print_report
 
 app = typer.Typer(
     help="Look at data before training on it, or write it as a TFDS data set.",
@@ -42,6 +42,7 @@ def describe(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show columns, labels, lengths, examples, duplicates, and how a checkpoint fits."""
+    announce(f"description of {what}")
     from jaxft.analysis.describe_data import describe_data as story
 
     description = story(
@@ -77,6 +78,7 @@ def build(
     ] = None,
 ) -> None:
     """Write sources as a TFDS data set, or prepare an official one; print its source string."""
+    announce(f"data set of {', '.join(what)}")
     from jaxft.analysis.build_data import build_data as story
 
     echo(story(what, out, image_folder))

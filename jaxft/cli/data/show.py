@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from jaxft.cli.parts.paths import folder_named
-from jaxft.cli.parts.terminal import ConfigFile, Overrides, print_report
+from jaxft.cli.parts.terminal import ConfigFile, Overrides, announce, print_report
 
 
 def show(
@@ -38,6 +38,7 @@ def show(
     The rows are those of a batch of the run, after tokenization, packing and augmentation. Tokens
     that the loss scores are in color and in brackets. No weights are read.
     """
+    announce(f"rows of {config}")
     from jaxft.analysis.batch_view.story import show_batch as story
 
     view = story(config, overrides or (), count=count, split=split, step=step, out=out)

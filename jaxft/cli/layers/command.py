@@ -5,7 +5,6 @@ The story is imported when it is called, as in `cli/main.py`.
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jaxft.cli.parts.process import prepare_computation
-from jaxft.cli.parts.terminal import ConfigFile, Overrides, echo, print_report
+from jaxft.cli.parts.terminal import ConfigFile, Overrides, announce, print_report
 from jaxft.errors import UserError, nearest
 from jaxft.report.terminal.console import EscapingConsole
 
@@ -71,7 +70,7 @@ def layers(
     from jaxft.config.load import load_config
 
     checked = load_config(config, overrides or ())
-    echo(f"jaxft {importlib.metadata.version('jaxft')}: layers of {config}", err=True)
+    announce(f"layers of {config}")
     from jaxft.storage.outputs import HTML_MARK, check_output, write_output
 
     chosen = _criterion(BY if by is None else by)

@@ -5,7 +5,6 @@ The story is imported when it is called, as in `cli/main.py`.
 
 from __future__ import annotations
 
-import importlib.metadata
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +13,7 @@ import typer
 from rich.table import Table
 
 from jaxft.cli.parts.process import prepare_computation
-from jaxft.cli.parts.terminal import ConfigFile, Overrides, echo
+from jaxft.cli.parts.terminal import ConfigFile, Overrides, announce, echo
 from jaxft.errors import UserError
 from jaxft.report.terminal.console import EscapingConsole
 
@@ -51,7 +50,7 @@ def tune_rates(
     from jaxft.config.load import load_config
 
     checked = load_config(config, overrides or ())
-    echo(f"jaxft {importlib.metadata.version('jaxft')}: rates of {config}", err=True)
+    announce(f"rates of {config}")
     if write is not None and write.exists():
         raise UserError(f"--write: {write} exists.", "Name a new file.")
     from jaxft.studies.tuning.problem import open_problem

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import sys
 from collections.abc import Iterable, Mapping
@@ -39,6 +40,17 @@ def echo(text: object, end: str = "\n", err: bool = False) -> None:
     """Print a text with its control characters written out, at once."""
     stream = sys.stderr if err else sys.stdout
     print(visible(str(text)), end=end, file=stream, flush=True)
+
+
+def announce(what: str) -> None:
+    """Show a person at once that a command has started: importing jax takes seconds.
+
+    Args:
+        what: the command's subject, such as `plan of mine.yaml`. Where standard error is no
+            terminal nothing is printed: a program that reads it expects errors alone.
+    """
+    if sys.stderr.isatty():
+        echo(f"jaxft {importlib.metadata.version('jaxft')}: {what}", err=True)
 
 
 def print_report(report: Report, as_json: bool, *, highlight: bool = True) -> None:
