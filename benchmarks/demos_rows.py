@@ -144,6 +144,14 @@ DEMOS = (
         quick=("train.length=4 epochs",),
     ),
     Demo(
+        "rerank",
+        "the right answer among ten",
+        ("minilm", "candidates"),
+        "ndcg_at_10",
+        "head",
+        quick=("train.length=4 epochs",),
+    ),
+    Demo(
         "detect",
         "tree crowns in aerial photos",
         ("vits", "trees"),

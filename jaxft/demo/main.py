@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jaxft.demo.assets import Wheel, link, once, unpack
-from jaxft.demo.dialogues import dialogues
+from jaxft.demo.dialogues import candidates, choices, dialogues
 from jaxft.demo.flan_t5 import flan_t5
 from jaxft.demo.imagegpt import imagegpt
 from jaxft.demo.images import digits, emoji
@@ -128,6 +128,8 @@ ASSETS: dict[str, Callable[[], Path]] = {
     "tiny_mlm": tiny_mlm,
     "smollm2": smollm2,
     "dialogues": dialogues,
+    "candidates": candidates,
+    "choices": choices,
     "flan_t5": flan_t5,
     "vits": vits,
     "dinov2": dinov2,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from jaxft.engine.trained import ADAPTER, Trained, Which, open_trained
@@ -11,7 +12,7 @@ from jaxft.export.sentences import write_sentence_files
 from jaxft.models.adapters.low_rank import is_adapter
 from jaxft.models.load_adapters import save_adapter
 from jaxft.runs.folder import RUN_FILE
-from jaxft.storage.files import place, resolved
+from jaxft.storage.files import place, resolved, write_atomic
 from jaxft.storage.outputs import check_output, write_output
 
 
@@ -50,6 +51,8 @@ def export(
     write_output(folder / "README.md", card, mark, "--out")
     if trained.task.searches == "texts":
         write_sentence_files(trained, folder)
+    for name, content in trained.task.export_files.items():
+        write_atomic(folder / name, json.dumps(content, indent=2) + "\n")
     return folder
 
 

@@ -66,6 +66,16 @@ CASES = {
             ({"positive": 3}, "has 3 in positive, which is not a text"),
         ],
     ),
+    "reranking": (
+        {"positive": "positive", "negatives": "negatives"},
+        {"query": "who?", "positive": "me", "negatives": ["you", "him"]},
+        [
+            ({"query": " "}, "has no query"),
+            ({"positive": []}, "has no positive"),
+            ({"negatives": ["you", 3]}, "has 3 in negatives, which is not a text"),
+            ({"negatives": None}, "has no negatives"),
+        ],
+    ),
     "seq2seq": (
         {},
         {"source": "a", "target": "b"},

@@ -53,6 +53,7 @@ def small_assets(folder: Path, minilm: Path, reviews: Path) -> Path:
         write_csv(folder / "reviews" / name, head, rows[::every])
     write_chat_model(folder / "smollm2")
     write_dialogues(folder / "dialogues")
+    write_candidates(folder / "candidates")
     write_vit(folder / "vits", "vit")
     write_vit(folder / "dinov2", "dinov2")
     write_digits(folder / "digits")
@@ -102,6 +103,21 @@ def write_dialogues(folder: Path) -> None:
     folder.mkdir()
     for name, count in (("train.jsonl", 40), ("test.jsonl", 8)):
         rows = [{"prompt": f"A {THINGS[i % 8]} {i}?", "answer": f"Yes, {i}."} for i in range(count)]
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_candidates(folder: Path) -> None:
+    """Questions with the answer and three answers to others."""
+    folder.mkdir()
+    for name, count in (("train.jsonl", 40), ("test.jsonl", 8)):
+        rows = [
+            {
+                "query": f"A {THINGS[i % 8]} {i}?",
+                "positive": f"Yes, {i}.",
+                "negatives": [f"Yes, {i + 1 + other}." for other in range(3)],
+            }
+            for i in range(count)
+        ]
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

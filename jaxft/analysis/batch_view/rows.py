@@ -112,6 +112,9 @@ def sequences_per_example(batch: Batch, row: int) -> int:
     """Return how many sequences each example of a row has."""
     if "input_ids" not in batch:  # a decoder's text alone
         return 1
+    positions, segments = batch.get("read_positions"), batch["weights"].shape[1]
+    if positions is not None and positions.shape[1] > segments:  # each sequence has its own
+        return positions.shape[1] // segments
     examples = int((batch["example_ids"][row] >= 0).sum())
     return max(int(owners_of(batch)[row].max(initial=0)) // max(examples, 1), 1)
 

@@ -66,6 +66,8 @@ def _possible_tasks(columns: Mapping[str, Column], kind: str) -> dict[str, str]:
         return {"image_classification": "a folder with a subfolder of images per class"}
     if kind == "conll" or len([one for one in columns.values() if one.kind == "words"]) > 1:
         return {"token_classification": "two columns hold lists: words and their tags"}
+    if {"query", "positive", "negatives"} <= names:
+        return {"reranking": "the columns 'query', 'positive' and 'negatives' are candidates"}
     if {"chosen", "rejected"} <= names:
         return {"dpo": "the columns 'chosen' and 'rejected' are preferences"}
     if "messages" in kinds:

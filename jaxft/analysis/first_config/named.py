@@ -26,6 +26,7 @@ TASK_KEYS: dict[str, tuple[str, ...]] = {
     "dpo": ("prompt", "chosen", "rejected"),
     "seq2seq": ("source", "target"),
     "embedding": ("anchor", "positive"),
+    "reranking": ("query", "positive", "negatives"),
     "contrastive": ("image", "text"),
     "object_detection": ("image", "objects"),
 }
@@ -57,7 +58,7 @@ def decide_named_columns(draft: Draft, columns: Mapping[str, Column], answers: A
             f"No column looks like task.{needed[0]} of {task}.",
             f"Name it, as in --column {needed[0]}={next(iter(columns))}.",
         )
-    skipped = ("image", "objects", "tags")
+    skipped = ("image", "objects", "tags", "negatives")
     draft.inputs = tuple(
         draft.task[k] for k in TASK_KEYS[task] if k in draft.task and k not in skipped
     )

@@ -37,6 +37,9 @@ HARMLESS_FIELDS = frozenset(
         "pad_token_id",
         "problem_type",
         "return_dict",
+        # Of a cross-encoder, what sentence-transformers applies to its scores.
+        "sbert_ce_default_activation_function",
+        "sentence_transformers",
         "sep_token_id",
         "task_specific_params",
         "tokenizer_class",

@@ -173,6 +173,11 @@ class Task(ABC):
         return model
 
     @property
+    def export_files(self) -> Mapping[str, Facts]:
+        """The JSON files of an export beside those of the model: name -> content."""
+        return {}
+
+    @property
     @abstractmethod
     def bound(self) -> type[BoundTask[Any, Any]]:
         """The class of the task on a model."""
@@ -211,8 +216,7 @@ class BoundTask(ABC, Generic[TaskT, ExamplesT]):
             source: the rows.
             labelled: whether the rows have labels; inputs of `jaxft predict` have none.
 
-        Raises:
-            UserError: a row is invalid.
+        Raises UserError: a row is invalid.
         """
 
     def objective(self, apply: Apply, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
@@ -221,11 +225,9 @@ class BoundTask(ABC, Generic[TaskT, ExamplesT]):
         By default these are the sums of one forward pass.
 
         Args:
-            apply: the model's outputs for parameters, a batch and a key; an objective may call it
-                several times.
+            apply: parameters, batch and key -> the model's outputs; it may be called repeatedly.
             params: every parameter.
-            batch: a batch of `Examples.collate`; it includes the outputs of a frozen model, if the
-                task has a reference or a teacher (`jaxft.tasks.parts.frozen_outputs`).
+            batch: of `Examples.collate`, with a frozen model's outputs where a task reads any.
             key: turns dropout on; None in evaluation.
         """
         return self.sums(apply(params, batch, key), batch)
