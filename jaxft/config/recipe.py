@@ -73,32 +73,39 @@ class LayerDecaySection(Section):
         gt=0,
         le=1,
     )
-    preset: Literal["timm", "mae", "electra", "ulmfit", "auto_rgn"] = may_change(
+    preset: Literal["timm", "mae", "electra", "ulmfit", "auto_rgn", "heavy_tail"] = may_change(
         "mae",
         "whose layer numbers and exponents to use; auto_rgn measures each parameter's ratio of "
-        "gradient norm to weight norm, relative to the largest",
+        "gradient norm to weight norm, relative to the largest, and heavy_tail the power-law "
+        "exponent of each matrix's spectrum",
     )
     every: LengthKey = fixed(
-        Duration(50, "steps"), "interval between measurements of the multipliers (auto_rgn only)"
+        Duration(50, "steps"),
+        "interval between measurements of the multipliers (auto_rgn; heavy_tail: 1 epoch)",
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _rate_of_ulmfit(cls, written: Any) -> Any:
+    def _default_of_preset(cls, written: Any) -> Any:
         if isinstance(written, dict) and written.get("preset") == "ulmfit":
             return {"rate": 1 / 2.6, **written}
+        if isinstance(written, dict) and written.get("preset") == "heavy_tail":
+            return {"every": "1 epochs", **written}
         return written
 
     @model_validator(mode="after")
     def _only_what_the_preset_reads(self) -> LayerDecaySection:
         """Reject a key that would silently do nothing."""
-        measured = self.preset == "auto_rgn"
+        measured = self.preset in ("auto_rgn", "heavy_tail")
         if measured and self.rate != 1:
             raise ValueError(
-                "'rate' and preset auto_rgn both set the multipliers of lower layers: remove one"
+                f"'rate' and preset {self.preset} both set the multipliers of lower layers: remove "
+                "one"
             )
         if not measured and self.every != type(self).model_fields["every"].default:
-            raise ValueError(f"'every' applies to auto_rgn only, and preset is {self.preset}")
+            raise ValueError(
+                f"'every' applies to auto_rgn and heavy_tail, and preset is {self.preset}"
+            )
         return self
 
 

@@ -210,7 +210,7 @@ def _check_can_be_studied(config: Config) -> None:
     if freezes_itself(config):
         key = "phases: auto_freeze"
     if measures_rates(config):
-        key = "layer_decay.preset: auto_rgn"
+        key = f"layer_decay.preset: {config.layer_decay.preset}"
     if config.regularise.l2_sp:
         raise UserError(
             "regularise.l2_sp: a study keeps no copy of the initial parameters.",

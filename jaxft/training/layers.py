@@ -29,9 +29,9 @@ from jaxft.training.auto_freeze import decide, freeze_below
 from jaxft.training.auto_rates import (
     KIND,
     measured_multipliers,
-    measures_rates,
     multipliers_now,
 )
+from jaxft.training.heavy_tail import heavy_tail_multipliers, matrices_of, measured_exponents
 from jaxft.training.phase import PhaseStep
 
 
@@ -137,6 +137,27 @@ def _is_new_magnitude(name: str, initial: Model) -> bool:
 def measure_again(stage: PhaseStep, log: EventLog, step: int, readings: LayerReadings) -> PhaseStep:
     """Return the phase with multipliers measured in a step, which are logged."""
     multipliers = measured_multipliers(stage.now.table, *readings.read(), _layers(stage))
+    return _with_multipliers(stage, log, step, multipliers)
+
+
+def read_spectra(stage: PhaseStep, state: TrainState, log: EventLog, step: int) -> PhaseStep:
+    """Return the phase with multipliers from the spectra of its weights, which are logged.
+
+    Args:
+        stage: the current phase.
+        state: before the step.
+        log: the event log.
+        step: steps done.
+    """
+    table = stage.now.table
+    matrices = {name: state.trainable[name] for name in matrices_of(table)}
+    exponents = measured_exponents(stage.setup.mesh, matrices)
+    return _with_multipliers(stage, log, step, heavy_tail_multipliers(table, exponents))
+
+
+def _with_multipliers(
+    stage: PhaseStep, log: EventLog, step: int, multipliers: np.ndarray
+) -> PhaseStep:
     named = zip(stage.now.table.trainable, map(float, multipliers), strict=True)
     log.of_kind(KIND, step, {"multipliers": dict(named)})
     return replace(stage, multipliers=multipliers)
@@ -146,7 +167,7 @@ def with_measured(stage: PhaseStep, events: Iterable[Mapping[str, Any]]) -> Phas
     """Return the phase with the last logged multipliers, if it measures them."""
     return replace(
         stage,
-        multipliers=multipliers_now(stage.now.phase, measures_rates(stage.setup.config), events),
+        multipliers=multipliers_now(stage.now.phase, stage.setup.config.layer_decay.preset, events),
     )
 
 

@@ -21,7 +21,9 @@ from jaxft.engine.setup import PhaseSetup, Setup, objective_of
 from jaxft.engine.state import TrainState
 from jaxft.engine.step import StepInputs, make_train_step
 from jaxft.training.auto_freeze import needs_layers_at
-from jaxft.training.auto_rates import measures_rates, multipliers_now
+from jaxft.training.auto_rates import PRESET as AUTO_RGN
+from jaxft.training.auto_rates import multipliers_now
+from jaxft.training.heavy_tail import PRESET as HEAVY_TAIL
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,16 @@ class PhaseStep:
         return logged or self.measures_at(step)
 
     def measures_at(self, step: int) -> bool:
-        """Return whether the multipliers are measured in the step that ends at `step`."""
-        if not measures_rates(self.setup.config) or step >= self.now.phase.stop:
+        """Return whether Auto-RGN measures the multipliers in the step that ends at `step`."""
+        if self.setup.config.layer_decay.preset != AUTO_RGN or step >= self.now.phase.stop:
             return False
         return step % self.setup.length.rates_every == 0 or not self.multipliers.any()
+
+    def reads_spectra_before(self, step: int) -> bool:
+        """Return whether spectra set the multipliers before the step that begins at `step`."""
+        if self.setup.config.layer_decay.preset != HEAVY_TAIL:
+            return False
+        return step == self.now.phase.start or step % self.setup.length.rates_every == 0
 
     def fastest(self, step: int) -> dict[str, float]:
         """Return the rate of each training group's fastest leaf at a step."""
@@ -101,7 +109,7 @@ def make_phase_step(
         anchored = {name for one in phases for name in one.anchored}
         anchors = {name: params[name].astype(np.float32) for name in anchored}
     step = make_step(setup, now, frozen)
-    multipliers = multipliers_now(now.phase, measures_rates(setup.config))
+    multipliers = multipliers_now(now.phase, setup.config.layer_decay.preset)
     return PhaseStep(setup, phases, now, frozen, step, multipliers, anchors)
 
 

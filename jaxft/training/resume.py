@@ -31,6 +31,7 @@ from jaxft.runs.checkpoint import Checkpoints
 from jaxft.runs.folder import RUN_FILE, RunFolder, check_run, open_run, run_path
 from jaxft.runs.history import affects_parameters
 from jaxft.training.auto_freeze import with_decisions
+from jaxft.training.heavy_tail import check_matrices_train
 from jaxft.training.meter import patience_is_over, scores_before
 from jaxft.training.result import RESULT, scored_split
 
@@ -58,7 +59,9 @@ def set_up(config: Config, console: Console, *, resume: bool, overwrite: bool) -
     """Set up a new run, or the one that is resumed, whose fixed keys must be unchanged."""
     if not check_run(config.run.name, config.run.dir, resume=resume, overwrite=overwrite):
         config = choose_groups(config, console)
-        return Start(config, build(config), {}, None)
+        setup = build(config)
+        check_matrices_train(setup)
+        return Start(config, setup, {}, None)
     run = open_run(run_path(config.run.name, config.run.dir))
     earlier = parse_config(run.config(), f"{run.path}/config.yaml")
     config = with_choices_of(earlier, config)

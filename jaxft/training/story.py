@@ -27,7 +27,13 @@ from jaxft.storage.files import place
 from jaxft.training.auto_freeze import decides_at
 from jaxft.training.batches import Batches
 from jaxft.training.evaluate import Evaluator
-from jaxft.training.layers import decide_again, measure_again, read_layers, with_measured
+from jaxft.training.layers import (
+    decide_again,
+    measure_again,
+    read_layers,
+    read_spectra,
+    with_measured,
+)
 from jaxft.training.log import IN_FLIGHT, Log, earlier_events, find_trackers, log_result
 from jaxft.training.metadata import batch_line, phase_line, rates_json, run_json, table_json
 from jaxft.training.phase import Phases, PhaseStep, make_phase_step
@@ -170,6 +176,10 @@ def train(
                     if not _enter(batches, running.now, state, step, log, flops, times):
                         _save(checkpoints, log, step, state)
                         end_if_asked(step)
+
+                if running.now.reads_spectra_before(step):  # heavy-tail rates
+                    log.read()
+                    running.now = read_spectra(running.now, state, log.events, step)
 
                 trace.before(step, state)
                 asked = time.monotonic()

@@ -309,7 +309,7 @@ def test_drift_is_how_far_a_layer_is_from_its_start(whole):
             {"preset": "auto_rgn", "rate": 0.9},
             "'rate' and preset auto_rgn both set the multipliers",
         ),
-        ({"every": 10}, "'every' applies to auto_rgn only, and preset is mae"),
+        ({"every": 10}, "'every' applies to auto_rgn and heavy_tail, and preset is mae"),
     ],
 )
 def test_layer_decay_that_nothing_reads(folder, section, sentence):

@@ -32,6 +32,7 @@ from tests.support.families import assert_close_gradients
 from tests.support.phases import phase_of
 from tests.support.tiny import tiny_checkpoint, tiny_config
 from tests.support.tiny_images import tiny_image_config, tiny_pictures, tiny_vit
+from tests.support.xla import FUSION_EMITTERS
 
 FULL = pytest.mark.full
 ONE = jax.devices()[:1]
@@ -42,7 +43,7 @@ SILENT = Progress(1, quiet=True)
 @pytest.fixture
 def usual_fusions(monkeypatch):
     """Programs fused as without the session's XLA flags: bits are compared of two programs."""
-    options = {"xla_cpu_use_fusion_emitters": True}
+    options = {"xla_cpu_use_fusion_emitters": True} if FUSION_EMITTERS else {}
     monkeypatch.setattr(jax, "jit", partial(jax.jit, compiler_options=options))
 
 

@@ -25,6 +25,7 @@ from jaxft.engine.initial_state import frozen_params, initial_state
 from jaxft.errors import UserError
 from jaxft.studies.tuning.derivative import derivative, mean_gradient
 from jaxft.studies.tuning.problem import Problem, train_batches
+from jaxft.training.auto_rates import measures_rates
 
 STEP_SIZE = 0.3  # of a round, in the logarithm of a multiplier: Adam's first step is that long
 FURTHEST = math.log(1000)  # of a multiplier from the config's own
@@ -97,10 +98,10 @@ def check_tunable(config: Config, steps: int, rounds: int, draws: int) -> None:
             "phases: the rates of one phase are learned at a time, and this config has several.",
             "Remove the key phases, or pass phases=[].",
         )
-    if config.layer_decay.preset == "auto_rgn":
+    if measures_rates(config):
         raise UserError(
-            "layer_decay.preset: auto_rgn measures the multipliers during the run, so there are "
-            "none to learn from.",
+            f"layer_decay.preset: {config.layer_decay.preset} measures the multipliers during the "
+            "run, so there are none to learn from.",
             "Use mae, timm or electra.",
         )
     if config.regularise.l2_sp:
