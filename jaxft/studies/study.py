@@ -37,8 +37,8 @@ from jaxft.studies.part import Part, train_part
 from jaxft.studies.phase import Programs
 from jaxft.studies.rank import mark_rows, rank
 from jaxft.training.auto_freeze import freezes_itself
-from jaxft.training.auto_rates import measures_rates
 from jaxft.training.metadata import batch_line
+from jaxft.training.rates.multipliers import measures_rates
 
 BEST_FILE = "best.yaml"
 

@@ -26,13 +26,10 @@ from jaxft.models.values import read_value
 from jaxft.report.events import EventLog
 from jaxft.training.auto_freeze import KIND as FREEZE
 from jaxft.training.auto_freeze import decide, freeze_below
-from jaxft.training.auto_rates import (
-    KIND,
-    measured_multipliers,
-    multipliers_now,
-)
-from jaxft.training.heavy_tail import heavy_tail_multipliers, matrices_of, measured_exponents
 from jaxft.training.phase import PhaseStep
+from jaxft.training.rates.auto_rgn import measured_multipliers
+from jaxft.training.rates.heavy_tail import heavy_tail_multipliers, matrices_of, measured_exponents
+from jaxft.training.rates.multipliers import KIND, multipliers_now
 
 
 @dataclass(frozen=True)

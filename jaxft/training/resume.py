@@ -31,8 +31,8 @@ from jaxft.runs.checkpoint import Checkpoints
 from jaxft.runs.folder import RUN_FILE, RunFolder, check_run, open_run, run_path
 from jaxft.runs.history import affects_parameters
 from jaxft.training.auto_freeze import with_decisions
-from jaxft.training.heavy_tail import check_matrices_train
 from jaxft.training.meter import patience_is_over, scores_before
+from jaxft.training.rates.heavy_tail import check_matrices_train
 from jaxft.training.result import RESULT, scored_split
 
 TABLE, RATES = "table.json", "rates.json"

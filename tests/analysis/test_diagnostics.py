@@ -17,8 +17,8 @@ from jaxft.engine.trained import open_trained
 from jaxft.errors import UserError
 from jaxft.layerwise.table import LeafRow
 from jaxft.models.load import load
-from jaxft.training.auto_rates import relative_gradients
 from jaxft.training.layers import read_layers
+from jaxft.training.rates.auto_rgn import relative_gradients
 from jaxft.training.story import train
 from tests.support.phases import phase_of, stage_of
 from tests.support.tiny import tiny_config

@@ -14,7 +14,7 @@ from jaxft.errors import UserError
 from jaxft.layerwise.criteria.spectrum import hill_exponent
 from jaxft.layerwise.groups import Group
 from jaxft.layerwise.table import build_table
-from jaxft.training.heavy_tail import heavy_tail_multipliers, matrices_of, measured_exponents
+from jaxft.training.rates.heavy_tail import heavy_tail_multipliers, matrices_of, measured_exponents
 from jaxft.training.story import train
 from tests.support.tiny import tiny_config
 

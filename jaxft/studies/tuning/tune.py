@@ -25,7 +25,7 @@ from jaxft.engine.initial_state import frozen_params, initial_state
 from jaxft.errors import UserError
 from jaxft.studies.tuning.derivative import derivative, mean_gradient
 from jaxft.studies.tuning.problem import Problem, train_batches
-from jaxft.training.auto_rates import measures_rates
+from jaxft.training.rates.multipliers import measures_rates
 
 STEP_SIZE = 0.3  # of a round, in the logarithm of a multiplier: Adam's first step is that long
 FURTHEST = math.log(1000)  # of a multiplier from the config's own

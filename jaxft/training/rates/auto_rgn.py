@@ -9,24 +9,14 @@ Source: Lee et al. (2022), surgical fine-tuning, https://arxiv.org/abs/2210.1146
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from jaxft.analysis.diagnostics import COLUMNS
-from jaxft.config.load import Config
-from jaxft.layerwise.phases import Phase
 from jaxft.layerwise.table import LayerTable, LeafRow
-from jaxft.training.heavy_tail import PRESET as HEAVY_TAIL
 
-KIND = "multipliers"  # of the events
 PRESET = "auto_rgn"
-
-
-def measures_rates(config: Config) -> bool:
-    """Return whether a run measures its multipliers instead of taking the LayerTable's."""
-    return config.layer_decay.preset in (PRESET, HEAVY_TAIL)
 
 
 def relative_gradients(
@@ -73,27 +63,3 @@ def measured_multipliers(
     leaves = [leaf for leaf in table.leaves if leaf.trainable]
     shares = relative_gradients(norms, sums, leaves, layers)
     return (table.multipliers() * shares).astype(np.float32)
-
-
-def multipliers_now(
-    phase: Phase, preset: str, events: Iterable[Mapping[str, Any]] = ()
-) -> np.ndarray:
-    """Return the multipliers that a phase continues with: `[leaves]` float32.
-
-    These are the last that were measured in this phase; before the first, and where none are
-    measured, the LayerTable's, or 0 under Auto-RGN, whose first step only measures.
-
-    Args:
-        phase: the phase.
-        preset: `layer_decay.preset`.
-        events: the event log so far.
-    """
-    names, multipliers = phase.table.trainable, phase.table.multipliers()
-    if preset == PRESET:
-        multipliers = np.zeros(len(names), np.float32)
-    # Auto-RGN measures after a step and heavy_tail before one: that of a phase's end is the next's.
-    first = phase.start + (preset == PRESET)
-    for event in events:
-        if event["kind"] == KIND and first <= event["step"] < first + phase.stop - phase.start:
-            multipliers = np.array([event["multipliers"][name] for name in names], np.float32)
-    return multipliers
