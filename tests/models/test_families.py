@@ -39,7 +39,7 @@ def is_kin(name: str, head: str | None) -> bool:
     if name in BARTS_KIN:
         return head is None or name in LIKE_OTHERS
     if name in KIN_HEADS:
-        return head != KIN_HEADS[name]
+        return head not in KIN_HEADS[name]
     return name in BERTS_KIN and (name, head) not in OWN_HEADS
 
 

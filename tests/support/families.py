@@ -38,12 +38,15 @@ BERTS_KIN = ("camembert", "distilbert", "electra", "mpnet", "roberta", "xlm-robe
 # own, and not of the two that combine the others'.
 BARTS_KIN = ("bart", "marian", "m2m_100", "mbart", "pegasus")
 LIKE_OTHERS = ("mbart", "pegasus")
-# Llama's kin and the last of ViT's, of which `make test` looks at one head.
-KIN_HEADS = {
-    "dinov3_vit": "image_classification",
-    "granite": "causal_lm",
-    "olmo2": "causal_lm",
-    "phi3": "causal_lm",
+# Kin of models that are looked at whole: the heads of each that `make test` looks at.
+KIN_HEADS: dict[str, tuple[str, ...]] = {
+    "dinov3_vit": ("image_classification",),
+    "granite": ("causal_lm",),
+    "olmo2": ("causal_lm",),
+    "phi3": ("causal_lm",),
+    "siglip2": ("contrastive",),  # both towers
+    "siglip2_text_model": (),
+    "siglip2_vision_model": (),
 }
 # Their one block is repeated: it has one depth, and is scanned over as it is.
 SHARED_BLOCKS = ("albert",)
@@ -98,7 +101,7 @@ class Pair:
         """
         # A vector may happen to be as wide as a text is long.
         each_token = len(value.shape) == 3 or self.ours.head == "replaced_tokens"
-        for name in ("attention_mask", "decoder_attention_mask"):
+        for name in ("attention_mask", "decoder_attention_mask", "pixel_attention_mask"):
             mask = self.batch.get(name)
             if mask is not None and each_token and value.shape[:2] == mask.shape:
                 return mask.reshape(mask.shape + (1,) * (len(value.shape) - 2)).astype(np.float32)
@@ -170,8 +173,11 @@ def random_batch(model: torch.nn.Module, draw: np.random.Generator) -> dict[str,
     if config.model_type == "imagegpt":  # rows of pixels: all are of one length
         shape = batch.pop("attention_mask").shape
         batch["input_ids"] = draw.integers(0, config.vocab_size, shape)
+    vision = getattr(reads, "vision_config", reads)
+    if hasattr(vision, "num_patches"):
+        return batch | random_patches(vision, draw)
     if hasattr(config, "vision_config") or model.main_input_name == "pixel_values":
-        size = getattr(reads, "vision_config", reads).image_size
+        size = vision.image_size
         height, width = (size, size) if isinstance(size, int) else size
         batch["pixel_values"] = draw.normal(size=(3, 3, height, width)).astype(np.float32)
     if config.is_encoder_decoder:
@@ -179,6 +185,18 @@ def random_batch(model: torch.nn.Module, draw: np.random.Generator) -> dict[str,
         targets = random_texts(getattr(config, "decoder", config), draw, shorter)
         batch |= {f"decoder_{name}": value for name, value in targets.items()}
     return batch
+
+
+def random_patches(config, draw: np.random.Generator) -> dict[str, np.ndarray]:
+    """Three images of other grids than the stored one's, cut into patches and padded."""
+    shapes = np.array([(2, 3), (4, 2), (1, 7)])
+    counts = shapes.prod(-1)
+    width = config.num_channels * config.patch_size**2
+    return {
+        "pixel_values": draw.normal(size=(3, 9, width)).astype(np.float32),
+        "pixel_attention_mask": (np.arange(9) < counts[:, None]).astype(np.int64),
+        "spatial_shapes": shapes,
+    }
 
 
 def random_texts(

@@ -245,6 +245,7 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "projection_size": lambda draw: draw.vision,
     "image_size": image_size,
     "patch_size": lambda draw: draw.patch,
+    "num_patches": lambda draw: draw.number(2, 5) ** 2,
     # transformers projects a tower's vector as if it were as wide as the tower.
     "pooler_output_size": lambda draw: draw.width if draw.joined else draw.number(5, 20),
     "num_register_tokens": lambda draw: draw.number(1, 4),

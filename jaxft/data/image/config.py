@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,16 @@ PROCESSORS: dict[str, dict[str, Any]] = {
         "image_std": IMAGENET_STD,
         "size": {"height": 224, "width": 224},
     },
+    # For squares: where `transformers` keeps the proportions of an image, this one does not.
+    "Siglip2ImageProcessor": ALL
+    | {
+        "resample": BILINEAR,
+        "image_mean": HALF,
+        "image_std": HALF,
+        "size": None,
+        "patch_size": 16,
+        "max_num_patches": 256,
+    },
     # Its longest edge and its padding of a batch are for images of differing sizes.
     "YolosImageProcessor": ALL
     | {
@@ -113,6 +124,7 @@ OF_MODEL = {
     "dinov3_vit": "DINOv3ViTImageProcessor",
     "clip": "CLIPImageProcessor",
     "siglip": "SiglipImageProcessor",
+    "siglip2": "Siglip2ImageProcessor",
     "imagegpt": "ImageGPTImageProcessor",
     "yolos": "YolosImageProcessor",
 }
@@ -137,7 +149,33 @@ def read_settings(folder: Path) -> dict[str, Any]:
                 did_you_mean(name, known),
             )
     settings = {name: value for name, value in fields.items() if value is not None}
-    return {"kind": kind, **_settings(file, {**defaults, **settings})}
+    merged = {**defaults, **settings}
+    if "max_num_patches" in defaults:
+        merged["size"] = _side(file, merged["patch_size"], merged["max_num_patches"])
+    return {"kind": kind, **_settings(file, merged)}
+
+
+def with_patches(fields: dict[str, Any], source: Path, size: int) -> dict[str, Any]:
+    """Return a processor's fields with SigLIP 2's number of patches for images of another size.
+
+    Args:
+        fields: the processor's, changed to that size.
+        source: the checkpoint's folder.
+        size: height and width, in pixels.
+    """
+    defaults = PROCESSORS[fields["image_processor_type"]]
+    if "max_num_patches" not in defaults:
+        return fields
+    _, stored = _read(source)
+    patch = stored.get("patch_size") or defaults["patch_size"]
+    return fields | {"patch_size": patch, "max_num_patches": (size // patch) ** 2}
+
+
+def _side(file: Path, patch: Any, most: Any) -> int:
+    """Return the side of the largest square of at most so many patches, in pixels."""
+    if not all(isinstance(one, int) and 0 < one <= MOST_SIDE_PIXELS for one in (patch, most)):
+        raise UserError(f"{file}: patch_size and max_num_patches must be whole numbers above 0.")
+    return patch * math.isqrt(most)
 
 
 def _settings(file: Path, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from jaxft.bounds import MOST_PIXELS
-from jaxft.data.image.config import FILES, check_scaled, read_settings
+from jaxft.data.image.config import FILES, check_scaled, read_settings, with_patches
 from jaxft.errors import UserError
 from jaxft.storage.files import write_atomic
 from jaxft.storage.json_files import read_json_object
@@ -172,7 +172,7 @@ def save_processor(source: Path, folder: Path, size: int) -> None:
     for file in (source / name for name in FILES):
         if not file.is_file():
             continue
-        fields = load_image_processor(source, size).to_hf()
+        fields = with_patches(load_image_processor(source, size).to_hf(), source, size)
         if file.name == FILES[0]:  # what reads texts is in it too
             fields = read_json_object(file) | {"image_processor": fields}
         text = json.dumps(fields, indent=2, sort_keys=True) + "\n"

@@ -1,4 +1,4 @@
-"""Block and config fields that the towers of CLIP and SigLIP share.
+"""Block and config fields that the towers of CLIP, SigLIP and SigLIP 2 share.
 
 Both are stacks of pre-norm blocks; what comes before and after the blocks is each tower's own.
 
@@ -61,19 +61,19 @@ UNUSED = (r"embeddings\.position_ids",)  # a buffer of older files
 
 
 def tower_names(
-    bare: str, projected: str, names: Sequence[Name], prefix: str, projection: Name
+    bare: Sequence[str], projected: str, names: Sequence[Name], prefix: str, projection: Name
 ) -> BareNames:
     """Return the tensor names of CLIP's and SigLIP's towers of one modality.
 
     Args:
-        bare: SigLIP's model type, which has no projection.
+        bare: SigLIP's model types, which have no projection.
         projected: CLIP's, which may have one.
         names: the lines of the bare tower.
         prefix: of a tower with a projection.
         projection: its line.
     """
     return BareNames(
-        dict.fromkeys((bare, projected), names),
+        dict.fromkeys((*bare, projected), names),
         {"projection": (projection,)},
         (*UNUSED, re.escape(projection.hf)),
         prefixes={projected: prefix},

@@ -38,12 +38,17 @@ MODEL_TYPES: ModelTypes = {
         "contrastive": "SiglipModel",
         "image_classification": "SiglipForImageClassification",
     },
+    "siglip2": {
+        "contrastive": "Siglip2Model",
+        "image_classification": "Siglip2ForImageClassification",
+    },
     "vision-text-dual-encoder": {"contrastive": "VisionTextDualEncoderModel"},
 }
 # The towers where config.json does not name them.
 TOWERS = {
     "clip": ("clip_vision_model", "clip_text_model"),
     "siglip": ("siglip_vision_model", "siglip_text_model"),
+    "siglip2": ("siglip2_vision_model", "siglip2_text_model"),
     "vision-text-dual-encoder": ("vit", "bert"),
 }
 # The model types whose bare model ends in one vector.
@@ -71,6 +76,7 @@ JOINT_NAMES = (
 STD = 0.02  # of fresh projections
 PROJECTION = 512  # the width of a common space that no config names
 SCALE = 2.6592  # of a fresh model: 1 / 0.07, as a logarithm
+SIGMOID = ("siglip", "siglip2")
 # SigLIP starts with a scale of 10 and with nearly every pair told apart.
 SIGMOID_SCALE, SIGMOID_BIAS = math.log(10.0), -10.0
 
@@ -130,7 +136,7 @@ class DualConfig:
     @property
     def sigmoid(self) -> bool:
         """Return whether the loss judges each pair by itself, as SigLIP's does."""
-        return self.model_type == "siglip"
+        return self.model_type in SIGMOID
 
     @property
     def fixed_length(self) -> int | None:
@@ -232,6 +238,8 @@ def compose(fields: Mapping[str, Any], families: Mapping[str, Any], paired: bool
     types = []
     for part, known in POOLED.items():
         model_type = part_of_config(fields, part)["model_type"]
+        if fields["model_type"] == "siglip2":  # whose images no other model has in that form
+            known = TOWERS["siglip2"]
         if model_type not in known:
             side = "image" if part == "vision_config" else "text"
             raise UserError(
@@ -326,7 +334,7 @@ class DualEncoder:
             for part, family in (("vision_config", self.vision), ("text_config", self.text))
         )
         model_type = fields["model_type"]
-        width = None if model_type == "siglip" else fields.get("projection_dim", PROJECTION)
+        width = None if model_type in SIGMOID else fields.get("projection_dim", PROJECTION)
         return DualConfig(model_type, vision, text, width, parts)
 
     def tensors(self) -> ComposedNames:

@@ -1,4 +1,4 @@
-"""The text towers of CLIP and SigLIP, alone: one vector for a text.
+"""The text towers of CLIP, SigLIP and SigLIP 2, alone: one vector for a text.
 
 CLIP's sees backwards only and reads its vector where the text ends; SigLIP's sees every position
 and reads the last, padding or not, as it was trained on texts padded to one length.
@@ -35,8 +35,18 @@ from jaxft.models.weights.names import Name, dense, embedding, norm
 MODEL_TYPES: ModelTypes = {
     "clip_text_model": {None: "CLIPTextModel", "projection": "CLIPTextModelWithProjection"},
     "siglip_text_model": {None: "SiglipTextModel"},
+    "siglip2_text_model": {None: "Siglip2TextModel"},
 }
 SIZES = ("vocab_size", "max_position_embeddings")
+SIGLIP: dict[str, Any] = clip_block.SIGLIP | {
+    "vocab_size": 32000,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 64,
+    "projection_size": None,
+}
 DEFAULTS: dict[str, dict[str, Any]] = {
     "clip_text_model": clip_block.CLIP
     | {
@@ -49,16 +59,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 77,
         "eos_token_id": 49407,
     },
-    "siglip_text_model": clip_block.SIGLIP
-    | {
-        "vocab_size": 32000,
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "max_position_embeddings": 64,
-        "projection_size": None,
-    },
+    "siglip_text_model": SIGLIP,
+    "siglip2_text_model": SIGLIP,
 }
 # CLIP's first configs name a wrong end of text; transformers takes it for the highest word.
 HIGHEST_ENDS = 2
@@ -97,7 +99,8 @@ NAMES = (
     *dense("head", "pooler"),
 )
 PROJECTION = Name("text_projection.weight", "head/kernel", transpose=True)
-TENSORS = tower_names("siglip_text_model", "clip_text_model", NAMES, "text_model.", PROJECTION)
+BARE = ("siglip_text_model", "siglip2_text_model")
+TENSORS = tower_names(BARE, "clip_text_model", NAMES, "text_model.", PROJECTION)
 
 
 class Embeddings(nnx.Module):

@@ -1,11 +1,12 @@
-"""The image towers of CLIP and SigLIP, alone: one vector for an image.
+"""The image towers of CLIP, SigLIP and SigLIP 2, alone: one vector for an image.
 
 CLIP's has a class token, whose last state is the vector; SigLIP's has none and pools its patches
-by attention from one learned query.
+by attention from one learned query. SigLIP 2's (`naflex`) takes images of any size.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
@@ -26,12 +27,13 @@ from jaxft.models.families.clip.block import (
     read_tower,
     tower_names,
 )
+from jaxft.models.families.clip.naflex import NaflexEmbeddings, padding_mask
 from jaxft.models.family import Family, ModelTypes
 from jaxft.models.layers.attention import AttentionOptions, Mask, attention, make_mask
 from jaxft.models.layers.batch import Batch
 from jaxft.models.layers.math import linear
 from jaxft.models.layers.modules import Embedding, LayerNorm, Leaf, Linear, parameter
-from jaxft.models.layers.vision import PatchEmbedding, resize_grid
+from jaxft.models.layers.vision import PatchEmbedding, Size, resize_grid, size_of
 from jaxft.models.tower.tower import Compute, Part, Tower
 from jaxft.models.weights.hf_config import ImageConfig
 from jaxft.models.weights.names import Name, dense, embedding, norm
@@ -39,6 +41,7 @@ from jaxft.models.weights.names import Name, dense, embedding, norm
 MODEL_TYPES: ModelTypes = {
     "clip_vision_model": {None: "CLIPVisionModel", "projection": "CLIPVisionModelWithProjection"},
     "siglip_vision_model": {None: "SiglipVisionModel"},
+    "siglip2_vision_model": {None: "Siglip2VisionModel"},
 }
 SIZES = ("num_channels",)
 COMMON = {
@@ -47,11 +50,13 @@ COMMON = {
     "num_hidden_layers": 12,
     "num_attention_heads": 12,
     "num_channels": 3,
-    "image_size": 224,
 }
+SQUARE = COMMON | {"image_size": 224}
+POOLED = clip_block.SIGLIP | {"patch_size": 16, "vision_use_head": True}
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "clip_vision_model": clip_block.CLIP | COMMON | {"patch_size": 32, "projection_dim": 512},
-    "siglip_vision_model": clip_block.SIGLIP | COMMON | {"patch_size": 16, "vision_use_head": True},
+    "clip_vision_model": clip_block.CLIP | SQUARE | {"patch_size": 32, "projection_dim": 512},
+    "siglip_vision_model": SQUARE | POOLED,
+    "siglip2_vision_model": COMMON | POOLED | {"num_patches": 256},
 }
 
 
@@ -69,6 +74,13 @@ class Config(ImageConfig):
         return config
 
     def _check_grid(self) -> None:
+        if self.naflex and not isinstance(self.fields["patch_size"], int):
+            raise UserError("config.json: patch_size must be one number of pixels.")
+        if (
+            self.naflex
+            and math.isqrt(self.fields["num_patches"]) ** 2 != self.fields["num_patches"]
+        ):
+            raise UserError("config.json: num_patches must be the square of a whole number.")
         if 0 in self.grid:
             raise UserError("config.json: image_size is smaller than patch_size.")
 
@@ -76,9 +88,24 @@ class Config(ImageConfig):
         return self.with_fields(["attention_dropout"], rate)
 
     def with_image_size(self, size: int) -> Self:
+        if self.naflex:
+            return self  # any size will do
         config = self.with_fields(["image_size"], size)
         config._check_grid()
         return config
+
+    @property
+    def naflex(self) -> bool:
+        """Return whether positions are fitted to each image, as SigLIP 2's are."""
+        return self.model_type == "siglip2_vision_model"
+
+    @property
+    def image_size(self) -> Size:
+        """Return the height and width of the images that its positions are for."""
+        if not self.naflex:
+            return size_of(self.fields["image_size"])
+        side = math.isqrt(self.fields["num_patches"])
+        return side * self.patch[0], side * self.patch[1]
 
     @property
     def class_token(self) -> bool:
@@ -103,9 +130,8 @@ NAMES = (
     *dense("head.mlp.fc2", f"{POOL}/mlp/down"),
 )
 PROJECTION = Name("visual_projection.weight", "head/kernel", transpose=True)
-TENSORS = tower_names(
-    "siglip_vision_model", "clip_vision_model", NAMES, "vision_model.", PROJECTION
-)
+BARE = ("siglip_vision_model", "siglip2_vision_model")
+TENSORS = tower_names(BARE, "clip_vision_model", NAMES, "vision_model.", PROJECTION)
 
 
 def refits(
@@ -142,7 +168,8 @@ class Embeddings(nnx.Module):
         self.norm = LayerNorm(width, fields["layer_norm_eps"]) if config.class_token else None
         self.image_size = config.image_size
 
-    def __call__(self, pixels: jax.Array) -> jax.Array:
+    def __call__(self, batch: Batch) -> jax.Array:
+        pixels = batch["pixel_values"]
         if pixels.shape[2:] != self.image_size:
             raise UserError(
                 f"The images are {pixels.shape[2]} x {pixels.shape[3]} pixels; the model takes "
@@ -161,13 +188,16 @@ class Stem(nnx.Module):
     """Stem: the embeddings; every patch attends to every other."""
 
     def __init__(self, config: Config):
-        self.embeddings = Embeddings(config)
+        fields, patch = config.fields, config.patch
+        self.embeddings = NaflexEmbeddings(fields, patch) if config.naflex else Embeddings(config)
         self.needs = needs_of(config.fields)
 
     def __call__(
         self, batch: Batch, key: jax.Array | None, compute: Compute
     ) -> tuple[jax.Array, Mask | None]:
-        x = self.embeddings(batch["pixel_values"])
+        x = self.embeddings(batch)
+        if (mask := padding_mask(batch)) is not None:
+            return x, mask
         kernel = compute.kernel(self.needs, x.shape[:2])
         ones = jnp.ones(x.shape[:2], jnp.int32)
         return x, None if kernel is None else make_mask(ones, kernel=kernel)
@@ -188,14 +218,14 @@ class AttentionPool(nnx.Module):
         self.mlp = Mlp(fields)
         self.heads = fields["num_attention_heads"]
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: Mask | None) -> jax.Array:
         width = x.shape[-1]
         assert self.input.bias is not None
         kernel, bias = self.input.kernel[...], self.input.bias[...]  # [D, 3D], [3D]
         query = linear(self.query[0], kernel[:, :width], bias[:width])  # [1, D]
         query = jnp.broadcast_to(query, (len(x), 1, width))
         key, value = jnp.split(linear(x, kernel[:, width:], bias[width:]), 2, axis=-1)
-        mixed = attention(query, key, value, None, AttentionOptions(self.heads))
+        mixed = attention(query, key, value, mask, AttentionOptions(self.heads))
         return self.mlp(self.output(mixed), None)[:, 0]
 
 
@@ -221,7 +251,7 @@ class Top(nnx.Module):
         else:
             x = self.norm(x)
             if self.pooler is not None:
-                pooled = self.pooler(x)
+                pooled = self.pooler(x, padding_mask(batch))
         outputs = {"last_hidden_state": x}
         if self.head is not None and pooled is not None:
             return outputs | {"image_embeds": self.head(pooled)}
@@ -240,7 +270,13 @@ class Classifier(nnx.Module):
 
     def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
         patches = x[:, 1:] if self.class_token else self.norm(x)  # [B, N, D]
-        return {"logits": self.head(patches.mean(1)).astype(jnp.float32)}
+        own = batch.get("pixel_attention_mask")  # [B, N]
+        if own is None:
+            mean = patches.mean(1)
+        else:
+            own = own[..., None].astype(patches.dtype)
+            mean = (patches * own).sum(1) / own.sum(1)
+        return {"logits": self.head(mean).astype(jnp.float32)}
 
 
 def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
