@@ -126,7 +126,7 @@ def layers_of(model: Model) -> dict[str, str]:
     What is of no tower is `joint`.
     """
     by_name: dict[str, str] = {}
-    for part in model.towers.values():
+    for part in model.parts.values():
         if isinstance(part, Tower):
             by_name |= {name: f"{part.prefix}{depth}" for name, depth in part.depths.items()}
         else:

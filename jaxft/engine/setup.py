@@ -150,7 +150,7 @@ Outputs = Callable[..., dict[str, jax.Array]]
 
 
 def outputs_of(setup: Setup, compute: Compute) -> Outputs:
-    """Build the forward pass `(params, batch, key=None) -> outputs`.
+    """Build the forward pass `(params, batch, key=None) -> outputs`, as the task reads them.
 
     Args:
         setup: the run.
@@ -159,7 +159,9 @@ def outputs_of(setup: Setup, compute: Compute) -> Outputs:
     inputs = setup.splits["train"].examples.inputs
 
     def outputs(params: Any, batch: Any, key: jax.Array | None = None) -> dict[str, jax.Array]:
-        return setup.model.apply(params, with_inputs(batch, inputs), key, compute)
+        whole = with_inputs(batch, inputs)
+        outputs = setup.model.apply(params, whole, key, compute)
+        return dict(setup.bound.represent(params, outputs, whole, compute))
 
     return outputs
 
@@ -191,7 +193,8 @@ def build(
     Raises:
         UserError: anything that is wrong with the config, the data or the checkpoint.
     """
-    task = make_task(config)
+    # What an earlier start knew may decide how rows are read.
+    task = make_task(config) if facts is None else make_task(config).fitted(facts)
     data, seed = config.data, config.run.seed.data
     sources = open_sources(task, data.specs, data.where, seed, data.image_folder)
     names = task.label_names(sources["train"])

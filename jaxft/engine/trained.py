@@ -237,6 +237,8 @@ def save_base(run: RunFolder, config: Config, model: Model) -> None:
     source = (
         resolve(str(plain.save(str(run.base), values, overwrite=True))) if copy else model.source
     )
+    if copy and model.dense is not None:
+        source = model.dense.with_weights(source)
     if copy:
         run.digests.record(_small_files(source.folder, run.base.name))
     about = {"kind": config.checkpoint.base, "sha256": source.sha256, "new": plain.report.new}

@@ -64,6 +64,11 @@ def _export_adapter(trained: Trained, out: Path | None) -> Path:
             "Leave --adapter out.",
         )
     also = [n for n in trained.table.trainable if not is_adapter(n)]
+    if model.dense is not None and (own := model.dense.leaves.keys() & set(also)):
+        raise UserError(
+            f"PEFT cannot store '{min(own)}', which was trained too and is behind the encoder.",
+            "Export the whole model, without --adapter.",
+        )
     about = trained.run.read_json(RUN_FILE)["checkpoint"]
     folder = place(trained.run.path / ADAPTER) if out is None else out
     return save_adapter(model, folder, checkpoint_name(about).partition("@")[0], also)

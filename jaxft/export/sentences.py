@@ -9,45 +9,40 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from jaxft.engine.trained import Trained
-from jaxft.models.load import Model
-from jaxft.models.weights.source import MODULES_FILE, POOLING_FILE
+from jaxft.models.load_dense import stream_width
+from jaxft.models.sentence.modules import DENSE, NORMALIZE, POOLING
+from jaxft.models.weights.source import MODULES_FILE, POOLING_FILE, PROMPTS_FILE
 from jaxft.storage.files import write_atomic
 from jaxft.tasks.embedding.pooling import pooling_config
+from jaxft.tasks.embedding.task import Embedding
 
-MODULES = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
+PACKAGE = "sentence_transformers.models."
 
 
 def write_sentence_files(trained: Trained, folder: Path) -> None:
-    """Write them beside an export's own files.
+    """Write them beside an export's own files; the model has written its Dense modules.
 
     Args:
         trained: a run of the embedding task.
         folder: the export.
     """
+    task, model = trained.task, trained.model
+    assert isinstance(task, Embedding)
+    dense = () if model.dense is None else tuple(one.path for one in model.dense.layers)
+    ends = (*((path, DENSE) for path in dense), (f"{2 + len(dense)}_{NORMALIZE}", NORMALIZE))
+    lines = (("", "Transformer"), (POOLING_FILE.partition("/")[0], POOLING), *ends)
     modules = [
-        {
-            "idx": index,
-            "name": str(index),
-            "path": path,
-            "type": f"sentence_transformers.models.{name}",
-        }
-        for index, (path, name) in enumerate(MODULES)
+        {"idx": index, "name": str(index), "path": path, "type": f"{PACKAGE}{kind}"}
+        for index, (path, kind) in enumerate(lines)
     ]
-    length = trained.config.data.max_length or trained.model.max_positions
-    pooling = pooling_config(trained.task.facts["pooling"], _width(trained.model))
-    _write(folder / POOLING_FILE, pooling)
+    length = trained.config.data.max_length or model.max_positions
+    _write(folder / POOLING_FILE, pooling_config(task.pooling, stream_width(model)))
     _write(folder / "sentence_bert_config.json", {"max_seq_length": length, "do_lower_case": False})
+    cut = task.section.truncate_dim
+    config = task.own_prompts.config() | ({} if cut is None else {"truncate_dim": cut})
+    _write(folder / PROMPTS_FILE, config)
     _write(folder / MODULES_FILE, modules)
-
-
-def _width(model: Model) -> int:
-    """D of the stream `[B, T, D]`."""
-    batch = {"input_ids": jnp.zeros((1, 2), jnp.int32)}
-    return jax.eval_shape(model.apply, model.params, batch)["last_hidden_state"].shape[-1]
 
 
 def _write(path: Path, content: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -45,6 +45,22 @@ def predict(
     yield from _predictions(predictor, (given_rows(chunk) for chunk in chunks))
 
 
+def predict_given(
+    run: Path | str, groups: Iterable[Sequence[dict[str, Any]]]
+) -> Iterator[dict[str, Any]]:
+    """Predict rows in memory with a run's best checkpoint, as `predict` does.
+
+    Args:
+        run: the run folder.
+        groups: rows; those of one group have the same columns.
+    """
+    predictor = open_predictor(run, ROWS)
+    chunks = (
+        group[start : start + ROWS] for group in groups for start in range(0, len(group), ROWS)
+    )
+    yield from _predictions(predictor, (given_rows(chunk) for chunk in chunks))
+
+
 def predict_rows(
     run: Path | str, spec: str, which: Which = "best", task: str | None = None
 ) -> Iterator[dict[str, Any]]:
@@ -84,7 +100,7 @@ def _predictions(predictor: Predictor, sources: Iterable[Source]) -> Iterator[di
     mesh, compute, model = placed.runtime.mesh, placed.runtime.compute, placed.model
 
     def outcomes(params: Params, batch: Batch) -> tuple[dict, dict]:
-        outputs = model.apply(params, batch, None, compute)
+        outputs = bound.represent(params, model.apply(params, batch, None, compute), batch, compute)
         return {}, bound.outcomes(outputs, batch) | {"example_ids": batch["example_ids"]}
 
     shardings = dict(placed.runtime.shardings)

@@ -9,7 +9,8 @@ import numpy as np
 
 from jaxft.engine.trained import task_of
 from jaxft.errors import UserError
-from jaxft.inference.predict import predict
+from jaxft.inference.predict import predict_given
+from jaxft.tasks.embedding.task import Embedding
 
 
 def search_texts(run: Path, words: str, file: Path, best: int = 10) -> list[dict[str, Any]]:
@@ -33,6 +34,7 @@ def search_texts(run: Path, words: str, file: Path, best: int = 10) -> list[dict
             f"'{run}' is a run of {task.kind}, which does not embed texts.",
             "Search texts with a run of embedding.",
         )
+    assert isinstance(task, Embedding)
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -40,7 +42,11 @@ def search_texts(run: Path, words: str, file: Path, best: int = 10) -> list[dict
     texts = {number: line for number, line in enumerate(lines, 1) if line.strip()}
     if not texts:
         raise UserError(f"'{file}' holds no text.", "It needs one text per line.")
-    query, *vectors = (np.array(one["vector"]) for one in predict(run, [words, *texts.values()]))
+    documents = [{task.section.positive: text} for text in texts.values()]
+    query, *vectors = (
+        np.array(one["vector"])
+        for one in predict_given(run, [[{task.section.anchor: words}], documents])
+    )
     similarities = np.stack(vectors) @ query  # [texts]
     numbers = list(texts)
     return [

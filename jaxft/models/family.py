@@ -137,6 +137,27 @@ def leaves_of(towers: Towers) -> dict[str, Leaf]:
     return {name: leaves[name] for name in natural_order(leaves)}
 
 
+def depths_of(parts: Towers, last: int) -> dict[str, int]:
+    """Map every parameter to its depth in its tower.
+
+    Args:
+        parts: towers, and parts outside them.
+        last: the depth of a part outside the towers.
+    """
+    depths: dict[str, int] = {}
+    for part in parts.values():
+        depths |= part.depths if isinstance(part, Tower) else dict.fromkeys(part.leaves, last)
+    return depths
+
+
+def tops_of(parts: Towers, last: int) -> dict[str, int]:
+    """Map every parameter to the depth of its tower's top; arguments as of `depths_of`."""
+    tops: dict[str, int] = {}
+    for part in parts.values():
+        tops |= dict.fromkeys(part.leaves, part.last if isinstance(part, Tower) else last)
+    return tops
+
+
 def class_labels(
     fields: Mapping[str, Any], num_labels: int | None, labels: Sequence[str] | None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:

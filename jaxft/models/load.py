@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import jax
-import jax.numpy as jnp
-from jax.sharding import Sharding
 
 from jaxft.data.text.tokenizer import load_tokenizer
 from jaxft.errors import UserError, nearest
@@ -23,12 +19,12 @@ from jaxft.models.families.gpt2 import imagegpt
 from jaxft.models.families.gpt2.imagegpt_classes import with_classes
 from jaxft.models.families.vit import yolos_from_vit
 from jaxft.models.family import ComposedFamily, Family, class_labels, leaves_of
-from jaxft.models.layers.modules import Leaf
 from jaxft.models.load_adapters import with_adapter
+from jaxft.models.load_dense import with_dense
 from jaxft.models.model import Model
 from jaxft.models.reinit import reinitialized, with_new
 from jaxft.models.tokenizer_source import with_tokenizer
-from jaxft.models.values import with_values
+from jaxft.models.values import ShardingOf, shapes_of, with_values
 from jaxft.models.weights.config_fields import pad_token_id
 from jaxft.models.weights.expected import expected_tensors
 from jaxft.models.weights.files import open_tensors
@@ -43,8 +39,6 @@ IMAGE_GENERATION = "image_generation"
 CLASS_HEADS = ("text_classification", "image_classification", "token_classification", DETECTION)
 # The task that reads the stream without a head.
 HEADLESS = "embedding"
-
-ShardingOf = Callable[[str, tuple[int, ...], tuple[str, ...]], Sharding | None]
 
 
 @dataclass(frozen=True)
@@ -170,22 +164,9 @@ def describe(
     matching = with_new(reinitialized(matching, towers, options.reinit, family.pooler), options.new)
     size = options.image_size
     model = Model(family, config, head, named, {}, towers, source, fields, matching, size)
+    model = with_dense(model, weights=weights) if options.task == HEADLESS else model
     model = model if options.adapter is None else with_adapter(model, options.adapter)
-    return replace(model, params=_shapes(model.leaves, options.dtype, options.sharding))
-
-
-def _shapes(
-    leaves: Mapping[str, Leaf], dtype: str, sharding: ShardingOf | None
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return the shape, type and sharding of every parameter."""
-    return {
-        name: jax.ShapeDtypeStruct(
-            leaf.shape,
-            jnp.dtype(dtype),
-            sharding=sharding(name, leaf.shape, leaf.axes) if sharding else None,
-        )
-        for name, leaf in leaves.items()
-    }
+    return replace(model, params=shapes_of(model.leaves, options.dtype, options.sharding))
 
 
 def families() -> dict[str, Family | ComposedFamily]:

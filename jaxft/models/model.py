@@ -13,11 +13,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxft.models.adapters.low_rank import Adapted, is_adapter, merge
-from jaxft.models.family import Family, Towers, leaves_of
+from jaxft.models.family import Family, Towers, depths_of, leaves_of, tops_of
 from jaxft.models.layers.modules import Leaf
+from jaxft.models.sentence.dense import DenseStack
 from jaxft.models.tower.run import TRUNK, run_trunk
 from jaxft.models.tower.tower import PLAIN, Compute, Tower
 from jaxft.models.weights import export as exports
+from jaxft.models.weights.hf_config import updated_fields
 from jaxft.models.weights.names import Matching, Name, resolve_names
 from jaxft.models.weights.source import Source
 from jaxft.storage.buckets import published
@@ -53,6 +55,7 @@ class Model:
         adapted: its adapters, if any.
         problem_type: Hugging Face's name of the loss, if not the source's own.
         text_length: the tokens that an export's tokenizer truncates to, if not the source's own.
+        dense: the Dense modules after the pooling of its vectors, if any.
     """
 
     family: Family
@@ -68,11 +71,17 @@ class Model:
     adapted: Adapted | None = None
     problem_type: str | None = None
     text_length: int | None = None
+    dense: DenseStack | None = None
+
+    @property
+    def parts(self) -> Towers:
+        """Return the towers, and the Dense modules behind them."""
+        return self.towers if self.dense is None else {**self.towers, "dense": self.dense.part}
 
     @cached_property
     def leaves(self) -> dict[str, Leaf]:
         """Return every parameter's description, in natural order."""
-        return leaves_of(self.towers)
+        return leaves_of(self.parts)
 
     @property
     def axes(self) -> dict[str, tuple[str, ...]]:
@@ -85,19 +94,13 @@ class Model:
 
         A part outside the towers is as deep as the deepest of them.
         """
-        depths: dict[str, int] = {}
-        for part in self.towers.values():
-            alone = dict.fromkeys(part.leaves, self.num_depths - 1)
-            depths |= part.depths if isinstance(part, Tower) else alone
+        depths = depths_of(self.parts, self.num_depths - 1)
         return {name: depths[name] for name in self.leaves}
 
     @cached_property
     def tops(self) -> dict[str, int]:
         """Map each parameter to the depth of its tower's top: n + 1 for n blocks."""
-        tops: dict[str, int] = {}
-        for part in self.towers.values():
-            last = part.last if isinstance(part, Tower) else self.num_depths - 1
-            tops |= dict.fromkeys(part.leaves, last)
+        tops = tops_of(self.parts, self.num_depths - 1)
         return {name: tops[name] for name in self.leaves}
 
     @property
@@ -133,7 +136,8 @@ class Model:
     def hf_names(self) -> dict[str, Name]:
         """Map each parameter to its line of the family's name table; adapters have none."""
         own = {name: leaf for name, leaf in self.leaves.items() if not is_adapter(name)}
-        return resolve_names(self.family.tensors.table(self.head, self.model_type), own)
+        table = self.family.tensors.table(self.head, self.model_type)
+        return resolve_names(table if self.dense is None else (*table, *self.dense.names), own)
 
     @property
     def report(self) -> Report:
@@ -272,29 +276,26 @@ class Model:
         return place(folder)
 
     def _write(self, folder: Path, params: Mapping[str, Any] | None, max_shard: int) -> None:
-        tensors = exports.to_tensors(params or self.params, self.hf_names, self.matching.loaded)
+        params, loaded = params or self.params, self.matching.loaded
+        own = self.hf_names if self.dense is None else self.dense.without(self.hf_names)
         exported = (
             (self.family.tensors.exported(name, self.head, self.model_type), value)
-            for name, value in tensors
+            for name, value in exports.to_tensors(params, own, loaded)
         )
         types = exports.write_weights(folder, exported, max_shard)
         exports.write_companions(folder, self.source, self.asked_size, self.text_length)
+        if self.dense is not None:
+            self.dense.write(folder, self.source.folder, params, loaded)
         text = json.dumps(self._hf_config(types), indent=2, sort_keys=True) + "\n"
         write_atomic(folder / "config.json", text.encode())
 
     def _hf_config(self, types: set[str]) -> dict[str, Any]:
         """Return the source's config.json, updated for this model."""
-        stale = set(exports.STALE_FIELDS)
-        if any(name.startswith(self.family.head) for name in self.matching.new):
-            stale.add("problem_type")  # it describes the previous head
-        fields = {name: value for name, value in self.fields.items() if name not in stale}
-        fields |= self.config.to_hf()
-        fields["architectures"] = [self.family.model_types[self.model_type][self.head]]
+        own = self.config.to_hf()
+        own["architectures"] = [self.family.model_types[self.model_type][self.head]]
         if self.problem_type is not None:
-            fields["problem_type"] = self.problem_type
-        # transformers reads every tensor in this type, so it is the widest that was written.
-        fields["dtype"] = str(jnp.result_type(*types))
-        if self.labels is not None:
-            fields["id2label"] = {str(i): name for i, name in enumerate(self.labels)}
-            fields["label2id"] = {name: i for i, name in enumerate(self.labels)}
-        return fields
+            own["problem_type"] = self.problem_type
+        new_head = any(name.startswith(self.family.head) for name in self.matching.new)
+        # problem_type describes the previous head.
+        stale = (*exports.STALE_FIELDS, *(("problem_type",) if new_head else ()))
+        return updated_fields(self.fields, own, types, self.labels, stale)

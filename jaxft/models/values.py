@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import Sharding
 
 from jaxft.models.adapters.low_rank import with_lengths
 from jaxft.models.adapters.read import stored_leaf
+from jaxft.models.layers.modules import Leaf
 from jaxft.models.model import Model
 from jaxft.models.weights.leaves import fresh_leaf, load_leaf
+
+ShardingOf = Callable[[str, tuple[int, ...], tuple[str, ...]], Sharding | None]
+
+
+def shapes_of(
+    leaves: Mapping[str, Leaf], dtype: str, sharding: ShardingOf | None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the shape, type and sharding of every parameter.
+
+    Args:
+        leaves: parameter -> its description.
+        dtype: the type that it has in memory.
+        sharding: see `registry.load`.
+    """
+    return {
+        name: jax.ShapeDtypeStruct(
+            leaf.shape,
+            jnp.dtype(dtype),
+            sharding=sharding(name, leaf.shape, leaf.axes) if sharding else None,
+        )
+        for name, leaf in leaves.items()
+    }
 
 
 def with_values(

@@ -72,7 +72,7 @@ class RunFacts(_Format):
     checkpoint: Checkpoint = Checkpoint()
     data: list[Data] = []
     labels: list[str] | None = None
-    fitted: dict[str, float | str] = {}
+    fitted: dict[str, bool | float | str | dict[str, str | dict[str, str]]] = {}
     layout: dict[str, float | None] = {}
     best_metric: str = ""
     base: Base = Base()

@@ -19,6 +19,7 @@ from jaxft.errors import UserError
 from jaxft.export.export import export
 from jaxft.metrics.retrieval import pair_scores, ranking_loss, wrong_before
 from jaxft.models import load as registry
+from jaxft.models.tower.tower import PLAIN as PLAIN_COMPUTE
 from jaxft.report.page.page import write_page
 from jaxft.tasks.embedding.pooling import pooling_config
 from jaxft.tasks.embedding.section import EmbeddingSection as Section
@@ -88,6 +89,15 @@ def examples_of(rows, model, names=(), length=None, **section):
     return task, task.examples(given_rows(rows), labelled=names is not None)
 
 
+def read(task, model, batch):
+    """The outputs as the task reads them."""
+    return task.represent(model.params, model(**batch), batch, PLAIN_COMPUTE)
+
+
+def vectors_of(task, model, batch):
+    return np.asarray(task.outcomes(read(task, model, batch), batch)["vectors"])
+
+
 def theirs(folder, texts):
     """The vectors that sentence-transformers gives: mean of the tokens, length 1."""
     words = transformers.AutoTokenizer.from_pretrained(folder)
@@ -106,7 +116,7 @@ def test_vectors_are_those_of_mean_pooling_in_pytorch_packed_or_not(model):
     task, examples = examples_of(ROWS, model)
     packed = examples.collate(np.array([[2, 0], [1, -1], [3, -1]]), 40)
     assert packed["read_positions"].shape == packed["weights"].shape == (3, 2)
-    vectors = np.asarray(task.outcomes(model(**packed), packed)["vectors"])
+    vectors = vectors_of(task, model, packed)
     for number, place in ((2, (0, 0)), (0, (0, 1)), (1, (1, 0)), (3, (2, 0))):
         texts = [ROWS[number][column] for column in ("anchor", "positive")]
         np.testing.assert_allclose(vectors[place], theirs(model.source.folder, texts), atol=2e-6)
@@ -117,7 +127,7 @@ def test_the_loss_is_that_of_multiple_negatives_ranking(model):
     rows = [ROWS[1], ROWS[2], {"anchor": "cold", "positive": "a scene"}]
     task, examples = examples_of(rows, model)
     batch = examples.collate(np.array([[0, 1], [2, -1]]), 40)
-    total, weight = task.loss(model(**batch), batch)
+    total, weight = task.loss(read(task, model, batch), batch)
     first, second = (
         torch.tensor(theirs(model.source.folder, [row[c] for row in rows]))
         for c in ("anchor", "positive")
@@ -135,7 +145,7 @@ def test_what_is_right_too_is_no_wrong_answer_and_a_hard_negative_is(model):
     ]
     task, examples = examples_of(rows, model, negative="negative", temperature=0.5)
     batch = examples.collate(np.array([[0], [1], [2], [-1]]), 40)
-    vectors = np.asarray(task.outcomes(model(**batch), batch)["vectors"])[:3, 0]
+    vectors = vectors_of(task, model, batch)[:3, 0]
     anchors, items = vectors[:, 0], np.concatenate([vectors[:, 1], vectors[:, 2]])
     # Of each anchor the positives that are its own or no right answer; and every negative.
     candidates = [[0, 3, 4, 5], [1, 3, 4, 5], [2, 1, 3, 4, 5]]
@@ -144,7 +154,7 @@ def test_what_is_right_too_is_no_wrong_answer_and_a_hard_negative_is(model):
         numbers = items[chosen] @ anchors[number] / 0.5
         losses.append(np.log(np.exp(numbers).sum()) - numbers[0])
     # The third one's own positive is the first's: theirs are the same text, told once.
-    total, _ = task.loss(model(**batch), batch)
+    total, _ = task.loss(read(task, model, batch), batch)
     assert float(total) == pytest.approx(sum(losses), rel=1e-5)
 
 
@@ -153,8 +163,8 @@ def test_scores_teach_the_cosine(model):
     task, examples = examples_of(rows, model, score="score", score_range=[0.0, 5.0])
     assert examples.scores.tolist() == pytest.approx([0, 1, 0.5, 0.2])
     batch = examples.collate(np.array([[0, 1], [2, 3], [-1, -1]]), 40)
-    total, weight = task.loss(model(**batch), batch)
-    vectors = np.asarray(task.outcomes(model(**batch), batch)["vectors"])[:2].reshape(4, 2, -1)
+    total, weight = task.loss(read(task, model, batch), batch)
+    vectors = vectors_of(task, model, batch)[:2].reshape(4, 2, -1)
     alike = (vectors[:, 0] * vectors[:, 1]).sum(-1)
     assert float(total) == pytest.approx(float(((alike - examples.scores) ** 2).sum()), rel=1e-5)
     assert float(weight) == 4
@@ -330,7 +340,7 @@ def test_a_checkpoint_pools_as_its_own_files_say(tmp_path, pooling, written):
     assert task.task.notes == ()
     examples = task.examples(given_rows(ROWS))
     batch = examples.collate(np.array([[2, 0], [1, -1], [3, -1]]), 40)
-    vectors = np.asarray(task.outcomes(task.tools.model(**batch), batch)["vectors"])
+    vectors = vectors_of(task, task.tools.model, batch)
     encoder = SentenceTransformer(str(folder), device="cpu")
     for number, place in ((2, (0, 0)), (0, (0, 1)), (1, (1, 0))):
         texts = [ROWS[number][column] for column in ("anchor", "positive")]
@@ -354,8 +364,10 @@ def test_where_no_file_says_how_to_pool_that_is_said(tmp_path):
         ({"pooling_mode": ["cls", "mean"]}, MODULES, "the pooling .* is not supported"),
         ({"pooling_mode": "sum"}, MODULES, "the pooling .* is not supported"),
         ({"pooling_mode": {}}, MODULES, "the pooling .* is not supported"),
-        ({}, (*MODULES[:2], ("2_Dense", "Dense")), "the module Dense changes the vectors"),
-        ({}, (MODULES[0], ("pool", "Pooling")), "the pooling is in 'pool', not in 1_Pooling"),
+        ({}, (*MODULES[:2], ("2_CNN", "CNN")), "the module CNN changes the vectors"),
+        ({}, (MODULES[0], ("pool", "Pooling")), r"the pooling is in \['pool'\], not in 1_Pooling"),
+        ({}, (*MODULES, ("3_Dense", "Dense")), "the order Pooling, Normalize, Dense is not"),
+        ({}, (*MODULES[:2], ("../x", "Normalize")), "'../x' is not a folder of the checkpoint"),
         ([], MODULES, "not a JSON object"),
     ],
 )
@@ -401,7 +413,8 @@ def test_no_slope_is_lost_in_rows_without_an_example(model):
     batch = {n: jnp.asarray(v) for n, v in examples.collate(np.array([[0], [-1]]), 16).items()}
 
     def loss(stream):
-        return task.loss({"last_hidden_state": stream}, batch)[0]
+        outputs = task.represent(model.params, {"last_hidden_state": stream}, batch, PLAIN_COMPUTE)
+        return task.loss(outputs, batch)[0]
 
     import jax
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
+import jax.numpy as jnp
+
 from jaxft.models.layers.vision import Size, grid_of, size_of
 from jaxft.models.weights.config_fields import read_fields
 
@@ -105,3 +107,28 @@ class ImageConfig(HfConfig):
     @abstractmethod
     def with_image_size(self, size: int) -> Self:
         """Return the same config for square images of that many pixels a side."""
+
+
+def updated_fields(
+    stored: Mapping[str, Any],
+    own: Mapping[str, Any],
+    types: Iterable[str],
+    labels: Sequence[str] | None,
+    stale: Sequence[str],
+) -> dict[str, Any]:
+    """Return a checkpoint's config.json as an export has it.
+
+    Args:
+        stored: the checkpoint's.
+        own: the fields that the model has of its own.
+        types: of the tensors that were written.
+        labels: the classes in order of id, where the head has classes.
+        stale: fields of the checkpoint that an export does not have.
+    """
+    fields = {name: value for name, value in stored.items() if name not in stale} | dict(own)
+    # transformers reads every tensor in this type, so it is the widest that was written.
+    fields["dtype"] = str(jnp.result_type(*types))
+    if labels is not None:
+        fields["id2label"] = {str(i): name for i, name in enumerate(labels)}
+        fields["label2id"] = {name: i for i, name in enumerate(labels)}
+    return fields

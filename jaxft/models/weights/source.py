@@ -54,12 +54,13 @@ COMPANIONS = (
 )
 IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 NO_TOKENIZER = (*IMAGE_FILES, GENERATION_FILE)  # the companions of other kinds
-# How a checkpoint of sentence-transformers pools its tokens.
+# How a checkpoint of sentence-transformers pools its tokens, and what it puts before a text.
 MODULES_FILE, POOLING_FILE = "modules.json", "1_Pooling/config.json"
+PROMPTS_FILE = "config_sentence_transformers.json"
 HUB_FILES = (
     *("config.json", "model*.safetensors", INDEX),
     *COMPANIONS,
-    *(MODULES_FILE, POOLING_FILE),
+    *(MODULES_FILE, POOLING_FILE, PROMPTS_FILE, "*_Dense/*"),
 )
 # The names of two checkpoints that become one model: two towers, or one that reads the other.
 Part = Literal["vision", "text", "encoder", "decoder"]
@@ -80,6 +81,7 @@ class Source:
         second: where the other one is, where this is the first of two checkpoints.
         decodes: whether that one is a decoder, which is to read this one's output.
         tokenizer: the folder with the tokenizer's files, where it is another's.
+        dense_files: the weights of Dense modules behind the encoder, where a task reads them.
     """
 
     asked: str
@@ -88,6 +90,7 @@ class Source:
     second: Source | None = None
     decodes: bool = False
     tokenizer: Source | None = None
+    dense_files: tuple[Path, ...] = ()
 
     @cached_property
     def weight_files(self) -> tuple[Path, ...]:
@@ -101,9 +104,9 @@ class Source:
 
     @cached_property
     def sha256(self) -> str:
-        """Return one hash over the bytes of the weight files, in order."""
+        """Return one hash over the bytes of the weight files, in order, and of Dense modules."""
         digest = hashlib.sha256()
-        for path in self.weight_files:
+        for path in (*self.weight_files, *self.dense_files):
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         if self.second is not None:

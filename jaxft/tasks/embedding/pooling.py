@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxft.errors import UserError
+from jaxft.models.sentence.modules import POOLING, read_modules
 from jaxft.models.weights.source import MODULES_FILE, POOLING_FILE
-from jaxft.storage.json_files import read_json, read_json_object
+from jaxft.storage.json_files import read_json_object
 from jaxft.tasks.parts.token_examples import of_segments
 
 MEAN = "mean"
@@ -37,8 +38,6 @@ NAMES = {
     "max": "max",
     "weightedmean": "weighted_mean",
 }
-# Modules beside the encoder and its pooling that leave the direction of a vector as it is.
-HARMLESS = ("Transformer", "Pooling", "Normalize", "Dropout")
 
 
 def read_pooling(folder: Path) -> str | None:
@@ -51,23 +50,11 @@ def read_pooling(folder: Path) -> str | None:
         UserError: its files are not JSON of the known form, or it has a module or a pooling that
             is not supported.
     """
-    path = folder / MODULES_FILE
-    if not path.is_file():
+    paths = [module.path for module in read_modules(folder) if module.kind == POOLING]
+    if not paths:
         return None
-    modules = read_json(path)
-    if not isinstance(modules, list) or not all(isinstance(one, dict) for one in modules):
-        raise UserError(f"{path} is not a list of modules.")
-    kinds = [str(one.get("type", "")).rpartition(".")[2] for one in modules]
-    for kind in kinds:
-        if kind not in HARMLESS:
-            raise UserError(
-                f"{path}: the module {kind} changes the vectors and is not supported.",
-                f"Supported: {', '.join(HARMLESS)}.",
-            )
-    if "Pooling" not in kinds:
-        return None
-    if (where := modules[kinds.index("Pooling")].get("path")) != POOLING_FILE.partition("/")[0]:
-        raise UserError(f"{path}: the pooling is in {where!r}, not in 1_Pooling.")
+    if paths != [POOLING_FILE.partition("/")[0]]:
+        raise UserError(f"{folder / MODULES_FILE}: the pooling is in {paths}, not in 1_Pooling.")
     return _pooling_of(folder / POOLING_FILE)
 
 
@@ -137,3 +124,22 @@ def _weights(own: jax.Array, pooling: str) -> jax.Array:
         return (own & (number == own.sum(-1, keepdims=True))).astype(jnp.float32)
     weights = own.astype(jnp.float32)
     return weights * number if pooling == "weighted_mean" else weights
+
+
+def chosen_pooling(folder: Path, asked: str | None) -> str | None:
+    """Return how vectors are pooled; None where neither the checkpoint nor the config says.
+
+    Args:
+        folder: the checkpoint.
+        asked: `task.pooling`.
+
+    Raises:
+        UserError: the config contradicts the checkpoint, or as `read_pooling`.
+    """
+    own = read_pooling(folder)
+    if None not in (own, asked) and own != asked:
+        raise UserError(
+            f"task.pooling is {asked}, and the checkpoint's modules.json says {own}.",
+            "Remove task.pooling; vectors of another pooling are not those it was trained for.",
+        )
+    return own or asked

@@ -1,7 +1,6 @@
 """Text embeddings: vectors of texts, similar for texts that belong together.
 
-All other examples of the batch, over all devices, are negatives. Under `train.accumulate` only
-those of the micro-batch are, so that a step differs from one on the whole batch.
+All other examples of the batch, over all devices and micro-batches, are negatives.
 """
 
 from __future__ import annotations
@@ -14,20 +13,35 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxft.data.sources.open import Source
 from jaxft.errors import UserError
-from jaxft.metrics.regression import regression_scores
-from jaxft.metrics.retrieval import pair_scores, ranking_loss, wrong_before
+from jaxft.models.load_dense import vector_width
 from jaxft.models.model import Model
-from jaxft.tasks.embedding.pooling import MEAN, pool, read_pooling
+from jaxft.models.tower.tower import Compute
+from jaxft.tasks.embedding.losses import batch_losses
+from jaxft.tasks.embedding.nearest_texts import nearest_texts
+from jaxft.tasks.embedding.pooling import MEAN, chosen_pooling, pool
+from jaxft.tasks.embedding.prompts import DOCUMENT, QUERY, Prompts, chosen_prompts, prompts_from
+from jaxft.tasks.embedding.scores import metric_names, shortened, split_scores
 from jaxft.tasks.embedding.section import EmbeddingSection as Section
 from jaxft.tasks.embedding.text_tuples import TextTuples, numbered
 from jaxft.tasks.parts.card import APPLY, READ_TEXT, Card
-from jaxft.tasks.parts.contract import Batch, BoundTask, Facts, Outcomes, Outputs, Sum, Task
+from jaxft.tasks.parts.contract import (
+    Batch,
+    BoundTask,
+    Facts,
+    Outcomes,
+    Outputs,
+    Params,
+    Sum,
+    Task,
+)
 from jaxft.tasks.parts.labels import BadValue, column_of, number_of, read_rows, text_of
 from jaxft.tasks.parts.metric import Metric, loss_and
+from jaxft.tasks.parts.token_examples import of_segments
+from jaxft.tasks.parts.tools import Tools
+from jaxft.visible import visible
 
 # The same on the states of one text, `[T, D]`, in PyTorch.
 POOLED = {
@@ -37,10 +51,12 @@ POOLED = {
     "max": "states.max(0).values",
     "weighted_mean": "states.flip(0).cumsum(0).sum(0)  # the sum of number times state",
 }
-SHOWN = 3  # nearest texts written for each text
-RANKING = ("recall_at_1", "recall_at_10", "mean_reciprocal_rank")
-CORRELATION = ("spearman", "pearson")
-HIDDEN = -1e9  # the score of texts that are not negatives
+# Where more than the encoder makes a vector.
+ENCODED = (
+    "from sentence_transformers import SentenceTransformer",
+    "encoder = SentenceTransformer(folder)",
+    'vector = encoder.encode_query("Your text.", normalize_embeddings=True)',
+)
 
 
 class BoundEmbedding(BoundTask["Embedding", TextTuples]):
@@ -52,7 +68,7 @@ class BoundEmbedding(BoundTask["Embedding", TextTuples]):
         self._score(row)
 
     def examples(self, source: Source, *, labelled: bool = True) -> TextTuples:
-        columns = self.task.texts if labelled else (self.task.section.anchor,)
+        columns = self.task.texts if labelled else self.task.input_of(source)
         scores = None
         if labelled and self.task.section.score is not None:
             scores = np.array(read_rows(source, self.task.columns, self._score), np.float32)
@@ -61,17 +77,25 @@ class BoundEmbedding(BoundTask["Embedding", TextTuples]):
                 f"{source.spec}: a single pair has no negatives, which are the texts of others.",
                 "Check the slice and data.where.",
             )
-        encode = partial(self._encode, columns)
-        tokens = self.tools.encoded_once(encode, source, kind="texts of rows", columns=columns)
+        prompts = [self.task.prompt_of(column) for column in columns]
+        # Cached token ids of texts without prompts have a key without them.
+        also = {"prompts": prompts} if any(prompts) else {}
+        tokens = self.tools.encoded_once(
+            partial(self._encode, columns, prompts),
+            source,
+            kind="texts of rows",
+            columns=columns,
+            **also,
+        )
         written = list(zip(*(column_of(source, column) for column in columns), strict=True))
         return TextTuples(tokens, numbered(written), scores)
 
     def _encode(
-        self, columns: Sequence[str], source: Source
+        self, columns: Sequence[str], prompts: Sequence[str], source: Source
     ) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
         """Encode each row's texts, row by row; the metadata are counts and truncated tokens."""
         rows = read_rows(source, columns, lambda row: [text_of(row[one], one) for one in columns])
-        texts = [text for row in rows for text in row]
+        texts = [p + text for row in rows for p, text in zip(prompts, row, strict=True)]
         encoded = self.tools.tokenizer.encode(texts, max_length=self.tools.max_length)
         pairs = zip(encoded.ids, encoded.type_ids, strict=True)
         examples = [{"input_ids": ids, "token_type_ids": types} for ids, types in pairs]
@@ -91,6 +115,20 @@ class BoundEmbedding(BoundTask["Embedding", TextTuples]):
             )
         return (value - low) / (high - low)
 
+    def represent(
+        self, params: Params, outputs: Outputs, batch: Batch, compute: Compute
+    ) -> Outputs:
+        """Add the unit vector of each text: `vectors` `[R, S, K, D]` float32."""
+        stream = outputs["last_hidden_state"].astype(jnp.float32)  # [R, T, D]
+        rows, segments, count = batch["text_numbers"].shape  # [R, S, K]
+        owners, texts = batch["segment_ids"], segments * count
+        vectors = pool(stream, owners, texts, self.task.pooling)
+        if (dense := self.tools.model.dense) is not None:
+            present = of_segments(owners, texts).any(-1, keepdims=True)
+            vectors = jnp.where(present, dense.run(params, vectors, compute), 1.0)
+        unit = vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
+        return {**outputs, "vectors": unit.reshape(rows, segments, count, -1)}
+
     def loss(self, outputs: Outputs, batch: Batch) -> Sum:
         """Return the summed loss of a batch, whose other examples are the negatives, and weight.
 
@@ -98,98 +136,37 @@ class BoundEmbedding(BoundTask["Embedding", TextTuples]):
         with the cosine over a temperature; of scores the squared error of the cosine, Reimers and
         Gurevych (2019), https://arxiv.org/abs/1908.10084, section 3.
         """
-        vectors, weights = self._vectors(outputs, batch), batch["weights"].reshape(-1)
-        count = vectors.shape[2]
-        vectors = vectors.reshape(-1, count, vectors.shape[-1])  # [N, K, D]
-        if self.task.section.score is not None:
-            alike = jnp.sum(vectors[:, 0] * vectors[:, 1], axis=-1)
-            losses = (alike - batch["scores"].reshape(-1)) ** 2
-        else:
-            numbers = batch["text_numbers"].reshape(-1, count)
-            losses = _ranking(vectors, numbers, weights, self.task.section.temperature)
+        vectors, weights = outputs["vectors"], batch["weights"].reshape(-1)
+        flat = vectors.reshape(-1, *vectors.shape[2:])  # [N, K, D]
+        losses = batch_losses(self.task.section, flat, batch)
         return jnp.sum(losses * weights), jnp.sum(weights)
 
     def outcomes(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
-        return {"vectors": self._vectors(outputs, batch)}
+        return {"vectors": outputs["vectors"]}
 
     def summarise(self, outcomes: Outcomes, examples: TextTuples) -> dict[str, float]:
-        """Compute scores over the whole split; its other texts are the negatives of the loss."""
-        vectors, numbers = outcomes["vectors"], examples.numbers
-        if examples.scores is not None:
-            alike = np.sum(vectors[:, 0] * vectors[:, 1], axis=-1)
-            scores = regression_scores(alike, examples.scores)
-            return {name: scores[name] for name in ("spearman", "pearson") if name in scores}
-        items = np.concatenate([vectors[:, k] for k in range(1, vectors.shape[1])])
-        owners = np.concatenate([numbers[:, k] for k in range(1, numbers.shape[1])])
-        loss = ranking_loss(vectors[:, 0], items, numbers, owners, self.task.section.temperature)
-        return {"loss": loss, **pair_scores(vectors[:, 0], items, numbers, owners)}
+        return split_scores(self.task.section, outcomes["vectors"], examples)
 
     def describe(
         self, source: Source, outcomes: Outcomes, examples: TextTuples
     ) -> Iterator[dict[str, Any]]:
         """Yield each text's vector; for pairs, each text's positive and its nearest texts."""
-        vectors, anchors = outcomes["vectors"], list(column_of(source, self.task.section.anchor))
+        section = self.task.section
+        vectors = shortened(section, outcomes["vectors"])
         if vectors.shape[1] == 1:
-            for text, vector in zip(anchors, vectors[:, 0], strict=True):
+            texts = column_of(source, *self.task.input_of(source))
+            for text, vector in zip(texts, vectors[:, 0], strict=True):
                 yield {"text": text, "vector": [round(float(value), 6) for value in vector]}
             return
-        positives = list(column_of(source, self.task.section.positive))
-        before = wrong_before(
-            vectors[:, 0], vectors[:, 1], examples.numbers, examples.numbers[:, 1]
-        )
-        for number, (text, positive) in enumerate(zip(anchors, positives, strict=True)):
-            alike = vectors[:, 1] @ vectors[number, 0]
-            near = list(dict.fromkeys(positives[i] for i in np.argsort(-alike, kind="stable")))
-            best = {
-                one: float(max(alike[i] for i, p in enumerate(positives) if p == one))
-                for one in near[:SHOWN]
-            }
-            yield {
-                "text": text,
-                "positive": positive,
-                "similarity": round(float(alike[number]), 6),
-                "before": int(before[number]),
-                "found": [{"text": t, "similarity": round(s, 6)} for t, s in best.items()],
-            }
-
-    def _vectors(self, outputs: Outputs, batch: Batch) -> jax.Array:
-        """Pool each text to a unit vector: `[R, S, K, D]` float32."""
-        stream = outputs["last_hidden_state"].astype(jnp.float32)  # [R, T, D]
-        rows, segments, count = batch["text_numbers"].shape  # [R, S, K]
-        pooled = pool(stream, batch["segment_ids"], segments * count, self.task.pooling)
-        unit = pooled / jnp.linalg.norm(pooled, axis=-1, keepdims=True)
-        return unit.reshape(rows, segments, count, -1)
+        anchors = list(column_of(source, section.anchor))
+        positives = list(column_of(source, section.positive))
+        yield from nearest_texts(anchors, positives, vectors, examples.numbers)
 
     def point_labels(self, examples: TextTuples) -> list[tuple[str, ...]] | None:
         return [self.task.texts] * len(examples)
 
     def rows_from_input(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
         return ({self.task.section.anchor: text} for text in inputs)
-
-
-def _ranking(
-    vectors: jax.Array, numbers: jax.Array, weights: jax.Array, temperature: float
-) -> jax.Array:
-    """Compute the cross-entropy of each example's positive among the batch's texts: `[N]`.
-
-    Args:
-        vectors: `[N, K, D]` of anchor, positive and perhaps a hard negative.
-        numbers: `[N, K]`; equal texts have equal numbers.
-        weights: `[N]`, 1 for an example.
-        temperature: the divisor of the cosines.
-    """
-    count = len(vectors)
-    items = jnp.swapaxes(vectors[:, 1:], 0, 1).reshape(-1, vectors.shape[-1])  # [(K - 1) N, D]
-    owners = jnp.swapaxes(numbers[:, 1:], 0, 1).reshape(-1)
-    scores = jnp.matmul(vectors[:, 0], items.T, precision="highest") / temperature
-    own = jnp.arange(len(items))[None, :] == jnp.arange(count)[:, None]
-    # The positives of equal anchors are no negatives.
-    alike = (numbers[:, 0][None, :] == numbers[:, :1]) & (weights > 0)[None, :]  # [N, N]
-    theirs = owners[None, :] == numbers[:, 1:2]  # [N, (K - 1) N]
-    right = alike.astype(jnp.float32) @ theirs.astype(jnp.float32) > 0
-    absent = jnp.tile(weights == 0, vectors.shape[1] - 1)[None, :]
-    scores = jnp.where((right | absent) & ~own, HIDDEN, scores)
-    return optax.softmax_cross_entropy_with_integer_labels(scores, jnp.arange(count))
 
 
 @dataclass(frozen=True)
@@ -200,11 +177,15 @@ class Embedding(Task):
         section: the config's `task` section.
         pooling: how a text's states become its vector.
         assumed: whether neither the config nor the checkpoint says how.
+        prompts: what is put in front of texts; None until the checkpoint is known.
+        dense: whether the model has Dense modules.
     """
 
     section: Section
     pooling: str = MEAN
     assumed: bool = False
+    prompts: Prompts | None = None
+    dense: bool = False
 
     head = None
     bound = BoundEmbedding
@@ -214,46 +195,81 @@ class Embedding(Task):
 
     @property
     def card(self) -> Card:
+        if self.section.truncate_dim is not None or self.own_prompts.roles or self.dense:
+            return Card("feature-extraction", "AutoModel", ENCODED)
         pooled = f"vector = {POOLED[self.pooling]}"
         lines = (READ_TEXT, APPLY, "states = outputs.last_hidden_state[0]", pooled)
         return Card("feature-extraction", "AutoModel", (*lines, "vector = vector / vector.norm()"))
 
     @property
     def facts(self) -> Facts:
-        return {"pooling": self.pooling}
+        prompts, dense = self.own_prompts.facts, {"dense": True} if self.dense else {}
+        return {"pooling": self.pooling, **({"prompts": prompts} if prompts else {}), **dense}
+
+    @property
+    def own_prompts(self) -> Prompts:
+        """The prompts, none until the checkpoint is known."""
+        return self.prompts or Prompts()
 
     @property
     def notes(self) -> tuple[str, ...]:
-        if not self.assumed:
-            return ()
-        return (
-            "The checkpoint has no modules.json, which says how it pools: a text's vector is the "
-            f"{self.pooling} of its tokens' states. task.pooling changes that.",
-        )
+        notes = []
+        if self.assumed:
+            notes.append(
+                "The checkpoint has no modules.json, which says how it pools: a text's vector is "
+                f"the {self.pooling} of its tokens' states. task.pooling changes that."
+            )
+        roles = self.own_prompts.roles
+        if roles and self.section.prompts is None:
+            each = ", ".join(f"{visible(repr(one))} ({role})" for role, one in roles.items())
+            notes.append(
+                f"The checkpoint's prompts are put in front of texts: {each}. task.prompts={{}} "
+                "puts nothing."
+            )
+        return tuple(notes)
 
-    def fit(self, labels: np.ndarray | None, model: Model) -> Facts:
-        """Return how the checkpoint pools.
+    def bind(self, tools: Tools, label_names: Sequence[str]) -> BoundEmbedding:
+        """Bind the task to a model, whose checkpoint may have prompts.
 
         Raises:
-            UserError: `task.pooling` contradicts the checkpoint.
+            UserError: the vectors have fewer dimensions than the config asks for, or the prompts
+                are not supported.
         """
-        del labels
-        own, asked = read_pooling(model.source.folder), self.section.pooling
-        if None not in (own, asked) and own != asked:
+        section, model = self.section, tools.model
+        dims = [*(section.matryoshka_dims or ()), *filter(None, [section.truncate_dim])]
+        if dims and max(dims) > (width := vector_width(model)):
             raise UserError(
-                f"task.pooling is {asked}, and the checkpoint's modules.json says {own}.",
-                "Remove task.pooling; vectors of another pooling are not those it was trained for.",
+                f"task: the vectors have {width} dimensions, and {max(dims)} are asked for.",
+                "Set task.matryoshka_dims and task.truncate_dim to at most that many.",
             )
-        chosen = own or asked
-        return {"pooling": chosen or MEAN, "assumed": chosen is None}
+        folder, known = model.source.folder, self.prompts
+        prompts = chosen_prompts(folder, section.prompts) if known is None else known
+        return BoundEmbedding(replace(self, prompts=prompts), tools, label_names)
+
+    def fit(self, labels: np.ndarray | None, model: Model) -> Facts:
+        """Return how the checkpoint pools, and what is put in front of texts."""
+        del labels
+        folder, section = model.source.folder, self.section
+        pooling = chosen_pooling(folder, section.pooling)
+        return {
+            "pooling": pooling or MEAN,
+            "assumed": pooling is None,
+            "prompts": chosen_prompts(folder, section.prompts).facts,
+            "dense": model.dense is not None,
+        }
 
     def fitted(self, facts: Facts) -> Embedding:
-        pooling, assumed = str(facts.get("pooling", MEAN)), bool(facts.get("assumed", False))
-        return replace(self, pooling=pooling, assumed=assumed)
+        return replace(
+            self,
+            pooling=str(facts.get("pooling", MEAN)),
+            assumed=bool(facts.get("assumed", False)),
+            prompts=prompts_from(facts.get("prompts")),
+            dense=bool(facts.get("dense", False)),
+        )
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
-        return loss_and(*(RANKING if self.section.score is None else CORRELATION))
+        return loss_and(*metric_names(self.section))
 
     @property
     def primary(self) -> str:
@@ -261,13 +277,23 @@ class Embedding(Task):
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The columns of texts: anchor, positive, and negative if there is one."""
-        own = self.section
-        return tuple(c for c in (own.anchor, own.positive, own.negative) if c is not None)
+        """The columns of texts: anchor, positive, and negatives if there are any."""
+        return (self.section.anchor, self.section.positive, *self.section.negatives)
 
     @property
     def columns(self) -> tuple[str, ...]:
         return self.texts if self.section.score is None else (*self.texts, self.section.score)
+
+    def input_of(self, source: Source) -> tuple[str]:
+        """Return the column of texts without labels: anchors, or what is searched among."""
+        own = self.section
+        return (own.anchor if own.anchor in source.columns else own.positive,)
+
+    def prompt_of(self, column: str) -> str:
+        """Return what is put in front of a column's texts."""
+        alike = self.section.score is not None  # both texts are of one kind
+        role = QUERY if alike or column == self.section.anchor else DOCUMENT
+        return self.own_prompts.of(role)
 
 
 make = Embedding

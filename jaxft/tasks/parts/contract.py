@@ -7,7 +7,7 @@ model and the classes of the data it is a `BoundTask`. R rows of a batch, S segm
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -19,20 +19,11 @@ from jaxft.data.sources.open import Source
 from jaxft.errors import UserError
 from jaxft.models.model import Model
 from jaxft.models.tower.tower import Compute
+from jaxft.tasks.parts.arrays import Apply, Batch, Facts, Outcomes, Outputs, Params, Sum, Sums
 from jaxft.tasks.parts.card import Card
 from jaxft.tasks.parts.examples import Examples
 from jaxft.tasks.parts.metric import Metric
 from jaxft.tasks.parts.tools import Tools
-
-Params = Mapping[str, jax.Array]
-Batch = Mapping[str, Any]
-Outputs = Mapping[str, jax.Array]
-Outcomes = Mapping[str, np.ndarray]
-Facts = Mapping[str, Any]  # numbers and names, as JSON holds them
-Sum = tuple[jax.Array, jax.Array]  # a sum and its weight
-Sums = dict[str, Sum]
-# The model's outputs for a batch; dropout is on if there is a key.
-Apply = Callable[[Params, Batch, jax.Array | None], Outputs]
 
 TaskT = TypeVar("TaskT", bound="Task")
 
@@ -218,6 +209,16 @@ class BoundTask(ABC, Generic[TaskT, ExamplesT]):
 
         Raises UserError: a row is invalid.
         """
+
+    def represent(
+        self, params: Params, outputs: Outputs, batch: Batch, compute: Compute
+    ) -> Outputs:
+        """Compute what loss, metrics and outcomes read of the model's outputs; by default these.
+
+        Layers behind the model's own, such as Dense modules, are run here on `params`.
+        """
+        del params, batch, compute
+        return outputs
 
     def objective(self, apply: Apply, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
         """Compute a batch's training `loss` and the metrics logged beside it: scalar sums, weights.
