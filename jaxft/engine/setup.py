@@ -193,8 +193,7 @@ def build(
     Raises:
         UserError: anything that is wrong with the config, the data or the checkpoint.
     """
-    # What an earlier start knew may decide how rows are read.
-    task = make_task(config) if facts is None else make_task(config).fitted(facts)
+    task = make_task(config, facts)
     data, seed = config.data, config.run.seed.data
     sources = open_sources(task, data.specs, data.where, seed, data.image_folder)
     names = task.label_names(sources["train"])
@@ -231,9 +230,10 @@ def _steps(length: Length) -> tuple[int, int]:
     return length.total_steps, length.steps_per_epoch
 
 
-def make_task(config: Config) -> Task:
-    """Make the task that `task.kind` names: the folder of that name in `tasks/`."""
-    return import_module(f"jaxft.tasks.{config.task.kind}.task").make(config.task)
+def make_task(config: Config, facts: Facts | None = None) -> Task:
+    """Make the task that `task.kind` names, with what it knew when its run started, if it did."""
+    task = import_module(f"jaxft.tasks.{config.task.kind}.task").make(config.task)
+    return task if facts is None else task.fitted(facts)
 
 
 def bind_task(

@@ -296,6 +296,5 @@ class Model:
         if self.problem_type is not None:
             own["problem_type"] = self.problem_type
         new_head = any(name.startswith(self.family.head) for name in self.matching.new)
-        # problem_type describes the previous head.
-        stale = (*exports.STALE_FIELDS, *(("problem_type",) if new_head else ()))
+        stale = (*exports.STALE_FIELDS, *(["problem_type"] if new_head else ()))  # of the old head
         return updated_fields(self.fields, own, types, self.labels, stale)

@@ -213,10 +213,7 @@ class BoundTask(ABC, Generic[TaskT, ExamplesT]):
     def represent(
         self, params: Params, outputs: Outputs, batch: Batch, compute: Compute
     ) -> Outputs:
-        """Compute what loss, metrics and outcomes read of the model's outputs; by default these.
-
-        Layers behind the model's own, such as Dense modules, are run here on `params`.
-        """
+        """Compute what loss, metrics and outcomes read of the model's outputs; by default these."""
         del params, batch, compute
         return outputs
 
@@ -272,11 +269,7 @@ class BoundTask(ABC, Generic[TaskT, ExamplesT]):
         """Yield a line of the predictions file for each example, in order."""
 
     def rows_from_input(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
-        """Turn inputs of `jaxft predict` into source rows without labels.
-
-        Raises:
-            UserError: the task predicts nothing of a single input, as by default.
-        """
+        """Turn inputs of `jaxft predict` into source rows without labels; by default an error."""
         raise UserError(f"A run of {self.task.kind} predicts no label or value of a single input.")
 
     def sample_sheet(self, outcomes: Outcomes, examples: ExamplesT) -> np.ndarray | None:
