@@ -44,13 +44,21 @@ class RegulariseSection(Section):
 class AdapterSection(Section):
     """An adapter that is trained in place of the whole model; without a kind there is none."""
 
-    kind: Literal["lora", "dora", "bitfit"] | None = fixed(
+    kind: Literal["lora", "dora", "bitfit", "norms"] | None = fixed(
         None,
         "parameters to train besides the head: low-rank matrices (lora), these and per-column "
-        "magnitudes (dora), or biases (bitfit); null trains the whole model",
+        "magnitudes (dora), biases (bitfit), or scales and biases of norms (norms); null trains "
+        "the whole model",
     )
     rank: int = fixed(8, "rank of the low-rank matrices (lora, dora)", ge=1)
+    ranks: dict[str, Annotated[int, Field(ge=1)]] = fixed(
+        {},
+        "pattern of kernels -> rank in place of rank; the first that matches (PEFT's rank_pattern)",
+    )
     alpha: float = fixed(16.0, "their product is scaled by alpha / rank (lora, dora)", gt=0)
+    rslora: bool = fixed(
+        False, "scale by alpha / sqrt(rank), so that the rate suits every rank (rsLoRA)"
+    )
     match: Annotated[list[str], Field(min_length=1)] | None = fixed(
         None, "patterns of the kernels that get an adapter; null is attention's query and value"
     )
@@ -62,7 +70,7 @@ class AdapterSection(Section):
     )
     checkpoint: str | None = fixed(
         None,
-        "a PEFT adapter folder to start from; rank, alpha, match and dropout come from it",
+        "a PEFT adapter folder to start from; ranks, scales, match and dropout come from it",
         min_length=1,
     )
 
@@ -72,10 +80,12 @@ class AdapterSection(Section):
         fields = type(self).model_fields
         set_keys = [n for n in fields if n != "kind" and getattr(self, n) != fields[n].default]
         if set_keys and self.kind is None:
-            raise ValueError(f"'{set_keys[0]}' needs adapter.kind: lora, dora or bitfit")
-        if set_keys and self.kind == "bitfit":
-            raise ValueError(f"'{set_keys[0]}' applies to lora and dora only, and kind is bitfit")
-        own = [name for name in set_keys if name in ("rank", "alpha", "match", "dropout")]
+            raise ValueError(f"'{set_keys[0]}' needs adapter.kind: lora, dora, bitfit or norms")
+        if set_keys and self.kind in ("bitfit", "norms"):
+            raise ValueError(
+                f"'{set_keys[0]}' applies to lora and dora only, and kind is {self.kind}"
+            )
+        own = [name for name in set_keys if name not in ("lr_ratio", "checkpoint")]
         if own and self.checkpoint is not None:
             raise ValueError(f"'{own[0]}' comes from adapter.checkpoint: remove it")
         return self

@@ -121,13 +121,14 @@ def compute_for(
 
 def adapter_option(section: AdapterSection) -> Adapter | str | None:
     """Return the adapter to load a model with: new matrices, a PEFT folder, or None."""
-    if section.kind in (None, "bitfit"):
+    if section.kind not in ("lora", "dora"):
         return None
     if section.checkpoint is not None:
         return section.checkpoint
     match = None if section.match is None else tuple(section.match)
     dora = section.kind == "dora"
-    return Adapter(section.rank, section.alpha, match, dora, section.dropout)
+    ranks = tuple(section.ranks.items())
+    return Adapter(section.rank, section.alpha, match, dora, section.dropout, ranks, section.rslora)
 
 
 def build_mesh(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,9 @@ from jaxft.layerwise.table import LayerTable, build_table
 from jaxft.models.adapters.low_rank import is_adapter
 from jaxft.models.load import CLASS_HEADS, Model
 from jaxft.tree import matches_of, natural_order, select
+
+# Kinds of adapters that add no parameters -> the parameters of the model that train.
+PATTERNS = {"bitfit": r".*/bias", "norms": r"(.*/)?([a-z]+_)?norm/(scale|bias)"}
 
 
 def as_schedule(section: ScheduleSection | None) -> Schedule | None:
@@ -201,19 +205,22 @@ def phases_from(
 def chosen_leaves(section: AdapterSection, model: Model) -> frozenset[str] | None:
     """Choose the leaves that may train under an adapter; None for all.
 
-    They are the adapter's leaves, or biases, and the head: that of named classes, and all new
-    leaves at the top of the model. An output embedding comes from the checkpoint and stays frozen.
+    They are the adapter's leaves, biases, or the norms', and the head: that of named classes, and
+    all new leaves at the top of the model. An output embedding comes from the checkpoint and stays
+    frozen.
 
     Raises:
         UserError: the model has none of what the section's kind trains.
     """
     if section.kind is None:
         return None
-    if section.kind == "bitfit":
-        own = {name for name in model.leaves if name.endswith("/bias")}
+    if section.kind in PATTERNS:
+        pattern, kind = PATTERNS[section.kind], section.kind
+        own = {name for name in model.leaves if re.fullmatch(pattern, name)}
         if not own:
+            trained = "biases" if kind == "bitfit" else "scales and biases of norms"
             raise UserError(
-                f"adapter.kind: bitfit trains biases, and a {model.model_type} has none.",
+                f"adapter.kind: {kind} trains {trained}, and a {model.model_type} has none.",
                 "Use lora.",
             )
     else:

@@ -274,6 +274,32 @@ def test_bitfit_trains_biases_and_the_head(folder):
     ) - {n for n in before if n.endswith("key/bias")}
 
 
+def test_norms_trains_norms_and_the_head(folder):
+    before, after = first_step(config_of(folder, {"kind": "norms"}))
+    moved = {name for name, value in before.items() if not np.array_equal(value, after[name])}
+    norms = {name for name in before if "norm/" in name}
+    assert len(norms) == 2 * (1 + 2 * 2)  # of the embeddings, and two of each block
+    assert moved == norms | {"head/kernel", "head/bias", "pooler/kernel", "pooler/bias"}
+
+
+def test_ranks_by_pattern_and_scales_by_root(bert):
+    match = (r".*attention/(query|value)/kernel", r".*mlp/up/kernel")
+    ranks = ((r"blocks/0/.*query/kernel", 1), (r"blocks/0/.*", 4))
+    model = jaxft.load(bert.folder, adapter=Adapter(2, 6.0, match, ranks=ranks))
+    chosen = {name: (one.rank, one.scale) for name, one in model.adapted.kernels.items()}
+    lowest = {
+        "blocks/0/attention/query/kernel": (1, 6.0),
+        "blocks/0/attention/value/kernel": (4, 1.5),
+        "blocks/0/mlp/up/kernel": (4, 1.5),
+    }
+    assert {name: chosen.pop(name) for name in lowest} == lowest
+    assert len(chosen) == 9
+    assert set(chosen.values()) == {(2, 3.0)}
+    assert model.params["blocks/0/mlp/up/lora_a"].shape[1] == 4
+    rooted = jaxft.load(bert.folder, adapter=Adapter(4, 6.0, match, rslora=True))
+    assert {one.scale for one in rooted.adapted.kernels.values()} == {3.0}
+
+
 # ------------------------------------------------------------------------------------------ a run
 def test_a_checkpoint_holds_the_adapter_and_the_head(run, folder):
     trained = open_trained(run.folder)
@@ -396,7 +422,9 @@ def test_pefts_files_both_ways(tmp_path, kind, head, dora, targets):
 
     match = (r".*attention/(query|value)/kernel", r".*blocks/0/mlp/up/kernel")
     also = ("head/kernel",) if "classification" in (head or "") else ()
-    ours = shaken(jaxft.load(pair.folder, adapter=Adapter(2, 3.0, match, dora)), also)
+    ranks = ((r".*blocks/0/attention/.*", 3),)
+    adapter = Adapter(2, 3.0, match, dora, ranks=ranks, rslora=not dora)
+    ours = shaken(jaxft.load(pair.folder, adapter=adapter), also)
     save_adapter(ours, tmp_path / "ours", also=also)
     theirs = peft.PeftModel.from_pretrained(pair.torch, tmp_path / "ours")
     np.testing.assert_allclose(of_torch(theirs), of_ours(ours), atol=1e-5)
@@ -434,7 +462,11 @@ def test_pefts_files_both_ways(tmp_path, kind, head, dora, targets):
         ),
         ({"kind": "lora", "match": ["blocks/0/atention/.*"]}, "matches no parameter.*Nearest"),
         ({"kind": "lora", "match": ["head/kernel"]}, "matches no parameter"),
-        ({"kind": "lroa"}, "'adapter.kind' must be lora, dora or bitfit.*Did you mean 'lora'"),
+        ({"kind": "lroa"}, "'adapter.kind' must be lora, dora, bitfit or norms.*you mean 'lora'"),
+        ({"kind": "norms", "rank": 4}, "'rank' applies to lora and dora only, and kind is norms"),
+        ({"kind": "lora", "ranks": {"blocks/0/.*": 33}}, "adapter.rank: 33 is more than the rank"),
+        ({"kind": "lora", "ranks": {"blocks/9/.*": 2}}, "adapter.ranks.*matches no parameter"),
+        ({"kind": "lora", "ranks": {"blocks/0/.*": 0}}, "adapter.ranks"),
         ({"rank": 4}, "'rank' needs adapter.kind"),
         ({"kind": "bitfit", "rank": 4}, "'rank' applies to lora and dora only"),
         (

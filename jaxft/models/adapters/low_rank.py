@@ -6,6 +6,7 @@ groups.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -30,10 +31,12 @@ class Adapter:
 
     Args:
         rank: r.
-        alpha: the factor on the matrices' product is alpha / r.
+        alpha: the factor on the matrices' product is alpha / r, or alpha / sqrt(r).
         match: patterns of kernels of blocks; None for the queries' and values'.
         dora: whether each column has a learned magnitude.
         dropout: of the matrices' input.
+        ranks: patterns of kernels and r of those that match; the first that matches counts.
+        rslora: whether the factor is alpha / sqrt(r) (https://arxiv.org/abs/2312.03732).
     """
 
     rank: int
@@ -41,6 +44,8 @@ class Adapter:
     match: tuple[str, ...] | None = None
     dora: bool = False
     dropout: float = 0.0
+    ranks: tuple[tuple[str, int], ...] = ()
+    rslora: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,16 +91,24 @@ def choose(towers: Mapping[str, Tower | Part], adapter: Adapter) -> dict[str, Lo
     names = list(kernels)
     patterns = adapter.match or (DEFAULT,)
     matched = {name for p in patterns for name in select(p, names, "adapter.match")}
-    one = LowRank(adapter.rank, adapter.alpha / adapter.rank, adapter.dora, adapter.dropout)
-    for name in (name for name in names if name in matched):
-        if adapter.rank > min(kernels[name].shape):
+    chosen = [name for name in names if name in matched]
+    ranks = dict.fromkeys(chosen, adapter.rank)
+    for pattern, rank in reversed(adapter.ranks):
+        ranks |= dict.fromkeys(select(pattern, chosen, "adapter.ranks"), rank)
+    for name, rank in ranks.items():
+        if rank > min(kernels[name].shape):
             inside, outside = kernels[name].shape
             raise UserError(
-                f"adapter.rank: {adapter.rank} is more than the rank of '{name}', which is "
+                f"adapter.rank: {rank} is more than the rank of '{name}', which is "
                 f"{inside} x {outside}.",
                 "Set a rank far below both.",
             )
-    return {name: one for name in names if name in matched}
+    return {name: _low_rank(adapter, rank) for name, rank in ranks.items()}
+
+
+def _low_rank(adapter: Adapter, rank: int) -> LowRank:
+    scale = adapter.alpha / (math.sqrt(rank) if adapter.rslora else rank)
+    return LowRank(rank, scale, adapter.dora, adapter.dropout)
 
 
 def inject(
