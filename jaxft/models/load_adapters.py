@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from jaxft.models.adapters.write import TASKS, write_adapter
 from jaxft.models.family import leaves_of
 from jaxft.models.model import Model
 from jaxft.models.weights.export import check_folder, to_tensors
+from jaxft.models.weights.names import Name
 from jaxft.models.weights.tensor import Tensor
 from jaxft.storage.buckets import published
 from jaxft.storage.files import place
@@ -33,12 +34,13 @@ def with_adapter(model: Model, adapter: Adapter | str | Path) -> Model:
     if isinstance(adapter, Adapter):
         kernels = choose(model.towers, adapter)
     else:
-        in_memory = _names_in_memory(model)
+        names = _module_lines(model)
+        in_memory = _names_in_memory(model, names)
 
         def spelled(name: str) -> str:
             return in_memory.get(name) or model.family.tensors.canonical(name)
 
-        files = Path(adapter), model.hf_names, model.leaves
+        files = Path(adapter), names, model.leaves
         kernels, loaded = read_adapter(*files, kernels_of(model.towers), spelled)
     towers = inject(model.towers, kernels)
     # What the folder brings of the model itself (a head) is not the checkpoint's either.
@@ -74,8 +76,8 @@ def save_adapter(
     if model.adapted is None:
         raise UserError("The model has no adapter to save.")
     check_folder(folder, model.source)
-    names = model.hf_names
-    in_memory = {hf: name for name, hf in _names_in_memory(model).items()}
+    names = _module_lines(model)
+    in_memory = {hf: name for name, hf in _names_in_memory(model, names).items()}
     modules = {_module(names[name].hf) for name in also} - {""}
     whole = {n: line for n, line in names.items() if n in also or _module(line.hf) in modules}
     tensors = to_tensors(model.params, whole, model.matching.loaded)
@@ -89,13 +91,19 @@ def save_adapter(
     return place(folder)
 
 
-def _names_in_memory(model: Model) -> dict[str, str]:
+def _module_lines(model: Model) -> dict[str, Name]:
+    """Map each parameter to its line of the name table as transformers' modules have it."""
+    module_line = model.family.tensors.module_line
+    return {parameter: module_line(line) for parameter, line in model.hf_names.items()}
+
+
+def _names_in_memory(model: Model, lines: Mapping[str, Name]) -> dict[str, str]:
     """Map each tensor's name in a transformers module to its spelling in the name table.
 
     Most families' are those of their files; where one's are not, it says so by `in_memory`.
     """
     names = {}
-    for line in model.hf_names.values():
+    for line in lines.values():
         name = model.family.tensors.exported(line.hf, model.head, model.model_type)
         names[model.family.tensors.in_memory(name, model.model_type)] = line.hf
     return names

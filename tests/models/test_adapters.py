@@ -399,6 +399,7 @@ BOTH_WAYS = [
     ("gpt2", None, True, ["c_attn"]),
     ("llama", "text_classification", True, ["q_proj", "v_proj"]),
     ("modernbert", "masked_lm", False, ["Wqkv", "Wi"]),
+    ("nomic_bert", "text_classification", False, ["q_proj", "up_proj"]),
     ("phi3", "text_classification", False, ["qkv_proj", "gate_up_proj"]),
     pytest.param("vit", "image_classification", False, ["q_proj", "fc1"], marks=pytest.mark.full),
     pytest.param("clip", "contrastive", True, ["q_proj", "v_proj"], marks=pytest.mark.full),

@@ -42,6 +42,7 @@ LIKE_OTHERS = ("mbart", "pegasus")
 KIN_HEADS: dict[str, tuple[str, ...]] = {
     "dinov3_vit": ("image_classification",),
     "granite": ("causal_lm",),
+    "nomic_bert": ("masked_lm", "text_classification"),
     "olmo2": ("causal_lm",),
     "phi3": ("causal_lm",),
     "siglip2": ("contrastive",),  # both towers

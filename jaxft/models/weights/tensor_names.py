@@ -46,6 +46,10 @@ class TensorNames:
         """Return the name of a file's tensor in a transformers module, which PEFT uses too."""
         return name
 
+    def module_line(self, line: Name) -> Name:
+        """Return a line as transformers' modules have it, where a file stores several as one."""
+        return line
+
 
 @dataclass(frozen=True)
 class PrefixedNames(TensorNames):
