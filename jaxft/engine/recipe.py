@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 import optax
@@ -13,6 +14,7 @@ from jaxft.config.optimizer import OptimizerSection
 from jaxft.config.recipe import Group as GroupSection
 from jaxft.config.recipe import LayerDecaySection, PhaseSection, ScheduleSection
 from jaxft.config.sections import AdapterSection
+from jaxft.engine.compute import adapter_option
 from jaxft.errors import UserError
 from jaxft.layerwise.freeze_out import freeze_out_phases
 from jaxft.layerwise.groups import Group
@@ -22,7 +24,8 @@ from jaxft.layerwise.rules import make_rule
 from jaxft.layerwise.schedules import Schedule
 from jaxft.layerwise.table import LayerTable, build_table
 from jaxft.models.adapters.low_rank import is_adapter
-from jaxft.models.load import CLASS_HEADS, Model
+from jaxft.models.load import CLASS_HEADS, HEADLESS, LoadOptions, Model
+from jaxft.tasks.parts.contract import Facts, Task
 from jaxft.tree import matches_of, natural_order, select
 
 # Kinds of adapters that add no parameters -> the parameters of the model that train.
@@ -249,3 +252,33 @@ def rate_ratios(section: AdapterSection, model: Model) -> dict[str, float]:
     """
     faster = [n for n, leaf in model.leaves.items() if n.endswith("/lora_b") or len(leaf.shape) < 2]
     return dict.fromkeys(faster, section.lr_ratio)
+
+
+def make_task(config: Config, facts: Facts | None = None) -> Task:
+    """Make the task that `task.kind` names, with what it knew when its run started, if it did."""
+    task = import_module(f"jaxft.tasks.{config.task.kind}.task").make(config.task)
+    return task if facts is None else task.fitted(facts)
+
+
+def model_options(config: Config, names: Sequence[str], new: Sequence[str] = ()) -> LoadOptions:
+    """Return the options that the config loads or describes its checkpoint with.
+
+    Args:
+        config: the run.
+        names: the classes.
+        new: parameters that were new when the run started.
+    """
+    return LoadOptions(
+        task=make_task(config).head or HEADLESS,
+        labels=names or None,
+        dropout=config.model.dropout,
+        ignore=config.model.ignore,
+        resize_vocab=config.model.resize_vocab,
+        reinit=config.model.reinit,
+        image_size=config.model.image_size,
+        detection_tokens=config.model.detection_tokens,
+        adapter=adapter_option(config.adapter),
+        new=new,
+        cache=config.model.cache,
+        tokenizer=config.model.tokenizer,
+    )

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 import jax
@@ -20,16 +19,23 @@ from jaxft.config.load import Config
 from jaxft.config.optimizer import SCHEDULE_FREE
 from jaxft.data.batching.plans import Layout, TrainPlan, plan_rows
 from jaxft.device.mesh import row_divisor
-from jaxft.engine.compute import adapter_option, make_runtime
+from jaxft.engine.compute import make_runtime
+from jaxft.engine.gradients.compared import Compared
 from jaxft.engine.inputs import Split, data_cache, fit_task, open_sources, open_splits, with_inputs
 from jaxft.engine.length import Length, resolve_length, resolve_rates
 from jaxft.engine.mixture import make_mixture
-from jaxft.engine.recipe import make_table, optimizer_from, phases_from
+from jaxft.engine.recipe import (
+    make_table,
+    make_task,
+    model_options,
+    optimizer_from,
+    phases_from,
+)
 from jaxft.engine.step import StepInputs
 from jaxft.errors import UserError
 from jaxft.layerwise.phases import Phase
 from jaxft.layerwise.table import LayerTable
-from jaxft.models.load import HEADLESS, LoadOptions, Model, describe
+from jaxft.models.load import Model, describe
 from jaxft.models.tower.tower import Compute
 from jaxft.tasks.parts.contract import BoundTask, Facts, Sums, Task
 from jaxft.tasks.parts.tools import Tools
@@ -171,6 +177,22 @@ def objective_of(setup: Setup, compute: Compute) -> Callable[..., Sums]:
     return partial(setup.bound.objective, outputs_of(setup, compute))
 
 
+def compared_of(setup: Setup, compute: Compute) -> Compared | None:
+    """Build the objective in two parts, where it compares the rows of a batch."""
+    comparison, forward = setup.bound.comparison(compute), outputs_of(setup, compute)
+    if comparison is None:
+        return None
+
+    def represent(params: Any, batch: Any, key: jax.Array | None) -> dict[str, jax.Array]:
+        outputs = forward(params, batch, key)
+        return {name: outputs[name] for name in comparison.names}
+
+    def compare(params: Any, representations: Any, batch: Any) -> Sums:
+        return setup.bound.sums(comparison.outputs(params, representations), batch)
+
+    return Compared(represent, compare)
+
+
 def build(
     config: Config,
     *,
@@ -230,42 +252,12 @@ def _steps(length: Length) -> tuple[int, int]:
     return length.total_steps, length.steps_per_epoch
 
 
-def make_task(config: Config, facts: Facts | None = None) -> Task:
-    """Make the task that `task.kind` names, with what it knew when its run started, if it did."""
-    task = import_module(f"jaxft.tasks.{config.task.kind}.task").make(config.task)
-    return task if facts is None else task.fitted(facts)
-
-
 def bind_task(
     task: Task, config: Config, model: Model, names: Sequence[str], weights: bool
 ) -> BoundTask[Any, Any]:
     """Bind the task to a model, with the config's maximum length and cache."""
     tools = Tools(model, config.data.max_length, data_cache(config.data.cache), weights)
     return task.bind(tools, names)
-
-
-def model_options(config: Config, names: Sequence[str], new: Sequence[str] = ()) -> LoadOptions:
-    """Return the options that the config loads or describes its checkpoint with.
-
-    Args:
-        config: the run.
-        names: the classes.
-        new: parameters that were new when the run started.
-    """
-    return LoadOptions(
-        task=make_task(config).head or HEADLESS,
-        labels=names or None,
-        dropout=config.model.dropout,
-        ignore=config.model.ignore,
-        resize_vocab=config.model.resize_vocab,
-        reinit=config.model.reinit,
-        image_size=config.model.image_size,
-        detection_tokens=config.model.detection_tokens,
-        adapter=adapter_option(config.adapter),
-        new=new,
-        cache=config.model.cache,
-        tokenizer=config.model.tokenizer,
-    )
 
 
 def _lay_out(

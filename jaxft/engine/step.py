@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,13 +18,12 @@ from jax.stages import Wrapped
 
 from jaxft.device.compiler_options import compiler_options
 from jaxft.device.mesh import batch_sharding, replicated
+from jaxft.engine.gradients.compared import Compared, compared_gradients
+from jaxft.engine.gradients.micro_batches import Batch, MicroBatches, Params, Sums, accumulated
 from jaxft.engine.state import TrainState
 from jaxft.layerwise.rules import scored
 from jaxft.tree import natural_order
 
-Params = dict[str, jax.Array]
-Batch = Mapping[str, jax.Array]
-Sums = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight), the loss under "loss"
 Objective = Callable[[Params, Batch, jax.Array | None], Sums]  # of params, batch, dropout key
 
 
@@ -73,6 +73,7 @@ def make_train_step(
     frozen_shardings: dict[str, jax.sharding.NamedSharding],
     mesh: jax.sharding.Mesh,
     anchored: Mapping[str, jax.sharding.NamedSharding] | None = None,
+    compared: Compared | None = None,
     grad_norms: bool = False,
     donate: bool = True,
 ) -> Wrapped:
@@ -87,6 +88,8 @@ def make_train_step(
         state_shardings, frozen_shardings: of the state and the frozen parameters.
         mesh: the mesh.
         anchored: shardings of `StepInputs.anchor`; None where it is empty.
+        compared: the objective in two parts, where it compares the rows of a batch: micro-batches
+            then have the gradients of the whole batch.
         grad_norms: also return the gradient norm of each leaf.
         donate: reuse the state's memory for the next state.
 
@@ -98,7 +101,13 @@ def make_train_step(
     """
     rows = batch_sharding(mesh)
     step = step_function(
-        objective, optimizer, accumulate=accumulate, ema=ema, rows=rows, grad_norms=grad_norms
+        objective,
+        optimizer,
+        accumulate=accumulate,
+        ema=ema,
+        rows=rows,
+        compared=compared,
+        grad_norms=grad_norms,
     )
     whole = replicated(mesh)
     inputs = StepInputs(whole, whole, whole, dict(anchored or {}), whole if anchored else None)
@@ -118,40 +127,23 @@ def step_function(
     accumulate: int,
     ema: float | None,
     rows: jax.sharding.NamedSharding,
+    compared: Compared | None = None,
     grad_norms: bool = False,
 ) -> Callable:
     """Build the train step `(state, frozen, batch, inputs) -> (state, metrics)`, not yet jitted.
 
     Args:
-        objective, optimizer, accumulate, ema, grad_norms: see `make_train_step`.
+        objective, optimizer, accumulate, ema, compared, grad_norms: see `make_train_step`.
         rows: the sharding of a batch's rows.
     """
-
-    def summed_loss(
-        trainable: Params, fixed: Params, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, Sums]:
-        sums = objective({**fixed, **trainable}, batch, key)
-        return sums["loss"][0], sums
-
-    def mean_loss(
-        trainable: Params, fixed: Params, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, Sums]:
-        total, sums = summed_loss(trainable, fixed, batch, key)
-        return total / jax.lax.stop_gradient(sums["loss"][1]), sums
+    differentiate = _differentiation(objective, compared, MicroBatches(accumulate, rows))
 
     def step(
         state: TrainState, frozen: Params, batch: Batch, inputs: StepInputs
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(state.key, state.step)
         fixed = {**frozen, **state.previously_trained}
-        if accumulate == 1:
-            # Scaling the loss, a scalar, saves the pass over all gradients that scaling them takes.
-            gradients, sums = jax.grad(mean_loss, has_aux=True)(state.trainable, fixed, batch, key)
-        else:
-            gradient = jax.grad(summed_loss, has_aux=True)
-            gradients, sums = _accumulated(
-                gradient, accumulate, rows, state.trainable, fixed, batch, key
-            )
+        gradients, sums = differentiate(state.trainable, fixed, batch, key)
         loss_sum, weight = sums["loss"]
         grad_norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss_sum) & jnp.isfinite(grad_norm)
@@ -183,55 +175,36 @@ def step_function(
     return step
 
 
+def _differentiation(
+    objective: Objective, compared: Compared | None, micro: MicroBatches
+) -> Callable[[Params, Params, Batch, jax.Array], tuple[Params, Sums]]:
+    """Build `(trainable, fixed, batch, key)` to the gradients of the mean loss, and its sums."""
+
+    def summed_loss(
+        trainable: Params, fixed: Params, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Sums]:
+        sums = objective({**fixed, **trainable}, batch, key)
+        return sums["loss"][0], sums
+
+    def mean_loss(
+        trainable: Params, fixed: Params, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Sums]:
+        total, sums = summed_loss(trainable, fixed, batch, key)
+        return total / jax.lax.stop_gradient(sums["loss"][1]), sums
+
+    if micro.count == 1:
+        # Scaling the loss, a scalar, saves the pass over all gradients that scaling them takes.
+        return jax.grad(mean_loss, has_aux=True)
+    if compared is not None:
+        return partial(compared_gradients, compared, micro)
+    return partial(accumulated, jax.grad(summed_loss, has_aux=True), micro)
+
+
 def _moving_average(ema: float, finite: jax.Array, average: Any, trainable: Params) -> Params:
     """Move the average towards the parameters; a step that is not finite leaves it unchanged."""
     return jax.tree.map(
         lambda a, p: jnp.where(finite, ema * a + (1 - ema) * p, a), average, trainable
     )
-
-
-def _accumulated(
-    gradient: Callable[..., tuple[Params, Sums]],
-    accumulate: int,
-    rows: jax.sharding.NamedSharding,
-    trainable: Params,
-    fixed: Params,
-    batch: Batch,
-    key: jax.Array,
-) -> tuple[Params, Sums]:
-    """Sum the gradients of micro-batches, and divide them by the weight of the whole batch.
-
-    Args:
-        gradient: `(trainable, fixed, batch, key)` to the gradients of the summed loss, and the
-            objective's sums.
-        accumulate: micro-batches.
-        rows: the sharding of a batch's rows.
-        trainable, fixed: the parameters.
-        batch: the whole batch.
-        key: of the step; each micro-batch gets its own.
-    """
-
-    def micro(array: jax.Array) -> jax.Array:
-        # Row i * accumulate + k goes to micro-batch k: every device keeps its own rows.
-        split = array.reshape(array.shape[0] // accumulate, accumulate, *array.shape[1:])
-        spec = jax.sharding.PartitionSpec(None, *rows.spec)
-        moved = jnp.moveaxis(split, 1, 0)
-        return jax.lax.with_sharding_constraint(moved, jax.sharding.NamedSharding(rows.mesh, spec))
-
-    parts = {name: micro(array) for name, array in batch.items()}
-    keys = jax.random.split(key, accumulate)
-    first = jax.tree.map(lambda array: array[0], parts)
-    zeros = jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-        jax.eval_shape(gradient, trainable, fixed, first, keys[0]),
-    )
-
-    def add(total: Any, part_and_key: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, gradient(trainable, fixed, *part_and_key)), None
-
-    (gradients, sums), _ = jax.lax.scan(add, zeros, (parts, keys))
-    share = 1 / sums["loss"][1]
-    return jax.tree.map(lambda g: g * share, gradients), sums
 
 
 def make_eval_step(

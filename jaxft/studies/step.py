@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxft.device.compiler_options import compiler_options
 from jaxft.device.mesh import batch_sharding, replicated
 from jaxft.engine.evaluate import EvalStep, evaluation_function
-from jaxft.engine.setup import PhaseSetup, Setup, objective_of
+from jaxft.engine.setup import PhaseSetup, Setup, compared_of, objective_of
 from jaxft.engine.state import TrainState
 from jaxft.engine.step import StepInputs, step_function
 from jaxft.models.model import Model
@@ -51,6 +51,7 @@ def make_study_step(
         accumulate=train.accumulate,
         ema=train.ema,
         rows=rows,
+        compared=compared_of(setup, now.compute),
     )
     shared = shares_trunk(setup.model, now.compute, frozenset(states.previously_trained))
 

@@ -17,7 +17,7 @@ from jaxft.engine.initial_state import (
     frozen_params,
     state_shardings,
 )
-from jaxft.engine.setup import PhaseSetup, Setup, objective_of
+from jaxft.engine.setup import PhaseSetup, Setup, compared_of, objective_of
 from jaxft.engine.state import TrainState
 from jaxft.engine.step import StepInputs, make_train_step
 from jaxft.training.auto_freeze import needs_layers_at
@@ -130,6 +130,7 @@ def make_step(setup: Setup, now: PhaseSetup, frozen: Iterable[str]) -> Wrapped:
         frozen_shardings={name: setup.shardings[name] for name in frozen},
         mesh=setup.mesh,
         anchored={name: setup.shardings[name] for name in now.anchored},
+        compared=compared_of(setup, now.compute),
         grad_norms=True,
     )
 

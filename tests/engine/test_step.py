@@ -9,6 +9,7 @@ import pytest
 from jaxft.config.optimizer import OptimizerSection
 from jaxft.config.recipe import Group, LayerDecaySection, ScheduleSection
 from jaxft.device.mesh import batch_sharding, make_mesh, place_batch, replicated
+from jaxft.engine.gradients.compared import Compared
 from jaxft.engine.recipe import optimizer_from, table_from
 from jaxft.engine.state import TrainState
 from jaxft.engine.step import StepInputs, make_eval_step, make_train_step
@@ -33,7 +34,16 @@ def objective(params, batch, key):
 class Toy:
     """A step with the state, parameters and rates that belong to it."""
 
-    def __init__(self, *, accumulate=1, ema=None, groups=(), objective=objective, **optimizer):
+    def __init__(
+        self,
+        *,
+        accumulate=1,
+        ema=None,
+        groups=(),
+        objective=objective,
+        compared=None,
+        **optimizer,
+    ):
         self.table = table_of(groups, **optimizer)
         self.objective = objective
         self.optimizer = optimizer_from(self.table, OptimizerSection(**optimizer))
@@ -54,6 +64,7 @@ class Toy:
             state_shardings=jax.tree.map(lambda _: whole, self.start()),
             frozen_shardings=dict.fromkeys(self.frozen, whole),
             mesh=self.mesh,
+            compared=compared,
         )
 
     def start(self) -> TrainState:
@@ -195,6 +206,31 @@ def test_average_with_no_memory_is_the_parameters():
     for number in range(3):
         state, _ = toy(state, make_batch(number))
     assert_bytes_equal(state.average, state.trainable)
+
+
+def test_a_step_whose_rows_are_compared_is_one_on_the_whole_batch():
+    """Each row's error is relative to the mean of all rows, which micro-batches do not know."""
+
+    def represent(params, batch, key):
+        hidden = jnp.tanh(batch["x"] @ params["body/kernel"] + params["body/bias"])
+        return {"outputs": hidden @ params["head/kernel"]}
+
+    def compare(params, rows, batch):
+        errors = jnp.square(rows["outputs"] - rows["outputs"].mean(0) - batch["y"]).sum(-1)
+        return {"loss": ((errors * batch["weights"]).sum(), batch["weights"].sum())}
+
+    def relative(params, batch, key):
+        return compare(params, represent(params, batch, key), batch)
+
+    two_parts = Compared(represent, compare)
+    whole, parts, apart = (
+        Toy(objective=relative, accumulate=count, compared=compared, name="sgd")
+        for count, compared in ((1, None), (4, two_parts), (4, None))
+    )
+    states = [toy(toy.start(), make_batch())[0].trainable for toy in (whole, parts, apart)]
+    for name, value in states[0].items():
+        np.testing.assert_allclose(states[1][name], value, rtol=1e-6, atol=1e-7)
+    assert any(not np.allclose(states[2][name], value) for name, value in states[0].items())
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])

@@ -17,7 +17,7 @@ from jaxft.device.mesh import batch_sharding, place_batch, replicated
 from jaxft.engine.evaluate import evaluation_plan
 from jaxft.engine.initial_state import load_params
 from jaxft.engine.remat import phase_setups
-from jaxft.engine.setup import PhaseSetup, Setup, build, objective_of
+from jaxft.engine.setup import PhaseSetup, Setup, build, compared_of, objective_of
 from jaxft.engine.state import TrainState
 from jaxft.engine.step import Batch, Params, step_function
 from jaxft.report.terminal.console import EscapingConsole
@@ -73,6 +73,7 @@ def open_problem(config: Config, steps: int, most_eval_batches: int) -> Problem:
         accumulate=config.train.accumulate,
         ema=None,
         rows=batch_sharding(setup.mesh),
+        compared=compared_of(setup, now.compute),
     )
     # A warm-up of the whole run would be all that so few steps see: rates are those at their peak.
     peak = now.rates[now.rates.max(axis=1).argmax()]

@@ -1,8 +1,6 @@
 """Contrastive learning of images and texts: embeddings in one space, compared within a batch.
 
-All other examples of the batch, over all devices, are negatives. Under `train.accumulate` only
-those of the micro-batch are, so that a step differs from one on the whole batch; a larger
-`data.batch_size` on more devices does not.
+All other examples of the batch, over all devices and micro-batches, are negatives.
 """
 
 from __future__ import annotations
@@ -23,10 +21,12 @@ from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.data.sources.open import Source
 from jaxft.errors import UserError
 from jaxft.metrics.retrieval import retrieval_scores
+from jaxft.models.tower.tower import Compute
 from jaxft.tasks.contrastive.nearest_pairs import nearest_pairs
 from jaxft.tasks.contrastive.section import ContrastiveSection as Section
 from jaxft.tasks.parts.card import Card
-from jaxft.tasks.parts.contract import Batch, BoundTask, Outcomes, Outputs, Sum
+from jaxft.tasks.parts.comparison import Comparison
+from jaxft.tasks.parts.contract import Batch, BoundTask, Outcomes, Outputs, Params, Sum
 from jaxft.tasks.parts.examples import row_marks
 from jaxft.tasks.parts.images import DecodedExamples, ImageTextTask, check_images, open_image
 from jaxft.tasks.parts.labels import column_of, read_rows, text_in
@@ -110,6 +110,12 @@ class BoundContrastive(BoundTask["Contrastive", Pairs]):
         texts = read_rows(source, (column,), text_in(column))
         encoded = self.tools.tokenizer.encode(texts, max_length=self.tools.max_length)
         return [{"input_ids": ids} for ids in encoded.ids], {"counts": encoded.counts}
+
+    def comparison(self, compute: Compute) -> Comparison:
+        def outputs(params: Params, representations: Outputs) -> Outputs:
+            return self.tools.model.apply(params, representations, None, compute)
+
+        return Comparison(("image_embeds", "text_embeds"), outputs)
 
     def loss(self, outputs: Outputs, batch: Batch) -> Sum:
         """Return the summed loss of a batch, whose other examples are the negatives, and weight.

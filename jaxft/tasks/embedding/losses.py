@@ -10,6 +10,7 @@ import optax
 from jaxft.tasks.embedding.section import EmbeddingSection as Section
 from jaxft.tasks.parts.contract import Batch
 
+COMPARED = ("multiple_negatives", "cosent")  # losses of an example that depend on the others
 HIDDEN = -1e9  # the score of texts that are not negatives
 
 

@@ -27,6 +27,14 @@ KEYS = {
     "max": "pooling_mode_max_tokens",
     "weighted_mean": "pooling_mode_weightedmean_tokens",
 }
+# Pooling of the states of one text, `[T, D]`, in PyTorch.
+IN_PYTORCH = {
+    "mean": "states.mean(0)",
+    "cls": "states[0]",
+    "last": "states[-1]",
+    "max": "states.max(0).values",
+    "weighted_mean": "states.flip(0).cumsum(0).sum(0)  # the sum of number times state",
+}
 # Its length differs from the mean's only, and vectors have length 1.
 ROOT_MEAN = "pooling_mode_mean_sqrt_len_tokens"
 # Names of versions from 5.2 on, which write one key.

@@ -19,14 +19,15 @@ from jaxft.errors import UserError
 from jaxft.models.load_dense import vector_width
 from jaxft.models.model import Model
 from jaxft.models.tower.tower import Compute
-from jaxft.tasks.embedding.losses import batch_losses
+from jaxft.tasks.embedding.losses import COMPARED, batch_losses
 from jaxft.tasks.embedding.nearest_texts import nearest_texts
-from jaxft.tasks.embedding.pooling import MEAN, chosen_pooling, pool
+from jaxft.tasks.embedding.pooling import IN_PYTORCH, MEAN, chosen_pooling, pool
 from jaxft.tasks.embedding.prompts import DOCUMENT, QUERY, Prompts, chosen_prompts, prompts_from
 from jaxft.tasks.embedding.scores import metric_names, shortened, split_scores
 from jaxft.tasks.embedding.section import EmbeddingSection as Section
 from jaxft.tasks.embedding.text_tuples import TextTuples, numbered
 from jaxft.tasks.parts.card import APPLY, READ_TEXT, Card
+from jaxft.tasks.parts.comparison import Comparison
 from jaxft.tasks.parts.contract import (
     Batch,
     BoundTask,
@@ -43,14 +44,6 @@ from jaxft.tasks.parts.token_examples import of_segments
 from jaxft.tasks.parts.tools import Tools
 from jaxft.visible import visible
 
-# The same on the states of one text, `[T, D]`, in PyTorch.
-POOLED = {
-    "mean": "states.mean(0)",
-    "cls": "states[0]",
-    "last": "states[-1]",
-    "max": "states.max(0).values",
-    "weighted_mean": "states.flip(0).cumsum(0).sum(0)  # the sum of number times state",
-}
 # Where more than the encoder makes a vector.
 ENCODED = (
     "from sentence_transformers import SentenceTransformer",
@@ -129,6 +122,12 @@ class BoundEmbedding(BoundTask["Embedding", TextTuples]):
         unit = vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
         return {**outputs, "vectors": unit.reshape(rows, segments, count, -1)}
 
+    def comparison(self, compute: Compute) -> Comparison | None:
+        del compute
+        if self.task.section.objective not in COMPARED:
+            return None
+        return Comparison(("vectors",), lambda params, representations: representations)
+
     def loss(self, outputs: Outputs, batch: Batch) -> Sum:
         """Return the summed loss of a batch, whose other examples are the negatives, and weight.
 
@@ -197,7 +196,7 @@ class Embedding(Task):
     def card(self) -> Card:
         if self.section.truncate_dim is not None or self.own_prompts.roles or self.dense:
             return Card("feature-extraction", "AutoModel", ENCODED)
-        pooled = f"vector = {POOLED[self.pooling]}"
+        pooled = f"vector = {IN_PYTORCH[self.pooling]}"
         lines = (READ_TEXT, APPLY, "states = outputs.last_hidden_state[0]", pooled)
         return Card("feature-extraction", "AutoModel", (*lines, "vector = vector / vector.norm()"))
 

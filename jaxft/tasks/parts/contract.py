@@ -21,6 +21,7 @@ from jaxft.models.model import Model
 from jaxft.models.tower.tower import Compute
 from jaxft.tasks.parts.arrays import Apply, Batch, Facts, Outcomes, Outputs, Params, Sum, Sums
 from jaxft.tasks.parts.card import Card
+from jaxft.tasks.parts.comparison import Comparison
 from jaxft.tasks.parts.examples import Examples
 from jaxft.tasks.parts.metric import Metric
 from jaxft.tasks.parts.tools import Tools
@@ -229,6 +230,10 @@ class BoundTask(ABC, Generic[TaskT, ExamplesT]):
             key: turns dropout on; None in evaluation.
         """
         return self.sums(apply(params, batch, key), batch)
+
+    def comparison(self, compute: Compute) -> Comparison | None:
+        """Return how `sums` follow from representations if rows are compared; by default None."""
+        return None
 
     @abstractmethod
     def loss(self, outputs: Outputs, batch: Batch) -> Sum:

@@ -250,6 +250,9 @@ def compose(fields: Mapping[str, Any], families: Mapping[str, Any], paired: bool
     return DualEncoder(families[types[0]], families[types[1]], *types).family()
 
 
+EMBEDDINGS = ("image_embeds", "text_embeds")
+
+
 class Space(nnx.Module):
     """Common space: projections into it if any, and the scale and bias of the similarity."""
 
@@ -276,9 +279,17 @@ class Joint(nnx.Module):
     def __init__(self, config: DualConfig):
         self.head = Space(config)
 
-    def __call__(self, image: jax.Array | None, text: jax.Array | None) -> dict[str, jax.Array]:
-        """Embed image vectors [I, D], text vectors [T, E], or both, and then compare them."""
-        head, outputs = self.head, {}
+    def __call__(
+        self,
+        image: jax.Array | None,
+        text: jax.Array | None,
+        embedded: Mapping[str, jax.Array],
+    ) -> dict[str, jax.Array]:
+        """Embed image vectors [I, D], text vectors [T, E], or both, and then compare them.
+
+        `embedded` has embeddings that are known already.
+        """
+        head, outputs = self.head, dict(embedded)
         if image is not None:
             outputs["image_embeds"] = _unit(image if head.vision is None else head.vision(image))
         if text is not None:
@@ -406,7 +417,7 @@ class DualEncoder:
             towers: as `towers` gives them.
             params: the flat dict.
             batch: `pixel_values` [I, C, H, W] and what the text tower reads; or one of the two,
-                for embeddings alone.
+                for embeddings alone; or the embeddings, under their names, for similarities alone.
             key: turns dropout on.
             compute: how to run.
 
@@ -427,7 +438,8 @@ class DualEncoder:
         vectors = [outputs.get("pooler_output") for outputs in (image, text)]
         joint = towers["head"]
         assert isinstance(joint, Part)
-        return run_joint(joint, params, compute, *vectors)
+        embedded = {name: batch[name] for name in EMBEDDINGS if name in batch}
+        return run_joint(joint, params, compute, *vectors, embedded)
 
 
 FAMILY = ComposedFamily("clip", DualEncoder, MODEL_TYPES, compose)
