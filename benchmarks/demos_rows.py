@@ -152,6 +152,22 @@ DEMOS = (
         quick=("train.length=4 epochs",),
     ),
     Demo(
+        "qa",
+        "which entity of a type a tweet names, if any",
+        ("minilm", "questions"),
+        "f1",
+        "head",
+        quick=("train.length=2 epochs", "train.evaluate_every=1 epochs"),
+    ),
+    Demo(
+        "choices",
+        "the right answer among four",
+        ("minilm", "choices"),
+        "accuracy",
+        "head",
+        quick=("train.length=2 epochs",),
+    ),
+    Demo(
         "detect",
         "tree crowns in aerial photos",
         ("vits", "trees"),

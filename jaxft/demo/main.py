@@ -20,7 +20,7 @@ from jaxft.demo.dialogues import candidates, choices, dialogues
 from jaxft.demo.flan_t5 import flan_t5
 from jaxft.demo.imagegpt import imagegpt
 from jaxft.demo.images import digits, emoji
-from jaxft.demo.ner import tweets
+from jaxft.demo.ner import questions, tweets
 from jaxft.demo.rows import digest, write_csv
 from jaxft.demo.smollm2 import smollm2
 from jaxft.demo.tables import breast_cancer, credit_data, lending_club
@@ -137,6 +137,7 @@ ASSETS: dict[str, Callable[[], Path]] = {
     "imagegpt": imagegpt,
     "emoji": emoji,
     "tweets": tweets,
+    "questions": questions,
     "trees": trees,
     "verses": verses,
     "lending_club": lending_club,

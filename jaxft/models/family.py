@@ -42,10 +42,18 @@ def run_alone(
     key: jax.Array | None,
     compute: Compute,
 ) -> dict[str, jax.Array]:
-    """Run the one tower of a model on a batch and return the outputs of its top by name."""
+    """Run the one tower of a model on a batch and return the outputs of its top by name.
+
+    Texts `[B, K, T]` are K choices an example, each of which is run by itself: `logits` `[B, K]`.
+    """
     (tower,) = towers.values()
     assert isinstance(tower, Tower)  # a part alone is no model
-    return run_tower(tower, params, batch, key, compute)
+    shape = batch["input_ids"].shape if "input_ids" in batch else ()
+    if len(shape) < 3:
+        return run_tower(tower, params, batch, key, compute)
+    folded = {name: value.reshape(-1, *value.shape[2:]) for name, value in batch.items()}
+    outputs = run_tower(tower, params, folded, key, compute)
+    return {"logits": outputs["logits"].reshape(shape[:2])}
 
 
 def same_fields(fields: Mapping[str, Any], tensors: Iterable[str]) -> dict[str, Any]:
@@ -66,6 +74,8 @@ ENDINGS = {
     None: "Model",
     "text_classification": "ForSequenceClassification",
     "token_classification": "ForTokenClassification",
+    "question_answering": "ForQuestionAnswering",
+    "multiple_choice": "ForMultipleChoice",
     "masked_lm": "ForMaskedLM",
     "causal_lm": "ForCausalLM",
     "image_classification": "ForImageClassification",
@@ -156,6 +166,17 @@ def tops_of(parts: Towers, last: int) -> dict[str, int]:
     for part in parts.values():
         tops |= dict.fromkeys(part.leaves, part.last if isinstance(part, Tower) else last)
     return tops
+
+
+def head_fields(head: str | None, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a config.json without the classes of another head, which this one would count.
+
+    transformers gives the head of question answering an output for each class of config.json.
+    """
+    if head != "question_answering":
+        return fields
+    classes = ("id2label", "label2id", "num_labels")
+    return {name: value for name, value in fields.items() if name not in classes}
 
 
 def class_labels(

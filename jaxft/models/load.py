@@ -18,7 +18,7 @@ from jaxft.models.families.encoder_decoder import encoder_decoder
 from jaxft.models.families.gpt2 import imagegpt
 from jaxft.models.families.gpt2.imagegpt_classes import with_classes
 from jaxft.models.families.vit import yolos_from_vit
-from jaxft.models.family import ComposedFamily, Family, class_labels, leaves_of
+from jaxft.models.family import ComposedFamily, Family, class_labels, head_fields, leaves_of
 from jaxft.models.load_adapters import with_adapter
 from jaxft.models.load_dense import with_dense
 from jaxft.models.model import Model
@@ -93,8 +93,7 @@ def load(
             and `decoder`, for a decoder that attends to the encoder's output.
         task: the model's head; None for that of the checkpoint's own architecture.
         num_labels: classes of the head; None for as many as `labels`, or as the checkpoint says.
-        labels: class names in order of id. The checkpoint's own classifier is kept where number
-            and names agree, and is new otherwise.
+        labels: class names in order of id; a classifier with the same ones is kept, else new.
         dtype: the type to hold parameters in.
         seed: of the initial values of new parameters.
         dropout: one rate throughout; None for the checkpoint's own.
@@ -146,6 +145,7 @@ def describe(
     fields, tensors = _content(source, options, weights)
     fields = (family := _family(fields, source)).infer_fields(fields, tensors)
     head, config = _head(family, fields, options.task), _config(family, fields, options)
+    fields = head_fields(head, fields)
     own, labels = class_labels(fields, options.num_labels, options.labels)
     towers, named = family.towers(config, head, len(labels)), _named(head, labels)
     table = family.tensors.table(head, fields["model_type"])

@@ -374,3 +374,34 @@ def test_a_folder_of_tfds(here, capsys):
     version = next(Path("films_set").iterdir())
     assert config.data.train == f"tfds:{version}:train[:80%]"
     assert (config.task.text, config.task.label) == ("review", "verdict")
+
+
+@pytest.mark.parametrize(
+    ("row", "section"),
+    [
+        (
+            {"query": "a film", "positive": "the plot", "negatives": ["a story", "the cast"]},
+            {"kind": "reranking", "positive": "positive", "negatives": "negatives"},
+        ),
+        (
+            {"prompt": "a film", "choices": ["the plot", "a story"], "label": 1},
+            {"kind": "multiple_choice", "choices": "choices", "label": "label"},
+        ),
+        (
+            {
+                "id": "1",
+                "question": "which plot",
+                "context": "the plot of a film",
+                "answers": {"text": ["plot"], "answer_start": [4]},
+            },
+            {"kind": "question_answering", "context": "context", "no_answer": True},
+        ),
+    ],
+)
+def test_columns_that_name_their_task(row, section, here, capsys):
+    rows = [row] * 30
+    if "answers" in row:
+        rows[7] = {**row, "answers": {"text": [], "answer_start": []}}
+    Path("rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    task = init(capsys, "rows.jsonl").task
+    assert {name: getattr(task, name) for name in section} == section

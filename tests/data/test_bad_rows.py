@@ -76,6 +76,39 @@ CASES = {
             ({"negatives": None}, "has no negatives"),
         ],
     ),
+    "question_answering": (
+        {},
+        {
+            "question": "who?",
+            "context": "it was me",
+            "answers": {"text": ["me"], "answer_start": [7]},
+        },
+        [
+            ({"question": ""}, "has no question"),
+            ({"context": 3}, "has 3 in context, which is not a text"),
+            ({"answers": {"text": ["me"], "answer_start": [6]}}, "at character 6 of its context"),
+            (
+                {"answers": {"text": ["me"], "answer_start": [-1]}},
+                "has the start '-1' of an answer",
+            ),
+            ({"answers": {"text": ["me"], "answer_start": []}}, "has 1 texts and 0 starts"),
+            ({"answers": "you"}, "has the answer 'you', which is not in its context"),
+            ({"answers": [7]}, "has answers that are no answers"),
+            ({"answers": []}, "has no answers"),
+        ],
+    ),
+    "multiple_choice": (
+        {},
+        {"prompt": "who?", "choices": ["me", "you"], "label": 1},
+        [
+            ({"prompt": ""}, "has no prompt"),
+            ({"choices": "me"}, "has choices that are not a list"),
+            ({"choices": ["me"]}, "has 1 choices in choices"),
+            ({"choices": ["me", ""]}, "has no choices"),
+            ({"label": 2}, "has the label '2', which is none of its 2 choices"),
+            ({"label": None}, "has no label"),
+        ],
+    ),
     "seq2seq": (
         {},
         {"source": "a", "target": "b"},

@@ -38,6 +38,8 @@ def is_kin(name: str, head: str | None) -> bool:
         return name not in OWN_PAIRS
     if name in BARTS_KIN:
         return head is None or name in LIKE_OTHERS
+    if head in ("question_answering", "multiple_choice"):
+        return (name, head) not in OWN_HEADS
     if name in KIN_HEADS:
         return head not in KIN_HEADS[name]
     return name in BERTS_KIN and (name, head) not in OWN_HEADS

@@ -21,6 +21,8 @@ AUTO = {
     None: transformers.AutoModel,
     "text_classification": transformers.AutoModelForSequenceClassification,
     "token_classification": transformers.AutoModelForTokenClassification,
+    "question_answering": transformers.AutoModelForQuestionAnswering,
+    "multiple_choice": transformers.AutoModelForMultipleChoice,
     "masked_lm": transformers.AutoModelForMaskedLM,
     "causal_lm": transformers.AutoModelForCausalLM,
     "seq2seq": transformers.AutoModelForSeq2SeqLM,
@@ -54,14 +56,20 @@ SHARED_BLOCKS = ("albert",)
 # Of two families in one model these are always tested.
 OWN_PAIRS = ("vit+gpt2", "clip+gpt2", "bert+bert")
 OWN_HEADS = (
+    ("bert", "question_answering"),
+    ("bert", "multiple_choice"),
+    ("modernbert", "question_answering"),
+    ("modernbert", "multiple_choice"),
     ("distilbert", "masked_lm"),
     ("distilbert", "text_classification"),
     ("electra", "masked_lm"),
     ("electra", "replaced_tokens"),
+    ("electra", "multiple_choice"),
     ("electra", "text_classification"),
     ("mpnet", "masked_lm"),
     ("mpnet", "text_classification"),
     ("roberta", "masked_lm"),
+    ("roberta", "multiple_choice"),
     ("roberta", "text_classification"),
 )
 
@@ -101,7 +109,8 @@ class Pair:
         Sources and targets are told apart by their lengths.
         """
         # A vector may happen to be as wide as a text is long.
-        each_token = len(value.shape) == 3 or self.ours.head == "replaced_tokens"
+        of_tokens = ("replaced_tokens", "question_answering")
+        each_token = len(value.shape) == 3 or self.ours.head in of_tokens
         for name in ("attention_mask", "decoder_attention_mask", "pixel_attention_mask"):
             mask = self.batch.get(name)
             if mask is not None and each_token and value.shape[:2] == mask.shape:
@@ -118,6 +127,8 @@ def make_pair(model_type: str, head: str | None, seed: int, folder: Path) -> Pai
     config = random_config(model_type, draw)
     # An Auto class that knows several architectures asks for the one that is meant.
     config.architectures = [architectures(model_type)[head]]
+    if head == "question_answering":  # an answer's first and last token; some models refuse others
+        config.num_labels = 2
     torch.manual_seed(seed)
     model = auto_class(model_type, head).from_config(config, attn_implementation="eager").eval()
     if config.is_encoder_decoder and hasattr(model, "lm_head") and draw.integers(2):
@@ -127,7 +138,12 @@ def make_pair(model_type: str, head: str | None, seed: int, folder: Path) -> Pai
             if is_free(value):
                 value.add_(torch.randn_like(value) * 0.1)
     model.save_pretrained(folder)
-    return Pair(registry.load(str(folder)), model, str(folder), random_batch(model, draw))
+    batch = random_batch(model, draw)
+    if head == "multiple_choice":  # three choices an example, of the same texts in another order
+        batch = {
+            n: np.stack([value[[i, i - 1, i - 2]] for i in range(3)]) for n, value in batch.items()
+        }
+    return Pair(registry.load(str(folder)), model, str(folder), batch)
 
 
 def written_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:

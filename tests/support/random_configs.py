@@ -350,6 +350,12 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "resid_dropout": rate,
     "resid_pdrop": rate,
     "seq_classif_dropout": rate,
+    "qa_dropout": rate,
+    "summary_last_dropout": rate,
+    # ELECTRA's scores of choices.
+    "summary_activation": activation,
+    "summary_type": lambda draw: "first",
+    "summary_use_proj": lambda draw: True,
 }
 # Two families in one model: name -> its model type, and those of its encoder and its decoder.
 PAIRS = {

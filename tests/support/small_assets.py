@@ -54,12 +54,14 @@ def small_assets(folder: Path, minilm: Path, reviews: Path) -> Path:
     write_chat_model(folder / "smollm2")
     write_dialogues(folder / "dialogues")
     write_candidates(folder / "candidates")
+    write_choices(folder / "choices")
     write_vit(folder / "vits", "vit")
     write_vit(folder / "dinov2", "dinov2")
     write_digits(folder / "digits")
     blank(folder / "imagegpt", side=6, levels=4, width=16, blocks=4, heads=2)
     write_emoji(folder / "emoji")
     write_tweets(folder / "tweets")
+    write_questions(folder / "questions")
     write_loans(folder / "lending_club")
     write_t5(folder / "flan_t5", blocks=8)
     write_verses(folder / "verses")
@@ -118,6 +120,35 @@ def write_candidates(folder: Path) -> None:
             }
             for i in range(count)
         ]
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_choices(folder: Path) -> None:
+    """Questions with four answers, one of them the right one."""
+    folder.mkdir()
+    for name, count in (("train.jsonl", 40), ("test.jsonl", 8)):
+        rows = [
+            {
+                "prompt": f"A {THINGS[i % 8]} {i}?",
+                "choices": [f"Yes, {i + other - i % 4}." for other in range(4)],
+                "label": i % 4,
+            }
+            for i in range(count)
+        ]
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_questions(folder: Path) -> None:
+    """Questions for a thing in a sentence; one in four has no answer."""
+    folder.mkdir()
+    for name, count in (("train.jsonl", 40), ("test.jsonl", 8)):
+        rows = []
+        for number in range(count):
+            answers = {"text": [], "answer_start": []}
+            if number % 4:
+                answers = {"text": [THINGS[number % 8]], "answer_start": [4]}
+            context = f"the {THINGS[number % 8]} is here!"
+            rows.append({"question": "Which thing?", "context": context, "answers": answers})
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

@@ -21,6 +21,8 @@ USUAL = {
     "token_classification": ("minilm", "sentence-transformers/all-MiniLM-L6-v2"),
     "embedding": ("minilm", "sentence-transformers/all-MiniLM-L6-v2"),
     "reranking": ("minilm", "sentence-transformers/all-MiniLM-L6-v2"),
+    "question_answering": ("minilm", "sentence-transformers/all-MiniLM-L6-v2"),
+    "multiple_choice": ("minilm", "sentence-transformers/all-MiniLM-L6-v2"),
     "masked_lm": ("tiny_mlm", "distilbert/distilroberta-base"),
     "causal_lm": ("smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct"),
     "dpo": ("smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct"),

@@ -12,6 +12,13 @@ from jaxft.analysis.first_config.named import TASK_KEYS, decide_named_columns
 from jaxft.analysis.first_config.questions import Answers, Question
 from jaxft.errors import UserError
 
+# Tasks whose usual columns have no other meaning, if all of them are there, and the reason.
+BY_NAMES = {
+    "reranking": "the columns 'query', 'positive' and 'negatives' are candidates",
+    "question_answering": "the columns 'question', 'context' and 'answers' are SQuAD's",
+    "multiple_choice": "the columns 'prompt', 'choices' and 'label' are a multiple choice",
+}
+
 
 def decide_task(columns: Mapping[str, Column], kind: str, answers: Answers) -> Draft:
     """Return the task of a data set, with its columns.
@@ -64,10 +71,11 @@ def _possible_tasks(columns: Mapping[str, Column], kind: str) -> dict[str, str]:
         return {"object_detection": "images with boxes"}
     if kind == "images":
         return {"image_classification": "a folder with a subfolder of images per class"}
+    for task, why in BY_NAMES.items():
+        if set(TASK_KEYS[task]) <= names:
+            return {task: why}
     if kind == "conll" or len([one for one in columns.values() if one.kind == "words"]) > 1:
         return {"token_classification": "two columns hold lists: words and their tags"}
-    if {"query", "positive", "negatives"} <= names:
-        return {"reranking": "the columns 'query', 'positive' and 'negatives' are candidates"}
     if {"chosen", "rejected"} <= names:
         return {"dpo": "the columns 'chosen' and 'rejected' are preferences"}
     if "messages" in kinds:

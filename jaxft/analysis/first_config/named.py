@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from jaxft.analysis.first_config.choose import (
     ANSWERS,
@@ -27,6 +28,8 @@ TASK_KEYS: dict[str, tuple[str, ...]] = {
     "seq2seq": ("source", "target"),
     "embedding": ("anchor", "positive"),
     "reranking": ("query", "positive", "negatives"),
+    "question_answering": ("question", "context", "answers"),
+    "multiple_choice": ("prompt", "choices", "label"),
     "contrastive": ("image", "text"),
     "object_detection": ("image", "objects"),
 }
@@ -58,10 +61,23 @@ def decide_named_columns(draft: Draft, columns: Mapping[str, Column], answers: A
             f"No column looks like task.{needed[0]} of {task}.",
             f"Name it, as in --column {needed[0]}={next(iter(columns))}.",
         )
-    skipped = ("image", "objects", "tags", "negatives")
+    skipped = ("image", "objects", "tags", "negatives", "answers", "label")
     draft.inputs = tuple(
         draft.task[k] for k in TASK_KEYS[task] if k in draft.task and k not in skipped
     )
+
+
+def allow_no_answer(draft: Draft, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Let a config's questions have no answer, if some rows of a sample have none.
+
+    Args:
+        draft: of question answering.
+        rows: the sample.
+    """
+    cells = [row[draft.task["answers"]] for row in rows]
+    texts = [cell.get("text") if isinstance(cell, Mapping) else cell for cell in cells]
+    if none := sum(text is None or not len(text) for text in texts):
+        draft.set("no_answer", True, f"{none:,} of {len(texts):,} rows have no answer")
 
 
 def _usual_columns(task: str, columns: Mapping[str, Column], answers: Answers) -> dict[str, str]:

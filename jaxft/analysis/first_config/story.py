@@ -18,6 +18,7 @@ from jaxft.analysis.first_config.columns import Column, describe_columns
 from jaxft.analysis.first_config.decide import decide_task
 from jaxft.analysis.first_config.draft import Draft
 from jaxft.analysis.first_config.locate import Located, locate
+from jaxft.analysis.first_config.named import allow_no_answer
 from jaxft.analysis.first_config.questions import Answers
 from jaxft.analysis.first_config.recipe import Recipe, Splits, make_recipe, make_splits
 from jaxft.analysis.first_config.sample import Sample, take_sample
@@ -75,6 +76,8 @@ def first_config(
     columns = describe_columns(sample, folder_names=kind == "images")
     draft = decide_task(columns, kind, answers)
     task = draft.task["kind"]
+    if task == "question_answering":
+        allow_no_answer(draft, sample.rows)
     splits = make_splits(located, sample, draft.label)
     checkpoint, why = choose_checkpoint(task, answers)
     draft.why["model.checkpoint"] = why

@@ -184,6 +184,23 @@ class Tokenizer:
                 located.append((np.array(one.ids, np.int32), spans))
         return located
 
+    def windows(
+        self, texts: Sequence[str], pairs: Sequence[str], max_length: int, shared: int
+    ) -> Iterator[list[tokenizers.Encoding]]:
+        """Yield the encodings of each pair of texts, of which the second is cut into windows.
+
+        Args:
+            texts, pairs: the first and the second text of each.
+            max_length: the most tokens of a window, the first text and special tokens included.
+            shared: tokens of the second text that a window shares with the one before.
+        """
+        for start in range(0, len(texts), CHUNK):
+            chunk = slice(start, start + CHUNK)
+            self._backend.enable_truncation(max_length, stride=shared, strategy="only_second")
+            encodings = self._encode(list(zip(texts[chunk], pairs[chunk], strict=True)), False)
+            self._backend.no_truncation()
+            yield from ([one, *one.overflowing] for one in encodings)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids, without special tokens."""
         return self._backend.decode(list(ids), skip_special_tokens=True)

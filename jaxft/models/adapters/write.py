@@ -24,6 +24,7 @@ TASKS = {
     "text_classification": "SEQ_CLS",
     "token_classification": "TOKEN_CLS",
     "causal_lm": "CAUSAL_LM",
+    "question_answering": "QUESTION_ANS",
     None: "FEATURE_EXTRACTION",
 }
 

@@ -108,6 +108,19 @@ class RMSNorm(nnx.Module):
         return rms_norm(x, scale, self.eps)
 
 
+def span_scores(logits: jax.Array) -> dict[str, jax.Array]:
+    """Return the scores of an answer's first and last token at each position.
+
+    Args:
+        logits: `[B, T, 2]`.
+
+    Returns:
+        `start_logits` and `end_logits`, `[B, T]` float32.
+    """
+    wide = logits.astype(jnp.float32)
+    return {"start_logits": wide[..., 0], "end_logits": wide[..., 1]}
+
+
 class Embedding(nnx.Module):
     """Table [V, D] of vectors.
 

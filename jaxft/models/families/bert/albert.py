@@ -22,10 +22,11 @@ from jaxft.models.families.bert.modules import (
     Encoder,
     MaskedLm,
     Mlp,
+    SpanScorer,
     Stem,
     TokenClassifier,
 )
-from jaxft.models.families.bert.names import FIRST, HEADS, BertNames, embedding_names
+from jaxft.models.families.bert.names import ALL_HEADS, FIRST, BertNames, embedding_names
 from jaxft.models.family import Family, architectures
 from jaxft.models.layers.attention import Mask
 from jaxft.models.layers.cache import BlockCache
@@ -34,7 +35,7 @@ from jaxft.models.tower.tower import Part, Tower
 from jaxft.models.weights.names import Name, dense, norm
 from jaxft.models.weights.tensor_names import HeadLines
 
-MODEL_TYPES = {"albert": architectures("Albert", *HEADS)}
+MODEL_TYPES = {"albert": architectures("Albert", *ALL_HEADS)}
 FIELDS: dict[str, Any] = {
     **{name: value for name, value in bert_config.BERT.items() if name != "classifier_dropout"},
     "embedding_size": 128,
@@ -60,6 +61,8 @@ NAMES = (
 HEAD_NAMES: HeadLines = {
     "text_classification": dense("classifier", "head"),
     "token_classification": dense("classifier", "head"),
+    "question_answering": dense("qa_outputs", "head"),
+    "multiple_choice": dense("classifier", "head"),
     "masked_lm": (
         *dense("predictions.dense", "head/transform"),
         *norm("predictions.LayerNorm", "head/norm"),
@@ -111,8 +114,11 @@ class RepeatedBlock(nnx.Module):
 def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
     """Build the tower of an ALBERT under a head."""
     top: nnx.Module
-    if head == "text_classification":
-        top = Classifier(config, num_labels or 2, "tanh", drops_first=False)
+    if head in ("text_classification", "multiple_choice"):
+        outputs = 1 if head == "multiple_choice" else num_labels or 2
+        top = Classifier(config, outputs, "tanh", drops_first=False)
+    elif head == "question_answering":
+        top = SpanScorer(config)
     elif head == "token_classification":
         top = TokenClassifier(config, num_labels or 2)
     else:

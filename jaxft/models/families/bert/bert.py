@@ -11,17 +11,18 @@ from jaxft.models.families.bert.modules import (
     Classifier,
     Encoder,
     MaskedLm,
+    SpanScorer,
     TokenClassifier,
     reading_tower,
     tower,
 )
-from jaxft.models.families.bert.names import FIRST, HEADS, BertNames, encoder_names
+from jaxft.models.families.bert.names import ALL_HEADS, FIRST, BertNames, encoder_names
 from jaxft.models.family import Family, ReadingDecoder, architectures
 from jaxft.models.tower.tower import Tower
 from jaxft.models.weights.names import Name, dense, norm
 from jaxft.models.weights.tensor_names import HeadLines
 
-MODEL_TYPES = {"bert": architectures("Bert", *HEADS)}
+MODEL_TYPES = {"bert": architectures("Bert", *ALL_HEADS)}
 
 NAMES = (
     *encoder_names("bert."),
@@ -30,6 +31,8 @@ NAMES = (
 HEAD_NAMES: HeadLines = {
     "text_classification": dense("classifier", "head"),
     "token_classification": dense("classifier", "head"),
+    "question_answering": dense("qa_outputs", "head"),
+    "multiple_choice": dense("classifier", "head"),
     "masked_lm": (
         *dense("cls.predictions.transform.dense", "head/transform"),
         *norm("cls.predictions.transform.LayerNorm", "head/norm"),
@@ -61,11 +64,13 @@ def reading_names(model_type: str) -> tuple[Name, ...]:
 
 def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
     """Build the tower of a BERT under a head."""
-    if head == "text_classification":
-        classifier = Classifier(config, num_labels or 2, "tanh", drops_first=False)
-        return tower(config, classifier)
+    if head in ("text_classification", "multiple_choice"):
+        outputs = 1 if head == "multiple_choice" else num_labels or 2
+        return tower(config, Classifier(config, outputs, "tanh", drops_first=False))
     if head == "token_classification":
         return tower(config, TokenClassifier(config, num_labels or 2))
+    if head == "question_answering":
+        return tower(config, SpanScorer(config))
     return tower(config, MaskedLm(config, config.activation) if head else Encoder(config))
 
 

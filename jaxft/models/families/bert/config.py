@@ -33,7 +33,14 @@ FIELDS: dict[str, dict[str, Any]] = {
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
     "camembert": _ROBERTA,
-    "electra": BERT | {"embedding_size": 128},
+    "electra": BERT
+    | {
+        "embedding_size": 128,
+        "summary_type": "first",
+        "summary_use_proj": True,
+        "summary_activation": "gelu",
+        "summary_last_dropout": 0.1,
+    },
     "distilbert": {
         "vocab_size": None,
         "dim": None,
@@ -45,6 +52,7 @@ FIELDS: dict[str, dict[str, Any]] = {
         "dropout": 0.1,
         "attention_dropout": 0.1,
         "seq_classif_dropout": 0.2,
+        "qa_dropout": 0.1,
         "initializer_range": 0.02,
     },
 }
@@ -54,7 +62,8 @@ SIZES = {name: tuple(fields)[:6] for name, fields in FIELDS.items()} | {
 }
 HIDDEN_RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 RATES = dict.fromkeys(FIELDS, HIDDEN_RATES) | {
-    "distilbert": ("dropout", "attention_dropout", "seq_classif_dropout")
+    "distilbert": ("dropout", "attention_dropout", "seq_classif_dropout", "qa_dropout"),
+    "electra": (*HIDDEN_RATES, "summary_last_dropout"),
 }
 
 
@@ -89,20 +98,15 @@ class Config(HfConfig):
         "is_encoder_decoder": False,
         "tie_word_embeddings": True,
     }
-    # The pooler's shape in old multilingual files, ELECTRA's multiple-choice head, and the sines
-    # that DistilBERT's positions are initialized with.
+    # The pooler's shape in old multilingual files, and the sines that DistilBERT's positions are
+    # initialized with.
     UNREAD: ClassVar[tuple[str, ...]] = (
         "pooler_fc_size",
         "pooler_num_attention_heads",
         "pooler_num_fc_layers",
         "pooler_size_per_head",
         "pooler_type",
-        "summary_activation",
-        "summary_last_dropout",
-        "summary_type",
-        "summary_use_proj",
         "sinusoidal_pos_embds",
-        "qa_dropout",
     )
 
     vocab_size: int

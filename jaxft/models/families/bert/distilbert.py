@@ -7,14 +7,21 @@ Source: Sanh et al. (2019), https://arxiv.org/abs/1910.01108; the computation fo
 from __future__ import annotations
 
 from jaxft.models.families.bert.config import Config
-from jaxft.models.families.bert.modules import Classifier, MaskedLm, Plain, TokenClassifier, tower
-from jaxft.models.families.bert.names import HEADS
+from jaxft.models.families.bert.modules import (
+    Classifier,
+    MaskedLm,
+    Plain,
+    SpanScorer,
+    TokenClassifier,
+    tower,
+)
+from jaxft.models.families.bert.names import ALL_HEADS
 from jaxft.models.family import Family, architectures
 from jaxft.models.tower.tower import Tower
 from jaxft.models.weights.names import Name, dense, embedding, norm
 from jaxft.models.weights.tensor_names import HeadLines, PrefixedNames
 
-MODEL_TYPES = {"distilbert": architectures("DistilBert", *HEADS)}
+MODEL_TYPES = {"distilbert": architectures("DistilBert", *ALL_HEADS)}
 NAMES = (
     *embedding("distilbert.embeddings.word_embeddings", "embeddings/word"),
     *embedding("distilbert.embeddings.position_embeddings", "embeddings/position"),
@@ -28,9 +35,12 @@ NAMES = (
     *dense("distilbert.transformer.layer.{i}.ffn.lin2", "blocks/{i}/mlp/down"),
     *norm("distilbert.transformer.layer.{i}.output_layer_norm", "blocks/{i}/mlp/norm"),
 )
+CLASSES = (*dense("pre_classifier", "pooler"), *dense("classifier", "head"))
 HEAD_NAMES: HeadLines = {
-    "text_classification": (*dense("pre_classifier", "pooler"), *dense("classifier", "head")),
+    "text_classification": CLASSES,
     "token_classification": dense("classifier", "head"),
+    "question_answering": dense("qa_outputs", "head"),
+    "multiple_choice": CLASSES,
     "masked_lm": (
         *dense("vocab_transform", "head/transform"),
         *norm("vocab_layer_norm", "head/norm"),
@@ -54,10 +64,13 @@ TENSORS = PrefixedNames(
 
 def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
     """Build the tower of a DistilBERT under a head."""
-    if head == "text_classification":
-        return tower(config, Classifier(config, num_labels or 2, "relu", drops_first=False))
+    if head in ("text_classification", "multiple_choice"):
+        outputs = 1 if head == "multiple_choice" else num_labels or 2
+        return tower(config, Classifier(config, outputs, "relu", drops_first=False))
     if head == "token_classification":
         return tower(config, TokenClassifier(config, num_labels or 2))
+    if head == "question_answering":
+        return tower(config, SpanScorer(config, config.fields["qa_dropout"]))
     return tower(config, MaskedLm(config, config.activation) if head else Plain())
 
 

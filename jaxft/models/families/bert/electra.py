@@ -12,19 +12,28 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxft.errors import UserError
 from jaxft.models.families.bert.config import Config
-from jaxft.models.families.bert.modules import Classifier, MaskedLm, Plain, TokenClassifier, tower
-from jaxft.models.families.bert.names import FIRST, HEADS, BertNames, encoder_names
+from jaxft.models.families.bert.modules import (
+    Classifier,
+    MaskedLm,
+    Plain,
+    SpanScorer,
+    TokenClassifier,
+    tower,
+)
+from jaxft.models.families.bert.names import ALL_HEADS, FIRST, BertNames, encoder_names
 from jaxft.models.family import Family, architectures
 from jaxft.models.layers.batch import Batch
 from jaxft.models.layers.math import ACTIVATIONS
 from jaxft.models.layers.modules import Linear
 from jaxft.models.tower.tower import Tower
+from jaxft.models.weights.config_fields import check_activation
 from jaxft.models.weights.names import Name, dense, norm
 from jaxft.models.weights.tensor_names import HeadLines
 
 MODEL_TYPES = {
-    "electra": architectures("Electra", *HEADS) | {"replaced_tokens": "ElectraForPreTraining"}
+    "electra": architectures("Electra", *ALL_HEADS) | {"replaced_tokens": "ElectraForPreTraining"}
 }
 PREFIX = "electra."
 NAMES = (
@@ -37,6 +46,11 @@ HEAD_NAMES: HeadLines = {
         *dense("classifier.out_proj", "head"),
     ),
     "token_classification": dense("classifier", "head"),
+    "question_answering": dense("qa_outputs", "head"),
+    "multiple_choice": (
+        *dense("sequence_summary.summary", "pooler"),
+        *dense("classifier", "head"),
+    ),
     "masked_lm": (
         *dense("generator_predictions.dense", "head/transform"),
         *norm("generator_predictions.LayerNorm", "head/norm"),
@@ -53,6 +67,7 @@ UNUSED = (
     r"generator_lm_head\..*",
     r"classifier\..*",
     r"qa_outputs\..*",
+    r"sequence_summary\..*",
 )
 TENSORS = BertNames({"electra": NAMES}, HEAD_NAMES, UNUSED, ("pooler/", "head/"), {PREFIX: FIRST})
 
@@ -80,12 +95,35 @@ class Discriminator(nnx.Module):
         return {"logits": self.head(x).astype(jnp.float32)}
 
 
+def _choice_scorer(config: Config) -> Classifier:
+    """Build the top that scores choices, whose pooler transformers calls a sequence summary.
+
+    Raises:
+        UserError: it summarizes in a way that is not supported.
+    """
+    own = config.fields
+    if (own["summary_type"], own["summary_use_proj"]) != ("first", True):
+        raise UserError(
+            f"config.json: summary_type is {own['summary_type']!r} and summary_use_proj "
+            f"{own['summary_use_proj']}; the choices of an ELECTRA are scored by the first "
+            "position and a projection.",
+            "Set them to 'first' and true.",
+        )
+    activation, rate = own["summary_activation"], own["summary_last_dropout"]
+    check_activation("summary_activation", activation, ACTIVATIONS)
+    return Classifier(config, 1, activation, drops_first=False, rate=rate)
+
+
 def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
     """Build the tower of an ELECTRA under a head."""
     if head == "text_classification":
         return tower(config, Classifier(config, num_labels or 2, "gelu", drops_first=True))
     if head == "token_classification":
         return tower(config, TokenClassifier(config, num_labels or 2))
+    if head == "question_answering":
+        return tower(config, SpanScorer(config))
+    if head == "multiple_choice":
+        return tower(config, _choice_scorer(config))
     if head == "replaced_tokens":
         return tower(config, Discriminator(config))
     return tower(config, MaskedLm(config, "gelu") if head else Plain())

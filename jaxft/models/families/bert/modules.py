@@ -31,6 +31,7 @@ from jaxft.models.layers.modules import (
     Linear,
     block_keys,
     parameter,
+    span_scores,
     split_key,
 )
 from jaxft.models.tower.tower import Compute, Part, Tower
@@ -193,13 +194,21 @@ class Classifier(nnx.Module):
         num_labels: C.
         activation: the name of the pooler's.
         drops_first: whether there is dropout before the pooler too.
+        rate: of the dropout; None for that of the config's classifier.
     """
 
-    def __init__(self, config: Config, num_labels: int, activation: str, drops_first: bool):
+    def __init__(
+        self,
+        config: Config,
+        num_labels: int,
+        activation: str,
+        drops_first: bool,
+        rate: float | None = None,
+    ):
         width, std = config.width, config.std
         self.pooler = Linear(width, width, ("embed", "pooled"), std)
         self.head = Linear(width, num_labels, ("embed", "labels"), std)
-        self.rate = config.classifier_rate
+        self.rate = config.classifier_rate if rate is None else rate
         self.activation = activation
         self.drops_first = drops_first
 
@@ -219,6 +228,22 @@ class TokenClassifier(nnx.Module):
 
     def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
         return {"logits": self.head(dropout(x, self.rate, key)).astype(jnp.float32)}
+
+
+class SpanScorer(nnx.Module):
+    """Scores of an answer's first and last token: `start_logits` and `end_logits` [B, T].
+
+    Args:
+        config: the model's.
+        rate: of the dropout before them.
+    """
+
+    def __init__(self, config: Config, rate: float = 0.0):
+        self.head = Linear(config.width, 2, ("embed", "labels"), config.std)
+        self.rate = rate
+
+    def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
+        return span_scores(self.head(dropout(x, self.rate, key)))
 
 
 class Predictor(nnx.Module):

@@ -10,6 +10,8 @@ from jaxft.models.weights.tensor_names import PrefixedNames
 
 # The heads that all of them have.
 HEADS = ("text_classification", "token_classification", "masked_lm")
+# Those and the heads of two more tasks.
+ALL_HEADS = (*HEADS, "question_answering", "multiple_choice")
 # The first components of names below a model's own prefix.
 FIRST = "embeddings|embeddings_project|encoder|pooler"
 

@@ -8,17 +8,24 @@ computation follows `transformers`' `modeling_roberta.py`.
 from __future__ import annotations
 
 from jaxft.models.families.bert.config import Config
-from jaxft.models.families.bert.modules import Classifier, Encoder, MaskedLm, TokenClassifier, tower
-from jaxft.models.families.bert.names import FIRST, HEADS, BertNames, encoder_names
+from jaxft.models.families.bert.modules import (
+    Classifier,
+    Encoder,
+    MaskedLm,
+    SpanScorer,
+    TokenClassifier,
+    tower,
+)
+from jaxft.models.families.bert.names import ALL_HEADS, FIRST, BertNames, encoder_names
 from jaxft.models.family import Family, architectures
 from jaxft.models.tower.tower import Tower
 from jaxft.models.weights.names import Name, dense, norm
 from jaxft.models.weights.tensor_names import HeadLines
 
 MODEL_TYPES = {
-    "xlm-roberta": architectures("XLMRoberta", *HEADS),
-    "camembert": architectures("Camembert", *HEADS),
-    "roberta": architectures("Roberta", *HEADS),
+    "xlm-roberta": architectures("XLMRoberta", *ALL_HEADS),
+    "camembert": architectures("Camembert", *ALL_HEADS),
+    "roberta": architectures("Roberta", *ALL_HEADS),
 }
 PREFIX = "roberta."
 NAMES = encoder_names(PREFIX)
@@ -29,6 +36,8 @@ HEAD_NAMES: HeadLines = {
         *dense("classifier.out_proj", "head"),
     ),
     "token_classification": dense("classifier", "head"),
+    "question_answering": dense("qa_outputs", "head"),
+    "multiple_choice": (*dense("roberta.pooler.dense", "pooler"), *dense("classifier", "head")),
     "masked_lm": (
         *dense("lm_head.dense", "head/transform"),
         *norm("lm_head.layer_norm", "head/norm"),
@@ -53,6 +62,10 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
         return tower(config, Classifier(config, num_labels or 2, "tanh", drops_first=True))
     if head == "token_classification":
         return tower(config, TokenClassifier(config, num_labels or 2))
+    if head == "question_answering":
+        return tower(config, SpanScorer(config))
+    if head == "multiple_choice":
+        return tower(config, Classifier(config, 1, "tanh", drops_first=False, rate=config.rate))
     return tower(config, MaskedLm(config, "gelu") if head else Encoder(config))
 
 

@@ -15,8 +15,8 @@ from typing import Any
 from flax import nnx
 
 from jaxft.errors import UserError
-from jaxft.models.families.bert.modules import Plain, TokenClassifier
-from jaxft.models.families.bert.names import HEADS, BertNames
+from jaxft.models.families.bert.modules import Plain, SpanScorer, TokenClassifier
+from jaxft.models.families.bert.names import ALL_HEADS, BertNames
 from jaxft.models.families.deberta_v2.config import Config
 from jaxft.models.families.deberta_v2.modules import Block, Classifier, MaskedLm, Stem
 from jaxft.models.family import Family, architectures
@@ -24,7 +24,7 @@ from jaxft.models.tower.tower import Part, Tower
 from jaxft.models.weights.names import Name, dense, embedding, norm
 from jaxft.models.weights.tensor_names import HeadLines
 
-MODEL_TYPES = {"deberta-v2": architectures("DebertaV2", *HEADS)}
+MODEL_TYPES = {"deberta-v2": architectures("DebertaV2", *ALL_HEADS)}
 
 LAYER, BLOCK = "deberta.encoder.layer.{i}", "blocks/{i}"
 CONVOLUTION = "deberta.encoder.conv"
@@ -50,9 +50,12 @@ NAMES = (
     *norm(f"{CONVOLUTION}.LayerNorm", "blocks/0/convolution/norm"),
 )
 LEGACY, PRETRAINED = "cls.predictions", "lm_predictions.lm_head"
+CLASSES = (*dense("pooler.dense", "pooler"), *dense("classifier", "head"))
 HEAD_NAMES: HeadLines = {
-    "text_classification": (*dense("pooler.dense", "pooler"), *dense("classifier", "head")),
+    "text_classification": CLASSES,
     "token_classification": dense("classifier", "head"),
+    "question_answering": dense("qa_outputs", "head"),
+    "multiple_choice": CLASSES,
     "masked_lm": (
         *dense(f"{LEGACY}.transform.dense", "head/transform"),
         *norm(f"{LEGACY}.transform.LayerNorm", "head/norm"),
@@ -109,8 +112,10 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
 
 def _top(config: Config, head: str | None, num_labels: int) -> tuple[nnx.Module, dict[str, str]]:
     """Build the top under a head, and name what it has of the embeddings."""
-    if head == "text_classification":
-        return Classifier(config, num_labels), {}
+    if head in ("text_classification", "multiple_choice"):
+        return Classifier(config, 1 if head == "multiple_choice" else num_labels), {}
+    if head == "question_answering":
+        return SpanScorer(config.bert), {}
     if head == "token_classification":
         return TokenClassifier(config.bert, num_labels), {}
     if head is None:

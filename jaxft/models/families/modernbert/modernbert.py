@@ -38,13 +38,17 @@ from jaxft.models.layers.modules import (
     Linear,
     block_keys,
     parameter,
+    span_scores,
 )
 from jaxft.models.layers.rotary import RotaryContext, rotary_context, rotate
 from jaxft.models.tower.tower import Compute, Part, Tower
 from jaxft.models.weights.names import Name, dense, embedding, fused, norm
 from jaxft.models.weights.tensor_names import HeadLines, PrefixedNames
 
-HEADS = ("text_classification", "token_classification", "masked_lm")
+HEADS = (
+    *("text_classification", "token_classification", "masked_lm"),
+    *("question_answering", "multiple_choice"),
+)
 MODEL_TYPES = {"modernbert": architectures("ModernBert", *HEADS)}
 
 LAYER, BLOCK = "model.layers.{i}", "blocks/{i}"
@@ -69,6 +73,8 @@ CLASSES = (
 HEAD_NAMES: HeadLines = {
     "text_classification": CLASSES,
     "token_classification": CLASSES,
+    "question_answering": CLASSES,
+    "multiple_choice": CLASSES,
     "masked_lm": (
         *dense("head.dense", "head/transform/transform"),
         *norm("head.norm", "head/transform/norm"),
@@ -244,15 +250,17 @@ class Bare(nnx.Module):
 class Classifier(nnx.Module):
     """Class scores of an example, or of every token.
 
-    They are `logits` [B, C], or [R, S, C] when packed; of tokens [B, T, C].
+    They are `logits` [B, C], or [R, S, C] when packed; of tokens [B, T, C]; of answers
+    `start_logits` and `end_logits` [B, T].
 
     Args:
         config: the model's.
         num_labels: C.
         tokens: whether every token is classified.
+        spans: whether the classes of a token are the first and the last one of an answer.
     """
 
-    def __init__(self, config: Config, num_labels: int, tokens: bool):
+    def __init__(self, config: Config, num_labels: int, tokens: bool, spans: bool = False):
         own = config.fields
         self.norm = layer_norm(config)
         self.pooler = Transform(config)
@@ -260,12 +268,14 @@ class Classifier(nnx.Module):
         self.head = Linear(width, num_labels, ("embed", "labels"), std)
         self.rate = own["classifier_dropout"]
         self.pooling = None if tokens else own["classifier_pooling"]
+        self.spans = spans
 
     def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
         # The norm is of each position by itself: only those that are read are normalized.
         x = self.norm(read_first(x, batch) if self.pooling == "cls" else x)
         x = read_mean(x, batch) if self.pooling == "mean" else x
-        return {"logits": self.head(dropout(self.pooler(x), self.rate, key)).astype(jnp.float32)}
+        logits = self.head(dropout(self.pooler(x), self.rate, key)).astype(jnp.float32)
+        return span_scores(logits) if self.spans else {"logits": logits}
 
 
 class Words(nnx.Module):
@@ -303,8 +313,10 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     elif head is None:
         top, ties = Bare(config), {}
     else:
-        tokens = head == "token_classification"
-        top, ties = Classifier(config, num_labels or 2, tokens), {}
+        spans = head == "question_answering"
+        outputs = {"question_answering": 2, "multiple_choice": 1}.get(head, num_labels or 2)
+        top = Classifier(config, outputs, spans or head == "token_classification", spans)
+        ties = {}
     count = config.fields["num_hidden_layers"]
     blocks = (Part(Block(config, normed=False)), *[Part(Block(config, normed=True))] * (count - 1))
     return {"text": Tower(Part(Stem(config)), blocks, Part(top), ties, _numbers(config))}

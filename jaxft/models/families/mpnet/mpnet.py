@@ -19,9 +19,10 @@ from jaxft.models.families.bert.modules import (
     Encoder,
     MaskedLm,
     Mlp,
+    SpanScorer,
     TokenClassifier,
 )
-from jaxft.models.families.bert.names import FIRST, HEADS, BertNames
+from jaxft.models.families.bert.names import ALL_HEADS, FIRST, BertNames
 from jaxft.models.families.mpnet.config import BUCKETS, FURTHEST, Config
 from jaxft.models.family import Family, architectures
 from jaxft.models.layers.attention import AttentionOptions, Mask, attention, make_mask
@@ -35,7 +36,7 @@ from jaxft.models.tower.tower import Compute, Part, Tower
 from jaxft.models.weights.names import Name, dense, embedding, norm
 from jaxft.models.weights.tensor_names import HeadLines
 
-MODEL_TYPES = {"mpnet": architectures("MPNet", *HEADS)}
+MODEL_TYPES = {"mpnet": architectures("MPNet", *ALL_HEADS)}
 LAYER, BLOCK = "mpnet.encoder.layer.{i}", "blocks/{i}"
 NAMES = (
     *embedding("mpnet.embeddings.word_embeddings", "embeddings/word"),
@@ -58,6 +59,8 @@ HEAD_NAMES: HeadLines = {
         *dense("classifier.out_proj", "head"),
     ),
     "token_classification": dense("classifier", "head"),
+    "question_answering": dense("qa_outputs", "head"),
+    "multiple_choice": (*dense("mpnet.pooler.dense", "pooler"), *dense("classifier", "head")),
     "masked_lm": (
         *dense("lm_head.dense", "head/transform"),
         *norm("lm_head.layer_norm", "head/norm"),
@@ -160,6 +163,10 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
         top = Classifier(config.bert, num_labels or 2, "tanh", drops_first=True)
     elif head == "token_classification":
         top = TokenClassifier(config.bert, num_labels or 2)
+    elif head == "question_answering":
+        top = SpanScorer(config.bert)
+    elif head == "multiple_choice":
+        top = Classifier(config.bert, 1, "tanh", drops_first=False)
     elif head is None:
         top = Encoder(config.bert)
     else:
