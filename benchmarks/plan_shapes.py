@@ -39,10 +39,13 @@ def frozen(blocks: int) -> str:
     return f"groups=[{{name: trunk, depth: [0, {blocks}], freeze: true}}]"
 
 
+BERT_BASE = "model.checkpoint=benchmarks/shapes/bert_base"
 SHAPES = {
     "bert": Shape("bert_large", (), 2.3, "temporary"),
     "bert-frozen": Shape("bert_large", (frozen(16),), 1.2, "temporary"),
     "bert-unrolled": Shape("bert_large", ("train.scan=false",), None, "temporary"),
+    "bert-512": Shape("deberta_v3_base", (BERT_BASE,), None, "temporary", "v5e:2x2"),
+    "deberta-512": Shape("deberta_v3_base", (), 5.85, "temporary", "v5e:2x2"),
     "1b": Shape("llama_1b", (), 2.45),
     "1b-4": Shape("llama_1b", ("data.batch_size=64",), 2.95),
     "1b-frozen": Shape("llama_1b", (frozen(12),), 0.95),

@@ -13,6 +13,7 @@ import transformers
 from safetensors.numpy import load_file, save_file
 from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 
+from jaxft.engine.cost import count_flops
 from jaxft.errors import UserError
 from jaxft.models import load as registry
 from jaxft.models.families.deberta_v2.config import Config
@@ -138,6 +139,31 @@ def test_nothing_is_gathered_by_query_and_key(published, scan):
     assert any((2 * LENGTH - 1) in shape for _, shape in shapes)  # the rows of distances
     by_position = [s for s in shapes if s[1].count(LENGTH) > 1 or LENGTH**2 in s[1]]
     assert by_position == []
+
+
+def test_step_flops_are_those_of_the_formula(published, tmp_path):
+    """As microsoft/deberta-v3-base: no convolution, one kernel for contents and positions."""
+    fields = {**PUBLISHED, "conv_kernel_size": 0, "share_att_key": True}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    tensors = load_file(published[1] / "model.safetensors")
+    left_out = (".conv.", ".pos_key_proj.", ".pos_query_proj.")
+    whole = {n: value for n, value in tensors.items() if not any(part in n for part in left_out)}
+    save_file(whole, tmp_path / "model.safetensors")
+    ours = registry.load(str(tmp_path), dropout=0.0)
+    batch = batch_of((LENGTH, 9))
+
+    def loss(params):
+        outputs = ours.apply(params, batch, None, Compute(scan=True))
+        return outputs["last_hidden_state"].sum()
+
+    tokens, width, inner, layers = 2 * LENGTH, 16, 24, 2
+    used = np.unique(Buckets(8, 24, grow=True).rows(LENGTH)).size  # rows of the table of distances
+    linear = 4 * width**2 + 2 * width * inner  # query, key, value, output; up and down
+    attention = 2 * LENGTH * width  # contents, and the weighted sum of values
+    positions = 2 * (2 * LENGTH - 1) * width  # c2p and p2c, by distance
+    forward = 2 * layers * (tokens * (linear + attention + positions) + 2 * used * width**2)
+    assert count_flops(loss, ours.params) == forward
+    assert count_flops(jax.grad(loss), ours.params) == 3 * forward
 
 
 @pytest.mark.parametrize(("count", "furthest"), [(256, 512), (8, 24), (6, 12), (2, 40)])
