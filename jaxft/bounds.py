@@ -12,6 +12,7 @@ MOST_CONFIG_BYTES = 1 << 18  # more takes its YAML reader tens of seconds
 MOST_JSON_BYTES = 256 << 20
 MOST_JSON_LEVELS = 100  # far below Python's recursion limit, so that any reader may recurse
 MOST_COCO_BYTES = 4 << 30
+MOST_SQUAD_BYTES = 1 << 30
 MOST_PREDICTIONS_BYTES = 4 << 30
 MOST_COMPANION_BYTES = 256 << 20
 

@@ -164,8 +164,8 @@ class Group(Section):
     @model_validator(mode="after")
     def _chosen_one_way(self) -> Group:
         # A group whose parameters are chosen has select alone before the choice, and match after.
-        ways = [self.depth, self.match if self.select is None else self.select]
-        if sum(way is not None for way in ways) != 1:
+        keys = [self.depth, self.match if self.select is None else self.select]
+        if sum(key is not None for key in keys) != 1:
             raise ValueError(
                 f"group '{self.name}' needs exactly one of 'match', 'depth' and 'select'"
             )

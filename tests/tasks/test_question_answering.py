@@ -10,13 +10,15 @@ import transformers
 
 import jaxft
 from jaxft.cli.main import main
-from jaxft.data.sources.open import given_rows
+from jaxft.data.sources.open import given_rows, open_source
 from jaxft.errors import UserError
 from jaxft.export.export import export
 from jaxft.metrics.answers import answer_scores, exact_match, f1, normalized
 from jaxft.models import load as registry
 from jaxft.report.page.page import write_page
+from jaxft.tasks.parts.labels import BadValue
 from jaxft.tasks.parts.tools import Tools
+from jaxft.tasks.question_answering.answers import Answer, Question, read_question
 from jaxft.tasks.question_answering.section import QuestionAnsweringSection as Section
 from jaxft.tasks.question_answering.spans import answers_of, best_spans
 from jaxft.tasks.question_answering.task import make
@@ -280,3 +282,26 @@ def test_the_classes_of_another_head_are_not_those_of_answers(tmp_path):
     saved = registry.load(str(folder), task="question_answering").save(tmp_path / "saved")
     assert "id2label" not in json.loads((saved / "config.json").read_text())
     transformers.AutoModelForQuestionAnswering.from_pretrained(saved)
+
+
+def test_squads_own_file_is_read_and_another_one_is_one_sentence(tmp_path):
+    answer = {"text": "plot", "answer_start": 4}
+    asked = {"id": "1", "question": "which", "answers": [answer]}
+    none = {"id": "2", "question": "why", "answers": [answer], "is_impossible": True}
+    paragraph = {"context": "the plot", "qas": [asked, none]}
+    path = tmp_path / "train-v2.0.json"
+    path.write_text(json.dumps({"version": "v2.0", "data": [{"paragraphs": [paragraph]}]}))
+    source = open_source(f"squad:{path}:ordered")
+    section = Section(**TASK, no_answer=True)
+    first, second = (read_question(row, section) for row in source.rows([0, 1]))
+    assert first == Question("which", "the plot", (Answer("plot", 4),))
+    assert second == Question("why", "the plot")
+    for bad in ("{}", '{"data": 1}', '{"data": "a"}', '{"data": [{"paragraphs": [{"qas": 3}]}]}'):
+        path.write_text(bad)
+        with pytest.raises(UserError, match="is not a SQuAD file"):
+            open_source(f"squad:{path}")
+    for wrong in ({"question": 3}, {"answers": None}, {"answers": [[]]}, {"answers": 7}):
+        row = {**paragraph, "qas": [{**asked, **wrong}]}
+        path.write_text(json.dumps({"data": [{"paragraphs": [row]}]}))
+        with pytest.raises((UserError, BadValue)):
+            read_question(open_source(f"squad:{path}").rows([0])[0], section)

@@ -28,6 +28,7 @@ from jaxft.data.sources.files import open_conll, open_csv, open_jsonl
 from jaxft.data.sources.images import open_image_folder
 from jaxft.data.sources.joined import JoinedReader, check_local, open_files
 from jaxft.data.sources.reader import MemoryReader, Reader, Row
+from jaxft.data.sources.squad import open_squad
 from jaxft.data.sources.tfds import open_tfds
 from jaxft.errors import UserError, did_you_mean
 
@@ -49,6 +50,7 @@ FILES: dict[str, Callable[[Path], Reader]] = {
     "conll": open_conll,
     "boxes": open_boxes,
     "coco": open_coco,
+    "squad": open_squad,
     "parquet": open_parquet,
     "arrow": open_arrow,
 }

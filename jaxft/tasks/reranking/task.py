@@ -208,7 +208,7 @@ class Reranking(Task):
 
     @property
     def ranks(self) -> bool:
-        """Whether the relevance of candidates is known in training and evaluation."""
+        """True if the relevance of candidates is known in training and evaluation."""
         return self.section.positive is not None or label_column(self.section) is not None
 
     @property
