@@ -106,10 +106,11 @@ class EarlierGroups(_Format):
 
 
 class Table(_Format):
-    """Content of table.json, as far as a resume and a model card read it."""
+    """Content of table.json, as far as a resume, a model card and a page's warnings read it."""
 
     groups: list[dict[str, Any]]
     earlier: list[EarlierGroups] = []
+    warnings: list[str] = []
 
 
 class Rates(_Format):

@@ -16,7 +16,9 @@ from jaxft.engine.length import Length
 from jaxft.engine.mixture import describe_mixture
 from jaxft.engine.setup import PhaseSetup, Setup
 from jaxft.engine.trained import best_metric
+from jaxft.layerwise.defaults import MUON, is_matrix
 from jaxft.layerwise.phases import Phase
+from jaxft.models.adapters.low_rank import is_adapter
 from jaxft.numbers import count
 
 MOST_RATE_POINTS = 400
@@ -95,7 +97,33 @@ def table_json(setup: Setup, chosen: PhaseSetup) -> dict[str, Any]:
         "groups": chosen.table.summary(),
         "rows": chosen.table.rows(),
         "flops": step_flops(setup, chosen),
+        "warnings": optimizer_warnings(setup, chosen),
     }
+
+
+def optimizer_warnings(setup: Setup, chosen: PhaseSetup) -> list[str]:
+    """Warn of an update rule that is known to serve pretrained weights badly.
+
+    Args:
+        setup: the run.
+        chosen: its widest phase.
+
+    Source: https://arxiv.org/abs/2605.10468, in which full fine-tuning by Muon ends below AdamW
+        for checkpoints that AdamW pretrained, the more the larger the updates, and LoRA does not.
+    """
+    table, pretrained = chosen.table, set(setup.model.matching.loaded)
+    groups = {group.name for group in table.training_groups if group.algorithm == MUON}
+    moved = [
+        leaf
+        for leaf in table.leaves
+        if leaf.trainable and leaf.group in groups and leaf.name in pretrained
+    ]
+    if not any(is_matrix(leaf.name, leaf.shape) and not is_adapter(leaf.name) for leaf in moved):
+        return []
+    return [
+        "optimizer muon trains pretrained matrices; where AdamW pretrained them, AdamW has been "
+        "found to end better, or Muon with adapter.kind lora (arXiv 2605.10468)"
+    ]
 
 
 def rates_json(total: int, phases: Sequence[PhaseSetup]) -> dict[str, Any]:

@@ -205,12 +205,13 @@ def _groups(run: Run) -> list[Mapping[str, Any]]:
 
 
 def _warnings(run: Run) -> list[str]:
-    """The warnings of data and result, each after the name of its split."""
+    """The warnings of data and result, each after the name of its split, and of the optimizer."""
     data = [one for one in run.about.get("data") or () if isinstance(one, Mapping)]
     warned = [(one.get("split"), line) for one in data for line in one.get("warnings") or ()]
     result = run.result or {}
     warned += [(result.get("split"), line) for line in result.get("warnings") or ()]
-    return [f"{split}: {line}." for split, line in warned]
+    lines = [f"{split}: {line}." for split, line in warned]
+    return lines + [f"{line}." for line in (run.table or {}).get("warnings") or ()]
 
 
 def _peaks(run: Run) -> dict[str, str]:

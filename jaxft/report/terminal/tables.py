@@ -88,8 +88,8 @@ def group_table(table: Mapping[str, Any]) -> RenderableType:
     """The LayerTable by group, with what a step costs below it.
 
     Args:
-        table: the content of `table.json`: `groups`, `rows`, and `flops` with `step` and `full`,
-            the FLOPs of a step as it is and with nothing frozen.
+        table: the content of `table.json`: `groups`, `rows`, `warnings`, and `flops` with `step`
+            and `full`, the FLOPs of a step as it is and with nothing frozen.
     """
     columns = ["group", "depth", "leaves", "params", "peak rate", "schedule", "decay", "optimizer"]
     sides = ["left", *["right"] * 4, "left", "right", "right"]
@@ -107,7 +107,8 @@ def group_table(table: Mapping[str, Any]) -> RenderableType:
             size(group["optimizer_bytes"]) if trains else "",
             style=None if trains else "cyan",
         )
-    return Group(shown, _totals(table))
+    warnings = [Text(f"{line}.", style="bold yellow") for line in table.get("warnings", ())]
+    return Group(shown, _totals(table), *warnings)
 
 
 def depth_table(table: Mapping[str, Any]) -> RenderableType:
