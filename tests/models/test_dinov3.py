@@ -15,6 +15,7 @@ from jaxft.models import load as registry
 from jaxft.models.families.vit.config import Config
 from jaxft.models.families.vit.dinov3 import places_of
 from jaxft.models.tower.tower import Compute
+from tests.support.families import compiled
 from tests.support.tiny import tiny_checkpoint
 
 # As the hub's facebook/dinov3-vits16-pretrain-lvd1689m spells it, with other sizes.
@@ -118,10 +119,13 @@ def test_a_frozen_stem_does_not_move_coordinates(tmp_path):
     model = registry.load(str(tmp_path), task="image_classification", num_labels=3)
     pixels = {"pixel_values": np.ones((1, 3, 12, 12), np.float32)}
     compute = Compute(trainable=frozenset(["head/kernel"]))
-    drawn = model.apply(model.params, pixels, jax.random.key(0), compute)["logits"]
-    np.testing.assert_array_equal(drawn, model.apply(model.params, pixels)["logits"])
-    trained = model.apply(model.params, pixels, jax.random.key(0))["logits"]
-    assert not np.array_equal(trained, drawn)
+
+    def logits(*options):
+        return np.asarray(compiled(model, model.params, pixels, *options)["logits"])
+
+    drawn = logits(jax.random.key(0), compute)
+    np.testing.assert_array_equal(drawn, logits())
+    assert not np.array_equal(drawn, logits(jax.random.key(0)))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,12 @@ from jaxft.models.generate.decode import Generator, bucket
 from jaxft.models.generate.settings import Settings
 from tests.support.families import FAMILIES, make_pair
 
-CAUSAL = [kind for kind, family in FAMILIES.items() if "causal_lm" in family.model_types[kind]]
+LIKE_LLAMA = ("olmo2",)  # its attention has norms of its own, and no cache of its own
+CAUSAL = [
+    pytest.param(kind, marks=pytest.mark.full if kind in LIKE_LLAMA else ())
+    for kind, family in FAMILIES.items()
+    if "causal_lm" in family.model_types[kind]
+]
 LENGTHS, NEW = (9, 4, 13), 5
 
 
