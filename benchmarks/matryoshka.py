@@ -39,8 +39,8 @@ VARIANTS = {
 }
 
 
-def recalls(run: str | Path) -> dict[int, float]:
-    """The recall at 1 of the test rows' questions at each width, from their whole vectors."""
+def recalls(run: str | Path) -> dict[int, tuple[float, float]]:
+    """The recall at 1 and 10 of the test rows' questions at each width, from whole vectors."""
     rows = [row for _, row in open_source(TEST).each(["prompt", "answer"])]
     texts = [row[name] for name in ("prompt", "answer") for row in rows]
     vectors = np.array([one["vector"] for one in predict(run, texts)], np.float32)
@@ -48,7 +48,8 @@ def recalls(run: str | Path) -> dict[int, float]:
     by_width = {}
     for dim in DIMS:
         anchors, items = np.split(np.asarray(cut(vectors, dim)), 2)
-        by_width[dim] = pair_scores(anchors, items, numbers, numbers[:, 1])["recall_at_1"]
+        scores = pair_scores(anchors, items, numbers, numbers[:, 1])
+        by_width[dim] = scores["recall_at_1"], scores["recall_at_10"]
     return by_width
 
 
@@ -57,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, help="where the runs go; a temporary one if not set")
     folder = parser.parse_args().folder or Path(tempfile.mkdtemp(prefix="jaxft-matryoshka-"))
-    each: dict[str, list[dict[int, float]]] = {name: [] for name in VARIANTS}
+    each: dict[str, list[dict[int, tuple[float, float]]]] = {name: [] for name in VARIANTS}
     for seed in range(SEEDS):
         for name, overrides in VARIANTS.items():
             run = f"{name.replace(' ', '-')}-{seed}"
@@ -66,13 +67,16 @@ def main() -> None:
                 where = [f"run.dir={folder}", f"run.name={run}", *overrides]
                 subprocess.run([sys.executable, *words, *where], check=True)
             each[name].append(recalls(folder / run))
-            print(seed, name, {dim: round(r, 3) for dim, r in each[name][-1].items()}, flush=True)
+            print(seed, name, each[name][-1], flush=True)
     means = {
-        name: {str(dim): round(mean(one[dim] for one in runs), 4) for dim in DIMS}
-        for name, runs in each.items()
+        f"recall_at_{most}": {
+            name: {str(dim): round(mean(one[dim][index] for one in runs), 3) for dim in DIMS}
+            for name, runs in each.items()
+        }
+        for index, most in enumerate((1, 10))
     }
     print(means)
-    record("matryoshka", {"recall_at_1": means, "seeds": SEEDS})
+    record("matryoshka", {**means, "seeds": SEEDS})
 
 
 if __name__ == "__main__":

@@ -244,9 +244,13 @@ def residual_bytes(setup: Setup, compute: Compute) -> int:
 
 def batch_shapes(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the shapes of a training batch."""
-    examples = setup.splits["train"].examples
-    first = examples.collate(setup.plan.batch(0), setup.layout.row_length)
-    return {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in first.items()}
+    examples, rows = setup.splits["train"].examples, setup.layout.rows
+    # One row is enough: the images of a large batch would take gigabytes.
+    first = examples.collate(setup.plan.batch(0)[:1], setup.layout.row_length)
+    return {
+        name: jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype)
+        for name, array in first.items()
+    }
 
 
 def param_shapes(model: Model, dtype: str) -> dict[str, jax.ShapeDtypeStruct]:
