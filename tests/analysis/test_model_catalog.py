@@ -39,7 +39,7 @@ def test_the_table(capsys):
     assert [(one.head, one.trains, one.generates) for one in llama] == [
         (None, ("embedding",), False),
         ("causal_lm", ("causal_lm", "dpo"), True),
-        ("text_classification", ("distillation", "text_classification"), False),
+        ("text_classification", ("distillation", "reranking", "text_classification"), False),
     ]
     assert not next(one for one in entries() if one.architecture == "ViTModel").trains
 
