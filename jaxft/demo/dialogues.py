@@ -71,7 +71,7 @@ def choices() -> Path:
     return once("choices", CHATTERBOT, partial(_write, make=_choice_rows))
 
 
-def _write(wheel: Path, to: Path, make: Callable[[list[Row]], Iterable[Row]] = iter) -> None:
+def _write(wheel: Path, to: Path, make: Callable[[list[Row]], Iterable[Row]] = list) -> None:
     """Write train.jsonl and test.jsonl, in the order of the files and of what is in them.
 
     Args:

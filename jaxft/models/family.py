@@ -168,13 +168,13 @@ def tops_of(parts: Towers, last: int) -> dict[str, int]:
     return tops
 
 
-def head_fields(head: str | None, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+def head_fields(head: str | None, fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return a config.json without the classes of another head, which this one would count.
 
     transformers gives the head of question answering an output for each class of config.json.
     """
     if head != "question_answering":
-        return fields
+        return dict(fields)
     classes = ("id2label", "label2id", "num_labels")
     return {name: value for name, value in fields.items() if name not in classes}
 

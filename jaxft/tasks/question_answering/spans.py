@@ -61,9 +61,10 @@ def best_spans(outputs: Outputs, batch: Batch, most: int) -> dict[str, jax.Array
     position = jnp.argmax(within, axis=-1)  # [R, S]
     first = position - batch["read_positions"]
     score = jnp.max(within, axis=-1)
-    ends = [outputs["start_logits"], outputs["end_logits"]]
-    null = sum(jnp.take_along_axis(one, batch["read_positions"], axis=1) for one in ends)
-    total = sum(_totals(outputs, batch))
+    ends = outputs["start_logits"] + outputs["end_logits"]
+    null = jnp.take_along_axis(ends, batch["read_positions"], axis=1)
+    starts_total, ends_total = _totals(outputs, batch)
+    total = starts_total + ends_total
     return {
         "first": first,
         "last": first + jnp.take_along_axis(lengths, position, axis=1),

@@ -6,7 +6,7 @@ cuts is whole in the next.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,7 +158,7 @@ def answer_targets(examples: Windows) -> np.ndarray:
     return targets
 
 
-def _tokens_of(answer: Answer, window: dict[str, np.ndarray]) -> tuple[int, int]:
+def _tokens_of(answer: Answer, window: Mapping[str, np.ndarray]) -> tuple[int, int]:
     """Return the first and last token of an answer in a window; 0 and 0 if it is not in it."""
     places = np.flatnonzero(window["inside"])
     if not len(places):
