@@ -63,6 +63,9 @@ def test_a_checkpoint_without_its_weights(capsys, tmp_path):
         "distillation": "BertForSequenceClassification",
         "embedding": "BertModel",
         "masked_lm": "BertForMaskedLM",
+        "multiple_choice": "BertForMultipleChoice",
+        "question_answering": "BertForQuestionAnswering",
+        "reranking": "BertForSequenceClassification",
         "text_classification": "BertForSequenceClassification",
         "token_classification": "BertForTokenClassification",
     }
