@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from jaxft.cli.parts.paths import folder_named
@@ -60,7 +60,8 @@ def _names_keys(what: str) -> bool:
 
 def _key_table(keys: list[Key]) -> Table:
     """Return the table of keys: type, default, unit, meaning, may it change on resume."""
-    table = Table("key", "type", "default", "meaning", "on resume", box=box.SIMPLE_HEAD)
+    key_column = Column("key", no_wrap=True)  # a key in two lines cannot be searched for
+    table = Table(key_column, "type", "default", "meaning", "on resume", box=box.SIMPLE_HEAD)
     section = None
     for key in keys:
         top = key.name.split(".")[0].removesuffix("[]")

@@ -531,9 +531,9 @@ def test_a_key_of_another_kind_of_task_is_unknown(write):
 
 
 def leaves(values, prefix=""):
-    """Dotted names of a dump, a mapping of columns counting as one value."""
+    """Dotted names of a dump, a mapping of columns or patterns counting as one value."""
     for name, value in values.items():
-        if isinstance(value, dict) and prefix + name != "data.where":
+        if isinstance(value, dict) and prefix + name not in ("data.where", "adapter.ranks"):
             yield from leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name

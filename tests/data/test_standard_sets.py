@@ -5,6 +5,7 @@ import re
 import shlex
 from contextlib import redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -170,7 +171,9 @@ def test_the_line_reads_the_set(path, line, name, tmp_path, monkeypatch):
     config = load_config(path, line[3:])
     task = make_task(config)
     sources = open_sources(task, config.data.specs, config.data.where, 0)
-    bound = task.bind(None, task.label_names(sources["train"]))
+    # A task looks for what its checkpoint says of texts, such as prompts: here it says nothing.
+    tools = SimpleNamespace(model=SimpleNamespace(source=SimpleNamespace(folder=tmp_path)))
+    bound = task.bind(tools, task.label_names(sources["train"]))
     assert {"train", "eval"} <= sources.keys()
     assert all(source.spec.startswith(f"tfds:{name}:") for source in sources.values())
     assert [bad_rows(bound, source) for source in sources.values()] == [[] for _ in sources]
