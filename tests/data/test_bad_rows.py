@@ -1,7 +1,6 @@
 """`data.on_bad_row: skip` leaves out what each task cannot read, and nothing else."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -13,6 +12,7 @@ from jaxft.engine.inputs import bad_rows
 from jaxft.engine.setup import make_task
 from jaxft.errors import UserError
 from jaxft.tasks.parts.labels import BadValue
+from tests.support.bare_tools import bare_tools
 
 BOX = {"bbox": [[1, 1, 5, 5]], "label": ["a"]}
 WORDS = {"tokens": ["a", "b"], "tags": ["O", "B-x"]}
@@ -173,9 +173,7 @@ def test_bad_rows_are_found_and_told(kind, tmp_path):
     data = {"train": f"jsonl:{path}", "eval": f"jsonl:{path}"}
     given = {"run": {"name": "t"}, "model": {"checkpoint": "none"}, "data": data}
     task = make_task(parse_config({**given, "task": {"kind": kind, **section}}))
-    # A task looks for what its checkpoint says of texts, such as prompts: here it says nothing.
-    tools = SimpleNamespace(model=SimpleNamespace(source=SimpleNamespace(folder=tmp_path)))
-    bound = task.bind(tools, NAMES.get(kind, ("a", "b")))
+    bound = task.bind(bare_tools(tmp_path), NAMES.get(kind, ("a", "b")))
     assert bad_rows(bound, source) == list(range(1, len(rows) - 1))
     for number, (_, said) in enumerate(bad, 1):
         with pytest.raises((BadValue, UserError)) as caught:

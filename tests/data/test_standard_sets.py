@@ -5,7 +5,6 @@ import re
 import shlex
 from contextlib import redirect_stdout
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from PIL import Image
 from jaxft.config.load import load_config
 from jaxft.engine.inputs import bad_rows, open_sources
 from jaxft.engine.setup import make_task
+from tests.support.bare_tools import bare_tools
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NER = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC")
@@ -171,9 +171,7 @@ def test_the_line_reads_the_set(path, line, name, tmp_path, monkeypatch):
     config = load_config(path, line[3:])
     task = make_task(config)
     sources = open_sources(task, config.data.specs, config.data.where, 0)
-    # A task looks for what its checkpoint says of texts, such as prompts: here it says nothing.
-    tools = SimpleNamespace(model=SimpleNamespace(source=SimpleNamespace(folder=tmp_path)))
-    bound = task.bind(tools, task.label_names(sources["train"]))
+    bound = task.bind(bare_tools(tmp_path), task.label_names(sources["train"]))
     assert {"train", "eval"} <= sources.keys()
     assert all(source.spec.startswith(f"tfds:{name}:") for source in sources.values())
     assert [bad_rows(bound, source) for source in sources.values()] == [[] for _ in sources]

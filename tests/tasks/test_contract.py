@@ -12,6 +12,7 @@ from jaxft.report.page.predictions.lines import EARLIER, LINES, view_of
 from jaxft.tasks.parts.contract import BoundTask, Task
 from jaxft.tasks.parts.metric import HIGHER, LOWER, Metric
 from tests.data.test_bad_rows import CASES
+from tests.support.bare_tools import bare_tools
 
 HEADS = {
     head
@@ -28,7 +29,7 @@ def task_of_kind(kind, **section):
 
 
 @pytest.mark.parametrize("kind", task_sections())
-def test_what_a_task_declares_fits_together(kind):
+def test_what_a_task_declares_fits_together(kind, tmp_path):
     task = task_of_kind(kind)
     assert isinstance(task, Task)
     assert task.kind == kind
@@ -37,7 +38,7 @@ def test_what_a_task_declares_fits_together(kind):
     assert task.primary in task.metrics
     assert task.view is None or task.view in LINES
     assert set(task.input_columns or ()) <= set(task.columns)
-    assert isinstance(task.bind(None, ("a", "b")), BoundTask)
+    assert isinstance(task.bind(bare_tools(tmp_path), ("a", "b")), BoundTask)
 
 
 @pytest.mark.parametrize(
