@@ -227,7 +227,7 @@ def test_a_truncated_file_is_named(folder, keep):
         ({"num_attention_heads": 3}, "8 does not divide into 3 heads"),
         ({"hidden_size": None}, "hidden_size must be a whole number"),
         ({"model_type": "bort"}, "model_type 'bort' is not supported.*'bert'"),
-        ({"architectures": ["BertForQuestionAnswering"]}, "Name a task: text_class"),
+        ({"architectures": ["BertForNextSentencePrediction"]}, "Name a task: text_class"),
     ],
 )
 def test_a_config_that_is_not_understood_is_refused(folder, fields, sentence):
