@@ -22,6 +22,7 @@ from jaxft.numbers import count, share, size
 from jaxft.report.terminal.console import EscapingConsole
 from jaxft.report.terminal.tables import data_table, depth_table, group_table, segment_table
 from jaxft.training.metadata import run_json, table_json
+from jaxft.training.rates.heavy_tail import check_matrices_train
 
 COPIES = {"average": "their moving average", "origin": "the anchor of L2-SP"}
 
@@ -152,6 +153,7 @@ def plan(config: Config) -> Plan:
     """
     config = choose_groups(config, EscapingConsole(stderr=True))
     setup = build(config)
+    check_matrices_train(setup)
     phases = phase_setups(setup)
     plan_trunks(setup, phases)  # raises the errors that the run would raise
     chosen = widest(phases)

@@ -113,12 +113,14 @@ def optimizer_warnings(setup: Setup, chosen: PhaseSetup) -> list[str]:
     """
     table, pretrained = chosen.table, set(setup.model.matching.loaded)
     groups = {group.name for group in table.training_groups if group.algorithm == MUON}
-    moved = [
-        leaf
+    if not any(
+        leaf.trainable
+        and leaf.group in groups
+        and leaf.name in pretrained
+        and is_matrix(leaf.name, leaf.shape)
+        and not is_adapter(leaf.name)
         for leaf in table.leaves
-        if leaf.trainable and leaf.group in groups and leaf.name in pretrained
-    ]
-    if not any(is_matrix(leaf.name, leaf.shape) and not is_adapter(leaf.name) for leaf in moved):
+    ):
         return []
     return [
         "optimizer muon trains pretrained matrices; where AdamW pretrained them, AdamW has been "

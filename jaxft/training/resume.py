@@ -70,6 +70,7 @@ def set_up(config: Config, console: Console, *, resume: bool, overwrite: bool) -
     layout, facts = Layout(**about["layout"]), about.get("fitted", {})
     based = with_best_metric(with_checkpoint(config, base_checkpoint(run, config)), run)
     setup = build(based, layout=layout, new=new_at_start(run), facts=facts)
+    check_matrices_train(setup)
     check_base(run, setup.model.source)
     finished = from_first(lambda: finished_at(run, setup))
     return Start(config, setup, changed_values(earlier, config), finished)

@@ -14,6 +14,15 @@ def pareto(exponent, count, seed):
     return (1 - uniform) ** (-1 / (exponent - 1))
 
 
+@pytest.mark.parametrize("shape", [(30, 50), (50, 30), (40, 40)])
+def test_singular_values_by_numpy(shape):
+    matrix = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    expected = np.linalg.svd(matrix.astype(np.float64), compute_uv=False)[::-1]
+    np.testing.assert_allclose(spectrum.singular_values(matrix), expected, rtol=1e-9)
+    matrix[3, 4] = np.nan
+    np.testing.assert_array_equal(spectrum.singular_values(matrix), np.zeros(min(shape)))
+
+
 @pytest.mark.parametrize("exponent", [1.8, 2.5, 4.0])
 def test_exponents_of_synthetic_pareto_spectra(exponent):
     fits = [spectrum.fit_power_law(pareto(exponent, 1500, seed)) for seed in range(3)]

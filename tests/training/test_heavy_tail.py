@@ -14,6 +14,7 @@ from jaxft.errors import UserError
 from jaxft.layerwise.criteria.spectrum import hill_exponent
 from jaxft.layerwise.groups import Group
 from jaxft.layerwise.table import build_table
+from jaxft.planning.plan import plan
 from jaxft.training.rates.heavy_tail import heavy_tail_multipliers, matrices_of, measured_exponents
 from jaxft.training.story import train
 from tests.support.tiny import tiny_config
@@ -121,6 +122,12 @@ def test_runs_without_spectra_are_refused(tmp_path, sections, message):
     with pytest.raises(UserError, match=message):
         train(tiny_config(tmp_path, **{"layer_decay": {"preset": "heavy_tail"}, **sections}))
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_plan_raises_what_the_run_would(tmp_path):
+    decay, frozen = {"preset": "heavy_tail"}, {"name": "f", "depth": [0, 2], "freeze": True}
+    with pytest.raises(UserError, match="none of them trains"):
+        plan(tiny_config(tmp_path, layer_decay=decay, groups=[frozen]))
 
 
 def test_the_interval_is_an_epoch_unless_it_is_set(tmp_path):

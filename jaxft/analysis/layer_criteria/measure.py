@@ -9,11 +9,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from scipy.linalg import svdvals
 
 from jaxft.analysis.layer_criteria.program import gradient_sums, state_measures, tokens_of
 from jaxft.config.load import Config, parse_config
-from jaxft.device.mesh import replicated
+from jaxft.device.mesh import fetch
 from jaxft.engine.cost import count_flops
 from jaxft.engine.initial_state import load_params
 from jaxft.engine.setup import Setup, build
@@ -151,11 +150,9 @@ def _spectra(
     advance: Advance,
 ) -> dict[str, Scores]:
     """Measure the spectrum of each matrix, one matrix on the host at a time."""
-    whole = jax.jit(lambda kernel: kernel, out_shardings=replicated(setup.mesh))
     scores: dict[str, dict[str, float | None]] = {name: {} for name in SPECTRA}
     for one in matrices:
-        kernel = np.asarray(whole(params[one.name]), np.float32)
-        singular = svdvals(kernel) if np.isfinite(kernel).all() else np.zeros(min(one.shape))
+        singular = spectrum.singular_values(fetch(setup.mesh, params[one.name]))
         values = spectrum.eigenvalues(singular)
         fit = fits[one.name] = spectrum.fit_power_law(values)
         scores["alpha"][one.name] = None if fit is None else fit.exponent

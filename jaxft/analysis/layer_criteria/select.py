@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
+from functools import partial
 
 from rich.console import Console
 
@@ -61,11 +62,8 @@ def choose_groups(config: Config, console: Console) -> Config:
     groups = list(config.groups)
     for index, section in pending.items():
         own = measured[section.batches] if section.by != RANDOM else _unmeasured(setup)
-        chosen = from_first(
-            lambda own=own, section=section: chosen_matrices(  # type: ignore[misc]
-                setup, own, section.by, section.fraction, section.per
-            )
-        )
+        criteria = section.by, section.fraction, section.per
+        chosen = from_first(partial(chosen_matrices, setup, own, *criteria))
         groups[index] = groups[index].model_copy(
             update={"match": patterns(chosen, own.matrices, section.per)}
         )
@@ -108,18 +106,14 @@ def chosen_matrices(
         UserError: a matrix has no value of the criterion.
     """
     kinds = measured.kinds if per != "model" else dict.fromkeys(measured.kinds, "")
-    if by == RANDOM and per == BLOCK:
-        blocks = list(dict.fromkeys(one.block for one in measured.matrices))
-        scores = random_scores(blocks, setup.config.run.seed.init)
-    elif by == RANDOM:
+    if by == RANDOM:
         scores = random_scores(list(kinds), setup.config.run.seed.init)
     else:
         scores = _scores(measured, by, list(kinds))
-        if per == BLOCK:
-            scores = mean_ranks(scores, kinds, {one.name: one.block for one in measured.matrices})
     if per != BLOCK:
         return choose(scores, kinds, fraction)
-    blocks = choose(scores, dict.fromkeys(scores, ""), fraction)
+    ranks = mean_ranks(scores, kinds, {one.name: one.block for one in measured.matrices})
+    blocks = choose(ranks, dict.fromkeys(ranks, ""), fraction)
     return [one.name for one in measured.matrices if one.block in blocks]
 
 

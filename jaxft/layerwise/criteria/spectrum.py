@@ -41,6 +41,22 @@ class PowerLaw:
         return self.exponent - Z95 * self.error, self.exponent + Z95 * self.error
 
 
+def singular_values(matrix: np.ndarray) -> np.ndarray:
+    """Compute the singular values of a matrix, ascending, from the smaller of its Gram matrices.
+
+    Args:
+        matrix: `[m, n]`.
+
+    Returns:
+        `[min(m, n)]` float64; all zero for a matrix that is not finite. Values below about 1e-8 of
+        the largest are rounding.
+    """
+    if not np.isfinite(matrix).all():
+        return np.zeros(min(matrix.shape))
+    wide = np.asarray(matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T, np.float64)
+    return np.sqrt(np.maximum(np.linalg.eigvalsh(wide @ wide.T), 0))
+
+
 def eigenvalues(singular: np.ndarray) -> np.ndarray:
     """Return the squares of the singular values that are not zero to rounding, ascending.
 

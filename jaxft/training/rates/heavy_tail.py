@@ -19,10 +19,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxft.device.distributed import from_first
-from jaxft.device.mesh import in_turn, replicated
+from jaxft.device.mesh import fetch
 from jaxft.engine.setup import Setup
 from jaxft.errors import UserError
-from jaxft.layerwise.criteria.spectrum import eigenvalues, hill_exponent
+from jaxft.layerwise.criteria.spectrum import eigenvalues, hill_exponent, singular_values
 from jaxft.layerwise.defaults import is_matrix
 from jaxft.layerwise.table import LayerTable
 
@@ -59,13 +59,10 @@ def measured_exponents(mesh: Mesh, matrices: Mapping[str, jax.Array]) -> dict[st
         Name -> Hill's estimate from the larger half of the eigenvalues, None where it is not
         defined; the first process's in all of them.
     """
-    whole = jax.jit(lambda kernel: kernel, out_shardings=replicated(mesh))
-    exponents = {}
-    for name, kernel in matrices.items():
-        values = np.asarray(in_turn(mesh, whole(kernel)), np.float64)
-        shorter = values if values.shape[0] <= values.shape[1] else values.T
-        singular = np.sqrt(np.maximum(np.linalg.eigvalsh(shorter @ shorter.T), 0))
-        exponents[name] = hill_exponent(eigenvalues(singular))
+    exponents = {
+        name: hill_exponent(eigenvalues(singular_values(fetch(mesh, kernel))))
+        for name, kernel in matrices.items()
+    }
     return from_first(lambda: exponents)
 
 
@@ -91,6 +88,5 @@ def heavy_tail_multipliers(table: LayerTable, exponents: Mapping[str, float | No
             return 1.0
         return LOWEST + (HIGHEST - LOWEST) * share[matrix]
 
-    return (table.multipliers() * np.array([multiplier(n) for n in table.trainable])).astype(
-        np.float32
-    )
+    factors = np.array([multiplier(name) for name in table.trainable])
+    return (table.multipliers() * factors).astype(np.float32)
