@@ -26,7 +26,7 @@ from jaxft.config.load import Config
 from jaxft.engine.inputs import Split
 from jaxft.engine.setup import build
 from jaxft.metrics.classification import classification_scores
-from jaxft.storage.files import write_atomic
+from jaxft.runs.folder import open_run
 
 ROWS = 64
 POOLED = "logistic regression on the frozen pooled output"
@@ -122,13 +122,13 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a run folder")
     run = parser.parse_args().run
     warnings.simplefilter("error", ConvergenceWarning)
-    result = json.loads((run / "result.json").read_text())
-    config = run_config(run)
+    folder, config = open_run(run), run_config(run)
+    result = folder.read_json("result.json")
     scores = baselines(config)
     measured = recorded("seeds")
     if measured and measured["recipe"] == recipe(config):
         scores[TWIN] = float(np.mean(measured["torch"]))
-    write_atomic(run / "result.json", json.dumps({**result, "baselines": scores}, indent=2) + "\n")
+    folder.write_json("result.json", {**result, "baselines": scores})
     show({"jaxft, fine-tuned": result["metrics"]["accuracy"], **scores})
 
 

@@ -14,10 +14,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks import gpu, measure, seeds, trainer
+import jaxft
+from benchmarks import baseline, gpu, measure, seeds, trainer
 from benchmarks.measure import median
 from benchmarks.studies.page import drift_of
 from jaxft.config.load import override_config
+from jaxft.export.export import export
+from jaxft.report.page.page import write_page
+from tests.support.tiny import tiny_config
 from tests.support.xla import xla_flags
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +50,17 @@ def test_cpu_seconds_are_those_of_this_process():
         ended = time.time()
     assert clock.between(asleep, awake) < 0.15
     assert 0.15 < clock.between(awake, ended) < 0.45
+
+
+def test_a_run_with_baselines_exports_and_shows_them(tmp_path, monkeypatch):
+    """As in `make demo`, between training and the export."""
+    config = tiny_config(tmp_path, train={"length": "1 steps", "evaluate_every": "1 steps"})
+    run = jaxft.train(config, quiet=True).folder
+    monkeypatch.setattr(sys, "argv", ["baseline", str(run)])
+    monkeypatch.setattr(baseline, "baselines", lambda config: {baseline.MEAN: 0.625})
+    baseline.main()
+    assert (export(run, tmp_path / "export") / "config.json").is_file()
+    assert "0.6250" in write_page([run]).read_text()
 
 
 def test_results_are_kept_by_name(tmp_path, monkeypatch):
