@@ -54,7 +54,8 @@ def singular_values(matrix: np.ndarray) -> np.ndarray:
     if not np.isfinite(matrix).all():
         return np.zeros(min(matrix.shape))
     wide = np.asarray(matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T, np.float64)
-    return np.sqrt(np.maximum(np.linalg.eigvalsh(wide @ wide.T), 0))
+    singular: np.ndarray = np.sqrt(np.maximum(np.linalg.eigvalsh(wide @ wide.T), 0))
+    return singular
 
 
 def eigenvalues(singular: np.ndarray) -> np.ndarray:
