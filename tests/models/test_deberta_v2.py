@@ -16,8 +16,9 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_p
 from jaxft.engine.cost import count_flops
 from jaxft.errors import UserError
 from jaxft.models import load as registry
+from jaxft.models.families.deberta_v2 import relative
 from jaxft.models.families.deberta_v2.config import Config
-from jaxft.models.families.deberta_v2.relative import Buckets, skew
+from jaxft.models.families.deberta_v2.relative import Buckets
 from jaxft.models.tower.tower import Compute
 
 # As the hub's microsoft/deberta-v2-xlarge spells it, with other numbers; without its convolution,
@@ -141,8 +142,10 @@ def test_nothing_is_gathered_by_query_and_key(published, scan):
     assert by_position == []
 
 
-def test_step_flops_are_those_of_the_formula(published, tmp_path):
+@pytest.mark.parametrize("queries", [LENGTH, 8])
+def test_step_flops_are_those_of_the_formula(published, queries, tmp_path, monkeypatch):
     """As microsoft/deberta-v3-base: no convolution, one kernel for contents and positions."""
+    monkeypatch.setattr(relative, "QUERIES", queries)
     fields = {**PUBLISHED, "conv_kernel_size": 0, "share_att_key": True}
     (tmp_path / "config.json").write_text(json.dumps(fields))
     tensors = load_file(published[1] / "model.safetensors")
@@ -160,8 +163,10 @@ def test_step_flops_are_those_of_the_formula(published, tmp_path):
     used = np.unique(Buckets(8, 24, grow=True).rows(LENGTH)).size  # rows of the table of distances
     linear = 4 * width**2 + 2 * width * inner  # query, key, value, output; up and down
     attention = 2 * LENGTH * width  # contents, and the weighted sum of values
-    positions = 2 * (2 * LENGTH - 1) * width  # c2p and p2c, by distance
-    forward = 2 * layers * (tokens * (linear + attention + positions) + 2 * used * width**2)
+    padded = 2 * -(-LENGTH // queries) * queries  # whole blocks of queries
+    positions = 2 * padded * (LENGTH + queries) * width  # c2p and p2c, by distance
+    content = tokens * (linear + attention) + 2 * used * width**2
+    forward = 2 * layers * (content + positions)
     assert count_flops(loss, ours.params) == forward
     assert count_flops(jax.grad(loss), ours.params) == 3 * forward
 
@@ -175,11 +180,20 @@ def test_buckets_are_transformers(count, furthest):
     np.testing.assert_array_equal(Buckets(count, furthest, grow=True).rows(length), expected)
 
 
-def test_skew_moves_scores_to_their_keys():
-    scores = np.random.default_rng(0).normal(size=(2, 5, 9)).astype(np.float32)
-    moved = skew(jnp.asarray(scores))
-    for i in range(5):
-        np.testing.assert_array_equal(moved[:, i], scores[:, i, 4 - i : 9 - i])
+@pytest.mark.parametrize(("length", "queries"), [(5, 128), (4, 4), (8, 4), (9, 4), (11, 4)])
+def test_scores_by_distance_are_those_of_each_pair(length, queries, monkeypatch):
+    monkeypatch.setattr(relative, "QUERIES", queries)
+    random, heads, width = np.random.default_rng(0), 3, 2
+    query, key = random.normal(size=(2, 2, length, heads * width)).astype(np.float32)
+    of_keys, of_queries = random.normal(size=(2, 2 * length - 1, heads * width)).astype(np.float32)
+    expected = np.zeros((2, heads, length, length))
+    for i, j in np.ndindex(length, length):
+        row = length - 1 - (i - j)
+        products = query[:, i] * of_keys[row] + key[:, j] * of_queries[row]
+        expected[:, :, i, j] = products.reshape(2, heads, width).sum(-1)
+    arrays = map(jnp.asarray, (query, key, of_keys, of_queries))
+    scores = relative.relative_scores(*arrays, heads)
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

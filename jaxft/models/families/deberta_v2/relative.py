@@ -2,9 +2,10 @@
 
 T positions; the distance of key j from query i is i - j, which is one of 2 T - 1.
 
-Scores are formed for each distance by one product and then moved to their keys by padding and
-reshaping: what a key's score is depends on i - j alone, so that no gather over T x T is needed,
-which a TPU has no fast instruction for.
+Scores are formed for each distance by one product and then moved to their keys by reshaping: what
+a key's score is depends on i - j alone, so that no gather over T x T is needed, which a TPU has no
+fast instruction for. This is done for blocks of queries, which have T + QUERIES distances to the
+keys and not 2 T - 1: nearly half of the products, of the memory and of the time to compile.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+# The queries of a block: the lanes of a TPU's registers.
+QUERIES = 128
 
 
 @dataclass(frozen=True)
@@ -59,18 +63,36 @@ def log_buckets(distances: np.ndarray, count: int, furthest: int) -> np.ndarray:
     return np.where(size <= half, distances, far)
 
 
-def skew(scores: jax.Array) -> jax.Array:
-    """Move scores by distance to positions: [..., T, 2 T - 1] -> [..., T, T].
+def distances_of_blocks(rows: jax.Array, length: int) -> jax.Array:
+    """Gather the rows of the distances that each block of C queries has to T = `length` keys.
 
-    Entry (i, j) of the result is entry (i, j - i + T - 1).
+    Args:
+        rows: [2 T - 1, W], for the distances from T - 1 down to 1 - T.
+        length: T.
+
+    Returns:
+        [N, T + C, W], of N = ceil(T / C) blocks of C = min(T, QUERIES) queries, for the distances
+        from that of a block's last query to the first key down to that of its first query to the
+        last key, and one row that no query uses.
+    """
+    queries = min(length, QUERIES)
+    blocks = -(-length // queries)
+    rows = jnp.pad(rows, ((blocks * queries - length, 1), (0, 0)))
+    starts = range((blocks - 1) * queries, -1, -queries)
+    return jnp.stack([rows[start : start + length + queries] for start in starts])
+
+
+def skew(scores: jax.Array) -> jax.Array:
+    """Move scores of C queries by distance to T keys: [..., C, T + C] -> [..., C, T].
+
+    Entry (i, j) of the result is entry (i, j - i + C - 1).
 
     Source: Huang et al. (2018), https://arxiv.org/abs/1809.04281, section 3.4.1.
     """
-    *outer, length, distances = scores.shape
-    padded = jnp.pad(scores, [(0, 0)] * (len(outer) + 1) + [(0, 1)])
-    flat = padded.reshape(*outer, length * (distances + 1))
-    shifted = flat[..., length - 1 : length - 1 + length * distances]
-    return shifted.reshape(*outer, length, distances)[..., :length]
+    *outer, queries, distances = scores.shape
+    flat = scores.reshape(*outer, queries * distances)
+    shifted = flat[..., queries - 1 : queries - 1 + queries * (distances - 1)]
+    return shifted.reshape(*outer, queries, distances - 1)[..., : distances - queries]
 
 
 def relative_scores(
@@ -93,15 +115,21 @@ def relative_scores(
     """
     total = jnp.zeros((), query.dtype)
     if distance_keys is not None:
-        total = skew(_by_distance(query, distance_keys, heads))
+        total = _by_distance(query, distance_keys, heads)
     if distance_queries is not None:
         # Of a key: its distances to queries begin with the first one, so they are in turn.
-        scores = skew(_by_distance(key, distance_queries[::-1], heads))
-        total = total + scores.swapaxes(-1, -2)
+        total = total + _by_distance(key, distance_queries[::-1], heads).swapaxes(-1, -2)
     return total
 
 
 def _by_distance(x: jax.Array, rows: jax.Array, heads: int) -> jax.Array:
-    """Multiply [B, T, H K] with rows [2 T - 1, H K], head by head: [B, H, T, 2 T - 1]."""
-    x = x.reshape(*x.shape[:-1], heads, -1)
-    return jnp.einsum("bthk,dhk->bhtd", x, rows.reshape(rows.shape[0], heads, -1))
+    """Multiply [B, T, H K] with the rows [2 T - 1, H K] of its distances: [B, H, T, T]."""
+    batch, length, _ = x.shape
+    rows = distances_of_blocks(rows, length)
+    blocks, columns, width = rows.shape
+    queries = columns - length
+    x = jnp.pad(x, ((0, 0), (0, blocks * queries - length), (0, 0)))
+    x = x.reshape(batch, blocks, queries, heads, width // heads)
+    rows = rows.reshape(blocks, columns, heads, width // heads)
+    scores = skew(jnp.einsum("bnchk,ndhk->bhncd", x, rows))
+    return scores.reshape(batch, heads, blocks * queries, length)[:, :, :length]
