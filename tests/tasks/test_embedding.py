@@ -173,6 +173,28 @@ def test_scores_teach_the_cosine(model):
     assert task.task.primary == "spearman"
 
 
+def test_scores_of_a_cross_encoder_teach_the_order_of_candidates(model):
+    rows = [
+        {"anchor": f"red {n}", "positive": "blue", "negative": "green", "right": n, "wrong": 2.0}
+        for n in range(3)
+    ]
+    columns = ["right", "wrong"]
+    task, examples = examples_of(rows, model, negative="negative", teacher_scores=columns)
+    assert task.task.columns == ("anchor", "positive", "negative", *columns)
+    batch = examples.collate(np.array([[2, 0], [-1, 1]]), 40)
+    scores = batch["teacher_scores"]
+    np.testing.assert_array_equal(scores, [[[2, 2], [0, 2]], [[0, 0], [1, 2]]])
+    vectors = vectors_of(task, model, batch)
+    loss, weight = task.loss({"vectors": vectors}, batch)
+    cosines = np.einsum("rskd,rsd->rsk", vectors[:, :, 1:], vectors[:, :, 0]) / 0.05
+    errors = (cosines[..., 0] - cosines[..., 1] - (scores[..., 0] - scores[..., 1])) ** 2
+    assert float(weight) == 3
+    assert float(loss) == pytest.approx(np.sum(errors * batch["weights"]), rel=1e-4)
+    rows[1]["wrong"] = "low"
+    with pytest.raises(UserError, match="row 2 has 'low' in wrong, which is not a number"):
+        examples_of(rows, model, negative="negative", teacher_scores=columns)
+
+
 def test_the_texts_of_eval_pairs_lie_nearer_after_training(run):
     before, after = (
         json.loads((run.folder / f"embeddings-{when}.json").read_text())

@@ -23,19 +23,33 @@ from tests.support.tiny import tiny_checkpoint
 N, WIDTH = 6, 12
 SCORES = np.array([0.0, 0.5, 1.0, 0.5, 0.2, 0.2], np.float32)
 COSINE = theirs.TripletDistanceMetric.COSINE
+TEACHER_SCORES = np.random.default_rng(2).normal(size=(N, 3)).astype(np.float32) * 5
+TEACHER = {"negative": ["first", "second"], "teacher_scores": ["right", "wrong", "other"]}
+
+
+def scaled_cosine(one, other):
+    return torch.nn.functional.cosine_similarity(one, other) * 20.0
+
+
 # Name -> texts a row, section, the loss of sentence-transformers.
 LOSSES = {
     "multiple_negatives": (3, {}, theirs.MultipleNegativesRankingLoss(None, scale=20.0)),
     "triplet": (3, {"margin": 0.3}, theirs.TripletLoss(None, COSINE, triplet_margin=0.3)),
     "cosine": (2, {"score": "score"}, None),
     "cosent": (2, {"score": "score"}, theirs.CoSENTLoss(None, scale=20.0)),
+    "margin_mse": (4, TEACHER, theirs.MarginMSELoss(None, similarity_fct=scaled_cosine)),
+    "distill_kl": (
+        4,
+        TEACHER,
+        theirs.DistillKLDivLoss(None, similarity_fct=scaled_cosine, temperature=1.0),
+    ),
 }
 DIMS, SHARES = [12, 5, 2], [1.0, 0.5, 2.0]
 
 
 def section_of(name, count, **fields):
     negative = {"negative": "negative"} if count > 2 else {}
-    return Section(kind="embedding", loss=name, **negative, **fields)
+    return Section(kind="embedding", loss=name, **(negative | fields))
 
 
 def drawn(count, seed=0):
@@ -55,6 +69,7 @@ def ours(section, vectors):
         "weights": padded(np.ones((N, 1), np.float32)),
         "text_numbers": padded(numbers),
         "scores": padded(SCORES[:, None]),
+        "teacher_scores": padded(TEACHER_SCORES[:, None]),
     }
 
     def loss(vectors):
@@ -68,7 +83,8 @@ def ours(section, vectors):
 def of_torch(name, vectors, dims=(WIDTH,), shares=(1.0,)):
     """The same by sentence-transformers, a weighted sum over widths."""
     leaf = torch.tensor(vectors, requires_grad=True)
-    scores, loss = torch.tensor(SCORES), LOSSES[name][2]
+    of_teacher = "teacher_scores" in LOSSES[name][1]
+    scores, loss = torch.tensor(TEACHER_SCORES if of_teacher else SCORES), LOSSES[name][2]
     total = 0.0
     for dim, share in zip(dims, shares, strict=True):
         columns = torch.nn.functional.normalize(leaf[..., :dim], dim=-1).unbind(1)
@@ -149,6 +165,9 @@ def test_scores_of_a_split_have_every_width(name):
         ({"loss": "cosent"}, "the loss cosent needs task.score"),
         ({"loss": "triplet", "score": "s"}, "the loss triplet does not combine with task.score"),
         ({"loss": "triplet"}, "the loss triplet needs task.negative"),
+        ({"loss": "distill_kl"}, "the loss distill_kl needs task.teacher_scores"),
+        (TEACHER | {"loss": "triplet"}, "does not combine with task.teacher_scores"),
+        (TEACHER | {"negative": "one"}, "teacher_scores has 3 columns, and a row has 2 texts"),
         ({"matryoshka_dims": [4, 4]}, "matryoshka_dims has a number twice"),
         ({"matryoshka_weights": [1.0]}, "needs one weight for each of matryoshka_dims"),
     ],

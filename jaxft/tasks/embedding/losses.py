@@ -51,6 +51,10 @@ def _losses(section: Section, vectors: jax.Array, batch: Batch) -> jax.Array:
         right, *wrong = _cosines(vectors)
         excess = jnp.stack(wrong) - right + section.margin  # [K - 2, N]
         return jax.nn.relu(excess).mean(0)
+    if section.teacher_scores is not None:
+        own = jnp.stack(_cosines(vectors), -1) / section.temperature
+        teacher = batch["teacher_scores"].reshape(-1, count - 1)
+        return (_margins if section.objective == "margin_mse" else _divergence)(own, teacher)
     numbers = batch["text_numbers"].reshape(-1, count)
     return _ranking(vectors, numbers, weights, section.temperature)
 
@@ -59,6 +63,27 @@ def _cosines(vectors: jax.Array) -> list[jax.Array]:
     """Return the cosines of each anchor with its other texts: K - 1 arrays `[N]`."""
     count = vectors.shape[1]
     return [jnp.sum(vectors[:, 0] * vectors[:, k], axis=-1) for k in range(1, count)]
+
+
+def _margins(own: jax.Array, teacher: jax.Array) -> jax.Array:
+    """Compute the squared error of the positive's lead over each negative, averaged: `[N]`.
+
+    Source: Hofstätter et al. (2020), https://arxiv.org/abs/2010.02666, equation 1.
+
+    Args:
+        own, teacher: `[N, K - 1]` scores of the positive and of each negative.
+    """
+    leads, expected = own[:, :1] - own[:, 1:], teacher[:, :1] - teacher[:, 1:]
+    return jnp.square(leads - expected).mean(-1)
+
+
+def _divergence(own: jax.Array, teacher: jax.Array) -> jax.Array:
+    """Compute the divergence of the softmax of scores from the teacher's: `[N]`.
+
+    Args:
+        own, teacher: `[N, K - 1]` scores of the positive and of each negative.
+    """
+    return optax.kl_divergence(jax.nn.log_softmax(own), jax.nn.softmax(teacher))
 
 
 def _cosent(

@@ -9,8 +9,9 @@ from pydantic import Field, model_validator
 from jaxft.config.fields import TaskSection, fixed
 
 Dimension = Annotated[int, Field(ge=1)]
-LossName = Literal["multiple_negatives", "triplet", "cosine", "cosent"]
+LossName = Literal["multiple_negatives", "triplet", "cosine", "cosent", "margin_mse", "distill_kl"]
 OF_SCORES = ("cosine", "cosent")
+OF_TEACHER = ("margin_mse", "distill_kl")
 
 
 class EmbeddingSection(TaskSection):
@@ -30,11 +31,17 @@ class EmbeddingSection(TaskSection):
     score_range: Annotated[list[float], Field(min_length=2, max_length=2)] = fixed(
         [0.0, 1.0], "the lowest and the highest score"
     )
+    teacher_scores: Annotated[list[str], Field(min_length=2)] | None = fixed(
+        None,
+        "columns that hold a cross-encoder's scores of the anchor with the positive and with each "
+        "negative, in this order, which the cosines over task.temperature learn",
+    )
     loss: LossName | None = fixed(
         None,
         "of pairs: multiple_negatives (all other texts of a batch are negatives; the default) or "
         "triplet (only the row's own); of scored pairs: cosine (the squared error of the cosine; "
-        "the default) or cosent (the order of the cosines)",
+        "the default) or cosent (the order of the cosines); with teacher_scores: margin_mse (their "
+        "differences; the default) or distill_kl (their softmax)",
     )
     margin: float = fixed(
         0.2, "by how much the cosine of a positive exceeds that of a negative (triplet)", gt=0
@@ -52,7 +59,9 @@ class EmbeddingSection(TaskSection):
         "(config_sentence_transformers.json), {} puts nothing",
     )
     temperature: float = fixed(
-        0.05, "divisor of the cosines of pairs (multiple_negatives, cosent)", gt=0
+        0.05,
+        "divisor of the cosines (multiple_negatives, cosent, margin_mse, distill_kl)",
+        gt=0,
     )
     matryoshka_dims: Annotated[list[Dimension], Field(min_length=1)] | None = fixed(
         None,
@@ -78,6 +87,8 @@ class EmbeddingSection(TaskSection):
     @property
     def objective(self) -> LossName:
         """The loss, as chosen or by default."""
+        if self.loss is None and self.teacher_scores is not None:
+            return "margin_mse"
         return self.loss or ("multiple_negatives" if self.score is None else "cosine")
 
     @model_validator(mode="after")
@@ -95,6 +106,15 @@ class EmbeddingSection(TaskSection):
         if (self.objective in OF_SCORES) != (self.score is not None):
             needs = "needs task.score" if self.score is None else "does not combine with task.score"
             raise ValueError(f"the loss {self.objective} {needs}")
+        if (self.objective in OF_TEACHER) != (self.teacher_scores is not None):
+            needs = "needs" if self.teacher_scores is None else "does not combine with"
+            raise ValueError(f"the loss {self.objective} {needs} task.teacher_scores")
+        scored = len(self.teacher_scores or ())
+        if scored and scored != 1 + len(self.negatives):
+            raise ValueError(
+                f"teacher_scores has {scored} columns, and a row has {1 + len(self.negatives)} "
+                "texts beside the anchor: positive and negative"
+            )
         if self.objective == "triplet" and self.negative is None:
             raise ValueError("the loss triplet needs task.negative, a column of negatives")
         return self

@@ -25,7 +25,12 @@ from jaxft.tasks.embedding.pooling import IN_PYTORCH, MEAN, chosen_pooling, pool
 from jaxft.tasks.embedding.prompts import DOCUMENT, QUERY, Prompts, chosen_prompts, prompts_from
 from jaxft.tasks.embedding.scores import metric_names, shortened, split_scores
 from jaxft.tasks.embedding.section import EmbeddingSection as Section
-from jaxft.tasks.embedding.text_tuples import TextTuples, numbered
+from jaxft.tasks.embedding.text_tuples import (
+    TextTuples,
+    numbered,
+    similarity_of,
+    teacher_scores_of,
+)
 from jaxft.tasks.parts.card import APPLY, READ_TEXT, Card
 from jaxft.tasks.parts.comparison import Comparison
 from jaxft.tasks.parts.contract import (
@@ -38,7 +43,7 @@ from jaxft.tasks.parts.contract import (
     Sum,
     Task,
 )
-from jaxft.tasks.parts.labels import BadValue, column_of, number_of, read_rows, text_of
+from jaxft.tasks.parts.labels import column_of, read_rows, text_of
 from jaxft.tasks.parts.metric import Metric, loss_and
 from jaxft.tasks.parts.token_examples import of_segments
 from jaxft.tasks.parts.tools import Tools
@@ -58,13 +63,20 @@ class BoundEmbedding(BoundTask["Embedding", TextTuples]):
     def check_row(self, source: Source, number: int, row: Mapping[str, Any]) -> None:
         for column in self.task.texts:
             text_of(row[column], column)
-        self._score(row)
+        similarity_of(row, self.task.section)
+        teacher_scores_of(row, self.task.section)
 
     def examples(self, source: Source, *, labelled: bool = True) -> TextTuples:
         columns = self.task.texts if labelled else self.task.input_of(source)
-        scores = None
-        if labelled and self.task.section.score is not None:
-            scores = np.array(read_rows(source, self.task.columns, self._score), np.float32)
+        section, scores, teacher = self.task.section, None, None
+        if labelled and section.score is not None:
+            parse = partial(similarity_of, section=section)
+            scores = np.array(read_rows(source, self.task.columns, parse), np.float32)
+        elif labelled and section.teacher_scores is not None:
+            rows = read_rows(
+                source, section.teacher_scores, partial(teacher_scores_of, section=section)
+            )
+            teacher = np.array(rows, np.float32)
         elif labelled and len(source) < 2:
             raise UserError(
                 f"{source.spec}: a single pair has no negatives, which are the texts of others.",
@@ -81,7 +93,7 @@ class BoundEmbedding(BoundTask["Embedding", TextTuples]):
             **also,
         )
         written = list(zip(*(column_of(source, column) for column in columns), strict=True))
-        return TextTuples(tokens, numbered(written), scores)
+        return TextTuples(tokens, numbered(written), scores, teacher)
 
     def _encode(
         self, columns: Sequence[str], prompts: Sequence[str], source: Source
@@ -93,20 +105,6 @@ class BoundEmbedding(BoundTask["Embedding", TextTuples]):
         pairs = zip(encoded.ids, encoded.type_ids, strict=True)
         examples = [{"input_ids": ids, "token_type_ids": types} for ids, types in pairs]
         return examples, {"counts": encoded.counts, "cut": encoded.cut}
-
-    def _score(self, row: Mapping[str, Any]) -> float:
-        """Read the similarity of a row's two texts, scaled to 0 to 1."""
-        column = self.task.section.score
-        if column is None:
-            return 0.0
-        low, high = self.task.section.score_range
-        value = number_of(row[column], column)
-        if not low <= value <= high:
-            raise BadValue(
-                f"has {value:g} in {column}, which is not from {low:g} to {high:g}",
-                "Set task.score_range to the lowest and the highest score.",
-            )
-        return (value - low) / (high - low)
 
     def represent(
         self, params: Params, outputs: Outputs, batch: Batch, compute: Compute
@@ -281,7 +279,9 @@ class Embedding(Task):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return self.texts if self.section.score is None else (*self.texts, self.section.score)
+        own = self.section
+        scores = own.teacher_scores or ([] if own.score is None else [own.score])
+        return (*self.texts, *scores)
 
     def input_of(self, source: Source) -> tuple[str]:
         """Return the column of texts without labels: anchors, or what is searched among."""

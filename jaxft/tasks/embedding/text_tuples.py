@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from jaxft.data.random import FIRST_EPOCH, EpochRandom
+from jaxft.tasks.embedding.section import EmbeddingSection
 from jaxft.tasks.parts.examples import values_of
+from jaxft.tasks.parts.labels import BadValue, number_of
 from jaxft.tasks.parts.token_examples import GroupedExamples
 
 
@@ -21,10 +23,13 @@ class TextTuples(GroupedExamples):
         tokens: the token ids of each text, row by row.
         numbers: `[examples, K]` int32: equal texts have equal numbers.
         scores: `[examples]` float32, the similarity of the first two texts; None without scores.
+        teacher_scores: `[examples, K - 1]` float32, a cross-encoder's scores of the first text with
+            each of the others; None without them.
     """
 
     numbers: np.ndarray
     scores: np.ndarray | None
+    teacher_scores: np.ndarray | None = None
 
     @property
     def count(self) -> int:
@@ -46,12 +51,14 @@ class TextTuples(GroupedExamples):
 
         Returns:
             Its arrays, `text_numbers` `[R, S, K]`, 0 without example, and, if there are scores,
-            `scores` `[R, S]`.
+            `scores` `[R, S]` or `teacher_scores` `[R, S, K - 1]`.
         """
         batch = self.rows_of(index, row_length)
         batch["text_numbers"] = values_of(self.numbers, index)
         if self.scores is not None:
             batch["scores"] = values_of(self.scores, index)
+        if self.teacher_scores is not None:
+            batch["teacher_scores"] = values_of(self.teacher_scores, index)
         return batch
 
 
@@ -61,3 +68,31 @@ def numbered(rows: Sequence[Sequence[Any]]) -> np.ndarray:
     return np.array(
         [[known.setdefault(text, len(known)) for text in row] for row in rows], np.int32
     )
+
+
+def similarity_of(row: Mapping[str, Any], section: EmbeddingSection) -> float:
+    """Read the similarity of a row's two texts, scaled to 0 to 1; 0 where rows have none.
+
+    Raises:
+        BadValue: it is not a number from the lowest to the highest score.
+    """
+    column = section.score
+    if column is None:
+        return 0.0
+    low, high = section.score_range
+    value = number_of(row[column], column)
+    if not low <= value <= high:
+        raise BadValue(
+            f"has {value:g} in {column}, which is not from {low:g} to {high:g}",
+            "Set task.score_range to the lowest and the highest score.",
+        )
+    return (value - low) / (high - low)
+
+
+def teacher_scores_of(row: Mapping[str, Any], section: EmbeddingSection) -> list[float]:
+    """Read a cross-encoder's scores of a row's anchor with its other texts; `[]` without them.
+
+    Raises:
+        BadValue: a score is not a number.
+    """
+    return [number_of(row[column], column) for column in section.teacher_scores or ()]
