@@ -3,11 +3,18 @@
 import json
 import shutil
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, MarianMTModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    MarianMTModel,
+    PreTrainedTokenizerFast,
+)
 
 from jaxft.config.load import parse_config
 from jaxft.engine.setup import build
@@ -15,6 +22,7 @@ from jaxft.errors import UserError
 from jaxft.models import load as registry
 from jaxft.models.generate.decode import Generator
 from jaxft.models.generate.settings import Settings, read_settings
+from jaxft.models.layers.batch import read_end, repeated_input
 from tests.support.families import BARTS_KIN, LIKE_OTHERS, Pair, make_pair, outputs_of
 from tests.support.small_assets import write_t5, write_verses
 
@@ -97,6 +105,56 @@ def test_scores_of_their_own_are_not_tied(bart, tmp_path):
     np.testing.assert_array_equal(theirs.lm_head.weight.detach(), tensors["lm_head.weight"])
     for side in (theirs.model.encoder, theirs.model.decoder):
         np.testing.assert_array_equal(side.embed_tokens.weight.detach(), tensors[WORDS[0]])
+
+
+PACKED = {
+    "input_ids": np.array([[5, 6, 2, 7, 8, 9, 2, 4, 0]], np.int32),
+    "segment_ids": np.array([[1, 1, 1, 2, 2, 2, 2, 2, 0]], np.int32),
+    "position_ids": np.array([[0, 1, 2, 0, 1, 2, 3, 4, 0]], np.int32),
+    "read_positions": np.array([[0, 3]], np.int32),
+}
+
+
+@pytest.mark.parametrize(
+    ("start", "wanted"), [(3, [3, 5, 6, 3, 7, 8, 9, 2]), (None, [2, 5, 6, 4, 7, 8, 9, 2])]
+)
+def test_a_decoder_reads_each_source_of_a_row_again(start, wanted):
+    """Behind one token, or as in mBART behind the last of the source: its language."""
+    encoded = np.zeros((1, 9, 1), np.float32)
+    batch = repeated_input({n: jnp.asarray(value) for n, value in PACKED.items()}, encoded, start)
+    assert batch["input_ids"][0, :8].tolist() == wanted
+    for name in ("segment_ids", "position_ids"):
+        np.testing.assert_array_equal(batch[name], PACKED[name])
+    np.testing.assert_array_equal(batch["encoder_segment_ids"], PACKED["segment_ids"])
+    plain = {"input_ids": jnp.array([[5, 6, 2, 0]]), "attention_mask": jnp.array([[1, 1, 1, 0]])}
+    batch = repeated_input(plain, encoded, start)
+    assert batch["input_ids"][0, :3].tolist() == wanted[:3]
+
+
+def test_a_class_is_read_at_the_last_end_token():
+    """And where a source has none, at its last token."""
+    x = jnp.arange(9.0)[None, :, None]
+    batch = {n: jnp.asarray(value) for n, value in PACKED.items()}
+    batch["encoder_input_ids"] = batch["input_ids"]
+    assert read_end(x, batch, 2)[0, :, 0].tolist() == [2.0, 6.0]
+    assert read_end(x, batch, 9)[0, :, 0].tolist() == [2.0, 5.0]
+    ids, mask = jnp.array([[2, 7, 2, 7, 2], [7, 8, 9, 2, 2]]), [[1] * 4 + [0], [1] * 3 + [0] * 2]
+    plain = {"encoder_input_ids": ids, "input_ids": ids, "attention_mask": jnp.array(mask)}
+    assert read_end(x[:, :5].repeat(2, 0), plain, 2)[:, 0].tolist() == [2.0, 2.0]
+
+
+def test_classes_of_packed_texts_are_those_of_each_alone(tmp_path):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("mbart", **SMALL, num_labels=3)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    model = registry.load(str(tmp_path))
+    assert model.head == "text_classification"
+    together = model(**PACKED)["logits"][0]
+    texts = np.array([[5, 6, 2, 0, 0], [7, 8, 9, 2, 4]])
+    mask = np.array([[1, 1, 1, 0, 0], [1] * 5])
+    alone = model(input_ids=texts, attention_mask=mask)["logits"]
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+    assert np.abs(alone[0] - alone[1]).max() > 1e-3
 
 
 def test_a_marian_may_write_other_words_than_it_reads(tmp_path):

@@ -37,8 +37,12 @@ def is_kin(name: str, head: str | None) -> bool:
     if name in PAIRS:
         return name not in OWN_PAIRS
     if name in BARTS_KIN:
+        if head in ("text_classification", "question_answering"):
+            return (name, head) not in OWN_HEADS
         return head is None or name in LIKE_OTHERS
-    if head in ("question_answering", "multiple_choice"):
+    # Decoders' classes of tokens are their classes of texts at every position.
+    of_decoder = head == "token_classification" and "causal_lm" in architectures(name)
+    if of_decoder or head in ("question_answering", "multiple_choice"):
         return (name, head) not in OWN_HEADS
     if name in KIN_HEADS:
         return head not in KIN_HEADS[name]

@@ -56,6 +56,9 @@ SHARED_BLOCKS = ("albert",)
 # Of two families in one model these are always tested.
 OWN_PAIRS = ("vit+gpt2", "clip+gpt2", "bert+bert")
 OWN_HEADS = (
+    ("gpt2", "token_classification"),
+    ("llama", "question_answering"),
+    ("mbart", "text_classification"),
     ("bert", "question_answering"),
     ("bert", "multiple_choice"),
     ("modernbert", "question_answering"),
@@ -129,6 +132,9 @@ def make_pair(model_type: str, head: str | None, seed: int, folder: Path) -> Pai
     config.architectures = [architectures(model_type)[head]]
     if head == "question_answering":  # an answer's first and last token; some models refuse others
         config.num_labels = 2
+    twice = config.is_encoder_decoder and head in ("text_classification", "question_answering")
+    if twice:  # the decoder starts with a word that PyTorch gives a gradient
+        config.decoder_start_token_id = 1
     torch.manual_seed(seed)
     model = auto_class(model_type, head).from_config(config, attn_implementation="eager").eval()
     if config.is_encoder_decoder and hasattr(model, "lm_head") and draw.integers(2):
@@ -139,6 +145,8 @@ def make_pair(model_type: str, head: str | None, seed: int, folder: Path) -> Pai
                 value.add_(torch.randn_like(value) * 0.1)
     model.save_pretrained(folder)
     batch = random_batch(model, draw)
+    if twice:
+        batch = read_twice(batch, config)
     if head == "multiple_choice":  # three choices an example, of the same texts in another order
         batch = {
             n: np.stack([value[[i, i - 1, i - 2]] for i in range(3)]) for n, value in batch.items()
@@ -202,6 +210,16 @@ def random_batch(model: torch.nn.Module, draw: np.random.Generator) -> dict[str,
         targets = random_texts(getattr(config, "decoder", config), draw, shorter)
         batch |= {f"decoder_{name}": value for name, value in targets.items()}
     return batch
+
+
+def read_twice(batch: dict[str, np.ndarray], config) -> dict[str, np.ndarray]:
+    """Sources alone, which the decoder reads too, each with one end token."""
+    ids, mask = batch["input_ids"].copy(), batch["attention_mask"]
+    ids[ids == config.eos_token_id] = config.vocab_size - 1
+    ids[np.arange(len(ids)), mask.sum(-1) - 1] = config.eos_token_id
+    if config.model_type == "mbart":  # a text ends in its language
+        ids[0, mask[0].sum() - 2 : mask[0].sum()] = config.eos_token_id, 7
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 def random_patches(config, draw: np.random.Generator) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxft.errors import UserError
 
@@ -69,6 +70,50 @@ def decoder_batch(batch: Batch, encoded: jax.Array) -> Batch:
     return {**read, **own, "encoder_hidden_states": encoded}
 
 
+def decoder_input(batch: Batch, encoded: jax.Array) -> Batch:
+    """Build a decoder's batch, as `decoder_batch` does, of one that has targets.
+
+    Raises:
+        UserError: the batch has no input for the decoder.
+    """
+    if f"{DECODER}input_ids" not in batch:
+        raise UserError(
+            "The batch has no decoder_input_ids, which an encoder-decoder needs.",
+            "Give the target's tokens, shifted right by one behind the model's start token.",
+        )
+    return decoder_batch(batch, encoded)
+
+
+def repeated_input(batch: Batch, encoded: jax.Array, start: int | None) -> Batch:
+    """Build the batch of a decoder that reads the source again, shifted right by one token.
+
+    Args:
+        batch: of sources; where it has decoder inputs, those are read.
+        encoded: the encoder's output, [B, S, D].
+        start: the token before each text; None for its own last one, as in mBART.
+
+    Returns:
+        The decoder's, as of `decoder_batch`, with the `encoder_input_ids` [B, T].
+    """
+    ids, segments = batch["input_ids"], segments_of(batch)
+    again = {}
+    if f"{DECODER}input_ids" not in batch:
+        shared = ("attention_mask", "position_ids", "segment_ids")
+        again = {DECODER + name: batch[name] for name in shared if name in batch}
+        first = _last_of_segments(ids, segments) if start is None else jnp.full_like(ids, start)
+        shifted = jnp.where(positions_of(batch) == 0, first, jnp.roll(ids, 1, axis=1))
+        again[f"{DECODER}input_ids"] = shifted
+    return {**decoder_batch({**batch, **again}, encoded), "encoder_input_ids": ids}
+
+
+def _last_of_segments(ids: jax.Array, segments: jax.Array) -> jax.Array:
+    """Return at each position the last token of its segment: [B, T]."""
+    length = ids.shape[1]
+    following = jnp.pad(segments[:, 1:], ((0, 0), (0, 1)), constant_values=-1)
+    ends = jnp.where(segments != following, jnp.arange(length, dtype=jnp.int32), length)
+    return jnp.take_along_axis(ids, lax.cummin(ends, axis=1, reverse=True), axis=1)
+
+
 def read_first(x: jax.Array, batch: Batch) -> jax.Array:
     """Select the first position of each example: [B, D], or [R, S, D] with S segments a row."""
     if "read_positions" not in batch:
@@ -117,4 +162,26 @@ def read_last(x: jax.Array, batch: Batch, pad_token_id: int | None) -> jax.Array
     own = jnp.take_along_axis(segments, first, axis=1)  # [R, S]
     inside = (segments[:, None, :] == own[..., None]) & true[:, None, :]  # [R, S, T]
     last = jnp.where(inside, places, first[..., None]).max(-1)
+    return jnp.take_along_axis(x, last[..., None], axis=1)
+
+
+def read_end(x: jax.Array, batch: Batch, end_token_id: int) -> jax.Array:
+    """Select where each source has its last end token: [B, D], or [R, S, D] with S segments a row.
+
+    A source without that token, which transformers refuses, is read at its last one.
+
+    Args:
+        x: the stream of a decoder that reads the source again, [B, T, D].
+        batch: that decoder's, with `encoder_input_ids`.
+        end_token_id: the token.
+    """
+    length, segments = x.shape[1], segments_of(batch)
+    ends = batch["encoder_input_ids"] == end_token_id
+    rank = jnp.arange(length, dtype=jnp.int32) + length * ends  # [B, T]
+    if "read_positions" not in batch:
+        last = jnp.where(segments > 0, rank, 0).max(-1) % length  # [B]
+        return jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
+    own = jnp.take_along_axis(segments, batch["read_positions"], axis=1)  # [R, S]
+    inside = segments[:, None, :] == own[..., None]  # [R, S, T]
+    last = jnp.where(inside, rank[:, None], 0).max(-1) % length
     return jnp.take_along_axis(x, last[..., None], axis=1)

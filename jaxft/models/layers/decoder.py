@@ -1,4 +1,4 @@
-"""Mask and tops of decoders: bare stream, next-token scores, a class."""
+"""Mask and tops of decoders: bare stream, next-token scores, a class, tags, an answer's ends."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxft.models.layers.attention import Mask, make_mask
-from jaxft.models.layers.batch import Batch, check_length, read_last, segments_of, slot_of
+from jaxft.models.layers.batch import Batch, check_length, read_end, read_last, segments_of, slot_of
 from jaxft.models.layers.kernels import Kernel
 from jaxft.models.layers.loss import token_losses
-from jaxft.models.layers.math import soft_capped
-from jaxft.models.layers.modules import Embedding, LayerNorm, Linear, RMSNorm
+from jaxft.models.layers.math import dropout, soft_capped
+from jaxft.models.layers.modules import (
+    Embedding,
+    LayerNorm,
+    Linear,
+    RMSNorm,
+    span_scores,
+    split_key,
+)
 
 Outputs = dict[str, jax.Array]
 Norm = LayerNorm | RMSNorm
@@ -106,6 +113,67 @@ class LastToken(Bare):
         return {"logits": self.head(last).astype(jnp.float32)}
 
 
+class EndClasses(Bare):
+    """Class scores of a source that was read twice: `logits` [B, C], or [R, S, C] when packed.
+
+    Args:
+        norm: as `Bare` has it.
+        pooler, head: from the stream at the last end token, behind tanh, to classes.
+        end_token_id: that token.
+        rate: of the dropout before each of the two.
+    """
+
+    def __init__(
+        self, norm: Norm | None, pooler: Linear, head: Linear, end_token_id: int, rate: float
+    ):
+        super().__init__(norm)
+        self.pooler, self.head = pooler, head
+        self.end_token_id, self.rate = end_token_id, rate
+
+    def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> Outputs:
+        pooler_key, head_key = split_key(key, 2)
+        last = self.finished(read_end(x, batch, self.end_token_id))
+        pooled = jnp.tanh(self.pooler(dropout(last, self.rate, pooler_key)))
+        return {"logits": self.head(dropout(pooled, self.rate, head_key)).astype(jnp.float32)}
+
+
+class TokenClasses(Bare):
+    """Class scores of every token: `logits` [B, T, C].
+
+    Args:
+        norm, projection: as `Bare` has them.
+        head: from the stream to classes.
+        rate: of the dropout before the head.
+    """
+
+    def __init__(
+        self, norm: Norm | None, head: Linear, rate: float, projection: Linear | None = None
+    ):
+        super().__init__(norm, projection)
+        self.head = head
+        self.rate = rate
+
+    def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> Outputs:
+        read = dropout(self.finished(x), self.rate, key)
+        return {"logits": self.head(read).astype(jnp.float32)}
+
+
+class Spans(Bare):
+    """Scores of an answer's first and last token: `start_logits` and `end_logits` [B, T].
+
+    Args:
+        norm, projection: as `Bare` has them.
+        head: from the stream to both scores.
+    """
+
+    def __init__(self, norm: Norm | None, head: Linear, projection: Linear | None = None):
+        super().__init__(norm, projection)
+        self.head = head
+
+    def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> Outputs:
+        return span_scores(self.head(self.finished(x)))
+
+
 def causal_mask(
     batch: Batch,
     max_positions: int,
@@ -142,11 +210,13 @@ def decoder_top(
     projection: Linear | None = None,
     soft_cap: float | None = None,
     divisor: float = 1.0,
+    token_rate: float = 0.0,
 ) -> tuple[nnx.Module, dict[str, str]]:
     """Build the top of a decoder under a head, and return its ties.
 
     Args:
-        head: `text_classification`, `causal_lm`, or None for the bare stream.
+        head: `text_classification`, `token_classification`, `question_answering`, `causal_lm`, or
+            None for the bare stream.
         norm, projection: as `Bare` has them.
         vocab_size: V.
         width: what the head reads, E.
@@ -155,10 +225,16 @@ def decoder_top(
         num_labels: classes; None for two.
         pad_token_id: the token that no class is read from.
         soft_cap, divisor: of the scores of words, as `CausalLm` has them.
+        token_rate: the dropout before the classes of tokens.
     """
     if head == "text_classification":
         classes = Linear(width, num_labels or 2, ("embed", "labels"), std, bias=False)
         return LastToken(norm, classes, pad_token_id, projection), {}
+    if head == "token_classification":
+        classes = Linear(width, num_labels or 2, ("embed", "labels"), std)
+        return TokenClasses(norm, classes, token_rate, projection), {}
+    if head == "question_answering":
+        return Spans(norm, Linear(width, 2, ("embed", "labels"), std), projection), {}
     if head is None:
         return Bare(norm, projection), {}
     if tied:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxft.models.layers.batch import decoder_batch, segments_of
+from jaxft.models.layers.batch import segments_of
 from jaxft.models.layers.cache import UNCACHED
 from jaxft.models.layers.math import linear
 from jaxft.models.layers.modules import Linear
@@ -74,7 +74,7 @@ def observe(
     """
     if tower.reads is not None:
         encoded = run_tower(tower.reads, params, batch, None, compute)["last_hidden_state"]
-        batch = decoder_batch(batch, encoded)
+        batch = tower.input_of(batch, encoded)
     states = []
     with jax.default_matmul_precision(compute.precision):
         stream, context = run_stem(tower, params, batch, compute)

@@ -8,8 +8,6 @@ from typing import Any
 
 import jax
 
-from jaxft.errors import UserError
-from jaxft.models.layers.batch import decoder_batch
 from jaxft.models.layers.modules import split_key
 from jaxft.models.tower.blocks import part_values, run_blocks, segment
 from jaxft.models.tower.tower import PLAIN, Compute, Params, Part, Tower
@@ -67,7 +65,7 @@ def run_trunk(
     """
     if tower.reads is not None:
         encoded = run_tower(tower.reads, params, batch, None, compute)["last_hidden_state"]
-        batch = decoder_batch(batch, encoded)
+        batch = tower.input_of(batch, encoded)
     blocks = range(tower.frozen_blocks(compute) or 0)
     with jax.default_matmul_precision(compute.precision):
         stream, context = run_stem(tower, params, batch, compute)
@@ -133,16 +131,11 @@ def run_pair(
     Raises:
         UserError: the batch has no input for the decoder.
     """
-    if "decoder_input_ids" not in batch:
-        raise UserError(
-            "The batch has no decoder_input_ids, which an encoder-decoder needs.",
-            "Give the target's tokens, shifted right by one behind the model's start token.",
-        )
     encoder, decoder = towers["encoder"], towers["decoder"]
     assert isinstance(encoder, Tower) and isinstance(decoder, Tower)  # noqa: PT018 - one fact
     encoder_key, decoder_key = split_key(key, 2)
     encoded = run_tower(encoder, params, batch, encoder_key, compute)["last_hidden_state"]
-    targets = decoder_batch(batch, encoded)
+    targets = decoder.input_of(batch, encoded)
     outputs = run_tower(decoder, params, targets, decoder_key, compute)
     return outputs | {"encoder_last_hidden_state": encoded}
 

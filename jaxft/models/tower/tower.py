@@ -15,6 +15,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from jaxft.models.layers.batch import Batch, decoder_input
 from jaxft.models.layers.kernels import Kernel, Needs, Setting, choose
 from jaxft.models.layers.modules import Leaf
 from jaxft.models.layers.partition import gathered
@@ -124,6 +125,7 @@ class Tower:
         reads: the tower whose output its blocks read, where there is one: a decoder's encoder.
         borrowed: names of the stem and the top that are a parameter of `reads`: this tower's
             path -> the parameter's whole name.
+        input_of: the model's batch and the output of `reads` -> the batch of the stem and the top.
     """
 
     stem: Part
@@ -134,6 +136,7 @@ class Tower:
     prefix: str = ""
     reads: Tower | None = None
     borrowed: Mapping[str, str] = field(default_factory=dict)
+    input_of: Callable[[Batch, jax.Array], Batch] = decoder_input
 
     @cached_property
     def _described(self) -> dict[str, tuple[int, Leaf]]:

@@ -83,6 +83,19 @@ GENERATION = (
     "use_bfloat16",
 )
 
+TOKEN_RATE = 0.1  # dropout before a decoder's classes of tokens, where config.json has none
+
+
+def read_token_rate(fields: Mapping[str, Any]) -> float:
+    """Return the dropout before the classes of tokens of a decoder's config.json.
+
+    Raises:
+        UserError: it is no number.
+    """
+    rate = fields.get("classifier_dropout")
+    check_kind("classifier_dropout", rate, None if rate is None else TOKEN_RATE)
+    return TOKEN_RATE if rate is None else float(rate)
+
 
 def read_fields(
     fields: Mapping[str, Any],

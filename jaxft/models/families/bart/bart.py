@@ -15,23 +15,28 @@ Junczys-Dowmunt et al. (2018), https://arxiv.org/abs/1804.00344; the computation
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
+from flax import nnx
 
 from jaxft.models.families.bart.config import UNBIASED, Config
 from jaxft.models.families.bart.modules import EPS, Block, Stem, WordScores
 from jaxft.models.families.bart.names import bart_names, infer_fields
-from jaxft.models.family import Family
-from jaxft.models.layers.decoder import Bare, CausalLm
-from jaxft.models.layers.modules import LayerNorm
+from jaxft.models.family import Family, architectures
+from jaxft.models.layers.batch import Batch, decoder_input, repeated_input
+from jaxft.models.layers.decoder import Bare, CausalLm, EndClasses, Spans
+from jaxft.models.layers.modules import LayerNorm, Linear
 from jaxft.models.tower.run import run_pair
 from jaxft.models.tower.tower import Part, Tower
 
+CLASSIFIES = ("text_classification", "question_answering")  # heads that read a text twice
 MODEL_TYPES = {
-    "bart": {None: "BartModel", "seq2seq": "BartForConditionalGeneration"},
+    "bart": architectures("Bart", *CLASSIFIES) | {"seq2seq": "BartForConditionalGeneration"},
     "marian": {None: "MarianModel", "seq2seq": "MarianMTModel"},
-    "mbart": {None: "MBartModel", "seq2seq": "MBartForConditionalGeneration"},
+    "mbart": architectures("MBart", *CLASSIFIES) | {"seq2seq": "MBartForConditionalGeneration"},
     "pegasus": {None: "PegasusModel", "seq2seq": "PegasusForConditionalGeneration"},
     "m2m_100": {None: "M2M100Model", "seq2seq": "M2M100ForConditionalGeneration"},
 }
@@ -41,26 +46,50 @@ WORDS = "encoder/word/embedding"
 def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
     """Build the encoder, and the decoder that reads its output."""
 
-    def norm() -> LayerNorm | None:
-        return LayerNorm(config.fields["d_model"], EPS) if config.pre_norm else None
-
     def blocks(part: str) -> tuple[Part, ...]:
         block = Part(Block(config, part == "decoder"))
         return (block,) * config.fields[f"{part}_layers"]
 
     stem = Part(Stem(config, decodes=False))
-    encoder = Tower(stem, blocks("encoder"), Part(Bare(norm())), prefix="encoder/")
+    encoder = Tower(stem, blocks("encoder"), Part(Bare(_norm(config))), prefix="encoder/")
     scored = "head/words/embedding"  # a path of the top where words are scored by their embeddings
     decoder = Tower(
         Part(Stem(config, decodes=True)),
         blocks("decoder"),
-        Part(CausalLm(norm(), WordScores(config)) if head == "seq2seq" else Bare(norm())),
+        Part(_top(config, head, num_labels)),
         ties={} if config.shared else {scored: "own_word/embedding"},
         prefix="decoder/",
         reads=encoder,
         borrowed=dict.fromkeys(("word/embedding", scored), WORDS) if config.shared else {},
+        input_of=_repeated(config) if head in CLASSIFIES else decoder_input,
     )
     return {"encoder": encoder, "decoder": decoder}
+
+
+def _norm(config: Config) -> LayerNorm | None:
+    """Build the norm that ends a tower, where one does."""
+    return LayerNorm(config.fields["d_model"], EPS) if config.pre_norm else None
+
+
+def _top(config: Config, head: str | None, num_labels: int | None) -> nnx.Module:
+    """Build the decoder's top under a head."""
+    own, norm = config.fields, _norm(config)
+    width, std = own["d_model"], own["init_std"]
+    if head == "seq2seq":
+        return CausalLm(norm, WordScores(config))
+    if head == "text_classification":
+        pooler = Linear(width, width, ("embed", "pooled"), std)
+        classes = Linear(width, num_labels or 2, ("embed", "labels"), std)
+        return EndClasses(norm, pooler, classes, config.end_token_id, own["classifier_dropout"])
+    if head == "question_answering":
+        return Spans(norm, Linear(width, 2, ("embed", "labels"), std))
+    return Bare(norm)
+
+
+def _repeated(config: Config) -> Callable[[Batch, jax.Array], Batch]:
+    """Return the function that gives the decoder the source again."""
+    start = None if config.model_type == "mbart" else config.start_token_id
+    return partial(repeated_input, start=start)
 
 
 def refits(
@@ -88,4 +117,5 @@ FAMILY = Family(
     infer_fields=infer_fields,
     refits=refits,
     head="decoder/head/",
+    pooler="decoder/pooler/",
 )

@@ -14,6 +14,7 @@ from jaxft.models.weights.tensor_names import BareNames, HeadLines
 
 BIAS = "final_logits_bias"
 HEAD_FILE_NAME = "lm_head.weight"
+CLASSES = "classification_head.out_proj.bias"
 PREFIX = "model."
 SHARED = "shared.weight"
 # Each tower's own word embeddings; names of the shared ones in files that lack the first, and in
@@ -48,6 +49,11 @@ HEAD_NAMES: HeadLines = {
         Name(HEAD_FILE_NAME, "decoder/head/words/kernel", transpose=True),
         Name(BIAS, "decoder/head/bias"),
     ),
+    "text_classification": (
+        *dense("classification_head.dense", "decoder/pooler"),
+        *dense("classification_head.out_proj", "decoder/head"),
+    ),
+    "question_answering": dense("qa_outputs", "decoder/head"),
 }
 UNUSED = (
     r"(encoder|decoder)\.embed_tokens\.weight",  # the shared ones again, in old files
@@ -55,6 +61,7 @@ UNUSED = (
     r"(encoder|decoder)\.version",
     r"lm_head\.weight",
     r"final_logits_bias",
+    r"(classification_head|qa_outputs)\..*",
 )
 NAMES = (
     *embedding("shared", "encoder/word"),
@@ -63,8 +70,8 @@ NAMES = (
     *_tower_names("encoder"),
     *_tower_names("decoder"),
 )
-# A checkpoint without the head of a task, such as a bare model's, lacks its bias.
-FRESH = ("decoder/head/",)
+# A checkpoint without the head of a task, such as a bare model's, lacks these.
+FRESH = ("decoder/head/", "decoder/pooler/")
 
 
 # Where a file lacks a tensor, it is read from the first of these that the file has.
@@ -94,7 +101,7 @@ def infer_fields(
         by_name = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     apart = not fields.get("share_encoder_decoder_embeddings", True)
     words = [COPIES[1]] if apart else [SHARED, *COPIES]
-    own = {}
+    own: dict[str, Any] = {}
     if HEAD_FILE_NAME in by_name:
         first = next((by_name[name] for name in words if name in by_name), None)
         own["own_lm_head"] = first is not None and not _equal(by_name[HEAD_FILE_NAME], first)
@@ -104,6 +111,9 @@ def infer_fields(
     if apart or (own.get("own_lm_head") and not separate):
         # False is then said of the scores alone, as transformers 4 means it.
         own["tie_word_embeddings"] = True
+    if CLASSES in by_name and "id2label" not in fields:
+        # transformers writes no names of three classes, which it has for a BART.
+        own["id2label"] = {str(i): f"LABEL_{i}" for i in range(*by_name[CLASSES].shape)}
     return {**fields, **{name: value for name, value in own.items() if value}}
 
 

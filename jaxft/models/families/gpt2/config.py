@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 from jaxft.errors import UserError
 from jaxft.models.layers.math import ACTIVATIONS
-from jaxft.models.weights.config_fields import check_activation, check_divides
+from jaxft.models.weights.config_fields import (
+    TOKEN_RATE,
+    check_activation,
+    check_divides,
+    read_token_rate,
+)
 from jaxft.models.weights.hf_config import HfConfig
 
 # The fields of each model type, with what a config.json without the field means.
@@ -117,6 +122,8 @@ class Config(HfConfig):
         final_norm: whether the last block is followed by a norm.
         scales: per block: a factor on the scores on top of 1 / sqrt(K).
         windows: per block: how many positions back it sees, itself included; None for all.
+        token_rate: dropout before the classes of tokens. Configs that differ in it alone are equal:
+            no other head reads it.
     """
 
     # Fields that change the computation and are computed for one value only.
@@ -161,6 +168,7 @@ class Config(HfConfig):
     centred: bool = True
     norm_first: bool = True
     final_norm: bool = True
+    token_rate: float = field(default=TOKEN_RATE, compare=False)
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Self:
@@ -171,11 +179,11 @@ class Config(HfConfig):
         width, heads = own[sizes[2]], own[sizes[4]]
         check_divides(sizes[2], width, heads, "heads")
         shared = {"vocab_size": own[sizes[0]], "max_positions": own[sizes[1]]}
-        shared |= {"width": width, "heads": heads}
+        shared |= {"width": width, "heads": heads, "token_rate": read_token_rate(fields)}
         return cls(model_type, own, **shared, **READERS[model_type](own, width, heads))
 
     def with_dropout(self, rate: float) -> Self:
-        rates = dict.fromkeys(RATES[self.model_type], rate)
+        rates = dict.fromkeys((*RATES[self.model_type], "classifier_dropout"), rate)
         return self.from_hf({**self.to_hf(), **rates})
 
     @property

@@ -32,10 +32,11 @@ from jaxft.models.tower.tower import Compute, Part, Tower
 from jaxft.models.weights.names import Name, dense, embedding, norm
 from jaxft.models.weights.tensor_names import HeadLines, PrefixedNames
 
-HEADS = ("causal_lm", "text_classification")
+HEADS = ("causal_lm", "text_classification", "question_answering")
 MODEL_TYPES = {
-    "gpt2": architectures("GPT2", *HEADS) | {"causal_lm": "GPT2LMHeadModel"},
-    "gpt_neo": architectures("GPTNeo", *HEADS),
+    "gpt2": architectures("GPT2", *HEADS, "token_classification")
+    | {"causal_lm": "GPT2LMHeadModel"},
+    "gpt_neo": architectures("GPTNeo", *HEADS, "token_classification"),
     "opt": architectures("OPT", *HEADS),
 }
 
@@ -111,6 +112,8 @@ CROSS_NAMES = (
 HEAD_NAMES: HeadLines = {
     "causal_lm": (Name("lm_head.weight", "head/kernel", transpose=True),),
     "text_classification": (Name("score.weight", "head/kernel", transpose=True),),
+    "token_classification": dense("classifier", "head"),
+    "question_answering": dense("qa_outputs", "head"),
 }
 UNUSED = (
     # The causal mask, as a buffer.
@@ -118,6 +121,7 @@ UNUSED = (
     r"transformer\.h\.\d+\.crossattention\.(bias|masked_bias)",
     r"lm_head\.weight",
     r"score\.weight",
+    r"(classifier|qa_outputs)\..*",
     r"multiple_choice_head\..*",
 )
 PREFIXES = {"transformer.": "wte|wpe|h|ln_f", "model.": "decoder"}
@@ -306,6 +310,7 @@ def _top(
         num_labels=num_labels,
         pad_token_id=config.fields["pad_token_id"],
         projection=Linear(width, words, axes, std, bias=False) if words != width else None,
+        token_rate=config.token_rate,
     )
 
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 from jaxft.errors import UserError
 from jaxft.models.families.llama.phi3 import phi3_rotary
 from jaxft.models.layers.math import ACTIVATIONS
 from jaxft.models.layers.rotary import Rotary, read_rotaries_by_kind, read_rotary
-from jaxft.models.weights.config_fields import check_activation, check_divides
+from jaxft.models.weights.config_fields import (
+    TOKEN_RATE,
+    check_activation,
+    check_divides,
+    read_token_rate,
+)
 from jaxft.models.weights.hf_config import TextConfig
 
 # The fields that all of them have, with what a config.json without the field means.
@@ -125,6 +130,8 @@ class Config(TextConfig):
         windows: per block: how many positions back it sees, itself included; None for all.
         rotaries: the rotary embeddings there are.
         waves: per block: which of them it has.
+        token_rate: dropout before the classes of tokens. Configs that differ in it alone are equal:
+            no other head reads it.
     """
 
     # Fields that change the computation and are computed for one value only.
@@ -144,6 +151,7 @@ class Config(TextConfig):
         "cache_implementation",
         "_sliding_window_pattern",
         "embd_pdrop",  # Phi-3 has it and drops no embeddings
+        "classifier_dropout",  # read as `token_rate`
     )
     # The spelling of rotary embeddings, of which there are several: the checkpoint's own is kept.
     READ_ONLY = (
@@ -154,6 +162,7 @@ class Config(TextConfig):
     windows: tuple[int | None, ...]
     rotaries: tuple[Rotary, ...]
     waves: tuple[int, ...]
+    token_rate: float = field(default=TOKEN_RATE, compare=False)
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Self:
@@ -169,11 +178,12 @@ class Config(TextConfig):
         name = "hidden_activation" if "hidden_activation" in own else "hidden_act"
         check_activation(name, own[name], ACTIVATIONS)
         read = _rotaries_by_kind if "rope_local_base_freq" in own else _rotaries
-        return cls(model_type, own, _windows(own), *read(fields, own))
+        return cls(model_type, own, _windows(own), *read(fields, own), read_token_rate(fields))
 
     def with_dropout(self, rate: float) -> Self:
         rates = ("attention_dropout", "resid_pdrop")
-        return self.with_fields([name for name in rates if name in self.fields], rate)
+        dropped = self.with_fields([name for name in rates if name in self.fields], rate)
+        return replace(dropped, token_rate=rate)
 
     @property
     def gemma(self) -> bool:

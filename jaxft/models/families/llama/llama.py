@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxft.models.families.llama.config import NORMED_QUERIES, Config
-from jaxft.models.families.llama.names import HEAD_NAMES, UNUSED, lines_of
+from jaxft.models.families.llama.names import HEAD_NAMES, UNUSED, LlamaNames, lines_of
 from jaxft.models.family import Family, architectures
 from jaxft.models.layers.attention import AttentionOptions, cached_attention
 from jaxft.models.layers.batch import Batch, positions_of
@@ -35,24 +35,25 @@ from jaxft.models.layers.math import ACTIVATIONS, dropout
 from jaxft.models.layers.modules import Embedding, Linear, RMSNorm
 from jaxft.models.layers.rotary import RotaryContext, rotary_context, rotate
 from jaxft.models.tower.tower import Compute, Part, Tower
-from jaxft.models.weights.tensor_names import PrefixedNames
 
 HEADS = ("causal_lm", "text_classification")
+TAGS = "token_classification"
+ALL_HEADS = (*HEADS, TAGS, "question_answering")
 MODEL_TYPES = {
-    "llama": architectures("Llama", *HEADS),
-    "mistral": architectures("Mistral", *HEADS),
-    "qwen2": architectures("Qwen2", *HEADS),
-    "qwen3": architectures("Qwen3", *HEADS),
-    "smollm3": architectures("SmolLM3", *HEADS),
-    "phi3": architectures("Phi3", *HEADS),
+    "llama": architectures("Llama", *ALL_HEADS),
+    "mistral": architectures("Mistral", *ALL_HEADS),
+    "qwen2": architectures("Qwen2", *ALL_HEADS),
+    "qwen3": architectures("Qwen3", *ALL_HEADS),
+    "smollm3": architectures("SmolLM3", *ALL_HEADS),
+    "phi3": architectures("Phi3", *HEADS, TAGS),
     "granite": architectures("Granite", "causal_lm"),
     "olmo2": architectures("Olmo2", *HEADS),
-    "gemma2": architectures("Gemma2", *HEADS),
+    "gemma2": architectures("Gemma2", *HEADS, TAGS),
     "gemma3_text": architectures("Gemma3Text", *HEADS) | {"causal_lm": "Gemma3ForCausalLM"},
 }
 
 
-TENSORS = PrefixedNames(
+TENSORS = LlamaNames(
     {name: lines_of(name) for name in MODEL_TYPES},
     HEAD_NAMES,
     UNUSED,
@@ -256,6 +257,7 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
         pad_token_id=own["pad_token_id"],
         soft_cap=own.get("final_logit_softcapping"),
         divisor=own.get("logits_scaling", 1.0),
+        token_rate=config.token_rate,
     )
     blocks = (Part(Block(config)),) * own["num_hidden_layers"]
     return {"text": Tower(Part(Stem(config)), blocks, Part(top), ties, _numbers(config))}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jaxft.models.families.llama.config import NORMED_OUTPUTS
 from jaxft.models.weights.names import Name, dense, embedding, fused
-from jaxft.models.weights.tensor_names import HeadLines
+from jaxft.models.weights.tensor_names import HeadLines, PrefixedNames
 
 LAYER, BLOCK = "model.layers.{i}", "blocks/{i}"
 INWARD = tuple(f"{BLOCK}/attention/{part}" for part in ("query", "key", "value"))
@@ -46,12 +46,33 @@ OUTPUT_NORMS = (
 HEAD_NAMES: HeadLines = {
     "causal_lm": (Name("lm_head.weight", "head/kernel", transpose=True),),
     "text_classification": (Name("score.weight", "head/kernel", transpose=True),),
+    "token_classification": dense("score", "head"),
+    "question_answering": dense("qa_outputs", "head"),
 }
 UNUSED = (
     r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",  # computed, as a buffer of old files
     r"lm_head\.weight",
-    r"score\.weight",
+    r"(score|qa_outputs)\..*",
 )
+PREFIX = "model."
+# What question answering calls the model in some, for files of transformers 4.
+OLD_PREFIX = "transformer."
+OLD_PREFIXED = ("llama", "qwen2", "qwen3", "smollm3")
+
+
+class LlamaNames(PrefixedNames):
+    """Tensor names of Llama and its kin."""
+
+    def canonical(self, name: str) -> str:
+        if name.startswith(OLD_PREFIX):
+            return PREFIX + name.removeprefix(OLD_PREFIX)
+        return super().canonical(name)
+
+    def exported(self, name: str, head: str | None, model_type: str) -> str:
+        old = head == "question_answering" and model_type in OLD_PREFIXED
+        if old and name.startswith(PREFIX):
+            return OLD_PREFIX + name.removeprefix(PREFIX)
+        return super().exported(name, head, model_type)
 
 
 def lines_of(model_type: str) -> tuple[Name, ...]:
