@@ -73,11 +73,15 @@ class LayerDecaySection(Section):
         gt=0,
         le=1,
     )
-    preset: Literal["timm", "mae", "electra", "ulmfit", "auto_rgn", "heavy_tail"] = may_change(
+    preset: Literal[
+        "timm", "mae", "electra", "ulmfit", "auto_rgn", "heavy_tail", "sharpness", "fan_in"
+    ] = may_change(
         "mae",
         "whose layer numbers and exponents to use; auto_rgn measures each parameter's ratio of "
         "gradient norm to weight norm, relative to the largest, and heavy_tail the power-law "
-        "exponent of each matrix's spectrum",
+        "exponent of each matrix's spectrum; sharpness multiplies the rates of value and output "
+        "by 4, of the MLP by 6, of query and key by 8 and of embeddings by 10, and fan_in divides "
+        "a matrix's by its inputs, relative to the fewest",
     )
     every: LengthKey = fixed(
         Duration(50, "steps"),
@@ -97,7 +101,7 @@ class LayerDecaySection(Section):
     def _only_what_the_preset_reads(self) -> LayerDecaySection:
         """Reject a key that would silently do nothing."""
         measured = self.preset in ("auto_rgn", "heavy_tail")
-        if measured and self.rate != 1:
+        if (measured or self.preset in ("sharpness", "fan_in")) and self.rate != 1:
             raise ValueError(
                 f"'rate' and preset {self.preset} both set the multipliers of lower layers: remove "
                 "one"

@@ -1,6 +1,37 @@
-"""Layer decay: the multiplier of a depth, as each preset's original counts."""
+"""Multipliers of a layer table: by depth, as each preset's original counts, or by type."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxft.layerwise.block_types import TYPE_PRESETS, type_multipliers
+
+
+def preset_multipliers(
+    preset: str,
+    rate: float,
+    names: Sequence[str],
+    shapes: Mapping[str, Any],
+    depths: Mapping[str, int],
+    tops: Mapping[str, int],
+    final_norms: tuple[str, ...],
+) -> dict[str, float]:
+    """Compute the multiplier that a preset gives each parameter: name -> multiplier.
+
+    Args:
+        preset: of depth (timm, mae, electra, ulmfit) or of type (sharpness, fan_in).
+        rate: decay per layer, of depth.
+        names: of the parameters.
+        shapes: name -> anything with `.shape`.
+        depths, tops, final_norms: as `build_table` has them.
+    """
+    if preset in TYPE_PRESETS:
+        return type_multipliers(preset, names, shapes, depths)
+    return {
+        name: depth_multiplier(preset, rate, depths[name], tops[name], name, final_norms)
+        for name in names
+    }
 
 
 def depth_multiplier(

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxft.errors import UserError
 from jaxft.layerwise.defaults import ADAMW, check_matrices, rest_ratio, state_size
-from jaxft.layerwise.depth import depth_multiplier
+from jaxft.layerwise.depth import preset_multipliers
 from jaxft.layerwise.groups import BASE, REST, Group, find_owners
 from jaxft.layerwise.schedules import CONSTANT, Multiplier, Schedule, schedule_kind
 from jaxft.numbers import LARGEST_FLOAT32
@@ -197,7 +197,8 @@ def build_table(
         no_decay: the names that weight decay skips.
         groups: in order.
         layer_decay: multiplies rates once a layer down; 1 is off.
-        preset: counts layers and exponents: timm, mae, electra or ulmfit; see `depth_multiplier`.
+        preset: counts layers and exponents (timm, mae, electra, ulmfit; see `depth_multiplier`),
+            or multiplies rates by type (sharpness, fan_in; see `type_multipliers`).
         lr: peak rate of groups without their own.
         algorithm: the update rule of groups without their own.
         adam_lr: peak rate of the leaves that Muon leaves to AdamW; None for the group's.
@@ -219,13 +220,13 @@ def build_table(
         groups = [*groups, Group(BASE, match=".*", freeze=True)]
     by_name = {group.name: group for group in groups}
     skipped, ratios = set(no_decay), ratios or {}
+    of_preset = preset_multipliers(preset, layer_decay, names, shapes, depths, tops, final_norms)
 
     def leaf(name: str) -> LeafRow:
         group, shape = by_name.get(owner[name]), tuple(shapes[name].shape)
         frozen, mult = (False, 1.0) if group is None else (group.freeze, group.lr_mult)
-        decay = depth_multiplier(preset, layer_decay, depths[name], tops[name], name, final_norms)
         of_rule = rest_ratio(rows[owner[name]], adam_lr, name, shape)
-        multiplier = 0.0 if frozen else decay * mult * ratios.get(name, 1.0) * of_rule
+        multiplier = 0.0 if frozen else of_preset[name] * mult * ratios.get(name, 1.0) * of_rule
         trained = (owner[name], depths[name], not frozen, multiplier, name not in skipped)
         return LeafRow(name, shape, str(np.dtype(shapes[name].dtype)), *trained)
 

@@ -37,7 +37,8 @@ def layer_table(
         model: loaded or described.
         groups: in order; the first that matches a parameter owns it, the group `rest` the others.
         layer_decay: multiplies the rate once a layer down; 1 is off.
-        preset: counts layers and exponents: timm, mae, electra or ulmfit.
+        preset: counts layers and exponents (timm, mae, electra, ulmfit), or multiplies rates by
+            type (sharpness, fan_in).
         lr: peak learning rate of groups without their own.
         no_decay: patterns of the parameters that weight decay skips; None skips biases, norms,
             position embeddings and scalars.
