@@ -37,7 +37,9 @@ def answers(setup: Setup, params: Mapping[str, jax.Array]) -> list[dict[str, Any
     if template is None:
         return []
     tokenizer = Tools(model, None, None).tokenizer
-    texts = template.render([before for before, _ in asked], add_generation_prompt=True)
+    texts = template.render(
+        [one.asked for one in asked], [one.tools for one in asked], add_generation_prompt=True
+    )
     prompts = [ids.tolist() for ids in tokenizer.encode(texts, spelled=True).ids]
     fits = [n for n, ids in enumerate(prompts) if len(ids) < model.max_positions]
     if not fits:
@@ -49,9 +51,16 @@ def answers(setup: Setup, params: Mapping[str, jax.Array]) -> list[dict[str, Any
     return [
         {
             "id": n,
-            "source": asked[n][0][-1]["content"],
-            "target": asked[n][1],
+            "source": _text(asked[n].asked[-1].get("content")),
+            "target": asked[n].answer,
             "written": tokenizer.decode(tokens),
         }
         for n, tokens in zip(fits, written, strict=True)
     ]
+
+
+def _text(content: Any) -> str:
+    """Return the text of a message; its parts of other kinds are left out."""
+    if isinstance(content, list | tuple):
+        return "".join(_text(part.get("text")) for part in content if isinstance(part, Mapping))
+    return content if isinstance(content, str) else ""

@@ -52,6 +52,7 @@ def split_warnings(
             f"{len(splits['train'].examples):,} examples there are: each step holds all of them"
         )
     for one in about:
+        warnings[one["split"]] += splits[one["split"]].examples.warnings
         warnings[one["split"]] += text_warnings(one, bound.tools)
         if lacking := _lacking(one, labels.get("train", {})):
             warnings[one["split"]].append(lacking)

@@ -59,6 +59,16 @@ def test_the_text_is_transformers(template, tmp_path):
         assert ours.render([CHAT, CHAT[1:2]], add_generation_prompt=start) == expected
 
 
+def test_the_tools_of_each_conversation_are_written_as_transformers_does(tmp_path):
+    template = "{% if tools %}{{ tools | tojson }}{% endif %}{{ messages | tojson }}"
+    theirs = folder_with(tmp_path, template)
+    tool = {"type": "function", "function": {"name": "née", "parameters": {"type": "object"}}}
+    expected = [
+        theirs.apply_chat_template(CHAT, tools=tools, tokenize=False) for tools in ([tool], None)
+    ]
+    assert load_chat_template(tmp_path).render([CHAT, CHAT], [[tool], None]) == expected
+
+
 def test_the_template_is_in_the_file_or_the_config(tmp_path):
     config = tmp_path / "tokenizer_config.json"
     assert load_chat_template(tmp_path) is None

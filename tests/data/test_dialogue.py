@@ -7,11 +7,13 @@ import pytest
 import tokenizers
 import transformers
 
+from jaxft.data.text.answers import Scoring
 from jaxft.data.text.chat import ChatTemplate, load_chat_template
 from jaxft.data.text.dialogue import UNSCORED, of_conversations, of_documents
 from jaxft.data.text.tokenizer import Tokenizer, load_tokenizer
 from jaxft.demo.dialogues import held_out
 from jaxft.errors import UserError
+from jaxft.tasks.causal_lm.conversations import chat_warnings
 
 END, START, STOP = "<|end|>", "<|im_start|>", "<|im_end|>"
 
@@ -119,10 +121,143 @@ def test_what_comes_after_the_last_answer_is_left_out_and_long_ones_are_cut(word
     assert 0 < len(scored(short)) < len(scored(whole))
 
 
-def test_an_answer_that_is_written_otherwise_later_is_not_scored(words):
-    (lesson,) = of_conversations([TALK], template(words, THINKING), words, 1000)
-    text = words.decode(scored(lesson))
-    assert text.removesuffix(STOP) == "<think>Two"
+def test_an_answer_that_is_written_otherwise_later_is_an_example_of_its_own(words):
+    own, whole = of_conversations([TALK], template(words, THINKING), words, 1000)
+    assert (own.rewritten, whole.rewritten) == (True, False)
+    assert own.row == whole.row == 0
+    assert words.decode(scored(own)) == f"<think>{TALK[2]['content']}"
+    assert words.decode(scored(whole)) == "<think>Two"
+    ends = (scored(own)[-1], scored(whole)[-1])
+    assert [words.piece(end) for end in ends] == [STOP, STOP]
+    prompt = template(words, THINKING).render([TALK[:2]], add_generation_prompt=True)
+    (asked,) = words.encode(prompt, spelled=True).ids
+    np.testing.assert_array_equal(own.ids[: len(asked)], asked)
+    assert (own.targets[: len(asked) - 1] == UNSCORED).all()
+    (last,) = of_conversations(
+        [TALK], template(words, THINKING), words, 1000, scoring=Scoring("last")
+    )
+    assert scored(last) == scored(whole)
+    (said,) = chat_warnings([own, whole], words, frozenset())
+    assert (
+        "earlier answers of 1 of 1 conversations once they go on: these 1 answers are examples"
+        in said
+    )
+    assert f"({len(own.ids)} tokens); task.train_on=last leaves them out" in said
+
+
+def test_only_the_last_answer_is_scored_where_that_is_asked_for(words):
+    every, last = (
+        next(of_conversations([TALK], template(words, CHATML), words, 1000, scoring=Scoring(on)))
+        for on in ("all", "last")
+    )
+    assert every.ids.tolist() == last.ids.tolist()
+    assert words.decode(scored(last)) == "Two"
+    assert scored(every)[-len(scored(last)) :] == scored(last)
+    assert len(scored(every)) > len(scored(last))
+
+
+# Qwen3's shape: a think block, empty without thoughts, in the answers after the last question.
+QWEN = (
+    "{% set ns = namespace(asked=0) %}"
+    "{% for m in messages %}{% if m.role == 'user' %}{% set ns.asked = loop.index0 %}{% endif %}"
+    "{% endfor %}"
+    "{% if tools %}<|im_start|>system\n{% for t in tools %}{{ t | tojson }}{% endfor %}<|im_end|>\n"
+    "{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and loop.index0 > ns.asked and (loop.last or m.thought) %}"
+    "<think>\n{{ m.thought or '' }}\n</think>\n\n{% endif %}{{ m.content or '' }}"
+    "{% for call in m.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>"
+    "{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+OPENED = QWEN.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+EMPTY = "<think>\n\n</think>\n\n"
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+CALLS = [
+    {"role": "user", "content": "1 + 1?"},
+    {"role": "assistant", "tool_calls": [{"function": {"name": "add", "arguments": {"a": 1}}}]},
+    {"role": "tool", "content": "2"},
+    {"role": "assistant", "content": "Two", "thought": "As it says."},
+    {"role": "user", "content": "Thanks"},
+    {"role": "assistant", "content": "Bye"},
+]
+
+
+def test_each_answer_follows_the_text_that_asks_for_it_tools_included(words):
+    """Calls, thoughts and answers are each scored after exactly what the model is asked with."""
+    qwen = template(words, QWEN)
+    lessons = list(of_conversations([CALLS], qwen, words, 1000, tools=[[TOOL]]))
+    turns = [1, 3, 5]
+    assert [one.rewritten for one in lessons] == [True, True, False]
+    prompts = qwen.render([CALLS[:t] for t in turns], [[TOOL]] * 3, add_generation_prompt=True)
+    assert '"name": "add"' in prompts[0]
+    call = '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>'
+    for lesson, prompt, answer in zip(
+        lessons,
+        prompts,
+        [EMPTY + call, "<think>\nAs it says.\n</think>\n\nTwo", f"{EMPTY}Bye"],
+        strict=True,
+    ):
+        (asked,) = words.encode([prompt], spelled=True).ids
+        np.testing.assert_array_equal(lesson.ids[: len(asked)], asked)
+        assert scored(lesson) == lesson.ids[len(asked) : len(asked) + len(scored(lesson))].tolist()
+        assert words.decode(scored(lesson)) == answer
+        assert words.piece(scored(lesson)[-1]) == STOP
+
+
+@pytest.mark.parametrize("text", [QWEN, OPENED])
+def test_an_empty_think_block_can_be_left_out_of_the_loss(words, text):
+    scoring = Scoring(ignore_empty_think=True)
+    lessons = list(of_conversations([CALLS], template(words, text), words, 1000, scoring=scoring))
+    texts = [words.decode(scored(lesson)) for lesson in lessons]
+    thought = "<think>\n" * (text == QWEN) + "As it says.\n</think>\n\nTwo"
+    assert texts == [
+        '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>',
+        thought,
+        "Bye",
+    ]
+    same = of_conversations([CALLS], template(words, text), words, 1000)
+    for one, other in zip(lessons, same, strict=True):
+        np.testing.assert_array_equal(one.ids, other.ids)  # the model reads the block all the same
+
+
+# GLM's shape: an answer ends where the next turn's token begins, which is an end token.
+GLM = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' %}<think></think>\n{% endif %}{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_the_token_of_the_next_turn_is_scored_where_it_ends_an_answer(words):
+    (start,) = words.encode([START], spelled=True).ids[0].tolist()
+    scoring = Scoring(ignore_empty_think=True, end_ids=frozenset({start}))
+    (lesson,) = of_conversations([TALK], template(words, GLM), words, 1000, scoring=scoring)
+    first = words.encode([TALK[2]["content"] + START], spelled=True).ids[0].tolist()
+    assert scored(lesson) == [*first, *words.encode(["Two"], spelled=True).ids[0].tolist()]
+    (said,) = chat_warnings([lesson], words, scoring.end_ids)
+    assert said.startswith("50.0% of the answers end with a token such as 'o'")
+    assert said.endswith("let the template write an end token after each answer")
+
+
+def test_an_end_token_that_is_not_the_checkpoints_is_named(words):
+    lessons = list(of_conversations([TALK, ALONE], template(words, CHATML), words, 60))
+    assert lessons[0].ids[-1] != lessons[0].last_ids[-1]  # the last answer is truncated
+    stop = lessons[1].last_ids[0]
+    assert not chat_warnings(lessons, words, frozenset({stop}))
+    (said,) = chat_warnings(lessons, words, frozenset({words.end_id}))
+    assert f"100.0% of the answers end with a token such as '{STOP}' ({stop})" in said
+    assert f"no end token of the checkpoint ('{END}' ({words.end_id}))" in said
+    assert f"add {stop} to eos_token_id in the checkpoint's generation_config.json" in said
+
+
+def test_answers_that_cannot_be_located_are_counted_and_not_scored(words):
+    hiding = CHATML.replace(
+        "assistant\n'", "assistant\n' + ('Well' if messages | length > 1 else '')"
+    )
+    lessons = list(of_conversations([TALK, ALONE], template(words, hiding), words, 1000))
+    assert [len(scored(one)) > 0 for one in lessons] == [False, True]
+    (said,) = chat_warnings(lessons, words, frozenset())
+    assert said.startswith("2 answers of 1 of 2 conversations are not scored")
 
 
 @pytest.mark.parametrize(
@@ -133,6 +268,7 @@ def test_an_answer_that_is_written_otherwise_later_is_not_scored(words):
         ([], "row 1 is not a conversation"),
         ("Hi", "row 1 is not a conversation"),
         ([{"role": "user"}], "row 1 is not a conversation"),
+        ([{"role": "assistant", "tool_calls": []}] * 2, "row 1 is not a conversation"),
     ],
 )
 def test_a_row_that_teaches_nothing_is_named(words, talk, said):

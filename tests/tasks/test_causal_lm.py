@@ -8,13 +8,17 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from pydantic import ValidationError
 
 from jaxft.cli.main import main
 from jaxft.data.sources.open import given_rows
+from jaxft.data.text.answers import Exchange
+from jaxft.data.text.chat import ChatTemplate
 from jaxft.errors import UserError
 from jaxft.export.export import export
 from jaxft.models import load as registry
 from jaxft.report.page.page import write_page
+from jaxft.tasks.causal_lm.conversations import talk_of
 from jaxft.tasks.causal_lm.section import CausalLmSection as Section
 from jaxft.tasks.causal_lm.task import make
 from jaxft.tasks.parts.tools import Tools
@@ -198,6 +202,79 @@ def test_a_conversation_is_asked_up_to_its_last_answer(model):
         {"kind": "causal_lm", "messages": "messages"}, [{"messages": said}], model
     )
     asked = list(task.exchanges(given_rows([{"messages": said}]), examples, 8))
-    assert asked == [(said[:1], "so good")]
+    assert asked == [Exchange(said[:1], "so good")]
     task, examples = examples_of({"kind": "causal_lm", "text": "text"}, [{"text": "a film"}], model)
     assert list(task.exchanges(given_rows([{"text": "a film"}]), examples, 8)) == []
+
+
+TOOL = {"type": "function", "function": {"name": "rate", "description": None}}
+TALK = [
+    {"role": "user", "content": "good film"},
+    {"role": "assistant", "content": "so good"},
+    {"role": "user", "content": "why"},
+    {"role": "assistant", "content": "fine"},
+]
+
+
+def test_what_is_scored_of_a_conversation_is_the_configs_choice(model):
+    task = {"kind": "causal_lm", "messages": "m"}
+    counts = [
+        examples_of({**task, "train_on": on}, [{"m": TALK}], model)[1].counts
+        for on in ("all", "last")
+    ]
+    assert counts[0]["tokens"] == counts[1]["tokens"]
+    assert counts[0]["scored"] > counts[1]["scored"] > 1
+
+
+def test_a_row_has_a_system_message_and_tools():
+    section = Section(**CHAT, system="system", tools="tools")
+    row = {**ROWS[0], "system": "Be brief.", "tools": json.dumps([TOOL])}
+    talk = talk_of(section, row)
+    assert [one["role"] for one in talk.messages] == ["system", "user", "assistant"]
+    assert talk.messages[0]["content"] == "Be brief."
+    assert talk.tools == [{"type": "function", "function": {"name": "rate"}}]
+    talk = talk_of(section, {**row, "system": None, "tools": []})
+    assert [one["role"] for one in talk.messages] == ["user", "assistant"]
+    assert talk.tools is None
+    calls = [{"function": {"name": "rate", "arguments": {"a": 1, "b": None}}}]
+    own = Section(kind="causal_lm", messages="m")
+    said = talk_of(own, {"m": [{"role": "assistant", "content": None, "tool_calls": calls}]})
+    assert said.messages[0]["tool_calls"][0]["function"]["arguments"] == {"a": 1}
+    assert said.messages[0]["content"] is None
+
+
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [
+        ("[{", "has no tools: tools is not JSON"),
+        ({"name": "rate"}, "has no list of tools in tools"),
+        (["rate"], "has no list of tools in tools"),
+        (7, "has no list of tools in tools"),
+    ],
+)
+def test_tools_that_are_no_list_are_a_sentence(model, cell, said):
+    with pytest.raises(UserError, match=rf"input: row 1 {said}"):
+        examples_of({**CHAT, "tools": "tools"}, [{**ROWS[0], "tools": cell}], model)
+
+
+def test_keys_of_conversations_do_not_go_with_documents():
+    for key in ({"tools": "tools"}, {"train_on": "last"}, {"ignore_empty_think": True}):
+        with pytest.raises(ValidationError, match="belong to conversations"):
+            Section(kind="causal_lm", text="text", **key)
+    with pytest.raises(ValidationError, match="system belongs to prompt and answer"):
+        Section(kind="causal_lm", messages="m", system="system")
+
+
+def test_what_a_template_rewrites_is_a_warning_of_the_examples(model):
+    tools = Tools(model, None, None)
+    thought = "('hm ' if loop.last and m.role == 'assistant' else '')"
+    thinking = TEMPLATE.replace("m.content", f"{thought} + m.content")
+    vars(tools)["chat_template"] = ChatTemplate(
+        model.tokenizer_folder, thinking, {"eos_token": END}
+    )
+    task = make(Section(kind="causal_lm", messages="m")).bind(tools, ())
+    examples = task.examples(given_rows([{"m": TALK}, {"m": TALK[:2]}]))
+    assert examples.rows.tolist() == [0, 0, 1]
+    (said,) = examples.warnings
+    assert "earlier answers of 1 of 2 conversations once they go on" in said
+    assert examples.counts["left_out"] == 0

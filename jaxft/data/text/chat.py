@@ -16,6 +16,7 @@ from jaxft.errors import UserError
 from jaxft.storage.json_files import read_json_object
 
 Messages = Sequence[Mapping[str, Any]]  # each with `role` and `content`
+ToolList = Sequence[Mapping[str, Any]]  # the JSON schema of each
 
 SANDBOX = Path(__file__).with_name("chat_sandbox.py")
 # Limits of a template: CPU seconds, more for each conversation; and the factor by which the wall
@@ -23,7 +24,7 @@ SANDBOX = Path(__file__).with_name("chat_sandbox.py")
 SECONDS, SECONDS_EACH, BUSY = 5.0, 0.02, 20
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 
-UNUSED = {"tools": None, "documents": None}  # templates test whether they are set
+UNUSED = {"documents": None}  # templates test whether it is set
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,11 @@ class ChatTemplate:
     tokens: Mapping[str, str]
 
     def render(
-        self, conversations: Sequence[Messages], *, add_generation_prompt: bool = False
+        self,
+        conversations: Sequence[Messages],
+        tools: Sequence[ToolList | None] | None = None,
+        *,
+        add_generation_prompt: bool = False,
     ) -> list[str]:
         """Return the text of each conversation, special tokens included.
 
@@ -50,6 +55,7 @@ class ChatTemplate:
 
         Args:
             conversations: the messages of each.
+            tools: of each conversation those that the assistant may call; None for none.
             add_generation_prompt: end where the assistant is to go on.
 
         Raises:
@@ -58,6 +64,7 @@ class ChatTemplate:
         asked: dict[str, Any] = {
             "template": self.text,
             "conversations": [[dict(message) for message in one] for one in conversations],
+            "tools": [one or None for one in tools or [None] * len(conversations)],
             "variables": {**self.tokens, **UNUSED, "add_generation_prompt": add_generation_prompt},
             "seconds": math.ceil(SECONDS + SECONDS_EACH * len(conversations)),
         }

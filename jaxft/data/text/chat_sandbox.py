@@ -71,9 +71,9 @@ def render(asked: dict[str, Any]) -> dict[str, Any]:
     texts = []
     try:
         template = environment().from_string(asked["template"])
-        for messages in asked["conversations"]:
+        for messages, tools in zip(asked["conversations"], asked["tools"], strict=True):
             pieces, length = [], 0
-            for piece in template.generate(messages=messages, **asked["variables"]):
+            for piece in template.generate(messages=messages, tools=tools, **asked["variables"]):
                 pieces.append(piece)
                 length += len(piece)
                 if length > MOST_CHARACTERS:

@@ -6,19 +6,24 @@ end tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from jaxft.data.text.chat import ChatTemplate
+from jaxft.data.text.answers import (
+    Conversation,
+    Scoring,
+    WrittenConversation,
+    check_conversation,
+    write_conversations,
+)
+from jaxft.data.text.chat import ChatTemplate, ToolList
 from jaxft.data.text.tokenizer import CHUNK, Tokenizer
 from jaxft.errors import UserError
 
 UNSCORED = -1  # the target of a position whose next token is not scored
-ASSISTANT = "assistant"
-Conversation = Sequence[Mapping[str, Any]]
+EVERY_ANSWER = Scoring()
 
 
 @dataclass(frozen=True)
@@ -30,12 +35,19 @@ class Lesson:
         ids: [tokens] int32.
         targets: the next token, [tokens] int32; -1 where none is scored.
         cut: tokens truncated at the end of the text.
+        rewritten: it ends with an answer that the chat template writes otherwise once more
+            messages follow, the only one that is scored.
+        unlocated: answers of the conversation that are not located in its text, nor scored.
+        last_ids: the last token of each answer, those that are cut included.
     """
 
     row: int
     ids: np.ndarray
     targets: np.ndarray
     cut: int = 0
+    rewritten: bool = False
+    unlocated: int = 0
+    last_ids: tuple[int, ...] = ()
 
 
 def of_documents(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> Iterator[Lesson]:
@@ -64,8 +76,14 @@ def of_conversations(
     tokenizer: Tokenizer,
     length: int,
     name_of: Callable[[int], str] = "row {}".format,
+    *,
+    tools: Sequence[ToolList | None] | None = None,
+    scoring: Scoring = EVERY_ANSWER,
 ) -> Iterator[Lesson]:
     """Yield conversations as the chat template writes them; only the assistant's words are scored.
+
+    An answer that the template writes otherwise once more messages follow is an example of its
+    own, which ends with it; then comes the whole conversation.
 
     Args:
         conversations: the messages of each; those after the assistant's last are left out.
@@ -73,80 +91,72 @@ def of_conversations(
         tokenizer: the model's.
         length: the most tokens of an example; the rest is truncated.
         name_of: row number -> the name of the conversation in messages.
+        tools: of each conversation those that the assistant may call.
+        scoring: the settings of what is scored.
 
     Raises:
-        UserError: a conversation without an answer, or a template in whose text the answer cannot
-            be located.
+        UserError: a conversation without an answer, or a template in whose texts no answer can be
+            located.
     """
+    tools = tools or [None] * len(conversations)
+    located_any = not conversations
     for first in range(0, len(conversations), CHUNK):
-        places_of = [name_of(row) for row in range(first, min(first + CHUNK, len(conversations)))]
-        texts, answers = _written(conversations[first : first + CHUNK], template, places_of)
-        located = tokenizer.locate(texts)
-        for row, ((ids, places), spans) in enumerate(zip(located, answers, strict=True), first):
-            scored = np.zeros(len(ids), bool)
-            for start, stop in spans:  # a token that begins in the prompt is the prompt's
-                scored |= (places[:, 0] >= start) & (places[:, 1] <= stop)
-            targets = np.full(len(ids), UNSCORED, np.int32)
-            targets[:-1] = np.where(scored[1:], ids[1:], UNSCORED)
-            # The last token that fits has no next token to be scored.
-            targets[length - 1 :] = UNSCORED
-            yield Lesson(row, ids[:length], targets[:length], max(len(ids) - length, 0))
+        chunk = slice(first, first + CHUNK)
+        heard = [
+            check_conversation(one, name_of(row))
+            for row, one in enumerate(conversations[chunk], first)
+        ]
+        written = write_conversations(heard, tools[chunk], template, scoring)
+        located = tokenizer.locate([one.text for one in written])
+        for one, (ids, places) in zip(written, located, strict=True):
+            located_any |= bool(one.spans)
+            yield _lesson(one, first + one.number, ids, places, length, scoring.end_ids)
+    if not located_any:
+        raise UserError(
+            f"{name_of(0)}: the text from the chat template of '{template.folder}' does not begin "
+            "with the text before the answer, so the answer cannot be located in it.",
+            "Train on complete texts: set task.text.",
+        )
 
 
-def _written(
-    conversations: Sequence[Conversation], template: ChatTemplate, places: Sequence[str]
-) -> tuple[list[str], list[list[tuple[int, int]]]]:
-    """Return each conversation's text, and the start and end of the assistant's answers in it.
-
-    An answer is what the template adds to the conversation before it when asked to continue. Some
-    templates change an answer once more messages follow: such an answer is not scored.
-    """
-    heard = [heard_of(one, where) for one, where in zip(conversations, places, strict=True)]
-    texts = template.render(heard)
-    turns = [
-        (number, turn)
-        for number, one in enumerate(heard)
-        for turn, message in enumerate(one)
-        if turn and message["role"] == ASSISTANT
-    ]
-    asked = template.render([heard[n][:t] for n, t in turns], add_generation_prompt=True)
-    answered = template.render([heard[n][: t + 1] for n, t in turns])
-    spans: list[list[tuple[int, int]]] = [[] for _ in heard]
-    for (number, _), before, after in zip(turns, asked, answered, strict=True):
-        if after.startswith(before) and texts[number].startswith(after):
-            # The line end after an answer is the template's, not the assistant's.
-            spans[number].append((len(before), len(after.rstrip())))
-    for where, answers in zip(places, spans, strict=True):
-        if not answers:
-            raise UserError(
-                f"{where}: the text from the chat template of '{template.folder}' does not begin "
-                "with the text before the answer, so the answer cannot be located in it.",
-                "Train on complete texts: set task.text.",
-            )
-    return texts, spans
-
-
-def heard_of(conversation: Any, where: str) -> list[Mapping[str, Any]]:
-    """Return a conversation up to the assistant's last message.
+def _lesson(
+    written: WrittenConversation,
+    row: int,
+    ids: np.ndarray,
+    places: np.ndarray,
+    length: int,
+    end_ids: frozenset[int],
+) -> Lesson:
+    """Return a conversation's example.
 
     Args:
-        conversation: a list of messages.
-        where: its name in messages.
-
-    Raises:
-        UserError: it is not a conversation, or the assistant answers nothing in it.
+        written: the conversation.
+        row: its number.
+        ids: its tokens, [tokens] int32.
+        places: start and end of each in the text, [tokens, 2].
+        length: the most tokens of an example.
+        end_ids: where the one after an answer is one of these, as GLM's is, it is scored too.
     """
-    messages = list(conversation) if isinstance(conversation, list | tuple) else []
-    fine = all(
-        isinstance(one, Mapping) and isinstance(one.get("role"), str) and "content" in one
-        for one in messages
+    scored, last_ids = np.zeros(len(ids), bool), []
+    for start, stop in written.spans:  # a token that begins in the prompt is the prompt's
+        own = np.flatnonzero((places[:, 0] >= start) & (places[:, 1] <= stop))
+        if not len(own):
+            continue
+        following = ids[own[-1] : own[-1] + 2].tolist()
+        if following[0] not in end_ids and following[-1] in end_ids:
+            own = np.append(own, own[-1] + 1)
+        scored[own] = True
+        last_ids.append(following[-1] if following[-1] in end_ids else following[0])
+    targets = np.full(len(ids), UNSCORED, np.int32)
+    targets[:-1] = np.where(scored[1:], ids[1:], UNSCORED)
+    # The last token that fits has no next token to be scored.
+    targets[length - 1 :] = UNSCORED
+    return Lesson(
+        row,
+        ids[:length],
+        targets[:length],
+        max(len(ids) - length, 0),
+        rewritten=written.rewritten,
+        unlocated=written.unlocated,
+        last_ids=tuple(last_ids),
     )
-    if not messages or not fine:
-        raise UserError(f"{where} is not a conversation: a list of messages {{role, content}}.")
-    while messages and messages[-1]["role"] != ASSISTANT:
-        messages.pop()
-    if len(messages) < 2:
-        raise UserError(
-            f"{where}: the conversation has no answer by the assistant.", "Remove the row."
-        )
-    return messages

@@ -13,15 +13,10 @@ import numpy as np
 from jaxft.data.batching.loader import collate_rows
 from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.data.sources.open import Source
-from jaxft.data.text.dialogue import (
-    UNSCORED,
-    Conversation,
-    Lesson,
-    heard_of,
-    of_conversations,
-    of_documents,
-)
+from jaxft.data.text.answers import ASSISTANT, Exchange, Scoring, check_conversation
+from jaxft.data.text.dialogue import UNSCORED, Lesson, of_conversations, of_documents
 from jaxft.errors import UserError
+from jaxft.tasks.causal_lm.conversations import Talk, chat_warnings, talk_of
 from jaxft.tasks.causal_lm.section import CausalLmSection as Section
 from jaxft.tasks.parts.card import GENERATE, WRITE, Card
 from jaxft.tasks.parts.contract import Batch, BoundTask, Outcomes, Outputs, Sum, Sums, Task
@@ -62,15 +57,19 @@ class BoundCausalLm(BoundTask["CausalLm", Lessons]):
         if self.task.section.text is not None:
             self._document(row)
         else:
-            heard_of(self._conversation(row), source.place(number))
+            check_conversation(self._talk(row).messages, source.place(number))
 
     def examples(self, source: Source, *, labelled: bool = True) -> Lessons:
-        template = None if self.task.section.text is not None else self.tools.chat_template
+        own, settings = self.task.section, None
+        if own.text is None:
+            template = self.tools.chat_template
+            settings = [template.text, dict(template.tokens), own.train_on, own.ignore_empty_think]
+            settings += [sorted(self.tools.end_ids), own.tools, own.system]
         tokens = self.tools.encoded_once(
             self._encode,
             source,
             kind="next tokens",
-            template=template and [template.text, dict(template.tokens)],
+            template=settings,
             columns=self.task.columns,
         )
         return Lessons(tokens)
@@ -78,15 +77,15 @@ class BoundCausalLm(BoundTask["CausalLm", Lessons]):
     def _encode(self, source: Source) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
         """Encode every example; the metadata are counts, rows, truncated tokens and bytes."""
         size, tokenizer, length = 0, self.tools.tokenizer, self.tools.max_length
+        warnings: list[str] = []
         if self.task.section.text is not None:
             texts = read_rows(source, self.task.columns, self._document)
             lessons = list(of_documents(texts, tokenizer, length))
             taught = {lesson.row for lesson in lessons}
             size = sum(len(texts[row].encode()) for row in taught)
         else:
-            talks = read_rows(source, self.task.columns, self._conversation)
-            template = self.tools.chat_template
-            lessons = list(of_conversations(talks, template, tokenizer, length, source.place))
+            lessons = list(self._lessons(source))
+            warnings = chat_warnings(lessons, tokenizer, self.tools.end_ids)
         lessons = [lesson for lesson in lessons if (lesson.targets != UNSCORED).any()]
         if not lessons:
             raise UserError(
@@ -98,20 +97,31 @@ class BoundCausalLm(BoundTask["CausalLm", Lessons]):
             "cut": {number: one.cut for number, one in enumerate(lessons) if one.cut},
             "rows": [one.row for one in lessons],
             "bytes": size,
+            "warnings": warnings,
         }
+
+    def _lessons(self, source: Source) -> Iterator[Lesson]:
+        """Yield the examples of the source's conversations."""
+        own, tools = self.task.section, self.tools
+        talks = read_rows(source, self.task.columns, self._talk)
+        yield from of_conversations(
+            [one.messages for one in talks],
+            tools.chat_template,
+            tools.tokenizer,
+            tools.max_length,
+            source.place,
+            tools=[one.tools for one in talks],
+            scoring=Scoring(own.train_on, own.ignore_empty_think, tools.end_ids),
+        )
 
     def _document(self, row: Mapping[str, Any]) -> str:
         """Read a row's text; a blank one has no token to learn, and counts as left out."""
         (column,) = self.task.columns
         return text_of(row[column], column, empty=True)
 
-    def _conversation(self, row: Mapping[str, Any]) -> Conversation:
-        """Read a row's messages."""
-        own = self.task.section
-        if own.messages is not None:
-            return row[own.messages]
-        prompt, answer = (text_of(row[column], column) for column in self.task.columns)
-        return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    def _talk(self, row: Mapping[str, Any]) -> Talk:
+        """Read a row's conversation."""
+        return talk_of(self.task.section, row)
 
     def loss(self, outputs: Outputs, batch: Batch) -> Sum:
         return summed_losses(outputs, batch)
@@ -146,26 +156,31 @@ class BoundCausalLm(BoundTask["CausalLm", Lessons]):
             mean = float(loss / scored)
             yield {**shown, "tokens": int(scored), "loss": mean}
 
-    def exchanges(
-        self, source: Source, examples: Lessons, most: int
-    ) -> Iterator[tuple[Conversation, str]]:
-        """Yield the first conversations up to their last answer, and that; none for documents."""
+    def exchanges(self, source: Source, examples: Lessons, most: int) -> Iterator[Exchange]:
+        """Yield the first conversations up to their last answer in words; none for documents."""
         if self.task.section.text is not None:
             return
         for _, row in source.each(
             self.task.columns, list(dict.fromkeys(examples.rows.tolist()))[:most]
         ):
-            messages = list(self._conversation(row))
-            while messages and messages[-1]["role"] != "assistant":
+            talk = self._talk(row)
+            messages = list(talk.messages)
+            while messages and not _is_answer(messages[-1]):
                 messages.pop()
             if len(messages) > 1:
-                yield messages[:-1], messages[-1]["content"]
+                yield Exchange(messages[:-1], messages[-1]["content"], talk.tools)
 
     def rows_from_input(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
         if self.task.section.text is None:
             raise UserError("This run continues conversations, and has no labels to predict.")
         for text in inputs:
             yield {self.task.section.text: text}
+
+
+def _is_answer(message: Mapping[str, Any]) -> bool:
+    """Return whether a message is the assistant's, and text."""
+    content = message.get("content")
+    return message["role"] == ASSISTANT and isinstance(content, str) and bool(content)
 
 
 def _counts(lessons: Sequence[Lesson], rows: int, unknown: int) -> dict[str, int]:
@@ -202,11 +217,13 @@ class CausalLm(Task):
     @property
     def columns(self) -> tuple[str, ...]:
         own = self.section
-        return tuple(c for c in (own.text, own.messages, own.prompt, own.answer) if c is not None)
+        return self.text_columns if own.tools is None else (*self.text_columns, own.tools)
 
     @property
     def text_columns(self) -> tuple[str, ...]:
-        return self.columns
+        own = self.section
+        names = (own.text, own.messages, own.prompt, own.answer, own.system)
+        return tuple(name for name in names if name is not None)
 
     @property
     def text_column(self) -> str | None:

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from jaxft.data.random import FIRST_EPOCH, EpochRandom
+from jaxft.data.text.answers import ASSISTANT, Conversation, Scoring
 from jaxft.data.text.chat import ChatTemplate
-from jaxft.data.text.dialogue import ASSISTANT, UNSCORED, Conversation, Lesson, of_conversations
+from jaxft.data.text.dialogue import UNSCORED, Lesson, of_conversations
 from jaxft.data.text.tokenizer import Tokenizer
+from jaxft.tasks.causal_lm.conversations import chat_warnings
 from jaxft.tasks.dpo.loss import REFERENCE
 from jaxft.tasks.parts.examples import values_of
 from jaxft.tasks.parts.labels import BadValue, text_of
@@ -133,6 +135,7 @@ def encode_pairs(
     tokenizer: Tokenizer,
     length: int,
     places: Sequence[str],
+    end_ids: frozenset[int],
 ) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
     """Encode pairs, chosen before rejected; the metadata are counts, truncated tokens and rows.
 
@@ -142,6 +145,7 @@ def encode_pairs(
         tokenizer: the model's.
         length: the most tokens of a sequence; the rest is truncated.
         places: each row's name in messages.
+        end_ids: the tokens at which generation stops.
 
     Returns:
         The examples and their metadata: see `Tools.once`. A pair with an answer that has no token
@@ -152,11 +156,13 @@ def encode_pairs(
         for pair in pairs
         for answer in (pair.chosen, pair.rejected)
     ]
-    lessons = list(of_conversations(written, template, tokenizer, WHOLE, lambda n: places[n // 2]))
-    taught = [
-        _cut(_last_answer(lesson) if _answered(pairs[number // 2]) else lesson, length)
-        for number, lesson in enumerate(lessons)
-    ]
+    scoring = Scoring("last", end_ids=end_ids)
+    lessons = list(
+        of_conversations(
+            written, template, tokenizer, WHOLE, lambda n: places[n // 2], scoring=scoring
+        )
+    )
+    taught = [_cut(lesson, length) for lesson in lessons]
     used = [row for row in range(len(pairs)) if all(map(_scored, taught[2 * row : 2 * row + 2]))]
     whole = [taught[number] for row in used for number in (2 * row, 2 * row + 1)]
     cuts = {
@@ -174,26 +180,13 @@ def encode_pairs(
         },
         "cut": {number: cut for number, cut in cuts.items() if cut},
         "rows": used,
+        "warnings": chat_warnings(lessons, tokenizer, end_ids),
     }
 
 
 def _scored(lesson: Lesson) -> int:
     """Count the scored tokens of a sequence."""
     return int((lesson.targets != UNSCORED).sum())
-
-
-def _answered(pair: Pair) -> bool:
-    """Return whether the prompt has answers of its own, which are not scored."""
-    return any(message.get("role") == ASSISTANT for message in pair.prompt)
-
-
-def _last_answer(lesson: Lesson) -> Lesson:
-    """Return the sequence with only its last answer scored."""
-    scored = np.flatnonzero(lesson.targets != UNSCORED)
-    runs = np.split(scored, np.flatnonzero(np.diff(scored) > 1) + 1)
-    targets = lesson.targets.copy()
-    targets[: runs[-1][0]] = UNSCORED
-    return Lesson(lesson.row, lesson.ids, targets, lesson.cut)
 
 
 def _cut(lesson: Lesson, length: int) -> Lesson:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxft.data.sources.open import Source
-from jaxft.data.text.dialogue import Conversation
+from jaxft.data.text.answers import Conversation, Exchange
 from jaxft.errors import UserError
 from jaxft.tasks.dpo.loss import REFERENCE, answer_log_probs, preference_losses, rewards
 from jaxft.tasks.dpo.pairs import Pair, Pairs, answer_of, encode_pairs, prompt_of, sampled_answers
@@ -42,7 +42,7 @@ class BoundDpo(BoundTask["Dpo", Pairs]):
             self._encode,
             source,
             kind="preference pairs",
-            template=[template.text, dict(template.tokens)],
+            template=[template.text, dict(template.tokens), sorted(tools.end_ids)],
             columns=[*self.task.columns, self.task.section.rejected is None],
         )
         pairs = Pairs(tokens)
@@ -68,7 +68,12 @@ class BoundDpo(BoundTask["Dpo", Pairs]):
         tools, places = self.tools, [source.place(row) for row in range(len(source))]
         pairs = self._pairs(source)
         examples, about = encode_pairs(
-            pairs, tools.chat_template, tools.tokenizer, tools.max_length, places
+            pairs,
+            tools.chat_template,
+            tools.tokenizer,
+            tools.max_length,
+            places,
+            tools.end_ids,
         )
         if not examples:
             raise UserError(
@@ -152,13 +157,11 @@ class BoundDpo(BoundTask["Dpo", Pairs]):
                 "loss": float(loss),
             }
 
-    def exchanges(
-        self, source: Source, examples: Pairs, most: int
-    ) -> Iterator[tuple[Conversation, str]]:
+    def exchanges(self, source: Source, examples: Pairs, most: int) -> Iterator[Exchange]:
         """Yield the first prompts with their chosen answers."""
         for _, row in source.each(self.task.columns, examples.rows[:most].tolist()):
             prompt, chosen, _ = self._read(row)
-            yield prompt, chosen
+            yield Exchange(prompt, chosen)
 
     def rows_from_input(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
         raise UserError(

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxft.config.fields import TaskSection
 from jaxft.data.sources.open import Source
+from jaxft.data.text.answers import Exchange
 from jaxft.errors import UserError
 from jaxft.models.model import Model
 from jaxft.models.tower.tower import Compute
@@ -282,9 +283,7 @@ class BoundTask(ABC, Generic[TaskT, ExamplesT]):
         del outcomes, examples
         return None
 
-    def exchanges(
-        self, source: Source, examples: ExamplesT, most: int
-    ) -> Iterator[tuple[Sequence[Any], str]]:
+    def exchanges(self, source: Source, examples: ExamplesT, most: int) -> Iterator[Exchange]:
         """Yield the first conversations without their last answer, and that answer."""
         del source, examples, most
         return iter(())

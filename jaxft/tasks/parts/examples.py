@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,11 @@ class Examples(ABC):
     def counts(self) -> Mapping[str, int]:
         """Counts over all examples for the user: tokens, truncated, unknown."""
         return {}
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """Sentences on all examples for a person who starts a run; by default none."""
+        return ()
 
     @property
     def remarks(self) -> Mapping[int, Mapping[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,10 @@ class CachedExamples(Examples):
     @property
     def counts(self) -> Mapping[str, int]:
         return self.tokens.meta.get("counts", {})
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        return self.tokens.meta.get("warnings", ())
 
     @property
     def fingerprint(self) -> str:

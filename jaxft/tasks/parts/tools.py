@@ -17,6 +17,7 @@ from jaxft.data.sources.open import Source
 from jaxft.data.text.chat import ChatTemplate, load_chat_template
 from jaxft.data.text.tokenizer import Tokenizer, load_tokenizer
 from jaxft.errors import UserError
+from jaxft.models.generate.settings import read_settings
 from jaxft.models.model import Model
 
 # Arrays of each example, and metadata of the whole.
@@ -95,6 +96,13 @@ class Tools:
                 "Use a chat model, or train on plain texts: task.text.",
             )
         return template
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """The tokens at which generation stops: the generation config's and the tokenizer's."""
+        settings, _ = read_settings(self.model.source.folder, self.model.fields, {})
+        own = self.tokenizer.end_id
+        return frozenset(settings.eos_token_id) | ({own} if own is not None else set())
 
     @cached_property
     def images(self) -> ImageProcessor:

@@ -1,0 +1,156 @@
+"""Conversations of rows, and what a person is to know of how a chat template writes them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxft.data.text.answers import Conversation
+from jaxft.data.text.chat import ToolList
+from jaxft.data.text.dialogue import Lesson
+from jaxft.data.text.template import is_missing
+from jaxft.data.text.tokenizer import Tokenizer
+from jaxft.errors import UserError
+from jaxft.numbers import share
+from jaxft.storage.json_files import parse_json
+from jaxft.tasks.causal_lm.section import CausalLmSection
+from jaxft.tasks.parts.labels import BadValue, text_of
+
+TOOLS_HINT = "Tools are a list of JSON schemas of functions, or that list as JSON text."
+
+
+@dataclass(frozen=True)
+class Talk:
+    """A row: its conversation, and the tools that the assistant may call."""
+
+    messages: Conversation
+    tools: ToolList | None = None
+
+
+def talk_of(section: CausalLmSection, row: Mapping[str, Any]) -> Talk:
+    """Read a row's conversation.
+
+    Args:
+        section: it names the columns.
+        row: the row.
+
+    Raises:
+        BadValue: a cell has another kind of value.
+    """
+    tools = None if section.tools is None else tools_of(row[section.tools], section.tools)
+    if section.messages is not None:
+        messages = row[section.messages]
+        if isinstance(messages, list | tuple):
+            messages = [_without_null_arguments(one) for one in messages]
+        return Talk(messages, tools)
+    assert section.prompt is not None  # the section has one of the two forms
+    assert section.answer is not None
+    messages = [
+        {"role": "user", "content": text_of(row[section.prompt], section.prompt)},
+        {"role": "assistant", "content": text_of(row[section.answer], section.answer)},
+    ]
+    if section.system is not None and not is_missing(row[section.system]):
+        system = text_of(row[section.system], section.system, empty=True)
+        messages = [{"role": "system", "content": system}, *messages] if system else messages
+    return Talk(messages, tools)
+
+
+def tools_of(cell: Any, column: str) -> ToolList | None:
+    """Return the tools in a cell: a list of JSON schemas, or its JSON text; None for no tools.
+
+    Keys that are null are left out: a Parquet file has every row's keys in every row.
+
+    Raises:
+        BadValue: it is something else.
+    """
+    if is_missing(cell):
+        return None
+    if isinstance(cell, str):
+        try:
+            cell = parse_json(cell, column)
+        except UserError as error:
+            raise BadValue(f"has no tools: {error.message.removesuffix('.')}", TOOLS_HINT) from None
+    if not isinstance(cell, list | tuple) or not all(isinstance(one, Mapping) for one in cell):
+        raise BadValue(f"has no list of tools in {column}", TOOLS_HINT)
+    return _without_nulls(list(cell)) or None
+
+
+def _without_null_arguments(message: Any) -> Any:
+    """Return a message whose tool calls have no keys that are null."""
+    if not isinstance(message, Mapping) or not message.get("tool_calls"):
+        return message
+    return {**message, "tool_calls": _without_nulls(message["tool_calls"])}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_nulls(one) for name, one in value.items() if one is not None}
+    return [_without_nulls(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def chat_warnings(
+    lessons: Sequence[Lesson], tokenizer: Tokenizer, end_ids: frozenset[int]
+) -> list[str]:
+    """Return a sentence on answers that the template rewrites or hides, and on those without end.
+
+    Args:
+        lessons: the examples of conversations.
+        tokenizer: the model's.
+        end_ids: the tokens at which generation stops.
+    """
+    return [
+        *_rewritten(lessons),
+        *_unlocated(lessons),
+        *_endless(lessons, tokenizer, end_ids),
+    ]
+
+
+def _rewritten(lessons: Sequence[Lesson]) -> Iterator[str]:
+    own = [one for one in lessons if one.rewritten]
+    if own:
+        yield (
+            f"the chat template rewrites earlier answers of {_part(own, lessons)} once they go "
+            f"on: these {len(own):,} answers are examples of their own, as the model is asked for "
+            f"them ({sum(len(one.ids) for one in own):,} tokens); task.train_on=last leaves them "
+            "out"
+        )
+
+
+def _unlocated(lessons: Sequence[Lesson]) -> Iterator[str]:
+    own = [one for one in lessons if one.unlocated]
+    if own:
+        yield (
+            f"{sum(one.unlocated for one in own):,} answers of {_part(own, lessons)} are not "
+            "scored: the text from the chat template does not begin with the text before the "
+            "answer; a template that writes both alike has them scored"
+        )
+
+
+def _endless(
+    lessons: Sequence[Lesson], tokenizer: Tokenizer, end_ids: frozenset[int]
+) -> Iterator[str]:
+    """Warn of answers whose last scored token does not end generation."""
+    last_ids = Counter(token for one in lessons for token in one.last_ids)
+    if not end_ids or not (others := last_ids - Counter(dict.fromkeys(end_ids, last_ids.total()))):
+        return
+    token, _ = others.most_common(1)[0]
+    ends = ", ".join(f"'{tokenizer.piece(one)}' ({one})" for one in sorted(end_ids))
+    # A special token has no text. Another token is an answer's own, with nothing after it.
+    mend = (
+        "let the template write an end token after each answer"
+        if tokenizer.decode([token])
+        else f"add {token} to eos_token_id in the checkpoint's generation_config.json"
+    )
+    yield (
+        f"{share(others.total() / last_ids.total())} of the answers end with a token such as "
+        f"'{tokenizer.piece(token)}' ({token}), which is no end token of the checkpoint ({ends}), "
+        f"so the model does not learn to stop there: {mend}"
+    )
+
+
+def _part(own: Sequence[Lesson], lessons: Sequence[Lesson]) -> str:
+    """Return how many of the conversations some examples are of."""
+    count, total = (len({one.row for one in which}) for which in (own, lessons))
+    return f"{count:,} of {total:,} conversations"
