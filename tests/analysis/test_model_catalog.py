@@ -40,6 +40,8 @@ def test_the_table(capsys):
         (None, ("embedding",), False),
         ("causal_lm", ("causal_lm", "dpo"), True),
         ("text_classification", ("distillation", "reranking", "text_classification"), False),
+        ("token_classification", ("token_classification",), False),
+        ("question_answering", ("question_answering",), False),
     ]
     assert not next(one for one in entries() if one.architecture == "ViTModel").trains
 

@@ -2,21 +2,31 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
+import tokenizers
 from sacrebleu.metrics import CHRF
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from jaxft.cli.main import main
 from jaxft.config.load import parse_config
+from jaxft.data.text.tokenizer import load_tokenizer
 from jaxft.engine.setup import build
 from jaxft.errors import UserError
 from jaxft.models.generate.decode import Generator
-from jaxft.models.generate.settings import Settings
+from jaxft.models.generate.settings import Settings, read_settings
+from jaxft.models.load import load
+from jaxft.models.tower.tower import PLAIN
 from jaxft.report.page.page import render
 from jaxft.report.page.run import read_run
 from jaxft.report.page.views import view
+from jaxft.tasks.parts.written_texts import Writing, encode_targets
 from jaxft.training.story import train
+from tests.models.test_bart import write_small
 from tests.support.small_assets import write_t5, write_verses
 
 PREFIX = "translate : "
@@ -150,3 +160,76 @@ def test_what_was_written_before_is_beside_it(run):
         assert [said["written"] for said in one["said"]] == [earlier["written"], line["written"]]
     assert shown["equal"] == sum(line["written"] == line["target"] for line in after)
     assert after[0]["source"] in render([read_run(run.folder, "run")])
+
+
+LANGUAGES = {"<fr>": 3, "<de>": 4}
+NLLB, MBART = "<fr> $A </s>", "$A </s> <fr>"
+
+
+def written_targets(folder: Path, layout: str, forced: int | None, *texts: str) -> list[list[int]]:
+    """Targets of a tokenizer that reads French, under a forced first token."""
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2, **LANGUAGES, "ein": 5, "Hund": 6}
+    own = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<pad>"))
+    own.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    own.add_special_tokens([*LANGUAGES, "<s>", "</s>"])
+    special = [(name, words[name]) for name in ("<s>", "</s>", "<fr>")]
+    own.post_processor = TemplateProcessing(single=layout, special_tokens=special)
+    folder.mkdir(exist_ok=True)
+    own.save(str(folder / "tokenizer.json"))
+    writing = Writing(load_tokenizer(folder), 2, 2, 9, forced)
+    targets, counts = encode_targets(SimpleNamespace(place=str), texts, "de", writing)
+    assert counts["target_tokens"] == sum(map(len, targets))
+    return [one.tolist() for one in targets]
+
+
+@pytest.mark.parametrize(
+    ("layout", "forced", "wanted"),
+    [
+        (NLLB, 4, [4, 5, 6, 2]),
+        (NLLB, 3, [3, 5, 6, 2]),
+        (NLLB, None, [3, 5, 6, 2]),
+        (MBART, None, [5, 6, 2]),
+        (MBART, 4, [4, 5, 6, 2]),
+        ("<s> $A </s>", 1, [1, 5, 6, 2]),
+        ("$A </s>", 4, [4, 5, 6, 2]),
+        ("$A", None, [5, 6, 2]),
+    ],
+)
+def test_a_target_begins_with_the_token_that_is_forced(layout, forced, wanted, tmp_path):
+    """Not with the language that the tokenizer reads, nor does it end in one."""
+    assert written_targets(tmp_path, layout, forced, "ein Hund", "ein") == [
+        wanted,
+        [token for token in wanted if token != 6],
+    ]
+
+
+def test_an_evaluation_writes_under_the_checkpoints_rules(folder, tmp_path):
+    """As `predict` does: a forced first token, and one that never comes."""
+    own = PreTrainedTokenizerFast.from_pretrained(folder / "t5")
+    tokens = {"vocab_size": len(own), "pad_token_id": 0, "eos_token_id": 1}
+    source = tmp_path / "m2m"
+    write_small(source, "m2m_100", **tokens, decoder_start_token_id=1)
+    own.save_pretrained(source)
+    rules = {"eos_token_id": 1, "forced_bos_token_id": 7, "bad_words_ids": [[9]]}
+    (source / "generation_config.json").write_text(json.dumps(rules))
+    (bound, batch), model = bound_batch(folder, source), load(str(source))
+    assert (batch["decoder_input_ids"][:5, 1] == 7).all()
+    # Without the rules each text repeats the word that never comes.
+    name = "encoder/word/embedding"
+    params = {**model.params, name: model.params[name].at[9].multiply(40.0)}
+    run = jax.jit(lambda params, batch: bound.generated(params, batch, PLAIN))
+    written = np.asarray(run(params, batch)["written"])
+    assert (written[:, 0] == 7).all()
+    assert (written != 9).all()
+    settings, _ = read_settings(source, model.fields, {"max_new_tokens": written.shape[1]})
+    sources = [row[row != 0].tolist() for row in batch["input_ids"][:2]]
+    theirs = Generator(model.with_params(params)).generate(sources, settings)
+    for row, text in zip(written, theirs, strict=False):
+        assert row[: len(text)].tolist() == text
+
+
+def bound_batch(folder: Path, source: Path):
+    """The task on a checkpoint, and a batch of its evaluation."""
+    model = {"checkpoint": str(source), "dropout": 0.0}
+    setup = build(config_of(folder, model=model))
+    return setup.bound, setup.splits["eval"].examples.collate(np.arange(5)[:, None], 1)

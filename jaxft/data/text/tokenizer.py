@@ -84,6 +84,7 @@ class Tokenizer:
         first_id, last_id: what a text begins and ends with by any name (BERT: class, separator).
         mask_id: the id that stands for a hidden token; None where the folder names none.
         unknown_id: the id of what the vocabulary lacks; -1 where it spells every text.
+        special_ids: the ids that stand for no text.
     """
 
     def __init__(self, folder: str | Path):
@@ -98,6 +99,8 @@ class Tokenizer:
         check_growth(self.folder, self._backend, content)
         self.unknown_id = unknown_id(content["model"], self._backend)
         self.fingerprint = hashlib.sha256(described.encode()).hexdigest()
+        added = self._backend.get_added_tokens_decoder().items()
+        self.special_ids = frozenset(number for number, token in added if token.special)
         self.pad_id = special_id("pad_token", self.folder, self._backend) or 0
         self.end_id = special_id("eos_token", self.folder, self._backend)
         self.mask_id = special_id("mask_token", self.folder, self._backend)

@@ -94,7 +94,7 @@ class BoundCaptioning(BoundWriting["Captioning", Captions]):
             kind="captions",
             source=source.fingerprint,
             tokenizer=self.tools.tokenizer.fingerprint,
-            written=[writing.start, writing.end, writing.positions],
+            written=writing.key,
             task=self.task.section.model_dump(),
         )
         return Captions(source, image, self.tools.images, tokens, writing, texts)

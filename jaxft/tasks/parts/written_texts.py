@@ -18,6 +18,7 @@ from jaxft.data.sources.open import Source
 from jaxft.data.text.tokenizer import Tokenizer
 from jaxft.errors import UserError
 from jaxft.models.generate.greedy import write_greedily
+from jaxft.models.generate.settings import read_settings
 from jaxft.models.layers.loss import UNSCORED
 from jaxft.models.tower.tower import Compute, Tower
 from jaxft.tasks.parts.contract import (
@@ -46,12 +47,19 @@ class Writing:
         tokenizer: the checkpoint's tokenizer.
         start, end: the tokens before and at the end of a target.
         positions: the most tokens of a target.
+        forced: the first token of every target, such as the language to write; None for any.
     """
 
     tokenizer: Tokenizer
     start: int
     end: int
     positions: int
+    forced: int | None = None
+
+    @property
+    def key(self) -> list[int]:
+        """Return the numbers that encoded targets depend on."""
+        return [self.start, self.end, self.positions, *_list(self.forced)]
 
 
 def writing_of(tools: Tools) -> Writing:
@@ -60,9 +68,11 @@ def writing_of(tools: Tools) -> Writing:
     Raises:
         UserError: its config has no start or end token.
     """
-    config = tools.model.config
-    ends = config.start_token_id, config.end_token_id
-    return Writing(tools.tokenizer, *ends, tools.model.max_positions)
+    model = tools.model
+    ends = model.config.start_token_id, model.config.end_token_id
+    settings, _ = read_settings(model.source.folder, model.fields, {})
+    own = model.max_positions, settings.forced_bos_token_id
+    return Writing(tools.tokenizer, *ends, *own)
 
 
 def encode_targets(
@@ -71,7 +81,8 @@ def encode_targets(
     """Encode targets as the model generates them, without start and with end token, and count.
 
     Some tokenizers begin a text with the start token (BERT's), which the model does not generate,
-    and some do not append the end token (GPT-2's).
+    and some do not append the end token (GPT-2's). Those of mBART and NLLB add the language that
+    they read, before or behind the text; a target has the one that is forced as its first token.
 
     Args:
         source: the rows, named in messages.
@@ -86,8 +97,7 @@ def encode_targets(
     encoded = writing.tokenizer.encode(list(texts))
     targets = []
     for index, ids in enumerate(encoded.ids):
-        ids = ids[1:] if len(ids) and ids[0] == writing.start != writing.end else ids
-        ids = ids if len(ids) and ids[-1] == writing.end else np.append(ids, writing.end)
+        ids = _as_generated(ids, writing)
         length = f"{source.place(index)}: its {column} has {len(ids)} tokens, and"
         if most is not None and len(ids) > most:
             raise UserError(
@@ -100,6 +110,18 @@ def encode_targets(
             )
         targets.append(ids.astype(np.int32))
     return targets, {"target_tokens": sum(map(len, targets)), "target_unknown": encoded.unknown}
+
+
+def _as_generated(ids: np.ndarray, writing: Writing) -> np.ndarray:
+    """Return a target as the model generates it, of the tokens of its tokenizer."""
+    special, forced = writing.tokenizer.special_ids, writing.forced
+    ids = ids[1:] if len(ids) and ids[0] == writing.start != writing.end else ids
+    if forced is not None and (not len(ids) or ids[0] != forced):
+        rest = ids[1:] if len(ids) and ids[0] in special - {writing.end} else ids
+        ids = np.concatenate([[forced], rest])
+    if len(ids) > 1 and ids[-2] == writing.end and ids[-1] in special:
+        ids = ids[:-1]  # the first mBART's language, behind the end
+    return ids if len(ids) and ids[-1] == writing.end else np.append(ids, writing.end)
 
 
 def target_batch(
@@ -147,6 +169,7 @@ class BoundWriting(BoundTask[TaskT, ExamplesT]):
             if name != "targets" and not name.startswith(decoder_keys)
         }
         length = batch["targets"].shape[1]
+        settings, _ = read_settings(model.source.folder, model.fields, {})
         tokens = write_greedily(
             decoder,
             params,
@@ -155,6 +178,8 @@ class BoundWriting(BoundTask[TaskT, ExamplesT]):
             start=model.config.start_token_id,
             end=model.config.end_token_id,
             most=max(length, min(int(length * ROOM), model.max_positions)),
+            first=settings.rule(0, last=False, from_source=True),
+            later=settings.rule(1, last=False, from_source=True),
         )
         return {"written": tokens}
 
@@ -176,3 +201,7 @@ class BoundWriting(BoundTask[TaskT, ExamplesT]):
         losses = outcomes["loss"] / outcomes["scored"]
         pairs = zip(self.texts(outcomes), losses, strict=True)
         return [{"written": text, "loss": float(loss)} for text, loss in pairs]
+
+
+def _list(token: int | None) -> list[int]:
+    return [] if token is None else [token]

@@ -79,7 +79,7 @@ class BoundSeq2Seq(BoundWriting["Seq2Seq", Pairs]):
             lambda rows: self._encode(rows, texts, writing),
             source,
             kind="pairs of texts",
-            written=[writing.start, writing.end, writing.positions],
+            written=writing.key,
             task=self.task.section.model_dump(),
         )
         return Pairs(tokens, writing, texts[self.task.section.target])
