@@ -264,6 +264,11 @@ def _config(family: Family, fields: Mapping[str, Any], options: LoadOptions) -> 
 def _head(family: Family, fields: Mapping[str, Any], task: str | None) -> str | None:
     """Return the head that a task asks for, or the checkpoint's own."""
     heads = family.model_types[fields["model_type"]]
+    if not heads:
+        raise UserError(
+            f"config.json: a {fields['model_type']} is a part of other models, and none by itself.",
+            "Load the model that it is a part of, such as a vision-encoder-decoder.",
+        )
     known = ", ".join(name for name in heads if name)
     if task == HEADLESS and None in heads:
         return None

@@ -1,8 +1,9 @@
 """How every encoder-decoder runs: against PyTorch part by part, frozen, from its trunks, scanned.
 
-What is asked of a model of one tower too is in test_encoder_decoders_run.py.
+What is asked of a model of one tower too is in tests/tasks/test_encoder_decoders_run.py.
 """
 
+import json
 from dataclasses import replace
 from functools import partial
 
@@ -14,6 +15,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from jaxft.engine.cost import count_flops
 from jaxft.errors import UserError
+from jaxft.models import load as registry
 from jaxft.models.layers.batch import decoder_batch
 from jaxft.models.layers.relative import bucket_table
 from jaxft.models.tower.run import run_tower
@@ -30,6 +32,7 @@ from tests.support.families import (
     names_of,
     torch_gradients,
 )
+from tests.support.random_configs import random_config
 
 
 def encoder_decoders() -> list:
@@ -164,6 +167,22 @@ def test_a_packed_pair_of_texts_is_read_as_each_alone(pair):
         zip(starts["decoder_"], starts["decoder_"][1:], strict=False)
     ):
         np.testing.assert_allclose(together[start:end], alone[row, : end - start], atol=1e-5)
+
+
+@pytest.mark.parametrize("part", ["cross_attention_hidden_size", "alone"])
+def test_a_decoder_of_trocr_without_its_encoder_is_refused(part, tmp_path):
+    """It reads a source of one width, and is no model by itself."""
+    config = random_config("vit+trocr", np.random.default_rng(0))
+    config.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    fields = json.loads(file.read_text())
+    if part == "alone":
+        fields, problem = fields["decoder"], "a trocr is a part of other models"
+    else:
+        fields["decoder"][part], problem = 6, "cross_attention_hidden_size is 6"
+    file.write_text(json.dumps(fields))
+    with pytest.raises(UserError, match=problem):
+        registry.describe(str(tmp_path), weights=False)
 
 
 def test_a_batch_without_targets_is_refused(pair):

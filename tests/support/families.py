@@ -54,9 +54,8 @@ KIN_HEADS: dict[str, tuple[str, ...]] = {
 # Their one block is repeated: it has one depth, and is scanned over as it is.
 SHARED_BLOCKS = ("albert",)
 # Of two families in one model these are always tested.
-OWN_PAIRS = ("vit+gpt2", "clip+gpt2", "bert+bert")
+OWN_PAIRS = ("vit+gpt2", "vit+trocr", "clip+gpt2", "bert+bert")
 OWN_HEADS = (
-    ("gpt2", "token_classification"),
     ("llama", "question_answering"),
     ("mbart", "text_classification"),
     ("bert", "question_answering"),

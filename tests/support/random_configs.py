@@ -293,6 +293,9 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "use_swiglu_ffn": Draw.flag,
     "use_gated_mlp": Draw.flag,
     "scale_embedding": Draw.flag,
+    "use_learned_position_embeddings": Draw.flag,
+    "layernorm_embedding": Draw.flag,
+    "cross_attention_hidden_size": lambda draw: None,  # or the encoder's, in a pair
     "share_encoder_decoder_embeddings": Draw.flag,
     "use_mask_token": Draw.flag,
     "use_mid_position_embeddings": Draw.flag,
@@ -362,6 +365,8 @@ PAIRS = {
     "vit+gpt2": ("vision-encoder-decoder", "vit", "gpt2"),
     "clip+gpt2": ("vision-encoder-decoder", "clip_vision_model", "gpt2"),
     "dinov2+bert": ("vision-encoder-decoder", "dinov2", "bert"),
+    "vit+trocr": ("vision-encoder-decoder", "vit", "trocr"),
+    "deit+trocr": ("vision-encoder-decoder", "deit", "trocr"),
     "deit+gpt2": ("vision-encoder-decoder", "deit", "gpt2"),
     "siglip+bert": ("vision-encoder-decoder", "siglip_vision_model", "bert"),
     "bert+bert": ("encoder-decoder", "bert", "bert"),
@@ -423,6 +428,8 @@ def random_pair(
             shared = {"groups": 2, "queries": 1, "head": parts["encoder"]["hidden_size"] // 2}
         draw = make_draw(generator, default.to_dict(), **shared)
         parts[part] = {"model_type": own} | draw_fields(default, draw)
+    if "cross_attention_hidden_size" in parts["decoder"] and generator.integers(2):
+        parts["decoder"]["cross_attention_hidden_size"] = parts["encoder"]["hidden_size"]
     parts["decoder"] |= {"is_decoder": True, "add_cross_attention": True}
     tokens = {"decoder_start_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     return AutoConfig.for_model(model_type, **parts, **tokens)

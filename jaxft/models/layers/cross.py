@@ -147,6 +147,7 @@ class AttentionMaps(nnx.Module):
         std: the standard deviation of fresh kernels.
         rate: dropout on the attention weights.
         bias, output_bias: whether the first three maps, and the last, have a bias.
+        source_width: of what keys and values are made of; None for that of the stream.
     """
 
     def __init__(
@@ -157,10 +158,12 @@ class AttentionMaps(nnx.Module):
         rate: float,
         bias: bool = True,
         output_bias: bool = True,
+        source_width: int | None = None,
     ):
         self.query = Linear(width, width, ("embed", "heads"), std, bias)
-        self.key = Linear(width, width, ("embed", "heads"), std, bias)
-        self.value = Linear(width, width, ("embed", "heads"), std, bias)
+        read, axis = (width, "embed") if source_width is None else (source_width, "source")
+        self.key = Linear(read, width, (axis, "heads"), std, bias)
+        self.value = Linear(read, width, (axis, "heads"), std, bias)
         self.output = Linear(width, width, ("heads", "embed"), std, output_bias)
         self.heads, self.weights_rate = heads, rate
 

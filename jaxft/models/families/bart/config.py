@@ -1,4 +1,4 @@
-"""Config of BART and its kin: mBART, Pegasus, M2M-100 (NLLB) and Marian."""
+"""Config of BART and its kin: mBART, Pegasus, M2M-100 (NLLB), Marian, and TrOCR's decoder."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ DEFAULTS: dict[str, Any] = {
     "forced_bos_token_id": None,
     "forced_eos_token_id": 2,
 }
+OF_OTHERS = ("encoder_", "forced_", "decoder_start_", "eos_")  # what a decoder alone lacks
 MARIAN: dict[str, Any] = {
     "vocab_size": 58101,
     "decoder_vocab_size": None,
@@ -67,12 +68,20 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "marian": MARIAN,
 }
+# TrOCR is a decoder alone: which of the fields above it has, and its own.
+TROCR: dict[str, Any] = {
+    **{name: value for name, value in DEFAULTS.items() if not name.startswith(OF_OTHERS)},
+    "max_position_embeddings": 512,
+    "use_learned_position_embeddings": True,
+    "layernorm_embedding": True,
+    "cross_attention_hidden_size": None,
+    "tie_word_embeddings": True,
+}
 # What `infer_fields` adds: facts of a checkpoint's tensors that no field of config.json states.
 # `own_lm_head`: words are scored by a matrix of their own; `stored_positions`: the sinusoids are
 # in the file.
 INFERRED = {"own_lm_head": False, "stored_positions": False}
 SIZES = tuple(name for name, value in DEFAULTS.items() if type(value) is int and "id" not in name)
-# What config.json calls by another name too.
 SYNONYMS = {
     "hidden_size": "d_model",
     "num_hidden_layers": "encoder_layers",
@@ -83,6 +92,7 @@ RATES = ("dropout", "attention_dropout", "activation_dropout", "classifier_dropo
 PRE_NORM = ("mbart", "pegasus", "m2m_100")
 EMBEDDING_NORM = ("bart", "mbart")
 LEARNED = ("bart", "mbart")  # positions; the others have sinusoids
+COUNTED = ("m2m_100", "trocr")
 UNBIASED = ("m2m_100",)  # no final_logits_bias
 OFFSET = 2  # rows of a learned table before that of the first position
 
@@ -113,16 +123,22 @@ class Config(TextConfig):
     ALSO_WRITTEN = MappingProxyType({"is_encoder_decoder": True, "tie_word_embeddings": True})
     READ_ONLY: ClassVar[tuple[str, ...]] = tuple(INFERRED)
 
+    # What config.json calls by another name too.
+    SYNONYMS: ClassVar[Mapping[str, str]] = SYNONYMS
+    TOWERS: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
+
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Self:
         model_type = fields["model_type"]
-        defaults = DEFAULTS | OWN[model_type] | INFERRED
-        style = _style(model_type)
+        defaults = DEFAULTS | OWN[model_type] if model_type in OWN else TROCR
+        defaults = defaults | INFERRED
+        style = _style(model_type) if model_type in OWN else {}
         _check_same(fields, style, "which is not how a {model_type} computes")
-        own = cls._read(fields, defaults, SIZES, (*ignore, *style))
-        names = {name: own[synonym] for name, synonym in SYNONYMS.items()}
+        sizes = [name for name in SIZES if name in defaults]
+        own = cls._read(fields, defaults, sizes, (*ignore, *style))
+        names = {name: own[synonym] for name, synonym in cls.SYNONYMS.items()}
         _check_same(fields, names, "and another field says {meant}")
-        for part in ("encoder", "decoder"):
+        for part in cls.TOWERS:
             heads = own[f"{part}_attention_heads"]
             check_divides("d_model", own["d_model"], heads, f"{part}_attention_heads")
         check_activation("activation_function", own["activation_function"], ACTIVATIONS)
@@ -160,7 +176,7 @@ class Config(TextConfig):
     def pad_token_id(self) -> int:
         """Return the id of the padding word."""
         pad = self.fields["pad_token_id"]
-        return OWN[self.model_type].get("pad_token_id", 1) if pad is None else pad
+        return OWN.get(self.model_type, {}).get("pad_token_id", 1) if pad is None else pad
 
     @property
     def shared(self) -> bool:
@@ -178,9 +194,45 @@ class Config(TextConfig):
         return self.model_type in PRE_NORM
 
     @property
+    def learned_positions(self) -> bool:
+        """Return whether positions are learned; otherwise they are sinusoids."""
+        return self.fields.get("use_learned_position_embeddings", self.model_type in LEARNED)
+
+    @property
+    def counted_positions(self) -> bool:
+        """Return whether sinusoids are looked up behind the padding word's id, as fairseq does."""
+        return self.model_type in COUNTED
+
+    @property
+    def embedding_norm(self) -> bool:
+        """Return whether the sum of word and position vectors is normalized."""
+        return self.fields.get("layernorm_embedding", self.model_type in EMBEDDING_NORM)
+
+    @property
+    def cross_width(self) -> int | None:
+        """Return the width of the source that keys and values read; None for the model's."""
+        return self.fields.get("cross_attention_hidden_size")
+
+    @property
     def word_scale(self) -> float:
         """Return the factor on word vectors."""
         return self.fields["d_model"] ** 0.5 if self.fields["scale_embedding"] else 1.0
+
+
+class DecoderConfig(Config):
+    """Config of TrOCR's decoder, which is a part of another model's."""
+
+    FIXED: ClassVar = {"is_encoder_decoder": False}
+    UNREAD = (*Config.UNREAD, "is_decoder", "classifier_dropout")
+    ALSO_WRITTEN = MappingProxyType({})
+    SYNONYMS = MappingProxyType(
+        {
+            "hidden_size": "d_model",
+            "num_hidden_layers": "decoder_layers",
+            "num_attention_heads": "decoder_attention_heads",
+        }
+    )
+    TOWERS = ("decoder",)
 
 
 def _style(model_type: str) -> dict[str, bool]:

@@ -13,17 +13,11 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from jaxft.models.families.bart.config import (
-    EMBEDDING_NORM,
-    LEARNED,
-    OFFSET,
-    UNBIASED,
-    Config,
-)
+from jaxft.models.families.bart.config import OFFSET, UNBIASED, Config
 from jaxft.models.layers.attention import Mask, make_mask
 from jaxft.models.layers.batch import Batch, check_length, positions_of, segments_of, slot_of
 from jaxft.models.layers.cache import BlockCache, KeyValues
-from jaxft.models.layers.cross import AttentionMaps, Reading, Source, source_of
+from jaxft.models.layers.cross import AttentionMaps, Reading, Source, SourceReader
 from jaxft.models.layers.decoder import causal_mask
 from jaxft.models.layers.kernels import Needs
 from jaxft.models.layers.math import ACTIVATIONS, dropout
@@ -53,7 +47,7 @@ def halves_table(count: int, width: int) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def counted_table(count: int, width: int, padding: int) -> np.ndarray:
-    """Return M2M-100's sinusoids [count, width] float32; the row of the padding word is zero."""
+    """Return sinusoids as fairseq has them, [count, width] float32; that of padding is zero."""
     half = width // 2
     step = np.float32(np.log(BASE) / (half - 1))
     rates = np.exp(np.arange(half, dtype=np.float32) * -step)
@@ -90,23 +84,25 @@ class Stem(nnx.Module):
     Args:
         config: the model's.
         decodes: whether it is the decoder's.
+        source_width: of what a decoder reads; None for that of the stream.
     """
 
-    def __init__(self, config: Config, decodes: bool):
-        own, model_type = config.fields, config.model_type
+    def __init__(self, config: Config, decodes: bool, source_width: int | None = None):
+        own = config.fields
         width, std = own["d_model"], own["init_std"]
         words = config.decoder_vocab_size if decodes else config.vocab_size
         table = Embedding(words, width, "vocab", std)
         self.word: Embedding | None = table if config.shared else None
         self.own_word: Embedding | None = None if config.shared else table
-        self.learned, self.counted = model_type in LEARNED, model_type == "m2m_100"
+        self.learned, self.counted = config.learned_positions, config.counted_positions
         rows = config.max_positions + (OFFSET if self.learned else 0)
         stored = self.learned or own["stored_positions"]
         position = partial(Embedding, rows, width, "positions", std, decay=False)
         self.position = position() if stored else None
-        self.word_norm = LayerNorm(width, EPS) if model_type in EMBEDDING_NORM else None
+        self.word_norm = LayerNorm(width, EPS) if config.embedding_norm else None
+        self.source = SourceReader(width, source_width or width, std) if decodes else None
         self.rate, self.scale = own["dropout"], config.word_scale
-        self.decodes, self.max_positions = decodes, config.max_positions
+        self.max_positions = config.max_positions
         self.padding, self.width = config.pad_token_id, width
         heads = own["decoder_attention_heads" if decodes else "encoder_attention_heads"]
         self.needs = Needs(heads, heads, width // heads, own["attention_dropout"])
@@ -122,9 +118,9 @@ class Stem(nnx.Module):
         x = x if self.word_norm is None else self.word_norm(x)
         x = dropout(x, self.rate, key)
         kernel = partial(compute.kernel, self.needs)
-        if self.decodes:
+        if self.source is not None:
             mask = causal_mask(batch, self.max_positions, None, kernel)
-            return x, Reading(mask, source_of(batch))
+            return x, Reading(mask, self.source(batch))
         check_length(batch, self.max_positions)
         segments = segments_of(batch)
         return x, make_mask(segments, kernel=kernel(segments.shape))
@@ -147,9 +143,10 @@ class Stem(nnx.Module):
 class Attention(AttentionMaps):
     """Attention over its input or over a source, added to the input, with a norm."""
 
-    def __init__(self, config: Config, heads: int):
+    def __init__(self, config: Config, heads: int, source_width: int | None = None):
         own = config.fields
-        super().__init__(own["d_model"], heads, own["init_std"], own["attention_dropout"])
+        shape = own["d_model"], heads, own["init_std"], own["attention_dropout"]
+        super().__init__(*shape, source_width=source_width)
         self.norm = LayerNorm(own["d_model"], EPS)
         self.rate, self.pre_norm = own["dropout"], config.pre_norm
 
@@ -191,7 +188,7 @@ class Block(nnx.Module):
         part = "decoder" if decodes else "encoder"
         heads = config.fields[f"{part}_attention_heads"]
         self.attention = Attention(config, heads)
-        self.cross = Attention(config, heads) if decodes else None
+        self.cross = Attention(config, heads, config.cross_width) if decodes else None
         self.mlp = Mlp(config, config.fields[f"{part}_ffn_dim"])
 
     def __call__(

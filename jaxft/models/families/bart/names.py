@@ -29,18 +29,18 @@ def _attention(hf: str, ours: str) -> tuple[Name, ...]:
     return (*(line for pair in lines for line in pair), *norm(f"{hf}_layer_norm", f"{ours}/norm"))
 
 
-def _tower_names(tower: str) -> tuple[Name, ...]:
-    """Return the lines of the encoder or the decoder, but for their words."""
-    hf, ours = f"{tower}.layers.{{i}}", f"{tower}/blocks/{{i}}"
+def _tower_names(tower: str, prefix: str) -> tuple[Name, ...]:
+    """Return the lines of the encoder or the decoder behind our prefix, but for their words."""
+    hf, ours = f"{tower}.layers.{{i}}", f"{prefix}blocks/{{i}}"
     return (
-        *embedding(f"{tower}.embed_positions", f"{tower}/position"),
-        *norm(f"{tower}.layernorm_embedding", f"{tower}/word_norm"),
+        *embedding(f"{tower}.embed_positions", f"{prefix}position"),
+        *norm(f"{tower}.layernorm_embedding", f"{prefix}word_norm"),
         *_attention(f"{hf}.self_attn", f"{ours}/attention"),
         *_attention(f"{hf}.encoder_attn", f"{ours}/cross"),
         *dense(f"{hf}.fc1", f"{ours}/mlp/up"),
         *dense(f"{hf}.fc2", f"{ours}/mlp/down"),
         *norm(f"{hf}.final_layer_norm", f"{ours}/mlp/norm"),
-        *norm(f"{tower}.layer_norm", f"{tower}/norm"),
+        *norm(f"{tower}.layer_norm", f"{prefix}norm"),
     )
 
 
@@ -67,8 +67,19 @@ NAMES = (
     *embedding("shared", "encoder/word"),
     *embedding("encoder.embed_tokens", "encoder/own_word"),
     *embedding("decoder.embed_tokens", "decoder/own_word"),
-    *_tower_names("encoder"),
-    *_tower_names("decoder"),
+    *_tower_names("encoder", "encoder/"),
+    *_tower_names("decoder", "decoder/"),
+)
+# Of TrOCR's decoder, a part of another model's file.
+TROCR_NAMES = (
+    *embedding("model.decoder.embed_tokens", "word"),
+    *_tower_names("model.decoder", ""),
+    Name("output_projection.weight", "head/kernel", transpose=True),
+)
+TROCR_UNUSED = (
+    r"model\.decoder\.embed_positions\.(_float_tensor|weights)",  # of sinusoids, in old files
+    r"model\.decoder\.version",
+    r"output_projection\.weight",
 )
 # A checkpoint without the head of a task, such as a bare model's, lacks these.
 FRESH = ("decoder/head/", "decoder/pooler/")

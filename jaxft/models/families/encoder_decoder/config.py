@@ -21,7 +21,7 @@ ENCODERS = {
     ),
     "encoder-decoder": ("bert", "roberta", "xlm-roberta", "camembert"),
 }
-DECODERS = ("gpt2", "bert")
+DECODERS = ("gpt2", "bert", "trocr")
 PARTS = ("encoder", "decoder")
 TOKENS = ("decoder_start_token_id", "eos_token_id", "pad_token_id")
 KNOWN = (*PARTS, *TOKENS)
