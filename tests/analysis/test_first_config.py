@@ -359,6 +359,13 @@ def test_what_is_not_there_is_one_sentence(words, message, here, capsys):
     assert message in refused(capsys, *words, *checkpoint)
 
 
+def test_a_usual_checkpoint_that_is_out_of_reach_names_one_that_needs_no_hub(here, capsys):
+    write_csv(here / "films.csv", reviews())
+    message = refused(capsys, "films.csv", "--yes")
+    assert "all-MiniLM-L6-v2' is neither a folder nor in the hub's cache" in message
+    assert "add --checkpoint assets/minilm, which needs no hub" in message
+
+
 def test_a_file_that_is_there_stays(here, capsys):
     write_csv(here / "films.csv", reviews())
     Path("films.yaml").write_text("mine")

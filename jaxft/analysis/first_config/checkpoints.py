@@ -12,6 +12,7 @@ import numpy as np
 from jaxft.analysis.first_config.questions import Answers, Question
 from jaxft.analysis.model_catalog import task_heads
 from jaxft.data.text.tokenizer import load_tokenizer
+from jaxft.errors import UserError
 from jaxft.models.load import HEADLESS, LoadOptions, Model, describe
 from jaxft.models.weights.source import COMPANIONS, config_folder
 
@@ -82,7 +83,14 @@ def describe_checkpoint(name: str, task: str, labels: int | None) -> Described:
     Raises:
         UserError: it is not there, or has no head for the task.
     """
-    folder = config_folder(name, files=("config.json", *COMPANIONS))
+    asset, on_hub = USUAL[task]
+    try:
+        folder = config_folder(name, files=("config.json", *COMPANIONS))
+    except UserError as error:
+        if name != on_hub or not asset:
+            raise
+        hint = f"Check the network, or add --checkpoint {ASSETS / asset}, which needs no hub."
+        raise UserError(error.message, hint) from None
     head = task_heads()[task] or HEADLESS
     options = LoadOptions(task=head, num_labels=labels if labels and labels > 1 else None)
     return Described(name, describe(str(folder), options, weights=False))
