@@ -41,6 +41,16 @@ class RegulariseSection(Section):
     )
 
 
+class AllocateSection(Section):
+    """The division of an adapter's parameters among kernels by a criterion of layers."""
+
+    by: Literal["fisher", "relative_gradient", "above_noise"] = fixed(
+        "fisher", "criterion, a column of `jaxft layers`, that ranks are in proportion to"
+    )
+    most: float = fixed(2.0, "the largest rank, in multiples of adapter.rank", ge=1)
+    batches: int = fixed(8, "training batches that gradients are measured on", ge=1)
+
+
 class AdapterSection(Section):
     """An adapter that is trained in place of the whole model; without a kind there is none."""
 
@@ -54,6 +64,11 @@ class AdapterSection(Section):
     ranks: dict[str, Annotated[int, Field(ge=1)]] = fixed(
         {},
         "pattern of kernels -> rank in place of rank; the first that matches (PEFT's rank_pattern)",
+    )
+    allocate: AllocateSection | None = fixed(
+        None,
+        "divides the parameters that adapter.rank would cost among the kernels by a criterion, "
+        "measured once before training; null gives all the same rank",
     )
     alpha: float = fixed(16.0, "their product is scaled by alpha / rank (lora, dora)", gt=0)
     rslora: bool = fixed(

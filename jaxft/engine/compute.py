@@ -125,6 +125,11 @@ def adapter_option(section: AdapterSection) -> Adapter | str | None:
         return None
     if section.checkpoint is not None:
         return section.checkpoint
+    return new_adapter(section)
+
+
+def new_adapter(section: AdapterSection) -> Adapter:
+    """Return the low-rank matrices that a section puts beside kernels."""
     match = None if section.match is None else tuple(section.match)
     dora = section.kind == "dora"
     ranks = tuple(section.ranks.items())

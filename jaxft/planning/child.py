@@ -16,7 +16,7 @@ from typing import Any, TextIO
 import jax
 from jax.experimental import topologies
 
-from jaxft.analysis.layer_criteria.select import choose_groups
+from jaxft.analysis.layer_criteria.choices import make_choices
 from jaxft.config.load import Config, override_config, parse_config
 from jaxft.device.chips import Chip, Topology, find_chip, parse_topology
 from jaxft.device.mesh import row_divisor
@@ -212,7 +212,7 @@ def main(source: TextIO, sink: TextIO) -> None:
             say(doing="reading the data")
             weights = has_weights(config.model.checkpoint)
             config, note = stack.enter_context(with_tokenizer(config))
-            config = choose_groups(config, EscapingConsole(quiet=True))
+            config = make_choices(config, EscapingConsole(quiet=True))
             devices = _devices(topology, request["devices"])
             planner = Planner(config, devices, weights, lambda message: say(doing=message))
             say(plan=make_plan(planner, topology, request["largest_batch"]) | {"note": note})

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from jaxft.analysis.layer_criteria.select import choose_groups
+from jaxft.analysis.layer_criteria.choices import make_choices
 from jaxft.config.load import Config
 from jaxft.engine.cost import LOSS, lowest_block_flops, segment_flops
 from jaxft.engine.initial_state import abstract_anchor, abstract_state
@@ -151,7 +151,7 @@ def plan(config: Config) -> Plan:
     Raises:
         UserError: any error that would stop the run before its first step.
     """
-    config = choose_groups(config, EscapingConsole(stderr=True))
+    config = make_choices(config, EscapingConsole(stderr=True))
     setup = build(config)
     check_matrices_train(setup)
     phases = phase_setups(setup)

@@ -10,9 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
-from jaxft.analysis.layer_criteria.select import choose_groups
+from jaxft.analysis.layer_criteria.choices import make_choices, with_choices_of
 from jaxft.config.load import Config, override_config
-from jaxft.config.recipe import Group
 from jaxft.errors import UserError
 
 SEEDS = "run.seed"  # members that differ only in keys under it repeat one setting
@@ -81,27 +80,23 @@ def make_members(config: Config, vary: Mapping[str, Sequence[Any]]) -> tuple[Mem
     return tuple(members)
 
 
-def choose_members_groups(members: Sequence[Member], console: Console) -> tuple[Member, ...]:
-    """Choose the groups of each member that has `groups[].select`; alike members share a choice.
+def make_members_choices(members: Sequence[Member], console: Console) -> tuple[Member, ...]:
+    """Make the choices that each member leaves to criteria; alike members share them.
 
     Args:
         members: of the study.
         console: shows what is measured and chosen.
 
     Raises:
-        UserError: see `choose_groups`.
+        UserError: see `make_choices`.
     """
-    groups: dict[tuple[str, int], list[Group]] = {}
+    first: dict[tuple[str, int], Config] = {}
 
     def chosen(member: Member) -> Member:
         key = _program(member.config), member.config.run.seed.init
-        if key not in groups:
-            groups[key] = choose_groups(member.config, console).groups
-        own = [
-            group.model_copy(update={"match": one.match}) if group.match is None else group
-            for group, one in zip(member.config.groups, groups[key], strict=True)
-        ]
-        return replace(member, config=member.config.model_copy(update={"groups": own}))
+        if key not in first:
+            first[key] = make_choices(member.config, console)
+        return replace(member, config=with_choices_of(first[key], member.config))
 
     return tuple(map(chosen, members))
 

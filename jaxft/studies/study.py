@@ -31,7 +31,7 @@ from jaxft.studies.folder import (
     create_study,
     study_facts,
 )
-from jaxft.studies.members import Member, choose_members_groups, make_buckets, make_members
+from jaxft.studies.members import Member, make_buckets, make_members, make_members_choices
 from jaxft.studies.memory import Need, available_bytes, chunk_sizes, need_of
 from jaxft.studies.part import Part, train_part
 from jaxft.studies.phase import Programs
@@ -107,7 +107,7 @@ def study(
     if check_study(name, config.run.dir, resume=resume, overwrite=overwrite):
         before = _earlier_parts(run_path(name, config.run.dir), config, vary)
     console.print(f"{len(members)} members: opening the data", highlight=False)
-    members = choose_members_groups(members, console)
+    members = make_members_choices(members, console)
     parts, needs = make_parts(members, before)
     any_setup = parts[0].setups[0]
     metric = best_metric(config, any_setup.task)

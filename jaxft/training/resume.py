@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from jaxft.analysis.layer_criteria.select import choose_groups, with_choices_of
+from jaxft.analysis.layer_criteria.choices import make_choices, with_choices_of
 from jaxft.config.load import Config, changed_values, check_resume, parse_config
 from jaxft.data.batching.plans import Layout
 from jaxft.device.distributed import from_first
@@ -58,7 +58,7 @@ class Start:
 def set_up(config: Config, console: Console, *, resume: bool, overwrite: bool) -> Start:
     """Set up a new run, or the one that is resumed, whose fixed keys must be unchanged."""
     if not check_run(config.run.name, config.run.dir, resume=resume, overwrite=overwrite):
-        config = choose_groups(config, console)
+        config = make_choices(config, console)
         setup = build(config)
         check_matrices_train(setup)
         return Start(config, setup, {}, None)

@@ -17,7 +17,7 @@ from jaxft.errors import UserError
 from jaxft.layerwise.criteria.choose import CHOICES, mean_ranks
 from jaxft.planning.plan import plan
 from jaxft.report.terminal.console import EscapingConsole
-from jaxft.studies.members import choose_members_groups, make_buckets, make_members
+from jaxft.studies.members import make_buckets, make_members, make_members_choices
 from tests.support.tiny import tiny_config
 
 QUIET = EscapingConsole(quiet=True)
@@ -131,7 +131,7 @@ def test_members_of_a_study_share_a_choice_where_they_can(tmp_path, monkeypatch)
 
     monkeypatch.setattr(select, "measure", counted)
     vary = {"optimizer.lr": [1e-3, 2e-3], "groups.0.select.fraction": [0.5, 1.0]}
-    members = choose_members_groups(make_members(config, vary), QUIET)
+    members = make_members_choices(make_members(config, vary), QUIET)
     assert len(calls) == 2
     counts = [len(member.config.groups[0].match) for member in members]
     assert counts == [6, 12, 6, 12]

@@ -71,24 +71,6 @@ def choose_groups(config: Config, console: Console) -> Config:
     return config.model_copy(update={"groups": groups})
 
 
-def with_choices_of(earlier: Config, config: Config) -> Config:
-    """Return a resumed run's config with the choices that were made when the run began.
-
-    A changed `select` keeps the earlier choice here; `check_resume` refuses it.
-
-    Args:
-        earlier: the run's config.
-        config: as it is resumed with.
-    """
-    groups = [
-        new.model_copy(update={"match": old.match})
-        if new.select is not None and new.match is None and old.select is not None
-        else new
-        for new, old in zip(config.groups, earlier.groups, strict=False)
-    ]
-    return config.model_copy(update={"groups": [*groups, *config.groups[len(groups) :]]})
-
-
 def chosen_matrices(
     setup: Setup, measured: Measured, by: str, fraction: float, per: str = KIND
 ) -> list[str]:
@@ -109,7 +91,7 @@ def chosen_matrices(
     if by == RANDOM:
         scores = random_scores(list(kinds), setup.config.run.seed.init)
     else:
-        scores = _scores(measured, by, list(kinds))
+        scores = scores_of(measured, by, list(kinds))
     if per != BLOCK:
         return choose(scores, kinds, fraction)
     ranks = mean_ranks(scores, kinds, {one.name: one.block for one in measured.matrices})
@@ -131,7 +113,7 @@ def patterns(names: Sequence[str], matrices: Sequence[Matrix], per: str = KIND) 
     return [re.escape(block) + ".*" for block in blocks]
 
 
-def _scores(measured: Measured, by: str, names: Sequence[str]) -> dict[str, float]:
+def scores_of(measured: Measured, by: str, names: Sequence[str]) -> dict[str, float]:
     """Return the scores by which the highest are chosen.
 
     Raises:

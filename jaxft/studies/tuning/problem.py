@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxft.analysis.layer_criteria.select import choose_groups
+from jaxft.analysis.layer_criteria.choices import make_choices
 from jaxft.config.load import Config
 from jaxft.data.batching.loader import batches
 from jaxft.device.mesh import batch_sharding, place_batch, replicated
@@ -59,7 +59,7 @@ def open_problem(config: Config, steps: int, most_eval_batches: int) -> Problem:
     """
     # An average would lag behind so few steps.
     section = config.train.model_copy(update={"ema": None})
-    config = choose_groups(config, EscapingConsole(stderr=True))
+    config = make_choices(config, EscapingConsole(stderr=True))
     setup = build(config.model_copy(update={"train": section}))
     (now,) = phase_setups(setup)
     leaves = [leaf for leaf in now.table.leaves if leaf.trainable]
