@@ -203,6 +203,7 @@ DEMOS = (
 # Configs that show a way to train on rows of another; they have a README row and no row here.
 RECIPES = (
     "auto_freeze",
+    "chat_gemma",
     "distill",
     "freeze_out",
     "gradual_unfreezing",

@@ -71,6 +71,7 @@ LAZY = {
     ("device.distributed", "jax"),
     # The libraries that read what a demo's packages hold are an extra.
     ("demo.smollm2", "gguf"),
+    ("demo.gemma3", "gguf"),
     ("demo.vits", "onnx"),
     ("demo.flan_t5", "onnx"),
     ("demo.verses", "pysword"),

