@@ -214,8 +214,17 @@ class PhaseSection(Section):
 
 
 PhaseRecipe = Literal[
-    "linear_probe", "lp_ft", "gradual_unfreezing", "freeze_out", "auto_freeze", "pipe_transformer"
+    "linear_probe",
+    "lp_ft",
+    "gradual_unfreezing",
+    "freeze_out",
+    "auto_freeze",
+    "pipe_transformer",
+    "grades",
 ]
+
+
+SELF_FREEZING = ("auto_freeze", "grades")  # recipes that decide during the run
 
 
 class FreezingSection(Section):
@@ -236,7 +245,7 @@ class FreezingSection(Section):
     )
     every: LengthKey = fixed(
         Duration(10, "percent"),
-        "interval between comparisons of the layers' gradient norms (auto_freeze only)",
+        "interval between comparisons of gradient norms (auto_freeze, grades)",
     )
     percentile: float = fixed(
         50.0,
@@ -244,6 +253,18 @@ class FreezingSection(Section):
         "(auto_freeze only)",
         gt=0,
         le=100,
+    )
+    threshold: float = fixed(
+        0.0,
+        "freeze a linear map of a block once the norm of its gradient is below this (grades only)",
+        ge=0,
+    )
+    grace: float = fixed(
+        0.5,
+        "start of the run in which nothing is frozen (grades only)",
+        unit="fraction of the run",
+        ge=0,
+        lt=1,
     )
     share: float = fixed(
         1 / 3,
@@ -255,21 +276,28 @@ class FreezingSection(Section):
 
 
 FREEZING_READERS = {
-    "first": "freeze_out",
-    "power": "freeze_out",
-    "scaled": "freeze_out",
-    "every": "auto_freeze",
-    "percentile": "auto_freeze",
-    "share": "pipe_transformer",
+    "first": ("freeze_out",),
+    "power": ("freeze_out",),
+    "scaled": ("freeze_out",),
+    "every": SELF_FREEZING,
+    "percentile": ("auto_freeze",),
+    "threshold": ("grades",),
+    "grace": ("grades",),
+    "share": ("pipe_transformer",),
 }
 
 
 def check_freezing(phases: Any, freezing: FreezingSection, schedule: ScheduleSection) -> None:
     """Raise a ValueError if a key would do nothing, or two keys would lower one learning rate."""
-    for name, reader in FREEZING_READERS.items():
+    for name, readers in FREEZING_READERS.items():
         is_set = getattr(freezing, name) != FreezingSection.model_fields[name].default
-        if is_set and phases != reader:
-            raise ValueError(f"'freezing.{name}' applies to 'phases: {reader}' only")
+        if is_set and phases not in readers:
+            raise ValueError(f"'freezing.{name}' applies to 'phases: {' or '.join(readers)}' only")
+    if phases == "grades" and not freezing.threshold:
+        raise ValueError(
+            "'phases: grades' needs freezing.threshold, a gradient norm: see 'Gradient norm' in "
+            "the report of a run without it"
+        )
     if phases == "freeze_out" and schedule.kind != "constant":
         raise ValueError(
             "'phases: freeze_out' lowers each layer's learning rate to zero itself: "

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import jax
 
+from jaxft.config.recipe import SELF_FREEZING
 from jaxft.data.batching.plans import Layout
 from jaxft.engine.cost import batch_shapes, trunk_saving, trunk_shapes
 from jaxft.engine.setup import PhaseSetup, Setup
@@ -45,9 +46,9 @@ def plan_trunks(setup: Setup, phases: Sequence[PhaseSetup]) -> tuple[TrunkPlan, 
     """
     batch = batch_shapes(setup)
     plans = tuple(plan_trunk(setup, one, batch) for one in phases)
-    # AutoFreeze decides only during the run which layers are frozen.
+    # Some recipes decide only during the run what is frozen.
     config, cached = setup.config, any(plan.split_bytes for plan in plans)
-    if config.train.trunk_cache == "on" and config.phases != "auto_freeze" and not cached:
+    if config.train.trunk_cache == "on" and config.phases not in SELF_FREEZING and not cached:
         raise UserError(
             "train.trunk_cache: there is no frozen trunk to cache, since the embeddings train in "
             "every phase.",

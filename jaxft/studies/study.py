@@ -36,7 +36,7 @@ from jaxft.studies.memory import Need, available_bytes, chunk_sizes, need_of
 from jaxft.studies.part import Part, train_part
 from jaxft.studies.phase import Programs
 from jaxft.studies.rank import mark_rows, rank
-from jaxft.training.auto_freeze import freezes_itself
+from jaxft.training.freezing.decisions import freezes_itself
 from jaxft.training.metadata import batch_line
 from jaxft.training.rates.multipliers import measures_rates
 
@@ -208,7 +208,7 @@ def _check_can_be_studied(config: Config) -> None:
     """Raise a UserError where leaves or rates are decided during training."""
     key = None
     if freezes_itself(config):
-        key = "phases: auto_freeze"
+        key = f"phases: {config.phases}"
     if measures_rates(config):
         key = f"layer_decay.preset: {config.layer_decay.preset}"
     if config.regularise.l2_sp:

@@ -84,7 +84,7 @@ class Batches:
         index, known = stage.now.phase.index, {**stage.frozen, **state.previously_trained}
         if index < len(self._trunks):
             plan = self._trunks[index]
-        else:  # a phase that AutoFreeze added
+        else:  # a phase that was decided on during the run
             plan = plan_trunk(stage.setup, stage.now, batch_shapes(stage.setup))
         setup, reports = self._setup, (self._progress, self._interrupted)
         compute = replace(stage.now.compute, remat=setup.compute.remat)  # no backward pass here

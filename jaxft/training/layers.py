@@ -24,8 +24,9 @@ from jaxft.engine.state import TrainState
 from jaxft.models.load import Model
 from jaxft.models.values import read_value
 from jaxft.report.events import EventLog
-from jaxft.training.auto_freeze import KIND as FREEZE
-from jaxft.training.auto_freeze import decide, freeze_below
+from jaxft.training.freezing.decisions import KIND as FREEZE
+from jaxft.training.freezing.decisions import decide, freeze
+from jaxft.training.freezing.grades import NORMS, map_norms
 from jaxft.training.phase import PhaseStep
 from jaxft.training.rates.auto_rgn import measured_multipliers
 from jaxft.training.rates.heavy_tail import heavy_tail_multipliers, matrices_of, measured_exponents
@@ -91,6 +92,12 @@ def write_layers(
     log.of_kind(
         "layers", step, whole | layer_values(*readings.read(), leaves, _layers(stage), rates)
     )
+
+
+def write_map_norms(log: EventLog, stage: PhaseStep, step: int, readings: LayerReadings) -> None:
+    """Write the norm of the gradient of each linear map of the blocks that trains."""
+    norms = np.asarray(jax.device_get(readings.norms))
+    log.of_kind(NORMS, step, {"norms": map_norms(stage.now.table, norms)})
 
 
 def write_drift(
@@ -169,18 +176,18 @@ def with_measured(stage: PhaseStep, events: Iterable[Mapping[str, Any]]) -> Phas
 
 
 def decide_again(stage: PhaseStep, log: EventLog, step: int) -> PhaseStep:
-    """Return the phase under a new decision of AutoFreeze, which is logged.
+    """Return the phase under a new decision on what stops training, which is logged.
 
     Args:
         stage: the current phase.
         log: the event log, which only the first process has.
         step: steps done.
     """
-    depth = from_first(lambda: decide(stage.setup, stage.now.table, log.read(), step))
-    setup = freeze_below(stage.setup, step, depth)
+    decision = from_first(lambda: decide(stage.setup, stage.now.table, log.read(), step))
+    setup = freeze(stage.setup, step, decision)
     if setup is stage.setup:
         return stage
-    log.of_kind(FREEZE, step, {"depth": depth})
+    log.of_kind(FREEZE, step, decision)
     phases = phase_setups(setup)
     return replace(stage, setup=setup, phases=phases, now=phases[stage.now.phase.index])
 

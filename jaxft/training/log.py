@@ -21,7 +21,8 @@ from jaxft.report.events import EventLog, read_events
 from jaxft.report.terminal.progress import Progress
 from jaxft.report.trackers import Tracker, open_trackers
 from jaxft.runs.folder import RUN_FILE, RunFolder
-from jaxft.training.layers import LayerReadings, write_layers
+from jaxft.training.freezing.decisions import needs_maps_at
+from jaxft.training.layers import LayerReadings, write_layers, write_map_norms
 from jaxft.training.meter import Ended, Meter, SlowSteps
 from jaxft.training.phase import PhaseStep
 from jaxft.waiting import Watch
@@ -116,6 +117,8 @@ class Log:
             self.progress.update(step, event, ended.wall)
             if phase.reads_layers_at(step) or not self.meter.finite:
                 write_layers(self.events, phase, step, layers, values["grad_norm"])
+            if needs_maps_at(phase.setup, step):
+                write_map_norms(self.events, phase, step, layers)
             if not self.meter.finite:
                 note = f"Not finite (loss {values['loss']}): the step was undone."
                 self.events.note(step, note)

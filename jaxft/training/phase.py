@@ -20,7 +20,7 @@ from jaxft.engine.initial_state import (
 from jaxft.engine.setup import PhaseSetup, Setup, compared_of, objective_of
 from jaxft.engine.state import TrainState
 from jaxft.engine.step import StepInputs, make_train_step
-from jaxft.training.auto_freeze import needs_layers_at
+from jaxft.training.freezing.decisions import needs_layers_at
 from jaxft.training.rates.auto_rgn import PRESET as AUTO_RGN
 from jaxft.training.rates.heavy_tail import PRESET as HEAVY_TAIL
 from jaxft.training.rates.multipliers import multipliers_now

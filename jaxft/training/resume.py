@@ -30,7 +30,7 @@ from jaxft.report.events import each_event
 from jaxft.runs.checkpoint import Checkpoints
 from jaxft.runs.folder import RUN_FILE, RunFolder, check_run, open_run, run_path
 from jaxft.runs.history import affects_parameters
-from jaxft.training.auto_freeze import with_decisions
+from jaxft.training.freezing.decisions import with_decisions
 from jaxft.training.meter import patience_is_over, scores_before
 from jaxft.training.rates.heavy_tail import check_matrices_train
 from jaxft.training.result import RESULT, scored_split
@@ -197,7 +197,7 @@ def restore(
 def decided_at(
     setup: Setup, phases: tuple[PhaseSetup, ...], events: Sequence[dict[str, Any]], step: int
 ) -> tuple[Setup, tuple[PhaseSetup, ...], PhaseSetup]:
-    """Apply AutoFreeze's decisions up to `step`; return setup, phases, and that step's phase."""
+    """Apply decisions to freeze up to `step`; return setup, phases, and that step's phase."""
     decided = with_decisions(setup, events, step)
     if decided is not setup:
         phases = phase_setups(decided)

@@ -24,9 +24,9 @@ from jaxft.report.terminal.tables import data_table, group_table, loading_table,
 from jaxft.runs.checkpoint import Checkpoints
 from jaxft.runs.folder import RUN_FILE, RunFolder, create_run, run_path
 from jaxft.storage.files import place
-from jaxft.training.auto_freeze import decides_at
 from jaxft.training.batches import Batches
 from jaxft.training.evaluate import Evaluator
+from jaxft.training.freezing.decisions import decides_at
 from jaxft.training.layers import (
     decide_again,
     measure_again,
@@ -165,7 +165,7 @@ def train(
                     log.progress.message(f"{metric} has not improved: stopped early")
                     break
 
-                if decides_at(running.now.setup, step):  # AutoFreeze
+                if decides_at(running.now.setup, step):  # AutoFreeze, GradES
                     log.read()
                     running.now = decide_again(running.now, log.events, step)
                 if running.now.is_over(step):

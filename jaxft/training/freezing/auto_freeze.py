@@ -12,38 +12,28 @@ Source: Liu, Agarwal and Venkataraman (2021), https://arxiv.org/abs/2102.01386, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from jaxft.config.load import Config
-from jaxft.durations import Duration
 from jaxft.engine.setup import Setup
-from jaxft.layerwise.phases import Phase, PhaseSpec, within
 from jaxft.layerwise.table import LayerTable
 
-KIND = "freeze"  # of the events
+RECIPE = "auto_freeze"
 READINGS = 10  # the least number of steps in an interval whose gradient norms are logged
 
 Events = Iterable[Mapping[str, Any]]
 
 
-def freezes_itself(config: Config) -> bool:
-    """Return whether a run decides during training which layers to freeze."""
-    return config.phases == "auto_freeze"
-
-
-def needs_layers_at(setup: Setup, step: int) -> bool:
+def reads_layers_at(setup: Setup, step: int) -> bool:
     """Return whether a decision needs the gradient norms of a step."""
-    every = setup.length.freeze_every
-    return freezes_itself(setup.config) and step % max(every // READINGS, 1) == 0
+    return step % max(setup.length.freeze_every // READINGS, 1) == 0
 
 
 def decides_at(setup: Setup, step: int) -> bool:
     """Return whether a decision is due after `step` steps, two or more whole intervals."""
-    every, total = setup.length.freeze_every, setup.length.total_steps
-    return freezes_itself(setup.config) and step % every == 0 and 2 * every <= step < total
+    every = setup.length.freeze_every
+    return step % every == 0 and step >= 2 * every
 
 
 def lowest_to_train(
@@ -87,24 +77,3 @@ def decide(setup: Setup, table: LayerTable, events: Events, step: int) -> int:
     if not before.keys() & now.keys():
         return lowest
     return lowest_to_train(before, now, setup.config.freezing.percentile)
-
-
-def freeze_below(setup: Setup, step: int, depth: int) -> Setup:
-    """Add a phase to the run, from `step` on, in which nothing below `depth` trains."""
-    last = setup.phases[-1]
-    chosen = {leaf.name for leaf in last.table.leaves if leaf.trainable and leaf.depth >= depth}
-    if len(chosen) == len(last.table.trainable):
-        return setup
-    index, total = last.index + 1, setup.length.total_steps
-    spec = PhaseSpec(Duration(100, "percent"), depth=(depth, setup.model.num_depths - 1))
-    following = Phase(index, step, total, spec, within(last.table, chosen, last.table, index))
-    phases = (*setup.phases[:-1], replace(last, stop=step), following)
-    return replace(setup, phases=phases)
-
-
-def with_decisions(setup: Setup, events: Events, step: int) -> Setup:
-    """Add the phases that the run decided on in its first `step` steps."""
-    for event in events:
-        if event["kind"] == KIND and event["step"] <= step:
-            setup = freeze_below(setup, event["step"], event["depth"])
-    return setup

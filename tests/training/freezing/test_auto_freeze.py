@@ -11,7 +11,8 @@ from jaxft.engine.setup import build
 from jaxft.engine.trained import open_trained
 from jaxft.layerwise.phases import phase_specs
 from jaxft.runs.checkpoint import Checkpoints
-from jaxft.training.auto_freeze import decide, freeze_below, lowest_to_train, with_decisions
+from jaxft.training.freezing.auto_freeze import decide, lowest_to_train
+from jaxft.training.freezing.decisions import freeze, with_decisions
 from jaxft.training.story import train
 from tests.layerwise.test_phases import ONE, config_of
 
@@ -52,11 +53,11 @@ def test_a_decision_compares_the_means_of_two_intervals(folder):
     ]
     # Means of 2, 2, 2 become 2.1, 1, 3; the top never stops and is not asked.
     assert decide(built, built.phases[0].table, events, 6) == 1
-    cut = freeze_below(built, 6, 1)
+    cut = freeze(built, 6, {"depth": 1})
     assert [(p.start, p.stop) for p in cut.phases] == [(0, 6), (6, 12)]
     assert cut.phases[0].table == built.phases[0].table
     assert {leaf.depth for leaf in cut.phases[1].table.leaves if leaf.trainable} == {1, 2, 3}
-    assert freeze_below(cut, 6, 1) is cut, "decided already"
+    assert freeze(cut, 6, {"depth": 1}) is cut, "decided already"
     # What is frozen is not compared again: depth 1 changes least now, and stops too.
     later = [looked(step, {0: 9.0, 1: 1.0, 2: 1.0 / step}) for step in (7, 9, 10, 12)]
     assert decide(cut, cut.phases[1].table, later, 12) == 2
