@@ -236,7 +236,7 @@ def pair(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("count", [3, pytest.param(20, marks=pytest.mark.full)])
-@pytest.mark.parametrize("beams", [1, 4])
+@pytest.mark.parametrize("beams", [pytest.param(1, marks=pytest.mark.full), 4])
 def test_forced_tokens_are_transformers(pair, beams, count):
     """The first token is a language's, the last the end; and one never comes."""
     draw = np.random.default_rng(count)

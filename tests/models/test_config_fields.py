@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxft.errors import UserError
+from jaxft.models import load as registry
 from jaxft.models.family import ComposedFamily, leaves_of
 from tests.support.families import FAMILIES, names_of
 from tests.support.random_configs import random_config
@@ -41,7 +42,7 @@ def tried(family, fields, head):
     """Whether a config is read and its towers are described; else it is refused."""
     try:
         if isinstance(family, ComposedFamily):
-            family = family.compose(fields, FAMILIES, False)
+            family = family.compose(fields, registry.families(), False)
         config = family.config.from_hf(fields)
         leaves_of(family.towers(config, head, 2))
     except UserError as error:

@@ -59,7 +59,7 @@ HEADS = [
 SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.full) for seed in range(1, 10))]
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", registry.families())
 def test_every_field_of_a_config_is_drawn_or_refused(model_type):
     assert undrawn_fields(model_type) == []
 

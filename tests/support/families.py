@@ -33,7 +33,10 @@ AUTO = {
 }
 # Architectures that transformers does not have.
 OWN_CLASSES = {one.__name__: one for one in (DINOv3ViTForImageClassification,)}
-FAMILIES = registry.families()
+# Without model types that are a part of others, as TrOCR's decoder is.
+FAMILIES = {
+    name: family for name, family in registry.families().items() if family.model_types[name]
+}
 # BERT's kin have its blocks: `make test` looks at what is their own, stems and heads.
 BERTS_KIN = ("camembert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
 # BART's kin are one computation: `make test` runs the heads of those that have a choice of their

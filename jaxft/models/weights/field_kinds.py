@@ -77,6 +77,10 @@ def _is_depth(value: Any) -> bool:
     return is_whole(value) and 1 <= value <= MOST_BLOCKS
 
 
+def _is_index(value: Any) -> bool:
+    return is_whole(value) and 0 <= value <= MOST_VALUE
+
+
 def _are_labels(value: Any) -> bool:
     return isinstance(value, dict) and all(
         str(number).isdecimal() and isinstance(name, str) for number, name in value.items()
@@ -94,7 +98,7 @@ NULLABLE = (
 COUNTS = (
     r"^(num_|n_inner$|head_dim|ffn_dim|intermediate_size|embedding_size|word_embed_proj_dim|"
     r"pooler_output_size|projection_|type_vocab_size|window_size|sliding_window|"
-    r"no_rope_layer_interval|max_window_layers)"
+    r"no_rope_layer_interval)"
 )
 # What a field may hold, by its name: a pattern, the kind in words, and whether a value is of it.
 KINDS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
@@ -116,16 +120,14 @@ KINDS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     (r"^id2label$", "an object of numbers and names", _are_labels),
     (r"^no_rope_layers$", "a list of 0 and 1", _are_flags),
     (r"^attention_types$", "a list of pairs of kinds and a number", _are_block_kinds),
+    (r"^max_window_layers$", "a whole number of 0 or more", _is_index),
     (r"_layers$", f"a whole number from 1 to {MOST_BLOCKS:,}", _is_depth),
     (COUNTS, "a whole number above 0", _is_count),
 )
 # Likewise by the type of its default, where no pattern matches.
 OF_DEFAULT: Mapping[type, tuple[str, Callable[[Any], bool]]] = {
     bool: ("true or false", lambda value: value in (True, False)),
-    int: (
-        "a whole number of 0 or more",
-        lambda value: is_whole(value) and 0 <= value <= MOST_VALUE,
-    ),
+    int: ("a whole number of 0 or more", _is_index),
     float: ("a number", is_number),
     str: ("a string", lambda value: isinstance(value, str)),
 }
