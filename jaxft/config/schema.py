@@ -11,15 +11,8 @@ from jaxft.config.data import DataSection
 from jaxft.config.durations import DurationKey, LengthKey
 from jaxft.config.fields import Section, fixed, may_change, section
 from jaxft.config.optimizer import OptimizerSection, check_optimizer
-from jaxft.config.recipe import (
-    FreezingSection,
-    Group,
-    LayerDecaySection,
-    PhaseRecipe,
-    PhaseSection,
-    ScheduleSection,
-    check_freezing,
-)
+from jaxft.config.phases import FreezingSection, PhaseRecipe, PhaseSection, check_freezing
+from jaxft.config.recipe import Group, LayerDecaySection, ScheduleSection
 from jaxft.config.sections import AdapterKey, AdapterSection, RegulariseSection, RunSection
 from jaxft.config.tasks import AnyTask
 from jaxft.durations import Duration

@@ -11,8 +11,9 @@ import optax
 
 from jaxft.config.load import Config
 from jaxft.config.optimizer import OptimizerSection
+from jaxft.config.phases import PhaseSection
 from jaxft.config.recipe import Group as GroupSection
-from jaxft.config.recipe import LayerDecaySection, PhaseSection, ScheduleSection
+from jaxft.config.recipe import LayerDecaySection, ScheduleSection
 from jaxft.config.sections import AdapterSection
 from jaxft.engine.compute import adapter_option
 from jaxft.errors import UserError

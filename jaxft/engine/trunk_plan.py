@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import jax
 
-from jaxft.config.recipe import SELF_FREEZING
+from jaxft.config.phases import SELF_FREEZING
 from jaxft.data.batching.plans import Layout
 from jaxft.engine.cost import batch_shapes, trunk_saving, trunk_shapes
 from jaxft.engine.setup import PhaseSetup, Setup

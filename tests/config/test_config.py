@@ -23,7 +23,8 @@ from jaxft.config.load import (
     schema_text,
     to_yaml,
 )
-from jaxft.config.recipe import PhaseSection, ScheduleSection, SelectSection
+from jaxft.config.phases import PhaseSection
+from jaxft.config.recipe import ScheduleSection, SelectSection
 from jaxft.config.tasks import task_sections
 from jaxft.errors import UserError
 

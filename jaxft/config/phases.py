@@ -1,0 +1,132 @@
+"""The sections that say what trains when: phases, and recipes that freeze during training."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, model_validator
+
+from jaxft.config.durations import DurationKey, LengthKey
+from jaxft.config.fields import Section, fixed, may_change
+from jaxft.config.recipe import ScheduleSection, as_pair
+from jaxft.durations import Duration
+
+
+class PhaseSection(Section):
+    """A part of training in which only some parameters train."""
+
+    until: LengthKey = fixed(..., "end of the phase, counted from the start of the run")
+    unfreeze: Literal["all"] | list[str] = fixed(
+        "all", "patterns of the parameters that train; groups with freeze stay frozen"
+    )
+    depth: Annotated[tuple[int, int], BeforeValidator(as_pair)] | None = fixed(
+        None, "[lowest, highest] depth that trains, in place of unfreeze"
+    )
+    lr: float | None = may_change(None, "peak learning rate in place of optimizer.lr", ge=0)
+    schedule: ScheduleSection | None = may_change(
+        None, "a schedule over the phase's own steps, in place of that of the whole run"
+    )
+    rewarm: DurationKey = may_change(
+        Duration(0, "steps"), "length of a new warmup at the start of the phase"
+    )
+
+    @model_validator(mode="after")
+    def _chosen_one_way(self) -> PhaseSection:
+        if self.depth is not None and self.unfreeze != "all":
+            raise ValueError("a phase selects parameters by 'unfreeze' or by 'depth', not by both")
+        if self.unfreeze == []:
+            raise ValueError("'unfreeze' is empty, so nothing would train")
+        if self.depth is not None and not 0 <= self.depth[0] <= self.depth[1]:
+            low, high = self.depth
+            raise ValueError(f"depth [{low}, {high}] is not [lowest, highest]")
+        return self
+
+
+PhaseRecipe = Literal[
+    "linear_probe",
+    "lp_ft",
+    "gradual_unfreezing",
+    "freeze_out",
+    "auto_freeze",
+    "pipe_transformer",
+    "grades",
+]
+SELF_FREEZING = ("auto_freeze", "grades")  # recipes that decide during the run
+
+
+class FreezingSection(Section):
+    """Settings of the recipes that freeze layers during training."""
+
+    first: float = fixed(
+        0.8,
+        "when the embeddings freeze, before the power is applied (freeze_out only)",
+        unit="fraction of the run",
+        gt=0,
+        le=1,
+    )
+    power: Literal[1, 2, 3] = fixed(
+        3, "exponent of the freezing times, which are linear in depth before (freeze_out only)"
+    )
+    scaled: bool = fixed(
+        True, "raise the learning rate of layers that freeze early in proportion (freeze_out only)"
+    )
+    every: LengthKey = fixed(
+        Duration(10, "percent"),
+        "interval between comparisons of gradient norms (auto_freeze, grades)",
+    )
+    percentile: float = fixed(
+        50.0,
+        "freeze all layers below the first whose gradient-norm change reaches this percentile "
+        "(auto_freeze only)",
+        gt=0,
+        le=100,
+    )
+    threshold: float = fixed(
+        0.0,
+        "freeze a linear map of a block once the norm of its gradient is below this (grades only)",
+        ge=0,
+    )
+    grace: float = fixed(
+        0.5,
+        "start of the run in which nothing is frozen (grades only)",
+        unit="fraction of the run",
+        ge=0,
+        lt=1,
+    )
+    share: float = fixed(
+        1 / 3,
+        "fraction of the remaining blocks that each epoch freezes (pipe_transformer only)",
+        unit="fraction",
+        gt=0,
+        lt=1,
+    )
+
+
+FREEZING_READERS = {
+    "first": ("freeze_out",),
+    "power": ("freeze_out",),
+    "scaled": ("freeze_out",),
+    "every": SELF_FREEZING,
+    "percentile": ("auto_freeze",),
+    "threshold": ("grades",),
+    "grace": ("grades",),
+    "share": ("pipe_transformer",),
+}
+
+
+def check_freezing(phases: Any, freezing: FreezingSection, schedule: ScheduleSection) -> None:
+    """Raise a ValueError if a key would do nothing, or two keys would lower one learning rate."""
+    for name, readers in FREEZING_READERS.items():
+        is_set = getattr(freezing, name) != FreezingSection.model_fields[name].default
+        if is_set and phases not in readers:
+            raise ValueError(f"'freezing.{name}' applies to 'phases: {' or '.join(readers)}' only")
+    if phases == "grades" and not freezing.threshold:
+        raise ValueError(
+            "'phases: grades' needs freezing.threshold, a gradient norm: see 'Gradient norm' in "
+            "the report of a run without it"
+        )
+    if phases == "freeze_out" and schedule.kind != "constant":
+        raise ValueError(
+            "'phases: freeze_out' lowers each layer's learning rate to zero itself: "
+            "set schedule.kind to constant"
+        )
