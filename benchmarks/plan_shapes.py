@@ -1,4 +1,4 @@
-"""What a chip takes of known shapes, planned for TPUs that are not there: BERT, Llamas and CLIP.
+"""Memory that a chip takes for known shapes, planned for TPUs that are not there.
 
 `python -m benchmarks.plan_shapes [NAME ...]` runs from the repository's root and takes libtpu
 (Linux on x86-64) and minutes of CPU a shape; without names it plans all. Of the checkpoints there
@@ -52,6 +52,8 @@ SHAPES = {
     "8b": Shape("llama_8b", (), 8.0),
     "8b-lora": Shape("llama_8b", ("data.batch_size=64", "adapter.kind=lora")),
     "8b-256": Shape("llama_8b", ("data.batch_size=256",), None, topology="v5e:16x16"),
+    "gemma2-8192": Shape("gemma2_2b"),
+    "modernbert-8192": Shape("modernbert_large"),
     "clip": Shape("clip_vit_l14", (), topology="v5e:16x16"),
     "clip-whole": Shape("clip_vit_l14", ("train.accumulate=1",), topology="v5e:16x16"),
 }

@@ -20,10 +20,11 @@ from jaxft.analysis.layer_criteria.choices import make_choices
 from jaxft.config.load import Config, override_config, parse_config
 from jaxft.device.chips import Chip, Topology, find_chip, parse_topology
 from jaxft.device.mesh import row_divisor
-from jaxft.engine.cost import step_flops
+from jaxft.engine.cost import batch_shapes, step_flops
 from jaxft.engine.remat import phase_setups, widest
 from jaxft.engine.setup import PhaseSetup, Setup, build
 from jaxft.errors import UserError
+from jaxft.planning.attention import attention_choices, attention_lines
 from jaxft.planning.fit import Try, as_try, largest_batch, remedies, try_remedies
 from jaxft.planning.roofline import FORMULA, Roofline, roofline
 from jaxft.planning.stand_in import has_weights, with_tokenizer
@@ -113,7 +114,7 @@ def make_plan(planner: Planner, topology: Topology | None, largest: bool) -> dic
 def _about(
     planner: Planner, setup: Setup, now: PhaseSetup, topology: Topology | None
 ) -> dict[str, Any]:
-    chip = planner.chip
+    chip, chosen = planner.chip, attention_choices(setup, now, batch_shapes(setup))
     return {
         "topology": topology.name if topology else None,
         "chip": asdict(chip) if chip else None,
@@ -131,7 +132,8 @@ def _about(
             "remat": now.compute.remat,
             "scan": now.compute.scan,
         },
-        "why": (*setup.why, *([now.why] if now.why else [])),
+        "attention": {n: {"by": one.name, "reason": one.reason} for n, one in chosen.items()},
+        "why": (*setup.why, *([now.why] if now.why else []), *attention_lines(chosen)),
         "parameters": sum(leaf.parameters for leaf in now.table.leaves),
         "trainable": sum(leaf.parameters for leaf in now.table.leaves if leaf.trainable),
     }

@@ -44,10 +44,10 @@ class PodPlan:
     """Plan of a step on given devices.
 
     Attributes:
-        facts: JSON data: `fits`, `memory`, `collectives` (None where the compiler cannot print
-            its program), `flops`, `roofline`, `compile`, `mesh`, `batch`, `mismatch` (of libtpu
-            and jax); `needs` and `tried` where it does not fit; and `largest_batch` if that was
-            asked for.
+        facts: JSON data: `fits`, `memory`, `attention` (tower -> what it is computed `by` and the
+            `reason`), `collectives` (None where the compiler cannot print its program), `flops`,
+            `roofline`, `compile`, `mesh`, `batch`, `mismatch` (of libtpu and jax); `needs` and
+            `tried` where it does not fit; and `largest_batch` if that was asked for.
     """
 
     facts: dict[str, Any]

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxft.models.layers.cache import KeyValues, attend, split_heads
-from jaxft.models.layers.kernels import Kernel, run_kernel
+from jaxft.models.layers.flash import run_kernel
+from jaxft.models.layers.kernels import Kernel
 from jaxft.models.layers.math import drop, key_words, matmul_precision, soft_capped
 
 HIDDEN = -1e9  # finite, so that no row of scores is ever empty
@@ -30,7 +31,8 @@ class Mask:
         bias: what to add to the scores, [B, 1, T, S] float32: 0 where a position sees another,
             else a large negative number; None where the kernel does not read it.
         causal: a position sees itself and those before it only.
-        window: it sees that many positions back, itself included; None for all.
+        window: it sees that many positions back, itself included, and as many ahead where the mask
+            is not causal; None for all.
         kernel: what computes attention under it; None for XLA.
     """
 
@@ -45,13 +47,18 @@ class Mask:
 
         Args:
             window: how many positions back each sees, itself included; as many ahead where the
-                mask is not causal.
+                mask is not causal. A kernel is compiled for its window, an int.
             slot: the one new position, where the others are cached; None where all are new.
         """
-        assert self.bias is not None  # a kernel that has no use for it is no choice here
-        distance = _distance(self.bias.shape[-1], slot)
-        near = (distance if self.causal else jnp.abs(distance)) < window
-        return replace(self, bias=jnp.where(near, self.bias, HIDDEN))
+        mask = self
+        if self.kernel is not None:
+            assert isinstance(window, int)  # `run_blocks` passes no data where a kernel serves
+            nearest = window if self.window is None else min(window, self.window)
+            mask = replace(self, window=nearest)
+        if mask.bias is None:
+            return mask
+        near = _near(_distance(mask.bias.shape[-1], slot), window, self.causal)
+        return replace(mask, bias=jnp.where(near, mask.bias, HIDDEN))
 
 
 def make_mask(
@@ -68,7 +75,8 @@ def make_mask(
         segments: [B, T] int32: positions with the same number see each other; [B, S] where there
             is a slot.
         causal: a position sees itself and those before it only.
-        window: it sees that many positions back, itself included; None for all.
+        window: it sees that many positions back, itself included, and as many ahead where the mask
+            is not causal; None for all.
         slot: the one position that is new, among S of which those before are cached; None where
             all are new.
         kernel: what will compute attention, as `Compute.kernel` gives it; None for XLA, which
@@ -83,7 +91,7 @@ def make_mask(
     if causal:
         visible &= distance >= 0
     if window is not None:
-        visible &= distance < window
+        visible &= _near(distance, window, causal)
     bias = jnp.where(visible, 0.0, HIDDEN).astype(jnp.float32)
     return Mask(segments, bias, causal, window, kernel)
 
@@ -93,6 +101,11 @@ def _distance(length: int, slot: jax.Array | None) -> jax.Array:
     places = jnp.arange(length, dtype=jnp.int32)
     own = places if slot is None else slot[None]
     return own[:, None] - places[None, :]
+
+
+def _near(distance: jax.Array, window: jax.Array | int, causal: bool) -> jax.Array:
+    """Return which keys lie within a window, by how far they lie before each query."""
+    return (distance if causal else jnp.abs(distance)) < window
 
 
 @dataclass(frozen=True)

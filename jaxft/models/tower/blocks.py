@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from itertools import groupby
+from itertools import cycle, groupby
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxft.models.layers.cache import UNCACHED, BlockCache
 from jaxft.models.layers.kernels import HEADS, ROWS
 from jaxft.models.layers.math import PRODUCT
-from jaxft.models.tower.tower import Compute, Params, Part, Tower
+from jaxft.models.tower.tower import WINDOW, Compute, Params, Part, Tower
 
 STREAM = "stream"  # the name of a block's input, which the policies below save
 # What the backward pass saves, in a block and between the blocks of a scan.
@@ -28,15 +28,19 @@ SAVED = {
     "full": jax.checkpoint_policies.save_only_these_names(STREAM),
     "dots": jax.checkpoint_policies.save_only_these_names(STREAM, PRODUCT),
 }
-# A run of recomputed blocks is scanned in at most PIECES pieces of at least FEW blocks: only one
-# piece's weights are stacked and cast at a time, in the forward and in the backward pass. Each
-# piece is a program to compile.
+# A run of recomputed blocks is scanned in at most PIECES pieces of at least FEW blocks, or of two
+# periods: only one piece's weights are stacked and cast at a time, in the forward and in the
+# backward pass. Each piece is a program to compile.
 PIECES, FEW = 4, 4
 
 Numbers = Mapping[str, Any]
+Windows = Sequence[
+    int | None
+]  # one a block: what its kernel is compiled for; None where it is data
 Cache = Sequence[BlockCache]  # one a block
-Step = Callable[
-    [jax.Array, BlockCache, Params, jax.Array | int, Numbers], tuple[jax.Array, BlockCache]
+Step = Callable[  # the first argument is the block's window
+    [int | None, jax.Array, BlockCache, Params, jax.Array | int, Numbers],
+    tuple[jax.Array, BlockCache],
 ]
 
 
@@ -81,18 +85,60 @@ def run_blocks(
         return tower.blocks[index], tuple(p for p, name in names.items() if compute.trains(name))
 
     caches: list[BlockCache] = []
+    windows = kernel_windows(tower, compute, stream.shape[:2]) if cache is None else ()
     for (part, trained), run in groupby(blocks, alike):
         indices = list(run)
         step = partial(_run_block, part, context, key if trained else None, compute)
         with segment(tower, f"blocks {indices[0]}-{indices[-1]}"):
             stream = _placed(stream, compute)
             if cache is None:
-                stream = _run_alike(tower, part, step, indices, params, stream, compute)
+                for stretch in stretches(indices, windows):
+                    own_windows = [windows[index] for index in stretch]
+                    run_stretch = partial(_run_alike, tower, part, step, own_windows, stretch)
+                    stream = run_stretch(params, stream, compute)
             else:
                 own = [cache[index - blocks.start] for index in indices]
                 stream, added = _run_cached(tower, step, indices, params, stream, compute, own)
                 caches.extend(added)
     return stream, None if cache is None else tuple(caches)
+
+
+def kernel_windows(tower: Tower, compute: Compute, shape: tuple[int, ...]) -> Windows:
+    """Return the window of each block for which its attention kernel is compiled.
+
+    Where XLA computes attention, a window is data, and blocks share a program whatever it is: None.
+
+    Args:
+        tower: whose blocks.
+        compute: how to run.
+        shape: rows and positions [B, T]. Windows that cover a row are one.
+    """
+    if tower.needs is None or WINDOW not in tower.numbers:
+        return (None,) * len(tower.blocks)
+    if compute.kernel(tower.needs, shape) is None:
+        return (None,) * len(tower.blocks)
+    return tuple(min(int(window), shape[1]) for window in tower.numbers[WINDOW])
+
+
+def stretches(indices: Sequence[int], windows: Windows) -> list[list[int]]:
+    """Cut alike blocks into stretches that can each be scanned.
+
+    Args:
+        indices: of the blocks.
+        windows: of all blocks. A stretch has the same one throughout, or a pattern of several
+            that repeats.
+    """
+    own = [windows[index] for index in indices]
+    period = _period(own)
+    whole = len(own) // period * period if len(own) >= 2 * period else 0
+    rest = [list(run) for _, run in groupby(indices[whole:], lambda index: windows[index])]
+    return [list(indices[:whole]), *rest] if whole else rest
+
+
+def _period(windows: Windows) -> int:
+    """Return after how many blocks the windows repeat; their number where they do not."""
+    count = len(windows)
+    return next(p for p in range(1, count + 1) if windows[p:] == windows[: count - p])
 
 
 def _placed(stream: jax.Array, compute: Compute) -> jax.Array:
@@ -123,6 +169,7 @@ def _run_block(
     context: Any,
     key: jax.Array | None,
     compute: Compute,
+    window: int | None,
     stream: jax.Array,
     cache: BlockCache,
     values: Params,
@@ -132,6 +179,7 @@ def _run_block(
     stream = checkpoint_name(stream, STREAM)
     block_key = None if key is None else jax.random.fold_in(key, index)
     block = part.bind(values, mesh=compute.mesh)
+    numbers = numbers if window is None else {**numbers, WINDOW: window}
     out, cache = block(stream, context, block_key, cache, **numbers)
     return _placed(out, compute), cache
 
@@ -148,7 +196,7 @@ def _run_cached(
     """Run blocks that cache, one by one: the stream after them, and each one's cache."""
     added = []
     for index, cache in zip(indices, caches, strict=True):
-        stream, cache = step(stream, cache, *_inputs(tower, params, compute, index))
+        stream, cache = step(None, stream, cache, *_inputs(tower, params, compute, index))
         added.append(cache)
     return stream, added
 
@@ -165,47 +213,57 @@ def _run_alike(
     tower: Tower,
     part: Part,
     step: Step,
+    windows: Windows,
     indices: list[int],
     params: Params,
     stream: jax.Array,
     compute: Compute,
 ) -> jax.Array:
-    """Run equal blocks and return the stream: scanned over their stacked leaves, or unrolled."""
-    scanned = compute.scan and len(indices) > 1
+    """Run a stretch of equal blocks: scanned over their stacked leaves, or unrolled."""
+    period, count = _period(windows), len(indices)
+    scanned = compute.scan and count >= 2 * period
+    steps = [partial(step, window) for window in windows[:period]]
     if compute.remat in SAVED:
         # XLA merges nothing between the iterations of a scan: prevent_cse would only cost time.
-        step = jax.checkpoint(step, prevent_cse=not scanned, policy=SAVED[compute.remat])
+        policy = SAVED[compute.remat]
+        steps = [jax.checkpoint(one, prevent_cse=not scanned, policy=policy) for one in steps]
     if not scanned:
-        for index in indices:
-            stream, _ = step(stream, UNCACHED, *_inputs(tower, params, compute, index))
+        for one, index in zip(cycle(steps), indices, strict=False):
+            stream, _ = one(stream, UNCACHED, *_inputs(tower, params, compute, index))
         return stream
     if compute.remat not in SAVED:
-        return _scan(tower, part, step, compute, indices, params, stream)
-    count = max(1, min(PIECES, len(indices) // FEW))
-    for number in range(count):
-        first, last = (len(indices) * n // count for n in (number, number + 1))
-        scan = partial(_scan, tower, part, step, compute, indices[first:last])
+        return _scan(tower, part, steps, compute, indices, params, stream)
+    pieces = max(1, min(PIECES, count // max(FEW, 2 * period)))
+    for number in range(pieces):
+        first, last = (count // period * n // pieces * period for n in (number, number + 1))
+        scan = partial(_scan, tower, part, steps, compute, indices[first:last])
         # The backward pass stacks again; it does not recompute the streams, saved by name.
-        stream = jax.checkpoint(scan, policy=SAVED[compute.remat])(params, stream)
+        stream = jax.checkpoint(scan, policy=policy)(params, stream)
     return stream
 
 
 def _scan(
     tower: Tower,
     part: Part,
-    step: Step,
+    steps: Sequence[Callable[..., tuple[jax.Array, BlockCache]]],
     compute: Compute,
     indices: list[int],
     params: Params,
     stream: jax.Array,
 ) -> jax.Array:
-    """Run one scan over equal blocks and return the stream."""
-    per_block = [part_values(params, tower.block_names(index), compute) for index in indices]
-    stacked = {p: jnp.stack([block[p] for block in per_block]) for p in part.leaves}
-    chosen = {name: jnp.asarray([of[i] for i in indices]) for name, of in tower.numbers.items()}
-    stream, _ = jax.lax.scan(
-        lambda x, block: (step(x, UNCACHED, *block)[0], None),
-        stream,
-        (stacked, jnp.asarray(indices), chosen),
-    )
-    return stream
+    """Run one scan over equal blocks, as many an iteration as there are steps."""
+
+    def inputs(own: Sequence[int]) -> tuple[Params, jax.Array, Numbers]:
+        per_block = [part_values(params, tower.block_names(index), compute) for index in own]
+        stacked = {p: jnp.stack([block[p] for block in per_block]) for p in part.leaves}
+        numbers = {name: jnp.asarray([of[i] for i in own]) for name, of in tower.numbers.items()}
+        return stacked, jnp.asarray(own), numbers
+
+    def run_each(x: jax.Array, blocks: Sequence[tuple[Params, jax.Array, Numbers]]) -> Any:
+        for step, block in zip(steps, blocks, strict=True):
+            x, _ = step(x, UNCACHED, *block)
+        return x, None
+
+    period = len(steps)
+    each = tuple(inputs(indices[first::period]) for first in range(period))
+    return jax.lax.scan(run_each, stream, each)[0]

@@ -35,13 +35,14 @@ def run_tower(
     Returns:
         The top's outputs, by name.
     """
+    compute = replace(compute, dropout=key is not None)
     stem_key, blocks_key, top_key = split_key(key, 3)
     trunk = batch.get(tower.prefix + TRUNK)
     with jax.default_matmul_precision(compute.precision):
         with segment(tower, "embeddings"):
             stem, stem_key = _bind_end(tower, tower.stem, params, stem_key, compute)
             # If a trunk replaces the stem's stream, XLA computes the context alone.
-            stream, context = stem(batch, stem_key, replace(compute, dropout=key is not None))
+            stream, context = stem(batch, stem_key, compute)
         first = 0
         if trunk is not None:
             stream, first = trunk.astype(stream.dtype), tower.frozen_blocks(compute) or 0

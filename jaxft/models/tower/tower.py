@@ -16,12 +16,13 @@ import jax
 from flax import nnx
 
 from jaxft.models.layers.batch import Batch, decoder_input
-from jaxft.models.layers.kernels import Kernel, Needs, Setting, choose
+from jaxft.models.layers.kernels import Choice, Kernel, Needs, Setting, choose
 from jaxft.models.layers.modules import Leaf
 from jaxft.models.layers.partition import gathered
 
 Params = Mapping[str, jax.Array]
 BLOCKS = "blocks/"  # name prefix of the parameters of a tower's blocks
+WINDOW = "window"  # the one of a tower's numbers that an attention kernel is compiled for
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,18 @@ class Compute:
         """Return whether the parameter `name` is differentiated."""
         return self.trainable is None or name in self.trainable
 
-    def kernel(self, needs: Needs, shape: tuple[int, ...]) -> Kernel | None:
-        """Choose the attention kernel for rows and positions [B, T]; None for XLA's own attention.
+    def choice(self, needs: Needs, shape: tuple[int, ...]) -> Choice:
+        """Choose the implementation of attention for rows and positions [B, T], and say why.
 
         Raises:
             UserError: the kernel that `attention` names cannot serve.
         """
         where = (self.platform, self.dtype, self.dropout, self.mesh)
         return choose(self.attention, needs, Setting(*where, *shape))
+
+    def kernel(self, needs: Needs, shape: tuple[int, ...]) -> Kernel | None:
+        """Choose the attention kernel as `choice` does; None for XLA's own attention."""
+        return self.choice(needs, shape).kernel
 
 
 PLAIN = Compute()
@@ -119,13 +124,16 @@ class Tower:
         top: called `top(stream, batch, key) -> dict of outputs`; depth n + 1.
         ties: names of the top that are another parameter: the top's path -> that one's name.
         numbers: what differs between blocks that are one object otherwise (an attention
-            window, a scale): name -> one number a block. A scan reads it as data.
+            window, a scale): name -> one number a block. A scan reads it as data, but for
+            WINDOW where a kernel serves, which is compiled for it.
         prefix: what its parameters' names start with, where a model has several towers
             (`vision/`); `ties` are given without it.
         reads: the tower whose output its blocks read, where there is one: a decoder's encoder.
         borrowed: names of the stem and the top that are a parameter of `reads`: this tower's
             path -> the parameter's whole name.
         input_of: the model's batch and the output of `reads` -> the batch of the stem and the top.
+        needs: what its blocks' attention to their own stream asks of a kernel, as its stem's does;
+            None where that has none.
     """
 
     stem: Part
@@ -137,6 +145,7 @@ class Tower:
     reads: Tower | None = None
     borrowed: Mapping[str, str] = field(default_factory=dict)
     input_of: Callable[[Batch, jax.Array], Batch] = decoder_input
+    needs: Needs | None = None
 
     @cached_property
     def _described(self) -> dict[str, tuple[int, Leaf]]:

@@ -50,11 +50,12 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
         block = Part(Block(config, part == "decoder"))
         return (block,) * config.fields[f"{part}_layers"]
 
-    stem = Part(Stem(config, decodes=False))
-    encoder = Tower(stem, blocks("encoder"), Part(Bare(_norm(config))), prefix="encoder/")
+    stem, bare = Stem(config, decodes=False), Part(Bare(_norm(config)))
+    encoder = Tower(Part(stem), blocks("encoder"), bare, prefix="encoder/", needs=stem.needs)
     scored = "head/words/embedding"  # a path of the top where words are scored by their embeddings
+    stem = Stem(config, decodes=True)
     decoder = Tower(
-        Part(Stem(config, decodes=True)),
+        Part(stem),
         blocks("decoder"),
         Part(_top(config, head, num_labels)),
         ties={} if config.shared else {scored: "own_word/embedding"},
@@ -62,6 +63,7 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
         reads=encoder,
         borrowed=dict.fromkeys(("word/embedding", scored), WORDS) if config.shared else {},
         input_of=_repeated(config) if head in CLASSIFIES else decoder_input,
+        needs=stem.needs,
     )
     return {"encoder": encoder, "decoder": decoder}
 

@@ -282,14 +282,17 @@ def tower(config: Config, top: nnx.Module) -> dict[str, Tower]:
     tied = isinstance(top, MaskedLm)
     ties = {"head/decoder/embedding": "embeddings/word/embedding"} if tied else {}
     blocks = (Part(Block(config)),) * config.blocks
-    return {"text": Tower(Part(Stem(config)), blocks, Part(top), ties)}
+    stem = Stem(config)
+    return {"text": Tower(Part(stem), blocks, Part(top), ties, needs=stem.needs)}
 
 
 def reading_tower(config: Config, source_width: int) -> Tower:
     """Build a BERT that scores next tokens and reads a source of that width in every block."""
+    stem = Stem(config, source_width)
     return Tower(
-        Part(Stem(config, source_width)),
+        Part(stem),
         (Part(Block(config, decodes=True)),) * config.blocks,
         Part(CausalLm(None, Predictor(config, config.activation))),
         {"head/decoder/embedding": "embeddings/word/embedding"},
+        needs=stem.needs,
     )

@@ -107,7 +107,8 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     block = Part(Block(config, convolves=False))
     first = Part(Block(config, convolves=True)) if convolves else block
     top, ties = _top(config, head, num_labels or 2)
-    return {"text": Tower(Part(Stem(config)), (first, *[block] * (count - 1)), Part(top), ties)}
+    stem, blocks = Stem(config), (first, *[block] * (count - 1))
+    return {"text": Tower(Part(stem), blocks, Part(top), ties, needs=stem.needs)}
 
 
 def _top(config: Config, head: str | None, num_labels: int) -> tuple[nnx.Module, dict[str, str]]:

@@ -184,9 +184,7 @@ class Stem(nnx.Module):
         alike = len(set(config.windows)) == 1
         self.window = config.windows[0] if alike else None
         heads = config.heads
-        self.needs = Needs(
-            heads, heads, config.width // heads, config.weights_rate, windows=not alike
-        )
+        self.needs = Needs(heads, heads, config.width // heads, config.weights_rate)
 
     def __call__(
         self, batch: Batch, key: jax.Array | None, compute: Compute
@@ -330,7 +328,8 @@ def tower(
         numbers["window"] = [window or config.max_positions for window in config.windows]
     block = Part(Block(config, decodes=source_width is not None))
     blocks = (block,) * len(config.windows)
-    return Tower(Part(Stem(config, source_width)), blocks, Part(top), ties, numbers)
+    stem = Stem(config, source_width)
+    return Tower(Part(stem), blocks, Part(top), ties, numbers, needs=stem.needs)
 
 
 READING = ReadingDecoder(reading_names, reading_tower)

@@ -90,7 +90,6 @@ class Stem(nnx.Module):
             width=config.fields["head_dim"],
             rate=config.fields["attention_dropout"],
             soft_cap=config.soft_cap,
-            windows=len(set(config.windows)) > 1,
         )
 
     def __call__(
@@ -260,7 +259,8 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
         token_rate=config.token_rate,
     )
     blocks = (Part(Block(config)),) * own["num_hidden_layers"]
-    return {"text": Tower(Part(Stem(config)), blocks, Part(top), ties, _numbers(config))}
+    stem, numbers = Stem(config), _numbers(config)
+    return {"text": Tower(Part(stem), blocks, Part(top), ties, numbers, needs=stem.needs)}
 
 
 def _numbers(config: Config) -> dict[str, list[int]]:

@@ -124,7 +124,6 @@ class Stem(nnx.Module):
             groups=heads,
             width=config.fields["hidden_size"] // heads,
             rate=config.fields["attention_dropout"],
-            windows=any(config.windows),
         )
 
     def __call__(
@@ -319,7 +318,8 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
         ties = {}
     count = config.fields["num_hidden_layers"]
     blocks = (Part(Block(config, normed=False)), *[Part(Block(config, normed=True))] * (count - 1))
-    return {"text": Tower(Part(Stem(config)), blocks, Part(top), ties, _numbers(config))}
+    stem, numbers = Stem(config), _numbers(config)
+    return {"text": Tower(Part(stem), blocks, Part(top), ties, numbers, needs=stem.needs)}
 
 
 def _numbers(config: Config) -> dict[str, list[int]]:

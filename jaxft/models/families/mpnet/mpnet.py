@@ -172,7 +172,8 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     else:
         top, ties = MaskedLm(config.bert, "gelu"), {"head/decoder/embedding": WORDS}
     blocks = (Part(Block(config)),) * config.fields["num_hidden_layers"]
-    return {"text": Tower(Part(Stem(config)), blocks, Part(top), ties)}
+    stem = Stem(config)
+    return {"text": Tower(Part(stem), blocks, Part(top), ties, needs=stem.needs)}
 
 
 WORDS = "embeddings/word/embedding"

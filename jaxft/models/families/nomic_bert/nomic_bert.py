@@ -220,7 +220,8 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
         top = MaskedLm(config.bert, config.fields["hidden_act"])
         ties = {"head/decoder/embedding": "embeddings/word/embedding"}
     blocks = (Part(Block(config)),) * config.fields["num_hidden_layers"]
-    return {"text": Tower(Part(Stem(config)), blocks, Part(top), ties)}
+    stem = Stem(config)
+    return {"text": Tower(Part(stem), blocks, Part(top), ties, needs=stem.needs)}
 
 
 FAMILY = Family("nomic_bert", Config, MODEL_TYPES, TENSORS, towers)

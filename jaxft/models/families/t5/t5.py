@@ -269,21 +269,25 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     """Build the encoder, and the decoder that reads its output and shares its word embeddings."""
     own = config.fields
     block = Part(Block(config, decodes=False))
+    stem = Stem(config, decodes=False)
     encoder = Tower(
-        Part(Stem(config, decodes=False)),
+        Part(stem),
         (block,) * own["num_layers"],
         Part(Bare(config)),
         prefix="encoder/",
+        needs=stem.needs,
     )
     block = Part(Block(config, decodes=True))
     shared = dict.fromkeys(("word/embedding", "head/embedding"), "encoder/word/embedding")
+    stem = Stem(config, decodes=True)
     decoder = Tower(
-        Part(Stem(config, decodes=True)),
+        Part(stem),
         (block,) * own["num_decoder_layers"],
         Part(Words(config) if head == "seq2seq" else Bare(config)),
         prefix="decoder/",
         reads=encoder,
         borrowed=shared,
+        needs=stem.needs,
     )
     return {"encoder": encoder, "decoder": decoder}
 
