@@ -222,7 +222,7 @@ def _run_alike(
     """Run a stretch of equal blocks: scanned over their stacked leaves, or unrolled."""
     period, count = _period(windows), len(indices)
     scanned = compute.scan and count >= 2 * period
-    steps = [partial(step, window) for window in windows[:period]]
+    steps: list[Callable[..., Any]] = [partial(step, window) for window in windows[:period]]
     if compute.remat in SAVED:
         # XLA merges nothing between the iterations of a scan: prevent_cse would only cost time.
         policy = SAVED[compute.remat]
