@@ -34,9 +34,7 @@ SAVED = {
 PIECES, FEW = 4, 4
 
 Numbers = Mapping[str, Any]
-Windows = Sequence[
-    int | None
-]  # one a block: what its kernel is compiled for; None where it is data
+Windows = Sequence[int | None]  # what each block's kernel is compiled for; None where it is data
 Cache = Sequence[BlockCache]  # one a block
 Step = Callable[  # the first argument is the block's window
     [int | None, jax.Array, BlockCache, Params, jax.Array | int, Numbers],
