@@ -241,6 +241,8 @@ def random_texts(
 ) -> dict[str, np.ndarray]:
     """Three padded texts, the longest as long as the batch; or of that many words."""
     length = shorter or int(draw.integers(12, 24))
+    if config.model_type == "mpnet":  # its first two positions are of padding
+        length = min(length, config.max_position_embeddings - 2)
     mask = (np.arange(length) < np.array([length, length // 2, 3])[:, None]).astype(np.int64)
     # Word 0 is the padding word: PyTorch gives it no gradient, and takes no class from it. MPNet's
     # is word 1, whatever its config says.
