@@ -36,9 +36,9 @@ def is_kin(name: str, head: str | None) -> bool:
     """Whether what a model has is tested in another."""
     if name in PAIRS:
         return name not in OWN_PAIRS
+    if "seq2seq" in architectures(name) and head in ("text_classification", "question_answering"):
+        return (name, head) not in OWN_HEADS
     if name in BARTS_KIN:
-        if head in ("text_classification", "question_answering"):
-            return (name, head) not in OWN_HEADS
         return head is None or name in LIKE_OTHERS
     # Decoders' classes of tokens are their classes of texts at every position.
     of_decoder = head == "token_classification" and "causal_lm" in architectures(name)

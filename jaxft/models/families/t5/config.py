@@ -24,6 +24,7 @@ DEFAULTS: dict[str, Any] = {
     "relative_attention_num_buckets": 32,
     "relative_attention_max_distance": 128,
     "dropout_rate": 0.1,
+    "classifier_dropout": 0.0,
     "layer_norm_epsilon": 1e-6,
     "initializer_factor": 1.0,
     "feed_forward_proj": "relu",
@@ -60,11 +61,10 @@ class Config(TextConfig):
     """Config of a T5 or an mT5."""
 
     FIXED: ClassVar[Mapping[str, Any]] = {"is_encoder_decoder": True, "is_decoder": False}
-    # What follows from feed_forward_proj, what only other heads read, and how long texts once were.
+    # What follows from feed_forward_proj, and how long texts once were.
     UNREAD: ClassVar[tuple[str, ...]] = (
         "dense_act_fn",
         "is_gated_act",
-        "classifier_dropout",
         "n_positions",
     )
     ALSO_WRITTEN = MappingProxyType({"is_encoder_decoder": True})
@@ -89,7 +89,7 @@ class Config(TextConfig):
         return config
 
     def with_dropout(self, rate: float) -> Self:
-        return self.with_fields(["dropout_rate"], rate)
+        return self.with_fields(["dropout_rate", "classifier_dropout"], rate)
 
     @property
     def max_positions(self) -> int:

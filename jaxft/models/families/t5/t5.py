@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,25 +22,35 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxft.models.families.t5.config import Config
-from jaxft.models.family import Family
+from jaxft.models.family import Family, architectures
 from jaxft.models.layers.attention import AttentionOptions, Mask, make_mask
-from jaxft.models.layers.batch import Batch, segments_of, slot_of
+from jaxft.models.layers.batch import (
+    Batch,
+    decoder_input,
+    repeated_input,
+    segments_of,
+    slot_of,
+)
 from jaxft.models.layers.cache import BlockCache, KeyValues
 from jaxft.models.layers.cross import Source, attention_over, source_of
+from jaxft.models.layers.decoder import EndClasses, Spans
 from jaxft.models.layers.kernels import Needs
 from jaxft.models.layers.loss import token_losses
 from jaxft.models.layers.math import ACTIVATIONS, dropout
-from jaxft.models.layers.modules import Embedding, Keys, Linear, RMSNorm, block_keys
+from jaxft.models.layers.modules import Embedding, Keys, Linear, RMSNorm, block_keys, split_key
 from jaxft.models.layers.relative import RelativePositions
 from jaxft.models.tower.run import run_pair
 from jaxft.models.tower.tower import Compute, Part, Tower
-from jaxft.models.weights.names import Name, embedding
+from jaxft.models.weights.names import Name, dense, embedding
 from jaxft.models.weights.tensor_names import HeadLines, TensorNames
 
 HEAD_FILE_NAME = "lm_head.weight"
+PREFIX = "transformer."
+CLASSES, POOLER = "decoder/head/head", "decoder/head/pooler"
+READS_TWICE = ("text_classification", "question_answering")  # heads whose decoder has the source
 MODEL_TYPES = {
-    "t5": {None: "T5Model", "seq2seq": "T5ForConditionalGeneration"},
-    "mt5": {None: "MT5Model", "seq2seq": "MT5ForConditionalGeneration"},
+    name: architectures(stem, *READS_TWICE) | {"seq2seq": f"{stem}ForConditionalGeneration"}
+    for name, stem in {"t5": "T5", "mt5": "MT5"}.items()
 }
 
 
@@ -71,13 +82,35 @@ NAMES = (
     *_tower_names("encoder", 1),
     *_tower_names("decoder", 2),
 )
-HEAD_NAMES: HeadLines = {"seq2seq": (Name(HEAD_FILE_NAME, "decoder/head/kernel", transpose=True),)}
+HEAD_NAMES: HeadLines = {
+    "seq2seq": (Name(HEAD_FILE_NAME, "decoder/head/kernel", transpose=True),),
+    "text_classification": (
+        *dense("classification_head.dense", POOLER),
+        *dense("classification_head.out_proj", CLASSES),
+    ),
+    "question_answering": dense("qa_outputs", CLASSES),
+}
 UNUSED = (
     r"(encoder|decoder)\.embed_tokens\.weight",  # the shared ones again, in old files
     r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",
     r"lm_head\.weight",
+    r"(classification_head|qa_outputs)\..*",
 )
-TENSORS = TensorNames(dict.fromkeys(MODEL_TYPES, NAMES), HEAD_NAMES, UNUSED, fresh=())
+
+
+class T5Names(TensorNames):
+    """Tensor names of T5, which has a prefix under the head of text classification only."""
+
+    def canonical(self, name: str) -> str:
+        return name.removeprefix(PREFIX)
+
+    def exported(self, name: str, head: str | None, model_type: str) -> str:
+        own = name.startswith("classification_head.")
+        return PREFIX + name if head == "text_classification" and not own else name
+
+
+FRESH = (f"{CLASSES}/", f"{POOLER}/")
+TENSORS = T5Names(dict.fromkeys(MODEL_TYPES, NAMES), HEAD_NAMES, UNUSED, fresh=FRESH)
 
 
 def infer_fields(fields: Mapping[str, Any], tensors: Iterable[str]) -> dict[str, Any]:
@@ -265,6 +298,37 @@ class Words(nnx.Module):
         return score(x).astype(jnp.float32)
 
 
+class OnStream(nnx.Module):
+    """Outputs of a head that reads the normalized stream.
+
+    Args:
+        config: the model's.
+        head: one that does not normalize it.
+    """
+
+    def __init__(self, config: Config, head: EndClasses | Spans):
+        self.norm = RMSNorm(config.fields["d_model"], config.fields["layer_norm_epsilon"])
+        self.head, self.rate = head, config.fields["dropout_rate"]
+
+    def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
+        stream_key, head_key = split_key(key, 2)
+        return self.head(dropout(self.norm(x), self.rate, stream_key), batch, head_key)
+
+
+def _top(config: Config, head: str | None, num_labels: int | None) -> nnx.Module:
+    """Build the decoder's top under a head."""
+    own = config.fields
+    width, std = own["d_model"], own["initializer_factor"] * own["d_model"] ** -0.5
+    if head == "text_classification":
+        pooler = Linear(width, width, ("embed", "pooled"), std)
+        classes = Linear(width, num_labels or 2, ("embed", "labels"), std)
+        rate = own["classifier_dropout"]
+        return OnStream(config, EndClasses(None, pooler, classes, config.end_token_id, rate))
+    if head == "question_answering":
+        return OnStream(config, Spans(None, Linear(width, 2, ("embed", "labels"), std)))
+    return Words(config) if head == "seq2seq" else Bare(config)
+
+
 def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
     """Build the encoder, and the decoder that reads its output and shares its word embeddings."""
     own = config.fields
@@ -280,18 +344,24 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     block = Part(Block(config, decodes=True))
     shared = dict.fromkeys(("word/embedding", "head/embedding"), "encoder/word/embedding")
     stem = Stem(config, decodes=True)
+    repeated = partial(repeated_input, start=config.start_token_id)
     decoder = Tower(
         Part(stem),
         (block,) * own["num_decoder_layers"],
-        Part(Words(config) if head == "seq2seq" else Bare(config)),
+        Part(_top(config, head, num_labels)),
         prefix="decoder/",
         reads=encoder,
         borrowed=shared,
         needs=stem.needs,
+        input_of=repeated if head in READS_TWICE else decoder_input,
     )
     return {"encoder": encoder, "decoder": decoder}
 
 
 FAMILY = Family(
-    "t5", Config, MODEL_TYPES, TENSORS, towers, apply=run_pair, infer_fields=infer_fields
+    *("t5", Config, MODEL_TYPES, TENSORS, towers),
+    apply=run_pair,
+    infer_fields=infer_fields,
+    head=f"{CLASSES}/",
+    pooler=f"{POOLER}/",
 )
