@@ -49,11 +49,13 @@ def reading_tower(config: DecoderConfig, source_width: int) -> Tower:
         head = Embedding(words, width, "vocab", std)
     else:
         head = Linear(width, words, ("embed", "vocab"), std, bias=False)
+    stem = Stem(config, decodes=True, source_width=projected)
     return Tower(
-        Part(Stem(config, decodes=True, source_width=projected)),
+        Part(stem),
         (Part(Block(config, decodes=True)),) * own["decoder_layers"],
         Part(CausalLm(None, head)),
         ties={"head/embedding": "word/embedding"} if tied else {},
+        needs=stem.needs,
     )
 
 
