@@ -185,6 +185,24 @@ def test_a_decoder_of_trocr_without_its_encoder_is_refused(part, tmp_path):
         registry.describe(str(tmp_path), weights=False)
 
 
+def test_parts_of_old_files_repeat_what_says_nothing(tmp_path):
+    """Each part's config had every field of transformers; one that says something is refused."""
+    random_config("vit+trocr", np.random.default_rng(0)).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    fields = json.loads(file.read_text())
+    old = {"tie_encoder_decoder": False, "bad_words_ids": None, "no_repeat_ngram_size": 0}
+    fields["decoder"] |= old | {"is_encoder_decoder": False}
+    fields["encoder"] |= old | {"is_decoder": False, "add_cross_attention": False}
+    fields["encoder"] |= {"cross_attention_hidden_size": None, "tie_word_embeddings": True}
+    file.write_text(json.dumps(fields))
+    model = registry.describe(str(tmp_path), weights=False)
+    assert {name.split("/")[0] for name in model.params} == {"encoder", "decoder"}
+    fields["encoder"]["add_cross_attention"] = True
+    file.write_text(json.dumps(fields))
+    with pytest.raises(UserError, match="add_cross_attention"):
+        registry.describe(str(tmp_path), weights=False)
+
+
 def test_a_batch_without_targets_is_refused(pair):
     batch = {name: value for name, value in pair.batch.items() if not name.startswith("decoder_")}
     with pytest.raises(UserError, match="no decoder_input_ids"):

@@ -27,6 +27,15 @@ TOKENS = ("decoder_start_token_id", "eos_token_id", "pad_token_id")
 KNOWN = (*PARTS, *TOKENS)
 # Fields of a decoder's config, which is otherwise read as any config of its model type.
 READS = ("is_decoder", "add_cross_attention")
+# What older files repeat in each part, with the values under which it says nothing.
+NEUTRAL: Mapping[str, Any] = {
+    "add_cross_attention": False,
+    "bad_words_ids": None,
+    "cross_attention_hidden_size": None,
+    "is_decoder": False,
+    "is_encoder_decoder": False,
+    "tie_encoder_decoder": False,
+}
 
 
 @dataclass(frozen=True)
@@ -109,6 +118,21 @@ class PairConfig:
                 "Add it; transformers needs it too.",
             )
         return token
+
+
+def without_neutral(part: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a part's fields without those of older files that say nothing.
+
+    Args:
+        part: `encoder`, which scores no words and so ties none, or `decoder`.
+        fields: the part's in config.json.
+    """
+    passed = ("tie_word_embeddings",) if part == "encoder" else ()
+    return {
+        name: value
+        for name, value in fields.items()
+        if name not in passed and not (name in NEUTRAL and value in (NEUTRAL[name], None))
+    }
 
 
 def tokens_of(fields: Mapping[str, Any]) -> dict[str, Any]:

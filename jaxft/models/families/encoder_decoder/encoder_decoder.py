@@ -28,6 +28,7 @@ from jaxft.models.families.encoder_decoder.config import (
     PairConfig,
     join_configs,
     tokens_of,
+    without_neutral,
 )
 from jaxft.models.family import ComposedFamily, Family, ModelTypes, ReadingDecoder
 from jaxft.models.tower.run import run_pair
@@ -131,8 +132,9 @@ class EncoderDecoder:
             check_kind(name, value, None)
         own = {name: value for name, value in parts["decoder"].items() if name not in READS}
         passed = (*ignore, *GENERATION)
-        encoder = self.encoder.config.from_hf(parts["encoder"], passed)
-        decoder = self.decoder.config.from_hf(own, passed)
+        source = without_neutral("encoder", parts["encoder"])
+        encoder = self.encoder.config.from_hf(source, passed)
+        decoder = self.decoder.config.from_hf(without_neutral("decoder", own), passed)
         reads = self.encoder.text, self.encoder.images
         return PairConfig(fields["model_type"], encoder, decoder, tokens_of(fields), parts, *reads)
 
