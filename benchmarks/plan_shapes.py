@@ -54,6 +54,7 @@ SHAPES = {
     "8b-256": Shape("llama_8b", ("data.batch_size=256",), None, topology="v5e:16x16"),
     "gemma2-8192": Shape("gemma2_2b"),
     "modernbert-8192": Shape("modernbert_large"),
+    "modernbert-2048": Shape("modernbert_large", ("data.max_length=2048",)),
     "clip": Shape("clip_vit_l14", (), topology="v5e:16x16"),
     "clip-whole": Shape("clip_vit_l14", ("train.accumulate=1",), topology="v5e:16x16"),
 }
