@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from safetensors.numpy import load_file
+from transformers.models.modernbert.modeling_modernbert import ModernBertRotaryEmbedding
 
 from jaxft.errors import UserError
 from jaxft.models import load as registry
@@ -41,6 +42,18 @@ def test_the_old_spelling_is_what_transformers_reads():
     assert ours.waves == theirs.waves == (0, 1, 0, 1, 0)
     for one, other in zip(ours.rotaries, theirs.rotaries, strict=True):
         np.testing.assert_array_equal(one.frequencies()[0], other.frequencies()[0])
+
+
+def test_yarn_of_a_kind_of_blocks_is_cut_to_whole_dimensions_as_in_transformers():
+    """transformers reads a kind's factors, but not its `truncate`."""
+    yarn = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 2.0, "truncate": False}
+    yarn |= {"beta_fast": 4.0, "beta_slow": 0.5, "original_max_position_embeddings": 19}
+    ropes = {"full_attention": yarn, "sliding_attention": {"rope_type": "default"}}
+    config = transformers.AutoConfig.for_model(**OLD | {"rope_parameters": ropes})
+    theirs = ModernBertRotaryEmbedding(config)
+    frequencies, scale = Config.from_hf(config.to_dict()).rotaries[0].frequencies()
+    np.testing.assert_allclose(frequencies, theirs.full_attention_inv_freq.numpy(), rtol=1e-6)
+    assert scale == pytest.approx(theirs.full_attention_attention_scaling)
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,11 @@ def read_rotaries_by_kind(
     there = [kind for kind in bases if kind in kinds]
     rotaries = []
     for kind in there:
-        rope = {"rope_parameters": parameters.get(kind), "rope_scaling": scaling.get(kind)}
+        own = parameters.get(kind)
+        if isinstance(own, dict):
+            # transformers reads `truncate` of yarn beside the kinds only, and so as its default.
+            own = {name: value for name, value in own.items() if name != "truncate"}
+        rope = {"rope_parameters": own, "rope_scaling": scaling.get(kind)}
         rope["max_position_embeddings"] = fields["max_position_embeddings"]
         rotaries.append(read_rotary(rope, width, bases[kind]))
     return tuple(rotaries), tuple(there.index(kind) for kind in kinds)
