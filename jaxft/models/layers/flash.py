@@ -21,7 +21,8 @@ BLOCKS = (2048, 1024, 512, 256, 128)
 QUERIES = 1024  # at a time, at most
 KEYS = {"forward": 1024, "backward": 2048}  # at a time, at most
 SCORED = 512  # keys of a block that are scored at a time, at most
-WIDE = 128  # a head wider than this takes half as many queries in the backward pass
+WIDE = 128  # a head wider than this takes few positions at a time, and no fused backward pass
+MOST_WIDE = 512
 # The fused backward pass writes the queries' gradient once for every block of keys and adds them
 # up: 5 products in place of 7, for as many times the memory of the queries.
 MOST_PARTS = 4
@@ -144,19 +145,19 @@ def splash_blocks(length: int, width: int, causal: bool, window: int | None) -> 
     span = length if window is None else (window if causal else 2 * window - 1)
 
     def most(bound: int) -> int:
+        bound = bound if width <= WIDE else min(bound, MOST_WIDE)
         fitting = [size for size in BLOCKS if length % size == 0 and size <= bound]
         return next((size for size in fitting if size < 2 * span), fitting[-1])
 
     queries, keys = most(QUERIES), most(KEYS["forward"])
     forward = queries, keys, min(keys, SCORED)
-    fused = span == length and length <= MOST_PARTS * most(KEYS["backward"])
-    back_queries = most(QUERIES if width <= WIDE else QUERIES // 2)
+    fused = span == length and width <= WIDE and length <= MOST_PARTS * most(KEYS["backward"])
     if fused:
         keys = most(KEYS["backward"])
-        backward = back_queries, keys, min(keys, SCORED)
+        backward = queries, keys, min(keys, SCORED)
         return splash.BlockSizes(*forward, *backward, use_fused_bwd_kernel=True)
-    backward = back_queries, keys, min(keys, SCORED)
-    return splash.BlockSizes(*forward, *backward, block_q_dq=back_queries, block_kv_dq=keys)
+    backward = queries, keys, min(keys, SCORED)
+    return splash.BlockSizes(*forward, *backward, block_q_dq=queries, block_kv_dq=keys)
 
 
 def _seen(length: int, causal: bool, window: int | None) -> splash.Mask:
