@@ -28,6 +28,7 @@ from tests.support.families import (
     names_of,
     outputs_of,
     torch_gradients,
+    with_sinusoids,
 )
 from tests.support.random_configs import PAIRS, undrawn_fields
 
@@ -110,7 +111,7 @@ def test_export_of_changed_weights_loads_in_transformers(pair, tmp_path):
     model = pair.ours.with_params(changed)
     folder = model.save(tmp_path / "export")
     auto = auto_class(model.model_type, model.head)
-    loaded = auto.from_pretrained(folder, attn_implementation="eager").eval()
+    loaded = with_sinusoids(auto.from_pretrained(folder, attn_implementation="eager").eval())
     assert type(loaded) is type(pair.torch)
     for ours, theirs in outputs_of(Pair(model, loaded, str(folder), pair.batch)):
         np.testing.assert_allclose(ours, theirs, atol=2e-5, rtol=2e-5)

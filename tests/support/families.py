@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import transformers
 from safetensors.numpy import load_file
+from transformers.models.trocr.modeling_trocr import TrOCRSinusoidalPositionalEmbedding
 
 from jaxft.models import load as registry
 from jaxft.models.tower.tower import Compute
@@ -164,6 +165,14 @@ def written_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def is_free(value: torch.Tensor) -> bool:
     """Whether a value may be any number: a parameter that is not trained is a fixed table."""
     return value.requires_grad or not isinstance(value, torch.nn.Parameter)
+
+
+def with_sinusoids(model: torch.nn.Module) -> torch.nn.Module:
+    """The model with TrOCR's sinusoids, which transformers 5.24 leaves empty as it loads."""
+    for module in model.modules():
+        if isinstance(module, TrOCRSinusoidalPositionalEmbedding):
+            module.weights = None  # computed again when they are read
+    return model
 
 
 def untie(model: torch.nn.Module) -> None:
