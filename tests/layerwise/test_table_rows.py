@@ -106,7 +106,7 @@ def test_rows_are_trained_on_scored_and_predicted(config, capsys):
     assert said.startswith("line 1: the row has no 'cost'; use null for a missing value.")
     said = refused(capsys, "predict", "runs/tiny", "cold")
     assert said.startswith(
-        "line 1: this run reads rows of a table, and the line is no JSON object."
+        "line 1: this run reads rows of a table, and the line is not a JSON object."
     )
 
 

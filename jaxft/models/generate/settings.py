@@ -193,7 +193,7 @@ def read_settings(
         is not supported.
 
     Raises:
-        UserError: the file is no JSON object, or a value is out of range.
+        UserError: the file is not a JSON object, or a value is out of range.
     """
     path = folder / "generation_config.json"
     stored = {name: fields.get(name) for name in OF_CONFIG}

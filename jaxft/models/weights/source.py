@@ -252,7 +252,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Return the folder's config.json.
 
     Raises:
-        UserError: it is missing, is no JSON object, or names no `model_type`.
+        UserError: it is missing, is not a JSON object, or names no `model_type`.
     """
     path = folder / "config.json"
     if not path.is_file():

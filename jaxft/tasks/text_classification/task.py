@@ -156,7 +156,8 @@ class BoundTextClassification(BoundTargetTask["TextClassification", TextExamples
         if not isinstance(row, dict):
             shown = json.dumps(dict.fromkeys(self.task.input_columns[:2], "..."))
             raise UserError(
-                f"line {number}: this run reads rows of a table, and the line is no JSON object.",
+                f"line {number}: this run reads rows of a table, and the line is not a JSON "
+                "object.",
                 f"Write for example {shown}, or name a CSV file with --file.",
             )
         for column in self.task.input_columns:
