@@ -64,6 +64,10 @@ class ScheduleSection(Section):
         return self
 
 
+DECAY_PRESETS = ("timm", "mae", "electra", "ulmfit")  # multiply by `rate` once a layer
+MEASURED_PRESETS = ("auto_rgn", "heavy_tail")
+
+
 class LayerDecaySection(Section):
     """Lower learning rates for lower layers."""
 
@@ -100,15 +104,15 @@ class LayerDecaySection(Section):
     @model_validator(mode="after")
     def _only_what_the_preset_reads(self) -> LayerDecaySection:
         """Reject a key that would silently do nothing."""
-        measured = self.preset in ("auto_rgn", "heavy_tail")
-        if (measured or self.preset in ("sharpness", "fan_in")) and self.rate != 1:
+        if self.preset not in DECAY_PRESETS and self.rate != 1:
             raise ValueError(
                 f"'rate' and preset {self.preset} both set the multipliers of lower layers: remove "
                 "one"
             )
-        if not measured and self.every != type(self).model_fields["every"].default:
+        is_set = self.every != type(self).model_fields["every"].default
+        if self.preset not in MEASURED_PRESETS and is_set:
             raise ValueError(
-                f"'every' applies to auto_rgn and heavy_tail, and preset is {self.preset}"
+                f"'every' applies to {' and '.join(MEASURED_PRESETS)}, and preset is {self.preset}"
             )
         return self
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from jaxft.config.recipe import DECAY_PRESETS
 from jaxft.engine.trained import Trained
 from jaxft.models.weights.source import IMAGE_FILES
 from jaxft.numbers import count, rate, score, share
@@ -163,6 +164,15 @@ def _rates(group: Mapping[str, Any]) -> str:
     return high if low == high else f"{low} to {high}"
 
 
+def _decay_fact(decay: Mapping[str, Any], past: _Past) -> str:
+    """Describe what multiplies the rates: a decay by depth, or a preset that has no rate."""
+    rate, preset = past.text("layer_decay.rate"), past.text("layer_decay.preset")
+    if decay["rate"] != 1 or past.changed("layer_decay.rate"):
+        return f"{rate} ({preset})"
+    by_depth = decay["preset"] in DECAY_PRESETS and not past.changed("layer_decay.preset")
+    return "none" if by_depth else preset
+
+
 def _training_section(trained: Trained, about: Mapping[str, Any]) -> str:
     """Describe the training, one fact a line."""
     config, past = trained.config.dump(), _Past(trained, about)
@@ -171,22 +181,19 @@ def _training_section(trained: Trained, about: Mapping[str, Any]) -> str:
         "adamw": ("lr", "b1", "b2", "eps", "weight_decay", "clip"),
         "sgd": ("lr", "momentum", "weight_decay", "clip"),
     }.get(optimizer["name"], ("lr", "weight_decay", "clip"))
-    decay = config["layer_decay"]
     compute, devices = about["compute"], about["devices"]
     facts = {
         "steps": f"{trained.step:,} of {about['resolved']['total_steps']:,}",
         "batch": f"{layout['examples_per_step']:.1f} examples on average, {layout['rows']} rows",
         "optimizer": f"{optimizer['name']} ({past.settings('optimizer', used)})",
         "schedule": f"{past.text('schedule.kind')}, warm-up {past.text('schedule.warmup')}",
-        "layer decay": f"{past.text('layer_decay.rate')} ({past.text('layer_decay.preset')})",
+        "layer decay": _decay_fact(config["layer_decay"], past),
         "seeds": past.settings("run.seed", seeds),
         "length of a text": _length(trained),
         "computed in": compute["dtype"],
         "devices": f"{devices['count']} x {devices['kind']}",
         "versions": ", ".join(f"{name} {one}" for name, one in about["versions"].items()),
     }
-    if decay["rate"] == 1 and not past.changed("layer_decay.rate"):
-        facts["layer decay"] = "none"
     if past.rest():
         facts["changed on resume"] = "; ".join(past.rest())
     facts = {name: fact for name, fact in facts.items() if fact}

@@ -49,6 +49,13 @@ def test_what_the_hub_reads(run, card):
     assert about.eval_results[0].dataset_name == "csv:reviews.csv[85%:]"
 
 
+def test_a_preset_without_a_rate_is_named(tmp_path, cache):  # noqa: F811 the fixture above
+    section = {"length": "1 steps", "evaluate_every": "1 steps"}
+    config = tiny_config(tmp_path, train=section, layer_decay={"preset": "fan_in"})
+    text = (export(jaxft.train(config, quiet=True).folder) / "README.md").read_text()
+    assert "| layer decay | fan_in |" in text
+
+
 def test_what_a_person_reads(run, card):
     text = card.text
     told = json.loads((run.folder / "run.json").read_text())

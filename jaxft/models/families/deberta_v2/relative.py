@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# The queries of a block: the lanes of a TPU's registers. With 64 a step of 64 x 512 tokens on
+# The most queries of a block: the lanes of a TPU's registers. With 64 a step of 64 x 512 tokens on
 # v5e:2x2 has 0.4 GB more temporaries.
 QUERIES = 128
 
@@ -115,7 +115,8 @@ def relative_scores(
     Returns:
         [B, H, T, T], of each query with each key.
     """
-    total, queries = jnp.zeros((), query.dtype), min(query.shape[1], QUERIES)
+    total, length = jnp.zeros((), query.dtype), query.shape[1]
+    queries = -(-length // -(-length // QUERIES))  # of blocks as equal as they can be
     if distance_keys is not None:
         total = _by_distance(query, distance_keys, heads, queries)
     if distance_queries is not None:
