@@ -95,7 +95,7 @@ class AdapterSection(Section):
         fields = type(self).model_fields
         set_keys = [n for n in fields if n != "kind" and getattr(self, n) != fields[n].default]
         if set_keys and self.kind is None:
-            raise ValueError(f"'{set_keys[0]}' needs adapter.kind: lora, dora, bitfit or norms")
+            raise ValueError(f"'{set_keys[0]}' needs adapter.kind: lora or dora")
         if set_keys and self.kind in ("bitfit", "norms"):
             raise ValueError(
                 f"'{set_keys[0]}' applies to lora and dora only, and kind is {self.kind}"

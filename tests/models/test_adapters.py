@@ -468,7 +468,7 @@ def test_pefts_files_both_ways(tmp_path, kind, head, dora, targets):
         ({"kind": "lora", "ranks": {"blocks/0/.*": 33}}, "adapter.rank: 33 is more than the rank"),
         ({"kind": "lora", "ranks": {"blocks/9/.*": 2}}, "adapter.ranks.*matches no parameter"),
         ({"kind": "lora", "ranks": {"blocks/0/.*": 0}}, "adapter.ranks"),
-        ({"rank": 4}, "'rank' needs adapter.kind"),
+        ({"rank": 4}, "'rank' needs adapter.kind: lora or dora"),
         ({"kind": "bitfit", "rank": 4}, "'rank' applies to lora and dora only"),
         (
             {"kind": "lora", "checkpoint": "x", "alpha": 1.0},
