@@ -46,6 +46,11 @@ ALIASES = {
     "logging_steps": "train.log_every",
     "model_name_or_path": "model.checkpoint",
     "report_to": "run.trackers",
+    "lisa_n_layers": "sampling.blocks",
+    "lisa_step_interval": "sampling.every",
+    "use_badam": "sampling.method",
+    "badam_switch_interval": "sampling.every",
+    "badam_switch_mode": "sampling.order",
 }
 _PLURALS = {"value": "values", "section": "sections"}
 _LIMITS = {

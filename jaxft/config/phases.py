@@ -1,7 +1,8 @@
-"""The sections that say what trains when: phases, and recipes that freeze during training."""
+"""The sections that say what trains when: phases, recipes that freeze, sampling of blocks."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, model_validator
@@ -130,3 +131,91 @@ def check_freezing(phases: Any, freezing: FreezingSection, schedule: ScheduleSec
             "'phases: freeze_out' lowers each layer's learning rate to zero itself: "
             "set schedule.kind to constant"
         )
+
+
+SamplingMethod = Literal["lisa", "ows", "misa", "badam", "hift"]
+IN_TURN = ("badam", "hift")  # methods that go through the blocks in an order
+# Blocks that train at once, and steps until others do, as each method's authors have them.
+PERIODS: Mapping[str, tuple[int, int]] = {
+    "lisa": (2, 20),
+    "ows": (2, 20),
+    "misa": (1, 50),
+    "badam": (1, 100),
+    "hift": (1, 1),
+}
+
+
+class SamplingSection(Section):
+    """Blocks that train in turns, a few at a time."""
+
+    method: SamplingMethod | None = fixed(
+        None,
+        "how blocks are chosen: at random (lisa), the more often the more outliers (ows), in turn "
+        "(badam, hift), or each linear map by itself, the more often the larger its gradients "
+        "(misa); embeddings train under lisa and ows, a new head always; null trains all blocks",
+    )
+    blocks: int = fixed(
+        2,
+        "blocks of each tower that train (badam, hift: 1), or each linear map of them (misa: 1)",
+        unit="blocks",
+        ge=1,
+    )
+    every: LengthKey = fixed(
+        Duration(20, "steps"), "interval between choices of blocks (badam: 100, hift: 1, misa: 50)"
+    )
+    order: Literal["random", "ascending", "descending"] = fixed(
+        "ascending", "order of the blocks, from the input (badam, hift)"
+    )
+    moments: Literal["reset", "keep"] = fixed(
+        "reset",
+        "optimizer state of a block that is chosen again: fresh, or as it was, stored on the host",
+    )
+    weights: dict[str, float] | None = fixed(
+        None,
+        "block -> how often it is chosen, relative to the others (ows); null measures the "
+        "outliers of each block before the first step",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _periods_of_the_method(cls, written: Any) -> Any:
+        """Return a method's own numbers, where none are given."""
+        if not isinstance(written, dict) or str(written.get("method")) not in PERIODS:
+            return written
+        blocks, every = PERIODS[str(written["method"])]
+        return {"blocks": blocks, "every": every, **written}
+
+    @model_validator(mode="after")
+    def _only_what_the_method_reads(self) -> SamplingSection:
+        """Reject a key that would silently do nothing."""
+        if self.method is None:
+            for name in self.model_fields_set - {"method"}:
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"'{name}' needs sampling.method")
+        if self.order != "ascending" and self.method not in IN_TURN:
+            raise ValueError(f"'order' applies to {' and '.join(IN_TURN)} only")
+        if self.moments == "keep" and self.method == "misa":
+            raise ValueError("'moments: keep' is for whole blocks, and misa chooses linear maps")
+        if self.weights is not None and self.method != "ows":
+            raise ValueError("'weights' applies to ows only")
+        return self
+
+
+def check_sampling(config: Any) -> None:
+    """Raise a ValueError for what cannot be combined with sampled blocks.
+
+    Args:
+        config: the whole config.
+    """
+    if config.sampling.method is None:
+        return
+    others = {
+        "phases": bool(config.phases),
+        "adapter": config.adapter.kind is not None,
+        "layer_decay.preset": config.layer_decay.preset in ("auto_rgn", "heavy_tail"),
+        "regularise.l2_sp": bool(config.regularise.l2_sp),
+        "train.ema": config.train.ema is not None,
+    }
+    for key, is_set in others.items():
+        if is_set:
+            raise ValueError(f"'sampling' and '{key}' cannot be combined: remove one of the two")

@@ -11,7 +11,14 @@ from jaxft.config.data import DataSection
 from jaxft.config.durations import DurationKey, LengthKey
 from jaxft.config.fields import Section, fixed, may_change, section
 from jaxft.config.optimizer import OptimizerSection, check_optimizer
-from jaxft.config.phases import FreezingSection, PhaseRecipe, PhaseSection, check_freezing
+from jaxft.config.phases import (
+    FreezingSection,
+    PhaseRecipe,
+    PhaseSection,
+    SamplingSection,
+    check_freezing,
+    check_sampling,
+)
 from jaxft.config.recipe import Group, LayerDecaySection, ScheduleSection
 from jaxft.config.sections import AdapterKey, AdapterSection, RegulariseSection, RunSection
 from jaxft.config.tasks import AnyTask
@@ -226,6 +233,9 @@ class Config(Section):
         json_schema_extra={"resume": "fixed"},
     )
     freezing: FreezingSection = section(FreezingSection, "settings of the freezing recipes")
+    sampling: SamplingSection = section(
+        SamplingSection, "blocks that train in turns, a few at a time"
+    )
     regularise: RegulariseSection = section(
         RegulariseSection, "regularization towards the checkpoint"
     )
@@ -246,6 +256,7 @@ class Config(Section):
     def _sections_fit(self) -> Config:
         check_freezing(self.phases, self.freezing, self.schedule)
         check_optimizer(self.optimizer, self.groups, self.schedule, self.train.ema)
+        check_sampling(self)
         return self
 
     def dump(self) -> dict[str, Any]:

@@ -67,9 +67,10 @@ def initial_state(setup: Setup, now: PhaseSetup, params: dict[str, jax.Array]) -
     Every leaf is committed to its sharding, as a restored one is, so that a resumed run hits the
     compilation cache.
     """
-    shardings = state_shardings(setup, now)
+    shardings, begun = state_shardings(setup, now), ever_trained(setup.phases, now.phase.index)
     make = jax.jit(_maker(setup, now), out_shardings=shardings)
-    return make({name: params[name] for name in now.table.trainable}, {})
+    previously_trained = {name: params[name] for name in now.table.frozen if name in begun}
+    return make({name: params[name] for name in now.table.trainable}, previously_trained)
 
 
 def enter_phase(

@@ -26,6 +26,7 @@ class Length:
     layers_every: int = 0
     rates_every: int = 0
     freeze_every: int = 0
+    sample_every: int = 0
 
     def evaluates_at(self, step: int) -> bool:
         """Return whether step `step` is followed by an evaluation: each interval, and the end."""
@@ -66,7 +67,15 @@ def resolve_length(config: Config, plan: TrainPlan) -> Length:
         layers_every=resolve_steps(config.report.layers_every, total, per_epoch),
         rates_every=resolve_steps(config.layer_decay.every, total, per_epoch),
         freeze_every=max(resolve_steps(config.freezing.every, total, per_epoch), 1),
+        sample_every=_sample_every(config, total, per_epoch),
     )
+
+
+def _sample_every(config: Config, total: int, per_epoch: int) -> int:
+    """Return the steps between choices of blocks; 0 where blocks are not sampled."""
+    if config.sampling.method is None:
+        return 0
+    return max(resolve_steps(config.sampling.every, total, per_epoch), 1)
 
 
 def resolve_rates(phase: Phase, length: Length) -> np.ndarray:

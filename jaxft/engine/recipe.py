@@ -22,9 +22,10 @@ from jaxft.layerwise.groups import Group
 from jaxft.layerwise.optimizer import make_optimizer, rules_of
 from jaxft.layerwise.phases import Phase, PhaseSpec, make_phases, phase_specs
 from jaxft.layerwise.rules import make_rule
+from jaxft.layerwise.sampling import TRAINS_ENDS
 from jaxft.layerwise.schedules import Schedule
 from jaxft.layerwise.table import LayerTable, build_table
-from jaxft.models.adapters.low_rank import is_adapter
+from jaxft.models.adapters.low_rank import is_adapter, kernels_of
 from jaxft.models.load import CLASS_HEADS, HEADLESS, LoadOptions, Model
 from jaxft.tasks.parts.contract import Facts, Task
 from jaxft.tree import matches_of, natural_order, select
@@ -55,7 +56,7 @@ def as_group(section: GroupSection) -> Group:
 
 def as_phase(section: PhaseSection) -> PhaseSpec:
     """Convert a phase section."""
-    return PhaseSpec(**{**dict(section), "schedule": as_schedule(section.schedule)})
+    return PhaseSpec(**dict(section) | {"schedule": as_schedule(section.schedule)})
 
 
 def table_from(
@@ -84,8 +85,8 @@ def table_from(
         UserError: see `build_table`.
     """
     if optimizer.no_decay != "auto":
-        where = "optimizer.no_decay"
-        no_decay = [n for p in optimizer.no_decay for n in select(p, natural_order(shapes), where)]
+        names, where = natural_order(shapes), "optimizer.no_decay"
+        no_decay = [name for one in optimizer.no_decay for name in select(one, names, where)]
     return build_table(
         shapes,
         depths=depths,
@@ -147,11 +148,28 @@ def _table_of(config: Config, model: Model) -> LayerTable:
         layer_decay=config.layer_decay,
         optimizer=config.optimizer,
         schedule=config.schedule,
-        only=chosen_leaves(config.adapter, model),
+        only=_only(config, model),
         ratios=rate_ratios(config.adapter, model),
         final_norms=model.final_norms,
         batch_factor=config.optimizer.batch_factor(config.data.batch_size),
     )
+
+
+def _only(config: Config, model: Model) -> frozenset[str] | None:
+    """Choose the leaves that may train under an adapter or sampled blocks; None for all."""
+    if config.sampling.method in (None, *TRAINS_ENDS):
+        return chosen_leaves(config.adapter, model)
+    blocks = [n for n, d in model.depths.items() if 0 < d < model.tops[n]]
+    maps = {kernel.rpartition("/")[0] for kernel in kernels_of(model.towers)}
+    of_maps = [name for name in blocks if name.rpartition("/")[0] in maps]
+    return frozenset(of_maps if config.sampling.method == "misa" else blocks) | _heads(model)
+
+
+def _heads(model: Model) -> set[str]:
+    """Return the leaves of new heads, and of a head of named classes."""
+    new = {name for name in model.matching.new if model.depths[name] == model.tops[name]}
+    classes = {name for name in model.leaves if name.startswith(model.family.head)}
+    return new | (classes if model.head in CLASS_HEADS else set())
 
 
 def optimizer_from(
@@ -186,7 +204,7 @@ def phases_from(
             "phases: auto_freeze compares the layers of one tower, and this model has several.",
             "Use freeze_out, which treats each tower separately.",
         )
-    freezing = config.freezing
+    freezing, asked = config.freezing, config.phases
     if config.phases == "freeze_out":
         return freeze_out_phases(
             whole,
@@ -196,7 +214,6 @@ def phases_from(
             power=freezing.power,
             scaled=freezing.scaled,
         )
-    asked = config.phases
     specs = phase_specs(
         asked if isinstance(asked, str) else [as_phase(one) for one in asked],
         top=max(model.depths.values()),
@@ -230,9 +247,7 @@ def chosen_leaves(section: AdapterSection, model: Model) -> frozenset[str] | Non
     else:
         own = {name for name in model.leaves if is_adapter(name)}
         _check_kind(section, model)
-    new = {name for name in model.matching.new if model.depths[name] == model.tops[name]}
-    classes = {name for name in model.leaves if name.startswith(model.family.head)}
-    return frozenset(own | new | (classes if model.head in CLASS_HEADS else set()))
+    return frozenset(own | _heads(model))
 
 
 def _check_kind(section: AdapterSection, model: Model) -> None:

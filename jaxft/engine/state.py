@@ -32,6 +32,8 @@ class TrainState:
         previously_trained: the parameters that an earlier phase trained and this one does not, in
             float32; stored as `settled`.
         bad_steps: consecutive steps whose loss or gradient was not finite, int32 scalar.
+        idle: the optimizer's state of sampled blocks that do not train now, on the host: block ->
+            leaf -> array. No step reads it.
     """
 
     step: jax.Array
@@ -41,6 +43,7 @@ class TrainState:
     average: dict[str, jax.Array] | None
     previously_trained: dict[str, jax.Array] = dataclasses.field(metadata={STORED: "settled"})
     bad_steps: jax.Array
+    idle: dict[str, dict[str, jax.Array]] = dataclasses.field(default_factory=dict)
 
 
 def fresh_state(

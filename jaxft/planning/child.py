@@ -21,7 +21,7 @@ from jaxft.config.load import Config, override_config, parse_config
 from jaxft.device.chips import Chip, Topology, find_chip, parse_topology
 from jaxft.device.mesh import row_divisor
 from jaxft.engine.cost import batch_shapes, step_flops
-from jaxft.engine.remat import phase_setups, widest
+from jaxft.engine.remat import phase_setups
 from jaxft.engine.setup import PhaseSetup, Setup, build
 from jaxft.errors import UserError
 from jaxft.planning.attention import attention_choices, attention_lines
@@ -30,6 +30,7 @@ from jaxft.planning.roofline import FORMULA, Roofline, roofline
 from jaxft.planning.stand_in import has_weights, with_tokenizer
 from jaxft.planning.step import Compiled, OutOfMemory, compile_train_step
 from jaxft.report.terminal.console import EscapingConsole
+from jaxft.training.sampling.program import dearest
 
 
 class Planner:
@@ -51,7 +52,7 @@ class Planner:
         """Set up the run under a change; return its setup and its widest phase."""
         config = override_config(self.config, change)
         setup = build(config, devices=self.devices, weights=self.weights)
-        return setup, widest(phase_setups(setup))
+        return dearest(setup, phase_setups(setup))
 
     def outcome(
         self, setup: Setup, now: PhaseSetup, change: Sequence[str] = ()

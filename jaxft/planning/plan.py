@@ -23,6 +23,7 @@ from jaxft.report.terminal.console import EscapingConsole
 from jaxft.report.terminal.tables import data_table, depth_table, group_table, segment_table
 from jaxft.training.metadata import run_json, table_json
 from jaxft.training.rates.heavy_tail import check_matrices_train
+from jaxft.training.sampling.program import dearest, sampling_line
 
 COPIES = {"average": "their moving average", "origin": "the anchor of L2-SP"}
 
@@ -38,6 +39,7 @@ class Plan:
         lowest: FLOPs of a step that trains only the lowest block.
         copies: bytes of further copies of the parameters: `average`, and `origin`, the anchor.
         reinit: the number of re-initialized blocks.
+        sampling: how blocks are sampled, in a line; empty where all train.
     """
 
     about: dict[str, Any]
@@ -46,6 +48,7 @@ class Plan:
     lowest: int
     copies: dict[str, int]
     reinit: int
+    sampling: str
 
     @property
     def flops(self) -> dict[str, int]:
@@ -99,6 +102,7 @@ class Plan:
             blocks = "block" if self.reinit == 1 else f"{self.reinit} blocks"
             lines.append(f"reset      the top {blocks} and the pooler are re-initialized")
         lines += [f"copies     {', '.join(copies)}"] if copies else []
+        lines += [f"sampling   {self.sampling}"] if self.sampling else []
         return Group(
             data_table(self.about["data"]),
             group_table(self.table),
@@ -157,7 +161,8 @@ def plan(config: Config) -> Plan:
     phases = phase_setups(setup)
     plan_trunks(setup, phases)  # raises the errors that the run would raise
     chosen = widest(phases)
-    segments, lowest = segment_flops(setup, chosen.table.trainable), lowest_block_flops(setup)
+    dear = dearest(setup, phases)[1]
+    segments, lowest = segment_flops(setup, dear.table.trainable), lowest_block_flops(setup)
     copies = {
         "average": _float32_bytes(abstract_state(setup, chosen).average or {}),
         "origin": _float32_bytes(abstract_anchor(setup, chosen)),
@@ -169,6 +174,7 @@ def plan(config: Config) -> Plan:
         lowest,
         copies,
         config.model.reinit,
+        sampling_line(setup),
     )
 
 

@@ -16,6 +16,7 @@ from jaxft.engine.initial_state import abstract_anchor, abstract_frozen, abstrac
 from jaxft.engine.setup import PhaseSetup, Setup
 from jaxft.engine.trunk_plan import plan_trunk
 from jaxft.training.phase import abstract_inputs, make_step
+from jaxft.training.sampling.program import abstract_orders
 
 # Messages of the compilers where a program does not fit: needed and available bytes.
 REFUSALS = (
@@ -95,7 +96,8 @@ def compile_train_step(
     Raises:
         OutOfMemory: it does not fit, according to the compiler.
     """
-    frozen, batch = abstract_frozen(setup, now), step_batch(setup, now)
+    frozen = abstract_frozen(setup, now) | abstract_orders(setup)
+    batch = step_batch(setup, now)
     anchor = abstract_anchor(setup, now)
     inputs = abstract_inputs(now, anchor)
     state = abstract_state(setup, now)

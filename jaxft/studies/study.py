@@ -206,7 +206,7 @@ def make_parts(
 
 def _check_can_be_studied(config: Config) -> None:
     """Raise a UserError where leaves or rates are decided during training."""
-    key = None
+    key = "sampling" if config.sampling.method is not None else None
     if freezes_itself(config):
         key = f"phases: {config.phases}"
     if measures_rates(config):

@@ -81,13 +81,15 @@ class Batches:
             Interrupted: a signal came meanwhile.
             UserError: the output cannot be stored.
         """
-        index, known = stage.now.phase.index, {**stage.frozen, **state.previously_trained}
+        # Of sampled blocks any may train later: nothing above the embeddings is a trunk.
+        now = stage.now if stage.period is None else stage.phases[0]
+        index, known = now.phase.index, {**stage.frozen, **state.previously_trained}
         if index < len(self._trunks):
             plan = self._trunks[index]
         else:  # a phase that was decided on during the run
-            plan = plan_trunk(stage.setup, stage.now, batch_shapes(stage.setup))
+            plan = plan_trunk(stage.setup, now, batch_shapes(stage.setup))
         setup, reports = self._setup, (self._progress, self._interrupted)
-        compute = replace(stage.now.compute, remat=setup.compute.remat)  # no backward pass here
+        compute = replace(now.compute, remat=setup.compute.remat)  # no backward pass here
         collate = open_trunk(setup, compute, plan, known, *reports)
         self.cached = collate != setup.splits["train"].examples.collate
         self.eval_collate = open_trunk(setup, compute, plan, known, *reports, split="eval")

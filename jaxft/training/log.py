@@ -25,6 +25,8 @@ from jaxft.training.freezing.decisions import needs_maps_at
 from jaxft.training.layers import LayerReadings, write_layers, write_map_norms
 from jaxft.training.meter import Ended, Meter, SlowSteps
 from jaxft.training.phase import PhaseStep
+from jaxft.training.sampling.program import KIND as SAMPLING
+from jaxft.training.sampling.program import choice_event
 from jaxft.waiting import Watch
 
 T = TypeVar("T")
@@ -135,6 +137,11 @@ class Log:
         """
         ends = [end for *_, end in self._pending]
         return idle_seconds(ends, self._last, since, time.monotonic())
+
+    def sampled(self, step: int, phase: PhaseStep) -> None:
+        """Write to the event log which blocks train from a step on, where they are sampled."""
+        if phase.period is not None:
+            self.events.of_kind(SAMPLING, step, choice_event(phase.period.choice))
 
     def say(self, step: int, event: str, message: str) -> None:
         """Write a note to the event log, and a message to the terminal."""

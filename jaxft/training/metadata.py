@@ -20,6 +20,7 @@ from jaxft.layerwise.defaults import MUON, is_matrix
 from jaxft.layerwise.phases import Phase
 from jaxft.models.adapters.low_rank import is_adapter
 from jaxft.numbers import count
+from jaxft.training.sampling.program import dearest
 
 MOST_RATE_POINTS = 400
 
@@ -89,14 +90,20 @@ def phase_line(phase: Phase, count_of_phases: int) -> str:
 def table_json(setup: Setup, chosen: PhaseSetup) -> dict[str, Any]:
     """Describe the LayerTable by group and by parameter, with the FLOPs of a step.
 
+    Of sampled blocks the optimizer's state and the FLOPs are those of as many as train at once.
+
     Args:
         setup: the run.
         chosen: its widest phase.
     """
+    dear = dearest(setup, (chosen,))[1]
+    states = {group["name"]: group["optimizer_bytes"] for group in dear.table.summary()}
     return {
-        "groups": chosen.table.summary(),
+        "groups": [
+            group | {"optimizer_bytes": states[group["name"]]} for group in chosen.table.summary()
+        ],
         "rows": chosen.table.rows(),
-        "flops": step_flops(setup, chosen),
+        "flops": step_flops(setup, dear),
         "warnings": optimizer_warnings(setup, chosen),
     }
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.stages import Wrapped
 
+from jaxft.device.distributed import from_first
 from jaxft.engine.initial_state import (
     abstract_state,
     enter_phase,
@@ -20,10 +21,13 @@ from jaxft.engine.initial_state import (
 from jaxft.engine.setup import PhaseSetup, Setup, compared_of, objective_of
 from jaxft.engine.state import TrainState
 from jaxft.engine.step import StepInputs, make_train_step
+from jaxft.report.events import EventLog
 from jaxft.training.freezing.decisions import needs_layers_at
 from jaxft.training.rates.auto_rgn import PRESET as AUTO_RGN
 from jaxft.training.rates.heavy_tail import PRESET as HEAVY_TAIL
 from jaxft.training.rates.multipliers import multipliers_now
+from jaxft.training.sampling.moments import enter_period
+from jaxft.training.sampling.program import Period, period_before
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class PhaseStep:
         step: the jitted train step.
         multipliers: see `StepInputs`; `replace` them where the loop decides on others.
         anchors: initial values of all parameters that are under L2-SP in some phase.
+        period: the blocks that train now, where they are sampled: the step is then their program's.
     """
 
     setup: Setup
@@ -47,6 +52,7 @@ class PhaseStep:
     step: Callable
     multipliers: np.ndarray
     anchors: Mapping[str, jax.Array]
+    period: Period | None = None
 
     def inputs(self, step: int) -> StepInputs:
         """Return the optimizer's inputs at a step."""
@@ -72,6 +78,15 @@ class PhaseStep:
             return False
         return step == self.now.phase.start or step % self.setup.length.rates_every == 0
 
+    def samples_before(self, step: int) -> bool:
+        """Return whether other blocks are to train from the step on that begins at `step`."""
+        return self.period is not None and self.period.run.sampling.begins_at(step)
+
+    @property
+    def costed(self) -> PhaseSetup:
+        """A phase whose step costs what this one's does; one for many choices of blocks."""
+        return self.now if self.period is None else self.period.costed
+
     def fastest(self, step: int) -> dict[str, float]:
         """Return the rate of each training group's fastest leaf at a step."""
         inputs, table = self.inputs(step), self.now.table
@@ -94,6 +109,7 @@ def make_phase_step(
     now: PhaseSetup,
     params: dict[str, jax.Array],
     anchors: Mapping[str, jax.Array] | None = None,
+    period: Period | None = None,
 ) -> PhaseStep:
     """Make a phase's step and its constant inputs.
 
@@ -103,14 +119,18 @@ def make_phase_step(
         now: the phase.
         params: values of at least those leaves that no phase has trained yet.
         anchors: those of the phase before; None takes them from `params`.
+        period: the blocks that train now, where they are sampled.
     """
     frozen = frozen_params(setup, now, params)
     if anchors is None:
         anchored = {name for one in phases for name in one.anchored}
         anchors = {name: params[name].astype(np.float32) for name in anchored}
-    step = make_step(setup, now, frozen)
+    if period is None:
+        step = make_step(setup, now, frozen)
+    else:
+        step = make_step(period.run.setup, period.run.program, [*frozen, *period.run.orders])
     multipliers = multipliers_now(now.phase, setup.config.layer_decay.preset)
-    return PhaseStep(setup, phases, now, frozen, step, multipliers, anchors)
+    return PhaseStep(setup, phases, now, frozen, step, multipliers, anchors, period)
 
 
 def make_step(setup: Setup, now: PhaseSetup, frozen: Iterable[str]) -> Wrapped:
@@ -155,7 +175,20 @@ class Phases:
 
     def step(self, batch: Arrays) -> Callable:
         """Return the compiled step `(state, frozen, batch, inputs) -> (state, metrics)`."""
-        return self._precompiler.step(self.now, batch)
+        step = self._precompiler.step(self.now, batch)
+        return step if self.now.period is None else self.now.period.bind(step)
+
+    def sample(self, state: TrainState, step: int, log: EventLog) -> TrainState:
+        """Let other blocks train from `step` on; return the state as that begins."""
+        before = self.now.period
+        assert before is not None  # a run that samples has one
+        run = before.run
+        # Only the first process has the log.
+        scores = from_first(lambda: period_before(run, step + 1, log.read()).scores)
+        now = Period(run, run.sampling.period(step), scores)
+        multipliers = now.setup.table.multipliers()
+        self.now = replace(self.now, now=now.setup, multipliers=multipliers, period=now)
+        return enter_period(before, now, state)
 
     def enter_next(self, state: TrainState) -> TrainState:
         """Enter the next phase; return the state as it begins."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -34,6 +34,8 @@ from jaxft.training.freezing.decisions import with_decisions
 from jaxft.training.meter import patience_is_over, scores_before
 from jaxft.training.rates.heavy_tail import check_matrices_train
 from jaxft.training.result import RESULT, scored_split
+from jaxft.training.sampling.moments import abstract_idle
+from jaxft.training.sampling.program import Period, period_before, sampled_run
 
 TABLE, RATES = "table.json", "rates.json"
 
@@ -182,8 +184,10 @@ def restore(
     if checkpoints.latest() is not None:
 
         def saved(step: int) -> TrainState:
-            decided, _, phase = decided_at(setup, phases, events, step)
-            return abstract_state(decided, phase)
+            decided = decided_at(setup, phases, events, step)
+            state = abstract_state(decided.setup, decided.now)
+            idle: Any = {} if decided.period is None else abstract_idle(decided.period)
+            return replace(state, idle=idle)
 
         restored = checkpoints.restore(saved)
         state = restored.state
@@ -194,11 +198,30 @@ def restore(
     return state
 
 
+class Decided(NamedTuple):
+    """Decisions of a run by a step.
+
+    Attributes:
+        setup: the run.
+        phases: each of its phases.
+        now: the phase of the step.
+        period: the blocks that train in it, where they are sampled.
+    """
+
+    setup: Setup
+    phases: tuple[PhaseSetup, ...]
+    now: PhaseSetup
+    period: Period | None
+
+
 def decided_at(
     setup: Setup, phases: tuple[PhaseSetup, ...], events: Sequence[dict[str, Any]], step: int
-) -> tuple[Setup, tuple[PhaseSetup, ...], PhaseSetup]:
-    """Apply decisions to freeze up to `step`; return setup, phases, and that step's phase."""
+) -> Decided:
+    """Apply what was decided up to `step`: what stopped training, and which blocks train."""
+    if (run := sampled_run(setup)) is not None:
+        period = period_before(run, step, events)
+        return Decided(setup, phases, period.setup, period)
     decided = with_decisions(setup, events, step)
     if decided is not setup:
         phases = phase_setups(decided)
-    return decided, phases, phase_after(phases, step)
+    return Decided(decided, phases, phase_after(phases, step), None)

@@ -48,7 +48,8 @@ from jaxft.training.resume import (
     set_up,
     write_settings,
 )
-from jaxft.training.utilisation import work_of
+from jaxft.training.sampling.program import sampling_line
+from jaxft.training.utilisation import Work, work_of
 
 
 def train(
@@ -93,6 +94,7 @@ def train(
     phases = phase_setups(setup)
     chosen, trunks = widest(phases), plan_trunks(setup, phases)
     about, table = run_json(setup, chosen, command), table_json(setup, chosen)
+    why = (*setup.why, chosen.why, sampling_line(setup))
     compare_setup(setup)
 
     # ------------------------------------------------------------------------------ Report
@@ -100,7 +102,7 @@ def train(
     console.print(loading_table(report.loaded, report.new, report.unused, report.notes))
     console.print(data_table(about["data"]))
     console.print(group_table(table))
-    console.print(batch_line(setup.layout, setup.length, (*setup.why, chosen.why)), highlight=False)
+    console.print(batch_line(setup.layout, setup.length, why), highlight=False)
 
     # ---------------------------------------------------------------------------- The folder
     flags = {"resume": resume, "overwrite": overwrite}
@@ -117,12 +119,15 @@ def train(
         if "base" not in run.read_json(RUN_FILE):
             save_base(run, config, initial)
         state = restore(setup, phases, events, run, checkpoints, console)
+        first, total = 0 if state is None else int(state.step), setup.length.total_steps
+        decided = decided_at(setup, phases, events, first)
         if state is None:
-            state = initial_state(setup, phases[0], initial.params)
-        first, total = int(state.step), setup.length.total_steps
+            state = initial_state(setup, decided.now, initial.params)
         write_settings(run, begin, first, table, rates_json(total, phases))
         events = [event for event in events if first and event["step"] <= first]
-        start = make_phase_step(*decided_at(setup, phases, events, first), initial.params)
+        start = make_phase_step(
+            decided.setup, decided.phases, decided.now, initial.params, period=decided.period
+        )
         initial = replace(initial, params={})  # the first step donates them
         eval_step, failure = build_eval_step(setup), partial(not_finite, run, checkpoints)
         with (
@@ -154,6 +159,7 @@ def train(
                 _save(checkpoints, log, first, state, scores)
                 end_if_asked(first)
             if first == 0:
+                log.sampled(first, running.now)
                 with times.of(EVALUATE):
                     evaluator.before(running.now, state, eval_step)
             if first < total:
@@ -177,6 +183,11 @@ def train(
                         _save(checkpoints, log, step, state)
                         end_if_asked(step)
 
+                if running.now.samples_before(step):
+                    log.read()
+                    state = running.sample(state, step, log.events)
+                    log.sampled(step, running.now)
+                    log.meter.works(_work(running.now, batches, flops))
                 if running.now.reads_spectra_before(step):  # heavy-tail rates
                     log.read()
                     running.now = read_spectra(running.now, state, log.events, step)
@@ -246,8 +257,12 @@ def _enter(
             batches.enter(phase, state, step)
         except Interrupted:
             return False
-        log.meter.works(work_of(phase.setup, phase.phases, phase.now, batches.cached, flops))
+        log.meter.works(_work(phase, batches, flops))
     return True
+
+
+def _work(phase: PhaseStep, batches: Batches, flops: Mapping[str, int]) -> Work:
+    return work_of(phase.setup, phase.phases, phase.costed, batches.cached, flops)
 
 
 def _save(

@@ -81,12 +81,42 @@ CONFIG_MISTAKES = {
     "data.max_length=64": "data.max_length: 64 tokens do not fit the model's 40 positions.",
     "data.row_length=8": "data.row_length 8 is shorter than the longest example",
     "run.name=a/b": "run.name",
+    "sampling.method=liza": "Did you mean 'lisa'?",
+    "sampling.blocks=1": "'blocks' needs sampling.method",
+    "sampling={method: lisa, blocks: 0}": "'sampling.blocks' must be 1 or more",
+    "sampling={method: lisa, every: 0}": "sampling.every: it must be more than zero.",
+    "sampling={method: lisa, order: random}": "'order' applies to badam and hift only",
+    "sampling={method: lisa, weights: {blocks/0/: 1}}": "'weights' applies to ows only",
+    "sampling={method: ows, blocks: 1, weights: {blocks/0/: 1}}": (
+        "sampling.weights has no number above 0 for 'blocks/1/'."
+    ),
+    "sampling={method: lisa}": "sampling.blocks is 2, and the tower has 2 blocks",
+    "lisa_n_layers=2": "Did you mean 'sampling.blocks'?",
+    "lisa_step_interval=20": "Did you mean 'sampling.every'?",
+}
+# Pairs of overrides: each is right alone.
+SAMPLING_MISTAKES = {
+    "phases=lp_ft": "'sampling' and 'phases' cannot be combined",
+    "adapter.kind=lora": "'sampling' and 'adapter' cannot be combined",
+    "layer_decay.preset=heavy_tail": "'sampling' and 'layer_decay.preset' cannot be combined",
+    "regularise.l2_sp=0.1": "'sampling' and 'regularise.l2_sp' cannot be combined",
+    "train.ema=0.9": "'sampling' and 'train.ema' cannot be combined",
+    "groups=[{name: low, depth: [1, 1], lr_mult: 0.1}]": (
+        "sampling: groups treat 'blocks/1/attention/key/bias' differently"
+    ),
+    "groups=[{name: blocks, match: 'blocks/.*', freeze: true}]": "groups freeze every block",
 }
 
 
 @pytest.mark.parametrize("override", CONFIG_MISTAKES)
 def test_config(refused, override):
     assert CONFIG_MISTAKES[override] in refused("train", "c.yaml", override, "--quiet")
+
+
+@pytest.mark.parametrize("override", SAMPLING_MISTAKES)
+def test_sampled_blocks(refused, override):
+    both = "sampling={method: lisa, blocks: 1}", override
+    assert SAMPLING_MISTAKES[override] in refused("train", "c.yaml", *both, "--quiet")
 
 
 def test_config_file(refused):

@@ -138,6 +138,7 @@ def test_a_run_from_the_command_line_is_complete(typed):
         "layers_every": 50,
         "rates_every": 50,
         "freeze_every": 1,
+        "sample_every": 0,
     }
     assert about["layout"]["rows"] == 8
     assert list((run / "tensorboard").glob("events.out.tfevents.*"))

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from jaxft.analysis.layer_criteria.block_weights import choose_weights
 from jaxft.analysis.layer_criteria.ranks import choose_ranks
 from jaxft.analysis.layer_criteria.select import choose_groups
 from jaxft.config.load import Config
 
 
 def make_choices(config: Config, console: Console) -> Config:
-    """Choose what groups own (`select`) and which ranks an adapter has (`allocate`).
+    """Choose what groups own, which ranks an adapter has, and how often blocks are sampled.
 
     Raises:
-        UserError: see `choose_groups` and `choose_ranks`.
+        UserError: see `choose_groups`, `choose_ranks` and `choose_weights`.
     """
-    return choose_ranks(choose_groups(config, console), console)
+    return choose_weights(choose_ranks(choose_groups(config, console), console), console)
 
 
 def with_choices_of(earlier: Config, config: Config) -> Config:
     """Return a resumed run's config with the choices that were made when the run began.
 
-    A changed `select` or `allocate` keeps the earlier choice here; `check_resume` refuses it.
+    A changed `select`, `allocate` or `sampling` keeps the earlier choice here; `check_resume`
+    refuses it.
 
     Args:
         earlier: the run's config.
@@ -37,4 +39,7 @@ def with_choices_of(earlier: Config, config: Config) -> Config:
     if adapter.allocate is not None and not adapter.ranks and old.allocate is not None:
         adapter = adapter.model_copy(update={"ranks": old.ranks})
     groups = [*groups, *config.groups[len(groups) :]]
-    return config.model_copy(update={"groups": groups, "adapter": adapter})
+    sampling = config.sampling
+    if sampling.weights is None and sampling.method == earlier.sampling.method:
+        sampling = sampling.model_copy(update={"weights": earlier.sampling.weights})
+    return config.model_copy(update={"groups": groups, "adapter": adapter, "sampling": sampling})

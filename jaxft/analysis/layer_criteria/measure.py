@@ -28,7 +28,15 @@ GRADIENTS = ("relative_gradient", "gradient_signal", "fisher")
 STATES = ("outliers", "residual", "cosine")
 COSTS = ("flops", "optimizer_bytes")
 # What decides which parameters train, and how: the criteria are measured with none of it.
-LEFT_OUT = ("groups", "phases", "freezing", "adapter", "layer_decay", "regularise")
+LEFT_OUT = (
+    "groups",
+    "phases",
+    "freezing",
+    "sampling",
+    "adapter",
+    "layer_decay",
+    "regularise",
+)
 Advance = Callable[[str], None]  # called with what has just been measured
 
 

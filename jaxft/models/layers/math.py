@@ -41,10 +41,11 @@ def matmul_precision() -> str | None:
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, precision: Any) -> jax.Array:
-    return _affine(x, kernel, bias, precision)
+    return affine(x, kernel, bias, precision)
 
 
-def _affine(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, precision: Any) -> jax.Array:
+def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, precision: Any) -> jax.Array:
+    """Compute x W + b, or x W, with jax's own backward pass."""
     out = lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), precision)
     return out if bias is None else out + bias
 
@@ -58,7 +59,7 @@ def _linear_forward(x: Any, kernel: Any, bias: Any, precision: Any) -> tuple[jax
         None if bias is None else (),
     )
     values = x.value, kernel.value, None if bias is None else bias.value
-    return _affine(*values, precision), residuals
+    return affine(*values, precision), residuals
 
 
 def _linear_backward(precision: Any, residuals: Any, d_out: jax.Array) -> tuple[Any, ...]:
@@ -71,13 +72,18 @@ def _linear_backward(precision: Any, residuals: Any, d_out: jax.Array) -> tuple[
         d_x = lax.dot_general(d_out, kernel, (((d_out.ndim - 1,), (1,)), ((), ())), precision)
     if x is not None:
         with jax.named_scope(WEIGHT_GRADIENT):
-            d_kernel = lax.platform_dependent(
-                x.reshape(-1, x.shape[-1]),
-                flat,
-                cpu=partial(_product_of_transpose, precision=precision),
-                default=partial(_product_over_rows, precision=precision),
-            )
+            d_kernel = weight_gradient(x.reshape(-1, x.shape[-1]), flat, precision)
     return d_x, d_kernel, d_bias
+
+
+def weight_gradient(x: jax.Array, y: jax.Array, precision: str | None) -> jax.Array:
+    """Compute x^T y: [N, I], [N, O] -> [I, O], in the way that is cheapest on the platform."""
+    return lax.platform_dependent(
+        x,
+        y,
+        cpu=partial(_product_of_transpose, precision=precision),
+        default=partial(_product_over_rows, precision=precision),
+    )
 
 
 def _product_over_rows(x: jax.Array, y: jax.Array, precision: str | None) -> jax.Array:

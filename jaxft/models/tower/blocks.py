@@ -86,9 +86,9 @@ def run_blocks(
     windows = kernel_windows(tower, compute, stream.shape[:2]) if cache is None else ()
     for (part, trained), run in groupby(blocks, alike):
         indices = list(run)
-        step = partial(_run_block, part, context, key if trained else None, compute)
+        step = partial(run_block, part, context, key if trained else None, compute)
         with segment(tower, f"blocks {indices[0]}-{indices[-1]}"):
-            stream = _placed(stream, compute)
+            stream = placed(stream, compute)
             if cache is None:
                 for stretch in stretches(indices, windows):
                     own_windows = [windows[index] for index in stretch]
@@ -139,7 +139,7 @@ def _period(windows: Windows) -> int:
     return next(p for p in range(1, count + 1) if windows[p:] == windows[: count - p])
 
 
-def _placed(stream: jax.Array, compute: Compute) -> jax.Array:
+def placed(stream: jax.Array, compute: Compute) -> jax.Array:
     """Constrain the stream [B, T, D] so that each device holds the rows of its own batch.
 
     Without this constraint the partitioner moves activations to the parameters' shards: every
@@ -162,7 +162,7 @@ def segment(tower: Tower, name: str) -> AbstractContextManager:
     return jax.named_scope(f"[{tower.prefix}{name}]")
 
 
-def _run_block(
+def run_block(
     part: Part,
     context: Any,
     key: jax.Array | None,
@@ -179,7 +179,7 @@ def _run_block(
     block = part.bind(values, mesh=compute.mesh)
     numbers = numbers if window is None else {**numbers, WINDOW: window}
     out, cache = block(stream, context, block_key, cache, **numbers)
-    return _placed(out, compute), cache
+    return placed(out, compute), cache
 
 
 def _run_cached(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,9 @@ from jaxft.models.layers.cache import UNCACHED
 from jaxft.models.layers.math import linear
 from jaxft.models.layers.modules import Linear
 from jaxft.models.tower.blocks import part_values
+from jaxft.models.tower.linears import with_linears
 from jaxft.models.tower.run import run_stem, run_tower
-from jaxft.models.tower.tower import Compute, Params, Part, Tower
+from jaxft.models.tower.tower import Compute, Params, Tower
 
 Record = Callable[[str, jax.Array], None]  # a linear map's path in its block, and its input
 
@@ -86,9 +87,8 @@ def observe(
                 inputs.setdefault(f"{path}/kernel", []).append(x)
 
             names = tower.block_names(index)
-            block = _observed(part, record).bind(
-                part_values(params, names, compute), mesh=compute.mesh
-            )
+            observed = with_linears(part, partial(ObservedLinear, record=record))
+            block = observed.bind(part_values(params, names, compute), mesh=compute.mesh)
             numbers = {name: of[index] for name, of in tower.numbers.items()}
             after, _ = block(stream, context, None, UNCACHED, **numbers)
             squares = {
@@ -99,19 +99,6 @@ def observe(
             states.append(BlockStates(stream, after, weights, squares, tokens))
             stream = after
     return states
-
-
-def _observed(part: Part, record: Record) -> Part:
-    """Return a block whose linear maps record their inputs."""
-    module = nnx.clone(part.module)
-    linears = [
-        (path, one) for path, one in nnx.iter_modules(part.module) if isinstance(one, Linear)
-    ]
-    for path, plain in linears:
-        *above, last = path
-        owner = reduce(getattr, map(str, above), module)
-        setattr(owner, str(last), ObservedLinear(plain, "/".join(map(str, path)), record))
-    return Part(module)
 
 
 def _position_weights(stream: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:

@@ -10,6 +10,7 @@ import jax
 
 from jaxft.models.layers.modules import split_key
 from jaxft.models.tower.blocks import part_values, run_blocks, segment
+from jaxft.models.tower.sampled import is_sampled, run_sampled
 from jaxft.models.tower.tower import PLAIN, Compute, Params, Part, Tower
 
 TRUNK = "trunk"  # the key of a tower's precomputed stream in a batch, behind the tower's prefix
@@ -46,8 +47,11 @@ def run_tower(
         first = 0
         if trunk is not None:
             stream, first = trunk.astype(stream.dtype), tower.frozen_blocks(compute) or 0
-        blocks = range(first, len(tower.blocks))
-        stream, _ = run_blocks(tower, params, stream, context, blocks_key, compute, blocks)
+        if is_sampled(tower, params):
+            stream = run_sampled(tower, params, stream, context, blocks_key, compute)
+        else:
+            blocks = range(first, len(tower.blocks))
+            stream, _ = run_blocks(tower, params, stream, context, blocks_key, compute, blocks)
         with segment(tower, "top"):
             top, top_key = _bind_end(tower, tower.top, params, top_key, compute)
             return top(stream, batch, top_key)

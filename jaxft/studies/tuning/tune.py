@@ -98,6 +98,11 @@ def check_tunable(config: Config, steps: int, rounds: int, draws: int) -> None:
             "phases: the rates of one phase are learned at a time, and this config has several.",
             "Remove the key phases, or pass phases=[].",
         )
+    if config.sampling.method is not None:
+        raise UserError(
+            "sampling: rates are learned for all blocks at once, and sampled blocks take turns.",
+            "Remove the key sampling, or pass sampling.method=null.",
+        )
     if measures_rates(config):
         raise UserError(
             f"layer_decay.preset: {config.layer_decay.preset} measures the multipliers during the "

@@ -33,6 +33,8 @@ def needs_layers_at(setup: Setup, step: int) -> bool:
 
 def needs_maps_at(setup: Setup, step: int) -> bool:
     """Return whether a decision needs the gradient norms of a step's linear maps."""
+    if setup.config.sampling.method == "misa":
+        return step % setup.length.sample_every == 0
     return setup.config.phases == grades.RECIPE and decides_at(setup, step)
 
 
