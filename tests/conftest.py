@@ -13,6 +13,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker has the flags of the ses
     os.environ["XLA_FLAGS"] = " ".join([*quick, f"{DEVICES}=8"])
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# PyTorch's threads wait for each other in busy loops: beside other work its small models take
+# several times the CPU time of one thread, or fifty times.
+os.environ["OMP_NUM_THREADS"] = "1"
 # One cache of compiled programs for all workers of a session and the processes that they start: the
 # same tiny models are compiled in many tests. It is a fresh folder, so that no program of another
 # version is taken for this one's.

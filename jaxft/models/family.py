@@ -12,7 +12,7 @@ import numpy as np
 from jaxft.errors import UserError
 from jaxft.models.layers.batch import Batch
 from jaxft.models.layers.modules import Leaf
-from jaxft.models.tower.run import run_tower
+from jaxft.models.tower.run import run_pair, run_tower
 from jaxft.models.tower.tower import BLOCKS, Compute, Params, Part, Tower
 from jaxft.models.weights.names import Name
 from jaxft.models.weights.tensor_names import TensorNames
@@ -56,6 +56,14 @@ def run_alone(
     return {"logits": outputs["logits"].reshape(shape[:2])}
 
 
+def run_pair_or_encoder(
+    towers: Towers, params: Params, batch: Batch, key: jax.Array | None, compute: Compute
+) -> dict[str, jax.Array]:
+    """Run encoder and decoder as `run_pair` does, or the encoder where it is alone."""
+    run = run_pair if "decoder" in towers else run_alone
+    return run(towers, params, batch, key, compute)
+
+
 def same_fields(fields: Mapping[str, Any], tensors: Iterable[str]) -> dict[str, Any]:
     """Return a config.json as it is: the tensor names add nothing."""
     del tensors
@@ -65,6 +73,12 @@ def same_fields(fields: Mapping[str, Any], tensors: Iterable[str]) -> dict[str, 
 def no_refits(config: Any, fields: Mapping[str, Any]) -> Mapping[str, Refit]:
     """Return no changes: the tensors fit as they are stored."""
     del config, fields
+    return {}
+
+
+def no_fields(head: str | None) -> Mapping[str, Any]:
+    """Return no fields: a head asks nothing of config.json."""
+    del head
     return {}
 
 
@@ -104,8 +118,10 @@ class Family:
             those names imply.
         refits: config, the checkpoint's config.json -> by parameter, the function that fits a
             stored tensor to a config that differs from it (another image size).
+        fields_of: head -> the fields of config.json by which its architecture is chosen.
         reading: its decoders that attend to a source; None if it has none.
-        blocks, norm, pooler, head: name prefixes of those parts of a tower.
+        blocks, norm, pooler: name prefixes of those parts of a tower.
+        head: name prefixes of what is a head's own.
     """
 
     name: str
@@ -118,11 +134,12 @@ class Family:
     apply: Callable[..., dict[str, jax.Array]] = run_alone
     infer_fields: Callable[[Mapping[str, Any], Iterable[str]], dict[str, Any]] = same_fields
     refits: Callable[[Any, Mapping[str, Any]], Mapping[str, Refit]] = no_refits
+    fields_of: Callable[[str | None], Mapping[str, Any]] = no_fields
     reading: ReadingDecoder | None = None
     blocks: str = BLOCKS
     norm: str = "norm/"
     pooler: str = "pooler/"
-    head: str = "head/"
+    head: tuple[str, ...] = ("head/",)
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,7 @@ def describe(
     fields, tensors = _content(source, options, weights)
     fields = (family := _family(fields, source)).infer_fields(fields, tensors)
     head, config = _head(family, fields, options.task), _config(family, fields, options)
-    fields = head_fields(head, fields)
+    fields = head_fields(head, fields) | dict(family.fields_of(head))
     own, labels = class_labels(fields, options.num_labels, options.labels)
     towers, named = family.towers(config, head, len(labels)), _named(head, labels)
     table = family.tensors.table(head, fields["model_type"])
@@ -155,8 +155,8 @@ def describe(
         *(lines, leaves),
         canonical=family.tensors.canonical,
         fresh=family.tensors.fresh,
-        refuse=(family.head,) if named and own != labels else (),
-        unused=(*family.tensors.unused, *options.ignore),
+        refuse=family.head if named and own != labels else (),
+        unused=(*family.tensors.unused_by(head), *options.ignore),
         refit=family.refits(config, fields),
         grow=options.resize_vocab,
         aliases=family.tensors.aliases,

@@ -209,6 +209,20 @@ def test_a_batch_without_targets_is_refused(pair):
         pair.ours(**batch)
 
 
+def test_a_t5gemma_that_classifies_by_its_decoder_is_refused(tmp_path):
+    """And one that is made of a model that writes is exported as an encoder that classifies."""
+    pair = make_pair("t5gemma", "seq2seq", 0, tmp_path / "source")
+    model = registry.load(pair.folder, task="text_classification", num_labels=3)
+    assert all(name.startswith("encoder/") for name in model.params)
+    assert all(name.startswith(("model.decoder.", "lm_head.")) for name in model.report.unused)
+    path = model.save(tmp_path / "export") / "config.json"
+    fields = json.loads(path.read_text())
+    assert fields["is_encoder_decoder"] is False
+    path.write_text(json.dumps(fields | {"is_encoder_decoder": True}))
+    with pytest.raises(UserError, match="with is_encoder_decoder classifies by its decoder"):
+        registry.load(str(tmp_path / "export"))
+
+
 @pytest.mark.parametrize("both_ways", [True, False])
 @pytest.mark.parametrize(("buckets", "furthest"), [(32, 128), (8, 18), (12, 100), (64, 1000)])
 def test_distances_fall_into_pytorchs_buckets(buckets, furthest, both_ways):

@@ -32,12 +32,15 @@ from tests.support.families import (
 )
 from tests.support.random_configs import PAIRS, undrawn_fields
 
+# What T5 and BART compute alike is tested in one of them.
+OF_ENCODER_DECODERS = ("text_classification", "question_answering", "token_classification")
+
 
 def is_kin(name: str, head: str | None) -> bool:
     """Whether what a model has is tested in another."""
     if name in PAIRS:
         return name not in OWN_PAIRS
-    if "seq2seq" in architectures(name) and head in ("text_classification", "question_answering"):
+    if "seq2seq" in architectures(name) and head in OF_ENCODER_DECODERS:
         return (name, head) not in OWN_HEADS
     if name in BARTS_KIN:
         return head is None or name in LIKE_OTHERS

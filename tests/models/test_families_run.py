@@ -298,7 +298,7 @@ def test_dropout_is_for_what_is_trained(classifier):
     assert np.array_equal(logits(first), logits(first))
     assert not np.array_equal(logits(first), logits(first, key=jax.random.key(1)))
     # BERT's classifier has a dropout of its own, its kin's too; the others' have none.
-    own = ("bert", "albert", "modernbert", "deberta-v2", "nomic_bert")
+    own = ("bert", "albert", "modernbert", "modernbert-decoder", "deberta-v2", "nomic_bert")
     drops = model.model_type in (*own, *BERTS_KIN)
     assert np.array_equal(logits("head/kernel"), plain) is not drops
 
@@ -334,7 +334,7 @@ def unlike_twice_the_forward_pass(pair: Pair, frozen: int) -> int:
     """FLOPs of a block's backward pass beyond twice those of its forward pass, by family."""
     model, config = pair.ours, pair.ours.config
     rows, length = pair.batch["input_ids"].shape if "input_ids" in pair.batch else (0, 0)
-    if model.model_type == "modernbert" and frozen == 0:
+    if model.model_type.startswith("modernbert") and frozen == 0:
         # Its first block has no norm: its maps' input needs no gradient.
         inward = ("query", "key", "value")
         kernels = [model.params[f"blocks/{frozen}/attention/{n}/kernel"] for n in inward]

@@ -76,6 +76,29 @@ OLMO2 = SIZES | {
     "tie_word_embeddings": False,
 }
 
+# As the hub's EuroBERT/EuroBERT-210m spells it, with other sizes.
+EUROBERT = SIZES | {
+    "model_type": "eurobert",
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "auto_map": {"AutoModelForMaskedLM": "modeling_eurobert.EuroBertForMaskedLM"},
+    "bos_token": "<|begin_of_text|>",
+    "clf_pooling": "mean",
+    "eos_token": "<|end_of_text|>",
+    "head_dim": 16,
+    "hidden_act": "silu",
+    "hidden_dropout": 0.0,
+    "mask_token": "<|mask|>",
+    "mask_token_id": 3,
+    "mlp_bias": False,
+    "pad_token": "<|end_of_text|>",
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-5,
+    "rope_scaling": None,
+    "rope_theta": 2.5e5,
+    "tie_word_embeddings": False,
+}
+
 
 def texts():
     ids = np.arange(1, 41).reshape(2, 20) % 58 + 2
@@ -167,3 +190,29 @@ def test_losses_of_words_are_of_granites_divided_scores(tmp_path):
 def test_a_factor_of_granite_is_a_number_above_0(name):
     with pytest.raises(UserError, match=f"{name} is 0, and must be a number above 0"):
         Config.from_hf(GRANITE | {name: 0})
+
+
+def test_eurobert_files_of_the_hub_pool_as_they_say(tmp_path):
+    """What transformers 5 calls classifier_pooling, the first files call clf_pooling."""
+    torch.manual_seed(0)
+    own = {n: v for n, v in EUROBERT.items() if n not in ("auto_map", "clf_pooling")}
+    new = transformers.AutoConfig.for_model(**own, classifier_pooling="mean", num_labels=3)
+    theirs = transformers.EuroBertForSequenceClassification(new).eval()
+    folder = tmp_path / "hub"
+    theirs.save_pretrained(folder)
+    batch = texts()
+    with torch.no_grad():
+        expected = theirs(**{n: torch.tensor(v) for n, v in batch.items()}).logits.numpy()
+    labels = {"id2label": {str(n): f"LABEL_{n}" for n in range(3)}}
+    architecture = {"architectures": ["EuroBertForSequenceClassification"]}
+    for fields in (new.to_dict(), EUROBERT):
+        (folder / "config.json").write_text(json.dumps(fields | labels | architecture))
+        model = registry.load(str(folder))
+        np.testing.assert_allclose(model(**batch)["logits"], expected, atol=2e-5)
+    model.save(tmp_path / "export")
+    written = json.loads((tmp_path / "export/config.json").read_text())
+    assert written["classifier_pooling"] == written["clf_pooling"] == "mean"
+    both = Config.from_hf(EUROBERT | {"classifier_pooling": "bos"})
+    assert both.fields["classifier_pooling"] == "bos"
+    with pytest.raises(UserError, match='classifier_pooling is "max"; only "bos", "mean" and'):
+        Config.from_hf(EUROBERT | {"clf_pooling": "max"})

@@ -44,6 +44,24 @@ def test_the_old_spelling_is_what_transformers_reads():
         np.testing.assert_array_equal(one.frequencies()[0], other.frequencies()[0])
 
 
+# As the hub's jhu-clsp/ettin-decoder-17m spells it, with other numbers.
+ETTIN = OLD | {"model_type": "modernbert-decoder", "position_embedding_type": "sans_pos"}
+
+
+def test_a_decoders_window_is_the_half_behind_a_position():
+    ours = Config.from_hf(ETTIN)
+    new = transformers.AutoConfig.for_model(**ETTIN).to_dict()
+    assert new["sliding_window"] == 3
+    assert ours.windows == Config.from_hf(new).windows == (None, 3, None, 3, None)
+    # What transformers 5 writes beside local_attention is what it reads.
+    other = new | {"sliding_window": 2}
+    assert transformers.AutoConfig.for_model(**other).sliding_window == 2
+    assert Config.from_hf(other).windows == (None, 2, None, 2, None)
+    assert Config.from_hf(OLD | {"position_embedding_type": "sans_pos"}) == Config.from_hf(OLD)
+    with pytest.raises(UserError, match="the sliding window is 0; it must be a whole number"):
+        Config.from_hf(ETTIN | {"local_attention": 1})
+
+
 def test_yarn_of_a_kind_of_blocks_is_cut_to_whole_dimensions_as_in_transformers():
     """transformers reads a kind's factors, but not its `truncate`."""
     yarn = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 2.0, "truncate": False}

@@ -47,10 +47,7 @@ pytestmark = pytest.mark.full
 @pytest.fixture(scope="module")
 def theirs(smollm2):
     model = transformers.AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # beside other tests, threads that wait for each other are slower
-    yield model.eval()
-    torch.set_num_threads(threads)
+    return model.eval()
 
 
 @pytest.fixture(scope="module")

@@ -85,10 +85,7 @@ def test_texts_from_sources_are_transformers(pair, asked):  # noqa: F811 - the f
 
 @pytest.fixture(scope="module")
 def theirs(flan_t5):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # beside other tests, threads that wait for each other are slower
-    yield transformers.T5ForConditionalGeneration.from_pretrained(flan_t5).eval()
-    torch.set_num_threads(threads)
+    return transformers.T5ForConditionalGeneration.from_pretrained(flan_t5).eval()
 
 
 @pytest.fixture(scope="module")

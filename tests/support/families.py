@@ -47,13 +47,16 @@ LIKE_OTHERS = ("mbart", "pegasus")
 # Kin of models that are looked at whole: the heads of each that `make test` looks at.
 KIN_HEADS: dict[str, tuple[str, ...]] = {
     "dinov3_vit": ("image_classification",),
+    "eurobert": ("masked_lm", "text_classification"),
     "granite": ("causal_lm",),
+    "modernbert-decoder": ("causal_lm", "text_classification"),
     "nomic_bert": ("masked_lm", "text_classification"),
     "olmo2": ("causal_lm",),
     "phi3": ("causal_lm",),
     "siglip2": ("contrastive",),  # both towers
     "siglip2_text_model": (),
     "siglip2_vision_model": (),
+    "t5gemma": ("seq2seq",),
 }
 # Their one block is repeated: it has one depth, and is scanned over as it is.
 SHARED_BLOCKS = ("albert",)
@@ -62,6 +65,8 @@ OWN_PAIRS = ("vit+gpt2", "vit+trocr", "clip+gpt2", "bert+bert")
 OWN_HEADS = (
     ("llama", "question_answering"),
     ("mbart", "text_classification"),
+    ("t5", "token_classification"),
+    ("t5gemma", "text_classification"),
     ("bert", "question_answering"),
     ("bert", "multiple_choice"),
     ("modernbert", "question_answering"),
@@ -135,12 +140,15 @@ def make_pair(model_type: str, head: str | None, seed: int, folder: Path) -> Pai
     config.architectures = [architectures(model_type)[head]]
     if head == "question_answering":  # an answer's first and last token; some models refuse others
         config.num_labels = 2
+    if model_type == "t5gemma":  # it classifies by its encoder
+        config.is_encoder_decoder = head in (None, "seq2seq")
     twice = config.is_encoder_decoder and head in ("text_classification", "question_answering")
     if twice:  # the decoder starts with a word that PyTorch gives a gradient
         config.decoder_start_token_id = 1
     torch.manual_seed(seed)
     model = auto_class(model_type, head).from_config(config, attn_implementation="eager").eval()
-    if config.is_encoder_decoder and hasattr(model, "lm_head") and draw.integers(2):
+    own = isinstance(getattr(model, "lm_head", None), torch.nn.Linear)
+    if config.is_encoder_decoder and own and draw.integers(2):
         untie(model)
     with torch.no_grad():  # fresh norms and biases are ones and zeros: nothing would be tested
         for value in (*model.parameters(), *written_buffers(model).values()):
@@ -150,6 +158,8 @@ def make_pair(model_type: str, head: str | None, seed: int, folder: Path) -> Pai
     batch = random_batch(model, draw)
     if twice:
         batch = read_twice(batch, config)
+    if head == "token_classification":  # T5's is of the encoder alone
+        batch = {n: value for n, value in batch.items() if not n.startswith("decoder_")}
     if head == "multiple_choice":  # three choices an example, of the same texts in another order
         batch = {
             n: np.stack([value[[i, i - 1, i - 2]] for i in range(3)]) for n, value in batch.items()

@@ -109,6 +109,12 @@ def epsilon(draw: Draw) -> float:
     return draw.one_of(1e-12, 1e-6, 1e-5, 1e-3)
 
 
+def pooling(draw: Draw) -> str:
+    """ModernBERT's or EuroBERT's, by what is the default."""
+    of_cls = draw.defaults["classifier_pooling"] == "cls"
+    return draw.one_of("cls", "mean") if of_cls else draw.one_of("bos", "mean", "late")
+
+
 def soft_cap(draw: Draw) -> float | None:
     return draw.one_of(None, 0.7, 3.0)
 
@@ -317,7 +323,7 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
         None, [draw.number(0, 2) for _ in range(draw.layers)]
     ),
     "local_attention": lambda draw: draw.number(2, 12),
-    "classifier_pooling": lambda draw: draw.one_of("cls", "mean"),
+    "classifier_pooling": pooling,
     "window_size": lambda draw: draw.number(2, 9),
     "relative_attention_num_buckets": lambda draw: draw.one_of(8, 12, 32),
     "relative_attention_max_distance": lambda draw: draw.one_of(18, 128),
@@ -341,6 +347,7 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "attn_pdrop": rate,
     "classifier_dropout": rate,
     "classifier_dropout_prob": rate,
+    "classifier_dropout_rate": rate,
     "drop_path_rate": rate,
     "dropout": rate,
     "dropout_rate": rate,

@@ -132,7 +132,8 @@ def cross_attention(
         rows = split_heads(
             query * jnp.asarray(options.scale / math.sqrt(width), query.dtype), width
         )
-        mixed = attend(rows, cache, jnp.zeros((1, 1, 1, 1)) if bias is None else bias)
+        bias = jnp.zeros((1, 1, 1, 1)) if bias is None else bias
+        mixed = attend(rows, cache, bias, options.soft_cap)
         return mixed.transpose(0, 2, 1, 3).reshape(query.shape), cache
     assert source.hidden is not None  # without it the keys and values are cached
     return cached_attention(query, *project(source.hidden), source.mask, cache, options)

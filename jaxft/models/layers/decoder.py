@@ -95,6 +95,7 @@ class LastToken(Bare):
         norm, projection: as `Bare` has them.
         head: from the stream to classes.
         pad_token_id: the token that is never read; None for none.
+        rate: of the dropout before the head.
     """
 
     def __init__(
@@ -103,14 +104,15 @@ class LastToken(Bare):
         head: Linear,
         pad_token_id: int | None,
         projection: Linear | None = None,
+        rate: float = 0.0,
     ):
         super().__init__(norm, projection)
         self.head = head
-        self.pad_token_id = pad_token_id
+        self.pad_token_id, self.rate = pad_token_id, rate
 
     def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> Outputs:
         last = self.finished(read_last(x, batch, self.pad_token_id))
-        return {"logits": self.head(last).astype(jnp.float32)}
+        return {"logits": self.head(dropout(last, self.rate, key)).astype(jnp.float32)}
 
 
 class EndClasses(Bare):
@@ -174,19 +176,39 @@ class Spans(Bare):
         return span_scores(self.head(self.finished(x)))
 
 
-def causal_mask(
+class OnStream(nnx.Module):
+    """Outputs of a head that reads the normalized stream behind a dropout.
+
+    Args:
+        norm: of the stream.
+        head: one that does not normalize it.
+        rate: of the dropout.
+    """
+
+    def __init__(self, norm: Norm, head: Bare, rate: float):
+        self.norm, self.head, self.rate = norm, head, rate
+
+    def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> Outputs:
+        stream_key, head_key = split_key(key, 2)
+        return self.head(dropout(self.norm(x), self.rate, stream_key), batch, head_key)
+
+
+def text_mask(
     batch: Batch,
     max_positions: int,
     window: int | None,
     kernel: Callable[[tuple[int, ...]], Kernel | None],
+    causal: bool = True,
 ) -> Mask:
-    """Make the mask under which each position of a text attends to itself and those before it.
+    """Make the mask under which each position of a text attends to those of its own text.
 
     Args:
         batch: the texts.
         max_positions: the most tokens that a text may have.
-        window: how many positions back each sees, itself included; None for all.
+        window: how many positions back each sees, itself included, and as many ahead where the
+            mask is not causal; None for all.
         kernel: rows and positions [B, T] -> the attention kernel for them.
+        causal: each sees itself and those before it only.
 
     Raises:
         UserError: the text is longer than that.
@@ -194,7 +216,7 @@ def causal_mask(
     check_length(batch, max_positions)
     segments = segments_of(batch)
     slot, served = slot_of(batch), kernel(segments.shape)
-    return make_mask(segments, causal=True, window=window, slot=slot, kernel=served)
+    return make_mask(segments, causal=causal, window=window, slot=slot, kernel=served)
 
 
 def decoder_top(

@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxft.errors import UserError, did_you_mean
 from jaxft.models.layers.attention import Mask
+from jaxft.models.layers.cross import Source
 from jaxft.storage.json_files import is_number
 
 # Kind of scaling -> the numbers it must have.
@@ -255,11 +256,13 @@ class RotaryContext:
         mask: which positions see which.
         cosine, sine: the waves of each rotary embedding at each position:
             [N, B or 1, T, 1, K / 2] float32.
+        source: what a decoder reads; None where it reads nothing.
     """
 
     mask: Mask
     cosine: jax.Array
     sine: jax.Array
+    source: Source | None = None
 
 
 def rotary_context(mask: Mask, rotaries: Sequence[Rotary], positions: jax.Array) -> RotaryContext:

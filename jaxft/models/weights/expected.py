@@ -15,7 +15,10 @@ from jaxft.models.weights.tensor import Index, Tensor
 
 
 def expected_tensors(
-    names: Mapping[str, Name], leaves: Mapping[str, Leaf], folder: Path, headless: str | None
+    names: Mapping[str, Name],
+    leaves: Mapping[str, Leaf],
+    folder: Path,
+    headless: tuple[str, ...] | None,
 ) -> dict[str, Tensor]:
     """Describe the tensors that a checkpoint of this config has; reading one is an error.
 
@@ -23,7 +26,7 @@ def expected_tensors(
         names: parameter -> its line of the name table.
         leaves: parameter -> its description.
         folder: the folder of the absent weights.
-        headless: name prefix of the head if the checkpoint lacks one or has another task's.
+        headless: name prefixes of the head if the checkpoint lacks one or has another task's.
     """
 
     def read(index: Index) -> np.ndarray:

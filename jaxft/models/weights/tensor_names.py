@@ -22,6 +22,7 @@ class TensorNames:
         unused: patterns of tensors that a checkpoint may hold without a parameter to read them.
         fresh: patterns of name prefixes of parameters that a checkpoint may lack.
         aliases: a tensor of the table -> others with its values, which a file may hold instead.
+        unread: head -> patterns of tensors that its architecture leaves out.
     """
 
     tables: Mapping[str, Sequence[Name]]
@@ -29,10 +30,15 @@ class TensorNames:
     unused: Sequence[str]
     fresh: Sequence[str] = ("head/",)
     aliases: Mapping[str, Sequence[str]] = field(default_factory=dict, kw_only=True)
+    unread: Mapping[str | None, Sequence[str]] = field(default_factory=dict, kw_only=True)
 
     def table(self, head: str | None, model_type: str) -> tuple[Name, ...]:
         """Return the name table of a model type under a head."""
         return (*self.tables[model_type], *self.heads.get(head, ()))
+
+    def unused_by(self, head: str | None) -> tuple[str, ...]:
+        """Return the patterns of tensors that a checkpoint may hold for nothing under a head."""
+        return (*self.unused, *self.unread.get(head, ()))
 
     def canonical(self, name: str) -> str:
         """Return the table's spelling of a tensor's name in a file."""

@@ -66,7 +66,9 @@ def with_vocabulary(fields: Mapping[str, Any], pieces: int) -> dict[str, Any]:
         UserError: the config does not say the size of its vocabulary.
     """
     if isinstance(fields.get("vocab_size"), int):
-        return {**fields, "vocab_size": max(fields["vocab_size"], pieces)}
+        parts = [part for part in ("encoder", "decoder") if isinstance(fields.get(part), dict)]
+        grown = {part: with_vocabulary(fields[part], pieces) for part in parts}  # T5Gemma's
+        return {**fields, **grown, "vocab_size": max(fields["vocab_size"], pieces)}
     for part in ("text_config", "decoder"):
         if isinstance(fields.get(part), dict):
             return {**fields, part: with_vocabulary(fields[part], pieces)}

@@ -118,6 +118,6 @@ FAMILY = Family(
     apply=run_pair,
     infer_fields=infer_fields,
     refits=refits,
-    head="decoder/head/",
+    head=("decoder/head/",),
     pooler="decoder/pooler/",
 )

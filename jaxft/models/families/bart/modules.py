@@ -18,7 +18,7 @@ from jaxft.models.layers.attention import Mask, make_mask
 from jaxft.models.layers.batch import Batch, check_length, positions_of, segments_of, slot_of
 from jaxft.models.layers.cache import BlockCache, KeyValues
 from jaxft.models.layers.cross import AttentionMaps, Reading, Source, SourceReader
-from jaxft.models.layers.decoder import causal_mask
+from jaxft.models.layers.decoder import text_mask
 from jaxft.models.layers.kernels import Needs
 from jaxft.models.layers.math import ACTIVATIONS, dropout
 from jaxft.models.layers.modules import (
@@ -119,7 +119,7 @@ class Stem(nnx.Module):
         x = dropout(x, self.rate, key)
         kernel = partial(compute.kernel, self.needs)
         if self.source is not None:
-            mask = causal_mask(batch, self.max_positions, None, kernel)
+            mask = text_mask(batch, self.max_positions, None, kernel)
             return x, Reading(mask, self.source(batch))
         check_length(batch, self.max_positions)
         segments = segments_of(batch)

@@ -20,7 +20,7 @@ from jaxft.models.layers.batch import (
 )
 from jaxft.models.layers.cache import BlockCache, KeyValues
 from jaxft.models.layers.cross import AttentionMaps, Reading, Source, SourceReader
-from jaxft.models.layers.decoder import CausalLm, causal_mask
+from jaxft.models.layers.decoder import CausalLm, text_mask
 from jaxft.models.layers.kernels import Needs
 from jaxft.models.layers.math import ACTIVATIONS, dropout
 from jaxft.models.layers.modules import (
@@ -101,7 +101,7 @@ class Stem(nnx.Module):
     ) -> tuple[jax.Array, Mask | Reading]:
         kernel = partial(compute.kernel, self.needs)
         if self.source is not None:
-            mask = causal_mask(batch, self.max_positions, None, kernel)
+            mask = text_mask(batch, self.max_positions, None, kernel)
             return self.embeddings(batch, key), Reading(mask, self.source(batch))
         check_length(batch, self.max_positions)
         segments = segments_of(batch)

@@ -24,7 +24,7 @@ from jaxft.models.layers.attention import Mask
 from jaxft.models.layers.batch import Batch, positions_of
 from jaxft.models.layers.cache import BlockCache, KeyValues
 from jaxft.models.layers.cross import AttentionMaps, Reading, Source, SourceReader
-from jaxft.models.layers.decoder import causal_mask, decoder_top
+from jaxft.models.layers.decoder import decoder_top, text_mask
 from jaxft.models.layers.kernels import Needs
 from jaxft.models.layers.math import ACTIVATIONS, dropout
 from jaxft.models.layers.modules import Embedding, Keys, LayerNorm, Linear, RMSNorm, block_keys
@@ -190,7 +190,7 @@ class Stem(nnx.Module):
         self, batch: Batch, key: jax.Array | None, compute: Compute
     ) -> tuple[jax.Array, Mask | Reading]:
         kernel = partial(compute.kernel, self.needs)
-        mask = causal_mask(batch, self.max_positions, self.window, kernel)
+        mask = text_mask(batch, self.max_positions, self.window, kernel)
         context = mask if self.source is None else Reading(mask, self.source(batch))
         return self.embeddings(batch, key), context
 

@@ -17,6 +17,7 @@ from jaxft.models.weights.config_fields import (
     check_divides,
     read_token_rate,
 )
+from jaxft.models.weights.field_kinds import quoted
 from jaxft.models.weights.hf_config import TextConfig
 
 # The fields that all of them have, with what a config.json without the field means.
@@ -90,6 +91,13 @@ OWN: dict[str, dict[str, Any]] = {
         "residual_multiplier": 1.0,
         "logits_scaling": 1.0,
     },
+    "eurobert": {
+        "rms_norm_eps": 1e-5,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "classifier_pooling": "late",
+        "clf_pooling": None,  # what the first files call it
+    },
     "olmo2": {"rms_norm_eps": 1e-5, "pad_token_id": 1, "attention_bias": False},
     "gemma2": GEMMA
     | {
@@ -106,7 +114,9 @@ OWN: dict[str, dict[str, Any]] = {
         "final_logit_softcapping": None,
     },
 }
-GEMMAS = ("gemma2", "gemma3_text")
+MODULE = "t5_gemma_module"  # T5Gemma's encoder, and its decoder
+OWN[MODULE] = OWN["gemma2"] | {"is_decoder": False, "dropout_rate": 0.0}
+GEMMAS = ("gemma2", "gemma3_text", MODULE)
 # Those that normalize what attention and MLP give.
 NORMED_OUTPUTS = (*GEMMAS, "olmo2")
 # Those that normalize queries and keys: each head of them, or all heads as one vector.
@@ -152,11 +162,13 @@ class Config(TextConfig):
         "_sliding_window_pattern",
         "embd_pdrop",  # Phi-3 has it and drops no embeddings
         "classifier_dropout",  # read as `token_rate`
+        *("mask_token_id", "bos_token", "eos_token", "mask_token", "pad_token"),  # EuroBERT's
+        "cross_attention_hidden_size",  # T5Gemma's, the width of its encoder
     )
     # The spelling of rotary embeddings, of which there are several: the checkpoint's own is kept.
     READ_ONLY = (
         *("rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq"),
-        *("partial_rotary_factor", "original_max_position_embeddings"),
+        *("partial_rotary_factor", "original_max_position_embeddings", "clf_pooling"),
     )
 
     windows: tuple[int | None, ...]
@@ -177,13 +189,24 @@ class Config(TextConfig):
             own["head_dim"] = own["hidden_size"] // heads
         name = "hidden_activation" if "hidden_activation" in own else "hidden_act"
         check_activation(name, own[name], ACTIVATIONS)
+        _read_pooling(own, fields)
         read = _rotaries_by_kind if "rope_local_base_freq" in own else _rotaries
         return cls(model_type, own, _windows(own), *read(fields, own), read_token_rate(fields))
 
     def with_dropout(self, rate: float) -> Self:
-        rates = ("attention_dropout", "resid_pdrop")
+        rates = ("attention_dropout", "resid_pdrop", "dropout_rate")
         dropped = self.with_fields([name for name in rates if name in self.fields], rate)
         return replace(dropped, token_rate=rate)
+
+    @property
+    def causal(self) -> bool:
+        """Return whether a position sees itself and those before it only."""
+        return self.fields.get("is_decoder", self.model_type != "eurobert")
+
+    @property
+    def reads(self) -> bool:
+        """Return whether its blocks attend to an encoder's output."""
+        return self.model_type == MODULE and self.causal
 
     @property
     def gemma(self) -> bool:
@@ -222,7 +245,25 @@ class Config(TextConfig):
     @property
     def soft_cap(self) -> float | None:
         """Return the bound of the attention scores; Gemma 3 has the field and does not read it."""
-        return self.fields["attn_logit_softcapping"] if self.model_type == "gemma2" else None
+        capped = self.model_type in ("gemma2", MODULE)
+        return self.fields["attn_logit_softcapping"] if capped else None
+
+
+def _read_pooling(own: dict[str, Any], fields: Mapping[str, Any]) -> None:
+    """Read how EuroBERT pools for a class, by the name that its first files have too.
+
+    Raises:
+        UserError: it is none of the three ways.
+    """
+    if "clf_pooling" not in own:
+        return
+    old = own["clf_pooling"] if "classifier_pooling" not in fields else None
+    own["classifier_pooling"] = pooling = old or own["classifier_pooling"]
+    if pooling not in ("bos", "mean", "late"):
+        raise UserError(
+            f"config.json: classifier_pooling is {quoted(pooling)}; "
+            'only "bos", "mean" and "late" are supported.'
+        )
 
 
 def _rotaries(

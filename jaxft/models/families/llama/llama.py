@@ -5,7 +5,7 @@ leaves some blocks without positions, Phi-3 may rotate a part of each head only,
 on embeddings, scores and branches, OLMo 2 normalizes behind attention and MLP and not before them,
 and queries and keys over all heads; Gemma scales its embeddings, has norms after attention and MLP
 too, and caps scores (2) or turns positions by another base in windows (3). All else is one
-computation.
+computation, which EuroBERT and T5Gemma (in files of their own) have as encoders too.
 
 Source: Touvron et al. (2023), https://arxiv.org/abs/2302.13971; Gemma Team (2024),
 https://arxiv.org/abs/2408.00118; the computation follows `transformers`' `modeling_llama.py`,
@@ -29,7 +29,8 @@ from jaxft.models.family import Family, architectures
 from jaxft.models.layers.attention import AttentionOptions, cached_attention
 from jaxft.models.layers.batch import Batch, positions_of
 from jaxft.models.layers.cache import BlockCache, KeyValues
-from jaxft.models.layers.decoder import causal_mask, decoder_top
+from jaxft.models.layers.cross import source_of
+from jaxft.models.layers.decoder import decoder_top, text_mask
 from jaxft.models.layers.kernels import Needs
 from jaxft.models.layers.math import ACTIVATIONS, dropout
 from jaxft.models.layers.modules import Embedding, Linear, RMSNorm
@@ -68,11 +69,12 @@ class Embeddings(nnx.Module):
         own = config.fields
         std, width = own["initializer_range"], own["hidden_size"]
         self.word = Embedding(own["vocab_size"], width, "vocab", std)
-        self.scale = config.embedding_scale
+        self.scale, self.rate = config.embedding_scale, own.get("dropout_rate", 0.0)
 
-    def __call__(self, batch: Batch) -> jax.Array:
+    def __call__(self, batch: Batch, key: jax.Array | None) -> jax.Array:
         x = self.word(batch["input_ids"])  # [B, T, D]
-        return x if self.scale is None else x * jnp.asarray(self.scale, x.dtype)
+        x = x if self.scale is None else x * jnp.asarray(self.scale, x.dtype)
+        return dropout(x, self.rate, key)
 
 
 class Stem(nnx.Module):
@@ -81,7 +83,7 @@ class Stem(nnx.Module):
     def __init__(self, config: Config):
         self.embeddings = Embeddings(config)
         self.max_positions = config.max_positions
-        self.rotaries = config.rotaries
+        self.rotaries, self.causal, self.reads = config.rotaries, config.causal, config.reads
         # One window for all blocks is the stem's; windows that differ are the blocks' own.
         self.window = config.windows[0] if len(set(config.windows)) == 1 else None
         self.needs = Needs(
@@ -96,8 +98,10 @@ class Stem(nnx.Module):
         self, batch: Batch, key: jax.Array | None, compute: Compute
     ) -> tuple[jax.Array, RotaryContext]:
         kernel = partial(compute.kernel, self.needs)
-        mask = causal_mask(batch, self.max_positions, self.window, kernel)
-        return self.embeddings(batch), rotary_context(mask, self.rotaries, positions_of(batch))
+        mask = text_mask(batch, self.max_positions, self.window, kernel, self.causal)
+        context = rotary_context(mask, self.rotaries, positions_of(batch))
+        context = replace(context, source=source_of(batch)) if self.reads else context
+        return self.embeddings(batch, key), context
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,8 @@ class Residual:
 def residual_of(config: Config, number: int) -> Residual:
     """Return a branch's sum with the stream as the config describes it."""
     own = config.fields
-    return Residual(own.get("residual_multiplier", 1.0), own.get("resid_pdrop", 0.0), number)
+    rate = own.get("resid_pdrop", own.get("dropout_rate", 0.0))
+    return Residual(own.get("residual_multiplier", 1.0), rate, number)
 
 
 class Attention(nnx.Module):
@@ -203,13 +208,15 @@ class Mlp(nnx.Module):
         self.down = Linear(inner, width, ("mlp", "embed"), std, bias)
         normed = config.normed_outputs
         self.output_norm = RMSNorm(width, eps, from_one=config.gemma) if normed else None
-        self.activation = config.activation
+        self.activation, self.rate = config.activation, own.get("dropout_rate", 0.0)
         self.add = residual_of(config, 2)
 
     def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
         normal = x if self.norm is None else self.norm(x)
         gate = ACTIVATIONS[self.activation](self.gate(normal, key))
         inner = gate * self.up(normal, key)  # [B, T, F]
+        if key is not None and self.rate:
+            inner = dropout(inner, self.rate, jax.random.fold_in(key, 3))
         out = self.down(inner, key)
         out = out if self.output_norm is None else self.output_norm(out)
         return self.add(x, out, key)
@@ -258,9 +265,29 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
         divisor=own.get("logits_scaling", 1.0),
         token_rate=config.token_rate,
     )
-    blocks = (Part(Block(config)),) * own["num_hidden_layers"]
+    return {"text": tower_of(config, Part(top), ties)}
+
+
+def tower_of(
+    config: Config,
+    top: Part,
+    ties: dict[str, str],
+    block: nnx.Module | None = None,
+    prefix: str = "",
+    reads: Tower | None = None,
+) -> Tower:
+    """Build the tower of a config under a top.
+
+    Args:
+        config: the model's, or a part's of it.
+        top, ties, prefix, reads: as `Tower` has them.
+        block: what it repeats; None for a block that reads no source.
+    """
+    blocks = (Part(block or Block(config)),) * config.fields["num_hidden_layers"]
     stem, numbers = Stem(config), _numbers(config)
-    return {"text": Tower(Part(stem), blocks, Part(top), ties, numbers, needs=stem.needs)}
+    return Tower(
+        Part(stem), blocks, top, ties, numbers, prefix=prefix, reads=reads, needs=stem.needs
+    )
 
 
 def _numbers(config: Config) -> dict[str, list[int]]:

@@ -1,9 +1,11 @@
-"""ModernBERT: an encoder of pre-norm blocks with rotary positions, gated MLPs and local attention.
+"""ModernBERT: pre-norm blocks with rotary positions, gated MLPs and local attention.
 
 Two of three blocks see 64 positions to each side only, and turn positions by a base of their own.
+Its decoder (Ettin) sees what lies behind a position, and predicts the next word.
 
-Source: Warner et al. (2024), https://arxiv.org/abs/2412.13663; the computation follows
-`transformers`' `modeling_modernbert.py`.
+Source: Warner et al. (2024), https://arxiv.org/abs/2412.13663; Weller et al. (2025),
+https://arxiv.org/abs/2507.11412; the computation follows `transformers`' `modeling_modernbert.py`
+and `modeling_modernbert_decoder.py`.
 """
 
 from __future__ import annotations
@@ -15,19 +17,22 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxft.models.families.modernbert.config import Config
+from jaxft.models.families.modernbert.config import DECODER, Config
 from jaxft.models.family import Family, architectures
-from jaxft.models.layers.attention import AttentionOptions, attention, make_mask
+from jaxft.models.layers.attention import AttentionOptions, cached_attention, make_mask
 from jaxft.models.layers.batch import (
     Batch,
     check_length,
     positions_of,
     read_first,
+    read_last,
     read_masked,
     read_mean,
     segments_of,
+    slot_of,
 )
-from jaxft.models.layers.cache import BlockCache
+from jaxft.models.layers.cache import BlockCache, KeyValues
+from jaxft.models.layers.decoder import CausalLm
 from jaxft.models.layers.kernels import Needs
 from jaxft.models.layers.math import ACTIVATIONS, dropout
 from jaxft.models.layers.modules import (
@@ -49,20 +54,29 @@ HEADS = (
     *("text_classification", "token_classification", "masked_lm"),
     *("question_answering", "multiple_choice"),
 )
-MODEL_TYPES = {"modernbert": architectures("ModernBert", *HEADS)}
+MODEL_TYPES = {
+    DECODER: architectures("ModernBertDecoder", "text_classification", "causal_lm"),
+    "modernbert": architectures("ModernBert", *HEADS),
+}
 
 LAYER, BLOCK = "model.layers.{i}", "blocks/{i}"
 INWARD = (f"{BLOCK}/attention/query", f"{BLOCK}/attention/key", f"{BLOCK}/attention/value")
-NAMES = (
+SHARED = (
     *embedding("model.embeddings.tok_embeddings", "embeddings/word"),
     *norm("model.embeddings.norm", "embeddings/norm"),
     *norm(f"{LAYER}.attn_norm", f"{BLOCK}/attention/norm"),
-    *fused(f"{LAYER}.attn.Wqkv", *INWARD),
     *dense(f"{LAYER}.attn.Wo", f"{BLOCK}/attention/output"),
     *norm(f"{LAYER}.mlp_norm", f"{BLOCK}/mlp/norm"),
     *fused(f"{LAYER}.mlp.Wi", f"{BLOCK}/mlp/gate", f"{BLOCK}/mlp/up"),
     *dense(f"{LAYER}.mlp.Wo", f"{BLOCK}/mlp/down"),
     *norm("model.final_norm", "norm"),
+)
+# The maps into attention: side by side in one tensor, or one tensor each.
+FUSED = fused(f"{LAYER}.attn.Wqkv", *INWARD)
+APART = (
+    *dense(f"{LAYER}.attn.q_proj", INWARD[0]),
+    *dense(f"{LAYER}.attn.k_proj", INWARD[1]),
+    *dense(f"{LAYER}.attn.v_proj", INWARD[2]),
 )
 # A classifier begins with the transform of the pretrained word scores.
 CLASSES = (
@@ -70,20 +84,28 @@ CLASSES = (
     *norm("head.norm", "pooler/norm"),
     *dense("classifier", "head"),
 )
+
+
+def _word_names(transform: str) -> tuple[Name, ...]:
+    """Return the lines of the scores of words, whose transform has another name in each type."""
+    return (
+        *dense(f"{transform}.dense", "head/transform/transform"),
+        *norm(f"{transform}.norm", "head/transform/norm"),
+        Name("decoder.bias", "head/bias"),
+    )
+
+
 HEAD_NAMES: HeadLines = {
     "text_classification": CLASSES,
     "token_classification": CLASSES,
     "question_answering": CLASSES,
     "multiple_choice": CLASSES,
-    "masked_lm": (
-        *dense("head.dense", "head/transform/transform"),
-        *norm("head.norm", "head/transform/norm"),
-        Name("decoder.bias", "head/bias"),
-    ),
+    "masked_lm": _word_names("head"),
+    "causal_lm": _word_names("lm_head"),
 }
-UNUSED = (r"head\..*", r"decoder\..*", r"classifier\..*")
+UNUSED = (r"head\..*", r"lm_head\..*", r"decoder\..*", r"classifier\..*")
 TENSORS = PrefixedNames(
-    {"modernbert": NAMES},
+    {"modernbert": (*SHARED, *FUSED), DECODER: (*SHARED, *APART)},
     HEAD_NAMES,
     UNUSED,
     ("pooler/", "head/"),
@@ -117,7 +139,7 @@ class Stem(nnx.Module):
     def __init__(self, config: Config):
         self.embeddings = Embeddings(config)
         self.max_positions = config.max_positions
-        self.rotaries = config.rotaries
+        self.rotaries, self.causal = config.rotaries, config.causal
         heads = config.fields["num_attention_heads"]
         self.needs = Needs(
             heads=heads,
@@ -131,7 +153,8 @@ class Stem(nnx.Module):
     ) -> tuple[jax.Array, RotaryContext]:
         check_length(batch, self.max_positions)
         segments = segments_of(batch)
-        mask = make_mask(segments, kernel=compute.kernel(self.needs, segments.shape))
+        kernel = compute.kernel(self.needs, segments.shape)
+        mask = make_mask(segments, causal=self.causal, slot=slot_of(batch), kernel=kernel)
         return self.embeddings(batch, key), rotary_context(mask, self.rotaries, positions_of(batch))
 
 
@@ -153,8 +176,13 @@ class Attention(nnx.Module):
         self.heads, self.rate = own["num_attention_heads"], own["attention_dropout"]
 
     def __call__(
-        self, x: jax.Array, context: RotaryContext, keys: Keys, waves: jax.Array | int
-    ) -> jax.Array:
+        self,
+        x: jax.Array,
+        context: RotaryContext,
+        keys: Keys,
+        cache: KeyValues | None,
+        waves: jax.Array | int,
+    ) -> tuple[jax.Array, KeyValues | None]:
         weights_keys, output_keys = keys.split(2)
         normal = x if self.norm is None else self.norm(x)
         turn = context.cosine[waves], context.sine[waves]
@@ -163,14 +191,15 @@ class Attention(nnx.Module):
             flat = projection(normal, keys.block)
             return rotate(flat.reshape(*flat.shape[:2], self.heads, -1), turn).reshape(flat.shape)
 
-        mixed = attention(
+        mixed, cache = cached_attention(
             placed(self.query),
             placed(self.key),
             self.value(normal, keys.block),
             context.mask,
+            cache,
             AttentionOptions(self.heads, self.rate, weights_keys.own),
         )
-        return x + dropout(self.output(mixed, keys.block), self.rate, output_keys.own)
+        return x + dropout(self.output(mixed, keys.block), self.rate, output_keys.own), cache
 
 
 class Mlp(nnx.Module):
@@ -216,10 +245,10 @@ class Block(nnx.Module):
         waves: jax.Array | int = 0,
     ) -> tuple[jax.Array, BlockCache]:
         if window is not None:
-            context = replace(context, mask=context.mask.within(window))
+            context = replace(context, mask=context.mask.within(window, cache.slot))
         attention_keys, mlp_keys = block_keys(key, 2)
-        x = self.attention(x, context, attention_keys, waves)
-        return self.mlp(x, mlp_keys), cache
+        x, own = self.attention(x, context, attention_keys, cache.own, waves)
+        return self.mlp(x, mlp_keys), BlockCache(own)
 
 
 class Transform(nnx.Module):
@@ -264,14 +293,20 @@ class Classifier(nnx.Module):
         self.norm = layer_norm(config)
         self.pooler = Transform(config)
         width, std = own["hidden_size"], own["initializer_range"]
-        self.head = Linear(width, num_labels, ("embed", "labels"), std)
+        bias = not config.causal or own["classifier_bias"]
+        self.head = Linear(width, num_labels, ("embed", "labels"), std, bias)
         self.rate = own["classifier_dropout"]
-        self.pooling = None if tokens else own["classifier_pooling"]
+        self.pooling = None if tokens else config.pooling
+        self.pad_token_id = own.get("pad_token_id")
         self.spans = spans
 
     def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
         # The norm is of each position by itself: only those that are read are normalized.
-        x = self.norm(read_first(x, batch) if self.pooling == "cls" else x)
+        if self.pooling == "cls":
+            x = read_first(x, batch)
+        elif self.pooling == "last":
+            x = read_last(x, batch, self.pad_token_id)
+        x = self.norm(x)
         x = read_mean(x, batch) if self.pooling == "mean" else x
         logits = self.head(dropout(self.pooler(x), self.rate, key)).astype(jnp.float32)
         return span_scores(logits) if self.spans else {"logits": logits}
@@ -305,10 +340,12 @@ class MaskedLm(nnx.Module):
 
 
 def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
-    """Build the tower of a ModernBERT under a head."""
+    """Build the tower of a ModernBERT or its decoder under a head."""
     top: nnx.Module
-    if head == "masked_lm":
-        top, ties = MaskedLm(config), {"head/decoder/embedding": "embeddings/word/embedding"}
+    if head in ("masked_lm", "causal_lm"):
+        masked = head == "masked_lm"
+        top = MaskedLm(config) if masked else CausalLm(layer_norm(config), Words(config))
+        ties = {"head/decoder/embedding": "embeddings/word/embedding"}
     elif head is None:
         top, ties = Bare(config), {}
     else:

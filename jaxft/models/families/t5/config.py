@@ -60,10 +60,12 @@ LONGEST = 2**20  # positions: relative ones have no end
 class Config(TextConfig):
     """Config of a T5 or an mT5."""
 
-    FIXED: ClassVar[Mapping[str, Any]] = {"is_encoder_decoder": True, "is_decoder": False}
-    # What follows from feed_forward_proj, and how long texts once were.
+    FIXED: ClassVar[Mapping[str, Any]] = {"is_decoder": False}
+    # What follows from feed_forward_proj, how long texts once were, and whether the file is of an
+    # encoder alone, which its tensors say too.
     UNREAD: ClassVar[tuple[str, ...]] = (
         "dense_act_fn",
+        "is_encoder_decoder",
         "is_gated_act",
         "n_positions",
     )

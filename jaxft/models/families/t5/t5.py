@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxft.models.families.t5.config import Config
-from jaxft.models.family import Family, architectures
+from jaxft.models.family import Family, architectures, run_pair_or_encoder
 from jaxft.models.layers.attention import AttentionOptions, Mask, make_mask
 from jaxft.models.layers.batch import (
     Batch,
@@ -33,13 +33,12 @@ from jaxft.models.layers.batch import (
 )
 from jaxft.models.layers.cache import BlockCache, KeyValues
 from jaxft.models.layers.cross import Source, attention_over, source_of
-from jaxft.models.layers.decoder import EndClasses, Spans
+from jaxft.models.layers.decoder import EndClasses, OnStream, Spans, TokenClasses
 from jaxft.models.layers.kernels import Needs
 from jaxft.models.layers.loss import token_losses
 from jaxft.models.layers.math import ACTIVATIONS, dropout
-from jaxft.models.layers.modules import Embedding, Keys, Linear, RMSNorm, block_keys, split_key
+from jaxft.models.layers.modules import Embedding, Keys, Linear, RMSNorm, block_keys
 from jaxft.models.layers.relative import RelativePositions
-from jaxft.models.tower.run import run_pair
 from jaxft.models.tower.tower import Compute, Part, Tower
 from jaxft.models.weights.names import Name, dense, embedding
 from jaxft.models.weights.tensor_names import HeadLines, TensorNames
@@ -47,9 +46,10 @@ from jaxft.models.weights.tensor_names import HeadLines, TensorNames
 HEAD_FILE_NAME = "lm_head.weight"
 PREFIX = "transformer."
 CLASSES, POOLER = "decoder/head/head", "decoder/head/pooler"
+TAGS, TAG_CLASSES = "token_classification", "encoder/head/head"  # of the encoder alone
 READS_TWICE = ("text_classification", "question_answering")  # heads whose decoder has the source
 MODEL_TYPES = {
-    name: architectures(stem, *READS_TWICE) | {"seq2seq": f"{stem}ForConditionalGeneration"}
+    name: architectures(stem, *READS_TWICE, TAGS) | {"seq2seq": f"{stem}ForConditionalGeneration"}
     for name, stem in {"t5": "T5", "mt5": "MT5"}.items()
 }
 
@@ -89,28 +89,35 @@ HEAD_NAMES: HeadLines = {
         *dense("classification_head.out_proj", CLASSES),
     ),
     "question_answering": dense("qa_outputs", CLASSES),
+    TAGS: dense("classifier", TAG_CLASSES),
 }
 UNUSED = (
     r"(encoder|decoder)\.embed_tokens\.weight",  # the shared ones again, in old files
     r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",
     r"lm_head\.weight",
-    r"(classification_head|qa_outputs)\..*",
+    r"(classification_head|qa_outputs|classifier)\..*",
 )
 
 
 class T5Names(TensorNames):
-    """Tensor names of T5, which has a prefix under the head of text classification only."""
+    """Tensor names of T5, which has a prefix under two heads only."""
 
     def canonical(self, name: str) -> str:
         return name.removeprefix(PREFIX)
 
     def exported(self, name: str, head: str | None, model_type: str) -> str:
-        own = name.startswith("classification_head.")
-        return PREFIX + name if head == "text_classification" and not own else name
+        prefixed = head in ("text_classification", TAGS)
+        own = name.startswith(("classification_head.", "classifier."))
+        return PREFIX + name if prefixed and not own else name
 
 
-FRESH = (f"{CLASSES}/", f"{POOLER}/")
-TENSORS = T5Names(dict.fromkeys(MODEL_TYPES, NAMES), HEAD_NAMES, UNUSED, fresh=FRESH)
+TENSORS = T5Names(
+    dict.fromkeys(MODEL_TYPES, NAMES),
+    HEAD_NAMES,
+    UNUSED,
+    fresh=(f"{CLASSES}/", f"{POOLER}/", f"{TAG_CLASSES}/"),
+    unread={TAGS: (r"decoder\..*",)},
+)
 
 
 def infer_fields(fields: Mapping[str, Any], tensors: Iterable[str]) -> dict[str, Any]:
@@ -298,21 +305,11 @@ class Words(nnx.Module):
         return score(x).astype(jnp.float32)
 
 
-class OnStream(nnx.Module):
-    """Outputs of a head that reads the normalized stream.
-
-    Args:
-        config: the model's.
-        head: one that does not normalize it.
-    """
-
-    def __init__(self, config: Config, head: EndClasses | Spans):
-        self.norm = RMSNorm(config.fields["d_model"], config.fields["layer_norm_epsilon"])
-        self.head, self.rate = head, config.fields["dropout_rate"]
-
-    def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
-        stream_key, head_key = split_key(key, 2)
-        return self.head(dropout(self.norm(x), self.rate, stream_key), batch, head_key)
+def _on_stream(config: Config, head: EndClasses | Spans | TokenClasses) -> OnStream:
+    """Build a head that reads the normalized stream."""
+    own = config.fields
+    norm = RMSNorm(own["d_model"], own["layer_norm_epsilon"])
+    return OnStream(norm, head, own["dropout_rate"])
 
 
 def _top(config: Config, head: str | None, num_labels: int | None) -> nnx.Module:
@@ -323,24 +320,32 @@ def _top(config: Config, head: str | None, num_labels: int | None) -> nnx.Module
         pooler = Linear(width, width, ("embed", "pooled"), std)
         classes = Linear(width, num_labels or 2, ("embed", "labels"), std)
         rate = own["classifier_dropout"]
-        return OnStream(config, EndClasses(None, pooler, classes, config.end_token_id, rate))
+        return _on_stream(config, EndClasses(None, pooler, classes, config.end_token_id, rate))
     if head == "question_answering":
-        return OnStream(config, Spans(None, Linear(width, 2, ("embed", "labels"), std)))
+        return _on_stream(config, Spans(None, Linear(width, 2, ("embed", "labels"), std)))
     return Words(config) if head == "seq2seq" else Bare(config)
+
+
+def _encoder(config: Config, top: nnx.Module) -> Tower:
+    """Build the encoder under a top."""
+    blocks = (Part(Block(config, decodes=False)),) * config.fields["num_layers"]
+    stem = Stem(config, decodes=False)
+    return Tower(Part(stem), blocks, Part(top), prefix="encoder/", needs=stem.needs)
+
+
+def _tags(config: Config, num_labels: int | None) -> nnx.Module:
+    """Build the top of an encoder that classifies every token."""
+    own = config.fields
+    width, std = own["d_model"], own["initializer_factor"] * own["d_model"] ** -0.5
+    classes = Linear(width, num_labels or 2, ("embed", "labels"), std)
+    return _on_stream(config, TokenClasses(None, classes, own["classifier_dropout"]))
 
 
 def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
     """Build the encoder, and the decoder that reads its output and shares its word embeddings."""
-    own = config.fields
-    block = Part(Block(config, decodes=False))
-    stem = Stem(config, decodes=False)
-    encoder = Tower(
-        Part(stem),
-        (block,) * own["num_layers"],
-        Part(Bare(config)),
-        prefix="encoder/",
-        needs=stem.needs,
-    )
+    if head == TAGS:
+        return {"encoder": _encoder(config, _tags(config, num_labels))}
+    own, encoder = config.fields, _encoder(config, Bare(config))
     block = Part(Block(config, decodes=True))
     shared = dict.fromkeys(("word/embedding", "head/embedding"), "encoder/word/embedding")
     stem = Stem(config, decodes=True)
@@ -360,8 +365,8 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
 
 FAMILY = Family(
     *("t5", Config, MODEL_TYPES, TENSORS, towers),
-    apply=run_pair,
+    apply=run_pair_or_encoder,
     infer_fields=infer_fields,
-    head=f"{CLASSES}/",
+    head=(f"{CLASSES}/", f"{TAG_CLASSES}/"),
     pooler=f"{POOLER}/",
 )
