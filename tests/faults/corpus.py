@@ -33,6 +33,7 @@ def corpus() -> list[tuple[str, dict[str, bytes | None], Any, str | None]]:
     config = partial(load_config, "c.yaml")
     table = partial(readers._described, "csv:rows.csv", True)
     lines = partial(readers._described, "jsonl:rows.jsonl", True)
+    squad = partial(readers._described, "squad:squad.json", True)
     checkpoint = partial(describe, "vit", VIT)
     generation = partial(read_settings, Path("checkpoint"), {}, {})
     image, tokens, page = partial(load_image_processor, "vit"), readers._tokenized, readers._page
@@ -57,6 +58,8 @@ def corpus() -> list[tuple[str, dict[str, bytes | None], Any, str | None]]:
         ("rows: deep", {"rows.jsonl": f'{{"text": {DEEP}}}'.encode()}, lines, "100 levels"),
         ("rows: surrogate", {"rows.jsonl": b'{"text": "\\ud83d", "label": 1}'}, lines, "surrogate"),
         ("rows: digits", {"rows.jsonl": b'{"text": ' + b"9" * 5000 + b"}"}, lines, "not JSON"),
+        ("rows: no articles", {"squad.json": b'{"data": 5}'}, squad, "is not a SQuAD file"),
+        ("rows: squad, deep", {"squad.json": DEEP.encode()}, squad, "100 levels"),
         (
             "model: blocks",
             changed("vit/config.json", num_hidden_layers=10**9),

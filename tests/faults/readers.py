@@ -72,6 +72,7 @@ def workspace(folder: Path) -> Path:
         "image_path,xmin,ymin,xmax,ymax,label\n" + "pictures/red/00.png,1,1,4,4,a\n" * 2
     )
     Path("coco.json").write_text(json.dumps(coco()))
+    Path("squad.json").write_text(json.dumps(squad()))
     table = pa.table({"text": [r["text"] for r in rows], "label": [r["n"] % 2 for r in rows]})
     about = {"info": {"features": {"label": {"names": list(LABELS), "_type": "ClassLabel"}}}}
     table = table.replace_schema_metadata({b"huggingface": json.dumps(about).encode()})
@@ -99,6 +100,17 @@ def coco() -> dict[str, Any]:
         "categories": [{"id": 1, "name": "a"}],
         "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 2, 2]}],
     }
+
+
+def squad() -> dict[str, Any]:
+    """A valid SQuAD file of one text and two questions, one of them without an answer."""
+    answers = [{"text": "Paris", "answer_start": 14}]
+    questions = [
+        {"id": "1", "question": "Where does she live?", "answers": answers},
+        {"id": "2", "question": "Where is he?", "answers": [], "is_impossible": True},
+    ]
+    text = {"context": "Anna lives in Paris.", "qas": questions}
+    return {"version": "v2.0", "data": [{"title": "Anna", "paragraphs": [text]}]}
 
 
 def _shorten(run: Path) -> None:
@@ -210,6 +222,7 @@ FILES_OF = {
     "parquet": "rows.parquet",
     "hf": "saved",
     "coco": "coco.json",
+    "squad": "squad.json",
     "images": "pictures",
 }
 
@@ -238,6 +251,14 @@ def coco_file(draw: Draw) -> Case:
     """A COCO file with changed fields."""
     files = {"coco.json": draw.json(_tree("coco.json"))}
     return Case("rows-coco", files, partial(_described, "coco:coco.json", False))
+
+
+def squad_file(draw: Draw) -> Case:
+    """A SQuAD file with changed fields, or with damaged bytes."""
+    data = draw.json(_tree("squad.json"))
+    data = draw.damaged(data) if draw.random() < 0.2 else data
+    read = partial(_described, "squad:squad.json", draw.random() < 0.5)
+    return Case("rows-squad", {"squad.json": data}, read)
 
 
 def arrow(draw: Draw) -> Case:
@@ -478,6 +499,7 @@ MAKERS: tuple[tuple[int, Callable[[Draw], Case]], ...] = (
     (8, source),
     (14, rows),
     (4, coco_file),
+    (4, squad_file),
     (8, arrow),
     (3, image),
     (10, config_json),

@@ -116,7 +116,7 @@ def test_export_of_changed_weights_loads_in_transformers(pair, tmp_path):
     auto = auto_class(model.model_type, model.head)
     loaded = with_sinusoids(auto.from_pretrained(folder, attn_implementation="eager").eval())
     assert type(loaded) is type(pair.torch)
-    for ours, theirs in outputs_of(Pair(model, loaded, str(folder), pair.batch)):
+    for ours, theirs in outputs_of(pair, changed, loaded):
         np.testing.assert_allclose(ours, theirs, atol=2e-5, rtol=2e-5)
 
 

@@ -31,6 +31,7 @@ from tests.support.families import (
     assert_close_gradients,
     compiled,
     gradients,
+    gradients_and_outputs,
     make_pair,
     torch_gradients,
 )
@@ -377,24 +378,18 @@ def fourfold(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def test_eight_devices_compute_what_one_does(classifier):
-    one, (many, rows) = classifier.ours, on_eight_devices(classifier)
-    batch = fourfold(classifier.batch)
-    placed = {name: jax.device_put(value, rows) for name, value in batch.items()}
-    key = jax.random.key(0)
-    np.testing.assert_allclose(
-        compiled(many, many.params, placed, key)["logits"],
-        compiled(one, one.params, batch, key)["logits"],
-        atol=1e-5,
-    )
-    assert_eight_devices_have_the_gradients_of_one(classifier, many, rows)
+    assert_eight_devices_compute_what_one_does(classifier, *on_eight_devices(classifier))
 
 
-def assert_eight_devices_have_the_gradients_of_one(pair: Pair, many, rows) -> None:
+def assert_eight_devices_compute_what_one_does(pair: Pair, many, rows) -> None:
+    """Outputs and gradients, with dropout on."""
     batch, key = fourfold(pair.batch), jax.random.key(0)
     placed = {name: jax.device_put(value, rows) for name, value in batch.items()}
-    theirs = jax.tree.map(np.asarray, gradients(pair, batch=batch, key=key))
-    ours = gradients(pair, model=many, batch=placed, key=key)
-    assert_close_gradients(ours, theirs, 1e-5)
+    theirs, expected = gradients_and_outputs(pair, batch=batch, key=key)
+    ours, outputs = gradients_and_outputs(pair, model=many, batch=placed, key=key)
+    for name, value in expected.items():
+        np.testing.assert_allclose(outputs[name], value, atol=1e-5)
+    assert_close_gradients(ours, jax.tree.map(np.asarray, theirs), 1e-5)
 
 
 @pytest.mark.full
@@ -405,7 +400,7 @@ def test_more_configs_run_alike(which, seed, tmp_path):
     pair = make_pair(*which, seed, tmp_path)
     assert_frozen_blocks_cost_their_forward_pass(pair)
     assert_scan_equals_unrolled(pair, "full", 2)
-    assert_eight_devices_have_the_gradients_of_one(pair, *on_eight_devices(pair))
+    assert_eight_devices_compute_what_one_does(pair, *on_eight_devices(pair))
 
 
 def test_bfloat16_stays_near_float32(classifier):

@@ -69,7 +69,8 @@ def test_texts_from_sources_are_transformers(pair, asked):  # noqa: F811 - the f
         shape = pair.batch["pixel_values"].shape[1:]
         sources = [draw.normal(size=shape).astype(np.float32) for _ in range(3)]
     else:
-        sources = [draw.integers(1, pair.ours.vocab_size, n).tolist() for n in (9, 3, 14)]
+        words = getattr(pair.torch.config, "encoder", pair.torch.config).vocab_size
+        sources = [draw.integers(1, words, n).tolist() for n in (9, 3, 14)]
     first = Generator(pair.ours).generate(sources, Settings(max_new_tokens=6))
     end = first[1][2]  # so that a text ends by itself
     settings = Settings(max_new_tokens=6, eos_token_id=(end,), **asked)

@@ -2,7 +2,9 @@
 
 import tempfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -110,6 +112,12 @@ class Pair:
     torch: torch.nn.Module
     folder: str
     batch: dict[str, np.ndarray]
+
+    @cached_property
+    def outputs(self) -> Callable[..., dict[str, jax.Array]]:
+        """Our outputs on the batch, of any parameters, as one program that is compiled once."""
+        run = jax.jit(lambda params, batch: self.ours.apply(params, batch))
+        return partial(run, batch=self.batch)
 
     def torch_batch(self) -> dict[str, torch.Tensor]:
         return {name: torch.tensor(value) for name, value in self.batch.items()}
@@ -286,11 +294,14 @@ def compiled(model, params, batch, key=None, compute=None):
     return jax.jit(lambda params, batch: model.apply(params, batch, key, *more))(params, batch)
 
 
-def outputs_of(pair: Pair) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Our outputs and PyTorch's, by pairs; positions that are padding are zero in both."""
-    ours = pair.ours(**pair.batch)
+def outputs_of(pair: Pair, params=None, model=None) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Our outputs and PyTorch's, by pairs; positions that are padding are zero in both.
+
+    They are the pair's, or those of other parameters and PyTorch's model of them.
+    """
+    ours = pair.outputs(pair.ours.params if params is None else params)
     with torch.no_grad():
-        theirs = pair.torch(**pair.torch_batch())
+        theirs = (model or pair.torch)(**pair.torch_batch())
     assert set(ours) == {n for n, value in theirs.items() if isinstance(value, torch.Tensor)}
     found = []
     for name, value in ours.items():
@@ -361,6 +372,15 @@ def gradients(
     pair: Pair, *, model=None, batch=None, key=None, compute=None, names=None, read=lambda out: out
 ):
     """Our gradients with respect to the leaves in `names` (all of them)."""
+    return gradients_and_outputs(
+        pair, model=model, batch=batch, key=key, compute=compute, names=names, read=read
+    )[0]
+
+
+def gradients_and_outputs(
+    pair: Pair, *, model=None, batch=None, key=None, compute=None, names=None, read=lambda out: out
+):
+    """The same, and the outputs that they are of, as one program."""
     model = model or pair.ours
     batch = pair.batch if batch is None else batch
     names = names or list(model.params)
@@ -368,6 +388,7 @@ def gradients(
     compute = compute or Compute()
 
     def loss(trained):
-        return weighted_loss(read(model.apply({**frozen, **trained}, batch, key, compute)), pair)
+        outputs = model.apply({**frozen, **trained}, batch, key, compute)
+        return weighted_loss(read(outputs), pair), outputs
 
-    return jax.jit(jax.grad(loss))({name: model.params[name] for name in names})
+    return jax.jit(jax.grad(loss, has_aux=True))({name: model.params[name] for name in names})

@@ -9,9 +9,13 @@ import pytest
 import torch
 
 from jaxft.models.tower.tower import Compute
-from tests.models.test_encoder_decoders import pair  # noqa: F401 - a fixture
+from tests.models.test_encoder_decoders import (
+    encoder_decoders,
+    pair,  # noqa: F401 - a fixture
+)
 from tests.models.test_families_run import (  # noqa: F401 - collected here, for this file's `classifier`
-    assert_eight_devices_have_the_gradients_of_one,
+    assert_eight_devices_compute_what_one_does,
+    assert_frozen_blocks_cost_their_forward_pass,
     assert_scan_equals_unrolled,
     on_eight_devices,
     test_a_phase_switch_keeps_what_trained_and_starts_the_rest_afresh,
@@ -50,7 +54,7 @@ def test_a_head_that_reads_a_source_twice_runs_alike(model_type, head, tmp_path)
     """Scanned, from the trunk of a frozen encoder, and on eight devices."""
     twice = make_pair(model_type, head, 0, tmp_path)
     assert_scan_equals_unrolled(twice, "full", 2)
-    assert_eight_devices_have_the_gradients_of_one(twice, *on_eight_devices(twice))
+    assert_eight_devices_compute_what_one_does(twice, *on_eight_devices(twice))
     names = [name for name in twice.ours.params if name.startswith("decoder/")]
     compute = Compute(scan=True, trainable=frozenset(names))
     streams = twice.ours.trunk(twice.ours.params, twice.batch, compute)
@@ -58,3 +62,20 @@ def test_a_head_that_reads_a_source_twice_runs_alike(model_type, head, tmp_path)
     run = partial(gradients, twice, compute=compute, names=names)
     whole = jax.tree.map(np.asarray, run())
     assert_close_gradients(run(batch=twice.batch | streams), whole, 1e-5)
+
+
+def test_an_encoder_alone_runs_alike(tmp_path):
+    """T5's under the head of tags: scanned, frozen for free, and on eight devices."""
+    tags = make_pair("t5", "token_classification", 0, tmp_path)
+    assert_scan_equals_unrolled(tags, "full", 2)
+    assert_frozen_blocks_cost_their_forward_pass(tags)
+    assert_eight_devices_compute_what_one_does(tags, *on_eight_devices(tags))
+
+
+@pytest.mark.parametrize("seed", range(1, 10))
+@pytest.mark.parametrize("which", encoder_decoders())
+def test_more_configs_run_alike(which, seed, tmp_path):
+    """Nine more drawn configs of each model type or pair: scanned, and on eight devices."""
+    drawn = make_pair(*which, seed, tmp_path)
+    assert_scan_equals_unrolled(drawn, "full", 2)
+    assert_eight_devices_compute_what_one_does(drawn, *on_eight_devices(drawn))
