@@ -66,6 +66,12 @@ class ModelSection(Section):
         "100 for a plain ViT",
         ge=1,
     )
+    router_aux_loss_coef: float | None = fixed(
+        None,
+        "factor on the load-balancing loss of a mixture of experts (task causal_lm), for whoever "
+        "trains all experts; null has none, unless config.json sets output_router_logits",
+        gt=0,
+    )
     cache: str | None = may_change(None, "folder for downloaded checkpoints; null is the hub's own")
 
 
@@ -106,17 +112,23 @@ class MeshSection(Section):
         unit="devices",
         ge=-1,
     )
+    expert: Annotated[int, AfterValidator(_devices)] = may_change(
+        1,
+        "shards of the experts of a mixture, which exchange their tokens, and of the batch; or -1",
+        unit="devices",
+        ge=-1,
+    )
     tensor: Annotated[int, AfterValidator(_devices)] = may_change(
         1, "shards of each wide matrix; or -1", unit="devices", ge=-1
     )
 
     @model_validator(mode="after")
     def _sizes(self) -> MeshSection:
-        sizes = [self.data, self.fsdp, self.tensor]
+        sizes = [self.data, self.fsdp, self.expert, self.tensor]
         if sizes.count(-1) > 1:
             raise ValueError("only one axis of the mesh can be -1 (all remaining devices)")
-        if self.layout == "auto" and sizes != [-1, 1, 1]:
-            raise ValueError("layout: auto chooses data, fsdp and tensor: remove them")
+        if self.layout == "auto" and sizes != [-1, 1, 1, 1]:
+            raise ValueError("layout: auto chooses data, fsdp and tensor: remove them, and expert")
         return self
 
 
@@ -257,6 +269,11 @@ class Config(Section):
         check_freezing(self.phases, self.freezing, self.schedule)
         check_optimizer(self.optimizer, self.groups, self.schedule, self.train.ema)
         check_sampling(self)
+        if self.model.router_aux_loss_coef is not None and self.task.kind != "causal_lm":
+            kind = self.task.kind
+            raise ValueError(
+                f"model.router_aux_loss_coef is for the task causal_lm, and this one is {kind}"
+            )
         return self
 
     def dump(self) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The device mesh, and where each parameter and batch lies on it.
 
-One mesh serves every run: `data, fsdp, tensor`, data outermost. One device is a 1 x 1 x 1 mesh, not
-a special case. How a parameter is cut, its logical axis names say: `jaxft.models.layers.partition`.
+One mesh serves every run: `data, fsdp, expert, tensor`, data outermost. One device is a mesh of one
+along each, not a special case. How a parameter is cut, its logical axis names say:
+`jaxft.models.layers.partition`.
 """
 
 from __future__ import annotations
@@ -15,34 +16,52 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxft.errors import UserError
-from jaxft.models.layers.partition import partition
+from jaxft.models.layers.kernels import ROWS
+from jaxft.models.layers.partition import EXPERT, FSDP, partition
 
 T = TypeVar("T")
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "expert", "tensor")
 
 TOLERATED_REPLICATION = 0.02
 
 
-def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence | None = None) -> Mesh:
+def make_mesh(
+    data: int, fsdp: int, tensor: int, devices: Sequence | None = None, *, expert: int = 1
+) -> Mesh:
     """The mesh of a run; one of the sizes may be -1 and takes what the others leave.
+
+    Args:
+        data, fsdp, tensor: the number of devices along each.
+        devices: all of them; None for those that there are.
+        expert: the number of devices over which the experts of a mixture are divided.
 
     Raises:
         UserError: the sizes do not multiply out to the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
-    sizes = [data, fsdp, tensor]
-    asked = "x".join(str(size) for size in sizes)
+    sizes = [data, fsdp, expert, tensor]
+    axes, asked = spelled(dict(zip(AXES, sizes, strict=True)))
     fixed = math.prod(size for size in sizes if size != -1)
     if -1 in sizes:
         sizes[sizes.index(-1)] = max(len(devices) // fixed, 1)
     if math.prod(sizes) != len(devices):
         raise UserError(
-            f"mesh: {asked} (data x fsdp x tensor) does not divide {len(devices)} device(s).",
+            f"mesh: {asked} ({axes}) does not divide {len(devices)} device(s).",
             "The product of the sizes must be the number of devices; -1 is what remains of it.",
         )
     grid = np.asarray(devices).reshape(sizes)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def spelled(sizes: Mapping[str, int]) -> tuple[str, str]:
+    """Spell the axes of a mesh, `data x fsdp x tensor`, and their sizes, `2x4x1`.
+
+    Args:
+        sizes: axis -> number of devices; `expert` is named where there are several.
+    """
+    named = {axis: size for axis, size in sizes.items() if axis != EXPERT or size != 1}
+    return " x ".join(named), "x".join(map(str, named.values()))
 
 
 def param_shardings(
@@ -57,12 +76,34 @@ def param_shardings(
 
     Raises:
         UserError: more than 2% of the elements would be kept whole on every device although the
-            mesh cuts parameters.
+            mesh cuts parameters; or `expert` does not divide the experts.
     """
+    _check_experts(shapes, axes, mesh)
     specs = {name: partition(shape, axes[name], mesh) for name, shape in shapes.items()}
-    if mesh.shape["fsdp"] * mesh.shape["tensor"] > 1:
+    if mesh.shape[FSDP] * mesh.shape["tensor"] > 1:
         _check_replication(shapes, specs, mesh)
     return {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
+
+
+def _check_experts(
+    shapes: Mapping[str, Sequence[int]], axes: Mapping[str, Sequence[str | None]], mesh: Mesh
+) -> None:
+    """Raise a UserError where the devices along `expert` cannot have an equal number of experts."""
+    devices = mesh.shape[EXPERT]
+    if devices == 1:
+        return
+    counts = {shapes[name][0] for name, own in axes.items() if own and own[0] == "experts"}
+    if not counts:
+        raise UserError(
+            f"mesh.expert: this model has no experts to divide over {devices} devices.",
+            "Use mesh.data or mesh.fsdp.",
+        )
+    odd = next((count for count in counts if count % devices), None)
+    if odd is not None:
+        raise UserError(
+            f"mesh.expert: {odd} experts do not divide over {devices} devices.",
+            "Choose a size that divides them.",
+        )
 
 
 def _check_replication(
@@ -86,13 +127,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows are cut over `data` and `fsdp`; every device of a tensor group sees the same rows."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    """Rows are cut over all axes but `tensor`, whose devices see the same rows."""
+    return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
 def row_divisor(mesh: Mesh, accumulate: int) -> int:
     """Return the number that the rows of a batch must divide by."""
-    return mesh.shape["data"] * mesh.shape["fsdp"] * accumulate
+    return math.prod(mesh.shape[axis] for axis in ROWS) * accumulate
 
 
 def my_rows(mesh: Mesh) -> tuple[int, int]:
@@ -110,7 +151,7 @@ def my_rows(mesh: Mesh) -> tuple[int, int]:
     block = list(range(mine[0], mine[0] + size)) if mine else []
     if mine != block or not mine or len(groups) % size or mine[0] % size:
         raise UserError(
-            f"mesh: {mesh.shape['data']}x{mesh.shape['fsdp']}x{mesh.shape['tensor']} leaves "
+            f"mesh: {spelled(mesh.shape)[1]} leaves "
             f"process {me} rows that are not one block of the batch.",
             "mesh.tensor must divide the number of devices of a process, or be a multiple of it.",
         )

@@ -149,7 +149,8 @@ def build_mesh(
     """
     devices, section = jax.devices() if devices is None else list(devices), config.mesh
     if section.layout == "given":
-        return make_mesh(section.data, section.fsdp, section.tensor, devices), ""
+        asked = section.data, section.fsdp, section.tensor
+        return make_mesh(*asked, devices, expert=section.expert), ""
     sizes = {name: math.prod(leaf.shape) for name, leaf in model.leaves.items()}
     narrow = 4 if config.train.precision == "f32" else 2
     state = state_bytes(sizes, trained, narrow, copies_of(config))

@@ -1,7 +1,8 @@
 """Cost of a step: FLOPs counted from its jaxpr.
 
 XLA's own count ignores the trip counts of loops, so matmuls are counted where the count is exact:
-each `dot_general` in the jaxpr, times the trip counts of the scans around it. The name stack of
+each `dot_general` in the jaxpr (of experts each `ragged_dot_general`, whose rows meet one expert),
+times the trip counts of the scans around it. The name stack of
 the program assigns each to a segment of the model (`transformer_blocks.segment`).
 """
 
@@ -22,6 +23,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from jaxft.engine.setup import PhaseSetup, Setup, objective_of
 from jaxft.models.layers.math import WEIGHT_GRADIENT
+from jaxft.models.layers.partition import shared_by
 from jaxft.models.model import Model
 from jaxft.models.tower.tower import Compute, Tower
 from jaxft.tree import split as split_tree
@@ -68,6 +70,10 @@ def _tally(jaxpr: Jaxpr, around: str) -> Tally:
 def _tally_equation(equation: JaxprEqn, name: str) -> Tally:
     if equation.primitive.name == "dot_general":
         return Counter({(_segment(name), _purpose(name, equation)): _dot_flops(equation)})
+    if equation.primitive.name == "ragged_dot_general":
+        return Counter(
+            {(_segment(name), _ragged_purpose(name, equation)): _own_flops(name, equation)}
+        )
     inner = [_tally(jaxpr, name) for jaxpr in _sub_jaxprs(equation)]
     if equation.primitive.name == "cond":  # one branch runs
         return max(inner, key=Counter.total, default=Counter())
@@ -123,6 +129,22 @@ def _dot_flops(equation: JaxprEqn) -> int:
         size for i, size in enumerate(right) if i not in (*contract_right, *batch_right)
     )
     return 2 * batched * rows * columns * contracted
+
+
+def _ragged_purpose(name: str, equation: JaxprEqn) -> str:
+    """Classify a ragged matmul: that of a weight's gradient contracts over the rows."""
+    if "transpose(" not in name:
+        return FORWARD
+    by_group = equation.params["ragged_dot_dimension_numbers"].rhs_group_dimensions
+    return INPUT if by_group else WEIGHT
+
+
+def _own_flops(name: str, equation: JaxprEqn) -> int:
+    """Count those of a ragged matmul, in which each row meets one group: that of its expert."""
+    shapes: list[Any] = [variable.aval for variable in (*equation.invars[:2], *equation.outvars)]
+    left, right, out = (shape.shape for shape in shapes)
+    columns = right[-1] if len(right) == len(left) else out[-1]
+    return 2 * math.prod(left) * columns // shared_by(name)
 
 
 def step_flops(setup: Setup, now: PhaseSetup) -> dict[str, int]:

@@ -206,14 +206,9 @@ def phases_from(
         )
     freezing, asked = config.freezing, config.phases
     if config.phases == "freeze_out":
-        return freeze_out_phases(
-            whole,
-            model.tops,
-            total_steps,
-            first=freezing.first,
-            power=freezing.power,
-            scaled=freezing.scaled,
-        )
+        first, power, scaled = freezing.first, freezing.power, freezing.scaled
+        ends = whole, model.tops, total_steps
+        return freeze_out_phases(*ends, first=first, power=power, scaled=scaled)
     specs = phase_specs(
         asked if isinstance(asked, str) else [as_phase(one) for one in asked],
         top=max(model.depths.values()),
@@ -293,6 +288,7 @@ def model_options(config: Config, names: Sequence[str], new: Sequence[str] = ())
         reinit=config.model.reinit,
         image_size=config.model.image_size,
         detection_tokens=config.model.detection_tokens,
+        router_aux_loss_coef=config.model.router_aux_loss_coef,
         adapter=adapter_option(config.adapter),
         new=new,
         cache=config.model.cache,

@@ -284,7 +284,7 @@ def _check_rows(layout: Layout, mesh: jax.sharding.Mesh, accumulate: int) -> Non
     divisor = row_divisor(mesh, accumulate)
     if layout.rows % divisor:
         raise UserError(
-            f"mesh: this run's batches have {layout.rows} rows, which data x fsdp x "
+            f"mesh: this run's batches have {layout.rows} rows, which data x fsdp x expert x "
             f"train.accumulate = {divisor} does not divide.",
             "Resume with sizes whose product divides it.",
         )

@@ -59,7 +59,7 @@ def place_model(config: Config, model: Model, table: LayerTable, layout: Layout)
     try:
         runtime = make_runtime(config, model, table)
     except UserError:
-        single = {"layout": "given", "data": 1, "fsdp": 1, "tensor": 1}
+        single = {"layout": "given", "data": 1, "fsdp": 1, "expert": 1, "tensor": 1}
         alone = config.model_copy(update={"mesh": config.mesh.model_copy(update=single)})
         runtime = make_runtime(alone, model, table, jax.local_devices()[:1])
     rows = round_up(layout.rows, row_divisor(runtime.mesh, 1))

@@ -70,9 +70,14 @@ def type_multipliers(
     if preset == SHARPNESS:
         return {name: SHARPNESS_MULTIPLIERS[block_type(name, depths[name])] for name in names}
     inputs = {
-        name: int(shapes[name].shape[0])
+        name: int(shapes[name].shape[-2])
         for name in names
-        if name.endswith("/kernel") and is_matrix(name, tuple(shapes[name].shape))
+        if name.endswith("/kernel") and _maps(name, tuple(shapes[name].shape))
     }
     fewest = min(inputs.values(), default=1)
     return {name: fewest / inputs.get(name, fewest) for name in names}
+
+
+def _maps(name: str, shape: tuple[int, ...]) -> bool:
+    """Return whether a kernel is a block's matrix, or one for each expert, [E, I, O]."""
+    return is_matrix(name, shape) or (len(shape) == 3 and "/experts/" in name)

@@ -28,6 +28,7 @@ from jaxft.models.values import ShardingOf, shapes_of, with_values
 from jaxft.models.weights.config_fields import pad_token_id
 from jaxft.models.weights.expected import expected_tensors
 from jaxft.models.weights.files import open_tensors
+from jaxft.models.weights.hf_config import balanced
 from jaxft.models.weights.names import match, resolve_names
 from jaxft.models.weights.source import Checkpoint, Source, read_config, resolve
 from jaxft.models.weights.tensor import Tensor
@@ -55,6 +56,7 @@ class LoadOptions:
     reinit: int = 0
     image_size: int | None = None
     detection_tokens: int | None = None
+    router_aux_loss_coef: float | None = None
     adapter: Adapter | str | Path | None = None
     new: Sequence[str] = ()
     sharding: ShardingOf | None = None
@@ -151,7 +153,8 @@ def describe(
     table = family.tensors.table(head, fields["model_type"])
     lines = resolve_names(table, leaves := leaves_of(towers))
     matching = match(
-        tensors or expected_tensors(lines, leaves, source.folder, family.head if named else None),
+        family.tensors.unpacked(tensors)
+        or expected_tensors(lines, leaves, source.folder, family.head if named else None),
         *(lines, leaves),
         canonical=family.tensors.canonical,
         fresh=family.tensors.fresh,
@@ -247,10 +250,12 @@ def _named(head: str | None, labels: tuple[str, ...]) -> tuple[str, ...] | None:
 
 
 def _config(family: Family, fields: Mapping[str, Any], options: LoadOptions) -> Any:
-    """Read the config, with another dropout rate and image size if asked for."""
+    """Read the config, with another dropout rate, image size or loss of routers if asked for."""
     config = family.config.from_hf(fields, options.ignore)
     if options.dropout is not None:
         config = config.with_dropout(options.dropout)
+    if options.router_aux_loss_coef is not None:
+        config = balanced(config, fields["model_type"], options.router_aux_loss_coef)
     if options.image_size is None or IMAGE_GENERATION in family.model_types[fields["model_type"]]:
         return config  # a model that reads images as words takes any size
     if not family.images or config.image_size is None:

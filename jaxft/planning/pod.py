@@ -24,6 +24,7 @@ from rich.text import Text
 from jaxft.config.load import Config
 from jaxft.device.chips import Topology
 from jaxft.device.libtpu import libtpu_mismatch
+from jaxft.device.mesh import spelled
 from jaxft.errors import UserError
 from jaxft.numbers import count, share, size
 
@@ -185,11 +186,10 @@ def _ask(
 
 
 def _target(facts: dict[str, Any]) -> str:
-    mesh, batch = facts["mesh"], facts["batch"]
+    batch, (axes, sizes) = facts["batch"], spelled(facts["mesh"])
     name = facts["topology"] or (facts["chip"] or {}).get("name") or "CPU"
     return (
-        f"devices    {facts['devices']} of {name}, mesh data x fsdp x tensor = "
-        f"{mesh['data']}x{mesh['fsdp']}x{mesh['tensor']}\n"
+        f"devices    {facts['devices']} of {name}, mesh {axes} = {sizes}\n"
         f"batch      {batch['batch_size']} examples in {batch['rows']} rows of "
         f"{batch['row_length']}, in {batch['accumulate']} part(s); {facts['compute']['dtype']}, "
         f"remat {facts['compute']['remat']}\n"

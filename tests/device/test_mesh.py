@@ -30,7 +30,7 @@ from tests.support.tiny import tiny_config
 
 def test_one_device_is_a_mesh():
     mesh = make_mesh(1, 1, 1, jax.devices()[:1])
-    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "expert": 1, "tensor": 1}
 
 
 @pytest.mark.parametrize(
@@ -46,9 +46,19 @@ def test_one_device_is_a_mesh():
 )
 def test_minus_one_takes_what_the_others_leave(sizes, wanted):
     mesh = make_mesh(*sizes)
-    assert tuple(mesh.shape.values()) == wanted
-    assert mesh.axis_names == ("data", "fsdp", "tensor")
+    assert tuple(mesh.shape.values()) == (*wanted[:2], 1, wanted[2])
+    assert mesh.axis_names == ("data", "fsdp", "expert", "tensor")
     assert list(mesh.devices.flat) == jax.devices()
+
+
+def test_experts_take_an_axis_of_their_own():
+    mesh = make_mesh(-1, 1, 1, expert=4)
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 1, "expert": 4, "tensor": 1}
+    assert partition((8, 32, 64), ("experts", "embed", "mlp"), mesh) == P("expert", None, None)
+    with pytest.raises(
+        UserError, match=r"1x1x4x1 \(data x fsdp x expert x tensor\) does not divide"
+    ):
+        make_mesh(1, 1, 1, expert=4)
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (3, 1, 1), (-1, 3, 1), (-1, 16, 1), (4, 4, 1)])
@@ -139,6 +149,7 @@ def test_what_rows_must_divide_by():
     assert row_divisor(make_mesh(2, 2, 2), 1) == 4
     assert row_divisor(make_mesh(2, 2, 2), 3) == 12
     assert row_divisor(make_mesh(1, 1, 8), 2) == 2
+    assert row_divisor(make_mesh(2, 1, 1, expert=4), 1) == 8
 
 
 def test_replicated_is_whole_everywhere():

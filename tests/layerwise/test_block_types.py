@@ -85,6 +85,16 @@ def test_adapters_keep_their_rates_under_fan_in():
     assert list(found.values()) == [1, 1, 0.25]
 
 
+def test_experts_have_the_inputs_of_one_under_fan_in():
+    shapes = {
+        "blocks/0/attention/query/kernel": np.zeros((8, 8)),
+        "blocks/0/mlp/experts/up/kernel": np.zeros((4, 8, 16)),
+        "blocks/0/mlp/experts/down/kernel": np.zeros((4, 16, 8)),
+    }
+    multipliers = type_multipliers("fan_in", list(shapes), shapes, dict.fromkeys(shapes, 1))
+    assert list(multipliers.values()) == [1, 1, 0.5]
+
+
 @pytest.mark.parametrize("preset", ["sharpness", "fan_in"])
 def test_a_decay_beside_a_preset_of_types_is_refused(preset):
     with pytest.raises(ValidationError, match=f"'rate' and preset {preset} both set"):

@@ -32,6 +32,11 @@ SIZES = {
         "max_position_embeddings": 64,
     },
 }
+SIZES["qwen3_moe"] = SIZES["llama"] | {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
+}
 END = "<|endoftext|>"
 
 

@@ -172,6 +172,9 @@ def test_starting_where_the_trunk_ends_equals_the_whole(classifier):
     run = partial(gradients, classifier, key=jax.random.key(1), compute=compute, names=names)
     trunk = jax.jit(partial(classifier.ours.trunk, compute=compute))
     streams = trunk(classifier.ours.params, classifier.batch)
+    if any(tower.balanced for tower in classifier.ours.towers.values()):
+        assert streams == {}  # a loss reads more of every block than the trunk's stream
+        return
     assert list(streams) == ["trunk"]
     whole = jax.tree.map(np.asarray, run())
     assert_close_gradients(run(batch=classifier.batch | streams), whole, 1e-5)
@@ -324,9 +327,11 @@ def assert_frozen_blocks_cost_their_forward_pass(pair: Pair) -> None:
         compute = Compute(trainable=frozenset(names))
         return count_flops(partial(gradients, pair, compute=compute, names=names))
 
-    block = forward(blocks) - forward(blocks - 1)
-    assert block > 0
+    last = forward(blocks) - forward(blocks - 1)
+    assert last > 0
     for frozen in range(blocks - 1):
+        alike = tower.blocks[frozen] is tower.blocks[-1]
+        block = last if alike else forward(frozen + 1) - forward(frozen)
         saved = 2 * block + unlike_twice_the_forward_pass(pair, frozen)
         assert step(frozen) - step(frozen + 1) == saved
 

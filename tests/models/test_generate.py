@@ -14,7 +14,7 @@ from jaxft.models.generate.decode import Generator, bucket
 from jaxft.models.generate.settings import Settings
 from tests.support.families import FAMILIES, make_pair
 
-LIKE_LLAMA = ("olmo2",)  # its attention has norms of its own, and no cache of its own
+LIKE_LLAMA = ("olmo2", "mixtral", "olmoe")  # their norms and experts are others', or have no cache
 CAUSAL = [
     pytest.param(kind, marks=pytest.mark.full if kind in LIKE_LLAMA else ())
     for kind, family in FAMILIES.items()
@@ -49,6 +49,7 @@ def theirs_of(pair, prompts, **settings):
     ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     pair.torch.generation_config.eos_token_id = None
+    pair.torch.config.output_router_logits = False  # with it transformers 5.24 cannot generate
     ends = settings.setdefault("eos_token_id", None) or []
     written = pair.torch.generate(
         ids, attention_mask=mask, pad_token_id=0, do_sample=False, **settings

@@ -17,6 +17,7 @@ from transformers.models.trocr.modeling_trocr import TrOCRSinusoidalPositionalEm
 
 from jaxft.models import load as registry
 from jaxft.models.tower.tower import Compute
+from jaxft.models.weights.tensor import EACH, of_expert
 from tests.support.dinov3 import DINOv3ViTForImageClassification
 from tests.support.random_configs import PAIRS, random_config
 
@@ -50,10 +51,13 @@ LIKE_OTHERS = ("mbart", "pegasus")
 KIN_HEADS: dict[str, tuple[str, ...]] = {
     "dinov3_vit": ("image_classification",),
     "eurobert": ("masked_lm", "text_classification"),
+    "gpt_oss": ("causal_lm",),
     "granite": ("causal_lm",),
+    "mixtral": ("causal_lm",),
     "modernbert-decoder": ("causal_lm", "text_classification"),
     "nomic_bert": ("masked_lm", "text_classification"),
     "olmo2": ("causal_lm",),
+    "olmoe": ("causal_lm",),
     "phi3": ("causal_lm",),
     "siglip2": ("contrastive",),  # both towers
     "siglip2_text_model": (),
@@ -154,7 +158,7 @@ def make_pair(model_type: str, head: str | None, seed: int, folder: Path) -> Pai
     if twice:  # the decoder starts with a word that PyTorch gives a gradient
         config.decoder_start_token_id = 1
     torch.manual_seed(seed)
-    model = auto_class(model_type, head).from_config(config, attn_implementation="eager").eval()
+    model = auto_class(model_type, head).from_config(config, **plainly(config)).eval()
     own = isinstance(getattr(model, "lm_head", None), torch.nn.Linear)
     if config.is_encoder_decoder and own and draw.integers(2):
         untie(model)
@@ -173,6 +177,17 @@ def make_pair(model_type: str, head: str | None, seed: int, folder: Path) -> Pai
             n: np.stack([value[[i, i - 1, i - 2]] for i in range(3)]) for n, value in batch.items()
         }
     return Pair(registry.load(str(folder)), model, str(folder), batch)
+
+
+def plainly(config) -> dict[str, str]:
+    """How PyTorch computes attention and experts: by plain operations, which take any width."""
+    plain = {"attn_implementation": "eager"}
+    return plain | ({"experts_implementation": "eager"} if is_mixture(config) else {})
+
+
+def is_mixture(config) -> bool:
+    """Whether a config is of a model with experts."""
+    return getattr(config, "num_experts_per_tok", None) is not None
 
 
 def written_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -340,8 +355,8 @@ def torch_gradients(pair: Pair) -> dict[str, np.ndarray]:
         pair.torch.save_pretrained(folder, state_dict=grads)
         theirs = load_file(f"{folder}/model.safetensors")
     found = {}
-    for ours, hf in pair.ours.names.items():
-        name, value = pair.ours.hf_names[ours], theirs[hf]
+    for ours in pair.ours.names:
+        name, value = pair.ours.hf_names[ours], stored_value(theirs, pair.ours, ours)
         if name.stacked:
             value = value[name.part[0]]
         elif name.span is not None:
@@ -349,6 +364,20 @@ def torch_gradients(pair: Pair) -> dict[str, np.ndarray]:
             value = np.take(value, range(first, first + width), axis=name.axis)
         found[ours] = np.moveaxis(value, 0, -1) if name.transpose else value
     return found
+
+
+def stored_value(tensors: dict[str, np.ndarray], model: registry.Model, name: str) -> np.ndarray:
+    """The tensor of a parameter in a file; of experts, with one each, (out, E, in)."""
+    hf = model.names[name]
+    return (
+        tensors[hf] if EACH not in hf else np.stack([tensors[n] for n in of_each(model, name)], 1)
+    )
+
+
+def of_each(model: registry.Model, name: str) -> list[str]:
+    """The names in a file of the tensors that are a parameter: one, but for experts."""
+    hf = model.names[name]
+    return [of_expert(hf, n) for n in range(len(model.params[name]))] if EACH in hf else [hf]
 
 
 def assert_close_gradients(ours, theirs, tolerance: float) -> None:

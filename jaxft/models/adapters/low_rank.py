@@ -7,7 +7,8 @@ groups.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 
@@ -19,7 +20,7 @@ from jaxft.errors import UserError
 from jaxft.models.layers.adapter import LowRank, LowRankLinear, column_lengths, summed
 from jaxft.models.layers.modules import Leaf, Linear
 from jaxft.models.tower.tower import Part, Tower
-from jaxft.tree import select
+from jaxft.tree import matches_of, select
 
 LEAVES = ("lora_a", "lora_b", "magnitude")
 DEFAULT = r"(.*/)?blocks/\d+/attention/(query|value)/kernel"  # as the LoRA paper and PEFT choose
@@ -90,6 +91,7 @@ def choose(towers: Mapping[str, Tower | Part], adapter: Adapter) -> dict[str, Lo
     kernels = kernels_of(towers)
     names = list(kernels)
     patterns = adapter.match or (DEFAULT,)
+    _check_experts(towers, names, patterns)
     matched = {name for p in patterns for name in select(p, names, "adapter.match")}
     chosen = [name for name in names if name in matched]
     ranks = dict.fromkeys(chosen, adapter.rank)
@@ -104,6 +106,21 @@ def choose(towers: Mapping[str, Tower | Part], adapter: Adapter) -> dict[str, Lo
                 "Set a rank far below both.",
             )
     return {name: _low_rank(adapter, rank) for name, rank in ranks.items()}
+
+
+def _check_experts(
+    towers: Mapping[str, Tower | Part], names: Sequence[str], patterns: Sequence[str]
+) -> None:
+    """Raise a UserError if a pattern is of a mixture's experts or router alone."""
+    leaves = [name for part in towers.values() for name in part.leaves]
+    routed = [name for name in leaves if re.search(r"/mlp/(experts/.*|router)/kernel$", name)]
+    for pattern in patterns if routed else ():
+        own, theirs = (matches_of([pattern], some, "adapter.match")[0] for some in (names, routed))
+        if theirs and not own:
+            raise UserError(
+                f"adapter.match: '{pattern}' matches experts or routers, which have no adapters.",
+                "Adapt the attention's kernels; experts and routers train whole, by `groups`.",
+            )
 
 
 def _low_rank(adapter: Adapter, rank: int) -> LowRank:

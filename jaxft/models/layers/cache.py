@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxft.models.layers.loss import Routed
 from jaxft.models.layers.math import soft_capped
 
 
@@ -55,10 +56,12 @@ class BlockCache:
     Args:
         own: of its self-attention; None where nothing is cached.
         source: of its attention over a source; None where it reads none, or nothing is cached.
+        routed: what a block gives besides: the use of its experts; None where nothing asks for it.
     """
 
     own: KeyValues | None = None
     source: KeyValues | None = None
+    routed: Routed | None = None
 
     @property
     def slot(self) -> jax.Array | None:
@@ -75,7 +78,11 @@ def split_heads(x: jax.Array, width: int) -> jax.Array:
 
 
 def attend(
-    query: jax.Array, cache: KeyValues, bias: jax.Array, soft_cap: float | None = None
+    query: jax.Array,
+    cache: KeyValues,
+    bias: jax.Array,
+    soft_cap: float | None = None,
+    sinks: jax.Array | None = None,
 ) -> jax.Array:
     """Attend from new positions over all cached ones, by softmax.
 
@@ -87,6 +94,7 @@ def attend(
         cache: the keys and values, the new positions' own among them.
         bias: what to add to the scores, [B or 1, 1, T, S].
         soft_cap: what no score goes beyond, either way; None for none.
+        sinks: [H], a score of each head that joins its softmax; None for none.
 
     Returns:
         [B, H, T, K].
@@ -97,6 +105,11 @@ def attend(
     scores = jnp.einsum("nrk,nsk->nrs", rows, key, preferred_element_type=jnp.float32)
     scores = scores.reshape(batch, heads, length, -1)
     scores = scores + bias if soft_cap is None else soft_capped(scores, soft_cap) + bias
-    weights = jax.nn.softmax(scores).astype(query.dtype)
+    if sinks is not None:
+        sink = jnp.broadcast_to(
+            sinks.astype(scores.dtype)[:, None, None], (batch, heads, length, 1)
+        )
+        scores = jnp.concatenate([scores, sink], -1)
+    weights = jax.nn.softmax(scores).astype(query.dtype)[..., : key.shape[1]]
     weights = weights.reshape(*rows.shape[:2], -1)
     return jnp.einsum("nrs,nsk->nrk", weights, value).reshape(query.shape)

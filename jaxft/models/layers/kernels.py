@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 from jaxft.errors import UserError
 
 PLATFORMS = {"cudnn": ("gpu", "cuda"), "splash": ("tpu",)}
-ROWS, HEADS = ("data", "fsdp"), "tensor"  # the mesh's axes that rows and heads are cut over
+# The mesh's axes that rows and heads are cut over.
+ROWS, HEADS = ("data", "fsdp", "expert"), "tensor"
 LANES = 128  # splash takes positions by so many
 WIDEST = 128  # head that cudnn takes on every GPU
 

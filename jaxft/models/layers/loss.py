@@ -1,8 +1,12 @@
-"""Next-token loss over a large vocabulary: B rows, T positions, D width, V words."""
+"""Next-token loss over a large vocabulary: B rows, T positions, D width, V words.
+
+And the load-balancing loss of blocks whose tokens choose among E experts.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
@@ -15,6 +19,33 @@ MOST_SCORES = 2**25
 MOST_SHARES = 32  # devices over which words are sharded, each with an equal part of every piece
 UNSCORED = -1  # the target of a position that is not scored
 FILLED = -2  # the index of padding, which is no word and no target
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Routed:
+    """Use of the experts of one block or of several: sums over their tokens, padding left out.
+
+    Args:
+        chosen: how many tokens chose each expert, [E] float32.
+        likely: the sum of each expert's probability, [E] float32.
+        tokens: how many tokens chose, a float32.
+    """
+
+    chosen: jax.Array
+    likely: jax.Array
+    tokens: jax.Array
+
+    def loss(self) -> jax.Array:
+        """Compute the load-balancing loss, a float32; where all experts are used alike, it is K.
+
+        K is the number of experts that a token chooses.
+
+        Source: Fedus et al. (2021), https://arxiv.org/abs/2101.03961, equations 4 to 6, over all
+        blocks at once as in transformers' `load_balancing_loss_func`.
+        """
+        tokens = jnp.maximum(self.tokens, 1.0)
+        return len(self.chosen) * jnp.sum((self.chosen / tokens) * (self.likely / tokens))
 
 
 class Scorer(Protocol):

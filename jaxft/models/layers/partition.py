@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxft.models.layers.modules import Leaf
 
+FSDP, EXPERT = "fsdp", "expert"
+SHARE = "1 in "  # the start of the name of what `own_share` names
 # Mesh axes a logical axis may take, in order of preference. A dimension that an axis does not
 # divide goes on to the next: 30,522 words do not split in 4.
 RULES: Mapping[str, tuple[str, ...]] = {
@@ -16,6 +20,8 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "embed": ("fsdp", "tensor"),
     "heads": ("tensor", "fsdp"),
     "mlp": ("tensor", "fsdp"),
+    "experts": ("expert",),
+    "expert_embed": ("fsdp",),  # `tensor` divides the inside of an expert
 }
 
 
@@ -34,7 +40,7 @@ def partition(shape: Sequence[int], axes: Sequence[str | None], mesh: Mesh) -> P
     for size, axis in zip(shape, axes, strict=True):
         choice = None
         for candidate in RULES.get(axis or "", ()):
-            shards = mesh.shape[candidate]
+            shards = mesh.shape.get(candidate, 1)
             whole = candidate == "fsdp" and len(shape) < 2
             if shards > 1 and not whole and candidate not in used_axes and size % shards == 0:
                 choice = candidate
@@ -44,24 +50,43 @@ def partition(shape: Sequence[int], axes: Sequence[str | None], mesh: Mesh) -> P
     return PartitionSpec(*spec)
 
 
+def own_share(ways: int) -> AbstractContextManager:
+    """Name matmuls whose rows are those of `ways` devices, one in so many of them its own.
+
+    Which rows those are depends on the data, so shapes do not say what is computed.
+    """
+    return jax.named_scope(f"{SHARE}{ways}") if ways > 1 else nullcontext()
+
+
+def shared_by(name: str) -> int:
+    """Return the number of devices in a program's name by `own_share`; 1 in any other."""
+    matched = re.search(rf"{SHARE}(\d+)", name)
+    return int(matched[1]) if matched else 1
+
+
 def gathered(
     values: Mapping[str, jax.Array], leaves: Mapping[str, Leaf], mesh: Mesh | None
 ) -> Mapping[str, jax.Array]:
     """Constrain the parameters of a bound part to be whole over `fsdp`.
 
-    On a mesh with three axes longer than 1, XLA does not gather a kernel that is larger than the
-    activations: it moves rows instead, some of them to the wrong devices, so that `x @ w` is wrong
-    (jaxlib 0.10.2: x over (data, fsdp), w over (tensor, fsdp)). This constraint makes it gather.
-    Other meshes are left to the partitioner.
+    On a mesh with three or more axes longer than 1, XLA does not gather a kernel that is larger
+    than the activations: it moves rows instead, some of them to the wrong devices, so that `x @ w`
+    is wrong (jaxlib 0.10.2: x over (data, fsdp), w over (tensor, fsdp)). This makes it gather.
+    Other meshes are left to the partitioner; experts are gathered where they are run.
 
     Args:
         values: path -> array.
         leaves: path -> what is known of it.
         mesh: the devices; None where they are not known.
     """
-    if mesh is None or min(mesh.shape.values()) == 1:
+    if mesh is None or sum(size > 1 for size in mesh.shape.values()) < 3:
         return values
-    return {path: _whole_over_fsdp(value, leaves[path], mesh) for path, value in values.items()}
+    return {
+        path: value
+        if "experts" in leaves[path].axes
+        else _whole_over_fsdp(value, leaves[path], mesh)
+        for path, value in values.items()
+    }
 
 
 def _whole_over_fsdp(value: jax.Array, leaf: Leaf, mesh: Mesh) -> jax.Array:

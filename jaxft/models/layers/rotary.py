@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxft.errors import UserError, did_you_mean
 from jaxft.models.layers.attention import Mask
@@ -257,12 +258,14 @@ class RotaryContext:
         cosine, sine: the waves of each rotary embedding at each position:
             [N, B or 1, T, 1, K / 2] float32.
         source: what a decoder reads; None where it reads nothing.
+        mesh: the devices, for blocks that divide their own work; None where they are not known.
     """
 
     mask: Mask
     cosine: jax.Array
     sine: jax.Array
     source: Source | None = None
+    mesh: Mesh | None = field(default=None, metadata={"static": True})
 
 
 def rotary_context(mask: Mask, rotaries: Sequence[Rotary], positions: jax.Array) -> RotaryContext:

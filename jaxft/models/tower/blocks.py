@@ -6,7 +6,7 @@ B rows of T positions, D wide.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from itertools import cycle, groupby
@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxft.models.layers.cache import UNCACHED, BlockCache
 from jaxft.models.layers.kernels import HEADS, ROWS
+from jaxft.models.layers.loss import Routed
 from jaxft.models.layers.math import PRODUCT
 from jaxft.models.tower.tower import WINDOW, Compute, Params, Part, Tower
 
@@ -56,7 +57,7 @@ def run_blocks(
     compute: Compute,
     blocks: range,
     cache: Cache | None = None,
-) -> tuple[jax.Array, Cache | None]:
+) -> tuple[jax.Array, Cache | None, Routed | None]:
     """Run some of a tower's blocks, cut into runs of alike blocks.
 
     Blocks are alike when they are the same part and the same of their leaves are trained: then
@@ -75,7 +76,8 @@ def run_blocks(
             scanned: each cache is a buffer of its own, written in place.
 
     Returns:
-        The stream after them [B, T, D], and their caches with the new positions.
+        The stream after them [B, T, D], their caches with the new positions, and the use of their
+        experts, where they give it.
     """
 
     def alike(index: int) -> tuple[Part, tuple[str, ...]]:
@@ -83,6 +85,7 @@ def run_blocks(
         return tower.blocks[index], tuple(p for p, name in names.items() if compute.trains(name))
 
     caches: list[BlockCache] = []
+    uses: list[Routed | None] = []
     windows = kernel_windows(tower, compute, stream.shape[:2]) if cache is None else ()
     for (part, trained), run in groupby(blocks, alike):
         indices = list(run)
@@ -93,12 +96,19 @@ def run_blocks(
                 for stretch in stretches(indices, windows):
                     own_windows = [windows[index] for index in stretch]
                     run_stretch = partial(_run_alike, tower, part, step, own_windows, stretch)
-                    stream = run_stretch(params, stream, compute)
+                    stream, use = run_stretch(params, stream, compute)
+                    uses.append(use)
             else:
                 own = [cache[index - blocks.start] for index in indices]
                 stream, added = _run_cached(tower, step, indices, params, stream, compute, own)
                 caches.extend(added)
-    return stream, None if cache is None else tuple(caches)
+    return stream, None if cache is None else tuple(caches), summed_use(uses)
+
+
+def summed_use(uses: Iterable[Routed | None]) -> Routed | None:
+    """Add up the use of the experts of several blocks; None where none gives it."""
+    present = [use for use in uses if use is not None]
+    return jax.tree.map(lambda *parts: sum(parts), *present) if present else None
 
 
 def kernel_windows(tower: Tower, compute: Compute, shape: tuple[int, ...]) -> Windows:
@@ -216,7 +226,7 @@ def _run_alike(
     params: Params,
     stream: jax.Array,
     compute: Compute,
-) -> jax.Array:
+) -> tuple[jax.Array, Routed | None]:
     """Run a stretch of equal blocks: scanned over their stacked leaves, or unrolled."""
     period, count = _period(windows), len(indices)
     scanned = compute.scan and count >= 2 * period
@@ -225,10 +235,12 @@ def _run_alike(
         # XLA merges nothing between the iterations of a scan: prevent_cse would only cost time.
         policy = SAVED[compute.remat]
         steps = [jax.checkpoint(one, prevent_cse=not scanned, policy=policy) for one in steps]
+    uses: list[Routed | None] = []
     if not scanned:
         for one, index in zip(cycle(steps), indices, strict=False):
-            stream, _ = one(stream, UNCACHED, *_inputs(tower, params, compute, index))
-        return stream
+            stream, cache = one(stream, UNCACHED, *_inputs(tower, params, compute, index))
+            uses.append(cache.routed)
+        return stream, summed_use(uses)
     if compute.remat not in SAVED:
         return _scan(tower, part, steps, compute, indices, params, stream)
     pieces = max(1, min(PIECES, count // max(FEW, 2 * period)))
@@ -236,8 +248,9 @@ def _run_alike(
         first, last = (count // period * n // pieces * period for n in (number, number + 1))
         scan = partial(_scan, tower, part, steps, compute, indices[first:last])
         # The backward pass stacks again; it does not recompute the streams, saved by name.
-        stream = jax.checkpoint(scan, policy=policy)(params, stream)
-    return stream
+        stream, use = jax.checkpoint(scan, policy=policy)(params, stream)
+        uses.append(use)
+    return stream, summed_use(uses)
 
 
 def _scan(
@@ -248,7 +261,7 @@ def _scan(
     indices: list[int],
     params: Params,
     stream: jax.Array,
-) -> jax.Array:
+) -> tuple[jax.Array, Routed | None]:
     """Run one scan over equal blocks, as many an iteration as there are steps."""
 
     def inputs(own: Sequence[int]) -> tuple[Params, jax.Array, Numbers]:
@@ -258,10 +271,13 @@ def _scan(
         return stacked, jnp.asarray(own), numbers
 
     def run_each(x: jax.Array, blocks: Sequence[tuple[Params, jax.Array, Numbers]]) -> Any:
+        uses = []
         for step, block in zip(steps, blocks, strict=True):
-            x, _ = step(x, UNCACHED, *block)
-        return x, None
+            x, cache = step(x, UNCACHED, *block)
+            uses.append(cache.routed)
+        return x, summed_use(uses)
 
     period = len(steps)
     each = tuple(inputs(indices[first::period]) for first in range(period))
-    return jax.lax.scan(run_each, stream, each)[0]
+    stream, uses = jax.lax.scan(run_each, stream, each)
+    return stream, jax.tree.map(lambda of_each: of_each.sum(0), uses)

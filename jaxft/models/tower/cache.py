@@ -156,7 +156,7 @@ def _run(
         stream, context = bind(tower.stem)(batch, None, compute)
         blocks = range(len(tower.blocks))
         plain = replace(compute, remat="none")  # nothing is differentiated
-        stream, added = run_blocks(tower, params, stream, context, None, plain, blocks, cache)
+        stream, added, _ = run_blocks(tower, params, stream, context, None, plain, blocks, cache)
         outputs = bind(tower.top)(stream[:, -1:], batch, None)
     assert added is not None  # a cache was passed
     return outputs["logits"][:, 0], added

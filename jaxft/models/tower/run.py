@@ -34,7 +34,7 @@ def run_tower(
         compute: how to run.
 
     Returns:
-        The top's outputs, by name.
+        The top's outputs, by name; and the `aux_loss` of blocks that give the use of their experts.
     """
     compute = replace(compute, dropout=key is not None)
     stem_key, blocks_key, top_key = split_key(key, 3)
@@ -47,14 +47,16 @@ def run_tower(
         first = 0
         if trunk is not None:
             stream, first = trunk.astype(stream.dtype), tower.frozen_blocks(compute) or 0
+        use = None
         if is_sampled(tower, params):
             stream = run_sampled(tower, params, stream, context, blocks_key, compute)
         else:
             blocks = range(first, len(tower.blocks))
-            stream, _ = run_blocks(tower, params, stream, context, blocks_key, compute, blocks)
+            stream, _, use = run_blocks(tower, params, stream, context, blocks_key, compute, blocks)
         with segment(tower, "top"):
             top, top_key = _bind_end(tower, tower.top, params, top_key, compute)
-            return top(stream, batch, top_key)
+            outputs = top(stream, batch, top_key)
+        return outputs if use is None else outputs | {"aux_loss": use.loss()}
 
 
 def run_trunk(
@@ -74,7 +76,7 @@ def run_trunk(
     blocks = range(tower.frozen_blocks(compute) or 0)
     with jax.default_matmul_precision(compute.precision):
         stream, context = run_stem(tower, params, batch, compute)
-        stream, _ = run_blocks(tower, params, stream, context, None, compute, blocks)
+        stream, _, _ = run_blocks(tower, params, stream, context, None, compute, blocks)
         return stream
 
 
@@ -94,7 +96,7 @@ def run_streams(
         streams = [stream]
         for index in range(len(tower.blocks)):
             block = range(index, index + 1)
-            stream, _ = run_blocks(tower, params, stream, context, None, compute, block)
+            stream, _, _ = run_blocks(tower, params, stream, context, None, compute, block)
             streams.append(stream)
         return streams
 

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxft.errors import UserError
 from jaxft.layerwise.sampling import ORDER
 from jaxft.models.layers.cache import UNCACHED
 from jaxft.models.tower.blocks import (
@@ -49,7 +50,16 @@ def run_sampled(
         context: the blocks' other input, such as the mask.
         key: turns dropout on; block i uses `fold_in(key, i)`.
         compute: how to run; says which positions train.
+
+    Raises:
+        UserError: a loss reads more of the blocks than their stream.
     """
+    if tower.balanced:
+        raise UserError(
+            "sampling: the load-balancing loss of experts reads all blocks at once, and cannot be "
+            "combined with sampled blocks.",
+            "Leave out model.router_aux_loss_coef, and output_router_logits in config.json.",
+        )
     count, part, orders = len(tower.blocks), tower.blocks[0], orders_of(tower, params)
     names = [tower.block_names(position) for position in range(count)]
     values = [part_values(params, own, compute) for own in names]

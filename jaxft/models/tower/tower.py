@@ -134,6 +134,7 @@ class Tower:
         input_of: the model's batch and the output of `reads` -> the batch of the stem and the top.
         needs: what its blocks' attention to their own stream asks of a kernel, as its stem's does;
             None where that has none.
+        balanced: whether a loss reads the use of the experts of all its blocks.
     """
 
     stem: Part
@@ -146,6 +147,7 @@ class Tower:
     borrowed: Mapping[str, str] = field(default_factory=dict)
     input_of: Callable[[Batch, jax.Array], Batch] = decoder_input
     needs: Needs | None = None
+    balanced: bool = False
 
     @cached_property
     def _described(self) -> dict[str, tuple[int, Leaf]]:
@@ -189,8 +191,11 @@ class Tower:
     def frozen_blocks(self, compute: Compute) -> int | None:
         """Count the blocks of the trunk: those below the lowest that trains anything.
 
-        None without a trunk, if the stem trains, or anything in a tower that this one reads.
+        None without a trunk, if the stem trains, or anything in a tower that this one reads; and
+        where a loss reads more of the blocks than their stream.
         """
+        if self.balanced:
+            return None
         if self.reads is not None and any(map(compute.trains, self.reads.leaves)):
             return None
         lowest = min((d for n, d in self.depths.items() if compute.trains(n)), default=self.last)

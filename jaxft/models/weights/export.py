@@ -20,7 +20,7 @@ from jaxft.errors import UserError
 from jaxft.models.weights.names import Name
 from jaxft.models.weights.shards import INDEX, WEIGHTS
 from jaxft.models.weights.source import Source
-from jaxft.models.weights.tensor import Tensor
+from jaxft.models.weights.tensor import EACH, Tensor, of_expert
 from jaxft.storage.files import (
     create_file,
     is_bucket,
@@ -41,7 +41,10 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENIZER_FILES = ("tokenizer", "vocab", "spiece", "sentencepiece")  # how their names begin
 AUTO_MAP = "auto_map"  # of a tokenizer's or a processor's file: classes in a repository's code
 # Fields of a source's config.json that its exports do not have.
-STALE_FIELDS = ("torch_dtype", "_name_or_path", "text_config_dict", "vision_config_dict", AUTO_MAP)
+STALE_FIELDS = (
+    *("torch_dtype", "_name_or_path", "text_config_dict", "vision_config_dict", AUTO_MAP),
+    "quantization_config",  # weights are written as the numbers that they are
+)
 METADATA = {"format": "pt", "writer": "jaxft"}
 # By it an earlier export is known again; it follows the 8 bytes of the header's length.
 MARK = b'{"__metadata__":' + json.dumps(METADATA, separators=(",", ":")).encode()
@@ -70,6 +73,9 @@ def to_tensors(
         values = [_stored(params[part], names[part], loaded.get(part)) for part in parts]
         if names[parts[0]].stacked:
             yield hf, np.stack(values)
+        elif EACH in hf:
+            for number in range(values[0].shape[1]):
+                yield of_expert(hf, number), np.ascontiguousarray(values[0][:, number])
         else:
             axis = names[parts[0]].axis
             yield hf, np.concatenate(values, axis) if len(values) > 1 else values[0]

@@ -81,6 +81,10 @@ def _is_index(value: Any) -> bool:
     return is_whole(value) and 0 <= value <= MOST_VALUE
 
 
+def _are_indices(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_index, value))
+
+
 def _are_labels(value: Any) -> bool:
     return isinstance(value, dict) and all(
         str(number).isdecimal() and isinstance(name, str) for number, name in value.items()
@@ -109,7 +113,7 @@ KINDS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     (r"^(initializer_range|initializer_factor|init_std)$", "a number of 0 or more", _is_scale),
     (r"^(rope_theta|rope_local_base_freq)$", "a number above 0", _is_positive),
     (
-        r"(softcapping|_multiplier|^logits_scaling|^query_pre_attn_scalar|^mlp_ratio)$",
+        r"(softcapping|_multiplier|^logits_scaling|^query_pre_attn_scalar|^mlp_ratio|^swiglu_\w+)$",
         "a number above 0",
         _is_positive,
     ),
@@ -119,6 +123,8 @@ KINDS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     (r"^(layer_types|architectures)$", "a list of strings", _are_strings),
     (r"^id2label$", "an object of numbers and names", _are_labels),
     (r"^no_rope_layers$", "a list of 0 and 1", _are_flags),
+    (r"^mlp_only_layers$", "a list of numbers of blocks", _are_indices),
+    (r"^(router_aux_loss_coef|clip_qkv)$", "a number of 0 or more", _is_scale),
     (r"^attention_types$", "a list of pairs of kinds and a number", _are_block_kinds),
     (r"^max_window_layers$", "a whole number of 0 or more", _is_index),
     (r"_layers$", f"a whole number from 1 to {MOST_BLOCKS:,}", _is_depth),

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 
 import jax.numpy as jnp
 
+from jaxft.errors import UserError
 from jaxft.models.layers.vision import Size, grid_of, size_of
 from jaxft.models.weights.config_fields import read_fields
 
@@ -70,6 +71,26 @@ class HfConfig(ABC):
     def with_fields(self, names: Sequence[str], value: Any) -> Self:
         """Return the same config with another value of some fields that nothing is derived from."""
         return replace(self, fields={**self.fields, **dict.fromkeys(names, value)})
+
+
+def balanced(config: Any, model_type: str, factor: float) -> Any:
+    """Return a config with the load-balancing loss of its routers, under transformers' names.
+
+    Args:
+        config: a family's.
+        model_type: the model's.
+        factor: what the loss is multiplied by.
+
+    Raises:
+        UserError: the model has no experts.
+    """
+    if not isinstance(config, HfConfig) or "router_aux_loss_coef" not in config.fields:
+        raise UserError(
+            f"model.router_aux_loss_coef is set, and a {model_type} has no experts.",
+            "Leave it out.",
+        )
+    config = config.with_fields(["router_aux_loss_coef"], factor)
+    return config.with_fields(["output_router_logits"], True)
 
 
 class TextConfig(HfConfig):

@@ -10,7 +10,16 @@ import numpy as np
 
 from jaxft.errors import UserError
 from jaxft.models.layers.modules import Leaf
-from jaxft.models.weights.tensor import FLOATS, Index, Span, Tensor, part_of, slice_of
+from jaxft.models.weights.tensor import (
+    EACH,
+    FLOATS,
+    Index,
+    Span,
+    Tensor,
+    part_of,
+    slice_of,
+    with_stacks,
+)
 from jaxft.models.weights.vocab import grown
 from jaxft.tree import matches_of, natural_order
 
@@ -20,7 +29,7 @@ class Name:
     """Line of a family's name table; `{i}` in both names stands for a block's number.
 
     Args:
-        hf: the tensor's name in a Hugging Face file.
+        hf: the tensor's name in a Hugging Face file; with `EACH` in it, each expert's.
         ours: the parameter's name.
         transpose: the tensor is stored (out, in), or (out, in, height, width) where it is a
             convolution's: its first axis is our last one.
@@ -163,6 +172,8 @@ def match(
     Raises:
         UserError: a tensor is missing, unknown, of the wrong shape, or no float.
     """
+    counts = {line.hf: leaves[p].shape[0] for p, line in names.items() if EACH in line.hf}
+    tensors = with_stacks(tensors, counts, canonical) if counts else tensors
     by_name: dict[str, str] = {}
     for stored in tensors:
         if (known := canonical(stored)) in by_name:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +10,9 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
+from jaxft.errors import UserError
+
+EACH = "{e}"  # in a tensor's name, the number of an expert: each has one, and all are a parameter
 FLOATS = {
     "F64": np.dtype("float64"),
     "F32": np.dtype("float32"),
@@ -79,3 +82,54 @@ def part_of(tensor: Tensor, span: Span, axis: int = -1) -> Tensor:
         return tensor.read((*index[:-1], own) if axis else (own, *index[1:]))
 
     return Tensor(tensor.file, (*before, width, *after), tensor.dtype, read)
+
+
+def of_expert(name: str, number: int) -> str:
+    """Return the name of one expert's tensor."""
+    return name.replace(EACH, str(number))
+
+
+def with_stacks(
+    tensors: Mapping[str, Tensor], counts: Mapping[str, int], canonical: Callable[[str], str]
+) -> dict[str, Tensor]:
+    """Put one tensor (out, E, in) in the place of those of E experts, (out, in) each.
+
+    Args:
+        tensors: the checkpoint's.
+        counts: the name of an expert's tensor, with `EACH` in it -> E.
+        canonical: a name as found in a file -> as `counts` spells it.
+
+    Raises:
+        UserError: an expert's tensor is missing, or unlike the others'.
+    """
+    stored, joined = {canonical(name): name for name in tensors}, dict(tensors)
+    for name, count in counts.items():
+        if of_expert(name, 0) in stored:
+            parts = [_part_of_stack(stored, name, number) for number in range(count)]
+            joined[name] = _stack_of([joined.pop(part) for part in parts], name)
+    return joined
+
+
+def _part_of_stack(stored: Mapping[str, str], name: str, number: int) -> str:
+    own = of_expert(name, number)
+    if own not in stored:
+        raise UserError(f"The checkpoint lacks the tensor '{own}'.")
+    return stored[own]
+
+
+def _stack_of(parts: Sequence[Tensor], name: str) -> Tensor:
+    """Return a tensor that reads several equal ones side by side along a second axis."""
+    first = parts[0]
+    for number, part in enumerate(parts):
+        if (part.shape, part.dtype) != (first.shape, first.dtype):
+            raise UserError(
+                f"{part.file}: '{of_expert(name, number)}' is {list(part.shape)} {part.dtype}, and "
+                f"that of expert 0 is {list(first.shape)} {first.dtype}."
+            )
+
+    def read(index: Index) -> np.ndarray:
+        outside, experts, *inside = index
+        return np.stack([part.read((outside, *inside)) for part in parts[experts]], axis=1)
+
+    shape = (first.shape[0], len(parts), *first.shape[1:])
+    return Tensor(first.file, shape, first.dtype, read)

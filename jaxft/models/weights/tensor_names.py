@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from jaxft.models.weights.names import Name
+from jaxft.models.weights.tensor import Tensor
 
 HeadLines = Mapping[str | None, Sequence[Name]]  # head -> its own lines of a name table
 
@@ -43,6 +44,10 @@ class TensorNames:
     def canonical(self, name: str) -> str:
         """Return the table's spelling of a tensor's name in a file."""
         return name
+
+    def unpacked(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return a file's tensors as numbers, where it packs some in another way."""
+        return tensors
 
     def exported(self, name: str, head: str | None, model_type: str) -> str:
         """Return the name under which a head's architecture saves a tensor of the table."""

@@ -18,8 +18,9 @@ from jaxft.data.text.dialogue import UNSCORED, Lesson, of_conversations, of_docu
 from jaxft.errors import UserError
 from jaxft.tasks.causal_lm.conversations import Talk, chat_warnings, talk_of
 from jaxft.tasks.causal_lm.section import CausalLmSection as Section
+from jaxft.tasks.parts.arrays import Apply, Batch, Outcomes, Outputs, Params, Sum, Sums
 from jaxft.tasks.parts.card import GENERATE, WRITE, Card
-from jaxft.tasks.parts.contract import Batch, BoundTask, Outcomes, Outputs, Sum, Sums, Task
+from jaxft.tasks.parts.contract import BoundTask, Task
 from jaxft.tasks.parts.labels import read_rows, text_of
 from jaxft.tasks.parts.metric import HIGHER, LOWER, Metric, exponential
 from jaxft.tasks.parts.token_examples import (
@@ -122,6 +123,20 @@ class BoundCausalLm(BoundTask["CausalLm", Lessons]):
     def _talk(self, row: Mapping[str, Any]) -> Talk:
         """Read a row's conversation."""
         return talk_of(self.task.section, row)
+
+    def objective(self, apply: Apply, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
+        """Add the load-balancing loss of a mixture's routers, where it is asked for.
+
+        As in transformers it is that of the batch, or of each of its micro-batches. Evaluations,
+        whose loss makes the perplexity, are without it.
+        """
+        outputs = apply(params, batch, key)
+        sums = dict(self.sums(outputs, batch))
+        if "aux_loss" in outputs:
+            (total, weight), balance = sums["loss"], outputs["aux_loss"]
+            factor = self.tools.model.config.fields["router_aux_loss_coef"]
+            sums["loss"] = total + factor * balance * weight, weight
+        return sums
 
     def loss(self, outputs: Outputs, batch: Batch) -> Sum:
         return summed_losses(outputs, batch)

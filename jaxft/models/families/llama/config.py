@@ -58,6 +58,12 @@ GEMMA = {
     "sliding_window": 4096,
     "layer_types": None,
 }
+MIXTURE = {
+    "num_experts": None,
+    "num_experts_per_tok": None,
+    "output_router_logits": False,
+    "router_aux_loss_coef": 0.001,
+}
 # Those that a model type has beside them, or means otherwise.
 OWN: dict[str, dict[str, Any]] = {
     "llama": {"attention_bias": False, "mlp_bias": False},
@@ -99,6 +105,54 @@ OWN: dict[str, dict[str, Any]] = {
         "clf_pooling": None,  # what the first files call it
     },
     "olmo2": {"rms_norm_eps": 1e-5, "pad_token_id": 1, "attention_bias": False},
+    "qwen3_moe": MIXTURE
+    | {
+        "num_key_value_heads": 4,
+        "attention_bias": False,
+        "use_sliding_window": False,
+        "sliding_window": 4096,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768,
+        "norm_topk_prob": False,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": None,
+    },
+    "mixtral": MIXTURE
+    | {
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1_000_000.0,
+        "sliding_window": None,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+    },
+    "olmoe": MIXTURE
+    | {
+        "rms_norm_eps": 1e-5,
+        "pad_token_id": 1,
+        "attention_bias": False,
+        "clip_qkv": None,
+        "num_experts": 64,
+        "num_experts_per_tok": 8,
+        "router_aux_loss_coef": 0.01,
+        "norm_topk_prob": False,
+    },
+    "gpt_oss": MIXTURE
+    | {
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 150_000.0,
+        "attention_bias": True,
+        "sliding_window": 128,
+        "layer_types": None,
+        "num_experts": 128,
+        "num_experts_per_tok": 4,
+        "swiglu_alpha": 1.702,
+        "swiglu_limit": 7.0,
+        "quantization_config": None,
+    },
     "gemma2": GEMMA
     | {
         "rope_theta": 10_000.0,
@@ -120,7 +174,13 @@ GEMMAS = ("gemma2", "gemma3_text", MODULE)
 # Those that normalize what attention and MLP give.
 NORMED_OUTPUTS = (*GEMMAS, "olmo2")
 # Those that normalize queries and keys: each head of them, or all heads as one vector.
-NORMED_QUERIES = {"qwen3": "head", "gemma3_text": "head", "olmo2": "heads"}
+NORMED_QUERIES = {
+    "qwen3": "head",
+    "qwen3_moe": "head",
+    "gemma3_text": "head",
+    "olmo2": "heads",
+    "olmoe": "heads",
+}
 SIZES = (
     "vocab_size",
     "hidden_size",
@@ -129,6 +189,23 @@ SIZES = (
     "num_attention_heads",
     "max_position_embeddings",
 )
+# Those of a mixture of experts, where a model type has them.
+MIXTURE_SIZES = (
+    *("num_experts", "num_experts_per_tok", "moe_intermediate_size", "decoder_sparse_step"),
+)
+# What gpt-oss means where its config.json says nothing of rotary embeddings.
+ROPE = {"rope_parameters", "rope_scaling"}
+YARN = {
+    "rope_scaling": {
+        "rope_type": "yarn",
+        "factor": 32.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": False,
+        "original_max_position_embeddings": 4096,
+    }
+}
+EXPERTS = ("num_experts", "num_local_experts")  # one number in two spellings
 
 
 @dataclass(frozen=True)
@@ -140,6 +217,7 @@ class Config(TextConfig):
         windows: per block: how many positions back it sees, itself included; None for all.
         rotaries: the rotary embeddings there are.
         waves: per block: which of them it has.
+        mixtures: per block: whether it has experts in place of one MLP.
         token_rate: dropout before the classes of tokens. Configs that differ in it alone are equal:
             no other head reads it.
     """
@@ -151,6 +229,7 @@ class Config(TextConfig):
         "use_bidirectional_attention": False,
         "full_attn_mod": 1,  # of Phi-4's own code, which can skip blocks
         "interpolate_factor": 1,
+        "router_jitter_noise": 0.0,  # of Mixtral, while it trains
     }
     # How it was trained in parallel, notes to other programs, and what layer_types was made from.
     UNREAD: ClassVar[tuple[str, ...]] = (
@@ -164,23 +243,32 @@ class Config(TextConfig):
         "classifier_dropout",  # read as `token_rate`
         *("mask_token_id", "bos_token", "eos_token", "mask_token", "pad_token"),  # EuroBERT's
         "cross_attention_hidden_size",  # T5Gemma's, the width of its encoder
+        *("experts_per_token", "initial_context_length"),  # of gpt-oss, in its own code's words
+        "max_window_layers",  # of Qwen3's mixtures, whose windows are on all blocks; Qwen's own
     )
     # The spelling of rotary embeddings, of which there are several: the checkpoint's own is kept.
+    # So are the fields of the loss of routers: with it on, transformers cannot generate.
     READ_ONLY = (
         *("rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq"),
         *("partial_rotary_factor", "original_max_position_embeddings", "clf_pooling"),
+        *(*EXPERTS, "output_router_logits", "router_aux_loss_coef", "quantization_config"),
     )
 
     windows: tuple[int | None, ...]
     rotaries: tuple[Rotary, ...]
     waves: tuple[int, ...]
+    mixtures: tuple[bool, ...]
     token_rate: float = field(default=TOKEN_RATE, compare=False)
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Self:
         model_type = fields["model_type"]
         defaults = COMMON | OWN[model_type]
-        own = cls._read(fields, defaults, SIZES, ignore)
+        _check_packing(fields.get("quantization_config"))
+        if model_type == "gpt_oss" and not ROPE & set(fields):
+            fields = {**YARN, **fields}
+        sizes = (*SIZES, *(name for name in MIXTURE_SIZES if name in defaults))
+        own = cls._read(_one_spelling(fields, defaults), defaults, sizes, ignore)
         heads = own["num_attention_heads"]
         own["num_key_value_heads"] = own["num_key_value_heads"] or heads
         check_divides("num_attention_heads", heads, own["num_key_value_heads"], "groups")
@@ -191,7 +279,9 @@ class Config(TextConfig):
         check_activation(name, own[name], ACTIVATIONS)
         _read_pooling(own, fields)
         read = _rotaries_by_kind if "rope_local_base_freq" in own else _rotaries
-        return cls(model_type, own, _windows(own), *read(fields, own), read_token_rate(fields))
+        rotaries, waves = read(fields, own)
+        mixtures, rate = _mixtures(own), read_token_rate(fields)
+        return cls(model_type, own, _windows(own), rotaries, waves, mixtures, rate)
 
     def with_dropout(self, rate: float) -> Self:
         rates = ("attention_dropout", "resid_pdrop", "dropout_rate")
@@ -212,6 +302,21 @@ class Config(TextConfig):
     def gemma(self) -> bool:
         """Return whether it is a Gemma: scaled embeddings, and norms around attention and MLP."""
         return self.model_type in GEMMAS
+
+    @property
+    def expert_width(self) -> int:
+        """Return the width inside of an expert."""
+        return self.fields.get("moe_intermediate_size") or self.fields["intermediate_size"]
+
+    @property
+    def normalized_choice(self) -> bool:
+        """Return whether the weights of a token's experts add up to 1; Mixtral's always do."""
+        return self.fields.get("norm_topk_prob", True)
+
+    @property
+    def sinks(self) -> bool:
+        """Return whether each head of attention has a score that joins its softmax."""
+        return self.model_type == "gpt_oss"
 
     @property
     def normed_inputs(self) -> bool:
@@ -266,6 +371,38 @@ def _read_pooling(own: dict[str, Any], fields: Mapping[str, Any]) -> None:
         )
 
 
+def _check_packing(packing: Any) -> None:
+    """Raise a UserError unless a checkpoint's weights are plain, or MXFP4 as gpt-oss has them."""
+    if packing is None or (isinstance(packing, dict) and packing.get("quant_method") == "mxfp4"):
+        return
+    raise UserError(
+        f"config.json: quantization_config is {quoted(packing)}; only mxfp4 is read.",
+        "Fetch the checkpoint without it.",
+    )
+
+
+def _one_spelling(fields: Mapping[str, Any], defaults: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return config.json with the number of experts, if it has any, under one name."""
+    name, other = EXPERTS
+    if name not in defaults or other not in fields:
+        return fields
+    return {name: fields[other]} | {n: value for n, value in fields.items() if n != other}
+
+
+def _mixtures(own: Mapping[str, Any]) -> tuple[bool, ...]:
+    """Return for each block whether it has experts; Qwen3's mixtures may leave out some."""
+    count = own["num_hidden_layers"]
+    if "num_experts" not in own:
+        return (False,) * count
+    if own["num_experts_per_tok"] > own["num_experts"]:
+        raise UserError(
+            f"config.json: num_experts_per_tok {own['num_experts_per_tok']} is more than the "
+            f"{own['num_experts']} experts there are."
+        )
+    step, dense = own.get("decoder_sparse_step", 1), own.get("mlp_only_layers") or ()
+    return tuple((index + 1) % step == 0 and index not in dense for index in range(count))
+
+
 def _rotaries(
     fields: Mapping[str, Any], own: Mapping[str, Any]
 ) -> tuple[tuple[Rotary, ...], tuple[int, ...]]:
@@ -318,7 +455,8 @@ def _layer_types(own: Mapping[str, Any]) -> tuple[str, ...]:
     """Return each block's `full_attention` or `sliding_attention`, with transformers' defaults."""
     count, types = own["num_hidden_layers"], own.get("layer_types")
     if types is None:
-        if "query_pre_attn_scalar" in own:  # Gemma: each so-many-th block sees everything
+        # Gemma and gpt-oss: each so-many-th block sees everything
+        if "query_pre_attn_scalar" in own or "swiglu_limit" in own:
             pattern = own.get("sliding_window_pattern", 2)
             slides = [(index + 1) % pattern != 0 for index in range(count)]
         elif "no_rope_layers" in own:

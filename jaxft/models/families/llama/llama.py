@@ -3,19 +3,23 @@
 Mistral sees through a sliding window, Qwen2 has biases, Qwen3 normalizes queries and keys, SmolLM3
 leaves some blocks without positions, Phi-3 may rotate a part of each head only, Granite has factors
 on embeddings, scores and branches, OLMo 2 normalizes behind attention and MLP and not before them,
-and queries and keys over all heads; Gemma scales its embeddings, has norms after attention and MLP
-too, and caps scores (2) or turns positions by another base in windows (3). All else is one
-computation, which EuroBERT and T5Gemma (in files of their own) have as encoders too.
+and queries and keys over all heads; Qwen3's mixtures, Mixtral and OLMoE choose among experts in
+place of one MLP (`experts.py`), gpt-oss with a sink in each head of attention too (`sinks.py`);
+Gemma scales its embeddings, has norms after attention and MLP too, and caps scores (2) or turns
+positions by another base in windows (3). All else is one computation, which EuroBERT and T5Gemma
+(in files of their own) have as encoders too.
 
 Source: Touvron et al. (2023), https://arxiv.org/abs/2302.13971; Gemma Team (2024),
 https://arxiv.org/abs/2408.00118; the computation follows `transformers`' `modeling_llama.py`,
 `modeling_mistral.py`, `modeling_qwen2.py`, `modeling_qwen3.py`, `modeling_smollm3.py`,
-`modeling_phi3.py`, `modeling_granite.py`, `modeling_olmo2.py`, `modeling_gemma2.py` and
+`modeling_phi3.py`, `modeling_granite.py`, `modeling_olmo2.py`, `modeling_qwen3_moe.py`,
+`modeling_mixtral.py`, `modeling_olmoe.py`, `modeling_gpt_oss.py`, `modeling_gemma2.py` and
 `modeling_gemma3.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -24,7 +28,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxft.models.families.llama.config import NORMED_QUERIES, Config
+from jaxft.models.families.llama.experts import ClampedExperts, Experts, Router
 from jaxft.models.families.llama.names import HEAD_NAMES, UNUSED, LlamaNames, lines_of
+from jaxft.models.families.llama.sinks import attention_with_sinks
 from jaxft.models.family import Family, architectures
 from jaxft.models.layers.attention import AttentionOptions, cached_attention
 from jaxft.models.layers.batch import Batch, positions_of
@@ -32,8 +38,9 @@ from jaxft.models.layers.cache import BlockCache, KeyValues
 from jaxft.models.layers.cross import source_of
 from jaxft.models.layers.decoder import decoder_top, text_mask
 from jaxft.models.layers.kernels import Needs
+from jaxft.models.layers.loss import Routed
 from jaxft.models.layers.math import ACTIVATIONS, dropout
-from jaxft.models.layers.modules import Embedding, Linear, RMSNorm
+from jaxft.models.layers.modules import Embedding, Leaf, Linear, RMSNorm, parameter
 from jaxft.models.layers.rotary import RotaryContext, rotary_context, rotate
 from jaxft.models.tower.tower import Compute, Part, Tower
 
@@ -49,6 +56,10 @@ MODEL_TYPES = {
     "phi3": architectures("Phi3", *HEADS, TAGS),
     "granite": architectures("Granite", "causal_lm"),
     "olmo2": architectures("Olmo2", *HEADS),
+    "qwen3_moe": architectures("Qwen3Moe", *ALL_HEADS),
+    "mixtral": architectures("Mixtral", *ALL_HEADS),
+    "olmoe": architectures("Olmoe", "causal_lm"),
+    "gpt_oss": architectures("GptOss", *HEADS, TAGS),
     "gemma2": architectures("Gemma2", *HEADS, TAGS),
     "gemma3_text": architectures("Gemma3Text", *HEADS) | {"causal_lm": "Gemma3ForCausalLM"},
 }
@@ -92,6 +103,7 @@ class Stem(nnx.Module):
             width=config.fields["head_dim"],
             rate=config.fields["attention_dropout"],
             soft_cap=config.soft_cap,
+            positions=config.sinks,
         )
 
     def __call__(
@@ -101,7 +113,7 @@ class Stem(nnx.Module):
         mask = text_mask(batch, self.max_positions, self.window, kernel, self.causal)
         context = rotary_context(mask, self.rotaries, positions_of(batch))
         context = replace(context, source=source_of(batch)) if self.reads else context
-        return self.embeddings(batch, key), context
+        return self.embeddings(batch, key), replace(context, mesh=compute.mesh)
 
 
 @dataclass(frozen=True)
@@ -156,7 +168,9 @@ class Attention(nnx.Module):
         normed = config.normed_outputs
         self.output_norm = RMSNorm(width, eps, from_one=config.gemma) if normed else None
         self.scale, self.soft_cap = config.scale, config.soft_cap
-        self.rate = own["attention_dropout"]
+        self.rate, self.most = own["attention_dropout"], own.get("clip_qkv")
+        sinks = Leaf((self.heads,), ("heads",), std=std, decay=False)
+        self.sinks = parameter(sinks) if config.sinks else None
         self.add = residual_of(config, 1)
 
     def __call__(
@@ -173,16 +187,20 @@ class Attention(nnx.Module):
             flat = projection(normal, key)
             if norm is not None and self.normed == "heads":
                 flat = norm(flat)
+            flat = self._clipped(flat)
             heads = flat.reshape(*flat.shape[:2], -1, self.head_width)  # [B, T, H or G, K]
             if norm is not None and self.normed == "head":
                 heads = norm(heads)
             turn = context.cosine[waves], context.sine[waves]
             return rotate(heads, turn).reshape(flat.shape)
 
-        mixed, cache = cached_attention(
+        attend: Callable[..., tuple[jax.Array, KeyValues | None]] = cached_attention
+        if self.sinks is not None:
+            attend = partial(attention_with_sinks, sinks=self.sinks[...])
+        mixed, cache = attend(
             placed(self.query, self.query_norm),
             placed(self.key, self.key_norm),
-            self.value(normal, key),
+            self._clipped(self.value(normal, key)),
             context.mask,
             cache,
             AttentionOptions(self.heads, self.rate, key, self.scale, self.soft_cap),
@@ -190,6 +208,10 @@ class Attention(nnx.Module):
         out = self.output(mixed, key)
         out = out if self.output_norm is None else self.output_norm(out)
         return self.add(x, out, key), cache
+
+    def _clipped(self, flat: jax.Array) -> jax.Array:
+        """Bound queries, keys or values, as OLMoE may."""
+        return flat if self.most is None else jnp.clip(flat, -self.most, self.most)
 
 
 class Mlp(nnx.Module):
@@ -222,16 +244,56 @@ class Mlp(nnx.Module):
         return self.add(x, out, key)
 
 
+class Mixture(nnx.Module):
+    """Mixture of experts behind a norm, added to its input.
+
+    Args:
+        config: of the model.
+        counts: whether the use of the experts is summed up, for the load-balancing loss.
+    """
+
+    def __init__(self, config: Config, counts: bool):
+        own = config.fields
+        width, std, count = own["hidden_size"], own["initializer_range"], own["num_experts"]
+        self.norm = RMSNorm(width, own["rms_norm_eps"])
+        chosen, normalized = own["num_experts_per_tok"], config.normalized_choice
+        bounded = "swiglu_limit" in own
+        self.router = Router(width, count, chosen, normalized, std, bias=bounded)
+        sizes = count, width, config.expert_width, std
+        self.experts = (
+            ClampedExperts(*sizes, own["swiglu_alpha"], own["swiglu_limit"])
+            if bounded
+            else Experts(*sizes, config.activation)
+        )
+        self.add = residual_of(config, 2)
+        self.counts = counts
+
+    def __call__(
+        self, x: jax.Array, context: RotaryContext, key: jax.Array | None, cached: bool
+    ) -> tuple[jax.Array, Routed | None]:
+        normal = self.norm(x)
+        choice = self.router(normal)
+        out = self.add(x, self.experts(normal, choice, context.mesh), key)
+        if cached or not self.counts:
+            return out, None
+        return out, choice.use((context.mask.segments > 0).astype(jnp.float32))
+
+
 class Block(nnx.Module):
-    """Attention, then MLP: [B, T, D] -> [B, T, D].
+    """Attention, then MLP or experts: [B, T, D] -> [B, T, D].
 
     Where blocks differ, `window` is how many positions back this one sees, and `waves` which of
     the rotary embeddings it has.
+
+    Args:
+        config: of the model.
+        mixture: whether it has experts.
+        counts: as `Mixture` has it.
     """
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, mixture: bool = False, counts: bool = False):
         self.attention = Attention(config)
-        self.mlp = Mlp(config)
+        self.mlp = Mixture(config, counts) if mixture else Mlp(config)
 
     def __call__(
         self,
@@ -245,7 +307,10 @@ class Block(nnx.Module):
         if window is not None:
             context = replace(context, mask=context.mask.within(window, cache.slot))
         x, own = self.attention(x, context, key, cache.own, waves)
-        return self.mlp(x, key), BlockCache(own)
+        if isinstance(self.mlp, Mlp):
+            return self.mlp(x, key), BlockCache(own)
+        x, use = self.mlp(x, context, key, own is not None)
+        return x, BlockCache(own, routed=use)
 
 
 def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
@@ -265,7 +330,10 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
         divisor=own.get("logits_scaling", 1.0),
         token_rate=config.token_rate,
     )
-    return {"text": tower_of(config, Part(top), ties)}
+    counts = head == "causal_lm" and own.get("output_router_logits", False)
+    kinds = {kind: Part(Block(config, kind, counts)) for kind in set(config.mixtures)}
+    blocks = tuple(kinds[kind] for kind in config.mixtures)
+    return {"text": replace(tower_of(config, Part(top), ties), blocks=blocks, balanced=counts)}
 
 
 def tower_of(
