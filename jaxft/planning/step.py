@@ -11,7 +11,7 @@ import jax
 
 from jaxft.device.collectives import Collective, collectives
 from jaxft.device.mesh import batch_sharding, held
-from jaxft.engine.cost import batch_shapes, tally_program, trunk_shapes
+from jaxft.engine.cost import batch_shapes, gradient_flops, tally_program, trunk_shapes
 from jaxft.engine.initial_state import abstract_anchor, abstract_frozen, abstract_state
 from jaxft.engine.setup import PhaseSetup, Setup
 from jaxft.engine.trunk_plan import plan_trunk
@@ -105,6 +105,8 @@ def compile_train_step(
     tell("tracing the step")
     traced = make_step(setup, now, frozen).trace(state, frozen, batch, inputs)
     flops = tally_program(traced.jaxpr.jaxpr).total()
+    if abstract_orders(setup):  # its conditionals are told by data what to compute
+        flops = gradient_flops(setup, now.table.trainable, batch)
     lowered = traced.lower()
     begun, cpu = time.perf_counter(), time.process_time()
     tell("compiling the step")

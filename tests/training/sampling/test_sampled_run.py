@@ -12,9 +12,11 @@ import pytest
 
 from jaxft.config.load import Config
 from jaxft.data.batching.loader import batches
+from jaxft.engine.cost import batch_shapes, gradient_flops
 from jaxft.engine.initial_state import abstract_state, load_params
 from jaxft.engine.setup import build, objective_of
 from jaxft.engine.trained import open_checkpoints, open_trained
+from jaxft.planning.plan import plan
 from jaxft.runs.folder import open_run
 from jaxft.training.sampling.program import sampled_run
 from jaxft.training.story import train
@@ -184,3 +186,15 @@ def test_moments_are_those_of_the_sampled_blocks(checkpoint, tmp_path):
     moments = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim)
     assert moments == 2 * trained
     assert sum(leaf.size for leaf in state.trainable.values()) == trained
+
+
+def test_a_plan_counts_what_trains_at_once(checkpoint, tmp_path):
+    sampling = {"method": "badam", "blocks": 1, "every": 10}
+    config = sampled_config(tmp_path, checkpoint, sampling, optimizer=ADAM)
+    planned, setup = plan(config), build(config)
+    trained = sampled_run(setup).program.table.trainable
+    parameters = sum(int(np.prod(setup.model.params[name].shape)) for name in trained)
+    assert sum(group["optimizer_bytes"] for group in planned.table["groups"]) == 8 * parameters
+    assert planned.flops["step"] == gradient_flops(setup, trained, batch_shapes(setup))
+    assert planned.flops["step"] < planned.flops["full"]
+    assert planned.sampling == "badam trains one block of a tower at a time, others every 10 steps"
