@@ -208,6 +208,7 @@ def test_on_another_mesh_it_goes_on_with_the_same_batches(file, stopped, undistu
     assert json.loads((run / "run.json").read_text())["resumed"][-1]["mesh"] == {
         "data": 2,
         "fsdp": 2,
+        "expert": 1,
         "tensor": 2,
     }
 
