@@ -51,6 +51,7 @@ SHAPES = {
     "1b-frozen": Shape("llama_1b", (frozen(12),), 0.95),
     "8b": Shape("llama_8b", (), 8.0),
     "8b-lisa": Shape("llama_8b", ("sampling.method=lisa",)),
+    "8b-bf16": Shape("llama_8b", ("optimizer.moments=bfloat16",), 6.5),
     "8b-lora": Shape("llama_8b", ("data.batch_size=64", "adapter.kind=lora")),
     "8b-256": Shape("llama_8b", ("data.batch_size=256",), None, topology="v5e:16x16"),
     "gemma2-8192": Shape("gemma2_2b"),

@@ -60,6 +60,12 @@ class OptimizerSection(Section):
     )
     eps: float = fixed(1e-8, "added to the denominator (lamb: 1e-6)", gt=0)
     momentum: float = fixed(0.9, "momentum (sgd, lars, muon; muon: 0.95)", ge=0, lt=1)
+    moments: Literal["float32", "bfloat16", "int8"] = fixed(
+        "float32",
+        "storage of the moments of matrices: float32; bfloat16, rounded stochastically; or int8, "
+        "the first moment in blocks of 32 int8 with a scale and the second in bfloat16 (all but "
+        "adafactor and schedule_free_adamw)",
+    )
     weight_decay: float = may_change(0.01, "decoupled weight decay", ge=0)
     clip: float | None = fixed(
         1.0, "maximum global gradient norm, over trainable parameters; null does not clip", gt=0
@@ -134,6 +140,11 @@ def check_optimizer(
     if any(rule == SCHEDULE_FREE and moves.kind != "constant" for rule, moves in rules):
         raise ValueError(
             f"{SCHEDULE_FREE} replaces learning rate decay: set schedule.kind to constant"
+        )
+    if optimizer.moments != "float32" and (whole := named & {"adafactor", SCHEDULE_FREE}):
+        raise ValueError(
+            f"'optimizer.moments' is {optimizer.moments}, which {min(whole)} does not support: "
+            "set it to float32"
         )
     if SCHEDULE_FREE in named and ema is not None:
         raise ValueError(f"{SCHEDULE_FREE} already evaluates an average: remove train.ema")

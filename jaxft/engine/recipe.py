@@ -19,6 +19,7 @@ from jaxft.engine.compute import adapter_option
 from jaxft.errors import UserError
 from jaxft.layerwise.freeze_out import freeze_out_phases
 from jaxft.layerwise.groups import Group
+from jaxft.layerwise.moments import narrowed
 from jaxft.layerwise.optimizer import make_optimizer, rules_of
 from jaxft.layerwise.phases import Phase, PhaseSpec, make_phases, phase_specs
 from jaxft.layerwise.rules import make_rule
@@ -97,6 +98,7 @@ def table_from(
         preset=layer_decay.preset,
         lr=optimizer.lr,
         algorithm=optimizer.name,
+        moments=optimizer.moments,
         adam_lr=optimizer.adam_lr,
         weight_decay=optimizer.weight_decay,
         schedule=Schedule(**dict(schedule)),
@@ -176,7 +178,10 @@ def optimizer_from(
     table: LayerTable, section: OptimizerSection
 ) -> optax.GradientTransformationExtraArgs:
     """Make a LayerTable's optimizer with the hyperparameters of the `optimizer` section."""
-    rules = {name: make_rule(name, section.numbers(name)) for name in rules_of(table)}
+    rules = {
+        name: narrowed(make_rule(name, section.numbers(name)), section.moments)
+        for name in rules_of(table)
+    }
     return make_optimizer(table, rules, section.clip)
 
 

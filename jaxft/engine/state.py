@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -82,21 +83,35 @@ def place_state(
     shardings: Mapping[str, jax.sharding.NamedSharding],
     mesh: jax.sharding.Mesh,
 ) -> Any:
-    """Return the sharding of each leaf; moments and average follow their parameter.
+    """Return the sharding of each leaf; moments, their scales and average follow their parameter.
 
     Args:
         state: arrays, or their shapes.
         shardings: name -> sharding of the parameter.
         mesh: all other leaves are replicated on it.
     """
-    shapes = {
-        name: leaf.shape for name, leaf in {**state.previously_trained, **state.trainable}.items()
-    }
+    params = {**state.previously_trained, **state.trainable}
     whole = replicated(mesh)
 
     def place(path: tuple[Any, ...], leaf: Any) -> jax.sharding.NamedSharding:
         # The parameters' dict is flat, so a leaf's own name is the last key on its path.
         name = str(getattr(path[-1], "key", ""))
-        return shardings[name] if leaf.shape == shapes.get(name) else whole
+        follows = name in params and leaf.ndim == params[name].ndim
+        return shardings[name] if follows and _cuts(shardings[name], leaf.shape) else whole
 
     return jax.tree_util.tree_map_with_path(place, state)
+
+
+def _cuts(sharding: jax.sharding.NamedSharding, shape: tuple[int, ...]) -> bool:
+    """Return whether a sharding divides a shape: a parameter's, or that of its blocks' scales."""
+    return all(
+        size % math.prod(sharding.mesh.shape[axis] for axis in _axes(entry)) == 0
+        for size, entry in zip(shape, sharding.spec, strict=False)
+    )
+
+
+def _axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return the mesh axes of one entry of a partitioning."""
+    if entry is None:
+        return ()
+    return (entry,) if isinstance(entry, str) else entry

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from jaxft.errors import UserError
+from jaxft.layerwise.moments import FLOAT32, moment_bytes
 
 MUON, ADAMW = "muon", "adamw"
 SMALLEST_FACTORED = 128  # the shorter of two sides from which Adafactor keeps two vectors
@@ -63,14 +64,12 @@ def rest_ratio(group: Ruled, adam_lr: float | None, name: str, shape: tuple[int,
     return adam_lr / group.peak_rate if group.peak_rate else 1.0
 
 
-def state_size(algorithm: str, name: str, shape: tuple[int, ...]) -> int:
-    """Count the numbers in a rule's state for one leaf."""
-    whole = math.prod(shape)
+def state_bytes(algorithm: str, name: str, shape: tuple[int, ...], moments: str = FLOAT32) -> int:
+    """Count the bytes of a rule's state for one leaf, whose moments are stored as `moments`."""
     if algorithm == "adafactor":
-        return _factored(shape)
-    if algorithm in ("sgd", "lion", "lars") or (algorithm == MUON and is_matrix(name, shape)):
-        return whole
-    return 2 * whole
+        return 4 * _factored(shape)
+    one = algorithm in ("sgd", "lion", "lars") or (algorithm == MUON and is_matrix(name, shape))
+    return moment_bytes(moments, shape, 1, 0 if one else 1)
 
 
 def _factored(shape: tuple[int, ...]) -> int:

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from jaxft.errors import UserError
-from jaxft.layerwise.defaults import ADAMW, check_matrices, rest_ratio, state_size
+from jaxft.layerwise.defaults import ADAMW, check_matrices, rest_ratio, state_bytes
 from jaxft.layerwise.depth import preset_multipliers
 from jaxft.layerwise.groups import BASE, REST, Group, find_owners
+from jaxft.layerwise.moments import FLOAT32
 from jaxft.layerwise.schedules import CONSTANT, Multiplier, Schedule, schedule_kind
 from jaxft.numbers import LARGEST_FLOAT32
 from jaxft.tree import natural_order
@@ -33,6 +34,7 @@ class GroupRow:
         weight_decay: decay per unit of rate, for the group's leaves that decay; None where the
             optimizer has one for all.
         schedule: of its rate; None where the optimizer has one for all.
+        moments: how its moments are stored, as `narrowed` takes it.
     """
 
     name: str
@@ -41,6 +43,7 @@ class GroupRow:
     algorithm: str
     weight_decay: float | None
     schedule: Schedule | Multiplier | None
+    moments: str = FLOAT32
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,11 @@ class LayerTable:
     def _summarise(self, group: GroupRow) -> dict[str, Any]:
         owned = self._owned(group.name)
         count = sum(leaf.parameters for leaf in owned)
-        sizes = [state_size(group.algorithm, one.name, one.shape) for one in owned if one.trainable]
+        sizes = [
+            state_bytes(group.algorithm, one.name, one.shape, group.moments)
+            for one in owned
+            if one.trainable
+        ]
         return {
             "name": group.name,
             "depths": [min(leaf.depth for leaf in owned), max(leaf.depth for leaf in owned)],
@@ -146,7 +153,7 @@ class LayerTable:
             "optimizer": group.algorithm if group.trainable else None,
             "weight_decay": group.weight_decay if group.trainable else None,
             "decayed_leaves": sum(leaf.decays for leaf in owned),
-            "optimizer_bytes": 4 * sum(sizes),
+            "optimizer_bytes": sum(sizes),
         }
 
     def rows(self) -> list[dict[str, Any]]:
@@ -180,6 +187,7 @@ def build_table(
     preset: str = "mae",
     lr: float,
     algorithm: str = ADAMW,
+    moments: str = FLOAT32,
     adam_lr: float | None = None,
     weight_decay: float | None = None,
     schedule: Schedule | Multiplier | None = CONSTANT,
@@ -201,6 +209,7 @@ def build_table(
             or multiplies rates by type (sharpness, fan_in; see `type_multipliers`).
         lr: peak rate of groups without their own.
         algorithm: the update rule of groups without their own.
+        moments: how moments are stored, as `narrowed` takes it.
         adam_lr: peak rate of the leaves that Muon leaves to AdamW; None for the group's.
         weight_decay: of groups without their own; None leaves it to the optimizer.
         schedule: of groups without their own.
@@ -230,7 +239,7 @@ def build_table(
         trained = (owner[name], depths[name], not frozen, multiplier, name not in skipped)
         return LeafRow(name, shape, str(np.dtype(shapes[name].dtype)), *trained)
 
-    rest = GroupRow(REST, True, lr, algorithm, weight_decay, schedule)
+    rest = GroupRow(REST, True, lr, algorithm, weight_decay, schedule, moments)
     rows = {row.name: row for row in (*(_row(group, rest) for group in groups), rest)}
     scaled = [replace(row, peak_rate=row.peak_rate * batch_factor) for row in rows.values()]
     table = LayerTable(tuple(map(leaf, names)), tuple(scaled))
@@ -264,4 +273,5 @@ def _row(group: Group, rest: GroupRow) -> GroupRow:
         algorithm=group.optimizer or rest.algorithm,
         weight_decay=rest.weight_decay if group.weight_decay is None else group.weight_decay,
         schedule=group.schedule or rest.schedule,
+        moments=rest.moments,
     )

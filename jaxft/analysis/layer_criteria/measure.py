@@ -18,7 +18,7 @@ from jaxft.engine.initial_state import load_params
 from jaxft.engine.setup import Setup, build
 from jaxft.layerwise.criteria import gradients, spectrum
 from jaxft.layerwise.criteria.choose import CRITERIA, Scores
-from jaxft.layerwise.defaults import state_size
+from jaxft.layerwise.defaults import state_bytes
 from jaxft.models.adapters.low_rank import kernels_of
 from jaxft.models.layers.math import linear
 from jaxft.models.tower.tower import Tower
@@ -173,7 +173,7 @@ def _spectra(
 
 def _costs(setup: Setup, matrices: tuple[Matrix, ...]) -> dict[str, Scores]:
     """Count what each matrix costs in a step in which it trains."""
-    tokens, algorithm = tokens_of(setup), setup.config.optimizer.name
+    tokens, optimizer = tokens_of(setup), setup.config.optimizer
     counted = cache(_matrix_flops)
     return {
         "flops": {
@@ -181,7 +181,8 @@ def _costs(setup: Setup, matrices: tuple[Matrix, ...]) -> dict[str, Scores]:
             for one in matrices
         },
         "optimizer_bytes": {
-            one.name: 4 * state_size(algorithm, one.name, one.shape) for one in matrices
+            one.name: state_bytes(optimizer.name, one.name, one.shape, optimizer.moments)
+            for one in matrices
         },
     }
 

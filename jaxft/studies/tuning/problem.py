@@ -57,10 +57,13 @@ def open_problem(config: Config, steps: int, most_eval_batches: int) -> Problem:
         steps: of training, for each round.
         most_eval_batches: of the eval rows, the first so many batches are scored.
     """
-    # An average would lag behind so few steps.
-    section = config.train.model_copy(update={"ema": None})
+    # An average would lag behind so few steps, and rounded moments have no derivative.
+    sections = {
+        "train": config.train.model_copy(update={"ema": None}),
+        "optimizer": config.optimizer.model_copy(update={"moments": "float32"}),
+    }
     config = make_choices(config, EscapingConsole(stderr=True))
-    setup = build(config.model_copy(update={"train": section}))
+    setup = build(config.model_copy(update=sections))
     (now,) = phase_setups(setup)
     leaves = [leaf for leaf in now.table.leaves if leaf.trainable]
     depths = tuple(sorted({leaf.depth for leaf in leaves}))
