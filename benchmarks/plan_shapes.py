@@ -40,6 +40,7 @@ def frozen(blocks: int) -> str:
 
 
 BERT_BASE = "model.checkpoint=benchmarks/shapes/bert_base"
+QLORA = "adapter={kind: lora, quantize: nf4}"
 SHAPES = {
     "bert": Shape("bert_large", (), 2.3, "temporary"),
     "bert-frozen": Shape("bert_large", (frozen(16),), 1.2, "temporary"),
@@ -53,6 +54,25 @@ SHAPES = {
     "8b-lisa": Shape("llama_8b", ("sampling.method=lisa",)),
     "8b-bf16": Shape("llama_8b", ("optimizer.moments=bfloat16",), 6.5),
     "8b-lora": Shape("llama_8b", ("data.batch_size=64", "adapter.kind=lora")),
+    "8b-qlora": Shape("llama_8b", (QLORA, "data.batch_size=1"), topology="v5e:1x1"),
+    "8b-256-bf16": Shape(
+        "llama_8b",
+        ("optimizer.moments=bfloat16", "data.batch_size=1024"),
+        4.5,
+        topology="v5e:16x16",
+    ),
+    "8b-v6e": Shape(
+        "llama_8b",
+        ("optimizer.moments=bfloat16", "data.batch_size=64"),
+        11,
+        topology="v6e:4x4",
+    ),
+    "70b-qlora": Shape("llama_70b", (QLORA,)),
+    "70b-256": Shape(
+        "llama_70b",
+        ("optimizer.moments=bfloat16", "data.batch_size=256"),
+        topology="v5e:16x16",
+    ),
     "8b-256": Shape("llama_8b", ("data.batch_size=256",), None, topology="v5e:16x16"),
     "gemma2-8192": Shape("gemma2_2b"),
     "modernbert-8192": Shape("modernbert_large"),

@@ -78,6 +78,12 @@ class AdapterSection(Section):
         None, "patterns of the kernels that get an adapter; null is attention's query and value"
     )
     dropout: float = fixed(0.0, "dropout rate of the adapter's input (lora, dora)", ge=0, lt=1)
+    quantize: Literal["nf4", "int8"] | None = fixed(
+        None,
+        "storage of frozen kernels of blocks (QLoRA; lora, dora), in blocks of 64: nf4, 4 bits "
+        "by quantiles of the normal distribution, or int8; null is the compute type; an export "
+        "merges the adapter into the checkpoint's own weights",
+    )
     lr_ratio: float = may_change(
         1.0,
         "learning rate of lora_b, and of all vectors, divided by that of lora_a (LoRA+: 16)",
@@ -94,13 +100,18 @@ class AdapterSection(Section):
         """Reject a key that would silently do nothing."""
         fields = type(self).model_fields
         set_keys = [n for n in fields if n != "kind" and getattr(self, n) != fields[n].default]
+        if self.quantize is not None and self.kind is None:
+            raise ValueError(
+                f"'quantize' is {self.quantize}, which stores frozen kernels, and without "
+                "adapter.kind they train: set it, to lora for QLoRA"
+            )
         if set_keys and self.kind is None:
             raise ValueError(f"'{set_keys[0]}' needs adapter.kind: lora or dora")
         if set_keys and self.kind in ("bitfit", "norms"):
             raise ValueError(
                 f"'{set_keys[0]}' applies to lora and dora only, and kind is {self.kind}"
             )
-        own = [name for name in set_keys if name not in ("lr_ratio", "checkpoint")]
+        own = [name for name in set_keys if name not in ("lr_ratio", "checkpoint", "quantize")]
         if own and self.checkpoint is not None:
             raise ValueError(f"'{own[0]}' comes from adapter.checkpoint: remove it")
         return self

@@ -25,6 +25,7 @@ from jaxft.engine.setup import PhaseSetup, Setup, objective_of
 from jaxft.models.layers.math import WEIGHT_GRADIENT
 from jaxft.models.layers.partition import shared_by
 from jaxft.models.model import Model
+from jaxft.models.quantized import quantize
 from jaxft.models.tower.tower import Compute, Tower
 from jaxft.tree import split as split_tree
 
@@ -245,6 +246,10 @@ def residual_bytes(setup: Setup, compute: Compute) -> int:
     shapes_of = param_shapes(setup.model, compute.dtype)
     trainable, frozen = split_tree(shapes_of, _trained(shapes_of, compute))
     trainable = {n: jax.ShapeDtypeStruct(a.shape, "float32") for n, a in trainable.items()}
+    frozen |= {
+        name: jax.eval_shape(partial(quantize, kind=kind), shapes_of[name])
+        for name, kind in setup.quantized.items()
+    }
 
     def residuals(trainable: Any, frozen: Any, batch: Any, key: jax.Array) -> Any:
         batch = {**batch, **setup.model.trunk({**frozen, **trainable}, batch, compute)}

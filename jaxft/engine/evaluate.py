@@ -55,7 +55,7 @@ def build_eval_step(setup: Setup, compute: Compute | None = None) -> EvalStep:
         compute: the model's compute settings; None for `setup.compute`.
     """
     function = evaluation_function(setup, compute or setup.compute)
-    return make_eval_step(function, param_shardings=dict(setup.shardings), mesh=setup.mesh)
+    return make_eval_step(function, param_shardings=setup.argument_shardings, mesh=setup.mesh)
 
 
 def evaluation_function(setup: Setup, compute: Compute) -> EvalStep:
@@ -217,7 +217,7 @@ def outcomes_of(
         numbers = np.where(index >= 0, chosen[np.maximum(index, 0)], -1)
         return {**examples.collate(numbers, row_length), "example_ids": index.astype(np.int32)}
 
-    step = make_eval_step(function, param_shardings=dict(setup.shardings), mesh=setup.mesh)
+    step = make_eval_step(function, param_shardings=setup.argument_shardings, mesh=setup.mesh)
     plan = plan_eval(examples.lengths[chosen], layout.rows, layout.row_length, None)
     outcomes = [arrays for _, arrays in run_plan(setup.mesh, step, params, plan, collate)]
     return in_order(outcomes, len(chosen))

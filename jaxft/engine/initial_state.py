@@ -5,43 +5,52 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxft.engine.memory.storage import store, stored_shape
 from jaxft.engine.setup import PhaseSetup, Setup
 from jaxft.engine.state import TrainState, fresh_state, place_state
 from jaxft.layerwise.optimizer import carry_state
 from jaxft.layerwise.phases import ever_trained
 from jaxft.models.load import Model
+from jaxft.models.quantized import Quantized
 from jaxft.models.values import with_values
 
 
 def load_params(setup: Setup) -> Model:
-    """Load the model's weights directly into their shards; initialize new leaves from the seed."""
+    """Load the model's weights directly into their shards; initialize new leaves from the seed.
+
+    What is stored quantized is so as soon as it is read: no device holds all of the weights.
+    """
     placed = {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=setup.shardings[name])
         for name, leaf in setup.model.params.items()
     }
     described = dataclasses.replace(setup.model, params=placed)
-    return with_values(described, seed=setup.config.run.seed.init)
+    seed, like = setup.config.run.seed.init, partial(_quantized, setup)
+    return with_values(
+        described,
+        seed=seed,
+        stored=lambda name, value: store(value, like(name)) if name in setup.quantized else value,
+    )
 
 
-def frozen_params(
-    setup: Setup, now: PhaseSetup, params: dict[str, jax.Array]
-) -> dict[str, jax.Array]:
+def frozen_params(setup: Setup, now: PhaseSetup, params: dict[str, jax.Array]) -> dict[str, Any]:
     """Select the leaves that no phase has trained yet; those never trained in the compute type."""
-    return {
-        name: params[name].astype(leaf.dtype) for name, leaf in abstract_frozen(setup, now).items()
-    }
+    return {name: store(params[name], leaf) for name, leaf in abstract_frozen(setup, now).items()}
 
 
-def abstract_frozen(setup: Setup, now: PhaseSetup) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_frozen(setup: Setup, now: PhaseSetup) -> dict[str, jax.ShapeDtypeStruct | Quantized]:
     """Describe the result of `frozen_params`: shapes, dtypes and shardings, no values."""
     dtype, ever = jnp.dtype(now.compute.dtype), ever_trained(setup.phases)
     begun = ever_trained(setup.phases, now.phase.index + 1)
     return {
-        name: jax.ShapeDtypeStruct(
+        name: _quantized(setup, name)
+        if name in setup.quantized
+        else jax.ShapeDtypeStruct(
             setup.model.params[name].shape,
             jnp.float32 if name in ever else dtype,
             sharding=setup.shardings[name],
@@ -49,6 +58,12 @@ def abstract_frozen(setup: Setup, now: PhaseSetup) -> dict[str, jax.ShapeDtypeSt
         for name in now.table.frozen
         if name not in begun
     }
+
+
+def _quantized(setup: Setup, name: str) -> Quantized:
+    """Describe a quantized leaf."""
+    shape, axes = setup.model.params[name].shape, setup.model.leaves[name].axes
+    return stored_shape(shape, setup.quantized[name], setup.compute.dtype, axes, setup.mesh)
 
 
 def abstract_anchor(setup: Setup, now: PhaseSetup) -> dict[str, jax.ShapeDtypeStruct]:

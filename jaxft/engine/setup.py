@@ -7,7 +7,7 @@ reported before anything large is read and before anything is written.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from jaxft.engine.compute import make_runtime
 from jaxft.engine.gradients.compared import Compared
 from jaxft.engine.inputs import Split, data_cache, fit_task, open_sources, open_splits, with_inputs
 from jaxft.engine.length import Length, resolve_length, resolve_rates
+from jaxft.engine.memory.storage import argument_shardings, quantized_leaves
 from jaxft.engine.mixture import make_mixture
 from jaxft.engine.recipe import (
     make_table,
@@ -60,6 +61,7 @@ class Setup:
         length: the run's durations in steps.
         phases: in order; one where the config has none.
         why: reasons for the settings that the config leaves open, one line each.
+        quantized: the frozen parameters that are stored quantized -> nf4 or int8.
     """
 
     config: Config
@@ -76,6 +78,12 @@ class Setup:
     length: Length
     phases: tuple[Phase, ...]
     why: tuple[str, ...] = ()
+    quantized: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def argument_shardings(self) -> dict[str, jax.sharding.NamedSharding | None]:
+        """Shardings of the parameters as a jitted function's arguments."""
+        return argument_shardings(self.shardings, self.quantized)
 
     def is_over(self, phase: Phase, step: int) -> bool:
         """Return whether step `step` belongs to the phase after this one."""
@@ -228,8 +236,7 @@ def build(
     lengths = splits["train"].examples.lengths if mixture is None else mixture.lengths
     layout = _lay_out(config, task, runtime.mesh, lengths, layout)
     plan = TrainPlan(lengths, config.run.seed.data, *layout.shape, mixture)
-    length = resolve_length(config, plan)
-    phases = phases_from(config, model, table, *_steps(length))
+    phases = phases_from(config, model, table, *_steps(length := resolve_length(config, plan)))
     return Setup(
         config=config,
         task=task,
@@ -245,6 +252,7 @@ def build(
         length=length,
         phases=phases,
         why=(*((runtime.why,) if runtime.why else ()), *task.notes),
+        quantized=quantized_leaves(config, model),
     )
 
 

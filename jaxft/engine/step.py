@@ -70,7 +70,7 @@ def make_train_step(
     accumulate: int,
     ema: float | None,
     state_shardings: TrainState,
-    frozen_shardings: dict[str, jax.sharding.NamedSharding],
+    frozen_shardings: Mapping[str, jax.sharding.NamedSharding | None],
     mesh: jax.sharding.Mesh,
     anchored: Mapping[str, jax.sharding.NamedSharding] | None = None,
     compared: Compared | None = None,
@@ -85,7 +85,8 @@ def make_train_step(
         accumulate: micro-batches a step; gradients are summed and divided by the weight once.
         ema: decay of the moving average of the trainable parameters; None without one. A state's
             average is then that of a schedule-free rule, if there is one.
-        state_shardings, frozen_shardings: of the state and the frozen parameters.
+        state_shardings, frozen_shardings: of the state and the frozen parameters; None leaves a
+            parameter's to the argument.
         mesh: the mesh.
         anchored: shardings of `StepInputs.anchor`; None where it is empty.
         compared: the objective in two parts, where it compares the rows of a batch: micro-batches
@@ -114,7 +115,7 @@ def make_train_step(
     return jax.jit(
         step,
         donate_argnums=0 if donate else (),
-        in_shardings=(state_shardings, frozen_shardings, rows, inputs),
+        in_shardings=(state_shardings, dict(frozen_shardings), rows, inputs),
         out_shardings=(state_shardings, replicated(mesh)),
         compiler_options=compiler_options(mesh.devices.flat[0].platform, mesh.size),
     )
@@ -210,14 +211,14 @@ def _moving_average(ema: float, finite: jax.Array, average: Any, trainable: Para
 def make_eval_step(
     evaluate: Callable[[Params, Batch], tuple[dict, dict]],
     *,
-    param_shardings: dict[str, jax.sharding.NamedSharding],
+    param_shardings: Mapping[str, jax.sharding.NamedSharding | None],
     mesh: jax.sharding.Mesh,
 ) -> Callable:
     """Jit the evaluation step `(params, batch) -> (sums, outcomes)`.
 
     Args:
         evaluate: `(params, batch)` to the objective's sums and to each example's outcomes.
-        param_shardings: name -> sharding.
+        param_shardings: name -> sharding; None leaves it to the argument.
         mesh: the mesh.
 
     Returns:
@@ -225,6 +226,6 @@ def make_eval_step(
     """
     return jax.jit(
         evaluate,
-        in_shardings=(param_shardings, batch_sharding(mesh)),
+        in_shardings=(dict(param_shardings), batch_sharding(mesh)),
         out_shardings=replicated(mesh),
     )

@@ -221,18 +221,19 @@ def new_at_start(run: RunFolder) -> tuple[str, ...]:
     return tuple(run.read_json(RUN_FILE).get("base", {}).get("new", ()))
 
 
-def save_base(run: RunFolder, config: Config, model: Model) -> None:
+def save_base(run: RunFolder, config: Config, model: Model, quantized: bool = False) -> None:
     """Save the parameters that a run starts from, and their hash in `run.json`.
 
-    A copy is a Hugging Face folder, which makes the run self-contained.
+    A copy is a Hugging Face folder, which makes the run self-contained. Where parameters are
+    `quantized`, or no process has whole values, each is read again from its source.
     """
     if not is_first():
         return
     plain, copy = model.plain(), config.checkpoint.base == "copy"
     if copy and config.adapter.checkpoint is not None:
         copy_adapter(fetched(config.adapter.checkpoint), run.base / ADAPTER)
-    # With several processes no single one has whole values, so each is read again from its source.
-    values = plain.params if processes() == 1 else InitialParams(plain, config.run.seed.init)
+    again = quantized or processes() > 1
+    values = InitialParams(plain, config.run.seed.init) if again else plain.params
     # Overwrite: a start that was killed may have left part of the copy in the run's folder.
     source = (
         resolve(str(plain.save(str(run.base), values, overwrite=True))) if copy else model.source

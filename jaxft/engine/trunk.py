@@ -240,7 +240,7 @@ def _run(
     rows, meta = batch_sharding(setup.mesh), _meta(setup, compute)
     run = jax.jit(
         partial(setup.model.trunk, compute=compute),
-        in_shardings=({name: setup.shardings[name] for name in leaves}, rows),
+        in_shardings=({name: setup.argument_shardings[name] for name in leaves}, rows),
         out_shardings=replicated(setup.mesh),  # every process keeps all of it
     )
     reported, done, (mine, blocks) = time.monotonic(), 0, my_rows(setup.mesh)

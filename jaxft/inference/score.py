@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ def score(
             f"{run} has no {split} rows.", "Give rows with --data csv:FILE, or use --split eval."
         )
     config = trained.config.model_copy(update={"data": data_section})
-    setup = build(config, facts=trained.task.facts)
+    # Scored are the weights that an export has, and not how training stored the frozen ones.
+    setup = replace(build(config, facts=trained.task.facts), quantized={})
     end = jax.device_put(trained.model.params, dict(setup.shardings))
     step, rows = build_eval_step(setup), setup.splits[split]
     result = evaluate(setup, step, end, rows)

@@ -45,6 +45,7 @@ def with_values(
     dtype: str = "float32",
     seed: int = 0,
     known: Mapping[str, jax.Array] | None = None,
+    stored: Callable[[str, jax.Array], Any] = lambda name, value: value,
 ) -> Model:
     """Give a described model its parameters, read where the checkpoint has them.
 
@@ -52,10 +53,13 @@ def with_values(
         model: as `registry.describe` gives it.
         dtype, seed: see `registry.load`.
         known: the values of some parameters; the checkpoint's own are not read.
+        stored: name, value -> the value as it is stored, before the next is read.
     """
     known = known or {}
     params = {
-        name: read_value(model, name, model.params[name].sharding, dtype=dtype, seed=seed)
+        name: stored(
+            name, read_value(model, name, model.params[name].sharding, dtype=dtype, seed=seed)
+        )
         for name in model.leaves
         # New magnitudes of DoRA depend on the initial matrices, so those are sampled too.
         if name not in known or name not in model.matching.loaded

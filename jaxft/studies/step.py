@@ -78,7 +78,12 @@ def make_study_step(
     return jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(placed, {name: setup.shardings[name] for name in frozen}, rows, whole),
+        in_shardings=(
+            placed,
+            {name: setup.argument_shardings[name] for name in frozen},
+            rows,
+            whole,
+        ),
         out_shardings=(placed, whole),
         compiler_options=compiler_options(setup.mesh.devices.flat[0].platform, setup.mesh.size),
     )
@@ -146,7 +151,7 @@ def make_study_eval(
         return over(lambda leaves: own({**frozen, **leaves}, batch), trained)
 
     placed = shardings_of(setup, trained_params(states))
-    fixed = {name: setup.shardings[name] for name in frozen}
+    fixed = {name: setup.argument_shardings[name] for name in frozen}
     rows, whole = batch_sharding(setup.mesh), replicated(setup.mesh)
     return jax.jit(evaluate, in_shardings=((placed, fixed), rows), out_shardings=whole)
 

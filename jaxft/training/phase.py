@@ -147,7 +147,7 @@ def make_step(setup: Setup, now: PhaseSetup, frozen: Iterable[str]) -> Wrapped:
         accumulate=setup.config.train.accumulate,
         ema=setup.config.train.ema,
         state_shardings=state_shardings(setup, now),
-        frozen_shardings={name: setup.shardings[name] for name in frozen},
+        frozen_shardings={name: setup.argument_shardings[name] for name in frozen},
         mesh=setup.mesh,
         anchored={name: setup.shardings[name] for name in now.anchored},
         compared=compared_of(setup, now.compute),

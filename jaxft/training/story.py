@@ -117,7 +117,7 @@ def train(
         # --------------------------------------------------------------------- Weights and state
         initial, events = load_params(setup), earlier_events(run)
         if "base" not in run.read_json(RUN_FILE):
-            save_base(run, config, initial)
+            save_base(run, config, initial, bool(setup.quantized))
         state = restore(setup, phases, events, run, checkpoints, console)
         first, total = 0 if state is None else int(state.step), setup.length.total_steps
         decided = decided_at(setup, phases, events, first)

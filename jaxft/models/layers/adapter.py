@@ -12,6 +12,7 @@ from jax import lax
 
 from jaxft.models.layers.math import dropout, linear
 from jaxft.models.layers.modules import Leaf, Linear, parameter
+from jaxft.models.quantized import Kernel, dense
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,11 @@ class LowRankLinear(nnx.Module):
         return out if bias is None else out + bias
 
 
-def column_lengths(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
+def column_lengths(kernel: Kernel, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
     """Return the length of each column of W + A B scale: [O] float32."""
     return jnp.sqrt(jnp.square(summed(kernel, a, b, scale)).sum(0))
 
 
-def summed(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
+def summed(kernel: Kernel, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
     """Return W + A B scale: [I, O] float32."""
-    return kernel.astype(jnp.float32) + (a @ b).astype(jnp.float32) * scale
+    return dense(kernel).astype(jnp.float32) + (a @ b).astype(jnp.float32) * scale

@@ -18,18 +18,21 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxft.layerwise.counter_bits import counter_bits
+from jaxft.models.quantized import Kernel, Quantized
 
 PRODUCT = "product"  # the name of what a kernel gives, for those who keep it when much is not
 WEIGHT_GRADIENT = "[dW]"  # the name, in a program, of what a kernel's own gradient costs
 
 
-def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+def linear(x: jax.Array, kernel: Kernel, bias: jax.Array | None) -> jax.Array:
     """Compute x W + b, or x W: `[..., I] -> [..., O]`, with `kernel` [I, O].
 
     Its backward pass is written out for one matmul's sake: XLA:CPU reads the left side of
-    x^T dy badly, and an explicit transpose costs less than it saves.
+    x^T dy badly, and an explicit transpose costs less than it saves. A quantized kernel gets no
+    gradient.
     """
-    return checkpoint_name(_linear(x, kernel, bias, matmul_precision()), PRODUCT)
+    product = _quantized_linear if isinstance(kernel, Quantized) else _linear
+    return checkpoint_name(product(x, kernel, bias, matmul_precision()), PRODUCT)
 
 
 def matmul_precision() -> str | None:
@@ -86,6 +89,29 @@ def weight_gradient(x: jax.Array, y: jax.Array, precision: str | None) -> jax.Ar
         cpu=partial(_product_of_transpose, precision=precision),
         default=partial(_product_over_rows, precision=precision),
     )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _quantized_linear(
+    x: jax.Array, kernel: Quantized, bias: jax.Array | None, precision: Any
+) -> jax.Array:
+    return _affine(x, kernel.astype(x.dtype).dense(), bias, precision)
+
+
+def _quantized_forward(x: Any, kernel: Any, bias: Any, precision: Any) -> tuple[jax.Array, Any]:
+    # Saved are the codes, which are in memory anyway.
+    residuals = None, kernel, None if bias is None else ()
+    return _quantized_linear(x, kernel, bias, precision), residuals
+
+
+def _quantized_backward(precision: Any, residuals: Any, d_out: jax.Array) -> tuple[Any, ...]:
+    x, kernel, biased = residuals
+    numbers = kernel.astype(d_out.dtype).dense()
+    d_x, _, d_bias = _linear_backward(precision, (x, numbers, biased), d_out)
+    return d_x, None, d_bias
+
+
+_quantized_linear.defvjp(_quantized_forward, _quantized_backward)
 
 
 def _product_over_rows(x: jax.Array, y: jax.Array, precision: str | None) -> jax.Array:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxft.models.layers.modules import Leaf
+from jaxft.models.quantized import Quantized
 
 FSDP, EXPERT = "fsdp", "expert"
 SHARE = "1 in "  # the start of the name of what `own_share` names
@@ -72,19 +74,21 @@ def gathered(
     On a mesh with three or more axes longer than 1, XLA does not gather a kernel that is larger
     than the activations: it moves rows instead, some of them to the wrong devices, so that `x @ w`
     is wrong (jaxlib 0.10.2: x over (data, fsdp), w over (tensor, fsdp)). This makes it gather.
-    Other meshes are left to the partitioner; experts are gathered where they are run.
+    Other meshes are left to the partitioner, but for quantized kernels: their codes are gathered,
+    and not the numbers that they stand for. Experts are gathered where they are run.
 
     Args:
         values: path -> array.
         leaves: path -> what is known of it.
         mesh: the devices; None where they are not known.
     """
-    if mesh is None or sum(size > 1 for size in mesh.shape.values()) < 3:
+    if mesh is None:
         return values
+    whole = sum(size > 1 for size in mesh.shape.values()) >= 3
     return {
-        path: value
-        if "experts" in leaves[path].axes
-        else _whole_over_fsdp(value, leaves[path], mesh)
+        path: jax.tree.map(partial(_whole_over_fsdp, leaf=leaves[path], mesh=mesh), value)
+        if isinstance(value, Quantized) or (whole and "experts" not in leaves[path].axes)
+        else value
         for path, value in values.items()
     }
 

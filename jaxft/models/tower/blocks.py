@@ -266,7 +266,9 @@ def _scan(
 
     def inputs(own: Sequence[int]) -> tuple[Params, jax.Array, Numbers]:
         per_block = [part_values(params, tower.block_names(index), compute) for index in own]
-        stacked = {p: jnp.stack([block[p] for block in per_block]) for p in part.leaves}
+        stacked = jax.tree.map(
+            lambda *leaves: jnp.stack(leaves), *per_block
+        )  # codes, where quantised
         numbers = {name: jnp.asarray([of[i] for i in own]) for name, of in tower.numbers.items()}
         return stacked, jnp.asarray(own), numbers
 
