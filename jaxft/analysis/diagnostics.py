@@ -18,9 +18,11 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from jaxft.device.host_memory import fetched
 from jaxft.device.mesh import in_turn
 from jaxft.engine.state import TrainState
 from jaxft.engine.step import StepInputs
+from jaxft.layerwise.moments import NarrowState, from_int8
 from jaxft.layerwise.optimizer import rule_of
 from jaxft.layerwise.table import LayerTable, LeafRow
 from jaxft.models.load import Model
@@ -70,16 +72,23 @@ def look(
     return _stacked(rows)
 
 
-def _moments(opt_state: Any) -> tuple[dict[str, tuple], dict[str, jax.Array]]:
-    """By name, what Adam keeps of a leaf (both moments, the count), and what momentum keeps."""
-    kinds = (optax.ScaleByAdamState, optax.TraceState)
+def _moments(opt_state: Any) -> tuple[dict[str, tuple], dict[str, tuple]]:
+    """By name, what Adam keeps of a leaf (both moments, the count), and what momentum keeps.
+
+    A first moment comes with its scales, None where it has none.
+    """
+    kinds = (NarrowState, optax.ScaleByAdamState, optax.TraceState)
     adam: dict[str, tuple] = {}
-    traces: dict[str, jax.Array] = {}
+    traces: dict[str, tuple] = {}
     for part in jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kinds)):
+        scales = part.scales if isinstance(part, NarrowState) else {}
+        scales = {name: fetched(scale) for name, scale in scales.items()}
+        part = part.rule if isinstance(part, NarrowState) else part
         if isinstance(part, optax.ScaleByAdamState):
-            adam |= {name: (mu, part.nu[name], part.count) for name, mu in _arrays(part.mu)}
+            for name, mu in _arrays(part.mu):
+                adam[name] = (fetched(mu), scales.get(name), fetched(part.nu[name]), part.count)
         elif isinstance(part, optax.TraceState):
-            traces |= dict(_arrays(part.trace))
+            traces |= {name: (fetched(m), scales.get(name)) for name, m in _arrays(part.trace)}
     return adam, traces
 
 
@@ -88,11 +97,24 @@ def _arrays(leaves: Any) -> list[tuple[str, jax.Array]]:
     return [(name, leaf) for name, leaf in leaves.items() if isinstance(leaf, jax.Array)]
 
 
-@partial(jax.jit, static_argnums=6)
+def _wide(moment: jax.Array, scales: jax.Array | None) -> jax.Array:
+    """Return a first moment in float32."""
+    return moment.astype(jnp.float32) if scales is None else from_int8(moment, scales)
+
+
+@partial(jax.jit, static_argnums=7)
 def _adam_row(
-    param: Any, mu: Any, nu: Any, count: Any, rate: Any, decay: Any, betas: tuple[float, ...]
+    param: Any,
+    mu: Any,
+    scales: Any,
+    nu: Any,
+    count: Any,
+    rate: Any,
+    decay: Any,
+    betas: tuple[float, ...],
 ) -> jax.Array:
     b1, b2, eps = betas
+    mu, nu = _wide(mu, scales), nu.astype(jnp.float32)
     mean, square = mu / (1 - b1**count), nu / (1 - b2**count)
     root = jnp.sqrt(square)
     signal = jnp.sum(jnp.where(root > 0, jnp.abs(mean) / jnp.where(root > 0, root, 1), 0))
@@ -102,7 +124,7 @@ def _adam_row(
 @jax.jit
 def _trace_row(param: Any, trace: Any, rate: Any, decay: Any) -> jax.Array:
     # Plain descent keeps nothing, and its gradient is gone.
-    direction = jnp.full_like(param, jnp.nan) if trace is None else trace
+    direction = jnp.full_like(param, jnp.nan) if trace is None else _wide(*trace)
     weight, update = _moved(param, direction, rate, decay)
     weight = jnp.where(jnp.isnan(weight), jnp.sum(jnp.square(param)), weight)
     return jnp.stack([weight, update, jnp.full_like(weight, jnp.nan)])

@@ -104,8 +104,7 @@ def as_user_error(
     rest.
     """
     mistakes = error.errors(include_url=False)
-    mistakes.sort(key=lambda item: item["type"] != "extra_forbidden")
-    item = mistakes[0]
+    item = min(mistakes, key=_precedence)
     path, kind, section = _walk(model, written, item["loc"])
     name = ".".join(path)
     start = origin.of(path)
@@ -134,6 +133,12 @@ def as_user_error(
         f"{start}: '{name}' must be {article}{wanted}, not {_show(value)}.",
         " ".join(filter(None, hints)),
     )
+
+
+def _precedence(item: Any) -> tuple[bool, bool]:
+    """Rank a mistake: unknown keys first, and last that a section is none of a key's words."""
+    no_word = item["type"] == "literal_error" and isinstance(item["input"], Mapping)
+    return item["type"] != "extra_forbidden", no_word
 
 
 def _advice(name: str, written: Mapping[str, Any]) -> list[str]:
@@ -180,6 +185,11 @@ def _walk(
             kind = members.get(str(part), kind)  # pydantic names the kind of section here
             continue
         inner = section_in(kind)
+        if str(part).startswith("literal["):
+            continue  # pydantic's name for one option of a union
+        if inner is not None and f"{part}]".endswith((f"{inner.__name__}]", f"{inner.__name__}]]")):
+            kind = inner  # and its name for a section among them
+            continue
         if inner is not None:
             section = inner
             field = inner.model_fields.get(str(part))

@@ -66,6 +66,11 @@ class OptimizerSection(Section):
         "the first moment in blocks of 32 int8 with a scale and the second in bfloat16 (all but "
         "adafactor and schedule_free_adamw)",
     )
+    offload: bool = may_change(
+        False,
+        "keep the moments of matrices in the host's memory, and move them to the device for each "
+        "update (TPU and GPU)",
+    )
     weight_decay: float = may_change(0.01, "decoupled weight decay", ge=0)
     clip: float | None = fixed(
         1.0, "maximum global gradient norm, over trainable parameters; null does not clip", gt=0

@@ -135,6 +135,25 @@ class MeshSection(Section):
 MeshKey = Annotated[MeshSection, BeforeValidator(_spelled_out)]
 
 
+class RematSection(Section):
+    """The residuals of each block that are kept for the backward pass, by name."""
+
+    save: list[str] = may_change(
+        [],
+        "residuals that stay on the device: the path of a linear map (attention/query, mlp/up) is "
+        "its product, attention_output what attention mixes; block_input always stays",
+    )
+    offload: list[str] = may_change(
+        [], "residuals that wait in the host's memory: the same names, or block_input"
+    )
+
+    @model_validator(mode="after")
+    def _in_one_place(self) -> RematSection:
+        if both := sorted({*self.save} & {*self.offload}):
+            raise ValueError(f"'{both[0]}' is in both 'save' and 'offload': remove it from one")
+        return self
+
+
 class TrainSection(Section):
     """Length, precision and memory of training, and intervals of evaluation and logging."""
 
@@ -145,10 +164,11 @@ class TrainSection(Section):
         "auto", "precision of the computation; auto is bf16 on TPU and GPU, f32 on CPU"
     )
     accumulate: int = may_change(1, "micro-batches per optimizer step", unit="micro-batches", ge=1)
-    remat: Literal["auto", "none", "dots", "full"] = may_change(
+    remat: Literal["auto", "none", "dots", "full"] | RematSection = may_change(
         "auto",
         "rematerialization in the backward pass, to save memory: none, all but the outputs of "
-        "weight matrices (dots), or full; auto saves what fits in the chip's memory",
+        "weight matrices (dots), full, or all but named residuals; auto saves what fits in the "
+        "chip's memory",
     )
     scan: bool | Literal["auto"] = may_change(
         "auto", "compile equal blocks once, as a scan; auto does so except on CPU up to 12 blocks"

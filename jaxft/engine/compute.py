@@ -10,6 +10,7 @@ import jax
 
 from jaxft.config.load import Config
 from jaxft.config.optimizer import SCHEDULE_FREE
+from jaxft.config.schema import RematSection
 from jaxft.config.sections import AdapterSection
 from jaxft.device.chips import find_chip
 from jaxft.device.mesh import make_mesh, param_shardings
@@ -18,6 +19,7 @@ from jaxft.errors import UserError
 from jaxft.layerwise.table import LayerTable
 from jaxft.models.adapters.low_rank import Adapter
 from jaxft.models.load import Model
+from jaxft.models.tower.residuals import Remat, Residuals
 from jaxft.models.tower.tower import Compute
 
 # Up to here an unrolled step is quicker than a scanned one on CPU, to compile and to run.
@@ -73,7 +75,7 @@ def make_compute(
         table.trainable,
         precision=config.train.precision,
         scan=config.train.scan,
-        remat=config.train.remat,
+        remat=as_remat(config.train.remat),
         attention=config.train.attention,
     )
 
@@ -85,7 +87,7 @@ def compute_for(
     *,
     precision: str = "auto",
     scan: bool | str = "auto",
-    remat: str = "none",
+    remat: Remat = "none",
     attention: str = "auto",
 ) -> Compute:
     """Resolve every `auto` of the compute settings by the mesh's platform.
@@ -117,6 +119,13 @@ def compute_for(
         attention=attention,
         trainable=frozenset(trainable),
     )
+
+
+def as_remat(written: str | RematSection) -> Remat:
+    """Convert `train.remat`."""
+    if isinstance(written, str):
+        return written
+    return Residuals(tuple(written.save), tuple(written.offload))
 
 
 def adapter_option(section: AdapterSection) -> Adapter | str | None:

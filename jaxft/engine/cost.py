@@ -18,14 +18,13 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from jaxft.engine.setup import PhaseSetup, Setup, objective_of
 from jaxft.models.layers.math import WEIGHT_GRADIENT
 from jaxft.models.layers.partition import shared_by
 from jaxft.models.model import Model
-from jaxft.models.quantized import quantize
 from jaxft.models.tower.tower import Compute, Tower
 from jaxft.tree import split as split_tree
 
@@ -75,7 +74,7 @@ def _tally_equation(equation: JaxprEqn, name: str) -> Tally:
         return Counter(
             {(_segment(name), _ragged_purpose(name, equation)): _own_flops(name, equation)}
         )
-    inner = [_tally(jaxpr, name) for jaxpr in _sub_jaxprs(equation)]
+    inner = [_tally(jaxpr, name) for jaxpr in sub_jaxprs(equation)]
     if equation.primitive.name == "cond":  # one branch runs
         return max(inner, key=Counter.total, default=Counter())
     times = 1
@@ -108,7 +107,7 @@ def _purpose(name: str, equation: JaxprEqn) -> str:
     return WEIGHT if weight else INPUT
 
 
-def _sub_jaxprs(equation: JaxprEqn) -> list[Jaxpr]:
+def sub_jaxprs(equation: JaxprEqn) -> list[Jaxpr]:
     jaxprs = []
     for value in equation.params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
@@ -235,40 +234,6 @@ def lowest_block_flops(setup: Setup) -> int:
     return gradient_flops(setup, names, batch_shapes(setup))
 
 
-def residual_bytes(setup: Setup, compute: Compute) -> int:
-    """Count the bytes that the backward pass saves of a batch, without the parameters.
-
-    Args:
-        setup: the run.
-        compute: the compute settings: the parameters that train, and rematerialization.
-    """
-    objective = objective_of(setup, compute)
-    shapes_of = param_shapes(setup.model, compute.dtype)
-    trainable, frozen = split_tree(shapes_of, _trained(shapes_of, compute))
-    trainable = {n: jax.ShapeDtypeStruct(a.shape, "float32") for n, a in trainable.items()}
-    frozen |= {
-        name: jax.eval_shape(partial(quantize, kind=kind), shapes_of[name])
-        for name, kind in setup.quantized.items()
-    }
-
-    def residuals(trainable: Any, frozen: Any, batch: Any, key: jax.Array) -> Any:
-        batch = {**batch, **setup.model.trunk({**frozen, **trainable}, batch, compute)}
-
-        def loss(trainable: Any) -> jax.Array:
-            return objective({**frozen, **trainable}, batch, key)["loss"][0]
-
-        return jax.vjp(loss, trainable)[1]
-
-    arguments = (trainable, frozen, batch_shapes(setup), jax.random.key(0))
-    traced = jax.make_jaxpr(residuals)(*arguments).jaxpr
-    # Outputs that are inputs are parameters and the batch, which are in memory anyway.
-    saved = {variable for variable in traced.outvars if isinstance(variable, Var)}
-    saved -= {*traced.invars, *traced.constvars}
-    shapes: list[Any] = [variable.aval for variable in saved]
-    nbytes = sum(math.prod(shape.shape) * shape.dtype.itemsize for shape in shapes)
-    return nbytes // setup.config.train.accumulate
-
-
 def batch_shapes(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the shapes of a training batch."""
     examples, rows = setup.splits["train"].examples, setup.layout.rows
@@ -297,9 +262,9 @@ def trunk_saving(setup: Setup, compute: Compute, batch: dict[str, jax.ShapeDtype
     """Compute the share of a step's FLOPs that a cached trunk saves."""
     shapes = param_shapes(setup.model, compute.dtype)
     saved = count_flops(partial(setup.model.trunk, compute=compute), shapes, batch)
-    return saved / gradient_flops(setup, _trained(shapes, compute), batch)
+    return saved / gradient_flops(setup, trained_names(shapes, compute), batch)
 
 
-def _trained(names: Iterable[str], compute: Compute) -> tuple[str, ...]:
+def trained_names(names: Iterable[str], compute: Compute) -> tuple[str, ...]:
     """Select the parameters that train."""
     return tuple(n for n in names if compute.trainable is None or n in compute.trainable)

@@ -144,7 +144,7 @@ def abstract_state(setup: Setup, now: PhaseSetup) -> TrainState:
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
-        place_state(shapes, setup.shardings, setup.mesh),
+        place_state(shapes, setup.shardings, setup.mesh, setup.config.optimizer.offload),
     )
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxft.device.host_memory import HOST
 from jaxft.device.mesh import replicated
 from jaxft.runs.leaves import STORED
 
@@ -82,6 +83,7 @@ def place_state(
     state: TrainState,
     shardings: Mapping[str, jax.sharding.NamedSharding],
     mesh: jax.sharding.Mesh,
+    offload: bool = False,
 ) -> Any:
     """Return the sharding of each leaf; moments, their scales and average follow their parameter.
 
@@ -89,6 +91,7 @@ def place_state(
         state: arrays, or their shapes.
         shardings: name -> sharding of the parameter.
         mesh: all other leaves are replicated on it.
+        offload: whether moments of matrices are in host memory.
     """
     params = {**state.previously_trained, **state.trainable}
     whole = replicated(mesh)
@@ -99,7 +102,15 @@ def place_state(
         follows = name in params and leaf.ndim == params[name].ndim
         return shardings[name] if follows and _cuts(shardings[name], leaf.shape) else whole
 
-    return jax.tree_util.tree_map_with_path(place, state)
+    placed: TrainState = jax.tree_util.tree_map_with_path(place, state)
+    if not offload:
+        return placed
+    moments = jax.tree.map(
+        lambda where, leaf: where.with_memory_kind(HOST) if leaf.ndim > 1 else where,
+        placed.opt_state,
+        state.opt_state,
+    )
+    return dataclasses.replace(placed, opt_state=moments)
 
 
 def _cuts(sharding: jax.sharding.NamedSharding, shape: tuple[int, ...]) -> bool:

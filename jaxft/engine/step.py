@@ -17,6 +17,7 @@ import optax
 from jax.stages import Wrapped
 
 from jaxft.device.compiler_options import compiler_options
+from jaxft.device.host_memory import offloaded, on_device
 from jaxft.device.mesh import batch_sharding, replicated
 from jaxft.engine.gradients.compared import Compared, compared_gradients
 from jaxft.engine.gradients.micro_batches import Batch, MicroBatches, Params, Sums, accumulated
@@ -109,6 +110,7 @@ def make_train_step(
         rows=rows,
         compared=compared,
         grad_norms=grad_norms,
+        offloaded_moments=state_shardings.opt_state if offloaded(state_shardings) else None,
     )
     whole = replicated(mesh)
     inputs = StepInputs(whole, whole, whole, dict(anchored or {}), whole if anchored else None)
@@ -130,12 +132,14 @@ def step_function(
     rows: jax.sharding.NamedSharding,
     compared: Compared | None = None,
     grad_norms: bool = False,
+    offloaded_moments: Any = None,
 ) -> Callable:
     """Build the train step `(state, frozen, batch, inputs) -> (state, metrics)`, not yet jitted.
 
     Args:
         objective, optimizer, accumulate, ema, compared, grad_norms: see `make_train_step`.
         rows: the sharding of a batch's rows.
+        offloaded_moments: shardings of the optimizer's state, where some of it is in host memory.
     """
     differentiate = _differentiation(objective, compared, MicroBatches(accumulate, rows))
 
@@ -148,8 +152,11 @@ def step_function(
         loss_sum, weight = sums["loss"]
         grad_norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss_sum) & jnp.isfinite(grad_norm)
+        moments = state.opt_state
+        if offloaded_moments is not None:
+            moments = jax.device_put(moments, on_device(offloaded_moments))
         updates, opt_state = optimizer.update(
-            gradients, state.opt_state, state.trainable, finite=finite, **inputs.arguments()
+            gradients, moments, state.trainable, finite=finite, **inputs.arguments()
         )
         trainable = optax.apply_updates(state.trainable, updates)
         average = state.average

@@ -130,7 +130,7 @@ def _about(
         },
         "compute": {
             "dtype": now.compute.dtype,
-            "remat": now.compute.remat,
+            "remat": str(now.compute.remat),
             "scan": now.compute.scan,
         },
         "attention": {n: {"by": one.name, "reason": one.reason} for n, one in chosen.items()},

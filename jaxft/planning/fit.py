@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from jaxft.config.load import Config
 from jaxft.engine.remat import ORDER
+from jaxft.models.tower.residuals import Remat
 from jaxft.planning.step import Compiled, OutOfMemory
 
 MOST_TRIES = 8
@@ -33,7 +34,7 @@ class Try:
     seconds: float | None = None
 
 
-def remedies(config: Config, remat: str, devices: int, rows: int) -> Iterator[tuple[str, ...]]:
+def remedies(config: Config, remat: Remat, devices: int, rows: int) -> Iterator[tuple[str, ...]]:
     """Yield changes that take less memory, the cheapest first, each as overrides.
 
     Args:
@@ -56,9 +57,10 @@ def remedies(config: Config, remat: str, devices: int, rows: int) -> Iterator[tu
             yield (*rest, *halved)
 
 
-def _remat(now: str) -> list[tuple[str, ...]]:
-    """List the values of `train.remat` that save fewer activations."""
-    return [(f"train.remat={name}",) for name in ORDER[ORDER.index(now) + 1 :]]
+def _remat(now: Remat) -> list[tuple[str, ...]]:
+    """List the values of `train.remat` that save fewer activations; for named ones, all else."""
+    fewer = ORDER[ORDER.index(now) + 1 :] if isinstance(now, str) else ORDER[-1:]
+    return [(f"train.remat={name}",) for name in fewer]
 
 
 def _shards(config: Config, devices: int) -> list[tuple[str, ...]]:

@@ -221,6 +221,8 @@ def _memory_table(facts: dict[str, Any]) -> Table:
         table.add_row(name, size(nbytes), share(nbytes / room) if room else "")
     if room:
         table.add_row("available", size(room), "")
+    if memory["host"]:
+        table.add_row("offloaded to its host", size(memory["host"]), "")
     return table
 
 

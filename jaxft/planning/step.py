@@ -6,10 +6,12 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
 from jaxft.device.collectives import Collective, collectives
+from jaxft.device.host_memory import split_by_memory
 from jaxft.device.mesh import batch_sharding, held
 from jaxft.engine.cost import batch_shapes, gradient_flops, tally_program, trunk_shapes
 from jaxft.engine.initial_state import abstract_anchor, abstract_frozen, abstract_state
@@ -36,6 +38,7 @@ class Memory:
         activations: the rest of the peak: activations, gradients, gathered parameters.
         peak: the peak that the compiler reports.
         temporary: of it, memory allocated beside arguments and results.
+        host: bytes of the host's memory: offloaded residuals and moments.
     """
 
     weights: int
@@ -43,6 +46,7 @@ class Memory:
     activations: int
     peak: int
     temporary: int = 0
+    host: int = 0
 
 
 class OutOfMemory(Exception):
@@ -120,11 +124,12 @@ def compile_train_step(
     memory, text = compiled.memory_analysis(), program_text(compiled)
     assert memory is not None  # both compilers report it
     weights = held((state.trainable, state.previously_trained, state.average, frozen, anchor))
-    optimizer = held(state.opt_state)
-    peak = int(memory.peak_memory_in_bytes)
+    moments, on_hosts = split_by_memory(state.opt_state)
+    optimizer, host = held(moments), held(on_hosts) + int(memory.host_temp_size_in_bytes)
+    peak = _peak(memory)
     rest = max(peak - weights - optimizer - held(batch), 0)
     return Compiled(
-        Memory(weights, optimizer, rest, peak, int(memory.temp_size_in_bytes)),
+        Memory(weights, optimizer, rest, peak, int(memory.temp_size_in_bytes), host),
         memory.argument_size_in_bytes + memory.output_size_in_bytes + 2 * memory.temp_size_in_bytes,
         flops,
         None if text is None else tuple(collectives(text, setup.mesh.shape)),
@@ -133,6 +138,19 @@ def compile_train_step(
         ended - begun,
         cpu,
     )
+
+
+def _peak(memory: Any) -> int:
+    """Return the peak of a device's memory.
+
+    The compiler's own peak counts what is in host memory too; without that the peak is at most
+    arguments, results that are not arguments, and temporaries.
+    """
+    own = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    own += memory.temp_size_in_bytes - memory.alias_size_in_bytes
+    peak = int(memory.peak_memory_in_bytes)
+    on_host = memory.host_temp_size_in_bytes + memory.host_argument_size_in_bytes
+    return min(peak, int(own)) if on_host else peak
 
 
 def program_text(compiled: jax.stages.Compiled) -> str | None:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxft.device.host_memory import fetched
 from jaxft.errors import UserError
 from jaxft.runs.errors import DamagedError
 from jaxft.tree import under
@@ -147,7 +148,7 @@ def begin_checksum(tree: Any) -> dict[str, jax.Array]:
     """Start `checksum` on the devices; its results are still being computed."""
     sums = {}
     for name, leaf in flat(tree).items():
-        sums[name] = _leaf_checksum(leaf)
+        sums[name] = _leaf_checksum(fetched(leaf))
         if len(leaf.devices()) > 1 and next(iter(leaf.devices())).platform == "cpu":
             # Programs that do not wait for each other and hold collectives, many at once, can take
             # all of XLA's CPU threads and then wait for each other for ever.

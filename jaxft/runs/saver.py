@@ -249,6 +249,7 @@ def on_host(tree: Any) -> Any:
 
     def copy(leaf: jax.Array) -> jax.Array:
         one = leaf.addressable_data(0) if leaf.is_fully_replicated else leaf
-        return jax.device_put(one, one.sharding.with_memory_kind(HOST))
+        # A leaf that is there already is copied too, since the next step takes its memory.
+        return jax.device_put(one, one.sharding.with_memory_kind(HOST), may_alias=False)
 
     return jax.tree.map(copy, tree)

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxft.engine.cost import residual_bytes
 from jaxft.engine.initial_state import abstract_state
+from jaxft.engine.remat import residual_bytes
 from jaxft.engine.setup import Setup, phase_setup
 from jaxft.errors import UserError
 from jaxft.numbers import size

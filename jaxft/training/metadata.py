@@ -57,7 +57,7 @@ def run_json(setup: Setup, chosen: PhaseSetup, command: Sequence[str]) -> dict[s
             "dtype": setup.compute.dtype,
             "precision": setup.compute.precision,
             "scan": setup.compute.scan,
-            "remat": chosen.compute.remat,
+            "remat": str(chosen.compute.remat),
         },
         "mesh": dict(setup.mesh.shape),
         "best_metric": best_metric(setup.config, setup.task),

@@ -25,6 +25,7 @@ from jaxft.config.load import (
 )
 from jaxft.config.phases import PhaseSection
 from jaxft.config.recipe import ScheduleSection, SelectSection
+from jaxft.config.schema import RematSection
 from jaxft.config.sections import AllocateSection
 from jaxft.config.tasks import task_sections
 from jaxft.errors import UserError
@@ -546,6 +547,7 @@ def test_every_key_is_described(write):
     others = [key.name for key in keys if "[]" not in key.name and key.name[:5] != "task."]
     dumped = list(leaves(load_config(write(MINIMAL)).dump()))
     inside = [f"adapter.allocate.{name}" for name in AllocateSection.model_fields]  # null here
+    inside += [f"train.remat.{name}" for name in RematSection.model_fields]  # a word here
     assert [n for n in others if n not in inside] == [n for n in dumped if n[:5] != "task."]
     assert set(inside) < set(others)
     for kind, section in task_sections().items():

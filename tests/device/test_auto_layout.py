@@ -11,11 +11,11 @@ from jaxft.device.chips import TPUS
 from jaxft.device.mesh import batch_sharding, place_batch
 from jaxft.device.mesh_auto import choose_mesh, state_bytes
 from jaxft.engine.compute import copies_of
-from jaxft.engine.cost import residual_bytes
 from jaxft.engine.initial_state import initial_state, load_params
-from jaxft.engine.remat import first_that_fits, taken, with_remat
+from jaxft.engine.remat import first_that_fits, residual_bytes, taken, with_remat
 from jaxft.engine.setup import build, phase_setup
 from jaxft.errors import UserError
+from jaxft.models.tower.residuals import Residuals
 from tests.support.phases import phase_of, stage_of
 from tests.support.tiny import tiny_config
 
@@ -105,7 +105,9 @@ def test_on_a_chip_that_is_known_its_memory_decides(tmp_path, monkeypatch):
     decided = with_remat(built, now)
     assert (decided.compute.remat, decided.why) == ("none", "")  # a CPU is in no table
     small = dataclasses.replace(TPUS[0], usable=500_000)
-    for chip, wanted in ((TPUS[0], "none"), (small, "full")):
+    # Of what `full` computes again, only what attention mixes fits.
+    attention = Residuals(("attention_output",))
+    for chip, wanted in ((TPUS[0], "none"), (small, attention)):
         monkeypatch.setattr("jaxft.engine.remat.find_chip", lambda kind, chip=chip: chip)
         decided = with_remat(built, now)
         assert decided.compute.remat == wanted

@@ -14,10 +14,9 @@ import jaxft
 from jaxft.cli.main import main
 from jaxft.config.load import parse_config
 from jaxft.device.mesh import held, make_mesh
-from jaxft.engine.cost import residual_bytes
 from jaxft.engine.initial_state import abstract_frozen, load_params
 from jaxft.engine.memory.storage import store, stored_shape
-from jaxft.engine.remat import phase_setups
+from jaxft.engine.remat import phase_setups, residual_bytes
 from jaxft.engine.setup import build, objective_of
 from jaxft.engine.trained import open_trained
 from jaxft.errors import UserError

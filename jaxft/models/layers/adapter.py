@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxft.models.layers.math import dropout, linear
 from jaxft.models.layers.modules import Leaf, Linear, parameter
@@ -59,7 +60,7 @@ class LowRankLinear(nnx.Module):
         length = Leaf((outside,), (axis_out,), mean=1.0, decay=False)
         self.magnitude = parameter(length) if low_rank.dora else None
         self.scale, self.rate = low_rank.scale, low_rank.rate
-        self.path_number = zlib.crc32(path.encode())
+        self.path, self.path_number = path, zlib.crc32(path.encode())
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Map `x` [..., I] to [..., O]; the block's dropout key turns dropout on."""
@@ -68,11 +69,11 @@ class LowRankLinear(nnx.Module):
         bias = None if self.bias is None else self.bias[...]
         added = linear(linear(dropout(x, self.rate, own), a, None), b, None) * self.scale
         if self.magnitude is None:
-            return linear(x, kernel, bias) + added
+            return checkpoint_name(linear(x, kernel, bias) + added, self.path)
         constants = lax.stop_gradient((kernel, a, b))
         lengths = column_lengths(*constants, self.scale)
         out = (linear(x, kernel, None) + added) * (self.magnitude[...] / lengths).astype(x.dtype)
-        return out if bias is None else out + bias
+        return checkpoint_name(out if bias is None else out + bias, self.path)
 
 
 def column_lengths(kernel: Kernel, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:

@@ -12,10 +12,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxft.models.layers.cache import KeyValues, attend, split_heads
 from jaxft.models.layers.flash import run_kernel
-from jaxft.models.layers.kernels import Kernel
+from jaxft.models.layers.kernels import ATTENTION_OUTPUT, Kernel
 from jaxft.models.layers.math import drop, key_words, matmul_precision, soft_capped
 
 HIDDEN = -1e9  # finite, so that no row of scores is ever empty
@@ -258,7 +259,8 @@ def _attention_forward(
     powers = jnp.exp(scores - scores.max(-1, keepdims=True))
     weights = (powers * (1.0 / powers.sum(-1, keepdims=True))).astype(query.dtype)
     dropped = drop(weights, rate, words) if rate else weights
-    out = jnp.einsum("bhts,bhsk->bhtk", dropped, value, precision=precision)
+    mixed = jnp.einsum("bhts,bhsk->bhtk", dropped, value, precision=precision)
+    out = checkpoint_name(mixed, ATTENTION_OUTPUT)
     placed = None if positions is None else positions[..., :0]  # empty: a shape and a type
     return out, (query, key, value, weights, out, words, capped, placed)
 

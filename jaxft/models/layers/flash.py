@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import PartitionSpec
 
-from jaxft.models.layers.kernels import HEADS, LANES, ROWS, Kernel
+from jaxft.models.layers.kernels import ATTENTION_OUTPUT, HEADS, LANES, ROWS, Kernel
 
 # Positions at a time, the most first. A block of T x T scores and what belongs to it must fit in
 # the 16 MB that the compiler of v5e leaves a kernel of its fast memory.
@@ -126,6 +126,7 @@ def _splash(
         head_shards=1,
         q_seq_shards=1,
         attn_logits_soft_cap=soft_cap,
+        residual_checkpoint_name=ATTENTION_OUTPUT,
         interpret=interpret,
     )
     out = jax.vmap(kernel)(query, key, value, splash.SegmentIds(segments, segments))

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jaxft.errors import UserError
 
 PLATFORMS = {"cudnn": ("gpu", "cuda"), "splash": ("tpu",)}
+ATTENTION_OUTPUT = "attention_output"  # the name of what attention mixes, a residual
 # The mesh's axes that rows and heads are cut over.
 ROWS, HEADS = ("data", "fsdp", "expert"), "tensor"
 LANES = 128  # splash takes positions by so many

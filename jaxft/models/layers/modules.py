@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxft.models.layers.math import embed, layer_norm, linear, rms_norm
 
@@ -58,10 +59,12 @@ class Linear(nnx.Module):
     ):
         self.kernel = parameter(Leaf((inside, outside), axes, std=std))
         self.bias = parameter(Leaf((outside,), axes[1:], decay=False)) if bias else None
+        self.path = ""  # in its part, which sets it: the name of the product
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Map `x`; `key` is the block's dropout key, for an adapter in this one's place."""
-        return linear(x, self.kernel[...], None if self.bias is None else self.bias[...])
+        bias = None if self.bias is None else self.bias[...]
+        return checkpoint_name(linear(x, self.kernel[...], bias), self.path)
 
 
 class LayerNorm(nnx.Module):

@@ -20,15 +20,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxft.models.layers.cache import UNCACHED, BlockCache
 from jaxft.models.layers.kernels import HEADS, ROWS
 from jaxft.models.layers.loss import Routed
-from jaxft.models.layers.math import PRODUCT
+from jaxft.models.tower.residuals import BLOCK_INPUT, policy_of
 from jaxft.models.tower.tower import WINDOW, Compute, Params, Part, Tower
 
-STREAM = "stream"  # the name of a block's input, which the policies below save
-# What the backward pass saves, in a block and between the blocks of a scan.
-SAVED = {
-    "full": jax.checkpoint_policies.save_only_these_names(STREAM),
-    "dots": jax.checkpoint_policies.save_only_these_names(STREAM, PRODUCT),
-}
 # A run of recomputed blocks is scanned in at most PIECES pieces of at least FEW blocks, or of two
 # periods: only one piece's weights are stacked and cast at a time, in the forward and in the
 # backward pass. Each piece is a program to compile.
@@ -184,7 +178,7 @@ def run_block(
     index: jax.Array | int,
     numbers: Numbers,
 ) -> tuple[jax.Array, BlockCache]:
-    stream = checkpoint_name(stream, STREAM)
+    stream = checkpoint_name(stream, BLOCK_INPUT)
     block_key = None if key is None else jax.random.fold_in(key, index)
     block = part.bind(values, mesh=compute.mesh)
     numbers = numbers if window is None else {**numbers, WINDOW: window}
@@ -231,9 +225,9 @@ def _run_alike(
     period, count = _period(windows), len(indices)
     scanned = compute.scan and count >= 2 * period
     steps: list[Callable[..., Any]] = [partial(step, window) for window in windows[:period]]
-    if compute.remat in SAVED:
+    policy = policy_of(compute.remat)
+    if policy is not None:
         # XLA merges nothing between the iterations of a scan: prevent_cse would only cost time.
-        policy = SAVED[compute.remat]
         steps = [jax.checkpoint(one, prevent_cse=not scanned, policy=policy) for one in steps]
     uses: list[Routed | None] = []
     if not scanned:
@@ -241,7 +235,7 @@ def _run_alike(
             stream, cache = one(stream, UNCACHED, *_inputs(tower, params, compute, index))
             uses.append(cache.routed)
         return stream, summed_use(uses)
-    if compute.remat not in SAVED:
+    if policy is None:
         return _scan(tower, part, steps, compute, indices, params, stream)
     pieces = max(1, min(PIECES, count // max(FEW, 2 * period)))
     for number in range(pieces):

@@ -17,8 +17,9 @@ from flax import nnx
 
 from jaxft.models.layers.batch import Batch, decoder_input
 from jaxft.models.layers.kernels import Choice, Kernel, Needs, Setting, choose
-from jaxft.models.layers.modules import Leaf
+from jaxft.models.layers.modules import Leaf, Linear
 from jaxft.models.layers.partition import gathered
+from jaxft.models.tower.residuals import Remat
 
 Params = Mapping[str, jax.Array]
 BLOCKS = "blocks/"  # name prefix of the parameters of a tower's blocks
@@ -34,7 +35,8 @@ class Compute:
         precision: jax's matmul precision (`highest` keeps float32 whole); None for the default.
         scan: run equal blocks under one `lax.scan` instead of unrolled.
         remat: `full` recomputes each block in the backward pass instead of saving its
-            activations, `dots` all but the products with its weights; else nothing.
+            activations, `dots` all but the products with its weights, `tower.residuals.Residuals`
+            all but those; else nothing.
         platform: the platform that the program is compiled for, not the default device's.
         mesh: the devices that it is compiled for; None where they are not known.
         attention: `auto` takes a kernel where one can serve, else XLA; `xla`, `cudnn` or
@@ -47,7 +49,7 @@ class Compute:
     dtype: str = "float32"
     precision: str | None = None
     scan: bool = False
-    remat: str = "none"
+    remat: Remat = "none"
     platform: str = "cpu"
     mesh: jax.sharding.Mesh | None = None
     attention: str = "auto"
@@ -84,6 +86,11 @@ class Part:
     """
 
     module: nnx.Module
+
+    def __post_init__(self) -> None:
+        for path, module in nnx.iter_modules(self.module):
+            if isinstance(module, Linear):
+                module.path = "/".join(map(str, path))
 
     @cached_property
     def graphdef(self) -> nnx.GraphDef:
