@@ -20,7 +20,13 @@ from jaxft.config.phases import (
     check_sampling,
 )
 from jaxft.config.recipe import Group, LayerDecaySection, ScheduleSection
-from jaxft.config.sections import AdapterKey, AdapterSection, RegulariseSection, RunSection
+from jaxft.config.sections import (
+    AdapterKey,
+    AdapterSection,
+    RegulariseSection,
+    RematSection,
+    RunSection,
+)
 from jaxft.config.tasks import AnyTask
 from jaxft.durations import Duration
 
@@ -133,25 +139,6 @@ class MeshSection(Section):
 
 
 MeshKey = Annotated[MeshSection, BeforeValidator(_spelled_out)]
-
-
-class RematSection(Section):
-    """The residuals of each block that are kept for the backward pass, by name."""
-
-    save: list[str] = may_change(
-        [],
-        "residuals that stay on the device: the path of a linear map (attention/query, mlp/up) is "
-        "its product, attention_output what attention mixes; block_input always stays",
-    )
-    offload: list[str] = may_change(
-        [], "residuals that wait in the host's memory: the same names, or block_input"
-    )
-
-    @model_validator(mode="after")
-    def _in_one_place(self) -> RematSection:
-        if both := sorted({*self.save} & {*self.offload}):
-            raise ValueError(f"'{both[0]}' is in both 'save' and 'offload': remove it from one")
-        return self
 
 
 class TrainSection(Section):

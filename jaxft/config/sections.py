@@ -1,4 +1,4 @@
-"""The small sections: `run`, `regularise` and `adapter`."""
+"""The small sections: `run`, `regularise`, `adapter` and `train.remat`."""
 
 from __future__ import annotations
 
@@ -114,6 +114,25 @@ class AdapterSection(Section):
         own = [name for name in set_keys if name not in ("lr_ratio", "checkpoint", "quantize")]
         if own and self.checkpoint is not None:
             raise ValueError(f"'{own[0]}' comes from adapter.checkpoint: remove it")
+        return self
+
+
+class RematSection(Section):
+    """The residuals of each block that are kept for the backward pass, by name."""
+
+    save: list[str] = may_change(
+        [],
+        "residuals that stay on the device: the path of a linear map (attention/query, mlp/up) is "
+        "its product, attention_output what attention mixes; block_input always stays",
+    )
+    offload: list[str] = may_change(
+        [], "residuals that wait in the host's memory: the same names, or block_input"
+    )
+
+    @model_validator(mode="after")
+    def _in_one_place(self) -> RematSection:
+        if both := sorted({*self.save} & {*self.offload}):
+            raise ValueError(f"'{both[0]}' is in both 'save' and 'offload': remove it from one")
         return self
 
 

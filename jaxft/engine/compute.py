@@ -10,8 +10,7 @@ import jax
 
 from jaxft.config.load import Config
 from jaxft.config.optimizer import SCHEDULE_FREE
-from jaxft.config.schema import RematSection
-from jaxft.config.sections import AdapterSection
+from jaxft.config.sections import AdapterSection, RematSection
 from jaxft.device.chips import find_chip
 from jaxft.device.mesh import make_mesh, param_shardings
 from jaxft.device.mesh_auto import choose_mesh, state_bytes

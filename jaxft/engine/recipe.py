@@ -178,10 +178,8 @@ def optimizer_from(
     table: LayerTable, section: OptimizerSection
 ) -> optax.GradientTransformationExtraArgs:
     """Make a LayerTable's optimizer with the hyperparameters of the `optimizer` section."""
-    rules = {
-        name: narrowed(make_rule(name, section.numbers(name)), section.moments)
-        for name in rules_of(table)
-    }
+    made = {name: make_rule(name, section.numbers(name)) for name in rules_of(table)}
+    rules = {name: narrowed(rule, section.moments) for name, rule in made.items()}
     return make_optimizer(table, rules, section.clip)
 
 

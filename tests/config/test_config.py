@@ -25,8 +25,7 @@ from jaxft.config.load import (
 )
 from jaxft.config.phases import PhaseSection
 from jaxft.config.recipe import ScheduleSection, SelectSection
-from jaxft.config.schema import RematSection
-from jaxft.config.sections import AllocateSection
+from jaxft.config.sections import AllocateSection, RematSection
 from jaxft.config.tasks import task_sections
 from jaxft.errors import UserError
 

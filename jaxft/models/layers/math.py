@@ -28,8 +28,7 @@ def linear(x: jax.Array, kernel: Kernel, bias: jax.Array | None) -> jax.Array:
     """Compute x W + b, or x W: `[..., I] -> [..., O]`, with `kernel` [I, O].
 
     Its backward pass is written out for one matmul's sake: XLA:CPU reads the left side of
-    x^T dy badly, and an explicit transpose costs less than it saves. A quantized kernel gets no
-    gradient.
+    x^T dy badly, and an explicit transpose costs less than it saves.
     """
     product = _quantized_linear if isinstance(kernel, Quantized) else _linear
     return checkpoint_name(product(x, kernel, bias, matmul_precision()), PRODUCT)
@@ -92,10 +91,8 @@ def weight_gradient(x: jax.Array, y: jax.Array, precision: str | None) -> jax.Ar
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _quantized_linear(
-    x: jax.Array, kernel: Quantized, bias: jax.Array | None, precision: Any
-) -> jax.Array:
-    return _affine(x, kernel.astype(x.dtype).dense(), bias, precision)
+def _quantized_linear(x: Any, kernel: Quantized, bias: Any, precision: Any) -> jax.Array:
+    return affine(x, kernel.astype(x.dtype).dense(), bias, precision)
 
 
 def _quantized_forward(x: Any, kernel: Any, bias: Any, precision: Any) -> tuple[jax.Array, Any]:
@@ -293,8 +290,6 @@ def key_words(key: jax.Array) -> jax.Array:
 
 def keep_mask(words: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
     """Sample True with probability 1 - `rate`, independently for each element and key.
-
-    The mask is that of the whole array, however that is sharded.
 
     Args:
         words: [2] uint32, from `key_words`.

@@ -260,9 +260,7 @@ def _scan(
 
     def inputs(own: Sequence[int]) -> tuple[Params, jax.Array, Numbers]:
         per_block = [part_values(params, tower.block_names(index), compute) for index in own]
-        stacked = jax.tree.map(
-            lambda *leaves: jnp.stack(leaves), *per_block
-        )  # codes, where quantised
+        stacked = jax.tree.map(lambda *each: jnp.stack(each), *per_block)  # or their codes
         numbers = {name: jnp.asarray([of[i] for i in own]) for name, of in tower.numbers.items()}
         return stacked, jnp.asarray(own), numbers
 

@@ -20,7 +20,6 @@ from jaxft.errors import UserError
 from jaxft.layerwise.sampling import ORDER
 from jaxft.models.layers.cache import UNCACHED
 from jaxft.models.tower.blocks import (
-    SAVED,
     Numbers,
     kernel_windows,
     part_values,
@@ -29,6 +28,7 @@ from jaxft.models.tower.blocks import (
     segment,
 )
 from jaxft.models.tower.linears import GatedLinear, with_linears
+from jaxft.models.tower.residuals import policy_of
 from jaxft.models.tower.sampled_scan import Context, SampledBlocks, run_scan
 from jaxft.models.tower.tower import Compute, Params, Part, Tower
 
@@ -122,6 +122,5 @@ def _step_of(
         run = partial(run_block, part, context_of(context), key, compute, next(iter(windows)))
         return run(x, UNCACHED, values, index, numbers)[0]
 
-    if compute.remat not in SAVED:
-        return step
-    return jax.checkpoint(step, prevent_cse=False, policy=SAVED[compute.remat])
+    policy = policy_of(compute.remat)
+    return step if policy is None else jax.checkpoint(step, prevent_cse=False, policy=policy)
