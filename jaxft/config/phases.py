@@ -215,6 +215,8 @@ def check_sampling(config: Any) -> None:
         "layer_decay.preset": config.layer_decay.preset in ("auto_rgn", "heavy_tail"),
         "regularise.l2_sp": bool(config.regularise.l2_sp),
         "train.ema": config.train.ema is not None,
+        "optimizer.moments": config.optimizer.moments != "float32",
+        "optimizer.offload": config.optimizer.offload,
     }
     for key, is_set in others.items():
         if is_set:
