@@ -126,8 +126,7 @@ def compile_train_step(
     weights = held((state.trainable, state.previously_trained, state.average, frozen, anchor))
     moments, on_hosts = split_by_memory(state.opt_state)
     optimizer, host = held(moments), held(on_hosts) + int(memory.host_temp_size_in_bytes)
-    peak = _peak(memory)
-    rest = max(peak - weights - optimizer - held(batch), 0)
+    rest = max((peak := _peak(memory)) - weights - optimizer - held(batch), 0)
     return Compiled(
         Memory(weights, optimizer, rest, peak, int(memory.temp_size_in_bytes), host),
         memory.argument_size_in_bytes + memory.output_size_in_bytes + 2 * memory.temp_size_in_bytes,

@@ -101,6 +101,8 @@ SAMPLING_MISTAKES = {
     "layer_decay.preset=heavy_tail": "'sampling' and 'layer_decay.preset' cannot be combined",
     "regularise.l2_sp=0.1": "'sampling' and 'regularise.l2_sp' cannot be combined",
     "train.ema=0.9": "'sampling' and 'train.ema' cannot be combined",
+    "optimizer.moments=int8": "'sampling' and 'optimizer.moments' cannot be combined",
+    "optimizer.offload=true": "'sampling' and 'optimizer.offload' cannot be combined",
     "groups=[{name: low, depth: [1, 1], lr_mult: 0.1}]": (
         "sampling: groups treat 'blocks/1/attention/key/bias' differently"
     ),
