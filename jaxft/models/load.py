@@ -86,6 +86,7 @@ def load(
     sharding: ShardingOf | None = None,
     cache: str | None = None,
     tokenizer: str | None = None,
+    router_aux_loss_coef: float | None = None,
 ) -> Model:
     """Load a checkpoint as a model with parameters.
 
@@ -111,6 +112,8 @@ def load(
         sharding: (name, shape, axes) -> the parameter's sharding.
         cache: the hub's cache folder.
         tokenizer: where the tokenizer's files are, if not in the checkpoint.
+        router_aux_loss_coef: factor of the loss that balances the load of experts; None for the
+            checkpoint's own choice.
 
     Raises:
         UserError: the checkpoint is not there, not whole, or not understood.
@@ -131,6 +134,7 @@ def load(
         sharding=sharding,
         cache=cache,
         tokenizer=tokenizer,
+        router_aux_loss_coef=router_aux_loss_coef,
     )
     return with_values(describe(checkpoint, options), dtype=dtype, seed=seed)
 
