@@ -153,10 +153,10 @@ def assert_scan_equals_unrolled(pair: Pair, remat: str, frozen: int) -> None:
     unrolled, scanned = (jax.tree.map(np.asarray, result) for result in results)
     # A leaf's gradient may be a small sum of large parts, as a bias's below a scaled branch is,
     # and then shows their rounding: 1e-6 is asked of the whole. Gemma's blocks, of four norms, part
-    # by 0.9e-6 to 1.3e-6 of it, on whichever processor; all others by 2e-7 at most.
+    # by 0.9e-6 to 1.6e-6 of it, on whichever processor; all others by 2e-7 at most.
     assert_close_gradients(scanned, unrolled, 5e-6)
     distance = {name: scanned[name] - value for name, value in unrolled.items()}
-    most = 5e-6 if pair.ours.model_type.startswith("gemma") else 1e-6
+    most = 5e-6 if "gemma" in pair.ours.model_type else 1e-6
     assert length(distance) <= most * length(unrolled)
 
 
