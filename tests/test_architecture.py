@@ -5,6 +5,8 @@ level do not import each other. Nowhere do folders or files import each other in
 """
 
 import ast
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -205,6 +207,12 @@ def test_functions_are_short():
     assert not {
         name: lines for name, lines in lengths.items() if lines > 40 and name not in STORIES
     }
+
+
+def test_test_files_have_names_of_their_own():
+    """pytest imports them by name alone: of two with one name it collects the first."""
+    names = Counter(path.name for path in Path(__file__).parent.rglob("test_*.py"))
+    assert not [name for name, count in names.items() if count > 1]
 
 
 def test_the_figures_of_the_structure(capsys):
