@@ -23,7 +23,7 @@ from jaxft.layerwise.moments import narrowed
 from jaxft.layerwise.optimizer import make_optimizer, rules_of
 from jaxft.layerwise.phases import Phase, PhaseSpec, make_phases, phase_specs
 from jaxft.layerwise.rules import make_rule
-from jaxft.layerwise.sampling import TRAINS_ENDS
+from jaxft.layerwise.sampling import MISA, TRAINS_ENDS
 from jaxft.layerwise.schedules import Schedule
 from jaxft.layerwise.table import LayerTable, build_table
 from jaxft.models.adapters.low_rank import is_adapter, kernels_of
@@ -164,7 +164,7 @@ def _only(config: Config, model: Model) -> frozenset[str] | None:
     blocks = [n for n, d in model.depths.items() if 0 < d < model.tops[n]]
     maps = {kernel.rpartition("/")[0] for kernel in kernels_of(model.towers)}
     of_maps = [name for name in blocks if name.rpartition("/")[0] in maps]
-    return frozenset(of_maps if config.sampling.method == "misa" else blocks) | _heads(model)
+    return frozenset(of_maps if config.sampling.method == MISA else blocks) | _heads(model)
 
 
 def _heads(model: Model) -> set[str]:
@@ -210,8 +210,8 @@ def phases_from(
     freezing, asked = config.freezing, config.phases
     if config.phases == "freeze_out":
         first, power, scaled = freezing.first, freezing.power, freezing.scaled
-        ends = whole, model.tops, total_steps
-        return freeze_out_phases(*ends, first=first, power=power, scaled=scaled)
+        run = whole, model.tops, total_steps
+        return freeze_out_phases(*run, first=first, power=power, scaled=scaled)
     specs = phase_specs(
         asked if isinstance(asked, str) else [as_phase(one) for one in asked],
         top=max(model.depths.values()),

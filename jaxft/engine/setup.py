@@ -236,7 +236,8 @@ def build(
     lengths = splits["train"].examples.lengths if mixture is None else mixture.lengths
     layout = _lay_out(config, task, runtime.mesh, lengths, layout)
     plan = TrainPlan(lengths, config.run.seed.data, *layout.shape, mixture)
-    phases = phases_from(config, model, table, *_steps(length := resolve_length(config, plan)))
+    length = resolve_length(config, plan)
+    phases = phases_from(config, model, table, *_steps(length))
     return Setup(
         config=config,
         task=task,

@@ -22,10 +22,10 @@ from jaxft.layerwise.table import LayerTable, LeafRow
 from jaxft.tree import natural_order
 
 ORDER = "blocks/order"  # how the names of the program's orders begin, behind a tower's prefix
-IN_TURN = ("badam", "hift")  # methods that go through the blocks in an order
+OWS, MISA = "ows", "misa"
 # Methods under which embeddings and a pretrained head train too, at every step. The code of BAdam
 # leaves both out.
-TRAINS_ENDS = ("lisa", "ows")
+TRAINS_ENDS = ("lisa", OWS)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ class Sampling:
         method: `lisa`, `ows`, `badam`, `hift` or `misa`.
         blocks: how many of a tower train at once; of misa, of how many a linear map trains.
         every: steps in a period.
-        order: in which badam and hift go through them: `random`, `ascending` or `descending`.
+        order: in which badam and hift go through them: `random`, `ascending` or `descending`; None
+            of the methods that choose by chance.
         keep: whether a block that is chosen again has the optimizer state that it had.
         seed: of all chance.
         weights: of ows: prefix of a block's names -> how often it is chosen.
@@ -73,7 +74,7 @@ class Sampling:
     method: str
     blocks: int
     every: int
-    order: str
+    order: str | None
     keep: bool
     seed: int
     weights: Mapping[str, float] | None = None
@@ -81,7 +82,7 @@ class Sampling:
     @property
     def by_map(self) -> bool:
         """Choice of linear maps one by one, and not of whole blocks."""
-        return self.method == "misa"
+        return self.method == MISA
 
     def period(self, step: int) -> int:
         """Return the period of a step, both counted from 0."""
@@ -103,7 +104,7 @@ class Sampling:
             scores: of misa: path of a linear map's parameters -> its score; others have the mean.
         """
         count = len(blocks.names)
-        if self.method in IN_TURN:
+        if self.order is not None:
             cycle, turn = divmod(period, -(-count // self.blocks))
             order = np.arange(count)
             if self.order == "random":

@@ -100,7 +100,8 @@ def compile_train_step(
     Raises:
         OutOfMemory: it does not fit, according to the compiler.
     """
-    frozen = abstract_frozen(setup, now) | abstract_orders(setup)
+    orders = abstract_orders(setup)
+    frozen = abstract_frozen(setup, now) | orders
     batch = step_batch(setup, now)
     anchor = abstract_anchor(setup, now)
     inputs = abstract_inputs(now, anchor)
@@ -109,7 +110,7 @@ def compile_train_step(
     tell("tracing the step")
     traced = make_step(setup, now, frozen).trace(state, frozen, batch, inputs)
     flops = tally_program(traced.jaxpr.jaxpr).total()
-    if abstract_orders(setup):  # its conditionals are told by data what to compute
+    if orders:  # its conditionals are told by data what to compute
         flops = gradient_flops(setup, now.table.trainable, batch)
     lowered = traced.lower()
     begun, cpu = time.perf_counter(), time.process_time()

@@ -10,7 +10,7 @@ from jaxft.layerwise.sampling import Blocks, Choice, Sampling, choose_blocks, pr
 SIX = Blocks("", tuple(f"blocks/{index}/" for index in range(6)))
 
 
-def sampling(method: str, blocks: int = 2, order: str = "ascending", **fields) -> Sampling:
+def sampling(method: str, blocks: int = 2, order: str | None = None, **fields) -> Sampling:
     return Sampling(method, blocks, 10, order, False, fields.pop("seed", 0), **fields)
 
 
@@ -28,7 +28,11 @@ def test_blocks_take_turns(method, order, expected):
 
 
 def test_a_number_that_does_not_divide_repeats_the_last_block():
-    assert periods(sampling("badam", 4), 3) == [(0, 1, 2, 3), (2, 3, 4, 5), (0, 1, 2, 3)]
+    assert periods(sampling("badam", 4, "ascending"), 3) == [
+        (0, 1, 2, 3),
+        (2, 3, 4, 5),
+        (0, 1, 2, 3),
+    ]
 
 
 def test_random_turns_take_every_block_once_a_cycle():

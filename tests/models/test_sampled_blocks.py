@@ -106,6 +106,15 @@ def test_gradients_of_linear_maps_chosen_one_by_one(bert, ends):
     Program(bert, BATCH, MAPS, ends).check(Compute())
 
 
+def test_products_of_linear_maps_chosen_one_by_one_have_their_names(bert):
+    """By which `train.remat` keeps them."""
+    program = Program(bert, BATCH, MAPS, True)
+    own, trained, fixed = program.sampled(Compute())
+    text = str(jax.make_jaxpr(lambda a, b: program.gradient(own, a, b))(trained, fixed))
+    for name in ("product", "attention/query", "mlp/up", "mlp/down"):
+        assert f"name[name={name}]" in text
+
+
 def test_executed_flops_of_linear_maps_are_those_of_what_trains(bert):
     program = Program(bert, BATCH, MAPS, True)
     compute, trained, fixed = program.ordinary(Compute())

@@ -10,9 +10,10 @@ from jaxft.analysis.layer_criteria.measure import measure, measured_setup, measu
 from jaxft.analysis.layer_criteria.select import scores_of
 from jaxft.config.load import Config
 from jaxft.device.distributed import from_first
+from jaxft.layerwise.sampling import OWS
 from jaxft.report.terminal.criteria import measuring_bar
 
-OWS, CRITERION, BATCHES = "ows", "outliers", 8
+CRITERION, BATCHES = "outliers", 8
 LEAST = 0.01  # of the mean weight: a block without an outlier is sampled too
 
 

@@ -35,13 +35,14 @@ class GatedLinear(nnx.Module):
     def __init__(self, plain: Linear):
         self.kernel, self.bias = plain.kernel, plain.bias
         self.gate = parameter(Leaf((), (), decay=False))
+        self.path = plain.path  # the name of the product
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Map `x` as the plain one does; `key` is for an adapter in this one's place."""
         del key
         bias = None if self.bias is None else self.bias[...]
-        gate = jnp.asarray(self.gate[...], jnp.bool_)
-        return checkpoint_name(_gated(x, self.kernel[...], bias, gate, matmul_precision()), PRODUCT)
+        product = _gated(x, self.kernel[...], bias, self.gate[...], matmul_precision())
+        return checkpoint_name(checkpoint_name(product, PRODUCT), self.path)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))

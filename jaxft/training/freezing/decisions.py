@@ -10,6 +10,7 @@ from jaxft.config.load import Config
 from jaxft.durations import Duration
 from jaxft.engine.setup import Setup
 from jaxft.layerwise.phases import Phase, PhaseSpec, within
+from jaxft.layerwise.sampling import MISA
 from jaxft.layerwise.table import LayerTable
 from jaxft.training.freezing import auto_freeze, grades
 
@@ -33,7 +34,7 @@ def needs_layers_at(setup: Setup, step: int) -> bool:
 
 def needs_maps_at(setup: Setup, step: int) -> bool:
     """Return whether a decision needs the gradient norms of a step's linear maps."""
-    if setup.config.sampling.method == "misa":
+    if setup.config.sampling.method == MISA:
         return step % setup.length.sample_every == 0
     return setup.config.phases == grades.RECIPE and decides_at(setup, step)
 

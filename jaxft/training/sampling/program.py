@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxft.config.phases import IN_TURN
 from jaxft.device.mesh import replicated
 from jaxft.engine.initial_state import state_shardings
 from jaxft.engine.remat import widest, with_remat
@@ -102,7 +103,7 @@ def sampled_run(setup: Setup) -> SampledRun | None:
         method=section.method,
         blocks=section.blocks,
         every=setup.length.sample_every,
-        order=section.order,
+        order=section.order if section.method in IN_TURN else None,
         keep=section.moments == "keep",
         seed=setup.config.run.seed.dropout,
         weights=section.weights,
@@ -185,6 +186,11 @@ class Period:
         return self.choice.names(list(self.run.setup.model.params))
 
     @cached_property
+    def program_names(self) -> dict[str, str]:
+        """Map the program's names to the model's."""
+        return {new: old for old, new in self.names.items()}
+
+    @cached_property
     def orders(self) -> dict[str, jax.Array]:
         """Place the towers' orders on the devices."""
         return {
@@ -229,7 +235,7 @@ class Period:
 
     def to_model(self, state: TrainState) -> TrainState:
         """Rename the parameters of a state to the model's names."""
-        return _renamed_state(state, {new: old for old, new in self.names.items()})
+        return _renamed_state(state, self.program_names)
 
 
 def period_before(run: SampledRun, step: int, events: Events) -> Period:
