@@ -236,8 +236,7 @@ def build(
     lengths = splits["train"].examples.lengths if mixture is None else mixture.lengths
     layout = _lay_out(config, task, runtime.mesh, lengths, layout)
     plan = TrainPlan(lengths, config.run.seed.data, *layout.shape, mixture)
-    length = resolve_length(config, plan)
-    phases = phases_from(config, model, table, *_steps(length))
+    phases = phases_from(config, model, table, *_steps(length := resolve_length(config, plan)))
     return Setup(
         config=config,
         task=task,

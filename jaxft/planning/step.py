@@ -100,9 +100,8 @@ def compile_train_step(
     Raises:
         OutOfMemory: it does not fit, according to the compiler.
     """
-    orders = abstract_orders(setup)
+    orders, batch = abstract_orders(setup), step_batch(setup, now)
     frozen = abstract_frozen(setup, now) | orders
-    batch = step_batch(setup, now)
     anchor = abstract_anchor(setup, now)
     inputs = abstract_inputs(now, anchor)
     state = abstract_state(setup, now)
