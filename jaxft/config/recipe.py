@@ -128,9 +128,11 @@ class SelectSection(Section):
         "relative_gradient",
         "gradient_signal",
         "fisher",
+        "layer_card",
         "outliers",
         "residual",
         "cosine",
+        "cls_cosine",
         "random",
     ] = fixed("spectrum", "criterion, a column of `jaxft layers`; random is the control")
     fraction: float = fixed(0.5, "how much is chosen", unit="fraction of the matrices", gt=0, le=1)

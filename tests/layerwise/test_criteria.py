@@ -140,6 +140,35 @@ def test_stream_criteria_by_numpy():
     assert float(activations.state_cosine(*arrays)) == pytest.approx(np.mean(cosine), 1e-5)
 
 
+def test_summary_cosines_by_numpy():
+    after = np.random.default_rng(0).normal(size=(3, 2, 4, 8)) + 0.5
+    summary = np.zeros((2, 4))
+    summary[0, 0] = summary[1, 0] = summary[1, 2] = 1
+    own = after[:, summary > 0]
+    units = own / np.linalg.norm(own, axis=-1, keepdims=True)
+    pairs = np.einsum("ind,jnd->ijn", units, units).mean(-1)
+    expected = (pairs.sum(1) - 1) / 2
+    scores = activations.summary_cosines(
+        list(jnp.asarray(after, jnp.float32)), jnp.asarray(summary)
+    )
+    assert np.allclose(scores, expected, atol=1e-6)
+    assert np.isnan(activations.summary_cosines([jnp.ones((1, 2, 3))], jnp.ones((1, 2)))).all()
+
+
+def test_residual_norm_is_of_the_projection():
+    """The residual that inputs cannot express does not count, and the inputs' scale does not."""
+    generator = np.random.default_rng(0)
+    inputs = generator.normal(size=(200, 6)) @ np.diag([1, 1, 1, 2, 0.5, 1])
+    residual = inputs @ generator.normal(size=(6, 3)) + generator.normal(size=(200, 3))
+    projected = inputs @ np.linalg.lstsq(inputs, residual)[0]
+    expected = np.linalg.norm(projected) / np.sqrt(200)
+    for scale in (1.0, 10.0):
+        x = inputs * scale
+        norm = gradients.residual_norm(x.T @ residual / 200, x.T @ x / 200)
+        assert norm == pytest.approx(expected, rel=2e-3)
+    assert np.isnan(gradients.residual_norm(np.zeros((6, 3)), np.zeros((6, 6))))
+
+
 def test_outliers_by_numpy():
     generator = np.random.default_rng(0)
     kernel, inputs = generator.normal(size=(6, 9)), generator.normal(size=(40, 6))

@@ -11,16 +11,21 @@ import yaml
 from rich.console import Console
 
 import jaxft
+from jaxft.analysis.layer_criteria import residual_norms
 from jaxft.analysis.layer_criteria.measure import measured_setup
-from jaxft.analysis.layer_criteria.program import training_batches
+from jaxft.analysis.layer_criteria.program import gradient_sums, training_batches
+from jaxft.analysis.layer_criteria.residual_norms import passes
 from jaxft.cli.main import main
 from jaxft.config.load import parse_config
 from jaxft.engine.initial_state import load_params
 from jaxft.engine.recipe import make_table
 from jaxft.engine.setup import objective_of
 from jaxft.layerwise.criteria.choose import CRITERIA
+from jaxft.models.tower.observe import observe
 from jaxft.models.tower.run import run_streams
+from jaxft.models.tower.tower import PLAIN
 from jaxft.report.terminal.criteria import criteria_tables
+from tests.support.families import make_pair
 from tests.support.tiny import tiny_config
 
 BATCHES = 3
@@ -105,14 +110,64 @@ def test_gradients_by_numpy(rows, measured):
     assert row["gradient_signal"] == pytest.approx(signal, rel=1e-3)
 
 
+def test_residual_norm_by_numpy(rows, measured):
+    """The query's input is the stream, which is centered on nothing: read from the run itself."""
+    setup, params, batches = measured
+    objective = objective_of(setup, setup.compute)
+    (tower,) = setup.model.towers.values()
+
+    @jax.jit
+    def of(kernel, batch):
+        def loss(kernel):
+            total, weight = objective({**params, QUERY: kernel}, batch, None)["loss"]
+            return total / weight
+
+        return jax.grad(loss)(kernel), run_streams(tower, params, batch, setup.compute)[1]
+
+    products, gradient, positions = 0.0, 0.0, 0
+    for batch in batches:
+        mine, stream = (np.asarray(one, np.float64) for one in of(params[QUERY], batch))
+        x = stream[np.asarray(batch["segment_ids"]) > 0]
+        products, positions = products + x.T @ x, positions + len(x)
+        gradient = gradient + mine / BATCHES
+    products = products / positions
+    damped = products + 1e-3 * np.trace(products) / len(products) * np.eye(len(products))
+    expected = np.sqrt(np.trace(gradient.T @ np.linalg.inv(damped) @ gradient))
+    assert rows[QUERY]["layer_card"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_covariances_are_divided_into_passes():
+    inputs = {"a": 10, "b": 10, "c": 30, "d": 10}
+    assert passes(inputs, 4 * 200) == [["a", "b"], ["c"], ["d"]]
+    assert passes(inputs) == [list(inputs)]
+
+
+def test_passes_give_the_same_norms(rows, measured, monkeypatch):
+    setup, params, _ = measured
+    names = (QUERY, DOWN)
+    monkeypatch.setattr(residual_norms.passes, "__defaults__", (1,))
+    _, mean = gradient_sums(setup, params, names, BATCHES, lambda: None)
+    calls = []
+    norms = residual_norms.residual_norms(setup, params, mean, BATCHES, lambda: calls.append(1))
+    assert len(calls) == 2 * BATCHES
+    assert [norms[name] for name in names] == pytest.approx(
+        [rows[name]["layer_card"] for name in names], rel=1e-4
+    )
+
+
 def test_states_by_numpy(rows, measured):
     setup, params, batches = measured
     (tower,) = setup.model.towers.values()
     streams_of = jax.jit(lambda batch: run_streams(tower, params, batch, setup.compute))
-    residual, cosine, outliers = [], [], []
+    residual, cosine, outliers, summary = [], [], [], []
     for batch in batches:
         tokens = np.asarray(batch["segment_ids"]) > 0
-        _, before, after = (np.asarray(one, np.float64)[tokens] for one in streams_of(batch))
+        streams = [np.asarray(one, np.float64) for one in streams_of(batch)]
+        _, before, after = (one[tokens] for one in streams)
+        first = np.asarray(batch["position_ids"])[tokens] == 0
+        ends = [one[tokens][first] for one in streams[1:]]
+        units = [one / np.linalg.norm(one, axis=1, keepdims=True) for one in ends]
+        summary.append((units[0] * units[1]).sum(1).mean())
         sizes = [np.linalg.norm(one, axis=1) for one in (before, after)]
         residual.append((np.linalg.norm(after - before, axis=1) / sizes[0]).mean())
         cosine.append(((before * after).sum(1) / sizes[0] / sizes[1]).mean())
@@ -120,6 +175,7 @@ def test_states_by_numpy(rows, measured):
         outliers.append((scores > 5 * scores.mean()).mean())
     assert rows[QUERY]["residual"] == pytest.approx(np.mean(residual), rel=1e-4)
     assert rows[QUERY]["cosine"] == pytest.approx(np.mean(cosine), rel=1e-4)
+    assert rows[QUERY]["cls_cosine"] == pytest.approx(np.mean(summary), rel=1e-4)
     assert rows[QUERY]["outliers"] == pytest.approx(np.mean(outliers), abs=1e-6)
 
 
@@ -172,7 +228,7 @@ def test_tables_fit_a_terminal(content):
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(criteria_tables(content))
     text = console.export_text()
-    assert text.count("attention/output") == 6
+    assert text.count("attention/output") == 8
     assert "…" not in text
 
 
@@ -194,3 +250,16 @@ def test_bad_arguments_are_one_sentence(folder, capsys, monkeypatch, arguments, 
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.err.strip().splitlines()[-1].startswith("jaxft: ")
+
+
+def test_a_causal_model_is_summed_up_by_the_last_token(tmp_path):
+    ours = make_pair("gpt2", None, 0, tmp_path).ours
+    (tower,) = ours.towers.values()
+    segments = np.array([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1]], np.int32)
+    batch = {
+        "input_ids": np.full_like(segments, 3),
+        "segment_ids": segments,
+        "position_ids": np.array([[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 4, 5]], np.int32),
+    }
+    states = observe(tower, ours.params, batch, PLAIN)
+    assert states[0].summary.tolist() == [[0, 0, 1, 0, 1, 0], [0, 0, 0, 0, 0, 1]]

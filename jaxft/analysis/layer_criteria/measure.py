@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxft.analysis.layer_criteria.program import gradient_sums, state_measures, tokens_of
+from jaxft.analysis.layer_criteria.residual_norms import passes, residual_norms
 from jaxft.config.load import Config, parse_config
 from jaxft.device.mesh import fetch
 from jaxft.engine.cost import count_flops
@@ -24,8 +25,8 @@ from jaxft.models.layers.math import linear
 from jaxft.models.tower.tower import Tower
 
 SPECTRA = ("alpha", "hill", "above_noise", "spectrum")
-GRADIENTS = ("relative_gradient", "gradient_signal", "fisher")
-STATES = ("outliers", "residual", "cosine")
+GRADIENTS = ("relative_gradient", "gradient_signal", "fisher", "layer_card")
+STATES = ("outliers", "residual", "cosine", "cls_cosine")
 COSTS = ("flops", "optimizer_bytes")
 # What decides which parameters train, and how: the criteria are measured with none of it.
 LEFT_OUT = (
@@ -110,10 +111,12 @@ def matrices_of(setup: Setup) -> tuple[Matrix, ...]:
 
 def measurements(setup: Setup, batches: int, wanted: Collection[str]) -> int:
     """Count how often `measure` will call `advance`."""
-    count = min(batches, setup.length.steps_per_epoch)
-    passes = sum(any(name in wanted for name in one) for one in (GRADIENTS, STATES))
-    spectra = len(matrices_of(setup)) if any(name in wanted for name in SPECTRA) else 0
-    return spectra + passes * count
+    count, matrices = min(batches, setup.length.steps_per_epoch), matrices_of(setup)
+    readings = sum(any(name in wanted for name in one) for one in (GRADIENTS, STATES))
+    if "layer_card" in wanted:
+        readings += len(passes({one.name: one.shape[0] for one in matrices}))
+    spectra = len(matrices) if any(name in wanted for name in SPECTRA) else 0
+    return spectra + readings * count
 
 
 def measure(
@@ -135,15 +138,13 @@ def measure(
     if any(name in wanted for name in SPECTRA):
         scores |= _spectra(setup, params, matrices, fits, advance)
     if any(name in wanted for name in GRADIENTS):
-        sums = gradient_sums(setup, params, names, count, lambda: advance("gradients"))
-        scores["relative_gradient"] = {n: gradients.relative_gradient(sums[n]) for n in names}
-        scores["gradient_signal"] = {n: gradients.gradient_signal(sums[n]) for n in names}
-        scores["fisher"] = {n: gradients.fisher_trace(sums[n]) for n in names}
+        scores |= _gradients(setup, params, names, count, "layer_card" in wanted, advance)
     if any(name in wanted for name in STATES):
         states = state_measures(setup, params, count, lambda: advance("states"))
         scores["outliers"] = {name: states.outliers.get(name) for name in names}
-        scores["residual"] = {one.name: states.residual[one.block] for one in matrices}
-        scores["cosine"] = {one.name: states.cosine[one.block] for one in matrices}
+        for by_block in ("residual", "cosine", "cls_cosine"):
+            values = getattr(states, by_block)
+            scores[by_block] = {one.name: values[one.block] for one in matrices}
     if any(name in wanted for name in COSTS):
         scores |= _costs(setup, matrices)
     chosen = {name: _finite(scores[name]) for name in CRITERIA if name in wanted}
@@ -169,6 +170,28 @@ def _spectra(
         scores["spectrum"][one.name] = spectrum.signal_to_noise(singular, one.shape)
         advance("spectra")
     return {name: dict(values) for name, values in scores.items()}
+
+
+def _gradients(
+    setup: Setup,
+    params: Mapping[str, jax.Array],
+    names: tuple[str, ...],
+    count: int,
+    layer_card: bool,
+    advance: Advance,
+) -> dict[str, Scores]:
+    """Measure the gradient of each matrix over batches, if asked for against its inputs too."""
+    sums, mean = gradient_sums(setup, params, names, count, lambda: advance("gradients"))
+    scores: dict[str, Scores] = {
+        "relative_gradient": {n: gradients.relative_gradient(sums[n]) for n in names},
+        "gradient_signal": {n: gradients.gradient_signal(sums[n]) for n in names},
+        "fisher": {n: gradients.fisher_trace(sums[n]) for n in names},
+    }
+    if layer_card:
+        scores["layer_card"] = residual_norms(
+            setup, params, mean, count, lambda: advance("inputs of the matrices")
+        )
+    return scores
 
 
 def _costs(setup: Setup, matrices: tuple[Matrix, ...]) -> dict[str, Scores]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from jaxft.layerwise.criteria.activations import (
     outlier_share,
     residual_contribution,
     state_cosine,
+    summary_cosines,
 )
 from jaxft.layerwise.criteria.gradients import GradientSums
 from jaxft.models.tower.observe import BlockStates, observe
@@ -34,12 +35,13 @@ class StateMeasures:
     """Criteria of the activations, the mean of the batches.
 
     Attributes:
-        residual, cosine: prefix of a block's names (`blocks/3/`) -> value.
+        residual, cosine, cls_cosine: prefix of a block's names (`blocks/3/`) -> value.
         outliers: matrix -> share of outliers.
     """
 
     residual: dict[str, float]
     cosine: dict[str, float]
+    cls_cosine: dict[str, float]
     outliers: dict[str, float]
 
 
@@ -66,7 +68,7 @@ def gradient_sums(
     matrices: tuple[str, ...],
     count: int,
     advance: Callable[[], None],
-) -> dict[str, GradientSums]:
+) -> tuple[dict[str, GradientSums], dict[str, jax.Array]]:
     """Sum the gradients of the mean loss over batches, without dropout.
 
     Args:
@@ -77,7 +79,7 @@ def gradient_sums(
         advance: called after each.
 
     Returns:
-        Matrix -> its sums.
+        Matrix -> its sums, and matrix -> its mean gradient, on the devices.
     """
     compute = replace(setup.compute, trainable=frozenset(matrices), remat="none")
     objective, whole = objective_of(setup, compute), replicated(setup.mesh)
@@ -90,12 +92,15 @@ def gradient_sums(
     def add(sums: Any, weights: Params, fixed: Params, batch: Batch) -> Any:
         gradients = jax.grad(loss)(weights, fixed, batch)
         return {
-            name: (sums[name][0] + one, sums[name][1] + _square(one))
+            name: (sums[name][0] + one / count, sums[name][1] + _square(one))
             for name, one in gradients.items()
         }
 
     def squares(sums: Any, weights: Params) -> Any:
-        return {n: (_square(total), of, _square(weights[n])) for n, (total, of) in sums.items()}
+        return {
+            name: (_square(mean), of / count, _square(weights[name]))
+            for name, (mean, of) in sums.items()
+        }
 
     kinds = {name: (setup.shardings[name], whole) for name in matrices}
     step = jax.jit(add, donate_argnums=0, out_shardings=kinds)
@@ -111,10 +116,11 @@ def gradient_sums(
         jax.block_until_ready(sums)  # the bar shows what is done, not what is queued
         advance()
     read = jax.device_get(jax.jit(squares, out_shardings=whole)(sums, weights))
-    return {
-        name: GradientSums(float(total) / count**2, float(of) / count, float(weight), count)
-        for name, (total, of, weight) in read.items()
+    values = {
+        name: GradientSums(float(mean), float(squares), float(weight), count)
+        for name, (mean, squares, weight) in read.items()
     }
+    return values, {name: mean for name, (mean, _) in sums.items()}
 
 
 def state_measures(
@@ -130,7 +136,7 @@ def state_measures(
     """
     compute = replace(setup.compute, remat="none")
     step = jax.jit(partial(_states, setup, compute), out_shardings=replicated(setup.mesh))
-    totals: dict[str, dict[str, float]] = {"residual": {}, "cosine": {}, "outliers": {}}
+    totals: dict[str, dict[str, float]] = {one.name: {} for one in fields(StateMeasures)}
     for batch in training_batches(setup, count):
         for name, values in jax.device_get(step(params, batch)).items():
             for key, value in values.items():
@@ -141,12 +147,8 @@ def state_measures(
 
 def _states(setup: Setup, compute: Compute, params: Params, batch: Batch) -> dict[str, Any]:
     """Measure the blocks of all towers on one batch."""
-    complete = with_inputs(batch, setup.splits["train"].examples.inputs)
-    blocks: dict[str, BlockStates] = {}
-    for tower in setup.model.towers.values():
-        if isinstance(tower, Tower):
-            states = observe(tower, params, complete, compute)
-            blocks |= {tower.block_prefix(index): one for index, one in enumerate(states)}
+    towers = list(observed(setup, compute, params, batch))
+    blocks = {name: one for states in towers for name, one in states.items()}
     return {
         "residual": {
             name: residual_contribution(one.before, one.after, one.weights)
@@ -155,6 +157,7 @@ def _states(setup: Setup, compute: Compute, params: Params, batch: Batch) -> dic
         "cosine": {
             name: state_cosine(one.before, one.after, one.weights) for name, one in blocks.items()
         },
+        "cls_cosine": {name: value for states in towers for name, value in _cls(states).items()},
         "outliers": {
             kernel: outlier_share(params[kernel], squares)
             for one in blocks.values()
@@ -163,16 +166,32 @@ def _states(setup: Setup, compute: Compute, params: Params, batch: Batch) -> dic
     }
 
 
+def _cls(states: Mapping[str, BlockStates]) -> dict[str, jax.Array]:
+    """Compare the summary of each block of a tower with those of the others."""
+    blocks = list(states.values())
+    cosines = summary_cosines([one.after for one in blocks], blocks[0].summary)
+    return dict(zip(states, cosines, strict=True))
+
+
+def observed(
+    setup: Setup, compute: Compute, params: Params, batch: Batch
+) -> Iterator[dict[str, BlockStates]]:
+    """Yield the states of each tower's blocks, by the prefix of the block's names."""
+    complete = with_inputs(batch, setup.splits["train"].examples.inputs)
+    for tower in setup.model.towers.values():
+        if isinstance(tower, Tower):
+            states = observe(tower, params, complete, compute)
+            yield {tower.block_prefix(index): one for index, one in enumerate(states)}
+
+
 def tokens_of(setup: Setup) -> dict[str, int]:
     """Return the rows of each matrix's input in a training batch, with nothing run."""
     counts: dict[str, int] = {}
 
     def trace(params: Params, batch: Batch) -> jax.Array:
-        complete = with_inputs(batch, setup.splits["train"].examples.inputs)
-        for tower in setup.model.towers.values():
-            if isinstance(tower, Tower):
-                for one in observe(tower, params, complete, setup.compute):
-                    counts.update(one.tokens)
+        for states in observed(setup, setup.compute, params, batch):
+            for one in states.values():
+                counts.update(one.tokens)
         return jnp.zeros(())
 
     jax.eval_shape(trace, param_shapes(setup.model, setup.compute.dtype), batch_shapes(setup))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -30,6 +32,28 @@ def state_cosine(before: jax.Array, after: jax.Array, weights: jax.Array) -> jax
     before, after = before.astype(jnp.float32), after.astype(jnp.float32)
     sizes = jnp.linalg.norm(before, axis=-1) * jnp.linalg.norm(after, axis=-1)
     return _weighted_mean(_ratio(jnp.sum(before * after, axis=-1), sizes), weights)
+
+
+def summary_cosines(after: Sequence[jax.Array], summary: jax.Array) -> list[jax.Array]:
+    """Return each block's mean cosine to all other blocks, of the states that sum up an example.
+
+    Args:
+        after: the stream that leaves each block, `[B, T, D]`.
+        summary: `[B, T]`, 1 at the tokens to compare: `[CLS]`, or the last token of a causal tower.
+
+    Returns:
+        A score a block; NaN for a single block.
+
+    Source: Training-free layer selection (PRiSM, LREC 2026,
+    https://openreview.net/forum?id=Atm5Id6HZE), whose highest-scoring blocks are trained.
+    """
+    states = [one.astype(jnp.float32) for one in after]
+    units = [_ratio(one, jnp.linalg.norm(one, axis=-1, keepdims=True)) for one in states]
+    total = sum(units, jnp.zeros_like(units[0]))
+    return [
+        _weighted_mean(jnp.sum(one * (total - one), axis=-1), summary) / jnp.float32(len(units) - 1)
+        for one in units
+    ]
 
 
 def outlier_share(kernel: jax.Array, squares: jax.Array, multiple: float = OUTLIER) -> jax.Array:

@@ -60,6 +60,12 @@ CRITERIA: Mapping[str, Criterion] = {
     "fisher": Criterion(
         "Fisher", "Trace of the empirical Fisher matrix, with one gradient per batch.", True
     ),
+    "layer_card": Criterion(
+        "resnorm",
+        "Norm of the output's gradient projected onto the input, so that large inputs do not "
+        "count as large gradients (Layer Card).",
+        True,
+    ),
     "outliers": Criterion(
         "outliers", "Share of products |weight| x input norm above 5 times their mean (OWS).", True
     ),
@@ -71,6 +77,13 @@ CRITERIA: Mapping[str, Criterion] = {
         "Cosine of the states that enter the block to those that leave it for the next; the "
         "blocks with the lowest are chosen.",
         False,
+        True,
+    ),
+    "cls_cosine": Criterion(
+        "cls",
+        "Mean cosine of the block's state of the first token, of a causal model the last, to that "
+        "of every other block (PRiSM).",
+        True,
         True,
     ),
     "flops": Criterion(

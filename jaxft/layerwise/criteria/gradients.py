@@ -8,6 +8,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+from scipy import linalg
+
+DAMPING = 1e-3  # of the mean square of an input feature
+
 
 @dataclass(frozen=True)
 class GradientSums:
@@ -59,3 +64,26 @@ def fisher_trace(sums: GradientSums) -> float:
     tensor.
     """
     return sums.squares
+
+
+def residual_norm(gradient: np.ndarray, products: np.ndarray) -> float:
+    """Return the norm of what a change of the weights could take from the loss's residual.
+
+    It is the norm per position of the output's gradient R projected onto the input X, which
+    normalizes the weight gradient G = XᵀR by the input: sqrt(tr(Gᵀ (XᵀX + damping)⁻¹ G)).
+
+    Args:
+        gradient: `[I, O]`, the mean over positions of x rᵀ.
+        products: `[I, I]`, the mean over positions of x xᵀ.
+
+    Returns:
+        The norm; NaN if the input is zero.
+
+    Source: Xu et al. (2026), https://arxiv.org/abs/2602.04019 (the Layer Card's residual norm).
+    """
+    gradient, products = gradient.astype(np.float64), products.astype(np.float64)
+    size = np.trace(products) / len(products)
+    if not size > 0:
+        return math.nan
+    damped = products + DAMPING * size * np.eye(len(products))
+    return math.sqrt(np.sum(gradient * linalg.solve(damped, gradient, assume_a="pos")))

@@ -6,11 +6,13 @@ import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial, reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxft.models.layers.attention import Mask
 from jaxft.models.layers.batch import segments_of
 from jaxft.models.layers.cache import UNCACHED
 from jaxft.models.layers.math import linear
@@ -30,15 +32,22 @@ class BlockStates:
     Attributes:
         before, after: the stream that enters and that leaves it, `[B, T, D]`.
         weights: `[B, T]` float32, 0 for padding.
+        summary: `[B, T]` float32, 1 where the tower's task reads an example: at its last token
+            if the tower is causal, else at its first.
         squares: kernel -> `[I]`, the sum over positions of the squares of each input feature,
             without padding where the input has the stream's positions.
+        products: kernel -> `[I, I]`, the sum over the same positions of x xᵀ, for input x.
+        positions: kernel -> their number, float32.
         tokens: kernel -> the number of rows of the kernel's input, padding included.
     """
 
     before: jax.Array
     after: jax.Array
     weights: jax.Array
+    summary: jax.Array
     squares: dict[str, jax.Array]
+    products: dict[str, jax.Array]
+    positions: dict[str, jax.Array]
     tokens: dict[str, int]
 
 
@@ -67,6 +76,8 @@ def observe(
 ) -> list[BlockStates]:
     """Run a tower's stem and blocks without dropout, unrolled, and return each block's states.
 
+    Under jit a state that is not read is not computed.
+
     Args:
         tower: without adapters.
         params: the flat dict.
@@ -79,7 +90,9 @@ def observe(
     states = []
     with jax.default_matmul_precision(compute.precision):
         stream, context = run_stem(tower, params, batch, compute)
-        weights = _position_weights(stream, batch)
+        segments = _segments(stream, batch)
+        weights = (segments > 0).astype(jnp.float32)
+        summary = _summary(segments, _is_causal(context))
         for index, part in enumerate(tower.blocks):
             inputs: dict[str, list[jax.Array]] = {}
 
@@ -91,26 +104,74 @@ def observe(
             block = observed.bind(part_values(params, names, compute), mesh=compute.mesh)
             numbers = {name: of[index] for name, of in tower.numbers.items()}
             after, _ = block(stream, context, None, UNCACHED, **numbers)
-            squares = {
-                names[p]: reduce(operator.add, [_squares(x, weights) for x in xs])
-                for p, xs in inputs.items()
-            }
-            tokens = {names[p]: sum(x.size // x.shape[-1] for x in xs) for p, xs in inputs.items()}
-            states.append(BlockStates(stream, after, weights, squares, tokens))
+            named = {names[path]: xs for path, xs in inputs.items()}
+            squares = _summed(_squares, named, weights)
+            products = _summed(_products, named, weights)
+            positions = _summed(_positions, named, weights)
+            sums = squares, products, positions, _rows(named)
+            states.append(BlockStates(stream, after, weights, summary, *sums))
             stream = after
     return states
 
 
-def _position_weights(stream: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
-    """Return 1 for each position of the stream that is no padding: `[B, T]` float32."""
+def _segments(stream: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
+    """Return each position's example, 0 for padding: `[B, T]`."""
     if "input_ids" in batch and batch["input_ids"].shape == stream.shape[:2]:
-        return (segments_of(batch) > 0).astype(jnp.float32)
-    return jnp.ones(stream.shape[:2], jnp.float32)
+        return segments_of(batch)
+    return jnp.ones(stream.shape[:2], jnp.int32)
+
+
+def _is_causal(context: Any) -> bool:
+    """Return whether a mask of a tower's context hides later positions."""
+    parts = jax.tree.leaves(context, is_leaf=lambda part: isinstance(part, Mask))
+    return any(part.causal for part in parts if isinstance(part, Mask))
+
+
+def _summary(segments: jax.Array, causal: bool) -> jax.Array:
+    """Return 1 at the last position of each example if it is causal, else at the first."""
+    outside = jnp.zeros_like(segments[:, :1])
+    if causal:
+        beside = jnp.concatenate([segments[:, 1:], outside], axis=1)
+    else:
+        beside = jnp.concatenate([outside, segments[:, :-1]], axis=1)
+    return ((segments > 0) & (segments != beside)).astype(jnp.float32)
+
+
+def _weighted(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """Return x `[..., I]` as float32 rows, 0 for padding if it has the stream's positions."""
+    x = x.astype(jnp.float32)
+    if x.shape[:-1] == weights.shape:
+        x = x * weights[..., None]
+    return x.reshape(-1, x.shape[-1])
+
+
+def _summed(
+    of: Callable[[jax.Array, jax.Array], jax.Array],
+    inputs: Mapping[str, list[jax.Array]],
+    weights: jax.Array,
+) -> dict[str, jax.Array]:
+    """Sum `of(x, weights)` over the inputs x of each kernel."""
+    return {name: reduce(operator.add, [of(x, weights) for x in xs]) for name, xs in inputs.items()}
+
+
+def _rows(inputs: Mapping[str, list[jax.Array]]) -> dict[str, int]:
+    """Count the rows of each kernel's inputs."""
+    return {name: sum(x.size // x.shape[-1] for x in xs) for name, xs in inputs.items()}
 
 
 def _squares(x: jax.Array, weights: jax.Array) -> jax.Array:
     """Sum the squares of each feature of x `[..., I]` over its positions: `[I]` float32."""
-    squares = jnp.square(x.astype(jnp.float32))
+    return jnp.square(_weighted(x, weights)).sum(0)
+
+
+def _positions(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """Count the positions of x `[..., I]` that are no padding: a float32."""
     if x.shape[:-1] == weights.shape:
-        squares = squares * weights[..., None]
-    return squares.reshape(-1, x.shape[-1]).sum(0)
+        return weights.sum()
+    return jnp.float32(x.size // x.shape[-1])
+
+
+def _products(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """Sum x xᵀ over the positions of x `[..., I]`: `[I, I]` float32."""
+    rows = _weighted(x, weights)
+    return rows.T @ rows

@@ -18,7 +18,8 @@ from jaxft.numbers import count, size
 WEIGHTS = ("alpha", "hill", "above_noise", "spectrum")
 COSTS = ("flops", "optimizer_bytes")
 BLOCKS = "blocks/"
-BATCHES = ("relative_gradient", "gradient_signal", "fisher", "outliers", "residual", "cosine")
+BATCHES = ("relative_gradient", "gradient_signal", "fisher", "layer_card")
+STATES = ("outliers", "residual", "cosine", "cls_cosine")
 
 
 @contextmanager
@@ -56,7 +57,8 @@ def criteria_tables(content: Mapping[str, Any]) -> RenderableType:
     examples = f"{content['batches']:,} training batches, {content['examples']:,.0f} examples"
     return Group(
         _matrix_table(f"weights of {content['checkpoint']}", content, WEIGHTS),
-        _matrix_table(f"gradients and states on {examples}", content, BATCHES),
+        _matrix_table(f"gradients on {examples}", content, BATCHES),
+        _matrix_table(f"states on {examples}", content, STATES),
         _matrix_table("cost of a step in which the matrix trains", content, COSTS),
         _correlations(content),
     )
@@ -106,9 +108,16 @@ def _correlations(content: Mapping[str, Any]) -> Table:
     title = "rank correlations over depth, within each kind"
     table = _table(title, ["", "criterion", *numbers], left=2)
     for number, (name, row) in zip(numbers, table_of.items(), strict=True):
-        cells = ["-" if row[other] is None else f"{row[other]:.1f}" for other in table_of]
+        cells = [_short(row[other]) for other in table_of]
         table.add_row(number, titles[name], *cells)
     return table
+
+
+def _short(value: float | None) -> str:
+    """Format a correlation in three characters: `.3`, `-.3`, `1`."""
+    if value is None:
+        return "-"
+    return f"{value:.1f}".replace("0.", ".", 1).replace("1.0", "1").replace("-.0", ".0")
 
 
 def _table(title: str, columns: Sequence[str], left: int) -> Table:
