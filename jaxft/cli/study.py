@@ -34,6 +34,14 @@ Vary = Annotated[
         show_default=False,
     ),
 ]
+Halve = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Successive halving: only the best 1 in N settings go on after each rung.",
+        show_default=False,
+    ),
+]
 Name = Annotated[
     str | None,
     typer.Option(help="Name of the study's folder in run.dir; NAME-study by default."),
@@ -42,7 +50,7 @@ Name = Annotated[
 
 Resume = Annotated[
     bool,
-    typer.Option("--resume", help="Train the variants that an interrupted study has not trained."),
+    typer.Option("--resume", help="Go on where a study was interrupted."),
 ]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace an existing study of this name.")
@@ -59,6 +67,7 @@ def study(
     config: ConfigFile,
     overrides: Overrides = None,
     vary: Vary = None,
+    halve: Halve = None,
     name: Name = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -82,13 +91,15 @@ def study(
     if lr_range:
         if resume:
             raise UserError("--lr-range is a short run that cannot be resumed.", "Remove --resume.")
+        if halve is not None:
+            raise UserError("--lr-range trains no setting to the end.", "Remove --halve.")
         from jaxft.studies.range import lr_range as find
 
         echo(find(checked, varied, **flags).folder)
         return
     from jaxft.studies.study import study as story
 
-    echo(story(checked, varied, resume=resume, **flags).folder)
+    echo(story(checked, varied, halve=halve, resume=resume, **flags).folder)
 
 
 def _checked(config: str, overrides: Sequence[str]) -> Config:

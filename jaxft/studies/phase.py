@@ -110,3 +110,19 @@ def begin(
     shared = frozen_params(setups[0], phases[0], start.params)
     frozen = {name: leaf for name, leaf in shared.items() if name not in states.previously_trained}
     return Stage(setups, phases, states, frozen, programs), states, start
+
+
+def enter(
+    setups: Sequence[Setup], step: int, programs: Programs
+) -> tuple[Stage, TrainState, Start]:
+    """Make the phase that some members are in after `step`, with untrained states of its shapes.
+
+    Args:
+        setups: one per member.
+        step: updates done.
+        programs: of their bucket.
+    """
+    stage, states, start = begin(setups, phases_of(setups, 0), programs)
+    while stage.is_over(stage.now.phase.stop) and stage.now.phase.stop < step:
+        stage, states = stage.next(states, programs)
+    return stage, states, start

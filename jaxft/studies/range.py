@@ -23,8 +23,9 @@ from jaxft.storage.files import place
 from jaxft.studies.folder import check_one_process, check_study, create_study, study_facts
 from jaxft.studies.members import make_members
 from jaxft.studies.part import Part
+from jaxft.studies.parts import make_parts
 from jaxft.studies.phase import Programs, begin, phases_of
-from jaxft.studies.study import Study, make_parts
+from jaxft.studies.study import Study
 from jaxft.training.batches import training_batches
 
 LOWEST, HIGHEST, STEPS = 1e-7, 1e-1, 100  # rates of `optimizer.lr`, and steps between them

@@ -47,6 +47,7 @@ def rank(
     diverged: Mapping[int, int],
     metric: str,
     tested: Mapping[int, Mapping[str, float | None]] | None = None,
+    trained: Mapping[int, float] | None = None,
     *,
     lower_is_better: bool,
 ) -> list[dict[str, Any]]:
@@ -58,11 +59,14 @@ def rank(
         diverged: member -> the step at which it stopped; settings with such members come last.
         metric: ranks the settings.
         tested: member -> its final scores on the test rows, which do not affect the rank.
+        trained: member -> the share of the steps that it was trained for; None for all of them. A
+            setting that stopped earlier comes after those that went on.
         lower_is_better: of the metric.
 
     Returns:
-        For each setting `values`, `members`, `diverged` (a count), `step` (of the first member's
-        best), and `best`, `last` and, with test rows, `test`: results of `summarise_seeds`.
+        For each setting `values`, `members`, `diverged` (a count), `trained` (the share), `step`
+        (of the first member's best), and `best`, `last` and, with test rows, `test`: results of
+        `summarise_seeds`.
     """
     settings: dict[str, list[Member]] = {}
     for member in members:
@@ -77,6 +81,7 @@ def rank(
             {
                 "values": group[0].setting,
                 "members": indices,
+                "trained": min((trained or {}).get(index, 1.0) for index in indices),
                 "diverged": sum(index in diverged for index in indices),
                 "step": best[0]["step"] if best else None,
                 "best": summarise_seeds([row["scores"].get(metric) for row in best]),
@@ -84,12 +89,15 @@ def rank(
             }
         )
         if tested:
-            ranked[-1]["test"] = summarise_seeds([tested[i].get(metric) for i in indices])
+            ranked[-1]["test"] = summarise_seeds(
+                [tested.get(index, {}).get(metric) for index in indices]
+            )
     sign = 1 if lower_is_better else -1
 
-    def order(entry: Mapping[str, Any]) -> tuple[bool, float]:
+    def order(entry: Mapping[str, Any]) -> tuple[bool, float, float]:
         mean = entry["best"]["mean"]
-        return entry["diverged"] > 0, math.inf if mean is None else sign * mean
+        worth = math.inf if mean is None else sign * mean
+        return entry["diverged"] > 0, -entry["trained"], worth
 
     return sorted(ranked, key=order)
 

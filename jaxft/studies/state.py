@@ -126,6 +126,23 @@ def _fresh(
     return jax.jit(make, out_shardings=shardings_of(setup, shapes))(trainable, previously_trained)
 
 
+def select_members(setup: Setup, states: TrainState, indices: Sequence[int]) -> TrainState:
+    """Select the states of some members, in this order.
+
+    Args:
+        setup: any member's run.
+        states: of all of them, `[K, ...]`.
+        indices: of those that are selected, in the states.
+    """
+    chosen = np.asarray(indices)
+
+    def select(states: TrainState) -> TrainState:
+        return jax.tree.map(lambda leaf: leaf[chosen], states)
+
+    shardings = shardings_of(setup, jax.eval_shape(select, states))
+    return jax.jit(select, out_shardings=shardings)(states)
+
+
 def shardings_of(setup: Setup, states: Any) -> Any:
     """Return the shardings of members' states: as in a run, replicated over members."""
     whole = replicated(setup.mesh)

@@ -12,7 +12,6 @@ from typing import Any
 from etils import epath
 
 from jaxft.config.load import Config, changed_keys, load_config, parse_config, to_yaml
-from jaxft.engine.setup import build, with_config
 from jaxft.engine.trained import best_metric
 from jaxft.errors import UserError
 from jaxft.report.events import METRICS, EventLog, read_events
@@ -31,14 +30,11 @@ from jaxft.studies.folder import (
     create_study,
     study_facts,
 )
-from jaxft.studies.members import Member, make_buckets, make_members, make_members_choices
-from jaxft.studies.memory import Need, available_bytes, chunk_sizes, need_of
-from jaxft.studies.part import Part, train_part
-from jaxft.studies.phase import Programs
+from jaxft.studies.halving import Rungs, count_settings, first_part, rung_ends
+from jaxft.studies.members import Member, make_members, make_members_choices
+from jaxft.studies.parts import about_part, make_parts, reached_steps, train_parts
 from jaxft.studies.rank import mark_rows, rank
-from jaxft.training.freezing.decisions import freezes_itself
 from jaxft.training.metadata import batch_line
-from jaxft.training.rates.multipliers import measures_rates
 
 BEST_FILE = "best.yaml"
 
@@ -73,6 +69,7 @@ def study(
     config: Config,
     vary: Mapping[str, Sequence[Any]],
     *,
+    halve: int | None = None,
     name: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -84,8 +81,10 @@ def study(
     Args:
         config: what the members have in common.
         vary: config key -> its values.
+        halve: of the settings, the best 1 in `halve` go on after each rung of successive halving;
+            None trains all to the end.
         name: of the study's folder in `run.dir`; None for the run's name with `-study`.
-        resume: train the parts that an earlier start of this study did not finish.
+        resume: go on with the parts that an earlier start of this study did not finish.
         overwrite: replace the study of this name.
         quiet: print nothing.
         command: the command line, for `study.json`.
@@ -103,49 +102,40 @@ def study(
 
     # -------------------------------------------- Set-up: errors are raised before any write
     members = make_members(config, vary)
+    shares = rung_ends(count_settings(members), halve)
     before = None
     if check_study(name, config.run.dir, resume=resume, overwrite=overwrite):
-        before = _earlier_parts(run_path(name, config.run.dir), config, vary)
+        before = _earlier_parts(run_path(name, config.run.dir), config, vary, halve)
     console.print(f"{len(members)} members: opening the data", highlight=False)
     members = make_members_choices(members, console)
     parts, needs = make_parts(members, before)
+    parts = [first_part(part, shares[0]) for part in parts]
     any_setup = parts[0].setups[0]
     metric = best_metric(config, any_setup.task)
     lower_is_better = any_setup.task.metrics[metric].lower_is_better
-    described = [_about_part(part, need, vary) for part, need in zip(parts, needs, strict=True)]
+    described = [about_part(part, need, vary) for part, need in zip(parts, needs, strict=True)]
     console.print(batch_line(any_setup.layout, any_setup.length, any_setup.why), highlight=False)
     console.print(parts_table(described))
     if warning := length_finding(any_setup.length.total_steps, any_setup.length.steps_per_epoch):
         console.print(warning, style="bold yellow", highlight=False)
     about = study_facts(config, vary, members, metric, command)
-    about |= {"lower_is_better": lower_is_better, "parts": described}
+    about |= {"lower_is_better": lower_is_better, "halve": halve, "parts": described}
 
     with create_study(name, config.run.dir, overwrite=overwrite, facts=about) as folder:
-        results_of = {part.index: folder.part(part.index) for part in parts}
-        remaining = [part for part in parts if results_of[part.index] is None]
-        steps = sum(part.steps for part in parts)
-        done = steps - sum(part.steps for part in remaining)
-        if len(remaining) < len(parts):
-            console.print(f"{len(parts) - len(remaining)} of {len(parts)} programs are done.")
-
         # -------------------------------------------------- The programs, one after another
-        programs: dict[int, Programs] = {part.bucket: Programs() for part in parts}
-        first = _keep_events(
-            files.place(folder.path), [m.index for p in remaining for m in p.members]
-        )
+        first = _keep_events(files.place(folder.path), reached_steps(folder))
+        done = [part for part in parts if folder.part(part.index) is not None]
+        if done:
+            console.print(f"{len(done)} of {len(parts)} programs are done.")
+        total = sum(part.setups[0].length.total_steps for part in parts)
         with (
             EventLog(files.place(folder.path), tensorboard=False, resume_step=first) as log,
-            Progress(steps, done, console, quiet) as progress,
+            Progress(total, sum(part.steps for part in done), console, quiet) as progress,
         ):
-            for part in remaining:
-                progress.heading(f"program {part.bucket + 1}, {len(part.members)} members")
-                result = train_part(part, programs[part.bucket], log, progress, done)
-                folder.write_part(part.index, json.loads(json.dumps(result)))
-                results_of[part.index] = folder.part(part.index)
-                done += part.steps
+            rungs = Rungs(shares, halve, metric, lower_is_better)
+            results = train_parts(parts, rungs, folder, log, progress)
 
         # ------------------------------------------------------------ The table and the page
-        results = [results_of[part.index] or {} for part in parts]
         rows = mark_rows(
             [row for result in results for row in result["rows"]],
             metric,
@@ -154,7 +144,10 @@ def study(
         diverged = {int(m): at for result in results for m, at in result["diverged"].items()}
         pairs = [zip(r["members"], r["test"], strict=True) for r in results if r["test"]]
         tested = {member: scores for pair in pairs for member, scores in pair}
-        ranking = rank(members, rows, diverged, metric, tested, lower_is_better=lower_is_better)
+        trained = {member: result["share"] for result in results for member in result["members"]}
+        ranking = rank(
+            members, rows, diverged, metric, tested, trained, lower_is_better=lower_is_better
+        )
         folder.write_table([_flat(row, members, diverged) for row in rows])
         chosen = members[ranking[0]["members"][0]]
         folder.write_text(BEST_FILE, best_yaml(chosen, name, metric))
@@ -168,83 +161,10 @@ def study(
     return Study(files.place(folder.path))
 
 
-def make_parts(
-    members: Sequence[Member],
-    before: Sequence[Sequence[int]] | None = None,
-    devices: Sequence | None = None,
-) -> tuple[list[Part], list[Need]]:
-    """Decide which members train together, and compute the memory of each bucket.
-
-    Args:
-        members: of the study.
-        before: the members of each part of the study that is resumed.
-        devices: the devices to run on; None for all.
-
-    Raises:
-        UserError: a config, its data or its checkpoint is wrong, or a member does not fit.
-    """
-    parts: list[Part] = []
-    needs: list[Need] = []
-    for bucket, group in enumerate(make_buckets(members)):
-        first = build(group[0].config, devices=devices)
-        setups = {member.index: with_config(first, member.config) for member in group}
-        for setup in setups.values():
-            _check_can_be_studied(setup.config)
-        need = need_of(first)
-        if before is None:
-            sizes = chunk_sizes(need, len(group), available_bytes(first.mesh))
-        else:
-            sizes = [len(part) for part in before if part[0] in setups]
-        rest = list(group)
-        for count in sizes:
-            chosen, rest = tuple(rest[:count]), rest[count:]
-            own = tuple(setups[member.index] for member in chosen)
-            parts.append(Part(len(parts), bucket, chosen, own))
-            needs.append(need)
-    return parts, needs
-
-
-def _check_can_be_studied(config: Config) -> None:
-    """Raise a UserError where leaves or rates are decided during training."""
-    key = "sampling" if config.sampling.method is not None else None
-    if freezes_itself(config):
-        key = f"phases: {config.phases}"
-    if measures_rates(config):
-        key = f"layer_decay.preset: {config.layer_decay.preset}"
-    if config.regularise.l2_sp:
-        raise UserError(
-            "regularise.l2_sp: a study keeps no copy of the initial parameters.",
-            "Train such runs one by one.",
-        )
-    if key is not None:
-        raise UserError(
-            f"{key} decides during training, for each run separately, so a study cannot use it.",
-            "Train such runs one by one.",
-        )
-
-
-def _about_part(part: Part, need: Need, vary: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-    """Describe a part for `study.json` and the terminal."""
-    common = {
-        key: part.members[0].values[key]
-        for key in vary
-        if len(vary[key]) > 1 and len({json.dumps(m.values[key]) for m in part.members}) == 1
-    }
-    return {
-        "index": part.index,
-        "bucket": part.bucket,
-        "members": [member.index for member in part.members],
-        "differs": ", ".join(f"{key} {value_text(value)}" for key, value in common.items()),
-        "steps": part.steps,
-        "bytes": need.of(len(part.members)),
-        "state": need.state,
-    }
-
-
 def _earlier_parts(
-    path: epath.Path, config: Config, vary: Mapping[str, Sequence[Any]]
+    path: epath.Path, config: Config, vary: Mapping[str, Sequence[Any]], halve: int | None
 ) -> list[list[int]]:
-    """Return the members of each part of the study that is resumed.
+    """Return the members of each part that the study that is resumed began with.
 
     Raises:
         UserError: it is not the same study.
@@ -253,18 +173,25 @@ def _earlier_parts(
     odd = changed_keys(parse_config(old["config"], f"{path}/{STUDY_FILE}"), config)
     if old["vary"] != json.loads(json.dumps({key: list(vary[key]) for key in vary})):
         odd.append("--vary")
+    if old.get("halve") != halve:
+        odd.append("--halve")
     if odd:
         raise UserError(
             f"A study cannot be resumed with a different {', '.join(odd)}.",
             "Restore the old value, or give the new study another --name.",
         )
-    return [part["members"] for part in old["parts"]]
+    return [part["members"] for part in old["parts"] if not part.get("first")]
 
 
-def _keep_events(folder: Path, again: Sequence[int]) -> int | None:
-    """Drop the events of members that train again; return the last remaining step, or None."""
-    events = [event for event in read_events(folder) if event.get("member") not in again]
-    events = [event for event in events if event["kind"] != "note"]
+def _keep_events(folder: Path, reached: Mapping[int, int]) -> int | None:
+    """Drop the events that come again; return the last remaining step, or None.
+
+    Args:
+        folder: of the study.
+        reached: member -> the step that it goes on from.
+    """
+    events = [event for event in read_events(folder) if event["kind"] != "note"]
+    events = [event for event in events if event["step"] <= reached.get(event.get("member", -1), 0)]
     if not events:
         return None
     files.write_atomic(folder / METRICS, "".join(json.dumps(event) + "\n" for event in events))

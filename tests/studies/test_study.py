@@ -12,15 +12,15 @@ from jaxft.engine.cost import count_flops
 from jaxft.engine.initial_state import initial_state, load_params
 from jaxft.engine.remat import phase_setups
 from jaxft.errors import UserError
+from jaxft.studies import parts as parts_module
 from jaxft.studies import step as study_step
-from jaxft.studies import study as story_module
 from jaxft.studies.members import make_buckets, make_members
 from jaxft.studies.memory import Need, chunk_sizes
+from jaxft.studies.parts import make_parts
 from jaxft.studies.phase import Programs, begin, phases_of
 from jaxft.studies.rank import mark_rows, rank, summarise_seeds
 from jaxft.studies.state import drift
 from jaxft.studies.step import shares_trunk
-from jaxft.studies.study import make_parts
 from jaxft.training.phase import next_phase_step
 from tests.support.phases import phase_of, stage_of
 from tests.support.tiny import tiny_config
@@ -328,6 +328,6 @@ def test_what_is_decided_on_the_way_has_no_study(config, override, sentence):
 
 
 def test_what_does_not_fit_is_told_with_its_bytes(config, monkeypatch):
-    monkeypatch.setattr(story_module, "available_bytes", lambda mesh: 10_000)
+    monkeypatch.setattr(parts_module, "available_bytes", lambda mesh: 10_000)
     with pytest.raises(UserError, match=r"A study's member needs \d+ kB of memory and 10.0 kB are"):
         make_parts(make_members(config, GRID), devices=ONE)

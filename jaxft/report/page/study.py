@@ -94,6 +94,7 @@ def _view(about: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> dict[
         "metric": about["metric"],
         "findings": [str(sentence) for sentence in about.get("findings") or []],
         "seeded": any(row["seeds"] > 1 for row in ranking),
+        "stopped": any(row["trained"] < 1 for row in ranking),
         "tested": any(row["test"] is not None for row in ranking),
         "ranking": ranking,
         "ranges": [
@@ -118,6 +119,7 @@ def _ranked(entry: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
         "last": entry["last"]["mean"],
         "test": entry.get("test", {}).get("mean"),
         "step": entry["step"],
+        "trained": entry.get("trained", 1),
         "diverged": entry["diverged"],
     }
 

@@ -51,7 +51,8 @@ def ranking_table(ranking: Sequence[Mapping[str, Any]], metric: str) -> Renderab
     if repeated:
         columns = ["seeds", "best", "deviation", "95% interval", "last"]
     tested = any("test" in entry for entry in ranking)
-    for name in [*columns, *["test at the end"] * tested]:
+    stopped = any(entry.get("trained", 1) < 1 for entry in ranking)
+    for name in [*columns, *["trained"] * stopped, *["test at the end"] * tested]:
         table.add_column(name, justify="right", no_wrap=True)
     for rank, entry in enumerate(ranking, 1):
         best, last = entry["best"], entry["last"]
@@ -63,6 +64,7 @@ def ranking_table(ranking: Sequence[Mapping[str, Any]], metric: str) -> Renderab
         else:
             cells += [_score(best["mean"]), f"{entry['step'] or 0:,}"]
         cells.append("diverged" if entry["diverged"] else _score(last["mean"]))
+        cells += [f"{entry['trained']:.0%}"] if stopped else []
         cells += [_score(entry["test"]["mean"])] if tested else []
         table.add_row(str(rank), *map(Text, cells), style="bold green" if rank == 1 else "")
     return table

@@ -1,0 +1,191 @@
+"""Parts of a study: who trains together, and the rungs in which the parts are trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxft.config.load import Config
+from jaxft.engine.setup import build, with_config
+from jaxft.errors import UserError
+from jaxft.report.events import EventLog
+from jaxft.report.terminal.progress import Progress
+from jaxft.report.terminal.study import value_text
+from jaxft.studies.folder import PARTS, StudyFolder
+from jaxft.studies.halving import Rungs, next_part, survivors
+from jaxft.studies.members import Member, make_buckets
+from jaxft.studies.memory import Need, available_bytes, chunk_sizes, need_of
+from jaxft.studies.part import Part, train_part
+from jaxft.studies.phase import Programs
+from jaxft.studies.saved_states import SavedStates
+from jaxft.training.freezing.decisions import freezes_itself
+from jaxft.training.rates.multipliers import measures_rates
+
+
+def make_parts(
+    members: Sequence[Member],
+    before: Sequence[Sequence[int]] | None = None,
+    devices: Sequence | None = None,
+) -> tuple[list[Part], list[Need]]:
+    """Decide which members train together, and compute the memory of each bucket.
+
+    Args:
+        members: of the study.
+        before: the members of each part of the study that is resumed.
+        devices: the devices to run on; None for all.
+
+    Raises:
+        UserError: a config, its data or its checkpoint is wrong, or a member does not fit.
+    """
+    parts: list[Part] = []
+    needs: list[Need] = []
+    for bucket, group in enumerate(make_buckets(members)):
+        first = build(group[0].config, devices=devices)
+        setups = {member.index: with_config(first, member.config) for member in group}
+        for setup in setups.values():
+            _check_can_be_studied(setup.config)
+        need = need_of(first)
+        if before is None:
+            sizes = chunk_sizes(need, len(group), available_bytes(first.mesh))
+        else:
+            sizes = [len(part) for part in before if part[0] in setups]
+        rest = list(group)
+        for count in sizes:
+            chosen, rest = tuple(rest[:count]), rest[count:]
+            own = tuple(setups[member.index] for member in chosen)
+            total = own[0].length.total_steps
+            parts.append(Part(len(parts), bucket, chosen, own, first=0, stop=total))
+            needs.append(need)
+    return parts, needs
+
+
+def _check_can_be_studied(config: Config) -> None:
+    """Raise a UserError where leaves or rates are decided during training."""
+    key = "sampling" if config.sampling.method is not None else None
+    if freezes_itself(config):
+        key = f"phases: {config.phases}"
+    if measures_rates(config):
+        key = f"layer_decay.preset: {config.layer_decay.preset}"
+    if config.regularise.l2_sp:
+        raise UserError(
+            "regularise.l2_sp: a study keeps no copy of the initial parameters.",
+            "Train such runs one by one.",
+        )
+    if key is not None:
+        raise UserError(
+            f"{key} decides during training, for each run separately, so a study cannot use it.",
+            "Train such runs one by one.",
+        )
+
+
+def about_part(part: Part, need: Need, vary: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """Describe a part for `study.json` and the terminal."""
+    common = {
+        key: part.members[0].values[key]
+        for key in vary
+        if len(vary[key]) > 1 and len({json.dumps(m.values[key]) for m in part.members}) == 1
+    }
+    return {
+        "index": part.index,
+        "bucket": part.bucket,
+        "members": [member.index for member in part.members],
+        "differs": ", ".join(f"{key} {value_text(value)}" for key, value in common.items()),
+        "first": part.first,
+        "steps": part.steps,
+        "bytes": need.of(len(part.members)),
+        "state": need.state,
+    }
+
+
+def train_parts(
+    parts: Sequence[Part],
+    rungs: Rungs,
+    folder: StudyFolder,
+    log: EventLog,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """Train the parts of a study, rung by rung, but for what an earlier start has trained.
+
+    Args:
+        parts: of the first rung.
+        rungs: where the worst settings stop.
+        folder: of the study, which receives each part's result.
+        log: receives loss curves and scores.
+        progress: the progress bar of the study.
+
+    Returns:
+        The result of each part of each rung, in order; see `train_part`. Their `share` is that of
+        the steps which their members were trained for.
+    """
+    programs = {part.bucket: Programs() for part in parts}
+    results: list[dict[str, Any]] = []
+    described, done = list(folder.about()["parts"]), 0
+    with SavedStates(folder.path / PARTS) as saved:
+        for rung, share in enumerate(rungs.shares):
+            for part in parts:
+                progress.heading(f"program {part.bucket + 1}, {len(part.members)} members")
+                if folder.part(part.index) is None:
+                    result = train_part(part, programs[part.bucket], saved, log, progress, done)
+                    folder.write_part(part.index, json.loads(json.dumps(result)))
+                results.append({**(folder.part(part.index) or {}), "share": share})
+                done += part.steps
+                if part.is_last:
+                    saved.discard(part.index)
+                if part.source is not None:
+                    saved.discard(part.source.index)
+            if rung + 1 == len(rungs.shares):
+                break
+            before, parts = parts, _go_on(parts, results, rungs, rungs.shares[rung + 1])
+            left, came = (sum(len(part.members) for part in of) for of in (parts, before))
+            note = f"After {share:.0%} of the steps {left} of {came} members go on."
+            log.note(max(part.stop for part in before), note)
+            progress.message(note)
+            described += [
+                _about_rung(part, described[part.source.index])
+                for part in parts
+                if part.source is not None and part.index >= len(described)
+            ]
+            folder.update(parts=described)
+        for index in range(len(described)):
+            saved.discard(index)
+    return results
+
+
+def _go_on(
+    parts: Sequence[Part], results: Sequence[Mapping[str, Any]], rungs: Rungs, share: float
+) -> list[Part]:
+    """Return the parts of the next rung, in which only the best members go on, to a share."""
+    chosen = survivors([one for part in parts for one in part.members], results, rungs)
+    following: list[Part] = []
+    for part in parts:
+        index = len(results) + len(following)
+        if (one := next_part(part, index, chosen, share)) is not None:
+            following.append(one)
+    return following
+
+
+def _about_rung(part: Part, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe a part that goes on from another one."""
+    return {
+        **before,
+        "index": part.index,
+        "members": [member.index for member in part.members],
+        "first": part.first,
+        "steps": part.steps,
+    }
+
+
+def reached_steps(folder: StudyFolder) -> dict[int, int]:
+    """Return the step that each member goes on from, where an earlier start has trained it.
+
+    Args:
+        folder: of the study.
+    """
+    reached: dict[int, int] = {}
+    with SavedStates(folder.path / PARTS) as saved:
+        for part in folder.about()["parts"]:
+            earlier = folder.part(part["index"]) or saved.record(part["index"])
+            if earlier is not None:
+                reached |= dict.fromkeys(part["members"], earlier["step"])
+    return reached
