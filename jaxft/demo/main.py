@@ -21,6 +21,7 @@ from jaxft.demo.flan_t5 import flan_t5
 from jaxft.demo.gemma3 import gemma3
 from jaxft.demo.imagegpt import imagegpt
 from jaxft.demo.images import digits, emoji
+from jaxft.demo.joined.vlm import vlm
 from jaxft.demo.ner import questions, tweets
 from jaxft.demo.rows import digest, write_csv
 from jaxft.demo.smollm2 import smollm2
@@ -135,6 +136,7 @@ ASSETS: dict[str, Callable[[], Path]] = {
     "flan_t5": flan_t5,
     "vits": vits,
     "dinov2": dinov2,
+    "vlm": vlm,
     "digits": digits,
     "imagegpt": imagegpt,
     "emoji": emoji,

@@ -168,8 +168,9 @@ def _only(config: Config, model: Model) -> frozenset[str] | None:
 
 
 def _heads(model: Model) -> set[str]:
-    """Return the leaves of new heads, and of a head of named classes."""
+    """Return the leaves of new heads, of a head of named classes, and of what joins towers."""
     new = {name for name in model.matching.new if model.depths[name] == model.tops[name]}
+    new |= {name for name in model.leaves if name.startswith(model.family.joins)}
     classes = {name for name in model.leaves if name.startswith(model.family.head)}
     return new | (classes if model.head in CLASS_HEADS else set())
 
@@ -224,9 +225,8 @@ def phases_from(
 def chosen_leaves(section: AdapterSection, model: Model) -> frozenset[str] | None:
     """Choose the leaves that may train under an adapter; None for all.
 
-    They are the adapter's leaves, biases, or the norms', and the head: that of named classes, and
-    all new leaves at the top of the model. An output embedding comes from the checkpoint and stays
-    frozen.
+    They are the adapter's leaves, biases, or the norms', and the head: that of named classes, what
+    joins two towers, and all new leaves at the top. A checkpoint's output embedding stays frozen.
 
     Raises:
         UserError: the model has none of what the section's kind trains.

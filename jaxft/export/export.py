@@ -51,7 +51,7 @@ def export(
     write_output(folder / "README.md", card, mark, "--out")
     if trained.task.searches == "texts":
         write_sentence_files(trained, folder)
-    for name, content in trained.task.export_files.items():
+    for name, content in trained.task.export_files(trained.model).items():
         write_atomic(folder / name, json.dumps(content, indent=2) + "\n")
     return folder
 

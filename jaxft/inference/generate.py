@@ -1,18 +1,17 @@
 """Text generation: the continuation of each prompt by a trained model.
 
 The model is a run's best checkpoint, or any checkpoint with a language-model head. A decoder
-continues its prompt, an encoder-decoder answers it; an image-to-text model takes image files.
+continues its prompt, an encoder-decoder answers it; an image-to-text model takes image files, one
+that also reads text each with a question behind a tab.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
-
-import numpy as np
 
 from jaxft.data.image.images import ImageProcessor, decode
 from jaxft.data.text.chat import ChatTemplate, load_chat_template
@@ -20,11 +19,13 @@ from jaxft.data.text.stream import TextStream
 from jaxft.data.text.tokenizer import Tokenizer
 from jaxft.engine.trained import Which, open_trained, task_of
 from jaxft.errors import UserError
-from jaxft.inference.predictor import head_of, is_checkpoint, is_run
+from jaxft.inference.predictor import head_of, is_checkpoint, is_run, task_of_checkpoint
 from jaxft.models.generate.decode import WRITES, Generator
+from jaxft.models.generate.prompts import Images, Prompts
 from jaxft.models.generate.settings import Settings, read_settings
 from jaxft.models.load import load
 from jaxft.storage.files import place
+from jaxft.tasks.parts.contract import BoundTask
 from jaxft.tasks.parts.images import paths_from_input
 from jaxft.tasks.parts.tools import Tools
 
@@ -45,6 +46,7 @@ class Writer:
         notes: a sentence on each setting of the checkpoint that is not supported.
         prefix: text put before every prompt, as in the run's training.
         images: the image processor of an image-to-text model; None if prompts are texts.
+        bound: the task of such a model, which may make prompts of images; None without images.
     """
 
     generator: Generator
@@ -54,6 +56,7 @@ class Writer:
     notes: tuple[str, ...]
     prefix: str = ""
     images: ImageProcessor | None = None
+    bound: BoundTask[Any, Any] | None = None
 
 
 def writes(name: str, kind: str | None = None) -> bool:
@@ -97,8 +100,11 @@ def open_writer(
     settings, notes = read_settings(model.source.folder, model.fields, asked)
     prefix = "" if trained is None else trained.task.prompt_prefix
     tools = Tools(model, None, None)
-    images = tools.images if model.image_size is not None else None
-    return Writer(generator, tools.tokenizer, template, settings, notes, prefix, images)
+    writer = Writer(generator, tools.tokenizer, template, settings, notes, prefix)
+    if model.image_size is None:
+        return writer
+    task = task_of_checkpoint(name, str(model.head)) if trained is None else trained.task
+    return replace(writer, images=tools.images, bound=task.bind(tools, ()))
 
 
 def prompts_of(writer: Writer, inputs: Iterable[str]) -> Iterable[str]:
@@ -117,9 +123,10 @@ def write(writer: Writer, conversation: Sequence[Message]) -> Iterator[str]:
     Raises:
         UserError: the prompt is empty or longer than the model's positions.
     """
-    ids = _encode(writer, [conversation])
+    ids, images = _encode(writer, [conversation])
     if writer.settings.num_beams > 1:
-        yield writer.tokenizer.decode(writer.generator.generate(ids, writer.settings)[0])
+        (tokens,) = writer.generator.generate(ids, writer.settings, images=images)
+        yield writer.tokenizer.decode(tokens)
         return
     stream = TextStream(writer.tokenizer, writer.settings.stop_strings)
     pieces: list[str] = []
@@ -128,7 +135,7 @@ def write(writer: Writer, conversation: Sequence[Message]) -> Iterator[str]:
         pieces.append(stream.add(tokens[-1]))
         return stream.stopped
 
-    for _ in writer.generator.stream(ids, writer.settings, stopped):
+    for _ in writer.generator.stream(ids, writer.settings, stopped, images):
         yield from filter(None, pieces)
         pieces.clear()
     yield stream.end()
@@ -161,7 +168,7 @@ def _complete(writer: Writer, asked: list[str], rows: int) -> Iterator[dict[str,
     """Continue the prompts of one batch, padded to `rows` rows."""
     prompts = asked + asked[-1:] * (rows - len(asked))
     settings = writer.settings
-    ids = _encode(writer, [[{"role": "user", "content": prompt}] for prompt in prompts])
+    ids, images = _encode(writer, [[{"role": "user", "content": prompt}] for prompt in prompts])
     streams = [TextStream(writer.tokenizer, settings.stop_strings) for _ in ids]
 
     def stopped(row: int, tokens: Sequence[int]) -> bool:
@@ -171,7 +178,7 @@ def _complete(writer: Writer, asked: list[str], rows: int) -> Iterator[dict[str,
         return streams[row].stopped
 
     moments: list[float] = []
-    written = writer.generator.generate(ids, settings, stopped)
+    written = writer.generator.generate(ids, settings, stopped, images)
     seconds = moments[-1] - moments[0] if moments else 0.0
     speed = round((len(moments) - len(asked)) / seconds, 1) if seconds else None
     for prompt, tokens, stream in zip(asked, written, streams, strict=False):
@@ -187,14 +194,16 @@ def _complete(writer: Writer, asked: list[str], rows: int) -> Iterator[dict[str,
 
 def _encode(
     writer: Writer, conversations: Sequence[Sequence[Message]]
-) -> Sequence[Sequence[int] | np.ndarray]:
-    """Return the token ids of each prompt, or the pixels of each image."""
-    if writer.images is not None:
-        return [writer.images(decode(messages[-1]["content"])) for messages in conversations]
+) -> tuple[Prompts, Images | None]:
+    """Return the token ids of each prompt and the images among them, or the pixels of each."""
+    if writer.images is not None and writer.bound is not None:
+        last = [messages[-1]["content"] for messages in conversations]
+        own = writer.bound.prompts(last)
+        return own or ([writer.images(decode(file)) for file in last], None)
     if writer.template is None:
         texts = [writer.prefix + messages[-1]["content"] for messages in conversations]
         encoded = writer.tokenizer.encode(texts)
     else:
         texts = writer.template.render(conversations, add_generation_prompt=True)
         encoded = writer.tokenizer.encode(texts, spelled=True)
-    return [ids.tolist() for ids in encoded.ids]
+    return [ids.tolist() for ids in encoded.ids], None

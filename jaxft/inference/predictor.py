@@ -21,7 +21,7 @@ from jaxft.models.values import with_values
 from jaxft.runs.folder import RUN_FILE
 from jaxft.storage.files import place
 from jaxft.tasks.parts.classes.section import ClassesSection
-from jaxft.tasks.parts.contract import BoundTask
+from jaxft.tasks.parts.contract import BoundTask, Task
 from jaxft.tasks.parts.tools import Tools
 
 # Hugging Face's `problem_type` -> `task.problem`; none is one label.
@@ -74,7 +74,7 @@ def head_of(name: str, kind: str | None) -> str | None:
     """
     if kind is None:
         return describe(name).head
-    return kind if kind in GENERATES else make_task(_config_of(name, kind)).head
+    return kind if kind in GENERATES else task_of_checkpoint(name, kind).head
 
 
 def open_predictor(
@@ -129,6 +129,15 @@ def _open_pretrained(name: str, rows: int, kind: str | None) -> Predictor:
     layout = Layout(rows, 1, 1, float(rows), 0.0)
     placed = place_model(config, model, make_table(config, described), layout)
     return Predictor(bound, placed, config)
+
+
+def task_of_checkpoint(name: str, kind: str) -> Task:
+    """Return a task of a kind with a head of its own, as a checkpoint's config.json states it.
+
+    Raises:
+        UserError: there is no such kind, or it has none.
+    """
+    return make_task(_config_of(name, kind))
 
 
 def _config_of(name: str, kind: str) -> Config:

@@ -122,6 +122,7 @@ class Family:
         reading: its decoders that attend to a source; None if it has none.
         blocks, norm, pooler: name prefixes of those parts of a tower.
         head: name prefixes of what is a head's own.
+        joins: name prefixes of what joins two towers, which trains beside an adapter.
     """
 
     name: str
@@ -140,6 +141,7 @@ class Family:
     norm: str = "norm/"
     pooler: str = "pooler/"
     head: tuple[str, ...] = ("head/",)
+    joins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from tests.support.bare_tools import bare_tools
 
 BOX = {"bbox": [[1, 1, 5, 5]], "label": ["a"]}
 WORDS = {"tokens": ["a", "b"], "tags": ["O", "B-x"]}
+ASKED, SAID = {"role": "user", "content": "who?"}, {"role": "assistant", "content": "me"}
+SHOWN = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "who?"}]}, SAID]
 # Of each task: its section, a good row, and what is changed in bad ones with what is said of each.
 CASES = {
     "text_classification": (
@@ -136,6 +138,18 @@ CASES = {
         {},
         {"image": "good.png", "text": "fine"},
         [({"image": ""}, "has no image"), ({"text": ""}, "has no text")],
+    ),
+    "vision_language": (
+        {"messages": "chat"},
+        {"image": "good.png", "chat": SHOWN},
+        [
+            ({"image": "bad.png"}, "bad.png' cannot be decoded as an image"),
+            ({"image": ""}, "has no image"),
+            ({"chat": [ASKED, SAID]}, "has no place for its image in chat"),
+            ({"chat": [*SHOWN[:1], *SHOWN]}, "has 2 images in chat"),
+            ({"chat": "who?"}, "has no conversation in chat"),
+            ({"chat": SHOWN[:1]}, "the conversation has no answer by the assistant"),
+        ],
     ),
     "object_detection": (
         {},

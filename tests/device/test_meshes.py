@@ -31,7 +31,7 @@ STEPS, ROWS = 20, 8
 RATES = {"contrastive": 1e-4}
 HEADS = (
     *("text_classification", "image_classification", "causal_lm", "contrastive", "masked_lm"),
-    *("seq2seq", "captioning", "object_detection"),
+    *("seq2seq", "captioning", "object_detection", "vision_language"),
 )
 pytestmark = pytest.mark.full
 

@@ -10,7 +10,8 @@ from transformers.generation import logits_process
 
 from jaxft.errors import UserError
 from jaxft.models.generate.choose import warp
-from jaxft.models.generate.decode import Generator, bucket
+from jaxft.models.generate.decode import Generator
+from jaxft.models.generate.prompts import bucket
 from jaxft.models.generate.settings import Settings
 from tests.support.families import FAMILIES, make_pair
 

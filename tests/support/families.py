@@ -31,6 +31,7 @@ AUTO = {
     "causal_lm": transformers.AutoModelForCausalLM,
     "seq2seq": transformers.AutoModelForSeq2SeqLM,
     "captioning": transformers.AutoModelForImageTextToText,
+    "vision_language": transformers.AutoModelForImageTextToText,
     "image_classification": transformers.AutoModelForImageClassification,
     "object_detection": transformers.AutoModelForObjectDetection,
     "contrastive": transformers.AutoModel,
@@ -62,6 +63,7 @@ KIN_HEADS: dict[str, tuple[str, ...]] = {
     "siglip2": ("contrastive",),  # both towers
     "siglip2_text_model": (),
     "siglip2_vision_model": (),
+    "smolvlm": (),  # it computes what Idefics3 does
     "t5gemma": ("seq2seq",),
 }
 # Their one block is repeated: it has one depth, and is scanned over as it is.
@@ -245,6 +247,8 @@ def random_batch(model: torch.nn.Module, draw: np.random.Generator) -> dict[str,
     vision = getattr(reads, "vision_config", reads)
     if hasattr(vision, "num_patches"):
         return batch | random_patches(vision, draw)
+    if hasattr(config, "image_token_id"):
+        return random_tiles(config, draw)
     if hasattr(config, "vision_config") or model.main_input_name == "pixel_values":
         size = vision.image_size
         height, width = (size, size) if isinstance(size, int) else size
@@ -276,6 +280,27 @@ def random_patches(config, draw: np.random.Generator) -> dict[str, np.ndarray]:
         "pixel_attention_mask": (np.arange(9) < counts[:, None]).astype(np.int64),
         "spatial_shapes": shapes,
     }
+
+
+def random_tiles(config, draw: np.random.Generator) -> dict[str, np.ndarray]:
+    """Three texts of an image each, of two tiles or one: words before, between and behind it."""
+    vision, words = config.vision_config, config.text_config.vocab_size
+    count = (vision.image_size // vision.patch_size // config.scale_factor) ** 2
+    rows = []
+    for tiles, more in ((2, 3), (1, 4), (1, 0)):
+        text = [draw.integers(1, words, size) for size in (2, 1, more)]
+        text = [np.where(part == config.image_token_id, 3, part) for part in text]
+        image = np.full(count, config.image_token_id)
+        rows.append(np.concatenate([text[0], image, text[1], *[image] * (tiles - 1), text[2]]))
+    batch = {
+        name: np.zeros((3, len(rows[0])), np.int64) for name in ("input_ids", "attention_mask")
+    }
+    for row, text in enumerate(rows):
+        batch["input_ids"][row, : len(text)], batch["attention_mask"][row, : len(text)] = text, 1
+    shape = 3, 2, vision.num_channels, vision.image_size, vision.image_size
+    pixels = draw.normal(size=shape).astype(np.float32)
+    pixels[1:, 1] = 0.0  # no tile: what PyTorch leaves out
+    return batch | {"pixel_values": pixels}
 
 
 def random_texts(

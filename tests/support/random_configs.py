@@ -299,6 +299,8 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "use_swiglu_ffn": Draw.flag,
     "use_gated_mlp": Draw.flag,
     "scale_embedding": Draw.flag,
+    "scale_factor": lambda draw: 1,  # by the patches of a tile: `of_tiles`
+    "image_token_id": lambda draw: 4,
     "use_learned_position_embeddings": Draw.flag,
     "layernorm_embedding": Draw.flag,
     "cross_attention_hidden_size": lambda draw: None,  # or the encoder's, in a pair
@@ -433,7 +435,19 @@ def random_config(model_type: str, generator: np.random.Generator) -> Pretrained
         of_part = make_draw(generator, one.to_dict(), **shared)
         drawn[part] = {"model_type": one.model_type} | draw_fields(one, of_part)
         vision = of_part.width
+    if "scale_factor" in fields:
+        drawn |= of_tiles(own, drawn)
     return AutoConfig.for_model(model_type, **drawn)
+
+
+def of_tiles(draw: Draw, parts: dict[str, Any]) -> dict[str, Any]:
+    """How patches become words: no more than nine of a tile, which a short text has room for."""
+    sizes = parts["vision_config"]
+    side = sizes["image_size"] // sizes["patch_size"]
+    return {
+        "scale_factor": draw.one_of(*{2: (1, 2), 3: (1, 3), 4: (2, 4)}[side]),
+        "image_token_id": draw.number(4, parts["text_config"]["vocab_size"]),
+    }
 
 
 def random_pair(

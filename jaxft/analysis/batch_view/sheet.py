@@ -34,9 +34,11 @@ def pixels_of(values: np.ndarray, processor: ImageProcessor) -> np.ndarray:
     """Return the picture of a model's input, undoing the normalization: `[H, W, 3]` uint8.
 
     Args:
-        values: `[3, H, W]` float32.
+        values: `[3, H, W]` float32; the tiles of an image, `[N, 3, H, W]`, side by side.
         processor: what made them.
     """
+    if values.ndim == 4:
+        values = np.concatenate(list(values), axis=-1)
     levels = values.astype(np.float64)
     if processor.mean is not None and processor.std is not None:
         mean, std = (np.array(one)[:, None, None] for one in (processor.mean, processor.std))

@@ -8,126 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxft.bounds import MOST_SIDE_PIXELS
+from jaxft.data.image.processors import OF_MODEL, ONLY, PROCESSORS, WITHOUT_EFFECT
 from jaxft.errors import UserError, did_you_mean
 from jaxft.storage.json_files import is_number, read_json_object
 
 FILES = ("processor_config.json", "preprocessor_config.json")  # the first one may hold the second
-HALF = (0.5, 0.5, 0.5)
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-BILINEAR, BICUBIC = 2, 3  # Pillow's numbers
-
-ALL = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255}
-CLIP = ALL | {
-    "resample": BICUBIC,
-    "image_mean": CLIP_MEAN,
-    "image_std": CLIP_STD,
-    "size": {"shortest_edge": 224},
-    "default_to_square": False,
-    "crop_size": {"height": 224, "width": 224},
-    "do_center_crop": True,
-    "do_convert_rgb": True,
-}
-# Processor -> what it does where the file says nothing.
-PROCESSORS: dict[str, dict[str, Any]] = {
-    "ViTImageProcessor": ALL
-    | {"resample": BILINEAR, "image_mean": HALF, "image_std": HALF, "size": 224},
-    "DeiTImageProcessor": ALL
-    | {
-        "resample": BICUBIC,
-        "image_mean": HALF,
-        "image_std": HALF,
-        "size": 256,
-        "crop_size": 224,
-        "do_center_crop": True,
-    },
-    "CLIPImageProcessor": CLIP,
-    "BitImageProcessor": CLIP,
-    "SiglipImageProcessor": ALL
-    | {
-        "resample": BICUBIC,
-        "image_mean": HALF,
-        "image_std": HALF,
-        "size": {"height": 224, "width": 224},
-        "default_to_square": False,
-        "do_convert_rgb": True,
-    },
-    # transformers resizes behind the rescaling, without rounding to whole numbers between the two.
-    "DINOv3ViTImageProcessor": ALL
-    | {
-        "resample": BILINEAR,
-        "image_mean": IMAGENET_MEAN,
-        "image_std": IMAGENET_STD,
-        "size": {"height": 224, "width": 224},
-    },
-    # For squares: where `transformers` keeps the proportions of an image, this one does not.
-    "Siglip2ImageProcessor": ALL
-    | {
-        "resample": BILINEAR,
-        "image_mean": HALF,
-        "image_std": HALF,
-        "size": None,
-        "patch_size": 16,
-        "max_num_patches": 256,
-    },
-    # Its longest edge and its padding of a batch are for images of differing sizes.
-    "YolosImageProcessor": ALL
-    | {
-        "resample": BILINEAR,
-        "image_mean": IMAGENET_MEAN,
-        "image_std": IMAGENET_STD,
-        "size": {"shortest_edge": 800, "longest_edge": 1333},
-        "default_to_square": False,
-        "max_size": None,
-        "do_pad": True,
-    },
-    "ImageGPTImageProcessor": ALL
-    | {
-        "resample": BILINEAR,
-        "image_mean": HALF,
-        "image_std": HALF,
-        "size": 256,
-        "clusters": None,
-    },
-}
-# Fields that change no pixel.
-WITHOUT_EFFECT = {
-    "image_processor_type",
-    "feature_extractor_type",
-    "processor_class",
-    "auto_map",
-    "_valid_processor_keys",
-    "model_input_names",
-    "device",
-    "disable_grouping",
-    "return_tensors",
-    "input_data_format",
-    "image_seq_length",
-    "pad_size",  # of do_pad, which is refused
-    "format",  # of boxes
-    "do_convert_annotations",
-}
-# Fields that change pixels when they hold something else than this.
-ONLY = {
-    "do_pad": False,
-    "data_format": "channels_first",
-    "use_square_size": False,
-    "do_color_quantize": True,  # else an ImageGPT would be given what it cannot read
-}
-# What an older file without the processor's name means: model_type -> processor.
-OF_MODEL = {
-    "vit": "ViTImageProcessor",
-    "deit": "DeiTImageProcessor",
-    "dinov2": "BitImageProcessor",
-    "dinov2_with_registers": "BitImageProcessor",
-    "dinov3_vit": "DINOv3ViTImageProcessor",
-    "clip": "CLIPImageProcessor",
-    "siglip": "SiglipImageProcessor",
-    "siglip2": "Siglip2ImageProcessor",
-    "imagegpt": "ImageGPTImageProcessor",
-    "yolos": "YolosImageProcessor",
-}
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -136,7 +21,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: no file, or a processor or a setting that is not known.
     """
-    file, fields = _read(folder)
+    file, fields = read_processor(folder)
     kind = _kind(file, fields)
     defaults = PROCESSORS[kind]
     known = {*defaults, "do_center_crop", "crop_size", "do_convert_rgb", "default_to_square"}
@@ -152,6 +37,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
     merged = {**defaults, **settings}
     if "max_num_patches" in defaults:
         merged["size"] = _side(file, merged["patch_size"], merged["max_num_patches"])
+    if "max_image_size" in defaults:
+        merged["size"] = _tile(file, merged["max_image_size"])
     return {"kind": kind, **_settings(file, merged)}
 
 
@@ -166,7 +53,7 @@ def with_patches(fields: dict[str, Any], source: Path, size: int) -> dict[str, A
     defaults = PROCESSORS[fields["image_processor_type"]]
     if "max_num_patches" not in defaults:
         return fields
-    _, stored = _read(source)
+    _, stored = read_processor(source)
     patch = stored.get("patch_size") or defaults["patch_size"]
     return fields | {"patch_size": patch, "max_num_patches": (size // patch) ** 2}
 
@@ -176,6 +63,17 @@ def _side(file: Path, patch: Any, most: Any) -> int:
     if not all(isinstance(one, int) and 0 < one <= MOST_SIDE_PIXELS for one in (patch, most)):
         raise UserError(f"{file}: patch_size and max_num_patches must be whole numbers above 0.")
     return patch * math.isqrt(most)
+
+
+def _tile(file: Path, value: Any) -> int:
+    """Return the side of a tile, in pixels."""
+    side = value.get("longest_edge") if isinstance(value, dict) else None
+    if not isinstance(side, int) or not 1 <= side <= MOST_SIDE_PIXELS:
+        raise UserError(
+            f"{file}: 'max_image_size' is {value!r}, and must have a longest_edge of 1 to "
+            f"{MOST_SIDE_PIXELS:,} pixels."
+        )
+    return side
 
 
 def _settings(file: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,7 +95,7 @@ def _settings(file: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _read(folder: Path) -> tuple[Path, dict[str, Any]]:
+def read_processor(folder: Path) -> tuple[Path, dict[str, Any]]:
     for name in FILES:
         file = folder / name
         if not file.is_file():

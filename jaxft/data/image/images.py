@@ -195,23 +195,23 @@ def decode(source: bytes | str | Path | np.ndarray, name: str = "") -> Image.Ima
     """Return an image out of a file, a file's bytes, or an array of pixels.
 
     Args:
-        source: a path, the bytes of an image file, or `[H, W]`, `[H, W, 1]`, `[H, W, 3]` or
-            `[H, W, 4]` uint8. Like `transformers`, no rotation that a camera noted is done.
+        source: a path, the bytes of a file, or `[H, W]` or `[H, W, 1, 3 or 4]` uint8. As in
+            `transformers`, no rotation that a camera noted is done.
         name: what a message calls the image; a path is called by its name.
 
     Returns:
         The image in its own mode, decoded.
 
     Raises:
-        UserError: no such file, no image, a truncated one, one of more than 64 million pixels, or
-            one with levels that 8 bits do not hold.
+        UserError: no file, no image, a truncated one, over 64 million pixels or 8 bits a level.
     """
     return _open(source, name, whole=True)
 
 
-def check_header(source: bytes | str | Path | np.ndarray, name: str = "") -> None:
-    """Raise what `decode` would raise of an image's header, without decoding its pixels."""
-    _open(source, name, whole=False)
+def check_header(source: bytes | str | Path | np.ndarray, name: str = "") -> tuple[int, int]:
+    """Return an image's (height, width), or raise what `decode` would of its header alone."""
+    image = _open(source, name, whole=False)
+    return image.height, image.width
 
 
 def _open(source: bytes | str | Path | np.ndarray, name: str, whole: bool) -> Image.Image:

@@ -99,8 +99,8 @@ class ChatTemplate:
 def load_chat_template(folder: str | Path) -> ChatTemplate | None:
     """Return the chat template of a checkpoint's folder; None where it has none.
 
-    It is `chat_template.jinja`, else what tokenizer_config.json has under `chat_template`: a
-    text, or a list of named ones, of which `default` is taken.
+    It is `chat_template.jinja`, else what chat_template.json or tokenizer_config.json has under
+    `chat_template`: a text, or a list of named ones, of which `default` is taken.
 
     Raises:
         UserError: a file has unexpected content.
@@ -108,7 +108,8 @@ def load_chat_template(folder: str | Path) -> ChatTemplate | None:
     folder = Path(folder)
     config = _read(folder / "tokenizer_config.json")
     file = folder / "chat_template.jinja"
-    text = _template_in(file) if file.is_file() else config.get("chat_template")
+    stored = _read(folder / "chat_template.json") or config  # of processors of images and texts
+    text = _template_in(file) if file.is_file() else stored.get("chat_template")
     if isinstance(text, list):
         named = [one for one in text if isinstance(one, dict) and one.get("name") == "default"]
         text = named[-1].get("template") if named else None

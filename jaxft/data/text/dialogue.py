@@ -110,7 +110,7 @@ def of_conversations(
         located = tokenizer.locate([one.text for one in written])
         for one, (ids, places) in zip(written, located, strict=True):
             located_any |= bool(one.spans)
-            yield _lesson(one, first + one.number, ids, places, length, scoring.end_ids)
+            yield lesson_of(one, first + one.number, ids, places, length, scoring.end_ids)
     if not located_any:
         raise UserError(
             f"{name_of(0)}: the text from the chat template of '{template.folder}' does not begin "
@@ -119,7 +119,7 @@ def of_conversations(
         )
 
 
-def _lesson(
+def lesson_of(
     written: WrittenConversation,
     row: int,
     ids: np.ndarray,

@@ -3,7 +3,8 @@
 B prompts, T positions (a bucket: the longest prompt rounded up), M new tokens at most, and
 S = T + M slots in the cache. One program a shape: the prompts are padded on the left, where
 nothing attends to them. For a model that writes from a source, the prompts are the sources, padded
-on the right, and every text begins with one token.
+on the right, and every text begins with one token. For one that reads images among its words, the
+images of all prompts are given beside these.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ import numpy as np
 from jaxft.errors import UserError
 from jaxft.models.generate import beams as generate_beams
 from jaxft.models.generate.choose import Rule, choose
+from jaxft.models.generate.prompts import Images, Prompts, bucket, fill_sources
 from jaxft.models.generate.settings import Settings, check_cache
 from jaxft.models.tower.cache import Cache, Read, decode, prefill, prefill_from
 from jaxft.models.tower.tower import PLAIN, Compute
 
 FROM_SOURCES = ("seq2seq", "captioning")  # the heads that text is written under from sources
-WRITES = ("causal_lm", *FROM_SOURCES)  # and all that it is written under
-Prompts = Sequence[Sequence[int] | np.ndarray]  # token ids; or images, [3, H, W] each
+WRITES = ("causal_lm", "vision_language", *FROM_SOURCES)  # and all that it is written under
 Stopped = Callable[[int, Sequence[int]], bool]  # which prompt, its new tokens so far
 
 
@@ -46,7 +47,7 @@ class WritingModel(Protocol):
 
     @property
     def towers(self) -> Mapping[str, Any]:
-        """Return one tower, or `encoder` and `decoder`."""
+        """Return one tower, or two of which the last one writes."""
 
     @property
     def max_positions(self) -> int:
@@ -78,7 +79,9 @@ class Generator:
         self._positions = model.max_positions
         self._params = model.params
         self.prefill = jax.jit(
-            lambda params, ids, mask, room: prefill(tower, params, ids, mask, room, compute),
+            lambda params, ids, mask, room, images=None: prefill(
+                tower, params, ids, mask, room, compute, images
+            ),
             static_argnums=3,
         )
         self.prefill_from = jax.jit(
@@ -99,6 +102,7 @@ class Generator:
         prompts: Prompts,
         settings: Settings,
         stopped: Stopped | None = None,
+        images: Images | None = None,
     ) -> list[list[int]]:
         """Generate the new tokens of each prompt, with the one that ended it.
 
@@ -107,14 +111,15 @@ class Generator:
                 or images, [3, H, W] float32 each.
             settings: how to go on.
             stopped: asked after each token but one that ends a text whether it ends here.
+            images: what stands among the prompts' words: `pixel_values` [B, N, 3, H, W].
 
         Raises:
             UserError: a prompt is empty, or longer than the model's positions.
         """
         if settings.num_beams > 1:
-            return self._search(prompts, settings)
+            return self._search(prompts, settings, images)
         texts: list[list[int]] = [[] for _ in prompts]
-        for tokens in self.stream(prompts, settings, stopped):
+        for tokens in self.stream(prompts, settings, stopped, images):
             for text, token in zip(texts, tokens, strict=True):
                 text += [] if token is None else [token]
         return texts
@@ -124,6 +129,7 @@ class Generator:
         prompts: Prompts,
         settings: Settings,
         stopped: Stopped | None = None,
+        images: Images | None = None,
     ) -> Iterator[list[int | None]]:
         """Yield the next token of each prompt as it is generated, None for a text that has ended.
 
@@ -132,7 +138,7 @@ class Generator:
         ids, mask, limits = self._fill(prompts, settings)
         length, room = ids.shape[1], max(limits)
         key = jax.random.key(settings.seed) if settings.do_sample else None
-        scores, cache, read = self._begin(prompts, ids, mask, room)
+        scores, cache, read = self._begin(prompts, ids, mask, room, images)
         used = _used(ids, mask, scores.shape[-1], settings)
         numbers = numbers_of(settings)
         texts: list[list[int]] = [[] for _ in prompts]
@@ -158,12 +164,14 @@ class Generator:
             if not any(running):
                 return
 
-    def _search(self, prompts: Prompts, settings: Settings) -> list[list[int]]:
+    def _search(
+        self, prompts: Prompts, settings: Settings, images: Images | None
+    ) -> list[list[int]]:
         """Return the best finished text of each prompt, by beam search."""
         ids, mask, limits = self._fill(prompts, settings)
         length, room, count = ids.shape[1], min(limits), settings.num_beams
         beams = generate_beams.start(len(prompts), count, room)
-        scores, cache, read = self._begin(prompts, ids, mask, room)
+        scores, cache, read = self._begin(prompts, ids, mask, room, images)
         used = _used(ids, mask, scores.shape[-1], settings)
         first = np.repeat(np.arange(len(prompts)), count)
         all_beams = scores, used, cache, read
@@ -192,12 +200,17 @@ class Generator:
         return [text[:end].tolist() for text, end in zip(best, lengths, strict=True)]
 
     def _begin(
-        self, prompts: Prompts, ids: np.ndarray, mask: np.ndarray, room: int
+        self,
+        prompts: Prompts,
+        ids: np.ndarray,
+        mask: np.ndarray,
+        room: int,
+        images: Images | None,
     ) -> tuple[jax.Array, Cache, Read | None]:
         """Return the scores of the first new token, and the caches of prompts and sources."""
         length = ids.shape[1]
         if self._start is None:
-            return *self.prefill(self._params, ids, mask[:, :length], room), None
+            return *self.prefill(self._params, ids, mask[:, :length], room, images), None
         return self.prefill_from(self._params, fill_sources(prompts, self._positions), ids, room)
 
     def _fill(
@@ -230,28 +243,6 @@ class Generator:
             ids[row, length - len(prompt) :] = prompt
             mask[row, : length - len(prompt)] = 0
         return ids, mask, limits
-
-
-def fill_sources(sources: Prompts, most: int) -> dict[str, np.ndarray]:
-    """Pad sources on the right: `input_ids` and `attention_mask`, [B, R] int32 each.
-
-    They are padded to `most` tokens at most, as many as the model takes. Of images, which are
-    all of one size, it is `pixel_values` [B, 3, H, W].
-    """
-    if np.ndim(sources[0]) == 3:
-        return {"pixel_values": np.asarray(sources, np.float32)}
-    longest = max(map(len, sources))
-    shape = len(sources), min(bucket(longest), max(longest, most))
-    ids, mask = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-    for row, source in enumerate(sources):
-        ids[row, : len(source)], mask[row, : len(source)] = source, 1
-    return {"input_ids": ids, "attention_mask": mask}
-
-
-def bucket(length: int) -> int:
-    """Round a prompt's length up, to few shapes with little padding."""
-    stride = 32 if length <= 256 else 256
-    return -(-length // stride) * stride
 
 
 def _used(ids: np.ndarray, mask: np.ndarray, words: int, settings: Settings) -> jax.Array | None:

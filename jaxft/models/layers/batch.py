@@ -7,6 +7,8 @@ on, with the same rows.
 The `masked_positions` [B, M] are those of tokens to predict.
 A batch that decodes one position has `input_ids` and `position_ids` [B, 1], its `slot` (an
 int32) and the `attention_mask` [B, S] of all slots.
+Where vectors stand in place of words, those of an image, a batch has `soft_tokens` [B, S, D] and
+`soft_places` [B, T] int32: which of them stands at a position, -1 where the word does.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from jaxft.errors import UserError
 
 Batch = Mapping[str, jax.Array]
 DECODER = "decoder_"  # prefix of the decoder's names in the batch of an encoder-decoder
+SOFT_TOKENS, SOFT_PLACES = "soft_tokens", "soft_places"
 TEXT_NAMES = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "segment_ids")
 
 
@@ -185,3 +188,28 @@ def read_end(x: jax.Array, batch: Batch, end_token_id: int) -> jax.Array:
     inside = segments[:, None, :] == own[..., None]  # [R, S, T]
     last = jnp.where(inside, rank[:, None], 0).max(-1) % length
     return jnp.take_along_axis(x, last[..., None], axis=1)
+
+
+def with_soft_tokens(batch: Batch, vectors: jax.Array, word: int) -> Batch:
+    """Return the batch of a text with a vector at each place of a word, in their order.
+
+    Args:
+        batch: with `input_ids` [B, T].
+        vectors: [B, S, D]; those beyond the places of a row are not read.
+        word: the id that marks a place.
+    """
+    marked = batch["input_ids"] == word
+    places = jnp.where(marked, jnp.cumsum(marked, axis=1, dtype=jnp.int32) - 1, -1)
+    return {**batch, SOFT_TOKENS: vectors, SOFT_PLACES: places}
+
+
+def put_soft_tokens(x: jax.Array, batch: Batch) -> jax.Array:
+    """Put a batch's vectors, if it has any, into the stream of its words: [B, T, D].
+
+    A place beyond the last vector is filled with NaN: a text marks as many as there are.
+    """
+    if SOFT_TOKENS not in batch:
+        return x
+    places = batch[SOFT_PLACES][..., None]
+    vectors = batch[SOFT_TOKENS].astype(x.dtype)
+    return jnp.where(places >= 0, jnp.take_along_axis(vectors, jnp.maximum(places, 0), axis=1), x)

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxft.models.layers.batch import decoder_batch
+from jaxft.models.layers.batch import Batch, decoder_batch
 from jaxft.models.layers.cache import BlockCache, KeyValues
 from jaxft.models.tower.blocks import part_values, run_blocks
 from jaxft.models.tower.run import run_tower
@@ -43,6 +43,7 @@ def prefill(
     mask: jax.Array,
     room: int,
     compute: Compute = PLAIN,
+    images: Mapping[str, jax.Array] | None = None,
 ) -> tuple[jax.Array, Cache]:
     """Score the first new token of each prompt, and cache the prompts.
 
@@ -53,11 +54,16 @@ def prefill(
         mask: [B, T] int32, 0 at padding, else 1.
         room: slots for new positions beyond T.
         compute: how to run.
+        images: the input of the tower whose vectors stand among a prompt's words; None for none.
 
     Returns:
         [B, V] float32, and the cache with T + `room` slots.
     """
-    batch = {"input_ids": ids, "attention_mask": mask, "position_ids": _positions(mask)}
+    batch: Batch = {"input_ids": ids, "attention_mask": mask, "position_ids": _positions(mask)}
+    if images is not None:
+        assert tower.reads is not None  # else nothing reads them
+        vectors = run_tower(tower.reads, params, images, None, compute)["last_hidden_state"]
+        batch = tower.input_of(batch, vectors)
     blank = BlockCache(KeyValues(ids.shape[1] + room))
     scores, added = _run(tower, params, batch, [blank] * len(tower.blocks), compute)
     return scores, _own(added)

@@ -18,6 +18,7 @@ from jaxft.config.fields import TaskSection
 from jaxft.data.sources.open import Source
 from jaxft.data.text.answers import Exchange
 from jaxft.errors import UserError
+from jaxft.models.generate.prompts import Images
 from jaxft.models.model import Model
 from jaxft.models.tower.tower import Compute
 from jaxft.tasks.parts.arrays import Apply, Batch, Facts, Outcomes, Outputs, Params, Sum, Sums
@@ -165,9 +166,9 @@ class Task(ABC):
         """Return a trained model whose outputs have the units of the data, for an export."""
         return model
 
-    @property
-    def export_files(self) -> Mapping[str, Facts]:
-        """The JSON files of an export beside those of the model: name -> content."""
+    def export_files(self, model: Model) -> Mapping[str, Facts]:
+        """Return the JSON files of an export beside, or in place of, the model's own, by name."""
+        del model
         return {}
 
     @property
@@ -208,8 +209,6 @@ class BoundTask(ABC, Generic[TaskT, ExamplesT]):
         Args:
             source: the rows.
             labelled: whether the rows have labels; inputs of `jaxft predict` have none.
-
-        Raises UserError: a row is invalid.
         """
 
     def represent(
@@ -221,8 +220,6 @@ class BoundTask(ABC, Generic[TaskT, ExamplesT]):
 
     def objective(self, apply: Apply, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
         """Compute a batch's training `loss` and the metrics logged beside it: scalar sums, weights.
-
-        By default these are the sums of one forward pass.
 
         Args:
             apply: parameters, batch and key -> the model's outputs; it may be called repeatedly.
@@ -277,6 +274,11 @@ class BoundTask(ABC, Generic[TaskT, ExamplesT]):
     def rows_from_input(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
         """Turn inputs of `jaxft predict` into source rows without labels; by default an error."""
         raise UserError(f"A run of {self.task.kind} predicts no label or value of a single input.")
+
+    def prompts(self, inputs: Sequence[str]) -> tuple[list[list[int]], Images] | None:
+        """Return the ids and images of inputs of `jaxft predict`; None if it reads them itself."""
+        del inputs
+        return None
 
     def sample_sheet(self, outcomes: Outcomes, examples: ExamplesT) -> np.ndarray | None:
         """Return the images generated in an evaluation side by side: `[H, W, 3]` uint8."""

@@ -189,6 +189,15 @@ def open_image(source: Source, number: int, value: Any) -> Image.Image:
     return decode(*_place(source, number, value))
 
 
+def size_of(source: Source, number: int, value: Any) -> tuple[int, int]:
+    """Return the (height, width) of a row's image, of which the header alone is read.
+
+    Raises:
+        UserError: as `open_image`, of what a header shows.
+    """
+    return check_header(*_place(source, number, value))
+
+
 def check_images(source: Source, column: str) -> None:
     """Check every image before training, by its header or whole.
 

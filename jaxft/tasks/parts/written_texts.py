@@ -17,7 +17,7 @@ from jaxft.data.batching.packing import round_up
 from jaxft.data.sources.open import Source
 from jaxft.data.text.tokenizer import Tokenizer
 from jaxft.errors import UserError
-from jaxft.models.generate.greedy import write_greedily
+from jaxft.models.generate.greedy import Limits, write_greedily
 from jaxft.models.generate.settings import read_settings
 from jaxft.models.layers.loss import UNSCORED
 from jaxft.models.tower.tower import Compute, Tower
@@ -175,11 +175,13 @@ class BoundWriting(BoundTask[TaskT, ExamplesT]):
             params,
             sources,
             compute,
-            start=model.config.start_token_id,
-            end=model.config.end_token_id,
-            most=max(length, min(int(length * ROOM), model.max_positions)),
-            first=settings.rule(0, last=False, from_source=True),
-            later=settings.rule(1, last=False, from_source=True),
+            model.config.start_token_id,
+            Limits(
+                most=max(length, min(int(length * ROOM), model.max_positions)),
+                ends=(model.config.end_token_id,),
+                first=settings.rule(0, last=False, from_source=True),
+                later=settings.rule(1, last=False, from_source=True),
+            ),
         )
         return {"written": tokens}
 

@@ -273,8 +273,8 @@ class Reranking(Task):
         """Return the model whose config.json states the activation."""
         return replace(model, fields=activation.with_activation(model.fields, self.activation))
 
-    @property
-    def export_files(self) -> Mapping[str, Facts]:
+    def export_files(self, model: Model) -> Mapping[str, Facts]:
+        del model
         return {activation.FILE: activation.activation_file(self.activation)}
 
 

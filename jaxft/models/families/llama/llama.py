@@ -33,7 +33,7 @@ from jaxft.models.families.llama.names import HEAD_NAMES, UNUSED, LlamaNames, li
 from jaxft.models.families.llama.sinks import attention_with_sinks
 from jaxft.models.family import Family, architectures
 from jaxft.models.layers.attention import AttentionOptions, cached_attention
-from jaxft.models.layers.batch import Batch, positions_of
+from jaxft.models.layers.batch import Batch, positions_of, put_soft_tokens
 from jaxft.models.layers.cache import BlockCache, KeyValues
 from jaxft.models.layers.cross import source_of
 from jaxft.models.layers.decoder import decoder_top, text_mask
@@ -74,7 +74,7 @@ TENSORS = LlamaNames(
 
 
 class Embeddings(nnx.Module):
-    """Word vectors, times `scale`."""
+    """Word vectors, times `scale`; an image's own in place of those that mark it."""
 
     def __init__(self, config: Config):
         own = config.fields
@@ -85,7 +85,7 @@ class Embeddings(nnx.Module):
     def __call__(self, batch: Batch, key: jax.Array | None) -> jax.Array:
         x = self.word(batch["input_ids"])  # [B, T, D]
         x = x if self.scale is None else x * jnp.asarray(self.scale, x.dtype)
-        return dropout(x, self.rate, key)
+        return dropout(put_soft_tokens(x, batch), self.rate, key)
 
 
 class Stem(nnx.Module):

@@ -1,0 +1,138 @@
+"""Image processors that are known: what each does where its file says nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+HALF = (0.5, 0.5, 0.5)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+LANCZOS, BILINEAR, BICUBIC = 1, 2, 3  # Pillow's numbers
+
+ALL = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255}
+CLIP = ALL | {
+    "resample": BICUBIC,
+    "image_mean": CLIP_MEAN,
+    "image_std": CLIP_STD,
+    "size": {"shortest_edge": 224},
+    "default_to_square": False,
+    "crop_size": {"height": 224, "width": 224},
+    "do_center_crop": True,
+    "do_convert_rgb": True,
+}
+# What is said here is of one tile; `grid.py` cuts the image into them.
+TILES = ALL | {
+    "resample": LANCZOS,
+    "image_mean": HALF,
+    "image_std": HALF,
+    "size": {"longest_edge": 1456},
+    "max_image_size": {"longest_edge": 364},
+    "do_image_splitting": True,
+    "do_pad": True,
+    "return_row_col_info": False,
+    "do_convert_rgb": True,
+}
+# Processor -> what it does where the file says nothing.
+PROCESSORS: dict[str, dict[str, Any]] = {
+    "ViTImageProcessor": ALL
+    | {"resample": BILINEAR, "image_mean": HALF, "image_std": HALF, "size": 224},
+    "DeiTImageProcessor": ALL
+    | {
+        "resample": BICUBIC,
+        "image_mean": HALF,
+        "image_std": HALF,
+        "size": 256,
+        "crop_size": 224,
+        "do_center_crop": True,
+    },
+    "CLIPImageProcessor": CLIP,
+    "BitImageProcessor": CLIP,
+    "SiglipImageProcessor": ALL
+    | {
+        "resample": BICUBIC,
+        "image_mean": HALF,
+        "image_std": HALF,
+        "size": {"height": 224, "width": 224},
+        "default_to_square": False,
+        "do_convert_rgb": True,
+    },
+    # transformers resizes behind the rescaling, without rounding to whole numbers between the two.
+    "DINOv3ViTImageProcessor": ALL
+    | {
+        "resample": BILINEAR,
+        "image_mean": IMAGENET_MEAN,
+        "image_std": IMAGENET_STD,
+        "size": {"height": 224, "width": 224},
+    },
+    # For squares: where `transformers` keeps the proportions of an image, this one does not.
+    "Siglip2ImageProcessor": ALL
+    | {
+        "resample": BILINEAR,
+        "image_mean": HALF,
+        "image_std": HALF,
+        "size": None,
+        "patch_size": 16,
+        "max_num_patches": 256,
+    },
+    # Its longest edge and its padding of a batch are for images of differing sizes.
+    "YolosImageProcessor": ALL
+    | {
+        "resample": BILINEAR,
+        "image_mean": IMAGENET_MEAN,
+        "image_std": IMAGENET_STD,
+        "size": {"shortest_edge": 800, "longest_edge": 1333},
+        "default_to_square": False,
+        "max_size": None,
+        "do_pad": True,
+    },
+    "Idefics3ImageProcessor": TILES,
+    "SmolVLMImageProcessor": TILES,
+    "ImageGPTImageProcessor": ALL
+    | {
+        "resample": BILINEAR,
+        "image_mean": HALF,
+        "image_std": HALF,
+        "size": 256,
+        "clusters": None,
+    },
+}
+# Fields that change no pixel.
+WITHOUT_EFFECT = {
+    "image_processor_type",
+    "feature_extractor_type",
+    "processor_class",
+    "auto_map",
+    "_valid_processor_keys",
+    "model_input_names",
+    "device",
+    "disable_grouping",
+    "return_tensors",
+    "input_data_format",
+    "image_seq_length",
+    "pad_size",  # of do_pad, which is refused
+    "format",  # of boxes
+    "do_convert_annotations",
+}
+# Fields that change pixels when they hold something else than this.
+ONLY = {
+    "do_pad": False,
+    "data_format": "channels_first",
+    "use_square_size": False,
+    "do_color_quantize": True,  # else an ImageGPT would be given what it cannot read
+}
+# What an older file without the processor's name means: model_type -> processor.
+OF_MODEL = {
+    "vit": "ViTImageProcessor",
+    "deit": "DeiTImageProcessor",
+    "dinov2": "BitImageProcessor",
+    "dinov2_with_registers": "BitImageProcessor",
+    "dinov3_vit": "DINOv3ViTImageProcessor",
+    "clip": "CLIPImageProcessor",
+    "siglip": "SiglipImageProcessor",
+    "siglip2": "Siglip2ImageProcessor",
+    "idefics3": "Idefics3ImageProcessor",
+    "smolvlm": "SmolVLMImageProcessor",
+    "imagegpt": "ImageGPTImageProcessor",
+    "yolos": "YolosImageProcessor",
+}
