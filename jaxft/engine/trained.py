@@ -19,6 +19,7 @@ from jaxft.engine.setup import make_task, model_options
 from jaxft.errors import UserError
 from jaxft.layerwise.table import LayerTable
 from jaxft.models.adapters.read import ADAPTER_CONFIG, ADAPTER_FILES
+from jaxft.models.companions import is_written, small_files
 from jaxft.models.load import Model, describe
 from jaxft.models.values import read_value, with_values
 from jaxft.models.weights.source import Checkpoint, Source, check_own_file, resolve
@@ -198,7 +199,7 @@ def base_checkpoint(run: RunFolder, config: Config) -> Checkpoint:
     if "base" in run.read_json(RUN_FILE):
         for name in run.digests.names(f"{run.base.name}/"):
             run.check(name)
-    copied = (run.base / "config.json").exists()  # `Model.save` writes it last
+    copied = is_written(run.base)
     return str(run.base) if copied else config.model.checkpoint
 
 
@@ -241,16 +242,9 @@ def save_base(run: RunFolder, config: Config, model: Model, quantized: bool = Fa
     if copy and model.dense is not None:
         source = model.dense.with_weights(source)
     if copy:
-        run.digests.record(_small_files(source.folder, run.base.name))
+        run.digests.record(small_files(source, run.base.name))
     about = {"kind": config.checkpoint.base, "sha256": source.sha256, "new": plain.report.new}
     run.update(base=about)
-
-
-def _small_files(folder: Path, name: str) -> dict[str, bytes]:
-    """Return the files of a base but for its weights, whose hash is in `run.json`."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    paths = [path for path in paths if path.parent != folder or path.suffix != ".safetensors"]
-    return {f"{name}/{path.relative_to(folder).as_posix()}": path.read_bytes() for path in paths}
 
 
 def copy_adapter(folder: Path, target: PathLike) -> None:

@@ -146,7 +146,10 @@ class Family:
 
 @dataclass(frozen=True)
 class ComposedFamily:
-    """Family of models that are made of members of two others, which config.json names.
+    """Family whose members differ in more than numbers: config.json names their parts.
+
+    They are made of members of two others, or their blocks differ from each other in kind, so that
+    the table of names follows from config.json too.
 
     Args:
         name, config, model_types: as `Family` has them.

@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxft.models.adapters.low_rank import Adapted, is_adapter, merge
+from jaxft.models.companions import write_companions
 from jaxft.models.family import Family, Towers, depths_of, leaves_of, tops_of
 from jaxft.models.layers.modules import Leaf
 from jaxft.models.sentence.dense import DenseStack
 from jaxft.models.tower.run import TRUNK, run_trunk
 from jaxft.models.tower.tower import PLAIN, Compute, Tower
 from jaxft.models.weights import export as exports
-from jaxft.models.weights.hf_config import updated_fields
+from jaxft.models.weights.hf_config import stem_of, updated_fields
 from jaxft.models.weights.names import Matching, Name, resolve_names
 from jaxft.models.weights.source import Source
 from jaxft.storage.buckets import published
@@ -183,9 +184,8 @@ class Model:
 
         Args:
             params: the flat dict.
-            batch: Hugging Face's input names (`input_ids` [B, T], `attention_mask`,
-                `token_type_ids`, `pixel_values` [B, C, H, W]); or packed rows of text:
-                `segment_ids`, `position_ids` [R, T] and `read_positions` [R, S] too.
+            batch: Hugging Face's input names (`input_ids` [B, T], `pixel_values` [B, C, H, W]); of
+                packed rows `segment_ids`, `position_ids` [R, T], `read_positions` [R, S] too.
             key: turns dropout on.
             compute: how to run.
 
@@ -276,18 +276,18 @@ class Model:
         return place(folder)
 
     def _write(self, folder: Path, params: Mapping[str, Any] | None, max_shard: int) -> None:
-        params, loaded = params or self.params, self.matching.loaded
+        params, loaded, part = params or self.params, self.matching.loaded, self.source.part
         own = self.hf_names if self.dense is None else self.dense.without(self.hf_names)
         exported = (
             (self.family.tensors.exported(name, self.head, self.model_type), value)
             for name, value in exports.to_tensors(params, own, loaded)
         )
-        types = exports.write_weights(folder, exported, max_shard)
-        exports.write_companions(folder, self.source, self.asked_size, self.text_length)
+        types = exports.write_weights(folder / part, exported, max_shard, stem_of(self.fields))
+        write_companions(folder, self.source, self.asked_size, self.text_length)
         if self.dense is not None:
             self.dense.write(folder, self.source.folder, params, loaded)
         text = json.dumps(self._hf_config(types), indent=2, sort_keys=True) + "\n"
-        write_atomic(folder / "config.json", text.encode())
+        write_atomic(folder / part / "config.json", text.encode())
 
     def _hf_config(self, types: set[str]) -> dict[str, Any]:
         """Return the source's config.json, updated for this model."""

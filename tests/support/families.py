@@ -17,6 +17,7 @@ from transformers.models.trocr.modeling_trocr import TrOCRSinusoidalPositionalEm
 
 from jaxft.models import load as registry
 from jaxft.models.tower.tower import Compute
+from jaxft.models.weights.hf_config import CLASS_NAME
 from jaxft.models.weights.tensor import EACH, of_expert
 from tests.support.dinov3 import DINOv3ViTForImageClassification
 from tests.support.random_configs import PAIRS, random_config
@@ -38,10 +39,14 @@ AUTO = {
 }
 # Architectures that transformers does not have.
 OWN_CLASSES = {one.__name__: one for one in (DINOv3ViTForImageClassification,)}
-# Without model types that are a part of others, as TrOCR's decoder is.
-FAMILIES = {
-    name: family for name, family in registry.families().items() if family.model_types[name]
+# Without the parts of pipelines of `diffusers`, which test_diffusers.py looks at.
+OF_TRANSFORMERS = {
+    name: family
+    for name, family in registry.families().items()
+    if CLASS_NAME not in family.config.UNREAD
 }
+# Without model types that are a part of others, as TrOCR's decoder is.
+FAMILIES = {name: family for name, family in OF_TRANSFORMERS.items() if family.model_types[name]}
 # BERT's kin have its blocks: `make test` looks at what is their own, stems and heads.
 BERTS_KIN = ("camembert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
 # BART's kin are one computation: `make test` runs the heads of those that have a choice of their

@@ -61,7 +61,7 @@ def run_blocks(
     Args:
         tower: whose blocks.
         params: the flat dict.
-        stream: [B, T, D].
+        stream: [B, T, D]; or a tuple of images, [B, H, W, D] each.
         context: the blocks' other input, such as the mask.
         key: turns dropout on; block i uses `fold_in(key, i)`.
         compute: how to run.
@@ -80,7 +80,8 @@ def run_blocks(
 
     caches: list[BlockCache] = []
     uses: list[Routed | None] = []
-    windows = kernel_windows(tower, compute, stream.shape[:2]) if cache is None else ()
+    shape = jax.tree.leaves(stream)[0].shape[:2]
+    windows = kernel_windows(tower, compute, shape) if cache is None else ()
     for (part, trained), run in groupby(blocks, alike):
         indices = list(run)
         step = partial(run_block, part, context, key if trained else None, compute)
@@ -149,15 +150,17 @@ def placed(stream: jax.Array, compute: Compute) -> jax.Array:
     Without this constraint the partitioner moves activations to the parameters' shards: every
     device then computes all rows of its part of the width, and exchanges whole activations. The
     stream between the wide matrices, which all devices of a tensor group would replicate, is
-    sharded along T, so that norms are computed once.
+    sharded along T, so that norms are computed once. Of images only the rows are sharded.
     Source: Korthikanti et al. (2022), https://arxiv.org/abs/2205.05198.
     """
     mesh = compute.mesh
     if mesh is None or mesh.size == 1:
         return stream
+    if not isinstance(stream, jax.Array):
+        return jax.tree.map(partial(placed, compute=compute), stream)
     if stream.shape[0] % math.prod(mesh.shape[axis] for axis in ROWS):
         return stream  # rows that do not divide over the devices: leave it to the partitioner
-    along = HEADS if stream.shape[1] % mesh.shape[HEADS] == 0 else None
+    along = HEADS if stream.ndim == 3 and stream.shape[1] % mesh.shape[HEADS] == 0 else None
     return jax.lax.with_sharding_constraint(stream, NamedSharding(mesh, PartitionSpec(ROWS, along)))
 
 

@@ -1,7 +1,8 @@
 """Tower: stem, blocks and top, each a description of its parameters until values are bound.
 
 The stem turns a batch into a stream [B, T, D] and a context that every block reads; the blocks
-turn stream into stream; the top turns the stream into named outputs. Each part is one NNX graph
+turn stream into stream; the top turns the stream into named outputs. The stream of a U-Net is a
+tuple: an image [B, H, W, D], and those that later blocks read beside it. Each part is one NNX graph
 definition, bound inside the step to the leaves it needs (`tower.run`).
 """
 

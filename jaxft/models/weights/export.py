@@ -15,10 +15,10 @@ from etils import epath
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from jaxft.data.image.images import save_processor
 from jaxft.errors import UserError
+from jaxft.models.pipeline import PIPELINE_FILE
 from jaxft.models.weights.names import Name
-from jaxft.models.weights.shards import INDEX, WEIGHTS
+from jaxft.models.weights.shards import DIFFUSERS, OF_DIFFUSERS, TRANSFORMERS, WEIGHTS
 from jaxft.models.weights.source import Source
 from jaxft.models.weights.tensor import EACH, Tensor, of_expert
 from jaxft.storage.files import (
@@ -31,14 +31,11 @@ from jaxft.storage.files import (
     settle_file,
     write_atomic,
 )
-from jaxft.storage.json_files import read_json, read_json_object
 
 MAX_SHARD = 5 * 10**9  # bytes, as transformers splits
-SHARDS = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+SHARDS = re.compile(rf"({DIFFUSERS}|{TRANSFORMERS})-\d{{5}}-of-\d{{5}}\.safetensors")
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ASIDE = ".weights-"  # how the folder begins that weights are written in before they have names
-TOKENIZER_CONFIG = "tokenizer_config.json"
-TOKENIZER_FILES = ("tokenizer", "vocab", "spiece", "sentencepiece")  # how their names begin
 AUTO_MAP = "auto_map"  # of a tokenizer's or a processor's file: classes in a repository's code
 # Fields of a source's config.json that its exports do not have.
 STALE_FIELDS = (
@@ -107,7 +104,10 @@ def _bits(value: np.ndarray) -> np.ndarray:
 
 
 def write_weights(
-    folder: Path, tensors: Iterable[tuple[str, np.ndarray]], limit: int = MAX_SHARD
+    folder: Path,
+    tensors: Iterable[tuple[str, np.ndarray]],
+    limit: int = MAX_SHARD,
+    stem: str = TRANSFORMERS,
 ) -> set[str]:
     """Write weights in Hugging Face's layout: one file, or shards and their index.
 
@@ -118,6 +118,7 @@ def write_weights(
         folder: where; made where it is not there.
         tensors: names and arrays, in the order in which they are written.
         limit: bytes of a file; a tensor that is larger has a file of its own.
+        stem: how the names of the files begin.
 
     Returns:
         The types that were written.
@@ -137,10 +138,10 @@ def write_weights(
                 types |= {str(value.dtype) for value in part.values()}
                 total += sum(value.nbytes for value in part.values())
                 part.clear()  # before the next is gathered
-            _put_in_place(folder, shards, total)
+            _put_in_place(folder, shards, total, stem)
     except (SafetensorError, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{folder / WEIGHTS} could not be written: {reason}.") from None
+        raise UserError(f"{folder / stem}.safetensors could not be written: {reason}.") from None
     return types
 
 
@@ -218,7 +219,10 @@ def check_folder(folder: str | Path, source: Source) -> None:
         raise UserError(f"{folder} is a file.", "Name a new or an empty folder with --out.")
     names = [p.name for p in path.iterdir()] if path.exists() else []
     names = [name for name in names if not is_leftover(name) and not name.startswith(ASIDE)]
-    weights = [n for n in names if n in (WEIGHTS, ADAPTER_WEIGHTS) or SHARDS.fullmatch(n)]
+    whole = (WEIGHTS, ADAPTER_WEIGHTS, OF_DIFFUSERS[0])
+    weights = [n for n in names if n in whole or SHARDS.fullmatch(n)]
+    if source.pipeline is not None and PIPELINE_FILE in names:
+        weights = [p for w in whole if (path / (p := f"{source.part}/{w}")).is_file()]
     foreign = [name for name in weights if not _is_ours(path / name)] if weights else names
     if foreign:
         raise UserError(
@@ -227,59 +231,16 @@ def check_folder(folder: str | Path, source: Source) -> None:
         )
 
 
-def write_companions(
-    folder: Path, source: Source, size: int | None, length: int | None = None
+def _put_in_place(
+    folder: Path, shards: list[tuple[Path, list[str]]], total: int, stem: str
 ) -> None:
-    """Write the files beside the weights: tokenizer, image processor, generation.
-
-    Args:
-        folder: where to.
-        source: the checkpoint that has them.
-        size: pixels a side of the images, where they are others than the source's.
-        length: the most tokens of a text in training, where inference is to truncate to it too.
-    """
-    for name, file in source.companions.items():
-        target = folder / name
-        if file.resolve() != target.resolve():
-            write_atomic(target, _without_code(file))
-    if length and any(name.startswith(TOKENIZER_FILES) for name in source.companions):
-        write_atomic(folder / TOKENIZER_CONFIG, _with_length(source, length))
-    if size:
-        save_processor(source.folder, folder, size)
-
-
-def _with_length(source: Source, length: int) -> str:
-    """Return the content of tokenizer_config.json with the length that inputs are truncated to."""
-    file = source.companions.get(TOKENIZER_CONFIG)
-    fields = {} if file is None else read_json_object(file)
-    fields = {name: value for name, value in fields.items() if name != AUTO_MAP}
-    return json.dumps({**fields, "model_max_length": length}, indent=2, ensure_ascii=False) + "\n"
-
-
-def _without_code(file: Path) -> bytes:
-    """Return a file's content, a JSON object without `auto_map`.
-
-    It names Python code that the export does not have, and `transformers` would run it from the
-    hub for whoever loads the export with `trust_remote_code`.
-    """
-    content = file.read_bytes()
-    if file.suffix != ".json" or AUTO_MAP.encode() not in content:
-        return content
-    fields = read_json(file)
-    if not isinstance(fields, dict) or AUTO_MAP not in fields:
-        return content
-    del fields[AUTO_MAP]
-    return (json.dumps(fields, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _put_in_place(folder: Path, shards: list[tuple[Path, list[str]]], total: int) -> None:
     """Give finished files their names, and remove jaxft's stale shards.
 
     A single file outranks an index, so that it is the last to come and the first to go.
     """
-    count = len(shards)
-    files = [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
-    files = files if count > 1 else [WEIGHTS]
+    count, whole = len(shards), f"{stem}.safetensors"
+    files = [f"{stem}-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+    files = files if count > 1 else [whole]
     for (path, _), file in zip(shards, files, strict=True):
         replace_file(path, folder / file)
     if count > 1:
@@ -287,10 +248,12 @@ def _put_in_place(folder: Path, shards: list[tuple[Path, list[str]]], total: int
             n: file for (_, names), file in zip(shards, files, strict=True) for n in names
         }
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        write_atomic(folder / INDEX, json.dumps(index, indent=2, sort_keys=True) + "\n")
-        (folder / WEIGHTS).unlink(missing_ok=True)
+        write_atomic(
+            folder / f"{whole}.index.json", json.dumps(index, indent=2, sort_keys=True) + "\n"
+        )
+        (folder / whole).unlink(missing_ok=True)
     else:
-        (folder / INDEX).unlink(missing_ok=True)
+        (folder / f"{whole}.index.json").unlink(missing_ok=True)
     for path in folder.iterdir():
         if SHARDS.fullmatch(path.name) and path.name not in files and _is_ours(epath.Path(path)):
             path.unlink()

@@ -107,7 +107,7 @@ COUNTS = (
 # What a field may hold, by its name: a pattern, the kind in words, and whether a value is of it.
 KINDS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     (r"_token_id$", "a token id or a list of them", _are_token_ids),
-    (r"^(image|patch)_size$", "a number of pixels, or height and width", _is_image_size),
+    (r"^(image|patch|sample)_size$", "a number of pixels, or height and width", _is_image_size),
     (r"(dropout|dropout_prob|_pdrop|_rate)$", "a number from 0 to less than 1", _is_rate),
     (r"_(eps|epsilon)$", "a number above 0 and below 1", _is_epsilon),
     (r"^(initializer_range|initializer_factor|init_std)$", "a number of 0 or more", _is_scale),

@@ -12,6 +12,10 @@ import jax.numpy as jnp
 from jaxft.errors import UserError
 from jaxft.models.layers.vision import Size, grid_of, size_of
 from jaxft.models.weights.config_fields import read_fields
+from jaxft.models.weights.shards import DIFFUSERS, TRANSFORMERS
+
+CLASS_NAME = "_class_name"  # where a config.json of `diffusers` has its architecture
+DIFFUSERS_FIELDS = (CLASS_NAME, "_diffusers_version")
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,11 @@ class ImageConfig(HfConfig):
         """Return the same config for square images of that many pixels a side."""
 
 
+def stem_of(fields: Mapping[str, Any]) -> str:
+    """Return how the names of the weight files begin, by their config.json."""
+    return DIFFUSERS if CLASS_NAME in fields else TRANSFORMERS
+
+
 def updated_fields(
     stored: Mapping[str, Any],
     own: Mapping[str, Any],
@@ -147,6 +156,9 @@ def updated_fields(
         stale: fields of the checkpoint that an export does not have.
     """
     fields = {name: value for name, value in stored.items() if name not in stale} | dict(own)
+    if CLASS_NAME in stored:  # `diffusers` has the architecture there, and a type for each loading
+        named = ("model_type", "architectures", "pad_token_id")
+        return {name: value for name, value in fields.items() if name not in named}
     # transformers reads every tensor in this type, so it is the widest that was written.
     fields["dtype"] = str(jnp.result_type(*types))
     if labels is not None:

@@ -1,7 +1,8 @@
-"""Files of a repository on the Hugging Face hub."""
+"""Folders of checkpoints: of a repository on the Hugging Face hub, or inside a package."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from jaxft.errors import NEAR, UserError, nearest
+from jaxft.errors import NEAR, UserError, did_you_mean, nearest
 
 
 def download(repo: str, revision: str | None, patterns: Sequence[str], cache: str | None) -> str:
@@ -59,3 +60,34 @@ def _near_folder(name: str) -> str:
     folders = [one.name for one in path.parent.iterdir() if one.is_dir()]
     close = nearest(path.name, folders, cutoff=NEAR)
     return f"Did you mean the folder '{path.parent / close[0]}'?" if close else ""
+
+
+def package_folder(checkpoint: str) -> Path:
+    """Return the folder of `package:module/path`, found without running the package.
+
+    Raises:
+        UserError: there is no such package, or no such folder in it.
+    """
+    top, _, inside = checkpoint.removeprefix("package:").partition("/")
+    if not top.isidentifier() or ".." in Path(inside).parts or Path(inside).is_absolute():
+        raise UserError(
+            f"model.checkpoint: '{checkpoint}' is not a path inside a package.",
+            "Write package:module/path, with a top-level module and no '..'.",
+        )
+    spec = importlib.util.find_spec(top)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            f"model.checkpoint: no package '{top}' is installed.", "Install it with pip."
+        )
+    for location in spec.submodule_search_locations:
+        root = Path(location).resolve()
+        folder = (root / inside).resolve()
+        if folder.is_dir():
+            if not folder.is_relative_to(root):
+                raise UserError(f"model.checkpoint: '{checkpoint}' leads out of the package.")
+            return folder
+    folders = [path.name for path in root.iterdir() if path.is_dir()]
+    raise UserError(
+        f"model.checkpoint: the package '{top}' has no folder '{inside}'.",
+        did_you_mean(inside, folders),
+    )

@@ -13,9 +13,18 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 FLAX = ("flax_model.msgpack", "flax_model.msgpack.index.json")
-WEIGHT_FILES = (WEIGHTS, INDEX, *PICKLED, *FLAX)  # the first that is there is read
+# The stem of the names of a part of a pipeline of `diffusers`, and of a model of `transformers`.
+DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model", "model"
+OF_DIFFUSERS = (f"{DIFFUSERS}.safetensors", f"{DIFFUSERS}.safetensors.index.json")
+# The first that is there is read.
+WEIGHT_FILES = (WEIGHTS, INDEX, *OF_DIFFUSERS, *PICKLED, *FLAX)
 # Index of shards -> what the names of its shards end in.
-INDEXES = {INDEX: "safetensors", PICKLED[1]: "bin", FLAX[1]: "msgpack"}
+INDEXES = {
+    INDEX: "safetensors",
+    OF_DIFFUSERS[1]: "safetensors",
+    PICKLED[1]: "bin",
+    FLAX[1]: "msgpack",
+}
 # Fetched only where a repository has nothing better.
 PICKLED_FILES = ("pytorch_model*.bin", PICKLED[1])
 FLAX_FILES = ("flax_model*.msgpack", FLAX[1])

@@ -7,7 +7,6 @@ config, tokenizer and weight files are fetched.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,12 +15,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxft.bounds import MOST_COMPANION_BYTES
-from jaxft.errors import UserError, did_you_mean
+from jaxft.errors import UserError
+from jaxft.models.pipeline import PIPELINE_FILE, PIPELINE_FILES, Pipeline, read_pipeline
 from jaxft.models.weights.field_kinds import check_kind
-from jaxft.models.weights.hub import download
+from jaxft.models.weights.hf_config import CLASS_NAME
+from jaxft.models.weights.hub import download, package_folder
 from jaxft.models.weights.shards import (
     FLAX_FILES,
     INDEX,
+    OF_DIFFUSERS,
     PICKLED_FILES,
     WEIGHT_FILES,
     read_weight_map,
@@ -30,6 +32,7 @@ from jaxft.models.weights.shards import (
 from jaxft.storage.buckets import fetched
 from jaxft.storage.json_files import read_json_object
 
+WEIGHT_SUFFIXES = (".safetensors", ".bin")  # of files that may be of any size
 GENERATION_FILE = "generation_config.json"
 # What a checkpoint has beside its config and weights: tokenizer, image processor, generation. Each
 # file is named, so that nothing else of a stranger's folder goes into what is published.
@@ -58,7 +61,8 @@ NO_TOKENIZER = (*IMAGE_FILES, GENERATION_FILE)  # the companions of other kinds
 MODULES_FILE, POOLING_FILE = "modules.json", "1_Pooling/config.json"
 PROMPTS_FILE = "config_sentence_transformers.json"
 HUB_FILES = (
-    *("config.json", "model*.safetensors", INDEX),
+    *("config.json", "model*.safetensors", INDEX, PIPELINE_FILE),
+    *("diffusion_pytorch_model*.safetensors", OF_DIFFUSERS[1]),
     *COMPANIONS,
     *(MODULES_FILE, POOLING_FILE, PROMPTS_FILE, "*_Dense/*"),
 )
@@ -82,6 +86,7 @@ class Source:
         decodes: whether that one is a decoder, which is to read this one's output.
         tokenizer: the folder with the tokenizer's files, where it is another's.
         dense_files: the weights of Dense modules behind the encoder, where a task reads them.
+        pipeline: the pipeline that it is a part of, where the whole of one was asked for.
     """
 
     asked: str
@@ -91,6 +96,7 @@ class Source:
     decodes: bool = False
     tokenizer: Source | None = None
     dense_files: tuple[Path, ...] = ()
+    pipeline: Pipeline | None = None
 
     @cached_property
     def weight_files(self) -> tuple[Path, ...]:
@@ -106,12 +112,23 @@ class Source:
     def sha256(self) -> str:
         """Return one hash over the bytes of the weight files, in order, and of Dense modules."""
         digest = hashlib.sha256()
-        for path in (*self.weight_files, *self.dense_files):
+        others = [path for path in self.companions.values() if path.suffix in WEIGHT_SUFFIXES]
+        for path in (*self.weight_files, *self.dense_files, *others):
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         if self.second is not None:
             digest.update(self.second.sha256.encode())
         return digest.hexdigest()
+
+    @property
+    def top(self) -> Path:
+        """Return the folder that holds all of it: of a pipeline, the one above its parts."""
+        return self.folder if self.pipeline is None else self.pipeline.folder
+
+    @property
+    def part(self) -> str:
+        """Return the name of its folder in its pipeline; empty where it is no part of one."""
+        return "" if self.pipeline is None else self.folder.name
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -134,9 +151,11 @@ class Source:
             return own | {name: file for name, file in named.items() if name not in NO_TOKENIZER}
         paths = {path for pattern in COMPANIONS for path in self.folder.glob(pattern)}
         own = {str(p.relative_to(self.folder)): p for p in sorted(paths) if p.is_file()}
+        own = own if self.pipeline is None else self.pipeline.files()
         for path in own.values():
-            check_own_file(path, self.folder)
-            if (size := path.stat().st_size) > MOST_COMPANION_BYTES:
+            check_own_file(path, self.top)
+            small = path.suffix not in WEIGHT_SUFFIXES
+            if small and (size := path.stat().st_size) > MOST_COMPANION_BYTES:
                 raise UserError(
                     f"{path} has {size:,} bytes; at most {MOST_COMPANION_BYTES:,} are copied.",
                     "Remove it: no tokenizer or processor is that large.",
@@ -202,13 +221,24 @@ def _one_source(checkpoint: str, cache: str | None) -> Source:
     """Resolve one checkpoint, as `resolve` does."""
     folder = _local_folder(checkpoint)
     if folder is not None:
-        return Source(checkpoint, folder)
+        return _part(Source(checkpoint, folder))
     repo, _, revision = checkpoint.partition("@")
     snapshot = Path(download(repo, revision or None, HUB_FILES, cache))
+    if (snapshot / PIPELINE_FILE).is_file():
+        snapshot = Path(download(repo, revision or None, PIPELINE_FILES, cache))
+        return _part(Source(checkpoint, snapshot, revision=snapshot.name))
     for names in (PICKLED_FILES, FLAX_FILES):
         if not any((snapshot / name).is_file() for name in WEIGHT_FILES):
             snapshot = Path(download(repo, revision or None, ("config.json", *names), cache))
     return Source(checkpoint, snapshot, revision=snapshot.name)
+
+
+def _part(source: Source) -> Source:
+    """Return the denoiser of a pipeline; any other source as it is."""
+    pipeline = read_pipeline(source.folder)
+    if pipeline is None:
+        return source
+    return replace(source, folder=source.folder / pipeline.denoiser, pipeline=pipeline)
 
 
 def _local_folder(checkpoint: str) -> Path | None:
@@ -218,7 +248,7 @@ def _local_folder(checkpoint: str) -> Path | None:
         UserError: it is neither, or there is no such package.
     """
     if checkpoint.startswith("package:"):
-        return _package_folder(checkpoint)
+        return package_folder(checkpoint)
     folder = fetched(checkpoint).expanduser()
     if folder.is_dir():
         return folder.resolve()
@@ -261,35 +291,9 @@ def read_config(folder: Path) -> dict[str, Any]:
             "Point model.checkpoint at the folder that holds config.json and the weights.",
         )
     fields = read_json_object(path)
+    fields.setdefault("model_type", fields.get(CLASS_NAME))
     if not isinstance(fields.get("model_type"), str):
         raise UserError(f"{path} has no model_type.")
     for name in ("architectures", "id2label"):
         check_kind(name, fields.get(name), None)
     return fields
-
-
-def _package_folder(checkpoint: str) -> Path:
-    """Return the folder of `package:module/path`, found without running the package."""
-    top, _, inside = checkpoint.removeprefix("package:").partition("/")
-    if not top.isidentifier() or ".." in Path(inside).parts or Path(inside).is_absolute():
-        raise UserError(
-            f"model.checkpoint: '{checkpoint}' is not a path inside a package.",
-            "Write package:module/path, with a top-level module and no '..'.",
-        )
-    spec = importlib.util.find_spec(top)
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(
-            f"model.checkpoint: no package '{top}' is installed.", "Install it with pip."
-        )
-    for location in spec.submodule_search_locations:
-        root = Path(location).resolve()
-        folder = (root / inside).resolve()
-        if folder.is_dir():
-            if not folder.is_relative_to(root):
-                raise UserError(f"model.checkpoint: '{checkpoint}' leads out of the package.")
-            return folder
-    folders = [path.name for path in root.iterdir() if path.is_dir()]
-    raise UserError(
-        f"model.checkpoint: the package '{top}' has no folder '{inside}'.",
-        did_you_mean(inside, folders),
-    )
