@@ -124,17 +124,26 @@ class MeshSection(Section):
         unit="devices",
         ge=-1,
     )
+    context: Annotated[int, AfterValidator(_devices)] = may_change(
+        1,
+        "shards of the tokens of each row, whose keys and values go around a ring, and of the "
+        "parameters; or -1",
+        unit="devices",
+        ge=-1,
+    )
     tensor: Annotated[int, AfterValidator(_devices)] = may_change(
         1, "shards of each wide matrix; or -1", unit="devices", ge=-1
     )
 
     @model_validator(mode="after")
     def _sizes(self) -> MeshSection:
-        sizes = [self.data, self.fsdp, self.expert, self.tensor]
+        sizes = [self.data, self.fsdp, self.expert, self.context, self.tensor]
         if sizes.count(-1) > 1:
             raise ValueError("only one axis of the mesh can be -1 (all remaining devices)")
-        if self.layout == "auto" and sizes != [-1, 1, 1, 1]:
-            raise ValueError("layout: auto chooses data, fsdp and tensor: remove them, and expert")
+        if self.layout == "auto" and sizes != [-1, 1, 1, 1, 1]:
+            raise ValueError(
+                "layout: auto chooses data, fsdp and tensor: remove them, expert and context"
+            )
         return self
 
 

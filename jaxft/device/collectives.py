@@ -66,10 +66,12 @@ def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
     """
     calls, matches = _read(text, mesh)
     times = _times(calls)
-    # The parts of what is under way while others compute share one channel: it is sent once.
+    # The parts of what is under way while others compute share one channel: it is sent once. So do
+    # all the permutations that jax asks for by name, each of which is sent.
     sent: dict[tuple[str, ...], tuple[int, _Found]] = {}
     for computation, one in matches:
-        key = (one.channel,) if one.channel else (computation, str(len(sent)))
+        alone = not one.channel or one.kind == "collective-permute"
+        key = (computation, str(len(sent))) if alone else (one.channel,)
         if times[computation] > sent.get(key, (0, one))[0]:
             sent[key] = (times[computation], one)
     counts: Counter[tuple[str, str]] = Counter()

@@ -1,7 +1,7 @@
 """The device mesh, and where each parameter and batch lies on it.
 
-One mesh serves every run: `data, fsdp, expert, tensor`, data outermost. One device is a mesh of one
-along each, not a special case. How a parameter is cut, its logical axis names say:
+One mesh serves every run: `data, fsdp, expert, context, tensor`, data outermost. One device is a
+mesh of one along each, not a special case. How a parameter is cut, its logical axis names say:
 `jaxft.models.layers.partition`.
 """
 
@@ -16,18 +16,25 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxft.errors import UserError
-from jaxft.models.layers.kernels import ROWS
+from jaxft.models.layers.kernels import CONTEXT, HEADS, ROWS, context_of, positions_divisor
 from jaxft.models.layers.partition import EXPERT, FSDP, partition
 
 T = TypeVar("T")
 
-AXES = ("data", "fsdp", "expert", "tensor")
+AXES = ("data", "fsdp", "expert", "context", "tensor")
+SHOWN = ("data", "fsdp", "tensor")  # also where there is one device along them
 
 TOLERATED_REPLICATION = 0.02
 
 
 def make_mesh(
-    data: int, fsdp: int, tensor: int, devices: Sequence | None = None, *, expert: int = 1
+    data: int,
+    fsdp: int,
+    tensor: int,
+    devices: Sequence | None = None,
+    *,
+    expert: int = 1,
+    context: int = 1,
 ) -> Mesh:
     """The mesh of a run; one of the sizes may be -1 and takes what the others leave.
 
@@ -35,12 +42,13 @@ def make_mesh(
         data, fsdp, tensor: the number of devices along each.
         devices: all of them; None for those that there are.
         expert: the number of devices over which the experts of a mixture are divided.
+        context: the number of devices over which the positions of a row are divided.
 
     Raises:
         UserError: the sizes do not multiply out to the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
-    sizes = [data, fsdp, expert, tensor]
+    sizes = [data, fsdp, expert, context, tensor]
     axes, asked = spelled(dict(zip(AXES, sizes, strict=True)))
     fixed = math.prod(size for size in sizes if size != -1)
     if -1 in sizes:
@@ -58,9 +66,9 @@ def spelled(sizes: Mapping[str, int]) -> tuple[str, str]:
     """Spell the axes of a mesh, `data x fsdp x tensor`, and their sizes, `2x4x1`.
 
     Args:
-        sizes: axis -> number of devices; `expert` is named where there are several.
+        sizes: axis -> number of devices; `expert` and `context` are named where there are several.
     """
-    named = {axis: size for axis, size in sizes.items() if axis != EXPERT or size != 1}
+    named = {axis: size for axis, size in sizes.items() if axis in SHOWN or size != 1}
     return " x ".join(named), "x".join(map(str, named.values()))
 
 
@@ -80,7 +88,7 @@ def param_shardings(
     """
     _check_experts(shapes, axes, mesh)
     specs = {name: partition(shape, axes[name], mesh) for name, shape in shapes.items()}
-    if mesh.shape[FSDP] * mesh.shape["tensor"] > 1:
+    if mesh.shape[FSDP] * mesh.shape[CONTEXT] * mesh.shape[HEADS] > 1:
         _check_replication(shapes, specs, mesh)
     return {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
 
@@ -117,9 +125,14 @@ def _check_replication(
         raise UserError(
             f"mesh: {share:.0%} of the parameters would be replicated on every device, the largest "
             f"{largest} {tuple(shapes[largest])}, since neither fsdp={mesh.shape['fsdp']} nor "
-            f"tensor={mesh.shape['tensor']} divides its dimensions.",
+            f"{_context_spelled(mesh)}tensor={mesh.shape['tensor']} divides its dimensions.",
             "Choose sizes that divide the model's widths.",
         )
+
+
+def _context_spelled(mesh: Mesh) -> str:
+    size = mesh.shape[CONTEXT]
+    return f"context={size} nor " if size > 1 else ""
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -127,7 +140,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows are cut over all axes but `tensor`, whose devices see the same rows."""
+    """Rows are cut over all axes but `context` and `tensor`, whose devices get the same rows."""
     return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
@@ -136,15 +149,44 @@ def row_divisor(mesh: Mesh, accumulate: int) -> int:
     return math.prod(mesh.shape[axis] for axis in ROWS) * accumulate
 
 
+def position_divisor(mesh: Mesh) -> int:
+    """Return the number that the positions of a row must divide by."""
+    return positions_divisor(context_of(mesh), causal=True)
+
+
+def check_batches(mesh: Mesh, rows: int, row_length: int, accumulate: int) -> None:
+    """Raise a UserError where a mesh does not divide the batches of a resumed run.
+
+    Args:
+        mesh: the mesh.
+        rows: of a batch.
+        row_length: positions of a row.
+        accumulate: micro-batches of a step.
+    """
+    divisor = row_divisor(mesh, accumulate)
+    if rows % divisor:
+        raise UserError(
+            f"mesh: this run's batches have {rows} rows, which data x fsdp x expert x "
+            f"train.accumulate = {divisor} does not divide.",
+            "Resume with sizes whose product divides it.",
+        )
+    if row_length % (divisor := position_divisor(mesh)):
+        raise UserError(
+            f"mesh.context: this run's rows have {row_length} positions, which {divisor}, twice "
+            "the devices of a row, does not divide.",
+            "Resume with a mesh.context that does.",
+        )
+
+
 def my_rows(mesh: Mesh) -> tuple[int, int]:
     """Which block of a batch's rows this process makes, and how many blocks there are.
 
-    Processes whose devices are of one tensor group make the same rows.
+    Processes whose devices are of one group along `context` and `tensor` make the same rows.
 
     Raises:
         UserError: the rows of its devices are no such block.
     """
-    groups = mesh.devices.reshape(-1, mesh.shape["tensor"])
+    groups = mesh.devices.reshape(-1, mesh.shape[CONTEXT] * mesh.shape[HEADS])
     me = jax.process_index()
     mine = [n for n, group in enumerate(groups) if any(d.process_index == me for d in group)]
     size = len(mine)
@@ -153,7 +195,8 @@ def my_rows(mesh: Mesh) -> tuple[int, int]:
         raise UserError(
             f"mesh: {spelled(mesh.shape)[1]} leaves "
             f"process {me} rows that are not one block of the batch.",
-            "mesh.tensor must divide the number of devices of a process, or be a multiple of it.",
+            "mesh.context x mesh.tensor must divide the number of devices of a process, or be a "
+            "multiple of it.",
         )
     return mine[0] // size, len(groups) // size
 

@@ -18,6 +18,7 @@ from jaxft.errors import UserError
 from jaxft.layerwise.table import LayerTable
 from jaxft.models.adapters.low_rank import Adapter
 from jaxft.models.load import Model
+from jaxft.models.tower.dealt import check_context
 from jaxft.models.tower.residuals import Remat, Residuals
 from jaxft.models.tower.tower import Compute
 
@@ -59,6 +60,7 @@ def make_runtime(
     # A later phase may train what the first does not.
     trained = model.leaves if config.phases else table.trainable
     mesh, why = build_mesh(config, model, trained, devices)
+    check_context(model.towers, mesh)
     shapes = {name: leaf.shape for name, leaf in model.params.items()}
     compute = make_compute(config, mesh, model.num_depths - 2, table)
     return Runtime(mesh, param_shardings(shapes, model.axes, mesh), compute, why)
@@ -158,7 +160,7 @@ def build_mesh(
     devices, section = jax.devices() if devices is None else list(devices), config.mesh
     if section.layout == "given":
         asked = section.data, section.fsdp, section.tensor
-        return make_mesh(*asked, devices, expert=section.expert), ""
+        return make_mesh(*asked, devices, expert=section.expert, context=section.context), ""
     sizes = {name: math.prod(leaf.shape) for name, leaf in model.leaves.items()}
     narrow = 4 if config.train.precision == "f32" else 2
     state = state_bytes(sizes, trained, narrow, copies_of(config))

@@ -170,7 +170,8 @@ def run_split(
 def evaluation_plan(layout: Layout, examples: Examples) -> EvalPlan:
     """Plan the batches of an evaluation in the run's layout: every example once."""
     segments = layout.segments if layout.segments > 1 else None
-    return plan_eval(examples.lengths, layout.rows, layout.row_length, segments)
+    shape = layout.rows, layout.row_length, segments, layout.divide_by
+    return plan_eval(examples.lengths, *shape)
 
 
 def run_plan(
@@ -218,7 +219,8 @@ def outcomes_of(
         return {**examples.collate(numbers, row_length), "example_ids": index.astype(np.int32)}
 
     step = make_eval_step(function, param_shardings=setup.argument_shardings, mesh=setup.mesh)
-    plan = plan_eval(examples.lengths[chosen], layout.rows, layout.row_length, None)
+    shape = layout.rows, layout.row_length, None, layout.divide_by
+    plan = plan_eval(examples.lengths[chosen], *shape)
     outcomes = [arrays for _, arrays in run_plan(setup.mesh, step, params, plan, collate)]
     return in_order(outcomes, len(chosen))
 

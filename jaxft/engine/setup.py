@@ -18,7 +18,7 @@ import optax
 from jaxft.config.load import Config
 from jaxft.config.optimizer import SCHEDULE_FREE
 from jaxft.data.batching.plans import Layout, TrainPlan, plan_rows
-from jaxft.device.mesh import row_divisor
+from jaxft.device.mesh import check_batches, position_divisor, row_divisor
 from jaxft.engine.compute import make_runtime
 from jaxft.engine.gradients.compared import Compared
 from jaxft.engine.inputs import Split, data_cache, fit_task, open_sources, open_splits, with_inputs
@@ -273,8 +273,8 @@ def _lay_out(
 ) -> Layout:
     """Return the batch layout: that of the run that is resumed, or a new one."""
     if earlier is not None:
-        _check_rows(earlier, mesh, config.train.accumulate)
-        return earlier
+        check_batches(mesh, earlier.rows, earlier.row_length, config.train.accumulate)
+        return replace(earlier, divide_by=position_divisor(mesh))
     if config.data.pack is True and not task.packs:
         raise UserError(
             f"data.pack: examples of the task '{task.kind}' cannot be packed.",
@@ -284,15 +284,5 @@ def _lay_out(
     divisor = row_divisor(mesh, config.train.accumulate)
     # A row has one position where every example is a row of its own.
     row_length = 1 if lengths.max() == 1 else config.data.row_length
-    return plan_rows(lengths, config.data.batch_size, row_length, packs, divisor)
-
-
-def _check_rows(layout: Layout, mesh: jax.sharding.Mesh, accumulate: int) -> None:
-    """Raise a UserError where the mesh does not divide the batches of a resumed run."""
-    divisor = row_divisor(mesh, accumulate)
-    if layout.rows % divisor:
-        raise UserError(
-            f"mesh: this run's batches have {layout.rows} rows, which data x fsdp x expert x "
-            f"train.accumulate = {divisor} does not divide.",
-            "Resume with sizes whose product divides it.",
-        )
+    positions_by = position_divisor(mesh)
+    return plan_rows(lengths, config.data.batch_size, row_length, packs, divisor, positions_by)

@@ -9,7 +9,7 @@ import jax
 from jaxft.config.load import Config
 from jaxft.data.batching.packing import round_up
 from jaxft.data.batching.plans import Layout
-from jaxft.device.mesh import row_divisor
+from jaxft.device.mesh import position_divisor, row_divisor
 from jaxft.engine.compute import Runtime, make_runtime
 from jaxft.engine.trained import Trained
 from jaxft.errors import UserError
@@ -59,9 +59,12 @@ def place_model(config: Config, model: Model, table: LayerTable, layout: Layout)
     try:
         runtime = make_runtime(config, model, table)
     except UserError:
-        single = {"layout": "given", "data": 1, "fsdp": 1, "expert": 1, "tensor": 1}
+        single = {"layout": "given", "data": 1, "fsdp": 1, "expert": 1, "context": 1, "tensor": 1}
         alone = config.model_copy(update={"mesh": config.mesh.model_copy(update=single)})
         runtime = make_runtime(alone, model, table, jax.local_devices()[:1])
     rows = round_up(layout.rows, row_divisor(runtime.mesh, 1))
+    step = position_divisor(runtime.mesh)
+    length = round_up(layout.row_length, step)
     params = jax.device_put(model.params, dict(runtime.shardings))
-    return Placed(replace(model, params=params), runtime, replace(layout, rows=rows))
+    layout = replace(layout, rows=rows, row_length=length, divide_by=step)
+    return Placed(replace(model, params=params), runtime, layout)

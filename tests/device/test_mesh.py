@@ -30,7 +30,7 @@ from tests.support.tiny import tiny_config
 
 def test_one_device_is_a_mesh():
     mesh = make_mesh(1, 1, 1, jax.devices()[:1])
-    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "expert": 1, "tensor": 1}
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "expert": 1, "context": 1, "tensor": 1}
 
 
 @pytest.mark.parametrize(
@@ -46,14 +46,14 @@ def test_one_device_is_a_mesh():
 )
 def test_minus_one_takes_what_the_others_leave(sizes, wanted):
     mesh = make_mesh(*sizes)
-    assert tuple(mesh.shape.values()) == (*wanted[:2], 1, wanted[2])
-    assert mesh.axis_names == ("data", "fsdp", "expert", "tensor")
+    assert tuple(mesh.shape.values()) == (*wanted[:2], 1, 1, wanted[2])
+    assert mesh.axis_names == ("data", "fsdp", "expert", "context", "tensor")
     assert list(mesh.devices.flat) == jax.devices()
 
 
 def test_experts_take_an_axis_of_their_own():
     mesh = make_mesh(-1, 1, 1, expert=4)
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 1, "expert": 4, "tensor": 1}
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 1, "expert": 4, "context": 1, "tensor": 1}
     assert partition((8, 32, 64), ("experts", "embed", "mlp"), mesh) == P("expert", None, None)
     with pytest.raises(
         UserError, match=r"1x1x4x1 \(data x fsdp x expert x tensor\) does not divide"

@@ -56,9 +56,13 @@ def cap_segments(lengths: np.ndarray, row_length: int) -> int:
     return segments
 
 
-def bucket_edges(lengths: np.ndarray, rows: int, row_length: int) -> list[int]:
-    """Return row lengths, shortest first: the fewest that keep padding low, at most 6."""
-    edges = list(range(BUCKET_STEP, int(lengths.max()) + BUCKET_STEP, BUCKET_STEP))
+def bucket_edges(lengths: np.ndarray, rows: int, row_length: int, divide_by: int = 1) -> list[int]:
+    """Return row lengths, shortest first: the fewest that keep padding low, at most 6.
+
+    Each is a multiple of `divide_by` where `row_length` is.
+    """
+    step = math.lcm(BUCKET_STEP, divide_by)
+    edges = list(range(step, int(lengths.max()) + step, step))
     edges[-1] = min(edges[-1], row_length)
     counts = np.searchsorted(np.sort(lengths), [0, *edges], side="right")  # lengths up to an edge
 

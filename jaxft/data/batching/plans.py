@@ -6,6 +6,7 @@ and takes its own rows, so a run resumes exactly on any number of processes and 
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,7 @@ class Layout:
         segments: the most examples in a row.
         examples_per_step: the mean number of true examples a step.
         padding: share of computed positions that hold no token.
+        divide_by: what the positions of any row are a multiple of: a device has an equal part.
     """
 
     rows: int
@@ -41,6 +43,7 @@ class Layout:
     segments: int
     examples_per_step: float
     padding: float
+    divide_by: int = 1
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -49,7 +52,12 @@ class Layout:
 
 
 def plan_rows(
-    lengths: np.ndarray, batch_size: int, row_length: int | None, pack: bool, divide_by: int
+    lengths: np.ndarray,
+    batch_size: int,
+    row_length: int | None,
+    pack: bool,
+    divide_by: int,
+    positions_by: int = 1,
 ) -> Layout:
     """Return the shape of the training batches in which a step sees `batch_size` examples on
     average.
@@ -57,17 +65,25 @@ def plan_rows(
     Args:
         lengths: `[examples]` tokens of each training example.
         batch_size: examples a step.
-        row_length: positions a row; None takes the shortest multiple of 32 for the longest one.
+        row_length: positions a row; None takes the shortest multiple of 32, and of `positions_by`,
+            for the longest one.
         pack: whether several examples share a row.
         divide_by: what the number of rows must be a multiple of: devices that share the batch
             x accumulation x processes.
+        positions_by: what the positions of a row must be a multiple of.
 
     Raises:
-        UserError: an example that has no tokens or does not fit a row, or a batch size that
-            cannot be divided.
+        UserError: an example that has no tokens or does not fit a row, or a batch size or a row
+            length that cannot be divided.
     """
     longest = _check_lengths(lengths)
-    row_length = row_length or round_up(longest, ROW_STEP)
+    row_length = row_length or round_up(longest, math.lcm(ROW_STEP, positions_by))
+    if row_length % positions_by:
+        raise UserError(
+            f"data.row_length {row_length} is not a multiple of {positions_by}, twice "
+            "mesh.context.",
+            f"The next that is one is {round_up(row_length, positions_by)}.",
+        )
     if longest > row_length:
         raise UserError(
             f"data.row_length {row_length} is shorter than the longest example ({longest} tokens).",
@@ -88,7 +104,7 @@ def plan_rows(
             segments = min(segments, batch_size // divide_by)
     plan = TrainPlan(lengths, 0, rows, row_length, segments)
     examples = len(lengths) / plan.steps_per_epoch
-    return Layout(rows, row_length, segments, examples, 1 - plan.fill)
+    return Layout(rows, row_length, segments, examples, 1 - plan.fill, positions_by)
 
 
 def plan_epoch(
@@ -235,7 +251,9 @@ class EvalPlan:
         return FIRST_EPOCH
 
 
-def plan_eval(lengths: np.ndarray, rows: int, row_length: int, segments: int | None) -> EvalPlan:
+def plan_eval(
+    lengths: np.ndarray, rows: int, row_length: int, segments: int | None, positions_by: int = 1
+) -> EvalPlan:
     """Return the batches of one evaluation.
 
     Args:
@@ -244,10 +262,11 @@ def plan_eval(lengths: np.ndarray, rows: int, row_length: int, segments: int | N
         row_length: positions a row; longer where an example needs it (a multiple of 32).
         segments: the most examples in a row; None puts one in each, in up to 6 row lengths: as
             few as keep padding at 15% of the positions, or the 6 best.
+        positions_by: what the positions of a row must be a multiple of.
     """
     longest = _check_lengths(lengths)
     if longest > row_length:
-        row_length = round_up(longest, ROW_STEP)
+        row_length = round_up(longest, math.lcm(ROW_STEP, positions_by))
     indices: list[np.ndarray] = []
     row_lengths: list[int] = []
     if segments is not None:
@@ -258,7 +277,7 @@ def plan_eval(lengths: np.ndarray, rows: int, row_length: int, segments: int | N
         row_lengths = [row_length] * len(indices)
     else:
         below = 0
-        for edge in bucket_edges(lengths, rows, row_length):
+        for edge in bucket_edges(lengths, rows, row_length, positions_by):
             inside = np.flatnonzero((lengths > below) & (lengths <= edge))
             index = np.full((round_up(len(inside), rows), 1), -1, np.int32)
             index[: len(inside), 0] = inside

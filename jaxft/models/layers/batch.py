@@ -22,6 +22,7 @@ from jax import lax
 from jaxft.errors import UserError
 
 Batch = Mapping[str, jax.Array]
+PLACES = "places"  # [T]: where in its row each position is, if not in order: `tower.dealt`
 DECODER = "decoder_"  # prefix of the decoder's names in the batch of an encoder-decoder
 SOFT_TOKENS, SOFT_PLACES = "soft_tokens", "soft_places"
 TEXT_NAMES = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "segment_ids")
@@ -37,7 +38,16 @@ def check_length(batch: Batch, most: int) -> None:
 def positions_of(batch: Batch) -> jax.Array:
     """Return each token's position in its example: [B or 1, T] int32."""
     length = batch["input_ids"].shape[1]
-    return batch.get("position_ids", jnp.arange(length, dtype=jnp.int32)[None])
+    places = batch.get(PLACES, jnp.arange(length, dtype=jnp.int32))
+    return batch.get("position_ids", places[None])
+
+
+def counted(ones: jax.Array, batch: Batch) -> jax.Array:
+    """Count the ones of a row up to each position, itself included: [B, T] int32."""
+    if PLACES not in batch:
+        return jnp.cumsum(ones, axis=1)
+    in_order = jnp.cumsum(ones[:, jnp.argsort(batch[PLACES])], axis=1)
+    return in_order[:, batch[PLACES]]
 
 
 def segments_of(batch: Batch) -> jax.Array:

@@ -1,5 +1,7 @@
 """Attention by a kernel: cuDNN's flash attention on GPUs, jax's splash attention on TPUs.
 
+And over the devices of a row, where it has several: `ring.attention`.
+
 B rows, T positions, H heads, G heads of keys and values, K width of a head.
 """
 
@@ -13,7 +15,8 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import PartitionSpec
 
-from jaxft.models.layers.kernels import ATTENTION_OUTPUT, HEADS, LANES, ROWS, Kernel
+from jaxft.models.layers.kernels import ATTENTION_OUTPUT, HEADS, LANES, RING, ROWS, Kernel
+from jaxft.models.layers.ring.attention import ring_attention
 
 # Positions at a time, the most first. A block of T x T scores and what belongs to it must fit in
 # the 16 MB that the compiler of v5e leaves a kernel of its fast memory.
@@ -54,6 +57,9 @@ def run_kernel(
     """
     if window is not None and window >= query.shape[2]:
         window = None  # no position of the row lies that far away
+    if kernel.name == RING:
+        arrays = query, key, value, visibility
+        return ring_attention(kernel, *arrays, causal=causal, window=window, soft_cap=soft_cap)
     local: Callable[..., jax.Array]
     if kernel.name == "cudnn":
         local = partial(_cudnn, causal=causal, window=window)

@@ -15,8 +15,9 @@ from jaxft.errors import UserError
 
 PLATFORMS = {"cudnn": ("gpu", "cuda"), "splash": ("tpu",)}
 ATTENTION_OUTPUT = "attention_output"  # the name of what attention mixes, a residual
-# The mesh's axes that rows and heads are cut over.
-ROWS, HEADS = ("data", "fsdp", "expert"), "tensor"
+# The mesh's axes that rows, positions and heads are cut over.
+ROWS, CONTEXT, HEADS = ("data", "fsdp", "expert"), "context", "tensor"
+RING = "ring"
 LANES = 128  # splash takes positions by so many
 WIDEST = 128  # head that cudnn takes on every GPU
 
@@ -31,6 +32,7 @@ class Needs:
         rate: dropout on the attention weights.
         soft_cap: bound of the scores; None for none.
         positions: whether something learned is added to the scores.
+        causal: whether a position sees itself and those before it only.
     """
 
     heads: int
@@ -39,6 +41,7 @@ class Needs:
     rate: float = 0.0
     soft_cap: float | None = None
     positions: bool = False
+    causal: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,8 @@ class Kernel:
     """Attention kernel that serves a model.
 
     Args:
-        name: `cudnn` or `splash`.
-        mesh: the devices that rows and heads are cut over; None for one device.
+        name: `cudnn`, `splash`, or `ring` where the positions of a row lie on several devices.
+        mesh: the devices that rows, positions and heads are cut over; None for one device.
         interpret: run splash as plain jax, as tests do where there is no TPU.
     """
 
@@ -110,6 +113,8 @@ def choose(asked: str, needs: Needs, setting: Setting) -> Choice:
     Raises:
         UserError: the kernel that is asked for cannot serve.
     """
+    if (devices := context_of(setting.mesh)) > 1:
+        return _over_context(asked, needs, setting, devices)
     if asked == "xla":
         return Choice(None, "train.attention=xla")
     if asked != "auto":
@@ -129,22 +134,45 @@ def choose(asked: str, needs: Needs, setting: Setting) -> Choice:
     return Choice(None, f"{name} cannot serve: {why}")
 
 
+def context_of(mesh: Mesh | None) -> int:
+    """Return the number of devices that the positions of a row are cut over."""
+    return 1 if mesh is None else mesh.shape.get(CONTEXT, 1)
+
+
+def positions_divisor(devices: int, causal: bool) -> int:
+    """Return what the positions of a row must divide by where so many devices have them.
+
+    Under a causal mask a device has two chunks of a row, an early and a late one.
+    """
+    return devices * 2 if causal and devices > 1 else devices
+
+
+def _over_context(asked: str, needs: Needs, setting: Setting, devices: int) -> Choice:
+    """Choose attention over a ring of devices, or raise a UserError where it cannot serve."""
+    divisor = positions_divisor(devices, needs.causal)
+    refusals = {
+        f"rows of {setting.length} positions are not a multiple of {divisor}": (
+            setting.length % divisor != 0
+        ),
+        "train.attention=cudnn takes whole rows": asked == "cudnn",
+    }
+    reasons = _common_refusals(needs, setting) | refusals
+    if (why := next((why for why, holds in reasons.items() if holds), None)) is not None:
+        raise UserError(
+            f"mesh.context: attention cannot be divided over {devices} devices: {why}.",
+            "Use mesh.fsdp or mesh.data in its place.",
+        )
+    return Choice(Kernel(RING, setting.mesh), f"mesh.context={devices}")
+
+
 def refusal(name: str, needs: Needs, setting: Setting) -> str | None:
     """Return why a kernel cannot serve a model, to follow "since"; None if it can."""
-    shares = 1 if setting.mesh is None else math.prod(setting.mesh.shape[axis] for axis in ROWS)
-    tensor = 1 if setting.mesh is None else setting.mesh.shape[HEADS]
     reasons = {
         f"it runs on {PLATFORMS[name][0].upper()}s, and this is for {setting.platform}": (
             setting.platform not in PLATFORMS[name]
         ),
         f"it computes in bfloat16, and this run in {setting.dtype}": setting.dtype != "bfloat16",
-        f"it has no dropout on attention weights, and the rate is {needs.rate} "
-        "(model.dropout=0 turns it off)": needs.rate > 0 and setting.dropout,
-        "positions are learned scores, and no kernel has their gradient": needs.positions,
-        f"{needs.groups} heads of keys do not divide over mesh.tensor={tensor}": (
-            needs.groups % tensor != 0
-        ),
-        f"{setting.rows} rows do not divide over {shares} devices": setting.rows % shares != 0,
+        **_common_refusals(needs, setting),
     }
     if name == "cudnn":
         reasons |= {
@@ -157,6 +185,22 @@ def refusal(name: str, needs: Needs, setting: Setting) -> str | None:
     else:
         reasons["the mesh is not known to the model"] = setting.mesh is None
     return next((why for why, holds in reasons.items() if holds), None)
+
+
+def _common_refusals(needs: Needs, setting: Setting) -> dict[str, bool]:
+    """Return what no kernel can do, and whether it is asked."""
+    mesh = setting.mesh
+    shares = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in ROWS)
+    tensor = 1 if mesh is None else mesh.shape[HEADS]
+    return {
+        f"it has no dropout on attention weights, and the rate is {needs.rate} "
+        "(model.dropout=0 turns it off)": needs.rate > 0 and setting.dropout,
+        "positions are learned scores, and no kernel has their gradient": needs.positions,
+        f"{needs.groups} heads of keys do not divide over mesh.tensor={tensor}": (
+            needs.groups % tensor != 0
+        ),
+        f"{setting.rows} rows do not divide over {shares} devices": setting.rows % shares != 0,
+    }
 
 
 def _misfit(name: str, setting: Setting) -> str | None:

@@ -68,26 +68,33 @@ def _linear_forward(x: Any, kernel: Any, bias: Any, precision: Any) -> tuple[jax
 
 def _linear_backward(precision: Any, residuals: Any, d_out: jax.Array) -> tuple[Any, ...]:
     x, kernel, biased = residuals
-    flat = d_out.reshape(-1, d_out.shape[-1])  # [N, O]
     d_x = d_kernel = d_bias = None
     if biased is not None:
-        d_bias = flat.astype(jnp.float32).sum(0).astype(d_out.dtype)
+        d_bias = d_out.astype(jnp.float32).sum(range(d_out.ndim - 1)).astype(d_out.dtype)
     if kernel is not None:
         d_x = lax.dot_general(d_out, kernel, (((d_out.ndim - 1,), (1,)), ((), ())), precision)
     if x is not None:
         with jax.named_scope(WEIGHT_GRADIENT):
-            d_kernel = weight_gradient(x.reshape(-1, x.shape[-1]), flat, precision)
+            d_kernel = weight_gradient(x, d_out, precision)
     return d_x, d_kernel, d_bias
 
 
 def weight_gradient(x: jax.Array, y: jax.Array, precision: str | None) -> jax.Array:
-    """Compute x^T y: [N, I], [N, O] -> [I, O], in the way that is cheapest on the platform."""
-    return lax.platform_dependent(
-        x,
-        y,
-        cpu=partial(_product_of_transpose, precision=precision),
-        default=partial(_product_over_rows, precision=precision),
-    )
+    """Compute x^T y: [..., I], [..., O] -> [I, O], in the way that is cheapest on the platform.
+
+    Rows and positions stay two axes: as one, where a mesh cuts both, XLA would gather them.
+    """
+    rows = tuple(range(x.ndim - 1))
+
+    def of_transpose(x: jax.Array, y: jax.Array) -> jax.Array:
+        """Have x^T in memory; the barriers keep XLA from folding it away."""
+        turned = lax.optimization_barrier(jnp.moveaxis(lax.optimization_barrier(x), -1, 0))
+        return lax.dot_general(turned, y, ((tuple(range(1, x.ndim)), rows), ((), ())), precision)
+
+    def over_rows(x: jax.Array, y: jax.Array) -> jax.Array:
+        return lax.dot_general(x, y, ((rows, rows), ((), ())), precision)
+
+    return lax.platform_dependent(x, y, cpu=of_transpose, default=over_rows)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -109,17 +116,6 @@ def _quantized_backward(precision: Any, residuals: Any, d_out: jax.Array) -> tup
 
 
 _quantized_linear.defvjp(_quantized_forward, _quantized_backward)
-
-
-def _product_over_rows(x: jax.Array, y: jax.Array, precision: str | None) -> jax.Array:
-    """Compute x^T y: [N, I], [N, O] -> [I, O]."""
-    return lax.dot_general(x, y, (((0,), (0,)), ((), ())), precision)
-
-
-def _product_of_transpose(x: jax.Array, y: jax.Array, precision: str | None) -> jax.Array:
-    """Compute x^T y with x^T in memory; the barriers keep XLA from folding it away."""
-    turned = lax.optimization_barrier(lax.optimization_barrier(x).T)
-    return lax.dot_general(turned, y, (((1,), (0,)), ((), ())), precision)
 
 
 _linear.defvjp(_linear_forward, _linear_backward, symbolic_zeros=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -10,13 +11,16 @@ from functools import partial
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxft.models.layers.kernels import CONTEXT, context_of
 from jaxft.models.layers.modules import Leaf
 from jaxft.models.quantized import Quantized
 
 FSDP, EXPERT = "fsdp", "expert"
+# Parameters are cut over these together: the devices of a row sum gradients as those of others do.
+SHARDS = (FSDP, CONTEXT)
 SHARE = "1 in "  # the start of the name of what `own_share` names
-# Mesh axes a logical axis may take, in order of preference. A dimension that an axis does not
-# divide goes on to the next: 30,522 words do not split in 4.
+# Mesh axes a logical axis may take, in order of preference; `fsdp` stands for `SHARDS`. A dimension
+# that an axis does not divide goes on to the next: 30,522 words do not split in 4.
 RULES: Mapping[str, tuple[str, ...]] = {
     "vocab": ("tensor", "fsdp"),
     "embed": ("fsdp", "tensor"),
@@ -38,18 +42,32 @@ def partition(shape: Sequence[int], axes: Sequence[str | None], mesh: Mesh) -> P
         mesh: the devices.
     """
     used_axes: set[str] = set()
-    spec: list[str | None] = []
+    spec: list[str | tuple[str, ...] | None] = []
     for size, axis in zip(shape, axes, strict=True):
-        choice = None
+        choice: tuple[str, ...] = ()
         for candidate in RULES.get(axis or "", ()):
-            shards = mesh.shape.get(candidate, 1)
-            whole = candidate == "fsdp" and len(shape) < 2
-            if shards > 1 and not whole and candidate not in used_axes and size % shards == 0:
-                choice = candidate
+            whole = candidate == FSDP and len(shape) < 2
+            choice = () if whole or candidate in used_axes else _cut(size, candidate, mesh)
+            if choice:
                 used_axes.add(candidate)
                 break
-        spec.append(choice)
+        spec.append(choice[0] if len(choice) == 1 else choice or None)
     return PartitionSpec(*spec)
+
+
+def _cut(size: int, candidate: str, mesh: Mesh) -> tuple[str, ...]:
+    """Return the mesh axes that a dimension is cut over; none where they do not divide it."""
+    axes = SHARDS if candidate == FSDP else (candidate,)
+    longer = tuple(axis for axis in axes if mesh.shape.get(axis, 1) > 1)
+    options = dict.fromkeys((longer, *((axis,) for axis in longer)))
+    fitting = (own for own in options if size % math.prod(mesh.shape[axis] for axis in own) == 0)
+    return next(fitting, ())
+
+
+def over_shards(cut: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return the axes of `SHARDS` that an entry of a parameter's partitioning names."""
+    named = (cut,) if isinstance(cut, str) else cut or ()
+    return tuple(axis for axis in named if axis in SHARDS)
 
 
 def own_share(ways: int) -> AbstractContextManager:
@@ -74,8 +92,9 @@ def gathered(
     On a mesh with three or more axes longer than 1, XLA does not gather a kernel that is larger
     than the activations: it moves rows instead, some of them to the wrong devices, so that `x @ w`
     is wrong (jaxlib 0.10.2: x over (data, fsdp), w over (tensor, fsdp)). This makes it gather.
-    Other meshes are left to the partitioner, but for quantized kernels: their codes are gathered,
-    and not the numbers that they stand for. Experts are gathered where they are run.
+    Meshes with `context` gather too. Others are left to the partitioner, but for quantized
+    kernels: their codes are gathered, and not the numbers that they stand for. Experts are
+    gathered where they are run.
 
     Args:
         values: path -> array.
@@ -84,7 +103,7 @@ def gathered(
     """
     if mesh is None:
         return values
-    whole = sum(size > 1 for size in mesh.shape.values()) >= 3
+    whole = sum(size > 1 for size in mesh.shape.values()) >= 3 or context_of(mesh) > 1
     return {
         path: jax.tree.map(partial(_whole_over_fsdp, leaf=leaves[path], mesh=mesh), value)
         if isinstance(value, Quantized) or (whole and "experts" not in leaves[path].axes)
@@ -94,5 +113,5 @@ def gathered(
 
 
 def _whole_over_fsdp(value: jax.Array, leaf: Leaf, mesh: Mesh) -> jax.Array:
-    cut = (axis if axis != "fsdp" else None for axis in partition(value.shape, leaf.axes, mesh))
+    cut = (None if over_shards(axis) else axis for axis in partition(value.shape, leaf.axes, mesh))
     return jax.lax.with_sharding_constraint(value, NamedSharding(mesh, PartitionSpec(*cut)))

@@ -15,10 +15,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxft.models.layers.cache import UNCACHED, BlockCache
-from jaxft.models.layers.kernels import HEADS, ROWS
+from jaxft.models.layers.kernels import CONTEXT, HEADS, ROWS, context_of
 from jaxft.models.layers.loss import Routed
 from jaxft.models.tower.residuals import BLOCK_INPUT, policy_of
 from jaxft.models.tower.tower import WINDOW, Compute, Params, Part, Tower
@@ -150,7 +150,8 @@ def placed(stream: jax.Array, compute: Compute) -> jax.Array:
     Without this constraint the partitioner moves activations to the parameters' shards: every
     device then computes all rows of its part of the width, and exchanges whole activations. The
     stream between the wide matrices, which all devices of a tensor group would replicate, is
-    sharded along T, so that norms are computed once. Of images only the rows are sharded.
+    sharded along T, so that norms are computed once; and over `context` everywhere. Of images only
+    the rows are sharded.
     Source: Korthikanti et al. (2022), https://arxiv.org/abs/2205.05198.
     """
     mesh = compute.mesh
@@ -160,8 +161,16 @@ def placed(stream: jax.Array, compute: Compute) -> jax.Array:
         return jax.tree.map(partial(placed, compute=compute), stream)
     if stream.shape[0] % math.prod(mesh.shape[axis] for axis in ROWS):
         return stream  # rows that do not divide over the devices: leave it to the partitioner
-    along = HEADS if stream.ndim == 3 and stream.shape[1] % mesh.shape[HEADS] == 0 else None
+    along = along_positions(mesh, stream.shape[1]) if stream.ndim == 3 else ()
     return jax.lax.with_sharding_constraint(stream, NamedSharding(mesh, PartitionSpec(ROWS, along)))
+
+
+def along_positions(mesh: Mesh, length: int) -> tuple[str, ...]:
+    """Return the axes that positions are cut over between the wide matrices."""
+    context, heads = context_of(mesh), mesh.shape[HEADS]
+    if length % (context * heads) == 0:
+        return CONTEXT, HEADS
+    return (CONTEXT,) if length % context == 0 else ()
 
 
 def segment(tower: Tower, name: str) -> AbstractContextManager:

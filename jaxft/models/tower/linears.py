@@ -64,8 +64,8 @@ def _gated_backward(precision: Any, residuals: Any, d_out: jax.Array) -> tuple[A
             gate,
             partial(weight_gradient, precision=precision),
             lambda *_: jnp.zeros_like(kernel),
-            x.reshape(-1, x.shape[-1]),
-            d_out.reshape(-1, d_out.shape[-1]),
+            x,
+            d_out,
         )
     d_x, d_bias = pull(d_out)
     return d_x, d_kernel, d_bias, None

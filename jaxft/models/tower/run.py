@@ -10,6 +10,7 @@ import jax
 
 from jaxft.models.layers.modules import split_key
 from jaxft.models.tower.blocks import part_values, run_blocks, segment
+from jaxft.models.tower.dealt import deal_of, scores_positions
 from jaxft.models.tower.sampled import is_sampled, run_sampled
 from jaxft.models.tower.tower import PLAIN, Compute, Params, Part, Tower
 
@@ -39,6 +40,8 @@ def run_tower(
     compute = replace(compute, dropout=key is not None)
     stem_key, blocks_key, top_key = split_key(key, 3)
     trunk = batch.get(tower.prefix + TRUNK)
+    deal = deal_of(tower, batch, compute)
+    whole, batch = batch, batch if deal is None else deal.batch(batch)
     with jax.default_matmul_precision(compute.precision):
         with segment(tower, "embeddings"):
             stem, stem_key = _bind_end(tower, tower.stem, params, stem_key, compute)
@@ -55,7 +58,12 @@ def run_tower(
             stream, _, use = run_blocks(tower, params, stream, context, blocks_key, compute, blocks)
         with segment(tower, "top"):
             top, top_key = _bind_end(tower, tower.top, params, top_key, compute)
-            outputs = top(stream, batch, top_key)
+            if deal is None:
+                outputs = top(stream, batch, top_key)
+            elif scores_positions(tower, batch):
+                outputs = {n: deal.undone(x) for n, x in top(stream, batch, top_key).items()}
+            else:
+                outputs = top(deal.undone(stream), whole, top_key)
         return outputs if use is None else outputs | {"aux_loss": use.loss()}
 
 
@@ -91,6 +99,8 @@ def run_streams(
         batch: what the stem reads.
         compute: how to run.
     """
+    deal = deal_of(tower, batch, compute)
+    batch = batch if deal is None else deal.batch(batch)
     with jax.default_matmul_precision(compute.precision):
         stream, context = run_stem(tower, params, batch, compute)
         streams = [stream]
@@ -98,7 +108,7 @@ def run_streams(
             block = range(index, index + 1)
             stream, _, _ = run_blocks(tower, params, stream, context, None, compute, block)
             streams.append(stream)
-        return streams
+        return streams if deal is None else [deal.undone(stream) for stream in streams]
 
 
 def run_stem(

@@ -17,7 +17,7 @@ import jax
 from flax import nnx
 
 from jaxft.models.layers.batch import Batch, decoder_input
-from jaxft.models.layers.kernels import Choice, Kernel, Needs, Setting, choose
+from jaxft.models.layers.kernels import Choice, Kernel, Needs, Setting, choose, context_of
 from jaxft.models.layers.modules import Leaf, Linear
 from jaxft.models.layers.partition import gathered
 from jaxft.models.tower.residuals import Remat
@@ -43,6 +43,7 @@ class Compute:
         attention: `auto` takes a kernel where one can serve, else XLA; `xla`, `cudnn` or
             `splash` is that one, or a UserError.
         dropout: whether dropout is on, for the choice of a kernel; `run_tower` sets it.
+        cached: whether keys and values are cached, of whole rows; `tower.cache` sets it.
         trainable: the names that are differentiated; None for all. Blocks with different
             trainable leaves never share a scan, and a part without any has no dropout.
     """
@@ -55,6 +56,7 @@ class Compute:
     mesh: jax.sharding.Mesh | None = None
     attention: str = "auto"
     dropout: bool = False
+    cached: bool = False
     trainable: frozenset[str] | None = None
 
     def trains(self, name: str) -> bool:
@@ -67,6 +69,8 @@ class Compute:
         Raises:
             UserError: the kernel that `attention` names cannot serve.
         """
+        if self.cached and context_of(self.mesh) > 1:
+            return Choice(None, "positions are cached")
         where = (self.platform, self.dtype, self.dropout, self.mesh)
         return choose(self.attention, needs, Setting(*where, *shape))
 
@@ -200,9 +204,10 @@ class Tower:
         """Count the blocks of the trunk: those below the lowest that trains anything.
 
         None without a trunk, if the stem trains, or anything in a tower that this one reads; and
-        where a loss reads more of the blocks than their stream.
+        where a loss reads more of the blocks than their stream, or positions lie on several
+        devices.
         """
-        if self.balanced:
+        if self.balanced or context_of(compute.mesh) > 1:
             return None
         if self.reads is not None and any(map(compute.trains, self.reads.leaves)):
             return None

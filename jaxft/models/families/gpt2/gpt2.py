@@ -15,13 +15,12 @@ from collections.abc import Mapping
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from jaxft.models.families.gpt2.config import Config
 from jaxft.models.family import Family, ReadingDecoder, architectures
 from jaxft.models.layers.attention import Mask
-from jaxft.models.layers.batch import Batch, positions_of
+from jaxft.models.layers.batch import Batch, counted, positions_of
 from jaxft.models.layers.cache import BlockCache, KeyValues
 from jaxft.models.layers.cross import AttentionMaps, Reading, Source, SourceReader
 from jaxft.models.layers.decoder import decoder_top, text_mask
@@ -163,7 +162,7 @@ class Embeddings(nnx.Module):
         """Return each token's row of the position embeddings; OPT does not count padding."""
         if self.offset and "position_ids" not in batch and "attention_mask" in batch:
             mask = batch["attention_mask"]
-            return jnp.cumsum(mask, axis=1) * mask - 1 + self.offset
+            return counted(mask, batch) * mask - 1 + self.offset
         return positions_of(batch) + self.offset
 
 
@@ -184,7 +183,8 @@ class Stem(nnx.Module):
         alike = len(set(config.windows)) == 1
         self.window = config.windows[0] if alike else None
         heads = config.heads
-        self.needs = Needs(heads, heads, config.width // heads, config.weights_rate)
+        width_of_head, rate = config.width // heads, config.weights_rate
+        self.needs = Needs(heads, heads, width_of_head, rate, causal=True)
 
     def __call__(
         self, batch: Batch, key: jax.Array | None, compute: Compute

@@ -25,11 +25,11 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxft.models.layers.kernels import HEADS, ROWS
+from jaxft.models.layers.kernels import CONTEXT, HEADS, ROWS, context_of
 from jaxft.models.layers.loss import Routed
 from jaxft.models.layers.math import ACTIVATIONS, PRODUCT, linear
 from jaxft.models.layers.modules import Leaf, parameter
-from jaxft.models.layers.partition import EXPERT, FSDP, own_share, partition
+from jaxft.models.layers.partition import EXPERT, SHARDS, over_shards, own_share, partition
 
 INSIDE, OUTSIDE = "mlp", "expert_embed"  # the logical axes of F and D
 Kernels = Sequence[jax.Array]  # a map's kernel [E, I, O], or its bias [E, O]
@@ -216,7 +216,8 @@ def _run(
         tokens, experts, weights = _flat(x, choice.experts, choice.weights)
         return mixed(kernels, tokens, experts, weights, inner).reshape(x.shape)
     axes = [own for stack in stacks for own in stack.axes]
-    return _on_devices(divide(mesh, axes, kernels, len(x), splits), kernels, x, choice, inner)
+    division = divide(mesh, axes, kernels, x.shape[:2], splits)
+    return _on_devices(division, kernels, x, choice, inner)
 
 
 def _flat(*values: jax.Array) -> list[jax.Array]:
@@ -302,7 +303,8 @@ class Division:
 
     Args:
         mesh: the devices.
-        rows: the axes that rows are cut over; none where they do not divide.
+        rows, positions: the axes that rows and positions are cut over; none where they do not
+            divide.
         specs: how each kernel comes to a device.
         ways: over how many devices experts are divided.
         inside: whether F is divided too, so that outputs are sums over `tensor`.
@@ -310,6 +312,7 @@ class Division:
 
     mesh: Mesh
     rows: tuple[str, ...]
+    positions: tuple[str, ...]
     specs: tuple[PartitionSpec, ...]
     ways: int
     inside: bool
@@ -331,7 +334,11 @@ class Division:
 
 
 def divide(
-    mesh: Mesh, axes: Sequence[tuple[str, ...]], kernels: Kernels, count: int, splits: bool
+    mesh: Mesh,
+    axes: Sequence[tuple[str, ...]],
+    kernels: Kernels,
+    shape: Sequence[int],
+    splits: bool,
 ) -> Division:
     """Divide experts and tokens over devices as `partition` does the kernels.
 
@@ -339,19 +346,25 @@ def divide(
         mesh: the devices.
         axes: the logical axes of each kernel.
         kernels: of the experts.
-        count: B.
+        shape: rows and positions, [B, T].
         splits: whether F may be divided.
     """
+    count, length = shape
     rows = ROWS if count % math.prod(mesh.shape[axis] for axis in ROWS) == 0 else ()
+    positions = (CONTEXT,) if length % context_of(mesh) == 0 else ()
     cuts = [partition(kernel.shape, own, mesh) for kernel, own in zip(kernels, axes, strict=True)]
     inside = splits and all(
         cut[own.index(INSIDE)] == HEADS for cut, own in zip(cuts, axes, strict=True)
     )
     # What else a kernel is cut over is gathered before: each device has the tokens of all of it.
-    local = {EXPERT, *((FSDP,) if rows else ()), *((HEADS,) if inside else ())}
-    specs = tuple(PartitionSpec(*(a if a in local else None for a in cut)) for cut in cuts)
+    shards = SHARDS if rows and positions else ()
+    local = {EXPERT, *((HEADS,) if inside else ())}
+    specs = tuple(
+        PartitionSpec(*(a if a in local or (shards and over_shards(a)) else None for a in cut))
+        for cut in cuts
+    )
     ways = mesh.shape[EXPERT] if cuts[0][0] == EXPERT else 1
-    return Division(mesh, rows, specs, ways, inside)
+    return Division(mesh, rows, positions, specs, ways, inside)
 
 
 def _on_devices(
@@ -369,24 +382,24 @@ def _on_devices(
 
     def local(kernels: Kernels, x: jax.Array, *chosen: jax.Array) -> jax.Array:
         specs = division.specs
-        whole = [_over_fsdp(kernel, spec) for kernel, spec in zip(kernels, specs, strict=True)]
+        whole = [_over_shards(kernel, spec) for kernel, spec in zip(kernels, specs, strict=True)]
         tokens, experts, weights = division.tokens_of_group(_flat(x, *chosen))
         if division.ways > 1:
             experts = _among_own(experts, len(whole[0]))
         out = mixed(whole, tokens, experts, weights, inner, division.ways)
         return division.summed(out).reshape(x.shape)
 
-    cut = PartitionSpec(division.rows)
+    cut = PartitionSpec(division.rows, division.positions)
     specs = (division.specs, cut, cut, cut)
     run = jax.shard_map(local, mesh=division.mesh, in_specs=specs, out_specs=cut)
     return run(tuple(kernels), x, choice.experts, choice.weights)
 
 
-def _over_fsdp(kernel: jax.Array, spec: PartitionSpec) -> jax.Array:
-    """Gather a kernel over `fsdp`; its gradient is then scattered as it is summed."""
-    for dimension, axis in enumerate(spec):
-        if axis == FSDP:
-            kernel = lax.all_gather(kernel, FSDP, axis=dimension, tiled=True)
+def _over_shards(kernel: jax.Array, spec: PartitionSpec) -> jax.Array:
+    """Gather a kernel over `SHARDS`; its gradient is then scattered as it is summed."""
+    for dimension, cut in enumerate(spec):
+        if axes := over_shards(cut):
+            kernel = lax.all_gather(kernel, axes, axis=dimension, tiled=True)
     return kernel
 
 

@@ -104,6 +104,7 @@ class Stem(nnx.Module):
             rate=config.fields["attention_dropout"],
             soft_cap=config.soft_cap,
             positions=config.sinks,
+            causal=config.causal,
         )
 
     def __call__(

@@ -146,6 +146,7 @@ class Stem(nnx.Module):
             groups=heads,
             width=config.fields["hidden_size"] // heads,
             rate=config.fields["attention_dropout"],
+            causal=config.causal,
         )
 
     def __call__(
