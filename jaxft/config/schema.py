@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from jaxft.bounds import MOST_GROUPS
 from jaxft.config.data import DataSection
@@ -23,6 +23,8 @@ from jaxft.config.recipe import Group, LayerDecaySection, ScheduleSection
 from jaxft.config.sections import (
     AdapterKey,
     AdapterSection,
+    MeshKey,
+    MeshSection,
     RegulariseSection,
     RematSection,
     RunSection,
@@ -81,73 +83,10 @@ class ModelSection(Section):
     cache: str | None = may_change(None, "folder for downloaded checkpoints; null is the hub's own")
 
 
-def _devices(size: int) -> int:
-    if size == 0:
-        raise ValueError("an axis of the mesh has at least one device (or -1: all that remain)")
-    return size
-
-
 def _not_of_itself(length: Duration) -> Duration:
     if length.unit == "percent":
         raise ValueError(f"it must be in steps or epochs, not {length}")
     return length
-
-
-def _spelled_out(written: Any) -> Any:
-    """Read `mesh: auto` as `mesh: {layout: auto}`."""
-    return {"layout": "auto"} if written == "auto" else written
-
-
-class MeshSection(Section):
-    """The number of devices along each axis of the mesh."""
-
-    layout: Literal["given", "auto"] = may_change(
-        "given",
-        "auto chooses the sizes below from the model, the batch and the chip's memory, and says "
-        "why; mesh: auto is short for it",
-    )
-    data: Annotated[int, AfterValidator(_devices)] = may_change(
-        -1,
-        "replicas, each with a part of the batch; -1 is all remaining devices",
-        unit="devices",
-        ge=-1,
-    )
-    fsdp: Annotated[int, AfterValidator(_devices)] = may_change(
-        1,
-        "shards of parameters and optimizer state, and of the batch; or -1",
-        unit="devices",
-        ge=-1,
-    )
-    expert: Annotated[int, AfterValidator(_devices)] = may_change(
-        1,
-        "shards of the experts of a mixture, which exchange their tokens, and of the batch; or -1",
-        unit="devices",
-        ge=-1,
-    )
-    context: Annotated[int, AfterValidator(_devices)] = may_change(
-        1,
-        "shards of the tokens of each row, whose keys and values go around a ring, and of the "
-        "parameters; or -1",
-        unit="devices",
-        ge=-1,
-    )
-    tensor: Annotated[int, AfterValidator(_devices)] = may_change(
-        1, "shards of each wide matrix; or -1", unit="devices", ge=-1
-    )
-
-    @model_validator(mode="after")
-    def _sizes(self) -> MeshSection:
-        sizes = [self.data, self.fsdp, self.expert, self.context, self.tensor]
-        if sizes.count(-1) > 1:
-            raise ValueError("only one axis of the mesh can be -1 (all remaining devices)")
-        if self.layout == "auto" and sizes != [-1, 1, 1, 1, 1]:
-            raise ValueError(
-                "layout: auto chooses data, fsdp and tensor: remove them, expert and context"
-            )
-        return self
-
-
-MeshKey = Annotated[MeshSection, BeforeValidator(_spelled_out)]
 
 
 class TrainSection(Section):

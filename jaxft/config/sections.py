@@ -1,10 +1,10 @@
-"""The small sections: `run`, `regularise`, `adapter` and `train.remat`."""
+"""The small sections: `run`, `regularise`, `adapter`, `mesh` and `train.remat`."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from jaxft.config.fields import NAME, Section, fixed, may_change, section
 
@@ -142,3 +142,77 @@ def _nothing(written: Any) -> Any:
 
 
 AdapterKey = Annotated[AdapterSection, BeforeValidator(_nothing)]
+
+
+def _devices(size: int) -> int:
+    if size == 0:
+        raise ValueError("an axis of the mesh has at least one device (or -1: all that remain)")
+    return size
+
+
+def _spelled_out(written: Any) -> Any:
+    """Read `mesh: auto` as `mesh: {layout: auto}`."""
+    return {"layout": "auto"} if written == "auto" else written
+
+
+class MeshSection(Section):
+    """The number of devices along each axis of the mesh."""
+
+    layout: Literal["given", "auto"] = may_change(
+        "given",
+        "auto chooses the sizes below from the model, the batch and the chip's memory, and says "
+        "why; mesh: auto is short for it",
+    )
+    data: Annotated[int, AfterValidator(_devices)] = may_change(
+        -1,
+        "replicas, each with a part of the batch; -1 is all remaining devices",
+        unit="devices",
+        ge=-1,
+    )
+    slices: int = may_change(
+        1,
+        "TPU slices that a data-center network joins: the outermost part of `data`, so that only "
+        "sums of gradients cross it",
+        unit="slices",
+        ge=1,
+    )
+    fsdp: Annotated[int, AfterValidator(_devices)] = may_change(
+        1,
+        "shards of parameters and optimizer state, and of the batch; or -1",
+        unit="devices",
+        ge=-1,
+    )
+    expert: Annotated[int, AfterValidator(_devices)] = may_change(
+        1,
+        "shards of the experts of a mixture, which exchange their tokens, and of the batch; or -1",
+        unit="devices",
+        ge=-1,
+    )
+    context: Annotated[int, AfterValidator(_devices)] = may_change(
+        1,
+        "shards of the tokens of each row, whose keys and values go around a ring, and of the "
+        "parameters; or -1",
+        unit="devices",
+        ge=-1,
+    )
+    tensor: Annotated[int, AfterValidator(_devices)] = may_change(
+        1, "shards of each wide matrix; or -1", unit="devices", ge=-1
+    )
+
+    @model_validator(mode="after")
+    def _sizes(self) -> MeshSection:
+        sizes = [self.data, self.fsdp, self.expert, self.context, self.tensor]
+        if sizes.count(-1) > 1:
+            raise ValueError("only one axis of the mesh can be -1 (all remaining devices)")
+        if self.data != -1 and self.data % self.slices:
+            raise ValueError(
+                f"data: {self.data} is no multiple of slices: {self.slices}, which share it"
+            )
+        if self.layout == "auto" and [*sizes, self.slices] != [-1, 1, 1, 1, 1, 1]:
+            raise ValueError(
+                "layout: auto chooses data, fsdp and tensor: remove all other keys of mesh"
+            )
+        return self
+
+
+MeshKey = Annotated[MeshSection, BeforeValidator(_spelled_out)]

@@ -28,6 +28,8 @@ _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](.*?) \{([^}]*)\}")
 _ORDER = re.compile(r"device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\)")
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
+_EVERY = re.compile(r"(?:source_target_pairs|replica_groups)=\{((?:\{[\d,]*\},?)*)\}")
+_MEGASCALE = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _PAIRS = re.compile(r"source_target_pairs=\{\{(\d+),(\d+)\}")
 
 
@@ -41,12 +43,14 @@ class Collective:
             are no line of the mesh.
         count: how many there are.
         sent: bytes that each device sends, were they sent round a ring.
+        between_slices: whether any devices that talk to each other are of different slices.
     """
 
     kind: str
     axes: str
     count: int
     sent: int
+    between_slices: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,15 +59,25 @@ class _Found:
     nbytes: int  # of the result, on one device
     group: tuple[int, ...]
     channel: str
+    line: str
+    straight: bool = False  # sent as it is, between slices
+
+    @property
+    def sent(self) -> int:
+        """Return the bytes that a device sends, from those of its result."""
+        group = len(self.group)
+        return self.nbytes if self.straight else _over_a_ring(self.kind, self.nbytes, group)
 
 
-def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
+def collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> list[Collective]:
     """The collectives of a compiled program, largest first.
 
     Args:
         text: the program, as `Compiled.as_text()` gives it.
         mesh: axis -> devices along it, outermost first, as the program was compiled for.
+        slices: how many equal parts of the outermost axis are TPU slices of their own.
     """
+    size = math.prod(mesh.values()) // slices
     calls, matches = _read(text, mesh)
     times = _times(calls)
     # The parts of what is under way while others compute share one channel: it is sent once. So do
@@ -74,16 +88,26 @@ def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
         key = (computation, str(len(sent))) if alone else (one.channel,)
         if times[computation] > sent.get(key, (0, one))[0]:
             sent[key] = (times[computation], one)
-    counts: Counter[tuple[str, str]] = Counter()
-    nbytes: Counter[tuple[str, str]] = Counter()
+    counts: Counter[tuple[str, str, bool]] = Counter()
+    nbytes: Counter[tuple[str, str, bool]] = Counter()
     for turns, one in sent.values():
-        group = len(one.group)
-        if group > 1:
-            of = (one.kind, _axes(one.group, mesh))
+        if len(one.group) > 1:
+            of = (one.kind, _axes(one.group, mesh), _crosses(one, size))
             counts[of] += turns
-            nbytes[of] += turns * _over_a_ring(one.kind, one.nbytes, group)
-    totals = [Collective(*of, counts[of], nbytes[of]) for of in counts]
+            nbytes[of] += turns * one.sent
+    totals = [
+        Collective(kind, axes, counts[kind, axes, far], nbytes[kind, axes, far], far)
+        for kind, axes, far in counts
+    ]
     return sorted(totals, key=lambda one: -one.sent)
+
+
+def _crosses(one: _Found, size: int) -> bool:
+    """Return whether any group has devices of several slices, of `size` devices each."""
+    written = _EVERY.search(one.line)
+    groups = re.findall(r"\{([\d,]+)\}", written[1]) if written else []
+    every = [tuple(_numbers(group)) for group in groups] or [one.group]
+    return any(len({device // size for device in group}) > 1 for group in every)
 
 
 def _over_a_ring(kind: str, nbytes: int, group: int) -> int:
@@ -149,9 +173,15 @@ def _collective(
 ) -> _Found | None:
     """Read an instruction's collective; None where it sends nothing, or ends an earlier one."""
     kind = operation.removesuffix("-start")
+    arrays = [_nbytes(*array) for array in _ARRAY.findall(shape)]
+    if operation == "send" and (between := _MEGASCALE.search(line)):
+        # TPUs send through their hosts to the devices of the same place in other slices.
+        devices = math.prod(mesh.values())
+        others = devices - devices // next(iter(mesh.values()))
+        kind = between[1].lower().replace("_", "-")
+        return _Found(kind, arrays[0], (0, others), "", line, straight=True)
     if kind not in KINDS:
         return None
-    arrays = [_nbytes(*array) for array in _ARRAY.findall(shape)]
     if operation.endswith("-start") and kind in ("all-gather", "collective-permute"):
         # A pair: what goes in and what comes out, and perhaps scalars.
         nbytes = arrays[1] if len(arrays) > 1 else arrays[0]
@@ -162,7 +192,7 @@ def _collective(
     if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):
         kind, nbytes = "reduce-scatter", nbytes // max(len(group), 1)
     channel = _one(_CHANNEL.pattern, line)
-    return _Found(kind, nbytes, group, channel)
+    return _Found(kind, nbytes, group, channel, line)
 
 
 def _nbytes(kind: str, sizes: str) -> int:

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxft.device.slices import by_slice
 from jaxft.errors import UserError
 from jaxft.models.layers.kernels import CONTEXT, HEADS, ROWS, context_of, positions_divisor
 from jaxft.models.layers.partition import EXPERT, FSDP, partition
@@ -35,6 +36,7 @@ def make_mesh(
     *,
     expert: int = 1,
     context: int = 1,
+    slices: int = 1,
 ) -> Mesh:
     """The mesh of a run; one of the sizes may be -1 and takes what the others leave.
 
@@ -43,11 +45,13 @@ def make_mesh(
         devices: all of them; None for those that there are.
         expert: the number of devices over which the experts of a mixture are divided.
         context: the number of devices over which the positions of a row are divided.
+        slices: the number of TPU slices, the outermost part of `data`.
 
     Raises:
-        UserError: the sizes do not multiply out to the number of devices.
+        UserError: the sizes do not multiply out to the number of devices, or slices do not divide
+            `data` or are not those of the devices.
     """
-    devices = jax.devices() if devices is None else list(devices)
+    devices = by_slice(jax.devices() if devices is None else devices, slices)
     sizes = [data, fsdp, expert, context, tensor]
     axes, asked = spelled(dict(zip(AXES, sizes, strict=True)))
     fixed = math.prod(size for size in sizes if size != -1)
@@ -57,6 +61,11 @@ def make_mesh(
         raise UserError(
             f"mesh: {asked} ({axes}) does not divide {len(devices)} device(s).",
             "The product of the sizes must be the number of devices; -1 is what remains of it.",
+        )
+    if sizes[0] % slices:
+        raise UserError(
+            f"mesh.slices: {slices} slices do not divide the {sizes[0]} device(s) along data.",
+            "Each slice has whole parameters and an equal part of the rows.",
         )
     grid = np.asarray(devices).reshape(sizes)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))

@@ -14,6 +14,7 @@ from jaxft.config.sections import AdapterSection, RematSection
 from jaxft.device.chips import find_chip
 from jaxft.device.mesh import make_mesh, param_shardings
 from jaxft.device.mesh_auto import choose_mesh, state_bytes
+from jaxft.device.slices import check_slices
 from jaxft.errors import UserError
 from jaxft.layerwise.table import LayerTable
 from jaxft.models.adapters.low_rank import Adapter
@@ -157,10 +158,14 @@ def build_mesh(
         trained: the parameters that train in some phase.
         devices: the devices to run on; None for all.
     """
-    devices, section = jax.devices() if devices is None else list(devices), config.mesh
+    section = config.mesh
+    if devices is None:
+        check_slices(section.slices)
+    devices = jax.devices() if devices is None else list(devices)
     if section.layout == "given":
         asked = section.data, section.fsdp, section.tensor
-        return make_mesh(*asked, devices, expert=section.expert, context=section.context), ""
+        others = {name: getattr(section, name) for name in ("expert", "context", "slices")}
+        return make_mesh(*asked, devices, **others), ""
     sizes = {name: math.prod(leaf.shape) for name, leaf in model.leaves.items()}
     narrow = 4 if config.train.precision == "f32" else 2
     state = state_bytes(sizes, trained, narrow, copies_of(config))

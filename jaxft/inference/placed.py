@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 
 from jaxft.config.load import Config
 from jaxft.data.batching.packing import round_up
 from jaxft.data.batching.plans import Layout
-from jaxft.device.mesh import position_divisor, row_divisor
+from jaxft.device.mesh import AXES, position_divisor, row_divisor
 from jaxft.engine.compute import Runtime, make_runtime
 from jaxft.engine.trained import Trained
 from jaxft.errors import UserError
@@ -59,7 +60,7 @@ def place_model(config: Config, model: Model, table: LayerTable, layout: Layout)
     try:
         runtime = make_runtime(config, model, table)
     except UserError:
-        single = {"layout": "given", "data": 1, "fsdp": 1, "expert": 1, "context": 1, "tensor": 1}
+        single: dict[str, Any] = dict.fromkeys((*AXES, "slices"), 1) | {"layout": "given"}
         alone = config.model_copy(update={"mesh": config.mesh.model_copy(update=single)})
         runtime = make_runtime(alone, model, table, jax.local_devices()[:1])
     rows = round_up(layout.rows, row_divisor(runtime.mesh, 1))

@@ -74,7 +74,8 @@ class Planner:
         if self.chip is None:
             return None
         known = compiled.collectives
-        sent = None if known is None else sum(one.sent for one in known)
+        # Between slices there is another network, whose bandwidth is its owner's.
+        sent = None if known is None else sum(one.sent for one in known if not one.between_slices)
         return roofline(self.chip, len(self.devices), compiled.flops, compiled.traffic, sent)
 
     def attempt(self, change: tuple[str, ...]) -> Try:
@@ -122,6 +123,7 @@ def _about(
         "devices": len(planner.devices),
         "room": planner.room(),
         "mesh": dict(setup.mesh.shape),
+        "slices": setup.config.mesh.slices,
         "batch": {
             "batch_size": setup.config.data.batch_size,
             "rows": setup.layout.rows,
@@ -178,8 +180,8 @@ def _largest(planner: Planner, setup: Setup) -> dict[str, Any]:
     return {"batch_size": most, "rows": rows, "peak": peak, "refused_batch_size": refused}
 
 
-def _devices(topology: Topology | None, count: int | None) -> Sequence:
-    """Return the devices to compile for: a TPU slice of the compiler's, or this machine's."""
+def _devices(topology: Topology | None, count: int | None, slices: int) -> Sequence:
+    """Return the devices to compile for: TPU slices of the compiler's, or this machine's."""
     if topology is None:
         available = jax.devices()
         needed = len(available) if count is None else count
@@ -194,10 +196,12 @@ def _devices(topology: Topology | None, count: int | None) -> Sequence:
         options["chip_config_name"] = "megacore"  # both cores are one device, as on hardware
     if topology.chips == 1:
         options["chips_per_host_bounds"] = (1, 1, 1)
+    if slices > 1:
+        options["num_slices"] = slices
     slice_devices = topologies.get_topology_desc(
         platform="tpu", topology_name=topology.name, **options
     ).devices
-    assert len(slice_devices) == topology.devices, (len(slice_devices), topology)
+    assert len(slice_devices) == slices * topology.devices, (len(slice_devices), topology)
     return slice_devices
 
 
@@ -216,7 +220,7 @@ def main(source: TextIO, sink: TextIO) -> None:
             weights = has_weights(config.model.checkpoint)
             config, note = stack.enter_context(with_tokenizer(config))
             config = make_choices(config, EscapingConsole(quiet=True))
-            devices = _devices(topology, request["devices"])
+            devices = _devices(topology, request["devices"], config.mesh.slices)
             planner = Planner(config, devices, weights, lambda message: say(doing=message))
             say(plan=make_plan(planner, topology, request["largest_batch"]) | {"note": note})
     except UserError as error:

@@ -47,8 +47,8 @@ class PodPlan:
     Attributes:
         facts: JSON data: `fits`, `memory`, `attention` (tower -> what it is computed `by` and the
             `reason`), `collectives` (None where the compiler cannot print its program), `flops`,
-            `roofline`, `compile`, `mesh`, `batch`, `mismatch` (of libtpu and jax); `needs` and
-            `tried` where it does not fit; and `largest_batch` if that was asked for.
+            `roofline`, `compile`, `mesh`, `slices`, `batch`, `mismatch` (of libtpu and jax); where
+            it does not fit `needs` and `tried`; and `largest_batch` if that was asked for.
     """
 
     facts: dict[str, Any]
@@ -188,6 +188,7 @@ def _ask(
 def _target(facts: dict[str, Any]) -> str:
     batch, (axes, sizes) = facts["batch"], spelled(facts["mesh"])
     name = facts["topology"] or (facts["chip"] or {}).get("name") or "CPU"
+    name = (f"{facts['slices']} x " if facts["slices"] > 1 else "") + name
     return (
         f"devices    {facts['devices']} of {name}, mesh {axes} = {sizes}\n"
         f"batch      {batch['batch_size']} examples in {batch['rows']} rows of "
@@ -203,9 +204,8 @@ def _auto(facts: dict[str, Any]) -> list[str]:
 
 
 def _refusal(facts: dict[str, Any]) -> str:
-    needs, room = facts["needs"], facts["room"]
-    takes = size(needs) if needs else "more than is available"
-    return f"memory     does not fit: a step takes {takes} of a device's {size(room or 0)}"
+    takes = size(facts["needs"]) if facts["needs"] else "more than is available"
+    return f"memory     does not fit: a step takes {takes} of a device's {size(facts['room'] or 0)}"
 
 
 def _memory_table(facts: dict[str, Any]) -> Table:
@@ -231,7 +231,8 @@ def _sent_table(collectives: list[dict[str, Any]] | None) -> RenderableType:
         return Text("sent       not available: the compiler cannot print its program")
     table = _table("sent between devices in a step", ["", "axis", "times", "bytes a device"])
     for one in collectives:
-        table.add_row(one["kind"], one["axes"], f"{one['count']:,}", size(one["sent"]))
+        axes = one["axes"] + (", between slices" if one["between_slices"] else "")
+        table.add_row(one["kind"], axes, f"{one['count']:,}", size(one["sent"]))
     if not collectives:
         table.add_row("nothing", "", "", "")
     return table
@@ -246,10 +247,9 @@ def _costs(facts: dict[str, Any]) -> list[str]:
         + (f", {share(again)} more for recomputation" if again > 0.005 else "")
     ]
     if best:
-        seconds = {name: best[name] for name in ("compute", "memory", "links")}
         parts = ", ".join(
-            f"{name} {'not available' if value is None else _time(value)}"
-            for name, value in seconds.items()
+            f"{name} {'not available' if best[name] is None else _time(best[name])}"
+            for name in ("compute", "memory", "links")
         )
         lines += [
             f"time       {_time(best['seconds'])} a step at least, bound by {best['bound']} "

@@ -101,8 +101,8 @@ def compile_train_step(
         OutOfMemory: it does not fit, according to the compiler.
     """
     orders, batch = abstract_orders(setup), step_batch(setup, now)
-    frozen = abstract_frozen(setup, now) | orders
-    anchor = abstract_anchor(setup, now)
+    mesh = setup.mesh.shape, setup.config.mesh.slices
+    frozen, anchor = abstract_frozen(setup, now) | orders, abstract_anchor(setup, now)
     inputs = abstract_inputs(now, anchor)
     state = abstract_state(setup, now)
     start = time.perf_counter()
@@ -131,7 +131,7 @@ def compile_train_step(
         Memory(weights, optimizer, rest, peak, int(memory.temp_size_in_bytes), host),
         memory.argument_size_in_bytes + memory.output_size_in_bytes + 2 * memory.temp_size_in_bytes,
         flops,
-        None if text is None else tuple(collectives(text, setup.mesh.shape)),
+        None if text is None else tuple(collectives(text, *mesh)),
         None if text is None else text.count("tpu_custom_call"),
         begun - start,
         ended - begun,

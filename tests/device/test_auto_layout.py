@@ -76,7 +76,7 @@ def test_mesh_auto_is_short_for_a_layout(tmp_path):
     written = tiny_config(tmp_path).dump()
     config = parse_config(written | {"mesh": "auto"})
     built = build(config)
-    assert dict(built.mesh.shape) == {"data": 8, "fsdp": 1, "expert": 1, "tensor": 1}
+    assert dict(built.mesh.shape) == {"data": 8, "fsdp": 1, "expert": 1, "context": 1, "tensor": 1}
     assert "not known" in built.why[0]  # a CPU's memory is in no table
     with pytest.raises(UserError, match="remove them"):
         parse_config(written | {"mesh": {"layout": "auto", "fsdp": 4}})

@@ -18,8 +18,8 @@ from jaxft.device.mesh import make_mesh
 from jaxft.engine.cost import count_flops
 from jaxft.errors import UserError
 from jaxft.models.layers.attention import AttentionOptions, attention, make_mask
-from jaxft.models.layers.flash import splash_blocks
 from jaxft.models.layers.kernels import PLATFORMS, Choice, Kernel, Needs, Setting, choose
+from jaxft.models.layers.ring.splash import splash_blocks
 from jaxft.models.load import families
 from jaxft.models.tower.blocks import kernel_windows, stretches
 from jaxft.models.tower.run import run_tower
@@ -117,6 +117,41 @@ def test_block_sizes_follow_the_shape(length, width, causal, window, sizes, fuse
     assert (*forward, chosen.block_q_dkv, chosen.block_kv_dkv) == sizes
     assert chosen.use_fused_bwd_kernel == fused
     assert chosen.has_backward_blocks
+
+
+def test_a_ring_takes_splash_for_its_chunks_where_it_can():
+    ring = replace(TPU, mesh=make_mesh(2, 1, 1, context=4), length=1024)
+    causal = replace(NEEDS, causal=True)
+    cases = [
+        ("auto", causal, ring, "splash"),
+        ("splash", causal, ring, "splash"),
+        ("xla", causal, ring, "xla"),
+        ("auto", causal, replace(ring, length=512), "xla"),  # chunks of 64
+        ("auto", NEEDS, replace(ring, length=512), "splash"),  # parts of 128
+        ("auto", causal, replace(ring, dtype="float32"), "xla"),
+        ("auto", causal, replace(ring, platform="gpu"), "xla"),
+    ]
+    for asked, needs, setting, chunks in cases:
+        choice = choose(asked, needs, setting)
+        assert choice.kernel == Kernel("ring", ring.mesh, chunks=chunks)
+        assert choice.reason == f"mesh.context=4, whose chunks are computed by {chunks}"
+
+
+RING = replace(TPU, mesh=make_mesh(2, 1, 1, context=4), length=1024)
+NO_RING = [
+    ("auto", replace(NEEDS, positions=True), RING, "positions are learned scores"),
+    ("auto", replace(NEEDS, rate=0.1), RING, "the rate is 0.1"),
+    ("auto", replace(NEEDS, causal=True), replace(RING, length=1028), "not a multiple of 8"),
+    ("auto", NEEDS, replace(RING, rows=3), "3 rows do not divide over 2"),
+    ("cudnn", NEEDS, RING, "train.attention=cudnn takes whole rows"),
+    ("splash", NEEDS, replace(RING, length=516), "splash takes chunks of multiples of 128"),
+]
+
+
+@pytest.mark.parametrize(("asked", "needs", "setting", "why"), NO_RING)
+def test_a_ring_that_cannot_be_is_refused(asked, needs, setting, why):
+    with pytest.raises(UserError, match=rf"mesh\.context: .* over 4 devices: .*{why}"):
+        choose(asked, needs, setting)
 
 
 # ------------------------------------------------------------- splash, interpreted, against XLA

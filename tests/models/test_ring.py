@@ -19,8 +19,8 @@ MESHES = {
 }
 
 
-def ring(data=1, fsdp=1, context=1, tensor=1) -> Kernel:
-    return Kernel("ring", make_mesh(data, fsdp, tensor, context=context))
+def ring(data=1, fsdp=1, context=1, tensor=1, **options) -> Kernel:
+    return Kernel("ring", make_mesh(data, fsdp, tensor, context=context), **options)
 
 
 def draw(groups: int) -> tuple[jax.Array, ...]:
@@ -32,7 +32,8 @@ def draw(groups: int) -> tuple[jax.Array, ...]:
 
 def segments() -> jax.Array:
     """A row of three segments and padding, and a row of one."""
-    cut = np.repeat([1, 2, 3, 0], [19, 3, 20, 6])
+    cut = np.repeat([1, 2, 3, 0], np.array([19, 3, 20, 6]) * (LENGTH // 48))
+    cut = np.pad(cut, (0, LENGTH - len(cut)))
     return jnp.asarray([cut, np.ones_like(cut)], jnp.int32)
 
 
@@ -73,12 +74,21 @@ SEEN = {
 }
 
 
-@pytest.mark.parametrize("seen", SEEN.values(), ids=SEEN)
+def shown(*quick: str) -> list:
+    """All of `SEEN`, of which some run in every test."""
+    return [
+        pytest.param(seen, id=name, marks=() if name in quick else pytest.mark.full)
+        for name, seen in SEEN.items()
+    ]
+
+
+@pytest.mark.parametrize("seen", shown("capped", "both sides", "window", "window on both sides"))
 def test_a_ring_is_one_devices_attention(seen):
     """Grouped queries, in packed rows: outputs and gradients."""
     assert_is_one_devices(ring(**MESHES["2 x 4"]), **seen)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("mesh", [MESHES["8"], MESHES["2 x 2 x 2"]], ids=["8", "2 x 2 x 2"])
 @pytest.mark.parametrize("seen", ["capped", "window"])
 def test_so_it_is_on_other_meshes(mesh, seen):
@@ -89,5 +99,14 @@ def test_a_chunks_keys_are_scored_some_at_a_time(monkeypatch):
     """Three keys of a chunk of six at once."""
     monkeypatch.setattr(chunks, "MOST_SCORES", 3 * HEADS * 6)
     assert chunks._block_size(HEADS * 6, 6) == 3
-    assert_is_one_devices(ring(**MESHES["2 x 4"]), **SEEN["capped"])
     assert_is_one_devices(ring(**MESHES["2 x 4"]), **SEEN["wide window"])
+
+
+@pytest.mark.parametrize("seen", shown("wide window"))
+def test_chunks_by_splash_are_those_by_xla(seen, monkeypatch):
+    """Interpreted, in chunks of 128 and of 256, windows of less than a chunk and of more."""
+    monkeypatch.setitem(globals(), "LENGTH", 512)
+    if "window" in seen:
+        seen = seen | {"window": 13 * seen["window"]}
+    kernel = ring(data=2, context=2, tensor=2, chunks="splash", interpret=True)
+    assert_is_one_devices(kernel, **seen)

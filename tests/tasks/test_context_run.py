@@ -87,7 +87,7 @@ def test_rows_are_rounded_up_to_what_divides(checkpoint, tmp_path):
 REFUSED = [
     (["mesh.context=3"], "does not divide 8 device(s)"),
     (["mesh.context=0"], "mesh.context"),
-    (["mesh={layout: auto, context: 2}"], "remove them, expert and context"),
+    (["mesh={layout: auto, context: 2}"], "remove all other keys of mesh"),
     (["data.row_length=40", "mesh.data=1", "mesh.context=8"], "is not a multiple of 16"),
     (
         ["model.checkpoint=BERT", "task={kind: text_classification}", "mesh.context=2"],

@@ -17,18 +17,8 @@ from jax.sharding import PartitionSpec
 
 from jaxft.models.layers.kernels import ATTENTION_OUTPUT, HEADS, LANES, RING, ROWS, Kernel
 from jaxft.models.layers.ring.attention import ring_attention
-
-# Positions at a time, the most first. A block of T x T scores and what belongs to it must fit in
-# the 16 MB that the compiler of v5e leaves a kernel of its fast memory.
-BLOCKS = (2048, 1024, 512, 256, 128)
-QUERIES = 1024  # at a time, at most
-KEYS = {"forward": 1024, "backward": 2048}  # at a time, at most
-SCORED = 512  # keys of a block that are scored at a time, at most
-WIDE = 128  # a head wider than this takes few positions at a time, and no fused backward pass
-MOST_WIDE = 512
-# The fused backward pass writes the queries' gradient once for every block of keys and adds them
-# up: 5 products in place of 7, for as many times the memory of the queries.
-MOST_PARTS = 4
+from jaxft.models.layers.ring.chunks import Sight
+from jaxft.models.layers.ring.splash import splash_blocks, splash_mask
 
 
 def run_kernel(
@@ -127,7 +117,7 @@ def _splash(
         segments = jnp.pad(segments, ((0, 0), spare), constant_values=-1)  # seen by itself only
     whole = length + spare[1]
     kernel = splash.make_splash_mha(
-        splash.MultiHeadMask([_seen(whole, causal, window)] * heads),
+        splash.MultiHeadMask([splash_mask(whole, Sight(0, causal, window))] * heads),
         block_sizes=splash_blocks(whole, width, causal, window),
         head_shards=1,
         q_seq_shards=1,
@@ -137,39 +127,3 @@ def _splash(
     )
     out = jax.vmap(kernel)(query, key, value, splash.SegmentIds(segments, segments))
     return out[:, :, :length]
-
-
-def splash_blocks(length: int, width: int, causal: bool, window: int | None) -> splash.BlockSizes:
-    """Choose how many queries and keys splash takes at a time, and its backward pass.
-
-    Args:
-        length: T, a multiple of 128.
-        width: K.
-        causal, window: as of a mask. Blocks are no longer than what a position sees, so that few
-            hidden scores are computed; a window has the backward pass of two kernels, which skips
-            the blocks outside it.
-    """
-    span = length if window is None else (window if causal else 2 * window - 1)
-
-    def most(bound: int) -> int:
-        bound = bound if width <= WIDE else min(bound, MOST_WIDE)
-        fitting = [size for size in BLOCKS if length % size == 0 and size <= bound]
-        return next((size for size in fitting if size < 2 * span), fitting[-1])
-
-    queries, keys = most(QUERIES), most(KEYS["forward"])
-    forward = queries, keys, min(keys, SCORED)
-    fused = span == length and width <= WIDE and length <= MOST_PARTS * most(KEYS["backward"])
-    if fused:
-        keys = most(KEYS["backward"])
-        backward = queries, keys, min(keys, SCORED)
-        return splash.BlockSizes(*forward, *backward, use_fused_bwd_kernel=True)
-    backward = queries, keys, min(keys, SCORED)
-    return splash.BlockSizes(*forward, *backward, block_q_dq=queries, block_kv_dq=keys)
-
-
-def _seen(length: int, causal: bool, window: int | None) -> splash.Mask:
-    """Return splash's mask within a segment."""
-    shape = (length, length)
-    if window is not None:
-        return splash.LocalMask(shape, (window - 1, 0 if causal else window - 1), 0)
-    return splash.CausalMask(shape) if causal else splash.FullMask(shape)

@@ -17,7 +17,7 @@ PLATFORMS = {"cudnn": ("gpu", "cuda"), "splash": ("tpu",)}
 ATTENTION_OUTPUT = "attention_output"  # the name of what attention mixes, a residual
 # The mesh's axes that rows, positions and heads are cut over.
 ROWS, CONTEXT, HEADS = ("data", "fsdp", "expert"), "context", "tensor"
-RING = "ring"
+RING, SPLASH, XLA = "ring", "splash", "xla"
 LANES = 128  # splash takes positions by so many
 WIDEST = 128  # head that cudnn takes on every GPU
 
@@ -72,11 +72,13 @@ class Kernel:
         name: `cudnn`, `splash`, or `ring` where the positions of a row lie on several devices.
         mesh: the devices that rows, positions and heads are cut over; None for one device.
         interpret: run splash as plain jax, as tests do where there is no TPU.
+        chunks: what computes the parts of a ring, `xla` or `splash`.
     """
 
     name: str
     mesh: Mesh | None = None
     interpret: bool = False
+    chunks: str = XLA
 
     @property
     def reads_bias(self) -> bool:
@@ -156,13 +158,20 @@ def _over_context(asked: str, needs: Needs, setting: Setting, devices: int) -> C
         ),
         "train.attention=cudnn takes whole rows": asked == "cudnn",
     }
+    own = setting.platform in PLATFORMS[SPLASH] and setting.dtype == "bfloat16"
+    serves = own and setting.length // divisor % LANES == 0
+    refusals[
+        f"splash takes chunks of multiples of {LANES} positions, in bfloat16 on TPUs alone"
+    ] = asked == SPLASH and not serves
     reasons = _common_refusals(needs, setting) | refusals
     if (why := next((why for why, holds in reasons.items() if holds), None)) is not None:
         raise UserError(
             f"mesh.context: attention cannot be divided over {devices} devices: {why}.",
             "Use mesh.fsdp or mesh.data in its place.",
         )
-    return Choice(Kernel(RING, setting.mesh), f"mesh.context={devices}")
+    chunks = SPLASH if serves and asked != XLA else XLA
+    kernel = Kernel(RING, setting.mesh, chunks=chunks)
+    return Choice(kernel, f"mesh.context={devices}, whose chunks are computed by {chunks}")
 
 
 def refusal(name: str, needs: Needs, setting: Setting) -> str | None:

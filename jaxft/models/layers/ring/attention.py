@@ -19,9 +19,10 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxft.models.layers.kernels import ATTENTION_OUTPUT, CONTEXT, HEADS, ROWS, Kernel
+from jaxft.models.layers.kernels import ATTENTION_OUTPUT, CONTEXT, HEADS, ROWS, SPLASH, Kernel
 from jaxft.models.layers.math import matmul_precision
 from jaxft.models.layers.ring.chunks import ByXla, Keys, Mixed, Queries, Slope
+from jaxft.models.layers.ring.splash import BySplash
 from jaxft.models.layers.ring.travel import Meeting, Route
 
 NO_SEGMENT = 0  # of keys that are not there; those of a row count from 1
@@ -43,7 +44,7 @@ class Ring:
 
     mesh: Mesh
     route: Route
-    chunks: ByXla
+    chunks: ByXla | BySplash
 
     def run(self, local: Callable[..., Any], results: int, *arrays: jax.Array) -> Any:
         """Run a function of each device's part: its arrays are cut like heads, or are segments."""
@@ -85,7 +86,10 @@ def ring_attention(
     assert kernel.mesh is not None  # it has the axis `context`
     devices = kernel.mesh.shape[CONTEXT]
     route = Route(devices, query.shape[2] // devices, causal, window)
-    ring = Ring(kernel.mesh, route, ByXla(soft_cap, matmul_precision()))
+    chunks: ByXla | BySplash = ByXla(soft_cap, matmul_precision())
+    if kernel.chunks == SPLASH:
+        chunks = BySplash(soft_cap, kernel.interpret)
+    ring = Ring(kernel.mesh, route, chunks)
     return _ring(query, key, value, segments + (NO_SEGMENT + 1), ring)
 
 
