@@ -78,7 +78,7 @@ def test_mesh_auto_is_short_for_a_layout(tmp_path):
     built = build(config)
     assert dict(built.mesh.shape) == {"data": 8, "fsdp": 1, "expert": 1, "context": 1, "tensor": 1}
     assert "not known" in built.why[0]  # a CPU's memory is in no table
-    with pytest.raises(UserError, match="remove them"):
+    with pytest.raises(UserError, match="remove all other keys"):
         parse_config(written | {"mesh": {"layout": "auto", "fsdp": 4}})
 
 
