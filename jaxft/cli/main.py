@@ -70,7 +70,6 @@ ALONE = {
     "push",
     "report",
     "search",
-    "study",
     "tune-rates",
 }
 KEYS_HELP = "To list every config key with its type, default and meaning: jaxft config"

@@ -5,6 +5,7 @@ Each story is imported when it is called, as in `cli/main.py`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,8 @@ import typer
 from jaxft.cli.parts.process import prepare_computation
 from jaxft.cli.parts.terminal import ConfigFile, echo
 from jaxft.errors import UserError
+from jaxft.launch.cluster import SUPERVISED, find_cluster
+from jaxft.launch.supervise import supervise
 
 if TYPE_CHECKING:
     from jaxft.config.load import Config
@@ -42,6 +45,14 @@ Halve = Annotated[
         show_default=False,
     ),
 ]
+MeshMembers = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Shares of the devices, each of which trains its own members side by side.",
+    ),
+]
 Name = Annotated[
     str | None,
     typer.Option(help="Name of the study's folder in run.dir; NAME-study by default."),
@@ -68,6 +79,7 @@ def study(
     overrides: Overrides = None,
     vary: Vary = None,
     halve: Halve = None,
+    mesh_members: MeshMembers = 1,
     name: Name = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -83,23 +95,36 @@ def study(
     varied = parse_vary(vary or ())
     if not varied and not lr_range:
         raise UserError("A study needs a key to vary.", "Add --vary optimizer.lr=1e-5,3e-5,1e-4.")
+    cluster = None if SUPERVISED in os.environ else find_cluster()
+    if cluster is not None and not lr_range:
+        raise typer.Exit(supervise(cluster, context.obj[1:]))
+    if cluster is not None:
+        raise UserError("--lr-range runs in one process.", "Start it on one host.")
     name = name or checked.run.name + ("-lr-range" if lr_range else "-study")
     if not quiet:  # importing jax takes seconds: show at once that the command has started
         echo(f"jaxft {metadata.version('jaxft')}: {checked.run.dir}/{name}")
     prepare_computation()
-    flags = {"name": name, "overwrite": overwrite, "quiet": quiet, "command": context.obj}
+    flags: dict[str, Any] = {
+        "name": name,
+        "overwrite": overwrite,
+        "quiet": quiet,
+        "command": context.obj,
+    }
     if lr_range:
         if resume:
             raise UserError("--lr-range is a short run that cannot be resumed.", "Remove --resume.")
         if halve is not None:
             raise UserError("--lr-range trains no setting to the end.", "Remove --halve.")
+        if mesh_members > 1:
+            raise UserError("--lr-range has no members side by side.", "Remove --mesh-members.")
         from jaxft.studies.range import lr_range as find
 
         echo(find(checked, varied, **flags).folder)
         return
     from jaxft.studies.study import study as story
 
-    echo(story(checked, varied, halve=halve, resume=resume, **flags).folder)
+    shares: dict[str, Any] = {"halve": halve, "mesh_members": mesh_members}
+    echo(story(checked, varied, resume=resume, **shares, **flags).folder)
 
 
 def _checked(config: str, overrides: Sequence[str]) -> Config:

@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 AXES = ("data", "fsdp", "expert", "context", "tensor")
 SHOWN = ("data", "fsdp", "tensor")  # also where there is one device along them
+MEMBERS = "members"  # outermost axis of a study's mesh, where it has one: it divides no batch
 
 TOLERATED_REPLICATION = 0.02
 
@@ -195,7 +196,11 @@ def my_rows(mesh: Mesh) -> tuple[int, int]:
     Raises:
         UserError: the rows of its devices are no such block.
     """
-    groups = mesh.devices.reshape(-1, mesh.shape[CONTEXT] * mesh.shape[HEADS])
+    devices = mesh.devices
+    if MEMBERS in mesh.axis_names:
+        devices = np.moveaxis(devices, 0, -1)
+    alike = mesh.shape[CONTEXT] * mesh.shape[HEADS] * mesh.shape.get(MEMBERS, 1)
+    groups = devices.reshape(-1, alike)
     me = jax.process_index()
     mine = [n for n, group in enumerate(groups) if any(d.process_index == me for d in group)]
     size = len(mine)

@@ -17,6 +17,7 @@ import pyarrow.parquet
 from etils import epath
 
 from jaxft.config.load import Config
+from jaxft.device.distributed import from_first, is_first
 from jaxft.device.process import environment
 from jaxft.errors import UserError
 from jaxft.runs.digests import DIGESTS
@@ -43,6 +44,8 @@ STUDY = FolderKind("study", STUDY_FILE, "study.lock", "--name", (DIGESTS,))
 class StudyFolder:
     """Folder of a study; used in a `with` block it is locked until the block ends.
 
+    With several processes only the first reads and writes; the others are given what it read.
+
     Attributes:
         path: the folder.
     """
@@ -59,12 +62,14 @@ class StudyFolder:
 
     def about(self) -> dict[str, Any]:
         """Read `study.json`."""
-        return self._files.read_json(STUDY_FILE)
+        return from_first(lambda: self._files.read_json(STUDY_FILE))
 
     def update(self, **facts: Any) -> None:
         """Add facts to `study.json`; the others stay."""
-        before = self.about() if (self.path / STUDY_FILE).exists() else {}
-        self._files.write_json(STUDY_FILE, {**before, **facts})
+        if is_first():
+            there = (self.path / STUDY_FILE).exists()
+            before = self._files.read_json(STUDY_FILE) if there else {}
+            self._files.write_json(STUDY_FILE, {**before, **facts})
 
     def write_part(self, index: int, result: Mapping[str, Any]) -> None:
         """Write the results of a part."""
@@ -73,7 +78,8 @@ class StudyFolder:
     def part(self, index: int) -> dict[str, Any] | None:
         """Read the results of a part; None where it is not done."""
         name = f"{PARTS}/{index}.json"
-        return self._files.read_json(name) if (self.path / name).exists() else None
+        there = (self.path / name).exists
+        return from_first(lambda: self._files.read_json(name) if there() else None)
 
     def write_table(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write `study.parquet`.
@@ -81,17 +87,22 @@ class StudyFolder:
         Args:
             rows: mappings of the same keys; other values than numbers, text and bool become JSON.
         """
+        if not is_first():
+            return
         columns = {name: _column([row.get(name) for row in rows]) for name in _names(rows)}
         with files.written_aside(self.path / TABLE_FILE) as aside:
             pyarrow.parquet.write_table(pyarrow.table(columns), str(aside))
 
     def write_text(self, name: str, text: str) -> None:
         """Write one of the folder's files atomically."""
-        files.write_atomic(self.path / name, text)
+        if is_first():
+            files.write_atomic(self.path / name, text)
 
     def discard_old(self) -> None:
         """Delete the study that this one replaced."""
-        old = replaced(self.path, STUDY, self.about().get("replaces"))
+        if not is_first():
+            return
+        old = replaced(self.path, STUDY, self._files.read_json(STUDY_FILE).get("replaces"))
         if old is not None:
             remove_replaced(old, self.path.name, STUDY)
             self.update(replaces=None)
@@ -120,19 +131,25 @@ def create_study(
         UserError: another process, named, works in that folder.
     """
     path, lock = run_path(name, dir), contextlib.ExitStack()
-    old = set_aside(path, STUDY) if overwrite else None
     study = StudyFolder(path, lock)
-    try:
-        with contextlib.ExitStack() as undone:
-            undone.enter_context(files.lock(path / STUDY.lock))
-            for folder in (path, path / PARTS):
-                files.remove_leftovers(folder)
-            if not (path / STUDY_FILE).exists():
-                study.update(name=name, state="running", started=utc_now(), replaces=old, **facts)
-            lock.push(undone.pop_all())
-    except BaseException:
-        put_back(path, STUDY)
-        raise
+
+    def make() -> None:
+        old = set_aside(path, STUDY) if overwrite else None
+        try:
+            with contextlib.ExitStack() as undone:
+                undone.enter_context(files.lock(path / STUDY.lock))
+                for folder in (path, path / PARTS):
+                    files.remove_leftovers(folder)
+                if not (path / STUDY_FILE).exists():
+                    study.update(
+                        name=name, state="running", started=utc_now(), replaces=old, **facts
+                    )
+                lock.push(undone.pop_all())
+        except BaseException:
+            put_back(path, STUDY)
+            raise
+
+    from_first(make)
     return study
 
 

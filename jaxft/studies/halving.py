@@ -14,6 +14,7 @@ from typing import Any
 from jaxft.errors import UserError
 from jaxft.studies.members import Member
 from jaxft.studies.part import Part
+from jaxft.studies.placement import respread
 from jaxft.studies.rank import mark_rows, rank
 
 
@@ -113,6 +114,7 @@ def next_part(part: Part, index: int, members: Sequence[Member], share: float) -
     if not chosen:
         return None
     ones, setups = zip(*chosen, strict=True)
+    setups = tuple(respread(setup, len(ones)) for setup in setups)
     stop = round(part.setups[0].length.total_steps * share)
     return replace(
         part, index=index, members=ones, setups=setups, first=part.stop, stop=stop, source=part

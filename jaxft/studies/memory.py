@@ -66,8 +66,8 @@ def need_of(setup: Setup) -> Need:
 
 
 def available_bytes(mesh: jax.sharding.Mesh) -> int:
-    """Return the free memory of the first device, or of the host where that is a CPU."""
-    stats = mesh.devices.flat[0].memory_stats()
+    """Return the free memory of a device of this process, or of the host where that is a CPU."""
+    stats = mesh.local_devices[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats["bytes_in_use"]
     meminfo = Path("/proc/meminfo")

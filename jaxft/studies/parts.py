@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from jaxft.config.load import Config
-from jaxft.engine.setup import build, with_config
+from jaxft.device.distributed import from_first
+from jaxft.engine.setup import Setup, with_config
 from jaxft.errors import UserError
 from jaxft.report.events import EventLog
 from jaxft.report.terminal.progress import Progress
@@ -18,6 +20,7 @@ from jaxft.studies.members import Member, make_buckets
 from jaxft.studies.memory import Need, available_bytes, chunk_sizes, need_of
 from jaxft.studies.part import Part, train_part
 from jaxft.studies.phase import Programs
+from jaxft.studies.placement import build_spread
 from jaxft.studies.saved_states import SavedStates
 from jaxft.training.freezing.decisions import freezes_itself
 from jaxft.training.rates.multipliers import measures_rates
@@ -27,6 +30,7 @@ def make_parts(
     members: Sequence[Member],
     before: Sequence[Sequence[int]] | None = None,
     devices: Sequence | None = None,
+    groups: int = 1,
 ) -> tuple[list[Part], list[Need]]:
     """Decide which members train together, and compute the memory of each bucket.
 
@@ -34,6 +38,7 @@ def make_parts(
         members: of the study.
         before: the members of each part of the study that is resumed.
         devices: the devices to run on; None for all.
+        groups: shares of the devices, each of which trains its own members.
 
     Raises:
         UserError: a config, its data or its checkpoint is wrong, or a member does not fit.
@@ -41,13 +46,16 @@ def make_parts(
     parts: list[Part] = []
     needs: list[Need] = []
     for bucket, group in enumerate(make_buckets(members)):
-        first = build(group[0].config, devices=devices)
+        first = build_spread(group[0].config, groups, devices)
         setups = {member.index: with_config(first, member.config) for member in group}
         for setup in setups.values():
             _check_can_be_studied(setup.config)
         need = need_of(first)
         if before is None:
-            sizes = chunk_sizes(need, len(group), available_bytes(first.mesh))
+            _check_divides(len(group), groups)
+            count = len(group) // groups
+            each = from_first(partial(_chunks, need, count, first))
+            sizes = [size * groups for size in each]
         else:
             sizes = [len(part) for part in before if part[0] in setups]
         rest = list(group)
@@ -58,6 +66,20 @@ def make_parts(
             parts.append(Part(len(parts), bucket, chosen, own, first=0, stop=total))
             needs.append(need)
     return parts, needs
+
+
+def _chunks(need: Need, members: int, setup: Setup) -> list[int]:
+    """Divide the members of a share of the devices into chunks that fit."""
+    return chunk_sizes(need, members, available_bytes(setup.mesh))
+
+
+def _check_divides(members: int, groups: int) -> None:
+    """Raise a UserError where the shares of the devices would have unequal members."""
+    if members % groups:
+        raise UserError(
+            f"--mesh-members {groups} does not divide the {members} members of a program.",
+            "Choose a number that does, or vary other values.",
+        )
 
 
 def _check_can_be_studied(config: Config) -> None:

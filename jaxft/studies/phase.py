@@ -20,20 +20,20 @@ from jaxft.studies.step import make_study_eval, make_study_step, trained_params
 
 
 class Programs:
-    """Jitted steps and evaluations of a bucket, one per phase, for all of its parts."""
+    """Jitted steps and evaluations of a bucket, one per phase and mesh."""
 
     def __init__(self) -> None:
-        self._made: dict[int, tuple[Any, EvalStep]] = {}
+        self._made: dict[tuple[int, jax.sharding.Mesh], tuple[Any, EvalStep]] = {}
 
     def of(
         self, setup: Setup, now: PhaseSetup, states: TrainState, frozen: dict
     ) -> tuple[Any, EvalStep]:
         """Return those of a phase, made at the first call."""
-        index = now.phase.index
-        if index not in self._made:
+        key = now.phase.index, setup.mesh
+        if key not in self._made:
             step = make_study_step(setup, now, states, frozen)
-            self._made[index] = step, make_study_eval(setup, now, states, frozen)
-        return self._made[index]
+            self._made[key] = step, make_study_eval(setup, now, states, frozen)
+        return self._made[key]
 
 
 class Stage:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from jaxft.device.distributed import from_first, is_first, wait_for_all
 from jaxft.engine.state import TrainState
 from jaxft.errors import UserError
 from jaxft.runs.checkpoint import Checkpoints
@@ -39,7 +40,8 @@ class SavedStates:
         Raises:
             UserError: it is damaged.
         """
-        if part not in self._open and not self._path(part).exists():
+        there = self._path(part).exists
+        if part not in self._open and not from_first(there):
             return None
         step = self._checkpoints(part).latest()
         if step is None:
@@ -74,7 +76,8 @@ class SavedStates:
         """Delete the states of a part that nothing goes on from."""
         if part in self._open:
             self._open.pop(part).close()
-        if self._path(part).exists():
+        wait_for_all()
+        if is_first() and self._path(part).exists():
             self._path(part).rmtree()
 
     def _path(self, part: int) -> epath.Path:

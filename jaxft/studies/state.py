@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxft.device.mesh import replicated
+from jaxft.device.mesh import MEMBERS, replicated
 from jaxft.engine.initial_state import carry_on, load_params
 from jaxft.engine.setup import PhaseSetup, Setup
 from jaxft.engine.state import TrainState
+from jaxft.studies.placement import member_groups
 
 Params = dict[str, jax.Array]
 
@@ -144,14 +146,18 @@ def select_members(setup: Setup, states: TrainState, indices: Sequence[int]) -> 
 
 
 def shardings_of(setup: Setup, states: Any) -> Any:
-    """Return the shardings of members' states: as in a run, replicated over members."""
-    whole = replicated(setup.mesh)
+    """Return the shardings of members' states: as in a run, and divided over shares of devices.
+
+    Members that do not divide over the shares are whole on each of them.
+    """
+    groups = member_groups(setup.mesh)
 
     def place(path: Any, leaf: Any) -> NamedSharding:
         name = str(getattr(path[-1], "key", ""))
-        if name in setup.shardings and leaf.shape[1:] == setup.model.params[name].shape:
-            return NamedSharding(setup.mesh, PartitionSpec(None, *setup.shardings[name].spec))
-        return whole
+        members = MEMBERS if groups > 1 and leaf.shape[0] % groups == 0 else None
+        follows = name in setup.shardings and leaf.shape[1:] == setup.model.params[name].shape
+        own = setup.shardings[name].spec if follows else ()
+        return NamedSharding(setup.mesh, PartitionSpec(members, *own))
 
     return jax.tree_util.tree_map_with_path(place, states)
 
@@ -167,18 +173,24 @@ def drift(setup: Setup, states: TrainState, start: Start) -> dict[int, list[floa
     Returns:
         By depth; None where it is not finite.
     """
+    now = {**states.previously_trained, **states.trainable}
+
+    @partial(jax.jit, out_shardings=replicated(setup.mesh))
+    def squares(now: Params, start: Params, own: Params) -> dict[str, tuple[jax.Array, ...]]:
+        sums: dict[str, tuple[jax.Array, ...]] = {}
+        for name in setup.model.depths:
+            begun = own.get(name, start[name]).astype(jnp.float32)
+            whole = jnp.sum(begun**2, axis=tuple(range(1, begun.ndim)) if name in own else None)
+            apart = now[name] - begun if name in now else jnp.zeros((1, 1))
+            sums[name] = jnp.sum(apart**2, axis=tuple(range(1, apart.ndim))), whole
+        return sums
+
     count = len(states.step)
     moved = {depth: np.zeros(count) for depth in sorted(set(setup.model.depths.values()))}
     whole = {depth: np.zeros(count) for depth in moved}
-    now = {**states.previously_trained, **states.trainable}
-    for name, depth in setup.model.depths.items():
-        begun = start.own.get(name, start.params[name]).astype(jnp.float32)
-        apart = name in start.own
-        axes = tuple(range(1, begun.ndim)) if apart else None
-        whole[depth] += np.asarray(jnp.sum(begun**2, axis=axes))
-        if name in now:
-            apart_by = (now[name] - begun) ** 2
-            moved[depth] += np.asarray(jnp.sum(apart_by, axis=tuple(range(1, apart_by.ndim))))
+    for name, (apart, begun) in jax.device_get(squares(now, start.params, start.own)).items():
+        moved[setup.model.depths[name]] += apart
+        whole[setup.model.depths[name]] += begun
     far = {depth: np.sqrt(moved[depth] / np.maximum(whole[depth], 1e-30)) for depth in moved}
     return {
         depth: [float(value) if np.isfinite(value) else None for value in values]

@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxft.device.compiler_options import compiler_options
-from jaxft.device.mesh import batch_sharding, replicated
+from jaxft.device.mesh import MEMBERS, batch_sharding, replicated
 from jaxft.engine.evaluate import EvalStep, evaluation_function
 from jaxft.engine.setup import PhaseSetup, Setup, compared_of, objective_of
 from jaxft.engine.state import TrainState
 from jaxft.engine.step import StepInputs, step_function
 from jaxft.models.model import Model
 from jaxft.models.tower.tower import Compute, Tower
+from jaxft.studies.placement import member_groups
 from jaxft.studies.state import shardings_of
 
 MOVED = ("step", "trainable", "opt_state", "average", "bad_steps")  # by a step, of a state
@@ -70,8 +71,10 @@ def make_study_step(
                 lambda: (state, {**lost, "bad_steps": state.bad_steps}),
             )
 
-        over = _in_turn if takes_turns(now.compute) else _together
-        return over(advance, states, inputs)
+        groups = groups_of(setup.mesh, len(states.step))
+        if takes_turns(now.compute) and len(states.step) > groups:
+            return _in_turn(advance, states, inputs, groups)
+        return _together(advance, groups)(states, inputs)
 
     placed = shardings_of(setup, states)
     whole = replicated(setup.mesh)
@@ -89,23 +92,33 @@ def make_study_step(
     )
 
 
-def _together(advance: Callable, states: TrainState, inputs: StepInputs) -> tuple[TrainState, Any]:
-    """Advance all members at once, vectorized over them."""
-    return jax.vmap(advance)(states, inputs)
+def groups_of(mesh: jax.sharding.Mesh, members: int) -> int:
+    """Return over how many shares of the devices members divide; 1 where they do not."""
+    groups = member_groups(mesh)
+    return groups if members % groups == 0 else 1
 
 
-def _in_turn(advance: Callable, states: TrainState, inputs: StepInputs) -> tuple[TrainState, Any]:
-    """Advance the members one after another, each in place: no second copy of all states."""
+def _together(function: Callable, groups: int) -> Callable:
+    """Vectorize a function over members, which lie on `groups` shares of the devices."""
+    return jax.vmap(function, spmd_axis_name=MEMBERS if groups > 1 else None)
+
+
+def _in_turn(
+    advance: Callable, states: TrainState, inputs: StepInputs, groups: int
+) -> tuple[TrainState, Any]:
+    """Advance the members of each share one after another, in place: no copy of all states."""
+    axis = 1 if groups > 1 else 0  # of the turns
+    each = _together(advance, groups) if groups > 1 else advance
 
     def one(states: TrainState, turn: tuple[jax.Array, StepInputs]) -> tuple[TrainState, Any]:
         index, own_inputs = turn
         state = jax.tree.map(
-            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), states
+            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, axis, keepdims=False), states
         )
-        after, metrics = advance(state, own_inputs)
+        after, metrics = each(state, own_inputs)
         moved = {
             field: jax.tree.map(
-                lambda leaf, new: jax.lax.dynamic_update_index_in_dim(leaf, new, index, 0),
+                lambda leaf, new: jax.lax.dynamic_update_index_in_dim(leaf, new, index, axis),
                 getattr(states, field),
                 getattr(after, field),
             )
@@ -113,7 +126,31 @@ def _in_turn(advance: Callable, states: TrainState, inputs: StepInputs) -> tuple
         }
         return replace(states, **moved), metrics
 
-    return jax.lax.scan(one, states, (jnp.arange(len(states.step)), inputs))
+    turns = len(states.step) // groups
+    folded, unfold = _folded(groups)
+    ended, metrics = jax.lax.scan(
+        one, folded(states), (jnp.arange(turns), _turned(folded(inputs), groups))
+    )
+    return unfold(ended), unfold(_turned(metrics, groups))
+
+
+def _folded(groups: int) -> tuple[Callable, Callable]:
+    """Return the functions that divide an axis of members into shares and turns, and back."""
+    if groups == 1:
+        return lambda tree: tree, lambda tree: tree
+
+    def fold(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.reshape(groups, -1, *leaf.shape[1:]), tree)
+
+    def unfold(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), tree)
+
+    return fold, unfold
+
+
+def _turned(tree: Any, groups: int) -> Any:
+    """Swap the axes of shares and turns."""
+    return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), tree) if groups > 1 else tree
 
 
 def shares_trunk(model: Model, compute: Compute, previously_trained: frozenset[str]) -> bool:
@@ -147,8 +184,18 @@ def make_study_eval(
     def evaluate(params: Any, batch: Any) -> Any:
         trained, frozen = params
         batch = with_trunk(setup.model, now.compute, frozen, batch) if shared else batch
-        over = jax.lax.map if takes_turns(now.compute) else lambda one, many: jax.vmap(one)(many)
-        return over(lambda leaves: own({**frozen, **leaves}, batch), trained)
+        groups = groups_of(setup.mesh, len(states.step))
+
+        def score(leaves: Any) -> Any:
+            return own({**frozen, **leaves}, batch)
+
+        if not takes_turns(now.compute) or len(states.step) == groups > 1:
+            return _together(score, groups)(trained)
+        if groups == 1:
+            return jax.lax.map(score, trained)
+        fold, unfold = _folded(groups)
+        turned = jax.lax.map(_together(score, groups), _turned(fold(trained), groups))
+        return unfold(_turned(turned, groups))
 
     placed = shardings_of(setup, trained_params(states))
     fixed = {name: setup.argument_shardings[name] for name in frozen}

@@ -12,6 +12,7 @@ from typing import Any
 from etils import epath
 
 from jaxft.config.load import Config, changed_keys, load_config, parse_config, to_yaml
+from jaxft.device.distributed import compare, from_first, is_first, wait_for_all
 from jaxft.engine.trained import best_metric
 from jaxft.errors import UserError
 from jaxft.report.events import METRICS, EventLog, read_events
@@ -25,7 +26,6 @@ from jaxft.studies.findings import findings, length_finding
 from jaxft.studies.folder import (
     STUDY_FILE,
     StudyFolder,
-    check_one_process,
     check_study,
     create_study,
     study_facts,
@@ -35,6 +35,7 @@ from jaxft.studies.members import Member, make_members, make_members_choices
 from jaxft.studies.parts import about_part, make_parts, reached_steps, train_parts
 from jaxft.studies.rank import mark_rows, rank
 from jaxft.training.metadata import batch_line
+from jaxft.training.preflight import join_processes
 
 BEST_FILE = "best.yaml"
 
@@ -70,6 +71,7 @@ def study(
     vary: Mapping[str, Sequence[Any]],
     *,
     halve: int | None = None,
+    mesh_members: int = 1,
     name: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -83,6 +85,8 @@ def study(
         vary: config key -> its values.
         halve: of the settings, the best 1 in `halve` go on after each rung of successive halving;
             None trains all to the end.
+        mesh_members: shares of the devices, each of which trains its own members side by side;
+            the config's mesh is that of a share.
         name: of the study's folder in `run.dir`; None for the run's name with `-study`.
         resume: go on with the parts that an earlier start of this study did not finish.
         overwrite: replace the study of this name.
@@ -96,19 +100,26 @@ def study(
         UserError: a key or value is wrong, the members do not fit into memory, or the folder
             holds something else.
     """
-    check_one_process()
+    # ----------------------------------------------------------------------------- Processes
+    quiet = not join_processes(config, resume=resume, overwrite=overwrite) or quiet
+    asked = {"--vary": dict(vary), "--halve": halve, "--mesh-members": mesh_members}
+    compare(asked, "Start every process with the same command.")
     console = EscapingConsole(quiet=quiet)
     name = name or f"{config.run.name}-study"
 
     # -------------------------------------------- Set-up: errors are raised before any write
     members = make_members(config, vary)
     shares = rung_ends(count_settings(members), halve)
-    before = None
-    if check_study(name, config.run.dir, resume=resume, overwrite=overwrite):
-        before = _earlier_parts(run_path(name, config.run.dir), config, vary, halve)
+    before = from_first(
+        lambda: (
+            _earlier_parts(run_path(name, config.run.dir), config, vary, halve)
+            if check_study(name, config.run.dir, resume=resume, overwrite=overwrite)
+            else None
+        )
+    )
     console.print(f"{len(members)} members: opening the data", highlight=False)
     members = make_members_choices(members, console)
-    parts, needs = make_parts(members, before)
+    parts, needs = make_parts(members, before, groups=mesh_members)
     parts = [first_part(part, shares[0]) for part in parts]
     any_setup = parts[0].setups[0]
     metric = best_metric(config, any_setup.task)
@@ -123,13 +134,14 @@ def study(
 
     with create_study(name, config.run.dir, overwrite=overwrite, facts=about) as folder:
         # -------------------------------------------------- The programs, one after another
-        first = _keep_events(files.place(folder.path), reached_steps(folder))
+        reached = reached_steps(folder)
+        first = from_first(lambda: _keep_events(files.place(folder.path), reached))
         done = [part for part in parts if folder.part(part.index) is not None]
         if done:
             console.print(f"{len(done)} of {len(parts)} programs are done.")
         total = sum(part.setups[0].length.total_steps for part in parts)
         with (
-            EventLog(files.place(folder.path), tensorboard=False, resume_step=first) as log,
+            EventLog(files.place(folder.path), False, first, writes=is_first()) as log,
             Progress(total, sum(part.steps for part in done), console, quiet) as progress,
         ):
             rungs = Rungs(shares, halve, metric, lower_is_better)
@@ -153,8 +165,10 @@ def study(
         folder.write_text(BEST_FILE, best_yaml(chosen, name, metric))
         limits = findings(ranking, rows, vary, metric, any_setup)
         folder.update(state="finished", ranking=ranking, best=chosen.index, findings=limits)
-        write_study_page(files.place(folder.path))
+        if is_first():
+            write_study_page(files.place(folder.path))
         folder.discard_old()
+        wait_for_all()
     console.print(ranking_table(ranking, metric))
     for limit in limits:
         console.print(limit, style="bold yellow", highlight=False)

@@ -323,15 +323,18 @@ def test_files_that_differ_are_refused(what, config, tmp_path, monkeypatch):
     assert wanted[1] in said
 
 
-def test_a_study_of_several_processes_is_refused(file, monkeypatch, capsys):
+def test_a_range_test_of_several_processes_is_refused(file, monkeypatch, capsys):
     for name, value in {
         "JAX_COORDINATOR_ADDRESS": "127.0.0.1:9",
         "JAX_NUM_PROCESSES": "2",
         "JAX_PROCESS_ID": "1",
     }.items():
         monkeypatch.setenv(name, value)
-    assert main(["study", file, "--vary", "optimizer.lr=1e-3,1e-4"]) == 2
+    assert main(["study", file, "--lr-range"]) == 2
     assert capsys.readouterr().err == (
-        "jaxft: jaxft study runs in one process, and this is one of several. Start it on "
-        "one host, without the variables of a cluster.\n"
+        "jaxft: --lr-range runs in one process. Start it on one host.\n"
+    )
+    assert main(["report", file]) == 2
+    assert (
+        "jaxft report runs in one process, and this is one of several." in capsys.readouterr().err
     )
