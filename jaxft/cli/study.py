@@ -91,6 +91,8 @@ def study(
         raise UserError(
             "--resume continues a study and --overwrite replaces it.", "Use one of them."
         )
+    if lr_range:
+        _check_range_flags(halve, mesh_members, resume)
     checked = _checked(config, overrides or ())
     varied = parse_vary(vary or ())
     if not varied and not lr_range:
@@ -98,33 +100,33 @@ def study(
     cluster = None if SUPERVISED in os.environ else find_cluster()
     if cluster is not None and not lr_range:
         raise typer.Exit(supervise(cluster, context.obj[1:]))
-    if cluster is not None:
-        raise UserError("--lr-range runs in one process.", "Start it on one host.")
     name = name or checked.run.name + ("-lr-range" if lr_range else "-study")
     if not quiet:  # importing jax takes seconds: show at once that the command has started
         echo(f"jaxft {metadata.version('jaxft')}: {checked.run.dir}/{name}")
     prepare_computation()
-    flags: dict[str, Any] = {
-        "name": name,
-        "overwrite": overwrite,
-        "quiet": quiet,
-        "command": context.obj,
-    }
+    flags: dict[str, Any] = {"name": name, "overwrite": overwrite, "quiet": quiet}
+    flags["command"] = context.obj
     if lr_range:
-        if resume:
-            raise UserError("--lr-range is a short run that cannot be resumed.", "Remove --resume.")
-        if halve is not None:
-            raise UserError("--lr-range trains no setting to the end.", "Remove --halve.")
-        if mesh_members > 1:
-            raise UserError("--lr-range has no members side by side.", "Remove --mesh-members.")
         from jaxft.studies.range import lr_range as find
 
         echo(find(checked, varied, **flags).folder)
         return
     from jaxft.studies.study import study as story
 
-    shares: dict[str, Any] = {"halve": halve, "mesh_members": mesh_members}
-    echo(story(checked, varied, resume=resume, **shares, **flags).folder)
+    flags |= {"halve": halve, "mesh_members": mesh_members, "resume": resume}
+    echo(story(checked, varied, **flags).folder)
+
+
+def _check_range_flags(halve: int | None, mesh_members: int, resume: bool) -> None:
+    """Raise a UserError for what a range test does not do."""
+    if find_cluster() is not None:
+        raise UserError("--lr-range runs in one process.", "Start it on one host.")
+    if resume:
+        raise UserError("--lr-range is a short run that cannot be resumed.", "Remove --resume.")
+    if halve is not None:
+        raise UserError("--lr-range trains no setting to the end.", "Remove --halve.")
+    if mesh_members > 1:
+        raise UserError("--lr-range has no members side by side.", "Remove --mesh-members.")
 
 
 def _checked(config: str, overrides: Sequence[str]) -> Config:
