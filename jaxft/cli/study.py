@@ -97,15 +97,13 @@ def study(
     varied = parse_vary(vary or ())
     if not varied and not lr_range:
         raise UserError("A study needs a key to vary.", "Add --vary optimizer.lr=1e-5,3e-5,1e-4.")
-    cluster = None if SUPERVISED in os.environ else find_cluster()
-    if cluster is not None and not lr_range:
+    if (cluster := None if SUPERVISED in os.environ else find_cluster()) is not None:
         raise typer.Exit(supervise(cluster, context.obj[1:]))
     name = name or checked.run.name + ("-lr-range" if lr_range else "-study")
     if not quiet:  # importing jax takes seconds: show at once that the command has started
         echo(f"jaxft {metadata.version('jaxft')}: {checked.run.dir}/{name}")
     prepare_computation()
-    flags: dict[str, Any] = {"name": name, "overwrite": overwrite, "quiet": quiet}
-    flags["command"] = context.obj
+    flags = {"name": name, "overwrite": overwrite, "quiet": quiet, "command": context.obj}
     if lr_range:
         from jaxft.studies.range import lr_range as find
 
@@ -113,8 +111,8 @@ def study(
         return
     from jaxft.studies.study import study as story
 
-    flags |= {"halve": halve, "mesh_members": mesh_members, "resume": resume}
-    echo(story(checked, varied, **flags).folder)
+    shares: dict[str, Any] = {"halve": halve, "mesh_members": mesh_members}
+    echo(story(checked, varied, resume=resume, **shares, **flags).folder)
 
 
 def _check_range_flags(halve: int | None, mesh_members: int, resume: bool) -> None:
