@@ -77,7 +77,7 @@ def _front_matter(
             for metric, value in scored["metrics"].items()
         ]
     return ModelCardData(
-        library_name="transformers",
+        library_name=trained.task.card.library,
         pipeline_tag=pipeline,
         base_model=base["asked"].partition("@")[0] if on_hub else None,
         tags=["jaxft"],
@@ -262,12 +262,14 @@ def _use_section(trained: Trained) -> str:
         "processor": ("AutoImageProcessor", any(name in files for name in IMAGE_FILES)),
     }
     loads = {"model": auto} | {name: reader for name, (reader, there) in readers.items() if there}
+    library = trained.task.card.library
+    loads = loads if library == "transformers" else {"model": auto}
     example = "\n".join(trained.task.card.lines)
     if any(f"{name}." in example or f"{name}(" in example for name in readers.keys() - loads):
         example = ""
     lines = [
         *(["from PIL import Image"] if "Image." in example else []),
-        f"from transformers import {', '.join(loads.values())}",
+        f"from {library} import {', '.join(loads.values())}",
         "",
         'folder = "."  # where this file lies, or its name on the hub',
         *(f"{name} = {loader}.from_pretrained(folder)" for name, loader in loads.items()),

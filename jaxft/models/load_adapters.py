@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from jaxft.errors import UserError
+from jaxft.models.adapters.diffusers_lora import write_lora
 from jaxft.models.adapters.low_rank import Adapted, Adapter, choose, inject, is_adapter, kernels_of
 from jaxft.models.adapters.read import read_adapter
 from jaxft.models.adapters.write import TASKS, write_adapter
@@ -57,7 +58,7 @@ def with_adapter(model: Model, adapter: Adapter | str | Path) -> Model:
 def save_adapter(
     model: Model, folder: str | Path, base: str | None = None, also: Sequence[str] = ()
 ) -> Path:
-    """Write a model's adapters alone, as PEFT does.
+    """Write a model's adapters alone, as PEFT does; a pipeline's as `diffusers` does.
 
     Args:
         model: with adapters.
@@ -76,6 +77,11 @@ def save_adapter(
     if model.adapted is None:
         raise UserError("The model has no adapter to save.")
     check_folder(folder, model.source)
+    if model.source.pipeline is not None:
+        kernels = model.adapted.kernels
+        with published(folder) as here:
+            write_lora(here, model.source.part, model.params, kernels, model.names, also)
+        return place(folder)
     names = _module_lines(model)
     in_memory = {hf: name for name, hf in _names_in_memory(model, names).items()}
     modules = {_module(names[name].hf) for name in also} - {""}

@@ -168,6 +168,7 @@ CASES = {
         ],
     ),
 }
+CASES["diffusion"] = CASES["image_generation"]
 NAMES = {"token_classification": ("O", "B-x", "I-x")}
 
 

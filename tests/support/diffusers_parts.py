@@ -1,5 +1,7 @@
 """Random parts of pipelines of `diffusers`, ours and PyTorch's."""
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
+import transformers
 
 from jaxft.models import load as registry
 from jaxft.models.load import Model
@@ -160,3 +163,71 @@ def save_dit_pipeline(folder: Path, scheduler: Any = None, **changed: Any) -> No
     scheduler = scheduler or diffusers.DDIMScheduler(clip_sample=False)
     names = {str(number): f"class {number}" for number in range(4)}
     diffusers.DiTPipeline(transformer, vae, scheduler, id2label=names).save_pretrained(folder)
+
+
+def save_pixel_pipeline(folder: Path, scheduler: Any, **changed: Any) -> None:
+    """A random pipeline of a DiT over pixels: a denoiser and a scheduler alone."""
+    model = random_torch("dit", out_channels=3, num_embeds_ada_norm=4, **changed)
+    model.save_pretrained(folder / "transformer")
+    scheduler.save_pretrained(folder / "scheduler")
+    parts = {"transformer": ["diffusers", "DiTTransformer2DModel"]}
+    parts["scheduler"] = ["diffusers", type(scheduler).__name__]
+    index = {"_class_name": "DiTPipeline", "_diffusers_version": diffusers.__version__, **parts}
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
+WORDS = ("a", "red", "green", "blue", "square", "photo")
+
+
+def save_text_pipeline(folder: Path) -> None:
+    """A random Stable Diffusion: a U-Net over latents, a text tower of 8 tokens, its tokenizer."""
+    vocabulary = {f"{word}</w>": number for number, word in enumerate(WORDS)}
+    # Byte by byte spelled out, so that each word merges from its letters.
+    letters = sorted({letter for word in WORDS for letter in word})
+    merges = []
+    for word in WORDS:
+        whole = [*word[:-1], f"{word[-1]}</w>"]
+        while len(whole) > 1:
+            merges.append(f"{whole[0]} {whole[1]}")
+            whole[:2] = ["".join(whole[:2])]
+    pieces = [*letters, *(f"{letter}</w>" for letter in letters)]
+    pieces += [merge.replace(" ", "") for merge in merges]
+    for piece in pieces:
+        vocabulary.setdefault(piece, len(vocabulary))
+    ends = ("<|startoftext|>", "<|endoftext|>")
+    vocabulary |= {end: len(vocabulary) + number for number, end in enumerate(ends)}
+    files = folder / "words"
+    files.mkdir(parents=True)
+    (files / "vocab.json").write_text(json.dumps(vocabulary))
+    merged = "\n".join(["#version: 0.2", *dict.fromkeys(merges), ""])
+    (files / "merges.txt").write_text(merged)
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(files, model_max_length=8)
+    shutil.rmtree(files)
+    torch.manual_seed(0)
+    text = transformers.CLIPTextConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=12,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=8,
+        bos_token_id=vocabulary[ends[0]],
+        eos_token_id=vocabulary[ends[1]],
+        pad_token_id=vocabulary[ends[1]],
+    )
+    diffusers.StableDiffusionPipeline(
+        vae=random_torch("vae"),
+        text_encoder=transformers.CLIPTextModel(text).eval(),
+        tokenizer=tokenizer,
+        unet=random_torch(
+            "unet-1.5",
+            num_class_embeds=None,
+            block_out_channels=[8],
+            down_block_types=["CrossAttnDownBlock2D"],
+            up_block_types=["CrossAttnUpBlock2D"],
+        ),
+        scheduler=diffusers.DDIMScheduler(clip_sample=False, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)

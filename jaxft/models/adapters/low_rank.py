@@ -23,7 +23,8 @@ from jaxft.models.tower.tower import Part, Tower
 from jaxft.tree import matches_of, select
 
 LEAVES = ("lora_a", "lora_b", "magnitude")
-DEFAULT = r"(.*/)?blocks/\d+/attention/(query|value)/kernel"  # as the LoRA paper and PEFT choose
+# As the LoRA paper and PEFT choose; of a U-Net's transformers those over the text too.
+DEFAULT = r"(.*/)?blocks/\d+/(transformer/\d+/(source_)?)?attention/(query|value)/kernel"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxft.errors import UserError, did_you_mean
@@ -25,6 +24,7 @@ from jaxft.models.weights.config_fields import check_fields
 from jaxft.models.weights.field_kinds import check_kind
 from jaxft.storage.json_files import read_json_object
 
+Numbers = Any  # an array of the host or of a device
 CONFIG_FILE = "scheduler_config.json"
 # Class of a scheduler -> the sampler that it is; DDPM's and PNDM's configs are sampled by DDIM.
 CLASSES = {
@@ -202,15 +202,15 @@ def schedule_of(stored: Mapping[str, Any]) -> Schedule:
     return Schedule(str(name), fields)
 
 
-def mixed(data: jax.Array, noise: jax.Array, signal: jax.Array, level: jax.Array) -> jax.Array:
+def mixed(data: Numbers, noise: Numbers, signal: Numbers, level: Numbers) -> Numbers:
     """Mix data and noise [B, ...] at the levels of each row [B]."""
     shape = (-1, *[1] * (data.ndim - 1))
     return signal.reshape(shape) * data + level.reshape(shape) * noise
 
 
 def target(
-    prediction: str, data: jax.Array, noise: jax.Array, signal: jax.Array, level: jax.Array
-) -> jax.Array:
+    prediction: str, data: Numbers, noise: Numbers, signal: Numbers, level: Numbers
+) -> Numbers:
     """Return what a model is to predict of data and noise [B, ...].
 
     Args:

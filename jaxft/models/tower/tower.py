@@ -147,6 +147,8 @@ class Tower:
         needs: what its blocks' attention to their own stream asks of a kernel, as its stem's does;
             None where that has none.
         balanced: whether a loss reads the use of the experts of all its blocks.
+        noisy: whether its input has noise that is new each time, so that no output of a trunk can
+            be stored.
     """
 
     stem: Part
@@ -160,6 +162,7 @@ class Tower:
     input_of: Callable[[Batch, jax.Array], Batch] = decoder_input
     needs: Needs | None = None
     balanced: bool = False
+    noisy: bool = False
 
     @cached_property
     def _described(self) -> dict[str, tuple[int, Leaf]]:
@@ -204,10 +207,10 @@ class Tower:
         """Count the blocks of the trunk: those below the lowest that trains anything.
 
         None without a trunk, if the stem trains, or anything in a tower that this one reads; and
-        where a loss reads more of the blocks than their stream, or positions lie on several
-        devices.
+        where a loss reads more of the blocks than their stream, positions lie on several devices,
+        or the input has new noise.
         """
-        if self.balanced or context_of(compute.mesh) > 1:
+        if self.balanced or self.noisy or context_of(compute.mesh) > 1:
             return None
         if self.reads is not None and any(map(compute.trains, self.reads.leaves)):
             return None

@@ -34,7 +34,7 @@ from jaxft.storage.files import (
 
 MAX_SHARD = 5 * 10**9  # bytes, as transformers splits
 SHARDS = re.compile(rf"({DIFFUSERS}|{TRANSFORMERS})-\d{{5}}-of-\d{{5}}\.safetensors")
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_WEIGHTS, LORA_WEIGHTS = "adapter_model.safetensors", "pytorch_lora_weights.safetensors"
 ASIDE = ".weights-"  # how the folder begins that weights are written in before they have names
 AUTO_MAP = "auto_map"  # of a tokenizer's or a processor's file: classes in a repository's code
 # Fields of a source's config.json that its exports do not have.
@@ -219,7 +219,7 @@ def check_folder(folder: str | Path, source: Source) -> None:
         raise UserError(f"{folder} is a file.", "Name a new or an empty folder with --out.")
     names = [p.name for p in path.iterdir()] if path.exists() else []
     names = [name for name in names if not is_leftover(name) and not name.startswith(ASIDE)]
-    whole = (WEIGHTS, ADAPTER_WEIGHTS, OF_DIFFUSERS[0])
+    whole = (WEIGHTS, ADAPTER_WEIGHTS, LORA_WEIGHTS, OF_DIFFUSERS[0])
     weights = [n for n in names if n in whole or SHARDS.fullmatch(n)]
     if source.pipeline is not None and PIPELINE_FILE in names:
         weights = [p for w in whole if (path / (p := f"{source.part}/{w}")).is_file()]

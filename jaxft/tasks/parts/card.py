@@ -17,11 +17,13 @@ class Card:
 
     Args:
         pipeline: the hub's name of the task (`pipeline_tag`).
-        auto_class: the class of `transformers` that loads an export.
+        auto_class: the class that loads an export.
         lines: lines of Python that read one input and compute the outputs, with the names
             `tokenizer`, `processor` and `model`.
+        library: the one that has the class.
     """
 
     pipeline: str
     auto_class: str
     lines: tuple[str, ...] = ()
+    library: str = "transformers"

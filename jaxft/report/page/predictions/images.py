@@ -10,6 +10,7 @@ from typing import Any
 MOST_SHEETS = 8
 FOLDER = "samples"  # of the pictures drawn at each evaluation, `STEP.png`
 PICTURES = ("image", "completed", "drawn")
+NEEDED = ("image", "drawn")  # a model that denoises completes none
 MARK = "data:image/"  # what every picture of a line begins with
 
 
@@ -39,22 +40,32 @@ def drawn(split: str, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns:
         `name`, `count`, `by_class` (whether images have one), and `pictures`: of the first images
-        `image`, `completed`, `drawn`, the file or class as `said`, and `bits`.
+        `image`, `completed` (or None), `drawn`, the class, prompt or file as `said`, and `score`.
     """
-    shown = [line for line in lines if all(_is_picture(line, name) for name in PICTURES)]
+    shown = [line for line in lines if all(_is_picture(line, name) for name in NEEDED)]
     return {
         "name": split,
         "count": len(lines),
         "by_class": any("label" in line for line in lines),
+        "by_text": any("text" in line for line in lines),
+        "completes": any("completed" in line for line in lines),
         "pictures": [
             {
-                **{name: line[name] for name in PICTURES},
-                "said": str(line.get("label") or line.get("file") or ""),
-                "bits": line["bits_per_dimension"],
+                **{name: line[name] if _is_picture(line, name) else None for name in PICTURES},
+                "said": str(line.get("label") or line.get("text") or line.get("file") or ""),
+                "score": _score(line),
             }
             for line in shown
         ],
     }
+
+
+def _score(line: Mapping[str, Any]) -> str:
+    """Return the bits per pixel of an image, or its loss."""
+    for name, unit in (("bits_per_dimension", "bits per pixel"), ("loss", "loss")):
+        if isinstance(line.get(name), int | float):
+            return f"{line[name]:.3f} {unit}"
+    return ""
 
 
 def _is_picture(line: Mapping[str, Any], name: str) -> bool:

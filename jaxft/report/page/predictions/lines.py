@@ -57,7 +57,7 @@ WRITTEN: Keys = {  # of a text its source; of an image as above
     "loss": NUMBER,
 }
 ANSWER: Keys = {"id": (int,), **dict.fromkeys(("source", "target", "written"), (str,))}
-IMAGE: Keys = {"id": (int,), "bits_per_dimension": NUMBER}
+IMAGE: Keys = {"id": (int,)}  # and its bits per dimension, or its loss
 # View -> the keys of a line, and of the lists in it.
 LINES: dict[str, tuple[Keys, dict[str, Keys]]] = {
     **{view: (keys, {}) for view, keys in CLASSES.items()},
