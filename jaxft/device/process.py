@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
+import os
 import platform
 import signal
 import socket
@@ -23,12 +24,18 @@ _ARENA_MAX, _MMAP_MAX, _TRIM_THRESHOLD, _TOP_PAD = -8, -4, -1, -2
 
 
 def prepare_process() -> None:
-    """Keep compiled programs for the next run, and freed memory for the next step."""
-    folder = cache_dir() / "programs"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    # The default of a second leaves out most of what a small model compiles on CPU.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    """Keep compiled programs for the next run, and freed memory for the next step.
+
+    jax's own variables go first: `JAX_COMPILATION_CACHE_DIR` may be a folder in a bucket, which
+    serves every host of a pod and those that come in its place.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = cache_dir() / "programs"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        # The default of a second leaves out most of what a small model compiles on CPU.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     keep_freed_memory()
 
 

@@ -71,11 +71,12 @@ assert main() == 2
 )
 
 
-def run(program, words, home):
+def run(program, words, home, **variables):
     environ = {
         k: v for k, v in os.environ.items() if not k.startswith(("JAX_COMPILATION", "FSSPEC"))
     }
     environ |= {"XDG_CACHE_HOME": str(home), "JAXFT_CACHE": str(home), "JAX_PLATFORMS": "cpu"}
+    environ |= variables
     done = subprocess.run(
         [sys.executable, "-c", program, *words],
         env=environ,
@@ -107,6 +108,15 @@ def test_the_command_line_sets_its_process_up(tmp_path):
     assert not state["hook"]
     assert min(state["filters"]) > 0
     assert state["listings"] is False
+
+
+def test_variables_of_jax_go_first(tmp_path):
+    places = {
+        "JAX_COMPILATION_CACHE_DIR": "gs://pod/programs",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "2",
+    }
+    state = run(COMMAND, ["train", write(tmp_path)], tmp_path, **places)
+    assert (state["programs"], state["seconds"]) == ("gs://pod/programs", 2)
 
 
 def test_what_is_left_of_a_failed_checkpoint_read_is_not_reported_again():
