@@ -29,7 +29,7 @@ def prepare_process() -> None:
     jax's own variables go first: `JAX_COMPILATION_CACHE_DIR` may be a folder in a bucket, which
     serves every host of a pod and those that come in its place.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         folder = cache_dir() / "programs"
         folder.mkdir(mode=0o700, exist_ok=True)
         jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -72,9 +72,8 @@ assert main() == 2
 
 
 def run(program, words, home, **variables):
-    environ = {
-        k: v for k, v in os.environ.items() if not k.startswith(("JAX_COMPILATION", "FSSPEC"))
-    }
+    own = ("JAX_COMPILATION", "JAX_PERSISTENT", "FSSPEC")
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(own)}
     environ |= {"XDG_CACHE_HOME": str(home), "JAXFT_CACHE": str(home), "JAX_PLATFORMS": "cpu"}
     environ |= variables
     done = subprocess.run(
