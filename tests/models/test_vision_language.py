@@ -160,6 +160,10 @@ def test_texts_are_pytorchs_token_by_token(pair):
     ids, shown = np.zeros((3, length), np.int64), np.zeros((3, length), np.int64)
     for row, prompt in enumerate(prompts):
         ids[row, length - len(prompt) :], shown[row, length - len(prompt) :] = prompt, 1
+    more = {}
+    if "token_type_ids" in pair.batch:  # Gemma 3's of an image; all of PaliGemma's prompt is prefix
+        types = (ids == pair.ours.config.image_token_id) * (not pair.ours.config.prefix)
+        more = {"token_type_ids": torch.tensor(types.astype(np.int64))}
     for beams in (1, 3):
         settings = Settings(max_new_tokens=6, num_beams=beams)
         ours = Generator(pair.ours).generate(
@@ -169,6 +173,7 @@ def test_texts_are_pytorchs_token_by_token(pair):
             input_ids=torch.tensor(ids),
             attention_mask=torch.tensor(shown),
             pixel_values=torch.tensor(pixels),
+            **more,
             max_new_tokens=6,
             num_beams=beams,
             do_sample=False,
@@ -191,9 +196,13 @@ def test_adapters_of_the_decoder_are_pefts(pair, tmp_path):
         else value
         for name, value in model.params.items()
     }
-    connector = "vision/connector/kernel"
-    model = model.with_params(shaken | {connector: 1.5 * shaken[connector]})
-    save_adapter(model, tmp_path / "adapter", pair.folder, [connector])
+    also = ["vision/connector/kernel"]
+    if pair.ours.model_type == "gemma3":  # whose connector has it beside a norm, in no module
+        with pytest.raises(UserError, match="PEFT cannot store"):
+            save_adapter(model, tmp_path / "none", pair.folder, also)
+        also = []
+    model = model.with_params(shaken | {name: 1.5 * shaken[name] for name in also})
+    save_adapter(model, tmp_path / "adapter", pair.folder, also)
     base = AutoModelForImageTextToText.from_pretrained(pair.folder, attn_implementation="eager")
     theirs = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     with torch.no_grad():
@@ -223,8 +232,9 @@ def test_patches_have_the_places_that_transformers_finds_for_them():
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"scale_factor": 7}, "scale_factor is 7, which does not divide"),
+        ({"scale_factor": 7}, "scale_factor is 7, which does not divide the"),
         ({"image_token_id": 10_000}, "image_token_id is 10000; the decoder has"),
+        ({"model_type": "gemma3", "mm_tokens_per_image": 5}, "'llama' is not supported as the"),
         ({"text_config": {"model_type": "gpt2"}}, "'gpt2' is not supported as the decoder of"),
         ({"vision_config": None}, "vision_config is null, and no object."),
         ({"vision_config": {"image_size": 38, "patch_size": 2}}, "give 19 patches a side"),
@@ -239,12 +249,31 @@ def test_a_config_that_does_not_fit_is_refused(changed, said, tmp_path):
         registry.describe(pair.folder, weights=False)
 
 
-def test_images_of_another_form_are_refused(pair):
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"mm_tokens_per_image": 7}, "mm_tokens_per_image is 7, which does not divide the"),
+        (
+            {"vision_config": {"vision_use_head": True}},
+            "vision_use_head of the image tower is true",
+        ),
+    ],
+)
+def test_a_gemma3_that_does_not_fit_is_refused(changed, said, tmp_path):
+    pair = make_pair("gemma3", HEAD, 0, tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    with pytest.raises(UserError, match=said):
+        registry.describe(pair.folder, weights=False)
+
+
+def test_images_of_another_form_are_refused(tmp_path):
+    pair = make_pair("idefics3", HEAD, 0, tmp_path)
     for pixels, said in (
         (pair.batch["pixel_values"][:, 0], "The images have 4 dimensions"),
         (pair.batch["pixel_values"][..., 1:, :], "The tiles are "),
     ):
         with pytest.raises(UserError, match=said):
             pair.ours(**pair.batch | {"pixel_values": pixels})
-    with pytest.raises(UserError, match=r"model\.image_size: an image is cut into tiles"):
+    with pytest.raises(UserError, match=r"model\.image_size: 8 is not the size that idefics3"):
         registry.load(pair.folder, image_size=8)

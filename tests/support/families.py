@@ -66,6 +66,7 @@ KIN_HEADS: dict[str, tuple[str, ...]] = {
     "olmoe": ("causal_lm",),
     "phi3": ("causal_lm",),
     "siglip2": ("contrastive",),  # both towers
+    "gemma": ("causal_lm",),
     "siglip2_text_model": (),
     "siglip2_vision_model": (),
     "smolvlm": (),  # it computes what Idefics3 does
@@ -253,7 +254,7 @@ def random_batch(model: torch.nn.Module, draw: np.random.Generator) -> dict[str,
     if hasattr(vision, "num_patches"):
         return batch | random_patches(vision, draw)
     if hasattr(config, "image_token_id"):
-        return random_tiles(config, draw)
+        return random_images(config, draw)
     if hasattr(config, "vision_config") or model.main_input_name == "pixel_values":
         size = vision.image_size
         height, width = (size, size) if isinstance(size, int) else size
@@ -287,25 +288,35 @@ def random_patches(config, draw: np.random.Generator) -> dict[str, np.ndarray]:
     }
 
 
-def random_tiles(config, draw: np.random.Generator) -> dict[str, np.ndarray]:
-    """Three texts of an image each, of two tiles or one: words before, between and behind it."""
-    vision, words = config.vision_config, config.text_config.vocab_size
-    count = (vision.image_size // vision.patch_size // config.scale_factor) ** 2
+def random_images(config, draw: np.random.Generator) -> dict[str, np.ndarray]:
+    """Three texts of an image each: words before and behind it.
+
+    Of a model of tiles the first has two, with a word between.
+    """
+    vision, words, word = config.vision_config, config.text_config.vocab_size, config.image_token_id
+    tiled = hasattr(config, "scale_factor")
+    side = vision.image_size // vision.patch_size
+    count = side**2 // config.scale_factor**2 if tiled else side**2
+    count = getattr(config, "mm_tokens_per_image", count)
     rows = []
-    for tiles, more in ((2, 3), (1, 4), (1, 0)):
+    for tiles, more in ((1 + tiled, 3), (1, 4), (1, 0)):
         text = [draw.integers(1, words, size) for size in (2, 1, more)]
-        text = [np.where(part == config.image_token_id, 3, part) for part in text]
-        image = np.full(count, config.image_token_id)
+        text = [np.where(part == word, 3, part) for part in text]
+        image = np.full(count, word)
         rows.append(np.concatenate([text[0], image, text[1], *[image] * (tiles - 1), text[2]]))
-    batch = {
-        name: np.zeros((3, len(rows[0])), np.int64) for name in ("input_ids", "attention_mask")
-    }
+    shape = 3, max(map(len, rows))
+    batch = {name: np.zeros(shape, np.int64) for name in ("input_ids", "attention_mask")}
     for row, text in enumerate(rows):
         batch["input_ids"][row, : len(text)], batch["attention_mask"][row, : len(text)] = text, 1
-    shape = 3, 2, vision.num_channels, vision.image_size, vision.image_size
-    pixels = draw.normal(size=shape).astype(np.float32)
-    pixels[1:, 1] = 0.0  # no tile: what PyTorch leaves out
-    return batch | {"pixel_values": pixels}
+    pixels = draw.normal(size=(3, 2, vision.num_channels, *[vision.image_size] * 2))
+    pixels = pixels.astype(np.float32)
+    if tiled:
+        pixels[1:, 1] = 0.0  # no tile: what PyTorch leaves out
+        return batch | {"pixel_values": pixels}
+    types = (batch["input_ids"] == word).astype(np.int64)  # Gemma 3's
+    if config.model_type == "paligemma":  # a prefix up to two words behind the image
+        types = (np.arange(shape[1]) >= 2 + count + np.array([2, 1, 1])[:, None]).astype(np.int64)
+    return batch | {"pixel_values": pixels[:, 0], "token_type_ids": types}
 
 
 def random_texts(

@@ -299,8 +299,13 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "use_swiglu_ffn": Draw.flag,
     "use_gated_mlp": Draw.flag,
     "scale_embedding": Draw.flag,
-    "scale_factor": lambda draw: 1,  # by the patches of a tile: `of_tiles`
+    # Words of an image: `of_images`.
+    "scale_factor": lambda draw: 1,
+    "mm_tokens_per_image": lambda draw: 1,
     "image_token_id": lambda draw: 4,
+    "image_token_index": lambda draw: 4,
+    "boi_token_index": lambda draw: 5,
+    "eoi_token_index": lambda draw: 6,
     "use_learned_position_embeddings": Draw.flag,
     "layernorm_embedding": Draw.flag,
     "cross_attention_hidden_size": lambda draw: None,  # or the encoder's, in a pair
@@ -431,23 +436,32 @@ def random_config(model_type: str, generator: np.random.Generator) -> Pretrained
     vision = None
     for part in reversed(parts):  # the vision tower first: its width is asked for by the text's
         one = getattr(default, part)
+        if model_type == "paligemma" and part == "text_config" and generator.integers(2):
+            one = AutoConfig.for_model("gemma2")
         shared = {"projection": own.projection, "vision": vision, "joined": True}
         of_part = make_draw(generator, one.to_dict(), **shared)
         drawn[part] = {"model_type": one.model_type} | draw_fields(one, of_part)
         vision = of_part.width
-    if "scale_factor" in fields:
-        drawn |= of_tiles(own, drawn)
+    if {"image_token_id", "image_token_index"} & set(fields):
+        drawn |= of_images(own, drawn)
     return AutoConfig.for_model(model_type, **drawn)
 
 
-def of_tiles(draw: Draw, parts: dict[str, Any]) -> dict[str, Any]:
-    """How patches become words: no more than nine of a tile, which a short text has room for."""
-    sizes = parts["vision_config"]
+def of_images(draw: Draw, parts: dict[str, Any]) -> dict[str, Any]:
+    """How patches become words: no more than sixteen of an image, and nine of a tile.
+
+    A short text has room for as many.
+    """
+    sizes, text = parts["vision_config"], parts["text_config"]
     side = sizes["image_size"] // sizes["patch_size"]
-    return {
-        "scale_factor": draw.one_of(*{2: (1, 2), 3: (1, 3), 4: (2, 4)}[side]),
-        "image_token_id": draw.number(4, parts["text_config"]["vocab_size"]),
-    }
+    near = draw.one_of(*{2: (1, 2), 3: (1, 3), 4: (2, 4)}[side])
+    word = draw.number(4, text["vocab_size"])
+    if "scale_factor" in draw.defaults:
+        return {"scale_factor": near, "image_token_id": word}
+    sizes |= {"vision_use_head": False, "projection_dim": text["hidden_size"]}
+    own = {"image_token_index": word, "mm_tokens_per_image": (side // near) ** 2}
+    own |= {"projection_dim": text["hidden_size"]}
+    return {name: value for name, value in own.items() if name in draw.defaults}
 
 
 def random_pair(

@@ -9,12 +9,16 @@ import torch
 from PIL import Image
 from sacrebleu.metrics import CHRF
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
+from transformers.models.paligemma.processing_paligemma import PaliGemmaProcessor
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from jaxft.cli.main import main
 from jaxft.config.load import parse_config
-from jaxft.data.image.grid import check_grid, grid_fields
+from jaxft.data.image.grid import Grid, check_grid, grid_fields
 from jaxft.data.image.images import load_image_processor
 from jaxft.engine.setup import build
 from jaxft.errors import UserError
@@ -24,7 +28,7 @@ from jaxft.report.page.run import read_run
 from jaxft.report.page.views import view
 from jaxft.training.story import train
 from tests.support.small_assets import write_emoji
-from tests.support.small_vlm import END, TEMPLATE, write_vlm
+from tests.support.small_vlm import END, TEMPLATE, write_gemma3, write_paligemma, write_vlm
 
 SHAPES = ((40, 60, 3), (60, 40, 3), (50, 50, 3), (7, 100, 4), (33, 32))
 
@@ -241,6 +245,61 @@ def test_tokens_and_pixels_are_the_processors_own(grid, folder, tmp_path):
     assert batch["pixel_values"].shape[1] == (1 if grid == 1 else grid**2 + 1)
 
 
+def rows_of(folder: Path, answers: list[str]) -> Path:
+    """A file of random images with a question and an answer each."""
+    rows = [
+        {"image": name, "asked": "What is it?", "said": said}
+        for name, said in zip(images_of(folder), answers, strict=True)
+    ]
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "paligemma"])
+def test_whole_images_are_the_processors_own(kind, folder, tmp_path):
+    """Of Gemma 3 and PaliGemma, whose words have types; a step is a step."""
+    answers = ["red car", "blue", "green fish", "red", "blue star"]
+    file = rows_of(tmp_path, answers)
+    if kind == "gemma3":
+        own = write_gemma3(tmp_path / kind)
+        images, words = Gemma3ImageProcessorPil, AutoTokenizer.from_pretrained(own)
+        theirs = Gemma3Processor(
+            images.from_pretrained(own), words, words.chat_template, image_seq_length=4
+        )
+    else:
+        own = write_paligemma(tmp_path / kind)
+        images = SiglipImageProcessorPil.from_pretrained(own)
+        images.image_seq_length = 16
+        theirs = PaliGemmaProcessor(images, AutoTokenizer.from_pretrained(own))
+    task = {"kind": "vision_language", "prompt": "asked", "answer": "said"}
+    data = {"train": f"jsonl:{file}:ordered", "eval": f"jsonl:{file}:ordered", "batch_size": 8}
+    model = {"checkpoint": str(own), "dropout": 0.0}
+    setup = build(config_of(folder, model=model, task=task, data=data | {"cache": None}))
+    batch = setup.splits["eval"].examples.collate(np.arange(5)[:, None], 1)
+    for number, said in enumerate(answers):
+        image = Image.open(tmp_path / f"{number}.png")
+        if kind == "gemma3":
+            messages = [{"role": "user", "content": CONTENTS[0]}]
+            messages += [{"role": "assistant", "content": [{"type": "text", "text": said}]}]
+            text = theirs.apply_chat_template(messages)
+            out = theirs(text=text, images=[image], return_tensors="np")
+        else:
+            out = theirs(
+                text="<image>What is it?", images=[image], suffix=said, return_tensors="np"
+            )
+        true = batch["attention_mask"][number] == 1
+        np.testing.assert_array_equal(batch["input_ids"][number][true], out["input_ids"][0])
+        np.testing.assert_array_equal(batch["pixel_values"][number], out["pixel_values"][0])
+        if kind == "paligemma":
+            types = batch["token_type_ids"][number][true]
+            np.testing.assert_array_equal(types, out["token_type_ids"][0])
+            targets = np.append(batch["targets"][number][true][:-1], -1)
+            labels = np.append(np.where(types == 1, out["labels"][0], -1)[1:], -1)
+            np.testing.assert_array_equal(targets, labels)
+    assert ("token_type_ids" in batch) == (kind == "paligemma")
+
+
 def test_a_row_without_an_example_is_padding(folder):
     examples = build(config_of(folder)).splits["eval"].examples
     batch = examples.collate(np.array([[1], [-1]]), 1)
@@ -277,7 +336,7 @@ CHAT = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "conte
         ({"content": [{"type": "video"}]}, "row 3 has a message whose content is no text and no"),
         (
             {"content": [{"type": "image"}, {"type": "text", "text": "<image>"}]},
-            "row 3: its text has '<image>' 2 times, which stands for an image.",
+            "row 3: its text spells '<image>', which stands for an image.",
         ),
         (
             {"content": [{"type": "image"}, {"type": "text", "text": "What " * 90}]},
@@ -340,7 +399,7 @@ def test_a_bad_row_of_a_caption_is_named(row, said, folder):
                     "max_image_size": {"longest_edge": 56},
                 }
             ),
-            "its image processor makes tiles of 56 pixels, and the model takes 28.",
+            "its image processor makes images of 56 pixels, and the model takes 28.",
         ),
     ],
     ids=["no-processor", "no-template", "blind-template", "other-processor", "other-tile"],
@@ -358,4 +417,4 @@ def test_a_checkpoint_that_does_not_fit_is_refused(file, content, said, folder, 
 def test_a_grid_of_more_than_4096_pixels_is_refused(tmp_path):
     Idefics3ImageProcessorPil(max_image_size={"longest_edge": 448}).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"task\.grid: 10 tiles of 448 pixels are more than 4,096"):
-        check_grid(load_image_processor(tmp_path), 10, "task.grid")
+        check_grid(Grid(load_image_processor(tmp_path), 10), True, "task.grid")

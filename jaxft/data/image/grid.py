@@ -1,4 +1,4 @@
-"""Tiles of an image for a vision-language model, as Idefics3's and SmolVLM's processor cuts them.
+"""Images of a vision-language model: whole, or in tiles as Idefics3's processor cuts them.
 
 The longer edge is resized to as many tiles as the grid has a side; the tiles of the image are then
 followed by the whole image as one more. A grid of 1 is the whole image alone.
@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from jaxft.data.image.config import FILES, read_processor
-from jaxft.data.image.images import ImageProcessor, to_rgb
+from jaxft.data.image.images import ImageProcessor, load_image_processor, to_rgb
 from jaxft.errors import UserError
 from jaxft.storage.json_files import read_json_object
 
@@ -59,6 +59,17 @@ class Grid:
         return self.cut((1, 1)).tiles
 
     @property
+    def tiled(self) -> bool:
+        """Return whether an image is an array of tiles, were it one."""
+        return self.processor.kind in TILED
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of an image: `[most, 3, H, W]`, or `[3, H, W]` without tiles."""
+        one = (3, *self.processor.size)
+        return (self.most, *one) if self.tiled else one
+
+    @property
     def fingerprint(self) -> str:
         """Return a text that changes with everything that is done to an image."""
         return f"{self.processor.fingerprint} {self.side}"
@@ -71,7 +82,9 @@ class Grid:
         return Cut(height // self.tile, width // self.tile)
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        """Return the pixel values of an image's tiles: `[most, 3, H, W]` float32, zeros behind."""
+        """Return the pixel values of an image, float32 of `shape`; of tiles that lack zeros."""
+        if not self.tiled:
+            return self.processor(image)
         tiles = self._tiles(to_rgb(image) if self.processor.blend or image.mode != "RGB" else image)
         values = np.zeros((self.most, 3, self.tile, self.tile), np.float32)
         for number, tile in enumerate(tiles):
@@ -93,34 +106,40 @@ class Grid:
         return image.resize(size[::-1], Image.Resampling(self.processor.resample))
 
 
-def check_grid(processor: ImageProcessor, side: int, where: str) -> None:
-    """Raise a UserError unless a processor cuts images into tiles, and into so many a side.
+def check_grid(grid: Grid, tiled: bool, where: str) -> None:
+    """Raise a UserError unless images are read as a model takes them.
 
     Args:
-        processor: the checkpoint's.
-        side: the tiles along the longer edge.
-        where: what the message calls that number.
+        grid: how they are read.
+        tiled: whether the model takes tiles.
+        where: what the message calls the tiles along the longer edge.
     """
-    if processor.kind not in TILED:
+    kind, side = grid.processor.kind, grid.side
+    if grid.tiled != tiled or (side > 1 and not tiled):
+        problem = "which cuts no tiles" if tiled or side > 1 else "which cuts tiles"
         raise UserError(
-            f"model.checkpoint: its image processor is a {processor.kind}, which cuts no tiles.",
-            f"Known: {', '.join(TILED)}.",
+            f"model.checkpoint: its image processor is a {kind}, {problem}.",
+            f"Of tiles there are {' and '.join(TILED)}."
+            if grid.tiled != tiled
+            else f"Leave {where} out.",
         )
-    if side * processor.size[0] > MOST_EDGE:
+    if tiled and side * grid.tile > MOST_EDGE:
         raise UserError(
-            f"{where}: {side} tiles of {processor.size[0]} pixels are more than {MOST_EDGE:,}.",
-            f"Set it to {MOST_EDGE // processor.size[0]} or less.",
+            f"{where}: {side} tiles of {grid.tile} pixels are more than {MOST_EDGE:,}.",
+            f"Set it to {MOST_EDGE // grid.tile} or less.",
         )
 
 
 def grid_fields(folder: Path, side: int) -> dict[str, dict[str, Any]]:
-    """Return the content of a checkpoint's processor files with a grid in them, by file.
+    """Return the content of a checkpoint's processor file with a grid in it, by name; if any.
 
     Args:
         folder: the checkpoint's.
         side: the tiles along the longer edge.
     """
     file, fields = read_processor(folder)
+    if load_image_processor(folder).kind not in TILED:
+        return {}
     own = fields.get("max_image_size") or {"longest_edge": 364}
     size = {"longest_edge": side * own["longest_edge"]}
     fields = {**fields, "size": size, "do_image_splitting": side > 1}

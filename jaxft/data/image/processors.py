@@ -86,6 +86,14 @@ PROCESSORS: dict[str, dict[str, Any]] = {
         "max_size": None,
         "do_pad": True,
     },
+    "Gemma3ImageProcessor": ALL
+    | {
+        "resample": BILINEAR,
+        "image_mean": HALF,
+        "image_std": HALF,
+        "size": {"height": 224, "width": 224},
+        "do_convert_rgb": True,
+    },
     "Idefics3ImageProcessor": TILES,
     "SmolVLMImageProcessor": TILES,
     "ImageGPTImageProcessor": ALL
@@ -110,6 +118,9 @@ WITHOUT_EFFECT = {
     "return_tensors",
     "input_data_format",
     "image_seq_length",
+    "pan_and_scan_min_crop_size",  # of do_pan_and_scan, which is refused
+    "pan_and_scan_max_num_crops",
+    "pan_and_scan_min_ratio_to_activate",
     "pad_size",  # of do_pad, which is refused
     "format",  # of boxes
     "do_convert_annotations",
@@ -117,6 +128,7 @@ WITHOUT_EFFECT = {
 # Fields that change pixels when they hold something else than this.
 ONLY = {
     "do_pad": False,
+    "do_pan_and_scan": False,
     "data_format": "channels_first",
     "use_square_size": False,
     "do_color_quantize": True,  # else an ImageGPT would be given what it cannot read
@@ -133,6 +145,8 @@ OF_MODEL = {
     "siglip2": "Siglip2ImageProcessor",
     "idefics3": "Idefics3ImageProcessor",
     "smolvlm": "SmolVLMImageProcessor",
+    "gemma3": "Gemma3ImageProcessor",
+    "paligemma": "SiglipImageProcessor",
     "imagegpt": "ImageGPTImageProcessor",
     "yolos": "YolosImageProcessor",
 }

@@ -35,6 +35,8 @@ class Mask:
         window: it sees that many positions back, itself included, and as many ahead where the mask
             is not causal; None for all.
         kernel: what computes attention under it; None for XLA.
+        together: [B, 1, T, S] bool: which see each other both ways, in any window, as the words
+            of an image do; None for none.
     """
 
     segments: jax.Array
@@ -42,6 +44,7 @@ class Mask:
     causal: bool = field(default=False, metadata={"static": True})
     window: int | None = field(default=None, metadata={"static": True})
     kernel: Kernel | None = field(default=None, metadata={"static": True})
+    together: jax.Array | None = None
 
     def within(self, window: jax.Array | int, slot: jax.Array | None = None) -> Mask:
         """Hide the keys that lie `window` positions away or more as well.
@@ -59,6 +62,7 @@ class Mask:
         if mask.bias is None:
             return mask
         near = _near(_distance(mask.bias.shape[-1], slot), window, self.causal)
+        near = near if self.together is None else near | self.together
         return replace(mask, bias=jnp.where(near, mask.bias, HIDDEN))
 
 
@@ -69,6 +73,7 @@ def make_mask(
     window: int | None = None,
     slot: jax.Array | None = None,
     kernel: Kernel | None = None,
+    groups: jax.Array | None = None,
 ) -> Mask:
     """Make the mask under which a position attends only to its own segment.
 
@@ -82,6 +87,8 @@ def make_mask(
             all are new.
         kernel: what will compute attention, as `Compute.kernel` gives it; None for XLA, which
             also serves a slot.
+        groups: [B, T] int32: positions of a segment with the same number see each other both
+            ways, -1 for none; where there is no slot.
     """
     kernel = kernel if slot is None else None
     if kernel is not None and not kernel.reads_bias:
@@ -93,8 +100,17 @@ def make_mask(
         visible &= distance >= 0
     if window is not None:
         visible &= _near(distance, window, causal)
+    together = None if groups is None else _together(segments, groups)
+    visible = visible if together is None else visible | together
     bias = jnp.where(visible, 0.0, HIDDEN).astype(jnp.float32)
-    return Mask(segments, bias, causal, window, kernel)
+    return Mask(segments, bias, causal, window, kernel, together)
+
+
+def _together(segments: jax.Array, groups: jax.Array) -> jax.Array:
+    """Return which positions are of one group and one segment: [B, 1, T, T]."""
+    same = groups[:, None, :, None] == groups[:, None, None, :]
+    same &= segments[:, None, :, None] == segments[:, None, None, :]
+    return same & (groups[:, None, :, None] >= 0)
 
 
 def _distance(length: int, slot: jax.Array | None) -> jax.Array:
@@ -198,22 +214,6 @@ def cached_attention(
     else:
         mixed = _by_xla(query, key, value, bias, options)
     return mixed.transpose(0, 2, 1, 3).reshape(shape), cache
-
-
-def attention_weights(query: jax.Array, key: jax.Array, *, heads: int) -> jax.Array:
-    """Compute the weights that `attention` gives its values where all positions attend to all.
-
-    Args:
-        query, key: [B, T, H K].
-        heads: the number of heads H.
-
-    Returns:
-        [B, H, T, T] float32; each row of the last axis adds up to 1.
-    """
-    width = query.shape[-1] // heads
-    query, key = (split_heads(x, width) for x in (query, key))
-    scores = _scores("bhtk,bhsk->bhts", query, key, matmul_precision())
-    return jax.nn.softmax(scores / math.sqrt(width), axis=-1)
 
 
 def _by_xla(

@@ -8,7 +8,8 @@ The `masked_positions` [B, M] are those of tokens to predict.
 A batch that decodes one position has `input_ids` and `position_ids` [B, 1], its `slot` (an
 int32) and the `attention_mask` [B, S] of all slots.
 Where vectors stand in place of words, those of an image, a batch has `soft_tokens` [B, S, D] and
-`soft_places` [B, T] int32: which of them stands at a position, -1 where the word does.
+`soft_places` [B, T] int32: which of them stands at a position, -1 where the word does; and perhaps
+`groups` [B, T] int32: positions with the same number see each other both ways, -1 for none.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from jaxft.errors import UserError
 Batch = Mapping[str, jax.Array]
 PLACES = "places"  # [T]: where in its row each position is, if not in order: `tower.dealt`
 DECODER = "decoder_"  # prefix of the decoder's names in the batch of an encoder-decoder
-SOFT_TOKENS, SOFT_PLACES = "soft_tokens", "soft_places"
+SOFT_TOKENS, SOFT_PLACES, GROUPS = "soft_tokens", "soft_places", "groups"
 TEXT_NAMES = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "segment_ids")
 
 

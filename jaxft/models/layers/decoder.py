@@ -216,7 +216,10 @@ def text_mask(
     check_length(batch, max_positions)
     segments = segments_of(batch)
     slot, served = slot_of(batch), kernel(segments.shape)
-    return make_mask(segments, causal=causal, window=window, slot=slot, kernel=served)
+    groups = batch.get("groups")
+    return make_mask(
+        segments, causal=causal, window=window, slot=slot, kernel=served, groups=groups
+    )
 
 
 def decoder_top(

@@ -63,7 +63,7 @@ def prefill(
     if images is not None:
         assert tower.reads is not None  # else nothing reads them
         vectors = run_tower(tower.reads, params, images, None, compute)["last_hidden_state"]
-        batch = tower.input_of(batch, vectors)
+        batch = tower.input_of({**batch, "token_type_ids": jnp.zeros_like(ids)}, vectors)
     blank = BlockCache(KeyValues(ids.shape[1] + room))
     scores, added = _run(tower, params, batch, [blank] * len(tower.blocks), compute)
     return scores, _own(added)

@@ -7,19 +7,27 @@ and SmolVLM's write it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxft.data.image.grid import Cut
 from jaxft.data.text.answers import Conversation, WrittenConversation
+from jaxft.data.text.chat import ChatTemplate
 from jaxft.data.text.tokenizer import Tokenizer
 from jaxft.errors import UserError
 from jaxft.tasks.parts.labels import BadValue, text_of
+from jaxft.tasks.parts.tools import Tools
 from jaxft.tasks.vision_language.section import VisionLanguageSection
 
 IMAGE = {"type": "image"}
 ONE_IMAGE = "A row has one image, so its conversation has one part {type: image}."
+# A prompt and an answer behind the image.
+PREFIX = (
+    "{% for message in messages %}{% if message.role == 'user' %}IMAGEFIRST"
+    "{% for part in message.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}"
+    "{% endfor %}{{ '\\n' }}{% else %}{{ message.content[0].text }}LAST{% endif %}{% endfor %}"
+)
 # Words around an image and its tiles.
 FRAME, WHOLE, TILE = "<fake_token_around_image>", "<global-img>", "<row_{row}_col_{column}>"
 
@@ -94,16 +102,22 @@ class ImageWords:
     """Words that stand for an image in a text.
 
     Args:
-        word: the one that marks an image, and each of its vectors.
-        count: the vectors of a tile.
+        mark: the one that a chat template writes in the place of an image.
+        word: the one of a vector; the mark where a model has one word for both.
+        count: the vectors of an image, or of a tile of it.
+        frame: the words before and behind an image's; None for those of tiles.
     """
 
+    mark: str
     word: str
     count: int
+    frame: tuple[str, str] | None = None
 
     def of(self, cut: Cut) -> str:
         """Return the words of an image with those tiles."""
         vectors = self.word * self.count
+        if self.frame is not None:
+            return vectors.join(self.frame)
         whole = f"{FRAME}{WHOLE}{vectors}{FRAME}"
         if not cut.rows:
             return whole
@@ -127,47 +141,67 @@ class ImageWords:
         Raises:
             UserError: it marks none, or more than one.
         """
-        if (count := text.count(self.word)) != 1:
-            problem = (
-                "the chat template writes no place for an image."
-                if count == 0
-                else f"its text has '{self.word}' {count} times, which stands for an image."
+        count = text.count(self.mark)
+        if count == 0:
+            raise UserError(f"{name}: the chat template writes no place for an image.")
+        spelled = self.mark if count > 1 else self.word
+        if count > 1 or (spelled != self.mark and spelled in text):
+            raise UserError(
+                f"{name}: its text spells '{spelled}', which stands for an image.",
+                "Write it otherwise, or leave the row out.",
             )
-            raise UserError(f"{name}: {problem}", "A row has one image.")
-        return text.replace(self.word, self.of(cut))
+        return text.replace(self.mark, self.of(cut))
 
     def write(self, one: WrittenConversation, cut: Cut, name: str) -> WrittenConversation:
         """Return a conversation with an image's words, its answers where they then are."""
-        at, text = one.text.find(self.word), self.place(one.text, cut, name)
+        at, text = one.text.find(self.mark), self.place(one.text, cut, name)
         more = len(text) - len(one.text)
         spans = [
-            (start + more * (start > at), stop + more * (stop > at)) for start, stop in one.spans
+            (first + more * (first > at), last + more * (last > at)) for first, last in one.spans
         ]
         return replace(one, text=text, spans=spans)
 
 
-def words_of(tokenizer: Tokenizer, word_id: int, count: int) -> ImageWords:
+def words_of(tokenizer: Tokenizer, config: Any) -> ImageWords:
     """Return the words that stand for a model's images.
 
     Args:
         tokenizer: the model's.
-        word_id: the id that marks a vector.
-        count: the vectors of a tile.
+        config: the model's.
 
     Raises:
-        UserError: the tokenizer writes that id as another word or as several.
+        UserError: the tokenizer writes one of their ids as another word or as several.
     """
-    word = tokenizer.piece(word_id)
+    word = _word(tokenizer, config.image_token_id)
+    if config.frame is not None:  # Gemma 3's
+        first, last = (_word(tokenizer, one) for one in config.frame)
+        return ImageWords(first, word, config.tile_tokens, (f"\n\n{first}", f"{last}\n\n"))
+    return ImageWords(word, word, config.tile_tokens, None if config.tiled else ("", ""))
+
+
+def _word(tokenizer: Tokenizer, number: int) -> str:
+    word = tokenizer.piece(number)
     (ids,) = tokenizer.encode([word or FRAME], spelled=True).ids
-    if not word or ids.tolist() != [word_id]:
+    if not word or ids.tolist() != [number]:
         raise UserError(
-            f"model.checkpoint: image_token_id is {word_id}, which is no word of its own in the "
-            f"tokenizer of '{tokenizer.folder}'.",
+            f"model.checkpoint: config.json has {number} for a word of images, which is none of "
+            f"its own in the tokenizer of '{tokenizer.folder}'.",
             "Use the tokenizer of the checkpoint's own processor.",
         )
-    return ImageWords(word, count)
+    return word
 
 
-def as_ids(values: Sequence[int]) -> tuple[int, ...]:
-    """Return token ids in order, as arguments of a compiled program."""
-    return tuple(sorted(values))
+def template_of(tools: Tools) -> ChatTemplate:
+    """Return a model's chat template; PaliGemma's, which has none, is what its processor writes.
+
+    Raises:
+        UserError: it has none.
+    """
+    model, tokenizer = tools.model, tools.tokenizer
+    if not model.config.prefix:
+        return tools.chat_template
+    ends = (tokenizer.first_id, tokenizer.end_id)
+    first, last = (tokenizer.piece(one) if one is not None else "" for one in ends)
+    image = tokenizer.piece(model.config.image_token_id)
+    text = PREFIX.replace("IMAGE", image).replace("FIRST", first).replace("LAST", last)
+    return ChatTemplate(model.tokenizer_folder, text, {})

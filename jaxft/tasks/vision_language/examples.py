@@ -36,6 +36,7 @@ class ImageLessons(CachedExamples):
         column: the column of the image.
         grid: how an image is read.
         pad: the padding token.
+        prefix: whether batches say what is the prompt, which a model reads as one.
         decoded: whether batches include the images.
     """
 
@@ -43,6 +44,7 @@ class ImageLessons(CachedExamples):
     column: str
     grid: Grid
     pad: int
+    prefix: bool
     decoded: bool = field(default=True, kw_only=True)
 
     @property
@@ -56,7 +58,7 @@ class ImageLessons(CachedExamples):
 
     @property
     def inputs(self) -> Mapping[str, tuple[int, ...]]:
-        return {"pixel_values": (self.grid.most, 3, self.grid.tile, self.grid.tile)}
+        return {"pixel_values": self.grid.shape}
 
     @property
     def fingerprint(self) -> str:
@@ -87,6 +89,8 @@ class ImageLessons(CachedExamples):
         batch = {"input_ids": ids, "attention_mask": mask, "targets": targets}
         answers, _ = padded(rows("answer"), longest["answer"], self.pad)
         batch |= {"prompt_ids": prompts, "prompt_mask": mask_before, "answer_ids": answers}
+        if self.prefix:
+            batch["token_type_ids"] = np.pad(_begun(targets), ((0, 0), (1, 0)))[:, :-1]
         batch |= row_marks(index)
         return batch | (self._pixels(index[:, 0]) if self.decoded else {})
 
@@ -99,3 +103,8 @@ class ImageLessons(CachedExamples):
         for row, (number, cells) in zip(present, images, strict=True):
             values[row] = self.grid(open_image(self.source, number, cells[self.column]))
         return {"pixel_values": values}
+
+
+def _begun(targets: np.ndarray) -> np.ndarray:
+    """Return where a row's first target, the first word of its answer, is or lies before."""
+    return (np.cumsum(targets != UNSCORED, axis=1) > 0).astype(np.int32)

@@ -6,6 +6,7 @@ The scores beside the loss are of the answers that the model generates for every
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple
 from typing import Any
 
 import jax
@@ -30,7 +31,13 @@ from jaxft.tasks.parts.images import check_images, open_image, picture, size_of
 from jaxft.tasks.parts.labels import read_rows
 from jaxft.tasks.parts.metric import loss_and
 from jaxft.tasks.parts.token_examples import is_scored, summed_losses, token_accuracy
-from jaxft.tasks.vision_language.conversations import ImageWords, asked, conversation_of, words_of
+from jaxft.tasks.vision_language.conversations import (
+    ImageWords,
+    asked,
+    conversation_of,
+    template_of,
+    words_of,
+)
 from jaxft.tasks.vision_language.encode import Writer, encode_lessons, sequence
 from jaxft.tasks.vision_language.examples import ImageLessons
 from jaxft.tasks.vision_language.section import VisionLanguageSection as Section
@@ -49,21 +56,20 @@ class BoundVisionLanguage(BoundTask["VisionLanguage", ImageLessons]):
         Raises:
             UserError: the checkpoint's processor cuts none, not as many, or of another size.
         """
-        side, processor = self.task.section.grid, self.tools.images
-        check_grid(processor, side, "task.grid")
-        if processor.size != self.tools.model.image_size:
+        grid, config = Grid(self.tools.images, self.task.section.grid), self.tools.model.config
+        check_grid(grid, config.tiled, "task.grid")
+        if grid.processor.size != config.image_size:
             raise UserError(
-                f"model.checkpoint: its image processor makes tiles of {processor.size[0]} pixels, "
-                f"and the model takes {self.tools.model.config.image_size[0]}.",
+                f"model.checkpoint: its image processor makes images of {grid.tile} pixels, and "
+                f"the model takes {config.image_size[0]}.",
                 "Copy preprocessor_config.json from the original checkpoint.",
             )
-        return Grid(processor, side)
+        return grid
 
     @property
     def words(self) -> ImageWords:
         """The words that stand for an image."""
-        config = self.tools.model.config
-        return words_of(self.tools.tokenizer, config.image_token_id, config.tile_tokens)
+        return words_of(self.tools.tokenizer, self.tools.model.config)
 
     def check_row(self, source: Source, number: int, row: Mapping[str, Any]) -> None:
         check_conversation(conversation_of(self.task.section, row), source.place(number))
@@ -72,22 +78,23 @@ class BoundVisionLanguage(BoundTask["VisionLanguage", ImageLessons]):
     def examples(self, source: Source, *, labelled: bool = True) -> ImageLessons:
         own, tools, grid = self.task.section, self.tools, self.grid
         check_images(source, own.image)
-        template = tools.chat_template
+        template = template_of(tools)
         tokens = tools.encoded_once(
             self._encode,
             source,
             kind="vision language",
             template=[template.text, dict(template.tokens), sorted(tools.end_ids)],
             task=own.model_dump(),
-            image=[self.words.word, self.words.count, grid.fingerprint],
+            image=[*astuple(self.words), grid.fingerprint],
         )
-        return ImageLessons(tokens, source, own.image, grid, tools.tokenizer.pad_id)
+        prefix = tools.model.config.prefix
+        return ImageLessons(tokens, source, own.image, grid, tools.tokenizer.pad_id, prefix)
 
     def _encode(self, source: Source) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
         """Encode every conversation, with the words of its image."""
         own, tools = self.task.section, self.tools
         scoring = Scoring(own.train_on, end_ids=tools.end_ids)
-        parts = tools.chat_template, tools.tokenizer, self.words, scoring, tools.max_length
+        parts = template_of(tools), tools.tokenizer, self.words, scoring, tools.max_length
         conversations = [
             check_conversation(one, source.place(row))
             for row, one in enumerate(read_rows(source, self.task.columns, self._conversation))
@@ -170,7 +177,7 @@ class BoundVisionLanguage(BoundTask["VisionLanguage", ImageLessons]):
         files, questions = zip(*(one.partition("\t")[::2] for one in inputs), strict=True)
         conversations = [[asked(text or self.task.section.instruction)] for text in questions]
         images = [decode(file) for file in files]
-        texts = tools.chat_template.render(conversations, add_generation_prompt=True)
+        texts = template_of(tools).render(conversations, add_generation_prompt=True)
         texts = [
             words.place(text, grid.cut((image.height, image.width)), f"'{file}'")
             for text, image, file in zip(texts, images, files, strict=True)

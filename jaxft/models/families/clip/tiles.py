@@ -71,11 +71,7 @@ class Config(ImageConfig):
         return self.with_fields(["attention_dropout"], rate)
 
     def with_image_size(self, size: int) -> Self:
-        own = self.fields["image_size"]
-        raise UserError(
-            f"model.image_size: an image is cut into tiles of {own} pixels, the checkpoint's own.",
-            "Leave it out; task.tiles says into how many.",
-        )
+        return self.with_fields(["image_size"], size)
 
     @property
     def patches(self) -> int:

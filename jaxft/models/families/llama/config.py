@@ -153,6 +153,14 @@ OWN: dict[str, dict[str, Any]] = {
         "swiglu_limit": 7.0,
         "quantization_config": None,
     },
+    "gemma": {
+        "num_key_value_heads": 16,
+        "head_dim": 256,
+        "hidden_act": "gelu_pytorch_tanh",
+        "tie_word_embeddings": True,
+        "pad_token_id": 0,
+        "attention_bias": False,
+    },
     "gemma2": GEMMA
     | {
         "rope_theta": 10_000.0,
@@ -170,9 +178,9 @@ OWN: dict[str, dict[str, Any]] = {
 }
 MODULE = "t5_gemma_module"  # T5Gemma's encoder, and its decoder
 OWN[MODULE] = OWN["gemma2"] | {"is_decoder": False, "dropout_rate": 0.0}
-GEMMAS = ("gemma2", "gemma3_text", MODULE)
+GEMMAS = ("gemma", "gemma2", "gemma3_text", MODULE)
 # Those that normalize what attention and MLP give.
-NORMED_OUTPUTS = (*GEMMAS, "olmo2")
+NORMED_OUTPUTS = (*GEMMAS[1:], "olmo2")
 # Those that normalize queries and keys: each head of them, or all heads as one vector.
 NORMED_QUERIES = {
     "qwen3": "head",
@@ -300,7 +308,7 @@ class Config(TextConfig):
 
     @property
     def gemma(self) -> bool:
-        """Return whether it is a Gemma: scaled embeddings, and norms around attention and MLP."""
+        """Return whether it is a Gemma: scaled embeddings, and scales of norms that add to 1."""
         return self.model_type in GEMMAS
 
     @property

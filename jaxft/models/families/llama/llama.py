@@ -5,16 +5,16 @@ leaves some blocks without positions, Phi-3 may rotate a part of each head only,
 on embeddings, scores and branches, OLMo 2 normalizes behind attention and MLP and not before them,
 and queries and keys over all heads; Qwen3's mixtures, Mixtral and OLMoE choose among experts in
 place of one MLP (`experts.py`), gpt-oss with a sink in each head of attention too (`sinks.py`);
-Gemma scales its embeddings, has norms after attention and MLP too, and caps scores (2) or turns
-positions by another base in windows (3). All else is one computation, which EuroBERT and T5Gemma
-(in files of their own) have as encoders too.
+Gemma scales its embeddings, has norms after attention and MLP too (2, 3), and caps scores (2) or
+turns positions by another base in windows (3). All else is one computation, which EuroBERT and
+T5Gemma (in files of their own) have as encoders too.
 
 Source: Touvron et al. (2023), https://arxiv.org/abs/2302.13971; Gemma Team (2024),
 https://arxiv.org/abs/2408.00118; the computation follows `transformers`' `modeling_llama.py`,
 `modeling_mistral.py`, `modeling_qwen2.py`, `modeling_qwen3.py`, `modeling_smollm3.py`,
 `modeling_phi3.py`, `modeling_granite.py`, `modeling_olmo2.py`, `modeling_qwen3_moe.py`,
-`modeling_mixtral.py`, `modeling_olmoe.py`, `modeling_gpt_oss.py`, `modeling_gemma2.py` and
-`modeling_gemma3.py`.
+`modeling_mixtral.py`, `modeling_olmoe.py`, `modeling_gpt_oss.py`, `modeling_gemma.py`,
+`modeling_gemma2.py` and `modeling_gemma3.py`.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ MODEL_TYPES = {
     "mixtral": architectures("Mixtral", *ALL_HEADS),
     "olmoe": architectures("Olmoe", "causal_lm"),
     "gpt_oss": architectures("GptOss", *HEADS, TAGS),
+    "gemma": architectures("Gemma", *HEADS, TAGS),
     "gemma2": architectures("Gemma2", *HEADS, TAGS),
     "gemma3_text": architectures("Gemma3Text", *HEADS) | {"causal_lm": "Gemma3ForCausalLM"},
 }
@@ -110,7 +111,8 @@ class Stem(nnx.Module):
     def __call__(
         self, batch: Batch, key: jax.Array | None, compute: Compute
     ) -> tuple[jax.Array, RotaryContext]:
-        kernel = partial(compute.kernel, self.needs)
+        needs = replace(self.needs, positions=True) if "groups" in batch else self.needs
+        kernel = partial(compute.kernel, needs)
         mask = text_mask(batch, self.max_positions, self.window, kernel, self.causal)
         context = rotary_context(mask, self.rotaries, positions_of(batch))
         context = replace(context, source=source_of(batch)) if self.reads else context

@@ -20,18 +20,22 @@ class VisionLanguageConfig:
         model_type: which of the family's.
         vision, text: the towers' own configs.
         image_token_id: the word that marks the place of an image's vector.
-        shuffle: patches a side that become one vector.
+        side: patches a side of the square that becomes one vector.
         fields: the other fields of config.json that are read.
         stored: part -> its fields in config.json, which are written back.
+        frame: the words before and behind an image's; None where its processor names them.
+        prefix: whether a text is a prompt, all of which sees all of it, and one answer.
     """
 
     model_type: str
     vision: Any
     text: Any
     image_token_id: int
-    shuffle: int
+    side: int
     fields: Mapping[str, Any]
     stored: Mapping[str, Mapping[str, Any]]
+    frame: tuple[int, int] | None = None
+    prefix: bool = False
 
     def to_hf(self) -> dict[str, Any]:
         """Return the fields of config.json that this config owns."""
@@ -45,8 +49,12 @@ class VisionLanguageConfig:
         return replace(self, vision=both[0], text=both[1])
 
     def with_image_size(self, size: int) -> VisionLanguageConfig:
-        """Return the same config for images of another size, where its tower takes one."""
-        return replace(self, vision=self.vision.with_image_size(size))
+        """Raise a UserError: an image becomes as many words as its size has room for."""
+        raise UserError(
+            f"model.image_size: {size} is not the size that {self.model_type} reads images in, "
+            f"{self.image_size[0]} pixels a side.",
+            "Leave it out.",
+        )
 
     @property
     def max_positions(self) -> int:
@@ -60,20 +68,37 @@ class VisionLanguageConfig:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Return the height and width of a tile."""
+        """Return the height and width of an image, or of a tile of it."""
         return self.vision.image_size
 
     @property
+    def tiled(self) -> bool:
+        """Return whether an image is an array of tiles."""
+        return "scale_factor" in self.fields
+
+    @property
     def tile_tokens(self) -> int:
-        """Return the number of vectors that a tile becomes."""
+        """Return the number of vectors that an image, or a tile of it, becomes."""
         rows, columns = self.vision.grid
-        return rows * columns // self.shuffle**2
+        return rows * columns // self.side**2
 
 
-def check_shuffle(shuffle: Any, grid: tuple[int, int]) -> None:
-    """Raise a UserError unless `shuffle`, of config.json, divides a tile's patches a side."""
-    if not is_whole(shuffle) or shuffle < 1 or any(side % shuffle for side in grid):
+def check_side(name: str, value: Any, side: Any, grid: tuple[int, int]) -> None:
+    """Raise a UserError unless a grid is made of whole squares of patches.
+
+    Args:
+        name, value: the field of config.json that says so.
+        side: patches a side of a square.
+        grid: the patches of a tile, down and across.
+    """
+    if not is_whole(side) or side < 1 or any(count % side for count in grid):
         raise UserError(
-            f"config.json: scale_factor is {quoted(shuffle)}, which does not divide the "
-            f"{grid[0]} patches of a tile's side."
+            f"config.json: {name} is {quoted(value)}, which does not divide the {grid[0]} x "
+            f"{grid[1]} patches of an image into squares."
         )
+
+
+def check_word(name: str, word: Any, count: int) -> None:
+    """Raise a UserError unless the word that marks an image is one of the decoder's."""
+    if not is_whole(word) or not 0 <= word < count:
+        raise UserError(f"config.json: {name} is {quoted(word)}; the decoder has {count:,} words.")

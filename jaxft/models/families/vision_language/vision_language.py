@@ -1,12 +1,12 @@
 """Image and text to text: an image's vectors stand in a decoder's stream among its words.
 
 The towers are other families'; here is what joins them: tensor names, and the connector, which
-makes vectors of the decoder's width out of patches. SmolVLM and Idefics3 put `scale_factor` x
-`scale_factor` neighboring patches into one vector and map it linearly.
+makes vectors of the decoder's width out of patches (`connectors.py`). The kinds are in `kinds.py`.
 
 Source: Laurençon et al. (2024), https://arxiv.org/abs/2408.12637; Marafioti et al. (2025),
-https://arxiv.org/abs/2504.05299; the computation follows `transformers`' `modeling_idefics3.py`
-and `modeling_smolvlm.py`.
+https://arxiv.org/abs/2504.05299; Beyer et al. (2024), https://arxiv.org/abs/2407.07726; Gemma Team
+(2025), https://arxiv.org/abs/2503.19786; the computation follows `transformers`'
+`modeling_idefics3.py`, `modeling_smolvlm.py`, `modeling_paligemma.py` and `modeling_gemma3.py`.
 """
 
 from __future__ import annotations
@@ -17,48 +17,42 @@ from functools import partial
 from typing import Any, ClassVar
 
 import jax
-from flax import nnx
 
 from jaxft.errors import UserError
 from jaxft.models.families.vision_language.config import (
     PARTS,
     VisionLanguageConfig,
-    check_shuffle,
+    check_side,
+    check_word,
 )
+from jaxft.models.families.vision_language.connectors import Connector
+from jaxft.models.families.vision_language.kinds import CONNECTOR, KINDS, Kind, see_prefix
 from jaxft.models.family import ComposedFamily, Family, ModelTypes, Towers
 from jaxft.models.layers.batch import Batch, with_soft_tokens
-from jaxft.models.layers.modules import LayerNorm, Linear, split_key
+from jaxft.models.layers.modules import split_key
 from jaxft.models.tower.run import run_tower
 from jaxft.models.tower.tower import Compute, Params, Part, Tower
 from jaxft.models.weights.config_fields import GENERATION, check_fields
-from jaxft.models.weights.field_kinds import check_kind, is_whole, quoted
-from jaxft.models.weights.names import Name
+from jaxft.models.weights.field_kinds import check_kind, quoted
 from jaxft.models.weights.tensor_names import ComposedNames, Member, unused_of, within
 
 HEAD = "vision_language"
 MODEL_TYPES: ModelTypes = {
     "idefics3": {HEAD: "Idefics3ForConditionalGeneration"},
     "smolvlm": {HEAD: "SmolVLMForConditionalGeneration"},
+    "paligemma": {HEAD: "PaliGemmaForConditionalGeneration"},
+    "gemma3": {HEAD: "Gemma3ForConditionalGeneration"},
 }
-# Model type -> that of its image tower, and those that its decoder may have.
-TOWERS = {
-    "idefics3": ("idefics3_vision", ("llama",)),
-    "smolvlm": ("smolvlm_vision", ("llama",)),
-}
-# What a config.json without the field means.
-DEFAULTS = {"scale_factor": 2, "image_token_id": 128_257, "tie_word_embeddings": False}
-VISION, TEXT = "model.vision_model.", "model.text_model."  # what tensors' names begin with
-OWN_NAMES = (
-    Name("model.connector.modality_projection.proj.weight", "vision/connector/kernel", True),
-    Name("lm_head.weight", "text/head/kernel", transpose=True),
-)
-UNUSED = (r"lm_head\.weight",)  # of tied words
-# Of the first files: what their own code read of the decoder, and of a resampler that is not there.
+START, END = "boi_token_index", "eoi_token_index"  # the words around an image's
+UNUSED = (r"(language_model\.)?lm_head\.weight",)  # of tied words
+# Notes of PaliGemma on the whole in its image tower's part.
+VISION_UNREAD = ("num_image_tokens", "projection_dim", "projector_hidden_act", "vocab_size")
+# Of the first files: what their own code read of the decoder, and of a resampler that is not there;
+# and what PaliGemma notes of the whole in its decoder's part.
 TEXT_UNREAD = (
-    *("_flash_attn_2_enabled", "perceiver_config", "pixel_shuffle_factor"),
-    *("tie_word_embeddings", "vision_config"),
+    *("_flash_attn_2_enabled", "perceiver_config", "pixel_shuffle_factor", "vision_config"),
+    *("tie_word_embeddings", "num_image_tokens", "use_bidirectional_attention"),
 )
-STD = 0.02  # of a fresh connector
 
 
 def compose(fields: Mapping[str, Any], families: Mapping[str, Any], paired: bool = False) -> Family:
@@ -73,41 +67,18 @@ def compose(fields: Mapping[str, Any], families: Mapping[str, Any], paired: bool
         UserError: a part is no object, or the decoder's model type is not known.
     """
     del paired
-    vision_type, known = TOWERS[fields["model_type"]]
+    kind = KINDS[fields["model_type"]]
     for part in PARTS:
         if not isinstance(fields.get(part), Mapping):
             raise UserError(f"config.json: {part} is {quoted(fields.get(part))}, and no object.")
-    text_type = fields["text_config"].get("model_type", known[0])
-    if text_type not in known:
+    text_type = fields["text_config"].get("model_type", kind.texts[0])
+    if text_type not in kind.texts:
         raise UserError(
             f"config.json: a '{text_type}' is not supported as the decoder of a "
             f"{fields['model_type']}.",
-            f"Known: {', '.join(known)}.",
+            f"Known: {', '.join(kind.texts)}.",
         )
-    return VisionLanguage(families[vision_type], families[text_type], vision_type, text_type).family
-
-
-class Connector(nnx.Module):
-    """Top of the image tower: its normalized patches as vectors of the decoder.
-
-    Args:
-        config: of both towers.
-    """
-
-    def __init__(self, config: VisionLanguageConfig):
-        vision, width = config.vision.fields, config.text.fields["hidden_size"]
-        inner = vision["hidden_size"] * config.shuffle**2
-        self.norm = LayerNorm(vision["hidden_size"], vision["layer_norm_eps"])
-        self.connector = Linear(inner, width, ("embed", "projected"), STD, bias=False)
-        self.grid, self.shuffle = config.vision.grid, config.shuffle
-
-    def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
-        """Connect [B, N P, D] to `last_hidden_state` [B, N P / F^2, E]."""
-        (rows, columns), side = self.grid, self.shuffle
-        shape = -1, rows // side, side, columns // side, side, x.shape[-1]
-        near = self.norm(x).reshape(shape).swapaxes(2, 3)  # [B N, h, w, F, F, D]
-        vectors = near.reshape(len(x), -1, side**2 * x.shape[-1])
-        return {"last_hidden_state": self.connector(vectors)}
+    return VisionLanguage(kind, families[kind.vision], families[text_type], text_type).family
 
 
 @dataclass(frozen=True)
@@ -115,66 +86,80 @@ class VisionLanguage:
     """Image tower and decoder of two families, which a config.json names.
 
     Args:
+        kind: how they are put together.
         vision, text: their families.
-        vision_type, text_type: which of their model types.
+        text_type: which of the decoder's model types.
     """
 
     FIXED: ClassVar[Mapping[str, Any]] = {"is_encoder_decoder": False}
     UNREAD: ClassVar[tuple[str, ...]] = (
-        *("_pad_token_id", "image_seq_len", "use_reentrant_checkpointing", "vocab_size"),
+        *dict.fromkeys(name for kind in KINDS.values() for name in kind.unread),
         *GENERATION,
     )
 
+    kind: Kind
     vision: Family
     text: Family
-    vision_type: str
     text_type: str
 
     @property
     def family(self) -> Family:
         """Return the family of both together."""
-        parts = self, MODEL_TYPES, self.tensors(), self.towers
         return Family(
-            *("vision_language", *parts),
+            *("vision_language", self, MODEL_TYPES, self.tensors(), self.towers),
             images=True,
             apply=apply,
             head=("text/head/",),
-            joins=("vision/connector/",),
+            joins=(f"{CONNECTOR}/",),
         )
 
     def from_hf(
         self, fields: Mapping[str, Any], ignore: Sequence[str] = ()
     ) -> VisionLanguageConfig:
         """Read a config.json, with the arguments and errors of `HfConfig.from_hf`."""
-        known = (*PARTS, *DEFAULTS)
-        check_fields(fields, known=known, fixed=self.FIXED, ignore=(*ignore, *self.UNREAD))
-        own = {name: fields.get(name, default) for name, default in DEFAULTS.items()}
-        for name in ("image_token_id", "tie_word_embeddings"):
-            check_kind(name, own[name], DEFAULTS[name])
-        stored = {part: fields[part] for part in PARTS}
-        types = {"vision_config": self.vision_type, "text_config": self.text_type}
-        parts = {part: {**stored[part], "model_type": types[part]} for part in PARTS}
-        words = {"tie_word_embeddings": own["tie_word_embeddings"]}
-        vision = self.vision.config.from_hf(parts["vision_config"], ignore)
-        text = _without(parts["text_config"], TEXT_UNREAD) | words
+        kind = self.kind
+        known, passed = (*PARTS, *kind.defaults), (*ignore, *kind.unread, *GENERATION)
+        check_fields(fields, known=known, fixed=self.FIXED, ignore=passed)
+        own = {name: fields.get(name, default) for name, default in kind.defaults.items()}
+        check_kind("tie_word_embeddings", own["tie_word_embeddings"], False)
+        vision = self._vision(fields["vision_config"], ignore)
+        text = _without(fields["text_config"], TEXT_UNREAD)
+        text |= {"model_type": self.text_type, "tie_word_embeddings": own["tie_word_embeddings"]}
         text = self.text.config.from_hf(text, (*ignore, *GENERATION))
-        check_shuffle(own["scale_factor"], vision.grid)
-        _check_word(own["image_token_id"], text.vocab_size)
-        numbers = own["image_token_id"], own["scale_factor"]
-        return VisionLanguageConfig(fields["model_type"], vision, text, *numbers, own, stored)
+        side, word = kind.side(own, vision.grid), own[kind.word]
+        check_side(kind.by, own.get(kind.by), side, vision.grid)
+        check_word(kind.word, word, text.vocab_size)
+        return VisionLanguageConfig(
+            *(fields["model_type"], vision, text, word, side, own),
+            stored={part: fields[part] for part in PARTS},
+            frame=(own[START], own[END]) if START in own else None,
+            prefix=kind.join is see_prefix,
+        )
+
+    def _vision(self, fields: Mapping[str, Any], ignore: Sequence[str]) -> Any:
+        """Read the config of the image tower."""
+        for name, value in (self.kind.tower or {}).items():
+            if fields.get(name, value) != value:
+                raise UserError(
+                    f"config.json: {name} of the image tower is {quoted(fields[name])}; only "
+                    f"{quoted(value)} is supported."
+                )
+        own = {**(self.kind.tower or {}), **fields, "model_type": self.kind.vision}
+        return self.vision.config.from_hf(_without(own, VISION_UNREAD), ignore)
 
     def tensors(self) -> ComposedNames:
         """Return the tensor names of both."""
-        vision = Member(self.vision.tensors, self.vision_type)
-        text = Member(self.text.tensors, self.text_type)
+        kind, (seeing, writing) = self.kind, self.kind.files
+        vision = Member(self.vision.tensors, kind.vision)
+        text = Member(self.text.tensors, self.text_type, kind.text_head)
         lines = (
-            *within(vision.names.table(None, self.vision_type), VISION, "vision/"),
-            *within(text.names.table(None, self.text_type), TEXT, "text/"),
-            *OWN_NAMES,
+            *within(vision.names.table(None, kind.vision), seeing, "vision/"),
+            *within(text.names.table(kind.text_head, self.text_type), writing, "text/"),
+            *kind.lines,
         )
-        members = {VISION: vision, TEXT: text}
+        members = {seeing: vision, writing: text}
         unused = (*unused_of(members), *UNUSED)
-        return ComposedNames(dict.fromkeys(MODEL_TYPES, lines), {}, unused, (), members)
+        return kind.names(dict.fromkeys(MODEL_TYPES, lines), {}, unused, (), members=members)
 
     def towers(
         self, config: VisionLanguageConfig, head: str | None, num_labels: int | None
@@ -183,23 +168,19 @@ class VisionLanguage:
         (seeing,) = self.vision.towers(config.vision, None, None).values()
         (writing,) = self.text.towers(config.text, "causal_lm", None).values()
         assert isinstance(seeing, Tower) and isinstance(writing, Tower)  # noqa: PT018 - one fact
-        vision = replace(seeing, top=Part(Connector(config)), prefix="vision/")
-        places = partial(with_soft_tokens, word=config.image_token_id)
-        text = replace(writing, prefix="text/", reads=vision, input_of=places)
+        top = Part(Connector(config, self.kind.connector(config)))
+        vision = replace(seeing, top=top, prefix="vision/")
+        join = partial(self.kind.join, word=config.image_token_id)
+        needs = writing.needs
+        if needs is not None and self.kind.join is not with_soft_tokens:
+            needs = replace(needs, positions=True)  # no kernel has such a mask
+        text = replace(writing, prefix="text/", reads=vision, input_of=join, needs=needs)
         return {"vision": vision, "text": text}
 
 
 def _without(fields: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """Return the fields but those of these names."""
     return {name: value for name, value in fields.items() if name not in names}
-
-
-def _check_word(word: Any, count: int) -> None:
-    """Raise a UserError unless the word that marks an image is one of the decoder's."""
-    if not is_whole(word) or not 0 <= word < count:
-        raise UserError(
-            f"config.json: image_token_id is {quoted(word)}; the decoder has {count:,} words."
-        )
 
 
 def apply(
@@ -210,8 +191,8 @@ def apply(
     Args:
         towers: `vision` and `text`.
         params: the flat dict.
-        batch: `pixel_values` [B, N, C, H, W] and `input_ids` [B, T] with as many marked places as
-            a row's tiles that are not padding have vectors.
+        batch: `pixel_values` as the image tower takes them, and `input_ids` [B, T] with as many
+            marked places as a row's image has vectors.
         key: turns dropout on.
         compute: how to run.
     """

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
 from jaxft.models.families.vit.config import Config
+from jaxft.models.layers.cache import split_heads
+from jaxft.models.layers.math import matmul_precision
 from jaxft.models.layers.vision import grid_of
 from jaxft.models.tower.run import part_values, run_streams
 from jaxft.models.tower.tower import Compute, Tower
@@ -51,3 +54,25 @@ def attention_rollout(
     first = config.specials + config.fields.get("num_register_tokens", 0)
     grid = grid_of(batch["pixel_values"].shape[2:], config.patch)
     return shares[:, first:].reshape(rows, *grid)
+
+
+def attention_weights(query: jax.Array, key: jax.Array, *, heads: int) -> jax.Array:
+    """Compute the weights that `attention` gives its values where all positions attend to all.
+
+    Args:
+        query, key: [B, T, H K].
+        heads: the number of heads H.
+
+    Returns:
+        [B, H, T, T] float32; each row of the last axis adds up to 1.
+    """
+    width = query.shape[-1] // heads
+    query, key = (split_heads(x, width) for x in (query, key))
+    scores = jnp.einsum(
+        "bhtk,bhsk->bhts",
+        query,
+        key,
+        precision=matmul_precision(),
+        preferred_element_type=jnp.float32,
+    )
+    return jax.nn.softmax(scores / math.sqrt(width), axis=-1)

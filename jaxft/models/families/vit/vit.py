@@ -23,8 +23,9 @@ from flax import nnx
 
 from jaxft.errors import UserError
 from jaxft.models.families.vit.config import Config
+from jaxft.models.families.vit.rollout import attention_weights
 from jaxft.models.family import Family, architectures
-from jaxft.models.layers.attention import Mask, attention_weights, make_mask
+from jaxft.models.layers.attention import Mask, make_mask
 from jaxft.models.layers.batch import Batch
 from jaxft.models.layers.cache import BlockCache
 from jaxft.models.layers.cross import AttentionMaps

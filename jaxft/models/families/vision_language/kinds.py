@@ -1,0 +1,159 @@
+"""Kinds of vision-language models: what each puts together, how it connects, names and masks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxft.models.families.vision_language.config import VisionLanguageConfig
+from jaxft.models.families.vision_language.connectors import Connect, Pool, Shuffle, projection
+from jaxft.models.layers.batch import GROUPS, Batch, with_soft_tokens
+from jaxft.models.weights.field_kinds import is_whole
+from jaxft.models.weights.names import Name, dense
+from jaxft.models.weights.tensor_names import ComposedNames
+
+Join = Callable[..., Batch]  # a text's batch, vectors, `word`
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of vision-language model.
+
+    Args:
+        vision: the model type of its image tower.
+        texts: those that its decoder may have.
+        files: what the tensors' names of the two begin with in a file.
+        text_head: the head under which the decoder's names are stored.
+        lines: the names of the connector's tensors, and of a head of the whole model.
+        word: the field of config.json that has the word of an image's vectors.
+        defaults: what a config.json without the field means.
+        side: its own fields and the grid of a tile -> patches a side of one vector.
+        by: the field that says so.
+        connector: builds the connector.
+        join: the batch of a text, vectors and their word -> the decoder's batch.
+        names: the class of its tensor names.
+        unread: fields of config.json that change nothing.
+        tower: fields of the image tower that it has for one value only.
+    """
+
+    vision: str
+    texts: tuple[str, ...]
+    files: tuple[str, str]
+    text_head: str | None
+    lines: Sequence[Name]
+    word: str
+    defaults: Mapping[str, Any]
+    side: Callable[[Mapping[str, Any], tuple[int, int]], Any]
+    by: str
+    connector: Callable[[VisionLanguageConfig], Connect]
+    join: Join
+    names: type[ComposedNames] = ComposedNames
+    unread: tuple[str, ...] = ()
+    tower: Mapping[str, Any] | None = None
+
+
+class GemmaNames(ComposedNames):
+    """Tensor names of Gemma 3 and PaliGemma, whose modules have other names than their files."""
+
+    def in_memory(self, name: str, model_type: str) -> str:
+        text = "language_model."
+        if name.startswith(f"{text}model."):
+            return f"model.{text}{name.removeprefix(f'{text}model.')}"
+        return name.removeprefix(text) if name.startswith(text) else f"model.{name}"
+
+
+def see_both_ways(batch: Batch, vectors: jax.Array, word: int) -> Batch:
+    """Join as `with_soft_tokens` does; the words of an image see each other, later ones too.
+
+    The n-th run of such words is group n.
+    """
+    marked = batch["input_ids"] == word
+    before = jnp.pad(marked, ((0, 0), (1, 0)))[:, :-1]
+    runs = jnp.cumsum(marked & ~before, axis=1, dtype=jnp.int32) - 1
+    joined = with_soft_tokens(batch, vectors, word)
+    return {**joined, GROUPS: jnp.where(marked, runs, -1)}
+
+
+def see_prefix(batch: Batch, vectors: jax.Array, word: int) -> Batch:
+    """Join as `with_soft_tokens` does; the words of a prefix see each other, later ones too.
+
+    The prefix, image and prompt, has `token_type_ids` 0; a text without them is plainly causal.
+    transformers counts positions from 1, of which rotary embeddings see the differences alone.
+    """
+    joined = with_soft_tokens(batch, vectors, word)
+    if "token_type_ids" not in batch:
+        return joined
+    return {**joined, GROUPS: jnp.where(batch["token_type_ids"] == 0, 0, -1)}
+
+
+def _pooled(own: Mapping[str, Any], grid: tuple[int, int]) -> Any:
+    """Return the patches a side of the squares that leave so many words of an image."""
+    count = own["mm_tokens_per_image"]
+    words = math.isqrt(count) if is_whole(count) and count > 0 else 0
+    return grid[0] // words if words and words**2 == count and grid[0] % words == 0 else None
+
+
+CONNECTOR = "vision/connector"
+IDEFICS3 = Kind(
+    vision="idefics3_vision",
+    texts=("llama",),
+    files=("model.vision_model.", "model.text_model."),
+    text_head=None,
+    lines=(
+        Name("model.connector.modality_projection.proj.weight", f"{CONNECTOR}/kernel", True),
+        Name("lm_head.weight", "text/head/kernel", transpose=True),
+    ),
+    word="image_token_id",
+    defaults={"scale_factor": 2, "image_token_id": 128_257, "tie_word_embeddings": False},
+    side=lambda own, grid: own["scale_factor"],
+    by="scale_factor",
+    connector=Shuffle,
+    join=with_soft_tokens,
+    unread=("_pad_token_id", "image_seq_len", "use_reentrant_checkpointing", "vocab_size"),
+)
+GEMMA3 = Kind(
+    vision="siglip_vision_model",
+    texts=("gemma3_text",),
+    files=("vision_tower.", "language_model."),
+    text_head="causal_lm",
+    lines=(
+        Name("multi_modal_projector.mm_input_projection_weight", f"{CONNECTOR}/kernel"),
+        Name("multi_modal_projector.mm_soft_emb_norm.weight", f"{CONNECTOR}/norm/scale"),
+    ),
+    word="image_token_index",
+    defaults={
+        "mm_tokens_per_image": 256,
+        "boi_token_index": 255_999,
+        "eoi_token_index": 256_000,
+        "image_token_index": 262_144,
+        "tie_word_embeddings": True,
+    },
+    side=_pooled,
+    by="mm_tokens_per_image",
+    connector=Pool,
+    join=see_both_ways,
+    names=GemmaNames,
+    tower={"vision_use_head": False},
+)
+PALIGEMMA = replace(
+    GEMMA3,
+    texts=("gemma", "gemma2"),
+    lines=dense("multi_modal_projector.linear", CONNECTOR),
+    defaults={"image_token_index": 256_000, "tie_word_embeddings": True},
+    side=lambda own, grid: 1,
+    by="image_size",
+    connector=projection,
+    join=see_prefix,
+    unread=("hidden_size", "ignore_index", "projection_dim", "vocab_size"),
+)
+KINDS: dict[str, Kind] = {
+    "idefics3": IDEFICS3,
+    "smolvlm": replace(IDEFICS3, vision="smolvlm_vision"),
+    "paligemma": PALIGEMMA,
+    "gemma3": GEMMA3,
+}
