@@ -11,17 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jaxft.analysis.model_catalog import entries
-from jaxft.config.tasks import task_sections
 from jaxft.errors import UserError
 from jaxft.storage.files import write_atomic
 
 START, END = "<!-- the table: make docs writes it -->\n", "<!-- the end of the table -->\n"
 COLUMNS = ("model_type", "architecture", "task", "load", "train", "export", "generate")
-
-
-def task_kinds() -> tuple[str, ...]:
-    """What `task.kind` may be: the tasks that `jaxft train` trains."""
-    return tuple(task_sections())
 
 
 def table() -> str:
@@ -34,9 +28,8 @@ def table() -> str:
 
 
 def _rows() -> Iterator[tuple[str, ...]]:
-    kinds = task_kinds()
     for entry in entries():
-        trains = "`jaxft train`" if entry.head in kinds else "-"
+        trains = ", ".join(f"`{kind}`" for kind in entry.trains) or "-"
         writes = "`jaxft predict`" if entry.generates else "-"
         named = (f"`{entry.model_type}`", f"`{entry.architecture}`", entry.head or "-")
         yield (*named, "yes", trains, "yes", writes)

@@ -63,11 +63,18 @@ def task_heads() -> dict[str, str | None]:
 def entries() -> Iterator[Entry]:
     """Yield every architecture that is loaded, trained and exported, by model type."""
     for model_type, family in families().items():
-        text = isinstance(family, Family) and family.text
         for head, architecture in family.model_types[model_type].items():
             kinds = [kind for kind, needed in task_heads().items() if needed == head]
-            trains = tuple(kinds) if head is not None or text else ()
+            trains = tuple(kinds) if head is not None or encodes_texts(model_type) else ()
             yield Entry(model_type, architecture, head, trains, generates(head))
+
+
+def encodes_texts(model_type: str) -> bool:
+    """Return whether a model of this type without a head gives states of a text alone."""
+    family = families()[model_type]
+    heads = family.model_types[model_type]
+    others = {"seq2seq", "image_classification", IMAGE_GENERATION}.intersection(heads)
+    return isinstance(family, Family) and family.text and not others
 
 
 def generates(head: str | None) -> bool:
@@ -166,8 +173,8 @@ def inspect_checkpoint(checkpoint: str, cache: str | None = None) -> Abilities:
         except UserError as error:
             refused[kind] = str(error)
         else:
-            if head is None and not model.family.text:
-                refused[kind] = "It reads no texts."
+            if head is None and not encodes_texts(model_type):
+                refused[kind] = "It gives no states of a text alone."
             else:
                 models[kind] = model
     if not models:

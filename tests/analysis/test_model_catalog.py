@@ -3,12 +3,16 @@
 import json
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 from jaxft.analysis.model_catalog import entries, inspect_checkpoint, task_heads
 from jaxft.cli.main import main
 from jaxft.config.tasks import task_sections
-from jaxft.models.load import families
+from jaxft.models.load import HEADLESS, LoadOptions, describe, families
+from tests.support.families import FAMILIES, kind_of, names_of
+from tests.support.random_configs import random_config
 from tests.support.tiny import CONFIG
 
 
@@ -44,7 +48,26 @@ def test_the_table(capsys):
         ("token_classification", ("token_classification",), False),
         ("question_answering", ("question_answering",), False),
     ]
-    assert not next(one for one in entries() if one.architecture == "ViTModel").trains
+    # Images, their colors as tokens, and texts that a decoder reads the source of.
+    for name in ("ViTModel", "ImageGPTModel", "T5Model", "BartModel"):
+        assert not next(one for one in entries() if one.architecture == name).trains
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", names_of(FAMILIES))
+def test_the_table_says_of_a_type_what_is_said_of_a_checkpoint_of_it(name, tmp_path):
+    random_config(name, np.random.default_rng(0)).save_pretrained(tmp_path)
+    rows = [one for one in entries() if one.model_type == kind_of(name)]
+    trains = {kind for one in rows for kind in one.trains}
+    # A ViT may also start what finds objects, which has a model type of its own.
+    assert set(inspect_checkpoint(str(tmp_path)).trains) - trains <= {"object_detection"}
+    assert trains <= set(inspect_checkpoint(str(tmp_path)).trains)
+    if "embedding" not in trains:
+        return
+    model = describe(str(tmp_path), LoadOptions(task=HEADLESS), weights=False)
+    params = {n: jax.ShapeDtypeStruct(one.shape, "float32") for n, one in model.leaves.items()}
+    texts = {n: np.zeros((2, 6), np.int32) for n in ("input_ids", "token_type_ids")}
+    assert jax.eval_shape(model.apply, params, texts)["last_hidden_state"].shape[:2] == (2, 6)
 
 
 @pytest.mark.parametrize("pattern", ["LLAMA", "llama*", "LlamaFor"])

@@ -17,14 +17,13 @@ def test_the_page_is_up_to_date():
 def test_what_a_line_says():
     lines = table().splitlines()
     assert "| `electra` | `ElectraForPreTraining` | replaced_tokens | yes | - | yes | - |" in lines
-    assert "| `bert` | `BertForMaskedLM` | masked_lm | yes | `jaxft train` | yes | - |" in lines
-    t5 = "| `t5` | `T5ForConditionalGeneration` | seq2seq | yes | `jaxft train` | yes | "
+    assert "| `bert` | `BertForMaskedLM` | masked_lm | yes | `masked_lm` | yes | - |" in lines
+    t5 = "| `t5` | `T5ForConditionalGeneration` | seq2seq | yes | `seq2seq` | yes | "
     assert t5 + "`jaxft predict` |" in lines
-    causal = (
-        "| `llama` | `LlamaForCausalLM` | causal_lm | yes | `jaxft train` | yes | `jaxft predict` |"
-    )
-    assert causal in lines
-    assert "| `gpt2` | `GPT2Model` | - | yes | - | yes | - |" in lines
+    causal = "| `llama` | `LlamaForCausalLM` | causal_lm | yes | `causal_lm`, `dpo` | yes | "
+    assert causal + "`jaxft predict` |" in lines
+    assert "| `gpt2` | `GPT2Model` | - | yes | `embedding` | yes | - |" in lines
+    assert "| `t5` | `T5Model` | - | yes | - | yes | - |" in lines
 
 
 def test_a_page_that_is_stale_is_seen_and_mended(tmp_path):

@@ -1,7 +1,7 @@
 """How every family runs: scanned as unrolled, frozen for free, packed, and on eight devices."""
 
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import groupby
 
 import jax
@@ -130,7 +130,7 @@ def test_packed_equals_unpacked(classifier):
     if classifier.ours.head != "text_classification":
         return  # only texts are packed
     packed = pack(classifier.batch)
-    alone = classifier.ours(**classifier.batch)["logits"]  # [B, C]
+    alone = classifier.outputs(classifier.ours.params)["logits"]  # [B, C]
     together = classifier.ours(**packed)["logits"]  # [1, B, C]
     np.testing.assert_allclose(together[0], alone, atol=1e-5)
     ours = gradients(classifier, batch=packed, read=lambda out: {"logits": out["logits"][0]})
@@ -205,7 +205,7 @@ def test_a_phase_switch_keeps_what_trained_and_starts_the_rest_afresh(classifier
         names = list(table.trainable)
         trained = {name: params[name] for name in names}
         optimizer = optimizer_from(table, OptimizerSection(clip=None, weight_decay=0.0))
-        before, state = state, optimizer.init(trained)
+        before, state = state, jax.jit(optimizer.init)(trained)
         if before is not None:
             state = carry_state(before, state)
             moved, kept = leaves_by_path(state), leaves_by_path(before)
@@ -214,7 +214,7 @@ def test_a_phase_switch_keeps_what_trained_and_starts_the_rest_afresh(classifier
             }
             assert not any(leaf.any() for path, leaf in moved.items() if path not in kept)
         grads = gradients(classifier, names=names)
-        updates, state = optimizer.update(
+        updates, state = jax.jit(optimizer.update)(
             grads,
             state,
             trained,
@@ -242,7 +242,8 @@ def test_adapters_attach_and_merge(classifier):
     plain, batch = classifier.ours, classifier.batch
     model = registry.load(classifier.folder, adapter=Adapter(2, 4.0, (".*/kernel",)))
     adapted = jax.jit(lambda params: model.apply(params, batch)["logits"])
-    np.testing.assert_allclose(adapted(model.params), plain(**batch)["logits"], atol=1e-6)
+    logits = classifier.outputs(plain.params)["logits"]
+    np.testing.assert_allclose(adapted(model.params), logits, atol=1e-6)
     shaken = {
         name: value + 0.1 * jax.random.normal(jax.random.key(0), value.shape)
         if is_adapter(name)
@@ -252,9 +253,8 @@ def test_adapters_attach_and_merge(classifier):
     merged = model.with_params(shaken).merged().params
     for name in merged.keys() - model.adapted.kernels.keys():
         np.testing.assert_array_equal(merged[name], plain.params[name])
-    np.testing.assert_allclose(
-        plain.with_params(merged)(**batch)["logits"], adapted(shaken), rtol=1e-5, atol=1e-5
-    )
+    logits = classifier.outputs(merged)["logits"]
+    np.testing.assert_allclose(logits, adapted(shaken), rtol=1e-5, atol=1e-5)
     assert np.abs(adapted(shaken) - adapted(model.params)).max() > 1e-3
 
 
@@ -286,12 +286,15 @@ def test_scan_compiles_one_body_for_alike_blocks(classifier):
 
 def test_dropout_is_for_what_is_trained(classifier):
     model, batch, key = classifier.ours, classifier.batch, jax.random.key(0)
-    plain = model(**batch)["logits"]
+    plain = classifier.outputs(model.params)["logits"]
+
+    @cache
+    def program(*names):
+        compute = Compute(trainable=frozenset(names))
+        return jax.jit(lambda params, key: model.apply(params, batch, key, compute)["logits"])
 
     def logits(*names, key=key):
-        compute = Compute(trainable=frozenset(names))
-        run = jax.jit(lambda params, key: model.apply(params, batch, key, compute)["logits"])
-        return run(model.params, key)
+        return program(*names)(model.params, key)
 
     shared = model.model_type in SHARED_BLOCKS
     first, second = (f"blocks/{i}/attention/query/kernel" for i in (0, 1))
@@ -317,11 +320,13 @@ def assert_frozen_blocks_cost_their_forward_pass(pair: Pair) -> None:
     ((tower_name, tower),) = model.towers.items()
     blocks = len(tower.blocks)
 
+    @cache
     def forward(count):
         part = replace(tower, blocks=tower.blocks[:count])
         cut = replace(model, towers={tower_name: part})
         return count_flops(cut.apply, model.params, pair.batch)
 
+    @cache
     def step(frozen):
         names = [name for name, depth in model.depths.items() if depth > frozen]
         compute = Compute(trainable=frozenset(names))
@@ -403,17 +408,20 @@ def assert_eight_devices_compute_what_one_does(pair: Pair, many, rows) -> tuple:
 @pytest.mark.parametrize("seed", range(1, 10))
 @pytest.mark.parametrize("which", classifiers())
 def test_more_configs_run_alike(which, seed, tmp_path):
-    """Nine more drawn configs of each model type: scanned, frozen, and on eight devices."""
+    """Nine more drawn configs of each model type: all that a loop asks of a model."""
     pair = make_pair(*which, seed, tmp_path)
     assert_frozen_blocks_cost_their_forward_pass(pair)
     assert_scan_equals_unrolled(pair, "full", 2)
     assert_eight_devices_compute_what_one_does(pair, *on_eight_devices(pair))
+    test_starting_where_the_trunk_ends_equals_the_whole(pair)
+    test_a_phase_switch_keeps_what_trained_and_starts_the_rest_afresh(pair)
+    test_adapters_attach_and_merge(pair)
 
 
 def test_bfloat16_stays_near_float32(classifier):
     model = classifier.ours
     params, batch = model.params, classifier.batch
-    exact = compiled(model, params, batch)["logits"]
+    exact = classifier.outputs(params)["logits"]
     rough = compiled(model, params, batch, compute=Compute(dtype="bfloat16"))["logits"]
     assert rough.dtype == jnp.float32
     assert 0 < np.abs(rough - exact).max() < 0.02 * np.abs(exact).max() + 0.02

@@ -3,7 +3,7 @@
 import tempfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -124,12 +124,27 @@ class Pair:
     torch: torch.nn.Module
     folder: str
     batch: dict[str, np.ndarray]
+    programs: dict[tuple, Callable] = field(default_factory=dict)
 
     @cached_property
     def outputs(self) -> Callable[..., dict[str, jax.Array]]:
         """Our outputs on the batch, of any parameters, as one program that is compiled once."""
         run = jax.jit(lambda params, batch: self.ours.apply(params, batch))
         return partial(run, batch=self.batch)
+
+    def program(self, model: registry.Model, compute: Compute, read: Callable) -> Callable:
+        """The gradients of `weighted_loss` and the outputs, as one program that is compiled once.
+
+        It takes what trains, what is frozen, the batch and the key. Of a batch that it held, every
+        other one would be another program.
+        """
+
+        def loss(trained, frozen, batch, key):
+            outputs = model.apply({**frozen, **trained}, batch, key, compute)
+            return weighted_loss(read(outputs), self), outputs
+
+        which = id(model), compute, read  # the program holds the model: no other one has its id
+        return self.programs.setdefault(which, jax.jit(jax.grad(loss, has_aux=True)))
 
     def torch_batch(self) -> dict[str, torch.Tensor]:
         return {name: torch.tensor(value) for name, value in self.batch.items()}
@@ -421,6 +436,11 @@ def of_each(model: registry.Model, name: str) -> list[str]:
     return [of_expert(hf, n) for n in range(len(model.params[name]))] if EACH in hf else [hf]
 
 
+def same(outputs):
+    """Outputs as they are."""
+    return outputs
+
+
 def assert_close_gradients(ours, theirs, tolerance: float) -> None:
     """Leaf by leaf, relative to the leaf's own norm.
 
@@ -438,27 +458,18 @@ def assert_close_gradients(ours, theirs, tolerance: float) -> None:
         assert distance <= tolerance * np.linalg.norm(theirs[name]), name
 
 
-def gradients(
-    pair: Pair, *, model=None, batch=None, key=None, compute=None, names=None, read=lambda out: out
-):
+def gradients(pair: Pair, *, read=same, **more) -> dict[str, jax.Array]:
     """Our gradients with respect to the leaves in `names` (all of them)."""
-    return gradients_and_outputs(
-        pair, model=model, batch=batch, key=key, compute=compute, names=names, read=read
-    )[0]
+    return gradients_and_outputs(pair, read=read, **more)[0]
 
 
 def gradients_and_outputs(
-    pair: Pair, *, model=None, batch=None, key=None, compute=None, names=None, read=lambda out: out
+    pair: Pair, *, model=None, batch=None, key=None, compute=None, names=None, read=same
 ):
     """The same, and the outputs that they are of, as one program."""
     model = model or pair.ours
     batch = pair.batch if batch is None else batch
     names = names or list(model.params)
     frozen = {n: v for n, v in model.params.items() if n not in names}
-    compute = compute or Compute()
-
-    def loss(trained):
-        outputs = model.apply({**frozen, **trained}, batch, key, compute)
-        return weighted_loss(read(outputs), pair), outputs
-
-    return jax.jit(jax.grad(loss, has_aux=True))({name: model.params[name] for name in names})
+    trained = {name: model.params[name] for name in names}
+    return pair.program(model, compute or Compute(), read)(trained, frozen, batch, key)

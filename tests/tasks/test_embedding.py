@@ -3,7 +3,9 @@
 import json
 import re
 import shutil
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from jaxft.tasks.embedding.section import EmbeddingSection as Section
 from jaxft.tasks.embedding.task import make
 from jaxft.tasks.embedding.text_tuples import numbered
 from jaxft.tasks.parts.tools import Tools
+from tests.support.families import make_pair
 from tests.support.laid_out import LAYOUTS, goes_on_to_the_same_bits, scores
 from tests.support.launch import cache  # noqa: F401 a fixture
 from tests.support.tiny import BAD, GOOD, PLAIN, tiny_checkpoint, tiny_config, train_and_eval
@@ -91,7 +94,8 @@ def examples_of(rows, model, names=(), length=None, **section):
 
 def read(task, model, batch):
     """The outputs as the task reads them."""
-    return task.represent(model.params, model(**batch), batch, PLAIN_COMPUTE)
+    represent = jax.jit(partial(task.represent, compute=PLAIN_COMPUTE))
+    return represent(model.params, model(**batch), batch)
 
 
 def vectors_of(task, model, batch):
@@ -127,7 +131,7 @@ def test_the_loss_is_that_of_multiple_negatives_ranking(model):
     rows = [ROWS[1], ROWS[2], {"anchor": "cold", "positive": "a scene"}]
     task, examples = examples_of(rows, model)
     batch = examples.collate(np.array([[0, 1], [2, -1]]), 40)
-    total, weight = task.loss(read(task, model, batch), batch)
+    total, weight = jax.jit(task.loss)(read(task, model, batch), batch)
     first, second = (
         torch.tensor(theirs(model.source.folder, [row[c] for row in rows]))
         for c in ("anchor", "positive")
@@ -154,7 +158,7 @@ def test_what_is_right_too_is_no_wrong_answer_and_a_hard_negative_is(model):
         numbers = items[chosen] @ anchors[number] / 0.5
         losses.append(np.log(np.exp(numbers).sum()) - numbers[0])
     # The third one's own positive is the first's: theirs are the same text, told once.
-    total, _ = task.loss(read(task, model, batch), batch)
+    total, _ = jax.jit(task.loss)(read(task, model, batch), batch)
     assert float(total) == pytest.approx(sum(losses), rel=1e-5)
 
 
@@ -163,7 +167,7 @@ def test_scores_teach_the_cosine(model):
     task, examples = examples_of(rows, model, score="score", score_range=[0.0, 5.0])
     assert examples.scores.tolist() == pytest.approx([0, 1, 0.5, 0.2])
     batch = examples.collate(np.array([[0, 1], [2, 3], [-1, -1]]), 40)
-    total, weight = task.loss(read(task, model, batch), batch)
+    total, weight = jax.jit(task.loss)(read(task, model, batch), batch)
     vectors = vectors_of(task, model, batch)[:2].reshape(4, 2, -1)
     alike = (vectors[:, 0] * vectors[:, 1]).sum(-1)
     assert float(total) == pytest.approx(float(((alike - examples.scores) ** 2).sum()), rel=1e-5)
@@ -185,7 +189,7 @@ def test_scores_of_a_cross_encoder_teach_the_order_of_candidates(model):
     scores = batch["teacher_scores"]
     np.testing.assert_array_equal(scores, [[[2, 2], [0, 2]], [[0, 0], [1, 2]]])
     vectors = vectors_of(task, model, batch)
-    loss, weight = task.loss({"vectors": vectors}, batch)
+    loss, weight = jax.jit(task.loss)({"vectors": vectors}, batch)
     cosines = np.einsum("rskd,rsd->rsk", vectors[:, :, 1:], vectors[:, :, 0]) / 0.05
     errors = (cosines[..., 0] - cosines[..., 1] - (scores[..., 0] - scores[..., 1])) ** 2
     assert float(weight) == 3
@@ -261,6 +265,12 @@ def test_a_row_that_is_not_as_it_has_to_be(row, section, said, model):
 def test_one_pair_teaches_nothing(model):
     with pytest.raises(UserError, match="a single pair has no negatives"):
         examples_of(ROWS[:1], model)
+
+
+def test_an_encoder_decoder_has_no_vector_of_a_text_alone(tmp_path):
+    folder = make_pair("t5", None, 0, tmp_path).folder
+    with pytest.raises(UserError, match="is a t5, whose states are of"):
+        fitted(folder)
 
 
 @pytest.mark.parametrize(
@@ -438,9 +448,7 @@ def test_no_slope_is_lost_in_rows_without_an_example(model):
         outputs = task.represent(model.params, {"last_hidden_state": stream}, batch, PLAIN_COMPUTE)
         return task.loss(outputs, batch)[0]
 
-    import jax
-
-    slope = jax.grad(loss)(model(**batch)["last_hidden_state"])
+    slope = jax.jit(jax.grad(loss))(model(**batch)["last_hidden_state"])
     assert np.isfinite(slope).all()
 
 

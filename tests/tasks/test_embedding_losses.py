@@ -77,7 +77,7 @@ def ours(section, vectors):
         unit = jnp.concatenate([unit, jnp.full((2, *unit.shape[1:]), WIDTH**-0.5)])
         return jnp.sum(batch_losses(section, unit, batch) * batch["weights"][:, 0]) / N
 
-    return jax.value_and_grad(loss)(jnp.asarray(vectors))
+    return jax.jit(jax.value_and_grad(loss))(jnp.asarray(vectors))
 
 
 def of_torch(name, vectors, dims=(WIDTH,), shares=(1.0,)):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from jaxft.models.tower.tower import Compute
+from tests.models import test_encoder_decoders as of_two_towers
 from tests.models.test_encoder_decoders import (
     encoder_decoders,
     pair,  # noqa: F401 - a fixture
@@ -75,7 +76,12 @@ def test_an_encoder_alone_runs_alike(tmp_path):
 @pytest.mark.parametrize("seed", range(1, 10))
 @pytest.mark.parametrize("which", encoder_decoders())
 def test_more_configs_run_alike(which, seed, tmp_path):
-    """Nine more drawn configs of each model type or pair: scanned, and on eight devices."""
+    """Nine more drawn configs of each model type or pair: all that a loop asks of a model."""
     drawn = make_pair(*which, seed, tmp_path)
     assert_scan_equals_unrolled(drawn, "full", 2)
     assert_eight_devices_compute_what_one_does(drawn, *on_eight_devices(drawn))
+    of_two_towers.test_a_frozen_encoder_costs_its_forward_pass_only(drawn)
+    for upper in (0, 1):
+        of_two_towers.test_starting_where_the_trunks_end_equals_the_whole(drawn, upper)
+    test_a_phase_switch_keeps_what_trained_and_starts_the_rest_afresh(drawn)
+    test_adapters_attach_and_merge(drawn)

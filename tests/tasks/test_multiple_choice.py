@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -83,10 +84,10 @@ def test_the_loss_is_transformers_whatever_the_number_of_choices(tmp_path):
     batch = examples.collate(np.array([[2, 0], [1, -1]]), 60)
     assert batch["read_positions"].shape == (2, 8)
     outputs = model(**batch)
-    total, weight = task.loss(outputs, batch)
+    total, weight = jax.jit(task.loss)(outputs, batch)
     assert float(weight) == 3
     assert float(total) == pytest.approx(sum(losses), rel=1e-5)
-    outcomes = task.outcomes(outputs, batch)
+    outcomes = jax.jit(task.outcomes)(outputs, batch)
     probabilities = np.asarray(outcomes["probabilities"])
     for number, (row, segment) in enumerate([(0, 1), (1, 0), (0, 0)]):
         own = probabilities[row, segment, : len(shares[number])]

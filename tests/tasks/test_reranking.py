@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -85,16 +86,15 @@ def examples_of(rows, model, labelled=True, length=None, **section):
 
 
 def logits_of(model, pairs):
-    """The model's scores of pairs, each alone and without packing."""
+    """The model's scores of pairs, each alone and without packing, by one program."""
     words = Tools(model, None, None).tokenizer
     encoded = words.encode([query for query, _ in pairs], [passage for _, passage in pairs])
-    rows = zip(encoded.ids, encoded.type_ids, strict=True)
-    return np.array(
-        [
-            float(model(input_ids=ids[None], token_type_ids=types[None])["logits"][0, 0])
-            for ids, types in rows
-        ]
-    )
+    names = ("input_ids", "token_type_ids", "attention_mask")
+    scores = []
+    for ids, types in zip(encoded.ids, encoded.type_ids, strict=True):
+        rows = [np.pad(row, (0, 16 - len(ids)))[None] for row in (ids, types, np.ones_like(ids))]
+        scores.append(float(model(**dict(zip(names, rows, strict=True)))["logits"][0, 0]))
+    return np.array(scores)
 
 
 # --------------------------------------------------------------------------- scores
@@ -147,7 +147,7 @@ def test_the_list_wise_loss_is_the_cross_entropy_over_a_querys_candidates(model)
         scores = torch.tensor(logits_of(model, [(row["query"], one) for one in passages]))
         shares = torch.tensor([1 / len(right)] * len(right) + [0.0] * (len(passages) - len(right)))
         losses.append(float(torch.nn.functional.cross_entropy(scores, shares.double())))
-    total, weight = task.loss(outputs, batch)
+    total, weight = jax.jit(task.loss)(outputs, batch)
     assert float(weight) == pytest.approx(3)
     assert float(total) == pytest.approx(sum(losses), rel=1e-5)
 
@@ -194,7 +194,7 @@ def test_pairs_are_learned_by_label_or_by_score(model):
         score = "score" if loss == "mse" else None
         task, examples = examples_of(rows, model, loss=loss, score=score, **pairs)
         batch = examples.collate(np.array([[0, 2], [1, -1]]), 40)
-        total, weight = task.loss(model(**batch), batch)
+        total, weight = jax.jit(task.loss)(model(**batch), batch)
         assert float(total / weight) == pytest.approx(float(theirs), rel=1e-5)
     assert examples.table.queries.tolist() == [0, 0, 1]
     summary = task.summarise({"scores": np.array([[3.0], [-1.0], [0.0]])}, examples)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxft.errors import UserError
+from jaxft.models.model import Model
 from jaxft.models.sentence.modules import POOLING, read_modules
 from jaxft.models.weights.source import MODULES_FILE, POOLING_FILE
 from jaxft.storage.json_files import read_json_object
@@ -132,6 +133,16 @@ def _weights(own: jax.Array, pooling: str) -> jax.Array:
         return (own & (number == own.sum(-1, keepdims=True))).astype(jnp.float32)
     weights = own.astype(jnp.float32)
     return weights * number if pooling == "weighted_mean" else weights
+
+
+def check_states(model: Model) -> None:
+    """Raise a UserError if a model has no states of a text alone."""
+    if "decoder" in model.towers:
+        raise UserError(
+            f"model.checkpoint is a {model.model_type}, whose states are of a text and of a "
+            "target: it has no vector of a text alone.",
+            "Use a checkpoint that `jaxft models embedding` names.",
+        )
 
 
 def chosen_pooling(folder: Path, asked: str | None) -> str | None:

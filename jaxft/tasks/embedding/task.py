@@ -21,7 +21,7 @@ from jaxft.models.model import Model
 from jaxft.models.tower.tower import Compute
 from jaxft.tasks.embedding.losses import COMPARED, batch_losses
 from jaxft.tasks.embedding.nearest_texts import nearest_texts
-from jaxft.tasks.embedding.pooling import IN_PYTORCH, MEAN, chosen_pooling, pool
+from jaxft.tasks.embedding.pooling import IN_PYTORCH, MEAN, check_states, chosen_pooling, pool
 from jaxft.tasks.embedding.prompts import DOCUMENT, QUERY, Prompts, chosen_prompts, prompts_from
 from jaxft.tasks.embedding.scores import metric_names, shortened, split_scores
 from jaxft.tasks.embedding.section import EmbeddingSection as Section
@@ -246,6 +246,7 @@ class Embedding(Task):
     def fit(self, labels: np.ndarray | None, model: Model) -> Facts:
         """Return how the checkpoint pools, and what is put in front of texts."""
         del labels
+        check_states(model)
         folder, section = model.source.folder, self.section
         pooling = chosen_pooling(folder, section.pooling)
         return {
