@@ -26,6 +26,7 @@ from jaxft.cli.parts.generation import (
     Temperature,
     TopK,
     TopP,
+    sampling_of,
 )
 from jaxft.cli.parts.inputs import read_inputs, typed_lines
 from jaxft.cli.parts.paths import folder_named
@@ -117,13 +118,15 @@ def predict(
     """Predict labels, answers or images for arguments, a file, or lines of standard input.
 
     A terminal shows labels and texts as they come; elsewhere, and with --json, predictions are JSON
-    lines. A model that generates images makes --samples new ones, or completes the lower half of
-    given images.
+    lines. A model that generates images makes --samples new ones (of each text, where it reads
+    them), or completes the lower half of given images.
     """
     which, inputs = checkpoint_named(checkpoint), read_inputs(texts, file, whole_file)
+    inputs = inputs if texts or file or not (samples or label) else None
     stops = tuple(stop) if stop else None
-    asked = _sampling(temperature) | {"top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
-    asked |= {"max_new_tokens": max_new_tokens, "num_beams": beams, "stop_strings": stops}
+    asked = {"top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
+    asked |= sampling_of(temperature) | {"stop_strings": stops}
+    asked |= {"max_new_tokens": max_new_tokens, "num_beams": beams}
     asked = {name: value for name, value in asked.items() if value is not None}
     announce(f"predictions of {run}")
     prepare_computation()
@@ -143,12 +146,13 @@ def _output_kind(
     run: str, image_options: bool, task: str | None
 ) -> Literal["images", "texts", "labels"]:
     """Return the kind of output of a run or checkpoint; options of images ask for images."""
+    from jaxft.inference.denoise import denoises
     from jaxft.inference.generate import writes
     from jaxft.inference.generate_images import generates_images
     from jaxft.storage.buckets import check_network
 
     check_network(run)
-    if image_options or generates_images(run, task):
+    if image_options or generates_images(run, task) or denoises(run):
         return "images"
     return "texts" if writes(run, task) else "labels"
 
@@ -176,25 +180,22 @@ def _print_images(
     which: Which,
 ) -> None:
     """Generate images, or complete given ones, and print the path of each."""
+    from jaxft.inference.denoise import denoises, draw
     from jaxft.inference.generate_images import complete, open_generator, sample
 
-    odd = [o for o in ("max_new_tokens", "num_beams", "stop_strings") if o in asked]
-    if odd or chat is not None:
+    if {"max_new_tokens", "num_beams", "stop_strings"} & set(asked) or chat is not None:
         raise UserError(f"'{name}' generates images, not text.", "Remove the options of text.")
-    generator, to = open_generator(name, asked, which), out or folder_named(name) / "generated"
+    to = out or folder_named(name) / "generated"
+    if denoises(name):
+        print_json_lines(draw(name, inputs or (), samples or 1, label, to, asked, which))
+        return
+    generator = open_generator(name, asked, which)
     if samples:
         print_json_lines(sample(generator, samples, label, to))
     elif inputs:
         print_json_lines(complete(generator, inputs, label, to))
     else:
         raise UserError("No image to generate.", "Add --samples 16, or name images to complete.")
-
-
-def _sampling(temperature: float | None) -> dict[str, Any]:
-    """Return the settings of a temperature; 0 means greedy decoding."""
-    if temperature is None or temperature == 0:
-        return {"do_sample": None if temperature is None else False}
-    return {"do_sample": True, "temperature": temperature}
 
 
 def _print_labels(

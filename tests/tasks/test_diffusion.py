@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import jaxft
+from jaxft.cli.main import main
 from jaxft.config.load import parse_config
 from jaxft.data.random import EpochRandom
 from jaxft.engine.setup import build
@@ -312,6 +313,14 @@ REFUSED = [
 ]
 
 
+def test_all_rows_may_be_of_one_class(pixels, pictures, tmp_path):
+    """A class is a condition, and nothing that is told from others."""
+    sections = {"task": {"label": "label"}, "data": {"where": {"label": "red"}}}
+    setup = build(config_of(tmp_path, pixels, f"images:{pictures}", **sections))
+    batch = setup.splits["train"].examples.collate(np.array([[0]]), 1, EpochRandom(0, 0))
+    assert batch["class_labels"].tolist() == [0]
+
+
 @pytest.mark.parametrize(("pipeline", "task", "words"), REFUSED)
 def test_what_a_pipeline_does_not_serve(pipeline, task, words, request, pictures, tmp_path):
     part = pipeline == "part"
@@ -339,3 +348,28 @@ def test_other_sizes_than_the_pipelines(pixels, pictures, tmp_path):
     setup = build(config_of(tmp_path, pixels, f"images:{pictures}", task={"size": 12}))
     batch = setup.splits["train"].examples.collate(np.array([[0]]), 1)
     assert batch["sample"].shape == (1, 3, 12, 12)
+
+
+def test_images_of_a_class_from_the_command_line(by_class, tmp_path, capsys):
+    words = ["predict", str(by_class.folder), "--samples", "2", "--seed", "5", "--json"]
+    assert main([*words, "--class", "red", "--out", str(tmp_path / "a")]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["class"] for line in lines] == ["red", "red"]
+    first, second = ((tmp_path / "a" / f"sample-000{n}.png").read_bytes() for n in (0, 1))
+    assert first != second
+    assert main([*words, "--out", str(tmp_path / "b")]) == 0  # of each class
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["class"] for line in lines] == ["blue", "blue", "green", "green", "red", "red"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--class", "rd"], "'rd' is no class of this model. Did you mean 'red'?"),
+        (["a red square"], "The run was trained without prompts."),
+        (["--samples", "1", "--top-k", "5"], "has no setting"),
+    ],
+)
+def test_what_a_run_does_not_draw(by_class, words, message, tmp_path, capsys):
+    assert main(["predict", str(by_class.folder), *words, "--out", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err

@@ -40,3 +40,10 @@ Samples = Annotated[
 Class = Annotated[
     str | None, typer.Option("--class", help="The class of the generated images.", **IMAGES)
 ]
+
+
+def sampling_of(temperature: float | None) -> dict[str, Any]:
+    """Return the settings of a temperature; 0 means greedy decoding."""
+    if temperature is None or temperature == 0:
+        return {"do_sample": None if temperature is None else False}
+    return {"do_sample": True, "temperature": temperature}

@@ -154,10 +154,6 @@ class NoisyImages(Examples):
         return len(self.pixels)
 
     @property
-    def labels(self) -> np.ndarray | None:
-        return self.class_ids
-
-    @property
     def fingerprint(self) -> str:
         parts = (fingerprint(self.latents.stored), self.class_ids, self.section, self.schedule)
         return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -14,6 +14,7 @@ from jaxft.data.image.images import ImageProcessor
 from jaxft.data.text.tokenizer import Tokenizer, load_tokenizer
 from jaxft.errors import UserError
 from jaxft.models.diffusion.schedule import Schedule, read_schedule
+from jaxft.models.layers.vision import size_of
 from jaxft.models.load import LoadOptions, describe, load
 from jaxft.models.model import Model
 from jaxft.models.pipeline import Pipeline
@@ -83,6 +84,36 @@ def text_tower_of(model: Model, weights: bool = True) -> tuple[Model, Tokenizer]
         )
     tower = describe(str(pipeline.folder / TEXT_TOWER), weights=weights)
     return tower, load_tokenizer(pipeline.folder / "tokenizer")
+
+
+def side_of(model: Model, autoencoder: Model | None, asked: int | None) -> int:
+    """Return the pixels a side of a pipeline's images: those asked for, or its own.
+
+    Args:
+        model: the denoiser.
+        autoencoder: the pipeline's, if any.
+        asked: `task.size`.
+
+    Raises:
+        UserError: neither the config nor the pipeline says.
+    """
+    own = model.config.fields["sample_size"]
+    if asked is not None:
+        return asked
+    if own is None:
+        raise UserError("The denoiser's config.json has no sample_size.", "Set task.size.")
+    return size_of(own)[0] * (1 if autoencoder is None else autoencoder.config.factor)
+
+
+def painted(folder: Path, autoencoder: Model | None, values: np.ndarray) -> np.ndarray:
+    """Turn what a pipeline's denoiser samples, `[N, C, h, w]`, into pixels `[N, H, W, 3]` uint8.
+
+    Args:
+        folder: the pipeline's.
+        autoencoder: its autoencoder; None where the values are the pixels'.
+        values: the samples.
+    """
+    return pictures_of(values) if autoencoder is None else decoder(folder)(values)
 
 
 def processor_of(size: int) -> ImageProcessor:

@@ -79,16 +79,34 @@ class Sampling:
 
         A batch without any of them costs nothing, and gives zeros.
         """
-        ids, shape = batch["example_ids"][:, 0], batch["sample"].shape[1:]
-        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(SEED)))(ids)
-        sampler = make_sampler(self.schedule, self.section.sampling_steps, self.section.sampler)
-
-        def sampled() -> jax.Array:
-            noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-            return sample(sampler, partial(self.denoise, params, batch, compute), noise)
-
+        ids, shape = batch["example_ids"][:, 0], batch["sample"].shape
+        draw = partial(self.images, params, batch, compute, ids, shape[1:], SEED)
         wanted = ((ids >= 0) & (ids < self.section.samples)).any()
-        return jax.lax.cond(wanted, sampled, lambda: jnp.zeros(batch["sample"].shape))
+        return jax.lax.cond(wanted, draw, lambda: jnp.zeros(shape))
+
+    def images(
+        self,
+        params: Params,
+        batch: Batch,
+        compute: Compute,
+        ids: jax.Array,
+        shape: tuple[int, ...],
+        seed: int,
+    ) -> jax.Array:
+        """Sample an image from the noise of each number: `[R, C, h, w]` float32.
+
+        Args:
+            params: every parameter.
+            batch: the images' classes or states, and the states of nothing.
+            compute: how to run.
+            ids: `[R]` numbers of the images, which with the seed give the noise.
+            shape: C, h and w.
+            seed: of the noise.
+        """
+        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(ids)
+        sampler = make_sampler(self.schedule, self.section.sampling_steps, self.section.sampler)
+        noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+        return sample(sampler, partial(self.denoise, params, batch, compute), noise)
 
     def denoise(
         self, params: Params, batch: Batch, compute: Compute, x: jax.Array, step: Any

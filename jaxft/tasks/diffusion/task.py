@@ -25,18 +25,17 @@ from jaxft.data.sources.open import Source
 from jaxft.errors import UserError
 from jaxft.metrics.frechet import frechet
 from jaxft.models.diffusion.schedule import Schedule
-from jaxft.models.layers.vision import size_of
 from jaxft.models.model import Model
 from jaxft.models.tower.tower import Compute
 from jaxft.tasks.diffusion.examples import NoisyImages, PixelImages
 from jaxft.tasks.diffusion.frozen import latents_of, states_of
 from jaxft.tasks.diffusion.pipeline import (
     autoencoder_of,
-    decoder,
-    pictures_of,
+    painted,
     pipeline_of,
     processor_of,
     schedule_of,
+    side_of,
     text_tower_of,
 )
 from jaxft.tasks.diffusion.sampling import Sampling, check_pipeline, classes_of
@@ -69,16 +68,7 @@ class BoundDiffusion(BoundTask["Diffusion", NoisyImages]):
 
     @cached_property
     def _processor(self) -> ImageProcessor:
-        return processor_of(self._own.size or self._size)
-
-    @property
-    def _size(self) -> int:
-        """Return the pixels a side of the pipeline's own images."""
-        own = self.tools.model.config.fields["sample_size"]
-        if own is None:
-            raise UserError("The denoiser's config.json has no sample_size.", "Set task.size.")
-        factor = 1 if self._autoencoder is None else self._autoencoder.config.factor
-        return size_of(own)[0] * factor
+        return processor_of(side_of(self.tools.model, self._autoencoder, self._own.size))
 
     def check_row(self, source: Source, number: int, row: Mapping[str, Any]) -> None:
         if self._own.label is not None:
@@ -155,9 +145,7 @@ class BoundDiffusion(BoundTask["Diffusion", NoisyImages]):
     def _drawn(self, outcomes: Outcomes, count: int) -> np.ndarray:
         """Return the first images drawn in an evaluation: `[N, H, W, 3]` uint8."""
         values = np.asarray(outcomes["drawn"][:count], np.float32)
-        if self._autoencoder is None:
-            return pictures_of(values)
-        return decoder(pipeline_of(self.tools.model).folder)(values)
+        return painted(pipeline_of(self.tools.model).folder, self._autoencoder, values)
 
     def _picture(self, source: Source, number: int, value: Any) -> np.ndarray:
         return self._processor.fit(open_image(source, number, value))
@@ -188,8 +176,8 @@ class BoundDiffusion(BoundTask["Diffusion", NoisyImages]):
         for number, row in source.each([self._own.image]):
             value = row[self._own.image]
             line: dict[str, Any] = {"file": value} if isinstance(value, str) else {}
-            if examples.labels is not None:
-                line["label"] = self.label_names[int(examples.labels[number])]
+            if examples.class_ids is not None:
+                line["label"] = self.label_names[int(examples.class_ids[number])]
             if examples.texts is not None:
                 line["text"] = examples.texts.texts[int(examples.texts.prompts[number])]
             line["loss"] = float(outcomes["loss"][number])
@@ -230,10 +218,6 @@ class Diffusion(Task):
     def label_names(self, source: Source) -> tuple[str, ...]:
         own = self.section
         return () if own.label is None else label_names(source, own.label, own.labels)
-
-    @property
-    def label_column(self) -> str | None:
-        return self.section.label
 
 
 make = Diffusion

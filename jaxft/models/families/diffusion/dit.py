@@ -177,7 +177,7 @@ class PatchHolder(nnx.Module):
     """Holder of the patches' embedding."""
 
     def __init__(self, channels: int, patch: tuple[int, int], width: int):
-        self.patch = PatchEmbedding(channels, patch, width, STD)
+        self.patch = PatchEmbedding(channels, patch, width, width**-0.5)
 
 
 class StepAndClass(nnx.Module):
@@ -199,8 +199,8 @@ class Mlp(nnx.Module):
     def __init__(self, config: Config):
         own, width = config.fields, config.width
         self.norm = LayerNorm(width, own["norm_eps"], affine=own["norm_elementwise_affine"])
-        self.up = Linear(width, 4 * width, ("embed", "mlp"), STD)
-        self.down = Linear(4 * width, width, ("mlp", "embed"), STD)
+        self.up = Linear(width, 4 * width, ("embed", "mlp"), width**-0.5)
+        self.down = Linear(4 * width, width, ("mlp", "embed"), (4 * width) ** -0.5)
         self.activation, self.rate = ACTIVATIONS[GELUS[own["activation_fn"]]], own["dropout"]
 
     def __call__(self, x: jax.Array, shift: jax.Array, scale: jax.Array, keys: Keys) -> jax.Array:
@@ -219,10 +219,13 @@ class Block(nnx.Module):
     def __init__(self, config: Config):
         own, width = config.fields, config.width
         self.condition = StepAndClass(config)
-        self.modulation = Linear(width, 6 * width, ("embed", "mlp"), STD)
+        self.modulation = Linear(
+            width, 6 * width, ("embed", "mlp"), 0.0
+        )  # a fresh block does nothing
         self.norm = LayerNorm(width, EPS, affine=False)
         bias = own["attention_bias"]
-        self.attention = AttentionMaps(width, own["num_attention_heads"], STD, 0.0, bias=bias)
+        heads, std = own["num_attention_heads"], width**-0.5
+        self.attention = AttentionMaps(width, heads, std, 0.0, bias=bias)
         self.mlp = Mlp(config)
         self.rate = own["dropout"]
 
@@ -245,10 +248,10 @@ class Top(nnx.Module):
 
     def __init__(self, config: Config):
         self.condition = StepAndClass(config)
-        self.modulation = Linear(config.width, 2 * config.width, ("embed", "mlp"), STD)
+        self.modulation = Linear(config.width, 2 * config.width, ("embed", "mlp"), 0.0)
         self.norm = LayerNorm(config.width, EPS, affine=False)
         self.side, self.channels = config.fields["patch_size"], config.out_channels
-        self.output = Linear(config.width, self.side**2 * self.channels, ("embed", "pixels"), STD)
+        self.output = Linear(config.width, self.side**2 * self.channels, ("embed", "pixels"), 0.0)
 
     def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
         condition = jax.nn.silu(self.condition(*condition_of(batch)))
