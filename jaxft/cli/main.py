@@ -31,6 +31,7 @@ from jaxft.cli.parts.checkpoints import CheckpointOfRun, checkpoint_named
 from jaxft.cli.parts.paths import folder_named
 from jaxft.cli.parts.process import prepare_command_line, prepare_computation
 from jaxft.cli.parts.terminal import ConfigFile, Overrides, announce, echo
+from jaxft.cli.parts.together import join_processes
 from jaxft.cli.plan import plan
 from jaxft.cli.predict import predict
 from jaxft.cli.push import push
@@ -63,15 +64,13 @@ ALONE = {
     "board",
     "data",
     "demo",
-    "eval",
-    "export",
     "layers",
-    "predict",
     "push",
     "report",
     "search",
     "tune-rates",
 }
+TOGETHER = {"eval", "export", "predict"}  # commands that several processes run as one
 KEYS_HELP = "To list every config key with its type, default and meaning: jaxft config"
 
 
@@ -167,6 +166,8 @@ def jaxft(
             f"jaxft {command} runs in one process, and this is one of several.",
             "Start it on one host, without the variables of a cluster.",
         )
+    if command in TOGETHER:
+        join_processes(context.obj[1:])
     if command is None:
         typer.echo(context.get_help())
 

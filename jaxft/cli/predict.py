@@ -9,11 +9,12 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from jaxft.cli.parts.checkpoints import CheckpointOfRun, checkpoint_named
+from jaxft.cli.parts.conversation import print_answer, talk
 from jaxft.cli.parts.generation import (
     Beams,
     Chat,
@@ -33,10 +34,8 @@ from jaxft.cli.parts.paths import folder_named
 from jaxft.cli.parts.process import prepare_computation
 from jaxft.cli.parts.tagged import print_in_color
 from jaxft.cli.parts.terminal import announce, echo, print_json_lines, write_json_lines
+from jaxft.cli.parts.together import are_several, consume
 from jaxft.errors import UserError
-
-if TYPE_CHECKING:
-    from jaxft.inference.generate import Message, Writer
 
 Which = int | str  # a step, "best" or "last"
 Lines = Callable[[Iterable[Mapping[str, Any]]], None]
@@ -158,6 +157,10 @@ def _output_kind(
 
 def _check_options(run: str, output: str, annotate: Path | None, text_options: bool) -> None:
     """Raise a UserError if an option does not apply to the kind of output."""
+    if output != "labels" and are_several():
+        raise UserError(
+            f"'{run}' generates {output}, which one process does.", "Start it on one host."
+        )
     if annotate is not None and output != "labels":
         hint = "Use --out instead." if output == "images" else "Remove it."
         raise UserError(f"--annotate shows detected boxes, and '{run}' detects none.", hint)
@@ -216,6 +219,7 @@ def _print_labels(
 
         inputs = list(inputs)
         check_apart(annotate, inputs, "--annotate")  # before anything is computed
+    from jaxft.device.distributed import is_first
     from jaxft.inference.predictor import is_checkpoint
 
     run = name if is_checkpoint(name) else folder_named(name)
@@ -227,6 +231,9 @@ def _print_labels(
         from jaxft.inference.predict import predict as story
 
         predictions = story(run, inputs, which, task)
+    if are_several() and not is_first():
+        consume(predictions)
+        return
     if annotate is not None:
         from jaxft.data.image.annotate import annotate_files
 
@@ -262,36 +269,11 @@ def _print_texts(
     for note in writer.notes:
         echo(f"jaxft: {note}", err=True)
     if prompts is None:
-        _talk(writer)
+        talk(writer)
     elif as_lines is not None or not sys.stdout.isatty():
         (as_lines or print_json_lines)(complete(writer, prompts))
     else:
         for prompt in prompts_of(writer, prompts):
             if writer.images is not None:
                 echo(f"{prompt}: ", end="")
-            _print(writer, [{"role": "user", "content": prompt}])
-
-
-def _talk(writer: Writer) -> None:
-    """Answer typed lines; with a chat template, each with the conversation so far."""
-    echo("Type a text; Ctrl-D ends.", err=True)
-    conversation: list[Message] = []
-    while True:
-        try:
-            conversation.append({"role": "user", "content": input("> ")})
-        except EOFError:
-            print(file=sys.stderr)
-            return
-        conversation.append({"role": "assistant", "content": _print(writer, conversation)})
-
-
-def _print(writer: Writer, conversation: list[Message]) -> str:
-    """Print the text as it comes, and return it."""
-    from jaxft.inference.generate import write
-
-    pieces = []
-    for piece in write(writer, conversation):
-        pieces.append(piece)
-        echo(piece, end="")
-    print()
-    return "".join(pieces)
+            print_answer(writer, [{"role": "user", "content": prompt}])

@@ -26,7 +26,18 @@ def end(code: int) -> None:
     os._exit(code)
 
 
+def keep_output_apart() -> None:
+    """Send what libraries print from C++, such as Gloo's greeting, to standard error.
+
+    A program may read the command's own output.
+    """
+    own = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = os.fdopen(own, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
+
+
 if __name__ == "__main__":
+    keep_output_apart()
     try:
         code = main()
     except SystemExit as error:

@@ -12,6 +12,7 @@ from jaxft.config.load import Config
 from jaxft.config.optimizer import SCHEDULE_FREE
 from jaxft.config.sections import AdapterSection, RematSection
 from jaxft.device.chips import find_chip
+from jaxft.device.distributed import processes
 from jaxft.device.mesh import make_mesh, param_shardings
 from jaxft.device.mesh_auto import choose_mesh, state_bytes
 from jaxft.device.slices import check_slices
@@ -65,6 +66,30 @@ def make_runtime(
     shapes = {name: leaf.shape for name, leaf in model.params.items()}
     compute = make_compute(config, mesh, model.num_depths - 2, table)
     return Runtime(mesh, param_shardings(shapes, model.axes, mesh), compute, why)
+
+
+def shardings_to_read(
+    config: Config, model: Model, table: LayerTable, spread: bool
+) -> dict[str, jax.sharding.Sharding]:
+    """Return where each parameter of a trained model is read to.
+
+    Args:
+        config: the run.
+        model: described.
+        table: its LayerTable without phases.
+        spread: over the config's mesh, if the devices can form it; else to the first device.
+
+    Raises:
+        UserError: several processes cannot form the mesh.
+    """
+    try:
+        if spread and jax.device_count() > 1:
+            return dict(make_runtime(config, model, table).shardings)
+    except UserError:
+        if processes() > 1:  # no single one has the others' devices
+            raise
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return dict.fromkeys(model.params, device)
 
 
 def make_compute(

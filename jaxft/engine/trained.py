@@ -14,6 +14,7 @@ from etils.epath import PathLike
 
 from jaxft.config.load import Config, parse_config
 from jaxft.device.distributed import is_first, processes
+from jaxft.engine.compute import shardings_to_read
 from jaxft.engine.recipe import make_table
 from jaxft.engine.setup import make_task, model_options
 from jaxft.errors import UserError
@@ -104,12 +105,14 @@ def task_of(folder: Path) -> Task:
     return make_task(parse_config(run.config(), f"{run.path}/config.yaml"))
 
 
-def open_trained(folder: Path, which: Which = "best") -> Trained:
+def open_trained(folder: Path, which: Which = "best", *, spread: bool = False) -> Trained:
     """Load a run's parameters: the trained from a checkpoint, the others from its base.
 
     Args:
         folder: the run folder.
         which: `best`, `last`, or a step.
+        spread: read each device's shard on the config's mesh, if the devices can form it; else
+            everything is read to one device.
 
     Raises:
         UserError: it is not a run folder, has no such checkpoint, or its base has changed.
@@ -122,15 +125,19 @@ def open_trained(folder: Path, which: Which = "best") -> Trained:
     config = with_best_metric(with_checkpoint(config, base_checkpoint(run, config)), run)
     names = tuple(about["labels"])
     options = model_options(config, names, new_at_start(run))
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    options = replace(options, sharding=lambda *leaf: device)
     described = describe(config.model.checkpoint, options)
+    table = make_table(config, described)
+    shardings = shardings_to_read(config, described, table, spread)
+    shapes = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[name])
+        for name, leaf in described.params.items()
+    }
+    described = replace(described, params=shapes)
     check_base(run, described.source)
     task = make_task(config).fitted(about.get("fitted", {}))
     with open_checkpoints(run, config, task, read_only=True) as checkpoints:
         step = checkpoints.resolve(which)
-        trained = checkpoints.load_params(step)
-    table = make_table(config, described)
+        trained = checkpoints.load_params(step, shardings)
     expected = set(table.trainable)
     # With phases, a checkpoint holds only the parameters that had trained by then.
     odd = trained.keys() - expected if config.phases else trained.keys() ^ expected

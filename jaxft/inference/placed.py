@@ -10,6 +10,7 @@ import jax
 from jaxft.config.load import Config
 from jaxft.data.batching.packing import round_up
 from jaxft.data.batching.plans import Layout
+from jaxft.device.distributed import processes
 from jaxft.device.mesh import AXES, position_divisor, row_divisor
 from jaxft.engine.compute import Runtime, make_runtime
 from jaxft.engine.trained import Trained
@@ -49,7 +50,7 @@ def place_trained(trained: Trained, rows: int) -> Placed:
 def place_model(config: Config, model: Model, table: LayerTable, layout: Layout) -> Placed:
     """Place a model on the available devices, on the config's mesh if they can form it.
 
-    Otherwise it computes on one device.
+    Otherwise it computes on one device, if there is one process.
 
     Args:
         config: the mesh and the precision.
@@ -60,6 +61,8 @@ def place_model(config: Config, model: Model, table: LayerTable, layout: Layout)
     try:
         runtime = make_runtime(config, model, table)
     except UserError:
+        if processes() > 1:
+            raise
         single: dict[str, Any] = dict.fromkeys((*AXES, "slices"), 1) | {"layout": "given"}
         alone = config.model_copy(update={"mesh": config.mesh.model_copy(update=single)})
         runtime = make_runtime(alone, model, table, jax.local_devices()[:1])

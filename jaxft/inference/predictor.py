@@ -97,7 +97,7 @@ def open_predictor(
             raise UserError(
                 f"'{name}' is a run, which has a task: --task does not apply.", "Remove it."
             )
-        trained = open_trained(place(name), which)
+        trained = open_trained(place(name), which, spread=True)
         return Predictor(trained.bound, place_trained(trained, rows), trained.config)
     if which != "best":
         raise UserError(

@@ -50,7 +50,7 @@ def score(
         UserError: the folder is no run, or a row is invalid.
     """
     shares = [] if interpolate is None else shares_of(interpolate)
-    trained = open_trained(run, which)
+    trained = open_trained(run, which, spread=True)
     data_section = trained.config.data
     if data is not None:
         data_section = data_section.model_copy(update={"test": data, "where": {}})

@@ -10,6 +10,7 @@ from typing import IO
 
 from jaxft.bounds import MOST_LINE_BYTES
 from jaxft.cli.parts.terminal import echo
+from jaxft.cli.parts.together import from_first_inputs
 from jaxft.errors import UserError
 from jaxft.numbers import size
 
@@ -21,13 +22,16 @@ def read_inputs(
 ) -> Iterable[str] | None:
     """Return the inputs, read lazily; None if the person at the terminal is to type them.
 
+    Several processes have what the first one reads.
+
     Args:
         texts: the arguments.
         file: a file with one input per line.
         whole: the file is one input.
 
     Raises:
-        UserError: both arguments and a file are given; or `whole` without a file.
+        UserError: both arguments and a file are given; or `whole` without a file; or several
+            processes have no input but what a person types.
     """
     if texts and file:
         raise UserError("Inputs are arguments or the lines of --file, not both.", "Use one.")
@@ -37,8 +41,8 @@ def read_inputs(
         if looks_like_a_file(text):
             echo(f"note: '{text}' is read as a text; --file {text} reads the file.", err=True)
     if file is None:
-        return texts or piped_lines()
-    return _content_of(file) if whole else _lines_of(file)
+        return from_first_inputs(texts or piped_lines())
+    return from_first_inputs(_content_of(file) if whole else _lines_of(file))
 
 
 def looks_like_a_file(text: str) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from jaxft.errors import UserError
@@ -124,6 +125,12 @@ class DenseStack:
         """Return the lines of a name table without the modules' own."""
         return {name: line for name, line in names.items() if name not in self.leaves}
 
+    def stored(
+        self, params: Mapping[str, Any], loaded: Mapping[str, Tensor]
+    ) -> dict[str, np.ndarray]:
+        """Return all modules' tensors for their files, by path; arguments as of `write`."""
+        return dict(to_tensors(params, resolve_names(self.names, self.leaves), loaded))
+
     def write(
         self,
         folder: Path,
@@ -139,8 +146,7 @@ class DenseStack:
             params: the values of at least the modules' parameters.
             loaded: parameter -> the tensor that it was read from, where it was.
         """
-        lines = resolve_names(self.names, self.leaves)
-        tensors = dict(to_tensors(params, lines, loaded))
+        tensors = self.stored(params, loaded)
         for one in self.layers:
             start = f"{one.path}/"
             own = {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}

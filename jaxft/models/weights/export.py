@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
@@ -90,9 +91,16 @@ def _stored(param: jax.Array, name: Name, source: Tensor | None) -> np.ndarray:
 
 
 def _on_host(param: jax.Array) -> np.ndarray:
-    """Return a parameter's value without jax's cache of the gathered array."""
+    """Return a parameter's value without jax's cache of the gathered array.
+
+    Of one that lies on several hosts all processes have to ask for the value.
+    """
     if not isinstance(param, jax.Array):
         return np.asarray(param)
+    if not param.is_fully_addressable:
+        assert isinstance(param.sharding, NamedSharding)
+        whole = NamedSharding(param.sharding.mesh, PartitionSpec())
+        return np.asarray(jax.jit(lambda value: value, out_shardings=whole)(param))
     shards = [shard.data for shard in param.addressable_shards]
     same = jax.make_array_from_single_device_arrays(param.shape, param.sharding, shards)
     return np.asarray(same)

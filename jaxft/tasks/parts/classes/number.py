@@ -73,9 +73,10 @@ class Number(ColumnTarget):
         if not self.facts:
             return model
         kernel, bias = output_layer(model)
-        weights, shift = (np.asarray(model.params[name], np.float32) for name in (kernel, bias))
-        changed = {kernel: weights * self.deviation, bias: shift * self.deviation + self.mean}
-        typed = {name: jnp.asarray(one, model.params[name].dtype) for name, one in changed.items()}
+        weights, shift = (model.params[name].astype(jnp.float32) for name in (kernel, bias))
+        deviation, mean = (jnp.asarray(one, jnp.float32) for one in (self.deviation, self.mean))
+        changed = {kernel: weights * deviation, bias: shift * deviation + mean}
+        typed = {name: one.astype(model.params[name].dtype) for name, one in changed.items()}
         return model.with_params({**model.params, **typed})
 
     def names(self, source: Source) -> tuple[str, ...]:
