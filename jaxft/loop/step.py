@@ -20,6 +20,7 @@ from jaxft.engine.step import Objective, StepInputs, make_train_step
 from jaxft.errors import UserError
 from jaxft.layerwise.table import LayerTable
 from jaxft.models.model import Model
+from jaxft.models.tower.dealt import check_context
 from jaxft.models.tower.tower import Compute
 
 Params = Mapping[str, jax.Array]
@@ -90,6 +91,7 @@ def init_state(
         UserError: the mesh in scope has other axes than `jaxft.make_mesh`'s.
     """
     mesh = _mesh_of(model)
+    check_context(model.towers, mesh)
     compute = compute_for(
         mesh, model.num_depths - 2, table.trainable, precision=precision, scan=scan, remat=remat
     )

@@ -18,7 +18,9 @@ from jaxft.errors import UserError
 from jaxft.models import load as registry
 from jaxft.models.layers.kernels import Needs
 from jaxft.models.layers.partition import partition
+from jaxft.models.tower.cache import prefill
 from jaxft.models.tower.dealt import check_context
+from jaxft.models.tower.observe import observe
 from jaxft.models.tower.run import run_streams
 from jaxft.models.tower.tower import Compute
 from tests.support.families import assert_close_gradients
@@ -232,6 +234,25 @@ def test_streams_of_each_depth_are_in_the_order_of_the_row(checkpoints):
 
     pairs = zip(streams(many, compute), streams(one, alone), strict=True)
     for ours, wanted in pairs:
+        np.testing.assert_allclose(ours, wanted, atol=1e-5)
+
+
+def test_what_is_observed_of_blocks_and_written_reads_whole_rows(checkpoints):
+    one, alone = on_mesh(checkpoints("llama"), {}, task="causal_lm")
+    many, compute = on_mesh(checkpoints("llama"), MESHES["2x4"], task="causal_lm")
+    batch, ids = packed(), np.arange(3, 21).reshape(2, 9)
+
+    def results(model, compute):
+        (tower,) = model.towers.values()
+
+        def both(params):
+            after = observe(tower, params, batch, compute)[-1].after
+            scores, _ = prefill(tower, params, ids, np.ones_like(ids), 1, compute)
+            return after, scores
+
+        return jax.jit(both)(model.params)
+
+    for ours, wanted in zip(results(many, compute), results(one, alone), strict=True):
         np.testing.assert_allclose(ours, wanted, atol=1e-5)
 
 

@@ -23,7 +23,8 @@ from jax import lax
 from jaxft.errors import UserError
 
 Batch = Mapping[str, jax.Array]
-PLACES = "places"  # [T]: where in its row each position is, if not in order: `tower.dealt`
+# Where in its row each position is, by device, if not in order: [N, T / N]; see `tower.dealt`.
+PLACES = "places"
 DECODER = "decoder_"  # prefix of the decoder's names in the batch of an encoder-decoder
 SOFT_TOKENS, SOFT_PLACES, GROUPS = "soft_tokens", "soft_places", "groups"
 TEXT_NAMES = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "segment_ids")
@@ -40,15 +41,20 @@ def positions_of(batch: Batch) -> jax.Array:
     """Return each token's position in its example: [B or 1, T] int32."""
     length = batch["input_ids"].shape[1]
     places = batch.get(PLACES, jnp.arange(length, dtype=jnp.int32))
-    return batch.get("position_ids", places[None])
+    return batch.get("position_ids", places.reshape(1, -1))
+
+
+def devices_of(batch: Batch) -> int:
+    """Return over how many devices the positions of a row are dealt."""
+    return len(batch[PLACES]) if PLACES in batch else 1
 
 
 def counted(ones: jax.Array, batch: Batch) -> jax.Array:
     """Count the ones of a row up to each position, itself included: [B, T] int32."""
     if PLACES not in batch:
         return jnp.cumsum(ones, axis=1)
-    in_order = jnp.cumsum(ones[:, jnp.argsort(batch[PLACES])], axis=1)
-    return in_order[:, batch[PLACES]]
+    places = batch[PLACES].reshape(-1)
+    return jnp.cumsum(ones[:, jnp.argsort(places)], axis=1)[:, places]
 
 
 def segments_of(batch: Batch) -> jax.Array:

@@ -9,7 +9,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxft.models.layers.attention import Mask, make_mask
-from jaxft.models.layers.batch import Batch, check_length, read_end, read_last, segments_of, slot_of
+from jaxft.models.layers.batch import (
+    Batch,
+    check_length,
+    devices_of,
+    read_end,
+    read_last,
+    segments_of,
+    slot_of,
+)
 from jaxft.models.layers.kernels import Kernel
 from jaxft.models.layers.loss import token_losses
 from jaxft.models.layers.math import dropout, soft_capped
@@ -76,7 +84,7 @@ class CausalLm(Bare):
 
     def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> Outputs:
         if "targets" in batch:
-            losses, hits = token_losses(self, x, batch["targets"])
+            losses, hits = token_losses(self, x, batch["targets"], devices_of(batch))
             return {"losses": losses, "hits": hits}
         return {"logits": self.scores(x)}
 

@@ -59,24 +59,27 @@ class Scorer(Protocol):
         """Score the next token at each position."""
 
 
-def token_losses(top: Scorer, x: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+def token_losses(
+    top: Scorer, x: jax.Array, targets: jax.Array, devices: int = 1
+) -> tuple[jax.Array, jax.Array]:
     """Compute each position's cross-entropy, and whether its target has the highest score.
 
     Large scores [B, T, V] never exist in full, neither in the forward nor in the backward pass:
     the vocabulary is processed in pieces, whose scores are recomputed for their gradient. The
-    number of pieces depends on T x V alone. Where devices shard the head, no more than one piece
-    of it is gathered, or of its gradient reduced, at once.
+    number of pieces depends on the T x V of a device alone. Where devices shard the head, no more
+    than one piece of it is gathered, or of its gradient reduced, at once.
 
     Args:
         top: the module that scores, bound to its parameters.
         x: the stream, [B, T, D].
         targets: the right token at each position, [B, T] int32; -1 where none is scored.
+        devices: over which positions are cut.
 
     Returns:
         Losses [B, T] float32, 0 where nothing is scored, and hits [B, T] bool.
     """
     words = jax.eval_shape(top.scores, x).shape[-1]
-    ratio = x.shape[1] * words / MOST_SCORES
+    ratio = x.shape[1] // devices * words / MOST_SCORES
     # Powers of two divide most vocabularies, also those that are sharded.
     count = 2 ** round(math.log2(ratio)) if ratio > 1 else 1
     if count == 1:

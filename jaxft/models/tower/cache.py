@@ -158,7 +158,7 @@ def _run(
     def bind(part: Part) -> Any:
         return part.bind(part_values(params, tower.end_names(part), compute), mesh=compute.mesh)
 
-    compute = replace(compute, cached=True)
+    compute = replace(compute, whole_rows=True)
     with jax.default_matmul_precision(compute.precision):
         stream, context = bind(tower.stem)(batch, None, compute)
         blocks = range(len(tower.blocks))

@@ -40,7 +40,11 @@ class Deal:
         """Return the batch in that order, with the place that each position has in its row."""
         names = (*TEXT_NAMES, TARGETS)
         dealt = {n: self._placed(batch[n][:, self.order]) for n in names if n in batch}
-        return {**batch, **dealt, PLACES: jnp.asarray(self.order)}
+        return {
+            **batch,
+            **dealt,
+            PLACES: jnp.asarray(self.order).reshape(context_of(self.mesh), -1),
+        }
 
     def undone(self, array: jax.Array) -> jax.Array:
         """Return an array [B, T, ...] in the order of the row."""
@@ -57,9 +61,10 @@ def deal_of(tower: Tower, batch: Batch, compute: Compute) -> Deal | None:
     Raises:
         UserError: the rows do not divide, or the tower's attention cannot be divided.
     """
-    if context_of(compute.mesh) == 1 or tower.needs is None or not tower.needs.causal:
+    causal = tower.needs is not None and tower.needs.causal
+    if context_of(compute.mesh) == 1 or compute.whole_rows or not causal:
         return None
-    assert compute.mesh is not None
+    assert compute.mesh is not None and tower.needs is not None  # noqa: PT018 - one fact
     shape = batch["input_ids"].shape
     compute.choice(tower.needs, shape)
     return Deal(compute.mesh, dealt_order(shape[1], context_of(compute.mesh)))

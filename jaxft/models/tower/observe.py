@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import Any
 
@@ -87,7 +87,7 @@ def observe(
     if tower.reads is not None:
         encoded = run_tower(tower.reads, params, batch, None, compute)["last_hidden_state"]
         batch = tower.input_of(batch, encoded)
-    states = []
+    states, compute = [], replace(compute, whole_rows=True)
     with jax.default_matmul_precision(compute.precision):
         stream, context = run_stem(tower, params, batch, compute)
         segments = _segments(stream, batch)

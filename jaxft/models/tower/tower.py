@@ -43,7 +43,8 @@ class Compute:
         attention: `auto` takes a kernel where one can serve, else XLA; `xla`, `cudnn` or
             `splash` is that one, or a UserError.
         dropout: whether dropout is on, for the choice of a kernel; `run_tower` sets it.
-        cached: whether keys and values are cached, of whole rows; `tower.cache` sets it.
+        whole_rows: whether attention reads whole rows where the mesh cuts them, by XLA, as where
+            keys and values are cached.
         trainable: the names that are differentiated; None for all. Blocks with different
             trainable leaves never share a scan, and a part without any has no dropout.
     """
@@ -56,7 +57,7 @@ class Compute:
     mesh: jax.sharding.Mesh | None = None
     attention: str = "auto"
     dropout: bool = False
-    cached: bool = False
+    whole_rows: bool = False
     trainable: frozenset[str] | None = None
 
     def trains(self, name: str) -> bool:
@@ -69,8 +70,8 @@ class Compute:
         Raises:
             UserError: the kernel that `attention` names cannot serve.
         """
-        if self.cached and context_of(self.mesh) > 1:
-            return Choice(None, "positions are cached")
+        if self.whole_rows and context_of(self.mesh) > 1:
+            return Choice(None, "rows are read whole")
         where = (self.platform, self.dtype, self.dropout, self.mesh)
         return choose(self.attention, needs, Setting(*where, *shape))
 
