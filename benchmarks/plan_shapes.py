@@ -40,6 +40,7 @@ def frozen(blocks: int) -> str:
 
 
 BERT_BASE = "model.checkpoint=benchmarks/shapes/bert_base"
+BF16 = "optimizer.moments=bfloat16"
 QLORA = "adapter={kind: lora, quantize: nf4}"
 SHAPES = {
     "bert": Shape("bert_large", (), 2.3, "temporary"),
@@ -52,25 +53,37 @@ SHAPES = {
     "1b-frozen": Shape("llama_1b", (frozen(12),), 0.95),
     "8b": Shape("llama_8b", (), 8.0),
     "8b-lisa": Shape("llama_8b", ("sampling.method=lisa",)),
-    "8b-bf16": Shape("llama_8b", ("optimizer.moments=bfloat16",), 6.5),
+    "8b-bf16": Shape("llama_8b", (BF16,), 6.5),
     "8b-lora": Shape("llama_8b", ("data.batch_size=64", "adapter.kind=lora")),
     "8b-qlora": Shape("llama_8b", (QLORA, "data.batch_size=1"), topology="v5e:1x1"),
     "8b-256-bf16": Shape(
         "llama_8b",
-        ("optimizer.moments=bfloat16", "data.batch_size=1024"),
+        (BF16, "data.batch_size=1024"),
         4.5,
         topology="v5e:16x16",
     ),
     "8b-v6e": Shape(
         "llama_8b",
-        ("optimizer.moments=bfloat16", "data.batch_size=64"),
+        (BF16, "data.batch_size=64"),
         11,
         topology="v6e:4x4",
+    ),
+    "8b-32k": Shape(
+        "llama_8b",
+        ("data.row_length=32768", "data.batch_size=4", "mesh.fsdp=4", "mesh.context=4", BF16),
+    ),
+    "8b-131k": Shape(
+        "llama_8b",
+        ("data.row_length=131072", "data.batch_size=8", "mesh.fsdp=8", "mesh.context=8"),
+        topology="v5p:4x4x4",
+    ),
+    "1b-slices": Shape(
+        "llama_1b", ("data.batch_size=32", "mesh.data=2", "mesh.fsdp=16", "mesh.slices=2")
     ),
     "70b-qlora": Shape("llama_70b", (QLORA,)),
     "70b-256": Shape(
         "llama_70b",
-        ("optimizer.moments=bfloat16", "data.batch_size=256"),
+        (BF16, "data.batch_size=256"),
         topology="v5e:16x16",
     ),
     "8b-256": Shape("llama_8b", ("data.batch_size=256",), None, topology="v5e:16x16"),

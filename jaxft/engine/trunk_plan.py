@@ -14,6 +14,7 @@ from jaxft.engine.cost import batch_shapes, trunk_saving, trunk_shapes
 from jaxft.engine.setup import PhaseSetup, Setup
 from jaxft.errors import UserError
 from jaxft.layerwise.phases import Phase
+from jaxft.models.layers.kernels import context_of
 from jaxft.numbers import share, size
 
 WORTH = 0.1  # `auto` caches the trunk if that saves at least this share of a step's FLOPs
@@ -72,6 +73,11 @@ def plan_trunk(setup: Setup, now: PhaseSetup, batch: dict[str, jax.ShapeDtypeStr
     asked, examples = setup.config.train.trunk_cache, setup.splits["train"].examples
     if asked == "off":
         return TrunkPlan({}, "train.trunk_cache is off")
+    if (devices := context_of(setup.mesh)) > 1:
+        why = f"rows are divided over {devices} devices (mesh.context)"
+        if asked == "on":
+            raise UserError(f"train.trunk_cache: {why}.", "Leave train.trunk_cache at auto.")
+        return TrunkPlan({}, why)
     streams = trunk_shapes(setup.model, now.compute, batch)
     if not streams:
         return TrunkPlan({}, "there is no trunk: the embeddings train")

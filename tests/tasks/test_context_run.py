@@ -86,6 +86,10 @@ def test_rows_are_rounded_up_to_what_divides(checkpoint, tmp_path):
 
 REFUSED = [
     (["mesh.context=3"], "does not divide 8 device(s)"),
+    (
+        ["mesh.data=1", "mesh.context=8", "train.trunk_cache='on'"],
+        "train.trunk_cache: rows are divided over 8 devices (mesh.context)",
+    ),
     (["mesh.context=0"], "mesh.context"),
     (["mesh={layout: auto, context: 2}"], "remove all other keys of mesh"),
     (["data.row_length=40", "mesh.data=1", "mesh.context=8"], "is not a multiple of 16"),

@@ -113,5 +113,22 @@ def gathered(
 
 
 def _whole_over_fsdp(value: jax.Array, leaf: Leaf, mesh: Mesh) -> jax.Array:
-    cut = (None if over_shards(axis) else axis for axis in partition(value.shape, leaf.axes, mesh))
-    return jax.lax.with_sharding_constraint(value, NamedSharding(mesh, PartitionSpec(*cut)))
+    own = partition(value.shape, leaf.axes, mesh)
+    whole = PartitionSpec(*(None if over_shards(cut) else cut for cut in own))
+    return _moved(value, NamedSharding(mesh, whole), NamedSharding(mesh, own))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _moved(value: jax.Array, to: NamedSharding, back: NamedSharding) -> jax.Array:
+    """Constrain an array's sharding, and its gradient's to another.
+
+    A gradient that had to be whole too would be summed up whole on every device.
+    """
+    del back
+    return jax.lax.with_sharding_constraint(value, to)
+
+
+_moved.defvjp(
+    lambda value, to, back: (_moved(value, to, back), None),
+    lambda to, back, _, gradient: (jax.lax.with_sharding_constraint(gradient, back),),
+)
