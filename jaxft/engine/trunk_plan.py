@@ -73,10 +73,7 @@ def plan_trunk(setup: Setup, now: PhaseSetup, batch: dict[str, jax.ShapeDtypeStr
     asked, examples = setup.config.train.trunk_cache, setup.splits["train"].examples
     if asked == "off":
         return TrunkPlan({}, "train.trunk_cache is off")
-    if (devices := context_of(setup.mesh)) > 1:
-        why = f"rows are divided over {devices} devices (mesh.context)"
-        if asked == "on":
-            raise UserError(f"train.trunk_cache: {why}.", "Leave train.trunk_cache at auto.")
+    if why := _divided(setup, asked):
         return TrunkPlan({}, why)
     streams = trunk_shapes(setup.model, now.compute, batch)
     if not streams:
@@ -111,6 +108,16 @@ def plan_trunk(setup: Setup, now: PhaseSetup, batch: dict[str, jax.ShapeDtypeStr
         reason = f"{size(nbytes)} is more than train.trunk_cache_size ({size(most)})"
         return TrunkPlan({}, reason, saved)
     return TrunkPlan(split_bytes, "", saved)
+
+
+def _divided(setup: Setup, asked: str) -> str:
+    """Return why rows on several devices have no cached trunk; empty if they are on one each."""
+    if (devices := context_of(setup.mesh)) == 1:
+        return ""
+    why = f"rows are divided over {devices} devices (mesh.context)"
+    if asked == "on":
+        raise UserError(f"train.trunk_cache: {why}.", "Leave train.trunk_cache at auto.")
+    return why
 
 
 def _splits(setup: Setup, phase: Phase) -> tuple[str, ...]:
