@@ -74,6 +74,8 @@ def _tally_equation(equation: JaxprEqn, name: str) -> Tally:
         return Counter(
             {(_segment(name), _ragged_purpose(name, equation)): _own_flops(name, equation)}
         )
+    if equation.primitive.name == "conv_general_dilated":
+        return _tally_convolution(name, equation)
     inner = [_tally(jaxpr, name) for jaxpr in sub_jaxprs(equation)]
     if equation.primitive.name == "cond":  # one branch runs
         return max(inner, key=Counter.total, default=Counter())
@@ -129,6 +131,21 @@ def _dot_flops(equation: JaxprEqn) -> int:
         size for i, size in enumerate(right) if i not in (*contract_right, *batch_right)
     )
     return 2 * batched * rows * columns * contracted
+
+
+def _tally_convolution(name: str, equation: JaxprEqn) -> Tally:
+    """Count those of a convolution, without the products with zeros between dilated pixels.
+
+    That of a kernel's gradient has the image on its right side.
+    """
+    numbers = equation.params["dimension_numbers"]
+    shapes: list[Any] = [variable.aval for variable in (equation.invars[1], *equation.outvars)]
+    right, out = (shape.shape for shape in shapes)
+    flops = 2 * math.prod(out) * math.prod(right) // right[numbers.rhs_spec[0]]
+    kernel = math.prod(right[axis] for axis in numbers.rhs_spec[2:])
+    backward = WEIGHT if kernel > math.prod(out[axis] for axis in numbers.out_spec[2:]) else INPUT
+    purpose = backward if "transpose(" in name else FORWARD
+    return Counter({(_segment(name), purpose): flops // math.prod(equation.params["lhs_dilation"])})
 
 
 def _ragged_purpose(name: str, equation: JaxprEqn) -> str:

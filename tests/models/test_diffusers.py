@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from jaxft.engine.cost import FORWARD, INPUT, WEIGHT, count_flops, tally_flops
 from jaxft.errors import UserError
 from jaxft.models import load as registry
+from jaxft.models.families.diffusion.modules import Convolution
 from jaxft.models.family import ComposedFamily, leaves_of
-from jaxft.models.tower.tower import Compute
+from jaxft.models.tower.tower import Compute, Part
 from tests.models.test_config_fields import VALUES
 from tests.support.diffusers_parts import CONFIGS, make_part, random_torch
 
@@ -181,6 +183,24 @@ def test_a_dit_scans_over_its_blocks_and_has_one_depth_each(tmp_path):
         )
     )
     assert "length=3" in jaxpr
+
+
+@pytest.mark.parametrize(("side", "stride"), [(3, 1), (3, 2), (1, 1)])
+def test_the_flops_of_a_convolution_are_counted(side, stride):
+    """Forward, and as much for each of the two gradients."""
+    part = Part(Convolution(4, 6, side, stride))
+    values = {name: jnp.ones(leaf.shape) for name, leaf in part.leaves.items()}
+    x = jnp.ones((2, 8, 8, 4))
+
+    def run(values, x):
+        return jnp.square(part.bind(values)(x)).sum()
+
+    forward = 2 * 2 * (8 // stride) ** 2 * 4 * 6 * side**2
+    assert count_flops(run, values, x) == forward
+    assert count_flops(jax.grad(run), values, x) == 2 * forward
+    tally = tally_flops(jax.grad(run, (0, 1)), values, x)
+    assert sorted(of for _, of in tally) == sorted([FORWARD, INPUT, WEIGHT])
+    assert set(tally.values()) == {forward}
 
 
 def test_older_names_of_an_autoencoders_attention(tmp_path):
