@@ -77,6 +77,8 @@ def test_gradients_are_pytorchs(part):
     part.torch.zero_grad()
     weighted(part.theirs()).backward()
     theirs = {name: value.grad.numpy() for name, value in part.torch.named_parameters()}
+    stored = part.torch.state_dict()  # a buffer in it is a fixed table, which does not train
+    theirs |= {n: np.zeros_like(v) for n, v in part.torch.named_buffers() if n in stored}
     whole = np.sqrt(sum(np.square(value).sum() for value in theirs.values()))
     part.gradients = gradients(part.ours, part.batch)
     for name, value in part.gradients.items():

@@ -59,6 +59,23 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "num_class_embeds": 7,
         },
     ),
+    "sd3.5": (
+        "SD3Transformer2DModel",
+        {
+            "sample_size": 8,
+            "in_channels": 3,
+            "out_channels": 3,
+            "num_layers": 4,
+            "attention_head_dim": 8,
+            "num_attention_heads": 2,
+            "joint_attention_dim": 12,
+            "caption_projection_dim": 16,
+            "pooled_projection_dim": 10,
+            "pos_embed_max_size": 6,
+            "dual_attention_layers": [1],
+            "qk_norm": "rms_norm",
+        },
+    ),
     "unet-xl": (
         "UNet2DConditionModel",
         UNET
@@ -112,9 +129,15 @@ def run_unet(model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tens
     return {"sample": model(*inputs, class_labels=labels, added_cond_kwargs=added).sample}
 
 
+def run_sd3(model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    names = ("sample", "encoder_hidden_states", "pooled_projections", "timestep")
+    return {"sample": model(*(batch[name] for name in names)).sample}
+
+
 RUNS: dict[str, Callable[..., dict[str, torch.Tensor]]] = {
     "DiTTransformer2DModel": run_dit,
     "AutoencoderKL": run_vae,
+    "SD3Transformer2DModel": run_sd3,
     "UNet2DConditionModel": run_unet,
 }
 
@@ -143,6 +166,8 @@ def random_batch(kind: str) -> dict[str, np.ndarray]:
     if kind == "dit":
         return batch | {"class_labels": np.array([0, 10, 4])}
     batch["encoder_hidden_states"] = normal(5, 12)
+    if kind == "sd3.5":
+        return batch | {"pooled_projections": normal(10)}
     if kind == "unet-xl":
         sizes = draw.integers(0, 512, (3, 6)).astype(np.float32)
         return batch | {"text_embeds": normal(10), "time_ids": sizes}

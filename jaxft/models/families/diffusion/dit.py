@@ -22,12 +22,13 @@ from jaxft.errors import UserError
 from jaxft.models.families.diffusion.modules import (
     STD,
     StepEmbedding,
-    channels_first,
     check_choices,
     check_numbers,
     grid_sinusoids,
+    modulated,
     sinusoids,
     step_names,
+    unpatched,
 )
 from jaxft.models.family import Family
 from jaxft.models.layers.attention import Mask, make_mask
@@ -208,11 +209,6 @@ class Mlp(nnx.Module):
         return self.down(dropout(inner, self.rate, keys.own), keys.block)
 
 
-def modulated(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
-    """Scale and shift a stream [B, T, D] by [B, D] each."""
-    return x * (1 + scale[:, None]) + shift[:, None]
-
-
 class Block(nnx.Module):
     """Attention and MLP, each normalized, modulated and gated: [B, T, D] -> [B, T, D]."""
 
@@ -250,19 +246,16 @@ class Top(nnx.Module):
         self.condition = StepAndClass(config)
         self.modulation = Linear(config.width, 2 * config.width, ("embed", "mlp"), 0.0)
         self.norm = LayerNorm(config.width, EPS, affine=False)
-        self.side, self.channels = config.fields["patch_size"], config.out_channels
-        self.output = Linear(config.width, self.side**2 * self.channels, ("embed", "pixels"), 0.0)
+        self.side = config.fields["patch_size"]
+        outside = self.side**2 * config.out_channels
+        self.output = Linear(config.width, outside, ("embed", "pixels"), 0.0)
 
     def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
         condition = jax.nn.silu(self.condition(*condition_of(batch)))
         shift, scale = jnp.split(self.modulation(condition), 2, axis=-1)
         patches = self.output(modulated(self.norm(x), shift, scale))
-        rows, side = math.isqrt(x.shape[1]), self.side
-        grid = patches.reshape(len(x), rows, rows, side, side, self.channels)
-        pixels = grid.transpose(0, 1, 3, 2, 4, 5).reshape(
-            len(x), rows * side, rows * side, self.channels
-        )
-        return {"sample": channels_first(pixels).astype(jnp.float32)}
+        rows = math.isqrt(x.shape[1])
+        return {"sample": unpatched(patches, (rows, rows), self.side)}
 
 
 def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:

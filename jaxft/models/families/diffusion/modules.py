@@ -174,8 +174,10 @@ def sinusoids(steps: jax.Array, width: int, flipped: bool, shift: float) -> jax.
     Source: Ho et al. (2020), https://arxiv.org/abs/2006.11239, after Vaswani et al. (2017).
     """
     half = width // 2
-    powers = np.exp(-math.log(10_000) * np.arange(half, dtype=np.float32) / (half - shift))
-    angles = steps.astype(jnp.float32)[:, None] * powers.astype(np.float32)
+    exponents = -math.log(10_000) * np.arange(half, dtype=np.float32) / (half - shift)
+    # A step of 1,000 makes a phase of the last digit: numpy's exp of float32 has fewer right.
+    powers = np.exp(exponents.astype(np.float64)).astype(np.float32)
+    angles = steps.astype(jnp.float32)[:, None] * powers
     waves = (jnp.cos(angles), jnp.sin(angles)) if flipped else (jnp.sin(angles), jnp.cos(angles))
     return jnp.concatenate(waves, -1)
 
@@ -213,6 +215,25 @@ def channels_last(images: jax.Array, channels: int) -> jax.Array:
 def channels_first(images: jax.Array) -> jax.Array:
     """Turn images [B, H, W, C] into [B, C, H, W]."""
     return images.transpose(0, 3, 1, 2)
+
+
+def modulated(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
+    """Scale and shift a stream [B, T, D] by [B, D] each."""
+    return x * (1 + scale[:, None]) + shift[:, None]
+
+
+def unpatched(patches: jax.Array, grid: tuple[int, int], side: int) -> jax.Array:
+    """Put the pixels of patches side by side: [B, h w, side side C] -> [B, C, H, W] float32.
+
+    Args:
+        patches: row by row, each with its channels last.
+        grid: h and w.
+        side: pixels a side of a patch.
+    """
+    rows, columns = grid
+    x = patches.reshape(len(patches), rows, columns, side, side, -1).transpose(0, 1, 3, 2, 4, 5)
+    pixels = x.reshape(len(patches), rows * side, columns * side, -1)
+    return channels_first(pixels).astype(jnp.float32)
 
 
 def check_lists(fields: Mapping[str, Any], names: Sequence[str], widths: str) -> None:
