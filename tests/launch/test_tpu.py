@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from jaxft.engine.trained import open_trained
+from jaxft.launch.supervise import PEER_LOST
+from jaxft.launch.team import COMPUTATION_FAILED
 from tests.support import fake_gcloud
 from tests.support.launch import events
 from tests.support.tiny import tiny_config
@@ -344,5 +346,16 @@ def test_slurm_starts_the_run_and_queues_what_was_told_to_end(tmp_path, monkeypa
     monkeypatch.setenv("SRUN_CODE", "143")
     printed = script("slurm.sbatch", "configs/sentiment.yaml", "--resume", code=143)
     assert printed == ran + "slurm.sbatch: queued again, to go on\nscontrol requeue 7\n"
-    monkeypatch.setenv("SRUN_CODE", "2")
-    assert script("slurm.sbatch", "configs/sentiment.yaml", code=2) == ran
+    for code in (2, 1):
+        monkeypatch.setenv("SRUN_CODE", str(code))
+        assert script("slurm.sbatch", "configs/sentiment.yaml", code=code) == ran
+    for code in (PEER_LOST, COMPUTATION_FAILED, 137):  # what resuming mends, within bounds
+        monkeypatch.setenv("SRUN_CODE", str(code))
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "19")
+        printed = script("slurm.sbatch", "configs/sentiment.yaml", code=code)
+        assert printed == (
+            f"{ran}slurm.sbatch: queued again, to go on after exit code {code}\n"
+            "scontrol requeue 7\n"
+        )
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "20")
+        assert script("slurm.sbatch", "configs/sentiment.yaml", code=code) == ran
