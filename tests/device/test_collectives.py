@@ -100,3 +100,21 @@ def test_a_tpus_program_is_read():
         Collective("all-gather", "fsdp", 24, 24 * 16 * 64 * 2 * 15 // 16),
         Collective("collective-permute", "fsdp", 1, 4 * 2 * 2),
     ]
+
+
+PERMUTED = """
+ENTRY %main (x: f32[4]) -> f32[4] {
+  %g = f32[8]{0} all-gather(%x), channel_id=1, replica_groups={{0,1}}
+  %part = f32[4]{0} collective-permute(%x), channel_id=1, source_target_pairs={{0,1},{1,0}}
+  %ppermute.1 = f32[4]{0} collective-permute(%x), channel_id=1, source_target_pairs={{0,1},{1,0}}
+  %ppermute.2 = f32[4]{0} collective-permute(%x), channel_id=1, source_target_pairs={{0,1},{1,0}}
+}
+"""
+
+
+def test_permutations_that_jax_asks_for_are_each_sent():
+    """All have one channel on CPUs; what is a part of another collective is not sent again."""
+    assert collectives(PERMUTED, {"data": 2}) == [
+        Collective("collective-permute", "data", 2, 2 * 4 * 4),
+        Collective("all-gather", "data", 1, 8 * 4 // 2),
+    ]

@@ -138,8 +138,8 @@ def test_sums_of_gradients_alone_cross_between_slices():
 
 PERMUTED = """
 ENTRY %main (x: f32[4]) -> f32[4] {
-  %a = f32[4]{0} collective-permute(%x), channel_id=1, source_target_pairs={{0,1},{1,2},{3,4}}
-  %b = f32[4]{0} collective-permute(%x), channel_id=1, source_target_pairs={{0,1},{1,0}}
+  %ppermute.1 = f32[4]{0} collective-permute(%x), channel_id=1, source_target_pairs={{0,1},{3,4}}
+  %ppermute.2 = f32[4]{0} collective-permute(%x), channel_id=1, source_target_pairs={{0,1},{1,0}}
   %c = f32[8]{0} all-gather(%x), channel_id=2, replica_groups={{0,1},{3,4}}
   %s = (f32[6]{0}, u32[], token[]) send(%x, %t), is_host_transfer=true, \
 frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
