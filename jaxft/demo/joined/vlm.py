@@ -20,7 +20,7 @@ from jaxft.demo.smollm2 import smollm2
 from jaxft.demo.vits import BLOCKS, PATCH, SMALL, WIDTH, vits
 from jaxft.models.layers.vision import resize_grid
 
-GRID, SHUFFLE = 8, 2  # patches of a tile's side, and how many of them become one vector
+GRID, SHUFFLE = 8, 4  # patches of a tile's side, and of the squares that become vectors
 TILE = GRID * PATCH  # pixels
 SPECIAL = ("<image>", "<fake_token_around_image>", "<global-img>")
 # A plain ViT's name of a part of a block, and Idefics3's.
@@ -70,7 +70,7 @@ Tensors = dict[str, np.ndarray]
 def vlm() -> Path:
     """Return the folder of an `Idefics3ForConditionalGeneration` with a random connector.
 
-    The image tower has 12 blocks of width 384 and tiles of 112 pixels, which become 16 vectors;
+    The image tower has 12 blocks of width 384 and tiles of 112 pixels, which become 4 vectors;
     the decoder is SmolLM2-135M-Instruct with three more words.
 
     Source: as `vits` and `smollm2`.

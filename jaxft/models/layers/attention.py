@@ -35,8 +35,7 @@ class Mask:
         window: it sees that many positions back, itself included, and as many ahead where the mask
             is not causal; None for all.
         kernel: what computes attention under it; None for XLA.
-        together: [B, 1, T, S] bool: which see each other both ways, in any window, as the words
-            of an image do; None for none.
+        together: [B, 1, T, S] bool: which see each other in any window; None for none.
     """
 
     segments: jax.Array
@@ -74,6 +73,7 @@ def make_mask(
     slot: jax.Array | None = None,
     kernel: Kernel | None = None,
     groups: jax.Array | None = None,
+    ahead: bool = False,
 ) -> Mask:
     """Make the mask under which a position attends only to its own segment.
 
@@ -89,6 +89,7 @@ def make_mask(
             also serves a slot.
         groups: [B, T] int32: positions of a segment with the same number see each other both
             ways, -1 for none; where there is no slot.
+        ahead: of a group only those ahead are seen in any window.
     """
     kernel = kernel if slot is None else None
     if kernel is not None and not kernel.reads_bias:
@@ -101,6 +102,7 @@ def make_mask(
     if window is not None:
         visible &= _near(distance, window, causal)
     together = None if groups is None else _together(segments, groups)
+    together = together & (distance < 0) if together is not None and ahead else together
     visible = visible if together is None else visible | together
     bias = jnp.where(visible, 0.0, HIDDEN).astype(jnp.float32)
     return Mask(segments, bias, causal, window, kernel, together)

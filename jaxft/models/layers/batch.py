@@ -9,7 +9,8 @@ A batch that decodes one position has `input_ids` and `position_ids` [B, 1], its
 int32) and the `attention_mask` [B, S] of all slots.
 Where vectors stand in place of words, those of an image, a batch has `soft_tokens` [B, S, D] and
 `soft_places` [B, T] int32: which of them stands at a position, -1 where the word does; and perhaps
-`groups` [B, T] int32: positions with the same number see each other both ways, -1 for none.
+`groups` [B, T] int32: positions with the same number see each other both ways, -1 for none; under
+the name `groups_ahead` only those ahead are seen in any window.
 """
 
 from __future__ import annotations
@@ -26,8 +27,12 @@ Batch = Mapping[str, jax.Array]
 # Where in its row each position is, by device, if not in order: [N, T / N]; see `tower.dealt`.
 PLACES = "places"
 DECODER = "decoder_"  # prefix of the decoder's names in the batch of an encoder-decoder
-SOFT_TOKENS, SOFT_PLACES, GROUPS = "soft_tokens", "soft_places", "groups"
-TEXT_NAMES = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "segment_ids")
+SOFT_TOKENS, SOFT_PLACES = "soft_tokens", "soft_places"
+GROUPS, GROUPS_AHEAD = "groups", "groups_ahead"
+TEXT_NAMES = (
+    *("input_ids", "attention_mask", "token_type_ids", "position_ids", "segment_ids"),
+    *(SOFT_PLACES, GROUPS, GROUPS_AHEAD),
+)
 
 
 def check_length(batch: Batch, most: int) -> None:
@@ -65,6 +70,11 @@ def segments_of(batch: Batch) -> jax.Array:
     """
     alone = batch.get("attention_mask", jnp.ones_like(batch["input_ids"]))
     return batch.get("segment_ids", alone).astype(jnp.int32)
+
+
+def groups_of(batch: Batch) -> tuple[jax.Array | None, bool]:
+    """Return the groups of positions that see each other, if any; whether only ahead in windows."""
+    return batch.get(GROUPS, batch.get(GROUPS_AHEAD)), GROUPS_AHEAD in batch
 
 
 def slot_of(batch: Batch) -> jax.Array | None:

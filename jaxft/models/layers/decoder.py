@@ -13,6 +13,7 @@ from jaxft.models.layers.batch import (
     Batch,
     check_length,
     devices_of,
+    groups_of,
     read_end,
     read_last,
     segments_of,
@@ -224,9 +225,15 @@ def text_mask(
     check_length(batch, max_positions)
     segments = segments_of(batch)
     slot, served = slot_of(batch), kernel(segments.shape)
-    groups = batch.get("groups")
+    groups, ahead = groups_of(batch)
     return make_mask(
-        segments, causal=causal, window=window, slot=slot, kernel=served, groups=groups
+        segments,
+        causal=causal,
+        window=window,
+        slot=slot,
+        kernel=served,
+        groups=groups,
+        ahead=ahead,
     )
 
 

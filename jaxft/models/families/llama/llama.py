@@ -33,7 +33,7 @@ from jaxft.models.families.llama.names import HEAD_NAMES, UNUSED, LlamaNames, li
 from jaxft.models.families.llama.sinks import attention_with_sinks
 from jaxft.models.family import Family, architectures
 from jaxft.models.layers.attention import AttentionOptions, cached_attention
-from jaxft.models.layers.batch import Batch, positions_of, put_soft_tokens
+from jaxft.models.layers.batch import Batch, groups_of, positions_of, put_soft_tokens
 from jaxft.models.layers.cache import BlockCache, KeyValues
 from jaxft.models.layers.cross import source_of
 from jaxft.models.layers.decoder import decoder_top, text_mask
@@ -111,7 +111,8 @@ class Stem(nnx.Module):
     def __call__(
         self, batch: Batch, key: jax.Array | None, compute: Compute
     ) -> tuple[jax.Array, RotaryContext]:
-        needs = replace(self.needs, positions=True) if "groups" in batch else self.needs
+        grouped = groups_of(batch)[0] is not None  # which no kernel has in its mask
+        needs = replace(self.needs, positions=True) if grouped else self.needs
         kernel = partial(compute.kernel, needs)
         mask = text_mask(batch, self.max_positions, self.window, kernel, self.causal)
         context = rotary_context(mask, self.rotaries, positions_of(batch))

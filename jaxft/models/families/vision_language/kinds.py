@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxft.models.families.vision_language.config import VisionLanguageConfig
 from jaxft.models.families.vision_language.connectors import Connect, Pool, Shuffle, projection
-from jaxft.models.layers.batch import GROUPS, Batch, with_soft_tokens
+from jaxft.models.layers.batch import GROUPS, GROUPS_AHEAD, Batch, with_soft_tokens
 from jaxft.models.weights.field_kinds import is_whole
 from jaxft.models.weights.names import Name, dense
 from jaxft.models.weights.tensor_names import ComposedNames
@@ -39,6 +39,7 @@ class Kind:
         names: the class of its tensor names.
         unread: fields of config.json that change nothing.
         tower: fields of the image tower that it has for one value only.
+        unused: fields of the decoder that are read of it alone, and not in the whole model.
     """
 
     vision: str
@@ -55,6 +56,7 @@ class Kind:
     names: type[ComposedNames] = ComposedNames
     unread: tuple[str, ...] = ()
     tower: Mapping[str, Any] | None = None
+    unused: tuple[str, ...] = ()
 
 
 class GemmaNames(ComposedNames):
@@ -70,13 +72,14 @@ class GemmaNames(ComposedNames):
 def see_both_ways(batch: Batch, vectors: jax.Array, word: int) -> Batch:
     """Join as `with_soft_tokens` does; the words of an image see each other, later ones too.
 
-    The n-th run of such words is group n.
+    The n-th run of such words is group n. In a window it sees those ahead of itself, and no more of
+    those behind than the window has.
     """
     marked = batch["input_ids"] == word
     before = jnp.pad(marked, ((0, 0), (1, 0)))[:, :-1]
     runs = jnp.cumsum(marked & ~before, axis=1, dtype=jnp.int32) - 1
     joined = with_soft_tokens(batch, vectors, word)
-    return {**joined, GROUPS: jnp.where(marked, runs, -1)}
+    return {**joined, GROUPS_AHEAD: jnp.where(marked, runs, -1)}
 
 
 def see_prefix(batch: Batch, vectors: jax.Array, word: int) -> Batch:
@@ -139,6 +142,7 @@ GEMMA3 = Kind(
     join=see_both_ways,
     names=GemmaNames,
     tower={"vision_use_head": False},
+    unused=("final_logit_softcapping",),
 )
 PALIGEMMA = replace(
     GEMMA3,
@@ -150,6 +154,7 @@ PALIGEMMA = replace(
     connector=projection,
     join=see_prefix,
     unread=("hidden_size", "ignore_index", "projection_dim", "vocab_size"),
+    unused=(),
 )
 KINDS: dict[str, Kind] = {
     "idefics3": IDEFICS3,

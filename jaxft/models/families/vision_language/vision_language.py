@@ -166,7 +166,8 @@ class VisionLanguage:
     ) -> dict[str, Tower]:
         """Build the image tower, which ends in the connector, and the decoder that reads it."""
         (seeing,) = self.vision.towers(config.vision, None, None).values()
-        (writing,) = self.text.towers(config.text, "causal_lm", None).values()
+        own = config.text.with_fields(self.kind.unused, None)
+        (writing,) = self.text.towers(own, "causal_lm", None).values()
         assert isinstance(seeing, Tower) and isinstance(writing, Tower)  # noqa: PT018 - one fact
         top = Part(Connector(config, self.kind.connector(config)))
         vision = replace(seeing, top=top, prefix="vision/")
