@@ -88,6 +88,8 @@ SHAPES = {
     ),
     "8b-256": Shape("llama_8b", ("data.batch_size=256",), None, topology="v5e:16x16"),
     "gemma2-8192": Shape("gemma2_2b"),
+    "smolvlm": Shape("smolvlm_500m"),
+    "smolvlm-whole": Shape("smolvlm_500m", ("task.grid=1",)),
     "modernbert-8192": Shape("modernbert_large"),
     "modernbert-2048": Shape("modernbert_large", ("data.max_length=2048",)),
     "30b-a3b": Shape("qwen3_30b_a3b", (), topology="v5p:2x2x4"),

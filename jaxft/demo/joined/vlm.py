@@ -78,10 +78,10 @@ def vlm() -> Path:
     Raises:
         UserError: a library that reads the files of the two is not installed.
     """
-    return once("vlm", (), lambda to: _write(vits(), smollm2(), to))
+    return once("vlm", (), lambda to: write_joined(vits(), smollm2(), to))
 
 
-def _write(eyes: Path, language: Path, to: Path) -> None:
+def write_joined(eyes: Path, language: Path, to: Path) -> None:
     """Write the Hugging Face folder of a plain ViT and a Llama."""
     text = json.loads((language / "config.json").read_text())
     words = text["vocab_size"]
@@ -142,8 +142,12 @@ def _seeing(vit: Tensors) -> Tensors:
 
 
 def _writing(llama: Tensors) -> Tensors:
-    """Return a Llama's tensors behind Idefics3's prefix; the new words are the mean of the old."""
-    tensors = {TEXT + name.removeprefix("model."): value for name, value in llama.items()}
+    """Return a Llama's tensors behind Idefics3's prefix; the new words are the mean of the old.
+
+    Words are scored by their own vectors, as SmolLM2's are.
+    """
+    own = {name: value for name, value in llama.items() if name.startswith("model.")}
+    tensors = {TEXT + name.removeprefix("model."): value for name, value in own.items()}
     table = tensors[f"{TEXT}embed_tokens.weight"]
     new = np.repeat(table.mean(0, keepdims=True), len(SPECIAL), axis=0)
     tensors[f"{TEXT}embed_tokens.weight"] = np.concatenate([table, new])
