@@ -136,7 +136,9 @@ class Abilities:
             return table
         sizes = ", ".join(f"{name} {_number(name, value)}" for name, value in self.size.items())
         table.add_row("size", sizes)
-        table.add_row("exports", "yes, as a folder that transformers loads")
+        # A part of a pipeline has the name of its class for a model type.
+        library = "diffusers" if self.model_type in self.trains.values() else "transformers"
+        table.add_row("exports", f"yes, as a folder that {library} loads")
         table.add_row("generates", ", ".join(self.generates) or "no")
         table.add_row("trains", ", ".join(self.trains) or "no task")
         if self.not_trained:

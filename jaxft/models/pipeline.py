@@ -11,6 +11,7 @@ from jaxft.storage.json_files import read_json_object
 
 PIPELINE_FILE = "model_index.json"
 DENOISERS = ("transformer", "unet")  # the part that is trained, by the first of its names
+CONFIG_FILES = (PIPELINE_FILE, *(f"{name}/config.json" for name in DENOISERS))
 # What a part may have, by name, so that nothing else of a stranger's folder is copied.
 PART_FILES = (
     "config.json",
@@ -72,6 +73,13 @@ class Pipeline:
         }
         own = {str(path.relative_to(self.folder)): path for path in sorted(paths)}
         return own | {PIPELINE_FILE: self.folder / PIPELINE_FILE}
+
+
+def denoiser_folder(folder: Path) -> Path:
+    """Return the folder of a pipeline's denoiser; a folder that is no pipeline's as it is."""
+    if not (folder / PIPELINE_FILE).is_file():
+        return folder
+    return next((part for name in DENOISERS if (part := folder / name).is_dir()), folder)
 
 
 def read_pipeline(folder: Path) -> Pipeline | None:

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from jaxft.config.load import Config
 from jaxft.data.text.tokenizer_files import VOCABULARIES
-from jaxft.models.pipeline import read_pipeline
+from jaxft.models.pipeline import denoiser_folder
 from jaxft.models.weights.shards import WEIGHT_FILES
 
 TOKENIZERS = ("tokenizer.json", *VOCABULARIES)
@@ -22,8 +22,7 @@ TOKENIZERS = ("tokenizer.json", *VOCABULARIES)
 def has_weights(checkpoint: object) -> bool:
     """Return whether a checkpoint has weights; True where it is not a local folder."""
     folder = _folder(checkpoint)
-    if folder is not None and (pipeline := read_pipeline(folder)) is not None:
-        folder /= pipeline.denoiser
+    folder = None if folder is None else denoiser_folder(folder)
     return folder is None or any((folder / name).is_file() for name in WEIGHT_FILES)
 
 

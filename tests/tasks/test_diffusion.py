@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import jaxft
 from jaxft.cli.main import main
@@ -129,6 +130,26 @@ def test_a_run_by_class_scores_samples_and_exports_a_pipeline(by_class, latents,
     assert "from diffusers import DiffusionPipeline" in (folder / "README.md").read_text()
 
 
+def test_what_other_commands_say_of_a_pipeline(latents, pictures, tmp_path, capsys):
+    config = tmp_path / "config.yaml"
+    dumped = config_of(tmp_path, latents, f"images:{pictures}", task={"label": "label"}).dump()
+    config.write_text(yaml.safe_dump(dumped))
+    assert main(["data", "show", str(config), "--json"]) == 0
+    assert '"loss_weights": 1.0' in capsys.readouterr().out
+    assert main(["models", str(latents)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "as a folder that diffusers loads" in said
+    assert "trains diffusion" in said
+
+
+def test_layers_of_a_u_net_are_not_measured(stable, prompts, tmp_path, capsys):
+    config = tmp_path / "config.yaml"
+    dumped = config_of(tmp_path, stable, f"jsonl:{prompts}", task={"text": "text"}).dump()
+    config.write_text(yaml.safe_dump(dumped))
+    assert main(["layers", str(config)]) == 2
+    assert "pass on several images" in capsys.readouterr().err
+
+
 def test_the_page_shows_the_images(by_class, tmp_path):
     page = write_page([by_class.folder], tmp_path / "page.html").read_text()
     assert "Generated images" in page
@@ -222,7 +243,7 @@ def test_min_snr_weights(prediction, weight, pictures, tmp_path):
     examples = build(config).splits["eval"].examples
     batch = examples.collate(np.arange(6)[:, None], 1)
     kept = scheduler.alphas_cumprod.numpy()[batch["timestep"].astype(int)]
-    np.testing.assert_allclose(batch["loss_weights"], weight(kept / (1 - kept)), rtol=1e-4)
+    np.testing.assert_allclose(batch["loss_weights"][:, 0], weight(kept / (1 - kept)), rtol=1e-4)
 
 
 def test_dropped_conditions_are_those_of_nothing(stable, latents, prompts, pictures, tmp_path):

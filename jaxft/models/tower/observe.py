@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxft.errors import UserError
 from jaxft.models.layers.attention import Mask
 from jaxft.models.layers.batch import segments_of
 from jaxft.models.layers.cache import UNCACHED
@@ -83,6 +84,9 @@ def observe(
         params: the flat dict.
         batch: what the stem reads; of a decoder, what its encoder reads too.
         compute: how to run.
+
+    Raises:
+        UserError: the stream is not one array.
     """
     if tower.reads is not None:
         encoded = run_tower(tower.reads, params, batch, None, compute)["last_hidden_state"]
@@ -90,6 +94,12 @@ def observe(
     states, compute = [], replace(compute, whole_rows=True)
     with jax.default_matmul_precision(compute.precision):
         stream, context = run_stem(tower, params, batch, compute)
+        if not isinstance(stream, jax.Array):
+            raise UserError(
+                "The blocks of this model pass on several images, and what is measured of layers "
+                "is of one stream.",
+                "Choose its layers by depth or by name.",
+            )
         segments = _segments(stream, batch)
         weights = (segments > 0).astype(jnp.float32)
         summary = _summary(segments, _is_causal(context))

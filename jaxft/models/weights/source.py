@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from jaxft.bounds import MOST_COMPANION_BYTES
 from jaxft.errors import UserError
-from jaxft.models.pipeline import PIPELINE_FILE, PIPELINE_FILES, Pipeline, read_pipeline
+from jaxft.models import pipeline as pipelines
 from jaxft.models.weights.field_kinds import check_kind
 from jaxft.models.weights.hf_config import CLASS_NAME
 from jaxft.models.weights.hub import download, package_folder
@@ -61,7 +61,7 @@ NO_TOKENIZER = (*IMAGE_FILES, GENERATION_FILE)  # the companions of other kinds
 MODULES_FILE, POOLING_FILE = "modules.json", "1_Pooling/config.json"
 PROMPTS_FILE = "config_sentence_transformers.json"
 HUB_FILES = (
-    *("config.json", "model*.safetensors", INDEX, PIPELINE_FILE),
+    *("config.json", "model*.safetensors", INDEX, pipelines.PIPELINE_FILE),
     *("diffusion_pytorch_model*.safetensors", OF_DIFFUSERS[1]),
     *COMPANIONS,
     *(MODULES_FILE, POOLING_FILE, PROMPTS_FILE, "*_Dense/*"),
@@ -96,7 +96,7 @@ class Source:
     decodes: bool = False
     tokenizer: Source | None = None
     dense_files: tuple[Path, ...] = ()
-    pipeline: Pipeline | None = None
+    pipeline: pipelines.Pipeline | None = None
 
     @cached_property
     def weight_files(self) -> tuple[Path, ...]:
@@ -212,9 +212,10 @@ def config_folder(
     """
     folder = _local_folder(checkpoint)
     if folder is not None:
-        return folder
+        return pipelines.denoiser_folder(folder)
     repo, _, revision = checkpoint.partition("@")
-    return Path(download(repo, revision or None, files, cache))
+    files = (*files, *pipelines.CONFIG_FILES)
+    return pipelines.denoiser_folder(Path(download(repo, revision or None, files, cache)))
 
 
 def _one_source(checkpoint: str, cache: str | None) -> Source:
@@ -224,8 +225,8 @@ def _one_source(checkpoint: str, cache: str | None) -> Source:
         return _part(Source(checkpoint, folder))
     repo, _, revision = checkpoint.partition("@")
     snapshot = Path(download(repo, revision or None, HUB_FILES, cache))
-    if (snapshot / PIPELINE_FILE).is_file():
-        snapshot = Path(download(repo, revision or None, PIPELINE_FILES, cache))
+    if (snapshot / pipelines.PIPELINE_FILE).is_file():
+        snapshot = Path(download(repo, revision or None, pipelines.PIPELINE_FILES, cache))
         return _part(Source(checkpoint, snapshot, revision=snapshot.name))
     for names in (PICKLED_FILES, FLAX_FILES):
         if not any((snapshot / name).is_file() for name in WEIGHT_FILES):
@@ -235,7 +236,7 @@ def _one_source(checkpoint: str, cache: str | None) -> Source:
 
 def _part(source: Source) -> Source:
     """Return the denoiser of a pipeline; any other source as it is."""
-    pipeline = read_pipeline(source.folder)
+    pipeline = pipelines.read_pipeline(source.folder)
     if pipeline is None:
         return source
     return replace(source, folder=source.folder / pipeline.denoiser, pipeline=pipeline)

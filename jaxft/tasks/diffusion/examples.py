@@ -187,7 +187,7 @@ class NoisyImages(Examples):
             "sample": np.asarray(mixed(data, noise, signal, level), np.float32),
             "target": np.asarray(target(kind, data, noise, signal, level), np.float32),
             "timestep": step.astype(np.float32),
-            "loss_weights": self._weight(signal, level),
+            "loss_weights": self._weight(signal, level)[None],
             **self._condition(number, nothing=bool(named)),
         }
 

@@ -129,7 +129,7 @@ class BoundDiffusion(BoundTask["Diffusion", NoisyImages]):
         """Return the loss of each row: `[R]`. Channels behind the image's are of a variance."""
         wanted = batch["target"]
         distance = jnp.square(outputs["sample"][:, : wanted.shape[1]] - wanted)
-        return distance.mean((1, 2, 3)) * batch["loss_weights"]
+        return distance.mean((1, 2, 3)) * batch["loss_weights"][:, 0]
 
     def generated(self, params: Params, batch: Batch, compute: Compute) -> Outputs:
         """Sample an image (`drawn`) for each of the first examples, `[R, C, h, w]`."""
