@@ -216,3 +216,18 @@ def test_a_kernel_larger_than_what_it_meets_is_multiplied_by_whole(inside, outsi
         return jax.lax.with_sharding_constraint(x @ w, over(P(rows, None, "tensor")))
 
     np.testing.assert_allclose(product(x, w), x @ w, rtol=1e-5, atol=1e-5)
+
+
+def test_the_gradient_of_a_gathered_kernel_lies_as_the_kernel():
+    """Else it would be summed up whole on every device."""
+    mesh, leaf = make_mesh(1, 2, 2, context=2), Leaf((32, 64), ("embed", "mlp"))
+    own = partition(leaf.shape, leaf.axes, mesh)
+    assert own == P(("fsdp", "context"), "tensor")
+
+    def loss(w):
+        return gathered({"w": w}, {"w": leaf}, mesh)["w"].sum()
+
+    program = jax.make_jaxpr(jax.grad(loss))(jnp.zeros(leaf.shape))
+    names = [e.primitive.name for e in program.eqns]
+    last = program.eqns[len(names) - 1 - names[::-1].index("sharding_constraint")]
+    assert last.params["sharding"].spec == own
