@@ -94,6 +94,7 @@ SHAPES = {
     "modernbert-2048": Shape("modernbert_large", ("data.max_length=2048",)),
     "30b-a3b": Shape("qwen3_30b_a3b", (), topology="v5p:2x2x4"),
     "clip": Shape("clip_vit_l14", (), topology="v5e:16x16"),
+    "sd15": Shape("sd15"),
     "clip-whole": Shape("clip_vit_l14", ("train.accumulate=1",), topology="v5e:16x16"),
 }
 
