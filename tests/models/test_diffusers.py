@@ -22,7 +22,13 @@ from tests.support.diffusers_parts import CONFIGS, make_part, random_torch
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-KINDS = [pytest.param(k, marks=pytest.mark.full if k == "unet-xl" else ()) for k in CONFIGS]
+def kinds(*slow):
+    """All kinds of parts, those named with `--full` alone: they take seconds each."""
+    return [pytest.param(k, marks=pytest.mark.full if k in slow else ()) for k in CONFIGS]
+
+
+KINDS = kinds("unet-xl")
+DIT_ALONE = kinds(*(k for k in CONFIGS if k != "dit"))
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -120,9 +126,8 @@ def test_export_of_changed_weights_loads_in_diffusers(part, tmp_path):
         np.testing.assert_allclose(value, expected, atol=2e-5, rtol=2e-5)
 
 
-def test_a_field_of_another_kind(part, pytestconfig):
-    if part.ours.model_type == "UNet2DConditionModel" and not pytestconfig.getoption("--full"):
-        pytest.skip("seconds: with --full")
+@pytest.mark.parametrize("kind", kinds("unet-1.5", "unet-xl"), indirect=True, scope="module")
+def test_a_field_of_another_kind(part):
     family = registry.families()[part.ours.model_type]
     fields, faults, counts, described = dict(part.ours.fields), [], [0, 0], []
     for field in sorted(fields.keys() - {"model_type"}):
@@ -152,9 +157,8 @@ def is_read(family, fields, described) -> bool:
     return False
 
 
-def test_blocks_recomputed_or_scanned_have_the_same_gradients(part, pytestconfig):
-    if part.ours.model_type != "DiTTransformer2DModel" and not pytestconfig.getoption("--full"):
-        pytest.skip("seconds: with --full")
+@pytest.mark.parametrize("kind", DIT_ALONE, indirect=True, scope="module")
+def test_blocks_recomputed_or_scanned_have_the_same_gradients(part):
     again = gradients(part.ours, part.batch, Compute(scan=True, remat="full"))
     for name, value in part.gradients.items():
         np.testing.assert_allclose(again[name], value, atol=1e-4, rtol=1e-4, err_msg=name)

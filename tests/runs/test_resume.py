@@ -209,6 +209,7 @@ def test_on_another_mesh_it_goes_on_with_the_same_batches(file, stopped, undistu
         "data": 2,
         "fsdp": 2,
         "expert": 1,
+        "context": 1,
         "tensor": 2,
     }
 
