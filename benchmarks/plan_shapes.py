@@ -95,6 +95,9 @@ SHAPES = {
     "30b-a3b": Shape("qwen3_30b_a3b", (), topology="v5p:2x2x4"),
     "clip": Shape("clip_vit_l14", (), topology="v5e:16x16"),
     "sd15": Shape("sd15"),
+    "clip-65k": Shape(
+        "clip_vit_l14", ("data.batch_size=65536", "train.accumulate=16"), topology="v5e:16x16"
+    ),
     "clip-whole": Shape("clip_vit_l14", ("train.accumulate=1",), topology="v5e:16x16"),
 }
 
