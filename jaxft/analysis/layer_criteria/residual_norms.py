@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxft.analysis.layer_criteria.program import Batch, Params, observed, training_batches
 from jaxft.device.mesh import fetch, in_turn, replicated
@@ -77,24 +77,25 @@ def _covariances(
     """Sum the products of the matrices' inputs over batches, and count their positions."""
     compute, whole = replace(setup.compute, remat="none"), replicated(setup.mesh)
 
-    def add(sums: Any, params: Params, batch: Batch) -> Any:
-        blocks = [
-            one for states in observed(setup, compute, params, batch) for one in states.values()
-        ]
-        batch_sums = {
+    def measure(params: Params, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
+        return {
             name: (one.products[name], one.positions[name])
-            for one in blocks
+            for states in observed(setup, compute, params, batch)
+            for one in states.values()
             for name in names
             if name in one.products
         }
-        return batch_sums if sums is None else jax.tree.map(jnp.add, sums, batch_sums)
 
-    first = jax.jit(partial(add, None), out_shardings=whole)
+    def add(sums: Any, params: Params, batch: Batch) -> Any:
+        return jax.tree.map(jnp.add, sums, measure(params, batch))
+
     step = jax.jit(add, donate_argnums=0, out_shardings=whole)
     sums: Any = None
     for batch in training_batches(setup, count):
-        sums = first(params, batch) if sums is None else step(sums, params, batch)
-        sums = in_turn(setup.mesh, sums)
+        if sums is None:
+            shapes = jax.eval_shape(measure, params, batch)
+            sums = jax.device_put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes), whole)
+        sums = in_turn(setup.mesh, step(sums, params, batch))
         jax.block_until_ready(sums)
         advance()
     return dict(sums)
