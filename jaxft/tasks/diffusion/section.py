@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from jaxft.config.fields import TaskSection, fixed, may_change
+from jaxft.config.fields import fixed, may_change
+from jaxft.tasks.parts.sections import GeneratedImagesSection
 
 
-class DiffusionSection(TaskSection):
+class DiffusionSection(GeneratedImagesSection):
     """Image generation by denoising: a pipeline of `diffusers`, whose denoiser trains."""
 
     kind: Literal["diffusion"] = fixed(..., "the kind of task")
-    image: str = fixed("image", "column that holds the image, or the path to its file")
-    label: str | None = fixed(None, "column that holds the class of an image, for a DiT")
-    labels: Annotated[list[str], Field(min_length=1)] | None = fixed(
-        None, "classes in order of id; null takes those of the data"
-    )
     text: str | None = fixed(None, "column that holds the prompt of an image, for a text tower")
     size: int | None = fixed(
         None,
@@ -41,7 +37,6 @@ class DiffusionSection(TaskSection):
         "bound of the signal-to-noise ratio that weights the loss; null weights all steps alike",
         gt=0,
     )
-    samples: int = fixed(16, "images sampled at each evaluation", ge=0)
     sampler: Literal["auto", "ddim", "euler", "dpm++", "flow"] = may_change(
         "auto", "sampler of the evaluation; auto is that of the pipeline's scheduler"
     )
@@ -49,26 +44,9 @@ class DiffusionSection(TaskSection):
     guidance: float = may_change(
         4.0, "classifier-free guidance of sampling with a class or prompt; 1 is none", ge=1
     )
-    features: str | None = fixed(
-        None,
-        "checkpoint of a ViT, whose features give the Frechet distance between the sampled images "
-        "and as many held-out ones; null computes none",
-    )
-    feature_size: int | None = fixed(
-        None,
-        "height and width of the images for that ViT; null is its own",
-        unit="pixels",
-        ge=1,
-    )
 
     @model_validator(mode="after")
-    def _fits(self) -> DiffusionSection:
+    def _one_condition(self) -> DiffusionSection:
         if self.label is not None and self.text is not None:
             raise ValueError("label and text are two conditions; set one of them")
-        if self.labels is not None and self.label is None:
-            raise ValueError("labels needs label, the column of the classes")
-        if self.features is not None and self.samples < 2:
-            raise ValueError("features compares sampled images: set samples to 2 or more")
-        if self.features is None and self.feature_size is not None:
-            raise ValueError("feature_size needs features, the checkpoint that it is for")
         return self

@@ -40,9 +40,9 @@ from jaxft.tasks.diffusion.pipeline import (
 )
 from jaxft.tasks.diffusion.sampling import Sampling, check_pipeline, classes_of
 from jaxft.tasks.diffusion.section import DiffusionSection as Section
-from jaxft.tasks.image_generation.image_features import features_by
 from jaxft.tasks.parts.card import Card
 from jaxft.tasks.parts.contract import Batch, BoundTask, Outcomes, Outputs, Params, Sum, Task
+from jaxft.tasks.parts.image_features import features_by
 from jaxft.tasks.parts.images import check_images, exact_picture, open_image
 from jaxft.tasks.parts.labels import BadValue, class_id, label_names, read_rows, text_of
 from jaxft.tasks.parts.metric import LOWER, Metric

@@ -30,11 +30,11 @@ from jaxft.metrics.frechet import frechet
 from jaxft.models.generate.images import draw_images, first_word
 from jaxft.models.layers.loss import UNSCORED
 from jaxft.models.tower.tower import Compute, Tower
-from jaxft.tasks.image_generation.image_features import features_by
 from jaxft.tasks.image_generation.section import ImageGenerationSection as Section
 from jaxft.tasks.parts.card import Card
 from jaxft.tasks.parts.contract import Batch, BoundTask, Outcomes, Outputs, Params, Sum, Sums, Task
 from jaxft.tasks.parts.examples import row_marks
+from jaxft.tasks.parts.image_features import features_by
 from jaxft.tasks.parts.images import check_images, exact_picture, images_fingerprint, open_image
 from jaxft.tasks.parts.labels import class_id, label_names, read_rows
 from jaxft.tasks.parts.metric import HIGHER, LOWER, Metric
