@@ -196,7 +196,7 @@ def compared_of(setup: Setup, compute: Compute) -> Compared | None:
         return {name: outputs[name] for name in comparison.names}
 
     def compare(params: Any, representations: Any, batch: Any) -> Sums:
-        return setup.bound.sums(comparison.outputs(params, representations), batch)
+        return setup.bound.sums(comparison.outputs(params, representations, batch), batch)
 
     return Compared(represent, compare)
 

@@ -79,7 +79,7 @@ def test_a_matrix_is_cut_both_ways():
     assert spec_of((64, 32), ("mlp", "embed"), 2, 2, 2) == P("tensor", "fsdp")
     assert spec_of((32, 64), ("embed", "mlp"), 8, 1, 1) == P(None, None)
     assert spec_of((32, 64), ("embed", "mlp"), 1, 8, 1) == P("fsdp", None)
-    assert spec_of((32, 64), ("embed", "mlp"), 1, 1, 8) == P("tensor", None)
+    assert spec_of((32, 64), ("embed", "mlp"), 1, 1, 8) == P(None, "tensor")
 
 
 def test_a_dimension_that_does_not_divide_goes_on_to_the_next_axis():

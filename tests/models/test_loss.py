@@ -10,7 +10,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxft.device.mesh import make_mesh
+from jaxft.device.mesh import make_mesh, param_shardings
 from jaxft.engine.cost import count_flops
 from jaxft.models.layers import loss as layers_loss
 from jaxft.models.layers.decoder import CausalLm
@@ -148,15 +148,18 @@ def test_the_pieces_gradients_are_summed_in_float32(monkeypatch):
     assert away[0] < 1.25 * away[1]
 
 
-def test_a_vocabulary_over_devices_stays_there(few):
+@pytest.mark.parametrize("tied", TIED)
+@pytest.mark.parametrize("count", [4, 1], ids=["pieces", "whole"])
+def test_a_vocabulary_over_devices_stays_there(tied, count, monkeypatch):
     """Words over `tensor`, rows over `data`: no device gathers scores or the head."""
+    monkeypatch.setattr(layers_loss, "MOST_SCORES", WORDS * LENGTH / count)
     mesh = make_mesh(2, 1, 4)
-    part = make_top(tied=True)
-    params, x, targets = draw(tied=True)
-    placed = {
-        "norm/scale": NamedSharding(mesh, PartitionSpec()),
-        "head/embedding": NamedSharding(mesh, PartitionSpec("tensor")),
-    }
+    part = make_top(tied)
+    params, x, targets = draw(tied)
+    shapes = {name: leaf.shape for name, leaf in part.leaves.items()}
+    placed = param_shardings(shapes, {n: leaf.axes for n, leaf in part.leaves.items()}, mesh)
+    words = shapes[TIED[tied]].index(WORDS)
+    assert placed[TIED[tied]].shard_shape(shapes[TIED[tied]])[words] == WORDS // 4
     rows = NamedSharding(mesh, PartitionSpec("data"))
 
     def loss(params, x, targets):
@@ -169,9 +172,11 @@ def test_a_vocabulary_over_devices_stays_there(few):
         out_shardings=((None, None), (placed, rows)),
     )
     compiled = step.lower(params, x, targets).compile()
-    gathered = re.findall(r"\S+\[([\d,]*)\]\S* all-gather", compiled.as_text())
+    text = compiled.as_text()
+    gathered = re.findall(r"\S+\[([\d,]*)\]\S* all-gather", text)
     sizes = [int(np.prod([int(n) for n in shape.split(",") if n])) for shape in gathered]
     assert max(sizes, default=0) <= ROWS * LENGTH * WIDTH < WORDS * WIDTH * 4
+    assert not re.search(rf"f32\[{ROWS // 2},{LENGTH},{WORDS}\]", text)  # all scores of a device
     alone = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, x, targets)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),

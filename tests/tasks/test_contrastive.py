@@ -26,7 +26,9 @@ from jaxft.inference import search as story
 from jaxft.inference.search import search
 from jaxft.metrics.retrieval import ranks, retrieval_scores
 from jaxft.models.load import LoadOptions, describe, load
+from jaxft.models.tower.tower import Compute
 from jaxft.report.page.page import write_page
+from jaxft.tasks.contrastive.losses import SCALE
 from jaxft.tasks.contrastive.nearest_pairs import nearest_pairs
 from jaxft.tasks.contrastive.section import ContrastiveSection as Section
 from jaxft.tasks.contrastive.task import Contrastive, make
@@ -85,9 +87,16 @@ def run(folder, cache):  # noqa: F811 the fixture above
 
 
 # ----------------------------------------------------------------------------------------- the loss
-def outputs_of(size, draw):
-    scores = draw.normal(size=(size, size)).astype(np.float32) * 3
-    return scores, {"logits_per_image": jnp.asarray(scores), "logits_per_text": scores.T}
+def drawn(size):
+    return np.random.default_rng(0).normal(size=(size, size)).astype(np.float32) * 3
+
+
+def loss_of(section, scores, weights):
+    """The summed loss of a batch with these scores of images `[R]` with texts `[R]`."""
+    texts = jnp.eye(len(scores))  # so that the images' vectors are their scores
+    outputs, params = {"image_embeds": scores, "text_embeds": texts}, {SCALE: jnp.zeros(())}
+    task, batch = make(section).bind(None, ()), {"weights": jnp.asarray(weights)}
+    return task.loss(task.represent(params, outputs, batch, Compute()), batch)
 
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
@@ -95,10 +104,9 @@ def outputs_of(size, draw):
 def test_loss_is_transformers_own_of_the_true_examples(kind, padding):
     """Padding is no wrong answer, and has no loss."""
     true = 5
-    scores, outputs = outputs_of(true + padding, np.random.default_rng(0))
+    scores = drawn(true + padding)
     weights = (np.arange(true + padding) < true).astype(np.float32)[:, None]
-    task = make(Section(kind="contrastive", loss=kind)).bind(None, ())
-    total, weight = task.loss(outputs, {"weights": jnp.asarray(weights)})
+    total, weight = loss_of(Section(kind="contrastive", loss=kind), scores, weights)
     texts = torch.tensor(scores[:true, :true].T)
     if kind == "softmax":
         expected = image_text_contrastive_loss(texts)
@@ -112,10 +120,10 @@ def test_loss_is_transformers_own_of_the_true_examples(kind, padding):
 def test_hard_negatives_weigh_more_and_one_in_the_mean():
     """As the paper writes it, over the true examples alone."""
     true, beta = 5, 0.7
-    scores, outputs = outputs_of(true + 3, np.random.default_rng(0))
+    scores = drawn(true + 3)
     weights = jnp.asarray((np.arange(true + 3) < true).astype(np.float32)[:, None])
-    task = make(Section(kind="contrastive", hard_negatives=beta)).bind(None, ())
-    total, weight = task.loss(outputs, {"weights": weights})
+    section = Section(kind="contrastive", hard_negatives=beta)
+    total, weight = loss_of(section, scores, weights)
     losses = []
     for way in (scores[:true, :true].astype(float), scores[:true, :true].T.astype(float)):
         for i in range(true):
@@ -125,9 +133,9 @@ def test_hard_negatives_weigh_more_and_one_in_the_mean():
             right = np.exp(way[i, i])
             losses.append(-np.log(right / (right + (np.exp(wrong) * heavy).sum())))
     assert float(total / weight) == pytest.approx(np.mean(losses), rel=1e-6)
-    slopes = jax.grad(lambda given: task.loss({"logits_per_image": given}, {"weights": weights})[0])
-    assert np.isfinite(slopes(outputs["logits_per_image"])).all()
-    alone = task.loss(outputs, {"weights": weights * (jnp.arange(8)[:, None] < 1)})
+    slopes = jax.grad(lambda given: loss_of(section, given, weights)[0])
+    assert np.isfinite(slopes(jnp.asarray(scores))).all()
+    alone = loss_of(section, scores, weights * (jnp.arange(8)[:, None] < 1))
     assert float(alone[0]) == pytest.approx(0), "an example without others has no wrong answer"
     with pytest.raises(UserError, match="hard_negatives weights the negatives of a softmax"):
         parse_config(
@@ -164,25 +172,10 @@ def test_siglips_loss_is_siglips_and_it_reads_its_padding(folder, tmp_path):
     inputs = {name: torch.tensor(value) for name, value in batch.items()}
     expected = theirs(**inputs, return_loss=True).loss.item()
     task = make(Section(kind="contrastive", loss="sigmoid")).bind(None, ())
-    total, weight = task.loss(model(**batch), {"weights": jnp.ones((4, 1))})
+    weights = {"weights": jnp.ones((4, 1))}
+    outputs = task.represent(model.params, model(**batch), weights, Compute())
+    total, weight = task.loss(outputs, weights)
     assert float(total / weight) == pytest.approx(expected, rel=1e-5)
-
-
-def test_scores_are_of_the_global_batch():
-    """Each of eight devices compares its images with the texts of all."""
-    task = make(Section(kind="contrastive")).bind(None, ())
-    draw = np.random.default_rng(0)
-    vectors = [draw.normal(size=(16, 4)).astype(np.float32) for _ in range(2)]
-
-    def loss(images, texts):
-        total, weight = task.loss({"logits_per_image": images @ texts.T}, {"weights": ones})
-        return total / weight
-
-    ones = jnp.ones((16, 1))
-    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
-    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    placed = [jax.device_put(one, rows) for one in vectors]
-    assert float(jax.jit(loss)(*placed)) == pytest.approx(float(loss(*vectors)), rel=1e-6)
 
 
 # ----------------------------------------------------------------------------------------- recall

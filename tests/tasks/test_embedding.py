@@ -188,8 +188,9 @@ def test_scores_of_a_cross_encoder_teach_the_order_of_candidates(model):
     batch = examples.collate(np.array([[2, 0], [-1, 1]]), 40)
     scores = batch["teacher_scores"]
     np.testing.assert_array_equal(scores, [[[2, 2], [0, 2]], [[0, 0], [1, 2]]])
-    vectors = vectors_of(task, model, batch)
-    loss, weight = jax.jit(task.loss)({"vectors": vectors}, batch)
+    outputs = read(task, model, batch)
+    vectors = np.asarray(outputs["vectors"])
+    loss, weight = jax.jit(task.loss)(outputs, batch)
     cosines = np.einsum("rskd,rsd->rsk", vectors[:, :, 1:], vectors[:, :, 0]) / 0.05
     errors = (cosines[..., 0] - cosines[..., 1] - (scores[..., 0] - scores[..., 1])) ** 2
     assert float(weight) == 3

@@ -20,7 +20,9 @@ FSDP, EXPERT = "fsdp", "expert"
 SHARDS = (FSDP, CONTEXT)
 SHARE = "1 in "  # the start of the name of what `own_share` names
 # Mesh axes a logical axis may take, in order of preference; `fsdp` stands for `SHARDS`. A dimension
-# that an axis does not divide goes on to the next: 30,522 words do not split in 4.
+# that an axis does not divide goes on to the next: 30,522 words do not split in 4. But `tensor` is
+# left to a dimension that prefers it: else a head's scores would be sums over devices, all of them
+# on each, where there is no `fsdp`.
 RULES: Mapping[str, tuple[str, ...]] = {
     "vocab": ("tensor", "fsdp"),
     "embed": ("fsdp", "tensor"),
@@ -47,12 +49,27 @@ def partition(shape: Sequence[int], axes: Sequence[str | None], mesh: Mesh) -> P
         choice: tuple[str, ...] = ()
         for candidate in RULES.get(axis or "", ()):
             whole = candidate == FSDP and len(shape) < 2
-            choice = () if whole or candidate in used_axes else _cut(size, candidate, mesh)
+            taken = candidate in used_axes or _preferred(candidate, axis, shape, axes, mesh)
+            choice = () if whole or taken else _cut(size, candidate, mesh)
             if choice:
                 used_axes.add(candidate)
                 break
         spec.append(choice[0] if len(choice) == 1 else choice or None)
     return PartitionSpec(*spec)
+
+
+def _preferred(
+    candidate: str,
+    axis: str | None,
+    shape: Sequence[int],
+    axes: Sequence[str | None],
+    mesh: Mesh,
+) -> bool:
+    """Return whether another dimension has `tensor` as its first choice, and can be cut over it."""
+    if candidate != "tensor" or RULES[axis or ""][0] == candidate:
+        return False
+    rules = zip(shape, (RULES.get(one or "", ("",))[0] for one in axes), strict=True)
+    return any(first == candidate and _cut(size, candidate, mesh) for size, first in rules)
 
 
 def _cut(size: int, candidate: str, mesh: Mesh) -> tuple[str, ...]:

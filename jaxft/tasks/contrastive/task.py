@@ -9,12 +9,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxft.data.cache import InMemory, Ragged, fingerprint
 from jaxft.data.random import FIRST_EPOCH, EpochRandom
@@ -22,6 +22,7 @@ from jaxft.data.sources.open import Source
 from jaxft.errors import UserError
 from jaxft.metrics.retrieval import retrieval_scores
 from jaxft.models.tower.tower import Compute
+from jaxft.tasks.contrastive.losses import pair_losses
 from jaxft.tasks.contrastive.nearest_pairs import nearest_pairs
 from jaxft.tasks.contrastive.section import ContrastiveSection as Section
 from jaxft.tasks.parts.card import Card
@@ -33,7 +34,7 @@ from jaxft.tasks.parts.labels import column_of, read_rows, text_in
 from jaxft.tasks.parts.metric import loss_and
 from jaxft.tasks.parts.padded_texts import pad_texts, padded_length
 
-HIDDEN = -1e9  # added to the score of padding
+EMBEDDINGS = ("image_embeds", "text_embeds")
 DIRECTIONS = ("text_to_image", "image_to_text")
 RECALLS = ("recall_at_10", *(f"{d}_recall_at_{k}" for d in DIRECTIONS for k in (1, 5, 10)))
 
@@ -111,28 +112,19 @@ class BoundContrastive(BoundTask["Contrastive", Pairs]):
         encoded = self.tools.tokenizer.encode(texts, max_length=self.tools.max_length)
         return [{"input_ids": ids} for ids in encoded.ids], {"counts": encoded.counts}
 
-    def comparison(self, compute: Compute) -> Comparison:
-        def outputs(params: Params, representations: Outputs) -> Outputs:
-            return self.tools.model.apply(params, representations, None, compute)
+    def represent(
+        self, params: Params, outputs: Outputs, batch: Batch, compute: Compute
+    ) -> Outputs:
+        """Add the loss of each pair, whose negatives are the batch's other rows: `losses`, [R]."""
+        section, weights = self.task.section, batch["weights"][:, 0]  # [R]
+        return {**outputs, "losses": pair_losses(section, params, outputs, weights, compute.mesh)}
 
-        return Comparison(("image_embeds", "text_embeds"), outputs)
+    def comparison(self, compute: Compute) -> Comparison:
+        return Comparison(EMBEDDINGS, partial(self.represent, compute=compute))
 
     def loss(self, outputs: Outputs, batch: Batch) -> Sum:
-        """Return the summed loss of a batch, whose other examples are the negatives, and weight.
-
-        Source: softmax: Radford et al. (2021), https://arxiv.org/abs/2103.00020, figure 3;
-        sigmoid: Zhai et al. (2023), https://arxiv.org/abs/2303.15343, equation 2; hard negatives:
-        Radenovic et al. (2023), https://arxiv.org/abs/2301.02280, section 3.3, with alpha 1.
-        """
-        of_images = outputs["logits_per_image"].astype(jnp.float32)  # [R, R]
         weights = batch["weights"][:, 0]  # [R]
-        if self.task.section.loss == "sigmoid":
-            signs = 2.0 * jnp.eye(len(weights)) - 1.0
-            losses = -jax.nn.log_sigmoid(signs * of_images) @ weights
-        else:
-            hardness = self.task.section.hard_negatives
-            losses = sum(_softmax_loss(s, weights, hardness) for s in (of_images, of_images.T)) / 2
-        return jnp.sum(losses * weights), jnp.sum(weights)
+        return jnp.sum(outputs["losses"] * weights), jnp.sum(weights)
 
     def outcomes(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
         shape = batch["weights"].shape
@@ -154,21 +146,6 @@ class BoundContrastive(BoundTask["Contrastive", Pairs]):
             "This run compares images with texts, and predicts nothing of a single input.",
             'Search with it: jaxft search RUN "words" --images FOLDER.',
         )
-
-
-def _softmax_loss(scores: jax.Array, weights: jax.Array, hardness: float) -> jax.Array:
-    """Compute the cross-entropy of each row's diagonal among real columns: `[R, R], [R] -> [R]`.
-
-    With `hardness`, the negatives of a row have weights `exp(hardness x score)`, 1 on average.
-    """
-    scores = scores + jnp.where(weights > 0, 0.0, HIDDEN)
-    if hardness:
-        own = jnp.eye(len(scores), dtype=bool)
-        negatives = jnp.where(own, HIDDEN, scores) * hardness
-        count = jnp.maximum(weights.sum() - 1.0, 1.0)
-        bonus = negatives - jax.nn.logsumexp(negatives, axis=1, keepdims=True) + jnp.log(count)
-        scores = scores + jnp.where(own, 0.0, bonus)
-    return optax.softmax_cross_entropy_with_integer_labels(scores, jnp.arange(len(scores)))
 
 
 class Contrastive(ImageTextTask):

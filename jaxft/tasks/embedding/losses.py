@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
+from jaxft.models.layers.ring.pairs import Sides, Terms, pair_sums
 from jaxft.tasks.embedding.section import EmbeddingSection as Section
 from jaxft.tasks.parts.contract import Batch
 
 COMPARED = ("multiple_negatives", "cosent")  # losses of an example that depend on the others
 HIDDEN = -1e9  # the score of texts that are not negatives
+NOBODY = np.iinfo(np.int32).max  # the anchor of an example that is not there
 
 
-def batch_losses(section: Section, vectors: jax.Array, batch: Batch) -> jax.Array:
+def with_losses(
+    section: Section, vectors: jax.Array, batch: Batch, mesh: Mesh | None
+) -> dict[str, jax.Array]:
+    """Return vectors `[R, S, K, D]` with the loss of each example, `losses` `[R S]`.
+
+    Texts alone (K = 1) have no loss. Other arguments: see `batch_losses`.
+    """
+    if vectors.shape[2] == 1:
+        return {"vectors": vectors}
+    flat = vectors.reshape(-1, *vectors.shape[2:])
+    return {"vectors": vectors, "losses": batch_losses(section, flat, batch, mesh)}
+
+
+def batch_losses(
+    section: Section, vectors: jax.Array, batch: Batch, mesh: Mesh | None = None
+) -> jax.Array:
     """Compute the loss of each example of a batch: `[N]`, for N = R S.
 
     Source of the sum over widths: Kusupati et al. (2022), https://arxiv.org/abs/2205.13147,
@@ -24,12 +44,13 @@ def batch_losses(section: Section, vectors: jax.Array, batch: Batch) -> jax.Arra
         section: the config's `task` section.
         vectors: `[N, K, D]`, unit vectors of anchor, positive and negatives.
         batch: a batch of `TextTuples.collate`.
+        mesh: the devices that rows are cut over; None for one.
     """
     dims = section.matryoshka_dims
     if dims is None:
-        return _losses(section, vectors, batch)
+        return _losses(section, vectors, batch, mesh)
     shares = section.matryoshka_weights or [1.0] * len(dims)
-    each = [_losses(section, cut(vectors, dim), batch) for dim in dims]
+    each = [_losses(section, cut(vectors, dim), batch, mesh) for dim in dims]
     return jnp.stack([share * one for share, one in zip(shares, each, strict=True)]).sum(0)
 
 
@@ -39,14 +60,14 @@ def cut(vectors: jax.Array | np.ndarray, dim: int) -> jax.Array:
     return leading / jnp.linalg.norm(leading, axis=-1, keepdims=True)
 
 
-def _losses(section: Section, vectors: jax.Array, batch: Batch) -> jax.Array:
+def _losses(section: Section, vectors: jax.Array, batch: Batch, mesh: Mesh | None) -> jax.Array:
     """Compute the loss of each example at one width: `[N]`; arguments: see `batch_losses`."""
     count, weights = vectors.shape[1], batch["weights"].reshape(-1)
     if section.objective == "cosine":
         return (_cosines(vectors)[0] - batch["scores"].reshape(-1)) ** 2
     if section.objective == "cosent":
         scores = batch["scores"].reshape(-1)
-        return _cosent(_cosines(vectors)[0], scores, weights, section.temperature)
+        return _cosent(_cosines(vectors)[0], scores, weights, section.temperature, mesh)
     if section.objective == "triplet":
         right, *wrong = _cosines(vectors)
         excess = jnp.stack(wrong) - right + section.margin  # [K - 2, N]
@@ -55,8 +76,8 @@ def _losses(section: Section, vectors: jax.Array, batch: Batch) -> jax.Array:
         own = jnp.stack(_cosines(vectors), -1) / section.temperature
         teacher = batch["teacher_scores"].reshape(-1, count - 1)
         return (_margins if section.objective == "margin_mse" else _divergence)(own, teacher)
-    numbers = batch["text_numbers"].reshape(-1, count)
-    return _ranking(vectors, numbers, weights, section.temperature)
+    numbers = jnp.asarray(batch["text_numbers"]).reshape(-1, count)
+    return _ranking(vectors, numbers, weights, section.temperature, mesh)
 
 
 def _cosines(vectors: jax.Array) -> list[jax.Array]:
@@ -87,7 +108,11 @@ def _divergence(own: jax.Array, teacher: jax.Array) -> jax.Array:
 
 
 def _cosent(
-    alike: jax.Array, scores: jax.Array, weights: jax.Array, temperature: float
+    alike: jax.Array,
+    scores: jax.Array,
+    weights: jax.Array,
+    temperature: float,
+    mesh: Mesh | None,
 ) -> jax.Array:
     """Compute the loss of pairs of pairs in the wrong order, the same for each example: `[N]`.
 
@@ -99,12 +124,20 @@ def _cosent(
         scores: `[N]` similarities.
         weights: `[N]`, 1 for an example.
         temperature: the divisor of the cosines.
+        mesh: the devices that rows are cut over; None for one.
     """
-    excess = (alike[:, None] - alike[None, :]) / temperature  # [N, N]
-    real = (weights[:, None] > 0) & (weights[None, :] > 0)
-    excess = jnp.where((scores[:, None] < scores[None, :]) & real, excess, HIDDEN)
-    loss = jax.nn.logsumexp(jnp.append(excess.reshape(-1), 0.0))
+    sides = Sides(alike / temperature, alike / temperature, (), (scores, weights))
+    (each,) = pair_sums(_excess, sides, mesh).by_left
+    loss = jax.nn.logsumexp(jnp.append(each, 0.0))
     return jnp.broadcast_to(loss, alike.shape)
+
+
+def _excess(one: Any, other: Any, shared: Any, own: Any, theirs: Any, known: Any) -> Terms:
+    """Compute by how much the cosine of one example exceeds that of one with a higher score."""
+    del shared, known
+    real = (own[1][:, None] > 0) & (theirs[1][None, :] > 0)
+    wrong = (own[0][:, None] < theirs[0][None, :]) & real
+    return Terms((jnp.where(wrong, one[:, None] - other[None, :], HIDDEN),))
 
 
 def cosent_of_split(alike: np.ndarray, scores: np.ndarray, temperature: float) -> float:
@@ -118,7 +151,11 @@ def cosent_of_split(alike: np.ndarray, scores: np.ndarray, temperature: float) -
 
 
 def _ranking(
-    vectors: jax.Array, numbers: jax.Array, weights: jax.Array, temperature: float
+    vectors: jax.Array,
+    numbers: jax.Array,
+    weights: jax.Array,
+    temperature: float,
+    mesh: Mesh | None,
 ) -> jax.Array:
     """Compute the cross-entropy of each example's positive among the batch's texts: `[N]`.
 
@@ -127,16 +164,53 @@ def _ranking(
         numbers: `[N, K]`; equal texts have equal numbers.
         weights: `[N]`, 1 for an example.
         temperature: the divisor of the cosines.
+        mesh: the devices that rows are cut over; None for one.
     """
-    count = len(vectors)
-    items = jnp.swapaxes(vectors[:, 1:], 0, 1).reshape(-1, vectors.shape[-1])  # [(K - 1) N, D]
-    owners = jnp.swapaxes(numbers[:, 1:], 0, 1).reshape(-1)
-    scores = jnp.matmul(vectors[:, 0], items.T, precision="highest") / temperature
-    own = jnp.arange(len(items))[None, :] == jnp.arange(count)[:, None]
-    # The positives of equal anchors are no negatives.
-    alike = (numbers[:, 0][None, :] == numbers[:, :1]) & (weights > 0)[None, :]  # [N, N]
-    theirs = owners[None, :] == numbers[:, 1:2]  # [N, (K - 1) N]
-    right = alike.astype(jnp.float32) @ theirs.astype(jnp.float32) > 0
-    absent = jnp.tile(weights == 0, vectors.shape[1] - 1)[None, :]
-    scores = jnp.where((right | absent) & ~own, HIDDEN, scores)
-    return optax.softmax_cross_entropy_with_integer_labels(scores, jnp.arange(count))
+    anchors, positives = numbers[:, 0], numbers[:, 1]
+    # Examples in the order of their anchors, those that are not there last.
+    order = jnp.argsort(jnp.where(weights > 0, anchors, NOBODY))
+    ordered = jnp.where(weights > 0, anchors, NOBODY)[order]
+    first, last = (jnp.searchsorted(ordered, anchors, side=side) for side in ("left", "right"))
+    marks = jnp.arange(len(vectors)), weights, first, last, numbers[:, 1:]
+    sides = Sides(vectors[:, 0] / temperature, vectors[:, 1:], (), marks, positives[order])
+    terms = pair_sums(_among_texts, sides, mesh)
+    return terms.by_left[0] - terms.plain[0]
+
+
+def _among_texts(
+    anchors: Any, texts: Any, shared: Any, own: Any, theirs: Any, positives: Any
+) -> Terms:
+    """Score texts `[n, K - 1, D]` for anchors `[m, D]`: terms `[m, n (K - 1)]`."""
+    del shared
+    count = texts.shape[1]
+    items = texts.reshape(-1, texts.shape[-1])
+    scores = jnp.matmul(anchors, items.T, precision="highest")
+    places, _, first, last, _ = own
+    right = _positives_of(first, last, theirs[4].reshape(-1), positives)
+    absent = jnp.repeat(theirs[1] == 0, count)[None, :]
+    is_first = jnp.tile(jnp.arange(count) == 0, len(texts))[None, :]
+    mine = (places[:, None] == jnp.repeat(theirs[0], count)[None, :]) & is_first
+    scores = jnp.where((right | absent) & ~mine, HIDDEN, scores)
+    return Terms((scores,), plain=(jnp.where(mine, scores, 0.0),))
+
+
+def _positives_of(
+    first: jax.Array, last: jax.Array, texts: jax.Array, positives: jax.Array
+) -> jax.Array:
+    """Return which texts are positives of equal anchors, and so no negatives: `[m, n]` bool.
+
+    Args:
+        first, last: `[m]`, the range in `positives` of the anchors that equal each.
+        texts: `[n]`, the numbers of the texts.
+        positives: `[N]`, the numbers of all positives, in order of their anchors.
+    """
+
+    def compare(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        turn, right = state
+        equal = positives[jnp.minimum(first + turn, len(positives) - 1)]  # [m]
+        there = first + turn < last
+        return turn + 1, right | (there[:, None] & (equal[:, None] == texts[None, :]))
+
+    most = jnp.max(last - first)  # as many turns as the most frequent anchor has examples
+    none = jnp.zeros((len(first), len(texts)), bool)
+    return jax.lax.while_loop(lambda state: state[0] < most, compare, (jnp.int32(0), none))[1]

@@ -19,7 +19,7 @@ from jaxft.errors import UserError
 from jaxft.models.load_dense import vector_width
 from jaxft.models.model import Model
 from jaxft.models.tower.tower import Compute
-from jaxft.tasks.embedding.losses import COMPARED, batch_losses
+from jaxft.tasks.embedding.losses import COMPARED, with_losses
 from jaxft.tasks.embedding.nearest_texts import nearest_texts
 from jaxft.tasks.embedding.pooling import IN_PYTORCH, MEAN, check_states, chosen_pooling, pool
 from jaxft.tasks.embedding.prompts import DOCUMENT, QUERY, Prompts, chosen_prompts, prompts_from
@@ -109,7 +109,7 @@ class BoundEmbedding(BoundTask["Embedding", TextTuples]):
     def represent(
         self, params: Params, outputs: Outputs, batch: Batch, compute: Compute
     ) -> Outputs:
-        """Add the unit vector of each text: `vectors` `[R, S, K, D]` float32."""
+        """Add each text's unit vector, `vectors` `[R, S, K, D]` float32, and `losses` `[R S]`."""
         stream = outputs["last_hidden_state"].astype(jnp.float32)  # [R, T, D]
         rows, segments, count = batch["text_numbers"].shape  # [R, S, K]
         owners, texts = batch["segment_ids"], segments * count
@@ -118,13 +118,15 @@ class BoundEmbedding(BoundTask["Embedding", TextTuples]):
             present = of_segments(owners, texts).any(-1, keepdims=True)
             vectors = jnp.where(present, dense.run(params, vectors, compute), 1.0)
         unit = vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
-        return {**outputs, "vectors": unit.reshape(rows, segments, count, -1)}
+        unit = unit.reshape(rows, segments, count, -1)
+        return {**outputs, **with_losses(self.task.section, unit, batch, compute.mesh)}
 
     def comparison(self, compute: Compute) -> Comparison | None:
-        del compute
         if self.task.section.objective not in COMPARED:
             return None
-        return Comparison(("vectors",), lambda params, representations: representations)
+
+        section, mesh = self.task.section, compute.mesh
+        return Comparison(("vectors",), lambda _, r, b: with_losses(section, r["vectors"], b, mesh))
 
     def loss(self, outputs: Outputs, batch: Batch) -> Sum:
         """Return the summed loss of a batch, whose other examples are the negatives, and weight.
@@ -133,10 +135,8 @@ class BoundEmbedding(BoundTask["Embedding", TextTuples]):
         with the cosine over a temperature; of scores the squared error of the cosine, Reimers and
         Gurevych (2019), https://arxiv.org/abs/1908.10084, section 3.
         """
-        vectors, weights = outputs["vectors"], batch["weights"].reshape(-1)
-        flat = vectors.reshape(-1, *vectors.shape[2:])  # [N, K, D]
-        losses = batch_losses(self.task.section, flat, batch)
-        return jnp.sum(losses * weights), jnp.sum(weights)
+        weights = batch["weights"].reshape(-1)
+        return jnp.sum(outputs["losses"] * weights), jnp.sum(weights)
 
     def outcomes(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
         return {"vectors": outputs["vectors"]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jaxft.tasks.parts.arrays import Outputs, Params
+from jaxft.tasks.parts.arrays import Batch, Outputs, Params
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,9 @@ class Comparison:
 
     Args:
         names: the outputs, `[R, ...]` each, on which the loss depends: the representations.
-        outputs: parameters and the representations of all rows -> what `BoundTask.sums` reads.
+        outputs: parameters, the representations of all rows, and the batch -> what
+            `BoundTask.sums` reads.
     """
 
     names: tuple[str, ...]
-    outputs: Callable[[Params, Outputs], Outputs]
+    outputs: Callable[[Params, Outputs, Batch], Outputs]
