@@ -74,6 +74,11 @@ class AdapterSection(Section):
     rslora: bool = fixed(
         False, "scale by alpha / sqrt(rank), so that the rate suits every rank (rsLoRA)"
     )
+    init: Literal["lora", "pissa"] = fixed(
+        "lora",
+        "initial matrices: lora_b at 0 (lora, dora), or both at the kernel's largest singular "
+        "components, which the kernel loses (pissa; lora)",
+    )
     match: Annotated[list[str], Field(min_length=1)] | None = fixed(
         None, "patterns of the kernels that get an adapter; null is attention's query and value"
     )
@@ -110,6 +115,13 @@ class AdapterSection(Section):
         if set_keys and self.kind in ("bitfit", "norms"):
             raise ValueError(
                 f"'{set_keys[0]}' applies to lora and dora only, and kind is {self.kind}"
+            )
+        if self.init == "pissa" and self.kind == "dora":
+            raise ValueError("'init' is pissa, which is for kind lora: its columns have no lengths")
+        if self.init == "pissa" and self.quantize is not None:
+            raise ValueError(
+                f"'quantize' is {self.quantize} and 'init' pissa: quantized kernels have other "
+                "components than those that an export merges into; set init: lora"
             )
         own = [name for name in set_keys if name not in ("lr_ratio", "checkpoint", "quantize")]
         if own and self.checkpoint is not None:

@@ -169,7 +169,16 @@ def new_adapter(section: AdapterSection) -> Adapter:
     match = None if section.match is None else tuple(section.match)
     dora = section.kind == "dora"
     ranks = tuple(section.ranks.items())
-    return Adapter(section.rank, section.alpha, match, dora, section.dropout, ranks, section.rslora)
+    return Adapter(
+        rank=section.rank,
+        alpha=section.alpha,
+        match=match,
+        dora=dora,
+        dropout=section.dropout,
+        ranks=ranks,
+        rslora=section.rslora,
+        principal=section.init == "pissa",
+    )
 
 
 def build_mesh(

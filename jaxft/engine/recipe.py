@@ -26,7 +26,7 @@ from jaxft.layerwise.rules import make_rule
 from jaxft.layerwise.sampling import MISA, TRAINS_ENDS
 from jaxft.layerwise.schedules import Schedule
 from jaxft.layerwise.table import LayerTable, build_table
-from jaxft.models.adapters.low_rank import is_adapter, kernels_of
+from jaxft.models.adapters.low_rank import is_adapter, is_start, kernels_of
 from jaxft.models.load import CLASS_HEADS, HEADLESS, LoadOptions, Model
 from jaxft.tasks.parts.contract import Facts, Task
 from jaxft.tree import matches_of, natural_order, select
@@ -243,7 +243,7 @@ def chosen_leaves(section: AdapterSection, model: Model) -> frozenset[str] | Non
                 "Use lora.",
             )
     else:
-        own = {name for name in model.leaves if is_adapter(name)}
+        own = {name for name in model.leaves if is_adapter(name) and not is_start(name)}
         _check_kind(section, model)
     return frozenset(own | _heads(model))
 

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Sharding
 
-from jaxft.models.adapters.low_rank import with_lengths
 from jaxft.models.adapters.read import stored_leaf
+from jaxft.models.adapters.starts import with_starts
 from jaxft.models.layers.modules import Leaf
 from jaxft.models.model import Model
 from jaxft.models.weights.leaves import fresh_leaf, load_leaf
@@ -61,11 +61,11 @@ def with_values(
             name, read_value(model, name, model.params[name].sharding, dtype=dtype, seed=seed)
         )
         for name in model.leaves
-        # New magnitudes of DoRA depend on the initial matrices, so those are sampled too.
+        # Starts of new adapters depend on the initial matrices, so those are sampled too.
         if name not in known or name not in model.matching.loaded
     }
     if model.adapted is not None:
-        params = with_lengths(params, model.adapted.kernels, set(model.matching.new))
+        params = with_starts(params, model.adapted.kernels, set(model.matching.new))
     params |= known
     return replace(model, params={name: params[name] for name in model.leaves})
 
@@ -73,7 +73,7 @@ def with_values(
 def read_value(
     model: Model, name: str, where: Any = None, *, dtype: str = "float32", seed: int = 0
 ) -> jax.Array:
-    """Read or initialize one parameter alone; magnitudes of DoRA as their leaf describes them.
+    """Read or initialize one parameter alone; those of `with_starts` as their leaf describes.
 
     Args:
         model: a described model, or a loaded one, whose own value is not looked at.

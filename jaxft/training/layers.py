@@ -21,6 +21,7 @@ from jaxft.device.distributed import from_first
 from jaxft.device.mesh import in_turn
 from jaxft.engine.remat import phase_setups
 from jaxft.engine.state import TrainState
+from jaxft.models.adapters.low_rank import is_adapter
 from jaxft.models.load import Model
 from jaxft.models.values import read_value
 from jaxft.report.events import EventLog
@@ -118,11 +119,9 @@ def write_drift(
     """
     setup, now, of = stage.setup, stage.params(state), layers_of(stage.setup.model)
     seed = setup.config.run.seed.init
-    # A new DoRA magnitude is computed from other parameters: read alone, it is not its start.
+    # What is computed from other parameters cannot be read alone.
     names = [
-        n
-        for n in (*state.trainable, *state.previously_trained)
-        if not _is_new_magnitude(n, initial)
+        n for n in (*state.trainable, *state.previously_trained) if not _is_computed(n, initial)
     ]
 
     def squared_distances(name: str) -> jax.Array:
@@ -134,8 +133,12 @@ def write_drift(
     log.of_kind("drift", step, {"drift": moved})
 
 
-def _is_new_magnitude(name: str, initial: Model) -> bool:
-    return name.endswith("/magnitude") and name not in initial.matching.loaded
+def _is_computed(name: str, initial: Model) -> bool:
+    """Return whether a parameter's initial value depends on others': a new adapter's."""
+    if name in initial.matching.loaded or not is_adapter(name) or initial.adapted is None:
+        return False
+    one = initial.adapted.kernels[f"{name.rpartition('/')[0]}/kernel"]
+    return one.principal or name.endswith("/magnitude")
 
 
 def measure_again(stage: PhaseStep, log: EventLog, step: int, readings: LayerReadings) -> PhaseStep:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxft.errors import UserError
-from jaxft.models.adapters.low_rank import beside
+from jaxft.models.adapters.low_rank import matrices_of
 from jaxft.models.layers.adapter import LowRank
 from jaxft.models.weights.export import LORA_WEIGHTS, save_marked
 from jaxft.storage.files import written_aside
@@ -48,8 +48,7 @@ def write_lora(
         )
     tensors = {}
     for kernel, low_rank in adapted.items():
-        leaves = (beside(kernel, leaf) for leaf in ("lora_a", "lora_b"))
-        a, b = (np.asarray(params[leaf], np.float32) for leaf in leaves)
+        a, b = (np.asarray(one, np.float32) for one in matrices_of(params, kernel, low_rank))
         name = f"{part}.{modules[kernel].removesuffix('.weight')}"
         tensors[f"{name}.lora_A.weight"] = np.ascontiguousarray(a.T)
         tensors[f"{name}.lora_B.weight"] = np.ascontiguousarray((b * low_rank.scale).T)

@@ -11,18 +11,20 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxft.errors import UserError
-from jaxft.models.layers.adapter import LowRank, LowRankLinear, column_lengths, summed
+from jaxft.models.layers.adapter import LowRank, LowRankLinear, column_lengths, since_start, summed
 from jaxft.models.layers.modules import Leaf, Linear
 from jaxft.models.tower.tower import Part, Tower
 from jaxft.tree import matches_of, select
 
-LEAVES = ("lora_a", "lora_b", "magnitude")
+MATRICES, STARTS = ("lora_a", "lora_b"), ("start_a", "start_b")
+LEAVES = (*MATRICES, "magnitude", *STARTS)
 # As the LoRA paper and PEFT choose; of a U-Net's transformers those over the text too.
 DEFAULT = r"(.*/)?blocks/\d+/(transformer/\d+/(source_)?)?attention/(query|value)/kernel"
 
@@ -39,6 +41,7 @@ class Adapter:
         dropout: of the matrices' input.
         ranks: patterns of kernels and r of those that match; the first that matches counts.
         rslora: whether the factor is alpha / sqrt(r) (https://arxiv.org/abs/2312.03732).
+        principal: whether the matrices start at the kernel's largest components (PiSSA).
     """
 
     rank: int
@@ -48,6 +51,7 @@ class Adapter:
     dropout: float = 0.0
     ranks: tuple[tuple[str, int], ...] = ()
     rslora: bool = False
+    principal: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +70,11 @@ class Adapted:
 def is_adapter(name: str) -> bool:
     """Return whether a parameter is an adapter's."""
     return name.rpartition("/")[2] in LEAVES
+
+
+def is_start(name: str) -> bool:
+    """Return whether a parameter is the start of an adapter's matrix, which never trains."""
+    return name.rpartition("/")[2] in STARTS
 
 
 def kernels_of(towers: Mapping[str, Tower | Part]) -> dict[str, Leaf]:
@@ -126,7 +135,7 @@ def _check_experts(
 
 def _low_rank(adapter: Adapter, rank: int) -> LowRank:
     scale = adapter.alpha / (math.sqrt(rank) if adapter.rslora else rank)
-    return LowRank(rank, scale, adapter.dora, adapter.dropout)
+    return LowRank(rank, scale, adapter.dora, adapter.dropout, adapter.principal)
 
 
 def inject(
@@ -174,24 +183,20 @@ def beside(kernel: str, leaf: str) -> str:
     return f"{kernel.removesuffix('kernel')}{leaf}"
 
 
-def with_lengths(
-    params: Mapping[str, jax.Array], kernels: Mapping[str, LowRank], wanted: set[str]
-) -> dict[str, jax.Array]:
-    """Return the parameters with new magnitudes at the lengths of the columns that they stand for.
+def matrices_of(
+    params: Mapping[str, Any], kernel: str, low_rank: LowRank
+) -> tuple[jax.Array, jax.Array]:
+    """Return the matrices whose product, times the scale, is added to a kernel.
 
     Args:
         params: the flat dict.
-        kernels: kernel -> its adapter.
-        wanted: the magnitudes that are new.
+        kernel: the kernel.
+        low_rank: its adapter.
     """
-    updated = dict(params)
-    for kernel, low_rank in kernels.items():
-        name = beside(kernel, "magnitude")
-        if name in wanted:
-            three = (params[kernel], *(params[beside(kernel, leaf)] for leaf in LEAVES[:2]))
-            measure = jax.jit(column_lengths, static_argnums=3, out_shardings=params[name].sharding)
-            updated[name] = measure(*three, low_rank.scale).astype(params[name].dtype)
-    return updated
+    a, b = (jnp.asarray(params[beside(kernel, leaf)]) for leaf in MATRICES)
+    if not low_rank.principal:
+        return a, b
+    return since_start(a, b, *(params[beside(kernel, leaf)] for leaf in STARTS))
 
 
 def merge(params: Mapping[str, jax.Array], kernels: Mapping[str, LowRank]) -> dict[str, jax.Array]:
@@ -204,7 +209,7 @@ def merge(params: Mapping[str, jax.Array], kernels: Mapping[str, LowRank]) -> di
     merged = {name: value for name, value in params.items() if not is_adapter(name)}
     with jax.default_matmul_precision("highest"):
         for name, low_rank in kernels.items():
-            a, b = (params[beside(name, leaf)] for leaf in LEAVES[:2])
+            a, b = matrices_of(params, name, low_rank)
             whole = summed(params[name], a, b, low_rank.scale)
             if low_rank.dora:
                 magnitude = params[beside(name, "magnitude")].astype(jnp.float32)

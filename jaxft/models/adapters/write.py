@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxft.errors import UserError
-from jaxft.models.adapters.low_rank import beside
+from jaxft.models.adapters.low_rank import beside, matrices_of
 from jaxft.models.adapters.read import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ROOT
 from jaxft.models.layers.adapter import LowRank
 from jaxft.models.weights.export import save_marked
@@ -91,7 +91,7 @@ def _fused(
     low, lengths = [], []
     for kernel in parts:
         if kernel in adapted:
-            a, b = (np.asarray(params[beside(kernel, leaf)]) for leaf in ("lora_a", "lora_b"))
+            a, b = map(np.asarray, matrices_of(params, kernel, adapted[kernel]))
             low.append((a, b * np.float32(adapted[kernel].scale / scale)))
         else:
             inside, outside = params[kernel].shape

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -25,19 +25,22 @@ class LowRank:
         scale: the factor on their product, alpha / r.
         dora: whether each column of the sum has a magnitude, a parameter too.
         rate: dropout of the matrices' input.
+        principal: whether the matrices start at the kernel's largest components (PiSSA).
     """
 
     rank: int
     scale: float
     dora: bool = False
     rate: float = 0.0
+    principal: bool = False
 
 
 class LowRankLinear(nnx.Module):
     """x W + (x A) B scale + b; with DoRA, the columns of W + A B scale at the lengths m.
 
     W + A B is never formed for the product with x, so that a frozen W costs no gradient of its
-    size.
+    size. With PiSSA, A and B start at W's largest components and W loses these: the frozen start
+    of A and B is subtracted again, so that W itself stays the checkpoint's.
 
     Args:
         plain: the linear map with W and b.
@@ -45,7 +48,8 @@ class LowRankLinear(nnx.Module):
         path: the map's path in its block, `attention/query`, which seeds its dropout.
 
     Source: Hu et al. (2021), https://arxiv.org/abs/2106.09685; Liu et al. (2024),
-    https://arxiv.org/abs/2402.09353. As in their code, A starts as a `torch.nn.Linear` does
+    https://arxiv.org/abs/2402.09353; Meng et al. (2024), https://arxiv.org/abs/2404.02948. As in
+    LoRA's and DoRA's code, A starts as a `torch.nn.Linear` does
     (uniform, up to 1 / sqrt(I)), B at 0 and m at the columns' own lengths, and no gradient goes
     through the lengths that are divided by. Dropout applies to the matrices' input alone.
     """
@@ -55,8 +59,14 @@ class LowRankLinear(nnx.Module):
         leaf: Leaf = plain.kernel.get_metadata()["leaf"]
         (inside, outside), (axis_in, axis_out) = leaf.shape, leaf.axes
         rank = low_rank.rank
-        self.lora_a = parameter(Leaf((inside, rank), (axis_in, "rank"), spread=inside**-0.5))
-        self.lora_b = parameter(Leaf((rank, outside), ("rank", axis_out)))
+        low, high = (
+            Leaf((inside, rank), (axis_in, "rank")),
+            Leaf((rank, outside), ("rank", axis_out)),
+        )
+        self.lora_a = parameter(replace(low, spread=inside**-0.5))
+        self.lora_b = parameter(high)
+        self.start_a = parameter(low) if low_rank.principal else None
+        self.start_b = parameter(high) if low_rank.principal else None
         length = Leaf((outside,), (axis_out,), mean=1.0, decay=False)
         self.magnitude = parameter(length) if low_rank.dora else None
         self.scale, self.rate = low_rank.scale, low_rank.rate
@@ -65,7 +75,7 @@ class LowRankLinear(nnx.Module):
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Map `x` [..., I] to [..., O]; the block's dropout key turns dropout on."""
         own = None if key is None or not self.rate else jax.random.fold_in(key, self.path_number)
-        kernel, a, b = self.kernel[...], self.lora_a[...], self.lora_b[...]
+        kernel, (a, b) = self.kernel[...], self._matrices()
         bias = None if self.bias is None else self.bias[...]
         added = linear(linear(dropout(x, self.rate, own), a, None), b, None) * self.scale
         if self.magnitude is None:
@@ -74,6 +84,20 @@ class LowRankLinear(nnx.Module):
         lengths = column_lengths(*constants, self.scale)
         out = (linear(x, kernel, None) + added) * (self.magnitude[...] / lengths).astype(x.dtype)
         return checkpoint_name(out if bias is None else out + bias, self.path)
+
+    def _matrices(self) -> tuple[jax.Array, jax.Array]:
+        """Return A [I, r] and B [r, O], with the start that they are measured from beside them."""
+        a, b = self.lora_a[...], self.lora_b[...]
+        if self.start_a is None or self.start_b is None:
+            return a, b
+        return since_start(a, b, self.start_a[...], self.start_b[...])
+
+
+def since_start(
+    a: jax.Array, b: jax.Array, start_a: jax.Array, start_b: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Return two matrices [I, 2r] and [2r, O] with the product A B - A0 B0."""
+    return jnp.concatenate([a, start_a], 1), jnp.concatenate([b, -start_b], 0)
 
 
 def column_lengths(kernel: Kernel, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
