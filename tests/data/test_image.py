@@ -259,6 +259,23 @@ def test_a_detectors_processor_needs_a_size(size, tmp_path, reference):
     np.testing.assert_array_equal(ours(image), expected_values(reference(tmp_path), image))
 
 
+@pytest.mark.parametrize("size", [(70, 60), (96, 128)])
+def test_rf_detr_resizes_floats_as_transformers_does(size, tmp_path):
+    """Larger and smaller, behind the rescaling, without smoothing.
+
+    The last digit of theirs depends on PyTorch's number of threads.
+    """
+    from transformers import AutoImageProcessor
+
+    fields = {"image_processor_type": "RfDetrImageProcessor", "do_pad": True}
+    write_fields(tmp_path, fields | {"size": dict(zip(("height", "width"), size, strict=True))})
+    theirs, ours = AutoImageProcessor.from_pretrained(str(tmp_path)), load_image_processor(tmp_path)
+    for shape in ((50, 90, 3), (130, 61, 3), (*size, 3)):
+        pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        image = Image.fromarray(pixels)
+        np.testing.assert_allclose(ours(image), expected_values(theirs, image), atol=1e-5)
+
+
 def test_arrays_are_images():
     pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
     np.testing.assert_array_equal(np.asarray(decode(pixels)), pixels)

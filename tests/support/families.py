@@ -65,6 +65,7 @@ KIN_HEADS: dict[str, tuple[str, ...]] = {
     "olmo2": ("causal_lm",),
     "olmoe": ("causal_lm",),
     "phi3": ("causal_lm",),
+    "rf_detr": ("object_detection",),
     "siglip2": ("contrastive",),  # both towers
     "gemma": ("causal_lm",),
     "siglip2_text_model": (),
@@ -265,7 +266,7 @@ def random_batch(model: torch.nn.Module, draw: np.random.Generator) -> dict[str,
     if config.model_type == "imagegpt":  # rows of pixels: all are of one length
         shape = batch.pop("attention_mask").shape
         batch["input_ids"] = draw.integers(0, config.vocab_size, shape)
-    vision = getattr(reads, "vision_config", reads)
+    vision = getattr(reads, "vision_config", getattr(reads, "backbone_config", reads))
     if hasattr(vision, "num_patches"):
         return batch | random_patches(vision, draw)
     if hasattr(config, "image_token_id"):
@@ -400,6 +401,11 @@ def torch_gradients(pair: Pair) -> dict[str, np.ndarray]:
     """PyTorch's gradients under our names and layouts."""
     pair.torch.zero_grad()
     weighted_loss(pair.torch(**pair.torch_batch()), pair).backward()
+    return stored_gradients(pair)
+
+
+def stored_gradients(pair: Pair) -> dict[str, np.ndarray]:
+    """What PyTorch's last backward pass has left, under our names and layouts."""
     grads = {
         name: torch.zeros_like(value) if value.grad is None else value.grad
         # Of two names that are tied it is the file that knows which is saved.

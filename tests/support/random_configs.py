@@ -256,6 +256,16 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "pooler_output_size": lambda draw: draw.width if draw.joined else draw.number(5, 20),
     "num_register_tokens": lambda draw: draw.number(1, 4),
     "num_detection_tokens": lambda draw: draw.number(2, 6),
+    # Of a detector of queries: `of_detector`.
+    "d_model": lambda draw: 16,
+    "num_queries": lambda draw: 4,
+    "group_detr": lambda draw: draw.number(1, 4),
+    "decoder_self_attention_heads": lambda draw: 2,
+    "decoder_cross_attention_heads": lambda draw: 2,
+    "decoder_n_points": lambda draw: draw.number(1, 4),
+    "c2f_num_blocks": lambda draw: draw.number(1, 3),
+    "hidden_expansion": lambda draw: draw.one_of(0.5, 1.0),
+    "decoder_activation_function": activation,
     # Functions and their numbers.
     "hidden_act": activation,
     "hidden_activation": activation,
@@ -415,6 +425,15 @@ LEFT = {
     "out_features",
     "out_indices",
     "stage_names",
+    # Weights of a loss.
+    "auxiliary_loss",
+    "bbox_cost",
+    "bbox_loss_coefficient",
+    "class_cost",
+    "class_loss_coefficient",
+    "focal_alpha",
+    "giou_cost",
+    "giou_loss_coefficient",
 }
 
 
@@ -444,6 +463,8 @@ def random_config(model_type: str, generator: np.random.Generator) -> Pretrained
         vision = of_part.width
     if {"image_token_id", "image_token_index"} & set(fields):
         drawn |= of_images(own, drawn)
+    if "backbone_config" in parts:
+        drawn |= of_detector(own, drawn["backbone_config"])
     return AutoConfig.for_model(model_type, **drawn)
 
 
@@ -462,6 +483,26 @@ def of_images(draw: Draw, parts: dict[str, Any]) -> dict[str, Any]:
     own = {"image_token_index": word, "mm_tokens_per_image": (side // near) ** 2}
     own |= {"projection_dim": text["hidden_size"]}
     return {name: value for name, value in own.items() if name in draw.defaults}
+
+
+def of_detector(draw: Draw, backbone: dict[str, Any]) -> dict[str, Any]:
+    """A grid of whole windows, the outputs that are read of it, and no more queries than pixels."""
+    windows, blocks = draw.one_of(1, 2), backbone["num_hidden_layers"]
+    side = windows * draw.number(3 - windows, 4)
+    outputs = sorted({draw.number(0, blocks + 1) for _ in range(3)})
+    backbone |= {
+        "num_windows": windows,
+        "image_size": side * backbone["patch_size"],
+        "out_indices": outputs,
+        "use_swiglu_ffn": False,
+    }
+    heads = draw.one_of(1, 2, 4)
+    return {
+        "d_model": 16 * draw.number(1, 3),
+        "decoder_self_attention_heads": heads,
+        "decoder_cross_attention_heads": draw.one_of(2, 4),
+        "num_queries": draw.number(2, side**2 + 1),
+    }
 
 
 def random_pair(

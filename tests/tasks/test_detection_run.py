@@ -3,11 +3,16 @@
 import csv
 import json
 
+import numpy as np
 import pytest
+import torch
+import transformers
 import yaml
 from PIL import Image, ImageDraw
 
 from jaxft.cli.main import main
+from jaxft.tasks.object_detection.detection_loss import corners
+from jaxft.tasks.object_detection.task import best_pairs
 from tests.support.tiny_images import tiny_vit
 
 
@@ -54,6 +59,62 @@ def test_two_steps_of_the_command(match, tmp_path, capsys):
     with Image.open(annotated / "a.png") as image:
         assert image.size == (40, 40)
     check_predict_spares_what_is_there(run, tmp_path, annotated, capsys)
+
+
+def tiny_rf_detr(folder):
+    """A detector of images of 16 pixels, with two groups of six queries."""
+    backbone = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    backbone |= {"model_type": "rf_detr_dinov2", "patch_size": 4, "image_size": 16}
+    backbone |= {"num_windows": 2, "out_features": ["stage1", "stage2"]}
+    own = {"d_model": 16, "decoder_layers": 1, "decoder_ffn_dim": 16, "num_queries": 6}
+    own |= {"group_detr": 2, "decoder_self_attention_heads": 2, "c2f_num_blocks": 1}
+    config = transformers.RfDetrConfig(
+        backbone_config=backbone, decoder_cross_attention_heads=2, num_labels=2, **own
+    )
+    transformers.RfDetrForObjectDetection(config).save_pretrained(folder)
+    size = {"height": 16, "width": 16}
+    fields = {"image_processor_type": "RfDetrImageProcessor", "size": size, "do_pad": False}
+    (folder / "preprocessor_config.json").write_text(json.dumps(fields))
+    return folder
+
+
+def test_a_detector_of_queries_trains_and_is_exported(tmp_path, capsys):
+    """The backbone at a lower rate; `transformers` reads the export and finds the same boxes."""
+    write_photos(tmp_path)
+    data = f"boxes:{tmp_path / 'boxes.csv'}"
+    config = {
+        "run": {"name": "run", "dir": str(tmp_path / "runs")},
+        "model": {"checkpoint": str(tiny_rf_detr(tmp_path / "rf_detr"))},
+        "task": {"kind": "object_detection", "tile": 20, "overlap": 0.0},
+        "data": {"train": data, "eval": data, "batch_size": 8},
+        "groups": [
+            {"name": "backbone", "depth": [0, 2], "lr_mult": 0.1},
+            {"name": "decoder", "depth": [4, 4]},
+        ],
+        "train": {"length": "2 steps"},
+        "checkpoint": {"every": "2 steps"},
+        "report": {"tensorboard": False},
+    }
+    (tmp_path / "detect.yaml").write_text(yaml.safe_dump(config))
+    assert main(["train", str(tmp_path / "detect.yaml"), "--quiet"]) == 0
+    run, export = tmp_path / "runs" / "run", tmp_path / "export"
+    assert {"loss", "map"} <= json.loads((run / "result.json").read_text())["metrics"].keys()
+    assert main(["export", str(run), "--out", str(export)]) == 0
+    model = transformers.AutoModelForObjectDetection.from_pretrained(export)
+    assert model.config.id2label == {0: "square"}
+    pixels = np.random.default_rng(0).normal(size=(1, 3, 16, 16)).astype(np.float32)
+    with torch.no_grad():
+        outputs = model.eval()(torch.tensor(pixels))
+    read = transformers.RfDetrImageProcessor().post_process_object_detection
+    (theirs,) = read(outputs, threshold=0.0, target_sizes=[(1, 1)])
+    ours = best_pairs({name: outputs[name].numpy() for name in ("logits", "pred_boxes")})
+    np.testing.assert_allclose(ours["scores"][0, 0], theirs["scores"], rtol=1e-5)
+    np.testing.assert_array_equal(ours["classes"][0, 0], theirs["labels"])
+    np.testing.assert_allclose(corners(ours["boxes"])[0, 0], theirs["boxes"], atol=1e-5)
+    capsys.readouterr()
+    override = "task.match=place"
+    assert main(["train", str(tmp_path / "detect.yaml"), override, "run.name=other"]) == 2
+    assert "task.match: the detections of a rf_detr have no place" in capsys.readouterr().err
 
 
 def check_predict_spares_what_is_there(run, tmp_path, annotated, capsys):

@@ -21,6 +21,8 @@ from PIL import Image, UnidentifiedImageError
 
 from jaxft.bounds import MOST_PIXELS
 from jaxft.data.image.config import FILES, check_scaled, read_settings, with_patches
+from jaxft.data.image.processors import FLOATS
+from jaxft.data.image.resize import crop_middle, resize_floats, target_size
 from jaxft.errors import UserError
 from jaxft.storage.files import write_atomic
 from jaxft.storage.json_files import read_json_object
@@ -75,17 +77,22 @@ class ImageProcessor:
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Return the pixel values of one image: `[3, H, W]` float32."""
-        return self.values(self.fit(image))
+        if self.kind not in FLOATS or self.resize is None or self.crop is not None:
+            return self.values(self.fit(image))
+        pixels = replace(self, resize=None).fit(image).transpose(2, 0, 1).astype(np.float32)
+        scaled = pixels if self.factor is None else pixels * np.float32(self.factor)
+        values = resize_floats(scaled, target_size(image, self.resize))
+        return values if self.mean is None else self._normalized(values)
 
     def fit(self, image: Image.Image) -> np.ndarray:
         """Return the image in RGB, resized and cropped: `[H, W, 3]` uint8."""
         if self.blend or image.mode != "RGB":
             image = to_rgb(image)
         if self.resize is not None:
-            height, width = _target(image, self.resize)
+            height, width = target_size(image, self.resize)
             image = image.resize((width, height), Image.Resampling(self.resample))
         pixels = np.asarray(image)
-        return pixels if self.crop is None else _crop(pixels, self.crop)
+        return pixels if self.crop is None else crop_middle(pixels, self.crop)
 
     def values(self, pixels: np.ndarray) -> np.ndarray:
         """Rescale and normalize pixels `[H, W, 3]` uint8: `[3, H, W]` float32."""
@@ -105,10 +112,15 @@ class ImageProcessor:
         if self.factor is not None:
             levels = levels.astype(np.float64) * self.factor
         table = np.tile(levels.astype(np.float32), (3, 1))
-        if self.mean is not None:
-            mean, std = (np.array(values, np.float32)[:, None] for values in (self.mean, self.std))
-            table = (table - mean) / std
-        return table
+        return table if self.mean is None else self._normalized(table)
+
+    def _normalized(self, values: np.ndarray) -> np.ndarray:
+        """Return values `[3, ...]` less the mean of their channel, by its deviation."""
+        mean, std = (
+            np.array(numbers, np.float32).reshape(3, *[1] * (values.ndim - 1))
+            for numbers in (self.mean, self.std)
+        )
+        return (values - mean) / std
 
     def to_hf(self) -> dict[str, Any]:
         """Return the content of an equivalent `preprocessor_config.json` for `transformers`."""
@@ -273,28 +285,3 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
     return image.convert("RGB")
-
-
-def _target(image: Image.Image, resize: tuple[int, int] | int) -> tuple[int, int]:
-    """Return the height and width to resize to, the longer edge rounded down."""
-    if isinstance(resize, tuple):
-        return resize
-    width, height = image.size
-    if width <= height:
-        return max(int(resize * height / width), 1), resize
-    return resize, max(int(resize * width / height), 1)
-
-
-def _crop(pixels: np.ndarray, crop: tuple[int, int]) -> np.ndarray:
-    """Return the middle `[height, width, 3]` of `[H, W, 3]`, with black around a smaller image."""
-    for axis, wanted in enumerate(crop):
-        missing = wanted - pixels.shape[axis]
-        if missing > 0:
-            # An odd row or column goes before the image.
-            around = [(0, 0)] * 3
-            around[axis] = ((missing + 1) // 2, missing // 2)
-            pixels = np.pad(pixels, around)
-        else:
-            start = -missing // 2
-            pixels = pixels[(slice(None),) * axis + (slice(start, start + wanted),)]
-    return pixels

@@ -86,6 +86,17 @@ PROCESSORS: dict[str, dict[str, Any]] = {
         "max_size": None,
         "do_pad": True,
     },
+    # It has no other backend than torchvision's, which resizes behind the rescaling (FLOATS).
+    "RfDetrImageProcessor": ALL
+    | {
+        "resample": BILINEAR,
+        "image_mean": IMAGENET_MEAN,
+        "image_std": IMAGENET_STD,
+        "size": {"shortest_edge": 800, "longest_edge": 1333},
+        "default_to_square": False,
+        "max_size": None,
+        "do_pad": True,
+    },
     "Gemma3ImageProcessor": ALL
     | {
         "resample": BILINEAR,
@@ -105,6 +116,8 @@ PROCESSORS: dict[str, dict[str, Any]] = {
         "clusters": None,
     },
 }
+# Processors that resize floats, without smoothing what becomes smaller.
+FLOATS = ("RfDetrImageProcessor",)
 # Fields that change no pixel.
 WITHOUT_EFFECT = {
     "image_processor_type",
@@ -149,4 +162,5 @@ OF_MODEL = {
     "paligemma": "SiglipImageProcessor",
     "imagegpt": "ImageGPTImageProcessor",
     "yolos": "YolosImageProcessor",
+    "rf_detr": "RfDetrImageProcessor",
 }

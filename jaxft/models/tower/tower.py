@@ -148,8 +148,8 @@ class Tower:
         needs: what its blocks' attention to their own stream asks of a kernel, as its stem's does;
             None where that has none.
         balanced: whether a loss reads the use of the experts of all its blocks.
-        noisy: whether its input has noise that is new each time, so that no output of a trunk can
-            be stored.
+        uncached: whether no output of a trunk can be stored, since its input has noise that is new
+            each time, or its stream is of several arrays.
     """
 
     stem: Part
@@ -163,7 +163,7 @@ class Tower:
     input_of: Callable[[Batch, jax.Array], Batch] = decoder_input
     needs: Needs | None = None
     balanced: bool = False
-    noisy: bool = False
+    uncached: bool = False
 
     @cached_property
     def _described(self) -> dict[str, tuple[int, Leaf]]:
@@ -209,9 +209,9 @@ class Tower:
 
         None without a trunk, if the stem trains, or anything in a tower that this one reads; and
         where a loss reads more of the blocks than their stream, positions lie on several devices,
-        or the input has new noise.
+        or it is `uncached`.
         """
-        if self.balanced or self.noisy or context_of(compute.mesh) > 1:
+        if self.balanced or self.uncached or context_of(compute.mesh) > 1:
             return None
         if self.reads is not None and any(map(compute.trains, self.reads.leaves)):
             return None

@@ -120,7 +120,11 @@ KINDS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     (r"^pos_embed_(jitter|rescale)$", "a number above 0", _is_positive),
     (r"^pos_embed_shift$", "a number of 0 or more", _is_scale),
     (r"^rope_(parameters|scaling)$", "an object", lambda value: isinstance(value, dict)),
-    (r"^(mlp_only|dual_attention)_layers$", "a list of numbers of blocks", _are_indices),
+    (
+        r"^((mlp_only|dual_attention)_layers|window_block_indexes)$",
+        "a list of numbers of blocks",
+        _are_indices,
+    ),
     (r"^(layer_types|architectures)$", "a list of strings", _are_strings),
     (r"^id2label$", "an object of numbers and names", _are_labels),
     (r"^no_rope_layers$", "a list of 0 and 1", _are_flags),

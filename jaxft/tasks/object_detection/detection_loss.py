@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxft.tasks.object_detection.assignment import assign
+
 CLASS_COST, BOX, GIOU = 1.0, 5.0, 2.0  # weights of the matching; the last two also of the loss
 NOTHING_WEIGHT = 0.1  # the cross-entropy's weight of a detection whose target is `no object`
-LARGE = 1e6  # replaces a cost that is not finite
 
 
 def detection_loss(
@@ -120,10 +121,7 @@ def match(
     far = jnp.abs(predicted[:, :, None] - boxes[:, None]).sum(-1)
     near = generalised_iou(corners(predicted)[:, :, None], corners(boxes)[:, None])
     cost = BOX * far - CLASS_COST * likely - GIOU * near
-    cost = jnp.where(labels[:, None, :] < 0, 0.0, cost).swapaxes(1, 2)  # [R, M, Q]
-    cost = jnp.nan_to_num(jax.lax.stop_gradient(cost), nan=LARGE, posinf=LARGE, neginf=LARGE)
-    row, column = jax.vmap(optax.assignment.base_hungarian_algorithm)(cost)
-    return jnp.take_along_axis(column, jnp.argsort(row, axis=1), axis=1)
+    return assign(cost, labels)
 
 
 def corners(boxes: jax.Array) -> jax.Array:
@@ -142,13 +140,25 @@ def generalised_iou(first: jax.Array, second: jax.Array) -> jax.Array:
 
     Source: Rezatofighi et al. (2019), https://arxiv.org/abs/1902.09630.
     """
-
-    def area(low: jax.Array, high: jax.Array) -> jax.Array:
-        return jnp.prod(jnp.maximum(high - low, 0.0), axis=-1)
-
+    shared, union = _areas(first, second)
     (a, b), (c, d) = (jnp.split(boxes, 2, axis=-1) for boxes in (first, second))
-    shared = area(jnp.maximum(a, c), jnp.minimum(b, d))
-    union = area(a, b) + area(c, d) - shared
-    around = area(jnp.minimum(a, c), jnp.maximum(b, d))
-    union, around = jnp.maximum(union, 1e-9), jnp.maximum(around, 1e-9)
+    around = jnp.maximum(_area(jnp.minimum(a, c), jnp.maximum(b, d)), 1e-9)
     return shared / union - (around - union) / around
+
+
+def overlap(first: jax.Array, second: jax.Array) -> jax.Array:
+    """Compute intersection over union of boxes `[..., 4]`, left, top, right, bottom: `[...]`."""
+    shared, union = _areas(first, second)
+    return shared / union
+
+
+def _areas(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the areas of the intersection and of the union, which is not 0."""
+    (a, b), (c, d) = (jnp.split(boxes, 2, axis=-1) for boxes in (first, second))
+    shared = _area(jnp.maximum(a, c), jnp.minimum(b, d))
+    return shared, jnp.maximum(_area(a, b) + _area(c, d) - shared, 1e-9)
+
+
+def _area(low: jax.Array, high: jax.Array) -> jax.Array:
+    """Return the area of boxes by their corners; 0 where there is none."""
+    return jnp.prod(jnp.maximum(high - low, 0.0), axis=-1)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxft.data.image.annotate import annotate
@@ -17,11 +18,13 @@ from jaxft.metrics.boxes import box_scores
 from jaxft.models.families.vit.yolos_from_vit import places
 from jaxft.tasks.object_detection.boxes import PieceExamples, opened, read_boxes, read_examples
 from jaxft.tasks.object_detection.detection_loss import detection_loss
+from jaxft.tasks.object_detection.query_loss import query_loss
 from jaxft.tasks.object_detection.section import ObjectDetectionSection as Section
 from jaxft.tasks.parts.card import APPLY, READ_IMAGE, Card
 from jaxft.tasks.parts.contract import Batch, BoundTask, Outcomes, Outputs, Sum, Task
 from jaxft.tasks.parts.images import check_images, open_image, paths_from_input, picture
 from jaxft.tasks.parts.metric import loss_and
+from jaxft.tasks.parts.tools import Tools
 
 SURE = 0.5  # the lowest score of a box in the predictions file
 PICTURE_SIDE = 640  # pixels of an image in a report, large enough for small boxes
@@ -41,7 +44,7 @@ class BoundObjectDetection(BoundTask["ObjectDetection", PieceExamples]):
         if labelled:  # inputs are decoded at once anyway
             check_images(source, self.task.section.image)
         config = self.tools.model.config
-        count = config.fields["num_detection_tokens"]
+        count = config.detections
         examples = read_examples(
             source,
             self.task.columns if labelled else (self.task.section.image, ""),
@@ -56,14 +59,24 @@ class BoundObjectDetection(BoundTask["ObjectDetection", PieceExamples]):
             return examples
         return replace(examples, places=places(count, *config.grid).astype(np.float32))
 
+    @property
+    def of_queries(self) -> bool:
+        """Return whether each class has a score by itself, and each block a loss."""
+        return "num_queries" in self.tools.model.config.fields
+
     def loss(self, outputs: Outputs, batch: Batch) -> Sum:
+        if self.of_queries:
+            return query_loss(outputs, batch, self.tools.model.config.fields)
         return detection_loss(outputs, batch)
 
     def outcomes(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
         """Return each detection token's box, likeliest class and its score: `[R, 1, Q, ...]`.
 
-        The class `no object` is not among the choices, as in DETR.
+        The class `no object` is not among the choices, as in DETR. Of queries they are the best
+        pairs of a box and a class.
         """
+        if self.of_queries:
+            return best_pairs(outputs)
         shares = jax.nn.softmax(outputs["logits"], axis=-1)[:, None, :, :-1]  # [R, 1, Q, C]
         boxes = outputs["pred_boxes"][:, None]
         return {"boxes": boxes, "scores": shares.max(-1), "classes": shares.argmax(-1)}
@@ -124,6 +137,22 @@ class BoundObjectDetection(BoundTask["ObjectDetection", PieceExamples]):
         return ({self.task.section.image: path} for path in paths_from_input(inputs))
 
 
+def best_pairs(outputs: Outputs) -> dict[str, jax.Array]:
+    """Return the Q best pairs of a box and a class, the best first: `[R, 1, Q, ...]` each.
+
+    Args:
+        outputs: `logits` `[R, Q, C]`, `pred_boxes` `[R, Q, 4]`.
+
+    Source: `post_process_object_detection` of `transformers`' `image_processing_rf_detr.py`.
+    """
+    scores = jax.nn.sigmoid(outputs["logits"])
+    rows, queries, classes = scores.shape
+    best, pairs = jax.lax.top_k(scores.reshape(rows, -1), queries)
+    boxes = jnp.take_along_axis(outputs["pred_boxes"], (pairs // classes)[..., None], axis=1)
+    pair = {"boxes": boxes, "scores": best, "classes": pairs % classes}
+    return {name: value[:, None] for name, value in pair.items()}
+
+
 def _objects(boxes: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
     """Return boxes for the predictions file: the class, and the corners in pixels."""
     return [
@@ -136,6 +165,16 @@ class ObjectDetection(Task):
     """Object detection: boxes around objects in an image, and their classes."""
 
     section: Section
+
+    def bind(self, tools: Tools, label_names: Sequence[str]) -> BoundObjectDetection:
+        bound = BoundObjectDetection(self, tools, label_names)
+        if self.section.match == "place" and bound.of_queries:
+            raise UserError(
+                f"task.match: the detections of a {tools.model.model_type} have no place of their "
+                "own.",
+                "Leave it out, or start from a plain ViT with model.detection_tokens.",
+            )
+        return bound
 
     bound = BoundObjectDetection
     card = Card(

@@ -263,7 +263,7 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     del head, num_labels
     top, blocks = Part(Top(config)), (Part(Block(config)),) * config.fields["num_layers"]
     first = {name: f"blocks/0/{name}" for name in top.leaves if name.startswith("condition/")}
-    return {"denoiser": Tower(Part(Stem(config)), blocks, top, ties=first, noisy=True)}
+    return {"denoiser": Tower(Part(Stem(config)), blocks, top, ties=first, uncached=True)}
 
 
 FAMILY = Family(

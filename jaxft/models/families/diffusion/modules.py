@@ -28,13 +28,14 @@ BELOW = ((0, 1), (0, 1))  # zeros after the last row and column alone
 
 
 class Convolution(nnx.Module):
-    """Convolution [B, H, W, I] -> [B, H', W', O] with a bias and an odd square kernel.
+    """Convolution [B, H, W, I] -> [B, H', W', O] with an odd square kernel.
 
     Args:
         inside, outside: I and O.
         side: pixels a side of the kernel.
         stride: of the output.
         padding: zeros before and after rows and columns; None keeps the size at a stride of 1.
+        bias: whether it has one.
     """
 
     def __init__(
@@ -44,11 +45,12 @@ class Convolution(nnx.Module):
         side: int = 3,
         stride: int = 1,
         padding: tuple[tuple[int, int], tuple[int, int]] | None = None,
+        bias: bool = True,
     ):
         axes = ("embed", "kernel_height", "kernel_width", "mlp")
         std = 1 / math.sqrt(inside * side * side)
         self.kernel = parameter(Leaf((inside, side, side, outside), axes, std=std))
-        self.bias = parameter(Leaf((outside,), ("mlp",), decay=False))
+        self.bias = parameter(Leaf((outside,), ("mlp",), decay=False)) if bias else None
         self.stride = stride
         self.padding = ((side // 2, side // 2),) * 2 if padding is None else padding
 
@@ -60,7 +62,7 @@ class Convolution(nnx.Module):
             self.padding,
             dimension_numbers=("NHWC", "IHWO", "NHWC"),
         )
-        return out + self.bias[...]
+        return out if self.bias is None else out + self.bias[...]
 
 
 class GroupNorm(nnx.Module):

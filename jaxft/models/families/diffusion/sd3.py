@@ -315,7 +315,7 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     again = [name for name in top.leaves if name.startswith("again/")]
     ties = {name: name.replace("again/", "condition/") for name in again}
     blocks = tuple(made[kind] for kind in kinds)
-    return {"denoiser": Tower(Part(Stem(config)), blocks, top, ties=ties, noisy=True)}
+    return {"denoiser": Tower(Part(Stem(config)), blocks, top, ties=ties, uncached=True)}
 
 
 IN = "transformer_blocks.{i}."

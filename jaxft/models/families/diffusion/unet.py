@@ -413,7 +413,7 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     """Build the one tower."""
     del head, num_labels
     blocks = tuple(Part(Block(config, unit)) for unit in units_of(config))
-    return {"denoiser": Tower(Part(Stem(config)), blocks, Part(Top(config)), noisy=True)}
+    return {"denoiser": Tower(Part(Stem(config)), blocks, Part(Top(config)), uncached=True)}
 
 
 ENDS = (

@@ -64,6 +64,10 @@ FIELDS: dict[str, dict[str, Any]] = {
     "deit": COMMON | POOLED,
     "dinov2": COMMON | SCALED | {"patch_size": 14, "use_mask_token": True},
     "dinov2_with_registers": COMMON | SCALED | {"num_register_tokens": 4},
+    # RF-DETR's backbone.
+    "rf_detr_dinov2": COMMON
+    | SCALED
+    | {"patch_size": 14, "use_mask_token": True, "num_windows": 4},
     "dinov3_vit": {n: value for n, value in COMMON.items() if n not in LEARNED} | ROTARY,
     "yolos": COMMON
     | {

@@ -156,8 +156,8 @@ class Embeddings(nnx.Module):
         self.mask_token = parameter(mask_token) if masked else None
         self.specials = config.specials
         self.resizes = config.resizes
-        # The code of the registers is the later one: it smooths before it makes a grid smaller.
-        self.antialias = config.model_type == "dinov2_with_registers"
+        # The later code, of the registers, smooths before it makes a grid smaller.
+        self.antialias = config.model_type in ("dinov2_with_registers", "rf_detr_dinov2")
         self.rate = own["hidden_dropout_prob"]
 
     def __call__(self, pixels: jax.Array, key: jax.Array | None) -> jax.Array:

@@ -79,6 +79,11 @@ class Config(vit_config.Config):
         "eos_coefficient",
     )
 
+    @property
+    def detections(self) -> int:
+        """Return the most objects that it detects in an image."""
+        return self.fields["num_detection_tokens"]
+
 
 @dataclass(frozen=True)
 class YolosNames(BareNames):

@@ -72,7 +72,7 @@ def detector(
     """
     if fields["model_type"] in SOURCES:
         return begin(fields, tensors, detection_tokens or DETECTION_TOKENS)
-    own = fields.get("num_detection_tokens", detection_tokens)
+    own = fields.get("num_detection_tokens", fields.get("num_queries", detection_tokens))
     if detection_tokens not in (None, own):
         raise UserError(
             f"model.detection_tokens is {detection_tokens}, and the checkpoint has {own}.",
