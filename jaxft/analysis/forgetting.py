@@ -23,7 +23,7 @@ from jaxft.device.mesh import replicated
 from jaxft.engine.inputs import check_columns
 from jaxft.engine.setup import Setup, model_options
 from jaxft.errors import UserError
-from jaxft.models.adapters.low_rank import merge
+from jaxft.models.adapters.merge import merge
 from jaxft.models.layers.loss import scored_losses
 from jaxft.models.load import describe
 from jaxft.models.model import Model
@@ -65,7 +65,7 @@ class Forgetting:
             params: every parameter of the run's model.
         """
         if self.setup.model.adapted is not None:
-            params = merge(params, self.setup.model.adapted.kernels)
+            params = merge(params, self.setup.model.adapted)
         whole = self.own | {name: params[name] for name in self.shared}
         sums = [jax.device_get(self.loss(whole, batch)) for batch in self.batches]
         total, weight = np.sum(np.asarray(sums, np.float64), axis=0)

@@ -82,6 +82,11 @@ class AdapterSection(Section):
     match: Annotated[list[str], Field(min_length=1)] | None = fixed(
         None, "patterns of the kernels that get an adapter; null is attention's query and value"
     )
+    trainable_tokens: list[str | int] = fixed(
+        [],
+        "tokens, as text or ids, whose rows of the word embeddings (and of a causal head) train "
+        "beside the matrices (lora, dora)",
+    )
     dropout: float = fixed(0.0, "dropout rate of the adapter's input (lora, dora)", ge=0, lt=1)
     quantize: Literal["nf4", "int8"] | None = fixed(
         None,

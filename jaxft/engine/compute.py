@@ -178,6 +178,7 @@ def new_adapter(section: AdapterSection) -> Adapter:
         ranks=ranks,
         rslora=section.rslora,
         principal=section.init == "pissa",
+        tokens=tuple(section.trainable_tokens),
     )
 
 

@@ -10,6 +10,7 @@ from jaxft.errors import UserError
 from jaxft.models.adapters.diffusers_lora import write_lora
 from jaxft.models.adapters.low_rank import Adapted, Adapter, choose, inject, is_adapter, kernels_of
 from jaxft.models.adapters.read import read_adapter
+from jaxft.models.adapters.token_rows import inject_rows, token_ids
 from jaxft.models.adapters.write import TASKS, write_adapter
 from jaxft.models.family import leaves_of
 from jaxft.models.model import Model
@@ -33,7 +34,7 @@ def with_adapter(model: Model, adapter: Adapter | str | Path) -> Model:
     """
     loaded: dict[str, Tensor] = {}
     if isinstance(adapter, Adapter):
-        kernels = choose(model.towers, adapter)
+        kernels, tokens = choose(model.towers, adapter), adapter.tokens
     else:
         names = _module_lines(model)
         in_memory = _names_in_memory(model, names)
@@ -42,8 +43,9 @@ def with_adapter(model: Model, adapter: Adapter | str | Path) -> Model:
             return in_memory.get(name) or model.family.tensors.canonical(name)
 
         files = Path(adapter), names, model.leaves
-        kernels, loaded = read_adapter(*files, kernels_of(model.towers), spelled)
-    towers = inject(model.towers, kernels)
+        kernels, tokens, loaded = read_adapter(*files, kernels_of(model.towers), spelled)
+    ids = token_ids(tokens, model.source, model.vocab_size)
+    towers, tables = inject_rows(inject(model.towers, kernels), ids)
     # What the folder brings of the model itself (a head) is not the checkpoint's either.
     new = {*model.matching.new, *loaded, *(leaves_of(towers).keys() - model.leaves.keys())}
     new -= {name for name in loaded if is_adapter(name)}
@@ -52,7 +54,9 @@ def with_adapter(model: Model, adapter: Adapter | str | Path) -> Model:
         loaded={**model.matching.loaded, **loaded},
         new=tuple(natural_order(new)),
     )
-    return replace(model, towers=towers, matching=matching, adapted=Adapted(kernels, model.towers))
+    return replace(
+        model, towers=towers, matching=matching, adapted=Adapted(kernels, model.towers, tables)
+    )
 
 
 def save_adapter(
@@ -93,7 +97,7 @@ def save_adapter(
     }
     chosen = {in_memory[hf]: value for hf, value in tensors}
     with published(folder) as here:
-        write_adapter(here, model.params, model.adapted.kernels, names, in_memory, chosen, about)
+        write_adapter(here, model.params, model.adapted, names, in_memory, chosen, about)
     return place(folder)
 
 

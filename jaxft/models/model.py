@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxft.models.adapters.low_rank import Adapted, is_adapter, merge
+from jaxft.models.adapters.low_rank import Adapted, is_adapter
+from jaxft.models.adapters.merge import merge
 from jaxft.models.companions import write_companions
 from jaxft.models.family import Family, Towers, depths_of, leaves_of, tops_of
 from jaxft.models.layers.modules import Leaf
@@ -232,15 +233,14 @@ class Model:
             return self
         params = {name: leaf for name, leaf in self.params.items() if not is_adapter(name)}
         new = tuple(name for name in self.matching.new if not is_adapter(name))
-        matching = replace(self.matching, new=new)
-        towers = self.adapted.plain
-        return replace(self, params=params, towers=towers, matching=matching, adapted=None)
+        own = replace(self.matching, new=new)
+        return replace(self, params=params, towers=self.adapted.plain, matching=own, adapted=None)
 
     def merged(self) -> Model:
         """Return the model with its adapters merged into their kernels."""
         if self.adapted is None:
             return self
-        return self.plain().with_params(merge(self.params, self.adapted.kernels))
+        return self.plain().with_params(merge(self.params, self.adapted))
 
     def save(
         self,

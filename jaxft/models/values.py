@@ -65,7 +65,7 @@ def with_values(
         if name not in known or name not in model.matching.loaded
     }
     if model.adapted is not None:
-        params = with_starts(params, model.adapted.kernels, set(model.matching.new))
+        params = with_starts(params, model.adapted, set(model.matching.new))
     params |= known
     return replace(model, params={name: params[name] for name in model.leaves})
 

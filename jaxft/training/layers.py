@@ -137,8 +137,10 @@ def _is_computed(name: str, initial: Model) -> bool:
     """Return whether a parameter's initial value depends on others': a new adapter's."""
     if name in initial.matching.loaded or not is_adapter(name) or initial.adapted is None:
         return False
-    one = initial.adapted.kernels[f"{name.rpartition('/')[0]}/kernel"]
-    return one.principal or name.endswith("/magnitude")
+    owner, _, leaf = name.rpartition("/")
+    if leaf in ("lora_a", "lora_b"):
+        return initial.adapted.kernels[f"{owner}/kernel"].principal
+    return True
 
 
 def measure_again(stage: PhaseStep, log: EventLog, step: int, readings: LayerReadings) -> PhaseStep:

@@ -212,6 +212,11 @@ class Tokenizer:
         """Return the piece of text that a token id stands for, as the vocabulary writes it."""
         return self._backend.id_to_token(number) or ""
 
+    def id_of(self, token: str) -> int | None:
+        """Return the id of a token as the vocabulary writes it; None if it has no such token."""
+        number: int | None = self._backend.token_to_id(token)
+        return number
+
     def stream(self) -> Callable[[int], str | None]:
         """Return a function that takes one token id after another and returns the finished text."""
         return partial(DecodeStream(skip_special_tokens=True).step, self._backend)

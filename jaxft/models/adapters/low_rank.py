@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
 
@@ -18,13 +18,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxft.errors import UserError
-from jaxft.models.layers.adapter import LowRank, LowRankLinear, column_lengths, since_start, summed
+from jaxft.models.layers.adapter import LowRank, LowRankLinear, since_start
 from jaxft.models.layers.modules import Leaf, Linear
 from jaxft.models.tower.tower import Part, Tower
 from jaxft.tree import matches_of, select
 
 MATRICES, STARTS = ("lora_a", "lora_b"), ("start_a", "start_b")
-LEAVES = (*MATRICES, "magnitude", *STARTS)
+ROWS = "token_rows"
+LEAVES = (*MATRICES, "magnitude", *STARTS, ROWS)
 # As the LoRA paper and PEFT choose; of a U-Net's transformers those over the text too.
 DEFAULT = r"(.*/)?blocks/\d+/(transformer/\d+/(source_)?)?attention/(query|value)/kernel"
 
@@ -42,6 +43,7 @@ class Adapter:
         ranks: patterns of kernels and r of those that match; the first that matches counts.
         rslora: whether the factor is alpha / sqrt(r) (https://arxiv.org/abs/2312.03732).
         principal: whether the matrices start at the kernel's largest components (PiSSA).
+        tokens: tokens whose word embeddings train too, as text or ids.
     """
 
     rank: int
@@ -52,6 +54,7 @@ class Adapter:
     ranks: tuple[tuple[str, int], ...] = ()
     rslora: bool = False
     principal: bool = False
+    tokens: tuple[str | int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,10 +64,12 @@ class Adapted:
     Args:
         kernels: kernel -> its adapter.
         plain: the towers without adapters.
+        tokens: table of words -> the tokens of its rows that train.
     """
 
     kernels: Mapping[str, LowRank]
     plain: Mapping[str, Tower | Part]
+    tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def is_adapter(name: str) -> bool:
@@ -179,8 +184,8 @@ def _rebuilt(part: Part, linears: tuple[tuple[str, LowRank], ...]) -> Part:
 
 
 def beside(kernel: str, leaf: str) -> str:
-    """Return the name of an adapter's leaf beside a kernel."""
-    return f"{kernel.removesuffix('kernel')}{leaf}"
+    """Return the name of an adapter's leaf beside a kernel or a table."""
+    return f"{kernel.removesuffix(kernel.rpartition('/')[2])}{leaf}"
 
 
 def matrices_of(
@@ -197,22 +202,3 @@ def matrices_of(
     if not low_rank.principal:
         return a, b
     return since_start(a, b, *(params[beside(kernel, leaf)] for leaf in STARTS))
-
-
-def merge(params: Mapping[str, jax.Array], kernels: Mapping[str, LowRank]) -> dict[str, jax.Array]:
-    """Return the parameters without adapters, which the kernels have taken in.
-
-    Args:
-        params: the flat dict.
-        kernels: kernel -> its adapter.
-    """
-    merged = {name: value for name, value in params.items() if not is_adapter(name)}
-    with jax.default_matmul_precision("highest"):
-        for name, low_rank in kernels.items():
-            a, b = matrices_of(params, name, low_rank)
-            whole = summed(params[name], a, b, low_rank.scale)
-            if low_rank.dora:
-                magnitude = params[beside(name, "magnitude")].astype(jnp.float32)
-                whole *= magnitude / column_lengths(params[name], a, b, low_rank.scale)
-            merged[name] = whole.astype(params[name].dtype)
-    return merged

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxft.errors import UserError
-from jaxft.models.adapters.low_rank import beside
+from jaxft.models.adapters.low_rank import ROWS, beside
 from jaxft.models.layers.adapter import LowRank
 from jaxft.models.layers.modules import Leaf
 from jaxft.models.weights.export import ADAPTER_WEIGHTS
@@ -33,6 +33,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 PICKLED = "adapter_model.bin"
 ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, PICKLED)
 ROOT = "base_model.model."  # what PEFT puts before a module's name
+TOKEN_ROWS = ".token_adapter.trainable_tokens_delta"
 MATRIX = re.compile(r"(.*)\.lora_(A|B)\.weight|(.*)\.lora_(magnitude_vector)(?:\.weight)?")
 # Fields that are read here, or do not affect the computation.
 READ = (
@@ -40,7 +41,7 @@ READ = (
     *("revision", "inference_mode", "r", "target_modules", "exclude_modules", "lora_alpha"),
     *("lora_dropout", "fan_in_fan_out", "use_rslora", "use_dora", "modules_to_save"),
     *("layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "runtime_config"),
-    *("megatron_core", "qalora_group_size"),
+    *("megatron_core", "qalora_group_size", "trainable_token_indices", "ensure_weight_tying"),
 )
 # Initializations that leave the base model as it is; all others change it.
 STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
@@ -57,7 +58,7 @@ class _Module:
 
 def stored_leaf(name: str) -> Name:
     """Return an adapter leaf's name-table line: matrices are stored as a `torch.nn.Linear`'s."""
-    return Name(name, name, transpose=not name.endswith("/magnitude"))
+    return Name(name, name, transpose=not name.endswith(("/magnitude", f"/{ROWS}")))
 
 
 def read_adapter(
@@ -66,7 +67,7 @@ def read_adapter(
     leaves: Mapping[str, Leaf],
     kernels: Iterable[str],
     canonical: Callable[[str], str],
-) -> tuple[dict[str, LowRank], dict[str, Tensor]]:
+) -> tuple[dict[str, LowRank], tuple[int, ...], dict[str, Tensor]]:
     """Read the adapters of a PEFT folder, and the parameters that it saved whole.
 
     Args:
@@ -77,8 +78,8 @@ def read_adapter(
         canonical: a name as found in a file -> as the table spells it.
 
     Returns:
-        kernel -> its adapter, and parameter -> the tensor it is read from: those of
-        adapters, and of modules that were trained whole (a head).
+        kernel -> its adapter; the tokens whose rows it brings; and parameter -> the tensor it is
+        read from: those of adapters, and of modules that were trained whole (a head).
 
     Raises:
         UserError: it is no such folder, needs anything unsupported, or is for another base
@@ -101,15 +102,45 @@ def read_adapter(
         for kernel in own:
             low_ranks[kernel] = low_rank
             loaded |= _parts(folder, module, matrices, names[kernel], kernel, leaves[kernel])
+    tokens = _tokens(folder, config, rest)
     for name, tensor in rest.items():
-        own = parameters.get(canonical(name), [])
+        table = name.removesuffix(TOKEN_ROWS)
+        own = parameters.get(canonical(name if table == name else f"{table}.weight"), [])
         if not own:
             raise _of_another(folder, f"it brings '{name}', and this model has no such parameter")
         for parameter in own:
             shape = stored_shape(names[parameter], leaves[parameter])
+            if table != name:
+                _check(folder, name, tensor.shape, (len(tokens), shape[1]))
+                loaded[beside(parameter, ROWS)] = tensor
+                continue
             _check(folder, name, tensor.shape, shape)
             loaded[parameter] = names[parameter].own_part(tensor)
-    return low_ranks, loaded
+    return low_ranks, tokens, loaded
+
+
+def _tokens(folder: Path, config: Mapping[str, Any], tensors: Iterable[str]) -> tuple[int, ...]:
+    """Return the tokens whose rows a folder brings, the same for all its tables.
+
+    Raises:
+        UserError: they are no list of ids, or differ between tables.
+    """
+    indices = config.get("trainable_token_indices") or []
+    each = list(indices.values()) if isinstance(indices, dict) else [indices]
+    path = folder / ADAPTER_CONFIG
+    if any(one != each[0] for one in each):
+        raise UserError(
+            f"{path}: trainable_token_indices has other tokens for each table, which is not "
+            "supported.",
+            "Merge the adapter into its model with PEFT, and load the merged model.",
+        )
+    ids = each[0] if each else []
+    if not isinstance(ids, list) or not all(type(one) is int and one >= 0 for one in ids):
+        raise UserError(f"{path}: trainable_token_indices must be a list of ids.")
+    brought = any(name.endswith(TOKEN_ROWS) for name in tensors)
+    if brought != bool(ids):
+        raise UserError(f"{path}: trainable_token_indices and {ADAPTER_WEIGHTS} do not agree.")
+    return tuple(ids)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxft.models.adapters.low_rank import MATRICES, STARTS, beside
+from jaxft.models.adapters.low_rank import MATRICES, ROWS, STARTS, Adapted, beside
+from jaxft.models.adapters.token_rows import rows_of
 from jaxft.models.layers.adapter import LowRank, column_lengths
 
 ITERATIONS = 16  # PiSSA's own choice (pissa_niter_16)
@@ -17,20 +18,20 @@ OVERSAMPLING = 8
 
 
 def with_starts(
-    params: Mapping[str, jax.Array], kernels: Mapping[str, LowRank], new: Collection[str]
+    params: Mapping[str, jax.Array], adapted: Adapted, new: Collection[str]
 ) -> dict[str, jax.Array]:
     """Return the parameters with the initial values of new adapters that depend on their kernels.
 
-    Magnitudes become the lengths of the columns that they stand for, and PiSSA's matrices the
-    kernel's largest components.
+    Magnitudes become the lengths of the columns that they stand for, PiSSA's matrices the
+    kernel's largest components, and rows for tokens those of their table.
 
     Args:
         params: the flat dict.
-        kernels: kernel -> its adapter.
+        adapted: the adapters.
         new: the parameters that have no value of their own.
     """
     updated = dict(params)
-    for kernel, low_rank in kernels.items():
+    for kernel, low_rank in adapted.kernels.items():
         if low_rank.principal:
             updated |= _principal_start(params, kernel, low_rank)
         name = beside(kernel, "magnitude")
@@ -38,6 +39,11 @@ def with_starts(
             three = (params[kernel], *(params[beside(kernel, leaf)] for leaf in MATRICES))
             measure = jax.jit(column_lengths, static_argnums=3, out_shardings=params[name].sharding)
             updated[name] = measure(*three, low_rank.scale).astype(params[name].dtype)
+    for table, ids in adapted.tokens.items():
+        if (name := beside(table, ROWS)) in new:
+            width, where = params[name].shape[1], params[name].sharding
+            read = jax.jit(partial(rows_of, width=width, ids=ids), out_shardings=where)
+            updated[name] = read(params[table]).astype(params[name].dtype)
     return updated
 
 

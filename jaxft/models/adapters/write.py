@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxft.errors import UserError
-from jaxft.models.adapters.low_rank import beside, matrices_of
-from jaxft.models.adapters.read import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ROOT
+from jaxft.models.adapters.low_rank import ROWS, Adapted, beside, matrices_of
+from jaxft.models.adapters.read import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ROOT, TOKEN_ROWS
 from jaxft.models.layers.adapter import LowRank
 from jaxft.models.weights.export import save_marked
 from jaxft.models.weights.names import Name
@@ -32,7 +32,7 @@ TASKS = {
 def write_adapter(
     folder: Path,
     params: Mapping[str, Any],
-    adapted: Mapping[str, LowRank],
+    adapters: Adapted,
     names: Mapping[str, Name],
     in_memory: Mapping[str, str],
     modules: Mapping[str, np.ndarray],
@@ -43,7 +43,7 @@ def write_adapter(
     Args:
         folder: an existing folder.
         params: the flat dict.
-        adapted: kernel -> its adapter.
+        adapters: what is beside the model's parameters.
         names: parameter -> its line of the name table.
         in_memory: a tensor's name in the table -> its name in the transformers module.
         modules: tensors of modules that were trained whole, in PyTorch's names and layouts.
@@ -52,11 +52,11 @@ def write_adapter(
     Raises:
         UserError: a parameter that trained is in no module of its own.
     """
-    own = _own_modules(modules)
-    kernels = {kernel: names[kernel].hf for kernel in adapted}
-    tensors = {f"{ROOT}{name}": value for name, value in modules.items()}
+    own, adapted = _own_modules(modules), adapters.kernels
+    rows, indices = _token_rows(params, adapters, names, in_memory)
+    tensors = {f"{ROOT}{name}": value for name, value in modules.items()} | rows
     ranks: dict[str, tuple[int, float]] = {}
-    for hf in dict.fromkeys(kernels.values()):
+    for hf in dict.fromkeys(names[kernel].hf for kernel in adapted):
         beside_each = [kernel for kernel, name in names.items() if name.hf == hf]
         beside_each.sort(key=lambda kernel: names[kernel].part or ())
         module = in_memory[hf].removesuffix(".weight")
@@ -64,16 +64,17 @@ def write_adapter(
         matrices = _fused(params, adapted, beside_each, scale)
         ranks[module] = (matrices["lora_A.weight"].shape[0], scale)
         tensors |= {f"{ROOT}{module}.{leaf}": value for leaf, value in matrices.items()}
-    everything = [name.removesuffix(".weight") for name in in_memory.values()]
+    first = next(iter(adapted.values()))
     config = {
         **base,
         **_ranks(ranks),
         "peft_type": "LORA",
-        "target_modules": _shortest(list(ranks), everything),
+        "target_modules": _shortest(list(ranks), in_memory.values()),
         "modules_to_save": own or None,
-        "lora_dropout": next(iter(adapted.values())).rate,
+        "trainable_token_indices": indices or None,
+        "lora_dropout": first.rate,
         "fan_in_fan_out": not all(names[kernel].transpose for kernel in adapted),
-        "use_dora": next(iter(adapted.values())).dora,
+        "use_dora": first.dora,
         "use_rslora": False,
         "bias": "none",
         "init_lora_weights": True,
@@ -82,6 +83,22 @@ def write_adapter(
     with written_aside(folder / ADAPTER_WEIGHTS) as aside:
         save_marked(aside, tensors)
     write_atomic(folder / ADAPTER_CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _token_rows(
+    params: Mapping[str, Any],
+    adapters: Adapted,
+    names: Mapping[str, Name],
+    in_memory: Mapping[str, str],
+) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
+    """Return the rows of each table's tokens by tensor name, and the tokens by module."""
+    tensors, indices = {}, {}
+    for table, ids in adapters.tokens.items():
+        module = in_memory[names[table].hf].removesuffix(".weight")
+        indices[module.rpartition(".")[2]] = list(ids)
+        rows = np.asarray(params[beside(table, ROWS)], np.float32)
+        tensors[f"{ROOT}{module}{TOKEN_ROWS}"] = np.ascontiguousarray(rows)
+    return tensors, indices
 
 
 def _fused(
@@ -143,8 +160,9 @@ def _own_modules(modules: Mapping[str, np.ndarray]) -> list[str]:
     return list(dict.fromkeys(name.rpartition(".")[0] for name in modules))
 
 
-def _shortest(modules: Sequence[str], everything: Sequence[str]) -> list[str]:
-    """Return the names' last components if no other module ends in them, else the whole names."""
+def _shortest(modules: Sequence[str], tensors: Iterable[str]) -> list[str]:
+    """Return the names' last parts if no other tensor's module ends in them, else the names."""
     ends = list(dict.fromkeys(module.rpartition(".")[2] for module in modules))
+    everything = (name.removesuffix(".weight") for name in tensors)
     ending = {name for name in everything if name.rpartition(".")[2] in ends}
     return ends if ending == set(modules) else list(modules)
