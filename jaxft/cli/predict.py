@@ -64,7 +64,7 @@ Annotate = Annotated[
     typer.Option(
         metavar="DIR",
         parser=folder_named,
-        help="Write copies of the images there, with the detected boxes.",
+        help="Write copies of the images there, with the detected boxes or the predicted masks.",
     ),
 ]
 Out = Annotated[
@@ -163,7 +163,7 @@ def _check_options(run: str, output: str, annotate: Path | None, text_options: b
         )
     if annotate is not None and output != "labels":
         hint = "Use --out instead." if output == "images" else "Remove it."
-        raise UserError(f"--annotate shows detected boxes, and '{run}' detects none.", hint)
+        raise UserError(f"--annotate shows boxes or masks, and '{run}' predicts none.", hint)
     if text_options and output == "labels":
         raise UserError(
             f"'{run}' generates no text, so the options of text generation do not apply.",

@@ -28,7 +28,8 @@ class DataSection(Section):
     train: list[MixedSource] | str = fixed(
         ...,
         "rows to train on, or a list of sources, each with a weight: csv:, jsonl:, conll:, "
-        "parquet:, arrow:PATH, hf:DIR:SPLIT, tfds:NAME:SPLIT, images:DIR; [a:b], :ordered",
+        "parquet:, arrow:PATH, hf:DIR:SPLIT, tfds:NAME:SPLIT, images:DIR, masks:DIR; [a:b], "
+        ":ordered",
     )
     eval: str = fixed(..., "rows that select the best checkpoint")
     test: str | None = may_change(None, "rows scored once, with the best checkpoint, at the end")

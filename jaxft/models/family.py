@@ -93,6 +93,7 @@ ENDINGS = {
     "masked_lm": "ForMaskedLM",
     "causal_lm": "ForCausalLM",
     "image_classification": "ForImageClassification",
+    "semantic_segmentation": "ForSemanticSegmentation",
 }
 
 

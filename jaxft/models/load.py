@@ -37,7 +37,8 @@ from jaxft.models.weights.vocab import with_vocabulary
 DETECTION = "object_detection"
 IMAGE_GENERATION = "image_generation"
 # Heads whose width is the number of named classes.
-CLASS_HEADS = ("text_classification", "image_classification", "token_classification", DETECTION)
+CLASSES = ("text_classification", "image_classification", "token_classification")
+CLASS_HEADS = (*CLASSES, "semantic_segmentation", DETECTION)
 # The task that reads the stream without a head.
 HEADLESS = "embedding"
 

@@ -278,10 +278,9 @@ class Model:
     def _write(self, folder: Path, params: Mapping[str, Any] | None, max_shard: int) -> None:
         params, loaded, part = params or self.params, self.matching.loaded, self.source.part
         own = self.hf_names if self.dense is None else self.dense.without(self.hf_names)
-        exported = (
-            (self.family.tensors.exported(name, self.head, self.model_type), value)
-            for name, value in exports.to_tensors(params, own, loaded)
-        )
+        tensors, rename = exports.to_tensors(params, own, loaded), self.family.tensors.exported
+        named = ((rename(name, self.head, self.model_type), value) for name, value in tensors)
+        exported = exports.with_counts(named, self.names, loaded)
         types = exports.write_weights(folder / part, exported, max_shard, stem_of(self.fields))
         write_companions(folder, self.source, self.asked_size, self.text_length)
         if self.dense is not None:

@@ -11,12 +11,13 @@ from PIL import Image
 from jaxft.analysis.batch_view.rows import TokenTargets, label_of, texts_of
 from jaxft.analysis.batch_view.sheet import pixels_of
 from jaxft.cli.main import main
-from jaxft.data.image.images import load_image_processor
+from jaxft.data.image.images import decode, load_image_processor
 from jaxft.engine.setup import build
 from jaxft.training.batches import training_batches
 from tests.support.launch import write_config
 from tests.support.tiny import VOCABULARY, tiny_config
 from tests.support.tiny_images import tiny_image_config, tiny_vit
+from tests.support.tiny_masks import tiny_mask_fields
 from tests.tasks.test_detection_run import write_photos
 
 NAMES = ("[PAD]", "a", "b", "c", "d", "<e>")
@@ -224,3 +225,16 @@ def test_what_is_missing_is_one_sentence(words, sentence, tmp_path, capsys, monk
     assert main(["data", "show", file, *words]) == 2
     assert sentence in capsys.readouterr().err
     assert Path("mine.png").read_bytes() == b"mine"
+
+
+def test_masks_are_laid_over_their_images(tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text(json.dumps(tiny_mask_fields(tmp_path)))
+    sheet, file = tmp_path / "sheet.png", tmp_path / "c.yaml"
+    view = json.loads(shown(capsys, file, "-n", 1, "--out", sheet, "--json"))
+    shares = view["rows"][0]["shares"]
+    assert set(shares) == {"background", "blue", "red"}
+    assert sum(shares.values()) == pytest.approx(1, abs=1e-3)
+    out = shown(capsys, file, "-n", 1)
+    assert f"  red: {shares['red']:.1%} of the pixels" in out
+    drawn = decode(sheet).convert("RGB").getcolors(10**6)
+    assert any(color[1] > 1.5 * color[0] for _, color in drawn), "the color of a class"

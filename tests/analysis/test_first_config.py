@@ -21,6 +21,7 @@ from jaxft.data.sources.open import open_source
 from jaxft.engine.setup import build
 from tests.support.tiny import BAD, GOOD, PLAIN, tiny_checkpoint
 from tests.support.tiny_images import COLOURS, SIDE, tiny_vit
+from tests.support.tiny_masks import tiny_scenes, tiny_segformer
 
 
 @pytest.fixture
@@ -127,6 +128,17 @@ def test_images_in_class_folders(here, capsys):
     assert config.task.kind == "image_classification"
     assert config.data.train == "images:shots[:80%]"
     build(config)
+
+
+def test_images_and_masks(here, capsys):
+    tiny_scenes(here / "scenes" / "train", 24)
+    tiny_scenes(here / "scenes" / "val", 4)
+    tiny_segformer(here / "segformer")
+    config = init(capsys, "scenes", checkpoint="segformer")
+    assert config.task.kind == "semantic_segmentation"
+    assert (config.task.image, config.task.mask) == ("image", "mask")
+    assert (config.data.train, config.data.eval) == ("masks:scenes/train", "masks:scenes/val")
+    assert build(config).bound.label_names == ("background", "blue", "red")
 
 
 def test_folders_named_by_number_are_classes(here, capsys):

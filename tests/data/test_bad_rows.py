@@ -168,6 +168,16 @@ CASES = {
         ],
     ),
 }
+CASES["semantic_segmentation"] = (
+    {"labels": ["a", "b"]},
+    {"image": "good.png", "mask": "mask.png"},
+    [
+        ({"image": "bad.png"}, "bad.png' cannot be decoded as an image"),
+        ({"mask": "bad.png"}, "bad.png' cannot be decoded as an image"),
+        ({"mask": "good.png"}, "good.png' is in color (RGB)"),
+        ({"mask": "small.png"}, "small.png' is 2 x 2 pixels, and its image"),
+    ],
+)
 CASES["diffusion"] = CASES["image_generation"]
 NAMES = {"token_classification": ("O", "B-x", "I-x")}
 
@@ -180,6 +190,8 @@ def test_each_task_has_its_bad_rows():
 def test_bad_rows_are_found_and_told(kind, tmp_path):
     section, good, bad = CASES[kind]
     Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
+    Image.new("L", (8, 8)).save(tmp_path / "mask.png")
+    Image.new("L", (2, 2)).save(tmp_path / "small.png")
     (tmp_path / "bad.png").write_bytes(b"no image")
     rows = [good, *({**good, **changed} for changed, _ in bad), good]
     path = tmp_path / "rows.jsonl"

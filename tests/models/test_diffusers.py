@@ -13,8 +13,8 @@ from safetensors.numpy import load_file
 from jaxft.engine.cost import FORWARD, INPUT, WEIGHT, count_flops, tally_flops
 from jaxft.errors import UserError
 from jaxft.models import load as registry
-from jaxft.models.families.diffusion.modules import Convolution
 from jaxft.models.family import ComposedFamily, leaves_of
+from jaxft.models.layers.vision import Convolution
 from jaxft.models.tower.tower import Compute, Part
 from tests.models.test_config_fields import VALUES
 from tests.support.diffusers_parts import CONFIGS, make_part, random_torch

@@ -93,6 +93,8 @@ def test_gradients_are_pytorchs(pair):
 
 def test_every_name_is_accounted_for_both_ways(pair):
     stored = load_file(f"{pair.folder}/model.safetensors")
+    # The counts of batch norms, which nothing reads, are handed back.
+    stored = {name: value for name, value in stored.items() if value.dtype != np.int64}
     assert set(pair.ours.names) == set(pair.ours.params)
     assert {one for name in pair.ours.names for one in of_each(pair.ours, name)} == set(stored)
     assert sum(value.size for value in pair.ours.params.values()) == sum(

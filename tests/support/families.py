@@ -19,6 +19,10 @@ from jaxft.models import load as registry
 from jaxft.models.tower.tower import Compute
 from jaxft.models.weights.hf_config import CLASS_NAME
 from jaxft.models.weights.tensor import EACH, of_expert
+from tests.support.dinov2 import (
+    Dinov2ForSemanticSegmentation,
+    Dinov2WithRegistersForSemanticSegmentation,
+)
 from tests.support.dinov3 import DINOv3ViTForImageClassification
 from tests.support.random_configs import PAIRS, random_config
 
@@ -35,10 +39,16 @@ AUTO = {
     "vision_language": transformers.AutoModelForImageTextToText,
     "image_classification": transformers.AutoModelForImageClassification,
     "object_detection": transformers.AutoModelForObjectDetection,
+    "semantic_segmentation": transformers.AutoModelForSemanticSegmentation,
     "contrastive": transformers.AutoModel,
 }
 # Architectures that transformers does not have.
-OWN_CLASSES = {one.__name__: one for one in (DINOv3ViTForImageClassification,)}
+OWN = (
+    DINOv3ViTForImageClassification,
+    Dinov2ForSemanticSegmentation,
+    Dinov2WithRegistersForSemanticSegmentation,
+)
+OWN_CLASSES = {one.__name__: one for one in OWN}
 # Without the parts of pipelines of `diffusers`, which test_diffusers.py looks at.
 OF_TRANSFORMERS = {
     name: family
@@ -75,6 +85,8 @@ KIN_HEADS: dict[str, tuple[str, ...]] = {
 }
 # Their one block is repeated: it has one depth, and is scanned over as it is.
 SHARED_BLOCKS = ("albert",)
+# Stages of ever fewer pixels: the names of PyTorch's blocks. A block's input is an image.
+PYRAMIDS = {"segformer": ("SegformerLayer",)}
 # Of two families in one model these are always tested.
 OWN_PAIRS = ("vit+gpt2", "vit+trocr", "clip+gpt2", "bert+bert")
 OWN_HEADS = (
@@ -220,8 +232,12 @@ def written_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def is_free(value: torch.Tensor) -> bool:
-    """Whether a value may be any number: a parameter that is not trained is a fixed table."""
-    return value.requires_grad or not isinstance(value, torch.nn.Parameter)
+    """Whether a value may be any number: a parameter that is not trained is a fixed table.
+
+    So may a float that is no parameter; the count of a batch norm is a whole number.
+    """
+    fixed = isinstance(value, torch.nn.Parameter) and not value.requires_grad
+    return value.is_floating_point() and not fixed
 
 
 def with_sinusoids(model: torch.nn.Module) -> torch.nn.Module:
@@ -272,7 +288,7 @@ def random_batch(model: torch.nn.Module, draw: np.random.Generator) -> dict[str,
     if hasattr(config, "image_token_id"):
         return random_images(config, draw)
     if hasattr(config, "vision_config") or model.main_input_name == "pixel_values":
-        size = vision.image_size
+        size = getattr(vision, "image_size", (60, 44))
         height, width = (size, size) if isinstance(size, int) else size
         batch["pixel_values"] = draw.normal(size=(3, 3, height, width)).astype(np.float32)
     if config.is_encoder_decoder:

@@ -241,6 +241,7 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "decoder_ffn_dim": inner("decoder_ffn_dim"),
     "decoder_attention_heads": lambda draw: draw.one_of(draw.heads, 1),
     "decoder_layers": lambda draw: draw.number(2, 5),
+    "decoder_hidden_size": lambda draw: draw.number(5, 20),
     "decoder_vocab_size": lambda draw: None,  # as many as of the encoder
     "num_decoder_layers": lambda draw: draw.one_of(None, draw.number(2, 5)),
     "mlp_ratio": lambda draw: draw.number(1, 4),
@@ -397,6 +398,45 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "summary_type": lambda draw: "first",
     "summary_use_proj": lambda draw: True,
 }
+
+
+def pyramid(draw: Draw, heads: str, width: int = 4) -> dict[str, Any]:
+    """Two to four stages: the blocks and the channels of each, and its heads under a name."""
+    stages = draw.number(2, 5)
+    each = [draw.number(1, 4) for _ in range(stages)]
+    per_head = [width * draw.number(2, 4) for _ in range(stages)]
+    return {
+        "depths": [draw.number(1, 4) for _ in range(stages)],
+        "hidden_sizes": [count * own for count, own in zip(each, per_head, strict=True)],
+        heads: each,
+    }
+
+
+def segformer(draw: Draw) -> dict[str, Any]:
+    """SegFormer's stages, which do not shrink an image of 60 pixels to nothing."""
+    own = pyramid(draw, "num_attention_heads")
+    stages = len(own["depths"])
+    return own | {
+        "num_encoder_blocks": stages,
+        "strides": [draw.number(2, 5), *[draw.number(1, 3) for _ in range(stages - 1)]],
+        "patch_sizes": [draw.one_of(3, 5, 7) for _ in range(stages)],
+        "sr_ratios": [draw.one_of(1, 2) for _ in range(stages)],
+        "mlp_ratios": [draw.number(1, 4) for _ in range(stages)],
+    }
+
+
+# Model type -> fields that are drawn together, one value a stage.
+STAGED: dict[str, Callable[[Draw], dict[str, Any]]] = {"segformer": segformer}
+STAGES = {
+    "depths",
+    "hidden_sizes",
+    "mlp_ratios",
+    "num_encoder_blocks",
+    "num_attention_heads",
+    "patch_sizes",
+    "sr_ratios",
+    "strides",
+}
 # Two families in one model: name -> its model type, and those of its encoder and its decoder.
 PAIRS = {
     "vit+gpt2": ("vision-encoder-decoder", "vit", "gpt2"),
@@ -449,6 +489,8 @@ def random_config(model_type: str, generator: np.random.Generator) -> Pretrained
         drawn = draw_fields(default, draw)
         if model_type == "deberta-v2":
             drawn |= of_deberta(draw, drawn["legacy"])
+        if model_type in STAGED:
+            drawn |= STAGED[model_type](draw)
         return AutoConfig.for_model(model_type, num_labels=labels, **drawn)
     own = make_draw(generator, fields)
     drawn = draw_fields(default, own)
@@ -540,6 +582,6 @@ def undrawn_fields(model_type: str) -> list[str]:
     """The fields of a model type's config of which nothing here, and no family, says a word."""
     family = registry.families()[model_type]
     default = AutoConfig.for_model(model_type)
-    known = {*FIELDS, *LEFT, *HARMLESS_FIELDS, *family.config.FIXED, *family.config.UNREAD}
+    known = {*FIELDS, *LEFT, *STAGES, *HARMLESS_FIELDS, *family.config.FIXED, *family.config.UNREAD}
     known |= {*default.attribute_map.values(), *default.sub_configs}
     return [field for field in default.to_dict() if field not in known]

@@ -183,6 +183,23 @@ def label_of(
     return {names[int(value)]: round(1 - share, 4), other: round(share, 4)}
 
 
+def shares_of(batch: Batch, row: int, names: Sequence[str]) -> dict[str, float]:
+    """Return the share of a row's labeled pixels that each class of its mask has, if it has any.
+
+    Args:
+        batch: with `mask_labels` `[R, H, W]`, -1 for none.
+        row: the number of the row.
+        names: the classes.
+    """
+    labels = batch["mask_labels"][row]
+    counts = np.bincount(labels[labels >= 0], minlength=len(names))
+    return {
+        name: round(count / counts.sum(), 4)
+        for name, count in zip(names, counts.tolist(), strict=True)
+        if count
+    }
+
+
 def boxes_of(batch: Batch, row: int, names: Sequence[str], size: tuple[int, int]) -> list[dict]:
     """Return the true boxes of a row: `box` (left, top, right, bottom in pixels) and `label`.
 

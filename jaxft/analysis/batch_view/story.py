@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image
 from rich.console import RenderableType
 
 from jaxft.analysis.batch_view.rows import (
@@ -18,6 +19,7 @@ from jaxft.analysis.batch_view.rows import (
     boxes_of,
     label_of,
     sequences_per_example,
+    shares_of,
     texts_of,
 )
 from jaxft.analysis.batch_view.sheet import check_sheet, pixels_of, write_sheet
@@ -25,6 +27,7 @@ from jaxft.config.load import load_config
 from jaxft.config.sections import MeshSection
 from jaxft.data.batching.plans import EvalPlan, TrainPlan
 from jaxft.data.image.colors import painted
+from jaxft.data.image.overlay import overlaid, palette
 from jaxft.engine.evaluate import evaluation_plan
 from jaxft.engine.inputs import Split
 from jaxft.engine.setup import Setup, build
@@ -43,7 +46,8 @@ class BatchView:
 
     Attributes:
         split: the split and its source, the step, epoch and size of the batch.
-        rows: of each its `examples`, `texts`, `padding`, `image` and `boxes`, where it has them.
+        rows: of each its `examples`, `texts`, `padding`, `image`, `boxes` and `shares`, where it
+            has them.
         sheet: the file with the images; None if none was written.
     """
 
@@ -135,7 +139,7 @@ class _RowView:
         self._examples: Examples = split.examples
 
     def row(self, number: int) -> dict[str, Any]:
-        """Describe a row: its examples, texts, padding, image and boxes."""
+        """Describe a row: its examples, texts, padding, image, boxes and classes of pixels."""
         batch, described = self._batch, dict[str, Any]()
         described["examples"] = [
             self._example(number, segment)
@@ -156,6 +160,8 @@ class _RowView:
                 size = height, width
                 names = self._bound.label_names
                 described["boxes"] = boxes_of(batch, number, names, size)
+            if "mask_labels" in batch:
+                described["shares"] = shares_of(batch, number, self._bound.label_names)
         return described
 
     def picture(self, number: int) -> np.ndarray | None:
@@ -165,8 +171,15 @@ class _RowView:
             key = "targets" if "targets" in self._batch else "input_ids"
             return painted(self._batch[key][number], colors)
         if "pixel_values" in self._batch:
-            return pixels_of(self._batch["pixel_values"][number], self._bound.tools.images)
+            pixels = pixels_of(self._batch["pixel_values"][number], self._bound.tools.images)
+            return pixels if "mask_labels" not in self._batch else self._masked(pixels, number)
         return None
+
+    def _masked(self, pixels: np.ndarray, number: int) -> np.ndarray:
+        """Lay the mask of a row over its image."""
+        classes = self._batch["mask_labels"][number].astype(np.uint8)  # -1 is no class's number
+        colors = palette(self._bound.label_names)
+        return np.asarray(overlaid(Image.fromarray(pixels), classes, colors))
 
     def _example(self, row: int, segment: int) -> dict[str, Any]:
         """Describe an example: its number, row of the source, label and other numbers."""

@@ -30,6 +30,7 @@ USUAL = {
     "seq2seq": ("flan_t5", "google/flan-t5-small"),
     "image_classification": ("vits", "facebook/dinov2-small"),
     "object_detection": ("vits", "hustvl/yolos-tiny"),
+    "semantic_segmentation": ("dinov2", "nvidia/segformer-b0-finetuned-ade-512-512"),
     "contrastive": ("", "openai/clip-vit-base-patch32"),
 }
 ASSETS = Path("assets")  # the folder that `jaxft assets` links

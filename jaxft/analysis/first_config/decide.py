@@ -25,7 +25,7 @@ def decide_task(columns: Mapping[str, Column], kind: str, answers: Answers) -> D
 
     Args:
         columns: of a sample.
-        kind: of the source (`images`, `conll`, `boxes`, `coco`), which may decide alone.
+        kind: of the source (`images`, `conll`, `boxes`, `coco`, `masks`), which may decide alone.
         answers: of the person.
 
     Raises:
@@ -69,6 +69,8 @@ def _possible_tasks(columns: Mapping[str, Column], kind: str) -> dict[str, str]:
     texts = [name for name, one in columns.items() if one.kind == "text"]
     if kind in ("boxes", "coco") or {"image", "objects"} <= kinds:
         return {"object_detection": "images with boxes"}
+    if kind == "masks" or ({"image", "mask"} <= names and "image" in kinds):
+        return {"semantic_segmentation": "images with masks"}
     if kind == "images":
         return {"image_classification": "a folder with a subfolder of images per class"}
     for task, why in BY_NAMES.items():

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxft.data.sources.images import images_below
+from jaxft.data.sources.masks import IMAGES, MASKS
 from jaxft.data.sources.open import KINDS
 from jaxft.data.sources.tfds import FEATURES, prepared_splits
 from jaxft.errors import UserError
@@ -50,8 +51,8 @@ def locate(what: str) -> Located:
 
     Args:
         what: a CSV, JSON lines, Parquet, Arrow or CoNLL file; a folder with a subfolder of images
-            per class, of such files named by split, of a data set that `datasets` saved, or of
-            one prepared by TFDS; the name of the latter; or a source string.
+            per class, or with images and masks, of such files named by split, of a data set that
+            `datasets` saved, or of one prepared by TFDS; the latter's name; or a source string.
 
     Raises:
         UserError: it is none of these.
@@ -143,15 +144,21 @@ def _image_folder(path: Path, name: str) -> Located:
     """Return a folder of class folders with images, or of splits with such folders."""
     folders = {one.name.lower(): one for one in path.iterdir() if one.is_dir()}
     trains = [folders[word] for word in SPLITS["train"] if word in folders]
+    kind = "masks" if _has_masks(trains[0] if trains else path) else "images"
     if trains:
-        return _of_splits(name, {word: f"images:{one}" for word, one in folders.items()})
+        return _of_splits(name, {word: f"{kind}:{one}" for word, one in folders.items()})
     if not folders and not images_below(path):
         raise UserError(
             f"'{path}' holds neither tables nor images.",
             "Name a .csv, .jsonl or .parquet file, or a folder with a subfolder of images per "
             "class.",
         )
-    return Located(name, f"images:{path}")
+    return Located(name, f"{kind}:{path}")
+
+
+def _has_masks(folder: Path) -> bool:
+    """Return whether a folder has images and masks side by side."""
+    return all((folder / part).is_dir() for part in (IMAGES, MASKS))
 
 
 def _of_splits(name: str, specs: dict[str, str]) -> Located:

@@ -32,6 +32,7 @@ TASK_KEYS: dict[str, tuple[str, ...]] = {
     "multiple_choice": ("prompt", "choices", "label"),
     "contrastive": ("image", "text"),
     "object_detection": ("image", "objects"),
+    "semantic_segmentation": ("image", "mask"),
 }
 
 
@@ -61,7 +62,7 @@ def decide_named_columns(draft: Draft, columns: Mapping[str, Column], answers: A
             f"No column looks like task.{needed[0]} of {task}.",
             f"Name it, as in --column {needed[0]}={next(iter(columns))}.",
         )
-    skipped = ("image", "objects", "tags", "negatives", "answers", "label")
+    skipped = ("image", "mask", "objects", "tags", "negatives", "answers", "label")
     draft.inputs = tuple(
         draft.task[k] for k in TASK_KEYS[task] if k in draft.task and k not in skipped
     )

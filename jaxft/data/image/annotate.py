@@ -1,4 +1,4 @@
-"""Pictures annotated with boxes: labeled ones and detected ones."""
+"""Pictures annotated with boxes, labeled ones and detected ones, or with predicted masks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from jaxft.data.image.images import decode, to_rgb
+from jaxft.data.image.overlay import laid_over, read_exact
 from jaxft.errors import UserError
 from jaxft.storage.outputs import PNG_MARK, check_apart, distinct_name, marked_png, write_output
 
@@ -53,25 +54,36 @@ def write_png(path: Path, image: Image.Image, option: str) -> None:
 
 
 def annotate_files(folder: Path, predictions: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield each prediction with `annotated`: the path of a copy of its image with the boxes.
+    """Yield each prediction with `annotated`: the path of a copy of its image with what it shows.
+
+    These are boxes, or the mask laid over; the mask itself is written beside it, and its path is
+    the prediction's `mask`.
 
     An existing file is replaced only if it is an earlier picture of jaxft, and an input image never
     is. Of two images of one name the second becomes `NAME-2.png`.
 
     Args:
         folder: the output folder; it is created.
-        predictions: each with `file` and `objects`.
+        predictions: each with `file`, and `objects` or a `mask`.
 
     Raises:
-        UserError: a prediction without boxes in an image; the folder holds the input image, or a
-            file of that name that jaxft did not write.
+        UserError: a prediction without boxes or a mask in an image; the folder holds the input
+            image, or a file of that name that jaxft did not write.
     """
     taken: set[str] = set()
     for line in predictions:
-        if "objects" not in line or "file" not in line:
-            raise UserError("--annotate needs an object detector, with image files.", "Remove it.")
+        if not {"objects", "mask"} & set(line) or "file" not in line:
+            raise UserError(
+                "--annotate needs a model that detects or segments, with image files.", "Remove it."
+            )
         check_apart(folder, [line["file"]], "--annotate")
         target = folder / distinct_name(Path(line["file"]).stem, ".png", taken)
-        picture = annotate(decode(line["file"]), (), line["objects"])
-        write_png(target, picture, "--annotate")
-        yield line | {"annotated": str(target)}
+        image, line = decode(line["file"]), line | {"annotated": str(target)}
+        if "mask" not in line:
+            write_png(target, annotate(image, (), line["objects"]), "--annotate")
+            yield line
+            continue
+        mask, own = read_exact(line["mask"]), target.with_name(f"{target.stem}-mask.png")
+        write_png(target, laid_over(image, mask), "--annotate")
+        write_png(own, mask, "--annotate")
+        yield line | {"mask": str(own)}

@@ -97,6 +97,13 @@ PROCESSORS: dict[str, dict[str, Any]] = {
         "max_size": None,
         "do_pad": True,
     },
+    "SegformerImageProcessor": ALL
+    | {
+        "resample": BILINEAR,
+        "image_mean": IMAGENET_MEAN,
+        "image_std": IMAGENET_STD,
+        "size": {"height": 512, "width": 512},
+    },
     "Gemma3ImageProcessor": ALL
     | {
         "resample": BILINEAR,
@@ -135,6 +142,8 @@ WITHOUT_EFFECT = {
     "pan_and_scan_max_num_crops",
     "pan_and_scan_min_ratio_to_activate",
     "pad_size",  # of do_pad, which is refused
+    "do_reduce_labels",  # of masks, as task.reduce_labels says
+    "reduce_labels",
     "format",  # of boxes
     "do_convert_annotations",
 }
@@ -163,4 +172,5 @@ OF_MODEL = {
     "imagegpt": "ImageGPTImageProcessor",
     "yolos": "YolosImageProcessor",
     "rf_detr": "RfDetrImageProcessor",
+    "segformer": "SegformerImageProcessor",
 }

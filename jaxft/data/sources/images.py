@@ -73,7 +73,7 @@ def open_image_folder(folder: Path) -> ImageFolderReader:
             )
         files += inside
     paths = tuple(file.relative_to(folder).as_posix() for file in files)
-    return ImageFolderReader(folder, _identity(paths, files), paths)
+    return ImageFolderReader(folder, identity_of(paths, files), paths)
 
 
 def images_below(folder: Path) -> list[Path]:
@@ -86,7 +86,7 @@ def images_below(folder: Path) -> list[Path]:
     )
 
 
-def _identity(paths: Sequence[str], files: Sequence[Path]) -> str:
+def identity_of(paths: Sequence[str], files: Sequence[Path]) -> str:
     """Return the sha256 of paths and sizes, and of the content unless it is large."""
     sizes = [file.stat().st_size for file in files]
     digest = hashlib.sha256()

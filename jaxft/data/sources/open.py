@@ -4,7 +4,7 @@ A source string is `KIND:PLACE`, then an optional slice, then an optional `:orde
 `csv:reviews.csv[:80%]`, `jsonl:rows.jsonl[1000:]:ordered`, `tfds:my_set:1.0.0:train[90%:]`,
 `parquet:part-*.parquet`, `arrow:rows.feather`, `hf:saved:train` (a data set that `datasets` has
 saved), `conll:tagged.txt` (a word and its tag a line), `images:photos/train` (a sub-folder a
-class), `boxes:trees.csv` and `coco:instances.json` (pictures, with what is in them).
+class), `masks:scenes` (images and masks), `boxes:trees.csv` and `coco:instances.json` (and boxes).
 Rows are filtered by `where`, then shuffled by the seed, then sliced; so slices of one file are
 random samples and overlap only if their bounds do.
 """
@@ -27,6 +27,7 @@ from jaxft.data.sources.boxes import open_boxes, open_coco
 from jaxft.data.sources.files import open_conll, open_csv, open_jsonl
 from jaxft.data.sources.images import open_image_folder
 from jaxft.data.sources.joined import JoinedReader, check_local, open_files
+from jaxft.data.sources.masks import open_mask_folder
 from jaxft.data.sources.reader import MemoryReader, Reader, Row
 from jaxft.data.sources.squad import open_squad
 from jaxft.data.sources.tfds import open_tfds
@@ -42,9 +43,9 @@ SPEC = re.compile(
 FILE = re.compile(r"(?!\w+:(?!//)).+\.(csv|jsonl|parquet|arrow|conll)(\[[^]]*\])?(:ordered)?", re.S)
 BOUND = re.compile(r"(\d{1,18})|(\d{1,18}(?:\.\d{1,18})?)%")
 
-
-# Kinds of one file, or of the files of a pattern; and the others.
-FILES: dict[str, Callable[[Path], Reader]] = {
+Open = Callable[[Path], Reader]
+# Kinds of one file, or of the files of a pattern; of a folder; and the others.
+FILES: dict[str, Open] = {
     "csv": open_csv,
     "jsonl": open_jsonl,
     "conll": open_conll,
@@ -54,7 +55,8 @@ FILES: dict[str, Callable[[Path], Reader]] = {
     "parquet": open_parquet,
     "arrow": open_arrow,
 }
-KINDS = (*FILES, "hf", "tfds", "images")
+FOLDERS: dict[str, Open] = {"images": open_image_folder, "masks": open_mask_folder}
+KINDS = (*FILES, "hf", "tfds", *FOLDERS)
 
 
 @dataclass(frozen=True)
@@ -185,10 +187,8 @@ def open_source(
     """Return the rows that a source string names.
 
     Args:
-        spec: `csv:PATH`, `jsonl:PATH`, `conll:PATH`, `parquet:PATH`, `arrow:PATH` (PATH may be a
-            pattern), `hf:FOLDER[:SPLIT]`, `tfds:NAME[:VERSION]:SPLIT`, `tfds:FOLDER:SPLIT` or
-            `images:FOLDER`, then optionally `[a:b]` (row numbers or percent) and `:ordered` (no
-            shuffle).
+        spec: the kind and place of the rows, then optionally `[a:b]` (row numbers or percent) and
+            `:ordered` (no shuffle), as at the beginning of this file.
         where: column -> the value, or list of values, that a row must have.
         seed: of the shuffle.
         image_folder: see `Source`.
@@ -242,8 +242,8 @@ def _open_reader(kind: str, path: str) -> Reader:
     if kind in FILES:
         return open_files(kind, path, FILES[kind])
     check_local(kind, path)
-    if kind == "images":
-        return open_image_folder(Path(path).expanduser())
+    if kind in FOLDERS:
+        return FOLDERS[kind](Path(path).expanduser())
     return open_saved(path) if kind == "hf" else open_tfds(path)
 
 

@@ -1,4 +1,7 @@
-"""Image patches as vectors, and learned positions resized to another grid."""
+"""Image patches as vectors, convolutions, and grids of vectors resized.
+
+B images of H x W pixels with C channels; convolutions have the channels last.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import lax
 
 from jaxft.errors import UserError
 from jaxft.models.layers.math import linear
@@ -57,6 +62,134 @@ class PatchEmbedding(nnx.Module):
         x = x.transpose(0, 2, 4, 1, 3, 5).reshape(len(x), rows * columns, -1)  # [B, N, C P Q]
         bias = None if self.bias is None else self.bias[...]
         return linear(x, kernel.reshape(-1, kernel.shape[-1]), bias)
+
+
+class Convolution(nnx.Module):
+    """Convolution [B, H, W, I] -> [B, H', W', O] with an odd square kernel.
+
+    Args:
+        inside, outside: I and O.
+        side: pixels a side of the kernel.
+        stride: of the output.
+        padding: zeros before and after rows and columns; None keeps the size at a stride of 1.
+        bias: whether there is one.
+        std: the standard deviation of a fresh kernel; None for one over the root of the inputs.
+        alone: whether each channel is convolved by itself; I is O.
+    """
+
+    def __init__(
+        self,
+        inside: int,
+        outside: int,
+        side: int = 3,
+        stride: int = 1,
+        padding: tuple[tuple[int, int], tuple[int, int]] | None = None,
+        bias: bool = True,
+        std: float | None = None,
+        alone: bool = False,
+    ):
+        read = 1 if alone else inside
+        axes = ("one" if alone else "embed", "kernel_height", "kernel_width", "mlp")
+        std = 1 / math.sqrt(read * side * side) if std is None else std
+        self.kernel = parameter(Leaf((read, side, side, outside), axes, std=std))
+        self.bias = parameter(Leaf((outside,), ("mlp",), decay=False)) if bias else None
+        self.stride = stride
+        self.padding = ((side // 2, side // 2),) * 2 if padding is None else padding
+        self.groups = outside if alone else 1
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        out = lax.conv_general_dilated(
+            x,
+            self.kernel[...],
+            (self.stride, self.stride),
+            self.padding,
+            dimension_numbers=("NHWC", "IHWO", "NHWC"),
+            feature_group_count=self.groups,
+        )
+        return out if self.bias is None else out + self.bias[...]
+
+
+class BatchNorm(nnx.Module):
+    """Normalization of each channel by the statistics of the checkpoint, which stay as they are.
+
+    With them it is one product and one sum a number, and an image's output does not depend on
+    the others of its batch, nor on how they lie on devices.
+
+    Args:
+        width: C.
+        eps: added to the variance.
+
+    Source: Ioffe and Szegedy (2015), https://arxiv.org/abs/1502.03167.
+    """
+
+    def __init__(self, width: int, eps: float = 1e-5):
+        def vector(mean: float) -> nnx.Param:
+            return parameter(Leaf((width,), ("mlp",), mean=mean, decay=False))
+
+        self.scale, self.bias = vector(1.0), vector(0.0)
+        self.mean, self.variance = vector(0.0), vector(1.0)
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        mean, variance = (
+            lax.stop_gradient(one[...]).astype(jnp.float32) for one in (self.mean, self.variance)
+        )
+        factor = self.scale[...].astype(jnp.float32) * lax.rsqrt(variance + self.eps)
+        shift = self.bias[...].astype(jnp.float32) - mean * factor
+        return x * factor.astype(x.dtype) + shift.astype(x.dtype)
+
+
+def drop_path(branch: jax.Array, rate: jax.Array | float, key: jax.Array | None) -> jax.Array:
+    """Leave out the branch of a share `rate` of the images and scale up the rest; no key, none.
+
+    Args:
+        branch: [B, H, W, C].
+        rate: of the block, a number or an array of none.
+        key: of the block.
+
+    Source: Huang et al. (2016), https://arxiv.org/abs/1603.09382.
+    """
+    if key is None:
+        return branch
+    survives = jax.random.bernoulli(key, 1.0 - rate, (len(branch), 1, 1, 1))
+    return jnp.where(survives, branch / (1.0 - rate), 0.0).astype(branch.dtype)
+
+
+def rising_rates(last: float, blocks: int) -> tuple[float, ...]:
+    """Return the rate of `drop_path` of each block: from 0 up to `last`, evenly."""
+    return tuple(last * block / max(blocks - 1, 1) for block in range(blocks))
+
+
+def resize_linear(images: jax.Array, size: Size) -> jax.Array:
+    """Resize images [B, H, W, C] bilinearly to [B, *size, C], by two products with constants."""
+    down, across = (linear_matrix(images.shape[1 + axis], size[axis]) for axis in (0, 1))
+    tall = jnp.einsum("yh,bhwc->bywc", down.astype(images.dtype), images)
+    return jnp.einsum("xw,bywc->byxc", across.astype(images.dtype), tall)
+
+
+def linear_matrix(old: int, new: int) -> np.ndarray:
+    """Return the matrix [new, old] float32 that resizes a line of samples linearly.
+
+    It is what `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)` computes.
+    """
+    at = ((np.arange(new) + 0.5) * (old / new) - 0.5).clip(0, old - 1)
+    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(old))).astype(np.float32)
+
+
+def channels_last(images: jax.Array, channels: int) -> jax.Array:
+    """Turn images [B, C, H, W] into [B, H, W, C].
+
+    Raises:
+        UserError: they have another number of channels.
+    """
+    if images.shape[1] != channels:
+        raise UserError(f"The images have {images.shape[1]} channels; the model takes {channels}.")
+    return images.transpose(0, 2, 3, 1)
+
+
+def channels_first(images: jax.Array) -> jax.Array:
+    """Turn images [B, H, W, C] into [B, C, H, W]."""
+    return images.transpose(0, 3, 1, 2)
 
 
 def grid_of(image: tuple[int, ...], patch: Size) -> Size:

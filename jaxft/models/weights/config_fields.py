@@ -83,6 +83,7 @@ GENERATION = (
     "use_bfloat16",
 )
 
+MOST_LEVELS = 16  # of a pyramid of images; each halves the image
 TOKEN_RATE = 0.1  # dropout before a decoder's classes of tokens, where config.json has none
 
 
@@ -175,6 +176,50 @@ def check_activation(name: str, value: Any, known: Iterable[str]) -> None:
             f"config.json: the activation {name} '{str(value)[:80]}' is not supported.",
             did_you_mean(str(value), known),
         )
+
+
+def check_lists(fields: Mapping[str, Any], names: Sequence[str], widths: str) -> None:
+    """Raise a UserError unless some lists of a config.json have a value for each width.
+
+    Args:
+        fields: the config's.
+        names: of the lists.
+        widths: the name of the list of numbers of channels.
+    """
+    channels = fields[widths]
+    if not isinstance(channels, list) or not 1 <= len(channels) <= MOST_LEVELS:
+        raise UserError(f"config.json: {widths} must be a list of 1 to {MOST_LEVELS} numbers.")
+    check_numbers(widths, channels)
+    for name in names:
+        if not isinstance(fields[name], list) or len(fields[name]) != len(channels):
+            raise UserError(
+                f"config.json: {name} must be a list of {len(channels)}, as {widths} is."
+            )
+
+
+def check_numbers(name: str, values: Sequence[Any]) -> None:
+    """Raise a UserError unless the values of a field, or of each level, are numbers of something.
+
+    Args:
+        name: the field; one of layers has a lower bound.
+        values: its value or values.
+    """
+    most = MOST_BLOCKS if "layers" in name or name == "depths" else MOST_VALUE
+    if not all(is_whole(one) and 1 <= one <= most for one in values):
+        raise UserError(
+            f"config.json: {name} must be a whole number from 1 to {most:,}, or a list."
+        )
+
+
+def check_choices(name: str, values: Sequence[Any], known: Iterable[str]) -> None:
+    """Raise a UserError unless the values of a field are among the known ones."""
+    choices = list(known)
+    for value in values:
+        if value not in choices:
+            raise UserError(
+                f"config.json: {name} {quoted(value)} is not supported.",
+                f"Known: {', '.join(choices)}.",
+            )
 
 
 def check_divides(name: str, whole: int, count: int, what: str) -> None:

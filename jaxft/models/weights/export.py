@@ -21,7 +21,7 @@ from jaxft.models.pipeline import PIPELINE_FILE
 from jaxft.models.weights.names import Name
 from jaxft.models.weights.shards import DIFFUSERS, OF_DIFFUSERS, TRANSFORMERS, WEIGHTS
 from jaxft.models.weights.source import Source
-from jaxft.models.weights.tensor import EACH, Tensor, of_expert
+from jaxft.models.weights.tensor import COUNT, EACH, MEAN, Tensor, of_expert
 from jaxft.storage.files import (
     create_file,
     is_bucket,
@@ -79,6 +79,27 @@ def to_tensors(
             yield hf, np.concatenate(values, axis) if len(values) > 1 else values[0]
 
 
+def with_counts(
+    tensors: Iterable[tuple[str, np.ndarray]],
+    names: Mapping[str, str],
+    loaded: Mapping[str, Tensor],
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield tensors, and behind the mean of each batch norm the count beside it: 0 of a new one.
+
+    Args:
+        tensors: HF name and array.
+        names: parameter -> HF name.
+        loaded: parameter -> the tensor it was read from, where it was.
+    """
+    means = {hf: loaded.get(name) for name, hf in names.items() if hf.endswith(MEAN)}
+    for hf, value in tensors:
+        yield hf, value
+        if hf in means:
+            mean, none = means[hf], np.zeros((), np.int64)
+            count = none if mean is None or mean.count is None else mean.count.whole()
+            yield hf.removesuffix(MEAN) + COUNT, np.array(count)
+
+
 def _stored(param: jax.Array, name: Name, source: Tensor | None) -> np.ndarray:
     """Return a parameter as a file stores it, with the source's own bits if it is unchanged."""
     value = _on_host(param)
@@ -129,7 +150,7 @@ def write_weights(
         stem: how the names of the files begin.
 
     Returns:
-        The types that were written.
+        The types that were written, but for that of counts.
 
     Raises:
         UserError: the disk is full, or may not be written to.
@@ -143,7 +164,7 @@ def write_weights(
             for part in _parts(tensors, limit):
                 shards.append((Path(aside) / str(len(shards)), list(part)))
                 _write(shards[-1][0], part)
-                types |= {str(value.dtype) for value in part.values()}
+                types |= {str(one.dtype) for one in part.values() if one.dtype != np.int64}
                 total += sum(value.nbytes for value in part.values())
                 part.clear()  # before the next is gathered
             _put_in_place(folder, shards, total, stem)

@@ -152,6 +152,8 @@ def check_kind(name: str, value: Any, default: Any) -> None:
         value: what config.json has; null is right where the default is, and for `NULLABLE`.
         default: what a config.json without the field means; lists and objects are their readers'.
     """
+    if isinstance(default, list) and default and all(map(is_number, default)):
+        return  # a number for each level
     if value is None and (default is None or re.search(NULLABLE, name)):
         return
     if is_whole(value) and is_whole(default) and value == default:  # -1 or 0 for none, mostly

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from jaxft.errors import UserError
 from jaxft.models.weights.flax_files import open_flax
-from jaxft.models.weights.tensor import FLOATS, Index, Tensor
+from jaxft.models.weights.tensor import FLOATS, Index, Tensor, with_counts
 from jaxft.numbers import size
 
 
@@ -42,7 +42,7 @@ def open_tensors(
     for name, path in (indexed or {}).items():
         if name not in opened or opened[name].file != path:
             raise UserError(f"{path} lacks the tensor '{name}', which the index says it holds.")
-    return opened
+    return with_counts(opened)
 
 
 class _OpenFile:
@@ -93,7 +93,8 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
 
     def reader(about: Mapping[str, Any]) -> Callable[[Index], np.ndarray]:
         shape, offset = tuple(about["shape"]), 8 + length + about["data_offsets"][0]
-        dtype = FLOATS.get(about["dtype"], np.dtype("uint8"))  # what is no float is never read
+        # Of what is no float only the counts of batch norms are read.
+        dtype = FLOATS.get(about["dtype"], np.dtype("int64" if not shape else "uint8"))
         return lambda index: file.array(dtype, offset, shape, index)
 
     return {

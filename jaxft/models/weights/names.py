@@ -82,6 +82,12 @@ def norm(hf: str, ours: str) -> tuple[Name, ...]:
     return Name(f"{hf}.weight", f"{ours}/scale"), Name(f"{hf}.bias", f"{ours}/bias")
 
 
+def batch_norm(hf: str, ours: str) -> tuple[Name, ...]:
+    """Return the lines of a `torch.nn.BatchNorm2d`; the count beside its mean has none."""
+    mean, variance = f"{hf}.running_mean", f"{hf}.running_var"
+    return *norm(hf, ours), Name(mean, f"{ours}/mean"), Name(variance, f"{ours}/variance")
+
+
 def embedding(hf: str, ours: str) -> tuple[Name, ...]:
     """Return the line of a `torch.nn.Embedding`."""
     return (Name(f"{hf}.weight", f"{ours}/embedding"),)

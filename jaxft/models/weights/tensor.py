@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +19,8 @@ FLOATS = {
     "F16": np.dtype("float16"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+# Of a batch norm, the mean, and the count beside it, which no computation reads.
+MEAN, COUNT = ".running_mean", ".num_batches_tracked"
 Index = tuple[slice, ...]
 
 
@@ -45,16 +47,31 @@ class Tensor:
         dtype: its type there, as safetensors spells it (`F32`).
         read: reads a part: a tuple of slices, one per dimension, -> numpy array, which may be a
             view of the file.
+        count: of a batch norm's mean, the tensor with the number of batches it is of.
     """
 
     file: Path
     shape: tuple[int, ...]
     dtype: str
     read: Callable[[Index], np.ndarray]
+    count: Tensor | None = None
 
     def whole(self) -> np.ndarray:
         """Read all of it."""
         return self.read((slice(None),) * len(self.shape))
+
+
+def with_counts(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put the count of each batch norm beside the tensor of its mean."""
+    counts = {n: t for n, t in tensors.items() if n.endswith(COUNT) and count_mean(n) in tensors}
+    whole = {name: tensor for name, tensor in tensors.items() if name not in counts}
+    means = {count_mean(name): count for name, count in counts.items()}
+    return whole | {name: replace(whole[name], count=count) for name, count in means.items()}
+
+
+def count_mean(name: str) -> str:
+    """Return the name of the mean that the count of a batch norm is beside."""
+    return name.removesuffix(COUNT) + MEAN
 
 
 def slice_of(tensor: Tensor, number: int) -> Tensor:

@@ -21,12 +21,14 @@ from jaxft.report.page.predictions.lines import (
     BOXED,
     CLASSES,
     ENTITIES,
+    MASKS,
     PAIRS,
     RETRIEVAL,
     SAMPLES,
     TEXTS,
 )
 from jaxft.report.page.predictions.masked_words import filled
+from jaxft.report.page.predictions.masks import masked
 from jaxft.report.page.predictions.pairs import paired
 from jaxft.report.page.predictions.search import has_images, searched
 from jaxft.report.page.predictions.texts import written
@@ -97,6 +99,7 @@ def _predictions(run: Run) -> dict[str, Any]:
     return {
         "splits": [split_view(*one) for one in splits.items() if classes],
         "boxes": [boxed(*one) for one in splits.items() if run.view == BOXED],
+        "masked": [masked(*one) for one in splits.items() if run.view == MASKS],
         "tagged": [tagged(*one) for one in splits.items() if run.view == ENTITIES],
         "filled": [filled(*one) for one in compared if run.view == BLANKS],
         "paired": [paired(*one) for one in compared if run.view == PAIRS],

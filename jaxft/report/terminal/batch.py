@@ -57,6 +57,8 @@ def _row(number: int, row: Mapping[str, Any]) -> list[RenderableType]:
     for position, example in enumerate(examples):
         lines.append(_example(example))
         lines += [Text(f"  {_box(one)}") for one in row.get("boxes", ())]
+        shares = row.get("shares", {}).items()
+        lines += [Text(f"  {visible(name)}: {part:.1%} of the pixels") for name, part in shares]
         own = [text for text in texts if text["sequence"] // row["sequences"] == position]
         for text in own:
             lines.append(_tokens(text, _name(text, row["sequences"])))

@@ -18,15 +18,9 @@ from jaxft.models.families.diffusion.modules import (
     BELOW,
     RESIDUAL_NAMES,
     STD,
-    Convolution,
     GroupNorm,
     Residual,
-    channels_first,
-    channels_last,
-    check_choices,
     check_groups,
-    check_lists,
-    check_numbers,
     doubled,
 )
 from jaxft.models.family import ComposedFamily, Family, Towers
@@ -34,8 +28,10 @@ from jaxft.models.layers.batch import Batch
 from jaxft.models.layers.cache import BlockCache
 from jaxft.models.layers.cross import AttentionMaps
 from jaxft.models.layers.modules import block_keys, split_key
+from jaxft.models.layers.vision import Convolution, channels_first, channels_last
 from jaxft.models.tower.run import run_tower
 from jaxft.models.tower.tower import Compute, Params, Part, Tower
+from jaxft.models.weights.config_fields import check_choices, check_lists, check_numbers
 from jaxft.models.weights.hf_config import DIFFUSERS_FIELDS, HfConfig
 from jaxft.models.weights.names import Name, dense, norm
 from jaxft.models.weights.tensor_names import TensorNames, within

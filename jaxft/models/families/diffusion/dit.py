@@ -22,8 +22,6 @@ from jaxft.errors import UserError
 from jaxft.models.families.diffusion.modules import (
     STD,
     StepEmbedding,
-    check_choices,
-    check_numbers,
     grid_sinusoids,
     modulated,
     sinusoids,
@@ -40,6 +38,7 @@ from jaxft.models.layers.math import ACTIVATIONS, dropout
 from jaxft.models.layers.modules import Embedding, Keys, LayerNorm, Linear, block_keys
 from jaxft.models.layers.vision import PatchEmbedding, grid_of
 from jaxft.models.tower.tower import Compute, Part, Tower
+from jaxft.models.weights.config_fields import check_choices, check_numbers
 from jaxft.models.weights.hf_config import DIFFUSERS_FIELDS, HfConfig
 from jaxft.models.weights.names import dense, embedding, norm
 from jaxft.models.weights.tensor_names import TensorNames

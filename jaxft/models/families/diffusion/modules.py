@@ -6,8 +6,7 @@ B images of H x W pixels with C channels, channels last; E is the width of the e
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,54 +14,14 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from jaxft.bounds import MOST_BLOCKS, MOST_VALUE
 from jaxft.errors import UserError
 from jaxft.models.layers.math import dropout
 from jaxft.models.layers.modules import Leaf, Linear, parameter
-from jaxft.models.weights.field_kinds import is_whole, quoted
+from jaxft.models.layers.vision import Convolution, channels_first
 from jaxft.models.weights.names import Name, dense, norm
 
 STD = 0.02  # of a fresh kernel
-MOST_LEVELS = 16  # of a U; each halves the image
 BELOW = ((0, 1), (0, 1))  # zeros after the last row and column alone
-
-
-class Convolution(nnx.Module):
-    """Convolution [B, H, W, I] -> [B, H', W', O] with an odd square kernel.
-
-    Args:
-        inside, outside: I and O.
-        side: pixels a side of the kernel.
-        stride: of the output.
-        padding: zeros before and after rows and columns; None keeps the size at a stride of 1.
-        bias: whether it has one.
-    """
-
-    def __init__(
-        self,
-        inside: int,
-        outside: int,
-        side: int = 3,
-        stride: int = 1,
-        padding: tuple[tuple[int, int], tuple[int, int]] | None = None,
-        bias: bool = True,
-    ):
-        axes = ("embed", "kernel_height", "kernel_width", "mlp")
-        std = 1 / math.sqrt(inside * side * side)
-        self.kernel = parameter(Leaf((inside, side, side, outside), axes, std=std))
-        self.bias = parameter(Leaf((outside,), ("mlp",), decay=False)) if bias else None
-        self.stride = stride
-        self.padding = ((side // 2, side // 2),) * 2 if padding is None else padding
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        out = lax.conv_general_dilated(
-            x,
-            self.kernel[...],
-            (self.stride, self.stride),
-            self.padding,
-            dimension_numbers=("NHWC", "IHWO", "NHWC"),
-        )
-        return out if self.bias is None else out + self.bias[...]
 
 
 class GroupNorm(nnx.Module):
@@ -203,22 +162,6 @@ def grid_sinusoids(width: int, grid: tuple[int, int], base: int) -> np.ndarray:
     return np.concatenate([waves(columns.ravel()), waves(rows.ravel())], 1).astype(np.float32)
 
 
-def channels_last(images: jax.Array, channels: int) -> jax.Array:
-    """Turn images [B, C, H, W] into [B, H, W, C].
-
-    Raises:
-        UserError: they have another number of channels.
-    """
-    if images.shape[1] != channels:
-        raise UserError(f"The images have {images.shape[1]} channels; the model takes {channels}.")
-    return images.transpose(0, 2, 3, 1)
-
-
-def channels_first(images: jax.Array) -> jax.Array:
-    """Turn images [B, H, W, C] into [B, C, H, W]."""
-    return images.transpose(0, 3, 1, 2)
-
-
 def modulated(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
     """Scale and shift a stream [B, T, D] by [B, D] each."""
     return x * (1 + scale[:, None]) + shift[:, None]
@@ -236,50 +179,6 @@ def unpatched(patches: jax.Array, grid: tuple[int, int], side: int) -> jax.Array
     x = patches.reshape(len(patches), rows, columns, side, side, -1).transpose(0, 1, 3, 2, 4, 5)
     pixels = x.reshape(len(patches), rows * side, columns * side, -1)
     return channels_first(pixels).astype(jnp.float32)
-
-
-def check_lists(fields: Mapping[str, Any], names: Sequence[str], widths: str) -> None:
-    """Raise a UserError unless some lists of a config.json have a value for each width.
-
-    Args:
-        fields: the config's.
-        names: of the lists.
-        widths: the name of the list of numbers of channels.
-    """
-    channels = fields[widths]
-    if not isinstance(channels, list) or not 1 <= len(channels) <= MOST_LEVELS:
-        raise UserError(f"config.json: {widths} must be a list of 1 to {MOST_LEVELS} numbers.")
-    check_numbers(widths, channels)
-    for name in names:
-        if not isinstance(fields[name], list) or len(fields[name]) != len(channels):
-            raise UserError(
-                f"config.json: {name} must be a list of {len(channels)}, as {widths} is."
-            )
-
-
-def check_numbers(name: str, values: Sequence[Any]) -> None:
-    """Raise a UserError unless the values of a field, or of each level, are numbers of something.
-
-    Args:
-        name: the field; one of layers has a lower bound.
-        values: its value or values.
-    """
-    most = MOST_BLOCKS if "layers" in name else MOST_VALUE
-    if not all(is_whole(one) and 1 <= one <= most for one in values):
-        raise UserError(
-            f"config.json: {name} must be a whole number from 1 to {most:,}, or a list."
-        )
-
-
-def check_choices(name: str, values: Sequence[Any], known: Iterable[str]) -> None:
-    """Raise a UserError unless the values of a field are among the known ones."""
-    choices = list(known)
-    for value in values:
-        if value not in choices:
-            raise UserError(
-                f"config.json: {name} {quoted(value)} is not supported.",
-                f"Known: {', '.join(choices)}.",
-            )
 
 
 def check_groups(widths: Sequence[int], groups: int) -> None:

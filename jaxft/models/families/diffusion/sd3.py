@@ -21,8 +21,6 @@ from jaxft.errors import UserError
 from jaxft.models.families.diffusion.modules import (
     STD,
     StepEmbedding,
-    check_choices,
-    check_numbers,
     modulated,
     sinusoids,
     step_names,
@@ -45,6 +43,7 @@ from jaxft.models.layers.modules import (
 )
 from jaxft.models.layers.vision import PatchEmbedding, grid_of
 from jaxft.models.tower.tower import Compute, Part, Tower
+from jaxft.models.weights.config_fields import check_choices, check_numbers
 from jaxft.models.weights.hf_config import DIFFUSERS_FIELDS, HfConfig
 from jaxft.models.weights.names import Name, dense
 from jaxft.models.weights.tensor_names import TensorNames

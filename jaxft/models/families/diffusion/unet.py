@@ -23,16 +23,10 @@ from jaxft.errors import UserError
 from jaxft.models.families.diffusion.modules import (
     RESIDUAL_NAMES,
     STD,
-    Convolution,
     GroupNorm,
     Residual,
     StepEmbedding,
-    channels_first,
-    channels_last,
-    check_choices,
     check_groups,
-    check_lists,
-    check_numbers,
     doubled,
     sinusoids,
     step_names,
@@ -45,7 +39,9 @@ from jaxft.models.layers.cross import AttentionMaps, Source
 from jaxft.models.layers.kernels import Needs
 from jaxft.models.layers.math import gelu
 from jaxft.models.layers.modules import Embedding, Keys, LayerNorm, Linear, block_keys
+from jaxft.models.layers.vision import Convolution, channels_first, channels_last
 from jaxft.models.tower.tower import Compute, Part, Tower
+from jaxft.models.weights.config_fields import check_choices, check_lists, check_numbers
 from jaxft.models.weights.hf_config import DIFFUSERS_FIELDS, HfConfig
 from jaxft.models.weights.names import Name, dense, embedding, norm
 from jaxft.models.weights.tensor_names import TensorNames, within

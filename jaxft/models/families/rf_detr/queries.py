@@ -19,14 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxft.models.families.diffusion.modules import Convolution
 from jaxft.models.families.rf_detr.backbone import Context, as_image
 from jaxft.models.families.rf_detr.backbone import Stream as BackboneStream
 from jaxft.models.families.rf_detr.config import Config
 from jaxft.models.layers.cache import BlockCache
 from jaxft.models.layers.math import ACTIVATIONS
 from jaxft.models.layers.modules import Embedding, LayerNorm, Linear
-from jaxft.models.layers.vision import Size
+from jaxft.models.layers.vision import Convolution, Size
 
 NORM_EPS = 1e-5  # of the decoder's norms
 LEAST, MOST = 0.01, 0.99  # of the coordinates of a pixel that may propose a box

@@ -32,7 +32,13 @@ from jaxft.models.layers.cross import AttentionMaps
 from jaxft.models.layers.kernels import Needs
 from jaxft.models.layers.math import ACTIVATIONS, dropout
 from jaxft.models.layers.modules import Keys, LayerNorm, Leaf, Linear, block_keys, parameter
-from jaxft.models.layers.vision import PatchEmbedding, grid_of, resize_grid
+from jaxft.models.layers.vision import (
+    Convolution,
+    PatchEmbedding,
+    channels_first,
+    grid_of,
+    resize_grid,
+)
 from jaxft.models.tower.tower import Compute, Part, Tower
 from jaxft.models.weights.names import Name, dense, norm
 from jaxft.models.weights.tensor_names import BareNames
@@ -40,12 +46,12 @@ from jaxft.models.weights.tensor_names import BareNames
 Outputs = dict[str, jax.Array]
 
 
-HEAD = "image_classification"
+HEAD, SEGMENTS = "image_classification", "semantic_segmentation"
 MODEL_TYPES = {
     "vit": architectures("ViT", HEAD),
     "deit": architectures("DeiT", HEAD),
-    "dinov2": architectures("Dinov2", HEAD),
-    "dinov2_with_registers": architectures("Dinov2WithRegisters", HEAD),
+    "dinov2": architectures("Dinov2", HEAD, SEGMENTS),
+    "dinov2_with_registers": architectures("Dinov2WithRegisters", HEAD, SEGMENTS),
 }
 
 NAMES = (
@@ -112,7 +118,7 @@ class VitNames(BareNames):
 
 TENSORS = VitNames(
     {name: VIT_NAMES if name in ("vit", "deit") else DINOV2_NAMES for name in MODEL_TYPES},
-    {HEAD: dense("classifier", "head")},
+    {HEAD: dense("classifier", "head"), SEGMENTS: dense("classifier", "head")},
     UNUSED,
     fresh=("pooler/", "head/", "embeddings/mask_token"),
     prefixes={name: f"{name}." for name in MODEL_TYPES},
@@ -360,9 +366,34 @@ class Classifier(nnx.Module):
         return {"logits": self.head(read).astype(jnp.float32)}
 
 
+class Segmenter(nnx.Module):
+    """Top of a segmenter, a linear map of each patch: `logits` [B, C, h, w] of the h x w patches.
+
+    `transformers` has no such class. It is the linear head of DINOv2's own evaluation.
+
+    Source: Oquab et al. (2023), https://arxiv.org/abs/2304.07193, section 7.4.
+    """
+
+    def __init__(self, config: Config, num_labels: int):
+        own = config.fields
+        self.norm = LayerNorm(own["hidden_size"], own["layer_norm_eps"])
+        self.head = Convolution(own["hidden_size"], num_labels, 1, std=own["initializer_range"])
+        self.patches_from = 1 + own.get("num_register_tokens", 0)
+        self.patch = config.patch
+
+    def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> Outputs:
+        patches = self.norm(x[:, self.patches_from :])
+        grid = grid_of(batch["pixel_values"].shape[2:], self.patch)
+        logits = self.head(patches.reshape(len(x), *grid, -1))
+        return {"logits": channels_first(logits).astype(jnp.float32)}
+
+
+TOPS = {HEAD: Classifier, SEGMENTS: Segmenter}
+
+
 def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
     """Build the tower of a model under a head."""
-    top = Classifier(config, num_labels or 2) if head else Encoder(config)
+    top = TOPS[head](config, num_labels or 2) if head else Encoder(config)
     blocks = (Part(Block(config)),) * config.fields["num_hidden_layers"]
     return {"vision": Tower(Part(Stem(config)), blocks, Part(top))}
 

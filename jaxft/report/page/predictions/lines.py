@@ -7,7 +7,7 @@ from typing import Any
 
 # The views that a run's task names in run.json, beside those of classes.
 ENTITIES, BLANKS, PAIRS, BOXED = "entities", "blanks", "pairs", "boxes"
-RETRIEVAL, TEXTS, SAMPLES = "retrieval", "texts", "samples"
+RETRIEVAL, TEXTS, SAMPLES, MASKS = "retrieval", "texts", "samples", "masks"
 Keys = dict[str, tuple[type, ...]]
 NUMBER = (int, float)
 
@@ -57,6 +57,7 @@ WRITTEN: Keys = {  # of a text its source; of an image as above
     "loss": NUMBER,
 }
 ANSWER: Keys = {"id": (int,), **dict.fromkeys(("source", "target", "written"), (str,))}
+MASKED: Keys = {"shares": (dict,), "iou": NUMBER}  # and pictures of the first
 IMAGE: Keys = {"id": (int,)}  # and its bits per dimension, or its loss
 # View -> the keys of a line, and of the lists in it.
 LINES: dict[str, tuple[Keys, dict[str, Keys]]] = {
@@ -68,6 +69,7 @@ LINES: dict[str, tuple[Keys, dict[str, Keys]]] = {
     RETRIEVAL: (SEARCHED, {"images": FOUND_IMAGE}),
     TEXTS: (WRITTEN, {}),
     SAMPLES: (IMAGE, {}),
+    MASKS: (MASKED, {}),
 }
 # `task.kind` -> view, of runs whose run.json names no view: those before jaxft 0.2.
 EARLIER = {
