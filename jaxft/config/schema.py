@@ -85,7 +85,7 @@ class ModelSection(Section):
 
 def _not_of_itself(length: Duration) -> Duration:
     if length.unit == "percent":
-        raise ValueError(f"it must be in steps or epochs, not {length}")
+        raise ValueError(f"it must be in steps, epochs or examples, not {length}")
     return length
 
 
@@ -93,12 +93,17 @@ class TrainSection(Section):
     """Length, precision and memory of training, and intervals of evaluation and logging."""
 
     length: Annotated[LengthKey, AfterValidator(_not_of_itself)] = may_change(
-        Duration(3, "epochs"), "length of training, in steps or epochs"
+        Duration(3, "epochs"), "length of training, in steps, epochs or examples"
     )
     precision: Literal["auto", "f32", "bf16", "tf32"] = may_change(
         "auto", "precision of the computation; auto is bf16 on TPU and GPU, f32 on CPU"
     )
     accumulate: int = may_change(1, "micro-batches per optimizer step", unit="micro-batches", ge=1)
+    batch_warmup: Annotated[LengthKey, AfterValidator(_not_of_itself)] | None = fixed(
+        None,
+        "length of training over which a step's micro-batches grow from one to train.accumulate, "
+        "in steps, epochs or examples; null has all from the start",
+    )
     remat: Literal["auto", "none", "dots", "full"] | RematSection = may_change(
         "auto",
         "rematerialization in the backward pass, to save memory: none, all but the outputs of "
@@ -133,6 +138,15 @@ class TrainSection(Section):
         unit="steps",
         ge=1,
     )
+
+    @model_validator(mode="after")
+    def _has_parts(self) -> TrainSection:
+        if self.batch_warmup is not None and self.accumulate == 1:
+            raise ValueError(
+                "batch_warmup grows a step from one micro-batch to train.accumulate, which is 1: "
+                "set it to 2 or more"
+            )
+        return self
 
 
 class CheckpointSection(Section):

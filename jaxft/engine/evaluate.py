@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxft.data.batching.eval_plans import EvalPlan, plan_eval
 from jaxft.data.batching.loader import Collate, batches
-from jaxft.data.batching.plans import EvalPlan, Layout, plan_eval
+from jaxft.data.batching.plans import Layout
 from jaxft.device.mesh import batch_sharding, my_rows, overlaps, place_batch
 from jaxft.engine.inputs import Split, with_inputs
 from jaxft.engine.setup import Setup, outputs_of

@@ -15,6 +15,7 @@ from jaxft.config.phases import PhaseSection
 from jaxft.config.recipe import Group as GroupSection
 from jaxft.config.recipe import LayerDecaySection, ScheduleSection
 from jaxft.config.sections import AdapterSection
+from jaxft.durations import Pace
 from jaxft.engine.compute import adapter_option
 from jaxft.errors import UserError
 from jaxft.layerwise.freeze_out import freeze_out_phases
@@ -185,7 +186,7 @@ def optimizer_from(
 
 
 def phases_from(
-    config: Config, model: Model, whole: LayerTable, total_steps: int, steps_per_epoch: int
+    config: Config, model: Model, whole: LayerTable, total_steps: int, pace: Pace
 ) -> tuple[Phase, ...]:
     """Make a run's phases, each with its own peak rate if it sets one.
 
@@ -194,7 +195,7 @@ def phases_from(
         model: described or loaded.
         whole: its LayerTable without phases (`make_table`).
         total_steps: optimizer steps in the run.
-        steps_per_epoch: those in an epoch.
+        pace: through the examples.
     """
 
     def table(rate: float | None) -> LayerTable:
@@ -216,10 +217,10 @@ def phases_from(
     specs = phase_specs(
         asked if isinstance(asked, str) else [as_phase(one) for one in asked],
         top=max(model.depths.values()),
-        epochs=total_steps / steps_per_epoch,
+        epochs=total_steps / pace.steps_per_epoch,
         share=freezing.share,
     )
-    return make_phases(specs, table=table, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    return make_phases(specs, table=table, total_steps=total_steps, pace=pace)
 
 
 def chosen_leaves(section: AdapterSection, model: Model) -> frozenset[str] | None:

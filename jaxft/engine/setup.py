@@ -19,10 +19,11 @@ from jaxft.config.load import Config
 from jaxft.config.optimizer import SCHEDULE_FREE
 from jaxft.data.batching.plans import Layout, TrainPlan, plan_rows
 from jaxft.device.mesh import check_batches, position_divisor, row_divisor
+from jaxft.durations import Pace
 from jaxft.engine.compute import make_runtime
 from jaxft.engine.gradients.compared import Compared
 from jaxft.engine.inputs import Split, data_cache, fit_task, open_sources, open_splits, with_inputs
-from jaxft.engine.length import Length, resolve_length, resolve_rates
+from jaxft.engine.length import Length, check_growth, resolve_length, resolve_rates, with_growth
 from jaxft.engine.memory.storage import argument_shardings, quantized_leaves
 from jaxft.engine.mixture import make_mixture
 from jaxft.engine.recipe import (
@@ -144,7 +145,7 @@ def phase_setup(setup: Setup, phase: Phase) -> PhaseSetup:
         phase=phase,
         compute=replace(setup.compute, trainable=frozenset(table.trainable)),
         optimizer=optimizer_from(table, config.optimizer),
-        rates=resolve_rates(phase, setup.length),
+        rates=resolve_rates(phase, setup.length, config.optimizer.scale),
         schedule_free=schedule_free,
         averages=config.train.ema is not None or schedule_free,
         anchored=tuple(name for name in table.trainable if name not in new)
@@ -235,7 +236,7 @@ def build(
     mixture = make_mixture(config, task, splits["train"], names)
     lengths = splits["train"].examples.lengths if mixture is None else mixture.lengths
     layout = _lay_out(config, task, runtime.mesh, lengths, layout)
-    plan = TrainPlan(lengths, config.run.seed.data, *layout.shape, mixture)
+    plan = TrainPlan(lengths, config.run.seed.data, *layout.shape, mixture, layout.growth)
     phases = phases_from(config, model, table, *_steps(length := resolve_length(config, plan)))
     return Setup(
         config=config,
@@ -256,8 +257,8 @@ def build(
     )
 
 
-def _steps(length: Length) -> tuple[int, int]:
-    return length.total_steps, length.steps_per_epoch
+def _steps(length: Length) -> tuple[int, Pace]:
+    return length.total_steps, length.pace
 
 
 def bind_task(
@@ -274,6 +275,7 @@ def _lay_out(
     """Return the batch layout: that of the run that is resumed, or a new one."""
     if earlier is not None:
         check_batches(mesh, earlier.rows, earlier.row_length, config.train.accumulate)
+        check_growth(earlier, config.train.accumulate)
         return replace(earlier, divide_by=position_divisor(mesh))
     if config.data.pack is True and not task.packs:
         raise UserError(
@@ -285,4 +287,5 @@ def _lay_out(
     # A row has one position where every example is a row of its own.
     row_length = 1 if lengths.max() == 1 else config.data.row_length
     positions_by = position_divisor(mesh)
-    return plan_rows(lengths, config.data.batch_size, row_length, packs, divisor, positions_by)
+    layout = plan_rows(lengths, config.data.batch_size, row_length, packs, divisor, positions_by)
+    return with_growth(layout, config.train.batch_warmup, config.train.accumulate, len(lengths))

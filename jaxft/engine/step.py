@@ -76,6 +76,7 @@ def make_train_step(
     anchored: Mapping[str, jax.sharding.NamedSharding] | None = None,
     compared: Compared | None = None,
     grad_norms: bool = False,
+    grows: bool = False,
     donate: bool = True,
 ) -> Wrapped:
     """Jit the train step `(state, frozen, batch, inputs) -> (state, metrics)`.
@@ -93,12 +94,15 @@ def make_train_step(
         compared: the objective in two parts, where it compares the rows of a batch: micro-batches
             then have the gradients of the whole batch.
         grad_norms: also return the gradient norm of each leaf.
+        grows: whether the batch grows: see `MicroBatches`.
         donate: reuse the state's memory for the next state.
 
     Returns:
-        The step. `metrics` holds device scalars: each mean of the objective, `weight`,
-        `grad_norm`, and `bad_steps`, the number of consecutive steps that were not finite: such a
-        step leaves parameters and moments unchanged. With `grad_norms`, an array of that name:
+        The step. `metrics` holds device scalars: each mean of the objective, with several
+        micro-batches the terms of the noise scale (`noise_terms`; NaN without an estimate),
+        `weight`, `grad_norm`, and `bad_steps`, the number of consecutive steps that were not
+        finite: such a step leaves parameters and moments unchanged. With `grad_norms`, an array of
+        that name:
         `[leaves]`, in natural order of the trainable names.
     """
     rows = batch_sharding(mesh)
@@ -110,6 +114,7 @@ def make_train_step(
         rows=rows,
         compared=compared,
         grad_norms=grad_norms,
+        grows=grows,
         offloaded_moments=state_shardings.opt_state if offloaded(state_shardings) else None,
     )
     whole = replicated(mesh)
@@ -132,16 +137,18 @@ def step_function(
     rows: jax.sharding.NamedSharding,
     compared: Compared | None = None,
     grad_norms: bool = False,
+    grows: bool = False,
     offloaded_moments: Any = None,
 ) -> Callable:
     """Build the train step `(state, frozen, batch, inputs) -> (state, metrics)`, not yet jitted.
 
     Args:
-        objective, optimizer, accumulate, ema, compared, grad_norms: see `make_train_step`.
+        objective, optimizer, accumulate, ema, compared, grad_norms, grows: see
+            `make_train_step`.
         rows: the sharding of a batch's rows.
         offloaded_moments: shardings of the optimizer's state, where some of it is in host memory.
     """
-    differentiate = _differentiation(objective, compared, MicroBatches(accumulate, rows))
+    differentiate = _differentiation(objective, compared, MicroBatches(accumulate, rows, grows))
 
     def step(
         state: TrainState, frozen: Params, batch: Batch, inputs: StepInputs

@@ -22,8 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxft.data.batching.eval_plans import EvalPlan, plan_eval
 from jaxft.data.batching.loader import Collate, batches
-from jaxft.data.batching.plans import EvalPlan, Layout, plan_eval
+from jaxft.data.batching.plans import Layout
 from jaxft.data.cache import Ragged, build_or_open, cache_key, is_built
 from jaxft.device.mesh import batch_sharding, my_rows, place_batch, replicated
 from jaxft.engine.evaluate import Interrupted

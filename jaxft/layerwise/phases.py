@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from jaxft.durations import ZERO, Duration, resolve_steps
+from jaxft.durations import ZERO, Duration, Pace, resolve_steps
 from jaxft.errors import UserError
 from jaxft.layerwise.schedules import Schedule
 from jaxft.layerwise.table import LayerTable
@@ -147,7 +147,7 @@ def make_phases(
     *,
     table: Callable[[float | None], LayerTable],
     total_steps: int,
-    steps_per_epoch: int,
+    pace: Pace | float,
 ) -> tuple[Phase, ...]:
     """Lay phases over a run, from its first step to its last.
 
@@ -156,7 +156,7 @@ def make_phases(
         table: makes the LayerTable without phases, at a peak rate in place of the optimizer's
             (None: as it is).
         total_steps: optimizer steps in the run.
-        steps_per_epoch: those in an epoch.
+        pace: through the examples, or the steps in an epoch.
 
     Raises:
         UserError: phases out of order, that do not end where the run does, or that train nothing.
@@ -164,7 +164,7 @@ def make_phases(
     phases: list[Phase] = []
     start = 0
     for index, spec in enumerate(specs):
-        stop = resolve_steps(spec.until, total_steps, steps_per_epoch)
+        stop = resolve_steps(spec.until, total_steps, pace, start=True)
         where = f"phases[{index}]"
         if stop <= start:
             raise UserError(

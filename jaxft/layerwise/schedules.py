@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxft.durations import ZERO, Duration, resolve_steps
+from jaxft.durations import ZERO, Duration, Pace, resolve_steps
 from jaxft.errors import UserError
 
 # A schedule of one's own: optimizer step -> multiplier of the peak rate.
@@ -56,7 +56,7 @@ def schedule_kind(schedule: Schedule | Multiplier | None) -> str | None:
 
 
 def make_schedule(
-    schedule: Schedule | Multiplier, peak: float, total_steps: int, steps_per_epoch: float = 1
+    schedule: Schedule | Multiplier, peak: float, total_steps: int, pace: Pace | float = 1
 ) -> optax.Schedule:
     """Make the function from an optimizer step, 0 to `total_steps`, to a rate.
 
@@ -64,15 +64,15 @@ def make_schedule(
         schedule: by name, or a function step -> multiplier.
         peak: the highest rate.
         total_steps: optimizer steps that the schedule runs over.
-        steps_per_epoch: optimizer steps in an epoch, which durations may be given in.
+        pace: through the examples, or the steps in an epoch, which durations may be given in.
 
     Raises:
         UserError: the durations do not fit into the run.
     """
     if not isinstance(schedule, Schedule):
         return lambda step: peak * schedule(step)
-    warmup = resolve_steps(schedule.warmup, total_steps, steps_per_epoch)
-    decay = resolve_steps(schedule.decay, total_steps, steps_per_epoch)
+    warmup = resolve_steps(schedule.warmup, total_steps, pace, start=True)
+    decay = resolve_steps(schedule.decay, total_steps, pace)
     if schedule.kind == "slanted_triangular":
         if warmup:
             raise UserError(

@@ -73,7 +73,7 @@ class RunFacts(_Format):
     data: list[Data] = []
     labels: list[str] | None = None
     fitted: dict[str, bool | float | str | dict[str, str | dict[str, str]]] = {}
-    layout: dict[str, float | None] = {}
+    layout: dict[str, float | list[float] | None] = {}
     best_metric: str = ""
     base: Base = Base()
     resumed: list[Resumed] = []

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import bootstrap
 
 from jaxft.studies.members import Member
-from jaxft.training.meter import is_best
+from jaxft.training.patience import is_best
 
 RESAMPLES = 2000
 

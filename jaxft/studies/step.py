@@ -50,6 +50,7 @@ def make_study_step(
         objective_of(setup, now.compute),
         now.optimizer,
         accumulate=train.accumulate,
+        grows=bool(setup.layout.growth),
         ema=train.ema,
         rows=rows,
         compared=compared_of(setup, now.compute),

@@ -16,7 +16,7 @@ from jaxft.runs.folder import RunFolder
 from jaxft.training.batches import Batches
 from jaxft.training.layers import write_drift
 from jaxft.training.log import Log
-from jaxft.training.meter import is_best, patience_is_over, scores_before
+from jaxft.training.patience import is_best, patience_is_over, scores_before
 from jaxft.training.phase import PhaseStep
 from jaxft.training.result import score_before, write_evaluation
 

@@ -177,4 +177,9 @@ def batch_line(layout: Layout, length: Length, why: Sequence[str]) -> str:
             f"{layout.examples_per_step:.1f} examples, {layout.padding:.1%} padding"
         )
     steps = f"{batch}; {length.total_steps:,} steps, {length.steps_per_epoch:,} an epoch"
+    if length.growth:
+        parts = len(length.growth) + 1
+        steps += (
+            f"; the first {sum(length.growth):,} have 1 to {parts - 1} of {parts} micro-batches"
+        )
     return "\n".join([steps, *filter(None, why)])

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from queue import SimpleQueue
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxft.engine.setup import Setup
+from jaxft.training.noise import TERMS, NoiseScale
 from jaxft.training.phase import PhaseStep
 from jaxft.training.utilisation import Work
 from jaxft.waiting import Watch
@@ -193,11 +193,13 @@ class Meter:
         finite: whether the last step read was finite.
         compiles: whether the next step is the first of its program.
         steps, flops: number and model FLOPs of all steps read.
+        noise: the gradient noise scale, where steps have several micro-batches.
     """
 
     def __init__(self, setup: Setup):
         self.clock, self.finite, self.compiles = Clock(), True, False
         self.steps = self.flops = 0
+        self.noise = NoiseScale()
         self._setup = setup
         self._work = Work(0, None)
         self._sums: dict[str, float] = {}
@@ -221,12 +223,14 @@ class Meter:
         index = self._setup.plan.batch(step - 1)
         real = index[index >= 0]
         tokens = float(self._setup.splits["train"].examples.lengths[real].sum())
-        self.steps, self.flops = self.steps + 1, self.flops + self._work.flops
-        self._pace.add(ended, examples=len(real), tokens=tokens, flops=self._work.flops)
+        flops = round(self._work.flops * self._setup.plan.share(step - 1))
+        self.steps, self.flops = self.steps + 1, self.flops + flops
+        self._pace.add(ended, examples=len(real), tokens=tokens, flops=flops)
         if self.finite:
+            self.noise.add(metrics, len(real))
             self._weight += metrics["weight"]
             for name, value in metrics.items():
-                if name not in ("weight", "bad_steps"):
+                if name not in ("weight", "bad_steps", *TERMS):
                     self._sums[name] = self._sums.get(name, 0.0) + value * metrics["weight"]
         every = self._setup.config.train.log_every
         if step % every and step != self._setup.length.total_steps:
@@ -256,6 +260,7 @@ class Meter:
             **means,
             **{f"{name}_per_second": rate for name, rate in rates.items()},
             **self._utilisation(rates),
+            **({"noise_scale": scale} if (scale := self.noise.scale) is not None else {}),
             "rates": phase.fastest(step - 1),
         }
 
@@ -263,34 +268,3 @@ class Meter:
         """Compute the share of the chips' peak that is used, where chips and pace are known."""
         peak = self._work.peak
         return {} if peak is None or not rates else {"mfu": rates["flops"] / peak}
-
-
-def scores_before(events: Iterable[Mapping[str, Any]], metric: str) -> list[float | None]:
-    """List the metric at each evaluation in the event log, in order."""
-    return [event.get(metric) for event in events if event.get("split") == "eval"]
-
-
-def is_best(score: float, before: Sequence[float | None], *, lower_is_better: bool) -> bool:
-    """Return whether no earlier score is better; ties go to the later, as in `Checkpoints`."""
-    return math.isfinite(score) and not any(
-        _better(value, score, lower_is_better) for value in before
-    )
-
-
-def patience_is_over(
-    scores: Sequence[float | None], patience: int | None, *, lower_is_better: bool
-) -> bool:
-    """Return whether none of the last `patience` scores is better than all before it."""
-    if patience is None or len(scores) <= patience:
-        return False
-    early, late = scores[:-patience], scores[-patience:]
-    return not any(all(_better(value, other, lower_is_better) for other in early) for value in late)
-
-
-def _better(one: float | None, other: float | None, lower_is_better: bool) -> bool:
-    """Return whether `one` is better than `other`."""
-    if one is None or not math.isfinite(one):
-        return False
-    if other is None or not math.isfinite(other):
-        return True
-    return one < other if lower_is_better else one > other

@@ -145,6 +145,7 @@ def make_step(setup: Setup, now: PhaseSetup, frozen: Iterable[str]) -> Wrapped:
         objective_of(setup, now.compute),
         now.optimizer,
         accumulate=setup.config.train.accumulate,
+        grows=bool(setup.layout.growth),
         ema=setup.config.train.ema,
         state_shardings=state_shardings(setup, now),
         frozen_shardings={name: setup.argument_shardings[name] for name in frozen},

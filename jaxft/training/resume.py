@@ -31,7 +31,7 @@ from jaxft.runs.checkpoint import Checkpoints
 from jaxft.runs.folder import RUN_FILE, RunFolder, check_run, open_run, run_path
 from jaxft.runs.history import affects_parameters
 from jaxft.training.freezing.decisions import with_decisions
-from jaxft.training.meter import patience_is_over, scores_before
+from jaxft.training.patience import patience_is_over, scores_before
 from jaxft.training.rates.heavy_tail import check_matrices_train
 from jaxft.training.result import RESULT, scored_split
 from jaxft.training.sampling.moments import abstract_idle

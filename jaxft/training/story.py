@@ -226,6 +226,9 @@ def train(
                     save_due = score_due = False
             with times.of(SAVE):
                 checkpoints.wait()
+            noise = log.meter.noise.line(config.data.batch_size)
+            if noise is not None:
+                log.say(checkpoints.latest() or total, noise, noise)
             frozen, meter = running.now.frozen, log.meter
 
         # ------------------------------------------------- The test rows, with the best checkpoint

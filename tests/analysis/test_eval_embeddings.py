@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxft.analysis.eval_embeddings import eval_embeddings, plane
-from jaxft.data.batching.plans import plan_eval
+from jaxft.data.batching.eval_plans import plan_eval
 from jaxft.engine.initial_state import load_params
 from jaxft.engine.setup import build, make_task
 from jaxft.models import load as registry

@@ -277,7 +277,7 @@ def test_what_other_tools_call_a_key_is_one_of_ours():
             "warmup: 10%",
             "warmup: 10 days",
             "c.yaml, line 11: schedule.warmup: '10 days' is not a duration; "
-            "write a number of steps (500), '3 epochs' or '10%'.",
+            "write a number of steps (500), '3 epochs', '10%' or '1000 examples'.",
         ),
         (
             "lr_mult: 10}",
@@ -428,7 +428,7 @@ def test_mistakes_in_a_file(write, old, new, sentence):
         (
             "train.length=10%",
             "'train.length=10%' on the command line: train.length: "
-            "it must be in steps or epochs, not 10%.",
+            "it must be in steps, epochs or examples, not 10%.",
         ),
         (
             "checkpoint.every=0",

@@ -10,8 +10,9 @@ from functools import partial
 import numpy as np
 import pytest
 
+from jaxft.data.batching.eval_plans import plan_eval
 from jaxft.data.batching.loader import batches, collate_rows
-from jaxft.data.batching.plans import TrainPlan, plan_eval
+from jaxft.data.batching.plans import TrainPlan
 from jaxft.data.batching.workers import state, watched
 from jaxft.data.cache import build_or_open
 from jaxft.errors import UserError

@@ -5,8 +5,9 @@ import pickle
 import numpy as np
 import pytest
 
+from jaxft.data.batching.eval_plans import plan_eval
 from jaxft.data.batching.packing import best_fit
-from jaxft.data.batching.plans import TrainPlan, plan_epoch, plan_eval, plan_rows
+from jaxft.data.batching.plans import TrainPlan, plan_epoch, plan_rows
 from jaxft.data.sources.open import open_source
 from jaxft.data.text.tokenizer import load_tokenizer
 from jaxft.errors import UserError

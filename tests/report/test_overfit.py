@@ -15,7 +15,7 @@ from jaxft.report.page.overfitting import overfitting
 from jaxft.tasks.parts.classes.one import apart, logits_of, smoothed
 from jaxft.tasks.text_classification.section import TextClassificationSection
 from jaxft.tasks.text_classification.task import AGAIN
-from jaxft.training.meter import patience_is_over
+from jaxft.training.patience import patience_is_over
 from tests.support.phases import phase_of
 from tests.support.tiny import tiny_config
 

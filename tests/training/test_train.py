@@ -139,6 +139,8 @@ def test_a_run_from_the_command_line_is_complete(typed):
         "rates_every": 50,
         "freeze_every": 1,
         "sample_every": 0,
+        "examples_per_step": 67 / 9,
+        "growth": [],
     }
     assert about["layout"]["rows"] == 8
     assert list((run / "tensorboard").glob("events.out.tfevents.*"))

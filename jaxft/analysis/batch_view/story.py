@@ -25,7 +25,8 @@ from jaxft.analysis.batch_view.rows import (
 from jaxft.analysis.batch_view.sheet import check_sheet, pixels_of, write_sheet
 from jaxft.config.load import load_config
 from jaxft.config.sections import MeshSection
-from jaxft.data.batching.plans import EvalPlan, TrainPlan
+from jaxft.data.batching.eval_plans import EvalPlan
+from jaxft.data.batching.plans import TrainPlan
 from jaxft.data.image.colors import painted
 from jaxft.data.image.overlay import overlaid, palette
 from jaxft.engine.evaluate import evaluation_plan

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from jaxft.data.batching.mixture import Mixture
-from jaxft.data.batching.packing import best_fit, bucket_edges, cap_segments, count_rows, round_up
-from jaxft.data.random import FIRST_EPOCH, EpochRandom
+from jaxft.data.batching.packing import best_fit, cap_segments, count_rows, round_up
+from jaxft.data.random import EpochRandom
+from jaxft.durations import Growth
 from jaxft.errors import UserError
 
 ROW_STEP = 32  # rows are a multiple of this many positions
@@ -36,6 +38,7 @@ class Layout:
         examples_per_step: the mean number of true examples a step.
         padding: share of computed positions that hold no token.
         divide_by: what the positions of any row are a multiple of: a device has an equal part.
+        growth: the steps with one micro-batch, with two, and so on, until there are all.
     """
 
     rows: int
@@ -44,6 +47,7 @@ class Layout:
     examples_per_step: float
     padding: float
     divide_by: int = 1
+    growth: Sequence[int] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -76,7 +80,7 @@ def plan_rows(
         UserError: an example that has no tokens or does not fit a row, or a batch size or a row
             length that cannot be divided.
     """
-    longest = _check_lengths(lengths)
+    longest = check_lengths(lengths)
     row_length = row_length or round_up(longest, math.lcm(ROW_STEP, positions_by))
     if row_length % positions_by:
         raise UserError(
@@ -141,6 +145,8 @@ class TrainPlan:
         row_length: positions a row.
         segments: the most examples in a row.
         mixture: which examples an epoch reads, where not each once; `lengths` are its slots'.
+        growth: `Layout.growth`. A step with some of its micro-batches reads the next ones of the
+            epoch; a step may end one epoch and begin another.
     """
 
     def __init__(
@@ -151,9 +157,11 @@ class TrainPlan:
         row_length: int,
         segments: int,
         mixture: Mixture | None = None,
+        growth: Sequence[int] = (),
     ):
         self.lengths = lengths
         self.mixture = mixture
+        self.growth = Growth(tuple(growth))
         self.seed = seed
         self.rows = rows
         self.row_length = row_length
@@ -163,7 +171,7 @@ class TrainPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps that read every example, or the mixture's sample, once; the same in every epoch."""
+        """Steps of whole batches that read every example, or the mixture's sample, once."""
         return -(-self._filled // self.rows)
 
     @property
@@ -177,7 +185,11 @@ class TrainPlan:
 
     def epoch_of(self, step: int) -> float:
         """Return the epochs completed after `step` steps."""
-        return step / self.steps_per_epoch
+        return self.growth.before(step) / self.growth.parts / self.steps_per_epoch
+
+    def share(self, step: int) -> float:
+        """Return the share of a whole batch that the step after `step` steps reads."""
+        return self.growth.parts_at(step) / self.growth.parts
 
     def row_length_at(self, step: int) -> int:
         """Return the positions per row, the same in every batch."""
@@ -185,12 +197,24 @@ class TrainPlan:
         return self.row_length
 
     def epoch_random(self, step: int) -> EpochRandom:
-        """Return the random numbers of the epoch of a step."""
-        return EpochRandom(self.seed, step // self.steps_per_epoch)
+        """Return the random numbers of the epoch in which a step begins."""
+        number = self.growth.before(step) // self.growth.parts
+        return EpochRandom(self.seed, number // self.steps_per_epoch)
 
     def batch(self, step: int) -> np.ndarray:
         """Return the example numbers of one step: `[rows, segments]` int32, -1 for none."""
-        epoch, number = divmod(step, self.steps_per_epoch)
+        parts, first = self.growth.parts, self.growth.before(step)
+        if parts == 1:
+            return self._whole(step)
+        batch = np.full((self.rows // parts, parts, self.segments), -1, np.int32)
+        for offset in range(self.growth.parts_at(step)):  # row i x parts + k is of part k
+            number, part = divmod(first + offset, parts)
+            batch[:, offset] = self._whole(number).reshape(batch.shape)[:, part]
+        return batch.reshape(self.rows, self.segments)
+
+    def _whole(self, number: int) -> np.ndarray:
+        """Return a whole batch by its number, of all epochs."""
+        epoch, number = divmod(number, self.steps_per_epoch)
         if epoch not in self._epochs:
             self._epochs[epoch] = self.epoch(epoch)
             while len(self._epochs) > PLANS_KEPT:
@@ -219,75 +243,7 @@ class TrainPlan:
         return {**self.__dict__, "_epochs": OrderedDict()}  # a worker plans for itself
 
 
-class EvalPlan:
-    """The batches of one evaluation: every example once, the last batch of a shape padded.
-
-    Attributes:
-        fill: share of the positions that hold tokens.
-    """
-
-    def __init__(self, indices: list[np.ndarray], row_lengths: list[int], tokens: int):
-        self._indices = indices
-        self._row_lengths = row_lengths
-        positions = sum(
-            len(index) * length for index, length in zip(indices, row_lengths, strict=True)
-        )
-        self.fill = tokens / positions
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def batch(self, step: int) -> np.ndarray:
-        """Return the example numbers of one batch: `[rows, segments]` int32, -1 for none."""
-        return self._indices[step]
-
-    def row_length_at(self, step: int) -> int:
-        """Return the positions per row of that batch."""
-        return self._row_lengths[step]
-
-    def epoch_random(self, step: int) -> EpochRandom:
-        """Return the random numbers of the first epoch, always the same."""
-        del step
-        return FIRST_EPOCH
-
-
-def plan_eval(
-    lengths: np.ndarray, rows: int, row_length: int, segments: int | None, positions_by: int = 1
-) -> EvalPlan:
-    """Return the batches of one evaluation.
-
-    Args:
-        lengths: `[examples]` tokens of each example.
-        rows: rows a batch, over all processes.
-        row_length: positions a row; longer where an example needs it (a multiple of 32).
-        segments: the most examples in a row; None puts one in each, in up to 6 row lengths: as
-            few as keep padding at 15% of the positions, or the 6 best.
-        positions_by: what the positions of a row must be a multiple of.
-    """
-    longest = _check_lengths(lengths)
-    if longest > row_length:
-        row_length = round_up(longest, math.lcm(ROW_STEP, positions_by))
-    indices: list[np.ndarray] = []
-    row_lengths: list[int] = []
-    if segments is not None:
-        slots, filled = best_fit(lengths, row_length, segments)
-        index = np.full((round_up(filled, rows), segments), -1, np.int32)
-        index.reshape(-1)[slots] = np.argsort(-lengths, kind="stable")
-        indices = list(index.reshape(-1, rows, segments))
-        row_lengths = [row_length] * len(indices)
-    else:
-        below = 0
-        for edge in bucket_edges(lengths, rows, row_length, positions_by):
-            inside = np.flatnonzero((lengths > below) & (lengths <= edge))
-            index = np.full((round_up(len(inside), rows), 1), -1, np.int32)
-            index[: len(inside), 0] = inside
-            indices += list(index.reshape(-1, rows, 1))
-            row_lengths += [edge] * (len(index) // rows)
-            below = edge
-    return EvalPlan(indices, row_lengths, int(lengths.sum()))
-
-
-def _check_lengths(lengths: np.ndarray) -> int:
+def check_lengths(lengths: np.ndarray) -> int:
     """Return the longest length; UserError where an example has no tokens."""
     empty = np.flatnonzero(lengths < 1)
     if len(empty):

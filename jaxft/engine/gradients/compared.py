@@ -64,14 +64,14 @@ def compared_gradients(
     def first(carry: None, part_and_key: Any) -> tuple[None, dict[str, jax.Array]]:
         return carry, represent(trainable, *part_and_key)
 
-    def second(total: Params, inputs: Any) -> tuple[Params, None]:
+    def second(total: Params, inputs: Any) -> Params:
         part, own_key, slope = inputs
         _, pull = jax.vjp(lambda leaves: represent(leaves, part, own_key), trainable)
-        return jax.tree.map(jnp.add, total, pull(slope)[0]), None
+        return jax.tree.map(jnp.add, total, pull(slope)[0])
 
+    # Also where micro-batches have no examples: a loss may divide by the length of a vector.
     _, pieces = jax.lax.scan(first, None, (parts, keys))
     differentiate = jax.grad(mean_loss, argnums=(0, 1), has_aux=True)
     # A scale of the similarities is a parameter that no representation depends on.
     (direct, slopes), sums = differentiate(trainable, micro.join(pieces))
-    gradients, _ = jax.lax.scan(second, direct, (parts, keys, micro.split(slopes)))
-    return gradients, sums
+    return micro.over(second, direct, parts, keys, micro.split(slopes)), sums

@@ -36,6 +36,7 @@ def figures(runs: Sequence[Run]) -> list[dict[str, Any]]:
         _training(runs, "examples_per_second", "Throughput", "examples/s"),
         _training(runs, "mfu", "Model FLOPs utilization", "share of the chips' peak"),
         _training(runs, "grad_norm", "Gradient norm", "before clipping"),
+        _training(runs, "noise_scale", "Gradient noise scale", "examples"),
     ]
     return [figure for figure in made if figure["series"]]
 

@@ -23,7 +23,7 @@ from jaxft.report.terminal.console import EscapingConsole
 PLAIN_EVERY = 10.0  # seconds between plain lines
 BARS = "▁▂▃▄▅▆▇█"
 # Everything else a training event holds is a metric, the task's primary one first.
-NOT_METRICS = {"loss", "epoch", "grad_norm", "clip", "rates", "mfu"}
+NOT_METRICS = {"loss", "epoch", "grad_norm", "clip", "rates", "mfu", "noise_scale"}
 
 
 class Progress:
