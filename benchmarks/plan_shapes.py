@@ -93,6 +93,7 @@ SHAPES = {
     "modernbert-8192": Shape("modernbert_large"),
     "modernbert-2048": Shape("modernbert_large", ("data.max_length=2048",)),
     "30b-a3b": Shape("qwen3_30b_a3b", (), topology="v5p:2x2x4"),
+    "rf-detr": Shape("rf_detr_base"),
     "clip": Shape("clip_vit_l14", (), topology="v5e:16x16"),
     "sd15": Shape("sd15"),
     "clip-65k": Shape(

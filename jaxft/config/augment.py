@@ -1,4 +1,4 @@
-"""The `task.augment` section: random changes of images during training."""
+"""The `task.augment` sections: random changes of images during training."""
 
 from __future__ import annotations
 
@@ -50,3 +50,27 @@ class AugmentSection(Section):
     def mixes(self) -> bool:
         """Return whether an example is a mixture of two."""
         return bool(self.mixup or self.cutmix)
+
+
+Times = Annotated[float, Field(ge=0.1, le=10)]
+
+
+class AugmentBoxesSection(Section):
+    """Random changes of an image with boxes, new in each epoch."""
+
+    scale: Annotated[list[Times], Field(min_length=2, max_length=2)] | None = fixed(
+        None,
+        "how many times larger objects become, at least and at most: a smaller or larger window of "
+        "the image is read; [0.5, 2] is usual, [1, 2] makes crops alone",
+    )
+    flip: Share = fixed(0.0, "probability of a horizontal flip; 0.5 is usual")
+    flip_vertical: Share = fixed(0.0, "probability of a vertical flip, for photos from above")
+    mosaic: Share = fixed(0.0, "probability of an input put together of four images")
+
+    @model_validator(mode="after")
+    def _does_something(self) -> AugmentBoxesSection:
+        if self.scale is not None and self.scale[0] > self.scale[1]:
+            raise ValueError("scale must be [smallest, largest]")
+        if self.scale is None and not (self.flip or self.flip_vertical or self.mosaic):
+            raise ValueError("it does nothing: set scale, flip, flip_vertical or mosaic")
+        return self

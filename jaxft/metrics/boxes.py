@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 MOST_FOUND = 100  # a picture's best boxes that COCO counts; more where a picture has more in it
+SIZES = ("small", "medium", "large")  # of boxes, as COCO parts them
 
 
 def box_scores(
@@ -28,8 +30,10 @@ def box_scores(
         names: the classes.
 
     Returns:
-        `map` over overlaps of 0.5 to 0.95, `map_50` and `map_75` at one each, and of several
-        classes `map/NAME`. Classes of which there is nothing count nowhere.
+        `map` over overlaps of 0.5 to 0.95, `map_50` and `map_75` at one each, `map_small`,
+        `map_medium` and `map_large` of boxes below 32 x 32 pixels, up to 96 x 96, and above, where
+        there are any, and of several classes `map/NAME`. Classes of which there is nothing count
+        nowhere.
 
     Source: https://cocodataset.org/#detection-eval; Lin et al. (2014),
     https://arxiv.org/abs/1405.0312.
@@ -48,8 +52,11 @@ def box_scores(
         scored.params.maxDets = [1, 10, most]
         scored.evaluate()
         scored.accumulate()
-    precision = scored.eval["precision"][:, :, :, 0, -1]  # [overlaps, recalls, classes]
+    by_size = scored.eval["precision"][..., -1]  # [overlaps, recalls, classes, sizes]
+    precision = by_size[..., 0]
     scores = {"map": _mean(precision), "map_50": _mean(precision[0]), "map_75": _mean(precision[5])}
+    sizes = {f"map_{size}": _mean(by_size[..., 1 + n]) for n, size in enumerate(SIZES)}
+    scores |= {name: value for name, value in sizes.items() if not math.isnan(value)}
     if len(names) > 1:
         scores |= {f"map/{name}": _mean(precision[:, :, i]) for i, name in enumerate(names)}
     return scores

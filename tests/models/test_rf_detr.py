@@ -207,6 +207,7 @@ def test_depths_and_what_a_new_set_of_classes_renews(detector):
     heads = ["head", *(f"blocks/4/groups/{group}/head" for group in range(3))]
     expected = {f"{head}/{part}" for head in heads for part in ("bias", "kernel")}
     assert set(other.report.new) == expected
+    np.testing.assert_allclose(jax.nn.sigmoid(other.params["head/bias"]), 0.01, rtol=1e-5)
 
 
 def test_a_frozen_backbone_and_recomputed_blocks(detector):

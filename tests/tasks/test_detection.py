@@ -17,8 +17,9 @@ from jaxft.data.image.tiles import absolute, cut, relative, unlike, within
 from jaxft.data.sources.open import open_source
 from jaxft.errors import UserError
 from jaxft.metrics.boxes import box_scores
-from jaxft.tasks.object_detection.boxes import read_boxes, read_examples
+from jaxft.tasks.object_detection.boxes import read_examples
 from jaxft.tasks.object_detection.detection_loss import box_loss, detection_loss, match, on_box
+from jaxft.tasks.object_detection.truth import read_boxes
 
 CLASSES, QUERIES = 3, 7
 COUNTS = (4, 0, 1, 7)  # boxes of each image: some, none, one, as many as can be found
@@ -210,6 +211,14 @@ BOX, FAR = (0, 0, 10, 10), (50, 50, 60, 60)
 def test_scores_of_boxes_made_by_hand(there, said, expected):
     scores = box_scores(there, said, ["tree"])
     assert tuple(scores[name] for name in ("map", "map_50", "map_75")) == pytest.approx(expected)
+
+
+def test_boxes_are_scored_by_their_size():
+    """Below 32 x 32 pixels, up to 96 x 96, and above; one of which there is none has no score."""
+    small, large = (0, 0, 20, 20), (100, 100, 300, 300)
+    scores = box_scores([gold(small, large)], [found(large, scores=[0.9])], ["tree"])
+    assert (scores["map_small"], scores["map_large"]) == (0.0, pytest.approx(1.0))
+    assert "map_medium" not in scores
 
 
 def test_classes_are_scored_by_themselves_and_more_than_a_hundred_boxes_count():

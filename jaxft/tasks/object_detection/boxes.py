@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -12,31 +13,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from jaxft.data.image.augment_boxes import BoxAugmentation, augment_boxes, shown_in
 from jaxft.data.image.images import ImageProcessor, decode
-from jaxft.data.image.tiles import cut, relative, within
+from jaxft.data.image.tiles import areas, cut, relative, within
 from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.data.sources.open import Source
-from jaxft.errors import UserError, did_you_mean
+from jaxft.errors import UserError
+from jaxft.tasks.object_detection.truth import Boxes, read_boxes
 from jaxft.tasks.parts.examples import row_marks
 from jaxft.tasks.parts.images import DecodedExamples, open_image
-from jaxft.tasks.parts.labels import BadValue, class_id
 
 MULTIPLE = 8  # boxes are padded to a multiple of it: few shapes to compile
-
-
-@dataclass(frozen=True)
-class Boxes:
-    """The true boxes of an image.
-
-    Attributes:
-        corners: `[N, 4]` left, top, right, bottom in pixels.
-        labels: `[N]` class ids.
-        crowd: `[N]` whether a box surrounds many objects: not learned, ignored in the scores.
-    """
-
-    corners: np.ndarray
-    labels: np.ndarray
-    crowd: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -51,6 +38,7 @@ class PieceExamples(DecodedExamples):
         classes: `[examples, M]`, padded with -1.
         places: `[Q, 2]` the position of each detection, across and down; None without positions.
         totals: the numbers of images and boxes.
+        augment: the random augmentation; None without.
     """
 
     sizes: np.ndarray
@@ -60,6 +48,15 @@ class PieceExamples(DecodedExamples):
     classes: np.ndarray
     places: np.ndarray | None = None
     totals: Mapping[str, int] = field(default_factory=dict)
+    augment: BoxAugmentation | None = None
+
+    @property
+    def random(self) -> bool:
+        return self.augment is not None
+
+    def scored(self) -> PieceExamples:
+        """Return the pieces as they are, without augmentation."""
+        return replace(self, augment=None)
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -77,14 +74,15 @@ class PieceExamples(DecodedExamples):
     def collate(
         self, index: np.ndarray, row_length: int, epoch_random: EpochRandom = FIRST_EPOCH
     ) -> dict[str, np.ndarray]:
-        del row_length, epoch_random
+        del row_length
         present, number = index[:, 0] >= 0, np.maximum(index[:, 0], 0)
         batch = row_marks(index)
+        if self.augment is not None and self.truth is not None:
+            return batch | self._augmented(self.augment, index[:, 0], epoch_random)
         if self.truth is not None:
             batch["boxes"] = np.where(present[:, None, None], self.boxes[number], 0.0)
             batch["box_labels"] = np.where(present[:, None], self.classes[number], -1)
-            if self.places is not None:
-                batch["places"] = np.repeat(self.places[None], len(index), axis=0)
+            batch |= self._placed(len(index))
         if self.decoded:
             values = np.zeros((len(index), 3, *self.processor.size), np.float32)
             for row in np.flatnonzero(present):
@@ -92,8 +90,47 @@ class PieceExamples(DecodedExamples):
             batch["pixel_values"] = values
         return batch
 
+    def _augmented(
+        self, how: BoxAugmentation, numbers: np.ndarray, epoch_random: EpochRandom
+    ) -> dict[str, np.ndarray]:
+        """Return the changed images of a batch, and their boxes.
+
+        Where more boxes are seen than there is room for, the largest are learned.
+        """
+        size, room = self.processor.size, self.boxes.shape[1]
+        values = np.zeros((len(numbers), 3, *size), np.float32)
+        boxes = np.zeros((len(numbers), room, 4), np.float32)
+        labels = np.full((len(numbers), room), -1, np.int32)
+        for row in np.flatnonzero(numbers >= 0):
+            number = int(numbers[row])
+            chance = epoch_random.of(number)
+            pieces = self.pieces[:, 1:]
+            image, corners, own = augment_boxes(number, pieces, size, how, chance, self._read)
+            values[row] = self.processor(image)
+            largest = np.argsort(-areas(corners), kind="stable")[:room]
+            shown = relative(corners[largest], np.array([0, 0, 1, 1]))
+            boxes[row, : len(largest)], labels[row, : len(largest)] = shown, own[largest]
+        batch = {"pixel_values": values, "boxes": boxes, "box_labels": labels}
+        return batch | self._placed(len(numbers))
+
+    def _placed(self, rows: int) -> dict[str, np.ndarray]:
+        """Return the positions of the detections, for each row, where they have any."""
+        return {} if self.places is None else {"places": np.repeat(self.places[None], rows, axis=0)}
+
+    def _read(self, number: int, place: np.ndarray) -> tuple[Image.Image, np.ndarray, np.ndarray]:
+        """Return what a window of a piece's image shows, its boxes in it, and their labels."""
+        assert self.truth is not None  # of a batch that is learned
+        truth = self.truth[int(self.pieces[number, 0])]
+        learned = ~truth.crowd
+        boxes, labels = shown_in(truth.corners[learned], truth.labels[learned], place)
+        return self._shown(int(self.pieces[number, 0]), place), boxes, labels
+
     def _piece(self, number: int) -> Image.Image:
-        picture, left, top, width, height = (int(one) for one in self.pieces[number])
+        return self._shown(int(self.pieces[number, 0]), self.pieces[number, 1:])
+
+    def _shown(self, picture: int, place: np.ndarray) -> Image.Image:
+        """Return what a window shows of an image; black beyond its edge."""
+        left, top, width, height = (int(one) for one in place)
         image = opened(self.source, picture, self.column)
         if image.mode in ("P", "PA"):  # a palette need not have black for the area beyond the edge
             image = image.convert("RGBA" if "transparency" in image.info else "RGB")
@@ -122,6 +159,7 @@ def read_examples(
     names: Sequence[str] | None,
     processor: ImageProcessor,
     most: int,
+    augment: BoxAugmentation | None = None,
     **cutting: Any,
 ) -> PieceExamples:
     """Read a source's images, cut into pieces.
@@ -133,6 +171,7 @@ def read_examples(
         processor: the checkpoint's image processor; a piece is resized to its output size, and
             not cropped.
         most: the most boxes of a piece.
+        augment: the random augmentation; None without.
         cutting: `tile` and `overlap` of `tiles.cut`, and `form`, the format of boxes.
 
     Raises:
@@ -152,7 +191,7 @@ def read_examples(
         row = source.rows([picture], [columns[1]])[0][columns[1]]
         truth.append(read_boxes(row, names, size, form, source.place(picture)))
         shown += [_shown(truth[-1], piece) for piece in own]
-    boxes, classes = _padded(shown, most)
+    boxes, classes = _padded(shown, most, 1.0 if augment is None else augment.most_seen)
     counts = {"pictures": len(source)} | ({"boxes": int((classes >= 0).sum())} if shown else {})
     return PieceExamples(
         source,
@@ -164,6 +203,7 @@ def read_examples(
         boxes,
         classes,
         totals=counts,
+        augment=augment,
     )
 
 
@@ -175,77 +215,19 @@ def _shown(truth: Boxes, piece: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _padded(
-    shown: Sequence[tuple[np.ndarray, np.ndarray]], most: int
+    shown: Sequence[tuple[np.ndarray, np.ndarray]], most: int, times: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pad boxes `[E, M, 4]` and classes `[E, M]` of all pieces to the longest."""
+    """Pad boxes `[E, M, 4]` and classes `[E, M]` of all pieces to the longest, times a factor."""
     longest = max((len(labels) for _, labels in shown), default=0)
     if longest > most:
         raise UserError(
             f"A piece of an image has {longest} boxes, and the model has {most} detection tokens.",
             "Cut smaller pieces (task.tile), or give a plain ViT more (model.detection_tokens).",
         )
+    longest = math.ceil(longest * times)
     room = min(max(-(-longest // MULTIPLE) * MULTIPLE, 1), most)
     boxes = np.zeros((len(shown), room, 4), np.float32)
     classes = np.full((len(shown), room), -1, np.int32)
     for number, (corners, labels) in enumerate(shown):
         boxes[number, : len(labels)], classes[number, : len(labels)] = corners, labels
     return boxes, classes
-
-
-def read_boxes(
-    objects: Any, names: Sequence[str], size: tuple[int, int], form: str, row: str
-) -> Boxes:
-    """Read a row's objects: `bbox`, `label` and perhaps `crowd` (TFDS's `is_crowd`).
-
-    Args:
-        objects: the row's cell.
-        names: the classes.
-        size: height and width of the image.
-        form: `pascal_voc` (left, top, right, bottom), `coco` (left, top, width, height) or `tfds`
-            (top, left, bottom, right as shares of the image).
-        row: the row's name in messages, for objects without a location of their own.
-
-    Raises:
-        UserError: a box is outside the image or has no area, or a label is no class.
-    """
-    objects = dict(objects or {"bbox": [], "label": []})
-    classes = objects.get("label", objects.get("category", objects.get("categories", [])))
-    boxes = np.array(list(objects["bbox"]), float).reshape(-1, 4)
-    crowd = objects.get("crowd", objects.get("is_crowd", [False] * len(boxes)))
-    places = objects.get("place") or [row] * len(boxes)
-    height, width = size
-    if form == "coco":
-        boxes = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-    elif form == "tfds":
-        boxes = boxes[:, [1, 0, 3, 2]] * np.array([width, height, width, height])
-    for box, where in zip(boxes, places, strict=True):
-        _check_box(box, size, where)
-    labels = [_class_id(one, names, where) for one, where in zip(classes, places, strict=True)]
-    limit = np.array([width, height, width, height])
-    return Boxes(np.clip(boxes, 0, limit), np.array(labels, np.int32), np.array(crowd, bool))
-
-
-def _check_box(box: np.ndarray, size: tuple[int, int], where: str) -> None:
-    """Raise a UserError if a box has no area, or is partly outside its image."""
-    left, top, right, bottom = box
-    height, width = size
-    values = f"({', '.join(f'{number:g}' for number in box)})"
-    if not np.isfinite(box).all() or right <= left or bottom <= top:
-        raise UserError(
-            f"{where}: the box {values} has no area.",
-            "Its right has to exceed its left, and its bottom its top.",
-        )
-    # Some tools round a pixel beyond the edge.
-    if left < -1 or top < -1 or right > width + 1 or bottom > height + 1:
-        raise UserError(
-            f"{where}: the box {values} is partly outside its image of {width} x {height} pixels.",
-            "Give boxes in the image's pixels: left, top, right, bottom (see task.box_format).",
-        )
-
-
-def _class_id(label: Any, names: Sequence[str], where: str) -> int:
-    try:
-        return class_id(label, "label", names)
-    except BadValue as bad:
-        hint = bad.hint or did_you_mean(str(label), names)
-        raise UserError(f"{where} {bad.problem}.", hint) from None

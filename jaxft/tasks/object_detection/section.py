@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from jaxft.config.augment import AugmentBoxesSection
 from jaxft.config.fields import TaskSection, fixed
 
 
@@ -41,4 +42,7 @@ class ObjectDetectionSection(TaskSection):
         "an image's pieces, or of detections matched by place",
         gt=0,
         le=1,
+    )
+    augment: AugmentBoxesSection | None = fixed(
+        None, "random augmentation of images and their boxes, sampled anew in each epoch"
     )

@@ -11,15 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxft.data.image.annotate import annotate
+from jaxft.data.image.augment_boxes import BoxAugmentation
 from jaxft.data.image.tiles import absolute, unlike
 from jaxft.data.sources.open import Source
 from jaxft.errors import UserError
-from jaxft.metrics.boxes import box_scores
+from jaxft.metrics.boxes import SIZES, box_scores
 from jaxft.models.families.vit.yolos_from_vit import places
-from jaxft.tasks.object_detection.boxes import PieceExamples, opened, read_boxes, read_examples
+from jaxft.tasks.object_detection.boxes import PieceExamples, opened, read_examples
 from jaxft.tasks.object_detection.detection_loss import detection_loss
 from jaxft.tasks.object_detection.query_loss import query_loss
 from jaxft.tasks.object_detection.section import ObjectDetectionSection as Section
+from jaxft.tasks.object_detection.truth import read_boxes
 from jaxft.tasks.parts.card import APPLY, READ_IMAGE, Card
 from jaxft.tasks.parts.contract import Batch, BoundTask, Outcomes, Outputs, Sum, Task
 from jaxft.tasks.parts.images import check_images, open_image, paths_from_input, picture
@@ -44,13 +46,14 @@ class BoundObjectDetection(BoundTask["ObjectDetection", PieceExamples]):
         if labelled:  # inputs are decoded at once anyway
             check_images(source, self.task.section.image)
         config = self.tools.model.config
-        count = config.detections
+        count, section = config.detections, self.task.section.augment if labelled else None
         examples = read_examples(
             source,
             self.task.columns if labelled else (self.task.section.image, ""),
             self.label_names if labelled else None,
             self.tools.images,
             count,
+            None if section is None else BoxAugmentation(**dict(section)),
             tile=self.task.section.tile,
             overlap=self.task.section.overlap,
             form=self.task.section.box_format,
@@ -182,7 +185,7 @@ class ObjectDetection(Task):
         "AutoModelForObjectDetection",
         (READ_IMAGE, APPLY, "print(outputs.logits)"),
     )
-    metrics = loss_and("map", "map_50", "map_75")
+    metrics = loss_and("map", "map_50", "map_75", *(f"map_{size}" for size in SIZES))
     primary = "map"
     view = "boxes"
 

@@ -81,8 +81,8 @@ class DeformableAttention(nnx.Module):
     """
 
     def __init__(self, width: int, heads: int, points: int, std: float):
-        self.offset = Linear(width, 2 * heads * points, ("embed", "points"), std)
-        self.weight = Linear(width, heads * points, ("embed", "points"), std)
+        self.offset = Linear(width, 2 * heads * points, ("embed", "points"), 0.0)
+        self.weight = Linear(width, heads * points, ("embed", "points"), 0.0)
         self.value = Linear(width, width, ("embed", "heads"), std)
         self.output = Linear(width, width, ("heads", "embed"), std)
         self.heads, self.points = heads, points

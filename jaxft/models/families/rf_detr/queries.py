@@ -24,7 +24,7 @@ from jaxft.models.families.rf_detr.backbone import Stream as BackboneStream
 from jaxft.models.families.rf_detr.config import Config
 from jaxft.models.layers.cache import BlockCache
 from jaxft.models.layers.math import ACTIVATIONS
-from jaxft.models.layers.modules import Embedding, LayerNorm, Linear
+from jaxft.models.layers.modules import Embedding, LayerNorm, Leaf, Linear, parameter
 from jaxft.models.layers.vision import Convolution, Size
 
 NORM_EPS = 1e-5  # of the decoder's norms
@@ -69,10 +69,27 @@ class Layers(nnx.Module):
         widths = zip((inside, *outside[:-1]), outside, strict=True)
         self.layers = nnx.List([Linear(i, o, ("embed", "mlp"), std) for i, o in widths])
 
+    @classmethod
+    def of_boxes(cls, width: int, std: float) -> Layers:
+        """Return the maps of a change of a box, which is none at first."""
+        made = cls(width, (width, width, 4), std)
+        made.layers[-1] = Linear(width, 4, ("embed", "mlp"), 0.0)
+        return made
+
     def __call__(self, x: jax.Array) -> jax.Array:
         for number, layer in enumerate(self.layers):
             x = layer(x if number == 0 else jax.nn.relu(x))
         return x
+
+
+def class_head(width: int, num_labels: int, std: float) -> Linear:
+    """Return the map to the scores of classes, each of which is 0.01 at first.
+
+    Source: Lin et al. (2017), https://arxiv.org/abs/1708.02002, section 4.1.
+    """
+    head = Linear(width, num_labels, ("embed", "labels"), std)
+    head.bias = parameter(Leaf((num_labels,), ("labels",), mean=-math.log(99), decay=False))
+    return head
 
 
 class NormedConvolution(nnx.Module):
@@ -128,8 +145,8 @@ class Proposer(nnx.Module):
         width, std = own["d_model"], own["init_std"]
         self.map = Linear(width, width, ("embed", "mlp"), std)
         self.norm = LayerNorm(width, NORM_EPS)
-        self.head = Linear(width, num_labels, ("embed", "labels"), std)
-        self.box_mlp = Layers(width, (width, width, 4), std)
+        self.head = class_head(width, num_labels, std)
+        self.box_mlp = Layers.of_boxes(width, std)
         self.queries = own["num_queries"]
 
     def __call__(self, image: jax.Array, size: Size) -> tuple[jax.Array, jax.Array, jax.Array]:

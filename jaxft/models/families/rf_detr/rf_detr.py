@@ -25,6 +25,7 @@ from jaxft.models.families.rf_detr.queries import (
     Layers,
     Selection,
     Stream,
+    class_head,
     refined,
 )
 from jaxft.models.family import ComposedFamily, Family
@@ -154,8 +155,8 @@ class Detector(nnx.Module):
         own = config.fields
         width, std = own["d_model"], own["init_std"]
         self.norm = LayerNorm(width, NORM_EPS)
-        self.head = Linear(width, num_labels, ("embed", "labels"), std)
-        self.box_mlp = Layers(width, (width, width, 4), std)
+        self.head = class_head(width, num_labels, std)
+        self.box_mlp = Layers.of_boxes(width, std)
         self.patch = config.backbone.patch
 
     def __call__(self, stream: Stream, batch: Batch, key: jax.Array | None) -> Outputs:
