@@ -16,6 +16,7 @@ from jaxft.demo.assets import once
 from jaxft.demo.images import digits
 from jaxft.errors import UserError
 from jaxft.models.load import describe
+from jaxft.models.model import Model
 from jaxft.models.weights.leaves import fresh_leaf
 
 SIDE, GREYS = 14, 8  # pixels of an image, and levels that a pixel has
@@ -73,12 +74,17 @@ def blank(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(fields))
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    model = describe(str(folder), weights=False)
+    model, drawn = fresh_values(describe(str(folder), weights=False), seed)
+    return model.save(folder, drawn, overwrite=True)  # beside its own config.json
+
+
+def fresh_values(model: Model, seed: int) -> tuple[Model, dict[str, Any]]:
+    """Return a model of which no weight is stored, and values drawn for all of its parameters."""
     model = replace(model, matching=replace(model.matching, loaded={}))  # there is nothing to read
     drawn = {
         name: fresh_leaf(name, leaf, "float32", seed, None) for name, leaf in model.leaves.items()
     }
-    return model.save(folder, drawn, overwrite=True)  # beside its own config.json
+    return model, drawn
 
 
 def _pretrain(digits: Path, to: Path) -> None:
@@ -104,14 +110,19 @@ def _pretrain(digits: Path, to: Path) -> None:
         }
         file = Path(scratch, "config.yaml")
         file.write_text(yaml.safe_dump(config))
-        _jaxft("train", str(file), "--quiet")
-        _jaxft("export", str(Path(scratch, "pretrained")), "--out", str(to / "made"))
+        jaxft("train", str(file), "--quiet")
+        jaxft("export", str(Path(scratch, "pretrained")), "--out", str(to / "made"))
         for file in (to / "made").iterdir():
             file.rename(to / file.name)
         (to / "made").rmdir()
 
 
-def _jaxft(*words: str) -> None:
+def jaxft(*words: str) -> None:
+    """Run the command in a process of its own.
+
+    Raises:
+        UserError: it failed.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "jaxft", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )

@@ -16,6 +16,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jaxft.demo.assets import Wheel, link, once, unpack
+from jaxft.demo.detection.detector import detector
+from jaxft.demo.detection.scenes import scenes
+from jaxft.demo.detection.trees import trees
 from jaxft.demo.dialogues import candidates, choices, dialogues
 from jaxft.demo.flan_t5 import flan_t5
 from jaxft.demo.gemma3 import gemma3
@@ -26,7 +29,6 @@ from jaxft.demo.ner import questions, tweets
 from jaxft.demo.rows import digest, write_csv
 from jaxft.demo.smollm2 import smollm2
 from jaxft.demo.tables import breast_cancer, credit_data, lending_club
-from jaxft.demo.trees import trees
 from jaxft.demo.verses import verses
 from jaxft.demo.vits import dinov2, vits
 from jaxft.errors import UserError, did_you_mean
@@ -143,6 +145,8 @@ ASSETS: dict[str, Callable[[], Path]] = {
     "tweets": tweets,
     "questions": questions,
     "trees": trees,
+    "scenes": scenes,
+    "detector": detector,
     "verses": verses,
     "lending_club": lending_club,
     "credit_data": credit_data,

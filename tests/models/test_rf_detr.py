@@ -221,6 +221,23 @@ def test_a_frozen_backbone_and_recomputed_blocks(detector):
     assert_close_gradients(expected, theirs, 1e-4)
 
 
+@pytest.mark.parametrize("frozen", [3, 5])
+def test_starting_where_the_trunk_ends_equals_the_whole(detector, frozen):
+    """The trunk is of backbone blocks alone, however much more is frozen."""
+    names = [name for name, depth in detector.ours.depths.items() if depth > frozen]
+    compute = Compute(trainable=frozenset(names))
+    assert detector.ours.towers["vision"].frozen_blocks(compute) == min(frozen, 4)
+    streams = jax.jit(lambda p: detector.ours.trunk(p, detector.batch, compute))(
+        detector.ours.params
+    )
+    assert streams["trunk"].shape == (3, 4 * (1 + 6), 24 * 3)  # tokens, and two outputs
+    whole = jax.tree.map(np.asarray, gradients(detector, compute=compute, names=names))
+    batch = detector.batch | streams
+    assert_close_gradients(
+        gradients(detector, batch=batch, compute=compute, names=names), whole, 1e-5
+    )
+
+
 def test_images_are_cut_into_whole_windows(detector):
     with pytest.raises(UserError, match="20 x 16; the model takes multiples of 8 x 8"):
         detector.ours(pixel_values=np.zeros((1, 3, 20, 16), np.float32))

@@ -398,7 +398,7 @@ def test_the_asset_is_what_a_run_exports(tmp_path, pictures, monkeypatch):
         else:
             tiny_imagegpt(Path(words[words.index("--out") + 1]))
 
-    monkeypatch.setattr(demo_imagegpt, "_jaxft", run_here)
+    monkeypatch.setattr(demo_imagegpt, "jaxft", run_here)
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits" / "train").symlink_to(pictures)
     to = tmp_path / "asset"
@@ -412,7 +412,7 @@ def test_the_asset_is_what_a_run_exports(tmp_path, pictures, monkeypatch):
 
 def test_a_training_that_fails_is_told(tmp_path):
     with pytest.raises(UserError, match=r"jaxft train nowhere\.yaml failed: "):
-        demo_imagegpt._jaxft("train", "nowhere.yaml")
+        demo_imagegpt.jaxft("train", "nowhere.yaml")
 
 
 def test_it_learns_to_classify(checkpoint, pictures, tmp_path):

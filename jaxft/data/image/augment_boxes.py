@@ -68,9 +68,9 @@ def augment_boxes(
     if mixed < how.mosaic:
         image, boxes, labels = _mosaic(number, pieces, size, how, chance, read)
     else:
-        place = window(pieces[number], (1.0, 1.0), how, chance)
-        image, boxes, labels = read(number, place)
-        boxes = boxes / np.tile(place[2:], 2)
+        view = window(pieces[number], (1.0, 1.0), how, chance)
+        image, boxes, labels = read(number, view)
+        boxes = boxes / np.tile(view[2:], 2)
     if mirrored < how.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         boxes = np.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], axis=1)
@@ -124,19 +124,19 @@ def _mosaic(
         left, right = (0, middle[0]) if corner % 2 == 0 else (middle[0], width)
         top, bottom = (0, middle[1]) if corner < 2 else (middle[1], height)
         shares = ((right - left) / width, (bottom - top) / height)
-        place = window(pieces[other], shares, how, chance)
-        image, own, named = read(other, place)
+        view = window(pieces[other], shares, how, chance)
+        image, own, named = read(other, view)
         image = image.resize((right - left, bottom - top), Image.Resampling.BILINEAR)
         canvas.paste(image, (left, top))
         start = np.array([left / width, top / height])
-        boxes.append(own / np.tile(place[2:], 2) * np.tile(shares, 2) + np.tile(start, 2))
+        boxes.append(own / np.tile(view[2:], 2) * np.tile(shares, 2) + np.tile(start, 2))
         labels.append(named)
     return canvas, np.concatenate(boxes), np.concatenate(labels)
 
 
 def shown_in(
-    corners: np.ndarray, labels: np.ndarray, place: np.ndarray
+    corners: np.ndarray, labels: np.ndarray, view: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the boxes `[N, 4]` that a window shows, in its own pixels, and their labels."""
-    boxes, visible = within(corners, place)
+    boxes, visible = within(corners, view)
     return boxes, labels[visible]

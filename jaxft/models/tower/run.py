@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxft.models.layers.modules import split_key
 from jaxft.models.tower.blocks import part_values, run_blocks, segment
@@ -49,7 +51,7 @@ def run_tower(
             stream, context = stem(batch, stem_key, compute)
         first = 0
         if trunk is not None:
-            stream, first = trunk.astype(stream.dtype), tower.frozen_blocks(compute) or 0
+            stream, first = apart(trunk, stream), tower.frozen_blocks(compute) or 0
         use = None
         if is_sampled(tower, params):
             stream = run_sampled(tower, params, stream, context, blocks_key, compute)
@@ -70,7 +72,7 @@ def run_tower(
 def run_trunk(
     tower: Tower, params: Params, batch: Mapping[str, jax.Array], compute: Compute
 ) -> jax.Array:
-    """Run a tower up to the end of its trunk: the stream [B, T, D].
+    """Run a tower up to the end of its trunk: the stream [B, T, D], its arrays side by side.
 
     Args:
         tower: one with a trunk (`Tower.frozen_blocks`).
@@ -85,7 +87,22 @@ def run_trunk(
     with jax.default_matmul_precision(compute.precision):
         stream, context = run_stem(tower, params, batch, compute)
         stream, _, _ = run_blocks(tower, params, stream, context, None, compute, blocks)
-        return stream
+        return together(stream)
+
+
+def together(stream: Any) -> jax.Array:
+    """Lay the arrays of a stream, [B, T, ...] each, side by side."""
+    arrays = jax.tree.leaves(stream)
+    return arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays, axis=-1)
+
+
+def apart(joined: jax.Array, stream: Any) -> Any:
+    """Undo `together`, in the shapes and types of a stream."""
+    arrays, structure = jax.tree.flatten(stream)
+    ends = list(accumulate(array.shape[-1] for array in arrays))[:-1]
+    parts = jnp.split(joined, ends, axis=-1)
+    typed = [part.astype(array.dtype) for part, array in zip(parts, arrays, strict=True)]
+    return jax.tree.unflatten(structure, typed)
 
 
 def run_streams(

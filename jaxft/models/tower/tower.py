@@ -149,7 +149,9 @@ class Tower:
             None where that has none.
         balanced: whether a loss reads the use of the experts of all its blocks.
         uncached: whether no output of a trunk can be stored, since its input has noise that is new
-            each time, or its stream is of several arrays.
+            each time, or its stream is no rows of positions.
+        alike: how many of its blocks pass on a stream as the stem's; None for all. No other is in a
+            trunk.
     """
 
     stem: Part
@@ -164,6 +166,7 @@ class Tower:
     needs: Needs | None = None
     balanced: bool = False
     uncached: bool = False
+    alike: int | None = None
 
     @cached_property
     def _described(self) -> dict[str, tuple[int, Leaf]]:
@@ -216,7 +219,8 @@ class Tower:
         if self.reads is not None and any(map(compute.trains, self.reads.leaves)):
             return None
         lowest = min((d for n, d in self.depths.items() if compute.trains(n)), default=self.last)
-        return lowest - 1 if lowest else None
+        most = len(self.blocks) if self.alike is None else self.alike
+        return min(lowest - 1, most) if lowest else None
 
     @cached_property
     def leaves(self) -> dict[str, Leaf]:

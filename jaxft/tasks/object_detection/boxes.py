@@ -117,20 +117,20 @@ class PieceExamples(DecodedExamples):
         """Return the positions of the detections, for each row, where they have any."""
         return {} if self.places is None else {"places": np.repeat(self.places[None], rows, axis=0)}
 
-    def _read(self, number: int, place: np.ndarray) -> tuple[Image.Image, np.ndarray, np.ndarray]:
+    def _read(self, number: int, view: np.ndarray) -> tuple[Image.Image, np.ndarray, np.ndarray]:
         """Return what a window of a piece's image shows, its boxes in it, and their labels."""
         assert self.truth is not None  # of a batch that is learned
         truth = self.truth[int(self.pieces[number, 0])]
         learned = ~truth.crowd
-        boxes, labels = shown_in(truth.corners[learned], truth.labels[learned], place)
-        return self._shown(int(self.pieces[number, 0]), place), boxes, labels
+        boxes, labels = shown_in(truth.corners[learned], truth.labels[learned], view)
+        return self._shown(int(self.pieces[number, 0]), view), boxes, labels
 
     def _piece(self, number: int) -> Image.Image:
         return self._shown(int(self.pieces[number, 0]), self.pieces[number, 1:])
 
-    def _shown(self, picture: int, place: np.ndarray) -> Image.Image:
+    def _shown(self, picture: int, view: np.ndarray) -> Image.Image:
         """Return what a window shows of an image; black beyond its edge."""
-        left, top, width, height = (int(one) for one in place)
+        left, top, width, height = (int(one) for one in view)
         image = opened(self.source, picture, self.column)
         if image.mode in ("P", "PA"):  # a palette need not have black for the area beyond the edge
             image = image.convert("RGBA" if "transparency" in image.info else "RGB")

@@ -14,6 +14,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxft.models.layers.math import matmul_precision
@@ -68,6 +69,22 @@ def sample(
     maps = sum(each, start=jnp.float32(0.0))  # [B, H, Q, R, C]
     maps = maps.reshape(*maps.shape[:3], -1).astype(image.dtype)
     return jnp.einsum("bhqs,bshk->bqhk", maps, image, precision=precision)
+
+
+def first_offsets(heads: int, points: int) -> np.ndarray:
+    """Return fresh offsets: each head looks in a direction of its own, further with each point.
+
+    Args:
+        heads, points: H and P.
+
+    Returns:
+        [2 H P] float32, the bias of the map that makes offsets.
+    """
+    angles = np.arange(heads) * (2 * np.pi / heads)
+    ways = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    ways /= np.abs(ways).max(-1, keepdims=True)
+    far = ways[:, None] * np.arange(1, points + 1)[:, None]  # [H, P, 2]
+    return far.reshape(-1).astype(np.float32)
 
 
 class DeformableAttention(nnx.Module):

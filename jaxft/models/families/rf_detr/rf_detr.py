@@ -180,7 +180,8 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     decoder = (Part(DecoderBlock(config)) for _ in range(config.fields["decoder_layers"]))
     blocks = (*blocks_of(config), Part(Selection(config, labels)), *decoder)
     top = Part(Detector(config, labels) if head else Top(config))
-    return {"vision": Tower(Part(Stem(config)), blocks, top, uncached=True)}
+    alike = config.backbone.fields["num_hidden_layers"]
+    return {"vision": Tower(Part(Stem(config)), blocks, top, alike=alike)}
 
 
 def compose(fields: Mapping[str, Any], families: Mapping[str, Any], from_two: bool) -> Family:
