@@ -1,7 +1,7 @@
-"""Which rule scales the rate with the batch: MiniLM's top block, batches of 32 to 2,048 reviews.
+"""Which rule scales the rate with the batch: a head on MiniLM, batches of 32 to 2,048 reviews.
 
-`python -m benchmarks.studies.large_batch [BATCH ...]` trains the top block and the head on 4,096
-reviews of Rotten Tomatoes for 3 epochs, at 5 rates with 3 seeds for each batch size, and goes on
+`python -m benchmarks.studies.large_batch [BATCH ...]` trains the pooler and the head on 4,096
+reviews of Rotten Tomatoes for 4 epochs, at 5 rates with 3 seeds for each batch size, and goes on
 where it was stopped: a batch size is one study of `jaxft study`. The best rate of a seed is the
 vertex of the parabola through the best validation accuracy and its neighbors, over the logarithm
 of the rate. The page docs/studies/large_batch.md gets those batch sizes that are finished.
@@ -39,11 +39,11 @@ OVERRIDES = [
     f"run.dir={FOLDER}",
     "data.train=csv:assets/reviews/train.csv[:4096]",
     "data.eval=csv:assets/reviews/train.csv[7249:]",
-    'groups=[{name: head, match: "(head|pooler)/.*"}, {name: trunk, depth: [0, 5], freeze: true}]',
+    'groups=[{name: head, match: "(head|pooler)/.*"}, {name: trunk, depth: [0, 6], freeze: true}]',
     "layer_decay.rate=1",
     "schedule.warmup=10%",
-    "train.length=3 epochs",
-    "train.evaluate_every=3 epochs",
+    "train.length=4 epochs",
+    "train.evaluate_every=4 epochs",
 ]
 Settings = Sequence[dict[str, Any]]  # by ascending rate
 
@@ -102,7 +102,7 @@ def table(every: Mapping[int, Settings]) -> str:
     best = []
     for batch, own in every.items():
         rates = [best_rate([one["eval"][seed] for one in own]) for seed in SEEDS]
-        steps = -(-4096 // batch) * 3
+        steps = -(-4096 // batch) * 4
         span = f"{np.exp(np.mean(np.log(rates))):.1e} ({min(rates):.1e} to {max(rates):.1e})"
         best.append([f"{batch:,}", f"about {steps:,}", span, with_interval(chosen(own)["test"])])
     header = ["batch", "steps", "best rate (of the seeds)", "test accuracy at the best rate tried"]

@@ -24,6 +24,7 @@ from jaxft.cli.data.commands import app as data
 from jaxft.cli.demo import assets, demo
 from jaxft.cli.doctor import doctor
 from jaxft.cli.init import init
+from jaxft.cli.launch import launch
 from jaxft.cli.layers.command import layers
 from jaxft.cli.layers.tune_rates import tune_rates
 from jaxft.cli.models import models
@@ -250,6 +251,9 @@ def evaluate(
 
 app.command(epilog=KEYS_HELP)(plan)
 app.command(epilog=KEYS_HELP)(layers)
+app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(
+    launch
+)
 app.command()(predict)
 app.command()(search)
 app.command(epilog=KEYS_HELP)(study)
