@@ -90,6 +90,31 @@ def test_pixel_values_are_transformers_own(seed, tmp_path, reference):
         np.testing.assert_array_equal(ours(image), expected_values(theirs, image), err_msg=mode)
 
 
+@pytest.mark.parametrize("size", [{"shortest_edge": 24}, 37, {"shortest_edge": 384}])
+def test_a_convnexts_images_are_transformers_own(size, tmp_path, reference):
+    fields = {"image_processor_type": "ConvNextImageProcessor", "size": size, "crop_pct": 0.875}
+    write_fields(tmp_path, fields)
+    for seed in range(4):
+        image = random_image(random.Random(seed), "RGB")
+        ours = load_image_processor(tmp_path)
+        np.testing.assert_array_equal(ours(image), expected_values(reference(tmp_path), image))
+    write_fields(tmp_path, ours.to_hf())  # what is written of another size
+    np.testing.assert_array_equal(ours(image), expected_values(reference(tmp_path), image))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("crop_pct", 0, "'crop_pct' is 0, and must be a number from 0 to 1"),
+        ("size", {"height": 24, "width": 24}, "must have a shortest_edge in pixels"),
+    ],
+)
+def test_a_convnexts_odd_settings(field, value, sentence, tmp_path):
+    write_fields(tmp_path, {"image_processor_type": "ConvNextFeatureExtractor", field: value})
+    with pytest.raises(UserError, match=sentence):
+        load_image_processor(tmp_path)
+
+
 def test_a_mode_that_transformers_would_not_convert_is_converted(tmp_path, reference):
     write_fields(tmp_path, {"image_processor_type": "ViTImageProcessor", "size": 20})
     gray = random_image(random.Random(0), "L")

@@ -20,6 +20,7 @@ from tests.support.families import (
     OF_TRANSFORMERS,
     OWN_HEADS,
     OWN_PAIRS,
+    PYRAMIDS,
     Pair,
     architectures,
     assert_close_gradients,
@@ -102,6 +103,16 @@ def test_every_name_is_accounted_for_both_ways(pair):
     )
     assert pair.ours.report.loaded == tuple(pair.ours.params)
     assert pair.ours.report.new == pair.ours.report.unused == ()
+
+
+def test_names_in_memory_are_pytorchs(pair):
+    """Of pyramids, whose modules transformers names otherwise than its files."""
+    if pair.ours.model_type not in PYRAMIDS:
+        return
+    spell = pair.ours.family.tensors.in_memory
+    ours = {spell(name, pair.ours.model_type) for name in pair.ours.names.values()}
+    theirs = {n for n in pair.torch.state_dict() if not n.endswith("num_batches_tracked")}
+    assert ours == theirs
 
 
 def test_export_is_the_checkpoint_bit_for_bit(pair, tmp_path):

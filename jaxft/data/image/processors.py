@@ -104,6 +104,16 @@ PROCESSORS: dict[str, dict[str, Any]] = {
         "image_std": IMAGENET_STD,
         "size": {"height": 512, "width": 512},
     },
+    # Up to 383 pixels it cuts the middle out, and from there on it does not.
+    "ConvNextImageProcessor": ALL
+    | {
+        "resample": BICUBIC,
+        "image_mean": HALF,
+        "image_std": HALF,
+        "size": {"shortest_edge": 384},
+        "default_to_square": False,
+        "crop_pct": 224 / 256,
+    },
     "Gemma3ImageProcessor": ALL
     | {
         "resample": BILINEAR,
@@ -173,4 +183,8 @@ OF_MODEL = {
     "yolos": "YolosImageProcessor",
     "rf_detr": "RfDetrImageProcessor",
     "segformer": "SegformerImageProcessor",
+    "convnext": "ConvNextImageProcessor",
+    "convnextv2": "ConvNextImageProcessor",
+    "resnet": "ConvNextImageProcessor",
+    "swin": "ViTImageProcessor",
 }

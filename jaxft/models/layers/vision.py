@@ -6,6 +6,7 @@ B images of H x W pixels with C channels; convolutions have the channels last.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,10 +16,11 @@ from flax import nnx
 from jax import lax
 
 from jaxft.errors import UserError
-from jaxft.models.layers.math import linear
+from jaxft.models.layers.math import linear, matmul_precision
 from jaxft.models.layers.modules import Leaf, parameter
 
 Size = tuple[int, int]  # height, width
+LAST = ("NHWC", "IHWO", "NHWC")  # channels of images, and of kernels those that come out
 
 
 def size_of(value: Any) -> Size:
@@ -74,7 +76,7 @@ class Convolution(nnx.Module):
         padding: zeros before and after rows and columns; None keeps the size at a stride of 1.
         bias: whether there is one.
         std: the standard deviation of a fresh kernel; None for one over the root of the inputs.
-        alone: whether each channel is convolved by itself; I is O.
+        alone: whether each channel is convolved by itself, at a stride of 1; I is O.
     """
 
     def __init__(
@@ -95,25 +97,77 @@ class Convolution(nnx.Module):
         self.bias = parameter(Leaf((outside,), ("mlp",), decay=False)) if bias else None
         self.stride = stride
         self.padding = ((side // 2, side // 2),) * 2 if padding is None else padding
-        self.groups = outside if alone else 1
+        self.alone = alone
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        out = lax.conv_general_dilated(
-            x,
-            self.kernel[...],
-            (self.stride, self.stride),
-            self.padding,
-            dimension_numbers=("NHWC", "IHWO", "NHWC"),
-            feature_group_count=self.groups,
-        )
+        if self.alone:
+            out = _alone(x, self.kernel[...], matmul_precision())
+        else:
+            strides = (self.stride, self.stride)
+            out = lax.conv_general_dilated(
+                x, self.kernel[...], strides, self.padding, dimension_numbers=LAST
+            )
         return out if self.bias is None else out + self.bias[...]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _alone(x: jax.Array, kernel: jax.Array, precision: Any) -> jax.Array:
+    """Convolve each channel of [B, H, W, C] by itself, with zeros around.
+
+    XLA's own gradient of the kernel, a convolution in as many groups, is wrong where rows are
+    divided over devices (jaxlib 0.10.2), and slow on CPU. Here it is a sum of products.
+    """
+    return convolved_alone(x, kernel, precision)
+
+
+def convolved_alone(x: jax.Array, kernel: jax.Array, precision: Any) -> jax.Array:
+    """Convolve as `_alone` does, with jax's own backward pass; `kernel` is [1, S, S, C]."""
+    edge = kernel.shape[1] // 2
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (1, 1),
+        ((edge, edge), (edge, edge)),
+        dimension_numbers=LAST,
+        feature_group_count=x.shape[-1],
+        precision=precision,
+    )
+
+
+def _alone_forward(x: Any, kernel: Any, precision: Any) -> tuple[jax.Array, Any]:
+    # Saved is only what a required gradient reads; of the kernel's shape an empty array.
+    residuals = (
+        x.value if kernel.perturbed else None,
+        kernel.value if x.perturbed else None,
+        kernel.value[..., :0],
+    )
+    return convolved_alone(x.value, kernel.value, precision), residuals
+
+
+def _alone_backward(precision: Any, residuals: Any, d_out: jax.Array) -> tuple[Any, ...]:
+    x, kernel, shape = residuals
+    turned = None if kernel is None else kernel[:, ::-1, ::-1]
+    d_x = None if turned is None else convolved_alone(d_out, turned, precision)
+    if x is None:
+        return d_x, None
+    side, (height, width) = shape.shape[1], d_out.shape[1:3]
+    edges = (side // 2, side // 2)
+    padded = jnp.pad(x, ((0, 0), edges, edges, (0, 0)))
+    products = [
+        jnp.sum(padded[:, row : row + height, column : column + width] * d_out, (0, 1, 2))
+        for row in range(side)
+        for column in range(side)
+    ]
+    return d_x, jnp.stack(products).reshape(1, side, side, -1).astype(x.dtype)
+
+
+_alone.defvjp(_alone_forward, _alone_backward, symbolic_zeros=True)
 
 
 class BatchNorm(nnx.Module):
     """Normalization of each channel by the statistics of the checkpoint, which stay as they are.
 
-    With them it is one product and one sum a number, and an image's output does not depend on
-    the others of its batch, nor on how they lie on devices.
+    So an image's output does not depend on the others of its batch.
 
     Args:
         width: C.
@@ -144,8 +198,7 @@ def drop_path(branch: jax.Array, rate: jax.Array | float, key: jax.Array | None)
 
     Args:
         branch: [B, H, W, C].
-        rate: of the block, a number or an array of none.
-        key: of the block.
+        rate, key: of the block.
 
     Source: Huang et al. (2016), https://arxiv.org/abs/1603.09382.
     """

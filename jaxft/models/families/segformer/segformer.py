@@ -10,6 +10,7 @@ Source: Xie et al. (2021), https://arxiv.org/abs/2105.15203. The computation fol
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -408,11 +409,38 @@ def decoder_names(config: Config) -> tuple[Name, ...]:
     )
 
 
+IN_MEMORY = (
+    (r"encoder\.patch_embeddings\.(\d+)\.", r"stages.\1.patch_embeddings."),
+    (r"encoder\.block\.(\d+)\.(\d+)\.", r"stages.\1.blocks.\2."),
+    (r"encoder\.layer_norm\.(\d+)\.", r"stages.\1.layer_norm."),
+    (r"layer_norm_1\.", "layernorm_before."),
+    (r"layer_norm_2\.", "layernorm_after."),
+    (r"attention\.self\.query", "attention.q_proj"),
+    (r"attention\.self\.key", "attention.k_proj"),
+    (r"attention\.self\.value", "attention.v_proj"),
+    (r"attention\.self\.sr", "attention.sequence_reduction.sequence_reduction"),
+    (r"attention\.self\.layer_norm", "attention.sequence_reduction.layer_norm"),
+    (r"attention\.output\.dense", "attention.o_proj"),
+    (r"mlp\.dense(\d)", r"mlp.fc\1"),
+    (r"decode_head\.linear_c\.", "decode_head.linear_projections."),
+)
+
+
+@dataclass(frozen=True)
+class SegformerNames(BareNames):
+    """Tensor names of a SegFormer, whose modules transformers 5 names otherwise than files do."""
+
+    def in_memory(self, name: str, model_type: str) -> str:
+        for stored, module in IN_MEMORY:
+            name = re.sub(stored, module, name)
+        return name
+
+
 def compose(fields: Mapping[str, Any], families: Mapping[str, Any], from_two: bool) -> Family:
     """Build the family of the SegFormers with a config.json's stages."""
     del families, from_two
     config = Config.from_hf(fields, tuple(fields))
-    tensors = BareNames(
+    tensors = SegformerNames(
         {"segformer": names_of(config)},
         {HEAD: dense("classifier", "head"), SEGMENTS: decoder_names(config)},
         (r"classifier\..*", r"decode_head\..*"),
