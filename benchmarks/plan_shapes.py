@@ -52,6 +52,8 @@ SHAPES = {
     "1b-4": Shape("llama_1b", ("data.batch_size=64",), 2.95),
     "1b-frozen": Shape("llama_1b", (frozen(12),), 0.95),
     "8b": Shape("llama_8b", (), 8.0),
+    "8b-fused": Shape("llama_8b", ("optimizer.fused=true", "optimizer.clip=null")),
+    "8b-fused-clip": Shape("llama_8b", ("optimizer.fused=true",)),
     "8b-lisa": Shape("llama_8b", ("sampling.method=lisa",)),
     "8b-bf16": Shape("llama_8b", (BF16,), 6.5),
     "8b-lora": Shape("llama_8b", ("data.batch_size=64", "adapter.kind=lora")),

@@ -71,6 +71,12 @@ class OptimizerSection(Section):
         "keep the moments of matrices in the host's memory, and move them to the device for each "
         "update (TPU and GPU)",
     )
+    fused: bool = may_change(
+        False,
+        "update the parameters of blocks in the backward pass, so that only one piece of a tower "
+        "has gradients at a time (LOMO, for any rule); with clip, a second forward and backward "
+        "pass measures the norm first",
+    )
     weight_decay: float = may_change(0.01, "decoupled weight decay", ge=0)
     clip: float | None = fixed(
         1.0, "maximum global gradient norm, over trainable parameters; null does not clip", gt=0
@@ -153,6 +159,27 @@ def check_optimizer(
         )
     if SCHEDULE_FREE in named and ema is not None:
         raise ValueError(f"{SCHEDULE_FREE} already evaluates an average: remove train.ema")
+
+
+def check_fused(config: Any) -> None:
+    """Raise a ValueError where updates cannot be part of the backward pass.
+
+    Args:
+        config: the whole config.
+    """
+    if not config.optimizer.fused:
+        return
+    if config.optimizer.moments == "int8":
+        raise ValueError("'optimizer.fused' does not support optimizer.moments int8: use bfloat16")
+    if config.train.accumulate > 1:
+        raise ValueError(
+            "'optimizer.fused' updates in the backward pass, and train.accumulate "
+            f"{config.train.accumulate} sums the gradients of several: set it to 1"
+        )
+    if config.sampling.method is not None:
+        raise ValueError(
+            "'optimizer.fused' and 'sampling' both choose what is updated when: leave one out"
+        )
 
 
 assert set(NUMBERS) == set(get_args(RuleName))

@@ -10,7 +10,7 @@ from jaxft.bounds import MOST_GROUPS
 from jaxft.config.data import DataSection
 from jaxft.config.durations import DurationKey, LengthKey
 from jaxft.config.fields import Section, fixed, may_change, section
-from jaxft.config.optimizer import OptimizerSection, check_optimizer
+from jaxft.config.optimizer import OptimizerSection, check_fused, check_optimizer
 from jaxft.config.phases import (
     FreezingSection,
     PhaseRecipe,
@@ -237,6 +237,7 @@ class Config(Section):
     def _sections_fit(self) -> Config:
         check_freezing(self.phases, self.freezing, self.schedule)
         check_optimizer(self.optimizer, self.groups, self.schedule, self.train.ema)
+        check_fused(self)
         check_sampling(self)
         if self.model.router_aux_loss_coef is not None and self.task.kind != "causal_lm":
             kind = self.task.kind

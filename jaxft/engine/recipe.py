@@ -179,10 +179,10 @@ def _heads(model: Model) -> set[str]:
 def optimizer_from(
     table: LayerTable, section: OptimizerSection
 ) -> optax.GradientTransformationExtraArgs:
-    """Make a LayerTable's optimizer with the hyperparameters of the `optimizer` section."""
+    """Make a LayerTable's optimizer by the `optimizer` section; a `Fused` one does not clip."""
     made = {name: make_rule(name, section.numbers(name)) for name in rules_of(table)}
     rules = {name: narrowed(rule, section.moments) for name, rule in made.items()}
-    return make_optimizer(table, rules, section.clip)
+    return make_optimizer(table, rules, None if section.fused else section.clip)
 
 
 def phases_from(

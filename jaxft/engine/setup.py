@@ -22,6 +22,7 @@ from jaxft.device.mesh import check_batches, position_divisor, row_divisor
 from jaxft.durations import Pace
 from jaxft.engine.compute import make_runtime
 from jaxft.engine.gradients.compared import Compared
+from jaxft.engine.gradients.fused import Fused, fused_optimizer
 from jaxft.engine.inputs import Split, data_cache, fit_task, open_sources, open_splits, with_inputs
 from jaxft.engine.length import Length, check_growth, resolve_length, resolve_rates, with_growth
 from jaxft.engine.memory.storage import argument_shardings, quantized_leaves
@@ -103,6 +104,7 @@ class PhaseSetup:
         schedule_free: whether one of the optimizer's rules is schedule-free.
         averages: whether an average of the parameters is scored in their place.
         anchored: the parameters under L2-SP: those that train and are pretrained.
+        fused: the optimizer as part of the backward pass; None where it follows that.
         why: the reason for `compute.remat`, where the config leaves it open.
     """
 
@@ -113,6 +115,7 @@ class PhaseSetup:
     schedule_free: bool
     averages: bool
     anchored: tuple[str, ...]
+    fused: Fused | None = None
     why: str = ""
 
     @property
@@ -141,16 +144,18 @@ def phase_setup(setup: Setup, phase: Phase) -> PhaseSetup:
     config, table = setup.config, phase.table
     schedule_free = any(group.algorithm == SCHEDULE_FREE for group in table.groups)
     new = set(setup.model.report.new)
+    optimizer = optimizer_from(table, config.optimizer)
     return PhaseSetup(
         phase=phase,
         compute=replace(setup.compute, trainable=frozenset(table.trainable)),
-        optimizer=optimizer_from(table, config.optimizer),
+        optimizer=optimizer,
         rates=resolve_rates(phase, setup.length, config.optimizer.scale),
         schedule_free=schedule_free,
         averages=config.train.ema is not None or schedule_free,
         anchored=tuple(name for name in table.trainable if name not in new)
         if config.regularise.l2_sp
         else (),
+        fused=fused_optimizer(config.optimizer, setup.model, table, optimizer),
     )
 
 

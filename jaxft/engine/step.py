@@ -20,6 +20,7 @@ from jaxft.device.compiler_options import compiler_options
 from jaxft.device.host_memory import offloaded, on_device
 from jaxft.device.mesh import batch_sharding, replicated
 from jaxft.engine.gradients.compared import Compared, compared_gradients
+from jaxft.engine.gradients.fused import Advance, Fused, Gradient, advance_fused
 from jaxft.engine.gradients.micro_batches import Batch, MicroBatches, Params, Sums, accumulated
 from jaxft.engine.state import TrainState
 from jaxft.layerwise.rules import scored
@@ -75,6 +76,7 @@ def make_train_step(
     mesh: jax.sharding.Mesh,
     anchored: Mapping[str, jax.sharding.NamedSharding] | None = None,
     compared: Compared | None = None,
+    fused: Fused | None = None,
     grad_norms: bool = False,
     grows: bool = False,
     donate: bool = True,
@@ -93,6 +95,7 @@ def make_train_step(
         anchored: shardings of `StepInputs.anchor`; None where it is empty.
         compared: the objective in two parts, where it compares the rows of a batch: micro-batches
             then have the gradients of the whole batch.
+        fused: updates blocks in the backward pass, in place of `optimizer`.
         grad_norms: also return the gradient norm of each leaf.
         grows: whether the batch grows: see `MicroBatches`.
         donate: reuse the state's memory for the next state.
@@ -113,6 +116,7 @@ def make_train_step(
         ema=ema,
         rows=rows,
         compared=compared,
+        fused=fused,
         grad_norms=grad_norms,
         grows=grows,
         offloaded_moments=state_shardings.opt_state if offloaded(state_shardings) else None,
@@ -139,6 +143,7 @@ def step_function(
     grad_norms: bool = False,
     grows: bool = False,
     offloaded_moments: Any = None,
+    fused: Fused | None = None,
 ) -> Callable:
     """Build the train step `(state, frozen, batch, inputs) -> (state, metrics)`, not yet jitted.
 
@@ -147,47 +152,70 @@ def step_function(
             `make_train_step`.
         rows: the sharding of a batch's rows.
         offloaded_moments: shardings of the optimizer's state, where some of it is in host memory.
+        fused: updates blocks in the backward pass, in place of `optimizer`.
     """
     differentiate = _differentiation(objective, compared, MicroBatches(accumulate, rows, grows))
+    advance = (
+        partial(_advance, optimizer, differentiate)
+        if fused is None
+        else partial(advance_fused, fused, differentiate)
+    )
 
     def step(
         state: TrainState, frozen: Params, batch: Batch, inputs: StepInputs
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(state.key, state.step)
         fixed = {**frozen, **state.previously_trained}
-        gradients, sums = differentiate(state.trainable, fixed, batch, key)
-        loss_sum, weight = sums["loss"]
-        grad_norm = optax.tree.norm(gradients)
-        finite = jnp.isfinite(loss_sum) & jnp.isfinite(grad_norm)
         moments = state.opt_state
         if offloaded_moments is not None:
             moments = jax.device_put(moments, on_device(offloaded_moments))
-        updates, opt_state = optimizer.update(
-            gradients, moments, state.trainable, finite=finite, **inputs.arguments()
-        )
-        trainable = optax.apply_updates(state.trainable, updates)
+        now = advance(state.trainable, moments, fixed, batch, key, inputs.arguments())
+        trainable, finite = now.trainable, now.finite
         average = state.average
         if ema is not None:
             average = _moving_average(ema, finite, average, trainable)
         elif average is not None:
-            average = scored(opt_state, trainable)
+            average = scored(now.opt_state, trainable)
         bad_steps = jnp.where(finite, 0, state.bad_steps + 1)
-        metrics = {name: total / share for name, (total, share) in sums.items()}
-        metrics |= {"weight": weight, "grad_norm": grad_norm, "bad_steps": bad_steps}
+        metrics = {name: total / share for name, (total, share) in now.sums.items()}
+        weight = now.sums["loss"][1]
+        metrics |= {"weight": weight, "grad_norm": now.grad_norm, "bad_steps": bad_steps}
         if grad_norms:
-            each = [optax.tree.norm(gradients[name]) for name in natural_order(gradients)]
+            each = [jnp.sqrt(now.norms[name]) for name in natural_order(now.norms)]
             metrics["grad_norms"] = jnp.stack(each)
         new_state = replace(
             state,
             step=state.step + 1,
             trainable=trainable,
-            opt_state=opt_state,
+            opt_state=now.opt_state,
             average=average,
             bad_steps=bad_steps,
         )
         return new_state, metrics
 
     return step
+
+
+def _advance(
+    optimizer: optax.GradientTransformationExtraArgs,
+    differentiate: Gradient,
+    trainable: Params,
+    opt_state: Any,
+    fixed: Params,
+    batch: Batch,
+    key: jax.Array,
+    arguments: Mapping[str, Any],
+) -> Advance:
+    """Compute all gradients, then update all parameters; see `advance_fused`."""
+    gradients, sums = differentiate(trainable, fixed, batch, key)
+    grad_norm = optax.tree.norm(gradients)
+    finite = jnp.isfinite(sums["loss"][0]) & jnp.isfinite(grad_norm)
+    updates, opt_state = optimizer.update(
+        gradients, opt_state, trainable, finite=finite, **arguments
+    )
+    norms = {name: optax.tree.norm(leaf, squared=True) for name, leaf in gradients.items()}
+    moved = optax.apply_updates(trainable, updates)
+    return Advance(moved, opt_state, sums, grad_norm, norms, finite)
 
 
 def _differentiation(

@@ -54,6 +54,7 @@ def make_study_step(
         ema=train.ema,
         rows=rows,
         compared=compared_of(setup, now.compute),
+        fused=now.fused,
     )
     shared = shares_trunk(setup.model, now.compute, frozenset(states.previously_trained))
 

@@ -152,6 +152,7 @@ def make_step(setup: Setup, now: PhaseSetup, frozen: Iterable[str]) -> Wrapped:
         mesh=setup.mesh,
         anchored={name: setup.shardings[name] for name in now.anchored},
         compared=compared_of(setup, now.compute),
+        fused=now.fused,
         grad_norms=True,
     )
 

@@ -6,40 +6,32 @@ B rows of T positions, D wide.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from itertools import cycle, groupby
+from itertools import groupby
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxft.models.layers.cache import UNCACHED, BlockCache
+from jaxft.models.layers.cache import BlockCache
 from jaxft.models.layers.kernels import CONTEXT, HEADS, ROWS, context_of
 from jaxft.models.layers.loss import Routed
-from jaxft.models.tower.residuals import BLOCK_INPUT, policy_of
+from jaxft.models.tower.residuals import BLOCK_INPUT
+from jaxft.models.tower.stretch import (
+    Numbers,
+    Step,
+    Windows,
+    block_inputs,
+    period_of,
+    run_stretch,
+    summed_use,
+)
 from jaxft.models.tower.tower import WINDOW, Compute, Params, Part, Tower
 
-# A run of recomputed blocks is scanned in at most PIECES pieces of at least FEW blocks, or of two
-# periods: only one piece's weights are stacked and cast at a time, in the forward and in the
-# backward pass. Each piece is a program to compile.
-PIECES, FEW = 4, 4
-
-Numbers = Mapping[str, Any]
-Windows = Sequence[int | None]  # what each block's kernel is compiled for; None where it is data
 Cache = Sequence[BlockCache]  # one a block
-Step = Callable[  # the first argument is the block's window
-    [int | None, jax.Array, BlockCache, Params, jax.Array | int, Numbers],
-    tuple[jax.Array, BlockCache],
-]
-
-
-def part_values(params: Params, names: Mapping[str, str], compute: Compute) -> dict[str, jax.Array]:
-    """Collect the arrays that a part is bound to, path -> array, cast to the compute type."""
-    return {path: params[name].astype(compute.dtype) for path, name in names.items()}
 
 
 def run_blocks(
@@ -82,28 +74,22 @@ def run_blocks(
     uses: list[Routed | None] = []
     shape = jax.tree.leaves(stream)[0].shape[:2]
     windows = kernel_windows(tower, compute, shape) if cache is None else ()
-    for (part, trained), run in groupby(blocks, alike):
-        indices = list(run)
+    for (part, trained), alike_run in groupby(blocks, alike):
+        indices = list(alike_run)
         step = partial(run_block, part, context, key if trained else None, compute)
         with segment(tower, f"blocks {indices[0]}-{indices[-1]}"):
             stream = placed(stream, compute)
             if cache is None:
                 for stretch in stretches(indices, windows):
                     own_windows = [windows[index] for index in stretch]
-                    run_stretch = partial(_run_alike, tower, part, step, own_windows, stretch)
-                    stream, use = run_stretch(params, stream, compute)
+                    run = partial(run_stretch, tower, part, step, own_windows, stretch)
+                    stream, use = run(params, stream, compute)
                     uses.append(use)
             else:
                 own = [cache[index - blocks.start] for index in indices]
                 stream, added = _run_cached(tower, step, indices, params, stream, compute, own)
                 caches.extend(added)
     return stream, None if cache is None else tuple(caches), summed_use(uses)
-
-
-def summed_use(uses: Iterable[Routed | None]) -> Routed | None:
-    """Add up the use of the experts of several blocks; None where none gives it."""
-    present = [use for use in uses if use is not None]
-    return jax.tree.map(lambda *parts: sum(parts), *present) if present else None
 
 
 def kernel_windows(tower: Tower, compute: Compute, shape: tuple[int, ...]) -> Windows:
@@ -132,16 +118,10 @@ def stretches(indices: Sequence[int], windows: Windows) -> list[list[int]]:
             that repeats.
     """
     own = [windows[index] for index in indices]
-    period = _period(own)
+    period = period_of(own)
     whole = len(own) // period * period if len(own) >= 2 * period else 0
     rest = [list(run) for _, run in groupby(indices[whole:], lambda index: windows[index])]
     return [list(indices[:whole]), *rest] if whole else rest
-
-
-def _period(windows: Windows) -> int:
-    """Return after how many blocks the windows repeat; their number where they do not."""
-    count = len(windows)
-    return next(p for p in range(1, count + 1) if windows[p:] == windows[: count - p])
 
 
 def placed(stream: jax.Array, compute: Compute) -> jax.Array:
@@ -210,80 +190,6 @@ def _run_cached(
     """Run blocks that cache, one by one: the stream after them, and each one's cache."""
     added = []
     for index, cache in zip(indices, caches, strict=True):
-        stream, cache = step(None, stream, cache, *_inputs(tower, params, compute, index))
+        stream, cache = step(None, stream, cache, *block_inputs(tower, params, compute, index))
         added.append(cache)
     return stream, added
-
-
-def _inputs(
-    tower: Tower, params: Params, compute: Compute, index: int
-) -> tuple[Params, int, Numbers]:
-    """Collect what a step takes of a block: its leaves, its index, and its own numbers."""
-    numbers = {name: of[index] for name, of in tower.numbers.items()}
-    return part_values(params, tower.block_names(index), compute), index, numbers
-
-
-def _run_alike(
-    tower: Tower,
-    part: Part,
-    step: Step,
-    windows: Windows,
-    indices: list[int],
-    params: Params,
-    stream: jax.Array,
-    compute: Compute,
-) -> tuple[jax.Array, Routed | None]:
-    """Run a stretch of equal blocks: scanned over their stacked leaves, or unrolled."""
-    period, count = _period(windows), len(indices)
-    scanned = compute.scan and count >= 2 * period
-    steps: list[Callable[..., Any]] = [partial(step, window) for window in windows[:period]]
-    policy = policy_of(compute.remat)
-    if policy is not None:
-        # XLA merges nothing between the iterations of a scan: prevent_cse would only cost time.
-        steps = [jax.checkpoint(one, prevent_cse=not scanned, policy=policy) for one in steps]
-    uses: list[Routed | None] = []
-    if not scanned:
-        for one, index in zip(cycle(steps), indices, strict=False):
-            stream, cache = one(stream, UNCACHED, *_inputs(tower, params, compute, index))
-            uses.append(cache.routed)
-        return stream, summed_use(uses)
-    if policy is None:
-        return _scan(tower, part, steps, compute, indices, params, stream)
-    pieces = max(1, min(PIECES, count // max(FEW, 2 * period)))
-    for number in range(pieces):
-        first, last = (count // period * n // pieces * period for n in (number, number + 1))
-        scan = partial(_scan, tower, part, steps, compute, indices[first:last])
-        # The backward pass stacks again; it does not recompute the streams, saved by name.
-        stream, use = jax.checkpoint(scan, policy=policy)(params, stream)
-        uses.append(use)
-    return stream, summed_use(uses)
-
-
-def _scan(
-    tower: Tower,
-    part: Part,
-    steps: Sequence[Callable[..., tuple[jax.Array, BlockCache]]],
-    compute: Compute,
-    indices: list[int],
-    params: Params,
-    stream: jax.Array,
-) -> tuple[jax.Array, Routed | None]:
-    """Run one scan over equal blocks, as many an iteration as there are steps."""
-
-    def inputs(own: Sequence[int]) -> tuple[Params, jax.Array, Numbers]:
-        per_block = [part_values(params, tower.block_names(index), compute) for index in own]
-        stacked = jax.tree.map(lambda *each: jnp.stack(each), *per_block)  # or their codes
-        numbers = {name: jnp.asarray([of[i] for i in own]) for name, of in tower.numbers.items()}
-        return stacked, jnp.asarray(own), numbers
-
-    def run_each(x: jax.Array, blocks: Sequence[tuple[Params, jax.Array, Numbers]]) -> Any:
-        uses = []
-        for step, block in zip(steps, blocks, strict=True):
-            x, cache = step(x, UNCACHED, *block)
-            uses.append(cache.routed)
-        return x, summed_use(uses)
-
-    period = len(steps)
-    each = tuple(inputs(indices[first::period]) for first in range(period))
-    stream, uses = jax.lax.scan(run_each, stream, each)
-    return stream, jax.tree.map(lambda of_each: of_each.sum(0), uses)

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 
 from jaxft.models.layers.batch import Batch, decoder_batch
 from jaxft.models.layers.cache import BlockCache, KeyValues
-from jaxft.models.tower.blocks import part_values, run_blocks
+from jaxft.models.tower.blocks import run_blocks
 from jaxft.models.tower.run import run_tower
+from jaxft.models.tower.stretch import part_values
 from jaxft.models.tower.tower import PLAIN, Compute, Params, Part, Tower
 
 Cache = tuple[tuple[jax.Array, jax.Array], ...]  # block -> keys and values, each [B G, S, K]

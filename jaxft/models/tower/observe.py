@@ -18,9 +18,9 @@ from jaxft.models.layers.batch import segments_of
 from jaxft.models.layers.cache import UNCACHED
 from jaxft.models.layers.math import linear
 from jaxft.models.layers.modules import Linear
-from jaxft.models.tower.blocks import part_values
 from jaxft.models.tower.linears import with_linears
 from jaxft.models.tower.run import run_stem, run_tower
+from jaxft.models.tower.stretch import part_values
 from jaxft.models.tower.tower import Compute, Params, Tower
 
 Record = Callable[[str, jax.Array], None]  # a linear map's path in its block, and its input

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxft.models.layers.modules import split_key
-from jaxft.models.tower.blocks import part_values, run_blocks, segment
+from jaxft.models.tower.blocks import run_blocks, segment
 from jaxft.models.tower.dealt import deal_of, scores_positions
 from jaxft.models.tower.sampled import is_sampled, run_sampled
+from jaxft.models.tower.stretch import part_values
 from jaxft.models.tower.tower import PLAIN, Compute, Params, Part, Tower
 
 TRUNK = "trunk"  # the key of a tower's precomputed stream in a batch, behind the tower's prefix

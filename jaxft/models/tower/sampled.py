@@ -20,9 +20,7 @@ from jaxft.errors import UserError
 from jaxft.layerwise.sampling import ORDER
 from jaxft.models.layers.cache import UNCACHED
 from jaxft.models.tower.blocks import (
-    Numbers,
     kernel_windows,
-    part_values,
     placed,
     run_block,
     segment,
@@ -30,6 +28,7 @@ from jaxft.models.tower.blocks import (
 from jaxft.models.tower.linears import GatedLinear, with_linears
 from jaxft.models.tower.residuals import policy_of
 from jaxft.models.tower.sampled_scan import Context, SampledBlocks, run_scan
+from jaxft.models.tower.stretch import Numbers, part_values
 from jaxft.models.tower.tower import Compute, Params, Part, Tower
 
 

@@ -24,6 +24,8 @@ from jaxft.report.terminal.console import EscapingConsole
 from jaxft.studies.tuning.derivative import Multipliers, trained
 from jaxft.training.batches import training_batches
 
+PLAIN = {"moments": "float32", "fused": False}
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -57,10 +59,10 @@ def open_problem(config: Config, steps: int, most_eval_batches: int) -> Problem:
         steps: of training, for each round.
         most_eval_batches: of the eval rows, the first so many batches are scored.
     """
-    # An average would lag behind so few steps, and rounded moments have no derivative.
+    # An average would lag behind so few steps; rounded and fused updates have no derivative.
     sections = {
         "train": config.train.model_copy(update={"ema": None}),
-        "optimizer": config.optimizer.model_copy(update={"moments": "float32"}),
+        "optimizer": config.optimizer.model_copy(update=PLAIN),
     }
     config = make_choices(config, EscapingConsole(stderr=True))
     setup = build(config.model_copy(update=sections))
