@@ -168,6 +168,18 @@ DEMOS = (
         quick=("train.length=2 epochs",),
     ),
     Demo(
+        "segment",
+        "scenes of emoji, six classes of pixels",
+        ("dinov2", "emoji_masks"),
+        "miou",
+        "head",
+        quick=(
+            "model.image_size=168",
+            "data.train=masks:assets/emoji_masks/train[:200]",
+            "data.test=masks:assets/emoji_masks/test[:80]",
+        ),
+    ),
+    Demo(
         "detect",
         "tree crowns in aerial photos",
         ("vits", "trees"),
