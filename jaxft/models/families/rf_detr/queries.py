@@ -76,9 +76,9 @@ class Layers(nnx.Module):
         made.layers[-1] = Linear(width, 4, ("embed", "mlp"), 0.0)
         return made
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         for number, layer in enumerate(self.layers):
-            x = layer(x if number == 0 else jax.nn.relu(x))
+            x = layer(x if number == 0 else jax.nn.relu(x), key)
         return x
 
 
@@ -149,21 +149,24 @@ class Proposer(nnx.Module):
         self.box_mlp = Layers.of_boxes(width, std)
         self.queries = own["num_queries"]
 
-    def __call__(self, image: jax.Array, size: Size) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def __call__(
+        self, image: jax.Array, size: Size, key: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return the pixels [B, Q, D], their classes [B, Q, C], and their boxes [B, Q, 4].
 
         Args:
             image: [B, R C, D].
             size: R and C.
+            key: the block's, for adapters.
         """
         start, valid = proposals(size)
         x = jnp.where(valid[:, None], image, jnp.zeros((), image.dtype))
-        x = self.norm(self.map(x))
-        scores = self.head(x).astype(jnp.float32).max(-1)
+        x = self.norm(self.map(x, key))
+        scores = self.head(x, key).astype(jnp.float32).max(-1)
         _, best = jax.lax.top_k(jnp.where(valid, scores, -jnp.inf), self.queries)  # [B, Q]
-        boxes = refined(jnp.asarray(start), self.box_mlp(x))
+        boxes = refined(jnp.asarray(start), self.box_mlp(x, key))
         x, boxes = at_pixels(x, best), at_pixels(boxes, best)
-        return x, self.head(x), boxes
+        return x, self.head(x, key), boxes
 
 
 def proposals(size: Size) -> tuple[np.ndarray, np.ndarray]:
@@ -236,15 +239,15 @@ class Selection(nnx.Module):
     def __call__(
         self, stream: BackboneStream, context: Context, key: jax.Array | None, cache: BlockCache
     ) -> tuple[Stream, BlockCache]:
-        del key
         outputs = [self.backbone_norm(one) for one in stream[1]]
         images = [as_image(one, context.grid, self.windows) for one in outputs]
         image = self.projector(jnp.concatenate(images, axis=-1))
         image = image.reshape(len(image), -1, self.width)
-        each = [self.groups[group](image, context.grid) for group in range(context.groups)]
+        each = [self.groups[group](image, context.grid, key) for group in range(context.groups)]
         first, logits, proposed = (jnp.concatenate(parts, 1) for parts in zip(*each, strict=True))
         count = first.shape[1]
         boxes = refined(jax.lax.stop_gradient(proposed), self.boxes.embedding[:count])
-        position = self.position_mlp(box_sinusoids(boxes, self.width // 2).astype(image.dtype))
+        waves = box_sinusoids(boxes, self.width // 2).astype(image.dtype)
+        position = self.position_mlp(waves, key)
         x = jnp.broadcast_to(self.queries.embedding[:count], first.shape)
         return Stream(x, position, image, boxes, first, logits, proposed), cache
