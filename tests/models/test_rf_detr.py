@@ -210,6 +210,7 @@ def test_depths_and_what_a_new_set_of_classes_renews(detector):
     np.testing.assert_allclose(jax.nn.sigmoid(other.params["head/bias"]), 0.01, rtol=1e-5)
 
 
+@pytest.mark.full
 def test_a_frozen_backbone_and_recomputed_blocks(detector):
     """Blocks of different kinds, one by one or recomputed, give the same gradients."""
     names = [name for name, depth in detector.ours.depths.items() if depth >= 5]
@@ -221,7 +222,7 @@ def test_a_frozen_backbone_and_recomputed_blocks(detector):
     assert_close_gradients(expected, theirs, 1e-4)
 
 
-@pytest.mark.parametrize("frozen", [3, 5])
+@pytest.mark.parametrize("frozen", [pytest.param(3, marks=pytest.mark.full), 5])
 def test_starting_where_the_trunk_ends_equals_the_whole(detector, frozen):
     """The trunk is of backbone blocks alone, however much more is frozen."""
     names = [name for name, depth in detector.ours.depths.items() if depth > frozen]
