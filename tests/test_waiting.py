@@ -3,11 +3,11 @@
 import time
 
 from jaxft.storage.buckets import reached
-from jaxft.waiting import Watch, reported
+from jaxft.storage.waiting import Watch, reported
 
 
 def test_each_long_wait_is_reported_once(monkeypatch):
-    monkeypatch.setattr("jaxft.waiting.LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("jaxft.storage.waiting.LOOK_SECONDS", 0.01)
     sentences = []
     with Watch(sentences.append) as watch:
         watch.expect(60, lambda: "never")

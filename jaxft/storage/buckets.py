@@ -26,8 +26,8 @@ from etils import epath
 from jaxft.bounds import MOST_BUCKET_SECONDS
 from jaxft.errors import UserError
 from jaxft.storage.files import cache_dir, check_inside, commit, is_bucket, is_committed, lock
+from jaxft.storage.waiting import reported
 from jaxft.visible import visible
-from jaxft.waiting import reported
 
 SLOW_SECONDS = 5.0
 

@@ -21,13 +21,13 @@ from jaxft.report.events import EventLog, read_events
 from jaxft.report.terminal.progress import Progress
 from jaxft.report.trackers import Tracker, open_trackers
 from jaxft.runs.folder import RUN_FILE, RunFolder
+from jaxft.storage.waiting import Watch
 from jaxft.training.freezing.decisions import needs_maps_at
 from jaxft.training.layers import LayerReadings, write_layers, write_map_norms
 from jaxft.training.meter import Ended, Meter, SlowSteps
 from jaxft.training.phase import PhaseStep
 from jaxft.training.sampling.program import KIND as SAMPLING
 from jaxft.training.sampling.program import choice_event
-from jaxft.waiting import Watch
 
 T = TypeVar("T")
 # Steps in flight while the host makes the next batch and reads the metrics of those before.

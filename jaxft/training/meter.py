@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxft.engine.setup import Setup
+from jaxft.storage.waiting import Watch
 from jaxft.training.noise import TERMS, NoiseScale
 from jaxft.training.phase import PhaseStep
 from jaxft.training.utilisation import Work
-from jaxft.waiting import Watch
 
 # A step is slow from so many times the median on; one of milliseconds may well wait that often.
 TIMES, LEAST_SECONDS = 20, 10.0

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
+from jaxft.storage.waiting import Watch
 from jaxft.training.meter import FEWEST, LEAST_SECONDS, TIMES, Clock, SlowSteps
-from jaxft.waiting import Watch
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_steps_of_milliseconds_may_wait():
 
 
 def test_a_step_that_does_not_end_is_reported_while_it_runs(monkeypatch):
-    monkeypatch.setattr("jaxft.waiting.LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("jaxft.storage.waiting.LOOK_SECONDS", 0.01)
     monkeypatch.setattr("jaxft.training.meter.LEAST_SECONDS", 0.05)
     clock, sentences = Clock(), []
     with Watch(sentences.append) as watch:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from jaxft.errors import UserError
-from jaxft.waiting import Watch, to_stderr
+from jaxft.storage.waiting import Watch, to_stderr
 
 T = TypeVar("T")
 
