@@ -127,7 +127,9 @@ def scores_of(own: dict[str, dict[str, Any]], key: str) -> list[float]:
 
 def table_of(task: str, done: Stored) -> str:
     """Return a task's table in Markdown: a row a method, by test score."""
-    own = {name: rates for name, rates in done.get(task, {}).items() if _complete(rates)}
+    own = _measured(task, done)
+    if not own:
+        return "Not measured yet."
     full = scores_of(own[REFERENCE], "test") if REFERENCE in own else None
     ranked = sorted(own, key=lambda name: -float(np.mean(scores_of(own[name], "test"))))
     rows = []
@@ -167,6 +169,11 @@ def _learned_against_decay(own: dict[str, dict[str, Any]]) -> str:
     )
 
 
+def _measured(task: str, done: Stored) -> dict[str, dict[str, Any]]:
+    """Return the methods of which every run was made."""
+    return {name: rates for name, rates in done.get(task, {}).items() if _complete(rates)}
+
+
 def _complete(rates: dict[str, dict[str, Any]]) -> bool:
     if len(rates) < 3 or any("0" not in seeds for seeds in rates.values()):
         return False
@@ -175,15 +182,15 @@ def _complete(rates: dict[str, dict[str, Any]]) -> bool:
 
 def draw(figure: Any, done: Stored) -> None:
     """Draw the test score of each method with its seeds, a panel a task."""
-    panels = figure.subplots(1, len(TASKS))
-    for axes, task in zip(panels, TASKS, strict=True):
-        own = {name: one for name, one in done.get(task, {}).items() if _complete(one)}
+    shown = {task: own for task in TASKS if (own := _measured(task, done))}
+    panels = figure.subplots(1, max(len(shown), 1), squeeze=False)[0]
+    for axes, (task, own) in zip(panels, shown.items(), strict=False):
         names = sorted(own, key=lambda name: float(np.mean(scores_of(own[name], "test"))))
         for height, name in enumerate(names):
             test = scores_of(own[name], "test")
             axes.plot(test, [height] * len(test), "o", color="C0", alpha=0.35, markersize=3)
             axes.plot(np.mean(test), height, "D", color="C0", markersize=4)
-        axes.set_yticks(range(len(names)), names, fontsize=6)
+        axes.set_yticks(range(len(names)), names, fontsize=7)
         axes.set(title=task, xlabel=f"test {TASKS[task].metric}")
 
 
@@ -199,7 +206,7 @@ def main() -> None:
     measure(given.task or list(TASKS), given.method or list(METHODS), until)
     done = load_results()
     parts = [f"### {task}\n\n{table_of(task, done)}" for task in TASKS]
-    write_page("methods", "\n\n".join(parts), lambda figure: draw(figure, done), size=(9, 4.5))
+    write_page("methods", "\n\n".join(parts), lambda figure: draw(figure, done), size=(6.4, 3.6))
 
 
 if __name__ == "__main__":
