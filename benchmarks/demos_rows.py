@@ -182,7 +182,7 @@ DEMOS = (
     Demo(
         "detect",
         "tree crowns in aerial photos",
-        ("vits", "trees"),
+        ("detector", "trees"),
         "map_50",
         "as it is",
         # All of it trains: an epoch takes what the config's eight take.

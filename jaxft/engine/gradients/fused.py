@@ -109,7 +109,7 @@ def advance_fused(
     """
     names, limit = frozenset(trainable), Limit(1.0, None)
     if fused.clip is not None:
-        trainable, limit = _limit(fused, fused.clip, gradient, trainable, fixed, batch, key)
+        limit, batch = _limit(fused, fused.clip, gradient, trainable, fixed, batch, key)
     update = _update(fused, names, opt_state, limit, arguments)
     own = {
         name: _updating(value, arrays_of(opt_state, names, name), update)
@@ -149,15 +149,15 @@ def _limit(
     fixed: Params,
     batch: Batch,
     key: jax.Array,
-) -> tuple[Params, Limit]:
-    """Measure the norm of the gradient; return the parameters for the pass after that, too."""
+) -> tuple[Limit, Batch]:
+    """Measure the norm of the gradient; return the batch for the pass after that, too."""
     measured = {n: _updating(v, (), _measure) for n, v in _blocks(fused, trainable).items()}
     slopes, _ = gradient({**trainable, **measured}, fixed, batch, key)
     norm = jnp.sqrt(sum(_norms(slopes).values()))
     factor = jnp.where(norm < clip, 1.0, clip / norm)
     # Else XLA would take both passes for one, and keep all gradients until the norm is known.
-    again, factor = lax.optimization_barrier((trainable, factor))
-    return again, Limit(factor, jnp.isfinite(norm))
+    again, factor = lax.optimization_barrier((dict(batch), factor))
+    return Limit(factor, jnp.isfinite(norm)), again
 
 
 def _update(
@@ -202,9 +202,9 @@ def _updating(value: jax.Array, state: tuple[jax.Array, ...], update: Any) -> Up
 
 
 def _measure(gradients: Params, updating: dict[str, Updating]) -> dict[str, Updating]:
-    """Measure the gradients, and leave everything as it is."""
+    """Measure the gradients, and move nothing."""
     return {
-        name: Updating(one.value, one.state, _squared_norm(gradients[name]), one.update)
+        name: Updating(None, (), _squared_norm(gradients[name]), one.update)
         for name, one in updating.items()
     }
 
