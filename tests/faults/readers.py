@@ -190,7 +190,10 @@ def override(draw: Draw) -> Case:
 
 
 def _override(draw: Draw) -> str:
-    name = draw.choice(_keys()).name.replace("[]", draw.choice((".0", ".1", "", ".²", ".-1")))
+    key = draw.choice(_keys())
+    if draw.random() < 0.2:  # some are right
+        return f"{key.name}={key.default}"
+    name = key.name.replace("[]", draw.choice((".0", ".1", "", ".²", ".-1")))
     if draw.random() < 0.15:
         name = draw.choice((name + "." + draw.text(), draw.text(), name[:-1]))
     value = draw.value()

@@ -2,13 +2,14 @@
 
 Source: Lv et al. (2023), https://arxiv.org/abs/2306.09782 (LOMO), for any update rule that takes
 each parameter by itself. A global norm is known only after a backward pass of its own, so clipping
-costs a second forward and backward pass, as there.
+costs a second forward and backward pass, as there: one program, of which the first round moves
+nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -41,6 +42,7 @@ class Fused:
     clip: float | None
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Advance:
     """Outcome of a step's arithmetic.
@@ -107,57 +109,73 @@ def advance_fused(
     Raises:
         UserError: a block is read more than once.
     """
-    names, limit = frozenset(trainable), Limit(1.0, None)
-    if fused.clip is not None:
-        limit, batch = _limit(fused, fused.clip, gradient, trainable, fixed, batch, key)
-    update = _update(fused, names, opt_state, limit, arguments)
-    own = {
-        name: _updating(value, arrays_of(opt_state, names, name), update)
-        for name, value in _blocks(fused, trainable).items()
-    }
-    slopes, sums = gradient({**trainable, **own}, fixed, batch, key)
-    norms = _norms(slopes)
-    grad_norm = jnp.sqrt(sum(norms.values()))
-    finite = jnp.isfinite(sums["loss"][0]) & jnp.isfinite(grad_norm)
-    ends = {name: slopes[name] * limit.factor for name in slopes if name not in own}
-    rest = _restricted(opt_state, names, ends.keys())
-    values = {name: trainable[name] for name in ends}
-    moved, after = fused.optimizer.update(ends, rest, values, finite=finite, **arguments)
-    updated = {name: slopes[name].value for name in own} | optax.apply_updates(values, moved)
-    joined = _joined(opt_state, names, after, {name: slopes[name].state for name in own})
-    in_order = {name: updated[name] for name in trainable}
-    return Advance(in_order, joined, sums, grad_norm, norms, finite)
+
+    def one_pass(trainable: Params, opt_state: Any, limit: Limit) -> Advance:
+        return _pass(fused, gradient, trainable, opt_state, fixed, batch, key, arguments, limit)
+
+    if fused.clip is None:
+        return one_pass(trainable, opt_state, Limit(1.0, None))
+    clip = fused.clip
+
+    def again(number: jax.Array, before: Advance) -> Advance:
+        norm = before.grad_norm
+        limit = Limit(jnp.where(norm < clip, 1.0, clip / norm), (number == 1) & jnp.isfinite(norm))
+        return one_pass(before.trainable, before.opt_state, limit)
+
+    shapes = jax.eval_shape(one_pass, trainable, opt_state, Limit(jnp.ones(()), jnp.bool(0)))
+    empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    start = replace(empty, trainable=trainable, opt_state=opt_state)
+    # A loop: side by side XLA would overlap the two passes, and hold what both need.
+    return lax.fori_loop(0, 2, again, start)
 
 
 class Limit(NamedTuple):
-    """Result of measuring the whole gradient first.
+    """Use of the gradients of a pass.
 
     Attributes:
-        factor: what clipping multiplies all gradients by.
-        finite: whether they are; None where that is judged piece by piece.
+        factor: multiplies all of them.
+        finite: whether they move anything; None where each piece judges its own.
     """
 
     factor: Any
     finite: Any
 
 
-def _limit(
+def _pass(
     fused: Fused,
-    clip: float,
     gradient: Gradient,
     trainable: Params,
+    opt_state: Any,
     fixed: Params,
     batch: Batch,
     key: jax.Array,
-) -> tuple[Limit, Batch]:
-    """Measure the norm of the gradient; return the batch for the pass after that, too."""
-    measured = {n: _updating(v, (), _measure) for n, v in _blocks(fused, trainable).items()}
-    slopes, _ = gradient({**trainable, **measured}, fixed, batch, key)
-    norm = jnp.sqrt(sum(_norms(slopes).values()))
-    factor = jnp.where(norm < clip, 1.0, clip / norm)
-    # Else XLA would take both passes for one, and keep all gradients until the norm is known.
-    again, factor = lax.optimization_barrier((dict(batch), factor))
-    return Limit(factor, jnp.isfinite(norm)), again
+    arguments: Mapping[str, Any],
+    limit: Limit,
+) -> Advance:
+    """Make one forward and backward pass, with updates."""
+    names = frozenset(trainable)
+    update = _update(fused, names, opt_state, limit, arguments)
+    own = {
+        name: Updating(value, arrays_of(opt_state, names, name), jnp.zeros(()), update)
+        for name, value in trainable.items()
+        if name in fused.blocks
+    }
+    slopes, sums = gradient({**trainable, **own}, fixed, batch, key)
+    norms = {
+        name: slope.norm if isinstance(slope, Updating) else _squared_norm(slope)
+        for name, slope in slopes.items()
+    }
+    grad_norm = jnp.sqrt(sum(norms.values()))
+    finite = jnp.isfinite(sums["loss"][0]) & jnp.isfinite(grad_norm)
+    moves = finite if limit.finite is None else finite & limit.finite
+    ends = {name: slopes[name] * limit.factor for name in slopes if name not in own}
+    rest = _restricted(opt_state, names, ends.keys())
+    values = {name: trainable[name] for name in ends}
+    moved, after = fused.optimizer.update(ends, rest, values, finite=moves, **arguments)
+    updated = {name: slopes[name].value for name in own} | optax.apply_updates(values, moved)
+    joined = _joined(opt_state, names, after, {name: slopes[name].state for name in own})
+    in_order = {name: updated[name] for name in trainable}
+    return Advance(in_order, joined, sums, grad_norm, norms, finite)
 
 
 def _update(
@@ -191,30 +209,6 @@ def _update(
         }
 
     return update
-
-
-def _blocks(fused: Fused, trainable: Params) -> Params:
-    return {name: value for name, value in trainable.items() if name in fused.blocks}
-
-
-def _updating(value: jax.Array, state: tuple[jax.Array, ...], update: Any) -> Updating:
-    return Updating(value, state, jnp.zeros((), jnp.float32), update)
-
-
-def _measure(gradients: Params, updating: dict[str, Updating]) -> dict[str, Updating]:
-    """Measure the gradients, and move nothing."""
-    return {
-        name: Updating(None, (), _squared_norm(gradients[name]), one.update)
-        for name, one in updating.items()
-    }
-
-
-def _norms(slopes: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Return the squared norm of each leaf's gradient."""
-    return {
-        name: slope.norm if isinstance(slope, Updating) else _squared_norm(slope)
-        for name, slope in slopes.items()
-    }
 
 
 def _squared_norm(leaf: jax.Array) -> jax.Array:

@@ -10,11 +10,10 @@ Source: Lv et al. (2023), https://arxiv.org/abs/2306.09782 (LOMO).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from jaxft.models.tower.tower import Params
@@ -30,13 +29,13 @@ class Updating:
     """Parameter with what its update reads.
 
     Attributes:
-        value: the parameter; of what an update returns, None if nobody asks for it.
+        value: the parameter.
         state: the optimizer's arrays of numbers for it.
         norm: 0; of what comes back, the squared norm of the gradient.
         update: makes new values of gradients.
     """
 
-    value: Any
+    value: jax.Array
     state: tuple[jax.Array, ...]
     norm: jax.Array
     update: Update = field(metadata={"static": True})
@@ -85,19 +84,9 @@ def _updated_run(
     def backward(saved: Any, slope: Any) -> tuple[Any, ...]:
         pull, updating = saved
         gradients, stream, *read = pull(slope)
-        moved = next(iter(updating.values())).update(gradients, updating)
+        update = next(iter(updating.values())).update
         # The blocks below wait, so that no more than these gradients exist at once.
-        moved, stream = lax.optimization_barrier((moved, stream))
-        own = {name: _whole(moved[name], one) for name, one in updating.items()}
-        return own, stream, read
+        return *lax.optimization_barrier((update(gradients, updating), stream)), read
 
     run.defvjp(forward, backward)
     return run(updating, stream, read)
-
-
-def _whole(moved: Updating, before: Updating) -> Updating:
-    """Return what comes back for a parameter; what an update leaves out is not read: 0."""
-    if moved.value is not None:
-        return moved
-    zeros = jax.tree.map(jnp.zeros_like, before)
-    return replace(zeros, norm=moved.norm)
