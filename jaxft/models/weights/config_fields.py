@@ -164,7 +164,7 @@ def check_fields(
 def check_sizes(fields: Mapping[str, Any], names: Iterable[str]) -> None:
     """Raise a UserError unless each of the fields is there and a whole number above 0."""
     for name in names:
-        most = MOST_BLOCKS if name.endswith(("layer", "layers")) else MOST_VALUE
+        most = MOST_BLOCKS if name.endswith(("layer", "layers", "blocks")) else MOST_VALUE
         if not (is_whole(fields.get(name)) and 1 <= fields[name] <= most):
             raise UserError(f"config.json: {name} must be a whole number from 1 to {most:,}.")
 

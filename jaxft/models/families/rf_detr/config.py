@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
+from jaxft.bounds import MOST_BLOCKS
 from jaxft.errors import UserError
 from jaxft.models.families.vit import config as vit
 from jaxft.models.layers.math import ACTIVATIONS
@@ -125,6 +126,8 @@ class Config(HfConfig):
         for name in ("decoder_self_attention_heads", "decoder_cross_attention_heads"):
             check_divides("d_model", own["d_model"], own[name], "heads")
         check_divides("d_model", own["d_model"], 4, "parts")
+        if own["group_detr"] > MOST_BLOCKS:  # each group has modules of its own
+            raise UserError(f"config.json: group_detr must be at most {MOST_BLOCKS:,}.")
         if not 0 < own["hidden_expansion"] * own["d_model"] >= 1:
             raise UserError(
                 f"config.json: hidden_expansion is {quoted(own['hidden_expansion'])}, and must be "
