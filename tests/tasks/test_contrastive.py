@@ -317,6 +317,7 @@ def test_search_is_the_models_own_similarity(run, folder):
 
 
 def test_images_are_embedded_once(run, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(story, "cache_dir", lambda: tmp_path / "cache")  # of this test alone
     pictures = tiny_pictures(tmp_path / "pictures", each=2)
     first = search(run.folder, "a warm film", pictures)
     again = search(run.folder, "a warm film", pictures)
