@@ -155,11 +155,7 @@ def step_function(
         fused: updates blocks in the backward pass, in place of `optimizer`.
     """
     differentiate = _differentiation(objective, compared, MicroBatches(accumulate, rows, grows))
-    advance = (
-        partial(_advance, optimizer, differentiate)
-        if fused is None
-        else partial(advance_fused, fused, differentiate)
-    )
+    advance = partial(_advance, optimizer) if fused is None else partial(advance_fused, fused)
 
     def step(
         state: TrainState, frozen: Params, batch: Batch, inputs: StepInputs
@@ -169,7 +165,11 @@ def step_function(
         moments = state.opt_state
         if offloaded_moments is not None:
             moments = jax.device_put(moments, on_device(offloaded_moments))
-        now = advance(state.trainable, moments, fixed, batch, key, inputs.arguments())
+
+        def gradient(trainable: dict[str, Any]) -> tuple[dict[str, Any], Sums]:
+            return differentiate(trainable, fixed, batch, key)
+
+        now = advance(gradient, state.trainable, moments, inputs.arguments())
         trainable, finite = now.trainable, now.finite
         average = state.average
         if ema is not None:
@@ -198,16 +198,13 @@ def step_function(
 
 def _advance(
     optimizer: optax.GradientTransformationExtraArgs,
-    differentiate: Gradient,
+    gradient: Gradient,
     trainable: Params,
     opt_state: Any,
-    fixed: Params,
-    batch: Batch,
-    key: jax.Array,
     arguments: Mapping[str, Any],
 ) -> Advance:
     """Compute all gradients, then update all parameters; see `advance_fused`."""
-    gradients, sums = differentiate(trainable, fixed, batch, key)
+    gradients, sums = gradient(trainable)
     grad_norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(sums["loss"][0]) & jnp.isfinite(grad_norm)
     updates, opt_state = optimizer.update(

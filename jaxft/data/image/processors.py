@@ -11,6 +11,15 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 LANCZOS, BILINEAR, BICUBIC = 1, 2, 3  # Pillow's numbers
 
 ALL = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255}
+DETECTION = ALL | {
+    "resample": BILINEAR,
+    "image_mean": IMAGENET_MEAN,
+    "image_std": IMAGENET_STD,
+    "size": {"shortest_edge": 800, "longest_edge": 1333},
+    "default_to_square": False,
+    "max_size": None,
+    "do_pad": True,
+}
 CLIP = ALL | {
     "resample": BICUBIC,
     "image_mean": CLIP_MEAN,
@@ -76,27 +85,9 @@ PROCESSORS: dict[str, dict[str, Any]] = {
         "max_num_patches": 256,
     },
     # Its longest edge and its padding of a batch are for images of differing sizes.
-    "YolosImageProcessor": ALL
-    | {
-        "resample": BILINEAR,
-        "image_mean": IMAGENET_MEAN,
-        "image_std": IMAGENET_STD,
-        "size": {"shortest_edge": 800, "longest_edge": 1333},
-        "default_to_square": False,
-        "max_size": None,
-        "do_pad": True,
-    },
+    "YolosImageProcessor": DETECTION,
     # It has no other backend than torchvision's, which resizes behind the rescaling (FLOATS).
-    "RfDetrImageProcessor": ALL
-    | {
-        "resample": BILINEAR,
-        "image_mean": IMAGENET_MEAN,
-        "image_std": IMAGENET_STD,
-        "size": {"shortest_edge": 800, "longest_edge": 1333},
-        "default_to_square": False,
-        "max_size": None,
-        "do_pad": True,
-    },
+    "RfDetrImageProcessor": DETECTION,
     "SegformerImageProcessor": ALL
     | {
         "resample": BILINEAR,

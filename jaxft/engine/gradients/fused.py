@@ -18,13 +18,13 @@ import optax
 from jax import lax
 
 from jaxft.config.optimizer import OptimizerSection
-from jaxft.engine.gradients.micro_batches import Batch, Params, Sums
+from jaxft.engine.gradients.micro_batches import Params, Sums
 from jaxft.errors import UserError
 from jaxft.layerwise.table import LayerTable
 from jaxft.models.model import Model
 from jaxft.models.tower.updating import Update, Updating
 
-Gradient = Callable[[dict[str, Any], Params, Batch, jax.Array], tuple[dict[str, Any], Sums]]
+Gradient = Callable[[dict[str, Any]], tuple[dict[str, Any], Sums]]  # of the trainable leaves
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,6 @@ def advance_fused(
     gradient: Gradient,
     trainable: Params,
     opt_state: Any,
-    fixed: Params,
-    batch: Batch,
-    key: jax.Array,
     arguments: Mapping[str, Any],
 ) -> Advance:
     """Make one step of parameters and moments.
@@ -101,9 +98,8 @@ def advance_fused(
 
     Args:
         fused: the optimizer.
-        gradient: `(trainable, fixed, batch, key)` to the gradients of the mean loss, and its sums.
-        trainable, opt_state, fixed: the parameters and the optimizer's state.
-        batch, key: of the step.
+        gradient: trainable leaves -> the gradients of the mean loss, and its sums.
+        trainable, opt_state: the parameters and the optimizer's state.
         arguments: of the optimizer's `update`.
 
     Raises:
@@ -111,7 +107,7 @@ def advance_fused(
     """
 
     def one_pass(trainable: Params, opt_state: Any, limit: Limit) -> Advance:
-        return _pass(fused, gradient, trainable, opt_state, fixed, batch, key, arguments, limit)
+        return _pass(fused, gradient, trainable, opt_state, arguments, limit)
 
     if fused.clip is None:
         return one_pass(trainable, opt_state, Limit(1.0, None))
@@ -146,9 +142,6 @@ def _pass(
     gradient: Gradient,
     trainable: Params,
     opt_state: Any,
-    fixed: Params,
-    batch: Batch,
-    key: jax.Array,
     arguments: Mapping[str, Any],
     limit: Limit,
 ) -> Advance:
@@ -160,9 +153,9 @@ def _pass(
         for name, value in trainable.items()
         if name in fused.blocks
     }
-    slopes, sums = gradient({**trainable, **own}, fixed, batch, key)
+    slopes, sums = gradient({**trainable, **own})
     norms = {
-        name: slope.norm if isinstance(slope, Updating) else _squared_norm(slope)
+        name: slope.norm if isinstance(slope, Updating) else optax.tree.norm(slope, squared=True)
         for name, slope in slopes.items()
     }
     grad_norm = jnp.sqrt(sum(norms.values()))
@@ -196,7 +189,7 @@ def _update(
                 "Leave optimizer.fused out.",
             )
         visited.update(updating)
-        norms = {name: _squared_norm(leaf) for name, leaf in gradients.items()}
+        norms = {name: optax.tree.norm(leaf, squared=True) for name, leaf in gradients.items()}
         finite = jnp.isfinite(sum(norms.values())) if limit.finite is None else limit.finite
         own = _with_arrays(opt_state, names, {name: one.state for name, one in updating.items()})
         values = {name: one.value for name, one in updating.items()}
@@ -209,10 +202,6 @@ def _update(
         }
 
     return update
-
-
-def _squared_norm(leaf: jax.Array) -> jax.Array:
-    return jnp.square(leaf.astype(jnp.float32)).sum()
 
 
 # ------------------------------------------------------------------ the state of some of the leaves
@@ -255,12 +244,11 @@ def _with_arrays(
     by_name = _is_by_name(names)
     taken = {name: iter(own) for name, own in arrays.items()}
 
-    def replace(node: Any) -> Any:
-        if not by_name(node):
-            return node
-        return {n: _entry(v, taken[n]) for n, v in node.items() if n in taken}
-
-    return jax.tree.map(replace, state, is_leaf=by_name)
+    return jax.tree.map(
+        lambda node: {n: _entry(v, taken[n]) for n, v in node.items()} if by_name(node) else node,
+        _restricted(state, names, taken.keys()),
+        is_leaf=by_name,
+    )
 
 
 def _joined(

@@ -123,7 +123,8 @@ def accumulated(
 
 def _square(gradients: Params) -> jax.Array:
     """Compute the squared norm of a gradient, in float32."""
-    return jnp.square(optax.tree.norm(jax.tree.map(lambda g: g.astype(jnp.float32), gradients)))
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), gradients)
+    return optax.tree.norm(wide, squared=True)
 
 
 def noise_terms(squares: jax.Array, square: jax.Array, weight: jax.Array, used: jax.Array) -> Sums:

@@ -29,5 +29,5 @@ def merge(params: Mapping[str, jax.Array], adapted: Adapted) -> dict[str, jax.Ar
                 whole *= magnitude / column_lengths(params[name], a, b, low_rank.scale)
             merged[name] = whole.astype(params[name].dtype)
     for name, ids in adapted.tokens.items():
-        merged[name] = with_rows(jnp.asarray(params[name]), params[beside(name, ROWS)], ids)
+        merged[name] = with_rows(name, jnp.asarray(params[name]), params[beside(name, ROWS)], ids)
     return merged

@@ -41,8 +41,8 @@ def with_starts(
             updated[name] = measure(*three, low_rank.scale).astype(params[name].dtype)
     for table, ids in adapted.tokens.items():
         if (name := beside(table, ROWS)) in new:
-            width, where = params[name].shape[1], params[name].sharding
-            read = jax.jit(partial(rows_of, width=width, ids=ids), out_shardings=where)
+            where = params[name].sharding
+            read = jax.jit(partial(rows_of, table, ids=ids), out_shardings=where)
             updated[name] = read(params[table]).astype(params[name].dtype)
     return updated
 

@@ -71,7 +71,7 @@ class TokenScores(Part):
         """Return the module with `values` in it, the rows written into their tables."""
         own = {path: values[path] for path in self._plain.leaves}
         for path, ids in self.tables.items():
-            own[path] = with_rows(own[path], values[beside(path, ROWS)], ids)
+            own[path] = with_rows(path, own[path], values[beside(path, ROWS)], ids)
         return self._plain.bind(own, mesh=mesh)
 
 
@@ -81,18 +81,18 @@ def _rows_leaf(table: Leaf, ids: Ids) -> Leaf:
     return Leaf((len(ids), table.shape[1 - words]), ("rank", table.axes[1 - words]))
 
 
-def with_rows(table: jax.Array, rows: jax.Array, ids: Ids) -> jax.Array:
-    """Write rows [N, D] into a table [V, D]; into the columns of a kernel [D, V]."""
+def with_rows(name: str, table: jax.Array, rows: jax.Array, ids: Ids) -> jax.Array:
+    """Write rows [N, D] into a table [V, D]; into the columns of a kernel [D, V], by its name."""
     where = jnp.asarray(ids)
-    if table.shape[1] == rows.shape[1]:
-        return table.at[where].set(rows.astype(table.dtype))
-    return table.at[:, where].set(rows.T.astype(table.dtype))
+    if name.endswith("kernel"):
+        return table.at[:, where].set(rows.T.astype(table.dtype))
+    return table.at[where].set(rows.astype(table.dtype))
 
 
-def rows_of(table: jax.Array, width: int, ids: Ids) -> jax.Array:
-    """Read rows [N, D] of a table [V, D], or the columns of a kernel [D, V]."""
+def rows_of(name: str, table: jax.Array, ids: Ids) -> jax.Array:
+    """Read rows [N, D] of a table [V, D], or the columns of a kernel [D, V], by its name."""
     where = jnp.asarray(ids)
-    return table[where] if table.shape[1] == width else table[:, where].T
+    return table[:, where].T if name.endswith("kernel") else table[where]
 
 
 def inject_rows(
