@@ -1,8 +1,8 @@
 """Memory that a chip takes for known shapes, planned for TPUs that are not there.
 
 `python -m benchmarks.plan_shapes [NAME ...]` runs from the repository's root and takes libtpu
-(Linux on x86-64) and minutes of CPU a shape; without names it plans all. Of the checkpoints there
-is a config.json alone.
+(Linux on x86-64) and minutes of CPU a shape; without names it plans all. The last column is the
+shape with the most elements in a chip's program. Of the checkpoints there is a config.json alone.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def main() -> int:
     if unknown := [name for name in names if name not in SHAPES]:
         print(f"no shape {unknown[0]}; there are {', '.join(SHAPES)}", file=sys.stderr)
         return 2
-    print(f"{'shape':<14} {'peak':>8} {'temp.':>8} {'goal':>14} {'compile CPU':>12}")
+    print(f"{'shape':<14} {'peak':>8} {'temp.':>8} {'goal':>14} {'compile CPU':>12}  widest array")
     for name in names:
         shape = SHAPES[name]
         config = load_config(f"benchmarks/shapes/{shape.config}.yaml", shape.overrides)
@@ -123,7 +123,8 @@ def main() -> int:
         goal = "fits" if shape.goal is None else f"{shape.of} <= {shape.goal}"
         spent = facts["compile"]["cpu_seconds"]
         peak, temporary = memory["peak"], memory["temporary"]
-        print(f"{name:<14} {peak:8.2f} {temporary:8.2f} {goal:>14} {spent:10.0f} s", flush=True)
+        line = f"{name:<14} {peak:8.2f} {temporary:8.2f} {goal:>14} {spent:10.0f} s"
+        print(f"{line}  {facts['widest']}", flush=True)
     return 0
 
 

@@ -149,6 +149,7 @@ def _compiled(planner: Planner, flops: int, compiled: Compiled) -> dict[str, Any
         "memory": asdict(compiled.memory),
         "collectives": None if sent is None else [asdict(one) for one in sent],
         "kernels": compiled.kernels,
+        "widest": compiled.widest,
         "flops": {"model": flops, "step": compiled.flops},
         "roofline": best and {**asdict(best), "seconds": best.seconds, "bound": best.bound},
         "formula": FORMULA,

@@ -46,9 +46,9 @@ class PodPlan:
 
     Attributes:
         facts: JSON data: `fits`, `memory`, `attention` (tower -> what it is computed `by` and the
-            `reason`), `collectives` (None where the compiler cannot print its program), `flops`,
-            `roofline`, `compile`, `mesh`, `slices`, `batch`, `mismatch` (of libtpu and jax); where
-            it does not fit `needs` and `tried`; and `largest_batch` if that was asked for.
+            `reason`), `collectives` and `widest`, the shape of most elements (None where the
+            compiler cannot print its program), `flops`, `roofline`, `compile`, `mesh`, `slices`,
+            `batch`, `mismatch` (of libtpu and jax), `needs` and `tried`, `largest_batch`.
     """
 
     facts: dict[str, Any]

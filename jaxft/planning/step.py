@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable
@@ -75,6 +76,8 @@ class Compiled:
         kernels: the number of Pallas kernels; None likewise.
         traced, compiled: seconds of tracing and compiling.
         cpu: CPU seconds of compiling, over all threads.
+        widest: the shape with the most elements that a device's program names, also inside of
+            fusions; None like the collectives.
     """
 
     memory: Memory
@@ -85,6 +88,7 @@ class Compiled:
     traced: float
     compiled: float
     cpu: float
+    widest: tuple[int, ...] | None = None
 
 
 def compile_train_step(
@@ -114,12 +118,7 @@ def compile_train_step(
     lowered = traced.lower()
     begun, cpu = time.perf_counter(), time.process_time()
     tell("compiling the step")
-    try:
-        compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise OutOfMemory(_needs(str(error))) from None
+    compiled = _compile(lowered)
     ended, cpu = time.perf_counter(), time.process_time() - cpu
     memory, text = compiled.memory_analysis(), program_text(compiled)
     assert memory is not None  # both compilers report it
@@ -136,7 +135,18 @@ def compile_train_step(
         begun - start,
         ended - begun,
         cpu,
+        None if text is None else widest_shape(text),
     )
+
+
+def _compile(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """Compile a program; raise OutOfMemory where it does not fit."""
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise OutOfMemory(_needs(str(error))) from None
 
 
 def _peak(memory: Any) -> int:
@@ -162,6 +172,12 @@ def program_text(compiled: jax.stages.Compiled) -> str | None:
         return compiled.as_text()
     except jax.errors.JaxRuntimeError:
         return None
+
+
+def widest_shape(text: str) -> tuple[int, ...]:
+    """Return the shape with the most elements in the text of a program, as a device has it."""
+    shapes = set(re.findall(r"\b(?:pred|[a-z]+\d+\w*)\[([\d,]+)\]", text))
+    return max((tuple(map(int, one.split(","))) for one in shapes), key=math.prod, default=())
 
 
 def step_batch(setup: Setup, now: PhaseSetup) -> dict[str, jax.ShapeDtypeStruct]:

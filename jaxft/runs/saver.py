@@ -22,6 +22,7 @@ from orbax.checkpoint._src.serialization.types import (
 )
 
 from jaxft.device.distributed import is_first
+from jaxft.device.process import return_freed_memory
 from jaxft.runs.description import sealed
 from jaxft.runs.leaves import begin_checksum, describe
 from jaxft.storage.files import is_bucket
@@ -160,7 +161,7 @@ class Saver:
             # The option `todelete_subdir` of Orbax's manager is not to be had here (0.12.8).
             orbax._manager._checkpoint_deleter = RenamingDeleter(folder)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="jaxft-save")
-        self._pending: Future[ocp.AsyncResponse[bool]] | None = None
+        self._pending: Future[None] | None = None
         self._complete: list[Any] = []
 
     def complete(self) -> list[Any]:
@@ -171,8 +172,8 @@ class Saver:
 
     def is_saving(self) -> bool:
         """Return whether a save is under way in the background."""
-        begins = self._pending is not None and not self._pending.done()
-        return begins or self._orbax.is_saving_in_progress()
+        pending = self._pending is not None and not self._pending.done()
+        return pending or self._orbax.is_saving_in_progress()
 
     def save(
         self,
@@ -202,25 +203,25 @@ class Saver:
                 custom_metadata=sealed(describe(parts, sums), dict(meta), metrics),
             )
 
+        begun: Future[ocp.AsyncResponse[bool]] = Future()
         if can_copy(parts):
-            self._pending = self._thread.submit(write, on_host(parts))
+            begun = self._thread.submit(write, on_host(parts))
         else:
-            response = write(parts)  # an error leaves nothing that would be waited for
-            self._pending = Future()
-            self._pending.set_result(response)
+            begun.set_result(write(parts))  # an error leaves nothing that would be waited for
+        self._pending = self._thread.submit(_end, begun)
 
     def wait(self) -> None:
         """Waits for the save in the background, and raises what went wrong with it."""
         self._pace.hurry()
         pending, self._pending = self._pending, None
-        response = None if pending is None else pending.result()
         try:
-            self._orbax.wait()
+            if pending is not None:
+                pending.result()
         except BaseException:
             with suppress(Exception):  # the same error
-                _end(response)
+                self._orbax.wait()
             raise
-        _end(response)
+        self._orbax.wait()
 
     def close(self) -> None:
         """Waits for the save in the background, and ends."""
@@ -231,10 +232,15 @@ class Saver:
             self._orbax.close()
 
 
-def _end(response: ocp.AsyncResponse[bool] | None) -> None:
-    """End the thread that waits for a save; Orbax keeps it until somebody asks for the result."""
-    if response is not None:
-        response.result()
+def _end(begun: Future[ocp.AsyncResponse[bool]]) -> None:
+    """Wait for a save that Orbax has begun, and return the memory that its copies took.
+
+    The thread that Orbax has for it ends when somebody asks for the result.
+    """
+    try:
+        begun.result().result()
+    finally:
+        return_freed_memory()
 
 
 def can_copy(tree: Any) -> bool:

@@ -3,15 +3,18 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
 from jaxft.device.chips import find_chip
+from jaxft.device.mesh import make_mesh
 from jaxft.planning import child as plan_child
 from jaxft.planning.child import Planner, make_plan
 from jaxft.planning.fit import Try, largest_batch, remedies, try_remedies
 from jaxft.planning.pod import PodPlan
-from jaxft.planning.step import Compiled, Memory, OutOfMemory, program_text
+from jaxft.planning.step import Compiled, Memory, OutOfMemory, program_text, widest_shape
 from tests.support.tiny import tiny_config
 
 
@@ -91,6 +94,15 @@ def test_a_program_that_cannot_be_printed_has_a_plan_without_its_collectives(tmp
     assert "sent       not available: the compiler cannot print its program" in shown
     assert "links not available" in shown
     assert "600 B" in shown
+
+
+def test_the_widest_array_of_a_program_is_the_one_of_most_elements():
+    """As a device has it, of whatever type."""
+    rows = NamedSharding(make_mesh(4, 1, 1, devices=jax.devices()[:4]), PartitionSpec("data"))
+    shape = jax.ShapeDtypeStruct((64, 3), jnp.float32, sharding=rows)
+    lowered = jax.jit(lambda x: ((x @ x.T) > 0).sum(axis=1)).lower(shape)
+    assert widest_shape(lowered.compile().as_text()) == (16, 64)
+    assert widest_shape("%a = pred[3,4]{1,0} and(pred[2,2]{1,0} %b, bf16[] %c)") == (3, 4)
 
 
 @pytest.mark.parametrize("pack", [True, False])
