@@ -32,7 +32,7 @@ from jaxft.engine.initial_state import initial_state, load_params
 from jaxft.engine.remat import phase_setups
 from jaxft.studies.members import make_members
 from jaxft.studies.parts import make_parts
-from jaxft.studies.phase import Programs, begin, phases_of
+from jaxft.studies.program.phase import Programs, begin, phases_of
 from jaxft.training.phase import make_phase_step
 
 CONFIG = "configs/sentiment.yaml"

@@ -14,7 +14,7 @@ from typing import Any
 from jaxft.errors import UserError
 from jaxft.studies.members import Member
 from jaxft.studies.part import Part
-from jaxft.studies.placement import respread
+from jaxft.studies.program.placement import respread
 from jaxft.studies.rank import mark_rows, rank
 
 

@@ -16,7 +16,7 @@ from jaxft.engine.remat import residual_bytes
 from jaxft.engine.setup import Setup, phase_setup
 from jaxft.errors import UserError
 from jaxft.numbers import size
-from jaxft.studies.step import takes_turns
+from jaxft.studies.program.step import takes_turns
 
 USABLE = 0.9  # share of the free memory that a study may take
 

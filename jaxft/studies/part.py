@@ -19,9 +19,9 @@ from jaxft.engine.state import TrainState
 from jaxft.report.events import EventLog
 from jaxft.report.terminal.progress import Progress
 from jaxft.studies.members import Member
-from jaxft.studies.phase import Programs, Stage, begin, enter, phases_of
+from jaxft.studies.program.phase import Programs, Stage, begin, enter, phases_of
+from jaxft.studies.program.state import Start, drift, select_members
 from jaxft.studies.saved_states import SavedStates
-from jaxft.studies.state import Start, drift, select_members
 from jaxft.training.batches import training_batches
 from jaxft.training.log import IN_FLIGHT, taken
 from jaxft.training.metadata import phase_line

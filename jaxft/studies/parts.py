@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from jaxft.config.load import Config
 from jaxft.device.distributed import from_first
 from jaxft.engine.setup import Setup, with_config
 from jaxft.errors import UserError
@@ -19,11 +18,10 @@ from jaxft.studies.halving import Rungs, next_part, survivors
 from jaxft.studies.members import Member, make_buckets
 from jaxft.studies.memory import Need, available_bytes, chunk_sizes, need_of
 from jaxft.studies.part import Part, train_part
-from jaxft.studies.phase import Programs
-from jaxft.studies.placement import build_spread
+from jaxft.studies.program.phase import Programs
+from jaxft.studies.program.placement import build_spread
 from jaxft.studies.saved_states import SavedStates
-from jaxft.training.freezing.decisions import freezes_itself
-from jaxft.training.rates.multipliers import measures_rates
+from jaxft.studies.solo import remove_run, solo_key, train_solo
 
 
 def make_parts(
@@ -48,10 +46,10 @@ def make_parts(
     for bucket, group in enumerate(make_buckets(members)):
         first = build_spread(group[0].config, groups, devices)
         setups = {member.index: with_config(first, member.config) for member in group}
-        for setup in setups.values():
-            _check_can_be_studied(setup.config)
         need = need_of(first)
-        if before is None:
+        if solo_key(first.config) is not None:
+            sizes = [1] * len(group)
+        elif before is None:
             _check_divides(len(group), groups)
             count = len(group) // groups
             each = from_first(partial(_chunks, need, count, first))
@@ -82,25 +80,6 @@ def _check_divides(members: int, groups: int) -> None:
         )
 
 
-def _check_can_be_studied(config: Config) -> None:
-    """Raise a UserError where leaves or rates are decided during training."""
-    key = "sampling" if config.sampling.method is not None else None
-    if freezes_itself(config):
-        key = f"phases: {config.phases}"
-    if measures_rates(config):
-        key = f"layer_decay.preset: {config.layer_decay.preset}"
-    if config.regularise.l2_sp:
-        raise UserError(
-            "regularise.l2_sp: a study keeps no copy of the initial parameters.",
-            "Train such runs one by one.",
-        )
-    if key is not None:
-        raise UserError(
-            f"{key} decides during training, for each run separately, so a study cannot use it.",
-            "Train such runs one by one.",
-        )
-
-
 def about_part(part: Part, need: Need, vary: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     """Describe a part for `study.json` and the terminal."""
     common = {
@@ -126,6 +105,8 @@ def train_parts(
     folder: StudyFolder,
     log: EventLog,
     progress: Progress,
+    *,
+    quiet: bool = False,
 ) -> list[dict[str, Any]]:
     """Train the parts of a study, rung by rung, but for what an earlier start has trained.
 
@@ -135,6 +116,7 @@ def train_parts(
         folder: of the study, which receives each part's result.
         log: receives loss curves and scores.
         progress: the progress bar of the study.
+        quiet: print nothing of the members that train as runs of their own.
 
     Returns:
         The result of each part of each rung, in order; see `train_part`. Their `share` is that of
@@ -142,14 +124,18 @@ def train_parts(
     """
     programs = {part.bucket: Programs() for part in parts}
     results: list[dict[str, Any]] = []
-    described, done = list(folder.about()["parts"]), 0
-    with SavedStates(folder.path / PARTS) as saved:
+    described, done, runs = list(folder.about()["parts"]), 0, folder.path / PARTS
+    with SavedStates(runs) as saved:
         for rung, share in enumerate(rungs.shares):
             for part in parts:
                 progress.heading(f"program {part.bucket + 1}, {len(part.members)} members")
                 if folder.part(part.index) is None:
-                    result = train_part(part, programs[part.bucket], saved, log, progress, done)
+                    if solo_key(part.setups[0].config) is not None:
+                        result = train_solo(part, runs, log, progress, quiet=quiet)
+                    else:
+                        result = train_part(part, programs[part.bucket], saved, log, progress, done)
                     folder.write_part(part.index, json.loads(json.dumps(result)))
+                remove_run(part, runs)
                 results.append({**(folder.part(part.index) or {}), "share": share})
                 done += part.steps
                 if part.is_last:

@@ -21,10 +21,11 @@ from jaxft.report.terminal.progress import Progress
 from jaxft.report.terminal.study import ranges_table
 from jaxft.storage.files import place
 from jaxft.studies.folder import check_one_process, check_study, create_study, study_facts
-from jaxft.studies.members import make_members
+from jaxft.studies.members import Member, make_members
 from jaxft.studies.part import Part
 from jaxft.studies.parts import make_parts
-from jaxft.studies.phase import Programs, begin, phases_of
+from jaxft.studies.program.phase import Programs, begin, phases_of
+from jaxft.studies.solo import solo_key
 from jaxft.studies.study import Study
 from jaxft.training.batches import training_batches
 
@@ -69,6 +70,7 @@ def lr_range(
     _check(config, vary)
     members = make_members(config, vary)
     check_study(name, config.run.dir, resume=False, overwrite=overwrite)
+    _check_members(members)
     parts, _ = make_parts(members)
     about = study_facts(config, vary, members, "loss", command)
     ranges: list[dict[str, Any]] = []
@@ -95,6 +97,15 @@ def _check(config: Config, vary: Mapping[str, Sequence[Any]]) -> None:
     for key in vary:
         if key == "optimizer.lr" or key.startswith("schedule"):
             raise UserError(f"--vary {key}: --lr-range sets the rates itself.", "Remove the key.")
+
+
+def _check_members(members: Sequence[Member]) -> None:
+    for one in members:
+        if (key := solo_key(one.config)) is not None:
+            raise UserError(
+                f"--lr-range: a run with {key} decides something while it trains.",
+                "Search without it: the range is that of a run which trains the same parameters.",
+            )
 
 
 def _find(part: Part, log: EventLog, progress: Progress) -> list[dict[str, Any]]:

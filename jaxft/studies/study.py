@@ -34,6 +34,7 @@ from jaxft.studies.halving import Rungs, count_settings, first_part, rung_ends
 from jaxft.studies.members import Member, make_members, make_members_choices
 from jaxft.studies.parts import about_part, make_parts, reached_steps, train_parts
 from jaxft.studies.rank import mark_rows, rank
+from jaxft.studies.solo import check_solo
 from jaxft.training.metadata import batch_line
 from jaxft.training.preflight import join_processes
 
@@ -120,6 +121,7 @@ def study(
     console.print(f"{len(members)} members: opening the data", highlight=False)
     members = make_members_choices(members, console)
     parts, needs = make_parts(members, before, groups=mesh_members)
+    check_solo(parts, halve=halve, groups=mesh_members)
     parts = [first_part(part, shares[0]) for part in parts]
     any_setup = parts[0].setups[0]
     metric = best_metric(config, any_setup.task)
@@ -145,7 +147,7 @@ def study(
             Progress(total, sum(part.steps for part in done), console, quiet) as progress,
         ):
             rungs = Rungs(shares, halve, metric, lower_is_better)
-            results = train_parts(parts, rungs, folder, log, progress)
+            results = train_parts(parts, rungs, folder, log, progress, quiet=quiet)
 
         # ------------------------------------------------------------ The table and the page
         rows = mark_rows(

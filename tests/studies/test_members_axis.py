@@ -12,8 +12,8 @@ from jaxft.config.load import override_config, to_yaml
 from jaxft.device.mesh import MEMBERS
 from jaxft.studies.members import make_members
 from jaxft.studies.parts import make_parts
-from jaxft.studies.phase import Programs, begin, phases_of
-from jaxft.studies.placement import build_spread, member_groups, respread
+from jaxft.studies.program.phase import Programs, begin, phases_of
+from jaxft.studies.program.placement import build_spread, member_groups, respread
 from jaxft.studies.study import study
 from tests.studies.test_study import Studied, batch_at, solo
 from tests.support.launch import cache, launch_hosts, write_config  # noqa: F401 a fixture

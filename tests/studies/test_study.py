@@ -13,14 +13,15 @@ from jaxft.engine.initial_state import initial_state, load_params
 from jaxft.engine.remat import phase_setups
 from jaxft.errors import UserError
 from jaxft.studies import parts as parts_module
-from jaxft.studies import step as study_step
 from jaxft.studies.members import make_buckets, make_members
 from jaxft.studies.memory import Need, chunk_sizes
 from jaxft.studies.parts import make_parts
-from jaxft.studies.phase import Programs, begin, phases_of
+from jaxft.studies.program import step as study_step
+from jaxft.studies.program.phase import Programs, begin, phases_of
+from jaxft.studies.program.state import drift
+from jaxft.studies.program.step import shares_trunk
 from jaxft.studies.rank import mark_rows, rank, summarise_seeds
-from jaxft.studies.state import drift
-from jaxft.studies.step import shares_trunk
+from jaxft.studies.solo import check_solo
 from jaxft.training.phase import next_phase_step
 from tests.support.phases import phase_of, stage_of
 from tests.support.tiny import tiny_config
@@ -315,16 +316,25 @@ def test_what_cannot_be_varied(config, vary, sentence):
 
 
 @pytest.mark.parametrize(
-    ("override", "sentence"),
+    ("override", "key"),
     [
-        ("phases=auto_freeze", "phases: auto_freeze decides during training"),
-        ("layer_decay.preset=auto_rgn", "layer_decay.preset: auto_rgn decides during training"),
+        ("phases=auto_freeze", "phases: auto_freeze"),
+        ("layer_decay.preset=auto_rgn", "layer_decay.preset: auto_rgn"),
+        ("sampling.method=lisa", "sampling"),
+        ("regularise.l2_sp=0.1", "regularise.l2_sp"),
     ],
 )
-def test_what_is_decided_on_the_way_has_no_study(config, override, sentence):
-    members = make_members(override_config(config, [override, "groups=[]"]), {"run.seed.init": [0]})
-    with pytest.raises(UserError, match=sentence):
-        make_parts(members, devices=ONE)
+def test_what_is_decided_during_training_takes_a_run_of_its_own(config, override, key):
+    changed = override_config(config, [override, "groups=[]"])
+    vary = {"optimizer.lr": [1e-3, 1e-2]}
+    parts, _ = make_parts(make_members(changed, vary), devices=ONE)
+    assert [len(part.members) for part in parts] == [1, 1], "they would share a program"
+    sentence = f"{key} trains as a run of its own"
+    with pytest.raises(UserError, match=f"--halve 2: a member with {sentence}"):
+        check_solo(parts, halve=2, groups=1)
+    with pytest.raises(UserError, match=f"--mesh-members 4: a member with {sentence}"):
+        check_solo(parts, halve=None, groups=4)
+    check_solo(parts, halve=None, groups=1)
 
 
 def test_what_does_not_fit_is_told_with_its_bytes(config, monkeypatch):

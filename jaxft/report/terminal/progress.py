@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from numbers import Real
 from time import monotonic
@@ -113,6 +114,17 @@ class Progress:
         self._doing = text
         if not self._live:
             self._line(text)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Take the bar away while another one shows, and bring it back."""
+        if self._live:
+            self._live.stop()
+        try:
+            yield
+        finally:
+            if self._live:
+                self._live.start()
 
     def heading(self, text: str) -> None:
         """Say what the values to come are of, such as the bucket of a study."""

@@ -15,8 +15,8 @@ from jaxft.engine.inputs import Split
 from jaxft.engine.setup import PhaseSetup, Setup, phase_setup
 from jaxft.engine.state import TrainState
 from jaxft.engine.step import StepInputs
-from jaxft.studies.state import Start, enter_phase, initial_states, load_start
-from jaxft.studies.step import make_study_eval, make_study_step, trained_params
+from jaxft.studies.program.state import Start, enter_phase, initial_states, load_start
+from jaxft.studies.program.step import make_study_eval, make_study_step, trained_params
 
 
 class Programs:

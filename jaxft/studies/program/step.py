@@ -17,8 +17,8 @@ from jaxft.engine.state import TrainState
 from jaxft.engine.step import StepInputs, step_function
 from jaxft.models.model import Model
 from jaxft.models.tower.tower import Compute, Tower
-from jaxft.studies.placement import member_groups
-from jaxft.studies.state import shardings_of
+from jaxft.studies.program.placement import member_groups
+from jaxft.studies.program.state import shardings_of
 
 MOVED = ("step", "trainable", "opt_state", "average", "bad_steps")  # by a step, of a state
 

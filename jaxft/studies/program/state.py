@@ -20,7 +20,7 @@ from jaxft.device.mesh import MEMBERS, replicated
 from jaxft.engine.initial_state import carry_on, load_params
 from jaxft.engine.setup import PhaseSetup, Setup
 from jaxft.engine.state import TrainState
-from jaxft.studies.placement import member_groups
+from jaxft.studies.program.placement import member_groups
 
 Params = dict[str, jax.Array]
 
