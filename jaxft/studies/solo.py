@@ -86,6 +86,15 @@ def train_solo(
     events = from_first(lambda: read_events(run.path))
     for event in events:
         _copy(event, member.index, log)
+    return _result(part, events, scores) | {"seconds": time.monotonic() - began, "compiling": 0.0}
+
+
+def _result(
+    part: Part, events: Sequence[Mapping[str, Any]], scores: Mapping[str, float]
+) -> dict[str, Any]:
+    """Return a run's events and its scores on the test rows, empty where it diverged, as a part's."""
+    (member,), setup = part.members, part.setups[0]
+    head = {"member": member.index, "bucket": part.bucket}
     last = max((event["step"] for event in events), default=0)
     return {
         "part": part.index,
@@ -93,18 +102,12 @@ def train_solo(
         "members": [member.index],
         "step": last,
         "rows": [
-            {
-                "member": member.index,
-                "bucket": part.bucket,
-                "step": event["step"],
-                "scores": _scores(event, tuple(part.setups[0].task.metrics)),
-            }
-            for event in _evaluations(events)
+            {**head, "step": event["step"], "scores": _scores(event, tuple(setup.task.metrics))}
+            for event in events
+            if event["kind"] == "eval" and event["split"] == "eval"
         ],
         "diverged": {} if scores else {member.index: last},
-        "seconds": time.monotonic() - began,
-        "compiling": 0.0,
-        "test": [scores] if scores and "test" in part.setups[0].splits else [],
+        "test": [dict(scores)] if scores and "test" in setup.splits else [],
         "drift": _drift(events),
         "examples_per_second": _speed(events),
     }
@@ -128,10 +131,6 @@ def _copy(event: Mapping[str, Any], member: int, log: EventLog) -> None:
         log.eval(step, event["split"], {"member": member, **named})
     elif event["kind"] == "note":
         log.note(step, f"Member {member}: {event['text']}")
-
-
-def _evaluations(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return [one for one in events if one["kind"] == "eval" and one["split"] == "eval"]
 
 
 def _scores(event: Mapping[str, Any], names: Sequence[str]) -> dict[str, float | None]:
