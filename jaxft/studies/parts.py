@@ -145,15 +145,10 @@ def train_parts(
             if rung + 1 == len(rungs.shares):
                 break
             before, parts = parts, _go_on(parts, results, rungs, rungs.shares[rung + 1])
-            left, came = (sum(len(part.members) for part in of) for of in (parts, before))
-            note = f"After {share:.0%} of the steps {left} of {came} members go on."
+            note = _rung_line(before, parts, share)
             log.note(max(part.stop for part in before), note)
             progress.message(note)
-            described += [
-                _about_rung(part, described[part.source.index])
-                for part in parts
-                if part.source is not None and part.index >= len(described)
-            ]
+            described += _about_rung(parts, described)
             folder.update(parts=described)
         for index in range(len(described)):
             saved.discard(index)
@@ -173,15 +168,24 @@ def _go_on(
     return following
 
 
-def _about_rung(part: Part, before: Mapping[str, Any]) -> dict[str, Any]:
-    """Describe a part that goes on from another one."""
-    return {
-        **before,
-        "index": part.index,
-        "members": [member.index for member in part.members],
-        "first": part.first,
-        "steps": part.steps,
-    }
+def _rung_line(before: Sequence[Part], after: Sequence[Part], share: float) -> str:
+    left, came = (sum(len(part.members) for part in of) for of in (after, before))
+    return f"After {share:.0%} of the steps {left} of {came} members go on."
+
+
+def _about_rung(parts: Sequence[Part], described: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Describe the parts of a new rung, which go on from others."""
+    return [
+        {
+            **described[part.source.index],
+            "index": part.index,
+            "members": [member.index for member in part.members],
+            "first": part.first,
+            "steps": part.steps,
+        }
+        for part in parts
+        if part.source is not None and part.index >= len(described)
+    ]
 
 
 def reached_steps(folder: StudyFolder) -> dict[int, int]:

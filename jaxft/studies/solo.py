@@ -92,7 +92,7 @@ def train_solo(
 def _result(
     part: Part, events: Sequence[Mapping[str, Any]], scores: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Return a run's events and its scores on the test rows, empty where it diverged, as a part's."""
+    """Return a run's events and test scores (none where it diverged) as a part's result."""
     (member,), setup = part.members, part.setups[0]
     head = {"member": member.index, "bucket": part.bucket}
     last = max((event["step"] for event in events), default=0)
@@ -104,7 +104,7 @@ def _result(
         "rows": [
             {**head, "step": event["step"], "scores": _scores(event, tuple(setup.task.metrics))}
             for event in events
-            if event["kind"] == "eval" and event["split"] == "eval"
+            if event["kind"] == "eval" and event["split"] == "eval" and event["step"]
         ],
         "diverged": {} if scores else {member.index: last},
         "test": [dict(scores)] if scores and "test" in setup.splits else [],
