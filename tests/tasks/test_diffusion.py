@@ -246,6 +246,32 @@ def test_min_snr_weights(prediction, weight, pictures, tmp_path):
     np.testing.assert_allclose(batch["loss_weights"][:, 0], weight(kept / (1 - kept)), rtol=1e-4)
 
 
+def test_weights_of_images_give_dreambooths_loss(stable, prompts, tmp_path):
+    """The mean over the subject's images plus the weighted mean over those of its class."""
+    rows = [json.loads(line) for line in prompts.read_text().splitlines()]
+    table, prior = prompts.with_name("weighted.jsonl"), 0.7
+    weighted = [row | {"weight": prior if n % 2 else 1.0} for n, row in enumerate(rows)]
+    table.write_text("".join(json.dumps(row) + "\n" for row in weighted))
+    task = {"text": "text", "loss_weight": "weight"}
+    setup = build(config_of(tmp_path, stable, f"jsonl:{table}", task=task))
+    examples = setup.splits["train"].examples
+    batch = examples.collate(np.arange(8)[:, None], 1, EpochRandom(0, 0))
+    is_class = batch["loss_weights"][:, 0] == np.float32(prior)
+    assert 0 < is_class.sum() < 8
+    error = np.random.default_rng(0).normal(size=batch["target"].shape).astype(np.float32)
+    total, count = setup.bound.loss({"sample": batch["target"] + error}, batch)
+    each = np.square(error).mean((1, 2, 3))
+    shares = ~is_class, is_class
+    wanted = sum(
+        w * each[own].mean() * own.mean() for w, own in zip((1, prior), shares, strict=True)
+    )
+    assert float(total / count) == pytest.approx(wanted, rel=1e-5)
+    bad = json.loads(table.read_text().splitlines()[3]) | {"weight": -1}
+    table.write_text(table.read_text() + json.dumps(bad) + "\n")
+    with pytest.raises(UserError, match=r"row \d+ has -1 in weight, and a weight is 0 or more"):
+        build(config_of(tmp_path, stable, f"jsonl:{table}", task=task))
+
+
 def test_dropped_conditions_are_those_of_nothing(stable, latents, prompts, pictures, tmp_path):
     for checkpoint, rows, task, name in (
         (latents, f"images:{pictures}", {"label": "label"}, "class_labels"),

@@ -136,6 +136,7 @@ class NoisyImages(Examples):
         class_ids: `[examples]`, or None.
         no_class: the class that stands for none, of a model of classes; else None.
         texts: the states of the prompts, or None.
+        row_weights: `[examples]` the weight of each one's loss, or None.
         source_width: the width of the text states that a model reads that gets none; else None.
         is_scored: whether the noise is that of an evaluation.
     """
@@ -147,6 +148,7 @@ class NoisyImages(Examples):
     class_ids: np.ndarray | None
     no_class: int | None
     texts: TextStates | None
+    row_weights: np.ndarray | None
     source_width: int | None
     is_scored: bool = False
 
@@ -155,7 +157,13 @@ class NoisyImages(Examples):
 
     @property
     def fingerprint(self) -> str:
-        parts = (fingerprint(self.latents.stored), self.class_ids, self.section, self.schedule)
+        parts = (
+            fingerprint(self.latents.stored),
+            self.class_ids,
+            self.row_weights,
+            self.section,
+            self.schedule,
+        )
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     @property
@@ -183,11 +191,14 @@ class NoisyImages(Examples):
         step, signal, level = self._step(chance)
         named = not self.is_scored and chance.uniform(1)[0] < self.section.condition_dropout
         kind = self.schedule.prediction
+        weight = self._weight(signal, level)
+        if self.row_weights is not None:
+            weight = weight * self.row_weights[number]
         return {
             "sample": np.asarray(mixed(data, noise, signal, level), np.float32),
             "target": np.asarray(target(kind, data, noise, signal, level), np.float32),
             "timestep": step.astype(np.float32),
-            "loss_weights": self._weight(signal, level)[None],
+            "loss_weights": weight[None],
             **self._condition(number, nothing=bool(named)),
         }
 

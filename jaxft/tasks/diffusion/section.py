@@ -21,6 +21,11 @@ class DiffusionSection(GeneratedImagesSection):
         unit="pixels",
         ge=1,
     )
+    loss_weight: str | None = fixed(
+        None,
+        "column that holds the weight of an image's loss (DreamBooth: that of the prior on images "
+        "of the class, and 1 on those of the subject); null weights all alike",
+    )
     condition_dropout: float = fixed(
         0.1,
         "share of the examples that train without their class or prompt, for guidance",

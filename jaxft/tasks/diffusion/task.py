@@ -44,7 +44,14 @@ from jaxft.tasks.parts.card import Card
 from jaxft.tasks.parts.contract import Batch, BoundTask, Outcomes, Outputs, Params, Sum, Task
 from jaxft.tasks.parts.image_features import features_by
 from jaxft.tasks.parts.images import check_images, exact_picture, open_image
-from jaxft.tasks.parts.labels import BadValue, class_id, label_names, read_rows, text_of
+from jaxft.tasks.parts.labels import (
+    BadValue,
+    class_id,
+    label_names,
+    number_of,
+    read_rows,
+    text_of,
+)
 from jaxft.tasks.parts.metric import LOWER, Metric
 
 SHOWN = 16  # held-out images stored in the predictions file
@@ -75,11 +82,21 @@ class BoundDiffusion(BoundTask["Diffusion", NoisyImages]):
             self._label(row)
         if self._own.text is not None:
             self._prompt(row)
+        if self._own.loss_weight is not None:
+            self._loss_weight(row)
         open_image(source, number, row[self._own.image])
 
     def _label(self, row: Mapping[str, Any]) -> int:
         assert self._own.label is not None  # callers check
         return class_id(row[self._own.label], self._own.label, self.label_names)
+
+    def _loss_weight(self, row: Mapping[str, Any]) -> float:
+        column = self._own.loss_weight
+        assert column is not None  # callers check
+        weight = number_of(row[column], column)
+        if weight < 0:
+            raise BadValue(f"has {weight:g} in {column}, and a weight is 0 or more")
+        return weight
 
     @cached_property
     def _text_tower(self) -> tuple[Model, Any]:
@@ -109,6 +126,9 @@ class BoundDiffusion(BoundTask["Diffusion", NoisyImages]):
         if own.text is not None:
             prompts = read_rows(source, (own.text,), self._prompt)
             texts = states_of(self.tools, *self._text_tower, prompts)
+        weights = None
+        if own.loss_weight is not None:
+            weights = np.array(read_rows(source, (own.loss_weight,), self._loss_weight), np.float32)
         width = self.tools.model.config.fields.get("cross_attention_dim")
         return NoisyImages(
             latents_of(self.tools, self._autoencoder, pixels),
@@ -118,6 +138,7 @@ class BoundDiffusion(BoundTask["Diffusion", NoisyImages]):
             labels,
             classes_of(self.tools.model),
             texts,
+            weights,
             None if width is None or texts is not None else int(np.max(width)),
         )
 
@@ -213,7 +234,8 @@ class Diffusion(Task):
     @property
     def columns(self) -> tuple[str, ...]:
         own = self.section
-        return tuple(name for name in (own.image, own.label, own.text) if name is not None)
+        names = own.image, own.label, own.text, own.loss_weight
+        return tuple(name for name in names if name is not None)
 
     def label_names(self, source: Source) -> tuple[str, ...]:
         own = self.section
