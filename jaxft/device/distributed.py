@@ -24,6 +24,7 @@ T = TypeVar("T")
 HEARTBEAT_SECONDS = 30  # without a sign of life, after which jax takes a process for dead
 SHUTDOWN_SECONDS = 60
 COMPARE_SECONDS = 60  # in which all have to say what they are
+PIECE = 2**20  # characters of a text that are one value of the key-value store
 SHARED = "run.dir must be a folder that every host can access, on a shared disk or in a bucket."
 _HOST = "jaxft/host/"
 _rounds = itertools.count()  # every process asks the same questions in the same order
@@ -116,7 +117,7 @@ def from_first(make: Callable[[], T]) -> T:
 def wait_for_all() -> None:
     """Until every process is here, however long that takes them while they live."""
     if processes() > 1:
-        _gather("", patient=True)
+        gather("")
 
 
 def compare(facts: Mapping[str, Any], hint: str = "", *, patient: bool = False) -> None:
@@ -132,7 +133,7 @@ def compare(facts: Mapping[str, Any], hint: str = "", *, patient: bool = False) 
     """
     if processes() == 1:
         return
-    answers = [json.loads(text) for text in _gather(json.dumps(facts), patient=patient)]
+    answers = [json.loads(text) for text in gather(json.dumps(facts), patient=patient)]
     for process, other in enumerate(answers):
         for name in dict.fromkeys((*answers[0], *other)):
             here, there = answers[0].get(name), other.get(name)
@@ -149,12 +150,27 @@ def _shown(value: Any) -> str:
     return text if len(text) < 80 else f"{text[:77]}..."
 
 
-def _gather(text: str, *, patient: bool) -> list[str]:
-    """Collect the text of each process, in order."""
-    topic, me = f"jaxft/all/{next(_rounds)}/", _state().process_id
-    _state().client.key_value_set(f"{topic}{me}", text)
+def gather(text: str, *, patient: bool = True) -> list[str]:
+    """Return the text of each process, in order; all have to call it.
+
+    Args:
+        text: this process's, of any length.
+        patient: wait for the others as long as they live, and say for whom; else a minute.
+    """
+    topic, me, client = f"jaxft/all/{next(_rounds)}/", _state().process_id, _state().client
+    pieces = [text[start : start + PIECE] for start in range(0, len(text), PIECE)] or [""]
+    for number, piece in enumerate(pieces[1:], 1):
+        client.key_value_set(f"{topic}{me}/{number}", piece)
+    client.key_value_set(f"{topic}{me}", f"{len(pieces)} {pieces[0]}")
     end = None if patient else time.monotonic() + COMPARE_SECONDS
-    return [_get(f"{topic}{process}", process, end) for process in range(processes())]
+    return [_pieces(f"{topic}{process}", process, end) for process in range(processes())]
+
+
+def _pieces(key: str, process: int, end: float | None) -> str:
+    """Return a text that a process has said in pieces."""
+    count, _, first = _get(key, process, end).partition(" ")
+    rest = (_get(f"{key}/{number}", process, end) for number in range(1, int(count)))
+    return "".join([first, *rest])
 
 
 def _get(key: str, process: int, end: float | None = None) -> str:

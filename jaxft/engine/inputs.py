@@ -7,10 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxft.config.data import DataSection
+from jaxft.data.shares import Share
 from jaxft.data.sources.open import Source, open_mixture, open_source
+from jaxft.device.distributed import gather, processes
 from jaxft.errors import UserError, nearest
 from jaxft.storage.files import cache_dir
 from jaxft.tasks.parts.contract import BoundTask, Facts, Task
@@ -87,27 +91,28 @@ def check_columns(source: Source, columns: Iterable[str]) -> None:
 
 
 def open_splits(
-    bound: BoundTask[Any, Any], sources: Mapping[str, Source], on_bad: str
+    bound: BoundTask[Any, Any], sources: Mapping[str, Source], data: DataSection
 ) -> dict[str, Split]:
-    """Read the rows of each source with the task.
+    """Read the rows of each source with the task; of training rows each host reads its share.
 
     Args:
         bound: the task on a model.
         sources: split name -> rows.
-        on_bad: `error` or `skip`.
+        data: the config's, which says what becomes of bad rows.
 
     Raises:
         UserError: a bad row that may not be skipped; or a train or eval split with only one class.
     """
     splits = {}
     for name, source in sources.items():
-        bad = bad_rows(bound, source) if on_bad == "skip" else []
+        bad = bad_rows(bound, source) if data.on_bad_row == "skip" else []
         if len(bad) == len(source):
             raise UserError(
                 f"{source.spec}: no row can be read.", "Set data.on_bad_row=error to see why."
             )
         readable = source.without(bad)
-        examples = bound.examples(readable)
+        reader = by_host(bound) if name == "train" and not data.workers else bound
+        examples = reader.examples(readable)
         if name != "train":
             examples = examples.scored()
         splits[name] = Split(name, readable, examples, len(bad))
@@ -118,6 +123,14 @@ def open_splits(
                 "Check data.where and the slice; slices are cut from a seeded shuffle.",
             )
     return splits
+
+
+def by_host(bound: BoundTask[Any, Any]) -> BoundTask[Any, Any]:
+    """Return the task with this host's share of a split's rows; itself on one host."""
+    if processes() == 1:
+        return bound
+    share = Share(jax.process_index(), processes(), gather)
+    return replace(bound, tools=replace(bound.tools, share=share))
 
 
 def fit_task(bound: BoundTask[Any, Any], train: Split, facts: Facts | None) -> BoundTask[Any, Any]:

@@ -236,7 +236,7 @@ def build(
     model = describe(config.model.checkpoint, model_options(config, names, new), weights=weights)
     runtime = make_runtime(config, model, table := make_table(config, model), devices)
     bound = bind_task(task, config, model, names, weights)
-    splits = open_splits(bound, sources, config.data.on_bad_row)
+    splits = open_splits(bound, sources, config.data)
     task = (bound := fit_task(bound, splits["train"], facts)).task
     mixture = make_mixture(config, task, splits["train"], names)
     lengths = splits["train"].examples.lengths if mixture is None else mixture.lengths

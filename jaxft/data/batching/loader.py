@@ -18,6 +18,7 @@ from absl import flags
 from jaxft.data.batching.workers import watched
 from jaxft.data.cache import InMemory, Ragged
 from jaxft.data.random import EpochRandom
+from jaxft.data.shares import SharedRows
 
 Batch = dict[str, np.ndarray]
 Collate = Callable[..., Batch]  # (index, row_length), with `augment` also the `EpochRandom`
@@ -93,7 +94,7 @@ def batches(
 
 
 def collate_rows(
-    examples: Ragged | InMemory, index: np.ndarray, row_length: int, pad_id: int = 0
+    examples: Ragged | InMemory | SharedRows, index: np.ndarray, row_length: int, pad_id: int = 0
 ) -> Batch:
     """Return the arrays of some rows, without labels.
 
@@ -108,6 +109,8 @@ def collate_rows(
         elsewhere) `[R, T]` int32; `read_positions` (an example's first token), `example_ids`
         `[R, S]` int32; `weights` (1 for an example) `[R, S]` float32.
     """
+    if isinstance(examples, SharedRows):
+        examples.take(index)
     rows, _ = index.shape
     ids = np.full((rows, row_length), pad_id, np.int32)  # [R, T]
     types, positions, owners = (np.zeros((rows, row_length), np.int32) for _ in range(3))

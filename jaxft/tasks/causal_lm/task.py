@@ -66,7 +66,7 @@ class BoundCausalLm(BoundTask["CausalLm", Lessons]):
             template = self.tools.chat_template
             settings = [template.text, dict(template.tokens), own.train_on, own.ignore_empty_think]
             settings += [sorted(self.tools.end_ids), own.tools, own.system]
-        tokens = self.tools.encoded_once(
+        tokens = self.tools.encoded_by_row(
             self._encode,
             source,
             kind="next tokens",

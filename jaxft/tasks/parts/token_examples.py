@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxft.data.batching.loader import collate_rows
 from jaxft.data.cache import InMemory, Ragged, fingerprint
+from jaxft.data.shares import SharedRows
 from jaxft.models.layers.loss import UNSCORED
 from jaxft.tasks.parts.contract import Batch, Outputs, Sum, Sums
 from jaxft.tasks.parts.examples import Examples, row_marks
@@ -26,7 +27,7 @@ class CachedExamples(Examples):
         tokens: the arrays of each example, such as `input_ids`.
     """
 
-    tokens: Ragged | InMemory
+    tokens: Ragged | InMemory | SharedRows
 
     @property
     def counts(self) -> Mapping[str, int]:

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jaxft.data.cache import InMemory, Ragged, build_or_open, cache_key
 from jaxft.data.image.images import ImageProcessor, load_image_processor
+from jaxft.data.shares import Encoded, Share, SharedRows, read_share
 from jaxft.data.sources.open import Source
 from jaxft.data.text.chat import ChatTemplate, load_chat_template
 from jaxft.data.text.tokenizer import Tokenizer, load_tokenizer
 from jaxft.errors import UserError
 from jaxft.models.generate.settings import read_settings
 from jaxft.models.model import Model
-
-# Arrays of each example, and metadata of the whole.
-Encoded = tuple[Iterable[Mapping[str, np.ndarray]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -33,12 +29,14 @@ class Tools:
         asked_length: the config's maximum number of tokens of an example, if set.
         cache: the folder of arrays computed once per example; None keeps them in memory.
         weights: whether checkpoints' weights may be read; a plan needs none.
+        share: this host's share of the rows of a split, where each of several reads its own.
     """
 
     model: Model
     asked_length: int | None
     cache: Path | None
     weights: bool = True
+    share: Share | None = None
 
     @property
     def max_length(self) -> int:
@@ -148,6 +146,22 @@ class Tools:
             tokenizer=self.tokenizer.fingerprint,
             max_length=self.max_length,
             **key,
+        )
+
+    def encoded_by_row(
+        self, encode: Callable[[Source], Encoded], source: Source, **key: Any
+    ) -> Ragged | InMemory | SharedRows:
+        """Encode texts as `encoded_once` does, of several hosts each the rows of its share.
+
+        Args:
+            encode: as there; what it gives of a row does not depend on other rows.
+            source: the rows.
+            key: as there.
+        """
+        if self.share is None or len(source) < self.share.count:
+            return self.encoded_once(encode, source, **key)
+        return read_share(
+            self.share, source, encode, lambda rows: self.encoded_once(encode, rows, **key)
         )
 
 

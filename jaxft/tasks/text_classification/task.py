@@ -94,7 +94,7 @@ class BoundTextClassification(BoundTargetTask["TextClassification", TextExamples
 
     def examples(self, source: Source, *, labelled: bool = True) -> TextExamples:
         labels = self.target.read(source, self.label_names) if labelled else None
-        tokens = self.tools.encoded_once(
+        tokens = self.tools.encoded_by_row(
             partial(self._encode, labelled),
             source,
             kind="tokens",

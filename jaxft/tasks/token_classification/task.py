@@ -41,7 +41,7 @@ class BoundTokenClassification(BoundTask["TokenClassification", Sentences]):
     def examples(self, source: Source, *, labelled: bool = True) -> Sentences:
         if labelled:
             check_words(source, self.task.section.tokens)
-        tokens = self.tools.encoded_once(
+        tokens = self.tools.encoded_by_row(
             self._encode, source, kind="words", columns=(self.task.section.tokens,)
         )
         return Sentences(

@@ -1,0 +1,152 @@
+"""Each of several hosts encodes and caches its share of the training rows; batches are the same."""
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxft.cli.main import main
+from jaxft.data.cache import DESCRIPTION, Ragged
+from jaxft.data.shares import Share
+from jaxft.engine.inputs import open_sources
+from jaxft.engine.recipe import make_task, model_options
+from jaxft.engine.setup import bind_task
+from jaxft.errors import UserError
+from jaxft.models.load import describe
+from tests.models.test_decoders import make_checkpoint
+from tests.support.launch import cache, ended, events, launch_hosts, write_config  # noqa: F401
+from tests.support.tiny import tiny_config
+
+pytestmark = pytest.mark.usefixtures("cache", "ended")
+HOSTS = 3
+# The program is not what is looked at, and several processes compile it.
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+TASKS = {"causal_lm": {"kind": "causal_lm", "text": "text"}, "text_classification": None}
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llama")
+    make_checkpoint(folder, "llama")
+    return str(folder)
+
+
+@pytest.fixture
+def config(llama, tmp_path, request):
+    """Texts of which some are cut, or several examples, of the task that the test names."""
+    task = TASKS[getattr(request, "param", "causal_lm")]
+    own = {} if task is None else {"task": task, "model": {"checkpoint": llama}}
+    return tiny_config(
+        tmp_path,
+        data={"max_length": 8, "batch_size": 8},
+        train={"length": "6 steps", "evaluate_every": "3 steps", "log_every": 1},
+        **own,
+    )
+
+
+def bound_of(config):
+    task = make_task(config)
+    data = config.data
+    source = open_sources(task, {"train": data.specs["train"]}, data.where, 0)["train"]
+    model = describe(config.model.checkpoint, model_options(config, task.label_names(source), ()))
+    return bind_task(task, config, model, task.label_names(source), True), source
+
+
+def on_hosts(make):
+    """What `make` gives for the share of each of several hosts, which are threads here."""
+    texts, here = [""] * HOSTS, threading.Barrier(HOSTS)
+
+    def run(index):
+        def gather(text):
+            texts[index] = text
+            here.wait(60)
+            answers = list(texts)
+            here.wait(60)
+            return answers
+
+        return make(Share(index, HOSTS, gather))
+
+    with ThreadPoolExecutor(HOSTS) as pool:
+        return list(pool.map(run, range(HOSTS)))
+
+
+def with_share(bound, share):
+    return replace(bound, tools=replace(bound.tools, share=share))
+
+
+@pytest.mark.parametrize("config", TASKS, indirect=True)
+def test_shares_are_the_whole(config):
+    """To the bit, with what is known of all rows."""
+    bound, source = bound_of(config)
+    whole = bound.examples(source)
+    parts = on_hosts(lambda share: with_share(bound, share).examples(source))
+    assert sum(len(part.tokens.own) for part in parts) == len(whole)
+    assert len({part.fingerprint for part in parts}) == 1
+    index = np.array([[7, 0, -1], [len(whole) - 1, 20, 7]])
+    wanted = whole.collate(index, 64)
+    for part in parts:
+        assert 0 < len(part.tokens.own) < len(whole) / 2
+        assert part.tokens.own.folder != whole.tokens.folder
+        np.testing.assert_array_equal(part.lengths, whole.lengths)
+        assert (part.counts, part.remarks) == (whole.counts, whole.remarks)
+        assert part.remarks or len(whole) > len(source)
+        np.testing.assert_array_equal(part.rows, whole.rows)
+        batch = part.collate(index, 64)
+        assert batch.keys() == wanted.keys()
+        for name, values in wanted.items():
+            np.testing.assert_array_equal(batch[name], values, err_msg=name)
+        np.testing.assert_array_equal(part.tokens[3]["input_ids"], whole.tokens[3]["input_ids"])
+
+
+def test_a_row_that_one_host_cannot_read_is_refused_by_all(config):
+    bound, source = bound_of(config)
+
+    def refused(share):
+        own = with_share(bound, share)
+        if share.index == 1:
+            object.__setattr__(own.tools, "asked_length", 10**9)
+        with pytest.raises(UserError, match=r"data\.max_length: 1000000000 tokens do not fit"):
+            own.examples(source)
+
+    on_hosts(refused)
+
+
+def cached_rows(folder: Path) -> list[int]:
+    """The numbers of examples of the entries of a cache of token ids."""
+    return sorted(len(Ragged(file.parent)) for file in (folder / "data").glob(f"*/{DESCRIPTION}"))
+
+
+def test_two_hosts_train_as_one_each_with_its_share(config, tmp_path, monkeypatch):
+    """The caches hold half of the training rows each, and all of the others; losses to 1e-6."""
+    monkeypatch.setenv("JAXFT_CACHE", str(tmp_path / "alone"))
+    data = config.data.model_copy(update={"cache": None})
+    file = write_config(config.model_copy(update={"data": data}), tmp_path / "c.yaml")
+    assert main(["train", file, "run.name=alone", "mesh.data=8", "--quiet"]) == 0
+    *others, rows = cached_rows(tmp_path / "alone")
+    hosts = launch_hosts(
+        tmp_path,
+        2,
+        "train",
+        file,
+        "run.name=two",
+        "--quiet",
+        devices=4,
+        JAXFT_CACHE=str(tmp_path / "first"),
+        last_variables={"JAXFT_CACHE": str(tmp_path / "second")},
+        **QUICK,
+    )
+    assert [host.end() for host in hosts] == [0, 0], "\n".join(host.said for host in hosts)
+    (*first, here), (*second, there) = (cached_rows(tmp_path / n) for n in ("first", "second"))
+    assert first == second == others
+    assert here + there == rows
+    assert abs(here - there) < rows / 10  # rows are halved, of which some are several examples
+    runs = Path(config.run.dir)
+    for kind in ("train", "eval"):
+        ours, theirs = ([e["loss"] for e in events(runs / n, kind)] for n in ("two", "alone"))
+        np.testing.assert_allclose(ours, theirs, atol=1e-6, rtol=0)
+    about = [json.loads((runs / name / "run.json").read_text()) for name in ("two", "alone")]
+    assert about[0]["data"] == about[1]["data"]
