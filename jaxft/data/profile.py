@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxft.data.sources.images import ENDINGS
 from jaxft.data.sources.open import Source
 from jaxft.data.sources.reader import Row
 from jaxft.data.text.template import is_missing
@@ -165,12 +166,15 @@ def _is_number(text: str) -> bool:
 
 
 def row_digests(source: Source, columns: Sequence[str]) -> np.ndarray:
-    """Return a hash of each row's values in some columns, ignoring case and spaces: `[rows]`."""
+    """Return a hash of each row's values in some columns, ignoring case and spaces: `[rows]`.
+
+    A path of an image counts from its source's folder: files of one name in two folders differ.
+    """
     digests = np.empty(len(source), np.uint64)
     for number, row in source.each(columns):
         digest = hashlib.blake2b(digest_size=8)
         for value in row.values():
-            digest.update(_plain(value) + b"\0")
+            digest.update(_plain(_located(source, value)) + b"\0")
         digests[number] = int.from_bytes(digest.digest(), "little")
     return digests
 
@@ -234,6 +238,12 @@ def _short(row: Row) -> dict[str, Any]:
             text = value if isinstance(value, str) else json.dumps(value, default=str)
             cells[name] = text[:MOST_CHARACTERS] + ("..." if len(text) > MOST_CHARACTERS else "")
     return cells
+
+
+def _located(source: Source, value: Any) -> Any:
+    """Return the whole path of an image of a source; any other value as it is."""
+    is_image = isinstance(value, str) and value.lower().endswith(ENDINGS)
+    return str((source.folder / value).absolute()) if is_image else value
 
 
 def _plain(value: Any) -> bytes:

@@ -129,6 +129,16 @@ def test_digests_pass_over_case_and_spaces_and_nothing_else():
     assert both[0] != both[1]
 
 
+def test_images_of_one_name_in_two_folders_are_two(tmp_path):
+    for name in ("train", "test"):
+        (tmp_path / name / "one").mkdir(parents=True)
+        Image.new("RGB", (2, 2)).save(tmp_path / name / "one" / "0.png")
+    train, test = (open_source(f"images:{tmp_path / name}") for name in ("train", "test"))
+    columns = ("image", "label")
+    assert row_digests(train, columns) != row_digests(test, columns)
+    assert row_digests(train, columns) == row_digests(open_source(train.spec), columns)
+
+
 def test_a_class_is_rare_from_a_tenth_of_the_commonest_on():
     assert rare_class({"a": 100, "b": 10}) == ("b", pytest.approx(10 / 110))
     assert rare_class({"a": 99, "b": 10}) is None

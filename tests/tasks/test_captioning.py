@@ -15,6 +15,7 @@ from jaxft.config.load import parse_config
 from jaxft.data.image.images import load_image_processor
 from jaxft.engine.setup import build
 from jaxft.errors import UserError
+from jaxft.metrics.captions import caption_scores, cider_scores
 from jaxft.models.generate.decode import Generator
 from jaxft.models.generate.settings import Settings
 from jaxft.report.page.page import render
@@ -52,6 +53,29 @@ def folder(tmp_path_factory) -> Path:
     write_parts(folder)
     write_emoji(folder / "emoji")
     return folder
+
+
+# Captions, their references, and what pycocoevalcap 1.2 (CIDEr-D, a reference each) scores them.
+SCORED = (
+    ("a red flag", "a red flag", 7.5),
+    ("the cat sat on the mat", "a cat sat on a mat", 3.1837695505),
+    ("dog", "cat", 0.0),
+    ("", "an apple", 0.0),
+    (
+        "a man riding a horse in the rain rain",
+        "a man riding a white horse in the rain",
+        6.0685233263,
+    ),
+    ("flag of France.", "france flag", 1.8762503406),
+)
+
+
+def test_cider_is_that_of_the_coco_evaluation():
+    written, wanted, expected = zip(*SCORED, strict=True)
+    np.testing.assert_allclose(cider_scores(written, wanted), expected, atol=1e-9)
+    scores = caption_scores(written, wanted)
+    assert scores["cider"] == pytest.approx(np.mean(expected))
+    assert scores["exact_match"] == pytest.approx(1 / 6)
 
 
 def config_of(folder: Path, **sections):
@@ -94,7 +118,7 @@ def test_it_learns_to_say_the_colour(run):
     """Above a frozen encoder, whose output is kept: no image is read in a step."""
     evals = [e for e in lines_in(run.folder / "metrics.jsonl") if e["kind"] == "eval"]
     assert evals[-1]["loss"] < evals[0]["loss"]
-    assert {"chrf", "exact_match", "accuracy"} <= evals[-1].keys()
+    assert {"chrf", "cider", "exact_match", "accuracy"} <= evals[-1].keys()
     lines = lines_of(run)
     assert len(lines) == 5
     for line in lines:

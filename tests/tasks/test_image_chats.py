@@ -85,7 +85,7 @@ def test_it_learns_to_say_the_colour(run):
     """Above a frozen image tower, whose output is kept: no image is read in a step."""
     evals = [e for e in lines_in(run.folder / "metrics.jsonl") if e["kind"] == "eval"]
     assert evals[-1]["loss"] < 0.5 * evals[0]["loss"]
-    assert {"chrf", "exact_match", "accuracy"} <= evals[-1].keys()
+    assert {"chrf", "cider", "exact_match", "accuracy"} <= evals[-1].keys()
     lines = lines_of(run)
     assert len(lines) == 5
     for line in lines:

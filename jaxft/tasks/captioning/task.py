@@ -16,7 +16,7 @@ import numpy as np
 from jaxft.data.cache import InMemory, Ragged, fingerprint
 from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.data.sources.open import Source
-from jaxft.metrics.translation import translation_scores
+from jaxft.metrics.captions import caption_scores
 from jaxft.tasks.captioning.section import CaptioningSection as Section
 from jaxft.tasks.parts.card import GENERATE, READ_IMAGE, WRITE, Card
 from jaxft.tasks.parts.contract import Outcomes
@@ -108,8 +108,7 @@ class BoundCaptioning(BoundWriting["Captioning", Captions]):
         return [{"target": ids} for ids in targets], about
 
     def summarise(self, outcomes: Outcomes, examples: Captions) -> dict[str, float]:
-        scores = translation_scores(self.texts(outcomes), examples.wanted)
-        return {name: scores[name] for name in ("chrf", "exact_match")}
+        return caption_scores(self.texts(outcomes), examples.wanted)
 
     def describe(
         self, source: Source, outcomes: Outcomes, examples: Captions
@@ -132,7 +131,7 @@ class Captioning(ImageTextTask):
 
     bound = BoundCaptioning
     card = Card("image-to-text", "AutoModelForImageTextToText", (READ_IMAGE, GENERATE, WRITE))
-    metrics = loss_and("accuracy", "chrf", "exact_match")
+    metrics = loss_and("accuracy", "chrf", "cider", "exact_match")
     primary = "chrf"
     view = "texts"
 

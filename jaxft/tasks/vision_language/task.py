@@ -18,7 +18,7 @@ from jaxft.data.image.images import decode
 from jaxft.data.sources.open import Source
 from jaxft.data.text.answers import Conversation, Scoring, check_conversation
 from jaxft.errors import UserError
-from jaxft.metrics.translation import translation_scores
+from jaxft.metrics.captions import caption_scores
 from jaxft.models.generate.greedy import Limits, continue_greedily
 from jaxft.models.generate.prompts import Images
 from jaxft.models.model import Model
@@ -152,8 +152,7 @@ class BoundVisionLanguage(BoundTask["VisionLanguage", ImageLessons]):
         return [self._text(sequence(tokens[n], "answer")) for n in range(len(tokens))]
 
     def summarise(self, outcomes: Outcomes, examples: ImageLessons) -> dict[str, float]:
-        scores = translation_scores(self.texts(outcomes), self._wanted(examples))
-        return {name: scores[name] for name in ("chrf", "exact_match")}
+        return caption_scores(self.texts(outcomes), self._wanted(examples))
 
     def describe(
         self, source: Source, outcomes: Outcomes, examples: ImageLessons
@@ -205,7 +204,7 @@ class VisionLanguage(Task):
             "print(processor.decode(generated[0], skip_special_tokens=True))",
         ),
     )
-    metrics = loss_and("accuracy", "chrf", "exact_match")
+    metrics = loss_and("accuracy", "chrf", "cider", "exact_match")
     primary = "chrf"
     view = "texts"
     truncates = False
