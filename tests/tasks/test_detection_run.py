@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,8 +13,9 @@ import yaml
 from PIL import Image, ImageDraw
 
 from jaxft.cli.main import main
+from jaxft.tasks.object_detection import task
 from jaxft.tasks.object_detection.detection_loss import corners
-from jaxft.tasks.object_detection.task import best_pairs
+from jaxft.tasks.object_detection.task import best_pairs, lowest_shown
 from tests.support.tiny_images import tiny_vit
 
 
@@ -32,7 +34,8 @@ def write_photos(folder) -> None:
 
 
 @pytest.mark.parametrize("match", [pytest.param("box", marks=pytest.mark.full), "place"])
-def test_two_steps_of_the_command(match, tmp_path, capsys):
+def test_two_steps_of_the_command(match, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(task, "SURE", 1.01)  # no box of the evaluation is sure
     write_photos(tmp_path)
     data = f"boxes:{tmp_path / 'boxes.csv'}"
     config = {
@@ -52,6 +55,9 @@ def test_two_steps_of_the_command(match, tmp_path, capsys):
     assert {"loss", "map", "map_50", "map_75"} <= result["metrics"].keys()
     lines = [json.loads(one) for one in (run / "predictions-test.jsonl").read_text().splitlines()]
     assert [len(line["gold"]) for line in lines] == [4, 4]
+    assert sum(len(line["objects"]) for line in lines) >= 8, "as many as there are true ones"
+    lowest = lines[0]["lowest_score"]
+    assert f"detected with a score of {lowest:.3g} or more" in page_of(run)
     capsys.readouterr()
     annotated = tmp_path / "annotated"
     assert main(["predict", str(run), str(tmp_path / "a.png"), "--annotate", str(annotated)]) == 0
@@ -121,6 +127,27 @@ def test_a_detector_of_queries_trains_and_is_exported(tmp_path, capsys):
     override = "task.match=place"
     assert main(["train", str(tmp_path / "detect.yaml"), override, "run.name=other"]) == 2
     assert "task.match: the detections of a rf_detr have no place" in capsys.readouterr().err
+
+
+def page_of(run: Path) -> str:
+    assert main(["report", str(run), "--out", str(run.parent / "page.html")]) == 0
+    return (run.parent / "page.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("scores", "gold", "lowest"),
+    [
+        ([[0.9, 0.2, 0.1], [0.4]], [1, 2], 0.2),  # the third best of all
+        ([[0.9, 0.8], [0.7]], [1, 1], 0.5),
+        ([[0.3], [0.2]], [4, 4], 0.2),
+        ([[0.3], []], [0, 0], 0.5),
+        ([[], []], [1, 0], 0.5),
+    ],
+)
+def test_as_many_boxes_are_shown_as_there_are_true_ones(scores, gold, lowest):
+    detections = [{"scores": np.array(one)} for one in scores]
+    truth = [SimpleNamespace(corners=np.zeros((count, 4))) for count in gold]
+    assert lowest_shown(detections, truth) == lowest
 
 
 def check_predict_spares_what_is_there(run, tmp_path, annotated, capsys):

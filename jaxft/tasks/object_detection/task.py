@@ -21,14 +21,14 @@ from jaxft.tasks.object_detection.boxes import PieceExamples, opened, read_examp
 from jaxft.tasks.object_detection.detection_loss import detection_loss
 from jaxft.tasks.object_detection.query_loss import query_loss
 from jaxft.tasks.object_detection.section import ObjectDetectionSection as Section
-from jaxft.tasks.object_detection.truth import read_boxes
+from jaxft.tasks.object_detection.truth import Boxes, read_boxes
 from jaxft.tasks.parts.card import APPLY, READ_IMAGE, Card
 from jaxft.tasks.parts.contract import Batch, BoundTask, Outcomes, Outputs, Sum, Task
 from jaxft.tasks.parts.images import check_images, open_image, paths_from_input, picture
 from jaxft.tasks.parts.metric import loss_and
 from jaxft.tasks.parts.tools import Tools
 
-SURE = 0.5  # the lowest score of a box in the predictions file
+SURE = 0.5  # boxes of this score or more are in the predictions file
 PICTURE_SIDE = 640  # pixels of an image in a report, large enough for small boxes
 PICTURES = 12  # images stored with their annotated boxes
 
@@ -117,9 +117,11 @@ class BoundObjectDetection(BoundTask["ObjectDetection", PieceExamples]):
     def describe(
         self, source: Source, outcomes: Outcomes, examples: PieceExamples
     ) -> Iterator[dict[str, Any]]:
-        for number, detections in enumerate(self._detections(outcomes, examples)):
+        every = self._detections(outcomes, examples)
+        lowest = SURE if examples.truth is None else lowest_shown(every, examples.truth)
+        for number, detections in enumerate(every):
             sure = {
-                name: values[detections["scores"] >= SURE] for name, values in detections.items()
+                name: values[detections["scores"] >= lowest] for name, values in detections.items()
             }
             objects = _objects(sure["boxes"], sure["labels"], self.label_names)
             for one, score in zip(objects, sure["scores"], strict=True):
@@ -134,10 +136,21 @@ class BoundObjectDetection(BoundTask["ObjectDetection", PieceExamples]):
             if number < PICTURES:
                 image = opened(source, number, self.task.section.image)
                 line["image"] = picture(annotate(image, gold, objects), PICTURE_SIDE)
-            yield line | {"gold": gold, "objects": objects}
+            yield line | {"gold": gold, "objects": objects, "lowest_score": lowest}
 
     def rows_from_input(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
         return ({self.task.section.image: path} for path in paths_from_input(inputs))
+
+
+def lowest_shown(detections: Sequence[Mapping[str, np.ndarray]], truth: Sequence[Boxes]) -> float:
+    """Return the score from which on a split's boxes are shown beside the true ones.
+
+    It is at most `SURE`, and such that at least as many are shown as there are true ones: the
+    scores of a detector that has trained for a short time may all be low.
+    """
+    scores = np.sort(np.concatenate([one["scores"] for one in detections]))[::-1]
+    count = min(sum(len(one.corners) for one in truth), len(scores))
+    return min(SURE, float(scores[count - 1])) if count else SURE
 
 
 def best_pairs(outputs: Outputs) -> dict[str, jax.Array]:
