@@ -174,7 +174,6 @@ DEMOS = (
         "miou",
         "head",
         quick=(
-            "model.image_size=168",
             "data.train=masks:assets/emoji_masks/train[:200]",
             "data.test=masks:assets/emoji_masks/test[:80]",
         ),
@@ -206,6 +205,13 @@ DEMOS = (
     ),
     Demo(
         "generate_images",
+        "flags, from a DiT that knows all other emoji",
+        ("emoji_dit", "emoji_groups", "vits"),
+        "frechet_distance",
+        "as it is",
+    ),
+    Demo(
+        "imagegpt",
         "handwritten nines, from a model that knows 0 to 8",
         ("imagegpt", "digits", "vits"),
         "bits_per_dimension",

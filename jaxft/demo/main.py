@@ -20,6 +20,7 @@ from jaxft.demo.detection.detector import detector
 from jaxft.demo.detection.scenes import scenes
 from jaxft.demo.detection.trees import trees
 from jaxft.demo.dialogues import candidates, choices, dialogues
+from jaxft.demo.drawing.emoji_dit import emoji_dit, emoji_groups
 from jaxft.demo.emoji_masks import emoji_masks
 from jaxft.demo.flan_t5 import flan_t5
 from jaxft.demo.gemma3 import gemma3
@@ -143,6 +144,8 @@ ASSETS: dict[str, Callable[[], Path]] = {
     "digits": digits,
     "imagegpt": imagegpt,
     "emoji": emoji,
+    "emoji_groups": emoji_groups,
+    "emoji_dit": emoji_dit,
     "emoji_masks": emoji_masks,
     "tweets": tweets,
     "questions": questions,

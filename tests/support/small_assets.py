@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from jaxft.data.text.template import parse_template
+from jaxft.demo.drawing import emoji_dit
 from jaxft.demo.imagegpt import blank
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -59,7 +60,9 @@ def small_assets(folder: Path, minilm: Path, reviews: Path) -> Path:
     write_vit(folder / "dinov2", "dinov2")
     write_digits(folder / "digits")
     blank(folder / "imagegpt", side=6, levels=4, width=16, blocks=4, heads=2)
+    emoji_dit.blank(folder / "emoji_dit", side=8, width=16, blocks=4, heads=2)
     write_emoji(folder / "emoji")
+    write_groups(folder / "emoji_groups")
     write_tweets(folder / "tweets")
     write_questions(folder / "questions")
     write_loans(folder / "lending_club")
@@ -187,6 +190,15 @@ def write_emoji(folder: Path) -> None:
             rows.append((name, f"{colour} {THINGS[number % 8]}", "none"))
     write_csv(folder / "train.csv", ["image", "text", "tone"], rows[: -len(rows) // 8])
     write_csv(folder / "test.csv", ["image", "text", "tone"], rows[-len(rows) // 8 :])
+
+
+def write_groups(folder: Path) -> None:
+    """A few squares of each group of emoji."""
+    for number, group in enumerate(emoji_dit.CLASSES):
+        (folder / group).mkdir(parents=True)
+        for count in range(10):
+            color = (25 * number, 255 - 25 * number, 25 * count)
+            Image.new("RGB", (16, 16), color).save(folder / group / f"{count}.png")
 
 
 def write_tweets(folder: Path) -> None:
