@@ -113,10 +113,10 @@ class TrainSection(Section):
     scan: bool | Literal["auto"] = may_change(
         "auto", "compile equal blocks once, as a scan; auto does so except on CPU up to 12 blocks"
     )
-    attention: Literal["auto", "xla", "cudnn", "splash"] = may_change(
+    attention: Literal["auto", "xla", "cudnn", "splash", "ulysses"] = may_change(
         "auto",
         "implementation of attention; auto uses a kernel if one applies: cudnn on GPU, splash on "
-        "TPU",
+        "TPU; ulysses is for mesh.context, in place of a ring",
     )
     trunk_cache: Literal["auto", "on", "off"] = may_change(
         "auto",

@@ -16,6 +16,8 @@ from typing import Any
 
 PERMUTE = "collective-permute"
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", PERMUTE)
+# What jax calls those of which several that a program names share a channel.
+NAMED = {PERMUTE: "ppermute", "all-to-all": "all_to_all"}
 BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16}  # else the digits of the type's name
 
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
@@ -82,12 +84,13 @@ def collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> list[Col
     calls, matches = _read(text, mesh)
     times = _times(calls)
     # The parts of what is under way while others compute share one channel: it is sent once. So do
-    # all the permutations that jax asks for by name, each of which is sent.
+    # all permutations and exchanges that jax asks for by name, each of which is sent.
     shared = {one.channel for _, one in matches if one.kind != PERMUTE}
     sent: dict[tuple[str, ...], tuple[int, _Found]] = {}
     for computation, one in matches:
-        of_its_own = one.channel not in shared or "ppermute" in one.line
-        alone = not one.channel or (one.kind == PERMUTE and of_its_own)
+        named = one.kind in NAMED and NAMED[one.kind] in one.line
+        of_its_own = one.kind == PERMUTE and one.channel not in shared
+        alone = not one.channel or named or of_its_own
         key = (computation, str(len(sent))) if alone else (one.channel,)
         if times[computation] > sent.get(key, (0, one))[0]:
             sent[key] = (times[computation], one)

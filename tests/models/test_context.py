@@ -106,7 +106,7 @@ def packed() -> dict[str, np.ndarray]:
     return arrays | {"input_ids": ids, "targets": targets}
 
 
-def on_mesh(checkpoint, sizes, **options) -> tuple[registry.Model, Compute]:
+def on_mesh(checkpoint, sizes, attention="auto", **options) -> tuple[registry.Model, Compute]:
     axes = {"data": 1, "fsdp": 1, "tensor": 1} | sizes
     devices = jax.devices()[: int(np.prod(list(axes.values())))]
     mesh = make_mesh(devices=devices, **axes)
@@ -114,14 +114,15 @@ def on_mesh(checkpoint, sizes, **options) -> tuple[registry.Model, Compute]:
     def sharding(name, shape, axes):
         return NamedSharding(mesh, partition(shape, axes, mesh))
 
-    return registry.load(checkpoint, sharding=sharding, **options), Compute(mesh=mesh)
+    compute = Compute(mesh=mesh, attention=attention)
+    return registry.load(checkpoint, sharding=sharding, **options), compute
 
 
-def run_steps(model, compute, trained=None):
+def run_steps(model, compute):
     """The losses of some steps of gradient descent, and the gradients of the first."""
     batch = packed()
     placed = {n: jax.device_put(v, batch_sharding(compute.mesh)) for n, v in batch.items()}
-    names = trained or list(model.params)
+    names = list(model.params)
     compute = replace(compute, trainable=frozenset(names), scan=True, remat="full")
     frozen = {n: v for n, v in model.params.items() if n not in names}
 
@@ -144,10 +145,9 @@ def run_steps(model, compute, trained=None):
     return losses, first
 
 
-def assert_is_one_devices(checkpoint, sizes, task="causal_lm", trained=None, **options):
-    options = {"task": task} | options
-    wanted, slopes = run_steps(*on_mesh(checkpoint, {}, **options), trained)
-    losses, gradients = run_steps(*on_mesh(checkpoint, sizes, **options), trained)
+def assert_is_one_devices(checkpoint, sizes, task="causal_lm", attention="auto"):
+    wanted, slopes = run_steps(*on_mesh(checkpoint, {}, task=task))
+    losses, gradients = run_steps(*on_mesh(checkpoint, sizes, attention, task=task))
     assert len(set(wanted)) == STEPS  # it learns
     np.testing.assert_allclose(losses, wanted, rtol=1e-5, atol=1e-5)
     assert_close_gradients(gradients, slopes, 1e-5)
@@ -173,6 +173,24 @@ def test_losses_and_gradients_are_those_of_one_device(model_type, mesh, checkpoi
     """Packed rows; windows, soft caps and experts where the model has them."""
     head = HEADS.get(model_type, "causal_lm")
     assert_is_one_devices(checkpoints(model_type), MESHES[mesh], head)
+
+
+EXCHANGES = {
+    "gemma2": {"data": 4, "context": 2},
+    "gpt2": {"fsdp": 2, "context": 4},
+    "qwen3_moe": {"fsdp": 2, "expert": 2, "context": 2},
+    "bert": {"data": 2, "context": 2, "tensor": 2},
+    "modernbert": {"data": 2, "context": 4},
+}
+
+
+@pytest.mark.parametrize(
+    "model_type",
+    [pytest.param(n, marks=() if n == "gemma2" else pytest.mark.full) for n in EXCHANGES],
+)
+def test_so_they_are_where_devices_exchange_heads(model_type, checkpoints):
+    head, mesh = HEADS.get(model_type, "causal_lm"), EXCHANGES[model_type]
+    assert_is_one_devices(checkpoints(model_type), mesh, head, attention="ulysses")
 
 
 def shapes_of(model, compute, length):
@@ -209,6 +227,24 @@ def test_keys_are_passed_on_and_nothing_of_a_row_is_gathered(checkpoints):
     permuted = sent["collective-permute", "context"].sent
     # XLA moves what both of the latter begin with once, and the segments once for all blocks.
     assert blocks * (each - 2 * keys - 3 * owners) <= permuted <= blocks * each
+
+
+def test_heads_are_exchanged_and_no_key_is_gathered(checkpoints):
+    """Four all-to-alls forward, once more in the backward pass, and there four of gradients."""
+    model, compute = on_mesh(
+        checkpoints("llama"), {"data": 4, "context": 2}, "ulysses", task="causal_lm"
+    )
+    loss, params, batch = shapes_of(model, compute, LONG)
+    text = jax.jit(jax.grad(loss)).lower(params, batch).compile().as_text()
+    sent = {(one.kind, one.axes): one for one in collectives(text, compute.mesh.shape)}
+    gathers = re.findall(r"= (\w+\[[\d,]+\])\S* all-gather(?:-start)?\(", text)
+    wide = [one for one in gathers if str(LONG) in re.findall(r"\d+", one)]
+    assert {one.partition("[")[0] for one in wide} <= {"s32"}  # segments, and no key or value
+    heads, groups = SMALL["num_attention_heads"], SMALL["num_key_value_heads"]
+    own = ROWS // 4 * LONG // 2 * SMALL["head_dim"] * 4  # bytes of a head of a device's positions
+    each = 2 * (heads + groups) * own // 2  # a half stays
+    assert sent["all-to-all", "context"].sent == SMALL["num_hidden_layers"] * 3 * each
+    assert ("collective-permute", "context") not in sent
 
 
 def test_half_of_the_scores_are_computed(checkpoints):

@@ -145,6 +145,7 @@ NO_RING = [
     ("auto", NEEDS, replace(RING, rows=3), "3 rows do not divide over 2"),
     ("cudnn", NEEDS, RING, "train.attention=cudnn takes whole rows"),
     ("splash", NEEDS, replace(RING, length=516), "splash takes chunks of multiples of 128"),
+    ("ulysses", replace(NEEDS, groups=6), RING, "divides 6 heads of keys over mesh.context x"),
 ]
 
 

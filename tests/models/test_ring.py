@@ -1,4 +1,6 @@
-"""Attention over a ring of devices: that of one device, whatever a position sees."""
+"""Attention over the devices of a row: that of one device, whatever a position sees."""
+
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +54,8 @@ def mixed_and_slopes(arrays, owners, kernel, soft_cap=None, **seen):
 
 def order_of(kernel: Kernel, seen) -> np.ndarray:
     devices = kernel.mesh.shape["context"]
-    return dealt_order(LENGTH, devices) if seen.get("causal") else np.arange(LENGTH)
+    dealt = seen.get("causal") and kernel.name == "ring"
+    return dealt_order(LENGTH, devices) if dealt else np.arange(LENGTH)
 
 
 def assert_is_one_devices(kernel, groups=2, **seen):
@@ -110,3 +113,24 @@ def test_chunks_by_splash_are_those_by_xla(seen, monkeypatch):
         seen = seen | {"window": 13 * seen["window"]}
     kernel = ring(data=2, context=2, tensor=2, chunks="splash", interpret=True)
     assert_is_one_devices(kernel, **seen)
+
+
+def ulysses(**options) -> Kernel:
+    return replace(ring(**options), name="ulysses")
+
+
+@pytest.mark.parametrize("seen", shown("capped", "both sides", "window", "window on both sides"))
+def test_exchanged_heads_are_one_devices_attention(seen):
+    """Grouped queries on half of the devices, and four heads of keys on all: with gradients."""
+    half = make_mesh(2, 1, 1, jax.devices()[:4], context=2)
+    assert_is_one_devices(Kernel("ulysses", half), groups=2, **seen)
+    assert_is_one_devices(ulysses(**MESHES["2 x 4"]), groups=4, **seen)
+
+
+@pytest.mark.parametrize("seen", shown("wide window"))
+def test_exchanged_heads_by_splash_are_those_by_xla(seen, monkeypatch):
+    monkeypatch.setitem(globals(), "LENGTH", 512)
+    if "window" in seen:
+        seen = seen | {"window": 13 * seen["window"]}
+    kernel = ulysses(data=2, context=2, tensor=2, chunks="splash", interpret=True)
+    assert_is_one_devices(kernel, groups=4, **seen)

@@ -94,6 +94,10 @@ REFUSED = [
     (["mesh={layout: auto, context: 2}"], "remove all other keys of mesh"),
     (["data.row_length=40", "mesh.data=1", "mesh.context=8"], "is not a multiple of 16"),
     (
+        ["mesh.data=1", "mesh.context=8", "train.attention=ulysses"],
+        "heads of keys over mesh.context x mesh.tensor = 8, which must divide them",
+    ),
+    (
         ["model.checkpoint=BERT", "task={kind: text_classification}", "mesh.context=2"],
         "the rate is 0.1",
     ),

@@ -1,6 +1,6 @@
 """Attention by a kernel: cuDNN's flash attention on GPUs, jax's splash attention on TPUs.
 
-And over the devices of a row, where it has several: `ring.attention`.
+And over the devices of a row, where it has several: `ring.attention`, `ring.exchange`.
 
 B rows, T positions, H heads, G heads of keys and values, K width of a head.
 """
@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import PartitionSpec
 
-from jaxft.models.layers.kernels import ATTENTION_OUTPUT, HEADS, LANES, RING, ROWS, Kernel
+from jaxft.models.layers.kernels import ATTENTION_OUTPUT, HEADS, LANES, RING, ROWS, ULYSSES, Kernel
 from jaxft.models.layers.ring.attention import ring_attention
 from jaxft.models.layers.ring.chunks import Sight
+from jaxft.models.layers.ring.exchange import exchanged_attention
 from jaxft.models.layers.ring.splash import splash_blocks, splash_mask
 
 
@@ -47,9 +48,10 @@ def run_kernel(
     """
     if window is not None and window >= query.shape[2]:
         window = None  # no position of the row lies that far away
-    if kernel.name == RING:
+    if kernel.name in (RING, ULYSSES):
+        attend = ring_attention if kernel.name == RING else exchanged_attention
         arrays = query, key, value, visibility
-        return ring_attention(kernel, *arrays, causal=causal, window=window, soft_cap=soft_cap)
+        return attend(kernel, *arrays, causal=causal, window=window, soft_cap=soft_cap)
     local: Callable[..., jax.Array]
     if kernel.name == "cudnn":
         local = partial(_cudnn, causal=causal, window=window)

@@ -17,7 +17,7 @@ PLATFORMS = {"cudnn": ("gpu", "cuda"), "splash": ("tpu",)}
 ATTENTION_OUTPUT = "attention_output"  # the name of what attention mixes, a residual
 # The mesh's axes that rows, positions and heads are cut over.
 ROWS, CONTEXT, HEADS = ("data", "fsdp", "expert"), "context", "tensor"
-RING, SPLASH, XLA = "ring", "splash", "xla"
+RING, ULYSSES, SPLASH, XLA = "ring", "ulysses", "splash", "xla"
 LANES = 128  # splash takes positions by so many
 WIDEST = 128  # head that cudnn takes on every GPU
 
@@ -69,10 +69,11 @@ class Kernel:
     """Attention kernel that serves a model.
 
     Args:
-        name: `cudnn`, `splash`, or `ring` where the positions of a row lie on several devices.
+        name: `cudnn`, `splash`, or where the positions of a row lie on several devices `ring` or
+            `ulysses`.
         mesh: the devices that rows, positions and heads are cut over; None for one device.
         interpret: run splash as plain jax, as tests do where there is no TPU.
-        chunks: what computes the parts of a ring, `xla` or `splash`.
+        chunks: what computes the parts of a ring, or the rows of Ulysses: `xla` or `splash`.
     """
 
     name: str
@@ -108,7 +109,8 @@ def choose(asked: str, needs: Needs, setting: Setting) -> Choice:
     """Choose the implementation of attention for a model.
 
     Args:
-        asked: `auto` takes a kernel where one can serve; `xla`; or a kernel's name.
+        asked: `auto` takes a kernel where one can serve; `xla`; or a kernel's name, of which
+            `ulysses` is for rows on several devices, and `auto` elsewhere.
         needs: what the model asks.
         setting: where it runs.
 
@@ -119,7 +121,7 @@ def choose(asked: str, needs: Needs, setting: Setting) -> Choice:
         return _over_context(asked, needs, setting, devices)
     if asked == "xla":
         return Choice(None, "train.attention=xla")
-    if asked != "auto":
+    if asked not in ("auto", ULYSSES):
         why = refusal(asked, needs, setting)
         if why is None:
             return Choice(Kernel(asked, setting.mesh), f"train.attention={asked}")
@@ -150,7 +152,8 @@ def positions_divisor(devices: int, causal: bool) -> int:
 
 
 def _over_context(asked: str, needs: Needs, setting: Setting, devices: int) -> Choice:
-    """Choose attention over a ring of devices, or raise a UserError where it cannot serve."""
+    """Choose attention over the devices of a row; raise a UserError where it cannot serve."""
+    assert setting.mesh is not None  # it has several of them
     divisor = positions_divisor(devices, needs.causal)
     refusals = {
         f"rows of {setting.length} positions are not a multiple of {divisor}": (
@@ -159,10 +162,16 @@ def _over_context(asked: str, needs: Needs, setting: Setting, devices: int) -> C
         "train.attention=cudnn takes whole rows": asked == "cudnn",
     }
     own = setting.platform in PLATFORMS[SPLASH] and setting.dtype == "bfloat16"
-    serves = own and setting.length // divisor % LANES == 0
+    parts = 1 if asked == ULYSSES else divisor
+    serves = own and setting.length // parts % LANES == 0
     refusals[
         f"splash takes chunks of multiples of {LANES} positions, in bfloat16 on TPUs alone"
     ] = asked == SPLASH and not serves
+    shares = devices * setting.mesh.shape[HEADS]
+    refusals[
+        f"train.attention=ulysses divides {needs.groups} heads of keys over mesh.context x "
+        f"mesh.tensor = {shares}, which must divide them"
+    ] = asked == ULYSSES and needs.groups % shares != 0
     reasons = _common_refusals(needs, setting) | refusals
     if (why := next((why for why, holds in reasons.items() if holds), None)) is not None:
         raise UserError(
@@ -170,8 +179,9 @@ def _over_context(asked: str, needs: Needs, setting: Setting, devices: int) -> C
             "Use mesh.fsdp or mesh.data in its place.",
         )
     chunks = SPLASH if serves and asked != XLA else XLA
-    kernel = Kernel(RING, setting.mesh, chunks=chunks)
-    return Choice(kernel, f"mesh.context={devices}, whose chunks are computed by {chunks}")
+    name, of = (ULYSSES, "rows") if asked == ULYSSES else (RING, "chunks")
+    kernel = Kernel(name, setting.mesh, chunks=chunks)
+    return Choice(kernel, f"mesh.context={devices}, whose {of} are computed by {chunks}")
 
 
 def refusal(name: str, needs: Needs, setting: Setting) -> str | None:

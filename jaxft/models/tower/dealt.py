@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxft.errors import UserError
 from jaxft.models.layers.batch import PLACES, TEXT_NAMES, Batch
 from jaxft.models.layers.decoder import CausalLm
-from jaxft.models.layers.kernels import CONTEXT, ROWS, context_of
+from jaxft.models.layers.kernels import CONTEXT, RING, ROWS, context_of
 from jaxft.models.layers.ring.order import dealt_order
 from jaxft.models.tower.tower import Compute, Part, Tower
 
@@ -56,7 +56,7 @@ class Deal:
 
 
 def deal_of(tower: Tower, batch: Batch, compute: Compute) -> Deal | None:
-    """Return the deal of a batch's rows; None where they stay as they are.
+    """Return the deal of a batch's rows; None where they stay as they are, as for Ulysses.
 
     Raises:
         UserError: the rows do not divide, or the tower's attention cannot be divided.
@@ -66,7 +66,9 @@ def deal_of(tower: Tower, batch: Batch, compute: Compute) -> Deal | None:
         return None
     assert compute.mesh is not None and tower.needs is not None  # noqa: PT018 - one fact
     shape = batch["input_ids"].shape
-    compute.choice(tower.needs, shape)
+    kernel = compute.kernel(tower.needs, shape)
+    if kernel is None or kernel.name != RING:
+        return None
     return Deal(compute.mesh, dealt_order(shape[1], context_of(compute.mesh)))
 
 
