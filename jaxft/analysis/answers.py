@@ -27,11 +27,9 @@ def answers(setup: Setup, params: Mapping[str, jax.Array]) -> list[dict[str, Any
     Returns:
         Of each of the first eval conversations that leave room for an answer `id`, `source` (what
         was asked last), `target` (the answer that is wanted) and `written`. None of a run on
-        texts, or of several processes: writing is one process's.
+        texts.
     """
     split, model = setup.splits["eval"], replace(setup.model, params=dict(params))
-    if jax.process_count() > 1:
-        return []
     asked = list(setup.bound.exchanges(split.source, split.examples, ASKED))
     template = load_chat_template(model.tokenizer_folder) if asked else None
     if template is None:

@@ -68,10 +68,9 @@ ALONE = {
     "layers",
     "push",
     "report",
-    "search",
     "tune-rates",
 }
-TOGETHER = {"eval", "export", "predict"}  # commands that several processes run as one
+TOGETHER = {"eval", "export", "predict", "search"}  # commands that several processes run as one
 KEYS_HELP = "To list every config key with its type, default and meaning: jaxft config"
 
 

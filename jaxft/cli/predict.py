@@ -34,7 +34,7 @@ from jaxft.cli.parts.paths import folder_named
 from jaxft.cli.parts.process import prepare_computation
 from jaxft.cli.parts.tagged import print_in_color
 from jaxft.cli.parts.terminal import announce, echo, print_json_lines, write_json_lines
-from jaxft.cli.parts.together import are_several, consume
+from jaxft.cli.parts.together import are_several, consume, is_another
 from jaxft.errors import UserError
 
 Which = int | str  # a step, "best" or "last"
@@ -157,10 +157,8 @@ def _output_kind(
 
 def _check_options(run: str, output: str, annotate: Path | None, text_options: bool) -> None:
     """Raise a UserError if an option does not apply to the kind of output."""
-    if output != "labels" and are_several():
-        raise UserError(
-            f"'{run}' generates {output}, which one process does.", "Start it on one host."
-        )
+    if output == "images" and are_several():
+        raise UserError(f"'{run}' generates images, which one process does.", "Use one host.")
     if annotate is not None and output != "labels":
         hint = "Use --out instead." if output == "images" else "Remove it."
         raise UserError(f"--annotate shows boxes or masks, and '{run}' predicts none.", hint)
@@ -219,7 +217,6 @@ def _print_labels(
 
         inputs = list(inputs)
         check_apart(annotate, inputs, "--annotate")  # before anything is computed
-    from jaxft.device.distributed import is_first
     from jaxft.inference.predictor import is_checkpoint
 
     run = name if is_checkpoint(name) else folder_named(name)
@@ -231,7 +228,7 @@ def _print_labels(
         from jaxft.inference.predict import predict as story
 
         predictions = story(run, inputs, which, task)
-    if are_several() and not is_first():
+    if is_another():
         consume(predictions)
         return
     if annotate is not None:
@@ -266,6 +263,10 @@ def _print_texts(
     from jaxft.inference.generate import complete, open_writer, prompts_of
 
     writer = open_writer(name, chat, asked, which, kind)
+    if are_several() and prompts is not None:
+        lines = complete(writer, prompts)
+        (consume if is_another() else as_lines or print_json_lines)(lines)
+        return
     for note in writer.notes:
         echo(f"jaxft: {note}", err=True)
     if prompts is None:

@@ -16,6 +16,7 @@ from rich.text import Text
 from jaxft.cli.parts.paths import folder_named
 from jaxft.cli.parts.process import prepare_computation
 from jaxft.cli.parts.terminal import announce, console, echo, print_json_lines
+from jaxft.cli.parts.together import is_another
 from jaxft.errors import UserError
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ def search(
 
     prepare_computation()
     result = story(run, words, images, image=image, best=best, out=out)
+    if is_another():
+        return
     for note in result.skipped[:MOST_NOTES]:
         echo(f"jaxft: skipped: {note}", err=True)
     if len(result.skipped) > MOST_NOTES:
@@ -103,6 +106,8 @@ def _search_texts(
         )
     prepare_computation()
     matches = story(run, words, file, best)
+    if is_another():
+        return
     if as_json:
         print_json_lines(matches)
         return

@@ -8,7 +8,7 @@ mesh of one along each, not a special case. How a parameter is cut, its logical 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -101,6 +101,12 @@ def param_shardings(
     if mesh.shape[FSDP] * mesh.shape[CONTEXT] * mesh.shape[HEADS] > 1:
         _check_replication(shapes, specs, mesh)
     return {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
+
+
+def spread_over_all() -> Callable[[str, Sequence[int], Sequence[str | None]], NamedSharding]:
+    """Return what cuts parameters over the devices of all processes, where no config says how."""
+    mesh = make_mesh(1, -1, 1)
+    return lambda name, shape, axes: NamedSharding(mesh, partition(shape, axes, mesh))
 
 
 def _check_experts(

@@ -17,6 +17,8 @@ from jaxft.data.image.images import ImageProcessor, decode
 from jaxft.data.text.chat import ChatTemplate, load_chat_template
 from jaxft.data.text.stream import TextStream
 from jaxft.data.text.tokenizer import Tokenizer
+from jaxft.device.distributed import processes
+from jaxft.device.mesh import spread_over_all
 from jaxft.engine.trained import Which, open_trained, task_of
 from jaxft.errors import UserError
 from jaxft.inference.predictor import head_of, is_checkpoint, is_run, task_of_checkpoint
@@ -78,7 +80,7 @@ def open_writer(
     which: Which = "best",
     kind: str | None = None,
 ) -> Writer:
-    """Open a run or a checkpoint for text generation.
+    """Open a run or a checkpoint for text generation; several processes hold it together.
 
     Args:
         name: a run folder, or a checkpoint as in `model.checkpoint`.
@@ -91,8 +93,12 @@ def open_writer(
         UserError: the model generates no text, lacks a tokenizer or the requested chat template,
             or a setting is out of range.
     """
-    trained = open_trained(place(name), which) if is_run(name) else None
-    model = load(name, task=kind) if trained is None else trained.model
+    several = processes() > 1
+    trained = open_trained(place(name), which, spread=several) if is_run(name) else None
+    if trained is None:
+        model = load(name, task=kind, sharding=spread_over_all() if several else None)
+    else:
+        model = trained.model
     generator = Generator(model)
     template = None if chat is False else load_chat_template(model.tokenizer_folder)
     if chat and template is None:

@@ -17,18 +17,21 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
+import jax
 import numpy as np
 from rich.progress import Progress
 
 from jaxft.data.batching.packing import round_up
 from jaxft.data.image.images import decode
 from jaxft.data.sources.images import ENDINGS, images_below
-from jaxft.device.mesh import row_divisor
+from jaxft.device.distributed import from_first, is_first, processes
+from jaxft.device.mesh import batch_sharding, my_rows, place_batch, row_divisor
 from jaxft.engine.step import make_eval_step
 from jaxft.engine.trained import Trained, open_trained
 from jaxft.errors import UserError
 from jaxft.inference.contact_sheet import check_sheet, write_sheet
 from jaxft.inference.placed import place_trained
+from jaxft.models.gathered import on_host
 from jaxft.report.terminal.console import EscapingConsole
 from jaxft.storage.files import cache_dir, written_aside
 from jaxft.tasks.parts.padded_texts import text_batch
@@ -68,6 +71,8 @@ def search(
 ) -> SearchResult:
     """Find the images most similar to some words, or to an image.
 
+    Of several processes, which hold the model together, the first one has the matches.
+
     Args:
         run: the folder of a run of the contrastive task.
         words: the query; None if it is an image.
@@ -86,8 +91,8 @@ def search(
         )
     if out is not None:
         check_sheet(out)
-    files = _files_of(images)
-    trained = open_trained(run)
+    files = [Path(file) for file in from_first(lambda: list(map(str, _files_of(images))))]
+    trained = open_trained(run, spread=processes() > 1)
     if trained.task.searches != "images":
         raise UserError(
             f"'{run}' is a run of {trained.task.kind}, which does not compare texts and images.",
@@ -100,7 +105,9 @@ def search(
     index = _Index(images, embed.fingerprint)
     known = index.read()
     stats = {file: _stat(file) for file in files}
-    new = [file for file in files if known.get(str(file), (None,))[0] != stats[file]]
+    # Each host has a cache of its own, and all embed what the first one lacks.
+    changed = [str(file) for file in files if known.get(str(file), (None,))[0] != stats[file]]
+    new = [Path(file) for file in from_first(lambda: changed)]
     skipped = []
     for file, vector in _with_bar(embed.files(new), len(new)):
         if isinstance(vector, UserError):
@@ -108,6 +115,8 @@ def search(
             known.pop(str(file), None)
         else:
             known[str(file)] = (stats[file], vector)
+    if not is_first():
+        return SearchResult([], len(files), len(new) - len(skipped), skipped, out)
     readable = [str(file) for file in files if str(file) in known]
     if not readable:
         raise UserError(f"None of the {len(files)} images in '{images}' decodes. {skipped[0]}")
@@ -154,13 +163,13 @@ class Embedder:
         for name, value in self.model.params.items():
             if name.startswith(("vision/", "head/vision/")):
                 digest.update(name.encode())
-                digest.update(np.asarray(value).tobytes())
+                digest.update(on_host(value).tobytes())
         return digest.hexdigest()
 
     def text(self, words: str) -> np.ndarray:
         """Embed a text: `[D]`."""
         batch = text_batch([words] * self._divisor, self.tools)
-        return np.asarray(self._step(self.model.params, batch)[1]["text_embeds"])[0]
+        return np.asarray(self._outputs(batch)["text_embeds"])[0]
 
     def picture(self, image: Any) -> np.ndarray:
         """Embed an image: `[D]`."""
@@ -183,8 +192,14 @@ class Embedder:
         rows = round_up(ROWS, self._divisor)
         values = np.zeros((rows, *pixels[0].shape), np.float32)
         values[: len(pixels)] = pixels
-        _, outputs = self._step(self.model.params, {"pixel_values": values})
-        return np.asarray(outputs["image_embeds"])[: len(pixels)]
+        return np.asarray(self._outputs({"pixel_values": values})["image_embeds"])[: len(pixels)]
+
+    def _outputs(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Run the model on a batch that every process has; each places its own rows."""
+        mesh = self._runtime.mesh
+        mine, blocks = my_rows(mesh)
+        own = {name: np.split(array, blocks)[mine] for name, array in batch.items()}
+        return self._step(self.model.params, place_batch(own, batch_sharding(mesh)))[1]
 
 
 class _Index:

@@ -42,10 +42,8 @@ pytestmark = pytest.mark.usefixtures("cache")
 WORDS = {"blue": "cold", "green": "fine", "red": "warm"}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A folder with `vision/`, `text/`, `pictures/`, and `rows.csv` that says what each shows."""
-    folder = tmp_path_factory.mktemp("contrastive")
+def write_pictures(folder):
+    """`vision/`, `text/`, `pictures/`, and `rows.csv` that says what each shows."""
     tiny_vit(folder / "vision")
     tiny_checkpoint(folder / "text")
     tiny_pictures(folder / "pictures", each=8)
@@ -55,6 +53,12 @@ def folder(tmp_path_factory):
         for path in sorted((folder / "pictures").rglob("*.png")):
             words = f"a {WORDS[path.parent.name]} film" + " story" * (int(path.stem) % 2)
             writer.writerow([f"pictures/{path.parent.name}/{path.name}", words])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("contrastive")
+    write_pictures(folder)
     return folder
 
 

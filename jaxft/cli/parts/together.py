@@ -42,6 +42,15 @@ def are_several() -> bool:
     return processes() > 1
 
 
+def is_another() -> bool:
+    """Return whether another process prints and writes for this one."""
+    if not are_several():
+        return False
+    from jaxft.device.distributed import is_first
+
+    return not is_first()
+
+
 def from_first_inputs(inputs: Iterable[str] | None) -> Iterable[str] | None:
     """Return what the first process reads, in all of them.
 

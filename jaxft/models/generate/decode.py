@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxft.errors import UserError
+from jaxft.models.gathered import on_host
 from jaxft.models.generate import beams as generate_beams
 from jaxft.models.generate.choose import Rule, choose
 from jaxft.models.generate.prompts import Images, Prompts, bucket, fill_sources
@@ -149,9 +150,8 @@ class Generator:
             if step + 1 < room:  # the device goes on while the host reads
                 slot = np.int32(length + step)
                 scores, cache = self.decode(self._params, cache, tokens, mask, slot, read)
-            new = [
-                token if on else None for token, on in zip(tokens.tolist(), running, strict=True)
-            ]
+            own = on_host(tokens).tolist()
+            new = [token if on else None for token, on in zip(own, running, strict=True)]
             for row, token in enumerate(new):
                 if token is not None:
                     texts[row].append(token)
@@ -189,14 +189,14 @@ class Generator:
                 early_stopping=settings.early_stopping,
                 rule=settings.rule(step, step + 1 == room, self._start is not None),
             )
-            if step + 1 == room or not more:
+            if step + 1 == room or not on_host(more):
                 break
             used, cache = _rows((used, cache), rows, len(rows))
             if used is not None:
                 used = used.at[np.arange(len(rows)), tokens].set(True)
             slot = np.int32(length + step)
             scores, cache = self.decode(self._params, cache, tokens, mask, slot, read)
-        best, lengths = np.asarray(beams.whole[:, 0]), np.asarray(beams.lengths[:, 0])
+        best, lengths = on_host(beams.whole[:, 0]), on_host(beams.lengths[:, 0])
         return [text[:end].tolist() for text, end in zip(best, lengths, strict=True)]
 
     def _begin(

@@ -12,11 +12,11 @@ from pathlib import Path
 import jax
 import numpy as np
 from etils import epath
-from jax.sharding import NamedSharding, PartitionSpec
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from jaxft.errors import UserError
+from jaxft.models.gathered import on_host
 from jaxft.models.pipeline import PIPELINE_FILE
 from jaxft.models.weights.names import Name
 from jaxft.models.weights.shards import DIFFUSERS, OF_DIFFUSERS, TRANSFORMERS, WEIGHTS
@@ -102,29 +102,13 @@ def with_counts(
 
 def _stored(param: jax.Array, name: Name, source: Tensor | None) -> np.ndarray:
     """Return a parameter as a file stores it, with the source's own bits if it is unchanged."""
-    value = _on_host(param)
+    value = on_host(param)
     value = np.asarray(np.moveaxis(value, -1, 0) if name.transpose else value, order="C")
     if source is None:
         return value
     original = np.asarray(source.whole(), order="C")
     same = _bits(original.astype(value.dtype, copy=False)) == _bits(value)
     return original if same.all() else value
-
-
-def _on_host(param: jax.Array) -> np.ndarray:
-    """Return a parameter's value without jax's cache of the gathered array.
-
-    Of one that lies on several hosts all processes have to ask for the value.
-    """
-    if not isinstance(param, jax.Array):
-        return np.asarray(param)
-    if not param.is_fully_addressable:
-        assert isinstance(param.sharding, NamedSharding)
-        whole = NamedSharding(param.sharding.mesh, PartitionSpec())
-        return np.asarray(jax.jit(lambda value: value, out_shardings=whole)(param))
-    shards = [shard.data for shard in param.addressable_shards]
-    same = jax.make_array_from_single_device_arrays(param.shape, param.sharding, shards)
-    return np.asarray(same)
 
 
 def _bits(value: np.ndarray) -> np.ndarray:
