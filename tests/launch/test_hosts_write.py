@@ -8,9 +8,15 @@ from jaxft.cli.main import main
 from jaxft.config.load import parse_config
 from jaxft.training.story import train
 from tests.models.test_decoders import make_checkpoint
-from tests.support.launch import cache, ended, launch_hosts  # noqa: F401
+from tests.support.launch import cache, ended, launch_hosts, write_config  # noqa: F401
 from tests.support.tiny import tiny_config, train_and_eval
-from tests.tasks import test_captioning, test_contrastive, test_embedding, test_seq2seq
+from tests.tasks import (
+    test_captioning,
+    test_causal_lm,
+    test_contrastive,
+    test_embedding,
+    test_seq2seq,
+)
 
 pytestmark = pytest.mark.usefixtures("cache", "ended")
 # The program is not what is looked at, and several processes compile it.
@@ -108,3 +114,38 @@ def test_texts_are_found(tmp_path, capsys):
     lines.write_text("the dull plot\n\nwarm film\na cold scene\n")
     words = ["search", run, "warm film", "--texts", str(lines), "--json"]
     assert_is_one_process(tmp_path, capsys, *words)
+
+
+@pytest.mark.full
+def test_a_chat_run_writes_answers(tmp_path):
+    """Before and after training, from parameters that lie on two processes."""
+    make_checkpoint(tmp_path / "llama", "llama")
+    (tmp_path / "llama" / "chat_template.jinja").write_text(test_causal_lm.TEMPLATE)
+    lines = "".join(json.dumps(row) + "\n" for row in test_causal_lm.ROWS)
+    (tmp_path / "rows.jsonl").write_text(lines)
+    rows = f"jsonl:{tmp_path}/rows.jsonl"
+    config = tiny_config(
+        tmp_path,
+        model={"checkpoint": str(tmp_path / "llama")},
+        task=test_causal_lm.CHAT,
+        data={"train": rows, "eval": rows, "test": rows, "batch_size": 8},
+        train={"length": "4 steps"},
+        mesh={"data": -1, "fsdp": 2},
+        report={"tensorboard": False, "before": True},
+    )
+    file = write_config(config, tmp_path / "c.yaml")
+    assert main(["train", file, "run.name=alone", "--quiet"]) == 0
+    hosts = launch_hosts(tmp_path, 2, "train", file, "run.name=two", "--quiet", **QUICK)
+    assert [host.end() for host in hosts] == [0, 0], "\n".join(host.said for host in hosts)
+    (before, alone), (after, _) = (
+        [
+            json.loads((tmp_path / "runs" / name / f"answers-{when}.json").read_text())
+            for name in ("two", "alone")
+        ]
+        for when in ("before", "after")
+    )
+    assert before == alone
+    # Two devices have other batches than eight: the texts of the trained model are its own.
+    assert [one["source"] for one in after] == [one["source"] for one in before]
+    assert after != before
+    assert len(after) == 8

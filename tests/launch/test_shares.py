@@ -1,10 +1,13 @@
 """Each of several hosts encodes and caches its share of the training rows; batches are the same."""
 
+import itertools
 import json
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ import pytest
 from jaxft.cli.main import main
 from jaxft.data.cache import DESCRIPTION, Ragged
 from jaxft.data.shares import Share
+from jaxft.device import distributed
 from jaxft.engine.inputs import open_sources
 from jaxft.engine.recipe import make_task, model_options
 from jaxft.engine.setup import bind_task
@@ -113,6 +117,36 @@ def test_a_row_that_one_host_cannot_read_is_refused_by_all(config):
             own.examples(source)
 
     on_hosts(refused)
+
+
+def test_a_long_text_is_gathered_in_pieces(monkeypatch):
+    """Of the length that the key-value store takes as one value."""
+    store, me = {}, threading.local()
+
+    class Client:
+        def key_value_set(self, key, value):
+            assert len(value) < distributed.PIECE + 9
+            store[key] = value
+
+        def blocking_key_value_get(self, key, milliseconds):
+            while key not in store:
+                time.sleep(0.001)
+            return store[key]
+
+    def state():
+        return SimpleNamespace(client=Client(), process_id=me.index, num_processes=HOSTS)
+
+    monkeypatch.setattr(distributed, "PIECE", 100)
+    monkeypatch.setattr(distributed, "_state", state)
+    monkeypatch.setattr(distributed, "_rounds", itertools.repeat(0))
+    texts = ["", "a" * 100, "".join(map(str, range(99)))]
+
+    def run(index):
+        me.index = index
+        return distributed.gather(texts[index])
+
+    with ThreadPoolExecutor(HOSTS) as pool:
+        assert list(pool.map(run, range(HOSTS))) == [texts] * HOSTS
 
 
 def cached_rows(folder: Path) -> list[int]:
