@@ -167,10 +167,6 @@ class MultipleChoice(Task):
         return (own.prompt, *([own.choices] if isinstance(own.choices, str) else own.choices))
 
     @property
-    def text_columns(self) -> tuple[str, ...]:
-        return self.input_columns
-
-    @property
     def columns(self) -> tuple[str, ...]:
         return (*self.input_columns, self.section.label)
 

@@ -208,10 +208,6 @@ class ObjectDetection(Task):
         return (self.section.image,)
 
     @property
-    def text_columns(self) -> tuple[str, ...]:
-        return self.input_columns
-
-    @property
     def columns(self) -> tuple[str, str]:
         return (self.section.image, self.section.objects)
 

@@ -94,8 +94,8 @@ class Task(ABC):
 
     @property
     def text_columns(self) -> tuple[str, ...]:
-        """The text columns that `jaxft data describe` measures."""
-        return () if self.text_column is None else (self.text_column,)
+        """The columns that `jaxft data describe` measures."""
+        return self.input_columns or (() if self.text_column is None else (self.text_column,))
 
     @property
     def plain_text_column(self) -> str:

@@ -137,10 +137,6 @@ class QuestionAnswering(Task):
         return (self.section.question, self.section.context)
 
     @property
-    def text_columns(self) -> tuple[str, ...]:
-        return self.input_columns
-
-    @property
     def columns(self) -> tuple[str, ...]:
         more = (self.section.answers, self.section.answer_start)
         return (*self.input_columns, *(column for column in more if column is not None))

@@ -232,10 +232,6 @@ class Reranking(Task):
         return (own.query, own.passage)
 
     @property
-    def text_columns(self) -> tuple[str, ...]:
-        return self.input_columns
-
-    @property
     def columns(self) -> tuple[str, ...]:
         more = (label_column(self.section), self.section.score)
         return (*self.input_columns, *(column for column in more if column is not None))

@@ -123,10 +123,6 @@ class TargetTask(Task):
         """The columns of the model's inputs."""
 
     @property
-    def text_columns(self) -> tuple[str, ...]:
-        return self.input_columns
-
-    @property
     def label_column(self) -> str | None:
         return self.section.label if isinstance(self.section.label, str) else None
 
