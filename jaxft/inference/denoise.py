@@ -19,17 +19,17 @@ from jaxft.inference.predictor import is_run
 from jaxft.models.tower.tower import PLAIN
 from jaxft.storage.files import place
 from jaxft.storage.outputs import check_apart, distinct_name
-from jaxft.tasks.diffusion.frozen import states_of
 from jaxft.tasks.diffusion.pipeline import (
     autoencoder_of,
     painted,
     pipeline_of,
     schedule_of,
     side_of,
-    text_tower_of,
 )
+from jaxft.tasks.diffusion.prompts import of_nothing, states_of
 from jaxft.tasks.diffusion.sampling import Sampling, classes_of
 from jaxft.tasks.diffusion.section import DiffusionSection
+from jaxft.tasks.diffusion.text_towers import overlong, text_towers_of
 from jaxft.tasks.parts.tools import Tools
 
 
@@ -109,15 +109,15 @@ def _pictures(
     model = trained.model
     autoencoder, fields = autoencoder_of(model), model.config.fields
     factor = 1 if autoencoder is None else autoencoder.config.factor
-    side = side_of(model, autoencoder, section.size) // factor
+    side = side_of(model, autoencoder, section.size)
     sampling = Sampling(model, section, schedule_of(model))
-    shape = (fields["in_channels"], side, side)
+    shape = (fields["in_channels"], side // factor, side // factor)
 
     @jax.jit
     def run(params: Any, batch: Any, ids: jax.Array) -> jax.Array:
         return sampling.images(params, batch, PLAIN, ids, shape, seed)
 
-    conditions = _conditions(trained, section, wanted)
+    conditions = _conditions(trained, section, wanted, side)
     rows = min(ROWS, len(wanted))
     for first in range(0, len(wanted), rows):
         # The last batch is padded to the shape compiled already; the padding's output is dropped.
@@ -129,9 +129,15 @@ def _pictures(
 
 
 def _conditions(
-    trained: Trained, section: DiffusionSection, wanted: Sequence[str | None]
+    trained: Trained, section: DiffusionSection, wanted: Sequence[str | None], side: int
 ) -> dict[str, np.ndarray]:
     """Return the arrays of a batch of all images that say what is drawn.
+
+    Args:
+        trained: the model.
+        section: the run's.
+        wanted: the class or prompt of each image.
+        side: height and width of the images, in pixels.
 
     Raises:
         UserError: a prompt is longer than the text tower.
@@ -143,16 +149,16 @@ def _conditions(
     if section.text is None:
         width = int(np.max(model.config.fields["cross_attention_dim"]))
         return {"encoder_hidden_states": np.zeros((len(wanted), 1, width), np.float32)}
-    tower, tokenizer = text_tower_of(model)
-    prompts = [one or "" for one in wanted]
-    for prompt, ids in zip(prompts, tokenizer.encode(prompts).ids, strict=True):
-        if len(ids) > tower.max_positions:
+    pipeline, prompts = pipeline_of(model), [one or "" for one in wanted]
+    towers = text_towers_of(model, pipeline, weights=True)
+    for prompt in prompts:
+        if (lengths := overlong(prompt, towers)) is not None:
             raise UserError(
-                f"The prompt '{prompt[:40]}' has {len(ids)} tokens, and the text tower takes "
-                f"{tower.max_positions}.",
+                f"The prompt '{prompt[:40]}' has {lengths[0]} tokens, and the text tower takes "
+                f"{lengths[1]}.",
                 "Shorten it.",
             )
-    states = states_of(Tools(model, None, None), tower, tokenizer, prompts)
-    own = np.concatenate([states.of(int(prompt)) for prompt in states.prompts])
-    nothing = np.broadcast_to(states.of(0), own.shape)
-    return {"encoder_hidden_states": own, "states_of_nothing": nothing}
+    states = states_of(Tools(model, None, None), model, pipeline, towers, prompts, side)
+    own = [states.of(int(prompt)) for prompt in states.prompts]
+    both = [one | of_nothing(states.of(0)) for one in own]
+    return {name: np.concatenate([one[name] for one in both]) for name in both[0]}

@@ -204,8 +204,8 @@ def save_pixel_pipeline(folder: Path, scheduler: Any, **changed: Any) -> None:
 WORDS = ("a", "red", "green", "blue", "square", "photo")
 
 
-def save_text_pipeline(folder: Path) -> None:
-    """A random Stable Diffusion: a U-Net over latents, a text tower of 8 tokens, its tokenizer."""
+def words_tokenizer(folder: Path) -> transformers.CLIPTokenizer:
+    """A tokenizer of `WORDS` with rows of 8 tokens, made in a folder that is removed."""
     vocabulary = {f"{word}</w>": number for number, word in enumerate(WORDS)}
     # Byte by byte spelled out, so that each word merges from its letters.
     letters = sorted({letter for word in WORDS for letter in word})
@@ -228,31 +228,91 @@ def save_text_pipeline(folder: Path) -> None:
     (files / "merges.txt").write_text(merged)
     tokenizer = transformers.CLIPTokenizer.from_pretrained(files, model_max_length=8)
     shutil.rmtree(files)
+    return tokenizer
+
+
+def text_config(tokenizer: transformers.CLIPTokenizer, **changed: Any) -> Any:
+    """The config of a small CLIP text tower for a tokenizer."""
     torch.manual_seed(0)
-    text = transformers.CLIPTextConfig(
-        vocab_size=len(vocabulary),
+    return transformers.CLIPTextConfig(
+        vocab_size=len(tokenizer),
         hidden_size=12,
         intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
+        **{"num_hidden_layers": 1, "num_attention_heads": 2} | changed,
         max_position_embeddings=8,
-        bos_token_id=vocabulary[ends[0]],
-        eos_token_id=vocabulary[ends[1]],
-        pad_token_id=vocabulary[ends[1]],
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
     )
+
+
+ONE_BLOCK = {
+    "block_out_channels": [8],
+    "down_block_types": ["CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D"],
+}
+
+
+def save_text_pipeline(folder: Path) -> None:
+    """A random Stable Diffusion: a U-Net over latents, a text tower of 8 tokens, its tokenizer."""
+    tokenizer = words_tokenizer(folder)
     diffusers.StableDiffusionPipeline(
         vae=random_torch("vae"),
-        text_encoder=transformers.CLIPTextModel(text).eval(),
+        text_encoder=transformers.CLIPTextModel(text_config(tokenizer)).eval(),
         tokenizer=tokenizer,
-        unet=random_torch(
-            "unet-1.5",
-            num_class_embeds=None,
-            block_out_channels=[8],
-            down_block_types=["CrossAttnDownBlock2D"],
-            up_block_types=["CrossAttnUpBlock2D"],
-        ),
+        unet=random_torch("unet-1.5", num_class_embeds=None, **ONE_BLOCK),
         scheduler=diffusers.DDIMScheduler(clip_sample=False, steps_offset=1),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+    ).save_pretrained(folder)
+
+
+def save_xl_pipeline(folder: Path) -> None:
+    """A random SDXL: a U-Net that reads two text towers and the sizes of an image."""
+    tokenizer = words_tokenizer(folder)
+    text = text_config(tokenizer, num_hidden_layers=3)
+    other = text_config(tokenizer, num_hidden_layers=2, projection_dim=10)
+    diffusers.StableDiffusionXLPipeline(
+        vae=random_torch("vae"),
+        text_encoder=transformers.CLIPTextModel(text).eval(),
+        text_encoder_2=transformers.CLIPTextModelWithProjection(other).eval(),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=random_torch("unet-xl", cross_attention_dim=24),
+        scheduler=diffusers.DDIMScheduler(clip_sample=False),
+        add_watermarker=False,
+    ).save_pretrained(folder)
+
+
+def save_sd3_pipeline(folder: Path, t5: bool = True) -> None:
+    """A random Stable Diffusion 3: a transformer that reads two CLIP towers, and T5 or none."""
+    tokenizer = words_tokenizer(folder)
+    towers = [
+        transformers.CLIPTextModelWithProjection(
+            text_config(tokenizer, num_hidden_layers=layers, projection_dim=5)
+        ).eval()
+        for layers in (2, 3)
+    ]
+    torch.manual_seed(1)
+    read = transformers.T5Config(
+        vocab_size=len(tokenizer),
+        d_model=30,
+        d_kv=4,
+        d_ff=16,
+        num_layers=2,
+        num_heads=2,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    diffusers.StableDiffusion3Pipeline(
+        transformer=random_torch("sd3.5", joint_attention_dim=30),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=random_torch("vae", shift_factor=0.1),
+        text_encoder=towers[0],
+        tokenizer=tokenizer,
+        text_encoder_2=towers[1],
+        tokenizer_2=tokenizer,
+        text_encoder_3=transformers.T5EncoderModel(read).eval() if t5 else None,
+        tokenizer_3=tokenizer if t5 else None,
     ).save_pretrained(folder)

@@ -284,7 +284,7 @@ def test_dropped_conditions_are_those_of_nothing(stable, latents, prompts, pictu
         values = np.concatenate(
             [examples.collate(index, 1, EpochRandom(0, epoch))[name] for epoch in range(8)]
         )
-        none = 4 if name == "class_labels" else examples.texts.of(0)
+        none = 4 if name == "class_labels" else examples.texts.of(0)[name]
         dropped = (values == none).reshape(len(values), -1).all(1).mean()
         assert 0.3 < dropped < 0.7
         scored = setup.splits["eval"].examples.collate(np.arange(4)[:, None], 1)[name]
@@ -299,7 +299,8 @@ def test_states_of_prompts_are_the_text_towers(stable, prompts, tmp_path):
     for number, text in enumerate(texts.texts):
         with torch.no_grad():
             theirs, _ = pipeline.encode_prompt(text, "cpu", 1, False)
-        np.testing.assert_allclose(texts.of(number), theirs.numpy(), atol=2e-5)
+        ours = texts.of(number)["encoder_hidden_states"]
+        np.testing.assert_allclose(ours, theirs.numpy(), atol=2e-5)
 
 
 def test_a_lora_is_read_by_diffusers_and_gives_the_same_image(stable, prompts, tmp_path):

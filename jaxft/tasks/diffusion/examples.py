@@ -17,6 +17,7 @@ from jaxft.data.cache import InMemory, Ragged, fingerprint
 from jaxft.data.random import FIRST_EPOCH, EpochRandom, ExampleRandom
 from jaxft.models.diffusion.samplers import shifted
 from jaxft.models.diffusion.schedule import Schedule, mixed, target
+from jaxft.tasks.diffusion.prompts import TextStates, of_nothing
 from jaxft.tasks.diffusion.section import DiffusionSection as Section
 from jaxft.tasks.parts.examples import Examples, row_marks
 from jaxft.tasks.parts.images import DecodedExamples
@@ -48,34 +49,6 @@ class PixelImages(DecodedExamples):
 
 
 @dataclass(frozen=True)
-class Prompts(Examples):
-    """Prompts as a text tower reads them: padded `input_ids`.
-
-    Args:
-        ids: `[prompts, T]` int32.
-    """
-
-    ids: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.full(len(self.ids), self.ids.shape[1], np.int64)
-
-    @property
-    def fingerprint(self) -> str:
-        return hashlib.sha256(self.ids.tobytes()).hexdigest()
-
-    def collate(
-        self, index: np.ndarray, row_length: int, epoch_random: EpochRandom = FIRST_EPOCH
-    ) -> dict[str, np.ndarray]:
-        del row_length, epoch_random
-        return {"input_ids": self.ids[np.maximum(index[:, 0], 0)], **row_marks(index)}
-
-
-@dataclass(frozen=True)
 class Latents:
     """Images of a denoiser before the noise, one per row.
 
@@ -97,25 +70,6 @@ class Latents:
         return (data - self.shift) * self.scale
 
 
-@dataclass(frozen=True)
-class TextStates:
-    """States of prompts, each of which is stored once.
-
-    Args:
-        stored: `states` `[1, T, D]` of each prompt; the first is the empty one.
-        prompts: `[examples]` the prompt of each.
-        texts: the prompts.
-    """
-
-    stored: Ragged | InMemory
-    prompts: np.ndarray
-    texts: tuple[str, ...]
-
-    def of(self, prompt: int) -> np.ndarray:
-        """Return a prompt's states: `[1, T, D]`."""
-        return self.stored[prompt]["states"]
-
-
 def normal(chance: ExampleRandom, shape: tuple[int, ...]) -> np.ndarray:
     """Draw standard normal numbers, by the method of Box and Muller (1958): float32."""
     count = int(np.prod(shape))
@@ -135,7 +89,7 @@ class NoisyImages(Examples):
         section: the config's.
         class_ids: `[examples]`, or None.
         no_class: the class that stands for none, of a model of classes; else None.
-        texts: the states of the prompts, or None.
+        texts: what is read of the prompts, or None.
         row_weights: `[examples]` the weight of each one's loss, or None.
         source_width: the width of the text states that a model reads that gets none; else None.
         is_scored: whether the noise is that of an evaluation.
@@ -231,7 +185,7 @@ class NoisyImages(Examples):
         return np.asarray(weights[self.schedule.prediction](), np.float32)
 
     def _condition(self, number: int, nothing: bool) -> dict[str, np.ndarray]:
-        """Return an example's class or states; in an evaluation those of nothing beside them."""
+        """Return an example's class or prompt; in an evaluation the empty one beside it."""
         condition: dict[str, np.ndarray] = {}
         if self.no_class is not None:
             none = self.no_class if nothing or self.class_ids is None else None
@@ -239,9 +193,9 @@ class NoisyImages(Examples):
             condition["class_labels"] = np.array([own], np.int32)
         if self.texts is not None:
             own = 0 if nothing else int(self.texts.prompts[number])
-            condition["encoder_hidden_states"] = self.texts.of(own)
+            condition |= self.texts.of(own)
             if self.is_scored:
-                condition["states_of_nothing"] = self.texts.of(0)
+                condition |= of_nothing(self.texts.of(0))
         elif self.source_width is not None:
             condition["encoder_hidden_states"] = np.zeros((1, 1, self.source_width), np.float32)
         return condition

@@ -1,17 +1,15 @@
-"""Outputs of a pipeline's frozen parts for images and prompts, computed once and cached."""
+"""Latents of images, computed once and cached."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxft.data.text.tokenizer import Tokenizer
 from jaxft.models.model import Model
-from jaxft.tasks.diffusion.examples import Latents, PixelImages, Prompts, TextStates
+from jaxft.tasks.diffusion.examples import Latents, PixelImages
 from jaxft.tasks.parts.contract import Batch, Outputs
 from jaxft.tasks.parts.frozen_outputs import frozen_outputs
 from jaxft.tasks.parts.images import open_image
@@ -44,28 +42,3 @@ def _values(pixels: PixelImages) -> Iterator[dict[str, np.ndarray]]:
 def _distribution(outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
     del batch
     return {"mean": outputs["latent_mean"], "std": jnp.exp(outputs["latent_logvar"] / 2)}
-
-
-def states_of(
-    tools: Tools, tower: Model, tokenizer: Tokenizer, prompts: Sequence[str]
-) -> TextStates:
-    """Return the text tower's states of prompts, of each distinct one once, and of none.
-
-    Args:
-        tools: the cache.
-        tower: the pipeline's text tower.
-        tokenizer: its tokenizer.
-        prompts: one a row, none longer than the tower takes.
-    """
-    texts = tuple(dict.fromkeys(["", *prompts]))
-    numbers = {text: number for number, text in enumerate(texts)}
-    ids = np.full((len(texts), tower.max_positions), tokenizer.pad_id, np.int32)
-    for row, one in zip(ids, tokenizer.encode(texts).ids, strict=True):
-        row[: len(one)] = one
-    stored = frozen_outputs(tools, tower, Prompts(ids), _states, kind="prompts")
-    return TextStates(stored, np.array([numbers[text] for text in prompts]), texts)
-
-
-def _states(outputs: Outputs, batch: Batch) -> dict[str, Any]:
-    del batch
-    return {"states": outputs["last_hidden_state"]}

@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 from jaxft.data.image.images import ImageProcessor
-from jaxft.data.text.tokenizer import Tokenizer, load_tokenizer
 from jaxft.errors import UserError
 from jaxft.models.diffusion.schedule import Schedule, read_schedule
 from jaxft.models.layers.vision import size_of
@@ -19,7 +18,7 @@ from jaxft.models.load import LoadOptions, describe, load
 from jaxft.models.model import Model
 from jaxft.models.pipeline import Pipeline
 
-AUTOENCODER, TEXT_TOWER = "vae", "text_encoder"
+AUTOENCODER = "vae"
 HALF = (0.5, 0.5, 0.5)  # mean and deviation that take pixels to -1 to 1
 ROWS = 4  # images that are decoded at a time
 
@@ -28,7 +27,7 @@ def pipeline_of(model: Model) -> Pipeline:
     """Return the pipeline that a denoiser is a part of.
 
     Raises:
-        UserError: it is none, or the pipeline has parts that are not supported.
+        UserError: it is none.
     """
     pipeline = model.source.pipeline
     if pipeline is None:
@@ -36,13 +35,6 @@ def pipeline_of(model: Model) -> Pipeline:
             f"model.checkpoint: '{model.source.asked}' is no pipeline: it has no model_index.json.",
             "Name the folder that holds the denoiser's folder and the scheduler's.",
         )
-    for name in ("text_encoder_2", "text_encoder_3"):
-        if name in pipeline.parts:
-            raise UserError(
-                f"model.checkpoint: pipelines with several text towers ('{name}') are not trained "
-                "yet.",
-                "Use one with one text tower, such as Stable Diffusion 1.5 or 2.1.",
-            )
     return pipeline
 
 
@@ -68,22 +60,6 @@ def autoencoder_of(model: Model, weights: bool = True) -> Model | None:
         return None
     options = LoadOptions(task="autoencoder")
     return describe(str(pipeline.folder / AUTOENCODER), options, weights=weights)
-
-
-def text_tower_of(model: Model, weights: bool = True) -> tuple[Model, Tokenizer]:
-    """Describe the text tower of a denoiser's pipeline, and read its tokenizer.
-
-    Raises:
-        UserError: the pipeline has none.
-    """
-    pipeline = pipeline_of(model)
-    if TEXT_TOWER not in pipeline.parts or "tokenizer" not in pipeline.parts:
-        raise UserError(
-            f"task.text: the pipeline in {pipeline.folder} has no text tower.",
-            "Set task.label for a model of classes, or leave both out.",
-        )
-    tower = describe(str(pipeline.folder / TEXT_TOWER), weights=weights)
-    return tower, load_tokenizer(pipeline.folder / "tokenizer")
 
 
 def side_of(model: Model, autoencoder: Model | None, asked: int | None) -> int:

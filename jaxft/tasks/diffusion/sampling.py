@@ -15,7 +15,9 @@ from jaxft.models.diffusion.samplers import make_sampler
 from jaxft.models.diffusion.schedule import Schedule
 from jaxft.models.model import Model
 from jaxft.models.tower.tower import Compute
+from jaxft.tasks.diffusion.prompts import CONDITIONS, NOTHING
 from jaxft.tasks.diffusion.section import DiffusionSection as Section
+from jaxft.tasks.diffusion.text_towers import vector_name
 from jaxft.tasks.parts.contract import Batch, Params
 
 SEED = 0  # the same noise at every evaluation, so that only the model differs
@@ -48,9 +50,15 @@ def check_pipeline(model: Model, section: Section, schedule: Schedule, labels: i
         raise UserError(
             f"task.text: a {model.model_type} reads no text.", "Set task.label for classes."
         )
-    if model.config.fields.get("addition_embed_type") is not None:
+    if vector_name(model) is not None and section.text is None:
         raise UserError(
-            "model.checkpoint: the denoiser of SDXL is loaded and exported, and not trained yet."
+            f"task.text: this {model.model_type} reads vectors of whole prompts.",
+            "Set task.text to the column of the prompts.",
+        )
+    if model.config.fields.get("addition_embed_type") not in (None, "text_time"):
+        raise UserError(
+            "model.checkpoint: a U-Net that reads "
+            f"'{model.config.fields['addition_embed_type']}' is not trained yet."
         )
     if section.min_snr is not None and schedule.is_flow:
         raise UserError(
@@ -97,7 +105,7 @@ class Sampling:
 
         Args:
             params: every parameter.
-            batch: the images' classes or states, and the states of nothing.
+            batch: the images' classes or prompts, and the empty prompt.
             compute: how to run.
             ids: `[R]` numbers of the images, which with the seed give the noise.
             shape: C, h and w.
@@ -115,13 +123,12 @@ class Sampling:
 
         Args:
             params: every parameter.
-            batch: the images' classes or states, and the states of nothing.
+            batch: the images' classes or prompts, and the empty prompt.
             compute: how to run.
             x: `[R, C, h, w]`.
             step: what the model is told, a scalar.
         """
-        names = ("class_labels", "encoder_hidden_states")
-        condition = {name: batch[name] for name in names if name in batch}
+        condition = {name: batch[name] for name in CONDITIONS if name in batch}
         run = partial(self.model.apply, params, key=None, compute=compute)
         steps, guidance, channels = jnp.full(len(x), step), self.section.guidance, x.shape[1]
         if guidance == 1 or not (self.section.label or self.section.text):
@@ -130,7 +137,7 @@ class Sampling:
         if (classes := classes_of(self.model)) is not None:
             nothing["class_labels"] = jnp.full_like(batch["class_labels"], classes)
         else:
-            nothing["encoder_hidden_states"] = batch["states_of_nothing"]
+            nothing |= {name: batch[f"{NOTHING}{name}"] for name in condition}
         both = {name: jnp.concatenate([value, nothing[name]]) for name, value in condition.items()}
         twice = {"sample": jnp.concatenate([x, x]), "timestep": jnp.concatenate([steps, steps])}
         own, none = jnp.split(run({**twice, **both})["sample"][:, :channels], 2)

@@ -28,7 +28,7 @@ from jaxft.models.diffusion.schedule import Schedule
 from jaxft.models.model import Model
 from jaxft.models.tower.tower import Compute
 from jaxft.tasks.diffusion.examples import NoisyImages, PixelImages
-from jaxft.tasks.diffusion.frozen import latents_of, states_of
+from jaxft.tasks.diffusion.frozen import latents_of
 from jaxft.tasks.diffusion.pipeline import (
     autoencoder_of,
     painted,
@@ -36,10 +36,11 @@ from jaxft.tasks.diffusion.pipeline import (
     processor_of,
     schedule_of,
     side_of,
-    text_tower_of,
 )
+from jaxft.tasks.diffusion.prompts import states_of
 from jaxft.tasks.diffusion.sampling import Sampling, check_pipeline, classes_of
 from jaxft.tasks.diffusion.section import DiffusionSection as Section
+from jaxft.tasks.diffusion.text_towers import TextTower, overlong, text_towers_of
 from jaxft.tasks.parts.card import Card
 from jaxft.tasks.parts.contract import Batch, BoundTask, Outcomes, Outputs, Params, Sum, Task
 from jaxft.tasks.parts.image_features import features_by
@@ -99,18 +100,18 @@ class BoundDiffusion(BoundTask["Diffusion", NoisyImages]):
         return weight
 
     @cached_property
-    def _text_tower(self) -> tuple[Model, Any]:
-        return text_tower_of(self.tools.model, self.tools.weights)
+    def _text_towers(self) -> tuple[TextTower, ...]:
+        model = self.tools.model
+        return text_towers_of(model, pipeline_of(model), self.tools.weights)
 
     def _prompt(self, row: Mapping[str, Any]) -> str:
-        """Return a row's prompt; an error where the text tower does not take all of it."""
+        """Return a row's prompt; an error where a text tower does not take all of it."""
         assert self._own.text is not None  # callers check
         text = text_of(row[self._own.text], self._own.text)
-        tower, tokenizer = self._text_tower
-        count, most = len(tokenizer.encode([text]).ids[0]), tower.max_positions
-        if count > most:
+        if (lengths := overlong(text, self._text_towers)) is not None:
             raise BadValue(
-                f"has {count} tokens in {self._own.text}, and the text tower takes {most}",
+                f"has {lengths[0]} tokens in {self._own.text}, and the text tower takes "
+                f"{lengths[1]}",
                 "Shorten the prompt.",
             )
         return text
@@ -125,7 +126,9 @@ class BoundDiffusion(BoundTask["Diffusion", NoisyImages]):
         texts = None
         if own.text is not None:
             prompts = read_rows(source, (own.text,), self._prompt)
-            texts = states_of(self.tools, *self._text_tower, prompts)
+            model, side = self.tools.model, pixels.processor.size[0]
+            towers = self._text_towers
+            texts = states_of(self.tools, model, pipeline_of(model), towers, prompts, side)
         weights = None
         if own.loss_weight is not None:
             weights = np.array(read_rows(source, (own.loss_weight,), self._loss_weight), np.float32)

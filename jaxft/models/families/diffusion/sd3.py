@@ -49,7 +49,7 @@ from jaxft.models.weights.names import Name, dense
 from jaxft.models.weights.tensor_names import TensorNames
 
 MODEL_TYPE = "SD3Transformer2DModel"
-HEAD = "joint_diffusion"  # its pipeline has three text towers, which no task reads yet
+HEAD = "diffusion"
 FEATURES = 256  # of a step, before it is embedded
 EPS = 1e-6
 DEFAULTS: dict[str, Any] = {

@@ -47,9 +47,11 @@ HEAD_FILE_NAME = "lm_head.weight"
 PREFIX = "transformer."
 CLASSES, POOLER = "decoder/head/head", "decoder/head/pooler"
 TAGS, TAG_CLASSES = "token_classification", "encoder/head/head"  # of the encoder alone
+ENCODER = "encoder"  # alone, with nothing behind its norm
 READS_TWICE = ("text_classification", "question_answering")  # heads whose decoder has the source
 MODEL_TYPES = {
-    name: architectures(stem, *READS_TWICE, TAGS) | {"seq2seq": f"{stem}ForConditionalGeneration"}
+    name: architectures(stem, *READS_TWICE, TAGS)
+    | {ENCODER: f"{stem}EncoderModel", "seq2seq": f"{stem}ForConditionalGeneration"}
     for name, stem in {"t5": "T5", "mt5": "MT5"}.items()
 }
 
@@ -116,7 +118,7 @@ TENSORS = T5Names(
     HEAD_NAMES,
     UNUSED,
     fresh=(f"{CLASSES}/", f"{POOLER}/", f"{TAG_CLASSES}/"),
-    unread={TAGS: (r"decoder\..*",)},
+    unread=dict.fromkeys((TAGS, ENCODER), (r"decoder\..*",)),
 )
 
 
@@ -345,6 +347,8 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     """Build the encoder, and the decoder that reads its output and shares its word embeddings."""
     if head == TAGS:
         return {"encoder": _encoder(config, _tags(config, num_labels))}
+    if head == ENCODER:
+        return {"encoder": _encoder(config, Bare(config))}
     own, encoder = config.fields, _encoder(config, Bare(config))
     block = Part(Block(config, decodes=True))
     shared = dict.fromkeys(("word/embedding", "head/embedding"), "encoder/word/embedding")
