@@ -80,8 +80,9 @@ def decay_of(learned: dict[str, Any]) -> tuple[float, float, float, float]:
     """Fit the curve by layer decay, a line in the logarithm over the depths of the blocks.
 
     Returns:
-        the factor a depth, its 95% interval over the draws (Student's t), and the share of the
-        variance of the logarithms that the line explains.
+        the factor a depth towards the embeddings, as `layer_decay.rate` is, its 95% interval over
+        the draws (Student's t), and the share of the variance of the logarithms that the line
+        explains.
     """
     depths = np.array(learned["depths"], float)
     ends = np.array([draw["logs"][-1] for draw in learned["draws"]])
@@ -89,7 +90,7 @@ def decay_of(learned: dict[str, Any]) -> tuple[float, float, float, float]:
     reach = stats.t.ppf(0.975, len(ends) - 1) * slopes.std(ddof=1) / np.sqrt(len(ends))
     explained = np.corrcoef(depths, ends.mean(0))[0, 1] ** 2
     mean = slopes.mean()
-    return np.exp(-mean), np.exp(-mean - reach), np.exp(-mean + reach), explained
+    return np.exp(mean), np.exp(mean - reach), np.exp(mean + reach), explained
 
 
 def correlations(learned: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
