@@ -1,12 +1,9 @@
 """L2-SP in a run: what was pretrained stays nearer to where it began, what is new does not."""
 
 import numpy as np
-import pytest
 
 import jaxft
 from jaxft.engine.trained import open_trained
-from jaxft.errors import UserError
-from jaxft.studies.study import study
 from tests.support.tiny import tiny_checkpoint, tiny_config, tiny_reviews
 
 NAME = "blocks/1/mlp/up/kernel"
@@ -34,5 +31,3 @@ def test_a_run_stays_near_its_checkpoint(tmp_path):
     start = jaxft.load(str(tmp_path / "checkpoint")).params
     free, pulled = (np.linalg.norm(np.asarray(end[NAME] - start[NAME])) for end in ends)
     assert 0 < pulled < 0.7 * free
-    with pytest.raises(UserError, match="a study keeps no copy"):
-        study(config(tmp_path, 0.1), vary={"optimizer.lr": [1e-3, 1e-2]})
