@@ -405,6 +405,6 @@ def test_what_is_wrong_with_a_search(run, words, said, tmp_path, monkeypatch, ca
 def test_another_tasks_run_is_refused(run, folder, monkeypatch):
     task = SimpleNamespace(kind="text_classification", searches=None)
     other = SimpleNamespace(task=task)
-    monkeypatch.setattr(story, "open_trained", lambda folder: other)
+    monkeypatch.setattr(story, "open_trained", lambda _folder, **_how: other)
     with pytest.raises(UserError, match="is a run of text_classification, which does not compare"):
         search(run.folder, "warm", folder / "pictures")
