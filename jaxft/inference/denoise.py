@@ -160,5 +160,6 @@ def _conditions(
             )
     states = states_of(Tools(model, None, None), model, pipeline, towers, prompts, side)
     own = [states.of(int(prompt)) for prompt in states.prompts]
-    both = [one | of_nothing(states.of(0)) for one in own]
+    nothing = of_nothing(states.of(0))
+    both = [one | nothing for one in own]
     return {name: np.concatenate([one[name] for one in both]) for name in both[0]}

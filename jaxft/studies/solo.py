@@ -15,10 +15,11 @@ from jaxft.device.distributed import from_first, is_first, wait_for_all
 from jaxft.errors import UserError
 from jaxft.report.events import EventLog, read_events
 from jaxft.report.terminal.progress import Progress
-from jaxft.runs.folder import RUN_FILE, RunFolder, run_path
+from jaxft.runs.folder import run_path
 from jaxft.studies.part import Part
 from jaxft.training.freezing.decisions import freezes_itself
 from jaxft.training.rates.multipliers import measures_rates
+from jaxft.training.result import DivergedError
 from jaxft.training.story import train
 
 
@@ -75,15 +76,12 @@ def train_solo(
     where = {"run.dir": str(folder), "run.name": f"{part.index}-run"}
     overrides = [f"{key}={json.dumps(value)}" for key, value in where.items()]
     config = override_config(member.config, overrides)
-    run = RunFolder(run_path(config.run.name, config.run.dir))
     with progress.paused():
         try:
             scores = train(config, resume=True, quiet=quiet).metrics
-        except UserError:
-            if from_first(lambda: run.read_json(RUN_FILE))["state"] != "failed":
-                raise
+        except DivergedError:
             scores = {}
-    events = from_first(lambda: read_events(run.path))
+    events = from_first(lambda: read_events(run_path(config.run.name, config.run.dir)))
     for event in events:
         _copy(event, member.index, log)
     return _result(part, events, scores) | {"seconds": time.monotonic() - began, "compiling": 0.0}

@@ -135,7 +135,11 @@ def _write_views(setup: Setup, run: RunFolder, when: str, params: dict[str, jax.
         run.write_json(f"answers-{when}.json", answered)
 
 
-def not_finite(run: RunFolder, checkpoints: Checkpoints, step: int, count: int) -> UserError:
+class DivergedError(UserError):
+    """Training that ended because its loss or gradients were not finite."""
+
+
+def not_finite(run: RunFolder, checkpoints: Checkpoints, step: int, count: int) -> DivergedError:
     """Make the error of a run whose loss is not finite, with its last good state.
 
     Args:
@@ -150,7 +154,7 @@ def not_finite(run: RunFolder, checkpoints: Checkpoints, step: int, count: int) 
     losses = f"loss or its gradient was not finite in {count} consecutive steps, up to step {step}"
     if not count:
         losses = f"loss on the eval rows was not finite after step {step}"
-    return UserError(
+    return DivergedError(
         f"The {losses}; the last good state is {good}.",
         "Lower optimizer.lr or lengthen schedule.warmup.",
     )

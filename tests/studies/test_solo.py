@@ -8,7 +8,7 @@ import jaxft
 from jaxft.cli.main import main
 from jaxft.config.load import override_config, to_yaml
 from jaxft.report.events import read_events
-from jaxft.studies import parts as parts_module
+from jaxft.runs.folder import RunFolder
 from jaxft.studies import solo
 from tests.support.launch import cache, content  # noqa: F401 a fixture
 from tests.support.tiny import tiny_config
@@ -97,10 +97,14 @@ def test_a_killed_member_goes_on_from_its_own_checkpoint(study, config, monkeypa
 
 
 def test_what_else_is_wrong_with_a_member_ends_the_study(config, monkeypatch):
-    def fails(*_, **__):
+    def fails(of, **flags):
+        run = RunFolder(solo_train(override_config(of, ["train.length=4"]), **flags).folder)
+        run.update(state="failed")  # as a run notes of whatever ends it
         raise jaxft.UserError("the disk is full.")
 
-    monkeypatch.setattr(parts_module, "train_solo", fails)
+    solo_train = solo.train
+    monkeypatch.setattr(solo, "train", fails)
+    config = override_config(config, ["optimizer.lr=1e-3"])
     with pytest.raises(jaxft.UserError, match="the disk is full"):
         jaxft.study(config, {"sampling": [LISA]}, name="full", quiet=True)
 

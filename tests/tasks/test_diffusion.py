@@ -1,6 +1,7 @@
 """Denoisers trained on images: by class, by prompt, on pixels; sampled, exported, shown."""
 
 import json
+from dataclasses import replace
 
 import diffusers
 import jax
@@ -270,6 +271,23 @@ def test_weights_of_images_give_dreambooths_loss(stable, prompts, tmp_path):
     table.write_text(table.read_text() + json.dumps(bad) + "\n")
     with pytest.raises(UserError, match=r"row \d+ has -1 in weight, and a weight is 0 or more"):
         build(config_of(tmp_path, stable, f"jsonl:{table}", task=task))
+
+
+def test_a_changed_row_changes_the_fingerprint(stable, prompts, tmp_path):
+    config = config_of(tmp_path, stable, f"jsonl:{prompts}", task={"text": "text"})
+    examples = build(config).splits["train"].examples
+    many = np.ones(5000, np.float32)
+    changed = np.where(np.arange(5000) == 2500, 2, many).astype(np.float32)
+    texts = replace(examples.texts, prompts=examples.texts.prompts[::-1])
+    alike = [
+        replace(examples, row_weights=many),
+        replace(examples, row_weights=changed),
+        replace(examples, class_ids=many),
+        replace(examples, class_ids=changed),
+        replace(examples, texts=texts),
+        examples,
+    ]
+    assert len({one.fingerprint for one in alike}) == len(alike)
 
 
 def test_dropped_conditions_are_those_of_nothing(stable, latents, prompts, pictures, tmp_path):

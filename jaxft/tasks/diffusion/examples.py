@@ -111,14 +111,14 @@ class NoisyImages(Examples):
 
     @property
     def fingerprint(self) -> str:
-        parts = (
-            fingerprint(self.latents.stored),
-            self.class_ids,
-            self.row_weights,
-            self.section,
-            self.schedule,
-        )
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
+        parts = fingerprint(self.latents.stored), self.section, self.schedule
+        digest = hashlib.sha256(repr(parts).encode())
+        if self.texts is not None:
+            digest.update(repr(self.texts.texts).encode() + self.texts.prompts.tobytes())
+        for name, array in (("classes", self.class_ids), ("weights", self.row_weights)):
+            if array is not None:
+                digest.update(name.encode() + array.tobytes())
+        return digest.hexdigest()
 
     @property
     def random(self) -> bool:
