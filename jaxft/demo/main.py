@@ -21,10 +21,10 @@ from jaxft.demo.detection.scenes import scenes
 from jaxft.demo.detection.trees import trees
 from jaxft.demo.dialogues import candidates, choices, dialogues
 from jaxft.demo.drawing.emoji_dit import emoji_dit, emoji_groups
+from jaxft.demo.drawing.imagegpt import imagegpt
 from jaxft.demo.emoji_masks import emoji_masks
 from jaxft.demo.flan_t5 import flan_t5
 from jaxft.demo.gemma3 import gemma3
-from jaxft.demo.imagegpt import imagegpt
 from jaxft.demo.images import digits, emoji
 from jaxft.demo.joined.vlm import vlm
 from jaxft.demo.ner import questions, tweets

@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 
 from jaxft.config.load import parse_config
+from jaxft.demo import pretrain as demo_pretrain
 from jaxft.demo.detection import detector as demo
 from jaxft.demo.detection.scenes import compose, read_emoji, texture, write_scenes
 from jaxft.models import load as registry
@@ -117,7 +118,7 @@ def test_the_asset_is_what_a_run_exports(backbone, tmp_path, monkeypatch):
         else:
             demo.untrained(backbone, Path(words[words.index("--out") + 1]))
 
-    monkeypatch.setattr(demo, "jaxft", run_here)
+    monkeypatch.setattr(demo_pretrain, "jaxft", run_here)
     (to := tmp_path / "asset").mkdir()
     demo._pretrain(backbone, tmp_path / "scenes", to)
     assert registry.describe(str(to)).head == "object_detection"

@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 
 from jaxft.config.load import parse_config
+from jaxft.demo import pretrain as demo_pretrain
 from jaxft.demo.drawing import emoji_dit as demo
 from jaxft.models import load as registry
 
@@ -67,7 +68,7 @@ def test_the_asset_is_what_a_run_exports(tmp_path, monkeypatch):
         else:
             demo.blank(Path(words[words.index("--out") + 1]), **SMALL)
 
-    monkeypatch.setattr(demo, "jaxft", run_here)
+    monkeypatch.setattr(demo_pretrain, "jaxft", run_here)
     (to := tmp_path / "asset").mkdir()
     demo._pretrain(tmp_path / "groups", to)
     assert registry.describe(str(to)).head == "diffusion"

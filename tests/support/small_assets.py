@@ -23,7 +23,7 @@ from transformers import (
 
 from jaxft.data.text.template import parse_template
 from jaxft.demo.drawing import emoji_dit
-from jaxft.demo.imagegpt import blank
+from jaxft.demo.drawing.imagegpt import blank
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 EVERY = {"train.csv": 51, "test.csv": 20}  # keep one review in so many

@@ -22,8 +22,9 @@ from jaxft.cli.main import main
 from jaxft.config.load import parse_config
 from jaxft.data.image.colors import colors_of, contact_sheet, enlarged
 from jaxft.data.image.images import decode, load_image_processor
-from jaxft.demo import imagegpt as demo_imagegpt
-from jaxft.demo.imagegpt import blank
+from jaxft.demo import pretrain as demo_pretrain
+from jaxft.demo.drawing import imagegpt as demo_imagegpt
+from jaxft.demo.drawing.imagegpt import blank
 from jaxft.engine.setup import build
 from jaxft.errors import UserError
 from jaxft.export.export import export
@@ -398,7 +399,7 @@ def test_the_asset_is_what_a_run_exports(tmp_path, pictures, monkeypatch):
         else:
             tiny_imagegpt(Path(words[words.index("--out") + 1]))
 
-    monkeypatch.setattr(demo_imagegpt, "jaxft", run_here)
+    monkeypatch.setattr(demo_pretrain, "jaxft", run_here)
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits" / "train").symlink_to(pictures)
     to = tmp_path / "asset"
@@ -412,7 +413,7 @@ def test_the_asset_is_what_a_run_exports(tmp_path, pictures, monkeypatch):
 
 def test_a_training_that_fails_is_told(tmp_path):
     with pytest.raises(UserError, match=r"jaxft train nowhere\.yaml failed: "):
-        demo_imagegpt.jaxft("train", "nowhere.yaml")
+        demo_pretrain.jaxft("train", "nowhere.yaml")
 
 
 def test_it_learns_to_classify(checkpoint, pictures, tmp_path):

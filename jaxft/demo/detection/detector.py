@@ -8,11 +8,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from jaxft.demo.assets import once
 from jaxft.demo.detection.scenes import LABEL, SIDE, scenes
-from jaxft.demo.imagegpt import fresh_values, jaxft
+from jaxft.demo.drawing.imagegpt import fresh_values
+from jaxft.demo.pretrain import pretrain
 from jaxft.demo.vits import BLOCKS, COMMON, GRID, PATCH, PROCESSOR, dinov2
 from jaxft.models.families.rf_detr.deformable import first_offsets
 from jaxft.models.load import describe, load
@@ -99,7 +98,6 @@ def _pretrain(backbone: Path, data: Path, to: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         start = untrained(backbone, Path(scratch, "untrained"))
         config = RECIPE | {
-            "run": {"name": "pretrained", "dir": scratch},
             "model": {"checkpoint": str(start)},
             "data": {
                 **{split: f"boxes:{data / split}.csv" for split in ("train", "eval", "test")},
@@ -107,12 +105,5 @@ def _pretrain(backbone: Path, data: Path, to: Path) -> None:
                 "batch_size": 16,
             },
         }
-        file = Path(scratch, "config.yaml")
-        file.write_text(yaml.safe_dump(config))
-        jaxft("train", str(file), "--quiet")
-        run = Path(scratch, "pretrained")
-        jaxft("export", str(run), "--out", str(to / "made"))
+        run = pretrain(config, Path(scratch), to)
         (to / RESULT).write_text((run / "result.json").read_text())
-        for file in (to / "made").iterdir():
-            file.rename(to / file.name)
-        (to / "made").rmdir()

@@ -9,11 +9,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from jaxft.demo.assets import once
-from jaxft.demo.imagegpt import fresh_values, jaxft
+from jaxft.demo.drawing.imagegpt import fresh_values
 from jaxft.demo.images import ATTRIBUTION, EMOJI
+from jaxft.demo.pretrain import pretrain
 from jaxft.models.load import describe
 
 SIDE, PATCH = 24, 4  # pixels of an image and of a patch
@@ -133,7 +132,6 @@ def _pretrain(groups: Path, to: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         start = blank(Path(scratch, "blank"), SIDE, WIDTH, BLOCKS, HEADS)
         config = RECIPE | {
-            "run": {"name": "pretrained", "dir": scratch},
             "model": {"checkpoint": str(start)},
             "data": {
                 "train": f"images:{groups}[:95%]",
@@ -143,10 +141,4 @@ def _pretrain(groups: Path, to: Path) -> None:
                 "cache": str(Path(scratch, "cache")),
             },
         }
-        file = Path(scratch, "config.yaml")
-        file.write_text(yaml.safe_dump(config))
-        jaxft("train", str(file), "--quiet")
-        jaxft("export", str(Path(scratch, "pretrained")), "--out", str(to / "made"))
-        for path in (to / "made").iterdir():
-            path.rename(to / path.name)
-        (to / "made").rmdir()
+        pretrain(config, Path(scratch), to)

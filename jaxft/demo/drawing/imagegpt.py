@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from jaxft.demo.assets import once
 from jaxft.demo.images import digits
-from jaxft.errors import UserError
+from jaxft.demo.pretrain import pretrain
 from jaxft.models.load import describe
 from jaxft.models.model import Model
 from jaxft.models.weights.leaves import fresh_leaf
@@ -99,7 +96,6 @@ def _pretrain(digits: Path, to: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         start = blank(Path(scratch, "blank"), SIDE, GREYS, WIDTH, BLOCKS, HEADS)
         config = RECIPE | {
-            "run": {"name": "pretrained", "dir": scratch},
             "model": {"checkpoint": str(start)},
             "data": {
                 "train": f"images:{digits}/train[:95%]",
@@ -108,24 +104,4 @@ def _pretrain(digits: Path, to: Path) -> None:
                 "batch_size": 32,
             },
         }
-        file = Path(scratch, "config.yaml")
-        file.write_text(yaml.safe_dump(config))
-        jaxft("train", str(file), "--quiet")
-        jaxft("export", str(Path(scratch, "pretrained")), "--out", str(to / "made"))
-        for file in (to / "made").iterdir():
-            file.rename(to / file.name)
-        (to / "made").rmdir()
-
-
-def jaxft(*words: str) -> None:
-    """Run the command in a process of its own.
-
-    Raises:
-        UserError: it failed.
-    """
-    done = subprocess.run(
-        [sys.executable, "-m", "jaxft", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    if done.returncode:
-        output = done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"]
-        raise UserError(f"jaxft {' '.join(words)} failed: {output[-1].removeprefix('jaxft: ')}")
+        pretrain(config, Path(scratch), to)
