@@ -10,10 +10,11 @@ import hashlib
 import json
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -27,23 +28,44 @@ FORMAT = 2
 LOCK_SECONDS = 3600.0  # how long to wait while another process builds the same entry
 
 
-class Ragged:
+class ExampleArrays(ABC):
+    """Arrays of each example of a split.
+
+    Attributes:
+        lengths: `[examples]` int64, the first axis of each example's arrays.
+        meta: facts about the whole, from the builder.
+        identity: a hash that changes with any bit of any example; None where it has to be computed.
+    """
+
+    lengths: np.ndarray
+    meta: dict[str, Any]
+    identity: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Example:
+        """Return one example: field -> `[length, ...]`."""
+
+    def take(self, index: np.ndarray) -> Mapping[int, Example]:
+        """Return the examples of a batch by their numbers; -1 is none."""
+        return {number: self[number] for number in index.ravel().tolist() if number >= 0}
+
+
+class Ragged(ExampleArrays):
     """Examples of differing lengths, read from disk on demand; cheap to pickle.
 
     Attributes:
         folder: the entry's folder.
-        lengths: `[examples]` int64, the first axis of each example's arrays.
-        meta: facts about the whole, from the builder.
         nbytes: bytes of all arrays.
     """
-
-    identity: str | None = None  # see `fingerprint`
 
     def __init__(self, folder: Path):
         self.folder = folder
         described = json.loads((folder / DESCRIPTION).read_text())
-        self.meta: dict[str, Any] = described["meta"]
-        self.lengths: np.ndarray = np.load(folder / LENGTHS)
+        self.meta = described["meta"]
+        self.lengths = np.load(folder / LENGTHS)
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
         total = int(self._starts[-1])
         self._fields = {
@@ -51,9 +73,6 @@ class Ragged:
             for name, field in described["fields"].items()
         }
         self.nbytes = sum(values.nbytes for values in self._fields.values())
-
-    def __len__(self) -> int:
-        return len(self.lengths)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """Return one example: field -> `[length, ...]`, a read-only view of the file."""
@@ -69,26 +88,20 @@ class Ragged:
         self.__init__(state["folder"])  # type: ignore[misc]  # the folder is all there is to it
 
 
-class InMemory:
-    """Examples in memory, with the interface of `Ragged`.
+class InMemory(ExampleArrays):
+    """Examples in memory.
 
     Args:
         examples: field -> `[length, ...]` of each.
         meta: facts about the whole, from the builder.
     """
 
-    identity: str | None = None  # see `fingerprint`
-
     def __init__(self, examples: Iterable[Example], meta: Mapping[str, Any]):
         self.meta = dict(meta)
         self._examples = list(examples)
         self.lengths = np.array([len(next(iter(one.values()))) for one in self._examples], np.int64)
 
-    def __len__(self) -> int:
-        return len(self.lengths)
-
     def __getitem__(self, index: int) -> Example:
-        """Return one example: field -> `[length, ...]`."""
         return self._examples[index]
 
 
@@ -98,23 +111,7 @@ def cache_key(**parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-class Rows(Protocol):
-    """Arrays of examples, of which an `identity` says their fingerprint, if it is known."""
-
-    @property
-    def identity(self) -> str | None:
-        """Return a hash that changes with any bit of any example, or None."""
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Return `[examples]` int64."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Example: ...
-
-
-def fingerprint(examples: Rows) -> str:
+def fingerprint(examples: ExampleArrays) -> str:
     """Return a hash that changes with any bit of any example."""
     if examples.identity is not None:
         return examples.identity

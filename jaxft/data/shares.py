@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxft.data.cache import InMemory, Ragged, fingerprint
+from jaxft.data.cache import Example, ExampleArrays, fingerprint
 from jaxft.data.sources.open import Source
 from jaxft.errors import UserError
 
@@ -44,8 +44,8 @@ class Share:
         return range(rows * self.index // self.count, rows * (self.index + 1) // self.count)
 
 
-class SharedRows:
-    """Examples of all rows, of which one host's are cached; the interface of `Ragged`.
+class SharedRows(ExampleArrays):
+    """Examples of all rows, of which one host's are cached.
 
     Args:
         source: all rows.
@@ -56,16 +56,13 @@ class SharedRows:
 
     Attributes:
         own: see there.
-        lengths: `[examples]` int64, of all hosts' examples.
-        meta: facts about the whole.
-        identity: a hash that changes with any bit of any example.
     """
 
     def __init__(
         self,
         source: Source,
         encode: Callable[[Source], Encoded],
-        own: Ragged | InMemory,
+        own: ExampleArrays,
         begin: int,
         parts: Sequence[Mapping[str, Any]],
     ):
@@ -75,49 +72,45 @@ class SharedRows:
         self.meta = reduce(_joined, (part["meta"] for part in parts))
         prints = "".join(part["fingerprint"] for part in parts)
         self.identity = hashlib.sha256(prints.encode()).hexdigest()
-        self._taken: dict[int, list[Mapping[str, np.ndarray]]] = {}  # row -> its examples
 
-    def __len__(self) -> int:
-        return len(self.lengths)
+    def __getitem__(self, index: int) -> Example:
+        return self.take(np.array([index]))[index]
 
-    def __getitem__(self, index: int) -> Mapping[str, np.ndarray]:
-        """Return one example: field -> `[length, ...]`."""
-        if self._is_own(index):
-            return self.own[index - self._begin]
-        row = int(self._rows[index])
-        taken = self._taken.get(row)
-        first = int(np.searchsorted(self._rows, row))
-        return (taken or self._encoded([row])[row])[index - first]
-
-    def take(self, index: np.ndarray) -> None:
-        """Make the examples of a batch that other hosts have, in place of an earlier batch's.
+    def take(self, index: np.ndarray) -> Mapping[int, Example]:
+        """Return the examples of a batch by their numbers: those of other hosts are made together.
 
         Args:
             index: example numbers, -1 for none.
         """
-        others = [n for n in index.ravel().tolist() if n >= 0 and not self._is_own(n)]
-        self._taken = self._encoded(sorted({int(self._rows[n]) for n in others}))
+        numbers = {number for number in index.ravel().tolist() if number >= 0}
+        own = {number for number in numbers if 0 <= number - self._begin < len(self.own)}
+        return {
+            **{number: self.own[number - self._begin] for number in own},
+            **self._encoded(sorted(numbers - own)),
+        }
 
-    def _is_own(self, index: int) -> bool:
-        return self._begin <= index < self._begin + len(self.own)
-
-    def _encoded(self, rows: Sequence[int]) -> dict[int, list[Mapping[str, np.ndarray]]]:
-        """Encode some rows, in their order: row -> its examples."""
-        if not rows:
+    def _encoded(self, numbers: Sequence[int]) -> dict[int, Example]:
+        """Encode the rows of some examples of other hosts: number -> example."""
+        if not numbers:
             return {}
-        examples, meta = self._encode(_part(self._source, rows))
-        examples = list(examples)
-        made: dict[int, list[Mapping[str, np.ndarray]]] = {row: [] for row in rows}
-        for number, example in zip(_rows_of(meta, len(examples)), examples, strict=True):
-            made[rows[number]].append(example)
-        return made
+        rows = np.unique(self._rows[numbers]).tolist()
+        encoded, meta = self._encode(_part(self._source, rows))
+        examples = list(encoded)
+        made: dict[int, list[Example]] = {row: [] for row in rows}
+        for place, example in zip(_rows_of(meta, len(examples)), examples, strict=True):
+            made[rows[place]].append(example)
+        firsts = np.searchsorted(self._rows, self._rows[numbers]).tolist()
+        return {
+            number: made[int(self._rows[number])][number - first]
+            for number, first in zip(numbers, firsts, strict=True)
+        }
 
 
 def read_share(
     share: Share,
     source: Source,
     encode: Callable[[Source], Encoded],
-    once: Callable[[Source], Ragged | InMemory],
+    once: Callable[[Source], ExampleArrays],
 ) -> SharedRows:
     """Encode the rows of this host's share, and learn from the others how long theirs are.
 
@@ -152,7 +145,7 @@ def _part(source: Source, rows: Sequence[int]) -> Source:
     return replace(source, fingerprint=digest, order=source.order[np.array(rows, np.int64)])
 
 
-def _described(own: Ragged | InMemory, first: int) -> dict[str, Any]:
+def _described(own: ExampleArrays, first: int) -> dict[str, Any]:
     """Describe a host's examples to the others.
 
     Args:
@@ -185,6 +178,10 @@ def _joined(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any]
         "rows": [*left["rows"], *right["rows"]],
         "cut": {**left["cut"], **cut},
         "counts": {n: count + right["counts"][n] for n, count in left["counts"].items()},
+        "longest": {
+            name: max(length, right["longest"][name])
+            for name, length in left.get("longest", {}).items()
+        },
         "bytes": left.get("bytes", 0) + right.get("bytes", 0),
         "warnings": list(dict.fromkeys([*left.get("warnings", ()), *right.get("warnings", ())])),
     }

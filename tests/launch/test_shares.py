@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from jaxft.cli.main import main
+from jaxft.config.load import load_config
 from jaxft.data.cache import DESCRIPTION, Ragged
 from jaxft.data.shares import Share
 from jaxft.device import distributed
@@ -23,6 +24,7 @@ from jaxft.errors import UserError
 from jaxft.models.load import describe
 from tests.models.test_decoders import make_checkpoint
 from tests.support.launch import cache, ended, events, launch_hosts, write_config  # noqa: F401
+from tests.support.small_assets import CONFIGS, small_assets
 from tests.support.tiny import tiny_config
 
 pytestmark = pytest.mark.usefixtures("cache", "ended")
@@ -50,6 +52,24 @@ def config(llama, tmp_path, request):
         train={"length": "6 steps", "evaluate_every": "3 steps", "log_every": 1},
         **own,
     )
+
+
+# Some have several examples a row; two read images as well.
+EXAMPLES = (
+    "caption",
+    "choices",
+    "domain_adapt",
+    "embed",
+    "ner",
+    "rerank",
+    "translate",
+    "visual_search",
+)
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory, minilm, reviews):
+    return small_assets(tmp_path_factory.mktemp("shares") / "assets", minilm, reviews)
 
 
 def bound_of(config):
@@ -85,25 +105,58 @@ def with_share(bound, share):
 @pytest.mark.parametrize("config", TASKS, indirect=True)
 def test_shares_are_the_whole(config):
     """To the bit, with what is known of all rows."""
+    whole, _ = assert_whole(config)
+    assert whole.remarks or len(whole) > len(set(whole.rows.tolist()))
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_of_the_configs_are_shared(name, assets, monkeypatch):
+    monkeypatch.chdir(assets.parent)
+    config = load_config(CONFIGS / f"{name}.yaml", ["data.max_length=16"])
+    whole, _ = assert_whole(config)
+    if name in ("rerank", "choices"):
+        assert len(whole.tokens) > len(whole)
+
+
+def test_the_longest_of_all_is_known(assets, tmp_path, monkeypatch):
+    """The first host has the longest target, and the last one the longest source."""
+    monkeypatch.chdir(assets.parent)
+    file = tmp_path / "rows.jsonl"
+    rows = [{"es": "el " * (n + 1), "en": "the " * (30 - n)} for n in range(30)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = load_config(CONFIGS / "translate.yaml", [f"data.train=jsonl:{file}"])
+    whole, parts = assert_whole(config)
+    for part in parts:
+        assert part.tokens.meta["longest"] == whole.tokens.meta["longest"]
+
+
+def assert_whole(config):
+    """Assert that the examples of hosts' shares are those of one host; return both."""
     bound, source = bound_of(config)
     whole = bound.examples(source)
     parts = on_hosts(lambda share: with_share(bound, share).examples(source))
-    assert sum(len(part.tokens.own) for part in parts) == len(whole)
+    assert sum(len(part.tokens.own) for part in parts) == len(whole.tokens)
     assert len({part.fingerprint for part in parts}) == 1
-    index = np.array([[7, 0, -1], [len(whole) - 1, 20, 7]])
-    wanted = whole.collate(index, 64)
+    packed = config.task.kind not in ("captioning", "contrastive", "seq2seq")
+    index = np.array([[7, 0, -1], [len(whole) - 1, 20 % len(whole), 7]])
+    index = index if packed else index.reshape(-1, 1)
+    wanted = whole.collate(index, 256)
     for part in parts:
-        assert 0 < len(part.tokens.own) < len(whole) / 2
+        assert 0 < len(part.tokens.own) < len(whole.tokens) / 2
         assert part.tokens.own.folder != whole.tokens.folder
         np.testing.assert_array_equal(part.lengths, whole.lengths)
         assert (part.counts, part.remarks) == (whole.counts, whole.remarks)
-        assert part.remarks or len(whole) > len(source)
         np.testing.assert_array_equal(part.rows, whole.rows)
-        batch = part.collate(index, 64)
+        batch = part.collate(index, 256)
         assert batch.keys() == wanted.keys()
         for name, values in wanted.items():
             np.testing.assert_array_equal(batch[name], values, err_msg=name)
-        np.testing.assert_array_equal(part.tokens[3]["input_ids"], whole.tokens[3]["input_ids"])
+        for number in (3, len(whole.tokens) - 1):
+            ours, theirs = part.tokens[number], whole.tokens[number]
+            assert ours.keys() == theirs.keys()
+            for name, values in theirs.items():
+                np.testing.assert_array_equal(ours[name], values, err_msg=name)
+    return whole, parts
 
 
 def test_a_row_that_one_host_cannot_read_is_refused_by_all(config):

@@ -84,7 +84,7 @@ def pair(request, seed, tmp_path_factory) -> Pair:
 
 
 def test_outputs_are_pytorchs(pair):
-    for ours, theirs in outputs_of(pair):
+    for ours, theirs in outputs_of(pair, pair.outputs_beside_gradients(pair.ours.params)):
         np.testing.assert_allclose(ours, theirs, atol=2e-5, rtol=2e-5)
 
 
@@ -132,7 +132,7 @@ def test_export_of_changed_weights_loads_in_transformers(pair, tmp_path):
     auto = auto_class(model.model_type, model.head)
     loaded = with_sinusoids(auto.from_pretrained(folder, **plainly(pair.torch.config)).eval())
     assert type(loaded) is type(pair.torch)
-    for ours, theirs in outputs_of(pair, changed, loaded):
+    for ours, theirs in outputs_of(pair, pair.outputs_beside_gradients(changed), loaded):
         np.testing.assert_allclose(ours, theirs, atol=2e-5, rtol=2e-5)
 
 

@@ -169,6 +169,10 @@ class Pair:
         which = id(model), compute, read  # the program holds the model: no other one has its id
         return self.programs.setdefault(which, jax.jit(jax.grad(loss, has_aux=True)))
 
+    def outputs_beside_gradients(self, params: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """The outputs, of the program of the gradients: one to compile where both are read."""
+        return self.program(self.ours, Compute(), same)(params, {}, self.batch, None)[1]
+
     def torch_batch(self) -> dict[str, torch.Tensor]:
         return {name: torch.tensor(value) for name, value in self.batch.items()}
 
@@ -392,12 +396,12 @@ def compiled(model, params, batch, key=None, compute=None):
     return jax.jit(lambda params, batch: model.apply(params, batch, key, *more))(params, batch)
 
 
-def outputs_of(pair: Pair, params=None, model=None) -> list[tuple[np.ndarray, np.ndarray]]:
+def outputs_of(pair: Pair, ours=None, model=None) -> list[tuple[np.ndarray, np.ndarray]]:
     """Our outputs and PyTorch's, by pairs; positions that are padding are zero in both.
 
-    They are the pair's, or those of other parameters and PyTorch's model of them.
+    They are the pair's, or `ours` and those of another PyTorch model.
     """
-    ours = pair.outputs(pair.ours.params if params is None else params)
+    ours = pair.outputs(pair.ours.params) if ours is None else ours
     with torch.no_grad():
         theirs = (model or pair.torch)(**pair.torch_batch())
     assert set(ours) == {n for n, value in theirs.items() if isinstance(value, torch.Tensor)}

@@ -6,7 +6,7 @@ number of processes and workers gives the same rows in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,9 +16,8 @@ import numpy as np
 from absl import flags
 
 from jaxft.data.batching.workers import watched
-from jaxft.data.cache import InMemory, Ragged
+from jaxft.data.cache import Example
 from jaxft.data.random import EpochRandom
-from jaxft.data.shares import SharedRows
 
 Batch = dict[str, np.ndarray]
 Collate = Callable[..., Batch]  # (index, row_length), with `augment` also the `EpochRandom`
@@ -94,12 +93,12 @@ def batches(
 
 
 def collate_rows(
-    examples: Ragged | InMemory | SharedRows, index: np.ndarray, row_length: int, pad_id: int = 0
+    examples: Mapping[int, Example], index: np.ndarray, row_length: int, pad_id: int = 0
 ) -> Batch:
     """Return the arrays of some rows, without labels.
 
     Args:
-        examples: `input_ids` and perhaps `token_type_ids` of each example.
+        examples: `input_ids` and perhaps `token_type_ids` of each of them, by its number.
         index: `[rows, segments]` example numbers, -1 for none.
         row_length: positions a row.
         pad_id: fills `input_ids` where no token is.
@@ -109,8 +108,6 @@ def collate_rows(
         elsewhere) `[R, T]` int32; `read_positions` (an example's first token), `example_ids`
         `[R, S]` int32; `weights` (1 for an example) `[R, S]` float32.
     """
-    if isinstance(examples, SharedRows):
-        examples.take(index)
     rows, _ = index.shape
     ids = np.full((rows, row_length), pad_id, np.int32)  # [R, T]
     types, positions, owners = (np.zeros((rows, row_length), np.int32) for _ in range(3))

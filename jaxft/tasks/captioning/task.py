@@ -9,11 +9,12 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from jaxft.data.cache import InMemory, Ragged, fingerprint
+from jaxft.data.cache import ExampleArrays, fingerprint
 from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.data.sources.open import Source
 from jaxft.metrics.captions import caption_scores
@@ -51,7 +52,7 @@ class Captions(DecodedExamples):
         wanted: `[examples]` the captions' texts.
     """
 
-    tokens: Ragged | InMemory
+    tokens: ExampleArrays
     writing: Writing
     wanted: Sequence[str]
 
@@ -68,10 +69,10 @@ class Captions(DecodedExamples):
         self, index: np.ndarray, row_length: int, epoch_random: EpochRandom = FIRST_EPOCH
     ) -> dict[str, np.ndarray]:
         del row_length, epoch_random
-        numbers = index[:, 0].tolist()
-        targets = [None if n < 0 else self.tokens[n]["target"] for n in numbers]
+        taken = self.tokens.take(index)
+        targets = [taken[n]["target"] if n >= 0 else None for n in index[:, 0].tolist()]
         return {
-            **target_batch(targets, self.tokens.meta["longest"], self.writing),
+            **target_batch(targets, self.tokens.meta["longest"]["target"], self.writing),
             **row_marks(index),
             **self.pixel_values(index),
         }
@@ -89,22 +90,23 @@ class BoundCaptioning(BoundWriting["Captioning", Captions]):
         texts = read_rows(source, self.task.columns, text_in(text))
         writing = writing_of(self.tools)
         check_images(source, image)
-        tokens = self.tools.once(
-            lambda: self._encode(source, texts, writing),
-            kind="captions",
-            source=source.fingerprint,
-            tokenizer=self.tools.tokenizer.fingerprint,
+        tokens = self.tools.encoded_by_row(
+            partial(self._encode, writing),
+            source,
+            kind="captions by row",
             written=writing.key,
             task=self.task.section.model_dump(),
         )
         return Captions(source, image, self.tools.images, tokens, writing, texts)
 
     def _encode(
-        self, source: Source, texts: Sequence[str], writing: Writing
+        self, writing: Writing, source: Source
     ) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
         """Encode every caption; the metadata are counts and the longest length."""
-        targets, counts = encode_targets(source, texts, self.task.section.text, writing)
-        about = {"counts": counts, "longest": max(map(len, targets))}
+        column = self.task.section.text
+        texts = read_rows(source, self.task.columns, text_in(column))
+        targets, counts = encode_targets(source, texts, column, writing)
+        about = {"counts": counts, "longest": {"target": max(map(len, targets))}}
         return [{"target": ids} for ids in targets], about
 
     def summarise(self, outcomes: Outcomes, examples: Captions) -> dict[str, float]:

@@ -46,8 +46,9 @@ class Lessons(TokenExamples):
     def collate(
         self, index: np.ndarray, row_length: int, epoch_random: EpochRandom = FIRST_EPOCH
     ) -> dict[str, np.ndarray]:
-        batch = collate_rows(self.tokens, index, row_length)
-        targets = row_targets(index, row_length, lambda number: self.tokens[number]["targets"])
+        taken = self.tokens.take(index)
+        batch = collate_rows(taken, index, row_length)
+        targets = row_targets(index, row_length, lambda number: taken[number]["targets"])
         return batch | {"targets": targets}
 
 

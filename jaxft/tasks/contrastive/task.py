@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxft.data.cache import InMemory, Ragged, fingerprint
+from jaxft.data.cache import ExampleArrays, fingerprint
 from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.data.sources.open import Source
 from jaxft.errors import UserError
@@ -51,7 +51,7 @@ class Pairs(DecodedExamples):
         same: `[examples]`: equal texts have the same number.
     """
 
-    tokens: Ragged | InMemory
+    tokens: ExampleArrays
     length: int
     pad_id: int
     masked: bool
@@ -71,8 +71,8 @@ class Pairs(DecodedExamples):
         self, index: np.ndarray, row_length: int, epoch_random: EpochRandom = FIRST_EPOCH
     ) -> dict[str, np.ndarray]:
         del row_length, epoch_random
-        none = np.zeros(0, np.int32)
-        texts = [self.tokens[int(n)]["input_ids"] if n >= 0 else none for n in index[:, 0]]
+        none, taken = np.zeros(0, np.int32), self.tokens.take(index)
+        texts = [taken[n]["input_ids"] if n >= 0 else none for n in index[:, 0].tolist()]
         return {
             **pad_texts(texts, self.length, self.pad_id, self.masked),
             **row_marks(index),
@@ -91,7 +91,7 @@ class BoundContrastive(BoundTask["Contrastive", Pairs]):
         image, text = self.task.columns
         check_images(source, image)
         fixed = self.tools.model.config.fixed_length
-        tokens = self.tools.encoded_once(self._encode, source, kind="texts", columns=(text,))
+        tokens = self.tools.encoded_by_row(self._encode, source, kind="texts", columns=(text,))
         texts = list(column_of(source, text))
         numbers = {one: number for number, one in enumerate(dict.fromkeys(texts))}
         return Pairs(

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxft.data.cache import InMemory, Ragged, fingerprint
+from jaxft.data.cache import ExampleArrays, fingerprint
 from jaxft.data.random import FIRST_EPOCH, EpochRandom, ExampleRandom
 from jaxft.models.diffusion.samplers import shifted
 from jaxft.models.diffusion.schedule import Schedule, mixed, target
@@ -57,7 +57,7 @@ class Latents:
         scale, shift: those of the autoencoder: latents are shifted, then scaled.
     """
 
-    stored: Ragged | InMemory
+    stored: ExampleArrays
     scale: float = 1.0
     shift: float = 0.0
 

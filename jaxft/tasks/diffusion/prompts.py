@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxft.data.cache import InMemory, Ragged
+from jaxft.data.cache import ExampleArrays, InMemory
 from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.models.model import Model
 from jaxft.models.pipeline import Pipeline
@@ -78,9 +78,9 @@ class TextStates:
         zeros: whether the empty prompt is zeros and not what the towers make of it.
     """
 
-    beside: Sequence[Ragged | InMemory]
-    behind: Ragged | InMemory | None
-    vectors: Sequence[Ragged | InMemory]
+    beside: Sequence[ExampleArrays]
+    behind: ExampleArrays | None
+    vectors: Sequence[ExampleArrays]
     vector_name: str | None
     sizes: np.ndarray | None
     prompts: np.ndarray
@@ -130,7 +130,7 @@ def states_of(
     numbers = {text: number for number, text in enumerate(texts)}
     name, fields = vector_name(denoiser), denoiser.config.fields
 
-    def run(tower: TextTower, model: Model, arrays: Any, kind: str) -> Ragged | InMemory:
+    def run(tower: TextTower, model: Model, arrays: Any, kind: str) -> ExampleArrays:
         return frozen_outputs(tools, model, Prompts(tower.ids(texts)), arrays, kind=kind)
 
     beside, vectors, behind = [], [], None

@@ -85,10 +85,10 @@ class BoundEmbedding(BoundTask["Embedding", TextTuples]):
         prompts = [self.task.prompt_of(column) for column in columns]
         # Cached token ids of texts without prompts have a key without them.
         also = {"prompts": prompts} if any(prompts) else {}
-        tokens = self.tools.encoded_once(
+        tokens = self.tools.encoded_by_row(
             partial(self._encode, columns, prompts),
             source,
-            kind="texts of rows",
+            kind="texts by row",
             columns=columns,
             **also,
         )
@@ -104,7 +104,8 @@ class BoundEmbedding(BoundTask["Embedding", TextTuples]):
         encoded = self.tools.tokenizer.encode(texts, max_length=self.tools.max_length)
         pairs = zip(encoded.ids, encoded.type_ids, strict=True)
         examples = [{"input_ids": ids, "token_type_ids": types} for ids, types in pairs]
-        return examples, {"counts": encoded.counts, "cut": encoded.cut}
+        of_rows = [number for number, row in enumerate(rows) for _ in row]
+        return examples, {"counts": encoded.counts, "cut": encoded.cut, "rows": of_rows}
 
     def represent(
         self, params: Params, outputs: Outputs, batch: Batch, compute: Compute

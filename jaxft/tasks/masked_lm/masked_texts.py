@@ -72,15 +72,15 @@ class MaskedTexts(TokenExamples):
         self, index: np.ndarray, row_length: int, epoch_random: EpochRandom = FIRST_EPOCH
     ) -> dict[str, np.ndarray]:
         """Collate one batch: see `Examples.collate` and `with_hidden`."""
-        mask = mask_of(self.tokenizer)
+        mask, taken = mask_of(self.tokenizer), self.tokens.take(index)
 
         def hidden(number: int) -> MaskedTokens:
-            one, random = self.tokens[number], epoch_random.of(number)
+            one, random = taken[number], epoch_random.of(number)
             positions = choose_tokens(one["words"], self.share, self.whole, random)
             return mask_tokens(one["input_ids"], positions, mask, self.tokenizer.vocab_size, random)
 
         most = most_masked(self.share, row_length, index.shape[1])
-        return with_hidden(collate_rows(self.tokens, index, row_length), index, most, hidden)
+        return with_hidden(collate_rows(taken, index, row_length), index, most, hidden)
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class ScoredTexts(CachedExamples):
     ) -> dict[str, np.ndarray]:
         present = index >= 0
         texts = np.where(present, self.texts[np.maximum(index, 0)], -1)
-        batch = collate_rows(self.tokens, texts, row_length)
+        batch = collate_rows(self.tokens.take(texts), texts, row_length)
         batch["example_ids"] = index.astype(np.int32)
         most = min(self.at_once * index.shape[1], row_length)
         return with_hidden(batch, index, most, self._hidden)
@@ -163,7 +163,9 @@ class Blanks(TokenExamples):
             ids = self.tokens[number]["input_ids"][positions]
             return MaskedTokens(positions, ids, np.full(len(positions), UNSCORED, np.int32))
 
-        batch = with_hidden(collate_rows(self.tokens, index, row_length), index, most, hidden)
+        batch = with_hidden(
+            collate_rows(self.tokens.take(index), index, row_length), index, most, hidden
+        )
         del batch["targets"]  # inputs have none
         return batch
 

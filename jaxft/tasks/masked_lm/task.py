@@ -39,7 +39,7 @@ class BoundMaskedLm(BoundTask["MaskedLm", Examples]):
         mask = mask_of(tokenizer)
         if not labelled:
             return Blanks(InMemory(*self._blanks(source, mask)), tokenizer)
-        tokens = self.tools.encoded_once(
+        tokens = self.tools.encoded_by_row(
             self._encode, source, kind="texts with words", columns=self.task.columns
         )
         own = self.task.section

@@ -101,7 +101,8 @@ class Choices(CachedExamples):
         """
         texts = values_of(self.numbers, index)
         texts = np.where(index[..., None] >= 0, texts, -1)  # [R, S, K]
-        batch = collate_rows(self.tokens, texts.reshape(len(index), -1), row_length)
+        taken = self.tokens.take(texts)
+        batch = collate_rows(taken, texts.reshape(len(index), -1), row_length)
         batch |= row_marks(index) | {"present": (texts >= 0).astype(np.float32)}
         if self.right is not None:
             batch["right"] = values_of(self.right, index)

@@ -37,34 +37,32 @@ class BoundMultipleChoice(BoundTask["MultipleChoice", Choices]):
         read_label(row, self.task.section)
 
     def examples(self, source: Source, *, labelled: bool = True) -> Choices:
-        rows = self._rows(source)
-        tokens = self.tools.encoded_once(
-            partial(self._encode, rows),
+        tokens = self.tools.encoded_by_row(
+            self._encode,
             source,
-            kind="prompts and choices",
+            kind="choices by row",
             columns=self.task.input_columns,
         )
         right = None
         if labelled:
             parse = partial(read_label, section=self.task.section)
             right = np.array(read_rows(source, self.task.columns, parse), np.int32)
-        return Choices(tokens, number_choices(rows), right)
+        return Choices(tokens, number_choices(self._rows(source)), right)
 
     def _rows(self, source: Source) -> Rows:
         parse = partial(read_choices, section=self.task.section)
         return read_rows(source, self.task.input_columns, parse)
 
-    def _encode(
-        self, rows: Rows, source: Source
-    ) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
+    def _encode(self, source: Source) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
         """Encode every prompt with each choice; the metadata are counts and truncated tokens."""
-        del source  # it was read into `rows`
+        rows = self._rows(source)
         prompts = [prompt for prompt, choices in rows for _ in choices]
         texts = [choice for _, choices in rows for choice in choices]
         encoded = self.tools.tokenizer.encode(prompts, texts, max_length=self.tools.max_length)
         pairs = zip(encoded.ids, encoded.type_ids, strict=True)
         examples = [{"input_ids": ids, "token_type_ids": types} for ids, types in pairs]
-        return examples, {"counts": encoded.counts, "cut": encoded.cut}
+        of_rows = [number for number, (_, choices) in enumerate(rows) for _ in choices]
+        return examples, {"counts": encoded.counts, "cut": encoded.cut, "rows": of_rows}
 
     def loss(self, outputs: Outputs, batch: Batch) -> Sum:
         losses = _losses(_scores(outputs, batch), batch)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxft.data.batching.packing import round_up
-from jaxft.data.cache import InMemory, Ragged
+from jaxft.data.cache import ExampleArrays, InMemory
 from jaxft.models.model import Model
 from jaxft.models.tower.tower import Compute
 from jaxft.models.values import read_value, with_values
@@ -39,7 +39,7 @@ def frozen_outputs(
     *,
     kind: str,
     per_position: bool = False,
-) -> Ragged | InMemory:
+) -> ExampleArrays:
     """Run a frozen model over examples, unless an earlier run has.
 
     Args:

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxft.data.batching.loader import collate_rows
-from jaxft.data.cache import InMemory, Ragged, fingerprint
-from jaxft.data.shares import SharedRows
+from jaxft.data.cache import ExampleArrays, fingerprint
 from jaxft.models.layers.loss import UNSCORED
 from jaxft.tasks.parts.contract import Batch, Outputs, Sum, Sums
 from jaxft.tasks.parts.examples import Examples, row_marks
@@ -27,7 +26,7 @@ class CachedExamples(Examples):
         tokens: the arrays of each example, such as `input_ids`.
     """
 
-    tokens: Ragged | InMemory | SharedRows
+    tokens: ExampleArrays
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -84,7 +83,8 @@ class GroupedExamples(CachedExamples):
 
     def rows_of(self, index: np.ndarray, row_length: int) -> dict[str, np.ndarray]:
         """Collate examples `[R, S]`; `read_positions` are those of each one's first sequence."""
-        batch = collate_rows(self.tokens, self.sequences(index), row_length)
+        sequences = self.sequences(index)
+        batch = collate_rows(self.tokens.take(sequences), sequences, row_length)
         first = batch["read_positions"][:, :: self.count]
         return batch | {"read_positions": first, **row_marks(index)}
 

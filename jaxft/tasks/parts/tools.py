@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jaxft.data.cache import InMemory, Ragged, build_or_open, cache_key
+from jaxft.data.cache import ExampleArrays, InMemory, build_or_open, cache_key
 from jaxft.data.image.images import ImageProcessor, load_image_processor
-from jaxft.data.shares import Encoded, Share, SharedRows, read_share
+from jaxft.data.shares import Encoded, Share, read_share
 from jaxft.data.sources.open import Source
 from jaxft.data.text.chat import ChatTemplate, load_chat_template
 from jaxft.data.text.tokenizer import Tokenizer, load_tokenizer
@@ -119,7 +119,7 @@ class Tools:
         self,
         build: Callable[[], Encoded],
         **key: Any,
-    ) -> Ragged | InMemory:
+    ) -> ExampleArrays:
         """Build arrays per example, or open those that an earlier run has cached.
 
         Args:
@@ -132,7 +132,7 @@ class Tools:
 
     def encoded_once(
         self, encode: Callable[[Source], Encoded], source: Source, **key: Any
-    ) -> Ragged | InMemory:
+    ) -> ExampleArrays:
         """Encode a source's texts, or open those that an earlier run has cached.
 
         Args:
@@ -150,11 +150,12 @@ class Tools:
 
     def encoded_by_row(
         self, encode: Callable[[Source], Encoded], source: Source, **key: Any
-    ) -> Ragged | InMemory | SharedRows:
+    ) -> ExampleArrays:
         """Encode texts as `encoded_once` does, of several hosts each the rows of its share.
 
         Args:
-            encode: as there; what it gives of a row does not depend on other rows.
+            encode: as there; what it gives of a row does not depend on other rows, and where a row
+                may have several examples or none, its metadata `rows` has each one's row.
             source: the rows.
             key: as there.
         """

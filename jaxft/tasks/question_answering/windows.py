@@ -57,8 +57,9 @@ class Windows(TokenExamples):
             The arrays of `collate_rows`; `inside` `[R, T]`, 1 for a token of a context; with
             answers `answer` `[R, S, 2]`, its first and last token counted from the window's first.
         """
-        batch = collate_rows(self.tokens, index, row_length)
-        inside = row_targets(index, row_length, lambda number: self.tokens[number]["inside"])
+        taken = self.tokens.take(index)
+        batch = collate_rows(taken, index, row_length)
+        inside = row_targets(index, row_length, lambda number: taken[number]["inside"])
         batch["inside"] = np.maximum(inside, 0)
         if self.targets is not None:
             batch["answer"] = values_of(self.targets, index)

@@ -195,7 +195,7 @@ class Candidates(CachedExamples):
         """
         pairs = values_of(self.numbers, index)  # [R, S, K]
         pairs = np.where(index[..., None] >= 0, pairs, -1).reshape(len(index), -1)
-        batch = collate_rows(self.tokens, pairs, row_length) | row_marks(index)
+        batch = collate_rows(self.tokens.take(pairs), pairs, row_length) | row_marks(index)
         batch["present"] = (pairs >= 0).astype(np.float32)
         batch["groups"] = np.where(pairs >= 0, values_of(self.table.queries, pairs), -1)
         if self.learned is not None:

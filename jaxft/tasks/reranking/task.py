@@ -54,10 +54,10 @@ class BoundReranking(BoundTask["Reranking", Candidates]):
     def examples(self, source: Source, *, labelled: bool = True) -> Candidates:
         rows = self._rows(source, labelled)
         table = tabulate(rows, by_text=labelled and self.task.section.positive is None)
-        tokens = self.tools.encoded_once(
-            partial(self._encode, rows),
+        tokens = self.tools.encoded_by_row(
+            partial(self._encode, labelled),
             source,
-            kind="queries and candidates",
+            kind="candidates by row",
             columns=self.task.text_columns,
         )
         every = Candidates(tokens, table, one_by_one(len(tokens)), None)
@@ -81,17 +81,18 @@ class BoundReranking(BoundTask["Reranking", Candidates]):
         return read_rows(source, columns, parse)
 
     def _encode(
-        self, rows: Rows, source: Source
+        self, labelled: bool, source: Source
     ) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
         """Encode every pair, row by row; the metadata are counts and truncated tokens."""
-        del source  # it was read into `rows`
+        rows = self._rows(source, labelled)
         queries = [query for query, candidates in rows for _ in candidates]
         passages = [one.passage for _, candidates in rows for one in candidates]
         encode, most = self.tools.tokenizer.encode, self.tools.max_length
         encoded = encode(queries, passages, max_length=most)
         pairs = zip(encoded.ids, encoded.type_ids, strict=True)
         examples = [{"input_ids": ids, "token_type_ids": types} for ids, types in pairs]
-        return examples, {"counts": encoded.counts, "cut": encoded.cut}
+        of_rows = [number for number, (_, candidates) in enumerate(rows) for _ in candidates]
+        return examples, {"counts": encoded.counts, "cut": encoded.cut, "rows": of_rows}
 
     def loss(self, outputs: Outputs, batch: Batch) -> Sum:
         """Return the summed loss of a batch, and the number of pairs, or of queries if list-wise.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -52,10 +53,11 @@ class Pairs(CachedExamples):
     ) -> dict[str, np.ndarray]:
         del row_length, epoch_random
         longest = self.tokens.meta["longest"]
+        taken = self.tokens.take(index)
         sources: list[np.ndarray] = [np.zeros(0, np.int32)] * len(index)
         targets: list[np.ndarray | None] = [None] * len(index)
         for row in np.flatnonzero(index[:, 0] >= 0):
-            pair = self.tokens[int(index[row, 0])]
+            pair = taken[int(index[row, 0])]
             is_target = pair["of_target"] == 1
             sources[row], targets[row] = pair["both"][~is_target], pair["both"][is_target]
         pad_id, length = self.writing.tokenizer.pad_id, round_up(longest["source"], STRIDE)
@@ -73,30 +75,33 @@ class BoundSeq2Seq(BoundWriting["Seq2Seq", Pairs]):
         self._pair(row)
 
     def examples(self, source: Source, *, labelled: bool = True) -> Pairs:
-        pairs, writing = read_rows(source, self.task.columns, self._pair), writing_of(self.tools)
-        texts = dict(zip(self.task.columns, map(list, zip(*pairs, strict=True)), strict=True))
-        tokens = self.tools.encoded_once(
-            lambda rows: self._encode(rows, texts, writing),
+        writing = writing_of(self.tools)
+        tokens = self.tools.encoded_by_row(
+            partial(self._encode, writing),
             source,
             kind="pairs of texts",
             written=writing.key,
             task=self.task.section.model_dump(),
         )
-        return Pairs(tokens, writing, texts[self.task.section.target])
+        wanted = [target for _, target in self._pairs(source)]
+        return Pairs(tokens, writing, wanted)
+
+    def _pairs(self, source: Source) -> list[tuple[str, ...]]:
+        return read_rows(source, self.task.columns, self._pair)
 
     def _pair(self, row: Mapping[str, Any]) -> tuple[str, ...]:
         """Read the source and the target of a row."""
         return tuple(text_of(row[column], column) for column in self.task.columns)
 
     def _encode(
-        self, source: Source, texts: Mapping[str, list[str]], writing: Writing
+        self, writing: Writing, source: Source
     ) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
         """Encode every pair; the metadata are counts and the longest length of each side."""
-        own = self.task.section
+        own, pairs = self.task.section, self._pairs(source)
         sources = writing.tokenizer.encode(
-            [own.prefix + one for one in texts[own.source]], None, self.tools.max_length
+            [own.prefix + text for text, _ in pairs], None, self.tools.max_length
         )
-        wanted = texts[own.target], own.target
+        wanted = [target for _, target in pairs], own.target
         targets, counts = encode_targets(source, *wanted, writing, own.max_target_length)
         sides = {"source": sources.ids, "target": targets}
         examples = [

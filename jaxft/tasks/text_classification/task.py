@@ -55,7 +55,7 @@ class TextExamples(TokenExamples):
 
     def text_batch(self, index: np.ndarray, row_length: int) -> dict[str, np.ndarray]:
         """Collate one batch of tokens and labels."""
-        batch = collate_rows(self.tokens, index, row_length)
+        batch = collate_rows(self.tokens.take(index), index, row_length)
         return batch if self.labelled is None else batch | self.labelled.batch(index)
 
 

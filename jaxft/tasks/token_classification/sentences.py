@@ -28,16 +28,17 @@ class Sentences(TokenExamples):
     def collate(
         self, index: np.ndarray, row_length: int, epoch_random: EpochRandom = FIRST_EPOCH
     ) -> dict[str, np.ndarray]:
-        batch = collate_rows(self.tokens, index, row_length)
-        if self.tags is None:
+        taken = self.tokens.take(index)
+        batch = collate_rows(taken, index, row_length)
+        if (tags := self.tags) is None:
             return batch
-        return batch | {"targets": row_targets(index, row_length, self._targets)}
 
-    def _targets(self, number: int) -> np.ndarray:
-        """Return the tag of each token that begins a word, else -1: `[tokens]` int32."""
-        assert self.tags is not None
-        words = self.tokens[number]["words"]
-        return np.where(words >= 0, self.tags[number][words], UNSCORED).astype(np.int32)
+        def targets(number: int) -> np.ndarray:
+            """Return the tag of each token that begins a word, else -1: `[tokens]` int32."""
+            words = taken[number]["words"]
+            return np.where(words >= 0, tags[number][words], UNSCORED).astype(np.int32)
+
+        return batch | {"targets": row_targets(index, row_length, targets)}
 
     def by_word(self, number: int, values: np.ndarray, count: int, none: Any) -> list:
         """Return the values of a sentence's words, taken at their first tokens.

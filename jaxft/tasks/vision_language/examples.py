@@ -73,7 +73,8 @@ class ImageLessons(CachedExamples):
         self, index: np.ndarray, row_length: int, epoch_random: EpochRandom = FIRST_EPOCH
     ) -> dict[str, np.ndarray]:
         del row_length, epoch_random
-        own = [None if number < 0 else self.tokens[number] for number in index[:, 0].tolist()]
+        taken = self.tokens.take(index)
+        own = [taken.get(number) for number in index[:, 0].tolist()]
         longest = self.tokens.meta["longest"]
         length, before = (round_up(longest[name], STRIDE) for name in ("input_ids", "prompt"))
 

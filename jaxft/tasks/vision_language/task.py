@@ -79,7 +79,7 @@ class BoundVisionLanguage(BoundTask["VisionLanguage", ImageLessons]):
         own, tools, grid = self.task.section, self.tools, self.grid
         check_images(source, own.image)
         template = template_of(tools)
-        tokens = tools.encoded_once(
+        tokens = tools.encoded_by_row(
             self._encode,
             source,
             kind="vision language",
