@@ -181,7 +181,7 @@ def _largest(planner: Planner, setup: Setup) -> dict[str, Any]:
     return {"batch_size": most, "rows": rows, "peak": peak, "refused_batch_size": refused}
 
 
-def _devices(topology: Topology | None, count: int | None, slices: int) -> Sequence:
+def devices_of(topology: Topology | None, count: int | None, slices: int) -> Sequence:
     """Return the devices to compile for: TPU slices of the compiler's, or this machine's."""
     if topology is None:
         available = jax.devices()
@@ -221,7 +221,7 @@ def main(source: TextIO, sink: TextIO) -> None:
             weights = has_weights(config.model.checkpoint)
             config, note = stack.enter_context(with_tokenizer(config))
             config = make_choices(config, EscapingConsole(quiet=True))
-            devices = _devices(topology, request["devices"], config.mesh.slices)
+            devices = devices_of(topology, request["devices"], config.mesh.slices)
             planner = Planner(config, devices, weights, lambda message: say(doing=message))
             say(plan=make_plan(planner, topology, request["largest_batch"]) | {"note": note})
     except UserError as error:

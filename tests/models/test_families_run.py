@@ -403,7 +403,7 @@ def unlike_twice_the_forward_pass(pair: Pair, frozen: int) -> int:
         vectors = int(np.ptp(config.buckets.rows(length))) + 1
         maps = -2 * vectors * width**2 * len(config.relative)
         convolution = 2 * rows * length * width**2 * config.fields["conv_kernel_size"]
-        return maps + (convolution if frozen == 0 else 0)
+        return maps - (convolution if frozen == 0 else 0)
     return 0
 
 
