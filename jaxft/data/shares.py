@@ -97,8 +97,8 @@ class SharedRows(ExampleArrays):
         encoded, meta = self._encode(_part(self._source, rows))
         examples = list(encoded)
         made: dict[int, list[Example]] = {row: [] for row in rows}
-        for place, example in zip(_rows_of(meta, len(examples)), examples, strict=True):
-            made[rows[place]].append(example)
+        for row, example in zip(_rows_of(meta, len(examples)), examples, strict=True):
+            made[rows[row]].append(example)
         firsts = np.searchsorted(self._rows, self._rows[numbers]).tolist()
         return {
             number: made[int(self._rows[number])][number - first]
