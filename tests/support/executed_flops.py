@@ -70,7 +70,10 @@ class _Counter:
         return list(out) if equation.primitive.multiple_results else [out]
 
     def scan(self, params: dict, values: list) -> list:
-        fixed, carried = params["num_consts"], params["num_carry"]
+        if "num_consts" in params:
+            fixed, carried = params["num_consts"], params["num_carry"]
+        else:  # jax 0.12
+            fixed, carried, _ = map(len, params["ft_in"].unpack())
         consts, carry = values[:fixed], values[fixed : fixed + carried]
         stacked, made = values[fixed + carried :], []
         order = range(params["length"])
