@@ -85,7 +85,9 @@ def test_each_rung_trains_the_best_half_of_the_one_before(whole, halved):
     assert halved.ranking[1]["test"]["mean"] is None, "it was not trained to the end"
     winner = halved.ranking[0]["members"]
     own = [row for row in table(halved) if row["member"] in winner]
-    assert own == [row for row in table(whole) if row["member"] in winner], "as if it were alone"
+    beside_others = [row for row in table(whole) if row["member"] in winner]
+    # jax 0.12 compiles a program of one member otherwise than that of four: a last bit may differ.
+    assert own == [pytest.approx(row, rel=1e-6) for row in beside_others]
     page = (halved.folder / "index.html").read_text()
     assert ">trained<" in page
     assert "25%" in page
