@@ -18,6 +18,7 @@ import jaxft
 from benchmarks import baseline, gpu, measure, seeds, trainer
 from benchmarks.measure import median
 from benchmarks.studies.page import drift_of
+from benchmarks.what_fits import MODELS, WAYS, Cell, config_of, key_of, largest, page
 from jaxft.config.load import override_config
 from jaxft.export.export import export
 from jaxft.report.page.page import write_page
@@ -38,6 +39,43 @@ def test_the_interval_holds_the_true_median_nine_times_in_ten():
 def test_the_median_of_nine_pairs():
     assert median([9, 1, 8, 2, 7, 3, 6, 4, 5]) == measure.Median(5, 2, 8, 9)
     assert median([1.0, 3.0, 2.0, 4.0]).median == 2.5
+
+
+@pytest.mark.parametrize("state", [0.5, 3, 10, 15.9, 20])
+@pytest.mark.parametrize("each", [0.01, 0.3, 1, 1.9])
+@pytest.mark.parametrize("power", [1, 0.9])  # memory may grow less than linearly
+def test_the_largest_batch_is_found_in_few_tries(state, each, power):
+    """Whatever is tried first."""
+    tried = []
+
+    def fits(batch):
+        tried.append(batch)
+        growing = each * batch**power
+        return None if state + growing > 16 else (state + growing, growing)
+
+    fitting = [2**k for k in range(12) if fits(2**k)]
+    for guess in (1, 8, 64):
+        tried.clear()
+        assert largest(fits, guess, 16) == max(fitting, default=0)
+        assert len(set(tried)) == len(tried) <= 7
+
+
+def test_the_page_has_the_slices_that_were_measured():
+    known = {
+        key_of(model, way, "v5e:1x1"): Cell(2048, 15_000_000_000, 0.125, 60.0)
+        for model in MODELS
+        for way in WAYS
+        if config_of(model, way)
+    }
+    assert "have not been measured" not in page(known)
+    refused = key_of(MODELS[-1], "full", "v5e:1x1")
+    text = page(known | {refused: Cell(0, None, None, 60.0)})
+    assert "## v5e-1\n" in text
+    assert "v5e-8" not in text
+    assert "| BERT-base | LoRA | text of 128 tokens | 2,048 | 15.0 | 125 |" in text
+    assert "| Llama 3.1 8B | full | row of 2,048 tokens | does not fit |  |  |" in text
+    known.pop(refused)
+    assert "have not been measured" in page(known)
 
 
 def test_cpu_seconds_are_those_of_this_process():
