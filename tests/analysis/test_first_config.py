@@ -89,10 +89,22 @@ def test_texts_and_labels(here, capsys):
     )
     assert config.data.train == "csv:films.csv[:80%]"
     assert config.data.max_length == 16
+    assert config.data.on_bad_row == "error"
     assert [group.name for group in config.groups] == ["head", "trunk"]
     text = Path("made.yaml").read_text()
     assert "2 classes, good 66.7%, bad 33.3%" in text, "the reason stands beside the choice"
     build(config)  # the splits, the columns and the model fit
+
+
+def test_rows_without_a_text_are_left_out(here, capsys):
+    rows = reviews()
+    rows[3]["review"] = ""
+    write_csv(here / "films.csv", rows)
+    config = init(capsys, "films.csv")
+    assert config.data.on_bad_row == "skip"
+    text = Path("made.yaml").read_text()
+    assert "of 60 rows 1 have no review: they are left out" in text
+    build(config)
 
 
 def test_what_is_written_trains_and_predicts(here, capsys):

@@ -84,6 +84,7 @@ def first_config(
     described = describe_checkpoint(checkpoint, task, _classes(columns, draft))
     recipe = make_recipe(task, described, splits.rows, answers)
     sections = _sections(run, draft, described, splits, recipe, sample)
+    _leave_out_empty_rows(sections["data"], draft, columns, len(sample.rows))
     text = yaml_text(sections, draft.why, _head(what, path, sample))
     parse_config(read_yaml(text, str(path))[0], str(path))  # what is written is a config
     write_new(path, text)
@@ -139,6 +140,19 @@ def _sections(
         "checkpoint": {"every": "1 epoch", "keep": 1},
     }
     return {name: content for name, content in sections.items() if content}
+
+
+def _leave_out_empty_rows(
+    data: dict[str, Any], draft: Draft, columns: dict[str, Column], rows: int
+) -> None:
+    """Leave rows out where some have no text or label; a template writes what a row lacks."""
+    read = () if "template" in draft.task else draft.inputs
+    read += () if draft.label is None or columns[draft.label].kind == "labels" else (draft.label,)
+    lacks = {name: columns[name].missing for name in read if columns[name].missing}
+    if lacks:
+        data["on_bad_row"] = "skip"
+        counts = ", ".join(f"{count:,} have no {name}" for name, count in lacks.items())
+        draft.why["data.on_bad_row"] = f"of {rows:,} rows {counts}: they are left out"
 
 
 def _fit_to_data(
