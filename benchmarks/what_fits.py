@@ -56,20 +56,16 @@ class Model:
     guess: int
 
 
-def of_rows(**more: Any) -> dict[str, Any]:
-    """The data of texts that fill their rows."""
-    return {**split("jsonl", "rows.jsonl"), **more}
-
-
 def split(kind: str, file: str) -> dict[str, Any]:
     """The train and eval data of a file of `benchmarks/shapes`."""
     return dict.fromkeys(("train", "eval"), f"{kind}:{SHAPES}/{file}")
 
 
-TEXTS = {"kind": "text_classification"}, of_rows(max_length=128, pack=False)
+ROWS = split("jsonl", "rows.jsonl")
+TEXTS = {"kind": "text_classification"}, {**ROWS, "max_length": 128, "pack": False}
 IMAGES = {"kind": "image_classification", "image": "image", "label": "text"}
 PAIRS = {"kind": "contrastive", "image": "image", "text": "text"}
-TOKENS = {"kind": "causal_lm", "text": "text"}, of_rows(max_length=2048)
+TOKENS = {"kind": "causal_lm", "text": "text"}, {**ROWS, "max_length": 2048}
 PIXELS = split("csv", "pairs.csv")
 MODELS = (
     Model("BERT-base", "bert_base", *TEXTS, 12, "text of 128 tokens", 256),
@@ -91,6 +87,7 @@ SLICES = {
 }
 
 
+COLUMNS = ("model", "trains", "one of the batch", "largest batch", "GB a chip", "ms a step")
 HEAD = """\
 # What fits where
 
@@ -116,7 +113,7 @@ class Cell:
         batch: the largest power of two per chip, times the chips, that fits; 0 for none.
         peak: bytes of a chip with it.
         seconds: at least, for a step with it, by the roofline.
-        cpu: seconds of compiling.
+        cpu: seconds that it took to measure.
     """
 
     batch: int
@@ -171,33 +168,28 @@ def largest(fits: Callable[[int], tuple[int, int] | None], guess: int, room: int
 
 def measure(model: Model, way: str, topology: str, guess: int) -> Cell:
     """Compile until the largest batch of a cell is known."""
-    place, outcomes, cpu = parse_topology(topology), dict[int, Compiled | None](), 0.0
+    place, compiled, begin = parse_topology(topology), dict[int, Compiled](), time.process_time()
     with with_tokenizer(config_of(model, way)) as (config, _):
         planner = Planner(config, devices_of(place, None, 1), False, lambda _: None)
 
         def fits(each: int) -> tuple[int, int] | None:
-            nonlocal cpu
-            if each not in outcomes:
-                begin = time.process_time()
-                setup, now = planner.set_up((f"data.batch_size={each * place.chips}",))
-                outcome = planner.outcome(setup, now)
-                outcomes[each] = outcome if isinstance(outcome, Compiled) else None
-                cpu += time.process_time() - begin
-            compiled = outcomes[each]
-            if compiled is None:
+            setup, now = planner.set_up((f"data.batch_size={each * place.chips}",))
+            outcome = planner.outcome(setup, now)
+            if not isinstance(outcome, Compiled):
                 return None
-            return compiled.memory.peak, compiled.memory.activations
+            compiled[each] = outcome
+            return outcome.memory.peak, outcome.memory.activations
 
         room = planner.room()
         assert room is not None  # of a TPU
         each = largest(fits, guess, room)
-        compiled = outcomes[each] if each else None
-        best = compiled and planner.best_time(compiled)
+        step = compiled.get(each)
+        best = step and planner.best_time(step)
         return Cell(
             each * place.chips,
-            compiled.memory.peak if compiled else None,
+            step.memory.peak if step else None,
             best.seconds if best else None,
-            round(cpu, 1),
+            round(time.process_time() - begin, 1),
         )
 
 
@@ -228,15 +220,7 @@ def page(known: dict[str, Cell]) -> str:
             if (key := key_of(model, way, topology)) in known
         ]
         if rows:
-            head = [
-                "model",
-                "trains",
-                "one of the batch",
-                "largest batch",
-                "GB a chip",
-                "ms a step",
-            ]
-            lines += [f"## {name}", "", markdown(head, rows), ""]
+            lines += [f"## {name}", "", markdown(COLUMNS, rows), ""]
             if len(rows) < len(MODELS) * len(WAYS):
                 lines += ["The other models have not been measured on this slice.", ""]
     return "\n".join(lines).rstrip() + "\n"
@@ -286,6 +270,7 @@ def _in_child(topology: str, model: int, way: int, guess: int) -> Cell:
         [*command, *map(str, (model, way, guess))],
         env=os.environ | TPU_SETTINGS,
         stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # libtpu's remarks on the TPU that is not there
         text=True,
         check=True,
     )

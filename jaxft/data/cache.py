@@ -22,6 +22,7 @@ from jaxft.errors import UserError
 from jaxft.storage import files
 
 Example = Mapping[str, np.ndarray]
+Encoded = tuple[Iterable[Example], Mapping[str, Any]]  # examples, and metadata of the whole
 DESCRIPTION = "cache.json"
 LENGTHS = "lengths.npy"
 FORMAT = 2
@@ -123,9 +124,7 @@ def fingerprint(examples: ExampleArrays) -> str:
     return digest.hexdigest()
 
 
-def build_or_open(
-    root: Path, key: str, build: Callable[[], tuple[Iterable[Example], Mapping[str, Any]]]
-) -> Ragged:
+def build_or_open(root: Path, key: str, build: Callable[[], Encoded]) -> Ragged:
     """Return the entry `key`, building it if it does not exist.
 
     Args:
@@ -151,7 +150,7 @@ def is_built(root: Path, key: str) -> bool:
     return _is_whole(root / key)
 
 
-def _build(folder: Path, build: Callable[[], tuple[Iterable[Example], Mapping[str, Any]]]) -> None:
+def _build(folder: Path, build: Callable[[], Encoded]) -> None:
     """Write an entry aside and rename it, replacing a half-written one."""
     examples, meta = build()
     aside = folder.with_name(f"{folder.name}.partial")

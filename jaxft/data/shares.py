@@ -11,19 +11,16 @@ import base64
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
 import numpy as np
 
-from jaxft.data.cache import Example, ExampleArrays, fingerprint
+from jaxft.data.cache import Encoded, Example, ExampleArrays, fingerprint
 from jaxft.data.sources.open import Source
 from jaxft.errors import UserError
-
-# Arrays of each example, and metadata of the whole.
-Encoded = tuple[Iterable[Mapping[str, np.ndarray]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)

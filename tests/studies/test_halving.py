@@ -1,7 +1,9 @@
 """Successive halving, and a study that goes on inside a program."""
 
+import jax
 import pyarrow.parquet
 import pytest
+from packaging.version import Version
 
 from jaxft.cli.main import main
 from jaxft.config.load import to_yaml
@@ -87,7 +89,8 @@ def test_each_rung_trains_the_best_half_of_the_one_before(whole, halved):
     own = [row for row in table(halved) if row["member"] in winner]
     beside_others = [row for row in table(whole) if row["member"] in winner]
     # jax 0.12 compiles a program of one member otherwise than that of four: a last bit may differ.
-    assert own == [pytest.approx(row, rel=1e-6) for row in beside_others]
+    most = 0 if Version(jax.__version__) < Version("0.12") else 1e-6
+    assert own == [pytest.approx(row, rel=most, abs=0) for row in beside_others]
     page = (halved.folder / "index.html").read_text()
     assert ">trained<" in page
     assert "25%" in page

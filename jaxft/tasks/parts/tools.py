@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jaxft.data.cache import ExampleArrays, InMemory, build_or_open, cache_key
+from jaxft.data.cache import Encoded, ExampleArrays, InMemory, build_or_open, cache_key
 from jaxft.data.image.images import ImageProcessor, load_image_processor
-from jaxft.data.shares import Encoded, Share, read_share
+from jaxft.data.shares import Share, read_share
 from jaxft.data.sources.open import Source
 from jaxft.data.text.chat import ChatTemplate, load_chat_template
 from jaxft.data.text.tokenizer import Tokenizer, load_tokenizer
