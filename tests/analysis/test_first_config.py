@@ -104,6 +104,7 @@ def test_rows_without_a_text_are_left_out(here, capsys):
     assert config.data.on_bad_row == "skip"
     text = Path("made.yaml").read_text()
     assert "of 60 rows 1 have no review: they are left out" in text
+    assert "for about 47 training rows" in text, "59 of 60 rows, and 80% of these"
     build(config)
 
 

@@ -72,7 +72,7 @@ def describe_columns(sample: Sample, folder_names: bool = False) -> dict[str, Co
 
 
 def _column(name: str, cells: Sequence[Any], classes: Sequence[str] | None) -> Column:
-    values = [cell for cell in cells if not _is_empty(cell)]
+    values = [cell for cell in cells if not is_empty(cell)]
     missing = len(cells) - len(values)
     if not values:
         return Column(name, "empty", missing)
@@ -89,7 +89,8 @@ def _column(name: str, cells: Sequence[Any], classes: Sequence[str] | None) -> C
     return _of_texts(name, [str(value) for value in values], missing)
 
 
-def _is_empty(cell: Any) -> bool:
+def is_empty(cell: Any) -> bool:
+    """Return whether a cell holds nothing."""
     return isinstance(cell, str | float | None) and is_missing(cell)
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxft.analysis.first_config.checkpoints import (
     Described,
     choose_checkpoint,
@@ -14,7 +16,7 @@ from jaxft.analysis.first_config.checkpoints import (
     image_size,
     text_length,
 )
-from jaxft.analysis.first_config.columns import Column, describe_columns
+from jaxft.analysis.first_config.columns import Column, describe_columns, is_empty
 from jaxft.analysis.first_config.decide import decide_task
 from jaxft.analysis.first_config.draft import Draft
 from jaxft.analysis.first_config.locate import Located, locate
@@ -82,9 +84,11 @@ def first_config(
     checkpoint, why = choose_checkpoint(task, answers)
     draft.why["model.checkpoint"] = why
     described = describe_checkpoint(checkpoint, task, _classes(columns, draft))
-    recipe = make_recipe(task, described, splits.rows, answers)
+    complete = _share_of_complete(draft, columns, sample)
+    recipe = make_recipe(task, described, round(splits.rows * complete), answers)
     sections = _sections(run, draft, described, splits, recipe, sample)
-    _leave_out_empty_rows(sections["data"], draft, columns, len(sample.rows))
+    if complete < 1:
+        sections["data"]["on_bad_row"] = "skip"
     text = yaml_text(sections, draft.why, _head(what, path, sample))
     parse_config(read_yaml(text, str(path))[0], str(path))  # what is written is a config
     write_new(path, text)
@@ -142,17 +146,20 @@ def _sections(
     return {name: content for name, content in sections.items() if content}
 
 
-def _leave_out_empty_rows(
-    data: dict[str, Any], draft: Draft, columns: dict[str, Column], rows: int
-) -> None:
-    """Leave rows out where some have no text or label; a template writes what a row lacks."""
+def _share_of_complete(draft: Draft, columns: dict[str, Column], sample: Sample) -> float:
+    """Return the share of the rows that lack nothing, and give the draft the counts of the others.
+
+    A template writes what a row lacks, and a list of classes may be empty.
+    """
     read = () if "template" in draft.task else draft.inputs
     read += () if draft.label is None or columns[draft.label].kind == "labels" else (draft.label,)
     lacks = {name: columns[name].missing for name in read if columns[name].missing}
-    if lacks:
-        data["on_bad_row"] = "skip"
-        counts = ", ".join(f"{count:,} have no {name}" for name, count in lacks.items())
-        draft.why["data.on_bad_row"] = f"of {rows:,} rows {counts}: they are left out"
+    if not lacks:
+        return 1.0
+    counts = ", ".join(f"{count:,} have no {name}" for name, count in lacks.items())
+    why = f"of {len(sample.rows):,} rows {counts}: they are left out"
+    draft.why["data.on_bad_row"] = why
+    return float(np.mean([not any(is_empty(row[name]) for name in lacks) for row in sample.rows]))
 
 
 def _fit_to_data(
