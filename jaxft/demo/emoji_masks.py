@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from jaxft.data.image.images import decode
-from jaxft.demo.assets import once
+from jaxft.demo.assets import once, read_member
 from jaxft.demo.detection.scenes import texture
 from jaxft.demo.images import ATTRIBUTION, EMOJI, emoji
 
@@ -54,10 +53,8 @@ def _write(tarball: Path, folder: Path, to: Path) -> None:
 
 def read_groups(tarball: Path) -> dict[str, str]:
     """Return the package's category of each emoji, by the name of its file."""
-    with tarfile.open(tarball) as archive:
-        described = archive.extractfile("package/emoji.json")
-        assert described is not None, "the pinned package holds it"
-        return {one["image"]: one["category"] for one in json.load(described)}
+    described = json.loads(read_member(tarball, "package/emoji.json"))
+    return {one["image"]: one["category"] for one in described}
 
 
 def by_class(folder: Path, table: str, groups: Mapping[str, str]) -> dict[str, list[Image.Image]]:

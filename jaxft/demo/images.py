@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import re
-import tarfile
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from jaxft.data.image.images import decode, to_rgb
-from jaxft.demo.assets import Tarball, Wheel, once
+from jaxft.demo.assets import Tarball, Wheel, copy_members, once, read_member
 from jaxft.demo.rows import digest, write_csv
 
 DIGITS = Wheel(
@@ -29,6 +28,7 @@ EMOJI = Tarball(
     "16.0.0",
     "7F+uCuHH+7Qnrc15P5tnbvKkg9E6tlzi4MnT2uW1RlN4pLYTza6cP/dstIfSDMtpjFLWuZewWg8jBbuL2eyELQ==",
 )
+DRAWINGS = "package/img/twitter/64"  # in the package
 SIDE = 28  # pixels of a digit
 HELD_OUT_EMOJI = 500
 # Two emoji look alike where small copies of them differ by fewer levels of 255 than this.
@@ -107,17 +107,9 @@ def emoji() -> Path:
 
 
 def _write_emoji(tarball: Path, to: Path) -> None:
+    emoji = list(_emoji(json.loads(read_member(tarball, "package/emoji.json"))))
     (to / "images").mkdir()
-    with tarfile.open(tarball) as archive:
-        described = archive.extractfile("package/emoji.json")
-        assert described is not None, "the pinned package holds it"
-        emoji = list(_emoji(json.load(described)))
-        wanted = {f"package/img/twitter/64/{one.file}": one.file for one in emoji}
-        for member in archive:
-            if member.name in wanted:
-                content = archive.extractfile(member)
-                assert content is not None, "it is a file"
-                (to / "images" / wanted[member.name]).write_bytes(content.read())
+    copy_members(tarball, {f"{DRAWINGS}/{one.file}": to / "images" / one.file for one in emoji})
     kinds = _first_kinds(emoji)
     test = [one for one in emoji if one.kind in kinds and one.tone == "none"]
     train = [one for one in emoji if one.kind not in kinds]

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sklearn.datasets import load_breast_cancer
-
 from jaxft.data.text.template import is_missing
 from jaxft.demo.assets import Deb, once, unpack_deb
 from jaxft.demo.rows import digest, write_csv
@@ -94,6 +92,8 @@ def _write_loans(deb: Path, to: Path) -> None:
 
 
 def _write_breast_cancer(to: Path) -> None:
+    from sklearn.datasets import load_breast_cancer  # seconds, for this table alone
+
     data = load_breast_cancer()
     columns = [name.replace(" ", "_") for name in data.feature_names]
     names = list(data.target_names)

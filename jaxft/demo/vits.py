@@ -19,7 +19,6 @@ from safetensors.numpy import save_file
 
 from jaxft.demo.assets import Wheel, once
 from jaxft.errors import UserError
-from jaxft.models.layers.vision import resize_grid
 
 if TYPE_CHECKING:
     from onnx import GraphProto
@@ -165,6 +164,8 @@ def as_vit(weights: Tensors) -> Tensors:
     """Return a `Dinov2Model`'s tensors -> those of the `ViTModel` that computes the same at 224
     pixels.
     """
+    from jaxft.models.layers.vision import resize_grid  # jax: most assets take none
+
     ends = ("embeddings.cls_token", "embeddings.patch_embeddings", "layernorm.")
     vit_weights = {name: value for name, value in weights.items() if name.startswith(ends)}
     positions = weights["embeddings.position_embeddings"]  # [1, 1 + 37 x 37, D]

@@ -370,6 +370,18 @@ assert not heavy, heavy
     assert done.returncode == 0, done.stderr
 
 
+def test_a_list_of_assets_does_not_wait_for_jax():
+    code = """
+import sys
+from jaxft.cli.main import main
+assert main(["assets", "--list"]) == 0
+heavy = {"jax", "flax", "sklearn", "torch", "transformers"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_python_m_jaxft(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "jaxft", "train", "absent.yaml"],

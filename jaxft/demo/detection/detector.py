@@ -13,8 +13,6 @@ from jaxft.demo.detection.scenes import LABEL, SIDE, scenes
 from jaxft.demo.drawing.imagegpt import fresh_values
 from jaxft.demo.pretrain import pretrain
 from jaxft.demo.vits import BLOCKS, COMMON, GRID, PATCH, PROCESSOR, dinov2
-from jaxft.models.families.rf_detr.deformable import first_offsets
-from jaxft.models.load import describe, load
 
 HEADS, POINTS = 8, 4  # of the attention to the image
 OUTPUTS = [6, 9, 12]  # depths of the backbone that the decoder reads
@@ -71,6 +69,10 @@ def untrained(backbone: Path, folder: Path, seed: int = 0) -> Path:
         folder: where; made where it is not there.
         seed: of projector, decoder and heads.
     """
+    # With jax, which most assets do not need.
+    from jaxft.models.families.rf_detr.deformable import first_offsets
+    from jaxft.models.load import describe, load
+
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(FIELDS))
     size = {"height": SIDE, "width": SIDE}

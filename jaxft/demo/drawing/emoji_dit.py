@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-import tarfile
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from jaxft.demo.assets import once
+from jaxft.demo.assets import copy_members, once, read_member
 from jaxft.demo.drawing.imagegpt import fresh_values
-from jaxft.demo.images import ATTRIBUTION, EMOJI
+from jaxft.demo.images import ATTRIBUTION, DRAWINGS, EMOJI
 from jaxft.demo.pretrain import pretrain
-from jaxft.models.load import describe
 
 SIDE, PATCH = 24, 4  # pixels of an image and of a patch
 WIDTH, BLOCKS, HEADS = 96, 4, 4
-FOLDER = "package/img/twitter/64/"  # of the package's images
 # The package's categories -> the folder of their emoji.
 GROUPS = {
     "Activities": "activities",
@@ -60,19 +57,13 @@ def write_groups(tarball: Path, to: Path) -> None:
     """Write the package's images into a folder for each group."""
     for group in CLASSES:
         (to / group).mkdir()
-    with tarfile.open(tarball) as archive:
-        described = archive.extractfile("package/emoji.json")
-        assert described is not None, "the pinned package holds it"
-        groups = {
-            FOLDER + entry["image"]: GROUPS[entry["category"]]
-            for entry in json.load(described)
-            if entry["category"] in GROUPS
-        }
-        for member in archive:
-            if member.name in groups:
-                content = archive.extractfile(member)
-                assert content is not None, "it is a file"
-                (to / groups[member.name] / Path(member.name).name).write_bytes(content.read())
+    described = json.loads(read_member(tarball, "package/emoji.json"))
+    wanted = {
+        f"{DRAWINGS}/{one['image']}": to / GROUPS[one["category"]] / one["image"]
+        for one in described
+        if one["category"] in GROUPS
+    }
+    copy_members(tarball, wanted)
     (to / "ATTRIBUTION.txt").write_text(ATTRIBUTION)
 
 
@@ -118,6 +109,8 @@ def blank(folder: Path, side: int, width: int, blocks: int, heads: int, seed: in
     for name, content in contents.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(content))
+    from jaxft.models.load import describe  # jax: most assets take none
+
     model, drawn = fresh_values(describe(str(folder), weights=False), seed)
     return model.save(folder, drawn, overwrite=True)  # beside its own config.json
 

@@ -7,14 +7,14 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxft.demo.assets import once
 from jaxft.demo.images import digits
 from jaxft.demo.pretrain import pretrain
-from jaxft.models.load import describe
-from jaxft.models.model import Model
-from jaxft.models.weights.leaves import fresh_leaf
+
+if TYPE_CHECKING:
+    from jaxft.models.model import Model
 
 SIDE, GREYS = 14, 8  # pixels of an image, and levels that a pixel has
 WIDTH, BLOCKS, HEADS = 64, 4, 4
@@ -68,6 +68,8 @@ def blank(
         "size": {"height": side, "width": side},
         "clusters": [[2 * level / (levels - 1) - 1] * 3 for level in range(levels)],
     }
+    from jaxft.models.load import describe  # jax: most assets take none
+
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(fields))
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
@@ -77,6 +79,8 @@ def blank(
 
 def fresh_values(model: Model, seed: int) -> tuple[Model, dict[str, Any]]:
     """Return a model of which no weight is stored, and values drawn for all of its parameters."""
+    from jaxft.models.weights.leaves import fresh_leaf
+
     model = replace(model, matching=replace(model.matching, loaded={}))  # there is nothing to read
     drawn = {
         name: fresh_leaf(name, leaf, "float32", seed, None) for name, leaf in model.leaves.items()

@@ -18,7 +18,6 @@ from tokenizers import AddedToken, Tokenizer
 from jaxft.demo.assets import once
 from jaxft.demo.smollm2 import smollm2
 from jaxft.demo.vits import BLOCKS, PATCH, SMALL, WIDTH, vits
-from jaxft.models.layers.vision import resize_grid
 
 GRID, SHUFFLE = 8, 4  # patches of a tile's side, and of the squares that become vectors
 TILE = GRID * PATCH  # pixels
@@ -127,6 +126,8 @@ def _config(text: dict[str, Any], image_token_id: int) -> dict[str, Any]:
 
 def _seeing(vit: Tensors) -> Tensors:
     """Return a plain ViT's tensors under Idefics3's names, without the class token."""
+    from jaxft.models.layers.vision import resize_grid  # jax: most assets take none
+
     grid = vit["embeddings.position_embeddings"][0, 1:].reshape(SMALL, SMALL, WIDTH)
     positions = resize_grid(grid, (GRID, GRID)).reshape(GRID * GRID, WIDTH)
     tensors = {"embeddings.position_embedding.weight": positions}
