@@ -1,5 +1,6 @@
 """The benchmarks' own arithmetic, and that their contestants run."""
 
+import csv
 import dataclasses
 import json
 import math
@@ -13,13 +14,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import jaxft
-from benchmarks import baseline, gpu, measure, seeds, trainer
+from benchmarks import baseline, gpu, measure, other_forest, seeds, trainer
 from benchmarks.measure import median
 from benchmarks.studies.page import drift_of
 from benchmarks.what_fits import MODELS, WAYS, Cell, config_of, key_of, largest, page
 from jaxft.config.load import override_config
+from jaxft.data.image.images import decode
+from jaxft.demo.rows import write_csv
 from jaxft.export.export import export
 from jaxft.report.page.page import write_page
 from tests.support.tiny import tiny_config
@@ -150,6 +154,31 @@ def test_the_twin_learns(assets):
     few = [f"data.{name}=csv:assets/reviews/train.csv[:15%]" for name in ("train", "eval", "test")]
     said = run("twin", "configs/sentiment.yaml", *few, "train.length=2 epochs", at=assets)
     assert json.loads(said)["test"] > 0.65  # on the rows it was trained on
+
+
+def test_a_photo_is_cut_in_two_with_its_boxes(tmp_path):
+    """A box at the cut is in both halves, one of which two pixels remain in the other alone."""
+    Image.fromarray(np.arange(40 * 101, dtype=np.uint8).reshape(40, 101)).save(tmp_path / "a.png")
+    head = ("image_path", "xmin", "ymin", "xmax", "ymax", "label")
+    sides = {"left": (5, 20), "both": (40, 60), "right": (70, 101), "nearly": (48, 70)}
+    rows = [("a.png", first, 3, end, 9, name) for name, (first, end) in sides.items()]
+    write_csv(tmp_path / "a.csv", head, rows)
+    (to := tmp_path / "halves").mkdir()
+    other_forest.write_halves(tmp_path / "a.csv", to)
+    boxes = {
+        half: {
+            row["label"]: (float(row["xmin"]), float(row["xmax"]), row["ymin"])
+            for row in csv.DictReader((to / f"{half}.csv").read_text().splitlines())
+        }
+        for half in ("left", "right")
+    }
+    assert boxes["left"] == {"left": (5, 20, "3"), "both": (40, 50, "3")}
+    assert boxes["right"] == {"both": (0, 10, "3"), "right": (20, 51, "3"), "nearly": (0, 20, "3")}
+    whole, left, right = (
+        np.asarray(decode(path)) for path in (tmp_path / "a.png", to / "left.png", to / "right.png")
+    )
+    assert (left == whole[:, :50]).all()
+    assert (right == whole[:, 50:]).all()
 
 
 @pytest.fixture
