@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 
+@partial(jax.jit, static_argnums=1, inline=True)  # traced once for all dropouts of a shape
 def counter_bits(words: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Sample 32 random bits for each element and key: uint32 of a shape.
 
