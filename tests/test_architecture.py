@@ -74,6 +74,9 @@ LAZY = {
     # Ray is an extra, and its workers join after jax is there.
     ("integrations.ray", "jax"),
     ("integrations.ray", "ray"),
+    # Assets are listed, and most are written, without jax.
+    ("demo", "jaxft"),
+    ("demo.tables", "sklearn"),
     # The libraries that read what a demo's packages hold are an extra.
     ("demo.smollm2", "gguf"),
     ("demo.gemma3", "gguf"),
