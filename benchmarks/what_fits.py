@@ -87,7 +87,14 @@ SLICES = {
 }
 
 
-COLUMNS = ("model", "trains", "one of the batch", "largest batch", "GB a chip", "ms a step")
+COLUMNS = (
+    "model",
+    "trains",
+    "one of the batch",
+    "largest batch",
+    "GB a chip",
+    "ms a step, at least",
+)
 HEAD = """\
 # What fits where
 
