@@ -13,7 +13,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -29,22 +29,14 @@ SMALLEST = 3.0  # pixels of a crown that is cut, at least
 Row = dict[str, str]
 
 
-def halves(rows: Sequence[Row], middle: int, right: int) -> Iterator[tuple[str, list[Row]]]:
-    """Yield the name and the boxes of each half; what is left of a box at the cut is one.
-
-    Args:
-        rows: of a table of boxes.
-        middle: column of pixels at which the photo is cut.
-        right: its width.
-    """
-    for name, first, end in (("left", 0, middle), ("right", middle, right)):
-        boxes = []
-        for row in rows:
-            sides = [min(max(float(row[side]), first), end) - first for side in ("xmin", "xmax")]
-            if sides[1] - sides[0] >= SMALLEST:
-                cut = {"xmin": f"{sides[0]}", "xmax": f"{sides[1]}"}
-                boxes.append({**row, **cut, "image_path": f"{name}.png"})
-        yield name, boxes
+def boxes_between(rows: Sequence[Row], first: int, end: int) -> list[Row]:
+    """Return what is left of boxes between two columns of pixels, counted from the first."""
+    boxes = []
+    for row in rows:
+        left, right = (min(max(float(row[side]), first), end) - first for side in ("xmin", "xmax"))
+        if right - left >= SMALLEST:
+            boxes.append({**row, "xmin": f"{left}", "xmax": f"{right}"})
+    return boxes
 
 
 def write_halves(table: Path, to: Path) -> None:
@@ -53,10 +45,10 @@ def write_halves(table: Path, to: Path) -> None:
         rows = list(csv.DictReader(lines))
     with Image.open(table.parent / rows[0]["image_path"]) as photo:
         middle = photo.width // 2
-        for name, boxes in halves(rows, middle, photo.width):
-            first, end = (0, middle) if name == "left" else (middle, photo.width)
+        for name, first, end in (("left", 0, middle), ("right", middle, photo.width)):
             photo.crop((first, 0, end, photo.height)).save(to / f"{name}.png")
-            write_csv(to / f"{name}.csv", boxes[0], (row.values() for row in boxes))
+            boxes = [row | {"image_path": f"{name}.png"} for row in boxes_between(rows, first, end)]
+            write_csv(to / f"{name}.csv", rows[0], (row.values() for row in boxes))
 
 
 def jaxft(*words: str) -> str:

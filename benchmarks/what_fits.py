@@ -229,7 +229,7 @@ def page(known: dict[str, Cell]) -> str:
         if rows:
             lines += [f"## {name}", "", markdown(COLUMNS, rows), ""]
             if len(rows) < len(MODELS) * len(WAYS):
-                lines += ["The other models have not been measured on this slice.", ""]
+                lines += ["Rows that are not listed have not been measured on this slice.", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -75,7 +75,11 @@ LAZY = {
     ("integrations.ray", "jax"),
     ("integrations.ray", "ray"),
     # Assets are listed, and most are written, without jax.
-    ("demo", "jaxft"),
+    ("demo.detection.detector", "jaxft"),
+    ("demo.drawing.emoji_dit", "jaxft"),
+    ("demo.drawing.imagegpt", "jaxft"),
+    ("demo.joined.vlm", "jaxft"),
+    ("demo.vits", "jaxft"),
     ("demo.tables", "sklearn"),
     # The libraries that read what a demo's packages hold are an extra.
     ("demo.smollm2", "gguf"),

@@ -1,18 +1,20 @@
 """The DiT of the demo: the emoji by group that it is made of, and how it begins."""
 
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from jaxft.config.load import parse_config
 from jaxft.demo import pretrain as demo_pretrain
 from jaxft.demo.drawing import emoji_dit as demo
 from jaxft.demo.images import DRAWINGS
 from jaxft.models import load as registry
-from tests.support.tarball import png, write_tarball
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"side": 8, "width": 16, "blocks": 2, "heads": 2}
@@ -23,12 +25,20 @@ def tarball(tmp_path) -> Path:
     """The package with two flags, a flag of another size, a fruit, and what is in no group."""
     entries = {"a": "Flags", "b": "Flags", "c": "Food & Drink", "d": "Component"}
     described = [{"image": f"{name}.png", "category": group} for name, group in entries.items()]
-    files = {f"{DRAWINGS}/{name}.png": png((200, 40, 50)) for name in entries}
+    image = io.BytesIO()
+    Image.new("RGB", (64, 64), (200, 40, 50)).save(image, "png")
+    files = {f"{DRAWINGS}/{name}.png": image.getvalue() for name in entries}
     files |= {
         "package/img/twitter/sheets/a.png": b"no emoji",
         "package/emoji.json": json.dumps(described).encode(),
     }
-    return write_tarball(tmp_path / "package.tgz", files)
+    path = tmp_path / "package.tgz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
 
 
 def test_emoji_lie_in_the_folder_of_their_group(tarball, tmp_path):
