@@ -90,6 +90,19 @@ LAZY = {
     ("demo.tables", "rdata"),
     # PyTorch is no dependency: it is asked for when a `.bin` is to be read.
     ("models.weights.files", "torch"),
+    # scikit-learn and SciPy's statistics take two seconds, and are needed where a metric is.
+    ("analysis.baselines", "sklearn"),
+    ("analysis.checkpoint_fit", "scipy"),
+    ("analysis.checkpoint_fit", "sklearn"),
+    ("layerwise.criteria.choose", "scipy"),
+    ("metrics.classification", "sklearn"),
+    ("metrics.regression", "scipy"),
+    ("report.page.binary", "sklearn"),
+    # Grain takes half a second, and is needed where batches are made.
+    ("data.batching.loader", "grain"),
+    # tensorflow-datasets takes half a second, and opens one kind of source.
+    ("analysis.first_config.locate", "jaxft"),
+    ("data.sources.open", "jaxft"),
     # tensorboardX imports PyTorch where it is installed, which takes seconds.
     ("report.events", "tensorboardX"),
     # transformers takes seconds to import and is needed only without a tokenizer.json.

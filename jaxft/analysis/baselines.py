@@ -11,10 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.pipeline import Pipeline, make_pipeline
 
 from jaxft.engine.inputs import Split
 from jaxft.metrics.regression import regression_scores
@@ -72,6 +68,11 @@ def _texts(bound: BoundTask[Any, Any], split: Split) -> list[str] | None:
 
 def _linear(texts: Sequence[str], labels: np.ndarray, others: Sequence[str]) -> np.ndarray | None:
     """Predict from words and pairs of words; None where the texts have no words."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.pipeline import Pipeline, make_pipeline
+
     terms = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, max_features=MOST_TERMS)
     last = LogisticRegression(C=10.0, max_iter=200) if labels.dtype.kind == "i" else Ridge()
     model: Pipeline = make_pipeline(terms, last)

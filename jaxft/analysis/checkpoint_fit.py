@@ -11,11 +11,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from scipy.stats import norm
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, cross_val_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from jaxft.analysis.forgetting import OBJECTIVES, loss_of, text_batches
 from jaxft.bounds import MOST_SAMPLE_CHARACTERS
@@ -165,6 +160,12 @@ def probe(features: np.ndarray, labels: Sequence[str]) -> dict[str, Any] | None:
         features: `[texts, D]`.
         labels: the class of each.
     """
+    from scipy.stats import norm
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     classes, ids = np.unique(np.asarray(labels), return_inverse=True)
     counts = np.bincount(ids)
     if len(classes) < 2 or counts.min() < FOLDS:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn import metrics
 
 FALSE_ALARMS = 0.01  # the share of the first class that may be called the second
 
@@ -19,6 +18,8 @@ def classification_scores(probabilities: np.ndarray, labels: np.ndarray) -> dict
         `f1` (macro), `mcc` (Matthews correlation) and, for two classes that are both there, those
         of `detection_scores`.
     """
+    from sklearn import metrics
+
     predicted = probabilities.argmax(axis=-1)
     several = len(np.union1d(labels, predicted)) > 1  # of one alone scikit-learn warns
     scores = {
@@ -41,6 +42,8 @@ def detection_scores(chances: np.ndarray, positive: np.ndarray) -> dict[str, flo
         `auroc`; `average_precision`; `recall_at_1pct_fpr`, the share of that kind that is found
         while at most 1% of the rest is taken for it.
     """
+    from sklearn import metrics
+
     rest, share, _ = metrics.roc_curve(positive, chances, drop_intermediate=False)
     return {
         "auroc": float(metrics.roc_auc_score(positive, chances)),
@@ -60,6 +63,8 @@ def multi_label_scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[st
         `f1_micro` and `f1_macro` at a half and, of the labels that some examples have,
         `mean_average_precision`.
     """
+    from sklearn import metrics
+
     predicted, there = probabilities > 0.5, labels > 0.5
     scores = {
         f"f1_{average}": float(

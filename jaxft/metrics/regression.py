@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import stats
 
 
 def regression_scores(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -19,6 +18,8 @@ def regression_scores(predicted: np.ndarray, labels: np.ndarray) -> dict[str, fl
         below 0 where predicting their mean is better), `pearson` and `spearman` (correlations; 0
         where all predictions are the same).
     """
+    from scipy import stats
+
     predicted, labels = predicted.astype(np.float64), labels.astype(np.float64)
     squared = float(np.mean((predicted - labels) ** 2))
     rmse = {"rmse": math.sqrt(squared)}

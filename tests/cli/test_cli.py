@@ -409,8 +409,19 @@ def test_a_closed_pipe_is_no_traceback(words):
 def test_a_report_imports_no_jax():
     """It reads JSON and writes a page: no accelerator is woken for that."""
     modules = "jaxft.cli.main, jaxft.report.page.page, jaxft.report.page.json_report"
-    code = f"import sys, {modules}; sys.exit('jax' in sys.modules)"
+    code = f"import sys, {modules}; sys.exit('jax' in sys.modules or 'sklearn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_run_starts_without_what_only_its_end_needs():
+    """Each of these takes a half to two seconds of CPU time to import."""
+    code = """
+import sys, jaxft.training.story
+late = {"grain", "pandas", "scipy.stats", "sklearn", "tensorflow_datasets", "transformers"}
+assert not late & set(sys.modules), late & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_is_noted_on_an_error_is_printed_and_what_libraries_note_is_not(monkeypatch, capsys):

@@ -8,7 +8,7 @@ from pathlib import Path
 from jaxft.data.sources.images import images_below
 from jaxft.data.sources.masks import IMAGES, MASKS
 from jaxft.data.sources.open import KINDS
-from jaxft.data.sources.tfds import FEATURES, prepared_splits
+from jaxft.data.sources.tfds_folder import FEATURES
 from jaxft.errors import UserError
 from jaxft.storage.json_files import read_json_object
 
@@ -72,7 +72,7 @@ def locate(what: str) -> Located:
     if path.is_dir():
         return _folder(path)
     try:
-        splits = prepared_splits(what)
+        splits = _prepared_splits(what)
     except UserError:
         raise UserError(
             f"There is no file or folder '{what}', and no prepared TFDS data set of that name.",
@@ -115,6 +115,13 @@ def _with_siblings(path: Path) -> Located:
     return Located(folder, whole.train, others.get("eval"), others.get("test"))
 
 
+def _prepared_splits(name_or_folder: str) -> tuple[str, ...]:
+    """Return the splits of a prepared TFDS data set."""
+    from jaxft.data.sources.tfds import prepared_splits
+
+    return prepared_splits(name_or_folder)
+
+
 def _folder(path: Path) -> Located:
     """Return the splits of a folder."""
     name = _name(str(path.resolve()))
@@ -128,7 +135,7 @@ def _folder(path: Path) -> Located:
     versions = sorted(one.parent for one in path.glob(f"*/{FEATURES}"))
     for folder in (path, *reversed(versions)):
         if (folder / FEATURES).is_file():
-            splits = prepared_splits(str(folder))
+            splits = _prepared_splits(str(folder))
             return _of_splits(name, {split: f"tfds:{folder}:{split}" for split in splits})
     files = [one for one in sorted(path.iterdir()) if one.suffix.lower() in ENDINGS]
     trains = [one for one in files if one.stem.lower() in SPLITS["train"]]

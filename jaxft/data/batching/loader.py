@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-import grain
 import jax
 import numpy as np
 from absl import flags
@@ -72,6 +71,8 @@ def batches(
         ValueError: the rows do not divide over the processes.
         UserError: a worker died.
     """
+    import grain
+
     rows = len(plan.batch(start)) if start < stop else process_count
     if rows % process_count:
         raise ValueError(f"{rows} rows do not divide over {process_count} processes")

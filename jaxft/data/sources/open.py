@@ -30,7 +30,6 @@ from jaxft.data.sources.joined import JoinedReader, check_local, open_files
 from jaxft.data.sources.masks import open_mask_folder
 from jaxft.data.sources.reader import MemoryReader, Reader, Row
 from jaxft.data.sources.squad import open_squad
-from jaxft.data.sources.tfds import open_tfds
 from jaxft.errors import UserError, did_you_mean
 
 CHUNK = 256  # rows in memory at a time
@@ -244,13 +243,16 @@ def _open_reader(kind: str, path: str) -> Reader:
     check_local(kind, path)
     if kind in FOLDERS:
         return FOLDERS[kind](Path(path).expanduser())
-    return open_saved(path) if kind == "hf" else open_tfds(path)
+    if kind == "hf":
+        return open_saved(path)
+    from jaxft.data.sources.tfds import open_tfds
+
+    return open_tfds(path)
 
 
 def _is_inside(path: Path, folder: Path) -> bool:
     """Return whether a path, with links resolved, is below a folder."""
-    top = os.path.realpath(folder)
-    return os.path.realpath(path).startswith(top if top.endswith(os.sep) else top + os.sep)
+    return Path(os.path.realpath(folder)) in Path(os.path.realpath(path)).parents
 
 
 def _matching(reader: Reader, where: Mapping[str, Any], spec: str) -> np.ndarray:
@@ -290,11 +292,8 @@ def _bound(text: str, rows: int, spec: str) -> int:
     """Return a bound of a slice as a row number."""
     match = BOUND.fullmatch(text.strip())
     if match is None:
-        raise UserError(
-            f"{spec}: '{text}' is not a bound of a slice.", "Use a row number or a percentage."
-        )
-    number, percent = match.groups()
-    bound = int(number) if number else round(rows * float(percent) / 100)
+        raise UserError(f"{spec}: '{text}' is not a bound of a slice.", "Use a row or percentage.")
+    bound = int(match[1]) if match[1] else round(rows * float(match[2]) / 100)
     if bound > rows:
         raise UserError(f"{spec}: the slice ends at {text}, and there are {rows} rows.")
     return bound

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
 
 Scores = Mapping[str, float | None]  # matrix -> score
 RANDOM = "random"  # the control: a choice by the run's seed
@@ -178,6 +177,8 @@ def _correlation(left: Scores, right: Scores, kinds: Mapping[str, str]) -> float
 
 def _centered_ranks(names: Sequence[str], scores: Scores, kinds: Mapping[str, str]) -> np.ndarray:
     """Rank the matrices within their kinds, from 0 in the middle; equal ones share a rank."""
+    from scipy.stats import rankdata
+
     ranks = np.zeros(len(names))
     of_kind = np.array([kinds[name] for name in names])
     values = np.array([scores[name] for name in names], np.float64)

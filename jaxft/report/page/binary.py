@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn import metrics
-from sklearn.calibration import calibration_curve
 
 from jaxft.metrics.classification import FALSE_ALARMS
 from jaxft.report.page.figures import DASHES, Series, plain_series
@@ -130,6 +128,8 @@ def _by_chance(name: str, shown: Sequence[tuple[int, Run, Scored]]) -> list[Seri
 
 
 def _precision_recall(run: Run, split: Scored) -> tuple[list, list, str, str]:
+    from sklearn import metrics
+
     del run
     precision, recall, _ = metrics.precision_recall_curve(split.positive, split.chances)
     average = metrics.average_precision_score(split.positive, split.chances)
@@ -138,6 +138,8 @@ def _precision_recall(run: Run, split: Scored) -> tuple[list, list, str, str]:
 
 
 def _roc(run: Run, split: Scored) -> tuple[list, list, str, str]:
+    from sklearn import metrics
+
     del run
     rest, share, _ = metrics.roc_curve(split.positive, split.chances)
     x, y = _thin(rest, share)
@@ -145,6 +147,9 @@ def _roc(run: Run, split: Scored) -> tuple[list, list, str, str]:
 
 
 def _calibration(run: Run, split: Scored) -> tuple[list, list, str, str]:
+    from sklearn import metrics
+    from sklearn.calibration import calibration_curve
+
     del run
     observed, predicted = calibration_curve(
         split.positive, split.chances.clip(0, 1), n_bins=BINS, strategy="quantile"
