@@ -20,7 +20,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from jaxft.config.load import Config, load_config
-from jaxft.data.sources.open import Source, open_source
+from jaxft.data.sources.open import open_source
+from jaxft.data.sources.source import Source
 from jaxft.data.text.template import is_missing
 from jaxft.errors import UserError
 from jaxft.metrics.classification import classification_scores

@@ -10,7 +10,7 @@ import numpy as np
 from jaxft.config.load import Config
 from jaxft.data.cache import build_or_open, cache_key
 from jaxft.data.profile import rare_class, row_digests
-from jaxft.data.sources.open import Source
+from jaxft.data.sources.source import Source
 from jaxft.engine.inputs import Split, data_cache
 from jaxft.numbers import share
 from jaxft.tasks.parts.classes.many import MULTI_LABEL

@@ -22,8 +22,9 @@ from jaxft.data.profile import (
     row_digests,
     texts_of,
 )
-from jaxft.data.sources.open import Source, open_source
+from jaxft.data.sources.open import open_source
 from jaxft.data.sources.reader import Row
+from jaxft.data.sources.source import Source
 from jaxft.engine.inputs import check_columns, open_sources
 from jaxft.engine.setup import make_task
 from jaxft.errors import UserError

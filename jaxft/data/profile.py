@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from jaxft.data.sources.images import ENDINGS
-from jaxft.data.sources.open import Source
-from jaxft.data.sources.reader import Row
+from jaxft.data.sources.reader import ClassId, Row
+from jaxft.data.sources.source import Source
 from jaxft.data.text.template import is_missing
 
 GLANCE = 1000  # rows that a column is guessed by
@@ -155,7 +155,7 @@ def _type_of(value: Any) -> str:
     """Return the name of a cell's type; a text file's numbers are texts that hold one."""
     if isinstance(value, str) and _is_number(value):
         return "number"
-    return type(value).__name__
+    return "int" if isinstance(value, ClassId) else type(value).__name__
 
 
 def _is_number(text: str) -> bool:
@@ -168,13 +168,13 @@ def _is_number(text: str) -> bool:
 def row_digests(source: Source, columns: Sequence[str]) -> np.ndarray:
     """Return a hash of each row's values in some columns, ignoring case and spaces: `[rows]`.
 
-    A path of an image counts from its source's folder: files of one name in two folders differ.
+    A path of an image counts from its table's folder: files of one name in two folders differ.
     """
     digests = np.empty(len(source), np.uint64)
     for number, row in source.each(columns):
         digest = hashlib.blake2b(digest_size=8)
         for value in row.values():
-            digest.update(_plain(_located(source, value)) + b"\0")
+            digest.update(_plain(_located(source, number, value)) + b"\0")
         digests[number] = int.from_bytes(digest.digest(), "little")
     return digests
 
@@ -240,10 +240,10 @@ def _short(row: Row) -> dict[str, Any]:
     return cells
 
 
-def _located(source: Source, value: Any) -> Any:
-    """Return the whole path of an image of a source; any other value as it is."""
+def _located(source: Source, number: int, value: Any) -> Any:
+    """Return the whole path of an image that a row names; any other value as it is."""
     is_image = isinstance(value, str) and value.lower().endswith(ENDINGS)
-    return str((source.folder / value).absolute()) if is_image else value
+    return str((source.folder_of(number) / value).absolute()) if is_image else value
 
 
 def _plain(value: Any) -> bytes:

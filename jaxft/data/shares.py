@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from jaxft.data.cache import Encoded, Example, ExampleArrays, fingerprint
-from jaxft.data.sources.open import Source
+from jaxft.data.sources.source import Source
 from jaxft.errors import UserError
 
 

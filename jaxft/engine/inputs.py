@@ -13,7 +13,8 @@ import numpy as np
 
 from jaxft.config.data import DataSection
 from jaxft.data.shares import Share
-from jaxft.data.sources.open import Source, open_mixture, open_source
+from jaxft.data.sources.open import open_mixture, open_source
+from jaxft.data.sources.source import Source
 from jaxft.device.distributed import gather, processes
 from jaxft.errors import UserError, nearest
 from jaxft.storage.files import cache_dir

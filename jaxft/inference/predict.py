@@ -8,7 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from jaxft.data.sources.open import Source, given_rows, open_source
+from jaxft.data.sources.open import given_rows, open_source
+from jaxft.data.sources.source import Source
 from jaxft.engine.evaluate import in_order, run_split
 from jaxft.engine.inputs import check_columns
 from jaxft.engine.step import Batch, Params, make_eval_step

@@ -69,6 +69,18 @@ def test_the_tools_of_each_conversation_are_written_as_transformers_does(tmp_pat
     assert load_chat_template(tmp_path).render([CHAT, CHAT], [[tool], None]) == expected
 
 
+def test_a_key_that_is_null_is_not_there(tmp_path):
+    """Parquet gives every message the keys of all; Llama 3.1's template asks as this one does."""
+    folder_with(
+        tmp_path,
+        "{% for m in messages %}{% if 'tool_calls' in m %}{{ m.tool_calls | length }} calls"
+        "{% else %}{{ m.content }}{% endif %}{% endfor %}",
+    )
+    chat = [{"role": "user", "content": "hi", "tool_calls": None}]
+    call = [{"role": "assistant", "content": None, "tool_calls": [{"name": "look"}]}]
+    assert load_chat_template(tmp_path).render([chat, call]) == ["hi", "1 calls"]
+
+
 def test_the_template_is_in_the_file_or_the_config(tmp_path):
     config = tmp_path / "tokenizer_config.json"
     assert load_chat_template(tmp_path) is None

@@ -162,7 +162,7 @@ def test_arrow_that_unpacks_to_more_than_is_allowed(folder, monkeypatch):
 
 
 def test_parquet_that_needs_more_memory_than_is_allowed(folder, monkeypatch):
-    monkeypatch.setattr("jaxft.data.sources.parquet.MOST_UNPACK_MEMORY", 1 << 30)
+    monkeypatch.setattr("jaxft.data.sources.parquet.unpack.MOST_UNPACK_MEMORY", 1 << 30)
     write_bomb(folder / "r.parquet", 1 << 20, 1500)
     refused("parquet:r.parquet", r"r\.parquet (cannot be read as Parquet|.* unpacks to more)")
 
@@ -171,5 +171,5 @@ def test_parquet_that_ends_the_process_that_reads_it(folder, monkeypatch, tmp_pa
     crash = tmp_path / "crash.py"
     crash.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
     write_bomb(folder / "r.parquet", 10, 4)
-    monkeypatch.setattr("jaxft.data.sources.parquet.SANDBOX", crash)
+    monkeypatch.setattr("jaxft.data.sources.parquet.unpack.SANDBOX", crash)
     refused("parquet:r.parquet", r"cannot be read as Parquet \(.* ended with exit code -11\)")

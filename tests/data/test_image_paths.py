@@ -8,6 +8,7 @@ from PIL import Image
 
 from jaxft.cli.main import main
 from jaxft.config.load import parse_config
+from jaxft.data.profile import row_digests
 from jaxft.data.sources.open import given_rows, open_mixture, open_source
 from jaxft.errors import UserError
 from jaxft.tasks.object_detection.boxes import opened
@@ -49,6 +50,24 @@ def test_a_path_that_leads_out_of_its_table_is_refused(table, tmp_path, name):
 def test_a_path_inside_is_read(table, tmp_path):
     for name in ("own.png", "../table/own.png", f"{tmp_path}/table/own.png"):
         check_images(open_source(table(name)), "image")
+
+
+def test_paths_start_from_the_rows_own_table_where_there_are_several(table):
+    for name in ("x", "y"):
+        Path(f"shards/{name}").mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(f"shards/{name}/a.png")
+        Path(f"shards/{name}/rows.csv").write_text("image,label\na.png,a\n")
+    Image.new("RGB", (9, 9)).save("shards/a.png")  # in the tables' common folder: another image
+    source = open_source("csv:shards/*/rows.csv:ordered")
+    paths = [Path(f"shards/{name}/a.png") for name in ("x", "y")]
+    assert [source.path_of(number, "a.png") for number in range(2)] == paths
+    assert row_digests(source, ["image"])[0] != row_digests(source, ["image"])[1]
+    check_images(source, "image")
+    with pytest.raises(UserError, match=r"x/rows\.csv: row 1: the path .* leads out"):
+        source.path_of(0, "../a.png")
+    both = open_mixture(["csv:shards/*/rows.csv:ordered", table("own.png")])
+    assert both.path_of(1, "a.png") == paths[1]
+    assert both.folder_of(2) == Path("table")
 
 
 def test_the_config_names_a_folder_that_paths_may_lead_into(table, tmp_path):

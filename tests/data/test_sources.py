@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from jaxft.data.sources.open import open_source
+from jaxft.data.sources.reader import ClassId
 from jaxft.errors import UserError
 
 ROWS = [
@@ -212,6 +213,9 @@ class Reviews(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             "type": tfds.features.ClassLabel(names=["neg", "pos"]),
             "tags": tfds.features.Sequence(tfds.features.Text()),
             "turns": tfds.features.Sequence({"who": tfds.features.Text(), "n": np.int64}),
+            "things": tfds.features.Sequence(
+                {"label": tfds.features.ClassLabel(names=["1", "2"]), "n": np.int64}
+            ),
             "score": np.float32,
             "picture": tfds.features.Image(shape=(2, 2, 3)),
         }
@@ -228,6 +232,7 @@ class Reviews(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         for i in range(first, first + 10):
             turns = {"who": ["é", "b"], "n": [i, i + 1]}
             row = {"text": f"naïve {i}", "type": i % 2, "tags": ["日", "x"], "turns": turns}
+            row["things"] = {"label": [i % 2], "n": [i]}
             yield i, {**row, "score": i / 2, "picture": PICTURE if i != 107 else BROKEN}
 
 
@@ -250,14 +255,18 @@ def test_a_tfds_row_is_plain_python(tfds_folder):
     row = source[3]
     assert row["text"] == "naïve 103"
     assert row["type"] == 1
-    assert type(row["type"]) is int
+    assert type(row["type"]) is ClassId
+    assert [type(one) for one in row["things"]["label"]] == [ClassId]
+    assert type(row["things"]["n"][0]) is int
     assert row["tags"] == ["日", "x"]
     assert row["turns"]["who"] == ["é", "b"]
     assert list(row["turns"]["n"]) == [103, 104]
     assert row["score"] == 51.5
     assert row["picture"] == PICTURE  # an image stays encoded
     assert source.class_names("type") == ("neg", "pos")
-    assert source.class_names("text") is None
+    assert source.class_names("things") == ("1", "2")
+    for column in ("text", "turns", "pixels of masks"):
+        assert source.class_names(column) is None
 
 
 @pytest.mark.parametrize("spec", ["made_reviews:train", "made_reviews:1.2.0:train", "{}:train"])

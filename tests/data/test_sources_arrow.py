@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from jaxft.data.sources.open import open_source
+from jaxft.data.sources.reader import ClassId
 from jaxft.errors import UserError
+from jaxft.tasks.parts.labels import BadValue, class_flags, class_id
 
 ROWS = [{"text": f"naïve {i}", "label": i % 2, "tags": ["日", str(i)]} for i in range(23)]
 CLASSES = {"label": {"names": ["bad", "good"], "_type": "ClassLabel"}}
@@ -121,6 +123,31 @@ def test_class_names_and_images_of_datasets(tmp_path):
     assert [row["image"] for row in source.rows(range(3))] == [b"png", "b.png", None]
 
 
+def test_ids_are_ids_where_another_class_has_such_a_name(tmp_path):
+    """Reviews of one star and of two: the id 1 is not the class "1"."""
+    stars = {"names": ["1", "2"], "_type": "ClassLabel"}
+    many = {"feature": stars, "_type": "List"}
+    things = {"bbox": {"_type": "List"}, "category": many}
+    rows = [
+        {"label": n, "many": [n], "things": {"bbox": [[0, 0, 1, 1]], "category": [n]}, "count": n}
+        for n in (0, 1)
+    ]
+    features = {"label": stars, "many": many, "things": things}
+    pq.write_table(table(rows, features), tmp_path / "r.parquet")
+    source = open_source(f"parquet:{tmp_path}/r.parquet:ordered")
+    for column in ("label", "many", "things"):
+        assert source.class_names(column) == ("1", "2")
+    rows = source.rows(range(2))
+    assert [class_id(row["label"], "label", ("1", "2")) for row in rows] == [0, 1]
+    assert class_flags(rows[1]["many"], "many", ("1", "2")).tolist() == [0, 1]
+    assert [class_id(one, "", ("1", "2")) for one in rows[1]["things"]["category"]] == [1]
+    assert type(rows[1]["count"]) is int
+    with pytest.raises(BadValue, match="label '2'"):
+        class_id(ClassId(2), "label", ("1", "2"))
+    with pytest.raises(BadValue, match="label '0'"):  # of a text file: no id among such names
+        class_id("0", "label", ("1", "2"))
+
+
 def test_the_fingerprint_is_of_the_content(tmp_path):
     same = open_source(parquet(tmp_path)).fingerprint
     (tmp_path / "r.parquet").rename(tmp_path / "moved.parquet")
@@ -138,7 +165,7 @@ def test_a_row_of_a_pattern_is_told_by_its_file(tmp_path):
     assert [row["text"] for row in source.rows(range(6))] == list("012345")
     assert source.place(4) == f"{tmp_path}/b.csv: row 2"
     assert source.without([4]).place(4) == f"{tmp_path}/b.csv: row 3"
-    assert source.folder == tmp_path
+    assert source.folder == source.folder_of(4) == tmp_path
     (tmp_path / "b.csv").write_text("text,label\nleft\n")
     with pytest.raises(UserError, match=r"b\.csv: row 1 \(line 2\) has 1 fields"):
         open_source(f"csv:{tmp_path}/?.csv")

@@ -2,12 +2,14 @@
 
 import json
 import pickle
+import shutil
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
+from jaxft.data.text.template import parse_template
 from jaxft.data.text.tokenizer import load_tokenizer
 from jaxft.errors import UserError
 
@@ -80,6 +82,25 @@ def test_it_is_pickled_by_its_folder(folder):
     again = pickle.loads(pickled)
     assert as_lists(again.encode(["a b"]).ids) == as_lists(tokenizer.encode(["a b"]).ids)
     assert again.fingerprint == tokenizer.fingerprint
+
+
+def test_folders_that_end_texts_otherwise_share_no_cache(folder, tmp_path):
+    """A base model and its chat model: one tokenizer.json, and two words for the end of a text."""
+    other = tmp_path.with_name("chat")
+    shutil.copytree(folder, other)
+    fields = json.loads((other / "tokenizer_config.json").read_text()) | {"eos_token": "b"}
+    (other / "tokenizer_config.json").write_text(json.dumps(fields))
+    base, chat = load_tokenizer(folder), load_tokenizer(other)
+    assert (base.end_id, chat.end_id) == (None, base.encode(["b"]).ids[0][1])
+    assert base.fingerprint != chat.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(9999.4, "9999"), (9999.6, "10000"), (-9999.6, "-10000"), (0.12345, "0.1235")],
+)
+def test_numbers_of_a_template_have_four_digits_and_no_exponent(value, text):
+    assert parse_template("{x}").render({"x": value}) == text
 
 
 def test_facts_of_a_real_tokenizer(minilm):

@@ -19,6 +19,8 @@ from jaxft.errors import UserError
 from jaxft.metrics.boxes import box_scores
 from jaxft.tasks.object_detection.boxes import read_examples
 from jaxft.tasks.object_detection.detection_loss import box_loss, detection_loss, match, on_box
+from jaxft.tasks.object_detection.section import ObjectDetectionSection as Section
+from jaxft.tasks.object_detection.task import make
 from jaxft.tasks.object_detection.truth import read_boxes
 
 CLASSES, QUERIES = 3, 7
@@ -343,6 +345,45 @@ def test_a_number_is_the_class_of_that_name_and_else_of_that_id():
     objects["label"] = [0, 1, np.int64(1)]
     by_id = read_boxes(objects, ("tree", "car"), (30, 40), "pascal_voc", "")
     assert by_id.labels.tolist() == [0, 1, 1]
+
+
+def test_objects_are_lists_of_fields_or_a_list_of_tables(tmp_path):
+    """As COCO's annotations, and data sets made of them, have objects and call their classes."""
+    box = [1, 2, 11, 22]
+    for objects in (
+        {"bbox": [box, box], "categories": ["car", "tree"], "is_crowd": [0, 1]},
+        [{"bbox": box, "category": "car"}, {"bbox": box, "category": "tree", "is_crowd": 1}],
+        ({"label": "car", "bbox": box}, {"label": "tree", "bbox": np.array(box), "crowd": True}),
+    ):
+        boxes = read_boxes(objects, ("tree", "car"), (30, 40), "pascal_voc", "")
+        assert (boxes.labels.tolist(), boxes.crowd.tolist()) == ([1, 0], [False, True])
+        assert boxes.corners.tolist() == [box, box]
+    for empty in (None, {}, [], {"bbox": [], "label": []}):
+        assert len(read_boxes(empty, ("tree",), (30, 40), "coco", "").corners) == 0
+    (tmp_path / "r.jsonl").write_text(
+        json.dumps({"image": "a.png", "objects": [{"bbox": box, "category": "car"}]}) + "\n"
+        '{"image": "a.png", "objects": null}\n'
+    )
+    task = make(Section(kind="object_detection"))
+    assert task.label_names(open_source(f"jsonl:{tmp_path}/r.jsonl")) == ("car",)
+
+
+@pytest.mark.parametrize(
+    ("objects", "said"),
+    [
+        ("bbox", "row 1: its objects are no table"),
+        ([[1, 2, 3, 4]], "row 1: its objects are no table"),
+        ({"label": ["tree"]}, "row 1: 0 boxes have 1 of label"),
+        ({"bbox": [[1, 1, 9, 9]] * 2, "label": ["tree"]}, "row 1: 2 boxes have 1 of label"),
+        ({"bbox": [[1, 1, 9, 9]], "label": ["tree"], "crowd": [0, 1]}, "boxes have 2 of crowd"),
+        ({"bbox": [[1, 1, 9]], "label": ["tree"]}, r"row 1: a box is \[1, 1, 9\], and no four"),
+        ({"bbox": [["x", 1, 9, 9]], "label": ["tree"]}, "and no four numbers"),
+        ({"bbox": 7, "label": ["tree"]}, "row 1: the objects' bbox is no list"),
+    ],
+)
+def test_objects_of_another_form_are_a_sentence(objects, said):
+    with pytest.raises(UserError, match=said):
+        read_boxes(objects, ("tree",), (30, 40), "pascal_voc", "row 1")
 
 
 @pytest.mark.parametrize(("bad", "said"), BAD_BOXES)

@@ -13,7 +13,8 @@ from jaxft.analysis.first_config.checkpoints import Described
 from jaxft.analysis.first_config.locate import Located
 from jaxft.analysis.first_config.questions import Answers, Question
 from jaxft.analysis.first_config.sample import Sample
-from jaxft.data.sources.open import Source, open_source
+from jaxft.data.sources.open import open_source
+from jaxft.data.sources.source import Source
 from jaxft.errors import UserError
 from jaxft.numbers import count
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jaxft.data.sources.open import Source, open_source
+from jaxft.data.sources.open import open_source
 from jaxft.data.sources.reader import Row
+from jaxft.data.sources.source import Source
 from jaxft.errors import UserError
 
 MOST_ROWS = 5000  # that are looked at

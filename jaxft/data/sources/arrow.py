@@ -18,8 +18,8 @@ import pyarrow as pa
 
 from jaxft.data.sources.arrow_files import check_file, first_line, is_sound, read_table, refused
 from jaxft.data.sources.files import check_columns, check_is_file
-from jaxft.data.sources.parquet import unpack_parquet
-from jaxft.data.sources.reader import Row
+from jaxft.data.sources.parquet.unpack import unpack_parquet
+from jaxft.data.sources.reader import OBJECT_CLASSES, Row, as_class_ids
 from jaxft.errors import UserError, did_you_mean
 from jaxft.storage.files import cache_dir, sha256
 from jaxft.storage.json_files import parse_json, read_json_object
@@ -74,11 +74,11 @@ class ArrowReader:
         return rows
 
     def class_names(self, column: str) -> tuple[str, ...] | None:
-        """Return the classes of a column of ClassLabels, one or more per row; None for others."""
-        feature = self.features.get(column, {})
-        if isinstance(feature, dict) and "feature" in feature:
-            feature = feature["feature"]
-        names = feature.get("names") if isinstance(feature, dict) else None
+        """Return the classes of a column of ClassLabels, one or more per row; None for others.
+
+        For a column of objects they are those of its `label` or `category`.
+        """
+        names = _class_names(self.features.get(column))
         if names and not (isinstance(names, list) and all(isinstance(one, str) for one in names)):
             raise UserError(f"{self.folder}: the classes of '{column}' are no list of names.")
         return tuple(names) if names else None
@@ -101,10 +101,23 @@ class ArrowReader:
         feature = self.features.get(name)
         if isinstance(feature, dict) and feature.get("_type") == "Image":
             return [_image(value) for value in values]
-        return values
+        return values if self.class_names(name) is None else [*map(as_class_ids, values)]
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_batches"}
+
+
+def _class_names(feature: Any) -> Any:
+    """Return what a feature's description has for its classes, an inner one's or its objects'."""
+    if isinstance(feature, list):  # as older files have a list
+        feature = {"feature": feature[0]} if feature else None
+    if not isinstance(feature, dict):
+        return None
+    if "feature" in feature:
+        return _class_names(feature["feature"])
+    if feature.get("_type") == "ClassLabel":
+        return feature.get("names")
+    return next((_class_names(feature[one]) for one in OBJECT_CLASSES if one in feature), None)
 
 
 def _image(value: Any) -> Any:

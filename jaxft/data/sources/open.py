@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +27,10 @@ from jaxft.data.sources.images import open_image_folder
 from jaxft.data.sources.joined import JoinedReader, check_local, open_files
 from jaxft.data.sources.masks import open_mask_folder
 from jaxft.data.sources.reader import MemoryReader, Reader, Row
+from jaxft.data.sources.source import Source
 from jaxft.data.sources.squad import open_squad
 from jaxft.errors import UserError, did_you_mean
 
-CHUNK = 256  # rows in memory at a time
 SPEC = re.compile(
     r"(?P<kind>\w+):(?P<place>.+?)(?P<slice>\[(?P<start>[^:\[\]]*):(?P<stop>[^:\[\]]*)\])?"
     r"(?P<ordered>:ordered)?",
@@ -56,124 +54,6 @@ FILES: dict[str, Open] = {
 }
 FOLDERS: dict[str, Open] = {"images": open_image_folder, "masks": open_mask_folder}
 KINDS = (*FILES, "hf", "tfds", *FOLDERS)
-
-
-@dataclass(frozen=True)
-class Source:
-    """The rows that a source string names, with random access.
-
-    Attributes:
-        spec: the source string.
-        fingerprint: sha256 of the content, the slice, `where` and the seed; where the files lie
-            does not count, so that a moved file keeps its caches.
-        order: `[rows]` the reader's row number of each of our rows.
-        reader: reads the rows.
-        image_folder: a folder that paths in the rows may lead into, besides the rows' own.
-    """
-
-    spec: str
-    fingerprint: str
-    order: np.ndarray
-    reader: Reader
-    image_folder: Path | None = None
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Names that every row has a value for."""
-        return self.reader.columns
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, index: int) -> Row:
-        return self.rows([index])[0]
-
-    def rows(self, indices: Iterable[int], columns: Sequence[str] | None = None) -> list[Row]:
-        """Return the rows at these indices, in this order, with `columns` (None: all) of each."""
-        return self.reader.rows(self.order[np.fromiter(indices, np.int64)], columns)
-
-    def each(
-        self,
-        columns: Sequence[str] | None = None,
-        indices: Sequence[int] | np.ndarray | None = None,
-    ) -> Iterator[tuple[int, Row]]:
-        """Yield the rows at these indices (None: all), each behind its own; few are in memory."""
-        asked = np.arange(len(self)) if indices is None else np.asarray(indices, np.int64)
-        for start in range(0, len(asked), CHUNK):
-            chunk = asked[start : start + CHUNK]
-            yield from zip(chunk.tolist(), self.rows(chunk, columns), strict=True)
-
-    @property
-    def folder(self) -> Path:
-        """Return the folder that relative paths in the rows start from."""
-        return Path(self.reader.folder)
-
-    def place(self, index: int) -> str:
-        """Return the name of a row in messages: the source, and the row number in it."""
-        number = int(self.order[index])
-        if not isinstance(self.reader, JoinedReader):
-            return f"{self.spec}: row {number + 1}"
-        owner, inside = self.reader.locate(number)
-        part = self.reader.parts[owner]
-        if isinstance(part, Source):
-            return part.place(inside)
-        return f"{self.reader.names[owner]}: row {inside + 1}"
-
-    def path_of(self, index: int, name: str) -> Path:
-        """Return the path of a file that a row names, from the folder of the row's table.
-
-        A table may be a stranger's, and what its paths lead to is shown in reports and copied into
-        data sets; so they may lead out of its folder, by links too, into `image_folder` only. What
-        a person typed may lead anywhere.
-
-        Raises:
-            UserError: the path leads elsewhere.
-        """
-        if isinstance(self.reader, JoinedReader):
-            owner, inside = self.reader.locate(int(self.order[index]))
-            if isinstance(part := self.reader.parts[owner], Source):
-                return part.path_of(inside, name)
-        path = self.folder / name
-        if isinstance(self.reader, MemoryReader):
-            return path
-        allowed = [folder for folder in (self.folder, self.image_folder) if folder is not None]
-        if "\0" in name or not any(_is_inside(path, folder) for folder in allowed):
-            raise UserError(
-                f"{self.place(index)}: the path '{name}' leads out of the folder of its table.",
-                "If you trust the table, name the folder that it leads into: data.image_folder, or "
-                "--image-folder of jaxft data build.",
-            )
-        return path
-
-    def part_of(self, rows: np.ndarray) -> np.ndarray:
-        """Return the part of a mixture that each row belongs to; 0 if it is no mixture."""
-        if not self.mixed:
-            return np.zeros(len(rows), np.int64)
-        assert isinstance(self.reader, JoinedReader)
-        return self.reader.part_of(self.order[rows])
-
-    @property
-    def mixed(self) -> tuple[Source, ...]:
-        """The sources that this one mixes; none where it is no mixture."""
-        parts = self.reader.parts if isinstance(self.reader, JoinedReader) else ()
-        return tuple(part for part in parts if isinstance(part, Source))
-
-    @property
-    def identity(self) -> str:
-        """The fingerprint: a source may be a part of another."""
-        return self.fingerprint
-
-    def without(self, indices: Sequence[int]) -> Source:
-        """Return the source without the rows at these indices; itself where there are none."""
-        if not len(indices):
-            return self
-        text = f"{self.fingerprint} without {list(indices)}"
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        return replace(self, fingerprint=digest, order=np.delete(self.order, indices))
-
-    def class_names(self, column: str) -> tuple[str, ...] | None:
-        """Return the classes of `column` in order of class id, where the data names them."""
-        return self.reader.class_names(column)
 
 
 def open_source(
@@ -248,11 +128,6 @@ def _open_reader(kind: str, path: str) -> Reader:
     from jaxft.data.sources.tfds import open_tfds
 
     return open_tfds(path)
-
-
-def _is_inside(path: Path, folder: Path) -> bool:
-    """Return whether a path, with links resolved, is below a folder."""
-    return Path(os.path.realpath(folder)) in Path(os.path.realpath(path)).parents
 
 
 def _matching(reader: Reader, where: Mapping[str, Any], spec: str) -> np.ndarray:

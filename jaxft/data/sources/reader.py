@@ -10,6 +10,26 @@ from typing import Any, Protocol
 Row = dict[str, Any]
 
 
+# Where a row's objects have their classes, under the names that data sets have for it.
+OBJECT_CLASSES = ("label", "category", "categories")
+
+
+class ClassId(int):
+    """Id of a class that the data names; the name of another class may look like it."""
+
+
+def as_class_ids(value: Any) -> Any:
+    """Return the ids in a cell, those of a list or of a row's objects too, as `ClassId`."""
+    if isinstance(value, int):
+        return ClassId(value)
+    if isinstance(value, list):
+        return [as_class_ids(one) for one in value]
+    if isinstance(value, dict):
+        own = {name: as_class_ids(value[name]) for name in OBJECT_CLASSES if name in value}
+        return {**value, **own}
+    return value
+
+
 class Reader(Protocol):
     """All rows of a file or a split, in its own order."""
 

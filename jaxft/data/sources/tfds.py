@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from jaxft.data.sources.reader import Row
+from jaxft.data.sources.reader import OBJECT_CLASSES, ClassId, Row
 from jaxft.data.sources.tfds_folder import FEATURES, check_folder, check_shards, refused
 from jaxft.errors import UserError, did_you_mean
 
@@ -58,16 +58,9 @@ class TfdsReader:
     def class_names(self, column: str) -> tuple[str, ...] | None:
         """Return the classes of a column of ClassLabels, one or several per row; None for others.
 
-        For a column of objects they are those of its `label`.
+        For a column of objects they are those of its `label` or `category`.
         """
-        feature = self.features[column]
-        if isinstance(feature, tfds.features.Sequence):
-            feature = feature.feature
-        if isinstance(feature, tfds.features.FeaturesDict):
-            feature = feature.get("label")
-        if isinstance(feature, tfds.features.ClassLabel):
-            return tuple(feature.names)
-        return None
+        return _class_names(self.features[column]) if column in self.columns else None
 
 
 def open_tfds(body: str) -> TfdsReader:
@@ -175,6 +168,16 @@ def _identity(folder: epath.Path, split: str) -> str:
     return digest.hexdigest()
 
 
+def _class_names(feature: Any) -> tuple[str, ...] | None:
+    """Return the classes of a feature, of a list's inner one, or of the objects in it."""
+    if isinstance(feature, tfds.features.Sequence):
+        return _class_names(feature.feature)
+    if isinstance(feature, tfds.features.FeaturesDict):
+        own = (_class_names(feature[name]) for name in OBJECT_CLASSES if name in feature)
+        return next(own, None)
+    return tuple(feature.names) if isinstance(feature, tfds.features.ClassLabel) else None
+
+
 def _plain(value: Any, feature: Any) -> Any:
     """Return a TFDS value as a Python or numpy one: text as str, a scalar as a number."""
     if isinstance(feature, tfds.features.FeaturesDict):
@@ -189,6 +192,6 @@ def _plain(value: Any, feature: Any) -> Any:
         return [_plain(inner, inner_feature) for inner in value]
     if isinstance(feature, tfds.features.Text) and isinstance(value, bytes):
         return value.decode()
-    if isinstance(value, np.generic):
-        return value.item()
-    return value
+    if isinstance(feature, tfds.features.ClassLabel):
+        return ClassId(value)
+    return value.item() if isinstance(value, np.generic) else value

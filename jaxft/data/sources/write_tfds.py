@@ -14,8 +14,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image, UnidentifiedImageError
 
-from jaxft.data.sources.open import Source
-from jaxft.data.sources.reader import Row
+from jaxft.data.sources.reader import ClassId, Row
+from jaxft.data.sources.source import Source
 from jaxft.errors import UserError
 
 VERSION = "1.0.0"
@@ -106,6 +106,8 @@ def _kind(value: Any, name: str, source: Source, number: int) -> str:
     """Return a value's kind in words; UserError where TFDS has none that reads back the same."""
     if isinstance(value, np.generic):
         value = value.item()
+    if isinstance(value, ClassId):
+        return "int"
     if type(value).__name__ in KINDS:
         return type(value).__name__
     if isinstance(value, str):
@@ -167,7 +169,7 @@ def _is_file(value: str, source: Source, number: int) -> bool:
     """
     if not re.search(r"\.(png|jpe?g)$", value, re.IGNORECASE) or "\n" in value:
         return False
-    if not (source.folder / value).is_file():
+    if not (source.folder_of(number) / value).is_file():
         return False
     return _is_image(source.path_of(number, value).read_bytes())
 

@@ -63,7 +63,7 @@ class ChatTemplate:
         """
         asked: dict[str, Any] = {
             "template": self.text,
-            "conversations": [[dict(message) for message in one] for one in conversations],
+            "conversations": [[*map(_without_nulls, one)] for one in conversations],
             "tools": [one or None for one in tools or [None] * len(conversations)],
             "variables": {**self.tokens, **UNUSED, "add_generation_prompt": add_generation_prompt},
             "seconds": math.ceil(SECONDS + SECONDS_EACH * len(conversations)),
@@ -94,6 +94,14 @@ class ChatTemplate:
 
     def _refused(self, why: str) -> UserError:
         return UserError(f"The chat template of '{self.folder}' failed: {why.removesuffix('.')}.")
+
+
+def _without_nulls(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message without keys that are null, but for its content.
+
+    Templates ask whether a key is there, and a Parquet file has every row's keys in every row.
+    """
+    return {name: one for name, one in message.items() if one is not None or name == "content"}
 
 
 def load_chat_template(folder: str | Path) -> ChatTemplate | None:

@@ -122,5 +122,5 @@ def _number(value: float) -> str:
     """Format a number by its first digits, or as a whole one if it has more before the point."""
     if not math.isfinite(value):
         return str(value)
-    whole = abs(value) >= 10**DIGITS or value == int(value)
+    whole = round(abs(value)) >= 10**DIGITS or value == int(value)
     return f"{value:.0f}" if whole else f"{value:.{DIGITS}g}"

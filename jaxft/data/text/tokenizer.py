@@ -77,7 +77,7 @@ class Tokenizer:
     """The tokenizer of a checkpoint's folder; pickled by its folder, and built where it is used.
 
     Attributes:
-        fingerprint: sha256 of the tokenizer.
+        fingerprint: sha256 of the tokenizer, and of the ids below.
         vocab_size: ids run below it; where some are free it is more than there are tokens.
         pad_id: the id that fills a row.
         end_id: the id that ends a text; None where the folder names none.
@@ -98,18 +98,18 @@ class Tokenizer:
         content = json.loads(described)
         check_growth(self.folder, self._backend, content)
         self.unknown_id = unknown_id(content["model"], self._backend)
-        self.fingerprint = hashlib.sha256(described.encode()).hexdigest()
         added = self._backend.get_added_tokens_decoder().items()
         self.special_ids = frozenset(number for number, token in added if token.special)
         self.pad_id = special_id("pad_token", self.folder, self._backend) or 0
         self.end_id = special_id("eos_token", self.folder, self._backend)
         self.mask_id = special_id("mask_token", self.folder, self._backend)
-        bos, cls, sep = (
-            special_id(f"{role}_token", self.folder, self._backend)
-            for role in ("bos", "cls", "sep")
-        )
+        roles = ("bos_token", "cls_token", "sep_token")
+        bos, cls, sep = (special_id(role, self.folder, self._backend) for role in roles)
         self.first_id = cls if bos is None else bos
         self.last_id = sep if self.end_id is None else self.end_id
+        # A base and a chat model often have one tokenizer.json, and other ids for these.
+        named = (self.pad_id, self.end_id, self.mask_id, self.first_id, self.last_id)
+        self.fingerprint = hashlib.sha256(f"{described}\0{named}".encode()).hexdigest()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder}

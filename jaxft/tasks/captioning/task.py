@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxft.data.cache import ExampleArrays, fingerprint
 from jaxft.data.random import FIRST_EPOCH, EpochRandom
-from jaxft.data.sources.open import Source
+from jaxft.data.sources.source import Source
 from jaxft.metrics.captions import caption_scores
 from jaxft.tasks.captioning.section import CaptioningSection as Section
 from jaxft.tasks.parts.card import GENERATE, READ_IMAGE, WRITE, Card

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxft.data.batching.loader import collate_rows
 from jaxft.data.random import FIRST_EPOCH, EpochRandom
-from jaxft.data.sources.open import Source
+from jaxft.data.sources.source import Source
 from jaxft.data.text.answers import ASSISTANT, Exchange, Scoring, check_conversation
 from jaxft.data.text.dialogue import UNSCORED, Lesson, of_conversations, of_documents
 from jaxft.errors import UserError

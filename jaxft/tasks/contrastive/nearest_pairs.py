@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxft.data.sources.open import Source
+from jaxft.data.sources.source import Source
 from jaxft.metrics.retrieval import ranks
 from jaxft.tasks.parts.images import open_image, picture
 from jaxft.tasks.parts.labels import column_of

@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxft.data.cache import ExampleArrays, fingerprint
 from jaxft.data.random import FIRST_EPOCH, EpochRandom
-from jaxft.data.sources.open import Source
+from jaxft.data.sources.source import Source
 from jaxft.errors import UserError
 from jaxft.metrics.retrieval import retrieval_scores
 from jaxft.models.tower.tower import Compute

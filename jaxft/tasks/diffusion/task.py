@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxft.data.image.colors import contact_sheet
 from jaxft.data.image.images import ImageProcessor
-from jaxft.data.sources.open import Source
+from jaxft.data.sources.source import Source
 from jaxft.errors import UserError
 from jaxft.metrics.frechet import frechet
 from jaxft.models.diffusion.schedule import Schedule

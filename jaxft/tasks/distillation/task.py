@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxft.data.random import FIRST_EPOCH, EpochRandom
-from jaxft.data.sources.open import Source
+from jaxft.data.sources.source import Source
 from jaxft.errors import UserError
 from jaxft.models.load import LoadOptions, describe
 from jaxft.models.model import Model

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxft.data.sources.open import Source
+from jaxft.data.sources.source import Source
 from jaxft.data.text.answers import Conversation, Exchange
 from jaxft.errors import UserError
 from jaxft.tasks.dpo.loss import REFERENCE, answer_log_probs, preference_losses, rewards

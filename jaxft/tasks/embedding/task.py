@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxft.data.sources.open import Source
+from jaxft.data.sources.source import Source
 from jaxft.errors import UserError
 from jaxft.models.load_dense import vector_width
 from jaxft.models.model import Model

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxft.data.image.augment import Augmentation
 from jaxft.data.random import FIRST_EPOCH, EpochRandom
-from jaxft.data.sources.open import Source
+from jaxft.data.sources.source import Source
 from jaxft.tasks.image_classification.section import ImageClassificationSection as Section
 from jaxft.tasks.parts.card import APPLY, READ_IMAGE, Card
 from jaxft.tasks.parts.classes.target import BoundTargetTask, TargetTask, make_target

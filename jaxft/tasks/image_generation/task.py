@@ -24,7 +24,7 @@ import numpy as np
 from jaxft.data.image.colors import colors_of, contact_sheet, painted
 from jaxft.data.image.images import ImageProcessor
 from jaxft.data.random import FIRST_EPOCH, EpochRandom
-from jaxft.data.sources.open import Source
+from jaxft.data.sources.source import Source
 from jaxft.errors import UserError
 from jaxft.metrics.frechet import frechet
 from jaxft.models.generate.images import draw_images, first_word

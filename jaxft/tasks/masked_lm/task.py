@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxft.data.cache import InMemory
-from jaxft.data.sources.open import Source
+from jaxft.data.sources.source import Source
 from jaxft.data.text.tokenizer import Tokenizer
 from jaxft.errors import UserError
 from jaxft.models.layers.loss import scored_losses

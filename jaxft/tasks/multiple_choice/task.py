@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxft.data.sources.open import Source
+from jaxft.data.sources.source import Source
 from jaxft.errors import UserError
 from jaxft.tasks.multiple_choice.choices import Choices, number_choices, read_choices, read_label
 from jaxft.tasks.multiple_choice.section import MultipleChoiceSection as Section

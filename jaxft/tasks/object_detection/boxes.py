@@ -17,7 +17,7 @@ from jaxft.data.image.augment_boxes import BoxAugmentation, augment_boxes, shown
 from jaxft.data.image.images import ImageProcessor, decode
 from jaxft.data.image.tiles import areas, cut, relative, within
 from jaxft.data.random import FIRST_EPOCH, EpochRandom
-from jaxft.data.sources.open import Source
+from jaxft.data.sources.source import Source
 from jaxft.errors import UserError
 from jaxft.tasks.object_detection.truth import Boxes, read_boxes
 from jaxft.tasks.parts.examples import row_marks

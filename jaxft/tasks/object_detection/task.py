@@ -13,7 +13,7 @@ import numpy as np
 from jaxft.data.image.annotate import annotate
 from jaxft.data.image.augment_boxes import BoxAugmentation
 from jaxft.data.image.tiles import absolute, unlike
-from jaxft.data.sources.open import Source
+from jaxft.data.sources.source import Source
 from jaxft.errors import UserError
 from jaxft.metrics.boxes import SIZES, box_scores
 from jaxft.models.families.vit.yolos_from_vit import places
@@ -21,7 +21,7 @@ from jaxft.tasks.object_detection.boxes import PieceExamples, opened, read_examp
 from jaxft.tasks.object_detection.detection_loss import detection_loss
 from jaxft.tasks.object_detection.query_loss import query_loss
 from jaxft.tasks.object_detection.section import ObjectDetectionSection as Section
-from jaxft.tasks.object_detection.truth import Boxes, read_boxes
+from jaxft.tasks.object_detection.truth import Boxes, read_boxes, read_objects
 from jaxft.tasks.parts.card import APPLY, READ_IMAGE, Card
 from jaxft.tasks.parts.contract import Batch, BoundTask, Outcomes, Outputs, Sum, Task
 from jaxft.tasks.parts.images import check_images, open_image, paths_from_input, picture
@@ -217,14 +217,16 @@ class ObjectDetection(Task):
         if named:
             return tuple(named)
         column = self.section.objects
-        rows = (source.rows([number], [column])[0][column] for number in range(len(source)))
-        names = sorted({str(label) for row in rows for label in (row or {}).get("label", ())})
+        names: set[str] = set()
+        for number, row in source.each([column]):
+            _, classes, *_ = read_objects(row[column], source.place(number))
+            names |= set(map(str, classes))
         if not names:
             raise UserError(
                 f"{source.spec}: no image has a box to learn from.",
                 "Check the slice, and the column of task.objects.",
             )
-        return tuple(names)
+        return tuple(sorted(names))
 
 
 make = ObjectDetection

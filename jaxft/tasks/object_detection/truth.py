@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from jaxft.data.sources.reader import OBJECT_CLASSES
 from jaxft.errors import UserError, did_you_mean
 from jaxft.tasks.parts.labels import BadValue, class_id
+
+CROWD = ("crowd", "is_crowd")
+FORM = "Objects are {bbox: [[left, top, right, bottom], ...], label: [name, ...]}, of one length."
 
 
 @dataclass(frozen=True)
@@ -41,13 +45,10 @@ def read_boxes(
         row: the row's name in messages, for objects without a location of their own.
 
     Raises:
-        UserError: a box is outside the image or has no area, or a label is no class.
+        UserError: as `read_objects`; a box is outside the image or has no area, or a label is no
+            class.
     """
-    objects = dict(objects or {"bbox": [], "label": []})
-    classes = objects.get("label", objects.get("category", objects.get("categories", [])))
-    boxes = np.array(list(objects["bbox"]), float).reshape(-1, 4)
-    crowd = objects.get("crowd", objects.get("is_crowd", [False] * len(boxes)))
-    places = objects.get("place") or [row] * len(boxes)
+    boxes, classes, crowd, places = read_objects(objects, row)
     height, width = size
     if form == "coco":
         boxes = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
@@ -58,6 +59,57 @@ def read_boxes(
     labels = [_class_id(one, names, where) for one, where in zip(classes, places, strict=True)]
     limit = np.array([width, height, width, height])
     return Boxes(np.clip(boxes, 0, limit), np.array(labels, np.int32), np.array(crowd, bool))
+
+
+def read_objects(objects: Any, row: str) -> tuple[np.ndarray, list, list, list]:
+    """Read a row's objects: a table with a list for each of their fields, or a list of tables.
+
+    Args:
+        objects: the row's cell; None of an image without objects.
+        row: the row's name in messages.
+
+    Returns:
+        Of each object its box (`[N, 4]`), label, whether it is a crowd, and name in messages.
+
+    Raises:
+        UserError: it is no table, lists have other lengths, or a box is no four numbers.
+    """
+    if isinstance(objects, list | tuple) and all(isinstance(one, Mapping) for one in objects):
+        fields = {name: None for one in objects for name in one}
+        objects = {name: [one.get(name) for one in objects] for name in fields}
+    if not isinstance(objects, Mapping | None):
+        raise UserError(f"{row}: its objects are no table.", FORM)
+    boxes = _listed(objects, ("bbox",), row)
+    count = len(boxes or ())
+    classes = _listed(objects, OBJECT_CLASSES, row)
+    crowd = _listed(objects, CROWD, row) or [False] * count
+    places = _listed(objects, ("place",), row) or [row] * count
+    for name, values in (("label", classes), ("crowd", crowd)):
+        if len(values or ()) != count:
+            raise UserError(f"{row}: {count} boxes have {len(values or ())} of {name}.", FORM)
+    for box in boxes or ():
+        if not _are_numbers(box):
+            raise UserError(f"{row}: a box is {str(box)[:40]}, and no four numbers.", FORM)
+    return np.array(boxes or [], float).reshape(-1, 4), classes or [], crowd, places
+
+
+def _listed(objects: Mapping[str, Any] | None, names: Sequence[str], row: str) -> list | None:
+    """Return the first of some fields that objects have, as a list."""
+    fields = objects or {}
+    values = next((fields[name] for name in names if fields.get(name) is not None), None)
+    if values is None:
+        return None
+    if not isinstance(values, list | tuple | np.ndarray):
+        raise UserError(f"{row}: the objects' {names[0]} is no list.", FORM)
+    return list(values)
+
+
+def _are_numbers(box: Any) -> bool:
+    """Return whether a box is four numbers."""
+    try:
+        return np.array(box, float).shape == (4,)
+    except (TypeError, ValueError):
+        return False
 
 
 def _check_box(box: np.ndarray, size: tuple[int, int], where: str) -> None:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxft.config.fields import TaskSection
-from jaxft.data.sources.open import Source
+from jaxft.data.sources.source import Source
 from jaxft.data.text.answers import Exchange
 from jaxft.errors import UserError
 from jaxft.models.generate.prompts import Images

@@ -18,7 +18,7 @@ from jaxft.data.image.colors import colors_of
 from jaxft.data.image.images import ImageProcessor, check_header, decode, to_rgb
 from jaxft.data.random import EpochRandom
 from jaxft.data.sources.images import images_below
-from jaxft.data.sources.open import Source
+from jaxft.data.sources.source import Source
 from jaxft.errors import UserError
 from jaxft.tasks.parts.contract import Task
 from jaxft.tasks.parts.examples import Examples

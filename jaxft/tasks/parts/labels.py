@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxft.data.sources.open import Source
+from jaxft.data.sources.reader import ClassId
+from jaxft.data.sources.source import Source
 from jaxft.data.text.template import is_missing
 from jaxft.errors import UserError, did_you_mean
 from jaxft.tasks.parts.examples import values_of
@@ -127,13 +128,18 @@ def read_rows(
 def class_id(cell: Any, column: str, names: Sequence[str]) -> int:
     """Return the class id of a cell, which holds a class's name or its id.
 
+    A number is an id where the data names its classes, and where no name looks like a number.
+
     Raises:
         BadValue: the cell is empty, or no class.
     """
     value = str(cell)
     if cell is None or not value.strip():
         raise BadValue(f"has no {column}", FILL)
-    number = _ids(tuple(names)).get(value)
+    if isinstance(cell, ClassId):
+        number = int(cell) if 0 <= cell < len(names) else None
+    else:
+        number = _ids(tuple(names)).get(value)
     if number is None:
         more = ", ..." if len(names) > MOST_NAMED else ""
         raise BadValue(
@@ -146,7 +152,9 @@ def class_id(cell: Any, column: str, names: Sequence[str]) -> int:
 @lru_cache(maxsize=8)
 def _ids(names: tuple[str, ...]) -> dict[str, int]:
     index = {name: number for number, name in enumerate(names)}
-    return index | {str(number): number for number in range(len(names)) if str(number) not in index}
+    if any(name.lstrip("-").isdigit() for name in names):
+        return index
+    return index | {str(number): number for number in range(len(names))}
 
 
 def class_flags(cell: Any, column: str, names: Sequence[str]) -> np.ndarray:

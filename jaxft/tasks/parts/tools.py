@@ -12,7 +12,7 @@ from typing import Any
 from jaxft.data.cache import Encoded, ExampleArrays, InMemory, build_or_open, cache_key
 from jaxft.data.image.images import ImageProcessor, load_image_processor
 from jaxft.data.shares import Share, read_share
-from jaxft.data.sources.open import Source
+from jaxft.data.sources.source import Source
 from jaxft.data.text.chat import ChatTemplate, load_chat_template
 from jaxft.data.text.tokenizer import Tokenizer, load_tokenizer
 from jaxft.errors import UserError

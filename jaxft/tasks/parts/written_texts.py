@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxft.data.batching.packing import round_up
-from jaxft.data.sources.open import Source
+from jaxft.data.sources.source import Source
 from jaxft.data.text.tokenizer import Tokenizer
 from jaxft.errors import UserError
 from jaxft.models.generate.greedy import Limits, write_greedily

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxft.data.sources.open import Source
+from jaxft.data.sources.source import Source
 from jaxft.errors import UserError
 from jaxft.metrics.answers import answer_scores
 from jaxft.tasks.parts.card import APPLY, READ_TEXT, Card

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from scipy.special import expit
 
-from jaxft.data.sources.open import Source
+from jaxft.data.sources.source import Source
 from jaxft.errors import UserError
 from jaxft.metrics.ranking import ranking_scores
 from jaxft.metrics.regression import regression_scores

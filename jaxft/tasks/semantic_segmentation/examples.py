@@ -10,7 +10,7 @@ import numpy as np
 from jaxft.data.image.images import ImageProcessor
 from jaxft.data.image.tiles import cut
 from jaxft.data.random import FIRST_EPOCH, EpochRandom
-from jaxft.data.sources.open import Source
+from jaxft.data.sources.source import Source
 from jaxft.tasks.object_detection.boxes import opened
 from jaxft.tasks.parts.examples import row_marks
 from jaxft.tasks.parts.images import DecodedExamples, images_fingerprint, size_of

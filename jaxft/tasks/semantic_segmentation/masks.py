@@ -14,7 +14,7 @@ from PIL import Image, ImageEnhance
 from jaxft.data.image.augment import piece
 from jaxft.data.image.images import ImageProcessor, decode, to_rgb
 from jaxft.data.random import ExampleRandom
-from jaxft.data.sources.open import Source
+from jaxft.data.sources.source import Source
 from jaxft.errors import UserError
 from jaxft.tasks.parts.images import open_image, size_of
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxft.data.image.overlay import exact_mask, overlaid, palette
 from jaxft.data.sources.masks import PIXELS
-from jaxft.data.sources.open import Source
+from jaxft.data.sources.source import Source
 from jaxft.errors import UserError
 from jaxft.metrics.segmentation import iou_by_class, mean_iou, mean_recall, mean_share
 from jaxft.tasks.object_detection.boxes import opened

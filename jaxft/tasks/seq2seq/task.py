@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxft.data.batching.packing import round_up
 from jaxft.data.random import FIRST_EPOCH, EpochRandom
-from jaxft.data.sources.open import Source
+from jaxft.data.sources.source import Source
 from jaxft.metrics.translation import translation_scores
 from jaxft.tasks.parts.card import GENERATE, READ_TEXT, WRITE, Card
 from jaxft.tasks.parts.contract import Outcomes, Task

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxft.data.batching.loader import collate_rows
 from jaxft.data.random import FIRST_EPOCH, EpochRandom
-from jaxft.data.sources.open import Source
+from jaxft.data.sources.source import Source
 from jaxft.data.text.template import Template, parse_template
 from jaxft.errors import UserError, did_you_mean
 from jaxft.tasks.parts.card import APPLY, READ_TEXT, Card

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxft.data.sources.open import Source
+from jaxft.data.sources.source import Source
 from jaxft.data.text.tags import OUTSIDE, fault_of, to_iob2
 from jaxft.data.text.tags import tag_names as names_of
 from jaxft.errors import UserError

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxft.data.sources.open import Source
+from jaxft.data.sources.source import Source
 from jaxft.data.text.tags import OUTSIDE, join_words, words_of
 from jaxft.metrics.entities import entities, entity_scores
 from jaxft.tasks.parts.card import APPLY, READ_TEXT, Card

@@ -16,7 +16,7 @@ from jaxft.data.batching.packing import round_up
 from jaxft.data.cache import fingerprint
 from jaxft.data.image.grid import Grid
 from jaxft.data.random import FIRST_EPOCH, EpochRandom
-from jaxft.data.sources.open import Source
+from jaxft.data.sources.source import Source
 from jaxft.models.layers.loss import UNSCORED
 from jaxft.tasks.parts.examples import row_marks
 from jaxft.tasks.parts.images import images_fingerprint, open_image

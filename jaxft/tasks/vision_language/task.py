@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxft.data.image.grid import Cut, Grid, check_grid, grid_fields
 from jaxft.data.image.images import decode
-from jaxft.data.sources.open import Source
+from jaxft.data.sources.source import Source
 from jaxft.data.text.answers import Conversation, Scoring, check_conversation
 from jaxft.errors import UserError
 from jaxft.metrics.captions import caption_scores

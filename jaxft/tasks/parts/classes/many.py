@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxft.data.sources.open import Source
+from jaxft.data.sources.source import Source
 from jaxft.metrics.classification import multi_label_scores
 from jaxft.tasks.parts.classes.one import (
     LOWER_OR_LONGER,

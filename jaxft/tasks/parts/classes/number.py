@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxft.data.sources.open import Source
+from jaxft.data.sources.source import Source
 from jaxft.metrics.regression import regression_scores
 from jaxft.models.model import Model
 from jaxft.numbers import score

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxft.data.sources.open import Source
+from jaxft.data.sources.source import Source
 from jaxft.metrics.classification import classification_scores
 from jaxft.numbers import share as percent
 from jaxft.tasks.parts.classes.section import ClassesSection

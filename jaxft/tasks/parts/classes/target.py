@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 import jax
 import numpy as np
 
-from jaxft.data.sources.open import Source
+from jaxft.data.sources.source import Source
 from jaxft.models.model import Model
 from jaxft.tasks.parts.classes.many import ManyLabels
 from jaxft.tasks.parts.classes.number import Number

@@ -13,7 +13,7 @@ from jaxft.data.sources.arrow_files import batches_of, checked, most_unpacked, t
 from jaxft.errors import UserError
 from jaxft.storage.files import written_aside
 
-SANDBOX = Path(__file__).with_name("parquet_sandbox.py")
+SANDBOX = Path(__file__).with_name("sandbox.py")
 
 
 def unpack_parquet(path: Path, unpacked: Path) -> None:
