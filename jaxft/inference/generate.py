@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+from jaxft.data.image.grid import stored_side
 from jaxft.data.image.images import ImageProcessor, decode
 from jaxft.data.text.chat import ChatTemplate, load_chat_template
 from jaxft.data.text.stream import TextStream
@@ -22,7 +23,7 @@ from jaxft.device.mesh import spread_over_all
 from jaxft.engine.trained import Which, open_trained, task_of
 from jaxft.errors import UserError
 from jaxft.inference.predictor import head_of, is_checkpoint, is_run, task_of_checkpoint
-from jaxft.models.generate.decode import WRITES, Generator
+from jaxft.models.generate.decode import FROM_SOURCES, WRITES, Generator
 from jaxft.models.generate.prompts import Images, Prompts
 from jaxft.models.generate.settings import Settings, read_settings
 from jaxft.models.load import load
@@ -49,6 +50,8 @@ class Writer:
         prefix: text put before every prompt, as in the run's training.
         images: the image processor of an image-to-text model; None if prompts are texts.
         bound: the task of such a model, which may make prompts of images; None without images.
+        length: the tokens that a source is truncated to, as in the run's training; None truncates
+            nothing, as a prompt that is to go on.
     """
 
     generator: Generator
@@ -59,6 +62,7 @@ class Writer:
     prefix: str = ""
     images: ImageProcessor | None = None
     bound: BoundTask[Any, Any] | None = None
+    length: int | None = None
 
 
 def writes(name: str, kind: str | None = None) -> bool:
@@ -84,7 +88,8 @@ def open_writer(
 
     Args:
         name: a run folder, or a checkpoint as in `model.checkpoint`.
-        chat: whether to use the chat template; None uses it if there is one.
+        chat: whether to use the chat template; None uses it if there is one, but not for a run
+            that was trained on sources and targets.
         asked: fields of `jaxft.models.generate.settings.Settings` set by the user.
         which: the checkpoint of a run: `best`, `last`, or a step.
         kind: the kind of task of a checkpoint whose config.json does not name one.
@@ -100,16 +105,24 @@ def open_writer(
     else:
         model = trained.model
     generator = Generator(model)
-    template = None if chat is False else load_chat_template(model.tokenizer_folder)
+    # Sources are read without a template in training.
+    plain = chat is None and trained is not None and model.head in FROM_SOURCES
+    template = None if chat is False or plain else load_chat_template(model.tokenizer_folder)
     if chat and template is None:
         raise UserError(f"'{name}' has no chat template.", "Leave --chat out.")
     settings, notes = read_settings(model.source.folder, model.fields, asked)
     prefix = "" if trained is None else trained.task.prompt_prefix
     tools = Tools(model, None, None)
-    writer = Writer(generator, tools.tokenizer, template, settings, notes, prefix)
+    length = model.text_length if model.head in FROM_SOURCES else None
+    writer = Writer(generator, tools.tokenizer, template, settings, notes, prefix, length=length)
     if model.image_size is None:
         return writer
-    task = task_of_checkpoint(name, str(model.head)) if trained is None else trained.task
+    if trained is None:
+        tiled = getattr(model.config, "tiled", False)
+        stated = {"grid": stored_side(model.source.folder)} if tiled else {}
+        task = task_of_checkpoint(name, str(model.head), stated)
+    else:
+        task = trained.task
     return replace(writer, images=tools.images, bound=task.bind(tools, ()))
 
 
@@ -208,7 +221,7 @@ def _encode(
         return own or ([writer.images(decode(file)) for file in last], None)
     if writer.template is None:
         texts = [writer.prefix + messages[-1]["content"] for messages in conversations]
-        encoded = writer.tokenizer.encode(texts)
+        encoded = writer.tokenizer.encode(texts, max_length=writer.length)
     else:
         texts = writer.template.render(conversations, add_generation_prompt=True)
         encoded = writer.tokenizer.encode(texts, spelled=True)

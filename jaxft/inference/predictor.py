@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,16 +132,21 @@ def _open_pretrained(name: str, rows: int, kind: str | None) -> Predictor:
     return Predictor(bound, placed, config)
 
 
-def task_of_checkpoint(name: str, kind: str) -> Task:
-    """Return a task of a kind with a head of its own, as a checkpoint's config.json states it.
+def task_of_checkpoint(name: str, kind: str, stated: Mapping[str, Any] | None = None) -> Task:
+    """Return a task of a kind with a head of its own, as a checkpoint's files state it.
+
+    Args:
+        name: the checkpoint.
+        kind: of the task.
+        stated: keys of the config's `task`, as files beside config.json have them.
 
     Raises:
         UserError: there is no such kind, or it has none.
     """
-    return make_task(_config_of(name, kind))
+    return make_task(_config_of(name, kind, stated))
 
 
-def _config_of(name: str, kind: str) -> Config:
+def _config_of(name: str, kind: str, stated: Mapping[str, Any] | None = None) -> Config:
     """Return a config of a checkpoint and a kind of task with a head of its own.
 
     Raises:
@@ -151,7 +157,7 @@ def _config_of(name: str, kind: str) -> Config:
             {
                 "run": {"name": "predict"},
                 "model": {"checkpoint": name},
-                "task": {"kind": kind},
+                "task": {"kind": kind, **(stated or {})},
                 "data": {"train": UNREAD, "eval": UNREAD},
             }
         )

@@ -1,6 +1,7 @@
 """Texts about an image: what is learned, scored, written by the command, and refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from jaxft.data.image.images import load_image_processor
 from jaxft.engine.setup import build
 from jaxft.errors import UserError
 from jaxft.export.export import export
+from jaxft.inference.generate import _encode, open_writer
 from jaxft.models.load import load
 from jaxft.report.page.run import read_run
 from jaxft.report.page.views import view
@@ -185,6 +187,25 @@ def images_of(folder: Path) -> list[str]:
         names.append(f"{number}.png")
         Image.fromarray(draw.integers(0, 256, shape, dtype=np.uint8)).save(folder / names[-1])
     return names
+
+
+def test_a_checkpoint_reads_images_in_the_tiles_that_its_processor_states(folder, tmp_path):
+    shutil.copytree(folder / "vlm", tmp_path / "vlm")
+    (name,) = images_of(tmp_path)[:1]
+    for grid, tiles in ((1, 1), (2, 5)):
+        theirs = their_processor(folder / "vlm", grid, tmp_path / "vlm")
+        writer = open_writer(str(tmp_path / "vlm"), None, {})
+        asked = [{"role": "user", "content": f"{tmp_path / name}\tWhat is it?"}]
+        (ids,), images = _encode(writer, [asked])
+        messages = [{"role": "user", "content": CONTENTS[0]}]
+        text = theirs.apply_chat_template(messages, add_generation_prompt=True)
+        image = Image.open(tmp_path / name)
+        expected = theirs(text=text, images=[image], return_tensors="np")
+        assert ids == expected["input_ids"][0].tolist()
+        assert expected["pixel_values"].shape[1] == tiles
+        np.testing.assert_array_equal(
+            images["pixel_values"][0, :tiles], expected["pixel_values"][0]
+        )
 
 
 CONTENTS = [

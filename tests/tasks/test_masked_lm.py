@@ -271,7 +271,11 @@ def test_long_texts_become_several_examples_without_a_token_lost(model):
         for one in (whole, pieces)
     ]
     assert inner[0] == inner[1]
-    assert pieces.tokens.meta["rows"][:4] == [0, 0, 0, 1]
+    assert pieces.rows.tolist() == pieces.tokens.meta["rows"]
+    assert pieces.rows.tolist()[:4] == [0, 0, 0, 1]
+    assert pieces.rows.max() == len(TEXTS) - 1 < len(pieces) - 1
+    scored = pieces.scored()
+    assert scored.rows.tolist() == pieces.rows[scored.texts].tolist()
     with pytest.raises(UserError, match="leaves no room for text"):
         examples_of(TEXTS, model, length=2)
 

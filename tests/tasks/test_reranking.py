@@ -97,6 +97,20 @@ def logits_of(model, pairs):
     return np.array(scores)
 
 
+def test_other_labels_put_other_pairs_beside_each_other_and_share_no_trunk(model):
+    """A trunk's output is stored by the examples' fingerprint."""
+    rows = [
+        {"query": "a", "passage": passage, "first": first, "last": last}
+        for passage, first, last in (("b", 1, 0), ("c", 0, 0), ("d", 0, 1))
+    ]
+    shared = {"negatives": None, "positive": None, "passage": "passage", "loss": "softmax"}
+    first, second = (
+        examples_of(rows, model, label=label, **shared)[1] for label in ("first", "last")
+    )
+    assert first.numbers.tolist() != second.numbers.tolist()
+    assert first.fingerprint != second.fingerprint
+
+
 # --------------------------------------------------------------------------- scores
 
 

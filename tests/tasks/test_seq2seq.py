@@ -17,6 +17,7 @@ from jaxft.config.load import parse_config
 from jaxft.data.text.tokenizer import load_tokenizer
 from jaxft.engine.setup import build
 from jaxft.errors import UserError
+from jaxft.inference.generate import _encode, open_writer
 from jaxft.models.generate.decode import Generator
 from jaxft.models.generate.settings import Settings, read_settings
 from jaxft.models.load import load
@@ -34,9 +35,10 @@ PREFIX = "translate : "
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A T5 of 2 + 2 blocks, and sentences in two languages."""
+    """A T5 of 2 + 2 blocks with a chat template, and sentences in two languages."""
     folder = tmp_path_factory.mktemp("seq2seq")
     write_t5(folder / "t5", blocks=2)
+    (folder / "t5" / "chat_template.jinja").write_text("user : {{ messages[0].content }}")
     write_verses(folder / "verses")
     return folder
 
@@ -51,6 +53,7 @@ def config_of(folder: Path, **sections):
                 "train": f"jsonl:{folder}/verses/train.jsonl",
                 "eval": f"jsonl:{folder}/verses/test.jsonl[:5]",
                 "batch_size": 8,
+                "max_length": 24,
                 "cache": str(folder / "cache"),
             },
             "optimizer": {"lr": 3e-2},
@@ -100,7 +103,11 @@ def test_what_is_scored_is_what_the_model_writes(run, folder):
 
 
 def test_the_run_writes_what_is_asked(run, capsys):
-    """Behind the prefix that it has learned with."""
+    """Behind the prefix that it has learned with, and no template; cut as in its training."""
+    writer = open_writer(str(run.folder), None, {})
+    for words, count in (("el", 4), ("el " * 40, 24)):
+        ((ids,), _) = _encode(writer, [[{"role": "user", "content": words}]])
+        assert len(ids) == count
     line = lines_of(run)[0]
     assert main(["predict", str(run.folder), line["source"], "--max-new-tokens", "10"]) == 0
     assert json.loads(capsys.readouterr().out)["text"] == line["written"]
@@ -128,6 +135,18 @@ def test_a_bad_pair_is_named(folder, tmp_path, row, said):
     with pytest.raises(UserError) as caught:
         build(config.model_copy(update={"task": task, "data": data}))
     assert caught.value.message == f"jsonl:{file}:ordered: {said}"
+
+
+def test_a_target_that_is_too_long_is_left_out_where_bad_rows_are(folder, tmp_path):
+    rows = [{"es": "el", "en": words} for words in ("the red", "the " * 9, "red")]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    config = config_of(folder)
+    task = config.task.model_copy(update={"max_target_length": 5})
+    data = {"train": f"jsonl:{file}:ordered", "on_bad_row": "skip"}
+    data = config.data.model_copy(update=data)
+    split = build(config.model_copy(update={"task": task, "data": data})).splits["train"]
+    assert (len(split.examples), split.skipped) == (2, 1)
 
 
 def test_a_long_source_is_cut_and_counted(folder):

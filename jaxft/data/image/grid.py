@@ -17,6 +17,7 @@ from PIL import Image
 
 from jaxft.data.image.config import FILES, read_processor
 from jaxft.data.image.images import ImageProcessor, load_image_processor, to_rgb
+from jaxft.data.image.processors import TILES
 from jaxft.errors import UserError
 from jaxft.storage.json_files import read_json_object
 
@@ -128,6 +129,17 @@ def check_grid(grid: Grid, tiled: bool, where: str) -> None:
             f"{where}: {side} tiles of {grid.tile} pixels are more than {MOST_EDGE:,}.",
             f"Set it to {MOST_EDGE // grid.tile} or less.",
         )
+
+
+def stored_side(folder: Path) -> int:
+    """Return the tiles along the longer edge as a checkpoint's processor has them; 1 without."""
+    _, fields = read_processor(folder)
+    if load_image_processor(folder).kind not in TILED:
+        return 1
+    whole = {**TILES, **{name: value for name, value in fields.items() if value is not None}}
+    if not whole["do_image_splitting"]:
+        return 1
+    return max(1, whole["size"]["longest_edge"] // whole["max_image_size"]["longest_edge"])
 
 
 def grid_fields(folder: Path, side: int) -> dict[str, dict[str, Any]]:

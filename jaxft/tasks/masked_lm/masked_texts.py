@@ -60,6 +60,10 @@ class MaskedTexts(TokenExamples):
     def random(self) -> bool:
         return True
 
+    @property
+    def rows(self) -> np.ndarray:
+        return np.asarray(self.tokens.meta["rows"])
+
     def scored(self) -> ScoredTexts:
         """Return the texts as an evaluation reads them: every token is hidden once."""
         inner = [int((self.tokens[n]["words"] >= 0).sum()) for n in range(len(self.tokens))]
@@ -102,6 +106,10 @@ class ScoredTexts(CachedExamples):
     @property
     def lengths(self) -> np.ndarray:
         return self.tokens.lengths[self.texts]
+
+    @property
+    def rows(self) -> np.ndarray:
+        return np.asarray(self.tokens.meta["rows"])[self.texts]
 
     @property
     def counts(self) -> Mapping[str, int]:

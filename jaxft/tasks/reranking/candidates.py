@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -159,7 +160,8 @@ class Candidates(CachedExamples):
 
     @property
     def fingerprint(self) -> str:
-        return f"{fingerprint(self.tokens)}-{self.numbers.shape[1]}"
+        numbers = hashlib.sha256(self.numbers.tobytes()).hexdigest()  # of the labels
+        return f"{fingerprint(self.tokens)}-{self.numbers.shape[1]}-{numbers}"
 
     @property
     def lengths(self) -> np.ndarray:

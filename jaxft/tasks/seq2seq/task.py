@@ -72,7 +72,8 @@ class BoundSeq2Seq(BoundWriting["Seq2Seq", Pairs]):
     """`Seq2Seq` on a model."""
 
     def check_row(self, source: Source, number: int, row: Mapping[str, Any]) -> None:
-        self._pair(row)
+        (_, target), own = self._pair(row), self.task.section
+        encode_targets(source, [target], own.target, writing_of(self.tools), own.max_target_length)
 
     def examples(self, source: Source, *, labelled: bool = True) -> Pairs:
         writing = writing_of(self.tools)
