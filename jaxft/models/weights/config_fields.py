@@ -12,10 +12,44 @@ from jaxft.errors import UserError, did_you_mean
 from jaxft.models.weights.field_kinds import check_kind, is_whole, quoted
 from jaxft.storage.json_files import read_json_object
 
+# What older files kept of text generation and of types, whatever the model.
+GENERATION = (
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "decoder_start_token_id",
+    "diversity_penalty",
+    "do_sample",
+    "early_stopping",
+    "encoder_no_repeat_ngram_size",
+    "exponential_decay_length_penalty",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "length_penalty",
+    "max_length",
+    "min_length",
+    "no_repeat_ngram_size",
+    "num_beam_groups",
+    "num_beams",
+    "num_return_sequences",
+    "output_scores",
+    "prefix",
+    "remove_invalid_values",
+    "repetition_penalty",
+    "return_dict_in_generate",
+    "suppress_tokens",
+    "temperature",
+    "tf_legacy_loss",
+    "top_k",
+    "top_p",
+    "typical_p",
+    "use_bfloat16",
+)
 # Fields of any Hugging Face config that leave the forward computation as it is.
 HARMLESS_FIELDS = frozenset(
     (
+        *GENERATION,
         "_name_or_path",
+        "_num_labels",  # beside the classes, in files of transformers 2 and 3
         "architectures",
         "auto_map",  # Python code of the repository, which is never run
         "bos_token_id",
@@ -36,6 +70,7 @@ HARMLESS_FIELDS = frozenset(
         "output_past",
         "pad_token_id",
         "problem_type",
+        "processor_class",
         "return_dict",
         # Of a cross-encoder, what sentence-transformers applies to its scores.
         "sbert_ce_default_activation_function",
@@ -45,42 +80,10 @@ HARMLESS_FIELDS = frozenset(
         "tokenizer_class",
         "torch_dtype",
         "torchscript",
+        "transformers.js_config",
         "transformers_version",
         "use_cache",
     )
-)
-
-# What older files kept of text generation, of pruning and of types, whatever the model.
-GENERATION = (
-    "begin_suppress_tokens",
-    "decoder_start_token_id",
-    "diversity_penalty",
-    "do_sample",
-    "early_stopping",
-    "encoder_no_repeat_ngram_size",
-    "exponential_decay_length_penalty",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "length_penalty",
-    "max_length",
-    "min_length",
-    "no_repeat_ngram_size",
-    "num_beam_groups",
-    "num_beams",
-    "num_return_sequences",
-    "output_scores",
-    "prefix",
-    "pruned_heads",
-    "remove_invalid_values",
-    "repetition_penalty",
-    "return_dict_in_generate",
-    "suppress_tokens",
-    "temperature",
-    "tf_legacy_loss",
-    "top_k",
-    "top_p",
-    "typical_p",
-    "use_bfloat16",
 )
 
 MOST_LEVELS = 16  # of a pyramid of images; each halves the image

@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Self
 from jaxft.errors import UserError
 from jaxft.models.layers.math import ACTIVATIONS
 from jaxft.models.weights.config_fields import (
-    GENERATION,
     check_activation,
     check_divides,
     check_sizes,
@@ -105,11 +104,8 @@ class Config(TextConfig):
         "is_decoder": False,
         "tie_word_embeddings": True,
     }
-    # Generation's own fields, whole blocks dropped at random in pretraining, and what old files
-    # repeat about their model type.
+    # Whole blocks dropped at random in pretraining, and what old files repeat of their model type.
     UNREAD: ClassVar[tuple[str, ...]] = (
-        *(name for name in GENERATION if name not in DEFAULTS),
-        "bad_words_ids",
         "encoder_layerdrop",
         "decoder_layerdrop",
         "add_bias_logits",
@@ -117,7 +113,6 @@ class Config(TextConfig):
         "extra_pos_embeddings",
         "force_bos_token_to_be_generated",
         "save_step",
-        "_num_labels",
         *SYNONYMS,
     )
     ALSO_WRITTEN = MappingProxyType({"is_encoder_decoder": True, "tie_word_embeddings": True})

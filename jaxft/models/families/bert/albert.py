@@ -88,6 +88,11 @@ class Config(bert_config.Config):
     RATES: ClassVar = {"albert": [name for name in FIELDS if "dropout" in name]}
     # One group of one block is what all published checkpoints have.
     FIXED: ClassVar = {**bert_config.Config.FIXED, "num_hidden_groups": 1, "inner_group_num": 1}
+    # Of a search for architectures, in the published files.
+    UNREAD: ClassVar = (
+        *bert_config.Config.UNREAD,
+        *("down_scale_factor", "gap_size", "net_structure_type", "num_memory_blocks"),
+    )
 
 
 class RepeatedBlock(nnx.Module):

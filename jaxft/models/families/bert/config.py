@@ -98,8 +98,8 @@ class Config(HfConfig):
         "is_encoder_decoder": False,
         "tie_word_embeddings": True,
     }
-    # The pooler's shape in old multilingual files, and the sines that DistilBERT's positions are
-    # initialized with.
+    # The pooler's shape in old multilingual files, the sines that DistilBERT's positions are
+    # initialized with, and what its own code was told of tied words.
     UNREAD: ClassVar[tuple[str, ...]] = (
         "pooler_fc_size",
         "pooler_num_attention_heads",
@@ -107,6 +107,7 @@ class Config(HfConfig):
         "pooler_size_per_head",
         "pooler_type",
         "sinusoidal_pos_embds",
+        "tie_weights_",
     )
 
     vocab_size: int

@@ -23,7 +23,6 @@ from jaxft.models.layers.kernels import Needs
 from jaxft.models.layers.math import ACTIVATIONS
 from jaxft.models.layers.modules import Keys, LayerNorm, Linear, block_keys
 from jaxft.models.weights.config_fields import (
-    GENERATION,
     check_activation,
     check_divides,
     read_fields,
@@ -37,14 +36,13 @@ CLIP = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "attention_dropout":
 SIGLIP = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "attention_dropout": 0.0}
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 FIXED = {"is_encoder_decoder": False, "add_cross_attention": False, "is_decoder": False}
-# The initialization of weights, and fields of older files for text generation, which CLIP has not.
+# The initialization of weights, and fields of older files.
 UNREAD = (
     "initializer_factor",
     "dropout",
     "cross_attention_hidden_size",
     "tie_encoder_decoder",
     "tie_word_embeddings",
-    *GENERATION,
 )
 
 BLOCK_NAMES = (

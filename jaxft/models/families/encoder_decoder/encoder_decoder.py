@@ -24,7 +24,6 @@ from jaxft.models.families.encoder_decoder.config import (
     KNOWN,
     PARTS,
     READS,
-    TOKENS,
     PairConfig,
     join_configs,
     tokens_of,
@@ -33,7 +32,7 @@ from jaxft.models.families.encoder_decoder.config import (
 from jaxft.models.family import ComposedFamily, Family, ModelTypes, ReadingDecoder
 from jaxft.models.tower.run import run_pair
 from jaxft.models.tower.tower import Tower
-from jaxft.models.weights.config_fields import GENERATION, check_fields
+from jaxft.models.weights.config_fields import check_fields
 from jaxft.models.weights.field_kinds import check_kind
 from jaxft.models.weights.names import dense
 from jaxft.models.weights.tensor_names import ComposedNames, Member, unused_of, within
@@ -99,7 +98,6 @@ class EncoderDecoder:
     UNREAD: ClassVar[tuple[str, ...]] = (
         "tie_word_embeddings",
         "vocab_size",
-        *(name for name in GENERATION if name not in TOKENS),
     )
 
     encoder: Family
@@ -131,10 +129,9 @@ class EncoderDecoder:
         for name, value in tokens_of(fields).items():
             check_kind(name, value, None)
         own = {name: value for name, value in parts["decoder"].items() if name not in READS}
-        passed = (*ignore, *GENERATION)
         source = without_neutral("encoder", parts["encoder"])
-        encoder = self.encoder.config.from_hf(source, passed)
-        decoder = self.decoder.config.from_hf(without_neutral("decoder", own), passed)
+        encoder = self.encoder.config.from_hf(source, ignore)
+        decoder = self.decoder.config.from_hf(without_neutral("decoder", own), ignore)
         reads = self.encoder.text, self.encoder.images
         return PairConfig(fields["model_type"], encoder, decoder, tokens_of(fields), parts, *reads)
 

@@ -141,8 +141,6 @@ class Config(HfConfig):
         "attention_layers",
         "classifier_dropout",
         "activation_dropout",
-        "prefix",
-        "_num_labels",
         "n_ctx",
         "n_special",
         "predict_special_tokens",

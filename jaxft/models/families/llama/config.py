@@ -244,7 +244,7 @@ class Config(TextConfig):
         "pretraining_tp",
         "is_llama_config",
         "rope_interleaved",
-        "transformers.js_config",
+        "max_sequence_length",  # beside max_position_embeddings, in conversions of the first LLaMA
         "cache_implementation",
         "_sliding_window_pattern",
         "embd_pdrop",  # Phi-3 has it and drops no embeddings

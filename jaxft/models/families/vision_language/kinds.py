@@ -17,6 +17,21 @@ from jaxft.models.weights.field_kinds import is_whole
 from jaxft.models.weights.names import Name, dense
 from jaxft.models.weights.tensor_names import ComposedNames
 
+# transformers leaves out of a part of config.json what its model type has by default: files of
+# Gemma 3, PaliGemma and SmolVLM lack some of these sizes of their decoders.
+SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "max_position_embeddings"),
+)
+TEXT_SIZES: dict[str, dict[str, int]] = {
+    model_type: dict(zip(SIZES, sizes, strict=True))
+    for model_type, sizes in {
+        "llama": (32_000, 4096, 11_008, 32, 32, 2048),
+        "gemma": (256_000, 3072, 24_576, 28, 16, 8192),
+        "gemma2": (256_000, 2304, 9216, 26, 8, 8192),
+        "gemma3_text": (262_208, 2304, 9216, 26, 8, 131_072),
+    }.items()
+}
 Join = Callable[..., Batch]  # a text's batch, vectors, `word`
 
 

@@ -26,13 +26,19 @@ from jaxft.models.families.vision_language.config import (
     check_word,
 )
 from jaxft.models.families.vision_language.connectors import Connector
-from jaxft.models.families.vision_language.kinds import CONNECTOR, KINDS, Kind, see_prefix
+from jaxft.models.families.vision_language.kinds import (
+    CONNECTOR,
+    KINDS,
+    TEXT_SIZES,
+    Kind,
+    see_prefix,
+)
 from jaxft.models.family import ComposedFamily, Family, ModelTypes, Towers
 from jaxft.models.layers.batch import Batch, with_soft_tokens
 from jaxft.models.layers.modules import split_key
 from jaxft.models.tower.run import run_tower
 from jaxft.models.tower.tower import Compute, Params, Part, Tower
-from jaxft.models.weights.config_fields import GENERATION, check_fields
+from jaxft.models.weights.config_fields import check_fields
 from jaxft.models.weights.field_kinds import check_kind, quoted
 from jaxft.models.weights.tensor_names import ComposedNames, Member, unused_of, within
 
@@ -94,7 +100,6 @@ class VisionLanguage:
     FIXED: ClassVar[Mapping[str, Any]] = {"is_encoder_decoder": False}
     UNREAD: ClassVar[tuple[str, ...]] = (
         *dict.fromkeys(name for kind in KINDS.values() for name in kind.unread),
-        *GENERATION,
     )
 
     kind: Kind
@@ -118,14 +123,14 @@ class VisionLanguage:
     ) -> VisionLanguageConfig:
         """Read a config.json, with the arguments and errors of `HfConfig.from_hf`."""
         kind = self.kind
-        known, passed = (*PARTS, *kind.defaults), (*ignore, *kind.unread, *GENERATION)
+        known, passed = (*PARTS, *kind.defaults), (*ignore, *kind.unread)
         check_fields(fields, known=known, fixed=self.FIXED, ignore=passed)
         own = {name: fields.get(name, default) for name, default in kind.defaults.items()}
         check_kind("tie_word_embeddings", own["tie_word_embeddings"], False)
         vision = self._vision(fields["vision_config"], ignore)
-        text = _without(fields["text_config"], TEXT_UNREAD)
+        text = TEXT_SIZES[self.text_type] | _without(fields["text_config"], TEXT_UNREAD)
         text |= {"model_type": self.text_type, "tie_word_embeddings": own["tie_word_embeddings"]}
-        text = self.text.config.from_hf(text, (*ignore, *GENERATION))
+        text = self.text.config.from_hf(text, ignore)
         side, word = kind.side(own, vision.grid), own[kind.word]
         check_side(kind.by, own.get(kind.by), side, vision.grid)
         check_word(kind.word, word, text.vocab_size)
