@@ -16,7 +16,7 @@ from jaxft.demo.detection.scenes import texture
 from jaxft.demo.images import ATTRIBUTION, EMOJI, emoji
 
 SIDE = 224  # pixels of a scene
-SCENES = {"train": 1000, "eval": 100, "test": 200}
+SCENES = {"train": 3000, "eval": 100, "test": 200}
 # The package's categories -> the class of their pixels; emoji of the others are in no scene.
 GROUPS = {
     "Smileys & Emotion": "smileys",
