@@ -257,9 +257,11 @@ def sampled_towers(
 
 def _linear_maps(whole: LayerTable, blocks: Blocks) -> list[Blocks]:
     """List the linear maps of a tower's blocks that may train."""
-    names = [leaf.name for leaf in whole.leaves if leaf.trainable]
-    first = [name.removeprefix(blocks.names[0]) for name in names if blocks.prefix_of(name)]
-    paths = {path.rpartition("/")[0] for path in first if path.endswith("/kernel")}
+    first = blocks.names[0]  # the others are alike
+    names = [leaf.name for leaf in whole.leaves if leaf.trainable and leaf.name.startswith(first)]
+    paths = {
+        name.removeprefix(first).rpartition("/")[0] for name in names if name.endswith("/kernel")
+    }
     return [replace(blocks, linear_map=path) for path in natural_order(paths)]
 
 

@@ -7,7 +7,7 @@ enters and from which as it leaves; no array moves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -32,11 +32,9 @@ from jaxft.layerwise.sampling import (
     sampled_towers,
 )
 from jaxft.models.tower.tower import Tower
-from jaxft.training.freezing.grades import NORMS
+from jaxft.training.sampling.scores import Events, scores_at
 
 KIND = "sampling"  # of the events
-DECAY = 0.9  # of the average of squared gradient norms
-Events = Iterable[Mapping[str, Any]]
 Step = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 
 
@@ -191,6 +189,15 @@ class Period:
         return {new: old for old, new in self.names.items()}
 
     @cached_property
+    def order(self) -> np.ndarray:
+        """Where the program has each leaf that trains: `[leaves]`, in the order of the table.
+
+        Chosen blocks come in one order under both names; linear maps of several blocks do not.
+        """
+        own = {name: index for index, name in enumerate(self.run.program.table.trainable)}
+        return np.array([own[self.names.get(name, name)] for name in self.setup.table.trainable])
+
+    @cached_property
     def orders(self) -> dict[str, jax.Array]:
         """Place the towers' orders on the devices."""
         return {
@@ -224,7 +231,13 @@ class Period:
             state: TrainState, frozen: Mapping[str, jax.Array], batch: Any, inputs: StepInputs
         ) -> tuple[TrainState, dict[str, jax.Array]]:
             renamed = self.to_program(replace(state, idle={}))
+            if self.run.sampling.by_map:
+                multipliers = np.empty_like(inputs.multipliers)
+                multipliers[self.order] = inputs.multipliers
+                inputs = replace(inputs, multipliers=multipliers)
             new, metrics = step(renamed, {**frozen, **self.orders}, batch, inputs)
+            if self.run.sampling.by_map:
+                metrics = {**metrics, "grad_norms": metrics["grad_norms"][self.order]}
             return replace(self.to_model(new), idle=state.idle), metrics
 
         return run
@@ -249,23 +262,6 @@ def period_before(run: SampledRun, step: int, events: Events) -> Period:
     index = run.sampling.period(max(step - 1, 0))
     begins = index * run.sampling.every
     return Period(run, index, scores_at(begins, events) if run.sampling.by_map else None)
-
-
-def scores_at(step: int, events: Events) -> dict[str, float]:
-    """Compute the scores of linear maps from their gradients up to a step: path -> score.
-
-    A score is the exponential average of squared gradient norms, which are logged at the end of
-    each period for the maps that train then.
-
-    Source: MISA, https://arxiv.org/abs/2511.00056.
-    """
-    scores: dict[str, float] = {}
-    for event in events:
-        if event["kind"] == NORMS and event["step"] <= step:
-            for path, norm in event["norms"].items():
-                if norm is not None:  # of a gradient that was finite
-                    scores[path] = DECAY * scores.get(path, norm**2) + (1 - DECAY) * norm**2
-    return scores
 
 
 def choice_event(choice: Choice) -> dict[str, Any]:

@@ -3,18 +3,20 @@
 import json
 import re
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxft.config.load import Config
 from jaxft.data.batching.loader import batches
 from jaxft.engine.cost import batch_shapes, gradient_flops
 from jaxft.engine.initial_state import abstract_state, load_params
-from jaxft.engine.setup import build, objective_of
+from jaxft.engine.setup import Setup, build, objective_of
 from jaxft.engine.trained import open_checkpoints, open_trained
 from jaxft.planning.plan import plan
 from jaxft.runs.folder import open_run
@@ -68,21 +70,29 @@ def _log(config: Config) -> Path:
     return Path(config.run.dir) / config.run.name / "metrics.jsonl"
 
 
-def plain_loop(config: Config, chosen: list[list[str]], ends: bool) -> dict[str, jax.Array]:
-    """Descend with the whole gradient, and put back what does not train, by name."""
-    setup = build(config)
-    params = {name: jnp.asarray(leaf) for name, leaf in load_params(setup).params.items()}
+def plain_gradient(setup: Setup) -> Callable:
+    """The gradient of the mean loss by all parameters: of parameters and a batch."""
     objective = objective_of(setup, setup.compute)
 
     def loss(params, batch):
         total, weight = objective(params, batch, None)["loss"]
         return total / weight
 
-    gradient = jax.jit(jax.grad(loss))
+    return jax.jit(jax.grad(loss))
+
+
+def plain_batches(setup: Setup, steps: int) -> Iterator[dict[str, jax.Array]]:
     collate = setup.splits["train"].examples.collate
-    made = batches(setup.plan, collate, 0, len(chosen))
+    for batch in batches(setup.plan, collate, 0, steps):
+        yield {name: jnp.asarray(value) for name, value in batch.items()}
+
+
+def plain_loop(config: Config, chosen: list[list[str]], ends: bool) -> dict[str, jax.Array]:
+    """Descend with the whole gradient, and put back what does not train, by name."""
+    setup = build(config)
+    params = {name: jnp.asarray(leaf) for name, leaf in load_params(setup).params.items()}
+    gradient, made = plain_gradient(setup), plain_batches(setup, len(chosen))
     for blocks, batch in zip(chosen, made, strict=True):
-        batch = {name: jnp.asarray(value) for name, value in batch.items()}
         slopes = gradient(params, batch)
         for name, slope in slopes.items():
             # A block, or the path of a linear map.
@@ -114,6 +124,32 @@ def test_parameters_are_those_of_a_plain_loop(sampling, ends, checkpoint, tmp_pa
     expected, actual = plain_loop(config, chosen, ends), final_params(config)
     for name, value in expected.items():
         np.testing.assert_allclose(actual[name], value, rtol=0, atol=1e-6, err_msg=name)
+
+
+def test_linear_maps_have_their_own_rates_and_norms(checkpoint, tmp_path):
+    """Sampled maps of several blocks stand in another order in the program than in the model."""
+    sampling = {"method": "misa", "blocks": 1, "every": 1}
+    descent = {"name": "sgd", "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "clip": None}
+    sections = {"optimizer": descent, "layer_decay": {"rate": 0.5}, "train": {"length": "1 step"}}
+    config = sampled_config(tmp_path, checkpoint, sampling, **sections)
+    train(config, quiet=True)
+    setup = build(config)
+    before = {name: jnp.asarray(leaf) for name, leaf in load_params(setup).params.items()}
+    (batch,) = plain_batches(setup, 1)
+    slopes, actual = plain_gradient(setup)(before, batch), final_params(config)
+    (maps,) = chosen_blocks(config, 1)
+    multipliers = {leaf.name: leaf.multiplier for leaf in setup.phases[0].table.leaves}
+    trained = [name for name in before if name.rpartition("/")[0] in maps]
+    assert len({multipliers[name] for name in trained}) > 1
+    for name in trained:
+        expected = before[name] - multipliers[name] * slopes[name]
+        np.testing.assert_allclose(actual[name], expected, rtol=0, atol=1e-6, err_msg=name)
+    events = [json.loads(line) for line in _log(config).read_text().splitlines()]
+    (norms,) = (one["norms"] for one in events if one["kind"] == "linear_map_norms")
+    assert sorted(norms) == sorted(maps)
+    for path, norm in norms.items():
+        own = [slopes[name] for name in trained if name.rpartition("/")[0] == path]
+        assert norm == pytest.approx(float(optax.tree.norm(own)), rel=1e-4), path
 
 
 ADAM = {"name": "adamw", "lr": 1e-3}
