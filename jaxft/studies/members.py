@@ -13,6 +13,8 @@ from rich.console import Console
 from jaxft.analysis.layer_criteria.choices import make_choices, with_choices_of
 from jaxft.config.load import Config, override_config
 from jaxft.errors import UserError
+from jaxft.training.freezing.decisions import freezes_itself
+from jaxft.training.rates.multipliers import measures_rates
 
 SEEDS = "run.seed"  # members that differ only in keys under it repeat one setting
 # Keys that are common to all members of a study.
@@ -102,11 +104,28 @@ def make_members_choices(members: Sequence[Member], console: Console) -> tuple[M
 
 
 def make_buckets(members: Sequence[Member]) -> list[list[Member]]:
-    """Group the members by program: those of one bucket differ only in its inputs."""
-    buckets: dict[str, list[Member]] = {}
+    """Group the members by program: those of one bucket differ only in its inputs.
+
+    Members that train as runs of their own are in a bucket without the others.
+    """
+    buckets: dict[tuple[str, str | None], list[Member]] = {}
     for member in members:
-        buckets.setdefault(_program(member.config), []).append(member)
+        key = _program(member.config), solo_key(member.config)
+        buckets.setdefault(key, []).append(member)
     return list(buckets.values())
+
+
+def solo_key(config: Config) -> str | None:
+    """Return the key for which a member needs a run of its own; None where it shares a program."""
+    if config.sampling.method is not None:
+        return "sampling"
+    if freezes_itself(config):
+        return f"phases: {config.phases}"
+    if measures_rates(config):
+        return f"layer_decay.preset: {config.layer_decay.preset}"
+    if config.regularise.l2_sp:
+        return "regularise.l2_sp"
+    return None
 
 
 def _program(config: Config) -> str:

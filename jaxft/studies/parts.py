@@ -15,13 +15,13 @@ from jaxft.report.terminal.progress import Progress
 from jaxft.report.terminal.study import value_text
 from jaxft.studies.folder import PARTS, StudyFolder
 from jaxft.studies.halving import Rungs, next_part, survivors
-from jaxft.studies.members import Member, make_buckets
+from jaxft.studies.members import Member, make_buckets, solo_key
 from jaxft.studies.memory import Need, available_bytes, chunk_sizes, need_of
 from jaxft.studies.part import Part, train_part
 from jaxft.studies.program.phase import Programs
 from jaxft.studies.program.placement import build_spread
 from jaxft.studies.saved_states import SavedStates
-from jaxft.studies.solo import remove_run, solo_key, train_solo
+from jaxft.studies.solo import remove_run, train_solo
 
 
 def make_parts(

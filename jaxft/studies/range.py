@@ -21,11 +21,10 @@ from jaxft.report.terminal.progress import Progress
 from jaxft.report.terminal.study import ranges_table
 from jaxft.storage.files import place
 from jaxft.studies.folder import check_one_process, check_study, create_study, study_facts
-from jaxft.studies.members import Member, make_members
+from jaxft.studies.members import Member, make_members, solo_key
 from jaxft.studies.part import Part
 from jaxft.studies.parts import make_parts
 from jaxft.studies.program.phase import Programs, begin, phases_of
-from jaxft.studies.solo import solo_key
 from jaxft.studies.study import Study
 from jaxft.training.batches import training_batches
 

@@ -10,30 +10,16 @@ from typing import Any
 
 from etils import epath
 
-from jaxft.config.load import Config, override_config
+from jaxft.config.load import override_config
 from jaxft.device.distributed import from_first, is_first, wait_for_all
 from jaxft.errors import UserError
 from jaxft.report.events import EventLog, read_events
 from jaxft.report.terminal.progress import Progress
 from jaxft.runs.folder import run_path
+from jaxft.studies.members import solo_key
 from jaxft.studies.part import Part
-from jaxft.training.freezing.decisions import freezes_itself
-from jaxft.training.rates.multipliers import measures_rates
 from jaxft.training.result import DivergedError
 from jaxft.training.story import train
-
-
-def solo_key(config: Config) -> str | None:
-    """Return the key for which a member needs a run of its own; None where it shares a program."""
-    if config.sampling.method is not None:
-        return "sampling"
-    if freezes_itself(config):
-        return f"phases: {config.phases}"
-    if measures_rates(config):
-        return f"layer_decay.preset: {config.layer_decay.preset}"
-    if config.regularise.l2_sp:
-        return "regularise.l2_sp"
-    return None
 
 
 def check_solo(parts: Sequence[Part], *, halve: int | None, groups: int) -> None:

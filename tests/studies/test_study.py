@@ -337,6 +337,15 @@ def test_what_is_decided_during_training_takes_a_run_of_its_own(config, override
     check_solo(parts, halve=None, groups=1)
 
 
+@pytest.mark.parametrize("presets", [["mae", "auto_rgn"], ["auto_rgn", "mae"]])
+def test_a_run_of_its_own_is_in_no_program_of_others(config, presets):
+    members = make_members(config, {"layer_decay.preset": presets, "optimizer.lr": [1e-3, 1e-2]})
+    parts, _ = make_parts(members, devices=ONE)
+    alone = [part.setups[0].config.layer_decay.preset for part in parts if len(part.members) == 1]
+    assert alone == ["auto_rgn", "auto_rgn"]
+    assert [len(part.members) for part in parts if len(part.members) > 1] == [2]
+
+
 def test_what_does_not_fit_is_told_with_its_bytes(config, monkeypatch):
     monkeypatch.setattr(parts_module, "available_bytes", lambda mesh: 10_000)
     with pytest.raises(UserError, match=r"A study's member needs \d+ kB of memory and 10.0 kB are"):
