@@ -215,6 +215,15 @@ def test_phases_move_every_member_as_they_move_a_run(config):
     assert not shares_trunk(*running, frozenset({"blocks/0/mlp/up/kernel"}))
 
 
+def test_drift_over_quantized_kernels(tmp_path):
+    adapter = {"kind": "lora", "rank": 2, "quantize": "nf4"}
+    quantized = tiny_config(tmp_path, groups=[], adapter=adapter, train={"length": 1})
+    together = Studied(part_of(quantized, {"optimizer.lr": [1e-2, 1e-3]}), Programs(), 1)
+    moved = drift(together.stage.setup, together.states, together.start)
+    assert moved[0] == [0, 0]
+    assert all(0 < low < high for high, low in (moved[depth] for depth in (1, 2, 3)))
+
+
 # ---------------------------------------------------------------------------------- who is together
 def test_the_grid_is_every_combination_and_a_program_is_what_numbers_leave_alone(config):
     members = make_members(config, GRID | {"run.seed.data": [0, 1]})

@@ -20,6 +20,7 @@ from jaxft.device.mesh import MEMBERS, replicated
 from jaxft.engine.initial_state import carry_on, load_params
 from jaxft.engine.setup import PhaseSetup, Setup
 from jaxft.engine.state import TrainState
+from jaxft.models.quantized import dense
 from jaxft.studies.program.placement import member_groups
 
 Params = dict[str, jax.Array]
@@ -179,7 +180,7 @@ def drift(setup: Setup, states: TrainState, start: Start) -> dict[int, list[floa
     def squares(now: Params, start: Params, own: Params) -> dict[str, tuple[jax.Array, ...]]:
         sums: dict[str, tuple[jax.Array, ...]] = {}
         for name in setup.model.depths:
-            begun = own.get(name, start[name]).astype(jnp.float32)
+            begun = dense(own.get(name, start[name])).astype(jnp.float32)
             whole = jnp.sum(begun**2, axis=tuple(range(1, begun.ndim)) if name in own else None)
             apart = now[name] - begun if name in now else jnp.zeros((1, 1))
             sums[name] = jnp.sum(apart**2, axis=tuple(range(1, apart.ndim))), whole
