@@ -150,6 +150,8 @@ def train_parts(
             progress.message(note)
             described += _about_rung(parts, described)
             folder.update(parts=described)
+            if not parts:  # every member has diverged
+                break
         for index in range(len(described)):
             saved.discard(index)
     return results

@@ -6,7 +6,7 @@ import pytest
 from packaging.version import Version
 
 from jaxft.cli.main import main
-from jaxft.config.load import to_yaml
+from jaxft.config.load import override_config, to_yaml
 from jaxft.errors import UserError
 from jaxft.report.events import read_events
 from jaxft.studies import part as part_module
@@ -157,6 +157,13 @@ def test_what_cannot_be_halved(config, tmp_path, capsys, words, sentence):
     assert (code, error.count("\n")) == (2, 1)
     assert sentence in error
     assert not (tmp_path / "tiny-study").exists()
+
+
+def test_a_rung_in_which_every_member_diverges_is_the_last(config, tmp_path):
+    config = override_config(config, [f"run.dir={tmp_path}", "train.max_bad_steps=1"])
+    ended = study(config, {"optimizer.lr": [1e36, 2e36, 3e36, 4e36]}, halve=2, quiet=True)
+    assert [entry["diverged"] for entry in ended.ranking] == [1, 1, 1, 1]
+    assert [part["first"] for part in ended.about["parts"]] == [0]
 
 
 def test_another_factor_is_another_study(config, halved):
