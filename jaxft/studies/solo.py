@@ -59,7 +59,7 @@ def train_solo(
         UserError: see `train`; but a member that diverged is part of the result.
     """
     (member,), began = part.members, time.monotonic()
-    where = {"run.dir": str(folder), "run.name": f"{part.index}-run"}
+    where = {"run.dir": str(folder), "run.name": f"{part.index}-run", "run.trackers": []}
     overrides = [f"{key}={json.dumps(value)}" for key, value in where.items()]
     config = override_config(member.config, overrides)
     with progress.paused():

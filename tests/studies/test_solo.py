@@ -10,6 +10,7 @@ from jaxft.config.load import override_config, to_yaml
 from jaxft.report.events import read_events
 from jaxft.runs.folder import RunFolder
 from jaxft.studies import solo
+from jaxft.training import preflight
 from tests.support.launch import cache, content  # noqa: F401 a fixture
 from tests.support.tiny import tiny_config
 
@@ -94,6 +95,21 @@ def test_a_killed_member_goes_on_from_its_own_checkpoint(study, config, monkeypa
     assert started[1] == 4
     assert losses(read_events(again.folder), member=0)[-1][1] == 8
     assert not started[0].exists(), "a study keeps no checkpoints"
+
+
+def test_a_member_does_not_log_to_trackers(config, tmp_path, monkeypatch):
+    trackers = []
+
+    def stopped(of, **flags):
+        trackers.append(of.run.trackers)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(solo, "train", stopped)
+    monkeypatch.setattr(preflight, "check_trackers", lambda names: None)  # it is an extra
+    config = override_config(config, ["run.trackers=[trackio]", f"run.dir={tmp_path}"])
+    with pytest.raises(KeyboardInterrupt):
+        jaxft.study(config, {"sampling": [LISA]}, quiet=True)
+    assert trackers == [[]]
 
 
 def test_what_else_is_wrong_with_a_member_ends_the_study(config, monkeypatch):
