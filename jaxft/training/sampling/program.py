@@ -190,7 +190,7 @@ class Period:
 
     @cached_property
     def order(self) -> np.ndarray:
-        """Where the program has each leaf that trains: `[leaves]`, in the order of the table.
+        """Positions in the program of what trains: `[leaves]`, in the order of the table.
 
         Chosen blocks come in one order under both names; linear maps of several blocks do not.
         """
