@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 
 from jaxft.cli.main import main
-from jaxft.config.load import load_config
-from jaxft.engine.recipe import make_table
+from jaxft.config.load import load_config, parse_config
+from jaxft.engine.recipe import make_table, model_options
+from jaxft.layerwise.optimizer import rule_of
 from jaxft.models.load import LoadOptions, describe
+from jaxft.studies.tuning.groups import tuned_config
+from jaxft.studies.tuning.tune import Tuned
 from tests.support.tiny import tiny_config
 
 FROZEN = {"name": "trunk", "depth": [0, 0], "freeze": True}
@@ -47,6 +50,47 @@ def test_what_it_writes_has_the_rates_that_it_learned(tmp_path, capsys):
             assert leaf.decays == old.decays
     heads = [group for group in after.groups if group.name.startswith("head-")]
     assert {group.weight_decay for group in heads} == {0.0}
+
+
+LORA = {"kind": "lora", "rank": 2, "lr_ratio": 16}
+TOP = [
+    {"name": "chosen", "match": "blocks/1/.*"},
+    {"name": "top", "match": "(pooler|head)/.*"},
+    {"name": "frozen", "match": ".*", "freeze": True},
+]
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"layer_decay": {"rate": 0.5}},
+        {"groups": TOP},
+        {"groups": [{"name": "norms", "match": ".*/norm/.*", "lr_mult": 2}, FROZEN]},
+        {"adapter": LORA},
+        {"optimizer": {"name": "muon", "lr": 1e-2}},
+        {"optimizer": {"name": "muon", "lr": 1e-2, "adam_lr": 1e-4}},
+    ],
+    ids=["decay", "frozen-last", "frozen-depth", "lora-plus", "muon", "muon-adam-lr"],
+)
+def test_factors_of_one_leave_every_rate_and_rule(tmp_path, sections):
+    config = tiny_config(tmp_path, **sections)
+    model = describe(config.model.checkpoint, model_options(config, ("0", "1")))
+    before = make_table(config, model)
+    depths = sorted({leaf.depth for leaf in before.leaves if leaf.trainable})
+    ones = (1.0,) * len(depths)
+    ones = Tuned(tuple(depths), ones, ones, ones, ones, ones, 1.0, 1.0, 1, ())
+    after = make_table(parse_config(tuned_config(config, before.leaves, ones)), model)
+    for one, other in zip(moves(before), moves(after), strict=True):
+        assert other == (*one[:2], pytest.approx(one[2], rel=1e-3))
+
+
+def moves(table):
+    """Name, rule and peak rate of each parameter; no rule of what is frozen."""
+    groups = {group.name: group for group in table.groups}
+    for leaf in table.leaves:
+        group = groups[leaf.group]
+        rule = rule_of(leaf, group.algorithm) if leaf.trainable else None
+        yield leaf.name, rule, group.peak_rate * leaf.multiplier
 
 
 def described(config):

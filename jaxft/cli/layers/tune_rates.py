@@ -89,11 +89,9 @@ def _write(path: Path, config: Config, problem: Problem, tuned: Tuned) -> None:
     """Write the config with the learned rates in place of its groups and its layer decay."""
     from jaxft.config.load import to_yaml
     from jaxft.storage.files import place, write_atomic
-    from jaxft.studies.tuning.groups import tuned_groups
+    from jaxft.studies.tuning.groups import tuned_config
 
-    written = config.dump()
-    written["groups"] = tuned_groups(config, problem.now.table.leaves, tuned)
-    written["layer_decay"] = {"rate": 1.0}
+    written = tuned_config(config, problem.now.table.leaves, tuned)
     comment = (
         f"# Learning rates that `jaxft tune-rates` found in {tuned.steps} steps: eval loss "
         f"{tuned.loss_before:.4f} before, {tuned.loss_after:.4f} after.\n"
