@@ -142,7 +142,7 @@ def train_parts(
                     saved.discard(part.index)
                 if part.source is not None:
                     saved.discard(part.source.index)
-            if rung + 1 == len(rungs.shares):
+            if rung + 1 == len(rungs.shares) or not parts:  # or every member has diverged
                 break
             before, parts = parts, _go_on(parts, results, rungs, rungs.shares[rung + 1])
             note = _rung_line(before, parts, share)
@@ -150,8 +150,6 @@ def train_parts(
             progress.message(note)
             described += _about_rung(parts, described)
             folder.update(parts=described)
-            if not parts:  # every member has diverged
-                break
         for index in range(len(described)):
             saved.discard(index)
     return results
