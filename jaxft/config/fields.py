@@ -7,13 +7,14 @@ the saved state invalid, give another position in the data, or make scores incom
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler
 
 from jaxft.durations import Duration
 
 Resume = Literal["may change", "fixed"]
+Checked = TypeVar("Checked", bound=BaseModel)
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -54,6 +55,25 @@ class Section(BaseModel):
     """A group of keys: no unknown ones, no type conversion, immutable."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def with_defaults(
+    written: Any, handler: ModelWrapValidatorHandler[Checked], defaults: Mapping[str, Any]
+) -> Checked:
+    """Check a section whose other keys choose its defaults, which do not count as written.
+
+    An override of those other keys then takes the defaults with it.
+
+    Args:
+        written: the section as a config has it.
+        handler: checks it, as a wrapping validator has it.
+        defaults: key -> value where `written` has none.
+    """
+    if not isinstance(written, dict):
+        return handler(written)
+    section = handler({**defaults, **written})
+    section.model_fields_set.intersection_update(written)
+    return section
 
 
 class TaskSection(Section):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
-from pydantic import model_validator
+from pydantic import ModelWrapValidatorHandler, model_validator
 
-from jaxft.config.fields import Section, fixed, may_change
+from jaxft.config.fields import Section, fixed, may_change, with_defaults
 
 RuleName = Literal[
     "adamw", "sgd", "lion", "adafactor", "lamb", "lars", "muon", "schedule_free_adamw"
@@ -86,13 +86,14 @@ class OptimizerSection(Section):
         "patterns of parameters without weight decay; auto: biases, norms, positions, scalars",
     )
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _numbers_of_the_rule(cls, written: Any) -> Any:
-        """Return a rule's own numbers, where none are given."""
-        if isinstance(written, dict):
-            return {**NUMBERS.get(str(written.get("name", "adamw")), {}), **written}
-        return written
+    def _numbers_of_the_rule(
+        cls, written: Any, handler: ModelWrapValidatorHandler[OptimizerSection]
+    ) -> OptimizerSection:
+        """Take a rule's own numbers where none are written."""
+        name = written.get("name", "adamw") if isinstance(written, dict) else None
+        return with_defaults(written, handler, NUMBERS.get(str(name), {}))
 
     @model_validator(mode="after")
     def _only_what_is_read(self) -> OptimizerSection:

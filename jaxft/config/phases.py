@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator, ModelWrapValidatorHandler, model_validator
 
 from jaxft.config.durations import DurationKey, LengthKey
-from jaxft.config.fields import Section, fixed, may_change
+from jaxft.config.fields import Section, fixed, may_change, with_defaults
 from jaxft.config.recipe import ScheduleSection, as_pair
 from jaxft.durations import Duration
 
@@ -176,14 +176,15 @@ class SamplingSection(Section):
         "outliers of each block before the first step",
     )
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _periods_of_the_method(cls, written: Any) -> Any:
-        """Return a method's own numbers, where none are given."""
-        if not isinstance(written, dict) or str(written.get("method")) not in PERIODS:
-            return written
-        blocks, every = PERIODS[str(written["method"])]
-        return {"blocks": blocks, "every": every, **written}
+    def _periods_of_the_method(
+        cls, written: Any, handler: ModelWrapValidatorHandler[SamplingSection]
+    ) -> SamplingSection:
+        """Take a method's own numbers where none are written."""
+        method = written.get("method") if isinstance(written, dict) else None
+        period = zip(("blocks", "every"), PERIODS.get(str(method), ()), strict=False)
+        return with_defaults(written, handler, dict(period))
 
     @model_validator(mode="after")
     def _only_what_the_method_reads(self) -> SamplingSection:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator, ModelWrapValidatorHandler, model_validator
 
 from jaxft.config.durations import DurationKey, LengthKey
-from jaxft.config.fields import NAME, Section, fixed, may_change
+from jaxft.config.fields import NAME, Section, fixed, may_change, with_defaults
 from jaxft.config.optimizer import RuleName
 from jaxft.durations import Duration
 
@@ -66,6 +67,10 @@ class ScheduleSection(Section):
 
 DECAY_PRESETS = ("timm", "mae", "electra", "ulmfit")  # multiply by `rate` once a layer
 MEASURED_PRESETS = ("auto_rgn", "heavy_tail")
+OF_PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "ulmfit": {"rate": 1 / 2.6},
+    "heavy_tail": {"every": "1 epochs"},
+}
 
 
 class LayerDecaySection(Section):
@@ -92,14 +97,14 @@ class LayerDecaySection(Section):
         "interval between measurements of the multipliers (auto_rgn; heavy_tail: 1 epoch)",
     )
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _default_of_preset(cls, written: Any) -> Any:
-        if isinstance(written, dict) and written.get("preset") == "ulmfit":
-            return {"rate": 1 / 2.6, **written}
-        if isinstance(written, dict) and written.get("preset") == "heavy_tail":
-            return {"every": "1 epochs", **written}
-        return written
+    def _defaults_of_the_preset(
+        cls, written: Any, handler: ModelWrapValidatorHandler[LayerDecaySection]
+    ) -> LayerDecaySection:
+        """Take a preset's own values where none are written."""
+        preset = written.get("preset") if isinstance(written, dict) else None
+        return with_defaults(written, handler, OF_PRESETS.get(str(preset), {}))
 
     @model_validator(mode="after")
     def _only_what_the_preset_reads(self) -> LayerDecaySection:

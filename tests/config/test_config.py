@@ -17,6 +17,7 @@ from jaxft.config.load import (
     check_resume,
     describe_keys,
     load_config,
+    override_config,
     parse_config,
     read_yaml,
     resolve_steps,
@@ -574,6 +575,32 @@ def test_every_key_is_described(write):
     assert by_name["data.batch_size"].unit == "examples"
     assert by_name["data.batch_size"].resume == "fixed"
     assert by_name["mesh.data"].resume == "may change"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("optimizer.name=adamw", "optimizer.name=lion"),
+        ("optimizer.name=adamw", "optimizer.name=lamb"),
+        ("optimizer.name=sgd", "optimizer.name=muon"),
+        ("sampling={method: lisa, moments: keep}", "sampling.method=badam"),
+        ("layer_decay.preset=ulmfit", "layer_decay.preset=mae"),
+        ("layer_decay.preset=heavy_tail", "layer_decay.preset=auto_rgn"),
+    ],
+)
+def test_another_rule_or_method_takes_its_own_defaults(write, before, after):
+    """Those of the one before count as not written, whatever the config was read from."""
+    path = write(MINIMAL)
+    overridden = override_config(load_config(path, [before]), [after])
+    assert overridden == load_config(path, [before, after])
+    assert parse_config(overridden.dump()) == overridden
+
+
+def test_what_is_written_stays_under_another_rule(write):
+    config = load_config(write(MINIMAL), ["optimizer.b2=0.999", "sampling.blocks=2"])
+    config = override_config(config, ["optimizer.name=lion", "sampling.method=badam"])
+    assert config.optimizer.b2 == 0.999
+    assert (config.sampling.blocks, str(config.sampling.every)) == (2, "100 steps")
 
 
 def test_the_schema_states_type_default_meaning_and_resume():
