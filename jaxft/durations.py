@@ -121,6 +121,14 @@ class Pace:
             raise ValueError(f"{duration} at an unknown number of examples a step")
         return duration.value / self.examples_per_step
 
+    def whole_epochs(self, steps: int) -> int:
+        """Return the epochs that a run of so many steps completes.
+
+        Its length is to the nearest step, so half a step may be missing from the last.
+        """
+        batches = self.growth.before(steps) / self.growth.parts
+        return int((batches + 0.5) // self.steps_per_epoch)
+
 
 def resolve_steps(
     duration: Duration, total_steps: int | None, pace: Pace | float, *, start: bool = False

@@ -217,7 +217,7 @@ def phases_from(
     specs = phase_specs(
         asked if isinstance(asked, str) else [as_phase(one) for one in asked],
         top=max(model.depths.values()),
-        epochs=total_steps / pace.steps_per_epoch,
+        epochs=pace.whole_epochs(total_steps),
         share=freezing.share,
     )
     return make_phases(specs, table=table, total_steps=total_steps, pace=pace)

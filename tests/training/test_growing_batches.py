@@ -54,6 +54,25 @@ def test_a_length_in_examples_is_that_of_the_examples_that_steps_read():
         Duration.parse("0.5 examples")
 
 
+def test_a_run_of_so_many_epochs_completes_them():
+    for spe in (3, 8, 11):
+        for growth in (Growth(), GROWTH, Growth((8, 4, 3))):
+            for epochs in (2, 3, 7):
+                pace = Pace(spe, growth=growth)
+                steps = resolve_steps(Duration(epochs, "epochs"), None, pace, start=True)
+                assert pace.whole_epochs(steps) == epochs
+    assert [Pace(8).whole_epochs(steps) for steps in (7, 8, 15, 16, 17)] == [0, 1, 1, 2, 2]
+
+
+def test_gradual_unfreezing_goes_on_at_each_epoch_of_growing_batches(tmp_path):
+    growing = {"length": "2 epochs", "accumulate": 4, "batch_warmup": "1 epoch"}
+    wide = {"batch_size": 32}  # eight devices, four micro-batches
+    setup = build(tiny_config(tmp_path, phases="gradual_unfreezing", train=growing, data=wide))
+    epoch = resolve_steps(Duration(1, "epochs"), None, setup.length.pace, start=True)
+    assert setup.length.total_steps > 2 * setup.length.steps_per_epoch
+    assert [phase.stop for phase in setup.phases] == [epoch, setup.length.total_steps]
+
+
 def test_a_warm_up_in_examples_ends_with_them():
     schedule = Schedule("constant", warmup=Duration.parse("18 examples"))
     rates = make_schedule(schedule, 1.0, 20, Pace(10, 8, GROWTH))
