@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -13,9 +13,10 @@ from jaxft.analysis.layer_criteria.choices import make_choices, with_choices_of
 from jaxft.config.load import Config, changed_values, check_resume, parse_config
 from jaxft.data.batching.plans import Layout
 from jaxft.device.distributed import from_first
-from jaxft.engine.initial_state import abstract_state
+from jaxft.engine.initial_state import abstract_state, ever_trained
+from jaxft.engine.length import resolve_length
 from jaxft.engine.remat import phase_after, phase_setups
-from jaxft.engine.setup import PhaseSetup, Setup, build
+from jaxft.engine.setup import PhaseSetup, Setup, build, with_config
 from jaxft.engine.state import TrainState
 from jaxft.engine.trained import (
     base_checkpoint,
@@ -26,6 +27,8 @@ from jaxft.engine.trained import (
     with_best_metric,
     with_checkpoint,
 )
+from jaxft.errors import UserError
+from jaxft.layerwise.phases import Phase
 from jaxft.report.events import each_event
 from jaxft.runs.checkpoint import Checkpoints
 from jaxft.runs.folder import RUN_FILE, RunFolder, check_run, open_run, run_path
@@ -75,7 +78,48 @@ def set_up(config: Config, console: Console, *, resume: bool, overwrite: bool) -
     check_matrices_train(setup)
     check_base(run, setup.model.source)
     finished = from_first(lambda: finished_at(run, setup))
+    if finished is None and earlier.train.length != config.train.length:
+        before = with_config(
+            replace(setup, length=resolve_length(earlier, setup.plan)),
+            earlier,
+        )
+        check_phases(before.phases, setup.phases, from_first(lambda: latest_of(run, setup)) or 0)
     return Start(config, setup, changed_values(earlier, config), finished)
+
+
+def check_phases(before: Sequence[Phase], now: Sequence[Phase], step: int) -> None:
+    """Raise a UserError where the state of a step does not fit the phases of another length.
+
+    Args:
+        before: the phases that the run has been trained in.
+        now: those of its new length.
+        step: of the state, 0 where there is none.
+    """
+
+    def state(phases: Sequence[Phase]) -> tuple[dict[str, str], Collection[str]]:
+        phase = next((one for one in phases if step <= one.stop), phases[-1])
+        cohorts = {leaf.name: leaf.cohort for leaf in phase.table.leaves if leaf.trainable}
+        return cohorts, ever_trained(phases, phase.index)
+
+    if not step or state(before) == state(now):
+        return
+    pairs = [
+        (one, other) for one, other in zip(before, now, strict=False) if one.stop != other.stop
+    ]
+    ends = (pair for pair in pairs if max(one.stop for one in pair) >= step)
+    old, new = next(ends, (before[-1], now[-1]))
+    raise UserError(
+        f"train.length moves the end of phase {old.index + 1} from step {old.stop:,} to step "
+        f"{new.stop:,}, and what the run has at step {step:,} was trained with the old one.",
+        "Restore the length, or train an export of this run under another run.name; phases whose "
+        "'until' is in steps do not move.",
+    )
+
+
+def latest_of(run: RunFolder, setup: Setup) -> int | None:
+    """Return the step of a run's last checkpoint; None without any."""
+    with open_checkpoints(run, setup.config, setup.task, read_only=True) as checkpoints:
+        return checkpoints.latest()
 
 
 def finished_at(run: RunFolder, setup: Setup) -> int | None:
@@ -87,8 +131,7 @@ def finished_at(run: RunFolder, setup: Setup) -> int | None:
         return None
     if run.read_json(RESULT)["fingerprint"] != scored_split(setup).source.fingerprint:
         return None
-    with open_checkpoints(run, setup.config, setup.task, read_only=True) as checkpoints:
-        latest = checkpoints.latest()
+    latest = latest_of(run, setup)
     if latest is None:
         return None
     metric, patience = best_metric(setup.config, setup.task), setup.config.checkpoint.patience

@@ -23,6 +23,7 @@ from jaxft.layerwise.phases import phase_specs
 from jaxft.models.load import load
 from jaxft.runs.checkpoint import Checkpoints
 from jaxft.training.phase import PhasePrecompiler, PhaseStep, next_phase_step
+from jaxft.training.resume import check_phases
 from jaxft.training.story import train
 from tests.support.phases import phase_of, stage_of
 from tests.support.tiny import tiny_config, tiny_reviews
@@ -333,6 +334,37 @@ def test_a_resumed_run_never_shows(whole, tmp_path, step):
     resumed = train(parse_config(config), resume=True, quiet=True).folder
     assert end_state(resumed) == end_state(whole)
     assert (resumed / "result.json").read_bytes() == (whole / "result.json").read_bytes()
+
+
+def test_a_longer_run_whose_phases_move_away_from_its_state_is_refused(folder, tmp_path):
+    phases = [{"until": "50%", "unfreeze": ["head/.*"]}, {"until": "100%"}]
+    where = {"name": "tiny", "dir": str(tmp_path), "seed": {}}
+    short, fits, moves = (
+        config_of(folder, phases, run=where, train={"length": length, "evaluate_every": 4})
+        for length in (4, 6, 12)
+    )
+    run = train(short, quiet=True).folder
+    before = (run / "run.json").read_bytes()
+    sentence = r"train\.length moves the end of phase 1 from step 2 to step 6, and what the run has"
+    with pytest.raises(UserError, match=sentence):
+        train(moves, resume=True, quiet=True)
+    assert (run / "run.json").read_bytes() == before
+    assert train(fits, resume=True, quiet=True).result["step"] <= 6
+
+
+def test_freeze_out_cannot_be_made_longer_once_a_depth_has_stopped(folder):
+    groups = [{"name": "head", "match": "head/.*", "lr_mult": 2}]
+    short, long = (
+        freeze_out(folder, {}, groups=groups, train={"length": length}).phases
+        for length in (12, 24)
+    )
+    check_phases(short, long, short[0].stop)
+    sentence = f"moves the end of phase 1 from step {short[0].stop} to step {long[0].stop}"
+    with pytest.raises(UserError, match=sentence):
+        check_phases(short, long, short[0].stop + 1)
+    with pytest.raises(UserError, match=r"moves the end of phase \d from step \d+ to step \d+"):
+        check_phases(short, long, 12)
+    check_phases(short, long, 0)
 
 
 def test_the_diary_tells_of_phases(whole):
