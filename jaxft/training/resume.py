@@ -79,11 +79,10 @@ def set_up(config: Config, console: Console, *, resume: bool, overwrite: bool) -
     check_base(run, setup.model.source)
     finished = from_first(lambda: finished_at(run, setup))
     if finished is None and earlier.train.length != config.train.length:
-        before = with_config(
-            replace(setup, length=resolve_length(earlier, setup.plan)),
-            earlier,
-        )
-        check_phases(before.phases, setup.phases, from_first(lambda: latest_of(run, setup)) or 0)
+        length = resolve_length(earlier, setup.plan)
+        before = with_config(replace(setup, length=length), earlier).phases
+        saved = from_first(lambda: latest_of(run, setup) if run.checkpoints.exists() else None)
+        check_phases(before, setup.phases, saved or 0)
     return Start(config, setup, changed_values(earlier, config), finished)
 
 

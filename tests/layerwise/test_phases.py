@@ -22,6 +22,7 @@ from jaxft.inference.score import score
 from jaxft.layerwise.phases import phase_specs
 from jaxft.models.load import load
 from jaxft.runs.checkpoint import Checkpoints
+from jaxft.runs.folder import open_run
 from jaxft.training.phase import PhasePrecompiler, PhaseStep, next_phase_step
 from jaxft.training.resume import check_phases
 from jaxft.training.story import train
@@ -350,6 +351,9 @@ def test_a_longer_run_whose_phases_move_away_from_its_state_is_refused(folder, t
         train(moves, resume=True, quiet=True)
     assert (run / "run.json").read_bytes() == before
     assert train(fits, resume=True, quiet=True).result["step"] <= 6
+    shutil.rmtree(run / "checkpoints")  # as of a run that was killed before its first save
+    open_run(run).update(state="stopped")
+    assert train(moves, resume=True, quiet=True).result["step"] <= 12
 
 
 def test_freeze_out_cannot_be_made_longer_once_a_depth_has_stopped(folder):
