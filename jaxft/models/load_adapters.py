@@ -11,7 +11,7 @@ from jaxft.models.adapters.diffusers_lora import write_lora
 from jaxft.models.adapters.low_rank import Adapted, Adapter, choose, inject, is_adapter, kernels_of
 from jaxft.models.adapters.read import read_adapter
 from jaxft.models.adapters.token_rows import inject_rows, token_ids
-from jaxft.models.adapters.write import TASKS, write_adapter
+from jaxft.models.adapters.write import TASKS, whole_modules, write_adapter
 from jaxft.models.family import leaves_of
 from jaxft.models.model import Model
 from jaxft.models.weights.export import check_folder, to_tensors
@@ -88,16 +88,16 @@ def save_adapter(
         return place(folder)
     names = _module_lines(model)
     in_memory = {hf: name for name, hf in _names_in_memory(model, names).items()}
-    modules = {_module(names[name].hf) for name in also} - {""}
-    whole = {n: line for n, line in names.items() if n in also or _module(line.hf) in modules}
-    tensors = to_tensors(model.params, whole, model.matching.loaded)
-    about = {
-        "base_model_name_or_path": base or model.source.asked,
-        "task_type": TASKS.get(model.head),
-    }
-    chosen = {in_memory[hf]: value for hf, value in tensors}
+    task = TASKS.get(model.head)
+    trained = dict.fromkeys(in_memory[names[name].hf] for name in also)
+    whole = whole_modules(in_memory.values(), trained, task)
+    inside = tuple(f"{module}." for module in whole)
+    lines = {n: line for n, line in names.items() if in_memory[line.hf].startswith(inside)}
+    tensors = to_tensors(model.params, lines, model.matching.loaded)
+    about = {"base_model_name_or_path": base or model.source.asked, "task_type": task}
+    own = {in_memory[hf]: value for hf, value in tensors}
     with published(folder) as here:
-        write_adapter(here, model.params, model.adapted, names, in_memory, chosen, about)
+        write_adapter(here, model.params, model.adapted, names, in_memory, own, whole, about)
     return place(folder)
 
 
@@ -117,8 +117,3 @@ def _names_in_memory(model: Model, lines: Mapping[str, Name]) -> dict[str, str]:
         name = model.family.tensors.exported(line.hf, model.head, model.model_type)
         names[model.family.tensors.in_memory(name, model.model_type)] = line.hf
     return names
-
-
-def _module(hf: str) -> str:
-    """Return the module of a tensor; empty if it belongs to none."""
-    return hf.rpartition(".")[0]

@@ -398,6 +398,9 @@ def test_a_run_goes_on_from_a_folder_of_peft(run, folder, tmp_path):
 # ------------------------------------------------------------------------------------ PEFT's files
 BOTH_WAYS = [
     ("bert", "text_classification", False, ["query", "value", "attention.output.dense"]),
+    ("roberta", "text_classification", False, ["query", "value"]),
+    ("distilbert", "text_classification", False, ["q_lin", "v_lin"]),
+    ("distilbert", "question_answering", False, ["q_lin", "v_lin"]),  # a head that did not train
     ("gpt2", "causal_lm", False, ["c_attn", "c_fc"]),
     ("gpt2", None, True, ["c_attn"]),
     ("llama", "text_classification", True, ["q_proj", "v_proj"]),
@@ -407,7 +410,11 @@ BOTH_WAYS = [
     pytest.param("vit", "image_classification", False, ["q_proj", "fc1"], marks=pytest.mark.full),
     pytest.param("clip", "contrastive", True, ["q_proj", "v_proj"], marks=pytest.mark.full),
 ]
-OUTPUTS = {None: "last_hidden_state", "contrastive": "logits_per_image"}
+OUTPUTS = {
+    None: "last_hidden_state",
+    "contrastive": "logits_per_image",
+    "question_answering": "start_logits",
+}
 
 
 @pytest.mark.parametrize(("kind", "head", "dora", "targets"), BOTH_WAYS)
@@ -433,6 +440,8 @@ def test_pefts_files_both_ways(tmp_path, kind, head, dora, targets):
     theirs = peft.PeftModel.from_pretrained(pair.torch, tmp_path / "ours")
     np.testing.assert_allclose(of_torch(theirs), of_ours(ours), atol=1e-5)
     assert np.abs(of_ours(ours) - of_ours(pair.ours)).max() > 1e-3
+    read = jaxft.load(pair.folder, adapter=tmp_path / "ours")
+    np.testing.assert_allclose(of_ours(read), of_ours(ours), atol=1e-5)
 
     fresh = auto_class(kind, head).from_pretrained(pair.folder)
     asked = peft.LoraConfig(

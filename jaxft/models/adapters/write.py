@@ -27,6 +27,12 @@ TASKS = {
     "question_answering": "QUESTION_ANS",
     None: "FEATURE_EXTRACTION",
 }
+# Task type -> how the names of modules end that PEFT itself takes whole from an adapter.
+WHOLE = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
 
 
 def write_adapter(
@@ -35,7 +41,8 @@ def write_adapter(
     adapters: Adapted,
     names: Mapping[str, Name],
     in_memory: Mapping[str, str],
-    modules: Mapping[str, np.ndarray],
+    own: Mapping[str, np.ndarray],
+    whole: Sequence[str],
     base: Mapping[str, Any],
 ) -> None:
     """Write an adapter as PEFT does.
@@ -46,15 +53,13 @@ def write_adapter(
         adapters: what is beside the model's parameters.
         names: parameter -> its line of the name table.
         in_memory: a tensor's name in the table -> its name in the transformers module.
-        modules: tensors of modules that were trained whole, in PyTorch's names and layouts.
+        own: tensors of modules that are written whole, in PyTorch's names and layouts.
+        whole: those modules.
         base: fields of the config that say of which model it is.
-
-    Raises:
-        UserError: a parameter that trained is in no module of its own.
     """
-    own, adapted = _own_modules(modules), adapters.kernels
+    adapted = adapters.kernels
     rows, indices = _token_rows(params, adapters, names, in_memory)
-    tensors = {f"{ROOT}{name}": value for name, value in modules.items()} | rows
+    tensors = {f"{ROOT}{name}": value for name, value in own.items()} | rows
     ranks: dict[str, tuple[int, float]] = {}
     for hf in dict.fromkeys(names[kernel].hf for kernel in adapted):
         beside_each = [kernel for kernel, name in names.items() if name.hf == hf]
@@ -70,7 +75,7 @@ def write_adapter(
         **_ranks(ranks),
         "peft_type": "LORA",
         "target_modules": _shortest(list(ranks), in_memory.values()),
-        "modules_to_save": own or None,
+        "modules_to_save": list(whole) or None,
         "trainable_token_indices": indices or None,
         "lora_dropout": first.rate,
         "fan_in_fan_out": not all(names[kernel].transpose for kernel in adapted),
@@ -149,15 +154,33 @@ def _ranks(ranks: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
     }
 
 
-def _own_modules(modules: Mapping[str, np.ndarray]) -> list[str]:
-    """Return the modules that tensors belong to, by name."""
-    for name in modules:
+def whole_modules(tensors: Iterable[str], also: Iterable[str], task: str | None) -> list[str]:
+    """Return the modules whose tensors PEFT looks for in an adapter, none inside another.
+
+    PEFT compares ends of names: `classifier` stands for DistilBERT's `pre_classifier` too.
+
+    Args:
+        tensors: the model's, by their names in the transformers module.
+        also: tensors that were trained whole.
+        task: PEFT's task type.
+
+    Raises:
+        UserError: one of `also` is in no module of its own.
+    """
+    for name in also:
         if not name.endswith((".weight", ".bias")):
             raise UserError(
                 f"PEFT cannot store '{name}', which was trained too and belongs to no module.",
                 "Export the whole model, without --adapter.",
             )
-    return list(dict.fromkeys(name.rpartition(".")[0] for name in modules))
+    ends = (*(name.rpartition(".")[0] for name in also), *WHOLE.get(task or "", ()))
+    outermost = {}
+    for name in tensors:
+        parts = name.split(".")[:-1]
+        above = (".".join(parts[:depth]) for depth in range(1, len(parts) + 1))
+        first = next((module for module in above if module.endswith(ends)), None)
+        outermost[first] = None
+    return [module for module in outermost if module is not None]
 
 
 def _shortest(modules: Sequence[str], tensors: Iterable[str]) -> list[str]:
