@@ -206,7 +206,8 @@ def class_labels(
     fields: Mapping[str, Any], num_labels: int | None, labels: Sequence[str] | None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the class names of the checkpoint, and those that are asked for."""
-    stored = fields.get("id2label") or {str(i): f"LABEL_{i}" for i in range(2)}
+    count = fields.get("num_labels") or 2
+    stored = fields.get("id2label") or {str(i): f"LABEL_{i}" for i in range(count)}
     own = tuple(stored[key] for key in sorted(stored, key=int))
     if labels is None:
         count = len(own) if num_labels is None else num_labels

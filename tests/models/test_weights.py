@@ -268,6 +268,20 @@ def test_the_classifier_is_kept_where_number_and_names_agree(folder):
         registry.load(str(folder), labels=["a", "a"])
 
 
+def test_classes_without_names_are_counted_as_transformers_does(folder):
+    edit_config(folder, id2label=None, label2id=None, num_labels=3)
+    names = tuple(transformers.BertConfig.from_pretrained(folder).id2label.values())
+    (folder / "model.safetensors").unlink()
+    model = registry.describe(
+        str(folder), registry.LoadOptions(task="text_classification"), weights=False
+    )
+    assert model.labels == names == ("LABEL_0", "LABEL_1", "LABEL_2")
+    for count in (0, True, "3", 10**9):
+        edit_config(folder, num_labels=count)
+        with pytest.raises(UserError, match="num_labels"):
+            registry.describe(str(folder))
+
+
 def test_new_parameters_depend_on_the_seed_and_their_name_only(folder):
     def fresh(**options):
         options = {"task": "masked_lm", "seed": 0} | options
@@ -489,8 +503,9 @@ def test_a_half_precision_checkpoint_goes_back_as_it_was(folder, tmp_path):
 
 
 def test_an_export_has_its_labels_and_tokenizer(folder, tmp_path):
-    edit_config(folder, problem_type="regression")
-    model = registry.load(str(folder), task="text_classification", labels=["x", "y", "z"])
+    edit_config(folder, problem_type="regression", num_labels=2, _num_labels=2)
+    asked = {"labels": ["x", "y", "z"], "ignore": ["_num_labels"]}
+    model = registry.load(str(folder), task="text_classification", **asked)
     out = model.save(tmp_path / "export")
     assert {path.name for path in out.iterdir()} == {
         "config.json",
@@ -500,7 +515,7 @@ def test_an_export_has_its_labels_and_tokenizer(folder, tmp_path):
     }
     fields = json.loads((out / "config.json").read_text())
     assert fields["architectures"] == ["BertForSequenceClassification"]
-    assert "problem_type" not in fields
+    assert not {"problem_type", "num_labels", "_num_labels"} & fields.keys()
     assert fields["id2label"] == {"0": "x", "1": "y", "2": "z"}
     assert fields["label2id"] == {"x": 0, "y": 1, "z": 2}
     again = registry.load(str(out))

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxft.bounds import MOST_BLOCKS, MOST_SIDE_PIXELS, MOST_VALUE
+from jaxft.bounds import MOST_BLOCKS, MOST_CLASSES, MOST_SIDE_PIXELS, MOST_VALUE
 from jaxft.errors import UserError
 from jaxft.storage.json_files import is_number
 
@@ -55,6 +55,10 @@ def _are_token_ids(value: Any) -> bool:
 
 def _is_count(value: Any) -> bool:
     return is_whole(value) and 1 <= value <= MOST_VALUE
+
+
+def _is_class_count(value: Any) -> bool:
+    return is_whole(value) and 1 <= value <= MOST_CLASSES
 
 
 def _are_block_kinds(value: Any) -> bool:
@@ -132,6 +136,7 @@ KINDS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     (r"^attention_types$", "a list of pairs of kinds and a number", _are_block_kinds),
     (r"^max_window_layers$", "a whole number of 0 or more", _is_index),
     (r"_layers$", f"a whole number from 1 to {MOST_BLOCKS:,}", _is_depth),
+    (r"^num_labels$", f"a whole number from 1 to {MOST_CLASSES:,}", _is_class_count),
     (COUNTS, "a whole number above 0", _is_count),
 )
 # Likewise by the type of its default, where no pattern matches.

@@ -162,6 +162,8 @@ def updated_fields(
     # transformers reads every tensor in this type, so it is the widest that was written.
     fields["dtype"] = str(jnp.result_type(*types))
     if labels is not None:
+        for count in ("num_labels", "_num_labels"):  # of the checkpoint's classes
+            fields.pop(count, None)
         fields["id2label"] = {str(i): name for i, name in enumerate(labels)}
         fields["label2id"] = {name: i for i, name in enumerate(labels)}
     return fields

@@ -295,6 +295,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     fields.setdefault("model_type", fields.get(CLASS_NAME))
     if not isinstance(fields.get("model_type"), str):
         raise UserError(f"{path} has no model_type.")
-    for name in ("architectures", "id2label"):
+    for name in ("architectures", "id2label", "num_labels"):
         check_kind(name, fields.get(name), None)
     return fields
