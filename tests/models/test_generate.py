@@ -193,6 +193,20 @@ def test_a_text_ends_where_the_positions_do(llama, generator):
     assert plain == generator.generate(prompts, Settings(max_new_tokens=None, max_length=13 + 8))
 
 
+@pytest.mark.parametrize(
+    "asked", [{}, {"num_beams": 2}, {"num_beams": 2, "early_stopping": "never"}]
+)
+def test_a_text_hangs_on_no_other_of_its_batch(llama, generator, asked):
+    """One has less room than the other, and ends with the token of that end in either batch."""
+    most, end = llama.ours.max_positions, 5
+    prompts = prompts_of(llama, (4, most - 2))
+    settings = Settings(max_new_tokens=8, forced_eos_token_id=(end,), **asked)
+    alone = [generator.generate([prompt], settings)[0] for prompt in prompts]
+    assert generator.generate(prompts, settings) == alone
+    assert [len(text) for text in alone] == [8, 3]
+    assert [text[-1] for text in alone] == [end, end]
+
+
 def test_a_model_that_writes_no_text_is_refused(tmp_path):
     with pytest.raises(UserError, match="the head masked_lm cannot generate text"):
         Generator(make_pair("bert", "masked_lm", 0, tmp_path).ours)

@@ -53,6 +53,7 @@ def advance(
     scores: jax.Array,
     used: jax.Array | None,
     step: jax.Array,
+    limits: jax.Array,
     *,
     ends: tuple[int, ...],
     penalty: float,
@@ -67,6 +68,7 @@ def advance(
         scores: [B N, V] float32, of the next token.
         used: [B N, V] bool, the tokens that are there already; None without a penalty on them.
         step: how many tokens were added before.
+        limits: [B], the most tokens of a text.
         ends: tokens that end a text.
         penalty: on tokens that are there already.
         length_penalty, early_stopping: see `settings.Settings`.
@@ -76,29 +78,32 @@ def advance(
         The new state; the row in the batch that each running text goes on from, and its new
         token, each [B N]; and whether to go on.
     """
-    batch, count, room = beams.running.shape
+    batch, count, _ = beams.running.shape
     words = scores.shape[-1]
-    chances = restrict(jax.nn.log_softmax(scores), rule)
+    last = step + 1 >= limits  # [B]
+    chances = restrict(jax.nn.log_softmax(scores), rule, jnp.repeat(last, count))
     if used is not None:
         chances = penalize(chances, used, penalty)
     total = chances.reshape(batch, count, words) + beams.running_scores[..., None]
+    # A text beyond its limit is beyond the model's positions, where scores may be no numbers.
+    total = jnp.where((step < limits)[:, None, None], total, WORST)
     # Enough that N running ones are left where every end of text is among the best.
     wide = max(2, 1 + len(ends)) * count
     best, places = jax.lax.top_k(total.reshape(batch, count * words), wide)
     parents, tokens = places // words, places % words  # [B, wide]
     texts = _gather(beams.running, parents).at[:, :, step].set(tokens)
-    ending = jnp.isin(tokens, jnp.asarray(ends, jnp.int32)) | (step + 1 >= room)
+    ending = jnp.isin(tokens, jnp.asarray(ends, jnp.int32)) | last[:, None]
 
     beams = _with_whole(beams, texts, best, ending, step, length_penalty, early_stopping)
     running_scores, chosen = jax.lax.top_k(best + ending * WORST, count)
-    reach = room if early_stopping == "never" and length_penalty > 0 else step + 1
-    possible = running_scores[:, 0] / jnp.float32(reach) ** length_penalty
+    reach = limits if early_stopping == "never" and length_penalty > 0 else step + 1
+    possible = running_scores[:, 0] / jnp.asarray(reach, jnp.float32) ** length_penalty
     least = jnp.where(beams.finished.all(-1), beams.scores.min(-1), WORST)
     beams = replace(
         beams,
         running=_gather(texts, chosen),
         running_scores=running_scores,
-        open=beams.open & (possible > least),
+        open=beams.open & (possible > least) & ~last,
     )
     full = beams.finished.all() & (early_stopping is True)
     more = beams.open.any() & ~full & ~ending.all()

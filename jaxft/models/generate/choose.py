@@ -21,10 +21,12 @@ class Rule(NamedTuple):
     Attributes:
         never: tokens that may not.
         forced: if any, one of these comes.
+        last: if any, one of these comes where a text reaches its limit, whatever else is forced.
     """
 
     never: tuple[int, ...] = ()
     forced: tuple[int, ...] = ()
+    last: tuple[int, ...] = ()
 
 
 FREE = Rule()
@@ -37,6 +39,7 @@ def choose(
     numbers: Mapping[str, jax.Array | None],
     top_k: int,
     rule: Rule = FREE,
+    last: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Choose the next token of each text.
 
@@ -47,6 +50,7 @@ def choose(
         numbers: `repetition_penalty`, `temperature`, `top_p` and `min_p`; None for without.
         top_k: draw from so many of the most likely; 0 for all.
         rule: the tokens that may come.
+        last: [B] bool, whether a text reaches its limit with this one; None for none does.
 
     Returns:
         Tokens [B] int32, and `used` with them.
@@ -54,7 +58,7 @@ def choose(
     penalty = numbers["repetition_penalty"]
     if used is not None and penalty is not None:
         scores = penalize(scores, used, penalty)
-    scores = restrict(scores, rule)
+    scores = restrict(scores, rule, last)
     if key is None:
         tokens = scores.argmax(-1)
     else:
@@ -64,11 +68,22 @@ def choose(
     return tokens.astype(jnp.int32), used
 
 
-def restrict(scores: jax.Array, rule: Rule) -> jax.Array:
-    """Set scores [..., V] of tokens that may not come to minus infinity; forced ones score 0."""
-    if rule.forced:
-        return jnp.full_like(scores, NEVER).at[..., jnp.asarray(rule.forced)].set(0.0)
-    return scores.at[..., jnp.asarray(rule.never)].set(NEVER) if rule.never else scores
+def restrict(scores: jax.Array, rule: Rule, last: jax.Array | None = None) -> jax.Array:
+    """Set scores [B, V] of tokens that may not come to minus infinity; forced ones score 0.
+
+    Args:
+        scores: float32.
+        rule: the tokens that may come.
+        last: [B] bool, whether a text reaches its limit with this one; None for none does.
+    """
+
+    def only(tokens: tuple[int, ...]) -> jax.Array:
+        return jnp.full_like(scores, NEVER).at[..., jnp.asarray(tokens)].set(0.0)
+
+    chosen = scores.at[..., jnp.asarray(rule.never)].set(NEVER) if rule.never else scores
+    chosen = only(rule.forced) if rule.forced else chosen
+    ending = rule.last and last is not None
+    return jnp.where(last[..., None], only(rule.last), chosen) if ending else chosen
 
 
 def penalize(scores: jax.Array, used: jax.Array, penalty: jax.Array | float) -> jax.Array:

@@ -137,7 +137,7 @@ class Generator:
         The arguments and errors are those of `generate`, without beam search.
         """
         ids, mask, limits = self._fill(prompts, settings)
-        length, room = ids.shape[1], max(limits)
+        length, room, ends_at = ids.shape[1], max(limits), np.array(limits)
         key = jax.random.key(settings.seed) if settings.do_sample else None
         scores, cache, read = self._begin(prompts, ids, mask, room, images)
         used = _used(ids, mask, scores.shape[-1], settings)
@@ -145,8 +145,9 @@ class Generator:
         texts: list[list[int]] = [[] for _ in prompts]
         running = [True] * len(prompts)
         for step in range(room):
-            rule = settings.rule(step, step + 1 == room, self._start is not None)
-            tokens, used = _next(scores, used, key, np.int32(step), numbers, settings.top_k, rule)
+            rule, last = settings.rule(step, self._start is not None), step + 1 >= ends_at
+            state = scores, used, key, np.int32(step), numbers, last
+            tokens, used = _next(*state, settings.top_k, rule)
             if step + 1 < room:  # the device goes on while the host reads
                 slot = np.int32(length + step)
                 scores, cache = self.decode(self._params, cache, tokens, mask, slot, read)
@@ -169,25 +170,26 @@ class Generator:
     ) -> list[list[int]]:
         """Return the best finished text of each prompt, by beam search."""
         ids, mask, limits = self._fill(prompts, settings)
-        length, room, count = ids.shape[1], min(limits), settings.num_beams
+        length, room, count = ids.shape[1], max(limits), settings.num_beams
         beams = generate_beams.start(len(prompts), count, room)
         scores, cache, read = self._begin(prompts, ids, mask, room, images)
         used = _used(ids, mask, scores.shape[-1], settings)
         first = np.repeat(np.arange(len(prompts)), count)
         all_beams = scores, used, cache, read
         scores, used, cache, read = _rows(all_beams, first, len(prompts))
-        mask = mask[first, : length + room]
+        mask = mask[first]
         for step in range(room):
             beams, rows, tokens, more = _advance(
                 beams,
                 scores,
                 used,
                 np.int32(step),
+                np.array(limits, np.int32),
                 ends=settings.eos_token_id,
                 penalty=settings.repetition_penalty,
                 length_penalty=settings.length_penalty,
                 early_stopping=settings.early_stopping,
-                rule=settings.rule(step, step + 1 == room, self._start is not None),
+                rule=settings.rule(step, self._start is not None),
             )
             if step + 1 == room or not on_host(more):
                 break
@@ -265,9 +267,11 @@ def numbers_of(settings: Settings) -> dict[str, np.float32 | None]:
 
 
 @partial(jax.jit, static_argnames=("top_k", "rule"))
-def _next(scores: Any, used: Any, key: Any, step: Any, numbers: Any, top_k: int, rule: Rule) -> Any:
+def _next(
+    scores: Any, used: Any, key: Any, step: Any, numbers: Any, last: Any, top_k: int, rule: Rule
+) -> Any:
     own = None if key is None else jax.random.fold_in(key, step)
-    return choose(scores, used, own, numbers, top_k, rule)
+    return choose(scores, used, own, numbers, top_k, rule, last)
 
 
 _advance = jax.jit(

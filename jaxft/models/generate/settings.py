@@ -98,21 +98,18 @@ class Settings:
                 "Give num_beams or stop_strings, not both.",
             )
 
-    def rule(self, step: int, last: bool, from_source: bool) -> Rule:
+    def rule(self, step: int, from_source: bool) -> Rule:
         """Return which tokens may come at a step.
 
         Args:
             step: how many tokens were added before.
-            last: whether a text reaches its limit with this one.
             from_source: whether texts are generated from sources.
         """
         first = self.forced_bos_token_id
+        forced = (first,) if first is not None and from_source and step == 0 else ()
+        never = tuple(token for token in self.bad_words_ids if token not in self.eos_token_id)
         # Where both are forced, transformers forces the end.
-        forced = self.forced_eos_token_id if last else ()
-        if not forced and first is not None and from_source and step == 0:
-            forced = (first,)
-        ends = self.eos_token_id
-        return Rule(tuple(token for token in self.bad_words_ids if token not in ends), forced)
+        return Rule(never, forced, self.forced_eos_token_id)
 
 
 def check_cache(tokens: int, settings: Settings) -> None:

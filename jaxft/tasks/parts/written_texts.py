@@ -179,8 +179,8 @@ class BoundWriting(BoundTask[TaskT, ExamplesT]):
             Limits(
                 most=max(length, min(int(length * ROOM), model.max_positions)),
                 ends=(model.config.end_token_id,),
-                first=settings.rule(0, last=False, from_source=True),
-                later=settings.rule(1, last=False, from_source=True),
+                first=settings.rule(0, from_source=True),
+                later=settings.rule(1, from_source=True),
             ),
         )
         return {"written": tokens}
