@@ -54,12 +54,14 @@ def _scores(run: RunFolder, about: Mapping[str, Any], step: int) -> dict[str, An
         result = run.read_json("result.json")
         if result["step"] == step:
             return result
-    evals = [e for e in each_event(place(run.path)) if e["kind"] == "eval" and e["step"] == step]
+    # Other splits are no rows of the task: the pretraining texts of `report.forgetting`.
+    wanted = {"kind": "eval", "split": "eval", "step": step}
+    evals = [e for e in each_event(place(run.path)) if wanted.items() <= e.items()]
     if not evals:
         return None
     no_metrics = ("kind", "step", "split", "time")
     metrics = {name: value for name, value in evals[-1].items() if name not in no_metrics}
-    return {"split": evals[-1]["split"], "metrics": metrics}
+    return {"split": "eval", "metrics": metrics}
 
 
 def _front_matter(

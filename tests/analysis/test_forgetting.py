@@ -10,6 +10,7 @@ from jaxft.config.load import parse_config
 from jaxft.engine.initial_state import load_params
 from jaxft.engine.setup import build
 from jaxft.errors import UserError
+from jaxft.export.export import export
 from jaxft.report.events import read_events
 from jaxft.training.story import train
 from tests.support.launch import cache  # noqa: F401 a fixture
@@ -85,6 +86,9 @@ def test_a_run_tells_it_before_the_first_step_and_at_each_evaluation(folder, tin
     assert told[-1]["loss"] > told[0]["loss"], "six steps at 3e-3 harm a pretrained model"
     assert {e["split"] for e in read_events(run.folder) if "accuracy" in e and e["kind"] == "eval"}
     assert [e["step"] for e in read_events(run.folder) if e.get("split") == "eval"] == [3, 6]
+    other = ({3, 6} - {run.best}).pop()  # the step without a result has the scores of an event
+    card = export(run.folder, folder / f"export-{other}", other) / "README.md"
+    assert "| metric | eval rows (" in card.read_text()
 
 
 def test_a_decoder_is_scored_token_by_token():
