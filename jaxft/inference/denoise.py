@@ -65,7 +65,8 @@ def draw(
         UserError: the run has no such class, takes no prompts or needs some, a prompt is longer
             than its text tower, or a setting does not apply.
     """
-    if odd := sorted(set(asked) - {"seed"}):
+    # An option of sampling sets `do_sample` beside its own.
+    if odd := sorted(set(asked) - {"seed"}, key=lambda name: (name == "do_sample", name)):
         raise UserError(
             f"A run of diffusion has no setting {odd[0]}: it samples as its config says.",
             "Leave the options of texts out.",

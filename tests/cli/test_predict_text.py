@@ -110,6 +110,10 @@ def test_a_stop_string_ends_the_text_before_it(folder, capsys):
         (["a", "--top-p", 0], "top_p must be above 0"),
         (["a", "--temperature", -1], "temperature must be above 0"),
         (["a", "--beams", 2, "--temperature", 1], "Beam search does not sample"),
+        (["a", "--beams", 2, "--top-p", 0.5], "Beam search does not sample"),
+        (["a", "--temperature", 0, "--top-k", 3], "--temperature 0 is greedy, and --top-k"),
+        (["a", "--seed", 1], "seed is set, and no token is sampled"),
+        (["a", "--temperature", 1, "--seed", 2**63], "'--seed': input should be less than"),
         (["a", "--max-new-tokens", 0], "max_new_tokens must be at least 1"),
         (["a", "--beams", 1000000], "num_beams must be from 1 to 256"),
         (["", "--no-chat"], "The prompt is empty"),
@@ -117,6 +121,15 @@ def test_a_stop_string_ends_the_text_before_it(folder, capsys):
 )
 def test_what_cannot_be_answered_is_refused(folder, capsys, words, expected):
     assert expected.lower() in refused(capsys, folder, *words).lower()
+
+
+@pytest.mark.parametrize(
+    "asked", [("--top-p", 0.99), ("--top-k", 20), ("--min-p", 0.001), ("--temperature", 1)]
+)
+def test_an_option_of_sampling_samples(folder, capsys, asked):
+    words = (folder, "a witty plot", "--max-new-tokens", 6, *asked, "--seed")
+    texts = {json.loads(said(capsys, *words, seed))["text"] for seed in (1, 2**63 - 1)}
+    assert len(texts) == 2
 
 
 def test_a_template_that_loops_and_one_that_is_missing(capsys, tmp_path):
@@ -154,6 +167,10 @@ def test_settings_are_the_files_and_then_the_persons(tmp_path):
     )
     found, _ = settings_of(tmp_path, None, max_new_tokens=3, temperature=0.1)
     assert (found.max_new_tokens, found.max_length, found.temperature) == (3, None, 0.1)
+    drawn, _ = settings_of(tmp_path, None, seed=2**63 - 1)
+    assert (drawn.do_sample, drawn.seed) == (True, 2**63 - 1)
+    with pytest.raises(UserError, match="seed must be from 0"):
+        settings_of(tmp_path, None, seed=2**63)
     found, _ = settings_of(tmp_path, None, num_beams=2)
     assert (found.num_beams, found.do_sample) == (2, False)
 

@@ -73,6 +73,8 @@ class Settings:
         _refuse_unless(_is_count(self.top_k, 0), "top_k", "a whole number, 0 for all")
         beams = _is_count(self.num_beams, 1) and self.num_beams <= MOST_BEAMS
         _refuse_unless(beams, "num_beams", f"from 1 to {MOST_BEAMS}")
+        seed = _is_count(self.seed, 0) and self.seed < 2**63
+        _refuse_unless(seed, "seed", "from 0 to 2^63 - 1")
         _refuse_unless(self.temperature > 0, "temperature", "above 0")
         _refuse_unless(self.repetition_penalty > 0, "repetition_penalty", "above 0")
         _refuse_unless(0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
@@ -90,7 +92,7 @@ class Settings:
         _refuse_unless(stops, "stop_strings", "strings that are not empty")
         if self.num_beams > 1 and self.do_sample:
             raise UserError(
-                "Beam search does not sample.", "Give num_beams or a temperature, not both."
+                "Beam search does not sample.", "Give num_beams (--beams) or options of sampling."
             )
         if self.num_beams > 1 and self.stop_strings:
             raise UserError(
@@ -190,7 +192,8 @@ def read_settings(
         is not supported.
 
     Raises:
-        UserError: the file is not a JSON object, or a value is out of range.
+        UserError: the file is not a JSON object, a value is out of range, or there is a seed of
+            nothing.
     """
     path = folder / "generation_config.json"
     stored = {name: fields.get(name) for name in OF_CONFIG}
@@ -214,7 +217,12 @@ def read_settings(
         raise UserError(f"{path} has text where a number is expected.") from None
     except UserError as error:
         raise UserError(f"{path}: {error.message}", error.hint) from None
-    return Settings(**_agreed(own, asked)), notes
+    settings = Settings(**_agreed(own, asked))
+    if "seed" in asked and not settings.do_sample:
+        raise UserError(
+            "seed is set, and no token is sampled.", "Give a temperature too (--temperature 1)."
+        )
+    return settings, notes
 
 
 def _agreed(own: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
