@@ -55,8 +55,8 @@ OneFile = Annotated[
     typer.Option(
         "--file",
         "-f",
-        help="A file with one input per line (blank lines are left out), or a table: .csv, "
-        ".jsonl, .parquet.",
+        help="A file with one input per line (blank lines are left out), or a table of rows to "
+        "label: .csv, .jsonl, .parquet.",
     ),
 ]
 Annotate = Annotated[
@@ -130,15 +130,15 @@ def predict(
     announce(f"predictions of {run}")
     prepare_computation()
     output = _output_kind(run, bool(samples or label), task)
-    _check_options(run, output, annotate, bool(asked) or chat is not None)
+    lines = None if whole_file else file
+    _check_options(run, output, lines, annotate, bool(asked) or chat is not None)
     as_lines = partial(write_json_lines, file=out) if out else print_json_lines if as_json else None
     if output == "images":
         _print_images(run, inputs, samples, label, out, asked, chat, which)
     elif output == "texts":
         _print_texts(run, inputs, chat=chat, asked=asked, as_lines=as_lines, which=which, kind=task)
     else:
-        table = None if whole_file else file
-        _print_labels(run, inputs, table, as_lines, annotate, which, task)
+        _print_labels(run, inputs, lines, as_lines, annotate, which, task)
 
 
 def _output_kind(
@@ -156,8 +156,21 @@ def _output_kind(
     return "texts" if writes(run, task) else "labels"
 
 
-def _check_options(run: str, output: str, annotate: Path | None, text_options: bool) -> None:
+def _kind_of_table(file: Path | None) -> str | None:
+    """Return the kind of source of a file that holds rows; None of any other."""
+    kind = file.suffix.lower().removeprefix(".") if file else None
+    return kind if kind in TABLES else None
+
+
+def _check_options(
+    run: str, output: str, file: Path | None, annotate: Path | None, text_options: bool
+) -> None:
     """Raise a UserError if an option does not apply to the kind of output."""
+    if output != "labels" and _kind_of_table(file):
+        raise UserError(
+            f"{file} is a table, and '{run}' reads prompts, one per line.",
+            "Write the prompts alone into a .txt file, or read all of it as one by --whole-file.",
+        )
     if output == "images" and are_several():
         raise UserError(f"'{run}' generates images, which one process does.", "Use one host.")
     if annotate is not None and output != "labels":
@@ -212,8 +225,8 @@ def _print_labels(
     if inputs is None:
         echo("Type one text per line; Ctrl-D ends.", err=True)
         inputs = typed_lines()
-    kind = file.suffix.lower().removeprefix(".") if file else None
-    if annotate is not None and kind not in TABLES:
+    kind = _kind_of_table(file)
+    if annotate is not None and kind is None:
         from jaxft.storage.outputs import check_apart
 
         inputs = list(inputs)
@@ -221,7 +234,7 @@ def _print_labels(
     from jaxft.inference.predictor import is_checkpoint
 
     run = name if is_checkpoint(name) else folder_named(name)
-    if kind in TABLES:
+    if kind is not None:
         from jaxft.inference.predict import predict_rows
 
         predictions = predict_rows(run, f"{kind}:{file}:ordered", which, task)

@@ -64,6 +64,15 @@ def test_prompts_are_answered_as_json_lines(folder, capsys, tmp_path):
     assert plain["text"] != lines[0]["text"]
 
 
+def test_a_table_of_prompts_is_refused(folder, capsys, tmp_path):
+    """Its lines would be prompts, the names of its columns the first of them."""
+    table = tmp_path / "prompts.csv"
+    table.write_text("id,prompt\n1,a witty plot\n")
+    assert "prompts.csv is a table, and" in refused(capsys, folder, "--file", table)
+    few = ("--whole-file", "--max-new-tokens", 2)
+    assert json.loads(said(capsys, folder, "--file", table, *few))["tokens"] == 2
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True
