@@ -36,7 +36,7 @@ def search_texts(run: Path, words: str, file: Path, best: int = 10) -> list[dict
         )
     assert isinstance(task, Embedding)
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"Cannot read '{file}' as text ({error}).") from None
     texts = {number: line for number, line in enumerate(lines, 1) if line.strip()}

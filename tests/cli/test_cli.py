@@ -155,6 +155,9 @@ def test_predict_takes_arguments_a_file_or_standard_input(labels, capsys, tmp_pa
     assert "was read as 2 inputs, one per line, without its 1 blank lines. --whole-file" in err
     assert main(["predict", "runs/first", "--file", str(file), "--whole-file"]) == 0
     assert texts_of(capsys) == ["one\r\n\nthree\n"]
+    file.write_bytes(b"\xef\xbb\xbfone\ntwo\n")  # as Windows writes UTF-8
+    assert main(["predict", "runs/first", "--file", str(file)]) == 0
+    assert texts_of(capsys) == ["one", "two"]
 
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("für\nalle".encode())))
     assert main(["predict", "runs/first"]) == 0

@@ -455,13 +455,17 @@ def test_no_slope_is_lost_in_rows_without_an_example(model):
 
 def test_the_nearest_lines_of_a_file_are_found(run, tmp_path, capsys):
     file = tmp_path / "lines.txt"
-    file.write_text("the dull plot\n\nwarm film\na cold scene\n")
+    texts = "the dull plot\n\nwarm film\na cold scene\n"
+    file.write_text(texts, encoding="utf-8-sig")  # as Windows writes it
     command = ["search", str(run.folder), "warm film", "--texts", str(file)]
     assert main([*command, "--json", "--best", "2"]) == 0
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
     assert (first["line"], first["text"]) == (3, "warm film")
     assert first["similarity"] == pytest.approx(1.0, abs=1e-5)
     assert second["similarity"] < 0.999
+    assert main([*command, "--json"]) == 0
+    every = [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()]
+    assert set(every) == set(texts.splitlines()) - {""}
     assert main(command) == 0
     assert "warm film" in capsys.readouterr().out
     for words, said in (

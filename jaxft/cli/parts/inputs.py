@@ -99,7 +99,8 @@ def decoded(lines: IO[bytes], name: str) -> Iterator[str]:
     for number, line in enumerate(iter(partial(lines.readline, MOST_LINE_BYTES + 1), b""), 1):
         if len(line) > MOST_LINE_BYTES:
             raise UserError(f"{name}, line {number} is longer than {size(MOST_LINE_BYTES)}.")
+        start = "utf-8-sig" if number == 1 else "utf-8"  # a byte order mark is no text
         try:
-            yield line.decode("utf-8").rstrip("\r\n")
+            yield line.decode(start).rstrip("\r\n")
         except UnicodeDecodeError:
             raise UserError(f"{name}, line {number} is not UTF-8 text.") from None
