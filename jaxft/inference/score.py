@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def score(
     Args:
         run: the run folder.
         split: `test`, `eval` or `train`, of the run's config.
-        data: other rows with the same columns, in place of the split.
+        data: other rows with the same columns, in place of `test`.
         interpolate: `first:last:step`: weights of the checkpoint in the interpolation.
         similarity: whether to compare each depth's activations with those of the initial model.
         which: `best`, `last`, or a step.
@@ -47,14 +48,17 @@ def score(
     Source: WiSE-FT, Wortsman et al. (2021), https://arxiv.org/abs/2109.01903.
 
     Raises:
-        UserError: the folder is no run, or a row is invalid.
+        UserError: the folder is no run, a row is invalid, or both a split and other rows are named.
     """
     shares = [] if interpolate is None else shares_of(interpolate)
+    if data is not None and split != "test":
+        raise UserError(
+            f"--split {split} names rows of the run, and --data others.", "Leave one of them out."
+        )
     trained = open_trained(run, which, spread=True)
     data_section = trained.config.data
     if data is not None:
         data_section = data_section.model_copy(update={"test": data, "where": {}})
-        split = "test"
     if split == "train":
         data_section, split = as_test_rows(data_section), "test"
     if getattr(data_section, split) is None:
@@ -113,7 +117,7 @@ def shares_of(written: str) -> list[float]:
     """
     try:
         first, last, step = (float(part) for part in written.split(":"))
-        if not (0 <= first <= last <= 1 and step > 0):
+        if not (0 <= first <= last <= 1 and 0 < step < math.inf):
             raise ValueError
     except ValueError:
         raise UserError(
@@ -127,7 +131,8 @@ def shares_of(written: str) -> list[float]:
             "Choose a larger step.",
         )
     count = int((last - first) / step + 1e-9) + 1
-    return [round(first + number * step, 10) for number in range(count)]
+    shares = [round(first + number * step, 10) for number in range(count)]
+    return shares if shares[-1] >= last - 1e-9 else [*shares, last]
 
 
 def between(start: Params, end: Params, share: float) -> Params:

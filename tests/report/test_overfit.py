@@ -115,7 +115,9 @@ def test_the_line_from_start_to_end_has_both_ends_to_the_bit():
 def test_shares_are_first_last_and_step():
     assert shares_of("0:1:0.1") == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
     assert shares_of("0.5:0.5:1") == [0.5]
-    for written in ("0:1", "0:2:0.1", "1:0:0.1", "0:1:0", "a:b:c", "0:nan:1"):
+    assert shares_of("0:1:0.3") == [0.0, 0.3, 0.6, 0.9, 1.0]
+    assert shares_of("0:1:5") == [0.0, 1.0]
+    for written in ("0:1", "0:2:0.1", "1:0:0.1", "0:1:0", "a:b:c", "0:nan:1", "0:1:inf"):
         with pytest.raises(UserError, match="is not first:last:step"):
             shares_of(written)
 

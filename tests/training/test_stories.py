@@ -165,6 +165,8 @@ def test_eval_of_the_training_rows_and_of_another_step(run, config):
     assert scored["step"] == 18
     with pytest.raises(UserError, match="holds no checkpoint 3"):
         score(run.folder, which=3)
+    with pytest.raises(UserError, match="--split train names rows of the run, and --data others"):
+        score(run.folder, "train", data=config.data.train)
 
 
 def test_eval_of_rows_that_the_run_has_not(config, tmp_path, capsys):
