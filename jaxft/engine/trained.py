@@ -251,7 +251,7 @@ def save_base(run: RunFolder, config: Config, model: Model, quantized: bool = Fa
     if copy:
         run.digests.record(small_files(source, run.base.name))
     about = {"kind": config.checkpoint.base, "sha256": source.sha256, "new": plain.report.new}
-    run.update(base=about)
+    run.update(base={**about, "grown": plain.matching.grown})
 
 
 def copy_adapter(folder: Path, target: PathLike) -> None:

@@ -11,7 +11,7 @@ from jaxft.errors import UserError
 from jaxft.export.card import CARD_MARK, checkpoint_name, model_card
 from jaxft.export.sentences import write_sentence_files
 from jaxft.models.adapters.low_rank import is_adapter
-from jaxft.models.load_adapters import save_adapter
+from jaxft.models.load_adapters import check_vocabulary, save_adapter
 from jaxft.models.model import Model
 from jaxft.models.weights.export import to_tensors
 from jaxft.runs.folder import RUN_FILE
@@ -78,9 +78,11 @@ def _export_adapter(trained: Trained, out: Path | None) -> Path:
             f"PEFT cannot store '{min(own)}', which was trained too and is behind the encoder.",
             "Export the whole model, without --adapter.",
         )
-    about = trained.run.read_json(RUN_FILE)["checkpoint"]
+    about = trained.run.read_json(RUN_FILE)
+    check_vocabulary(about.get("base", {}).get("grown", False))  # the run's copy has all words
     folder = place(trained.run.path / ADAPTER) if out is None else out
-    return save_adapter(model, folder, checkpoint_name(about).partition("@")[0], also)
+    base = checkpoint_name(about["checkpoint"]).partition("@")[0]
+    return save_adapter(model, folder, base, also)
 
 
 def _read_whole(model: Model) -> None:

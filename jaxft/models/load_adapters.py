@@ -75,7 +75,7 @@ def save_adapter(
         The folder.
 
     Raises:
-        UserError: there are no adapters, or PEFT has no place for one of `also`;
+        UserError: there are no adapters, or PEFT has no place for one of `also` or for new words;
             the folder holds anything else.
     """
     if model.adapted is None:
@@ -86,6 +86,7 @@ def save_adapter(
         with published(folder) as here:
             write_lora(here, model.source.part, model.params, kernels, model.names, also)
         return place(folder)
+    check_vocabulary(model.matching.grown)
     names = _module_lines(model)
     in_memory = {hf: name for name, hf in _names_in_memory(model, names).items()}
     task = TASKS.get(model.head)
@@ -99,6 +100,15 @@ def save_adapter(
     with published(folder) as here:
         write_adapter(here, model.params, model.adapted, names, in_memory, own, whole, about)
     return place(folder)
+
+
+def check_vocabulary(grown: bool) -> None:
+    """Raise a UserError if the base model of an adapter has fewer words than the model."""
+    if grown:
+        raise UserError(
+            "PEFT cannot store a grown vocabulary: the adapter's base model lacks the new words.",
+            "Export the whole model, without --adapter.",
+        )
 
 
 def _module_lines(model: Model) -> dict[str, Name]:

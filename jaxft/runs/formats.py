@@ -23,6 +23,7 @@ class Base(_Format):
     kind: str = ""
     sha256: str | None = None
     new: list[str] = []
+    grown: bool = False
 
 
 class Checkpoint(_Format):

@@ -198,6 +198,27 @@ def test_a_run_moves_these_rows_and_no_other(tmp_path):
     assert set(np.flatnonzero(differ)) == {2, tokens["[SEP]"]}
 
 
+def test_a_grown_vocabulary_is_no_adapter(tmp_path, capsys):
+    """PEFT writes rows into the table of the base model, which has none for the new tokens."""
+    config = config_of(tmp_path, 1, trainable_tokens=["<new>"])
+    tokenizer = tmp_path / "checkpoint" / "tokenizer.json"
+    content = json.loads(tokenizer.read_text())
+    content["model"]["vocab"] |= {"<new>": 32}
+    tokenizer.write_text(json.dumps(content))
+    config = config.model_copy(
+        update={"model": config.model.model_copy(update={"resize_vocab": True})}
+    )
+    run = train(config, quiet=True)
+    assert main(["export", str(run.folder), "--adapter"]) == 2
+    message = "PEFT cannot store a grown vocabulary"
+    assert message in " ".join(capsys.readouterr().err.split())
+    adapter = Adapter(2, 4.0, MATCH, tokens=("<new>",))
+    model = jaxft.load(str(tmp_path / "checkpoint"), resize_vocab=True, adapter=adapter)
+    with pytest.raises(UserError, match=message):
+        save_adapter(model, tmp_path / "alone")
+    assert jaxft.load(str(export(run.folder))).vocab_size == 33
+
+
 @pytest.mark.parametrize(
     ("adapter", "message"),
     [

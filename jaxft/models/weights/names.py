@@ -139,12 +139,14 @@ class Matching:
         new: parameters that are not in the checkpoint, in order.
         unused: tensors of the checkpoint that no parameter reads, in order.
         notes: a sentence on each parameter that differs from the checkpoint's tensor.
+        grown: whether a table of words has more rows than the checkpoint's.
     """
 
     loaded: Mapping[str, Tensor]
     new: tuple[str, ...]
     unused: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    grown: bool = False
 
 
 def match(
@@ -198,10 +200,10 @@ def match(
     whole = {p: tensors[n] for p, n in wanted.items()}
     shapes = {parameter: stored_shape(names[parameter], leaves[parameter]) for parameter in whole}
     words = [p for p in whole if "vocab" in leaves[p].axes] if grow else []
-    notes = [*_refit(whole, shapes, refit or {}), *_grow(whole, shapes, words)]
+    notes, growth = [*_refit(whole, shapes, refit or {})], [*_grow(whole, shapes, words)]
     _check_shapes(whole, names, shapes)
     loaded = {parameter: names[parameter].own_part(tensor) for parameter, tensor in whole.items()}
-    return Matching(loaded, new, left, tuple(notes))
+    return Matching(loaded, new, left, (*notes, *growth), bool(growth))
 
 
 def stored_shape(name: Name, leaf: Leaf) -> tuple[int, ...]:
