@@ -122,10 +122,9 @@ def predict(
     """
     which, inputs = checkpoint_named(checkpoint), read_inputs(texts, file, whole_file)
     inputs = inputs if texts or file or not (samples or label) else None
-    stops = tuple(stop) if stop else None
-    asked = {"max_new_tokens": max_new_tokens, "stop_strings": stops}
-    asked |= {"seed": seed, "num_beams": beams}
-    asked |= sampling_of(temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    asked = sampling_of(temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    asked |= {"seed": seed, "num_beams": beams, "max_new_tokens": max_new_tokens}
+    asked |= {"stop_strings": tuple(stop) if stop else None}
     asked = {name: value for name, value in asked.items() if value is not None}
     announce(f"predictions of {run}")
     prepare_computation()

@@ -57,7 +57,7 @@ def write_adapter(
         whole: those modules.
         base: fields of the config that say of which model it is.
     """
-    adapted = adapters.kernels
+    adapted, first = adapters.kernels, next(iter(adapters.kernels.values()))
     rows, indices = _token_rows(params, adapters, names, in_memory)
     tensors = {f"{ROOT}{name}": value for name, value in own.items()} | rows
     ranks: dict[str, tuple[int, float]] = {}
@@ -69,7 +69,6 @@ def write_adapter(
         matrices = _fused(params, adapted, beside_each, scale)
         ranks[module] = (matrices["lora_A.weight"].shape[0], scale)
         tensors |= {f"{ROOT}{module}.{leaf}": value for leaf, value in matrices.items()}
-    first = next(iter(adapted.values()))
     config = {
         **base,
         **_ranks(ranks),
@@ -174,7 +173,7 @@ def whole_modules(tensors: Iterable[str], also: Iterable[str], task: str | None)
                 "Export the whole model, without --adapter.",
             )
     ends = (*(name.rpartition(".")[0] for name in also), *WHOLE.get(task or "", ()))
-    outermost = {}
+    outermost: dict[str | None, None] = {}
     for name in tensors:
         parts = name.split(".")[:-1]
         above = (".".join(parts[:depth]) for depth in range(1, len(parts) + 1))

@@ -82,8 +82,7 @@ def advance(
     words = scores.shape[-1]
     last = step + 1 >= limits  # [B]
     chances = restrict(jax.nn.log_softmax(scores), rule, jnp.repeat(last, count))
-    if used is not None:
-        chances = penalize(chances, used, penalty)
+    chances = chances if used is None else penalize(chances, used, penalty)
     total = chances.reshape(batch, count, words) + beams.running_scores[..., None]
     # A text beyond its limit is beyond the model's positions, where scores may be no numbers.
     total = jnp.where((step < limits)[:, None, None], total, WORST)
@@ -97,18 +96,26 @@ def advance(
     beams = _with_whole(beams, texts, best, ending, step, length_penalty, early_stopping)
     running_scores, chosen = jax.lax.top_k(best + ending * WORST, count)
     reach = limits if early_stopping == "never" and length_penalty > 0 else step + 1
-    possible = running_scores[:, 0] / jnp.asarray(reach, jnp.float32) ** length_penalty
-    least = jnp.where(beams.finished.all(-1), beams.scores.min(-1), WORST)
-    beams = replace(
-        beams,
-        running=_gather(texts, chosen),
-        running_scores=running_scores,
-        open=beams.open & (possible > least) & ~last,
-    )
+    better = _may_improve(beams, running_scores[:, 0], reach, length_penalty)
+    running, open_ = _gather(texts, chosen), beams.open & better & ~last
+    beams = replace(beams, running=running, running_scores=running_scores, open=open_)
     full = beams.finished.all() & (early_stopping is True)
     more = beams.open.any() & ~full & ~ending.all()
     rows = jnp.arange(batch)[:, None] * count + _gather(parents, chosen)
     return beams, rows.reshape(-1), _gather(tokens, chosen).reshape(-1), more
+
+
+def _may_improve(
+    beams: Beams, best: jax.Array, reach: jax.Array, length_penalty: float
+) -> jax.Array:
+    """Return [B] whether running texts may still become better than the worst whole one.
+
+    Args:
+        best: [B], the log-probability of each prompt's best running text.
+        reach: [B] or a scalar, the length that it may have.
+    """
+    possible = best / jnp.asarray(reach, jnp.float32) ** length_penalty
+    return possible > jnp.where(beams.finished.all(-1), beams.scores.min(-1), WORST)
 
 
 def _with_whole(

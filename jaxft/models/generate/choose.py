@@ -82,8 +82,9 @@ def restrict(scores: jax.Array, rule: Rule, last: jax.Array | None = None) -> ja
 
     chosen = scores.at[..., jnp.asarray(rule.never)].set(NEVER) if rule.never else scores
     chosen = only(rule.forced) if rule.forced else chosen
-    ending = rule.last and last is not None
-    return jnp.where(last[..., None], only(rule.last), chosen) if ending else chosen
+    if not rule.last or last is None:
+        return chosen
+    return jnp.where(last[:, None], only(rule.last), chosen)
 
 
 def penalize(scores: jax.Array, used: jax.Array, penalty: jax.Array | float) -> jax.Array:
