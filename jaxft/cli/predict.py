@@ -39,7 +39,6 @@ from jaxft.errors import UserError
 
 Which = int | str  # a step, "best" or "last"
 Lines = Callable[[Iterable[Mapping[str, Any]]], None]
-TABLES = ("csv", "jsonl", "parquet")  # endings of files that hold rows, and kinds of sources
 Run = Annotated[
     str,
     typer.Argument(
@@ -157,6 +156,8 @@ def _output_kind(
 
 def _kind_of_table(file: Path | None) -> str | None:
     """Return the kind of source of a file that holds rows; None of any other."""
+    from jaxft.data.sources.open import TABLES
+
     kind = file.suffix.lower().removeprefix(".") if file else None
     return kind if kind in TABLES else None
 

@@ -39,7 +39,11 @@ Images = Annotated[
 ]
 Texts = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Search texts instead: a file with one text per line."),
+    typer.Option(
+        metavar="FILE",
+        help="Search texts instead: a file with one per line, or a table (.csv, .jsonl, .parquet) "
+        "that has them in the column of the run's task.positive.",
+    ),
 ]
 Like = Annotated[
     Path | None,

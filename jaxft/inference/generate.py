@@ -113,6 +113,8 @@ def open_writer(
     settings, notes = read_settings(model.source.folder, model.fields, asked)
     prefix = "" if trained is None else trained.task.prompt_prefix
     tools = Tools(model, None, None)
+    if trained is not None and model.head not in FROM_SOURCES:  # as its evaluation ends texts
+        settings = replace(settings, eos_token_id=tuple(sorted(tools.end_ids)))
     length = model.text_length if model.head in FROM_SOURCES else None
     writer = Writer(generator, tools.tokenizer, template, settings, notes, prefix, length=length)
     if model.image_size is None:

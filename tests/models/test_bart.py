@@ -12,6 +12,7 @@ from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    GenerationConfig,
     MarianMTModel,
     PreTrainedTokenizerFast,
 )
@@ -281,6 +282,22 @@ def test_forced_tokens_are_read_from_either_file(tmp_path):
     settings, notes = read_settings(tmp_path, fields, {})
     assert settings.bad_words_ids == ()
     assert "bad_words_ids ([[7, 8]]) is not supported" in notes[0]
+
+
+def test_settings_of_an_old_config_are_those_of_transformers(tmp_path):
+    """Without a generation_config.json; `max_length` 20 is what nobody has set."""
+    own = {"num_beams": 4, "max_length": 30, "length_penalty": 2.0, "early_stopping": True}
+    fields = AutoConfig.for_model("bart").to_dict() | own | {"no_repeat_ngram_size": 3}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    config = {"config_file_name": "config.json", "_from_model_config": True}
+    theirs = GenerationConfig.from_pretrained(tmp_path, **config).to_dict()
+    settings, notes = read_settings(tmp_path, fields, {})
+    assert {name: getattr(settings, name) for name in own} == {name: theirs[name] for name in own}
+    assert settings.max_new_tokens is None
+    (note,) = notes
+    assert note.startswith("config.json: no_repeat_ngram_size (3) is not supported")
+    inner, _ = read_settings(tmp_path, {"decoder": {**own, "max_length": 20}}, {})
+    assert (inner.num_beams, inner.max_length) == (4, None)
 
 
 @pytest.mark.parametrize("model_type", KIN)

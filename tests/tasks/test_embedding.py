@@ -475,6 +475,19 @@ def test_the_nearest_lines_of_a_file_are_found(run, tmp_path, capsys):
     ):
         assert main(words) == 2
         assert said in capsys.readouterr().err
+    table = tmp_path / "rows.jsonl"
+    rows = [{"anchor": "a", "positive": text} for text in ("the plot", "warm film", "warm film")]
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command_on_rows = ["search", str(run.folder), "warm film", "--texts", str(table), "--json"]
+    assert main(command_on_rows) == 0
+    best, other = map(json.loads, capsys.readouterr().out.splitlines())
+    assert [(one["line"], one["text"]) for one in (best, other)] == [
+        (2, "warm film"),
+        (1, "the plot"),
+    ]
+    table.write_text('{"text": "a"}\n')
+    assert main(command_on_rows) == 2
+    assert "there is no column 'positive'" in capsys.readouterr().err
     file.write_text("\n")
     assert main(command) == 2
     assert "holds no text" in capsys.readouterr().err

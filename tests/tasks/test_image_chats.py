@@ -30,7 +30,7 @@ from jaxft.report.page.run import read_run
 from jaxft.report.page.views import view
 from jaxft.training.story import train
 from tests.support.small_assets import write_emoji
-from tests.support.small_vlm import END, TEMPLATE, write_gemma3, write_paligemma, write_vlm
+from tests.support.small_vlm import END, PIECES, TEMPLATE, write_gemma3, write_paligemma, write_vlm
 
 SHAPES = ((40, 60, 3), (60, 40, 3), (50, 50, 3), (7, 100, 4), (33, 32))
 
@@ -100,6 +100,10 @@ def test_it_learns_to_say_the_colour(run):
 def test_the_export_is_what_transformers_writes_the_same_with(run, folder):
     """The texts of the evaluation: of its own prompts and images, by the exported processor."""
     out = export(run.folder, folder / "export")
+    # The base's own file stops at 2 alone, and answers end at the tokenizer's end.
+    ends = json.loads((out / "generation_config.json").read_text())["eos_token_id"]
+    assert ends == [2, PIECES.index(END)]
+    assert open_writer(str(run.folder), None, {}).settings.eos_token_id == tuple(ends)
     model = AutoModelForImageTextToText.from_pretrained(out).eval()
     processor = AutoProcessor.from_pretrained(out)
     images = Idefics3ImageProcessorPil.from_pretrained(out)

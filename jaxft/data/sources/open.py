@@ -52,6 +52,7 @@ FILES: dict[str, Open] = {
     "parquet": open_parquet,
     "arrow": open_arrow,
 }
+TABLES = ("csv", "jsonl", "parquet")  # kinds whose files commands take by their endings
 FOLDERS: dict[str, Open] = {"images": open_image_folder, "masks": open_mask_folder}
 KINDS = (*FILES, "hf", "tfds", *FOLDERS)
 

@@ -15,8 +15,8 @@ from jaxft.storage.json_files import read_json_object
 
 MOST_NEW_TOKENS = 256  # where nobody says how many
 TOKEN_LISTS = ("eos_token_id", "forced_eos_token_id", "bad_words_ids")
-# What is read from config.json where there is no generation_config.json.
-OF_CONFIG = (*TOKEN_LISTS, "forced_bos_token_id")
+FILE = "generation_config.json"
+UNSET_LENGTH = 20  # `max_length` of old config.json files in which nobody has set it
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ NEUTRAL: Mapping[str, Any] = {
 def read_settings(
     folder: Path, fields: Mapping[str, Any], asked: Mapping[str, Any]
 ) -> tuple[Settings, tuple[str, ...]]:
-    """Read the settings: the user's, else generation_config.json's, else config.json's end of text.
+    """Read the settings: the user's, else those of the checkpoint's files.
 
     Args:
         folder: the checkpoint's.
@@ -195,17 +195,14 @@ def read_settings(
         UserError: the file is not a JSON object, a value is out of range, or there is a seed of
             nothing.
     """
-    path = folder / "generation_config.json"
-    stored = {name: fields.get(name) for name in OF_CONFIG}
-    if path.is_file():
-        stored = read_json_object(path)
-    stored = {name: value for name, value in stored.items() if value is not None}
+    stored = stored_settings(folder, fields)
+    path = folder / (FILE if (folder / FILE).is_file() else "config.json")
     words = _single_tokens(stored.get("bad_words_ids"))
     longer = {"bad_words_ids"} - words.keys()
     passed = {*KNOWN, *HARMLESS} - longer
     odd = [n for n in stored if n not in passed and _says(stored[n], n)]
     notes = tuple(
-        f"generation_config.json: {name} ({json.dumps(stored[name])}) is not supported, and tokens "
+        f"{path.name}: {name} ({json.dumps(stored[name])}) is not supported, and tokens "
         "are chosen without it."
         for name in odd
     )
@@ -223,6 +220,28 @@ def read_settings(
             "seed is set, and no token is sampled.", "Give a temperature too (--temperature 1)."
         )
     return settings, notes
+
+
+def stored_settings(folder: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that a checkpoint's files have, with the names of transformers.
+
+    Without a generation_config.json they are in config.json, or in its decoder's part, as
+    transformers 4.25 and older wrote them.
+
+    Args:
+        folder: the checkpoint's.
+        fields: its config.json.
+    """
+    if (folder / FILE).is_file():
+        stored = read_json_object(folder / FILE)
+    else:
+        inner = fields.get("decoder") or fields.get("text_config")
+        inner = inner if isinstance(inner, Mapping) else {}
+        stored = {**inner, **{name: one for name, one in fields.items() if one is not None}}
+        stored = {name: one for name, one in stored.items() if name in {*KNOWN, *NEUTRAL}}
+        if stored.get("max_length") == UNSET_LENGTH:
+            del stored["max_length"]
+    return {name: value for name, value in stored.items() if value is not None}
 
 
 def _agreed(own: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,9 +16,10 @@ from jaxft.data.sources.source import Source
 from jaxft.data.text.answers import ASSISTANT, Exchange, Scoring, check_conversation
 from jaxft.data.text.dialogue import UNSCORED, Lesson, of_conversations, of_documents
 from jaxft.errors import UserError
+from jaxft.models.model import Model
 from jaxft.tasks.causal_lm.conversations import Talk, chat_warnings, talk_of
 from jaxft.tasks.causal_lm.section import CausalLmSection as Section
-from jaxft.tasks.parts.arrays import Apply, Batch, Outcomes, Outputs, Params, Sum, Sums
+from jaxft.tasks.parts.arrays import Apply, Batch, Facts, Outcomes, Outputs, Params, Sum, Sums
 from jaxft.tasks.parts.card import GENERATE, WRITE, Card
 from jaxft.tasks.parts.contract import BoundTask, Task
 from jaxft.tasks.parts.labels import read_rows, text_of
@@ -31,6 +32,7 @@ from jaxft.tasks.parts.token_examples import (
     summed_losses,
     token_accuracy,
 )
+from jaxft.tasks.parts.tools import ending_files
 
 MOST_SHOWN = 200  # characters of a document in the predictions file
 METRICS = {"loss": LOWER, "accuracy": HIGHER, "perplexity": LOWER}
@@ -244,6 +246,9 @@ class CausalLm(Task):
     @property
     def text_column(self) -> str | None:
         return self.section.text
+
+    def export_files(self, model: Model) -> Mapping[str, Facts]:
+        return ending_files(model)
 
 
 make = CausalLm

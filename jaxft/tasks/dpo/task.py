@@ -17,14 +17,17 @@ import numpy as np
 from jaxft.data.sources.source import Source
 from jaxft.data.text.answers import Conversation, Exchange
 from jaxft.errors import UserError
+from jaxft.models.model import Model
 from jaxft.tasks.dpo.loss import REFERENCE, answer_log_probs, preference_losses, rewards
 from jaxft.tasks.dpo.pairs import Pair, Pairs, answer_of, encode_pairs, prompt_of, sampled_answers
 from jaxft.tasks.dpo.section import DpoSection as Section
+from jaxft.tasks.parts.arrays import Facts
 from jaxft.tasks.parts.card import GENERATE, WRITE, Card
 from jaxft.tasks.parts.contract import Batch, BoundTask, Outcomes, Outputs, Sum, Sums, Task
 from jaxft.tasks.parts.frozen_outputs import frozen_outputs
 from jaxft.tasks.parts.labels import BadValue, read_rows
 from jaxft.tasks.parts.metric import LOWER, loss_and
+from jaxft.tasks.parts.tools import ending_files
 
 MEANS = ("preference_accuracy", "likelihood_accuracy", "reward_margin", "reward_chosen")
 METRICS = {**loss_and(*MEANS), "reward_rejected": LOWER}
@@ -205,6 +208,9 @@ class Dpo(Task):
     @property
     def text_columns(self) -> tuple[str, ...]:
         return self.columns
+
+    def export_files(self, model: Model) -> Mapping[str, Facts]:
+        return ending_files(model)
 
 
 make = Dpo

@@ -16,7 +16,7 @@ from jaxft.data.sources.source import Source
 from jaxft.data.text.chat import ChatTemplate, load_chat_template
 from jaxft.data.text.tokenizer import Tokenizer, load_tokenizer
 from jaxft.errors import UserError
-from jaxft.models.generate.settings import read_settings
+from jaxft.models.generate.settings import FILE, read_settings, stored_settings
 from jaxft.models.model import Model
 
 
@@ -181,3 +181,17 @@ def _check_colors(processor: ImageProcessor, model: Model) -> None:
             f"embeddings for {model.vocab_size - 1:,} and a start token.",
             "Use the preprocessor_config.json of the model's own checkpoint.",
         )
+
+
+def ending_files(model: Model) -> dict[str, dict[str, Any]]:
+    """Return the generation_config.json of an export, where a text ends at the tokenizer's end too.
+
+    A base model with its chat model's tokenizer learns to end answers by a token at which its own
+    file does not stop. Nothing where that file has all of them.
+    """
+    tools, folder = Tools(model, None, None), model.source.folder
+    settings, _ = read_settings(folder, model.fields, {})
+    if tools.end_ids == set(settings.eos_token_id):
+        return {}
+    ends = [*settings.eos_token_id, *sorted(tools.end_ids - set(settings.eos_token_id))]
+    return {FILE: stored_settings(folder, model.fields) | {"eos_token_id": ends}}

@@ -31,6 +31,7 @@ from jaxft.tasks.parts.images import check_images, open_image, picture, size_of
 from jaxft.tasks.parts.labels import read_rows
 from jaxft.tasks.parts.metric import loss_and
 from jaxft.tasks.parts.token_examples import is_scored, summed_losses, token_accuracy
+from jaxft.tasks.parts.tools import ending_files
 from jaxft.tasks.vision_language.conversations import (
     ImageWords,
     asked,
@@ -220,7 +221,7 @@ class VisionLanguage(Task):
         return self.section.caption
 
     def export_files(self, model: Model) -> Mapping[str, Facts]:
-        return grid_fields(model.source.folder, self.section.grid)
+        return grid_fields(model.source.folder, self.section.grid) | ending_files(model)
 
 
 make = VisionLanguage
