@@ -33,6 +33,7 @@ from jaxft.models.weights.names import match, resolve_names
 from jaxft.models.weights.source import Checkpoint, Source, read_config, resolve
 from jaxft.models.weights.tensor import Tensor
 from jaxft.models.weights.vocab import with_vocabulary
+from jaxft.models.word_scores import with_own_scores
 
 DETECTION = "object_detection"
 IMAGE_GENERATION = "image_generation"
@@ -151,7 +152,9 @@ def describe(
     source = with_tokenizer(resolve(checkpoint, options.cache), options.tokenizer, options.cache)
     fields, tensors = _content(source, options, weights)
     fields = (family := _family(fields, source)).infer_fields(fields, tensors)
-    head, config = _head(family, fields, options.task), _config(family, fields, options)
+    head = _head(family, fields, options.task)
+    fields, copies = with_own_scores(family, head, fields, tensors, options.ignore)
+    config = _config(family, fields, options)
     fields = head_fields(head, fields) | dict(family.fields_of(head))
     own, labels = class_labels(fields, options.num_labels, options.labels)
     towers, named = family.towers(config, head, len(labels)), _named(head, labels)
@@ -167,7 +170,7 @@ def describe(
         unused=(*family.tensors.unused_by(head), *options.ignore),
         refit=family.refits(config, fields),
         grow=options.resize_vocab,
-        aliases=family.tensors.aliases,
+        aliases={**family.tensors.aliases, **copies},
     )
     matching = with_new(reinitialized(matching, towers, options.reinit, family.pooler), options.new)
     size = options.image_size

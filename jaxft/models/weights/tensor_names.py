@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxft.models.weights.names import Name
 from jaxft.models.weights.tensor import Tensor
 
 HeadLines = Mapping[str | None, Sequence[Name]]  # head -> its own lines of a name table
+# Heads that score words.
+WORD_HEADS = ("captioning", "causal_lm", "masked_lm", "seq2seq", "vision_language")
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,9 @@ class TensorNames:
         fresh: patterns of name prefixes of parameters that a checkpoint may lack.
         aliases: a tensor of the table -> others with its values, which a file may hold instead.
         unread: head -> patterns of tensors that its architecture leaves out.
+        tied: a tensor of the table -> the one of a head that scores words whose values are the
+            same, where config.json ties the two: a file may hold both, or either.
+        tied_part: the part of config.json that says so; None for config.json itself.
     """
 
     tables: Mapping[str, Sequence[Name]]
@@ -32,6 +37,8 @@ class TensorNames:
     fresh: Sequence[str] = ("head/",)
     aliases: Mapping[str, Sequence[str]] = field(default_factory=dict, kw_only=True)
     unread: Mapping[str | None, Sequence[str]] = field(default_factory=dict, kw_only=True)
+    tied: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+    tied_part: str | None = field(default=None, kw_only=True)
 
     def table(self, head: str | None, model_type: str) -> tuple[Name, ...]:
         """Return the name table of a model type under a head."""
@@ -40,6 +47,11 @@ class TensorNames:
     def unused_by(self, head: str | None) -> tuple[str, ...]:
         """Return the patterns of tensors that a checkpoint may hold for nothing under a head."""
         return (*self.unused, *self.unread.get(head, ()))
+
+    def ties(self, head: str | None, fields: Mapping[str, Any]) -> Mapping[str, str]:
+        """Return those of `tied` that count under a head of a config.json."""
+        del fields
+        return self.tied if head in WORD_HEADS else {}
 
     def canonical(self, name: str) -> str:
         """Return the table's spelling of a tensor's name in a file."""

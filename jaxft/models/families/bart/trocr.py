@@ -20,7 +20,10 @@ from jaxft.models.weights.names import Name
 from jaxft.models.weights.tensor_names import TensorNames
 
 MODEL_TYPES: Mapping[str, Mapping[str | None, str]] = {"trocr": {}}  # no model of its own
-TENSORS = TensorNames(dict.fromkeys(MODEL_TYPES, TROCR_NAMES), {}, TROCR_UNUSED)
+TENSORS = TensorNames(
+    *(dict.fromkeys(MODEL_TYPES, TROCR_NAMES), {}, TROCR_UNUSED),
+    tied={"model.decoder.embed_tokens.weight": "output_projection.weight"},
+)
 
 
 def reading_names(model_type: str) -> tuple[Name, ...]:

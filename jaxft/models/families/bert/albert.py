@@ -26,7 +26,13 @@ from jaxft.models.families.bert.modules import (
     Stem,
     TokenClassifier,
 )
-from jaxft.models.families.bert.names import ALL_HEADS, FIRST, BertNames, embedding_names
+from jaxft.models.families.bert.names import (
+    ALL_HEADS,
+    FIRST,
+    BertNames,
+    embedding_names,
+    tied_names,
+)
 from jaxft.models.family import Family, architectures
 from jaxft.models.layers.attention import Mask
 from jaxft.models.layers.cache import BlockCache
@@ -77,7 +83,10 @@ UNUSED = (
     r"classifier\..*",
     r"qa_outputs\..*",
 )
-TENSORS = BertNames({"albert": NAMES}, HEAD_NAMES, UNUSED, ("pooler/", "head/"), {"albert.": FIRST})
+TENSORS = BertNames(
+    *({"albert": NAMES}, HEAD_NAMES, UNUSED, ("pooler/", "head/"), {"albert.": FIRST}),
+    tied=tied_names("albert.", "predictions."),
+)
 
 
 class Config(bert_config.Config):

@@ -16,7 +16,7 @@ from jaxft.models.families.bert.modules import (
     reading_tower,
     tower,
 )
-from jaxft.models.families.bert.names import ALL_HEADS, FIRST, BertNames, encoder_names
+from jaxft.models.families.bert.names import ALL_HEADS, FIRST, BertNames, encoder_names, tied_names
 from jaxft.models.family import Family, ReadingDecoder, architectures
 from jaxft.models.tower.tower import Tower
 from jaxft.models.weights.names import Name, dense, norm
@@ -54,7 +54,10 @@ UNUSED = (
     r"classifier\..*",
     r"qa_outputs\..*",
 )
-TENSORS = BertNames({"bert": NAMES}, HEAD_NAMES, UNUSED, ("pooler/", "head/"), {"bert.": FIRST})
+TENSORS = BertNames(
+    *({"bert": NAMES}, HEAD_NAMES, UNUSED, ("pooler/", "head/"), {"bert.": FIRST}),
+    tied=tied_names("bert.", "cls.predictions."),
+)
 
 
 def reading_names(model_type: str) -> tuple[Name, ...]:

@@ -69,7 +69,10 @@ UNUSED = (
     r"qa_outputs\..*",
     r"sequence_summary\..*",
 )
-TENSORS = BertNames({"electra": NAMES}, HEAD_NAMES, UNUSED, ("pooler/", "head/"), {PREFIX: FIRST})
+TENSORS = BertNames(
+    *({"electra": NAMES}, HEAD_NAMES, UNUSED, ("pooler/", "head/"), {PREFIX: FIRST}),
+    tied={f"{PREFIX}embeddings.word_embeddings.weight": "generator_lm_head.weight"},
+)
 
 
 class Scorer(nnx.Module):

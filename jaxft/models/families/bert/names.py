@@ -42,6 +42,19 @@ def encoder_names(prefix: str) -> tuple[Name, ...]:
     )
 
 
+def tied_names(model: str, head: str) -> dict[str, str]:
+    """Return the matrix and the bias of a head that old files have twice.
+
+    Args:
+        model: the prefix of the model.
+        head: that of the head.
+    """
+    return {
+        f"{model}embeddings.word_embeddings.weight": f"{head}decoder.weight",
+        f"{head}bias": f"{head}decoder.bias",
+    }
+
+
 @dataclass(frozen=True)
 class BertNames(PrefixedNames):
     """Tensor names of a BERT or one of its kin: old files say gamma and beta of a norm."""

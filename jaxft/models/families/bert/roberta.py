@@ -16,7 +16,7 @@ from jaxft.models.families.bert.modules import (
     TokenClassifier,
     tower,
 )
-from jaxft.models.families.bert.names import ALL_HEADS, FIRST, BertNames, encoder_names
+from jaxft.models.families.bert.names import ALL_HEADS, FIRST, BertNames, encoder_names, tied_names
 from jaxft.models.family import Family, architectures
 from jaxft.models.tower.tower import Tower
 from jaxft.models.weights.names import Name, dense, norm
@@ -52,7 +52,9 @@ UNUSED = (
     r"qa_outputs\..*",
 )
 TENSORS = BertNames(
-    dict.fromkeys(MODEL_TYPES, NAMES), HEAD_NAMES, UNUSED, ("pooler/", "head/"), {PREFIX: FIRST}
+    *(dict.fromkeys(MODEL_TYPES, NAMES), HEAD_NAMES, UNUSED),
+    *(("pooler/", "head/"), {PREFIX: FIRST}),
+    tied=tied_names(PREFIX, "lm_head."),
 )
 
 

@@ -16,7 +16,7 @@ from flax import nnx
 
 from jaxft.errors import UserError
 from jaxft.models.families.bert.modules import Plain, SpanScorer, TokenClassifier
-from jaxft.models.families.bert.names import ALL_HEADS, BertNames
+from jaxft.models.families.bert.names import ALL_HEADS, BertNames, tied_names
 from jaxft.models.families.deberta_v2.config import Config
 from jaxft.models.families.deberta_v2.modules import Block, Classifier, MaskedLm, Stem
 from jaxft.models.family import Family, architectures
@@ -74,12 +74,22 @@ UNUSED = (
     r"classifier\..*",
     r"qa_outputs\..*",
 )
-TENSORS = BertNames(
+
+
+class DebertaNames(BertNames):
+    """Tensor names of a DeBERTa, whose own head of masked words has no matrix."""
+
+    def ties(self, head: str | None, fields: Mapping[str, Any]) -> Mapping[str, str]:
+        return super().ties(head, fields) if fields.get("legacy", True) else {}
+
+
+TENSORS = DebertaNames(
     {"deberta-v2": NAMES},
     HEAD_NAMES,
     UNUSED,
     ("pooler/", "head/"),
     {"deberta.": "embeddings|encoder"},
+    tied=tied_names("deberta.", f"{LEGACY}."),
 )
 
 

@@ -152,6 +152,8 @@ class EncoderDecoder:
             unused_of(members),
             (*fresh, *PAIRED_FRESH) if self.paired else fresh,
             members,
+            tied={f"decoder.{n}": f"decoder.{copy}" for n, copy in decoder.names.tied.items()},
+            tied_part="decoder",
         )
 
     def infer_fields(self, fields: Mapping[str, Any], tensors: Iterable[str]) -> dict[str, Any]:

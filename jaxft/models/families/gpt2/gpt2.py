@@ -124,7 +124,10 @@ UNUSED = (
     r"multiple_choice_head\..*",
 )
 PREFIXES = {"transformer.": "wte|wpe|h|ln_f", "model.": "decoder"}
-TENSORS = PrefixedNames(NAMES, HEAD_NAMES, UNUSED, prefixes=PREFIXES)
+WORDS = ("transformer.wte.weight", "model.decoder.embed_tokens.weight")
+TENSORS = PrefixedNames(
+    NAMES, HEAD_NAMES, UNUSED, prefixes=PREFIXES, tied=dict.fromkeys(WORDS, "lm_head.weight")
+)
 
 
 def make_norm(config: Config) -> LayerNorm | RMSNorm:

@@ -14,7 +14,7 @@ from flax import nnx
 
 from jaxft.models.families.llama.config import Config
 from jaxft.models.families.llama.llama import tower_of
-from jaxft.models.families.llama.names import lines_of
+from jaxft.models.families.llama.names import TIED, lines_of
 from jaxft.models.family import Family, architectures
 from jaxft.models.layers.batch import Batch, read_first, read_masked, read_mean
 from jaxft.models.layers.decoder import Bare, TokenClasses
@@ -41,6 +41,7 @@ TENSORS = PrefixedNames(
     UNUSED,
     ("pooler/", "head/"),
     prefixes={"model.": "embed_tokens|layers|norm"},
+    tied=TIED,
 )
 
 

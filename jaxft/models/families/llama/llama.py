@@ -29,7 +29,7 @@ from flax import nnx
 
 from jaxft.models.families.llama.config import NORMED_QUERIES, Config
 from jaxft.models.families.llama.experts import ClampedExperts, Experts, Router
-from jaxft.models.families.llama.names import HEAD_NAMES, UNUSED, LlamaNames, lines_of
+from jaxft.models.families.llama.names import HEAD_NAMES, TIED, UNUSED, LlamaNames, lines_of
 from jaxft.models.families.llama.sinks import attention_with_sinks
 from jaxft.models.family import Family, architectures
 from jaxft.models.layers.attention import AttentionOptions, cached_attention
@@ -71,6 +71,7 @@ TENSORS = LlamaNames(
     HEAD_NAMES,
     UNUSED,
     prefixes={"model.": "embed_tokens|layers|norm"},
+    tied=TIED,
 )
 
 

@@ -22,7 +22,7 @@ from jaxft.models.families.bert.modules import (
     SpanScorer,
     TokenClassifier,
 )
-from jaxft.models.families.bert.names import ALL_HEADS, FIRST, BertNames
+from jaxft.models.families.bert.names import ALL_HEADS, FIRST, BertNames, tied_names
 from jaxft.models.families.mpnet.config import BUCKETS, FURTHEST, Config
 from jaxft.models.family import Family, architectures
 from jaxft.models.layers.attention import AttentionOptions, Mask, attention, make_mask
@@ -74,7 +74,10 @@ UNUSED = (
     r"classifier\..*",
     r"qa_outputs\..*",
 )
-TENSORS = BertNames({"mpnet": NAMES}, HEAD_NAMES, UNUSED, ("pooler/", "head/"), {"mpnet.": FIRST})
+TENSORS = BertNames(
+    *({"mpnet": NAMES}, HEAD_NAMES, UNUSED, ("pooler/", "head/"), {"mpnet.": FIRST}),
+    tied=tied_names("mpnet.", "lm_head."),
+)
 
 
 @jax.tree_util.register_dataclass

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxft.models.families.bert.modules import Classifier, MaskedLm, Plain, TokenClassifier
-from jaxft.models.families.bert.names import HEADS
+from jaxft.models.families.bert.names import HEADS, tied_names
 from jaxft.models.families.nomic_bert.config import Config
 from jaxft.models.family import Family, architectures
 from jaxft.models.layers.attention import AttentionOptions, attention, make_mask
@@ -104,6 +104,7 @@ TENSORS = NomicNames(
     ("pooler/", "head/"),
     {ROOT: "embeddings|emb_ln|encoder|pooler"},
     aliases={f"{SCORES}.bias": (f"{SCORES}.decoder.bias",)},
+    tied=tied_names(ROOT, f"{SCORES}."),
 )
 
 

@@ -163,8 +163,12 @@ class VisionLanguage:
             *kind.lines,
         )
         members = {seeing: vision, writing: text}
-        unused = (*unused_of(members), *UNUSED)
-        return kind.names(dict.fromkeys(MODEL_TYPES, lines), {}, unused, (), members=members)
+        stored = {line.ours: line.hf for line in lines}
+        return kind.names(
+            *(dict.fromkeys(MODEL_TYPES, lines), {}, (*unused_of(members), *UNUSED), ()),
+            members=members,
+            tied={stored["text/embeddings/word/embedding"]: stored["text/head/kernel"]},
+        )
 
     def towers(
         self, config: VisionLanguageConfig, head: str | None, num_labels: int | None
