@@ -75,3 +75,24 @@ def test_a_field_of_another_kind(name):
                 faults.append(f"{field} = {str(value)[:40]}: {type(error).__name__}: {error}")
     assert not faults, "\n".join(faults)
     assert min(counts) > 20
+
+
+CAUSAL = ("bart", "clip_text_model", "gemma3_text", "gpt2", "gpt_neo", "imagegpt", "llama")
+CAUSAL = (*CAUSAL, "marian", "modernbert-decoder", "mt5", "opt", "qwen2", "t5", "vit+trocr")
+BOTH_WAYS = ("eurobert", "modernbert", "siglip_text_model")
+
+
+@pytest.mark.parametrize("name", [*CAUSAL, *BOTH_WAYS, "t5gemma", "bert+bert"])
+def test_a_decoder_that_sees_both_ways_is_refused(name):
+    """transformers reads `is_causal` for a decoder's mask, though no config class has it."""
+    fields = fields_of(name)
+    family = FAMILIES[fields["model_type"]]
+    head = next(iter(family.model_types[fields["model_type"]]))
+    own = fields.get("decoder", fields)
+    for value in (True, False):
+        own["is_causal"] = value
+        assert tried(family, fields, head, []) is (value or name in BOTH_WAYS)
+    if "encoder" in fields:
+        del own["is_causal"]
+        fields["encoder"]["is_causal"] = False
+        assert tried(family, fields, head, [])

@@ -102,6 +102,7 @@ class Config(TextConfig):
     FIXED: ClassVar[Mapping[str, Any]] = {
         "is_encoder_decoder": True,
         "is_decoder": False,
+        "is_causal": True,  # of the decoder, which transformers lets see both ways
         "tie_word_embeddings": True,
     }
     # Whole blocks dropped at random in pretraining, and what old files repeat of their model type.
@@ -217,7 +218,7 @@ class Config(TextConfig):
 class DecoderConfig(Config):
     """Config of TrOCR's decoder, which is a part of another model's."""
 
-    FIXED: ClassVar = {"is_encoder_decoder": False}
+    FIXED: ClassVar = {"is_encoder_decoder": False, "is_causal": True}
     UNREAD = (*Config.UNREAD, "is_decoder", "classifier_dropout")
     ALSO_WRITTEN = MappingProxyType({})
     SYNONYMS = MappingProxyType(

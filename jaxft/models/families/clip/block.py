@@ -83,6 +83,7 @@ def read_tower(
     defaults: Mapping[str, Any],
     sizes: Sequence[str],
     ignore: Sequence[str],
+    fixed: Mapping[str, Any] = FIXED,
 ) -> dict[str, Any]:
     """Read and check the fields of a tower's config, with defaults for absent ones.
 
@@ -91,12 +92,13 @@ def read_tower(
         defaults: every field that the tower reads, and what it is where it is not named.
         sizes: those that must be whole numbers above 0.
         ignore: fields that may be passed over.
+        fixed: those that are computed for one value only.
 
     Raises:
         UserError: a field is unknown or has a value that is not supported.
     """
     whole = read_fields(
-        fields, defaults, sizes=(*SIZES, *sizes), fixed=FIXED, ignore=(*ignore, *UNREAD)
+        fields, defaults, sizes=(*SIZES, *sizes), fixed=fixed, ignore=(*ignore, *UNREAD)
     )
     check_activation("hidden_act", whole["hidden_act"], ACTIVATIONS)
     check_divides("hidden_size", whole["hidden_size"], whole["num_attention_heads"], "heads")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Self
 
 import jax
@@ -69,13 +70,15 @@ HIGHEST_ENDS = 2
 class Config(TextConfig):
     """Config of a text tower."""
 
-    FIXED = clip_block.FIXED
+    # The last is CLIP's, which transformers lets see both ways.
+    FIXED = MappingProxyType({**clip_block.FIXED, "is_causal": True})
     UNREAD = clip_block.UNREAD
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Self:
         model_type = fields["model_type"]
-        return cls(model_type, read_tower(fields, DEFAULTS[model_type], SIZES, ignore))
+        ignore = ignore if model_type == "clip_text_model" else (*ignore, "is_causal")
+        return cls(model_type, read_tower(fields, DEFAULTS[model_type], SIZES, ignore, cls.FIXED))
 
     def with_dropout(self, rate: float) -> Self:
         return self.with_fields(["attention_dropout"], rate)

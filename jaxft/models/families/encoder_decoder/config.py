@@ -32,6 +32,7 @@ NEUTRAL: Mapping[str, Any] = {
     "add_cross_attention": False,
     "bad_words_ids": None,
     "cross_attention_hidden_size": None,
+    "is_causal": True,
     "is_decoder": False,
     "is_encoder_decoder": False,
     "tie_encoder_decoder": False,

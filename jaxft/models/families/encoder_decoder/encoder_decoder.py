@@ -126,6 +126,10 @@ class EncoderDecoder:
                     f"config.json: the decoder's {name} is false, so it reads no encoder.",
                     "Set it to true; its attention over the encoder is then initialized at random.",
                 )
+        if parts["decoder"].get("is_causal") is False:
+            raise UserError(
+                "config.json: is_causal of the decoder is false; only true is supported."
+            )
         for name, value in tokens_of(fields).items():
             check_kind(name, value, None)
         own = {name: value for name, value in parts["decoder"].items() if name not in READS}

@@ -127,7 +127,11 @@ class Config(HfConfig):
     """
 
     # Fields that change the computation and are computed for one value only.
-    FIXED: ClassVar[Mapping[str, Any]] = {"add_cross_attention": False, "is_encoder_decoder": False}
+    FIXED: ClassVar[Mapping[str, Any]] = {
+        "add_cross_attention": False,
+        "is_encoder_decoder": False,
+        "is_causal": True,  # transformers lets any decoder see both ways
+    }
     # The order of arithmetic in half precision, the head for multiple choice, blocks left out at
     # random while training, what follows from `attention_types`, and leftovers.
     UNREAD: ClassVar[tuple[str, ...]] = (

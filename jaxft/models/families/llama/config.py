@@ -233,6 +233,7 @@ class Config(TextConfig):
     # Fields that change the computation and are computed for one value only.
     FIXED: ClassVar[Mapping[str, Any]] = {
         "is_encoder_decoder": False,
+        "is_causal": True,  # transformers lets any decoder see both ways
         "partial_rotary_factor": 1.0,
         "use_bidirectional_attention": False,
         "full_attn_mod": 1,  # of Phi-4's own code, which can skip blocks
@@ -276,6 +277,8 @@ class Config(TextConfig):
         if model_type == "gpt_oss" and not ROPE & set(fields):
             fields = {**YARN, **fields}
         sizes = (*SIZES, *(name for name in MIXTURE_SIZES if name in defaults))
+        if model_type == "eurobert" or (model_type == MODULE and not fields.get("is_decoder")):
+            ignore = (*ignore, "is_causal")
         own = cls._read(_one_spelling(fields, defaults), defaults, sizes, ignore)
         heads = own["num_attention_heads"]
         own["num_key_value_heads"] = own["num_key_value_heads"] or heads

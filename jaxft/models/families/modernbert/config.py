@@ -71,6 +71,7 @@ class Config(TextConfig):
         "add_cross_attention": False,
         "is_encoder_decoder": False,
         "tie_word_embeddings": True,
+        "is_causal": True,  # of the decoder, which transformers lets see both ways
     }
     # Of PyTorch's kernels and of its loss, the cut of a fresh weight, and tokens of the tokenizer.
     UNREAD: ClassVar[tuple[str, ...]] = (
@@ -97,6 +98,7 @@ class Config(TextConfig):
         model_type = fields["model_type"]
         if fields.get("position_embedding_type") == "sans_pos":  # what Ettin and mmBERT call it
             ignore = (*ignore, "position_embedding_type")
+        ignore = ignore if model_type == DECODER else (*ignore, "is_causal")
         own = cls._read(fields, FIELDS | OWN[model_type], SIZES, ignore)
         for name in ("hidden_activation", "classifier_activation"):
             check_activation(name, own[name], ACTIVATIONS)

@@ -60,7 +60,8 @@ LONGEST = 2**20  # positions: relative ones have no end
 class Config(TextConfig):
     """Config of a T5 or an mT5."""
 
-    FIXED: ClassVar[Mapping[str, Any]] = {"is_decoder": False}
+    # The second is the decoder's, which transformers lets see both ways.
+    FIXED: ClassVar[Mapping[str, Any]] = {"is_decoder": False, "is_causal": True}
     # What follows from feed_forward_proj, how long texts once were, and whether the file is of an
     # encoder alone, which its tensors say too.
     UNREAD: ClassVar[tuple[str, ...]] = (
