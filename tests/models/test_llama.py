@@ -186,6 +186,28 @@ def test_losses_of_words_are_of_granites_divided_scores(tmp_path):
     np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-5)
 
 
+GEMMA = SIZES | {
+    "model_type": "gemma",
+    "architectures": ["GemmaForCausalLM"],
+    "head_dim": 12,
+    "hidden_act": "gelu",
+    "initializer_range": 0.1,
+}
+
+
+@pytest.mark.parametrize("unread", [None, "relu"])
+def test_gelu_of_the_first_gemma_is_its_approximation(unread, tmp_path):
+    torch.manual_seed(0)
+    fields = GEMMA | {"hidden_activation": unread}
+    transformers.GemmaForCausalLM(transformers.AutoConfig.for_model(**fields)).save_pretrained(
+        tmp_path
+    )
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    ours, theirs, model = logits_of_both(tmp_path, texts())
+    np.testing.assert_allclose(ours, theirs, atol=2e-6)
+    assert model.config.to_hf()["hidden_act"] == "gelu_pytorch_tanh"
+
+
 @pytest.mark.parametrize("name", ["logits_scaling", "residual_multiplier"])
 def test_a_factor_of_granite_is_a_number_above_0(name):
     with pytest.raises(UserError, match=f"{name} is 0, and must be a number above 0"):
