@@ -200,7 +200,7 @@ def test_bad_rows_are_found_and_told(kind, tmp_path):
     data = {"train": f"jsonl:{path}", "eval": f"jsonl:{path}"}
     given = {"run": {"name": "t"}, "model": {"checkpoint": "none"}, "data": data}
     task = make_task(parse_config({**given, "task": {"kind": kind, **section}}))
-    bound = task.bind(bare_tools(tmp_path), NAMES.get(kind, ("a", "b")))
+    bound = task.bind(bare_tools(tmp_path, kind), NAMES.get(kind, ("a", "b")))
     assert bad_rows(bound, source) == list(range(1, len(rows) - 1))
     for number, (_, said) in enumerate(bad, 1):
         with pytest.raises((BadValue, UserError)) as caught:

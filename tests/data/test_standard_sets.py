@@ -171,7 +171,7 @@ def test_the_line_reads_the_set(path, line, name, tmp_path, monkeypatch):
     config = load_config(path, line[3:])
     task = make_task(config)
     sources = open_sources(task, config.data.specs, config.data.where, 0)
-    bound = task.bind(bare_tools(tmp_path), task.label_names(sources["train"]))
+    bound = task.bind(bare_tools(tmp_path, task.kind), task.label_names(sources["train"]))
     assert {"train", "eval"} <= sources.keys()
     assert all(source.spec.startswith(f"tfds:{name}:") for source in sources.values())
     assert [bad_rows(bound, source) for source in sources.values()] == [[] for _ in sources]
