@@ -124,6 +124,8 @@ class Family:
         blocks, norm, pooler: name prefixes of those parts of a tower.
         head: name prefixes of what is a head's own.
         joins: name prefixes of what joins two towers, which trains beside an adapter.
+        unpadded: its model types for which transformers knows no padding token where config.json
+            names none.
     """
 
     name: str
@@ -143,6 +145,7 @@ class Family:
     pooler: str = "pooler/"
     head: tuple[str, ...] = ("head/",)
     joins: tuple[str, ...] = ()
+    unpadded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from jaxft.models.model import Model
 from jaxft.models.reinit import reinitialized, with_new
 from jaxft.models.tokenizer_source import with_tokenizer
 from jaxft.models.values import ShardingOf, shapes_of, with_values
-from jaxft.models.weights.config_fields import pad_token_id
+from jaxft.models.weights.config_fields import with_padding
 from jaxft.models.weights.expected import expected_tensors
 from jaxft.models.weights.files import open_tensors
 from jaxft.models.weights.hf_config import balanced
@@ -151,7 +151,9 @@ def describe(
     """
     source = with_tokenizer(resolve(checkpoint, options.cache), options.tokenizer, options.cache)
     fields, tensors = _content(source, options, weights)
-    fields = (family := _family(fields, source)).infer_fields(fields, tensors)
+    family = _family(fields, source)
+    fields = with_padding(fields, source.tokenizer_folder, family.unpadded)
+    fields = family.infer_fields(fields, tensors)
     head = _head(family, fields, options.task)
     fields, copies = with_own_scores(family, head, fields, tensors, options.ignore)
     config = _config(family, fields, options)
@@ -224,7 +226,6 @@ def _fields(source: Source, resize_vocab: bool) -> dict[str, Any]:
             )
         else:
             fields = clip.join_configs(fields, second)
-    fields["pad_token_id"] = pad_token_id(fields, folder)
     return with_vocabulary(fields, load_tokenizer(folder).vocab_size) if resize_vocab else fields
 
 

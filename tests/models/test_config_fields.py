@@ -4,11 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from transformers import AutoConfig
 
 from jaxft.errors import UserError
 from jaxft.models import load as registry
 from jaxft.models.family import ComposedFamily, leaves_of
-from tests.support.families import FAMILIES, names_of
+from tests.support.families import FAMILIES, OF_TRANSFORMERS, names_of
 from tests.support.random_configs import random_config
 
 VALUES = [
@@ -79,6 +80,7 @@ def test_a_field_of_another_kind(name):
 
 CAUSAL = ("bart", "clip_text_model", "gemma3_text", "gpt2", "gpt_neo", "imagegpt", "llama")
 CAUSAL = (*CAUSAL, "marian", "modernbert-decoder", "mt5", "opt", "qwen2", "t5", "vit+trocr")
+PAIRED = ("encoder-decoder", "vision-encoder-decoder", "vision-text-dual-encoder")
 BOTH_WAYS = ("eurobert", "modernbert", "siglip_text_model")
 
 
@@ -96,3 +98,18 @@ def test_a_decoder_that_sees_both_ways_is_refused(name):
         del own["is_causal"]
         fields["encoder"]["is_causal"] = False
         assert tried(family, fields, head, [])
+
+
+@pytest.mark.parametrize("name", OF_TRANSFORMERS)
+def test_a_padding_token_that_is_not_named_is_transformers_own(name):
+    if name in PAIRED:
+        return
+    fields, family = fields_of(name), OF_TRANSFORMERS[name]
+    fields.pop("pad_token_id", None)
+    config = AutoConfig.for_model(name)
+    if isinstance(family, ComposedFamily):
+        family = family.compose(fields, registry.families(), False)
+    own = getattr(family.config.from_hf(fields), "fields", {})
+    meant = getattr(config, "pad_token_id", None)
+    assert own.get("pad_token_id", meant) == meant
+    assert (name in family.unpadded) == ("pad_token_id" in own and meant is None)

@@ -20,6 +20,7 @@ from jaxft.models.layers.rotary import read_rotary, rotary_waves
 from jaxft.models.weights.config_fields import pad_token_id
 from jaxft.training.story import train
 from tests.support import tiny
+from tests.support.families import make_pair
 
 SIZES = {
     "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64},
@@ -118,6 +119,26 @@ def test_the_pad_token_is_the_configs_the_tokenizers_or_the_end(tmp_path):
     for token, found in (("<pad>", 5), ({"content": "x"}, 6), (None, 7)):
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({"pad_token": token}))
         assert pad_token_id(ends, tmp_path) == found
+
+
+@pytest.mark.parametrize("name", ["opt", "roberta"])
+def test_a_pad_token_that_is_not_named_is_the_model_types_own(name, tmp_path):
+    """OPT's classes are read before it, and RoBERTa's positions are counted from it on."""
+    folder = tmp_path / "source"
+    pair = make_pair(name, "text_classification", 0, folder)
+    fields = json.loads((folder / "config.json").read_text()) | {"eos_token_id": 2}
+    del fields["pad_token_id"]
+    (folder / "config.json").write_text(json.dumps(fields))
+    ids = np.array([[0, 5, 1, 7, 2], [0, 5, 6, 2, 1]])
+    batch = {"input_ids": ids, "attention_mask": np.array([[1] * 5, [1] * 4 + [0]])}
+    ours = registry.load(str(folder))
+    assert ours.config.fields["pad_token_id"] == 1
+    for one in (folder, ours.save(tmp_path / "export")):
+        theirs = type(pair.torch).from_pretrained(one).eval()
+        assert theirs.config.pad_token_id == 1
+        with torch.no_grad():
+            expected = theirs(**{n: torch.tensor(value) for n, value in batch.items()}).logits
+        np.testing.assert_allclose(ours(**batch)["logits"], expected, atol=2e-5)
 
 
 @pytest.mark.parametrize(

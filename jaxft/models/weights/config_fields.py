@@ -231,6 +231,21 @@ def check_divides(name: str, whole: int, count: int, what: str) -> None:
         raise UserError(f"config.json: {name} {whole} does not divide into {count} {what}.")
 
 
+def with_padding(
+    fields: Mapping[str, Any], folder: Path, unpadded: Iterable[str]
+) -> dict[str, Any]:
+    """Return a config.json with the id of the padding token where nothing else says it.
+
+    Args:
+        fields: config.json.
+        folder: where the tokenizer's files are.
+        unpadded: the model types without a padding token of their own.
+    """
+    if "pad_token_id" not in fields and fields["model_type"] not in unpadded:
+        return dict(fields)
+    return {**fields, "pad_token_id": pad_token_id(fields, folder)}
+
+
 def pad_token_id(fields: Mapping[str, Any], folder: Path) -> int | None:
     """Return the id of the padding token: the config's, the tokenizer's, else the end of text.
 

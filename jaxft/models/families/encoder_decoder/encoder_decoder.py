@@ -114,6 +114,7 @@ class EncoderDecoder:
             apply=run_pair,
             infer_fields=self.infer_fields,
             refits=self.refits,
+            unpadded=tuple(MODEL_TYPES),
         )
 
     def from_hf(self, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> PairConfig:

@@ -336,4 +336,5 @@ def tower(
 
 
 READING = ReadingDecoder(reading_names, reading_tower)
-FAMILY = Family("gpt2", Config, MODEL_TYPES, TENSORS, towers, reading=READING)
+UNPADDED = ("gpt2", "gpt_neo")
+FAMILY = Family(*("gpt2", Config, MODEL_TYPES, TENSORS, towers), reading=READING, unpadded=UNPADDED)

@@ -64,4 +64,6 @@ def towers(config: ImageConfig, head: str | None, num_labels: int | None) -> dic
     return {"image": gpt2.tower(config, top, {})}
 
 
-FAMILY = Family("imagegpt", ImageConfig, MODEL_TYPES, TENSORS, towers)
+FAMILY = Family(
+    *("imagegpt", ImageConfig, MODEL_TYPES, TENSORS, towers), unpadded=tuple(MODEL_TYPES)
+)

@@ -76,6 +76,7 @@ OWN: dict[str, dict[str, Any]] = {
         "attention_bias": False,
         "mlp_bias": False,
         "tie_word_embeddings": True,
+        "pad_token_id": 128_004,
         "rope_theta": 2_000_000.0,
         "sliding_window": None,
         "no_rope_layers": None,
@@ -99,6 +100,7 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "eurobert": {
         "rms_norm_eps": 1e-5,
+        "pad_token_id": 128_001,
         "attention_bias": False,
         "mlp_bias": False,
         "classifier_pooling": "late",
@@ -178,6 +180,8 @@ OWN: dict[str, dict[str, Any]] = {
 }
 MODULE = "t5_gemma_module"  # T5Gemma's encoder, and its decoder
 OWN[MODULE] = OWN["gemma2"] | {"is_decoder": False, "dropout_rate": 0.0}
+# Those without a padding token of their own.
+UNPADDED = tuple(name for name, own in OWN.items() if (COMMON | own)["pad_token_id"] is None)
 GEMMAS = ("gemma", "gemma2", "gemma3_text", MODULE)
 # Those that normalize what attention and MLP give.
 NORMED_OUTPUTS = (*GEMMAS[1:], "olmo2")

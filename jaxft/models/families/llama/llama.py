@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxft.models.families.llama.config import NORMED_QUERIES, Config
+from jaxft.models.families.llama.config import NORMED_QUERIES, UNPADDED, Config
 from jaxft.models.families.llama.experts import ClampedExperts, Experts, Router
 from jaxft.models.families.llama.names import HEAD_NAMES, TIED, UNUSED, LlamaNames, lines_of
 from jaxft.models.families.llama.sinks import attention_with_sinks
@@ -374,4 +374,4 @@ def _numbers(config: Config) -> dict[str, list[int]]:
     return numbers
 
 
-FAMILY = Family("llama", Config, MODEL_TYPES, TENSORS, towers)
+FAMILY = Family("llama", Config, MODEL_TYPES, TENSORS, towers, unpadded=UNPADDED)
