@@ -23,6 +23,7 @@ from jaxft.models.load_adapters import with_adapter
 from jaxft.models.load_dense import with_dense
 from jaxft.models.model import Model
 from jaxft.models.reinit import reinitialized, with_new
+from jaxft.models.ties import with_ties
 from jaxft.models.tokenizer_source import with_tokenizer
 from jaxft.models.values import ShardingOf, shapes_of, with_values
 from jaxft.models.weights.config_fields import with_padding
@@ -33,7 +34,6 @@ from jaxft.models.weights.names import match, resolve_names
 from jaxft.models.weights.source import Checkpoint, Source, read_config, resolve
 from jaxft.models.weights.tensor import Tensor
 from jaxft.models.weights.vocab import with_vocabulary
-from jaxft.models.word_scores import with_own_scores
 
 DETECTION = "object_detection"
 IMAGE_GENERATION = "image_generation"
@@ -155,7 +155,7 @@ def describe(
     fields = with_padding(fields, source.tokenizer_folder, family.unpadded)
     fields = family.infer_fields(fields, tensors)
     head = _head(family, fields, options.task)
-    fields, copies = with_own_scores(family, head, fields, tensors, options.ignore)
+    fields, copies = with_ties(family, head, fields, tensors, options.ignore)
     config = _config(family, fields, options)
     fields = head_fields(head, fields) | dict(family.fields_of(head))
     own, labels = class_labels(fields, options.num_labels, options.labels)

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from jaxft.errors import UserError
 from jaxft.models import load as registry
 from tests.support.families import auto_class, make_pair
+from tests.support.random_configs import random_config
 
 WEIGHTS, TIED = "model.safetensors", "tie_word_embeddings"
 # With a parameter for a matrix of their own: the part of config.json that ties it.
@@ -55,7 +56,7 @@ def make_tied(name, head, folder, part=None):
     (folder / "config.json").write_text(json.dumps(fields))
     names, tensors = pair.ours.family.tensors, load_file(folder / WEIGHTS)
     stored = {names.canonical(one): one for one in tensors}
-    words, copy = next(item for item in names.tied.items() if item[0] in stored)
+    words, copy = next(pair for pair in names.tied if pair[0] in stored)
     tensors.pop(copy, None)
     return pair, tensors, stored[words], copy
 
@@ -124,3 +125,27 @@ def test_a_bias_of_its_own_is_refused(tmp_path):
     tensors["lm_head.decoder.bias"] = tensors["lm_head.bias"] + 0.5
     with pytest.raises(UserError, match=r"'lm_head\.decoder\.bias' differs from"):
         registry.describe(write(tensors, tmp_path / "source"))
+
+
+@pytest.mark.parametrize("tower", ["encoder", "decoder"])
+def test_a_t5_has_one_matrix_for_the_words_of_both_towers(tower, tmp_path):
+    """It is read by any of its names, and a second one that differs is refused."""
+    folder = tmp_path / "source"
+    make_pair("t5", "seq2seq", 0, folder)
+    tensors, copy = load_file(folder / WEIGHTS), f"{tower}.embed_tokens.weight"
+    words = tensors["shared.weight"]
+    alone = {name: value for name, value in tensors.items() if name != "shared.weight"}
+    model = registry.load(write(alone | {copy: words}, folder))
+    np.testing.assert_array_equal(model.params["encoder/word/embedding"], words)
+    source = write(tensors | {copy: words + 0.5}, folder)
+    with pytest.raises(UserError, match=f"'{copy}' differs from 'shared.weight'"):
+        registry.describe(source)
+    assert registry.describe(source, registry.LoadOptions(ignore=[copy])).report.unused == (copy,)
+
+
+def test_the_head_of_deberta_that_has_no_matrix_ties_none():
+    family = registry.families()["deberta-v2"]
+    fields = json.loads(random_config("deberta-v2", np.random.default_rng(0)).to_json_string())
+    for legacy in (True, False):
+        config = family.config.from_hf(fields | {"legacy": legacy})
+        assert bool(family.tensors.ties("masked_lm", config)) is legacy

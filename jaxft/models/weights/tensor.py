@@ -19,6 +19,7 @@ FLOATS = {
     "F16": np.dtype("float16"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+ROWS = 4096  # that are compared at a time
 # Of a batch norm, the mean, and the count beside it, which no computation reads.
 MEAN, COUNT = ".running_mean", ".num_batches_tracked"
 Index = tuple[slice, ...]
@@ -59,6 +60,14 @@ class Tensor:
     def whole(self) -> np.ndarray:
         """Read all of it."""
         return self.read((slice(None),) * len(self.shape))
+
+    def equals(self, other: Tensor) -> bool:
+        """Return whether another tensor has the same values; read up to the first that differ."""
+        if self.shape != other.shape:
+            return False
+        rest = (slice(None),) * (len(self.shape) - 1)
+        parts = [(slice(row, row + ROWS), *rest) for row in range(0, self.shape[0], ROWS)]
+        return all(np.array_equal(self.read(part), other.read(part)) for part in parts)
 
 
 def with_counts(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from jaxft.models.weights.names import Name
 from jaxft.models.weights.tensor import Tensor
 
 HeadLines = Mapping[str | None, Sequence[Name]]  # head -> its own lines of a name table
+TIED = "tie_word_embeddings"
 # Heads that score words.
 WORD_HEADS = ("captioning", "causal_lm", "masked_lm", "seq2seq", "vision_language")
 
@@ -26,8 +27,8 @@ class TensorNames:
         fresh: patterns of name prefixes of parameters that a checkpoint may lack.
         aliases: a tensor of the table -> others with its values, which a file may hold instead.
         unread: head -> patterns of tensors that its architecture leaves out.
-        tied: a tensor of the table -> the one of a head that scores words whose values are the
-            same, where config.json ties the two: a file may hold both, or either.
+        tied: a tensor of the table, and one whose values are the same where config.json ties the
+            two and a head scores words: a file may hold both, or either.
         tied_part: the part of config.json that says so; None for config.json itself.
     """
 
@@ -37,7 +38,7 @@ class TensorNames:
     fresh: Sequence[str] = ("head/",)
     aliases: Mapping[str, Sequence[str]] = field(default_factory=dict, kw_only=True)
     unread: Mapping[str | None, Sequence[str]] = field(default_factory=dict, kw_only=True)
-    tied: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+    tied: Sequence[tuple[str, str]] = field(default=(), kw_only=True)
     tied_part: str | None = field(default=None, kw_only=True)
 
     def table(self, head: str | None, model_type: str) -> tuple[Name, ...]:
@@ -48,10 +49,10 @@ class TensorNames:
         """Return the patterns of tensors that a checkpoint may hold for nothing under a head."""
         return (*self.unused, *self.unread.get(head, ()))
 
-    def ties(self, head: str | None, fields: Mapping[str, Any]) -> Mapping[str, str]:
-        """Return those of `tied` that count under a head of a config.json."""
-        del fields
-        return self.tied if head in WORD_HEADS else {}
+    def ties(self, head: str | None, config: Any) -> Sequence[tuple[str, str]]:
+        """Return those of `tied` that are under a head of the family's config."""
+        own = config if self.tied_part is None else getattr(config, self.tied_part)
+        return self.tied if head in WORD_HEADS and own.fields.get(TIED, True) else ()
 
     def canonical(self, name: str) -> str:
         """Return the table's spelling of a tensor's name in a file."""

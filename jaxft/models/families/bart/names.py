@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
 from jaxft.models.families.bart.config import LEARNED
 from jaxft.models.weights.names import Name, dense, embedding, norm
 from jaxft.models.weights.tensor import Tensor
@@ -115,7 +113,7 @@ def infer_fields(
     own: dict[str, Any] = {}
     if HEAD_FILE_NAME in by_name:
         first = next((by_name[name] for name in words if name in by_name), None)
-        own["own_lm_head"] = first is not None and not _equal(by_name[HEAD_FILE_NAME], first)
+        own["own_lm_head"] = first is not None and not first.equals(by_name[HEAD_FILE_NAME])
     stored = "decoder.embed_positions.weight" in by_name
     own["stored_positions"] = stored and fields["model_type"] not in LEARNED
     separate = all(name in by_name for name in COPIES)
@@ -126,8 +124,3 @@ def infer_fields(
         # transformers writes no names of three classes, which it has for a BART.
         own["id2label"] = {str(i): f"LABEL_{i}" for i in range(*by_name[CLASSES].shape)}
     return {**fields, **{name: value for name, value in own.items() if value}}
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    """Return whether two tensors have the same values."""
-    return one.shape == other.shape and np.array_equal(one.whole(), other.whole())

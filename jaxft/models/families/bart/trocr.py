@@ -22,7 +22,7 @@ from jaxft.models.weights.tensor_names import TensorNames
 MODEL_TYPES: Mapping[str, Mapping[str | None, str]] = {"trocr": {}}  # no model of its own
 TENSORS = TensorNames(
     *(dict.fromkeys(MODEL_TYPES, TROCR_NAMES), {}, TROCR_UNUSED),
-    tied={"model.decoder.embed_tokens.weight": "output_projection.weight"},
+    tied=(("model.decoder.embed_tokens.weight", "output_projection.weight"),),
 )
 
 

@@ -59,7 +59,7 @@ TENSORS = PrefixedNames(
     UNUSED,
     fresh=("pooler/", "head/"),
     prefixes={"distilbert.": "embeddings|transformer"},
-    tied={"distilbert.embeddings.word_embeddings.weight": "vocab_projector.weight"},
+    tied=(("distilbert.embeddings.word_embeddings.weight", "vocab_projector.weight"),),
 )
 
 

@@ -71,7 +71,7 @@ UNUSED = (
 )
 TENSORS = BertNames(
     *({"electra": NAMES}, HEAD_NAMES, UNUSED, ("pooler/", "head/"), {PREFIX: FIRST}),
-    tied={f"{PREFIX}embeddings.word_embeddings.weight": "generator_lm_head.weight"},
+    tied=((f"{PREFIX}embeddings.word_embeddings.weight", "generator_lm_head.weight"),),
 )
 
 

@@ -42,17 +42,17 @@ def encoder_names(prefix: str) -> tuple[Name, ...]:
     )
 
 
-def tied_names(model: str, head: str) -> dict[str, str]:
-    """Return the matrix and the bias of a head that old files have twice.
+def tied_names(model: str, head: str) -> tuple[tuple[str, str], ...]:
+    """Return both names of the matrix and of the bias of a head.
 
     Args:
         model: the prefix of the model.
         head: that of the head.
     """
-    return {
-        f"{model}embeddings.word_embeddings.weight": f"{head}decoder.weight",
-        f"{head}bias": f"{head}decoder.bias",
-    }
+    return (
+        (f"{model}embeddings.word_embeddings.weight", f"{head}decoder.weight"),
+        (f"{head}bias", f"{head}decoder.bias"),
+    )
 
 
 @dataclass(frozen=True)

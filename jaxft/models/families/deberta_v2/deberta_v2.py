@@ -9,7 +9,7 @@ https://arxiv.org/abs/2111.09543; the computation follows `transformers`' `model
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flax import nnx
@@ -79,8 +79,8 @@ UNUSED = (
 class DebertaNames(BertNames):
     """Tensor names of a DeBERTa, whose own head of masked words has no matrix."""
 
-    def ties(self, head: str | None, fields: Mapping[str, Any]) -> Mapping[str, str]:
-        return super().ties(head, fields) if fields.get("legacy", True) else {}
+    def ties(self, head: str | None, config: Any) -> Sequence[tuple[str, str]]:
+        return super().ties(head, config) if config.fields["legacy"] else ()
 
 
 TENSORS = DebertaNames(

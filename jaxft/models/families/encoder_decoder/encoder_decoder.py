@@ -157,7 +157,7 @@ class EncoderDecoder:
             unused_of(members),
             (*fresh, *PAIRED_FRESH) if self.paired else fresh,
             members,
-            tied={f"decoder.{n}": f"decoder.{copy}" for n, copy in decoder.names.tied.items()},
+            tied=[(f"decoder.{n}", f"decoder.{copy}") for n, copy in decoder.names.tied],
             tied_part="decoder",
         )
 

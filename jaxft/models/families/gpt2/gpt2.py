@@ -124,10 +124,11 @@ UNUSED = (
     r"multiple_choice_head\..*",
 )
 PREFIXES = {"transformer.": "wte|wpe|h|ln_f", "model.": "decoder"}
-WORDS = ("transformer.wte.weight", "model.decoder.embed_tokens.weight")
-TENSORS = PrefixedNames(
-    NAMES, HEAD_NAMES, UNUSED, prefixes=PREFIXES, tied=dict.fromkeys(WORDS, "lm_head.weight")
+TIED = tuple(
+    (f"{words}.weight", "lm_head.weight")
+    for words in ("transformer.wte", "model.decoder.embed_tokens")
 )
+TENSORS = PrefixedNames(NAMES, HEAD_NAMES, UNUSED, prefixes=PREFIXES, tied=TIED)
 
 
 def make_norm(config: Config) -> LayerNorm | RMSNorm:

@@ -87,7 +87,7 @@ EXPERTS = {
     "olmoe": ("mlp", "gate_proj", "up_proj", "down_proj"),
 }
 # The output matrix of a model that ties its words.
-TIED = {"model.embed_tokens.weight": "lm_head.weight"}
+TIED = (("model.embed_tokens.weight", "lm_head.weight"),)
 PREFIX = "model."
 # What question answering calls the model in some, for files of transformers 4.
 OLD_PREFIX = "transformer."

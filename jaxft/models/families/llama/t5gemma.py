@@ -189,7 +189,7 @@ TENSORS = T5GemmaNames(
     ("encoder/head/", "decoder/head/"),
     prefixes={"model.": "encoder|decoder"},
     unread=dict.fromkeys((ENCODER, *CLASSES), (r"model\.decoder\..*",)),
-    tied={"model.decoder.embed_tokens.weight": "lm_head.out_proj.weight"},
+    tied=(("model.decoder.embed_tokens.weight", "lm_head.out_proj.weight"),),
 )
 
 

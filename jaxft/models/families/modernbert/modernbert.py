@@ -110,7 +110,7 @@ TENSORS = PrefixedNames(
     UNUSED,
     ("pooler/", "head/"),
     prefixes={"model.": "embeddings|layers|final_norm"},
-    tied={"model.embeddings.tok_embeddings.weight": "decoder.weight"},
+    tied=(("model.embeddings.tok_embeddings.weight", "decoder.weight"),),
 )
 
 

@@ -12,7 +12,7 @@ computation follows `transformers`' `modeling_t5.py` and `modeling_mt5.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -104,6 +104,11 @@ UNUSED = (
 class T5Names(TensorNames):
     """Tensor names of T5, which has a prefix under two heads only."""
 
+    def ties(self, head: str | None, config: Any) -> Sequence[tuple[str, str]]:
+        """Return the shared words and each tower's, which are the same under any head."""
+        del config
+        return self.tied[:1] if head in (TAGS, ENCODER) else self.tied
+
     def canonical(self, name: str) -> str:
         return name.removeprefix(PREFIX)
 
@@ -119,6 +124,7 @@ TENSORS = T5Names(
     UNUSED,
     fresh=(f"{CLASSES}/", f"{POOLER}/", f"{TAG_CLASSES}/"),
     unread=dict.fromkeys((TAGS, ENCODER), (r"decoder\..*",)),
+    tied=[("shared.weight", f"{tower}.embed_tokens.weight") for tower in ("encoder", "decoder")],
 )
 
 

@@ -167,7 +167,7 @@ class VisionLanguage:
         return kind.names(
             *(dict.fromkeys(MODEL_TYPES, lines), {}, (*unused_of(members), *UNUSED), ()),
             members=members,
-            tied={stored["text/embeddings/word/embedding"]: stored["text/head/kernel"]},
+            tied=[(stored["text/embeddings/word/embedding"], stored["text/head/kernel"])],
         )
 
     def towers(
