@@ -42,7 +42,7 @@ demos-full: $(VENV)/.demos  ## the same on all rows (hours)
 assets: $(VENV)/.runtime  ## download the demo's checkpoint and reviews, and link them as assets/
 	$(BIN)/jaxft assets
 
-test: $(VENV)/.dev  ## what CI runs, about 25 minutes on 2 cores
+test: $(VENV)/.dev  ## what CI runs, about 45 minutes on 2 cores
 	$(BIN)/pytest -n auto --dist worksteal
 
 # Without PyTorch, so that a new Python and its newest packages are quick to install and test.
