@@ -36,7 +36,6 @@ from jaxft.tasks.parts.written_texts import (
     Writing,
     encode_targets,
     target_batch,
-    writing_of,
 )
 
 PICTURES = 24  # first images stored with their predictions, as many as a report shows
@@ -88,7 +87,7 @@ class BoundCaptioning(BoundWriting["Captioning", Captions]):
     def examples(self, source: Source, *, labelled: bool = True) -> Captions:
         image, text = self.task.columns
         texts = read_rows(source, self.task.columns, text_in(text))
-        writing = writing_of(self.tools)
+        writing = self.writing
         check_images(source, image)
         tokens = self.tools.encoded_by_row(
             partial(self._encode, writing),

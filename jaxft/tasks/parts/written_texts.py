@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -150,6 +151,11 @@ def target_batch(
 
 class BoundWriting(BoundTask[TaskT, ExamplesT]):
     """A task whose examples are scored by the texts that the model generates for them."""
+
+    @cached_property
+    def writing(self) -> Writing:
+        """The decoder's tokenizer and special tokens: its files are read once, not for each row."""
+        return writing_of(self.tools)
 
     def loss(self, outputs: Outputs, batch: Batch) -> Sum:
         return summed_losses(outputs, batch)

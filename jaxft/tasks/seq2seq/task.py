@@ -29,7 +29,6 @@ from jaxft.tasks.parts.written_texts import (
     Writing,
     encode_targets,
     target_batch,
-    writing_of,
 )
 from jaxft.tasks.seq2seq.section import Seq2SeqSection as Section
 
@@ -73,10 +72,10 @@ class BoundSeq2Seq(BoundWriting["Seq2Seq", Pairs]):
 
     def check_row(self, source: Source, number: int, row: Mapping[str, Any]) -> None:
         (_, target), own = self._pair(row), self.task.section
-        encode_targets(source, [target], own.target, writing_of(self.tools), own.max_target_length)
+        encode_targets(source, [target], own.target, self.writing, own.max_target_length)
 
     def examples(self, source: Source, *, labelled: bool = True) -> Pairs:
-        writing = writing_of(self.tools)
+        writing = self.writing
         tokens = self.tools.encoded_by_row(
             partial(self._encode, writing),
             source,
