@@ -152,7 +152,7 @@ def grid_fields(folder: Path, side: int) -> dict[str, dict[str, Any]]:
     file, fields = read_processor(folder)
     if load_image_processor(folder).kind not in TILED:
         return {}
-    own = fields.get("max_image_size") or {"longest_edge": 364}
+    own = fields.get("max_image_size") or TILES["max_image_size"]
     size = {"longest_edge": side * own["longest_edge"]}
     fields = {**fields, "size": size, "do_image_splitting": side > 1}
     if file.name == FILES[0]:

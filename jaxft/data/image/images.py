@@ -207,9 +207,9 @@ def decode(source: bytes | str | Path | np.ndarray, name: str = "") -> Image.Ima
     """Return an image out of a file, a file's bytes, or an array of pixels.
 
     Args:
-        source: a path, the bytes of a file, or `[H, W]` or `[H, W, 1, 3 or 4]` uint8. As
-            by an image processor of `transformers`, and other than by its `load_image`, no rotation
-            that a camera noted is done.
+        source: a path, the bytes of a file, or `[H, W]` or `[H, W, 1, 3 or 4]` uint8. A
+            rotation that a camera noted is not done: image processors of `transformers` do none
+            either, but its `load_image` does.
         name: what a message calls the image; a path is called by its name.
 
     Returns:

@@ -31,7 +31,7 @@ CLIP = ALL | {
     "do_convert_rgb": True,
 }
 # What is said here is of one tile; `grid.py` cuts the image into them.
-TILES = ALL | {
+TILES: dict[str, Any] = ALL | {
     "resample": LANCZOS,
     "image_mean": HALF,
     "image_std": HALF,

@@ -283,8 +283,6 @@ class Config(TextConfig):
         sizes = (*SIZES, *(name for name in MIXTURE_SIZES if name in defaults))
         if model_type == "eurobert" or (model_type == MODULE and not fields.get("is_decoder")):
             ignore = (*ignore, "is_causal")
-        if model_type == "gemma":
-            ignore = (*ignore, "hidden_activation")  # which its files have and no code reads
         own = cls._read(_one_spelling(fields, defaults), defaults, sizes, ignore)
         heads = own["num_attention_heads"]
         own["num_key_value_heads"] = own["num_key_value_heads"] or heads
@@ -292,8 +290,6 @@ class Config(TextConfig):
         if not own["head_dim"]:
             check_divides("hidden_size", own["hidden_size"], heads, "heads")
             own["head_dim"] = own["hidden_size"] // heads
-        if model_type == "gemma" and own["hidden_act"] == "gelu":  # of the first files, which
-            own["hidden_act"] = "gelu_pytorch_tanh"  # mean this one, as transformers reads them
         name = "hidden_activation" if "hidden_activation" in own else "hidden_act"
         check_activation(name, own[name], ACTIVATIONS)
         _read_pooling(own, fields)
@@ -401,7 +397,15 @@ def _check_packing(packing: Any) -> None:
 
 
 def _one_spelling(fields: Mapping[str, Any], defaults: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return config.json with the number of experts, if it has any, under one name."""
+    """Return config.json with the number of experts under one name, and the first Gemma's GELU.
+
+    Its first files say `gelu` and mean the approximation, as transformers reads them; their
+    `hidden_activation` is read by no code.
+    """
+    if fields["model_type"] == "gemma":
+        fields = {name: one for name, one in fields.items() if name != "hidden_activation"}
+        if fields.get("hidden_act") == "gelu":
+            fields["hidden_act"] = "gelu_pytorch_tanh"
     name, other = EXPERTS
     if name not in defaults or other not in fields:
         return fields
