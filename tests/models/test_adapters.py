@@ -406,6 +406,7 @@ BOTH_WAYS = [
     ("llama", "text_classification", True, ["q_proj", "v_proj"]),
     ("modernbert", "masked_lm", False, ["Wqkv", "Wi"]),
     ("nomic_bert", "text_classification", False, ["q_proj", "up_proj"]),
+    ("gpt_neox", "causal_lm", False, ["query_key_value", "dense_h_to_4h"]),
     ("phi3", "text_classification", False, ["qkv_proj", "gate_up_proj"]),
     pytest.param("vit", "image_classification", False, ["q_proj", "fc1"], marks=pytest.mark.full),
     pytest.param("clip", "contrastive", True, ["q_proj", "v_proj"], marks=pytest.mark.full),
@@ -431,7 +432,7 @@ def test_pefts_files_both_ways(tmp_path, kind, head, dora, targets):
         found = np.asarray(model(**pair.batch)[output])
         return found * pair.keep(found)
 
-    match = (r".*attention/(query|value)/kernel", r".*blocks/0/mlp/up/kernel")
+    match = (r".*attention/(query|value|query_key_value)/kernel", r".*blocks/0/mlp/up/kernel")
     also = ("head/kernel",) if "classification" in (head or "") else ()
     ranks = ((r".*blocks/0/attention/.*", 3),)
     adapter = Adapter(2, 3.0, match, dora, ranks=ranks, rslora=not dora)

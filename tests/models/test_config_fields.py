@@ -78,8 +78,18 @@ def test_a_field_of_another_kind(name):
     assert min(counts) > 20
 
 
-CAUSAL = ("bart", "clip_text_model", "gemma3_text", "gpt2", "gpt_neo", "imagegpt", "llama")
-CAUSAL = (*CAUSAL, "marian", "modernbert-decoder", "mt5", "opt", "qwen2", "t5", "vit+trocr")
+CAUSAL = ("bart", "clip_text_model", "gemma3_text", "gpt2", "gpt_neo", "gpt_neox", "imagegpt")
+CAUSAL = (
+    *CAUSAL,
+    "llama",
+    "marian",
+    "modernbert-decoder",
+    "mt5",
+    "opt",
+    "qwen2",
+    "t5",
+    "vit+trocr",
+)
 PAIRED = ("encoder-decoder", "vision-encoder-decoder", "vision-text-dual-encoder")
 BOTH_WAYS = ("eurobert", "modernbert", "siglip_text_model")
 

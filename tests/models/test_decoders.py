@@ -14,6 +14,7 @@ from jaxft.errors import UserError
 from jaxft.export.export import export
 from jaxft.models import load as registry
 from jaxft.models.families.gpt2 import config as gpt2_config
+from jaxft.models.families.gpt_neox import gpt_neox
 from jaxft.models.families.llama.config import Config
 from jaxft.models.layers.batch import read_last
 from jaxft.models.layers.rotary import read_rotary, rotary_waves
@@ -262,3 +263,40 @@ def test_old_and_new_spellings_of_a_rotary_scaling_are_one():
         for fields in (new, old)
     ]
     np.testing.assert_array_equal(*waves)
+
+
+NEOX = {
+    "model_type": "gpt_neox",
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 16,
+}
+
+
+@pytest.mark.parametrize(
+    "own", [{}, {"rotary_pct": 0.5, "rotary_emb_base": 100}, {"rotary_pct": 1.0}]
+)
+def test_pythias_spelling_of_its_rotary_embedding_is_transformers_own(own):
+    new = transformers.GPTNeoXConfig.from_dict(NEOX | own).to_dict()
+    assert "rotary_pct" not in new
+    spelled = [gpt_neox.Config.from_hf(fields).rotary for fields in (NEOX | own, new)]
+    for rotary in spelled:
+        assert rotary.width == int(16 * own.get("rotary_pct", 0.25))
+        assert rotary.theta == own.get("rotary_emb_base", 1e4)
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ({"rotary_pct": 0}, "rotary_pct must be a number above 0"),
+        ({"rope_parameters": {"partial_rotary_factor": 1.5}}, "partial_rotary_factor must be"),
+        ({"rotary_pct": 0.2}, "needs an even head width, not 3"),
+        ({"rope_scaling": "linear"}, 'rope_scaling is "linear", and must be'),
+    ],
+)
+def test_what_a_pythia_may_not_ask_for(own, said):
+    with pytest.raises(UserError, match=said):
+        gpt_neox.Config.from_hf(NEOX | own)

@@ -22,6 +22,7 @@ UNTIED = [
     ("gemma", "causal_lm", None),
     ("gpt2", "causal_lm", None),
     ("gpt_neo", "causal_lm", None),
+    ("gpt_neox", "causal_lm", None),
     ("opt", "causal_lm", None),
     ("eurobert", "masked_lm", None),
     ("t5gemma", "seq2seq", None),

@@ -23,7 +23,7 @@ PROCESSOR = {"image_processor_type": "ViTImageProcessor", "size": {"height": 12,
 def make(model_type, folder, **fields):
     """A random classifier of that type in PyTorch, saved with an image processor."""
     config = transformers.AutoConfig.for_model(model_type, **SIZES | fields)
-    if model_type in ("vit", "deit"):
+    if model_type in ("vit", "deit", "beit"):
         config.intermediate_size = 20
     config.architectures = [registry.families()[model_type].model_types[model_type][CLASSIFY]]
     torch.manual_seed(0)
@@ -105,6 +105,65 @@ def test_positions_are_resized_when_the_model_is_loaded(model_type, tmp_path):
     np.testing.assert_allclose(logits(again, pixels), wanted, atol=1e-5)
     np.testing.assert_array_equal(
         registry.load(str(out)).params["embeddings/position"], ours.params["embeddings/position"]
+    )
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_beits_distances_are_resized_when_the_model_is_loaded(shared, tmp_path):
+    """As transformers does in every forward pass, with each block's table or the shared one."""
+    tables = {"use_shared_relative_position_bias": shared, "use_relative_position_bias": not shared}
+    tables |= {"use_absolute_position_embeddings": shared, "use_mean_pooling": shared}
+    theirs = make("beit", tmp_path / "small", image_size=12, patch_size=3, **tables)
+    ours = registry.load(str(tmp_path / "small"), image_size=18)
+    pixels = images(18, 18)
+    wanted = logits(theirs, pixels)
+    np.testing.assert_allclose(ours(pixel_values=pixels)["logits"], wanted, atol=1e-5)
+    out = ours.save(tmp_path / "export")
+    auto = transformers.AutoModelForImageClassification
+    again = auto.from_pretrained(out, attn_implementation="eager").eval()
+    np.testing.assert_allclose(logits(again, pixels), wanted, atol=1e-5)
+    with pytest.raises(UserError, match=r"model\.image_size=12"):
+        ours(pixel_values=images(12, 12))
+
+
+def test_beits_classifier_begins_from_masked_image_modeling(tmp_path):
+    """Its prediction of hidden patches goes unused, and nothing of it is taken for the model's."""
+    sizes = {name: value for name, value in SIZES.items() if name != "num_labels"}
+    config = transformers.BeitConfig(
+        **sizes, intermediate_size=20, image_size=12, patch_size=3, use_mask_token=True
+    )
+    transformers.BeitForMaskedImageModeling(config).save_pretrained(tmp_path)
+    ours = registry.load(str(tmp_path), task=CLASSIFY, labels=("a", "b"))
+    assert set(ours.report.new) == {
+        *("pooler/norm/scale", "pooler/norm/bias"),
+        *("head/kernel", "head/bias"),
+    }
+    names = ("layernorm.bias", "layernorm.weight", "lm_head.bias", "lm_head.weight")
+    assert ours.report.unused == names
+
+
+def test_the_encoder_of_an_autoencoder_is_a_vit(tmp_path):
+    """transformers classifies with it as ViTForImageClassification, and so is the export."""
+    sizes = {name: value for name, value in SIZES.items() if name != "num_labels"}
+    decoder = {"decoder_hidden_size": 8, "decoder_num_hidden_layers": 1}
+    decoder |= {"decoder_num_attention_heads": 2, "decoder_intermediate_size": 9}
+    config = transformers.ViTMAEConfig(
+        **sizes, **decoder, intermediate_size=20, image_size=12, patch_size=3
+    )
+    transformers.ViTMAEForPreTraining(config).save_pretrained(tmp_path / "mae")
+    ours = registry.load(str(tmp_path / "mae"), task=CLASSIFY, labels=("a", "b", "c"))
+    assert set(ours.report.new) == {"head/kernel", "head/bias"}
+    out = ours.save(tmp_path / "export")
+    fields = json.loads((out / "config.json").read_text())
+    assert fields["architectures"] == ["ViTForImageClassification"]
+    assert not [name for name in fields if name.startswith(("decoder", "mask"))]
+    theirs = transformers.AutoModelForImageClassification.from_pretrained(out).eval()
+    stored = load_file(tmp_path / "mae" / "model.safetensors")
+    for name, value in load_file(out / "model.safetensors").items():
+        assert name.startswith("classifier") or np.array_equal(value, stored[name]), name
+    pixels = images(12, 12)
+    np.testing.assert_allclose(
+        ours(pixel_values=pixels)["logits"], logits(theirs, pixels), atol=1e-5
     )
 
 

@@ -124,7 +124,8 @@ def rotary(draw: Draw) -> dict[str, Any]:
     default = draw.defaults["rope_parameters"]
     kinds = [k for k, v in default.items() if isinstance(v, dict)]
     if "partial_rotary_factor" in default:
-        return phi3_rotary(draw)
+        phi3 = "original_max_position_embeddings" in draw.defaults
+        return phi3_rotary(draw) if phi3 else part_rotary(draw)
     return {kind: one_rotary(draw) for kind in kinds} or one_rotary(draw)
 
 
@@ -139,6 +140,14 @@ def phi3_rotary(draw: Draw) -> dict[str, Any]:
         [1.0 + draw.number(0, 9) / 4 for _ in range(int(draw.head * share) // 2)] for _ in "12"
     ]
     return rope | {"rope_type": "longrope", "short_factor": factors[0], "long_factor": factors[1]}
+
+
+def part_rotary(draw: Draw) -> dict[str, Any]:
+    """Any kind but `longrope`, whose factors count the width, of a whole head or a part of it."""
+    shares = [share for share in (1.0, 0.5, 0.25) if int(draw.head * share) % 2 == 0]
+    rope = one_rotary(draw)
+    rope = {"rope_type": "default", "rope_theta": 1e4} if "long_factor" in rope else rope
+    return rope | {"partial_rotary_factor": draw.one_of(*shares)}
 
 
 def one_rotary(draw: Draw) -> dict[str, Any]:
@@ -281,6 +290,7 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "layer_norm_epsilon": epsilon,
     "rms_norm_eps": epsilon,
     "layerscale_value": lambda draw: draw.one_of(1.0, 0.3),
+    "layer_scale_init_value": lambda draw: draw.one_of(0.0, 0.3),
     "query_pre_attn_scalar": lambda draw: draw.number(3, 20),
     "embedding_multiplier": lambda draw: draw.one_of(1.0, 12.0),
     "attention_multiplier": lambda draw: draw.one_of(1.0, 0.125),
@@ -307,6 +317,7 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "do_layer_norm_before": Draw.flag,
     "_remove_final_layer_norm": Draw.flag,
     "layer_norm_elementwise_affine": Draw.flag,
+    "use_parallel_residual": Draw.flag,
     "use_swiglu_ffn": Draw.flag,
     "use_gated_mlp": Draw.flag,
     "scale_embedding": Draw.flag,
@@ -322,6 +333,10 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "cross_attention_hidden_size": lambda draw: None,  # or the encoder's, in a pair
     "share_encoder_decoder_embeddings": Draw.flag,
     "use_mask_token": Draw.flag,
+    "use_absolute_position_embeddings": Draw.flag,
+    "use_relative_position_bias": Draw.flag,
+    "use_shared_relative_position_bias": Draw.flag,
+    "use_mean_pooling": Draw.flag,
     "use_mid_position_embeddings": Draw.flag,
     "vision_use_head": lambda draw: draw.joined or draw.flag(),
     # Positions and windows.
@@ -386,6 +401,7 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "embedding_dropout": rate,
     "mlp_dropout": rate,
     "embed_dropout": rate,
+    "hidden_dropout": rate,
     "hidden_dropout_prob": rate,
     "pooler_dropout": rate,
     "resid_dropout": rate,

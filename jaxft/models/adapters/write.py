@@ -17,6 +17,7 @@ from jaxft.models.adapters.read import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ROOT, TO
 from jaxft.models.layers.adapter import LowRank
 from jaxft.models.weights.export import save_marked
 from jaxft.models.weights.names import Name
+from jaxft.models.weights.tensor import joined
 from jaxft.storage.files import write_atomic, written_aside
 
 # Head -> PEFT's task type.
@@ -66,7 +67,7 @@ def write_adapter(
         beside_each.sort(key=lambda kernel: names[kernel].part or ())
         module = in_memory[hf].removesuffix(".weight")
         scale = next(adapted[kernel].scale for kernel in beside_each if kernel in adapted)
-        matrices = _fused(params, adapted, beside_each, scale)
+        matrices = _fused(params, adapted, beside_each, scale, names[beside_each[0]].heads)
         ranks[module] = (matrices["lora_A.weight"].shape[0], scale)
         tensors |= {f"{ROOT}{module}.{leaf}": value for leaf, value in matrices.items()}
     config = {
@@ -106,9 +107,16 @@ def _token_rows(
 
 
 def _fused(
-    params: Mapping[str, Any], adapted: Mapping[str, LowRank], parts: Sequence[str], scale: float
+    params: Mapping[str, Any],
+    adapted: Mapping[str, LowRank],
+    parts: Sequence[str],
+    scale: float,
+    heads: int,
 ) -> dict[str, np.ndarray]:
-    """Stack the adapters of kernels that one module stores side by side, under one common scale."""
+    """Stack the adapters of kernels that one module stores side by side, under one common scale.
+
+    `heads` is as `Name` has it.
+    """
     low, lengths = [], []
     for kernel in parts:
         if kernel in adapted:
@@ -121,18 +129,16 @@ def _fused(
             lengths.append(np.asarray(params[beside(kernel, "magnitude")]))
         else:
             lengths.append(np.linalg.norm(np.asarray(params[kernel], np.float32), axis=0))
-    rank = sum(a.shape[1] for a, _ in low)
-    blocks = np.zeros((rank, sum(b.shape[1] for _, b in low)), np.float32)
-    row = column = 0
-    for _, b in low:
-        blocks[row : row + b.shape[0], column : column + b.shape[1]] = b
-        row, column = row + b.shape[0], column + b.shape[1]
+    rank, row, blocks = sum(a.shape[1] for a, _ in low), 0, []
+    for _, b in low:  # the ranks of each beside zeros for those of the others
+        blocks.append(np.pad(b, ((row, rank - row - b.shape[0]), (0, 0))))
+        row += b.shape[0]
     fused = {
         "lora_A.weight": np.concatenate([a for a, _ in low], 1).T,
-        "lora_B.weight": blocks.T,
+        "lora_B.weight": joined(blocks, -1, heads).T,
     }
     if any(adapted[kernel].dora for kernel in parts if kernel in adapted):
-        fused["lora_magnitude_vector"] = np.concatenate(lengths)
+        fused["lora_magnitude_vector"] = joined(lengths, -1, heads)
     return {leaf: np.ascontiguousarray(value, np.float32) for leaf, value in fused.items()}
 
 

@@ -21,7 +21,7 @@ from jaxft.models.pipeline import PIPELINE_FILE
 from jaxft.models.weights.names import Name
 from jaxft.models.weights.shards import DIFFUSERS, OF_DIFFUSERS, TRANSFORMERS, WEIGHTS
 from jaxft.models.weights.source import Source
-from jaxft.models.weights.tensor import COUNT, EACH, MEAN, Tensor, of_expert
+from jaxft.models.weights.tensor import COUNT, EACH, MEAN, Tensor, joined, of_expert
 from jaxft.storage.files import (
     create_file,
     is_bucket,
@@ -75,8 +75,8 @@ def to_tensors(
             for number in range(values[0].shape[1]):
                 yield of_expert(hf, number), np.ascontiguousarray(values[0][:, number])
         else:
-            axis = names[parts[0]].axis
-            yield hf, np.concatenate(values, axis) if len(values) > 1 else values[0]
+            name = names[parts[0]]
+            yield hf, np.ascontiguousarray(joined(values, name.axis, name.heads))
 
 
 def with_counts(

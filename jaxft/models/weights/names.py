@@ -35,6 +35,7 @@ class Name:
             convolution's: its first axis is our last one.
         part: which part of the tensor's outputs, of how many side by side: along its last axis, or
             its first one where it is transposed; None for the whole.
+        heads: how often such parts take turns: a head's query, key and value, then the next's.
         stacked: the parameter is one slice of the first axis; `part` follows from the blocks.
         span: the outputs of that part, which follow from the shapes of all of them.
     """
@@ -43,6 +44,7 @@ class Name:
     ours: str
     transpose: bool = False
     part: tuple[int, int] | None = None
+    heads: int = 1
     stacked: bool = False
     span: Span | None = None
 
@@ -64,15 +66,15 @@ def dense(hf: str, ours: str) -> tuple[Name, ...]:
     return Name(f"{hf}.weight", f"{ours}/kernel", True), Name(f"{hf}.bias", f"{ours}/bias")
 
 
-def fused(hf: str, *ours: str) -> tuple[Name, ...]:
+def fused(hf: str, *ours: str, heads: int = 1) -> tuple[Name, ...]:
     """Return the lines of a `torch.nn.Linear` whose outputs are those of several linear maps."""
     parts = [(name, (index, len(ours))) for index, name in enumerate(ours)]
     return tuple(
         line
         for name, part in parts
         for line in (
-            Name(f"{hf}.weight", f"{name}/kernel", True, part),
-            Name(f"{hf}.bias", f"{name}/bias", False, part),
+            Name(f"{hf}.weight", f"{name}/kernel", True, part, heads),
+            Name(f"{hf}.bias", f"{name}/bias", False, part, heads),
         )
     )
 
@@ -126,7 +128,7 @@ def _side_by_side(lines: Mapping[str, Name], leaves: Mapping[str, Leaf]) -> dict
     for parts in together.values():
         widths = [leaves[leaf].shape[-1] for _, leaf in sorted(parts)]
         for number, leaf in parts:
-            spans[leaf] = Span(sum(widths[:number]), widths[number], sum(widths))
+            spans[leaf] = Span(sum(widths[:number]), widths[number], sum(widths), lines[leaf].heads)
     return {leaf: replace(lines[leaf], span=span) for leaf, span in spans.items()}
 
 
@@ -260,10 +262,7 @@ def _refitted(
 
 
 def _check_missing(
-    new: Sequence[str],
-    wanted: Mapping[str, str],
-    names: Mapping[str, Name],
-    fresh: Sequence[str],
+    new: Sequence[str], wanted: Mapping[str, str], names: Mapping[str, Name], fresh: Sequence[str]
 ) -> None:
     """Raise a UserError unless what is missing is a whole part that may be new."""
     for name in new:

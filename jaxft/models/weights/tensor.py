@@ -31,11 +31,14 @@ class Span(NamedTuple):
     Attributes:
         first, width: where it begins, and how long it is.
         whole: how long the tensor is.
+        heads: into how many equal runs the tensor is cut, each of which has its share of every
+            part.
     """
 
     first: int
     width: int
     whole: int
+    heads: int = 1
 
 
 @dataclass(frozen=True)
@@ -99,15 +102,39 @@ def part_of(tensor: Tensor, span: Span, axis: int = -1) -> Tensor:
         span: which part.
         axis: along the first axis (0) or the last one (-1).
     """
-    first, width, _ = span
+    first, width, _, heads = span
     before, after = (tensor.shape[:axis], ()) if axis else ((), tensor.shape[1:])
+
+    def at(index: Index, own: slice) -> Index:
+        return (*index[:-1], own) if axis else (own, *index[1:])
 
     def read(index: Index) -> np.ndarray:
         start, stop, _ = index[axis].indices(width)
-        own = slice(first + start, first + stop)
-        return tensor.read((*index[:-1], own) if axis else (own, *index[1:]))
+        return tensor.read(at(index, slice(first + start, first + stop)))
 
-    return Tensor(tensor.file, (*before, width, *after), tensor.dtype, read)
+    def read_of_heads(index: Index) -> np.ndarray:
+        apart = np.moveaxis(tensor.read(at(index, slice(None))), axis, 0)
+        apart = apart.reshape(heads, -1, *apart.shape[1:])
+        own = apart[:, first // heads : (first + width) // heads].reshape(width, *apart.shape[2:])
+        return np.moveaxis(own[index[axis]], 0, axis)
+
+    own_read = read if heads == 1 else read_of_heads
+    return Tensor(tensor.file, (*before, width, *after), tensor.dtype, own_read)
+
+
+def joined(parts: Sequence[np.ndarray], axis: int, heads: int = 1) -> np.ndarray:
+    """Put the parts of a tensor together along an axis, in reverse of `part_of`.
+
+    Args:
+        parts: all of them, in order.
+        axis: the first (0) or the last one (-1).
+        heads: as `Span` has it.
+    """
+    if heads == 1:
+        return np.concatenate(parts, axis) if len(parts) > 1 else parts[0]
+    first = [np.moveaxis(part, axis, 0) for part in parts]
+    runs = np.concatenate([one.reshape(heads, -1, *one.shape[1:]) for one in first], axis=1)
+    return np.moveaxis(runs.reshape(-1, *runs.shape[2:]), 0, axis)
 
 
 def of_expert(name: str, number: int) -> str:

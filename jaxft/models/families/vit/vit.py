@@ -1,18 +1,20 @@
 """ViT and its kin: encoders of pre-norm blocks over the patches of an image.
 
 DeiT has a second token that learns from a teacher; DINOv2 scales each branch, may gate its MLP
-and resizes its positions to whatever image comes; its registers are tokens that nothing reads.
+and resizes its positions to whatever image comes; its registers are tokens that nothing reads. The
+encoder of a masked autoencoder is a ViT, and is read and exported as one.
 
 Source: Dosovitskiy et al. (2020), https://arxiv.org/abs/2010.11929; Touvron et al. (2020),
-https://arxiv.org/abs/2012.12877; Oquab et al. (2023), https://arxiv.org/abs/2304.07193; Darcet et
-al. (2023), https://arxiv.org/abs/2309.16588. The computation follows `transformers`'
-`modeling_vit.py`, `modeling_deit.py`, `modeling_dinov2.py`, `modeling_dinov2_with_registers.py`.
+https://arxiv.org/abs/2012.12877; He et al. (2021), https://arxiv.org/abs/2111.06377; Oquab et al.
+(2023), https://arxiv.org/abs/2304.07193; Darcet et al. (2023), https://arxiv.org/abs/2309.16588.
+The computation follows `transformers`' `modeling_vit.py`, `modeling_deit.py`, `modeling_dinov2.py`,
+`modeling_dinov2_with_registers.py`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,8 +49,10 @@ Outputs = dict[str, jax.Array]
 
 
 HEAD, SEGMENTS = "image_classification", "semantic_segmentation"
+AUTOENCODER = "vit_mae"
 MODEL_TYPES = {
     "vit": architectures("ViT", HEAD),
+    AUTOENCODER: architectures("ViT", HEAD),
     "deit": architectures("DeiT", HEAD),
     "dinov2": architectures("Dinov2", HEAD, SEGMENTS),
     "dinov2_with_registers": architectures("Dinov2WithRegisters", HEAD, SEGMENTS),
@@ -101,7 +105,7 @@ UNUSED = (
     r"pooler\..*",
     r"classifier\..*",
     r"(cls|distillation)_classifier\..*",
-    r"decoder\..*",  # of masked image modelling
+    r"decoder\..*",  # of masked image modelling, and of an autoencoder
 )
 
 
@@ -117,12 +121,22 @@ class VitNames(BareNames):
 
 
 TENSORS = VitNames(
-    {name: VIT_NAMES if name in ("vit", "deit") else DINOV2_NAMES for name in MODEL_TYPES},
+    {name: DINOV2_NAMES if name.startswith("dinov2") else VIT_NAMES for name in MODEL_TYPES},
     {HEAD: dense("classifier", "head"), SEGMENTS: dense("classifier", "head")},
     UNUSED,
     fresh=("pooler/", "head/", "embeddings/mask_token"),
     prefixes={name: f"{name}." for name in MODEL_TYPES},
 )
+
+
+def as_vit(fields: Mapping[str, Any], tensors: Iterable[str]) -> dict[str, Any]:
+    """Return a config.json, a masked autoencoder's as that of the ViT that its encoder is."""
+    del tensors
+    if fields["model_type"] != AUTOENCODER:
+        return dict(fields)
+    alone = ("architectures", "mask_ratio", "norm_pix_loss")
+    own = {n: v for n, v in fields.items() if n not in alone and not n.startswith("decoder_")}
+    return own | {"model_type": "vit"}
 
 
 def refits(
@@ -398,4 +412,10 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     return {"vision": Tower(Part(Stem(config)), blocks, Part(top))}
 
 
-FAMILY = Family("vit", Config, MODEL_TYPES, TENSORS, towers, text=False, images=True, refits=refits)
+FAMILY = Family(
+    *("vit", Config, MODEL_TYPES, TENSORS, towers),
+    text=False,
+    images=True,
+    infer_fields=as_vit,
+    refits=refits,
+)
