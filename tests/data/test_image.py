@@ -16,7 +16,7 @@ from jaxft.data.image.images import decode, load_image_processor
 from jaxft.errors import UserError
 
 MODES = ("RGB", "RGB", "L", "RGBA", "LA", "P", "1", "CMYK", "I;16")
-KINDS = ("ViT", "DeiT", "CLIP", "Bit", "Siglip")
+KINDS = ("ViT", "DeiT", "CLIP", "Bit", "Siglip", "Beit")
 
 
 def test_a_fifo_is_no_image(tmp_path):

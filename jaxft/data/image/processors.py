@@ -55,6 +55,15 @@ PROCESSORS: dict[str, dict[str, Any]] = {
         "crop_size": 224,
         "do_center_crop": True,
     },
+    "BeitImageProcessor": ALL
+    | {
+        "resample": BICUBIC,
+        "image_mean": HALF,
+        "image_std": HALF,
+        "size": {"height": 224, "width": 224},
+        "crop_size": {"height": 224, "width": 224},
+        "do_center_crop": False,
+    },
     "CLIPImageProcessor": CLIP,
     "BitImageProcessor": CLIP,
     "SiglipImageProcessor": ALL
@@ -159,6 +168,8 @@ ONLY = {
 # What an older file without the processor's name means: model_type -> processor.
 OF_MODEL = {
     "vit": "ViTImageProcessor",
+    "vit_mae": "ViTImageProcessor",
+    "beit": "BeitImageProcessor",
     "deit": "DeiTImageProcessor",
     "dinov2": "BitImageProcessor",
     "dinov2_with_registers": "BitImageProcessor",
