@@ -70,6 +70,23 @@ FILES = {
     },
     "a BERT of transformers 2": {"model_type": "bert", **ENCODER, **GENERATION},
     "huggyllama/llama-7b": {"model_type": "llama", **ENCODER, "max_sequence_length": 2048},
+    "unsloth/Llama-3.2-1B-Instruct, saved by transformers 4.48": {
+        "model_type": "llama",
+        **ENCODER,
+        "_attn_implementation_autoset": True,
+        "unsloth_fixed": True,
+        "unsloth_version": "2026.3.3",
+    },
+    "NousResearch/Yarn-Llama-2-7b-64k": {
+        "model_type": "llama",
+        **ENCODER,
+        "rope_scaling": {
+            "factor": 16.0,
+            "finetuned": True,
+            "original_max_position_embeddings": 32,
+            "type": "yarn",
+        },
+    },
     "gpt2 with settings": {
         "model_type": "gpt2",
         "n_embd": 32,

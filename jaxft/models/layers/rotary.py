@@ -34,7 +34,10 @@ NEEDED = {
 }
 OPTIONAL = {
     "dynamic": ("factor",),
-    "yarn": ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    "yarn": (
+        *("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+        "finetuned",  # a note of the first files of yarn
+    ),
     "longrope": ("short_factor", "long_factor", "factor", "attention_factor"),
 }
 EVERYWHERE = ("rope_type", "type", "rope_theta", "original_max_position_embeddings")

@@ -48,6 +48,9 @@ GENERATION = (
 HARMLESS_FIELDS = frozenset(
     (
         *GENERATION,
+        # What computed attention where the file was written.
+        *("_attn_implementation", "_attn_implementation_autoset", "attn_implementation"),
+        "_flash_attn_2_enabled",
         "_name_or_path",
         "_num_labels",  # beside the classes, in files of transformers 2 and 3
         "architectures",
@@ -82,6 +85,7 @@ HARMLESS_FIELDS = frozenset(
         "torchscript",
         "transformers.js_config",
         "transformers_version",
+        *("unsloth_fixed", "unsloth_version"),  # of its copies of Llama, Gemma and Qwen
         "use_cache",
     )
 )
