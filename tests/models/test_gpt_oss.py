@@ -69,6 +69,18 @@ def write(folder, fields, tensors) -> str:
     return str(folder)
 
 
+@pytest.mark.parametrize("none", [{}, {"rope_scaling": None}, {"rope_parameters": None}])
+def test_a_config_that_names_no_scaling_means_yarn(none, tmp_path):
+    fields = {n: value for n, value in FIELDS.items() if not n.startswith("rope_")}
+    fields |= none | {"rope_theta": 500.0}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    theirs = AutoConfig.from_pretrained(tmp_path).rope_parameters
+    described = registry.describe(tmp_path, registry.LoadOptions(), weights=False)
+    (ours,) = described.config.rotaries
+    numbers = dict(ours.numbers) | {"rope_theta": ours.theta}
+    assert {name: numbers[name] for name in theirs} == theirs
+
+
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory) -> Pair:
     folder = tmp_path_factory.mktemp("plain")

@@ -206,7 +206,6 @@ MIXTURE_SIZES = (
     *("num_experts", "num_experts_per_tok", "moe_intermediate_size", "decoder_sparse_step"),
 )
 # What gpt-oss means where its config.json says nothing of rotary embeddings.
-ROPE = {"rope_parameters", "rope_scaling"}
 YARN = {
     "rope_scaling": {
         "rope_type": "yarn",
@@ -278,8 +277,8 @@ class Config(TextConfig):
         model_type = fields["model_type"]
         defaults = COMMON | OWN[model_type]
         _check_packing(fields.get("quantization_config"))
-        if model_type == "gpt_oss" and not ROPE & set(fields):
-            fields = {**YARN, **fields}
+        if model_type == "gpt_oss" and _says_nothing_of_rope(fields):
+            fields = {**fields, **YARN}
         sizes = (*SIZES, *(name for name in MIXTURE_SIZES if name in defaults))
         if model_type == "eurobert" or (model_type == MODULE and not fields.get("is_decoder")):
             ignore = (*ignore, "is_causal")
@@ -367,6 +366,11 @@ class Config(TextConfig):
         """Return the bound of the attention scores; Gemma 3 has the field and does not read it."""
         capped = self.model_type in ("gemma2", MODULE)
         return self.fields["attn_logit_softcapping"] if capped else None
+
+
+def _says_nothing_of_rope(fields: Mapping[str, Any]) -> bool:
+    """Return whether a config.json leaves rotary scaling to its model type, by null too."""
+    return fields.get("rope_parameters") is None and not fields.get("rope_scaling")
 
 
 def _read_pooling(own: dict[str, Any], fields: Mapping[str, Any]) -> None:
