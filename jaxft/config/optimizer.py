@@ -110,11 +110,15 @@ class OptimizerSection(Section):
         """Return what a rule's numbers are, be it the section's own or that of a group.
 
         A number that the section's own rule reads is that rule's; a group's other rule has it from
-        `NUMBERS`.
+        `NUMBERS`. Of a number that it does not read, the section's default is no rule's own.
         """
-        own = NUMBERS[self.name]
+        own, fields = NUMBERS[self.name], type(self).model_fields
         ours = rule == self.name or (rule, self.name) == ("adamw", MUON)  # muon uses both rules
-        taken = {name for name in NUMBERS[rule] if ours or name not in own}
+        taken = {
+            name
+            for name in NUMBERS[rule]
+            if ours or (name not in own and getattr(self, name) != fields[name].default)
+        }
         return {n: getattr(self, n) if n in taken else v for n, v in NUMBERS[rule].items()}
 
     @property

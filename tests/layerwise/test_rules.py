@@ -263,6 +263,11 @@ def test_a_groups_rule_is_another_and_has_numbers_of_its_own():
     assert OptimizerSection(name="adamw", b1=0.5).numbers("lion") == {"b1": 0.9, "b2": 0.99}
     assert OptimizerSection(name="adamw", momentum=0.5).numbers("sgd") == {"momentum": 0.5}
     assert OptimizerSection(name="muon", b1=0.5).numbers("adamw")["b1"] == 0.5
+    # The numbers that `adamw` and `sgd` do not read have defaults that are not these rules' own.
+    assert OptimizerSection(name="adamw").numbers("muon")["momentum"] == 0.95
+    assert OptimizerSection(name="sgd").numbers("lion") == {"b1": 0.9, "b2": 0.99}
+    assert OptimizerSection(name="sgd").numbers("lamb") == {"b1": 0.9, "b2": 0.999, "eps": 1e-6}
+    assert OptimizerSection(name="sgd", b2=0.95).numbers("lion")["b2"] == 0.95
     assert OptimizerSection(name="lamb").eps == 1e-6
     gradients = gradients_at(0, LARGE)
     updates = run.step(gradients, 0.1)
