@@ -140,17 +140,24 @@ class OptimizerSection(Section):
 
 
 def check_optimizer(
-    optimizer: OptimizerSection, groups: Sequence[Any], schedule: Any, ema: Any
+    optimizer: OptimizerSection, groups: Sequence[Any], phases: Any, schedule: Any, ema: Any
 ) -> None:
     """Raise a ValueError where a rule would not do what a person means by it.
 
     Args:
-        optimizer, groups, schedule: the config's sections.
+        optimizer, groups, phases, schedule: the config's sections; phases may be a recipe's name.
         ema: its `train.ema`.
     """
+    own = [group for group in groups if not group.freeze]
     rules = [(optimizer.name, schedule)]
-    rules += [(g.optimizer, g.schedule or schedule) for g in groups if g.optimizer and not g.freeze]
+    rules += [
+        (group.optimizer or optimizer.name, group.schedule or schedule)
+        for group in own
+        if group.optimizer or group.schedule
+    ]
     named = {rule for rule, _ in rules}
+    if not isinstance(phases, str):
+        rules += [(rule, one.schedule) for rule in named for one in phases if one.schedule]
     if optimizer.adam_lr is not None and MUON not in named:
         raise ValueError("'optimizer.adam_lr' applies to muon only")
     if any(rule == SCHEDULE_FREE and moves.kind != "constant" for rule, moves in rules):

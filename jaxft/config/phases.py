@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ModelWrapValidatorHandler, model_validator
@@ -115,8 +115,15 @@ FREEZING_READERS = {
 }
 
 
-def check_freezing(phases: Any, freezing: FreezingSection, schedule: ScheduleSection) -> None:
-    """Raise a ValueError if a key would do nothing, or two keys would lower one learning rate."""
+def check_freezing(
+    phases: Any, freezing: FreezingSection, schedules: Sequence[ScheduleSection]
+) -> None:
+    """Raise a ValueError if a key would do nothing, or two keys would lower one learning rate.
+
+    Args:
+        phases, freezing: the config's sections.
+        schedules: the run's, and those that groups have of their own.
+    """
     for name, readers in FREEZING_READERS.items():
         is_set = getattr(freezing, name) != FreezingSection.model_fields[name].default
         if is_set and phases not in readers:
@@ -126,7 +133,7 @@ def check_freezing(phases: Any, freezing: FreezingSection, schedule: ScheduleSec
             "'phases: grades' needs freezing.threshold, a gradient norm: see 'Gradient norm' in "
             "the report of a run without it"
         )
-    if phases == "freeze_out" and schedule.kind != "constant":
+    if phases == "freeze_out" and any(one.kind != "constant" for one in schedules):
         raise ValueError(
             "'phases: freeze_out' lowers each layer's learning rate to zero itself: "
             "set schedule.kind to constant"

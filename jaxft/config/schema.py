@@ -235,8 +235,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Config:
-        check_freezing(self.phases, self.freezing, self.schedule)
-        check_optimizer(self.optimizer, self.groups, self.schedule, self.train.ema)
+        own = [group.schedule for group in self.groups if group.schedule and not group.freeze]
+        check_freezing(self.phases, self.freezing, [self.schedule, *own])
+        recipe = self.groups, self.phases, self.schedule
+        check_optimizer(self.optimizer, *recipe, self.train.ema)
         check_fused(self)
         check_sampling(self)
         if self.model.router_aux_loss_coef is not None and self.task.kind != "causal_lm":

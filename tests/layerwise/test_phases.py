@@ -217,6 +217,21 @@ def test_freezing_that_nothing_reads(folder):
         config_of(folder, freezing={"power": 1})
     with pytest.raises(UserError, match=r"set schedule\.kind to constant"):
         config_of(folder, "freeze_out", schedule={"kind": "linear"})
+    falling = [{"name": "head", "match": "head/.*", "schedule": {"kind": "linear"}}]
+    with pytest.raises(UserError, match=r"set schedule\.kind to constant"):
+        config_of(folder, "freeze_out", groups=falling)
+    config_of(folder, "freeze_out", groups=[falling[0] | {"freeze": True}])
+
+
+@pytest.mark.parametrize("where", ["groups", "phases"])
+def test_a_schedule_free_rate_falls_nowhere(folder, where):
+    linear, averaged = {"kind": "linear"}, {"name": "schedule_free_adamw"}
+    part = {"groups": {"name": "head", "match": "head/.*"}, "phases": {"until": "100%"}}[where]
+    with pytest.raises(UserError, match=r"set schedule\.kind to constant"):
+        config_of(
+            folder, **{"phases": [], where: [part | {"schedule": linear}]}, optimizer=averaged
+        )
+    config_of(folder, **{"phases": [], where: [part]}, optimizer=averaged)
 
 
 def test_a_phase_that_trains_frozen_groups_only(folder):
