@@ -14,7 +14,7 @@ from jaxft.config.load import Config, changed_values, check_resume, parse_config
 from jaxft.data.batching.plans import Layout
 from jaxft.device.distributed import from_first
 from jaxft.engine.initial_state import abstract_state, ever_trained
-from jaxft.engine.length import resolve_length
+from jaxft.engine.length import Length, resolve_length
 from jaxft.engine.remat import phase_after, phase_setups
 from jaxft.engine.setup import PhaseSetup, Setup, build, with_config
 from jaxft.engine.state import TrainState
@@ -83,6 +83,7 @@ def set_up(config: Config, console: Console, *, resume: bool, overwrite: bool) -
         before = with_config(replace(setup, length=length), earlier).phases
         saved = from_first(lambda: latest_of(run, setup) if run.checkpoints.exists() else None)
         check_phases(before, setup.phases, saved or 0)
+        check_periods(length, setup.length, saved or 0)
     return Start(config, setup, changed_values(earlier, config), finished)
 
 
@@ -113,6 +114,24 @@ def check_phases(before: Sequence[Phase], now: Sequence[Phase], step: int) -> No
         "Restore the length, or train an export of this run under another run.name; phases whose "
         "'until' is in steps do not move.",
     )
+
+
+def check_periods(before: Length, now: Length, step: int) -> None:
+    """Raise a UserError where the periods of sampled blocks are others in a run of another length.
+
+    Args:
+        before: the durations that the run has been trained with.
+        now: those of its new length.
+        step: of its state, 0 where there is none.
+    """
+    if step and before.sample_every != now.sample_every:
+        raise UserError(
+            f"train.length moves sampling.every from {before.sample_every:,} to "
+            f"{now.sample_every:,} steps, and the blocks that train at step {step:,} are those of "
+            "the old periods.",
+            "Restore the length, or train an export of this run under another run.name; a "
+            "sampling.every in steps or epochs does not move.",
+        )
 
 
 def latest_of(run: RunFolder, setup: Setup) -> int | None:

@@ -18,6 +18,7 @@ from jaxft.engine.cost import batch_shapes, gradient_flops
 from jaxft.engine.initial_state import abstract_state, load_params
 from jaxft.engine.setup import Setup, build, objective_of
 from jaxft.engine.trained import open_checkpoints, open_trained
+from jaxft.errors import UserError
 from jaxft.planning.plan import plan
 from jaxft.runs.folder import open_run
 from jaxft.training.sampling.program import sampled_run
@@ -179,6 +180,20 @@ def test_a_run_stopped_in_a_period_goes_on_bit_for_bit(sampling, checkpoint, tmp
     actual = final_params(config)
     for name, value in expected.items():
         np.testing.assert_array_equal(actual[name], value, err_msg=name)
+
+
+def test_a_longer_run_whose_periods_move_is_refused(checkpoint, tmp_path):
+    sampling = {"method": "badam", "every": "25%"}
+    short, longer = (
+        sampled_config(tmp_path, checkpoint, sampling, train={"length": length, "log_every": 1})
+        for length in ("4 steps", "12 steps")
+    )
+    train(short, quiet=True)
+    sentence = (
+        r"train\.length moves sampling\.every from 1 to 3 steps, and the blocks that train at"
+    )
+    with pytest.raises(UserError, match=sentence):
+        train(longer, resume=True, quiet=True)
 
 
 def test_kept_moments_differ_from_fresh_ones(checkpoint, tmp_path):
