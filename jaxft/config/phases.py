@@ -25,7 +25,8 @@ class PhaseSection(Section):
     )
     lr: float | None = may_change(None, "peak learning rate in place of optimizer.lr", ge=0)
     schedule: ScheduleSection | None = may_change(
-        None, "a schedule over the phase's own steps, in place of that of the whole run"
+        None,
+        "a schedule over the phase's own steps, in place of those of the whole run and of groups",
     )
     rewarm: DurationKey = may_change(
         Duration(0, "steps"), "length of a new warmup at the start of the phase"
