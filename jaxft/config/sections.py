@@ -168,8 +168,12 @@ def _devices(size: int) -> int:
 
 
 def _spelled_out(written: Any) -> Any:
-    """Read `mesh: auto` as `mesh: {layout: auto}`."""
-    return {"layout": "auto"} if written == "auto" else written
+    """Read `mesh: auto` as `mesh: {layout: auto}`, and `{fsdp: -1}` as that with one replica."""
+    if written == "auto":
+        return {"layout": "auto"}
+    if isinstance(written, dict) and "data" not in written and -1 in written.values():
+        return written | {"data": written.get("slices", 1)}  # one in each slice
+    return written
 
 
 class MeshSection(Section):
@@ -182,7 +186,8 @@ class MeshSection(Section):
     )
     data: Annotated[int, AfterValidator(_devices)] = may_change(
         -1,
-        "replicas, each with a part of the batch; -1 is all remaining devices",
+        "replicas, each with a part of the batch; -1 is all remaining devices; where it is not set "
+        "and another axis is -1, there is one, or one per slice",
         unit="devices",
         ge=-1,
     )

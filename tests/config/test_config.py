@@ -128,6 +128,12 @@ def test_yaml_is_read_as_people_mean_it():
     assert lines[("b",)] == 2
 
 
+def test_the_axis_that_takes_all_devices_leaves_one_replica_per_slice(write):
+    for override, data in (("mesh={fsdp: -1}", 1), ("mesh={tensor: -1, slices: 2}", 2)):
+        mesh = load_config(write(MINIMAL), [override]).mesh
+        assert (mesh.data, -1 in (mesh.fsdp, mesh.tensor)) == (data, True)
+
+
 def test_dump_and_yaml_give_the_config_back(write):
     config = load_config(write(FULL), ["data.where={a: '5e-5', b: ['no', 1, 2.5, true, '010']}"])
     assert parse_config(config.dump()) == config
@@ -422,8 +428,8 @@ def test_mistakes_in_a_file(write, old, new, sentence):
             "group 'trunk' needs exactly one of 'match', 'depth' and 'select'.",
         ),
         (
-            "mesh.fsdp=-1",
-            "'mesh.fsdp=-1' on the command line: mesh: "
+            "mesh={fsdp: -1, tensor: -1}",
+            "'mesh={fsdp: -1, tensor: -1}' on the command line: mesh: "
             "only one axis of the mesh can be -1 (all remaining devices).",
         ),
         (
