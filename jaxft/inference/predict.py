@@ -40,6 +40,8 @@ def predict(
         UserError: the folder is neither, a checkpoint has no trained head of the task, or an input
             is invalid.
     """
+    if isinstance(inputs, str):
+        raise UserError("predict: the inputs are one text, not several.", "Put it into a list.")
     predictor = open_predictor(run, ROWS, which, task)
     rows = predictor.bound.rows_from_input(inputs)
     chunks = iter(lambda: list(islice(rows, ROWS)), [])

@@ -7,6 +7,8 @@ from typing import Any
 
 from jaxft.layerwise.block_types import TYPE_PRESETS, type_multipliers
 
+DEPTH_PRESETS = ("timm", "mae", "electra", "ulmfit")
+
 
 def preset_multipliers(
     preset: str,

@@ -67,11 +67,14 @@ def find_owners(
         only: the parameters that groups are made of; all others are of `base`. None for all.
 
     Raises:
-        UserError: a pattern or depth range matches nothing, or a group owns nothing.
+        UserError: a pattern or depth range matches nothing, a group owns nothing, or two have one
+            name.
     """
     owner: dict[str, str] = {}
     for index, group in enumerate(groups):
         where = f"groups[{index}] ({group.name})"
+        if group.name in {other.name for other in groups[:index]}:
+            raise UserError(f"{where}: a group above it has this name too.", "Rename one of them.")
         matched = _matched(group, names, depths, where)
         if only is not None:
             if group.name == BASE:

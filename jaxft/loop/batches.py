@@ -94,6 +94,8 @@ def batches(
     Raises:
         UserError: there is no text, there are fewer labels than texts, or a text is no string.
     """
+    if isinstance(texts, str):
+        raise UserError("batches: the texts are one text, not several.", "Put it into a list.")
     if not len(texts):
         raise UserError("batches: there is no text.")
     for name, column in (("labels", labels), ("pairs", pairs)):
@@ -105,6 +107,11 @@ def batches(
     longest = max(len(ids) for ids in encoded.ids)
     plan = TrainPlan(np.ones(len(texts), np.int64), seed, batch_size, 1, 1)
     values = None if labels is None else np.asarray(labels)
+    if values is not None and values.dtype.kind not in "biuf":
+        raise UserError(
+            f"batches: a label is {values.flat[0]!r}, which is no number.",
+            "Pass the number of its class: names.index(label).",
+        )
     if values is not None:
         values = values.astype(np.float32 if values.dtype.kind == "f" else np.int32)
     typed = any(types.any() for types in encoded.type_ids)

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxft.errors import UserError
+from jaxft.layerwise.block_types import TYPE_PRESETS
+from jaxft.layerwise.depth import DEPTH_PRESETS
 from jaxft.layerwise.groups import Group
 from jaxft.layerwise.optimizer import make_optimizer, rules_of
 from jaxft.layerwise.rules import descends
@@ -45,9 +47,12 @@ def layer_table(
         only: the names that may train, as for an adapter; None for all.
 
     Raises:
-        UserError: a pattern or depth range that matches nothing, a group that owns nothing, or
-            nothing left to train.
+        UserError: a pattern or depth range that matches nothing, a group that owns nothing, two
+            groups of one name, a preset that is none of these, or nothing left to train.
     """
+    known = (*DEPTH_PRESETS, *TYPE_PRESETS)
+    if preset not in known:
+        raise UserError(f"layer_table: the preset is '{preset}'.", f"Known: {', '.join(known)}.")
     names = natural_order(model.params)
     skipped = [n for pattern in no_decay or () for n in select(pattern, names, "no_decay")]
     return build_table(
@@ -100,7 +105,8 @@ def optimizer(
         A transformation of the trainable leaves alone: name -> array.
 
     Raises:
-        UserError: a group names a rule that is not there, or a schedule that is no function.
+        UserError: a group names a rule that is not there, or a schedule that is no function; or a
+            rule descends by itself, as `optax.adam(1e-3)` does, and would ascend here.
     """
     by_name = rule if isinstance(rule, Mapping) else {DEFAULT: rule}
     if missing := rules_of(table) - by_name.keys():
@@ -108,6 +114,8 @@ def optimizer(
             f"optimizer: the table names the rule '{min(missing)}', which is not given.",
             f"Pass {{'{DEFAULT}': ..., '{min(missing)}': ...}} as the rule.",
         )
+    for name, one in by_name.items():
+        _require_direction(name, one)
     rules = {name: descends(one) for name, one in by_name.items()}
     inner = make_optimizer(table, rules, clip)
     multipliers, decays = table.multipliers(), table.weight_decays(weight_decay)
@@ -147,6 +155,20 @@ def optimizer(
         return updates, OptimizerState(state.step + 1, groups)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _require_direction(name: str, rule: optax.GradientTransformation) -> None:
+    """Raise a UserError for a rule that answers a gradient of ones with negative numbers."""
+    ones = {"kernel": jnp.ones((2, 2))}
+    try:
+        directions, _ = rule.update(ones, rule.init(ones), ones)
+    except Exception:  # it needs more than a gradient, or other leaves: nothing is known of it
+        return
+    if bool(jnp.all(directions["kernel"] < 0)):
+        raise UserError(
+            f"optimizer: the rule '{name}' descends by itself, with a learning rate of its own.",
+            "Pass its direction alone: optax.scale_by_adam() in place of optax.adam(1e-3).",
+        )
 
 
 def _function(schedule: Schedule | Multiplier | None) -> Multiplier:

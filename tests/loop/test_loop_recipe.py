@@ -98,3 +98,8 @@ def test_what_a_person_may_get_wrong():
         jaxft.Group("both", match=".*", depth=(0, 1))
     with pytest.raises(jaxft.UserError, match=r"\(2, 1\) is not \(lowest, highest\)"):
         jaxft.Group("down", depth=(2, 1))
+    twice = jaxft.Group("top", match="top/.*"), jaxft.Group("top", match="low/.*", freeze=True)
+    with pytest.raises(jaxft.UserError, match=r"groups\[1\] \(top\): a group above it has this"):
+        make_table(*twice)
+    with pytest.raises(jaxft.UserError, match="the rule 'default' descends by itself"):
+        jaxft.optimizer(make_table(), optax.adam(1e-3))

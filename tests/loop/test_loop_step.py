@@ -57,6 +57,20 @@ def test_batches_are_every_text_once_an_epoch(model):
     np.testing.assert_array_equal(again["input_ids"], made[4]["input_ids"])
     with pytest.raises(jaxft.UserError, match="20 texts and 3 labels"):
         jaxft.batches(model, TEXTS, LABELS[:3], batch_size=8)
+    with pytest.raises(jaxft.UserError, match="the texts are one text"):
+        jaxft.batches(model, TEXTS[0], batch_size=8)
+    with pytest.raises(jaxft.UserError, match="which is no number"):
+        jaxft.batches(model, TEXTS[:2], ["good", "bad"], batch_size=2)
+
+
+def test_a_preset_that_is_none_is_no_plain_decay(model):
+    with pytest.raises(jaxft.UserError, match="the preset is 'auto_rgn'"):
+        jaxft.layer_table(model, layer_decay=0.5, preset="auto_rgn", lr=0.1)
+
+
+def test_one_text_is_not_predicted_letter_by_letter():
+    with pytest.raises(jaxft.UserError, match="the inputs are one text"):
+        next(jaxft.predict("runs/any", "a bright film"))
 
 
 def test_a_step_is_plain_descent_of_the_trainable_leaves(model):
