@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from functools import cache
@@ -18,16 +18,19 @@ from rich.text import Text
 
 from jaxft.config.tasks import task_sections
 from jaxft.errors import UserError, nearest
+from jaxft.models.families.clip.clip import POOLED, TOWERS
+from jaxft.models.families.encoder_decoder.config import DECODERS, ENCODERS
 from jaxft.models.family import Family
 from jaxft.models.generate.decode import WRITES
 from jaxft.models.load import HEADLESS, IMAGE_GENERATION, LoadOptions, Model, describe, families
 from jaxft.models.weights.source import config_folder, read_config
 from jaxft.numbers import count
 
-# What two checkpoints together can be trained for, and how a config names them.
-IN_PAIRS = {
-    "contrastive": "contrastive (model.checkpoint: {vision, text})",
-    "captioning": "captioning and seq2seq (model.checkpoint: {encoder, decoder})",
+# What two checkpoints together can be trained for: the model types of each, as a config names them.
+IN_PAIRS: Mapping[str, Mapping[str, Collection[str]]] = {
+    "contrastive": {"vision": POOLED["vision_config"], "text": POOLED["text_config"]},
+    "captioning": {"encoder": ENCODERS["vision-encoder-decoder"], "decoder": DECODERS},
+    "seq2seq": {"encoder": ENCODERS["encoder-decoder"], "decoder": DECODERS},
 }
 
 
@@ -146,9 +149,20 @@ class Abilities:
         exports = Table("task.kind", "exported as", box=box.SIMPLE_HEAD)
         for kind, architecture in self.trains.items():
             exports.add_row(kind, architecture)
-        pairs = [kind for kind in IN_PAIRS if kind in self.not_trained]
-        note = f"With a second checkpoint: {'; '.join(IN_PAIRS[kind] for kind in pairs)}."
-        return Group(table, exports, Text(note if pairs else "", style="dim"))
+        pairs = [
+            f"{kind} (model.checkpoint: {{{', '.join(IN_PAIRS[kind])}}}, as {' or '.join(parts)})"
+            for kind in IN_PAIRS
+            if kind in self.not_trained and (parts := parts_of_pair(kind, self.model_type))
+        ]
+        note = f"With a second checkpoint: {'; '.join(pairs)}." if pairs else ""
+        return Group(table, exports, Text(note, style="dim"))
+
+
+def parts_of_pair(kind: str, model_type: str) -> list[str]:
+    """List the parts that a checkpoint of this type can be in a pair for a kind of task."""
+    image, *_, text = TOWERS.get(model_type, (model_type, model_type))
+    own = {"vision": image, "text": text, "encoder": image, "decoder": model_type}
+    return [part for part, known in IN_PAIRS[kind].items() if own[part] in known]
 
 
 def _number(name: str, value: int) -> str:

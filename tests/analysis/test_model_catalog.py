@@ -7,7 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from jaxft.analysis.model_catalog import entries, inspect_checkpoint, task_heads
+from jaxft.analysis.model_catalog import (
+    IN_PAIRS,
+    entries,
+    inspect_checkpoint,
+    parts_of_pair,
+    task_heads,
+)
 from jaxft.cli.main import main
 from jaxft.config.tasks import task_sections
 from jaxft.models.load import HEADLESS, LoadOptions, describe, families
@@ -101,7 +107,24 @@ def test_a_checkpoint_without_its_weights(capsys, tmp_path):
     text = printed(capsys, "models", str(folder))
     assert "loads" in text
     assert "BertForTokenClassification" in text
+    assert " ".join(text.split()).endswith(
+        "With a second checkpoint: contrastive (model.checkpoint: {vision, text}, as text); "
+        "captioning (model.checkpoint: {encoder, decoder}, as decoder); "
+        "seq2seq (model.checkpoint: {encoder, decoder}, as encoder or decoder)."
+    )
     assert [path.name for path in folder.iterdir()] == ["config.json"], "nothing was written"
+
+
+def test_a_pair_is_named_of_types_that_make_one():
+    types = ("vit", "clip", "siglip2", "gpt2", "llama", "DiTTransformer2DModel")
+    assert {kind: [parts_of_pair(pair, kind) for pair in IN_PAIRS] for kind in types} == {
+        "vit": [["vision"], ["encoder"], []],
+        "clip": [["vision", "text"], ["encoder"], []],
+        "siglip2": [[], [], []],
+        "gpt2": [[], ["decoder"], ["decoder"]],
+        "llama": [[], [], []],
+        "DiTTransformer2DModel": [[], [], []],
+    }
 
 
 def test_a_causal_model_generates(tmp_path):
