@@ -1,6 +1,7 @@
 """A config: what it accepts, what it says of a mistake, and what a resumed run may change."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -216,6 +217,21 @@ def test_what_other_tools_call_a_key_is_one_of_ours():
     known = {key.name for key in describe_keys()}
     assert set(ALIASES.values()) <= known
     assert not known & set(ALIASES)
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("output_dir=out", "run.name"),  # more like `optimizer`
+        ("smoothing=0.1", "task.label_smoothing"),  # more like `sampling`
+        ("task.label_column=y", "task.label"),  # more like `task.label_smoothing`
+        ("optimizer.betas=[0.9, 0.95]", "optimizer.b1"),  # more like `optimizer.moments`
+        ("adapter.target_modules=[query]", "adapter.match"),
+    ],
+)
+def test_a_name_of_another_tool_leads_to_the_key_of_its_meaning(write, override, key):
+    with pytest.raises(UserError, match=f"Did you mean '{re.escape(key)}'"):
+        load_config(write(MINIMAL), [override])
 
 
 @pytest.mark.parametrize(
