@@ -128,7 +128,7 @@ def _note_lines(
 ) -> None:
     """Record the line of every key below `node` in `lines`; a duplicate key is an error.
 
-    A node that several aliases share is visited once.
+    A key that is a number becomes its text. A node that several aliases share is visited once.
     """
     if id(node) in visited:
         return
@@ -141,6 +141,8 @@ def _note_lines(
         first: dict[str, int] = {}
         for name, value in node.value:
             line = name.start_mark.line + 1
+            if name.tag == "tag:yaml.org,2002:int":  # a class that the data names by a number
+                name.tag = "tag:yaml.org,2002:str"
             if name.tag != "tag:yaml.org,2002:str":
                 shown = f"'{name.value}'" if isinstance(name, yaml.ScalarNode) else "a list or map"
                 raise UserError(

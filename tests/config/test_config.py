@@ -129,6 +129,15 @@ def test_yaml_is_read_as_people_mean_it():
     assert lines[("b",)] == 2
 
 
+def test_a_class_of_a_number_has_a_weight_without_quotes(write):
+    text = MINIMAL.replace(
+        "text_classification", "text_classification, class_weights: {0: 1, 01: 5}"
+    )
+    assert load_config(write(text)).task.class_weights == {"0": 1, "01": 5}
+    override = load_config(write(MINIMAL), ["task.class_weights={1: 2.5}"])
+    assert override.task.class_weights == {"1": 2.5}
+
+
 def test_the_axis_that_takes_all_devices_leaves_one_replica_per_slice(write):
     for override, data in (("mesh={fsdp: -1}", 1), ("mesh={tensor: -1, slices: 2}", 2)):
         mesh = load_config(write(MINIMAL), [override]).mesh
@@ -489,7 +498,8 @@ def test_files_that_are_no_config(write, tmp_path):
     assert mistake(write("")).startswith("c.yaml is empty.")
     assert mistake(write("- 1\n")).startswith("c.yaml holds a list, not keys.")
     assert mistake(write("a: &x [*x]\n")).startswith("c.yaml, line 1: unknown key 'a'.")
-    assert mistake(write("1: a\n")) == "c.yaml, line 1: '1' cannot name a key. Put it in quotes."
+    assert mistake(write("true: a\n")).endswith("'true' cannot name a key. Put it in quotes.")
+    assert mistake(write("1: a\n")).startswith("c.yaml, line 1: unknown key '1'. Known: run, ")
     assert mistake(write("? [a]\n: b\n")).startswith("c.yaml, line 1: a list or map cannot name")
     assert mistake(write("!!python/object:os.system {}\n")).startswith("c.yaml, line 1 is not YAML")
     assert mistake(write("a: !!timestamp x\n")).startswith("c.yaml, line 1 is not YAML")
