@@ -225,6 +225,18 @@ def test_group_table():
     assert "7.2 M of 22.7 M parameters train; a step takes 193 GFLOP, 37.9% saved" in text
 
 
+def test_a_long_name_cuts_no_number():
+    table = layer_table(1e-4)
+    name, other = "attention-projections-upper", table["groups"][0]["name"]
+    for one in table["groups"]:
+        one["schedule"] = "slanted_triangular"
+        one["name"] = name if one["name"] == other else one["name"]
+    for one in table["rows"]:
+        one["group"] = name if one["group"] == other else one["group"]
+    text = printed(group_table(table)) + printed(depth_table(table))  # neither has an ellipsis
+    assert all(number in text for number in ("149 k", "5e-4", "1.2 MB", "15.5 M"))
+
+
 def test_depth_table():
     lines = printed(depth_table(layer_table(1e-4))).splitlines()
     parts = [line.split()[1] for line in lines if line.strip()[:1].isdigit()]

@@ -193,9 +193,14 @@ def _table(title: str | None, columns: Sequence[tuple[str, Any]]) -> Table:
     name = Text(title, "bold") if title else None
     table = Table(title=name, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column, justify in columns:
-        # Long lists wrap; what is counted never does.
-        wraps = column in ("which", "labels")
-        table.add_column(column, justify=justify, no_wrap=not wraps)
+        # Names and long lists wrap, and leave counts their room; counts and bars never do.
+        wraps = bool(column) and justify == "left"
+        table.add_column(
+            column,
+            justify=justify,
+            no_wrap=not wraps,
+            overflow="fold" if wraps else "ellipsis",
+        )
     table.show_header = any(column for column, _ in columns)
     return table
 
