@@ -235,6 +235,11 @@ def test_a_long_name_cuts_no_number():
         one["group"] = name if one["group"] == other else one["group"]
     text = printed(group_table(table)) + printed(depth_table(table))  # neither has an ellipsis
     assert all(number in text for number in ("149 k", "5e-4", "1.2 MB", "15.5 M"))
+    narrow = Console(file=io.StringIO(), width=60)
+    narrow.print(group_table(table))
+    text = narrow.file.getvalue()
+    assert "…" not in text
+    assert row(text, "group")  # no column is left out either
 
 
 def test_depth_table():

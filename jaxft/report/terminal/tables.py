@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -193,14 +193,9 @@ def _table(title: str | None, columns: Sequence[tuple[str, Any]]) -> Table:
     name = Text(title, "bold") if title else None
     table = Table(title=name, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column, justify in columns:
-        # Names and long lists wrap, and leave counts their room; counts and bars never do.
-        wraps = bool(column) and justify == "left"
-        table.add_column(
-            column,
-            justify=justify,
-            no_wrap=not wraps,
-            overflow="fold" if wraps else "ellipsis",
-        )
+        # The widest columns wrap first, which are names and lists: nothing is cut but bars.
+        overflow: Literal["fold", "ellipsis"] = "fold" if column else "ellipsis"
+        table.add_column(column, justify=justify, no_wrap=not column, overflow=overflow)
     table.show_header = any(column for column, _ in columns)
     return table
 
