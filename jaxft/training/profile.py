@@ -35,6 +35,15 @@ def parse_steps(text: str) -> tuple[int, int]:
     return first, last
 
 
+def check_steps(steps: tuple[int, int] | None, total: int) -> None:
+    """Raise a UserError for a trace that would begin after the run's last step."""
+    if steps is not None and steps[0] > total:
+        raise UserError(
+            f"--profile: the run ends at step {total:,}, before step {steps[0]:,}.",
+            "Name earlier steps.",
+        )
+
+
 class Profile:
     """Trace of some steps of a run, recorded by the first process.
 

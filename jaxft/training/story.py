@@ -38,7 +38,7 @@ from jaxft.training.log import IN_FLIGHT, Log, earlier_events, find_trackers, lo
 from jaxft.training.metadata import batch_line, phase_line, rates_json, run_json, table_json
 from jaxft.training.phase import Phases, PhaseStep, make_phase_step
 from jaxft.training.preflight import compare_setup, join_processes
-from jaxft.training.profile import Profile, Times
+from jaxft.training.profile import Profile, Times, check_steps
 from jaxft.training.result import final_result, not_finite
 from jaxft.training.resume import (
     change_line,
@@ -90,6 +90,7 @@ def train(
     if begin.finished is not None:
         console.print(finished_line(begin), highlight=False)
         return Run(place(run_path(config.run.name, config.run.dir)))
+    check_steps(profile, setup.length.total_steps)
     metric, forgetting = best_metric(setup.config, setup.task), open_forgetting(config, setup)
     phases = phase_setups(setup)
     chosen, trunks = widest(phases), plan_trunks(setup, phases)

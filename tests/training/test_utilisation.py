@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import jaxft
 from jaxft.cli.main import main
 from jaxft.config.load import parse_config
 from jaxft.device.chips import Chip
@@ -107,6 +108,13 @@ def test_the_traced_steps_are_in_the_run_folder(told):
 def test_steps_that_make_no_sense_are_one_sentence(text):
     with pytest.raises(UserError, match=f"--profile: '{text}' is not a first and a last step"):
         parse_steps(text)
+
+
+def test_a_trace_behind_the_last_step_is_one_sentence(tmp_path):
+    config = tiny_config(tmp_path, train={"length": 2})
+    with pytest.raises(UserError, match="--profile: the run ends at step 2, before step 10"):
+        jaxft.train(config, profile=(10, 20), quiet=True)
+    assert not (tmp_path / "runs" / config.run.name).exists(), "nothing was written"
 
 
 def test_a_chip_that_no_table_has_tells_no_share(tmp_path):
