@@ -12,8 +12,8 @@ from scipy.optimize import linear_sum_assignment
 from transformers import YolosConfig
 from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
 
-from jaxft.data.image.images import ImageProcessor
-from jaxft.data.image.tiles import absolute, cut, relative, unlike, within
+from jaxft.data.image.images import ImageProcessor, decode, to_rgb
+from jaxft.data.image.tiles import absolute, cut, cut_image, relative, unlike, within
 from jaxft.data.sources.open import open_source
 from jaxft.errors import UserError
 from jaxft.metrics.boxes import box_scores
@@ -242,7 +242,7 @@ def test_pieces_cover_a_picture_and_boxes_come_back():
         assert top + height <= 250
         covered[top : top + height, left : left + width] += 1
     assert covered.min() == 1
-    assert cut(size, (64, 64), None, 0.25).tolist() == [[0, 0, 410, 410]]
+    assert cut(size, (64, 64), None, 0.25).tolist() == [[0, 0, 410, 250]]
     assert cut((30, 20), (64, 128), 40, 0.25).tolist() == [[0, 0, 80, 40]]
     boxes = np.array([[105, 60, 130, 90], [80, 60, 101, 90], [0, 0, 20, 20]], float)
     shown, kept = within(boxes, np.array([100, 50, 100, 100]))
@@ -420,6 +420,30 @@ def test_images_of_other_modes_are_read_as_rgb(mode, tmp_path):
     (tmp_path / "boxes.csv").write_text(f"{head}a.tif,1,1,9,9,tree\n")
     batch = read(open_source(f"boxes:{tmp_path / 'boxes.csv'}"), 5).collate(np.array([[0]]), 1)
     np.testing.assert_allclose(batch["pixel_values"][0, :, :9, :9], 1.0, atol=0.02)
+
+
+def test_a_whole_image_is_read_as_the_exports_processor_reads_it(tmp_path):
+    """The proportions of 40 x 30 pixels change to those of the model, and the boxes with them."""
+    source = write_boxes(tmp_path, ("a.png", 10, 15, 30, 30, "tree"))
+    noise = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    batch = read(source, 5).collate(np.array([[0]]), 1)
+    expected = PROCESSOR(decode(tmp_path / "a.png"))
+    np.testing.assert_array_equal(batch["pixel_values"][0], expected)
+    np.testing.assert_allclose(batch["boxes"][0, 0], [0.5, 0.75, 0.5, 0.5])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "L"])
+@pytest.mark.parametrize("window", [(-5, -4, 20, 20), (30, 20, 20, 20), (50, 0, 5, 5)])
+def test_beyond_the_edge_of_an_image_it_is_black(mode, window):
+    """Pillow's own filling is transparent in some modes, which becomes white."""
+    left, top, width, height = window
+    shown = np.asarray(to_rgb(cut_image(Image.new("RGB", (40, 30), "red").convert(mode), window)))
+    inside = np.zeros((30 + 40, 40 + 40), bool)
+    inside[10:40, 10:50] = True  # moved by 10 to each side
+    own = inside[10 + top : 10 + top + height, 10 + left : 10 + left + width]
+    assert shown.shape == (height, width, 3)
+    np.testing.assert_array_equal(shown.any(2), own)
 
 
 def test_a_broken_image_is_named(tmp_path):

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from PIL import Image
+
+from jaxft.data.image.images import to_rgb
 
 LEAST_VISIBLE = 0.3  # of a box's area has to lie in a piece for the box to be learned there
 
@@ -12,20 +17,19 @@ def cut(
 ) -> np.ndarray:
     """Return the pieces of a picture: `[P, 4]` left, top, width and height in its pixels.
 
-    A piece may reach over the right and bottom edge of the picture, which is black there.
+    A tile may reach over the right and bottom edge of the picture, which is black there.
 
     Args:
         size: height and width of the picture.
-        shape: height and width of what the model takes: a piece has that proportion.
-        tile: height of a piece in the picture's pixels; None takes the picture whole.
+        shape: height and width of what the model takes: a tile has that proportion.
+        tile: height of a piece in the picture's pixels; None takes the picture whole, whose
+            proportion changes when it is resized, as the image processor of an export does it.
         overlap: the share of a piece that the next one has too.
     """
     height, width = size
-    ratio = shape[1] / shape[0]
     if tile is None:
-        high = max(height, int(np.ceil(width / ratio)))
-        return np.array([[0, 0, round(high * ratio), high]])
-    wide = round(tile * ratio)
+        return np.array([[0, 0, width, height]])
+    wide = round(tile * shape[1] / shape[0])
     places = [
         (left, top, wide, tile)
         for top in _starts(height, tile, overlap)
@@ -40,6 +44,22 @@ def _starts(length: int, tile: int, overlap: float) -> list[int]:
         return [0]
     count = int(np.ceil((length - tile) / max(tile * (1 - overlap), 1))) + 1
     return np.linspace(0, length - tile, count).round().astype(int).tolist()
+
+
+def cut_image(image: Image.Image, rectangle: Sequence[int]) -> Image.Image:
+    """Cut a piece out of an image: left, top, width and height; beyond the edges it is black.
+
+    Where it reaches over one, it is in RGB: Pillow's own filling is transparent in some modes, and
+    any color of a palette in others.
+    """
+    left, top, width, height = rectangle
+    box = max(left, 0), max(top, 0), min(left + width, image.width), min(top + height, image.height)
+    if box == (left, top, left + width, top + height):
+        return image.crop(box)
+    piece = Image.new("RGB", (width, height))
+    if box[0] < box[2] and box[1] < box[3]:
+        piece.paste(to_rgb(image.crop(box)), (box[0] - left, box[1] - top))
+    return piece
 
 
 def within(boxes: np.ndarray, piece: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from jaxft.data.image.augment_boxes import BoxAugmentation, augment_boxes, shown_in
 from jaxft.data.image.images import ImageProcessor, decode
-from jaxft.data.image.tiles import areas, cut, relative, within
+from jaxft.data.image.tiles import areas, cut, cut_image, relative, within
 from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.data.sources.source import Source
 from jaxft.errors import UserError
@@ -130,11 +130,7 @@ class PieceExamples(DecodedExamples):
 
     def _shown(self, picture: int, view: np.ndarray) -> Image.Image:
         """Return what a window shows of an image; black beyond its edge."""
-        left, top, width, height = (int(one) for one in view)
-        image = opened(self.source, picture, self.column)
-        if image.mode in ("P", "PA"):  # a palette need not have black for the area beyond the edge
-            image = image.convert("RGBA" if "transparency" in image.info else "RGB")
-        return image.crop((left, top, left + width, top + height))
+        return cut_image(opened(self.source, picture, self.column), [int(one) for one in view])
 
 
 def opened(source: Source, picture: int, column: str) -> Image.Image:

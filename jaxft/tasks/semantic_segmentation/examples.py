@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from jaxft.data.image.images import ImageProcessor
-from jaxft.data.image.tiles import cut
+from jaxft.data.image.tiles import cut, cut_image
 from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.data.sources.source import Source
 from jaxft.tasks.object_detection.boxes import opened
@@ -19,7 +19,6 @@ from jaxft.tasks.semantic_segmentation.masks import (
     MaskAugmentation,
     MaskReading,
     check_size,
-    cut_image,
     cut_mask,
     read_mask,
     shaped,
@@ -170,8 +169,7 @@ def read_examples(
         size = size_of(source, number, row[columns[0]])
         if reading is not None:
             check_size(source, number, row[columns[1]], size)
-        whole = np.array([[0, 0, size[1], size[0]]])
-        own = whole if tile is None else cut(size, processor.size, tile, overlap)
+        own = cut(size, processor.size, tile, overlap)
         sizes.append(size)
         pieces.append(np.insert(own, 0, number, axis=1))
     return MaskExamples(

@@ -115,16 +115,6 @@ def _classes_of(image: Image.Image, where: str, reading: MaskReading) -> np.ndar
     return reading.ids(np.asarray(image), where)
 
 
-def cut_image(image: Image.Image, rectangle: Sequence[int]) -> Image.Image:
-    """Cut a piece out of an image: left, top, width and height; beyond the edges it is black."""
-    left, top, width, height = rectangle
-    if (left, top, width, height) == (0, 0, *image.size):
-        return image
-    if image.mode in ("P", "PA"):  # a palette need not have black
-        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
-    return image.crop((left, top, left + width, top + height))
-
-
 def cut_mask(mask: np.ndarray, rectangle: Sequence[int]) -> np.ndarray:
     """Cut a piece out of a mask `[H, W]`; beyond the edges there is no class."""
     left, top, width, height = rectangle
