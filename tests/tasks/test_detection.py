@@ -324,6 +324,23 @@ def test_coco_names_its_classes_and_crowds(tmp_path):
     assert (read.labels.tolist(), read.crowd.tolist()) == ([1], [True])
 
 
+def test_categories_of_one_name_are_a_class_and_a_number_is_a_name(tmp_path):
+    names = ("car", 7, "tree", "car")
+    content = {
+        "images": [{"id": 1, "file_name": "a.png"}],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(names)],
+        "annotations": [
+            {"id": n, "image_id": 1, "category_id": n, "bbox": [1, 2, 10, 20]} for n in range(4)
+        ],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    source = open_source(f"coco:{tmp_path / 'coco.json'}:ordered")
+    classes = source.class_names("objects")
+    assert classes == ("car", "7", "tree")
+    read = read_boxes(source.rows([0])[0]["objects"], classes, (30, 40), "pascal_voc", "")
+    assert read.labels.tolist() == [0, 1, 2, 0]
+
+
 BAD_BOXES = [
     ((2, 4, 60, 14, "tree"), r"boxes.csv: row 2: the box \(2, 4, 60, 14\) is partly outside its"),
     ((-9, 4, 10, 14, "tree"), r"row 2: the box \(-9, 4, 10, 14\) is partly outside its image of"),

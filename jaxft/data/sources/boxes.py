@@ -92,6 +92,8 @@ def open_boxes(path: Path) -> BoxesReader:
 def open_coco(path: Path) -> BoxesReader:
     """Open COCO's JSON: `images`, `annotations`, `categories`; boxes are left, top, width, height.
 
+    Categories of one name are one class.
+
     Raises:
         UserError: no such file, other content, or an annotation of a picture or a category that
             is not there.
@@ -100,13 +102,13 @@ def open_coco(path: Path) -> BoxesReader:
     try:
         content = read_json_object(path, most_bytes=MOST_COCO_BYTES)
         files = {one["id"]: one["file_name"] for one in content["images"]}
-        names = {one["id"]: one["name"] for one in content["categories"]}
+        names = {one["id"]: str(one["name"]) for one in content["categories"]}
         pictures: dict[str, Row] = {}
         for name in files.values():
             _picture(pictures, name)
         for one in content["annotations"]:
             _add_annotation(path, pictures, files, names, one)
-        ordered = tuple(names[one] for one in sorted(names))
+        ordered = tuple(dict.fromkeys(names[one] for one in sorted(names)))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(
             f"{path} is not a COCO file ({type(error).__name__}: {error}).",
