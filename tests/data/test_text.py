@@ -124,6 +124,37 @@ def test_ids_are_transformers_own(checkpoint, request):
         assert as_lists(encoded.type_ids) == wanted["token_type_ids"]
 
 
+@pytest.mark.parametrize(
+    ("model_type", "tokenizer_class", "lowers"),
+    [
+        ("siglip2", "GemmaTokenizer", True),  # as published
+        ("siglip", "Siglip2Tokenizer", True),
+        ("siglip", "GemmaTokenizer", False),
+    ],
+)
+def test_siglip2_reads_texts_in_lower_case(model_type, tokenizer_class, lowers, tmp_path):
+    letters = "abcABC"
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "\N{LOWER ONE EIGHTH BLOCK}", *letters]
+    backend = Backend(
+        models.BPE({token: number for number, token in enumerate(tokens)}, [], unk_token="<unk>")
+    )
+    backend.normalizer = normalizers.Replace(" ", "\N{LOWER ONE EIGHTH BLOCK}")
+    end = [("<eos>", 1)]
+    backend.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=end)
+    backend.add_special_tokens(tokens[:4])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    fields = {"tokenizer_class": tokenizer_class, "add_bos_token": False, "add_eos_token": True}
+    names = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**fields, **names}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    (ours,) = load_tokenizer(tmp_path).encode(["A bC"]).ids
+    assert ours.tolist() == [5 if lowers else 8, 4, 6, 7 if lowers else 10, 1]
+    if lowers:
+        transformers = pytest.importorskip("transformers")
+        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+        assert theirs("A bC").input_ids == ours.tolist()
+
+
 def test_a_folder_with_a_vocabulary_only_goes_by_way_of_transformers(minilm, tmp_path):
     for name in ("vocab.txt", "tokenizer_config.json", "config.json"):
         (tmp_path / name).write_bytes((minilm / name).read_bytes())

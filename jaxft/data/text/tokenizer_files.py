@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import tokenizers
+from tokenizers import normalizers
 
 from jaxft.bounds import (
     MOST_ENCODE_SECONDS,
@@ -32,6 +33,8 @@ VOCABULARIES = (
     "sentencepiece.bpe.model",
 )
 PER_SECOND = 20_000  # characters, a fiftieth of what encoding takes on one slow core
+LOWERED = "siglip2"  # model type whose tokenizer lowers a text first, as its file does not say
+LOWERING = "Siglip2Tokenizer"  # that tokenizer's class in transformers
 PARTS = ("normalizers", "pretokenizers", "decoders")  # of a Sequence
 Result = TypeVar("Result")
 
@@ -41,9 +44,10 @@ def load_backend(folder: Path) -> tokenizers.Tokenizer:
     file = folder / "tokenizer.json"
     if file.is_file():
         try:
-            return tokenizers.Tokenizer.from_file(str(file))
+            stored = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises plain Exception for a file it cannot read
             raise UserError(f"{file} is not a tokenizer ({error}).") from None
+        return _lowering(stored) if _lowers(folder) else stored
     if not any((folder / name).is_file() for name in VOCABULARIES):
         raise UserError(
             f"'{folder}' holds no tokenizer: neither tokenizer.json nor an older vocabulary file.",
@@ -67,6 +71,26 @@ def load_backend(folder: Path) -> tokenizers.Tokenizer:
             f"The tokenizer in '{folder}' exists in Python only ({type(loaded).__name__}).",
             "Save it with a tokenizer.json.",
         )
+    return backend
+
+
+def _lowers(folder: Path) -> bool:
+    """Return whether a folder's tokenizer is SigLIP 2's, by its class or by the model's type."""
+    named = (("config.json", "model_type"), ("tokenizer_config.json", "tokenizer_class"))
+    for name, field in named:
+        file = folder / name
+        if file.is_file() and read_json_object(file).get(field) in (LOWERED, LOWERING):
+            return True
+    return False
+
+
+def _lowering(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """Return a tokenizer that writes a text in lower case first, as it was pretrained.
+
+    Source: `tokenization_siglip2.py` of `transformers`.
+    """
+    own = [] if backend.normalizer is None else [backend.normalizer]
+    backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
     return backend
 
 
